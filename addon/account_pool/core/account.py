@@ -1,0 +1,99 @@
+"""What the owner of an account wrote down, and how it is named.
+
+Decides nothing about time or traffic: see `pool.py` for the state an account
+has at run time. Labels and keys are the only names of an account that appear in
+logs, comments and placeholders.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+_SPACES = re.compile(r"\s+")
+
+
+class AccountKey(NamedTuple):
+    """The unique name of an account; prints as `provider/label`."""
+
+    provider: str
+    label: str
+
+    def __str__(self) -> str:
+        return f"{self.provider}/{self.label}"
+
+    @classmethod
+    def parse(cls, text: str) -> AccountKey:
+        """Read `provider/label`. Raises ValueError that says what is expected."""
+        provider, slash, label = text.partition("/")
+        if not (slash and provider.strip() and label.strip()):
+            raise ValueError(f"{text!r} is not an account: write provider/label, e.g. openai/work")
+        return cls(provider.strip().lower(), normalise_label(label))
+
+
+def normalise_label(label: str) -> str:
+    """Return *label* trimmed, in lower case, runs of white space turned into "-".
+
+    Raises ValueError when nothing is left: an account needs a name.
+    """
+    normalised = _SPACES.sub("-", label.strip()).lower()
+    if not normalised:
+        raise ValueError("a label must have at least one character that is not a space")
+    return normalised
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFilter:
+    """Globs an account may serve; `!glob` excludes, the last match wins.
+
+    No globs allow everything. A list of only exclusions allows the rest.
+    """
+
+    globs: tuple[str, ...] = ()
+
+    def allows(self, model: str | None) -> bool:
+        """Say whether *model* may be served. An unknown model (None) always may."""
+        if not self.globs or model is None:
+            return True
+        allowed = self.globs[0].startswith("!")
+        for glob in self.globs:
+            if fnmatchcase(model, glob.removeprefix("!")):
+                allowed = not glob.startswith("!")
+        return allowed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """One member of the pool, as its owner wrote it.
+
+    Attributes:
+        provider: name of a built-in or user-defined provider, lower case.
+        label: normalised, unique per provider.
+        priority: lower is preferred; tiers come before every selection policy.
+        weight: share of the traffic relative to others of its tier, 1 or more.
+        models: globs of the models this account may serve; default all.
+        max_concurrent: most requests in flight at once; None for no limit.
+        min_interval_s: seconds between the starts of two requests on it.
+        enabled: False keeps it in the file but out of use.
+        account_type: Copilot plan: individual, business or enterprise.
+        companions: what moves together with the credential: account_id, project,
+            organization, openai_project, host, deployments...
+    """
+
+    provider: str
+    label: str
+    priority: int = 0
+    weight: int = 1
+    models: ModelFilter = ModelFilter()
+    max_concurrent: int | None = None
+    min_interval_s: float = 0.0
+    enabled: bool = True
+    account_type: str | None = None
+    companions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> AccountKey:
+        return AccountKey(self.provider, self.label)

@@ -1,0 +1,66 @@
+"""A secret that cannot be printed by accident, and what belongs to it.
+
+`Secret` is the only type in the project that holds a credential. Everything that
+turns objects into text (repr, str, format, f-strings, logging, pickling) sees a
+mask; the one place that needs the value calls `reveal()`, which is easy to grep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+MASK = "[secret]"
+
+
+class Secret:
+    """A string that shows itself only to who calls `reveal()`."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """Return the secret. Call it only where the copy that is sent is made."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return MASK
+
+    __str__ = __repr__
+
+    def __format__(self, _spec: str) -> str:
+        return MASK
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Secret is never serialised")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credential:
+    """One usable credential of an account.
+
+    Attributes:
+        kind: what it authenticates as. Kinds never mix: "key" (API keys), "oauth"
+            (subscription tokens), "copilot" (exchanged Copilot token), "github" (the
+            GitHub token itself).
+        secret: the value that goes on the wire.
+        companions: what must move with it (account_id, project, host ...).
+        expires_at: wall clock, seconds since the epoch; None if it does not expire.
+    """
+
+    kind: str
+    secret: Secret
+    companions: Mapping[str, str] = field(default_factory=dict)
+    expires_at: float | None = None

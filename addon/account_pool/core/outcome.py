@@ -1,0 +1,101 @@
+"""What an answer means: for the account that gave it, and for the request.
+
+The vocabulary of design.md section 7. Providers turn an `Answer` into an
+`Outcome` (see `providers/`); the pool and the attempt machine act on it. This
+module knows no provider.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class OutcomeClass(StrEnum):
+    """The kind of an answer. Values are those of `account-pool classify`."""
+
+    #: a good answer, past the first-event gate
+    OK = "ok"
+    #: asked to slow down; a window of an hour or less
+    RATE_LIMIT = "rate_limit"
+    #: a longer window, a plan limit, or money
+    QUOTA = "quota"
+    #: the vendor is short of capacity; another account does not help
+    OVERLOADED = "overloaded"
+    #: the vendor failed
+    SERVER_ERROR = "server_error"
+    #: the credential has run out; a refresh may help
+    AUTH_EXPIRED = "auth_expired"
+    #: the credential is not accepted
+    AUTH_INVALID = "auth_invalid"
+    #: this account cannot serve this: plan, policy, suspension, limit 0
+    FORBIDDEN_ACCOUNT = "forbidden_account"
+    #: the request's own fault; the same on every account
+    REQUEST_ERROR = "request_error"
+    #: no answer: connection failed or broke
+    TRANSPORT = "transport"
+
+
+class Scope(StrEnum):
+    """How far the evidence of a limit reaches."""
+
+    NONE = "none"
+    ACCOUNT = "account"
+    MODEL = "account+model"
+    SERVER = "server"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one answer means.
+
+    Attributes:
+        cls: the class.
+        scope: how far it reaches; NONE means that nothing is to be cooled.
+        cooldown_s: seconds until the named reset; None when the answer names none
+            that can be used.
+        replayable: whether another account may answer the same request.
+        signal: the evidence in a few words, without user text or secrets, e.g.
+            "429 code=insufficient_quota".
+        evidence: relevant header values, by lower-case header name.
+        model: the model (or family, or feature) a MODEL scope is about, when the
+            answer itself names it; None: the model of the request.
+    """
+
+    cls: OutcomeClass
+    scope: Scope = Scope.NONE
+    cooldown_s: float | None = None
+    replayable: bool = False
+    signal: str = ""
+    evidence: Mapping[str, str] = field(default_factory=dict)
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """An answer as far as it was read: values only, already decoded.
+
+    Attributes:
+        status: HTTP status; for a WebSocket the status of the handshake.
+        headers: by lower-case name; repeated headers joined with ", ".
+        text: the body, decompressed, up to a bound; "" if there is none.
+        payload: the JSON value that carries the verdict: the parsed body, or the data
+            of the terminal event of a stream; None if it is not JSON.
+        in_stream: *payload* came out of an event stream, array or socket that began
+            with a success status.
+        event: name of the stream event (`event:` line), if it had one.
+        model: the model the request asked for, if known.
+        wall_now: the proxy's clock, seconds since the epoch. The answer's own `date`
+            header, when present, is preferred as "now".
+    """
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    text: str = ""
+    payload: Any = None
+    in_stream: bool = False
+    event: str | None = None
+    model: str | None = None
+    wall_now: float = 0.0

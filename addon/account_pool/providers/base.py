@@ -1,0 +1,193 @@
+"""The shape of a provider: everything the pool must know about one API family.
+
+A provider is a value. A module of this package builds one `Provider` from tables and
+small pure functions; `like:` services of a user are copies of it with other hosts.
+Nothing here knows mitmproxy, reads a clock or does I/O. To add a provider, copy
+`openai.py`: its sections stand in the order of the fields below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from typing import Any
+
+from account_pool.core.account import Account
+from account_pool.core.credential import Credential
+from account_pool.core.outcome import Answer, Outcome
+
+
+class Route(StrEnum):
+    """Whose business a request is."""
+
+    #: an account of the pool serves it
+    POOL = "pool"
+    #: it passes as the client sent it: login, telemetry, state of the client's account
+    PASS = "pass"  # noqa: S105 - the word, not a password
+    #: the pool answers it itself: a client's own token exchange
+    LOCAL = "local"
+
+
+class Verdict(Enum):
+    """What one event of a stream says about the stream."""
+
+    #: the answer has begun: hand it to the client
+    COMMIT = "commit"
+    #: it says nothing yet: `message_start`, `ping`, `response.created`, empty choices
+    CONTINUE = "continue"
+    #: it ends the stream with an error: classify it
+    REFUSE = "refuse"
+
+
+@dataclass(frozen=True, slots=True)
+class HostRule:
+    """A host of a provider.
+
+    Attributes:
+        host: lower case, without port. With *subdomains*, a suffix matched at a dot:
+            `githubcopilot.com` matches `api.githubcopilot.com`, never
+            `githubcopilot.com.example` nor `xgithubcopilot.com`.
+        port: None for any port.
+        subdomains: match sub-domains instead of the name itself.
+    """
+
+    host: str
+    port: int | None = None
+    subdomains: bool = False
+
+    def matches(self, host: str, port: int) -> bool:
+        if self.port is not None and self.port != port:
+            return False
+        return host.endswith("." + self.host) if self.subdomains else host == self.host
+
+    @classmethod
+    def parse(cls, text: str) -> HostRule:
+        """Read `host`, `host:port`, `*.host` or `[::1]:port`; ValueError says why not."""
+        rest, port = text.strip().lower(), None
+        subdomains = rest.startswith("*.")
+        rest = rest.removeprefix("*.")
+        if rest.startswith("["):
+            rest, bracket, tail = rest[1:].partition("]")
+            if not bracket or (tail and not tail.startswith(":")):
+                raise ValueError(f"{text!r}: write an IPv6 address as [::1]:9443")
+            port_text = tail[1:]
+        elif rest.count(":") > 1:
+            raise ValueError(f"{text!r}: write an IPv6 address as [::1]:9443")
+        else:
+            rest, _, port_text = rest.partition(":")
+        if port_text:
+            if not port_text.isascii() or not port_text.isdigit() or not 0 < int(port_text) < 65536:
+                raise ValueError(f"{text!r}: the port must be a number from 1 to 65535")
+            port = int(port_text)
+        if not rest or any(c in rest for c in "/ @?#*"):
+            raise ValueError(f"{text!r}: write host or host:port, without a scheme or a path")
+        return cls(rest, port, subdomains)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestHead:
+    """A request as a provider sees it.
+
+    Attributes:
+        method: upper case.
+        host, port: where the connection goes, never the Host header.
+        path: without the query.
+        query: without "?", "" if none.
+        headers: by lower-case name, first value of each.
+        body: the complete body with its content-encoding removed; b"" when there is
+            none, or when it is streamed through unread.
+    """
+
+    method: str
+    host: str
+    port: int
+    path: str
+    query: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a request is sent, always by TLS unless the host is loopback."""
+
+    host: str
+    port: int = 443
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swap:
+    """How a request is made the account's own. Whole or not at all.
+
+    Built once per credential, applied to every copy that is sent. `repr()` shows the
+    header names only.
+
+    Attributes:
+        headers: put in place of what is dropped: lower-case name, value.
+        drop: lower-case names removed from the client's request: its own credential
+            and its companions, whatever header they came in.
+        drop_query: query parameters removed, e.g. Gemini's `key`.
+        origin: send it there; None: where the client sent it.
+    """
+
+    headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)
+    drop: frozenset[bytes] = frozenset()
+    drop_query: tuple[str, ...] = ()
+    origin: Origin | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LocalAnswer:
+    """An answer the pool gives itself, in the provider's envelope."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provider:
+    """One API family.
+
+    Attributes:
+        name: as written in accounts.yaml.
+        hosts: where its API lives.
+        env: environment variables that hold a credential when there is no
+            accounts.yaml, in order of preference.
+        route: whose business a request is.
+        kind: which kind of credential the request takes (`Credential.kind`), judged
+            by the client that sent it.
+        model: the model a request asks for, None if it names none.
+        credential_headers: lower-case names that may carry the client's credential or
+            companions of it; masked on everything that is shown or saved.
+        credential_query: query parameters that may.
+        swap: how an account's credential goes on the wire.
+        judge: what one event says: (name of the event or None, its JSON value or None
+            when the data is not JSON, such as "[DONE]"). A whole JSON body is judged
+            the same way, with the name None.
+        classify: what an answer means. Total: never raises.
+        refusal: an error of the pool's own in the provider's envelope:
+            (status, message, seconds until it is worth trying again or None).
+        delay: the headers that tell the vendor's clients to wait so many seconds,
+            in place of those named in *delay_headers*.
+        delay_headers: lower-case names of the wait headers a refusal may carry.
+        delay_body: the same inside a JSON error body, for providers that spell it
+            there: (text, seconds) -> text.
+    """
+
+    name: str
+    hosts: tuple[HostRule, ...]
+    env: tuple[str, ...]
+    route: Callable[[RequestHead], Route]
+    kind: Callable[[RequestHead], str]
+    model: Callable[[RequestHead], str | None]
+    credential_headers: frozenset[bytes]
+    credential_query: tuple[str, ...] = ()
+    swap: Callable[[Account, Credential], Swap]
+    judge: Callable[[str | None, Any], Verdict]
+    classify: Callable[[Answer], Outcome]
+    refusal: Callable[[int, str, float | None], LocalAnswer]
+    delay: Callable[[float], tuple[tuple[str, str], ...]]
+    delay_headers: frozenset[str] = frozenset({"retry-after"})
+    delay_body: Callable[[str, float], str] = lambda text, _seconds: text
