@@ -1,0 +1,151 @@
+"""When a refused account may be asked again, and why it may not be until then.
+
+Decides deadlines from values; the pool keeps the results. A cooldown covers a whole
+account (`model is None`) or one model, family or feature of it. Nothing here knows
+the clock, chance or a provider.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from math import isfinite
+
+from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+
+#: Longest wait that is believed. The longest real one known is a yearly plan.
+MAX_HINT_S = 366 * 86400.0
+#: Longest cooldown made of `pool_cooldown` doubled per streak (design.md section 7).
+MAX_DEFAULT_S = 1800.0
+#: First and longest pause after a 429 that says nothing about whose limit it is.
+BARE_BACKOFF_S = 1.0
+MAX_BARE_BACKOFF_S = 60.0
+#: How long a model an account may not use is left alone before it is tried again:
+#: plans change, and nobody should have to restart the proxy to notice.
+MODEL_OFF_S = 86400.0
+#: Jitter: at most this share of the wait, and at most so many seconds.
+JITTER_SHARE = 0.02
+MAX_JITTER_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """Why an account cools or is disabled. Carries no secret and no user text.
+
+    Attributes:
+        signal: the evidence, as `Outcome.signal`.
+        cls, scope: as classified.
+        evidence: relevant header values.
+        hinted: whether the deadline was named by the provider.
+    """
+
+    signal: str
+    cls: OutcomeClass
+    scope: Scope
+    evidence: Mapping[str, str] = field(default_factory=dict)
+    hinted: bool = False
+
+    @classmethod
+    def of(cls, outcome: Outcome, *, hinted: bool) -> Cause:
+        return cls(
+            signal=outcome.signal,
+            cls=outcome.cls,
+            scope=outcome.scope,
+            evidence=outcome.evidence,
+            hinted=hinted,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cooldown:
+    """A time in which an account, or one model of it, is not selected.
+
+    Attributes:
+        model: the model, or a glob such as `claude-opus-*`; None for the account.
+        since, until: monotonic seconds; cooling exactly while `now < until`.
+        streak: how many cooldowns followed each other without a success between.
+        cause: the evidence.
+    """
+
+    model: str | None
+    since: float
+    until: float
+    streak: int
+    cause: Cause
+
+    def active(self, now: float) -> bool:
+        return now < self.until
+
+    def covers(self, model: str | None) -> bool:
+        """Say whether a request for *model* falls under this cooldown."""
+        if self.model is None:
+            return True
+        if model is None:
+            return False
+        return model == self.model or ("*" in self.model and fnmatchcase(model, self.model))
+
+
+def usable_hint(seconds: float | None) -> float | None:
+    """Return *seconds* if it can be believed as a wait, else None (absurd or hostile)."""
+    if seconds is None or not isfinite(seconds) or not 0 <= seconds <= MAX_HINT_S:
+        return None
+    return seconds
+
+
+def default_wait(default_s: float, streak: int) -> float:
+    """Return the wait when no reset was named: *default_s* doubled per streak, capped.
+
+    A *default_s* above the cap is taken as the owner wrote it.
+    """
+    return max(default_s, min(default_s * 2.0 ** min(streak - 1, 32), MAX_DEFAULT_S))
+
+
+def bare_wait(streak: int) -> float:
+    """Return the pause after a 429 without evidence: 1 s doubled per streak, capped."""
+    return min(BARE_BACKOFF_S * 2.0 ** min(streak - 1, 32), MAX_BARE_BACKOFF_S)
+
+
+def next_cooldown(
+    previous: Cooldown | None,
+    outcome: Outcome,
+    *,
+    model: str | None,
+    now: float,
+    started_at: float,
+    default_s: float,
+    chance: float,
+) -> Cooldown:
+    """Return the cooldown that follows from *outcome*.
+
+    Args:
+        previous: the last one of the same account and model, active or over, unless a
+            success has come since.
+        model: what it covers; None for the whole account.
+        started_at: when the refused attempt was started. Attempts that were already
+            running when the previous cooldown began say nothing new: they count once.
+        default_s: `pool_cooldown`.
+        chance: a random number from 0 to 1, for the jitter.
+
+    A later, shorter hint never shortens a deadline.
+    """
+    concurrent = previous is not None and started_at <= previous.since
+    streak = 1 if previous is None else previous.streak + (0 if concurrent else 1)
+    hint = usable_hint(outcome.cooldown_s)
+    if hint is not None:
+        wait = hint
+    elif outcome.cls is OutcomeClass.FORBIDDEN_ACCOUNT:
+        wait = MODEL_OFF_S
+    elif outcome.scope is Scope.NONE:
+        wait = bare_wait(streak)
+    else:
+        wait = default_wait(default_s, streak)
+    until = now + wait + min(wait * JITTER_SHARE, MAX_JITTER_S) * chance
+    cause = Cause.of(outcome, hinted=hint is not None)
+    if previous is None or not previous.active(now):
+        return Cooldown(model=model, since=now, until=until, streak=streak, cause=cause)
+    # Still cooling: keep the beginning, and the cause of the deadline that stands.
+    if previous.until >= until:
+        until, cause = previous.until, previous.cause
+    since = previous.since if concurrent else now
+    return Cooldown(model=model, since=since, until=until, streak=streak, cause=cause)

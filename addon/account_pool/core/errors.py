@@ -1,0 +1,62 @@
+"""The errors of the pool, one sentence each. Texts name account, limit and remedy."""
+
+from __future__ import annotations
+
+from account_pool.core.account import AccountKey
+
+
+class PoolError(Exception):
+    """Something the pool was asked for cannot be done."""
+
+
+class DuplicateAccount(PoolError):
+    """An account of this provider and label is already in the pool."""
+
+    def __init__(self, key: AccountKey) -> None:
+        super().__init__(f"{key} is already in the pool; choose another label or remove it first")
+
+
+class UnknownAccount(PoolError):
+    """No account of this name is in the pool."""
+
+    def __init__(self, key: AccountKey, known: list[str]) -> None:
+        names = ", ".join(known) if known else "none"
+        super().__init__(f"{key} is not in the pool; accounts are: {names}")
+
+
+class LeaseAlreadyReturned(PoolError):
+    """A lease was given back twice: a bug in the caller."""
+
+
+class NoUsableAccount(PoolError):
+    """No account can serve this request now.
+
+    Attributes:
+        provider: whose accounts were asked.
+        retry_at: monotonic seconds when the first one returns; None when no deadline
+            is known (all disabled, or none may serve this model).
+        soonest: the account that returns first, if any.
+        may_change: something that is not a deadline may free one: a request that ends,
+            a credential that is being fetched.
+        reason: a few words for people.
+    """
+
+    def __init__(
+        self,
+        provider: str,
+        *,
+        retry_at: float | None,
+        soonest: AccountKey | None,
+        may_change: bool,
+        reason: str,
+    ) -> None:
+        super().__init__(f"{provider}: {reason}")
+        self.provider = provider
+        self.retry_at = retry_at
+        self.soonest = soonest
+        self.may_change = may_change
+        self.reason = reason
+
+    def wait_s(self, now: float) -> float | None:
+        """Seconds until the first account returns; None when no deadline is known."""
+        return None if self.retry_at is None else max(self.retry_at - now, 0.0)

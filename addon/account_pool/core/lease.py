@@ -1,0 +1,43 @@
+"""A lease: one account, held from selection to the end of its answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from account_pool.core.account import Account, AccountKey
+from account_pool.core.credential import Credential
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the pool must know about a request to choose an account.
+
+    Attributes:
+        provider: whose API it is.
+        kind: the kind of credential it takes; kinds never mix.
+        model: the model it asks for; None if unknown.
+    """
+
+    provider: str
+    kind: str
+    model: str | None = None
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Lease:
+    """The span from selecting an account to the end of its answer.
+
+    Attributes:
+        account, key: who serves.
+        credential: what goes on the wire.
+        facts: the request it is for.
+        started_at: monotonic seconds.
+        returned: set by `Pool.release`, exactly once.
+    """
+
+    account: Account
+    key: AccountKey
+    credential: Credential
+    facts: Facts
+    started_at: float
+    returned: bool = False

@@ -1,0 +1,503 @@
+"""The pool: who may serve a request. The only mutable state of the core.
+
+Selecting, returning, cooling, disabling, adding and removing accounts. Times are
+monotonic seconds and passed in; chance is passed in. Not thread-safe: one event loop
+calls it.
+
+An account is *ready* when it is enabled, holds a credential, does not cool as a whole,
+is not full and may start a request (min_interval). Ready accounts stand in the
+selection policy, those that wait for a time in `_sleeping`, the rest nowhere, so a
+choice costs the same with three accounts and with ten thousand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import count
+from math import inf
+
+from sortedcontainers import SortedDict
+
+from account_pool.core.account import Account, AccountKey
+from account_pool.core.cooldown import Cause, Cooldown, next_cooldown
+from account_pool.core.credential import Credential
+from account_pool.core.errors import (
+    DuplicateAccount,
+    LeaseAlreadyReturned,
+    NoUsableAccount,
+    UnknownAccount,
+)
+from account_pool.core.lease import Facts, Lease
+from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from account_pool.core.selection import POLICIES, SelectionPolicy
+from account_pool.core.state import AccountState
+
+_COOLING = (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA)
+_BENCHING = (
+    OutcomeClass.AUTH_EXPIRED,
+    OutcomeClass.AUTH_INVALID,
+    OutcomeClass.FORBIDDEN_ACCOUNT,
+)
+
+
+class _Members:
+    """The accounts of one provider: by label, and in the order of the policy."""
+
+    def __init__(self, policy: SelectionPolicy) -> None:
+        self.by_label: dict[str, AccountState] = {}
+        self.policy = policy
+        self.sleeping: SortedDict[tuple[float, int], AccountState] = SortedDict()
+
+    def place(self, state: AccountState, now: float) -> None:
+        """Put *state* where it belongs: ready, sleeping until a time, or nowhere."""
+        self.unplace(state)
+        if not state.enabled or not state.credentials or state.full:
+            return
+        until = max(state.cooling_until(None, now), state.next_start_at)
+        if until <= now:
+            self.policy.add(state)
+        else:
+            state.wake_at = until
+            self.sleeping[(until, state.position)] = state
+
+    def unplace(self, state: AccountState) -> None:
+        self.policy.discard(state)
+        if state.wake_at is not None:
+            del self.sleeping[(state.wake_at, state.position)]
+            state.wake_at = None
+
+    def wake(self, now: float) -> None:
+        """Make ready whoever's time has come."""
+        while self.sleeping:
+            (wake_at, _), state = self.sleeping.peekitem(0)
+            if wake_at > now:
+                return
+            self.place(state, now)
+
+
+class Pool:
+    """The accounts of all providers.
+
+    Args:
+        strategy: name of a selection policy (`selection.POLICIES`).
+        default_cooldown_s: cooldown when no reset is named (`pool_cooldown`).
+        chance: returns a number from 0 to 1; adds a little jitter to deadlines.
+    """
+
+    def __init__(
+        self,
+        *,
+        strategy: str = "round-robin",
+        default_cooldown_s: float = 300.0,
+        chance: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self.default_cooldown_s = default_cooldown_s
+        self._policy = POLICIES[strategy]
+        self._chance = chance
+        self._members: dict[str, _Members] = {}
+        self._sequence = count(1)
+        self._positions = count()
+        self._listeners: list[Callable[[], None]] = []
+
+    def __repr__(self) -> str:
+        parts = [
+            f"{provider}: {len(m.by_label)} accounts, "
+            f"{sum(s.in_flight for s in m.by_label.values())} in flight"
+            for provider, m in self._members.items()
+        ]
+        return f"<Pool {' | '.join(parts) or 'empty'}>"
+
+    # -- members
+
+    def add(
+        self,
+        account: Account,
+        credentials: Mapping[str, Credential] | None = None,
+        *,
+        now: float,
+        pending: bool = False,
+    ) -> AccountKey:
+        """Take in *account*. Raises DuplicateAccount.
+
+        Args:
+            credentials: usable ones by kind.
+            pending: a credential is on its way (an exchange, a command).
+        """
+        members = self._members.get(account.provider)
+        if members is None:
+            members = self._members[account.provider] = _Members(self._policy())
+        if account.label in members.by_label:
+            raise DuplicateAccount(account.key)
+        state = AccountState(
+            account=account,
+            key=account.key,
+            position=next(self._positions),
+            credentials=dict(credentials or {}),
+            pending=pending,
+        )
+        members.by_label[account.label] = state
+        members.place(state, now)
+        self._changed()
+        return state.key
+
+    def remove(self, key: AccountKey) -> Account:
+        """Take *key* out. Its open leases end in peace. Raises UnknownAccount."""
+        state = self._state(key)
+        members = self._members[key.provider]
+        members.unplace(state)
+        del members.by_label[key.label]
+        self._changed()
+        return state.account
+
+    def set_credentials(
+        self,
+        key: AccountKey,
+        credentials: Mapping[str, Credential],
+        *,
+        now: float,
+        problem: str | None = None,
+        pending: bool = False,
+    ) -> None:
+        """Replace the credentials of *key*. A changed one ends a disabling by 401.
+
+        Args:
+            problem: why there is none, for people.
+            pending: one is still on its way.
+        """
+        state = self._state(key)
+        if dict(credentials) != dict(state.credentials):
+            disabled = state.disabled
+            if disabled is not None and disabled.cls is not OutcomeClass.FORBIDDEN_ACCOUNT:
+                state.disabled = None
+            state.credentials = dict(credentials)
+        state.problem, state.pending = problem, pending
+        self._members[key.provider].place(state, now)
+        self._changed()
+
+    def set_strategy(self, strategy: str, *, now: float) -> None:
+        """Change the selection policy. Raises KeyError for an unknown name."""
+        self._policy = POLICIES[strategy]
+        for members in self._members.values():
+            for state in members.by_label.values():
+                members.unplace(state)
+            members.policy = self._policy()
+            for state in members.by_label.values():
+                members.place(state, now)
+
+    def providers(self) -> list[str]:
+        """Names of the providers that have accounts."""
+        return [provider for provider, m in self._members.items() if m.by_label]
+
+    def accounts(self, provider: str | None = None) -> Iterable[AccountState]:
+        """The accounts, all or of one provider, in the order they were added. Read only."""
+        for name, members in self._members.items():
+            if provider is None or provider == name:
+                yield from members.by_label.values()
+
+    def get(self, key: AccountKey) -> AccountState:
+        """The state of one account. Read only. Raises UnknownAccount."""
+        return self._state(key)
+
+    # -- leases
+
+    def pick(
+        self, facts: Facts, *, now: float, avoid: Collection[AccountKey] = ()
+    ) -> AccountState | None:
+        """Return the account that would serve *facts* now, or None. Changes no turn."""
+        members = self._members.get(facts.provider)
+        if members is None:
+            return None
+        if members.sleeping:
+            members.wake(now)
+        model, kind = facts.model, facts.kind
+        for state in members.policy.ranked():
+            # A cooldown of the whole account keeps it out of the policy; what is left
+            # to ask depends on the request.
+            if (
+                kind in state.credentials
+                and state.account.models.allows(model)
+                and not (state.cooldowns and state.cooling_until(model, now) > now)
+                and state.key not in avoid
+            ):
+                return state
+        return None
+
+    def acquire(self, facts: Facts, *, now: float, avoid: Collection[AccountKey] = ()) -> Lease:
+        """Choose an account and hold it. Every lease must come back through `release`.
+
+        Args:
+            avoid: accounts not to be asked again by this request.
+
+        Raises NoUsableAccount, which knows when the next one returns.
+        """
+        state = self.pick(facts, now=now, avoid=avoid)
+        if state is None:
+            raise self.shortage(facts, now=now, avoid=avoid)
+        return self._lease(state, facts, now)
+
+    def renew(self, lease: Lease, *, now: float) -> Lease | None:
+        """Swap *lease* for one on the same account with the credential it holds now.
+
+        None when the account is gone or holds none of the kind. *lease* is returned
+        either way.
+        """
+        self.release(lease, None, now=now)
+        members = self._members.get(lease.key.provider)
+        state = members.by_label.get(lease.key.label) if members else None
+        if state is None or lease.facts.kind not in state.credentials:
+            return None
+        return self._lease(state, lease.facts, now)
+
+    def release(self, lease: Lease, outcome: Outcome | None, *, now: float) -> None:
+        """Give *lease* back and learn from its *outcome* (None: it says nothing).
+
+        Raises LeaseAlreadyReturned the second time.
+        """
+        if lease.returned:
+            raise LeaseAlreadyReturned(f"the lease on {lease.key} was returned before")
+        lease.returned = True
+        members = self._members.get(lease.key.provider)
+        state = members.by_label.get(lease.key.label) if members else None
+        if members is None or state is None or state.account is not lease.account:
+            return  # removed while it was out
+        state.in_flight -= 1
+        if outcome is not None:
+            self._learn(state, outcome, lease, now)
+        members.place(state, now)
+        self._changed()
+
+    def _lease(self, state: AccountState, facts: Facts, now: float) -> Lease:
+        state.in_flight += 1
+        state.last_used = next(self._sequence)
+        state.passed_over = 0
+        if state.account.min_interval_s:
+            state.next_start_at = now + state.account.min_interval_s
+        members = self._members[facts.provider]
+        members.policy.chosen(state)
+        members.place(state, now)
+        return Lease(
+            account=state.account,
+            key=state.key,
+            credential=state.credentials[facts.kind],
+            facts=facts,
+            started_at=now,
+        )
+
+    # -- what answers teach
+
+    def mark_cooldown(
+        self,
+        key: AccountKey,
+        outcome: Outcome,
+        *,
+        now: float,
+        model: str | None = None,
+        started_at: float | None = None,
+    ) -> Cooldown:
+        """Let *key* cool as far and as long as *outcome* says. Raises UnknownAccount.
+
+        Args:
+            model: the model of the request, for outcomes whose scope is a model and
+                that name none themselves. A MODEL scope without any model is believed
+                for the whole account: there is nothing narrower to cool.
+            started_at: when the refused attempt began; default now.
+        """
+        state = self._state(key)
+        covered = (outcome.model or model) if outcome.scope is Scope.MODEL else None
+        cooldown = next_cooldown(
+            state.cooldowns.get(covered),
+            outcome,
+            model=covered,
+            now=now,
+            started_at=now if started_at is None else started_at,
+            default_s=self.default_cooldown_s,
+            chance=self._chance(),
+        )
+        state.cooldowns[covered] = cooldown
+        self._members[key.provider].place(state, now)
+        self._changed()
+        return cooldown
+
+    def mark_failure(
+        self,
+        key: AccountKey,
+        outcome: Outcome,
+        *,
+        now: float,
+        model: str | None = None,
+    ) -> None:
+        """Bench *key* for a refused credential or a forbidden account, with its cause.
+
+        An outcome about one model cools that model only. Other classes are no failure
+        of the account and change nothing. Raises UnknownAccount.
+        """
+        state = self._state(key)
+        if outcome.cls not in _BENCHING:
+            return
+        if outcome.scope is Scope.MODEL and (outcome.model or model):
+            self.mark_cooldown(key, outcome, now=now, model=model)
+            return
+        state.disabled = Cause.of(outcome, hinted=False)
+        self._members[key.provider].place(state, now)
+        self._changed()
+
+    def observe_headroom(
+        self, key: AccountKey, share: float, *, reset_at: float = inf, now: float
+    ) -> None:
+        """Note the largest known remaining share (0 to 1) of *key* and when it grows."""
+        state = self._state(key)
+        state.headroom, state.headroom_reset_at = min(max(share, 0.0), 1.0), reset_at
+        self._members[key.provider].place(state, now)
+
+    def clear_cooldown(self, key: AccountKey, *, now: float) -> list[Cooldown]:
+        """End every cooldown and disabling of *key* by hand; return what was ended.
+
+        Raises UnknownAccount.
+        """
+        state = self._state(key)
+        ended = [c for c in state.cooldowns.values() if c.active(now)]
+        state.cooldowns.clear()
+        state.disabled = None
+        state.next_start_at = -inf
+        self._members[key.provider].place(state, now)
+        self._changed()
+        return ended
+
+    def next(self, provider: str, *, now: float) -> AccountKey | None:
+        """Pass over the account that would be chosen now; return who comes then.
+
+        None when nobody is available. The account passed over comes again when the
+        others of its tier have had a turn.
+        """
+        members = self._members.get(provider)
+        if members is None:
+            return None
+        members.wake(now)
+        first = next(members.policy.ranked(), None)
+        if first is None:
+            return None
+        members.policy.chosen(first)
+        first.passed_over = next(self._sequence)
+        members.place(first, now)
+        chosen = next(members.policy.ranked(), None)
+        return chosen.key if chosen else None
+
+    # -- questions
+
+    def shortage(
+        self, facts: Facts, *, now: float, avoid: Collection[AccountKey] = ()
+    ) -> NoUsableAccount:
+        """Say why nobody serves *facts* now, and who returns when. Looks at every account."""
+        members = self._members.get(facts.provider)
+        states = list(members.by_label.values()) if members else []
+        soonest: AccountState | None = None
+        retry_at = inf
+        may_change = False
+        for state in states:
+            if not state.enabled or state.key in avoid:
+                continue
+            if not state.account.models.allows(facts.model):
+                continue
+            if facts.kind not in state.credentials:
+                may_change = may_change or state.pending
+                continue
+            until = max(state.cooling_until(facts.model, now), state.next_start_at)
+            if until <= now and state.full:
+                may_change = True
+            elif until < retry_at:
+                soonest, retry_at = state, until
+        return NoUsableAccount(
+            facts.provider,
+            retry_at=retry_at if soonest else None,
+            soonest=soonest.key if soonest else None,
+            may_change=may_change,
+            reason=_reason(states, facts, now),
+        )
+
+    def summary(self, provider: str | None = None, *, now: float) -> dict[str, int]:
+        """Count accounts: total, available, cooling_down, disabled, in_flight.
+
+        `available` can be given a request now; `cooling_down` cools as a whole. An
+        account without a credential is none of the three.
+        """
+        states = list(self.accounts(provider))
+        cooling = [s for s in states if s.enabled and s.cooling_until(None, now) > now]
+        available = sum(
+            s.enabled
+            and bool(s.credentials)
+            and not s.full
+            and s.next_start_at <= now
+            and s.cooling_until(None, now) <= now
+            for s in states
+        )
+        return {
+            "total": len(states),
+            "available": available,
+            "cooling_down": len(cooling),
+            "disabled": sum(not s.enabled for s in states),
+            "in_flight": sum(s.in_flight for s in states),
+        }
+
+    def health(self) -> dict[str, int]:
+        """Return size (accounts) and busy (accounts with a request in flight)."""
+        states = list(self.accounts())
+        return {"size": len(states), "busy": sum(s.in_flight > 0 for s in states)}
+
+    def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call *listener* after every change that may let a waiting request go on.
+
+        Returns the function that ends it.
+        """
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    # -- inside
+
+    def _learn(self, state: AccountState, outcome: Outcome, lease: Lease, now: float) -> None:
+        model = lease.facts.model
+        if outcome.cls is OutcomeClass.OK:
+            state.served += 1
+            if state.cooldowns:
+                # Only what began before this attempt: a success that was already under
+                # way when the limit hit says nothing about the limit.
+                state.cooldowns = {
+                    covered: c
+                    for covered, c in state.cooldowns.items()
+                    if c.since >= lease.started_at or not c.covers(model)
+                }
+        elif outcome.cls in _COOLING:
+            self.mark_cooldown(
+                state.key, outcome, now=now, model=model, started_at=lease.started_at
+            )
+        elif outcome.cls in _BENCHING:
+            self.mark_failure(state.key, outcome, now=now, model=model)
+
+    def _state(self, key: AccountKey) -> AccountState:
+        members = self._members.get(key.provider)
+        state = members.by_label.get(key.label) if members else None
+        if state is None:
+            raise UnknownAccount(key, [str(s.key) for s in self.accounts()])
+        return state
+
+    def _changed(self) -> None:
+        for listener in tuple(self._listeners):
+            listener()
+
+
+def _reason(states: list[AccountState], facts: Facts, now: float) -> str:
+    """Say in a few words why nobody can serve, without naming secrets."""
+    if not states:
+        return "the pool has no account"
+    cooling = sum(s.enabled and s.cooling_until(facts.model, now) > now for s in states)
+    parts = {
+        "cooling": cooling,
+        "disabled": sum(not s.enabled for s in states),
+        "without a usable credential": sum(
+            s.enabled and facts.kind not in s.credentials for s in states
+        ),
+        "full": sum(s.enabled and s.full for s in states),
+        f"not for {facts.model}": sum(not s.account.models.allows(facts.model) for s in states),
+    }
+    listed = ", ".join(f"{n} {what}" for what, n in parts.items() if n)
+    total = len(states)
+    return f"no usable account of {total}" + (f" ({listed})" if listed else "")

@@ -1,0 +1,77 @@
+"""The run-time state of one account. Changed by `pool.py` only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import inf
+
+from account_pool.core.account import Account, AccountKey
+from account_pool.core.cooldown import Cause, Cooldown
+from account_pool.core.credential import Credential
+
+Rank = tuple[float, ...]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class AccountState:
+    """What the pool knows about an account while it runs.
+
+    Attributes:
+        account, key: what the owner wrote, and its name.
+        position: order in which accounts were added; ties break by it.
+        credentials: usable ones by kind; empty while none is known.
+        problem: why there is no credential, for people; None if there is no problem.
+        pending: a credential is still being fetched, so waiting may help.
+        in_flight: open leases.
+        last_used: sequence number of the last lease, 0 if never used.
+        passed_over: set by `next`; ranks behind its tier until the others had a turn.
+        next_start_at: no request before this (min_interval), monotonic seconds.
+        cooldowns: by model (None: whole account); kept after they end, for the streak.
+        disabled: why an operator must act; None while in use.
+        headroom: largest known remaining share, 0 to 1; 1 when unknown.
+        headroom_reset_at: when it grows again, monotonic; infinity when unknown.
+        served: requests answered.
+        rank: the key it stands under in the selection policy; None while not ready.
+        wake_at: the key it stands under among the sleeping; None while not sleeping.
+    """
+
+    account: Account
+    key: AccountKey
+    position: int
+    credentials: Mapping[str, Credential] = field(default_factory=dict)
+    problem: str | None = None
+    pending: bool = False
+    in_flight: int = 0
+    last_used: int = 0
+    passed_over: int = 0
+    next_start_at: float = -inf
+    cooldowns: dict[str | None, Cooldown] = field(default_factory=dict)
+    disabled: Cause | None = None
+    headroom: float = 1.0
+    headroom_reset_at: float = inf
+    served: int = 0
+    rank: Rank | None = None
+    wake_at: float | None = None
+
+    @property
+    def enabled(self) -> bool:
+        return self.account.enabled and self.disabled is None
+
+    @property
+    def full(self) -> bool:
+        limit = self.account.max_concurrent
+        return limit is not None and self.in_flight >= limit
+
+    def cooling_until(self, model: str | None, now: float) -> float:
+        """Return until when (account, *model*) cools; a time not after *now* if it does not."""
+        latest = -inf
+        for cooldown in self.cooldowns.values():
+            if cooldown.until > latest and cooldown.active(now) and cooldown.covers(model):
+                latest = cooldown.until
+        return latest
+
+    def cooldown_of(self, model: str | None, now: float) -> Cooldown | None:
+        """Return the active cooldown that covers (account, *model*) longest."""
+        covering = [c for c in self.cooldowns.values() if c.active(now) and c.covers(model)]
+        return max(covering, key=lambda c: c.until, default=None)

@@ -1,0 +1,208 @@
+"""What a script is made of: a request as it came, a reply to give, how it went.
+
+Values only. How they become bytes is `http1.py` and `http2.py`; who keeps them is
+`journal.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+Headers = tuple[tuple[str, str], ...]
+Message = str | bytes
+
+#: Where clients put their credential, in the order they are looked at.
+CREDENTIAL_HEADERS = ("authorization", "x-api-key", "x-goog-api-key", "api-key")
+
+#: Of a larger body only hash and size are kept: uploads may be bigger than memory.
+KEPT_BODY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A step of a body: nothing is sent for so many seconds."""
+
+    seconds: float
+
+
+#: One thing to do while a body is sent: bytes to send at once, a pause, or an event
+#: to wait for (how a test says "not before the client has the last chunk").
+Step = bytes | Pause | asyncio.Event
+
+
+class Framing(Enum):
+    """How the end of a body is told on HTTP/1.1. HTTP/2 has one way only."""
+
+    #: content-length
+    LENGTH = "length"
+    #: transfer-encoding: chunked
+    CHUNKED = "chunked"
+    #: the end of the connection
+    CLOSE = "close"
+
+
+class Fault(Enum):
+    """What goes wrong instead of an answer, or during one."""
+
+    #: the connection is closed in good order before anything is answered
+    HANG_UP = "hang up"
+    #: TCP reset (HTTP/2: RST_STREAM) before anything is answered
+    RESET = "reset"
+    #: HTTP/2 says that the request was not processed; HTTP/1.1 hangs up
+    REFUSED = "refused"
+    #: all steps are sent, then the connection (HTTP/2: the stream) is reset
+    BREAK = "break"
+    #: nothing is ever answered
+    SILENCE = "silence"
+
+
+class Ending(Enum):
+    """How an exchange ended, seen from the provider."""
+
+    #: everything the script asked for was sent
+    ANSWERED = "answered"
+    #: it failed as the script asked for
+    FAULT = "fault"
+    #: the other side left before that
+    LEFT = "left"
+
+
+@dataclass(slots=True, kw_only=True)
+class Request:
+    """A request exactly as it was received.
+
+    Attributes:
+        number: of this request at the provider, from 1, in order of arrival.
+        turn: of this request among those with the same credential, from 1.
+        connection: number of the connection it came on, from 1.
+        on_connection: of this request on its connection, from 1.
+        http_version: "1.1" or "2".
+        host: Host header or `:authority`.
+        path: with the query.
+        headers: names in the case and order received; without pseudo headers.
+        credential: the secret it carried, "" if none.
+        body: complete, or b"" beyond `KEPT_BODY_BYTES`.
+        body_size: bytes received so far.
+        complete: the end of the request was received.
+    """
+
+    number: int
+    turn: int
+    connection: int
+    on_connection: int
+    http_version: str
+    method: str
+    host: str
+    path: str
+    headers: Headers
+    credential: str
+    body: bytes = b""
+    body_size: int = 0
+    complete: bool = False
+    _hash: Any = field(default_factory=hashlib.sha256, repr=False)
+    _parts: list[bytes] = field(default_factory=list, repr=False)
+
+    @property
+    def body_sha256(self) -> str:
+        digest: str = self._hash.hexdigest()
+        return digest
+
+    def receive(self, data: bytes) -> None:
+        """Take the next piece of the body."""
+        self.body_size += len(data)
+        self._hash.update(data)
+        if self.body_size <= KEPT_BODY_BYTES:
+            self._parts.append(data)
+        else:
+            self._parts.clear()
+
+    def finish(self) -> None:
+        """Take the end of the body."""
+        self.body = b"".join(self._parts)
+        self.complete = True
+
+    def header(self, name: str) -> str | None:
+        """Return the first value of a header, whatever the case of its name."""
+        return find_header(self.headers, name)
+
+    def json(self) -> Any:
+        """Return the body as JSON. Raises ValueError if it is none."""
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What to answer.
+
+    Attributes:
+        steps: the body. With `Framing.LENGTH` and no content-length header, the sum
+            of its bytes is announced.
+        fault: what goes wrong, if anything.
+        hang_up: close the connection after the answer without announcing it.
+        socket: with status 101, what a WebSocket message is answered with.
+    """
+
+    status: int = 200
+    headers: Headers = ()
+    steps: Sequence[Step] = ()
+    framing: Framing = Framing.CHUNKED
+    fault: Fault | None = None
+    hang_up: bool = False
+    socket: Callable[[Message], Sequence[Message]] | None = None
+
+    @property
+    def body(self) -> bytes:
+        """All bytes of the body, as a client that waits for the end receives them."""
+        return b"".join(step for step in self.steps if isinstance(step, bytes))
+
+
+Script = Callable[[Request], Reply]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Exchange:
+    """One request and what became of it.
+
+    Attributes:
+        steps_sent: how many steps of the reply are done.
+        messages: WebSocket messages received.
+        ending: None while it lasts.
+    """
+
+    request: Request
+    on_change: Callable[[], None] = field(repr=False)
+    reply: Reply | None = None
+    steps_sent: int = 0
+    messages: list[Message] = field(default_factory=list)
+    ending: Ending | None = None
+
+    def step_done(self) -> None:
+        self.steps_sent += 1
+        self.on_change()
+
+    def end(self, ending: Ending) -> None:
+        """Note how it ended. Only the first note counts: leaving after the end is fine."""
+        if self.ending is None:
+            self.ending = ending
+            self.on_change()
+
+
+def find_header(headers: Headers, name: str) -> str | None:
+    """Return the first value of *name*, None if there is none."""
+    wanted = name.lower()
+    return next((value for key, value in headers if key.lower() == wanted), None)
+
+
+def find_credential(headers: Headers, path: str) -> str:
+    """Return the secret a request carries, without its scheme; "" if there is none."""
+    for name in CREDENTIAL_HEADERS:
+        if value := find_header(headers, name):
+            return value.rpartition(" ")[2]
+    return dict(parse_qsl(urlsplit(path).query)).get("key", "")

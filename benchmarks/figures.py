@@ -1,0 +1,121 @@
+"""What is reported: a figure, the target it must meet, and the table of all of them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A bound on a figure: the most, or the least, it may be."""
+
+    limit: float
+    at_least: bool = False
+
+    def is_met_by(self, value: float) -> bool:
+        return value >= self.limit if self.at_least else value <= self.limit
+
+    def __str__(self) -> str:
+        return f"{'>=' if self.at_least else '<='} {self.limit:g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One measured number.
+
+    Attributes:
+        scenario: the claim it belongs to.
+        name: what was measured, in words.
+        value: the number; None if it could not be measured here.
+        unit: "" for a ratio or a count.
+        target: None for a figure that only informs.
+        note: spread, sample or reason, in a few words.
+    """
+
+    scenario: str
+    name: str
+    value: float | None
+    unit: str = ""
+    target: Target | None = None
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """Return met, missed, not measured, or nothing for a figure without a target."""
+        if self.value is None:
+            return "not measured"
+        if self.target is None:
+            return ""
+        return "met" if self.target.is_met_by(self.value) else "MISSED"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figure as JSON values."""
+        return {
+            "scenario": self.scenario,
+            "name": self.name,
+            "value": self.value,
+            "unit": self.unit,
+            "target": str(self.target) if self.target else None,
+            "verdict": self.verdict or "information",
+            "note": self.note,
+        }
+
+
+def ratio(
+    name: str,
+    scenario: str,
+    ours: Sequence[float | None],
+    theirs: Sequence[float | None],
+    target: Target | None,
+) -> Figure:
+    """Return the median of per-round ratios: the rounds of a pair ran side by side.
+
+    A round that could not be measured (None) makes the figure "not measured".
+    """
+    rounds = [a / b for a, b in zip(ours, theirs, strict=True) if a and b]
+    if not rounds or len(rounds) < len(ours):
+        note = "no way to read the CPU time of a process here"
+        return Figure(scenario=scenario, name=name, value=None, target=target, note=note)
+    note = f"rounds {min(rounds):.3f} to {max(rounds):.3f}"
+    middle = statistics.median(rounds)
+    return Figure(scenario=scenario, name=name, value=middle, target=target, note=note)
+
+
+def middle(
+    name: str, scenario: str, values: Iterable[float | None], unit: str, note: str = ""
+) -> Figure:
+    """Return the median of *values* as a figure that only informs."""
+    known = [value for value in values if value is not None]
+    value = statistics.median(known) if known else None
+    return Figure(scenario=scenario, name=name, value=value, unit=unit, note=note)
+
+
+def table(figures: Sequence[Figure]) -> str:
+    """Return the figures as plain text, grouped by scenario."""
+    rows = [("", "figure", "target", "verdict", "note")]
+    rows += [(f.name, _number(f), str(f.target or ""), f.verdict, f.note) for f in figures]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [_line(rows[0], widths)]
+    scenario = ""
+    for figure, row in zip(figures, rows[1:], strict=True):
+        if figure.scenario != scenario:
+            scenario = figure.scenario
+            lines += ["", scenario]
+        lines.append(_line(row, widths))
+    return "\n".join(lines)
+
+
+def _number(figure: Figure) -> str:
+    if figure.value is None:
+        return "-"
+    digits = 0 if figure.value.is_integer() else 1 if figure.value >= 100 else 3
+    return f"{figure.value:.{digits}f} {figure.unit}".rstrip()
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    name, value, target, verdict, note = row
+    cells = [f"  {name:{widths[0]}}", f"{value:>{widths[1]}}", f"{target:{widths[2]}}"]
+    return "  ".join([*cells, f"{verdict:{widths[3]}}", note]).rstrip()

@@ -1,0 +1,130 @@
+"""The clients: a process that holds sets of connections and sends what it is told through them.
+
+It reads the proxy's CPU time itself, right before the first request of a measurement
+and right after the last answer, so that nothing else is counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+
+from benchmarks.client import Client, Reply, Route
+from benchmarks.cpu import cpu_seconds
+
+#: no measurement takes longer; one that does is stuck
+_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Open *count* connections along *route* and keep them under *name*."""
+
+    name: str
+    route: Route
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Close the connections kept under *name*."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send *requests* through the connections kept under *name*.
+
+    Attributes:
+        pid: the process whose CPU time is read around it; None for none.
+        lockstep: begin one request per connection at once, and the next when all of
+            them are done; otherwise each connection goes on as soon as it is free.
+    """
+
+    name: str
+    requests: Sequence[bytes]
+    pid: int | None = None
+    lockstep: bool = False
+
+
+@dataclass(slots=True)
+class Sent:
+    """What came of a `Send`: replies in the order of its requests."""
+
+    replies: list[Reply] = field(default_factory=list)
+    wall_s: float = 0.0
+    cpu_s: float | None = None
+
+    @property
+    def not_ok(self) -> int:
+        """How many answers were not a 200."""
+        return sum(reply.status != 200 for reply in self.replies)
+
+
+class Load:
+    """The connections of this process, by name."""
+
+    def __init__(self) -> None:
+        self._clients: dict[str, list[Client]] = {}
+
+    async def obey(self, command: Open | Close | Send) -> Sent | None:
+        """Do what *command* says."""
+        match command:
+            case Open(name, route, count):
+                # A few at a time: a listening socket has only so long a queue.
+                clients = self._clients.setdefault(name, [])
+                while missing := min(count - len(clients), 16):
+                    clients += await asyncio.gather(*(Client.connect(route) for _ in range(missing)))
+                return None
+            case Close(name):
+                for client in self._clients.pop(name):
+                    client.close()
+                return None
+            case Send():
+                return await self._send(command)
+
+    async def _send(self, command: Send) -> Sent:
+        clients = self._clients[command.name]
+        sent = Sent([Reply() for _ in command.requests])
+        numbered = list(enumerate(command.requests))
+        cpu_before = cpu_seconds(command.pid) if command.pid else None
+        started = time.perf_counter()
+        waves = (
+            [numbered[n : n + len(clients)] for n in range(0, len(numbered), len(clients))]
+            if command.lockstep
+            else [numbered]
+        )
+        for wave in waves:
+            todo = iter(wave)
+            await asyncio.gather(*(_work(client, todo, sent.replies) for client in clients))
+        sent.wall_s = time.perf_counter() - started
+        cpu_after = cpu_seconds(command.pid) if command.pid else None
+        if cpu_before is not None and cpu_after is not None:
+            sent.cpu_s = cpu_after - cpu_before
+        return sent
+
+
+async def _work(client: Client, todo, replies: list[Reply]) -> None:  # type: ignore[no-untyped-def]
+    for number, request in todo:
+        replies[number] = await client.send(request)
+
+
+def run(commands: Connection) -> None:
+    """Obey commands from the pipe until it closes; answer each with its result or its error."""
+    loop = asyncio.new_event_loop()
+    load = Load()
+    while True:
+        try:
+            command = commands.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            result = loop.run_until_complete(asyncio.wait_for(load.obey(command), _TIMEOUT_S))
+        except Exception as error:  # whatever it is, the run must hear of it
+            commands.send(RuntimeError(f"{type(command).__name__}: {error!r}"))
+        else:
+            commands.send(result)

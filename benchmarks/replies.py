@@ -1,0 +1,99 @@
+"""The bytes a provider answers with: OpenAI's chat completions, as its headers and bodies look.
+
+No answer names an organisation: accounts that share one would share their limits.
+"""
+
+from __future__ import annotations
+
+import json
+from email.utils import formatdate
+
+_ALWAYS = (
+    "access-control-expose-headers: X-Request-ID\r\n"
+    "openai-processing-ms: 12\r\n"
+    "openai-version: 2020-10-01\r\n"
+    "x-ratelimit-limit-requests: 10000\r\n"
+    "x-ratelimit-limit-tokens: 2000000\r\n"
+    "x-ratelimit-remaining-tokens: 1999000\r\n"
+    "x-ratelimit-reset-tokens: 30ms\r\n"
+    "x-request-id: req_0123456789abcdef0123456789abcdef\r\n"
+)
+
+_JSON_BODY = json.dumps(
+    {
+        "id": "chatcmpl-bench",
+        "object": "chat.completion",
+        "created": 1700000000,
+        "model": "gpt-5",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "Hello from the provider."},
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {"prompt_tokens": 9, "completion_tokens": 6, "total_tokens": 15},
+    }
+).encode()
+
+_LIMIT_BODY = json.dumps(
+    {
+        "error": {
+            "message": "Rate limit reached for requests. Please try again in 60s.",
+            "type": "requests",
+            "param": None,
+            "code": "rate_limit_exceeded",
+        }
+    }
+).encode()
+
+
+def json_answer() -> bytes:
+    """Return a small good answer."""
+    return _head("200 OK", "application/json", len(_JSON_BODY), 9999) + _JSON_BODY
+
+
+def limit_answer() -> bytes:
+    """Return a 429 that asks to come back in a minute."""
+    extra = "retry-after: 60\r\nretry-after-ms: 60000\r\nx-ratelimit-reset-requests: 1m0s\r\n"
+    head = _head("429 Too Many Requests", "application/json", len(_LIMIT_BODY), 0, extra)
+    return head + _LIMIT_BODY
+
+
+def stream_head() -> bytes:
+    """Return the head of an event stream; its chunks follow."""
+    return _head("200 OK", "text/event-stream; charset=utf-8", None, 9999)
+
+
+def events(name: str, count: int) -> list[bytes]:
+    """Return the *count* events of the stream called *name*: role, words, the end, `[DONE]`."""
+    words = [_event(name, {"content": f" word {n} of {name}"}) for n in range(count - 3)]
+    first, last = _event(name, {"role": "assistant", "content": ""}), _event(name, {}, "stop")
+    return [first, *words, last, b"data: [DONE]\n\n"][-count:]
+
+
+def chunk(data: bytes) -> bytes:
+    """Return *data* framed for chunked transfer encoding (RFC 9112, section 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def _event(name: str, delta: dict[str, str], finish: str | None = None) -> bytes:
+    value = {
+        "id": f"chatcmpl-{name}",
+        "object": "chat.completion.chunk",
+        "created": 1700000000,
+        "model": "gpt-5",
+        "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
+    }
+    return b"data: %b\n\n" % json.dumps(value).encode()
+
+
+def _head(
+    status: str, content_type: str, length: int | None, remaining: int, extra: str = ""
+) -> bytes:
+    framing = "transfer-encoding: chunked" if length is None else f"content-length: {length}"
+    return (
+        f"HTTP/1.1 {status}\r\ndate: {formatdate(usegmt=True)}\r\n"
+        f"content-type: {content_type}\r\n{framing}\r\n"
+        f"{_ALWAYS}x-ratelimit-remaining-requests: {remaining}\r\n{extra}\r\n"
+    ).encode()
