@@ -42,6 +42,7 @@ class Client(asyncio.Protocol):
     """A kept-alive connection that has at most one request open."""
 
     def __init__(self) -> None:
+        self._transport: asyncio.Transport
         self._buffer = bytearray()
         self._reply = Reply()
         self._waiting: asyncio.Future[Reply] | None = None

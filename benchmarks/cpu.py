@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 
 def cpu_seconds(pid: int) -> float | None:
@@ -47,9 +48,9 @@ def _linux_cpu_clock(pid: int) -> float:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _psutil_process(pid: int):  # type: ignore[no-untyped-def]  # psutil is optional
+def _psutil_process(pid: int) -> Any:
     try:
-        import psutil
+        import psutil  # optional, hence not among the dependencies
     except ImportError:
         return None
     return psutil.Process(pid)

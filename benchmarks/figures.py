@@ -33,6 +33,7 @@ class Figure:
         unit: "" for a ratio or a count.
         target: None for a figure that only informs.
         note: spread, sample or reason, in a few words.
+        failed: the measurement itself went wrong, which is worse than a missed target.
     """
 
     scenario: str
@@ -41,10 +42,13 @@ class Figure:
     unit: str = ""
     target: Target | None = None
     note: str = ""
+    failed: bool = False
 
     @property
     def verdict(self) -> str:
-        """Return met, missed, not measured, or nothing for a figure without a target."""
+        """Return met, MISSED, FAILED, not measured, or nothing for one without a target."""
+        if self.failed:
+            return "FAILED"
         if self.value is None:
             return "not measured"
         if self.target is None:
@@ -79,9 +83,9 @@ def ratio(
     if not rounds or len(rounds) < len(ours):
         note = "no way to read the CPU time of a process here"
         return Figure(scenario=scenario, name=name, value=None, target=target, note=note)
-    note = f"rounds {min(rounds):.3f} to {max(rounds):.3f}"
-    middle = statistics.median(rounds)
-    return Figure(scenario=scenario, name=name, value=middle, target=target, note=note)
+    low, centre, high = statistics.quantiles(rounds, method="inclusive")
+    note = f"{len(rounds)} rounds, half of them {low:.3f} to {high:.3f}"
+    return Figure(scenario=scenario, name=name, value=centre, target=target, note=note)
 
 
 def middle(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
@@ -78,7 +78,9 @@ class Load:
                 # A few at a time: a listening socket has only so long a queue.
                 clients = self._clients.setdefault(name, [])
                 while missing := min(count - len(clients), 16):
-                    clients += await asyncio.gather(*(Client.connect(route) for _ in range(missing)))
+                    clients += await asyncio.gather(
+                        *(Client.connect(route) for _ in range(missing))
+                    )
                 return None
             case Close(name):
                 for client in self._clients.pop(name):
@@ -108,7 +110,7 @@ class Load:
         return sent
 
 
-async def _work(client: Client, todo, replies: list[Reply]) -> None:  # type: ignore[no-untyped-def]
+async def _work(client: Client, todo: Iterable[tuple[int, bytes]], replies: list[Reply]) -> None:
     for number, request in todo:
         replies[number] = await client.send(request)
 

@@ -36,28 +36,25 @@ _JSON_BODY = json.dumps(
     }
 ).encode()
 
-_LIMIT_BODY = json.dumps(
-    {
-        "error": {
-            "message": "Rate limit reached for requests. Please try again in 60s.",
-            "type": "requests",
-            "param": None,
-            "code": "rate_limit_exceeded",
-        }
-    }
-).encode()
-
 
 def json_answer() -> bytes:
     """Return a small good answer."""
     return _head("200 OK", "application/json", len(_JSON_BODY), 9999) + _JSON_BODY
 
 
-def limit_answer() -> bytes:
-    """Return a 429 that asks to come back in a minute."""
-    extra = "retry-after: 60\r\nretry-after-ms: 60000\r\nx-ratelimit-reset-requests: 1m0s\r\n"
-    head = _head("429 Too Many Requests", "application/json", len(_LIMIT_BODY), 0, extra)
-    return head + _LIMIT_BODY
+def limit_answer(reset_ms: int) -> bytes:
+    """Return a 429 that asks to come back in *reset_ms*."""
+    error = {
+        "message": f"Rate limit reached for requests. Please try again in {reset_ms}ms.",
+        "type": "requests",
+        "param": None,
+        "code": "rate_limit_exceeded",
+    }
+    body = json.dumps({"error": error}).encode()
+    extra = f"retry-after-ms: {reset_ms}\r\nx-ratelimit-reset-requests: {reset_ms}ms\r\n"
+    if reset_ms >= 1000:
+        extra += f"retry-after: {reset_ms // 1000}\r\n"
+    return _head("429 Too Many Requests", "application/json", len(body), 0, extra) + body
 
 
 def stream_head() -> bytes:

@@ -1,4 +1,4 @@
-"""The bytes a client sends: a chat completion, and the wish that tells the provider what to answer."""
+"""The bytes a client sends: a chat completion, and the wish that tells what to answer."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
 """The provider: a lean HTTP/1.1 server over TLS, in a process of its own.
 
 It must never be what limits a measurement, so it parses just what the proxies send.
-What a request gets is in the request: a credential called `sk-bench-limited...` is
-always refused, `sk-bench-trips-K...` from its request K+1 on; the header `x-bench`
-(see `requests.Wish`) tells the shape of a good answer. `GET /bench/stats` returns
-what the server saw, `POST /bench/reset` forgets it.
+What a request gets is in the request: the credential `sk-bench-limited-MS` is always
+refused and told to come back in MS milliseconds, `sk-bench-trips-K` from its request
+K+1 on and for a minute; the header `x-bench` (see `requests.Wish`) tells the shape of
+a good answer. `GET /bench/stats` returns what the server saw, `POST /bench/reset`
+forgets it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CREDENTIAL = re.compile(rb"\r\nauthorization: *Bearer ([^\r]*)", re.IGNORECASE)
 _WISH = re.compile(rb"\r\nx-bench: *([^\r]*)", re.IGNORECASE)
 _TRIPS = re.compile(r"sk-bench-trips-(\d+)")
+_LIMITED = re.compile(r"sk-bench-limited-(\d+)")
+_TRIPPED_MS = 60_000
 
 
 @dataclass(slots=True)
@@ -54,16 +57,16 @@ class Ledger:
     credentials: defaultdict[str, Seen] = field(default_factory=lambda: defaultdict(Seen))
     digests: dict[str, str] = field(default_factory=dict)
 
-    def open(self, credential: str) -> bool:
-        """Count a request in. Return whether it is to be refused."""
+    def open(self, credential: str) -> int | None:
+        """Count a request in. Return the reset to refuse it with (ms), None to serve it."""
         seen = self.credentials[credential]
         seen.requests += 1
         seen.in_flight += 1
         seen.peak = max(seen.peak, seen.in_flight)
-        if credential.startswith("sk-bench-limited"):
-            return True
+        if limited := _LIMITED.match(credential):
+            return int(limited[1])
         trips = _TRIPS.match(credential)
-        return trips is not None and seen.requests > int(trips[1])
+        return _TRIPPED_MS if trips and seen.requests > int(trips[1]) else None
 
     def refuse(self, credential: str) -> None:
         """Count a 429 at the moment it leaves."""
@@ -90,6 +93,7 @@ class Server(asyncio.Protocol):
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
         self._buffer = bytearray()
         self._credential: str | None = None
 
@@ -125,29 +129,31 @@ class Server(asyncio.Protocol):
     def _answer(self, head: bytes) -> None:
         credential = _CREDENTIAL.search(head)
         self._credential = credential[1].decode() if credential else "none"
-        refused = self._ledger.open(self._credential)
+        reset_ms = self._ledger.open(self._credential)
         asked = _WISH.search(head)
         wish = Wish.parse(asked[1].decode()) if asked else Wish()
-        act = self._refuse if refused else self._stream if wish.chunks else self._json
         if wish.delay_ms:
-            self._loop.call_later(wish.delay_ms / 1000, act, wish)
+            self._loop.call_later(wish.delay_ms / 1000, self._reply, wish, reset_ms)
         else:
-            act(wish)
+            self._reply(wish, reset_ms)
+
+    def _reply(self, wish: Wish, reset_ms: int | None) -> None:
+        if self._credential is None:
+            return  # the connection was closed meanwhile
+        if wish.chunks and reset_ms is None:
+            self._stream(wish)
+            return
+        if reset_ms is None:
+            self._transport.write(replies.json_answer())
+        else:
+            self._ledger.refuse(self._credential)
+            self._transport.write(replies.limit_answer(reset_ms))
+        self._end()
 
     def _end(self) -> None:
         if self._credential is not None:
             self._ledger.close(self._credential)
             self._credential = None
-
-    def _refuse(self, _wish: Wish) -> None:
-        if self._credential is not None:
-            self._ledger.refuse(self._credential)
-            self._transport.write(replies.limit_answer())
-            self._end()
-
-    def _json(self, _wish: Wish) -> None:
-        self._transport.write(replies.json_answer())
-        self._end()
 
     def _stream(self, wish: Wish) -> None:
         events = replies.events(wish.name, wish.chunks)

@@ -58,7 +58,7 @@ class ModelFilter:
         """Say whether *model* may be served. An unknown model (None) always may."""
         if not self.globs or model is None:
             return True
-        allowed = self.globs[0].startswith("!")
+        allowed = all(glob.startswith("!") for glob in self.globs)
         for glob in self.globs:
             if fnmatchcase(model, glob.removeprefix("!")):
                 allowed = not glob.startswith("!")
@@ -81,6 +81,9 @@ class Account:
         account_type: Copilot plan: individual, business or enterprise.
         companions: what moves together with the credential: account_id, project,
             organization, openai_project, host, deployments...
+
+    Raises ValueError for a label without a character, and for a weight or
+    max_concurrent below 1, which could never serve.
     """
 
     provider: str
@@ -93,6 +96,17 @@ class Account:
     enabled: bool = True
     account_type: str | None = None
     companions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Here and not in the callers: two spellings of a label are never two accounts.
+        object.__setattr__(self, "label", normalise_label(self.label))
+        if self.weight < 1:
+            raise ValueError(f"{self.key}: weight is {self.weight}; it must be 1 or more")
+        if self.max_concurrent is not None and self.max_concurrent < 1:
+            raise ValueError(
+                f"{self.key}: max_concurrent is {self.max_concurrent}; it must be 1 or more, "
+                "or absent for no limit"
+            )
 
     @property
     def key(self) -> AccountKey:

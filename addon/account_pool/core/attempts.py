@@ -3,18 +3,22 @@
 Told what happened (an answer was refused, a connection broke, a wait is over), it
 answers with the next `Step`. It holds the lease of the running attempt, so that every
 lease comes back exactly once whatever order events come in. The shell carries steps out
-and decides nothing; rules are those of design.md section 7.
+and decides nothing; rules are those of design.md section 7. An event that cannot come in
+the current `Phase` raises IllegalEvent and changes nothing.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import assert_never
 
 from account_pool.core.account import AccountKey
-from account_pool.core.errors import NoUsableAccount, UnknownAccount
+from account_pool.core.cooldown import usable_hint
+from account_pool.core.errors import IllegalEvent, NoUsableAccount, UnknownAccount
 from account_pool.core.lease import Facts, Lease
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
@@ -23,13 +27,8 @@ from account_pool.core.pool import Pool
 OVERLOAD_TRIES = 2
 #: First pause between them; doubles, full jitter.
 OVERLOAD_PAUSE_S = 1.0
-#: Fresh connections tried when the request cannot have run. One client connection keeps
-#: at most five upstream connections, which may all have gone stale together.
-CONNECTION_TRIES = 6
 #: Pause before a server that refused a connection is tried again.
 CONNECT_PAUSE_S = 0.25
-#: Tries when no connection can be made at all.
-CONNECT_TRIES = 2
 
 _OK = Outcome(cls=OutcomeClass.OK)
 
@@ -43,6 +42,11 @@ class Broken(Enum):
     STALE = "stale"
     #: the request was sent on a fresh connection: it may have run
     MAYBE_RAN = "maybe ran"
+
+
+#: Tries in all, by how they ended. One client connection keeps at most five upstream
+#: connections, which may all have gone stale together.
+TRIES = {Broken.CONNECT: 2, Broken.STALE: 6, Broken.MAYBE_RAN: 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,32 @@ class Answer:
 Step = Send | Wait | Refresh | Deliver | Answer
 
 
+class Phase(Enum):
+    """Where a request stands; it decides which events are legal."""
+
+    #: only `begin`
+    NEW = "new"
+    #: an attempt runs: `refused`, `broken` or `committed`
+    SENT = "sent"
+    #: nobody can serve, or a pause before the same account is asked again: `resumed`
+    WAITING = "waiting"
+    #: `refreshed`
+    REFRESHING = "refreshing"
+    #: the client has its first byte: `finished`
+    COMMITTED = "committed"
+    #: nothing more
+    OVER = "over"
+
+
+_PHASE_AFTER = {
+    Send: Phase.SENT,
+    Wait: Phase.WAITING,
+    Refresh: Phase.REFRESHING,
+    Deliver: Phase.OVER,
+    Answer: Phase.OVER,
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Our own bounds on one request (options of design.md section 5).
@@ -125,7 +155,7 @@ class Attempt:
     outcome: Outcome | None = None
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Attempts:
     """The attempts of one client request.
 
@@ -135,7 +165,7 @@ class Attempts:
         replayable: False when the body was not kept: one attempt, then deliver.
         lease: of the running attempt.
         history: attempts so far, oldest first.
-        over: the request has ended; nothing can be asked any more.
+        phase: which events may come.
     """
 
     pool: Pool
@@ -145,109 +175,103 @@ class Attempts:
     replayable: bool = True
     lease: Lease | None = None
     history: list[Attempt] = field(default_factory=list)
-    over: bool = False
+    phase: Phase = Phase.NEW
     _avoid: set[AccountKey] = field(default_factory=set)
-    #: refusals of a credential or account that a second one must confirm not to be
-    #: the request's own fault, before anybody is benched
-    _suspects: list[tuple[AccountKey, Outcome]] = field(default_factory=list)
+    #: refusals of a credential that a second account must show not to be the request's
+    #: own fault, before anybody is benched
+    _suspects: list[tuple[Lease, Outcome]] = field(default_factory=list)
     _refreshed: set[AccountKey] = field(default_factory=set)
     _bare_refusals: int = 0
     _overloads: int = 0
-    _connects: int = 0
-    _stale: int = 0
+    _breaks: Counter[Broken] = field(default_factory=Counter)
     _give_up_at: float | None = None
     _refused: bool = False
+
+    @property
+    def over(self) -> bool:
+        """The request has ended: no lease is held and no event can come any more."""
+        return self.phase is Phase.OVER
 
     # -- events
 
     def begin(self, now: float) -> Step:
         """Start: choose an account."""
-        return self._choose(now)
+        self._expect(Phase.NEW)
+        return self._enter(self._choose(now))
 
     def refused(self, outcome: Outcome, now: float) -> Step:
         """The running attempt was answered with something that is not OK."""
-        lease = self._running(outcome)
+        lease = self._held(Phase.SENT)
+        self.history[-1].outcome = outcome
         self._refused = True
+        return self._enter(self._judge(lease, outcome, now))
+
+    def broken(self, how: Broken, now: float) -> Step:
+        """The running attempt ended without an answer."""
+        lease = self._held(Phase.SENT)
+        self.history[-1].outcome = Outcome(cls=OutcomeClass.TRANSPORT, signal=how.value)
+        return self._enter(self._reconnect(lease, how, now))
+
+    def refreshed(self, changed: bool, now: float) -> Step:
+        """The credential of the running lease was renewed, or not."""
+        lease = self._held(Phase.REFRESHING)
+        refusal = self.history[-1].outcome
+        assert refusal is not None
+        if not changed:
+            return self._enter(self._suspect(lease, refusal, now))
+        if self.replayable and self._may_send():
+            return self._enter(self._again(lease, now))
+        # It came too late for this request, but it is there for the next.
+        return self._enter(self._deliver(now))
+
+    def resumed(self, now: float) -> Step:
+        """A wait is over, because of time or because the pool changed."""
+        self._expect(Phase.WAITING)
+        lease = self.lease
+        return self._enter(self._choose(now) if lease is None else self._again(lease, now))
+
+    def committed(self, now: float) -> None:
+        """The answer is good and its first byte goes to the client: no more attempts."""
+        self._expect(Phase.SENT)
+        self.phase = Phase.COMMITTED
+        self.history[-1].outcome = _OK
+        self._confirm_suspects(now)
+
+    def finished(self, now: float) -> None:
+        """The committed answer has ended, or the client hung up when it had enough."""
+        self._expect(Phase.COMMITTED)
+        self.phase = Phase.OVER
+        self._return(_OK, now)
+
+    def left(self, now: float) -> None:
+        """The client has left, or the request was given up: nobody's fault.
+
+        May come at any time, also when all is over.
+        """
+        self.phase = Phase.OVER
+        self._return(None, now)
+
+    # -- rules
+
+    def _judge(self, lease: Lease, outcome: Outcome, now: float) -> Step:
         match outcome.cls:
             case OutcomeClass.AUTH_EXPIRED | OutcomeClass.AUTH_INVALID:
                 return self._credential_refused(lease, outcome, now)
-            case OutcomeClass.FORBIDDEN_ACCOUNT if outcome.scope is not Scope.MODEL:
-                return self._suspect(lease, outcome, now)
             case OutcomeClass.RATE_LIMIT | OutcomeClass.QUOTA | OutcomeClass.FORBIDDEN_ACCOUNT:
-                return self._limited(lease, outcome, now)
+                return self._limited(outcome, now)
             case OutcomeClass.OVERLOADED:
-                return self._overloaded(lease, outcome, now)
+                return self._overloaded(outcome, now)
             case (
                 OutcomeClass.SERVER_ERROR
                 | OutcomeClass.REQUEST_ERROR
                 | OutcomeClass.TRANSPORT
                 | OutcomeClass.OK
             ):
-                self._return(None, now)
-                self._confirm_suspects(now)
-                return self._end(Deliver())
+                return self._deliver(now)
             case _:
                 assert_never(outcome.cls)
 
-    def broken(self, how: Broken, now: float) -> Step:
-        """The running attempt ended without an answer."""
-        lease = self._running(Outcome(cls=OutcomeClass.TRANSPORT, signal=how.value))
-        if not (self.replayable and self._may_send()):
-            return self._broken_for_good(now)
-        match how:
-            case Broken.CONNECT:
-                self._connects += 1
-                if self._connects < CONNECT_TRIES:
-                    return Wait(now + CONNECT_PAUSE_S * (0.5 + self.chance()), for_change=False)
-            case Broken.STALE:
-                self._stale += 1
-                if self._stale < CONNECTION_TRIES:
-                    return self._send(lease, fresh=True)
-            case Broken.MAYBE_RAN:
-                self._stale += 1
-                if self.limits.retry_broken and self._stale < CONNECTION_TRIES:
-                    return self._send(lease, fresh=True)
-            case _:
-                assert_never(how)
-        return self._broken_for_good(now)
-
-    def refreshed(self, changed: bool, now: float) -> Step:
-        """The credential of the running lease was renewed, or not."""
-        lease = self._held()
-        refusal = self.history[-1].outcome
-        assert refusal is not None
-        if changed and self._may_send():
-            self.lease = self.pool.renew(lease, now=now)
-            if self.lease is not None:
-                return self._send(self.lease)
-            return self._choose(now)
-        return self._suspect(lease, refusal, now)
-
-    def resumed(self, now: float) -> Step:
-        """A wait is over, because of time or because the pool changed."""
-        if self.lease is not None:
-            return self._send(self.lease)
-        return self._choose(now)
-
-    def committed(self, now: float) -> None:
-        """The answer is good and its first byte goes to the client: no more attempts."""
-        self._confirm_suspects(now)
-
-    def finished(self, now: float) -> None:
-        """The committed answer has ended."""
-        if self.history:
-            self.history[-1].outcome = _OK
-        self._return(_OK, now)
-        self.over = True
-
-    def left(self, now: float) -> None:
-        """The client has left, or the request was given up: nobody's fault."""
-        self._return(None, now)
-        self.over = True
-
-    # -- rules
-
-    def _limited(self, lease: Lease, outcome: Outcome, now: float) -> Step:
+    def _limited(self, outcome: Outcome, now: float) -> Step:
         self._return(outcome, now)
         self._confirm_suspects(now)
         if outcome.scope is Scope.NONE:
@@ -255,25 +279,24 @@ class Attempts:
             # is not the account's limit, perhaps the address's.
             self._bare_refusals += 1
             if self._bare_refusals > 1:
-                return self._end(Deliver())
+                return Deliver()
         if not (outcome.replayable and self.replayable):
-            return self._end(Deliver(self._soonest(now)))
+            return Deliver(self._soonest(now))
         return self._choose(now)
 
-    def _overloaded(self, lease: Lease, outcome: Outcome, now: float) -> Step:
-        if self._overloads < OVERLOAD_TRIES and self._may_send() and self.replayable:
+    def _overloaded(self, outcome: Outcome, now: float) -> Step:
+        if self._overloads < OVERLOAD_TRIES and self.replayable and self._may_send():
             pause = self.chance() * OVERLOAD_PAUSE_S * 2.0**self._overloads
-            if outcome.cooldown_s is not None:
-                pause += outcome.cooldown_s
+            pause += usable_hint(outcome.cooldown_s) or 0.0
             if self._hold_until(now) >= now + pause:
                 self._overloads += 1
                 return Wait(now + pause, for_change=False)
-        self._return(None, now)
-        self._confirm_suspects(now)
-        return self._end(Deliver())
+        return self._deliver(now)
 
     def _credential_refused(self, lease: Lease, outcome: Outcome, now: float) -> Step:
-        if lease.key not in self._refreshed and self._may_send() and self.replayable:
+        # Also when this request cannot be sent again: nobody is benched before its
+        # credential was renewed, and the next request will need it.
+        if lease.key not in self._refreshed:
             self._refreshed.add(lease.key)
             return Refresh(lease)
         return self._suspect(lease, outcome, now)
@@ -284,22 +307,38 @@ class Attempts:
         if any(seen.cls is outcome.cls for _, seen in self._suspects):
             # Two accounts refuse alike: the request's own fault. Nobody is benched.
             self._suspects.clear()
-            return self._end(Deliver())
-        self._suspects.append((lease.key, outcome))
+            return Deliver()
+        self._suspects.append((lease, outcome))
         self._avoid.add(lease.key)
         if not (outcome.replayable and self.replayable):
-            self._confirm_suspects(now)
-            return self._end(Deliver())
+            return self._deliver(now)
         return self._choose(now)
 
     def _confirm_suspects(self, now: float) -> None:
-        for key, outcome in self._suspects:
+        model = self.facts.model
+        for lease, outcome in self._suspects:
             # The account may have been removed since: then there is nothing to bench.
-            try:
-                self.pool.mark_failure(key, outcome, now=now, model=self.facts.model)
-            except UnknownAccount:
-                continue
+            with suppress(UnknownAccount):
+                self.pool.mark_failure(
+                    lease.key, outcome, now=now, model=model, credential=lease.credential
+                )
         self._suspects.clear()
+
+    def _reconnect(self, lease: Lease, how: Broken, now: float) -> Step:
+        self._breaks[how] += 1
+        may_run_twice = how is not Broken.MAYBE_RAN or self.limits.retry_broken
+        if (
+            self._breaks[how] < TRIES[how]
+            and may_run_twice
+            and self.replayable
+            and self._may_send()
+        ):
+            if how is Broken.CONNECT:
+                return Wait(now + CONNECT_PAUSE_S * (0.5 + self.chance()), for_change=False)
+            return self._again(lease, now, fresh=True)
+        self._return(None, now)
+        self._confirm_suspects(now)
+        return Answer(status=502, message=f"{self.facts.provider}: the connection upstream broke")
 
     def _choose(self, now: float) -> Step:
         if not self._may_send():
@@ -320,29 +359,45 @@ class Attempts:
 
     def _exhausted(self, wait: float | None, nobody: NoUsableAccount | None) -> Step:
         if self._refused:
-            return self._end(Deliver(wait))
+            return Deliver(wait)
         message = str(nobody) if nobody else f"{self.facts.provider}: too many attempts"
-        return self._end(
-            Answer(
-                status=429 if wait is not None else 503,
-                message=message,
-                retry_after_s=wait,
-                like=nobody.soonest if nobody else None,
-            )
-        )
-
-    def _broken_for_good(self, now: float) -> Step:
-        self._return(None, now)
-        self._confirm_suspects(now)
-        return self._end(
-            Answer(status=502, message=f"{self.facts.provider}: the connection upstream broke")
+        return Answer(
+            status=429 if wait is not None else 503,
+            message=message,
+            retry_after_s=wait,
+            like=nobody.soonest if nobody else None,
         )
 
     # -- inside
 
+    def _expect(self, phase: Phase) -> None:
+        if self.phase is not phase:
+            raise IllegalEvent(f"this event needs phase {phase.value!r}, not {self.phase.value!r}")
+
+    def _held(self, phase: Phase) -> Lease:
+        """Return the lease of the running attempt, as *phase* has one."""
+        self._expect(phase)
+        assert self.lease is not None
+        return self.lease
+
+    def _enter(self, step: Step) -> Step:
+        self.phase = _PHASE_AFTER[type(step)]
+        return step
+
+    def _again(self, lease: Lease, now: float, *, fresh: bool = False) -> Step:
+        """Send on the same account once more, if it may still serve."""
+        self.lease = self.pool.renew(lease, now=now)
+        return self._choose(now) if self.lease is None else self._send(self.lease, fresh=fresh)
+
     def _send(self, lease: Lease, *, fresh: bool = False) -> Step:
         self.history.append(Attempt(number=len(self.history) + 1, key=lease.key))
         return Send(lease, fresh)
+
+    def _deliver(self, now: float) -> Step:
+        """Hand the answer on as it is; it says nothing against the account."""
+        self._return(None, now)
+        self._confirm_suspects(now)
+        return Deliver()
 
     def _may_send(self) -> bool:
         return len(self.history) < self.limits.max_attempts
@@ -359,19 +414,7 @@ class Attempts:
             return 0.0
         return self.pool.shortage(self.facts, now=now).wait_s(now)
 
-    def _running(self, outcome: Outcome) -> Lease:
-        self.history[-1].outcome = outcome
-        return self._held()
-
-    def _held(self) -> Lease:
-        assert self.lease is not None, "an event of an attempt, but no attempt is running"
-        return self.lease
-
     def _return(self, outcome: Outcome | None, now: float) -> None:
         lease, self.lease = self.lease, None
         if lease is not None:
             self.pool.release(lease, outcome, now=now)
-
-    def _end(self, step: Step) -> Step:
-        self.over = True
-        return step

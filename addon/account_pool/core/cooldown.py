@@ -8,7 +8,7 @@ the clock, chance or a provider.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from math import isfinite
 
@@ -18,7 +18,9 @@ from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 MAX_HINT_S = 366 * 86400.0
 #: Longest cooldown made of `pool_cooldown` doubled per streak (design.md section 7).
 MAX_DEFAULT_S = 1800.0
-#: First and longest pause after a 429 that says nothing about whose limit it is.
+#: First and longest pause after a 429 that says nothing about whose limit it is. The
+#: first is also the least pause after a second refusal in a row: a named reset of 0 s
+#: would otherwise let one request spend all its attempts on it at once.
 BARE_BACKOFF_S = 1.0
 MAX_BARE_BACKOFF_S = 60.0
 #: How long a model an account may not use is left alone before it is tried again:
@@ -77,6 +79,13 @@ class Cooldown:
     def active(self, now: float) -> bool:
         return now < self.until
 
+    def overtook(self, started_at: float) -> bool:
+        """Say whether an attempt started at *started_at* was under way when this began.
+
+        Within the same instant it was, unless this held nobody back for any time.
+        """
+        return started_at < self.since or started_at == self.since < self.until
+
     def covers(self, model: str | None) -> bool:
         """Say whether a request for *model* falls under this cooldown."""
         if self.model is None:
@@ -124,16 +133,21 @@ def next_cooldown(
         model: what it covers; None for the whole account.
         started_at: when the refused attempt was started. Attempts that were already
             running when the previous cooldown began say nothing new: they count once.
+            Refusals without evidence have a streak of their own.
         default_s: `pool_cooldown`.
         chance: a random number from 0 to 1, for the jitter.
 
     A later, shorter hint never shortens a deadline.
     """
-    concurrent = previous is not None and started_at <= previous.since
-    streak = 1 if previous is None else previous.streak + (0 if concurrent else 1)
+    concurrent = previous is not None and previous.overtook(started_at)
+    streak = 1
+    if previous is not None and (previous.cause.scope is Scope.NONE) is (
+        outcome.scope is Scope.NONE
+    ):
+        streak = previous.streak + (0 if concurrent else 1)
     hint = usable_hint(outcome.cooldown_s)
     if hint is not None:
-        wait = hint
+        wait = hint if streak == 1 else max(hint, BARE_BACKOFF_S)
     elif outcome.cls is OutcomeClass.FORBIDDEN_ACCOUNT:
         wait = MODEL_OFF_S
     elif outcome.scope is Scope.NONE:
@@ -144,8 +158,8 @@ def next_cooldown(
     cause = Cause.of(outcome, hinted=hint is not None)
     if previous is None or not previous.active(now):
         return Cooldown(model=model, since=now, until=until, streak=streak, cause=cause)
-    # Still cooling: keep the beginning, and the cause of the deadline that stands.
-    if previous.until >= until:
-        until, cause = previous.until, previous.cause
     since = previous.since if concurrent else now
+    if previous.until >= until:
+        # Still cooling, and longer than that: the deadline that stands keeps its cause.
+        return replace(previous, since=since, streak=max(streak, previous.streak))
     return Cooldown(model=model, since=since, until=until, streak=streak, cause=cause)

@@ -28,6 +28,10 @@ class LeaseAlreadyReturned(PoolError):
     """A lease was given back twice: a bug in the caller."""
 
 
+class IllegalEvent(PoolError):
+    """A request was told of something that cannot happen in its phase: a caller's bug."""
+
+
 class NoUsableAccount(PoolError):
     """No account can serve this request now.
 

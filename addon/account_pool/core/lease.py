@@ -29,6 +29,7 @@ class Lease:
 
     Attributes:
         account, key: who serves.
+        position: of its state; an account removed and added again is another one.
         credential: what goes on the wire.
         facts: the request it is for.
         started_at: monotonic seconds.
@@ -37,6 +38,7 @@ class Lease:
 
     account: Account
     key: AccountKey
+    position: int
     credential: Credential
     facts: Facts
     started_at: float

@@ -6,15 +6,15 @@ calls it.
 
 An account is *ready* when it is enabled, holds a credential, does not cool as a whole,
 is not full and may start a request (min_interval). Ready accounts stand in the
-selection policy, those that wait for a time in `_sleeping`, the rest nowhere, so a
-choice costs the same with three accounts and with ten thousand.
+selection policy, those whose place will change with time have an alarm, the rest stand
+nowhere, so a choice costs the same with three accounts and with ten thousand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import count
-from math import inf
+from math import inf, isnan
 
 from sortedcontainers import SortedDict
 
@@ -46,30 +46,33 @@ class _Members:
     def __init__(self, policy: SelectionPolicy) -> None:
         self.by_label: dict[str, AccountState] = {}
         self.policy = policy
-        self.sleeping: SortedDict[tuple[float, int], AccountState] = SortedDict()
+        self.alarms: SortedDict[tuple[float, int], AccountState] = SortedDict()
 
     def place(self, state: AccountState, now: float) -> None:
-        """Put *state* where it belongs: ready, sleeping until a time, or nowhere."""
+        """Put *state* where it belongs now, and set the alarm for when that changes."""
         self.unplace(state)
+        if state.headroom_reset_at <= now:
+            state.headroom, state.headroom_reset_at = 1.0, inf
         if not state.enabled or not state.credentials or state.full:
             return
         until = max(state.cooling_until(None, now), state.next_start_at)
         if until <= now:
             self.policy.add(state)
-        else:
+            until = state.headroom_reset_at
+        if until < inf:
             state.wake_at = until
-            self.sleeping[(until, state.position)] = state
+            self.alarms[(until, state.position)] = state
 
     def unplace(self, state: AccountState) -> None:
         self.policy.discard(state)
         if state.wake_at is not None:
-            del self.sleeping[(state.wake_at, state.position)]
+            del self.alarms[(state.wake_at, state.position)]
             state.wake_at = None
 
     def wake(self, now: float) -> None:
-        """Make ready whoever's time has come."""
-        while self.sleeping:
-            (wake_at, _), state = self.sleeping.peekitem(0)
+        """Place whoever's time has come."""
+        while self.alarms:
+            (wake_at, _), state = self.alarms.peekitem(0)
             if wake_at > now:
                 return
             self.place(state, now)
@@ -158,18 +161,19 @@ class Pool:
         problem: str | None = None,
         pending: bool = False,
     ) -> None:
-        """Replace the credentials of *key*. A changed one ends a disabling by 401.
+        """Replace the credentials of *key*. Others than those refused end a disabling by 401.
 
         Args:
             problem: why there is none, for people.
             pending: one is still on its way.
+
+        Raises UnknownAccount.
         """
         state = self._state(key)
-        if dict(credentials) != dict(state.credentials):
-            disabled = state.disabled
-            if disabled is not None and disabled.cls is not OutcomeClass.FORBIDDEN_ACCOUNT:
-                state.disabled = None
-            state.credentials = dict(credentials)
+        state.credentials = dict(credentials)
+        by_401 = state.disabled and state.disabled.cls is not OutcomeClass.FORBIDDEN_ACCOUNT
+        if by_401 and credentials and state.credentials != state.refused:
+            state.disabled = None
         state.problem, state.pending = problem, pending
         self._members[key.provider].place(state, now)
         self._changed()
@@ -207,8 +211,7 @@ class Pool:
         members = self._members.get(facts.provider)
         if members is None:
             return None
-        if members.sleeping:
-            members.wake(now)
+        members.wake(now)
         model, kind = facts.model, facts.kind
         for state in members.policy.ranked():
             # A cooldown of the whole account keeps it out of the policy; what is left
@@ -238,15 +241,24 @@ class Pool:
     def renew(self, lease: Lease, *, now: float) -> Lease | None:
         """Swap *lease* for one on the same account with the credential it holds now.
 
-        None when the account is gone or holds none of the kind. *lease* is returned
-        either way.
+        It keeps its place among the requests in flight, and is no new turn. None when
+        the account is gone, disabled, cooling or holds no credential of the kind. *lease*
+        is returned either way, or LeaseAlreadyReturned is raised.
         """
-        self.release(lease, None, now=now)
-        members = self._members.get(lease.key.provider)
-        state = members.by_label.get(lease.key.label) if members else None
-        if state is None or lease.facts.kind not in state.credentials:
+        facts = lease.facts
+        state = self._find(lease.key)
+        if (
+            lease.returned
+            or state is None
+            or state.position != lease.position
+            or not state.enabled
+            or facts.kind not in state.credentials
+            or state.cooling_until(facts.model, now) > now
+        ):
+            self.release(lease, None, now=now)
             return None
-        return self._lease(state, lease.facts, now)
+        lease.returned = True
+        return self._start(state, facts, now)
 
     def release(self, lease: Lease, outcome: Outcome | None, *, now: float) -> None:
         """Give *lease* back and learn from its *outcome* (None: it says nothing).
@@ -256,28 +268,31 @@ class Pool:
         if lease.returned:
             raise LeaseAlreadyReturned(f"the lease on {lease.key} was returned before")
         lease.returned = True
-        members = self._members.get(lease.key.provider)
-        state = members.by_label.get(lease.key.label) if members else None
-        if members is None or state is None or state.account is not lease.account:
+        state = self._find(lease.key)
+        if state is None or state.position != lease.position:
             return  # removed while it was out
         state.in_flight -= 1
         if outcome is not None:
             self._learn(state, outcome, lease, now)
-        members.place(state, now)
+        self._members[lease.key.provider].place(state, now)
         self._changed()
 
     def _lease(self, state: AccountState, facts: Facts, now: float) -> Lease:
         state.in_flight += 1
         state.last_used = next(self._sequence)
         state.passed_over = 0
+        self._members[facts.provider].policy.chosen(state)
+        return self._start(state, facts, now)
+
+    def _start(self, state: AccountState, facts: Facts, now: float) -> Lease:
+        """Note the start of a request on *state*, which counts it in flight already."""
         if state.account.min_interval_s:
             state.next_start_at = now + state.account.min_interval_s
-        members = self._members[facts.provider]
-        members.policy.chosen(state)
-        members.place(state, now)
+        self._members[facts.provider].place(state, now)
         return Lease(
             account=state.account,
             key=state.key,
+            position=state.position,
             credential=state.credentials[facts.kind],
             facts=facts,
             started_at=now,
@@ -325,18 +340,27 @@ class Pool:
         *,
         now: float,
         model: str | None = None,
+        credential: Credential | None = None,
     ) -> None:
         """Bench *key* for a refused credential or a forbidden account, with its cause.
 
         An outcome about one model cools that model only. Other classes are no failure
         of the account and change nothing. Raises UnknownAccount.
+
+        Args:
+            credential: the one that was refused. If the account has got another since,
+                a 401 says nothing about it.
         """
         state = self._state(key)
         if outcome.cls not in _BENCHING:
             return
-        if outcome.scope is Scope.MODEL and (outcome.model or model):
+        if outcome.scope is Scope.MODEL:
             self.mark_cooldown(key, outcome, now=now, model=model)
             return
+        if outcome.cls is not OutcomeClass.FORBIDDEN_ACCOUNT:
+            if credential is not None and credential not in state.credentials.values():
+                return
+            state.refused = state.credentials
         state.disabled = Cause.of(outcome, hinted=False)
         self._members[key.provider].place(state, now)
         self._changed()
@@ -344,13 +368,19 @@ class Pool:
     def observe_headroom(
         self, key: AccountKey, share: float, *, reset_at: float = inf, now: float
     ) -> None:
-        """Note the largest known remaining share (0 to 1) of *key* and when it grows."""
+        """Note the remaining share (0 to 1) of *key*; it counts as whole from *reset_at* on.
+
+        Raises UnknownAccount. Values that are no numbers are ignored: they come from
+        headers.
+        """
         state = self._state(key)
+        if isnan(share) or isnan(reset_at):
+            return
         state.headroom, state.headroom_reset_at = min(max(share, 0.0), 1.0), reset_at
         self._members[key.provider].place(state, now)
 
     def clear_cooldown(self, key: AccountKey, *, now: float) -> list[Cooldown]:
-        """End every cooldown and disabling of *key* by hand; return what was ended.
+        """End every cooldown and disabling of *key* by hand; return the cooldowns ended.
 
         Raises UnknownAccount.
         """
@@ -358,7 +388,6 @@ class Pool:
         ended = [c for c in state.cooldowns.values() if c.active(now)]
         state.cooldowns.clear()
         state.disabled = None
-        state.next_start_at = -inf
         self._members[key.provider].place(state, now)
         self._changed()
         return ended
@@ -366,8 +395,9 @@ class Pool:
     def next(self, provider: str, *, now: float) -> AccountKey | None:
         """Pass over the account that would be chosen now; return who comes then.
 
-        None when nobody is available. The account passed over comes again when the
-        others of its tier have had a turn.
+        None when nobody is available. With round-robin this ends the account's turn;
+        with the others it ranks behind its tier until it is given a request again, which
+        happens when no other can serve or all have been passed over since.
         """
         members = self._members.get(provider)
         if members is None:
@@ -376,7 +406,7 @@ class Pool:
         first = next(members.policy.ranked(), None)
         if first is None:
             return None
-        members.policy.chosen(first)
+        members.policy.skipped(first)
         first.passed_over = next(self._sequence)
         members.place(first, now)
         chosen = next(members.policy.ranked(), None)
@@ -418,7 +448,8 @@ class Pool:
         """Count accounts: total, available, cooling_down, disabled, in_flight.
 
         `available` can be given a request now; `cooling_down` cools as a whole. An
-        account without a credential is none of the three.
+        account that does neither and is not disabled is full, between two starts
+        (min_interval) or without a credential.
         """
         states = list(self.accounts(provider))
         cooling = [s for s in states if s.enabled and s.cooling_until(None, now) > now]
@@ -463,18 +494,21 @@ class Pool:
                 state.cooldowns = {
                     covered: c
                     for covered, c in state.cooldowns.items()
-                    if c.since >= lease.started_at or not c.covers(model)
+                    if c.overtook(lease.started_at) or not c.covers(model)
                 }
         elif outcome.cls in _COOLING:
             self.mark_cooldown(
                 state.key, outcome, now=now, model=model, started_at=lease.started_at
             )
         elif outcome.cls in _BENCHING:
-            self.mark_failure(state.key, outcome, now=now, model=model)
+            self.mark_failure(state.key, outcome, now=now, model=model, credential=lease.credential)
+
+    def _find(self, key: AccountKey) -> AccountState | None:
+        members = self._members.get(key.provider)
+        return members.by_label.get(key.label) if members else None
 
     def _state(self, key: AccountKey) -> AccountState:
-        members = self._members.get(key.provider)
-        state = members.by_label.get(key.label) if members else None
+        state = self._find(key)
         if state is None:
             raise UnknownAccount(key, [str(s.key) for s in self.accounts()])
         return state

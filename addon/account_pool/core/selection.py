@@ -34,6 +34,9 @@ class SelectionPolicy(Protocol):
     def chosen(self, state: AccountState) -> None:
         """Take note that *state* was given a request."""
 
+    def skipped(self, state: AccountState) -> None:
+        """Take note that the turn of *state* is over, used or not."""
+
 
 class _Ranked:
     """A policy that is a sort key. Subclasses say which."""
@@ -66,6 +69,8 @@ class _Ranked:
     def chosen(self, state: AccountState) -> None:
         """Nothing to note: the rank is made of the account's own state."""
 
+    skipped = chosen
+
 
 class LeastBusy(_Ranked):
     """Fewest in flight (per weight); ties to the least recently used."""
@@ -88,29 +93,11 @@ class MostHeadroom(_Ranked):
         return (-state.headroom, state.headroom_reset_at, state.last_used)
 
 
-class FillFirst:
+class FillFirst(_Ranked):
     """Lowest priority number, then label: one account until it cannot serve."""
 
-    def __init__(self) -> None:
-        self._ready: SortedDict[tuple[int, int, str], AccountState] = SortedDict()
-        self._keys: dict[int, tuple[int, int, str]] = {}
-
-    def add(self, state: AccountState) -> None:
-        self.discard(state)
-        key = (state.account.priority, state.passed_over, state.account.label)
-        self._keys[state.position] = key
-        self._ready[key] = state
-
-    def discard(self, state: AccountState) -> None:
-        key = self._keys.pop(state.position, None)
-        if key is not None:
-            del self._ready[key]
-
-    def ranked(self) -> Iterator[AccountState]:
-        return iter(self._ready.values())
-
-    def chosen(self, state: AccountState) -> None:
-        """Nothing to note: the order is fixed."""
+    def rank(self, state: AccountState) -> Rank:
+        return (state.account.label,)
 
 
 class RoundRobin:
@@ -160,6 +147,10 @@ class RoundRobin:
         in_turn = current and self._turns[priority] < state.account.weight
         self._turns[priority] = self._turns[priority] + 1 if in_turn else 1
         self._cursor[priority] = position
+
+    def skipped(self, state: AccountState) -> None:
+        self._cursor[state.account.priority] = state.position
+        self._turns[state.account.priority] = state.account.weight
 
 
 #: By the name used in `pool_strategy`.

@@ -10,7 +10,7 @@ from account_pool.core.account import Account, AccountKey
 from account_pool.core.cooldown import Cause, Cooldown
 from account_pool.core.credential import Credential
 
-Rank = tuple[float, ...]
+Rank = tuple[float | str, ...]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -25,15 +25,17 @@ class AccountState:
         pending: a credential is still being fetched, so waiting may help.
         in_flight: open leases.
         last_used: sequence number of the last lease, 0 if never used.
-        passed_over: set by `next`; ranks behind its tier until the others had a turn.
+        passed_over: sequence number of a `next` that passed it over, 0 if none: it ranks
+            behind its tier until it is given a request again.
         next_start_at: no request before this (min_interval), monotonic seconds.
         cooldowns: by model (None: whole account); kept after they end, for the streak.
         disabled: why an operator must act; None while in use.
+        refused: the credentials it held when it was disabled for them.
         headroom: largest known remaining share, 0 to 1; 1 when unknown.
         headroom_reset_at: when it grows again, monotonic; infinity when unknown.
         served: requests answered.
         rank: the key it stands under in the selection policy; None while not ready.
-        wake_at: the key it stands under among the sleeping; None while not sleeping.
+        wake_at: when to place it again, as time alone changes where it belongs.
     """
 
     account: Account
@@ -48,6 +50,7 @@ class AccountState:
     next_start_at: float = -inf
     cooldowns: dict[str | None, Cooldown] = field(default_factory=dict)
     disabled: Cause | None = None
+    refused: Mapping[str, Credential] = field(default_factory=dict)
     headroom: float = 1.0
     headroom_reset_at: float = inf
     served: int = 0

@@ -1,7 +1,6 @@
 """What a script is made of: a request as it came, a reply to give, how it went.
 
-Values only. How they become bytes is `http1.py` and `http2.py`; who keeps them is
-`journal.py`.
+How they become bytes is `http1.py` and `http2.py`; who keeps them is `journal.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -183,8 +182,22 @@ class Exchange:
     messages: list[Message] = field(default_factory=list)
     ending: Ending | None = None
 
-    def step_done(self) -> None:
-        self.steps_sent += 1
+    async def play(self, steps: Sequence[Step], send: Callable[[bytes], Awaitable[None]]) -> None:
+        """Do the steps of a body in order, counting them."""
+        for step in steps:
+            match step:
+                case Pause(seconds):
+                    await asyncio.sleep(seconds)
+                case asyncio.Event():
+                    await step.wait()
+                case bytes():
+                    await send(step)
+            self.steps_sent += 1
+            self.on_change()
+
+    def note_message(self, message: Message) -> None:
+        """Keep a WebSocket message."""
+        self.messages.append(message)
         self.on_change()
 
     def end(self, ending: Ending) -> None:

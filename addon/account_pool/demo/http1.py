@@ -7,35 +7,19 @@ reply says, including the ways in which real servers fail.
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
 import socket
 import struct
+from collections.abc import Coroutine
 from contextlib import suppress
-from http import HTTPStatus
+from http import HTTPStatus, client
 
 import h11
-from wsproto.connection import Connection as WebSocket
-from wsproto.connection import ConnectionType
-from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
 
-from account_pool.demo.exchange import (
-    Ending,
-    Exchange,
-    Fault,
-    Framing,
-    Headers,
-    Message,
-    Pause,
-    Reply,
-    Step,
-    find_header,
-)
+from account_pool.demo.exchange import Ending, Exchange, Fault, Framing, Headers, Reply, find_header
 from account_pool.demo.journal import Journal
+from account_pool.demo.websocket import accept_headers, serve_websocket
 
 READ_BYTES = 1 << 16
-#: RFC 6455, section 1.3.
-_WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
 class Http1Connection:
@@ -55,13 +39,15 @@ class Http1Connection:
         while (exchange := await self._receive()) is not None:
             reply = self._journal.answer(exchange)
             try:
-                keep = await self._while_connected(self._respond(exchange, reply))
+                if reply.status == HTTPStatus.SWITCHING_PROTOCOLS:
+                    return await self._switch_protocols(exchange, reply)
+                if not await self._while_connected(self._respond(exchange, reply)):
+                    return None
             finally:
-                # Whatever interrupted the answer, the other side did not get it.
+                # Whatever interrupted the answer, the other side did not get all of it.
                 exchange.end(Ending.LEFT)
-            if not keep:
-                return
             self._h11.start_next_cycle()
+        return None
 
     async def _receive(self) -> Exchange | None:
         """Return the next request, complete; None when the client is gone."""
@@ -71,10 +57,11 @@ class Http1Connection:
             match event:
                 case h11.NEED_DATA:
                     if self._h11.they_are_waiting_for_100_continue:
-                        self._send(h11.InformationalResponse(status_code=100, headers=[]))
-                    data = await self._reader.read(READ_BYTES)
-                    if not data and exchange:
-                        exchange.end(Ending.LEFT)
+                        await self._send(h11.InformationalResponse(status_code=100, headers=[]))
+                    if not (data := await self._reader.read(READ_BYTES)):
+                        if exchange:
+                            exchange.end(Ending.LEFT)
+                        return None
                     self._h11.receive_data(data)
                 case h11.Request():
                     exchange = self._begin(event)
@@ -87,7 +74,10 @@ class Http1Connection:
 
     def _begin(self, event: h11.Request) -> Exchange:
         self._count += 1
-        headers = tuple((k.decode("latin-1"), v.decode("latin-1")) for k, v in event.headers.raw_items())
+        headers = tuple(
+            (name.decode("latin-1"), value.decode("latin-1"))
+            for name, value in event.headers.raw_items()
+        )
         return self._journal.begin(
             connection=self._number,
             on_connection=self._count,
@@ -98,11 +88,8 @@ class Http1Connection:
             headers=headers,
         )
 
-    async def _while_connected(self, answering: asyncio._CoroutineLike[bool]) -> bool:
-        """Run *answering* until it is done or the client leaves; say whether to go on.
-
-        What a client sends meanwhile (a pipelined request) is kept for later.
-        """
+    async def _while_connected(self, answering: Coroutine[None, None, bool]) -> bool:
+        """Run *answering* until it is done or the client leaves; say whether to go on."""
         answer = asyncio.ensure_future(answering)
         departure = asyncio.ensure_future(self._read_until_departure())
         try:
@@ -111,56 +98,89 @@ class Http1Connection:
         finally:
             for task in (answer, departure):
                 task.cancel()
-                with suppress(asyncio.CancelledError, OSError):
-                    await task
+            await asyncio.gather(answer, departure, return_exceptions=True)
 
     async def _read_until_departure(self) -> None:
+        # What a client sends meanwhile (a pipelined request) is kept for later.
         while data := await self._reader.read(READ_BYTES):
             self._h11.receive_data(data)
 
     async def _respond(self, exchange: Exchange, reply: Reply) -> bool:
         """Do what *reply* says. Returns whether another request may follow."""
-        match reply.fault:
-            case Fault.SILENCE:
-                await asyncio.Event().wait()
-            case Fault.HANG_UP | Fault.REFUSED:
-                exchange.end(Ending.FAULT)
-                return False
-            case Fault.RESET:
-                exchange.end(Ending.FAULT)
-                self._reset()
-                return False
-        if reply.status == HTTPStatus.SWITCHING_PROTOCOLS:
-            return await self._websocket(exchange, reply)
+        if reply.fault and await self._fail_early(exchange, reply.fault):
+            return False
         if reply.framing is Framing.CLOSE:
-            return await self._respond_until_close(exchange, reply)
-
-        self._send(h11.Response(status_code=reply.status, headers=_head(reply)))
-        await self._send_steps(exchange, reply.steps)
+            await self._send_until_close(exchange, reply)
+        else:
+            await self._send(h11.Response(status_code=reply.status, headers=_head(reply)))
+            await exchange.play(reply.steps, lambda data: self._send(h11.Data(data=data)))
         if reply.fault is Fault.BREAK:
             exchange.end(Ending.FAULT)
             self._reset()
             return False
-        self._send(h11.EndOfMessage())
+        if reply.framing is not Framing.CLOSE:
+            await self._send(h11.EndOfMessage(), exchange)
         exchange.end(Ending.ANSWERED)
-        await self._writer.drain()
         return self._h11.our_state is h11.DONE and not reply.hang_up
 
-    async def _send_steps(self, exchange: Exchange, steps: "Sequence[Step]") -> None:
-        for step in steps:
-            match step:
-                case Pause(seconds):
-                    await asyncio.sleep(seconds)
-                case asyncio.Event():
-                    await step.wait()
-                case bytes():
-                    self._send(h11.Data(data=step))
-                    await self._writer.drain()
-            exchange.step_done()
+    async def _fail_early(self, exchange: Exchange, fault: Fault) -> bool:
+        """Do what *fault* says if it comes before any answer; say whether it did."""
+        match fault:
+            case Fault.SILENCE:
+                await asyncio.Event().wait()
+            case Fault.HANG_UP | Fault.REFUSED:
+                exchange.end(Ending.FAULT)
+            case Fault.RESET:
+                exchange.end(Ending.FAULT)
+                self._reset()
+            case Fault.BREAK:
+                return False
+        return True
 
-    async def _respond_until_close(self, exchange: Exchange, reply: Reply) -> bool: ...
-
-    def _send(self, event: h11.Event) -> None:
-        data = self._h11.send(event)
-        if data:
+    async def _send(self, event: h11.Event, last_of: Exchange | None = None) -> None:
+        if data := self._h11.send(event):
             self._writer.write(data)
+        if last_of:
+            # Before the drain: a client may leave as soon as it has the last byte.
+            last_of.end(Ending.ANSWERED)
+        await self._writer.drain()
+
+    async def _send_until_close(self, exchange: Exchange, reply: Reply) -> None:
+        """Send a body whose end is the end of the connection.
+
+        By hand, because h11 turns it into chunks for a client that knows HTTP/1.1.
+        """
+        lines = [
+            f"HTTP/1.1 {reply.status} {client.responses.get(reply.status, '')}",
+            "connection: close",
+        ]
+        lines += [f"{name}: {value}" for name, value in reply.headers]
+
+        async def send(data: bytes) -> None:
+            self._writer.write(data)
+            await self._writer.drain()
+
+        await send(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
+        await exchange.play(reply.steps, send)
+
+    async def _switch_protocols(self, exchange: Exchange, reply: Reply) -> None:
+        headers = accept_headers(exchange.request) + reply.headers
+        await self._send(h11.InformationalResponse(status_code=101, headers=list(headers)))
+        early, _closed = self._h11.trailing_data
+        await serve_websocket(exchange, reply, self._reader, self._writer, early)
+
+    def _reset(self) -> None:
+        # Linger 0 turns the close into a TCP reset.
+        linger = struct.pack("ii", 1, 0)
+        with suppress(OSError):
+            sock = self._writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self._writer.transport.abort()
+
+
+def _head(reply: Reply) -> list[tuple[str, str]]:
+    """Return the headers of *reply* with the framing it asks for."""
+    headers: Headers = reply.headers
+    if reply.framing is Framing.LENGTH and find_header(headers, "content-length") is None:
+        headers += (("content-length", str(len(reply.body))),)
+    return list(headers)

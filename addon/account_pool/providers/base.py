@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum, StrEnum
+from enum import StrEnum
 from typing import Any
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.outcome import Answer, Outcome
+from account_pool.core.sse import Verdict as Verdict  # noqa: PLC0414 - part of this interface
 
 
 class Route(StrEnum):
@@ -27,17 +28,6 @@ class Route(StrEnum):
     PASS = "pass"  # noqa: S105 - the word, not a password
     #: the pool answers it itself: a client's own token exchange
     LOCAL = "local"
-
-
-class Verdict(Enum):
-    """What one event of a stream says about the stream."""
-
-    #: the answer has begun: hand it to the client
-    COMMIT = "commit"
-    #: it says nothing yet: `message_start`, `ping`, `response.created`, empty choices
-    CONTINUE = "continue"
-    #: it ends the stream with an error: classify it
-    REFUSE = "refuse"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,95 @@
+"""The commands of `account-pool`: names, arguments, exit codes.
+
+Exit codes: 0 it worked, 1 something failed, 2 it was used wrongly. Errors are one line
+on stderr. What a command needs is imported when it runs (hence the `noqa: PLC0415`):
+`--version` must not wait for mitmproxy.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from account_pool.version import __version__
+
+app = typer.Typer(
+    name="account-pool",
+    help="A pool of LLM accounts inside mitmproxy.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line. Ends the process with the exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    try:
+        code = app(arguments, prog_name="account-pool", standalone_mode=False)
+    except Exception as error:
+        # The errors of a wrong usage have no class in common between the versions of
+        # typer (with click, with a copy of it), but they all can be shown.
+        if not hasattr(error, "format_message"):
+            raise
+        return _fail(error.format_message(), getattr(error, "exit_code", 2))
+    return code if isinstance(code, int) else 0
+
+
+def _fail(why: str, code: int = 1) -> int:
+    print(f"account-pool: {why}", file=sys.stderr)
+    return code
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"account-pool {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo() -> int:
+    """Show a failover as it happens. Needs no account; ends by itself."""
+    from account_pool import demo as package  # noqa: PLC0415
+
+    return package.run()
+
+
+@app.command()
+def classify(
+    jsonl: Annotated[
+        Path, typer.Option(help="Responses, one JSON object a line; - for standard input.")
+    ],
+) -> int:
+    """Say what recorded responses mean: class, scope, cooldown and whether to replay."""
+    from account_pool.cli.classify import classify_file  # noqa: PLC0415
+
+    return classify_file(jsonl, sys.stdout)
+
+
+@app.command()
+def check(
+    accounts_file: Annotated[Path, typer.Option(help="The accounts file.")] = Path("accounts.yaml"),
+) -> int:
+    """Validate accounts.yaml and show whom the pool would use. Sends nothing."""
+    from account_pool.cli.check import check_file  # noqa: PLC0415
+
+    return check_file(accounts_file, os.environ)

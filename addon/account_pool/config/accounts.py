@@ -1,0 +1,173 @@
+"""The `accounts:` section: each account, its provider, its label and its credential."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from account_pool.config.document import Document, Loc, name_of
+from account_pool.config.explain import check_shape
+from account_pool.config.models import COMPANIONS, AccountShape
+from account_pool.config.problems import Wrong, shown, unknown
+from account_pool.config.tokens import source_of
+from account_pool.config.user_providers import Providers
+from account_pool.config.values import AccountEntry
+from account_pool.core.account import Account, ModelFilter, normalise_label
+from account_pool.credentials.errors import CredentialError
+from account_pool.credentials.sources import Source
+from account_pool.providers.base import HostRule
+
+_HOW = "list accounts below it, each beginning with `- provider: ...`"
+
+
+def read_accounts(
+    document: Document, providers: Providers, environ: Mapping[str, str], directory: Path
+) -> tuple[AccountEntry, ...]:
+    """Return all accounts; what is wrong is noted in *document*.
+
+    Relative paths of credential files are relative to *directory*.
+    """
+    loc: Loc = ("accounts",)
+    written = document.data.get("accounts")
+    if "accounts" not in document.data:
+        document.problem(loc, "is missing", "add it and " + _HOW)
+    elif not isinstance(written, list):
+        document.problem(loc, f"{shown_kind(written)} is not a list", _HOW)
+    elif not written:
+        document.problem(loc, "the list is empty", _HOW)
+    reader = _Reader(document, providers, environ, directory)
+    values = written if isinstance(written, list) else []
+    entries = [reader.entry((*loc, i), value) for i, value in enumerate(values)]
+    return tuple(entry for entry in entries if entry is not None)
+
+
+def shown_kind(value: Any) -> str:
+    """Return what *value* is; where a secret may stand, not even a likely text of it."""
+    return "text" if isinstance(value, str) else shown(value)
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Reads one account after the other and remembers their labels.
+
+    Every check looks at what was written, not at the result of the one before, so that
+    all problems of an account come at once.
+    """
+
+    document: Document
+    providers: Providers
+    environ: Mapping[str, str]
+    directory: Path
+    first: dict[tuple[str, str], Loc] = field(default_factory=dict)
+
+    def entry(self, loc: Loc, value: Any) -> AccountEntry | None:
+        document = self.document
+        if not isinstance(value, dict):
+            document.problem(loc, f"{shown_kind(value)} is not an account", _HOW)
+            return None
+        before = len(document.problems)
+        check_shape(document, loc, AccountShape, value)
+        provider = self._provider((*loc, "provider"), value.get("provider"))
+        label = self._label((*loc, "label"), provider, value.get("label"))
+        self._models((*loc, "models"), value.get("models"))
+        self._host((*loc, "host"), value.get("host"), provider)
+        source = self._source((*loc, "token"), value)
+        if len(document.problems) > before or source is None:
+            return None
+        account = _account(AccountShape.model_validate(value), provider, label)
+        return AccountEntry(account, source, document.line(loc))
+
+    def _provider(self, loc: Loc, written: Any) -> str:
+        """Return the name of the provider, "" when it is not known."""
+        if not isinstance(written, str) or not written:
+            return ""
+        name = written.strip().lower()
+        if name in self.providers.known:
+            return name
+        # What is wrong with an unclear one was said where it is defined.
+        if name not in self.providers.unclear:
+            remedy = unknown(name, sorted(self.providers.known))
+            self.document.problem(
+                loc,
+                f"{shown(written)} is not a provider",
+                remedy if remedy.endswith("?") else f"{remedy}, or define it under providers",
+            )
+        return ""
+
+    def _label(self, loc: Loc, provider: str, written: Any) -> str:
+        if not isinstance(written, str) or not written:
+            return ""
+        try:
+            label = normalise_label(written)
+        except ValueError as error:
+            self.document.problem(loc, "is empty", str(error))
+            return ""
+        other = self.first.setdefault((provider, label), loc)
+        if provider and other != loc:
+            self.document.problem(
+                loc,
+                f"{shown(written)} is the label of {name_of(other[:-1])} on line "
+                f"{self.document.line(other)} as well (both read as {shown(label)})",
+                "give each account of a provider a label of its own",
+            )
+        return label
+
+    def _models(self, loc: Loc, written: Any) -> None:
+        for i, glob in enumerate(written if isinstance(written, list) else ()):
+            if glob == "!":
+                self.document.problem((*loc, i), '"!" excludes nothing', 'write "!name*"')
+
+    def _host(self, loc: Loc, written: Any, provider: str) -> None:
+        """Check the host of an account: its credential follows it there."""
+        if not isinstance(written, str) or not written:
+            return
+        try:
+            rule = HostRule.parse(written)
+        except ValueError as error:
+            why = str(error).removeprefix(f"{written!r}: ")
+            self.document.problem(loc, "is not a host", why)
+            return
+        if rule.subdomains:
+            self.document.problem(loc, "is not one host", "write it without *")
+            return
+        known = self.providers.known.get(provider)
+        if known and not any(one.matches(rule.host, rule.port or 443) for one in known.hosts):
+            self.document.problem(
+                loc,
+                f"{shown(written)} is not a host of {provider}",
+                f"add it to providers.{provider}.hosts",
+            )
+
+    def _source(self, loc: Loc, value: dict[str, Any]) -> Source | None:
+        if "token" not in value:
+            return None
+        try:
+            source = source_of(value["token"], self.environ, self.directory)
+            # What is out of use need not be there; a command is tried once the proxy runs.
+            if value.get("enabled") is not False:
+                source.read_now()
+        except (Wrong, CredentialError) as error:
+            self.document.problem(loc, error.wrong, error.remedy)
+            return None
+        return source
+
+
+def _account(shape: AccountShape, provider: str, label: str) -> Account:
+    companions = {name: getattr(shape, name) for name in COMPANIONS}
+    if shape.deployments is not None:
+        companions["deployments"] = json.dumps(shape.deployments, sort_keys=True)
+    return Account(
+        provider=provider,
+        label=label,
+        priority=shape.priority,
+        weight=shape.weight,
+        models=ModelFilter(tuple(shape.models)),
+        max_concurrent=shape.max_concurrent,
+        min_interval_s=shape.min_interval,
+        enabled=shape.enabled,
+        account_type=shape.account_type,
+        companions={name: value for name, value in companions.items() if value is not None},
+    )

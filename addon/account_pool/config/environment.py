@@ -1,0 +1,81 @@
+"""The accounts there are without accounts.yaml: one per provider, labelled `default`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from account_pool.config.problems import ConfigError, Problem
+from account_pool.config.values import AccountEntry, Config
+from account_pool.core.account import Account
+from account_pool.core.credential import Secret
+from account_pool.credentials.copilot import ExchangeSettings
+from account_pool.credentials.errors import CredentialError
+from account_pool.credentials.sources import EnvSource, FileSource, Source, ValueSource
+from account_pool.providers.base import Provider
+
+LABEL = "default"
+COPILOT = "copilot"
+#: Where a GitHub token is usually kept, in this order.
+GITHUB_VARIABLES = ("GITHUB_TOKEN", "GH_TOKEN")
+GITHUB_FILE = "github_token"
+
+
+def accounts_of_environment(
+    environ: Mapping[str, str],
+    github_token: str | None,
+    account_type: str | None,
+    directories: Sequence[Path],
+    built_in: Mapping[str, Provider],
+) -> Config:
+    """Return one account per provider that has a credential in one of the usual places.
+
+    Raises ConfigError when a credential is there but cannot be used.
+    """
+    entries, problems = [], []
+    for name, provider in built_in.items():
+        is_copilot = name == COPILOT
+        found = (
+            _github_sources(environ, github_token, directories, provider)
+            if is_copilot
+            else _variables(environ, provider.env)
+        )
+        source = next(found, None)
+        if source is None:
+            continue
+        account = Account(
+            provider=name, label=LABEL, account_type=account_type if is_copilot else None
+        )
+        try:
+            source.read_now()
+        except CredentialError as error:
+            place = source.path if isinstance(source, FileSource) else Path(source.describe())
+            problems.append(Problem(place, None, "", error.wrong, error.remedy))
+        entries.append(AccountEntry(account, source))
+    if problems:
+        raise ConfigError(problems)
+    exchanges = {COPILOT: ExchangeSettings()} if COPILOT in built_in else {}
+    return Config(tuple(entries), dict(built_in), exchanges, {}, None)
+
+
+def _variables(environ: Mapping[str, str], names: Sequence[str]) -> Iterator[Source]:
+    """Yield those that are set; an empty variable is the usual way to unset one."""
+    for name in names:
+        if environ.get(name, "").strip():
+            yield EnvSource(name, environ)
+
+
+def _github_sources(
+    environ: Mapping[str, str],
+    github_token: str | None,
+    directories: Sequence[Path],
+    provider: Provider,
+) -> Iterator[Source]:
+    if github_token:
+        # A dollar sign on the command line was the shell's business.
+        yield ValueSource(Secret(github_token.replace("$", "$$")), environ, "pool_github_token")
+    yield from _variables(environ, (*GITHUB_VARIABLES, *provider.env))
+    for directory in directories:
+        path = directory / GITHUB_FILE
+        if path.is_file():
+            yield FileSource(path)

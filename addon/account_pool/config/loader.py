@@ -1,0 +1,61 @@
+"""Reads accounts.yaml as a whole: all of it, or all that is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from account_pool.config.accounts import read_accounts
+from account_pool.config.document import Document, read
+from account_pool.config.pool_options import BY_NAME, OptionValue
+from account_pool.config.problems import ConfigError, Wrong, shown_key, unknown
+from account_pool.config.user_providers import read_providers
+from account_pool.config.values import Config
+from account_pool.providers.base import Provider
+
+SECTIONS = ("accounts", "providers", "pool")
+
+
+def load_file(path: Path, environ: Mapping[str, str], built_in: Mapping[str, Provider]) -> Config:
+    """Return what *path* says. Raises ConfigError with every problem there is."""
+    document = read(path)
+    if not isinstance(document.data, dict):
+        document.problem((), "the file is not a mapping", "begin it with `accounts:`")
+        raise ConfigError(document.problems)
+    for key in document.data:
+        if key not in SECTIONS:
+            document.problem((key,), f"unknown key {shown_key(key)}", unknown(key, SECTIONS))
+    providers = read_providers(document, built_in)
+    accounts = read_accounts(document, providers, environ, path.parent)
+    options = _read_options(document)
+    if document.problems:
+        raise ConfigError(document.problems)
+    return Config(accounts, providers.known, providers.exchanges, options, path)
+
+
+def _read_options(document: Document) -> dict[str, OptionValue]:
+    options: dict[str, OptionValue] = {}
+    section = document.data.get("pool")
+    if section is None:
+        return options
+    if not isinstance(section, dict):
+        document.problem(("pool",), "is not a mapping", "write `option: value` below it")
+        return options
+    for name, value in section.items():
+        try:
+            options[name] = _read_option(name, value)
+        except Wrong as error:
+            document.problem(("pool", name), error.wrong, error.remedy)
+    return options
+
+
+def _read_option(name: str, value: object) -> OptionValue:
+    option = BY_NAME.get(name) or BY_NAME.get(name.removeprefix("pool_"))
+    if option is None:
+        accepted = [o.name for o in BY_NAME.values() if not o.not_in_file]
+        raise Wrong(f"unknown option {shown_key(name)}", unknown(name, accepted))
+    if option.name != name:
+        raise Wrong("the prefix pool_ is for the command line", f"write {option.name}")
+    if option.not_in_file:
+        raise Wrong(f"cannot be set here: {option.not_in_file}", "remove this line")
+    return option.check(value)

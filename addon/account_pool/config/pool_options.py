@@ -1,0 +1,237 @@
+"""The options of the pool: one table for the command line and for `pool:` in accounts.yaml.
+
+mitmproxy has no options of type float: `--set` raises NotImplementedError for them
+(`optmanager._parse_setval`, 11.0 to 12.2). Numbers with a fraction are therefore
+options of type str there, read here; in accounts.yaml they are plain numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from account_pool.config.problems import Wrong, shown
+
+OptionValue = str | int | float | bool
+ValueType = type[str] | type[int] | type[float] | type[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolOption:
+    """One option.
+
+    Attributes:
+        name: without the prefix: `max_wait` is `pool_max_wait` on the command line.
+        type: of the value; for mitmproxy's own type see `typespec`.
+        default: its default.
+        help: one paragraph, with unit.
+        choices: the values accepted, None for any.
+        minimum: the smallest number accepted.
+        not_in_file: why accounts.yaml cannot set it; "" when it can.
+    """
+
+    name: str
+    type: ValueType
+    default: OptionValue
+    help: str
+    choices: tuple[str, ...] | None = None
+    minimum: float = 0
+    not_in_file: str = ""
+
+    @property
+    def option(self) -> str:
+        """The name of the mitmproxy option."""
+        return f"pool_{self.name}"
+
+    @property
+    def typespec(self) -> ValueType:
+        """The type to give to mitmproxy's `add_option`."""
+        return str if self.type is float else self.type
+
+    @property
+    def option_default(self) -> str | int | bool:
+        """The default to give to mitmproxy's `add_option`."""
+        return f"{self.default:g}" if isinstance(self.default, float) else self.default
+
+    def read(self, text: Any) -> OptionValue:
+        """Return the value of the mitmproxy option. Raises `Wrong`, a ValueError."""
+        if self.type is float and isinstance(text, str):
+            try:
+                return self.check(float(text))
+            except ValueError as error:
+                if isinstance(error, Wrong):
+                    raise
+                raise Wrong(f"{shown(text)} is not a number", self._accepted()) from None
+        return self.check(text)
+
+    def check(self, value: Any) -> OptionValue:
+        """Return *value* if the option takes it. Raises `Wrong`, a ValueError."""
+        if self.type is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if type(value) is not self.type:
+            raise Wrong(f"{self._shown(value)} is not {_NAMES[self.type]}", self._accepted())
+        if isinstance(value, float) and not math.isfinite(value):
+            raise Wrong("it is not a finite number", self._accepted())
+        if isinstance(value, int | float) and value < self.minimum:
+            raise Wrong(f"{value:g} is less than {self.minimum:g}", self._accepted())
+        if self.choices is not None and value not in self.choices:
+            raise Wrong(f"{self._shown(value)} is not accepted", self._accepted())
+        checked: OptionValue = value
+        return checked
+
+    def _shown(self, value: Any) -> str:
+        return "the value" if self.name == "github_token" else shown(value)
+
+    def _accepted(self) -> str:
+        if self.choices is not None:
+            return "write one of " + ", ".join(choice or '""' for choice in self.choices)
+        if self.type is bool:
+            return "write true or false"
+        if self.type is str:
+            return "write text, in quotes"
+        at_least = f" of {self.minimum:g} or more" if self.minimum else ""
+        return f"write a number{at_least} such as {self.default:g}"
+
+
+_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+#: In the order of design.md, section 5.
+POOL_OPTIONS: tuple[PoolOption, ...] = (
+    PoolOption(
+        "accounts",
+        str,
+        "accounts.yaml",
+        "Path of the file that lists the accounts. Without it, one account per provider is "
+        "taken from the usual environment variables.",
+        not_in_file="it names this file",
+    ),
+    PoolOption(
+        "strategy",
+        str,
+        "round-robin",
+        "How the account of a request is selected among the available ones of the best "
+        "priority: the next in turn, the one with the fewest requests in flight, the least "
+        "recently used, always the first, or the one with the largest known remaining share.",
+        choices=("round-robin", "least-busy", "least-recent", "fill-first", "most-headroom"),
+    ),
+    PoolOption(
+        "max_attempts",
+        int,
+        10,
+        "The most times one request is sent upstream, over all accounts together.",
+        minimum=1,
+    ),
+    PoolOption(
+        "max_wait",
+        float,
+        30.0,
+        "How long a request is held, in seconds, when no account can serve it. 0 answers at once.",
+    ),
+    PoolOption(
+        "patience",
+        float,
+        3.0,
+        "How long, in seconds, it is worth waiting for the account of a session before the "
+        "session moves to another one.",
+    ),
+    PoolOption(
+        "cooldown",
+        float,
+        300.0,
+        "How long an account rests, in seconds, after a limit that names no reset. Doubles "
+        "with each limit in a row, up to half an hour.",
+        minimum=1,
+    ),
+    PoolOption(
+        "state",
+        str,
+        "",
+        "Path of the database that keeps cooldowns and sessions over a restart, or memory: "
+        "for none. Empty: a file in mitmproxy's own directory.",
+    ),
+    PoolOption(
+        "github_token",
+        str,
+        "",
+        "The GitHub token of a single Copilot account, when there is no file of accounts. "
+        "Other users of this machine can see it on the command line: prefer GITHUB_TOKEN.",
+        not_in_file="it is for use without this file",
+    ),
+    PoolOption(
+        "account_type",
+        str,
+        "individual",
+        "The Copilot plan of the account that is used without a file of accounts.",
+        choices=("individual", "business", "enterprise"),
+    ),
+    PoolOption(
+        "show_tokens",
+        bool,
+        False,
+        "Show credentials in full in the answers of the admin pages to local users.",
+    ),
+    PoolOption(
+        "gate",
+        float,
+        5.0,
+        "How long, in seconds, the beginning of a stream is held to see whether it is an "
+        "error. Past it, the answer goes to the client as it comes.",
+    ),
+    PoolOption(
+        "websockets",
+        str,
+        "",
+        "What to do with a WebSocket of a pool host: refuse it with 426, so that the client "
+        "falls back to HTTP, or pin it to one account. Empty: what suits the provider.",
+        choices=("", "refuse", "pin"),
+    ),
+    PoolOption(
+        "retry_broken",
+        bool,
+        False,
+        "Send a request again when its connection broke after it may have run. It may then "
+        "be billed twice.",
+    ),
+    PoolOption(
+        "editor_version",
+        str,
+        "",
+        "The Editor-Version to name in a Copilot token exchange until a client was seen, such "
+        "as vscode/1.104.0. Empty: the name of this project.",
+    ),
+    PoolOption(
+        "manual_approve",
+        bool,
+        False,
+        "Hold each request of the pool until it is resumed in mitmproxy or mitmweb.",
+    ),
+    PoolOption(
+        "intercept",
+        str,
+        "providers",
+        "Which hosts are decrypted: only those of the providers, or all of them.",
+        choices=("providers", "all"),
+    ),
+    PoolOption(
+        "allow_remote",
+        bool,
+        False,
+        "Let clients of other machines use the accounts. Otherwise only clients of this "
+        "machine may, or those that proxyauth has let in.",
+    ),
+)
+
+BY_NAME: Mapping[str, PoolOption] = {option.name: option for option in POOL_OPTIONS}
+
+
+def settings(
+    in_file: Mapping[str, OptionValue], given: Mapping[str, OptionValue]
+) -> dict[str, OptionValue]:
+    """Return the value of every option, by name without prefix.
+
+    What was *given* on the command line comes before the `pool:` section *in_file*,
+    and that before the defaults. Both are checked already.
+    """
+    return {option.name: option.default for option in POOL_OPTIONS} | {**in_file, **given}

@@ -1,0 +1,94 @@
+"""Turns `token:` into the source of a credential. No value of it is ever repeated."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from account_pool.config.explain import REMEDIES
+from account_pool.config.models import TOKEN_KEYS
+from account_pool.config.problems import Wrong, unknown
+from account_pool.core.credential import Secret
+from account_pool.credentials.sources import (
+    CommandSource,
+    EnvSource,
+    FileSource,
+    Source,
+    ValueSource,
+)
+
+_HOW = REMEDIES["token"]
+
+
+def source_of(token: Any, environ: Mapping[str, str], directory: Path) -> Source:
+    """Return the source *token* describes; paths are relative to *directory*.
+
+    Raises Wrong. Whether the source has a credential is not looked at.
+    """
+    if isinstance(token, str) and token.strip():
+        return ValueSource(Secret(token), environ)
+    if isinstance(token, str):
+        raise Wrong("is empty", _HOW)
+    if token is None:
+        raise Wrong("has no value", _HOW)
+    if isinstance(token, bool | int | float):
+        raise Wrong("is not text", "put it in quotes")
+    if not isinstance(token, dict):
+        raise Wrong("is a list, not one token", _HOW)
+    return _from_mapping(token, environ, directory)
+
+
+def _from_mapping(token: dict[str, Any], environ: Mapping[str, str], directory: Path) -> Source:
+    if "oauth" in token:
+        raise Wrong(
+            "tokens that are refreshed (oauth) are not supported by this version",
+            "write one of {env: ...}, {file: ..., pointer: ...}, {command: ...}",
+        )
+    for key in token:
+        if key not in TOKEN_KEYS:
+            # The key itself may be a token: {sk-...} is a mapping in YAML.
+            raise Wrong("has an unknown key", unknown(key, TOKEN_KEYS))
+    for key, value in token.items():
+        if not isinstance(value, str) or not (value.strip() or key == "pointer"):
+            raise Wrong(f"the value of {key} is not text", f'write {{{key}: "..."}}')
+    kinds = [key for key in token if key != "pointer"]
+    if len(kinds) > 1:
+        raise Wrong(f"names two sources, {kinds[0]} and {kinds[1]}", "leave one of them")
+    if not kinds:
+        raise Wrong("names no source", _HOW)
+    if "pointer" in token and kinds != ["file"]:
+        raise Wrong("pointer belongs to a file", "write {file: PATH, pointer: /json/pointer}")
+    match kinds[0]:
+        case "env":
+            return EnvSource(token["env"].strip(), environ)
+        case "file":
+            return _file(token["file"].strip(), token.get("pointer"), environ, directory)
+        case _:
+            return _command(token["command"].strip(), environ)
+
+
+def _file(
+    written: str, pointer: str | None, environ: Mapping[str, str], directory: Path
+) -> FileSource:
+    if pointer and not pointer.startswith("/"):
+        raise Wrong("the pointer does not begin with /", "write one such as /tokens/access")
+    return FileSource(directory / expand_home(written, environ), pointer, written)
+
+
+def expand_home(written: str, environ: Mapping[str, str]) -> Path:
+    """Return the path with a leading ~ replaced by the home of *environ*."""
+    rest = written.removeprefix("~")
+    home = environ.get("HOME") or environ.get("USERPROFILE")
+    if rest == written or rest[:1] not in ("", "/", "\\") or not home:
+        return Path(written)
+    return Path(home) / rest.lstrip("/\\")
+
+
+def _command(written: str, environ: Mapping[str, str]) -> CommandSource:
+    try:
+        shlex.split(written)
+    except ValueError:
+        raise Wrong("the command has a quote without its end", "correct the quotes") from None
+    return CommandSource(written, environ)

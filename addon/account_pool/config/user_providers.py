@@ -1,0 +1,145 @@
+"""The `providers:` section: more hosts for built-in providers, and providers of one's own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from account_pool.config.document import Document, Loc
+from account_pool.config.explain import REMEDIES, check_shape
+from account_pool.config.models import ProviderShape
+from account_pool.config.problems import shown, shown_key, unknown
+from account_pool.credentials.copilot import (
+    DEFAULT_TOKEN_URL,
+    ExchangeSettings,
+    check_token_url,
+)
+from account_pool.providers.base import HostRule, Provider
+from account_pool.providers.registry import add_hosts, like
+
+#: The built-in provider whose accounts exchange their token.
+EXCHANGING = "copilot"
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")
+
+
+@dataclass(slots=True)
+class Providers:
+    """The providers of a configuration.
+
+    Attributes:
+        known: by name.
+        exchanges: for those whose accounts exchange their token.
+        unclear: names that had problems; their accounts cannot be judged.
+    """
+
+    known: dict[str, Provider]
+    exchanges: dict[str, ExchangeSettings]
+    unclear: set[str] = field(default_factory=set)
+
+
+def read_providers(document: Document, built_in: Mapping[str, Provider]) -> Providers:
+    """Return all providers; what is wrong is noted in *document*."""
+    exchanges = {EXCHANGING: ExchangeSettings()} if EXCHANGING in built_in else {}
+    providers = Providers(dict(built_in), exchanges)
+    section = document.data.get("providers")
+    if section is None:
+        return providers
+    if not isinstance(section, dict):
+        document.problem(
+            ("providers",), "is not a mapping", "write `name: {hosts: [...]}` below it"
+        )
+        return providers
+    reader = _Reader(document, built_in, providers)
+    for name, value in section.items():
+        reader.take(name, value)
+    return providers
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Reads one provider after the other into *result*."""
+
+    document: Document
+    built_in: Mapping[str, Provider]
+    result: Providers
+
+    def take(self, name: str, value: Any) -> None:
+        document, loc = self.document, ("providers", name)
+        before = len(document.problems)
+        if not _NAME.match(name):
+            document.problem(
+                loc, "is not a name for a provider", "use lower-case letters, digits, - and . only"
+            )
+        check_shape(document, loc, ProviderShape, value)
+        written = value if isinstance(value, dict) else {}
+        base = self._base(loc, name, written)
+        hosts = self._hosts((*loc, "hosts"), written.get("hosts"))
+        if name not in self.built_in and not written.get("hosts", True):
+            document.problem((*loc, "hosts"), "the list is empty", REMEDIES["hosts"])
+        if name not in self.built_in and "hosts" not in written:
+            document.problem((*loc, "hosts"), "is missing", REMEDIES["hosts"])
+        token_url = self._token_url((*loc, "token_url"), written.get("token_url"), base)
+        if base is None or len(document.problems) > before:
+            self.result.unclear.add(name)
+            return
+        original = self.built_in[base]
+        is_built_in = name in self.built_in
+        self.result.known[name] = (
+            add_hosts(original, hosts) if is_built_in else like(original, name, hosts)
+        )
+        if base == EXCHANGING:
+            self.result.exchanges[name] = ExchangeSettings(token_url=token_url, hosts=hosts)
+
+    def _base(self, loc: Loc, name: str, written: dict[str, Any]) -> str | None:
+        """Return the built-in provider that *name* is or is like."""
+        base = written.get("like")
+        accepted = sorted(self.built_in)
+        if name in self.built_in:
+            if base is not None:
+                self.document.problem((*loc, "like"), f"{name} is built in", "remove this line")
+            return name
+        if "like" not in written:
+            self.document.problem(
+                (*loc, "like"),
+                f"is missing, and {shown_key(name)} is not built in",
+                f"add like: openai, or {unknown(name, accepted)}",
+            )
+        if not isinstance(base, str) or not base:
+            return None
+        if base not in self.built_in:
+            self.document.problem(
+                (*loc, "like"), "is not a built-in provider", unknown(base, accepted)
+            )
+            return None
+        return base
+
+    def _hosts(self, loc: Loc, written: Any) -> tuple[HostRule, ...]:
+        rules = []
+        for i, text in enumerate(written if isinstance(written, list) else ()):
+            if not isinstance(text, str) or not text:
+                continue
+            try:
+                rules.append(HostRule.parse(text))
+            except ValueError as error:
+                # Its text is "'<what was written>': <what is accepted>".
+                why = str(error).removeprefix(f"{text!r}: ")
+                self.document.problem((*loc, i), f"{shown(text)} is not a host", why)
+        return tuple(rules)
+
+    def _token_url(self, loc: Loc, written: Any, base: str | None) -> str:
+        if not isinstance(written, str) or not written:
+            return DEFAULT_TOKEN_URL
+        if base is not None and base != EXCHANGING:
+            self.document.problem(loc, f"only {EXCHANGING} exchanges tokens", "remove this line")
+            return DEFAULT_TOKEN_URL
+        try:
+            check_token_url(written)
+        except ValueError as error:
+            self.document.problem(
+                loc, str(error), "write an https address; http is accepted to this machine only"
+            )
+            return DEFAULT_TOKEN_URL
+        return written

@@ -1,0 +1,47 @@
+"""What a configuration says, after it was checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from account_pool.config.pool_options import OptionValue
+from account_pool.core.account import Account
+from account_pool.credentials.copilot import ExchangeSettings
+from account_pool.credentials.sources import Source
+from account_pool.providers.base import Provider
+
+
+@dataclass(frozen=True, slots=True)
+class AccountEntry:
+    """An account and where its credential comes from.
+
+    Attributes:
+        account: what its owner wrote.
+        source: where the credential is read.
+        line: of accounts.yaml; None when it does not come from there.
+    """
+
+    account: Account
+    source: Source
+    line: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything accounts.yaml says.
+
+    Attributes:
+        accounts: in the order of the file, disabled ones included.
+        providers: by name: the built-in ones, with the hosts added, and the user's own.
+        exchanges: by name of provider, for those whose accounts exchange their token.
+        options: the `pool:` section, by name without prefix, checked.
+        path: the file; None when the accounts come from the environment.
+    """
+
+    accounts: tuple[AccountEntry, ...]
+    providers: Mapping[str, Provider]
+    exchanges: Mapping[str, ExchangeSettings]
+    options: Mapping[str, OptionValue]
+    path: Path | None

@@ -1,0 +1,109 @@
+"""Runs a command that prints a credential, and takes all of it down when it must end.
+
+Knows nothing of accounts. No shell is involved, so nothing in the command is expanded.
+What the command prints on its output is a secret and is never repeated; the last line
+of its error output is what its owner needs to read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Mapping, Sequence
+
+from account_pool.core.credential import MASK
+from account_pool.credentials.errors import CredentialError
+
+#: Long enough for a finger print, short enough to notice a command that waits for input.
+COMMAND_TIMEOUT_S = 30.0
+#: A credential is a line. What goes beyond is read, so that the command can end, and dropped.
+MAX_OUTPUT_BYTES = 64 * 1024
+MAX_SHOWN_CHARS = 200
+SHORTEST_MASKED_CHARS = 4
+
+
+async def run(
+    arguments: Sequence[str], shown: str, environ: Mapping[str, str], timeout_s: float
+) -> str:
+    """Run *arguments* and return what they print.
+
+    The command gets a process group of its own, and the group is killed at *timeout_s*
+    (seconds) or when the caller is cancelled: helpers must not outlive it. *shown*
+    stands for the command in messages. Raises CredentialError.
+    """
+    process = await _start(arguments, shown, environ)
+    ended = False
+    try:
+        async with asyncio.timeout(timeout_s):
+            output, errors, status = await asyncio.gather(
+                _read(process.stdout), _read(process.stderr), process.wait()
+            )
+            ended = True
+    except TimeoutError:
+        raise CredentialError(
+            f"the command {shown} did not end within {timeout_s:g} s",
+            "run it by hand: it must print the token without asking for anything",
+        ) from None
+    finally:
+        if not ended:
+            await _kill(process)
+    if status != 0:
+        raise CredentialError(
+            f"the command {shown} ended with status {status}{_last_line(errors, output)}",
+            "run it by hand and correct what it says",
+        )
+    return output
+
+
+async def _start(arguments: Sequence[str], shown: str, environ: Mapping[str, str]) -> Process:
+    try:
+        return await asyncio.create_subprocess_exec(
+            *arguments,
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=PIPE,
+            env=dict(environ),
+            start_new_session=sys.platform != "win32",
+        )
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise CredentialError(
+            f"the command {shown} cannot be started ({reason})",
+            "install it, or write its full path",
+        ) from None
+
+
+async def _read(stream: asyncio.StreamReader | None) -> str:
+    """Read *stream* to its end and return its beginning, decoded."""
+    assert stream is not None  # both are pipes
+    kept = bytearray()
+    while chunk := await stream.read(MAX_OUTPUT_BYTES):
+        kept += chunk[: MAX_OUTPUT_BYTES - len(kept)]
+    return kept.decode("utf-8", "replace")
+
+
+async def _kill(process: Process) -> None:
+    """End the process and everything in its group."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if sys.platform != "win32":
+            os.killpg(process.pid, signal.SIGKILL)
+        elif process.returncode is None:
+            process.kill()
+    await process.wait()
+
+
+def _last_line(errors: str, output: str) -> str:
+    """Return ": <last line of *errors*>", without anything that *output* has too."""
+    lines = errors.strip().splitlines()
+    if not lines:
+        return ""
+    line = "".join(c if c.isprintable() else " " for c in lines[-1]).strip()
+    # A command that shows its token on both must not get it into our log.
+    for word in output.split():
+        if len(word) >= SHORTEST_MASKED_CHARS:
+            line = line.replace(word, MASK)
+    return ": " + line[:MAX_SHOWN_CHARS]

@@ -1,0 +1,175 @@
+"""Holds the credentials of all accounts at run time and tells the pool when one changes.
+
+It owns the tasks: a loop per account that must be read by a command, exchanged or
+tried again. What happens within one account is `held.py`. Lives in one event loop;
+nothing here is called from another thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING
+
+from account_pool.core.account import AccountKey
+from account_pool.core.credential import Credential
+from account_pool.credentials.held import Exchange, Held, Publish
+from account_pool.credentials.placeholder import no_token_answer, token_answer
+from account_pool.providers.base import LocalAnswer
+
+if TYPE_CHECKING:
+    from account_pool.config import AccountEntry
+
+#: A sleeping laptop stops the clock that sleeps run on; the wall clock goes on. Looking
+#: at it so often, in seconds, bounds how late a renewal is after waking up.
+LONGEST_SLEEP_S = 60.0
+#: What a client is told to wait, in seconds, while no account has a token yet.
+NO_TOKEN_RETRY_S = 5
+
+
+class Keeper:
+    """The credentials of all accounts. See the module for what it owns."""
+
+    def __init__(
+        self,
+        entries: Iterable[AccountEntry],
+        publish: Publish,
+        exchange: Exchange,
+        *,
+        wall_clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        """Take what it needs; nothing happens before `start`.
+
+        *publish* is called in the loop's thread with (key, credentials by kind, problem
+        or None) whenever one of them changes. Both may be there: a token that is still
+        good and the reason why the next is not.
+        """
+        self._entries = tuple(entries)
+        self._publish = publish
+        self._exchange = exchange
+        self._wall_clock = wall_clock
+        self._sleep = sleep
+        self._chance = chance
+        self._held: dict[AccountKey, Held] = {}
+        self._loops: dict[AccountKey, asyncio.Task[None]] = {}
+
+    def start(self) -> None:
+        """Publish what can be read at once; start the rest, all accounts in parallel.
+
+        Call it in the event loop. Disabled accounts are not read.
+        """
+        self.update(self._entries)
+
+    def update(self, entries: Iterable[AccountEntry]) -> None:
+        """Take over a changed list of accounts. Unchanged accounts keep their tokens."""
+        wanted = {entry.account.key: entry for entry in entries if entry.account.enabled}
+        for key in self._held.keys() - wanted.keys():
+            self._forget(key)
+        order: dict[AccountKey, Held] = {}
+        for key, entry in wanted.items():
+            held = self._held.get(key)
+            if held is not None and _same_credential(held.entry, entry):
+                held.entry = entry
+                order[key] = held
+            else:
+                self._forget(key)
+                order[key] = self._add(entry)
+        self._held = order
+
+    def stop(self) -> None:
+        """Cancel everything. Nothing is published afterwards."""
+        for key in list(self._held):
+            self._forget(key)
+
+    async def refresh(self, key: AccountKey, refused: Credential) -> bool:
+        """Get another credential after the server refused *refused*.
+
+        Returns whether the account now has one that differs, also when somebody else
+        got it while we waited: there is one refresh at a time per account.
+        """
+        held = self._held.get(key)
+        if held is None:
+            return False
+        async with held.lock:
+            if held.has_other_than(refused):
+                return True
+            if self._held.get(key) is not held:
+                return False
+            if refused.kind != "copilot":
+                held.entry.source.refused(refused.secret)
+            wait_s = await held.renew()
+            self._restart(held, wait_s)
+            return held.has_other_than(refused)
+
+    async def first_try(self, provider: str) -> None:
+        """Wait until every account of *provider* has been tried once.
+
+        For a client that asks for its token right after the start; bound the wait.
+        """
+        for held in list(self._held.values()):
+            if held.key.provider == provider and held.key in self._loops:
+                await held.tried.wait()
+
+    def exchange_answer(self, wall_now: float, provider: str = "copilot") -> LocalAnswer:
+        """Answer a client's own token exchange, without any real token in it.
+
+        *wall_now* is in seconds since the epoch. 503 while no account has a token.
+        """
+        for held in self._held.values():
+            if held.key.provider == provider:
+                held.drop_expired()
+                if held.for_clients:
+                    return token_answer(held.for_clients, wall_now)
+        message = f"account-pool: no account of {provider} has a Copilot token; see the proxy's log"
+        return no_token_answer(message, NO_TOKEN_RETRY_S)
+
+    def _add(self, entry: AccountEntry) -> Held:
+        held = Held(entry, self._publish, self._exchange, self._wall_clock, self._chance)
+        self._held[held.key] = held
+        self._restart(held, held.read_now())
+        return held
+
+    def _forget(self, key: AccountKey) -> None:
+        held = self._held.pop(key, None)
+        if held is not None:
+            held.close()
+        loop = self._loops.pop(key, None)
+        if loop is not None:
+            loop.cancel()
+
+    def _restart(self, held: Held, wait_s: float | None) -> None:
+        """Let the account's loop begin anew with a wait, in seconds; None ends it."""
+        loop = self._loops.pop(held.key, None)
+        if loop is not None:
+            loop.cancel()
+        if wait_s is not None and self._held.get(held.key) is held:
+            self._loops[held.key] = asyncio.create_task(
+                self._keep(held, wait_s), name=f"credentials of {held.key}"
+            )
+
+    async def _keep(self, held: Held, wait_s: float | None) -> None:
+        while wait_s is not None:
+            await self._wait(held, wait_s)
+            async with held.lock:
+                wait_s = await held.renew()
+
+    async def _wait(self, held: Held, wait_s: float) -> None:
+        """Sleep *wait_s* seconds, by the clock that runs faster; see LONGEST_SLEEP_S."""
+        until = self._wall_clock() + wait_s
+        while wait_s > 0 and self._wall_clock() < until:
+            step_s = min(wait_s, LONGEST_SLEEP_S)
+            await self._sleep(step_s)
+            wait_s -= step_s
+            held.drop_expired()
+
+
+def _same_credential(one: AccountEntry, other: AccountEntry) -> bool:
+    """Say whether both entries lead to the same credential and companions."""
+    return (
+        one.source == other.source
+        and one.account.account_type == other.account.account_type
+        and one.account.companions == other.account.companions
+    )

@@ -1,0 +1,105 @@
+"""What one sees of the demo: a transcript while it happens, a table at the end.
+
+On a terminal in colour; into a file or a pipe plain text, one fact per line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime, timedelta
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from account_pool.demo.exchange import Exchange
+from account_pool.demo.story import LABELS, Question
+
+#: What mitmdump puts before each line.
+_TIME = re.compile(r"^\[\d\d:\d\d:\d\d\.\d+\]\s*")
+#: The pool's own line about a failover, e.g.
+#: "openai/work: 429 rate_limit, cools 38 s -> openai/spare".
+_COOLS = re.compile(r"\bopenai/(?P<label>[\w-]+): (?P<cause>.+?), cools (?P<seconds>[\d.]+) s")
+
+
+class Screen:
+    """Prints the demo. Knows what it has shown, decides nothing."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._asked: dict[str, int] = dict.fromkeys(LABELS.values(), 0)
+        self._refused: dict[str, int] = dict.fromkeys(LABELS.values(), 0)
+        self._resting: dict[str, str] = {}
+        self._streaming = False
+        self._held: list[str] = []
+
+    def opening(self, provider_url: str, proxy_url: str, script: str) -> None:
+        self._print("One provider, three accounts: work is rate limited, old is out of quota, ")
+        self._print("spare is fine. The client knows none of them.\n")
+        self._print(f"  provider  {provider_url} (scripted, stands in for OpenAI)", "dim")
+        self._print(f"  proxy     {proxy_url} (mitmdump -s {script})", "dim")
+
+    def question(self, number: int, question: Question) -> None:
+        self._print(f'\n{number}. POST /v1/chat/completions  "{question.text}"', "bold")
+
+    def exchange(self, exchange: Exchange) -> None:
+        """Show what the provider answered to an account, the moment it does."""
+        label = LABELS.get(exchange.request.credential)
+        reply = exchange.reply
+        if label is None or reply is None:
+            self._print("   the provider was asked with an unknown credential", "red")
+            return
+        self._asked[label] += 1
+        if reply.status < 400:
+            self._print(f"   openai/{label:6} {reply.status}", "green")
+            return
+        self._refused[label] += 1
+        code = json.loads(reply.body)["error"]["code"]
+        self._print(f"   openai/{label:6} {reply.status} {code}", "yellow")
+
+    def log_line(self, line: str) -> None:
+        """Show what mitmdump says, if the pool said it; never in the middle of an answer."""
+        if "openai/" not in line:
+            return
+        line = _TIME.sub("", line)
+        if cooling := _COOLS.search(line):
+            until = datetime.now() + timedelta(seconds=float(cooling["seconds"]))
+            line += f"  (until {until:%H:%M:%S})"
+            self._resting[cooling["label"]] = f"rests until {until:%H:%M:%S}: {cooling['cause']}"
+        if self._streaming:
+            self._held.append(line)
+        else:
+            self._print(f"     pool: {line}", "cyan")
+
+    def word(self, word: str) -> None:
+        """Show the next piece of the answer as it arrives at the client."""
+        if not self._streaming:
+            self._console.print("   > ", end="")
+        self._streaming = True
+        self._console.print(Text(word), end="")
+
+    def answered(self, status: int, chunks: int) -> None:
+        self._console.print()
+        self._streaming = False
+        held, self._held = self._held, []
+        for line in held:
+            self._print(f"     pool: {line}", "cyan")
+        self._print(f"   the client saw: {status}, streamed in {chunks} chunks", "dim")
+
+    def closing(self, script: str) -> None:
+        table = Table("account", "asked", "refused", "now", box=None, padding=(0, 2, 0, 0))
+        for label, asked in self._asked.items():
+            now = self._resting.get(label, "rests" if self._refused[label] else "serves")
+            table.add_row(f"openai/{label}", str(asked), str(self._refused[label]), now)
+        self._console.print()
+        self._console.print(table, soft_wrap=False)
+        self._print(
+            "\nWith accounts of your own: write them into accounts.yaml, start "
+            f"`mitmdump -s {script}` beside it, and run your tool with "
+            "HTTPS_PROXY=http://127.0.0.1:8080 and SSL_CERT_FILE=~/.mitmproxy/"
+            "mitmproxy-ca-cert.pem."
+        )
+
+    def _print(self, text: str, style: str = "") -> None:
+        self._console.print(Text(text, style=style))

@@ -1,0 +1,391 @@
+"""What services with an OpenAI-compatible API say when they refuse.
+
+The rows after a provider's own: an unknown gateway or a `like: openai` service is read
+by these alone. They keep to codes and sentences that vendors document or were recorded
+with; a sentence counts only at the statuses it belongs to, since other errors echo what
+a user wrote. Order matters: what is no limit although it looks like one stands first.
+"""
+
+from __future__ import annotations
+
+import re
+
+from account_pool.core import reset_hints
+from account_pool.core.outcome import OutcomeClass, Scope
+from account_pool.core.signals import Facts, Rule, first_wait, lone_reset, spent_window
+
+_I = re.IGNORECASE
+
+#: Statuses at which a sentence about money or limits is about the account. 0: in stream.
+REFUSALS = frozenset({0, 402, 403, 412, 429})
+
+
+def _limit_is_zero(facts: Facts) -> bool:
+    """Say whether a limit, not what remains of it, is 0."""
+    return any(
+        "ratelimit" in name and "limit" in name.partition("ratelimit")[2]
+        and reset_hints.seconds(value) == 0
+        for name, value in facts.headers.items()
+    )
+
+
+def _utc_day(facts: Facts) -> float | None:
+    """The reset that is named, else the end of the day in UTC."""
+    named = first_wait(facts, (spent_window, lone_reset))
+    return reset_hints.until_utc_midnight(facts.now) if named is None else named
+
+
+_TEAM_MODEL = re.compile(r"\bmodel [`'\"]?([\w./:-]{1,80}?)[`'\"]?(?=[\s,;]|\.\s|\.?$)")
+
+
+def named_model(facts: Facts) -> str | None:
+    """Return the model a sentence names: "... and model grok-4.5. Requests per ..."."""
+    found = _TEAM_MODEL.search(facts.message)
+    return found[1] if found else None
+
+
+#: The vendor's own trouble, told by a status that leaves no doubt.
+SERVER_STATUS_RULES: tuple[Rule, ...] = (
+    Rule(
+        why="no capacity",
+        cls=OutcomeClass.OVERLOADED,
+        status=frozenset({498, 503, 529}),
+        source="https://console.groq.com/docs/errors (498), RFC 9110 (503)",
+    ),
+    Rule(
+        why="server error",
+        cls=OutcomeClass.SERVER_ERROR,
+        when=lambda facts: facts.status >= 500,
+        source="RFC 9110 section 15.6",
+    ),
+)
+
+NO_LIMIT_RULES: tuple[Rule, ...] = (
+    Rule(
+        why="larger than the account's limit",
+        cls=OutcomeClass.REQUEST_ERROR,
+        # Same status, type and code as a real limit; no wait cures it.
+        status=frozenset({0, 413, 429}),
+        phrase=re.compile(r"\brequest too large\b|\bmust be reduced\b|\btoo large for\b", _I),
+        source="TheR1D/shell_gpt#653; https://console.groq.com/docs/errors (413)",
+    ),
+    Rule(
+        why="the limit itself is 0",
+        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
+        scope=Scope.MODEL,
+        status=frozenset({0, 403, 429}),
+        phrase=re.compile(r"\(actual/limit\): ?\d+/0\b"),
+        model=named_model,
+        source="xAI 429 resource-exhausted, recorded",
+    ),
+    Rule(
+        why="the limit itself is 0",
+        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
+        status=frozenset({429}),
+        when=_limit_is_zero,
+        source="Mistral 429, recorded: x-ratelimit-limit-req-minute: 0",
+    ),
+)
+
+CAPACITY_RULES: tuple[Rule, ...] = (
+    Rule(
+        why="the pool of the upstream provider is spent",
+        cls=OutcomeClass.OVERLOADED,
+        words=frozenset({"upstream_provider_shared_pool"}),
+        source="https://openrouter.ai/docs/api-reference/limits",
+    ),
+    Rule(
+        why="limited upstream",
+        cls=OutcomeClass.OVERLOADED,
+        status=frozenset({0, 429}),
+        phrase=re.compile(r"\brate[- ]limited upstream\b", _I),
+        source="OpenRouter 200 stream, recorded",
+    ),
+    Rule(
+        why="capacity of the tier for this model",
+        cls=OutcomeClass.RATE_LIMIT,
+        scope=Scope.MODEL,
+        words=frozenset({"service_tier_capacity_exceeded"}),
+        source="Mistral 429, recorded",
+    ),
+    Rule(
+        why="no capacity",
+        cls=OutcomeClass.OVERLOADED,
+        words=frozenset(
+            {
+                "capacity_exceeded",
+                "engine_overloaded",
+                "engine_overloaded_error",
+                "model_at_capacity",
+                "model_overloaded",
+                "overloaded",
+                "overloaded_error",
+                "server_overloaded",
+                "service_unavailable",
+                "service_unavailable_error",
+                "upstream_provider_rate_limit",
+            }
+        ),
+        source="type and code names of overload errors in public clients",
+    ),
+    Rule(
+        why="no capacity",
+        cls=OutcomeClass.OVERLOADED,
+        status=frozenset({0, 400, 429}),
+        phrase=re.compile(
+            r"\b(?:engine|model|server|service) is (?:currently |temporarily )?overloaded\b"
+            r"|\bat capacity\b|\bno capacity available\b|\bover capacity\b",
+            _I,
+        ),
+        source="openai error-codes guide; Codex 400 'Selected model is at capacity'",
+    ),
+)
+
+MONEY_RULES: tuple[Rule, ...] = (
+    Rule(
+        why="requests in flight use the credit up",
+        cls=OutcomeClass.RATE_LIMIT,
+        scope=Scope.ACCOUNT,
+        words=frozenset({"openrouter_in_flight_budget", "in_flight_budget_exhausted"}),
+        source="OpenRouter 402, clears in seconds",
+    ),
+    Rule(
+        why="free requests of the day",
+        cls=OutcomeClass.QUOTA,
+        words=frozenset({"openrouter_free_tier_daily"}),
+        waits=(_utc_day,),
+        source="https://openrouter.ai/docs/api-reference/limits",
+    ),
+    Rule(
+        why="free requests of the day",
+        cls=OutcomeClass.QUOTA,
+        status=frozenset({0, 429}),
+        phrase=re.compile(r"\bfree-models-per-day\b"),
+        waits=(_utc_day,),
+        source="OpenRouter 429, recorded",
+    ),
+    Rule(
+        why="free requests of the minute",
+        cls=OutcomeClass.RATE_LIMIT,
+        scope=Scope.ACCOUNT,
+        status=frozenset({0, 429}),
+        phrase=re.compile(r"\bfree-models-per-min\b"),
+        source="https://openrouter.ai/docs/api-reference/limits",
+    ),
+    Rule(
+        why="out of credit",
+        cls=OutcomeClass.QUOTA,
+        words=frozenset(
+            {
+                "access_terminated_billing",
+                "balance_not_enough",
+                "billing_error",
+                "billing_hard_limit_reached",
+                "billing_limit_reached",
+                "billing_not_active",
+                "credits_exhausted",
+                "exceeded_current_quota_error",
+                "insufficient_balance",
+                "insufficient_credits",
+                "insufficient_funds",
+                "insufficient_quota",
+                "openrouter_credits",
+                "openrouter_key_limit",
+                "organization_spend_limit_exceeded",
+                "payment_required",
+                "project_spend_limit_exceeded",
+                "spend_limit_exceeded",
+                "spending_limit_reached",
+            }
+        ),
+        # Paying cures it, not waiting: a wait that is named belongs to something else.
+        waits=(),
+        source="https://platform.openai.com/docs/guides/error-codes and vendors' clients",
+    ),
+    Rule(
+        why="a limit per minute that is called a credit limit",
+        cls=OutcomeClass.RATE_LIMIT,
+        scope=Scope.ACCOUNT,
+        status=frozenset({429}),
+        words=frozenset({"credit_limit"}),
+        when=lambda facts: facts.window_s is not None,
+        source="togethercomputer/MoA#27",
+    ),
+    Rule(
+        why="out of credit",
+        cls=OutcomeClass.QUOTA,
+        status=REFUSALS,
+        phrase=re.compile(
+            r"\binsufficient (?:balance|credits?|funds)\b|\bcredit limit exceeded\b"
+            r"|\bused all (?:of )?(?:the |your )?(?:available )?credits\b"
+            r"|\b(?:monthly )?spending limit\b|\bout of credits\b|\bpayment required\b"
+            r"|\bcredit balance\b|\byou have no quota\b|\btrial (?:has |period )?(?:ended|expired)",
+            _I,
+        ),
+        waits=(),
+        source="xAI 403 and 429, Fireworks 412, Together 402, DeepSeek 402, recorded",
+    ),
+    Rule(
+        why="a budget of days behind a gateway",
+        cls=OutcomeClass.QUOTA,
+        status=frozenset({403}),
+        phrase=re.compile(r"\bquota (?:is |has been )?exceeded\b|\bout of call volume quota\b", _I),
+        source="https://learn.microsoft.com/azure/api-management/azure-openai-token-limit-policy",
+    ),
+    Rule(
+        why="suspended for want of money",
+        cls=OutcomeClass.QUOTA,
+        status=frozenset({412}),
+        phrase=re.compile(r"\baccount\b.*\bsuspended\b", _I),
+        waits=(),
+        source="Fireworks 412, recorded",
+    ),
+)
+
+AUTH_RULES: tuple[Rule, ...] = (
+    Rule(
+        why="the token has expired",
+        cls=OutcomeClass.AUTH_EXPIRED,
+        words=frozenset({"token_expired", "expired_token", "access_token_expired"}),
+        source="Soju06/codex-lb app/core/balancer/logic.py",
+    ),
+    Rule(
+        why="the credential is not accepted",
+        cls=OutcomeClass.AUTH_INVALID,
+        words=frozenset(
+            {
+                "app_session_terminated",
+                "incorrect_api_key",
+                "invalid_api_key",
+                "invalid_authentication",
+                "invalid_token",
+                "refresh_token_expired",
+                "refresh_token_invalidated",
+                "refresh_token_reused",
+                "token_invalidated",
+                "token_revoked",
+                "wrong_api_key",
+            }
+        ),
+        source="openai error-codes guide; groq, Cerebras, Codex 401, recorded",
+    ),
+    Rule(
+        why="the account is closed or suspended",
+        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
+        words=frozenset({"account_deactivated", "account_suspended", "organization_deactivated"}),
+        source="Soju06/codex-lb app/core/balancer/logic.py",
+    ),
+    Rule(
+        why="the region or address is not served",
+        cls=OutcomeClass.REQUEST_ERROR,
+        # The same from every account behind this address.
+        words=frozenset({"unsupported_country_region_territory"}),
+        source="openai error-codes guide (403)",
+    ),
+    Rule(
+        why="the plan does not include this model",
+        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
+        scope=Scope.MODEL,
+        words=frozenset({"model_not_supported", "tier_not_allowed"}),
+        model=named_model,
+        source="Mistral 403; Copilot 400 model_not_supported",
+    ),
+    Rule(
+        why="no access to this model",
+        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
+        scope=Scope.MODEL,
+        status=frozenset({403}),
+        phrase=re.compile(r"\bnot have access to (?:the )?model\b|\bmodel not allowed\b", _I),
+        model=named_model,
+        source="openai error-codes guide (403 model_not_found)",
+    ),
+)
+
+RATE_RULES: tuple[Rule, ...] = (
+    Rule(
+        why="rate limit",
+        cls=OutcomeClass.RATE_LIMIT,
+        words=frozenset(
+            {
+                "rate_limit",
+                "rate_limit_error",
+                "rate_limit_exceeded",
+                "rate_limit_reached",
+                "rate_limited",
+                "rate_limit_reached_error",
+                "request_quota_exceeded",
+                "resource-exhausted",
+                "throttled",
+                "throttling_error",
+                "token_quota_exceeded",
+                "tokens_limit_reached",
+                "too_many_requests",
+                "too_many_requests_error",
+            }
+        ),
+        source="type and code names of rate limits: openai, groq, Cerebras, Mistral, xAI",
+    ),
+    Rule(
+        why="rate limit",
+        cls=OutcomeClass.RATE_LIMIT,
+        status=frozenset({0}),
+        phrase=re.compile(r"\brate limit (?:reached|exceeded)\b|\btoo many requests\b", _I),
+        source="streams that carry a message only: Copilot, OpenRouter",
+    ),
+)
+
+#: An event inside a stream names no status: its code must say whose fault it is.
+STREAM_RULES: tuple[Rule, ...] = (
+    Rule(
+        why="request error",
+        cls=OutcomeClass.REQUEST_ERROR,
+        status=frozenset({0}),
+        words=frozenset(
+            {
+                "bad_request",
+                "bio_policy",
+                "content_filter",
+                "content_policy_violation",
+                "context_length_exceeded",
+                "context_window_exceeded",
+                "cyber_policy",
+                "image_content_policy_violation",
+                "invalid_encrypted_content",
+                "invalid_prompt",
+                "invalid_request",
+                "invalid_request_body",
+                "invalid_request_error",
+                "invalid_value",
+                "missing_required_parameter",
+                "model_not_found",
+                "not_found_error",
+                "off_topic",
+                "previous_response_not_found",
+                "request_too_large",
+                "string_above_max_length",
+                "unsupported_parameter",
+                "unsupported_value",
+                "websocket_connection_limit_reached",
+            }
+        ),
+        source="openai API reference, ResponseError; Copilot, Codex clients",
+    ),
+    Rule(
+        why="request error",
+        cls=OutcomeClass.REQUEST_ERROR,
+        status=frozenset({0}),
+        when=lambda facts: any(_ABOUT_INPUT.match(word) for word in facts.words),
+        source="openai API reference, ResponseError: invalid_image, image_too_large, ...",
+    ),
+)
+_ABOUT_INPUT = re.compile(r"(?:invalid|unsupported|empty|image|failed_to_download)_")
+
+COMPATIBLE_RULES: tuple[Rule, ...] = (
+    *NO_LIMIT_RULES,
+    *SERVER_STATUS_RULES,
+    *CAPACITY_RULES,
+    *MONEY_RULES,
+    *AUTH_RULES,
+    *RATE_RULES,
+    *STREAM_RULES,
+)

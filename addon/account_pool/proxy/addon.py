@@ -1,0 +1,165 @@
+"""The addon: what mitmproxy calls. Wires configuration, credentials, pool and layer.
+
+Hooks stand in the order they fire. `load`, `configure`, `running` and `done` are plain
+functions: on a live reload mitmproxy calls them synchronously.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from mitmproxy import ctx, exceptions, http
+from mitmproxy.addonmanager import Loader
+from mitmproxy.connection import Client
+from mitmproxy.log import ALERT
+from mitmproxy.proxy import layer
+
+from account_pool import config
+from account_pool.config.pool_options import OptionValue
+from account_pool.config.pool_options import settings as merged
+from account_pool.core.account import AccountKey
+from account_pool.core.credential import Credential
+from account_pool.core.pool import Pool
+from account_pool.credentials.keeper import Keeper
+from account_pool.proxy import exchange, interception, options, replay
+from account_pool.proxy.commands import Commands
+from account_pool.proxy.hooks import Turn
+from account_pool.proxy.service import Service, Settings
+
+logger = logging.getLogger(__name__)
+
+_NOTHING = (
+    "account-pool: no accounts, traffic passes untouched. Write accounts.yaml (see "
+    "accounts.example.yaml) or set OPENAI_API_KEY, ANTHROPIC_API_KEY, GEMINI_API_KEY or GITHUB_TOKEN"
+)
+
+
+class AccountPool:
+    """Pools accounts inside mitmproxy."""
+
+    name = "account_pool"
+
+    def __init__(self) -> None:
+        self.service = Service(Pool(), Settings(), {})
+        self.keeper: Keeper | None = None
+        self.addons = [Commands(self)]
+        self._in_file: Mapping[str, OptionValue] = {}
+        self._configured = False
+        self._failed = False
+
+    def load(self, loader: Loader) -> None:
+        options.add(loader)
+        if not ctx.options.listen_host:
+            # mitmproxy listens everywhere unless told; a proxy that holds credentials
+            # must not.
+            ctx.options.update(listen_host="127.0.0.1")
+
+    def configure(self, updated: set[str]) -> None:
+        if not self._configured:
+            self._configured = True
+            self._start()
+        elif any(name.startswith("pool_") for name in updated) or updated & {
+            "proxyauth",
+            "ssl_insecure",
+            "proxy_debug",
+        }:
+            self._apply(self._values(self._in_file))
+
+    def running(self) -> None:
+        if self.keeper is not None:
+            self.keeper.start()
+        if self._failed:
+            return
+        states = list(self.service.pool.accounts())
+        if not states:
+            logger.log(ALERT, _NOTHING)
+            return
+        names = ", ".join(str(state.key) for state in states)
+        logger.log(ALERT, f"account-pool: {len(states)} accounts: {names}")
+
+    def next_layer(self, nextlayer: layer.NextLayer) -> None:
+        interception.choose(nextlayer, ctx.master.addons.get("nextlayer"), self.service)
+
+    async def request(self, flow: http.HTTPFlow) -> None:
+        # A live request is served in the layer; only mitmweb's Replay, which builds a
+        # plain one, has to be caught here.
+        if flow.is_replay == "request" and flow.live and not flow.response and not flow.error:
+            await replay.answer(flow, self.service)
+
+    async def pool_turn(self, turn: Turn) -> None:
+        await self.service.take_turn(turn)
+
+    def client_disconnected(self, client: Client) -> None:
+        self.service.client_gone(client)
+
+    def done(self) -> None:
+        if self.keeper is not None:
+            self.keeper.stop()
+
+    # -- configuration
+
+    def _start(self) -> None:
+        """Read the accounts for the first time. Errors end the start of mitmproxy."""
+        try:
+            loaded = self._load()
+            values = self._values(loaded.options)
+        except (config.ConfigError, exceptions.OptionsError) as e:
+            # An ERROR during startup makes mitmproxy exit before it serves anybody.
+            self._failed = True
+            for line in str(e).splitlines():
+                logger.error(f"account-pool: {line}")
+            return
+        self._in_file = loaded.options
+        self.service.pool = pool = Pool(
+            strategy=str(values["strategy"]),
+            default_cooldown_s=float(values["cooldown"]),
+            chance=self.service.chance,
+        )
+        now = self.service.now()
+        for entry in loaded.accounts:
+            pool.add(entry.account, now=now, pending=entry.account.enabled)
+        self.service.set_providers(loaded.providers)
+        self.service.settings = options.settings(values, ctx.options)
+        copilot = exchange.make(loaded, str(values["editor_version"]), ctx.options)
+        self.keeper = Keeper(loaded.accounts, self._publish, copilot, wall_clock=time.time)
+        exchange.serve(self.service, self.keeper, copilot, loaded)
+        self.service.refresh = self.keeper.refresh
+
+    def _load(self) -> config.Config:
+        path = Path(ctx.options.pool_accounts).expanduser()
+        given = options.given(ctx.options)
+        if path.exists() or "accounts" in given:
+            return config.load(path, os.environ)
+        return config.from_environment(
+            os.environ,
+            github_token=ctx.options.pool_github_token or None,
+            account_type=ctx.options.pool_account_type,
+            directories=(Path.cwd(), Path(ctx.options.confdir).expanduser()),
+        )
+
+    def _values(self, in_file: Mapping[str, OptionValue]) -> dict[str, OptionValue]:
+        if getattr(ctx.options, "proxy_debug", False):
+            raise exceptions.OptionsError(
+                "proxy_debug: prints every byte that is sent, credentials included; "
+                "leave it off while the account pool runs"
+            )
+        return merged(in_file, options.given(ctx.options))
+
+    def _apply(self, values: Mapping[str, OptionValue]) -> None:
+        """Take over options that were changed while the proxy runs."""
+        pool = self.service.pool
+        pool.default_cooldown_s = float(values["cooldown"])
+        pool.set_strategy(str(values["strategy"]), now=self.service.now())
+        self.service.settings = options.settings(values, ctx.options)
+
+    def _publish(
+        self, key: AccountKey, credentials: Mapping[str, Credential], problem: str | None
+    ) -> None:
+        """The keeper has news of an account's credentials."""
+        self.service.pool.set_credentials(
+            key, credentials, now=self.service.now(), problem=problem, pending=problem is None
+        )

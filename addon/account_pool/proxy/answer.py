@@ -1,0 +1,156 @@
+"""How far an answer is read before it is known what it is.
+
+A refusal (status 400 and up) is read to its end, so that it can be understood and, if
+need be, delivered. A success is read up to its first committing event. Both are bounded
+in bytes; the stream bounds them in time. What was read is held as it came, byte for
+byte, and goes to the client if the answer turns out to be the one to deliver.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from typing import Any
+
+from mitmproxy import http
+
+from account_pool.core.outcome import Answer
+from account_pool.core.sse import Decision, Gate, Verdict, gate_shape
+from account_pool.providers.base import Provider
+from account_pool.proxy.decoding import Decoder
+
+#: Longest refusal that is kept; the longest recorded one is under 3 KiB.
+MAX_REFUSAL_BYTES = 65536
+#: Bound of the first-event gate (design.md section 7).
+MAX_GATE_BYTES = 65536
+
+
+class Reading(Enum):
+    """What is known after a piece of an answer."""
+
+    MORE = "more"
+    #: hand it to the client
+    COMMIT = "commit"
+    #: classify it
+    REFUSED = "refused"
+
+
+class AnswerReader:
+    """Reads one answer.
+
+    Attributes:
+        response: its head, as it came.
+        held: the raw body so far.
+        complete: whether *held* is the whole body.
+    """
+
+    def __init__(self, response: http.Response, provider: Provider) -> None:
+        self.response = response
+        self.held: list[bytes] = []
+        self.complete = False
+        self._size = 0
+        self._gate: Gate | None = None
+        self._decision: Decision | None = None
+        self._refusal = response.status_code >= 400
+        self._decoder: Decoder | None = None
+        headers = response.headers
+        shape = None
+        if not self._refusal and 200 <= response.status_code < 300:
+            shape = gate_shape(headers.get("content-type", ""))
+        if shape is not None:
+            self._gate = Gate(provider.judge, shape, max_bytes=MAX_GATE_BYTES)
+        if self._gate is not None or self._refusal:
+            try:
+                self._decoder = Decoder(
+                    headers.get("content-encoding", ""), max_bytes=MAX_REFUSAL_BYTES * 2
+                )
+            except ValueError:
+                # An encoding the client asked for and we cannot read: nothing can be
+                # told from the body, so a success is taken for one.
+                self._gate = None
+        self._text = bytearray()
+
+    @property
+    def first(self) -> Reading:
+        """What the head alone tells."""
+        return Reading.MORE if self._refusal or self._gate is not None else Reading.COMMIT
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether the head names no length, so that reading needs a bound in time."""
+        return "content-length" not in self.response.headers
+
+    def feed(self, data: bytes) -> Reading:
+        """Take in the next piece of the body."""
+        self.held.append(data)
+        self._size += len(data)
+        decoded = self._decode(data)
+        if self._gate is not None:
+            return self._decided(
+                self._gate.expired() if decoded is None else self._gate.feed(decoded)
+            )
+        self._text += decoded or b""
+        return Reading.REFUSED if self._size > MAX_REFUSAL_BYTES else Reading.MORE
+
+    def end(self) -> Reading:
+        """The body has ended."""
+        self.complete = True
+        return self._decided(self._gate.end()) if self._gate is not None else Reading.REFUSED
+
+    def expired(self) -> Reading:
+        """The time bound has come."""
+        return self._decided(self._gate.expired()) if self._gate is not None else Reading.REFUSED
+
+    @property
+    def in_stream(self) -> bool:
+        """Whether the refusal came inside an answer that began as a success."""
+        return not self._refusal
+
+    def answer(self, model: str | None, wall_now: float) -> Answer:
+        """Return what was read, as values for `Provider.classify`."""
+        headers: dict[str, str] = {}
+        for name, value in self.response.headers.items(multi=True):
+            lower = name.lower()
+            headers[lower] = f"{headers[lower]}, {value}" if lower in headers else value
+        text = self._text.decode("utf-8", "replace")
+        decision = self._decision
+        return Answer(
+            status=self.response.status_code,
+            headers=headers,
+            text=text,
+            payload=decision.payload if decision else _json(text),
+            in_stream=self.in_stream,
+            event=decision.event if decision else None,
+            model=model,
+            wall_now=wall_now,
+        )
+
+    def text(self) -> str:
+        """The decoded body of a refusal, as far as it was read."""
+        return self._text.decode("utf-8", "replace")
+
+    def _decode(self, data: bytes) -> bytes | None:
+        """Return the decoded piece, None when the body cannot be read."""
+        if self._decoder is None:
+            return None
+        try:
+            return self._decoder.feed(data)
+        except ValueError:
+            self._decoder = None
+            return None
+
+    def _decided(self, decision: Decision | None) -> Reading:
+        if decision is None:
+            return Reading.MORE
+        self._decision = decision
+        return Reading.REFUSED if decision.verdict is Verdict.REFUSE else Reading.COMMIT
+
+
+def _json(text: str) -> Any:
+    """Parse a body that looks like JSON; None otherwise."""
+    if text.lstrip()[:1] not in ("{", "["):
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None

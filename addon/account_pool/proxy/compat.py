@@ -1,0 +1,21 @@
+"""What differs between mitmproxy 11.0.2 and 12.x, in one place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mitmproxy.net.http import status_codes
+from mitmproxy.proxy.layers import http
+
+#: Cancels a stream upstream. mitmproxy 12 has an enum, 11 used status codes.
+CANCEL: Any
+#: Ends a client's stream after headers were sent.
+SERVER_ERROR: Any
+
+_codes = getattr(http._events, "ErrorCode", None)
+if _codes is not None:
+    CANCEL = _codes.CANCEL
+    SERVER_ERROR = _codes.GENERIC_SERVER_ERROR
+else:
+    CANCEL = status_codes.CLIENT_CLOSED_REQUEST
+    SERVER_ERROR = status_codes.BAD_GATEWAY

@@ -1,0 +1,82 @@
+"""Content decodings, a piece at a time and bounded.
+
+The gate must see the first event of a compressed stream before the stream ends, and a
+hostile body must not blow up in memory.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+
+import brotli
+import zstandard
+
+#: Raw bytes decoded at once: bounds what one step of a decompression bomb can unpack.
+_SLICE = 4096
+
+
+class UnknownEncoding(ValueError):
+    """A content-encoding that cannot be read here."""
+
+
+class Decoder:
+    """Undoes one content-encoding incrementally.
+
+    Args:
+        encoding: the content-encoding header, "" for none.
+        max_bytes: stop decoding beyond so many bytes; what was decoded stays valid.
+
+    Raises UnknownEncoding.
+    """
+
+    def __init__(self, encoding: str, *, max_bytes: int) -> None:
+        self._step = _stepper(encoding.strip().lower())
+        self._left = max_bytes
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what *data* adds. Raises ValueError when it is damaged."""
+        if self._step is None:
+            return data
+        out = bytearray()
+        try:
+            for start in range(0, len(data), _SLICE):
+                if self._left <= 0:
+                    break
+                piece = self._step(data[start : start + _SLICE])
+                self._left -= len(piece)
+                out += piece
+        except (zlib.error, brotli.error, zstandard.ZstdError) as e:
+            raise ValueError(f"damaged body: {type(e).__name__}") from None
+        return bytes(out)
+
+
+def _stepper(encoding: str) -> Callable[[bytes], bytes] | None:
+    match encoding:
+        case "" | "identity" | "none":
+            return None
+        case "gzip" | "x-gzip":
+            return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16).decompress
+        case "deflate":
+            return _Deflate().feed
+        case "br":
+            return brotli.Decompressor().process  # type: ignore[no-any-return]  # untyped library
+        case "zstd":
+            return zstandard.ZstdDecompressor().decompressobj().decompress
+        case _:
+            raise UnknownEncoding(f"cannot read content-encoding {encoding!r}")
+
+
+class _Deflate:
+    """`deflate` means zlib; some servers send the raw stream. The first bytes tell."""
+
+    def __init__(self) -> None:
+        self._inner: zlib._Decompress | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        if self._inner is None:
+            zlib_header = (
+                len(data) > 1 and data[0] & 0x0F == 8 and not (data[0] * 256 + data[1]) % 31
+            )
+            self._inner = zlib.decompressobj(zlib.MAX_WBITS if zlib_header else -zlib.MAX_WBITS)
+        return self._inner.decompress(data)

@@ -1,0 +1,75 @@
+"""Where a request really goes: the name its upstream connection is verified against.
+
+Never the Host header: a credential follows the connection, not what a client claims.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from mitmproxy.proxy.context import Context
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """The end of an upstream connection.
+
+    Attributes:
+        name: host name in lower case; for connections that were made to an address
+            (transparent modes) the TLS server name, which the certificate must carry.
+        port: TCP port.
+        tls: whether it is, or will be, TLS.
+    """
+
+    name: str
+    port: int
+    tls: bool
+
+    @property
+    def private(self) -> bool:
+        """Whether a credential may be sent: TLS, or this machine."""
+        return self.tls or is_loopback(self.name)
+
+    @property
+    def named(self) -> bool:
+        """Whether the destination is a name, not an address."""
+        return _address(self.name) is None
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether *host* is this machine, by name or by address."""
+    address = _address(host)
+    if address is None:
+        return host == "localhost" or host.endswith(".localhost")
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+def of_connection(context: Context, sni: str | None = None) -> Destination | None:
+    """Return the destination of *context*'s server connection, None if there is none yet.
+
+    Args:
+        sni: the server name the client asked for, where it is not on the context yet.
+    """
+    server = context.server
+    if server.address is None:
+        return None
+    name, port = server.address[0], server.address[1]
+    if _address(name) is not None:
+        # The client connected to an address. Its server name counts: the upstream
+        # certificate is verified against it.
+        name = server.sni or sni or context.client.sni or name
+    return Destination(name.rstrip(".").lower(), port, bool(server.tls))
+
+
+def of_request(host: str, port: int, scheme: str) -> Destination:
+    """Return the destination of an absolute-form request."""
+    return Destination(host.rstrip(".").lower(), port, scheme == "https")
+
+
+def _address(host: str) -> object | None:
+    try:
+        return ip_address(host.strip("[]"))
+    except ValueError:
+        return None

@@ -1,0 +1,96 @@
+"""Which connections are ours, and how our HTTP layer gets under them.
+
+A script's `next_layer` runs before mitmproxy's own: the built-in is asked first, and
+where it chose its `HttpLayer` ours takes the place. Hosts that are not the pool's stay
+an opaque tunnel, never decrypted.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from mitmproxy.net.tls import starts_like_tls_record
+from mitmproxy.proxy import layer, layers
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers import modes
+from mitmproxy.proxy.layers.tls import parse_client_hello
+
+from account_pool.proxy import destination
+from account_pool.proxy.service import Service
+from account_pool.proxy.stream import PoolHttpLayer
+
+
+class BuiltIn(Protocol):
+    """mitmproxy's own NextLayer addon."""
+
+    def next_layer(self, nextlayer: layer.NextLayer) -> None: ...
+
+
+class Undecided(Exception):
+    """The client has not yet said enough to know where it wants to go."""
+
+
+def choose(nextlayer: layer.NextLayer, built_in: BuiltIn, service: Service) -> None:
+    """Decide the next layer of a connection; leaves it open while data is missing."""
+    if nextlayer.layer is None:
+        try:
+            if _is_tunnel(nextlayer, service):
+                nextlayer.layer = layers.TCPLayer(nextlayer.context, ignore=True)
+                return
+        except Undecided:
+            return  # asked again when there is more
+    built_in.next_layer(nextlayer)
+    if nextlayer.layer is not None:
+        nextlayer.layer = _with_ours(nextlayer.layer, service)
+
+
+def _is_tunnel(nextlayer: layer.NextLayer, service: Service) -> bool:
+    """Say whether this is TLS to a host that is not ours, and we are to leave it alone.
+
+    Raises Undecided while the client's hello is incomplete and its server name counts.
+    """
+    context = nextlayer.context
+    if service.settings.intercept_all or context.client.transport_protocol != "tcp":
+        return False
+    data = nextlayer.data_client()
+    if _proxy_leg(context) or not starts_like_tls_record(data):
+        return False
+    target = destination.of_connection(context)
+    if target is None:
+        return False
+    if not target.named:
+        try:
+            hello = parse_client_hello(data)
+        except ValueError:
+            return True  # TLS that cannot be read is not ours
+        if hello is None:
+            raise Undecided
+        target = destination.of_connection(context, hello.sni) or target
+    return not service.claims(target.name, target.port)
+
+
+def _proxy_leg(context: Context) -> bool:
+    """Say whether the client's first bytes are addressed to the proxy itself."""
+    return len(context.layers) == 1 and isinstance(
+        context.layers[0], modes.HttpProxy | modes.HttpUpstreamProxy | modes.ReverseProxy
+    )
+
+
+def _with_ours(chosen: layer.Layer, service: Service) -> layer.Layer:
+    """Return *chosen* with the HttpLayer at its end, if any, replaced by ours."""
+    above: layer.Layer | None = None
+    at: layer.Layer = chosen
+    while True:
+        below = getattr(at, "child_layer", None)
+        if not isinstance(below, layer.Layer):
+            break
+        above, at = at, below
+    if type(at) is not layers.HttpLayer:
+        return chosen
+    # Layers append themselves to the context when they are made.
+    at.context.layers.remove(at)
+    ours = PoolHttpLayer(at.context, at.mode, service)
+    if above is None:
+        return ours
+    above.child_layer = ours  # type: ignore[attr-defined]  # every tunnel layer has one
+    return chosen

@@ -1,0 +1,63 @@
+"""The mitmproxy options of the pool, and what requests need of them.
+
+Names, types and defaults come from one table (`config.pool_options`); a value given on
+the command line wins over the `pool:` section of accounts.yaml, which wins over the
+default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+from mitmproxy import exceptions
+from mitmproxy.addonmanager import Loader
+from mitmproxy.options import Options
+
+from account_pool.config.pool_options import POOL_OPTIONS, OptionValue
+from account_pool.core.attempts import Limits
+from account_pool.proxy.service import Settings
+
+
+def add(loader: Loader) -> None:
+    """Declare every option."""
+    for option in POOL_OPTIONS:
+        loader.add_option(
+            option.option, option.typespec, option.option_default, option.help, option.choices
+        )
+
+
+def given(options: Options) -> dict[str, OptionValue]:
+    """Return the options that were set by hand, read and checked.
+
+    Raises OptionsError that names the option, what is wrong and what is accepted.
+    """
+    values: dict[str, OptionValue] = {}
+    for option in POOL_OPTIONS:
+        if options.has_changed(option.option):
+            try:
+                values[option.name] = option.read(getattr(options, option.option))
+            except ValueError as e:
+                raise exceptions.OptionsError(f"{option.option}: {e}") from None
+    return values
+
+
+def settings(values: Mapping[str, OptionValue], options: Options) -> Settings:
+    """Return what requests are served by.
+
+    Args:
+        values: of every option of the pool, by name without prefix.
+        options: mitmproxy's own, for proxyauth and ssl_insecure.
+    """
+    return Settings(
+        limits=Limits(
+            max_attempts=cast(int, values["max_attempts"]),
+            max_wait_s=cast(float, values["max_wait"]),
+            retry_broken=cast(bool, values["retry_broken"]),
+        ),
+        gate_s=cast(float, values["gate"]),
+        intercept_all=values["intercept"] == "all",
+        remote=bool(values["allow_remote"]) or bool(getattr(options, "proxyauth", None)),
+        insecure=bool(options.ssl_insecure),
+        manual_approve=bool(values["manual_approve"]),
+    )

@@ -1,0 +1,299 @@
+"""What all requests of one proxy share: the pool, its hosts, its credentials.
+
+The stream asks it three things: is this request ours (`open`), how does an account's
+credential go on the wire (`swap`), and what do we say when nobody can serve (`refusal`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+from mitmproxy import http
+from mitmproxy.connection import Client
+
+from account_pool.core.account import AccountKey
+from account_pool.core.attempts import Answer, Attempt, Attempts, Limits, Refresh, Wait
+from account_pool.core.credential import Credential
+from account_pool.core.errors import UnknownAccount
+from account_pool.core.lease import Lease
+from account_pool.core.outcome import OutcomeClass
+from account_pool.core.pool import Pool
+from account_pool.providers.base import LocalAnswer, Provider, Route, Swap
+from account_pool.providers.registry import HostIndex
+from account_pool.proxy.call import Call, read_head
+from account_pool.proxy.destination import Destination, is_loopback
+from account_pool.proxy.hooks import Turn
+from account_pool.proxy.wire import mask
+
+logger = logging.getLogger(__name__)
+
+#: Longest time a request waits for its account's credential to be renewed.
+REFRESH_TIMEOUT_S = 20.0
+_NO_TLS = "the pool sends no credential over plain HTTP; use https"
+_INSECURE = "the pool sends no credential while ssl_insecure is set; trust the CA instead"
+_REMOTE = (
+    "the pool serves this machine only; set pool_allow_remote or proxyauth to let other hosts in"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The options a request is served by; names as in design.md section 5.
+
+    Attributes:
+        limits: bounds on one request.
+        gate_s: longest time the head of an answer is held back.
+        intercept_all: decrypt every host, as mitmproxy does by itself.
+        remote: clients of other machines may be given an account.
+        insecure: upstream certificates are not verified (mitmproxy's ssl_insecure).
+        manual_approve: hold each request of the pool until a person resumes it.
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    gate_s: float = 5.0
+    intercept_all: bool = False
+    remote: bool = False
+    insecure: bool = False
+    manual_approve: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRefusal:
+    """The last refusal of an account, for requests that arrive while it cools."""
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+
+
+class Service:
+    """Shared by every connection of one proxy.
+
+    Attributes:
+        pool: who may serve.
+        settings: replaced as a whole when options change.
+        providers: by name, those of the user included.
+        refresh: renews the credential of an account after a 401; says if it changed.
+        local: answers a client's own token exchange, by provider name.
+        seen: told the headers of each request, by provider name (editor versions).
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        settings: Settings,
+        providers: Mapping[str, Provider],
+        refresh: Callable[[AccountKey, Credential], Awaitable[bool]] | None = None,
+    ) -> None:
+        self.pool = pool
+        self.settings = settings
+        self.refresh = refresh
+        self.local: dict[str, Callable[[], Awaitable[LocalAnswer]]] = {}
+        self.seen: dict[str, Callable[[Mapping[str, str]], None]] = {}
+        self._swaps: dict[AccountKey, tuple[Credential, Swap]] = {}
+        self._refusals: dict[AccountKey, StoredRefusal] = {}
+        #: attempts under way by client connection, so that none outlives it
+        self._under_way: dict[str, set[Attempts]] = {}
+        self.now = time.monotonic
+        self.wall_now = time.time
+        self.chance = random.random
+        self.set_providers(providers)
+
+    def set_providers(self, providers: Mapping[str, Provider]) -> None:
+        """Take in other providers; hosts of those without an account are not ours."""
+        self.providers = dict(providers)
+        active = set(self.pool.providers())
+        self.hosts = HostIndex([p for p in providers.values() if p.name in active])
+
+    # -- is it ours?
+
+    def claims(self, name: str, port: int) -> bool:
+        """Say whether connections to this host are the pool's business."""
+        return bool(self.hosts.find(name, port))
+
+    def open(self, request: http.Request, destination: Destination, client: Client) -> Call | None:
+        """Return the call *request* is, with its credentials masked; None if not ours."""
+        providers = self.hosts.find(destination.name, destination.port)
+        if not providers:
+            return None
+        head = read_head(request, destination)
+        # Several providers may share a host; the first that wants the request has it.
+        provider, route = providers[0], Route.PASS
+        for candidate in providers:
+            wanted = candidate.route(head)
+            if wanted is not Route.PASS:
+                provider, route = candidate, wanted
+                break
+        if seen := self.seen.get(provider.name):
+            seen(head.headers)
+        masked = mask(request, provider, provider.name)
+        denied = None
+        if route is not Route.PASS:
+            denied = self._denied(provider, destination, client)
+        return Call(
+            provider=provider,
+            destination=destination,
+            address=(request.host, request.port),
+            route=route,
+            masked=masked,
+            head=head,
+            denied=denied,
+        )
+
+    def _denied(
+        self, provider: Provider, destination: Destination, client: Client
+    ) -> LocalAnswer | None:
+        if not destination.private:
+            return provider.refusal(400, _NO_TLS, None)
+        if self.settings.insecure and not is_loopback(destination.name):
+            return provider.refusal(400, _INSECURE, None)
+        if not self.settings.remote and not is_loopback(client.peername[0]):
+            return provider.refusal(403, _REMOTE, None)
+        return None
+
+    # -- serving
+
+    def attempts(self, call: Call, request: http.Request, *, replayable: bool) -> Attempts:
+        """Begin the attempts of one request."""
+        return Attempts(
+            pool=self.pool,
+            facts=call.facts(request),
+            limits=self.settings.limits,
+            chance=self.chance,
+            replayable=replayable,
+        )
+
+    def begin(self, client: Client, attempts: Attempts) -> None:
+        """Note that *attempts* are under way for *client*."""
+        self._under_way.setdefault(client.id, set()).add(attempts)
+
+    def end(self, client: Client, attempts: Attempts) -> None:
+        """They have ended."""
+        under_way = self._under_way.get(client.id)
+        if under_way is not None:
+            under_way.discard(attempts)
+            if not under_way:
+                del self._under_way[client.id]
+
+    def client_gone(self, client: Client) -> None:
+        """A safety net: whatever *client* still holds comes back."""
+        for attempts in self._under_way.pop(client.id, ()):
+            attempts.left(self.now())
+
+    def swap(self, provider: Provider, lease: Lease) -> Swap:
+        """Return how the credential of *lease* goes on the wire, made once per credential."""
+        known = self._swaps.get(lease.key)
+        if known is not None and known[0] is lease.credential:
+            return known[1]
+        swap = provider.swap(lease.account, lease.credential)
+        self._swaps[lease.key] = (lease.credential, swap)
+        return swap
+
+    async def take_turn(self, turn: Turn) -> None:
+        """Carry out what a stream waits for."""
+        match turn.step:
+            case Wait() as wait:
+                await self._wait(wait, turn.abandoned)
+            case Refresh(lease):
+                turn.refreshed = await self._refreshed(lease)
+            case str() as provider:
+                turn.answer = await self.local[provider]()
+            case None:
+                pass
+
+    async def _wait(self, wait: Wait, abandoned: asyncio.Event) -> None:
+        unsubscribe = self.pool.subscribe(abandoned.set) if wait.for_change else None
+        try:
+            # Rounded up, so that the deadline has really come when we look again.
+            timeout = max(wait.until - self.now(), 0.0) + 0.002
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(abandoned.wait(), timeout)
+        finally:
+            if unsubscribe is not None:
+                unsubscribe()
+
+    async def _refreshed(self, lease: Lease) -> bool:
+        if self.refresh is None:
+            return False
+        # Shielded: the renewal serves every request that waits for it, not this one only.
+        renewal = asyncio.shield(asyncio.ensure_future(self.refresh(lease.key, lease.credential)))
+        try:
+            return await asyncio.wait_for(renewal, REFRESH_TIMEOUT_S)
+        except TimeoutError:
+            logger.warning(f"{lease.key}: renewing its credential takes too long")
+            return False
+
+    # -- what a person reads in the log
+
+    def log_replay(self, attempts: Attempts) -> None:
+        """One line per refused attempt that is replayed."""
+        before, after = attempts.history[-2:]
+        outcome = before.outcome
+        if outcome is None or outcome.cls is OutcomeClass.TRANSPORT:
+            return
+        logger.info(f"{self._verdict(before, attempts)} -> {after.key}")
+
+    def log_delivered(self, attempts: Attempts, wait_s: float | None) -> None:
+        """One line for a refusal the client gets to see, unless it is its own fault."""
+        last = attempts.history[-1]
+        if last.outcome is None or last.outcome.cls is OutcomeClass.REQUEST_ERROR:
+            return
+        told = "" if wait_s is None else f", told to wait {math.ceil(wait_s)} s"
+        logger.warning(f"{self._verdict(last, attempts)}: given to the client{told}")
+
+    def log_answered(self, attempts: Attempts, step: Answer) -> None:
+        """One line for a request that got no answer from the provider."""
+        wait_s = step.retry_after_s
+        told = "" if wait_s is None else f", told to wait {math.ceil(wait_s)} s"
+        logger.warning(f"{step.message}: {step.status} to the client{told}")
+
+    def _verdict(self, attempt: Attempt, attempts: Attempts) -> str:
+        outcome = attempt.outcome
+        assert outcome is not None
+        text = f"{attempt.key}: {outcome.signal or outcome.cls} {outcome.cls}"
+        try:
+            state = self.pool.get(attempt.key)
+        except UnknownAccount:
+            return text
+        now = self.now()
+        if state.disabled is not None:
+            return f"{text}, disabled"
+        cooldown = state.cooldown_of(attempts.facts.model, now)
+        if cooldown is None:
+            return text
+        of_model = f" for {cooldown.model}" if cooldown.model else ""
+        return f"{text}, cools {duration(cooldown.until - now)}{of_model}"
+
+    # -- when nobody can serve
+
+    def remember(self, key: AccountKey, response: http.Response, body: bytes) -> None:
+        """Keep a refusal, to be told again to requests that arrive while *key* cools."""
+        self._refusals[key] = StoredRefusal(response.status_code, response.headers.fields, body)
+
+    def remembered(self, key: AccountKey | None) -> StoredRefusal | None:
+        """Return the last refusal of *key*."""
+        return self._refusals.get(key) if key is not None else None
+
+
+def duration(seconds: float) -> str:
+    """Return *seconds* for people: `640 ms`, `38 s`, `12 min`, `5 h 3 min`, `2 d 4 h`."""
+    if seconds < 1:
+        return f"{max(math.ceil(seconds * 1000), 0)} ms"
+    whole = math.ceil(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    minutes = math.ceil(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"

@@ -1,0 +1,148 @@
+"""The copy of a request that is sent, and the mask on the one that is shown.
+
+The credential of an account exists only on the copy made here at the moment of
+sending. What mitmproxy shows, logs and saves (`flow.request`) carries a placeholder
+that names the account, also in place of what the client itself sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from urllib.parse import unquote_plus
+
+from mitmproxy import http
+from mitmproxy.net.http import url
+
+from account_pool.providers.base import Origin, Provider, Swap
+
+_Fields = tuple[tuple[bytes, bytes], ...]
+#: What stands before the name of an account in a placeholder.
+PLACEHOLDER = "pool:"
+
+
+@dataclass(slots=True)
+class Masked:
+    """What the client sent where its credential may be, kept out of sight.
+
+    Attributes:
+        headers: the original values by lower-case name, in order.
+        path: the original path with query, if the query held a credential.
+    """
+
+    headers: dict[bytes, list[bytes]] = field(repr=False)
+    path: bytes | None = field(default=None, repr=False)
+    names: frozenset[bytes] = frozenset()
+    query: tuple[str, ...] = ()
+
+
+def mask(request: http.Request, provider: Provider, name: str) -> Masked:
+    """Replace every credential on *request* by a placeholder that says *name*.
+
+    Returns the originals. Companions of the credential (organisation, project) are
+    masked with it.
+    """
+    originals: dict[bytes, list[bytes]] = {}
+    fields: list[tuple[bytes, bytes]] = []
+    for header, value in request.headers.fields:
+        lower = header.lower()
+        if lower in provider.credential_headers:
+            originals.setdefault(lower, []).append(value)
+            fields.append((header, _placeholder(value, name)))
+        else:
+            fields.append((header, value))
+    if originals:
+        request.headers.fields = tuple(fields)
+    path = None
+    if provider.credential_query and b"?" in request.data.path:
+        masked = _map_query(request.data.path, provider.credential_query, PLACEHOLDER + name)
+        if masked != request.data.path:
+            path, request.data.path = request.data.path, masked
+    return Masked(originals, path, provider.credential_headers, provider.credential_query)
+
+
+def rename(request: http.Request, masked: Masked, name: str) -> None:
+    """Let the placeholders on *request* name another account."""
+    if masked.headers:
+        request.headers.fields = tuple(
+            (header, _placeholder(value, name) if header.lower() in masked.names else value)
+            for header, value in request.headers.fields
+        )
+    if masked.path is not None:
+        request.data.path = _map_query(request.data.path, masked.query, PLACEHOLDER + name)
+
+
+def outgoing(request: http.Request, swap: Swap, masked: Masked) -> http.Request:
+    """Return the copy of *request* to send with an account's credential on it.
+
+    Headers keep their order and spelling; the account's stand where the client's stood.
+    """
+    put = dict(swap.headers)
+    drop = swap.drop | masked.names
+    fields: list[tuple[bytes, bytes]] = []
+    for header, value in request.headers.fields:
+        lower = header.lower()
+        if lower in put:
+            fields.append((header, put.pop(lower)))
+        elif lower not in drop:
+            fields.append((header, value))
+    fields.extend(put.items())
+    path = request.data.path
+    if swap.drop_query and b"?" in path:
+        path = _map_query(path, swap.drop_query, None)
+    copy = _copy(request, tuple(fields), path)
+    if swap.origin is not None:
+        _redirect(copy, swap.origin)
+    return copy
+
+
+def restored(request: http.Request, masked: Masked) -> http.Request:
+    """Return the copy of *request* to send as the client sent it."""
+    left = {name: list(values) for name, values in masked.headers.items()}
+    fields: list[tuple[bytes, bytes]] = []
+    for header, value in request.headers.fields:
+        originals = left.get(header.lower())
+        fields.append((header, originals.pop(0) if originals else value))
+    return _copy(request, tuple(fields), masked.path or request.data.path)
+
+
+def _copy(request: http.Request, fields: _Fields, path: bytes) -> http.Request:
+    """Copy without mitmproxy's state round trip, which would copy the body as well."""
+    data = request.data
+    copy = http.Request.__new__(http.Request)
+    copy.data = http.RequestData.__new__(http.RequestData)
+    copy.data.__dict__.update(data.__dict__)
+    copy.data.headers = http.Headers(fields)
+    copy.data.path = path
+    return copy
+
+
+def _redirect(request: http.Request, origin: Origin) -> None:
+    authority = url.hostport("https", origin.host, origin.port).encode("ascii")
+    request.data.host, request.data.port = origin.host, origin.port
+    request.data.scheme = b"https"
+    if request.data.authority:
+        request.data.authority = authority
+    if b"Host" in request.headers:
+        request.headers[b"Host"] = authority
+
+
+def _placeholder(value: bytes, name: str) -> bytes:
+    """Keep the scheme (`Bearer`, `token`) so that the header still reads as one."""
+    scheme, space, _ = value.partition(b" ")
+    prefix = scheme + b" " if space and scheme.isalpha() else b""
+    return prefix + (PLACEHOLDER + name).encode()
+
+
+def _map_query(path: bytes, names: Iterable[str], value: str | None) -> bytes:
+    """Set the query parameters *names* of *path* to *value*, or drop them (None)."""
+    before, _, query = path.partition(b"?")
+    kept: list[bytes] = []
+    for part in query.split(b"&"):
+        key, equals, _ = part.partition(b"=")
+        # The key may be percent-encoded; a provider would still read it as a key.
+        if unquote_plus(key.decode("ascii", "replace")) not in names:
+            kept.append(part)
+        elif value is not None and equals:
+            kept.append(key + b"=" + value.encode())
+    return before + (b"?" + b"&".join(kept) if kept else b"")

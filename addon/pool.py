@@ -1,0 +1,5 @@
+"""Load with `mitmdump -s addon/pool.py`: an account pool inside mitmproxy."""
+
+from account_pool.proxy.addon import AccountPool
+
+addons = [AccountPool()]

@@ -1,0 +1,168 @@
+"""What is compared: real mitmdump processes of one Python and one mitmproxy, started alike."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cpu import resident_mib
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+#: what a start may take before it counts as failed
+_START_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A way to start mitmdump.
+
+    Attributes:
+        name: how the figures call it.
+        script: addon given with `-s`; None for bare mitmdump.
+        accounts: of the pool, as in accounts.yaml; None if there is no pool.
+        options: further `--set` options.
+    """
+
+    name: str
+    script: Path | None = None
+    accounts: Sequence[Mapping[str, Any]] | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+BARE = Kind(name="bare mitmdump")
+FIVE_LINES = Kind(name="5-line addon", script=CHECKOUT / "benchmarks" / "five_lines.py")
+
+
+@dataclass(slots=True)
+class Proxy:
+    """A running mitmdump."""
+
+    kind: Kind
+    port: int
+    process: subprocess.Popen[bytes]
+    log: Path
+    started_at: float
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def wait_until_listening(self) -> None:
+        """Return when the port accepts. Raises RuntimeError if mitmdump ends before."""
+        while time.monotonic() - self.started_at < _START_TIMEOUT_S:
+            if self.process.poll() is not None:
+                break
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                time.sleep(0.002)
+            else:
+                return
+        self.stop()
+        raise RuntimeError(f"{self.kind.name} did not start")
+
+    def first_answer(self, request: bytes, port: int, authority: Path) -> tuple[int, float]:
+        """Send one request as soon as the port accepts.
+
+        Returns its status, and the seconds from the start of the process to the
+        first bytes of the answer.
+        """
+        self.wait_until_listening()
+        context = ssl.create_default_context(cafile=authority)
+        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as plain:
+            plain.sendall(f"CONNECT localhost:{port} HTTP/1.1\r\n\r\n".encode())
+            plain.recv(4096)
+            with context.wrap_socket(plain, server_hostname="localhost") as secured:
+                secured.sendall(request)
+                answer = secured.recv(4096)
+        return int(answer[9:12]), time.monotonic() - self.started_at
+
+    def resident_mib(self) -> float | None:
+        return resident_mib(self.pid)
+
+    def stop(self) -> None:
+        """End the process and wait until it is gone."""
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if said := self.log.read_text(errors="replace").strip():
+            print(f"  {self.kind.name} said:\n    {said[:600]}", file=sys.stderr)
+
+
+def start(kind: Kind, directory: Path, authority: Path, upstream_port: int) -> Proxy:
+    """Start mitmdump as *kind* says; the files it needs go into *directory*.
+
+    Every kind gets the same options, the pool's own aside, so that nothing but the
+    addon differs. mitmproxy's authority is kept in *directory* from run to run.
+    """
+    port = _free_port()
+    log = directory / f"{kind.name.replace(' ', '-')}-{port}.log"
+    options = {
+        "confdir": str(directory / "confdir"),
+        "flow_detail": "0",
+        "termlog_verbosity": "warn",
+        "ssl_verify_upstream_trusted_ca": str(authority),
+    }
+    if kind.accounts is not None:
+        accounts = directory / f"accounts-{port}.yaml"
+        accounts.write_text(_accounts_file(kind.accounts, upstream_port))
+        state = str(directory / f"state-{port}.db")
+        options |= {"pool_accounts": str(accounts), "pool_state": state, **kind.options}
+    command = [*_mitmdump(), "--listen-host", "127.0.0.1", "--listen-port", str(port)]
+    for name, value in options.items():
+        command += ["--set", f"{name}={value}"]
+    if kind.script is not None:
+        command += ["-s", str(kind.script)]
+    with log.open("wb") as output:
+        started_at = time.monotonic()
+        process = subprocess.Popen(
+            command, cwd=directory, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+    return Proxy(kind, port, process, log, started_at)
+
+
+def pool(
+    script: Path,
+    accounts: Sequence[Mapping[str, Any]],
+    name: str = "account pool",
+    **options: str,
+) -> Kind:
+    """Return the kind that runs our addon with these *accounts*."""
+    return Kind(name=name, script=script, accounts=accounts, options=options)
+
+
+def account(label: str, token: str, **more: object) -> dict[str, object]:
+    """Return one entry of accounts.yaml."""
+    return {"provider": "openai", "label": label, "token": token, **more}
+
+
+def _accounts_file(accounts: Sequence[Mapping[str, Any]], upstream_port: int) -> str:
+    hosts = [f"localhost:{upstream_port}"]
+    # JSON is YAML.
+    return json.dumps({"accounts": list(accounts), "providers": {"openai": {"hosts": hosts}}})
+
+
+def _mitmdump() -> list[str]:
+    """Return the command of the mitmdump that belongs to this Python."""
+    beside = shutil.which("mitmdump", path=str(Path(sys.executable).parent))
+    if beside is not None:
+        return [beside]
+    return [sys.executable, "-c", "from mitmproxy.tools.main import mitmdump; mitmdump()"]
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])

@@ -1,0 +1,1 @@
+"""One claim per module; each has a `measure(bench)` that returns its figures."""

@@ -1,0 +1,100 @@
+"""What a failover adds to a request, one at a time, on kept connections."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+
+from benchmarks import proxies
+from benchmarks.bench import NO_PROXY, Bench, Line
+from benchmarks.figures import Figure, Target
+from benchmarks.requests import chat
+
+NAME = "failover, one request at a time"
+#: The limited account asks to come back in 20 ms, which are over before the same model
+#: is asked for again, a round later.
+_LIMITED = "sk-bench-limited-20"
+
+
+def measure(bench: Bench) -> list[Figure]:
+    """Alternate plain requests and requests whose preferred account is limited.
+
+    A limit of OpenAI's concerns one model. The requests that are to fail over go through
+    many models, so that the limited account has recovered for each when its turn comes:
+    it is preferred again, and refuses again.
+    """
+    limited = proxies.account("limited", _LIMITED, models=["limited-*"])
+    good = proxies.account("good", "sk-bench-good", priority=1)
+    kinds = [proxies.BARE]
+    if bench.addon is not None:
+        kinds.append(proxies.pool(bench.addon, [limited, good]))
+    times: dict[str, list[float]] = {}
+    numbers = itertools.count()
+    bench.forget()
+    with bench.running(*kinds) as running, bench.lines(1, None, *running) as lines:
+        for line in lines:
+            line.warm_up(chat(bench.port), times=50)
+        for _ in range(bench.effort.failover_rounds):
+            for line in lines:
+                _round(bench, line, times, numbers)
+    return _figures(bench, times)
+
+
+def _round(
+    bench: Bench, line: Line, times: dict[str, list[float]], numbers: itertools.count[int]
+) -> None:
+    plain = [chat(bench.port, text=f"plain {next(numbers)}") for _ in range(bench.effort.failovers)]
+    requests = plain
+    if line.kind not in (NO_PROXY, proxies.BARE.name):
+        over = [
+            chat(bench.port, model=f"limited-{n}", text=f"over {next(numbers)}")
+            for n in range(bench.effort.failovers)
+        ]
+        requests = [request for pair in zip(plain, over, strict=True) for request in pair]
+    sent = line.send(requests)
+    if sent.not_ok:
+        raise RuntimeError(f"{line.kind}: {sent.not_ok} answers were no 200")
+    taken = [reply.total_s * 1e3 for reply in sent.replies]
+    if requests is plain:
+        times.setdefault(line.kind, []).extend(taken)
+    else:
+        times.setdefault("plain", []).extend(taken[::2])
+        times.setdefault("failover", []).extend(taken[1::2])
+
+
+def _figures(bench: Bench, times: dict[str, list[float]]) -> list[Figure]:
+    medians = {name: statistics.median(taken) for name, taken in times.items()}
+    figures = []
+    if "failover" in medians:
+        added = medians["failover"] - medians["plain"]
+        figures += [
+            _figure("added beyond one round trip", added - medians[NO_PROXY], Target(1.0)),
+            _figure(
+                "added beyond one round trip through bare mitmdump",
+                added - medians[proxies.BARE.name],
+            ),
+            _figure("plain request, account pool", medians["plain"]),
+            _figure("failing over, account pool", medians["failover"]),
+            _failed_over(bench, len(times["failover"])),
+        ]
+    return [
+        *figures,
+        _figure("round trip, no proxy", medians[NO_PROXY]),
+        _figure("round trip, bare mitmdump", medians[proxies.BARE.name]),
+    ]
+
+
+def _failed_over(bench: Bench, expected: int) -> Figure:
+    """Tell whether the times above are those of failovers: one refusal for each."""
+    refused = bench.seen()["credentials"].get(_LIMITED, {}).get("refused", 0)
+    return Figure(
+        scenario=NAME,
+        name="requests that failed over",
+        value=float(refused),
+        note=f"of {expected}",
+        failed=refused != expected,
+    )
+
+
+def _figure(name: str, value: float, target: Target | None = None) -> Figure:
+    return Figure(scenario=NAME, name=f"{name}, median", value=value, unit="ms", target=target)

@@ -1,0 +1,86 @@
+"""Fixtures of the end-to-end tests: a scripted provider and real proxies.
+
+Both are handed out as factories, `provider(script)` and `pool_proxy(accounts, ...)`,
+and both look at what they saw when the test is over.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from account_pool.demo.certificates import Certificate, make_certificate
+from account_pool.demo.mitmdump import Mitmdump
+from account_pool.demo.provider import Provider
+from tests.e2e import harness, redirect
+
+StartProvider = Callable[..., Awaitable[Provider]]
+StartProxy = Callable[..., Awaitable[Mitmdump]]
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    """The scripted provider's certificate, valid for loopback and the vendors' hosts."""
+    return make_certificate(tmp_path_factory.mktemp("certificate"), redirect.HOSTS)
+
+
+@pytest.fixture(scope="session")
+def mitmproxy_authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration folder of mitmproxy with a certificate authority in it."""
+    from mitmproxy.certs import CertStore
+
+    folder = tmp_path_factory.mktemp("authority")
+    CertStore.create_store(folder, "mitmproxy", 2048)
+    return folder
+
+
+@pytest.fixture
+def setting(
+    certificate: Certificate, mitmproxy_authority: Path, tmp_path: Path
+) -> harness.Setting:
+    return harness.Setting(certificate, mitmproxy_authority, tmp_path)
+
+
+@pytest.fixture
+def trusted(setting: harness.Setting) -> Path:
+    """The authority a client of the proxy has to trust."""
+    return harness.authority_file(setting)
+
+
+@pytest.fixture
+async def provider(certificate: Certificate) -> AsyncIterator[StartProvider]:
+    """Start scripted providers. A script that raised fails the test."""
+    started: list[Provider] = []
+    async with AsyncExitStack() as stack:
+
+        async def start(script, **settings) -> Provider:
+            settings.setdefault("certificate", certificate)
+            started.append(await stack.enter_async_context(Provider(script, **settings)))
+            return started[-1]
+
+        yield start
+    for one in started:
+        assert not one.journal.errors, one.journal.errors
+
+
+@pytest.fixture
+async def pool_proxy(setting: harness.Setting) -> AsyncIterator[StartProxy]:
+    """Start proxies with the addon; see `Setting.prepare` for the arguments.
+
+    Whatever a test is about, its proxy must not have printed a secret or a traceback.
+    """
+    started: list[Mitmdump] = []
+    async with AsyncExitStack() as stack:
+
+        async def start(*args, **kwargs) -> Mitmdump:
+            started.append(setting.prepare(*args, **kwargs))
+            return await stack.enter_async_context(started[-1])
+
+        yield start
+    for proxy in started:
+        assert not re.search(r"Traceback|Addon error|Unhandled", proxy.output), proxy.output
+        assert not re.search(r"sk-fake-\w+-000", proxy.output), proxy.output

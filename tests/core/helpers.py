@@ -1,0 +1,90 @@
+"""Small builders for tests of the core: accounts, credentials, outcomes, pools."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from account_pool.core.account import Account, AccountKey, ModelFilter
+from account_pool.core.credential import Credential, Secret
+from account_pool.core.lease import Facts
+from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from account_pool.core.pool import Pool
+
+PROVIDER = "openai"
+FACTS = Facts(provider=PROVIDER, kind="key", model="gpt-5")
+
+OK = Outcome(cls=OutcomeClass.OK)
+BARE_429 = Outcome(cls=OutcomeClass.RATE_LIMIT, replayable=True, signal="429")
+UNAUTHORIZED = Outcome(
+    cls=OutcomeClass.AUTH_INVALID, scope=Scope.ACCOUNT, replayable=True, signal="401"
+)
+EXPIRED = Outcome(
+    cls=OutcomeClass.AUTH_EXPIRED, scope=Scope.ACCOUNT, replayable=True, signal="401 expired"
+)
+FORBIDDEN = Outcome(
+    cls=OutcomeClass.FORBIDDEN_ACCOUNT, scope=Scope.ACCOUNT, replayable=True, signal="403 suspended"
+)
+FORBIDDEN_MODEL = Outcome(
+    cls=OutcomeClass.FORBIDDEN_ACCOUNT, scope=Scope.MODEL, replayable=True, signal="limit 0"
+)
+REQUEST_ERROR = Outcome(cls=OutcomeClass.REQUEST_ERROR, signal="400")
+SERVER_ERROR = Outcome(cls=OutcomeClass.SERVER_ERROR, scope=Scope.SERVER, signal="500")
+OVERLOADED = Outcome(cls=OutcomeClass.OVERLOADED, scope=Scope.SERVER, signal="529")
+
+
+def rate_limit(seconds: float | None = None, **changes: Any) -> Outcome:
+    """A limit of the whole account that ends after *seconds*, if it says so."""
+    return _limit(OutcomeClass.RATE_LIMIT, seconds, **changes)
+
+
+def quota(seconds: float | None = None, **changes: Any) -> Outcome:
+    """A quota of the whole account that is whole again after *seconds*, if it says so."""
+    return _limit(OutcomeClass.QUOTA, seconds, **changes)
+
+
+def _limit(cls: OutcomeClass, seconds: float | None, **changes: Any) -> Outcome:
+    fields: dict[str, Any] = {"scope": Scope.ACCOUNT, "replayable": True, "signal": cls.value}
+    return Outcome(cls=cls, cooldown_s=seconds, **(fields | changes))
+
+
+def account(label: str, *models: str, **changes: Any) -> Account:
+    fields: dict[str, Any] = {"provider": PROVIDER, "models": ModelFilter(models)}
+    return Account(label=label, **(fields | changes))
+
+
+def key(label: str, provider: str = PROVIDER) -> AccountKey:
+    return AccountKey(provider, label)
+
+
+def keys_of(secret: str, *kinds: str) -> dict[str, Credential]:
+    """One credential for each of *kinds*, "key" if none is named."""
+    return {
+        kind: Credential(kind=kind, secret=Secret(f"sk-{secret}")) for kind in kinds or ("key",)
+    }
+
+
+def pool_of(*members: str | Account, now: float = 0.0, **options: Any) -> Pool:
+    """A pool of *members*, each with a credential; a string is a plain account's label."""
+    pool = Pool(**options)
+    for member in members:
+        added = account(member) if isinstance(member, str) else member
+        pool.add(added, keys_of(added.label), now=now)
+    return pool
+
+
+def served(pool: Pool, times: int, *, now: float = 0.0, facts: Facts = FACTS) -> list[str]:
+    """Labels of the accounts that serve *times* requests one after the other."""
+    labels = []
+    for _ in range(times):
+        lease = pool.acquire(facts, now=now)
+        labels.append(lease.key.label)
+        pool.release(lease, OK, now=now)
+    return labels
+
+
+def available(pool: Pool, *, now: float, facts: Facts = FACTS) -> set[str]:
+    """Labels of all the accounts that could serve *facts* now."""
+    labels: set[str] = set()
+    while found := pool.pick(facts, now=now, avoid={key(label) for label in labels}):
+        labels.add(found.key.label)
+    return labels

@@ -1,0 +1,118 @@
+"""A secret is seen by who calls `reveal()`, and by nobody else."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import pickle
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pprint import pformat
+from typing import Any
+
+import pytest
+
+from account_pool.core.credential import MASK, Credential, Secret
+
+VALUE = "sk-live-4f7e"
+SECRET = Secret(VALUE)
+CREDENTIAL = Credential(kind="key", secret=SECRET, companions={"account_id": "acct-1"})
+
+
+def test_reveal_gives_the_value() -> None:
+    assert SECRET.reveal() == VALUE
+
+
+@pytest.mark.parametrize("holder", [SECRET, CREDENTIAL], ids=["secret", "credential"])
+@pytest.mark.parametrize(
+    "show",
+    [
+        repr,
+        str,
+        "{}".format,
+        "{!r}".format,
+        "{!s}".format,
+        "{!a}".format,
+        lambda holder: f"{holder}",
+        lambda holder: f"{holder!r}",
+        lambda holder: "%s" % holder,  # noqa: UP031
+        lambda holder: "%r" % (holder,),  # noqa: UP031
+        ascii,
+        pformat,
+        lambda holder: str([holder]),
+        lambda holder: str({"token": holder}),
+        lambda holder: json.dumps({"token": holder}, default=str),
+        lambda holder: json.dumps({"token": holder}, default=repr),
+    ],
+)
+def test_text_shows_a_mask(holder: object, show: Callable[[object], str]) -> None:
+    shown = show(holder)
+    assert VALUE not in shown
+    assert MASK in shown
+
+
+@pytest.mark.parametrize("spec", ["", ">40", "s", "x", ".3", "!"])
+def test_a_format_spec_changes_nothing(spec: str) -> None:
+    assert format(SECRET, spec) == MASK
+
+
+@pytest.mark.parametrize("holder", [SECRET, CREDENTIAL], ids=["secret", "credential"])
+@pytest.mark.parametrize(
+    "serialise",
+    [
+        *(lambda h, p=p: pickle.dumps(h, protocol=p) for p in range(pickle.HIGHEST_PROTOCOL + 1)),
+        copy.deepcopy,
+        json.dumps,
+    ],
+)
+def test_it_is_never_serialised(holder: object, serialise: Callable[[object], Any]) -> None:
+    with pytest.raises(TypeError) as raised:
+        serialise(holder)
+    assert VALUE not in "".join(traceback.format_exception(raised.value))
+
+
+@pytest.mark.parametrize("take", [copy.copy, lambda s: s.__getstate__(), vars])
+def test_its_state_is_not_handed_out(take: Callable[[Secret], Any]) -> None:
+    with pytest.raises(TypeError):
+        take(SECRET)
+
+
+def test_a_credential_is_no_plain_data() -> None:
+    with pytest.raises(TypeError):
+        asdict(CREDENTIAL)
+
+
+def test_log_records_hold_the_mask(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        logging.getLogger("test").debug("using %s and %r", SECRET, CREDENTIAL)
+    assert VALUE not in caplog.text
+    assert caplog.text.count(MASK) == 2
+
+
+def test_traceback_with_locals_shows_the_mask() -> None:
+    held = SECRET
+    try:
+        raise RuntimeError(held, CREDENTIAL)
+    except RuntimeError as error:
+        shown = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+    # The module's own constant is not a local; what the frame and the error hold is.
+    assert "held" in shown
+    assert VALUE not in shown
+
+
+def test_equality_is_by_value() -> None:
+    assert Secret("a") == Secret("a")
+    assert hash(Secret("a")) == hash(Secret("a"))
+    assert Secret("a") != Secret("b")
+    assert Secret("a") != "a"
+    assert bool(Secret("a"))
+    assert not Secret("")
+    assert replace(CREDENTIAL, secret=Secret(VALUE)) == CREDENTIAL
+    assert replace(CREDENTIAL, secret=Secret("other")) != CREDENTIAL
+
+
+def test_it_has_no_other_attributes() -> None:
+    with pytest.raises(AttributeError):
+        SECRET.note = "x"  # type: ignore[attr-defined]

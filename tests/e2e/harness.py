@@ -1,0 +1,204 @@
+"""Real mitmdump processes with the addon, and clients that go through them.
+
+Nothing here sleeps: a test waits for what it needs (a line, a request, an ending) and
+fails when that does not come.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from account_pool.demo.certificates import Certificate
+from account_pool.demo.mitmdump import Mitmdump, addon_script
+from account_pool.demo.provider import Provider
+from tests.e2e import redirect
+
+OPENAI = "https://api.openai.com"
+ANTHROPIC = "https://api.anthropic.com"
+GEMINI = "https://generativelanguage.googleapis.com"
+
+#: What clients send; the provider must never see it on a request of the pool.
+CLIENT = "sk-fake-client-000"
+#: Long enough for a loaded machine, short enough to end before pytest's own timeout.
+TIMEOUT_S = 30
+
+ACCOUNTS_FILE = "accounts.yaml"
+CONFDIR = "mitmproxy"
+
+
+def secret(label: str) -> str:
+    """Return the fake credential of the account *label*."""
+    return f"sk-fake-{label}-000"
+
+
+FIRST, SECOND, THIRD = secret("first"), secret("second"), secret("third")
+
+
+def account(label: str, provider: str = "openai", **settings: Any) -> dict[str, Any]:
+    """Return one entry of accounts.yaml."""
+    return {"provider": provider, "label": label, "token": secret(label), **settings}
+
+
+def in_order(*labels: str, provider: str = "openai", **settings: Any) -> list[dict[str, Any]]:
+    """Return accounts that are preferred in this order, so that tests know who is asked."""
+    return [account(x, provider, priority=n, **settings) for n, x in enumerate(labels)]
+
+
+TWO = in_order("first", "second")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all proxies of a test have in common.
+
+    Attributes:
+        certificate: of the scripted provider.
+        authority: mitmproxy's own, made once per session because it takes a while.
+        folder: of this test.
+    """
+
+    certificate: Certificate
+    authority: Path
+    folder: Path
+
+    def prepare(
+        self,
+        accounts: Sequence[Mapping[str, Any]] | str | None,
+        *,
+        provider: Provider | None = None,
+        providers: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        extra_args: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        addon: bool = True,
+    ) -> Mitmdump:
+        """Return a mitmdump that is ready to be started.
+
+        Args:
+            accounts: of accounts.yaml, or its text; None for no such file.
+            provider: where connections to the vendors' hosts go.
+            providers: section of accounts.yaml.
+            options: given with --set.
+            extra_args: given as they are.
+            env: added to an environment that holds no account of its own.
+            addon: False for mitmdump without us.
+        """
+        folder = self.folder / f"proxy-{len(list(self.folder.glob('proxy-*')))}"
+        shutil.copytree(self.authority, folder / CONFDIR)
+        if accounts is not None:
+            (folder / ACCOUNTS_FILE).write_text(_yaml(accounts, providers), encoding="utf-8")
+        settings = {
+            "confdir": CONFDIR,
+            "flow_detail": 0,
+            "pool_state": "memory:",
+            "ssl_verify_upstream_trusted_ca": self.certificate.authority,
+            **({"redirect_port": provider.port} if provider else {}),
+            **(options or {}),
+        }
+        args = [arg for name, value in settings.items() for arg in ("--set", f"{name}={value}")]
+        if provider:
+            args += ["-s", redirect.__file__]
+        if addon:
+            args += ["-s", str(addon_script())]
+        return Mitmdump(*args, *extra_args, folder=folder, env=_environment(folder, env))
+
+
+def _yaml(
+    accounts: Sequence[Mapping[str, Any]] | str, providers: Mapping[str, Any] | None
+) -> str:
+    if isinstance(accounts, str):
+        return accounts
+    # JSON is YAML, and needs no library.
+    document: dict[str, Any] = {"accounts": accounts}
+    if providers:
+        document["providers"] = providers
+    return json.dumps(document, indent=1)
+
+
+def _environment(folder: Path, more: Mapping[str, str] | None) -> dict[str, str]:
+    """Return an environment without accounts, proxies or a home of anyone."""
+    kept = {k: v for k, v in os.environ.items() if k in ("PATH", "SYSTEMROOT", "TEMP", "LANG")}
+    return {**kept, "HOME": str(folder), **(more or {})}
+
+
+def authority_file(setting: Setting) -> Path:
+    """Return what a client must trust to talk through the proxy."""
+    return setting.authority / "mitmproxy-ca-cert.pem"
+
+
+def client(
+    proxy: Mitmdump | None, trusted: Path, *, http2: bool = False, **settings: Any
+) -> httpx.AsyncClient:
+    """Return a client that goes through *proxy* and trusts only *trusted*."""
+    tls = ssl.create_default_context(cafile=str(trusted))
+    # By transport: the spelling of a client's proxy argument changed between httpx versions.
+    transport = httpx.AsyncHTTPTransport(
+        proxy=httpx.Proxy(proxy.url) if proxy else None,
+        verify=tls,
+        http2=http2,
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+    )
+    settings.setdefault("timeout", TIMEOUT_S)
+    return httpx.AsyncClient(transport=transport, **settings)
+
+
+def chat(text: str = "Hello?", *, stream: bool = True, base: str = OPENAI) -> dict[str, Any]:
+    """Return the arguments of a chat completion request, for `client.request(**chat())`."""
+    return {
+        "method": "POST",
+        "url": f"{base}/v1/chat/completions",
+        "headers": {"authorization": f"Bearer {CLIENT}"},
+        "json": {
+            "model": "gpt-5-nano",
+            "stream": stream,
+            "messages": [{"role": "user", "content": text}],
+        },
+    }
+
+
+def respond(*, stream: bool = True) -> dict[str, Any]:
+    """Return the arguments of a request to the responses API."""
+    return {
+        "method": "POST",
+        "url": f"{OPENAI}/v1/responses",
+        "headers": {"authorization": f"Bearer {CLIENT}"},
+        "json": {"model": "gpt-5-nano", "stream": stream, "input": "Hello?"},
+    }
+
+
+def messages(*, stream: bool = True) -> dict[str, Any]:
+    """Return the arguments of a request to the Anthropic API."""
+    return {
+        "method": "POST",
+        "url": f"{ANTHROPIC}/v1/messages",
+        "headers": {"x-api-key": CLIENT, "anthropic-version": "2023-06-01"},
+        "json": {
+            "model": "claude-haiku-4-5",
+            "max_tokens": 64,
+            "stream": stream,
+            "messages": [{"role": "user", "content": "Hello?"}],
+        },
+    }
+
+
+def generate(*, stream: bool = True, sse: bool = True, key_in_query: bool = False) -> dict[str, Any]:
+    """Return the arguments of a request to the Gemini API."""
+    method = "streamGenerateContent" if stream else "generateContent"
+    query = ["alt=sse"] if stream and sse else []
+    query += [f"key={CLIENT}"] if key_in_query else []
+    url = f"{GEMINI}/v1beta/models/gemini-3.5-flash:{method}"
+    return {
+        "method": "POST",
+        "url": f"{url}?{'&'.join(query)}" if query else url,
+        "headers": {} if key_in_query else {"x-goog-api-key": CLIENT},
+        "json": {"contents": [{"role": "user", "parts": [{"text": "Hello?"}]}]},
+    }

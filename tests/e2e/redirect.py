@@ -1,0 +1,49 @@
+"""A mitmproxy script: connections to the vendors' hosts end at the scripted provider.
+
+Tests can so use the real host names, and the addon cannot tell the difference: what
+changes is where the event loop connects to, not a word of what mitmproxy believes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from mitmproxy import ctx
+
+#: Every name a test may use; the provider's certificate holds them all.
+HOSTS = (
+    "api.openai.com",
+    "api.anthropic.com",
+    "generativelanguage.googleapis.com",
+    "api.github.com",
+    "api.githubcopilot.com",
+    "api.individual.githubcopilot.com",
+    "api.business.githubcopilot.com",
+    # Nobody's API: what the pool has to leave alone.
+    "www.example.com",
+)
+LOOPBACK = "127.0.0.1"
+HTTPS = 443
+
+
+class Redirect:
+    def load(self, loader):
+        loader.add_option("redirect_port", int, 0, "Port of the scripted provider.")
+        loop = asyncio.get_running_loop()
+        self._connect = loop.create_connection
+        self._resolve = loop.getaddrinfo
+        loop.create_connection = self.create_connection
+        loop.getaddrinfo = self.getaddrinfo
+
+    async def create_connection(self, factory, host=None, port=None, **kwargs):
+        if port == HTTPS and host in (*HOSTS, LOOPBACK):
+            host, port = LOOPBACK, ctx.options.redirect_port
+        return await self._connect(factory, host, port, **kwargs)
+
+    async def getaddrinfo(self, host, port, **kwargs):
+        # A client that resolves by itself (httpx does) then connects to the address.
+        name = host.decode() if isinstance(host, bytes) else host
+        return await self._resolve(LOOPBACK if name in HOSTS else host, port, **kwargs)
+
+
+addons = [Redirect()]
