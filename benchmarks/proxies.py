@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import shutil
 import socket
 import ssl
@@ -81,7 +83,8 @@ class Proxy:
         context = ssl.create_default_context(cafile=authority)
         with socket.create_connection(("127.0.0.1", self.port), timeout=10) as plain:
             plain.sendall(f"CONNECT localhost:{port} HTTP/1.1\r\n\r\n".encode())
-            plain.recv(4096)
+            if not (answer := plain.recv(4096)).startswith(b"HTTP/1.1 200"):
+                raise RuntimeError(f"{self.kind.name} answered CONNECT with {answer!r}")
             with context.wrap_socket(plain, server_hostname="localhost") as secured:
                 secured.sendall(request)
                 answer = secured.recv(4096)
@@ -119,6 +122,7 @@ def start(kind: Kind, directory: Path, authority: Path, upstream_port: int) -> P
     if kind.accounts is not None:
         accounts = directory / f"accounts-{port}.yaml"
         accounts.write_text(_accounts_file(kind.accounts, upstream_port))
+        accounts.chmod(0o600)  # it holds tokens, and the addon says so
         state = str(directory / f"state-{port}.db")
         options |= {"pool_accounts": str(accounts), "pool_state": state, **kind.options}
     command = [*_mitmdump(), "--listen-host", "127.0.0.1", "--listen-port", str(port)]
@@ -164,5 +168,9 @@ def _mitmdump() -> list[str]:
 
 
 def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
+    # Below the ports that systems hand out by themselves: until mitmdump listens, another
+    # process, or our own attempt to connect, could be given one of those.
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port

@@ -29,32 +29,30 @@ SCENARIOS: dict[str, Callable[[Bench], list[Figure]]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; return 1 when `--check` was given and a target is missed, else 0."""
-    options = _parser().parse_args(arguments)
-    addon: Path | None = options.addon.resolve()
-    if options.baseline or not options.addon.exists():
-        print("Without the addon: only what it is compared with.\n")
-        addon = None
-    figures: list[Figure] = []
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not (options.baseline or options.addon.exists()):
+        parser.error(f"{options.addon} does not exist; --baseline measures without it")
+    addon = None if options.baseline else options.addon.resolve()
     started = time.monotonic()
     with bench(addon, QUICK if options.quick else FULL) as running:
-        for name in options.only or SCENARIOS:
-            print(f"{name} ...", file=sys.stderr, flush=True)
-            try:
-                figures += SCENARIOS[name](running)
-            except RuntimeError as error:  # one scenario that cannot run spares the others
-                note = str(error)
-                figures.append(
-                    Figure(scenario=name, name="run", value=None, note=note, failed=True)
-                )
-    print(f"{_machine()}; {time.monotonic() - started:.0f} s\n")
-    print(table(figures))
+        figures = [f for name in options.only or SCENARIOS for f in _run(name, running)]
+    print(f"{_machine()}; {time.monotonic() - started:.0f} s\n\n{table(figures)}")
     if options.json is not None:
         values = {"machine": _machine(), "figures": [figure.as_dict() for figure in figures]}
         options.json.write_text(json.dumps(values, indent=2) + "\n")
-    missed = [figure for figure in figures if figure.verdict in ("MISSED", "FAILED")]
-    if missed:
-        print(f"\n{len(missed)} missed.")
+    missed = sum(figure.verdict in ("MISSED", "FAILED") for figure in figures)
+    print(f"\n{missed or 'no'} target{'' if missed == 1 else 's'} missed")
     return 1 if missed and options.check else 0
+
+
+def _run(name: str, running: Bench) -> list[Figure]:
+    print(f"{name} ...", file=sys.stderr, flush=True)
+    try:
+        return SCENARIOS[name](running)
+    except (RuntimeError, OSError) as error:
+        # One scenario that cannot run spares the others.
+        return [Figure(scenario=name, name="run", value=None, note=repr(error), failed=True)]
 
 
 def _parser() -> argparse.ArgumentParser:

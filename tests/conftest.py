@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 
 from account_pool.demo.certificates import Certificate, make_certificate
-from account_pool.demo.mitmdump import Mitmdump
 from account_pool.demo.provider import Provider
 from tests.e2e import harness, redirect
 
 StartProvider = Callable[..., Awaitable[Provider]]
-StartProxy = Callable[..., Awaitable[Mitmdump]]
+StartProxy = Callable[..., Awaitable[harness.Proxy]]
 
 
 @pytest.fixture(scope="session")
@@ -39,16 +38,8 @@ def mitmproxy_authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def setting(
-    certificate: Certificate, mitmproxy_authority: Path, tmp_path: Path
-) -> harness.Setting:
+def setting(certificate: Certificate, mitmproxy_authority: Path, tmp_path: Path) -> harness.Setting:
     return harness.Setting(certificate, mitmproxy_authority, tmp_path)
-
-
-@pytest.fixture
-def trusted(setting: harness.Setting) -> Path:
-    """The authority a client of the proxy has to trust."""
-    return harness.authority_file(setting)
 
 
 @pytest.fixture
@@ -73,14 +64,17 @@ async def pool_proxy(setting: harness.Setting) -> AsyncIterator[StartProxy]:
 
     Whatever a test is about, its proxy must not have printed a secret or a traceback.
     """
-    started: list[Mitmdump] = []
+    started: list[harness.Proxy] = []
     async with AsyncExitStack() as stack:
 
-        async def start(*args, **kwargs) -> Mitmdump:
+        async def start(*args, **kwargs) -> harness.Proxy:
             started.append(setting.prepare(*args, **kwargs))
             return await stack.enter_async_context(started[-1])
 
         yield start
+        # Before they are stopped: asyncio of 3.11 prints tracebacks of its own then.
+        printed = [proxy.output for proxy in started]
+    for output in printed:
+        assert not re.search(r"Traceback|Addon error|Unhandled", output), output
     for proxy in started:
-        assert not re.search(r"Traceback|Addon error|Unhandled", proxy.output), proxy.output
         assert not re.search(r"sk-fake-\w+-000", proxy.output), proxy.output

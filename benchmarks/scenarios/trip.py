@@ -8,10 +8,10 @@ from benchmarks.figures import Figure, Target
 from benchmarks.requests import Wish, chat
 
 NAME = "an account trips among 400 requests, 16 at once"
-_REQUESTS, _CONCURRENCY, _TRIPS_AFTER = 400, 16, 60
+_REQUESTS, _CONCURRENCY, _TRIPS_AFTER = 400, 16, 100
 _TRIPPING = f"sk-bench-trips-{_TRIPS_AFTER}"
 #: long enough that many requests are in flight on the account when it trips
-_DELAY_MS = 10
+_DELAY_MS = 30
 
 
 def measure(bench: Bench) -> list[Figure]:

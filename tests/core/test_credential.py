@@ -96,7 +96,9 @@ def test_traceback_with_locals_shows_the_mask() -> None:
     try:
         raise RuntimeError(held, CREDENTIAL)
     except RuntimeError as error:
-        shown = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+        shown = "".join(
+            traceback.TracebackException.from_exception(error, capture_locals=True).format()
+        )
     # The module's own constant is not a local; what the frame and the error hold is.
     assert "held" in shown
     assert VALUE not in shown

@@ -56,6 +56,17 @@ def in_order(*labels: str, provider: str = "openai", **settings: Any) -> list[di
 TWO = in_order("first", "second")
 
 
+class Proxy(Mitmdump):
+    """A mitmdump, and clients that go through it."""
+
+    def __init__(self, trusted: Path, *args: str, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.trusted = trusted
+
+    def client(self, **settings: Any) -> httpx.AsyncClient:
+        return client(self.trusted, self.url, **settings)
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """What all proxies of a test have in common.
@@ -70,6 +81,11 @@ class Setting:
     authority: Path
     folder: Path
 
+    @property
+    def trusted(self) -> Path:
+        """What a client must trust to talk through a proxy."""
+        return self.authority / "mitmproxy-ca-cert.pem"
+
     def prepare(
         self,
         accounts: Sequence[Mapping[str, Any]] | str | None,
@@ -80,7 +96,7 @@ class Setting:
         extra_args: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         addon: bool = True,
-    ) -> Mitmdump:
+    ) -> Proxy:
         """Return a mitmdump that is ready to be started.
 
         Args:
@@ -109,12 +125,10 @@ class Setting:
             args += ["-s", redirect.__file__]
         if addon:
             args += ["-s", str(addon_script())]
-        return Mitmdump(*args, *extra_args, folder=folder, env=_environment(folder, env))
+        return Proxy(self.trusted, *args, *extra_args, folder=folder, env=_environment(folder, env))
 
 
-def _yaml(
-    accounts: Sequence[Mapping[str, Any]] | str, providers: Mapping[str, Any] | None
-) -> str:
+def _yaml(accounts: Sequence[Mapping[str, Any]] | str, providers: Mapping[str, Any] | None) -> str:
     if isinstance(accounts, str):
         return accounts
     # JSON is YAML, and needs no library.
@@ -130,19 +144,14 @@ def _environment(folder: Path, more: Mapping[str, str] | None) -> dict[str, str]
     return {**kept, "HOME": str(folder), **(more or {})}
 
 
-def authority_file(setting: Setting) -> Path:
-    """Return what a client must trust to talk through the proxy."""
-    return setting.authority / "mitmproxy-ca-cert.pem"
-
-
 def client(
-    proxy: Mitmdump | None, trusted: Path, *, http2: bool = False, **settings: Any
+    trusted: Path, proxy_url: str | None = None, *, http2: bool = False, **settings: Any
 ) -> httpx.AsyncClient:
-    """Return a client that goes through *proxy* and trusts only *trusted*."""
+    """Return a client that trusts only *trusted*, through a proxy if there is one."""
     tls = ssl.create_default_context(cafile=str(trusted))
     # By transport: the spelling of a client's proxy argument changed between httpx versions.
     transport = httpx.AsyncHTTPTransport(
-        proxy=httpx.Proxy(proxy.url) if proxy else None,
+        proxy=httpx.Proxy(proxy_url) if proxy_url else None,
         verify=tls,
         http2=http2,
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
@@ -190,7 +199,9 @@ def messages(*, stream: bool = True) -> dict[str, Any]:
     }
 
 
-def generate(*, stream: bool = True, sse: bool = True, key_in_query: bool = False) -> dict[str, Any]:
+def generate(
+    *, stream: bool = True, sse: bool = True, key_in_query: bool = False
+) -> dict[str, Any]:
     """Return the arguments of a request to the Gemini API."""
     method = "streamGenerateContent" if stream else "generateContent"
     query = ["alt=sse"] if stream and sse else []

@@ -18,11 +18,11 @@ HTTP_VERSIONS = pytest.mark.parametrize(
 @HTTP_VERSIONS
 @pytest.mark.parametrize("framing", list(Framing))
 async def test_bare_mitmdump_passes_the_script_through(
-    provider, pool_proxy, trusted, framing, http2, version
+    provider, pool_proxy, framing, http2, version
 ):
     upstream = await provider(always(framed(openai.chat_complete("Good morning"), framing)))
     proxy = await pool_proxy(None, provider=upstream, addon=False)
-    async with client(proxy, trusted, http2=http2) as http:
+    async with proxy.client(http2=http2) as http:
         answers = [await http.request(**chat(stream=False)) for _ in range(2)]
     texts = [a.json()["choices"][0]["message"]["content"] for a in answers]
     assert texts == ["Good morning"] * 2
@@ -36,7 +36,7 @@ async def test_bare_mitmdump_passes_the_script_through(
 @pytest.mark.parametrize("fault", list(Fault))
 async def test_every_fault_ends_the_exchange(provider, setting, fault, http2, version):
     upstream = await provider(always(Reply(steps=(b"half",), fault=fault)))
-    async with client(None, setting.certificate.authority, http2=http2, timeout=0.5) as http:
+    async with client(setting.certificate.authority, http2=http2, timeout=0.5) as http:
         with pytest.raises(httpx.TransportError):
             await http.request(**chat(base=upstream.url))
     expected = Ending.LEFT if fault is Fault.SILENCE else Ending.FAULT

@@ -10,6 +10,7 @@ from typing import Any
 
 from account_pool.config.document import Document, Loc, name_of
 from account_pool.config.explain import check_shape
+from account_pool.config.hosts import host_rule
 from account_pool.config.models import COMPANIONS, AccountShape
 from account_pool.config.problems import Wrong, shown, unknown
 from account_pool.config.tokens import source_of
@@ -18,7 +19,6 @@ from account_pool.config.values import AccountEntry
 from account_pool.core.account import Account, ModelFilter, normalise_label
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.sources import Source
-from account_pool.providers.base import HostRule
 
 _HOW = "list accounts below it, each beginning with `- provider: ...`"
 
@@ -34,6 +34,8 @@ def read_accounts(
     written = document.data.get("accounts")
     if "accounts" not in document.data:
         document.problem(loc, "is missing", "add it and " + _HOW)
+    elif written is None:
+        document.problem(loc, "has no value", _HOW)
     elif not isinstance(written, list):
         document.problem(loc, f"{shown_kind(written)} is not a list", _HOW)
     elif not written:
@@ -66,7 +68,9 @@ class _Reader:
     def entry(self, loc: Loc, value: Any) -> AccountEntry | None:
         document = self.document
         if not isinstance(value, dict):
-            document.problem(loc, f"{shown_kind(value)} is not an account", _HOW)
+            document.problem(
+                loc, f"{shown_kind(value)} is not an account", "write its keys as a mapping"
+            )
             return None
         before = len(document.problems)
         check_shape(document, loc, AccountShape, value)
@@ -125,10 +129,9 @@ class _Reader:
         if not isinstance(written, str) or not written:
             return
         try:
-            rule = HostRule.parse(written)
-        except ValueError as error:
-            why = str(error).removeprefix(f"{written!r}: ")
-            self.document.problem(loc, "is not a host", why)
+            rule = host_rule(written)
+        except Wrong as error:
+            self.document.problem(loc, error.wrong, error.remedy)
             return
         if rule.subdomains:
             self.document.problem(loc, "is not one host", "write it without *")

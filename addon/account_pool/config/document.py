@@ -27,8 +27,8 @@ MAX_VALUES = 100_000
 SECRET_KEY = "token"  # noqa: S105 - the name of a key
 
 _PREFIX = "tag:yaml.org,2002:"
-#: What the parser quotes from the file, single characters and its own words aside.
-_QUOTED = re.compile(r"'(?!<)[^']{3,}'|\"[^\"]{3,}\"")
+#: What the parser quotes in its messages.
+_QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 
 
 @dataclass(slots=True)
@@ -114,27 +114,58 @@ def _explain(error: YAMLError, text: str) -> tuple[int | None, str, str]:
         position = getattr(error, "position", None)
         line = None if position is None else text.count("\n", 0, position) + 1
         return line, "there is a control character in it", "remove it"
-    mark = error.problem_mark or error.context_mark
-    line = None if mark is None else mark.line + 1
-    problem = _QUOTED.sub("[...]", " ".join(str(error.problem).split()))
-    context = _QUOTED.sub("[...]", " ".join(str(error.context or "").split()))
-    if "'\\t'" in problem:
-        return line, "a tab stands where YAML allows only spaces", "indent with spaces"
-    if "another document" in problem:
-        return line, "a second document begins", "remove the line ---"
-    if "undefined alias" in problem:
-        return line, "a value begins with *, an alias that is not defined", "put it in quotes"
-    if "cannot start any token" in problem:
-        return line, problem.replace("token", "value"), "put the value in quotes"
-    if "mapping values are not allowed" in problem:
-        return (
-            line,
-            "a key stands where none can be",
-            "check the indentation of this line and the one before, and put values with "
-            '": " in them in quotes',
-        )
-    remedy = "check indentation, quotes and brackets here and in the lines before"
-    return line, " ".join(f"not YAML: {context} {problem}".split()), remedy
+    problem = " ".join(_unquoted(str(error.problem)).split())
+    known = next(((wrong, remedy) for sign, wrong, remedy in _SYNTAX if sign in problem), None)
+    context = " ".join(_unquoted(str(error.context or "")).split())
+    wrong, remedy = known or (f"not YAML: {context} {problem}", _SYNTAX_REMEDY)
+    # What is not ended began where the context is; the parser found out at the end.
+    is_late = "unexpected end" in problem or "could not find" in problem
+    mark = (is_late and error.context_mark) or error.problem_mark or error.context_mark
+    return (None if mark is None else mark.line + 1), wrong, remedy
+
+
+def _unquoted(message: str) -> str:
+    """Return *message* of the parser without what it quotes from the file.
+
+    Single characters (a tab is two: \\t) stay, and its own names of things, such as '<block end>'.
+    """
+
+    def harmless(found: re.Match[str]) -> str:
+        quoted = found[1] or found[2] or ""
+        return found[0] if len(quoted) <= 2 or quoted[:1] == "<" else "[...]"
+
+    return _QUOTED.sub(harmless, message)
+
+
+_SYNTAX_REMEDY = "check indentation, quotes and brackets here and in the lines before"
+#: What the parser's messages are about, in our words: (a part of it, wrong, remedy).
+_SYNTAX = (
+    ("'\t'", "a tab stands where YAML allows only spaces", "indent with spaces"),
+    ("another document", "a second document begins", "remove the line ---"),
+    (
+        "undefined alias",
+        "a value begins with *, the sign of an alias, and no alias has that name",
+        "put the value in quotes",
+    ),
+    (
+        "cannot start any token",
+        "a value begins with a character that has a meaning in YAML",
+        "put the value in quotes",
+    ),
+    (
+        "mapping values are not allowed",
+        "a key stands where none can be",
+        "check the indentation of this line and the one before, and put a value with "
+        '": " in it in quotes',
+    ),
+    ("expected ',' or", "a { or [ is not closed", "close it, and put a ${...} inside it in quotes"),
+    ("unexpected end of stream", "a quote is not closed", "close it"),
+    (
+        "could not find expected ':'",
+        "neither a key nor a value",
+        "write `key: value`, with a space after the colon",
+    ),
+)
 
 
 class _TooMuch(Exception):

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from account_pool.config.document import Document, Loc
-from account_pool.config.problems import Wrong, shown, shown_key, unknown
+from account_pool.config.problems import Wrong, shown, unknown
 
 #: What is accepted, by key.
 REMEDIES: Mapping[str, str] = {
@@ -68,7 +68,7 @@ def _explain(
     key = next((str(step) for step in reversed(at) if isinstance(step, str)), "")
     value = document.value(at)
     if kind == "extra_forbidden":
-        return Wrong(f"unknown key {shown_key(key)}", unknown(key, accepted))
+        return Wrong("unknown key", unknown(key, accepted))
     remedy = _SECTION_REMEDY if kind == "model_type" else REMEDIES.get(key, _TEXT_REMEDY)
     if kind == "missing":
         return Wrong("is missing", remedy)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import os
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from account_pool.config.accounts import read_accounts
 from account_pool.config.document import Document, read
 from account_pool.config.pool_options import BY_NAME, OptionValue
-from account_pool.config.problems import ConfigError, Wrong, shown_key, unknown
+from account_pool.config.problems import ConfigError, Wrong, unknown
 from account_pool.config.user_providers import read_providers
-from account_pool.config.values import Config
+from account_pool.config.values import AccountEntry, Config
+from account_pool.credentials.sources import ValueSource
 from account_pool.providers.base import Provider
+
+logger = logging.getLogger(__name__)
 
 SECTIONS = ("accounts", "providers", "pool")
 
@@ -24,12 +30,13 @@ def load_file(path: Path, environ: Mapping[str, str], built_in: Mapping[str, Pro
         raise ConfigError(document.problems)
     for key in document.data:
         if key not in SECTIONS:
-            document.problem((key,), f"unknown key {shown_key(key)}", unknown(key, SECTIONS))
+            document.problem((key,), "unknown key", unknown(key, SECTIONS))
     providers = read_providers(document, built_in)
     accounts = read_accounts(document, providers, environ, path.parent)
     options = _read_options(document)
     if document.problems:
         raise ConfigError(document.problems)
+    _warn_if_shared(path, accounts)
     return Config(accounts, providers.known, providers.exchanges, options, path)
 
 
@@ -53,9 +60,24 @@ def _read_option(name: str, value: object) -> OptionValue:
     option = BY_NAME.get(name) or BY_NAME.get(name.removeprefix("pool_"))
     if option is None:
         accepted = [o.name for o in BY_NAME.values() if not o.not_in_file]
-        raise Wrong(f"unknown option {shown_key(name)}", unknown(name, accepted))
+        raise Wrong("unknown option", unknown(name, accepted))
     if option.name != name:
         raise Wrong("the prefix pool_ is for the command line", f"write {option.name}")
     if option.not_in_file:
         raise Wrong(f"cannot be set here: {option.not_in_file}", "remove this line")
     return option.check(value)
+
+
+def _warn_if_shared(path: Path, accounts: Sequence[AccountEntry]) -> None:
+    """Warn when tokens stand in a file that others may read; `cp` makes such files.
+
+    Not an error as for credential files: most of these files hold only references.
+    """
+    sources = [entry.source for entry in accounts]
+    tokens = [s for s in sources if isinstance(s, ValueSource) and not s.refers]
+    if tokens and os.name == "posix" and path.stat().st_mode & 0o044:
+        logger.warning(
+            "%s holds tokens and may be read by other users; run: chmod 600 %s",
+            path,
+            shlex.quote(str(path)),
+        )

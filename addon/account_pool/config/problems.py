@@ -16,13 +16,13 @@ from typing import Any
 MAX_SHOWN_CHARS = 40
 NOT_SHOWN = "[not shown]"
 
-#: Beginnings of credentials, wherever they stand, and any long run of mixed characters.
+#: Beginnings of credentials, wherever they stand, and any long run of their characters.
 #: A secret pasted behind the wrong key must not come back in the message about that key.
 _SECRET = re.compile(
     r"sk[-_]|gh[a-z]_|github_pat_|AIza|xai-|gsk_|tid=|eyJ|ya29\.|[Bb]earer"
-    r"|(?=[A-Za-z_+/=-]*[0-9])[A-Za-z0-9_+/=-]{20,}"
+    r"|(?=[A-Za-z_+/=-]*[0-9])[A-Za-z0-9_+/=-]{20,}|[A-Za-z0-9_+/=-]{24,}"
 )
-_USUAL_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,31}\Z")
+_USUAL_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,22}\Z")
 
 
 class Wrong(ValueError):

@@ -9,8 +9,9 @@ from typing import Any
 
 from account_pool.config.document import Document, Loc
 from account_pool.config.explain import REMEDIES, check_shape
+from account_pool.config.hosts import host_rule
 from account_pool.config.models import ProviderShape
-from account_pool.config.problems import shown, shown_key, unknown
+from account_pool.config.problems import Wrong, shown_key, unknown
 from account_pool.credentials.copilot import (
     DEFAULT_TOKEN_URL,
     ExchangeSettings,
@@ -74,7 +75,10 @@ class _Reader:
                 loc, "is not a name for a provider", "use lower-case letters, digits, - and . only"
             )
         check_shape(document, loc, ProviderShape, value)
-        written = value if isinstance(value, dict) else {}
+        if not isinstance(value, dict):
+            self.result.unclear.add(name)
+            return
+        written: dict[str, Any] = value
         base = self._base(loc, name, written)
         hosts = self._hosts((*loc, "hosts"), written.get("hosts"))
         if name not in self.built_in and not written.get("hosts", True):
@@ -102,10 +106,13 @@ class _Reader:
                 self.document.problem((*loc, "like"), f"{name} is built in", "remove this line")
             return name
         if "like" not in written:
+            likely = unknown(name, accepted)
             self.document.problem(
                 (*loc, "like"),
                 f"is missing, and {shown_key(name)} is not built in",
-                f"add like: openai, or {unknown(name, accepted)}",
+                f"{likely} If not, add like: openai"
+                if likely.endswith("?")
+                else "add like: openai",
             )
         if not isinstance(base, str) or not base:
             return None
@@ -122,11 +129,9 @@ class _Reader:
             if not isinstance(text, str) or not text:
                 continue
             try:
-                rules.append(HostRule.parse(text))
-            except ValueError as error:
-                # Its text is "'<what was written>': <what is accepted>".
-                why = str(error).removeprefix(f"{text!r}: ")
-                self.document.problem((*loc, i), f"{shown(text)} is not a host", why)
+                rules.append(host_rule(text))
+            except Wrong as error:
+                self.document.problem((*loc, i), error.wrong, error.remedy)
         return tuple(rules)
 
     def _token_url(self, loc: Loc, written: Any, base: str | None) -> str:

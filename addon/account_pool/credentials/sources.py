@@ -66,6 +66,11 @@ class ValueSource:
     environ: Mapping[str, str] = field(repr=False, compare=False)
     written_in: str = "accounts.yaml"
 
+    @property
+    def refers(self) -> bool:
+        """Say whether (a part of) it comes from the environment."""
+        return any(found["dollar"] is None for found in _REFERENCE.finditer(self.text.reveal()))
+
     def describe(self) -> str:
         return self.written_in
 
@@ -242,10 +247,10 @@ def expand(text: str, environ: Mapping[str, str]) -> str:
 
 def _unset(names: list[str]) -> CredentialError:
     shown = " and ".join(_shown_name(name) for name in names)
-    noun, verb = ("variable", "is") if len(names) == 1 else ("variables", "are")
+    noun, verb, it = ("variable", "is", "it") if len(names) == 1 else ("variables", "are", "them")
     return CredentialError(
         f"the environment {noun} {shown} {verb} not set",
-        "set it where the proxy is started, or name another source",
+        f"set {it} where the proxy is started, or name another source",
     )
 
 

@@ -47,7 +47,7 @@ class Mitmdump:
         self.lines: list[str] = []
         self.port = 0
         self._args = ("--listen-host", "127.0.0.1", "--listen-port", "0", *args)
-        self._folder = folder
+        self.folder = folder
         self._env = {**(os.environ if env is None else env), "PYTHONUNBUFFERED": "1"}
         self._on_line = on_line
         self._process: Process | None = None
@@ -109,8 +109,7 @@ class Mitmdump:
         async with asyncio.timeout(timeout_s):
             while not happened():
                 if self._reading.done():
-                    last = self.lines[-1] if self.lines else "without a word"
-                    raise MitmdumpFailed(f"mitmdump ended: {last}")
+                    raise MitmdumpFailed(f"mitmdump ended: {self._last_words()}")
                 await self._changed.wait()
 
     async def until_printed(self, pattern: str) -> str:
@@ -139,7 +138,7 @@ class Mitmdump:
         self._process = await asyncio.create_subprocess_exec(
             *mitmdump_command(),
             *self._args,
-            cwd=self._folder,
+            cwd=self.folder,
             env=self._env,
             stdin=DEVNULL,
             stdout=PIPE,
@@ -158,6 +157,12 @@ class Mitmdump:
             self._on_line(line)
             self._notify()
         self._notify()
+
+    def _last_words(self) -> str:
+        """Return the line that says why it ended, as far as one can tell."""
+        # mitmdump adds a line that only says that something went wrong.
+        telling = [line for line in self.lines if line and "exiting" not in line]
+        return telling[-1].strip() if telling else "it said nothing"
 
     def _notify(self) -> None:
         self._changed.set()

@@ -82,10 +82,16 @@ async def _perform_in(folder: Path) -> None:
             screen.opening(provider.url, proxy.url, script)
             provider.journal.on_reply = screen.exchange
             authority = folder / "mitmproxy" / "mitmproxy-ca-cert.pem"
-            async with _client(proxy.url, authority) as client:
-                for number, question in enumerate(story.QUESTIONS, 1):
-                    screen.question(number, question)
-                    await _ask(client, provider.url, question, screen)
+            try:
+                async with _client(proxy.url, authority) as client:
+                    for number, question in enumerate(story.QUESTIONS, 1):
+                        screen.question(number, question)
+                        await _ask(client, provider.url, question, screen)
+            except httpx.TransportError:
+                # Nearly always because mitmdump has ended; then that is what to tell.
+                with suppress(TimeoutError):
+                    await proxy.until(lambda: False, timeout_s=1)
+                raise
             _check_journal(provider)
             screen.closing(script)
 

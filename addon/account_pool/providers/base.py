@@ -119,12 +119,22 @@ class Swap:
             and its companions, whatever header they came in.
         drop_query: query parameters removed, e.g. Gemini's `key`.
         origin: send it there; None: where the client sent it.
+        by_path: for a path that contains the text, that swap in place of this one: the
+            same credential in another header, or another host of the same account.
     """
 
     headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)
     drop: frozenset[bytes] = frozenset()
     drop_query: tuple[str, ...] = ()
     origin: Origin | None = None
+    by_path: tuple[tuple[str, Swap], ...] = ()
+
+    def for_path(self, path: str) -> Swap:
+        """Return the swap for a request to *path* (without the query)."""
+        for part, swap in self.by_path:
+            if part in path:
+                return swap
+        return self
 
 
 @dataclass(frozen=True, slots=True)

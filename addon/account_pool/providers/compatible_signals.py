@@ -23,7 +23,8 @@ REFUSALS = frozenset({0, 402, 403, 412, 429})
 def _limit_is_zero(facts: Facts) -> bool:
     """Say whether a limit, not what remains of it, is 0."""
     return any(
-        "ratelimit" in name and "limit" in name.partition("ratelimit")[2]
+        "ratelimit" in name
+        and "limit" in name.partition("ratelimit")[2]
         and reset_hints.seconds(value) == 0
         for name, value in facts.headers.items()
     )
@@ -324,6 +325,14 @@ RATE_RULES: tuple[Rule, ...] = (
             }
         ),
         source="type and code names of rate limits: openai, groq, Cerebras, Mistral, xAI",
+    ),
+    Rule(
+        why="rate limit",
+        cls=OutcomeClass.RATE_LIMIT,
+        # The type of a limit is what ran out.
+        status=frozenset({0, 429}),
+        words=frozenset({"tokens", "requests", "input-images", "images"}),
+        source="openai/codex#88, continuedev/continue#11472",
     ),
     Rule(
         why="rate limit",

@@ -48,15 +48,6 @@ OPENAI_RULES: tuple[Rule, ...] = (
         model=named_model,
         source="https://help.openai.com/en/articles/10910291-api-organization-verification",
     ),
-    Rule(
-        why="rate limit",
-        cls=OutcomeClass.RATE_LIMIT,
-        scope=Scope.MODEL,
-        # The type of a limit is what ran out.
-        words=frozenset({"tokens", "requests", "input-images", "images"}),
-        status=frozenset({0, 429}),
-        source="openai/codex#88, continuedev/continue#11472",
-    ),
 )
 
 RULES: tuple[Rule, ...] = (*OPENAI_RULES, *COMPATIBLE_RULES)

@@ -6,6 +6,7 @@ functions: on a live reload mitmproxy calls them synchronously.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -25,7 +26,7 @@ from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential
 from account_pool.core.pool import Pool
 from account_pool.credentials.keeper import Keeper
-from account_pool.proxy import exchange, interception, options, replay
+from account_pool.proxy import binding, exchange, interception, options, replay
 from account_pool.proxy.commands import Commands
 from account_pool.proxy.hooks import Turn
 from account_pool.proxy.service import Service, Settings
@@ -34,7 +35,8 @@ logger = logging.getLogger(__name__)
 
 _NOTHING = (
     "account-pool: no accounts, traffic passes untouched. Write accounts.yaml (see "
-    "accounts.example.yaml) or set OPENAI_API_KEY, ANTHROPIC_API_KEY, GEMINI_API_KEY or GITHUB_TOKEN"
+    "accounts.example.yaml), or set OPENAI_API_KEY, ANTHROPIC_API_KEY, GEMINI_API_KEY or "
+    "GITHUB_TOKEN"
 )
 
 
@@ -50,13 +52,11 @@ class AccountPool:
         self._in_file: Mapping[str, OptionValue] = {}
         self._configured = False
         self._failed = False
+        self._starting: asyncio.Task[None] | None = None
 
     def load(self, loader: Loader) -> None:
         options.add(loader)
-        if not ctx.options.listen_host:
-            # mitmproxy listens everywhere unless told; a proxy that holds credentials
-            # must not.
-            ctx.options.update(listen_host="127.0.0.1")
+        binding.default_to_loopback()
 
     def configure(self, updated: set[str]) -> None:
         if not self._configured:
@@ -70,16 +70,22 @@ class AccountPool:
             self._apply(self._values(self._in_file))
 
     def running(self) -> None:
-        if self.keeper is not None:
-            self.keeper.start()
         if self._failed:
             return
+        if self.keeper is not None:
+            self.keeper.start()
+        self._starting = asyncio.create_task(self._announce(), name="account-pool start")
+
+    async def _announce(self) -> None:
+        """Say that the pool is ready, once the proxy listens where it should."""
+        await binding.rebind()
         states = list(self.service.pool.accounts())
         if not states:
             logger.log(ALERT, _NOTHING)
             return
         names = ", ".join(str(state.key) for state in states)
-        logger.log(ALERT, f"account-pool: {len(states)} accounts: {names}")
+        noun = "account" if len(states) == 1 else "accounts"
+        logger.log(ALERT, f"account-pool: ready with {len(states)} {noun}: {names}")
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         interception.choose(nextlayer, ctx.master.addons.get("nextlayer"), self.service)
@@ -97,6 +103,8 @@ class AccountPool:
         self.service.client_gone(client)
 
     def done(self) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
         if self.keeper is not None:
             self.keeper.stop()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mitmproxy import http
-from mitmproxy.net import encoding
 
 from account_pool.core.lease import Facts
 from account_pool.providers.base import LocalAnswer, Provider, RequestHead, Route
@@ -65,10 +64,9 @@ def with_body(head: RequestHead, request: http.Request) -> RequestHead:
     body = request.data.content
     if not body:
         return head
-    content_encoding = head.headers.get("content-encoding")
-    if content_encoding:
+    if "content-encoding" in head.headers:
         try:
-            body = encoding.decode(body, content_encoding)
+            body = request.content or b""
         except ValueError:
             # Not readable to us; the provider will say what it thinks of it.
             return head

@@ -73,7 +73,7 @@ class Commands:
     @command.command("pool.remove")
     def remove(self, key: str) -> None:
         """Take an account (provider/label) out of the pool until the next start."""
-        self._on(key, lambda k: self._service.pool.remove(k))
+        self._on(key, self._service.pool.remove)
 
     def _now(self) -> float:
         return self._service.now()

@@ -60,7 +60,7 @@ def _stepper(encoding: str) -> Callable[[bytes], bytes] | None:
         case "deflate":
             return _Deflate().feed
         case "br":
-            return brotli.Decompressor().process  # type: ignore[no-any-return]  # untyped library
+            return brotli.Decompressor().process
         case "zstd":
             return zstandard.ZstdDecompressor().decompressobj().decompress
         case _:

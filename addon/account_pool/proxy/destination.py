@@ -6,7 +6,7 @@ Never the Host header: a credential follows the connection, not what a client cl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from mitmproxy.proxy.context import Context
 
@@ -42,7 +42,7 @@ def is_loopback(host: str) -> bool:
     address = _address(host)
     if address is None:
         return host == "localhost" or host.endswith(".localhost")
-    mapped = getattr(address, "ipv4_mapped", None)
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return (mapped or address).is_loopback
 
 
@@ -68,7 +68,7 @@ def of_request(host: str, port: int, scheme: str) -> Destination:
     return Destination(host.rstrip(".").lower(), port, scheme == "https")
 
 
-def _address(host: str) -> object | None:
+def _address(host: str) -> IPv4Address | IPv6Address | None:
     try:
         return ip_address(host.strip("[]"))
     except ValueError:

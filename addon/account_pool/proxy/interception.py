@@ -16,8 +16,8 @@ from mitmproxy.proxy.layers import modes
 from mitmproxy.proxy.layers.tls import parse_client_hello
 
 from account_pool.proxy import destination
+from account_pool.proxy.layer import PoolHttpLayer
 from account_pool.proxy.service import Service
-from account_pool.proxy.stream import PoolHttpLayer
 
 
 class BuiltIn(Protocol):

@@ -43,13 +43,16 @@ def _own_port() -> int | None:
     return None
 
 
+def _own_authority() -> str:
+    return str(Path(ctx.options.confdir).expanduser() / "mitmproxy-ca-cert.pem")
+
+
 async def _through(port: int, request: http.Request) -> http.Response:
     import ssl  # noqa: PLC0415 - as above
 
     import httpx  # noqa: PLC0415 - replays are rare, the import is slow
 
-    authority = Path(ctx.options.confdir).expanduser() / "mitmproxy-ca-cert.pem"
-    verify = ssl.create_default_context(cafile=str(authority))
+    verify = ssl.create_default_context(cafile=_own_authority())
     transport = httpx.AsyncHTTPTransport(
         verify=verify, trust_env=False, proxy=httpx.Proxy(f"http://127.0.0.1:{port}")
     )
@@ -58,11 +61,13 @@ async def _through(port: int, request: http.Request) -> http.Response:
         for name, value in request.headers.items(multi=True)
         if name.lower() not in _HOP_BY_HOP
     ]
-    async with httpx.AsyncClient(transport=transport, timeout=READ_TIMEOUT_S) as client:
-        async with client.stream(
+    async with (
+        httpx.AsyncClient(transport=transport, timeout=READ_TIMEOUT_S) as client,
+        client.stream(
             request.method, request.pretty_url, headers=headers, content=request.raw_content
-        ) as response:
-            body = b"".join([chunk async for chunk in response.aiter_raw()])
+        ) as response,
+    ):
+        body = b"".join([chunk async for chunk in response.aiter_raw()])
     replayed = http.Response.make(response.status_code, b"", tuple(response.headers.raw))
     replayed.headers.pop("transfer-encoding", None)
     replayed.raw_content = body

@@ -1,43 +1,30 @@
-"""The HTTP layer that replays: one stream is one client request and up to N attempts.
+"""One client request: what is done about it, from its head to the end of its answer.
 
-Follows design.md section 2. Every attempt has a stream id of its own (negative, unique)
-on the server side, because a finished HTTP/2 stream cannot carry a second request;
-events of abandoned attempts are dropped by their id. The base class keeps doing the
-client side and everything after the commit point.
-
-Facts about mitmproxy this file rests on:
-
-- An `HttpStream` that yields a blocking command is paused; events that come meanwhile
-  are queued, and `check_killed` finds the client's departure among them.
-- `HttpLayer` routes events by `streams[id]`, timers by `command_sources[command]`.
-- `Http1Client` emits the end of a message before it resets itself: a blocking hook
-  between two attempts gives it that turn.
-
-The file is longer than most: it is one state machine, and reads best in one place.
+Follows design.md section 2. Our code stands between the request and the commit point;
+the base class does the client side and everything after it. What to do next is decided
+by `core.attempts`; this file carries it out and says what happened.
 """
 
 from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Generator
-from typing import Any, assert_never, cast
+from collections.abc import Generator
+from functools import partial
+from typing import Any, assert_never
 
 from mitmproxy import http
-from mitmproxy.connection import Connection
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import (
     GetHttpConnection,
-    HttpLayer,
     HTTPMode,
     HttpStream,
     RequestData,
     RequestEndOfMessage,
     RequestHeaders,
     RequestProtocolError,
-    RequestTrailers,
     ResponseData,
     ResponseEndOfMessage,
     ResponseHeaders,
@@ -62,70 +49,23 @@ from account_pool.core.outcome import OutcomeClass
 from account_pool.providers.base import LocalAnswer, Route
 from account_pool.proxy import compat, delivery, destination, wire
 from account_pool.proxy.answer import AnswerReader, Reading
+from account_pool.proxy.attempt_stream import MAX_COPY_BYTES, AttemptStream, translated
 from account_pool.proxy.call import Call
-from account_pool.proxy.hooks import PoolTurnHook, Turn
-from account_pool.proxy.service import Service
+from account_pool.proxy.layer import GetFreshConnection, PoolHttpLayer
 
 logger = logging.getLogger(__name__)
 
 #: Requests up to this size are kept for replay; larger ones are streamed through once.
 MAX_REPLAYABLE_BYTES = 64 * 1024 * 1024
-#: A connection that was used, or idle so long, may have been closed by the server
-#: before our request reached it.
-KEPT_AFTER_S = 1.0
 #: A kept connection that closes later than this after a request was sent may have been
 #: working on it (providers.md, trap 22: a replay can be billed twice).
 STALE_WITHIN_S = 2.0
 #: How long the rest of a refused stream is read before the attempt is cut off: the end
 #: mostly comes at once, and a connection that was read to its end can be used again.
 DRAIN_S = 0.25
-#: Bound of the copy of a streamed answer that is kept for inspection.
-MAX_COPY_BYTES = 1024 * 1024
 
 
-class PoolHttpLayer(HttpLayer):
-    """mitmproxy's HttpLayer with streams that replay."""
-
-    def __init__(self, context: Context, mode: HTTPMode, service: Service) -> None:
-        super().__init__(context, mode)
-        self.service = service
-        #: server connections that have carried an answer
-        self.answered: set[Connection] = set()
-        self._last_attempt_id = 0
-
-    def make_stream(self, stream_id: int) -> CommandGenerator[None]:
-        stream = PoolHttpStream(self.context.fork(), stream_id, self)
-        self.streams[stream_id] = stream
-        yield from self.event_to_child(stream, events.Start())
-
-    def new_attempt(self, stream: PoolHttpStream) -> int:
-        """Return an id for an attempt of *stream* and route its events there."""
-        self._last_attempt_id -= 1
-        self.streams[self._last_attempt_id] = stream
-        return self._last_attempt_id
-
-    def get_connection(
-        self, event: GetHttpConnection, *, reuse: bool = True
-    ) -> CommandGenerator[None]:
-        fresh = isinstance(event, _GetFreshConnection)
-        yield from super().get_connection(event, reuse=reuse and not fresh)
-
-
-class _GetFreshConnection(GetHttpConnection):
-    """Open a connection even where a kept one would do."""
-
-
-class _DeadTimer:
-    """Takes the late wake-up of a stream that has ended, so that nothing holds it."""
-
-    def handle_event(self, _event: events.Event) -> CommandGenerator[None]:
-        yield from ()
-
-
-_DEAD_TIMER = _DeadTimer()
-
-
-class PoolHttpStream(HttpStream):
+class PoolHttpStream(AttemptStream):
     """One client request.
 
     Attributes:
@@ -135,20 +75,12 @@ class PoolHttpStream(HttpStream):
     """
 
     def __init__(self, context: Context, stream_id: int, parent: PoolHttpLayer) -> None:
-        super().__init__(context, stream_id)
-        self.layer = parent
-        self.service = parent.service
+        super().__init__(context, stream_id, parent)
         self.call: Call | None = None
         self.attempts: Attempts | None = None
-        self.attempt_id: int | None = None
         self.reader: AnswerReader | None = None
-        self._sent_at = 0.0
-        self._on_kept_connection = False
-        self._timer: commands.RequestWakeup | None = None
-        self._on_timer: Callable[[], CommandGenerator[None]] | None = None
         self._pending: Step | None = None
         self._committed = False
-        self._copy: bytearray | None = None
 
     # -- events
 
@@ -159,10 +91,10 @@ class PoolHttpStream(HttpStream):
         if isinstance(event, HttpEvent) and event.stream_id < 0:
             if event.stream_id != self.attempt_id:
                 return  # a late event of an abandoned attempt
-            if self._copy is not None and type(event) is ResponseData:
+            if self.copied is not None and type(event) is ResponseData:
                 # The way of every chunk of a streamed answer: nothing more than needed.
-                if len(self._copy) < MAX_COPY_BYTES:
-                    self._copy += event.data
+                if len(self.copied) < MAX_COPY_BYTES:
+                    self.copied += event.data
                 event.stream_id = self.stream_id
                 yield SendHttp(event, self.context.client)
                 return
@@ -177,13 +109,13 @@ class PoolHttpStream(HttpStream):
         if self.call is None:
             yield from super()._handle_event(event)
         elif self.call.route is Route.PASS:
-            yield from _translated(super()._handle_event(event), self._restore)
+            yield from translated(super()._handle_event(event), self._restore)
         elif isinstance(event, ResponseProtocolError):
             yield from self._attempt_broke(event)
         elif isinstance(event, RequestProtocolError):
             yield from self._client_left(event)
         elif isinstance(event, events.Wakeup):
-            yield from self._woke(event)
+            yield from self.woke(event)
         elif isinstance(
             event, ResponseHeaders | ResponseData | ResponseTrailers | ResponseEndOfMessage
         ):
@@ -199,19 +131,19 @@ class PoolHttpStream(HttpStream):
 
     def state_wait_for_request_headers(self, event: RequestHeaders) -> CommandGenerator[None]:
         request = event.request
-        if request.method == "CONNECT":
-            # Every byte of the tunnel passes here: leave it to the base class alone.
-            self.passthrough = super().passthrough  # type: ignore[method-assign]
-        else:
+        if request.method != "CONNECT":
             try:
                 self._open(request)
             except Exception as e:
                 yield from self._refuse_head(event, e)
                 return
+        if self.call is None or self.call.route is Route.PASS:
+            # Every byte of a tunnel passes here: leave it to mitmproxy's class alone.
+            self.passthrough = partial(HttpStream.passthrough, self)  # type: ignore[method-assign]
         if self.call is None:
             yield from super().state_wait_for_request_headers(event)
         elif self.call.route is Route.PASS:
-            yield from _translated(super().state_wait_for_request_headers(event), self._restore)
+            yield from translated(super().state_wait_for_request_headers(event), self._restore)
         else:
             if _content_length(request) > MAX_REPLAYABLE_BYTES:
                 request.stream = True
@@ -273,9 +205,9 @@ class PoolHttpStream(HttpStream):
         elif self.attempt_id is None:
             self.client_state = self.state_errored  # nobody to stream it to
         else:
-            yield from _translated(super().state_stream_request_body(event), self._to_attempt)
+            yield from translated(super().state_stream_request_body(event), self.to_attempt)
             if isinstance(event, RequestEndOfMessage) and self.server_state == self.state_done:
-                self._forget_attempt()  # its answer was complete before the request
+                self.forget_attempt()  # its answer was complete before the request
 
     # -- attempts
 
@@ -286,7 +218,7 @@ class PoolHttpStream(HttpStream):
         if call.denied is not None:
             yield from self._answer_locally(call.denied)
         elif call.route is Route.LOCAL:
-            turn = yield from self._take_turn(call.provider.name)
+            turn = yield from self.take_turn(call.provider.name)
             if turn.answer is not None and not (yield from self._client_gone()):
                 yield from self._answer_locally(turn.answer)
         elif not self._goes_where_it_should():
@@ -319,17 +251,17 @@ class PoolHttpStream(HttpStream):
                 case Send():
                     if len(attempts.history) > 1:
                         self.service.log_replay(attempts)
-                        yield from self._take_turn(None)
+                        yield from self.take_turn(None)
                         if (yield from self._client_gone()):
                             return
                     step = yield from self._send(step)
                 case Wait():
-                    yield from self._take_turn(step)
+                    yield from self.take_turn(step)
                     if (yield from self._client_gone()):
                         return
                     step = attempts.resumed(self.service.now())
                 case Refresh():
-                    turn = yield from self._take_turn(step)
+                    turn = yield from self.take_turn(step)
                     if (yield from self._client_gone()):
                         return
                     step = attempts.refreshed(turn.refreshed, self.service.now())
@@ -341,14 +273,6 @@ class PoolHttpStream(HttpStream):
                     return
                 case _:
                     assert_never(step)
-
-    def _take_turn(self, step: Wait | Refresh | str | None) -> CommandGenerator[Turn]:
-        """Let the addon wait or refresh for us, and the old connection reset itself."""
-        turn = Turn(step)
-        self._watch_client(turn.abandoned.set)
-        yield PoolTurnHook(turn)
-        self._unwatch_client()
-        return turn
 
     def _send(self, step: Send) -> Generator[commands.Command, Any, Step | None]:
         """Send one attempt. Returns the next step if no connection could be made."""
@@ -363,42 +287,21 @@ class PoolHttpStream(HttpStream):
             address, tls = (swap.origin.host, swap.origin.port), True
         else:
             address, tls = (flow.request.host, flow.request.port), flow.request.scheme == "https"
-        get = _GetFreshConnection if step.fresh else GetHttpConnection
-        self._watch_client(lambda: attempts.left(self.service.now()))
+        get = GetFreshConnection if step.fresh else GetHttpConnection
+        self.watch_client(lambda: attempts.left(self.service.now()))
         connection, error = yield get(
             address, tls, flow.server_conn.via, flow.server_conn.transport_protocol
         )
-        self._unwatch_client()
+        self.unwatch_client()
         if (yield from self._client_gone()):
             return None
         if error:
             return attempts.broken(Broken.CONNECT, self.service.now())
         self.context.server = flow.server_conn = connection
-        self.attempt_id = self.layer.new_attempt(self)
         self.reader = None
-        self._sent_at = self.service.now()
-        self._on_kept_connection = self._is_kept(connection)
         self.server_state = self.state_await_answer
-        yield from self._send_request(wire.outgoing(flow.request, swap, call.masked))
+        yield from self.send_attempt(wire.outgoing(flow.request, swap, call.masked))
         return None
-
-    def _send_request(self, request: http.Request) -> CommandGenerator[None]:
-        attempt_id, server = self.attempt_id, self.context.server
-        assert attempt_id is not None
-        if request.stream or self.client_state == self.state_stream_request_body:
-            yield SendHttp(RequestHeaders(attempt_id, request, False), server)
-            return
-        content, trailers = request.raw_content, request.trailers
-        yield SendHttp(RequestHeaders(attempt_id, request, not (content or trailers)), server)
-        if content:
-            yield SendHttp(RequestData(attempt_id, content), server)
-        if trailers:
-            yield SendHttp(RequestTrailers(attempt_id, trailers), server)
-        yield SendHttp(RequestEndOfMessage(attempt_id), server)
-
-    def _is_kept(self, connection: Connection) -> bool:
-        opened = connection.timestamp_start or 0.0
-        return connection in self.layer.answered or self.service.wall_now() - opened > KEPT_AFTER_S
 
     # -- the answer
 
@@ -413,7 +316,7 @@ class PoolHttpStream(HttpStream):
             return
         self.server_state = self.state_read_answer
         if self.reader.open_ended:
-            yield from self._set_timer(self.service.settings.gate_s, self._reading_expired)
+            yield from self.set_timer(self.service.settings.gate_s, self._reading_expired)
 
     def state_read_answer(self, event: events.Event) -> CommandGenerator[None]:
         """The head is held back until it is known what the answer is."""
@@ -448,9 +351,9 @@ class PoolHttpStream(HttpStream):
         if self.flow.response is not None and self.flow.response.status_code != 101:
             # Of a WebSocket this is only the handshake: its lease ends with the socket.
             if self.client_state == self.state_done:
-                self._forget_attempt()
+                self.forget_attempt()
             self._settle(served=True)
-        self._keep_copy()
+        self.keep_copy()
         yield from self.server_state(event)
 
     def _read(self, reading: Reading) -> CommandGenerator[None]:
@@ -475,7 +378,7 @@ class PoolHttpStream(HttpStream):
         assert call is not None
         assert attempts is not None
         assert reader is not None
-        self._clear_timer()
+        self.clear_timer()
         outcome = call.provider.classify(
             reader.answer(attempts.facts.model, self.service.wall_now())
         )
@@ -492,11 +395,11 @@ class PoolHttpStream(HttpStream):
             yield from self._drained()
         else:
             self.server_state = self.state_drain
-            yield from self._set_timer(DRAIN_S, self._drained)
+            yield from self.set_timer(DRAIN_S, self._drained)
 
     def _drained(self) -> CommandGenerator[None]:
         """The refused answer was read as far as it will be: go on."""
-        self._clear_timer()
+        self.clear_timer()
         reader, step = self.reader, self._pending
         assert reader is not None
         self._pending = None
@@ -504,9 +407,9 @@ class PoolHttpStream(HttpStream):
             yield from self._commit(end_stream=False)
             return
         if reader.complete:
-            self._forget_attempt()
+            self.forget_attempt()
         else:
-            yield from self._cancel_attempt("refused")
+            yield from self.cancel_attempt("refused")
         self.server_state = self.state_between_attempts
         yield from self._perform(step)
 
@@ -521,7 +424,7 @@ class PoolHttpStream(HttpStream):
         reader, attempts = self.reader, self.attempts
         assert reader is not None
         assert attempts is not None
-        self._clear_timer()
+        self.clear_timer()
         self._committed = True
         if not attempts.over:
             attempts.committed(self.service.now())
@@ -534,24 +437,15 @@ class PoolHttpStream(HttpStream):
         )
         if self.server_state == self.state_errored:
             self._settle(served=False)
-            yield from self._cancel_attempt("client left")
+            yield from self.cancel_attempt("client left")
             return
         held, reader.held = reader.held, []
         if self.server_state == self.state_stream_response_body and response.stream is True:
-            self._copy = bytearray()
+            self.copied = bytearray()
         for data in held:
-            if self._copy is not None:
-                self._copy += data
+            if self.copied is not None:
+                self.copied += data
             yield from self.server_state(ResponseData(self.stream_id, data))
-
-    def start_response_stream(self) -> CommandGenerator[None]:
-        # As the base class does, without its log line per answer.
-        assert self.flow.response is not None
-        yield SendHttp(
-            ResponseHeaders(self.stream_id, self.flow.response, end_stream=False),
-            self.context.client,
-        )
-        self.server_state = self.state_stream_response_body
 
     def _deliver(self, step: Deliver) -> CommandGenerator[None]:
         """Hand on the provider's own refusal, with the wait that holds for the pool."""
@@ -615,11 +509,11 @@ class PoolHttpStream(HttpStream):
         attempts, reader = self.attempts, self.reader
         assert attempts is not None
         event.stream_id = self.stream_id
-        self._clear_timer()
-        self._forget_attempt()
+        self.clear_timer()
+        self.forget_attempt()
         if self._committed:
             self._settle(served=False)
-            self._keep_copy()
+            self.keep_copy()
             yield from super().handle_protocol_error(event)
         elif self.server_state == self.state_drain:
             yield from self._drained_by_break()
@@ -640,28 +534,32 @@ class PoolHttpStream(HttpStream):
     def _how_it_broke(self, event: ResponseProtocolError) -> Broken:
         if "REFUSED_STREAM" in event.message:
             return Broken.STALE  # RFC 9113, 8.7: the request was not processed
-        soon = self.service.now() - self._sent_at < STALE_WITHIN_S
-        if self.reader is None and self._on_kept_connection and soon:
+        soon = self.service.now() - self.sent_at < STALE_WITHIN_S
+        if self.reader is None and self.on_kept_connection and soon:
             return Broken.STALE
         return Broken.MAYBE_RAN
 
     def _client_left(self, event: RequestProtocolError) -> CommandGenerator[None]:
         """The client is gone: the lease is free at once, and nobody is to blame."""
-        self._clear_timer()
+        self.clear_timer()
         # Clients hang up as soon as they have the last event (clients.md, section 7): a
         # departure after the commit point is a success.
         self._settle(served=self._committed)
-        self._keep_copy()
-        yield from self._cancel_attempt(event.message)
-        yield from _translated(super().handle_protocol_error(event), self._not_upstream)
+        self.keep_copy()
+        yield from self.cancel_attempt(event.message)
+        yield from translated(super().handle_protocol_error(event), self.not_upstream)
 
     def _client_gone(self) -> CommandGenerator[bool]:
         """Look whether the client left, or somebody killed the flow, while we waited."""
         gone = yield from self.check_killed(True)
         if gone:
             self._settle(served=False)
-            yield from self._cancel_attempt("client left")
+            yield from self.cancel_attempt("client left")
         return gone
+
+    def socket_ended(self) -> None:
+        self._settle(served=True)
+        self.forget_attempt()
 
     def _settle(self, *, served: bool) -> None:
         """The request is over: its lease goes back, once."""
@@ -675,28 +573,6 @@ class PoolHttpStream(HttpStream):
                 attempts.left(self.service.now())
         self.service.end(self.context.client, attempts)
 
-    def _cancel_attempt(self, reason: str) -> CommandGenerator[None]:
-        """Cut off the running attempt, if any."""
-        attempt_id = self.attempt_id
-        if attempt_id is not None:
-            self._forget_attempt()
-            yield SendHttp(
-                RequestProtocolError(attempt_id, reason, compat.CANCEL), self.context.server
-            )
-
-    def _forget_attempt(self) -> None:
-        if self.attempt_id is not None:
-            self.layer.streams.pop(self.attempt_id, None)
-            self.attempt_id = None
-
-    def _keep_copy(self) -> None:
-        """Put the bounded copy of the streamed body on the flow, for inspection."""
-        if self.flow.response is not None and self._copy is not None:
-            self.flow.response.data.content = bytes(self._copy)
-            if len(self._copy) >= MAX_COPY_BYTES:
-                self.flow.metadata["pool.truncated"] = True
-        self._copy = None
-
     # -- our own failures
 
     def _fail(self, error: Exception) -> CommandGenerator[None]:
@@ -707,9 +583,9 @@ class PoolHttpStream(HttpStream):
         frames = traceback.extract_tb(error.__traceback__)[-4:]
         where = " < ".join(f"{f.filename}:{f.lineno} {f.name}" for f in reversed(frames))
         logger.error(f"{call.provider.name}: internal error {type(error).__name__} at {where}")
-        self._clear_timer()
+        self.clear_timer()
         self._settle(served=False)
-        yield from self._cancel_attempt("internal error")
+        yield from self.cancel_attempt("internal error")
         if self._committed or self.server_state == self.state_done:
             yield SendHttp(
                 ResponseProtocolError(self.stream_id, "internal error", compat.SERVER_ERROR),
@@ -732,72 +608,6 @@ class PoolHttpStream(HttpStream):
         )
         self.client_state = self.server_state = self.state_errored
 
-    # -- after a 101
-
-    def passthrough(self, event: events.Event) -> CommandGenerator[None]:
-        if self.call is None or self.call.route is Route.PASS:
-            yield from super().passthrough(event)
-            return
-        if isinstance(event, HttpEvent) and event.stream_id < 0:
-            event.stream_id = self.stream_id
-        ended = isinstance(
-            event,
-            RequestEndOfMessage
-            | ResponseEndOfMessage
-            | RequestProtocolError
-            | ResponseProtocolError,
-        )
-        if isinstance(event, RequestProtocolError | ResponseProtocolError):
-            yield from self._socket_broke(event)
-        else:
-            yield from _translated(super().passthrough(event), self._to_attempt)
-        if ended:
-            self._settle(served=True)
-            self._forget_attempt()
-
-    def _socket_broke(self, event: HttpEvent) -> CommandGenerator[None]:
-        """A reset stream closes the socket as its end would."""
-        side = (
-            self.context.client if isinstance(event, RequestProtocolError) else self.context.server
-        )
-        yield from _translated(super().passthrough(events.ConnectionClosed(side)), self._to_attempt)
-
-    # -- timers, and watching the client while paused
-
-    def _set_timer(
-        self, delay_s: float, then: Callable[[], CommandGenerator[None]]
-    ) -> CommandGenerator[None]:
-        self._clear_timer()
-        self._timer = commands.RequestWakeup(delay_s)
-        self._on_timer = then
-        yield self._timer
-
-    def _clear_timer(self) -> None:
-        if self._timer is not None and self._timer in self.layer.command_sources:
-            self.layer.command_sources[self._timer] = cast(Any, _DEAD_TIMER)
-        self._timer = self._on_timer = None
-
-    def _woke(self, event: events.Wakeup) -> CommandGenerator[None]:
-        if event.command is self._timer and self._on_timer is not None:
-            then, self._timer, self._on_timer = self._on_timer, None, None
-            yield from then()
-
-    def _watch_client(self, on_leaving: Callable[[], None]) -> None:
-        """While paused, call *on_leaving* the moment the client goes.
-
-        The event itself stays queued for `check_killed`, as everywhere in mitmproxy.
-        """
-
-        def handle_event(event: events.Event) -> CommandGenerator[None]:
-            if isinstance(event, RequestProtocolError):
-                on_leaving()
-            return super(PoolHttpStream, self).handle_event(event)
-
-        self.handle_event = handle_event  # type: ignore[method-assign]
-
-    def _unwatch_client(self) -> None:
-        self.__dict__.pop("handle_event", None)
-
     # -- translations
 
     def _restore(self, command: commands.Command) -> commands.Command:
@@ -806,34 +616,6 @@ class PoolHttpStream(HttpStream):
             assert self.call is not None
             command.event.request = wire.restored(command.event.request, self.call.masked)
         return command
-
-    def _to_attempt(self, command: commands.Command) -> commands.Command:
-        """What the base class sends upstream belongs to the running attempt."""
-        if isinstance(command, SendHttp) and command.connection is self.context.server:
-            assert self.attempt_id is not None
-            command.event.stream_id = self.attempt_id
-        return command
-
-    def _not_upstream(self, command: commands.Command) -> commands.Command | None:
-        """The base class knows no attempt ids: the server is told by `_cancel_attempt`."""
-        if isinstance(command, SendHttp) and command.connection is not self.context.client:
-            return None
-        return command
-
-
-def _translated(
-    generator: CommandGenerator[None],
-    translate: Callable[[commands.Command], commands.Command | None],
-) -> CommandGenerator[None]:
-    """Run *generator* with its commands translated or dropped, replies handed through."""
-    reply: Any = None
-    while True:
-        try:
-            command = generator.send(reply)
-        except StopIteration:
-            return
-        translated = translate(command)
-        reply = None if translated is None else (yield translated)
 
 
 def _content_length(request: http.Request) -> int:

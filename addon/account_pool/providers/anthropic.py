@@ -1,0 +1,123 @@
+"""Anthropic API keys: api.anthropic.com.
+
+https://docs.anthropic.com/en/api/overview. Subscription tokens of Claude Code are
+another kind of credential that only serves that client: its requests pass. Limits are
+in `anthropic_signals.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from account_pool.core.account import Account
+from account_pool.core.credential import Credential
+from account_pool.core.sse import Verdict
+from account_pool.providers import envelopes, openai
+from account_pool.providers.anthropic_signals import signals
+from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
+from account_pool.providers.heads import bearer, body_model
+
+# -- whose business a request is
+
+_POOL_POST = frozenset(
+    {
+        "/v1/chat/completions",
+        "/v1/complete",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+    }
+)
+_POOL_GET = re.compile(r"/v1/models(?:/[^/]+)?")
+
+
+def route(head: RequestHead) -> Route:
+    """Say whose business a request is.
+
+    Batches, files and skills belong to the account that made them and pass, as do
+    `/api/*` (login, settings, telemetry of Claude Code) and `/v1/organizations/*`.
+    """
+    if head.method == "POST":
+        pooled = head.path in _POOL_POST
+    else:
+        pooled = head.method == "GET" and _POOL_GET.fullmatch(head.path) is not None
+    return Route.POOL if pooled and not is_subscription(head) else Route.PASS
+
+
+def is_subscription(head: RequestHead) -> bool:
+    """Say whether the request carries a subscription token.
+
+    Told from the token, not the header: SDKs send API keys as Bearer too.
+    """
+    return (
+        bearer(head).startswith("sk-ant-oat")
+        or head.headers.get("x-api-key", "").startswith("sk-ant-oat")
+        or "oauth-2025-04-20" in head.headers.get("anthropic-beta", "")
+    )
+
+
+def kind(_head: RequestHead) -> str:
+    """What is pooled takes an API key."""
+    return "key"
+
+
+# -- the credential
+
+
+def swap(_account: Account, credential: Credential) -> Swap:
+    """Put the key in `x-api-key`; exactly one of the two headers may remain."""
+    key = (b"x-api-key", credential.secret.reveal().encode())
+    return Swap(headers=(key,), drop=_CREDENTIAL_HEADERS)
+
+
+_CREDENTIAL_HEADERS = frozenset({b"authorization", b"x-api-key"})
+
+# -- what an answer says
+
+
+def judge(name: str | None, value: Any) -> Verdict:
+    """Say what an event or a JSON body is; the compatible path speaks OpenAI's dialect."""
+    if isinstance(value, dict) and value.get("type") in ("message_start", "ping"):
+        return Verdict.CONTINUE
+    return openai.judge(name, value)
+
+
+SIGNALS = signals(judge)
+
+# -- refusals of our own
+
+_ERROR_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+
+
+def refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
+    """`{"type": "error", "error": {type, message}}`."""
+    usual = "api_error" if status >= 500 else "invalid_request_error"
+    error = {"type": _ERROR_TYPES.get(status, usual), "message": message}
+    headers = () if wait_s is None else envelopes.sdk_delay(wait_s)
+    return envelopes.json_answer(status, headers, {"type": "error", "error": error})
+
+
+PROVIDER = Provider(
+    name="anthropic",
+    hosts=(HostRule("api.anthropic.com"),),
+    env=("ANTHROPIC_API_KEY",),
+    route=route,
+    kind=kind,
+    model=body_model,
+    credential_headers=_CREDENTIAL_HEADERS,
+    swap=swap,
+    judge=judge,
+    classify=SIGNALS.classify,
+    refusal=refusal,
+    delay=envelopes.sdk_delay,
+    delay_headers=frozenset({"retry-after", "retry-after-ms", "x-should-retry"}),
+)

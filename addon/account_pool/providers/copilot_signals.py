@@ -1,0 +1,289 @@
+"""What GitHub Copilot says when it refuses: the API and the token exchange.
+
+Codes are those of microsoft/vscode-copilot-chat `chatMLFetcher.ts`; what follows a
+colon is the plan. One code covers windows of seconds and of days
+(`user_global_rate_limited`): the key in `x-ratelimit-exceeded`, the wait and the
+sentence tell which.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+from account_pool.core import reset_hints
+from account_pool.core.outcome import Answer, Outcome, OutcomeClass, Scope
+from account_pool.core.signals import (
+    Facts,
+    Rule,
+    SignalTable,
+    Wait,
+    body_reset,
+    first_wait,
+    prose,
+    retry_after,
+)
+from account_pool.core.sse import Judge, Verdict
+from account_pool.providers.compatible_signals import COMPATIBLE_RULES
+
+_I = re.IGNORECASE
+_FETCHER = "microsoft/vscode-copilot-chat src/extension/prompt/node/chatMLFetcher.ts"
+_TOKEN = "microsoft/vscode-copilot-chat src/platform/authentication/common/copilotToken.ts"  # noqa: S105
+
+# -- reading the evidence
+
+
+def limit_key(facts: Facts) -> str:
+    """Return the key of `x-ratelimit-exceeded: <service>:<key>:<principal>:<plan>`.
+
+    Such as `global-usage-5-hour-key`; "" if there is none.
+    """
+    parts = facts.headers.get("x-ratelimit-exceeded", "").lower().split(":")
+    return parts[1] if len(parts) > 1 else parts[0]
+
+
+# A key is words joined by "-", some with a date: `global-user-tps-high-2025-04-08`.
+_SESSION_KEY = re.compile(r"\b\d+-hours?\b|\bsession\b|\bdaily\b|\bday\b")
+_WEEKLY_KEY = re.compile(r"\bweekly\b|\bweek\b")
+_MONTHLY_KEY = re.compile(r"\bmonthly\b|\bmonth\b|\bquota_exceeded\b")
+_MODEL_KEY = re.compile(r"\bmodel\b")
+_WEEKLY_TEXT = re.compile(r"\bweekly\b|\bper week\b", _I)
+
+
+def _key_is(pattern: re.Pattern[str]) -> Callable[[Facts], bool]:
+    return lambda facts: bool(pattern.search(limit_key(facts)))
+
+
+def _user_retry_after(facts: Facts) -> float | None:
+    value = facts.headers.get("x-ratelimit-user-retry-after")
+    return reset_hints.retry_after(value, facts.now)
+
+
+def _snapshots(facts: Facts) -> Iterator[Mapping[str, Any]]:
+    """Yield what is left of each quota: headers (query strings) and frames.
+
+    `ent=300&ov=0.0&ovPerm=false&rem=29.7&rst=2026-05-01T00%3A00%3A00Z`, in any order.
+    """
+    for name, value in facts.headers.items():
+        if name.startswith(("x-usage-ratelimit-", "x-quota-snapshot-")):
+            yield dict(parse_qsl(value[:500], max_num_fields=None))
+
+
+def _spent_snapshot(facts: Facts) -> float | None:
+    """The latest reset of the quotas of which nothing is left (`rem` is a percentage)."""
+    waits = [
+        reset_hints.instant(snapshot.get("rst"), facts.now)
+        for snapshot in _snapshots(facts)
+        if reset_hints.seconds(snapshot.get("rem")) == 0
+        and snapshot.get("ent") != "-1"
+        and snapshot.get("ovPerm") != "true"
+    ]
+    return max((wait for wait in waits if wait is not None), default=None)
+
+
+def _monday(facts: Facts) -> float | None:
+    return reset_hints.until_utc_monday(facts.now)
+
+
+def _github_reset(facts: Facts) -> float | None:
+    return reset_hints.reset(facts.headers.get("x-ratelimit-reset"), facts.now)
+
+
+WAITS: tuple[Wait, ...] = (retry_after, _user_retry_after, prose, body_reset, _spent_snapshot)
+
+
+def _is_long(facts: Facts) -> bool:
+    """Say whether a code without a window is about a plan: by sentence or wait."""
+    wait = first_wait(facts, WAITS)
+    return max(wait or 0.0, facts.window_s or 0.0) > 3600.0
+
+
+# -- the rules
+
+_MONEY_CODES = frozenset(
+    {
+        "additional_spend_limit_reached",
+        "billing_not_configured",
+        "free_quota_exceeded",
+        "overage_limit_reached",
+        "quota_exceeded",
+        "session_quota_exceeded",
+    }
+)
+
+COPILOT_RULES: tuple[Rule, ...] = (
+    Rule(
+        why="an extension is blocked",
+        cls=OutcomeClass.REQUEST_ERROR,
+        words=frozenset({"extension_blocked"}),
+        source=_FETCHER,
+    ),
+    Rule(
+        why="an extension asks for its own permission",
+        cls=OutcomeClass.REQUEST_ERROR,
+        status=frozenset({401}),
+        when=lambda facts: "authorize_url" in facts.error,
+        source=_FETCHER,
+    ),
+    Rule(
+        why="the client is too old",
+        cls=OutcomeClass.REQUEST_ERROR,
+        status=frozenset({466}),
+        source=_FETCHER,
+    ),
+    Rule(
+        why="no capacity",
+        cls=OutcomeClass.OVERLOADED,
+        words=frozenset(
+            {"model_overloaded", "service_unavailable", "upstream_provider_rate_limit"}
+        ),
+        source=_FETCHER,
+    ),
+    Rule(
+        why="the client's integration is limited for all of its users",
+        cls=OutcomeClass.OVERLOADED,
+        words=frozenset({"integration_rate_limited"}),
+        source=_FETCHER,
+    ),
+    Rule(
+        why="quota or spending limit",
+        cls=OutcomeClass.QUOTA,
+        words=_MONEY_CODES,
+        source=_FETCHER,
+    ),
+    Rule(
+        why="the model's limit",
+        cls=OutcomeClass.RATE_LIMIT,
+        scope=Scope.MODEL,
+        words=frozenset({"user_model_rate_limited"}),
+        source=_FETCHER,
+    ),
+    Rule(
+        why="the week of the plan",
+        cls=OutcomeClass.QUOTA,
+        words=frozenset({"user_weekly_rate_limited"}),
+        waits=(*WAITS, _monday),
+        source=_FETCHER,
+    ),
+    Rule(
+        why="the week of the plan",
+        cls=OutcomeClass.QUOTA,
+        status=frozenset({0, 402, 429}),
+        when=_key_is(_WEEKLY_KEY),
+        waits=(*WAITS, _monday),
+        source="x-ratelimit-exceeded: global-usage-weekly-key",
+    ),
+    Rule(
+        why="the session window of the plan",
+        cls=OutcomeClass.QUOTA,
+        status=frozenset({0, 402, 429}),
+        when=_key_is(_SESSION_KEY),
+        source="x-ratelimit-exceeded: global-usage-5-hour-key",
+    ),
+    Rule(
+        why="the month of the plan",
+        cls=OutcomeClass.QUOTA,
+        status=frozenset({0, 402, 429}),
+        when=_key_is(_MONTHLY_KEY),
+        source="x-ratelimit-exceeded: quota_exceeded",
+    ),
+    Rule(
+        why="the model's limit",
+        cls=OutcomeClass.RATE_LIMIT,
+        scope=Scope.MODEL,
+        status=frozenset({429}),
+        when=_key_is(_MODEL_KEY),
+        source="x-ratelimit-exceeded",
+    ),
+    Rule(
+        why="the week of the plan",
+        cls=OutcomeClass.QUOTA,
+        status=frozenset({0, 429}),
+        phrase=_WEEKLY_TEXT,
+        waits=(*WAITS, _monday),
+        source="https://github.com/orgs/community/discussions/192620",
+    ),
+    Rule(
+        why="a window of the plan",
+        cls=OutcomeClass.QUOTA,
+        words=frozenset({"user_global_rate_limited", "rate_limited", "agent_mode_limit_exceeded"}),
+        when=_is_long,
+        source="https://github.com/orgs/community/discussions/192485",
+    ),
+    Rule(
+        why="rate limit",
+        cls=OutcomeClass.RATE_LIMIT,
+        words=frozenset({"user_global_rate_limited", "rate_limited", "agent_mode_limit_exceeded"}),
+        source=_FETCHER,
+    ),
+    Rule(
+        why="rate limit",
+        cls=OutcomeClass.RATE_LIMIT,
+        status=frozenset({429}),
+        when=lambda facts: limit_key(facts) != "",
+        source="x-ratelimit-exceeded: global-user-tps-high-...",
+    ),
+    Rule(
+        why="GitHub's own API limit",
+        cls=OutcomeClass.RATE_LIMIT,
+        scope=Scope.ACCOUNT,
+        status=frozenset({403, 429}),
+        phrase=re.compile(r"^(?:api|you have exceeded a secondary) rate limit\b", _I),
+        waits=(retry_after, _github_reset, prose),
+        source="microsoft/vscode-copilot-chat copilotToken.spec.ts; docs.github.com/rest",
+    ),
+    Rule(
+        why="the vendor's own trouble",
+        cls=OutcomeClass.SERVER_ERROR,
+        words=frozenset({"server_error"}),
+        status=frozenset({0, 403}),
+        source=_TOKEN,
+    ),
+    Rule(
+        why="a credential of the wrong kind",
+        cls=OutcomeClass.AUTH_INVALID,
+        # Answered with 400, in plain text.
+        status=frozenset({400}),
+        phrase=re.compile(
+            r"^checking third-party user token\b|\baccess tokens? (?:is|are) not", _I
+        ),
+        source="api.githubcopilot.com, recorded",
+    ),
+    Rule(
+        why="the plan does not include this model",
+        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
+        scope=Scope.MODEL,
+        status=frozenset({0, 400, 403}),
+        words=frozenset({"model_not_supported", "model_not_available"}),
+        source=_FETCHER,
+    ),
+)
+
+RULES: tuple[Rule, ...] = (*COPILOT_RULES, *COMPATIBLE_RULES)
+
+
+def signals(judge: Judge) -> SignalTable:
+    """Return the table; a limit that names nothing reaches the user."""
+    return SignalTable(rules=RULES, judge=judge, rate_scope=Scope.ACCOUNT, waits=WAITS)
+
+
+_EXCHANGE = SignalTable(
+    rules=(
+        Rule(
+            why="not a token of this app",
+            cls=OutcomeClass.FORBIDDEN_ACCOUNT,
+            status=frozenset({404}),
+            source="api.github.com/copilot_internal/v2/token with a PAT, recorded",
+        ),
+        *RULES,
+    ),
+    judge=lambda _name, _value: Verdict.COMMIT,
+    waits=(*WAITS, _github_reset),
+)
+
+
+def classify_exchange(answer: Answer) -> Outcome:
+    """Say what an answer of the token exchange means: there, a 404 is about the token."""
+    return _EXCHANGE.classify(answer)

@@ -1,0 +1,188 @@
+"""Gemini API keys: generativelanguage.googleapis.com.
+
+https://ai.google.dev/api. The model of a native request is in its path. Limits are in
+`gemini_signals.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import unquote
+
+from account_pool.core.account import Account
+from account_pool.core.credential import Credential
+from account_pool.core.sse import Verdict
+from account_pool.providers import envelopes, openai
+from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
+from account_pool.providers.gemini_signals import signals
+from account_pool.providers.heads import bearer, body_model, is_websocket
+
+# -- whose business a request is
+
+_VERSION = r"/v1(?:alpha|beta)?"
+# Methods that leave nothing behind. `batch...` (but for embeddings), `async...` and
+# `predictLongRunning` start operations that belong to the project.
+_METHOD = (
+    r"generateContent|streamGenerateContent|countTokens|embedContent|batchEmbedContents"
+    r"|generateAnswer|predict"
+)
+_NATIVE_POST = re.compile(rf"{_VERSION}/models/(?P<model>[^/:]+):(?:{_METHOD})")
+_NATIVE_GET = re.compile(rf"{_VERSION}/models(?:/[^/:]+)?")
+_OPENAI_PREFIX = re.compile(rf"{_VERSION}/openai(?=/)")
+_LIVE = re.compile(
+    r"/ws/google\.ai\.generativelanguage\.v1(?:alpha|beta)?"
+    r"\.GenerativeService\.BidiGenerateContent"
+)
+
+
+def route(head: RequestHead) -> Route:
+    """Say whose business a request is.
+
+    Files, cached contents, tuned models, batches and operations belong to the project
+    that made them and pass; so does a request with a Google login (`ya29.`), which is
+    no API key.
+    """
+    if bearer(head).startswith("ya29.") or "access_token=" in head.query:
+        return Route.PASS
+    if prefix := _OPENAI_PREFIX.match(head.path):
+        return _compatible_route(head, prefix.end())
+    if head.method == "POST":
+        pooled = _NATIVE_POST.fullmatch(head.path)
+    elif head.method == "GET":
+        pooled = (_LIVE if is_websocket(head) else _NATIVE_GET).fullmatch(head.path)
+    else:
+        return Route.PASS
+    return Route.POOL if pooled else Route.PASS
+
+
+def _compatible_route(head: RequestHead, prefix_length: int) -> Route:
+    path = "/v1" + head.path[prefix_length:]
+    return openai.route(
+        RequestHead(
+            method=head.method, host=head.host, port=head.port, path=path, headers=head.headers
+        )
+    )
+
+
+def kind(_head: RequestHead) -> str:
+    """API keys are of one kind."""
+    return "key"
+
+
+def model(head: RequestHead) -> str | None:
+    """Return the model of the path, or of the body on the OpenAI-compatible path."""
+    native = _NATIVE_POST.fullmatch(head.path) or _MODEL_IN_PATH.match(head.path)
+    return unquote(native["model"]) if native else body_model(head)
+
+
+_MODEL_IN_PATH = re.compile(rf"{_VERSION}/models/(?P<model>[^/:]+)")
+
+# -- the credential
+
+
+def swap(_account: Account, credential: Credential) -> Swap:
+    """Put the key in `x-goog-api-key`, or as Bearer on the OpenAI-compatible path.
+
+    The client may have sent its own in either, or as `?key=`; one remains.
+    https://ai.google.dev/gemini-api/docs/openai
+    """
+    key = credential.secret.reveal().encode()
+    compatible = Swap(
+        headers=((b"authorization", b"Bearer " + key),),
+        drop=_CREDENTIAL_HEADERS,
+        drop_query=_CREDENTIAL_QUERY,
+    )
+    return Swap(
+        headers=((b"x-goog-api-key", key),),
+        drop=_CREDENTIAL_HEADERS,
+        drop_query=_CREDENTIAL_QUERY,
+        by_path=(("/openai/", compatible),),
+    )
+
+
+# The user project is a companion: it names whose quota is used.
+_CREDENTIAL_HEADERS = frozenset({b"authorization", b"x-goog-api-key", b"x-goog-user-project"})
+_CREDENTIAL_QUERY = ("key",)
+
+# -- what an answer says
+
+#: Members of an item that says nothing yet: a verdict on the prompt is no limit, and
+#: usage alone is no answer.
+_QUIET_MEMBERS = frozenset(
+    {"createTime", "modelVersion", "promptFeedback", "responseId", "traceId", "usageMetadata"}
+)
+
+
+def judge(name: str | None, value: Any) -> Verdict:
+    """Say what an event, an array item or a JSON body is."""
+    if not isinstance(value, dict):
+        return openai.judge(name, value)
+    if value.get("error"):
+        return Verdict.REFUSE
+    inner = value.get("response")
+    # Code Assist wraps each item: {"response": {"candidates": ...}, "traceId": ...}
+    members = inner if isinstance(inner, dict) and not isinstance(inner.get("id"), str) else value
+    if members and _QUIET_MEMBERS.issuperset(members):
+        return Verdict.CONTINUE
+    return openai.judge(name, value)
+
+
+SIGNALS = signals(judge)
+
+# -- refusals of our own
+
+_STATUS_NAMES = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    429: "RESOURCE_EXHAUSTED",
+    499: "CANCELLED",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+_RETRY_INFO = "type.googleapis.com/google.rpc.RetryInfo"
+
+
+def refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
+    """`{"error": {code, message, status, details}}` with the wait as RetryInfo."""
+    error: dict[str, Any] = {
+        "code": status,
+        "message": message,
+        "status": _STATUS_NAMES.get(status, "INTERNAL" if status >= 500 else "FAILED_PRECONDITION"),
+    }
+    if wait_s is None:
+        return envelopes.json_answer(status, (), {"error": error})
+    delay = f"{envelopes.whole_seconds(wait_s)}s"
+    error["details"] = [{"@type": _RETRY_INFO, "retryDelay": delay}]
+    return envelopes.json_answer(status, envelopes.retry_after(wait_s), {"error": error})
+
+
+_DELAY_MEMBER = re.compile(r'("(?:retryDelay|quotaResetDelay)"\s*:\s*")[^"]*(")')
+_DELAY_SENTENCE = re.compile(r"(\bPlease retry in )[0-9][0-9a-z.]*?(?=\.?(?:[\s\"\\]|$))")
+
+
+def delay_body(text: str, wait_s: float) -> str:
+    """Rewrite the delays of a refusal: gemini-cli and the SDKs obey the body."""
+    delay = f"{envelopes.whole_seconds(wait_s)}s"
+    text = _DELAY_MEMBER.sub(rf"\g<1>{delay}\g<2>", text)
+    return _DELAY_SENTENCE.sub(rf"\g<1>{delay}", text)
+
+
+PROVIDER = Provider(
+    name="gemini",
+    hosts=(HostRule("generativelanguage.googleapis.com"),),
+    env=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+    route=route,
+    kind=kind,
+    model=model,
+    credential_headers=_CREDENTIAL_HEADERS,
+    credential_query=_CREDENTIAL_QUERY,
+    swap=swap,
+    judge=judge,
+    classify=SIGNALS.classify,
+    refusal=refusal,
+    delay=envelopes.retry_after,
+    delay_body=delay_body,
+)

@@ -1,0 +1,321 @@
+"""What Google's generative APIs say when they refuse, Code Assist included.
+
+Errors are google.rpc.Status with details (https://google.aip.dev/193): `ErrorInfo`
+names a reason, `QuotaFailure` the quotas that ran out, `RetryInfo` a delay. Quotas
+belong to the project, most of them per model; those of a day end at midnight Pacific
+(https://ai.google.dev/gemini-api/docs/rate-limits).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from account_pool.core import reset_hints
+from account_pool.core.outcome import OutcomeClass, Scope
+from account_pool.core.signals import (
+    Facts,
+    Rule,
+    SignalTable,
+    Wait,
+    first_wait,
+    prose,
+    retry_after,
+    retry_after_ms,
+)
+from account_pool.core.sse import Judge
+from account_pool.providers.compatible_signals import COMPATIBLE_RULES
+
+_I = re.IGNORECASE
+_LIMITS = "https://ai.google.dev/gemini-api/docs/rate-limits"
+_GCL = "google-gemini/gemini-cli packages/core/src/utils/googleQuotaErrors.test.ts"
+_REASONS = "https://cloud.google.com/apis/docs/reference: google.api.ErrorReason"
+_MAX_ITEMS = 16
+#: A hint shorter than this beside "the quota is exhausted" belongs to another window.
+_MISLEADING_S = 60.0
+
+
+# -- reading the details
+
+
+def _details(facts: Facts) -> Iterator[Mapping[str, Any]]:
+    details = facts.error.get("details")
+    if isinstance(details, list):
+        yield from (item for item in details[:_MAX_ITEMS] if isinstance(item, dict))
+
+
+def _metadata(facts: Facts) -> Iterator[Mapping[str, Any]]:
+    for detail in _details(facts):
+        if isinstance(metadata := detail.get("metadata"), dict):
+            yield metadata
+
+
+def _violations(facts: Facts) -> Iterator[Mapping[str, Any]]:
+    for detail in _details(facts):
+        if isinstance(violations := detail.get("violations"), list):
+            yield from (item for item in violations[:_MAX_ITEMS] if isinstance(item, dict))
+
+
+def _texts(holders: Iterable[Mapping[str, Any]], *keys: str) -> list[str]:
+    found = [holder.get(key) for holder in holders for key in keys]
+    return [value for value in found if isinstance(value, str)]
+
+
+def _quotas(facts: Facts) -> list[str]:
+    """Return the ids of the quotas that ran out, new form and old."""
+    return [
+        *_texts(_violations(facts), "quotaId", "quotaMetric"),
+        *_texts(_metadata(facts), "quota_limit", "quota_metric"),
+    ]
+
+
+_PER_DAY = re.compile(r"per[_ ]?day", _I)
+_PER_MODEL = re.compile(r"per[_ ]?(?:base[_ ]?)?model|_model_", _I)
+_MODEL_IN_TEXT = re.compile(r"\bmodel: ?([\w./-]{1,80})")
+# "limit: 0", but neither "limit: 0.5" nor "limit: 07"
+_ZERO_IN_TEXT = re.compile(r"\blimit: ?0(?!\.?\d)", _I)
+_METRIC_IN_TEXT = re.compile(r"\bquota exceeded for (?:quota )?metric\b", _I)
+
+
+def _is_zero(facts: Facts) -> bool:
+    """Say whether a quota's limit is 0: the model is not offered to this project."""
+    values = [violation.get("quotaValue") for violation in _violations(facts)]
+    values += [metadata.get("quota_limit_value") for metadata in _metadata(facts)]
+    return any(reset_hints.seconds(v) == 0 for v in values) or bool(
+        _ZERO_IN_TEXT.search(facts.message)
+    )
+
+
+def _is_daily(facts: Facts) -> bool:
+    return any(_PER_DAY.search(quota) for quota in _quotas(facts)) or (
+        facts.window_s == 86_400.0 and bool(_METRIC_IN_TEXT.search(facts.message))
+    )
+
+
+def _named_model(facts: Facts) -> str | None:
+    """Return the model the details or the sentence name."""
+    for violation in _violations(facts):
+        dimensions = violation.get("quotaDimensions")
+        if isinstance(dimensions, dict) and isinstance(model := dimensions.get("model"), str):
+            return model or None
+    for name in _texts(_metadata(facts), "model"):
+        return name or None
+    found = _MODEL_IN_TEXT.search(facts.message)
+    return found[1].rstrip(".") if found else None
+
+
+def _is_per_model(facts: Facts) -> bool:
+    """Say whether what ran out is counted per model.
+
+    A sentence that names a metric without saying more means the usual, which is.
+    """
+    if _named_model(facts) is not None:
+        return True
+    quotas = _quotas(facts)
+    if quotas:
+        return any(_PER_MODEL.search(quota) for quota in quotas)
+    return bool(_METRIC_IN_TEXT.search(facts.message))
+
+
+# -- where a reset is named
+
+
+def retry_info(facts: Facts) -> float | None:
+    """`RetryInfo.retryDelay`, a protobuf Duration."""
+    delays = _texts(_details(facts), "retryDelay")
+    return next((w for d in delays if (w := reset_hints.duration(d)) is not None), None)
+
+
+def quota_reset(facts: Facts) -> float | None:
+    """Code Assist: `quotaResetDelay`, else `quotaResetTimeStamp`."""
+    for delay in _texts(_metadata(facts), "quotaResetDelay"):
+        if (wait := reset_hints.duration(delay)) is not None:
+            return wait
+    for stamp in _texts(_metadata(facts), "quotaResetTimeStamp"):
+        if (wait := reset_hints.instant(stamp, facts.now)) is not None:
+            return wait
+    return None
+
+
+def _pacific_midnight(facts: Facts) -> float | None:
+    return reset_hints.until_pacific_midnight(facts.now)
+
+
+def _long_hint(facts: Facts) -> float | None:
+    """A hint for an exhausted quota; a short one is that of the request rate."""
+    wait = first_wait(facts, (quota_reset, retry_info, prose, retry_after))
+    return wait if wait is not None and wait > _MISLEADING_S else None
+
+
+WAITS: tuple[Wait, ...] = (quota_reset, retry_info, retry_after_ms, retry_after, prose)
+
+
+# -- the rules
+
+
+GOOGLE_RULES: tuple[Rule, ...] = (
+    Rule(
+        why="no capacity for the model",
+        cls=OutcomeClass.OVERLOADED,
+        # 429 or 503.
+        words=frozenset({"model_capacity_exhausted"}),
+        source=_GCL,
+    ),
+    Rule(
+        why="the model is overloaded",
+        cls=OutcomeClass.OVERLOADED,
+        words=frozenset({"unavailable"}),
+        source="https://ai.google.dev/gemini-api/docs/troubleshooting (503)",
+    ),
+    Rule(
+        why="internal error",
+        cls=OutcomeClass.SERVER_ERROR,
+        words=frozenset({"internal", "deadline_exceeded", "data_loss"}),
+        status=frozenset({0, 500, 502, 504}),
+        source="https://ai.google.dev/gemini-api/docs/troubleshooting (500, 504)",
+    ),
+    Rule(
+        why="the key is not accepted",
+        cls=OutcomeClass.AUTH_INVALID,
+        # A 400 here.
+        words=frozenset({"api_key_invalid", "api_key_expired"}),
+        source=_REASONS,
+    ),
+    Rule(
+        why="the key is not accepted",
+        cls=OutcomeClass.AUTH_INVALID,
+        status=frozenset({0, 400, 401, 403}),
+        phrase=re.compile(
+            r"^api key (?:not valid|not found|expired)\b|\breported as leaked\b"
+            r"|^method doesn't allow unregistered callers\b",
+            _I,
+        ),
+        source="https://ai.google.dev/gemini-api/docs/api-key; 403, recorded",
+    ),
+    Rule(
+        why="the token has expired",
+        cls=OutcomeClass.AUTH_EXPIRED,
+        words=frozenset({"access_token_expired"}),
+        source=_REASONS,
+    ),
+    Rule(
+        why="the project or key is barred",
+        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
+        words=frozenset(
+            {
+                "account_state_invalid",
+                "api_key_android_app_blocked",
+                "api_key_http_referrer_blocked",
+                "api_key_ios_app_blocked",
+                "api_key_ip_address_blocked",
+                "api_key_service_blocked",
+                "billing_disabled",
+                "consumer_invalid",
+                "consumer_suspended",
+                "service_disabled",
+                "unsupported_client",
+                "user_project_denied",
+                "validation_required",
+            }
+        ),
+        source=_REASONS,
+    ),
+    Rule(
+        why="the project is barred",
+        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
+        status=frozenset({0, 400, 403}),
+        phrase=re.compile(
+            r"\bhas been suspended\b|\bfree tier is not available in your country\b", _I
+        ),
+        source="Gemini API 403, recorded; troubleshooting (400 FAILED_PRECONDITION)",
+    ),
+    Rule(
+        why="a file or cache of another project",
+        cls=OutcomeClass.REQUEST_ERROR,
+        status=frozenset({0, 403, 404}),
+        # What a request that names a file gets on an account that does not have it.
+        phrase=re.compile(
+            r"\bpermission to access the (?:file|cachedcontent|tunedmodel)\b"
+            r"|\bcachedcontent not found\b",
+            _I,
+        ),
+        source="Gemini API 403, recorded",
+    ),
+    Rule(
+        why="the quota of the project is 0",
+        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
+        scope=Scope.MODEL,
+        status=frozenset({0, 429}),
+        when=_is_zero,
+        model=_named_model,
+        source=_GCL,
+    ),
+    Rule(
+        why="out of credit",
+        cls=OutcomeClass.QUOTA,
+        words=frozenset({"insufficient_g1_credits_balance"}),
+        waits=(),
+        source=_GCL,
+    ),
+    Rule(
+        why="out of credit",
+        cls=OutcomeClass.QUOTA,
+        status=frozenset({0, 402, 403, 429}),
+        phrase=re.compile(r"\bprepa(?:id|yment) credits\b.*\bdepleted\b|\bspending cap\b", _I),
+        waits=(),
+        source="https://ai.google.dev/gemini-api/docs/billing",
+    ),
+    Rule(
+        why="the quota of the day",
+        cls=OutcomeClass.QUOTA,
+        scope=Scope.MODEL,
+        # RetryInfo beside it is a matter of seconds and does not apply.
+        status=frozenset({0, 429}),
+        when=lambda facts: _is_daily(facts) and _is_per_model(facts),
+        waits=(_pacific_midnight,),
+        model=_named_model,
+        source=_LIMITS,
+    ),
+    Rule(
+        why="the quota of the day",
+        cls=OutcomeClass.QUOTA,
+        status=frozenset({0, 429}),
+        when=_is_daily,
+        waits=(_pacific_midnight,),
+        source=_LIMITS,
+    ),
+    Rule(
+        why="the quota of the plan",
+        cls=OutcomeClass.QUOTA,
+        scope=Scope.MODEL,
+        words=frozenset({"quota_exhausted"}),
+        waits=(_long_hint,),
+        model=_named_model,
+        source=_GCL,
+    ),
+    Rule(
+        why="the quota of the model",
+        cls=OutcomeClass.RATE_LIMIT,
+        scope=Scope.MODEL,
+        status=frozenset({0, 429}),
+        when=_is_per_model,
+        model=_named_model,
+        source=_LIMITS,
+    ),
+    Rule(
+        why="the quota of the project",
+        cls=OutcomeClass.RATE_LIMIT,
+        words=frozenset({"resource_exhausted", "rate_limit_exceeded", "ratelimitexceeded"}),
+        source=_LIMITS,
+    ),
+)
+
+# OpenAI's sentence for money is Google's for a minute: neither it nor the bare code may
+# be read by the rules of the compatible services.
+RULES: tuple[Rule, ...] = (*GOOGLE_RULES, *COMPATIBLE_RULES)
+
+
+def signals(judge: Judge) -> SignalTable:
+    """Return the table; a limit that names nothing reaches the project."""
+    return SignalTable(rules=RULES, judge=judge, rate_scope=Scope.ACCOUNT, waits=WAITS)

@@ -1,0 +1,170 @@
+"""OpenAI API keys: api.openai.com.
+
+Hosts, paths and headers: https://platform.openai.com/docs/api-reference. Limits are in
+`openai_signals.py`. Services with the same API are copies of this value with other
+hosts (`registry.like`).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from account_pool.core.account import Account
+from account_pool.core.credential import Credential
+from account_pool.core.outcome import Scope
+from account_pool.core.signals import SignalTable
+from account_pool.core.sse import Verdict
+from account_pool.providers import envelopes
+from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
+from account_pool.providers.heads import bearer, body_model, is_websocket
+from account_pool.providers.openai_signals import RULES
+
+# -- whose business a request is
+
+#: Everything that any account can answer: inference, and the list of models, without
+#: which a tool that holds a placeholder key does not start.
+_POOL_POST = frozenset(
+    {
+        "/v1/audio/speech",
+        "/v1/audio/transcriptions",
+        "/v1/audio/translations",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/images/edits",
+        "/v1/images/generations",
+        "/v1/images/variations",
+        "/v1/moderations",
+        "/v1/responses",
+        "/v1/responses/compact",
+        "/v1/responses/input_tokens",
+    }
+)
+_POOL_GET = re.compile(r"/v1/models(?:/[^/]+)?")
+_POOL_WEBSOCKET = frozenset({"/v1/responses", "/v1/realtime"})
+
+
+def route(head: RequestHead) -> Route:
+    """Say whose business a request is.
+
+    Files, batches, stored responses, conversations, vector stores, containers and the
+    like belong to the account that made them and pass, as do `/v1/organization/*`
+    (admin keys) and everything unknown.
+    """
+    if head.method == "POST":
+        return Route.POOL if head.path in _POOL_POST else Route.PASS
+    if head.method != "GET":
+        return Route.PASS
+    if is_websocket(head):
+        return _websocket_route(head)
+    return Route.POOL if _POOL_GET.fullmatch(head.path) else Route.PASS
+
+
+def _websocket_route(head: RequestHead) -> Route:
+    if head.path not in _POOL_WEBSOCKET:
+        return Route.PASS
+    # An ephemeral key (`ek_`) is a session some account opened, and a key in the
+    # subprotocol cannot be replaced without changing what was negotiated.
+    protocols = head.headers.get("sec-websocket-protocol", "")
+    if bearer(head).startswith("ek_") or "insecure-api-key" in protocols:
+        return Route.PASS
+    return Route.POOL
+
+
+def kind(_head: RequestHead) -> str:
+    """API keys are of one kind."""
+    return "key"
+
+
+# -- the credential
+
+
+def swap(account: Account, credential: Credential) -> Swap:
+    """Put the key in `Authorization`, and the account's organisation and project.
+
+    Those of the client's own account go: with a foreign key they are refused.
+    """
+    companions = {**account.companions, **credential.companions}
+    headers = [(b"authorization", f"Bearer {credential.secret.reveal()}".encode())]
+    if organization := companions.get("organization"):
+        headers.append((b"openai-organization", organization.encode()))
+    if project := companions.get("openai_project"):
+        headers.append((b"openai-project", project.encode()))
+    return Swap(headers=tuple(headers), drop=_CREDENTIAL_HEADERS)
+
+
+_CREDENTIAL_HEADERS = frozenset(
+    {b"authorization", b"api-key", b"x-api-key", b"openai-organization", b"openai-project"}
+)
+
+# -- what an answer says
+
+#: Events that may precede an error (Responses API, realtime sessions, Codex).
+_QUIET_EVENTS = frozenset(
+    {
+        "codex.rate_limits",
+        "codex.response.metadata",
+        "conversation.created",
+        "keepalive",
+        "ping",
+        "rate_limits.updated",
+        "response.created",
+        "response.in_progress",
+        "response.metadata",
+        "response.queued",
+        "session.created",
+        "session.updated",
+    }
+)
+
+
+def judge(name: str | None, value: Any) -> Verdict:
+    """Say what an event, a WebSocket frame or a JSON body is: chat, responses, errors."""
+    if not isinstance(value, dict):
+        return Verdict.REFUSE if name == "error" else Verdict.COMMIT
+    event = value.get("type", name)
+    # `"error": null` is part of every good response object.
+    if value.get("error") or event in ("error", "response.failed") or name == "error":
+        return Verdict.REFUSE
+    if isinstance(event, str) and event in _QUIET_EVENTS:
+        return Verdict.CONTINUE
+    # Azure and Copilot begin with a chunk of filter results for the prompt.
+    return Verdict.CONTINUE if value.get("choices") == [] else Verdict.COMMIT
+
+
+SIGNALS = SignalTable(rules=RULES, judge=judge, rate_scope=Scope.MODEL)
+
+# -- refusals of our own
+
+_ERROR_NAMES = {
+    401: ("invalid_request_error", "invalid_api_key"),
+    429: ("requests", "rate_limit_exceeded"),
+    503: ("service_unavailable_error", "server_is_overloaded"),
+}
+
+
+def refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
+    """`{"error": {message, type, param, code}}`."""
+    usual = ("server_error" if status >= 500 else "invalid_request_error", None)
+    type_, code = _ERROR_NAMES.get(status, usual)
+    error = {"message": message, "type": type_, "param": None, "code": code}
+    headers = () if wait_s is None else envelopes.sdk_delay(wait_s)
+    return envelopes.json_answer(status, headers, {"error": error})
+
+
+PROVIDER = Provider(
+    name="openai",
+    hosts=(HostRule("api.openai.com"),),
+    env=("OPENAI_API_KEY",),
+    route=route,
+    kind=kind,
+    model=body_model,
+    credential_headers=_CREDENTIAL_HEADERS,
+    swap=swap,
+    judge=judge,
+    classify=SIGNALS.classify,
+    refusal=refusal,
+    delay=envelopes.sdk_delay,
+    delay_headers=frozenset({"retry-after", "retry-after-ms", "x-should-retry"}),
+)

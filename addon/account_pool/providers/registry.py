@@ -1,0 +1,82 @@
+"""Which providers there are, those a user makes of them, and whose host is whose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from account_pool.providers import anthropic, copilot, gemini, openai
+from account_pool.providers.base import HostRule, Provider, RequestHead, Route
+
+#: The providers that need no definition in accounts.yaml, by name.
+BUILT_IN: Mapping[str, Provider] = MappingProxyType(
+    {module.PROVIDER.name: module.PROVIDER for module in (openai, anthropic, gemini, copilot)}
+)
+
+
+def add_hosts(provider: Provider, hosts: Iterable[HostRule]) -> Provider:
+    """Return *provider* with more hosts, for `providers: {openai: {hosts: [...]}}`."""
+    return replace(provider, hosts=tuple(dict.fromkeys((*provider.hosts, *hosts))))
+
+
+def like(base: Provider, name: str, hosts: Iterable[HostRule]) -> Provider:
+    """Return a service of one's own that speaks the API of *base* on other hosts.
+
+    Its paths may stand under any prefix: `/chat/completions`, `/api/v1/chat/completions`
+    and `/team/openai/v1/chat/completions` are one. It has no hosts of *base* and none
+    of its environment variables: a key of one must not be sent to the other.
+    """
+
+    def route(head: RequestHead) -> Route:
+        return _route_under_any_prefix(base, head)
+
+    return replace(base, name=name, hosts=tuple(hosts), env=(), route=route)
+
+
+#: Deepest prefix that is looked for.
+_MAX_SEGMENTS = 12
+
+
+def _route_under_any_prefix(base: Provider, head: RequestHead) -> Route:
+    """Return the first route other than PASS among the tails of the path."""
+    segments = head.path.split("/")[1:]
+    if len(segments) > _MAX_SEGMENTS:
+        return Route.PASS
+    for start in range(len(segments)):
+        tail = "/" + "/".join(segments[start:])
+        for path in (tail, "/v1" + tail):
+            found = base.route(replace(head, path=path))
+            if found is not Route.PASS:
+                return found
+    return Route.PASS
+
+
+class HostIndex:
+    """Finds the providers of a host: exact names first, then suffixes at a dot."""
+
+    __slots__ = ("_exact", "_suffix")
+
+    def __init__(self, providers: Iterable[Provider]) -> None:
+        self._exact: dict[str, list[tuple[HostRule, Provider]]] = {}
+        self._suffix: dict[str, list[tuple[HostRule, Provider]]] = {}
+        for provider in providers:
+            for rule in provider.hosts:
+                table = self._suffix if rule.subdomains else self._exact
+                table.setdefault(rule.host, []).append((rule, provider))
+
+    def find(self, host: str, port: int) -> tuple[Provider, ...]:
+        """Return the providers of *host*, in the order they were given; () if none."""
+        host = host.lower()
+        found = list(self._exact.get(host, ()))
+        if self._suffix:
+            dot = host.find(".")
+            while dot != -1:
+                found += self._suffix.get(host[dot + 1 :], ())
+                dot = host.find(".", dot + 1)
+        if not found:
+            return ()
+        # A dict of names: one provider may match by several rules.
+        return tuple(
+            {p.name: p for rule, p in found if rule.port is None or rule.port == port}.values()
+        )

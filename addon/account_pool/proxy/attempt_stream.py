@@ -1,0 +1,243 @@
+"""An HttpStream that can send its request more than once. Mechanics only.
+
+How an attempt gets its id and loses it, how it is cut off, how a paused stream notices
+that its client left, timers, the way of a chunk after the commit point, and WebSockets.
+What is done with all that is in `stream.py`.
+
+Every attempt has a stream id of its own on the server side, because a finished HTTP/2
+stream cannot carry a second request. Events of attempts that were abandoned are dropped
+by their id. Facts about mitmproxy this file rests on:
+
+- A stream that yields a blocking command is paused; events that come meanwhile are
+  queued, and `check_killed` finds the client's departure among them.
+- `HttpLayer` routes events by `streams[id]` and timers by `command_sources[command]`.
+- `Http1Client` emits the end of a message before it resets itself: a blocking hook
+  between two attempts gives it that turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mitmproxy import http
+from mitmproxy.connection import Connection
+from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layer import CommandGenerator
+from mitmproxy.proxy.layers.http import (
+    HttpStream,
+    RequestData,
+    RequestEndOfMessage,
+    RequestHeaders,
+    RequestProtocolError,
+    RequestTrailers,
+    ResponseEndOfMessage,
+    ResponseHeaders,
+    ResponseProtocolError,
+    SendHttp,
+)
+from mitmproxy.proxy.layers.http._events import HttpEvent
+
+from account_pool.core.attempts import Refresh, Wait
+from account_pool.proxy import compat
+from account_pool.proxy.hooks import PoolTurnHook, Turn
+from account_pool.proxy.layer import PoolHttpLayer
+
+#: Bound of the copy of a streamed answer that is kept for inspection.
+MAX_COPY_BYTES = 1024 * 1024
+#: A connection that was used, or idle so long, may have been closed by the server
+#: before our request reached it.
+KEPT_AFTER_S = 1.0
+
+
+class AttemptStream(HttpStream):
+    """One client request and its attempts on the server side.
+
+    Attributes:
+        attempt_id: id of the running attempt; None between attempts.
+        sent_at: when it was sent, monotonic seconds.
+        on_kept_connection: it went out on a connection that may have gone stale.
+        copied: the bounded copy of the answer while it streams; None before and after.
+    """
+
+    def __init__(self, context: Context, stream_id: int, parent: PoolHttpLayer) -> None:
+        super().__init__(context, stream_id)
+        self.layer = parent
+        self.service = parent.service
+        self.attempt_id: int | None = None
+        self.sent_at = 0.0
+        self.on_kept_connection = False
+        self.copied: bytearray | None = None
+        self._timer: commands.RequestWakeup | None = None
+        self._on_timer: Callable[[], CommandGenerator[None]] | None = None
+
+    # -- attempts
+
+    def send_attempt(self, request: http.Request) -> CommandGenerator[None]:
+        """Send *request*, the copy with a credential, to the current server connection."""
+        server = self.context.server
+        self.attempt_id = attempt_id = self.layer.new_attempt(self)
+        self.sent_at = self.service.now()
+        self.on_kept_connection = self._is_kept(server)
+        if self.client_state == self.state_stream_request_body:
+            # The body follows as it comes from the client.
+            yield SendHttp(RequestHeaders(attempt_id, request, end_stream=False), server)
+            return
+        content, trailers = request.raw_content, request.trailers
+        end_stream = not (content or trailers)
+        yield SendHttp(RequestHeaders(attempt_id, request, end_stream), server)
+        if content:
+            yield SendHttp(RequestData(attempt_id, content), server)
+        if trailers:
+            yield SendHttp(RequestTrailers(attempt_id, trailers), server)
+        yield SendHttp(RequestEndOfMessage(attempt_id), server)
+
+    def cancel_attempt(self, reason: str) -> CommandGenerator[None]:
+        """Cut off the running attempt, if any."""
+        attempt_id = self.attempt_id
+        if attempt_id is not None:
+            self.forget_attempt()
+            yield SendHttp(
+                RequestProtocolError(attempt_id, reason, compat.CANCEL), self.context.server
+            )
+
+    def forget_attempt(self) -> None:
+        """The running attempt, if any, has ended; what still comes of it is dropped."""
+        if self.attempt_id is not None:
+            self.layer.drop_attempt(self.attempt_id)
+            self.attempt_id = None
+
+    def _is_kept(self, connection: Connection) -> bool:
+        opened = connection.timestamp_start or 0.0
+        idle = self.service.wall_now() - opened > KEPT_AFTER_S
+        return idle or connection in self.layer.answered
+
+    # -- while paused
+
+    def take_turn(self, step: Wait | Refresh | str | None) -> CommandGenerator[Turn]:
+        """Let the addon wait, refresh or answer for us.
+
+        Also gives the connection of the attempt before the turn to reset itself.
+        """
+        turn = Turn(step)
+        self.watch_client(turn.abandoned.set)
+        yield PoolTurnHook(turn)
+        self.unwatch_client()
+        return turn
+
+    def watch_client(self, on_leaving: Callable[[], None]) -> None:
+        """While paused, call *on_leaving* the moment the client goes.
+
+        The event itself stays queued for `check_killed`, as everywhere in mitmproxy.
+        """
+
+        def handle_event(event: events.Event) -> CommandGenerator[None]:
+            if isinstance(event, RequestProtocolError):
+                on_leaving()
+            return super(AttemptStream, self).handle_event(event)
+
+        self.handle_event = handle_event  # type: ignore[method-assign]  # for a while
+
+    def unwatch_client(self) -> None:
+        self.__dict__.pop("handle_event", None)
+
+    # -- timers
+
+    def set_timer(
+        self, delay_s: float, then: Callable[[], CommandGenerator[None]]
+    ) -> CommandGenerator[None]:
+        """Run *then* in *delay_s* seconds unless `clear_timer` comes first."""
+        self.clear_timer()
+        self._timer, self._on_timer = commands.RequestWakeup(delay_s), then
+        yield self._timer
+
+    def clear_timer(self) -> None:
+        if self._timer is not None:
+            self.layer.drop_timer(self._timer)
+            self._timer = self._on_timer = None
+
+    def woke(self, event: events.Wakeup) -> CommandGenerator[None]:
+        """A timer has come."""
+        then = self._on_timer
+        if event.command is self._timer and then is not None:
+            self._timer = self._on_timer = None
+            yield from then()
+
+    # -- the answer
+
+    def start_response_stream(self) -> CommandGenerator[None]:
+        # As the base class does, without its log line per answer.
+        assert self.flow.response is not None
+        yield SendHttp(
+            ResponseHeaders(self.stream_id, self.flow.response, end_stream=False),
+            self.context.client,
+        )
+        self.server_state = self.state_stream_response_body
+
+    def keep_copy(self) -> None:
+        """Put the bounded copy of a streamed body on the flow, for inspection."""
+        if self.copied is not None and self.flow.response is not None:
+            self.flow.response.data.content = bytes(self.copied)
+            if len(self.copied) >= MAX_COPY_BYTES:
+                self.flow.metadata["pool.truncated"] = True
+        self.copied = None
+
+    # -- after a 101
+
+    def socket_ended(self) -> None:
+        """One side of the WebSocket is gone."""
+        raise NotImplementedError
+
+    def passthrough(self, event: events.Event) -> CommandGenerator[None]:
+        # Streams that carry no attempt (CONNECT, hosts not ours) bypass this method.
+        ended = False
+        if isinstance(event, HttpEvent):
+            event.stream_id = self.stream_id
+            ended = isinstance(event, _SOCKET_ENDS)
+        if isinstance(event, RequestProtocolError):
+            event = events.ConnectionClosed(self.context.client)
+        elif isinstance(event, ResponseProtocolError):
+            event = events.ConnectionClosed(self.context.server)
+        yield from translated(super().passthrough(event), self.to_attempt)
+        if ended:
+            self.socket_ended()
+
+    # -- translations
+
+    def to_attempt(self, command: commands.Command) -> commands.Command | None:
+        """What the base class sends upstream belongs to the running attempt."""
+        if isinstance(command, SendHttp) and command.connection is self.context.server:
+            if self.attempt_id is None:
+                return None
+            command.event.stream_id = self.attempt_id
+        return command
+
+    def not_upstream(self, command: commands.Command) -> commands.Command | None:
+        """The base class knows no attempt ids: the server is told by `cancel_attempt`."""
+        if isinstance(command, SendHttp) and command.connection is not self.context.client:
+            return None
+        return command
+
+
+_SOCKET_ENDS = (
+    RequestEndOfMessage,
+    ResponseEndOfMessage,
+    RequestProtocolError,
+    ResponseProtocolError,
+)
+
+
+def translated(
+    generator: CommandGenerator[None],
+    translate: Callable[[commands.Command], commands.Command | None],
+) -> CommandGenerator[None]:
+    """Run *generator* with its commands translated or dropped, replies handed through."""
+    reply: Any = None
+    while True:
+        try:
+            command = generator.send(reply)
+        except StopIteration:
+            return
+        kept = translate(command)
+        reply = None if kept is None else (yield kept)

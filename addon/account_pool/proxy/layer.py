@@ -1,0 +1,75 @@
+"""mitmproxy's HttpLayer with streams that replay."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from mitmproxy.connection import Connection
+from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layer import CommandGenerator
+from mitmproxy.proxy.layers.http import GetHttpConnection, HttpLayer, HTTPMode
+
+from account_pool.proxy.service import Service
+
+if TYPE_CHECKING:
+    from account_pool.proxy.attempt_stream import AttemptStream
+
+
+class PoolHttpLayer(HttpLayer):
+    """Routes the events of attempts, which have ids of their own, to their streams.
+
+    Attributes:
+        answered: server connections that have carried an answer.
+    """
+
+    def __init__(self, context: Context, mode: HTTPMode, service: Service) -> None:
+        super().__init__(context, mode)
+        self.service = service
+        self.answered: set[Connection] = set()
+        self._last_attempt_id = 0
+
+    def make_stream(self, stream_id: int) -> CommandGenerator[None]:
+        from account_pool.proxy.stream import PoolHttpStream  # noqa: PLC0415 - they need each other
+
+        stream = PoolHttpStream(self.context.fork(), stream_id, self)
+        self.streams[stream_id] = stream
+        yield from self.event_to_child(stream, events.Start())
+
+    def new_attempt(self, stream: AttemptStream) -> int:
+        """Return an id for an attempt of *stream* and route its events there.
+
+        Negative, so that it is never the id of a client's stream.
+        """
+        self._last_attempt_id -= 1
+        self.streams[self._last_attempt_id] = stream
+        return self._last_attempt_id
+
+    def drop_attempt(self, attempt_id: int) -> None:
+        """Route its events nowhere any more."""
+        self.streams.pop(attempt_id, None)
+
+    def drop_timer(self, timer: commands.RequestWakeup) -> None:
+        """Let a timer that still runs hold nothing: its stream may be long over."""
+        if timer in self.command_sources:
+            self.command_sources[timer] = cast(Any, _NOBODY)
+
+    def get_connection(
+        self, event: GetHttpConnection, *, reuse: bool = True
+    ) -> CommandGenerator[None]:
+        fresh = isinstance(event, GetFreshConnection)
+        yield from super().get_connection(event, reuse=reuse and not fresh)
+
+
+class GetFreshConnection(GetHttpConnection):
+    """Open a connection even where a kept one would do."""
+
+
+class _Nobody:
+    """Takes events that concern nobody any more."""
+
+    def handle_event(self, _event: events.Event) -> CommandGenerator[None]:
+        yield from ()
+
+
+_NOBODY = _Nobody()

@@ -1,0 +1,446 @@
+"""What `load` says about a broken accounts.yaml: exact texts, all problems at once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from account_pool.config import ConfigError, Problem, load
+
+ENVIRON = {"A_KEY": "sk-abcdefgh", "EMPTY": " "}
+ACCOUNT = "accounts:\n  - provider: openai\n    label: work\n    token: ${A_KEY}\n"
+HOW_TOKEN = "write token: ${NAME_OF_A_VARIABLE}, or one of {env: ...}, {file: ...}, {command: ...}"
+KEYS = (
+    "provider, label, token, account_type, priority, weight, models, max_concurrent, "
+    "min_interval, enabled, account_id, project, organization, openai_project, host, deployments"
+)
+HOW_ACCOUNTS = "list accounts below it, each beginning with `- provider: ...`"
+HOSTS = 'write a list such as ["llm.example.com", "localhost:9443"]'
+UNREAD = "check indentation, quotes and brackets here and in the lines before"
+
+
+@pytest.fixture(autouse=True)
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in an empty directory that has a few credential files."""
+    monkeypatch.chdir(tmp_path)
+    for name, text, mode in (
+        ("open", "sk-open-to-all", 0o644),
+        ("writable", "sk-writable", 0o620),
+        ("tokens.json", '{"a": {"b": 1, "c": ["sk-listed"]}}', 0o600),
+        ("lines", "sk-one\nsk-two\n", 0o600),
+    ):
+        Path(name).write_text(text)
+        Path(name).chmod(mode)
+    Path("binary").write_bytes(b"\xff\xfe\x00")
+    Path("binary").chmod(0o600)
+
+
+def problems_of(text: str) -> list[str]:
+    """Return what is wrong with *text*, without the name of the file."""
+    path = Path("accounts.yaml")
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(path, ENVIRON)
+    lines = str(caught.value).split("\n")
+    assert len(lines) == len(caught.value.problems)
+    assert all(line.startswith("accounts.yaml:") for line in lines)
+    return [line.removeprefix("accounts.yaml:") for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("priority: high", '"high" is not a whole number; write a number such as 0 or 1'),
+        ("priority: 1.5", "1.5 is not a whole number; write a number such as 0 or 1"),
+        ("priority: true", "true is not a whole number; write a number such as 0 or 1"),
+        ("priority:", "has no value; write a number such as 0 or 1"),
+        ("weight: 0", "0 is less than 1; write a number such as 1 or 2"),
+        (
+            "models: gpt-*",
+            '"gpt-*" is not a list; write a list such as ["gpt-*", "!gpt-5-pro*"]',
+        ),
+        (
+            'max_concurrent: "8"',
+            '"8" is not a whole number; write a number such as 8, or leave it out for no limit',
+        ),
+        (
+            "max_concurrent: 0",
+            "0 is less than 1; write a number such as 8, or leave it out for no limit",
+        ),
+        ("min_interval: -1", "-1 is less than 0; write seconds, such as 0.5"),
+        ("min_interval: .inf", "inf is not a finite number; write seconds, such as 0.5"),
+        ("min_interval: [1]", "a list is not a number; write seconds, such as 0.5"),
+        ("enabled: yes", '"yes" is not true or false; write true or false'),
+        (
+            "account_type: pro",
+            '"pro" is not accepted; write one of individual, business, enterprise',
+        ),
+        ("account_id: 007", "7 is not text; put it in quotes"),
+        ("host: a b", '"a b" is not a host; write host or host:port, without a scheme or a path'),
+        ("host: https://x.y", '"https://x.y" is an address; write its host or host:port only'),
+        (
+            "host: x.example.com",
+            '"x.example.com" is not a host of openai; add it to providers.openai.hosts',
+        ),
+        ('host: "*.x.example.com"', "is not one host; write it without *"),
+        ("deployments: 3", "3 is not a mapping; write a mapping such as {gpt-4o: my-deployment}"),
+        ("prioritty: 3", "unknown key; did you mean priority?"),
+        ("colour: red", f"unknown key; write one of {KEYS}"),
+        ("label: again", "label is written twice, first on line 3; remove one of them"),
+    ],
+)
+def test_a_wrong_key_of_an_account_is_named_with_line_and_remedy(line: str, expected: str) -> None:
+    key = line.partition(":")[0]
+    assert problems_of(f"{ACCOUNT}    {line}\n") == [f"5: accounts[0].{key}: {expected}"]
+
+
+@pytest.mark.parametrize(
+    ("token", "expected"),
+    [
+        ("", f"has no value; {HOW_TOKEN}"),
+        ('""', f"is empty; {HOW_TOKEN}"),
+        ("12345", "is not text; put it in quotes"),
+        ("true", "is not text; put it in quotes"),
+        ("[sk-abc]", f"is a list, not one token; {HOW_TOKEN}"),
+        (
+            '"sk-abc def"',
+            "the value has a space, a line break or a character outside ASCII in it; put the "
+            "token there alone, on one line",
+        ),
+        (
+            "${A_KEY",
+            "a ${...} in it is not the name of a variable; write ${NAME}, or $$ for a dollar sign",
+        ),
+        (
+            "${a-b}",
+            "a ${...} in it is not the name of a variable; write ${NAME}, or $$ for a dollar sign",
+        ),
+        (
+            "${NOPE}",
+            "the environment variable NOPE is not set; set it where the proxy is started, or "
+            "name another source",
+        ),
+        (
+            "a${NOPE}${NOPE}${NOR_THIS}",
+            "the environment variables NOPE and NOR_THIS are not set; set them where the proxy "
+            "is started, or name another source",
+        ),
+        (
+            "${ghp_abcdefgh}",
+            "the environment variable [not shown] is not set; set it where the proxy is "
+            "started, or name another source",
+        ),
+        ("${EMPTY}", "the value is empty; put the token there"),
+        ("{env: EMPTY}", "the environment variable EMPTY is empty; put the token there"),
+        (
+            "{env: NOPE}",
+            "the environment variable NOPE is not set; set it where the proxy is started, or "
+            "name another source",
+        ),
+        (
+            "{env: sk-abc}",
+            "the environment variable [not shown] is not set; set it where the proxy is "
+            "started, or name another source",
+        ),
+        ("{sk-abc}", "has an unknown key; write one of env, file, pointer, command"),
+        ("{token:sk-abc}", "has an unknown key; write one of env, file, pointer, command"),
+        ("{comand: x}", "has an unknown key; did you mean command?"),
+        ("{env: 1}", 'the value of env is not text; write {env: "..."}'),
+        ("{}", f"names no source; {HOW_TOKEN}"),
+        ("{pointer: /x}", f"names no source; {HOW_TOKEN}"),
+        (
+            "{env: A_KEY, command: gh auth token}",
+            "names two sources, env and command; leave one of them",
+        ),
+        (
+            "{env: A_KEY, pointer: /x}",
+            "pointer belongs to a file; write {file: PATH, pointer: /json/pointer}",
+        ),
+        (
+            "{file: nowhere}",
+            "the file nowhere does not exist; create it, or correct the path",
+        ),
+        (
+            "{file: .}",
+            "the file . cannot be read (is a directory); make it a file that the user who runs "
+            "the proxy may read",
+        ),
+        ("{file: binary}", "the file binary is not text in UTF-8; name the file of the credential"),
+        (
+            "{file: lines}",
+            "the file lines has a space, a line break or a character outside ASCII in it; put "
+            "the token there alone, on one line",
+        ),
+        (
+            "{file: lines, pointer: /a}",
+            "the file lines is not JSON; name a JSON file, or leave out the pointer to take the "
+            "whole file",
+        ),
+        (
+            "{file: tokens.json, pointer: a}",
+            "the pointer does not begin with /; write one such as /tokens/access",
+        ),
+        (
+            "{file: tokens.json, pointer: /a/x}",
+            "the file tokens.json has nothing at /a/x; correct the pointer; each part of it is "
+            "a key of the JSON in the file",
+        ),
+        (
+            "{file: tokens.json, pointer: /a/c/1}",
+            "the file tokens.json has nothing at /a/c/1; correct the pointer; each part of it "
+            "is a key of the JSON in the file",
+        ),
+        (
+            "{file: tokens.json, pointer: /a/b}",
+            "the value at /a/b in tokens.json is not text; point to the token itself",
+        ),
+        (
+            '{command: "gh \'auth"}',
+            "the command has a quote without its end; correct the quotes",
+        ),
+        (
+            "{oauth: {access_token: sk-abc}}",
+            "tokens that are refreshed (oauth) are not supported by this version; write one of "
+            "{env: ...}, {file: ..., pointer: ...}, {command: ...}",
+        ),
+    ],
+)
+def test_a_wrong_token_is_explained_and_not_repeated(token: str, expected: str) -> None:
+    text = f"accounts:\n  - provider: openai\n    label: work\n    token: {token}\n"
+    found = problems_of(text)
+    assert found == [f"4: accounts[0].token: {expected}"]
+    assert "sk-" not in found[0] and "ghp_" not in found[0]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are a matter of posix")
+@pytest.mark.parametrize(("name", "mode"), [("open", "644"), ("writable", "620")])
+def test_a_credential_file_others_may_use_is_refused(name: str, mode: str) -> None:
+    text = f"accounts:\n  - provider: openai\n    label: work\n    token: {{file: {name}}}\n"
+    assert problems_of(text) == [
+        f"4: accounts[0].token: the file {name} may be read or changed by other users "
+        f"(mode {mode}); run: chmod 600 {name}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", [" the file is empty; list accounts in it, as accounts.example.yaml does"]),
+        ("# no\n", [" the file is empty; list accounts in it, as accounts.example.yaml does"]),
+        ("accounts:\n", [f"1: accounts: has no value; {HOW_ACCOUNTS}"]),
+        ("accounts: {}\n", [f"1: accounts: a mapping is not a list; {HOW_ACCOUNTS}"]),
+        ("accounts: sk-abc\n", [f"1: accounts: text is not a list; {HOW_ACCOUNTS}"]),
+        ("accounts: []\n", [f"1: accounts: the list is empty; {HOW_ACCOUNTS}"]),
+        ("pool: {}\n", [f"1: accounts: is missing; add it and {HOW_ACCOUNTS}"]),
+        ("- a\n", ["1: the file is not a mapping; begin it with `accounts:`"]),
+        (
+            "accounts:\n  - sk-abc\n  -\n",
+            [
+                "2: accounts[0]: text is not an account; write its keys as a mapping",
+                "3: accounts[1]: no value is not an account; write its keys as a mapping",
+            ],
+        ),
+        (
+            "accounts:\n  - {}\n",
+            [
+                "2: accounts[0].provider: is missing; write the name of a provider, such as openai",
+                "2: accounts[0].label: is missing; write a name for the account, such as work",
+                f"2: accounts[0].token: is missing; {HOW_TOKEN}",
+            ],
+        ),
+        (
+            f"{ACCOUNT}acounts: []\n",
+            ["5: acounts: unknown key; did you mean accounts?"],
+        ),
+        (
+            "accounts:\n  - provider: opnai\n    label: ' '\n    token: x\n",
+            [
+                '2: accounts[0].provider: "opnai" is not a provider; did you mean openai?',
+                "3: accounts[0].label: is empty; a label must have at least one character that "
+                "is not a space",
+            ],
+        ),
+        (
+            f"{ACCOUNT}  - {{provider: OpenAI, label: ' WORK ', token: x}}\n",
+            [
+                '5: accounts[1].label: " WORK " is the label of accounts[0] on line 3 as well '
+                '(both read as "work"); give each account of a provider a label of its own',
+            ],
+        ),
+    ],
+)
+def test_a_wrong_file_is_explained(text: str, expected: list[str]) -> None:
+    assert problems_of(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "a: b: c",
+            "1: a key stands where none can be; check the indentation of this line and the one "
+            'before, and put a value with ": " in it in quotes',
+        ),
+        (
+            "accounts:\n\t- a",
+            "2: a tab stands where YAML allows only spaces; indent with spaces",
+        ),
+        (
+            "accounts:\n  - {token: ${A_KEY}}\n",
+            "2: a { or [ is not closed; close it, and put a ${...} inside it in quotes",
+        ),
+        ("a: 'sk-abc\nb: c\n", "1: a quote is not closed; close it"),
+        (
+            "a: b\ntoken:sk-abc\n",
+            "2: neither a key nor a value; write `key: value`, with a space after the colon",
+        ),
+        ("a: b\n---\nc: d\n", "2: a second document begins; remove the line ---"),
+        (
+            "token: *secret-thing\n",
+            "1: a value begins with *, the sign of an alias, and no alias has that name; put "
+            "the value in quotes",
+        ),
+        (
+            "token: @secret-thing\n",
+            "1: a value begins with a character that has a meaning in YAML; put the value in "
+            "quotes",
+        ),
+        ("a: 1\nb: \x07", "2: there is a control character in it; remove it"),
+        (
+            'token: "secret-thing" secret-thing\n',
+            "1: not YAML: while parsing a block mapping expected <block end>, but found "
+            f"'<scalar>'; {UNREAD}",
+        ),
+        (
+            "token: !secret!thing a\n",
+            f"1: not YAML: while parsing a node found undefined tag handle [...]; {UNREAD}",
+        ),
+        ("&a [*a]", "1: the aliases in it lead nowhere; write it without aliases"),
+    ],
+)
+def test_broken_yaml_is_explained_without_quoting_the_file(text: str, expected: str) -> None:
+    assert problems_of(text) == [expected]
+
+
+def test_aliases_that_multiply_are_refused() -> None:
+    levels = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
+    found = problems_of("\n".join(["a0: &a0 [x]", *levels]))
+    assert found[0].endswith("the aliases in it lead nowhere; write it without aliases")
+
+
+def test_anchors_and_merges_work_and_keep_their_lines() -> None:
+    text = (
+        "accounts:\n"
+        "  - &one {provider: openai, label: a, token: x, priority: 1}\n"
+        "  - <<: *one\n"
+        "    label: b\n"
+        "    weight: none\n"
+    )
+    assert problems_of(text) == [
+        '5: accounts[1].weight: "none" is not a whole number; write a number such as 1 or 2'
+    ]
+    assert load_accounts(text.replace("none", "2")) == [("a", 1, 1), ("b", 1, 2)]
+
+
+def load_accounts(text: str) -> list[tuple[str, int, int]]:
+    Path("accounts.yaml").write_text(text)
+    entries = load(Path("accounts.yaml"), ENVIRON).accounts
+    return [(e.account.label, e.account.priority, e.account.weight) for e in entries]
+
+
+def test_wrong_providers_are_all_named() -> None:
+    text = (
+        f"{ACCOUNT}  - {{provider: gw, label: a, token: x}}\n"
+        "providers:\n"
+        "  openai: {hosts: ['https://x', 'a:b', 3, ''], like: openai}\n"
+        "  gw: {like: opnai, hosts: [a.b]}\n"
+        "  opena: {hosts: [x.y]}\n"
+        "  gw2: {like: openai, hots: [x.y]}\n"
+        "  gw3: {like: openai, hosts: []}\n"
+        "  A/b: {like: openai, hosts: [x.y]}\n"
+        "  copilot: {token_url: 'http://x.y/'}\n"
+        "  gemini: {token_url: 'https://x'}\n"
+        "  anthropic:\n"
+        "  gw4: [1]\n"
+    )
+    assert problems_of(text) == [
+        "7: providers.openai.hosts[2]: 3 is not text; put it in quotes",
+        f"7: providers.openai.hosts[3]: is empty; {HOSTS}",
+        "7: providers.openai.like: openai is built in; remove this line",
+        '7: providers.openai.hosts[0]: "https://x" is an address; write its host or host:port only',
+        '7: providers.openai.hosts[1]: "a:b" is not a host; the port must be a number from 1 to '
+        "65535",
+        "8: providers.gw.like: is not a built-in provider; did you mean openai?",
+        "9: providers.opena.like: is missing, and opena is not built in; did you mean openai? "
+        "If not, add like: openai",
+        "10: providers.gw2.hots: unknown key; did you mean hosts?",
+        f"10: providers.gw2.hosts: is missing; {HOSTS}",
+        f"11: providers.gw3.hosts: the list is empty; {HOSTS}",
+        "12: providers.[not shown]: is not a name for a provider; use lower-case letters, digits, "
+        "- and . only",
+        "13: providers.copilot.token_url: a token would travel unencrypted; write an https "
+        "address; http is accepted to this machine only",
+        "14: providers.gemini.token_url: only copilot exchanges tokens; remove this line",
+        "15: providers.anthropic: has no value; write `hosts: [...]` below it",
+        "16: providers.gw4: a list is not a mapping; write `hosts: [...]` below it",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "strategy: least-bussy",
+            '"least-bussy" is not accepted; write one of round-robin, least-busy, least-recent, '
+            "fill-first, most-headroom",
+        ),
+        ("max_wiat: 3", "unknown option; did you mean max_wait?"),
+        ("max_attempts: 1.5", "1.5 is not a whole number; write a number of 1 or more such as 10"),
+        ("max_attempts: 0", "0 is less than 1; write a number of 1 or more such as 10"),
+        ("max_wait: '3'", '"3" is not a number; write a number such as 30'),
+        ("max_wait: .nan", "it is not a finite number; write a number such as 30"),
+        ("max_wait:", "no value is not a number; write a number such as 30"),
+        ("gate: -1", "-1 is less than 0; write a number such as 5"),
+        ("retry_broken: 1", "1 is not true or false; write true or false"),
+        ("accounts: x", "cannot be set here: it names this file; remove this line"),
+        (
+            "github_token: sk-abc",
+            "cannot be set here: it is for use without this file; remove this line",
+        ),
+        ("pool_gate: 1", "the prefix pool_ is for the command line; write gate"),
+        ("editor_version: 3", "3 is not text; write text, in quotes"),
+        ("websockets: no", '"no" is not accepted; write one of "", refuse, pin'),
+    ],
+)
+def test_a_wrong_option_is_named(line: str, expected: str) -> None:
+    name = line.partition(":")[0]
+    assert problems_of(f"{ACCOUNT}pool:\n  {line}\n") == [f"6: pool.{name}: {expected}"]
+
+
+def test_sections_that_are_no_mappings() -> None:
+    assert problems_of(f"{ACCOUNT}pool: 3\nproviders: [x]\n") == [
+        "5: pool: is not a mapping; write `option: value` below it",
+        "6: providers: is not a mapping; write `name: {hosts: [...]}` below it",
+    ]
+
+
+def test_a_missing_file_says_so() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(Path("accounts.yaml"), {})
+    assert caught.value.problems == (
+        Problem(
+            Path("accounts.yaml"),
+            None,
+            "",
+            "the file does not exist",
+            "create it, or correct the path",
+        ),
+    )
+
+
+def test_a_directory_and_a_binary_file_say_so() -> None:
+    for path, wrong in ((Path(), "cannot be read"), (Path("binary"), "is not text in UTF-8")):
+        with pytest.raises(ConfigError, match=wrong):
+            load(path, {})

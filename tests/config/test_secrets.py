@@ -1,0 +1,75 @@
+"""Whatever is wrong with the file, no token of it is in the error."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from account_pool.config import ConfigError, load
+
+#: Long enough that a part of it cannot be in a message by chance.
+ALPHABET = string.ascii_letters + string.digits + "_-"
+tokens = st.builds(
+    "{}{}".format,
+    st.sampled_from(["", "sk-", "ghp_", "tid=", "Q7z"]),
+    st.text(ALPHABET, min_size=24, max_size=60),
+)
+
+#: T is the token: in its place, in a wrong one, and in files that are no YAML.
+FILES = [
+    "accounts: [{provider: openai, label: a, token: T, priority: high}]",
+    "accounts: [{provider: openai, label: a, token: 'T T'}]",
+    "accounts: [{provider: openai, label: a, token: [T]}]",
+    "accounts: [{provider: openai, label: a, token: {T}}]",
+    "accounts: [{provider: openai, label: a, token: {T: T, 'T': 1}}]",
+    "accounts: [{provider: openai, label: a, token: {env: T}}]",
+    "accounts: [{provider: openai, label: a, token: '${T}'}]",
+    "accounts: [{provider: openai, label: a, token: '${T'}]",
+    "accounts: [{provider: openai, label: a, token: {env: T, command: T}}]",
+    "accounts: [{provider: openai, label: a, token: {value: T}}]",
+    "accounts: [{provider: openai, label: a, token: {oauth: {access_token: T}}}]",
+    "accounts: [{provider: openai, label: a, token: {token:T}}]",
+    "accounts: [{provider: openai, label: a, tokn: T}]",
+    "accounts: [{provider: openai, label: a, T: T}]",
+    "accounts: [{provider: openai, label: a, token:T}]",
+    "accounts: [{provider: T, label: T, priority: T, models: T, enabled: T, host: T, token: x}]",
+    "accounts: [{provider: sk-T, label: sk-T, priority: sk-T, token: x}]",
+    "accounts: [T]",
+    "accounts: T",
+    "T",
+    "- T",
+    "T: T",
+    "T: 1\nT: 2",
+    "accounts: [{provider: openai, label: a, token: T]",
+    "accounts: [{provider: openai, label: a, token: *T}]",
+    "accounts: [{provider: openai, label: a, token: !T x}]",
+    "accounts: [{provider: openai, label: a, token: 'T}]",
+    'accounts: [{provider: openai, label: a, token: "T\\q"}]',
+    "accounts:\n  - token: T\n   label: T\n",
+    "accounts:\n  - provider: openai\n    token:T\n    label: a\n",
+    "accounts:\n  - label: a\n    token: |\n      T\n      T\n",
+    "%T\n---\naccounts: []",
+    "accounts: [{provider: openai, label: a, token: x}]\npool: {github_token: T, gate: T, strategy: T, T: 1}",
+    "accounts: [{provider: openai, label: a, token: x}]\nproviders: {openai: {hosts: ['T T'], T: 1}, T: {like: T}}",
+]
+
+
+@pytest.mark.parametrize("file", FILES)
+@given(token=tokens)
+def test_no_part_of_a_token_is_in_any_error(file: str, token: str) -> None:
+    with TemporaryDirectory() as directory:
+        path = Path(directory, "accounts.yaml")
+        path.write_text(file.replace("T", token))
+        with pytest.raises(ConfigError) as caught:
+            load(path, {})
+    said = str(caught.value).replace(directory, "")
+    core = token[-24:]
+    parts = [core[i : i + 8] for i in range(0, 24, 8)]
+    assert not [part for part in parts if part in said]
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None

@@ -1,0 +1,743 @@
+"""One request as a script: `>> event`, `<< exact step`, in the manner of mitmproxy's Playbook."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from account_pool.core.attempts import (
+    OVERLOAD_TRIES,
+    TRIES,
+    Answer,
+    Attempts,
+    Broken,
+    Deliver,
+    Limits,
+    Phase,
+    Refresh,
+    Send,
+    Step,
+    Wait,
+)
+from account_pool.core.errors import IllegalEvent
+from account_pool.core.lease import Facts
+from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from account_pool.core.pool import Pool
+from tests.core.helpers import (
+    BARE_429,
+    EXPIRED,
+    FACTS,
+    FORBIDDEN,
+    FORBIDDEN_MODEL,
+    OK,
+    OVERLOADED,
+    PROVIDER,
+    REQUEST_ERROR,
+    SERVER_ERROR,
+    UNAUTHORIZED,
+    account,
+    key,
+    keys_of,
+    pool_of,
+    quota,
+    rate_limit,
+)
+
+Event = Callable[[Attempts, float], Step | None]
+MODEL_LIMIT = rate_limit(60.0, scope=Scope.MODEL)
+
+
+def begin(attempts: Attempts, now: float) -> Step:
+    return attempts.begin(now)
+
+
+def refused(outcome: Outcome) -> Event:
+    return lambda attempts, now: attempts.refused(outcome, now)
+
+
+def broken(how: Broken) -> Event:
+    return lambda attempts, now: attempts.broken(how, now)
+
+
+def refreshed(changed: bool) -> Event:
+    return lambda attempts, now: attempts.refreshed(changed, now)
+
+
+def resumed(attempts: Attempts, now: float) -> Step:
+    return attempts.resumed(now)
+
+
+def committed(attempts: Attempts, now: float) -> None:
+    attempts.committed(now)
+
+
+def finished(attempts: Attempts, now: float) -> None:
+    attempts.finished(now)
+
+
+def left(attempts: Attempts, now: float) -> None:
+    attempts.left(now)
+
+
+def shown(step: Step | None) -> str | None:
+    """A step in words, complete."""
+    match step:
+        case Send(lease, fresh):
+            return f"send {lease.key.label}{' fresh' if fresh else ''}"
+        case Wait(until, for_change):
+            return f"wait until {until:g}{' or change' if for_change else ''}"
+        case Refresh(lease):
+            return f"refresh {lease.key.label}"
+        case Deliver(retry_after_s):
+            return "deliver" if retry_after_s is None else f"deliver, {retry_after_s:g} s"
+        case Answer():
+            wait = "" if step.retry_after_s is None else f", {step.retry_after_s:g} s"
+            like = f", like {step.like.label}" if step.like else ""
+            return f"answer {step.status}{wait}{like}"
+        case None:
+            return None
+
+
+class Play:
+    """A request and its pool: `play >> event << "step"`; `play.at(5)` moves the clock."""
+
+    def __init__(self, *members: Any, strategy: str = "round-robin", **options: Any) -> None:
+        pool: Pool | None = options.pop("pool", None)
+        self.pool = pool or pool_of(*members, strategy=strategy)
+        chance: float = options.pop("chance", 0.5)
+        replayable: bool = options.pop("replayable", True)
+        facts: Facts = options.pop("facts", FACTS)
+        self.attempts = Attempts(
+            pool=self.pool,
+            facts=facts,
+            limits=Limits(**options),
+            chance=lambda: chance,
+            replayable=replayable,
+        )
+        self.now = 0.0
+        self.step: Step | None = None
+
+    def at(self, now: float) -> Play:
+        self.now = now
+        return self
+
+    def __rshift__(self, event: Event) -> Play:
+        self.step = event(self.attempts, self.now)
+        attempts = self.attempts
+        assert attempts.over is (attempts.phase is Phase.OVER)
+        assert attempts.lease is None or not attempts.lease.returned
+        if attempts.over:
+            assert attempts.lease is None
+            assert self.in_flight == 0
+        return self
+
+    def __lshift__(self, step: str | None) -> Play:
+        assert shown(self.step) == step
+        return self
+
+    @property
+    def in_flight(self) -> int:
+        return self.pool.summary(now=self.now)["in_flight"]
+
+    @property
+    def benched(self) -> list[str]:
+        return [s.key.label for s in self.pool.accounts() if s.disabled]
+
+    @property
+    def cooling(self) -> list[str]:
+        return [s.key.label for s in self.pool.accounts() if s.cooling_until(None, self.now) > 0]
+
+    @property
+    def tried(self) -> list[tuple[str, OutcomeClass | None]]:
+        history = self.attempts.history
+        assert [attempt.number for attempt in history] == list(range(1, len(history) + 1))
+        return [(a.key.label, a.outcome.cls if a.outcome else None) for a in history]
+
+
+# -- the good way
+
+
+def test_good_answer() -> None:
+    play = Play("a", "b")
+    play >> begin << "send a" >> committed << None
+    assert play.in_flight == 1
+    play.at(9.0) >> finished << None
+    assert play.tried == [("a", OutcomeClass.OK)]
+    assert play.attempts.over
+    assert play.pool.get(key("a")).served == 1
+
+
+# -- rate_limit, quota: cool, and move
+
+
+@pytest.mark.parametrize("outcome", [rate_limit(60.0), quota(86400.0), quota(), MODEL_LIMIT])
+def test_limit_cools_and_moves(outcome: Outcome) -> None:
+    play = Play("a", "b")
+    play >> begin << "send a" >> refused(outcome) << "send b"
+    play >> committed << None >> finished << None
+    assert play.tried == [("a", outcome.cls), ("b", OutcomeClass.OK)]
+    assert play.pool.get(key("a")).cooling_until("gpt-5", 0.0) > 0
+
+
+def test_the_answer_is_held_while_the_first_account_returns_soon() -> None:
+    play = Play("a")
+    play >> begin << "send a" >> refused(rate_limit(5.0)) << "wait until 5 or change"
+    assert play.in_flight == 0
+    play.at(5.0) >> resumed << "send a" >> committed >> finished << None
+
+
+def test_every_account_limited_is_delivered_with_the_soonest_return() -> None:
+    play = Play("a", "b", "c")
+    play >> begin << "send a" >> refused(quota(500.0)) << "send b"
+    play >> refused(quota(100.0)) << "send c" >> refused(quota(900.0)) << "deliver, 100 s"
+
+
+def test_a_limit_that_is_not_replayable_is_delivered_with_the_soonest_return() -> None:
+    limit = rate_limit(60.0, replayable=False)
+    Play("a", "b") >> begin << "send a" >> refused(limit) << "deliver, 0 s"
+    Play("a") >> begin << "send a" >> refused(limit) << "deliver, 60 s"
+
+
+# -- a bare 429: one hop
+
+
+def test_bare_429_one_hop() -> None:
+    play = Play("a", "b", "c")
+    play >> begin << "send a" >> refused(BARE_429) << "send b" >> refused(BARE_429) << "deliver"
+    assert play.cooling == ["a", "b"]
+    assert play.pool.get(key("a")).cooling_until(None, 0.0) == 1.0
+
+
+def test_bare_429_then_a_good_answer() -> None:
+    play = Play("a", "b")
+    play >> begin << "send a" >> refused(BARE_429) << "send b" >> committed >> finished << None
+    assert play.cooling == ["a"]
+
+
+def test_bare_429_then_a_limit_with_evidence_goes_on() -> None:
+    play = Play("a", "b", "c", "d")
+    play >> begin << "send a" >> refused(BARE_429) << "send b"
+    play >> refused(quota(60.0)) << "send c" >> refused(BARE_429) << "deliver"
+
+
+def test_bare_429_of_the_only_account_waits_its_pause_once() -> None:
+    play = Play("a")
+    play >> begin << "send a" >> refused(BARE_429) << "wait until 1 or change"
+    play.at(1.0) >> resumed << "send a" >> refused(BARE_429) << "deliver"
+
+
+# -- overloaded: two tries in place, full jitter; then delivered
+
+
+def test_overloaded_is_tried_twice_in_place() -> None:
+    play = Play("a", "b", chance=0.5)
+    play >> begin << "send a" >> refused(OVERLOADED) << "wait until 0.5"
+    assert play.in_flight == 1
+    play.at(0.5) >> resumed << "send a" >> refused(OVERLOADED) << "wait until 1.5"
+    play.at(1.5) >> resumed << "send a" >> refused(OVERLOADED) << "deliver"
+    assert (play.benched, play.cooling) == ([], [])
+    assert len(play.tried) == 1 + OVERLOAD_TRIES
+
+
+@pytest.mark.parametrize(("chance", "until"), [(0.0, "0"), (0.25, "0.25"), (1.0, "1")])
+def test_overloaded_jitter_is_full(chance: float, until: str) -> None:
+    Play("a", chance=chance) >> begin >> refused(OVERLOADED) << f"wait until {until}"
+
+
+def test_overloaded_then_good() -> None:
+    play = Play("a", "b")
+    play >> begin << "send a" >> refused(OVERLOADED) << "wait until 0.5"
+    play.at(0.5) >> resumed << "send a" >> committed >> finished << None
+
+
+@pytest.mark.parametrize(
+    ("hint", "step"),
+    [
+        (3.0, "wait until 3.5"),
+        (29.5, "wait until 30"),
+        (30.0, "deliver"),
+        (-5.0, "wait until 0.5"),
+        (float("nan"), "wait until 0.5"),
+        (float("inf"), "wait until 0.5"),
+    ],
+)
+def test_overloaded_waits_as_told_within_max_wait(hint: float, step: str) -> None:
+    told = Outcome(cls=OutcomeClass.OVERLOADED, scope=Scope.SERVER, cooldown_s=hint)
+    Play("a", "b") >> begin << "send a" >> refused(told) << step
+
+
+def test_overloaded_goes_to_another_account_if_its_own_became_limited() -> None:
+    play = Play("a", "b")
+    play >> begin << "send a" >> refused(OVERLOADED) << "wait until 0.5"
+    play.pool.mark_cooldown(key("a"), quota(60.0), now=0.2)
+    play.at(0.5) >> resumed << "send b"
+    assert play.pool.get(key("a")).in_flight == 0
+
+
+def test_overloaded_uses_the_credential_renewed_meanwhile() -> None:
+    play = Play("a")
+    play >> begin >> refused(OVERLOADED)
+    play.pool.set_credentials(key("a"), keys_of("new"), now=0.2)
+    play.at(0.5) >> resumed << "send a"
+    assert play.attempts.lease is not None
+    assert play.attempts.lease.credential == keys_of("new")["key"]
+
+
+# -- 401: refresh, try once more, one hop
+
+
+@pytest.mark.parametrize("refusal", [UNAUTHORIZED, EXPIRED])
+def test_refused_credential_is_renewed_and_tried_once_more(refusal: Outcome) -> None:
+    play = Play("a", "b")
+    play >> begin << "send a" >> refused(refusal) << "refresh a"
+    assert play.in_flight == 1
+    play.pool.set_credentials(key("a"), keys_of("new"), now=0.0)
+    play >> refreshed(True) << "send a"
+    assert play.attempts.lease is not None
+    assert play.attempts.lease.credential == keys_of("new")["key"]
+    play >> committed >> finished << None
+    assert play.benched == []
+
+
+@pytest.mark.parametrize("refusal", [UNAUTHORIZED, EXPIRED])
+def test_first_is_benched_when_the_second_succeeds(refusal: Outcome) -> None:
+    play = Play("a", "b")
+    play >> begin << "send a" >> refused(refusal) << "refresh a" >> refreshed(True) << "send a"
+    play >> refused(refusal) << "send b"
+    assert play.benched == []
+    play >> committed << None
+    assert play.benched == ["a"]
+    play >> finished << None
+
+
+def test_an_unchanged_credential_is_not_sent_again() -> None:
+    play = Play("a", "b")
+    play >> begin << "send a" >> refused(UNAUTHORIZED) << "refresh a"
+    play >> refreshed(False) << "send b" >> committed >> finished << None
+    assert play.benched == ["a"]
+
+
+def test_nobody_is_benched_when_the_second_refuses_alike() -> None:
+    play = Play("a", "b", "c")
+    play >> begin << "send a" >> refused(UNAUTHORIZED) << "refresh a" >> refreshed(True) << "send a"
+    play >> refused(UNAUTHORIZED) << "send b" >> refused(UNAUTHORIZED) << "refresh b"
+    play >> refreshed(True) << "send b" >> refused(UNAUTHORIZED) << "deliver"
+    assert play.benched == []
+    assert play.cooling == []
+
+
+def test_second_of_two_refused_credentials_is_healed_by_its_refresh() -> None:
+    play = Play("a", "b")
+    play >> begin << "send a" >> refused(EXPIRED) << "refresh a" >> refreshed(False) << "send b"
+    play >> refused(EXPIRED) << "refresh b" >> refreshed(True) << "send b"
+    play >> committed >> finished << None
+    assert play.benched == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("event", "step"),
+    [
+        (refused(quota(60.0)), "deliver, 60 s"),
+        (refused(REQUEST_ERROR), "deliver"),
+        (refused(SERVER_ERROR), "deliver"),
+        (refused(FORBIDDEN), "deliver"),
+        (broken(Broken.MAYBE_RAN), "answer 502"),
+    ],
+)
+def test_first_is_benched_when_the_second_ends_otherwise(event: Event, step: str) -> None:
+    play = Play("a", "b")
+    play >> begin >> refused(UNAUTHORIZED) >> refreshed(False) << "send b" >> event << step
+    assert "a" in play.benched
+
+
+def test_the_only_account_is_benched_when_its_refresh_does_not_help() -> None:
+    play = Play("a")
+    play >> begin >> refused(UNAUTHORIZED) << "refresh a" >> refreshed(False) << "deliver"
+    assert play.benched == ["a"]
+
+
+def test_a_suspect_is_not_asked_again_while_waiting_for_others() -> None:
+    play = Play("a", "b")
+    play.pool.mark_cooldown(key("b"), rate_limit(5.0), now=0.0)
+    play >> begin << "send a" >> refused(UNAUTHORIZED) << "refresh a"
+    play >> refreshed(False) << "wait until 5 or change"
+    play.at(1.0) >> resumed << "wait until 5 or change"
+    play.at(5.0) >> resumed << "send b" >> committed >> finished << None
+    assert play.benched == ["a"]
+
+
+def test_a_credential_replaced_since_is_not_benched_for_the_old_one() -> None:
+    play = Play("a", "b")
+    play >> begin >> refused(UNAUTHORIZED) >> refreshed(False) << "send b"
+    play.pool.set_credentials(key("a"), keys_of("new"), now=1.0)
+    play >> committed >> finished << None
+    assert play.benched == []
+
+
+def test_a_suspect_removed_meanwhile() -> None:
+    play = Play("a", "b")
+    play >> begin >> refused(UNAUTHORIZED) >> refreshed(False) << "send b"
+    play.pool.remove(key("a"))
+    play >> committed >> finished << None
+
+
+def test_an_account_removed_while_its_credential_is_renewed() -> None:
+    play = Play("a", "b")
+    play >> begin >> refused(UNAUTHORIZED) << "refresh a"
+    play.pool.remove(key("a"))
+    play >> refreshed(True) << "send b"
+
+
+# -- forbidden: benched with its cause, and move
+
+
+def test_forbidden_accounts_are_benched_one_by_one() -> None:
+    play = Play("a", "b", "c")
+    play >> begin << "send a" >> refused(FORBIDDEN) << "send b" >> refused(FORBIDDEN) << "send c"
+    play >> committed >> finished << None
+    assert play.benched == ["a", "b"]
+
+
+def test_forbidden_model_cools_that_model_only() -> None:
+    play = Play("a", "b")
+    play >> begin << "send a" >> refused(FORBIDDEN_MODEL) << "send b"
+    assert (play.benched, play.cooling) == ([], [])
+    assert play.pool.get(key("a")).cooling_until("gpt-5", 0.0) > 0
+
+
+# -- the request's own fault, the vendor's failure: delivered as it is
+
+
+@pytest.mark.parametrize("outcome", [REQUEST_ERROR, SERVER_ERROR])
+def test_delivered_as_it_is(outcome: Outcome) -> None:
+    play = Play("a", "b")
+    play >> begin << "send a" >> refused(outcome) << "deliver"
+    assert len(play.tried) == 1
+    assert (play.benched, play.cooling) == ([], [])
+
+
+# -- transport
+
+
+def test_connect_error_is_tried_once_more() -> None:
+    play = Play("a", "b", chance=0.5)
+    play >> begin << "send a" >> broken(Broken.CONNECT) << "wait until 0.25"
+    play.at(0.25) >> resumed << "send a" >> broken(Broken.CONNECT) << "answer 502"
+    assert (play.benched, play.cooling) == ([], [])
+    assert play.tried == [("a", OutcomeClass.TRANSPORT)] * 2
+
+
+def test_stale_connection_is_replaced_by_a_fresh_one() -> None:
+    play = Play("a", "b")
+    play >> begin << "send a"
+    for _ in range(TRIES[Broken.STALE] - 1):
+        play >> broken(Broken.STALE) << "send a fresh"
+        assert play.in_flight == 1
+    play >> broken(Broken.STALE) << "answer 502"
+
+
+def test_stale_then_good() -> None:
+    play = Play("a")
+    play >> begin >> broken(Broken.STALE) << "send a fresh" >> committed >> finished << None
+    assert play.tried == [("a", OutcomeClass.TRANSPORT), ("a", OutcomeClass.OK)]
+
+
+def test_what_may_have_run_is_not_sent_again() -> None:
+    play = Play("a", "b")
+    play >> begin << "send a" >> broken(Broken.MAYBE_RAN) << "answer 502"
+    assert (play.benched, play.cooling) == ([], [])
+
+
+def test_what_may_have_run_is_sent_again_once_if_the_owner_says_so() -> None:
+    play = Play("a", "b", retry_broken=True)
+    play >> begin << "send a" >> broken(Broken.MAYBE_RAN) << "send a fresh"
+    play >> broken(Broken.MAYBE_RAN) << "answer 502"
+
+
+def test_breaks_are_counted_by_kind() -> None:
+    play = Play("a", retry_broken=True, chance=0.5)
+    play >> begin >> broken(Broken.STALE) << "send a fresh"
+    play >> broken(Broken.CONNECT) << "wait until 0.25"
+    play.at(0.25) >> resumed << "send a" >> broken(Broken.MAYBE_RAN) << "send a fresh"
+    play >> broken(Broken.STALE) << "send a fresh" >> broken(Broken.CONNECT) << "answer 502"
+
+
+# -- bounds
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_max_attempts(most: int) -> None:
+    play = Play("a", "b", "c", "d", max_attempts=most)
+    play >> begin << "send a"
+    for label in "bcd"[: most - 1]:
+        play >> refused(quota(60.0)) << f"send {label}"
+    # Another account is free; the client may come again at once.
+    play >> refused(quota(60.0)) << "deliver, 0 s"
+    assert len(play.tried) == most
+
+
+@pytest.mark.parametrize(
+    ("event", "steps"),
+    [
+        (refused(OVERLOADED), ["deliver"]),
+        (broken(Broken.STALE), ["answer 502"]),
+        (broken(Broken.CONNECT), ["answer 502"]),
+        (refused(BARE_429), ["deliver, 0 s"]),
+        (refused(FORBIDDEN), ["deliver, 0 s"]),
+    ],
+)
+def test_the_last_attempt_is_the_last(event: Event, steps: list[str]) -> None:
+    play = Play("a", "b", max_attempts=1)
+    play >> begin << "send a" >> event << steps[0]
+    assert play.attempts.over
+
+
+def test_a_credential_renewed_too_late_benches_nobody() -> None:
+    play = Play("a", "b", max_attempts=1)
+    play >> begin << "send a" >> refused(EXPIRED) << "refresh a" >> refreshed(True) << "deliver"
+    assert play.benched == []
+
+
+def test_no_attempt_at_all_makes_an_answer() -> None:
+    Play("a", max_attempts=0) >> begin << "answer 429, 0 s"
+
+
+# -- nobody can serve
+
+
+def test_held_for_the_first_to_return() -> None:
+    play = Play("a", "b")
+    play.pool.mark_cooldown(key("a"), rate_limit(20.0), now=0.0)
+    play.pool.mark_cooldown(key("b"), rate_limit(30.0), now=0.0)
+    play >> begin << "wait until 20 or change"
+    play.at(20.0) >> resumed << "send a"
+
+
+def test_held_for_a_change_up_to_max_wait() -> None:
+    play = Play(account("a", max_concurrent=1))
+    other = play.pool.acquire(FACTS, now=0.0)
+    play >> begin << "wait until 30 or change"
+    play.at(5.0) >> resumed << "wait until 30 or change"
+    play.pool.release(other, OK, now=6.0)
+    play.at(6.0) >> resumed << "send a"
+
+
+def test_held_no_longer_than_max_wait() -> None:
+    play = Play(account("a", max_concurrent=1))
+    other = play.pool.acquire(FACTS, now=0.0)
+    play >> begin << "wait until 30 or change"
+    play.step = play.attempts.resumed(30.0)
+    play << "answer 503"
+    play.pool.release(other, OK, now=30.0)
+
+
+def test_all_waits_of_a_request_share_one_bound() -> None:
+    play = Play("a")
+    play >> begin << "send a" >> refused(rate_limit(20.0)) << "wait until 20 or change"
+    play.at(20.0) >> resumed << "send a"
+    play.at(21.0) >> refused(rate_limit(20.0)) << "deliver, 20 s"
+
+
+@pytest.mark.parametrize(
+    ("wait", "max_wait", "step"),
+    [
+        (30.0, 30.0, "wait until 30 or change"),
+        (30.1, 30.0, "answer 429, 30.1 s, like a"),
+        (5.0, 0.0, "answer 429, 5 s, like a"),
+    ],
+)
+def test_a_return_beyond_max_wait_is_not_waited_for(
+    wait: float, max_wait: float, step: str
+) -> None:
+    play = Play("a", max_wait_s=max_wait)
+    play.pool.mark_cooldown(key("a"), rate_limit(wait), now=0.0)
+    play >> begin << step
+
+
+def test_exhausted_without_an_answer_names_whose_refusal_to_show() -> None:
+    play = Play("a", "b")
+    play.pool.mark_cooldown(key("a"), quota(9000.0), now=0.0)
+    play.pool.mark_cooldown(key("b"), quota(8000.0), now=0.0)
+    play >> begin << "answer 429, 8000 s, like b"
+    assert isinstance(play.step, Answer)
+    assert play.step.message == "openai: no usable account of 2 (2 cooling)"
+
+
+def test_exhausted_without_an_answer_and_without_a_return() -> None:
+    play = Play(account("a", enabled=False))
+    play >> begin << "answer 503"
+    assert isinstance(play.step, Answer)
+    assert play.step.message == "openai: no usable account of 1 (1 disabled)"
+
+
+def test_exhausted_with_an_answer_in_hand_delivers_it() -> None:
+    play = Play("a", account("b", enabled=False))
+    play >> begin << "send a" >> refused(quota(9000.0)) << "deliver, 9000 s"
+    play = Play("a")
+    play >> begin << "send a" >> refused(FORBIDDEN) << "deliver"
+
+
+def test_a_refusal_in_hand_is_delivered_after_a_wait_in_vain() -> None:
+    play = Play("a", "b")
+    play >> begin << "send a" >> refused(rate_limit(5.0)) << "send b"
+    play >> refused(rate_limit(10.0)) << "wait until 5 or change"
+    play.pool.mark_cooldown(key("a"), quota(500.0), now=1.0)
+    play.pool.mark_cooldown(key("b"), quota(400.0), now=1.0)
+    play.at(1.0) >> resumed << "deliver, 400 s"
+
+
+def test_no_account_of_the_provider() -> None:
+    Play("a", facts=Facts(provider="gemini", kind="key")) >> begin << "answer 503"
+
+
+# -- a body that was not kept: one attempt
+
+
+@pytest.mark.parametrize(
+    ("event", "step"),
+    [
+        (refused(quota(60.0)), "deliver, 0 s"),
+        (refused(BARE_429), "deliver, 0 s"),
+        (refused(FORBIDDEN), "deliver, 0 s"),
+        (refused(OVERLOADED), "deliver"),
+        (refused(REQUEST_ERROR), "deliver"),
+        (broken(Broken.CONNECT), "answer 502"),
+        (broken(Broken.STALE), "answer 502"),
+        (broken(Broken.MAYBE_RAN), "answer 502"),
+    ],
+)
+def test_not_replayable_is_sent_once(event: Event, step: str) -> None:
+    play = Play("a", "b", replayable=False, retry_broken=True)
+    play >> begin << "send a" >> event << step
+    assert len(play.tried) == 1
+
+
+def test_not_replayable_still_cools_the_account() -> None:
+    play = Play("a", "b", replayable=False)
+    play >> begin >> refused(quota(60.0))
+    assert play.cooling == ["a"]
+
+
+@pytest.mark.parametrize(("changed", "benched"), [(True, []), (False, ["a"])])
+def test_not_replayable_renews_the_credential_for_the_next(
+    changed: bool, benched: list[str]
+) -> None:
+    play = Play("a", "b", replayable=False)
+    play >> begin << "send a" >> refused(EXPIRED) << "refresh a" >> refreshed(changed) << "deliver"
+    assert play.benched == benched
+
+
+# -- the client leaves
+
+
+def sent() -> Play:
+    return Play("a", "b") >> begin << "send a"
+
+
+def refreshing() -> Play:
+    return sent() >> refused(UNAUTHORIZED) << "refresh a"
+
+
+def waiting_in_place() -> Play:
+    return sent() >> refused(OVERLOADED) << "wait until 0.5"
+
+
+def waiting() -> Play:
+    return Play("a") >> begin >> refused(rate_limit(5.0)) << "wait until 5 or change"
+
+
+def suspecting() -> Play:
+    return refreshing() >> refreshed(False) << "send b"
+
+
+def committing() -> Play:
+    return sent() >> committed << None
+
+
+def ended() -> Play:
+    return committing() >> finished << None
+
+
+STATES = {
+    Phase.NEW: [lambda: Play("a", "b")],
+    Phase.SENT: [sent, suspecting],
+    Phase.WAITING: [waiting, waiting_in_place],
+    Phase.REFRESHING: [refreshing],
+    Phase.COMMITTED: [committing],
+    Phase.OVER: [
+        ended,
+        lambda: sent() >> left,
+        lambda: sent() >> refused(REQUEST_ERROR) << "deliver",
+        lambda: sent() >> broken(Broken.MAYBE_RAN) << "answer 502",
+    ],
+}
+EVENTS: dict[str, tuple[Phase, Event]] = {
+    "begin": (Phase.NEW, begin),
+    "refused": (Phase.SENT, refused(quota(60.0))),
+    "broken": (Phase.SENT, broken(Broken.STALE)),
+    "committed": (Phase.SENT, committed),
+    "refreshed": (Phase.REFRESHING, refreshed(True)),
+    "resumed": (Phase.WAITING, resumed),
+    "finished": (Phase.COMMITTED, finished),
+}
+PLACES = [(phase, make) for phase, makes in STATES.items() for make in makes]
+
+
+@pytest.mark.parametrize(("phase", "make"), PLACES)
+def test_client_leaves(phase: Phase, make: Callable[[], Play]) -> None:
+    """The lease is free at once, nobody is benched, and nobody cools for it."""
+    play = make()
+    cooling, served = play.cooling, play.pool.get(key("a")).served
+    play >> left << None
+    assert play.attempts.over
+    assert play.in_flight == 0
+    assert (play.benched, play.cooling) == ([], cooling)
+    assert play.pool.get(key("a")).served == served
+    play >> left << None
+
+
+# -- illegal events
+
+
+def everything(play: Play) -> str:
+    return f"{play.attempts!r} {[repr(state) for state in play.pool.accounts()]}"
+
+
+@pytest.mark.parametrize(("phase", "make"), PLACES)
+@pytest.mark.parametrize("name", EVENTS)
+def test_illegal_event_raises_and_changes_nothing(
+    name: str, phase: Phase, make: Callable[[], Play]
+) -> None:
+    legal_in, event = EVENTS[name]
+    play = make()
+    assert play.attempts.phase is phase
+    if phase is legal_in:
+        play >> event
+        return
+    before = everything(play)
+    with pytest.raises(IllegalEvent, match=f"needs phase '{legal_in.value}'"):
+        event(play.attempts, 1.0)
+    assert everything(play) == before
+
+
+def test_every_phase_is_visited() -> None:
+    assert set(STATES) == set(Phase)
+    assert {phase for phase, _ in EVENTS.values()} == set(Phase) - {Phase.OVER}
+
+
+# -- requests side by side
+
+
+def test_two_requests_that_trip_the_same_account_count_once() -> None:
+    pool = pool_of("a", "b", strategy="fill-first")
+    first, second = Play(pool=pool), Play(pool=pool)
+    first.at(0.0) >> begin << "send a"
+    second.at(0.1) >> begin << "send a"
+    first.step = first.attempts.refused(rate_limit(), 1.0)
+    first << "send b"
+    second.step = second.attempts.refused(rate_limit(), 1.1)
+    second << "send b"
+    assert pool.get(key("a")).cooldowns[None].streak == 1
+    assert pool.summary(PROVIDER, now=1.1)["in_flight"] == 2

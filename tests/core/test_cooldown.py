@@ -1,0 +1,263 @@
+"""Deadlines: how long, from when, covering what, and for which reason."""
+
+from __future__ import annotations
+
+from math import inf, nan
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from account_pool.core.cooldown import (
+    BARE_BACKOFF_S,
+    MAX_BARE_BACKOFF_S,
+    MAX_DEFAULT_S,
+    MAX_HINT_S,
+    MAX_JITTER_S,
+    MODEL_OFF_S,
+    Cause,
+    Cooldown,
+    bare_wait,
+    default_wait,
+    next_cooldown,
+    usable_hint,
+)
+from account_pool.core.outcome import Outcome
+from tests.core.helpers import BARE_429, FORBIDDEN_MODEL, quota, rate_limit
+
+DAY = 86400.0
+
+
+def after(
+    previous: Cooldown | None = None, outcome: Outcome | None = None, **given: Any
+) -> Cooldown:
+    """The next cooldown of an account, with an attempt that began just before."""
+    arguments: dict[str, Any] = {"model": None, "default_s": 300.0, "chance": 0.0, "now": 100.0}
+    arguments |= given
+    arguments.setdefault("started_at", arguments["now"] - 0.5)
+    return next_cooldown(previous, outcome or rate_limit(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "usable"),
+    [
+        (None, None),
+        (0.0, 0.0),
+        (0.2, 0.2),
+        (60.0, 60.0),
+        (365 * DAY, 365 * DAY),
+        (366 * DAY, 366 * DAY),
+        (366 * DAY + 1, None),
+        (-1.0, None),
+        (-0.001, None),
+        (inf, None),
+        (-inf, None),
+        (nan, None),
+    ],
+)
+def test_hint_is_believed_up_to_a_year(seconds: float | None, usable: float | None) -> None:
+    assert usable_hint(seconds) == usable
+
+
+@pytest.mark.parametrize(
+    ("default_s", "waits"),
+    [
+        (300.0, [300, 600, 1200, 1800, 1800, 1800]),
+        (1.0, [1, 2, 4, 8, 16, 32]),
+        (1000.0, [1000, 1800, 1800]),
+        # the owner's own number stands, also above the cap
+        (7200.0, [7200, 7200, 7200]),
+        (0.0, [0, 0, 0]),
+    ],
+)
+def test_default_doubles_per_streak_up_to_30_minutes(default_s: float, waits: list[float]) -> None:
+    assert [default_wait(default_s, streak) for streak in range(1, len(waits) + 1)] == waits
+
+
+def test_bare_backoff_doubles_from_a_second() -> None:
+    waits = [bare_wait(streak) for streak in range(1, 9)]
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+@given(st.floats(0, 1e6), st.integers(1, 10**9))
+def test_long_streaks_stay_bounded(default_s: float, streak: int) -> None:
+    assert default_s <= default_wait(default_s, streak) <= max(default_s, MAX_DEFAULT_S)
+    assert BARE_BACKOFF_S <= bare_wait(streak) <= MAX_BARE_BACKOFF_S
+
+
+@pytest.mark.parametrize(
+    ("outcome", "wait", "hinted"),
+    [
+        (rate_limit(7.5), 7.5, True),
+        (rate_limit(0.0), 0.0, True),
+        (quota(20 * DAY), 20 * DAY, True),
+        (rate_limit(), 300.0, False),
+        (quota(), 300.0, False),
+        (quota(MAX_HINT_S + 1), 300.0, False),
+        (quota(-5.0), 300.0, False),
+        (quota(nan), 300.0, False),
+        (BARE_429, BARE_BACKOFF_S, False),
+        (FORBIDDEN_MODEL, MODEL_OFF_S, False),
+    ],
+)
+def test_first_cooldown(outcome: Outcome, wait: float, hinted: bool) -> None:
+    cooldown = after(None, outcome, now=100.0)
+    assert (cooldown.since, cooldown.until) == (100.0, 100.0 + wait)
+    assert cooldown.streak == 1
+    assert cooldown.cause == Cause.of(outcome, hinted=hinted)
+
+
+def test_cause_keeps_the_evidence() -> None:
+    outcome = quota(60.0, evidence={"retry-after": "60"}, signal="429 insufficient_quota")
+    cause = after(None, outcome).cause
+    assert cause.evidence == {"retry-after": "60"}
+    assert cause.signal == "429 insufficient_quota"
+    assert (cause.cls, cause.scope, cause.hinted) == (outcome.cls, outcome.scope, True)
+
+
+@pytest.mark.parametrize(
+    ("wait", "most"),
+    [(0.0, 0.0), (1.0, 0.02), (100.0, 2.0), (250.0, 5.0), (300.0, 5.0), (30 * DAY, 5.0)],
+)
+def test_jitter_is_a_little_and_never_early(wait: float, most: float) -> None:
+    assert after(None, rate_limit(wait), now=0.0, chance=0.0).until == wait
+    assert after(None, rate_limit(wait), now=0.0, chance=1.0).until == pytest.approx(wait + most)
+    assert most <= MAX_JITTER_S
+
+
+def test_streak_doubles_the_default() -> None:
+    cooldown, waits = None, []
+    for _ in range(6):
+        now = 0.0 if cooldown is None else cooldown.until + 1
+        cooldown = after(cooldown, now=now)
+        waits.append(cooldown.until - now)
+    assert waits == [300, 600, 1200, 1800, 1800, 1800]
+
+
+def test_bare_refusals_back_off() -> None:
+    cooldown, waits = None, []
+    for _ in range(4):
+        now = 0.0 if cooldown is None else cooldown.until + 1
+        cooldown = after(cooldown, BARE_429, now=now)
+        waits.append(cooldown.until - now)
+    assert waits == [1, 2, 4, 8]
+
+
+def test_bare_refusals_have_a_streak_of_their_own() -> None:
+    bare = after(after(after(None, BARE_429), BARE_429, now=110.0), BARE_429, now=120.0)
+    assert bare.streak == 3
+    named = after(bare, rate_limit(), now=130.0)
+    assert (named.streak, named.until) == (1, 430.0)
+    assert after(named, BARE_429, now=500.0).until == 501.0
+
+
+@pytest.mark.parametrize("outcome", [BARE_429, rate_limit(), rate_limit(30.0)])
+def test_concurrent_refusals_count_once(outcome: Outcome) -> None:
+    """Eight requests were under way when the limit hit; each is told about it."""
+    first = after(None, outcome, now=100.0, started_at=90.0)
+    last = first
+    for late in range(1, 8):
+        last = after(last, outcome, now=100.0 + late * 0.01, started_at=92.0 + late)
+    assert last.streak == 1
+    assert last.since == first.since
+    assert last.until == pytest.approx(first.until, abs=0.1)
+
+
+def test_a_straggler_after_the_end_counts_once_too() -> None:
+    first = after(None, BARE_429, now=100.0)
+    straggler = after(first, BARE_429, now=200.0, started_at=99.0)
+    assert (straggler.streak, straggler.since, straggler.until) == (1, 200.0, 201.0)
+
+
+def test_a_refusal_that_started_later_counts() -> None:
+    first = after(None, now=100.0)
+    assert after(first, now=500.0, started_at=450.0).streak == 2
+    # also while it still cools: the owner asked for it, or a retry was under way
+    assert after(first, now=200.0, started_at=150.0).streak == 2
+
+
+def test_same_instant_is_concurrent_only_while_something_is_held_back() -> None:
+    held = after(None, rate_limit(5.0), now=100.0)
+    assert after(held, rate_limit(5.0), now=100.0, started_at=100.0).streak == 1
+    free = after(None, rate_limit(0.0), now=100.0)
+    assert after(free, rate_limit(0.0), now=100.1, started_at=100.0).streak == 2
+
+
+def test_reset_of_zero_does_not_invite_a_storm() -> None:
+    """The first is believed; the second in a row waits a second all the same."""
+    first = after(None, rate_limit(0.0), now=100.0)
+    assert not first.active(100.0)
+    second = after(first, rate_limit(0.0), now=100.1, started_at=100.0)
+    assert second.until == pytest.approx(100.1 + BARE_BACKOFF_S)
+    assert after(first, rate_limit(7.0), now=100.1, started_at=100.0).until == 107.1
+
+
+def test_a_later_shorter_hint_never_shortens() -> None:
+    long = after(None, quota(3600.0), now=0.0, started_at=-5.0)
+    short = after(long, rate_limit(5.0), now=1.0, started_at=-4.0)
+    assert short.until == long.until
+    assert short.cause == long.cause
+
+
+def test_a_later_longer_hint_extends_and_becomes_the_cause() -> None:
+    short = after(None, rate_limit(5.0), now=0.0, started_at=-5.0)
+    long = after(short, quota(3600.0, signal="plan"), now=1.0, started_at=-4.0)
+    assert long.until == 3601.0
+    assert long.cause.signal == "plan"
+
+
+def test_a_bare_straggler_does_not_forget_the_streak_that_stands() -> None:
+    third = after(after(after(None, now=0.0), now=400.0), now=1100.0)
+    assert third.streak == 3
+    assert after(third, BARE_429, now=1101.0, started_at=1000.0) == third
+
+
+_HINTS = st.none() | st.floats(0, 1e6) | st.sampled_from([nan, inf, -1.0])
+_REFUSALS = st.tuples(
+    st.sampled_from([rate_limit, quota]), _HINTS, st.floats(0, 500), st.floats(0, 600)
+)
+
+
+@given(st.lists(_REFUSALS, max_size=20), st.floats(0, 1))
+def test_deadlines_never_move_back(refusals: list[Any], chance: float) -> None:
+    cooldown, now = None, 1000.0
+    for limit, hint, elapsed, age in refusals:
+        now += elapsed
+        following = after(cooldown, limit(hint), now=now, started_at=now - age, chance=chance)
+        assert now <= following.until <= now + 1e6 + MAX_JITTER_S
+        assert following.since <= now
+        assert following.streak >= 1
+        if cooldown is not None and cooldown.active(now):
+            assert following.until >= cooldown.until
+            assert following.streak >= cooldown.streak
+        if usable_hint(hint) is not None:
+            assert following.until >= now + hint
+        cooldown = following
+
+
+def test_cooling_exactly_while_now_is_before_until() -> None:
+    cooldown = after(None, rate_limit(10.0), now=0.0)
+    assert cooldown.active(9.999)
+    assert not cooldown.active(10.0)
+    assert not cooldown.active(10.001)
+
+
+@pytest.mark.parametrize(
+    ("covered", "model", "expected"),
+    [
+        (None, "gpt-5", True),
+        (None, None, True),
+        ("gpt-5", "gpt-5", True),
+        ("gpt-5", "gpt-5-mini", False),
+        ("gpt-5", None, False),
+        ("claude-opus-*", "claude-opus-5", True),
+        ("claude-opus-*", "claude-haiku-5", False),
+        ("claude-opus-*", None, False),
+        # only a star makes it a glob
+        ("o[1]", "o1", False),
+        ("o[1]", "o[1]", True),
+    ],
+)
+def test_what_a_cooldown_covers(covered: str | None, model: str | None, expected: bool) -> None:
+    assert after(None, model=covered).covers(model) is expected

@@ -1,0 +1,687 @@
+"""The pool: who may serve, until when not, and what answers teach it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from account_pool.core.account import AccountKey
+from account_pool.core.cooldown import MODEL_OFF_S
+from account_pool.core.errors import (
+    DuplicateAccount,
+    LeaseAlreadyReturned,
+    NoUsableAccount,
+    UnknownAccount,
+)
+from account_pool.core.lease import Facts
+from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from account_pool.core.pool import Pool
+from account_pool.core.selection import POLICIES
+from tests.core.helpers import (
+    BARE_429,
+    EXPIRED,
+    FACTS,
+    FORBIDDEN,
+    FORBIDDEN_MODEL,
+    OK,
+    OVERLOADED,
+    PROVIDER,
+    REQUEST_ERROR,
+    SERVER_ERROR,
+    UNAUTHORIZED,
+    account,
+    available,
+    key,
+    keys_of,
+    pool_of,
+    quota,
+    rate_limit,
+    served,
+)
+
+MINI = Facts(provider=PROVIDER, kind="key", model="gpt-5-mini")
+NO_MODEL = Facts(provider=PROVIDER, kind="key")
+MODEL_LIMIT = rate_limit(10.0, scope=Scope.MODEL)
+
+
+def shortage(pool: Pool, now: float = 0.0, facts: Facts = FACTS, **avoid: Any) -> NoUsableAccount:
+    with pytest.raises(NoUsableAccount) as raised:
+        pool.acquire(facts, now=now, **avoid)
+    return raised.value
+
+
+# -- members
+
+
+@pytest.mark.parametrize("again", ["work", "Work", " WORK "])
+def test_duplicates_are_refused(again: str) -> None:
+    pool = pool_of("Work")
+    with pytest.raises(DuplicateAccount, match="openai/work is already in the pool"):
+        pool.add(account(again), now=0.0)
+    assert pool.health()["size"] == 1
+
+
+def test_the_same_label_of_two_providers_is_two_accounts() -> None:
+    pool = pool_of("work", account("work", provider="gemini"))
+    assert pool.providers() == ["openai", "gemini"]
+    assert [str(state.key) for state in pool.accounts()] == ["openai/work", "gemini/work"]
+    assert [str(state.key) for state in pool.accounts("gemini")] == ["gemini/work"]
+
+
+def test_remove_gives_the_account_back() -> None:
+    pool = pool_of("a", "b")
+    assert pool.remove(key("a")).label == "a"
+    assert served(pool, 2) == ["b", "b"]
+    assert pool.add(account("a"), keys_of("a"), now=0.0) == key("a")
+
+
+def test_a_provider_without_accounts_is_not_listed() -> None:
+    pool = pool_of("a")
+    pool.remove(key("a"))
+    assert pool.providers() == []
+    assert shortage(pool).reason == "the pool has no account"
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda pool, key: pool.remove(key),
+        lambda pool, key: pool.get(key),
+        lambda pool, key: pool.mark_cooldown(key, BARE_429, now=0.0),
+        lambda pool, key: pool.mark_failure(key, UNAUTHORIZED, now=0.0),
+        lambda pool, key: pool.clear_cooldown(key, now=0.0),
+        lambda pool, key: pool.observe_headroom(key, 0.5, now=0.0),
+        lambda pool, key: pool.set_credentials(key, {}, now=0.0),
+    ],
+)
+@pytest.mark.parametrize("unknown", [key("b"), AccountKey("gemini", "a")])
+def test_an_unknown_account_is_told_with_the_known(
+    ask: Callable[[Pool, AccountKey], object], unknown: AccountKey
+) -> None:
+    with pytest.raises(UnknownAccount, match=f"{unknown} is not in the pool; accounts are: openai"):
+        ask(pool_of("a"), unknown)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["gone", "added again"])
+@pytest.mark.parametrize("outcome", [OK, quota(60.0), UNAUTHORIZED, None])
+def test_removal_while_leased(again: bool, outcome: Outcome | None) -> None:
+    """The open lease ends in peace, and touches nobody who came after."""
+    pool = pool_of("a")
+    lease = pool.acquire(FACTS, now=0.0)
+    removed = pool.remove(key("a"))
+    if again:
+        pool.add(removed, keys_of("a"), now=0.0)
+        pool.acquire(FACTS, now=0.0)
+    pool.release(lease, outcome, now=1.0)
+    assert lease.returned
+    if again:
+        state = pool.get(key("a"))
+        assert (state.in_flight, state.served, state.cooldowns, state.disabled) == (1, 0, {}, None)
+
+
+# -- who may serve
+
+
+def test_an_account_without_a_credential_is_not_selected() -> None:
+    pool = Pool()
+    pool.add(account("a"), now=0.0)
+    assert pool.pick(FACTS, now=0.0) is None
+    pool.set_credentials(key("a"), keys_of("a"), now=0.0)
+    assert served(pool, 1) == ["a"]
+
+
+def test_kinds_do_not_mix() -> None:
+    pool = Pool()
+    pool.add(account("sub"), keys_of("s", "oauth"), now=0.0)
+    pool.add(account("key"), keys_of("k", "key"), now=0.0)
+    pool.add(account("both"), keys_of("b", "oauth", "key"), now=0.0)
+    oauth = Facts(provider=PROVIDER, kind="oauth", model="gpt-5")
+    assert available(pool, now=0.0) == {"key", "both"}
+    assert available(pool, now=0.0, facts=oauth) == {"sub", "both"}
+    assert pool.acquire(oauth, now=0.0, avoid=[key("sub")]).credential.kind == "oauth"
+
+
+def test_models_are_kept_to() -> None:
+    pool = pool_of(account("gpt", "gpt-*"), account("small", "*-mini"), "all")
+    assert available(pool, now=0.0) == {"gpt", "all"}
+    assert available(pool, now=0.0, facts=MINI) == {"gpt", "small", "all"}
+    assert available(pool, now=0.0, facts=NO_MODEL) == {"gpt", "small", "all"}
+
+
+def test_avoided_accounts_are_not_asked() -> None:
+    pool = pool_of("a", "b")
+    assert pool.acquire(FACTS, now=0.0, avoid={key("a")}).key.label == "b"
+    assert shortage(pool, avoid={key("a"), key("b")}).retry_at is None
+
+
+def test_pick_changes_no_turn() -> None:
+    pool = pool_of("a", "b")
+    for _ in range(3):
+        picked = pool.pick(FACTS, now=0.0)
+        assert picked is not None
+        assert picked.key == key("a")
+    assert served(pool, 2) == ["a", "b"]
+
+
+@pytest.mark.parametrize("strategy", POLICIES)
+def test_max_concurrent(strategy: str) -> None:
+    pool = pool_of(account("a", max_concurrent=2), strategy=strategy)
+    leases = [pool.acquire(FACTS, now=0.0) for _ in range(2)]
+    full = shortage(pool)
+    assert full.may_change
+    assert (full.retry_at, full.soonest) == (None, None)
+    assert full.reason == "no usable account of 1 (1 full)"
+    pool.release(leases.pop(), OK, now=0.0)
+    leases.append(pool.acquire(FACTS, now=0.0))
+    shortage(pool)
+
+
+@pytest.mark.parametrize("strategy", POLICIES)
+def test_min_interval(strategy: str) -> None:
+    pool = pool_of(account("a", min_interval_s=2.0), strategy=strategy)
+    for now in (0.0, 2.0, 7.5):
+        pool.release(pool.acquire(FACTS, now=now), OK, now=now)
+        waiting = shortage(pool, now + 1.999)
+        assert (waiting.retry_at, waiting.soonest) == (now + 2.0, key("a"))
+
+
+def test_clearing_by_hand_does_not_shorten_the_owners_interval() -> None:
+    pool = pool_of(account("a", min_interval_s=2.0))
+    pool.release(pool.acquire(FACTS, now=0.0), rate_limit(60.0), now=0.5)
+    pool.clear_cooldown(key("a"), now=1.0)
+    assert shortage(pool, 1.0).retry_at == 2.0
+
+
+# -- leases
+
+
+def test_a_lease_says_who_serves_and_with_what() -> None:
+    pool = pool_of("a")
+    lease = pool.acquire(FACTS, now=5.0)
+    assert (lease.key, lease.account.label) == (key("a"), "a")
+    assert lease.credential == keys_of("a")["key"]
+    assert (lease.facts, lease.started_at, lease.returned) == (FACTS, 5.0, False)
+
+
+def test_a_lease_comes_back_once() -> None:
+    pool = pool_of("a")
+    lease = pool.acquire(FACTS, now=0.0)
+    pool.release(lease, OK, now=1.0)
+    with pytest.raises(LeaseAlreadyReturned, match="openai/a"):
+        pool.release(lease, quota(60.0), now=1.0)
+    with pytest.raises(LeaseAlreadyReturned):
+        pool.renew(lease, now=1.0)
+    assert pool.get(key("a")).in_flight == 0
+    assert pool.get(key("a")).cooldowns == {}
+
+
+def test_renew_takes_the_credential_the_account_holds_now() -> None:
+    pool = pool_of(account("a", max_concurrent=1))
+    lease = pool.acquire(FACTS, now=0.0)
+    pool.set_credentials(key("a"), keys_of("new"), now=1.0)
+    renewed = pool.renew(lease, now=2.0)
+    assert renewed is not None
+    assert lease.returned
+    assert renewed.credential == keys_of("new")["key"]
+    assert (renewed.key, renewed.started_at) == (key("a"), 2.0)
+    assert pool.get(key("a")).in_flight == 1
+    pool.release(renewed, OK, now=3.0)
+    assert pool.get(key("a")).in_flight == 0
+
+
+def test_renew_is_no_new_turn() -> None:
+    pool = pool_of("a", "b", "c")
+    lease = pool.acquire(FACTS, now=0.0)
+    assert served(pool, 1) == ["b"]
+    assert pool.renew(lease, now=0.0)
+    assert served(pool, 2) == ["c", "a"]
+
+
+def test_renew_keeps_its_place_while_others_wait_for_it() -> None:
+    """A waiter must not slip in between: the account would serve two of one."""
+    pool = pool_of(account("a", max_concurrent=1))
+    lease = pool.acquire(FACTS, now=0.0)
+    pool.subscribe(lambda: pytest.fail("renew lets nobody go on"))
+    assert pool.renew(lease, now=1.0)
+
+
+def test_renew_counts_as_a_start_for_min_interval() -> None:
+    pool = pool_of(account("a", min_interval_s=2.0))
+    assert pool.renew(pool.acquire(FACTS, now=0.0), now=1.0)
+    assert shortage(pool, 2.5).retry_at == 3.0
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [
+        lambda pool: pool.remove(key("a")),
+        lambda pool: pool.add(pool.remove(key("a")), keys_of("a"), now=1.0),
+        lambda pool: pool.set_credentials(key("a"), {}, now=1.0),
+        lambda pool: pool.set_credentials(key("a"), keys_of("a", "oauth"), now=1.0),
+        lambda pool: pool.mark_failure(key("a"), FORBIDDEN, now=1.0),
+        lambda pool: pool.mark_cooldown(key("a"), quota(60.0), now=1.0),
+        lambda pool: pool.mark_cooldown(key("a"), MODEL_LIMIT, now=1.0, model="gpt-5"),
+    ],
+)
+def test_renew_gives_up_an_account_that_may_not_serve_any_more(
+    happens: Callable[[Pool], None],
+) -> None:
+    pool = pool_of("a")
+    lease = pool.acquire(FACTS, now=0.0)
+    happens(pool)
+    assert pool.renew(lease, now=2.0) is None
+    assert lease.returned
+    assert pool.summary(now=2.0)["in_flight"] == 0
+
+
+# -- cooldowns
+
+
+@pytest.mark.parametrize("strategy", POLICIES)
+def test_cooling_exactly_until_the_deadline(strategy: str) -> None:
+    pool = pool_of("a", strategy=strategy)
+    pool.mark_cooldown(key("a"), rate_limit(10.0), now=5.0)
+    assert pool.pick(FACTS, now=14.999) is None
+    assert pool.summary(now=14.999)["cooling_down"] == 1
+    assert pool.pick(FACTS, now=15.0) is not None
+    assert pool.summary(now=15.0)["cooling_down"] == 0
+
+
+def test_an_account_scope_covers_every_model() -> None:
+    pool = pool_of("a")
+    pool.mark_cooldown(key("a"), quota(10.0), now=0.0, model="gpt-5")
+    for facts in (FACTS, MINI, NO_MODEL):
+        assert pool.pick(facts, now=1.0) is None
+
+
+def test_a_model_scope_covers_that_model_only() -> None:
+    pool = pool_of("a")
+    pool.mark_cooldown(key("a"), MODEL_LIMIT, now=0.0, model="gpt-5")
+    assert pool.pick(FACTS, now=9.9) is None
+    assert pool.pick(MINI, now=9.9) is not None
+    assert pool.pick(NO_MODEL, now=9.9) is not None
+    assert pool.pick(FACTS, now=10.0) is not None
+    assert pool.summary(now=5.0)["cooling_down"] == 0
+
+
+def test_the_model_an_answer_names_wins_over_the_requests() -> None:
+    pool = pool_of("a")
+    outcome = rate_limit(10.0, scope=Scope.MODEL, model="gpt-5*")
+    assert pool.mark_cooldown(key("a"), outcome, now=0.0, model="gpt-5").model == "gpt-5*"
+    assert pool.pick(MINI, now=1.0) is None
+    other = Facts(provider=PROVIDER, kind="key", model="o3")
+    assert pool.pick(other, now=1.0) is not None
+
+
+def test_a_model_scope_without_a_model_covers_the_account() -> None:
+    pool = pool_of("a")
+    assert pool.mark_cooldown(key("a"), MODEL_LIMIT, now=0.0).model is None
+    assert pool.pick(FACTS, now=1.0) is None
+
+
+def test_scopes_cool_side_by_side() -> None:
+    pool = pool_of("a")
+    pool.mark_cooldown(key("a"), rate_limit(5.0), now=0.0)
+    pool.mark_cooldown(key("a"), MODEL_LIMIT, now=0.0, model="gpt-5")
+    assert pool.pick(MINI, now=5.0) is not None
+    assert pool.pick(FACTS, now=5.0) is None
+    assert pool.pick(FACTS, now=10.0) is not None
+
+
+@pytest.mark.parametrize("outcome", [rate_limit(10.0), quota(10.0)])
+def test_a_limit_on_release_cools(outcome: Outcome) -> None:
+    pool = pool_of("a")
+    pool.release(pool.acquire(FACTS, now=0.0), outcome, now=1.0)
+    state = pool.get(key("a"))
+    assert state.cooling_until(None, 1.0) == 11.0
+    cooldown = state.cooldown_of("gpt-5", 1.0)
+    assert cooldown is not None
+    assert cooldown.cause.signal == outcome.signal
+    assert state.served == 0
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        None,
+        REQUEST_ERROR,
+        OVERLOADED,
+        SERVER_ERROR,
+        Outcome(cls=OutcomeClass.TRANSPORT),
+    ],
+)
+def test_what_is_not_the_accounts_fault_leaves_it_untouched(outcome: Outcome | None) -> None:
+    pool = pool_of("a")
+    pool.release(pool.acquire(FACTS, now=0.0), outcome, now=1.0)
+    state = pool.get(key("a"))
+    assert (state.cooldowns, state.disabled, state.served) == ({}, None, 0)
+    assert pool.pick(FACTS, now=1.0) is not None
+
+
+def test_concurrent_refusals_count_once() -> None:
+    pool = pool_of("a")
+    leases = [pool.acquire(FACTS, now=float(n)) for n in range(8)]
+    for n, lease in enumerate(leases):
+        pool.release(lease, rate_limit(), now=10.0 + n)
+    cooldown = pool.get(key("a")).cooldowns[None]
+    assert (cooldown.streak, cooldown.since) == (1, 10.0)
+
+
+def test_streaks_grow_without_a_success_between_and_end_with_one() -> None:
+    pool, now, waits = pool_of("a"), 0.0, []
+    for refused in (True, True, True, False, True):
+        lease = pool.acquire(FACTS, now=now)
+        pool.release(lease, rate_limit() if refused else OK, now=now + 1)
+        if refused:
+            waits.append(pool.get(key("a")).cooldowns[None].until - (now + 1))
+        now += 5000.0
+    assert waits == [300.0, 600.0, 1200.0, 300.0]
+
+
+def test_a_success_under_way_when_the_limit_hit_says_nothing() -> None:
+    pool = pool_of("a")
+    early = pool.acquire(FACTS, now=0.0)
+    pool.release(pool.acquire(FACTS, now=1.0), quota(60.0), now=2.0)
+    pool.release(early, OK, now=3.0)
+    assert pool.pick(FACTS, now=4.0) is None
+
+
+def test_a_success_started_after_clears_what_covers_it() -> None:
+    pool = pool_of("a")
+    pool.mark_cooldown(key("a"), rate_limit(5.0), now=0.0)
+    pool.mark_cooldown(key("a"), MODEL_LIMIT, now=0.0, model="gpt-5")
+    lease = pool.acquire(MINI, now=6.0)
+    pool.release(lease, OK, now=7.0)
+    # The whole account was shown to be well, the other model was not.
+    assert set(pool.get(key("a")).cooldowns) == {"gpt-5"}
+    assert pool.get(key("a")).served == 1
+
+
+def test_cooldown_by_hand_is_released_by_hand() -> None:
+    pool = pool_of("a")
+    pool.mark_cooldown(key("a"), rate_limit(1e6, signal="by hand"), now=0.0)
+    pool.mark_cooldown(key("a"), MODEL_LIMIT, now=0.0, model="gpt-5")
+    ended = pool.clear_cooldown(key("a"), now=20.0)
+    assert [(c.model, c.cause.signal) for c in ended] == [(None, "by hand")]
+    assert served(pool, 1, now=20.0) == ["a"]
+    assert pool.clear_cooldown(key("a"), now=20.0) == []
+
+
+def test_clearing_ends_a_disabling_but_not_the_owners_own() -> None:
+    pool = pool_of("a", account("b", enabled=False))
+    for label in "ab":
+        pool.mark_failure(key(label), FORBIDDEN, now=0.0)
+        pool.clear_cooldown(key(label), now=0.0)
+    assert available(pool, now=0.0) == {"a"}
+
+
+def test_jitter_comes_from_the_chance_given() -> None:
+    pool = pool_of("a", chance=lambda: 0.5)
+    assert pool.mark_cooldown(key("a"), rate_limit(100.0), now=0.0).until == 101.0
+
+
+def test_the_default_is_the_owners() -> None:
+    pool = pool_of("a", default_cooldown_s=7.0)
+    assert pool.mark_cooldown(key("a"), quota(), now=0.0).until == 7.0
+
+
+# -- benched
+
+
+@pytest.mark.parametrize("outcome", [UNAUTHORIZED, EXPIRED, FORBIDDEN])
+def test_failure_disables_with_its_cause(outcome: Outcome) -> None:
+    pool = pool_of("a")
+    pool.mark_failure(key("a"), outcome, now=0.0)
+    disabled = pool.get(key("a")).disabled
+    assert disabled is not None
+    assert (disabled.cls, disabled.signal) == (outcome.cls, outcome.signal)
+    assert pool.summary(now=1e9)["disabled"] == 1
+    gone = shortage(pool, 1e9)
+    assert (gone.retry_at, gone.soonest, gone.may_change) == (None, None, False)
+    assert gone.reason == "no usable account of 1 (1 disabled)"
+
+
+@pytest.mark.parametrize("outcome", [OK, BARE_429, quota(9.0), REQUEST_ERROR, OVERLOADED])
+def test_other_classes_are_no_failure_of_the_account(outcome: Outcome) -> None:
+    pool = pool_of("a")
+    pool.mark_failure(key("a"), outcome, now=0.0)
+    assert available(pool, now=0.0) == {"a"}
+
+
+def test_a_model_the_account_may_not_use_is_left_alone_for_a_day() -> None:
+    pool = pool_of("a")
+    pool.mark_failure(key("a"), FORBIDDEN_MODEL, now=0.0, model="gpt-5")
+    assert pool.get(key("a")).enabled
+    assert pool.pick(MINI, now=1.0) is not None
+    assert shortage(pool, 1.0).retry_at == MODEL_OFF_S
+
+
+def test_a_forbidden_model_nobody_named_does_not_disable_for_good() -> None:
+    pool = pool_of("a")
+    pool.mark_failure(key("a"), FORBIDDEN_MODEL, now=0.0)
+    assert pool.get(key("a")).enabled
+    assert shortage(pool, 1.0).retry_at == MODEL_OFF_S
+
+
+@pytest.mark.parametrize("outcome", [UNAUTHORIZED, EXPIRED])
+def test_disabled_by_401_until_the_credential_changes(outcome: Outcome) -> None:
+    pool = pool_of("a")
+    pool.mark_failure(key("a"), outcome, now=0.0)
+    pool.set_credentials(key("a"), keys_of("a"), now=1.0)
+    assert pool.pick(FACTS, now=1.0) is None
+    pool.set_credentials(key("a"), keys_of("new"), now=2.0)
+    assert pool.pick(FACTS, now=2.0) is not None
+
+
+def test_losing_the_refused_credential_and_finding_it_again_is_no_change() -> None:
+    pool = pool_of("a")
+    pool.mark_failure(key("a"), UNAUTHORIZED, now=0.0)
+    pool.set_credentials(key("a"), {}, now=1.0, problem="the file is gone")
+    assert pool.get(key("a")).problem == "the file is gone"
+    pool.set_credentials(key("a"), keys_of("a"), now=2.0)
+    assert pool.pick(FACTS, now=2.0) is None
+    assert pool.get(key("a")).problem is None
+
+
+def test_forbidden_outlives_a_changed_credential() -> None:
+    pool = pool_of("a")
+    pool.mark_failure(key("a"), FORBIDDEN, now=0.0)
+    pool.set_credentials(key("a"), keys_of("new"), now=1.0)
+    assert pool.pick(FACTS, now=1.0) is None
+
+
+@pytest.mark.parametrize(("outcome", "enabled"), [(UNAUTHORIZED, True), (FORBIDDEN, False)])
+def test_a_401_for_a_credential_replaced_since_says_nothing(
+    outcome: Outcome, enabled: bool
+) -> None:
+    pool = pool_of("a")
+    lease = pool.acquire(FACTS, now=0.0)
+    pool.set_credentials(key("a"), keys_of("new"), now=1.0)
+    pool.release(lease, outcome, now=2.0)
+    assert pool.get(key("a")).enabled is enabled
+
+
+# -- when nobody can serve
+
+
+def test_shortage_knows_who_returns_first() -> None:
+    pool = pool_of("a", "b", "c")
+    for label, seconds in [("a", 30.0), ("b", 10.0), ("c", 20.0)]:
+        pool.mark_cooldown(key(label), rate_limit(seconds), now=0.0)
+    nobody = shortage(pool, 1.0)
+    assert (nobody.retry_at, nobody.soonest) == (10.0, key("b"))
+    assert (nobody.wait_s(1.0), nobody.wait_s(50.0)) == (9.0, 0.0)
+    assert not nobody.may_change
+    assert str(nobody) == "openai: no usable account of 3 (3 cooling)"
+
+
+def test_shortage_counts_the_latest_of_what_covers_the_request() -> None:
+    pool = pool_of("a")
+    pool.mark_cooldown(key("a"), rate_limit(5.0), now=0.0)
+    pool.mark_cooldown(key("a"), MODEL_LIMIT, now=0.0, model="gpt-5")
+    assert shortage(pool, 1.0).retry_at == 10.0
+    assert shortage(pool, 1.0, MINI).retry_at == 5.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"enabled": False}, "1 disabled"),
+        ({"models": account("x", "o3").models}, "1 not for gpt-5"),
+    ],
+)
+def test_who_can_never_serve_has_no_return(changes: dict[str, Any], reason: str) -> None:
+    pool = pool_of(account("a", **changes))
+    pool.mark_cooldown(key("a"), rate_limit(5.0), now=0.0)
+    nobody = shortage(pool, 10.0)
+    assert (nobody.retry_at, nobody.soonest, nobody.may_change) == (None, None, False)
+    assert nobody.wait_s(10.0) is None
+    assert reason in nobody.reason
+
+
+def test_a_credential_on_its_way_is_worth_waiting_for() -> None:
+    pool = Pool()
+    pool.add(account("a"), now=0.0, pending=True)
+    assert shortage(pool).may_change
+    assert "1 without a usable credential" in shortage(pool).reason
+    pool.set_credentials(key("a"), {}, now=0.0, problem="refused")
+    assert not shortage(pool).may_change
+
+
+def test_a_full_account_that_cools_counts_by_its_deadline() -> None:
+    pool = pool_of(account("a", max_concurrent=1))
+    pool.acquire(FACTS, now=0.0)
+    pool.mark_cooldown(key("a"), rate_limit(5.0), now=0.0)
+    assert shortage(pool, 1.0).retry_at == 5.0
+
+
+def test_a_provider_nobody_has() -> None:
+    nobody = shortage(pool_of("a"), facts=Facts(provider="gemini", kind="key"))
+    assert str(nobody) == "gemini: the pool has no account"
+    assert (nobody.retry_at, nobody.may_change) == (None, False)
+
+
+# -- next
+
+
+@pytest.mark.parametrize("strategy", POLICIES)
+def test_next_passes_over_who_would_come(strategy: str) -> None:
+    pool = pool_of("a", "b", "c", strategy=strategy)
+    assert pool.next(PROVIDER, now=0.0) == key("b")
+    assert pool.next(PROVIDER, now=0.0) == key("c")
+    assert pool.next(PROVIDER, now=0.0) == key("a")
+    assert served(pool, 1) == ["a"]
+
+
+def test_next_ends_the_turn_of_a_heavy_account() -> None:
+    pool = pool_of(account("a", weight=3), "b")
+    assert served(pool, 1) == ["a"]
+    assert pool.next(PROVIDER, now=0.0) == key("b")
+    assert served(pool, 5) == list("baaab")
+
+
+@pytest.mark.parametrize("strategy", ["fill-first", "most-headroom"])
+def test_next_lasts_until_no_other_can_serve(strategy: str) -> None:
+    pool = pool_of("a", "b", strategy=strategy)
+    pool.observe_headroom(key("b"), 0.5, now=0.0)
+    assert served(pool, 1) == ["a"]
+    pool.next(PROVIDER, now=0.0)
+    assert served(pool, 2) == ["b", "b"]
+    pool.mark_cooldown(key("b"), rate_limit(10.0), now=0.0)
+    assert served(pool, 1, now=1.0) == ["a"]
+    assert served(pool, 1, now=20.0) == ["a"]
+
+
+def test_next_stays_within_the_tier() -> None:
+    pool = pool_of("a", account("b", priority=1), strategy="fill-first")
+    assert pool.next(PROVIDER, now=0.0) == key("a")
+
+
+@pytest.mark.parametrize("strategy", POLICIES)
+def test_next_with_nobody(strategy: str) -> None:
+    pool = pool_of("a", strategy=strategy)
+    assert pool.next("gemini", now=0.0) is None
+    assert pool.next(PROVIDER, now=0.0) == key("a")
+    pool.mark_cooldown(key("a"), rate_limit(10.0), now=0.0)
+    assert pool.next(PROVIDER, now=1.0) is None
+    assert pool.next(PROVIDER, now=10.0) == key("a")
+
+
+# -- counts
+
+
+def test_summary_and_health() -> None:
+    pool = pool_of(
+        "free",
+        "busy",
+        "cooling",
+        "benched",
+        account("off", enabled=False),
+        account("full", max_concurrent=1),
+        account("paced", min_interval_s=10.0),
+        account("x", provider="gemini"),
+    )
+    pool.add(account("waiting"), now=0.0, pending=True)
+    for label in ("busy", "full", "paced"):
+        others = [state.key for state in pool.accounts() if state.key.label != label]
+        pool.acquire(FACTS, now=0.0, avoid=others)
+    pool.mark_cooldown(key("cooling"), rate_limit(60.0), now=0.0)
+    pool.mark_failure(key("benched"), UNAUTHORIZED, now=0.0)
+    assert pool.summary(PROVIDER, now=1.0) == {
+        "total": 8,
+        "available": 2,
+        "cooling_down": 1,
+        "disabled": 2,
+        "in_flight": 3,
+    }
+    assert pool.summary(now=1.0)["total"] == 9
+    assert pool.summary("nobody", now=1.0) == dict.fromkeys(pool.summary(now=1.0), 0)
+    assert pool.health() == {"size": 9, "busy": 3}
+    assert repr(pool) == "<Pool openai: 8 accounts, 3 in flight | gemini: 1 accounts, 0 in flight>"
+
+
+def test_an_empty_pool() -> None:
+    assert repr(Pool()) == "<Pool empty>"
+    assert Pool().health() == {"size": 0, "busy": 0}
+
+
+def test_an_unknown_strategy_is_a_key_error() -> None:
+    with pytest.raises(KeyError):
+        Pool(strategy="luck")
+
+
+# -- listeners
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda pool, lease: pool.release(lease, OK, now=1.0),
+        lambda pool, lease: pool.add(account("b"), now=1.0),
+        lambda pool, lease: pool.set_credentials(key("a"), keys_of("new"), now=1.0),
+        lambda pool, lease: pool.clear_cooldown(key("a"), now=1.0),
+        lambda pool, lease: pool.remove(key("a")),
+    ],
+)
+def test_who_waits_is_told(change: Callable[[Pool, Any], object]) -> None:
+    pool = pool_of("a")
+    lease = pool.acquire(FACTS, now=0.0)
+    told: list[int] = []
+    unsubscribe = pool.subscribe(lambda: told.append(1))
+    change(pool, lease)
+    assert told == [1]
+    unsubscribe()
+    pool.add(account("z"), now=1.0)
+    assert told == [1]
+
+
+def test_a_listener_may_take_the_place_that_became_free() -> None:
+    pool = pool_of(account("a", max_concurrent=1))
+    lease = pool.acquire(FACTS, now=0.0)
+    taken = []
+    pool.subscribe(lambda: taken.append(pool.acquire(FACTS, now=1.0)) if not taken else None)
+    pool.release(lease, OK, now=1.0)
+    assert len(taken) == 1
+    assert pool.get(key("a")).in_flight == 1

@@ -1,0 +1,300 @@
+"""The five policies, in the words of the issue: who is tried, in which order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from account_pool.core.account import Account
+from account_pool.core.lease import Lease
+from account_pool.core.pool import Pool
+from account_pool.core.selection import POLICIES
+from tests.core.helpers import FACTS, OK, account, key, pool_of, rate_limit, served
+
+
+def order(pool: Pool, *, now: float = 0.0) -> list[str]:
+    """Labels as they would be tried now, best first."""
+    labels: list[str] = []
+    while found := pool.pick(FACTS, now=now, avoid=[key(label) for label in labels]):
+        labels.append(found.key.label)
+    return labels
+
+
+def hold(pool: Pool, label: str, times: int = 1) -> list[Lease]:
+    """Take *times* leases on one account."""
+    others = [state.key for state in pool.accounts() if state.key != key(label)]
+    return [pool.acquire(FACTS, now=0.0, avoid=others) for _ in range(times)]
+
+
+def use(pool: Pool, *labels: str) -> None:
+    """Give one request to each of *labels*, one after the other."""
+    for label in labels:
+        for lease in hold(pool, label):
+            pool.release(lease, OK, now=0.0)
+
+
+def test_the_names_are_those_of_the_option() -> None:
+    assert list(POLICIES) == [
+        "round-robin",
+        "least-busy",
+        "least-recent",
+        "fill-first",
+        "most-headroom",
+    ]
+
+
+@pytest.mark.parametrize("strategy", POLICIES)
+@pytest.mark.parametrize("members", [[], ["a"]])
+def test_none_and_one(strategy: str, members: list[str]) -> None:
+    pool = pool_of(*members, strategy=strategy)
+    assert order(pool) == members
+    assert served(pool, 3 * len(members)) == members * 3
+
+
+@pytest.mark.parametrize("strategy", POLICIES)
+def test_priority_tiers_come_before_every_policy(strategy: str) -> None:
+    pool = pool_of(
+        account("c", priority=2),
+        account("a", priority=-1),
+        account("b", priority=0),
+        strategy=strategy,
+    )
+    pool.observe_headroom(key("a"), 0.01, now=0.0)
+    hold(pool, "a", 5)
+    assert order(pool) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("strategy", POLICIES)
+def test_the_next_tier_serves_only_while_the_first_cannot(strategy: str) -> None:
+    pool = pool_of(account("a"), account("b", priority=1), strategy=strategy)
+    pool.mark_cooldown(key("a"), rate_limit(10.0), now=0.0)
+    assert served(pool, 2, now=9.9) == ["b", "b"]
+    assert served(pool, 2, now=10.0) == ["a", "a"]
+
+
+# -- round-robin: the next after the cursor
+
+
+def test_round_robin_takes_turns_in_the_order_added() -> None:
+    assert served(pool_of("b", "a", "c"), 7) == ["b", "a", "c", "b", "a", "c", "b"]
+
+
+def test_round_robin_goes_on_after_a_gap() -> None:
+    pool = pool_of("a", "b", "c", "d")
+    assert served(pool, 2) == ["a", "b"]
+    pool.mark_cooldown(key("c"), rate_limit(10.0), now=0.0)
+    assert served(pool, 3, now=1.0) == ["d", "a", "b"]
+    assert served(pool, 2, now=11.0) == ["c", "d"]
+
+
+def test_round_robin_goes_on_when_the_account_at_the_cursor_is_removed() -> None:
+    pool = pool_of("a", "b", "c")
+    assert served(pool, 2) == ["a", "b"]
+    pool.remove(key("b"))
+    assert served(pool, 3) == ["c", "a", "c"]
+
+
+def test_round_robin_gives_a_newcomer_the_last_turn() -> None:
+    pool = pool_of("a", "b")
+    assert served(pool, 1) == ["a"]
+    pool.add(account("c"), pool.get(key("a")).credentials, now=0.0)
+    assert served(pool, 4) == ["b", "c", "a", "b"]
+
+
+def test_round_robin_does_not_look_at_who_is_busy() -> None:
+    pool = pool_of("a", "b", "c")
+    hold(pool, "b", 9)
+    assert served(pool, 3) == ["c", "a", "b"]
+
+
+def test_round_robin_has_a_cursor_for_each_tier() -> None:
+    pool = pool_of("a", "b", account("x", priority=1), account("y", priority=1))
+    assert served(pool, 1) == ["a"]
+    for label in "ab":
+        pool.mark_cooldown(key(label), rate_limit(10.0), now=0.0)
+    assert served(pool, 3) == ["x", "y", "x"]
+    assert served(pool, 2, now=10.0) == ["b", "a"]
+    for label in "ab":
+        pool.mark_cooldown(key(label), rate_limit(10.0), now=10.0)
+    assert served(pool, 2, now=11.0) == ["y", "x"]
+
+
+def test_round_robin_weight_is_turns_in_a_row() -> None:
+    pool = pool_of(account("a", weight=3), "b", account("c", weight=2))
+    assert served(pool, 12) == list("aaabccaaabcc")
+
+
+def test_round_robin_weight_of_one_account_alone() -> None:
+    assert served(pool_of(account("a", weight=3)), 5) == ["a"] * 5
+
+
+# -- least-busy: the fewest in flight, ties to the least recently used
+
+
+def test_least_busy_takes_the_fewest_in_flight() -> None:
+    pool = pool_of("a", "b", "c", strategy="least-busy")
+    hold(pool, "a", 2)
+    hold(pool, "b", 1)
+    assert order(pool) == ["c", "b", "a"]
+
+
+def test_least_busy_ties_go_to_the_least_recently_used() -> None:
+    pool = pool_of("a", "b", "c", strategy="least-busy")
+    use(pool, "b", "c", "a")
+    assert order(pool) == ["b", "c", "a"]
+    use(pool, "b")
+    assert order(pool) == ["c", "a", "b"]
+
+
+def test_least_busy_ties_of_the_never_used_go_to_the_first_added() -> None:
+    assert order(pool_of("b", "c", "a", strategy="least-busy")) == ["b", "c", "a"]
+
+
+def test_least_busy_spreads_open_requests_evenly() -> None:
+    pool = pool_of("a", "b", "c", strategy="least-busy")
+    labels = [pool.acquire(FACTS, now=0.0).key.label for _ in range(9)]
+    assert {label: labels.count(label) for label in "abc"} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_least_busy_counts_per_weight() -> None:
+    pool = pool_of(account("a", weight=2), "b", strategy="least-busy")
+    labels = [pool.acquire(FACTS, now=0.0).key.label for _ in range(9)]
+    assert (labels.count("a"), labels.count("b")) == (6, 3)
+
+
+def test_least_busy_release_makes_less_busy() -> None:
+    pool = pool_of("a", "b", strategy="least-busy")
+    first = pool.acquire(FACTS, now=0.0)
+    second = pool.acquire(FACTS, now=0.0)
+    assert (first.key.label, second.key.label) == ("a", "b")
+    pool.release(second, OK, now=0.0)
+    assert order(pool) == ["b", "a"]
+
+
+# -- least-recent: the least recently used
+
+
+def test_least_recent_takes_the_least_recently_used() -> None:
+    pool = pool_of("a", "b", "c", strategy="least-recent")
+    use(pool, "b", "a")
+    assert order(pool) == ["c", "b", "a"]
+
+
+def test_least_recent_does_not_look_at_who_is_busy() -> None:
+    pool = pool_of("a", "b", strategy="least-recent")
+    hold(pool, "a", 5)
+    use(pool, "b")
+    assert order(pool) == ["a", "b"]
+
+
+def test_least_recent_ignores_weight() -> None:
+    pool = pool_of(account("a", weight=5), "b", strategy="least-recent")
+    assert served(pool, 4) == ["a", "b", "a", "b"]
+
+
+# -- fill-first: the lowest priority number, then label
+
+
+def test_fill_first_is_by_label_whoever_is_added_first() -> None:
+    assert order(pool_of("c", "a", "b", strategy="fill-first")) == ["a", "b", "c"]
+
+
+def test_fill_first_stays_until_it_cannot_serve() -> None:
+    pool = pool_of("b", "a", strategy="fill-first")
+    assert served(pool, 3) == ["a", "a", "a"]
+    pool.mark_cooldown(key("a"), rate_limit(10.0), now=0.0)
+    assert served(pool, 2, now=1.0) == ["b", "b"]
+    assert served(pool, 1, now=10.0) == ["a"]
+
+
+# -- most-headroom: the largest known remaining share, soonest reset among equals
+
+
+def test_most_headroom_takes_the_largest_share() -> None:
+    pool = pool_of("a", "b", "c", strategy="most-headroom")
+    for label, share in [("a", 0.2), ("b", 0.7), ("c", 0.5)]:
+        pool.observe_headroom(key(label), share, now=0.0)
+    assert order(pool) == ["b", "c", "a"]
+
+
+def test_most_headroom_equals_go_to_the_soonest_reset() -> None:
+    pool = pool_of("a", "b", "c", strategy="most-headroom")
+    for label, reset_at in [("a", 300.0), ("b", 100.0), ("c", 200.0)]:
+        pool.observe_headroom(key(label), 0.5, reset_at=reset_at, now=0.0)
+    assert order(pool) == ["b", "c", "a"]
+
+
+def test_most_headroom_ties_go_to_the_least_recently_used() -> None:
+    pool = pool_of("a", "b", "c", strategy="most-headroom")
+    assert served(pool, 4) == ["a", "b", "c", "a"]
+
+
+@pytest.mark.parametrize(("share", "place"), [(1.7, ["a", "b"]), (-1.0, ["b", "a"])])
+def test_most_headroom_shares_are_bounded(share: float, place: list[str]) -> None:
+    pool = pool_of("a", "b", strategy="most-headroom")
+    pool.observe_headroom(key("a"), share, now=0.0)
+    pool.observe_headroom(key("b"), 1.0 if share > 1 else 0.0001, now=0.0)
+    assert order(pool) == place
+    assert 0.0 <= pool.get(key("a")).headroom <= 1.0
+
+
+def test_most_headroom_counts_as_whole_after_its_reset() -> None:
+    pool = pool_of("a", "b", strategy="most-headroom")
+    pool.observe_headroom(key("a"), 0.0, reset_at=60.0, now=0.0)
+    pool.observe_headroom(key("b"), 0.5, reset_at=1000.0, now=0.0)
+    assert order(pool, now=59.9) == ["b", "a"]
+    assert order(pool, now=60.0) == ["a", "b"]
+    assert pool.get(key("a")).headroom == 1.0
+
+
+def test_most_headroom_resets_while_cooling_or_full() -> None:
+    pool = pool_of(account("a", max_concurrent=1), "b", "c", strategy="most-headroom")
+    for label in "abc":
+        pool.observe_headroom(key(label), 0.1 if label != "c" else 0.5, reset_at=50.0, now=0.0)
+    (lease,) = hold(pool, "a")
+    pool.mark_cooldown(key("b"), rate_limit(100.0), now=0.0)
+    assert order(pool, now=49.0) == ["c"]
+    pool.release(lease, OK, now=60.0)
+    assert order(pool, now=60.0) == ["c", "a"]
+    assert order(pool, now=100.0) == ["b", "c", "a"]
+
+
+@pytest.mark.parametrize("bad", [{"share": float("nan")}, {"reset_at": float("nan")}])
+def test_headroom_that_is_no_number_is_ignored(bad: dict[str, float]) -> None:
+    pool = pool_of("a", "b", strategy="most-headroom")
+    pool.observe_headroom(key("a"), **({"share": 0.1} | bad), now=0.0)
+    assert order(pool) == ["a", "b"]
+    pool.remove(key("a"))
+    assert order(pool) == ["b"]
+
+
+# -- all of them
+
+
+ACCOUNTS: dict[str, Any] = {
+    "not enabled": account("x", enabled=False),
+    "not for the model": account("x", "claude-*"),
+}
+
+
+@pytest.mark.parametrize("strategy", POLICIES)
+@pytest.mark.parametrize("why", ACCOUNTS)
+def test_no_policy_takes_an_account_that_may_not_serve(strategy: str, why: str) -> None:
+    other: Account = ACCOUNTS[why]
+    pool = pool_of(other, "a", strategy=strategy)
+    assert order(pool) == ["a"]
+    assert served(pool, 3) == ["a", "a", "a"]
+
+
+def test_a_policy_can_be_changed_while_it_works() -> None:
+    pool = pool_of("b", "a", "c")
+    hold(pool, "b", 2)
+    pool.mark_cooldown(key("c"), rate_limit(10.0), now=0.0)
+    pool.set_strategy("fill-first", now=1.0)
+    assert order(pool, now=1.0) == ["a", "b"]
+    pool.set_strategy("least-busy", now=2.0)
+    assert order(pool, now=10.0) == ["a", "c", "b"]
+    with pytest.raises(KeyError):
+        pool.set_strategy("luck", now=10.0)
+    assert order(pool, now=10.0) == ["a", "c", "b"]

@@ -1,0 +1,81 @@
+"""Many streams at once while accounts fail: no client notices."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from account_pool.demo.exchange import Pause, Reply, Request
+from account_pool.demo.scripts import openai
+from tests.e2e.harness import THIRD, account, chat, secret
+
+STREAMS = 200
+WORDS = [f" word{n}" for n in range(10)]
+GOOD = openai.chat_stream(WORDS, pause_s=0.005)
+FOURTH = secret("fourth")
+
+
+@pytest.mark.parametrize("http2", [False, True], ids=["http1", "http2"])
+async def test_no_client_sees_an_account_fail(provider, pool_proxy, http2):
+    def script(request: Request) -> Reply:
+        """Let two of four accounts run dry on the way, one of them in three spellings."""
+        if request.credential == secret("first") and request.turn > 10:
+            return openai.rate_limited(3600)
+        if request.credential == secret("second") and request.turn > 20:
+            spellings = (
+                openai.insufficient_quota(),
+                openai.limit_in_chat_stream(3600),
+                Reply(
+                    status=429,
+                    headers=openai.rate_limited(3600).headers,
+                    steps=(Pause(0.01), openai.rate_limited(3600).body),
+                ),
+            )
+            return spellings[request.turn % len(spellings)]
+        return GOOD
+
+    upstream = await provider(script)
+    labels = ("first", "second", "third", "fourth")
+    proxy = await pool_proxy([account(label) for label in labels], provider=upstream)
+
+    async def one(http) -> tuple[int, bytes]:
+        answer = await http.request(**chat())
+        return answer.status_code, answer.content
+
+    # Each client its own connection, as separate tools have; on HTTP/2 ten share one.
+    clients = [proxy.client(http2=http2) for _ in range(STREAMS // 10)]
+    seen = await asyncio.gather(*(one(clients[n // 10]) for n in range(STREAMS)))
+    for http in clients:
+        await http.aclose()
+
+    assert seen == [(200, GOOD.body)] * STREAMS
+    assert {THIRD, FOURTH} <= set(upstream.journal.credentials)
+    good = [1 for _, status in upstream.journal.statuses if status == 200]
+    assert len(good) >= STREAMS
+
+
+async def test_an_account_that_trips_costs_no_more_refusals_than_were_in_flight(
+    provider, pool_proxy
+):
+    at_once, in_all, good_for = 16, 400, 50
+
+    def script(request: Request) -> Reply:
+        tripped = request.credential == secret("first") and request.turn > good_for
+        return openai.rate_limited(3600) if tripped else openai.chat_complete("Good")
+
+    upstream = await provider(script)
+    proxy = await pool_proxy([account("first"), account("second")], provider=upstream)
+    tickets = iter(range(in_all))
+    statuses: list[int] = []
+
+    async def worker() -> None:
+        async with proxy.client() as http:
+            for _ in tickets:
+                answer = await http.request(**chat(stream=False))
+                statuses.append(answer.status_code)
+
+    await asyncio.gather(*(worker() for _ in range(at_once)))
+    assert statuses == [200] * in_all
+    refused = [1 for _, status in upstream.journal.statuses if status == 429]
+    assert 1 <= len(refused) <= at_once

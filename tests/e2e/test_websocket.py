@@ -1,0 +1,92 @@
+"""A WebSocket whose handshake is refused is opened on another account."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from contextlib import asynccontextmanager
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+
+from account_pool.demo.exchange import Ending, Reply
+from account_pool.demo.scripts import by_credential, openai
+from tests.e2e.harness import CLIENT, FIRST, SECOND, TWO, chat, in_order
+
+HOST = "api.openai.com"
+URL = f"wss://{HOST}/v1/responses"
+
+
+def echo(message):
+    return [f"you said {message}" if isinstance(message, str) else message[::-1]]
+
+
+ACCEPTED = Reply(status=101, socket=echo)
+
+
+@asynccontextmanager
+async def open_socket(proxy):
+    """Open a WebSocket through *proxy*, the tunnel by hand: websockets 14 has no proxies."""
+    tls = ssl.create_default_context(cafile=str(proxy.trusted))
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    writer.write(f"CONNECT {HOST}:443 HTTP/1.1\r\nhost: {HOST}:443\r\n\r\n".encode())
+    assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+    # The socket goes to the client, the transport that made it lets go of a duplicate.
+    sock = writer.get_extra_info("socket")._sock.dup()
+    writer.close()
+    async with connect(
+        URL,
+        sock=sock,
+        ssl=tls,
+        server_hostname=HOST,
+        additional_headers={"authorization": f"Bearer {CLIENT}"},
+    ) as socket:
+        yield socket
+
+
+async def test_a_refused_handshake_is_replayed(provider, pool_proxy):
+    upstream = await provider(by_credential({FIRST: openai.rate_limited(), SECOND: ACCEPTED}))
+    proxy = await pool_proxy(TWO, provider=upstream)
+    async with open_socket(proxy) as socket:
+        await socket.send("hello")
+        assert await socket.recv() == "you said hello"
+        await socket.send(b"\x00\x01\x02")
+        assert await socket.recv() == b"\x02\x01\x00"
+        await socket.send("x" * 200_000)
+        assert await socket.recv() == "you said " + "x" * 200_000
+    assert upstream.journal.statuses == [(FIRST, 429), (SECOND, 101)]
+    assert await upstream.journal.until_ended(1) is Ending.ANSWERED
+    assert upstream.journal.exchanges[1].messages[:2] == ["hello", b"\x00\x01\x02"]
+
+
+async def test_a_socket_holds_its_account_until_it_closes(provider, pool_proxy):
+    def script(request) -> Reply:
+        socket = request.header("upgrade") == "websocket"
+        return ACCEPTED if socket else openai.chat_stream(["Good"])
+
+    upstream = await provider(script)
+    proxy = await pool_proxy(in_order("first", "second", max_concurrent=1), provider=upstream)
+    async with open_socket(proxy) as socket:
+        await socket.send("hello")
+        await socket.recv()
+        async with proxy.client() as http:
+            assert (await http.request(**chat())).status_code == 200
+    await upstream.journal.until_answered(2)
+    async with proxy.client() as http:
+        assert (await http.request(**chat())).status_code == 200
+    assert upstream.journal.credentials == [FIRST, SECOND, FIRST]
+
+
+async def test_a_handshake_nobody_accepts_is_refused_in_the_providers_words(provider, pool_proxy):
+    refusal = openai.rate_limited(3600)
+    upstream = await provider(by_credential({FIRST: refusal, SECOND: refusal}))
+    proxy = await pool_proxy(TWO, provider=upstream, options={"pool_max_wait": 0})
+    with pytest.raises(InvalidStatus) as caught:
+        async with open_socket(proxy):
+            pass
+    assert caught.value.response.status_code == 429
+    assert json.loads(caught.value.response.body)["error"]["code"] == "rate_limit_exceeded"
+    assert "retry-after" in caught.value.response.headers
+    assert upstream.journal.statuses == [(FIRST, 429), (SECOND, 429)]
