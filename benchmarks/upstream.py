@@ -1,11 +1,11 @@
 """The provider: a lean HTTP/1.1 server over TLS, in a process of its own.
 
 It must never be what limits a measurement, so it parses just what the proxies send.
-What a request gets is in the request: the credential `sk-bench-limited-MS` is always
-refused and told to come back in MS milliseconds, `sk-bench-trips-K` from its request
-K+1 on and for a minute; the header `x-bench` (see `requests.Wish`) tells the shape of
-a good answer. `GET /bench/stats` returns what the server saw, `POST /bench/reset`
-forgets it.
+What a request gets is in the request: the credential `sk-bench-alternates-MS` is refused
+every other time, the first included, and told to come back in MS milliseconds;
+`sk-bench-trips-K` is refused from its request K+1 on, for a minute; the header `x-bench`
+(see `requests.Wish`) tells the shape of a good answer. `GET /bench/stats` returns what
+the server saw, `POST /bench/reset` forgets it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CREDENTIAL = re.compile(rb"\r\nauthorization: *Bearer ([^\r]*)", re.IGNORECASE)
 _WISH = re.compile(rb"\r\nx-bench: *([^\r]*)", re.IGNORECASE)
 _TRIPS = re.compile(r"sk-bench-trips-(\d+)")
-_LIMITED = re.compile(r"sk-bench-limited-(\d+)")
+_ALTERNATES = re.compile(r"sk-bench-alternates-(\d+)")
 _TRIPPED_MS = 60_000
 
 
@@ -63,8 +63,8 @@ class Ledger:
         seen.requests += 1
         seen.in_flight += 1
         seen.peak = max(seen.peak, seen.in_flight)
-        if limited := _LIMITED.match(credential):
-            return int(limited[1])
+        if alternates := _ALTERNATES.match(credential):
+            return int(alternates[1]) if seen.requests % 2 else None
         trips = _TRIPS.match(credential)
         return _TRIPPED_MS if trips and seen.requests > int(trips[1]) else None
 

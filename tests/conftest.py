@@ -75,6 +75,6 @@ async def pool_proxy(setting: harness.Setting) -> AsyncIterator[StartProxy]:
         # Before they are stopped: asyncio of 3.11 prints tracebacks of its own then.
         printed = [proxy.output for proxy in started]
     for output in printed:
-        assert not re.search(r"Traceback|Addon error|Unhandled", output), output
+        assert not re.search(r"Traceback|Addon error|Unhandled|internal error", output), output
     for proxy in started:
         assert not re.search(r"sk-fake-\w+-000", proxy.output), proxy.output

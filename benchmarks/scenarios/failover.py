@@ -11,29 +11,29 @@ from benchmarks.figures import Figure, Target
 from benchmarks.requests import chat
 
 NAME = "failover, one request at a time"
-#: The limited account asks to come back in 20 ms, which are over before the same model
-#: is asked for again, a round later.
-_LIMITED = "sk-bench-limited-20"
+#: Refuses every other request, and asks to come back in a millisecond.
+_FIRST = "sk-bench-alternates-1"
+#: Models: only the second account may serve the one, both the other.
+_PLAIN, _BOTH = "gpt-5-mini", "gpt-5"
 
 
 def measure(bench: Bench) -> list[Figure]:
-    """Alternate plain requests and requests whose preferred account is limited.
+    """Send plain requests and such as fail over in turn, all on one connection.
 
-    A limit of OpenAI's concerns one model. The requests that are to fail over go through
-    many models, so that the limited account has recovered for each when its turn comes:
-    it is preferred again, and refuses again.
+    The preferred account refuses one request, recovers while a plain one is served,
+    serves the next, which ends its streak of refusals, and so on.
     """
-    limited = proxies.account("limited", _LIMITED, models=["limited-*"])
-    good = proxies.account("good", "sk-bench-good", priority=1)
+    first = proxies.account("first", _FIRST, models=[_BOTH])
+    second = proxies.account("second", "sk-bench-good", priority=1)
     kinds = [proxies.BARE]
     if bench.addon is not None:
-        kinds.append(proxies.pool(bench.addon, [limited, good]))
+        kinds.append(proxies.pool(bench.addon, [first, second]))
     times: dict[str, list[float]] = {}
     numbers = itertools.count()
     bench.forget()
     with bench.running(*kinds) as running, bench.lines(1, None, *running) as lines:
         for line in lines:
-            line.warm_up(chat(bench.port), times=50)
+            line.warm_up(chat(bench.port, model=_PLAIN), times=50)
         for _ in range(bench.effort.failover_rounds):
             for line in lines:
                 _round(bench, line, times, numbers)
@@ -43,23 +43,18 @@ def measure(bench: Bench) -> list[Figure]:
 def _round(
     bench: Bench, line: Line, times: dict[str, list[float]], numbers: itertools.count[int]
 ) -> None:
-    plain = [chat(bench.port, text=f"plain {next(numbers)}") for _ in range(bench.effort.failovers)]
-    requests = plain
-    if line.kind not in (NO_PROXY, proxies.BARE.name):
-        over = [
-            chat(bench.port, model=f"limited-{n}", text=f"over {next(numbers)}")
-            for n in range(bench.effort.failovers)
-        ]
-        requests = [request for pair in zip(plain, over, strict=True) for request in pair]
+    models = [_BOTH, _PLAIN] * 2 * bench.effort.failovers
+    # A conversation each: none is bound to the account that served another.
+    requests = [chat(bench.port, model=m, text=f"question {next(numbers)}") for m in models]
     sent = line.send(requests)
     if sent.not_ok:
         raise RuntimeError(f"{line.kind}: {sent.not_ok} answers were no 200")
     taken = [reply.total_s * 1e3 for reply in sent.replies]
-    if requests is plain:
+    if line.kind in (NO_PROXY, proxies.BARE.name):
         times.setdefault(line.kind, []).extend(taken)
     else:
-        times.setdefault("plain", []).extend(taken[::2])
-        times.setdefault("failover", []).extend(taken[1::2])
+        times.setdefault("failover", []).extend(taken[::4])
+        times.setdefault("plain", []).extend(taken[1::2])
 
 
 def _figures(bench: Bench, times: dict[str, list[float]]) -> list[Figure]:
@@ -86,7 +81,7 @@ def _figures(bench: Bench, times: dict[str, list[float]]) -> list[Figure]:
 
 def _failed_over(bench: Bench, expected: int) -> Figure:
     """Tell whether the times above are those of failovers: one refusal for each."""
-    refused = bench.seen()["credentials"].get(_LIMITED, {}).get("refused", 0)
+    refused = bench.seen()["credentials"].get(_FIRST, {}).get("refused", 0)
     return Figure(
         scenario=NAME,
         name="requests that failed over",

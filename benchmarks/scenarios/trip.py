@@ -30,7 +30,7 @@ def _run(bench: Bench, strategy: str) -> list[Figure]:
     ]
     wish = Wish(delay_ms=_DELAY_MS)
     requests = [chat(bench.port, wish, text=f"question {n}") for n in range(_REQUESTS)]
-    kind = proxies.pool(bench.addon, accounts, strategy=strategy)
+    kind = proxies.pool(bench.addon, accounts, pool_strategy=strategy)
     with bench.running(kind) as running, bench.lines(_CONCURRENCY, *running) as (line,):
         bench.forget()
         sent = line.send(requests)

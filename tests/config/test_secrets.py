@@ -20,6 +20,8 @@ tokens = st.builds(
     st.text(ALPHABET, min_size=24, max_size=60),
 )
 
+GOOD = "accounts: [{provider: openai, label: a, token: x}]"
+
 #: T is the token: in its place, in a wrong one, and in files that are no YAML.
 FILES = [
     "accounts: [{provider: openai, label: a, token: T, priority: high}]",
@@ -54,8 +56,8 @@ FILES = [
     "accounts:\n  - provider: openai\n    token:T\n    label: a\n",
     "accounts:\n  - label: a\n    token: |\n      T\n      T\n",
     "%T\n---\naccounts: []",
-    "accounts: [{provider: openai, label: a, token: x}]\npool: {github_token: T, gate: T, strategy: T, T: 1}",
-    "accounts: [{provider: openai, label: a, token: x}]\nproviders: {openai: {hosts: ['T T'], T: 1}, T: {like: T}}",
+    f"{GOOD}\npool: {{github_token: T, gate: T, strategy: T, T: 1}}",
+    f"{GOOD}\nproviders: {{openai: {{hosts: ['T T'], T: 1}}, T: {{like: T}}}}",
 ]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 from account_pool.demo.certificates import Certificate
-from account_pool.demo.mitmdump import Mitmdump, addon_script
+from account_pool.demo.mitmdump import LISTENING, POOL_READY, Mitmdump, addon_script
 from account_pool.demo.provider import Provider
 from tests.e2e import redirect
 
@@ -111,6 +111,8 @@ class Setting:
         folder = self.folder / f"proxy-{len(list(self.folder.glob('proxy-*')))}"
         shutil.copytree(self.authority, folder / CONFDIR)
         if accounts is not None:
+            # As it should be kept; the addon says so when it is not.
+            (folder / ACCOUNTS_FILE).touch(mode=0o600)
             (folder / ACCOUNTS_FILE).write_text(_yaml(accounts, providers), encoding="utf-8")
         settings = {
             "confdir": CONFDIR,
@@ -125,7 +127,16 @@ class Setting:
             args += ["-s", redirect.__file__]
         if addon:
             args += ["-s", str(addon_script())]
-        return Proxy(self.trusted, *args, *extra_args, folder=folder, env=_environment(folder, env))
+        return Proxy(
+            self.trusted,
+            *args,
+            *extra_args,
+            folder=folder,
+            env=_environment(folder, env),
+            ready=POOL_READY if addon else LISTENING,
+            # pytest shows it where a test fails.
+            on_line=print,
+        )
 
 
 def _yaml(accounts: Sequence[Mapping[str, Any]] | str, providers: Mapping[str, Any] | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from account_pool.demo.scripts import by_credential, openai
-from tests.e2e.harness import CLIENT, TWO, account, chat
+from tests.e2e.harness import CLIENT, TWO, account, chat, client
 
 GOOD = openai.chat_complete("Good morning")
 
@@ -57,12 +57,20 @@ async def test_a_wrong_option_is_refused(setting):
     assert "Traceback" not in proxy.output
 
 
+async def test_printing_every_byte_is_refused(setting):
+    """mitmproxy's proxy_debug prints what is sent, credentials included."""
+    proxy = setting.prepare(TWO, options={"proxy_debug": "true"})
+    assert await proxy.run_to_end() != 0
+    assert "proxy_debug" in proxy.output
+
+
 async def test_without_accounts_traffic_passes_untouched_and_one_line_says_what_to_do(
-    provider, pool_proxy
+    provider, pool_proxy, setting
 ):
     upstream = await provider(by_credential({CLIENT: GOOD}))
     proxy = await pool_proxy(None, provider=upstream)
-    async with proxy.client() as http:
+    # Untouched: not even decrypted.
+    async with client(setting.certificate.authority, proxy.url) as http:
         answer = await http.request(**chat(stream=False))
     assert answer.content == GOOD.body
     assert upstream.journal.credentials == [CLIENT]
@@ -83,6 +91,7 @@ async def test_the_usual_environment_variable_is_an_account(provider, pool_proxy
 
 async def test_every_kind_of_source(provider, pool_proxy, tmp_path):
     """value, ${ENV}, env, file + pointer, command: all end on the wire, none in the log."""
+    (tmp_path / "login.json").touch(mode=0o600)
     (tmp_path / "login.json").write_text('{"login": {"token": "sk-fake-file-000"}}')
     sources = {
         "value": "sk-fake-value-000",

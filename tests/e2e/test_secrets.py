@@ -96,7 +96,6 @@ async def places(setting, upstream, *scripts: str) -> dict[str, bytes]:
         provider=upstream,
         options={
             "termlog_verbosity": "debug",
-            "proxy_debug": "true",
             "flow_detail": 4,
             "hardump": "traffic.har",
             "pool_max_wait": 0,

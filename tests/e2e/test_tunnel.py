@@ -41,11 +41,11 @@ async def test_a_host_that_only_looks_like_the_providers(provider, pool_proxy):
     assert upstream.journal.credentials == [CLIENT]
 
 
-async def test_an_untrusted_provider_gets_no_credential(provider, pool_proxy):
+async def test_an_untrusted_provider_gets_no_credential(provider, pool_proxy, setting):
     """The certificate of the upstream is verified before anything is sent."""
     upstream = await provider(by_credential({FIRST: GOOD}))
-    # Back to the default, which knows public authorities only.
-    options = {"ssl_verify_upstream_trusted_ca": ""}
+    someone_else = setting.trusted
+    options = {"ssl_verify_upstream_trusted_ca": someone_else}
     proxy = await pool_proxy(TWO, provider=upstream, options=options)
     async with proxy.client() as http:
         answer = await http.request(**chat())

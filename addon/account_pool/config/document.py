@@ -127,7 +127,7 @@ def _explain(error: YAMLError, text: str) -> tuple[int | None, str, str]:
 def _unquoted(message: str) -> str:
     """Return *message* of the parser without what it quotes from the file.
 
-    Single characters (a tab is two: \\t) stay, and its own names of things, such as '<block end>'.
+    Single characters (a tab is shown as two) stay, and its own names of things, such as '<block end>'.
     """
 
     def harmless(found: re.Match[str]) -> str:
@@ -140,7 +140,7 @@ def _unquoted(message: str) -> str:
 _SYNTAX_REMEDY = "check indentation, quotes and brackets here and in the lines before"
 #: What the parser's messages are about, in our words: (a part of it, wrong, remedy).
 _SYNTAX = (
-    ("'\t'", "a tab stands where YAML allows only spaces", "indent with spaces"),
+    (r"'\t'", "a tab stands where YAML allows only spaces", "indent with spaces"),
     ("another document", "a second document begins", "remove the line ---"),
     (
         "undefined alias",

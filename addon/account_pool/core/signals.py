@@ -43,18 +43,31 @@ _MESSAGE_KEYS = ("message", "msg", "detail", "error_description", "title")
 #: Names of events that only say "here is an error".
 _NO_WORDS = frozenset({"", "error", "response.failed", "none", "null"})
 
+_ERROR_STATUS = re.compile(r"[45][0-9]{2}")
+
 # The window a sentence names; the first one counts, later ones advertise upgrades.
 _WINDOW = re.compile(
     r"\b(?P<count>[0-9]{1,3})[\s-]?(?P<unit>hour|day)s?\b"
-    r"|(?:\bper|/|\ba)[\s-]*(?P<per>sec|min|hour|day|week|month)(?:onds?|utes?|s)?\b"
+    r"|(?:\bper|/)[\s-]*(?P<per>sec|min|hour|day|week|month)(?:onds?|utes?|s)?\b"
     r"|\b(?P<every>hourly|daily|weekly|monthly)\b"
     r"|\b(?:[RTI]|[IO]T)P(?P<short>[SMHD])\b",
     re.IGNORECASE,
 )
 _SECONDS = {
-    **{"sec": 1.0, "s": 1.0, "min": 60.0, "m": 60.0, "hour": 3600.0, "h": 3600.0},
-    **{"hourly": 3600.0, "day": 86_400.0, "d": 86_400.0, "daily": 86_400.0},
-    **{"week": 604_800.0, "weekly": 604_800.0, "month": 2_678_400.0, "monthly": 2_678_400.0},
+    "s": 1.0,
+    "sec": 1.0,
+    "m": 60.0,
+    "min": 60.0,
+    "h": 3600.0,
+    "hour": 3600.0,
+    "hourly": 3600.0,
+    "d": 86_400.0,
+    "day": 86_400.0,
+    "daily": 86_400.0,
+    "week": 604_800.0,
+    "weekly": 604_800.0,
+    "month": 2_678_400.0,
+    "monthly": 2_678_400.0,
 }
 _WINDOW_NAMES = {1.0: "second", 60.0: "minute", 3600.0: "hour", 86_400.0: "day"}
 
@@ -494,10 +507,8 @@ def _status_inside(outer: Mapping[str, Any], error: Mapping[str, Any]) -> int:
         error.get("status"),
         error.get("code"),
     ):
-        if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) == 3:
-            value = int(value)
-        if isinstance(value, int) and not isinstance(value, bool) and 400 <= value < 600:
-            return value
+        if isinstance(value, str | int) and _ERROR_STATUS.fullmatch(str(value)):
+            return int(value)
     return 0
 
 

@@ -16,7 +16,9 @@ from types import TracebackType
 import account_pool
 
 #: mitmdump says where it listens once it does; with port 0 that is how we learn it.
-_LISTENING = re.compile(r"listening at (?:.*, )?\S+:(\d+)\.$")
+LISTENING = r"listening at (?:.*, )?\S+:(\d+)\.$"
+#: What the addon says when it has read its accounts.
+POOL_READY = r"account-pool: (ready|no accounts)"
 #: Importing mitmproxy takes about a second; a loaded machine may need many.
 START_TIMEOUT_S = 60.0
 #: mitmdump ends within a few milliseconds of a SIGTERM.
@@ -34,6 +36,8 @@ class Mitmdump:
         args: more arguments of mitmdump.
         folder: its working directory.
         env: its whole environment; default: ours.
+        ready: a regular expression; it is ready when it has printed a line with this.
+            mitmdump listens a moment before its scripts have said whether they work.
         on_line: called with each line it prints.
     """
 
@@ -42,6 +46,7 @@ class Mitmdump:
         *args: str,
         folder: Path,
         env: Mapping[str, str] | None = None,
+        ready: str = LISTENING,
         on_line: Callable[[str], None] = lambda _line: None,
     ) -> None:
         self.lines: list[str] = []
@@ -49,6 +54,7 @@ class Mitmdump:
         self._args = ("--listen-host", "127.0.0.1", "--listen-port", "0", *args)
         self.folder = folder
         self._env = {**(os.environ if env is None else env), "PYTHONUNBUFFERED": "1"}
+        self._ready = ready
         self._on_line = on_line
         self._process: Process | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -75,7 +81,7 @@ class Mitmdump:
     async def __aenter__(self) -> Mitmdump:
         try:
             await self._start()
-            await self.until(lambda: self.port > 0, START_TIMEOUT_S)
+            await self.until_printed(self._ready, START_TIMEOUT_S)
         except BaseException:
             await self.stop()
             raise
@@ -112,9 +118,9 @@ class Mitmdump:
                     raise MitmdumpFailed(f"mitmdump ended: {self._last_words()}")
                 await self._changed.wait()
 
-    async def until_printed(self, pattern: str) -> str:
+    async def until_printed(self, pattern: str, timeout_s: float = 15) -> str:
         """Return the first line in which the regular expression *pattern* is found."""
-        await self.until(lambda: any(re.search(pattern, line) for line in self.lines))
+        await self.until(lambda: any(re.search(pattern, line) for line in self.lines), timeout_s)
         return next(line for line in self.lines if re.search(pattern, line))
 
     async def stop(self) -> None:
@@ -152,7 +158,7 @@ class Mitmdump:
         async for raw in process.stdout:
             line = raw.decode(errors="replace").rstrip()
             self.lines.append(line)
-            if not self.port and (listening := _LISTENING.search(line)):
+            if not self.port and (listening := re.search(LISTENING, line)):
                 self.port = int(listening[1])
             self._on_line(line)
             self._notify()

@@ -20,7 +20,7 @@ import httpx
 
 from account_pool.demo import story
 from account_pool.demo.certificates import make_certificate
-from account_pool.demo.mitmdump import Mitmdump, MitmdumpFailed, addon_script
+from account_pool.demo.mitmdump import POOL_READY, Mitmdump, MitmdumpFailed, addon_script
 from account_pool.demo.provider import Provider
 from account_pool.demo.screen import Screen
 
@@ -68,6 +68,7 @@ async def _perform_in(folder: Path) -> None:
     certificate = make_certificate(folder)
     async with Provider(story.script(), certificate) as provider:
         accounts = folder / "accounts.yaml"
+        accounts.touch(mode=0o600)
         accounts.write_text(story.accounts_yaml(provider.port), encoding="utf-8")
         options = {
             "confdir": folder / "mitmproxy",
@@ -78,20 +79,17 @@ async def _perform_in(folder: Path) -> None:
         }
         sets = [arg for name, value in options.items() for arg in ("--set", f"{name}={value}")]
         script = str(addon_script())
-        async with Mitmdump("-s", script, *sets, folder=folder, on_line=screen.log_line) as proxy:
+        mitmdump = Mitmdump(
+            "-s", script, *sets, folder=folder, ready=POOL_READY, on_line=screen.log_line
+        )
+        async with mitmdump as proxy:
             screen.opening(provider.url, proxy.url, script)
             provider.journal.on_reply = screen.exchange
             authority = folder / "mitmproxy" / "mitmproxy-ca-cert.pem"
-            try:
-                async with _client(proxy.url, authority) as client:
-                    for number, question in enumerate(story.QUESTIONS, 1):
-                        screen.question(number, question)
-                        await _ask(client, provider.url, question, screen)
-            except httpx.TransportError:
-                # Nearly always because mitmdump has ended; then that is what to tell.
-                with suppress(TimeoutError):
-                    await proxy.until(lambda: False, timeout_s=1)
-                raise
+            async with _client(proxy.url, authority) as client:
+                for number, question in enumerate(story.QUESTIONS, 1):
+                    screen.question(number, question)
+                    await _ask(client, provider.url, question, screen)
             _check_journal(provider)
             screen.closing(script)
 

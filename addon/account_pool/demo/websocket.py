@@ -7,7 +7,7 @@ import base64
 import hashlib
 
 from wsproto.connection import Connection, ConnectionType
-from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
+from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
 
 from account_pool.demo.exchange import Ending, Exchange, Headers, Message, Reply, Request
 
@@ -38,32 +38,42 @@ async def serve_websocket(
     *early* is what arrived together with the handshake.
     """
     connection = Connection(ConnectionType.SERVER)
+    parts: list[Message] = []
     if early:
         connection.receive_data(early)
     while True:
         for event in connection.events():
-            writer.write(
-                b"".join(connection.send(answer) for answer in _answers(event, exchange, reply))
-            )
-            if isinstance(event, CloseConnection):
-                exchange.end(Ending.ANSWERED)
-                return
+            match event:
+                case Ping():
+                    writer.write(connection.send(event.response()))
+                case CloseConnection():
+                    writer.write(connection.send(event.response()))
+                    exchange.end(Ending.ANSWERED)
+                    return
+                case TextMessage() | BytesMessage():
+                    # A long message comes in pieces, one per read of the socket.
+                    parts.append(event.data if isinstance(event.data, str) else bytes(event.data))
+                    if event.message_finished:
+                        message = _joined(parts)
+                        parts = []
+                        exchange.note_message(message)
+                        writer.write(_answers(connection, message, reply))
+                case _:
+                    pass
         await writer.drain()
         if not (data := await reader.read(1 << 16)):
             return
         connection.receive_data(data)
 
 
-def _answers(event: Event, exchange: Exchange, reply: Reply) -> list[Event]:
-    match event:
-        case Ping() | CloseConnection():
-            return [event.response()]
-        case TextMessage() | BytesMessage():
-            message: Message = event.data if isinstance(event.data, str) else bytes(event.data)
-            exchange.note_message(message)
-            answers = reply.socket(message) if reply.socket else ()
-            return [
-                TextMessage(data=a) if isinstance(a, str) else BytesMessage(data=a) for a in answers
-            ]
-        case _:
-            return []
+def _joined(parts: list[Message]) -> Message:
+    texts = [part for part in parts if isinstance(part, str)]
+    return "".join(texts) or b"".join(part for part in parts if isinstance(part, bytes))
+
+
+def _answers(connection: Connection, message: Message, reply: Reply) -> bytes:
+    answers = reply.socket(message) if reply.socket else ()
+    return b"".join(
+        connection.send(TextMessage(data=a) if isinstance(a, str) else BytesMessage(data=a))
+        for a in answers
+    )

@@ -343,6 +343,8 @@ RATE_RULES: tuple[Rule, ...] = (
     ),
 )
 
+_ABOUT_INPUT = re.compile(r"(?:invalid|unsupported|empty|image|failed_to_download)_")
+
 #: An event inside a stream names no status: its code must say whose fault it is.
 STREAM_RULES: tuple[Rule, ...] = (
     Rule(
@@ -387,8 +389,6 @@ STREAM_RULES: tuple[Rule, ...] = (
         source="openai API reference, ResponseError: invalid_image, image_too_large, ...",
     ),
 )
-_ABOUT_INPUT = re.compile(r"(?:invalid|unsupported|empty|image|failed_to_download)_")
-
 COMPATIBLE_RULES: tuple[Rule, ...] = (
     *NO_LIMIT_RULES,
     *SERVER_STATUS_RULES,

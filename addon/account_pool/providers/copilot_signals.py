@@ -142,6 +142,13 @@ COPILOT_RULES: tuple[Rule, ...] = (
         source=_FETCHER,
     ),
     Rule(
+        why="no capacity",
+        cls=OutcomeClass.OVERLOADED,
+        status=frozenset({0, 429, 503}),
+        phrase=re.compile(r"\bupstream provider rate limit\b", _I),
+        source=_FETCHER,
+    ),
+    Rule(
         why="the client's integration is limited for all of its users",
         cls=OutcomeClass.OVERLOADED,
         words=frozenset({"integration_rate_limited"}),

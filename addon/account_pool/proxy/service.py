@@ -238,7 +238,7 @@ class Service:
         outcome = before.outcome
         if outcome is None or outcome.cls is OutcomeClass.TRANSPORT:
             return
-        logger.info(f"{self._verdict(before, attempts)} -> {after.key}")
+        logger.info(f"{self._verdict(before, attempts)} -> {after.key} ({outcome.signal})")
 
     def log_delivered(self, attempts: Attempts, wait_s: float | None) -> None:
         """One line for a refusal the client gets to see, unless it is its own fault."""
@@ -257,7 +257,9 @@ class Service:
     def _verdict(self, attempt: Attempt, attempts: Attempts) -> str:
         outcome = attempt.outcome
         assert outcome is not None
-        text = f"{attempt.key}: {outcome.signal or outcome.cls} {outcome.cls}"
+        status = outcome.signal.partition(" ")[0]
+        # A limit inside a stream came with a success status, which says nothing.
+        text = f"{attempt.key}: {status + ' ' if status.isdigit() else ''}{outcome.cls}"
         try:
             state = self.pool.get(attempt.key)
         except UnknownAccount:

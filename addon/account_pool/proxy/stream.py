@@ -196,7 +196,7 @@ class PoolHttpStream(AttemptStream):
             yield from super().start_request_stream()
             return
         self.client_state = self.state_stream_request_body
-        self.server_state = self.state_await_answer
+        self.server_state = self.state_wait_for_response_headers
         yield from self._serve()
 
     def state_stream_request_body(self, event: Any) -> CommandGenerator[None]:
@@ -299,15 +299,17 @@ class PoolHttpStream(AttemptStream):
             return attempts.broken(Broken.CONNECT, self.service.now())
         self.context.server = flow.server_conn = connection
         self.reader = None
-        self.server_state = self.state_await_answer
+        self.server_state = self.state_wait_for_response_headers
         yield from self.send_attempt(wire.outgoing(flow.request, swap, call.masked))
         return None
 
     # -- the answer
 
-    def state_await_answer(self, event: events.Event) -> CommandGenerator[None]:
+    def state_wait_for_response_headers(self, event: ResponseHeaders) -> CommandGenerator[None]:
         """The attempt runs; nothing has come back yet."""
-        assert isinstance(event, ResponseHeaders)
+        if self.attempts is None:
+            yield from super().state_wait_for_response_headers(event)
+            return
         assert self.call is not None
         self.layer.answered.add(self.context.server)
         self.reader = AnswerReader(event.response, self.call.provider)

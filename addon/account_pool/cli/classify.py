@@ -1,0 +1,154 @@
+"""`account-pool classify`: ask the rules what recorded answers mean.
+
+Reads JSON lines in the form of a recording: `id, provider, status, headers` and one of
+`body` (text), `sse` (text of an event stream) or `ws` (list of text frames); `now`
+(RFC 3339) or the header `date` is when it was recorded. Without either, resets that
+name a moment cannot be turned into a wait and the cooldown is null.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from account_pool.core.outcome import Answer, Outcome
+from account_pool.core.sse import Gate, Verdict
+from account_pool.providers.base import Provider
+from account_pool.providers.copilot import EXCHANGE_PATH
+from account_pool.providers.copilot_signals import classify_exchange
+from account_pool.providers.registry import BUILT_IN
+
+#: Whose rules read a provider that is not built in; "openai" reads all the others.
+_CLOSEST = {"claude-code": "anthropic", "gemini-cli": "gemini", "vertex": "gemini"}
+
+
+class BadLine(ValueError):
+    """A line that is not a recorded answer; the text says why."""
+
+
+def classify_file(path: Path, out: TextIO) -> int:
+    """Write what each line of *path* means to *out*, one JSON object a line.
+
+    `{id, class, scope, cooldown_s, replayable}`. A line that cannot be read is reported
+    on stderr with its number and skipped. Returns 0, or 1 if there was one.
+    """
+    failed = 0
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                out.write(json.dumps(classify_line(line)) + "\n")
+            except BadLine as error:
+                failed = 1
+                print(f"{path}: line {number}: {error}", file=sys.stderr)
+    return failed
+
+
+def classify_line(line: str) -> dict[str, Any]:
+    """Return what one recorded answer means. Raises BadLine."""
+    try:
+        recorded = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BadLine(f"not JSON: {error}") from None
+    if not isinstance(recorded, dict):
+        raise BadLine("expected an object with id, provider, status, headers and a body")
+    outcome = classify(recorded)
+    return {
+        "id": recorded.get("id"),
+        "class": outcome.cls.value,
+        "scope": outcome.scope.value,
+        "cooldown_s": outcome.cooldown_s,
+        "replayable": outcome.replayable,
+    }
+
+
+def classify(recorded: Mapping[str, Any]) -> Outcome:
+    """Return what a recorded answer means. Raises BadLine."""
+    provider = provider_of(recorded)
+    answer = read_answer(recorded, provider)
+    # The exchange answers on another host, where a 404 is about the token.
+    if provider.name == "copilot" and recorded.get("api") == EXCHANGE_PATH.lstrip("/"):
+        return classify_exchange(answer)
+    return provider.classify(answer)
+
+
+def provider_of(recorded: Mapping[str, Any]) -> Provider:
+    """Return the provider whose rules read the answer. Raises BadLine."""
+    name = recorded.get("provider")
+    if not isinstance(name, str) or not name:
+        raise BadLine('"provider": expected a name such as "openai"')
+    return BUILT_IN.get(name) or BUILT_IN[_CLOSEST.get(name, "openai")]
+
+
+def read_answer(recorded: Mapping[str, Any], provider: Provider) -> Answer:
+    """Return the answer as the proxy would have read it. Raises BadLine."""
+    status = recorded.get("status")
+    if not isinstance(status, int) or isinstance(status, bool) or not 100 <= status < 600:
+        raise BadLine('"status": expected an HTTP status')
+    headers = recorded.get("headers") or {}
+    if not isinstance(headers, dict):
+        raise BadLine('"headers": expected an object of names and values')
+    text, payload, event, in_stream = _content(recorded, provider)
+    return Answer(
+        status=status,
+        headers={str(name).lower(): str(value) for name, value in headers.items()},
+        text=text,
+        payload=payload,
+        in_stream=in_stream,
+        event=event,
+        wall_now=_wall_now(recorded.get("now")),
+    )
+
+
+def _content(recorded: Mapping[str, Any], provider: Provider) -> tuple[str, Any, str | None, bool]:
+    """Return (text, payload, event, in stream), as the first-event gate leaves them."""
+    frames, stream, body = recorded.get("ws"), recorded.get("sse"), recorded.get("body")
+    if frames is not None:
+        if not isinstance(frames, list):
+            raise BadLine('"ws": expected a list of frames')
+        return "", _refusing_frame((_json(frame) for frame in frames), provider), None, True
+    if stream is not None:
+        if not isinstance(stream, str):
+            raise BadLine('"sse": expected the text of an event stream')
+        gate = Gate(provider.judge, "sse")
+        decision = gate.feed(stream.encode()) or gate.end()
+        return "", decision.payload, decision.event, True
+    if body is None or isinstance(body, str):
+        return body or "", _json(body), None, False
+    # Somebody pasted the parsed body.
+    return json.dumps(body), body, None, False
+
+
+def _refusing_frame(frames: Iterable[Any], provider: Provider) -> Any:
+    """Return the first frame that refuses, None if an answer begins before."""
+    for frame in frames:
+        verdict = provider.judge(None, frame)
+        if verdict is Verdict.REFUSE:
+            return frame
+        if verdict is Verdict.COMMIT:
+            return None
+    return None
+
+
+def _json(text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _wall_now(text: Any) -> float:
+    if text is None:
+        return 0.0
+    try:
+        at = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        raise BadLine('"now": expected a time such as "2026-10-01T10:00:00Z"') from None
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()

@@ -1,0 +1,307 @@
+"""The engine of the rule tables, with a vendor that does not exist."""
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from account_pool.core import signals
+from account_pool.core.outcome import Answer, Outcome, OutcomeClass, Scope
+from account_pool.core.signals import Rule, SignalTable, read_facts
+from account_pool.core.sse import Verdict
+
+
+def judge(name: str | None, value: Any) -> Verdict:
+    refuses = name == "error" or (isinstance(value, dict) and bool(value.get("error")))
+    return Verdict.REFUSE if refuses else Verdict.COMMIT
+
+
+def table(*rules: Rule, **options: Any) -> SignalTable:
+    return SignalTable(rules=rules, judge=judge, **options)
+
+
+def answer(status: int = 429, payload: Any = None, **fields: Any) -> Answer:
+    return Answer(status=status, payload=payload, **fields)
+
+
+def rule(cls: OutcomeClass = OutcomeClass.QUOTA, **conditions: Any) -> Rule:
+    return Rule(why="test", cls=cls, source="none", **conditions)
+
+
+EMPTY = table()
+
+
+@pytest.mark.parametrize(
+    ("status", "cls", "scope", "replayable"),
+    [
+        (200, "ok", "none", False),
+        (101, "ok", "none", False),
+        (304, "ok", "none", False),
+        (400, "request_error", "none", False),
+        (401, "auth_invalid", "account", True),
+        (402, "quota", "account", True),
+        (403, "forbidden_account", "account", True),
+        (404, "request_error", "none", False),
+        (408, "request_error", "none", False),
+        (413, "request_error", "none", False),
+        (422, "request_error", "none", False),
+        (429, "rate_limit", "none", True),  # bare
+        (498, "overloaded", "server", False),
+        (500, "server_error", "server", False),
+        (502, "server_error", "server", False),
+        (503, "overloaded", "server", False),
+        (529, "overloaded", "server", False),
+        (599, "server_error", "server", False),
+    ],
+)
+def test_a_status_alone(status: int, cls: str, scope: str, replayable: bool) -> None:
+    got = EMPTY.classify(answer(status))
+    assert (got.cls, got.scope, got.replayable) == (cls, scope, replayable)
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        {"headers": {"retry-after": "7"}},
+        {"headers": {"x-ratelimit-remaining-requests": "0"}},
+        {"payload": {"error": {"code": "slow"}}},
+        {"payload": {"error": {"message": "40 calls per minute"}}},
+        {"text": "Try again in 5s"},
+    ],
+)
+def test_a_429_with_evidence_reaches_the_account(evidence: dict[str, Any]) -> None:
+    assert EMPTY.classify(answer(**evidence)).scope is Scope.ACCOUNT
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        {"text": "<html>429 Too Many Requests</html>"},
+        {"payload": {"error": {"message": "Too many requests", "code": 429}}},
+        {"headers": {"x-should-retry": "true", "server": "cloudflare"}},
+    ],
+)
+def test_a_429_that_names_nothing_benches_nobody(noise: dict[str, Any]) -> None:
+    got = EMPTY.classify(answer(**noise))
+    assert (got.cls, got.scope) == (OutcomeClass.RATE_LIMIT, Scope.NONE)
+
+
+def test_a_page_before_the_api_is_no_verdict_on_the_account() -> None:
+    got = EMPTY.classify(answer(403, text=" <!DOCTYPE html><p>you have been blocked"))
+    assert (got.cls, got.scope) == (OutcomeClass.SERVER_ERROR, Scope.SERVER)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "matches"),
+    [
+        ({}, True),
+        ({"status": frozenset({429})}, True),
+        ({"status": frozenset({0, 400})}, False),
+        ({"words": frozenset({"spent", "other"})}, True),
+        ({"words": frozenset({"other"})}, False),
+        ({"phrase": re.compile("gone")}, True),
+        ({"phrase": re.compile("^is")}, False),
+        ({"when": lambda facts: facts.headers.get("x-a") == "1"}, True),
+        ({"words": frozenset({"spent"}), "phrase": re.compile("never")}, False),
+    ],
+)
+def test_every_condition_must_hold(conditions: dict[str, Any], matches: bool) -> None:
+    payload = {"error": {"code": "Spent", "message": "it is gone"}}
+    facts = read_facts(answer(payload=payload, headers={"x-a": "1"}))
+    assert rule(**conditions).matches(facts) is matches
+
+
+def test_the_first_row_that_matches_decides() -> None:
+    rows = (rule(OutcomeClass.OVERLOADED), rule(OutcomeClass.QUOTA))
+    assert table(*rows).classify(answer()).cls is OutcomeClass.OVERLOADED
+
+
+@pytest.mark.parametrize(
+    ("payload", "words", "message"),
+    [
+        ({"error": {"code": "A", "type": "b", "message": "m"}}, {"a", "b"}, "m"),
+        ({"code": "a", "type": "b", "message": "m"}, {"a", "b"}, "m"),
+        ({"type": "error", "error": {"type": "b", "message": "m"}}, {"b"}, "m"),
+        ({"type": "error", "code": "a", "message": "m"}, {"a"}, "m"),
+        ({"type": "response.failed", "response": {"error": {"code": "a"}}}, {"a"}, ""),
+        ([{"error": {"code": 429, "status": "A"}}], {"429", "a"}, ""),
+        ({"code": "a", "error": "m"}, {"a", "m"}, "m"),  # xAI
+        ({"error": "invalid_grant", "error_description": "m"}, {"invalid_grant"}, None),
+        ({"error": {"error": {"code": "a", "message": "m"}}}, {"a"}, "m"),
+        ({"error": {"code": "user:pro"}}, {"user:pro", "user"}, ""),
+        ({"error": {"details": [{"reason": "R"}, 5, None]}}, {"r"}, ""),
+        ({"error": {"metadata": {"limit_source": "s"}}}, {"s"}, ""),
+        ({"detail": "m"}, set(), "m"),
+        ({"error": {"code": None, "type": True, "message": 5}}, set(), ""),
+        ({"error": {"code": "x" * 500, "message": "m"}}, set(), "m"),
+        ("plain", set(), "plain"),
+        ([], set(), ""),
+        (None, set(), ""),
+        (7, set(), ""),
+    ],
+)
+def test_envelopes(payload: Any, words: set[str], message: str | None) -> None:
+    facts = read_facts(answer(payload=payload))
+    assert facts.words == words
+    assert message is None or facts.message == message
+
+
+@pytest.mark.parametrize(
+    ("payload", "status"),
+    [
+        ({"type": "error", "status": 429, "error": {}}, 429),
+        ({"type": "error", "status_code": 429, "error": {}}, 429),
+        ({"error": {"code": 503}}, 503),
+        ({"error": {"code": "429"}}, 429),
+        ({"error": {"code": 200}}, 0),
+        ({"error": {"code": True, "status": "FAILED"}}, 0),
+        ({"error": {"message": "A429B"}}, 0),  # never out of text
+    ],
+)
+def test_status_inside_a_stream(payload: Any, status: int) -> None:
+    assert read_facts(answer(200, payload, in_stream=True)).status == status
+
+
+def test_headers_inside_a_frame_count() -> None:
+    payload = {"type": "error", "headers": {"Retry-After": 9}, "error": {"code": 429}}
+    assert EMPTY.classify(answer(101, payload, in_stream=True)).cooldown_s == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "window"),
+    [
+        ("tokens per min (TPM): Limit 200000", 60),
+        ("40 API calls / minute", 60),
+        ("Requests per Second (actual/limit): 2/2", 1),
+        ("per-minute rate limit", 60),
+        ("Tokens per hour limit exceeded", 3600),
+        ("tokens per day (TPD)", 86400),
+        ("on RPD", 86400),
+        ("ITPM", 60),
+        ("free-models-per-day. 1000 free requests per minute", 86400),
+        ("5 hour session limits", 18000),
+        ("your 7-day rate limit", 604800),
+        ("weekly rate limit", 604800),
+        ("monthly", 2678400),
+        ("see https://example.com/security or /minutiae", None),
+        ("a second account, a minimal one", None),
+        ("limit reached", None),
+    ],
+)
+def test_window(text: str, window: float | None) -> None:
+    assert signals.window_s(text) == window
+
+
+@pytest.mark.parametrize(
+    ("headers", "message", "wait"),
+    [
+        ({"retry-after": "20"}, "", 20),
+        ({"retry-after-ms": "1500", "retry-after": "20"}, "", 1.5),
+        ({"retry-after": "20"}, "try again in 5s", 20),
+        ({"retry-after": "garbage"}, "try again in 5s", 5),
+        ({"retry-after": "0"}, "try again in 5s", 5),
+        ({"retry-after": "0"}, "", 0),
+        # Only what is spent counts, and of that the latest.
+        (
+            {
+                "x-ratelimit-remaining-requests": "0",
+                "x-ratelimit-reset-requests": "6m0s",
+                "x-ratelimit-remaining-tokens": "0",
+                "x-ratelimit-reset-tokens": "2s",
+            },
+            "",
+            360,
+        ),
+        (
+            {
+                "x-ratelimit-remaining-requests": "7",
+                "x-ratelimit-reset-requests": "6m0s",
+                "x-ratelimit-remaining-tokens": "0",
+                "x-ratelimit-reset-tokens": "2s",
+            },
+            "",
+            2,
+        ),
+        (
+            {"x-ratelimit-reset-tokens-hour": "1200", "x-ratelimit-reset-tokens-minute": "5"},
+            "Tokens per hour limit exceeded",
+            1200,
+        ),
+        (
+            {"x-ratelimit-reset-tokens-minute": "5", "x-ratelimit-reset-requests-minute": "9"},
+            "Requests per minute limit exceeded",
+            9,
+        ),
+        ({"x-ratelimit-reset": "33"}, "", 33),
+        ({"x-ratelimit-reset-a": "33", "x-ratelimit-reset-b": "44"}, "", None),
+        ({"retry-after": "99999999999"}, "", None),
+    ],
+)
+def test_where_a_wait_is_found(headers: dict[str, str], message: str, wait: float | None) -> None:
+    payload = {"error": {"code": "limit", "message": message}}
+    got = EMPTY.classify(answer(payload=payload, headers=headers))
+    assert got.cooldown_s == wait
+
+
+def test_waits_of_a_body() -> None:
+    past = {"error": {"code": "limit", "resets_at": 1_699_999_940, "resets_in_seconds": 77}}
+    got = EMPTY.classify(answer(payload=past, wall_now=1_700_000_000.0))
+    assert got.cooldown_s == 77
+    future = {"error": {"code": "limit", "resets_at": 1_700_000_050}}
+    got = EMPTY.classify(answer(payload=future, wall_now=1_700_000_000.0))
+    assert got.cooldown_s == 50
+
+
+def test_a_long_window_or_wait_makes_a_quota() -> None:
+    def cls(message: str, **headers: str) -> OutcomeClass:
+        return EMPTY.classify(answer(payload={"message": message}, headers=headers)).cls
+
+    assert cls("tokens per minute") is OutcomeClass.RATE_LIMIT
+    assert cls("tokens per hour") is OutcomeClass.RATE_LIMIT
+    assert cls("tokens per day") is OutcomeClass.QUOTA
+    assert cls("", **{"retry-after": "3600"}) is OutcomeClass.RATE_LIMIT
+    assert cls("", **{"retry-after": "3601"}) is OutcomeClass.QUOTA
+
+
+def test_the_requests_own_model_is_kept() -> None:
+    row = rule(OutcomeClass.QUOTA, scope=Scope.MODEL, model=lambda _facts: "m-2026-01-01")
+    assert table(row).classify(answer()).model == "m-2026-01-01"
+    assert table(row).classify(answer(model="m-latest")).model is None
+
+
+def test_nothing_a_vendor_wrote_is_in_the_signal() -> None:
+    secret = "sk-abc and what the user asked"
+    payload = {"error": {"message": secret, "code": secret, "type": "slow_down"}}
+    got = EMPTY.classify(answer(payload=payload, headers={"retry-after": "3", "cookie": "c"}))
+    assert got.signal == "429 code=slow_down: too many requests"
+    assert dict(got.evidence) == {"retry-after": "3"}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    *("error", "code", "type", "message", "status", "details", "metadata"),
+                    *("headers", "response", "reason", "retry_after", "resets_at", "errors"),
+                ]
+            ),
+            inner,
+        )
+    ),
+    max_leaves=20,
+)
+
+
+@given(JSON, st.integers(100, 599), st.booleans(), st.text(max_size=30))
+def test_classify_is_total(payload: Any, status: int, in_stream: bool, text: str) -> None:
+    headers = {"retry-after": text, "x-ratelimit-remaining": "0", "x-ratelimit-reset": text}
+    got = EMPTY.classify(
+        Answer(status=status, payload=payload, in_stream=in_stream, text=text, headers=headers)
+    )
+    assert isinstance(got, Outcome)
+    assert got.cooldown_s is None or 0 <= got.cooldown_s <= 366 * 86400

@@ -1,0 +1,223 @@
+"""What GitHub's answers mean. Facts: providers.md, section 1.3."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.credentials.fakes import REAL_TOKEN, START, answer
+
+from account_pool.core.credential import Secret
+from account_pool.credentials.exchange_answer import (
+    Exchanged,
+    ExchangeFailed,
+    ExchangeRefused,
+    read_refusal,
+    read_token,
+)
+from account_pool.providers.base import HostRule
+
+GITHUB = Secret("ghu_secret-of-me")
+
+
+def read(payload: Any, *hosts: HostRule) -> Exchanged:
+    return read_token(payload, START, hosts)
+
+
+def test_a_usual_answer() -> None:
+    exchanged = read(answer())
+    assert exchanged.token == Secret(REAL_TOKEN)
+    assert exchanged.renew_in_s == 1440
+    assert exchanged.expires_at == START + 1560
+    assert exchanged.host == "api.individual.githubcopilot.com"
+    assert exchanged.distrusted is None
+
+
+@pytest.mark.parametrize(
+    ("times", "renew_in_s", "life_s"),
+    [
+        ({"refresh_in": 1500, "expires_at": START + 600}, 1440, 600),
+        # A clock that is an hour off must not end the token before it begins, or never.
+        ({"refresh_in": 1500, "expires_at": START - 3600}, 1440, 1560),
+        ({"refresh_in": 1500, "expires_at": START + 3600}, 1440, 1560),
+        ({"refresh_in": 1500, "expires_at": None}, 1440, 1560),
+        ({"refresh_in": 1500, "expires_at": "soon"}, 1440, 1560),
+        ({"refresh_in": 1500, "expires_at": START * 1000}, 1440, 1560),
+        ({"refresh_in": 10}, 30, 70),
+        ({"refresh_in": 0}, 1440, 1560),
+        ({"refresh_in": -5}, 1440, 1560),
+        ({"refresh_in": True}, 1440, 1560),
+        ({"refresh_in": float("nan")}, 1440, 1560),
+        ({"refresh_in": 1e12}, 1440, 1560),
+        ({"refresh_in": "1500"}, 1440, 1560),
+        ({"refresh_in": None}, 1440, 1560),
+    ],
+)
+def test_times(times: dict[str, Any], renew_in_s: float, life_s: float) -> None:
+    exchanged = read(answer(**times))
+    assert exchanged.renew_in_s == renew_in_s
+    assert exchanged.expires_at - START == life_s
+
+
+@pytest.mark.parametrize(
+    ("api", "host"),
+    [
+        ("https://api.business.githubcopilot.com", "api.business.githubcopilot.com"),
+        ("https://API.githubcopilot.com/", "api.githubcopilot.com"),
+        ("https://api.githubcopilot.com:443", "api.githubcopilot.com"),
+        ("https://copilot-api.acme.ghe.com", "copilot-api.acme.ghe.com"),
+        ("https://llm.example.com:8443", "llm.example.com:8443"),
+        ("https://[::1]:9443", "[::1]:9443"),
+        ("http://api.githubcopilot.com", None),
+        ("https://githubcopilot.com.example.com", None),
+        ("https://xgithubcopilot.com", None),
+        ("https://llm.example.com", None),
+        ("https://api.githubcopilot.com@example.com", None),
+        ("https://user@api.githubcopilot.com", None),
+        ("https://api.githubcopilot.com/path", None),
+        ("https://api.githubcopilot.com?x", None),
+        ("https://api.githubcopilot.com:99999", None),
+        ("https://a b.githubcopilot.com", None),
+        ("https://[::1", None),
+        ("api.githubcopilot.com", None),
+        ("", None),
+        (7, None),
+    ],
+)
+def test_only_hosts_of_github_or_the_user_are_trusted(api: Any, host: str | None) -> None:
+    configured = (HostRule("llm.example.com", 8443), HostRule("::1", 9443))
+    exchanged = read(answer(endpoints={"api": api}), *configured)
+    assert exchanged.host == host
+    assert (exchanged.distrusted is None) == (host is not None)
+
+
+@pytest.mark.parametrize("endpoints", [None, {}, [], "x", {"proxy": "https://x"}])
+def test_an_answer_without_a_host(endpoints: Any) -> None:
+    exchanged = read(answer(endpoints=endpoints))
+    assert exchanged.host is None and exchanged.distrusted is None
+
+
+@pytest.mark.parametrize(
+    "payload", [None, [], {}, "x", {"token": ""}, {"token": 7}, {"token": "a\nb"}, {"token": "a b"}]
+)
+def test_an_answer_without_a_token_is_a_failure(payload: Any) -> None:
+    with pytest.raises(ExchangeFailed, match="without a Copilot token"):
+        read(payload)
+
+
+NO_SEAT = {
+    "can_signup_for_limited": True,
+    "error_details": {
+        "message": "No access to GitHub Copilot found.\nSign up. ghu_secret-of-me",
+        "notification_id": "no_copilot_access",
+        "title": "t",
+        "url": "https://github.com/x",
+    },
+    "message": "Resource not accessible by integration",
+}
+
+
+@pytest.mark.parametrize(
+    ("status", "payload", "expected"),
+    [
+        (
+            401,
+            {"message": "Bad credentials"},
+            "401: GitHub does not accept this token: Bad credentials",
+        ),
+        (
+            403,
+            NO_SEAT,
+            "403: no Copilot access: No access to GitHub Copilot found. Sign up. [secret] "
+            "(no_copilot_access)",
+        ),
+        (403, {"message": "Forbidden"}, "403: no Copilot access: Forbidden"),
+        (403, None, "403: no Copilot access"),
+        (
+            404,
+            {"message": "Not Found"},
+            "404: this token cannot be exchanged: it is a PAT or of another app; log in with an "
+            "app that has Copilot access",
+        ),
+        (302, None, "302: the exchange refused"),
+        (422, ["x"], "422: the exchange refused"),
+        (403, {"message": 7, "error_details": "x"}, "403: no Copilot access"),
+    ],
+)
+def test_refusals_are_readable(status: int, payload: Any, expected: str) -> None:
+    error = read_refusal(status, {}, payload, GITHUB, START)
+    assert isinstance(error, ExchangeRefused)
+    assert str(error) == expected
+    assert error.status == status
+
+
+LIMITED = {"message": "API rate limit exceeded for user ID 1."}
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "payload", "retry_after_s"),
+    [
+        (403, {"retry-after": "7"}, LIMITED, 7.0),
+        (
+            403,
+            {"x-ratelimit-remaining": "0", "x-ratelimit-reset": f"{START + 90:.0f}"},
+            LIMITED,
+            90.0,
+        ),
+        (403, {"x-ratelimit-remaining": "1", "x-ratelimit-reset": "9"}, LIMITED, None),
+        (403, {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "soon"}, LIMITED, None),
+        (403, {}, {"error_details": {"notification_id": "server_error"}}, None),
+        (429, {"retry-after": "99999999999999"}, None, 3600.0),
+        (429, {"retry-after": "Fri, 15 Jan 2027 08:01:00 GMT"}, None, 60.0),
+        (429, {"retry-after": "Fri, 15 Jan 1999 08:01:00 GMT"}, None, 0.0),
+        (429, {"retry-after": "-5"}, None, None),
+        (429, {"retry-after": "²"}, None, None),
+        (503, {}, "x", None),
+        (500, {}, {"message": "oops"}, None),
+    ],
+)
+def test_failures_that_pass(
+    status: int, headers: dict[str, str], payload: Any, retry_after_s: float | None
+) -> None:
+    error = read_refusal(status, headers, payload, GITHUB, START)
+    assert isinstance(error, ExchangeFailed)
+    assert error.retry_after_s == retry_after_s
+    assert str(error).startswith(str(status))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "token",
+                    "refresh_in",
+                    "expires_at",
+                    "endpoints",
+                    "api",
+                    "message",
+                    "error_details",
+                ]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@given(json_values, st.integers(100, 599), st.text(max_size=30))
+def test_any_answer_is_read_or_refused(payload: Any, status: int, retry_after: str) -> None:
+    try:
+        exchanged = read(payload)
+    except ExchangeFailed:
+        pass
+    else:
+        assert START < exchanged.expires_at <= START + 86400 + 60
+        assert 30 <= exchanged.renew_in_s <= 86400
+    read_refusal(status, {"retry-after": retry_after}, payload, GITHUB, START)

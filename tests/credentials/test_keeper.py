@@ -1,0 +1,496 @@
+"""The keeper against a scripted exchange: who is told what, and when. Nothing sleeps."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.credentials.fakes import (
+    START,
+    FakeClock,
+    FakeGitHub,
+    Published,
+    answer,
+    entry,
+    settle,
+)
+
+from account_pool.config import AccountEntry
+from account_pool.core.account import Account, AccountKey
+from account_pool.core.credential import Credential, Secret
+from account_pool.credentials.copilot import CopilotExchange, ExchangeSettings
+from account_pool.credentials.editor import EditorHeaders
+from account_pool.credentials.exchange_answer import (
+    Exchanged,
+    ExchangeFailed,
+    ExchangeRefused,
+    read_token,
+)
+from account_pool.credentials.keeper import Keeper
+from account_pool.credentials.sources import CommandSource, EnvSource, FileSource
+
+ME = AccountKey("copilot", "me")
+KEY = AccountKey("openai", "a")
+
+
+class ScriptedExchange:
+    """Answers from a script: a token, or an error to raise; the last is repeated."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.script: list[str | Exception] = ["one"]
+        self.asked: list[tuple[str, str, float]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self._clock = clock
+        self._credentials = CopilotExchange.credentials
+
+    def handles(self, provider: str) -> bool:
+        return provider == "copilot"
+
+    async def exchange(self, account: Account, github: Secret) -> Exchanged:
+        self.asked.append((account.label, github.reveal(), self._clock() - START))
+        await self.gate.wait()
+        result = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        if isinstance(result, Exception):
+            raise result
+        return read_token(
+            answer(token=f"tid={result};chat=1:x", expires_at=None), self._clock(), ()
+        )
+
+    def credentials(
+        self, account: Account, github: Secret, exchanged: Exchanged
+    ) -> dict[str, Credential]:
+        return {
+            "copilot": Credential(
+                kind="copilot",
+                secret=exchanged.token,
+                companions={"host": exchanged.host or ""},
+                expires_at=exchanged.expires_at,
+            ),
+            "github": Credential(kind="github", secret=github),
+        }
+
+
+@pytest.fixture
+def exchange(clock: FakeClock) -> ScriptedExchange:
+    return ScriptedExchange(clock)
+
+
+KeeperOf = Callable[..., Keeper]
+
+
+@pytest.fixture
+def keeper_of(clock: FakeClock, published: Published, exchange: ScriptedExchange) -> KeeperOf:
+    """Return a function that makes a keeper of entries and starts it."""
+
+    def start(*entries: AccountEntry) -> Keeper:
+        keeper = Keeper(
+            entries, published, exchange, wall_clock=clock, sleep=clock.sleep, chance=lambda: 0.0
+        )
+        keeper.start()
+        return keeper
+
+    return start
+
+
+def tokens(published: Published, key: AccountKey = ME) -> dict[str, str]:
+    return {kind: c.secret.reveal() for kind, c in published.credentials[str(key)].items()}
+
+
+class TestStart:
+    async def test_what_can_be_read_is_published_before_start_returns(
+        self, keeper_of: KeeperOf, published: Published, tmp_path: Path
+    ) -> None:
+        (tmp_path / "key").write_text("sk-file")
+        (tmp_path / "key").chmod(0o600)
+        keeper_of(
+            entry("openai/a", "sk-value", companions={"organization": "o"}),
+            entry("openai/b", source=EnvSource("KEY", {"KEY": "sk-env"})),
+            entry("gemini/c", source=FileSource(tmp_path / "key")),
+            entry("anthropic/d", "sk-ant-oat-subscription"),
+        )
+        assert published.all == [
+            ("openai/a", {"key": "sk-value"}, None),
+            ("openai/b", {"key": "sk-env"}, None),
+            ("gemini/c", {"key": "sk-file"}, None),
+            ("anthropic/d", {"oauth": "sk-ant-oat-subscription"}, None),
+        ]
+        assert published.credentials["openai/a"]["key"].companions == {"organization": "o"}
+
+    def test_it_needs_no_loop_when_there_is_nothing_to_wait_for(
+        self, keeper_of: KeeperOf, published: Published
+    ) -> None:
+        keeper_of(entry("openai/a", "sk-value")).stop()
+        assert published.problems == {"openai/a": None}
+
+    async def test_disabled_accounts_are_not_read(
+        self, keeper_of: KeeperOf, published: Published, exchange: ScriptedExchange
+    ) -> None:
+        keeper = keeper_of(entry(enabled=False), entry("openai/a", "x", enabled=False))
+        await settle()
+        assert published.all == [] and exchange.asked == []
+        assert not await keeper.refresh(KEY, Credential(kind="key", secret=Secret("x")))
+
+    async def test_exchanges_run_in_parallel(
+        self, keeper_of: KeeperOf, published: Published, exchange: ScriptedExchange
+    ) -> None:
+        exchange.gate.clear()
+        keeper = keeper_of(*(entry(f"copilot/{n}", f"ghu_{n}") for n in range(5)))
+        await settle()
+        assert [label for label, _, _ in exchange.asked] == list("01234")
+        assert published.all == []
+        exchange.gate.set()
+        await asyncio.wait_for(keeper.first_try("copilot"), 5)
+        assert len(published.all) == 5
+        keeper.stop()
+
+    async def test_a_command_is_read_in_its_own_time(
+        self, published: Published, exchange: ScriptedExchange, clock: FakeClock
+    ) -> None:
+        source = CommandSource("echo sk-command", dict(os.environ))
+        keeper = Keeper([entry("openai/a", source=source)], published, exchange, wall_clock=clock)
+        keeper.start()
+        assert published.all == []
+        await asyncio.wait_for(keeper.first_try("openai"), 10)
+        assert published.all == [("openai/a", {"key": "sk-command"}, None)]
+        keeper.stop()
+
+    async def test_the_token_is_announced_once_without_the_token(
+        self, keeper_of: KeeperOf, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.DEBUG):
+            keeper = keeper_of(entry())
+            await clock.advance(1500)
+        keeper.stop()
+        assert [(r.levelname, r.message) for r in caplog.records if "Copilot" in r.message] == [
+            (
+                "INFO",
+                "copilot/me: has a Copilot token, refreshed in 24 min (valid until 08:26:00 UTC, "
+                "host api.individual.githubcopilot.com)",
+            ),
+            (
+                "DEBUG",
+                "copilot/me: has a Copilot token, refreshed in 24 min (valid until 08:50:00 UTC, "
+                "host api.individual.githubcopilot.com)",
+            ),
+        ]
+        assert "tid=" not in caplog.text and "ghu_" not in caplog.text
+
+
+class TestRenewal:
+    async def test_each_account_is_renewed_before_its_token_ends(
+        self,
+        keeper_of: KeeperOf,
+        published: Published,
+        exchange: ScriptedExchange,
+        clock: FakeClock,
+    ) -> None:
+        exchange.script = ["one", "two", "three"]
+        keeper = keeper_of(entry())
+        await clock.advance(1439)
+        assert tokens(published)["copilot"] == "tid=one;chat=1:x"
+        await clock.advance(1)
+        assert tokens(published) == {
+            "copilot": "tid=two;chat=1:x",
+            "github": "ghu_secret-of-me",
+        }
+        await clock.advance(1440)
+        assert [at for _, _, at in exchange.asked] == [0, 1440, 2880]
+        keeper.stop()
+
+    async def test_a_failing_renewal_keeps_the_token_until_it_ends(
+        self,
+        keeper_of: KeeperOf,
+        published: Published,
+        exchange: ScriptedExchange,
+        clock: FakeClock,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        exchange.script = ["one", ExchangeFailed("503")]
+        keeper = keeper_of(entry())
+        await clock.advance(1440 + 119)
+        assert tokens(published)["copilot"] == "tid=one;chat=1:x"
+        assert published.problems["copilot/me"] == "503"
+        # 1, 2, 4 ... seconds apart
+        assert [at - 1440 for _, _, at in exchange.asked[1:]] == [0, 1, 3, 7, 15, 31, 63]
+        await clock.advance(61)
+        assert tokens(published) == {}
+        assert published.problems["copilot/me"] == "503"
+        assert caplog.messages.count("copilot/me: 503") == 1
+        exchange.script = ["two"]
+        await clock.advance(300)
+        assert tokens(published)["copilot"] == "tid=two;chat=1:x"
+        assert published.problems["copilot/me"] is None
+        keeper.stop()
+
+    async def test_the_wait_github_asks_for_is_kept(
+        self, keeper_of: KeeperOf, exchange: ScriptedExchange, clock: FakeClock
+    ) -> None:
+        exchange.script = [ExchangeFailed("429", 200.0), "one"]
+        keeper = keeper_of(entry())
+        await clock.advance(199)
+        assert len(exchange.asked) == 1
+        await clock.advance(1)
+        assert len(exchange.asked) == 2
+        keeper.stop()
+
+    async def test_a_refusal_withdraws_the_account_and_is_tried_every_ten_minutes(
+        self,
+        keeper_of: KeeperOf,
+        published: Published,
+        exchange: ScriptedExchange,
+        clock: FakeClock,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        exchange.script = ["one", ExchangeRefused("403: no Copilot access", 403)]
+        keeper = keeper_of(entry())
+        await clock.advance(1440)
+        assert published.all[-1] == ("copilot/me", {}, "403: no Copilot access")
+        await clock.advance(1800)
+        assert [at for _, _, at in exchange.asked] == [0, 1440, 2040, 2640, 3240]
+        assert len(published.all) == 2
+        assert caplog.messages == ["copilot/me: 403: no Copilot access"]
+        keeper.stop()
+
+    async def test_a_computer_that_slept_renews_soon_after_waking_up(
+        self, keeper_of: KeeperOf, exchange: ScriptedExchange, clock: FakeClock
+    ) -> None:
+        keeper = keeper_of(entry())
+        await clock.advance(100)
+        clock.now += 8 * 3600  # the wall clock goes on while all sleeps stand still
+        await clock.advance(60)
+        assert len(exchange.asked) == 2
+        keeper.stop()
+
+    async def test_a_mistake_of_ours_does_not_end_the_loop(
+        self,
+        keeper_of: KeeperOf,
+        published: Published,
+        exchange: ScriptedExchange,
+        clock: FakeClock,
+    ) -> None:
+        exchange.script = [KeyError("ghu_secret-of-me"), "one"]
+        keeper = keeper_of(entry())
+        await clock.advance(5)
+        assert published.all[0] == ("copilot/me", {}, "unexpected KeyError")
+        assert tokens(published)["copilot"] == "tid=one;chat=1:x"
+        keeper.stop()
+
+    async def test_a_missing_source_is_tried_again(
+        self, keeper_of: KeeperOf, published: Published, clock: FakeClock
+    ) -> None:
+        environ: dict[str, str] = {}
+        keeper = keeper_of(entry("openai/a", source=EnvSource("KEY", environ)))
+        assert published.problems["openai/a"] == (
+            "env KEY: the environment variable KEY is not set; set it where the proxy is "
+            "started, or name another source"
+        )
+        environ["KEY"] = "sk-late"
+        await clock.advance(60)
+        assert published.all[-1] == ("openai/a", {"key": "sk-late"}, None)
+        keeper.stop()
+
+
+class TestRefresh:
+    async def test_a_changed_source_is_found(
+        self, keeper_of: KeeperOf, published: Published
+    ) -> None:
+        environ = {"KEY": "sk-old"}
+        keeper = keeper_of(entry("openai/a", source=EnvSource("KEY", environ)))
+        refused = published.credentials["openai/a"]["key"]
+        assert not await keeper.refresh(KEY, refused)
+        environ["KEY"] = "sk-new"
+        assert await keeper.refresh(KEY, refused)
+        assert published.all == [
+            ("openai/a", {"key": "sk-old"}, None),
+            ("openai/a", {"key": "sk-new"}, None),
+        ]
+
+    async def test_a_command_is_run_again(
+        self, published: Published, exchange: ScriptedExchange, clock: FakeClock, tmp_path: Path
+    ) -> None:
+        (tmp_path / "token").write_text("sk-old")
+        source = CommandSource(f"cat '{tmp_path}/token'", dict(os.environ))
+        keeper = Keeper([entry("openai/a", source=source)], published, exchange, wall_clock=clock)
+        keeper.start()
+        await asyncio.wait_for(keeper.first_try("openai"), 10)
+        (tmp_path / "token").write_text("sk-new")
+        assert await keeper.refresh(KEY, published.credentials["openai/a"]["key"])
+        assert tokens(published, KEY) == {"key": "sk-new"}
+        keeper.stop()
+
+    async def test_one_exchange_serves_all_who_were_refused(
+        self,
+        keeper_of: KeeperOf,
+        published: Published,
+        exchange: ScriptedExchange,
+        clock: FakeClock,
+    ) -> None:
+        exchange.script = ["one", "two"]
+        keeper = keeper_of(entry())
+        await settle()
+        refused = published.credentials["copilot/me"]["copilot"]
+        exchange.gate.clear()
+        waiting = [asyncio.create_task(keeper.refresh(ME, refused)) for _ in range(20)]
+        await settle()
+        exchange.gate.set()
+        assert await asyncio.gather(*waiting) == [True] * 20
+        assert len(exchange.asked) == 2
+        # and the loop counts from the new token
+        await clock.advance(1439)
+        assert len(exchange.asked) == 2
+        await clock.advance(1)
+        assert len(exchange.asked) == 3
+        keeper.stop()
+
+    async def test_the_same_token_again_is_no_refresh(
+        self, keeper_of: KeeperOf, published: Published, exchange: ScriptedExchange
+    ) -> None:
+        keeper = keeper_of(entry())
+        await settle()
+        for kind in ("copilot", "github"):
+            assert not await keeper.refresh(ME, published.credentials["copilot/me"][kind])
+        exchange.script = [ExchangeFailed("503")]
+        assert not await keeper.refresh(ME, published.credentials["copilot/me"]["copilot"])
+        keeper.stop()
+
+    async def test_a_new_login_is_found_when_github_refuses_the_old_token(
+        self,
+        published: Published,
+        exchange: ScriptedExchange,
+        clock: FakeClock,
+        keeper_of: KeeperOf,
+    ) -> None:
+        environ = {"KEY": "ghu_old"}
+        exchange.script = ["one", ExchangeRefused("401", 401), "two"]
+        keeper = keeper_of(entry(source=EnvSource("KEY", environ)))
+        await settle()
+        exchange.gate.clear()
+        refresh = asyncio.create_task(
+            keeper.refresh(ME, published.credentials["copilot/me"]["copilot"])
+        )
+        await settle()
+        environ["KEY"] = "ghu_new"
+        exchange.gate.set()
+        assert await refresh
+        assert tokens(published) == {"copilot": "tid=two;chat=1:x", "github": "ghu_new"}
+        keeper.stop()
+
+    async def test_a_caller_who_leaves_frees_the_lock(
+        self, keeper_of: KeeperOf, published: Published, exchange: ScriptedExchange
+    ) -> None:
+        exchange.script = ["one", "two"]
+        keeper = keeper_of(entry())
+        await settle()
+        refused = published.credentials["copilot/me"]["copilot"]
+        exchange.gate.clear()
+        first = asyncio.create_task(keeper.refresh(ME, refused))
+        second = asyncio.create_task(keeper.refresh(ME, refused))
+        await settle()
+        first.cancel()
+        exchange.gate.set()
+        assert await second
+        keeper.stop()
+
+    async def test_nothing_is_published_after_stop(
+        self, keeper_of: KeeperOf, published: Published, exchange: ScriptedExchange
+    ) -> None:
+        exchange.script = ["one", "two"]
+        keeper = keeper_of(entry())
+        await settle()
+        exchange.gate.clear()
+        refused = published.credentials["copilot/me"]["copilot"]
+        refresh = asyncio.create_task(keeper.refresh(ME, refused))
+        await settle()
+        keeper.stop()
+        exchange.gate.set()
+        assert not await refresh
+        assert len(published.all) == 1
+        assert not [t for t in asyncio.all_tasks() if t.get_name().startswith("credentials of")]
+
+
+class TestUpdate:
+    async def test_unchanged_accounts_keep_their_tokens(
+        self,
+        keeper_of: KeeperOf,
+        published: Published,
+        exchange: ScriptedExchange,
+        clock: FakeClock,
+    ) -> None:
+        keeper = keeper_of(entry(), entry("copilot/gone"), entry("openai/a", "sk-old"))
+        await settle()
+        keeper.update([entry(priority=3), entry("openai/a", "sk-new"), entry("copilot/more")])
+        await settle()
+        assert [label for label, _, _ in exchange.asked] == ["me", "gone", "more"]
+        assert tokens(published, KEY) == {"key": "sk-new"}
+        await clock.advance(1440)
+        assert [label for label, _, _ in exchange.asked[3:]] == ["me", "more"]
+        keeper.stop()
+
+
+class TestExchangeAnswer:
+    async def test_it_is_of_the_first_account_with_a_token(
+        self, keeper_of: KeeperOf, exchange: ScriptedExchange, clock: FakeClock
+    ) -> None:
+        exchange.gate.clear()
+        exchange.script = [ExchangeRefused("403", 403), "one"]
+        keeper = keeper_of(entry("openai/a", "x"), entry("copilot/none"), entry("copilot/me"))
+        early = keeper.exchange_answer(clock())
+        assert early.status == 503
+        assert json.loads(early.body)["message"].startswith("account-pool: no account of copilot")
+        exchange.gate.set()
+        await asyncio.wait_for(keeper.first_try("copilot"), 5)
+        body = json.loads(keeper.exchange_answer(clock()).body)
+        assert body["token"] == f"tid=pool;exp={int(START) + 1800};chat=1:pool"
+        assert body["chat_enabled"] is True
+        keeper.stop()
+
+    async def test_an_ended_token_answers_no_more(
+        self, keeper_of: KeeperOf, exchange: ScriptedExchange, clock: FakeClock
+    ) -> None:
+        exchange.script = ["one", ExchangeFailed("503")]
+        keeper = keeper_of(entry())
+        await clock.advance(1559)
+        assert keeper.exchange_answer(clock()).status == 200
+        await clock.advance(1)
+        assert keeper.exchange_answer(clock()).status == 503
+        keeper.stop()
+
+
+async def test_everything_together_over_real_http(
+    github: FakeGitHub, clock: FakeClock, published: Published
+) -> None:
+    """A real exchange, its renewal and a refusal, from keeper to socket."""
+    import ssl
+
+    no_seat = {"error_details": {"message": "No seat.", "notification_id": "no_copilot_access"}}
+    github.script = [(200, {}, answer()), (200, {}, answer("tid=b:x")), (403, {}, no_seat)]
+    exchange = CopilotExchange(
+        {"copilot": ExchangeSettings(token_url=github.url)},
+        EditorHeaders(),
+        wall_clock=clock,
+        verify=ssl.create_default_context(),
+    )
+    keeper = Keeper([entry()], published, exchange, wall_clock=clock, sleep=clock.sleep)
+    keeper.start()
+    await until(lambda: len(published.all) == 1)
+    assert await keeper.refresh(ME, published.credentials["copilot/me"]["copilot"])
+    await clock.advance(1440)
+    await until(lambda: len(published.all) == 3)
+    assert published.all[2] == (
+        "copilot/me",
+        {},
+        "403: no Copilot access: No seat. (no_copilot_access)",
+    )
+    keeper.stop()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)

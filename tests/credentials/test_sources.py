@@ -1,0 +1,202 @@
+"""Where credentials are read. What a wrong source says is in tests/config as well."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from account_pool.core.credential import Secret
+from account_pool.credentials.errors import CredentialError
+from account_pool.credentials.sources import (
+    CommandSource,
+    EnvSource,
+    FileSource,
+    ValueSource,
+    expand,
+    usable,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain", "plain"),
+        ("${A}", "one"),
+        ("x${A}-${B}y", "xone-twoy"),
+        ("$$", "$"),
+        ("$${A}", "${A}"),
+        ("$$${A}", "$one"),
+        ("$A $", "$A $"),
+        ("${C}", "${A}"),  # what a variable holds is not expanded again
+    ],
+)
+def test_expansion(text: str, expected: str) -> None:
+    assert expand(text, {"A": "one", "B": "two", "C": "${A}"}) == expected
+
+
+@given(st.text())
+def test_a_text_with_doubled_dollars_is_itself(text: str) -> None:
+    assert expand(text.replace("$", "$$"), {}) == text
+
+
+@given(st.text(min_size=1))
+def test_a_usable_credential_can_stand_in_a_header(text: str) -> None:
+    try:
+        secret = usable(text, "it")
+    except CredentialError:
+        return
+    assert (
+        secret.reveal().isascii() and secret.reveal().isprintable() and " " not in secret.reveal()
+    )
+
+
+async def test_values_and_variables_follow_the_environment() -> None:
+    environ = {"KEY": "one"}
+    sources = (ValueSource(Secret("${KEY}"), environ), EnvSource("KEY", environ))
+    for value in ("one", "two"):
+        environ["KEY"] = value
+        for source in sources:
+            assert source.read_now() == Secret(value)
+            assert await source.read() == Secret(value)
+    assert [source.describe() for source in sources] == ["accounts.yaml", "env KEY"]
+
+
+async def test_a_file_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    source = FileSource(path, written="~/token")
+    for text in ("one", " two\n", "\ufeffthree"):
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o600)
+        assert await source.read() == source.read_now() == Secret(text.strip(" \n\ufeff"))
+    assert source.describe() == "file ~/token"
+
+
+def test_a_huge_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_bytes(b"x" * (1024 * 1024 + 1))
+    path.chmod(0o600)
+    with pytest.raises(CredentialError, match="larger than 1 MiB"):
+        FileSource(path).read_now()
+
+
+def test_no_source_shows_its_secret() -> None:
+    environ = {"KEY": "secret-in-env"}
+    sources = (ValueSource(Secret("secret-written"), environ), EnvSource("KEY", environ))
+    for source in sources:
+        assert "secret" not in f"{source!r} {source} {source.describe()}".replace("[secret]", "")
+
+
+def script(directory: Path, text: str) -> str:
+    """Write a shell script and return the command that runs it."""
+    path = directory / "print token"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o700)
+    return f"'{path}' first 'second argument'"
+
+
+async def test_a_command_is_run_once_until_it_is_refused(tmp_path: Path) -> None:
+    command = script(tmp_path, f'echo run >> {tmp_path}/runs; echo " token-$#-$KEY "')
+    source = CommandSource(command, {"KEY": "x", **os.environ})
+    assert source.read_now() is None
+    assert await source.read() == await source.read() == Secret("token-2-x")
+    source.refused(Secret("another"))
+    await source.read()
+    assert (tmp_path / "runs").read_text() == "run\n"
+    source.refused(Secret("token-2-x"))
+    assert await source.read() == Secret("token-2-x")
+    assert (tmp_path / "runs").read_text() == "run\nrun\n"
+    assert source.describe() == f"command {command}"
+    assert "token-2" not in repr(source)
+
+
+async def test_nothing_is_expanded_by_a_shell() -> None:
+    source = CommandSource("echo $HOME;ls", dict(os.environ))
+    assert await source.read() == Secret("$HOME;ls")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "echo secret-out; echo one >&2; echo 'not logged in' >&2; exit 3",
+            "the command COMMAND ended with status 3: not logged in; run it by hand and "
+            "correct what it says",
+        ),
+        (
+            "echo secret-out; echo 'bad token secret-out' >&2; exit 1",
+            "the command COMMAND ended with status 1: bad token [secret]; run it by hand and "
+            "correct what it says",
+        ),
+        (
+            "exit 4",
+            "the command COMMAND ended with status 4; run it by hand and correct what it says",
+        ),
+        ("true", "what the command COMMAND printed is empty; put the token there"),
+        (
+            "echo secret-out; echo secret-out",
+            "what the command COMMAND printed has a space, a line break or a character outside "
+            "ASCII in it; put the token there alone, on one line",
+        ),
+    ],
+)
+async def test_a_failing_command_shows_its_last_error_line_and_no_output(
+    tmp_path: Path, text: str, expected: str
+) -> None:
+    command = script(tmp_path, text)
+    with pytest.raises(CredentialError) as caught:
+        await CommandSource(command, dict(os.environ)).read()
+    assert str(caught.value) == expected.replace("COMMAND", command)
+    assert "secret-out" not in str(caught.value)
+
+
+async def test_a_missing_command_says_so() -> None:
+    with pytest.raises(CredentialError) as caught:
+        await CommandSource("/nonexistent/program x", {}).read()
+    assert str(caught.value) == (
+        "the command /nonexistent/program x cannot be started (no such file or directory); "
+        "install it, or write its full path"
+    )
+
+
+async def test_a_command_that_hangs_is_ended_with_its_helpers(tmp_path: Path) -> None:
+    command = script(tmp_path, f"sleep 300 & echo $! > {tmp_path}/helper; wait")
+    with pytest.raises(CredentialError) as caught:
+        await CommandSource(command, dict(os.environ), timeout_s=0.5).read()
+    assert "did not end within 0.5 s; run it by hand" in str(caught.value)
+    helper = int((tmp_path / "helper").read_text())
+    assert await is_gone(helper)
+
+
+async def test_a_cancelled_command_is_ended(tmp_path: Path) -> None:
+    import asyncio
+
+    command = script(tmp_path, f"echo $$ > {tmp_path}/pid; exec sleep 300")
+    reading = asyncio.create_task(CommandSource(command, dict(os.environ)).read())
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        await asyncio.sleep(0.005)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert await is_gone(int((tmp_path / "pid").read_text()))
+
+
+async def is_gone(pid: int) -> bool:
+    """Say whether the process ends within a second; a zombie of somebody else's has."""
+    import asyncio
+
+    for _ in range(200):
+        stat = Path(f"/proc/{pid}/stat")
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        await asyncio.sleep(0.005)
+    return False
+
+
+async def test_endless_output_is_read_and_dropped(tmp_path: Path) -> None:
+    command = script(tmp_path, "head -c 3000000 /dev/zero | tr '\\0' x")
+    secret = await CommandSource(command, dict(os.environ)).read()
+    assert len(secret.reveal()) == 64 * 1024
