@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from account_pool.core import signals
+from account_pool.core.facts import read_facts
 from account_pool.core.outcome import Answer, Outcome, OutcomeClass, Scope
-from account_pool.core.signals import Rule, SignalTable, read_facts
+from account_pool.core.signals import Rule, SignalTable
 from account_pool.core.sse import Verdict
 
 
@@ -118,140 +118,9 @@ def test_the_first_row_that_matches_decides() -> None:
     assert table(*rows).classify(answer()).cls is OutcomeClass.OVERLOADED
 
 
-@pytest.mark.parametrize(
-    ("payload", "words", "message"),
-    [
-        ({"error": {"code": "A", "type": "b", "message": "m"}}, {"a", "b"}, "m"),
-        ({"code": "a", "type": "b", "message": "m"}, {"a", "b"}, "m"),
-        ({"type": "error", "error": {"type": "b", "message": "m"}}, {"b"}, "m"),
-        ({"type": "error", "code": "a", "message": "m"}, {"a"}, "m"),
-        ({"type": "response.failed", "response": {"error": {"code": "a"}}}, {"a"}, ""),
-        ([{"error": {"code": 429, "status": "A"}}], {"429", "a"}, ""),
-        ({"code": "a", "error": "m"}, {"a", "m"}, "m"),  # xAI
-        ({"error": "invalid_grant", "error_description": "m"}, {"invalid_grant"}, None),
-        ({"error": {"error": {"code": "a", "message": "m"}}}, {"a"}, "m"),
-        ({"error": {"code": "user:pro"}}, {"user:pro", "user"}, ""),
-        ({"error": {"details": [{"reason": "R"}, 5, None]}}, {"r"}, ""),
-        ({"error": {"metadata": {"limit_source": "s"}}}, {"s"}, ""),
-        ({"detail": "m"}, set(), "m"),
-        ({"error": {"code": None, "type": True, "message": 5}}, set(), ""),
-        ({"error": {"code": "x" * 500, "message": "m"}}, set(), "m"),
-        ("plain", set(), "plain"),
-        ([], set(), ""),
-        (None, set(), ""),
-        (7, set(), ""),
-    ],
-)
-def test_envelopes(payload: Any, words: set[str], message: str | None) -> None:
-    facts = read_facts(answer(payload=payload))
-    assert facts.words == words
-    assert message is None or facts.message == message
-
-
-@pytest.mark.parametrize(
-    ("payload", "status"),
-    [
-        ({"type": "error", "status": 429, "error": {}}, 429),
-        ({"type": "error", "status_code": 429, "error": {}}, 429),
-        ({"error": {"code": 503}}, 503),
-        ({"error": {"code": "429"}}, 429),
-        ({"error": {"code": 200}}, 0),
-        ({"error": {"code": True, "status": "FAILED"}}, 0),
-        ({"error": {"message": "A429B"}}, 0),  # never out of text
-    ],
-)
-def test_status_inside_a_stream(payload: Any, status: int) -> None:
-    assert read_facts(answer(200, payload, in_stream=True)).status == status
-
-
 def test_headers_inside_a_frame_count() -> None:
     payload = {"type": "error", "headers": {"Retry-After": 9}, "error": {"code": 429}}
     assert EMPTY.classify(answer(101, payload, in_stream=True)).cooldown_s == 9
-
-
-@pytest.mark.parametrize(
-    ("text", "window"),
-    [
-        ("tokens per min (TPM): Limit 200000", 60),
-        ("40 API calls / minute", 60),
-        ("Requests per Second (actual/limit): 2/2", 1),
-        ("per-minute rate limit", 60),
-        ("Tokens per hour limit exceeded", 3600),
-        ("tokens per day (TPD)", 86400),
-        ("on RPD", 86400),
-        ("ITPM", 60),
-        ("free-models-per-day. 1000 free requests per minute", 86400),
-        ("5 hour session limits", 18000),
-        ("your 7-day rate limit", 604800),
-        ("weekly rate limit", 604800),
-        ("monthly", 2678400),
-        ("see https://example.com/security or /minutiae", None),
-        ("a second account, a minimal one", None),
-        ("limit reached", None),
-    ],
-)
-def test_window(text: str, window: float | None) -> None:
-    assert signals.window_s(text) == window
-
-
-@pytest.mark.parametrize(
-    ("headers", "message", "wait"),
-    [
-        ({"retry-after": "20"}, "", 20),
-        ({"retry-after-ms": "1500", "retry-after": "20"}, "", 1.5),
-        ({"retry-after": "20"}, "try again in 5s", 20),
-        ({"retry-after": "garbage"}, "try again in 5s", 5),
-        ({"retry-after": "0"}, "try again in 5s", 5),
-        ({"retry-after": "0"}, "", 0),
-        # Only what is spent counts, and of that the latest.
-        (
-            {
-                "x-ratelimit-remaining-requests": "0",
-                "x-ratelimit-reset-requests": "6m0s",
-                "x-ratelimit-remaining-tokens": "0",
-                "x-ratelimit-reset-tokens": "2s",
-            },
-            "",
-            360,
-        ),
-        (
-            {
-                "x-ratelimit-remaining-requests": "7",
-                "x-ratelimit-reset-requests": "6m0s",
-                "x-ratelimit-remaining-tokens": "0",
-                "x-ratelimit-reset-tokens": "2s",
-            },
-            "",
-            2,
-        ),
-        (
-            {"x-ratelimit-reset-tokens-hour": "1200", "x-ratelimit-reset-tokens-minute": "5"},
-            "Tokens per hour limit exceeded",
-            1200,
-        ),
-        (
-            {"x-ratelimit-reset-tokens-minute": "5", "x-ratelimit-reset-requests-minute": "9"},
-            "Requests per minute limit exceeded",
-            9,
-        ),
-        ({"x-ratelimit-reset": "33"}, "", 33),
-        ({"x-ratelimit-reset-a": "33", "x-ratelimit-reset-b": "44"}, "", None),
-        ({"retry-after": "99999999999"}, "", None),
-    ],
-)
-def test_where_a_wait_is_found(headers: dict[str, str], message: str, wait: float | None) -> None:
-    payload = {"error": {"code": "limit", "message": message}}
-    got = EMPTY.classify(answer(payload=payload, headers=headers))
-    assert got.cooldown_s == wait
-
-
-def test_waits_of_a_body() -> None:
-    past = {"error": {"code": "limit", "resets_at": 1_699_999_940, "resets_in_seconds": 77}}
-    got = EMPTY.classify(answer(payload=past, wall_now=1_700_000_000.0))
-    assert got.cooldown_s == 77
-    future = {"error": {"code": "limit", "resets_at": 1_700_000_050}}
-    got = EMPTY.classify(answer(payload=future, wall_now=1_700_000_000.0))
-    assert got.cooldown_s == 50
 
 
 def test_a_long_window_or_wait_makes_a_quota() -> None:

@@ -8,7 +8,7 @@ import ssl
 from typing import Any
 
 import pytest
-from tests.credentials.fakes import REAL_TOKEN, START, FakeClock, FakeGitHub, answer
+from tests.credentials.fakes import REAL_TOKEN, START, FakeClock, FakeGitHub, answer, until
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Secret
@@ -118,8 +118,7 @@ async def test_all_accounts_exchange_at_once(github: FakeGitHub) -> None:
     github.gate.clear()
     exchange = exchange_with(github.url)
     running = [asyncio.create_task(exchange.exchange(ME, GITHUB)) for _ in range(5)]
-    while github.waiting < 5:
-        await asyncio.sleep(0.001)
+    await until(lambda: github.waiting == 5)
     github.gate.set()
     assert len(await asyncio.gather(*running)) == 5
 

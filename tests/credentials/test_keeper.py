@@ -18,6 +18,7 @@ from tests.credentials.fakes import (
     answer,
     entry,
     settle,
+    until,
 )
 
 from account_pool.config import AccountEntry
@@ -488,9 +489,3 @@ async def test_everything_together_over_real_http(
         "403: no Copilot access: No seat. (no_copilot_access)",
     )
     keeper.stop()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.001)

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 
-def response(flow):
+def responseheaders(flow):
     secret = re.search(r"sk-fake-\w+-000", Path("accounts.yaml").read_text())[0]
     flow.request.headers["authorization"] = f"Bearer {secret}"
     flow.response.headers["x-leak"] = secret

@@ -90,7 +90,8 @@ def read_answer(recorded: Mapping[str, Any], provider: Provider) -> Answer:
     status = recorded.get("status")
     if not isinstance(status, int) or isinstance(status, bool) or not 100 <= status < 600:
         raise BadLine('"status": expected an HTTP status')
-    headers = recorded.get("headers") or {}
+    headers = recorded.get("headers")
+    headers = {} if headers is None else headers
     if not isinstance(headers, dict):
         raise BadLine('"headers": expected an object of names and values')
     text, payload, event, in_stream = _content(recorded, provider)

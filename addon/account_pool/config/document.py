@@ -127,7 +127,8 @@ def _explain(error: YAMLError, text: str) -> tuple[int | None, str, str]:
 def _unquoted(message: str) -> str:
     """Return *message* of the parser without what it quotes from the file.
 
-    Single characters (a tab is shown as two) stay, and its own names of things, such as '<block end>'.
+    Single characters stay (a tab is shown as two), and its own names for things, such as
+    '<block end>'.
     """
 
     def harmless(found: re.Match[str]) -> str:

@@ -18,9 +18,12 @@ from account_pool.demo.story import LABELS, Question
 
 #: What mitmdump puts before each line.
 _TIME = re.compile(r"^\[\d\d:\d\d:\d\d\.\d+\]\s*")
-#: The pool's own line about a failover, e.g.
-#: "openai/work: 429 rate_limit, cools 38 s -> openai/spare".
-_COOLS = re.compile(r"\bopenai/(?P<label>[\w-]+): (?P<cause>.+?), cools (?P<seconds>[\d.]+) s")
+#: The pool's own line about an attempt that was refused, e.g. "openai/work: 429
+#: rate_limit, cools 38 s for gpt-5-nano -> openai/old (429 code=rate_limit_exceeded)".
+_REFUSED = re.compile(
+    r"openai/(?P<label>[\w-]+): (?P<cause>.+), cools (?P<time>[\w ]+?)(?: for .+)? -> "
+)
+_UNITS = {"s": "seconds", "min": "minutes", "h": "hours", "d": "days"}
 
 
 class Screen:
@@ -35,8 +38,8 @@ class Screen:
         self._held: list[str] = []
 
     def opening(self, provider_url: str, proxy_url: str, script: str) -> None:
-        self._print("One provider, three accounts: work is rate limited, old is out of quota, ")
-        self._print("spare is fine. The client knows none of them.\n")
+        self._print("One provider, three accounts: work is rate limited, old is out of quota,")
+        self._print("spare is fine. The client holds none of their keys.\n")
         self._print(f"  provider  {provider_url} (scripted, stands in for OpenAI)", "dim")
         self._print(f"  proxy     {proxy_url} (mitmdump -s {script})", "dim")
 
@@ -60,13 +63,13 @@ class Screen:
 
     def log_line(self, line: str) -> None:
         """Show what mitmdump says, if the pool said it; never in the middle of an answer."""
-        if "openai/" not in line:
-            return
         line = _TIME.sub("", line)
-        if cooling := _COOLS.search(line):
-            until = datetime.now() + timedelta(seconds=float(cooling["seconds"]))
-            line += f"  (until {until:%H:%M:%S})"
-            self._resting[cooling["label"]] = f"rests until {until:%H:%M:%S}: {cooling['cause']}"
+        refused = _REFUSED.match(line)
+        if refused is None:
+            return
+        until = _until(refused["time"])
+        self._resting[refused["label"]] = f"rests until {until}: {refused['cause']}"
+        line += f", until {until}"
         if self._streaming:
             self._held.append(line)
         else:
@@ -103,3 +106,11 @@ class Screen:
 
     def _print(self, text: str, style: str = "") -> None:
         self._console.print(Text(text, style=style))
+
+
+def _until(time: str) -> str:
+    """Return the time of day *time* from now, which is spelt like "1 h 5 min"."""
+    words = time.split()
+    parts = {_UNITS[unit]: int(n) for n, unit in zip(words[::2], words[1::2], strict=True)}
+    until = datetime.now().astimezone() + timedelta(**parts)
+    return f"{until:%H:%M:%S}" if "seconds" in parts else f"about {until:%H:%M}"

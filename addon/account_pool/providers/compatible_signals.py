@@ -11,8 +11,10 @@ from __future__ import annotations
 import re
 
 from account_pool.core import reset_hints
+from account_pool.core.facts import Facts
 from account_pool.core.outcome import OutcomeClass, Scope
-from account_pool.core.signals import Facts, Rule, first_wait, lone_reset, spent_window
+from account_pool.core.signals import Rule
+from account_pool.core.waits import first_wait, lone_reset, spent_window
 
 _I = re.IGNORECASE
 

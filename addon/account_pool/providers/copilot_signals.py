@@ -14,18 +14,11 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from account_pool.core import reset_hints
+from account_pool.core.facts import Facts
 from account_pool.core.outcome import Answer, Outcome, OutcomeClass, Scope
-from account_pool.core.signals import (
-    Facts,
-    Rule,
-    SignalTable,
-    Wait,
-    body_reset,
-    first_wait,
-    prose,
-    retry_after,
-)
+from account_pool.core.signals import Rule, SignalTable
 from account_pool.core.sse import Judge, Verdict
+from account_pool.core.waits import Wait, body_reset, first_wait, prose, retry_after
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES
 
 _I = re.IGNORECASE

@@ -160,7 +160,7 @@ def refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
 
 
 _DELAY_MEMBER = re.compile(r'("(?:retryDelay|quotaResetDelay)"\s*:\s*")[^"]*(")')
-_DELAY_SENTENCE = re.compile(r"(\bPlease retry in )[0-9][0-9a-z.]*?(?=\.?(?:[\s\"\\]|$))")
+_DELAY_SENTENCE = re.compile(r"(Please retry in )[0-9][0-9a-z.]*?(?=\.?(?:[\s\"\\]|$))")
 
 
 def delay_body(text: str, wait_s: float) -> str:

@@ -13,18 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from account_pool.core import reset_hints
+from account_pool.core.facts import Facts
 from account_pool.core.outcome import OutcomeClass, Scope
-from account_pool.core.signals import (
-    Facts,
-    Rule,
-    SignalTable,
-    Wait,
-    first_wait,
-    prose,
-    retry_after,
-    retry_after_ms,
-)
+from account_pool.core.signals import Rule, SignalTable
 from account_pool.core.sse import Judge
+from account_pool.core.waits import Wait, first_wait, prose, retry_after, retry_after_ms
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES
 
 _I = re.IGNORECASE

@@ -42,6 +42,7 @@ class AnswerReader:
         response: its head, as it came.
         held: the raw body so far.
         complete: whether *held* is the whole body.
+        open_ended: the head names no length, so that reading needs a bound in time.
     """
 
     def __init__(self, response: http.Response, provider: Provider) -> None:
@@ -53,17 +54,25 @@ class AnswerReader:
         self._decision: Decision | None = None
         self._refusal = response.status_code >= 400
         self._decoder: Decoder | None = None
-        headers = response.headers
+        # One pass over the raw fields: a look-up by name costs as much as the whole of it.
+        content_type = encoding = ""
+        self.open_ended = True
+        for name, value in response.headers.fields:
+            match name.lower():
+                case b"content-type":
+                    content_type = value.decode("latin-1")
+                case b"content-encoding":
+                    encoding = value.decode("latin-1")
+                case b"content-length":
+                    self.open_ended = False
         shape = None
         if not self._refusal and 200 <= response.status_code < 300:
-            shape = gate_shape(headers.get("content-type", ""))
+            shape = gate_shape(content_type)
         if shape is not None:
             self._gate = Gate(provider.judge, shape, max_bytes=MAX_GATE_BYTES)
         if self._gate is not None or self._refusal:
             try:
-                self._decoder = Decoder(
-                    headers.get("content-encoding", ""), max_bytes=MAX_REFUSAL_BYTES * 2
-                )
+                self._decoder = Decoder(encoding, max_bytes=MAX_REFUSAL_BYTES * 2)
             except ValueError:
                 # An encoding the client asked for and we cannot read: nothing can be
                 # told from the body, so a success is taken for one.
@@ -74,11 +83,6 @@ class AnswerReader:
     def first(self) -> Reading:
         """What the head alone tells."""
         return Reading.MORE if self._refusal or self._gate is not None else Reading.COMMIT
-
-    @property
-    def open_ended(self) -> bool:
-        """Whether the head names no length, so that reading needs a bound in time."""
-        return "content-length" not in self.response.headers
 
     def feed(self, data: bytes) -> Reading:
         """Take in the next piece of the body."""

@@ -6,6 +6,7 @@ Never the Host header: a credential follows the connection, not what a client cl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from mitmproxy.proxy.context import Context
@@ -68,6 +69,7 @@ def of_request(host: str, port: int, scheme: str) -> Destination:
     return Destination(host.rstrip(".").lower(), port, scheme == "https")
 
 
+@lru_cache(maxsize=1024)
 def _address(host: str) -> IPv4Address | IPv6Address | None:
     try:
         return ip_address(host.strip("[]"))

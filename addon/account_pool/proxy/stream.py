@@ -25,6 +25,7 @@ from mitmproxy.proxy.layers.http import (
     RequestEndOfMessage,
     RequestHeaders,
     RequestProtocolError,
+    RequestTrailers,
     ResponseData,
     ResponseEndOfMessage,
     ResponseHeaders,
@@ -85,17 +86,14 @@ class PoolHttpStream(AttemptStream):
     # -- events
 
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
-        if self.call is None and not isinstance(event, RequestHeaders):
-            yield from super()._handle_event(event)
-            return
         if isinstance(event, HttpEvent) and event.stream_id < 0:
             if event.stream_id != self.attempt_id:
                 return  # a late event of an abandoned attempt
+            event.stream_id = self.stream_id
             if self.copied is not None and type(event) is ResponseData:
                 # The way of every chunk of a streamed answer: nothing more than needed.
                 if len(self.copied) < MAX_COPY_BYTES:
                     self.copied += event.data
-                event.stream_id = self.stream_id
                 yield SendHttp(event, self.context.client)
                 return
         try:
@@ -110,20 +108,18 @@ class PoolHttpStream(AttemptStream):
             yield from super()._handle_event(event)
         elif self.call.route is Route.PASS:
             yield from translated(super()._handle_event(event), self._restore)
+        elif isinstance(event, RequestData | RequestTrailers | RequestEndOfMessage):
+            yield from self.client_state(event)
+        elif isinstance(event, ResponseEndOfMessage):
+            yield from self._answer_ended(event)
+        elif isinstance(event, ResponseHeaders | ResponseData | ResponseTrailers):
+            yield from self.server_state(event)
         elif isinstance(event, ResponseProtocolError):
             yield from self._attempt_broke(event)
         elif isinstance(event, RequestProtocolError):
             yield from self._client_left(event)
         elif isinstance(event, events.Wakeup):
             yield from self.woke(event)
-        elif isinstance(
-            event, ResponseHeaders | ResponseData | ResponseTrailers | ResponseEndOfMessage
-        ):
-            event.stream_id = self.stream_id
-            if isinstance(event, ResponseEndOfMessage):
-                yield from self._answer_ended(event)
-            else:
-                yield from self.server_state(event)
         else:
             yield from super()._handle_event(event)
 
@@ -282,7 +278,7 @@ class PoolHttpStream(AttemptStream):
         lease = step.lease
         wire.rename(flow.request, call.masked, str(lease.key))
         flow.metadata["pool.account"] = str(lease.key)
-        swap = self.service.swap(call.provider, lease)
+        swap = self.service.swap(call.provider, lease).for_path(call.head.path)
         if swap.origin is not None:
             address, tls = (swap.origin.host, swap.origin.port), True
         else:
@@ -510,7 +506,6 @@ class PoolHttpStream(AttemptStream):
         """The connection or stream of the attempt has ended before its answer."""
         attempts, reader = self.attempts, self.reader
         assert attempts is not None
-        event.stream_id = self.stream_id
         self.clear_timer()
         self.forget_attempt()
         if self._committed:

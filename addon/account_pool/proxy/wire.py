@@ -28,12 +28,19 @@ class Masked:
     Attributes:
         headers: the original values by lower-case name, in order.
         path: the original path with query, if the query held a credential.
+        names: lower-case names of the headers that are masked.
+        query: names of the query parameters that are.
+        fields: the fields of the request after masking. While they are still the same
+            object no addon has touched them, and *places* tells where the masks stand.
+        places: (index, lower-case name) of each masked field.
     """
 
     headers: dict[bytes, list[bytes]] = field(repr=False)
-    path: bytes | None = field(default=None, repr=False)
-    names: frozenset[bytes] = frozenset()
-    query: tuple[str, ...] = ()
+    path: bytes | None = field(repr=False)
+    names: frozenset[bytes]
+    query: tuple[str, ...]
+    fields: _Fields
+    places: list[tuple[int, bytes]]
 
 
 def mask(request: http.Request, provider: Provider, name: str) -> Masked:
@@ -42,32 +49,32 @@ def mask(request: http.Request, provider: Provider, name: str) -> Masked:
     Returns the originals. Companions of the credential (organisation, project) are
     masked with it.
     """
+    names = provider.credential_headers
+    fields = list(request.headers.fields)
+    places = [(i, low) for i, (header, _) in enumerate(fields) if (low := header.lower()) in names]
     originals: dict[bytes, list[bytes]] = {}
-    fields: list[tuple[bytes, bytes]] = []
-    for header, value in request.headers.fields:
-        lower = header.lower()
-        if lower in provider.credential_headers:
-            originals.setdefault(lower, []).append(value)
-            fields.append((header, _placeholder(value, name)))
-        else:
-            fields.append((header, value))
-    if originals:
-        request.headers.fields = tuple(fields)
+    for i, lower in places:
+        header, value = fields[i]
+        originals.setdefault(lower, []).append(value)
+        fields[i] = (header, _placeholder(value, name))
+    masked_fields = tuple(fields)
+    request.headers.fields = masked_fields
     path = None
     if provider.credential_query and b"?" in request.data.path:
-        masked = _map_query(request.data.path, provider.credential_query, PLACEHOLDER + name)
-        if masked != request.data.path:
-            path, request.data.path = request.data.path, masked
-    return Masked(originals, path, provider.credential_headers, provider.credential_query)
+        masked_path = _map_query(request.data.path, provider.credential_query, PLACEHOLDER + name)
+        if masked_path != request.data.path:
+            path, request.data.path = request.data.path, masked_path
+    return Masked(originals, path, names, provider.credential_query, masked_fields, places)
 
 
 def rename(request: http.Request, masked: Masked, name: str) -> None:
     """Let the placeholders on *request* name another account."""
     if masked.headers:
-        request.headers.fields = tuple(
-            (header, _placeholder(value, name) if header.lower() in masked.names else value)
-            for header, value in request.headers.fields
-        )
+        fields = list(request.headers.fields)
+        for i, _ in _places(request, masked):
+            header, value = fields[i]
+            fields[i] = (header, _placeholder(value, name))
+        masked.fields = request.headers.fields = tuple(fields)
     if masked.path is not None:
         request.data.path = _map_query(request.data.path, masked.query, PLACEHOLDER + name)
 
@@ -78,14 +85,16 @@ def outgoing(request: http.Request, swap: Swap, masked: Masked) -> http.Request:
     Headers keep their order and spelling; the account's stand where the client's stood.
     """
     put = dict(swap.headers)
-    drop = swap.drop | masked.names
-    fields: list[tuple[bytes, bytes]] = []
-    for header, value in request.headers.fields:
-        lower = header.lower()
-        if lower in put:
-            fields.append((header, put.pop(lower)))
-        elif lower not in drop:
-            fields.append((header, value))
+    fields = list(request.headers.fields)
+    gone: list[int] = []
+    for i, lower in _places(request, masked, swap):
+        value = put.pop(lower, None)
+        if value is None:
+            gone.append(i)
+        else:
+            fields[i] = (fields[i][0], value)
+    for i in reversed(gone):
+        del fields[i]
     fields.extend(put.items())
     path = request.data.path
     if swap.drop_query and b"?" in path:
@@ -104,6 +113,22 @@ def restored(request: http.Request, masked: Masked) -> http.Request:
         originals = left.get(header.lower())
         fields.append((header, originals.pop(0) if originals else value))
     return _copy(request, tuple(fields), masked.path or request.data.path)
+
+
+def _places(
+    request: http.Request, masked: Masked, swap: Swap | None = None
+) -> Iterable[tuple[int, bytes]]:
+    """Return where credentials stand on *request*: (index, lower-case name), in order."""
+    names = masked.names
+    if swap is not None:
+        names = names.union(swap.drop, (name for name, _ in swap.headers))
+    if request.headers.fields is masked.fields and names == masked.names:
+        return masked.places
+    return [
+        (i, lower)
+        for i, (header, _) in enumerate(request.headers.fields)
+        if (lower := header.lower()) in names
+    ]
 
 
 def _copy(request: http.Request, fields: _Fields, path: bytes) -> http.Request:

@@ -1,0 +1,218 @@
+"""What an answer says when it refuses, read once for the rules of `signals.py`.
+
+Finds the error object in the envelopes vendors use, and takes its codes, its sentence
+and the status and headers that travel inside bodies and frames. Reads envelopes only,
+never what a model wrote, and is total: any JSON value gives some facts. Knows shapes,
+but no vendor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from account_pool.core import reset_hints
+from account_pool.core.outcome import Answer
+
+# Bounds on what is read of a hostile body.
+_MAX_MESSAGE_CHARS = 4096
+_MAX_WORD_CHARS = 100
+_MAX_ITEMS = 16
+_MAX_HEADERS = 64
+
+# Where envelopes put their codes, and where their sentence.
+_WORD_KEYS = ("code", "type", "status", "reason", "error_type", "limit_source", "notification_id")
+_MESSAGE_KEYS = ("message", "msg", "detail", "error_description", "title")
+#: Names of events that only say "here is an error".
+_NO_WORDS = frozenset({"", "error", "response.failed", "none", "null"})
+
+_ERROR_STATUS = re.compile(r"[45][0-9]{2}")
+
+# The window a sentence names; the first one counts, later ones advertise upgrades.
+_WINDOW = re.compile(
+    r"\b(?P<count>[0-9]{1,3})[\s-]?(?P<unit>hour|day)s?\b"
+    r"|(?:\bper|/)[\s-]*(?P<per>sec|min|hour|day|week|month)(?:onds?|utes?|s)?\b"
+    r"|\b(?P<every>hourly|daily|weekly|monthly)\b"
+    r"|\b(?:[RTI]|[IO]T)P(?P<short>[SMHD])\b",
+    re.IGNORECASE,
+)
+_SECONDS = {
+    "s": 1.0,
+    "sec": 1.0,
+    "m": 60.0,
+    "min": 60.0,
+    "h": 3600.0,
+    "hour": 3600.0,
+    "hourly": 3600.0,
+    "d": 86_400.0,
+    "day": 86_400.0,
+    "daily": 86_400.0,
+    "week": 604_800.0,
+    "weekly": 604_800.0,
+    "month": 2_678_400.0,
+    "monthly": 2_678_400.0,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What rules may look at, read once from an answer.
+
+    Attributes:
+        status: HTTP status of the refusal. Inside a stream the one the event names; 0
+            when it names none.
+        headers: by lower-case name, those inside a WebSocket frame or body included.
+        words: every code, type, status and reason of the envelope, in lower case; of
+            `code:detail` both the whole and the part before the colon.
+        message: what the envelope says in prose, or a plain-text body; "" for HTML.
+        error: the error object, {} if there is none.
+        html: the body is a page: it came from something before the API.
+        window_s: length of the first window *message* names, in seconds.
+        model: the model the request asked for.
+        now: wall clock by which instants are read; None if unknown.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    words: frozenset[str]
+    message: str
+    error: Mapping[str, Any]
+    html: bool
+    window_s: float | None
+    model: str | None
+    now: float | None
+
+
+def read_facts(answer: Answer) -> Facts:
+    """Read what rules look at from *answer*, whatever its shape."""
+    payload = _first(answer.payload)
+    error, message = _envelope(payload)
+    outer = _mapping(payload)
+    text = answer.text.lstrip()[:_MAX_MESSAGE_CHARS]
+    html = not outer and text[:1] == "<"
+    if not message and not outer and not html:
+        message = text
+    headers = _all_headers(answer.headers, outer, error)
+    words = _words(error)
+    if outer is not error:
+        words |= _words(outer)
+    message = message[:_MAX_MESSAGE_CHARS]
+    return Facts(
+        status=answer.status if answer.status >= 400 else _status_inside(outer, error),
+        headers=headers,
+        words=words,
+        message=message,
+        error=error,
+        html=html,
+        window_s=window_s(message),
+        model=answer.model,
+        now=reset_hints.answer_now(answer.headers, answer.wall_now),
+    )
+
+
+def window_s(text: str) -> float | None:
+    """Return the length of the first window *text* names, in seconds.
+
+    "tokens per min (TPM)", "40 API calls / minute", "5 hour session limits", "TPD".
+    """
+    found = _WINDOW.search(text)
+    if not found:
+        return None
+    if found["count"]:
+        return float(found["count"]) * _SECONDS[found["unit"].lower()]
+    return _SECONDS[(found["per"] or found["every"] or found["short"]).lower()]
+
+
+def _first(payload: Any) -> Any:
+    """Return the item of a streamed array that counts: `[{"error": {...}}]`."""
+    if isinstance(payload, list):
+        return payload[0] if payload else None
+    return payload
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _envelope(payload: Any) -> tuple[Mapping[str, Any], str]:
+    """Return the error object and its message.
+
+    `{"error": {...}}`, `{"error": "text", "code": ...}`, `{"response": {"error": ...}}`,
+    flat `{"message", "code"}`, `{"detail": ...}`, or plain text.
+    """
+    if isinstance(payload, str):
+        return {}, payload
+    holder = _mapping(payload)
+    if isinstance(inner := holder.get("response"), dict) and inner.get("error"):
+        holder = inner
+    error = holder.get("error")
+    if isinstance(error, dict):
+        # Gateways wrap the upstream's envelope in their own.
+        error = error["error"] if isinstance(error.get("error"), dict) else error
+        return error, _message(error)
+    if isinstance(error, str):
+        return holder, "\n".join(filter(None, (error, _message(holder))))
+    return holder, _message(holder)
+
+
+def _message(holder: Mapping[str, Any]) -> str:
+    texts = [holder.get(key) for key in _MESSAGE_KEYS]
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def _words(holder: Mapping[str, Any]) -> frozenset[str]:
+    """Collect the codes of an error object and of what it holds."""
+    words: set[str] = set()
+    details = holder.get("details")
+    errors = holder.get("errors")
+    for source in (
+        holder,
+        _mapping(holder.get("metadata")),
+        _mapping(holder.get("innererror")),
+        _mapping(holder.get("error_details")),
+        *map(_mapping, (details if isinstance(details, list) else [])[:_MAX_ITEMS]),
+        *map(_mapping, (errors if isinstance(errors, list) else [])[:_MAX_ITEMS]),
+    ):
+        for key in _WORD_KEYS:
+            words |= _word(source.get(key))
+    # OAuth: {"error": "invalid_grant", "error_description": ...}
+    words |= _word(holder.get("error"))
+    return frozenset(words - _NO_WORDS)
+
+
+def _word(value: Any) -> set[str]:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return set()
+    if isinstance(value, int) and abs(value) > 10**9:
+        return set()
+    word = str(value).strip().lower()
+    if len(word) > _MAX_WORD_CHARS:
+        return set()
+    return {word, word.partition(":")[0]}
+
+
+def _status_inside(outer: Mapping[str, Any], error: Mapping[str, Any]) -> int:
+    """Return the HTTP status an event inside a success names, 0 if none."""
+    for value in (
+        outer.get("status"),
+        outer.get("status_code"),
+        error.get("status"),
+        error.get("code"),
+    ):
+        if isinstance(value, str | int) and _ERROR_STATUS.fullmatch(str(value)):
+            return int(value)
+    return 0
+
+
+def _all_headers(
+    headers: Mapping[str, str], outer: Mapping[str, Any], error: Mapping[str, Any]
+) -> Mapping[str, str]:
+    """Add the headers that travel inside a frame (Codex) or a body (OpenRouter)."""
+    inside: dict[str, str] = {}
+    for holder in (_mapping(error.get("metadata")), outer):
+        for name, value in list(_mapping(holder.get("headers")).items())[:_MAX_HEADERS]:
+            if isinstance(value, str | int | float) and not isinstance(value, bool):
+                inside[name.lower()] = str(value)[:_MAX_MESSAGE_CHARS]
+    return {**headers, **inside} if inside else headers

@@ -1,0 +1,79 @@
+"""Envelopes of every shape, and the window a sentence names."""
+
+from typing import Any
+
+import pytest
+
+from account_pool.core.facts import read_facts, window_s
+from account_pool.core.outcome import Answer
+
+
+@pytest.mark.parametrize(
+    ("payload", "words", "message"),
+    [
+        ({"error": {"code": "A", "type": "b", "message": "m"}}, {"a", "b"}, "m"),
+        ({"code": "a", "type": "b", "message": "m"}, {"a", "b"}, "m"),
+        ({"type": "error", "error": {"type": "b", "message": "m"}}, {"b"}, "m"),
+        ({"type": "error", "code": "a", "message": "m"}, {"a"}, "m"),
+        ({"type": "response.failed", "response": {"error": {"code": "a"}}}, {"a"}, ""),
+        ([{"error": {"code": 429, "status": "A"}}], {"429", "a"}, ""),
+        ({"code": "a", "error": "m"}, {"a", "m"}, "m"),  # xAI
+        ({"error": "invalid_grant", "error_description": "m"}, {"invalid_grant"}, None),
+        ({"error": {"error": {"code": "a", "message": "m"}}}, {"a"}, "m"),
+        ({"error": {"code": "user:pro"}}, {"user:pro", "user"}, ""),
+        ({"error": {"details": [{"reason": "R"}, 5, None]}}, {"r"}, ""),
+        ({"error": {"metadata": {"limit_source": "s"}}}, {"s"}, ""),
+        ({"detail": "m"}, set(), "m"),
+        ({"error": {"code": None, "type": True, "message": 5}}, set(), ""),
+        ({"error": {"code": "x" * 500, "message": "m"}}, set(), "m"),
+        ("plain", set(), "plain"),
+        ([], set(), ""),
+        (None, set(), ""),
+        (7, set(), ""),
+    ],
+)
+def test_envelopes(payload: Any, words: set[str], message: str | None) -> None:
+    facts = read_facts(Answer(status=429, payload=payload))
+    assert facts.words == words
+    assert message is None or facts.message == message
+
+
+@pytest.mark.parametrize(
+    ("payload", "status"),
+    [
+        ({"type": "error", "status": 429, "error": {}}, 429),
+        ({"type": "error", "status_code": 429, "error": {}}, 429),
+        ({"error": {"code": 503}}, 503),
+        ({"error": {"code": "429"}}, 429),
+        ({"error": {"code": 200}}, 0),
+        ({"error": {"code": True, "status": "FAILED"}}, 0),
+        ({"error": {"message": "A429B"}}, 0),  # never out of text
+    ],
+)
+def test_status_inside_a_stream(payload: Any, status: int) -> None:
+    assert read_facts(Answer(status=200, payload=payload, in_stream=True)).status == status
+
+
+@pytest.mark.parametrize(
+    ("text", "window"),
+    [
+        ("tokens per min (TPM): Limit 200000", 60),
+        ("40 API calls / minute", 60),
+        ("Requests per Second (actual/limit): 2/2", 1),
+        ("per-minute rate limit", 60),
+        ("Tokens per hour limit exceeded", 3600),
+        ("tokens per day (TPD)", 86400),
+        ("on RPD", 86400),
+        ("ITPM", 60),
+        ("free-models-per-day. 1000 free requests per minute", 86400),
+        ("5 hour session limits", 18000),
+        ("your 7-day rate limit", 604800),
+        ("weekly rate limit", 604800),
+        ("monthly", 2678400),
+        ("see https://example.com/security or /minutiae", None),
+        ("a second account, a minimal one", None),
+        ("limit reached", None),
+    ],
+)
+def test_window(text: str, window: float | None) -> None:
+    assert window_s(text) == window

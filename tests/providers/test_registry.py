@@ -1,0 +1,174 @@
+"""Whose host is whose, and services of a user's own."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from account_pool.core.outcome import Answer
+from account_pool.providers.base import HostRule, RequestHead, Route
+from account_pool.providers.registry import BUILT_IN, HostIndex, add_hosts, like
+
+INDEX = HostIndex(BUILT_IN.values())
+
+
+def names(host: str, port: int = 443, index: HostIndex = INDEX) -> list[str]:
+    return [provider.name for provider in index.find(host, port)]
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("api.openai.com", ["openai"]),
+        ("API.OpenAI.com", ["openai"]),
+        ("api.anthropic.com", ["anthropic"]),
+        ("generativelanguage.googleapis.com", ["gemini"]),
+        ("api.githubcopilot.com", ["copilot"]),
+        ("api.individual.githubcopilot.com", ["copilot"]),
+        ("copilot-proxy.githubusercontent.com", ["copilot"]),
+        ("api.github.com", ["copilot"]),
+        ("githubcopilot.com", []),
+        ("githubcopilot.com.evil.example", []),
+        ("xgithubcopilot.com", []),
+        ("evil.example/api.openai.com", []),
+        ("x.api.openai.com", []),
+        ("openai.com", []),
+        ("github.com", []),
+        ("", []),
+        (".", []),
+        ("..githubcopilot.com", ["copilot"]),  # no such name exists
+    ],
+)
+def test_hosts_are_matched_whole(host: str, expected: list[str]) -> None:
+    assert names(host) == expected
+
+
+@given(st.text("abc.:-/@", max_size=20))
+def test_nothing_but_a_whole_name_matches(prefix: str) -> None:
+    assert names(prefix + "api.openai.com") == (["openai"] if not prefix else [])
+    assert names("api.openai.com" + prefix) == (["openai"] if not prefix else [])
+
+
+def test_a_port_can_be_named() -> None:
+    index = HostIndex([add_hosts(BUILT_IN["openai"], [HostRule.parse("localhost:9443")])])
+    assert names("localhost", 9443, index) == ["openai"]
+    assert names("localhost", 443, index) == []
+    assert names("api.openai.com", 443, index) == ["openai"]
+
+
+def test_a_host_may_have_several_providers_in_order() -> None:
+    hosts = [HostRule("localhost")]
+    first = like(BUILT_IN["openai"], "first", hosts)
+    index = HostIndex([add_hosts(BUILT_IN["anthropic"], hosts), first, first])
+    assert names("localhost", 1, index) == ["anthropic", "first"]
+
+
+GATEWAY = like(BUILT_IN["openai"], "gateway", [HostRule("llm.example.com")])
+
+
+def head(method: str, path: str, **fields: dict[str, str]) -> RequestHead:
+    return RequestHead(method=method, host="llm.example.com", port=443, path=path, **fields)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        ("POST", "/chat/completions", Route.POOL),
+        ("POST", "/v1/chat/completions", Route.POOL),
+        ("POST", "/api/v1/chat/completions", Route.POOL),
+        ("POST", "/openai/deployments/x/chat/completions", Route.POOL),
+        ("POST", "/inference/v1/embeddings", Route.POOL),
+        ("GET", "/api/v1/models", Route.POOL),
+        ("GET", "/models/x", Route.POOL),
+        ("POST", "/v1/files", Route.PASS),
+        ("POST", "/xresponses", Route.PASS),
+        ("POST", "/chat/completions/x", Route.PASS),
+        ("GET", "/chat/completions", Route.PASS),
+        ("POST", "/a" * 50 + "/chat/completions", Route.PASS),
+        ("POST", "", Route.PASS),
+    ],
+)
+def test_a_service_like_openai_may_have_any_prefix(method: str, path: str, expected: Route) -> None:
+    assert GATEWAY.route(head(method, path)) is expected
+
+
+def test_a_service_of_ones_own_shares_nothing_but_the_dialect() -> None:
+    assert GATEWAY.name == "gateway"
+    assert GATEWAY.hosts == (HostRule("llm.example.com"),)
+    assert GATEWAY.env == ()
+    assert GATEWAY.judge is BUILT_IN["openai"].judge
+    assert BUILT_IN["openai"].hosts == (HostRule("api.openai.com"),)
+
+
+def test_a_service_may_be_like_any_provider() -> None:
+    claude = like(BUILT_IN["anthropic"], "relay", [HostRule("llm.example.com")])
+    assert claude.route(head("POST", "/relay/v1/messages")) is Route.POOL
+    subscription = {"authorization": "Bearer sk-ant-oat01-x"}
+    assert claude.route(head("POST", "/v1/messages", headers=subscription)) is Route.PASS
+    google = like(BUILT_IN["gemini"], "vertexish", [HostRule("llm.example.com")])
+    assert google.route(head("POST", "/x/v1beta/models/m:generateContent")) is Route.POOL
+
+
+@pytest.mark.parametrize("provider", BUILT_IN.values(), ids=BUILT_IN)
+def test_providers_are_complete(provider: object) -> None:
+    assert BUILT_IN[provider.name] is provider  # type: ignore[attr-defined]
+
+
+@given(
+    st.sampled_from(["GET", "POST", "PUT", "odd"]),
+    st.text(max_size=40),
+    st.text(max_size=20),
+    st.dictionaries(
+        st.sampled_from(["authorization", "upgrade", "anthropic-beta", "x-api-key"]), st.text()
+    ),
+    st.binary(max_size=40),
+)
+def test_no_request_breaks_a_provider(
+    method: str, path: str, query: str, headers: dict[str, str], body: bytes
+) -> None:
+    request = RequestHead(
+        method=method, host="h", port=1, path=path, query=query, headers=headers, body=body
+    )
+    for provider in (*BUILT_IN.values(), GATEWAY):
+        assert provider.route(request) in Route
+        assert isinstance(provider.kind(request), str)
+        provider.model(request)
+
+
+KEYS = [
+    *("error", "code", "type", "message", "status", "details", "metadata", "violations"),
+    *("quotaId", "quotaDimensions", "model", "retryDelay", "quotaValue", "reason", "choices"),
+    *("response", "candidates", "headers", "errors", "error_details", "usageMetadata"),
+]
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=3), inner, max_size=5)
+    ),
+    max_leaves=20,
+)
+HEADERS = st.dictionaries(
+    st.sampled_from(
+        [
+            *("retry-after", "retry-after-ms", "date", "x-ratelimit-exceeded"),
+            *("x-ratelimit-reset", "x-usage-ratelimit-session", "x-should-retry"),
+            "anthropic-ratelimit-unified-5h-status",
+            "anthropic-ratelimit-unified-5h-reset",
+            "anthropic-ratelimit-unified-status",
+        ]
+    ),
+    st.sampled_from(["rejected", "rem=0&rst=x", "9" * 40, "-1", "::"]) | st.text(max_size=9),
+)
+
+
+@given(ANY_JSON, HEADERS, st.integers(100, 599), st.booleans(), st.floats())
+def test_no_answer_breaks_a_provider(
+    payload: object, headers: dict[str, str], status: int, in_stream: bool, now: float
+) -> None:
+    answer = Answer(
+        status=status, headers=headers, payload=payload, in_stream=in_stream, wall_now=now
+    )
+    for provider in BUILT_IN.values():
+        provider.judge(None, payload)
+        wait = provider.classify(answer).cooldown_s
+        assert wait is None or 0 <= wait <= 366 * 86400
