@@ -50,24 +50,33 @@ class _Members:
 
     def place(self, state: AccountState, now: float) -> None:
         """Put *state* where it belongs now, and set the alarm for when that changes."""
-        self.unplace(state)
         if state.headroom_reset_at <= now:
             state.headroom, state.headroom_reset_at = 1.0, inf
-        if not state.enabled or not state.credentials or state.full:
-            return
-        until = max(state.cooling_until(None, now), state.next_start_at)
+        until = inf
+        if state.enabled and state.credentials and not state.full:
+            until = state.next_start_at
+            if state.cooldowns:
+                until = max(until, state.cooling_until(None, now))
         if until <= now:
             self.policy.add(state)
-            until = state.headroom_reset_at
-        if until < inf:
-            state.wake_at = until
-            self.alarms[(until, state.position)] = state
+            self._set_alarm(state, state.headroom_reset_at)
+        else:
+            self.policy.discard(state)
+            self._set_alarm(state, until)
 
     def unplace(self, state: AccountState) -> None:
         self.policy.discard(state)
-        if state.wake_at is not None:
+        self._set_alarm(state, inf)
+
+    def _set_alarm(self, state: AccountState, at: float) -> None:
+        """Have *state* placed again at *at*; infinity for never."""
+        if at == state.wake_at:
+            return
+        if state.wake_at < inf:
             del self.alarms[(state.wake_at, state.position)]
-            state.wake_at = None
+        if at < inf:
+            self.alarms[(at, state.position)] = state
+        state.wake_at = at
 
     def wake(self, now: float) -> None:
         """Place whoever's time has come."""

@@ -115,7 +115,8 @@ class RoundRobin:
         self._turns: dict[int, int] = {}
 
     def add(self, state: AccountState) -> None:
-        self._ready[(state.account.priority, state.position)] = state
+        # Its place never changes: nothing is done for one that is here.
+        self._ready.setdefault((state.account.priority, state.position), state)
 
     def discard(self, state: AccountState) -> None:
         self._ready.pop((state.account.priority, state.position), None)

@@ -55,7 +55,7 @@ class AccountState:
     headroom_reset_at: float = inf
     served: int = 0
     rank: Rank | None = None
-    wake_at: float | None = None
+    wake_at: float = inf
 
     @property
     def enabled(self) -> bool:

@@ -75,9 +75,12 @@ class HostRule:
         return cls(rest, port, subdomains)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class RequestHead:
-    """A request as a provider sees it.
+    """A request as a provider sees it. Not to be changed by one.
+
+    Not frozen: one is made per request, a frozen one costs several times as much, and
+    its body comes later than its head.
 
     Attributes:
         method: upper case.

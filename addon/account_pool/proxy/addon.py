@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from pathlib import Path
 
 from mitmproxy import ctx, exceptions, http
@@ -40,15 +40,18 @@ _NOTHING = (
 )
 
 
-class AccountPool:
-    """Pools accounts inside mitmproxy."""
+class AccountPool(Commands):
+    """Pools accounts inside mitmproxy.
+
+    The commands are inherited and not an addon of their own: mitmproxy walks over every
+    addon eight times per request.
+    """
 
     name = "account_pool"
 
     def __init__(self) -> None:
         self.service = Service(Pool(), Settings(), {})
         self.keeper: Keeper | None = None
-        self.addons = [Commands(self)]
         self._in_file: Mapping[str, OptionValue] = {}
         self._configured = False
         self._failed = False
@@ -90,11 +93,12 @@ class AccountPool:
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         interception.choose(nextlayer, ctx.master.addons.get("nextlayer"), self.service)
 
-    async def request(self, flow: http.HTTPFlow) -> None:
+    def request(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
         # A live request is served in the layer; only mitmweb's Replay, which builds a
-        # plain one, has to be caught here.
+        # plain one, has to be caught here. Not `async`: that would cost every request.
         if flow.is_replay == "request" and flow.live and not flow.response and not flow.error:
-            await replay.answer(flow, self.service)
+            return replay.answer(flow, self.service)
+        return None
 
     async def pool_turn(self, turn: Turn) -> None:
         await self.service.take_turn(turn)

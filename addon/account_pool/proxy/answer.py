@@ -42,7 +42,8 @@ class AnswerReader:
         response: its head, as it came.
         held: the raw body so far.
         complete: whether *held* is the whole body.
-        open_ended: the head names no length, so that reading needs a bound in time.
+        open_ended: reading needs a bound in time: a refusal, which may stall, or an
+            answer whose head names no length.
     """
 
     def __init__(self, response: http.Response, provider: Provider) -> None:
@@ -64,7 +65,7 @@ class AnswerReader:
                 case b"content-encoding":
                     encoding = value.decode("latin-1")
                 case b"content-length":
-                    self.open_ended = False
+                    self.open_ended = self._refusal
         shape = None
         if not self._refusal and 200 <= response.status_code < 300:
             shape = gate_shape(content_type)
@@ -156,5 +157,5 @@ def _json(text: str) -> Any:
         return None
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mitmproxy import http
-from mitmproxy.connection import Connection
+from mitmproxy.connection import Connection, Server
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator
@@ -109,7 +109,10 @@ class AttemptStream(HttpStream):
             self.attempt_id = None
 
     def _is_kept(self, connection: Connection) -> bool:
-        opened = connection.timestamp_start or 0.0
+        # When it was ready; `timestamp_start` is before a look-up that may take long.
+        opened = connection.timestamp_tls_setup or connection.timestamp_start or 0.0
+        if isinstance(connection, Server):
+            opened = max(opened, connection.timestamp_tcp_setup or 0.0)
         idle = self.service.wall_now() - opened > KEPT_AFTER_S
         return idle or connection in self.layer.answered
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mitmproxy import http
 
@@ -37,45 +39,65 @@ class Call:
 
     def facts(self, request: http.Request) -> Facts:
         """Return what the pool must know, now that the body is there."""
-        head = with_body(self.head, request)
-        provider = self.provider
+        head, provider = self.head, self.provider
+        head.body = _decoded_body(head, request)
         return Facts(provider=provider.name, kind=provider.kind(head), model=provider.model(head))
+
+
+class FieldsView(Mapping[str, str]):
+    """The headers of a request by lower-case name, first value of each.
+
+    Reads the raw fields when asked: a request is asked for two or three headers, and
+    decoding all of them costs more than looking for those.
+    """
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, fields: Iterable[tuple[bytes, bytes]]) -> None:
+        self._fields = fields
+
+    def __getitem__(self, name: str) -> str:
+        wanted = name.encode("latin-1")
+        for header, value in self._fields:
+            if header == wanted or header.lower() == wanted:
+                return value.decode("latin-1")
+        raise KeyError(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        wanted = name.encode("latin-1")
+        for header, value in self._fields:
+            if header == wanted or header.lower() == wanted:
+                return value.decode("latin-1")
+        return default
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(h.decode("latin-1").lower() for h, _ in self._fields))
+
+    def __len__(self) -> int:
+        return len(set(self))
 
 
 def read_head(request: http.Request, destination: Destination) -> RequestHead:
     """Return *request* as a provider sees it, without its body."""
-    headers: dict[str, str] = {}
-    for name, value in request.headers.fields:
-        # First value of each, as a provider would read it.
-        headers.setdefault(name.decode("latin-1").lower(), value.decode("latin-1"))
-    path, _, query = request.data.path.decode("latin-1").partition("?")
+    data = request.data
+    path, _, query = data.path.decode("latin-1").partition("?")
     return RequestHead(
-        method=request.data.method.decode("latin-1").upper(),
+        method=data.method.decode("latin-1").upper(),
         host=destination.name,
         port=destination.port,
         path=path,
         query=query,
-        headers=headers,
+        headers=FieldsView(data.headers.fields),
     )
 
 
-def with_body(head: RequestHead, request: http.Request) -> RequestHead:
-    """Return *head* with the body of *request*, its content-encoding removed."""
+def _decoded_body(head: RequestHead, request: http.Request) -> bytes:
+    """Return the body of *request*, its content-encoding removed; b"" if it cannot be."""
     body = request.data.content
-    if not body:
-        return head
-    if "content-encoding" in head.headers:
+    if body and "content-encoding" in head.headers:
         try:
-            body = request.content or b""
+            return request.content or b""
         except ValueError:
             # Not readable to us; the provider will say what it thinks of it.
-            return head
-    return RequestHead(
-        method=head.method,
-        host=head.host,
-        port=head.port,
-        path=head.path,
-        query=head.query,
-        headers=head.headers,
-        body=body,
-    )
+            return b""
+    return body or b""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from mitmproxy import command, exceptions
 
@@ -14,26 +13,20 @@ from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.state import AccountState
 from account_pool.proxy.service import Service, duration
 
-if TYPE_CHECKING:
-    from account_pool.proxy.addon import AccountPool
-
 
 class Commands:
-    """What a person can ask of the pool and tell it."""
+    """What a person can ask of the pool and tell it.
 
-    name = "account_pool_commands"
+    Attributes:
+        service: set by the addon that inherits this.
+    """
 
-    def __init__(self, addon: AccountPool) -> None:
-        self._addon = addon
-
-    @property
-    def _service(self) -> Service:
-        return self._addon.service
+    service: Service
 
     @command.command("pool.status")
     def status(self) -> str:
         """Show every account: its state, until when it cools and why."""
-        service = self._service
+        service = self.service
         now = service.now()
         rows = [_row(state, now) for state in service.pool.accounts()]
         if not rows:
@@ -47,7 +40,7 @@ class Commands:
     @command.command("pool.next")
     def next(self, provider: str) -> str:
         """Pass over the account whose turn it is; say who comes then."""
-        chosen = self._service.pool.next(provider, now=self._service.now())
+        chosen = self.service.pool.next(provider, now=self.service.now())
         if chosen is None:
             raise exceptions.CommandError(f"{provider}: no account is available")
         return str(chosen)
@@ -63,20 +56,20 @@ class Commands:
             cooldown_s=float(seconds),
             signal="by hand",
         )
-        self._on(key, lambda k: self._service.pool.mark_cooldown(k, by_hand, now=self._now()))
+        self._on(key, lambda k: self.service.pool.mark_cooldown(k, by_hand, now=self._now()))
 
     @command.command("pool.clear")
     def clear(self, key: str) -> None:
         """End every cooldown of an account (provider/label) and use it again."""
-        self._on(key, lambda k: self._service.pool.clear_cooldown(k, now=self._now()))
+        self._on(key, lambda k: self.service.pool.clear_cooldown(k, now=self._now()))
 
     @command.command("pool.remove")
     def remove(self, key: str) -> None:
         """Take an account (provider/label) out of the pool until the next start."""
-        self._on(key, self._service.pool.remove)
+        self._on(key, self.service.pool.remove)
 
     def _now(self) -> float:
-        return self._service.now()
+        return self.service.now()
 
     def _on(self, text: str, act: Callable[[AccountKey], object]) -> None:
         try:

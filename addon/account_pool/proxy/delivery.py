@@ -34,10 +34,7 @@ def corrected(
     if reader.in_stream:
         return response  # a stream that ended with an error: its clients know that
     text = reader.text()
-    changed = text
-    for secret, name in secrets:
-        changed = changed.replace(secret, PLACEHOLDER + name)
-        _scrub_headers(response, secret.encode(), (PLACEHOLDER + name).encode())
+    changed = _scrubbed(response, text, secrets)
     if wait_s is not None:
         _set_wait(response, provider, wait_s)
         changed = provider.delay_body(changed, wait_s)
@@ -49,12 +46,20 @@ def corrected(
     return response
 
 
-def repeated(stored: StoredRefusal, provider: Provider, wait_s: float | None) -> http.Response:
-    """Return the last refusal of an account again, with the wait that holds now."""
+def repeated(
+    stored: StoredRefusal,
+    provider: Provider,
+    wait_s: float | None,
+    secrets: Iterable[tuple[str, str]],
+) -> http.Response:
+    """Return the last refusal of an account again, with the wait that holds now.
+
+    Args: as `corrected`.
+    """
     response = http.Response.make(stored.status, b"", stored.headers)
     for name in ("content-encoding", "transfer-encoding", "date"):
         response.headers.pop(name, None)
-    text = stored.body.decode("utf-8", "replace")
+    text = _scrubbed(response, stored.body.decode("utf-8", "replace"), secrets)
     if wait_s is not None:
         _set_wait(response, provider, wait_s)
         text = provider.delay_body(text, wait_s)
@@ -76,6 +81,14 @@ def _set_wait(response: http.Response, provider: Provider, wait_s: float) -> Non
         response.headers.pop(name, None)
     for name, value in provider.delay(wait_s):
         response.headers[name] = value
+
+
+def _scrubbed(response: http.Response, text: str, secrets: Iterable[tuple[str, str]]) -> str:
+    """Return *text* without any of *secrets*, and take them out of the headers."""
+    for secret, name in secrets:
+        text = text.replace(secret, PLACEHOLDER + name)
+        _scrub_headers(response, secret.encode(), (PLACEHOLDER + name).encode())
+    return text
 
 
 def _scrub_headers(response: http.Response, secret: bytes, placeholder: bytes) -> None:

@@ -89,6 +89,11 @@ class PoolHttpLayer(HttpLayer):
     def get_connection(
         self, event: GetHttpConnection, *, reuse: bool = True
     ) -> CommandGenerator[None]:
+        for connection in self.connections:
+            if connection.error and event.connection_spec_matches(connection):
+                # mitmproxy would repeat it to every later request of this client, which
+                # keeps its connection to us: we have answered it in its own envelope.
+                connection.error = None
         fresh = isinstance(event, GetFreshConnection)
         yield from super().get_connection(event, reuse=reuse and not fresh)
 

@@ -18,6 +18,7 @@ from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import (
+    DropStream,
     GetHttpConnection,
     HTTPMode,
     HttpStream,
@@ -47,7 +48,7 @@ from account_pool.core.attempts import (
     Wait,
 )
 from account_pool.core.outcome import OutcomeClass
-from account_pool.providers.base import LocalAnswer, Route
+from account_pool.providers.base import LocalAnswer, RequestHead, Route
 from account_pool.proxy import compat, delivery, destination, wire
 from account_pool.proxy.answer import AnswerReader, Reading
 from account_pool.proxy.attempt_stream import MAX_COPY_BYTES, AttemptStream, translated
@@ -64,6 +65,7 @@ STALE_WITHIN_S = 2.0
 #: How long the rest of a refused stream is read before the attempt is cut off: the end
 #: mostly comes at once, and a connection that was read to its end can be used again.
 DRAIN_S = 0.25
+_INTERNAL = "internal error in the account pool; see its log"
 
 
 class PoolHttpStream(AttemptStream):
@@ -80,6 +82,7 @@ class PoolHttpStream(AttemptStream):
         self.call: Call | None = None
         self.attempts: Attempts | None = None
         self.reader: AnswerReader | None = None
+        self._refusal: AnswerReader | None = None
         self._pending: Step | None = None
         self._committed = False
 
@@ -141,7 +144,7 @@ class PoolHttpStream(AttemptStream):
         elif self.call.route is Route.PASS:
             yield from translated(super().state_wait_for_request_headers(event), self._restore)
         else:
-            if _content_length(request) > MAX_REPLAYABLE_BYTES:
+            if _content_length(self.call.head) > MAX_REPLAYABLE_BYTES:
                 request.stream = True
             yield from super().state_wait_for_request_headers(event)
 
@@ -215,8 +218,10 @@ class PoolHttpStream(AttemptStream):
             yield from self._answer_locally(call.denied)
         elif call.route is Route.LOCAL:
             turn = yield from self.take_turn(call.provider.name)
-            if turn.answer is not None and not (yield from self._client_gone()):
-                yield from self._answer_locally(turn.answer)
+            if not (yield from self._client_gone()):
+                # None: the hook failed, which mitmproxy has logged.
+                failed = call.provider.refusal(500, _INTERNAL, None)
+                yield from self._answer_locally(turn.answer or failed)
         elif not self._goes_where_it_should():
             logger.warning(f"{call.provider.name}: another addon sent a request elsewhere; refused")
             yield from self._answer_locally(
@@ -383,6 +388,8 @@ class PoolHttpStream(AttemptStream):
         if outcome.cls is OutcomeClass.OK:
             yield from self._commit(end_stream=False)
             return
+        # Kept: it is what is delivered even if attempts after it bring no answer at all.
+        self._refusal = reader
         lease = attempts.lease
         assert lease is not None
         if not reader.in_stream and outcome.cls in (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA):
@@ -404,9 +411,10 @@ class PoolHttpStream(AttemptStream):
         if isinstance(step, Deliver) and not reader.complete:
             yield from self._commit(end_stream=False)
             return
-        if reader.complete:
+        if reader.complete and self.client_state == self.state_done:
             self.forget_attempt()
         else:
+            # Its answer or our request is not at its end: nothing else can follow there.
             yield from self.cancel_attempt("refused")
         self.server_state = self.state_between_attempts
         yield from self._perform(step)
@@ -438,7 +446,12 @@ class PoolHttpStream(AttemptStream):
             yield from self.cancel_attempt("client left")
             return
         held, reader.held = reader.held, []
-        if self.server_state == self.state_stream_response_body and response.stream is True:
+        if (
+            self.server_state == self.state_stream_response_body
+            and response.stream is True
+            # Where mitmproxy 12 is told to keep whole bodies, the copy is its own.
+            and not getattr(self.context.options, "store_streamed_bodies", False)
+        ):
             self.copied = bytearray()
         for data in held:
             if self.copied is not None:
@@ -447,7 +460,7 @@ class PoolHttpStream(AttemptStream):
 
     def _deliver(self, step: Deliver) -> CommandGenerator[None]:
         """Hand on the provider's own refusal, with the wait that holds for the pool."""
-        call, attempts, reader = self.call, self.attempts, self.reader
+        call, attempts, reader = self.call, self.attempts, self._refusal
         assert call is not None
         assert attempts is not None
         assert reader is not None
@@ -462,7 +475,7 @@ class PoolHttpStream(AttemptStream):
         assert attempts is not None
         stored = self.service.remembered(step.like)
         if stored is not None:
-            response = delivery.repeated(stored, call.provider, step.retry_after_s)
+            response = delivery.repeated(stored, call.provider, step.retry_after_s, self._secrets())
         else:
             response = delivery.local(
                 call.provider.refusal(step.status, step.message, step.retry_after_s)
@@ -484,7 +497,7 @@ class PoolHttpStream(AttemptStream):
         if (yield from self._client_gone()):
             return
         yield from self.send_response()
-        if uploading:
+        if uploading and self.server_state == self.state_done:
             # The client still sends; what comes is swallowed.
             yield from self.flow_done()
             self.client_state = self.state_errored
@@ -584,15 +597,13 @@ class PoolHttpStream(AttemptStream):
         self._settle(served=False)
         yield from self.cancel_attempt("internal error")
         if self._committed or self.server_state == self.state_done:
-            yield SendHttp(
-                ResponseProtocolError(self.stream_id, "internal error", compat.SERVER_ERROR),
-                self.context.client,
+            # The answer is cut off; the error hook tells every front end.
+            yield from super().handle_protocol_error(
+                ResponseProtocolError(self.stream_id, "internal error", compat.SERVER_ERROR)
             )
             self.client_state = self.server_state = self.state_errored
             return
-        yield from self._answer_locally(
-            call.provider.refusal(500, "internal error in the account pool; see its log", None)
-        )
+        yield from self._answer_locally(call.provider.refusal(500, _INTERNAL, None))
 
     def _refuse_head(self, event: RequestHeaders, error: Exception) -> CommandGenerator[None]:
         """Our code failed before it knew whose request this is: it goes nowhere."""
@@ -604,6 +615,7 @@ class PoolHttpStream(AttemptStream):
             self.context.client,
         )
         self.client_state = self.server_state = self.state_errored
+        yield DropStream(self.stream_id)
 
     # -- translations
 
@@ -615,7 +627,7 @@ class PoolHttpStream(AttemptStream):
         return command
 
 
-def _content_length(request: http.Request) -> int:
+def _content_length(head: RequestHead) -> int:
     """Return the announced length of the body, 0 if there is none or it is nonsense."""
-    value = request.headers.get("content-length", "")
+    value = head.headers.get("content-length", "")
     return int(value) if value.isascii() and value.isdigit() else 0

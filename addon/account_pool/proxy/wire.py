@@ -71,7 +71,8 @@ def rename(request: http.Request, masked: Masked, name: str) -> None:
     """Let the placeholders on *request* name another account."""
     if masked.headers:
         fields = list(request.headers.fields)
-        for i, _ in _places(request, masked):
+        masked.places = list(_places(request, masked))
+        for i, _ in masked.places:
             header, value = fields[i]
             fields[i] = (header, _placeholder(value, name))
         masked.fields = request.headers.fields = tuple(fields)
@@ -137,7 +138,8 @@ def _copy(request: http.Request, fields: _Fields, path: bytes) -> http.Request:
     copy = http.Request.__new__(http.Request)
     copy.data = http.RequestData.__new__(http.RequestData)
     copy.data.__dict__.update(data.__dict__)
-    copy.data.headers = http.Headers(fields)
+    copy.data.headers = headers = http.Headers.__new__(http.Headers)
+    headers.fields = fields
     copy.data.path = path
     return copy
 
