@@ -7,17 +7,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from account_pool.config import ConfigError, load
 
-#: Long enough that a part of it cannot be in a message by chance.
-ALPHABET = string.ascii_letters + string.digits + "_-"
+#: Without vowels, so that no part of a token is in a message by chance. Each token has a
+#: small letter: all capitals cannot be told from a variable's name, which is worth showing.
+ALPHABET = string.digits + "QXZVqxzv_-"
 tokens = st.builds(
-    "{}{}".format,
+    "{}{}q{}".format,
     st.sampled_from(["", "sk-", "ghp_", "tid=", "Q7z"]),
-    st.text(ALPHABET, min_size=24, max_size=60),
+    st.text(ALPHABET, min_size=12, max_size=40),
+    st.text(ALPHABET, min_size=11, max_size=20),
 )
 
 GOOD = "accounts: [{provider: openai, label: a, token: x}]"
@@ -62,6 +64,7 @@ FILES = [
 
 
 @pytest.mark.parametrize("file", FILES)
+@settings(deadline=None)  # it writes files
 @given(token=tokens)
 def test_no_part_of_a_token_is_in_any_error(file: str, token: str) -> None:
     with TemporaryDirectory() as directory:

@@ -149,42 +149,56 @@ async def test_an_untrusted_host_is_ignored_with_a_warning(
 
 
 @pytest.mark.parametrize(
-    ("settings", "account", "endpoints", "host"),
+    ("settings", "account", "endpoints", "expected"),
     [
         # The exchange names it.
         (
             ExchangeSettings(),
             {},
-            {"api": "https://api.business.githubcopilot.com"},
-            "api.business.githubcopilot.com",
+            {
+                "api": "https://api.business.githubcopilot.com",
+                "proxy": "https://proxy.business.githubcopilot.com",
+            },
+            {
+                "host": "api.business.githubcopilot.com",
+                "proxy": "proxy.business.githubcopilot.com",
+            },
         ),
         # It does not: the plan's.
-        (ExchangeSettings(), {}, {}, "api.individual.githubcopilot.com"),
-        (ExchangeSettings(), {"account_type": "business"}, {}, "api.business.githubcopilot.com"),
+        (ExchangeSettings(), {}, {}, {"host": "api.individual.githubcopilot.com"}),
+        (
+            ExchangeSettings(),
+            {"account_type": "business"},
+            {},
+            {"host": "api.business.githubcopilot.com"},
+        ),
         (
             ExchangeSettings(),
             {"account_type": "enterprise"},
-            {"api": "https://evil.example"},
-            "api.enterprise.githubcopilot.com",
+            {"api": "https://evil.example", "proxy": "https://evil.example"},
+            {"host": "api.enterprise.githubcopilot.com"},
         ),
         # Hosts or an exchange of one's own: where the client sent it.
-        (ExchangeSettings(hosts=(HostRule("localhost", 9443),)), {}, {}, None),
-        (ExchangeSettings(token_url="https://api.acme.ghe.com/t"), {}, {}, None),
+        (ExchangeSettings(hosts=(HostRule("localhost", 9443),)), {}, {}, {}),
+        (ExchangeSettings(token_url="https://api.acme.ghe.com/t"), {}, {}, {}),
         # The owner's word comes first.
         (
             ExchangeSettings(),
             {"companions": {"host": "api.githubcopilot.com"}},
-            {"api": "https://api.business.githubcopilot.com"},
-            "api.githubcopilot.com",
+            {
+                "api": "https://api.business.githubcopilot.com",
+                "proxy": "https://proxy.business.githubcopilot.com",
+            },
+            {"host": "api.githubcopilot.com"},
         ),
     ],
 )
-async def test_the_host_of_an_account(
+async def test_the_hosts_of_an_account(
     github: FakeGitHub,
     settings: ExchangeSettings,
     account: dict[str, Any],
     endpoints: dict[str, str],
-    host: str | None,
+    expected: dict[str, str],
 ) -> None:
     github.script = [(200, {}, answer(endpoints=endpoints))]
     me = Account(provider="copilot", label="me", **account)
@@ -200,7 +214,6 @@ async def test_the_host_of_an_account(
         "copilot": "copilot",
         "github": "github",
     }
-    expected = {} if host is None else {"host": host}
     assert [c.companions for c in credentials.values()] == [expected, expected]
     assert credentials["copilot"].secret == Secret(REAL_TOKEN)
     assert credentials["copilot"].expires_at == START + 1560

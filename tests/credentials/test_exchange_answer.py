@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.credentials.fakes import REAL_TOKEN, START, answer
 
@@ -32,6 +32,7 @@ def test_a_usual_answer() -> None:
     assert exchanged.renew_in_s == 1440
     assert exchanged.expires_at == START + 1560
     assert exchanged.host == "api.individual.githubcopilot.com"
+    assert exchanged.completions_host == "proxy.individual.githubcopilot.com"
     assert exchanged.distrusted is None
 
 
@@ -97,6 +98,7 @@ def test_only_hosts_of_github_or_the_user_are_trusted(api: Any, host: str | None
 def test_an_answer_without_a_host(endpoints: Any) -> None:
     exchanged = read(answer(endpoints=endpoints))
     assert exchanged.host is None and exchanged.distrusted is None
+    assert exchanged.completions_host is None
 
 
 @pytest.mark.parametrize(
@@ -211,6 +213,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(json_values, st.integers(100, 599), st.text(max_size=30))
 def test_any_answer_is_read_or_refused(payload: Any, status: int, retry_after: str) -> None:
     try:

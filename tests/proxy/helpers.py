@@ -21,6 +21,7 @@ import h2.settings
 from mitmproxy import http
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.connection import Client, Connection, ConnectionState, Server
+from mitmproxy.flow import Error
 from mitmproxy.options import Options
 from mitmproxy.proxy import commands, events, tunnel
 from mitmproxy.proxy.context import Context
@@ -32,6 +33,7 @@ from mitmproxy.proxy.mode_specs import ProxyMode
 from account_pool.core.account import Account
 from account_pool.core.attempts import Limits, Refresh, Wait
 from account_pool.core.credential import Credential, Secret
+from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
 from account_pool.providers import openai
 from account_pool.providers.base import LocalAnswer, Provider
@@ -341,6 +343,8 @@ class Upstream:
 
     def send(self, data: bytes) -> None:
         """Send bytes to the proxy."""
+        if isinstance(self.reader, Reader1) and data.startswith(b"HTTP/1.1 101"):
+            self.reader.upgraded = True
         self.rig.feed(events.DataReceived(self.connection, data))
 
     def close(self) -> None:
@@ -530,6 +534,14 @@ class Rig:
     def in_flight(self) -> int:
         return sum(state.in_flight for state in self.service.pool.accounts())
 
+    def cool(self, label: str, seconds: float) -> None:
+        """Let a whole account rest."""
+        key = next(s.key for s in self.service.pool.accounts() if s.key.label == label)
+        limit = Outcome(
+            cls=OutcomeClass.RATE_LIMIT, scope=Scope.ACCOUNT, cooldown_s=seconds, signal="test"
+        )
+        self.service.pool.mark_cooldown(key, limit, now=self.clock.now())
+
     def cooling(self) -> set[str]:
         now = self.clock.now()
         return {
@@ -542,7 +554,9 @@ class Rig:
         """Nothing is left of any request, and each ended in exactly one hook."""
         assert self.in_flight() == 0
         assert not self.service._under_way
-        assert self.layer.streams == {}, self.layer.streams
+        # A stream that an addon killed stays with mitmproxy as long as its client.
+        left = {i: s for i, s in self.layer.streams.items() if not _killed(s)}
+        assert left == {}
         for flow in self.flows:
             assert self.ended[flow.id] == 1, (flow, self.ended[flow.id])
         for command, child in self.layer.command_sources.items():
@@ -583,6 +597,7 @@ class Rig:
                 self._hook(command)
             case commands.OpenConnection():
                 self.opened.append(command.connection)
+                command.connection.timestamp_start = self.clock.wall_now()
                 if "open" in self.held:
                     self.waiting.append(command)
                 else:
@@ -632,7 +647,6 @@ class Rig:
         connection = command.connection
         assert isinstance(connection, Server)
         # As proxy/server.py does.
-        connection.timestamp_start = self.clock.wall_now()
         if error:
             connection.error = error
         else:
@@ -684,6 +698,11 @@ class Rig:
 
     def _of(self, connection: Connection) -> Upstream:
         return next(s for s in self.servers if s.connection is connection)
+
+
+def _killed(stream: http_layers.HttpStream) -> bool:
+    flow = getattr(stream, "flow", None)
+    return flow is not None and flow.error is not None and flow.error.msg == Error.KILLED_MESSAGE
 
 
 def _name(command: commands.Command) -> str:

@@ -23,7 +23,11 @@ def check_file(path: Path, environment: Mapping[str, str]) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
-    Console(highlight=False).print(accounts_table([entry.account for entry in config.accounts]))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        # Whoever reads a pipe wants whole names, not a layout for 80 columns.
+        console.width = 1000
+    console.print(accounts_table([entry.account for entry in config.accounts]))
     return 0
 
 

@@ -146,11 +146,17 @@ class CopilotExchange:
     def credentials(
         self, account: Account, github: Secret, exchanged: Exchanged
     ) -> dict[str, Credential]:
-        """Return the credentials of *account* by kind: the Copilot and the GitHub token."""
+        """Return the credentials of *account* by kind: the Copilot and the GitHub token.
+
+        Their companions say where they go: "host" for the API and, when the exchange
+        names it, "proxy" for completions. The owner's own "host" comes before both.
+        """
         companions = dict(account.companions)
-        host = companions.get("host") or exchanged.host or self._usual_host(account)
-        if host is not None:
-            companions["host"] = host
+        if "host" not in companions:
+            if host := exchanged.host or self._usual_host(account):
+                companions["host"] = host
+            if exchanged.completions_host:
+                companions["proxy"] = exchanged.completions_host
         return {
             "copilot": Credential(
                 kind="copilot",

@@ -65,7 +65,8 @@ class Exchanged:
         renew_in_s: seconds from now after which to exchange again.
         host: host[:port] of this account's API, None when the answer names none that
             can be trusted.
-        distrusted: the endpoint that was ignored, for a warning.
+        completions_host: the same for completions, which live beside it.
+        distrusted: the API endpoint that was ignored, for a warning.
         for_clients: the parts of the answer that a client may see.
     """
 
@@ -73,6 +74,7 @@ class Exchanged:
     expires_at: float
     renew_in_s: float
     host: str | None
+    completions_host: str | None = None
     distrusted: str | None = None
     for_clients: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -83,12 +85,15 @@ def read_token(payload: Any, wall_now: float, hosts: tuple[HostRule, ...]) -> Ex
     if not isinstance(token, str) or not token or _NOT_A_TOKEN.search(token):
         raise ExchangeFailed("the exchange answered 200 without a Copilot token")
     refresh_in_s = _seconds(payload.get("refresh_in")) or USUAL_REFRESH_IN_S
-    host, distrusted = _api_host(payload.get("endpoints"), (*GITHUB_HOSTS, *hosts))
+    trusted = (*GITHUB_HOSTS, *hosts)
+    host, distrusted = _host(payload.get("endpoints"), "api", trusted)
+    completions_host, _ = _host(payload.get("endpoints"), "proxy", trusted)
     return Exchanged(
         token=Secret(token),
         expires_at=_expiry(payload.get("expires_at"), refresh_in_s, wall_now),
         renew_in_s=max(SHORTEST_REFRESH_S, refresh_in_s - REFRESH_EARLY_S),
         host=host,
+        completions_host=completions_host,
         distrusted=distrusted,
         for_clients=shown_to_clients(payload, token, api_is_trusted=host is not None),
     )
@@ -139,9 +144,11 @@ def _seconds(value: Any) -> float | None:
     return float(value) if 0 < value <= LONGEST_LIFE_S else None
 
 
-def _api_host(endpoints: Any, trusted: tuple[HostRule, ...]) -> tuple[str | None, str | None]:
+def _host(
+    endpoints: Any, name: str, trusted: tuple[HostRule, ...]
+) -> tuple[str | None, str | None]:
     """Return (host[:port], None), (None, what was distrusted) or (None, None)."""
-    address = endpoints.get("api") if isinstance(endpoints, dict) else None
+    address = endpoints.get(name) if isinstance(endpoints, dict) else None
     if address is None:
         return None, None
     distrusted = _one_line(str(address))[:100]
@@ -156,8 +163,8 @@ def _api_host(endpoints: Any, trusted: tuple[HostRule, ...]) -> tuple[str | None
         return None, distrusted
     if not any(rule.matches(host, port or 443) for rule in trusted):
         return None, distrusted
-    name = f"[{host}]" if ":" in host else host
-    return (name if port in (None, 443) else f"{name}:{port}"), None
+    shown = f"[{host}]" if ":" in host else host
+    return (shown if port in (None, 443) else f"{shown}:{port}"), None
 
 
 def _reason(payload: Any, github: Secret) -> tuple[str, str]:

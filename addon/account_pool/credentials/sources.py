@@ -30,7 +30,7 @@ _REFERENCE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<name>[^}]*)(?P<end>\}?))")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 #: Only names in the usual spelling are repeated in messages: `${ghp_...}` and
 #: `{env: sk_...}` are tokens somebody put in the wrong place.
-_USUAL_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,63}\Z")
+_USUAL_NAME = re.compile(r"(?=.{1,64}\Z)_*[A-Z][A-Z0-9]{0,15}(?:_+[A-Z0-9]{1,16})*_*\Z")
 #: What may stand in a header value and in no word of it: RFC 9110, section 5.5.
 _NOT_A_TOKEN = re.compile(r"[^\x21-\x7e]")
 

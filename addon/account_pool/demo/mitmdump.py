@@ -166,8 +166,8 @@ class Mitmdump:
 
     def _last_words(self) -> str:
         """Return the line that says why it ended, as far as one can tell."""
-        # mitmdump adds a line that only says that something went wrong.
-        telling = [line for line in self.lines if line and "exiting" not in line]
+        usual = ("Loading script", "listening at", "exiting...")
+        telling = [line for line in self.lines if line and not any(u in line for u in usual)]
         return telling[-1].strip() if telling else "it said nothing"
 
     def _notify(self) -> None:

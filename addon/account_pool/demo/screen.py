@@ -31,6 +31,9 @@ class Screen:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False, soft_wrap=True)
+        if not self._console.is_terminal:
+            # The table is not laid out for 80 columns that nobody has.
+            self._console.width = 1000
         self._asked: dict[str, int] = dict.fromkeys(LABELS.values(), 0)
         self._refused: dict[str, int] = dict.fromkeys(LABELS.values(), 0)
         self._resting: dict[str, str] = {}

@@ -7,6 +7,7 @@ functions: on a live reload mitmproxy calls them synchronously.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -24,6 +25,7 @@ from account_pool.config.pool_options import OptionValue
 from account_pool.config.pool_options import settings as merged
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential
+from account_pool.core.errors import UnknownAccount
 from account_pool.core.pool import Pool
 from account_pool.credentials.keeper import Keeper
 from account_pool.proxy import binding, exchange, interception, options, replay
@@ -172,6 +174,8 @@ class AccountPool(Commands):
         self, key: AccountKey, credentials: Mapping[str, Credential], problem: str | None
     ) -> None:
         """The keeper has news of an account's credentials."""
-        self.service.pool.set_credentials(
-            key, credentials, now=self.service.now(), problem=problem, pending=problem is None
-        )
+        # Removed by hand: its loop still runs, and must not end in an error.
+        with contextlib.suppress(UnknownAccount):
+            self.service.pool.set_credentials(
+                key, credentials, now=self.service.now(), problem=problem, pending=problem is None
+            )

@@ -124,10 +124,20 @@ class AttemptStream(HttpStream):
         Also gives the connection of the attempt before the turn to reset itself.
         """
         turn = Turn(step)
-        self.watch_client(turn.abandoned.set)
+
+        def left() -> None:
+            turn.abandoned.set()
+            # A refresh goes on, for the others; the lease must not wait for it.
+            self.client_leaves()
+
+        self.watch_client(left)
         yield PoolTurnHook(turn)
         self.unwatch_client()
         return turn
+
+    def client_leaves(self) -> None:
+        """The client has left while this stream is paused."""
+        raise NotImplementedError
 
     def watch_client(self, on_leaving: Callable[[], None]) -> None:
         """While paused, call *on_leaving* the moment the client goes.

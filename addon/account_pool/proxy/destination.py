@@ -17,8 +17,8 @@ class Destination:
     """The end of an upstream connection.
 
     Attributes:
-        name: host name in lower case; for connections that were made to an address
-            (transparent modes) the TLS server name, which the certificate must carry.
+        name: host name in lower case; with TLS the server name, which the certificate
+            must carry, also where the client connected to another name or an address.
         port: TCP port.
         tls: whether it is, or will be, TLS.
     """
@@ -57,10 +57,11 @@ def of_connection(context: Context, sni: str | None = None) -> Destination | Non
     if server.address is None:
         return None
     name, port = server.address[0], server.address[1]
-    if _address(name) is not None:
-        # The client connected to an address. Its server name counts: the upstream
-        # certificate is verified against it.
-        name = server.sni or sni or context.client.sni or name
+    if server.tls:
+        sni = server.sni or sni or context.client.sni
+    # Not the name the client connected to: a front end that several share answers for
+    # the server name, and the upstream certificate is verified against it.
+    name = sni or name
     return Destination(name.rstrip(".").lower(), port, bool(server.tls))
 
 

@@ -58,14 +58,15 @@ def _is_tunnel(nextlayer: layer.NextLayer, service: Service) -> bool:
     target = destination.of_connection(context)
     if target is None:
         return False
-    if not target.named:
-        try:
-            hello = parse_client_hello(data)
-        except ValueError:
-            return True  # TLS that cannot be read is not ours
-        if hello is None:
-            raise Undecided
-        target = destination.of_connection(context, hello.sni) or target
+    if target.named and not service.claims(target.name, target.port):
+        return True
+    try:
+        hello = parse_client_hello(data)
+    except ValueError:
+        return True  # TLS that cannot be read is not ours
+    if hello is None:
+        raise Undecided
+    target = destination.of_connection(context, hello.sni) or target
     return not service.claims(target.name, target.port)
 
 

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, assert_never
 
 from mitmproxy import http
+from mitmproxy.net.http import url
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator
@@ -158,6 +159,10 @@ class PoolHttpStream(AttemptStream):
             target = None
         if target is not None:
             self.call = self.service.open(request, target, self.context.client)
+        if self.call is not None and self.mode is HTTPMode.transparent:
+            # mitmproxy sends it there, whatever the request says.
+            assert self.context.server.address is not None
+            self.call.address = self.context.server.address[:2]
 
     def state_consume_request_body(self, event: events.Event) -> CommandGenerator[None]:
         if (
@@ -227,6 +232,11 @@ class PoolHttpStream(AttemptStream):
             yield from self._answer_locally(
                 call.provider.refusal(502, "another addon changed where this request goes", None)
             )
+        elif self._names_another_host():
+            logger.warning(f"{call.provider.name}: a request names another host; refused")
+            yield from self._answer_locally(
+                call.provider.refusal(421, "the Host header names a host that is not ours", None)
+            )
         else:
             self.attempts = self.service.attempts(
                 call, self.flow.request, replayable=not self.flow.request.stream
@@ -242,6 +252,26 @@ class PoolHttpStream(AttemptStream):
             return request.scheme == "https" or not call.destination.tls
         moved = destination.of_request(request.host, request.port, request.scheme)
         return moved.private and call.provider in self.service.hosts.find(moved.name, moved.port)
+
+    def _names_another_host(self) -> bool:
+        """Check Host and :authority, by which a front end shared with others would route."""
+        call, request = self.call, self.flow.request
+        assert call is not None
+        ours = call.destination.name.encode("latin-1")
+        names = [value for name, value in request.headers.fields if name.lower() == b"host"]
+        for value in (*names, request.data.authority):
+            if value in (ours, b""):
+                continue
+            try:
+                name, port = url.parse_authority(value, check=True)
+            except ValueError:
+                return True
+            named = destination.of_request(name, port or call.destination.port, "https")
+            if (named.name, named.port) == (call.destination.name, call.destination.port):
+                continue
+            if call.provider not in self.service.hosts.find(named.name, named.port):
+                return True
+        return False
 
     def _perform(self, step: Step | None) -> CommandGenerator[None]:
         """Carry out steps until the provider or the client is to be waited for."""
@@ -289,7 +319,7 @@ class PoolHttpStream(AttemptStream):
         else:
             address, tls = (flow.request.host, flow.request.port), flow.request.scheme == "https"
         get = GetFreshConnection if step.fresh else GetHttpConnection
-        self.watch_client(lambda: attempts.left(self.service.now()))
+        self.watch_client(self.client_leaves)
         connection, error = yield get(
             address, tls, flow.server_conn.via, flow.server_conn.transport_protocol
         )
@@ -566,6 +596,10 @@ class PoolHttpStream(AttemptStream):
             self._settle(served=False)
             yield from self.cancel_attempt("client left")
         return gone
+
+    def client_leaves(self) -> None:
+        if self.attempts is not None:
+            self.attempts.left(self.service.now())
 
     def socket_ended(self) -> None:
         self._settle(served=True)

@@ -19,6 +19,7 @@ from account_pool.providers.base import Origin, Provider, Swap
 _Fields = tuple[tuple[bytes, bytes], ...]
 #: What stands before the name of an account in a placeholder.
 PLACEHOLDER = "pool:"
+_SCHEMES = frozenset({b"basic", b"bearer", b"token"})
 
 
 @dataclass(slots=True)
@@ -157,7 +158,7 @@ def _redirect(request: http.Request, origin: Origin) -> None:
 def _placeholder(value: bytes, name: str) -> bytes:
     """Keep the scheme (`Bearer`, `token`) so that the header still reads as one."""
     scheme, space, _ = value.partition(b" ")
-    prefix = scheme + b" " if space and scheme.isalpha() else b""
+    prefix = scheme + b" " if space and scheme.lower() in _SCHEMES else b""
     return prefix + (PLACEHOLDER + name).encode()
 
 

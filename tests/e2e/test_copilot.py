@@ -1,0 +1,129 @@
+"""Copilot: GitHub tokens are exchanged at start, and no client ever needs or sees one."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from account_pool.demo.exchange import Framing, Reply, Request
+from account_pool.demo.scripts import by_credential, framed, json_reply, openai
+from tests.e2e.harness import CLIENT, TIMEOUT_S, in_order, secret
+
+HOST = "https://api.individual.githubcopilot.com"
+EXCHANGE = "https://api.github.com/copilot_internal/v2/token"
+TWO = in_order("first", "second", provider="copilot", account_type="individual")
+#: What the exchange gives for the GitHub token of an account.
+COPILOT = {label: f"tid=fake;{secret('copilot_' + label)}" for label in ("first", "second")}
+EDITOR = {
+    "authorization": f"Bearer {CLIENT}",
+    "editor-version": "vscode/1.110.0",
+    "editor-plugin-version": "copilot-chat/0.40.0",
+    "copilot-integration-id": "vscode-chat",
+    "user-agent": "GitHubCopilotChat/0.40.0",
+    "x-github-api-version": "2025-05-01",
+}
+CHAT = {"model": "gpt-4.1", "stream": True, "messages": [{"role": "user", "content": "Hello?"}]}
+GOOD = openai.chat_stream(["Good", " morning"], model="gpt-4.1")
+LIMITED = framed(
+    json_reply({"error": {"message": "slow down", "code": "user_global_rate_limited:pro"}}, 429),
+    Framing.LENGTH,
+    ("retry-after", "60"),
+    ("x-ratelimit-exceeded", "global-chat:global-user-tps-high:userID:PLAN"),
+)
+
+
+def exchange(request: Request) -> Reply:
+    """Answer the token exchange for the account whose GitHub token it carries."""
+    label = next(label for label in COPILOT if request.credential == secret(label))
+    now = int(time.time())
+    return json_reply(
+        {
+            "token": COPILOT[label],
+            "expires_at": now + 1800,
+            "refresh_in": 1500,
+            "sku": "monthly_subscriber",
+            "individual": True,
+            "endpoints": {"api": HOST, "proxy": HOST, "telemetry": HOST},
+        }
+    )
+
+
+def script(chat_script):
+    def answer(request: Request) -> Reply:
+        return (
+            exchange(request)
+            if request.path.startswith("/copilot_internal")
+            else chat_script(request)
+        )
+
+    return answer
+
+
+@pytest.fixture
+async def world(provider, pool_proxy):
+    async def start(chat_script, **settings):
+        upstream = await provider(script(chat_script))
+        proxy = await pool_proxy(
+            TWO,
+            provider=upstream,
+            options={"pool_editor_version": "vscode/1.110.0"},
+            **settings,
+        )
+        return upstream.journal, proxy
+
+    return start
+
+
+async def test_an_editor_is_served_with_exchanged_tokens(world):
+    journal, proxy = await world(
+        by_credential({COPILOT["first"]: LIMITED, COPILOT["second"]: GOOD})
+    )
+    async with proxy.client(timeout=TIMEOUT_S) as http:
+        answer = await http.post(f"{HOST}/chat/completions", headers=EDITOR, json=CHAT)
+    assert (answer.status_code, answer.content) == (200, GOOD.body)
+    exchanges = [r for r in journal.requests if r.path.startswith("/copilot_internal")]
+    assert {r.credential for r in exchanges} == {secret("first"), secret("second")}
+    chats = [r for r in journal.requests if r.path == "/chat/completions"]
+    assert [r.credential for r in chats] == [COPILOT["first"], COPILOT["second"]]
+    # Whole swaps: what says which editor it is stays the client's.
+    assert {r.header("copilot-integration-id") for r in chats} == {"vscode-chat"}
+
+
+async def test_one_line_per_account_says_that_it_has_a_token(world):
+    _, proxy = await world(by_credential({COPILOT["first"]: GOOD}))
+    for label in COPILOT:
+        await proxy.until_printed(rf"copilot/{label}.*token")
+
+
+async def test_the_clients_own_exchange_is_answered_here(world):
+    journal, proxy = await world(by_credential({COPILOT["first"]: GOOD}))
+    for label in COPILOT:
+        await proxy.until_printed(rf"copilot/{label}.*token")
+    before = len(journal.requests)
+    async with proxy.client() as http:
+        answer = await http.get(EXCHANGE, headers={**EDITOR, "authorization": f"token {CLIENT}"})
+        assert answer.status_code == 200
+        given = answer.json()
+        assert "sk-fake" not in answer.text
+        assert given["expires_at"] > time.time()
+        chat = await http.post(
+            f"{HOST}/chat/completions",
+            headers={**EDITOR, "authorization": f"Bearer {given['token']}"},
+            json=CHAT,
+        )
+    assert chat.content == GOOD.body
+    assert [r.path for r in journal.requests[before:]] == ["/chat/completions"]
+
+
+async def test_a_client_that_sends_the_github_token_itself_gets_the_accounts(world):
+    journal, proxy = await world(by_credential({secret("first"): GOOD}))
+    headers = {
+        "authorization": f"Bearer gho_{CLIENT}",
+        "copilot-integration-id": "copilot-developer-cli",
+        "user-agent": "copilot/1.0.102",
+    }
+    async with proxy.client() as http:
+        answer = await http.post(f"{HOST}/chat/completions", headers=headers, json=CHAT)
+    assert (answer.status_code, answer.content) == (200, GOOD.body)
+    assert journal.requests[-1].credential == secret("first")

@@ -1,0 +1,178 @@
+"""How far an answer is read."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mitmproxy import http
+
+from account_pool.providers import anthropic, gemini, openai
+from account_pool.proxy.answer import MAX_GATE_BYTES, MAX_REFUSAL_BYTES, AnswerReader, Reading
+from tests.proxy.helpers import DELTA, EMPTY_CHOICES, LIMIT_BODY, LIMIT_EVENT, OK_BODY
+
+JSON_TYPE = {"content-type": "application/json; charset=utf-8"}
+SSE_TYPE = {"content-type": "text/event-stream"}
+
+
+def reader(status=200, headers=None, provider=openai.PROVIDER) -> AnswerReader:
+    response = http.Response.make(status, b"", headers or JSON_TYPE)
+    response.headers.pop("content-length", None)
+    return AnswerReader(response, provider)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "first"),
+    [
+        (200, JSON_TYPE, Reading.MORE),
+        (200, SSE_TYPE, Reading.MORE),
+        (201, JSON_TYPE, Reading.MORE),
+        (200, {"content-type": "audio/mpeg"}, Reading.COMMIT),
+        (200, {"x": "1"}, Reading.COMMIT),
+        (101, SSE_TYPE, Reading.COMMIT),
+        (302, JSON_TYPE, Reading.COMMIT),
+        (400, {"x": "1"}, Reading.MORE),
+        (429, {"content-type": "text/html"}, Reading.MORE),
+        (200, {**SSE_TYPE, "content-encoding": "x-own"}, Reading.COMMIT),
+        (429, {**JSON_TYPE, "content-encoding": "x-own"}, Reading.MORE),
+    ],
+)
+def test_what_the_head_tells(status, headers, first):
+    assert reader(status, headers).first is first
+
+
+@pytest.mark.parametrize(
+    ("status", "length", "bounded"),
+    [(200, False, True), (200, True, False), (429, False, True), (429, True, True)],
+)
+def test_reading_is_bounded_in_time_where_it_may_stall(status, length, bounded):
+    response = http.Response.make(status, b"x", JSON_TYPE)
+    if not length:
+        del response.headers["content-length"]
+    assert AnswerReader(response, openai.PROVIDER).open_ended is bounded
+
+
+@given(cuts=st.lists(st.integers(1, 60), max_size=12))
+def test_any_split_of_a_stream_with_a_limit(cuts):
+    body = b": hi\n\n" + EMPTY_CHOICES + LIMIT_EVENT
+    read = reader(headers=SSE_TYPE)
+    at, readings = 0, []
+    for size in [*cuts, len(body)]:
+        if at < len(body):
+            readings.append(read.feed(body[at : at + size]))
+            at += size
+        if readings[-1] is Reading.REFUSED:
+            break
+    assert readings[-1] is Reading.REFUSED
+    assert set(readings[:-1]) <= {Reading.MORE}
+    assert read.in_stream
+    assert read.answer("m", 0.0).payload["error"]["code"] == "rate_limit_exceeded"
+
+
+def test_committing_event():
+    read = reader(headers=SSE_TYPE)
+    assert read.feed(EMPTY_CHOICES) is Reading.MORE
+    assert read.feed(DELTA) is Reading.COMMIT
+    assert b"".join(read.held) == EMPTY_CHOICES + DELTA
+
+
+def test_compressed_stream_is_judged_before_it_ends():
+    import zlib
+
+    packer = zlib.compressobj(wbits=31)
+    read = reader(headers={**SSE_TYPE, "content-encoding": "gzip"})
+    first = packer.compress(EMPTY_CHOICES) + packer.flush(zlib.Z_SYNC_FLUSH)
+    assert read.feed(first) is Reading.MORE
+    then = packer.compress(LIMIT_EVENT) + packer.flush(zlib.Z_SYNC_FLUSH)
+    assert read.feed(then) is Reading.REFUSED
+
+
+def test_damaged_compression_of_a_success_is_handed_over():
+    read = reader(headers={**SSE_TYPE, "content-encoding": "gzip"})
+    assert read.feed(b"no gzip at all") is Reading.COMMIT
+
+
+def test_json_is_judged_when_it_is_whole():
+    read = reader()
+    assert read.feed(LIMIT_BODY[:20]) is Reading.MORE
+    assert read.feed(LIMIT_BODY[20:]) is Reading.REFUSED
+    good = reader()
+    assert good.feed(OK_BODY) is Reading.COMMIT
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"nothing"])
+def test_the_end_of_a_success_that_says_nothing(body):
+    read = reader()
+    if body:
+        read.feed(body)
+    assert read.end() is Reading.COMMIT
+    assert read.complete
+
+
+def test_refusals_are_read_to_their_end_or_bound():
+    read = reader(429)
+    assert read.feed(LIMIT_BODY) is Reading.MORE
+    assert not read.complete
+    assert read.end() is Reading.REFUSED
+    assert (read.complete, read.in_stream) == (True, False)
+    assert read.text() == LIMIT_BODY.decode()
+    large = reader(429)
+    assert large.feed(b"x" * MAX_REFUSAL_BYTES) is Reading.MORE
+    assert large.feed(b"x") is Reading.REFUSED
+
+
+def test_gate_bound():
+    read = reader(headers=SSE_TYPE)
+    assert read.feed(b":" + b"x" * MAX_GATE_BYTES) is Reading.COMMIT
+
+
+def test_time_is_over():
+    assert reader(429).expired() is Reading.REFUSED
+    assert reader(200).expired() is Reading.COMMIT
+
+
+def test_answer_as_values():
+    headers = http.Headers([(b"X-A", b"1"), (b"x-a", b"2"), (b"Content-Type", b"application/json")])
+    read = reader(429, headers)
+    read.feed(LIMIT_BODY)
+    read.end()
+    answer = read.answer("gpt-5", 12.5)
+    assert answer.headers["x-a"] == "1, 2"
+    assert (answer.status, answer.model, answer.wall_now) == (429, "gpt-5", 12.5)
+    assert answer.payload == json.loads(LIMIT_BODY)
+    assert not answer.in_stream
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"", b"[[[", b'{"a":', b"[" * 50_000, b"\xff\xfe{}"])
+def test_a_body_that_is_no_json_has_no_payload(body):
+    read = reader(500)
+    if body:
+        read.feed(body)
+    read.end()
+    assert read.answer(None, 0.0).payload is None
+
+
+def test_gzip_refusal_text():
+    read = reader(429, {**JSON_TYPE, "content-encoding": "gzip"})
+    read.feed(gzip.compress(LIMIT_BODY))
+    read.end()
+    assert read.text() == LIMIT_BODY.decode()
+    assert b"".join(read.held) == gzip.compress(LIMIT_BODY) or read.held
+
+
+def test_anthropic_overloaded_after_message_start():
+    read = reader(headers=SSE_TYPE, provider=anthropic.PROVIDER)
+    start = b'event: message_start\ndata: {"type":"message_start","message":{}}\n\n'
+    assert read.feed(start) is Reading.MORE
+    error = b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error"}}\n\n'
+    assert read.feed(error) is Reading.REFUSED
+    assert read.answer(None, 0.0).event == "error"
+
+
+def test_gemini_array_with_an_error():
+    read = reader(provider=gemini.PROVIDER)
+    body = b'[{"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "q"}}\n]'
+    assert read.feed(body) is Reading.REFUSED

@@ -1,0 +1,447 @@
+"""Ids, cut-offs, timers and sockets of attempts: HTTP/2 and WebSockets."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, RstStreamFrame
+from mitmproxy.proxy import events
+
+from account_pool.core.attempts import Limits
+from account_pool.proxy import attempt_stream, stream
+from tests.proxy.helpers import (
+    DELTA,
+    DONE,
+    EMPTY_CHOICES,
+    JSON,
+    LIMIT_BODY,
+    LIMIT_EVENT,
+    LIMITED,
+    LIMITED_HEADERS,
+    OK_BODY,
+    SSE,
+    head1,
+    http1,
+    post1,
+    secret,
+)
+
+ONE, TWO = secret("one"), secret("two")
+CANCEL, REFUSED_STREAM, INTERNAL_ERROR = 8, 7, 2
+
+
+@pytest.fixture
+def h2(rig_of):
+    def build(*accounts, **settings):
+        return rig_of(*accounts, client2=True, server2=True, **settings)
+
+    return build
+
+
+def raw(rig, *frames) -> None:
+    """Send frames that an orderly server would not send any more."""
+    rig.server.send(b"".join(frame.serialize() for frame in frames))
+
+
+def headers(rig, stream_id: int, pairs, *flags) -> HeadersFrame:
+    block = rig.server.reader.h2.encoder.encode(pairs)
+    return HeadersFrame(stream_id, data=block, flags=["END_HEADERS", *flags])
+
+
+# -- HTTP/2 upstream
+
+
+def test_each_attempt_is_a_stream_of_its_own(h2):
+    rig = h2()
+    rig.ask()
+    rig.server.answer(1, 429, LIMIT_BODY, LIMITED_HEADERS)
+    rig.server.answer(3, 200, OK_BODY, [JSON])
+    assert rig.keys == [ONE, TWO]
+    assert [m.stream_id for m in rig.requests] == [1, 3]
+    assert len(rig.servers) == 1
+    assert (rig.answers[0].status, rig.answers[0].body) == (200, OK_BODY)
+
+
+def test_many_requests_at_once_keep_their_streams_apart(h2):
+    rig = h2()
+    asked = [rig.ask() for _ in range(5)]
+    for number in (3, 1, 9, 5, 7):
+        rig.server.answer(number, 429, LIMIT_BODY, LIMITED_HEADERS)
+    again = [m.stream_id for m in rig.requests if m.key == TWO]
+    for number in reversed(again):
+        body = rig.server.reader.of(number).body
+        rig.server.answer(number, 200, b'{"n": %d}' % number + body, [JSON])
+    assert {m.stream_id: m.complete for m in rig.answers} == dict.fromkeys(asked, True)
+    assert len({m.body for m in rig.answers}) == 5
+
+
+def test_http1_client_over_http2(rig_of):
+    rig = rig_of(server2=True)
+    rig.send(post1())
+    rig.server.answer(1, 429, LIMIT_BODY, LIMITED_HEADERS)
+    rig.server.answer(3, 200, OK_BODY, [JSON])
+    assert (rig.answers[0].status, rig.answers[0].body) == (200, OK_BODY)
+
+
+def test_http2_client_over_http1(rig_of):
+    rig = rig_of(client2=True)
+    stream_id = rig.ask()
+    rig.server.send(LIMITED)
+    assert len(rig.servers) == 2  # mitmproxy uses an HTTP/1 connection once for HTTP/2
+    rig.server.send(http1(200, OK_BODY, [JSON]))
+    assert rig.reader.of(stream_id).body == OK_BODY
+    assert rig.keys == [ONE, TWO]
+
+
+def test_a_refused_stream_that_does_not_end_is_reset(h2):
+    rig = h2()
+    rig.ask()
+    rig.server.head(1, 200, [SSE])
+    rig.server.data(1, EMPTY_CHOICES + LIMIT_EVENT)
+    assert rig.keys == [ONE]
+    rig.advance(stream.DRAIN_S)
+    assert rig.requests[0].reset == CANCEL
+    assert rig.keys == [ONE, TWO]
+    assert len(rig.servers) == 1
+    rig.server.answer(3, 200, OK_BODY, [JSON])
+    assert rig.answers[0].body == OK_BODY
+
+
+def test_late_frames_of_an_abandoned_attempt_are_dropped(h2):
+    rig = h2()
+    rig.ask()
+    rig.server.head(1, 200, [SSE])
+    rig.server.data(1, LIMIT_EVENT)
+    rig.advance(stream.DRAIN_S)
+    assert rig.keys == [ONE, TWO]
+    raw(rig, DataFrame(1, data=b"late"))
+    raw(rig, headers(rig, 1, [("x-late", "trailer")], "END_STREAM"))
+    raw(rig, RstStreamFrame(1, error_code=INTERNAL_ERROR))
+    rig.server.answer(3, 200, OK_BODY, [JSON])
+    assert (rig.answers[0].status, rig.answers[0].body) == (200, OK_BODY)
+    assert rig.cooling() == {"one"}
+
+
+def test_late_events_never_reach_the_stream_of_another_attempt(h2):
+    """Also those that mitmproxy's own HTTP/2 layer still hands on."""
+    rig = h2()
+    rig.ask()
+    first = next(i for i in rig.layer.streams if i < 0)
+    handled = rig.layer.streams[first]
+    rig.server.answer(1, 429, LIMIT_BODY, LIMITED_HEADERS)
+    assert first not in rig.layer.streams
+    second = next(i for i in rig.layer.streams if i < 0)
+    assert second != first
+    from mitmproxy.proxy.layers.http import ResponseData, ResponseEndOfMessage
+
+    for late in (ResponseData(first, b"late"), ResponseEndOfMessage(first)):
+        assert list(handled.handle_event(late)) == []
+    rig.server.answer(3, 200, OK_BODY, [JSON])
+    assert rig.answers[0].body == OK_BODY
+
+
+def test_a_limit_with_trailers(h2):
+    rig = h2()
+    rig.ask()
+    rig.server.head(1, 429, LIMITED_HEADERS)
+    rig.server.data(1, LIMIT_BODY)
+    raw(rig, headers(rig, 1, [("grpc-status", "8")], "END_STREAM"))
+    assert rig.keys == [ONE, TWO]
+    rig.server.answer(3, 200, OK_BODY, [JSON])
+    assert rig.answers[0].status == 200
+
+
+def test_a_refusal_in_the_head_alone(h2):
+    rig = h2()
+    rig.ask()
+    rig.server.head(1, 429, ["retry-after: 9"], end=True)
+    assert rig.keys == [ONE, TWO]
+
+
+def test_a_stream_the_server_did_not_process_is_sent_again(h2):
+    """RFC 9113, 8.7: REFUSED_STREAM means that the request has not run."""
+    rig = h2()
+    rig.ask()
+    rig.server.reset(1, REFUSED_STREAM)
+    assert rig.keys == [ONE, ONE]
+    rig.server.answer(1, 200, OK_BODY, [JSON])
+    assert rig.answers[0].status == 200
+
+
+def test_a_reset_stream_may_have_run(h2):
+    rig = h2()
+    rig.ask()
+    rig.server.reset(1, INTERNAL_ERROR)
+    assert rig.keys == [ONE]
+    assert rig.answers[0].status == 502
+    assert rig.cooling() == set()
+
+
+def test_a_reset_after_the_commit_point(h2):
+    rig = h2()
+    stream_id = rig.ask()
+    rig.server.head(1, 200, [SSE])
+    rig.server.data(1, DELTA)
+    rig.server.reset(1, INTERNAL_ERROR)
+    assert rig.reader.of(stream_id).body == DELTA
+    assert rig.reader.of(stream_id).reset is not None
+    assert rig.keys == [ONE]
+
+
+def test_goaway_on_a_kept_connection(h2):
+    rig = h2()
+    rig.ask()
+    rig.server.answer(1, 200, OK_BODY, [JSON])
+    rig.ask()
+    raw(rig, GoAwayFrame(0, last_stream_id=1))
+    assert len(rig.servers) == 2
+    rig.server.answer(1, 200, OK_BODY, [JSON])
+    assert rig.answers[1].body == OK_BODY
+
+
+def test_one_client_stream_is_cancelled_and_the_others_go_on(h2):
+    rig = h2()
+    first, second = rig.ask(), rig.ask()
+    rig.cancel(first)
+    assert rig.requests[0].reset == CANCEL
+    assert rig.requests[1].reset is None
+    assert rig.in_flight() == 1
+    rig.server.answer(3, 200, OK_BODY, [JSON])
+    assert rig.reader.of(second).body == OK_BODY
+    assert rig.cooling() == set()
+
+
+def test_a_cancelled_stream_is_not_answered(h2):
+    rig = h2()
+    stream_id = rig.ask()
+    rig.server.head(1, 200, [SSE])
+    rig.server.data(1, DELTA)
+    rig.cancel(stream_id)
+    assert rig.requests[0].reset == CANCEL
+    raw(rig, DataFrame(1, data=DONE))
+    assert rig.layer.streams == {}
+    assert rig.in_flight() == 0
+
+
+def test_refused_during_the_upload_resets_the_stream(h2, monkeypatch):
+    """Else it would stay open, and count against the server's limit of streams."""
+    monkeypatch.setattr(stream, "MAX_REPLAYABLE_BYTES", 10)
+    rig = h2("one")
+    stream_id = rig.ask(b"x" * 50, end=False)
+    rig.server.answer(1, 429, LIMIT_BODY, LIMITED_HEADERS)
+    assert rig.reader.of(stream_id).status == 429
+    assert rig.requests[0].reset == CANCEL
+
+
+def test_copy_for_inspection_is_bounded(h2, monkeypatch):
+    monkeypatch.setattr(attempt_stream, "MAX_COPY_BYTES", 100)
+    monkeypatch.setattr(stream, "MAX_COPY_BYTES", 100)
+    rig = h2()
+    rig.ask()
+    rig.server.head(1, 200, [SSE])
+    for _ in range(20):
+        rig.server.data(1, DELTA)
+    rig.server.data(1, DONE, end=True)
+    assert rig.answers[0].body == DELTA * 20 + DONE
+    flow = rig.flows[0]
+    assert len(flow.response.raw_content) < 100 + len(DELTA)
+    assert flow.metadata["pool.truncated"] is True
+
+
+def test_timers_of_requests_that_are_over_hold_nothing(h2):
+    rig = h2()
+    rig.ask()
+    rig.server.head(1, 200, [SSE])
+    rig.server.data(1, DELTA + DONE, end=True)
+    (child,) = rig.layer.command_sources.values()
+    assert not hasattr(child, "flow")
+    rig.advance(60)
+    assert rig.layer.command_sources == {}
+
+
+def test_a_timer_that_rings_while_a_hook_runs(h2):
+    rig = h2()
+    rig.ask()
+    rig.server.head(1, 200, [SSE])
+    rig.held.add("responseheaders")
+    rig.server.data(1, DELTA)
+    rig.advance(60)
+    rig.server.data(1, DONE, end=True)
+    rig.held.clear()
+    rig.complete()
+    assert rig.answers[0].body == DELTA + DONE
+
+
+def test_body_and_head_of_an_attempt_leave_together(rig_of):
+    """One write instead of three: fewer TLS records, the same bytes."""
+    rig = rig_of()
+    sent = []
+    real = rig._sent
+
+    def note(connection, data):
+        if connection is not rig.client:
+            sent.append(data)
+        real(connection, data)
+
+    rig._sent = note
+    rig.send(post1())
+    assert len(sent) == 1
+
+
+# -- WebSockets
+
+UPGRADE = [
+    "Upgrade: websocket",
+    "Connection: Upgrade",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+]
+ACCEPTED = head1(
+    101, ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Accept: x"]
+)
+
+
+def frame(text: bytes, *, masked: bool = False, opcode: int = 1) -> bytes:
+    head = bytes([0x80 | opcode, len(text) | (0x80 if masked else 0)])
+    return head + (b"\x00\x00\x00\x00" if masked else b"") + text
+
+
+@pytest.fixture
+def socket(rig_of):
+    def open_(*accounts, **settings):
+        rig = rig_of(*accounts, **settings)
+        rig.send(post1("/v1/responses", b"", UPGRADE, method="GET"))
+        return rig
+
+    yield open_
+
+
+def opened(rig):
+    rig.server.send(ACCEPTED)
+    assert rig.answers[-1].status == 101
+    return rig
+
+
+def closed(rig) -> None:
+    """mitmproxy forgets a WebSocket with its client connection, not before."""
+    rig.leave()
+    rig.layer.streams.clear()
+
+
+def test_a_refused_handshake_is_opened_on_another_account(socket):
+    rig = socket()
+    rig.server.send(LIMITED)
+    assert rig.keys == [ONE, TWO]
+    opened(rig)
+    rig.send(frame(b"hello", masked=True))
+    rig.server.send(frame(b"good day"))
+    assert rig.answers[0].body == frame(b"good day")
+    # mitmproxy masks what it sends to the server anew.
+    assert len(rig.requests[1].body) == len(frame(b"hello", masked=True))
+    assert [m.content for m in rig.flows[0].websocket.messages] == [b"hello", b"good day"]
+    assert rig.in_flight() == 1
+    closed(rig)
+    assert rig.in_flight() == 0
+    assert rig.servers[-1].closed
+
+
+def test_the_lease_of_a_socket_ends_when_the_server_closes(socket):
+    rig = opened(socket())
+    assert rig.in_flight() == 1
+    rig.server.close()
+    assert rig.in_flight() == 0
+    assert rig.client_closed
+    closed(rig)
+
+
+def test_the_lease_of_a_socket_ends_with_its_closing_handshake(socket):
+    rig = opened(socket())
+    rig.send(frame(b"\x03\xe8", masked=True, opcode=8))
+    assert rig.in_flight() == 0
+    assert rig.servers[-1].closed
+    closed(rig)
+
+
+def test_messages_can_be_injected(socket):
+    from mitmproxy.proxy.layers.websocket import WebSocketMessageInjected
+    from mitmproxy.websocket import WebSocketMessage
+
+    rig = opened(socket())
+    message = WebSocketMessage(1, False, b"injected", injected=True)
+    rig.feed(WebSocketMessageInjected(rig.flows[0], message))
+    assert rig.answers[0].body == frame(b"injected")
+    closed(rig)
+
+
+def test_the_client_leaves_during_the_handshake(socket):
+    rig = socket()
+    rig.leave()
+    assert rig.in_flight() == 0
+    assert rig.servers[-1].closed
+    assert rig.cooling() == set()
+
+
+def test_a_handshake_nobody_may_make_is_delivered(socket):
+    rig = socket()
+    rig.server.send(http1(404, b"{}", [JSON]))
+    assert rig.answers[0].status == 404
+
+
+def test_a_socket_mitmproxy_cannot_serve_gives_its_lease_back(rig_of):
+    from tests.proxy.helpers import options_of
+
+    rig = rig_of(options=options_of(websocket=False, rawtcp=False))
+    rig.send(post1("/v1/responses", b"", UPGRADE, method="GET"))
+    rig.server.send(ACCEPTED)
+    assert rig.client_closed
+    assert rig.in_flight() == 0
+
+
+def test_a_raw_tunnel_after_a_101(rig_of):
+    from tests.proxy.helpers import options_of
+
+    rig = rig_of(options=options_of(websocket=False, rawtcp=True))
+    rig.send(post1("/v1/responses", b"", UPGRADE, method="GET"))
+    rig.server.send(ACCEPTED)
+    rig.server.send(b"anything")
+    rig.send(b"goes")
+    assert rig.answers[0].body == b"anything"
+    assert rig.requests[0].body == b"goes"
+    rig.server.close()
+    assert rig.in_flight() == 0
+    closed(rig)
+
+
+# -- mechanics
+
+
+def test_wakeups_of_others_are_ignored(rig_of):
+    from mitmproxy.proxy import commands
+
+    rig = rig_of()
+    rig.send(post1())
+    handled = rig.layer.streams[1]
+    assert list(handled.handle_event(events.Wakeup(commands.RequestWakeup(1)))) == []
+
+
+def test_a_paused_stream_hears_of_its_client_once(rig_of):
+    rig = rig_of("one", limits=Limits(max_wait_s=30))
+    rig.cool("one", 20)
+    rig.held.add("pool_turn")
+    rig.send(post1())
+    (turn,) = rig.turns
+    assert not turn.abandoned.is_set()
+    rig.leave()
+    assert turn.abandoned.is_set()
+    assert "handle_event" in vars(rig.layer.streams[1])
+    rig.complete()
+    assert rig.layer.streams == {}
+    assert rig.requests == []
+    assert rig.hooks[-1] == "error"
+
+
+def test_json_body_of_every_local_error_is_json(h2):
+    rig = h2(peer="192.0.2.1")
+    rig.ask()
+    assert "error" in json.loads(rig.answers[0].body)

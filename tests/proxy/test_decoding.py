@@ -1,0 +1,77 @@
+"""Content decodings, a piece at a time."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+
+import brotli
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from account_pool.proxy.decoding import Decoder, UnknownEncoding
+
+
+def raw_deflate(data: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(data) + packer.flush()
+
+
+ENCODERS = {
+    "": bytes,
+    "identity": bytes,
+    "gzip": gzip.compress,
+    "x-gzip": gzip.compress,
+    "GZIP ": gzip.compress,
+    "deflate": zlib.compress,
+    "br": brotli.compress,
+    "zstd": zstandard.ZstdCompressor().compress,
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODERS)
+@given(data=st.binary(max_size=3000), cuts=st.lists(st.integers(1, 400), max_size=20))
+def test_any_split_gives_the_same(encoding, data, cuts):
+    packed = ENCODERS[encoding](data)
+    decoder = Decoder(encoding, max_bytes=1 << 20)
+    out, at = b"", 0
+    for size in [*cuts, len(packed)]:
+        out += decoder.feed(packed[at : at + size])
+        at += size
+    assert out == data
+
+
+def test_deflate_without_a_zlib_header():
+    assert Decoder("deflate", max_bytes=1000).feed(raw_deflate(b"x" * 100)) == b"x" * 100
+
+
+@given(cut=st.integers(0, 30))
+def test_deflate_split_anywhere(cut):
+    for pack in (zlib.compress, raw_deflate):
+        packed = pack(b"hello hello hello")
+        decoder = Decoder("deflate", max_bytes=1000)
+        assert decoder.feed(packed[:cut]) + decoder.feed(packed[cut:]) == b"hello hello hello"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd"])
+def test_damaged(encoding):
+    decoder = Decoder(encoding, max_bytes=1000)
+    with pytest.raises(ValueError, match="damaged"):
+        decoder.feed(b"\xff\xfe\xfd this is nothing of the kind" * 10)
+
+
+@pytest.mark.parametrize("encoding", ["x-own", "gzip, br", "compress"])
+def test_unknown(encoding):
+    with pytest.raises(UnknownEncoding):
+        Decoder(encoding, max_bytes=1000)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd", "br"])
+def test_a_bomb_is_not_unpacked_whole(encoding):
+    packed = ENCODERS[encoding](b"\0" * (256 << 20 if encoding != "br" else 64 << 20))
+    decoder = Decoder(encoding, max_bytes=1000)
+    out = decoder.feed(packed)
+    assert len(out) <= 1 << 23
+    assert decoder.feed(packed) == b""

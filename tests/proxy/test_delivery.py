@@ -1,0 +1,122 @@
+"""What a client gets when no account could serve."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+from mitmproxy import http
+
+from account_pool.providers import copilot, gemini, openai
+from account_pool.providers.base import LocalAnswer
+from account_pool.proxy import delivery
+from account_pool.proxy.answer import AnswerReader
+from account_pool.proxy.service import StoredRefusal
+from tests.proxy.helpers import LIMIT_BODY
+
+SECRETS = [("sk-one-1111", "openai/one"), ("sk-two-1111", "openai/two")]
+TYPE = (b"content-type", b"application/json")
+
+
+def refusal(body=LIMIT_BODY, *fields, provider=openai.PROVIDER, status=429) -> AnswerReader:
+    response = http.Response.make(status, b"", http.Headers([TYPE, *fields]))
+    response.headers.pop("content-length")
+    reader = AnswerReader(response, provider)
+    reader.feed(body)
+    reader.end()
+    return reader
+
+
+def test_nothing_known_nothing_changed():
+    given = refusal(LIMIT_BODY, (b"X-Id", b"1"), (b"Retry-After", b"7"))
+    response = delivery.corrected(given, openai.PROVIDER, None, SECRETS)
+    assert response.raw_content == LIMIT_BODY
+    assert response.headers.fields == (TYPE, (b"X-Id", b"1"), (b"Retry-After", b"7"))
+
+
+def test_the_wait_is_set_in_every_spelling():
+    fields = [(b"Retry-After", b"7"), (b"retry-after-ms", b"7000"), (b"X-Should-Retry", b"true")]
+    response = delivery.corrected(refusal(LIMIT_BODY, *fields), openai.PROVIDER, 90.2, SECRETS)
+    assert response.headers["retry-after"] == "91"
+    assert response.headers["retry-after-ms"] == "91000"
+    assert response.headers["x-should-retry"] == "false"
+    assert len(response.headers.get_all("retry-after")) == 1
+
+
+def test_the_wait_of_a_body():
+    body = json.dumps({"error": {"code": 429, "details": [{"retryDelay": "7s"}]}}).encode()
+    given = refusal(body, (b"content-length", str(len(body)).encode()), provider=gemini.PROVIDER)
+    response = delivery.corrected(given, gemini.PROVIDER, 120, [])
+    assert b'"120s"' in response.raw_content
+    assert response.headers["content-length"] == str(len(response.raw_content))
+
+
+def test_a_compressed_body_stays_compressed_unless_it_changes():
+    packed = gzip.compress(LIMIT_BODY)
+    given = refusal(packed, (b"content-encoding", b"gzip"))
+    response = delivery.corrected(given, openai.PROVIDER, 5, SECRETS)
+    assert response.raw_content == packed
+    echo = gzip.compress(b"your key sk-two-1111 is limited")
+    response = delivery.corrected(
+        refusal(echo, (b"content-encoding", b"gzip")), openai.PROVIDER, 5, SECRETS
+    )
+    assert response.raw_content == b"your key pool:openai/two is limited"
+    assert "content-encoding" not in response.headers
+
+
+def test_echoed_credentials_name_their_account():
+    given = refusal(b"no: sk-one-1111, sk-two-1111", (b"x-key", b"sk-one-1111"))
+    response = delivery.corrected(given, openai.PROVIDER, None, SECRETS)
+    assert response.raw_content == b"no: pool:openai/one, pool:openai/two"
+    assert response.headers["x-key"] == "pool:openai/one"
+
+
+def test_a_chunked_refusal_gets_no_second_length():
+    given = refusal(b"sk-one-1111", (b"transfer-encoding", b"chunked"))
+    response = delivery.corrected(given, openai.PROVIDER, None, SECRETS)
+    assert "content-length" not in response.headers
+
+
+def test_a_length_that_was_cut_off_is_corrected():
+    given = refusal(b"half", (b"content-length", b"400"))
+    assert delivery.corrected(given, openai.PROVIDER, None, []).headers["content-length"] == "4"
+
+
+def test_repeated_has_the_wait_that_holds_now():
+    fields = (
+        TYPE,
+        (b"date", b"x"),
+        (b"retry-after", b"7"),
+        (b"content-encoding", b"gzip"),
+        (b"content-length", b"3"),
+    )
+    response = delivery.repeated(
+        StoredRefusal(429, fields, LIMIT_BODY), openai.PROVIDER, 12.0, SECRETS
+    )
+    assert (response.status_code, response.raw_content) == (429, LIMIT_BODY)
+    assert response.headers["retry-after"] == "12"
+    assert response.headers["content-length"] == str(len(LIMIT_BODY))
+    assert "date" not in response.headers
+    assert "content-encoding" not in response.headers
+
+
+def test_repeated_echoes_no_credential():
+    stored = StoredRefusal(429, ((b"x-key", b"sk-one-1111"),), b"key sk-one-1111")
+    response = delivery.repeated(stored, openai.PROVIDER, None, SECRETS)
+    assert b"sk-one" not in response.raw_content + response.headers["x-key"].encode()
+
+
+@pytest.mark.parametrize("provider", [openai.PROVIDER, gemini.PROVIDER, copilot.PROVIDER])
+def test_local(provider):
+    answer = provider.refusal(503, "nobody", 3.0)
+    response = delivery.local(answer)
+    assert response.status_code == 503
+    assert json.loads(response.raw_content)["error"]
+    assert response.headers["retry-after"] == "3"
+    assert response.headers["content-length"] == str(len(answer.body))
+
+
+def test_local_without_a_body():
+    response = delivery.local(LocalAnswer(204, (), b""))
+    assert (response.status_code, response.raw_content) == (204, b"")

@@ -1,0 +1,90 @@
+"""Where a request really goes."""
+
+from __future__ import annotations
+
+import pytest
+from mitmproxy.proxy.context import Context
+
+from account_pool.proxy import destination
+from account_pool.proxy.destination import Destination, is_loopback
+from tests.proxy.helpers import client_connection, options_of
+
+
+def context(address, *, tls=True, server_sni=None, client_sni=None) -> Context:
+    made = Context(client_connection(), options_of())
+    made.server.address, made.server.tls, made.server.sni = address, tls, server_sni
+    made.client.sni = client_sni
+    return made
+
+
+@pytest.mark.parametrize(
+    ("address", "server_sni", "client_sni", "name"),
+    [
+        (("API.OpenAI.com.", 443), None, None, "api.openai.com"),
+        (("api.openai.com", 443), None, "api.openai.com", "api.openai.com"),
+        # The certificate is verified against the server name, whatever was connected to.
+        (("api.openai.com", 443), None, "evil.example", "evil.example"),
+        (("evil.example", 443), None, "api.openai.com", "api.openai.com"),
+        (("192.0.2.1", 443), None, "api.openai.com", "api.openai.com"),
+        (("192.0.2.1", 443), None, None, "192.0.2.1"),
+        (("2001:db8::1", 443), "api.openai.com", None, "api.openai.com"),
+        # Reverse mode: what mitmproxy was told comes before what the client says.
+        (("api.openai.com", 443), "api.openai.com", "localhost", "api.openai.com"),
+    ],
+)
+def test_of_a_tls_connection(address, server_sni, client_sni, name):
+    made = context(address, server_sni=server_sni, client_sni=client_sni)
+    assert destination.of_connection(made) == Destination(name, address[1], True)
+
+
+def test_of_a_plain_connection_the_server_name_of_an_outer_one_is_nothing():
+    """A client that talks to the proxy itself by TLS."""
+    made = context(("192.0.2.1", 80), tls=False, client_sni="api.openai.com")
+    assert destination.of_connection(made) == Destination("192.0.2.1", 80, False)
+
+
+def test_of_a_connection_the_name_asked_for_now():
+    made = context(("192.0.2.1", 443), tls=False)
+    assert destination.of_connection(made, "api.openai.com").name == "api.openai.com"
+
+
+def test_of_no_connection():
+    assert destination.of_connection(context(None)) is None
+
+
+def test_of_a_request():
+    assert destination.of_request("API.openai.com.", 443, "https") == Destination(
+        "api.openai.com", 443, True
+    )
+    assert not destination.of_request("api.openai.com", 80, "http").private
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True),
+        ("a.localhost", True),
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("::ffff:127.0.0.1", True),
+        ("::ffff:192.0.2.1", False),
+        ("192.0.2.1", False),
+        ("0.0.0.0", False),
+        ("localhost.evil.example", False),
+        ("evillocalhost", False),
+        ("127.0.0.1.evil.example", False),
+        ("", False),
+        ("api.openai.com", False),
+    ],
+)
+def test_is_loopback(host, expected):
+    assert is_loopback(host) is expected
+    assert Destination(host, 80, False).private is expected
+    assert Destination(host, 443, True).private
+
+
+@pytest.mark.parametrize(("name", "named"), [("a.example", True), ("192.0.2.1", False), ("::1", False)])
+def test_named(name, named):
+    assert Destination(name, 443, True).named is named
