@@ -1,6 +1,6 @@
 """Every lease comes back: after a storm of everything that can happen nothing is in flight.
 
-1,000 requests by default; `POOL_SOAK=10000` for the long run.
+1,000 requests by default; `POOL_SOAK=10000` for the long run, which also looks at memory.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from tests.e2e import status
 from tests.e2e.harness import account, chat
 
 REQUESTS = int(os.environ.get("POOL_SOAK", "1000"))
+#: mitmproxy without us fills its own caches (certificates, connections) for so long.
+MEMORY_SETTLES = 4000
 WORKERS = 16
 LABELS = ("a", "b", "c", "d", "e", "f")
 GOOD = openai.chat_stream([f" word{n}" for n in range(8)], pause_s=0.001)
@@ -50,16 +52,17 @@ REPLIES = [
 async def ask(http: httpx.AsyncClient, chance: random.Random) -> None:
     """Send one request as some client would: to the end, slowly, or not for long."""
     patience = chance.choice([None, None, None, None, 0, 1, 3])
-    with suppress(httpx.TransportError, TimeoutError):
-        async with asyncio.timeout(0.05 if patience == 0 else 20):
-            async with http.stream(**chat(stream=chance.random() < 0.8)) as response:
-                chunks = 0
-                async for _ in response.aiter_raw():
-                    chunks += 1
-                    if patience and chunks == patience:
-                        return
-                    if chance.random() < 0.02:
-                        await asyncio.sleep(0.02)
+    timeout = httpx.Timeout(20, read=0.05) if patience == 0 else httpx.Timeout(20)
+    request = chat(stream=chance.random() < 0.8)
+    with suppress(httpx.TransportError):
+        async with http.stream(**request, timeout=timeout) as response:
+            chunks = 0
+            async for _ in response.aiter_raw():
+                chunks += 1
+                if patience and chunks == patience:
+                    return
+                if chance.random() < 0.02:
+                    await asyncio.sleep(0.02)
 
 
 def resident_kib(pid: int) -> int | None:
@@ -115,6 +118,6 @@ async def test_nothing_is_left_in_flight(provider, pool_proxy):
             while await in_flight():
                 await asyncio.sleep(0.01)
     assert len(upstream.journal.requests) >= REQUESTS // 2
-    if all(memory):
-        # What the first quarter needed is needed once; a leak would go on.
-        assert memory[-1] - memory[-3] < 0, memory
+    if REQUESTS >= MEMORY_SETTLES and all(memory):
+        # Over the second half; mitmproxy alone grows as much in the first.
+        assert memory[-1] - memory[-3] < 8 * 1024, memory

@@ -175,6 +175,8 @@ class Provider:
         delay: the headers that tell the vendor's clients to wait so many seconds,
             in place of those named in *delay_headers*.
         delay_headers: lower-case names of the wait headers a refusal may carry.
+        avoids_websocket: whether a client that asks for a WebSocket is better served by
+            HTTP, where every request can be replayed: it falls back at once on a 426.
         delay_body: the same inside a JSON error body, for providers that spell it
             there: (text, seconds) -> text.
     """
@@ -193,4 +195,5 @@ class Provider:
     refusal: Callable[[int, str, float | None], LocalAnswer]
     delay: Callable[[float], tuple[tuple[str, str], ...]]
     delay_headers: frozenset[str] = frozenset({"retry-after"})
+    avoids_websocket: Callable[[RequestHead], bool] = lambda _head: False
     delay_body: Callable[[str, float], str] = lambda text, _seconds: text

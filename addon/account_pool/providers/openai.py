@@ -72,6 +72,15 @@ def _websocket_route(head: RequestHead) -> Route:
     return Route.POOL
 
 
+def avoids_websocket(head: RequestHead) -> bool:
+    """Say whether the client is Codex, which opens a socket first.
+
+    A 426 to its upgrade makes it use HTTP at once and for good, without a message to the
+    user (clients.md, section 4); inside a socket no request can be replayed.
+    """
+    return "responses_websockets" in head.headers.get("openai-beta", "")
+
+
 def kind(_head: RequestHead) -> str:
     """API keys are of one kind."""
     return "key"
@@ -167,4 +176,5 @@ PROVIDER = Provider(
     refusal=refusal,
     delay=envelopes.sdk_delay,
     delay_headers=frozenset({"retry-after", "retry-after-ms", "x-should-retry"}),
+    avoids_websocket=avoids_websocket,
 )

@@ -59,5 +59,6 @@ def settings(values: Mapping[str, OptionValue], options: Options) -> Settings:
         intercept_all=values["intercept"] == "all",
         remote=bool(values["allow_remote"]) or bool(getattr(options, "proxyauth", None)),
         insecure=bool(options.ssl_insecure),
+        websockets=str(values["websockets"]),
         manual_approve=bool(values["manual_approve"]),
     )

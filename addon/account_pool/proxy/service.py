@@ -25,7 +25,8 @@ from account_pool.core.errors import UnknownAccount
 from account_pool.core.lease import Lease
 from account_pool.core.outcome import OutcomeClass
 from account_pool.core.pool import Pool
-from account_pool.providers.base import LocalAnswer, Provider, Route, Swap
+from account_pool.providers.base import LocalAnswer, Provider, RequestHead, Route, Swap
+from account_pool.providers.heads import is_websocket
 from account_pool.providers.registry import HostIndex
 from account_pool.proxy.call import Call, read_head
 from account_pool.proxy.destination import Destination, is_loopback
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 #: Longest time a request waits for its account's credential to be renewed.
 REFRESH_TIMEOUT_S = 20.0
+_NO_SOCKET = "the account pool serves this over HTTP, where a limited request can be replayed"
 _NO_TLS = "the pool sends no credential over plain HTTP; use https"
 _INSECURE = "the pool sends no credential while ssl_insecure is set; trust the CA instead"
 _REMOTE = (
@@ -53,6 +55,7 @@ class Settings:
         intercept_all: decrypt every host, as mitmproxy does by itself.
         remote: clients of other machines may be given an account.
         insecure: upstream certificates are not verified (mitmproxy's ssl_insecure).
+        websockets: "refuse", "pin", or "" for what suits the provider.
         manual_approve: hold each request of the pool until a person resumes it.
     """
 
@@ -61,6 +64,7 @@ class Settings:
     intercept_all: bool = False
     remote: bool = False
     insecure: bool = False
+    websockets: str = ""
     manual_approve: bool = False
 
 
@@ -137,6 +141,8 @@ class Service:
         denied = None
         if route is not Route.PASS:
             denied = self._denied(provider, destination, client)
+            if denied is None and is_websocket(head) and self._refuses_socket(provider, head):
+                denied = provider.refusal(426, _NO_SOCKET, None)
         return Call(
             provider=provider,
             destination=destination,
@@ -157,6 +163,11 @@ class Service:
         if not self.settings.remote and not is_loopback(client.peername[0]):
             return provider.refusal(403, _REMOTE, None)
         return None
+
+    def _refuses_socket(self, provider: Provider, head: RequestHead) -> bool:
+        if self.settings.websockets:
+            return self.settings.websockets == "refuse"
+        return provider.avoids_websocket(head)
 
     # -- serving
 
