@@ -81,7 +81,7 @@ def ratio(
     """
     rounds = [a / b for a, b in zip(ours, theirs, strict=True) if a and b]
     if not rounds or len(rounds) < len(ours):
-        note = "no way to read the CPU time of a process here"
+        note = "nothing here tells it of a process"
         return Figure(scenario=scenario, name=name, value=None, target=target, note=note)
     low, centre, high = statistics.quantiles(rounds, method="inclusive")
     note = f"{len(rounds)} rounds, half of them {low:.3f} to {high:.3f}"

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 
 from benchmarks.client import Client, Reply, Route
 from benchmarks.cpu import cpu_seconds
+from benchmarks.instructions import Instructions
 
 #: no measurement takes longer; one that does is stuck
 _TIMEOUT_S = 120.0
@@ -58,6 +59,7 @@ class Sent:
     replies: list[Reply] = field(default_factory=list)
     wall_s: float = 0.0
     cpu_s: float | None = None
+    instructions: int | None = None
 
     @property
     def not_ok(self) -> int:
@@ -90,10 +92,22 @@ class Load:
                 return await self._send(command)
 
     async def _send(self, command: Send) -> Sent:
-        clients = self._clients[command.name]
         sent = Sent([Reply() for _ in command.requests])
+        if command.pid is None:
+            await self._send_all(command, sent)
+            return sent
+        with Instructions(command.pid) as instructions:
+            cpu_before = cpu_seconds(command.pid)
+            await self._send_all(command, sent)
+            cpu_after = cpu_seconds(command.pid)
+            sent.instructions = instructions.read()
+        if cpu_before is not None and cpu_after is not None:
+            sent.cpu_s = cpu_after - cpu_before
+        return sent
+
+    async def _send_all(self, command: Send, sent: Sent) -> None:
+        clients = self._clients[command.name]
         numbered = list(enumerate(command.requests))
-        cpu_before = cpu_seconds(command.pid) if command.pid else None
         started = time.perf_counter()
         waves = (
             [numbered[n : n + len(clients)] for n in range(0, len(numbered), len(clients))]
@@ -104,10 +118,6 @@ class Load:
             todo = iter(wave)
             await asyncio.gather(*(_work(client, todo, sent.replies) for client in clients))
         sent.wall_s = time.perf_counter() - started
-        cpu_after = cpu_seconds(command.pid) if command.pid else None
-        if cpu_before is not None and cpu_after is not None:
-            sent.cpu_s = cpu_after - cpu_before
-        return sent
 
 
 async def _work(client: Client, todo: Iterable[tuple[int, bytes]], replies: list[Reply]) -> None:

@@ -54,6 +54,7 @@ class Proxy:
     process: subprocess.Popen[bytes]
     log: Path
     started_at: float
+    stopped: bool = False
 
     @property
     def pid(self) -> int:
@@ -94,7 +95,10 @@ class Proxy:
         return resident_mib(self.pid)
 
     def stop(self) -> None:
-        """End the process and wait until it is gone."""
+        """End the process and wait until it is gone; show what it said. Safe to repeat."""
+        if self.stopped:
+            return
+        self.stopped = True
         self.process.terminate()
         try:
             self.process.wait(timeout=5)

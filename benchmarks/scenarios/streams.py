@@ -24,6 +24,7 @@ class _Tally:
 
     many: list[float | None] = field(default_factory=list)
     some: list[float | None] = field(default_factory=list)
+    instructions: list[float | None] = field(default_factory=list)
     first_byte_ms: list[float] = field(default_factory=list)
     streams: int = 0
     altered: int = 0
@@ -70,8 +71,13 @@ def _round(
         tally = tallies[line.kind]
         names = [f"stream-{next(counter)}" for _ in range(count)]
         sent = _stream(bench, line, tally, names, _CHUNKS)
-        per_chunk = sent.cpu_s and sent.cpu_s / (count * _CHUNKS) * 1e6
+        chunks = count * _CHUNKS
+        per_chunk = sent.cpu_s and sent.cpu_s / chunks * 1e6
         (tally.many if count == _MANY else tally.some).append(per_chunk)
+        if count == _SOME:
+            # The more a proxy lags, the more chunks it finds in one read: comparable
+            # only where none lags.
+            tally.instructions.append(sent.instructions and sent.instructions / chunks)
 
 
 def _first_bytes(
@@ -116,6 +122,13 @@ def _figures(kinds: list[proxies.Kind], tallies: dict[str, _Tally]) -> list[Figu
                 Target(1.05),
             ),
             ratio(f"CPU per chunk, {_SOME} x {shape}, {against}", NAME, ours.some, five.some, None),
+            ratio(
+                f"instructions per chunk, {_SOME} x {shape}, {against}",
+                NAME,
+                ours.instructions,
+                five.instructions,
+                None,
+            ),
             Figure(
                 scenario=NAME,
                 name=f"added time to first byte, {_FEW} at once, median",

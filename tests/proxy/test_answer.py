@@ -19,8 +19,12 @@ SSE_TYPE = {"content-type": "text/event-stream"}
 
 
 def reader(status=200, headers=None, provider=openai.PROVIDER) -> AnswerReader:
-    response = http.Response.make(status, b"", headers or JSON_TYPE)
-    response.headers.pop("content-length", None)
+    response = http.Response.make(status, b"")
+    response.headers = http.Headers(
+        [(k.encode(), v.encode()) for k, v in (headers or JSON_TYPE).items()]
+        if not isinstance(headers, http.Headers)
+        else headers.fields
+    )
     return AnswerReader(response, provider)
 
 

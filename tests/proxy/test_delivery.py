@@ -20,8 +20,8 @@ TYPE = (b"content-type", b"application/json")
 
 
 def refusal(body=LIMIT_BODY, *fields, provider=openai.PROVIDER, status=429) -> AnswerReader:
-    response = http.Response.make(status, b"", http.Headers([TYPE, *fields]))
-    response.headers.pop("content-length")
+    response = http.Response.make(status, b"")
+    response.headers = http.Headers([TYPE, *fields])
     reader = AnswerReader(response, provider)
     reader.feed(body)
     reader.end()
