@@ -57,4 +57,4 @@ class Instructions:
         """Return the count since it was opened, None where nothing counts."""
         if not self._files:
             return None
-        return sum(struct.unpack("=Q", os.read(file, 8))[0] for file in self._files)
+        return sum(int.from_bytes(os.read(file, 8), sys.byteorder) for file in self._files)
