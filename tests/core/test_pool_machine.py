@@ -500,7 +500,8 @@ def test_pool(strategy: str) -> None:
 
 LEGAL = {
     Phase.NEW: ["begin"],
-    Phase.SENT: ["refused", "broken", "committed"],
+    # Refusals first: they are what there is to test.
+    Phase.SENT: ["refused", "refused", "refused", "broken", "committed"],
     Phase.WAITING: ["resumed"],
     Phase.REFRESHING: ["refreshed"],
     Phase.COMMITTED: ["finished"],
@@ -525,23 +526,24 @@ class AttemptsMachine(RuleBasedStateMachine):
         super().__init__()
         self.now = 1000.0
         self.pool = Pool()
+        self.wake_at = self.now
         self.all: list[Attempts] = []
 
     @initialize(
-        members=st.lists(accounts, min_size=1, max_size=4, unique_by=lambda a: a.label),
+        members=st.lists(accounts, max_size=3, unique_by=lambda a: a.label),
         strategy=st.sampled_from(list(POLICIES)),
     )
     def begin(self, members: list[Account], strategy: str) -> None:
         self.pool.set_strategy(strategy, now=self.now)
-        for member in members:
+        for member in [account("plain"), account("other"), *members]:
             self.pool.add(member, keys_of("old", "key", "oauth"), now=self.now)
 
     @precondition(lambda self: len(self.alive) < 4)
     @rule(
-        facts=requests,
+        facts=st.just(REQUESTS[0]) | requests,
         limits=st.builds(
             Limits,
-            max_attempts=st.integers(0, 6),
+            max_attempts=st.sampled_from([1, 2, 3, 4, 10]),
             max_wait_s=st.sampled_from([0.0, 5.0, 30.0]),
             retry_broken=st.booleans(),
         ),
@@ -560,16 +562,24 @@ class AttemptsMachine(RuleBasedStateMachine):
         self.tell(attempts, "begin", None)
 
     @precondition(lambda self: self.alive)
-    @rule(data=st.data())
-    def go_on(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), events=st.integers(1, 8))
+    def go_on(self, data: st.DataObject, events: int) -> None:
+        """Some events of one request, each legal in its phase."""
         attempts = data.draw(st.sampled_from(self.alive))
-        name = data.draw(st.sampled_from(LEGAL[attempts.phase]))
-        argument = data.draw(ARGUMENTS[name])
-        if argument is True and attempts.lease in self.held:
-            self.pool.set_credentials(
-                attempts.lease.key, keys_of(f"new-{self.now}", "key", "oauth"), now=self.now
-            )
-        self.tell(attempts, name, argument)
+        for _ in range(events):
+            if attempts.over:
+                return
+            name = data.draw(st.sampled_from(LEGAL[attempts.phase]))
+            argument = data.draw(ARGUMENTS[name])
+            if argument is True and attempts.lease in self.held:
+                self.pool.set_credentials(
+                    attempts.lease.key, keys_of(f"new-{self.now}", "key", "oauth"), now=self.now
+                )
+            if name == "resumed":
+                self.now = data.draw(st.sampled_from([self.now, max(self.now, self.wake_at)]))
+            self.tell(attempts, name, argument)
+            self.a_request_holds_a_lease_exactly_while_it_needs_one()
+            self.bounded()
 
     @precondition(lambda self: self.all)
     @rule(data=st.data(), name=st.sampled_from(EVENTS))
@@ -613,6 +623,7 @@ class AttemptsMachine(RuleBasedStateMachine):
                     state.in_flight <= state.account.max_concurrent
                 )
             case Wait(until, for_change):
+                self.wake_at = until
                 assert self.now <= until <= self.now + max(attempts.limits.max_wait_s, 0.5)
                 assert for_change is (attempts.lease is None)
             case Refresh(lease):
@@ -631,32 +642,24 @@ class AttemptsMachine(RuleBasedStateMachine):
     def everything(self, attempts: Attempts) -> str:
         return f"{attempts!r} {list(self.pool.accounts())!r}"
 
-    @rule(data=st.data(), outcome=limits | failures)
+    @precondition(lambda self: self.pool.providers())
+    @rule(data=st.data(), outcome=limits)
     def another_request_is_refused(self, data: st.DataObject, outcome: Outcome) -> None:
-        keys = [state.key for state in self.pool.accounts()]
-        if keys:
-            key = data.draw(st.sampled_from(keys))
-            if outcome.cls in (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA):
-                self.pool.mark_cooldown(key, outcome, now=self.now)
-            else:
-                self.pool.mark_failure(key, outcome, now=self.now)
-
-    @rule(data=st.data())
-    def clear(self, data: st.DataObject) -> None:
-        keys = [state.key for state in self.pool.accounts()]
-        if keys:
-            self.pool.clear_cooldown(data.draw(st.sampled_from(keys)), now=self.now)
+        key = data.draw(st.sampled_from([state.key for state in self.pool.accounts()]))
+        self.pool.mark_cooldown(key, outcome, now=self.now)
 
     @rule(added=accounts)
-    def add(self, added: Account) -> None:
-        if added.key not in [state.key for state in self.pool.accounts()]:
+    def change_members(self, added: Account) -> None:
+        """Who is in the pool goes, who is not comes."""
+        if added.key in [state.key for state in self.pool.accounts()]:
+            self.pool.remove(added.key)
+        else:
             self.pool.add(added, keys_of("old", "key", "oauth"), now=self.now)
 
-    @rule(label=labels)
-    def remove(self, label: str) -> None:
-        key = AccountKey(PROVIDER, label)
-        if key in [state.key for state in self.pool.accounts()]:
-            self.pool.remove(key)
+    @rule()
+    def clear(self) -> None:
+        for state in self.pool.accounts():
+            self.pool.clear_cooldown(state.key, now=self.now)
 
     @rule(elapsed=moments)
     def time_passes(self, elapsed: float) -> None:

@@ -78,7 +78,7 @@ def test_unknown(encoding):
             "br",
             marks=pytest.mark.xfail(
                 strict=True,
-                reason="64 bytes of brotli unpack to 64 MiB in one step; its decoder takes a "
+                reason="64 bytes of brotli unpack to many MiB in one step; its decoder takes a "
                 "bound (output_buffer_limit) only from version 1.2 on",
             ),
         ),
@@ -86,6 +86,6 @@ def test_unknown(encoding):
 )
 def test_a_bomb_is_not_unpacked_whole(encoding):
     decoder = Decoder(encoding, max_bytes=1000)
-    out = decoder.feed(ENCODERS[encoding](bytes(64 << 20)))
+    out = decoder.feed(ENCODERS[encoding](bytes(16 << 20)))
     assert 1000 <= len(out) <= 1 << 23
     assert decoder.feed(b"any") == b""
