@@ -1,17 +1,13 @@
-"""Whatever happens in whatever order: the invariants of the pool and of its requests.
+"""A pool under whatever happens in whatever order holds the invariants of design.md, 6.
 
-Two machines. The first drives a Pool and compares each choice with a naive picker that
-looks at every account, written from the words of the issue. The second lets several
-requests (`Attempts`) run over one pool.
+After every step each choice is compared with that of the naive picker in `reference.py`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from math import inf
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -26,214 +22,28 @@ from hypothesis.stateful import (
 )
 
 from account_pool.core.account import Account, AccountKey
-from account_pool.core.attempts import (
-    Answer,
-    Attempts,
-    Broken,
-    Deliver,
-    Limits,
-    Phase,
-    Refresh,
-    Send,
-    Wait,
-)
-from account_pool.core.cooldown import Cooldown
 from account_pool.core.credential import Credential
-from account_pool.core.errors import (
-    DuplicateAccount,
-    IllegalEvent,
-    LeaseAlreadyReturned,
-    NoUsableAccount,
-)
+from account_pool.core.errors import DuplicateAccount, LeaseAlreadyReturned, NoUsableAccount
 from account_pool.core.lease import Facts, Lease
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
 from account_pool.core.selection import POLICIES
-from account_pool.core.state import AccountState
-from tests.core.helpers import (
-    BARE_429,
-    EXPIRED,
-    FORBIDDEN,
-    FORBIDDEN_MODEL,
-    OK,
-    OVERLOADED,
-    PROVIDER,
-    REQUEST_ERROR,
-    SERVER_ERROR,
-    UNAUTHORIZED,
-    account,
-    keys_of,
-    quota,
-    rate_limit,
+from tests.core.generated import (
+    MODELS,
+    REQUESTS,
+    SETTINGS,
+    accounts,
+    check_counts,
+    cooling,
+    credentials,
+    failures,
+    limits,
+    moments,
+    outcomes,
+    requests,
 )
-
-# No deadline: that would be wall time. The seed is that of the test's name.
-SETTINGS = settings(deadline=None, derandomize=True, max_examples=50, stateful_step_count=40)
-
-MODELS = ["gpt-5", "gpt-5-mini", None]
-REQUESTS = [
-    Facts(provider=PROVIDER, kind=kind, model=m) for kind in ("key", "oauth") for m in MODELS
-]
-
-labels = st.sampled_from(["a", "b", "c", "d"])
-requests = st.sampled_from(REQUESTS)
-accounts = st.builds(
-    lambda label, models, **rest: account(label, *models, **rest),
-    labels,
-    st.sampled_from([(), (), (), ("gpt-5",), ("!gpt-5",), ("*-mini",)]),
-    priority=st.sampled_from([0, 0, 1]),
-    weight=st.sampled_from([1, 1, 2, 3]),
-    max_concurrent=st.sampled_from([None, None, 1, 2]),
-    min_interval_s=st.sampled_from([0.0, 0.0, 3.0]),
-    enabled=st.sampled_from([True, True, True, True, False]),
-)
-credentials = st.builds(
-    keys_of,
-    st.sampled_from(["old", "new"]),
-    st.just("key"),
-    st.sampled_from(["key", "oauth"]),
-) | st.sampled_from([{}, keys_of("other", "oauth")])
-waits = st.sampled_from([None, 0.0, 0.5, 4.0, 20.0, 900.0, -1.0, float("nan")])
-limits = st.builds(
-    lambda limit, seconds, scope, model: limit(seconds, scope=scope, model=model),
-    st.sampled_from([rate_limit, quota]),
-    waits,
-    st.sampled_from([Scope.ACCOUNT, Scope.MODEL]),
-    st.sampled_from([None, None, "gpt-5*"]),
-)
-failures = st.sampled_from([UNAUTHORIZED, EXPIRED, FORBIDDEN, FORBIDDEN_MODEL])
-others = st.sampled_from([BARE_429, REQUEST_ERROR, SERVER_ERROR, OVERLOADED])
-refusals = limits | failures | others
-outcomes = st.just(OK) | st.none() | refusals
-moments = st.sampled_from([0.0, 0.25, 1.0, 3.0, 7.0, 60.0, 2000.0])
-
-
-@dataclass
-class Member:
-    """What a naive observer of the pool writes down about one account."""
-
-    account: Account
-    added: int
-    in_flight: int = 0
-    last_used: int = 0
-    passed_over: int = 0
-    next_start_at: float = -inf
-    headroom: float = 1.0
-    headroom_reset_at: float = inf
-    cooldowns: dict[str | None, Cooldown] = field(default_factory=dict)
-
-
-class Reference:
-    """A pool as the issue words it, looking at every account each time."""
-
-    def __init__(self, strategy: str) -> None:
-        self.strategy = strategy
-        self.members: dict[str, Member] = {}
-        self.clock = 0
-        self.added = 0
-        #: priority -> (added number of the account served last, turns it has had)
-        self.cursor: dict[int, tuple[int, int]] = {}
-
-    def tick(self) -> int:
-        self.clock += 1
-        return self.clock
-
-    def ready(self, pool: Pool, now: float) -> list[Member]:
-        """Those who may be given a request, whatever it is about."""
-        found = []
-        for member in self.members.values():
-            limit = member.account.max_concurrent
-            state = pool.get(member.account.key)
-            if (
-                state.enabled
-                and state.credentials
-                and not cooling(state, None, now)
-                and (limit is None or member.in_flight < limit)
-                and member.next_start_at <= now
-            ):
-                found.append(member)
-        return found
-
-    def pick(self, pool: Pool, facts: Facts, now: float) -> Member | None:
-        return self.best(
-            [
-                member
-                for member in self.ready(pool, now)
-                if facts.kind in pool.get(member.account.key).credentials
-                and member.account.models.allows(facts.model)
-                and not cooling(pool.get(member.account.key), facts.model, now)
-            ],
-            now,
-        )
-
-    def best(self, candidates: list[Member], now: float) -> Member | None:
-        if not candidates:
-            return None
-        tier = min(member.account.priority for member in candidates)
-        candidates = [member for member in candidates if member.account.priority == tier]
-        if self.strategy == "round-robin":
-            return self.after_the_cursor(candidates, tier)
-        return min(candidates, key=lambda member: (member.passed_over, *self.rank(member, now)))
-
-    def rank(self, member: Member, now: float) -> tuple[float | str, ...]:
-        match self.strategy:
-            case "least-busy":
-                return (member.in_flight / member.account.weight, member.last_used, member.added)
-            case "least-recent":
-                return (member.last_used, member.added)
-            case "fill-first":
-                return (member.account.label,)
-            case "most-headroom":
-                known = now < member.headroom_reset_at
-                share = member.headroom if known else 1.0
-                reset_at = member.headroom_reset_at if known else inf
-                return (-share, reset_at, member.last_used, member.added)
-        raise AssertionError(self.strategy)
-
-    def after_the_cursor(self, candidates: list[Member], tier: int) -> Member:
-        cursor, turns = self.cursor.get(tier, (-1, 0))
-        for member in candidates:
-            if member.added == cursor and turns < member.account.weight:
-                return member
-        candidates = sorted(candidates, key=lambda member: member.added)
-        return next((m for m in candidates if m.added > cursor), candidates[0])
-
-    def use(self, member: Member, now: float) -> None:
-        tier = member.account.priority
-        cursor, turns = self.cursor.get(tier, (-1, 0))
-        again = cursor == member.added and turns < member.account.weight
-        self.cursor[tier] = (member.added, turns + 1 if again else 1)
-        member.in_flight += 1
-        member.last_used = self.tick()
-        member.passed_over = 0
-        self.start(member, now)
-
-    def start(self, member: Member, now: float) -> None:
-        if member.account.min_interval_s:
-            member.next_start_at = now + member.account.min_interval_s
-
-
-def cooling(state: AccountState, model: str | None, now: float) -> bool:
-    return any(now < c.until and c.covers(model) for c in state.cooldowns.values())
-
-
-def check_counts(pool: Pool, now: float, in_flight: int) -> None:
-    """Summary and health add up, whatever is in the pool."""
-    states = list(pool.accounts())
-    summary = pool.summary(now=now)
-    neither = [
-        s
-        for s in states
-        if s.enabled
-        and not cooling(s, None, now)
-        and (not s.credentials or s.full or s.next_start_at > now)
-    ]
-    assert summary["total"] == len(states) == pool.health()["size"]
-    counted = summary["available"] + summary["cooling_down"] + summary["disabled"]
-    assert counted + len(neither) == summary["total"]
-    assert summary["in_flight"] == in_flight == sum(s.in_flight for s in states)
-    assert all(s.in_flight >= 0 for s in states)
-    assert pool.health()["busy"] == sum(1 for s in states if s.in_flight)
+from tests.core.helpers import OK, PROVIDER, account, keys_of
+from tests.core.reference import Member, Reference
 
 
 def deadlines(pool: Pool, now: float) -> list[float]:
@@ -259,9 +69,9 @@ class PoolMachine(RuleBasedStateMachine):
 
     # -- members
 
-    @initialize(members=st.lists(accounts, min_size=1, max_size=3, unique_by=lambda a: a.label))
+    @initialize(members=st.lists(accounts, max_size=3, unique_by=lambda a: a.label))
     def begin(self, members: list[Account]) -> None:
-        for member in members:
+        for member in [account("e", weight=2), account("f"), *members]:
             self.take_in(member, keys_of("old", "key", "oauth"))
 
     def take_in(self, added: Account, held: dict[str, Credential]) -> None:
@@ -280,18 +90,18 @@ class PoolMachine(RuleBasedStateMachine):
         assert repr(list(self.pool.accounts())) == before
 
     @precondition(lambda self: self.reference.members)
-    @rule(data=st.data(), again=st.booleans())
-    def remove(self, data: st.DataObject, again: bool) -> None:
-        key = self.someone(data)
+    @rule(who=st.integers(0, 5), again=st.booleans())
+    def remove(self, who: int, again: bool) -> None:
+        key = self.someone(who)
         removed = self.pool.remove(key)
         del self.reference.members[key.label]
         if again:
             self.take_in(removed, keys_of("old", "key", "oauth"))
 
     @precondition(lambda self: self.reference.members)
-    @rule(data=st.data(), held=credentials)
-    def set_credentials(self, data: st.DataObject, held: dict[str, Credential]) -> None:
-        key = self.someone(data)
+    @rule(who=st.integers(0, 5), held=credentials)
+    def set_credentials(self, who: int, held: dict[str, Credential]) -> None:
+        key = self.someone(who)
         state = self.pool.get(key)
         was, refused = state.disabled, state.refused
         self.pool.set_credentials(key, held, now=self.now)
@@ -301,15 +111,27 @@ class PoolMachine(RuleBasedStateMachine):
 
     # -- leases
 
-    @rule(target=leases, facts=requests)
-    def acquire(self, facts: Facts) -> object:
+    @rule(target=leases, wanted=st.lists(requests, min_size=1, max_size=5))
+    def acquire(self, wanted: list[Facts]) -> object:
+        return multiple(*[lease for facts in wanted if (lease := self.acquired(facts))])
+
+    @rule(wanted=st.lists(requests, min_size=1, max_size=8))
+    def serve(self, wanted: list[Facts]) -> None:
+        """Requests one after the other, each ended before the next."""
+        for facts in wanted:
+            lease = self.acquired(facts)
+            if lease is not None:
+                self.pool.release(lease, OK, now=self.now)
+                self.forget(lease).in_flight -= 1
+
+    def acquired(self, facts: Facts) -> Lease | None:
         expected = self.reference.pick(self.pool, facts, self.now)
         try:
             lease = self.pool.acquire(facts, now=self.now)
         except NoUsableAccount as nobody:
             assert expected is None
             self.check_shortage(nobody, facts)
-            return multiple()
+            return None
         assert expected is not None
         assert lease.key == expected.account.key
         assert lease.credential == self.pool.get(lease.key).credentials[facts.kind]
@@ -383,11 +205,9 @@ class PoolMachine(RuleBasedStateMachine):
     # -- what answers teach, and what people do
 
     @precondition(lambda self: self.reference.members)
-    @rule(data=st.data(), outcome=limits, model=st.sampled_from(MODELS), age=moments)
-    def mark_cooldown(
-        self, data: st.DataObject, outcome: Outcome, model: str | None, age: float
-    ) -> None:
-        key = self.someone(data)
+    @rule(who=st.integers(0, 5), outcome=limits, model=st.sampled_from(MODELS), age=moments)
+    def mark_cooldown(self, who: int, outcome: Outcome, model: str | None, age: float) -> None:
+        key = self.someone(who)
         before = self.pool.get(key).cooling_until(model, self.now)
         cooldown = self.pool.mark_cooldown(
             key, outcome, now=self.now, model=model, started_at=self.now - age
@@ -397,16 +217,16 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.pool.get(key).cooling_until(model, self.now) >= before
 
     @precondition(lambda self: self.reference.members)
-    @rule(data=st.data(), outcome=failures, model=st.sampled_from(MODELS))
-    def mark_failure(self, data: st.DataObject, outcome: Outcome, model: str | None) -> None:
-        key = self.someone(data)
+    @rule(who=st.integers(0, 5), outcome=failures, model=st.sampled_from(MODELS))
+    def mark_failure(self, who: int, outcome: Outcome, model: str | None) -> None:
+        key = self.someone(who)
         self.pool.mark_failure(key, outcome, now=self.now, model=model)
         assert outcome.scope is Scope.MODEL or not self.pool.get(key).enabled
 
     @precondition(lambda self: self.reference.members)
-    @rule(data=st.data())
-    def clear_cooldown(self, data: st.DataObject) -> None:
-        key = self.someone(data)
+    @rule(who=st.integers(0, 5))
+    def clear_cooldown(self, who: int) -> None:
+        key = self.someone(who)
         self.pool.clear_cooldown(key, now=self.now)
         state = self.pool.get(key)
         assert not any(cooling(state, model, self.now) for model in MODELS)
@@ -414,12 +234,12 @@ class PoolMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.reference.members)
     @rule(
-        data=st.data(),
+        who=st.integers(0, 5),
         share=st.sampled_from([0.3, 0.3, 0.9, 1.0]),
         reset_in=st.sampled_from([-1.0, 0.0, 5.0, 5.0, 100.0, inf]),
     )
-    def observe_headroom(self, data: st.DataObject, share: float, reset_in: float) -> None:
-        key = self.someone(data)
+    def observe_headroom(self, who: int, share: float, reset_in: float) -> None:
+        key = self.someone(who)
         self.pool.observe_headroom(key, share, reset_at=self.now + reset_in, now=self.now)
         member = self.reference.members[key.label]
         member.headroom, member.headroom_reset_at = share, self.now + reset_in
@@ -449,8 +269,9 @@ class PoolMachine(RuleBasedStateMachine):
         deadline = deadlines(self.pool, self.now)[0]
         self.now = max(self.now, deadline - 1e-6) if just_before else deadline
 
-    def someone(self, data: st.DataObject) -> AccountKey:
-        return data.draw(st.sampled_from([state.key for state in self.pool.accounts()]))
+    def someone(self, who: int) -> AccountKey:
+        keys = [state.key for state in self.pool.accounts()]
+        return keys[who % len(keys)]
 
     # -- what always holds
 
@@ -496,210 +317,3 @@ class PoolMachine(RuleBasedStateMachine):
 def test_pool(strategy: str) -> None:
     machine = type(f"PoolMachine[{strategy}]", (PoolMachine,), {"strategy": strategy})
     run_state_machine_as_test(machine, settings=SETTINGS)
-
-
-LEGAL = {
-    Phase.NEW: ["begin"],
-    # Refusals first: they are what there is to test.
-    Phase.SENT: ["refused", "refused", "refused", "broken", "committed"],
-    Phase.WAITING: ["resumed"],
-    Phase.REFRESHING: ["refreshed"],
-    Phase.COMMITTED: ["finished"],
-    Phase.OVER: [],
-}
-EVENTS = sorted({name for names in LEGAL.values() for name in names})
-ARGUMENTS: dict[str, st.SearchStrategy[object]] = {
-    "begin": st.none(),
-    "refused": refusals,
-    "broken": st.sampled_from(list(Broken)),
-    "committed": st.none(),
-    "resumed": st.none(),
-    "refreshed": st.booleans(),
-    "finished": st.none(),
-}
-
-
-class AttemptsMachine(RuleBasedStateMachine):
-    """Several requests over one pool: bounded, and every lease comes back."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 1000.0
-        self.pool = Pool()
-        self.wake_at = self.now
-        self.all: list[Attempts] = []
-
-    @initialize(
-        members=st.lists(accounts, max_size=3, unique_by=lambda a: a.label),
-        strategy=st.sampled_from(list(POLICIES)),
-    )
-    def begin(self, members: list[Account], strategy: str) -> None:
-        self.pool.set_strategy(strategy, now=self.now)
-        for member in [account("plain"), account("other"), *members]:
-            self.pool.add(member, keys_of("old", "key", "oauth"), now=self.now)
-
-    @precondition(lambda self: len(self.alive) < 4)
-    @rule(
-        facts=st.just(REQUESTS[0]) | requests,
-        limits=st.builds(
-            Limits,
-            max_attempts=st.sampled_from([1, 2, 3, 4, 10]),
-            max_wait_s=st.sampled_from([0.0, 5.0, 30.0]),
-            retry_broken=st.booleans(),
-        ),
-        chance=st.sampled_from([0.0, 0.5, 1.0]),
-        replayable=st.sampled_from([True, True, True, False]),
-    )
-    def request(self, facts: Facts, limits: Limits, chance: float, replayable: bool) -> None:
-        attempts = Attempts(
-            pool=self.pool,
-            facts=facts,
-            limits=limits,
-            chance=lambda: chance,
-            replayable=replayable,
-        )
-        self.all.append(attempts)
-        self.tell(attempts, "begin", None)
-
-    @precondition(lambda self: self.alive)
-    @rule(data=st.data(), events=st.integers(1, 8))
-    def go_on(self, data: st.DataObject, events: int) -> None:
-        """Some events of one request, each legal in its phase."""
-        attempts = data.draw(st.sampled_from(self.alive))
-        for _ in range(events):
-            if attempts.over:
-                return
-            name = data.draw(st.sampled_from(LEGAL[attempts.phase]))
-            argument = data.draw(ARGUMENTS[name])
-            if argument is True and attempts.lease in self.held:
-                self.pool.set_credentials(
-                    attempts.lease.key, keys_of(f"new-{self.now}", "key", "oauth"), now=self.now
-                )
-            if name == "resumed":
-                self.now = data.draw(st.sampled_from([self.now, max(self.now, self.wake_at)]))
-            self.tell(attempts, name, argument)
-            self.a_request_holds_a_lease_exactly_while_it_needs_one()
-            self.bounded()
-
-    @precondition(lambda self: self.all)
-    @rule(data=st.data(), name=st.sampled_from(EVENTS))
-    def anything(self, data: st.DataObject, name: str) -> None:
-        attempts = data.draw(st.sampled_from(self.all))
-        self.tell(attempts, name, data.draw(ARGUMENTS[name]))
-
-    @precondition(lambda self: self.all)
-    @rule(data=st.data())
-    def leave(self, data: st.DataObject) -> None:
-        attempts = data.draw(st.sampled_from(self.all))
-        attempts.left(self.now)
-        assert attempts.over
-
-    @property
-    def alive(self) -> list[Attempts]:
-        return [attempts for attempts in self.all if not attempts.over]
-
-    def tell(self, attempts: Attempts, name: str, argument: object) -> None:
-        """An event: its step is well formed; an illegal one raises and changes nothing."""
-        event = getattr(attempts, name)
-        given = () if argument is None else (argument,)
-        if name not in LEGAL[attempts.phase]:
-            before = self.everything(attempts)
-            with pytest.raises(IllegalEvent):
-                event(*given, self.now)
-            assert self.everything(attempts) == before
-            return
-        sent = len(attempts.history)
-        step = event(*given, self.now)
-        match step:
-            case Send(lease):
-                assert attempts.lease is lease
-                assert len(attempts.history) == sent + 1
-                state = self.pool.get(lease.key)
-                assert state.enabled
-                assert not cooling(state, attempts.facts.model, self.now)
-                assert state.account.models.allows(attempts.facts.model)
-                assert lease.credential == state.credentials[attempts.facts.kind]
-                assert not state.account.max_concurrent or (
-                    state.in_flight <= state.account.max_concurrent
-                )
-            case Wait(until, for_change):
-                self.wake_at = until
-                assert self.now <= until <= self.now + max(attempts.limits.max_wait_s, 0.5)
-                assert for_change is (attempts.lease is None)
-            case Refresh(lease):
-                assert attempts.lease is lease
-            case Deliver():
-                assert attempts.over
-                assert attempts.history
-            case Answer():
-                assert attempts.over
-                assert step.status in (429, 502, 503)
-            case None:
-                assert name in ("committed", "finished")
-        if not isinstance(step, Send):
-            assert len(attempts.history) == sent
-
-    def everything(self, attempts: Attempts) -> str:
-        return f"{attempts!r} {list(self.pool.accounts())!r}"
-
-    @precondition(lambda self: self.pool.providers())
-    @rule(data=st.data(), outcome=limits)
-    def another_request_is_refused(self, data: st.DataObject, outcome: Outcome) -> None:
-        key = data.draw(st.sampled_from([state.key for state in self.pool.accounts()]))
-        self.pool.mark_cooldown(key, outcome, now=self.now)
-
-    @rule(added=accounts)
-    def change_members(self, added: Account) -> None:
-        """Who is in the pool goes, who is not comes."""
-        if added.key in [state.key for state in self.pool.accounts()]:
-            self.pool.remove(added.key)
-        else:
-            self.pool.add(added, keys_of("old", "key", "oauth"), now=self.now)
-
-    @rule()
-    def clear(self) -> None:
-        for state in self.pool.accounts():
-            self.pool.clear_cooldown(state.key, now=self.now)
-
-    @rule(elapsed=moments)
-    def time_passes(self, elapsed: float) -> None:
-        self.now += elapsed
-
-    @property
-    def held(self) -> list[Lease]:
-        """Open leases on accounts that are still in the pool."""
-        present = {state.key: state.position for state in self.pool.accounts()}
-        leases = [a.lease for a in self.all if a.lease is not None]
-        return [lease for lease in leases if present.get(lease.key) == lease.position]
-
-    @invariant()
-    def bounded(self) -> None:
-        for attempts in self.all:
-            most = attempts.limits.max_attempts if attempts.replayable else 1
-            assert len(attempts.history) <= most
-            numbers = [attempt.number for attempt in attempts.history]
-            assert numbers == list(range(1, len(numbers) + 1))
-
-    @invariant()
-    def a_request_holds_a_lease_exactly_while_it_needs_one(self) -> None:
-        for attempts in self.all:
-            if attempts.phase in (Phase.SENT, Phase.REFRESHING, Phase.COMMITTED):
-                assert attempts.lease is not None
-            if attempts.over:
-                assert attempts.lease is None
-            assert attempts.lease is None or not attempts.lease.returned
-
-    @invariant()
-    def what_is_in_flight_is_leased(self) -> None:
-        assert len({id(lease) for lease in self.held}) == len(self.held)
-        check_counts(self.pool, self.now, len(self.held))
-
-    def teardown(self) -> None:
-        for attempts in self.all:
-            attempts.left(self.now)
-            assert attempts.over
-        assert self.pool.summary(now=self.now)["in_flight"] == 0
-
-
-def test_attempts() -> None:
-    run_state_machine_as_test(AttemptsMachine, settings=settings(SETTINGS, max_examples=150))

@@ -27,7 +27,7 @@ ACCEPTED = Reply(status=101, socket=echo)
 
 
 @asynccontextmanager
-async def open_socket(proxy):
+async def open_socket(proxy, **headers: str):
     """Open a WebSocket through *proxy*, the tunnel by hand: websockets 14 has no proxies."""
     tls = ssl.create_default_context(cafile=str(proxy.trusted))
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
@@ -41,7 +41,7 @@ async def open_socket(proxy):
         sock=sock,
         ssl=tls,
         server_hostname=HOST,
-        additional_headers={"authorization": f"Bearer {CLIENT}"},
+        additional_headers={"authorization": f"Bearer {CLIENT}"} | headers,
     ) as socket:
         yield socket
 
@@ -90,3 +90,32 @@ async def test_a_handshake_nobody_accepts_is_refused_in_the_providers_words(prov
     assert json.loads(caught.value.response.body)["error"]["code"] == "rate_limit_exceeded"
     assert "retry-after" in caught.value.response.headers
     assert upstream.journal.statuses == [(FIRST, 429), (SECOND, 429)]
+
+
+CODEX = {"openai-beta": "responses_websockets=2026-02-06"}
+PREFERENCES = {
+    "codex": ("", CODEX, 426),
+    "codex, pinned": ("pin", CODEX, 101),
+    "others": ("", {}, 101),
+    "others, refused": ("refuse", {}, 426),
+}
+
+
+@pytest.mark.parametrize(
+    ("preference", "headers", "status"), PREFERENCES.values(), ids=PREFERENCES.keys()
+)
+async def test_who_gets_a_socket(provider, pool_proxy, preference, headers, status):
+    """A 426 makes Codex use HTTP at once, where every request can be replayed."""
+    upstream = await provider(by_credential({FIRST: ACCEPTED}))
+    proxy = await pool_proxy(TWO, provider=upstream, options={"pool_websockets": preference})
+    if status == 101:
+        async with open_socket(proxy, **headers) as socket:
+            await socket.send("hello")
+            assert await socket.recv() == "you said hello"
+        assert upstream.journal.statuses == [(FIRST, 101)]
+        return
+    with pytest.raises(InvalidStatus) as caught:
+        async with open_socket(proxy, **headers):
+            pass
+    assert caught.value.response.status_code == status
+    assert upstream.journal.requests == []

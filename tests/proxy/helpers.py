@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import h2.config
 import h2.connection
 import h2.events
+import h2.exceptions
 import h2.settings
 from mitmproxy import http
 from mitmproxy.addons.proxyserver import Proxyserver
@@ -310,10 +312,8 @@ class Peer2:
                     if e.data:
                         self.of(e.stream_id).add(e.data)
                     if e.flow_controlled_length:
-                        try:
+                        with suppress(h2.exceptions.StreamClosedError):
                             self.h2.acknowledge_received_data(e.flow_controlled_length, e.stream_id)
-                        except h2.exceptions.StreamClosedError:
-                            pass
                 case h2.events.StreamEnded():
                     self.of(e.stream_id).complete = True
                 case h2.events.StreamReset():

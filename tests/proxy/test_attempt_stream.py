@@ -224,6 +224,17 @@ def test_a_cancelled_stream_is_not_answered(h2):
     assert rig.in_flight() == 0
 
 
+def test_killed_before_the_answer_resets_the_stream(h2):
+    rig = h2()
+    rig.on["responseheaders"] = lambda flow: flow.kill()
+    stream_id = rig.ask()
+    rig.server.head(1, 200, [SSE])
+    rig.server.data(1, DELTA)
+    assert rig.requests[0].reset == CANCEL
+    assert rig.in_flight() == 0
+    assert all(m.stream_id != stream_id for m in rig.answers)
+
+
 def test_refused_during_the_upload_resets_the_stream(h2, monkeypatch):
     """Else it would stay open, and count against the server's limit of streams."""
     monkeypatch.setattr(stream, "MAX_REPLAYABLE_BYTES", 10)
@@ -297,9 +308,7 @@ UPGRADE = [
     "Sec-WebSocket-Version: 13",
     "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
 ]
-ACCEPTED = head1(
-    101, ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Accept: x"]
-)
+ACCEPTED = head1(101, ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Accept: x"])
 
 
 def frame(text: bytes, *, masked: bool = False, opcode: int = 1) -> bytes:

@@ -85,6 +85,8 @@ def test_is_loopback(host, expected):
     assert Destination(host, 443, True).private
 
 
-@pytest.mark.parametrize(("name", "named"), [("a.example", True), ("192.0.2.1", False), ("::1", False)])
+@pytest.mark.parametrize(
+    ("name", "named"), [("a.example", True), ("192.0.2.1", False), ("::1", False)]
+)
 def test_named(name, named):
     assert Destination(name, 443, True).named is named

@@ -476,6 +476,17 @@ def test_a_connection_that_lay_idle_may_be_stale(rig_of):
     ok(rig)
 
 
+def test_a_broken_attempt_is_not_taken_for_the_refusal_before_it(rig_of):
+    rig = rig_of()
+    rig.send(post1())
+    rig.server.send(LIMITED)
+    rig.server.close()
+    assert rig.keys == [ONE, TWO, TWO]
+    assert rig.cooling() == {"one"}
+    rig.server.send(OK)
+    ok(rig)
+
+
 def test_a_kept_connection_that_closes_late_may_have_run_it(rig_of):
     rig = rig_of()
     rig.send(post1())
@@ -617,6 +628,28 @@ def test_absolute_form_over_tls_is_served(rig_of):
     ok(rig)
 
 
+@pytest.mark.parametrize("tls", [True, False])
+def test_sent_to_the_proxy_itself_the_host_header_counts_as_for_mitmproxy(rig_of, tls):
+    rig = rig_of(mode=HTTPMode.regular)
+    rig.client.tls = tls
+    rig.send(post1())
+    if tls:
+        assert rig.keys == [ONE]
+        assert rig.server.connection.address == ("api.openai.com", 443)
+    else:
+        assert rig.answers[0].status == 400
+        assert rig.opened == []
+    assert CLIENT_KEY not in str(rig.flows[0].get_state())
+
+
+def test_sent_to_the_proxy_itself_without_a_host(rig_of):
+    rig = rig_of(mode=HTTPMode.regular)
+    rig.send(b"GET / HTTP/1.1\r\n\r\n")
+    assert rig.answers[0].status == 400
+    rig.flows.clear()  # it ends before mitmproxy's first hook
+    rig.layer.streams.clear()
+
+
 def test_plain_http_to_this_machine_is_served(rig_of, clock):
     local = add_hosts(openai.PROVIDER, [HostRule("localhost", 9000)])
     service = service_of("one", clock=clock, providers=[local])
@@ -686,7 +719,9 @@ def test_an_address_without_a_name_is_nobodys(rig_of):
     assert rig.keys == [CLIENT_KEY]
 
 
-@pytest.mark.parametrize("host", ["evil.example", "api.openai.com.evil.example", "api.openai.com, x"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "api.openai.com.evil.example", "api.openai.com, x"]
+)
 def test_a_host_header_that_names_another_host_gets_no_credential(rig_of, host):
     """A shared front end would route the request, and the credential, by that header."""
     rig = rig_of()
@@ -793,7 +828,9 @@ def test_redirected_over_http2(rig_of, clock):
 
 
 def test_completions_have_a_host_of_their_own(rig_of, clock):
-    rig = rig_of(service=copilot_service(clock), address=("copilot-proxy.githubusercontent.com", 443))
+    rig = rig_of(
+        service=copilot_service(clock), address=("copilot-proxy.githubusercontent.com", 443)
+    )
     path = "/v1/engines/gpt-41-copilot/completions"
     rig.send(post1(path, host="copilot-proxy.githubusercontent.com"))
     assert rig.server.connection.address == ("proxy.business.githubcopilot.com", 443)
@@ -1110,6 +1147,42 @@ def test_the_client_leaves_during_the_upload(rig_of, small):
     assert rig.server.closed
     assert rig.in_flight() == 0
     assert rig.cooling() == set()
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/files"])
+@pytest.mark.parametrize("headers", [[], [CHUNKED]], ids=["content-length", "chunked"])
+def test_another_addon_answers_a_large_request_at_its_head(rig_of, small, path, headers):
+    """As proxyauth does: who is refused there must not be served because of its size."""
+    rig = rig_of()
+
+    def answer(flow):
+        flow.response = http.Response.make(407, b"no")
+
+    rig.on["requestheaders"] = answer
+    rig.send(post1(path, b"" if headers else BIG, headers))
+    if headers:
+        for _ in range(4):
+            rig.send(chunk(b"x" * 40))
+        rig.send(LAST_CHUNK)
+    assert [(a.status, a.body) for a in rig.answers] == [(407, b"no")]
+    assert rig.opened == []
+    rig.on.clear()
+    rig.send(post1())
+    assert rig.keys == [ONE]
+
+
+@pytest.mark.parametrize("raw", [post1(body=BIG), post1(body=b"", headers=[CHUNKED]) + chunk(BIG)])
+def test_mitmproxys_own_option_streams_large_requests(rig_of, raw):
+    rig = rig_of(options=options_of(stream_large_bodies="100"))
+    rig.send(raw)
+    if b"chunked" in raw:
+        rig.send(LAST_CHUNK)
+    assert rig.keys == [ONE]
+    assert rig.requests[0].body == BIG
+    assert rig.requests[0].complete
+    rig.server.send(EVENTS + chunk(DELTA) + LAST_CHUNK)
+    assert rig.answers[0].body == DELTA
+    assert rig.in_flight() == 0
 
 
 # -- failures of our own

@@ -47,7 +47,9 @@ def requests(draw, provider):
         if provider.credential_query and draw(st.booleans()):
             secret = draw(token)
             secrets.append(secret)
-            parts.append(f"{draw(st.sampled_from(['key', '%6bey', 'k%65y', '%6B%65%79']))}={secret}")
+            parts.append(
+                f"{draw(st.sampled_from(['key', '%6bey', 'k%65y', '%6B%65%79']))}={secret}"
+            )
         else:
             parts.append(draw(st.sampled_from(["alt=sse", "a", "keys=1", "a=key", "", "%zz=1"])))
     path = "/v1/x" + ("?" + "&".join(parts) if parts else "")
@@ -77,7 +79,9 @@ def test_nothing_of_the_client_is_left_on_the_flow_and_all_of_it_comes_back(prov
 @given(st.data())
 def test_what_is_sent_has_exactly_one_credential(provider, data):
     request, secrets = data.draw(requests(provider))
-    others = [(n, v) for n, v in request.headers.fields if n.lower() not in provider.credential_headers]
+    others = [
+        (n, v) for n, v in request.headers.fields if n.lower() not in provider.credential_headers
+    ]
     masked = wire.mask(request, provider, provider.name)
     wire.rename(request, masked, f"{provider.name}/work")
     kind = KINDS.get(provider.name, "key")
@@ -116,7 +120,9 @@ def test_the_account_stands_where_the_client_stood():
 def test_a_second_credential_of_the_client_goes():
     request = request_of((b"Authorization", b"Bearer x"), (b"authorization", b"Bearer y"))
     masked = wire.mask(request, openai.PROVIDER, "openai")
-    assert wire.outgoing(request, SWAP, masked).headers.fields == ((b"Authorization", b"Bearer new"),)
+    assert wire.outgoing(request, SWAP, masked).headers.fields == (
+        (b"Authorization", b"Bearer new"),
+    )
 
 
 def test_a_client_without_a_credential():

@@ -114,8 +114,8 @@ class AnswerReader:
     def answer(self, model: str | None, wall_now: float) -> Answer:
         """Return what was read, as values for `Provider.classify`."""
         headers: dict[str, str] = {}
-        for name, value in self.response.headers.items(multi=True):
-            lower = name.lower()
+        for raw_name, raw_value in self.response.headers.fields:
+            lower, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
             headers[lower] = f"{headers[lower]}, {value}" if lower in headers else value
         text = self._text.decode("utf-8", "replace")
         decision = self._decision

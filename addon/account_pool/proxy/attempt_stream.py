@@ -11,8 +11,7 @@ by their id. Facts about mitmproxy this file rests on:
 - A stream that yields a blocking command is paused; events that come meanwhile are
   queued, and `check_killed` finds the client's departure among them.
 - `HttpLayer` routes events by `streams[id]` and timers by `command_sources[command]`.
-- `Http1Client` emits the end of a message before it resets itself: a blocking hook
-  between two attempts gives it that turn.
+- `Http1Client` emits the end of a message before it resets itself: `give_turn` lets it.
 """
 
 from __future__ import annotations
@@ -118,11 +117,8 @@ class AttemptStream(HttpStream):
 
     # -- while paused
 
-    def take_turn(self, step: Wait | Refresh | str | None) -> CommandGenerator[Turn]:
-        """Let the addon wait, refresh or answer for us.
-
-        Also gives the connection of the attempt before the turn to reset itself.
-        """
+    def take_turn(self, step: Wait | Refresh | str) -> CommandGenerator[Turn]:
+        """Let the addon wait, refresh or answer for us."""
         turn = Turn(step)
 
         def left() -> None:

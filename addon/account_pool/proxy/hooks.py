@@ -1,8 +1,7 @@
-"""The one hook of our own: a stream asks for its turn, for a wait, or for a refresh.
+"""The one hook of our own: a stream waits, has a credential renewed, or wants an answer.
 
 Defined in the package and not in `pool.py`: a reload of the script would define it
-twice. Yielding it also lets the HTTP/1 connection of a refused attempt reset itself
-before it is used again.
+twice. A plain failover needs no hook: each is a walk over every addon.
 """
 
 from __future__ import annotations
@@ -21,14 +20,13 @@ class Turn:
     """What a stream waits for.
 
     Attributes:
-        step: a wait, a refresh, the name of a provider whose local answer is wanted, or
-            None for the turn alone.
+        step: a wait, a refresh, or the name of a provider whose local answer is wanted.
         refreshed: set by the addon: the credential has changed.
         answer: set by the addon: the local answer.
         abandoned: set when the client has left; ends a wait at once.
     """
 
-    step: Wait | Refresh | str | None = None
+    step: Wait | Refresh | str
     refreshed: bool = False
     answer: LocalAnswer | None = None
     abandoned: asyncio.Event = field(default_factory=asyncio.Event)
@@ -36,6 +34,6 @@ class Turn:
 
 @dataclass
 class PoolTurnHook(StartHook):
-    """Fired between two attempts of one request."""
+    """Fired when a request cannot go on at once."""
 
     turn: Turn

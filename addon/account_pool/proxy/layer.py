@@ -32,6 +32,7 @@ class PoolHttpLayer(HttpLayer):
         self.service = service
         self.answered: set[Connection] = set()
         self._last_attempt_id = 0
+        self._next_turns: list[AttemptStream] = []
 
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
         """Handle *event* as the base class does, with fewer and larger writes.
@@ -41,7 +42,7 @@ class PoolHttpLayer(HttpLayer):
         together here: the same bytes at the same time, for less.
         """
         held: commands.SendData | None = None
-        for command in super()._handle_event(event):
+        for command in self._all_commands(event):
             if type(command) is commands.SendData:
                 if held is None:
                     held = command
@@ -60,6 +61,20 @@ class PoolHttpLayer(HttpLayer):
             yield command
         if held is not None:
             yield held
+
+    def _all_commands(self, event: events.Event) -> CommandGenerator[None]:
+        yield from super()._handle_event(event)
+        # Only now have the connections below finished with the event.
+        while self._next_turns:
+            yield from self.event_to_child(self._next_turns.pop(0), NextTurn())
+
+    def give_turn(self, stream: AttemptStream) -> None:
+        """Send *stream* a `NextTurn` when everybody has handled the current event.
+
+        `Http1Client` emits the end of a message before it resets itself: a request sent
+        right then on the same connection would crash it.
+        """
+        self._next_turns.append(stream)
 
     def make_stream(self, stream_id: int) -> CommandGenerator[None]:
         from account_pool.proxy.stream import PoolHttpStream  # noqa: PLC0415 - they need each other
@@ -96,6 +111,10 @@ class PoolHttpLayer(HttpLayer):
                 connection.error = None
         fresh = isinstance(event, GetFreshConnection)
         yield from super().get_connection(event, reuse=reuse and not fresh)
+
+
+class NextTurn(events.Event):
+    """The event that a stream was handling is over for everybody."""
 
 
 class GetFreshConnection(GetHttpConnection):

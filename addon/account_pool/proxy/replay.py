@@ -7,12 +7,15 @@ arrives as the request of a client of this machine.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from mitmproxy import ctx, http
 
 from account_pool.proxy import delivery, destination
 from account_pool.proxy.service import Service
+
+logger = logging.getLogger(__name__)
 
 #: Headers of one connection, which the second way through the proxy sets anew.
 _HOP_BY_HOP = {"connection", "proxy-connection", "transfer-encoding", "content-length", "host"}
@@ -32,7 +35,13 @@ async def answer(flow: http.HTTPFlow, service: Service) -> None:
         message = "replaying a pool request needs the proxy's own port; start it without -n"
         flow.response = delivery.local(providers[0].refusal(503, message, None))
         return
-    flow.response = await _through(port, request)
+    try:
+        flow.response = await _through(port, request)
+    except Exception as e:
+        # Whatever went wrong: without a response mitmproxy would send the placeholder.
+        logger.warning(f"{providers[0].name}: the replay failed ({type(e).__name__})")
+        message = "the replay did not get through the proxy; see its log"
+        flow.response = delivery.local(providers[0].refusal(502, message, None))
 
 
 def _own_port() -> int | None:

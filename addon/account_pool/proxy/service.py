@@ -216,8 +216,6 @@ class Service:
                 turn.refreshed = await self._refreshed(lease)
             case str() as provider:
                 turn.answer = await self.local[provider]()
-            case None:
-                pass
 
     async def _wait(self, wait: Wait, abandoned: asyncio.Event) -> None:
         unsubscribe = self.pool.subscribe(abandoned.set) if wait.for_change else None
@@ -302,7 +300,7 @@ def duration(seconds: float) -> str:
     whole = math.ceil(seconds)
     if whole < 120:
         return f"{whole} s"
-    minutes = math.ceil(seconds / 60)
+    minutes = round(seconds / 60)
     if minutes < 120:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)

@@ -54,7 +54,8 @@ from account_pool.proxy import compat, delivery, destination, wire
 from account_pool.proxy.answer import AnswerReader, Reading
 from account_pool.proxy.attempt_stream import MAX_COPY_BYTES, AttemptStream, translated
 from account_pool.proxy.call import Call
-from account_pool.proxy.layer import GetFreshConnection, PoolHttpLayer
+from account_pool.proxy.destination import Destination
+from account_pool.proxy.layer import GetFreshConnection, NextTurn, PoolHttpLayer
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +125,8 @@ class PoolHttpStream(AttemptStream):
             yield from self._client_left(event)
         elif isinstance(event, events.Wakeup):
             yield from self.woke(event)
+        elif isinstance(event, NextTurn):
+            yield from self._replay()
         else:
             yield from super()._handle_event(event)
 
@@ -156,13 +159,23 @@ class PoolHttpStream(AttemptStream):
         elif request.host:
             target = destination.of_request(request.host, request.port, request.scheme)
         else:
-            target = None
+            target = self._of_host_header(request)
         if target is not None:
             self.call = self.service.open(request, target, self.context.client)
         if self.call is not None and self.mode is HTTPMode.transparent:
             # mitmproxy sends it there, whatever the request says.
             assert self.context.server.address is not None
             self.call.address = self.context.server.address[:2]
+
+    def _of_host_header(self, request: http.Request) -> Destination | None:
+        """Return where mitmproxy will send a request that was sent to the proxy itself."""
+        try:
+            name, port = url.parse_authority(request.host_header or "", check=True)
+        except ValueError:
+            return None  # mitmproxy refuses it
+        tls = self.context.client.tls
+        scheme = "https" if tls else "http"
+        return destination.of_request(name, port or (443 if tls else 80), scheme)
 
     def state_consume_request_body(self, event: events.Event) -> CommandGenerator[None]:
         if (
@@ -196,6 +209,12 @@ class PoolHttpStream(AttemptStream):
         return False
 
     def start_request_stream(self) -> CommandGenerator[None]:
+        if self.call is not None and self.flow.response is not None:
+            # Another addon has answered at the head (proxyauth, say); mitmproxy's class
+            # cannot have both.
+            self.client_state = self.state_stream_request_body
+            yield from self._respond(self.flow.response)
+            return
         if self.call is None or self.call.route is Route.PASS:
             yield from super().start_request_stream()
             return
@@ -277,21 +296,23 @@ class PoolHttpStream(AttemptStream):
         """Carry out steps until the provider or the client is to be waited for."""
         attempts = self.attempts
         assert attempts is not None
+        turned = False
         while step is not None:
             match step:
+                case Send() if len(attempts.history) > 1 and not turned:
+                    self._pending = step
+                    self.layer.give_turn(self)
+                    return
                 case Send():
-                    if len(attempts.history) > 1:
-                        self.service.log_replay(attempts)
-                        yield from self.take_turn(None)
-                        if (yield from self._client_gone()):
-                            return
                     step = yield from self._send(step)
                 case Wait():
+                    turned = True
                     yield from self.take_turn(step)
                     if (yield from self._client_gone()):
                         return
                     step = attempts.resumed(self.service.now())
                 case Refresh():
+                    turned = True
                     turn = yield from self.take_turn(step)
                     if (yield from self._client_gone()):
                         return
@@ -304,6 +325,12 @@ class PoolHttpStream(AttemptStream):
                     return
                 case _:
                     assert_never(step)
+
+    def _replay(self) -> CommandGenerator[None]:
+        """The turn that a replay was waiting for."""
+        step, self._pending = self._pending, None
+        assert isinstance(step, Send)
+        yield from self._perform((yield from self._send(step)))
 
     def _send(self, step: Send) -> Generator[commands.Command, Any, Step | None]:
         """Send one attempt. Returns the next step if no connection could be made."""
@@ -332,6 +359,9 @@ class PoolHttpStream(AttemptStream):
         self.reader = None
         self.server_state = self.state_wait_for_response_headers
         yield from self.send_attempt(wire.outgoing(flow.request, swap, call.masked))
+        if len(attempts.history) > 1:
+            # Said when the request is already on its way: nobody waits for the log.
+            self.service.log_replay(attempts)
         return None
 
     # -- the answer

@@ -1,0 +1,310 @@
+"""What mitmproxy calls: configuration, errors in it, hooks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+from mitmproxy import exceptions
+from mitmproxy.addons.next_layer import NextLayer
+from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.log import ALERT
+from mitmproxy.test import taddons, tflow
+
+from account_pool.config.pool_options import POOL_OPTIONS
+from account_pool.core.account import AccountKey
+from account_pool.core.credential import Credential, Secret
+from account_pool.proxy import replay
+from account_pool.proxy.addon import AccountPool
+from account_pool.proxy.hooks import Turn
+
+README = Path(__file__).parents[2] / "README.md"
+TWO = """
+accounts:
+  - {provider: openai, label: Work, token: sk-fake-work-000}
+  - {provider: anthropic, label: home, token: sk-fake-home-000}
+pool: {max_wait: 7}
+"""
+ENVIRONMENT = (
+    "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY", "GITHUB_TOKEN",
+    "GH_TOKEN", "pool_github_token",
+)  # fmt: skip
+
+
+@pytest.fixture
+async def load(tmp_path, monkeypatch, caplog):
+    """Load the addon in a folder of its own; what is given is accounts.yaml."""
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    made: list[AccountPool] = []
+    with taddons.context(Proxyserver(), NextLayer()) as tctx:
+
+        def build(accounts: str | None = TWO, **options):
+            if accounts is not None:
+                (tmp_path / "accounts.yaml").write_text(accounts, encoding="utf-8")
+            tctx.options.update(confdir=str(tmp_path))
+            addon = AccountPool()
+            made.append(addon)
+            # As mitmproxy does with `--set`: known only once the addon is there.
+            tctx.options.update_defer(**options)
+            tctx.master.addons.add(addon)
+            tctx.configure(addon)
+            return addon, tctx
+
+        yield build
+        for addon in made:
+            addon.done()
+
+
+def keys(addon) -> list[str]:
+    return [str(state.key) for state in addon.service.pool.accounts()]
+
+
+async def started(addon) -> None:
+    addon.running()
+    if addon._starting is not None:
+        await addon._starting
+
+
+# -- start
+
+
+async def test_accounts_of_the_file(load, caplog):
+    addon, _ = load()
+    assert keys(addon) == ["openai/work", "anthropic/home"]
+    assert addon.service.settings.limits.max_wait_s == 7.0
+    assert addon.service.claims("api.openai.com", 443)
+    assert not addon.service.claims("generativelanguage.googleapis.com", 443)
+    await started(addon)
+    alerts = [r.getMessage() for r in caplog.records if r.levelno == ALERT]
+    assert alerts == ["account-pool: ready with 2 accounts: openai/work, anthropic/home"]
+    assert "sk-fake" not in caplog.text
+    assert [bool(s.credentials) for s in addon.service.pool.accounts()] == [True, True]
+
+
+async def test_accounts_of_the_environment(load, monkeypatch, caplog):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-fake-env-000")
+    addon, _ = load(None)
+    assert keys(addon) == ["openai/default"]
+    await started(addon)
+    assert "ready with 1 account: openai/default" in caplog.text
+    assert "sk-fake" not in caplog.text
+
+
+async def test_nothing_at_all_is_one_line(load, caplog):
+    addon, _ = load(None)
+    await started(addon)
+    (record,) = [r for r in caplog.records if r.name.startswith("account_pool")]
+    assert record.levelno == ALERT
+    assert "traffic passes untouched" in record.getMessage()
+    assert not addon.service.claims("api.openai.com", 443)
+
+
+async def test_every_error_of_the_file_is_an_error_with_all_its_lines(load, caplog):
+    addon, _ = load(
+        "accounts:\n"
+        "  - {provider: nobody, label: a, token: sk-fake-a-000}\n"
+        "  - {provider: openai, label: b}\n"
+        "  - {provider: openai, label: c, token: sk-fake-c-000, priorty: 1}\n"
+    )
+    errors = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
+    for part in ("nobody", "token", "priorty"):
+        assert any(part in line for line in errors), errors
+    assert all(line.startswith("account-pool: ") for line in errors)
+    assert "sk-fake" not in caplog.text
+    assert keys(addon) == []
+    before = len(caplog.records)
+    addon.running()
+    assert len(caplog.records) == before
+
+
+async def test_a_file_that_was_named_must_exist(load, caplog):
+    addon, _ = load(None, pool_accounts="missing.yaml")
+    assert any("missing.yaml" in r.getMessage() for r in caplog.records if r.levelname == "ERROR")
+    assert addon._failed
+
+
+async def test_a_wrong_option_at_the_start(load, caplog):
+    addon, _ = load(pool_max_wait="soon")
+    assert any("pool_max_wait" in r.getMessage() for r in caplog.records if r.levelname == "ERROR")
+    assert addon._failed
+    assert keys(addon) == []
+
+
+async def test_proxy_debug_at_the_start_is_refused(load, caplog):
+    addon, _ = load(proxy_debug=True)
+    assert any("proxy_debug" in r.getMessage() for r in caplog.records if r.levelname == "ERROR")
+    assert addon._failed
+
+
+async def test_it_listens_on_this_machine_only(load):
+    _, tctx = load()
+    assert tctx.options.listen_host == "127.0.0.1"
+
+
+# -- live changes
+
+
+async def test_options_are_taken_over_while_it_runs(load):
+    addon, tctx = load()
+    tctx.options.update(pool_max_wait="3", pool_strategy="least-busy", pool_cooldown="60")
+    assert addon.service.settings.limits.max_wait_s == 3.0
+    assert addon.service.pool.default_cooldown_s == 60.0
+    tctx.options.update(pool_allow_remote=True)
+    assert addon.service.settings.remote
+    tctx.options.update(ssl_insecure=True)
+    assert addon.service.settings.insecure
+
+
+@pytest.mark.parametrize(
+    "change", [{"pool_max_wait": "soon"}, {"pool_max_attempts": 0}, {"proxy_debug": True}]
+)
+async def test_a_wrong_change_is_refused_and_changes_nothing(load, change):
+    addon, tctx = load()
+    before = addon.service.settings
+    with pytest.raises(exceptions.OptionsError, match=next(iter(change))):
+        tctx.options.update(**change)
+    assert addon.service.settings == before
+    (name,) = change
+    assert getattr(tctx.options, name) != change[name]
+
+
+async def test_options_of_others_change_nothing(load):
+    addon, tctx = load()
+    before = addon.service.settings
+    tctx.options.update(showhost=True)
+    assert addon.service.settings is before
+
+
+# -- credentials
+
+
+async def test_credentials_of_an_account_removed_by_hand_are_dropped(load):
+    """Its renewal goes on: an error there would end the task, and be printed."""
+    addon, _ = load()
+    key = AccountKey("openai", "work")
+    addon.service.pool.remove(key)
+    addon._publish(key, {"key": Credential(kind="key", secret=Secret("x"))}, None)
+    assert keys(addon) == ["anthropic/home"]
+
+
+async def test_a_problem_is_shown(load):
+    addon, _ = load()
+    addon._publish(AccountKey("openai", "work"), {}, "no such file")
+    assert "no such file" in addon.status()
+
+
+# -- hooks
+
+
+async def test_turns_are_the_services(load):
+    addon, _ = load()
+    await addon.pool_turn(Turn(None))
+
+
+async def test_a_client_that_disconnects(load):
+    addon, _ = load()
+    addon.client_disconnected(tflow.tclient_conn())
+
+
+def replayed(host="api.openai.com", scheme="https"):
+    flow = tflow.tflow()
+    flow.request.host, flow.request.port, flow.request.scheme = host, 443, scheme
+    flow.request.headers["authorization"] = "Bearer pool:openai/work"
+    flow.is_replay = "request"
+    return flow
+
+
+async def hook(addon, flow) -> None:
+    result = addon.request(flow)
+    if asyncio.iscoroutine(result):
+        await result
+
+
+async def test_live_requests_are_left_to_the_layer(load):
+    addon, _ = load()
+    flow = replayed()
+    flow.is_replay = None
+    await hook(addon, flow)
+    assert flow.response is None
+
+
+async def test_replays_of_other_hosts_are_left_alone(load):
+    addon, _ = load()
+    flow = replayed("example.com")
+    await hook(addon, flow)
+    assert flow.response is None
+
+
+async def test_a_replay_without_a_port_of_our_own_is_answered(load):
+    addon, _ = load()
+    flow = replayed()
+    await hook(addon, flow)
+    assert flow.response.status_code == 503
+
+
+async def test_a_replay_goes_through_the_proxys_own_port(load, monkeypatch):
+    from mitmproxy import http
+
+    addon, _ = load()
+    monkeypatch.setattr(replay, "_own_port", lambda: 8080)
+    asked = []
+
+    async def through(port, request):
+        asked.append((port, request.host))
+        return http.Response.make(200, b"served")
+
+    monkeypatch.setattr(replay, "_through", through)
+    flow = replayed()
+    await hook(addon, flow)
+    assert flow.response.content == b"served"
+    assert asked == [(8080, "api.openai.com")]
+
+
+async def test_a_replay_that_fails_goes_nowhere(load, monkeypatch):
+    """Else mitmproxy would send the placeholder upstream."""
+    import httpx
+
+    addon, _ = load()
+    monkeypatch.setattr(replay, "_own_port", lambda: 8080)
+
+    async def through(_port, _request):
+        raise httpx.ConnectError("no")
+
+    monkeypatch.setattr(replay, "_through", through)
+    flow = replayed()
+    await hook(addon, flow)
+    assert flow.response.status_code == 502
+
+
+@pytest.mark.parametrize("state", ["answered", "failed", "not live"])
+async def test_replays_that_are_over_are_left_alone(load, state):
+    addon, _ = load()
+    flow = replayed()
+    if state == "answered":
+        flow.response = tflow.tflow(resp=True).response
+    elif state == "failed":
+        flow.error = tflow.terr()
+    else:
+        flow.live = False
+    before = flow.response
+    await hook(addon, flow)
+    assert flow.response is before
+
+
+# -- documentation
+
+
+@pytest.mark.skipif(not README.exists(), reason="README.md is not written yet")
+def test_every_option_and_command_is_in_the_readme():
+    text = README.read_text(encoding="utf-8")
+    names = [option.option for option in POOL_OPTIONS]
+    with taddons.context() as tctx:
+        tctx.master.commands.collect_commands(AccountPool())
+        names += [name for name in tctx.master.commands.commands if name.startswith("pool.")]
+    assert [name for name in names if name not in text] == []

@@ -1,0 +1,374 @@
+"""What the requests of one proxy share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+
+import pytest
+from mitmproxy import http
+from mitmproxy.test import tutils
+
+from account_pool.core.attempts import Answer, Limits, Refresh, Send, Wait
+from account_pool.core.credential import Credential, Secret
+from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from account_pool.providers import copilot, openai
+from account_pool.providers.base import HostRule, LocalAnswer, Route
+from account_pool.providers.registry import like
+from account_pool.proxy import service as module
+from account_pool.proxy.destination import Destination
+from account_pool.proxy.hooks import Turn
+from account_pool.proxy.service import duration
+from tests.proxy.helpers import (
+    CHAT,
+    CLIENT_KEY,
+    LIMIT_BODY,
+    FakeClock,
+    account,
+    client_connection,
+    secret,
+    service_of,
+)
+
+TLS = Destination("api.openai.com", 443, True)
+
+
+def request(path="/v1/chat/completions", method="POST", **headers) -> http.Request:
+    fields = {"authorization": f"Bearer {CLIENT_KEY}", **headers}
+    return tutils.treq(
+        method=method.encode(),
+        path=path.encode(),
+        content=CHAT,
+        headers=http.Headers([(k.encode(), v.encode()) for k, v in fields.items()]),
+    )
+
+
+def opened(service, made=None, destination=TLS, peer="127.0.0.1"):
+    return service.open(made or request(), destination, client_connection(peer))
+
+
+# -- is it ours?
+
+
+def test_open_masks_and_remembers():
+    made = request()
+    call = opened(service_of("one"), made)
+    assert call.provider is openai.PROVIDER
+    assert (call.route, call.denied) == (Route.POOL, None)
+    assert made.headers["authorization"] == "Bearer pool:openai"
+    assert call.head.headers["authorization"] == f"Bearer {CLIENT_KEY}"
+
+
+def test_hosts_of_others_are_not_touched():
+    made = request()
+    assert opened(service_of("one"), made, Destination("example.com", 443, True)) is None
+    assert made.headers["authorization"] == f"Bearer {CLIENT_KEY}"
+
+
+def test_providers_without_an_account_have_no_hosts():
+    service = service_of("one", providers=[openai.PROVIDER, copilot.PROVIDER])
+    assert service.claims("api.openai.com", 443)
+    assert not service.claims("api.githubcopilot.com", 443)
+
+
+def test_of_several_providers_at_a_host_the_first_that_wants_it_has_it():
+    uninterested = replace(openai.PROVIDER, name="other", route=lambda _head: Route.PASS)
+    mine = like(openai.PROVIDER, "mine", [HostRule("api.openai.com")])
+    service = service_of(
+        account("one", "other"), account("one", "mine"), providers=[uninterested, mine]
+    )
+    assert opened(service).provider.name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("destination", "peer", "settings", "status"),
+    [
+        (TLS, "127.0.0.1", {}, None),
+        (TLS, "::1", {}, None),
+        (TLS, "::ffff:127.0.0.1", {}, None),
+        (TLS, "192.0.2.7", {}, 403),
+        (TLS, "192.0.2.7", {"remote": True}, None),
+        (Destination("api.openai.com", 80, False), "127.0.0.1", {}, 400),
+        (Destination("api.openai.com", 80, False), "192.0.2.7", {"remote": True}, 400),
+        (TLS, "127.0.0.1", {"insecure": True}, 400),
+    ],
+)
+def test_who_is_denied(destination, peer, settings, status):
+    call = opened(service_of("one", **settings), None, destination, peer)
+    assert (call.denied.status if call.denied else None) == status
+
+
+def test_insecure_and_plain_are_good_enough_for_this_machine():
+    local = like(openai.PROVIDER, "mine", [HostRule("localhost")])
+    service = service_of(account("one", "mine"), providers=[local], insecure=True)
+    assert opened(service, None, Destination("localhost", 9000, False)).denied is None
+
+
+@pytest.mark.parametrize("settings", [{}, {"insecure": True}])
+def test_nobody_is_denied_what_passes(settings):
+    call = opened(service_of("one", **settings), request("/v1/files"), TLS, "192.0.2.7")
+    assert (call.route, call.denied) == (Route.PASS, None)
+
+
+def test_headers_are_shown_to_who_learns_from_them():
+    service = service_of("one")
+    seen = []
+    service.seen["openai"] = lambda headers: seen.append(headers["user-agent"])
+    opened(service, request(**{"User-Agent": "x/1"}))
+    assert seen == ["x/1"]
+
+
+# -- serving
+
+
+def test_swap_is_made_once_per_credential():
+    service = service_of("one")
+    call = opened(service)
+    facts = call.facts(request())
+    lease = service.pool.acquire(facts, now=0)
+    swap = service.swap(call.provider, lease)
+    assert service.swap(call.provider, lease) is swap
+    key = lease.key
+    service.pool.set_credentials(
+        key, {"key": Credential(kind="key", secret=Secret("sk-new"))}, now=0
+    )
+    other = service.pool.acquire(facts, now=0)
+    assert b"sk-new" in service.swap(call.provider, other).headers[0][1]
+
+
+def attempts_of(service):
+    made = request()
+    return service.attempts(opened(service, made), made, replayable=True)
+
+
+def test_attempts_under_way_end_with_their_client():
+    service = service_of("one")
+    client = client_connection()
+    attempts = attempts_of(service)
+    service.begin(client, attempts)
+    assert isinstance(attempts.begin(0.0), Send)
+    service.client_gone(client)
+    assert attempts.over
+    assert service.pool.summary(now=0.0)["in_flight"] == 0
+    service.end(client, attempts)
+    service.client_gone(client)
+    assert not service._under_way
+
+
+def test_ends_leave_nothing():
+    service = service_of("one")
+    client = client_connection()
+    several = [attempts_of(service) for _ in range(3)]
+    for attempts in several:
+        service.begin(client, attempts)
+    for attempts in several:
+        service.end(client, attempts)
+        service.end(client, attempts)
+    assert not service._under_way
+
+
+# -- turns
+
+
+def turn_of(step) -> Turn:
+    return Turn(step)
+
+
+async def test_the_turn_alone():
+    await service_of("one").take_turn(turn_of(None))
+
+
+async def test_a_wait_whose_time_has_come():
+    service = service_of("one")
+    await service.take_turn(turn_of(Wait(service.now() - 5)))
+
+
+async def test_a_wait_ends_with_a_change_of_the_pool_and_stops_listening():
+    service = service_of("one", limits=Limits(max_wait_s=60))
+    turn = turn_of(Wait(service.now() + 3600))
+    waiting = asyncio.create_task(service.take_turn(turn))
+    while not service.pool._listeners:
+        await asyncio.sleep(0)
+    service.pool.add(account("two"), now=0)
+    await waiting
+    assert service.pool._listeners == []
+
+
+async def test_a_wait_for_time_does_not_listen():
+    service = service_of("one")
+    turn = turn_of(Wait(service.now() + 3600, for_change=False))
+    waiting = asyncio.create_task(service.take_turn(turn))
+    await asyncio.sleep(0)
+    assert service.pool._listeners == []
+    turn.abandoned.set()
+    await waiting
+
+
+async def test_a_wait_that_is_abandoned_ends_at_once():
+    service = service_of("one")
+    turn = turn_of(Wait(service.now() + 3600))
+    waiting = asyncio.create_task(service.take_turn(turn))
+    while not service.pool._listeners:
+        await asyncio.sleep(0)
+    turn.abandoned.set()
+    await waiting
+    assert service.pool._listeners == []
+
+
+async def test_a_wait_that_is_cancelled_stops_listening():
+    service = service_of("one")
+    waiting = asyncio.create_task(service.take_turn(turn_of(Wait(service.now() + 3600))))
+    while not service.pool._listeners:
+        await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert service.pool._listeners == []
+
+
+def lease_of(service):
+    return service.pool.acquire(opened(service).facts(request()), now=service.now())
+
+
+async def test_refresh_says_whether_it_changed():
+    service = service_of("one")
+    lease = lease_of(service)
+    turn = turn_of(Refresh(lease))
+    await service.take_turn(turn)
+    assert turn.refreshed is False
+    asked = []
+
+    async def refresh(key, credential):
+        asked.append((key, credential))
+        return True
+
+    service.refresh = refresh
+    await service.take_turn(turn)
+    assert turn.refreshed is True
+    assert asked == [(lease.key, lease.credential)]
+
+
+async def test_a_refresh_that_takes_too_long_goes_on_for_the_others(monkeypatch, caplog):
+    monkeypatch.setattr(module, "REFRESH_TIMEOUT_S", 0.0)
+    service = service_of("one")
+    done = asyncio.Event()
+    finished = asyncio.Event()
+
+    async def refresh(_key, _credential):
+        await done.wait()
+        finished.set()
+        return True
+
+    service.refresh = refresh
+    turn = turn_of(Refresh(lease_of(service)))
+    await service.take_turn(turn)
+    assert turn.refreshed is False
+    assert "takes too long" in caplog.text
+    done.set()
+    await finished.wait()
+
+
+async def test_local_answers():
+    service = service_of("one")
+
+    async def answer():
+        return LocalAnswer(200, (), b"x")
+
+    service.local["openai"] = answer
+    turn = turn_of("openai")
+    await service.take_turn(turn)
+    assert turn.answer.body == b"x"
+
+
+# -- what is said
+
+
+def limited(service, clock, outcome):
+    attempts = attempts_of(service)
+    attempts.begin(clock.now())
+    attempts.refused(outcome, clock.now())
+    return attempts
+
+
+QUOTA = Outcome(
+    cls=OutcomeClass.QUOTA,
+    scope=Scope.ACCOUNT,
+    cooldown_s=7200.0,
+    replayable=True,
+    signal="429 code=insufficient_quota",
+)
+
+
+def test_a_replay_is_one_line(caplog):
+    caplog.set_level(logging.INFO)
+    clock = FakeClock()
+    service = service_of("one", "two", clock=clock)
+    service.log_replay(limited(service, clock, QUOTA))
+    (record,) = [r for r in caplog.records if r.name.startswith("account_pool")]
+    for part in ("openai/one", "openai/two", "quota", "2 h", "insufficient_quota"):
+        assert part in record.getMessage()
+    assert secret("one") not in caplog.text
+
+
+def test_a_delivered_refusal_is_one_warning(caplog):
+    clock = FakeClock()
+    service = service_of("one", clock=clock)
+    service.log_delivered(limited(service, clock, QUOTA), 7199.2)
+    assert "told to wait 7200 s" in caplog.text
+    assert caplog.records[-1].levelname == "WARNING"
+
+
+def test_the_requests_own_fault_is_not_logged(caplog):
+    clock = FakeClock()
+    service = service_of("one", clock=clock)
+    outcome = Outcome(cls=OutcomeClass.REQUEST_ERROR, signal="400")
+    service.log_delivered(limited(service, clock, outcome), None)
+    assert caplog.text == ""
+
+
+def test_an_account_that_was_removed_since(caplog):
+    clock = FakeClock()
+    service = service_of("one", clock=clock)
+    attempts = limited(service, clock, QUOTA)
+    service.pool.remove(next(iter(service.pool.accounts())).key)
+    service.log_delivered(attempts, None)
+    assert "openai/one" in caplog.text
+
+
+def test_an_answer_of_our_own_is_logged(caplog):
+    service = service_of("one")
+    step = Answer(status=503, message="openai: nobody", retry_after_s=1.5)
+    service.log_answered(attempts_of(service), step)
+    assert "nobody: 503 to the client, told to wait 2 s" in caplog.text
+
+
+def test_refusals_are_remembered_by_account():
+    service = service_of("one")
+    key = next(iter(service.pool.accounts())).key
+    assert service.remembered(key) is None
+    assert service.remembered(None) is None
+    response = http.Response.make(429, LIMIT_BODY, {"x": "1"})
+    service.remember(key, response, LIMIT_BODY)
+    stored = service.remembered(key)
+    assert (stored.status, stored.body) == (429, LIMIT_BODY)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-1, "0 ms"),
+        (0, "0 ms"),
+        (0.64, "640 ms"),
+        (1, "1 s"),
+        (37.2, "38 s"),
+        (119.5, "2 min"),
+        (150, "3 min"),
+        (7199, "2 h"),
+        (18180, "5 h 3 min"),
+        (187200, "2 d 4 h"),
+        (172800, "2 d"),
+    ],
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
