@@ -103,7 +103,12 @@ class AccountPool(Commands):
         return None
 
     async def pool_turn(self, turn: Turn) -> None:
-        await self.service.take_turn(turn)
+        try:
+            await self.service.take_turn(turn)
+        except Exception as e:
+            # mitmproxy would print it with its text, which may quote anything; the
+            # stream fails closed instead.
+            turn.failed = e
 
     def client_disconnected(self, client: Client) -> None:
         self.service.client_gone(client)

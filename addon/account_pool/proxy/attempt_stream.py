@@ -129,6 +129,8 @@ class AttemptStream(HttpStream):
         self.watch_client(left)
         yield PoolTurnHook(turn)
         self.unwatch_client()
+        if turn.failed is not None:
+            raise turn.failed
         return turn
 
     def client_leaves(self) -> None:
