@@ -393,7 +393,7 @@ def test_an_account_removed_while_its_credential_is_renewed() -> None:
 # -- forbidden: benched with its cause, and move
 
 
-def test_forbidden_accounts_are_benched_one_by_one() -> None:
+def test_forbidden_accounts_are_benched_when_another_serves() -> None:
     play = Play("a", "b", "c")
     play >> begin << "send a" >> refused(FORBIDDEN) << "send b" >> refused(FORBIDDEN) << "send c"
     play >> committed >> finished << None

@@ -485,6 +485,9 @@ class Rig:
         """The client resets one stream."""
         assert isinstance(self.reader, Peer2)
         self.reader.h2.reset_stream(stream_id, 8)
+        for message in self.answers:
+            if message.stream_id == stream_id:
+                message.reset = 8
         self.flush()
 
     def leave(self) -> None:

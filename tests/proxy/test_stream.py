@@ -553,10 +553,7 @@ def test_the_last_refusal_is_delivered_although_a_later_attempt_broke(rig_of):
     """One was refused, two's kept connection is stale, and two cools in the meantime."""
     rig = rig_of("one", "two")
     rig.send(post1())
-    rig.held.add("pool_turn")
     rig.server.send(LIMITED)
-    rig.held.clear()
-    rig.complete("pool_turn")
     assert rig.keys == [ONE, TWO]
     rig.cool("two", 30)
     rig.server.close()
@@ -689,6 +686,20 @@ def test_a_local_answer(rig_of, clock):
     rig.send(post1(copilot.EXCHANGE_PATH, b"", method="GET", host="api.github.com"))
     assert (rig.answers[0].status, rig.answers[0].body) == (200, b'{"token":"x"}')
     assert rig.opened == []
+
+
+def test_a_turn_that_fails_is_answered_locally(rig_of, caplog):
+    rig = rig_of("one", limits=PATIENT)
+    rig.cool("one", 20)
+
+    def break_it(turn):
+        turn.failed = RuntimeError(f"about {ONE}")
+
+    rig.on["pool_turn"] = break_it
+    rig.send(post1())
+    assert rig.answers[0].status == 500
+    assert "internal error RuntimeError at" in caplog.text
+    assert ONE not in caplog.text
 
 
 def test_a_local_answer_that_cannot_be_given_is_an_error(rig_of, clock):
@@ -957,7 +968,8 @@ def test_flows_name_the_account_and_hold_no_credential(rig_of):
     assert flow.metadata["pool.account"] == "openai/two"
     for value in (CLIENT_KEY, ONE, TWO):
         assert value not in str(flow.get_state())
-    assert rig.hooks == ["requestheaders", "request", "pool_turn", "responseheaders", "response"]
+    # A failover costs no walk over the addons.
+    assert rig.hooks == ["requestheaders", "request", "responseheaders", "response"]
 
 
 def test_manual_approve_holds_the_request(rig_of):

@@ -257,6 +257,8 @@ class Attempts:
         match outcome.cls:
             case OutcomeClass.AUTH_EXPIRED | OutcomeClass.AUTH_INVALID:
                 return self._credential_refused(lease, outcome, now)
+            case OutcomeClass.FORBIDDEN_ACCOUNT if outcome.scope is not Scope.MODEL:
+                return self._forbidden(lease, outcome, now)
             case OutcomeClass.RATE_LIMIT | OutcomeClass.QUOTA | OutcomeClass.FORBIDDEN_ACCOUNT:
                 return self._limited(outcome, now)
             case OutcomeClass.OVERLOADED:
@@ -301,18 +303,38 @@ class Attempts:
             return Refresh(lease)
         return self._suspect(lease, outcome, now)
 
+    def _forbidden(self, lease: Lease, outcome: Outcome, now: float) -> Step:
+        """Move on; bench it once another account has shown that it was the account.
+
+        An address or a client that is locked out gets the same answer for every account:
+        one request must not disable the whole pool.
+        """
+        self._return(None, now)
+        self._suspects.append((lease, outcome))
+        self._avoid.add(lease.key)
+        if not (outcome.replayable and self.replayable):
+            self._confirm_suspects(now)
+            return Deliver(self._soonest(now))
+        return self._choose(now)
+
     def _suspect(self, lease: Lease, outcome: Outcome, now: float) -> Step:
         """Try one other account before anybody is benched."""
         self._return(None, now)
         if any(seen.cls is outcome.cls for _, seen in self._suspects):
             # Two accounts refuse alike: the request's own fault. Nobody is benched.
-            self._suspects.clear()
             return Deliver()
         self._suspects.append((lease, outcome))
         self._avoid.add(lease.key)
         if not (outcome.replayable and self.replayable):
             return self._deliver(now)
         return self._choose(now)
+
+    def _nobody_left(self, now: float) -> None:
+        """No other account can be asked about those that refused this request."""
+        alike = len({outcome.cls for _, outcome in self._suspects}) == 1
+        if len(self._suspects) > 1 and alike:
+            self._suspects.clear()  # the request's own fault
+        self._confirm_suspects(now)
 
     def _confirm_suspects(self, now: float) -> None:
         model = self.facts.model
@@ -342,7 +364,7 @@ class Attempts:
 
     def _choose(self, now: float) -> Step:
         if not self._may_send():
-            self._confirm_suspects(now)
+            self._nobody_left(now)
             return self._exhausted(self._soonest(now), None)
         try:
             self.lease = self.pool.acquire(self.facts, now=now, avoid=self._avoid)
@@ -353,7 +375,7 @@ class Attempts:
                     return Wait(nobody.retry_at)
                 if nobody.may_change:
                     return Wait(hold_until)
-            self._confirm_suspects(now)
+            self._nobody_left(now)
             return self._exhausted(nobody.wait_s(now), nobody)
         return self._send(self.lease)
 

@@ -40,6 +40,11 @@ _BENCHING = (
 )
 
 
+#: Cooldowns kept per account. Clients choose the names of models, so there must be a
+#: bound; no provider has so many models.
+MAX_COOLDOWNS = 128
+
+
 class _Members:
     """The accounts of one provider: by label, and in the order of the policy."""
 
@@ -337,6 +342,8 @@ class Pool:
             default_s=self.default_cooldown_s,
             chance=self._chance(),
         )
+        if len(state.cooldowns) >= MAX_COOLDOWNS and covered not in state.cooldowns:
+            _forget_some(state, now)
         state.cooldowns[covered] = cooldown
         self._members[key.provider].place(state, now)
         self._changed()
@@ -525,6 +532,15 @@ class Pool:
     def _changed(self) -> None:
         for listener in tuple(self._listeners):
             listener()
+
+
+def _forget_some(state: AccountState, now: float) -> None:
+    """Drop what is over, or else the model that returns first."""
+    kept = {model: c for model, c in state.cooldowns.items() if model is None or c.active(now)}
+    if len(kept) >= MAX_COOLDOWNS:
+        soonest = min((c for c in kept.values() if c.model is not None), key=lambda c: c.until)
+        del kept[soonest.model]
+    state.cooldowns = kept
 
 
 def _reason(states: list[AccountState], facts: Facts, now: float) -> str:

@@ -51,6 +51,7 @@ class AnswerReader:
         self.held: list[bytes] = []
         self.complete = False
         self._size = 0
+        self._announced = -1
         self._gate: Gate | None = None
         self._decision: Decision | None = None
         self._refusal = response.status_code >= 400
@@ -66,6 +67,7 @@ class AnswerReader:
                     encoding = value.decode("latin-1")
                 case b"content-length":
                     self.open_ended = self._refusal
+                    self._announced = int(value) if value.isdigit() else -1
         shape = None
         if not self._refusal and 200 <= response.status_code < 300:
             shape = gate_shape(content_type)
@@ -91,16 +93,21 @@ class AnswerReader:
         self._size += len(data)
         decoded = self._decode(data)
         if self._gate is not None:
-            return self._decided(
+            reading = self._decided(
                 self._gate.expired() if decoded is None else self._gate.feed(decoded)
             )
+            # All of it is here, and its end comes with it: an answer in one piece costs
+            # less to hand on than one that streams.
+            return Reading.MORE if self._size == self._announced else reading
         self._text += decoded or b""
         return Reading.REFUSED if self._size > MAX_REFUSAL_BYTES else Reading.MORE
 
     def end(self) -> Reading:
         """The body has ended."""
         self.complete = True
-        return self._decided(self._gate.end()) if self._gate is not None else Reading.REFUSED
+        if self._gate is None:
+            return Reading.REFUSED
+        return self._decided(self._decision or self._gate.end())
 
     def expired(self) -> Reading:
         """The time bound has come."""

@@ -330,6 +330,9 @@ class PoolHttpStream(AttemptStream):
         """The turn that a replay was waiting for."""
         step, self._pending = self._pending, None
         assert isinstance(step, Send)
+        assert self.attempts is not None
+        if self.attempts.over:
+            return  # the client left in the same breath
         yield from self._perform((yield from self._send(step)))
 
     def _send(self, step: Send) -> Generator[commands.Command, Any, Step | None]:
