@@ -76,6 +76,18 @@ def test_many_requests_at_once_keep_their_streams_apart(h2):
     assert len({m.body for m in rig.answers}) == 5
 
 
+def test_refusals_that_come_together_are_all_replayed(h2):
+    rig = h2()
+    for _ in range(3):
+        rig.ask()
+    for number in (1, 3, 5):
+        raw = [(":status", "429"), *(tuple(h.split(": ", 1)) for h in LIMITED_HEADERS)]
+        rig.server.reader.h2.send_headers(number, raw)
+        rig.server.reader.h2.send_data(number, LIMIT_BODY, end_stream=True)
+    rig.server.flush()
+    assert rig.keys == [ONE] * 3 + [TWO] * 3
+
+
 def test_http1_client_over_http2(rig_of):
     rig = rig_of(server2=True)
     rig.send(post1())

@@ -9,7 +9,6 @@ the current `Phase` raises IllegalEvent and changes nothing.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -183,7 +182,7 @@ class Attempts:
     _refreshed: set[AccountKey] = field(default_factory=set)
     _bare_refusals: int = 0
     _overloads: int = 0
-    _breaks: Counter[Broken] = field(default_factory=Counter)
+    _breaks: dict[Broken, int] = field(default_factory=dict)
     _give_up_at: float | None = None
     _refused: bool = False
 
@@ -347,7 +346,7 @@ class Attempts:
         self._suspects.clear()
 
     def _reconnect(self, lease: Lease, how: Broken, now: float) -> Step:
-        self._breaks[how] += 1
+        self._breaks[how] = self._breaks.get(how, 0) + 1
         may_run_twice = how is not Broken.MAYBE_RAN or self.limits.retry_broken
         if (
             self._breaks[how] < TRIES[how]

@@ -11,6 +11,7 @@ added, unless a policy says otherwise.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -100,58 +101,70 @@ class FillFirst(_Ranked):
         return (state.account.label,)
 
 
+class _Ring:
+    """The ready accounts of one tier in the order they were added, and the cursor."""
+
+    __slots__ = ("cursor", "positions", "states", "turns")
+
+    def __init__(self) -> None:
+        self.positions: list[int] = []
+        self.states: list[AccountState] = []
+        #: position of the account served last
+        self.cursor = -1
+        #: turns it has had in a row
+        self.turns = 0
+
+
 class RoundRobin:
     """The next candidate after the cursor, in the order accounts were added.
 
     Each tier has its own cursor. An account of weight *w* takes *w* turns before the
-    cursor moves on.
+    cursor moves on. Plain sorted lists: accounts come and go rarely, choices do not.
     """
 
     def __init__(self) -> None:
-        self._ready: SortedDict[tuple[int, int], AccountState] = SortedDict()
-        #: priority -> position of the account served last
-        self._cursor: dict[int, int] = {}
-        #: priority -> turns the account at the cursor has had
-        self._turns: dict[int, int] = {}
+        self._rings: SortedDict[int, _Ring] = SortedDict()
 
     def add(self, state: AccountState) -> None:
+        ring = self._rings.get(state.account.priority)
+        if ring is None:
+            ring = self._rings[state.account.priority] = _Ring()
+        at = bisect_left(ring.positions, state.position)
         # Its place never changes: nothing is done for one that is here.
-        self._ready.setdefault((state.account.priority, state.position), state)
+        if at == len(ring.positions) or ring.positions[at] != state.position:
+            ring.positions.insert(at, state.position)
+            ring.states.insert(at, state)
 
     def discard(self, state: AccountState) -> None:
-        self._ready.pop((state.account.priority, state.position), None)
+        ring = self._rings.get(state.account.priority)
+        if ring is None:
+            return
+        at = bisect_left(ring.positions, state.position)
+        if at < len(ring.positions) and ring.positions[at] == state.position:
+            del ring.positions[at]
+            del ring.states[at]
 
     def ranked(self) -> Iterator[AccountState]:
-        ready = self._ready
-        if not ready:
-            return
-        priority: int | None = ready.peekitem(0)[0][0]
-        while priority is not None:
-            yield from self._tier(priority)
-            after = next(ready.irange((priority + 1,)), None)
-            priority = None if after is None else after[0]
-
-    def _tier(self, priority: int) -> Iterator[AccountState]:
-        ready = self._ready
-        cursor = self._cursor.get(priority, -1)
-        current = ready.get((priority, cursor))
-        if current is not None and self._turns[priority] < current.account.weight:
-            yield current
-        for key in ready.irange((priority, cursor + 1), (priority + 1,), (True, False)):
-            yield ready[key]
-        for key in ready.irange((priority,), (priority, cursor)):
-            yield ready[key]
+        for ring in self._rings.values():
+            states, after = ring.states, bisect_right(ring.positions, ring.cursor)
+            if after and ring.positions[after - 1] == ring.cursor:
+                current = states[after - 1]
+                if ring.turns < current.account.weight:
+                    yield current
+            for i in range(after, len(states)):
+                yield states[i]
+            for i in range(after):
+                yield states[i]
 
     def chosen(self, state: AccountState) -> None:
-        priority, position = state.account.priority, state.position
-        current = self._cursor.get(priority) == position
-        in_turn = current and self._turns[priority] < state.account.weight
-        self._turns[priority] = self._turns[priority] + 1 if in_turn else 1
-        self._cursor[priority] = position
+        ring = self._rings[state.account.priority]
+        in_turn = ring.cursor == state.position and ring.turns < state.account.weight
+        ring.turns = ring.turns + 1 if in_turn else 1
+        ring.cursor = state.position
 
     def skipped(self, state: AccountState) -> None:
-        self._cursor[state.account.priority] = state.position
-        self._turns[state.account.priority] = state.account.weight
+        ring = self._rings[state.account.priority]
+        ring.cursor, ring.turns = state.position, state.account.weight
 
 
 #: By the name used in `pool_strategy`.
