@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.parametrize(
     "command",
     [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]],
-    ids=lambda command: " ".join(command),
+    ids=" ".join,
 )
 @pytest.mark.timeout(300)
 def test_clean(command: list[str]) -> None:

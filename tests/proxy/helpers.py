@@ -665,7 +665,8 @@ class Rig:
             self._inbox.append(events.DataReceived(connection, data))
 
     def _take_turn(self, turn: Turn) -> None:
-        """What Service.take_turn does, without a loop."""
+        """What the addon and Service.take_turn do, without a loop."""
+        turn.taken = True
         match turn.step:
             case Wait() as wait:
                 if not turn.abandoned.is_set():

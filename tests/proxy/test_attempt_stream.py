@@ -9,7 +9,7 @@ from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, RstStreamFram
 from mitmproxy.proxy import events
 
 from account_pool.core.attempts import Limits
-from account_pool.proxy import attempt_stream, stream
+from account_pool.proxy import attempt_stream, serving, stream
 from tests.proxy.helpers import (
     DELTA,
     DONE,
@@ -112,7 +112,7 @@ def test_a_refused_stream_that_does_not_end_is_reset(h2):
     rig.server.head(1, 200, [SSE])
     rig.server.data(1, EMPTY_CHOICES + LIMIT_EVENT)
     assert rig.keys == [ONE]
-    rig.advance(stream.DRAIN_S)
+    rig.advance(serving.DRAIN_S)
     assert rig.requests[0].reset == CANCEL
     assert rig.keys == [ONE, TWO]
     assert len(rig.servers) == 1
@@ -125,7 +125,7 @@ def test_late_frames_of_an_abandoned_attempt_are_dropped(h2):
     rig.ask()
     rig.server.head(1, 200, [SSE])
     rig.server.data(1, LIMIT_EVENT)
-    rig.advance(stream.DRAIN_S)
+    rig.advance(serving.DRAIN_S)
     assert rig.keys == [ONE, TWO]
     raw(rig, DataFrame(1, data=b"late"))
     raw(rig, headers(rig, 1, [("x-late", "trailer")], "END_STREAM"))

@@ -103,6 +103,7 @@ class AccountPool(Commands):
         return None
 
     async def pool_turn(self, turn: Turn) -> None:
+        turn.taken = True
         try:
             await self.service.take_turn(turn)
         except Exception as e:

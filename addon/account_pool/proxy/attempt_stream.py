@@ -131,6 +131,10 @@ class AttemptStream(HttpStream):
         self.unwatch_client()
         if turn.failed is not None:
             raise turn.failed
+        if not turn.taken:
+            # After a live reload that failed there is no addon: better an error than to
+            # ask again and again.
+            raise RuntimeError("nobody takes our turns")
         return turn
 
     def client_leaves(self) -> None:
@@ -185,6 +189,12 @@ class AttemptStream(HttpStream):
             self.context.client,
         )
         self.server_state = self.state_stream_response_body
+
+    def begin_copy(self) -> None:
+        """Keep a bounded copy of the answer that streams from here on."""
+        # Where mitmproxy 12 is told to keep whole bodies, the copy is its own.
+        if not getattr(self.context.options, "store_streamed_bodies", False):
+            self.copied = bytearray()
 
     def keep_copy(self) -> None:
         """Put the bounded copy of a streamed body on the flow, for inspection."""

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from mitmproxy import http
+from mitmproxy.net.http import url
 
 from account_pool.core.lease import Facts
 from account_pool.providers.base import LocalAnswer, Provider, RequestHead, Route
-from account_pool.proxy.destination import Destination
+from account_pool.providers.registry import HostIndex
+from account_pool.proxy.destination import Destination, of_request
 from account_pool.proxy.wire import Masked
 
 
@@ -36,6 +38,36 @@ class Call:
     masked: Masked
     head: RequestHead
     denied: LocalAnswer | None = None
+
+    def misdirected(self, request: http.Request, hosts: HostIndex) -> str | None:
+        """Say why *request* must not carry a credential where it goes; None if it may.
+
+        Another addon may have changed where it goes since its head was read, and a front
+        end that serves several sites routes by Host or :authority.
+        """
+        if (request.host, request.port) != self.address:
+            moved = of_request(request.host, request.port, request.scheme)
+            if not (moved.private and self.provider in hosts.find(moved.name, moved.port)):
+                return "another addon changed where this request goes"
+        elif self.destination.tls and request.scheme != "https":
+            return "another addon took the encryption off this request"
+        names = {request.data.authority}
+        names.update(value for name, value in request.headers.fields if name.lower() == b"host")
+        names -= {b"", self.destination.name.encode("latin-1")}
+        if all(self._is_ours(name, hosts) for name in names):
+            return None
+        return "the Host header names a host that is not the provider's"
+
+    def _is_ours(self, authority: bytes, hosts: HostIndex) -> bool:
+        """Say whether *authority* is the destination or another host of the provider."""
+        try:
+            name, port = url.parse_authority(authority, check=True)
+        except ValueError:
+            return False
+        named = of_request(name, port or self.destination.port, "https")
+        if (named.name, named.port) == (self.destination.name, self.destination.port):
+            return True
+        return self.provider in hosts.find(named.name, named.port)
 
     def facts(self, request: http.Request) -> Facts:
         """Return what the pool must know, now that the body is there."""

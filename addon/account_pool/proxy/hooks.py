@@ -23,6 +23,7 @@ class Turn:
         step: a wait, a refresh, or the name of a provider whose local answer is wanted.
         refreshed: set by the addon: the credential has changed.
         answer: set by the addon: the local answer.
+        taken: set by the addon that does it.
         failed: set by the addon: the error that ended the turn.
         abandoned: set when the client has left; ends a wait at once.
     """
@@ -30,6 +31,7 @@ class Turn:
     step: Wait | Refresh | str
     refreshed: bool = False
     answer: LocalAnswer | None = None
+    taken: bool = False
     failed: Exception | None = None
     abandoned: asyncio.Event = field(default_factory=asyncio.Event)
 

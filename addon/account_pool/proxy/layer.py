@@ -41,26 +41,25 @@ class PoolHttpLayer(HttpLayer):
         TLS record and a system call. What one event causes for one connection leaves
         together here: the same bytes at the same time, for less.
         """
-        held: commands.SendData | None = None
+        held: list[commands.SendData] = []
+        size = 0
         for command in self._all_commands(event):
             if type(command) is commands.SendData:
-                if held is None:
-                    held = command
-                elif (
-                    held.connection is command.connection
-                    and len(held.data) + len(command.data) <= MAX_WRITE_BYTES
+                length = len(command.data)
+                if held and (
+                    held[0].connection is not command.connection or size + length > MAX_WRITE_BYTES
                 ):
-                    held = commands.SendData(held.connection, held.data + command.data)
-                else:
-                    yield held
-                    held = command
+                    yield _joined(held)
+                    held, size = [], 0
+                held.append(command)
+                size += length
                 continue
-            if held is not None:
-                yield held
-                held = None
+            if held:
+                yield _joined(held)
+                held, size = [], 0
             yield command
-        if held is not None:
-            yield held
+        if held:
+            yield _joined(held)
 
     def _all_commands(self, event: events.Event) -> CommandGenerator[None]:
         yield from super()._handle_event(event)
@@ -111,6 +110,13 @@ class PoolHttpLayer(HttpLayer):
                 connection.error = None
         fresh = isinstance(event, GetFreshConnection)
         yield from super().get_connection(event, reuse=reuse and not fresh)
+
+
+def _joined(writes: list[commands.SendData]) -> commands.SendData:
+    """Return one write for several of the same connection."""
+    if len(writes) == 1:
+        return writes[0]
+    return commands.SendData(writes[0].connection, b"".join([write.data for write in writes]))
 
 
 class NextTurn(events.Event):

@@ -1,0 +1,446 @@
+"""From a complete request to the end of its answer: attempts, answers, deliveries, endings.
+
+What to do next is decided by `core.attempts`; here it is carried out, and what happened
+is told. Our code stands between the request and the commit point, the base class does
+everything after it. How the request came here is `stream.py`, how attempts work
+underneath is `attempt_stream.py`.
+
+States of the server side, in order: `state_wait_for_response_headers` (an attempt runs),
+`state_read_answer` (its head is held back), `state_drain` (it is refused, its rest is
+read), `state_between_attempts`, and the base class's own after the commit point.
+
+The file is longer than most: it is one state machine, and reads best in one place.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Generator
+from typing import Any, assert_never
+
+from mitmproxy import http
+from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layer import CommandGenerator
+from mitmproxy.proxy.layers.http import (
+    GetHttpConnection,
+    RequestProtocolError,
+    ResponseData,
+    ResponseEndOfMessage,
+    ResponseHeaders,
+    ResponseProtocolError,
+    ResponseTrailers,
+)
+from mitmproxy.proxy.layers.http._hooks import HttpResponseHeadersHook
+
+from account_pool.core.attempts import (
+    Answer,
+    Attempts,
+    Broken,
+    Deliver,
+    Refresh,
+    Send,
+    Step,
+    Wait,
+)
+from account_pool.core.outcome import OutcomeClass
+from account_pool.providers.base import LocalAnswer
+from account_pool.proxy import compat, delivery, wire
+from account_pool.proxy.answer import AnswerReader, Reading
+from account_pool.proxy.attempt_stream import AttemptStream, translated
+from account_pool.proxy.call import Call
+from account_pool.proxy.layer import GetFreshConnection, PoolHttpLayer
+
+logger = logging.getLogger(__name__)
+
+#: A kept connection that closes later than this after a request was sent may have been
+#: working on it (providers.md, trap 22: a replay can be billed twice).
+STALE_WITHIN_S = 2.0
+#: How long the rest of a refused stream is read before the attempt is cut off: the end
+#: mostly comes at once, and a connection that was read to its end can be used again.
+DRAIN_S = 0.25
+INTERNAL = "internal error in the account pool; see its log"
+
+
+class ServingStream(AttemptStream):
+    """One client request that is served from the pool.
+
+    Attributes:
+        call: set when the request is the pool's business.
+        attempts: the state machine, from the moment an account is wanted.
+        reader: of the answer to the running attempt, from its head on.
+    """
+
+    def __init__(self, context: Context, stream_id: int, parent: PoolHttpLayer) -> None:
+        super().__init__(context, stream_id, parent)
+        self.call: Call | None = None
+        self.attempts: Attempts | None = None
+        self.reader: AnswerReader | None = None
+        #: the last refusal, which is delivered even if attempts after it bring nothing
+        self._refusal: AnswerReader | None = None
+        #: what comes next once the refused answer is drained, or our turn has come
+        self._pending: Step | None = None
+        self._committed = False
+
+    @property
+    def _call(self) -> Call:
+        assert self.call is not None
+        return self.call
+
+    @property
+    def _attempts(self) -> Attempts:
+        assert self.attempts is not None
+        return self.attempts
+
+    @property
+    def _reader(self) -> AnswerReader:
+        assert self.reader is not None
+        return self.reader
+
+    # -- attempts
+
+    def begin(self) -> CommandGenerator[None]:
+        """Have the request served by an account of the pool."""
+        request = self.flow.request
+        self.attempts = self.service.attempts(self._call, request, replayable=not request.stream)
+        self.service.begin(self.context.client, self.attempts)
+        yield from self._perform(self.attempts.begin(self.service.now()))
+
+    def _perform(self, step: Step | None) -> CommandGenerator[None]:
+        """Carry out steps until the provider or the client is to be waited for."""
+        attempts = self._attempts
+        turned = False
+        while step is not None:
+            match step:
+                case Send() if len(attempts.history) > 1 and not turned:
+                    self._pending = step
+                    self.layer.give_turn(self)
+                    return
+                case Send():
+                    step = yield from self._send(step)
+                case Wait():
+                    turned = True
+                    yield from self.take_turn(step)
+                    if (yield from self.client_gone()):
+                        return
+                    step = attempts.resumed(self.service.now())
+                case Refresh():
+                    turned = True
+                    turn = yield from self.take_turn(step)
+                    if (yield from self.client_gone()):
+                        return
+                    step = attempts.refreshed(turn.refreshed, self.service.now())
+                case Deliver():
+                    yield from self._deliver(step)
+                    return
+                case Answer():
+                    yield from self._answer_for_pool(step)
+                    return
+                case _:
+                    assert_never(step)
+
+    def replay(self) -> CommandGenerator[None]:
+        """The turn that a replay was waiting for."""
+        step, self._pending = self._pending, None
+        if isinstance(step, Send) and not self._attempts.over:
+            yield from self._perform((yield from self._send(step)))
+
+    def _send(self, step: Send) -> Generator[commands.Command, Any, Step | None]:
+        """Send one attempt. Returns the next step if no connection could be made."""
+        call, attempts, flow, lease = self._call, self._attempts, self.flow, step.lease
+        name = str(lease.key)
+        wire.rename(flow.request, call.masked, name)
+        flow.metadata["pool.account"] = name
+        swap = self.service.swap(call.provider, lease).for_path(call.head.path)
+        if swap.origin is not None:
+            address, tls = (swap.origin.host, swap.origin.port), True
+        else:
+            address, tls = (flow.request.host, flow.request.port), flow.request.scheme == "https"
+        get = GetFreshConnection if step.fresh else GetHttpConnection
+        self.watch_client(self.client_leaves)
+        connection, error = yield get(
+            address, tls, flow.server_conn.via, flow.server_conn.transport_protocol
+        )
+        self.unwatch_client()
+        if (yield from self.client_gone()):
+            return None
+        if error:
+            return attempts.broken(Broken.CONNECT, self.service.now())
+        self.context.server = flow.server_conn = connection
+        self.reader = None
+        self.server_state = self.state_wait_for_response_headers
+        yield from self.send_attempt(wire.outgoing(flow.request, swap, call.masked))
+        if len(attempts.history) > 1:
+            # Said when the request is already on its way: nobody waits for the log.
+            self.service.log_replay(attempts)
+        return None
+
+    # -- the answer
+
+    def state_wait_for_response_headers(self, event: ResponseHeaders) -> CommandGenerator[None]:
+        """The attempt runs; nothing has come back yet."""
+        if self.attempts is None:
+            yield from super().state_wait_for_response_headers(event)
+            return
+        self.layer.answered.add(self.context.server)
+        self.reader = reader = AnswerReader(event.response, self._call.provider)
+        if reader.first is Reading.COMMIT:
+            yield from self._commit(event.end_stream)
+            return
+        self.server_state = self.state_read_answer
+        if reader.open_ended:
+            yield from self.set_timer(self.service.settings.gate_s, self._reading_expired)
+
+    def state_read_answer(self, event: events.Event) -> CommandGenerator[None]:
+        """The head is held back until it is known what the answer is."""
+        if isinstance(event, ResponseData):
+            yield from self._read(self._reader.feed(event.data))
+        elif isinstance(event, ResponseTrailers):
+            self._reader.response.trailers = event.trailers
+
+    def state_drain(self, event: events.Event) -> CommandGenerator[None]:
+        """The answer is refused; its rest is read so that the connection stays good."""
+        if isinstance(event, ResponseData):
+            self._reader.held.append(event.data)
+        yield from ()
+
+    def state_between_attempts(self, event: events.Event) -> CommandGenerator[None]:
+        """No attempt runs. Only the events of one could come here, and none is left."""
+        raise AssertionError(f"unexpected event between attempts: {event}")
+
+    def answer_ended(self, event: ResponseEndOfMessage) -> CommandGenerator[None]:
+        """The answer of the running attempt is complete, whatever state we are in."""
+        if self.server_state == self.state_read_answer:
+            yield from self._read(self._reader.end())
+            if not self._committed:
+                return
+        elif self.server_state == self.state_drain:
+            self._reader.complete = True
+            yield from self._drained()
+            return
+        if self.server_state in (self.state_errored, self.state_done):
+            return
+        if self.flow.response is not None and self.flow.response.status_code != 101:
+            # Of a WebSocket this is only the handshake: its lease ends with the socket.
+            if self.client_state == self.state_done:
+                self.forget_attempt()
+            self.settle(served=True)
+        self.keep_copy()
+        yield from self.server_state(event)
+
+    def _read(self, reading: Reading) -> CommandGenerator[None]:
+        match reading:
+            case Reading.MORE:
+                pass
+            case Reading.COMMIT:
+                yield from self._commit(end_stream=False)
+            case Reading.REFUSED:
+                yield from self._refused()
+            case _:
+                assert_never(reading)
+
+    def _reading_expired(self) -> CommandGenerator[None]:
+        if self.server_state == self.state_read_answer:
+            yield from self._read(self._reader.expired())
+
+    def _refused(self) -> CommandGenerator[None]:
+        """Ask what the refusal means, and do what follows."""
+        attempts, reader = self._attempts, self._reader
+        self.clear_timer()
+        outcome = self._call.provider.classify(
+            reader.answer(attempts.facts.model, self.service.wall_now())
+        )
+        if outcome.cls is OutcomeClass.OK:
+            yield from self._commit(end_stream=False)
+            return
+        self._refusal = reader
+        if not reader.in_stream and outcome.cls in (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA):
+            assert attempts.lease is not None
+            self.service.remember(attempts.lease.key, reader.response, reader.text().encode())
+        self._pending = attempts.refused(outcome, self.service.now())
+        if reader.complete or isinstance(self._pending, Deliver):
+            yield from self._drained()
+        else:
+            self.server_state = self.state_drain
+            yield from self.set_timer(DRAIN_S, self._drained)
+
+    def _drained(self) -> CommandGenerator[None]:
+        """The refused answer was read as far as it will be: go on."""
+        self.clear_timer()
+        complete = self._reader.complete
+        step, self._pending = self._pending, None
+        if isinstance(step, Deliver) and not complete:
+            yield from self._commit(end_stream=False)
+            return
+        if complete and self.client_state == self.state_done:
+            self.forget_attempt()
+        else:
+            # Its answer or our request is not at its end: nothing else can follow there.
+            yield from self.cancel_attempt("refused")
+        self.server_state = self.state_between_attempts
+        yield from self._perform(step)
+
+    # -- delivering
+
+    def _commit(self, end_stream: bool) -> CommandGenerator[None]:
+        """Hand the answer to the client: no further attempt from here on."""
+        reader, attempts = self._reader, self._attempts
+        self.clear_timer()
+        self._committed = True
+        if not attempts.over:
+            attempts.committed(self.service.now())
+        response = reader.response
+        # A complete answer is given in one piece, as mitmproxy does by itself, so that
+        # other addons may look into it; anything else streams.
+        response.stream = not (end_stream or reader.complete or response.status_code == 101)
+        yield from super().state_wait_for_response_headers(
+            ResponseHeaders(self.stream_id, response, end_stream)
+        )
+        if self.server_state == self.state_errored:
+            self.settle(served=False)
+            yield from self.cancel_attempt("client left")
+            return
+        held, reader.held = reader.held, []
+        if self.server_state == self.state_stream_response_body and response.stream is True:
+            self.begin_copy()
+        for data in held:
+            if self.copied is not None:
+                self.copied += data
+            yield from self.server_state(ResponseData(self.stream_id, data))
+
+    def _deliver(self, step: Deliver) -> CommandGenerator[None]:
+        """Hand on the provider's own refusal, with the wait that holds for the pool."""
+        provider, wait_s = self._call.provider, step.retry_after_s
+        assert self._refusal is not None
+        response = delivery.corrected(self._refusal, provider, wait_s, self._secrets())
+        self.service.log_delivered(self._attempts, wait_s)
+        yield from self.respond(response)
+
+    def _answer_for_pool(self, step: Answer) -> CommandGenerator[None]:
+        """Nothing to hand on: repeat what the provider last said, or say it ourselves."""
+        provider, wait_s = self._call.provider, step.retry_after_s
+        stored = self.service.remembered(step.like)
+        if stored is not None:
+            response = delivery.repeated(stored, provider, wait_s, self._secrets())
+        else:
+            response = delivery.local(provider.refusal(step.status, step.message, wait_s))
+        self.service.log_answered(self._attempts, step)
+        yield from self.respond(response)
+
+    def answer_locally(self, answer: LocalAnswer) -> CommandGenerator[None]:
+        """Give the client an answer of our own."""
+        yield from self.respond(delivery.local(answer))
+
+    def respond(self, response: http.Response) -> CommandGenerator[None]:
+        """Give the client an answer that is complete, as the base class does for addons."""
+        self.flow.response = response
+        response.timestamp_start = self.service.wall_now()
+        self.server_state = self.state_done
+        self.settle(served=False)
+        uploading = self.client_state == self.state_stream_request_body
+        yield HttpResponseHeadersHook(self.flow)
+        if (yield from self.client_gone()):
+            return
+        yield from self.send_response()
+        if uploading and self.server_state == self.state_done:
+            # The client still sends; what comes is swallowed.
+            yield from self.flow_done()
+            self.client_state = self.state_errored
+
+    def _secrets(self) -> list[tuple[str, str]]:
+        """What must not be echoed to the client: (secret, name of its account)."""
+        return [
+            (credential.secret.reveal(), str(state.key))
+            for state in self.service.pool.accounts(self._call.provider.name)
+            for credential in state.credentials.values()
+        ]
+
+    # -- endings
+
+    def attempt_broke(self, event: ResponseProtocolError) -> CommandGenerator[None]:
+        """The connection or stream of the attempt has ended before its answer."""
+        self.clear_timer()
+        self.forget_attempt()
+        reader = self.reader
+        if self._committed:
+            self.settle(served=False)
+            self.keep_copy()
+            yield from super().handle_protocol_error(event)
+        elif self.server_state == self.state_drain:
+            step, self._pending = self._pending, None
+            self.server_state = self.state_between_attempts
+            yield from self._perform(step)
+        elif reader is not None and not reader.in_stream:
+            # A refusal whose end was cut off is still a refusal.
+            reader.complete = True
+            yield from self._refused()
+        else:
+            how = self._how_it_broke(event)
+            self.server_state = self.state_between_attempts
+            yield from self._perform(self._attempts.broken(how, self.service.now()))
+
+    def _how_it_broke(self, event: ResponseProtocolError) -> Broken:
+        if "REFUSED_STREAM" in event.message:
+            return Broken.STALE  # RFC 9113, 8.7: the request was not processed
+        soon = self.service.now() - self.sent_at < STALE_WITHIN_S
+        if self.reader is None and self.on_kept_connection and soon:
+            return Broken.STALE
+        return Broken.MAYBE_RAN
+
+    def client_left(self, event: RequestProtocolError) -> CommandGenerator[None]:
+        """The client is gone: the lease is free at once, and nobody is to blame."""
+        self.clear_timer()
+        # Clients hang up as soon as they have the last event (clients.md, section 7): a
+        # departure after the commit point is a success.
+        self.settle(served=self._committed)
+        self.keep_copy()
+        yield from self.cancel_attempt(event.message)
+        yield from translated(super().handle_protocol_error(event), self.not_upstream)
+
+    def client_gone(self) -> CommandGenerator[bool]:
+        """Look whether the client left, or somebody killed the flow, while we waited."""
+        gone = yield from self.check_killed(True)
+        if gone:
+            self.settle(served=False)
+            yield from self.cancel_attempt("client left")
+        return gone
+
+    def client_leaves(self) -> None:
+        if self.attempts is not None:
+            self.attempts.left(self.service.now())
+
+    def socket_ended(self) -> None:
+        self.settle(served=True)
+        self.forget_attempt()
+
+    def settle(self, *, served: bool) -> None:
+        """The request is over: its lease goes back, once."""
+        attempts = self.attempts
+        if attempts is None:
+            return
+        if not attempts.over:
+            if served:
+                attempts.finished(self.service.now())
+            else:
+                attempts.left(self.service.now())
+        self.service.end(self.context.client, attempts)
+
+    def fail(self, error: Exception) -> CommandGenerator[None]:
+        """An unexpected error in our code: nothing goes upstream, the client is told."""
+        provider = self._call.provider
+        # Where, not what: the text of an exception may quote what it was about.
+        frames = traceback.extract_tb(error.__traceback__)[-4:]
+        where = " < ".join(f"{f.filename}:{f.lineno} {f.name}" for f in reversed(frames))
+        logger.error(f"{provider.name}: internal error {type(error).__name__} at {where}")
+        self.clear_timer()
+        self.settle(served=False)
+        yield from self.cancel_attempt("internal error")
+        if self._committed or self.server_state == self.state_done:
+            # The answer is cut off; the error hook tells every front end.
+            yield from super().handle_protocol_error(
+                ResponseProtocolError(self.stream_id, "internal error", compat.SERVER_ERROR)
+            )
+            self.client_state = self.server_state = self.state_errored
+            return
+        yield from self.answer_locally(provider.refusal(500, INTERNAL, None))
