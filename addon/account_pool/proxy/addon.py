@@ -67,11 +67,9 @@ class AccountPool(Commands):
         if not self._configured:
             self._configured = True
             self._start()
-        elif any(name.startswith("pool_") for name in updated) or updated & {
-            "proxyauth",
-            "ssl_insecure",
-            "proxy_debug",
-        }:
+        elif any(name.startswith("pool_") for name in updated) or updated & (
+            options.WATCHED | {"proxy_debug"}
+        ):
             self._apply(self._values(self._in_file))
 
     def running(self) -> None:

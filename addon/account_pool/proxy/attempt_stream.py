@@ -179,6 +179,10 @@ class AttemptStream(HttpStream):
             self._timer = self._on_timer = None
             yield from then()
 
+    def check_body_size(self, request: bool) -> CommandGenerator[bool]:
+        # Each look at an option of mitmproxy's copies its value; this asks four times.
+        return super().check_body_size(request) if self.service.settings.body_limits else _no()
+
     # -- the answer
 
     def start_response_stream(self) -> CommandGenerator[None]:
@@ -247,6 +251,11 @@ _SOCKET_ENDS = (
     RequestProtocolError,
     ResponseProtocolError,
 )
+
+
+def _no() -> CommandGenerator[bool]:
+    yield from ()
+    return False
 
 
 def translated(

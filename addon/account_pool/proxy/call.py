@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from mitmproxy import http
@@ -51,29 +52,31 @@ class Call:
                 return "another addon changed where this request goes"
         elif self.destination.tls and request.scheme != "https":
             return "another addon took the encryption off this request"
-        names = {request.data.authority}
-        names.update(value for name, value in request.headers.fields if name.lower() == b"host")
-        names -= {b"", self.destination.name.encode("latin-1")}
-        if all(self._is_ours(name, hosts) for name in names):
-            return None
-        return "the Host header names a host that is not the provider's"
-
-    def _is_ours(self, authority: bytes, hosts: HostIndex) -> bool:
-        """Say whether *authority* is the destination or another host of the provider."""
-        try:
-            name, port = url.parse_authority(authority, check=True)
-        except ValueError:
-            return False
-        named = of_request(name, port or self.destination.port, "https")
-        if (named.name, named.port) == (self.destination.name, self.destination.port):
-            return True
-        return self.provider in hosts.find(named.name, named.port)
+        for name, value in ((b"host", request.data.authority), *request.headers.fields):
+            if (name == b"Host" or name.lower() == b"host") and value:
+                named = _named(value, self.destination.port)
+                if named is None or (
+                    named != (self.destination.name, self.destination.port)
+                    and self.provider not in hosts.find(*named)
+                ):
+                    return "the Host header names a host that is not the provider's"
+        return None
 
     def facts(self, request: http.Request) -> Facts:
         """Return what the pool must know, now that the body is there."""
         head, provider = self.head, self.provider
         head.body = _decoded_body(head, request)
         return Facts(provider=provider.name, kind=provider.kind(head), model=provider.model(head))
+
+
+@lru_cache(maxsize=1024)
+def _named(authority: bytes, usual_port: int) -> tuple[str, int] | None:
+    """Return host and port of an authority, None if it is none."""
+    try:
+        name, port = url.parse_authority(authority, check=True)
+    except ValueError:
+        return None
+    return name.rstrip(".").lower(), port or usual_port
 
 
 class FieldsView(Mapping[str, str]):

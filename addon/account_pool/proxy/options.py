@@ -18,6 +18,9 @@ from account_pool.config.pool_options import POOL_OPTIONS, OptionValue
 from account_pool.core.attempts import Limits
 from account_pool.proxy.service import Settings
 
+#: mitmproxy's own options that our settings are made of.
+WATCHED = frozenset({"proxyauth", "ssl_insecure", "stream_large_bodies", "body_size_limit"})
+
 
 def add(loader: Loader) -> None:
     """Declare every option."""
@@ -47,7 +50,7 @@ def settings(values: Mapping[str, OptionValue], options: Options) -> Settings:
 
     Args:
         values: of every option of the pool, by name without prefix.
-        options: mitmproxy's own, for proxyauth and ssl_insecure.
+        options: mitmproxy's own; those in `WATCHED` are read.
     """
     return Settings(
         limits=Limits(
@@ -59,6 +62,7 @@ def settings(values: Mapping[str, OptionValue], options: Options) -> Settings:
         intercept_all=values["intercept"] == "all",
         remote=bool(values["allow_remote"]) or bool(getattr(options, "proxyauth", None)),
         insecure=bool(options.ssl_insecure),
+        body_limits=bool(options.stream_large_bodies or options.body_size_limit),
         websockets=str(values["websockets"]),
         manual_approve=bool(values["manual_approve"]),
     )

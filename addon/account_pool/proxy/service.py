@@ -55,6 +55,7 @@ class Settings:
         intercept_all: decrypt every host, as mitmproxy does by itself.
         remote: clients of other machines may be given an account.
         insecure: upstream certificates are not verified (mitmproxy's ssl_insecure).
+        body_limits: mitmproxy's stream_large_bodies or body_size_limit is set.
         websockets: "refuse", "pin", or "" for what suits the provider.
         manual_approve: hold each request of the pool until a person resumes it.
     """
@@ -64,6 +65,7 @@ class Settings:
     intercept_all: bool = False
     remote: bool = False
     insecure: bool = False
+    body_limits: bool = True
     websockets: str = ""
     manual_approve: bool = False
 

@@ -70,26 +70,29 @@ class PoolHttpStream(ServingStream):
             yield from self.fail(e)
 
     def _dispatch(self, event: events.Event) -> CommandGenerator[None]:
-        if self.call is None:
-            yield from super()._handle_event(event)
-        elif self.call.route is Route.PASS:
-            yield from translated(super()._handle_event(event), self._restore)
-        elif isinstance(event, RequestData | RequestTrailers | RequestEndOfMessage):
-            yield from self.client_state(event)
-        elif isinstance(event, ResponseEndOfMessage):
-            yield from self.answer_ended(event)
-        elif isinstance(event, ResponseHeaders | ResponseData | ResponseTrailers):
-            yield from self.server_state(event)
-        elif isinstance(event, ResponseProtocolError):
-            yield from self.attempt_broke(event)
-        elif isinstance(event, RequestProtocolError):
-            yield from self.client_left(event)
-        elif isinstance(event, events.Wakeup):
-            yield from self.woke(event)
-        elif isinstance(event, NextTurn):
-            yield from self.replay()
-        else:
-            yield from super()._handle_event(event)
+        # Returns generators instead of being one: each would be resumed for every command.
+        call = self.call
+        if call is None:
+            return super()._handle_event(event)
+        if call.route is Route.PASS:
+            return translated(super()._handle_event(event), self._restore)
+        match event:
+            case RequestData() | RequestTrailers() | RequestEndOfMessage():
+                return self.client_state(event)
+            case ResponseEndOfMessage():
+                return self.answer_ended(event)
+            case ResponseHeaders() | ResponseData() | ResponseTrailers():
+                return self.server_state(event)
+            case ResponseProtocolError():
+                return self.attempt_broke(event)
+            case RequestProtocolError():
+                return self.client_left(event)
+            case events.Wakeup():
+                return self.woke(event)
+            case NextTurn():
+                return self.replay()
+            case _:
+                return super()._handle_event(event)
 
     # -- the head
 
@@ -171,18 +174,20 @@ class PoolHttpStream(ServingStream):
             and self.call is not None
             and not self._held_by_hand
         ):
-            # Longer than it said, or of unknown length: from here on it is streamed.
-            self.request_body_buf += event.data
-            body = bytes(self.request_body_buf)
-            self.request_body_buf.clear()
-            self.flow.request.stream = True
-            yield from self.start_request_stream()
-            yield from self.client_state(RequestData(self.stream_id, body))
-            return
+            return self._stream_from_here(event.data)
         if type(event) is RequestEndOfMessage and self._held_by_hand:
             # The request hook that follows waits until a person resumes the flow.
             self.flow.intercept()
-        yield from super().state_consume_request_body(event)
+        return super().state_consume_request_body(event)
+
+    def _stream_from_here(self, data: bytes) -> CommandGenerator[None]:
+        """The body is longer than it said, or of unknown length: it is streamed."""
+        self.request_body_buf += data
+        body = bytes(self.request_body_buf)
+        self.request_body_buf.clear()
+        self.flow.request.stream = True
+        yield from self.start_request_stream()
+        yield from self.client_state(RequestData(self.stream_id, body))
 
     def start_request_stream(self) -> CommandGenerator[None]:
         if self.call is not None and self.flow.response is not None:
@@ -209,10 +214,11 @@ class PoolHttpStream(ServingStream):
 
     def make_server_connection(self) -> CommandGenerator[bool]:
         # The base class comes here when the body is complete and no addon has answered.
-        if not self._served:
-            return (yield from super().make_server_connection())
+        return self._instead() if self._served else super().make_server_connection()
+
+    def _instead(self) -> CommandGenerator[bool]:
         yield from self._serve()
-        return False
+        return False  # nothing is left for the base class to do
 
     def _serve(self) -> CommandGenerator[None]:
         """Answer the request: locally, or from an account of the pool."""
