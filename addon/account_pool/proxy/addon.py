@@ -55,12 +55,13 @@ class AccountPool(Commands):
         self.service = Service(Pool(), Settings(), {})
         self.keeper: Keeper | None = None
         self._in_file: Mapping[str, OptionValue] = {}
+        self._at_start: frozenset[str] = frozenset()
         self._configured = False
         self._failed = False
         self._starting: asyncio.Task[None] | None = None
 
     def load(self, loader: Loader) -> None:
-        options.add(loader)
+        self._at_start = options.add(loader)
         binding.default_to_loopback()
 
     def configure(self, updated: set[str]) -> None:
@@ -149,7 +150,7 @@ class AccountPool(Commands):
 
     def _load(self) -> config.Config:
         path = Path(ctx.options.pool_accounts).expanduser()
-        given = options.given(ctx.options)
+        given = options.given(ctx.options, self._at_start)
         if path.exists() or "accounts" in given:
             return config.load(path, os.environ)
         return config.from_environment(
@@ -165,7 +166,7 @@ class AccountPool(Commands):
                 "proxy_debug: prints every byte that is sent, credentials included; "
                 "leave it off while the account pool runs"
             )
-        return merged(in_file, options.given(ctx.options))
+        return merged(in_file, options.given(ctx.options, self._at_start))
 
     def _apply(self, values: Mapping[str, OptionValue]) -> None:
         """Take over options that were changed while the proxy runs."""

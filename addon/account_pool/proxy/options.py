@@ -7,7 +7,7 @@ default.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import cast
 
 from mitmproxy import exceptions
@@ -22,22 +22,31 @@ from account_pool.proxy.service import Settings
 WATCHED = frozenset({"proxyauth", "ssl_insecure", "stream_large_bodies", "body_size_limit"})
 
 
-def add(loader: Loader) -> None:
-    """Declare every option."""
+def add(loader: Loader) -> frozenset[str]:
+    """Declare every option; return the names of those that were given at the start.
+
+    mitmproxy keeps what is set before it is known. That tells a default given by hand
+    from one that nobody gave: the first wins over accounts.yaml.
+    """
+    at_start = frozenset(loader.master.options.deferred)
     for option in POOL_OPTIONS:
         loader.add_option(
             option.option, option.typespec, option.option_default, option.help, option.choices
         )
+    return at_start
 
 
-def given(options: Options) -> dict[str, OptionValue]:
+def given(options: Options, at_start: Collection[str] = ()) -> dict[str, OptionValue]:
     """Return the options that were set by hand, read and checked.
+
+    Args:
+        at_start: names that were given when the proxy started, by `add`.
 
     Raises OptionsError that names the option, what is wrong and what is accepted.
     """
     values: dict[str, OptionValue] = {}
     for option in POOL_OPTIONS:
-        if options.has_changed(option.option):
+        if option.option in at_start or options.has_changed(option.option):
             try:
                 values[option.name] = option.read(getattr(options, option.option))
             except ValueError as e:
