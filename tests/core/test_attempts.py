@@ -86,8 +86,8 @@ def shown(step: Step | None) -> str | None:
     match step:
         case Send(lease, fresh):
             return f"send {lease.key.label}{' fresh' if fresh else ''}"
-        case Wait(until, for_change):
-            return f"wait until {until:g}{' or change' if for_change else ''}"
+        case Wait(until, seen):
+            return f"wait until {until:g}{' or change' if seen is not None else ''}"
         case Refresh(lease):
             return f"refresh {lease.key.label}"
         case Deliver(retry_after_s):
@@ -343,7 +343,7 @@ def test_second_of_two_refused_credentials_is_healed_by_its_refresh() -> None:
         (refused(REQUEST_ERROR), "deliver"),
         (refused(SERVER_ERROR), "deliver"),
         (refused(FORBIDDEN), "deliver"),
-        (broken(Broken.MAYBE_RAN), "answer 502"),
+        (broken(Broken.MAYBE_RAN), "deliver"),
     ],
 )
 def test_first_is_benched_when_the_second_ends_otherwise(event: Event, step: str) -> None:

@@ -199,10 +199,10 @@ class AttemptsMachine(RuleBasedStateMachine):
                 assert not state.account.max_concurrent or (
                     state.in_flight <= state.account.max_concurrent
                 )
-            case Wait(until, for_change):
+            case Wait(until, seen):
                 self.wake_at = until
                 assert self.now <= until <= self.now + max(attempts.limits.max_wait_s, 0.5)
-                assert for_change is (attempts.lease is None)
+                assert (seen is not None) is (attempts.lease is None)
             case Refresh(lease):
                 assert attempts.lease is lease
             case Deliver():

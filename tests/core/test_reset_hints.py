@@ -210,13 +210,10 @@ def test_calendar_in_utc() -> None:
     assert reset_hints.until_utc_midnight(at(2026, 10, 1, 23, 59)) == 60
     assert reset_hints.until_utc_monday(at(2026, 10, 4, 23)) == 3600
     assert reset_hints.until_utc_monday(at(2026, 10, 5)) == 7 * 86400
-    assert reset_hints.until_utc_month(at(2026, 12, 31, 23)) == 3600
-    assert reset_hints.until_utc_month(at(2026, 1, 31)) == 86400
 
 
 @pytest.mark.parametrize("now", [float("nan"), float("inf"), 1e300, -1e300])
 def test_calendar_survives_a_broken_clock(now: float) -> None:
-    assert reset_hints.until_utc_month(now) is None
     assert reset_hints.until_pacific_midnight(now) is None
 
 
@@ -259,7 +256,6 @@ def test_calendar_is_total(now: float) -> None:
     for until in (
         reset_hints.until_utc_midnight,
         reset_hints.until_utc_monday,
-        reset_hints.until_utc_month,
         reset_hints.until_pacific_midnight,
     ):
         wait = until(now)

@@ -102,7 +102,7 @@ def test_exactly_one_credential_remains() -> None:
     assert compatible.headers == ((b"authorization", b"Bearer AIzaNew"),)
     for swap in (native, compatible):
         assert {b"authorization", b"x-goog-api-key", b"x-goog-user-project"} == swap.drop
-        assert swap.drop_query == ("key",)
+        assert swap.drop_query == ("key", "access_token")
     assert "AIzaNew" not in repr(made)
 
 

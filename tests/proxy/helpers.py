@@ -669,7 +669,7 @@ class Rig:
         turn.taken = True
         match turn.step:
             case Wait() as wait:
-                if not turn.abandoned.is_set():
+                if not turn.woken.is_set():
                     self.clock.advance(wait.until - self.clock.now())
             case Refresh():
                 turn.refreshed = self.refreshed

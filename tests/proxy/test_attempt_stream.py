@@ -452,9 +452,9 @@ def test_a_paused_stream_hears_of_its_client_once(rig_of):
     rig.held.add("pool_turn")
     rig.send(post1())
     (turn,) = rig.turns
-    assert not turn.abandoned.is_set()
+    assert not turn.woken.is_set()
     rig.leave()
-    assert turn.abandoned.is_set()
+    assert turn.woken.is_set()
     assert "handle_event" in vars(rig.layer.streams[1])
     rig.complete()
     assert rig.layer.streams == {}

@@ -92,7 +92,7 @@ def test_while_nobody_can_serve(rig_of, returned):
     rig.held.add("pool_turn")
     rig.send(post1())
     rig.leave()
-    assert rig.turns[0].abandoned.is_set()
+    assert rig.turns[0].woken.is_set()
     rig.complete()
     assert returned == []
     assert rig.requests == []

@@ -17,9 +17,10 @@ from account_pool.providers import copilot, openai
 from account_pool.providers.base import HostRule, LocalAnswer, Route
 from account_pool.providers.registry import like
 from account_pool.proxy import service as module
+from account_pool.proxy import told
 from account_pool.proxy.destination import Destination
 from account_pool.proxy.hooks import Turn
-from account_pool.proxy.service import duration
+from account_pool.proxy.told import duration
 from tests.proxy.helpers import (
     CHAT,
     CLIENT_KEY,
@@ -193,11 +194,11 @@ async def test_a_wait_ends_with_a_change_of_the_pool_and_stops_listening():
 
 async def test_a_wait_for_time_does_not_listen():
     service = service_of("one")
-    turn = turn_of(Wait(service.now() + 3600, for_change=False))
+    turn = turn_of(Wait(service.now() + 3600))
     waiting = asyncio.create_task(service.take_turn(turn))
     await asyncio.sleep(0)
     assert service.pool._listeners == []
-    turn.abandoned.set()
+    turn.woken.set()
     await waiting
 
 
@@ -207,7 +208,7 @@ async def test_a_wait_that_is_abandoned_ends_at_once():
     waiting = asyncio.create_task(service.take_turn(turn))
     while not service.pool._listeners:
         await asyncio.sleep(0)
-    turn.abandoned.set()
+    turn.woken.set()
     await waiting
     assert service.pool._listeners == []
 
@@ -300,7 +301,7 @@ def test_a_replay_is_one_line(caplog):
     caplog.set_level(logging.INFO)
     clock = FakeClock()
     service = service_of("one", "two", clock=clock)
-    service.log_replay(limited(service, clock, QUOTA))
+    told.replay(limited(service, clock, QUOTA), service.now())
     (record,) = [r for r in caplog.records if r.name.startswith("account_pool")]
     for part in ("openai/one", "openai/two", "quota", "2 h", "insufficient_quota"):
         assert part in record.getMessage()
@@ -310,7 +311,7 @@ def test_a_replay_is_one_line(caplog):
 def test_a_delivered_refusal_is_one_warning(caplog):
     clock = FakeClock()
     service = service_of("one", clock=clock)
-    service.log_delivered(limited(service, clock, QUOTA), 7199.2)
+    told.delivered(limited(service, clock, QUOTA), 7199.2, service.now())
     assert "told to wait 7200 s" in caplog.text
     assert caplog.records[-1].levelname == "WARNING"
 
@@ -319,7 +320,7 @@ def test_the_requests_own_fault_is_not_logged(caplog):
     clock = FakeClock()
     service = service_of("one", clock=clock)
     outcome = Outcome(cls=OutcomeClass.REQUEST_ERROR, signal="400")
-    service.log_delivered(limited(service, clock, outcome), None)
+    told.delivered(limited(service, clock, outcome), None, service.now())
     assert caplog.text == ""
 
 
@@ -328,14 +329,14 @@ def test_an_account_that_was_removed_since(caplog):
     service = service_of("one", clock=clock)
     attempts = limited(service, clock, QUOTA)
     service.pool.remove(next(iter(service.pool.accounts())).key)
-    service.log_delivered(attempts, None)
+    told.delivered(attempts, None, service.now())
     assert "openai/one" in caplog.text
 
 
 def test_an_answer_of_our_own_is_logged(caplog):
     service = service_of("one")
     step = Answer(status=503, message="openai: nobody", retry_after_s=1.5)
-    service.log_answered(attempts_of(service), step)
+    told.answered(step)
     assert "nobody: 503 to the client, told to wait 2 s" in caplog.text
 
 

@@ -48,6 +48,32 @@ class Broken(Enum):
 TRIES = {Broken.CONNECT: 2, Broken.STALE: 6, Broken.MAYBE_RAN: 2}
 
 
+#: A kept HTTP/1.1 connection that the server closes so soon after a request was sent was
+#: closed before it arrived: what is on the way needs a round trip, work takes longer.
+STALE_WITHIN_S = 0.5
+
+
+def how_broken(message: str, *, kept: bool, answered: bool, after_s: float) -> Broken:
+    """Say whether a request whose attempt broke may have run.
+
+    Args:
+        message: mitmproxy's, which names what the peer did.
+        kept: it went out on a connection that was used before, or idle.
+        answered: something of an answer had come.
+        after_s: seconds since it was sent.
+
+    A stream that is reset was there: only REFUSED_STREAM says that it was not processed
+    (RFC 9113, 8.7). So does a server that goes away with a notice, for requests above
+    the last it took, but not in a way that reaches us.
+    """
+    if "REFUSED_STREAM" in message:
+        return Broken.STALE
+    lively = "stream reset" in message or "ConnectionTerminated" in message
+    if kept and not answered and not lively and after_s < STALE_WITHIN_S:
+        return Broken.STALE
+    return Broken.MAYBE_RAN
+
+
 @dataclass(frozen=True, slots=True)
 class Send:
     """Send the request with this lease's credential."""
@@ -62,8 +88,9 @@ class Wait:
     """Wait until *until* (monotonic seconds), or until the pool changes."""
 
     until: float
-    #: a change of the pool ends the wait; otherwise only time does
-    for_change: bool = True
+    #: the pool's `changes` when this was decided: a change since then ends the wait, also
+    #: one that came before the waiting began. None: only time ends it.
+    seen: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +283,7 @@ class Attempts:
         match outcome.cls:
             case OutcomeClass.AUTH_EXPIRED | OutcomeClass.AUTH_INVALID:
                 return self._credential_refused(lease, outcome, now)
-            case OutcomeClass.FORBIDDEN_ACCOUNT if outcome.scope is not Scope.MODEL:
+            case OutcomeClass.FORBIDDEN_ACCOUNT if not outcome.explicit:
                 return self._forbidden(lease, outcome, now)
             case OutcomeClass.RATE_LIMIT | OutcomeClass.QUOTA | OutcomeClass.FORBIDDEN_ACCOUNT:
                 return self._limited(outcome, now)
@@ -291,7 +318,7 @@ class Attempts:
             pause += usable_hint(outcome.cooldown_s) or 0.0
             if self._hold_until(now) >= now + pause:
                 self._overloads += 1
-                return Wait(now + pause, for_change=False)
+                return Wait(now + pause)
         return self._deliver(now)
 
     def _credential_refused(self, lease: Lease, outcome: Outcome, now: float) -> Step:
@@ -303,7 +330,7 @@ class Attempts:
         return self._suspect(lease, outcome, now)
 
     def _forbidden(self, lease: Lease, outcome: Outcome, now: float) -> Step:
-        """Move on; bench it once another account has shown that it was the account.
+        """A bare 403: move on; bench it once another account has shown that it was at fault.
 
         An address or a client that is locked out gets the same answer for every account:
         one request must not disable the whole pool.
@@ -355,10 +382,12 @@ class Attempts:
             and self._may_send()
         ):
             if how is Broken.CONNECT:
-                return Wait(now + CONNECT_PAUSE_S * (0.5 + self.chance()), for_change=False)
+                return Wait(now + CONNECT_PAUSE_S * (0.5 + self.chance()))
             return self._again(lease, now, fresh=True)
         self._return(None, now)
         self._confirm_suspects(now)
+        if self._refused:
+            return Deliver()  # an earlier answer says more than that a connection broke
         return Answer(status=502, message=f"{self.facts.provider}: the connection upstream broke")
 
     def _choose(self, now: float) -> Step:
@@ -371,9 +400,9 @@ class Attempts:
             hold_until = self._hold_until(now)
             if hold_until > now:
                 if nobody.retry_at is not None and nobody.retry_at <= hold_until:
-                    return Wait(nobody.retry_at)
+                    return Wait(nobody.retry_at, self.pool.changes)
                 if nobody.may_change:
-                    return Wait(hold_until)
+                    return Wait(hold_until, self.pool.changes)
             self._nobody_left(now)
             return self._exhausted(nobody.wait_s(now), nobody)
         return self._send(self.lease)

@@ -59,6 +59,7 @@ class Outcome:
         replayable: whether another account may answer the same request.
         signal: the evidence in a few words, without user text or secrets, e.g.
             "429 code=insufficient_quota".
+        explicit: a code or a sentence of the provider says so, not the status alone.
         evidence: relevant header values, by lower-case header name.
         model: the model (or family, or feature) a MODEL scope is about, when the
             answer itself names it; None: the model of the request.
@@ -69,6 +70,7 @@ class Outcome:
     cooldown_s: float | None = None
     replayable: bool = False
     signal: str = ""
+    explicit: bool = True
     evidence: Mapping[str, str] = field(default_factory=dict)
     model: str | None = None
 

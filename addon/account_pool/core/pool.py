@@ -115,6 +115,8 @@ class Pool:
         self._sequence = count(1)
         self._positions = count()
         self._listeners: list[Callable[[], None]] = []
+        #: counts the changes that may let a waiting request go on
+        self.changes = 0
 
     def __repr__(self) -> str:
         parts = [
@@ -530,6 +532,7 @@ class Pool:
         return state
 
     def _changed(self) -> None:
+        self.changes += 1
         for listener in tuple(self._listeners):
             listener()
 

@@ -224,6 +224,7 @@ class SignalTable:
             cooldown_s=wait,
             replayable=cls in _REPLAYABLE,
             signal=_signal(rule, facts),
+            explicit=bool(rule.words or rule.phrase),
             evidence=_evidence(facts.headers),
             # The request's own name is what later requests ask for; the vendor may
             # call the same model otherwise (`-latest`, a dated snapshot).

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
@@ -43,7 +43,9 @@ def route(head: RequestHead) -> Route:
     that made them and pass; so does a request with a Google login (`ya29.`), which is
     no API key.
     """
-    if bearer(head).startswith("ya29.") or "access_token=" in head.query:
+    if bearer(head).startswith("ya29.") or "access_token" in parse_qs(
+        head.query, keep_blank_values=True
+    ):
         return Route.PASS
     if prefix := _OPENAI_PREFIX.match(head.path):
         return _compatible_route(head, prefix.end())
@@ -103,7 +105,7 @@ def swap(_account: Account, credential: Credential) -> Swap:
 
 # The user project is a companion: it names whose quota is used.
 _CREDENTIAL_HEADERS = frozenset({b"authorization", b"x-goog-api-key", b"x-goog-user-project"})
-_CREDENTIAL_QUERY = ("key",)
+_CREDENTIAL_QUERY = ("key", "access_token")
 
 # -- what an answer says
 

@@ -25,6 +25,10 @@ MAX_REFUSAL_BYTES = 65536
 MAX_GATE_BYTES = 65536
 
 
+#: Longest body a refusal may unpack to.
+MAX_PLAIN_BYTES = 4 * 1024 * 1024
+
+
 class Reading(Enum):
     """What is known after a piece of an answer."""
 
@@ -42,8 +46,7 @@ class AnswerReader:
         response: its head, as it came.
         held: the raw body so far.
         complete: whether *held* is the whole body.
-        open_ended: reading needs a bound in time: a refusal, which may stall, or an
-            answer whose head names no length.
+        encoding: its content-encoding, "" for none.
     """
 
     def __init__(self, response: http.Response, provider: Provider) -> None:
@@ -57,16 +60,14 @@ class AnswerReader:
         self._refusal = response.status_code >= 400
         self._decoder: Decoder | None = None
         # One pass over the raw fields: a look-up by name costs as much as the whole of it.
-        content_type = encoding = ""
-        self.open_ended = True
+        content_type = self.encoding = ""
         for name, value in response.headers.fields:
             match name.lower():
                 case b"content-type":
                     content_type = value.decode("latin-1")
                 case b"content-encoding":
-                    encoding = value.decode("latin-1")
+                    self.encoding = value.decode("latin-1").strip()
                 case b"content-length":
-                    self.open_ended = self._refusal
                     self._announced = int(value) if value.isdigit() else -1
         shape = None
         if not self._refusal and 200 <= response.status_code < 300:
@@ -75,7 +76,7 @@ class AnswerReader:
             self._gate = Gate(provider.judge, shape, max_bytes=MAX_GATE_BYTES)
         if self._gate is not None or self._refusal:
             try:
-                self._decoder = Decoder(encoding, max_bytes=MAX_REFUSAL_BYTES * 2)
+                self._decoder = Decoder(self.encoding, max_bytes=MAX_REFUSAL_BYTES * 2)
             except ValueError:
                 # An encoding the client asked for and we cannot read: nothing can be
                 # told from the body, so a success is taken for one.
@@ -137,9 +138,15 @@ class AnswerReader:
             wall_now=wall_now,
         )
 
-    def text(self) -> str:
-        """The decoded body of a refusal, as far as it was read."""
-        return self._text.decode("utf-8", "replace")
+    def plain(self) -> bytes:
+        """Return the whole body decoded. Raises ValueError if it cannot be, or is a bomb."""
+        held = b"".join(self.held)
+        if not self.encoding:
+            return held
+        plain = Decoder(self.encoding, max_bytes=MAX_PLAIN_BYTES).feed(held)
+        if len(plain) >= MAX_PLAIN_BYTES:
+            raise ValueError("the body unpacks to too much")
+        return plain
 
     def _decode(self, data: bytes) -> bytes | None:
         """Return the decoded piece, None when the body cannot be read."""

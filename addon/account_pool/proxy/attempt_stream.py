@@ -122,7 +122,7 @@ class AttemptStream(HttpStream):
         turn = Turn(step)
 
         def left() -> None:
-            turn.abandoned.set()
+            turn.woken.set()
             # A refresh goes on, for the others; the lease must not wait for it.
             self.client_leaves()
 

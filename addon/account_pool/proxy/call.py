@@ -47,7 +47,7 @@ class Call:
         end that serves several sites routes by Host or :authority.
         """
         if (request.host, request.port) != self.address:
-            moved = of_request(request.host, request.port, request.scheme)
+            moved = of_request(request.host, request.port, request.scheme, via=self.destination.via)
             if not (moved.private and self.provider in hosts.find(moved.name, moved.port)):
                 return "another addon changed where this request goes"
         elif self.destination.tls and request.scheme != "https":

@@ -11,7 +11,8 @@ from account_pool.core.cooldown import Cause
 from account_pool.core.errors import PoolError
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.state import AccountState
-from account_pool.proxy.service import Service, duration
+from account_pool.proxy.service import Service
+from account_pool.proxy.told import duration
 
 
 class Commands:
@@ -66,7 +67,11 @@ class Commands:
     @command.command("pool.remove")
     def remove(self, key: str) -> None:
         """Take an account (provider/label) out of the pool until the next start."""
-        self._on(key, self.service.pool.remove)
+        self._on(key, self._remove)
+
+    def _remove(self, key: AccountKey) -> None:
+        self.service.pool.remove(key)
+        self.service.forget(key)
 
     def _now(self) -> float:
         return self.service.now()

@@ -21,16 +21,23 @@ class Destination:
             must carry, also where the client connected to another name or an address.
         port: TCP port.
         tls: whether it is, or will be, TLS.
+        via: whether the way there leads through another proxy.
     """
 
     name: str
     port: int
     tls: bool
+    via: bool = False
+
+    @property
+    def local(self) -> bool:
+        """Whether it is this machine. A name means that to us, not to another proxy."""
+        return not self.via and is_loopback(self.name)
 
     @property
     def private(self) -> bool:
         """Whether a credential may be sent: TLS, or this machine."""
-        return self.tls or is_loopback(self.name)
+        return self.tls or self.local
 
     @property
     def named(self) -> bool:
@@ -62,12 +69,12 @@ def of_connection(context: Context, sni: str | None = None) -> Destination | Non
     # Not the name the client connected to: a front end that several share answers for
     # the server name, and the upstream certificate is verified against it.
     name = sni or name
-    return Destination(name.rstrip(".").lower(), port, bool(server.tls))
+    return Destination(name.rstrip(".").lower(), port, bool(server.tls), bool(server.via))
 
 
-def of_request(host: str, port: int, scheme: str) -> Destination:
+def of_request(host: str, port: int, scheme: str, *, via: bool = False) -> Destination:
     """Return the destination of an absolute-form request."""
-    return Destination(host.rstrip(".").lower(), port, scheme == "https")
+    return Destination(host.rstrip(".").lower(), port, scheme == "https", via)
 
 
 @lru_cache(maxsize=1024)

@@ -25,7 +25,7 @@ class Turn:
         answer: set by the addon: the local answer.
         taken: set by the addon that does it.
         failed: set by the addon: the error that ended the turn.
-        abandoned: set when the client has left; ends a wait at once.
+        woken: ends a wait at once: the client has left, or the pool has changed.
     """
 
     step: Wait | Refresh | str
@@ -33,7 +33,7 @@ class Turn:
     answer: LocalAnswer | None = None
     taken: bool = False
     failed: Exception | None = None
-    abandoned: asyncio.Event = field(default_factory=asyncio.Event)
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass

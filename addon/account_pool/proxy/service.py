@@ -18,19 +18,22 @@ from dataclasses import dataclass, field
 from mitmproxy import http
 from mitmproxy.connection import Client
 
+from account_pool.core import headroom
 from account_pool.core.account import AccountKey
-from account_pool.core.attempts import Answer, Attempt, Attempts, Limits, Refresh, Wait
+from account_pool.core.attempts import Attempts, Limits, Refresh, Wait
 from account_pool.core.credential import Credential
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.lease import Lease
-from account_pool.core.outcome import OutcomeClass
 from account_pool.core.pool import Pool
-from account_pool.providers.base import LocalAnswer, Provider, RequestHead, Route, Swap
+from account_pool.providers.base import LocalAnswer, Origin, Provider, RequestHead, Route, Swap
 from account_pool.providers.heads import is_websocket
 from account_pool.providers.registry import HostIndex
+from account_pool.proxy import scrub
+from account_pool.proxy.answer import AnswerReader
 from account_pool.proxy.call import Call, read_head
 from account_pool.proxy.destination import Destination, is_loopback
 from account_pool.proxy.hooks import Turn
+from account_pool.proxy.scrub import Secrets
 from account_pool.proxy.wire import mask
 
 logger = logging.getLogger(__name__)
@@ -39,7 +42,7 @@ logger = logging.getLogger(__name__)
 REFRESH_TIMEOUT_S = 20.0
 _NO_SOCKET = "the account pool serves this over HTTP, where a limited request can be replayed"
 _NO_TLS = "the pool sends no credential over plain HTTP; use https"
-_INSECURE = "the pool sends no credential while ssl_insecure is set; trust the CA instead"
+INSECURE = "the pool sends no credential while ssl_insecure is set; trust the CA instead"
 _REMOTE = (
     "the pool serves this machine only; set pool_allow_remote or proxyauth to let other hosts in"
 )
@@ -55,6 +58,7 @@ class Settings:
         intercept_all: decrypt every host, as mitmproxy does by itself.
         remote: clients of other machines may be given an account.
         insecure: upstream certificates are not verified (mitmproxy's ssl_insecure).
+        observe_headroom: the strategy asks what each account has left.
         body_limits: mitmproxy's stream_large_bodies or body_size_limit is set.
         websockets: "refuse", "pin", or "" for what suits the provider.
         manual_approve: hold each request of the pool until a person resumes it.
@@ -65,6 +69,7 @@ class Settings:
     intercept_all: bool = False
     remote: bool = False
     insecure: bool = False
+    observe_headroom: bool = False
     body_limits: bool = True
     websockets: str = ""
     manual_approve: bool = False
@@ -160,8 +165,8 @@ class Service:
     ) -> LocalAnswer | None:
         if not destination.private:
             return provider.refusal(400, _NO_TLS, None)
-        if self.settings.insecure and not is_loopback(destination.name):
-            return provider.refusal(400, _INSECURE, None)
+        if self.settings.insecure and not destination.local:
+            return provider.refusal(400, INSECURE, None)
         if not self.settings.remote and not is_loopback(client.peername[0]):
             return provider.refusal(403, _REMOTE, None)
         return None
@@ -200,6 +205,10 @@ class Service:
         for attempts in self._under_way.pop(client.id, ()):
             attempts.left(self.now())
 
+    def refuses_origin(self, origin: Origin) -> bool:
+        """Say whether a credential must not go to *origin*, which no certificate proves."""
+        return self.settings.insecure and not is_loopback(origin.host)
+
     def swap(self, provider: Provider, lease: Lease) -> Swap:
         """Return how the credential of *lease* goes on the wire, made once per credential."""
         known = self._swaps.get(lease.key)
@@ -213,19 +222,21 @@ class Service:
         """Carry out what a stream waits for."""
         match turn.step:
             case Wait() as wait:
-                await self._wait(wait, turn.abandoned)
+                await self._wait(wait, turn.woken)
             case Refresh(lease):
                 turn.refreshed = await self._refreshed(lease)
             case str() as provider:
                 turn.answer = await self.local[provider]()
 
-    async def _wait(self, wait: Wait, abandoned: asyncio.Event) -> None:
-        unsubscribe = self.pool.subscribe(abandoned.set) if wait.for_change else None
+    async def _wait(self, wait: Wait, woken: asyncio.Event) -> None:
+        if wait.seen is not None and wait.seen != self.pool.changes:
+            return
+        unsubscribe = self.pool.subscribe(woken.set) if wait.seen is not None else None
         try:
             # Rounded up, so that the deadline has really come when we look again.
             timeout = max(wait.until - self.now(), 0.0) + 0.002
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(abandoned.wait(), timeout)
+                await asyncio.wait_for(woken.wait(), timeout)
         finally:
             if unsubscribe is not None:
                 unsubscribe()
@@ -241,72 +252,34 @@ class Service:
             logger.warning(f"{lease.key}: renewing its credential takes too long")
             return False
 
-    # -- what a person reads in the log
-
-    def log_replay(self, attempts: Attempts) -> None:
-        """One line per refused attempt that is replayed."""
-        before, after = attempts.history[-2:]
-        outcome = before.outcome
-        if outcome is None or outcome.cls is OutcomeClass.TRANSPORT:
+    def observe(self, key: AccountKey, response: http.Response) -> None:
+        """Learn from the headers of an answer what *key* has left."""
+        told = headroom.read(response.headers.fields, self.wall_now())
+        if told is None:
             return
-        logger.info(f"{self._verdict(before, attempts)} -> {after.key} ({outcome.signal})")
-
-    def log_delivered(self, attempts: Attempts, wait_s: float | None) -> None:
-        """One line for a refusal the client gets to see, unless it is its own fault."""
-        last = attempts.history[-1]
-        if last.outcome is None or last.outcome.cls is OutcomeClass.REQUEST_ERROR:
-            return
-        told = "" if wait_s is None else f", told to wait {math.ceil(wait_s)} s"
-        logger.warning(f"{self._verdict(last, attempts)}: given to the client{told}")
-
-    def log_answered(self, attempts: Attempts, step: Answer) -> None:
-        """One line for a request that got no answer from the provider."""
-        wait_s = step.retry_after_s
-        told = "" if wait_s is None else f", told to wait {math.ceil(wait_s)} s"
-        logger.warning(f"{step.message}: {step.status} to the client{told}")
-
-    def _verdict(self, attempt: Attempt, attempts: Attempts) -> str:
-        outcome = attempt.outcome
-        assert outcome is not None
-        status = outcome.signal.partition(" ")[0]
-        # A limit inside a stream came with a success status, which says nothing.
-        text = f"{attempt.key}: {status + ' ' if status.isdigit() else ''}{outcome.cls}"
-        try:
-            state = self.pool.get(attempt.key)
-        except UnknownAccount:
-            return text
         now = self.now()
-        if state.disabled is not None:
-            return f"{text}, disabled"
-        cooldown = state.cooldown_of(attempts.facts.model, now)
-        if cooldown is None:
-            return text
-        of_model = f" for {cooldown.model}" if cooldown.model else ""
-        return f"{text}, cools {duration(cooldown.until - now)}{of_model}"
+        reset_at = math.inf if told.reset_s is None else now + told.reset_s
+        # The account may have been removed while it answered.
+        with contextlib.suppress(UnknownAccount):
+            self.pool.observe_headroom(key, told.share, reset_at=reset_at, now=now)
 
     # -- when nobody can serve
 
-    def remember(self, key: AccountKey, response: http.Response, body: bytes) -> None:
+    def remember(self, key: AccountKey, reader: AnswerReader, secrets: Secrets) -> None:
         """Keep a refusal, to be told again to requests that arrive while *key* cools."""
-        self._refusals[key] = StoredRefusal(response.status_code, response.headers.fields, body)
+        try:
+            text = scrub.body(reader.plain(), secrets)
+        except ValueError:
+            return
+        head = reader.response
+        fields = tuple((name, scrub.body(value, secrets)) for name, value in head.headers.fields)
+        self._refusals[key] = StoredRefusal(head.status_code, fields, text)
+
+    def forget(self, key: AccountKey) -> None:
+        """*key* is gone: nothing of it is kept."""
+        self._refusals.pop(key, None)
+        self._swaps.pop(key, None)
 
     def remembered(self, key: AccountKey | None) -> StoredRefusal | None:
         """Return the last refusal of *key*."""
         return self._refusals.get(key) if key is not None else None
-
-
-def duration(seconds: float) -> str:
-    """Return *seconds* for people: `640 ms`, `38 s`, `12 min`, `5 h 3 min`, `2 d 4 h`."""
-    if seconds < 1:
-        return f"{max(math.ceil(seconds * 1000), 0)} ms"
-    whole = math.ceil(seconds)
-    if whole < 120:
-        return f"{whole} s"
-    minutes = round(seconds / 60)
-    if minutes < 120:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h" if hours else f"{days} d"

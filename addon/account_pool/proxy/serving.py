@@ -43,20 +43,21 @@ from account_pool.core.attempts import (
     Send,
     Step,
     Wait,
+    how_broken,
 )
+from account_pool.core.credential import Secret
 from account_pool.core.outcome import OutcomeClass
 from account_pool.providers.base import LocalAnswer
-from account_pool.proxy import compat, delivery, wire
+from account_pool.proxy import compat, delivery, scrub, told, wire
 from account_pool.proxy.answer import AnswerReader, Reading
 from account_pool.proxy.attempt_stream import AttemptStream, translated
 from account_pool.proxy.call import Call
 from account_pool.proxy.layer import GetFreshConnection, PoolHttpLayer
+from account_pool.proxy.scrub import Secrets
+from account_pool.proxy.service import INSECURE
 
 logger = logging.getLogger(__name__)
 
-#: A kept connection that closes later than this after a request was sent may have been
-#: working on it (providers.md, trap 22: a replay can be billed twice).
-STALE_WITHIN_S = 2.0
 #: How long the rest of a refused stream is read before the attempt is cut off: the end
 #: mostly comes at once, and a connection that was read to its end can be used again.
 DRAIN_S = 0.25
@@ -82,6 +83,8 @@ class ServingStream(AttemptStream):
         #: what comes next once the refused answer is drained, or our turn has come
         self._pending: Step | None = None
         self._committed = False
+        #: credentials this request has carried: an answer may echo them
+        self._sent_secrets: list[Secret] = []
 
     @property
     def _call(self) -> Call:
@@ -140,10 +143,12 @@ class ServingStream(AttemptStream):
                 case _:
                     assert_never(step)
 
-    def replay(self) -> CommandGenerator[None]:
-        """The turn that a replay was waiting for."""
-        step, self._pending = self._pending, None
-        if isinstance(step, Send) and not self._attempts.over:
+    def turn_came(self) -> CommandGenerator[None]:
+        """Everybody has handled the event: send the replay, or bound the reading in time."""
+        if self.server_state == self.state_read_answer:
+            yield from self.set_timer(self.service.settings.gate_s, self._reading_expired)
+        elif isinstance(self._pending, Send) and not self._attempts.over:
+            step, self._pending = self._pending, None
             yield from self._perform((yield from self._send(step)))
 
     def _send(self, step: Send) -> Generator[commands.Command, Any, Step | None]:
@@ -153,6 +158,10 @@ class ServingStream(AttemptStream):
         wire.rename(flow.request, call.masked, name)
         flow.metadata["pool.account"] = name
         swap = self.service.swap(call.provider, lease).for_path(call.head.path)
+        self._sent_secrets.append(lease.credential.secret)
+        if swap.origin is not None and self.service.refuses_origin(swap.origin):
+            yield from self.answer_locally(call.provider.refusal(400, INSECURE, None))
+            return None
         if swap.origin is not None:
             address, tls = (swap.origin.host, swap.origin.port), True
         else:
@@ -173,7 +182,7 @@ class ServingStream(AttemptStream):
         yield from self.send_attempt(wire.outgoing(flow.request, swap, call.masked))
         if len(attempts.history) > 1:
             # Said when the request is already on its way: nobody waits for the log.
-            self.service.log_replay(attempts)
+            told.replay(attempts, self.service.now())
         return None
 
     # -- the answer
@@ -184,13 +193,18 @@ class ServingStream(AttemptStream):
             yield from super().state_wait_for_response_headers(event)
             return
         self.layer.answered.add(self.context.server)
+        if self.service.settings.observe_headroom:
+            assert self.attempts.lease is not None
+            self.service.observe(self.attempts.lease.key, event.response)
         self.reader = reader = AnswerReader(event.response, self._call.provider)
         if reader.first is Reading.COMMIT:
-            yield from self._commit(event.end_stream)
+            # A redirect may name the key in its address.
+            redirect = 300 <= event.response.status_code < 400
+            yield from self._commit(event.end_stream, self._secrets() if redirect else None)
             return
         self.server_state = self.state_read_answer
-        if reader.open_ended:
-            yield from self.set_timer(self.service.settings.gate_s, self._reading_expired)
+        # Mostly the answer comes with its head, and no timer is needed.
+        self.layer.give_turn(self)
 
     def state_read_answer(self, event: events.Event) -> CommandGenerator[None]:
         """The head is held back until it is known what the answer is."""
@@ -257,7 +271,7 @@ class ServingStream(AttemptStream):
         self._refusal = reader
         if not reader.in_stream and outcome.cls in (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA):
             assert attempts.lease is not None
-            self.service.remember(attempts.lease.key, reader.response, reader.text().encode())
+            self.service.remember(attempts.lease.key, reader, self._secrets())
         self._pending = attempts.refused(outcome, self.service.now())
         if reader.complete or isinstance(self._pending, Deliver):
             yield from self._drained()
@@ -270,8 +284,8 @@ class ServingStream(AttemptStream):
         self.clear_timer()
         complete = self._reader.complete
         step, self._pending = self._pending, None
-        if isinstance(step, Deliver) and not complete:
-            yield from self._commit(end_stream=False)
+        if isinstance(step, Deliver) and not complete and not self._reader.encoding:
+            yield from self._commit(end_stream=False, secrets=self._secrets())
             return
         if complete and self.client_state == self.state_done:
             self.forget_attempt()
@@ -283,8 +297,11 @@ class ServingStream(AttemptStream):
 
     # -- delivering
 
-    def _commit(self, end_stream: bool) -> CommandGenerator[None]:
-        """Hand the answer to the client: no further attempt from here on."""
+    def _commit(self, end_stream: bool, secrets: Secrets | None = None) -> CommandGenerator[None]:
+        """Hand the answer to the client: no further attempt from here on.
+
+        *secrets* must not be echoed in it; None for a success, which echoes nothing.
+        """
         reader, attempts = self._reader, self._attempts
         self.clear_timer()
         self._committed = True
@@ -294,6 +311,10 @@ class ServingStream(AttemptStream):
         # A complete answer is given in one piece, as mitmproxy does by itself, so that
         # other addons may look into it; anything else streams.
         response.stream = not (end_stream or reader.complete or response.status_code == 101)
+        if secrets is not None:
+            scrub.headers(response, secrets)
+            if response.stream:
+                response.stream = scrub.Scrubber(secrets)
         yield from super().state_wait_for_response_headers(
             ResponseHeaders(self.stream_id, response, end_stream)
         )
@@ -314,7 +335,7 @@ class ServingStream(AttemptStream):
         provider, wait_s = self._call.provider, step.retry_after_s
         assert self._refusal is not None
         response = delivery.corrected(self._refusal, provider, wait_s, self._secrets())
-        self.service.log_delivered(self._attempts, wait_s)
+        told.delivered(self._attempts, wait_s, self.service.now())
         yield from self.respond(response)
 
     def _answer_for_pool(self, step: Answer) -> CommandGenerator[None]:
@@ -322,10 +343,10 @@ class ServingStream(AttemptStream):
         provider, wait_s = self._call.provider, step.retry_after_s
         stored = self.service.remembered(step.like)
         if stored is not None:
-            response = delivery.repeated(stored, provider, wait_s, self._secrets())
+            response = delivery.repeated(stored, provider, wait_s)
         else:
             response = delivery.local(provider.refusal(step.status, step.message, wait_s))
-        self.service.log_answered(self._attempts, step)
+        told.answered(step)
         yield from self.respond(response)
 
     def answer_locally(self, answer: LocalAnswer) -> CommandGenerator[None]:
@@ -348,13 +369,9 @@ class ServingStream(AttemptStream):
             yield from self.flow_done()
             self.client_state = self.state_errored
 
-    def _secrets(self) -> list[tuple[str, str]]:
-        """What must not be echoed to the client: (secret, name of its account)."""
-        return [
-            (credential.secret.reveal(), str(state.key))
-            for state in self.service.pool.accounts(self._call.provider.name)
-            for credential in state.credentials.values()
-        ]
+    def _secrets(self) -> Secrets:
+        """What must not be echoed to the client."""
+        return scrub.secrets_of(secret.reveal() for secret in self._sent_secrets)
 
     # -- endings
 
@@ -376,17 +393,14 @@ class ServingStream(AttemptStream):
             reader.complete = True
             yield from self._refused()
         else:
-            how = self._how_it_broke(event)
+            how = how_broken(
+                event.message,
+                kept=self.on_kept_connection,
+                answered=reader is not None,
+                after_s=self.service.now() - self.sent_at,
+            )
             self.server_state = self.state_between_attempts
             yield from self._perform(self._attempts.broken(how, self.service.now()))
-
-    def _how_it_broke(self, event: ResponseProtocolError) -> Broken:
-        if "REFUSED_STREAM" in event.message:
-            return Broken.STALE  # RFC 9113, 8.7: the request was not processed
-        soon = self.service.now() - self.sent_at < STALE_WITHIN_S
-        if self.reader is None and self.on_kept_connection and soon:
-            return Broken.STALE
-        return Broken.MAYBE_RAN
 
     def client_left(self, event: RequestProtocolError) -> CommandGenerator[None]:
         """The client is gone: the lease is free at once, and nobody is to blame."""

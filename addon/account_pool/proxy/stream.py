@@ -90,7 +90,7 @@ class PoolHttpStream(ServingStream):
             case events.Wakeup():
                 return self.woke(event)
             case NextTurn():
-                return self.replay()
+                return self.turn_came()
             case _:
                 return super()._handle_event(event)
 
@@ -123,7 +123,8 @@ class PoolHttpStream(ServingStream):
         if transparent:
             target = destination.of_connection(self.context)
         elif request.host:
-            target = destination.of_request(request.host, request.port, request.scheme)
+            via = self.context.server.via is not None
+            target = destination.of_request(request.host, request.port, request.scheme, via=via)
         else:
             target = self._of_host_header(request)
         if target is not None:
@@ -141,7 +142,10 @@ class PoolHttpStream(ServingStream):
             return None  # mitmproxy refuses it
         tls = self.context.client.tls
         return destination.of_request(
-            name, port or (443 if tls else 80), "https" if tls else "http"
+            name,
+            port or (443 if tls else 80),
+            "https" if tls else "http",
+            via=self.context.server.via is not None,
         )
 
     def _refuse_head(self, error: Exception) -> CommandGenerator[None]:

@@ -19,6 +19,10 @@ from account_pool.providers.base import Origin, Provider, Swap
 _Fields = tuple[tuple[bytes, bytes], ...]
 #: What stands before the name of an account in a placeholder.
 PLACEHOLDER = "pool:"
+#: Masked whatever the provider, and never sent with an account's credential: cookies
+#: (Cloudflare's among them) are handed out per client and account.
+ALWAYS_MASKED = frozenset({b"cookie"})
+_KEY_PROTOCOL = b"openai-insecure-api-key."
 _SCHEMES = frozenset({b"basic", b"bearer", b"token"})
 
 
@@ -50,7 +54,7 @@ def mask(request: http.Request, provider: Provider, name: str) -> Masked:
     Returns the originals. Companions of the credential (organisation, project) are
     masked with it.
     """
-    names = provider.credential_headers
+    names = provider.credential_headers | ALWAYS_MASKED
     fields = list(request.headers.fields)
     places = [(i, low) for i, (header, _) in enumerate(fields) if (low := header.lower()) in names]
     originals: dict[bytes, list[bytes]] = {}
@@ -58,6 +62,7 @@ def mask(request: http.Request, provider: Provider, name: str) -> Masked:
         header, value = fields[i]
         originals.setdefault(lower, []).append(value)
         fields[i] = (header, _placeholder(value, name))
+    _mask_protocols(fields, originals, name)
     masked_fields = tuple(fields)
     request.headers.fields = masked_fields
     path = None
@@ -66,6 +71,19 @@ def mask(request: http.Request, provider: Provider, name: str) -> Masked:
         if masked_path != request.data.path:
             path, request.data.path = request.data.path, masked_path
     return Masked(originals, path, names, provider.credential_query, masked_fields, places)
+
+
+def _mask_protocols(
+    fields: list[tuple[bytes, bytes]], originals: dict[bytes, list[bytes]], name: str
+) -> None:
+    """Mask a key that a browser offers as a WebSocket subprotocol (OpenAI's Realtime API)."""
+    for i, (header, value) in enumerate(fields):
+        if _KEY_PROTOCOL in value and header.lower() == b"sec-websocket-protocol":
+            before, _, after = value.partition(_KEY_PROTOCOL)
+            rest = after.partition(b",")[2]
+            shown = before + _KEY_PROTOCOL + (PLACEHOLDER + name).encode()
+            originals[b"sec-websocket-protocol"] = [value]
+            fields[i] = (header, shown + (b"," + rest if rest else b""))
 
 
 def rename(request: http.Request, masked: Masked, name: str) -> None:
@@ -113,8 +131,13 @@ def restored(request: http.Request, masked: Masked) -> http.Request:
     fields: list[tuple[bytes, bytes]] = []
     for header, value in request.headers.fields:
         originals = left.get(header.lower())
-        fields.append((header, originals.pop(0) if originals else value))
-    return _copy(request, tuple(fields), masked.path or request.data.path)
+        # Only our placeholder is taken back: another addon may have set a value of its own.
+        ours = originals and PLACEHOLDER.encode() in value
+        fields.append((header, originals.pop(0) if originals and ours else value))
+    path = request.data.path
+    if masked.path is not None and PLACEHOLDER.encode() in path:
+        path = masked.path
+    return _copy(request, tuple(fields), path)
 
 
 def _places(

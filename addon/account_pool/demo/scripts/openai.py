@@ -100,13 +100,6 @@ def response_stream(words: Sequence[str], pause_s: float = 0, model: str = MODEL
     return stream_reply(response_events(words, model), pause_s, BUDGET)
 
 
-def response_complete(text: str, model: str = MODEL) -> Reply:
-    """Return a response in one piece."""
-    part = {"type": "output_text", "annotations": [], "logprobs": [], "text": text}
-    item = _message_item("completed", [part])
-    return json_reply(_response(model, "completed", [item], _response_usage(text.split())))
-
-
 def rate_limited(seconds: float = 38, model: str = MODEL, organisation: str = "org-fake") -> Reply:
     """Return the 429 of a spent tokens-per-minute budget."""
     headers: Headers = (

@@ -1,0 +1,65 @@
+"""Takes credentials out of what a provider sends back.
+
+Some providers print the key they were given into an error text or a redirect. What
+reaches a client, and with it flows, dumps and logs, must not hold it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mitmproxy import http
+
+#: The credentials that may occur.
+Secrets = frozenset[bytes]
+
+
+def secrets_of(texts: Iterable[str]) -> Secrets:
+    """Return *texts* as they would stand on the wire; empty ones are left out."""
+    return frozenset(text.encode() for text in texts if text)
+
+
+def body(data: bytes, secrets: Secrets) -> bytes:
+    """Return *data* with each credential masked by as many asterisks."""
+    for secret in secrets:
+        if secret in data:
+            data = data.replace(secret, b"*" * len(secret))
+    return data
+
+
+def headers(response: http.Response, secrets: Secrets) -> None:
+    """Mask every credential in the headers of *response*."""
+    fields = response.headers.fields
+    if any(secret in value for _, value in fields for secret in secrets):
+        response.headers.fields = tuple((name, body(value, secrets)) for name, value in fields)
+
+
+class Scrubber:
+    """Masks credentials in a body that streams; the length stays the same.
+
+    A callable for `flow.response.stream`. What may be the beginning of a credential is
+    held back until the next chunk shows, so a split one is found as well. Total: it
+    returns every byte it was given.
+    """
+
+    def __init__(self, secrets: Secrets) -> None:
+        self._secrets = secrets
+        self._keep = max((len(secret) for secret in secrets), default=1) - 1
+        self._held = b""
+
+    def __call__(self, data: bytes) -> bytes:
+        masked = body(self._held + data, self._secrets)
+        if not data:  # the end
+            self._held = b""
+            return masked
+        cut = len(masked) - self._tail(masked)
+        self._held = masked[cut:]
+        return masked[:cut]
+
+    def _tail(self, data: bytes) -> int:
+        """Return how many bytes at the end of *data* may begin a credential."""
+        for length in range(min(self._keep, len(data)), 0, -1):
+            end = data[-length:]
+            if any(secret.startswith(end) for secret in self._secrets):
+                return length
+        return 0
