@@ -15,7 +15,8 @@ from account_pool.proxy.answer import AnswerReader
 from account_pool.proxy.service import StoredRefusal
 from tests.proxy.helpers import LIMIT_BODY
 
-SECRETS = [("sk-one-1111", "openai/one"), ("sk-two-1111", "openai/two")]
+SECRETS = frozenset({b"sk-one-1111", b"sk-two-1111"})
+MASK = b"*" * len("sk-one-1111")
 TYPE = (b"content-type", b"application/json")
 
 
@@ -47,7 +48,7 @@ def test_the_wait_is_set_in_every_spelling():
 def test_the_wait_of_a_body():
     body = json.dumps({"error": {"code": 429, "details": [{"retryDelay": "7s"}]}}).encode()
     given = refusal(body, (b"content-length", str(len(body)).encode()), provider=gemini.PROVIDER)
-    response = delivery.corrected(given, gemini.PROVIDER, 120, [])
+    response = delivery.corrected(given, gemini.PROVIDER, 120, frozenset())
     assert b'"120s"' in response.raw_content
     assert response.headers["content-length"] == str(len(response.raw_content))
 
@@ -61,15 +62,15 @@ def test_a_compressed_body_stays_compressed_unless_it_changes():
     response = delivery.corrected(
         refusal(echo, (b"content-encoding", b"gzip")), openai.PROVIDER, 5, SECRETS
     )
-    assert response.raw_content == b"your key pool:openai/two is limited"
+    assert response.raw_content == b"your key " + MASK + b" is limited"
     assert "content-encoding" not in response.headers
 
 
-def test_echoed_credentials_name_their_account():
+def test_echoed_credentials_are_masked():
     given = refusal(b"no: sk-one-1111, sk-two-1111", (b"x-key", b"sk-one-1111"))
     response = delivery.corrected(given, openai.PROVIDER, None, SECRETS)
-    assert response.raw_content == b"no: pool:openai/one, pool:openai/two"
-    assert response.headers["x-key"] == "pool:openai/one"
+    assert response.raw_content == b"no: " + MASK + b", " + MASK
+    assert response.headers["x-key"] == MASK.decode()
 
 
 def test_a_chunked_refusal_gets_no_second_length():
@@ -80,7 +81,10 @@ def test_a_chunked_refusal_gets_no_second_length():
 
 def test_a_length_that_was_cut_off_is_corrected():
     given = refusal(b"half", (b"content-length", b"400"))
-    assert delivery.corrected(given, openai.PROVIDER, None, []).headers["content-length"] == "4"
+    assert (
+        delivery.corrected(given, openai.PROVIDER, None, frozenset()).headers["content-length"]
+        == "4"
+    )
 
 
 def test_repeated_has_the_wait_that_holds_now():
@@ -91,9 +95,7 @@ def test_repeated_has_the_wait_that_holds_now():
         (b"content-encoding", b"gzip"),
         (b"content-length", b"3"),
     )
-    response = delivery.repeated(
-        StoredRefusal(429, fields, LIMIT_BODY), openai.PROVIDER, 12.0, SECRETS
-    )
+    response = delivery.repeated(StoredRefusal(429, fields, LIMIT_BODY), openai.PROVIDER, 12.0)
     assert (response.status_code, response.raw_content) == (429, LIMIT_BODY)
     assert response.headers["retry-after"] == "12"
     assert response.headers["content-length"] == str(len(LIMIT_BODY))
@@ -101,10 +103,21 @@ def test_repeated_has_the_wait_that_holds_now():
     assert "content-encoding" not in response.headers
 
 
-def test_repeated_echoes_no_credential():
-    stored = StoredRefusal(429, ((b"x-key", b"sk-one-1111"),), b"key sk-one-1111")
-    response = delivery.repeated(stored, openai.PROVIDER, None, SECRETS)
-    assert b"sk-one" not in response.raw_content + response.headers["x-key"].encode()
+def test_a_body_that_cannot_be_read_is_not_handed_on():
+    """It may echo the credential; the status and the wait stay."""
+    given = refusal(b"sk-one-1111", (b"content-encoding", b"gzip, gzip"))
+    response = delivery.corrected(given, openai.PROVIDER, 5, SECRETS)
+    assert response.status_code == 429
+    assert b"sk-one" not in response.raw_content
+    assert response.headers["retry-after"] == "5"
+
+
+def test_an_error_inside_a_success_is_masked_as_well():
+    body = b'{"error":{"message":"bad key sk-one-1111","code":"x"}}'
+    given = refusal(body, status=200)
+    response = delivery.corrected(given, openai.PROVIDER, 9, SECRETS)
+    assert response.raw_content == body.replace(b"sk-one-1111", MASK)
+    assert "retry-after" not in response.headers
 
 
 @pytest.mark.parametrize("provider", [openai.PROVIDER, gemini.PROVIDER, copilot.PROVIDER])

@@ -18,13 +18,13 @@ from account_pool.providers.base import HostRule, LocalAnswer, Route
 from account_pool.providers.registry import like
 from account_pool.proxy import service as module
 from account_pool.proxy import told
+from account_pool.proxy.answer import AnswerReader
 from account_pool.proxy.destination import Destination
 from account_pool.proxy.hooks import Turn
 from account_pool.proxy.told import duration
 from tests.proxy.helpers import (
     CHAT,
     CLIENT_KEY,
-    LIMIT_BODY,
     FakeClock,
     account,
     client_connection,
@@ -183,13 +183,20 @@ async def test_a_wait_whose_time_has_come():
 
 async def test_a_wait_ends_with_a_change_of_the_pool_and_stops_listening():
     service = service_of("one", limits=Limits(max_wait_s=60))
-    turn = turn_of(Wait(service.now() + 3600))
+    turn = turn_of(Wait(service.now() + 3600, service.pool.changes))
     waiting = asyncio.create_task(service.take_turn(turn))
     while not service.pool._listeners:
         await asyncio.sleep(0)
     service.pool.add(account("two"), now=0)
     await waiting
     assert service.pool._listeners == []
+
+
+async def test_a_change_before_the_wait_began_is_not_missed():
+    service = service_of("one")
+    decided = Wait(service.now() + 3600, service.pool.changes)
+    service.pool.add(account("two"), now=0)
+    await service.take_turn(turn_of(decided))
 
 
 async def test_a_wait_for_time_does_not_listen():
@@ -204,7 +211,7 @@ async def test_a_wait_for_time_does_not_listen():
 
 async def test_a_wait_that_is_abandoned_ends_at_once():
     service = service_of("one")
-    turn = turn_of(Wait(service.now() + 3600))
+    turn = turn_of(Wait(service.now() + 3600, service.pool.changes))
     waiting = asyncio.create_task(service.take_turn(turn))
     while not service.pool._listeners:
         await asyncio.sleep(0)
@@ -215,7 +222,9 @@ async def test_a_wait_that_is_abandoned_ends_at_once():
 
 async def test_a_wait_that_is_cancelled_stops_listening():
     service = service_of("one")
-    waiting = asyncio.create_task(service.take_turn(turn_of(Wait(service.now() + 3600))))
+    waiting = asyncio.create_task(
+        service.take_turn(turn_of(Wait(service.now() + 3600, service.pool.changes)))
+    )
     while not service.pool._listeners:
         await asyncio.sleep(0)
     waiting.cancel()
@@ -334,7 +343,6 @@ def test_an_account_that_was_removed_since(caplog):
 
 
 def test_an_answer_of_our_own_is_logged(caplog):
-    service = service_of("one")
     step = Answer(status=503, message="openai: nobody", retry_after_s=1.5)
     told.answered(step)
     assert "nobody: 503 to the client, told to wait 2 s" in caplog.text
@@ -345,10 +353,15 @@ def test_refusals_are_remembered_by_account():
     key = next(iter(service.pool.accounts())).key
     assert service.remembered(key) is None
     assert service.remembered(None) is None
-    response = http.Response.make(429, LIMIT_BODY, {"x": "1"})
-    service.remember(key, response, LIMIT_BODY)
+    reader = AnswerReader(http.Response.make(429, b"", {"x": "sk-fake"}), openai.PROVIDER)
+    reader.feed(b"the key sk-fake is limited")
+    reader.end()
+    service.remember(key, reader, frozenset({b"sk-fake"}))
     stored = service.remembered(key)
-    assert (stored.status, stored.body) == (429, LIMIT_BODY)
+    assert (stored.status, stored.body) == (429, b"the key ******* is limited")
+    assert (b"x", b"*******") in stored.headers
+    service.forget(key)
+    assert service.remembered(key) is None
 
 
 @pytest.mark.parametrize(

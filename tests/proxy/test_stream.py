@@ -14,6 +14,7 @@ import zstandard
 from mitmproxy import http
 from mitmproxy.proxy.layers.http import HTTPMode
 
+from account_pool.core import attempts
 from account_pool.core.attempts import Limits
 from account_pool.core.pool import Pool
 from account_pool.providers import anthropic, copilot, gemini, openai
@@ -272,7 +273,7 @@ def test_an_echoed_credential_does_not_reach_the_client(rig_of):
     rig.server.send(http1(400, body, [JSON, f"X-Echo: {ONE}"]))
     assert rig.answers[0].status == 400
     assert ONE.encode() not in rig.received
-    assert b"pool:openai/one" in rig.received
+    assert b"*" * len(ONE) in rig.received
 
 
 def test_an_echoed_credential_does_not_reach_later_clients(rig_of):
@@ -492,7 +493,7 @@ def test_a_kept_connection_that_closes_late_may_have_run_it(rig_of):
     rig.send(post1())
     rig.server.send(OK)
     rig.send(post1())
-    rig.advance(serving.STALE_WITHIN_S + 0.1)
+    rig.advance(attempts.STALE_WITHIN_S + 0.1)
     rig.server.close()
     assert rig.answers[1].status == 502
     assert len(rig.requests) == 2

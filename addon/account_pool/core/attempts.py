@@ -63,13 +63,12 @@ def how_broken(message: str, *, kept: bool, answered: bool, after_s: float) -> B
         after_s: seconds since it was sent.
 
     A stream that is reset was there: only REFUSED_STREAM says that it was not processed
-    (RFC 9113, 8.7). So does a server that goes away with a notice, for requests above
-    the last it took, but not in a way that reaches us.
+    (RFC 9113, 8.7).
     """
     if "REFUSED_STREAM" in message:
         return Broken.STALE
-    lively = "stream reset" in message or "ConnectionTerminated" in message
-    if kept and not answered and not lively and after_s < STALE_WITHIN_S:
+    reset = "stream reset" in message
+    if kept and not answered and not reset and after_s < STALE_WITHIN_S:
         return Broken.STALE
     return Broken.MAYBE_RAN
 

@@ -147,9 +147,10 @@ class ServingStream(AttemptStream):
         """Everybody has handled the event: send the replay, or bound the reading in time."""
         if self.server_state == self.state_read_answer:
             yield from self.set_timer(self.service.settings.gate_s, self._reading_expired)
-        elif isinstance(self._pending, Send) and not self._attempts.over:
+        elif self.server_state == self.state_between_attempts and not self._attempts.over:
             step, self._pending = self._pending, None
-            yield from self._perform((yield from self._send(step)))
+            if isinstance(step, Send):
+                yield from self._perform((yield from self._send(step)))
 
     def _send(self, step: Send) -> Generator[commands.Command, Any, Step | None]:
         """Send one attempt. Returns the next step if no connection could be made."""

@@ -33,6 +33,7 @@ class Masked:
     Attributes:
         headers: the original values by lower-case name, in order.
         path: the original path with query, if the query held a credential.
+        shown_path: what stands in its place.
         names: lower-case names of the headers that are masked.
         query: names of the query parameters that are.
         fields: the fields of the request after masking. While they are still the same
@@ -42,6 +43,7 @@ class Masked:
 
     headers: dict[bytes, list[bytes]] = field(repr=False)
     path: bytes | None = field(repr=False)
+    shown_path: bytes
     names: frozenset[bytes]
     query: tuple[str, ...]
     fields: _Fields
@@ -70,7 +72,9 @@ def mask(request: http.Request, provider: Provider, name: str) -> Masked:
         masked_path = _map_query(request.data.path, provider.credential_query, PLACEHOLDER + name)
         if masked_path != request.data.path:
             path, request.data.path = request.data.path, masked_path
-    return Masked(originals, path, names, provider.credential_query, masked_fields, places)
+    return Masked(
+        originals, path, request.data.path, names, provider.credential_query, masked_fields, places
+    )
 
 
 def _mask_protocols(
@@ -97,6 +101,7 @@ def rename(request: http.Request, masked: Masked, name: str) -> None:
         masked.fields = request.headers.fields = tuple(fields)
     if masked.path is not None:
         request.data.path = _map_query(request.data.path, masked.query, PLACEHOLDER + name)
+        masked.shown_path = request.data.path
 
 
 def outgoing(request: http.Request, swap: Swap, masked: Masked) -> http.Request:
@@ -135,7 +140,7 @@ def restored(request: http.Request, masked: Masked) -> http.Request:
         ours = originals and PLACEHOLDER.encode() in value
         fields.append((header, originals.pop(0) if originals and ours else value))
     path = request.data.path
-    if masked.path is not None and PLACEHOLDER.encode() in path:
+    if masked.path is not None and path == masked.shown_path:
         path = masked.path
     return _copy(request, tuple(fields), path)
 

@@ -1,0 +1,41 @@
+"""Credentials in what a provider sends back."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from mitmproxy import http
+
+from account_pool.proxy import scrub
+
+SECRETS = scrub.secrets_of(["sk-one-1111", "sk-one-1111-longer", ""])
+
+
+def test_nothing_is_made_of_an_empty_secret():
+    assert scrub.secrets_of([""]) == frozenset()
+    assert scrub.Scrubber(frozenset())(b"as it is") == b"as it is"
+
+
+def test_headers():
+    response = http.Response.make(307, b"", {"location": "https://x/?key=sk-one-1111", "a": "b"})
+    scrub.headers(response, SECRETS)
+    assert response.headers["location"] == "https://x/?key=***********"
+    assert response.headers["a"] == "b"
+
+
+@given(
+    parts=st.lists(st.sampled_from([b"sk-one-1111", b"text ", b"sk-one", b"-1111", b"\n"])),
+    sizes=st.lists(st.integers(1, 9), min_size=1),
+)
+def test_any_chunking_masks_the_same(parts, sizes):
+    whole = b"".join(parts)
+    scrubber = scrub.Scrubber(frozenset({b"sk-one-1111"}))
+    out, at, turn = b"", 0, 0
+    while at < len(whole):
+        size = sizes[turn % len(sizes)]
+        out += scrubber(whole[at : at + size])
+        at, turn = at + size, turn + 1
+    out += scrubber(b"")
+    assert out == scrub.body(whole, frozenset({b"sk-one-1111"}))
+    assert len(out) == len(whole)
+    assert b"sk-one-1111" not in out
