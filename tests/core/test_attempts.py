@@ -9,6 +9,7 @@ import pytest
 
 from account_pool.core.attempts import (
     OVERLOAD_TRIES,
+    STALE_WITHIN_S,
     TRIES,
     Answer,
     Attempts,
@@ -20,6 +21,7 @@ from account_pool.core.attempts import (
     Send,
     Step,
     Wait,
+    how_broken,
 )
 from account_pool.core.errors import IllegalEvent
 from account_pool.core.lease import Facts
@@ -741,3 +743,32 @@ def test_two_requests_that_trip_the_same_account_count_once() -> None:
     second << "send b"
     assert pool.get(key("a")).cooldowns[None].streak == 1
     assert pool.summary(PROVIDER, now=1.1)["in_flight"] == 2
+
+
+CLOSED = "server closed connection"
+RESET = "stream reset by server (INTERNAL_ERROR)"
+REFUSED = "stream reset by server (REFUSED_STREAM)"
+LATE = STALE_WITHIN_S
+
+
+@pytest.mark.parametrize(
+    ("message", "kept", "answered", "after_s", "how"),
+    [
+        (CLOSED, True, False, 0.0, Broken.STALE),
+        (CLOSED, True, False, LATE - 0.01, Broken.STALE),
+        (CLOSED, True, False, LATE, Broken.MAYBE_RAN),
+        (CLOSED, True, True, 0.0, Broken.MAYBE_RAN),
+        (CLOSED, False, False, 0.0, Broken.MAYBE_RAN),
+        (CLOSED, False, True, LATE, Broken.MAYBE_RAN),
+        (RESET, True, False, 0.0, Broken.MAYBE_RAN),
+        (RESET, False, False, 0.0, Broken.MAYBE_RAN),
+        (RESET, True, True, LATE, Broken.MAYBE_RAN),
+        (REFUSED, True, False, 0.0, Broken.STALE),
+        (REFUSED, False, False, LATE, Broken.STALE),
+        (REFUSED, False, True, LATE, Broken.STALE),
+        ("", True, False, 0.0, Broken.STALE),
+        ("", False, False, 0.0, Broken.MAYBE_RAN),
+    ],
+)
+def test_how_broken(message: str, kept: bool, answered: bool, after_s: float, how: Broken) -> None:
+    assert how_broken(message, kept=kept, answered=answered, after_s=after_s) is how

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from mitmproxy.net.server_spec import ServerSpec
 from mitmproxy.proxy.context import Context
 
 from account_pool.proxy import destination
@@ -46,6 +47,18 @@ def test_of_a_plain_connection_the_server_name_of_an_outer_one_is_nothing():
 def test_of_a_connection_the_name_asked_for_now():
     made = context(("192.0.2.1", 443), tls=False)
     assert destination.of_connection(made, "api.openai.com").name == "api.openai.com"
+
+
+def test_behind_another_proxy():
+    made = context(("127.0.0.1", 80), tls=False)
+    assert destination.of_connection(made).private
+    made.server.via = ServerSpec(("http", ("proxy.example", 3128)))
+    found = destination.of_connection(made)
+    assert found == Destination("127.0.0.1", 80, False, via=True)
+    assert not found.local
+    assert not found.private
+    assert not destination.of_request("localhost", 80, "http", via=True).private
+    assert destination.of_request("localhost", 443, "https", via=True).private
 
 
 def test_of_no_connection():

@@ -14,7 +14,7 @@ from account_pool.core.attempts import Answer, Limits, Refresh, Send, Wait
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.providers import copilot, openai
-from account_pool.providers.base import HostRule, LocalAnswer, Route
+from account_pool.providers.base import HostRule, LocalAnswer, Origin, Route
 from account_pool.providers.registry import like
 from account_pool.proxy import service as module
 from account_pool.proxy import told
@@ -92,6 +92,7 @@ def test_of_several_providers_at_a_host_the_first_that_wants_it_has_it():
         (TLS, "192.0.2.7", {"remote": True}, None),
         (Destination("api.openai.com", 80, False), "127.0.0.1", {}, 400),
         (Destination("api.openai.com", 80, False), "192.0.2.7", {"remote": True}, 400),
+        (Destination("api.openai.com", 443, True, via=True), "127.0.0.1", {}, None),
         (TLS, "127.0.0.1", {"insecure": True}, 400),
     ],
 )
@@ -104,6 +105,22 @@ def test_insecure_and_plain_are_good_enough_for_this_machine():
     local = like(openai.PROVIDER, "mine", [HostRule("localhost")])
     service = service_of(account("one", "mine"), providers=[local], insecure=True)
     assert opened(service, None, Destination("localhost", 9000, False)).denied is None
+
+
+@pytest.mark.parametrize(("tls", "insecure"), [(False, False), (True, True)])
+def test_this_machine_is_another_one_behind_another_proxy(tls, insecure):
+    local = like(openai.PROVIDER, "mine", [HostRule("localhost")])
+    service = service_of(account("one", "mine"), providers=[local], insecure=insecure)
+    assert opened(service, None, Destination("localhost", 9000, tls)).denied is None
+    assert opened(service, None, Destination("localhost", 9000, tls, via=True)).denied.status == 400
+
+
+@pytest.mark.parametrize(
+    ("insecure", "host", "refused"),
+    [(False, "a.example", False), (True, "a.example", True), (True, "localhost", False)],
+)
+def test_origins_that_no_certificate_proves(insecure, host, refused):
+    assert service_of("one", insecure=insecure).refuses_origin(Origin(host)) is refused
 
 
 @pytest.mark.parametrize("settings", [{}, {"insecure": True}])

@@ -12,6 +12,7 @@ import brotli
 import pytest
 import zstandard
 from mitmproxy import http
+from mitmproxy.net.server_spec import ServerSpec
 from mitmproxy.proxy.layers.http import HTTPMode
 
 from account_pool.core import attempts
@@ -290,6 +291,103 @@ def test_an_echoed_credential_does_not_reach_later_clients(rig_of):
     assert ONE.encode() not in rig.received
 
 
+STARS = b"*" * len(ONE)
+ECHO = json.dumps({"error": {"message": f"bad key {ONE} here", "code": "x"}}).encode()
+
+
+def test_an_echo_in_a_refusal_that_stalls(rig_of):
+    rig = rig_of("one")
+    rig.send(post1())
+    rig.server.send(head1(400, [JSON, CHUNKED, f"X-Echo: {ONE}"]) + chunk(ECHO))
+    assert rig.received == b""
+    rig.advance(6)
+    # It is delivered while it still comes; this echo is cut in two.
+    rig.server.send(chunk(ONE[:5].encode()))
+    rig.server.send(chunk(ONE[5:].encode()))
+    rig.server.send(LAST_CHUNK)
+    answer = rig.answers[0]
+    assert (answer.status, answer.complete) == (400, True)
+    assert answer.body == ECHO.replace(ONE.encode(), STARS) + STARS
+    assert ONE.encode() not in rig.received
+    assert len(rig.answers) == 1
+
+
+def test_an_echo_in_a_refusal_that_is_too_big(rig_of):
+    body = b" " * 70_000 + ECHO
+    rig = rig_of("one")
+    rig.send(post1())
+    rig.server.send(http1(400, body, [JSON]))
+    assert rig.answers[0].complete
+    assert rig.answers[0].body == body.replace(ONE.encode(), STARS)
+    assert rig.answers[0].get("content-length") == str(len(body))
+
+
+def test_an_echo_in_a_refusal_that_stalls_and_is_compressed(rig_of):
+    rig = rig_of("one")
+    rig.send(post1())
+    encoded = [JSON, CHUNKED, "content-encoding: gzip"]
+    rig.server.send(head1(400, encoded) + chunk(gzip.compress(ECHO)[:-9]))
+    rig.advance(6)
+    assert rig.answers[0].status == 400
+    assert rig.answers[0].get("content-encoding") is None
+    assert json.loads(rig.answers[0].body)["error"]
+    assert ONE.encode() not in rig.received
+
+
+def test_an_echo_in_an_error_inside_a_200(rig_of):
+    rig = rig_of("one")
+    rig.send(post1())
+    wrong = ECHO.replace(b'"x"', b'"invalid_api_key"')
+    rig.server.send(http1(200, wrong, [JSON, f"X-Echo: {ONE}"]))
+    assert (rig.answers[0].status, rig.answers[0].complete) == (200, True)
+    assert rig.answers[0].body == wrong.replace(ONE.encode(), STARS)
+    assert ONE.encode() not in rig.received
+
+
+def test_an_echo_in_a_redirect(rig_of):
+    rig = rig_of("one")
+    rig.send(post1())
+    rig.server.send(http1(307, b"see " + ONE.encode(), [f"Location: https://x/?key={ONE}"]))
+    answer = rig.answers[0]
+    assert answer.get("location") == "https://x/?key=" + STARS.decode()
+    assert (answer.status, answer.body, answer.complete) == (307, b"see " + STARS, True)
+    assert rig.cooling() == set()
+
+
+def test_an_echo_that_is_encoded_twice(rig_of):
+    rig = rig_of("one")
+    rig.send(post1())
+    twice = gzip.compress(gzip.compress(ECHO))
+    rig.server.send(http1(400, twice, [JSON, "content-encoding: gzip, gzip"]))
+    assert rig.answers[0].status == 400
+    assert rig.answers[0].get("content-encoding") is None
+    assert b"cannot read" in rig.answers[0].body
+
+
+def test_an_echo_around_an_empty_frame(rig_of):
+    """An empty frame is not the end, to the scrubber or to a client that gets chunks."""
+    rig = rig_of("one", server2=True)
+    rig.send(post1())
+    rig.server.head(1, 400, [JSON])
+    rig.advance(6)
+    rig.server.data(1, b"key " + ONE[:5].encode())
+    rig.server.data(1, b"")
+    rig.server.data(1, ONE[5:].encode() + b" here", end=True)
+    assert rig.answers[0].body == b"key " + STARS + b" here"
+    assert rig.answers[0].complete
+
+
+def test_an_empty_frame_of_a_good_stream_is_not_its_end(rig_of):
+    rig = rig_of(server2=True)
+    rig.send(post1())
+    rig.server.head(1, 200, [SSE])
+    rig.server.data(1, DELTA)
+    rig.server.data(1, b"")
+    rig.server.data(1, DONE, end=True)
+    assert rig.answers[0].body == DELTA + DONE
+    assert len(rig.answers) == 1
+
+
 # -- the first-event gate
 
 
@@ -360,6 +458,27 @@ def test_gate_time_is_over(rig_of):
     rig.server.send(chunk(LIMIT_EVENT) + LAST_CHUNK)
     assert rig.keys == [ONE]
     assert rig.received.endswith(chunk(LIMIT_EVENT) + LAST_CHUNK)
+
+
+def test_gate_time_is_over_although_the_length_is_known(rig_of):
+    head = head1(200, [JSON, f"content-length: {len(OK_BODY)}"])
+    rig = rig_of(gate_s=5.0)
+    rig.send(post1())
+    rig.server.send(head + OK_BODY[:9])
+    rig.advance(4.9)
+    assert rig.received == b""
+    rig.advance(0.2)
+    assert rig.received == head + OK_BODY[:9]
+    rig.server.send(OK_BODY[9:])
+    ok(rig)
+
+
+def test_an_answer_that_comes_with_its_head_needs_no_timer(rig_of):
+    rig = rig_of(gate_s=5.0)
+    rig.send(post1())
+    rig.server.send(OK)
+    ok(rig)
+    assert rig.timers == []
 
 
 @pytest.mark.parametrize(
@@ -580,6 +699,35 @@ def test_pass_routes_go_out_as_the_client_sent_them_and_are_shown_masked(rig_of)
     assert "org-own" not in str(rig.flows[0].get_state())
 
 
+def test_pass_what_another_addon_changed_stays_changed(rig_of):
+    """In the manner of modify_headers."""
+    rig = rig_of()
+
+    def change(flow):
+        flow.request.headers["Authorization"] = "Bearer sk-of-the-addon"
+        flow.request.headers["X-New"] = "1"
+
+    rig.on["request"] = change
+    rig.send(post1("/v1/files", b"abc", ["Cookie: a=client"]))
+    assert rig.keys == ["sk-of-the-addon"]
+    assert rig.requests[0].get("x-new") == "1"
+    assert rig.requests[0].get("cookie") == "a=client"
+    rig.server.send(OK)
+
+
+def test_cookies_of_the_client_are_not_the_accounts(rig_of):
+    rig = rig_of()
+    rig.send(post1(headers=["Cookie: __cf_bm=client"]))
+    assert rig.keys == [ONE]
+    assert rig.requests[0].get("cookie") is None
+    assert "__cf_bm" not in str(rig.flows[0].get_state())
+    rig.server.send(OK)
+    rig.send(post1("/v1/files", headers=["Cookie: __cf_bm=client"]))
+    assert rig.requests[1].get("cookie") == "__cf_bm=client"
+    assert "__cf_bm" not in str(rig.flows[1].get_state())
+    rig.server.send(OK)
+
+
 def test_pass_websocket_is_left_to_mitmproxy(rig_of):
     rig = rig_of()
     upgrade = ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13",
@@ -657,6 +805,17 @@ def test_plain_http_to_this_machine_is_served(rig_of, clock):
     assert not rig.server.connection.tls
     rig.server.send(OK)
     ok(rig)
+
+
+def test_this_machine_is_another_one_behind_another_proxy(rig_of, clock):
+    local = add_hosts(openai.PROVIDER, [HostRule("localhost", 9000)])
+    service = service_of("one", clock=clock, providers=[local])
+    rig = rig_of(service=service, mode=HTTPMode.upstream)
+    rig.context.server.via = ServerSpec(("http", ("proxy.example", 3128)))
+    rig.send(post1("http://localhost:9000/v1/chat/completions", host="localhost:9000"))
+    assert rig.answers[0].status == 400
+    assert b"plain HTTP" in rig.received
+    assert rig.opened == []
 
 
 def test_clients_of_other_machines_get_nothing(rig_of):
@@ -824,6 +983,19 @@ def test_redirected_to_the_host_of_the_plan(rig_of, clock):
     rig.server.send(OK)
     ok(rig)
     assert rig.flows[0].request.headers["Host"] == "api.githubcopilot.com"
+
+
+def test_without_verification_nothing_is_sent_to_the_host_of_the_plan(rig_of, clock):
+    """The request itself stays on this machine; its account would send it elsewhere."""
+    local = add_hosts(copilot.PROVIDER, [HostRule("localhost", 9000)])
+    service = service_of(
+        "one", clock=clock, providers=[local], kind="copilot", companions=COPILOT, insecure=True
+    )
+    rig = rig_of(service=service, address=("localhost", 9000))
+    rig.send(post1("/chat/completions", host="localhost:9000"))
+    assert rig.answers[0].status == 400
+    assert b"ssl_insecure" in rig.received
+    assert rig.opened == []
 
 
 def test_redirected_over_http2(rig_of, clock):

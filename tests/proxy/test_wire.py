@@ -253,3 +253,47 @@ def test_repr_of_a_mask_and_of_a_swap_show_no_value():
     request = request_of((b"Authorization", b"Bearer hidden-1"), path=b"/x?key=hidden-2")
     masked = wire.mask(request, gemini.PROVIDER, "gemini")
     assert "hidden" not in repr(masked) + repr(SWAP)
+
+
+PROTOCOLS = b"realtime, openai-insecure-api-key.sk-one,openai-insecure-api-key.sk-two, beta-v1"
+
+
+def test_a_key_among_the_subprotocols():
+    """How a browser gives its key to a WebSocket."""
+    request = request_of(
+        (b"Sec-WebSocket-Protocol", PROTOCOLS),
+        (b"sec-websocket-protocol", b"openai-insecure-api-key.sk-three"),
+        (b"Sec-WebSocket-Protocol", b"plain"),
+    )
+    before = request.headers.fields
+    masked = wire.mask(request, openai.PROVIDER, "openai")
+    assert "sk-" not in str(tflow.tflow(req=request).get_state())
+    assert request.headers.fields[0][1].startswith(b"realtime, openai-insecure-api-key.pool:")
+    assert wire.restored(request, masked).headers.fields == before
+    # An account's credential goes in its own header, and no placeholder goes anywhere.
+    wire.rename(request, masked, "openai/work")
+    assert wire.outgoing(request, SWAP, masked).headers.fields == (
+        (b"Sec-WebSocket-Protocol", b"realtime, beta-v1"),
+        (b"Sec-WebSocket-Protocol", b"plain"),
+        (b"authorization", b"Bearer new"),
+    )
+
+
+def test_cookies_are_dropped_with_an_account_and_come_back_without():
+    request = request_of((b"Cookie", b"a=1"), (b"X", b"1"), (b"cookie", b"b=2"))
+    before = request.headers.fields
+    masked = wire.mask(request, openai.PROVIDER, "openai")
+    assert [v for _, v in request.headers.fields] == [b"pool:openai", b"1", b"pool:openai"]
+    sent = wire.outgoing(request, SWAP, masked)
+    assert sent.headers.fields == ((b"X", b"1"), (b"authorization", b"Bearer new"))
+    assert wire.restored(request, masked).headers.fields == before
+
+
+def test_what_another_addon_set_is_not_taken_back():
+    request = request_of((b"Authorization", b"Bearer x"), (b"OpenAI-Organization", b"org"))
+    masked = wire.mask(request, openai.PROVIDER, "openai")
+    request.headers["Authorization"] = "Bearer of-the-addon"
+    assert wire.restored(request, masked).headers.fields == (
+        (b"Authorization", b"Bearer of-the-addon"),
+        (b"OpenAI-Organization", b"org"),
+    )
