@@ -79,6 +79,8 @@ async def test_an_editor_is_served_with_exchanged_tokens(world):
     journal, proxy = await world(
         by_credential({COPILOT["first"]: LIMITED, COPILOT["second"]: GOOD})
     )
+    for label in COPILOT:  # or the one that has its token first is asked first
+        await proxy.until_printed(rf"copilot/{label}.*token")
     async with proxy.client(timeout=TIMEOUT_S) as http:
         answer = await http.post(f"{HOST}/chat/completions", headers=EDITOR, json=CHAT)
     assert (answer.status_code, answer.content) == (200, GOOD.body)

@@ -39,7 +39,8 @@ class Scrubber:
 
     A callable for `flow.response.stream`. What may be the beginning of a credential is
     held back until the next chunk shows, so a split one is found as well. Total: it
-    returns every byte it was given.
+    returns every byte it was given. Never an empty piece: to a client that gets chunks,
+    mitmproxy would write that as the last one.
     """
 
     def __init__(self, secrets: Secrets) -> None:
@@ -47,14 +48,14 @@ class Scrubber:
         self._keep = max((len(secret) for secret in secrets), default=1) - 1
         self._held = b""
 
-    def __call__(self, data: bytes) -> bytes:
+    def __call__(self, data: bytes) -> list[bytes]:
         masked = body(self._held + data, self._secrets)
         if not data:  # the end
             self._held = b""
-            return masked
+            return [masked] if masked else []
         cut = len(masked) - self._tail(masked)
         self._held = masked[cut:]
-        return masked[:cut]
+        return [masked[:cut]] if cut else []
 
     def _tail(self, data: bytes) -> int:
         """Return how many bytes at the end of *data* may begin a credential."""

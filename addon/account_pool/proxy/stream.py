@@ -56,12 +56,15 @@ class PoolHttpStream(ServingStream):
             if event.stream_id != self.attempt_id:
                 return  # a late event of an abandoned attempt
             event.stream_id = self.stream_id
-            if self.copied is not None and type(event) is ResponseData:
-                # The way of every chunk of a streamed answer: nothing more than needed.
-                if len(self.copied) < MAX_COPY_BYTES:
-                    self.copied += event.data
-                yield SendHttp(event, self.context.client)
-                return
+            if type(event) is ResponseData:
+                if not event.data:
+                    return  # an empty frame, which would pass for the end of the body
+                if self.copied is not None:
+                    # The way of every chunk of a streamed answer: nothing more than needed.
+                    if len(self.copied) < MAX_COPY_BYTES:
+                        self.copied += event.data
+                    yield SendHttp(event, self.context.client)
+                    return
         try:
             yield from self._dispatch(event)
         except Exception as e:

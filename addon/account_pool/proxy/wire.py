@@ -22,6 +22,7 @@ PLACEHOLDER = "pool:"
 #: Masked whatever the provider, and never sent with an account's credential: cookies
 #: (Cloudflare's among them) are handed out per client and account.
 ALWAYS_MASKED = frozenset({b"cookie"})
+_PROTOCOLS = b"sec-websocket-protocol"
 _KEY_PROTOCOL = b"openai-insecure-api-key."
 _SCHEMES = frozenset({b"basic", b"bearer", b"token"})
 
@@ -82,12 +83,25 @@ def _mask_protocols(
 ) -> None:
     """Mask a key that a browser offers as a WebSocket subprotocol (OpenAI's Realtime API)."""
     for i, (header, value) in enumerate(fields):
-        if _KEY_PROTOCOL in value and header.lower() == b"sec-websocket-protocol":
-            before, _, after = value.partition(_KEY_PROTOCOL)
-            rest = after.partition(b",")[2]
-            shown = before + _KEY_PROTOCOL + (PLACEHOLDER + name).encode()
-            originals[b"sec-websocket-protocol"] = [value]
-            fields[i] = (header, shown + (b"," + rest if rest else b""))
+        if _KEY_PROTOCOL in value and header.lower() == _PROTOCOLS:
+            shown = _KEY_PROTOCOL + (PLACEHOLDER + name).encode()
+            originals.setdefault(_PROTOCOLS, []).append(value)
+            fields[i] = (
+                header,
+                b",".join(
+                    item.partition(_KEY_PROTOCOL)[0] + shown if _KEY_PROTOCOL in item else item
+                    for item in value.split(b",")
+                ),
+            )
+
+
+def _drop_key_protocols(fields: list[tuple[bytes, bytes]]) -> None:
+    """Leave out what stands for a key among the subprotocols."""
+    for i in reversed(range(len(fields))):
+        header, value = fields[i]
+        if _KEY_PROTOCOL in value and header.lower() == _PROTOCOLS:
+            kept = [item for item in value.split(b",") if _KEY_PROTOCOL not in item]
+            fields[i : i + 1] = [(header, b",".join(kept).strip())] if kept else []
 
 
 def rename(request: http.Request, masked: Masked, name: str) -> None:
@@ -120,6 +134,8 @@ def outgoing(request: http.Request, swap: Swap, masked: Masked) -> http.Request:
             fields[i] = (fields[i][0], value)
     for i in reversed(gone):
         del fields[i]
+    if _PROTOCOLS in masked.headers:
+        _drop_key_protocols(fields)
     fields.extend(put.items())
     path = request.data.path
     if swap.drop_query and b"?" in path:
