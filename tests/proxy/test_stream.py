@@ -1486,3 +1486,24 @@ def test_a_turn_that_nobody_takes_ends_in_an_error(rig_of, monkeypatch):
     rig.send(post1())
     rig.server.send(head1("401 Unauthorized", ["content-length: 0"]))
     assert rig.answers[0].status == 500
+
+
+@pytest.mark.parametrize("stream", [False, True, lambda data: data])
+def test_an_echo_is_masked_whatever_another_addon_does_with_the_stream(rig_of, stream):
+    rig = rig_of("one")
+    rig.on["responseheaders"] = lambda flow: setattr(flow.response, "stream", stream)
+    rig.send(post1())
+    rig.server.send(head1("307 Moved", ["transfer-encoding: chunked"]))
+    rig.server.send(chunk(b"moved, " + ONE.encode()[:4]) + chunk(ONE.encode()[4:]) + LAST_CHUNK)
+    assert rig.answers[0].status == 307
+    assert rig.answers[0].body == b"moved, " + b"*" * len(ONE)
+
+
+def test_a_redirect_that_cannot_be_searched_loses_its_body(rig_of):
+    rig = rig_of("one")
+    rig.send(post1())
+    body = gzip.compress(ONE.encode())
+    rig.server.send(http1(307, body, ["content-encoding: gzip", f"location: /?key={ONE}"]))
+    assert (rig.answers[0].status, rig.answers[0].body) == (307, b"")
+    assert ONE.encode() not in rig.received
+    assert rig.in_flight() == 0

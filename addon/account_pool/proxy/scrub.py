@@ -21,7 +21,8 @@ def secrets_of(texts: Iterable[str]) -> Secrets:
 
 def body(data: bytes, secrets: Secrets) -> bytes:
     """Return *data* with each credential masked by as many asterisks."""
-    for secret in secrets:
+    # The longest first: one may begin like another.
+    for secret in sorted(secrets, key=len, reverse=True):
         if secret in data:
             data = data.replace(secret, b"*" * len(secret))
     return data
@@ -37,7 +38,7 @@ def headers(response: http.Response, secrets: Secrets) -> None:
 class Scrubber:
     """Masks credentials in a body that streams; the length stays the same.
 
-    A callable for `flow.response.stream`. What may be the beginning of a credential is
+    What may be the beginning of a credential is
     held back until the next chunk shows, so a split one is found as well. Total: it
     returns every byte it was given. Never an empty piece: to a client that gets chunks,
     mitmproxy would write that as the last one.

@@ -85,6 +85,8 @@ class ServingStream(AttemptStream):
         self._committed = False
         #: credentials this request has carried: an answer may echo them
         self._sent_secrets: list[Secret] = []
+        #: masks them in an answer that is handed on before it is complete
+        self.scrubber: scrub.Scrubber | None = None
 
     @property
     def _call(self) -> Call:
@@ -199,13 +201,26 @@ class ServingStream(AttemptStream):
             self.service.observe(self.attempts.lease.key, event.response)
         self.reader = reader = AnswerReader(event.response, self._call.provider)
         if reader.first is Reading.COMMIT:
-            # A redirect may name the key in its address.
-            redirect = 300 <= event.response.status_code < 400
-            yield from self._commit(event.end_stream, self._secrets() if redirect else None)
+            if not 300 <= event.response.status_code < 400:
+                yield from self._commit(event.end_stream)
+            elif reader.encoding:
+                yield from self._redirect(event.response)
+            else:
+                # It may name the key in its address, and in its body.
+                yield from self._commit(event.end_stream, self._secrets())
             return
         self.server_state = self.state_read_answer
         # Mostly the answer comes with its head, and no timer is needed.
         self.layer.give_turn(self)
+
+    def _redirect(self, response: http.Response) -> CommandGenerator[None]:
+        """Hand on a redirect without its body, which cannot be searched for the key."""
+        yield from self.cancel_attempt("redirect")
+        scrub.headers(response, self._secrets())
+        for name in ("content-encoding", "transfer-encoding"):
+            response.headers.pop(name, None)
+        response.content = b""
+        yield from self.respond(response)
 
     def state_read_answer(self, event: events.Event) -> CommandGenerator[None]:
         """The head is held back until it is known what the answer is."""
@@ -236,6 +251,8 @@ class ServingStream(AttemptStream):
             return
         if self.server_state in (self.state_errored, self.state_done):
             return
+        if self.scrubber is not None:
+            yield from self.scrubbed(ResponseData(self.stream_id, b""))
         if self.flow.response is not None and self.flow.response.status_code != 101:
             # Of a WebSocket this is only the handshake: its lease ends with the socket.
             if self.client_state == self.state_done:
@@ -314,8 +331,7 @@ class ServingStream(AttemptStream):
         response.stream = not (end_stream or reader.complete or response.status_code == 101)
         if secrets is not None:
             scrub.headers(response, secrets)
-            if response.stream:
-                response.stream = scrub.Scrubber(secrets)
+            self.scrubber = scrub.Scrubber(secrets)
         yield from super().state_wait_for_response_headers(
             ResponseHeaders(self.stream_id, response, end_stream)
         )
@@ -324,12 +340,20 @@ class ServingStream(AttemptStream):
             yield from self.cancel_attempt("client left")
             return
         held, reader.held = reader.held, []
-        if self.server_state == self.state_stream_response_body and response.stream is True:
+        if self.scrubber is not None:
+            held = [piece for data in held for piece in self.scrubber(data)]
+        elif self.server_state == self.state_stream_response_body and response.stream is True:
             self.begin_copy()
         for data in held:
             if self.copied is not None:
                 self.copied += data
             yield from self.server_state(ResponseData(self.stream_id, data))
+
+    def scrubbed(self, event: ResponseData) -> CommandGenerator[None]:
+        """A piece of an answer in which a credential may be echoed."""
+        assert self.scrubber is not None
+        for piece in self.scrubber(event.data):
+            yield from self.server_state(ResponseData(self.stream_id, piece))
 
     def _deliver(self, step: Deliver) -> CommandGenerator[None]:
         """Hand on the provider's own refusal, with the wait that holds for the pool."""

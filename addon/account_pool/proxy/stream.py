@@ -84,6 +84,8 @@ class PoolHttpStream(ServingStream):
                 return self.client_state(event)
             case ResponseEndOfMessage():
                 return self.answer_ended(event)
+            case ResponseData() if self.scrubber is not None:
+                return self.scrubbed(event)
             case ResponseHeaders() | ResponseData() | ResponseTrailers():
                 return self.server_state(event)
             case ResponseProtocolError():
