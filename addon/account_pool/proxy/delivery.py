@@ -34,9 +34,8 @@ def corrected(
         return local(provider.refusal(response.status_code, message, wait_s))
     scrub.headers(response, secrets)
     if wait_s is not None and not reader.in_stream:
-        _set_wait(response, provider, wait_s)
-    if wait_s is not None and not reader.in_stream:
         # A stream that ended with an error is told as it came: its clients know that.
+        _set_wait(response, provider, wait_s)
         changed = provider.delay_body(text.decode("utf-8", "surrogateescape"), wait_s).encode(
             "utf-8", "surrogateescape"
         )
