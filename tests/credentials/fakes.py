@@ -6,12 +6,14 @@ import asyncio
 import heapq
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from account_pool.config import AccountEntry
 from account_pool.core.account import Account, AccountKey
 from account_pool.core.credential import Credential, Secret
 from account_pool.credentials.sources import Source, ValueSource
+from account_pool.providers.registry import BUILT_IN
 
 START = 1_800_000_000.0
 
@@ -58,6 +60,7 @@ def entry(
     return AccountEntry(
         Account(provider=provider, label=label, **account),
         source or ValueSource(Secret(token), {}),
+        BUILT_IN.get(provider) or replace(BUILT_IN["copilot"], name=provider),
     )
 
 

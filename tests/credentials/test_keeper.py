@@ -119,7 +119,12 @@ class TestStart:
             ("openai/a", {"key": "sk-value"}, None),
             ("openai/b", {"key": "sk-env"}, None),
             ("gemini/c", {"key": "sk-file"}, None),
-            ("anthropic/d", {"oauth": "sk-ant-oat-subscription"}, None),
+            (
+                "anthropic/d",
+                {},
+                "accounts.yaml: this token is not one for anthropic; it is one of a Claude "
+                "subscription: write provider: claude-code",
+            ),
         ]
         assert published.credentials["openai/a"]["key"].companions == {"organization": "o"}
 

@@ -293,10 +293,10 @@ def test_the_delays_of_a_body_are_rewritten() -> None:
     text = json.dumps(
         error(429, SPENT, SENTENCE + "limit: 2\nPlease retry in 56.185908122s.", retry("56s"))
     )
-    rewritten = PROVIDER.delay_body(text, 300)
+    rewritten = PROVIDER.delay_body(text, 300, 0.0)
     assert '"retryDelay": "300s"' in rewritten
     assert 'Please retry in 300s."' in rewritten
     assert "56" not in rewritten
-    assert PROVIDER.delay_body("no JSON", 3) == "no JSON"
+    assert PROVIDER.delay_body("no JSON", 3, 0.0) == "no JSON"
     got = PROVIDER.classify(Answer(status=429, payload=json.loads(rewritten)))
     assert got.cooldown_s == 300

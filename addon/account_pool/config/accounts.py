@@ -79,10 +79,11 @@ class _Reader:
         self._models((*loc, "models"), value.get("models"))
         self._host((*loc, "host"), value.get("host"), provider)
         source = self._source((*loc, "token"), value)
-        if len(document.problems) > before or source is None:
+        known = self.providers.known.get(provider)
+        if len(document.problems) > before or source is None or known is None:
             return None
         account = _account(AccountShape.model_validate(value), provider, label)
-        return AccountEntry(account, source, document.line(loc))
+        return AccountEntry(account, source, known, document.line(loc))
 
     def _provider(self, loc: Loc, written: Any) -> str:
         """Return the name of the provider, "" when it is not known."""

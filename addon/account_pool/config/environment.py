@@ -51,7 +51,7 @@ def accounts_of_environment(
         except CredentialError as error:
             place = source.path if isinstance(source, FileSource) else Path(source.describe())
             problems.append(Problem(place, None, "", error.wrong, error.remedy))
-        entries.append(AccountEntry(account, source))
+        entries.append(AccountEntry(account, source, provider))
     if problems:
         raise ConfigError(problems)
     exchanges = {COPILOT: ExchangeSettings()} if COPILOT in built_in else {}

@@ -20,11 +20,13 @@ class AccountEntry:
     Attributes:
         account: what its owner wrote.
         source: where the credential is read.
+        provider: whose account it is.
         line: of accounts.yaml; None when it does not come from there.
     """
 
     account: Account
     source: Source
+    provider: Provider
     line: int | None = None
 
 

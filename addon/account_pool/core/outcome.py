@@ -63,6 +63,9 @@ class Outcome:
         evidence: relevant header values, by lower-case header name.
         model: the model (or family, or feature) a MODEL scope is about, when the
             answer itself names it; None: the model of the request.
+        shared: the limit is that of the account's owner (organisation, team, project):
+            every account of the same owner has it.
+        owner: the owner, when the answer itself names it.
     """
 
     cls: OutcomeClass
@@ -73,6 +76,8 @@ class Outcome:
     explicit: bool = True
     evidence: Mapping[str, str] = field(default_factory=dict)
     model: str | None = None
+    shared: bool = False
+    owner: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

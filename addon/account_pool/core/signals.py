@@ -50,6 +50,9 @@ class Rule:
         waits: where the reset is named, best first; None: the table's. () when no
             wait cures it or what is named misleads.
         model: the model, family or feature the answer names.
+        shared: whether the limit is that of the account's owner, and so of every account
+            of the same owner; None: what is usual for the vendor.
+        owner: the owner (organisation, team, project) the answer names.
         source: where the vendor or a recording says so.
     """
 
@@ -63,6 +66,8 @@ class Rule:
     when: Callable[[Facts], bool] | None = None
     waits: tuple[Wait, ...] | None = None
     model: Callable[[Facts], str | None] | None = None
+    shared: bool | None = None
+    owner: Callable[[Facts], str | None] | None = None
 
     def matches(self, facts: Facts) -> bool:
         """Say whether every condition holds."""
@@ -184,12 +189,14 @@ class SignalTable:
         judge: tells an error inside a success from an answer.
         rate_scope: how far a rate limit of this vendor reaches when a row does not say.
         waits: where this vendor names a reset, best first.
+        shared: limits of this vendor are those of an owner of several accounts.
     """
 
     rules: tuple[Rule, ...]
     judge: Judge
     rate_scope: Scope = Scope.ACCOUNT
     waits: tuple[Wait, ...] = USUAL_WAITS
+    shared: bool = False
 
     def classify(self, answer: Answer) -> Outcome:
         """Say what *answer* means. Total: never raises, whatever it holds."""
@@ -218,6 +225,8 @@ class SignalTable:
         if cls is OutcomeClass.RATE_LIMIT and scope is not Scope.NONE and longest > RATE_WINDOW_S:
             cls = OutcomeClass.QUOTA
         named = rule.model(facts) if rule.model and scope is Scope.MODEL else None
+        limited = cls in (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA) and scope is not Scope.NONE
+        shared = self.shared if rule.shared is None else rule.shared
         return Outcome(
             cls=cls,
             scope=scope,
@@ -229,6 +238,8 @@ class SignalTable:
             # The request's own name is what later requests ask for; the vendor may
             # call the same model otherwise (`-latest`, a dated snapshot).
             model=named if facts.model is None else None,
+            shared=limited and shared,
+            owner=rule.owner(facts) if rule.owner else None,
         )
 
 

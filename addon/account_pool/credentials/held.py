@@ -94,13 +94,14 @@ class Held:
             return 0.0
         try:
             secret = self.entry.source.read_now()
+            credential = None if secret is None else self._key_credential(secret)
         except CredentialError as error:
             self.tried.set()
             return self._source_failed(error)
-        if secret is None:
+        if credential is None:
             return 0.0
         self.tried.set()
-        self._take(self._key_credential(secret))
+        self._take(credential)
         return None
 
     async def renew(self) -> float | None:
@@ -158,9 +159,16 @@ class Held:
             self._drop(self._problem or "its token has expired")
 
     def _key_credential(self, secret: Secret) -> Credential:
-        # Tokens of Claude subscriptions serve only their vendor's own client.
-        kind = "oauth" if secret.reveal().startswith("sk-ant-oat") else "key"
-        return Credential(kind=kind, secret=secret, companions=self.entry.account.companions)
+        provider, token = self.entry.provider, secret.reveal()
+        if where := provider.misplaced(token):
+            raise CredentialError(f"this token is not one for {provider.name}", where)
+        return Credential(
+            kind=provider.token_kind,
+            secret=secret,
+            # What the owner wrote counts before what the token says of itself.
+            companions={**provider.token_companions(token), **self.entry.account.companions},
+            expires_at=provider.token_expiry(token),
+        )
 
     def _take(self, *credentials: Credential) -> None:
         self._failures = 0

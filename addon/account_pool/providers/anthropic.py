@@ -72,6 +72,14 @@ def swap(_account: Account, credential: Credential) -> Swap:
 
 _CREDENTIAL_HEADERS = frozenset({b"authorization", b"x-api-key"})
 
+
+def misplaced(token: str) -> str | None:
+    """Say where a token of a subscription belongs."""
+    if token.startswith("sk-ant-oat"):
+        return "it is one of a Claude subscription: write provider: claude-code"
+    return None
+
+
 # -- what an answer says
 
 
@@ -120,4 +128,5 @@ PROVIDER = Provider(
     refusal=refusal,
     delay=envelopes.sdk_delay,
     delay_headers=frozenset({"retry-after", "retry-after-ms", "x-should-retry"}),
+    misplaced=misplaced,
 )

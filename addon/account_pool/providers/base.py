@@ -109,6 +109,10 @@ class Origin:
     port: int = 443
 
 
+class CannotSwap(ValueError):
+    """A request that cannot be made the account's own; the text says why, without secrets."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swap:
     """How a request is made the account's own. Whole or not at all.
@@ -124,6 +128,13 @@ class Swap:
         origin: send it there; None: where the client sent it.
         by_path: for a path that contains the text, that swap in place of this one: the
             same credential in another header, or another host of the same account.
+        edit: headers whose value follows from the client's: lower-case name, and a
+            function of that value (None: it sent none) that gives the new one (None: it
+            goes). Not for names in *headers* or *drop*.
+        path: the path without its query -> that of the account, e.g. its deployment.
+        body: (path, complete body without its content-encoding) -> the account's, e.g.
+            with its project. The same object when nothing is to change. Raises
+            CannotSwap. Such a request cannot be streamed through unread.
     """
 
     headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)
@@ -131,6 +142,9 @@ class Swap:
     drop_query: tuple[str, ...] = ()
     origin: Origin | None = None
     by_path: tuple[tuple[str, Swap], ...] = ()
+    edit: tuple[tuple[bytes, Callable[[bytes | None], bytes | None]], ...] = ()
+    path: Callable[[str], str] | None = None
+    body: Callable[[str, bytes], bytes] | None = None
 
     def for_path(self, path: str) -> Swap:
         """Return the swap for a request to *path* (without the query)."""
@@ -178,7 +192,18 @@ class Provider:
         avoids_websocket: whether a client that asks for a WebSocket is better served by
             HTTP, where every request can be replayed: it falls back at once on a 426.
         delay_body: the same inside a JSON error body, for providers that spell it
-            there: (text, seconds) -> text.
+            there: (text, seconds, wall clock in seconds since the epoch) -> text.
+        instants: headers of a refusal that name the moment of return, set anew where
+            they are present: lower-case name, and its value for seconds since the epoch.
+        token_kind: the `Credential.kind` of the accounts' tokens.
+        misplaced: why a token cannot be one of this provider, and where it belongs; None
+            if it can. Never quotes it.
+        token_companions: what a token says of itself: account ids, host.
+        token_expiry: when a token ends by its own word, seconds since the epoch.
+        owner: whose limits an answer speaks of: an organisation, team or project that
+            several accounts may share; None if it does not say. Given the headers.
+        host_per_account: its hosts are those its accounts name, and no others.
+        companions: keys of accounts.yaml that its accounts may set beside the token.
     """
 
     name: str
@@ -196,4 +221,12 @@ class Provider:
     delay: Callable[[float], tuple[tuple[str, str], ...]]
     delay_headers: frozenset[str] = frozenset({"retry-after"})
     avoids_websocket: Callable[[RequestHead], bool] = lambda _head: False
-    delay_body: Callable[[str, float], str] = lambda text, _seconds: text
+    delay_body: Callable[[str, float, float], str] = lambda text, _seconds, _wall_now: text
+    instants: Mapping[str, Callable[[float], str]] = field(default_factory=dict)
+    token_kind: str = "key"  # noqa: S105 - the word
+    misplaced: Callable[[str], str | None] = lambda _token: None
+    token_companions: Callable[[str], Mapping[str, str]] = lambda _token: {}
+    token_expiry: Callable[[str], float | None] = lambda _token: None
+    owner: Callable[[Mapping[str, str]], str | None] = lambda _headers: None
+    host_per_account: bool = False
+    companions: frozenset[str] = frozenset({"host"})

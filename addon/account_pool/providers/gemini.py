@@ -165,7 +165,7 @@ _DELAY_MEMBER = re.compile(r'("(?:retryDelay|quotaResetDelay)"\s*:\s*")[^"]*(")'
 _DELAY_SENTENCE = re.compile(r"(Please retry in )[0-9][0-9a-z.]*?(?=\.?(?:[\s\"\\]|$))")
 
 
-def delay_body(text: str, wait_s: float) -> str:
+def delay_body(text: str, wait_s: float, _wall_now: float) -> str:
     """Rewrite the delays of a refusal: gemini-cli and the SDKs obey the body."""
     delay = f"{envelopes.whole_seconds(wait_s)}s"
     text = _DELAY_MEMBER.sub(rf"\g<1>{delay}\g<2>", text)

@@ -17,13 +17,18 @@ from account_pool.proxy.service import StoredRefusal
 
 
 def corrected(
-    reader: AnswerReader, provider: Provider, wait_s: float | None, secrets: Secrets
+    reader: AnswerReader,
+    provider: Provider,
+    wait_s: float | None,
+    secrets: Secrets,
+    wall_now: float,
 ) -> http.Response:
     """Return the refusal that *reader* holds, ready for the client.
 
     Args:
         wait_s: seconds until an account returns; None leaves the provider's own wait.
         secrets: credentials that must not be echoed.
+        wall_now: seconds since the epoch, for waits that are told as moments.
     """
     response = reader.response
     try:
@@ -35,10 +40,9 @@ def corrected(
     scrub.headers(response, secrets)
     if wait_s is not None and not reader.in_stream:
         # A stream that ended with an error is told as it came: its clients know that.
-        _set_wait(response, provider, wait_s)
-        changed = provider.delay_body(text.decode("utf-8", "surrogateescape"), wait_s).encode(
-            "utf-8", "surrogateescape"
-        )
+        _set_wait(response, provider, wait_s, wall_now)
+        plain = text.decode("utf-8", "surrogateescape")
+        changed = provider.delay_body(plain, wait_s, wall_now).encode("utf-8", "surrogateescape")
     changed = scrub.body(changed, secrets)
     if changed != text:
         response.headers.pop("content-encoding", None)
@@ -50,15 +54,17 @@ def corrected(
     return response
 
 
-def repeated(stored: StoredRefusal, provider: Provider, wait_s: float | None) -> http.Response:
+def repeated(
+    stored: StoredRefusal, provider: Provider, wait_s: float | None, wall_now: float
+) -> http.Response:
     """Return the last refusal of an account again, with the wait that holds now."""
     response = http.Response.make(stored.status, b"", stored.headers)
     for name in ("content-encoding", "transfer-encoding", "date"):
         response.headers.pop(name, None)
     text = stored.body.decode("utf-8", "replace")
     if wait_s is not None:
-        _set_wait(response, provider, wait_s)
-        text = provider.delay_body(text, wait_s)
+        _set_wait(response, provider, wait_s, wall_now)
+        text = provider.delay_body(text, wait_s, wall_now)
     response.content = text.encode()
     return response
 
@@ -72,8 +78,11 @@ def local(answer: LocalAnswer) -> http.Response:
     )
 
 
-def _set_wait(response: http.Response, provider: Provider, wait_s: float) -> None:
+def _set_wait(response: http.Response, provider: Provider, wait_s: float, wall_now: float) -> None:
     for name in provider.delay_headers:
         response.headers.pop(name, None)
     for name, value in provider.delay(wait_s):
         response.headers[name] = value
+    for name, value_at in provider.instants.items():
+        if name in response.headers:
+            response.headers[name] = value_at(wall_now + wait_s)

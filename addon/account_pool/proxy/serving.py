@@ -47,7 +47,7 @@ from account_pool.core.attempts import (
 )
 from account_pool.core.credential import Secret
 from account_pool.core.outcome import OutcomeClass
-from account_pool.providers.base import LocalAnswer
+from account_pool.providers.base import CannotSwap, LocalAnswer
 from account_pool.proxy import compat, delivery, scrub, told, wire
 from account_pool.proxy.answer import AnswerReader, Reading
 from account_pool.proxy.attempt_stream import AttemptStream, translated
@@ -169,6 +169,11 @@ class ServingStream(AttemptStream):
             address, tls = (swap.origin.host, swap.origin.port), True
         else:
             address, tls = (flow.request.host, flow.request.port), flow.request.scheme == "https"
+        try:
+            request = wire.outgoing(flow.request, swap, call.masked)
+        except CannotSwap as why:
+            yield from self.answer_locally(call.provider.refusal(400, str(why), None))
+            return None
         get = GetFreshConnection if step.fresh else GetHttpConnection
         self.watch_client(self.client_leaves)
         connection, error = yield get(
@@ -182,7 +187,7 @@ class ServingStream(AttemptStream):
         self.context.server = flow.server_conn = connection
         self.reader = None
         self.server_state = self.state_wait_for_response_headers
-        yield from self.send_attempt(wire.outgoing(flow.request, swap, call.masked))
+        yield from self.send_attempt(request)
         if len(attempts.history) > 1:
             # Said when the request is already on its way: nobody waits for the log.
             told.replay(attempts, self.service.now())
@@ -359,7 +364,9 @@ class ServingStream(AttemptStream):
         """Hand on the provider's own refusal, with the wait that holds for the pool."""
         provider, wait_s = self._call.provider, step.retry_after_s
         assert self._refusal is not None
-        response = delivery.corrected(self._refusal, provider, wait_s, self._secrets())
+        response = delivery.corrected(
+            self._refusal, provider, wait_s, self._secrets(), self.service.wall_now()
+        )
         told.delivered(self._attempts, wait_s, self.service.now())
         yield from self.respond(response)
 
@@ -368,7 +375,7 @@ class ServingStream(AttemptStream):
         provider, wait_s = self._call.provider, step.retry_after_s
         stored = self.service.remembered(step.like)
         if stored is not None:
-            response = delivery.repeated(stored, provider, wait_s)
+            response = delivery.repeated(stored, provider, wait_s, self.service.wall_now())
         else:
             response = delivery.local(provider.refusal(step.status, step.message, wait_s))
         told.answered(step)

@@ -14,7 +14,7 @@ from urllib.parse import unquote_plus
 from mitmproxy import http
 from mitmproxy.net.http import url
 
-from account_pool.providers.base import Origin, Provider, Swap
+from account_pool.providers.base import CannotSwap, Origin, Provider, Swap
 
 _Fields = tuple[tuple[bytes, bytes], ...]
 #: What stands before the name of an account in a placeholder.
@@ -122,6 +122,7 @@ def outgoing(request: http.Request, swap: Swap, masked: Masked) -> http.Request:
     """Return the copy of *request* to send with an account's credential on it.
 
     Headers keep their order and spelling; the account's stand where the client's stood.
+    Raises CannotSwap.
     """
     put = dict(swap.headers)
     fields = list(request.headers.fields)
@@ -140,10 +141,45 @@ def outgoing(request: http.Request, swap: Swap, masked: Masked) -> http.Request:
     path = request.data.path
     if swap.drop_query and b"?" in path:
         path = _map_query(path, swap.drop_query, None)
+    if swap.edit:
+        _edit(fields, swap)
     copy = _copy(request, tuple(fields), path)
+    if swap.path is not None or swap.body is not None:
+        _reshape(copy, swap)
     if swap.origin is not None:
         _redirect(copy, swap.origin)
     return copy
+
+
+def _edit(fields: list[tuple[bytes, bytes]], swap: Swap) -> None:
+    """Change headers whose value follows from the client's; several become one."""
+    for name, new_value in swap.edit:
+        at = [i for i, (header, _) in enumerate(fields) if header.lower() == name]
+        value = new_value(b", ".join(fields[i][1] for i in at) if at else None)
+        if value is not None and at:
+            fields[at[0]] = (fields[at.pop(0)][0], value)
+        elif value is not None:
+            fields.append((name, value))
+        for i in reversed(at):
+            del fields[i]
+
+
+def _reshape(copy: http.Request, swap: Swap) -> None:
+    """Put the account's part into path and body; the body keeps its content-encoding."""
+    path, mark, query = copy.data.path.decode("latin-1").partition("?")
+    if swap.body is not None:
+        if copy.stream or copy.data.content is None:
+            raise CannotSwap("the request is too large to be changed for an account")
+        try:
+            body = copy.content or b""
+        except ValueError:
+            raise CannotSwap("the request has a content-encoding that cannot be read") from None
+        changed = swap.body(path, body)
+        if changed is not body:
+            # Encodes it as before, and sets content-length.
+            copy.content = changed
+    if swap.path is not None:
+        copy.data.path = (swap.path(path) + mark + query).encode("latin-1")
 
 
 def restored(request: http.Request, masked: Masked) -> http.Request:
