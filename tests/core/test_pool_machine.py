@@ -21,6 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from account_pool.core import selection
 from account_pool.core.account import Account, AccountKey
 from account_pool.core.credential import Credential
 from account_pool.core.errors import DuplicateAccount, LeaseAlreadyReturned, NoUsableAccount
@@ -313,7 +314,12 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.pool.health()["busy"] == 0
 
 
+@pytest.mark.parametrize("views", [False, True])
 @pytest.mark.parametrize("strategy", POLICIES)
-def test_pool(strategy: str) -> None:
+def test_pool(strategy: str, views: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if views:
+        # So few accounts would never need the index that a large pool makes per model.
+        monkeypatch.setattr(selection, "_MAX_PASSED", 0)
+        monkeypatch.setattr(selection, "_MAX_VIEWS", 2)
     machine = type(f"PoolMachine[{strategy}]", (PoolMachine,), {"strategy": strategy})
     run_state_machine_as_test(machine, settings=SETTINGS)

@@ -115,6 +115,15 @@ class AttemptStream(HttpStream):
         idle = self.service.wall_now() - opened > KEPT_AFTER_S
         return idle or connection in self.layer.answered
 
+    def untie(self) -> None:
+        """All is over: refer to nothing that refers to this stream.
+
+        It goes at once then, with the message bodies and whatever else it holds, and does
+        not wait for the garbage collector.
+        """
+        self.context.layers.clear()
+        self.client_state = self.server_state = _over
+
     # -- while paused
 
     def take_turn(self, step: Wait | Refresh | str) -> CommandGenerator[Turn]:
@@ -251,6 +260,10 @@ _SOCKET_ENDS = (
     RequestProtocolError,
     ResponseProtocolError,
 )
+
+
+def _over(event: events.Event) -> CommandGenerator[None]:
+    raise AssertionError(f"unexpected event after the end: {event}")
 
 
 def _no() -> CommandGenerator[bool]:

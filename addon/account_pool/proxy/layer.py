@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 from mitmproxy.connection import Connection
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator
-from mitmproxy.proxy.layers.http import GetHttpConnection, HttpLayer, HTTPMode
+from mitmproxy.proxy.layers.http import (
+    GetHttpConnection,
+    HttpLayer,
+    HTTPMode,
+    RegisterHttpConnection,
+)
 
+from account_pool.proxy.http1 import make_client_quick, quick_server
 from account_pool.proxy.service import Service
 
 if TYPE_CHECKING:
@@ -34,16 +41,19 @@ class PoolHttpLayer(HttpLayer):
         self._last_attempt_id = 0
         self._next_turns: list[AttemptStream] = []
 
-    def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
+    def handle_event(self, event: events.Event) -> CommandGenerator[None]:
         """Handle *event* as the base class does, with fewer and larger writes.
 
         The head and the body of a message leave mitmproxy as writes of their own, each a
         TLS record and a system call. What one event causes for one connection leaves
         together here: the same bytes at the same time, for less.
+
+        Nothing pauses this layer (a command that blocks, blocks the stream it is of), so
+        the base class's part in that is left out: every command would pass through it.
         """
         held: list[commands.SendData] = []
         size = 0
-        for command in self._all_commands(event):
+        for command in chain(self._handle_event(event), self._turns()):
             if type(command) is commands.SendData:
                 length = len(command.data)
                 if held and (
@@ -61,9 +71,22 @@ class PoolHttpLayer(HttpLayer):
         if held:
             yield _joined(held)
 
-    def _all_commands(self, event: events.Event) -> CommandGenerator[None]:
-        yield from super()._handle_event(event)
-        # Only now have the connections below finished with the event.
+    def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        handled = super()._handle_event(event)
+        return self._started(handled) if isinstance(event, events.Start) else handled
+
+    def _started(self, handled: CommandGenerator[None]) -> CommandGenerator[None]:
+        yield from handled
+        client = self.context.client
+        self.connections[client] = quick_server(self.connections[client])
+
+    def register_connection(self, command: RegisterHttpConnection) -> CommandGenerator[None]:
+        if not command.err:
+            make_client_quick(self.connections[command.connection])
+        return super().register_connection(command)
+
+    def _turns(self) -> CommandGenerator[None]:
+        """Come after everything else: the connections below have finished with the event."""
         while self._next_turns:
             yield from self.event_to_child(self._next_turns.pop(0), NextTurn())
 
@@ -78,7 +101,7 @@ class PoolHttpLayer(HttpLayer):
     def make_stream(self, stream_id: int) -> CommandGenerator[None]:
         from account_pool.proxy.stream import PoolHttpStream  # noqa: PLC0415 - they need each other
 
-        stream = PoolHttpStream(self.context.fork(), stream_id, self)
+        stream = PoolHttpStream(_fork(self.context), stream_id, self)
         self.streams[stream_id] = stream
         yield from self.event_to_child(stream, events.Start())
 
@@ -109,7 +132,15 @@ class PoolHttpLayer(HttpLayer):
                 # keeps its connection to us: we have answered it in its own envelope.
                 connection.error = None
         fresh = isinstance(event, GetFreshConnection)
-        yield from super().get_connection(event, reuse=reuse and not fresh)
+        return super().get_connection(event, reuse=reuse and not fresh)
+
+
+def _fork(context: Context) -> Context:
+    """As `Context.fork`, which first makes a server connection that nobody wants."""
+    fork = Context.__new__(Context)
+    fork.__dict__.update(context.__dict__)
+    fork.layers = context.layers.copy()
+    return fork
 
 
 def _joined(writes: list[commands.SendData]) -> commands.SendData:

@@ -1,0 +1,147 @@
+"""mitmproxy's HTTP/1 connections, which read the head of a message at half the cost.
+
+`http.Request` and `http.Response` check the type of each of their fields when they are
+made, by way of six exceptions that are raised and caught. That takes 25 us a message,
+and every exception keeps the frames around it alive until the garbage collector comes:
+together more than all the rest of this package does with a request. The values come from
+mitmproxy's own parser, which is used here as it is. Whatever is not in order (or not yet
+complete) is left to the base class.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from mitmproxy import http
+from mitmproxy.net.http import http1
+from mitmproxy.net.http.http1 import read
+from mitmproxy.proxy import events, layer
+from mitmproxy.proxy.layer import CommandGenerator
+from mitmproxy.proxy.layers.http import HttpClient, ReceiveHttp, RequestHeaders, ResponseHeaders
+from mitmproxy.proxy.layers.http._http1 import (
+    Http1Client,
+    Http1Connection,
+    Http1Server,
+    make_body_reader,
+)
+
+from account_pool.proxy.headers import IndexedHeaders
+
+_T = TypeVar("_T", http.Request, http.Response)
+#: A message and the length of its body, as `http1.expected_http_body_size` tells it.
+_Head = tuple[_T, int | None]
+
+
+class QuickServer(Http1Server):
+    """The connection to a client."""
+
+    def read_headers(self, event: events.ConnectionEvent) -> CommandGenerator[None]:
+        head = _taken(self, event, _request)
+        if head is None:
+            yield from super().read_headers(event)
+            return
+        self.request, size = head
+        yield ReceiveHttp(RequestHeaders(self.stream_id, self.request, size == 0))
+        self.body_reader = make_body_reader(size)
+        self.state = self.read_body
+        yield from self.state(event)
+
+
+class QuickClient(Http1Client):
+    """The connection to a server."""
+
+    def read_headers(self, event: events.ConnectionEvent) -> CommandGenerator[None]:
+        request, stream_id = self.request, self.stream_id
+        if request is None or stream_id is None:
+            head = None  # nobody has asked for anything
+        else:
+            head = _taken(self, event, lambda lines: _response(lines, request))
+        if head is None or stream_id is None:
+            yield from super().read_headers(event)
+            return
+        self.response, size = head
+        yield ReceiveHttp(ResponseHeaders(stream_id, self.response, size == 0))
+        self.body_reader = make_body_reader(size)
+        self.state = self.read_body
+        yield from self.state(event)
+
+
+#: Whether this mitmproxy has the parts used here, which are its own affair.
+_USABLE = all(
+    hasattr(read, name) for name in ("_read_request_line", "_read_response_line", "_read_headers")
+)
+
+
+def quick_server(chosen: layer.Layer) -> layer.Layer:
+    """Return ours in place of the HTTP/1 that mitmproxy has just begun; else *chosen*."""
+    if _USABLE and type(chosen) is Http1Server:
+        return _in_place(chosen, QuickServer)
+    return chosen
+
+
+def make_client_quick(outermost: layer.Layer) -> None:
+    """Put ours in place of the HTTP/1 at the end of a connection that has just opened."""
+    at: Any = outermost if _USABLE else None
+    while not (at is None or isinstance(at, HttpClient)):
+        at = getattr(at, "child_layer", None)
+    if at is not None and type(getattr(at, "child_layer", None)) is Http1Client:
+        at.child_layer = _in_place(at.child_layer, QuickClient)
+        at._handle_event = at.child_layer.handle_event
+
+
+def _in_place(chosen: Any, ours: Callable[[Any], Http1Connection]) -> Http1Connection:
+    # Layers append themselves to the context when they are made.
+    chosen.context.layers.remove(chosen)
+    quick = ours(chosen.context)
+    quick.state = quick.read_headers  # where the other one was told to start
+    return quick
+
+
+def _taken(
+    connection: Http1Connection,
+    event: events.Event,
+    parse: Callable[[list[bytes]], _Head[_T]],
+) -> _Head[_T] | None:
+    """Take a head off the buffer of *connection*; None, and nothing taken, if it is odd."""
+    if not isinstance(event, events.DataReceived) or b"\r\n\r\n" not in event.data:
+        return None
+    buffered = bytes(connection.buf)
+    lines = connection.buf.maybe_extract_lines()
+    try:
+        if lines:
+            return parse([bytes(line) for line in lines])
+    except ValueError:
+        pass  # the base class finds it as well, and says so
+    connection.buf = type(connection.buf)()
+    connection.buf += buffered
+    return None
+
+
+def _request(lines: list[bytes]) -> _Head[http.Request]:
+    host, port, method, scheme, authority, path, version = read._read_request_line(lines[0])
+    request = http.Request.__new__(http.Request)
+    request.data = http.RequestData.__new__(http.RequestData)
+    _fill(request.data, version, lines)
+    request.data.__dict__.update(
+        host=host, port=port, method=method, scheme=scheme, authority=authority, path=path
+    )
+    return request, http1.expected_http_body_size(request)
+
+
+def _response(lines: list[bytes], request: http.Request) -> _Head[http.Response]:
+    version, status_code, reason = read._read_response_line(lines[0])
+    response = http.Response.__new__(http.Response)
+    response.data = http.ResponseData.__new__(http.ResponseData)
+    _fill(response.data, version, lines)
+    response.data.__dict__.update(status_code=status_code, reason=reason)
+    return response, http1.expected_http_body_size(request, response)
+
+
+def _fill(data: http.MessageData, version: bytes, lines: list[bytes]) -> None:
+    """Set what every message has."""
+    data.http_version = version
+    data.headers = IndexedHeaders.of(read._read_headers(lines[1:]).fields)
+    data.content = data.trailers = None
+    data.timestamp_start, data.timestamp_end = time.time(), None

@@ -1,0 +1,107 @@
+"""Our HTTP/1 connections read heads as mitmproxy's do, whatever the bytes and the pieces."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from mitmproxy import http
+from mitmproxy.connection import ConnectionState, Server
+from mitmproxy.proxy import events
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers.http import ReceiveHttp, RequestEndOfMessage, RequestHeaders
+from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Server
+
+from account_pool.proxy.http1 import QuickClient, QuickServer
+from tests.proxy.helpers import client_connection, options_of
+
+REQUESTS = [
+    b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
+    b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET http://a:81/y HTTP/1.1\r\nX: 1\r\n folded\r\n\r\n",
+    b"\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET / HTTP/1.1\nHost: a\n\n",
+    b"GET /\r\nHost: a\r\n\r\n",
+    b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+    b"POST / HTTP/1.1\r\nContent-Length: many\r\n\r\n",
+    b"POST / HTTP/1.1\r\nTransfer-Encoding: odd\r\n\r\n",
+    b"CONNECT nonsense HTTP/1.1\r\n\r\n",
+]
+ANSWERS = [
+    b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
+    b"HTTP/1.1 200\r\nContent-Length: 2\r\n\r\nhi",
+    b"HTTP/1.1 204 No Content\r\n\r\n",
+    b"HTTP/1.0 200 OK\r\n\r\nuntil the end",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+    b"HTTP/1.1 abc OK\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+    b"nonsense\r\n\r\n",
+]
+PIECES = [1, 7, 1000]
+
+
+def context() -> Context:
+    made = Context(client_connection(), options_of())
+    made.server = Server(address=("a", 443))
+    made.server.state = ConnectionState.OPEN
+    return made
+
+
+def told(layer: Any, data: bytes, size: int) -> list[str]:
+    """Feed *data* in pieces of *size*; return what the layer said, without times."""
+    said = []
+    for at in range(0, len(data), size):
+        event = events.DataReceived(layer.conn, data[at : at + size])
+        for command in layer.handle_event(event):
+            text = repr(command).split("Server({")[0].split("Client({")[0]
+            if isinstance(command, ReceiveHttp):
+                event = command.event
+                message = getattr(event, "request", None) or getattr(event, "response", None)
+                text = f"{type(event).__name__} {vars(event).keys()}"
+                if message is not None:
+                    message.timestamp_start = 0.0
+                    type(message)(**vars(message.data))  # the checks that are left out pass
+                    text += f"{message.get_state()} {getattr(event, 'end_stream', None)}"
+                else:
+                    text += repr(event)
+            said.append(text)
+    return [*said, layer.state.__name__, bytes(layer.buf)]
+
+
+@pytest.mark.parametrize("size", PIECES)
+@pytest.mark.parametrize("data", REQUESTS)
+def test_requests(data: bytes, size: int) -> None:
+    both = []
+    for kind in (Http1Server, QuickServer):
+        layer = kind(context())
+        list(layer.handle_event(events.Start()))
+        both.append(told(layer, data, size))
+    assert both[0] == both[1]
+
+
+@pytest.mark.parametrize("size", PIECES)
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("data", ANSWERS)
+def test_answers(data: bytes, asked: bool, size: int) -> None:
+    both = []
+    for kind in (Http1Client, QuickClient):
+        layer = kind(context())
+        list(layer.handle_event(events.Start()))
+        if asked:
+            request = http.Request.make("GET", "https://a/")
+            list(layer.handle_event(RequestHeaders(-1, request, True)))
+            list(layer.handle_event(RequestEndOfMessage(-1)))
+        both.append(told(layer, data, size))
+    assert both[0] == both[1]
+
+
+def test_ours_are_used(rig_of) -> None:
+    from tests.proxy.helpers import OK, post1
+
+    rig = rig_of()
+    rig.send(post1())
+    rig.server.send(OK)
+    kinds = {type(layer.context.layers[-1]) for layer in rig.layer.connections.values()}
+    assert kinds == {QuickServer, QuickClient}
