@@ -772,3 +772,82 @@ LATE = STALE_WITHIN_S
 )
 def test_how_broken(message: str, kept: bool, answered: bool, after_s: float, how: Broken) -> None:
     assert how_broken(message, kept=kept, answered=answered, after_s=after_s) is how
+
+
+# -- models that not every account has
+
+
+def without(play: Play, model: str = "gpt-5") -> list[str]:
+    """Labels of the accounts that are not asked for *model* now."""
+    states = play.pool.accounts()
+    return [s.key.label for s in states if s.cooling_until(model, play.now) > play.now]
+
+
+MISSING = Outcome(cls=OutcomeClass.REQUEST_ERROR, signal="404", missing_model=True)
+
+
+def test_a_model_is_found_where_it_is() -> None:
+    play = Play("a", "b", "c")
+    play >> begin << "send a" >> refused(MISSING) << "send b" >> refused(MISSING) << "send c"
+    play >> committed >> finished
+    assert (without(play), without(play, "gpt-6")) == (["a", "b"], [])
+
+
+def test_a_model_nobody_has_is_the_requests_mistake() -> None:
+    play = Play("a", "b")
+    play >> begin << "send a" >> refused(MISSING) << "send b" >> refused(MISSING)
+    play << "deliver"
+    assert without(play) == []
+    again = Play(pool=play.pool)
+    again >> begin << "send a" >> refused(MISSING) << "deliver"
+    later = Play(pool=play.pool).at(61)
+    later >> begin << "send b" >> refused(MISSING) << "send a"
+
+
+def test_the_only_account_is_not_benched_for_a_model_it_lacks() -> None:
+    play = Play("a")
+    play >> begin << "send a" >> refused(MISSING) << "deliver"
+    assert without(play) == []
+
+
+def test_a_model_is_not_waited_for() -> None:
+    """Who cools now might have it, but a mistyped name must not hold a request."""
+    play = Play("a", "b")
+    play.pool.mark_cooldown(key("b"), rate_limit(5.0), now=0.0)
+    play >> begin << "send a" >> refused(MISSING) << "deliver"
+
+
+def test_another_refusal_benches_nobody_for_a_model() -> None:
+    play = Play("a", "b")
+    play >> begin << "send a" >> refused(MISSING) << "send b" >> refused(REQUEST_ERROR) << "deliver"
+    assert without(play) == []
+
+
+# -- limits told inside a WebSocket
+
+SOCKET = Facts(provider=PROVIDER, kind="key", socket=True)
+
+
+def test_a_socket_moves_when_another_account_could_serve() -> None:
+    play = Play("a", "b", facts=SOCKET)
+    play >> begin << "send a" >> committed
+    assert play.attempts.refused_inside(MODEL_LIMIT, "gpt-5", play.now)
+    again = Play(pool=play.pool, facts=SOCKET, strategy="fill-first")
+    again >> begin << "send b" >> committed
+    # Now both are limited: the frame is for the client, and no socket opens in a circle.
+    assert not again.attempts.refused_inside(MODEL_LIMIT, "gpt-5", again.now)
+    assert without(play, "other") == []
+
+
+def test_a_socket_whose_limit_others_share_stays() -> None:
+    play = Play("a", "b", facts=SOCKET)
+    play >> begin << "send a" >> committed
+    bare = Outcome(cls=OutcomeClass.RATE_LIMIT, replayable=False, signal="429")
+    assert not play.attempts.refused_inside(bare, "gpt-5", play.now)
+
+
+def test_an_account_forbidden_inside_a_socket_is_disabled() -> None:
+    play = Play("a", "b", facts=SOCKET)
+    play >> begin << "send a" >> committed
+    assert play.attempts.refused_inside(FORBIDDEN, "gpt-5", play.now)
+    assert play.pool.get(key("a")).disabled is not None

@@ -24,6 +24,7 @@ from account_pool.core.outcome import Answer
         ({"error": {"details": [{"reason": "R"}, 5, None]}}, {"r"}, ""),
         ({"error": {"metadata": {"limit_source": "s"}}}, {"s"}, ""),
         ({"detail": "m"}, set(), "m"),
+        ({"detail": {"code": "C", "message": "m"}}, {"c"}, "m"),
         ({"error": {"code": None, "type": True, "message": 5}}, set(), ""),
         ({"error": {"code": "x" * 500, "message": "m"}}, set(), "m"),
         ("plain", set(), "plain"),

@@ -685,3 +685,33 @@ def test_a_listener_may_take_the_place_that_became_free() -> None:
     pool.release(lease, OK, now=1.0)
     assert len(taken) == 1
     assert pool.get(key("a")).in_flight == 1
+
+
+@pytest.mark.parametrize("strategy", POLICIES)
+def test_what_its_owner_changed_is_taken_over_and_all_else_stays(strategy: str) -> None:
+    pool = pool_of("a", "b", strategy=strategy)
+    limit = rate_limit(60, scope=Scope.MODEL)
+    pool.mark_cooldown(key("a"), limit, now=0.0, model="another")
+    lease = pool.acquire(FACTS, now=0.0, avoid={key("b")})
+    pool.replace(account("a", priority=9, max_concurrent=2), now=1.0)
+    assert {pool.acquire(FACTS, now=1.0).key for _ in range(3)} == {key("b")}
+    pool.replace(account("a", priority=-1, max_concurrent=2), now=2.0)
+    assert pool.acquire(FACTS, now=2.0).key == key("a")
+    assert pool.acquire(FACTS, now=2.0).key == key("b")  # a is full
+    pool.release(lease, OK, now=3.0)
+    assert pool.acquire(FACTS, now=3.0).key == key("a")
+    pool.replace(account("a", enabled=False), now=4.0)
+    assert pool.acquire(FACTS, now=4.0).key == key("b")
+    pool.replace(account("a"), now=5.0)
+    assert pool.get(key("a")).in_flight == 2
+    assert pool.get(key("a")).credentials == keys_of("a")
+    assert pool.get(key("a")).cooling_until("another", 5.0) > 5.0
+    with pytest.raises(UnknownAccount):
+        pool.replace(account("z"), now=6.0)
+
+
+def test_an_account_that_is_switched_on_waits_for_its_credential() -> None:
+    pool = Pool()
+    pool.add(account("a", enabled=False), now=0.0)
+    pool.replace(account("a"), now=1.0)
+    assert pool.shortage(FACTS, now=1.0).may_change

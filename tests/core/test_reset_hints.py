@@ -173,7 +173,10 @@ def test_milliseconds() -> None:
         ("You will regain access on 2026-10-02 at 00:00 UTC.", 50400),
         ("Resets at 2026-10-01T10:05:00Z", 300),
         ("resets on 2026-10-02", 50400),
+        ("Out of call volume quota. Quota will be replenished in 01:58:12.", 7092),
+        ("Quota will be replenished in 2.11:58:12.", 215892),
         # a window, an amount or an empty promise, not a wait
+        ("available at 14:30:00", None),
         ("Sorry, you've exceeded your 5 hour session limits.", None),
         ("which is limited to 40 API calls / minute.", None),
         ("Please try again later. 5 minutes ago it worked", None),
@@ -240,7 +243,7 @@ HOSTILE = st.one_of(
     st.floats(),
     st.none(),
     st.lists(st.integers(), max_size=2),
-    st.from_regex(r"(try again in|wait|resets at) [0-9]{1,30}[.: ]?[0-9a-z-]{0,20}"),
+    st.from_regex(r"(try again in|wait|resets at) [0-9]{1,30}[.: ]?[0-9a-z:-]{0,20}"),
 )
 
 

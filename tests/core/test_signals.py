@@ -140,6 +140,19 @@ def test_the_requests_own_model_is_kept() -> None:
     assert table(row).classify(answer(model="m-latest")).model is None
 
 
+@pytest.mark.parametrize(
+    ("feature", "model", "covered"),
+    [("images", "m", "images"), ("images", None, "images"), (None, "m", None), (None, None, "f")],
+)
+def test_a_feature_comes_before_the_requests_model(
+    feature: str | None, model: str | None, covered: str | None
+) -> None:
+    row = rule(scope=Scope.MODEL, feature=lambda _: feature, model=lambda _: "f")
+    assert table(row).classify(answer(model=model)).model == covered
+    of_account = rule(scope=Scope.ACCOUNT, feature=lambda _: feature, model=lambda _: "f")
+    assert table(of_account).classify(answer(model=model)).model is None
+
+
 def test_nothing_a_vendor_wrote_is_in_the_signal() -> None:
     secret = "sk-abc and what the user asked"
     payload = {"error": {"message": secret, "code": secret, "type": "slow_down"}}

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from websockets.asyncio.client import connect
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from account_pool.demo.exchange import Ending, Reply
 from account_pool.demo.scripts import by_credential, openai
@@ -119,3 +119,61 @@ async def test_who_gets_a_socket(provider, pool_proxy, preference, headers, stat
             pass
     assert caught.value.response.status_code == status
     assert upstream.journal.requests == []
+
+
+CREATE = json.dumps({"type": "response.create", "model": "gpt-6", "input": []})
+CREATED = json.dumps({"type": "response.created", "response": {"id": "resp_1"}})
+DELTA = json.dumps({"type": "response.output_text.delta", "delta": "Good"})
+LIMITED = json.dumps(
+    {
+        "type": "error",
+        "status": 429,
+        "error": {"type": "requests", "code": "rate_limit_exceeded", "message": "Slow down."},
+        "headers": {"retry-after": "600"},
+    }
+)
+
+
+def says(*frames: str) -> Reply:
+    return Reply(status=101, socket=lambda _message: frames)
+
+
+async def test_a_limit_before_an_answer_closes_the_socket(provider, pool_proxy):
+    """The client opens another one, which another account serves; it sees no limit."""
+    upstream = await provider(
+        by_credential({FIRST: says(CREATED, LIMITED), SECOND: says(CREATED, DELTA)})
+    )
+    proxy = await pool_proxy(TWO, provider=upstream)
+    async with open_socket(proxy) as socket:
+        await socket.send(CREATE)
+        assert await socket.recv() == CREATED
+        with pytest.raises(ConnectionClosed):
+            await socket.recv()
+        assert socket.close_code == 1013
+    async with open_socket(proxy) as socket:
+        await socket.send(CREATE)
+        assert [await socket.recv(), await socket.recv()] == [CREATED, DELTA]
+    assert upstream.journal.statuses == [(FIRST, 101), (SECOND, 101)]
+    line = await proxy.until_printed("in a WebSocket")
+    assert "openai/first: rate_limit" in line
+
+
+async def test_a_limit_in_the_middle_of_an_answer_is_told(provider, pool_proxy):
+    upstream = await provider(by_credential({FIRST: says(DELTA, LIMITED), SECOND: ACCEPTED}))
+    proxy = await pool_proxy(TWO, provider=upstream)
+    async with open_socket(proxy) as socket:
+        await socket.send(CREATE)
+        assert [await socket.recv(), await socket.recv()] == [DELTA, LIMITED]
+    async with open_socket(proxy):
+        pass
+    assert upstream.journal.credentials == [FIRST, SECOND]
+
+
+async def test_a_limit_is_told_when_nobody_else_could_serve(provider, pool_proxy):
+    upstream = await provider(by_credential({FIRST: says(LIMITED)}))
+    proxy = await pool_proxy(in_order("first"), provider=upstream)
+    async with open_socket(proxy) as socket:
+        await socket.send(CREATE)
+        assert await socket.recv() == LIMITED
+        await socket.send(CREATE)
+        assert await socket.recv() == LIMITED

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import assert_never
 
@@ -28,6 +28,9 @@ OVERLOAD_TRIES = 2
 OVERLOAD_PAUSE_S = 1.0
 #: Pause before a server that refused a connection is tried again.
 CONNECT_PAUSE_S = 0.25
+
+#: Stands for the models of a WebSocket, which its handshake does not name.
+SOCKETS = "(websocket)"
 
 _OK = Outcome(cls=OutcomeClass.OK)
 
@@ -260,13 +263,33 @@ class Attempts:
         self._expect(Phase.SENT)
         self.phase = Phase.COMMITTED
         self.history[-1].outcome = _OK
-        self._confirm_suspects(now)
+        self._confirm_suspects(now, served=True)
 
     def finished(self, now: float) -> None:
         """The committed answer has ended, or the client hung up when it had enough."""
         self._expect(Phase.COMMITTED)
         self.phase = Phase.OVER
         self._return(_OK, now)
+
+    def refused_inside(self, outcome: Outcome, model: str | None, now: float) -> bool:
+        """A committed WebSocket was told of a limit: bench its account for *model*.
+
+        Returns whether another account could serve, so that it is worth closing the
+        socket: its client opens another.
+        """
+        lease = self._held(Phase.COMMITTED)
+        with suppress(UnknownAccount):
+            if outcome.cls is OutcomeClass.FORBIDDEN_ACCOUNT:
+                self.pool.mark_failure(lease.key, outcome, now=now, model=model)
+            else:
+                self.pool.mark_cooldown(lease.key, outcome, now=now, model=model)
+            if outcome.scope is Scope.MODEL:
+                # The next handshake names no model; it must not come back here.
+                of_sockets = replace(outcome, model=SOCKETS)
+                self.pool.mark_cooldown(lease.key, of_sockets, now=now)
+        facts = replace(self.facts, model=model)
+        others = self.pool.pick(facts, now=now, avoid=self._avoided(now) | {lease.key})
+        return outcome.replayable and others is not None
 
     def left(self, now: float) -> None:
         """The client has left, or the request was given up: nobody's fault.
@@ -288,6 +311,8 @@ class Attempts:
                 return self._limited(outcome, now)
             case OutcomeClass.OVERLOADED:
                 return self._overloaded(outcome, now)
+            case OutcomeClass.REQUEST_ERROR if outcome.missing_model:
+                return self._model_missing(lease, outcome, now)
             case (
                 OutcomeClass.SERVER_ERROR
                 | OutcomeClass.REQUEST_ERROR
@@ -299,6 +324,9 @@ class Attempts:
                 assert_never(outcome.cls)
 
     def _limited(self, outcome: Outcome, now: float) -> Step:
+        if outcome.model is not None and self.lease is not None:
+            # A feature that is named need not be what the request will be chosen by.
+            self._avoid.add(self.lease.key)
         self._return(outcome, now)
         self._confirm_suspects(now)
         if outcome.scope is Scope.NONE:
@@ -342,6 +370,25 @@ class Attempts:
             return Deliver(self._soonest(now))
         return self._choose(now)
 
+    def _model_missing(self, lease: Lease, outcome: Outcome, now: float) -> Step:
+        """Ask the others for the model; it is off for this account once one of them serves it.
+
+        A name that no account knows is the request's own mistake: it is handed on, and
+        for a while nobody else is asked about it.
+        """
+        if self.pool.is_unknown_model(self.facts, now=now):
+            return self._deliver(now)
+        return self._forbidden(
+            lease,
+            replace(
+                outcome,
+                cls=OutcomeClass.FORBIDDEN_ACCOUNT,
+                scope=Scope.MODEL,
+                replayable=True,
+            ),
+            now,
+        )
+
     def _suspect(self, lease: Lease, outcome: Outcome, now: float) -> Step:
         """Try one other account before anybody is benched."""
         self._return(None, now)
@@ -356,14 +403,22 @@ class Attempts:
 
     def _nobody_left(self, now: float) -> None:
         """No other account can be asked about those that refused this request."""
+        if self._misses_model():
+            self.pool.note_unknown_model(self.facts, now=now)
         alike = len({outcome.cls for _, outcome in self._suspects}) == 1
         if len(self._suspects) > 1 and alike:
             self._suspects.clear()  # the request's own fault
         self._confirm_suspects(now)
 
-    def _confirm_suspects(self, now: float) -> None:
+    def _misses_model(self) -> bool:
+        return any(outcome.missing_model for _, outcome in self._suspects)
+
+    def _confirm_suspects(self, now: float, *, served: bool = False) -> None:
+        """Bench those that refused. A missing model needs a witness: one who *served* it."""
         model = self.facts.model
         for lease, outcome in self._suspects:
+            if outcome.missing_model and not served:
+                continue
             # The account may have been removed since: then there is nothing to bench.
             with suppress(UnknownAccount):
                 self.pool.mark_failure(
@@ -394,9 +449,13 @@ class Attempts:
             self._nobody_left(now)
             return self._exhausted(self._soonest(now), None)
         try:
-            self.lease = self.pool.acquire(self.facts, now=now, avoid=self._avoid)
+            self.lease = self.pool.acquire(self.facts, now=now, avoid=self._avoided(now))
         except NoUsableAccount as nobody:
             hold_until = self._hold_until(now)
+            if self._misses_model():
+                # It is looked for among those who can answer at once.
+                self._nobody_left(now)
+                return Deliver()
             if hold_until > now:
                 if nobody.retry_at is not None and nobody.retry_at <= hold_until:
                     return Wait(nobody.retry_at, self.pool.changes)
@@ -405,6 +464,20 @@ class Attempts:
             self._nobody_left(now)
             return self._exhausted(nobody.wait_s(now), nobody)
         return self._send(self.lease)
+
+    def _avoided(self, now: float) -> set[AccountKey]:
+        """Accounts not to be asked: those that refused, and for a WebSocket those whose last
+        one was told of a limit, unless nobody else is left.
+        """
+        if not self.facts.socket:
+            return self._avoid
+        limited = {
+            state.key
+            for state in self.pool.accounts(self.facts.provider)
+            if SOCKETS in state.cooldowns and state.cooldowns[SOCKETS].active(now)
+        }
+        avoided = self._avoid | limited
+        return avoided if self.pool.pick(self.facts, now=now, avoid=avoided) else self._avoid
 
     def _exhausted(self, wait: float | None, nobody: NoUsableAccount | None) -> Step:
         if self._refused:

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from account_pool.core import reset_hints
 from account_pool.core.outcome import Answer
 
@@ -21,12 +23,18 @@ _MAX_MESSAGE_CHARS = 4096
 _MAX_WORD_CHARS = 100
 _MAX_ITEMS = 16
 _MAX_HEADERS = 64
+_MAX_DEPTH = 5
 
 # Where envelopes put their codes, and where their sentence.
 _WORD_KEYS = ("code", "type", "status", "reason", "error_type", "limit_source", "notification_id")
-_MESSAGE_KEYS = ("message", "msg", "detail", "error_description", "title")
+_MESSAGE_KEYS = (
+    *("message", "msg", "detail", "error_description", "error_message", "errorMessage", "title"),
+)
 #: Names of events that only say "here is an error".
 _NO_WORDS = frozenset({"", "error", "response.failed", "none", "null"})
+
+# RateLimitReached -> rate_limit_reached
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 _ERROR_STATUS = re.compile(r"[45][0-9]{2}")
 
@@ -65,13 +73,16 @@ class Facts:
             when it names none.
         headers: by lower-case name, those inside a WebSocket frame or body included.
         words: every code, type, status and reason of the envelope, in lower case; of
-            `code:detail` both the whole and the part before the colon.
+            `code:detail` both the whole and the part before the colon; of `TwoWords` and
+            `two-words` also `two_words`.
         message: what the envelope says in prose, or a plain-text body; "" for HTML.
         error: the error object, {} if there is none.
+        outer: the whole body or event; the error object itself where there is no wrapper.
         html: the body is a page: it came from something before the API.
         window_s: length of the first window *message* names, in seconds.
         model: the model the request asked for.
         now: wall clock by which instants are read; None if unknown.
+        payload: the JSON value the error stands in, None if it is not JSON.
     """
 
     status: int
@@ -79,10 +90,12 @@ class Facts:
     words: frozenset[str]
     message: str
     error: Mapping[str, Any]
+    outer: Mapping[str, Any]
     html: bool
     window_s: float | None
     model: str | None
     now: float | None
+    payload: Any = None
 
 
 def read_facts(answer: Answer) -> Facts:
@@ -105,10 +118,12 @@ def read_facts(answer: Answer) -> Facts:
         words=words,
         message=message,
         error=error,
+        outer=outer,
         html=html,
         window_s=window_s(message),
         model=answer.model,
         now=reset_hints.answer_now(answer.headers, answer.wall_now),
+        payload=payload,
     )
 
 
@@ -140,25 +155,66 @@ def _envelope(payload: Any) -> tuple[Mapping[str, Any], str]:
     """Return the error object and its message.
 
     `{"error": {...}}`, `{"error": "text", "code": ...}`, `{"response": {"error": ...}}`,
-    flat `{"message", "code"}`, `{"detail": ...}`, or plain text.
+    `{"choices": [{"error": ...}]}`, flat `{"message", "code"}`, `{"detail": ...}`, or plain
+    text. Gateways wrap the upstream's envelope in their own, some as text.
     """
-    if isinstance(payload, str):
-        return {}, payload
-    holder = _mapping(payload)
-    if isinstance(inner := holder.get("response"), dict) and inner.get("error"):
+    holder = payload
+    for _ in range(_MAX_DEPTH):
+        inner = _inner(holder)
+        if inner is None:
+            break
         holder = inner
+    if isinstance(holder, str):
+        return {}, holder
+    holder = _mapping(holder)
     error = holder.get("error")
-    if isinstance(error, dict):
-        # Gateways wrap the upstream's envelope in their own.
-        error = error["error"] if isinstance(error.get("error"), dict) else error
-        return error, _message(error)
     if isinstance(error, str):
         return holder, "\n".join(filter(None, (error, _message(holder))))
     return holder, _message(holder)
 
 
+def _inner(holder: Any) -> Mapping[str, Any] | None:
+    """Return the object within *holder* that is nearer to the error, None if there is none."""
+    if isinstance(holder, str):
+        return _mapping(_json(holder)) or None
+    holder = _mapping(holder)
+    error = holder.get("error") or _choice_error(holder)
+    if error:
+        return _object(error)
+    for key in ("response", "data", "body", "detail"):
+        if (inner := _mapping(holder.get(key))).get("error"):
+            return inner
+    message = holder.get("message")
+    if isinstance(message, str):
+        inner = _mapping(_json(message))
+        return inner if inner.get("error") else None
+    return _object(holder.get("errors"))
+
+
+def _object(value: Any) -> Mapping[str, Any] | None:
+    """Return *value* as an object: itself, the first of a list, or what its text says."""
+    value = _json(value) if isinstance(value, str) else _first(value)
+    return _mapping(value) or None
+
+
+def _json(text: str) -> Any:
+    """Return the value of a JSON object in *text*, None if it is none."""
+    if text.lstrip()[:1] != "{":
+        return None
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+
+
+def _choice_error(holder: Mapping[str, Any]) -> Any:
+    """Return the error of a chat choice (OpenRouter)."""
+    return _mapping(_first(holder.get("choices"))).get("error")
+
+
 def _message(holder: Mapping[str, Any]) -> str:
     texts = [holder.get(key) for key in _MESSAGE_KEYS]
+    texts.append(_mapping(holder.get("detail")).get("message"))
     return "\n".join(text for text in texts if isinstance(text, str))
 
 
@@ -172,6 +228,7 @@ def _words(holder: Mapping[str, Any]) -> frozenset[str]:
         _mapping(holder.get("metadata")),
         _mapping(holder.get("innererror")),
         _mapping(holder.get("error_details")),
+        _mapping(holder.get("detail")),
         *map(_mapping, (details if isinstance(details, list) else [])[:_MAX_ITEMS]),
         *map(_mapping, (errors if isinstance(errors, list) else [])[:_MAX_ITEMS]),
     ):
@@ -187,10 +244,12 @@ def _word(value: Any) -> set[str]:
         return set()
     if isinstance(value, int) and abs(value) > 10**9:
         return set()
-    word = str(value).strip().lower()
-    if len(word) > _MAX_WORD_CHARS:
+    text = str(value).strip()
+    if len(text) > _MAX_WORD_CHARS:
         return set()
-    return {word, word.partition(":")[0]}
+    word = text.lower()
+    snake = _HUMP.sub("_", text).lower().replace("-", "_")
+    return {word, word.partition(":")[0], snake}
 
 
 def _status_inside(outer: Mapping[str, Any], error: Mapping[str, Any]) -> int:

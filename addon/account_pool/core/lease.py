@@ -16,11 +16,13 @@ class Facts:
         provider: whose API it is.
         kind: the kind of credential it takes; kinds never mix.
         model: the model it asks for; None if unknown.
+        socket: it opens a WebSocket, whose messages will ask for models nobody knows yet.
     """
 
     provider: str
     kind: str
     model: str | None = None
+    socket: bool = False
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -66,6 +66,8 @@ class Outcome:
         shared: the limit is that of the account's owner (organisation, team, project):
             every account of the same owner has it.
         owner: the owner, when the answer itself names it.
+        missing_model: a request error that says this account does not have the model;
+            another may have it.
     """
 
     cls: OutcomeClass
@@ -78,6 +80,7 @@ class Outcome:
     model: str | None = None
     shared: bool = False
     owner: str | None = None
+    missing_model: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ from account_pool.core.errors import (
 )
 from account_pool.core.lease import Facts, Lease
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from account_pool.core.owners import Owners
 from account_pool.core.selection import POLICIES, SelectionPolicy
 from account_pool.core.state import AccountState
 
@@ -43,6 +44,10 @@ _BENCHING = (
 #: Cooldowns kept per account. Clients choose the names of models, so there must be a
 #: bound; no provider has so many models.
 MAX_COOLDOWNS = 128
+#: How long a model that no account knew is not looked for again, seconds: somebody mistyped
+#: it, and every request would cost an attempt on each account.
+UNKNOWN_MODEL_S = 60.0
+MAX_UNKNOWN_MODELS = 128
 
 
 class _Members:
@@ -115,6 +120,9 @@ class Pool:
         self._sequence = count(1)
         self._positions = count()
         self._listeners: list[Callable[[], None]] = []
+        self._owners = Owners()
+        #: models that no account of a provider knew, and until when that is believed
+        self._unknown_models: dict[tuple[str, str | None], float] = {}
         #: counts the changes that may let a waiting request go on
         self.changes = 0
 
@@ -165,8 +173,24 @@ class Pool:
         members = self._members[key.provider]
         members.unplace(state)
         del members.by_label[key.label]
+        self._owners.forget(key)
         self._changed()
         return state.account
+
+    def replace(self, account: Account, *, now: float) -> None:
+        """Take over what the owner of *account* wrote anew; all else about it stays.
+
+        Cooldowns, credentials and open leases do. Raises UnknownAccount.
+        """
+        state = self._state(account.key)
+        members = self._members[account.provider]
+        # Where it stands follows from what was written before.
+        members.unplace(state)
+        if account.enabled and not state.account.enabled:
+            state.pending = not state.credentials
+        state.account = account
+        members.place(state, now)
+        self._changed()
 
     def set_credentials(
         self,
@@ -187,6 +211,8 @@ class Pool:
         """
         state = self._state(key)
         state.credentials = dict(credentials)
+        # What a new login of the same account may use is learnt anew.
+        self._unknown_models.clear()
         by_401 = state.disabled and state.disabled.cls is not OutcomeClass.FORBIDDEN_ACCOUNT
         if by_401 and credentials and state.credentials != state.refused:
             state.disabled = None
@@ -229,13 +255,11 @@ class Pool:
             return None
         members.wake(now)
         model, kind = facts.model, facts.kind
-        for state in members.policy.ranked():
-            # A cooldown of the whole account keeps it out of the policy; what is left
-            # to ask depends on the request.
+        for state in members.policy.ranked_for(model, now):
+            # What is left to ask depends on the request.
             if (
                 kind in state.credentials
                 and state.account.models.allows(model)
-                and not (state.cooldowns and state.cooling_until(model, now) > now)
                 and state.key not in avoid
             ):
                 return state
@@ -334,6 +358,21 @@ class Pool:
             started_at: when the refused attempt began; default now.
         """
         state = self._state(key)
+        if outcome.owner:
+            self._owners.learn(key, outcome.owner)
+        if outcome.shared:
+            for other in self._owners.others(key):
+                self._cool(self._state(other), outcome, now, model, started_at)
+        return self._cool(state, outcome, now, model, started_at)
+
+    def _cool(
+        self,
+        state: AccountState,
+        outcome: Outcome,
+        now: float,
+        model: str | None,
+        started_at: float | None,
+    ) -> Cooldown:
         covered = (outcome.model or model) if outcome.scope is Scope.MODEL else None
         cooldown = next_cooldown(
             state.cooldowns.get(covered),
@@ -347,7 +386,7 @@ class Pool:
         if len(state.cooldowns) >= MAX_COOLDOWNS and covered not in state.cooldowns:
             _forget_some(state, now)
         state.cooldowns[covered] = cooldown
-        self._members[key.provider].place(state, now)
+        self._members[state.key.provider].place(state, now)
         self._changed()
         return cooldown
 
@@ -382,6 +421,25 @@ class Pool:
         state.disabled = Cause.of(outcome, hinted=False)
         self._members[key.provider].place(state, now)
         self._changed()
+
+    def learn_owner(self, key: AccountKey, owner: str) -> None:
+        """Note whose limits *key* runs into; its owner's other accounts share them."""
+        if self._find(key) is not None:
+            self._owners.learn(key, owner)
+
+    def owner_of(self, key: AccountKey) -> str | None:
+        """Return the owner answers named for *key*, None if none did."""
+        return self._owners.of(key)
+
+    def note_unknown_model(self, facts: Facts, *, now: float) -> None:
+        """Nobody knew the model of *facts*: for a while only one account is asked for it."""
+        if len(self._unknown_models) >= MAX_UNKNOWN_MODELS:
+            self._unknown_models.clear()
+        self._unknown_models[facts.provider, facts.model] = now + UNKNOWN_MODEL_S
+
+    def is_unknown_model(self, facts: Facts, *, now: float) -> bool:
+        """Say whether nobody knew the model of *facts* a short while ago."""
+        return now < self._unknown_models.get((facts.provider, facts.model), now)
 
     def observe_headroom(
         self, key: AccountKey, share: float, *, reset_at: float = inf, now: float

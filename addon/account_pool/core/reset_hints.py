@@ -82,11 +82,17 @@ _MOMENT = (
     r"\s*(Z|UTC|GMT|[+-][0-9]{2}:?[0-9]{2})?"
 )
 _LEAD = (
-    r"\b(?:again|retry|retrying|wait|resets?|access|available|renews?|resumes?|lifted)\b"
+    r"\b(?:again|retry|retrying|wait|resets?|access|available|renews?|replenished|resumes?"
+    r"|lifted)\b"
     r"(?:[\s:,~]{1,3}(?:in|after|for|at|on|least|about|around|approximately|another|until"
     r"|within|the|next|again|will|be)\b){0,6}[\s:,~]{0,3}"
 )
-_SENTENCE_RE = re.compile(rf"{_LEAD}(?:(?P<wait>{_DURATION})|{_MOMENT})", re.IGNORECASE)
+# "2.11:58:12" (Azure API Management): days, hours, minutes, seconds.
+_CLOCK = (
+    r"(?<=\bin )(?:(?P<days>[0-9]{1,3})\.)?(?P<hours>[0-9]{1,2}):(?P<minutes>[0-9]{2})"
+    r":(?P<seconds>[0-9]{2})\b"
+)
+_SENTENCE_RE = re.compile(rf"{_LEAD}(?:(?P<wait>{_DURATION})|{_CLOCK}|{_MOMENT})", re.IGNORECASE)
 
 
 def _believable(seconds: float) -> float | None:
@@ -234,8 +240,9 @@ def sentence(text: object, now: float | None) -> float | None:
     """Find the wait in a vendor's prose; the first one that is said.
 
     "Please try again in 1.574s", "wait 9 hours 44 minutes", "retry after 22 seconds",
-    "You will regain access on 2026-10-01 at 00:00 UTC". A duration counts only after
-    such a lead: "5 hour session limits" or "40 calls / minute" name a window.
+    "Quota will be replenished in 01:58:12", "You will regain access on 2026-10-01 at 00:00
+    UTC". A duration counts only after such a lead: "5 hour session limits" or "40 calls /
+    minute" name a window.
     """
     if not isinstance(text, str):
         return None
@@ -244,7 +251,11 @@ def sentence(text: object, now: float | None) -> float | None:
         return None
     if found["wait"]:
         return _sum(found["wait"])
-    date, time, zone = found.groups()[1:]
+    if found["hours"]:
+        days, hours, minutes, whole = found.group("days", "hours", "minutes", "seconds")
+        clock = timedelta(int(days or 0), int(whole), 0, 0, int(minutes), int(hours))
+        return _believable(clock.total_seconds())
+    date, time, zone = found.groups()[-3:]
     zone = "+00:00" if zone is None or zone.upper() in ("Z", "UTC", "GMT") else zone
     return instant(f"{date}T{time or '00:00'}{zone}", now)
 

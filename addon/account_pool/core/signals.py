@@ -49,10 +49,14 @@ class Rule:
         when: anything else.
         waits: where the reset is named, best first; None: the table's. () when no
             wait cures it or what is named misleads.
-        model: the model, family or feature the answer names.
+        model: the model the answer names, for a request that named none.
+        feature: the family or feature that is spent where it is another thing than the
+            request's model: it is cooled in the model's place.
         shared: whether the limit is that of the account's owner, and so of every account
             of the same owner; None: what is usual for the vendor.
         owner: the owner (organisation, team, project) the answer names.
+        missing_model: a request error that says that this account does not have the
+            model; another may have it.
         source: where the vendor or a recording says so.
     """
 
@@ -66,8 +70,10 @@ class Rule:
     when: Callable[[Facts], bool] | None = None
     waits: tuple[Wait, ...] | None = None
     model: Callable[[Facts], str | None] | None = None
+    feature: Callable[[Facts], str | None] | None = None
     shared: bool | None = None
     owner: Callable[[Facts], str | None] | None = None
+    missing_model: bool = False
 
     def matches(self, facts: Facts) -> bool:
         """Say whether every condition holds."""
@@ -190,6 +196,7 @@ class SignalTable:
         rate_scope: how far a rate limit of this vendor reaches when a row does not say.
         waits: where this vendor names a reset, best first.
         shared: limits of this vendor are those of an owner of several accounts.
+        owner: the owner an answer of this vendor names, where a row does not say.
     """
 
     rules: tuple[Rule, ...]
@@ -197,15 +204,24 @@ class SignalTable:
     rate_scope: Scope = Scope.ACCOUNT
     waits: tuple[Wait, ...] = USUAL_WAITS
     shared: bool = False
+    owner: Callable[[Facts], str | None] = lambda _facts: None
 
     def classify(self, answer: Answer) -> Outcome:
         """Say what *answer* means. Total: never raises, whatever it holds."""
-        if answer.status < 400 and not self._refuses(answer):
-            return Outcome(cls=OutcomeClass.OK, signal=str(answer.status))
-        facts = read_facts(answer)
         # STATUS_RULES end with a row without conditions.
-        rule = next(rule for rule in (*self.rules, *STATUS_RULES) if rule.matches(facts))
-        return self._outcome(rule, facts)
+        found = self._first((*self.rules, *STATUS_RULES), answer)
+        return found or Outcome(cls=OutcomeClass.OK, signal=str(answer.status))
+
+    def recognise(self, answer: Answer) -> Outcome | None:
+        """Return what the rows of this table alone say; None if none matches."""
+        return self._first(self.rules, answer)
+
+    def _first(self, rules: tuple[Rule, ...], answer: Answer) -> Outcome | None:
+        if answer.status < 400 and not self._refuses(answer):
+            return None
+        facts = read_facts(answer)
+        rule = next((rule for rule in rules if rule.matches(facts)), None)
+        return None if rule is None else self._outcome(rule, facts)
 
     def _refuses(self, answer: Answer) -> bool:
         payload = answer.payload
@@ -224,7 +240,6 @@ class SignalTable:
         longest = max(wait or 0.0, facts.window_s or 0.0)
         if cls is OutcomeClass.RATE_LIMIT and scope is not Scope.NONE and longest > RATE_WINDOW_S:
             cls = OutcomeClass.QUOTA
-        named = rule.model(facts) if rule.model and scope is Scope.MODEL else None
         limited = cls in (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA) and scope is not Scope.NONE
         shared = self.shared if rule.shared is None else rule.shared
         return Outcome(
@@ -235,12 +250,20 @@ class SignalTable:
             signal=_signal(rule, facts),
             explicit=bool(rule.words or rule.phrase),
             evidence=_evidence(facts.headers),
-            # The request's own name is what later requests ask for; the vendor may
-            # call the same model otherwise (`-latest`, a dated snapshot).
-            model=named if facts.model is None else None,
+            model=_covered(rule, facts) if scope is Scope.MODEL else None,
             shared=limited and shared,
-            owner=rule.owner(facts) if rule.owner else None,
+            owner=(rule.owner or self.owner)(facts) if limited else None,
+            missing_model=rule.missing_model,
         )
+
+
+def _covered(rule: Rule, facts: Facts) -> str | None:
+    """Return what a limit of less than the account is about; None: the request's model."""
+    if rule.feature and (feature := rule.feature(facts)):
+        return feature
+    # The request's own name is what later requests ask for; the vendor may call the same
+    # model otherwise (`-latest`, a dated snapshot).
+    return rule.model(facts) if rule.model and facts.model is None else None
 
 
 # -- saying what was seen

@@ -30,7 +30,7 @@ _JSON_MARK = re.compile(rb'["\\{}\[\]]')
 _STRING_MARK = re.compile(rb'["\\]')
 # An object without such a member cannot be an error envelope, whatever its size.
 # `"error":null` is part of every good answer of OpenAI's Responses API.
-_HAS_ERROR = re.compile(rb'"error"\s*:\s*[^n\s]|"type"\s*:\s*"error"')
+HAS_ERROR = re.compile(rb'"error"\s*:\s*[^n\s]|"type"\s*:\s*"error"')
 _JSON_BLANK = b" \t\r\n"
 
 
@@ -177,6 +177,7 @@ class EventParser:
 class Gate:
     """Holds the start of a successful answer until it is known what it is.
 
+    A JSON object in which *marks* does not occur is no error; nothing is built of it.
     Feed it until it returns a `Decision`; call `end` when the answer ends before, and
     `expired` when the caller's time is up. Comments and empty lines count towards the
     bytes only. After a decision a gate must not be used again.
@@ -185,14 +186,20 @@ class Gate:
     __slots__ = ("_events", "_judge", "_max_bytes", "_max_events", "_size", "_source")
 
     def __init__(
-        self, judge: Judge, shape: Shape, *, max_events: int = 64, max_bytes: int = 65_536
+        self,
+        judge: Judge,
+        shape: Shape,
+        *,
+        max_events: int = 64,
+        max_bytes: int = 65_536,
+        marks: re.Pattern[bytes] = HAS_ERROR,
     ) -> None:
         self._judge = judge
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._events = 0
         self._size = 0
-        self._source: _Events | _Document = _Events() if shape == "sse" else _Document()
+        self._source: _Events | _Document = _Events() if shape == "sse" else _Document(marks)
 
     def feed(self, data: bytes) -> Decision | None:
         """Take more of the answer; return the decision once there is one."""
@@ -256,9 +263,10 @@ class _Document:
     (`[{...}`, `,{...}`, `]`); each item is one as soon as it is complete.
     """
 
-    __slots__ = ("_buffer", "_depth", "_in_string", "_position", "_start")
+    __slots__ = ("_buffer", "_depth", "_in_string", "_marks", "_position", "_start")
 
-    def __init__(self) -> None:
+    def __init__(self, marks: re.Pattern[bytes]) -> None:
+        self._marks = marks
         self._buffer = bytearray()
         self._position = 0  # read up to here
         self._depth = 0
@@ -271,11 +279,11 @@ class _Document:
         if first == b"[":
             yield from self._array_items()
         elif first and self._is_complete():
-            yield None, bytes(self._buffer) if _HAS_ERROR.search(self._buffer) else None
+            yield None, bytes(self._buffer) if self._marks.search(self._buffer) else None
 
     def end(self) -> Iterator[_Item]:
         first = self._buffer.lstrip(_JSON_BLANK)[:1]
-        if first == b"{" and _HAS_ERROR.search(self._buffer):
+        if first == b"{" and self._marks.search(self._buffer):
             yield None, bytes(self._buffer)
 
     def _is_complete(self) -> bool:

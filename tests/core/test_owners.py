@@ -1,0 +1,110 @@
+"""Accounts of one owner share what is limited there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from account_pool.core.account import AccountKey
+from account_pool.core.errors import NoUsableAccount
+from account_pool.core.lease import Facts
+from account_pool.core.outcome import Scope
+from account_pool.core.owners import Owners
+from tests.core.helpers import FACTS, key, pool_of, quota, rate_limit
+
+A, B, C = key("a"), key("b"), key("c")
+SHARED = quota(600.0, shared=True)
+OTHER_MODEL = replace(FACTS, model="other")
+
+
+def test_an_account_has_one_owner() -> None:
+    owners = Owners()
+    for account in (A, B):
+        owners.learn(account, "org-1")
+    assert (owners.of(A), owners.others(A), owners.of(C), owners.others(C)) == (
+        "org-1",
+        [B],
+        None,
+        [],
+    )
+    owners.learn(B, "org-2")
+    assert (owners.others(A), owners.others(B)) == ([], [])
+    owners.forget(A)
+    assert owners.of(A) is None
+
+
+def test_providers_do_not_share_owners() -> None:
+    owners = Owners()
+    owners.learn(AccountKey("groq", "a"), "org-1")
+    owners.learn(AccountKey("openai", "a"), "org-1")
+    assert owners.others(AccountKey("groq", "a")) == []
+
+
+def test_a_shared_limit_covers_every_account_of_the_owner() -> None:
+    pool = pool_of("a", "b", "c")
+    pool.learn_owner(A, "org-1")
+    pool.learn_owner(B, "org-1")
+    pool.mark_cooldown(A, SHARED, now=0.0)
+    assert pool.acquire(FACTS, now=1.0).key == C
+    assert [pool.get(k).cooling_until(None, 1.0) for k in (A, B)] == [600.0, 600.0]
+
+
+def test_a_limit_that_is_not_shared_stays_with_its_account() -> None:
+    pool = pool_of("a", "b")
+    pool.learn_owner(A, "org-1")
+    pool.learn_owner(B, "org-1")
+    pool.mark_cooldown(A, quota(600.0), now=0.0)
+    assert pool.acquire(FACTS, now=1.0).key == B
+
+
+def test_a_shared_limit_of_a_model_leaves_the_others() -> None:
+    pool = pool_of("a", "b")
+    pool.learn_owner(A, "org-1")
+    pool.learn_owner(B, "org-1")
+    limit = rate_limit(60.0, scope=Scope.MODEL, shared=True)
+    pool.mark_cooldown(A, limit, now=0.0, model=FACTS.model)
+    with pytest.raises(NoUsableAccount):
+        pool.acquire(FACTS, now=1.0)
+    assert pool.acquire(OTHER_MODEL, now=1.0)
+
+
+def test_an_owner_that_only_the_refusal_names() -> None:
+    """xAI: "Too many requests for team T ..."."""
+    pool = pool_of("a", "b")
+    limit = rate_limit(60.0, shared=True, owner="team-1")
+    pool.mark_cooldown(A, limit, now=0.0)
+    assert pool.acquire(FACTS, now=1.0).key == B
+    pool.mark_cooldown(B, limit, now=1.0)
+    assert pool.owner_of(B) == "team-1"
+    # From now on one refusal speaks for both.
+    pool.clear_cooldown(A, now=2.0)
+    pool.clear_cooldown(B, now=2.0)
+    pool.mark_cooldown(B, limit, now=3.0)
+    assert pool.get(A).cooling_until(None, 3.0) == 63.0
+
+
+def test_a_removed_account_owns_nothing() -> None:
+    pool = pool_of("a", "b")
+    pool.learn_owner(A, "org-1")
+    pool.learn_owner(B, "org-1")
+    pool.remove(B)
+    pool.mark_cooldown(A, SHARED, now=0.0)
+    pool.learn_owner(B, "org-1")
+    assert pool.owner_of(B) is None
+
+
+def test_an_unknown_model_is_looked_for_again_later() -> None:
+    pool = pool_of("a")
+    typo = Facts(provider="openai", kind="key", model="gtp-5")
+    pool.note_unknown_model(typo, now=0.0)
+    assert pool.is_unknown_model(typo, now=59.0)
+    assert not pool.is_unknown_model(typo, now=60.0)
+    assert not pool.is_unknown_model(FACTS, now=1.0)
+
+
+def test_a_new_credential_may_know_more_models() -> None:
+    pool = pool_of("a")
+    pool.note_unknown_model(FACTS, now=0.0)
+    pool.set_credentials(A, pool.get(A).credentials, now=1.0)
+    assert not pool.is_unknown_model(FACTS, now=1.0)
