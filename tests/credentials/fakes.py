@@ -6,6 +6,7 @@ import asyncio
 import heapq
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -91,6 +92,18 @@ class FakeClock:
             woken.set()
             await settle()
         self.now = until
+
+
+class NoThreads(ThreadPoolExecutor):
+    """Does the work of threads at once, so that `FakeClock.advance` waits for it."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            done.set_exception(error)
+        return done
 
 
 async def settle() -> None:

@@ -12,13 +12,10 @@ from tests.credentials.fakes import REAL_TOKEN, START, FakeClock, FakeGitHub, an
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Secret
-from account_pool.credentials.copilot import (
-    CopilotExchange,
-    ExchangeSettings,
-    check_token_url,
-)
+from account_pool.credentials.copilot import CopilotExchange, ExchangeSettings
 from account_pool.credentials.editor import OWN_NAME, EditorHeaders
 from account_pool.credentials.exchange_answer import ExchangeFailed, ExchangeRefused
+from account_pool.credentials.http import Http, check_token_url
 from account_pool.providers.base import HostRule
 
 GITHUB = Secret("ghu_secret-of-me")
@@ -32,8 +29,7 @@ def exchange_with(
         {"copilot": ExchangeSettings(token_url=url, hosts=hosts)},
         editor or EditorHeaders(),
         wall_clock=FakeClock(),
-        verify=ssl.create_default_context(),
-        proxy=proxy,
+        http=Http(trust=ssl.create_default_context, proxy=proxy),
     )
 
 
@@ -207,7 +203,7 @@ async def test_the_hosts_of_an_account(
         {"copilot": settings},
         EditorHeaders(),
         wall_clock=FakeClock(),
-        verify=ssl.create_default_context(),
+        http=Http(trust=ssl.create_default_context),
     )
     credentials = exchange.credentials(me, GITHUB, exchanged)
     assert {kind: c.kind for kind, c in credentials.items()} == {

@@ -32,8 +32,10 @@ from account_pool.credentials.exchange_answer import (
     ExchangeRefused,
     read_token,
 )
+from account_pool.credentials.files import FileSource
+from account_pool.credentials.http import Http
 from account_pool.credentials.keeper import Keeper
-from account_pool.credentials.sources import CommandSource, EnvSource, FileSource
+from account_pool.credentials.sources import CommandSource, EnvSource
 
 ME = AccountKey("copilot", "me")
 KEY = AccountKey("openai", "a")
@@ -480,7 +482,7 @@ async def test_everything_together_over_real_http(
         {"copilot": ExchangeSettings(token_url=github.url)},
         EditorHeaders(),
         wall_clock=clock,
-        verify=ssl.create_default_context(),
+        http=Http(trust=ssl.create_default_context),
     )
     keeper = Keeper([entry()], published, exchange, wall_clock=clock, sleep=clock.sleep)
     keeper.start()

@@ -13,14 +13,8 @@ from tests.credentials.fakes import until
 
 from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError
-from account_pool.credentials.sources import (
-    CommandSource,
-    EnvSource,
-    FileSource,
-    ValueSource,
-    expand,
-    usable,
-)
+from account_pool.credentials.files import FileSource
+from account_pool.credentials.sources import CommandSource, EnvSource, ValueSource, expand, usable
 
 
 @pytest.mark.parametrize(

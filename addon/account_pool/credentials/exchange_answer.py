@@ -107,7 +107,7 @@ def read_refusal(
     described = f": {message}" if message else ""
     if notification:
         described += f" ({notification})"
-    retry_after_s = _retry_after(headers, wall_now)
+    retry_after_s = retry_after(headers, wall_now)
     if status == 404:
         return ExchangeRefused(
             "404: this token cannot be exchanged: it is a PAT or of another app; "
@@ -151,7 +151,7 @@ def _host(
     address = endpoints.get(name) if isinstance(endpoints, dict) else None
     if address is None:
         return None, None
-    distrusted = _one_line(str(address))[:100]
+    distrusted = one_line(str(address))[:100]
     try:
         url = urlsplit(address)
         host, port = url.hostname or "", url.port
@@ -179,14 +179,15 @@ def _reason(payload: Any, github: Secret) -> tuple[str, str]:
         return "", ""
     message = message.replace(github.reveal(), MASK)
     notification = notification.replace(github.reveal(), MASK)
-    return _one_line(message)[:MAX_MESSAGE_CHARS], _one_line(notification)[:60]
+    return one_line(message)[:MAX_MESSAGE_CHARS], one_line(notification)[:60]
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Return *text* without line breaks and other characters that do not print."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def _retry_after(headers: Mapping[str, str], wall_now: float) -> float | None:
+def retry_after(headers: Mapping[str, str], wall_now: float) -> float | None:
     """Return the seconds to wait that the answer names, None if there are none.
 
     Retry-After (RFC 9110, section 10.2.3) first, then GitHub's own

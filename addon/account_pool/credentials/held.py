@@ -1,23 +1,25 @@
-"""The credentials of one account: read, exchanged, renewed in time.
+"""The credentials of one account at run time: had, renewed in time, published.
 
-One object per account, driven by its keeper. Everything that changes credentials runs
-under the account's lock, so that however many requests were refused at once there is
-one refresh. Failure is a text for the owner and a later try, never an exception.
+One object per account, driven by its keeper; how they are had is `ways.py`. Everything
+that changes credentials runs under the account's lock, so that however many requests
+were refused at once there is one refresh. Failure is a text for the owner and a later
+try, never an exception.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from account_pool.core.account import Account, AccountKey
+from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret
 from account_pool.credentials.backoff import backoff_s
 from account_pool.credentials.errors import CredentialError
-from account_pool.credentials.exchange_answer import Exchanged, ExchangeFailed, ExchangeRefused
+from account_pool.credentials.exchange_answer import ExchangeFailed, ExchangeRefused
+from account_pool.credentials.ways import Got, Ways, way_of
 
 if TYPE_CHECKING:
     from account_pool.config import AccountEntry
@@ -31,18 +33,6 @@ REFUSED_WAIT_S = 600.0
 SOURCE_FIRST_FAILURES = 4
 
 Publish = Callable[[AccountKey, Mapping[str, Credential], str | None], None]
-
-
-class Exchange(Protocol):
-    """What turns GitHub tokens into Copilot tokens: see `copilot.CopilotExchange`."""
-
-    def handles(self, provider: str) -> bool: ...
-
-    async def exchange(self, account: Account, github: Secret) -> Exchanged: ...
-
-    def credentials(
-        self, account: Account, github: Secret, exchanged: Exchanged
-    ) -> dict[str, Credential]: ...
 
 
 class Held:
@@ -59,7 +49,7 @@ class Held:
         self,
         entry: AccountEntry,
         publish: Publish,
-        exchange: Exchange,
+        ways: Ways,
         wall_clock: Callable[[], float],
         chance: Callable[[], float],
     ) -> None:
@@ -70,16 +60,12 @@ class Held:
         self.credentials: Mapping[str, Credential] = {}
         self.for_clients: Mapping[str, Any] = {}
         self._publish = publish
-        self._exchange = exchange
+        self._way = way_of(entry, ways, wall_clock, chance())
         self._wall_clock = wall_clock
         self._chance = chance
         self._problem: str | None = None
         self._failures = 0
         self._closed = False
-
-    @property
-    def is_exchanged(self) -> bool:
-        return self._exchange.handles(self.key.provider)
 
     def close(self) -> None:
         """Publish nothing any more: the account is gone, or read anew by another object."""
@@ -88,29 +74,25 @@ class Held:
     def read_now(self) -> float | None:
         """Publish what can be had at once; return in how many seconds to `renew`.
 
-        0 when a command or an exchange is needed, None for never.
+        0 when it takes time, None for never.
         """
-        if self.is_exchanged:
-            return 0.0
         try:
-            secret = self.entry.source.read_now()
-            credential = None if secret is None else self._key_credential(secret)
+            got = self._way.now()
         except CredentialError as error:
             self.tried.set()
             return self._source_failed(error)
-        if credential is None:
+        if got is None:
             return 0.0
         self.tried.set()
-        self._take(credential)
-        return None
+        return self._accept(got)
 
     async def renew(self) -> float | None:
-        """Read or exchange anew; return in how many seconds again, None for never.
+        """Have credentials anew; return in how many seconds again, None for never.
 
         Call it under the lock. Raises nothing but cancellation: see the last handler.
         """
         try:
-            return await self._renew()
+            return self._accept(await self._way.renew())
         except CredentialError as error:
             return self._source_failed(error)
         except ExchangeRefused as error:
@@ -125,54 +107,41 @@ class Held:
         finally:
             self.tried.set()
 
-    async def _renew(self) -> float | None:
-        source = self.entry.source
-        secret = await source.read()
-        if not self.is_exchanged:
-            self._take(self._key_credential(secret))
-            return None
-        try:
-            exchanged = await self._exchange.exchange(self.entry.account, secret)
-        except ExchangeRefused as error:
-            # The owner may have logged in again: what is remembered is outdated then.
-            source.refused(secret)
-            newer = await source.read() if error.status == 401 else secret
-            if newer == secret:
-                raise
-            secret = newer
-            exchanged = await self._exchange.exchange(self.entry.account, secret)
-        credentials = self._exchange.credentials(self.entry.account, secret, exchanged)
-        self.for_clients = exchanged.for_clients
-        self._announce(credentials["copilot"], exchanged.renew_in_s)
-        self._take(*credentials.values())
-        return exchanged.renew_in_s
+    def refuse(self, secret: Secret) -> None:
+        """Note that the provider did not take *secret*: it is had anew."""
+        self._way.refuse(secret)
 
     def has_other_than(self, refused: Credential) -> bool:
         """Say whether the credential of the same kind is another one by now."""
         current = self.credentials.get(refused.kind)
         return current is not None and current.secret != refused.secret
 
+    def ends_in_s(self) -> float:
+        """Return in how many seconds the first of the credentials ends; inf: never."""
+        return self._left_s(self.credentials)
+
     def drop_expired(self) -> None:
         """Withdraw credentials that have ended. The problem of the last try stays."""
-        ends = [c.expires_at for c in self.credentials.values() if c.expires_at is not None]
-        if ends and min(ends) <= self._wall_clock():
-            self._drop(self._problem or "its token has expired")
+        if self.ends_in_s() <= 0:
+            self._drop(self._problem or self._way.expired)
 
-    def _key_credential(self, secret: Secret) -> Credential:
-        provider, token = self.entry.provider, secret.reveal()
-        if where := provider.misplaced(token):
-            raise CredentialError(f"this token is not one for {provider.name}", where)
-        return Credential(
-            kind=provider.token_kind,
-            secret=secret,
-            # What the owner wrote counts before what the token says of itself.
-            companions={**provider.token_companions(token), **self.entry.account.companions},
-            expires_at=provider.token_expiry(token),
-        )
+    def _left_s(self, credentials: Mapping[str, Credential]) -> float:
+        ends = [c.expires_at for c in credentials.values() if c.expires_at is not None]
+        return min(ends) - self._wall_clock() if ends else math.inf
 
-    def _take(self, *credentials: Credential) -> None:
+    def _accept(self, got: Got) -> float | None:
+        if self._left_s(got.credentials) <= 0:
+            self._drop(self._way.expired)
+            return got.again_in_s
+        if got.told and got.credentials != self.credentials:
+            # Aloud at first and after a problem.
+            is_news = not self.credentials or self._problem is not None
+            level = logging.INFO if is_news else logging.DEBUG
+            logger.log(level, "%s: %s", self.key, got.told)
         self._failures = 0
-        self._change({credential.kind: credential for credential in credentials}, None)
+        self.for_clients = got.for_clients
+        self._change(got.credentials, None)
+        return got.again_in_s
 
     def _source_failed(self, error: CredentialError) -> float:
         # Nothing to fall back on but a token that is still good.
@@ -184,7 +153,7 @@ class Held:
         """Note a failure that may pass; return the seconds until the next try."""
         self._failures += 1
         wait_s = backoff_s(self._failures + SOURCE_FIRST_FAILURES * source, self._chance())
-        self._change(self.credentials, problem)
+        self._change(self._way.meanwhile(self.credentials), problem)
         self.drop_expired()
         return max(wait_s, retry_after_s or 0.0)
 
@@ -202,20 +171,3 @@ class Held:
             return
         self.credentials, self._problem = credentials, problem
         self._publish(self.key, credentials, problem)
-
-    def _announce(self, token: Credential, renew_in_s: float) -> None:
-        """Say that the account has a token: aloud at first and after a problem."""
-        is_news = not self.credentials or self._problem is not None
-        until = datetime.fromtimestamp(token.expires_at or 0, UTC)
-        logger.log(
-            logging.INFO if is_news else logging.DEBUG,
-            "%s: has a Copilot token, refreshed in %s (valid until %s UTC, host %s)",
-            self.key,
-            _in_words(renew_in_s),
-            until.strftime("%H:%M:%S"),
-            token.companions.get("host", "as the client names it"),
-        )
-
-
-def _in_words(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

@@ -1,21 +1,24 @@
 """Holds the credentials of all accounts at run time and tells the pool when one changes.
 
-It owns the tasks: a loop per account that must be read by a command, exchanged or
-tried again. What happens within one account is `held.py`. Lives in one event loop;
-nothing here is called from another thread.
+It owns the tasks: a loop per account that must be read by a command, exchanged,
+refreshed, looked at or tried again. What happens within one account is `held.py`. Lives
+in one event loop; nothing here is called from another thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import TYPE_CHECKING
 
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential
-from account_pool.credentials.held import Exchange, Held, Publish
+from account_pool.credentials.code_assist import CodeAssist
+from account_pool.credentials.held import Held, Publish
+from account_pool.credentials.login import Refresher
 from account_pool.credentials.placeholder import no_token_answer, token_answer
+from account_pool.credentials.ways import Exchange, Ways
 from account_pool.providers.base import LocalAnswer
 
 if TYPE_CHECKING:
@@ -37,6 +40,8 @@ class Keeper:
         publish: Publish,
         exchange: Exchange,
         *,
+        refresher: Refresher | None = None,
+        assist: CodeAssist | None = None,
         wall_clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         chance: Callable[[], float] = random.random,
@@ -49,7 +54,7 @@ class Keeper:
         """
         self._entries = tuple(entries)
         self._publish = publish
-        self._exchange = exchange
+        self._ways = Ways(exchange=exchange, refresher=refresher, assist=assist)
         self._wall_clock = wall_clock
         self._sleep = sleep
         self._chance = chance
@@ -63,8 +68,25 @@ class Keeper:
         """
         self.update(self._entries)
 
-    def update(self, entries: Iterable[AccountEntry]) -> None:
-        """Take over a changed list of accounts. Unchanged accounts keep their tokens."""
+    @property
+    def ways(self) -> Ways:
+        """How credentials are had, for accounts that come."""
+        return self._ways
+
+    def update(
+        self,
+        entries: Iterable[AccountEntry],
+        ways: Ways | None = None,
+        anew: Collection[AccountKey] = (),
+    ) -> None:
+        """Take over a changed list of accounts. Unchanged accounts keep their tokens.
+
+        *ways*, if given, are those of accounts that come or change; *anew* are accounts
+        that are begun anew although nothing about them changed.
+        """
+        self._ways = ways or self._ways
+        for key in anew:
+            self._forget(key)
         wanted = {entry.account.key: entry for entry in entries if entry.account.enabled}
         for key in self._held.keys() - wanted.keys():
             self._forget(key)
@@ -80,7 +102,12 @@ class Keeper:
         self._held = order
 
     def stop(self) -> None:
-        """Cancel everything. Nothing is published afterwards."""
+        """Cancel everything. Nothing is published afterwards.
+
+        A refresh that was asked for is still written to the store, by its thread.
+        """
+        if self._ways.refresher is not None:
+            self._ways.refresher.stopped.set()
         for key in list(self._held):
             self._forget(key)
 
@@ -99,7 +126,7 @@ class Keeper:
             if self._held.get(key) is not held:
                 return False
             if refused.kind != "copilot":
-                held.entry.source.refused(refused.secret)
+                held.refuse(refused.secret)
             wait_s = await held.renew()
             self._restart(held, wait_s)
             return held.has_other_than(refused)
@@ -127,7 +154,7 @@ class Keeper:
         return no_token_answer(message, NO_TOKEN_RETRY_S)
 
     def _add(self, entry: AccountEntry) -> Held:
-        held = Held(entry, self._publish, self._exchange, self._wall_clock, self._chance)
+        held = Held(entry, self._publish, self._ways, self._wall_clock, self._chance)
         self._held[held.key] = held
         self._restart(held, held.read_now())
         return held
@@ -160,7 +187,7 @@ class Keeper:
         """Sleep *wait_s* seconds, by the clock that runs faster; see LONGEST_SLEEP_S."""
         until = self._wall_clock() + wait_s
         while wait_s > 0 and self._wall_clock() < until:
-            step_s = min(wait_s, LONGEST_SLEEP_S)
+            step_s = min(wait_s, LONGEST_SLEEP_S, held.ends_in_s())
             await self._sleep(step_s)
             wait_s -= step_s
             held.drop_expired()

@@ -1,29 +1,21 @@
-"""Where the credential of an account comes from: a value, the environment, a file, a command.
+"""Where the credential of an account comes from: a value, the environment, a command.
 
 A source reads, checks that what it read can be a credential at all, and says in words
 what is missing. It does not know what the credential is for. The environment comes in
-through the constructor; nothing here reads `os.environ`.
+through the constructor; nothing here reads `os.environ`. Files are in `files.py`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
 import re
 import shlex
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from account_pool.core.credential import Secret
 from account_pool.credentials.command import COMMAND_TIMEOUT_S, run
 from account_pool.credentials.errors import CredentialError
-
-#: A credential file is a few kilobytes; anything larger is not one.
-MAX_FILE_BYTES = 1024 * 1024
 
 #: `$$` is a dollar sign, `${NAME}` a variable; "${" without its "}" is a mistake.
 _REFERENCE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<name>[^}]*)(?P<end>\}?))")
@@ -106,76 +98,6 @@ class EnvSource:
         """Nothing is remembered."""
 
 
-@dataclass(frozen=True, slots=True)
-class FileSource:
-    """A file that holds the credential, or JSON with the credential at *pointer*.
-
-    Attributes:
-        path: absolute, or relative to the working directory.
-        pointer: RFC 6901, e.g. /claudeAiOauth/accessToken; None: the whole file.
-        written: the path as the owner wrote it, for messages.
-    """
-
-    path: Path
-    pointer: str | None = None
-    written: str = ""
-
-    @property
-    def name(self) -> str:
-        return self.written or str(self.path)
-
-    def describe(self) -> str:
-        return f"file {self.name}" + (f" pointer {self.pointer}" if self.pointer else "")
-
-    def read_now(self) -> Secret:
-        text = self._text()
-        if self.pointer is None:
-            return usable(text, f"the file {self.name}")
-        try:
-            document = json.loads(text)
-        except ValueError:
-            # `from None`: a JSON error carries the document, which is a secret.
-            raise CredentialError(
-                f"the file {self.name} is not JSON",
-                "name a JSON file, or leave out the pointer to take the whole file",
-            ) from None
-        value = _resolve(document, self.pointer, self.name)
-        return usable(value, f"the value at {self.pointer} in {self.name}")
-
-    async def read(self) -> Secret:
-        # A home directory may be on the network.
-        return await asyncio.to_thread(self.read_now)
-
-    def refused(self, secret: Secret) -> None:
-        """Nothing is remembered."""
-
-    def _text(self) -> str:
-        try:
-            with self.path.open("rb") as file:
-                _require_private(os.fstat(file.fileno()).st_mode, self.path, self.name)
-                content = file.read(MAX_FILE_BYTES + 1)
-        except FileNotFoundError:
-            raise CredentialError(
-                f"the file {self.name} does not exist", "create it, or correct the path"
-            ) from None
-        except OSError as error:
-            reason = (error.strerror or type(error).__name__).lower()
-            raise CredentialError(
-                f"the file {self.name} cannot be read ({reason})",
-                "make it a file that the user who runs the proxy may read",
-            ) from None
-        if len(content) > MAX_FILE_BYTES:
-            raise CredentialError(
-                f"the file {self.name} is larger than 1 MiB", "name the file of the credential"
-            )
-        try:
-            return content.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            raise CredentialError(
-                f"the file {self.name} is not text in UTF-8", "name the file of the credential"
-            ) from None
-
-
 @dataclass(slots=True)
 class CommandSource:
     """What a command prints. It is run without a shell.
@@ -256,33 +178,3 @@ def _unset(names: list[str]) -> CredentialError:
 
 def _shown_name(name: str) -> str:
     return name if _USUAL_NAME.match(name) else "[not shown]"
-
-
-def _require_private(mode: int, path: Path, name: str) -> None:
-    """Refuse a file that others may read or change, as ssh does with its keys."""
-    if os.name == "posix" and stat.S_IMODE(mode) & 0o066:
-        raise CredentialError(
-            f"the file {name} may be read or changed by other users "
-            f"(mode {stat.S_IMODE(mode):03o})",
-            f"run: chmod 600 {shlex.quote(str(path))}",
-        )
-
-
-def _resolve(document: Any, pointer: str, name: str) -> str:
-    """Return the text at *pointer* (RFC 6901). Raises CredentialError."""
-    for step in pointer.split("/")[1:]:
-        key = step.replace("~1", "/").replace("~0", "~")
-        if isinstance(document, dict) and key in document:
-            document = document[key]
-        elif isinstance(document, list) and key.isdecimal() and int(key) < len(document):
-            document = document[int(key)]
-        else:
-            raise CredentialError(
-                f"the file {name} has nothing at {pointer}",
-                "correct the pointer; each part of it is a key of the JSON in the file",
-            )
-    if not isinstance(document, str):
-        raise CredentialError(
-            f"the value at {pointer} in {name} is not text", "point to the token itself"
-        )
-    return document

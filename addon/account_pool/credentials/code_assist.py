@@ -1,0 +1,133 @@
+"""Learns the project of a gemini-cli account, as its own tool does when it starts.
+
+`POST {base}/v1internal:loadCodeAssist` with the account's token names
+`cloudaicompanionProject`; each request carries it (providers.md, section 7). An account
+that names its `project` in accounts.yaml is never asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from account_pool.core.credential import MASK, Secret
+from account_pool.credentials.editor import OWN_NAME
+from account_pool.credentials.exchange_answer import (
+    ExchangeFailed,
+    ExchangeRefused,
+    one_line,
+    retry_after,
+)
+from account_pool.credentials.http import Http, HttpAnswer, HttpFailed, check_token_url
+
+DEFAULT_API_URL = "https://cloudcode-pa.googleapis.com"
+#: Seconds for the question, from the connection to the end of the body.
+TIMEOUT_S = 15.0
+MAX_MESSAGE_CHARS = 200
+#: Project ids and numbers of Google Cloud, and the managed ones of Code Assist.
+_PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}\Z")
+#: No editor and no plugin asks.
+_QUESTION = json.dumps(
+    {
+        "metadata": {
+            "ideType": "IDE_UNSPECIFIED",
+            "platform": "PLATFORM_UNSPECIFIED",
+            "pluginType": "PLUGIN_UNSPECIFIED",
+        }
+    }
+).encode()
+_HOW = "write project: ... at the account in accounts.yaml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeAssistSettings:
+    """Where the accounts of one gemini-cli provider ask.
+
+    Attributes:
+        api_url: https, or http to this machine, without a path; ValueError otherwise.
+    """
+
+    api_url: str = DEFAULT_API_URL
+
+    def __post_init__(self) -> None:
+        check_token_url(self.api_url)
+
+
+class CodeAssist:
+    """Asks for the projects of all accounts that need one."""
+
+    def __init__(
+        self,
+        settings: Mapping[str, CodeAssistSettings],
+        *,
+        wall_clock: Callable[[], float],
+        http: Http,
+    ) -> None:
+        """Take the settings by provider name."""
+        self._settings = settings
+        self._wall_clock = wall_clock
+        self._http = http
+
+    def handles(self, provider: str) -> bool:
+        """Say whether the accounts of *provider* need a project."""
+        return provider in self._settings
+
+    async def project(self, provider: str, token: Secret) -> str:
+        """Return the project of the account with *token*.
+
+        Raises ExchangeRefused or ExchangeFailed, whose text is for the account's owner.
+        """
+        url = f"{self._settings[provider].api_url.rstrip('/')}/v1internal:loadCodeAssist"
+        headers = {
+            "authorization": f"Bearer {token.reveal()}",
+            "content-type": "application/json",
+            "accept": "application/json",
+            "user-agent": OWN_NAME,
+        }
+        try:
+            answer = await self._http.ask(
+                "POST", url, headers=headers, content=_QUESTION, timeout_s=TIMEOUT_S
+            )
+        except HttpFailed as error:
+            raise ExchangeFailed(f"asking for its project: {error}") from None
+        return read_project(answer, token, self._wall_clock())
+
+
+def read_project(answer: HttpAnswer, token: Secret, wall_now: float) -> str:
+    """Return the project the answer names. Raises ExchangeRefused or ExchangeFailed."""
+    payload = answer.json()
+    fields: dict[str, Any] = payload if isinstance(payload, dict) else {}
+    if answer.status != 200:
+        raise _refusal(answer, fields, token, wall_now)
+    project = fields.get("cloudaicompanionProject")
+    if isinstance(project, dict):
+        project = project.get("id")
+    if isinstance(project, str) and _PROJECT.match(project):
+        return project
+    if tiers := fields.get("ineligibleTiers"):
+        raise ExchangeRefused(f"Code Assist does not serve this account{_why(tiers)}; {_HOW}")
+    raise ExchangeRefused(f"Code Assist names no project: use gemini once with it, or {_HOW}")
+
+
+def _refusal(
+    answer: HttpAnswer, fields: Mapping[str, Any], token: Secret, wall_now: float
+) -> ExchangeRefused | ExchangeFailed:
+    error = fields.get("error")
+    message = error.get("message") if isinstance(error, dict) else None
+    message = message.replace(token.reveal(), MASK) if isinstance(message, str) else ""
+    described = f": {one_line(message)[:MAX_MESSAGE_CHARS]}" if message else ""
+    text = f"asking for its project was answered {answer.status}{described}"
+    # 401 included: the token is renewed by then, or its account says why not.
+    if answer.status in (401, 408, 425, 429) or answer.status >= 500:
+        return ExchangeFailed(text, retry_after(answer.headers, wall_now))
+    return ExchangeRefused(f"{text}; {_HOW}", answer.status)
+
+
+def _why(tiers: Any) -> str:
+    """Return ": " and the first reason of Google's, "" if there is none."""
+    first = tiers[0] if isinstance(tiers, list) and isinstance(tiers[0], dict) else {}
+    why = first.get("reasonMessage") or first.get("reasonCode")
+    return f": {one_line(why)[:MAX_MESSAGE_CHARS]}" if isinstance(why, str) else ""

@@ -1,0 +1,168 @@
+"""What is asked of a token endpoint, and what its answer means. Values in, values out.
+
+RFC 6749, sections 5 and 6, and what the vendors make of it: providers.md, sections 3.3,
+5 and 7. Nothing is believed further than needed: tokens must be able to stand in a
+header, times must be plausible, texts are one short line without any token in it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+from account_pool.core.credential import MASK
+from account_pool.credentials.editor import OWN_NAME
+from account_pool.credentials.errors import CredentialError
+from account_pool.credentials.exchange_answer import (
+    ExchangeFailed,
+    one_line,
+    retry_after,
+)
+from account_pool.credentials.http import HttpAnswer
+from account_pool.credentials.oauth import OAuthSettings
+from account_pool.credentials.sources import usable
+from account_pool.store.tokens import Tokens
+
+#: An access token that says it lives longer than a year is not believed.
+LONGEST_LIFE_S = 366 * 86400.0
+MAX_MESSAGE_CHARS = 200
+#: Seconds until a refresh is tried again that what was written makes impossible.
+SETTINGS_WAIT_S = 600.0
+_USUAL_CODE = re.compile(r"[a-z0-9_.-]{1,60}\Z")
+
+#: The refresh token is worth nothing any more: RFC 6749, section 5.2; providers.md, 3.3.
+ENDED_CODES = frozenset(
+    {
+        "invalid_grant",
+        "refresh_token_expired",
+        "refresh_token_reused",
+        "refresh_token_invalidated",
+        "refresh_token_revoked",
+        "invalid_refresh_token",
+        "token_revoked",
+        "revoked",
+        # Codex, providers.md, section 3.4: the account itself.
+        "account_deactivated",
+        "app_session_terminated",
+    }
+)
+#: What was written in accounts.yaml is wrong: RFC 6749, section 5.2.
+SETTINGS_CODES = frozenset(
+    {
+        "invalid_client",
+        "unauthorized_client",
+        "unsupported_grant_type",
+        "invalid_scope",
+        "invalid_request",
+    }
+)
+_ACCOUNT_ID = re.compile(r"[A-Za-z0-9-]{1,100}\Z")
+
+
+class LoginEnded(ExchangeFailed):
+    """The login is over, unless somebody else has newer tokens of it."""
+
+
+def request(settings: OAuthSettings, tokens: Tokens) -> tuple[dict[str, str], bytes]:
+    """Return the headers and the body that ask for the next tokens."""
+    fields = {
+        "grant_type": "refresh_token",
+        "refresh_token": tokens.refresh.reveal(),
+        "client_id": settings.client_id,
+        **settings.extra,
+    }
+    if settings.client_secret is not None:
+        fields["client_secret"] = settings.client_secret.reveal()
+    if settings.scope is not None:
+        fields["scope"] = settings.scope
+    is_json = settings.style == "json"
+    headers = {
+        "accept": "application/json",
+        "content-type": "application/json" if is_json else "application/x-www-form-urlencoded",
+        "user-agent": OWN_NAME,
+    }
+    return headers, (json.dumps(fields) if is_json else urlencode(fields)).encode()
+
+
+def read(answer: HttpAnswer, asked_with: Tokens, wall_now: float) -> Tokens:
+    """Return the tokens that follow *asked_with*.
+
+    A server that names no new refresh token goes on with the old one. Raises ExchangeFailed,
+    or LoginEnded, which is one.
+    """
+    payload = answer.json()
+    if answer.status != 200:
+        raise read_refusal(answer, asked_with, wall_now)
+    fields: dict[str, Any] = payload if isinstance(payload, dict) else {}
+    access, refresh = fields.get("access_token"), fields.get("refresh_token")
+    try:
+        # A new refresh token is kept whatever else is wrong: the old one is spent.
+        following = usable(refresh, "it") if isinstance(refresh, str) else asked_with.refresh
+        secret = usable(access, "it") if isinstance(access, str) else None
+    except CredentialError:
+        raise ExchangeFailed("the refresh answered 200 with a token that cannot be one") from None
+    if secret is None and following == asked_with.refresh:
+        raise ExchangeFailed("the refresh answered 200 without an access token")
+    return Tokens(
+        access=secret,
+        refresh=following,
+        expires_at=_expiry(fields.get("expires_in"), wall_now),
+        refreshed_at=wall_now,
+        companions={**asked_with.companions, **_companions(fields)},
+    )
+
+
+def read_refusal(answer: HttpAnswer, asked_with: Tokens, wall_now: float) -> ExchangeFailed:
+    """Say what an answer other than 200 means."""
+    code, message = _reason(answer.json(), asked_with)
+    told = " ".join(part for part in (code, f"({message})" if message else "") if part)
+    if code in ENDED_CODES:
+        return LoginEnded(told)
+    described = f"the refresh answered {answer.status}" + (f": {told}" if told else "")
+    if code in SETTINGS_CODES and answer.status in (400, 401, 403):
+        return ExchangeFailed(
+            f"{described}; correct client_id, client_secret, scope and style of its oauth",
+            SETTINGS_WAIT_S,
+        )
+    return ExchangeFailed(described, retry_after(answer.headers, wall_now))
+
+
+def _expiry(expires_in: Any, wall_now: float) -> float | None:
+    """Return when the token ends by our own clock, None if the answer does not say."""
+    if isinstance(expires_in, str) and expires_in.isascii() and expires_in.isdigit():
+        expires_in = int(expires_in[:10])
+    if isinstance(expires_in, bool) or not isinstance(expires_in, int | float):
+        return None
+    return wall_now + expires_in if 0 < expires_in <= LONGEST_LIFE_S else None
+
+
+def _companions(fields: Mapping[str, Any]) -> dict[str, str]:
+    """Return what Claude says of the account beside the tokens: providers.md, section 5."""
+    account = fields.get("account")
+    uuid = account.get("uuid") if isinstance(account, dict) else None
+    return {"account_id": uuid} if isinstance(uuid, str) and _ACCOUNT_ID.match(uuid) else {}
+
+
+def _reason(payload: Any, asked_with: Tokens) -> tuple[str, str]:
+    """Return the code and the message of an error body, "" for none.
+
+    `{"error": "code", "error_description": ...}` (RFC 6749), `{"error": {"code" or
+    "type", "message"}}` (OpenAI, Anthropic), `{"code", "message"}`.
+    """
+    if not isinstance(payload, dict):
+        return "", ""
+    error = payload.get("error")
+    inner = error if isinstance(error, dict) else payload
+    codes = (error, inner.get("code"), inner.get("type"), inner.get("error"))
+    known = [c for c in codes if isinstance(c, str) and _USUAL_CODE.match(c)]
+    code = next((c for c in known if c in ENDED_CODES | SETTINGS_CODES), next(iter(known), ""))
+    message = inner.get("error_description") or inner.get("message") or ""
+    if not isinstance(message, str):
+        return code, ""
+    for secret in (asked_with.refresh, asked_with.access):
+        if secret is not None:
+            message = message.replace(secret.reveal(), MASK)
+    return code, one_line(message)[:MAX_MESSAGE_CHARS]

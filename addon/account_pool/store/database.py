@@ -1,0 +1,158 @@
+"""One SQLite file: made private, opened, brought to the newest version, and guarded.
+
+Knows nothing of what is in it: `schema.py` has the tables, `sqlite.py` the questions. A
+write has reached the disk when it returns (`synchronous=FULL`), and other processes may
+use the same file (`journal_mode=WAL`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from account_pool.store.errors import StoreError
+from account_pool.store.schema import MIGRATIONS
+
+#: How long a write waits for another process, in seconds.
+BUSY_TIMEOUT_S = 10.0
+#: What SQLite puts beside the file while it is open.
+_BESIDE = ("", "-wal", "-shm")
+
+#: What is done about an error, by the name SQLite gives it.
+_REMEDIES = {
+    "SQLITE_BUSY": ("is locked by another program", "close the program that has it open"),
+    "SQLITE_LOCKED": ("is locked by another program", "close the program that has it open"),
+    "SQLITE_READONLY": ("cannot be written", "make it and its directory writable"),
+    "SQLITE_CANTOPEN": ("cannot be opened", "make its directory, and let us write in it"),
+    "SQLITE_PERM": ("cannot be opened", "make it and its directory writable"),
+    "SQLITE_FULL": ("cannot be written: the disk is full", "make room"),
+    "SQLITE_IOERR": ("cannot be read or written", "look at the disk"),
+    "SQLITE_CORRUPT": ("is damaged", "DAMAGED"),
+    "SQLITE_NOTADB": ("is not a database", "DAMAGED"),
+}
+
+
+class Database:
+    """One connection, used by one thread at a time.
+
+    Attributes:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open *path*, and make it if it is not there. Raises StoreError."""
+        self.path = path
+        self._lock = threading.Lock()
+        try:
+            _make_private(path)
+        except OSError as error:
+            reason = (error.strerror or type(error).__name__).lower()
+            raise StoreError(
+                f"the state database {path} cannot be made private ({reason}); "
+                "set pool_state to a file of your own, or to memory:"
+            ) from None
+        self._connection = self._open()
+
+    def close(self) -> None:
+        with self._lock, contextlib.suppress(sqlite3.Error):
+            self._connection.close()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Give the connection out for questions. SQLite's errors become StoreError."""
+        with self._lock:
+            try:
+                yield self._connection
+            except sqlite3.Error as error:
+                raise self._explained(error) from None
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """Give the connection out for one transaction: all of it is on the disk, or nothing.
+
+        Nobody else writes between its questions and its answers.
+        """
+        with self.reading() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+                raise
+
+    def _open(self) -> sqlite3.Connection:
+        connection = None
+        try:
+            connection = sqlite3.connect(
+                self.path,
+                timeout=BUSY_TIMEOUT_S,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            _migrate(connection, self.path)
+        except BaseException as error:
+            if connection is not None:
+                connection.close()
+            if isinstance(error, sqlite3.Error):
+                raise self._explained(error) from None
+            raise
+        return connection
+
+    def _explained(self, error: sqlite3.Error) -> StoreError:
+        """Return *error* in words. Its own text is not repeated: it may quote a value."""
+        name = getattr(error, "sqlite_errorname", None) or type(error).__name__
+        # Extended names begin with those of the table: SQLITE_READONLY_DBMOVED.
+        found = next((text for known, text in _REMEDIES.items() if name.startswith(known)), None)
+        wrong, remedy = found or (f"cannot be used ({name})", "set pool_state to another file")
+        if remedy == "DAMAGED":
+            aside = shlex.quote(f"{self.path}.damaged")
+            remedy = (
+                f"keep it, as it may hold the newest logins: mv {shlex.quote(str(self.path))} "
+                f"{aside}; accounts whose login is refused then need a new one"
+            )
+        return StoreError(f"the state database {self.path} {wrong}; {remedy}")
+
+
+def _make_private(path: Path) -> None:
+    """Create the file, or take it from others: SQLite's own files get its mode. Raises OSError."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.exists():
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    for suffix in _BESIDE:
+        file = Path(f"{path}{suffix}")
+        with contextlib.suppress(FileNotFoundError):
+            if os.name == "posix" and file.stat().st_mode & 0o077:
+                file.chmod(0o600)
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Do the steps that are missing, all or none. Raises StoreError for a newer file."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        connection.execute("CREATE TABLE IF NOT EXISTS schema (version INTEGER NOT NULL)")
+        found = connection.execute("SELECT max(version) FROM schema").fetchone()[0] or 0
+        if found > len(MIGRATIONS):
+            raise StoreError(
+                f"the state database {path} is of a newer version of the account pool; "
+                "install that, or set pool_state to another file"
+            )
+        for step in MIGRATIONS[found:]:
+            for statement in step:
+                connection.execute(statement)
+        if found < len(MIGRATIONS):
+            connection.execute("INSERT INTO schema VALUES (?)", (len(MIGRATIONS),))
+        connection.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise

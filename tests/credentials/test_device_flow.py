@@ -1,0 +1,127 @@
+"""The device flow: what is asked, how often, and when it ends."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from account_pool.credentials.device_flow import CLIENT_ID, request_code, wait_for_token
+from account_pool.credentials.errors import CredentialError
+from account_pool.credentials.http import HttpAnswer, HttpFailed
+
+CODE = {
+    "device_code": "device-fake",
+    "user_code": "ABCD-1234",
+    "verification_uri": "https://github.com/login/device",
+    "expires_in": 900,
+    "interval": 5,
+}
+PENDING, SLOW = {"error": "authorization_pending"}, {"error": "slow_down"}
+TOKEN = {"access_token": "gho_fake000", "token_type": "bearer", "scope": "read:user"}
+
+
+class Server:
+    """Answers in turn, and keeps time: a sleep lasts as long as it says."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = [CODE, *answers]
+        self.asked: list[tuple[str, dict[str, str]]] = []
+        self.slept: list[float] = []
+
+    async def ask(self, _method, url, *, headers, content=None, timeout_s) -> HttpAnswer:
+        assert headers["accept"] == "application/json"
+        self.asked.append((url, json.loads(content)))
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        if isinstance(answer, int):
+            return HttpAnswer(status=answer)
+        return HttpAnswer(status=200, body=json.dumps(answer).encode())
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+
+    async def log_in(self, base: str = "https://github.com") -> str:
+        code = await request_code(self.ask, base)
+        assert "device-fake" not in repr(code)
+        secret = await wait_for_token(
+            self.ask, code, base=base, clock=lambda: sum(self.slept), sleep=self.sleep
+        )
+        return secret.reveal()
+
+
+async def test_it_asks_until_there_is_a_token():
+    server = Server(PENDING, PENDING, TOKEN)
+    assert await server.log_in() == "gho_fake000"
+    assert server.slept == [5, 5, 5]
+    first, *polls = server.asked
+    assert first == (
+        "https://github.com/login/device/code",
+        {"client_id": CLIENT_ID, "scope": "read:user"},
+    )
+    assert {url for url, _ in polls} == {"https://github.com/login/oauth/access_token"}
+    assert polls[0][1]["device_code"] == "device-fake"
+    assert polls[0][1]["grant_type"].endswith(":device_code")
+
+
+@pytest.mark.parametrize(
+    ("answers", "slept"),
+    [
+        ((SLOW, PENDING, TOKEN), [5, 10, 10]),
+        (({**SLOW, "interval": 30}, TOKEN), [5, 30]),
+        (({**SLOW, "interval": -1}, TOKEN), [5, 10]),
+        ((HttpFailed("gone"), 502, TOKEN), [5, 10, 20]),
+        ((429, TOKEN), [5, 10]),
+    ],
+)
+async def test_it_slows_down_when_told_or_unanswered(answers, slept):
+    server = Server(*answers)
+    assert await server.log_in() == "gho_fake000"
+    assert server.slept == slept
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ({"error": "expired_token"}, "was not typed in in time; run account-pool login copilot"),
+        ({"error": "access_denied"}, "cancelled on GitHub's page"),
+        ({"error": "device_flow_disabled"}, "account-pool login --from gh"),
+        ({"error": "<b>odd</b>"}, "neither a token nor a known reason"),
+        ([], "neither a token nor a known reason"),
+        ({"access_token": "two\nlines"}, "line break"),
+    ],
+)
+async def test_it_ends_when_there_will_be_none(answer, why):
+    with pytest.raises(CredentialError, match=why):
+        await Server(PENDING, answer).log_in()
+
+
+async def test_nobody_types_it_in():
+    server = Server(*[PENDING] * 1000)
+    with pytest.raises(CredentialError, match="in time"):
+        await server.log_in()
+    assert sum(server.slept) <= 900
+
+
+@pytest.mark.parametrize("first", [{}, {"user_code": 3}, 404])
+async def test_a_server_without_the_flow(first):
+    server = Server()
+    server.answers = [first]
+    with pytest.raises(CredentialError, match="gave no code"):
+        await server.log_in("https://acme.ghe.com")
+
+
+async def test_a_server_that_cannot_be_reached():
+    server = Server()
+    server.answers = [HttpFailed("cannot reach github.com (ConnectError)")]
+    with pytest.raises(CredentialError, match="cannot reach github"):
+        await server.log_in()
+
+
+async def test_what_a_server_names_is_bounded_and_printable():
+    server = Server(TOKEN)
+    server.answers[0] = {**CODE, "interval": 1e9, "expires_in": 1e5, "user_code": "A\x1b[2J"}
+    code = await request_code(server.ask)
+    assert (code.interval_s, code.lasts_s, code.text) == (5.0, 1800.0, "A[2J")

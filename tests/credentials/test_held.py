@@ -1,0 +1,376 @@
+"""One account whose credential is refreshed, re-read from a file, or needs a project."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import ssl
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.credentials.fakes import START, FakeClock, NoThreads, Published, entry, settle
+from tests.credentials.token_server import FIRST, TokenServer
+
+from account_pool.core.account import AccountKey
+from account_pool.core.credential import Credential, Secret
+from account_pool.credentials.code_assist import CodeAssist, CodeAssistSettings
+from account_pool.credentials.exchange_answer import ExchangeFailed, ExchangeRefused
+from account_pool.credentials.files import FileSource
+from account_pool.credentials.http import Http
+from account_pool.credentials.keeper import Keeper
+from account_pool.credentials.login import Refresher
+from account_pool.credentials.oauth import OAuthSource
+from account_pool.providers.registry import BUILT_IN
+from account_pool.store.memory import MemoryTokens
+
+ME = AccountKey("openai", "me")
+WRITTEN = {
+    "access_token": "at-0",
+    "refresh_token": FIRST,
+    "expires_at": START + 3600,
+    "token_url": "https://login.example.com/token",
+    "client_id": "client",
+}
+
+
+class NoExchange:
+    def handles(self, _provider: str) -> bool:
+        return False
+
+
+class Projects(CodeAssist):
+    """Answers from a script: a project, or an error to raise; the last is repeated."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            {"openai": CodeAssistSettings()},
+            wall_clock=lambda: START,
+            http=Http(trust=ssl.create_default_context),
+        )
+        self.script: list[str | Exception] = ["project-1"]
+        self.asked: list[str] = []
+
+    async def project(self, _provider: str, token: Secret) -> str:
+        self.asked.append(token.reveal())
+        result = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
+@pytest.fixture
+def server() -> TokenServer:
+    return TokenServer()
+
+
+@pytest.fixture
+async def start(
+    clock: FakeClock, published: Published, server: TokenServer
+) -> AsyncIterator[Callable[..., Keeper]]:
+    """Return a function that starts a keeper of one account."""
+    asyncio.get_running_loop().set_default_executor(NoThreads())
+    keepers = []
+    store = MemoryTokens()
+
+    def make(
+        source: Any, *, token: str = "", assist: CodeAssist | None = None, **account: Any
+    ) -> Keeper:
+        one = entry("openai/me", token, source=source, **account)
+        provider = replace(
+            BUILT_IN["openai"], token_expiry=lambda t: None, misplaced=lambda t: None
+        )
+        keepers.append(
+            Keeper(
+                [replace(one, provider=provider)],
+                published,
+                NoExchange(),
+                refresher=Refresher(
+                    store=store,
+                    post=server.post,
+                    wall_clock=clock,
+                    sleep=lambda _: None,
+                    threads=NoThreads(),
+                ),
+                assist=assist,
+                wall_clock=clock,
+                sleep=clock.sleep,
+                chance=lambda: 0.0,
+            )
+        )
+        keepers[-1].start()
+        return keepers[-1]
+
+    yield make
+    for keeper in keepers:
+        keeper.stop()
+
+
+def login(**written: Any) -> OAuthSource:
+    return OAuthSource.from_written("openai", "me", {**WRITTEN, **written}, {})
+
+
+def held(published: Published) -> Credential | None:
+    return published.credentials["openai/me"].get("key")
+
+
+def token(published: Published) -> str | None:
+    credential = held(published) if published.all else None
+    return None if credential is None else credential.secret.reveal()
+
+
+class TestLogin:
+    async def test_the_written_token_is_published_and_refreshed_in_time(
+        self,
+        start: Callable[..., Keeper],
+        published: Published,
+        clock: FakeClock,
+        server: TokenServer,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        with caplog.at_level(logging.DEBUG):
+            start(login(), companions={"organization": "o"})
+            await settle()
+            assert token(published) == "at-0"
+            assert held(published).expires_at == START + 3600
+            assert held(published).companions == {"organization": "o"}
+            await clock.advance(3299)
+            assert server.asked == []
+            await clock.advance(1)
+            assert token(published) == "at-1"
+            await clock.advance(3300)
+            assert token(published) == "at-2"
+        lines = [r.message for r in caplog.records if r.name.startswith("account_pool")]
+        assert lines[:2] == [
+            "openai/me: has an access token, refreshed in 55 min "
+            "(valid until 2027-01-15 09:00:00 UTC)",
+            "openai/me: has an access token, refreshed in 55 min "
+            "(valid until 2027-01-15 09:55:00 UTC)",
+        ]
+        assert "at-" not in caplog.text and "rt-" not in caplog.text
+
+    async def test_one_refresh_serves_all_who_were_refused(
+        self, start: Callable[..., Keeper], published: Published, server: TokenServer
+    ) -> None:
+        keeper = start(login())
+        await settle()
+        assert token(published) == "at-0"
+        refused = held(published)
+        results = await asyncio.gather(*(keeper.refresh(ME, refused) for _ in range(50)))
+        assert results == [True] * 50
+        assert len(server.asked) == 1 and token(published) == "at-1"
+
+    async def test_an_outage_leaves_the_old_token_while_it_is_good(
+        self,
+        start: Callable[..., Keeper],
+        published: Published,
+        clock: FakeClock,
+        server: TokenServer,
+    ) -> None:
+        server.refusals = [(503, "")] * 100
+        start(login())
+        await settle()
+        assert token(published) == "at-0"
+        await clock.advance(3300)
+        assert published.problems["openai/me"] is not None
+        assert published.all[-1] == ("openai/me", {"key": "at-0"}, "the refresh answered 503")
+        for _ in range(20):
+            await clock.advance(15)
+        assert published.all[-1] == ("openai/me", {}, "the refresh answered 503")
+        server.refusals = []
+        await clock.advance(301)
+        assert token(published) == "at-1"
+        assert published.problems["openai/me"] is None
+
+    async def test_an_outage_at_the_start_too(
+        self, start: Callable[..., Keeper], published: Published, server: TokenServer
+    ) -> None:
+        server.refusals = [(503, "")]
+        start(login(expires_at=START + 60))
+        await settle()
+        assert bool(published.all)
+        assert published.all[0] == ("openai/me", {"key": "at-0"}, "the refresh answered 503")
+
+    async def test_the_end_of_a_login_is_one_line_and_a_new_one_is_found(
+        self,
+        start: Callable[..., Keeper],
+        published: Published,
+        clock: FakeClock,
+        server: TokenServer,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        server.refusals = [(400, {"error": "invalid_grant"})]
+        keeper = start(login())
+        await settle()
+        assert token(published) == "at-0"
+        assert not await keeper.refresh(ME, held(published))
+        problem = (
+            "its login has ended: invalid_grant; write the tokens of a new login in accounts.yaml"
+        )
+        # Whether it was the token's fault is for the pool to say.
+        assert published.all[-1] == ("openai/me", {"key": "at-0"}, problem)
+        await clock.advance(3600)
+        assert published.all[-1] == ("openai/me", {}, problem)
+        assert caplog.messages == [f"openai/me: {problem}"]
+        assert len(server.asked) == 1
+        server.newest = "rt-new"
+        keeper.update([replace(keeper._entries[0], source=login(refresh_token="rt-new"))])
+        await settle()
+        assert token(published) == "at-1"
+
+    async def test_a_login_that_ends_leaves_its_last_token(
+        self,
+        start: Callable[..., Keeper],
+        published: Published,
+        clock: FakeClock,
+        server: TokenServer,
+    ) -> None:
+        server.refusals = [(400, {"error": "invalid_grant"})]
+        start(login())
+        await settle()
+        assert token(published) == "at-0"
+        await clock.advance(3300)
+        assert published.problems["openai/me"] is not None
+        assert token(published) == "at-0"
+        await clock.advance(330)
+        assert token(published) is None
+
+    async def test_what_the_server_says_of_the_account_goes_with_the_token(
+        self, start: Callable[..., Keeper], published: Published, server: TokenServer
+    ) -> None:
+        server.refusals = [(200, {"access_token": "at-x", "account": {"uuid": "0-1"}})]
+        start(login(access_token=None))
+        await settle()
+        assert token(published) == "at-x"
+        assert held(published).companions == {"account_id": "0-1"}
+
+
+class TestFile:
+    def write(self, path: Path, text: str, *, at: int) -> None:
+        path.write_text(text)
+        path.chmod(0o600)
+        os.utime(path, ns=(at, at))
+
+    async def test_it_is_read_again_when_it_was_written(
+        self, start: Callable[..., Keeper], published: Published, clock: FakeClock, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "token"
+        self.write(path, "sk-1", at=1)
+        start(FileSource(path))
+        assert token(published) == "sk-1"
+        self.write(path, "sk-2", at=2)
+        await clock.advance(5)
+        assert token(published) == "sk-2"
+        assert len(published.all) == 2
+
+    async def test_it_is_not_read_when_nothing_changed(
+        self, start: Callable[..., Keeper], published: Published, clock: FakeClock, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "token"
+        self.write(path, "sk-1", at=1)
+        start(FileSource(path))
+        self.write(path, "sk-2", at=1)
+        await clock.advance(5)
+        assert token(published) == "sk-1"
+
+    async def test_a_refusal_reads_it_in_any_case(
+        self, start: Callable[..., Keeper], published: Published, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "token"
+        self.write(path, "sk-1", at=1)
+        keeper = start(FileSource(path))
+        self.write(path, "sk-2", at=1)
+        assert await keeper.refresh(ME, held(published))
+        assert token(published) == "sk-2"
+
+    async def test_a_file_caught_while_it_is_written_is_read_again(
+        self, start: Callable[..., Keeper], published: Published, clock: FakeClock, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "token"
+        self.write(path, '{"a": "sk-1"}', at=1)
+        start(FileSource(path, "/a"))
+        self.write(path, '{"a": "s', at=2)
+        await clock.advance(5)
+        assert published.problems["openai/me"] is not None
+        assert token(published) == "sk-1"
+        self.write(path, '{"a": "sk-2"}', at=2)
+        await clock.advance(20)
+        assert token(published) == "sk-2"
+        assert published.problems["openai/me"] is None
+
+    async def test_a_token_that_ends_is_withdrawn_and_its_tool_renews_it(
+        self, start: Callable[..., Keeper], published: Published, clock: FakeClock, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "creds"
+
+        def login(access: str, expires_at: float, at: int) -> None:
+            content = {"accessToken": access, "expiresAt": int(expires_at * 1000)}
+            self.write(path, json.dumps({"claudeAiOauth": content}), at=at)
+
+        login("sk-1", START + 8, 1)
+        start(FileSource(path, written="~/creds"))
+        assert held(published).expires_at == START + 8
+        await clock.advance(10)
+        assert published.all[-1] == (
+            "openai/me",
+            {},
+            "file ~/creds: the token in it has expired; its tool renews it when it is used, or "
+            "give this account a login of its own",
+        )
+        login("sk-2", START + 3600, 2)
+        await clock.advance(5)
+        assert token(published) == "sk-2"
+
+
+class TestProject:
+    async def test_it_is_learnt_once(
+        self, start: Callable[..., Keeper], published: Published, clock: FakeClock
+    ) -> None:
+        projects = Projects()
+        start(login(), assist=projects)
+        await settle()
+        assert token(published) == "at-0"
+        assert held(published).companions == {"project": "project-1"}
+        await clock.advance(3300)
+        assert token(published) == "at-1"
+        assert held(published).companions == {"project": "project-1"}
+        assert projects.asked == ["at-0"]
+
+    async def test_its_owner_knows_better(
+        self, start: Callable[..., Keeper], published: Published
+    ) -> None:
+        projects = Projects()
+        start(login(), assist=projects, companions={"project": "mine"})
+        await settle()
+        assert token(published) == "at-0"
+        assert held(published).companions == {"project": "mine"}
+        assert projects.asked == []
+
+    async def test_without_it_there_is_no_credential(
+        self, start: Callable[..., Keeper], published: Published, clock: FakeClock
+    ) -> None:
+        projects = Projects()
+        projects.script = [ExchangeFailed("503"), ExchangeRefused("none"), "project-1"]
+        start(login(), assist=projects)
+        await settle()
+        assert bool(published.all)
+        assert published.all == [("openai/me", {}, "503")]
+        await clock.advance(1)
+        assert len(published.all) == 2
+        assert published.all[-1] == ("openai/me", {}, "none")
+        await clock.advance(600)
+        assert token(published) == "at-0"
+
+    async def test_a_written_token_waits_for_it_too(
+        self, start: Callable[..., Keeper], published: Published
+    ) -> None:
+        projects = Projects()
+        start(None, token="ya29.me", assist=projects)
+        assert published.all == []
+        await settle()
+        assert token(published) == "ya29.me"
+        assert held(published).companions == {"project": "project-1"}

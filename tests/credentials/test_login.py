@@ -1,0 +1,422 @@
+"""A login against a token endpoint that takes each refresh token once. Nothing sleeps."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.credentials.fakes import START, FakeClock
+from tests.credentials.token_server import FIRST, TokenServer, said, serve
+
+from account_pool.core.credential import Secret
+from account_pool.credentials.errors import CredentialError
+from account_pool.credentials.exchange_answer import ExchangeFailed
+from account_pool.credentials.http import Http, HttpAnswer, HttpFailed
+from account_pool.credentials.login import CLAIM_S, Login, Refresher, post_with
+from account_pool.credentials.oauth import OAuthSource
+from account_pool.credentials.token_answer import LoginEnded
+from account_pool.store.errors import StoreError
+from account_pool.store.memory import MemoryTokens
+from account_pool.store.tokens import Tokens
+
+WRITTEN = {"access_token": "at-0", "refresh_token": FIRST, "expires_at": START + 3600}
+
+
+def source(provider: str = "codex", environ: dict[str, str] | None = None, **written: Any) -> Any:
+    return OAuthSource.from_written(provider, "me", {**WRITTEN, **written}, environ or {})
+
+
+class Bench:
+    """One store and one endpoint, and logins of as many proxies as a test wants."""
+
+    def __init__(self) -> None:
+        self.server = TokenServer()
+        self.store = MemoryTokens()
+        self.clock = FakeClock()
+        self.threads = ThreadPoolExecutor(8)
+        self.slept: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.clock.now += seconds
+
+    def login(self, written: OAuthSource | None = None, **changes: Any) -> Login:
+        refresher = Refresher(
+            store=self.store,
+            post=self.server.post,
+            wall_clock=self.clock,
+            sleep=self.sleep,
+            threads=self.threads,
+        )
+        return Login(
+            written or source(), replace(refresher, **changes), expiry=lambda _: None, chance=0.0
+        )
+
+    def stored(self) -> Tokens | None:
+        return self.store.load(source().family())
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def shown(tokens: Tokens | None) -> tuple[str | None, str] | None:
+    if tokens is None:
+        return None
+    return tokens.access.reveal() if tokens.access else None, tokens.refresh.reveal()
+
+
+class TestWhenItIsRefreshed:
+    def test_a_written_token_is_used_until_five_minutes_before_it_ends(self, bench: Bench) -> None:
+        login = bench.login()
+        assert shown(login.tokens_now()) == ("at-0", FIRST)
+        bench.clock.now += 3600 - 301
+        assert shown(login.tokens_now()) == ("at-0", FIRST)
+        bench.clock.now += 1
+        assert shown(login.tokens_now()) == shown(bench.stored()) == ("at-1", "rt-1")
+        assert bench.server.asked == [
+            {
+                "grant_type": "refresh_token",
+                "refresh_token": FIRST,
+                "client_id": "app_EMoamEEZ73f0CkXaXp7hrann",
+            }
+        ]
+
+    def test_chance_brings_it_forward_by_up_to_a_minute(self, bench: Bench) -> None:
+        tokens = source().tokens()
+        login = Login(
+            source(),
+            Refresher(store=bench.store, post=bench.server.post, wall_clock=bench.clock, sleep=id),
+            expiry=lambda _: None,
+            chance=1.0,
+        )
+        assert login.renew_at(tokens) == START + 3600 - 360
+
+    def test_a_short_life_is_used_for_most_of_it(self, bench: Bench) -> None:
+        bench.server.life_s = 100
+        login = bench.login()
+        bench.clock.now += 3500
+        tokens = login.tokens_now()
+        assert login.renew_at(tokens) == bench.clock.now + 80
+        assert shown(login.tokens_now()) == ("at-1", "rt-1")
+
+    def test_codex_is_refreshed_after_eight_days_whatever_it_says(self, bench: Bench) -> None:
+        bench.server.life_s = 30 * 86400
+        login = bench.login(source(expires_at=START))
+        tokens = login.tokens_now()
+        assert login.renew_at(tokens) == START + 8 * 86400
+
+    def test_a_refresh_token_alone_is_enough(self, bench: Bench) -> None:
+        login = bench.login(source(access_token=None, expires_at=None))
+        assert shown(login.tokens_now()) == ("at-1", "rt-1")
+
+    def test_an_end_nobody_names_is_read_from_the_token(self, bench: Bench) -> None:
+        login = bench.login(source(expires_at=None))
+        login._expiry = {"at-0": START + 300.0, "at-1": None}.get
+        bench.server.life_s = None
+        tokens = login.tokens_now()
+        assert shown(tokens) == ("at-1", "rt-1")
+        assert login.renew_at(tokens) == START + 8 * 86400
+        claude = bench.login(source("claude-code", expires_at=None))
+        assert claude.renew_at(claude.tokens_now()) is None
+
+    def test_a_refused_token_is_refreshed(self, bench: Bench) -> None:
+        login = bench.login()
+        login.refuse(Secret("at-0"))
+        assert shown(login.tokens_now()) == ("at-1", "rt-1")
+        login.refuse(Secret("at-0"))
+        assert shown(login.tokens_now()) == ("at-1", "rt-1")
+
+    def test_a_token_is_not_blamed_just_after_it_was_got(self, bench: Bench) -> None:
+        login = bench.login()
+        login.refuse(Secret("at-0"))
+        for _ in range(3):
+            assert shown(login.tokens_now()) == ("at-1", "rt-1")
+            login.refuse(Secret("at-1"))
+        bench.clock.now += 60
+        login.refuse(Secret("at-1"))
+        assert shown(login.tokens_now()) == ("at-2", "rt-2")
+
+
+class TestWhatIsKept:
+    def test_the_stored_tokens_come_before_those_that_were_written(self, bench: Bench) -> None:
+        first = bench.login()
+        first.refuse(Secret("at-0"))
+        first.tokens_now()
+        assert shown(bench.login().tokens_now()) == ("at-1", "rt-1")
+
+    def test_a_renamed_account_keeps_its_login_and_a_new_login_comes_first(self) -> None:
+        renamed = OAuthSource.from_written("codex", "other", WRITTEN, {})
+        assert renamed.family() == source().family()
+        assert source(refresh_token="rt-new").family() != source().family()
+        assert FIRST not in source().family()
+
+    def test_a_server_that_does_not_rotate_keeps_the_refresh_token(self, bench: Bench) -> None:
+        bench.server.rotates = False
+        login = bench.login()
+        for n in (1, 2):
+            access = login.tokens_now().access
+            bench.clock.now += 60
+            login.refuse(access)
+            assert shown(login.tokens_now()) == (f"at-{n}", FIRST)
+
+    def test_nothing_is_used_that_could_not_be_written(self, bench: Bench) -> None:
+        class FullDisk(MemoryTokens):
+            full = True
+
+            def save(self, family: str, tokens: Tokens) -> None:
+                if self.full:
+                    raise StoreError("the state database x cannot be written; make room")
+                super().save(family, tokens)
+
+        bench.store = FullDisk()
+        login = bench.login()
+        login.refuse(Secret("at-0"))
+        for _ in range(2):
+            with pytest.raises(ExchangeFailed, match="cannot be written; make room"):
+                login.tokens_now()
+        assert shown(login.still_good()) == ("at-0", FIRST)
+        bench.store.full = False
+        assert shown(login.tokens_now()) == ("at-1", "rt-1")
+        assert len(bench.server.asked) == 1
+
+    def test_a_store_that_cannot_be_written_is_noticed_before_the_token_is_spent(
+        self, bench: Bench
+    ) -> None:
+        class ReadOnly(MemoryTokens):
+            def claim(self, family: str, owner: str, **how: Any) -> float | None:
+                raise StoreError("the state database x cannot be written")
+
+        bench.store = ReadOnly()
+        login = bench.login()
+        bench.clock.now += 3590
+        with pytest.raises(ExchangeFailed):
+            login.tokens_now()
+        assert bench.server.asked == []
+        assert shown(login.still_good()) == ("at-0", FIRST)
+
+    def test_a_refresh_token_without_an_access_token_is_kept(self, bench: Bench) -> None:
+        bench.server.refusals = [(200, {"refresh_token": "rt-x"})]
+        bench.server.newest = "rt-x"
+        login = bench.login()
+        login.refuse(Secret("at-0"))
+        with pytest.raises(ExchangeFailed, match="without an access token"):
+            login.tokens_now()
+        assert shown(bench.stored()) == (None, "rt-x")
+        assert shown(login.tokens_now()) == ("at-1", "rt-1")
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("status", "body", "text"),
+        [
+            (400, {"error": {"code": "refresh_token_expired"}}, "refresh_token_expired"),
+            (401, {"error": {"code": "refresh_token_reused", "message": "x"}}, "_reused (x)"),
+            (401, {"error": "refresh_token_invalidated"}, "refresh_token_invalidated"),
+            (
+                400,
+                {"error": "invalid_grant", "error_description": f"{FIRST} is\nbad"},
+                "invalid_grant ([secret] is bad)",
+            ),
+            (400, {"error": {"type": "invalid_grant", "message": "no"}}, "invalid_grant (no)"),
+            (400, {"code": "token_revoked"}, "token_revoked"),
+        ],
+    )
+    def test_the_end_of_a_login_is_said_once_and_nothing_is_sent_again(
+        self, bench: Bench, status: int, body: Any, text: str
+    ) -> None:
+        bench.server.refusals = [(status, body)]
+        login = bench.login()
+        login.refuse(Secret("at-0"))
+        for _ in range(3):
+            with pytest.raises(LoginEnded) as caught:
+                login.tokens_now()
+            assert str(caught.value).startswith("its login has ended: ")
+            assert text in str(caught.value)
+            assert str(caught.value).endswith(
+                "; log in with codex again and run: account-pool login --from codex --copy"
+            )
+        assert len(bench.server.asked) == 1
+
+    @pytest.mark.parametrize(
+        ("answer", "error", "text", "wait_s"),
+        [
+            (said(429, "", **{"retry-after": "7"}), ExchangeFailed, "answered 429", 7),
+            (said(500, "<html>"), ExchangeFailed, "answered 500", None),
+            (said(403, "<html>"), ExchangeFailed, "answered 403", None),
+            (said(400, {"error": "temporarily"}), ExchangeFailed, "400: temporarily", None),
+            (said(200, "[]"), ExchangeFailed, "200 without an access token", None),
+            (said(200, {"access_token": "a b"}), ExchangeFailed, "token that cannot be one", None),
+            (HttpFailed("no answer"), ExchangeFailed, "refreshing its login: no answer", None),
+            (said(401, {"error": "invalid_client"}), ExchangeFailed, "correct client_id", 600),
+        ],
+    )
+    def test_what_may_pass_ends_nothing(
+        self,
+        bench: Bench,
+        answer: HttpAnswer | Exception,
+        error: type[Exception],
+        text: str,
+        wait_s: float | None,
+    ) -> None:
+        def post(*_: object) -> HttpAnswer:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        bench.clock.now += 3590
+        login = bench.login(post=post)
+        with pytest.raises(error, match=text) as caught:
+            login.tokens_now()
+        assert getattr(caught.value, "retry_after_s", None) == wait_s
+        # The old token is good for ten seconds more.
+        assert shown(login.still_good()) == ("at-0", FIRST)
+        bench.clock.now += 10
+        assert login.still_good() is None
+        assert bench.stored() is None
+        assert shown(bench.login().tokens_now()) == ("at-1", "rt-1")
+
+    def test_a_variable_that_is_not_set_is_named(self, bench: Bench) -> None:
+        login = bench.login(source(refresh_token="${TOKEN}"))
+        with pytest.raises(CredentialError, match="TOKEN is not set"):
+            login.tokens_now()
+
+
+class TestSeveralProxies:
+    def test_tokens_that_somebody_else_got_are_taken(self, bench: Bench) -> None:
+        one, other = bench.login(), bench.login()
+        for login in (one, other):
+            login.refuse(Secret("at-0"))
+            assert shown(login.tokens_now()) == ("at-1", "rt-1")
+        assert len(bench.server.asked) == 1
+
+    def test_a_claim_is_waited_for(self, bench: Bench) -> None:
+        family = source().family()
+        bench.store.claim(family, "other", clock=lambda: START, lasts_s=CLAIM_S)
+
+        def sleep(seconds: float) -> None:
+            bench.sleep(seconds)
+            if len(bench.slept) == 3:
+                bench.server.count, bench.server.newest = 1, "rt-1"
+                bench.store.save(
+                    family,
+                    Tokens(access=Secret("at-1"), refresh=Secret("rt-1"), expires_at=START + 7200),
+                )
+                bench.store.release(family, "other")
+
+        login = bench.login(sleep=sleep)
+        login.refuse(Secret("at-0"))
+        assert shown(login.tokens_now()) == ("at-1", "rt-1")
+        assert bench.server.asked == [] and len(bench.slept) == 3
+
+    def test_the_claim_of_a_dead_proxy_ends(self, bench: Bench) -> None:
+        bench.store.claim(source().family(), "dead", clock=lambda: START, lasts_s=CLAIM_S)
+        login = bench.login()
+        login.refuse(Secret("at-0"))
+        assert shown(login.tokens_now()) == ("at-1", "rt-1")
+        assert sum(bench.slept) == pytest.approx(CLAIM_S, abs=0.3)
+
+    def test_a_proxy_that_ends_waits_for_nobody(self, bench: Bench) -> None:
+        bench.store.claim(source().family(), "other", clock=lambda: START, lasts_s=CLAIM_S)
+        stopped = threading.Event()
+        login = bench.login(sleep=lambda _: stopped.set(), stopped=stopped)
+        login.refuse(Secret("at-0"))
+        with pytest.raises(ExchangeFailed, match="about to end"):
+            login.tokens_now()
+
+    def test_a_lost_race_ends_nothing(self, bench: Bench) -> None:
+        """The winner wrote its tokens while our question was under way."""
+        login = bench.login()
+
+        def post(*args: Any) -> HttpAnswer:
+            if not bench.server.asked:
+                bench.server.post(*args)
+                bench.store.save(
+                    source().family(),
+                    Tokens(access=Secret("at-1"), refresh=Secret("rt-1"), expires_at=START + 7200),
+                )
+            return bench.server.post(*args)
+
+        login = bench.login(post=post)
+        login.refuse(Secret("at-0"))
+        assert shown(login.tokens_now()) == ("at-1", "rt-1")
+        assert bench.server.reused == [FIRST]
+
+    def test_a_login_that_seemed_over_goes_on_with_what_the_winner_wrote_later(
+        self, bench: Bench
+    ) -> None:
+        bench.server.newest, bench.server.count = "rt-1", 1
+        login = bench.login()
+        login.refuse(Secret("at-0"))
+        with pytest.raises(LoginEnded):
+            login.tokens_now()
+        bench.store.save(
+            source().family(),
+            Tokens(access=Secret("at-1"), refresh=Secret("rt-1"), expires_at=START + 7200),
+        )
+        assert shown(login.tokens_now()) == ("at-1", "rt-1")
+
+    def test_a_computer_that_was_paused_does_not_send_what_it_once_claimed(
+        self, bench: Bench
+    ) -> None:
+        class Slow(MemoryTokens):
+            def load(self, family: str) -> Tokens | None:
+                bench.clock.now += 20
+                return super().load(family)
+
+        bench.store = Slow()
+        login = bench.login()
+        login.refuse(Secret("at-0"))
+        with pytest.raises(ExchangeFailed, match="was paused"):
+            login.tokens_now()
+        assert bench.server.asked == []
+
+
+async def test_a_caller_that_leaves_stops_nothing(bench: Bench) -> None:
+    asked, answered = threading.Event(), threading.Event()
+
+    def post(*args: Any) -> HttpAnswer:
+        asked.set()
+        assert answered.wait(10)
+        return bench.server.post(*args)
+
+    login = bench.login(post=post)
+    login.refuse(Secret("at-0"))
+    first = asyncio.create_task(login.tokens())
+    await asyncio.to_thread(asked.wait, 10)
+    first.cancel()
+    second = asyncio.create_task(login.tokens())
+    answered.set()
+    assert shown(await second) == shown(bench.stored()) == ("at-1", "rt-1")
+    assert len(bench.server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("provider", "written"),
+    [
+        ("codex", {}),
+        ("mine", {"client_id": "me", "client_secret": "s3", "scope": "a b", "style": "form"}),
+    ],
+)
+async def test_over_real_http(bench: Bench, provider: str, written: dict[str, str]) -> None:
+    with serve(bench.server) as url:
+        http = Http(trust=ssl.create_default_context)
+        login = bench.login(source(provider, token_url=url, **written), post=post_with(http))
+        login.refuse(Secret("at-0"))
+        assert shown(await login.tokens()) == ("at-1", "rt-1")
+    (asked,) = bench.server.asked
+    if provider == "mine":
+        assert (asked["client_id"], asked["client_secret"], asked["scope"]) == ("me", "s3", "a b")
+
+
+@pytest.fixture(autouse=True)
+def no_secret_is_shown(bench: Bench, caplog: pytest.LogCaptureFixture) -> Any:
+    yield
+    assert "rt-" not in caplog.text and "at-" not in caplog.text
+    bench.threads.shutdown()

@@ -1,0 +1,198 @@
+"""Several proxies share a store: whatever the order of their steps, the login is not lost.
+
+Each proxy runs the real code in a thread that stops where another process could get in
+between: before its question reaches the server, before the answer reaches it, while it
+waits for a claim. There, hypothesis lets it go on, kills it, or lets the clock run.
+
+One thing is not survived and is not tried: a process that is killed after the server took
+the refresh token, and before the answer arrived. Nobody has the new one then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.credentials.fakes import FakeClock
+from tests.credentials.token_server import FIRST, TokenServer
+
+from account_pool.core.credential import Secret
+from account_pool.credentials.exchange_answer import ExchangeFailed
+from account_pool.credentials.http import HttpAnswer
+from account_pool.credentials.login import CLAIM_S, REFRESH_TIMEOUT_S, Login, Refresher
+from account_pool.credentials.oauth import OAuthSource
+from account_pool.credentials.token_answer import LoginEnded
+from account_pool.store.sqlite import SqliteTokens
+from account_pool.store.tokens import Tokens
+
+SOURCE = OAuthSource.from_written("codex", "me", {"refresh_token": FIRST}, {})
+PROXIES = st.integers(0, 2)
+
+
+class Killed(BaseException):
+    """The process is gone; nothing of it runs any more."""
+
+
+class Proxy:
+    """One process: its connection to the store, its login, and a thread of it."""
+
+    def __init__(self, path: Path, server: TokenServer, clock: FakeClock) -> None:
+        self.path, self.server, self.clock = path, server, clock
+        self.state = "idle"
+        self.known: Secret | None = None
+        self.dead = False
+        self.told: queue.Queue[str] = queue.Queue()
+        self.may: queue.Queue[str] = queue.Queue()
+        self.boot()
+
+    def boot(self) -> None:
+        self.store = SqliteTokens(self.path)
+        self.dead, self.known = False, None
+        self.login = Login(
+            SOURCE,
+            Refresher(store=self, post=self.post, wall_clock=self.clock, sleep=self.sleep),
+            expiry=lambda _: None,
+            chance=0.0,
+        )
+
+    # -- what the machine does
+
+    def start(self) -> None:
+        if self.known is not None:
+            self.login.refuse(self.known)
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+        self.state = self.told.get(timeout=20)
+
+    def go_on(self) -> None:
+        self.may.put("go on")
+        self.state = self.told.get(timeout=20)
+
+    def kill(self) -> None:
+        """As `kill -9`: no `finally` of it reaches the store."""
+        self.dead = True
+        if self.state != "idle":
+            self.go_on()
+        self.thread_ended()
+        self.store.close()
+        self.boot()
+
+    def thread_ended(self) -> None:
+        if self.state == "idle" and hasattr(self, "thread"):
+            self.thread.join(20)
+
+    # -- what runs in the thread
+
+    def run(self) -> None:
+        with contextlib.suppress(ExchangeFailed, LoginEnded, Killed):
+            self.known = self.login.tokens_now().access
+        self.told.put("idle")
+
+    def stop(self, state: str) -> None:
+        self.told.put(state)
+        self.may.get(timeout=20)
+        if self.dead:
+            raise Killed
+
+    def post(self, *args: Any) -> HttpAnswer:
+        self.stop("sending")
+        answer = self.server.post(*args)
+        self.stop("answered")
+        return answer
+
+    def sleep(self, _seconds: float) -> None:
+        self.stop("waiting")
+
+    # -- the store, as long as the process lives
+
+    def alive(self) -> SqliteTokens:
+        if self.dead:
+            raise Killed
+        return self.store
+
+    def load(self, family: str) -> Tokens | None:
+        return self.alive().load(family)
+
+    def save(self, family: str, tokens: Tokens) -> None:
+        self.alive().save(family, tokens)
+
+    def claim(self, family: str, owner: str, **how: Any) -> float | None:
+        self.stop("claiming")
+        return self.alive().claim(family, owner, **how)
+
+    def release(self, family: str, owner: str) -> None:
+        self.alive().release(family, owner)
+
+
+class SharedLogin(RuleBasedStateMachine):
+    @initialize()
+    def begin(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.clock, self.server = FakeClock(), TokenServer(life_s=1000)
+        path = Path(self.folder.name) / "state.sqlite"
+        self.proxies = [Proxy(path, self.server, self.clock) for _ in range(3)]
+        self.paused = False
+
+    @rule(n=PROXIES)
+    def next_step(self, n: int) -> None:
+        proxy = self.proxies[n]
+        if proxy.state == "idle":
+            proxy.start()
+        else:
+            proxy.go_on()
+
+    @rule(n=PROXIES)
+    def killed(self, n: int) -> None:
+        if self.proxies[n].state != "answered":
+            self.proxies[n].kill()
+
+    @rule(seconds=st.sampled_from([1.0, 9.0, 61.0, 701.0]))
+    @precondition(lambda self: all(p.state != "answered" for p in self.proxies))
+    def time_passes(self, seconds: float) -> None:
+        """While a process is about to send, it may so be overtaken by another."""
+        self.paused |= seconds > CLAIM_S - REFRESH_TIMEOUT_S and any(
+            p.state == "sending" for p in self.proxies
+        )
+        self.clock.now += seconds
+
+    @rule(seconds=st.sampled_from([30.0, 120.0]))
+    @precondition(lambda self: any(p.state == "answered" for p in self.proxies))
+    def a_process_is_stopped_for_long_with_the_answer_in_its_hand(self, seconds: float) -> None:
+        self.paused = True
+        self.clock.now += seconds
+
+    @invariant()
+    def no_token_is_sent_twice_unless_somebody_was_paused(self) -> None:
+        assert self.paused or not self.server.reused
+
+    def teardown(self) -> None:
+        if not hasattr(self, "proxies"):
+            return
+        for proxy in self.proxies:
+            while proxy.state != "idle":
+                self.clock.now += 30 if proxy.state == "waiting" else 0
+                proxy.go_on()
+            proxy.thread_ended()
+        stored = self.proxies[0].store.load(SOURCE.family())
+        assert (stored.refresh if stored else Secret(FIRST)) == Secret(self.server.newest)
+        # And each of them, also one that took the login for ended, can go on.
+        for proxy in self.proxies:
+            self.clock.now += 2000
+            proxy.start()
+            while proxy.state != "idle":
+                proxy.go_on()
+            proxy.thread_ended()
+            assert proxy.known == Secret(f"at-{self.server.count}")
+            proxy.store.close()
+        self.folder.cleanup()
+
+
+SharedLogin.TestCase.settings = settings(deadline=None, max_examples=40, stateful_step_count=30)
+test_no_order_of_steps_loses_the_login = SharedLogin.TestCase

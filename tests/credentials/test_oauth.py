@@ -1,0 +1,135 @@
+"""What stands under `oauth:`, and every way it can be wrong."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.credentials.token_server import said
+
+from account_pool.core.account import AccountKey
+from account_pool.core.credential import Secret
+from account_pool.credentials import token_answer
+from account_pool.credentials.errors import CredentialError
+from account_pool.credentials.exchange_answer import ExchangeFailed, ExchangeRefused
+from account_pool.credentials.instants import read_instant
+from account_pool.credentials.oauth import OAuthSettings, OAuthSource
+from account_pool.credentials.token_answer import LoginEnded
+from account_pool.store.tokens import Tokens
+
+DECEMBER = datetime(2026, 12, 1, tzinfo=UTC).timestamp()
+OWN = {"token_url": "https://login.example.com/token", "client_id": "client"}
+
+
+def written(provider: str = "codex", environ: dict[str, str] | None = None, **keys: Any) -> Any:
+    return OAuthSource.from_written(provider, " My Login ", keys, environ or {})
+
+
+def test_a_vendor_login_needs_its_refresh_token_only() -> None:
+    source = written(refresh_token="rt", access_token="at")
+    assert source.key == AccountKey("codex", "my-login")
+    assert source.settings == OAuthSettings(
+        token_url="https://auth.openai.com/oauth/token",
+        client_id="app_EMoamEEZ73f0CkXaXp7hrann",
+        style="json",
+        refresh_after_s=8 * 86400,
+    )
+    assert source.tokens() == Tokens(access=Secret("at"), refresh=Secret("rt"))
+    assert source.read_now() == Secret("at")
+    assert source.describe() == "accounts.yaml"
+    assert "'rt'" not in repr(source) and "'at'" not in repr(source)
+    claude = written("claude-code", refresh_token="rt")
+    assert claude.settings.token_url == "https://platform.claude.com/v1/oauth/token"
+    assert claude.read_now() is None
+
+
+def test_any_other_login_says_where_it_is_refreshed() -> None:
+    environ = {"SECRET": "s3cret of mine", "RT": "rt"}
+    source = written(
+        "mine", environ, refresh_token="${RT}", client_secret="${SECRET}", scope="a b", **OWN
+    )
+    assert source.settings_now() == OAuthSettings(
+        **OWN, client_secret=Secret("s3cret of mine"), scope="a b", style="form"
+    )
+    assert source.tokens().refresh == Secret("rt")
+
+
+@pytest.mark.parametrize(
+    ("provider", "keys", "wrong"),
+    [
+        ("codex", {}, "oauth has no refresh_token"),
+        ("codex", {"refresh_token": " "}, "the value of refresh_token is not text"),
+        ("codex", {"refresh_token": 5}, "the value of refresh_token is not text"),
+        ("codex", {"refresh_token": "x", "sk-secret": "y"}, "oauth has an unknown key"),
+        ("codex", {"refresh_token": "x", "style": "xml"}, "neither json nor form"),
+        ("codex", {"refresh_token": "x", "expires_at": "soon"}, "not a point in time"),
+        ("codex", {"refresh_token": "x", "token_url": "http://a.b/c"}, "travel unencrypted"),
+        ("codex", {"refresh_token": "x", "client_id": "${NO}"}, "NO is not set"),
+        ("mine", {"refresh_token": "x"}, "oauth has no token_url and no client_id"),
+        ("gemini-cli", {"refresh_token": "x"}, "oauth has no client_id"),
+    ],
+)
+def test_what_is_wrong(provider: str, keys: dict[str, Any], wrong: str) -> None:
+    with pytest.raises(CredentialError, match=wrong) as caught:
+        written(provider, **keys).read_now()
+    assert "sk-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2026-12-01T00:00:00Z",
+        "2026-12-01T01:00:00+01:00",
+        "2026-12-01",
+        datetime(2026, 12, 1, tzinfo=UTC),
+        datetime(2026, 12, 1),
+        date(2026, 12, 1),
+        DECEMBER,
+        int(DECEMBER),
+        int(DECEMBER * 1000),
+        str(int(DECEMBER)),
+    ],
+)
+def test_spellings_of_an_instant(value: Any) -> None:
+    assert read_instant(value) == DECEMBER
+
+
+@pytest.mark.parametrize("value", [True, -1, float("nan"), float("inf"), 1e20, "", [], {}])
+def test_what_is_no_instant(value: Any) -> None:
+    with pytest.raises(CredentialError, match="not a point in time"):
+        read_instant(value)
+
+
+answers = st.one_of(
+    st.binary(),
+    st.text(),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "access_token": st.text() | st.integers() | st.none(),
+            "refresh_token": st.text() | st.integers() | st.none(),
+            "expires_in": st.floats() | st.integers() | st.text() | st.none() | st.booleans(),
+            "error": st.text() | st.dictionaries(st.sampled_from(["code", "message"]), st.text()),
+            "error_description": st.text() | st.integers(),
+            "account": st.text() | st.dictionaries(st.just("uuid"), st.text() | st.integers()),
+        },
+    ),
+)
+
+
+@given(st.sampled_from([200, 400, 401, 403, 429, 500]), answers)
+def test_any_answer_is_tokens_or_an_error_that_shows_none(status: int, body: Any) -> None:
+    asked_with = Tokens(access=Secret("at-secret"), refresh=Secret("rt-secret"))
+    answer = said(status, body.decode("latin-1") if isinstance(body, bytes) else body)
+    try:
+        tokens = token_answer.read(answer, asked_with, 1000.0)
+    except (LoginEnded, ExchangeFailed, ExchangeRefused) as error:
+        assert "secret" not in str(error).replace("[secret]", "").replace("client_secret", "")
+        assert str(error).isprintable()
+        return
+    assert status == 200
+    assert tokens.refresh.reveal()
+    assert tokens.expires_at is None or tokens.expires_at > 1000
