@@ -155,6 +155,16 @@ def _environment(folder: Path, more: Mapping[str, str] | None) -> dict[str, str]
     return {**kept, "HOME": str(folder), **(more or {})}
 
 
+def point_clients_at(proxy: Proxy, monkeypatch: Any) -> None:
+    """Set up the environment of every client as a user does: a proxy and a CA."""
+    for variable in ("HTTP_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.lower(), raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+    for variable in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.setenv(variable, str(proxy.trusted))
+
+
 class PreferHttp2(ssl.SSLContext):
     """Offers HTTP/2 first, as browsers and curl do: mitmproxy may take the first it knows."""
 

@@ -99,7 +99,8 @@ async def test_a_larger_body_is_not_replayed(provider, pool_proxy):
     headers = HEADERS | {"content-length": str(count * MIB)}
     async with proxy.client() as http:
         answer = await http.post(URL, content=blocks(count), headers=headers)
-        assert (answer.status_code, answer.json()) == (429, json.loads(refusal.body))
+        error = json.loads(refusal.body)["error"]
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, error["code"])
         assert upstream.journal.credentials == [FIRST]
         # But what it said is believed: the next request goes to the other account.
         await asyncio.wait_for(http.request(**chat()), 30)

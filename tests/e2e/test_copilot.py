@@ -11,6 +11,7 @@ from account_pool.demo.scripts import by_credential, framed, json_reply, openai
 from tests.e2e.harness import CLIENT, TIMEOUT_S, in_order, secret
 
 HOST = "https://api.individual.githubcopilot.com"
+USER = "https://api.github.com/copilot_internal/user"
 EXCHANGE = "https://api.github.com/copilot_internal/v2/token"
 TWO = in_order("first", "second", provider="copilot", account_type="individual")
 #: What the exchange gives for the GitHub token of an account.
@@ -53,7 +54,7 @@ def script(chat_script):
     def answer(request: Request) -> Reply:
         return (
             exchange(request)
-            if request.path.startswith("/copilot_internal")
+            if request.path == "/copilot_internal/v2/token"
             else chat_script(request)
         )
 
@@ -129,3 +130,17 @@ async def test_a_client_that_sends_the_github_token_itself_gets_the_accounts(wor
         answer = await http.post(f"{HOST}/chat/completions", headers=headers, json=CHAT)
     assert (answer.status_code, answer.content) == (200, GOOD.body)
     assert journal.requests[-1].credential == secret("first")
+
+
+async def test_the_cli_with_a_placeholder_login_is_told_who_the_account_is(world):
+    """It does not start without; the plan and its host are the account's own."""
+    user = json_reply({"login": "octocat", "endpoints": {"api": HOST}})
+    journal, proxy = await world(by_credential({secret("first"): user}))
+    for label in COPILOT:
+        await proxy.until_printed(rf"copilot/{label}.*token")
+    async with proxy.client() as http:
+        answer = await http.get(USER, headers={"authorization": f"Bearer gho_{CLIENT}"})
+    assert (answer.status_code, answer.content) == (200, user.body)
+    asked = journal.requests[-1]
+    assert (asked.host, asked.path) == ("api.github.com", "/copilot_internal/user")
+    assert asked.header("authorization") == f"Bearer {secret('first')}"

@@ -13,7 +13,7 @@ import pytest
 from account_pool.demo.scripts import anthropic as anthropic_script
 from account_pool.demo.scripts import by_credential, gemini
 from account_pool.demo.scripts import openai as openai_script
-from tests.e2e.harness import CLIENT, FIRST, SECOND, in_order
+from tests.e2e.harness import CLIENT, FIRST, SECOND, in_order, point_clients_at
 
 WORDS = ["Good", " morning", " to", " you"]
 TEXT = "".join(WORDS)
@@ -27,12 +27,7 @@ async def through_pool(provider, pool_proxy, monkeypatch):
     async def start(name: str, refusal, good):
         upstream = await provider(by_credential({FIRST: refusal, SECOND: good}))
         proxy = await pool_proxy(in_order("first", "second", provider=name), provider=upstream)
-        for variable in ("HTTP_PROXY", "ALL_PROXY", "NO_PROXY"):
-            monkeypatch.delenv(variable, raising=False)
-            monkeypatch.delenv(variable.lower(), raising=False)
-        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
-        monkeypatch.setenv("SSL_CERT_FILE", str(proxy.trusted))
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(proxy.trusted))
+        point_clients_at(proxy, monkeypatch)
         return upstream.journal
 
     return start

@@ -1,4 +1,4 @@
-"""Anthropic: API keys, the windows of subscriptions, refusals."""
+"""Anthropic: API keys and refusals."""
 
 import json
 from typing import Any
@@ -164,120 +164,16 @@ def test_classify(status: int, headers: dict[str, str], payload: Any, expected: 
     assert classify(PROVIDER, status, headers, payload) == expected
 
 
-NOW = 1_785_510_000.0
-UNIFIED = "anthropic-ratelimit-unified-"
+def test_the_keys_of_an_organisation_share_their_limits() -> None:
+    headers = {"anthropic-organization-id": "org-1", "retry-after": "8"}
+    assert PROVIDER.owner(headers) == "org-1"
+    assert PROVIDER.owner({}) is None
+    assert PROVIDER.classify(Answer(status=429, headers=headers, payload=LIMIT)).shared
 
 
-def window(**headers: str) -> dict[str, str]:
-    return {UNIFIED + name.strip("_").replace("__", "-"): v for name, v in headers.items()}
-
-
-@pytest.mark.parametrize(
-    ("headers", "expected"),
-    [
-        # tombii/better-ccflare docs/routing-architecture.md
-        (
-            window(_5h__status="rejected", _5h__reset=f"{NOW + 600:.0f}", _7d__status="allowed"),
-            "quota account 600",
-        ),
-        (
-            window(
-                _5h__status="rejected",
-                _5h__reset=f"{NOW + 600:.0f}",
-                _7d__status="blocked",
-                _7d__reset=f"{NOW + 90000:.0f}",
-            ),
-            "quota account 90000",
-        ),
-        # The reset of an allowed window is information only.
-        (
-            window(
-                _5h__status="rejected",
-                _5h__reset=f"{NOW + 600:.0f}",
-                _7d__status="allowed_warning",
-                _7d__reset=f"{NOW + 90000:.0f}",
-            ),
-            "quota account 600",
-        ),
-        (
-            {**window(_7d__status="rejected", _5h__status="allowed"), "retry-after": "5000"},
-            "quota account 5000",
-        ),
-        # Both are spent, one has no reset of its own.
-        (
-            {
-                **window(
-                    _5h__status="rejected",
-                    _5h__reset=f"{NOW + 600:.0f}",
-                    _7d__status="rejected",
-                ),
-                "retry-after": "400000",
-            },
-            "quota account 400000",
-        ),
-        (
-            window(
-                status="rejected",
-                _5h__status="allowed",
-                _7d__status="allowed",
-                _7d_opus__status="rejected",
-                _7d_opus__reset=f"{NOW + 700:.0f}",
-            ),
-            "quota account+model 700",
-        ),
-        (
-            window(status="rejected", representative__claim="seven_day", reset=f"{NOW + 60:.0f}"),
-            "quota account 60",
-        ),
-        (
-            window(
-                status="rejected", representative__claim="seven_day_sonnet", _5h__status="allowed"
-            ),
-            "quota account+model -",
-        ),
-        (
-            window(status="rejected", representative__claim="seven_day", _5h__status="allowed"),
-            "quota account -",
-        ),
-        (window(status="Rejected"), "quota account -"),
-        (window(_1h__status="rejected", _1h__reset=f"{NOW + 60:.0f}"), "rate_limit account 60"),
-        (window(overage__disabled__reason="out_of_credits"), "quota account+model -"),
-        (window(overage__status="rejected", _5h__status="allowed"), "rate_limit account -"),
-    ],
-)
-def test_windows_of_a_subscription(headers: dict[str, str], expected: str) -> None:
-    assert classify(PROVIDER, 429, headers, LIMIT, wall_now=NOW) == expected
-
-
-def test_a_spent_window_does_not_make_another_error_a_limit() -> None:
-    headers = window(_5h__status="rejected", _5h__reset=f"{NOW + 600:.0f}")
-    bad = error("invalid_request_error", "max_tokens: field required")
-    assert classify(PROVIDER, 400, headers, bad, wall_now=NOW) == "request_error none -"
-    overloaded = error("overloaded_error")
-    got = classify(PROVIDER, 200, headers, overloaded, in_stream=True, event="error")
-    assert got == "overloaded server -"
-
-
-@pytest.mark.parametrize(
-    ("status", "message", "expected"),
-    [
-        (401, "OAuth token has expired. Please obtain a new token", "auth_expired account -"),
-        (403, "OAuth token has been revoked.", "auth_invalid account -"),
-        (401, "OAuth authentication is currently not supported.", "request_error none -"),
-        (
-            403,
-            "OAuth authentication is currently not allowed for this organization.",
-            "forbidden_account account -",
-        ),
-        (
-            403,
-            "This credential is only authorized for use with Claude Code and cannot be used",
-            "request_error none -",
-        ),
-    ],
-)
-def test_subscription_tokens(status: int, message: str, expected: str) -> None:
-    assert classify(PROVIDER, status, {}, error("permission_error", message)) == expected
+def test_resets_are_told_anew_as_anthropic_spells_them() -> None:
+    told = PROVIDER.instants["anthropic-ratelimit-requests-reset"]
+    assert told(1_785_510_000.2) == "2026-07-31T15:00:01Z"
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,18 @@ UPGRADE = {"upgrade": "websocket"}
         ("GET", "api.github.com", "/copilot_internal/v2/token", {}, Route.LOCAL),
         ("GET", "localhost", "/copilot_internal/v2/token", {}, Route.LOCAL),
         ("POST", "api.github.com", "/copilot_internal/v2/token", {}, Route.PASS),
-        ("GET", "api.github.com", "/copilot_internal/user", {}, Route.PASS),
+        ("GET", "api.github.com", "/copilot_internal/user", {}, Route.POOL),
+        ("POST", "api.github.com", "/copilot_internal/user", {}, Route.PASS),
+        ("GET", "api.github.com", "/copilot_internal/managed_settings", {}, Route.PASS),
+        ("GET", "api.github.com", "/user", {}, Route.PASS),
+        # GHE.com: what GitHub serves for a tenant, and its Copilot API
+        ("GET", "api.acme.ghe.com", "/copilot_internal/v2/token", {}, Route.LOCAL),
+        ("GET", "api.acme.ghe.com", "/copilot_internal/user", {}, Route.POOL),
+        ("GET", "api.acme.ghe.com", "/models", {}, Route.PASS),
+        ("POST", "api.acme.ghe.com", "/chat/completions", {}, Route.PASS),
+        ("GET", "copilot-api.acme.ghe.com", "/models", {}, Route.POOL),
+        ("POST", "copilot-api.acme.ghe.com", "/chat/completions", {}, Route.POOL),
+        ("POST", "copilot-api.acme.ghe.com", "/v1/messages", {}, Route.POOL),
         ("GET", "api.github.com", "/models", {}, Route.PASS),
         ("GET", "api.github.com", "/repos/github/copilot-cli/releases", {}, Route.PASS),
         # issued by one account, returned to it
@@ -137,6 +148,47 @@ def test_a_request_goes_to_the_host_of_the_accounts_plan(
         assert swap.headers == ((b"authorization", b"Bearer tid=9"),)
         assert b"authorization" in swap.drop
     assert "tid=9" not in repr(made)
+
+
+def test_what_an_account_is_is_asked_where_the_client_asks() -> None:
+    companions = {"host": "api.business.githubcopilot.com"}
+    credential = Credential(kind="github", secret=Secret("gho_9"), companions=companions)
+    made = PROVIDER.swap(Account(provider="copilot", label="me"), credential)
+    about = made.for_path("/copilot_internal/user")
+    assert (about.origin, about.headers) == (None, ((b"authorization", b"Bearer gho_9"),))
+    asked = head("GET", "/copilot_internal/user", headers={"authorization": "Bearer x"})
+    assert PROVIDER.kind(asked) == "github"
+
+
+@pytest.mark.parametrize(
+    ("principal", "shared"), [("userID", False), ("orgID", True), ("enterpriseID", True)]
+)
+def test_credits_of_an_organisation_are_those_of_all_its_seats(
+    principal: str, shared: bool
+) -> None:
+    headers = {"x-ratelimit-exceeded": f"global-chat:quota_exceeded:{principal}:COPILOT_BUSINESS"}
+    outcome = PROVIDER.classify(Answer(status=402, headers=headers))
+    assert (brief(outcome), outcome.shared) == ("quota account -", shared)
+    companions = {"organization": "acme"}
+    credential = Credential(kind="github", secret=Secret("gho_9"), companions=companions)
+    assert PROVIDER.holder(credential) == "acme"
+
+
+@pytest.mark.parametrize(
+    "snapshot",
+    [
+        "ent=0&rem=0.0&rst=2026-10-01T11:00:00Z",
+        {"entitlement": "0", "percent_remaining": 0, "reset_date": "2026-10-01T11:00:00Z"},
+    ],
+)
+def test_a_frame_holds_what_is_left(snapshot: Any) -> None:
+    frame = {
+        "type": "error",
+        **error("user_global_rate_limited:pro"),
+        "copilot_quota_snapshots": {"5Hour-Session-RateLimits": snapshot},
+    }
+    got = classify(PROVIDER, 101, {}, frame, in_stream=True, wall_now=NOW)
+    assert got == "rate_limit account 3600"
 
 
 @pytest.mark.parametrize(

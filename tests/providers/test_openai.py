@@ -109,6 +109,8 @@ def test_the_clients_organisation_goes_with_its_key() -> None:
     made = swap({})
     assert made.headers == ((b"authorization", b"Bearer sk-new"),)
     assert {b"authorization", b"openai-organization", b"openai-project"} <= made.drop
+    # A sticky token that another account gave to Codex.
+    assert b"x-codex-turn-state" in made.drop
     assert made.for_path("/v1/responses") is made
 
 

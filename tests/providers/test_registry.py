@@ -20,7 +20,9 @@ def names(host: str, port: int = 443, index: HostIndex = INDEX) -> list[str]:
     [
         ("api.openai.com", ["openai"]),
         ("API.OpenAI.com", ["openai"]),
-        ("api.anthropic.com", ["anthropic"]),
+        ("api.anthropic.com", ["anthropic", "claude-code"]),
+        ("chatgpt.com", ["codex"]),
+        ("cloudcode-pa.googleapis.com", ["gemini-cli"]),
         ("generativelanguage.googleapis.com", ["gemini"]),
         ("api.githubcopilot.com", ["copilot"]),
         ("api.individual.githubcopilot.com", ["copilot"]),
@@ -172,3 +174,28 @@ def test_no_answer_breaks_a_provider(
         provider.judge(None, payload)
         wait = provider.classify(answer).cooldown_s
         assert wait is None or 0 <= wait <= 366 * 86400
+
+
+def test_a_tenant_of_ghe_com_is_a_copilot_of_ones_own() -> None:
+    tenant = like(BUILT_IN["copilot"], "acme", [HostRule.parse("*.acme.ghe.com")])
+    index = HostIndex([tenant])
+
+    def routed(method: str, host: str, path: str) -> Route | None:
+        found = index.find(host, 443)
+        head = RequestHead(method=method, host=host, port=443, path=path)
+        return found[0].route(head) if found else None
+
+    assert routed("POST", "copilot-api.acme.ghe.com", "/chat/completions") is Route.POOL
+    assert routed("GET", "api.acme.ghe.com", "/copilot_internal/v2/token") is Route.LOCAL
+    assert routed("GET", "api.acme.ghe.com", "/copilot_internal/user") is Route.POOL
+    assert routed("GET", "api.acme.ghe.com", "/models") is Route.PASS
+    assert routed("GET", "api.other.ghe.com", "/copilot_internal/user") is None
+
+
+def test_behind_a_gateway_nobody_is_taken_for_an_owner() -> None:
+    gateway = like(BUILT_IN["openai"], "mine", [HostRule.parse("llm.example.com")])
+    assert gateway.owner({"openai-organization": "org-1"}) is None
+    assert BUILT_IN["openai"].owner({"openai-organization": "org-1"}) == "org-1"
+    both = {"openai-organization": "org-1", "openai-project": "proj-1"}
+    assert BUILT_IN["openai"].owner(both) == "org-1/proj-1"
+    assert BUILT_IN["openai"].owner({"openai-project": "proj-1"}) is None

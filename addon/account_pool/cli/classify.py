@@ -11,19 +11,26 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 from account_pool.core.outcome import Answer, Outcome
-from account_pool.core.sse import Gate, Verdict
-from account_pool.providers.base import Provider
+from account_pool.core.signals import SignalTable
+from account_pool.core.sse import Gate, Judge, Verdict
+from account_pool.providers import compatible
+from account_pool.providers.compatible_signals import COMPATIBLE_RULES
 from account_pool.providers.copilot import EXCHANGE_PATH
 from account_pool.providers.copilot_signals import classify_exchange
 from account_pool.providers.registry import BUILT_IN
+from account_pool.providers.unswappable import named
+from account_pool.providers.unswappable_signals import BEDROCK, VERTEX
 
-#: Whose rules read a provider that is not built in; "openai" reads all the others.
-_CLOSEST = {"claude-code": "anthropic", "gemini-cli": "gemini", "vertex": "gemini"}
+#: Those that are recognised and passed through.
+_UNSWAPPABLE = {"bedrock": BEDROCK, "vertex": VERTEX}
+#: A provider nobody has heard of: how far its limits reach is not known.
+_UNKNOWN = SignalTable(rules=COMPATIBLE_RULES, judge=compatible.judge)
 
 
 class BadLine(ValueError):
@@ -69,23 +76,22 @@ def classify_line(line: str) -> dict[str, Any]:
 
 def classify(recorded: Mapping[str, Any]) -> Outcome:
     """Return what a recorded answer means. Raises BadLine."""
-    provider = provider_of(recorded)
-    answer = read_answer(recorded, provider)
-    # The exchange answers on another host, where a 404 is about the token.
-    if provider.name == "copilot" and recorded.get("api") == EXCHANGE_PATH.lstrip("/"):
-        return classify_exchange(answer)
-    return provider.classify(answer)
-
-
-def provider_of(recorded: Mapping[str, Any]) -> Provider:
-    """Return the provider whose rules read the answer. Raises BadLine."""
     name = recorded.get("provider")
     if not isinstance(name, str) or not name:
         raise BadLine('"provider": expected a name such as "openai"')
-    return BUILT_IN.get(name) or BUILT_IN[_CLOSEST.get(name, "openai")]
+    if (provider := BUILT_IN.get(name)) is not None:
+        answer = read_answer(recorded, provider.judge)
+        # The exchange answers on another host, where a 404 is about the token.
+        if name == "copilot" and recorded.get("api") == EXCHANGE_PATH.lstrip("/"):
+            return classify_exchange(answer)
+        return provider.classify(answer)
+    signals = _UNSWAPPABLE.get(name, _UNKNOWN)
+    outcome = signals.classify(read_answer(recorded, signals.judge))
+    # What cannot be made another account's is never sent again.
+    return outcome if named(name) is None else replace(outcome, replayable=False)
 
 
-def read_answer(recorded: Mapping[str, Any], provider: Provider) -> Answer:
+def read_answer(recorded: Mapping[str, Any], judge: Judge) -> Answer:
     """Return the answer as the proxy would have read it. Raises BadLine."""
     status = recorded.get("status")
     if not isinstance(status, int) or isinstance(status, bool) or not 100 <= status < 600:
@@ -94,7 +100,7 @@ def read_answer(recorded: Mapping[str, Any], provider: Provider) -> Answer:
     headers = {} if headers is None else headers
     if not isinstance(headers, dict):
         raise BadLine('"headers": expected an object of names and values')
-    text, payload, event, in_stream = _content(recorded, provider)
+    text, payload, event, in_stream = _content(recorded, judge)
     return Answer(
         status=status,
         headers={str(name).lower(): str(value) for name, value in headers.items()},
@@ -106,17 +112,17 @@ def read_answer(recorded: Mapping[str, Any], provider: Provider) -> Answer:
     )
 
 
-def _content(recorded: Mapping[str, Any], provider: Provider) -> tuple[str, Any, str | None, bool]:
+def _content(recorded: Mapping[str, Any], judge: Judge) -> tuple[str, Any, str | None, bool]:
     """Return (text, payload, event, in stream), as the first-event gate leaves them."""
     frames, stream, body = recorded.get("ws"), recorded.get("sse"), recorded.get("body")
     if frames is not None:
         if not isinstance(frames, list):
             raise BadLine('"ws": expected a list of frames')
-        return "", _refusing_frame((_json(frame) for frame in frames), provider), None, True
+        return "", _refusing_frame((_json(frame) for frame in frames), judge), None, True
     if stream is not None:
         if not isinstance(stream, str):
             raise BadLine('"sse": expected the text of an event stream')
-        gate = Gate(provider.judge, "sse")
+        gate = Gate(judge, "sse")
         decision = gate.feed(stream.encode()) or gate.end()
         return "", decision.payload, decision.event, True
     if body is None or isinstance(body, str):
@@ -125,10 +131,10 @@ def _content(recorded: Mapping[str, Any], provider: Provider) -> tuple[str, Any,
     return json.dumps(body), body, None, False
 
 
-def _refusing_frame(frames: Iterable[Any], provider: Provider) -> Any:
+def _refusing_frame(frames: Iterable[Any], judge: Judge) -> Any:
     """Return the first frame that refuses, None if an answer begins before."""
     for frame in frames:
-        verdict = provider.judge(None, frame)
+        verdict = judge(None, frame)
         if verdict is Verdict.REFUSE:
             return frame
         if verdict is Verdict.COMMIT:

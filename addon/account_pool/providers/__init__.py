@@ -1,11 +1,14 @@
 """What the pool knows about each API family. Values and pure functions, no I/O.
 
 Reading order: `base` (the shape of a provider), `openai` (the one to copy), then
-`anthropic`, `gemini`, `copilot`; `registry` lists them, makes services of a user's own
+`anthropic`, `gemini`, `copilot`; then the subscriptions, whose tokens serve one client
+each: `claude_code`, `codex`, `gemini_cli`. `compatible` builds the vendors with OpenAI's API
+(`groq` is the one to copy); `azure` is beside them. `unswappable` says what cannot be
+pooled and why. `registry` lists them, makes services of a user's own
 and finds whose host is whose.
 
 What a refusal means stands in `<name>_signals`: tables for the engine in
 `core/signals`, each row with its source. `compatible_signals` holds what services with
-an OpenAI-compatible API have in common. `heads` reads requests, `envelopes` writes the
-pool's own refusals.
+an OpenAI-compatible API have in common. `heads` reads requests, `json_span` changes
+one member of a body, `jwt` reads tokens, `envelopes` writes the pool's own refusals.
 """

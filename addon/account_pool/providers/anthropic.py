@@ -8,13 +8,14 @@ in `anthropic_signals.py`.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.sse import Verdict
 from account_pool.providers import envelopes, openai
-from account_pool.providers.anthropic_signals import signals
+from account_pool.providers.anthropic_signals import RESETS, signals
 from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
 from account_pool.providers.heads import bearer, body_model
 
@@ -90,7 +91,13 @@ def judge(name: str | None, value: Any) -> Verdict:
     return openai.judge(name, value)
 
 
-SIGNALS = signals(judge)
+SIGNALS = signals(judge, shared=True)
+
+
+def owner(headers: Mapping[str, str]) -> str | None:
+    """Return the organisation, whose keys share their limits."""
+    return headers.get("anthropic-organization-id")
+
 
 # -- refusals of our own
 
@@ -127,6 +134,8 @@ PROVIDER = Provider(
     classify=SIGNALS.classify,
     refusal=refusal,
     delay=envelopes.sdk_delay,
-    delay_headers=frozenset({"retry-after", "retry-after-ms", "x-should-retry"}),
+    delay_headers=envelopes.SDK_DELAY_HEADERS,
+    instants=dict.fromkeys(RESETS, envelopes.rfc3339),
     misplaced=misplaced,
+    owner=owner,
 )

@@ -1,213 +1,30 @@
-"""What api.anthropic.com says when it refuses, to API keys and to subscriptions.
+"""What api.anthropic.com says when it refuses.
 
 Error types: https://docs.anthropic.com/en/api/errors. Limits of keys belong to the
 organisation (or workspace) and model class, with `anthropic-ratelimit-*` headers on
-every answer; those of subscriptions are windows, `anthropic-ratelimit-unified-*`.
+every answer. Those of subscriptions are in `claude_code_signals.py`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
-from account_pool.core import reset_hints
 from account_pool.core.facts import Facts
 from account_pool.core.outcome import OutcomeClass, Scope
 from account_pool.core.signals import Rule, SignalTable
 from account_pool.core.sse import Judge
-from account_pool.core.waits import Wait, prose, retry_after, retry_after_ms, spent_window
+from account_pool.core.waits import prose, retry_after, retry_after_ms, spent_window
+from account_pool.providers.claude_code_signals import SUBSCRIPTION_RULES
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES
 
 _I = re.IGNORECASE
 _ERRORS = "https://docs.anthropic.com/en/api/errors"
-_CCF = "tombii/better-ccflare docs/routing-architecture.md"
 
-# -- windows of a subscription
-
-_UNIFIED = "anthropic-ratelimit-unified-"
-# `5h`, `7d`: the whole account. `7d_oi`, `7d_opus`: one family of models.
-_WINDOW_STATUS = re.compile(_UNIFIED + r"(\d+[mhd])(_\w+)?-status")
-#: Of a window that is spent. `allowed_warning` and `queueing_soft` still serve.
-_REJECTED = frozenset({"rejected", "rate_limited", "blocked", "queueing_hard", "payment_required"})
-_UNIT_S = {"m": 60.0, "h": 3600.0, "d": 86_400.0}
-
-
-def _rejected_windows(facts: Facts) -> Iterable[tuple[str, str | None]]:
-    """Yield the spent windows: (name such as "5h", family or None)."""
-    for name, value in facts.headers.items():
-        found = _WINDOW_STATUS.fullmatch(name)
-        if found and value.strip().lower() in _REJECTED:
-            yield found[1], found[2]
-
-
-def _is_spent(facts: Facts) -> bool:
-    """Say whether the answer as a whole is rejected for a window."""
-    return facts.headers.get(_UNIFIED + "status", "").strip().lower() in _REJECTED
-
-
-def _account_window_spent(facts: Facts) -> bool:
-    return any(family is None for _, family in _rejected_windows(facts))
-
-
-def _short_account_window_spent(facts: Facts) -> bool:
-    lengths = [
-        int(window[:-1]) * _UNIT_S[window[-1]]
-        for window, family in _rejected_windows(facts)
-        if family is None
-    ]
-    return bool(lengths) and max(lengths) <= _UNIT_S["h"]
-
-
-def _family_window_spent(facts: Facts) -> bool:
-    if any(family is not None for _, family in _rejected_windows(facts)):
-        return True
-    if not _is_spent(facts):
-        return False
-    if _claim_family(facts) is not None:
-        return True
-    # Rejected, yet the windows of the account that are named are allowed: it is one
-    # that is not named, unless the claim says which.
-    claimed = _CLAIMED.get(_claim(facts))
-    names = [name for name in facts.headers if _WINDOW_STATUS.fullmatch(name)]
-    return bool(names) and (claimed is None or f"{_UNIFIED}{claimed}-status" in names)
-
-
-_CLAIMED = {"five_hour": "5h", "seven_day": "7d"}
-
-
-def _claim(facts: Facts) -> str:
-    return facts.headers.get(_UNIFIED + "representative-claim", "").strip().lower()
-
-
-def _claim_family(facts: Facts) -> str | None:
-    """Return the family in `representative-claim: seven_day_opus`."""
-    found = re.fullmatch(r"(?:five_hour|seven_day)_(\w+)", _claim(facts))
-    return found[1] if found else None
-
-
-def _rejected_reset(facts: Facts) -> float | None:
-    """The latest reset of the spent windows; on an allowed one it is information only."""
-    spent = list(_rejected_windows(facts))
-    account_wide = any(family is None for _, family in spent)
-    waits = [
-        reset_hints.reset(facts.headers.get(f"{_UNIFIED}{window}{family or ''}-reset"), facts.now)
-        for window, family in spent
-        if family is None or not account_wide
-    ]
-    if None in waits:
-        # A spent window without a reset of its own: it may be the one that was meant.
-        waits += [retry_after(facts), _unified_reset(facts)]
-    return max((wait for wait in waits if wait is not None), default=None)
-
-
-def _unified_reset(facts: Facts) -> float | None:
-    """The aggregate's reset, which belongs to the representative window."""
-    return reset_hints.reset(facts.headers.get(_UNIFIED + "reset"), facts.now)
-
-
-_WINDOW_WAITS: tuple[Wait, ...] = (_rejected_reset, retry_after, _unified_reset)
-
-
-def _family(facts: Facts) -> str | None:
-    for _, family in _rejected_windows(facts):
-        if family is not None:
-            return family[1:]
-    return _claim_family(facts)
-
-
-# A window may be rejected on an answer that is refused for another reason, or served
-# by extra usage.
-_LIMITED = frozenset({429})
-
-SUBSCRIPTION_RULES: tuple[Rule, ...] = (
-    Rule(
-        why="a window of an hour or less is spent",
-        cls=OutcomeClass.RATE_LIMIT,
-        scope=Scope.ACCOUNT,
-        status=_LIMITED,
-        when=_short_account_window_spent,
-        waits=_WINDOW_WAITS,
-        source=_CCF,
-    ),
-    Rule(
-        why="a window of the subscription is spent",
-        cls=OutcomeClass.QUOTA,
-        status=_LIMITED,
-        when=_account_window_spent,
-        waits=_WINDOW_WAITS,
-        source=_CCF,
-    ),
-    Rule(
-        why="the window of a model family is spent",
-        cls=OutcomeClass.QUOTA,
-        scope=Scope.MODEL,
-        status=_LIMITED,
-        when=_family_window_spent,
-        waits=_WINDOW_WAITS,
-        model=_family,
-        source="router-for-me/CLIProxyAPI claude_executor_fable_ratelimit_test.go",
-    ),
-    Rule(
-        why="the subscription is spent",
-        cls=OutcomeClass.QUOTA,
-        status=_LIMITED,
-        when=_is_spent,
-        waits=_WINDOW_WAITS,
-        source=_CCF,
-    ),
-    Rule(
-        why="no credit for what goes beyond the plan",
-        cls=OutcomeClass.QUOTA,
-        scope=Scope.MODEL,
-        # Other models, or the same without a long context, still work.
-        status=frozenset({0, 429}),
-        when=lambda facts: (
-            facts.headers.get(_UNIFIED + "overage-disabled-reason", "") == "out_of_credits"
-        ),
-        waits=(),
-        source="tombii/better-ccflare anthropic/__tests__/out-of-credits.test.ts",
-    ),
-    Rule(
-        why="long context needs extra usage",
-        cls=OutcomeClass.QUOTA,
-        scope=Scope.MODEL,
-        status=frozenset({0, 429}),
-        phrase=re.compile(r"^extra usage is required for long context\b", _I),
-        waits=(),
-        source="Wei-Shaw/claude-relay-service src/services/relay/claudeRelayService.js",
-    ),
-    Rule(
-        why="extra usage of another client is spent",
-        cls=OutcomeClass.QUOTA,
-        status=frozenset({0, 400, 403, 429}),
-        phrase=re.compile(r"\bdraw from your extra usage\b|^you're out of extra usage\b", _I),
-        waits=(),
-        source="tombii/better-ccflare anthropic/__tests__/extra-usage-exhausted.test.ts",
-    ),
-    Rule(
-        why="a subscription token on a request of another client",
-        cls=OutcomeClass.REQUEST_ERROR,
-        # Says nothing about the health of the account.
-        phrase=re.compile(r"^this credential is only authorized for use with claude code\b", _I),
-        source="Wei-Shaw/claude-relay-service src/services/relay/claudeRelayService.js",
-    ),
-    Rule(
-        why="the flag for subscription tokens is missing",
-        cls=OutcomeClass.REQUEST_ERROR,
-        # The same for every account: benching on it would empty the pool.
-        phrase=re.compile(r"^oauth authentication is currently not supported\b", _I),
-        source="Anthropic 401, recorded",
-    ),
-    Rule(
-        why="the token has been revoked",
-        cls=OutcomeClass.AUTH_INVALID,
-        status=frozenset({401, 403}),
-        phrase=re.compile(r"^oauth token has been revoked\b", _I),
-        source="Anthropic 401 and 403, recorded",
-    ),
+#: Headers that name the moment at which a window of a key is full again.
+RESETS = tuple(
+    f"anthropic-ratelimit-{counted}-reset"
+    for counted in ("input-tokens", "output-tokens", "requests", "tokens")
 )
-
-# -- keys
 
 _HAS_WINDOW_HEADER = re.compile(
     r"anthropic-(?:priority-|fast-)?ratelimit-(?:(?:input-|output-)?tokens|requests)-\w+"
@@ -328,7 +145,14 @@ KEY_RULES: tuple[Rule, ...] = (
 RULES: tuple[Rule, ...] = (*SUBSCRIPTION_RULES, *KEY_RULES, *COMPATIBLE_RULES)
 
 
-def signals(judge: Judge) -> SignalTable:
-    """Return the table; a limit that names nothing reaches the account."""
+def signals(judge: Judge, *, shared: bool) -> SignalTable:
+    """Return the table; a limit that names nothing reaches the account.
+
+    Args:
+        shared: whether limits are the organisation's: those of keys are, those of a
+            subscription belong to its seat.
+    """
     waits = (retry_after_ms, retry_after, spent_window, prose)
-    return SignalTable(rules=RULES, judge=judge, rate_scope=Scope.ACCOUNT, waits=waits)
+    return SignalTable(
+        rules=RULES, judge=judge, rate_scope=Scope.ACCOUNT, waits=waits, shared=shared
+    )

@@ -8,6 +8,7 @@ Nothing here knows mitmproxy, reads a clock or does I/O. To add a provider, copy
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -16,6 +17,7 @@ from typing import Any
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.outcome import Answer, Outcome
+from account_pool.core.sse import HAS_ERROR
 from account_pool.core.sse import Verdict as Verdict  # noqa: PLC0414 - part of this interface
 
 
@@ -108,6 +110,12 @@ class Origin:
     host: str
     port: int = 443
 
+    @classmethod
+    def parse(cls, text: str) -> Origin:
+        """Read `host` or `host:port`. Raises ValueError."""
+        rule = HostRule.parse(text)
+        return cls(rule.host, rule.port or 443)
+
 
 class CannotSwap(ValueError):
     """A request that cannot be made the account's own; the text says why, without secrets."""
@@ -125,6 +133,7 @@ class Swap:
         drop: lower-case names removed from the client's request: its own credential
             and its companions, whatever header they came in.
         drop_query: query parameters removed, e.g. Gemini's `key`.
+        query: query parameters put in their place.
         origin: send it there; None: where the client sent it.
         by_path: for a path that contains the text, that swap in place of this one: the
             same credential in another header, or another host of the same account.
@@ -140,6 +149,7 @@ class Swap:
     headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)
     drop: frozenset[bytes] = frozenset()
     drop_query: tuple[str, ...] = ()
+    query: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     origin: Origin | None = None
     by_path: tuple[tuple[str, Swap], ...] = ()
     edit: tuple[tuple[bytes, Callable[[bytes | None], bytes | None]], ...] = ()
@@ -183,6 +193,7 @@ class Provider:
         judge: what one event says: (name of the event or None, its JSON value or None
             when the data is not JSON, such as "[DONE]"). A whole JSON body is judged
             the same way, with the name None.
+        error_marks: what occurs in every JSON object that is an error inside a success.
         classify: what an answer means. Total: never raises.
         refusal: an error of the pool's own in the provider's envelope:
             (status, message, seconds until it is worth trying again or None).
@@ -202,6 +213,9 @@ class Provider:
         token_expiry: when a token ends by its own word, seconds since the epoch.
         owner: whose limits an answer speaks of: an organisation, team or project that
             several accounts may share; None if it does not say. Given the headers.
+        holder: the same, where the credential says it and no answer does.
+        lacking: why a credential cannot be used although its token is a good one: what
+            the owner must write beside it; None if it can.
         host_per_account: its hosts are those its accounts name, and no others.
         companions: keys of accounts.yaml that its accounts may set beside the token.
     """
@@ -216,6 +230,7 @@ class Provider:
     credential_query: tuple[str, ...] = ()
     swap: Callable[[Account, Credential], Swap]
     judge: Callable[[str | None, Any], Verdict]
+    error_marks: re.Pattern[bytes] = HAS_ERROR
     classify: Callable[[Answer], Outcome]
     refusal: Callable[[int, str, float | None], LocalAnswer]
     delay: Callable[[float], tuple[tuple[str, str], ...]]
@@ -228,5 +243,7 @@ class Provider:
     token_companions: Callable[[str], Mapping[str, str]] = lambda _token: {}
     token_expiry: Callable[[str], float | None] = lambda _token: None
     owner: Callable[[Mapping[str, str]], str | None] = lambda _headers: None
+    holder: Callable[[Credential], str | None] = lambda _credential: None
+    lacking: Callable[[Credential], str | None] = lambda _credential: None
     host_per_account: bool = False
     companions: frozenset[str] = frozenset({"host"})

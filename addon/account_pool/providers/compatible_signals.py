@@ -13,8 +13,7 @@ import re
 from account_pool.core import reset_hints
 from account_pool.core.facts import Facts
 from account_pool.core.outcome import OutcomeClass, Scope
-from account_pool.core.signals import Rule
-from account_pool.core.waits import first_wait, lone_reset, spent_window
+from account_pool.core.signals import RATE_WINDOW_S, Rule
 
 _I = re.IGNORECASE
 
@@ -30,12 +29,6 @@ def _limit_is_zero(facts: Facts) -> bool:
         and reset_hints.seconds(value) == 0
         for name, value in facts.headers.items()
     )
-
-
-def _utc_day(facts: Facts) -> float | None:
-    """The reset that is named, else the end of the day in UTC."""
-    named = first_wait(facts, (spent_window, lone_reset))
-    return reset_hints.until_utc_midnight(facts.now) if named is None else named
 
 
 _TEAM_MODEL = re.compile(r"\bmodel [`'\"]?([\w./:-]{1,80}?)[`'\"]?(?=[\s,;]|\.\s|\.?$)")
@@ -84,6 +77,16 @@ NO_LIMIT_RULES: tuple[Rule, ...] = (
     Rule(
         why="the limit itself is 0",
         cls=OutcomeClass.FORBIDDEN_ACCOUNT,
+        scope=Scope.MODEL,
+        status=frozenset({0, 429}),
+        # "Limit 0, Used 0", but neither "Limit 0.5" nor "Limit 07".
+        phrase=re.compile(r"\brate limit\b.*\blimit:? 0(?![\d.]|,\d)", _I | re.DOTALL),
+        model=named_model,
+        source="https://platform.openai.com/docs/guides/rate-limits",
+    ),
+    Rule(
+        why="the limit itself is 0",
+        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
         status=frozenset({429}),
         when=_limit_is_zero,
         source="Mistral 429, recorded: x-ratelimit-limit-req-minute: 0",
@@ -91,19 +94,6 @@ NO_LIMIT_RULES: tuple[Rule, ...] = (
 )
 
 CAPACITY_RULES: tuple[Rule, ...] = (
-    Rule(
-        why="the pool of the upstream provider is spent",
-        cls=OutcomeClass.OVERLOADED,
-        words=frozenset({"upstream_provider_shared_pool"}),
-        source="https://openrouter.ai/docs/api-reference/limits",
-    ),
-    Rule(
-        why="limited upstream",
-        cls=OutcomeClass.OVERLOADED,
-        status=frozenset({0, 429}),
-        phrase=re.compile(r"\brate[- ]limited upstream\b", _I),
-        source="OpenRouter 200 stream, recorded",
-    ),
     Rule(
         why="capacity of the tier for this model",
         cls=OutcomeClass.RATE_LIMIT,
@@ -146,36 +136,6 @@ CAPACITY_RULES: tuple[Rule, ...] = (
 
 MONEY_RULES: tuple[Rule, ...] = (
     Rule(
-        why="requests in flight use the credit up",
-        cls=OutcomeClass.RATE_LIMIT,
-        scope=Scope.ACCOUNT,
-        words=frozenset({"openrouter_in_flight_budget", "in_flight_budget_exhausted"}),
-        source="OpenRouter 402, clears in seconds",
-    ),
-    Rule(
-        why="free requests of the day",
-        cls=OutcomeClass.QUOTA,
-        words=frozenset({"openrouter_free_tier_daily"}),
-        waits=(_utc_day,),
-        source="https://openrouter.ai/docs/api-reference/limits",
-    ),
-    Rule(
-        why="free requests of the day",
-        cls=OutcomeClass.QUOTA,
-        status=frozenset({0, 429}),
-        phrase=re.compile(r"\bfree-models-per-day\b"),
-        waits=(_utc_day,),
-        source="OpenRouter 429, recorded",
-    ),
-    Rule(
-        why="free requests of the minute",
-        cls=OutcomeClass.RATE_LIMIT,
-        scope=Scope.ACCOUNT,
-        status=frozenset({0, 429}),
-        phrase=re.compile(r"\bfree-models-per-min\b"),
-        source="https://openrouter.ai/docs/api-reference/limits",
-    ),
-    Rule(
         why="out of credit",
         cls=OutcomeClass.QUOTA,
         words=frozenset(
@@ -186,15 +146,15 @@ MONEY_RULES: tuple[Rule, ...] = (
                 "billing_hard_limit_reached",
                 "billing_limit_reached",
                 "billing_not_active",
+                "credit_balance_exhausted",
                 "credits_exhausted",
                 "exceeded_current_quota_error",
                 "insufficient_balance",
                 "insufficient_credits",
                 "insufficient_funds",
                 "insufficient_quota",
-                "openrouter_credits",
-                "openrouter_key_limit",
                 "organization_spend_limit_exceeded",
+                "organization_usage_limit_exceeded",
                 "payment_required",
                 "project_spend_limit_exceeded",
                 "spend_limit_exceeded",
@@ -229,19 +189,20 @@ MONEY_RULES: tuple[Rule, ...] = (
         source="xAI 403 and 429, Fireworks 412, Together 402, DeepSeek 402, recorded",
     ),
     Rule(
+        why="a budget of more than an hour",
+        cls=OutcomeClass.QUOTA,
+        status=REFUSALS,
+        words=frozenset({"quota_exceeded", "quota_limit_reached", "usage_limit_reached"}),
+        # The word alone may be about a minute.
+        when=lambda facts: facts.window_s is None or facts.window_s > RATE_WINDOW_S,
+        source="code names of vendors' clients: Copilot, Codex, gateways",
+    ),
+    Rule(
         why="a budget of days behind a gateway",
         cls=OutcomeClass.QUOTA,
         status=frozenset({403}),
         phrase=re.compile(r"\bquota (?:is |has been )?exceeded\b|\bout of call volume quota\b", _I),
         source="https://learn.microsoft.com/azure/api-management/azure-openai-token-limit-policy",
-    ),
-    Rule(
-        why="suspended for want of money",
-        cls=OutcomeClass.QUOTA,
-        status=frozenset({412}),
-        phrase=re.compile(r"\baccount\b.*\bsuspended\b", _I),
-        waits=(),
-        source="Fireworks 412, recorded",
     ),
 )
 
@@ -261,6 +222,7 @@ AUTH_RULES: tuple[Rule, ...] = (
                 "incorrect_api_key",
                 "invalid_api_key",
                 "invalid_authentication",
+                "invalid_grant",
                 "invalid_token",
                 "refresh_token_expired",
                 "refresh_token_invalidated",
@@ -298,9 +260,21 @@ AUTH_RULES: tuple[Rule, ...] = (
         cls=OutcomeClass.FORBIDDEN_ACCOUNT,
         scope=Scope.MODEL,
         status=frozenset({403}),
-        phrase=re.compile(r"\bnot have access to (?:the )?model\b|\bmodel not allowed\b", _I),
+        phrase=re.compile(
+            r"\bnot have access to (?:the |this )?model\b|\bmodel not allowed\b"
+            r"|\ballowed to sample from this model\b",
+            _I,
+        ),
         model=named_model,
         source="openai error-codes guide (403 model_not_found)",
+    ),
+    Rule(
+        why="no such model, or not for this account",
+        cls=OutcomeClass.REQUEST_ERROR,
+        status=frozenset({0, 400, 403, 404}),
+        words=frozenset({"model_not_found", "model_not_available", "unknown_model"}),
+        missing_model=True,
+        source="openai error-codes guide (404); Cerebras 404, recorded",
     ),
 )
 
@@ -339,9 +313,17 @@ RATE_RULES: tuple[Rule, ...] = (
     Rule(
         why="rate limit",
         cls=OutcomeClass.RATE_LIMIT,
+        status=frozenset({0, 429}),
+        phrase=re.compile(r"\brate limit (?:is |has been )?(?:reached|exceeded)\b", _I),
+        source="answers that carry a message only: Mistral, OpenRouter, DeepSeek, Copilot",
+    ),
+    Rule(
+        why="rate limit",
+        cls=OutcomeClass.RATE_LIMIT,
+        # Beside a 429 it is the name of the status.
         status=frozenset({0}),
-        phrase=re.compile(r"\brate limit (?:reached|exceeded)\b|\btoo many requests\b", _I),
-        source="streams that carry a message only: Copilot, OpenRouter",
+        phrase=re.compile(r"\btoo many requests\b", _I),
+        source="streams that carry a message only: Copilot",
     ),
 )
 

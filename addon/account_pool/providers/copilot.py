@@ -32,6 +32,10 @@ from account_pool.providers.heads import bearer, body_model, is_websocket
 
 GITHUB_API = "api.github.com"
 EXCHANGE_PATH = "/copilot_internal/v2/token"
+# Plan and API host of an account: the Copilot CLI does not start without them.
+_USER_PATH = "/copilot_internal/user"
+# What GitHub serves of its own for a tenant, beside `copilot-api.<tenant>.ghe.com`.
+_TENANT_API = re.compile(r"api\.[^.]+\.ghe\.com")
 _COMPLETIONS_PROXY = "copilot-proxy.githubusercontent.com"
 
 _POOL_POST = frozenset(
@@ -55,13 +59,17 @@ _SESSION_HEADERS = ("copilot-session-token", "copilot-edits-session")
 def route(head: RequestHead) -> Route:
     """Say whose business a request is.
 
-    At api.github.com only the exchange, which is answered locally. Elsewhere inference
-    and the list of models; agents, MCP, skills, search, telemetry and whatever carries
-    a session token of the client's account pass.
+    At GitHub's own API only the exchange, which is answered locally, and what an account
+    is. Elsewhere inference and the list of models; agents, MCP, skills, search, telemetry
+    and whatever carries a session token of the client's account pass.
     """
     if head.method == "GET" and head.path == EXCHANGE_PATH:
         return Route.LOCAL
-    if head.host == GITHUB_API or any(name in head.headers for name in _SESSION_HEADERS):
+    if any(name in head.headers for name in _SESSION_HEADERS):
+        return Route.PASS
+    if head.method == "GET" and head.path == _USER_PATH:
+        return Route.POOL
+    if head.host == GITHUB_API or _TENANT_API.fullmatch(head.host):
         return Route.PASS
     if head.method == "POST":
         pooled = head.path in _POOL_POST or _ENGINE.fullmatch(head.path) is not None
@@ -74,7 +82,12 @@ def route(head: RequestHead) -> Route:
 
 
 def kind(head: RequestHead) -> str:
-    """Tell the client's kind from its token, else from how it introduces itself."""
+    """Tell the client's kind from its token, else from how it introduces itself.
+
+    GitHub's own API takes no exchanged token.
+    """
+    if head.path.endswith(_USER_PATH):
+        return "github"
     if bearer(head).startswith(_GITHUB_TOKENS):
         return "github"
     integration = head.headers.get("copilot-integration-id", "").strip().lower()
@@ -100,12 +113,14 @@ def swap(_account: Account, credential: Credential) -> Swap:
     Completions live on a host of their own beside it.
     """
     headers = ((b"authorization", f"Bearer {credential.secret.reveal()}".encode()),)
+    # GitHub's own API is where the client found it, not at the host of the plan.
+    about_user = (_USER_PATH, Swap(headers=headers, drop=_DROPPED))
     host = credential.companions.get("host")
     if not host:
         return Swap(headers=headers, drop=_DROPPED)
     completions = credential.companions.get("proxy") or _completions_host(host)
     beside = Swap(headers=headers, drop=_DROPPED, origin=_origin(completions))
-    by_path = (("/v1/engines/", beside),)
+    by_path = (("/v1/engines/", beside), about_user)
     return Swap(headers=headers, drop=_DROPPED, origin=_origin(host), by_path=by_path)
 
 
@@ -122,6 +137,14 @@ def _origin(text: str) -> Origin:
     """Read `host` or `host:port`. Raises ValueError for anything else."""
     rule = HostRule.parse(text)
     return Origin(rule.host) if rule.port is None else Origin(rule.host, rule.port)
+
+
+def holder(credential: Credential) -> str | None:
+    """Return the organisation that pays for the seat, if its owner wrote it down.
+
+    Credits of Copilot Business and Enterprise are those of all of its seats.
+    """
+    return credential.companions.get("organization")
 
 
 _DROPPED = frozenset({b"authorization", b"x-api-key"})
@@ -181,4 +204,6 @@ PROVIDER = Provider(
     refusal=refusal,
     delay=delay,
     delay_headers=frozenset({"retry-after", "x-ratelimit-user-retry-after"}),
+    holder=holder,
+    companions=frozenset({"host", "organization"}),
 )

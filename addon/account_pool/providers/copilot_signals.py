@@ -54,6 +54,15 @@ def _user_retry_after(facts: Facts) -> float | None:
     return reset_hints.retry_after(value, facts.now)
 
 
+def _principal(facts: Facts) -> str:
+    """Return who is limited, of `x-ratelimit-exceeded`: `userID`, `orgID`; "" if not said."""
+    parts = facts.headers.get("x-ratelimit-exceeded", "").lower().split(":")
+    return parts[2].strip() if len(parts) > 2 else ""
+
+
+_OWNER_LIMITED = re.compile(r"(?:org|enterprise|business|billing)")
+
+
 def _snapshots(facts: Facts) -> Iterator[Mapping[str, Any]]:
     """Yield what is left of each quota: headers (query strings) and frames.
 
@@ -61,7 +70,32 @@ def _snapshots(facts: Facts) -> Iterator[Mapping[str, Any]]:
     """
     for name, value in facts.headers.items():
         if name.startswith(("x-usage-ratelimit-", "x-quota-snapshot-")):
-            yield dict(parse_qsl(value[:500], max_num_fields=None))
+            yield _query(value)
+    inside = _members(_members(facts.payload).get("copilot_quota_snapshots"))
+    for value in list(inside.values())[:_MAX_SNAPSHOTS]:
+        if isinstance(value, str):
+            yield _query(value)
+        else:
+            snapshot = _members(value)
+            yield {short: snapshot.get(long) for short, long in _LONG_NAMES.items()}
+
+
+_MAX_SNAPSHOTS = 16
+#: What a frame calls the parts of a snapshot.
+_LONG_NAMES = {
+    "ent": "entitlement",
+    "ovPerm": "overage_permitted",
+    "rem": "percent_remaining",
+    "rst": "reset_date",
+}
+
+
+def _query(value: str) -> Mapping[str, Any]:
+    return dict(parse_qsl(value[:500]))
+
+
+def _members(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _spent_snapshot(facts: Facts) -> float | None:
@@ -70,8 +104,8 @@ def _spent_snapshot(facts: Facts) -> float | None:
         reset_hints.instant(snapshot.get("rst"), facts.now)
         for snapshot in _snapshots(facts)
         if reset_hints.seconds(snapshot.get("rem")) == 0
-        and snapshot.get("ent") != "-1"
-        and snapshot.get("ovPerm") != "true"
+        and str(snapshot.get("ent")) != "-1"
+        and str(snapshot.get("ovPerm")).lower() != "true"
     ]
     return max((wait for wait in waits if wait is not None), default=None)
 
@@ -146,6 +180,14 @@ COPILOT_RULES: tuple[Rule, ...] = (
         cls=OutcomeClass.OVERLOADED,
         words=frozenset({"integration_rate_limited"}),
         source=_FETCHER,
+    ),
+    Rule(
+        why="the credits of the organisation",
+        cls=OutcomeClass.QUOTA,
+        status=frozenset({402, 403, 429}),
+        when=lambda facts: bool(_OWNER_LIMITED.match(_principal(facts))),
+        shared=True,
+        source="x-ratelimit-exceeded; https://github.com/orgs/community/discussions/197605",
     ),
     Rule(
         why="quota or spending limit",

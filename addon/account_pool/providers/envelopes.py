@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -23,6 +25,16 @@ def whole_seconds(wait_s: float) -> int:
     return max(1, math.ceil(wait_s))
 
 
+def epoch_seconds(at: float) -> str:
+    """Return a moment as whole seconds since the epoch."""
+    return str(math.ceil(at))
+
+
+def rfc3339(at: float) -> str:
+    """Return a moment, seconds since the epoch, as `2026-10-01T10:00:00Z` (RFC 3339)."""
+    return datetime.fromtimestamp(math.ceil(at), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def retry_after(wait_s: float) -> Headers:
     """Return the wait as RFC 9110 10.2.3 has it."""
     return (("retry-after", str(whole_seconds(wait_s))),)
@@ -37,6 +49,22 @@ def sdk_delay(wait_s: float) -> Headers:
     seconds = whole_seconds(wait_s)
     headers = (*retry_after(wait_s), ("retry-after-ms", str(seconds * 1000)))
     return (*headers, ("x-should-retry", "false")) if seconds > LONG_WAIT_S else headers
+
+
+#: The headers of `sdk_delay`, for `Provider.delay_headers`.
+SDK_DELAY_HEADERS = frozenset({"retry-after", "retry-after-ms", "x-should-retry"})
+
+_AMOUNT = r"[0-9][0-9.]*(?:ms|[smhd]| (?:second|minute|hour|day)s?)"
+_WAIT_SENTENCE = re.compile(
+    rf"(\b(?:try again in|retry in|retry after) ){_AMOUNT}(?:[ ,]{{0,2}}{_AMOUNT}){{0,3}}"
+    r"(?![a-z0-9])",
+    re.IGNORECASE,
+)
+
+
+def delay_sentence(text: str, wait_s: float, _wall_now: float) -> str:
+    """Rewrite "Please try again in 1.574s" of a refusal: some clients obey the sentence."""
+    return _WAIT_SENTENCE.sub(rf"\g<1>{whole_seconds(wait_s)} seconds", text)
 
 
 def json_answer(status: int, headers: Headers, body: Any) -> LocalAnswer:

@@ -86,6 +86,11 @@ def _is_daily(facts: Facts) -> bool:
     )
 
 
+def _project(facts: Facts) -> str | None:
+    """Return the project whose quota it is: `consumer: projects/123`."""
+    return next(iter(_texts(_metadata(facts), "consumer")), None)
+
+
 def _named_model(facts: Facts) -> str | None:
     """Return the model the details or the sentence name."""
     for violation in _violations(facts):
@@ -268,6 +273,7 @@ GOOGLE_RULES: tuple[Rule, ...] = (
         when=lambda facts: _is_daily(facts) and _is_per_model(facts),
         waits=(_pacific_midnight,),
         model=_named_model,
+        owner=_project,
         source=_LIMITS,
     ),
     Rule(
@@ -276,6 +282,7 @@ GOOGLE_RULES: tuple[Rule, ...] = (
         status=frozenset({0, 429}),
         when=_is_daily,
         waits=(_pacific_midnight,),
+        owner=_project,
         source=_LIMITS,
     ),
     Rule(
@@ -285,6 +292,7 @@ GOOGLE_RULES: tuple[Rule, ...] = (
         words=frozenset({"quota_exhausted"}),
         waits=(_long_hint,),
         model=_named_model,
+        owner=_project,
         source=_GCL,
     ),
     Rule(
@@ -294,12 +302,14 @@ GOOGLE_RULES: tuple[Rule, ...] = (
         status=frozenset({0, 429}),
         when=_is_per_model,
         model=_named_model,
+        owner=_project,
         source=_LIMITS,
     ),
     Rule(
         why="the quota of the project",
         cls=OutcomeClass.RATE_LIMIT,
         words=frozenset({"resource_exhausted", "rate_limit_exceeded", "ratelimitexceeded"}),
+        owner=_project,
         source=_LIMITS,
     ),
 )
@@ -310,5 +320,5 @@ RULES: tuple[Rule, ...] = (*GOOGLE_RULES, *COMPATIBLE_RULES)
 
 
 def signals(judge: Judge) -> SignalTable:
-    """Return the table; a limit that names nothing reaches the project."""
-    return SignalTable(rules=RULES, judge=judge, rate_scope=Scope.ACCOUNT, waits=WAITS)
+    """Return the table; a limit that names nothing reaches the project and its keys."""
+    return SignalTable(rules=RULES, judge=judge, rate_scope=Scope.ACCOUNT, waits=WAITS, shared=True)

@@ -8,6 +8,7 @@ hosts (`registry.like`).
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from account_pool.core.account import Account
@@ -104,7 +105,15 @@ def swap(account: Account, credential: Credential) -> Swap:
 
 
 _CREDENTIAL_HEADERS = frozenset(
-    {b"authorization", b"api-key", b"x-api-key", b"openai-organization", b"openai-project"}
+    {
+        b"authorization",
+        b"api-key",
+        b"openai-organization",
+        b"openai-project",
+        b"x-api-key",
+        # Codex returns it with an API key too: a sticky token of the account that gave it out.
+        b"x-codex-turn-state",
+    }
 )
 
 # -- what an answer says
@@ -142,7 +151,17 @@ def judge(name: str | None, value: Any) -> Verdict:
     return Verdict.CONTINUE if value.get("choices") == [] else Verdict.COMMIT
 
 
-SIGNALS = SignalTable(rules=RULES, judge=judge, rate_scope=Scope.MODEL)
+SIGNALS = SignalTable(rules=RULES, judge=judge, rate_scope=Scope.MODEL, shared=True)
+
+
+def owner(headers: Mapping[str, str]) -> str | None:
+    """Return whose limits an answer speaks of: the organisation, or its project if named.
+
+    https://platform.openai.com/docs/guides/rate-limits: limits are those of both.
+    """
+    organization, project = headers.get("openai-organization"), headers.get("openai-project")
+    return f"{organization}/{project}" if organization and project else organization
+
 
 # -- refusals of our own
 
@@ -175,6 +194,9 @@ PROVIDER = Provider(
     classify=SIGNALS.classify,
     refusal=refusal,
     delay=envelopes.sdk_delay,
-    delay_headers=frozenset({"retry-after", "retry-after-ms", "x-should-retry"}),
+    delay_headers=envelopes.SDK_DELAY_HEADERS,
+    delay_body=envelopes.delay_sentence,
+    companions=frozenset({"host", "organization", "openai_project"}),
     avoids_websocket=avoids_websocket,
+    owner=owner,
 )

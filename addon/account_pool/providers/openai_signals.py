@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from account_pool.core.facts import Facts
 from account_pool.core.outcome import OutcomeClass, Scope
 from account_pool.core.signals import Rule
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES, named_model
@@ -15,12 +16,30 @@ from account_pool.providers.compatible_signals import COMPATIBLE_RULES, named_mo
 _I = re.IGNORECASE
 _CODES = "https://platform.openai.com/docs/guides/error-codes"
 
+_ORGANISATION = re.compile(r"\bin organization [`'\"]?(org[-_]\w{1,64})")
+
+
+def organisation(facts: Facts) -> str | None:
+    """Return the organisation a sentence names: "... in organization org-x on ..."."""
+    found = _ORGANISATION.search(facts.message)
+    return found[1] if found else None
+
+
 OPENAI_RULES: tuple[Rule, ...] = (
     Rule(
         why="no flex capacity",
         cls=OutcomeClass.OVERLOADED,
         words=frozenset({"flex_capacity_exceeded", "resource_unavailable"}),
         source="https://platform.openai.com/docs/guides/flex-processing",
+    ),
+    Rule(
+        why="requests rose too fast",
+        cls=OutcomeClass.RATE_LIMIT,
+        # The same code as a 503 is about the server.
+        status=frozenset({0, 429}),
+        words=frozenset({"slow_down"}),
+        when=lambda facts: "rate_limit_error" in facts.words,
+        source=_CODES,
     ),
     Rule(
         why="no capacity",

@@ -6,12 +6,38 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from account_pool.providers import anthropic, copilot, gemini, openai
+from account_pool.providers import (
+    anthropic,
+    azure,
+    cerebras,
+    claude_code,
+    codex,
+    cohere,
+    copilot,
+    deepseek,
+    fireworks,
+    gemini,
+    gemini_cli,
+    groq,
+    mistral,
+    openai,
+    openrouter,
+    perplexity,
+    together,
+    xai,
+)
 from account_pool.providers.base import HostRule, Provider, RequestHead, Route
 
 #: The providers that need no definition in accounts.yaml, by name.
 BUILT_IN: Mapping[str, Provider] = MappingProxyType(
-    {module.PROVIDER.name: module.PROVIDER for module in (openai, anthropic, gemini, copilot)}
+    {
+        module.PROVIDER.name: module.PROVIDER
+        for module in (
+            *(openai, anthropic, claude_code, gemini, gemini_cli, copilot, codex),
+            *(azure, openrouter, groq, mistral, xai, deepseek, together, fireworks, cohere),
+            *(cerebras, perplexity),
+        )
+    }
 )
 
 
@@ -31,7 +57,12 @@ def like(base: Provider, name: str, hosts: Iterable[HostRule]) -> Provider:
     def route(head: RequestHead) -> Route:
         return _route_under_any_prefix(base, head)
 
-    return replace(base, name=name, hosts=tuple(hosts), env=(), route=route)
+    # Behind a gateway an organisation that is named may be that of all of its keys.
+    return replace(base, name=name, hosts=tuple(hosts), env=(), route=route, owner=_nobody)
+
+
+def _nobody(_headers: Mapping[str, str]) -> None:
+    return None
 
 
 #: Deepest prefix that is looked for.

@@ -80,6 +80,29 @@ def rate_limited(seconds: float = 38) -> Reply:
     return json_reply(error_envelope("rate_limit_error", message), 429, REQUEST_ID + headers)
 
 
+def window_spent(seconds: float = 7835, family: str = "") -> Reply:
+    """Return the 429 of a subscription whose 5-hour window, or that of a family, is spent."""
+    at = f"{datetime.now(UTC).timestamp() + seconds:.0f}"
+    week = f"{datetime.now(UTC).timestamp() + 400_000:.0f}"
+    unified = {
+        "5h-reset": week if family else at,
+        "5h-status": "allowed" if family else "rejected",
+        "7d-reset": week,
+        "7d-status": "allowed",
+        "representative-claim": f"seven_day_{family}" if family else "five_hour",
+        "reset": at,
+        "status": "rejected",
+    }
+    if family:
+        unified |= {f"7d_{family}-reset": at, f"7d_{family}-status": "rejected"}
+    headers: Headers = tuple(
+        (f"anthropic-ratelimit-unified-{name}", value) for name, value in unified.items()
+    )
+    message = "This request would exceed your account's rate limit. Please try again later."
+    said: Headers = (("retry-after", f"{seconds:.0f}"), ("x-should-retry", "true"))
+    return json_reply(error_envelope("rate_limit_error", message), 429, REQUEST_ID + headers + said)
+
+
 def credit_too_low() -> Reply:
     """Return the 400 of an account without money."""
     message = (

@@ -1,0 +1,184 @@
+"""Azure OpenAI and AI Foundry: one host per resource, deployments of its own names.
+
+https://learn.microsoft.com/azure/ai-services/openai/reference. A resource belongs to
+somebody: only the hosts that accounts name are ours, and a key goes to its own resource
+and nowhere else. Names of deployments are free text; `deployments` maps the one a client
+asks for to that of the account. Files, batches, assistants, stored responses and
+administration pass.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from urllib.parse import quote, unquote
+
+import msgspec
+
+from account_pool.core.account import Account
+from account_pool.core.credential import Credential
+from account_pool.core.outcome import Scope
+from account_pool.core.signals import SignalTable
+from account_pool.providers import envelopes, openai
+from account_pool.providers.azure_signals import RULES
+from account_pool.providers.base import (
+    CannotSwap,
+    HostRule,
+    LocalAnswer,
+    Origin,
+    Provider,
+    RequestHead,
+    Route,
+    Swap,
+)
+from account_pool.providers.compatible import judge
+from account_pool.providers.heads import body_model, is_websocket
+
+# -- whose business a request is
+
+_OPERATION = (
+    r"(?:audio/(?:speech|transcriptions|translations)|chat/completions|completions|embeddings"
+    r"|images/(?:edits|generations)|responses|responses/compact)"
+)
+_DEPLOYMENT = re.compile(rf"/openai/deployments/(?P<name>[^/]+)/{_OPERATION}")
+# The model stands in the body: the newer API, inference of models that are not OpenAI's,
+# and Anthropic's Messages.
+_IN_BODY = re.compile(
+    rf"/openai(?:/v1)?/{_OPERATION}|/models/(?:chat/completions|(?:images/)?embeddings)"
+    r"|/anthropic/v1/messages(?:/count_tokens)?"
+)
+_POOL_GET = re.compile(r"/openai(?:/v1)?/models(?:/[^/]+)?")
+
+
+def route(head: RequestHead) -> Route:
+    """Pool inference and the list of models; all else belongs to the resource."""
+    if head.method == "POST":
+        pooled = _DEPLOYMENT.fullmatch(head.path) or _IN_BODY.fullmatch(head.path)
+    elif head.method == "GET" and not is_websocket(head):
+        pooled = _POOL_GET.fullmatch(head.path)
+    else:
+        pooled = None
+    return Route.POOL if pooled else Route.PASS
+
+
+def model(head: RequestHead) -> str | None:
+    """Return the deployment in the path, else the model of the body."""
+    found = _DEPLOYMENT.fullmatch(head.path)
+    return unquote(found["name"]) if found else body_model(head)
+
+
+# -- the credential
+
+
+def swap(account: Account, credential: Credential) -> Swap:
+    """Put the key in `api-key`, or a token of Entra ID in `Authorization`.
+
+    Whatever host the client asked for, the request goes to the account's own. Raises
+    CannotSwap for an account without one.
+    """
+    companions = {**account.companions, **credential.companions}
+    host = companions.get("host")
+    if not host:
+        raise CannotSwap(f"{account.key} has no host: write that of its resource")
+    rule = HostRule.parse(host)
+    token = credential.secret.reveal()
+    is_entra = _JWT.fullmatch(token) is not None
+    bearer = (b"authorization", f"Bearer {token}".encode())
+    deployments = _deployments(companions.get("deployments"))
+    of_account = Swap(
+        headers=(bearer if is_entra else (b"api-key", token.encode()),),
+        drop=_CREDENTIAL_HEADERS,
+        drop_query=_CREDENTIAL_QUERY,
+        origin=Origin(rule.host, rule.port or 443),
+    )
+    in_path = replace(of_account, path=_path_of(deployments) if deployments else None)
+    in_body = replace(of_account, body=_body_of(deployments) if deployments else None)
+    messages = in_body if is_entra else replace(in_body, headers=((b"x-api-key", token.encode()),))
+    # Apart, so that a file sent to a deployment can be streamed through unread.
+    by_path = (("/openai/deployments/", in_path), ("/anthropic/", messages))
+    return replace(in_body, by_path=by_path)
+
+
+_JWT = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]*")
+_CREDENTIAL_HEADERS = frozenset(
+    {b"api-key", b"authorization", b"ocp-apim-subscription-key", b"x-api-key"}
+)
+_CREDENTIAL_QUERY = ("api-key", "subscription-key")
+
+
+def _deployments(text: str | None) -> Mapping[str, str]:
+    """Return {name the client asks for: deployment of the account}."""
+    return json.loads(text) if text else {}
+
+
+def _path_of(deployments: Mapping[str, str]) -> Callable[[str], str]:
+    def path(client_path: str) -> str:
+        found = _DEPLOYMENT.fullmatch(client_path)
+        mapped = deployments.get(unquote(found["name"])) if found else None
+        if found is None or mapped is None:
+            return client_path
+        start, end = found.span("name")
+        return client_path[:start] + quote(mapped, safe="") + client_path[end:]
+
+    return path
+
+
+def _body_of(deployments: Mapping[str, str]) -> Callable[[str, bytes], bytes]:
+    def body(path: str, client_body: bytes) -> bytes:
+        """Change `model` and not a byte of the other members."""
+        if not _IN_BODY.fullmatch(path):
+            return client_body
+        try:
+            members = msgspec.json.decode(client_body, type=dict[str, msgspec.Raw])
+            name = msgspec.json.decode(members.get("model", msgspec.Raw(b"null")))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            # A form with a file, or what the provider will refuse by itself.
+            return client_body
+        mapped = deployments.get(name) if isinstance(name, str) else None
+        if mapped is None:
+            return client_body
+        members["model"] = msgspec.Raw(msgspec.json.encode(mapped))
+        return msgspec.json.encode(members)
+
+    return body
+
+
+# -- what an answer says
+
+SIGNALS = SignalTable(rules=RULES, judge=judge, rate_scope=Scope.MODEL)
+
+# -- refusals of our own
+
+
+def refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
+    """`{"error": {code, message}}`; the code of a status is its number."""
+    headers = () if wait_s is None else envelopes.sdk_delay(wait_s)
+    error = {"code": str(status), "message": message}
+    return envelopes.json_answer(status, headers, {"error": error})
+
+
+PROVIDER = Provider(
+    name="azure",
+    # Where a resource can be; ours are those that accounts name (`host_per_account`).
+    hosts=tuple(
+        HostRule(suffix, subdomains=True)
+        for suffix in ("openai.azure.com", "services.ai.azure.com", "cognitiveservices.azure.com")
+    ),
+    env=(),
+    route=route,
+    kind=openai.kind,
+    model=model,
+    credential_headers=_CREDENTIAL_HEADERS,
+    credential_query=_CREDENTIAL_QUERY,
+    swap=swap,
+    judge=judge,
+    classify=SIGNALS.classify,
+    refusal=refusal,
+    delay=envelopes.sdk_delay,
+    delay_headers=envelopes.SDK_DELAY_HEADERS,
+    delay_body=envelopes.delay_sentence,
+    host_per_account=True,
+    companions=frozenset({"host", "deployments"}),
+)

@@ -1,0 +1,169 @@
+"""Claude subscriptions, as Claude Code uses them: api.anthropic.com with an OAuth token.
+
+https://code.claude.com/docs/en/authentication. Such a token only serves Claude Code: no
+request of another client is given one, and nobody is made to look like it. Shares its
+host with the API keys of `anthropic`, whose accounts come first for a client that runs
+with a key. Limits are in `claude_code_signals.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import msgspec
+
+from account_pool.core.account import Account
+from account_pool.core.credential import Credential
+from account_pool.providers import anthropic, envelopes
+from account_pool.providers.anthropic_signals import signals
+from account_pool.providers.base import HostRule, Provider, RequestHead, Route, Swap
+from account_pool.providers.claude_code_signals import RESETS
+from account_pool.providers.heads import bearer, body_model
+from account_pool.providers.json_span import member, replaced, top_member
+
+# -- whose business a request is
+
+_POOL_POST = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
+_POOL_GET = re.compile(r"/v1/models(?:/[^/]+)?")
+# What it asks when it has just been given a login. A real login is asked about itself.
+_ABOUT_LOGIN = frozenset({"/api/oauth/claude_cli/roles", "/api/oauth/profile"})
+_CLIENT = re.compile(r"claude-(?:cli|code)/", re.IGNORECASE)
+
+
+def route(head: RequestHead) -> Route:
+    """Say whose business a request is.
+
+    Batches and files belong to the account that made them and pass, as do settings and
+    telemetry. `/api/oauth/usage` passes too: it is limited by itself, and its 429 must
+    not be taken for one of the subscription.
+    """
+    if not _CLIENT.match(head.headers.get("user-agent", "")):
+        return Route.PASS
+    if head.method == "POST":
+        pooled = head.path in _POOL_POST
+    elif head.method == "GET":
+        about_login = head.path in _ABOUT_LOGIN and not _has_login(head)
+        pooled = about_login or _POOL_GET.fullmatch(head.path) is not None
+    else:
+        pooled = False
+    return Route.POOL if pooled else Route.PASS
+
+
+def _has_login(head: RequestHead) -> bool:
+    return bearer(head).startswith(_OAUTH)
+
+
+def kind(_head: RequestHead) -> str:
+    """Subscriptions are of one kind."""
+    return "oauth"
+
+
+# -- the credential
+
+_OAUTH = "sk-ant-oat"
+_FLAG = b"oauth-2025-04-20"
+
+
+def misplaced(token: str) -> str | None:
+    """Say where an API key belongs, and what a refresh token is for."""
+    if token.startswith("sk-ant-api"):
+        return "it is an API key: write provider: anthropic"
+    if token.startswith("sk-ant-ort"):
+        return "it is a refresh token: write it as refresh_token below oauth"
+    return None
+
+
+def swap(_account: Account, credential: Credential) -> Swap:
+    """Put the token in `Authorization`, its flag in `anthropic-beta` and its account in the body.
+
+    A client that runs with an API key sends `x-api-key` and not the flag; with the one or
+    without the other every subscription is refused.
+    """
+    headers = ((b"authorization", f"Bearer {credential.secret.reveal()}".encode()),)
+    edit = ((b"anthropic-beta", with_flag),)
+    of_account = Swap(headers=headers, drop=_CREDENTIAL_HEADERS, edit=edit)
+    with_body = Swap(
+        headers=headers,
+        drop=_CREDENTIAL_HEADERS,
+        edit=edit,
+        body=_body_for(credential.companions.get("account_id", "")),
+    )
+    return Swap(
+        headers=of_account.headers,
+        drop=of_account.drop,
+        edit=of_account.edit,
+        by_path=(("/v1/messages", with_body),),
+    )
+
+
+_CREDENTIAL_HEADERS = frozenset({b"authorization", b"x-api-key"})
+
+
+def with_flag(value: bytes | None) -> bytes:
+    """Return `anthropic-beta` with the flag for subscriptions, the client's own kept."""
+    if not value:
+        return _FLAG
+    flags = [flag.strip() for flag in value.split(b",")]
+    return value if _FLAG in flags else value + b"," + _FLAG
+
+
+# `metadata.user_id`: user_<hex>_account_<uuid>_session_<uuid>, from 2.1.78 on the text of
+# a JSON object, whose quotes are escaped in the body around it.
+_QUOTE = rb'\\(?:"|u0022)'
+_ACCOUNT = re.compile(
+    rb"(?<=_account_)[^_\"\\]*(?=_session_)"
+    rb"|(?P<before>" + _QUOTE + rb"account_uuid" + _QUOTE + rb"\s*:\s*" + _QUOTE + rb")"
+    rb"[^\"\\]*(?=" + _QUOTE + rb")"
+)
+
+
+def _body_for(account_id: str) -> Callable[[str, bytes], bytes]:
+    """Return what puts *account_id* in place of the client's in `metadata.user_id`.
+
+    Without one the client's goes all the same: it names another account than the token.
+    Device and session stay, and every other byte.
+    """
+    ours = msgspec.json.encode(account_id)[1:-1]
+
+    def name_account(found: re.Match[bytes]) -> bytes:
+        return (found["before"] or b"") + ours
+
+    def body(_path: str, content: bytes) -> bytes:
+        for span in reversed(_user_ids(content)):
+            user_id = content[slice(*span)]
+            content = replaced(content, [span], _ACCOUNT.sub(name_account, user_id))
+        return content
+
+    return body
+
+
+def _user_ids(content: bytes) -> list[tuple[int, int]]:
+    metadata = top_member(content, "metadata")
+    return [span for start, _ in metadata for span in member(content, "user_id", start)]
+
+
+# -- what an answer says
+
+SIGNALS = signals(anthropic.judge, shared=False)
+
+PROVIDER = Provider(
+    name="claude-code",
+    hosts=(HostRule("api.anthropic.com"),),
+    env=("CLAUDE_CODE_OAUTH_TOKEN",),
+    route=route,
+    kind=kind,
+    model=body_model,
+    credential_headers=_CREDENTIAL_HEADERS,
+    swap=swap,
+    judge=anthropic.judge,
+    classify=SIGNALS.classify,
+    refusal=anthropic.refusal,
+    delay=envelopes.sdk_delay,
+    delay_headers=envelopes.SDK_DELAY_HEADERS,
+    # Claude Code does not try again by itself: it shows the moment to its user.
+    instants={f"anthropic-ratelimit-unified-{name}": envelopes.epoch_seconds for name in RESETS},
+    token_kind="oauth",  # noqa: S106 - the word
+    misplaced=misplaced,
+    companions=frozenset({"account_id"}),
+)

@@ -1,0 +1,270 @@
+"""What api.anthropic.com says to subscriptions when it refuses.
+
+Their limits are windows, told in `anthropic-ratelimit-unified-*` headers on every answer:
+`5h` and `7d` of the whole account, `7d_<family>` of some models. They belong to a seat, so
+accounts of one organisation do not share them. The rest they have in common with keys:
+`anthropic_signals.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from account_pool.core import reset_hints
+from account_pool.core.facts import Facts
+from account_pool.core.outcome import OutcomeClass, Scope
+from account_pool.core.signals import Rule
+from account_pool.core.waits import Wait, retry_after
+
+_I = re.IGNORECASE
+_CCF = "tombii/better-ccflare docs/routing-architecture.md"
+
+# -- windows
+
+_UNIFIED = "anthropic-ratelimit-unified-"
+# `5h`, `7d`: the whole account. `7d_oi`, `7d_opus`: one family of models.
+_WINDOW_STATUS = re.compile(_UNIFIED + r"(\d+[mhd])(_\w+)?-status")
+#: Of a window that is spent. `allowed_warning` and `queueing_soft` still serve.
+_REJECTED = frozenset({"rejected", "rate_limited", "blocked", "queueing_hard", "payment_required"})
+_UNIT_S = {"m": 60.0, "h": 3600.0, "d": 86_400.0}
+#: Headers that name the moment of return, without what all of them begin with.
+RESETS = ("reset", "5h-reset", "7d-reset", "7d_oi-reset", "7d_opus-reset", "7d_sonnet-reset")
+
+
+def _rejected_windows(facts: Facts) -> Iterable[tuple[str, str | None]]:
+    """Yield the spent windows: (name such as "5h", family or None)."""
+    for name, value in facts.headers.items():
+        found = _WINDOW_STATUS.fullmatch(name)
+        if found and value.strip().lower() in _REJECTED:
+            yield found[1], found[2]
+
+
+def _is_spent(facts: Facts) -> bool:
+    """Say whether the answer as a whole is rejected for a window."""
+    return facts.headers.get(_UNIFIED + "status", "").strip().lower() in _REJECTED
+
+
+def _account_window_spent(facts: Facts) -> bool:
+    return any(family is None for _, family in _rejected_windows(facts))
+
+
+def _short_account_window_spent(facts: Facts) -> bool:
+    lengths = [
+        int(window[:-1]) * _UNIT_S[window[-1]]
+        for window, family in _rejected_windows(facts)
+        if family is None
+    ]
+    return bool(lengths) and max(lengths) <= _UNIT_S["h"]
+
+
+def _family_window_spent(facts: Facts) -> bool:
+    if any(family is not None for _, family in _rejected_windows(facts)):
+        return True
+    if not _is_spent(facts):
+        return False
+    if _claim_family(facts) is not None:
+        return True
+    # Rejected, yet the windows of the account that are named are allowed: it is one
+    # that is not named, unless the claim says which.
+    claimed = _CLAIMED.get(_claim(facts))
+    names = [name for name in facts.headers if _WINDOW_STATUS.fullmatch(name)]
+    return bool(names) and (claimed is None or f"{_UNIFIED}{claimed}-status" in names)
+
+
+_CLAIMED = {"five_hour": "5h", "seven_day": "7d"}
+
+
+def _claim(facts: Facts) -> str:
+    return facts.headers.get(_UNIFIED + "representative-claim", "").strip().lower()
+
+
+def _claim_family(facts: Facts) -> str | None:
+    """Return the family in `representative-claim: seven_day_opus`."""
+    found = re.fullmatch(r"(?:five_hour|seven_day)_(\w+)", _claim(facts))
+    return found[1] if found else None
+
+
+def _rejected_reset(facts: Facts) -> float | None:
+    """The latest reset of the spent windows; on an allowed one it is information only."""
+    spent = list(_rejected_windows(facts))
+    account_wide = any(family is None for _, family in spent)
+    waits = [
+        reset_hints.reset(facts.headers.get(f"{_UNIFIED}{window}{family or ''}-reset"), facts.now)
+        for window, family in spent
+        if family is None or not account_wide
+    ]
+    if None in waits:
+        # A spent window without a reset of its own: it may be the one that was meant.
+        waits += [retry_after(facts), _unified_reset(facts)]
+    return max((wait for wait in waits if wait is not None), default=None)
+
+
+def _unified_reset(facts: Facts) -> float | None:
+    """The aggregate's reset, which belongs to the representative window."""
+    return reset_hints.reset(facts.headers.get(_UNIFIED + "reset"), facts.now)
+
+
+_WINDOW_WAITS: tuple[Wait, ...] = (_rejected_reset, retry_after, _unified_reset)
+
+
+def _family(facts: Facts) -> str | None:
+    for _, family in _rejected_windows(facts):
+        if family is not None:
+            return family[1:]
+    return _claim_family(facts)
+
+
+_FAMILIES = frozenset({"fable", "haiku", "opus", "sonnet"})
+
+
+def _family_models(facts: Facts) -> str | None:
+    """Return the models of a family that goes by the name they have.
+
+    None for a code name (`7d_oi`), and where the request was for another family: all that
+    is certain then is the model it asked for.
+    """
+    family = _family(facts)
+    if family not in _FAMILIES or family not in (facts.model or family):
+        return None
+    return f"claude-*{family}*"
+
+
+def _long_context(_facts: Facts) -> str:
+    """Name what only accounts with extra usage have; it is no model."""
+    return "long-context"
+
+
+def _is_allowed(facts: Facts) -> bool:
+    """Say whether the windows that are named still serve, and no wait is."""
+    names = (name for name in facts.headers if _WINDOW_STATUS.fullmatch(name))
+    return "retry-after" not in facts.headers and (
+        _UNIFIED + "status" in facts.headers or any(names)
+    )
+
+
+# A window may be rejected on an answer that is refused for another reason, or served
+# by extra usage.
+_LIMITED = frozenset({429})
+
+SUBSCRIPTION_RULES: tuple[Rule, ...] = (
+    Rule(
+        why="a window of an hour or less is spent",
+        cls=OutcomeClass.RATE_LIMIT,
+        scope=Scope.ACCOUNT,
+        status=_LIMITED,
+        when=_short_account_window_spent,
+        waits=_WINDOW_WAITS,
+        source=_CCF,
+    ),
+    Rule(
+        why="a window of the subscription is spent",
+        cls=OutcomeClass.QUOTA,
+        status=_LIMITED,
+        when=_account_window_spent,
+        waits=_WINDOW_WAITS,
+        source=_CCF,
+    ),
+    Rule(
+        why="the window of a model family is spent",
+        cls=OutcomeClass.QUOTA,
+        scope=Scope.MODEL,
+        status=_LIMITED,
+        when=_family_window_spent,
+        waits=_WINDOW_WAITS,
+        model=_family,
+        feature=_family_models,
+        source="router-for-me/CLIProxyAPI claude_executor_fable_ratelimit_test.go",
+    ),
+    Rule(
+        why="the subscription is spent",
+        cls=OutcomeClass.QUOTA,
+        status=_LIMITED,
+        when=_is_spent,
+        waits=_WINDOW_WAITS,
+        source=_CCF,
+    ),
+    Rule(
+        why="no credit for what goes beyond the plan",
+        cls=OutcomeClass.QUOTA,
+        scope=Scope.MODEL,
+        # Other models, or the same without a long context, still work.
+        status=frozenset({0, 429}),
+        when=lambda facts: (
+            facts.headers.get(_UNIFIED + "overage-disabled-reason", "") == "out_of_credits"
+        ),
+        waits=(),
+        source="tombii/better-ccflare anthropic/__tests__/out-of-credits.test.ts",
+    ),
+    Rule(
+        why="long context needs extra usage",
+        cls=OutcomeClass.QUOTA,
+        scope=Scope.MODEL,
+        status=frozenset({0, 429}),
+        phrase=re.compile(r"^extra usage is required for long context\b", _I),
+        waits=(),
+        feature=_long_context,
+        source="Wei-Shaw/claude-relay-service src/services/relay/claudeRelayService.js",
+    ),
+    Rule(
+        why="extra usage of another client is spent",
+        cls=OutcomeClass.QUOTA,
+        status=frozenset({0, 400, 403, 429}),
+        phrase=re.compile(r"\bdraw from your extra usage\b|^you're out of extra usage\b", _I),
+        waits=(),
+        source="tombii/better-ccflare anthropic/__tests__/extra-usage-exhausted.test.ts",
+    ),
+    Rule(
+        why="the plan has no long context",
+        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
+        scope=Scope.MODEL,
+        status=frozenset({400, 403}),
+        phrase=re.compile(r"^the long context beta is not yet available\b", _I),
+        feature=_long_context,
+        source="Anthropic 400, reported",
+    ),
+    Rule(
+        why="no window is spent: a limit of this request, or of the address",
+        cls=OutcomeClass.RATE_LIMIT,
+        scope=Scope.NONE,
+        status=_LIMITED,
+        when=_is_allowed,
+        source="tombii/better-ccflare docs/reports/keepalive-cooldown-gap.md",
+    ),
+    Rule(
+        why="a subscription token on a request of another client",
+        cls=OutcomeClass.REQUEST_ERROR,
+        # Says nothing about the health of the account.
+        phrase=re.compile(r"^this credential is only authorized for use with claude code\b", _I),
+        source="Wei-Shaw/claude-relay-service src/services/relay/claudeRelayService.js",
+    ),
+    Rule(
+        why="the flag for subscription tokens is missing",
+        cls=OutcomeClass.REQUEST_ERROR,
+        # The same for every account: benching on it would empty the pool.
+        phrase=re.compile(r"^oauth authentication is currently not supported\b", _I),
+        source="Anthropic 401, recorded",
+    ),
+    Rule(
+        why="the token has been revoked",
+        cls=OutcomeClass.AUTH_INVALID,
+        status=frozenset({401, 403}),
+        phrase=re.compile(r"^oauth token has been revoked\b", _I),
+        source="Anthropic 401 and 403, recorded",
+    ),
+    Rule(
+        why="a token for inference only, asked about its owner",
+        cls=OutcomeClass.REQUEST_ERROR,
+        # It serves all the same: `claude setup-token` gives no others.
+        status=frozenset({401, 403}),
+        phrase=re.compile(r"\bdoes not meet scope requirement\b", _I),
+        source="Anthropic 403, recorded",
+    ),
+    Rule(
+        why="the organisation allows no subscription tokens",
+        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
+        status=frozenset({401, 403}),
+        phrase=re.compile(r"^oauth authentication is currently not allowed\b", _I),
+        source="Anthropic 403, recorded",
+    ),
+)

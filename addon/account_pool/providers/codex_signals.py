@@ -1,0 +1,254 @@
+"""What chatgpt.com says to Codex when it refuses.
+
+Windows of a plan come in headers on every answer (`x-codex-primary-*`, `-secondary-*`),
+in frames of a socket and, when one is spent, as `usage_limit_reached` with the moment it
+ends. `x-codex-active-limit` says which limit that is: with a header family of its own
+(`x-codex-other-*`, `x-image-gen-*`) it is one of a model family or a feature.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from account_pool.core import reset_hints
+from account_pool.core.facts import Facts
+from account_pool.core.outcome import OutcomeClass, Scope
+from account_pool.core.signals import Rule, SignalTable
+from account_pool.core.sse import Judge
+from account_pool.core.waits import Wait, body_reset, first_wait, prose, retry_after, retry_after_ms
+from account_pool.providers.compatible_signals import COMPATIBLE_RULES
+from account_pool.providers.openai_signals import OPENAI_RULES
+
+_I = re.IGNORECASE
+_BRIDGE = "just-every/code codex-api/src/api_bridge.rs, api_bridge_tests.rs"
+_LB = "Soju06/codex-lb app/core/balancer/logic.py"
+
+# -- windows
+
+_USED = re.compile(r"(?P<window>x-.+-(?:primary|secondary))-used-percent")
+_MAIN = "x-codex"
+
+
+def _limit_name(facts: Facts) -> str | None:
+    """Return the limit that is spent if it is not the account's own.
+
+    The value names the limit in force, on an ordinary account something like `premium`;
+    one with headers of its own, or a part of Codex, is narrower than the account.
+    """
+    name = facts.headers.get("x-codex-active-limit", "").strip().lower()
+    if name in ("", "codex"):
+        return None
+    family = _family(name)
+    named = any(header.startswith(family + "-") for header in facts.headers)
+    return name if named or name.startswith("codex_") or _FEATURE.search(name) else None
+
+
+def _family(name: str) -> str:
+    """Return how the headers of a limit begin: `image_gen` -> `x-image-gen`."""
+    return "x-" + name.replace("_", "-")
+
+
+# What a request uses besides its model. Other limits are of the model that was asked for.
+_FEATURE = re.compile(r"image|video|audio|voice|realtime|review|search|browser|cloud_task", _I)
+
+
+def _feature(facts: Facts) -> str | None:
+    name = _limit_name(facts)
+    return name if name and _FEATURE.search(name) else None
+
+
+def _spent_windows(facts: Facts) -> list[str]:
+    """Return how the headers of the spent windows begin, of the limit in force only."""
+    name = _limit_name(facts)
+    family = _family(name) if name else _MAIN
+    return [
+        found["window"]
+        for header, value in facts.headers.items()
+        if (found := _USED.fullmatch(header))
+        and found["window"].rpartition("-")[0] == family
+        and (reset_hints.seconds(value) or 0.0) >= 100.0
+    ]
+
+
+def _windows_end(facts: Facts) -> float | None:
+    """The latest reset among the spent windows."""
+    waits = []
+    for window in _spent_windows(facts):
+        wait = reset_hints.instant(facts.headers.get(f"{window}-reset-at"), facts.now)
+        if not wait:
+            after = reset_hints.seconds(facts.headers.get(f"{window}-reset-after-seconds"))
+            wait = wait if after is None else after
+        waits.append(wait)
+    return max((wait for wait in waits if wait is not None), default=None)
+
+
+def _latest(facts: Facts) -> float | None:
+    """The end of what is spent: the body's window and those of the headers, the latest."""
+    waits = (body_reset(facts), _windows_end(facts))
+    return max((wait for wait in waits if wait), default=None)
+
+
+WAITS: tuple[Wait, ...] = (_latest, body_reset, retry_after_ms, retry_after, prose)
+
+
+def _reached(*types: str) -> Callable[[Facts], bool]:
+    """Return a condition on `x-codex-rate-limit-reached-type`."""
+    return lambda facts: (
+        facts.headers.get("x-codex-rate-limit-reached-type", "").strip().lower() in types
+    )
+
+
+# -- errors of the login, in headers
+
+
+def _header_error(*codes: str) -> Callable[[Facts], bool]:
+    """Return a condition on the code in `x-error-json` or `x-openai-authorization-error`."""
+    return lambda facts: not _header_codes(facts).isdisjoint(codes)
+
+
+def _header_codes(facts: Facts) -> frozenset[str]:
+    error = _decoded(facts.headers.get("x-error-json", ""))
+    inner = error.get("error") if isinstance(error, dict) else None
+    named = [inner.get("code"), inner.get("type")] if isinstance(inner, dict) else [inner]
+    named.append(facts.headers.get("x-openai-authorization-error"))
+    return frozenset(name.strip().lower() for name in named if isinstance(name, str))
+
+
+def _decoded(text: str) -> Any:
+    """Read JSON in base64."""
+    try:
+        return msgspec.json.decode(base64.b64decode(text[:4096] + "==", validate=False))
+    except (ValueError, binascii.Error, msgspec.MsgspecError, RecursionError):
+        return None
+
+
+# -- the rules
+
+_SPENT = frozenset({"usage_limit_reached", "usage_limit_exceeded"})
+_NAMED_MODEL = re.compile(r"\bthe ['\"`]?([\w./:-]{1,80}?)['\"`]? model is not supported\b", _I)
+
+
+def _refused_model(facts: Facts) -> str | None:
+    found = _NAMED_MODEL.search(facts.message)
+    return found[1] if found else None
+
+
+def _is_limit(facts: Facts) -> bool:
+    return facts.status == 429 or not _SPENT.isdisjoint(facts.words)
+
+
+CODEX_RULES: tuple[Rule, ...] = (
+    Rule(
+        why="a page of the edge: about the address or the client",
+        cls=OutcomeClass.SERVER_ERROR,
+        status=frozenset({401, 403, 429}),
+        when=lambda facts: facts.html,
+        source=_BRIDGE,
+    ),
+    Rule(
+        why="flagged content",
+        cls=OutcomeClass.REQUEST_ERROR,
+        words=frozenset({"cyber_policy", "bio_policy"}),
+        source="router-for-me/CLIProxyAPI codex_executor_retry_test.go",
+    ),
+    Rule(
+        why="the plan has no Codex",
+        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
+        words=frozenset({"usage_not_included"}),
+        source=_BRIDGE,
+    ),
+    Rule(
+        why="the workspace or account is closed",
+        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
+        words=frozenset({"deactivated_workspace", "workspace_deactivated"}),
+        source="Codex 402 detail.code, reported",
+    ),
+    Rule(
+        why="the account is closed",
+        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
+        when=_header_error("account_deactivated", "account_suspended"),
+        source=_LB,
+    ),
+    Rule(
+        why="a limit of a feature or a model family",
+        cls=OutcomeClass.QUOTA,
+        scope=Scope.MODEL,
+        when=lambda facts: _is_limit(facts) and _limit_name(facts) is not None,
+        model=_limit_name,
+        feature=_feature,
+        source=_BRIDGE,
+    ),
+    Rule(
+        why="the credits of the workspace are spent",
+        cls=OutcomeClass.QUOTA,
+        when=lambda facts: (
+            _is_limit(facts)
+            and _reached("workspace_owner_credits_depleted", "workspace_member_credits_depleted")(
+                facts
+            )
+        ),
+        shared=True,
+        source=_BRIDGE,
+    ),
+    Rule(
+        why="a window of the plan is spent",
+        # Also as a 400.
+        cls=OutcomeClass.QUOTA,
+        words=_SPENT,
+        source=f"{_BRIDGE}; router-for-me/CLIProxyAPI codex_executor_retry_test.go",
+    ),
+    Rule(
+        why="a window of the plan is spent",
+        cls=OutcomeClass.QUOTA,
+        status=frozenset({429}),
+        when=lambda facts: (
+            bool(_spent_windows(facts))
+            or _reached(
+                "rate_limit_reached",
+                "workspace_owner_usage_limit_reached",
+                "workspace_member_usage_limit_reached",
+            )(facts)
+        ),
+        source=_BRIDGE,
+    ),
+    Rule(
+        why="no window is spent and nothing is said",
+        cls=OutcomeClass.RATE_LIMIT,
+        scope=Scope.NONE,
+        status=frozenset({429}),
+        # The windows are told on every answer: they are no evidence by themselves.
+        when=lambda facts: not facts.words and first_wait(facts, WAITS) is None,
+        source="just-every/code codex-api/src/api_bridge.rs",
+    ),
+    Rule(
+        why="not a model of this plan",
+        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
+        scope=Scope.MODEL,
+        status=frozenset({0, 400, 403, 404}),
+        phrase=re.compile(
+            r"\bmodel is not supported when using codex with a chatgpt account\b", _I
+        ),
+        model=_refused_model,
+        source="Soju06/codex-lb",
+    ),
+    Rule(
+        why="the token has expired",
+        cls=OutcomeClass.AUTH_EXPIRED,
+        status=frozenset({401}),
+        when=_header_error("token_expired", "expired_token"),
+        source=_LB,
+    ),
+)
+
+RULES: tuple[Rule, ...] = (*CODEX_RULES, *OPENAI_RULES, *COMPATIBLE_RULES)
+
+
+def signals(judge: Judge) -> SignalTable:
+    """Return the table; a limit that names nothing reaches the account."""
+    return SignalTable(rules=RULES, judge=judge, rate_scope=Scope.ACCOUNT, waits=WAITS)

@@ -1,0 +1,135 @@
+"""Builds the providers whose API follows OpenAI's: same bodies, their own paths and words.
+
+A vendor's file says what is its own (hosts, paths, variables, rules, envelope); what
+all of them share stands here. Keys go as `Authorization: Bearer`, and some vendors
+speak Anthropic's Messages as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from account_pool.core.account import Account
+from account_pool.core.credential import Credential
+from account_pool.core.facts import Facts
+from account_pool.core.outcome import Scope
+from account_pool.core.signals import Rule, SignalTable
+from account_pool.core.sse import Verdict
+from account_pool.core.waits import USUAL_WAITS, Wait
+from account_pool.providers import anthropic, envelopes, openai
+from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
+from account_pool.providers.compatible_signals import COMPATIBLE_RULES
+from account_pool.providers.heads import body_model, is_websocket
+
+#: What every vendor of the family serves.
+CHAT = ("/chat/completions", "/completions", "/embeddings")
+
+
+def compatible(
+    name: str,
+    *,
+    hosts: Iterable[str],
+    env: tuple[str, ...],
+    posts: Iterable[str],
+    rules: tuple[Rule, ...] = COMPATIBLE_RULES,
+    rate_scope: Scope = Scope.ACCOUNT,
+    waits: tuple[Wait, ...] = USUAL_WAITS,
+    shared: bool = False,
+    owner: Callable[[Facts], str | None] = lambda _facts: None,
+    gets: Iterable[str] = ("/models",),
+    prefixes: Iterable[str] = ("/v1",),
+    refusal: Callable[[int, str, float | None], LocalAnswer] = openai.refusal,
+    delay_body: Callable[[str, float, float], str] = envelopes.delay_sentence,
+    instants: Mapping[str, Callable[[float], str]] | None = None,
+) -> Provider:
+    """Return the provider of one vendor.
+
+    Args:
+        hosts: names, matched whole.
+        env: variables that hold a key.
+        posts: pooled paths below a prefix; what they do leaves nothing behind.
+        rules, rate_scope, waits, shared, owner: what its refusals mean: the fields of
+            `SignalTable`.
+        gets: pooled lists below a prefix, with what is below them.
+        prefixes: what stands before the paths, "" included where that is legal.
+        refusal: its envelope; default OpenAI's.
+        delay_body: rewrites a wait inside its refusals; default the sentence.
+        instants: its headers that name the moment of return.
+    """
+    signals = SignalTable(
+        rules=rules, judge=judge, rate_scope=rate_scope, waits=waits, shared=shared, owner=owner
+    )
+    return Provider(
+        name=name,
+        hosts=tuple(HostRule(host) for host in hosts),
+        env=env,
+        route=_route(tuple(prefixes), tuple(posts), tuple(gets)),
+        kind=openai.kind,
+        model=body_model,
+        credential_headers=_CREDENTIAL_HEADERS,
+        swap=swap,
+        judge=judge,
+        classify=signals.classify,
+        refusal=refusal,
+        delay=envelopes.sdk_delay,
+        delay_headers=envelopes.SDK_DELAY_HEADERS,
+        delay_body=delay_body,
+        instants=instants or {},
+    )
+
+
+# -- whose business a request is
+
+# Names of models have slashes and colons: `deepseek/deepseek-v4:free`.
+_BELOW = r"(?:/(?!\.)(?:[\w@:~.-]|%2[fF]|%3[aA])+)*"
+
+
+def _route(
+    prefixes: tuple[str, ...], posts: tuple[str, ...], gets: tuple[str, ...]
+) -> Callable[[RequestHead], Route]:
+    pooled_posts = frozenset(prefix + path for prefix in prefixes for path in posts)
+    heads = "|".join(re.escape(prefix + path) for prefix in prefixes for path in gets)
+    pooled_gets = re.compile(rf"(?:{heads}){_BELOW}")
+
+    def route(head: RequestHead) -> Route:
+        """Pool inference and the list of models; all else belongs to the client's account."""
+        if head.method == "POST":
+            return Route.POOL if head.path in pooled_posts else Route.PASS
+        if head.method != "GET" or is_websocket(head) or ".." in head.path:
+            return Route.PASS
+        return Route.POOL if pooled_gets.fullmatch(head.path) else Route.PASS
+
+    return route
+
+
+# -- the credential
+
+_CREDENTIAL_HEADERS = frozenset({b"authorization", b"api-key", b"x-api-key"})
+
+
+def swap(_account: Account, credential: Credential) -> Swap:
+    """Put the key in `Authorization`; Anthropic's clients sent theirs in `x-api-key`."""
+    key = (b"authorization", f"Bearer {credential.secret.reveal()}".encode())
+    return Swap(headers=(key,), drop=_CREDENTIAL_HEADERS)
+
+
+# -- what an answer says
+
+
+def judge(name: str | None, value: Any) -> Verdict:
+    """Say what an event or a JSON body is; an error may also stand in the first choice."""
+    if isinstance(value, dict):
+        if _choice_failed(value.get("choices")):
+            return Verdict.REFUSE
+        if value.get("type") == "message-start":  # Cohere
+            return Verdict.CONTINUE
+    return anthropic.judge(name, value)
+
+
+def _choice_failed(choices: Any) -> bool:
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        return False
+    # https://openrouter.ai/docs/api-reference/errors: both, and seldom the reason alone.
+    return bool(choices[0].get("error")) or choices[0].get("finish_reason") == "error"

@@ -1,0 +1,110 @@
+"""Finds a member of a JSON object in its bytes, so that only its value need be changed.
+
+A request of a tool is signed, cached and compared by its exact bytes in places: whoever
+changes one member must leave the others as they are, their order and spelling included.
+Reads UTF-8 (RFC 8259); what is no JSON gives no span or one that does not matter, since
+the provider will refuse it.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+import msgspec
+
+#: First and one past the last byte of a value.
+Span = tuple[int, int]
+
+# Possessive: a string of a megabyte must not be remembered character by character.
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_TOKEN = re.compile(_STRING + rb"|[{}\[\]]", re.DOTALL)
+_COLON = re.compile(rb"\s*:\s*")
+_SCALAR = re.compile(_STRING + rb"|[^\s,\]}]+", re.DOTALL)
+_OPENING, _CLOSING, _QUOTE = b"{[", b"}]", ord('"')
+
+
+def start_of_object(body: bytes) -> int | None:
+    """Return where the object that *body* is begins, None if it is none."""
+    start = len(body) - len(body.lstrip(b" \t\r\n"))
+    return start if body[start : start + 1] == b"{" else None
+
+
+def top_member(body: bytes, name: str) -> list[Span]:
+    """Return the values of *name* in the object that *body* is, as `member` does.
+
+    A conversation may be of megabytes: where it is certain which bytes are meant, they are
+    found by the JSON parser, which is several times as fast. *name* is an identifier.
+    """
+    quoted = msgspec.json.encode(name)
+    try:
+        value = _decoder(name).decode(body).value
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return member(body, name, start_of_object(body))
+    if value is msgspec.UNSET:
+        return []
+    raw, colon = bytes(value), _COLON.match(body, body.find(quoted) + len(quoted))
+    if body.count(quoted) != 1 or colon is None or not body.startswith(raw, colon.end()):
+        return member(body, name, start_of_object(body))
+    return [(colon.end(), colon.end() + len(raw))]
+
+
+@functools.cache
+def _decoder(name: str) -> Any:
+    """Return a decoder that keeps the bytes of one member and only checks the rest."""
+    field = ("value", msgspec.Raw | msgspec.UnsetType, msgspec.UNSET)
+    return msgspec.json.Decoder(msgspec.defstruct("Top", [field], rename={"value": name}))
+
+
+def member(body: bytes, name: str, start: int | None) -> list[Span]:
+    """Return the values of *name* in the object that begins at *start*.
+
+    One, or several if it is repeated: some readers take the first then and some the last.
+    """
+    if start is None or body[start : start + 1] != b"{":
+        return []
+    found, at = [], start + 1
+    while (token := _TOKEN.search(body, at)) and body[token.start()] == _QUOTE:
+        colon = _COLON.match(body, token.end())
+        span = _value(body, colon.end()) if colon else None
+        if span is None:
+            break
+        if _text(token[0]) == name:
+            found.append(span)
+        at = span[1]
+    return found
+
+
+def _value(body: bytes, at: int) -> Span | None:
+    """Return the span of the value that begins at *at*."""
+    if body[at : at + 1] not in (b"{", b"["):
+        scalar = _SCALAR.match(body, at)
+        return scalar.span() if scalar else None
+    depth, end = 0, at
+    while token := _TOKEN.search(body, end):
+        end = token.end()
+        first = body[token.start()]
+        if first in _OPENING:
+            depth += 1
+        elif first in _CLOSING:
+            depth -= 1
+            if depth == 0:
+                return at, end
+    return None
+
+
+def _text(string: bytes) -> str | None:
+    try:
+        return msgspec.json.decode(string, type=str)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def replaced(body: bytes, spans: list[Span], value: bytes) -> bytes:
+    """Return *body* with *value* at each of *spans*; the same object if nothing changes."""
+    if all(body[start:end] == value for start, end in spans):
+        return body
+    for start, end in sorted(spans, reverse=True):
+        body = body[:start] + value + body[end:]
+    return body

@@ -1,0 +1,300 @@
+"""Providers that a user describes in accounts.yaml: what differs from a built-in one.
+
+`config/definitions.py` reads and checks what was written; here it becomes a `Provider`.
+Pure: values in, a provider out. docs/providers.md explains the keys.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from account_pool.core import json_pointer, reset_hints, waits
+from account_pool.core.account import Account
+from account_pool.core.credential import Credential
+from account_pool.core.facts import Facts
+from account_pool.core.outcome import Answer, Outcome, OutcomeClass, Scope
+from account_pool.core.signals import Rule, SignalTable
+from account_pool.core.sse import Judge, Verdict
+from account_pool.core.waits import Wait
+from account_pool.providers.base import HostRule, Provider, RequestHead, Route, Swap
+from account_pool.providers.patterns import search
+from account_pool.providers.registry import like
+
+#: The value of a header or field -> seconds from now; given the wall clock as well.
+ResetReader = Callable[[object, float | None], float | None]
+
+#: How a reset is spelled: the values of `as`.
+SPELLINGS: Mapping[str, ResetReader] = {
+    "seconds": lambda value, _now: reset_hints.seconds(value),
+    "milliseconds": lambda value, _now: reset_hints.milliseconds(value),
+    "epoch": reset_hints.instant,
+    "epoch_ms": reset_hints.instant,
+    "duration": lambda value, _now: reset_hints.duration(value),
+    "rfc3339": reset_hints.instant,
+    "auto": reset_hints.reset,
+}
+#: What a limit rule may conclude. Not `ok` nor `transport`: those are seen, not told.
+CLASSES = (
+    OutcomeClass.RATE_LIMIT,
+    OutcomeClass.QUOTA,
+    OutcomeClass.OVERLOADED,
+    OutcomeClass.REQUEST_ERROR,
+    OutcomeClass.AUTH_EXPIRED,
+    OutcomeClass.AUTH_INVALID,
+    OutcomeClass.FORBIDDEN_ACCOUNT,
+    OutcomeClass.SERVER_ERROR,
+)
+
+Pointer = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PathRule:
+    """Requests that accounts of the pool serve: `GET /v1/models*`; `*` is any text."""
+
+    method: str
+    glob: str
+
+    def matches(self, head: RequestHead) -> bool:
+        return head.method == self.method and fnmatchcase(head.path, self.glob)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the credential goes: behind *prefix* in a header, or in a query parameter."""
+
+    header: str | None = None
+    prefix: str = ""
+    query: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """Where an answer names its reset, and in which of `SPELLINGS`.
+
+    Neither *header* nor *pointer*: in the sentence.
+    """
+
+    header: str | None = None
+    pointer: Pointer | None = None
+    spelling: str = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitRule:
+    """One row of `limits:`. Every condition that is given must hold.
+
+    Attributes:
+        cls: what it means.
+        source: where it is written, e.g. accounts.yaml:12.
+        scope: how far it reaches; None: what is usual for the class.
+        status: HTTP statuses; 200 stands for an error inside an answer that began well.
+        headers: lower-case name and pattern of each that must match.
+        pointer: into the JSON body or event; what is there must not be null.
+        equals: texts one of which the value at *pointer* must be; empty: any.
+        regex: must occur in the value at *pointer*.
+        message: must occur in what the envelope says in prose.
+        resets: None: wherever resets usually stand; (): no wait cures it.
+        model: pointer to the model the answer names.
+    """
+
+    cls: OutcomeClass
+    source: str
+    scope: Scope | None = None
+    status: frozenset[int] = frozenset()
+    headers: tuple[tuple[str, re.Pattern[str]], ...] = ()
+    pointer: Pointer | None = None
+    equals: frozenset[str] = frozenset()
+    regex: re.Pattern[str] | None = None
+    message: re.Pattern[str] | None = None
+    resets: tuple[Reset, ...] | None = None
+    model: Pointer | None = None
+
+    @property
+    def in_success(self) -> bool:
+        """Say whether it is about errors in an answer that began well."""
+        return any(status < 400 for status in self.status)
+
+    def finds(self, payload: Any) -> bool:
+        """Say whether what is at the pointer of *payload* is what the rule asks for."""
+        if self.pointer is None:
+            return True
+        value = json_pointer.find(payload, self.pointer)
+        if value is None:
+            return False
+        text = _text(value)
+        if self.equals and text not in self.equals:
+            return False
+        return self.regex is None or (text is not None and search(self.regex, text))
+
+    def matches(self, facts: Facts) -> bool:
+        """Say whether every condition but the status holds."""
+        return (
+            self.finds(facts.payload)
+            and (self.message is None or search(self.message, facts.message))
+            and all(search(pattern, facts.headers.get(name, "")) for name, pattern in self.headers)
+        )
+
+    def row(self) -> Rule:
+        """Return the rule as a row for the engine of `core.signals`."""
+        pointer = self.model
+        return Rule(
+            why=self.source,
+            cls=self.cls,
+            scope=self.scope,
+            # Where no status is named an event inside a success has 0.
+            status=frozenset(0 if status < 400 else status for status in self.status),
+            when=self.matches,
+            waits=None if self.resets is None else tuple(map(_wait, self.resets)),
+            model=None if pointer is None else lambda facts: _named(facts, pointer),
+            source=self.source,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Definition:
+    """What a user wrote about a provider beside `like` and `hosts`.
+
+    Attributes:
+        paths: requests that are pooled, in place of those of the built-in provider.
+        credential: where the credential goes, in place of where that one has it.
+        drop: lower-case names of further headers that belong to the client's account.
+        companions: key of accounts.yaml -> lower-case name of the header it goes into.
+        owner: lower-case name of the header that names whose limits an answer is about.
+        limits: rules that stand before those of the built-in provider.
+    """
+
+    paths: tuple[PathRule, ...] = ()
+    credential: Placement | None = None
+    drop: tuple[str, ...] = ()
+    companions: Mapping[str, str] = field(default_factory=dict)
+    owner: str | None = None
+    limits: tuple[LimitRule, ...] = ()
+
+
+def build(base: Provider, name: str, hosts: Iterable[HostRule], definition: Definition) -> Provider:
+    """Return the provider *name*: *base* on other *hosts*, but for what *definition* says."""
+    return with_limits(_placed(like(base, name, hosts), definition), definition.limits)
+
+
+def with_limits(provider: Provider, limits: tuple[LimitRule, ...]) -> Provider:
+    """Return *provider* with *limits* before its own rules."""
+    if not limits:
+        return provider
+    judge = _judge(provider.judge, limits)
+    table = SignalTable(rules=tuple(limit.row() for limit in limits), judge=judge)
+
+    def classify(answer: Answer) -> Outcome:
+        told = table.recognise(answer)
+        # A rule that somebody wrote for it is as explicit as a code.
+        return provider.classify(answer) if told is None else replace(told, explicit=True)
+
+    marks = _error_marks(provider.error_marks, limits)
+    return replace(provider, judge=judge, error_marks=marks, classify=classify)
+
+
+def _error_marks(marks: re.Pattern[bytes], limits: tuple[LimitRule, ...]) -> re.Pattern[bytes]:
+    """Return *marks*, and the names that *limits* look for in a success."""
+    ends = {limit.pointer[-1] for limit in limits if limit.in_success and limit.pointer}
+    names = sorted(end for end in ends if not end.isdecimal())
+    keys = [b'"' + re.escape(name.encode()) + rb'"\s*:' for name in names]
+    return re.compile(b"|".join([marks.pattern, *keys])) if keys else marks
+
+
+def _judge(judge: Judge, limits: tuple[LimitRule, ...]) -> Judge:
+    """Return *judge*, for which what *limits* find in a success is a refusal as well."""
+    in_success = [limit for limit in limits if limit.in_success and limit.pointer is not None]
+    if not in_success:
+        return judge
+
+    def judged(name: str | None, value: Any) -> Verdict:
+        found = isinstance(value, dict) and any(limit.finds(value) for limit in in_success)
+        return Verdict.REFUSE if found else judge(name, value)
+
+    return judged
+
+
+def _placed(provider: Provider, definition: Definition) -> Provider:
+    """Return *provider* with the paths, headers and parameters of *definition*."""
+    placement = definition.credential
+    header = placement.header if placement else None
+    names = {*definition.drop, *definition.companions.values(), *([header] if header else [])}
+    masked = provider.credential_headers.union(name.encode() for name in names)
+    query = (placement.query,) if placement and placement.query else ()
+    changed = replace(
+        provider,
+        credential_headers=masked,
+        credential_query=(*provider.credential_query, *query),
+        companions=provider.companions | definition.companions.keys(),
+    )
+    if names or query:
+        changed = replace(changed, swap=_swap(changed, definition))
+    if definition.paths:
+        changed = replace(changed, route=_route(definition.paths))
+    if (owner := definition.owner) is not None:
+        changed = replace(changed, owner=lambda headers: headers.get(owner) or None)
+    return changed
+
+
+def _route(paths: tuple[PathRule, ...]) -> Callable[[RequestHead], Route]:
+    def route(head: RequestHead) -> Route:
+        return Route.POOL if any(path.matches(head) for path in paths) else Route.PASS
+
+    return route
+
+
+def _swap(provider: Provider, definition: Definition) -> Callable[[Account, Credential], Swap]:
+    usual, placement = provider.swap, definition.credential
+
+    def swap(account: Account, credential: Credential) -> Swap:
+        companions = {**account.companions, **credential.companions}
+        made = usual(account, credential)
+        if placement is not None:
+            made = _put(made, placement, credential.secret.reveal())
+        named = [
+            (header.encode(), companions[key].encode())
+            for key, header in definition.companions.items()
+            if key in companions
+        ]
+        return replace(
+            made,
+            headers=(*made.headers, *named),
+            drop=made.drop | provider.credential_headers,
+            drop_query=provider.credential_query,
+        )
+
+    return swap
+
+
+def _put(swap: Swap, placement: Placement, secret: str) -> Swap:
+    """Return *swap* with the credential where *placement* says, and nowhere else."""
+    if placement.query:
+        return replace(swap, headers=(), query=((placement.query, secret),))
+    header = (placement.header or "authorization").encode()
+    return replace(swap, headers=((header, f"{placement.prefix}{secret}".encode()),))
+
+
+def _wait(reset: Reset) -> Wait:
+    """Return the function that reads *reset* from the facts."""
+    read = SPELLINGS[reset.spelling]
+    if (header := reset.header) is not None:
+        return lambda facts: read(facts.headers.get(header), facts.now)
+    if (pointer := reset.pointer) is not None:
+        return lambda facts: read(json_pointer.find(facts.payload, pointer), facts.now)
+    return waits.prose
+
+
+def _named(facts: Facts, pointer: Pointer) -> str | None:
+    value = json_pointer.find(facts.payload, pointer)
+    return value if isinstance(value, str) and value else None
+
+
+def _text(value: Any) -> str | None:
+    """Return a value of JSON as a rule spells it; None for what is no single value."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, str | int | float) else None
