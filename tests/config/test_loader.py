@@ -12,6 +12,7 @@ import pytest
 from account_pool.config import Config, load
 from account_pool.core.account import Account, AccountKey, ModelFilter
 from account_pool.credentials.copilot import DEFAULT_TOKEN_URL, ExchangeSettings
+from account_pool.credentials.oauth import OAuthSource
 from account_pool.providers.base import HostRule
 
 ACCOUNT = "accounts: [{provider: openai, label: a, token: x}]\n"
@@ -37,12 +38,9 @@ def test_every_key_of_an_account_arrives(tmp_path: Path) -> None:
         "    models: ['gpt-*', '!gpt-5*']\n"
         "    max_concurrent: 8\n"
         "    min_interval: 1\n"
-        "    account_id: a1\n"
-        "    project: p\n"
         "    organization: o\n"
         "    openai_project: op\n"
         "    host: api.openai.com\n"
-        "    deployments: {m: d, a: b}\n"
     )
     config = loaded(tmp_path, text, PART="1")
     (entry,) = config.accounts
@@ -57,12 +55,9 @@ def test_every_key_of_an_account_arrives(tmp_path: Path) -> None:
         enabled=True,
         account_type="business",
         companions={
-            "account_id": "a1",
-            "project": "p",
             "organization": "o",
             "openai_project": "op",
             "host": "api.openai.com",
-            "deployments": json.dumps({"a": "b", "m": "d"}),
         },
     )
     assert entry.line == 3
@@ -71,6 +66,72 @@ def test_every_key_of_an_account_arrives(tmp_path: Path) -> None:
     assert secret is not None
     assert secret.reveal() == "sk-1-$"
     assert config.path == tmp_path / "accounts.yaml"
+
+
+def test_companions_of_other_providers_arrive(tmp_path: Path) -> None:
+    text = (
+        "accounts:\n"
+        "  - {provider: codex, label: a, token: x, account_id: a1}\n"
+        "  - {provider: gemini-cli, label: a, token: x, project: p}\n"
+        "  - {provider: azure, label: a, token: x, host: One.openai.azure.com,\n"
+        "     deployments: {m: d, a: b}}\n"
+    )
+    found = [entry.account.companions for entry in loaded(tmp_path, text).accounts]
+    assert found == [
+        {"account_id": "a1"},
+        {"project": "p"},
+        {"host": "One.openai.azure.com", "deployments": json.dumps({"a": "b", "m": "d"})},
+    ]
+
+
+def test_a_login_that_is_refreshed(tmp_path: Path) -> None:
+    text = (
+        "accounts:\n"
+        "  - provider: codex\n"
+        "    label: Plus\n"
+        "    token:\n"
+        "      oauth: {access_token: 'fake-${A}', refresh_token: rt-fake,\n"
+        "              expires_at: 2026-12-01T00:00:00Z}\n"
+    )
+    source = loaded(tmp_path, text, A="access").accounts[0].source
+    assert isinstance(source, OAuthSource)
+    assert source.key == AccountKey("codex", "plus")
+    assert source.expires_at == 1796083200.0
+    secret = source.read_now()
+    assert secret is not None and secret.reveal() == "fake-access"
+
+
+@pytest.mark.parametrize("written", ["1796083200", "1796083200000", "'2026-12-01T01:00:00+01:00'"])
+def test_spellings_of_the_end_of_a_token(tmp_path: Path, written: str) -> None:
+    oauth = f"{{oauth: {{refresh_token: r, expires_at: {written}}}}}"
+    text = f"accounts:\n  - {{provider: codex, label: a, token: {oauth}}}\n"
+    source = loaded(tmp_path, text).accounts[0].source
+    assert isinstance(source, OAuthSource) and source.expires_at == 1796083200.0
+
+
+def test_the_hosts_of_azure_are_those_of_its_accounts(tmp_path: Path) -> None:
+    text = (
+        "accounts:\n"
+        "  - {provider: azure, label: a, token: x, host: one.openai.azure.com}\n"
+        "  - {provider: azure, label: b, token: y, host: two.example.com}\n"
+        "  - {provider: azure, label: c, token: z, host: off.openai.azure.com, enabled: false}\n"
+        "providers: {azure: {hosts: [two.example.com]}}\n"
+    )
+    config = loaded(tmp_path, text)
+    assert [rule.host for rule in config.providers["azure"].hosts] == [
+        "one.openai.azure.com",
+        "two.example.com",
+    ]
+    assert loaded(tmp_path, ACCOUNT).providers["azure"].hosts == ()
+
+
+def test_a_vendors_own_file_needs_no_pointer(tmp_path: Path) -> None:
+    file = tmp_path / "auth.json"
+    file.touch(mode=0o600)
+    file.write_text('{"tokens": {"access_token": "fake-a", "account_id": "a1"}}')
+    text = f"accounts:\n  - {{provider: codex, label: a, token: {{file: {file}}}}}\n"
+    secret = loaded(tmp_path, text).accounts[0].source.read_now()
+    assert secret is not None and secret.reveal() == "fake-a"
 
 
 def test_defaults(tmp_path: Path) -> None:

@@ -11,7 +11,10 @@ from account_pool.config import ConfigError, Problem, load
 
 ENVIRON = {"A_KEY": "sk-abcdefgh", "EMPTY": " "}
 ACCOUNT = "accounts:\n  - provider: openai\n    label: work\n    token: ${A_KEY}\n"
-HOW_TOKEN = "write token: ${NAME_OF_A_VARIABLE}, or one of {env: ...}, {file: ...}, {command: ...}"
+HOW_TOKEN = (
+    "write token: ${NAME_OF_A_VARIABLE}, or one of {env: ...}, {file: ...}, {command: ...}, "
+    "{oauth: ...}"
+)
 KEYS = (
     "provider, label, token, account_type, priority, weight, models, max_concurrent, "
     "min_interval, enabled, account_id, project, organization, openai_project, host, deployments"
@@ -77,7 +80,17 @@ def problems_of(text: str) -> list[str]:
             "account_type: pro",
             '"pro" is not accepted; write one of individual, business, enterprise',
         ),
-        ("account_id: 007", "7 is not text; put it in quotes"),
+        (
+            'organization: "a\\nb"',
+            "has a line break or a character outside ASCII in it; write it as the provider shows "
+            "it",
+        ),
+        ("organization: 007", "7 is not text; put it in quotes"),
+        (
+            "account_id: abc",
+            "does not belong to an account of openai; its accounts may set organization, "
+            "openai_project, host",
+        ),
         ("host: a b", '"a b" is not a host; write host or host:port, without a scheme or a path'),
         ("host: https://x.y", '"https://x.y" is an address; write its host or host:port only'),
         (
@@ -85,7 +98,6 @@ def problems_of(text: str) -> list[str]:
             '"x.example.com" is not a host of openai; add it to providers.openai.hosts',
         ),
         ('host: "*.x.example.com"', "is not one host; write it without *"),
-        ("deployments: 3", "3 is not a mapping; write a mapping such as {gpt-4o: my-deployment}"),
         ("prioritty: 3", "unknown key; did you mean priority?"),
         ("colour: red", f"unknown key; write one of {KEYS}"),
         ("label: again", "label is written twice, first on line 3; remove one of them"),
@@ -144,8 +156,8 @@ def test_a_wrong_key_of_an_account_is_named_with_line_and_remedy(line: str, expe
             "the environment variable [not shown] is not set; set it where the proxy is "
             "started, or name another source",
         ),
-        ("{sk-abc}", "has an unknown key; write one of env, file, pointer, command"),
-        ("{token:sk-abc}", "has an unknown key; write one of env, file, pointer, command"),
+        ("{sk-abc}", "has an unknown key; write one of env, file, pointer, command, oauth"),
+        ("{token:sk-abc}", "has an unknown key; write one of env, file, pointer, command, oauth"),
         ("{comand: x}", "has an unknown key; did you mean command?"),
         ("{env: 1}", 'the value of env is not text; write {env: "..."}'),
         ("{}", f"names no source; {HOW_TOKEN}"),
@@ -202,8 +214,37 @@ def test_a_wrong_key_of_an_account_is_named_with_line_and_remedy(line: str, expe
         ),
         (
             "{oauth: {access_token: sk-abc}}",
-            "tokens that are refreshed (oauth) are not supported by this version; write one of "
-            "{env: ...}, {file: ..., pointer: ...}, {command: ...}",
+            "oauth has no token_url and no client_id; write it: the refresh of openai is not "
+            "built in",
+        ),
+        (
+            "{oauth: sk-abc}",
+            "the value of oauth is not a mapping; write {oauth: {refresh_token: ..., "
+            "access_token: ..., expires_at: ...}}",
+        ),
+        (
+            "{oauth: {refresh_token: sk-abc}, env: A_KEY}",
+            "oauth stands beside another key; leave oauth alone in it",
+        ),
+        (
+            "{oauth: {sk-abc}}",
+            "oauth has an unknown key; its keys are access_token, refresh_token, expires_at, "
+            "token_url, client_id, client_secret, scope, style",
+        ),
+        (
+            "{oauth: {access_token: sk-abc, token_url: 'https://x.example/token', client_id: c}}",
+            "oauth has no refresh_token; write oauth: {refresh_token: ..., access_token: ..., "
+            "expires_at: ...}",
+        ),
+        (
+            "{oauth: {refresh_token: sk-abc, token_url: 'http://x.example/', client_id: c}}",
+            "the token_url cannot be used: a token would travel unencrypted; write an https "
+            "address",
+        ),
+        (
+            "{oauth: {refresh_token: sk-abc, token_url: 'https://x.example/', client_id: c, "
+            "expires_at: soon}}",
+            "expires_at is not a point in time; write it as 2026-12-01T00:00:00Z, or leave it out",
         ),
     ],
 )
@@ -444,3 +485,38 @@ def test_a_directory_and_a_binary_file_say_so() -> None:
     for path, wrong in ((Path(), "cannot be read"), (Path("binary"), "is not text in UTF-8")):
         with pytest.raises(ConfigError, match=wrong):
             load(path, {})
+
+
+@pytest.mark.parametrize(
+    ("account", "expected"),
+    [
+        (
+            "{provider: codex, label: a, token: sk-proj-abcdefgh}",
+            "2: accounts[0].token: this token is not one for codex; it is an API key: write "
+            "provider: openai",
+        ),
+        (
+            "{provider: azure, label: a, token: x}",
+            "2: accounts[0].host: is missing; write the name of the resource, such as "
+            "my-resource.openai.azure.com",
+        ),
+        (
+            "{provider: azure, label: a, token: x, host: a.example.com}",
+            '2: accounts[0].host: "a.example.com" is not a host of azure; add it to '
+            "providers.azure.hosts",
+        ),
+        (
+            "{provider: anthropic, label: a, token: x, project: p}",
+            "2: accounts[0].project: does not belong to an account of anthropic; its accounts may "
+            "set host",
+        ),
+    ],
+)
+def test_what_does_not_belong_to_the_provider_is_told(account: str, expected: str) -> None:
+    assert problems_of(f"accounts:\n  - {account}\n") == [expected]
+
+
+def test_a_token_of_another_provider_is_not_looked_at_while_its_account_is_off() -> None:
+    account = "{provider: codex, label: a, token: sk-proj-abcdefgh, enabled: false}"
+    Path("accounts.yaml").write_text(f"accounts:\n  - {account}\n")
+    assert len(load(Path("accounts.yaml"), ENVIRON).accounts) == 1

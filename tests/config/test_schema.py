@@ -33,6 +33,7 @@ def test_accounts_have_every_key_described() -> None:
         ["env"],
         ["file"],
         ["command"],
+        ["oauth"],
     ]
 
 

@@ -171,6 +171,29 @@ def test_hosts_the_user_ignores_stay_ignored(ask, built_in):
     assert is_tunnel(ask()(client_hello("api.openai.com")))
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("aiplatform.googleapis.com", "vertex"),
+        ("us-central1-aiplatform.googleapis.com", "vertex"),
+        ("bedrock-runtime.us-east-1.amazonaws.com", "bedrock"),
+        ("bedrock-runtime-fips.us-gov-west-1.amazonaws.com", "bedrock"),
+        ("bedrock-runtime.cn-north-1.amazonaws.com.cn", "bedrock"),
+        ("xaiplatform.googleapis.com", None),
+        ("bedrock-runtime.us-east-1.amazonaws.com.evil.example", None),
+        ("s3.us-east-1.amazonaws.com", None),
+    ],
+)
+def test_what_cannot_be_swapped_passes_and_is_said_once(built_in, caplog, name, why):
+    service = service_of("one", providers=(openai.PROVIDER,))
+    with caplog.at_level("INFO", "account_pool"):
+        for _ in range(3):
+            assert is_tunnel(Ask(built_in, service, (name, 443))(client_hello(name)))
+    said = [record.getMessage() for record in caplog.records if name in record.getMessage()]
+    assert len(said) == (1 if why else 0)
+    assert why is None or why in said[0]
+
+
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 

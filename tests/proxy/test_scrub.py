@@ -16,6 +16,13 @@ def test_nothing_is_made_of_an_empty_secret():
     assert scrub.Scrubber(frozenset())(b"as it is") == [b"as it is"]
 
 
+def test_a_secret_is_found_as_it_stands_in_an_address():
+    secrets = scrub.secrets_of(["a/b+c=="])
+    assert scrub.body(b"?key=a%2Fb%2Bc%3D%3D&k=a/b+c==", secrets) == (
+        b"?key=" + b"*" * 15 + b"&k=" + b"*" * 7
+    )
+
+
 def test_headers():
     response = http.Response.make(307, b"", {"location": "https://x/?key=sk-one-1111", "a": "b"})
     scrub.headers(response, SECRETS)

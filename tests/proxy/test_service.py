@@ -360,9 +360,10 @@ def test_an_account_that_was_removed_since(caplog):
 
 
 def test_an_answer_of_our_own_is_logged(caplog):
-    step = Answer(status=503, message="openai: nobody", retry_after_s=1.5)
-    told.answered(step)
-    assert "nobody: 503 to the client, told to wait 2 s" in caplog.text
+    step = Answer(status=429, message="openai: nobody", retry_after_s=1.5)
+    # Repeated from the provider, whose status was another.
+    told.answered(step, 402)
+    assert "nobody: 402 to the client, told to wait 2 s" in caplog.text
 
 
 def test_refusals_are_remembered_by_account():

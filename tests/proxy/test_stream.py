@@ -203,7 +203,7 @@ def test_a_huge_refusal_is_not_kept_whole(rig_of):
 
 
 def test_a_request_error_is_delivered_as_it_is(rig_of):
-    body = b'{"error": {"message": "no such model", "code": "model_not_found"}}'
+    body = b'{"error": {"message": "too long", "code": "context_length_exceeded"}}'
     answer = http1(404, body, [JSON, "X-Request-Id: r1"])
     rig = rig_of()
     rig.send(post1())

@@ -297,3 +297,19 @@ def test_what_another_addon_set_is_not_taken_back():
         (b"Authorization", b"Bearer of-the-addon"),
         (b"OpenAI-Organization", b"org"),
     )
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (b"/v1/x", b"/v1/x?key=a%2Fb%2B1"),
+        (b"/v1/x?key=of-the-client", b"/v1/x?key=a%2Fb%2B1"),
+        (b"/v1/x?a=1&k%65y=of-the-client", b"/v1/x?a=1&key=a%2Fb%2B1"),
+    ],
+)
+def test_a_credential_in_the_query_takes_the_place_of_the_clients(path, expected):
+    request = tutils.treq(path=path)
+    masked = wire.mask(request, gemini.PROVIDER, "gemini")
+    swap = Swap(headers=(), drop_query=("key",), query=(("key", "a/b+1"),))
+    assert wire.outgoing(request, swap, masked).data.path == expected
+    assert b"of-the-client" not in request.data.path

@@ -1,7 +1,7 @@
 """The commands of `account-pool`: names, arguments, exit codes.
 
-Exit codes: 0 it worked, 1 something failed, 2 it was used wrongly. Errors are one line
-on stderr. What a command needs is imported when it runs (hence the `noqa: PLC0415`):
+Exit codes: 0 it worked, 1 something failed, 2 it was used wrongly, 130 Ctrl-C. Errors are
+one line on stderr. What a command needs is imported when it runs (hence the `noqa: PLC0415`):
 `--version` must not wait for mitmproxy.
 """
 
@@ -93,3 +93,59 @@ def check(
     from account_pool.cli.check import check_file  # noqa: PLC0415
 
     return check_file(accounts_file, os.environ)
+
+
+@app.command()
+def login(
+    provider: Annotated[
+        str, typer.Argument(help="copilot: log in to GitHub in a browser.", show_default=False)
+    ] = "",
+    *,
+    tool: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            help="Use the login of claude, codex, gemini, copilot or gh. What the tool stored is "
+            "read where it is, never written: the tool keeps it fresh.",
+            show_default=False,
+        ),
+    ] = "",
+    label: Annotated[str, typer.Option(help="The account's name.")] = "default",
+    accounts_file: Annotated[Path, typer.Option(help="The accounts file.")] = Path("accounts.yaml"),
+    file: Annotated[
+        Path | None, typer.Option(help="With --from: where the tool stored its login.")
+    ] = None,
+    copy: Annotated[
+        bool,
+        typer.Option(
+            "--copy",
+            help="With --from: copy the tokens into the accounts file, which becomes readable by "
+            "you only. The tool must log in again: a refresh token serves once.",
+        ),
+    ] = False,
+    host: Annotated[
+        str | None, typer.Option(help="With copilot: a tenant such as acme.ghe.com.")
+    ] = None,
+    proxy: Annotated[
+        str | None, typer.Option(help="With copilot: address of a proxy to reach GitHub by.")
+    ] = None,
+    base_url: Annotated[str | None, typer.Option(hidden=True)] = None,
+) -> int:
+    """Add an account to accounts.yaml: of a vendor's tool, or by a login to GitHub.
+
+    The file keeps its comments and order; a copy of it is made first (.bak). Exit codes:
+    0 added, 1 not added, 2 wrong usage, 130 interrupted.
+    """
+    from account_pool.cli.login import login_copilot, login_from  # noqa: PLC0415
+
+    if bool(provider) == bool(tool):
+        return _fail("login: write either copilot or --from TOOL", 2)
+    if tool:
+        if host or proxy or base_url:
+            return _fail("login: --host and --proxy belong to copilot", 2)
+        return login_from(tool, label, accounts_file, os.environ, file=file, copy=copy)
+    if provider != "copilot" or copy or file:
+        return _fail("login: write copilot, or --from TOOL; --copy and --file belong to it", 2)
+    return login_copilot(
+        label, accounts_file, os.environ, host=host, base_url=base_url, proxy=proxy
+    )

@@ -1,8 +1,9 @@
 """accounts.yaml and the options: what the owner of the accounts wrote, checked as a whole.
 
 Reading order: `values` (what comes out), `document` (YAML with line numbers), `models`
-(the shape), `accounts`, `user_providers` and `tokens` (what the values refer to),
-`loader` (all of it), `environment` (no file), `pool_options` (the table of options).
+(the shape), `accounts`, `user_providers`, `definitions` and `tokens` (what the values
+refer to), `loader` (all of it), `environment` (no file), `pool_options` (the table of
+options), `edit` (adding an account).
 
 The modules that read files are imported when they are used: without accounts.yaml the
 proxy starts without pydantic.

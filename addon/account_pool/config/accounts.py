@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +18,14 @@ from account_pool.config.tokens import source_of
 from account_pool.config.user_providers import Providers
 from account_pool.config.values import AccountEntry
 from account_pool.core.account import Account, ModelFilter, normalise_label
+from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.sources import Source
+from account_pool.providers import unswappable
+from account_pool.providers.base import Provider
 
+#: RFC 9110, section 5.5.
+_HEADER_VALUE = re.compile(r"[\x20-\x7e]*\Z")
 _HOW = "list accounts below it, each beginning with `- provider: ...`"
 
 
@@ -73,16 +79,19 @@ class _Reader:
             )
             return None
         before = len(document.problems)
-        check_shape(document, loc, AccountShape, value)
         provider = self._provider((*loc, "provider"), value.get("provider"))
+        known = self.providers.known.get(provider)
+        own = self._own_companions(loc, value, known)
+        shaped = {key: part for key, part in value.items() if key not in own}
+        check_shape(document, loc, AccountShape, shaped)
         label = self._label((*loc, "label"), provider, value.get("label"))
         self._models((*loc, "models"), value.get("models"))
-        self._host((*loc, "host"), value.get("host"), provider)
-        source = self._source((*loc, "token"), value)
-        known = self.providers.known.get(provider)
+        self._host((*loc, "host"), value.get("host"), known)
+        self._companions(loc, value, known)
+        source = self._source((*loc, "token"), value, known, label)
         if len(document.problems) > before or source is None or known is None:
             return None
-        account = _account(AccountShape.model_validate(value), provider, label)
+        account = _account(AccountShape.model_validate(shaped), provider, label, own)
         return AccountEntry(account, source, known, document.line(loc))
 
     def _provider(self, loc: Loc, written: Any) -> str:
@@ -92,8 +101,13 @@ class _Reader:
         name = written.strip().lower()
         if name in self.providers.known:
             return name
+        api = unswappable.named(name)
+        if api is not None:
+            self.document.problem(
+                loc, f"{shown(written)} cannot be pooled: {api.why}", "remove this account"
+            )
         # What is wrong with an unclear one was said where it is defined.
-        if name not in self.providers.unclear:
+        elif name not in self.providers.unclear:
             remedy = unknown(name, sorted(self.providers.known))
             self.document.problem(
                 loc,
@@ -125,7 +139,7 @@ class _Reader:
             if glob == "!":
                 self.document.problem((*loc, i), '"!" excludes nothing', 'write "!name*"')
 
-    def _host(self, loc: Loc, written: Any, provider: str) -> None:
+    def _host(self, loc: Loc, written: Any, known: Provider | None) -> None:
         """Check the host of an account: its credential follows it there."""
         if not isinstance(written, str) or not written:
             return
@@ -137,30 +151,93 @@ class _Reader:
         if rule.subdomains:
             self.document.problem(loc, "is not one host", "write it without *")
             return
-        known = self.providers.known.get(provider)
         if known and not any(one.matches(rule.host, rule.port or 443) for one in known.hosts):
             self.document.problem(
                 loc,
-                f"{shown(written)} is not a host of {provider}",
-                f"add it to providers.{provider}.hosts",
+                f"{shown(written)} is not a host of {known.name}",
+                f"add it to providers.{known.name}.hosts",
             )
 
-    def _source(self, loc: Loc, value: dict[str, Any]) -> Source | None:
+    def _own_companions(
+        self, loc: Loc, value: dict[str, Any], known: Provider | None
+    ) -> dict[str, str]:
+        """Return the companions that only this provider of the user's own has."""
+        names = known.companions - AccountShape.model_fields.keys() if known else frozenset()
+        own = {name: value[name] for name in sorted(names) if name in value}
+        for name, written in own.items():
+            if not isinstance(written, str) or not written:
+                self.document.problem(
+                    (*loc, name), f"{shown(written)} is not text", "write text, in quotes"
+                )
+        return own
+
+    def _companions(self, loc: Loc, value: dict[str, Any], known: Provider | None) -> None:
+        """Note companions that an account of this provider has no use for."""
+        if known is None:
+            return
+        for name in sorted(known.companions):
+            written = value.get(name)
+            # A line break would let it write headers of its own.
+            if isinstance(written, str) and not _HEADER_VALUE.match(written):
+                self.document.problem(
+                    (*loc, name),
+                    "has a line break or a character outside ASCII in it",
+                    "write it as the provider shows it",
+                )
+        accepted = [name for name in COMPANIONS if name in known.companions]
+        for name in COMPANIONS:
+            if name in value and name not in known.companions:
+                self.document.problem(
+                    (*loc, name),
+                    f"does not belong to an account of {known.name}",
+                    "its accounts may set " + ", ".join(accepted) if accepted else "remove it",
+                )
+        if known.host_per_account and "host" not in value:
+            self.document.problem(
+                (*loc, "host"),
+                "is missing",
+                f"write the name of the resource, such as {_host_like(known)}",
+            )
+
+    def _source(
+        self, loc: Loc, value: dict[str, Any], known: Provider | None, label: str
+    ) -> Source | None:
         if "token" not in value:
             return None
+        name = known.name if known else ""
+        if _is_login(value["token"]) and not (name and label):
+            return None  # what it lacks depends on them
         try:
-            source = source_of(value["token"], self.environ, self.directory)
+            source = source_of(value["token"], self.environ, self.directory, (name, label))
             # What is out of use need not be there; a command is tried once the proxy runs.
             if value.get("enabled") is not False:
-                source.read_now()
+                _check_token(source.read_now(), known)
         except (Wrong, CredentialError) as error:
             self.document.problem(loc, error.wrong, error.remedy)
             return None
         return source
 
 
-def _account(shape: AccountShape, provider: str, label: str) -> Account:
-    companions = {name: getattr(shape, name) for name in COMPANIONS}
+def _is_login(token: Any) -> bool:
+    return isinstance(token, dict) and "oauth" in token
+
+
+def _check_token(secret: Secret | None, known: Provider | None) -> None:
+    """Raise Wrong when *secret* cannot be one of its provider."""
+    if secret is not None and known is not None:
+        where = known.misplaced(secret.reveal())
+        if where is not None:
+            raise Wrong(f"this token is not one for {known.name}", where)
+
+
+def _host_like(provider: Provider) -> str:
+    """Return a host an account of *provider* could have, for messages."""
+    rule = provider.hosts[0]
+    return f"my-resource.{rule.host}" if rule.subdomains else rule.host
+
+
+def _account(shape: AccountShape, provider: str, label: str, own: Mapping[str, str]) -> Account:
+    companions = {name: getattr(shape, name) for name in COMPANIONS} | dict(own)
     if shape.deployments is not None:
         companions["deployments"] = json.dumps(shape.deployments, sort_keys=True)
     return Account(

@@ -11,7 +11,8 @@ from account_pool.core.account import Account
 from account_pool.core.credential import Secret
 from account_pool.credentials.copilot import ExchangeSettings
 from account_pool.credentials.errors import CredentialError
-from account_pool.credentials.sources import EnvSource, FileSource, Source, ValueSource
+from account_pool.credentials.files import FileSource
+from account_pool.credentials.sources import EnvSource, Source, ValueSource
 from account_pool.providers.base import Provider
 
 LABEL = "default"
@@ -34,6 +35,8 @@ def accounts_of_environment(
     """
     entries, problems = [], []
     for name, provider in built_in.items():
+        if provider.host_per_account:
+            continue  # a variable does not say where
         is_copilot = name == COPILOT
         found = (
             _github_sources(environ, github_token, directories, provider)

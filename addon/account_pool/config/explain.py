@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from account_pool.config.document import Document, Loc
 from account_pool.config.problems import Wrong, shown, unknown
+from account_pool.providers.user_defined import CLASSES
 
 #: What is accepted, by key.
 REMEDIES: Mapping[str, str] = {
     "provider": "write the name of a provider, such as openai",
     "label": "write a name for the account, such as work",
     "token": "write token: ${NAME_OF_A_VARIABLE}, or one of {env: ...}, {file: ...}, "
-    "{command: ...}",
+    "{command: ...}, {oauth: ...}",
     "account_type": "write one of individual, business, enterprise",
     "priority": "write a number such as 0 or 1",
     "weight": "write a number such as 1 or 2",
@@ -27,6 +29,14 @@ REMEDIES: Mapping[str, str] = {
     "like": "write the name of a built-in provider, such as openai",
     "hosts": 'write a list such as ["llm.example.com", "localhost:9443"]',
     "token_url": "write an address such as https://api.github.com/copilot_internal/v2/token",
+    "paths": 'write a list such as ["/v1/chat/completions", "GET /v1/models*"]',
+    "credential": 'write {header: authorization, prefix: "Bearer "} or {query: key}',
+    "drop": 'write a list of headers such as ["x-team"]',
+    "companions": "write a mapping such as {organization: x-organization}",
+    "limits": "list rules such as {status: [429], class: rate_limit}",
+    "status": "write a list of statuses such as [429]",
+    "class": "write one of " + ", ".join(CLASSES),
+    "header": 'write {x-some-header: "pattern"} in a rule, the name of a header elsewhere',
 }
 _TEXT_REMEDY = "write text, in quotes"
 _SECTION_REMEDY = "write `hosts: [...]` below it"
@@ -53,13 +63,39 @@ def check_shape(document: Document, loc: Loc, shape: type[BaseModel], value: Any
         shape.model_validate(value)
     except ValidationError as found:
         for error in found.errors(include_url=False, include_input=False):
-            at = (*loc, *(step for step in error["loc"] if step != "[key]"))
-            wrong = _explain(
-                error["type"], error.get("ctx", {}), at, document, tuple(shape.model_fields)
-            )
+            steps = tuple(step for step in error["loc"] if step != "[key]")
+            at = (*loc, *steps)
+            accepted = keys_of(_shape_at(shape, steps[:-1]))
+            wrong = _explain(error["type"], error.get("ctx", {}), at, document, accepted)
             document.problem(at, wrong.wrong, wrong.remedy)
         return False
     return True
+
+
+def _choices(context: Mapping[str, Any]) -> list[str]:
+    """Return what pydantic says it expected: "'a', 'b' or 'c'"."""
+    return re.findall(r"'([^']*)'", str(context.get("expected")))
+
+
+def keys_of(shape: type[BaseModel]) -> tuple[str, ...]:
+    """Return the keys of *shape* as they are written."""
+    return tuple(field.alias or name for name, field in shape.model_fields.items())
+
+
+def _shape_at(shape: type[BaseModel], steps: tuple[str | int, ...]) -> type[BaseModel]:
+    """Return the shape of what *steps* lead to inside *shape*."""
+    for step in steps:
+        field = shape.model_fields.get(str(step))
+        inner = _shape_in(field.annotation) if field is not None else None
+        shape = inner or shape
+    return shape
+
+
+def _shape_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the shape in an annotation such as `list[LimitShape] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_shape_in, get_args(annotation))), None)
 
 
 def _explain(
@@ -78,6 +114,10 @@ def _explain(
         return Wrong("is empty", remedy)
     if kind == "greater_than_equal":
         return Wrong(f"{shown(value)} is less than {context['ge']:g}", remedy)
+    if kind == "less_than_equal":
+        return Wrong(f"{shown(value)} is more than {context['le']:g}", remedy)
+    if kind == "literal_error" and isinstance(value, str):
+        return Wrong(f"{shown(value)} is not accepted", unknown(value, _choices(context)))
     if kind == "string_type" and isinstance(value, int | float):
         # 007 and 1e3 would change on their way to text: only the owner knows what was meant.
         return Wrong(f"{shown(value)} is not text", "put it in quotes")

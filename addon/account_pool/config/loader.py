@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from account_pool.config.accounts import read_accounts
@@ -14,8 +15,9 @@ from account_pool.config.pool_options import BY_NAME, OptionValue
 from account_pool.config.problems import ConfigError, Wrong, unknown
 from account_pool.config.user_providers import read_providers
 from account_pool.config.values import AccountEntry, Config
+from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.sources import ValueSource
-from account_pool.providers.base import Provider
+from account_pool.providers.base import HostRule, Provider
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,24 @@ def load_file(path: Path, environ: Mapping[str, str], built_in: Mapping[str, Pro
     if document.problems:
         raise ConfigError(document.problems)
     _warn_if_shared(path, accounts)
-    return Config(accounts, providers.known, providers.exchanges, options, path)
+    known = _at_their_hosts(providers.known, accounts)
+    return Config(accounts, known, providers.exchanges, options, path)
+
+
+def _at_their_hosts(
+    known: Mapping[str, Provider], accounts: Sequence[AccountEntry]
+) -> dict[str, Provider]:
+    """Return *known*; those whose hosts are their accounts' have these, and no others."""
+    hosts: dict[str, list[HostRule]] = {}
+    for entry in accounts:
+        if entry.account.enabled and (host := entry.account.companions.get("host")):
+            hosts.setdefault(entry.account.provider, []).append(HostRule.parse(host))
+    return {
+        name: replace(provider, hosts=tuple(dict.fromkeys(hosts.get(name, ()))))
+        if provider.host_per_account
+        else provider
+        for name, provider in known.items()
+    }
 
 
 def _read_options(document: Document) -> dict[str, OptionValue]:
@@ -74,7 +93,11 @@ def _warn_if_shared(path: Path, accounts: Sequence[AccountEntry]) -> None:
     Not an error as for credential files: most of these files hold only references.
     """
     sources = [entry.source for entry in accounts]
-    tokens = [s for s in sources if isinstance(s, ValueSource) and not s.refers]
+    tokens = [
+        s
+        for s in sources
+        if isinstance(s, OAuthSource) or (isinstance(s, ValueSource) and not s.refers)
+    ]
     if tokens and os.name == "posix" and path.stat().st_mode & 0o044:
         logger.warning(
             "%s holds tokens and may be read by other users; run: chmod 600 %s",

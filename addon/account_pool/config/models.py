@@ -6,19 +6,42 @@ Only shape: what a value refers to (a provider, a variable, a file) is checked i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 
 from account_pool.config.pool_options import POOL_OPTIONS
+from account_pool.providers.user_defined import CLASSES, SPELLINGS
 
 Text = Annotated[str, Field(min_length=1)]
 
 #: The keys of a `token:` mapping.
-TOKEN_KEYS = ("env", "file", "pointer", "command")
+TOKEN_KEYS = ("env", "file", "pointer", "command", "oauth")
 #: Keys of an account that travel with its credential: `Account.companions`.
 COMPANIONS = ("account_id", "project", "organization", "openai_project", "host", "deployments")
 
+_CLASSES = tuple(str(cls) for cls in CLASSES)
+
+_OAUTH_SCHEMA = {
+    "type": "object",
+    "description": "A login that is refreshed: the tokens, and where new ones come from.",
+    "properties": {
+        "access_token": {"type": "string"},
+        "refresh_token": {"type": "string"},
+        "expires_at": {
+            "type": ["string", "number"],
+            "description": "RFC 3339, or seconds since the epoch",
+        },
+        "token_url": {"type": "string", "description": "https; built in for codex, claude-code"},
+        "client_id": {"type": "string"},
+        "client_secret": {"type": "string"},
+        "scope": {"type": "string"},
+        "style": {"enum": ["json", "form"], "description": "how the refresh is written"},
+    },
+    "required": ["refresh_token"],
+    "additionalProperties": False,
+}
 _TOKEN_SCHEMA = {
     "description": "Where the credential comes from. A string may hold ${ENV}; $$ is a dollar "
     "sign.",
@@ -51,7 +74,34 @@ _TOKEN_SCHEMA = {
             "required": ["command"],
             "additionalProperties": False,
         },
+        {
+            "type": "object",
+            "properties": {"oauth": _OAUTH_SCHEMA},
+            "required": ["oauth"],
+            "additionalProperties": False,
+        },
     ],
+}
+_POINTER_SCHEMA = {"type": "string", "pattern": "^/", "description": "RFC 6901"}
+_RESET_SCHEMA: Mapping[str, Any] = {
+    "description": "Where the reset is named; default wherever resets usually stand.",
+    "oneOf": [
+        {"enum": ["message", "none"]},
+        {
+            "type": "object",
+            "properties": {
+                "header": {"type": "string"},
+                "pointer": _POINTER_SCHEMA,
+                "as": {"enum": list(SPELLINGS)},
+            },
+            "additionalProperties": False,
+        },
+    ],
+}
+_SCALARS = ["string", "number", "boolean"]
+_EQUALS_SCHEMA: Mapping[str, Any] = {
+    "description": "What the value at pointer must be, or a list of which it must be one.",
+    "oneOf": [{"type": _SCALARS}, {"type": "array", "items": {"type": _SCALARS}, "minItems": 1}],
 }
 
 
@@ -87,12 +137,57 @@ class AccountShape(_Shape):
     deployments: dict[str, Text] | None = Field(None, description="Azure: model to deployment.")
 
 
+class CredentialShape(_Shape):
+    """Where the credential goes: one of header and query."""
+
+    header: Text | None = Field(None, description="The header it stands in.")
+    prefix: str | None = Field(None, description='Before it; "Bearer " in authorization.')
+    query: Text | None = Field(None, description="The query parameter it stands in.")
+
+
+class LimitShape(_Shape):
+    """What an answer means. Every condition that is given must hold."""
+
+    cls: Literal[_CLASSES] = Field(alias="class", description="What it means.")  # type: ignore[valid-type]
+    scope: Literal["account", "account+model", "server", "none"] | None = Field(
+        None, description="How far it reaches; default what is usual for the class."
+    )
+    status: list[Annotated[int, Field(ge=100, le=599)]] = Field(
+        [], description="HTTP statuses; 200: an error inside an answer that began well."
+    )
+    header: dict[str, Text] = Field({}, description="Header and the pattern it must match.")
+    pointer: Text | None = Field(None, description="RFC 6901: a value of the JSON body or event.")
+    equals: Annotated[Any, WithJsonSchema(dict(_EQUALS_SCHEMA))] = None
+    regex: Text | None = Field(None, description="Pattern for the value at pointer.")
+    message: Text | None = Field(None, description="Pattern for the sentence of the error.")
+    reset: Annotated[Any, WithJsonSchema(dict(_RESET_SCHEMA))] = None
+    model: Text | None = Field(None, description="RFC 6901: the model the answer names.")
+
+
+class ResetShape(_Shape):
+    """Where a reset is named: one of header and pointer."""
+
+    header: Text | None = None
+    pointer: Text | None = None
+    spelling: Literal[tuple(SPELLINGS)] = Field("auto", alias="as")  # type: ignore[valid-type]
+
+
 class ProviderShape(_Shape):
     """More hosts for a built-in provider, or a provider of the user's own."""
 
-    like: Text | None = Field(None, description="The built-in provider whose API it speaks.")
+    like: Text | None = Field(
+        None, description="The built-in provider whose API it speaks; default openai."
+    )
     hosts: list[Text] = Field([], description="host, host:port or *.domain.")
     token_url: Text | None = Field(None, description="Copilot: address of the token exchange.")
+    paths: list[Text] = Field(
+        [], description='Requests that are pooled, such as "/v1/chat/*" or "GET /v1/models*".'
+    )
+    credential: CredentialShape | None = Field(None, description="Where the credential goes.")
+    drop: list[Text] = Field([], description="More headers of the client's own account.")
+    companions: dict[str, Text] = Field({}, description="Key of an account: its header.")
+    owner: Text | None = Field(None, description="Header that names whose limits it tells.")
+    limits: list[LimitShape] = Field([], description="Rules before those of like, in order.")
 
 
 def _pool_shape() -> type[_Shape]:

@@ -11,21 +11,22 @@ from account_pool.config.explain import REMEDIES
 from account_pool.config.models import TOKEN_KEYS
 from account_pool.config.problems import Wrong, unknown
 from account_pool.core.credential import Secret
-from account_pool.credentials.sources import (
-    CommandSource,
-    EnvSource,
-    FileSource,
-    Source,
-    ValueSource,
-)
+from account_pool.credentials.files import FileSource
+from account_pool.credentials.oauth import OAuthSource
+from account_pool.credentials.sources import CommandSource, EnvSource, Source, ValueSource
 
 _HOW = REMEDIES["token"]
+_HOW_OAUTH = "write {oauth: {refresh_token: ..., access_token: ..., expires_at: ...}}"
 
 
-def source_of(token: Any, environ: Mapping[str, str], directory: Path) -> Source:
+def source_of(
+    token: Any, environ: Mapping[str, str], directory: Path, account: tuple[str, str]
+) -> Source:
     """Return the source *token* describes; paths are relative to *directory*.
 
-    Raises Wrong. Whether the source has a credential is not looked at.
+    *account* is provider and label: the tokens of a login are kept by them. Raises Wrong,
+    and CredentialError for a login that lacks something. Whether the source has a
+    credential is not looked at.
     """
     if isinstance(token, str) and token.strip():
         return ValueSource(Secret(token), environ)
@@ -37,15 +38,25 @@ def source_of(token: Any, environ: Mapping[str, str], directory: Path) -> Source
         raise Wrong("is not text", "put it in quotes")
     if not isinstance(token, dict):
         raise Wrong("is a list, not one token", _HOW)
+    if "oauth" in token:
+        return _login(token, environ, account)
     return _from_mapping(token, environ, directory)
 
 
+def _login(
+    token: dict[str, Any], environ: Mapping[str, str], account: tuple[str, str]
+) -> OAuthSource:
+    others = [key for key in token if key != "oauth"]
+    if others:
+        raise Wrong("oauth stands beside another key", "leave oauth alone in it")
+    written = token["oauth"]
+    if not isinstance(written, dict) or not written:
+        raise Wrong("the value of oauth is not a mapping", _HOW_OAUTH)
+    provider, label = account
+    return OAuthSource.from_written(provider, label, written, environ)
+
+
 def _from_mapping(token: dict[str, Any], environ: Mapping[str, str], directory: Path) -> Source:
-    if "oauth" in token:
-        raise Wrong(
-            "tokens that are refreshed (oauth) are not supported by this version",
-            "write one of {env: ...}, {file: ..., pointer: ...}, {command: ...}",
-        )
     for key in token:
         if key not in TOKEN_KEYS:
             # The key itself may be a token: {sk-...} is a mapping in YAML.

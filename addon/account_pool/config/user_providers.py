@@ -5,23 +5,28 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
+from account_pool.config.definitions import KEYS, WIRE_KEYS, read_definition
 from account_pool.config.document import Document, Loc
 from account_pool.config.explain import REMEDIES, check_shape
 from account_pool.config.hosts import host_rule
 from account_pool.config.models import ProviderShape
 from account_pool.config.problems import Wrong, shown_key, unknown
-from account_pool.credentials.copilot import (
-    DEFAULT_TOKEN_URL,
-    ExchangeSettings,
-    check_token_url,
-)
+from account_pool.credentials.copilot import DEFAULT_TOKEN_URL, ExchangeSettings
+from account_pool.credentials.http import check_token_url
 from account_pool.providers.base import HostRule, Provider
-from account_pool.providers.registry import add_hosts, like
+from account_pool.providers.registry import add_hosts
+from account_pool.providers.user_defined import build, with_limits
 
 #: The built-in provider whose accounts exchange their token.
 EXCHANGING = "copilot"
+#: What a provider without `like` is like, unless its name looks like a misspelt one.
+DEFAULT_BASE = "openai"
+
+#: Those whose credential is more than a key in one place.
+_NOT_MOVED = frozenset({EXCHANGING, "codex", "claude-code", "gemini-cli", "azure"})
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")
 
@@ -86,16 +91,35 @@ class _Reader:
         if name not in self.built_in and "hosts" not in written:
             document.problem((*loc, "hosts"), "is missing", REMEDIES["hosts"])
         token_url = self._token_url((*loc, "token_url"), written.get("token_url"), base)
+        self._own_keys(loc, name, written, base)
+        definition = read_definition(document, loc, written)
         if base is None or len(document.problems) > before:
             self.result.unclear.add(name)
             return
         original = self.built_in[base]
         is_built_in = name in self.built_in
         self.result.known[name] = (
-            add_hosts(original, hosts) if is_built_in else like(original, name, hosts)
+            with_limits(add_hosts(original, hosts), definition.limits)
+            if is_built_in
+            else build(original, name, hosts, definition)
         )
         if base == EXCHANGING:
             self.result.exchanges[name] = ExchangeSettings(token_url=token_url, hosts=hosts)
+
+    def _own_keys(self, loc: Loc, name: str, written: dict[str, Any], base: str | None) -> None:
+        """Note keys that cannot be said of this provider."""
+        for key in (key for key in KEYS if key in written):
+            if name in self.built_in:
+                if key != "limits":
+                    self.document.problem(
+                        (*loc, key),
+                        f"{name} is built in, and takes hosts and limits only",
+                        f"define a provider of another name with like: {name}",
+                    )
+            elif key in WIRE_KEYS and base in _NOT_MOVED:
+                self.document.problem(
+                    (*loc, key), f"the credential of {base} has its own place", "remove this key"
+                )
 
     def _base(self, loc: Loc, name: str, written: dict[str, Any]) -> str | None:
         """Return the built-in provider that *name* is or is like."""
@@ -106,13 +130,14 @@ class _Reader:
                 self.document.problem((*loc, "like"), f"{name} is built in", "remove this line")
             return name
         if "like" not in written:
-            likely = unknown(name, accepted)
+            # A name of one's own may hold that of a vendor: my-groq is no misspelling.
+            likely = get_close_matches(name, accepted, n=1)
+            if not likely or likely[0] in name:
+                return DEFAULT_BASE
             self.document.problem(
                 (*loc, "like"),
                 f"is missing, and {shown_key(name)} is not built in",
-                f"{likely} If not, add like: openai"
-                if likely.endswith("?")
-                else "add like: openai",
+                f"did you mean {likely[0]}? If not, add like: {DEFAULT_BASE}",
             )
         if not isinstance(base, str) or not base:
             return None

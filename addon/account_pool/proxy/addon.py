@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Awaitable, Mapping
 from pathlib import Path
 
@@ -27,11 +26,14 @@ from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.pool import Pool
+from account_pool.credentials.copilot import CopilotExchange
 from account_pool.credentials.keeper import Keeper
 from account_pool.proxy import binding, exchange, interception, options, replay
-from account_pool.proxy.commands import Commands
+from account_pool.proxy.commands import RELOAD_ERRORS, Commands
 from account_pool.proxy.hooks import Turn
+from account_pool.proxy.reload import Changes, Watcher, update_pool
 from account_pool.proxy.service import Service, Settings
+from account_pool.store.errors import StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ _NOTHING = (
     "accounts.example.yaml), or set OPENAI_API_KEY, ANTHROPIC_API_KEY, GEMINI_API_KEY or "
     "GITHUB_TOKEN"
 )
+_NOT_TAKEN = "cannot be used as it is now; the accounts stay as they were"
 
 
 class AccountPool(Commands):
@@ -54,6 +57,9 @@ class AccountPool(Commands):
     def __init__(self) -> None:
         self.service = Service(Pool(), Settings(), {})
         self.keeper: Keeper | None = None
+        self._copilot: CopilotExchange | None = None
+        self._loaded_from: Path | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._in_file: Mapping[str, OptionValue] = {}
         self._at_start: frozenset[str] = frozenset()
         self._configured = False
@@ -79,6 +85,8 @@ class AccountPool(Commands):
         if self.keeper is not None:
             self.keeper.start()
         self._starting = asyncio.create_task(self._announce(), name="account-pool start")
+        watcher = Watcher(self._path, self._file_written)
+        self._watching = asyncio.create_task(watcher.run(), name="account-pool watches its file")
 
     async def _announce(self) -> None:
         """Say that the pool is ready, once the proxy listens where it should."""
@@ -114,8 +122,9 @@ class AccountPool(Commands):
         self.service.client_gone(client)
 
     def done(self) -> None:
-        if self._starting is not None:
-            self._starting.cancel()
+        for task in (self._starting, self._watching):
+            if task is not None:
+                task.cancel()
         if self.keeper is not None:
             self.keeper.stop()
 
@@ -143,22 +152,69 @@ class AccountPool(Commands):
             pool.add(entry.account, now=now, pending=entry.account.enabled)
         self.service.set_providers(loaded.providers)
         self.service.settings = options.settings(values, ctx.options)
-        copilot = exchange.make(loaded, str(values["editor_version"]), ctx.options)
-        self.keeper = Keeper(loaded.accounts, self._publish, copilot, wall_clock=time.time)
-        exchange.serve(self.service, self.keeper, copilot, loaded)
+        try:
+            self.keeper, self._copilot = exchange.make_keeper(
+                loaded,
+                self._publish,
+                state=str(values["state"]),
+                editor_version=str(values["editor_version"]),
+                options=ctx.options,
+            )
+        except StoreError as e:
+            self._failed = True
+            logger.error(f"account-pool: {e}")
+            return
+        exchange.serve(self.service, self.keeper, self._copilot, loaded)
         self.service.refresh = self.keeper.refresh
 
+    def _path(self) -> Path:
+        return Path(ctx.options.pool_accounts).expanduser()
+
     def _load(self) -> config.Config:
-        path = Path(ctx.options.pool_accounts).expanduser()
+        path = self._path()
         given = options.given(ctx.options, self._at_start)
-        if path.exists() or "accounts" in given:
-            return config.load(path, os.environ)
+        # A file that was there and is gone is a mistake, not the wish for other accounts.
+        if path.exists() or "accounts" in given or path == self._loaded_from:
+            loaded = config.load(path, os.environ)
+            self._loaded_from = path
+            return loaded
         return config.from_environment(
             os.environ,
             github_token=ctx.options.pool_github_token or None,
             account_type=ctx.options.pool_account_type,
             directories=(Path.cwd(), Path(ctx.options.confdir).expanduser()),
         )
+
+    async def _file_written(self) -> None:
+        """Take over the accounts anew, or say why they stay as they were."""
+        try:
+            # Read in a thread: files, and much to check.
+            changes = self._take_over(await asyncio.to_thread(self._load))
+        except RELOAD_ERRORS as e:
+            for line in str(e).splitlines():
+                logger.warning(f"account-pool: {line}")
+            logger.log(ALERT, f"account-pool: {self._path()} {_NOT_TAKEN}")
+        else:
+            logger.log(ALERT, f"account-pool: {self._path()} was read again: {changes}")
+
+    def _reload(self) -> Changes:
+        return self._take_over(self._load())
+
+    def _take_over(self, loaded: config.Config) -> Changes:
+        """Replace accounts, providers and options by those of *loaded*, or raise."""
+        if self.keeper is None or self._copilot is None:
+            raise exceptions.OptionsError("the pool has not started")
+        values = self._values(loaded.options)
+        ways = exchange.make_ways(
+            loaded, self._copilot, self.keeper.ways.refresher, str(values["state"]), ctx.options
+        )
+        self._in_file = loaded.options
+        changes = update_pool(self.service, loaded.accounts)
+        self.service.set_providers(loaded.providers)
+        self._apply(values)
+        exchange.serve(self.service, self.keeper, self._copilot, loaded)
+        self.keeper.update(loaded.accounts, ways, anew=changes.added)
+        return changes
 
     def _values(self, in_file: Mapping[str, OptionValue]) -> dict[str, OptionValue]:
         if getattr(ctx.options, "proxy_debug", False):
@@ -184,3 +240,4 @@ class AccountPool(Commands):
             self.service.pool.set_credentials(
                 key, credentials, now=self.service.now(), problem=problem, pending=problem is None
             )
+        self.service.learn_holder(key, credentials)

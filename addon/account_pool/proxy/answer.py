@@ -18,6 +18,7 @@ from account_pool.core.outcome import Answer
 from account_pool.core.sse import Decision, Gate, Verdict, gate_shape
 from account_pool.providers.base import Provider
 from account_pool.proxy.decoding import Decoder
+from account_pool.proxy.headers import IndexedHeaders
 
 #: Longest refusal that is kept; the longest recorded one is under 3 KiB.
 MAX_REFUSAL_BYTES = 65536
@@ -54,26 +55,23 @@ class AnswerReader:
         self.held: list[bytes] = []
         self.complete = False
         self._size = 0
-        self._announced = -1
         self._gate: Gate | None = None
         self._decision: Decision | None = None
         self._refusal = response.status_code >= 400
         self._decoder: Decoder | None = None
-        # One pass over the raw fields: a look-up by name costs as much as the whole of it.
-        content_type = self.encoding = ""
-        for name, value in response.headers.fields:
-            match name.lower():
-                case b"content-type":
-                    content_type = value.decode("latin-1")
-                case b"content-encoding":
-                    self.encoding = value.decode("latin-1").strip()
-                case b"content-length":
-                    self._announced = int(value) if value.isdigit() else -1
+        # mitmproxy asks the head for its framing a dozen times from here on.
+        response.data.headers = headers = IndexedHeaders.of(response.headers.fields)
+        content_type = headers.last(b"content-type")
+        self.encoding = headers.last(b"content-encoding").strip()
+        length = headers.last(b"content-length")
+        self._announced = int(length) if length.isascii() and length.isdigit() else -1
         shape = None
         if not self._refusal and 200 <= response.status_code < 300:
             shape = gate_shape(content_type)
         if shape is not None:
-            self._gate = Gate(provider.judge, shape, max_bytes=MAX_GATE_BYTES)
+            self._gate = Gate(
+                provider.judge, shape, max_bytes=MAX_GATE_BYTES, marks=provider.error_marks
+            )
         if self._gate is not None or self._refusal:
             try:
                 self._decoder = Decoder(self.encoding, max_bytes=MAX_REFUSAL_BYTES * 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,6 +12,7 @@ from mitmproxy.net.http import url
 
 from account_pool.core.lease import Facts
 from account_pool.providers.base import LocalAnswer, Provider, RequestHead, Route
+from account_pool.providers.heads import is_websocket
 from account_pool.providers.registry import HostIndex
 from account_pool.proxy.destination import Destination, of_request
 from account_pool.proxy.wire import Masked
@@ -66,7 +67,12 @@ class Call:
         """Return what the pool must know, now that the body is there."""
         head, provider = self.head, self.provider
         head.body = _decoded_body(head, request)
-        return Facts(provider=provider.name, kind=provider.kind(head), model=provider.model(head))
+        return Facts(
+            provider=provider.name,
+            kind=provider.kind(head),
+            model=provider.model(head),
+            socket=head.method == "GET" and is_websocket(head),
+        )
 
 
 @lru_cache(maxsize=1024)
@@ -82,34 +88,29 @@ def _named(authority: bytes, usual_port: int) -> tuple[str, int] | None:
 class FieldsView(Mapping[str, str]):
     """The headers of a request by lower-case name, first value of each.
 
-    Reads the raw fields when asked: a request is asked for two or three headers, and
-    decoding all of them costs more than looking for those.
+    Decodes what it is asked for: that is two or three of them.
     """
 
-    __slots__ = ("_fields",)
+    __slots__ = ("_first",)
 
-    def __init__(self, fields: Iterable[tuple[bytes, bytes]]) -> None:
-        self._fields = fields
+    def __init__(self, fields: Sequence[tuple[bytes, bytes]]) -> None:
+        self._first = {header.lower(): value for header, value in reversed(fields)}
 
     def __getitem__(self, name: str) -> str:
-        wanted = name.encode("latin-1")
-        for header, value in self._fields:
-            if header == wanted or header.lower() == wanted:
-                return value.decode("latin-1")
-        raise KeyError(name)
+        return self._first[name.encode("latin-1")].decode("latin-1")
 
     def get(self, name: str, default: Any = None) -> Any:
-        wanted = name.encode("latin-1")
-        for header, value in self._fields:
-            if header == wanted or header.lower() == wanted:
-                return value.decode("latin-1")
-        return default
+        value = self._first.get(name.encode("latin-1"))
+        return default if value is None else value.decode("latin-1")
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name.encode("latin-1") in self._first
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys(h.decode("latin-1").lower() for h, _ in self._fields))
+        return (name.decode("latin-1") for name in reversed(self._first))
 
     def __len__(self) -> int:
-        return len(set(self))
+        return len(self._first)
 
 
 def read_head(request: http.Request, destination: Destination) -> RequestHead:

@@ -6,13 +6,19 @@ from collections.abc import Callable
 
 from mitmproxy import command, exceptions
 
+from account_pool.config import ConfigError
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import Cause
 from account_pool.core.errors import PoolError
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.state import AccountState
+from account_pool.proxy.reload import Changes
 from account_pool.proxy.service import Service
 from account_pool.proxy.told import duration
+from account_pool.store.errors import StoreError
+
+#: Why the accounts cannot be read again; the text is for people.
+RELOAD_ERRORS = (ConfigError, StoreError, exceptions.OptionsError, OSError)
 
 
 class Commands:
@@ -66,8 +72,20 @@ class Commands:
 
     @command.command("pool.remove")
     def remove(self, key: str) -> None:
-        """Take an account (provider/label) out of the pool until the next start."""
+        """Take an account (provider/label) out of the pool until its file is read again."""
         self._on(key, self._remove)
+
+    @command.command("pool.reload")
+    def reload(self) -> str:
+        """Read accounts.yaml again and say what changed; a mistake in it changes nothing."""
+        try:
+            return str(self._reload())
+        except RELOAD_ERRORS as e:
+            raise exceptions.CommandError(str(e)) from None
+
+    def _reload(self) -> Changes:
+        """Read the accounts again. Raises one of RELOAD_ERRORS."""
+        raise NotImplementedError
 
     def _remove(self, key: AccountKey) -> None:
         self.service.pool.remove(key)

@@ -1,38 +1,96 @@
-"""Wires token exchanges into the proxy: trust, upstream proxy, the client's own call."""
+"""Wires exchanges and refreshes of tokens into the proxy.
+
+What they trust, which upstream proxy they take, where tokens are kept, and the client's
+own exchange.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import functools
+import logging
 import ssl
 import time
+from collections.abc import Iterable
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from mitmproxy.options import Options
 
-from account_pool.config import Config
+from account_pool.config import AccountEntry, Config
+from account_pool.core.account import AccountKey
+from account_pool.credentials.code_assist import CodeAssist, CodeAssistSettings
 from account_pool.credentials.copilot import CopilotExchange
 from account_pool.credentials.editor import EditorHeaders
+from account_pool.credentials.held import Publish
+from account_pool.credentials.http import Http
 from account_pool.credentials.keeper import Keeper
-from account_pool.providers.base import LocalAnswer
+from account_pool.credentials.login import Refresher, make_refresher
+from account_pool.credentials.oauth import OAuthSource
+from account_pool.credentials.ways import Ways
+from account_pool.providers.base import LocalAnswer, Provider
 from account_pool.proxy.service import Service
+from account_pool.store.memory import MemoryTokens
+from account_pool.store.sqlite import SqliteTokens
+from account_pool.store.tokens import TokenStore
+
+logger = logging.getLogger(__name__)
 
 #: How long a client's own exchange waits for the first one of ours, right after start.
 FIRST_TRY_S = 15.0
+#: The file of `pool_state` when none is named, in mitmproxy's own directory.
+STATE_FILE = "account-pool.sqlite"
+IN_MEMORY = "memory:"
 
 
-def make(loaded: Config, editor_version: str, options: Options) -> CopilotExchange:
-    """Return the exchange for the accounts of *loaded*; nothing is sent yet."""
-    used = {entry.account.provider for entry in loaded.accounts}
-    exchanges = {name: e for name, e in loaded.exchanges.items() if name in used}
-    return CopilotExchange(
-        exchanges,
-        EditorHeaders(editor_version),
-        wall_clock=time.time,
-        verify=_trust(options) if exchanges else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
-        proxy=_upstream_proxy(options),
+def make_keeper(
+    loaded: Config, publish: Publish, *, state: str, editor_version: str, options: Options
+) -> tuple[Keeper, CopilotExchange]:
+    """Return what keeps the credentials of *loaded*; nothing is sent or read yet.
+
+    *state* is the value of `pool_state`. Raises StoreError.
+    """
+    copilot = CopilotExchange(
+        {}, EditorHeaders(editor_version), wall_clock=time.time, http=_http(options)
     )
+    ways = make_ways(loaded, copilot, None, state, options)
+    keeper = Keeper(
+        loaded.accounts,
+        publish,
+        copilot,
+        refresher=ways.refresher,
+        assist=ways.assist,
+        wall_clock=time.time,
+    )
+    return keeper, copilot
+
+
+def make_ways(
+    loaded: Config,
+    copilot: CopilotExchange,
+    refresher: Refresher | None,
+    state: str,
+    options: Options,
+) -> Ways:
+    """Return how the accounts of *loaded* have their credentials. Raises StoreError.
+
+    *refresher* is the one there is, if any: it stays while the proxy runs.
+    """
+    http = _http(options)
+    entries = [entry for entry in loaded.accounts if entry.account.enabled]
+    refreshed = [e.account.key for e in entries if isinstance(e.source, OAuthSource)]
+    if refreshed and refresher is None:
+        store = _store(state, Path(options.confdir).expanduser(), refreshed)
+        refresher = make_refresher(store, http, time.time)
+    used = {entry.account.provider for entry in entries}
+    copilot.use({name: e for name, e in loaded.exchanges.items() if name in used})
+    assist = CodeAssist(
+        {e.provider.name: _code_assist(e.provider) for e in entries if _has_projects(e)},
+        wall_clock=time.time,
+        http=http,
+    )
+    return Ways(exchange=copilot, refresher=refresher, assist=assist)
 
 
 def serve(service: Service, keeper: Keeper, exchange: CopilotExchange, loaded: Config) -> None:
@@ -46,6 +104,33 @@ async def _answer(keeper: Keeper, provider: str) -> LocalAnswer:
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(keeper.first_try(provider), FIRST_TRY_S)
     return keeper.exchange_answer(time.time(), provider)
+
+
+def _store(state: str, directory: Path, refreshed: Iterable[AccountKey]) -> TokenStore:
+    """Open where the tokens of the accounts *refreshed* are kept. Raises StoreError."""
+    if state != IN_MEMORY:
+        return SqliteTokens(Path(state).expanduser() if state else directory / STATE_FILE)
+    logger.warning(
+        "account-pool: pool_state is memory:, so a login that is refreshed is lost when the "
+        "proxy ends: %s. Set pool_state to a file, or leave it out",
+        ", ".join(str(key) for key in refreshed),
+    )
+    return MemoryTokens()
+
+
+def _has_projects(entry: AccountEntry) -> bool:
+    return "project" in entry.provider.companions
+
+
+def _code_assist(provider: Provider) -> CodeAssistSettings:
+    """Return where the projects are asked for: at the API itself."""
+    rule = provider.hosts[0]
+    host = f"[{rule.host}]" if ":" in rule.host else rule.host
+    return CodeAssistSettings(api_url=f"https://{host}:{rule.port or 443}")
+
+
+def _http(options: Options) -> Http:
+    return Http(trust=functools.cache(lambda: _trust(options)), proxy=_upstream_proxy(options))
 
 
 def _trust(options: Options) -> ssl.SSLContext:

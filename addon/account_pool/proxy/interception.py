@@ -7,6 +7,7 @@ an opaque tunnel, never decrypted.
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
 
 from mitmproxy.net.tls import starts_like_tls_record
@@ -15,9 +16,15 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import modes
 from mitmproxy.proxy.layers.tls import parse_client_hello
 
+from account_pool.providers import unswappable
 from account_pool.proxy import destination
 from account_pool.proxy.layer import PoolHttpLayer
 from account_pool.proxy.service import Service
+
+logger = logging.getLogger(__name__)
+
+#: Names of hosts that are remembered as said; clients choose them.
+_MAX_SAID = 256
 
 
 class BuiltIn(Protocol):
@@ -58,7 +65,7 @@ def _is_tunnel(nextlayer: layer.NextLayer, service: Service) -> bool:
     target = destination.of_connection(context)
     if target is None:
         return False
-    if target.named and not service.claims(target.name, target.port):
+    if target.named and _is_not_ours(target, service):
         return True
     try:
         hello = parse_client_hello(data)
@@ -67,7 +74,18 @@ def _is_tunnel(nextlayer: layer.NextLayer, service: Service) -> bool:
     if hello is None:
         raise Undecided
     target = destination.of_connection(context, hello.sni) or target
-    return not service.claims(target.name, target.port)
+    return _is_not_ours(target, service)
+
+
+def _is_not_ours(target: destination.Destination, service: Service) -> bool:
+    """Say whether the pool has no business there; if somebody may wonder, once why."""
+    if service.claims(target.name, target.port):
+        return False
+    api = unswappable.find(target.name)
+    if api and target.name not in service.passed and len(service.passed) < _MAX_SAID:
+        service.passed.add(target.name)
+        logger.info("%s (%s) passes through, not pooled: %s", target.name, api.name, api.why)
+    return True
 
 
 def _proxy_leg(context: Context) -> bool:

@@ -7,6 +7,7 @@ reaches a client, and with it flows, dumps and logs, must not hold it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from urllib.parse import quote
 
 from mitmproxy import http
 
@@ -16,7 +17,9 @@ Secrets = frozenset[bytes]
 
 def secrets_of(texts: Iterable[str]) -> Secrets:
     """Return *texts* as they would stand on the wire; empty ones are left out."""
-    return frozenset(text.encode() for text in texts if text)
+    return frozenset(
+        form.encode() for text in texts if text for form in (text, quote(text, safe=""))
+    )
 
 
 def body(data: bytes, secrets: Secrets) -> bytes:

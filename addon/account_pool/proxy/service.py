@@ -13,7 +13,7 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mitmproxy import http
 from mitmproxy.connection import Client
@@ -30,7 +30,7 @@ from account_pool.providers.heads import is_websocket
 from account_pool.providers.registry import HostIndex
 from account_pool.proxy import scrub
 from account_pool.proxy.answer import AnswerReader
-from account_pool.proxy.call import Call, read_head
+from account_pool.proxy.call import Call, FieldsView, read_head
 from account_pool.proxy.destination import Destination, is_loopback
 from account_pool.proxy.hooks import Turn
 from account_pool.proxy.scrub import Secrets
@@ -94,6 +94,7 @@ class Service:
         refresh: renews the credential of an account after a 401; says if it changed.
         local: answers a client's own token exchange, by provider name.
         seen: told the headers of each request, by provider name (editor versions).
+        passed: hosts of APIs that cannot be pooled, of which the log has said why.
     """
 
     def __init__(
@@ -108,8 +109,11 @@ class Service:
         self.refresh = refresh
         self.local: dict[str, Callable[[], Awaitable[LocalAnswer]]] = {}
         self.seen: dict[str, Callable[[Mapping[str, str]], None]] = {}
+        self.passed: set[str] = set()
         self._swaps: dict[AccountKey, tuple[Credential, Swap]] = {}
         self._refusals: dict[AccountKey, StoredRefusal] = {}
+        #: the credential with which an account's answers have named its owner, or not
+        self._owned: dict[AccountKey, Credential] = {}
         #: attempts under way by client connection, so that none outlives it
         self._under_way: dict[str, set[Attempts]] = {}
         self.now = time.monotonic
@@ -120,6 +124,7 @@ class Service:
     def set_providers(self, providers: Mapping[str, Provider]) -> None:
         """Take in other providers; hosts of those without an account are not ours."""
         self.providers = dict(providers)
+        self._swaps.clear()
         active = set(self.pool.providers())
         self.hosts = HostIndex([p for p in providers.values() if p.name in active])
 
@@ -215,6 +220,8 @@ class Service:
         if known is not None and known[0] is lease.credential:
             return known[1]
         swap = provider.swap(lease.account, lease.credential)
+        if swap.origin is None and (host := lease.account.companions.get("host")):
+            swap = replace(swap, origin=Origin.parse(host))
         self._swaps[lease.key] = (lease.credential, swap)
         return swap
 
@@ -263,6 +270,24 @@ class Service:
         with contextlib.suppress(UnknownAccount):
             self.pool.observe_headroom(key, told.share, reset_at=reset_at, now=now)
 
+    def learn_owner(self, provider: Provider, lease: Lease, response: http.Response) -> None:
+        """Learn from the head of an answer whose limits the account of *lease* shares."""
+        if self._owned.get(lease.key) is lease.credential:
+            return
+        if response.status_code < 400:
+            self._owned[lease.key] = lease.credential
+        if owner := provider.owner(FieldsView(response.headers.fields)):
+            self.pool.learn_owner(lease.key, owner)
+
+    def learn_holder(self, key: AccountKey, credentials: Mapping[str, Credential]) -> None:
+        """Learn the same from the credentials of *key*, where they say it."""
+        provider = self.providers.get(key.provider)
+        if provider is None:
+            return
+        for credential in credentials.values():
+            if owner := provider.holder(credential):
+                self.pool.learn_owner(key, owner)
+
     # -- when nobody can serve
 
     def remember(self, key: AccountKey, reader: AnswerReader, secrets: Secrets) -> None:
@@ -279,6 +304,7 @@ class Service:
         """*key* is gone: nothing of it is kept."""
         self._refusals.pop(key, None)
         self._swaps.pop(key, None)
+        self._owned.pop(key, None)
 
     def remembered(self, key: AccountKey | None) -> StoredRefusal | None:
         """Return the last refusal of *key*."""

@@ -33,6 +33,7 @@ from mitmproxy.proxy.layers.http import (
     ResponseTrailers,
 )
 from mitmproxy.proxy.layers.http._hooks import HttpResponseHeadersHook
+from mitmproxy.proxy.layers.websocket import WebsocketMessageHook
 
 from account_pool.core.attempts import (
     Answer,
@@ -55,6 +56,7 @@ from account_pool.proxy.call import Call
 from account_pool.proxy.layer import GetFreshConnection, PoolHttpLayer
 from account_pool.proxy.scrub import Secrets
 from account_pool.proxy.service import INSECURE
+from account_pool.proxy.socket import CLOSE_FRAME, SocketReader
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +89,8 @@ class ServingStream(AttemptStream):
         self._sent_secrets: list[Secret] = []
         #: masks them in an answer that is handed on before it is complete
         self.scrubber: scrub.Scrubber | None = None
+        #: of a WebSocket, once it carries messages
+        self.socket: SocketReader | None = None
 
     @property
     def _call(self) -> Call:
@@ -201,10 +205,12 @@ class ServingStream(AttemptStream):
             yield from super().state_wait_for_response_headers(event)
             return
         self.layer.answered.add(self.context.server)
+        lease, provider = self.attempts.lease, self._call.provider
+        assert lease is not None
+        self.service.learn_owner(provider, lease, event.response)
         if self.service.settings.observe_headroom:
-            assert self.attempts.lease is not None
-            self.service.observe(self.attempts.lease.key, event.response)
-        self.reader = reader = AnswerReader(event.response, self._call.provider)
+            self.service.observe(lease.key, event.response)
+        self.reader = reader = AnswerReader(event.response, provider)
         if reader.first is Reading.COMMIT:
             if not 300 <= event.response.status_code < 400:
                 yield from self._commit(event.end_stream)
@@ -265,6 +271,8 @@ class ServingStream(AttemptStream):
             self.settle(served=True)
         self.keep_copy()
         yield from self.server_state(event)
+        if self.stream_id not in self.layer.streams:
+            self.untie()
 
     def _read(self, reading: Reading) -> CommandGenerator[None]:
         match reading:
@@ -285,6 +293,8 @@ class ServingStream(AttemptStream):
         """Ask what the refusal means, and do what follows."""
         attempts, reader = self._attempts, self._reader
         self.clear_timer()
+        if attempts.over:
+            return  # the client has left: `Service.client_gone` was quicker than its event
         outcome = self._call.provider.classify(
             reader.answer(attempts.facts.model, self.service.wall_now())
         )
@@ -378,7 +388,7 @@ class ServingStream(AttemptStream):
             response = delivery.repeated(stored, provider, wait_s, self.service.wall_now())
         else:
             response = delivery.local(provider.refusal(step.status, step.message, wait_s))
-        told.answered(step)
+        told.answered(step, response.status_code)
         yield from self.respond(response)
 
     def answer_locally(self, answer: LocalAnswer) -> CommandGenerator[None]:
@@ -424,7 +434,7 @@ class ServingStream(AttemptStream):
             # A refusal whose end was cut off is still a refusal.
             reader.complete = True
             yield from self._refused()
-        else:
+        elif not self._attempts.over:
             how = how_broken(
                 event.message,
                 kept=self.on_kept_connection,
@@ -451,6 +461,48 @@ class ServingStream(AttemptStream):
             self.settle(served=False)
             yield from self.cancel_attempt("client left")
         return gone
+
+    # -- inside a WebSocket
+
+    def passthrough(self, event: events.Event) -> CommandGenerator[None]:
+        yield from self._watched(super().passthrough(event))
+
+    def _watched(self, relay: CommandGenerator[None]) -> CommandGenerator[None]:
+        """Relay, and close the socket when a message tells of a limit in time."""
+        reply, closing = None, False
+        while True:
+            try:
+                command = relay.send(reply)
+            except StopIteration:
+                break
+            reply = yield command
+            if isinstance(command, WebsocketMessageHook):
+                closing = self._message(command.flow) or closing
+        if closing:
+            # As if the provider had closed it: mitmproxy's layer does the rest.
+            close = ResponseData(self.stream_id, CLOSE_FRAME)
+            yield from super().passthrough(close)
+
+    def _message(self, flow: http.HTTPFlow) -> bool:
+        """Look at a message that every addon has seen; say if the socket should close."""
+        if self.attempts is None or self.attempts.over:
+            return False
+        if self.socket is None:
+            self.socket = SocketReader(self._call.provider)
+        assert flow.websocket is not None
+        message = flow.websocket.messages[-1]
+        if message.from_client:
+            self.socket.client_said(message.content)
+            return False
+        outcome = self.socket.server_said(message.content, self.service.wall_now())
+        if outcome is None:
+            return False
+        now, model = self.service.now(), self.socket.model
+        moves = self.attempts.refused_inside(outcome, model, now) and not self.socket.answered
+        told.socket(self.attempts.history[-1].key, outcome, closed=moves)
+        if moves:
+            message.drop()
+        return moves
 
     def client_leaves(self) -> None:
         if self.attempts is not None:

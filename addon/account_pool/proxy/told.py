@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 import math
 
+from account_pool.core.account import AccountKey
 from account_pool.core.attempts import Answer, Attempt, Attempts
 from account_pool.core.errors import UnknownAccount
-from account_pool.core.outcome import OutcomeClass
+from account_pool.core.outcome import Outcome, OutcomeClass
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +33,15 @@ def delivered(attempts: Attempts, wait_s: float | None, now: float) -> None:
     logger.warning(f"{_verdict(last, attempts, now)}: given to the client{_told(wait_s)}")
 
 
-def answered(step: Answer) -> None:
-    """A request got no answer from the provider."""
-    logger.warning(f"{step.message}: {step.status} to the client{_told(step.retry_after_s)}")
+def answered(step: Answer, status: int) -> None:
+    """A request got no answer from the provider, and the client *status*."""
+    logger.warning(f"{step.message}: {status} to the client{_told(step.retry_after_s)}")
+
+
+def socket(key: AccountKey, outcome: Outcome, *, closed: bool) -> None:
+    """A WebSocket was told of a limit."""
+    end = "closed, its client opens another" if closed else "given to the client"
+    logger.info(f"{key}: {outcome.cls} in a WebSocket, {end} ({outcome.signal})")
 
 
 def _told(wait_s: float | None) -> str:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from urllib.parse import unquote_plus
+from functools import lru_cache
+from urllib.parse import unquote_plus, urlencode
 
 from mitmproxy import http
 from mitmproxy.net.http import url
 
 from account_pool.providers.base import CannotSwap, Origin, Provider, Swap
+from account_pool.proxy.headers import Fields, IndexedHeaders
 
-_Fields = tuple[tuple[bytes, bytes], ...]
 #: What stands before the name of an account in a placeholder.
 PLACEHOLDER = "pool:"
 #: Masked whatever the provider, and never sent with an account's credential: cookies
@@ -47,7 +48,7 @@ class Masked:
     shown_path: bytes
     names: frozenset[bytes]
     query: tuple[str, ...]
-    fields: _Fields
+    fields: Fields
     places: list[tuple[int, bytes]]
 
 
@@ -57,15 +58,20 @@ def mask(request: http.Request, provider: Provider, name: str) -> Masked:
     Returns the originals. Companions of the credential (organisation, project) are
     masked with it.
     """
-    names = provider.credential_headers | ALWAYS_MASKED
-    fields = list(request.headers.fields)
-    places = [(i, low) for i, (header, _) in enumerate(fields) if (low := header.lower()) in names]
+    names = _masked_names(provider.credential_headers)
+    fields: list[tuple[bytes, bytes]] = []
+    places: list[tuple[int, bytes]] = []
     originals: dict[bytes, list[bytes]] = {}
-    for i, lower in places:
-        header, value = fields[i]
-        originals.setdefault(lower, []).append(value)
-        fields[i] = (header, _placeholder(value, name))
-    _mask_protocols(fields, originals, name)
+    for header, value in request.headers.fields:
+        lower, shown = header.lower(), value
+        if lower in names:
+            places.append((len(fields), lower))
+            shown = _placeholder(value, name)
+        elif _KEY_PROTOCOL in value and lower == _PROTOCOLS:
+            shown = _masked_protocols(value, name)
+        if shown is not value:
+            originals.setdefault(lower, []).append(value)
+        fields.append((header, shown))
     masked_fields = tuple(fields)
     request.headers.fields = masked_fields
     path = None
@@ -78,21 +84,18 @@ def mask(request: http.Request, provider: Provider, name: str) -> Masked:
     )
 
 
-def _mask_protocols(
-    fields: list[tuple[bytes, bytes]], originals: dict[bytes, list[bytes]], name: str
-) -> None:
+@lru_cache(maxsize=64)
+def _masked_names(of_provider: frozenset[bytes]) -> frozenset[bytes]:
+    return of_provider | ALWAYS_MASKED
+
+
+def _masked_protocols(value: bytes, name: str) -> bytes:
     """Mask a key that a browser offers as a WebSocket subprotocol (OpenAI's Realtime API)."""
-    for i, (header, value) in enumerate(fields):
-        if _KEY_PROTOCOL in value and header.lower() == _PROTOCOLS:
-            shown = _KEY_PROTOCOL + (PLACEHOLDER + name).encode()
-            originals.setdefault(_PROTOCOLS, []).append(value)
-            fields[i] = (
-                header,
-                b",".join(
-                    item.partition(_KEY_PROTOCOL)[0] + shown if _KEY_PROTOCOL in item else item
-                    for item in value.split(b",")
-                ),
-            )
+    shown = _KEY_PROTOCOL + (PLACEHOLDER + name).encode()
+    return b",".join(
+        item.partition(_KEY_PROTOCOL)[0] + shown if _KEY_PROTOCOL in item else item
+        for item in value.split(b",")
+    )
 
 
 def _drop_key_protocols(fields: list[tuple[bytes, bytes]]) -> None:
@@ -141,6 +144,8 @@ def outgoing(request: http.Request, swap: Swap, masked: Masked) -> http.Request:
     path = request.data.path
     if swap.drop_query and b"?" in path:
         path = _map_query(path, swap.drop_query, None)
+    if swap.query:
+        path += (b"&" if b"?" in path else b"?") + urlencode(swap.query).encode()
     if swap.edit:
         _edit(fields, swap)
     copy = _copy(request, tuple(fields), path)
@@ -157,7 +162,8 @@ def _edit(fields: list[tuple[bytes, bytes]], swap: Swap) -> None:
         at = [i for i, (header, _) in enumerate(fields) if header.lower() == name]
         value = new_value(b", ".join(fields[i][1] for i in at) if at else None)
         if value is not None and at:
-            fields[at[0]] = (fields[at.pop(0)][0], value)
+            first = at.pop(0)
+            fields[first] = (fields[first][0], value)
         elif value is not None:
             fields.append((name, value))
         for i in reversed(at):
@@ -213,14 +219,13 @@ def _places(
     ]
 
 
-def _copy(request: http.Request, fields: _Fields, path: bytes) -> http.Request:
+def _copy(request: http.Request, fields: Fields, path: bytes) -> http.Request:
     """Copy without mitmproxy's state round trip, which would copy the body as well."""
     data = request.data
     copy = http.Request.__new__(http.Request)
     copy.data = http.RequestData.__new__(http.RequestData)
     copy.data.__dict__.update(data.__dict__)
-    copy.data.headers = headers = http.Headers.__new__(http.Headers)
-    headers.fields = fields
+    copy.data.headers = IndexedHeaders.of(fields)
     copy.data.path = path
     return copy
 

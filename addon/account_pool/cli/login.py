@@ -1,0 +1,194 @@
+"""`account-pool login`: adds an account to accounts.yaml.
+
+Either one that a vendor's own tool is logged in with (its files are read, never
+written), or a new login to GitHub for Copilot. Shows names and places, no token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import ssl
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from account_pool.config.edit import Entry, add_account
+from account_pool.config.replace import CannotEdit
+from account_pool.core.account import normalise_label
+from account_pool.core.credential import Secret
+from account_pool.credentials import device_flow
+from account_pool.credentials.errors import CredentialError
+from account_pool.credentials.http import Http, check_token_url
+from account_pool.credentials.vendor_files import (
+    DEFAULT_PATHS,
+    VendorLogin,
+    find_vendor_file,
+    read_vendor_file,
+)
+from account_pool.providers.base import HostRule
+
+#: Exit code when the user presses Ctrl-C, as shells have it.
+INTERRUPTED = 130
+
+GH_COMMAND = "gh auth token"
+
+
+class CannotLogIn(Exception):
+    """The login came to nothing; the text says why and what to do."""
+
+
+def login_from(
+    tool: str,
+    label: str,
+    path: Path,
+    environ: Mapping[str, str],
+    *,
+    file: Path | None = None,
+    copy: bool = False,
+) -> int:
+    """Add the account that *tool* is logged in with, by its *file*. Returns the exit code."""
+    try:
+        normalise_label(label)
+        if tool not in DEFAULT_PATHS:
+            raise CannotLogIn(f"--from {tool}: write one of {', '.join(DEFAULT_PATHS)}")
+        account, where = _account_of(tool, label, environ, file, copy)
+        _add(path, account, environ, private=copy)
+    except (CredentialError, CannotLogIn, CannotEdit, ValueError) as error:
+        return _failed(error)
+    print(f"added {account['provider']}/{normalise_label(label)} to {path}: {where}")
+    if copy and "oauth" in account["token"]:
+        print(
+            f"{tool} must log in again now: a refresh token serves once, so of two that hold "
+            "the same one the second is logged out."
+        )
+    return 0
+
+
+def login_copilot(
+    label: str,
+    path: Path,
+    environ: Mapping[str, str],
+    *,
+    host: str | None,
+    base_url: str | None,
+    proxy: str | None,
+) -> int:
+    """Log in to GitHub, or to the GHE.com tenant *host*. Returns the exit code."""
+    try:
+        normalise_label(label)
+        tenant = None if host is None else _tenant(host)
+        base = base_url or (f"https://{tenant}" if tenant else device_flow.GITHUB)
+        check_token_url(base)
+        http = Http(trust=ssl.create_default_context, proxy=proxy)
+        token = asyncio.run(_device_login(http, base.rstrip("/")))
+        provider = None if tenant is None else _provider_of(tenant)
+        account = {
+            "provider": provider[0] if provider else "copilot",
+            "label": label,
+            "token": _written(token),
+        }
+        _add(path, account, environ, private=True, provider=provider)
+    except KeyboardInterrupt:
+        print("account-pool: interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
+    except (CredentialError, CannotLogIn, CannotEdit, ValueError) as error:
+        return _failed(error)
+    print(f"added {account['provider']}/{normalise_label(label)} to {path}")
+    return 0
+
+
+def _failed(error: Exception) -> int:
+    print(f"account-pool: {error}", file=sys.stderr)
+    return 1
+
+
+def _add(path: Path, account: Entry, environ: Mapping[str, str], **settings: Any) -> None:
+    backup = add_account(path, account, environ, **settings)
+    if backup is not None:
+        print(f"the file as it was is {backup}")
+
+
+# -- from a vendor's tool
+
+
+def _account_of(
+    tool: str, label: str, environ: Mapping[str, str], file: Path | None, copy: bool
+) -> tuple[dict[str, Any], str]:
+    """Return the account and where its token is. Raises CredentialError, CannotLogIn."""
+    if tool == "gh" and file is None and not copy:
+        if shutil.which("gh", path=environ.get("PATH")) is None:
+            raise CannotLogIn("gh is not installed, or not on PATH; run account-pool login copilot")
+        token = {"command": GH_COMMAND}
+        return {"provider": "copilot", "label": label, "token": token}, f"asks {GH_COMMAND}"
+    file = file or find_vendor_file(tool, environ)
+    login = read_vendor_file(tool, file)
+    shown = _from_home(file, environ)
+    account: dict[str, Any] = {"provider": login.provider, "label": label}
+    if not copy:
+        return {**account, "token": {"file": shown}}, f"reads {shown}, which {tool} keeps fresh"
+    account["token"] = _copied(tool, login)
+    return {**account, **login.companions}, f"holds a copy of what is in {shown}"
+
+
+def _copied(tool: str, login: VendorLogin) -> Any:
+    """Return the tokens of *login* as they are written down."""
+    if login.refresh is None:
+        if login.expires_at is not None:
+            raise CannotLogIn(
+                f"the login of {tool} ends and has no refresh token; leave out --copy, so that "
+                f"{tool} keeps it fresh"
+            )
+        return _written(login.access)
+    oauth = {"access_token": _written(login.access), "refresh_token": _written(login.refresh)}
+    if login.expires_at is not None:
+        ends = datetime.fromtimestamp(login.expires_at, UTC).replace(microsecond=0)
+        oauth["expires_at"] = ends.isoformat().replace("+00:00", "Z")
+    return {"oauth": oauth}
+
+
+def _written(secret: Secret) -> str:
+    """Return *secret* as text of accounts.yaml, where ${...} is a variable."""
+    return secret.reveal().replace("$", "$$")
+
+
+def _from_home(path: Path, environ: Mapping[str, str]) -> str:
+    home = environ.get("HOME") or environ.get("USERPROFILE")
+    if home and path.is_relative_to(home):
+        return "~/" + path.relative_to(home).as_posix()
+    return str(path.absolute())
+
+
+# -- with GitHub
+
+
+async def _device_login(http: Http, base: str) -> Secret:
+    code = await device_flow.request_code(http.ask, base)
+    print(f"Open {code.page} and type in {code.text}", flush=True)
+    print("Waiting for GitHub; Ctrl-C to give up.", flush=True)
+    return await device_flow.wait_for_token(
+        http.ask, code, base=base, clock=time.monotonic, sleep=asyncio.sleep
+    )
+
+
+def _tenant(host: str) -> str:
+    """Return the tenant's host, such as acme.ghe.com. Raises CannotLogIn."""
+    try:
+        rule = HostRule.parse(host)
+    except ValueError as error:
+        raise CannotLogIn(f"--host {error}") from None
+    if rule.subdomains or rule.port is not None or not rule.host.endswith(".ghe.com"):
+        raise CannotLogIn(f"--host {host}: write the tenant's host, such as acme.ghe.com")
+    return rule.host
+
+
+def _provider_of(tenant: str) -> tuple[str, dict[str, Any]]:
+    """Return the provider of a tenant: name and definition (providers.md, section 1)."""
+    return f"ghe-{tenant.removesuffix('.ghe.com').replace('.', '-')}", {
+        "like": "copilot",
+        "hosts": [f"copilot-api.{tenant}", f"api.{tenant}"],
+        "token_url": f"https://api.{tenant}/copilot_internal/v2/token",
+    }

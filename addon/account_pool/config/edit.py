@@ -1,0 +1,219 @@
+"""Adds an account to accounts.yaml without touching anything else in it.
+
+The parser says where the text of the new entry belongs; what its owner wrote, comments
+and order included, stays as it is to the byte. The result is read as the proxy would
+before it takes the place of the file, in one step and with a copy of what was there.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode, SequenceNode
+
+from account_pool.config import load
+from account_pool.config.problems import ConfigError, Problem
+from account_pool.config.replace import CannotEdit, back_up, sync, write_beside
+from account_pool.core.account import AccountKey, normalise_label
+
+Entry = Mapping[str, Any]
+
+
+def add_account(
+    path: Path,
+    account: Entry,
+    environ: Mapping[str, str],
+    *,
+    provider: tuple[str, Entry] | None = None,
+    private: bool = False,
+) -> Path | None:
+    """Add *account* at the end of the accounts in *path*; return the copy of the old file.
+
+    Args:
+        account: one entry; provider and label are required.
+        provider: name and definition of a provider to add, unless it is there.
+        private: make the file readable by its owner only: it holds tokens now.
+
+    None when there was no file; it is made then. Raises CannotEdit.
+    """
+    path = path.resolve()
+    before = _problems(path, environ) if path.exists() else ()
+    text = _read(path)
+    key = AccountKey(account["provider"], normalise_label(account["label"]))
+    if key in _accounts(text, path):
+        raise CannotEdit(f"{path.name} has an account {key} already; choose another --label")
+    changed = text
+    if provider is not None:
+        changed = _with_provider(changed, *provider)
+    changed = _with_account(changed, account)
+    mode = 0o600 if private or not path.exists() else stat.S_IMODE(path.stat().st_mode)
+    written = write_beside(path, changed, mode)
+    try:
+        _check(written, path, key, before, environ)
+        backup = back_up(path)
+        written.replace(path)
+    except BaseException:
+        written.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+    return backup
+
+
+# -- what is there
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise CannotEdit(f"{path} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise CannotEdit(f"{path} is not text in UTF-8; save it as UTF-8") from None
+
+
+def _problems(path: Path, environ: Mapping[str, str]) -> tuple[Problem, ...]:
+    try:
+        load(path, environ)
+    except ConfigError as error:
+        return error.problems
+    return ()
+
+
+def _compose(text: str) -> MappingNode | None:
+    try:
+        root = YAML(typ="safe", pure=True).compose(text)
+    except YAMLError:
+        # Its text quotes the file.
+        raise CannotEdit("the file is not YAML; see account-pool check") from None
+    if root is not None and not isinstance(root, MappingNode):
+        raise CannotEdit("the file is not a mapping; begin it with `accounts:`")
+    return root
+
+
+def _section(root: MappingNode | None, name: str) -> tuple[Node, Node] | None:
+    """Return the nodes of a key of *root* and of its value."""
+    pairs = root.value if root is not None else []
+    return next(((k, v) for k, v in pairs if k.value == name), None)
+
+
+def _accounts(text: str, path: Path) -> set[AccountKey]:
+    """Return which accounts there are, as far as they can be read."""
+    found = _section(_compose(text), "accounts")
+    keys = set()
+    for item in found[1].value if found and isinstance(found[1], SequenceNode) else ():
+        pairs = item.value if isinstance(item, MappingNode) else ()
+        written = {k.value: v.value for k, v in pairs if isinstance(v, ScalarNode)}
+        if str(written.get("label", "")).strip() and written.get("provider"):
+            provider = str(written["provider"]).strip().lower()
+            keys.add(AccountKey(provider, normalise_label(written["label"])))
+    return keys
+
+
+# -- what is added
+
+
+def _with_account(text: str, account: Entry) -> str:
+    return _with(text, "accounts", [account], json.dumps(account))
+
+
+def _with_provider(text: str, name: str, definition: Entry) -> str:
+    found = _section(_compose(text), "providers")
+    pairs = found[1].value if found and isinstance(found[1], MappingNode) else ()
+    if any(key.value == name for key, _ in pairs):
+        return text
+    bare = f"{json.dumps(name)}: {json.dumps(definition)}"
+    return _with(text, "providers", {name: definition}, bare)
+
+
+def _with(text: str, section: str, entry: list[Any] | dict[str, Any], in_brackets: str) -> str:
+    """Return *text* with *entry* at the end of *section*, whose kind is that of *entry*."""
+    found = _section(_compose(text), section)
+    if found is None:
+        return _appended(text, _block({section: entry}))
+    key, value = found
+    if isinstance(value, ScalarNode) and not value.value:
+        return _inserted(text, _end_of_line(text, key.end_mark.index), _block(entry, 2))
+    kind = SequenceNode if isinstance(entry, list) else MappingNode
+    if not isinstance(value, kind):
+        what = "list" if isinstance(entry, list) else "mapping"
+        raise CannotEdit(f"{section} is not a {what}; see account-pool check")
+    if value.flow_style:
+        return _in_brackets(text, value, in_brackets)
+    end = _end_of_line(text, _end(value))
+    return _inserted(text, end, _block(entry, value.start_mark.column))
+
+
+def _end(node: Node) -> int:
+    """Return where the text of *node* ends; the parser counts the comments after a block."""
+    if isinstance(node, CollectionNode) and not node.flow_style and node.value:
+        last = node.value[-1]
+        return _end(last[1] if isinstance(last, tuple) else last)
+    # An empty value and a block of text end where the next line begins.
+    mark = node.end_mark
+    return int(mark.index - 1 if mark.column == 0 and mark.index else mark.index)
+
+
+def _end_of_line(text: str, index: int) -> int:
+    end = text.find("\n", index)
+    return len(text) if end == -1 else end
+
+
+def _inserted(text: str, index: int, lines: str) -> str:
+    return f"{text[:index]}\n{lines.rstrip()}{text[index:] or chr(10)}"
+
+
+def _appended(text: str, lines: str) -> str:
+    return f"{text.rstrip()}\n\n{lines}" if text.strip() else lines
+
+
+def _in_brackets(text: str, node: CollectionNode, entry: str) -> str:
+    """Return *text* with *entry* behind the last item of a [...] or {...}."""
+    if not node.value:
+        at = node.start_mark.index + 1
+        return text[:at] + entry + text[at:]
+    last = node.value[-1]
+    at = (last[1] if isinstance(last, tuple) else last).end_mark.index
+    return f"{text[:at]}, {entry}{text[at:]}"
+
+
+def _block(value: Any, indent: int = 0) -> str:
+    """Return *value* as YAML in block style, *indent* columns to the right."""
+    yaml = YAML()
+    yaml.default_flow_style = False
+    if isinstance(value, dict):
+        yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.width = 10_000  # a token is never folded
+    out = io.StringIO()
+    yaml.dump(value, out)
+    margin = " " * indent
+    return "".join(margin + line for line in out.getvalue().splitlines(keepends=True))
+
+
+# -- is it right?
+
+
+def _check(
+    written: Path,
+    path: Path,
+    key: AccountKey,
+    before: Iterable[Problem],
+    environ: Mapping[str, str],
+) -> None:
+    """Raise CannotEdit if the new file has a mistake that the old one had not."""
+    known = {(problem.key, problem.wrong) for problem in before}
+    problems = _problems(written, environ)
+    new = [problem for problem in problems if (problem.key, problem.wrong) not in known]
+    if new:
+        why = f"{new[0].key}: {new[0].wrong}; {new[0].remedy}".removeprefix(": ")
+        raise CannotEdit(f"{key} was not added to {path.name}: {why}")
+    if key not in _accounts(_read(written), written):
+        raise CannotEdit(f"{key} was not added: {path.name} cannot be edited by this command")

@@ -1,0 +1,267 @@
+"""accounts.yaml is taken over when it changes; a broken one changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+from mitmproxy.addons.next_layer import NextLayer
+from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.test import taddons
+
+from account_pool.core.account import AccountKey
+from account_pool.core.lease import Facts
+from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from account_pool.providers.base import Origin
+from account_pool.proxy.addon import AccountPool
+from account_pool.proxy.reload import Changes, Watcher, stamp_of
+
+TWO = """
+accounts:
+  - {provider: openai, label: one, token: sk-fake-one-000}
+  - {provider: openai, label: two, token: sk-fake-two-000}
+"""
+ONE, SECOND = AccountKey("openai", "one"), AccountKey("openai", "two")
+FACTS = Facts(provider="openai", kind="key", model="gpt-5")
+LIMIT = Outcome(cls=OutcomeClass.QUOTA, scope=Scope.ACCOUNT, cooldown_s=3600.0)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "accounts.yaml"
+    path.touch(mode=0o600)
+    path.write_text(TWO)
+    return path
+
+
+@pytest.fixture
+async def addon(file, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.chdir(tmp_path)
+    with taddons.context(Proxyserver(), NextLayer()) as tctx:
+        tctx.options.update(confdir=str(tmp_path))
+        addon = AccountPool()
+        tctx.options.update_defer(pool_state="memory:")
+        tctx.master.addons.add(addon)
+        tctx.configure(addon)
+        addon.running()
+        await addon._starting
+        yield addon
+        addon.done()
+
+
+def keys(addon) -> list[str]:
+    return [str(state.key) for state in addon.service.pool.accounts()]
+
+
+def secret(addon, key) -> str:
+    return addon.service.pool.get(key).credentials["key"].secret.reveal()
+
+
+async def test_accounts_come_and_go(addon, file):
+    file.write_text(TWO.replace("label: one", "label: three") + "pool: {max_wait: 7}\n")
+    assert addon.reload() == "added openai/three; removed openai/one"
+    assert keys(addon) == ["openai/two", "openai/three"]
+    assert secret(addon, AccountKey("openai", "three")) == "sk-fake-one-000"
+    assert addon.service.settings.limits.max_wait_s == 7.0
+
+
+async def test_cooldowns_credentials_and_leases_of_those_that_stay_are_kept(addon, file):
+    pool, now = addon.service.pool, addon.service.now()
+    pool.mark_cooldown(ONE, LIMIT, now=now)
+    lease = pool.acquire(FACTS, now=now)
+    credential = pool.get(SECOND).credentials["key"]
+    file.write_text(TWO.replace("label: two", "label: two, weight: 3, priority: 2"))
+    assert addon.reload() == "changed openai/two"
+    assert pool.get(ONE).cooling_until(None, now) > now + 3000
+    state = pool.get(SECOND)
+    assert (state.account.weight, state.in_flight) == (3, 1)
+    assert state.credentials["key"] is credential
+    pool.release(lease, None, now=now)
+    assert pool.get(SECOND).in_flight == 0
+
+
+async def test_a_lease_of_an_account_that_goes_ends_in_peace(addon, file):
+    pool, now = addon.service.pool, addon.service.now()
+    lease = pool.acquire(FACTS, now=now)
+    file.write_text(TWO.replace(lease.key.label, "other"))
+    addon.reload()
+    pool.release(lease, None, now=now)
+    assert lease.key.label not in {state.key.label for state in pool.accounts()}
+
+
+async def test_a_token_that_changed_is_used(addon, file):
+    file.write_text(TWO.replace("sk-fake-two-000", "sk-fake-new-000"))
+    assert addon.reload() == "the accounts are the same"
+    assert secret(addon, SECOND) == "sk-fake-new-000"
+
+
+async def test_accounts_are_switched_off_and_on(addon, file):
+    pool, now = addon.service.pool, addon.service.now()
+    file.write_text(TWO.replace("label: one", "label: one, enabled: false"))
+    addon.reload()
+    assert not pool.get(ONE).enabled
+    assert {pool.acquire(FACTS, now=now).key for _ in range(2)} == {SECOND}
+    file.write_text(TWO)
+    addon.reload()
+    assert pool.get(ONE).enabled
+    assert secret(addon, ONE) == "sk-fake-one-000"
+
+
+async def test_what_was_removed_by_hand_is_there_again(addon):
+    addon.remove("openai/one")
+    assert addon.reload() == "added openai/one"
+    assert secret(addon, ONE) == "sk-fake-one-000"
+
+
+async def test_new_providers_are_ours_and_those_without_accounts_are_not(addon, file):
+    assert addon.service.claims("api.openai.com", 443)
+    file.write_text(
+        "accounts: [{provider: gw, label: a, token: sk-fake-a-000}]\n"
+        "providers: {gw: {hosts: [llm.example.com]}}\n"
+    )
+    addon.reload()
+    assert addon.service.claims("llm.example.com", 443)
+    assert not addon.service.claims("api.openai.com", 443)
+
+
+async def test_a_provider_that_changed_sends_its_credential_otherwise(addon, file):
+    gateway = "accounts: [{{provider: gw, label: a, token: sk-fake-a-000}}]\n{}\n"
+    file.write_text(gateway.format("providers: {gw: {hosts: [a.example]}}"))
+    addon.reload()
+    pool, service = addon.service.pool, addon.service
+    lease = pool.acquire(Facts(provider="gw", kind="key"), now=service.now())
+    assert dict(service.swap(service.providers["gw"], lease).headers).keys() == {b"authorization"}
+    file.write_text(
+        gateway.format("providers: {gw: {hosts: [a.example], credential: {header: x-key}}}")
+    )
+    addon.reload()
+    assert dict(service.swap(service.providers["gw"], lease).headers).keys() == {b"x-key"}
+
+
+async def test_an_account_of_one_host_is_sent_there(addon, file):
+    file.write_text(
+        "accounts: [{provider: openai, label: a, token: sk-fake-a-000, host: 'localhost:9443'}]\n"
+        "providers: {openai: {hosts: ['localhost:9443']}}\n"
+    )
+    addon.reload()
+    service = addon.service
+    lease = service.pool.acquire(FACTS, now=service.now())
+    assert service.swap(service.providers["openai"], lease).origin == Origin("localhost", 9443)
+
+
+@pytest.mark.parametrize(
+    "broken", ["accounts: [", "accounts: [{provider: nobody, label: a, token: x}]", ""]
+)
+async def test_a_broken_edit_changes_nothing_and_says_so(addon, file, caplog, broken):
+    file.write_text(broken)
+    await addon._file_written()
+    assert keys(addon) == ["openai/one", "openai/two"]
+    assert "the accounts stay as they were" in caplog.text
+    assert "accounts.yaml" in caplog.text
+    assert not [r for r in caplog.records if r.levelno >= logging.ERROR and r.levelname == "ERROR"]
+
+
+async def test_a_file_that_is_gone_changes_nothing(addon, file, caplog):
+    file.unlink()
+    await addon._file_written()
+    assert keys(addon) == ["openai/one", "openai/two"]
+    assert "does not exist" in caplog.text
+
+
+async def test_a_wrong_option_in_the_file_changes_nothing(addon, file, caplog):
+    file.write_text("accounts: [{provider: openai, label: x, token: y}]\npool: {gate: -1}\n")
+    await addon._file_written()
+    assert keys(addon) == ["openai/one", "openai/two"]
+
+
+async def test_the_command_says_what_is_wrong(addon, file):
+    from mitmproxy import exceptions
+
+    file.write_text(TWO.replace("openai", "opnai", 1))
+    with pytest.raises(exceptions.CommandError, match="did you mean openai"):
+        addon.reload()
+
+
+async def test_a_login_that_comes_later_gets_a_store(addon, file, tmp_path):
+    oauth = "{oauth: {refresh_token: rt-fake, access_token: fake-access, expires_at: 2099-01-01}}"
+    file.write_text(TWO + f"  - {{provider: codex, label: plus, account_id: a, token: {oauth}}}\n")
+    assert addon.reload() == "added codex/plus"
+    refresher = addon.keeper.ways.refresher
+    assert refresher is not None
+    file.write_text(file.read_text() + "# touched\n")
+    addon.reload()
+    assert addon.keeper.ways.refresher is refresher
+
+
+# -- noticing it
+
+
+async def test_only_a_written_file_is_noticed(tmp_path):
+    path = tmp_path / "accounts.yaml"
+    path.write_text("a")
+    written = []
+    steps = iter(("nothing", "write", "nothing", "replace", "remove", "end"))
+
+    async def note() -> None:
+        written.append(stamp_of(path))
+
+    async def sleep(_seconds: float) -> None:
+        match next(steps):
+            case "write":
+                path.write_text("longer")
+            case "replace":
+                (tmp_path / "new").write_text("longer")
+                (tmp_path / "new").replace(path)
+            case "remove":
+                path.unlink()
+            case "end":
+                raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await Watcher(lambda: path, note, sleep).run()
+    assert len(written) == 3
+    assert written[-1] is None
+
+
+async def test_another_path_is_another_file(tmp_path):
+    paths = [tmp_path / "a", tmp_path / "b"]
+    written = []
+
+    async def note() -> None:
+        written.append(1)
+
+    async def sleep(_seconds: float) -> None:
+        if written:
+            raise asyncio.CancelledError
+        paths.pop(0)
+
+    with pytest.raises(asyncio.CancelledError):
+        await Watcher(lambda: paths[0], note, sleep).run()
+
+
+def test_changes_are_one_line():
+    assert str(Changes(added=(ONE, SECOND), changed=(ONE,))) == (
+        "added openai/one, openai/two; changed openai/one"
+    )
+
+
+async def test_a_file_that_comes_later_takes_the_place_of_the_environment(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-fake-env-000")
+    with taddons.context(Proxyserver(), NextLayer()) as tctx:
+        tctx.options.update(confdir=str(tmp_path))
+        addon = AccountPool()
+        tctx.master.addons.add(addon)
+        tctx.configure(addon)
+        addon.running()
+        await addon._starting
+        assert "openai/default" in keys(addon)
+        (tmp_path / "accounts.yaml").write_text(TWO)
+        await addon._file_written()
+        assert keys(addon) == ["openai/one", "openai/two"]
+        addon.done()
