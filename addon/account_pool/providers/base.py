@@ -189,6 +189,8 @@ class Provider:
         credential_headers: lower-case names that may carry the client's credential or
             companions of it; masked on everything that is shown or saved.
         credential_query: query parameters that may.
+        instead: what a client is told on a request that passes, when the provider does not
+            know the client's own login (401); None: that.
         swap: how an account's credential goes on the wire.
         judge: what one event says: (name of the event or None, its JSON value or None
             when the data is not JSON, such as "[DONE]"). A whole JSON body is judged
@@ -228,6 +230,7 @@ class Provider:
     model: Callable[[RequestHead], str | None]
     credential_headers: frozenset[bytes]
     credential_query: tuple[str, ...] = ()
+    instead: Callable[[RequestHead], LocalAnswer | None] = lambda _head: None
     swap: Callable[[Account, Credential], Swap]
     judge: Callable[[str | None, Any], Verdict]
     error_marks: re.Pattern[bytes] = HAS_ERROR
