@@ -287,9 +287,9 @@ class Attempts:
                 # The next handshake names no model; it must not come back here.
                 of_sockets = replace(outcome, model=SOCKETS)
                 self.pool.mark_cooldown(lease.key, of_sockets, now=now)
-        facts = replace(self.facts, model=model)
-        others = self.pool.pick(facts, now=now, avoid=self._avoided(now) | {lease.key})
-        return outcome.replayable and others is not None
+        facts = replace(self.facts, model=outcome.model or model)
+        avoided = self._limited_sockets(now) | {lease.key}
+        return outcome.replayable and self.pool.pick(facts, now=now, avoid=avoided) is not None
 
     def left(self, now: float) -> None:
         """The client has left, or the request was given up: nobody's fault.
@@ -311,7 +311,7 @@ class Attempts:
                 return self._limited(outcome, now)
             case OutcomeClass.OVERLOADED:
                 return self._overloaded(outcome, now)
-            case OutcomeClass.REQUEST_ERROR if outcome.missing_model:
+            case OutcomeClass.REQUEST_ERROR if outcome.missing_model and self.facts.model:
                 return self._model_missing(lease, outcome, now)
             case (
                 OutcomeClass.SERVER_ERROR
@@ -324,8 +324,9 @@ class Attempts:
                 assert_never(outcome.cls)
 
     def _limited(self, outcome: Outcome, now: float) -> Step:
-        if outcome.model is not None and self.lease is not None:
-            # A feature that is named need not be what the request will be chosen by.
+        of_model = outcome.scope is Scope.MODEL and self.facts.model is None
+        if (outcome.model is not None or of_model) and self.lease is not None:
+            # What is limited need not be what the request will be chosen by.
             self._avoid.add(self.lease.key)
         self._return(outcome, now)
         self._confirm_suspects(now)
@@ -403,8 +404,6 @@ class Attempts:
 
     def _nobody_left(self, now: float) -> None:
         """No other account can be asked about those that refused this request."""
-        if self._misses_model():
-            self.pool.note_unknown_model(self.facts, now=now)
         alike = len({outcome.cls for _, outcome in self._suspects}) == 1
         if len(self._suspects) > 1 and alike:
             self._suspects.clear()  # the request's own fault
@@ -452,15 +451,16 @@ class Attempts:
             self.lease = self.pool.acquire(self.facts, now=now, avoid=self._avoided(now))
         except NoUsableAccount as nobody:
             hold_until = self._hold_until(now)
-            if self._misses_model():
-                # It is looked for among those who can answer at once.
-                self._nobody_left(now)
-                return Deliver()
             if hold_until > now:
                 if nobody.retry_at is not None and nobody.retry_at <= hold_until:
                     return Wait(nobody.retry_at, self.pool.changes)
                 if nobody.may_change:
                     return Wait(hold_until, self.pool.changes)
+            if self._misses_model():
+                if nobody.retry_at is None and not nobody.may_change:
+                    self.pool.note_unknown_model(self.facts, now=now)
+                self._nobody_left(now)
+                return Deliver()  # no wait would make the model known
             self._nobody_left(now)
             return self._exhausted(nobody.wait_s(now), nobody)
         return self._send(self.lease)
@@ -471,13 +471,15 @@ class Attempts:
         """
         if not self.facts.socket:
             return self._avoid
-        limited = {
+        avoided = self._avoid | self._limited_sockets(now)
+        return avoided if self.pool.pick(self.facts, now=now, avoid=avoided) else self._avoid
+
+    def _limited_sockets(self, now: float) -> set[AccountKey]:
+        return {
             state.key
             for state in self.pool.accounts(self.facts.provider)
             if SOCKETS in state.cooldowns and state.cooldowns[SOCKETS].active(now)
         }
-        avoided = self._avoid | limited
-        return avoided if self.pool.pick(self.facts, now=now, avoid=avoided) else self._avoid
 
     def _exhausted(self, wait: float | None, nobody: NoUsableAccount | None) -> Step:
         if self._refused:

@@ -31,6 +31,7 @@ class AccountState:
         cooldowns: by model (None: whole account); kept after they end, for the streak.
         disabled: why an operator must act; None while in use.
         refused: the credentials it held when it was disabled for them.
+        renewed_at: when its owner last wrote another credential, monotonic seconds.
         headroom: largest known remaining share, 0 to 1; 1 when unknown.
         headroom_reset_at: when it grows again, monotonic; infinity when unknown.
         served: requests answered.
@@ -51,6 +52,7 @@ class AccountState:
     cooldowns: dict[str | None, Cooldown] = field(default_factory=dict)
     disabled: Cause | None = None
     refused: Mapping[str, Credential] = field(default_factory=dict)
+    renewed_at: float = -inf
     headroom: float = 1.0
     headroom_reset_at: float = inf
     served: int = 0
