@@ -813,11 +813,34 @@ def test_the_only_account_is_not_benched_for_a_model_it_lacks() -> None:
     assert without(play) == []
 
 
-def test_a_model_is_not_waited_for() -> None:
-    """Who cools now might have it, but a mistyped name must not hold a request."""
+def test_a_model_is_waited_for_where_it_may_be() -> None:
+    """Who cools now may have it; only when all were asked is it nobody's."""
     play = Play("a", "b")
     play.pool.mark_cooldown(key("b"), rate_limit(5.0), now=0.0)
+    play >> begin << "send a" >> refused(MISSING) << "wait until 5 or change"
+    play.at(5.0) >> resumed << "send b" >> refused(MISSING) << "deliver"
+    assert play.pool.is_unknown_model(FACTS, now=6.0)
+
+
+def test_an_account_that_returns_late_may_still_have_the_model() -> None:
+    play = Play("a", "b")
+    play.pool.mark_cooldown(key("b"), rate_limit(500.0), now=0.0)
     play >> begin << "send a" >> refused(MISSING) << "deliver"
+    assert not play.pool.is_unknown_model(FACTS, now=1.0)
+
+
+def test_a_request_that_names_no_model_says_nothing_about_one() -> None:
+    """A look at one fine-tuned model must not take the account out for all."""
+    play = Play("a", "b", facts=Facts(provider=PROVIDER, kind="key"))
+    play >> begin << "send a" >> refused(MISSING) << "deliver"
+    assert [s.cooldowns for s in play.pool.accounts()] == [{}, {}]
+
+
+def test_a_forbidden_model_that_nobody_names_benches_nobody() -> None:
+    play = Play("a", "b", facts=Facts(provider=PROVIDER, kind="key"))
+    play >> begin << "send a" >> refused(FORBIDDEN_MODEL) << "send b" >> refused(FORBIDDEN_MODEL)
+    play << "deliver"
+    assert [s.cooldowns for s in play.pool.accounts()] == [{}, {}]
 
 
 def test_another_refusal_benches_nobody_for_a_model() -> None:
@@ -840,6 +863,19 @@ def test_a_socket_moves_when_another_account_could_serve() -> None:
     # Now both are limited: the frame is for the client, and no socket opens in a circle.
     assert not again.attempts.refused_inside(MODEL_LIMIT, "gpt-5", again.now)
     assert without(play, "other") == []
+
+
+def test_a_socket_is_not_opened_in_a_circle() -> None:
+    """The frame names a model that the client did not: all accounts refuse it in turn."""
+    play = Play("a", "b", facts=SOCKET)
+    named = rate_limit(60.0, scope=Scope.MODEL, model="gpt-realtime")
+    closed = []
+    for _ in range(4):
+        turn = Play(pool=play.pool, facts=SOCKET)
+        turn >> begin >> committed
+        closed.append(turn.attempts.refused_inside(named, None, play.now))
+        turn >> finished
+    assert closed == [True, False, False, False]
 
 
 def test_a_socket_whose_limit_others_share_stays() -> None:

@@ -458,11 +458,10 @@ def test_a_model_the_account_may_not_use_is_left_alone_for_a_day() -> None:
     assert shortage(pool, 1.0).retry_at == MODEL_OFF_S
 
 
-def test_a_forbidden_model_nobody_named_does_not_disable_for_good() -> None:
+def test_a_forbidden_model_nobody_named_benches_nobody() -> None:
     pool = pool_of("a")
     pool.mark_failure(key("a"), FORBIDDEN_MODEL, now=0.0)
-    assert pool.get(key("a")).enabled
-    assert shortage(pool, 1.0).retry_at == MODEL_OFF_S
+    assert pool.pick(FACTS, now=1.0) is pool.get(key("a"))
 
 
 @pytest.mark.parametrize("outcome", [UNAUTHORIZED, EXPIRED])

@@ -66,8 +66,10 @@ class ScriptedExchange:
         )
 
     def credentials(
-        self, account: Account, github: Secret, exchanged: Exchanged
+        self, account: Account, github: Secret, exchanged: Exchanged | None
     ) -> dict[str, Credential]:
+        if exchanged is None:
+            return {"github": Credential(kind="github", secret=github)}
         return {
             "copilot": Credential(
                 kind="copilot",
@@ -263,6 +265,26 @@ class TestRenewal:
         assert [at for _, _, at in exchange.asked] == [0, 1440, 2040, 2640, 3240]
         assert len(published.all) == 2
         assert caplog.messages == ["copilot/me: 403: no Copilot access"]
+        keeper.stop()
+
+    async def test_a_token_that_cannot_be_exchanged_serves_as_it_is(
+        self,
+        keeper_of: KeeperOf,
+        published: Published,
+        exchange: ScriptedExchange,
+        clock: FakeClock,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """What `gh auth token` prints: the Copilot CLI sends such a one itself."""
+        caplog.set_level(logging.INFO)
+        exchange.script = [ExchangeRefused("404", 404), ExchangeRefused("404", 404), "one"]
+        keeper = keeper_of(entry())
+        await clock.advance(0)
+        assert tokens(published) == {"github": "ghu_secret-of-me"}
+        await clock.advance(600)
+        assert len([m for m in caplog.messages if "cannot be exchanged" in m]) == 1
+        await clock.advance(600)
+        assert set(tokens(published)) == {"copilot", "github"}
         keeper.stop()
 
     async def test_a_computer_that_slept_renews_soon_after_waking_up(

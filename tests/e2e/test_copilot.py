@@ -144,3 +144,22 @@ async def test_the_cli_with_a_placeholder_login_is_told_who_the_account_is(world
     asked = journal.requests[-1]
     assert (asked.host, asked.path) == ("api.github.com", "/copilot_internal/user")
     assert asked.header("authorization") == f"Bearer {secret('first')}"
+
+
+async def test_a_token_that_cannot_be_exchanged_serves_the_cli_only(provider, pool_proxy):
+    """As `gh auth token` prints one: GitHub answers 404 to its exchange."""
+    refused = json_reply({"message": "Not Found"}, 404)
+    chats = by_credential({secret("first"): GOOD})
+
+    def answer(request: Request) -> Reply:
+        return refused if request.path == "/copilot_internal/v2/token" else chats(request)
+
+    upstream = await provider(answer)
+    proxy = await pool_proxy(TWO[:1], provider=upstream, options={"pool_max_wait": 0})
+    await proxy.until_printed("copilot/first: its token cannot be exchanged")
+    cli = {"authorization": f"Bearer gho_{CLIENT}", "user-agent": "copilot/1.0.102"}
+    async with proxy.client() as http:
+        served = await http.post(f"{HOST}/chat/completions", headers=cli, json=CHAT)
+        editor = await http.post(f"{HOST}/chat/completions", headers=EDITOR, json=CHAT)
+    assert (served.status_code, served.content) == (200, GOOD.body)
+    assert editor.status_code == 503

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 from account_pool.demo.scripts import by_credential, openai
@@ -27,3 +28,20 @@ async def test_an_edit_is_taken_over_and_a_broken_one_is_not(provider, pool_prox
     assert upstream.journal.credentials == [FIRST, FIRST, SECOND]
     assert "did you mean openai?" in proxy.output
     assert "sk-fake" not in proxy.output
+
+
+async def test_a_request_that_waits_does_not_go_where_the_provider_was(provider, pool_proxy):
+    """The file moves the provider to another host meanwhile: the new key is not for the old one."""
+    limited = openai.rate_limited(25)
+    upstream = await provider(by_credential({FIRST: limited, SECOND: GOOD}))
+    gateway = {"gw": {"like": "openai", "hosts": ["www.example.com"]}}
+    proxy = await pool_proxy([account("first", "gw")], provider=upstream, providers=gateway)
+    file = proxy.folder / ACCOUNTS_FILE
+    moved = {"gw": {"like": "openai", "hosts": ["api.groq.com"]}}
+    async with proxy.client() as http:
+        request = chat(stream=False, base="https://www.example.com")
+        waiting = asyncio.create_task(http.request(**request))
+        await upstream.journal.until_answered(1)
+        file.write_text(json.dumps({"accounts": [account("second", "gw")], "providers": moved}))
+        assert (await waiting).status_code == 421
+    assert upstream.journal.credentials == [FIRST]

@@ -167,6 +167,25 @@ async def test_what_is_the_clients_own_passes(provider, pool_proxy, method, path
     assert request.header("chatgpt-account-id") == FOREIGN
 
 
+async def test_a_codex_with_a_placeholder_login_is_told_that_its_account_is_there(
+    provider, pool_proxy
+):
+    """It looks for its own account before its first prompt; a real login gets the real answer."""
+    upstream = await provider(lambda _request: json_reply({"detail": "Unauthorized"}, 401))
+    proxy = await pool_proxy(CODEX_TWO, provider=upstream)
+    headers = {"authorization": f"Bearer {CLIENT_LOGIN}", "chatgpt-account-id": FOREIGN}
+    base = "https://chatgpt.com/backend-api/wham"
+    async with proxy.client() as http:
+        known = await http.get(f"{base}/accounts/check", headers=headers)
+        other = await http.get(f"{base}/settings/user", headers=headers)
+    assert (known.status_code, known.json()["accounts"][0]["id"]) == (200, FOREIGN)
+    assert known.json()["default_account_id"] == FOREIGN
+    assert (other.status_code, other.json()) == (401, {"detail": "Unauthorized"})
+    assert [r.header("authorization") for r in upstream.journal.requests] == [
+        f"Bearer {CLIENT_LOGIN}"
+    ] * 2
+
+
 async def test_a_limit_of_a_feature_leaves_the_account_to_others(provider, pool_proxy):
     of_images = codex.usage_limit(headers=(("x-codex-active-limit", "image_gen"),))
     upstream = await provider(by_credential({FIRST: [of_images, RESPONSE], SECOND: RESPONSE}))

@@ -308,9 +308,9 @@ class Attempts:
                 # The next handshake names no model; it must not come back here.
                 of_sockets = replace(outcome, model=SOCKETS)
                 self.pool.mark_cooldown(lease.key, of_sockets, now=now)
-        facts = replace(self.facts, model=model)
-        others = self.pool.pick(facts, now=now, avoid=self._avoided(now) | {lease.key})
-        return outcome.replayable and others is not None
+        facts = replace(self.facts, model=outcome.model or model)
+        avoided = self._limited_sockets(now) | {lease.key}
+        return outcome.replayable and self.pool.pick(facts, now=now, avoid=avoided) is not None
 
     def left(self, now: float) -> None:
         """The client has left, or the request was given up: nobody's fault.
@@ -336,7 +336,7 @@ class Attempts:
                 return self._limited(lease, outcome, now)
             case OutcomeClass.OVERLOADED:
                 return self._overloaded(outcome, now)
-            case OutcomeClass.REQUEST_ERROR if outcome.missing_model:
+            case OutcomeClass.REQUEST_ERROR if outcome.missing_model and self.facts.model:
                 return self._model_missing(lease, outcome, now)
             case (
                 OutcomeClass.SERVER_ERROR
@@ -350,8 +350,9 @@ class Attempts:
 
     def _limited(self, lease: Lease, outcome: Outcome, now: float) -> Step:
         self._return(outcome, now)
-        if outcome.model is not None and not self._cools(lease.key, now):
-            # A feature that is named need not be what the request will be chosen by.
+        of_model = outcome.scope is Scope.MODEL and self.facts.model is None
+        if (outcome.model is not None or of_model) and not self._cools(lease.key, now):
+            # What is limited need not be what the request will be chosen by.
             self._avoid.add(lease.key)
         self._confirm_suspects(now)
         if outcome.scope is Scope.NONE:
@@ -429,8 +430,6 @@ class Attempts:
 
     def _nobody_left(self, now: float) -> None:
         """No other account can be asked about those that refused this request."""
-        if self._misses_model():
-            self.pool.note_unknown_model(self.facts, now=now)
         alike = len({outcome.cls for _, outcome in self._suspects}) == 1
         if len(self._suspects) > 1 and alike:
             self._suspects.clear()  # the request's own fault
@@ -482,14 +481,15 @@ class Attempts:
             lease = self.pool.acquire(self.facts, now=now, avoid=avoid, only=owner)
         except NoUsableAccount as nobody:
             hold_until = self._hold_until(now)
-            if self._misses_model():
-                # It is looked for among those who can answer at once.
-                self._nobody_left(now)
-                return Deliver()
             if hold_until > now:
                 soon = nobody.retry_at is not None and nobody.retry_at <= hold_until
                 if soon or nobody.may_change:
                     return self._wait_in_line(nobody, avoid, owner, hold_until)
+            if self._misses_model():
+                if nobody.retry_at is None and not nobody.may_change:
+                    self.pool.note_unknown_model(self.facts, now=now)
+                self._nobody_left(now)
+                return Deliver()  # no wait would make the model known
             lease_anyway = self.pool.acquire_anyway(
                 self.facts, now=now, avoid=avoid, only=owner, soon_s=self.limits.max_wait_s
             )
@@ -579,13 +579,15 @@ class Attempts:
         """
         if not self.facts.socket:
             return self._avoid
-        limited = {
+        avoided = self._avoid | self._limited_sockets(now)
+        return avoided if self.pool.pick(self.facts, now=now, avoid=avoided) else self._avoid
+
+    def _limited_sockets(self, now: float) -> set[AccountKey]:
+        return {
             state.key
             for state in self.pool.accounts(self.facts.provider)
             if SOCKETS in state.cooldowns and state.cooldowns[SOCKETS].active(now)
         }
-        avoided = self._avoid | limited
-        return avoided if self.pool.pick(self.facts, now=now, avoid=avoided) else self._avoid
 
     def _exhausted(self, wait: float | None, nobody: NoUsableAccount | None) -> Step:
         if self._refused:

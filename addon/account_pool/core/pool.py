@@ -226,6 +226,23 @@ class Pool:
         members.place(state, now)
         self._changed(account.key, now)
 
+    def renewed(self, key: AccountKey, *, now: float) -> None:
+        """Forget what answers said of the credential of *key*: its owner wrote another.
+
+        The old one goes at once, the new one comes through `set_credentials`. What is
+        still under way with the old one teaches nothing. Raises UnknownAccount.
+        """
+        state = self._state(key)
+        state.credentials, state.refused, state.problem = {}, "", None
+        state.pending = state.account.enabled
+        state.cooldowns, state.ramps, state.disabled = {}, {}, None
+        state.headroom, state.headroom_reset_at = 1.0, inf
+        state.renewed_at = now
+        self._owners.forget(key)
+        self._unknown_models.clear()
+        self._members[key.provider].place(state, now)
+        self._changed(key, now)
+
     def set_credentials(
         self,
         key: AccountKey,
@@ -438,7 +455,7 @@ class Pool:
         if state is None or state.position != lease.position:
             return  # removed while it was out
         state.in_flight -= 1
-        if outcome is not None:
+        if outcome is not None and lease.started_at >= state.renewed_at:
             self._learn(state, outcome, lease, now)
         self._members[lease.key.provider].place(state, now)
         self._changed(lease.key, now)
@@ -634,7 +651,9 @@ class Pool:
         if outcome.cls not in _BENCHING:
             return
         if outcome.scope is Scope.MODEL:
-            self.mark_cooldown(key, outcome, now=now, model=model)
+            # Without its name nothing is known to be missing, least of all the account.
+            if outcome.model or model:
+                self.mark_cooldown(key, outcome, now=now, model=model)
             return
         if outcome.cls is not OutcomeClass.FORBIDDEN_ACCOUNT:
             if credential is not None and credential not in state.credentials.values():

@@ -36,6 +36,7 @@ class AccountState:
         disabled: why an operator must act; None while in use.
         disabled_at: since when, monotonic seconds.
         refused: fingerprint of the credentials that a 401 disabled last; "" if none did.
+        renewed_at: when its owner last wrote another credential, monotonic seconds.
         headroom: largest known remaining share, 0 to 1; 1 when unknown.
         headroom_reset_at: when it grows again, monotonic; infinity when unknown.
         served: requests answered.
@@ -59,6 +60,7 @@ class AccountState:
     disabled: Cause | None = None
     disabled_at: float = -inf
     refused: str = ""
+    renewed_at: float = -inf
     headroom: float = 1.0
     headroom_reset_at: float = inf
     served: int = 0

@@ -108,19 +108,23 @@ class CopilotExchange:
         return exchanged
 
     def credentials(
-        self, account: Account, github: Secret, exchanged: Exchanged
+        self, account: Account, github: Secret, exchanged: Exchanged | None
     ) -> dict[str, Credential]:
         """Return the credentials of *account* by kind: the Copilot and the GitHub token.
 
         Their companions say where they go: "host" for the API and, when the exchange
         names it, "proxy" for completions. The owner's own "host" comes before both.
+        Without an exchange there is only the GitHub token, for tools that send that.
         """
         companions = dict(account.companions)
         if "host" not in companions:
-            if host := exchanged.host or self._usual_host(account):
+            if host := (exchanged and exchanged.host) or self._usual_host(account):
                 companions["host"] = host
-            if exchanged.completions_host:
+            if exchanged is not None and exchanged.completions_host:
                 companions["proxy"] = exchanged.completions_host
+        raw = Credential(kind="github", secret=github, companions=companions)
+        if exchanged is None:
+            return {"github": raw}
         return {
             "copilot": Credential(
                 kind="copilot",
@@ -128,7 +132,7 @@ class CopilotExchange:
                 companions=companions,
                 expires_at=exchanged.expires_at,
             ),
-            "github": Credential(kind="github", secret=github, companions=companions),
+            "github": raw,
         }
 
     def _usual_host(self, account: Account) -> str | None:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 #: How often a file is looked at, in seconds: its tool may have renewed what is in it.
 FILE_LOOK_S = 5.0
 
+#: How often an exchange that was not possible is tried again, in seconds.
+NO_EXCHANGE_LOOK_S = 600.0
+
 Credentials = Mapping[str, Credential]
 
 
@@ -39,7 +42,7 @@ class Exchange(Protocol):
     async def exchange(self, account: Account, github: Secret) -> Exchanged: ...
 
     def credentials(
-        self, account: Account, github: Secret, exchanged: Exchanged
+        self, account: Account, github: Secret, exchanged: Exchanged | None
     ) -> dict[str, Credential]: ...
 
 
@@ -246,6 +249,8 @@ class ExchangeWay:
             # The owner may have logged in again: what is remembered is outdated then.
             self._source.refused(secret)
             newer = await self._source.read() if error.status == 401 else secret
+            if newer == secret and error.status == 404:
+                return self._raw(secret)
             if newer == secret:
                 raise
             secret = newer
@@ -259,6 +264,16 @@ class ExchangeWay:
             told=f"has a Copilot token, refreshed in {in_words(exchanged.renew_in_s)} "
             f"(valid until {_moment(token.expires_at or 0):%H:%M:%S} UTC, "
             f"host {token.companions.get('host', 'as the client names it')})",
+        )
+
+    def _raw(self, secret: Secret) -> Got:
+        """The token is of another app, or a PAT: the Copilot CLI sends such a one itself."""
+        return Got(
+            credentials=self._exchange.credentials(self._account, secret, None),
+            again_in_s=NO_EXCHANGE_LOOK_S,
+            told="its token cannot be exchanged (404): it serves only tools that send a GitHub "
+            "token, as the Copilot CLI does; log in with an app that has Copilot access to "
+            "serve editors too",
         )
 
     def refuse(self, secret: Secret) -> None:

@@ -197,6 +197,8 @@ class Provider:
             client returns: they go back to that account, or not at all.
         made: the ids a good answer tells of that only its account knows: (request, the
             beginning of the body, read when it is asked for).
+        instead: what a client is told on a request that passes, when the provider does not
+            know the client's own login (401); None: that.
         swap: how an account's credential goes on the wire.
         judge: what one event says: (name of the event or None, its JSON value or None
             when the data is not JSON, such as "[DONE]"). A whole JSON body is judged
@@ -239,6 +241,7 @@ class Provider:
     conversation: Callable[[RequestHead], Conversation] = lambda _head: NO_CONVERSATION
     issued: frozenset[str] = frozenset()
     made: Callable[[RequestHead, Callable[[], bytes]], tuple[str, ...]] = lambda _head, _read: ()
+    instead: Callable[[RequestHead], LocalAnswer | None] = lambda _head: None
     swap: Callable[[Account, Credential], Swap]
     judge: Callable[[str | None, Any], Verdict]
     error_marks: re.Pattern[bytes] = HAS_ERROR

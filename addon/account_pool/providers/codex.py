@@ -52,6 +52,33 @@ def route(head: RequestHead) -> Route:
     )
 
 
+_CHECK = "/backend-api/wham/accounts/check"
+_ACCOUNT = "chatgpt-account-id"
+
+
+def instead(head: RequestHead) -> LocalAnswer | None:
+    """Tell a Codex with a placeholder login that its account is there.
+
+    It looks for that before its first prompt, and without it sends none. A login that is
+    good gets the real answer. NO_CONSTRAINT: its requests go to this host, whoever
+    serves them (null is fatal to Codex 0.169).
+    """
+    account_id = head.headers.get(_ACCOUNT)
+    if head.method != "GET" or head.path != _CHECK or not account_id:
+        return None
+    account = {
+        "id": account_id,
+        "workspace_backend_origin": f"https://{head.host}",
+        "account_routing_override": "NO_CONSTRAINT",
+    }
+    body = {
+        "accounts": [account],
+        "account_ordering": [account_id],
+        "default_account_id": account_id,
+    }
+    return envelopes.json_answer(200, (), body)
+
+
 def _is_signed(head: RequestHead) -> bool:
     """Say whether `Authorization` is not a token: `AgentAssertion <signed>`."""
     scheme = head.headers.get("authorization", "").strip().partition(" ")[0]
@@ -182,6 +209,7 @@ PROVIDER = Provider(
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=sessions.conversation,
     issued=frozenset({sessions.TURN_STATE}),
+    instead=instead,
     swap=swap,
     judge=openai.judge,
     classify=SIGNALS.classify,

@@ -34,8 +34,9 @@ from mitmproxy.proxy.layers.http import (
 from mitmproxy.proxy.layers.http._events import HttpEvent
 
 from account_pool.providers.base import RequestHead, Route
-from account_pool.proxy import compat, destination, wire
+from account_pool.proxy import compat, delivery, destination, wire
 from account_pool.proxy.attempt_stream import MAX_COPY_BYTES, translated
+from account_pool.proxy.call import Call
 from account_pool.proxy.destination import Destination
 from account_pool.proxy.layer import NextTurn
 from account_pool.proxy.serving import INTERNAL, ServingStream
@@ -245,6 +246,19 @@ class PoolHttpStream(ServingStream):
             yield from self.answer_locally(provider.refusal(421, wrong, None))
         else:
             yield from self.begin()
+
+    def send_response(self, already_streamed: bool = False) -> CommandGenerator[None]:
+        if self.call is not None and not (already_streamed or self._served):
+            self._stand_in(self.call)
+        return super().send_response(already_streamed)
+
+    def _stand_in(self, call: Call) -> None:
+        """A tool with a placeholder login asks about itself, and was not known."""
+        response = self.flow.response
+        if response is not None and response.status_code == 401:
+            answer = call.provider.instead(call.head)
+            if answer is not None:
+                self.flow.response = delivery.local(answer)
 
     def _restore(self, command: commands.Command) -> commands.Command:
         """A request that is not the pool's goes out as the client sent it."""

@@ -12,6 +12,7 @@ import os
 import shlex
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from account_pool.store.schema import MIGRATIONS
 
 #: How long a write waits for another process unless it says otherwise, in seconds.
 BUSY_TIMEOUT_S = 10.0
+#: How often it is tried again where SQLite does not wait by itself, in seconds.
+BUSY_LOOK_S = 0.02
 #: What SQLite puts beside the file while it is open.
 _BESIDE = ("", "-wal", "-shm")
 
@@ -106,7 +109,7 @@ class Database:
                 isolation_level=None,
                 check_same_thread=False,
             )
-            connection.execute("PRAGMA journal_mode = WAL")
+            _use_wal(connection)
             connection.execute(f"PRAGMA synchronous = {self._synchronous}")
             _migrate(connection, self.path)
         except BaseException as error:
@@ -136,6 +139,20 @@ class Database:
                 f"{aside}; accounts whose login is refused then need a new one"
             )
         return StoreError(f"the state database {self.path} {wrong}; {remedy}")
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Turn on the write-ahead log. SQLite does not wait for others who do the same."""
+    give_up_at = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not is_busy or time.monotonic() > give_up_at:
+                raise
+        time.sleep(BUSY_LOOK_S)
 
 
 def _make_private(path: Path) -> None:
