@@ -265,6 +265,25 @@ def test_a_login_to_a_tenant_defines_its_provider(home, github):
     assert exchange == "https://api.acme.ghe.com/copilot_internal/v2/token"
 
 
+@pytest.mark.parametrize(
+    ("text", "arguments", "why"),
+    [
+        ("accounts: [{provider: copilot, label: default, token: x}]", "", "choose another --label"),
+        ("accounts: [", "", "is not YAML"),
+        ('{"accounts": []}', "--host acme.ghe.com", "add the account by hand"),
+        ("", "--accounts-file missing/accounts.yaml", "cannot write in"),
+    ],
+)
+def test_nobody_logs_in_for_a_token_without_a_place(capsys, github, text, arguments, why):
+    base, answers = github
+    Path("accounts.yaml").write_text(text)
+    assert run(["login", "copilot", "--base-url", base, *arguments.split()]) == 1
+    out, err = capsys.readouterr()
+    assert why in err
+    assert out == ""
+    assert len(answers) == 3
+
+
 def test_a_login_that_is_denied(home, capsys, github):
     base, answers = github
     answers[2] = {"error": "access_denied"}

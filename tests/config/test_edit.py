@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from account_pool.config import edit, load
-from account_pool.config.edit import add_account
+from account_pool.config.edit import add_account, require_editable
 from account_pool.config.replace import CannotEdit
 
 ACCOUNT = {"provider": "openai", "label": "new", "token": {"env": "NEW_KEY"}}
@@ -150,6 +150,16 @@ def test_a_link_stays_a_link(tmp_path):
         ),
         ("accounts: [", ACCOUNT, "the file is not YAML; see account-pool check"),
         ("- a\n", ACCOUNT, "the file is not a mapping; begin it with `accounts:`"),
+        (
+            "pool: {}\n...\n",
+            ACCOUNT,
+            "accounts.yaml cannot be edited by this command; add the account by hand",
+        ),
+        (
+            '{"pool": {"strategy": "least-busy"}}',
+            ACCOUNT,
+            "accounts.yaml cannot be edited by this command; add the account by hand",
+        ),
         ("accounts: 3\n", ACCOUNT, "accounts is not a list; see account-pool check"),
         (
             "accounts:\n  - {provider: openai, label: a, token: x}\n",
@@ -166,8 +176,27 @@ def test_what_cannot_be_done_changes_nothing(tmp_path, text, account, why):
     with pytest.raises(CannotEdit) as caught:
         add_account(path, account, ENVIRON)
     assert str(caught.value) == why
+    with pytest.raises(CannotEdit) as caught:
+        require_editable(path, account, ENVIRON)
+    assert str(caught.value) == why
     assert path.read_text() == text
     assert [p.name for p in tmp_path.iterdir()] == ["accounts.yaml"]
+
+
+def test_a_provider_beside_accounts_in_brackets_is_for_its_owner(tmp_path):
+    path = tmp_path / "accounts.yaml"
+    path.write_text('{"accounts": []}')
+    with pytest.raises(CannotEdit, match="add the account by hand"):
+        add_account(path, ACCOUNT, ENVIRON, provider=("gw", {"hosts": ["llm.example.com"]}))
+    assert path.read_text() == '{"accounts": []}'
+
+
+def test_it_is_tried_without_a_trace(tmp_path):
+    path = tmp_path / "accounts.yaml"
+    require_editable(path, ACCOUNT, ENVIRON)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(CannotEdit, match="cannot write in"):
+        require_editable(tmp_path / "missing" / "accounts.yaml", ACCOUNT, ENVIRON)
 
 
 def test_a_failure_at_the_last_step_leaves_nothing_behind(tmp_path, monkeypatch):

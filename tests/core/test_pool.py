@@ -70,6 +70,25 @@ def test_the_same_label_of_two_providers_is_two_accounts() -> None:
     assert [str(state.key) for state in pool.accounts("gemini")] == ["gemini/work"]
 
 
+@pytest.mark.parametrize("outcome", [rate_limit(50.0), quota(), UNAUTHORIZED, FORBIDDEN])
+def test_another_credential_does_not_inherit(outcome: Outcome) -> None:
+    """Neither what was learnt of the old one, nor what its last requests still learn."""
+    pool = pool_of("a")
+    first, late = pool.acquire(FACTS, now=0.0), pool.acquire(FACTS, now=0.0)
+    pool.learn_owner(key("a"), "org-1")
+    pool.observe_headroom(key("a"), 0.1, now=0.0)
+    pool.release(first, outcome, now=1.0)
+    pool.renewed(key("a"), now=2.0)
+    assert shortage(pool, 2.0).may_change
+    pool.release(late, outcome, now=3.0)
+    pool.set_credentials(key("a"), keys_of("new"), now=4.0)
+    assert available(pool, now=4.0) == {"a"}
+    state = pool.get(key("a"))
+    assert (state.in_flight, state.headroom, pool.owner_of(key("a"))) == (0, 1.0, None)
+    pool.release(pool.acquire(FACTS, now=5.0), outcome, now=6.0)
+    assert available(pool, now=6.0) == set()
+
+
 def test_remove_gives_the_account_back() -> None:
     pool = pool_of("a", "b")
     assert pool.remove(key("a")).label == "a"

@@ -218,7 +218,7 @@ class TestLogin:
         assert caplog.messages == [f"openai/me: {problem}"]
         assert len(server.asked) == 1
         server.newest = "rt-new"
-        keeper.update([replace(keeper._entries[0], source=login(refresh_token="rt-new"))])
+        keeper.update([replace(keeper._entries[ME], source=login(refresh_token="rt-new"))])
         await settle()
         assert token(published) == "at-1"
 

@@ -201,6 +201,25 @@ class TestWhatIsKept:
         assert bench.server.asked == []
         assert shown(login.still_good()) == ("at-0", FIRST)
 
+    def test_what_is_written_serves_while_the_store_cannot_be_read(self, bench: Bench) -> None:
+        class Locked(MemoryTokens):
+            locked = True
+
+            def load(self, family: str) -> Tokens | None:
+                if self.locked:
+                    raise StoreError("the state database x is locked by another program")
+                return super().load(family)
+
+        bench.store = Locked()
+        login = bench.login()
+        bench.clock.now += 3590
+        with pytest.raises(ExchangeFailed, match="is locked"):
+            login.tokens_now()
+        assert bench.server.asked == []
+        assert shown(login.still_good()) == ("at-0", FIRST)
+        bench.store.locked = False
+        assert shown(login.tokens_now()) == ("at-1", "rt-1")
+
     def test_a_refresh_token_without_an_access_token_is_kept(self, bench: Bench) -> None:
         bench.server.refusals = [(200, {"refresh_token": "rt-x"})]
         bench.server.newest = "rt-x"

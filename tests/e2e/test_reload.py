@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 
-from account_pool.demo.scripts import by_credential, openai
+import pytest
+
+from account_pool.demo.scripts import by_credential, json_reply, openai
 from tests.e2e.harness import ACCOUNTS_FILE, FIRST, SECOND, account, chat
 
 GOOD = openai.chat_complete("Good morning")
@@ -45,3 +47,24 @@ async def test_a_request_that_waits_does_not_go_where_the_provider_was(provider,
         file.write_text(json.dumps({"accounts": [account("second", "gw")], "providers": moved}))
         assert (await waiting).status_code == 421
     assert upstream.journal.credentials == [FIRST]
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        json_reply({"error": {"message": "Deactivated", "code": "account_deactivated"}}, 403),
+        openai.insufficient_quota(),
+        openai.invalid_key(),
+    ],
+    ids=["deactivated", "quota", "key"],
+)
+async def test_another_token_under_the_same_label_is_tried(provider, pool_proxy, refusal):
+    upstream = await provider(by_credential({FIRST: refusal, SECOND: GOOD}))
+    proxy = await pool_proxy([account("me", token=FIRST)], provider=upstream)
+    async with proxy.client() as http:
+        assert (await http.request(**chat(stream=False))).status_code >= 400
+        new = [account("me", token=SECOND)]
+        (proxy.folder / ACCOUNTS_FILE).write_text(json.dumps({"accounts": new}))
+        await proxy.until_printed("was read again: new credential for openai/me")
+        assert (await http.request(**chat(stream=False))).status_code == 200
+    assert upstream.journal.credentials == [FIRST, SECOND]

@@ -6,20 +6,36 @@ included; and the same search finds them when a script shows one on purpose.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gzip
 import json
 import re
+import ssl
 import zlib
+from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
 
-from account_pool.demo.exchange import Fault, Reply, Request
+from account_pool.demo.exchange import Fault, Reply, Request, find_header
 from account_pool.demo.scripts import anthropic, gemini, openai
 from tests.e2e import leak
-from tests.e2e.harness import CLIENT, OPENAI, account, chat, generate, messages, respond
+from tests.e2e.harness import (
+    CLIENT,
+    FIRST,
+    OPENAI,
+    account,
+    chat,
+    generate,
+    messages,
+    respond,
+    secret,
+)
 
 SECRET = re.compile(rb"sk-fake-\w+-000")
 BASE64 = [base64.b64encode(b"x" * shift + b"sk-fake-")[4:-4] for shift in range(3)]
@@ -139,3 +155,140 @@ async def test_what_is_shown_names_the_account_instead(provider, setting):
     searched = await places(setting, upstream)
     assert b"pool:openai/openai_" in searched["traffic.mitm"]
     assert CLIENT.encode() not in searched["traffic.mitm"]
+
+
+# -- what cannot be read
+
+VERBOSE = {"termlog_verbosity": "debug", "flow_detail": 4, "pool_max_wait": 0}
+
+
+def shown(proxy) -> bytes:
+    """Return the log of *proxy* and all it wrote."""
+    return proxy.output.encode() + b"".join(written_by(proxy.folder).values())
+
+
+@asynccontextmanager
+async def tunnel(proxy, *alpn: str):
+    """A connection to OpenAI's host through *proxy*, to be written to by hand."""
+    tls = ssl.create_default_context(cafile=str(proxy.trusted))
+    tls.set_alpn_protocols(list(alpn))
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    writer.write(b"CONNECT api.openai.com:443 HTTP/1.1\r\nhost: api.openai.com:443\r\n\r\n")
+    assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+    await writer.start_tls(tls, server_hostname="api.openai.com")
+    yield writer
+    writer.close()
+
+
+POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: api.openai.com\r\n"
+KEY = b"Bearer " + CLIENT.encode()
+UNREADABLE = {
+    "half a head": (POST + b"authorization: " + KEY + b"\r\n", "before completing"),
+    "no colon": (POST + b"authorization " + KEY + b"\r\n\r\n", "Invalid header line"),
+    "request line": (b"GET /?key=" + KEY + b" x\r\n\r\n", "Bad HTTP request line"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+async def test_a_request_that_cannot_be_read_is_not_quoted(provider, pool_proxy, name):
+    data, said = UNREADABLE[name]
+    proxy = await pool_proxy([account("first")], provider=await provider(script), options=VERBOSE)
+    async with tunnel(proxy, "http/1.1") as writer:
+        writer.write(data)
+        writer.close()
+        line = await proxy.until_printed(said)
+    assert "[not shown]" in line
+    assert CLIENT.encode() not in shown(proxy)
+
+
+async def test_a_request_that_cannot_be_read_is_not_quoted_over_http2(provider, pool_proxy):
+    proxy = await pool_proxy([account("first")], provider=await provider(script), options=VERBOSE)
+    client = H2Connection(
+        H2Configuration(validate_outbound_headers=False, normalize_outbound_headers=False)
+    )
+    client.initiate_connection()
+    pseudo = [(":method", "POST"), (":scheme", "https"), (":authority", "api.openai.com")]
+    key = ("authorization", f"Bearer {CLIENT} ")
+    client.send_headers(1, [*pseudo, (":path", "/v1/chat/completions"), key])
+    async with tunnel(proxy, "h2") as writer:
+        writer.write(client.data_to_send())
+        line = await proxy.until_printed("HTTP/2 protocol error")
+    assert "[not shown]" in line
+    assert CLIENT.encode() not in shown(proxy)
+
+
+ECHO = b"Bearer " + FIRST.encode()
+OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+REFUSED = b"HTTP/1.1 401 Unauthorized\r\n"
+BROKEN = {
+    "half a head": REFUSED + b"x-echo: " + ECHO + b"\r\n",
+    "no colon": REFUSED + b"x-echo " + ECHO + b"\r\n\r\n",
+    "status line": b"HTTP/1.1 " + ECHO + b"\r\n\r\n",
+    "length": REFUSED + b"content-length: " + ECHO + b"\r\n\r\n",
+    "unasked": OK + b"content-length: 2\r\n\r\n{}" + REFUSED + b"x-echo: " + ECHO + b"\r\n\r\n",
+    "chunk": OK + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n" + ECHO + b"\r\n",
+    "trailer": OK + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nx: " + ECHO + b"\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+async def test_an_answer_that_cannot_be_read_is_not_quoted(certificate, pool_proxy, name):
+    async def answer(reader, writer):
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head.lower())
+        await reader.readexactly(int(length[1]))
+        writer.write(BROKEN[name])
+        await writer.drain()
+        writer.close()
+
+    context = certificate.server_context(("http/1.1",))
+    async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context) as server:
+        upstream = SimpleNamespace(port=server.sockets[0].getsockname()[1])
+        proxy = await pool_proxy(
+            [account("first")], provider=upstream, options=VERBOSE, extra_args=["-w", "x.mitm"]
+        )
+        async with proxy.client() as http:
+            try:
+                answered = await http.request(**chat(stream=False))
+            except httpx.TransportError as error:
+                assert name == "chunk", error  # cut off after its first byte
+            else:
+                assert FIRST not in f"{answered.headers} {answered.text}"
+                assert (answered.text == "{}") is (name in ("unasked", "trailer"))
+        if name == "unasked":
+            await proxy.until_printed(r"Unexpected data from server: \[not shown\]")
+    await proxy.stop()
+    assert FIRST.encode() not in shown(proxy)
+
+
+async def test_the_keys_of_two_providers_that_share_a_host(provider, pool_proxy):
+    """Neither is shown, and neither goes out with an account of the other."""
+    upstream = await provider(lambda _request: openai.chat_complete("Good"))
+    gateway = {
+        "like": "openai",
+        "hosts": ["api.openai.com"],
+        "paths": ["POST /v9/chat"],
+        "credential": {"header": "x-foo"},
+    }
+    proxy = await pool_proxy(
+        [account("first"), account("second", "gw")],
+        provider=upstream,
+        providers={"gw": gateway},
+        options=VERBOSE,
+        extra_args=["-w", "x.mitm"],
+    )
+    keys = {"x-foo": CLIENT, "authorization": f"Bearer {CLIENT}"}
+    async with proxy.client() as http:
+        for path in ("/v9/chat", "/v1/chat/completions", "/other"):
+            await http.post(OPENAI + path, headers=keys, json={"model": "m"})
+    sent = [
+        [find_header(request.headers, name) for name in keys]
+        for request in upstream.journal.requests
+    ]
+    assert sent == [
+        [secret("second"), None],
+        [None, f"Bearer {FIRST}"],
+        list(keys.values()),
+    ]
+    await proxy.stop()
+    assert CLIENT.encode() not in shown(proxy)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from account_pool.demo.exchange import find_header
 from account_pool.demo.scripts import by_credential, json_reply, openai
-from tests.e2e.harness import CLIENT, FIRST, SECOND, in_order
+from tests.e2e.harness import CLIENT, FIRST, SECOND, account, chat, in_order
 
 GOOD = openai.chat_complete("Good morning")
 #: Not an error by its status, nor one that OpenAI's API knows.
@@ -69,3 +70,20 @@ async def test_its_limit_moves_the_request_and_its_credential_stands_where_it_sa
         assert ("trace=1" in request.path) == (place == "query")
     # Why, in the owner's own words: the line of the rule.
     assert re.search(rf"gw/first: .*cools {rest} -> gw/second .*: accounts.yaml:\d+", proxy.output)
+
+
+async def test_the_keys_of_a_gateway_are_limited_one_by_one(provider, pool_proxy):
+    """It passes on the vendor's organisation, which is that of all of its keys."""
+    acme = ("openai-organization", "acme")
+    good = replace(GOOD, headers=(*GOOD.headers, acme))
+    error = {"message": "Budget of this key spent", "code": "rate_limit_exceeded"}
+    spent = json_reply({"error": error}, 429, (("retry-after", "600"), acme))
+    upstream = await provider(by_credential({FIRST: [good, spent], SECOND: good}))
+    hosts = {"openai": {"hosts": ["www.example.com"]}}
+    accounts = [account("first"), account("second")]
+    proxy = await pool_proxy(accounts, provider=upstream, providers=hosts)
+    async with proxy.client() as client:
+        for _ in range(4):
+            answer = await client.request(**chat(stream=False, base="https://www.example.com"))
+            assert answer.status_code == 200
+    assert upstream.journal.credentials == [FIRST, SECOND, FIRST, SECOND, SECOND]

@@ -11,9 +11,10 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from account_pool.demo import websocket
 from account_pool.demo.exchange import Ending, Reply
 from account_pool.demo.scripts import by_credential, openai
-from tests.e2e.harness import CLIENT, FIRST, SECOND, TWO, chat, in_order
+from tests.e2e.harness import CLIENT, FIRST, SECOND, TIMEOUT_S, TWO, chat, in_order
 
 HOST = "api.openai.com"
 URL = f"wss://{HOST}/v1/responses"
@@ -156,6 +157,24 @@ async def test_a_limit_before_an_answer_closes_the_socket(provider, pool_proxy):
     assert upstream.journal.statuses == [(FIRST, 101), (SECOND, 101)]
     line = await proxy.until_printed("in a WebSocket")
     assert "openai/first: rate_limit" in line
+
+
+@pytest.mark.parametrize("begun", [1, 2, 10])
+async def test_a_limit_closes_the_socket_also_in_the_middle_of_a_frame(
+    provider, pool_proxy, monkeypatch, begun
+):
+    """The next frame has begun to come: a Close frame of ours must not go into it."""
+    answers = websocket._answers
+    next_frame = bytes([0x81, len(CREATED)]) + CREATED.encode()
+    monkeypatch.setattr(websocket, "_answers", lambda *args: answers(*args) + next_frame[:begun])
+    upstream = await provider(by_credential({FIRST: says(LIMITED), SECOND: ACCEPTED}))
+    proxy = await pool_proxy(TWO, provider=upstream)
+    async with open_socket(proxy) as socket:
+        await socket.send(CREATE)
+        with pytest.raises(ConnectionClosed):
+            await asyncio.wait_for(socket.recv(), TIMEOUT_S)
+        assert socket.close_code == 1013
+    assert await upstream.journal.until_ended(0) is Ending.ANSWERED
 
 
 async def test_a_limit_in_the_middle_of_an_answer_is_told(provider, pool_proxy):

@@ -112,6 +112,28 @@ def new(account: str) -> str:
     return json.dumps({"device_id": "d" * 64, "account_uuid": account, "session_id": SESSION})
 
 
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (rb'"user_a\u005faccount_11_session_2"', "user_a_account_OURS_session_2"),
+        (rb'"user_a_account_\u0031_session_2"', "user_a_account_OURS_session_2"),
+        (rb'"{\"account_uuid\":\n\"11\"}"', '{"account_uuid":"OURS"}'),
+        (rb'"{\"\\u0061ccount_uuid\":\"11\",\"x\":1}"', '{"account_uuid":"OURS","x":1}'),
+        (rb'"my account"', "my account"),
+        (rb'"\ud800 account"', None),
+    ],
+)
+def test_unusual_spellings_name_the_account_too(sent: bytes, expected: str | None) -> None:
+    content = b'{"metadata":{"user_id":' + sent + b"}}"
+    body = made("OURS").for_path("/v1/messages").body
+    assert body is not None
+    changed = body("/v1/messages", content)
+    if expected is None:
+        assert changed is content
+    else:
+        assert json.loads(changed) == {"metadata": {"user_id": expected}}
+
+
 def request(user_id: Any) -> bytes:
     """Return a body in which the same words stand in other places as well."""
     decoy = {"metadata": {"user_id": new(THEIRS)}, "account_uuid": THEIRS}

@@ -266,6 +266,7 @@ TO_MONDAY = str((3 * 24 + 14) * 3600)
         (403, {}, "", "forbidden_account account -"),
         (403, {}, "<html>blocked</html>", "server_error server -"),
         (400, {}, "bad request: Personal Access Tokens are not supported", "auth_invalid account -"),
+        (400, {}, "bad request: invalid value 'checking whether access tokens are not logged'", "request_error none -"),
         (403, {"x-ratelimit-reset": str(int(NOW) + 900)}, {"message": "API rate limit exceeded for user ID 1."}, "rate_limit account 900"),
         (403, {"retry-after": "60"}, {"message": "You have exceeded a secondary rate limit."}, "rate_limit account 60"),
         # the request's own fault

@@ -241,6 +241,13 @@ DAY = "GenerateRequestsPerDayPerProjectPerModel-FreeTier"
         (401, error(401, "UNAUTHENTICATED", "", info("ACCESS_TOKEN_EXPIRED")), "auth_expired account -"),
         (403, error(403, "PERMISSION_DENIED", "", info("SERVICE_DISABLED")), "forbidden_account account -"),
         (403, error(403, "PERMISSION_DENIED", "Your API key was reported as leaked."), "auth_invalid account -"),
+        (403, error(403, "PERMISSION_DENIED", "Consumer 'api_key:*' has been suspended."), "forbidden_account account -"),
+        (400, error(400, "FAILED_PRECONDITION", "Gemini API free tier is not available in your country."), "forbidden_account account -"),
+        # What a user wrote comes back in a 400.
+        (400, error(400, "INVALID_ARGUMENT", "Invalid JSON payload received. Unknown name \"note: user has been suspended\" at 'contents[0]': Cannot find field."), "request_error none -"),
+        (400, error(400, "INVALID_ARGUMENT", "Invalid JSON payload received. Unknown name \"Consumer 'x' has been suspended\": Cannot find field."), "request_error none -"),
+        (400, error(400, "INVALID_ARGUMENT", "Invalid value at 'x' (TYPE_ENUM), \"Your API key was reported as leaked\""), "request_error none -"),
+        (400, error(400, "INVALID_ARGUMENT", "Invalid value at 'x' (TYPE_ENUM), \"the free tier is not available in your country\""), "request_error none -"),
         (403, error(403, "PERMISSION_DENIED", "Requests from referer are blocked.", info("API_KEY_HTTP_REFERRER_BLOCKED")), "forbidden_account account -"),
         (403, error(403, "PERMISSION_DENIED", "You do not have permission to access the File x"), "request_error none -"),
         (404, error(404, "NOT_FOUND", "models/x is not found"), "request_error none -"),

@@ -1,5 +1,7 @@
 """Whose host is whose, and services of a user's own."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,6 +64,40 @@ def test_a_host_may_have_several_providers_in_order() -> None:
     first = like(BUILT_IN["openai"], "first", hosts)
     index = HostIndex([add_hosts(BUILT_IN["anthropic"], hosts), first, first])
     assert names("localhost", 1, index) == ["anthropic", "first"]
+
+
+ORGANISATION = {"openai-organization": "acme", "anthropic-organization-id": "acme"}
+LIMITED = Answer(
+    status=429,
+    payload={
+        "error": {
+            "message": "Rate limit reached for model `m` in organization `org_1` on tokens",
+            "status": "RESOURCE_EXHAUSTED",
+            "details": [{"metadata": {"consumer": "projects/1"}}],
+        }
+    },
+)
+
+
+@pytest.mark.parametrize("name", ["openai", "anthropic"])
+def test_a_gateway_does_not_say_whose_its_keys_are(name: str) -> None:
+    more = ["llm.example.com", "*.example.net", "*.openai.com", "*.anthropic.com"]
+    index = HostIndex([add_hosts(BUILT_IN[name], map(HostRule.parse, more))])
+    for host in ("llm.example.com", "a.example.net", f"eu.{name}.com"):
+        (gateway,) = index.find(host, 443)
+        assert gateway.owner(ORGANISATION) is None
+    (own,) = index.find(f"api.{name}.com", 443)
+    assert own.owner(ORGANISATION) == "acme"
+
+
+@pytest.mark.parametrize("name", ["groq", "gemini"])
+def test_nor_does_the_body_of_its_refusal(name: str) -> None:
+    base, hosts = BUILT_IN[name], [HostRule("llm.example.com")]
+    (added,) = HostIndex([add_hosts(base, hosts)]).find("llm.example.com", 443)
+    told = base.classify(LIMITED)
+    assert told.owner is not None
+    for gateway in (added, like(base, "gw", hosts)):
+        assert gateway.classify(LIMITED) == replace(told, owner=None)
 
 
 GATEWAY = like(BUILT_IN["openai"], "gateway", [HostRule("llm.example.com")])

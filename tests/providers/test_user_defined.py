@@ -124,10 +124,28 @@ def test_companions_travel_and_the_clients_own_go():
     assert "workspace" in gateway.companions
 
 
+@pytest.mark.parametrize(
+    "path", ["/v1beta/models/m:generateContent", "/v1beta/openai/chat/completions"]
+)
+@pytest.mark.parametrize("placement", [Placement("x-key"), Placement(query="token"), None])
+def test_what_is_placed_is_placed_on_every_path(path, placement):
+    companions = {"workspace": "x-workspace"}
+    definition = Definition(credential=placement, drop=("x-team",), companions=companions)
+    gateway = build(BUILT_IN["gemini"], "gw", HOSTS, definition)
+    swap = gateway.swap(*credential(workspace="w1")).for_path(path)
+    headers = dict(swap.headers)
+    assert headers.pop(b"x-workspace") == b"w1"
+    assert {b"x-team", b"x-workspace", *headers} <= swap.drop
+    if placement is not None:
+        assert headers == ({b"x-key": b"sk-fake-a"} if placement.header else {})
+        assert swap.query == ((("token", "sk-fake-a"),) if placement.query else ())
+
+
 def test_without_a_definition_it_is_the_built_in_one_elsewhere():
     gateway = build(OPENAI, "gw", HOSTS, Definition())
     assert gateway.swap is OPENAI.swap
-    assert gateway.classify is OPENAI.classify
+    limited = Answer(status=429, headers={"retry-after": "7"})
+    assert gateway.classify(limited) == OPENAI.classify(limited)
     assert gateway.judge is OPENAI.judge
     assert (gateway.name, gateway.hosts, gateway.env) == ("gw", HOSTS, ())
 

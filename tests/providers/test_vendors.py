@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential, Secret
-from account_pool.core.outcome import Answer
+from account_pool.core.outcome import Answer, OutcomeClass
 from account_pool.core.sse import Verdict
 from account_pool.providers.base import RequestHead, Route
 from account_pool.providers.registry import BUILT_IN, HostIndex
@@ -352,6 +352,19 @@ def classified(name: str, status: int, body: Any, headers: dict[str, str] | None
             wall_now=1_800_000_000,
         )
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        ("Your API key is currently blocked.", OutcomeClass.AUTH_INVALID),
+        ("The API key is not active", OutcomeClass.AUTH_INVALID),
+        ("Wrong API Key is not a valid model ID", OutcomeClass.REQUEST_ERROR),
+        ("Invalid value: 'note: the api key is disabled'", OutcomeClass.REQUEST_ERROR),
+    ],
+)
+def test_what_a_user_wrote_is_no_refusal_of_the_key(error: str, expected: OutcomeClass) -> None:
+    assert classified("xai", 400, {"code": "x", "error": error}).cls is expected
 
 
 @pytest.mark.parametrize(

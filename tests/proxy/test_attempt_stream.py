@@ -395,6 +395,48 @@ def test_messages_can_be_injected(socket):
     closed(rig)
 
 
+LIMIT_MESSAGE = frame(LIMIT_EVENT.removeprefix(b"data: ").strip())
+AGAIN = (1013).to_bytes(2, "big")
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["at once", "after a hook"])
+@pytest.mark.parametrize("more", [b"", b"\x81", b"\x81\x0a", b"\x81\x0ahalf", b"\x01\x04half"])
+def test_a_limit_closes_a_socket_also_in_the_middle_of_a_frame(socket, more, held):
+    rig = opened(socket())
+    rig.send(frame(b'{"type":"response.create"}', masked=True))
+    before = len(rig.requests[0].body)
+    if held:
+        rig.held.add("websocket_message")
+    rig.server.send(LIMIT_MESSAGE + more)
+    if held:
+        assert not rig.client_closed
+        rig.server.send(b"whatever")
+        rig.held.clear()
+        rig.complete()
+    assert rig.answers[0].body == frame(AGAIN, opcode=8)
+    mask, code = rig.requests[0].body[before + 2 :][:4], rig.requests[0].body[before + 6 :]
+    assert bytes(a ^ b for a, b in zip(mask, code, strict=False)) == AGAIN
+    assert rig.client_closed
+    assert rig.servers[0].closed
+    flow = rig.flows[0]
+    assert flow.live is False
+    assert (flow.websocket.close_code, flow.websocket.closed_by_client) == (1013, False)
+    assert rig.hooks.count("websocket_end") == 1
+    assert rig.in_flight() == 0
+    assert rig.cooling() == {"one"}
+    closed(rig)
+
+
+def test_a_socket_that_closes_after_a_limit_closes_once(socket):
+    rig = opened(socket())
+    rig.send(frame(b'{"type":"response.create"}', masked=True))
+    rig.server.send(LIMIT_MESSAGE + LIMIT_MESSAGE + frame(b"\x03\xe9", opcode=8))
+    assert rig.answers[0].body == frame(b"\x03\xe9", opcode=8)
+    assert rig.flows[0].websocket.close_code == 1001
+    assert rig.hooks.count("websocket_end") == 1
+    closed(rig)
+
+
 def test_the_client_leaves_during_the_handshake(socket):
     rig = socket()
     rig.leave()

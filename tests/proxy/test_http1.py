@@ -97,6 +97,39 @@ def test_answers(data: bytes, asked: bool, size: int) -> None:
     assert both[0] == both[1]
 
 
+@pytest.mark.parametrize("size", PIECES)
+@pytest.mark.parametrize("kind", [QuickServer, QuickClient])
+def test_trailers_end_a_message(kind: type[Any], size: int) -> None:
+    """mitmproxy's own raise NotImplementedError, and leave who waits for the end waiting."""
+    both = []
+    for trailers in (b"x-sum: 1\r\nx-more: 2\r\n", b""):
+        layer = kind(context())
+        list(layer.handle_event(events.Start()))
+        start = b"POST / HTTP/1.1\r\n"
+        if kind is QuickClient:
+            request = http.Request.make("GET", "https://a/")
+            list(layer.handle_event(RequestHeaders(-1, request, True)))
+            list(layer.handle_event(RequestEndOfMessage(-1)))
+            start = b"HTTP/1.1 200 OK\r\n"
+        body = b"2\r\nhi\r\n0\r\n" + trailers + b"\r\n"
+        both.append(told(layer, start + b"transfer-encoding: chunked\r\n\r\n" + body, size))
+    assert both[0] == both[1]
+    assert any("EndOfMessage" in text for text in both[0][:-2])
+
+
+def test_a_message_after_trailers(rig_of) -> None:
+    from tests.proxy.helpers import CHUNKED, OK, chunk, head1, post1
+
+    rig = rig_of()
+    rig.send(post1())
+    rig.server.send(head1(200, [CHUNKED]) + chunk(b"{}") + b"0\r\nx-sum: 1\r\n\r\n")
+    rig.send(post1())
+    rig.server.send(OK)
+    assert [(m.status, m.complete) for m in rig.answers] == [(200, True), (200, True)]
+    assert rig.answers[0].body == b"{}"
+    assert len(rig.servers) == 1
+
+
 def test_ours_are_used(rig_of) -> None:
     from tests.proxy.helpers import OK, post1
 

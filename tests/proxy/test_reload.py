@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.providers.base import Origin
 from account_pool.proxy.addon import AccountPool
 from account_pool.proxy.reload import Changes, Watcher, stamp_of
+from account_pool.proxy.service import StoredRefusal
 
 TWO = """
 accounts:
@@ -25,6 +27,7 @@ accounts:
 """
 ONE, SECOND = AccountKey("openai", "one"), AccountKey("openai", "two")
 FACTS = Facts(provider="openai", kind="key", model="gpt-5")
+FORBIDDEN = Outcome(cls=OutcomeClass.FORBIDDEN_ACCOUNT, scope=Scope.ACCOUNT)
 LIMIT = Outcome(cls=OutcomeClass.QUOTA, scope=Scope.ACCOUNT, cooldown_s=3600.0)
 
 
@@ -94,7 +97,37 @@ async def test_a_lease_of_an_account_that_goes_ends_in_peace(addon, file):
 
 async def test_a_token_that_changed_is_used(addon, file):
     file.write_text(TWO.replace("sk-fake-two-000", "sk-fake-new-000"))
+    assert addon.reload() == "new credential for openai/two"
+    assert secret(addon, SECOND) == "sk-fake-new-000"
     assert addon.reload() == "the accounts are the same"
+
+
+async def test_what_was_said_of_the_old_token_is_not_said_of_the_new(addon, file):
+    pool, service = addon.service.pool, addon.service
+    now = service.now()
+    pool.mark_cooldown(ONE, replace(LIMIT, owner="org-1"), now=now)
+    pool.mark_failure(SECOND, FORBIDDEN, now=now)
+    service._refusals[ONE] = StoredRefusal(429, (), b"")
+    file.write_text(TWO.replace("-one-", "-first-").replace("-two-", "-second-"))
+    assert addon.reload() == "new credential for openai/one, openai/two"
+    assert [secret(addon, key) for key in (ONE, SECOND)] == [
+        "sk-fake-first-000",
+        "sk-fake-second-000",
+    ]
+    assert pool.summary(now=service.now())["available"] == 2
+    assert pool.owner_of(ONE) is None
+    assert service.remembered(ONE) is None
+
+
+async def test_a_token_that_changed_while_the_account_was_off_is_new(addon, file):
+    pool = addon.service.pool
+    pool.mark_failure(SECOND, FORBIDDEN, now=addon.service.now())
+    off = TWO.replace("label: two", "label: two, enabled: false")
+    file.write_text(off)
+    assert addon.reload() == "changed openai/two"
+    file.write_text(TWO.replace("sk-fake-two-000", "sk-fake-new-000"))
+    assert addon.reload() == "changed openai/two; new credential for openai/two"
+    assert pool.get(SECOND).enabled
     assert secret(addon, SECOND) == "sk-fake-new-000"
 
 

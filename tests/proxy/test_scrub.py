@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mitmproxy import http
@@ -28,6 +29,27 @@ def test_headers():
     scrub.headers(response, SECRETS)
     assert response.headers["location"] == "https://x/?key=***********"
     assert response.headers["a"] == "b"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("", ""),
+        ("server closed connection", "server closed connection"),
+        ("Response body exceeds mitmproxy's limit.", "Response body exceeds mitmproxy's limit."),
+        ("the web's own b", "the web's own b"),
+        ("stream reset by client (CANCEL)", "stream reset by client (CANCEL)"),
+        ("1.2.3.4:5: Bad HTTP request line: b'POST /?key=x'", "1.2.3.4:5: Bad HTTP request line: "),
+        ('Invalid header line: b"it\'s"', "Invalid header line: "),
+        ("illegal chunk header: bytearray(b'Bearer x')", "illegal chunk header: bytearray("),
+        ("invalid content-length header: 'Bearer x'", "invalid content-length header: "),
+        ('multiple content-length headers: ["x\'y"]', "multiple content-length headers: ["),
+        ("Unknown pseudo headers: {b':x': b'y'}", "Unknown pseudo headers: {"),
+        ("Illegal character ' ' in header name: b'a b'", "Illegal character "),
+    ],
+)
+def test_what_a_parser_could_not_read_is_not_quoted(text, shown):
+    assert scrub.without_quotes(text) == (shown if shown == text else shown + "[not shown]")
 
 
 @given(

@@ -16,7 +16,7 @@ from account_pool.core.credential import Credential, Secret
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.providers import copilot, openai
 from account_pool.providers.base import HostRule, LocalAnswer, Origin, Route
-from account_pool.providers.registry import like
+from account_pool.providers.registry import add_hosts, like
 from account_pool.proxy import service as module
 from account_pool.proxy import told
 from account_pool.proxy.answer import AnswerReader
@@ -83,6 +83,25 @@ def test_of_several_providers_at_a_host_the_first_that_wants_it_has_it():
     assert opened(service).provider.name == "mine"
 
 
+def test_the_credentials_of_all_providers_at_a_host_are_masked():
+    other = replace(
+        like(openai.PROVIDER, "other", [HostRule("api.openai.com")]),
+        credential_headers=frozenset({b"x-foo"}),
+        credential_query=("foo",),
+    )
+    both = [openai.PROVIDER, other]
+    service = service_of(account("one"), account("one", "other"), providers=both)
+    for path in ("/v1/chat/completions", "/v1/files"):
+        made = request(f"{path}?foo={CLIENT_KEY}", **{"x-foo": CLIENT_KEY})
+        opened(service, made)
+        assert CLIENT_KEY not in f"{made.headers.fields} {made.path}"
+    # Without an account it is nobody's credential.
+    service = service_of("one", providers=both)
+    made = request(**{"x-foo": "1"})
+    opened(service, made)
+    assert made.headers["x-foo"] == "1"
+
+
 @pytest.mark.parametrize(
     ("destination", "peer", "settings", "status"),
     [
@@ -139,6 +158,21 @@ def test_headers_are_shown_to_who_learns_from_them():
 
 
 # -- serving
+
+
+@pytest.mark.parametrize(
+    ("host", "owner"),
+    [(None, "acme"), ("llm.example.com", None), ("api.openai.com", "acme")],
+)
+def test_only_the_vendor_says_whose_limits_an_account_has(host, owner):
+    wide = add_hosts(openai.PROVIDER, [HostRule("llm.example.com")])
+    of_host = account("one", companions={} if host is None else {"host": host})
+    service = service_of(of_host, providers=[wide])
+    call = opened(service)
+    lease = service.pool.acquire(call.facts(request()), now=0)
+    answer = http.Response.make(200, headers={"openai-organization": "acme"})
+    service.learn_owner(call.provider, lease, answer)
+    assert service.pool.owner_of(lease.key) == owner
 
 
 def test_swap_is_made_once_per_credential():

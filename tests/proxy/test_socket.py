@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from wsproto.connection import Connection, ConnectionType
-from wsproto.events import CloseConnection
 
 from account_pool.core.outcome import OutcomeClass, Scope
 from account_pool.providers import openai
-from account_pool.proxy.socket import CLOSE_FRAME, SocketReader
+from account_pool.proxy.socket import SocketReader
 
 CREATE = b'{"type":"response.create","model":"gpt-6","input":[]}'
 LIMITED = json.dumps(
@@ -76,9 +74,3 @@ def test_a_limit_in_the_middle_of_an_answer_is_still_read():
     socket.server_said(b'{"type":"response.output_text.delta","delta":"x"}', 0.0)
     assert socket.server_said(LIMITED, 0.0) is not None
     assert socket.answered
-
-
-def test_the_closing_frame_is_one_of_a_server():
-    client = Connection(ConnectionType.CLIENT)
-    client.receive_data(CLOSE_FRAME)
-    assert list(client.events()) == [CloseConnection(code=1013, reason="")]

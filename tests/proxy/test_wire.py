@@ -203,6 +203,22 @@ def test_key_of_the_query(path, shown, sent):
     assert wire.restored(request, masked).data.path == path
 
 
+def test_what_another_provider_of_the_host_would_take():
+    """Its key is not shown, and neither the key nor what stands for it is sent with ours."""
+    places = wire.Places.of([openai.PROVIDER, gemini.PROVIDER])
+    fields = ((b"A", b"1"), (b"Authorization", b"Bearer x"), (b"x-goog-api-key", b"y"))
+    request = request_of(*fields, path=b"/x?key=S&alt=sse")
+    masked = wire.mask(request, places, "openai")
+    wire.rename(request, masked, "openai/work")
+    assert request.headers["x-goog-api-key"] == "pool:openai/work"
+    assert request.data.path == b"/x?key=pool:openai/work&alt=sse"
+    sent = wire.outgoing(request, SWAP, masked)
+    assert sent.headers.fields == ((b"A", b"1"), (b"Authorization", b"Bearer new"))
+    assert sent.data.path == b"/x?alt=sse"
+    back = wire.restored(request, masked)
+    assert (back.headers.fields, back.data.path) == (fields, b"/x?key=S&alt=sse")
+
+
 def test_a_key_that_is_percent_encoded_itself():
     value = quote("s/ecret+key")
     request = request_of(path=f"/x?key={value}".encode())

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from account_pool.config.edit import Entry, add_account
+from account_pool.config.edit import Entry, add_account, require_editable
 from account_pool.config.replace import CannotEdit
 from account_pool.core.account import normalise_label
 from account_pool.core.credential import Secret
@@ -33,6 +33,9 @@ from account_pool.providers.base import HostRule
 
 #: Exit code when the user presses Ctrl-C, as shells have it.
 INTERRUPTED = 130
+
+#: Stands for the token while it is tried whether an account can be added.
+_NO_TOKEN = "gho_not-yet"  # noqa: S105 - the words
 
 GH_COMMAND = "gh auth token"
 
@@ -83,14 +86,13 @@ def login_copilot(
         tenant = None if host is None else _tenant(host)
         base = base_url or (f"https://{tenant}" if tenant else device_flow.GITHUB)
         check_token_url(base)
+        provider = None if tenant is None else _provider_of(tenant)
+        account = {"provider": provider[0] if provider else "copilot", "label": label}
+        # Nobody should type in a code for a token that then has no place.
+        require_editable(path, {**account, "token": _NO_TOKEN}, environ, provider=provider)
         http = Http(trust=ssl.create_default_context, proxy=proxy)
         token = asyncio.run(_device_login(http, base.rstrip("/")))
-        provider = None if tenant is None else _provider_of(tenant)
-        account = {
-            "provider": provider[0] if provider else "copilot",
-            "label": label,
-            "token": _written(token),
-        }
+        account["token"] = _written(token)
         _add(path, account, environ, private=True, provider=provider)
     except KeyboardInterrupt:
         print("account-pool: interrupted; nothing was written", file=sys.stderr)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import json
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,29 +45,63 @@ def add_account(
     None when there was no file; it is made then. Raises CannotEdit.
     """
     path = path.resolve()
-    before = _problems(path, environ) if path.exists() else ()
-    text = _read(path)
-    key = AccountKey(account["provider"], normalise_label(account["label"]))
-    if key in _accounts(text, path):
-        raise CannotEdit(f"{path.name} has an account {key} already; choose another --label")
-    changed = text
-    if provider is not None:
-        changed = _with_provider(changed, *provider)
-    changed = _with_account(changed, account)
-    mode = 0o600 if private or not path.exists() else stat.S_IMODE(path.stat().st_mode)
-    written = write_beside(path, changed, mode)
-    try:
-        _check(written, path, key, before, environ)
+    with _edited(path, account, environ, provider, private) as written:
         backup = back_up(path)
         written.replace(path)
-    except BaseException:
-        written.unlink(missing_ok=True)
-        raise
     sync(path.parent)
     return backup
 
 
+def require_editable(
+    path: Path,
+    account: Entry,
+    environ: Mapping[str, str],
+    *,
+    provider: tuple[str, Entry] | None = None,
+) -> None:
+    """Raise CannotEdit where `add_account` would; the file stays as it is."""
+    with _edited(path.resolve(), account, environ, provider, private=True):
+        pass
+
+
+@contextmanager
+def _edited(
+    path: Path,
+    account: Entry,
+    environ: Mapping[str, str],
+    provider: tuple[str, Entry] | None,
+    private: bool,
+) -> Iterator[Path]:
+    """Write the new file beside *path* and check it; it goes unless it is moved."""
+    before = _problems(path, environ) if path.exists() else ()
+    text = _read(path)
+    key = AccountKey(account["provider"], normalise_label(account["label"]))
+    if key in _accounts(text):
+        raise CannotEdit(f"{path.name} has an account {key} already; choose another --label")
+    try:
+        changed = text
+        if provider is not None:
+            changed = _with_provider(changed, *provider)
+        changed = _with_account(changed, account)
+        found = key in _accounts(changed)
+    except NotYaml:
+        found = False
+    if not found:
+        raise CannotEdit(f"{path.name} cannot be edited by this command; add the account by hand")
+    mode = 0o600 if private or not path.exists() else stat.S_IMODE(path.stat().st_mode)
+    written = write_beside(path, changed, mode)
+    try:
+        _check(written, path, key, before, environ)
+        yield written
+    finally:
+        written.unlink(missing_ok=True)
+
+
 # -- what is there
+
+
+class NotYaml(CannotEdit):
+    """The text cannot be parsed."""
 
 
 def _read(path: Path) -> str:
@@ -93,7 +128,7 @@ def _compose(text: str) -> MappingNode | None:
         root = YAML(typ="safe", pure=True).compose(text)
     except YAMLError:
         # Its text quotes the file.
-        raise CannotEdit("the file is not YAML; see account-pool check") from None
+        raise NotYaml("the file is not YAML; see account-pool check") from None
     if root is not None and not isinstance(root, MappingNode):
         raise CannotEdit("the file is not a mapping; begin it with `accounts:`")
     return root
@@ -105,7 +140,7 @@ def _section(root: MappingNode | None, name: str) -> tuple[Node, Node] | None:
     return next(((k, v) for k, v in pairs if k.value == name), None)
 
 
-def _accounts(text: str, path: Path) -> set[AccountKey]:
+def _accounts(text: str) -> set[AccountKey]:
     """Return which accounts there are, as far as they can be read."""
     found = _section(_compose(text), "accounts")
     keys = set()
@@ -215,5 +250,3 @@ def _check(
     if new:
         why = f"{new[0].key}: {new[0].wrong}; {new[0].remedy}".removeprefix(": ")
         raise CannotEdit(f"{key} was not added to {path.name}: {why}")
-    if key not in _accounts(_read(written), written):
-        raise CannotEdit(f"{key} was not added: {path.name} cannot be edited by this command")

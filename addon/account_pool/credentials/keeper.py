@@ -52,7 +52,7 @@ class Keeper:
         or None) whenever one of them changes. Both may be there: a token that is still
         good and the reason why the next is not.
         """
-        self._entries = tuple(entries)
+        self._entries = {entry.account.key: entry for entry in entries}
         self._publish = publish
         self._ways = Ways(exchange=exchange, refresher=refresher, assist=assist)
         self._wall_clock = wall_clock
@@ -66,12 +66,21 @@ class Keeper:
 
         Call it in the event loop. Disabled accounts are not read.
         """
-        self.update(self._entries)
+        self.update(self._entries.values())
 
     @property
     def ways(self) -> Ways:
         """How credentials are had, for accounts that come."""
         return self._ways
+
+    def renewed(self, entries: Iterable[AccountEntry]) -> tuple[AccountKey, ...]:
+        """Return which of *entries* lead to another credential than they did."""
+        return tuple(
+            entry.account.key
+            for entry in entries
+            if (known := self._entries.get(entry.account.key)) is not None
+            and not _same_credential(known, entry)
+        )
 
     def update(
         self,
@@ -85,9 +94,10 @@ class Keeper:
         that are begun anew although nothing about them changed.
         """
         self._ways = ways or self._ways
+        self._entries = {entry.account.key: entry for entry in entries}
         for key in anew:
             self._forget(key)
-        wanted = {entry.account.key: entry for entry in entries if entry.account.enabled}
+        wanted = {key: entry for key, entry in self._entries.items() if entry.account.enabled}
         for key in self._held.keys() - wanted.keys():
             self._forget(key)
         order: dict[AccountKey, Held] = {}

@@ -13,6 +13,7 @@ that was refused is just never sent again, and the store is looked at for a newe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import threading
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field, replace
 
 from account_pool.core.credential import Secret
 from account_pool.credentials import token_answer
+from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.exchange_answer import ExchangeFailed
 from account_pool.credentials.http import Http, HttpAnswer, HttpFailed
 from account_pool.credentials.oauth import OAuthSource
@@ -233,10 +235,17 @@ class Login:
             self._unsaved = None
 
     def _newest(self, family: str) -> Tokens:
-        tokens = self._store.load(family) or self._source.tokens()
+        if self._seen is None:
+            # What is written serves while the store cannot be read, and the other way round.
+            with contextlib.suppress(CredentialError):
+                self._seen = self._dated(self._source.tokens())
+        self._seen = tokens = self._dated(self._store.load(family) or self._source.tokens())
+        return tokens
+
+    def _dated(self, tokens: Tokens) -> Tokens:
+        """Return *tokens* with their end, where only the access token itself names it."""
         if tokens.expires_at is None and tokens.access is not None:
-            tokens = replace(tokens, expires_at=self._expiry(tokens.access.reveal()))
-        self._seen = tokens
+            return replace(tokens, expires_at=self._expiry(tokens.access.reveal()))
         return tokens
 
     def _is_good(self, tokens: Tokens) -> bool:

@@ -226,6 +226,8 @@ class Provider:
         holder: the same, where the credential says it and no answer does.
         lacking: why a credential cannot be used although its token is a good one: what
             the owner must write beside it; None if it can.
+        added_hosts: those of its hosts that a user added: an answer there does not say whose
+            limits it speaks of.
         host_per_account: its hosts are those its accounts name, and no others.
         companions: keys of accounts.yaml that its accounts may set beside the token.
     """
@@ -259,5 +261,6 @@ class Provider:
     owner: Callable[[Mapping[str, str]], str | None] = lambda _headers: None
     holder: Callable[[Credential], str | None] = lambda _credential: None
     lacking: Callable[[Credential], str | None] = lambda _credential: None
+    added_hosts: frozenset[HostRule] = frozenset()
     host_per_account: bool = False
     companions: frozenset[str] = frozenset({"host"})

@@ -131,11 +131,33 @@ def _body_for(account_id: str) -> Callable[[str, bytes], bytes]:
 
     def body(_path: str, content: bytes) -> bytes:
         for span in reversed(_user_ids(content)):
-            user_id = content[slice(*span)]
-            content = replaced(content, [span], _ACCOUNT.sub(name_account, user_id))
+            user_id, found = _ACCOUNT.subn(name_account, content[slice(*span)])
+            if not found:
+                user_id = _respelt(user_id, account_id)
+            content = replaced(content, [span], user_id)
         return content
 
     return body
+
+
+_ACCOUNT_IN_TEXT = re.compile(r"(?<=_account_).*?(?=_session_)", re.DOTALL)
+
+
+def _respelt(user_id: bytes, account_id: str) -> bytes:
+    """Return *user_id*, a string of JSON, with *account_id*, whichever way it is spelt."""
+    try:
+        text = msgspec.json.decode(user_id, type=str)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return user_id
+    try:
+        inner = msgspec.json.decode(text)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        inner = None
+    if isinstance(inner, dict) and "account_uuid" in inner:
+        named = msgspec.json.encode({**inner, "account_uuid": account_id}).decode()
+    else:
+        named = _ACCOUNT_IN_TEXT.sub(lambda _: account_id, text)
+    return user_id if named == text else msgspec.json.encode(named)
 
 
 def _user_ids(content: bytes) -> list[tuple[int, int]]:

@@ -289,7 +289,10 @@ COPILOT_RULES: tuple[Rule, ...] = (
         # Answered with 400, in plain text.
         status=frozenset({400}),
         phrase=re.compile(
-            r"^checking third-party user token\b|\baccess tokens? (?:is|are) not", _I
+            # Anchored: other 400s echo what a user wrote.
+            r"^checking third-party user token\b"
+            r"|^(?:bad request: )?[\w ]{0,40}\baccess tokens? (?:is|are) not",
+            _I,
         ),
         source="api.githubcopilot.com, recorded",
     ),

@@ -185,7 +185,8 @@ GOOGLE_RULES: tuple[Rule, ...] = (
         cls=OutcomeClass.AUTH_INVALID,
         status=frozenset({0, 400, 401, 403}),
         phrase=re.compile(
-            r"^api key (?:not valid|not found|expired)\b|\breported as leaked\b"
+            # Anchored: other 400s echo what a user wrote.
+            r"^api key (?:not valid|not found|expired)\b|^your api key was reported as leaked\b"
             r"|^method doesn't allow unregistered callers\b",
             _I,
         ),
@@ -224,7 +225,9 @@ GOOGLE_RULES: tuple[Rule, ...] = (
         cls=OutcomeClass.FORBIDDEN_ACCOUNT,
         status=frozenset({0, 400, 403}),
         phrase=re.compile(
-            r"\bhas been suspended\b|\bfree tier is not available in your country\b", _I
+            r"^(?:permission denied: )?consumer \S+ has been suspended\b"
+            r"|^[\w ]{0,40}\bfree tier is not available in your country\b",
+            _I,
         ),
         source="Gemini API 403, recorded; troubleshooting (400 FAILED_PRECONDITION)",
     ),

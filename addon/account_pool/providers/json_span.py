@@ -44,10 +44,27 @@ def top_member(body: bytes, name: str) -> list[Span]:
         return member(body, name, start_of_object(body))
     if value is msgspec.UNSET:
         return []
-    raw, colon = bytes(value), _COLON.match(body, body.find(quoted) + len(quoted))
-    if body.count(quoted) != 1 or colon is None or not body.startswith(raw, colon.end()):
-        return member(body, name, start_of_object(body))
-    return [(colon.end(), colon.end() + len(raw))]
+    # Another spelling of the name may be the one that was read.
+    if body.count(quoted) == 1 and not _has_escaped(body, name):
+        colon = _COLON.match(body, body.find(quoted) + len(quoted))
+        span = _value(body, colon.end()) if colon else None
+        if span is not None and body[slice(*span)] == bytes(value):
+            return [span]
+    return member(body, name, start_of_object(body))
+
+
+def _has_escaped(body: bytes, name: str) -> bool:
+    """Say whether a character of *name* is escaped anywhere: `\\u0061`."""
+    first = body.find(b"\\u00")
+    return first != -1 and _escapes(name).search(body, first) is not None
+
+
+@functools.cache
+def _escapes(name: str) -> re.Pattern[bytes]:
+    codes = {f"{ord(char):02x}" for char in name}
+    codes |= {code.upper() for code in codes}
+    # No IGNORECASE: it costs the quick search for what stands before the codes.
+    return re.compile(rf"\\u00(?:{'|'.join(sorted(codes))})".encode())
 
 
 @functools.cache

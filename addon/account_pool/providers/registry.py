@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from account_pool.core.outcome import Answer, Outcome
 from account_pool.providers import (
     anthropic,
     azure,
@@ -43,7 +44,12 @@ BUILT_IN: Mapping[str, Provider] = MappingProxyType(
 
 def add_hosts(provider: Provider, hosts: Iterable[HostRule]) -> Provider:
     """Return *provider* with more hosts, for `providers: {openai: {hosts: [...]}}`."""
-    return replace(provider, hosts=tuple(dict.fromkeys((*provider.hosts, *hosts))))
+    more = [rule for rule in hosts if rule not in provider.hosts]
+    return replace(
+        provider,
+        hosts=tuple(dict.fromkeys((*provider.hosts, *more))),
+        added_hosts=provider.added_hosts.union(more),
+    )
 
 
 def like(base: Provider, name: str, hosts: Iterable[HostRule]) -> Provider:
@@ -57,8 +63,22 @@ def like(base: Provider, name: str, hosts: Iterable[HostRule]) -> Provider:
     def route(head: RequestHead) -> Route:
         return _route_under_any_prefix(base, head)
 
-    # Behind a gateway an organisation that is named may be that of all of its keys.
-    return replace(base, name=name, hosts=tuple(hosts), env=(), route=route, owner=_nobody)
+    changed = replace(base, name=name, hosts=tuple(hosts), env=(), route=route)
+    return _behind_gateway(changed)
+
+
+def _behind_gateway(provider: Provider) -> Provider:
+    """Return *provider*, whose answers do not say whose limits they speak of.
+
+    An organisation or project that is named there may be that of all of a gateway's keys,
+    while each key has its own limits.
+    """
+
+    def classify(answer: Answer) -> Outcome:
+        outcome = provider.classify(answer)
+        return outcome if outcome.owner is None else replace(outcome, owner=None)
+
+    return replace(provider, owner=_nobody, classify=classify)
 
 
 def _nobody(_headers: Mapping[str, str]) -> None:
@@ -84,7 +104,10 @@ def _route_under_any_prefix(base: Provider, head: RequestHead) -> Route:
 
 
 class HostIndex:
-    """Finds the providers of a host: exact names first, then suffixes at a dot."""
+    """Finds the providers of a host: exact names first, then suffixes at a dot.
+
+    What a user added to a built-in provider is taken for a gateway.
+    """
 
     __slots__ = ("_exact", "_suffix")
 
@@ -92,9 +115,15 @@ class HostIndex:
         self._exact: dict[str, list[tuple[HostRule, Provider]]] = {}
         self._suffix: dict[str, list[tuple[HostRule, Provider]]] = {}
         for provider in providers:
+            gateway = _behind_gateway(provider) if provider.added_hosts else provider
             for rule in provider.hosts:
                 table = self._suffix if rule.subdomains else self._exact
-                table.setdefault(rule.host, []).append((rule, provider))
+                there = gateway if rule in provider.added_hosts else provider
+                table.setdefault(rule.host, []).append((rule, there))
+
+    def has(self, name: str, host: str, port: int) -> bool:
+        """Say whether *host* is one of the provider *name*."""
+        return any(provider.name == name for provider in self.find(host, port))
 
     def find(self, host: str, port: int) -> tuple[Provider, ...]:
         """Return the providers of *host*, in the order they were given; () if none."""
@@ -107,7 +136,9 @@ class HostIndex:
                 dot = host.find(".", dot + 1)
         if not found:
             return ()
-        # A dict of names: one provider may match by several rules.
-        return tuple(
-            {p.name: p for rule, p in found if rule.port is None or rule.port == port}.values()
-        )
+        # A dict of names: one provider may match by several rules, the nearest comes first.
+        by_name: dict[str, Provider] = {}
+        for rule, provider in found:
+            if rule.port is None or rule.port == port:
+                by_name.setdefault(provider.name, provider)
+        return tuple(by_name.values())

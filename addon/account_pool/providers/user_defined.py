@@ -252,20 +252,24 @@ def _swap(provider: Provider, definition: Definition) -> Callable[[Account, Cred
 
     def swap(account: Account, credential: Credential) -> Swap:
         companions = {**account.companions, **credential.companions}
-        made = usual(account, credential)
-        if placement is not None:
-            made = _put(made, placement, credential.secret.reveal())
         named = [
             (header.encode(), companions[key].encode())
             for key, header in definition.companions.items()
             if key in companions
         ]
-        return replace(
-            made,
-            headers=(*made.headers, *named),
-            drop=made.drop | provider.credential_headers,
-            drop_query=provider.credential_query,
-        )
+
+        def placed(made: Swap) -> Swap:
+            if placement is not None:
+                made = _put(made, placement, credential.secret.reveal())
+            return replace(
+                made,
+                headers=(*made.headers, *named),
+                drop=made.drop | provider.credential_headers,
+                drop_query=provider.credential_query,
+                by_path=tuple((part, placed(other)) for part, other in made.by_path),
+            )
+
+        return placed(usual(account, credential))
 
     return swap
 
@@ -275,7 +279,7 @@ def _put(swap: Swap, placement: Placement, secret: str) -> Swap:
     if placement.query:
         return replace(swap, headers=(), query=((placement.query, secret),))
     header = (placement.header or "authorization").encode()
-    return replace(swap, headers=((header, f"{placement.prefix}{secret}".encode()),))
+    return replace(swap, headers=((header, f"{placement.prefix}{secret}".encode()),), query=())
 
 
 def _wait(reset: Reset) -> Wait:

@@ -39,7 +39,14 @@ RULES: tuple[Rule, ...] = (
         cls=OutcomeClass.AUTH_INVALID,
         # A 400 as well.
         status=frozenset({400, 401, 403}),
-        phrase=re.compile(r"^incorrect api key provided\b|\bapi key is (?:currently )?\w+\b", _I),
+        phrase=re.compile(
+            # Anchored: other 400s echo what a user wrote.
+            r"^incorrect api key provided\b"
+            r"|^[\w' ]{0,40}\bapi key is (?:currently )?(?:blocked|deleted|disabled|expired"
+            r"|inactive|invalid|missing|revoked|suspended"
+            r"|not (?:active|authorized|enabled|valid))\b",
+            _I,
+        ),
         source=_DEBUGGING,
     ),
     Rule(

@@ -221,7 +221,7 @@ class AccountPool(Commands):
             loaded, self._copilot, self.keeper.ways.refresher, str(values["state"]), ctx.options
         )
         self._in_file = loaded.options
-        changes = update_pool(self.service, loaded.accounts)
+        changes = update_pool(self.service, loaded.accounts, self.keeper.renewed(loaded.accounts))
         self.service.set_providers(loaded.providers)
         self._apply(values)
         exchange.serve(self.service, self.keeper, self._copilot, loaded)

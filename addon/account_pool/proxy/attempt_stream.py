@@ -124,6 +124,21 @@ class AttemptStream(HttpStream):
         self.context.layers.clear()
         self.client_state = self.server_state = _over
 
+    # -- what flows say of errors
+
+    def handle_protocol_error(
+        self, event: RequestProtocolError | ResponseProtocolError
+    ) -> CommandGenerator[None]:
+        event.message = self.layer.shown(event.message)
+        return super().handle_protocol_error(event)
+
+    def check_killed(self, emit_error_hook: bool) -> CommandGenerator[bool]:
+        # It looks for the client's departure among the events that wait.
+        for event in self._paused_event_queue:
+            if isinstance(event, RequestProtocolError):
+                event.message = self.layer.shown(event.message)
+        return super().check_killed(emit_error_hook)
+
     # -- while paused
 
     def take_turn(self, step: Wait | Refresh | str) -> CommandGenerator[Turn]:

@@ -49,7 +49,7 @@ class Call:
         """
         if (request.host, request.port) != self.address:
             moved = of_request(request.host, request.port, request.scheme, via=self.destination.via)
-            if not (moved.private and self.provider in hosts.find(moved.name, moved.port)):
+            if not (moved.private and hosts.has(self.provider.name, moved.name, moved.port)):
                 return "another addon changed where this request goes"
         elif self.destination.tls and request.scheme != "https":
             return "another addon took the encryption off this request"
@@ -58,7 +58,7 @@ class Call:
                 named = _named(value, self.destination.port)
                 if named is None or (
                     named != (self.destination.name, self.destination.port)
-                    and self.provider not in hosts.find(*named)
+                    and not hosts.has(self.provider.name, *named)
                 ):
                     return "the Host header names a host that is not the provider's"
         return None

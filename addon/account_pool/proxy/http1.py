@@ -6,6 +6,8 @@ and every exception keeps the frames around it alive until the garbage collector
 together more than all the rest of this package does with a request. The values come from
 mitmproxy's own parser, which is used here as it is. Whatever is not in order (or not yet
 complete) is left to the base class.
+
+Trailers end a message as if they were not there; mitmproxy's own classes stop at them.
 """
 
 from __future__ import annotations
@@ -14,6 +16,9 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import h11
+from h11._readers import ChunkedReader
+from h11._receivebuffer import ReceiveBuffer
 from mitmproxy import http
 from mitmproxy.net.http import http1
 from mitmproxy.net.http.http1 import read
@@ -34,7 +39,26 @@ _T = TypeVar("_T", http.Request, http.Response)
 _Head = tuple[_T, int | None]
 
 
-class QuickServer(Http1Server):
+class _Quick(Http1Connection):
+    """What both sides have in common."""
+
+    def read_body(self, event: events.Event) -> CommandGenerator[None]:
+        # Comes here once for a message, whoever has read its head.
+        if type(self.body_reader) is ChunkedReader:
+            self.body_reader = _WithoutTrailers()
+        self.state = super().read_body
+        return self.state(event)
+
+
+class _WithoutTrailers(ChunkedReader):
+    """Leaves out the trailers, as a recipient may (RFC 9110, 6.5.1)."""
+
+    def __call__(self, buf: ReceiveBuffer) -> h11.Data | h11.EndOfMessage | None:
+        read = super().__call__(buf)
+        return h11.EndOfMessage() if type(read) is h11.EndOfMessage and read.headers else read
+
+
+class QuickServer(_Quick, Http1Server):
     """The connection to a client."""
 
     def read_headers(self, event: events.ConnectionEvent) -> CommandGenerator[None]:
@@ -49,7 +73,7 @@ class QuickServer(Http1Server):
         yield from self.state(event)
 
 
-class QuickClient(Http1Client):
+class QuickClient(_Quick, Http1Client):
     """The connection to a server."""
 
     def read_headers(self, event: events.ConnectionEvent) -> CommandGenerator[None]:

@@ -16,6 +16,7 @@ from mitmproxy.proxy.layers.http import (
     RegisterHttpConnection,
 )
 
+from account_pool.proxy import destination, scrub
 from account_pool.proxy.http1 import make_client_quick, quick_server
 from account_pool.proxy.service import Service
 
@@ -67,9 +68,18 @@ class PoolHttpLayer(HttpLayer):
             if held:
                 yield _joined(held)
                 held, size = [], 0
+            if type(command) is commands.Log:
+                command.message = self.shown(command.message)
             yield command
         if held:
             yield _joined(held)
+
+    def shown(self, text: str) -> str:
+        """Return what may be said of *text*, which is mitmproxy's, on a connection of the pool."""
+        target = destination.of_connection(self.context)
+        if target is not None and not self.service.claims(target.name, target.port):
+            return text
+        return scrub.without_quotes(text)
 
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
         handled = super()._handle_event(event)

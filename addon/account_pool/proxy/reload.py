@@ -2,13 +2,13 @@
 
 What is right replaces what was there; a file with a mistake changes nothing. Nothing is
 interrupted: cooldowns, credentials and the requests in flight of accounts that stay are
-kept.
+kept. What answers said of a credential goes with it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ class Changes:
     added: tuple[AccountKey, ...] = ()
     removed: tuple[AccountKey, ...] = ()
     changed: tuple[AccountKey, ...] = ()
+    renewed: tuple[AccountKey, ...] = ()
 
     def __str__(self) -> str:
         parts = [
@@ -38,14 +39,20 @@ class Changes:
                 ("added", self.added),
                 ("removed", self.removed),
                 ("changed", self.changed),
+                ("new credential for", self.renewed),
             )
             if keys
         ]
         return "; ".join(parts) or "the accounts are the same"
 
 
-def update_pool(service: Service, entries: Iterable[AccountEntry]) -> Changes:
-    """Make the accounts of *service* those of *entries*."""
+def update_pool(
+    service: Service, entries: Iterable[AccountEntry], renewed: Collection[AccountKey] = ()
+) -> Changes:
+    """Make the accounts of *service* those of *entries*.
+
+    *renewed* are those whose entry leads to another credential than it did.
+    """
     pool, now = service.pool, service.now()
     before = {state.key: state.account for state in pool.accounts()}
     wanted = {entry.account.key: entry.account for entry in entries}
@@ -59,9 +66,13 @@ def update_pool(service: Service, entries: Iterable[AccountEntry]) -> Changes:
         service.forget(key)
     for key in changed:
         pool.replace(wanted[key], now=now)
+    others = tuple(key for key in renewed if key in wanted and key in before)
+    for key in others:
+        pool.renewed(key, now=now)
+        service.forget(key)
     for key in added:
         pool.add(wanted[key], now=now, pending=wanted[key].enabled)
-    return Changes(added, removed, changed)
+    return Changes(added, removed, changed, others)
 
 
 class Watcher:

@@ -1,4 +1,4 @@
-"""Takes credentials out of what a provider sends back.
+"""Takes credentials out of what a provider sends back, and out of what is said of it.
 
 Some providers print the key they were given into an error text or a redirect. What
 reaches a client, and with it flows, dumps and logs, must not hold it.
@@ -6,6 +6,7 @@ reaches a client, and with it flows, dumps and logs, must not hold it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from urllib.parse import quote
 
@@ -13,6 +14,8 @@ from mitmproxy import http
 
 #: The credentials that may occur.
 Secrets = frozenset[bytes]
+#: Where a text begins to quote, in the way of `repr`; the apostrophe in a word is none.
+_QUOTE = re.compile(r"(?<!\w)b?[\"']")
 
 
 def secrets_of(texts: Iterable[str]) -> Secrets:
@@ -36,6 +39,15 @@ def headers(response: http.Response, secrets: Secrets) -> None:
     fields = response.headers.fields
     if any(secret in value for _, value in fields for secret in secrets):
         response.headers.fields = tuple((name, body(value, secrets)) for name, value in fields)
+
+
+def without_quotes(text: str) -> str:
+    """Return *text* up to where it quotes something.
+
+    mitmproxy's parsers quote the line they cannot read, with the credential that is in it.
+    """
+    quote_begins = _QUOTE.search(text)
+    return text if quote_begins is None else f"{text[: quote_begins.start()]}[not shown]"
 
 
 class Scrubber:

@@ -37,7 +37,7 @@ from account_pool.proxy.call import Call, FieldsView, read_head
 from account_pool.proxy.destination import Destination, is_loopback
 from account_pool.proxy.hooks import Turn
 from account_pool.proxy.scrub import Secrets
-from account_pool.proxy.wire import mask
+from account_pool.proxy.wire import Places, mask
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +120,8 @@ class Service:
         self.seen: dict[str, Callable[[Mapping[str, str]], None]] = {}
         self.passed: set[str] = set()
         self._swaps: dict[AccountKey, tuple[Credential, Swap]] = {}
+        #: where credentials may stand, by the names of the providers that share a host
+        self._shared: dict[tuple[str, ...], Places] = {}
         self._refusals: dict[AccountKey, StoredRefusal] = {}
         #: the credential with which an account's answers have named its owner, or not
         self._owned: dict[AccountKey, Credential] = {}
@@ -135,6 +137,7 @@ class Service:
         """Take in other providers; hosts of those without an account are not ours."""
         self.providers = dict(providers)
         self._swaps.clear()
+        self._shared.clear()
         active = set(self.pool.providers())
         self.hosts = HostIndex([p for p in providers.values() if p.name in active])
 
@@ -159,7 +162,7 @@ class Service:
                 break
         if seen := self.seen.get(provider.name):
             seen(head.headers)
-        masked = mask(request, provider, provider.name)
+        masked = mask(request, self._places(provider, providers), provider.name)
         denied = None
         if route is not Route.PASS:
             denied = self._denied(provider, destination, client)
@@ -174,6 +177,16 @@ class Service:
             head=head,
             denied=denied,
         )
+
+    def _places(self, provider: Provider, sharing: tuple[Provider, ...]) -> Provider | Places:
+        """Return where credentials may stand on a request to a host of all in *sharing*."""
+        if len(sharing) == 1:
+            return provider
+        names = tuple([p.name for p in sharing])
+        known = self._shared.get(names)
+        if known is None:
+            known = self._shared[names] = Places.of(sharing)
+        return known
 
     def _denied(
         self, provider: Provider, destination: Destination, client: Client
@@ -190,6 +203,18 @@ class Service:
         if self.settings.websockets:
             return self.settings.websockets == "refuse"
         return provider.avoids_websocket(head)
+
+    def current(self, call: Call) -> Provider | None:
+        """Return the provider of *call* as accounts.yaml describes it now.
+
+        None when its host is not that provider's any more: the file was edited while the
+        request waited.
+        """
+        name = call.provider.name
+        if self.providers.get(name) is call.provider:
+            return call.provider
+        found = self.hosts.find(call.destination.name, call.destination.port)
+        return next((provider for provider in found if provider.name == name), None)
 
     # -- serving
 
@@ -327,6 +352,11 @@ class Service:
             return
         if response.status_code < 400:
             self._owned[lease.key] = lease.credential
+        if host := lease.account.companions.get("host"):
+            # Sent elsewhere than the client sent it: perhaps to a gateway.
+            origin = Origin.parse(host)
+            found = self.hosts.find(origin.host, origin.port)
+            provider = next((p for p in found if p.name == provider.name), provider)
         if owner := provider.owner(FieldsView(response.headers.fields)):
             self.pool.learn_owner(lease.key, owner)
 

@@ -33,7 +33,7 @@ from mitmproxy.proxy.layers.http import (
     ResponseTrailers,
 )
 from mitmproxy.proxy.layers.http._hooks import HttpResponseHeadersHook
-from mitmproxy.proxy.layers.websocket import WebsocketMessageHook
+from mitmproxy.proxy.layers.websocket import WebsocketLayer, WebsocketMessageHook
 
 from account_pool.core.attempts import (
     Answer,
@@ -56,7 +56,7 @@ from account_pool.proxy.call import Call
 from account_pool.proxy.layer import GetFreshConnection, PoolHttpLayer
 from account_pool.proxy.scrub import Secrets
 from account_pool.proxy.service import INSECURE
-from account_pool.proxy.socket import CLOSE_FRAME, SocketReader
+from account_pool.proxy.socket import SocketReader, closing_event
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ logger = logging.getLogger(__name__)
 #: mostly comes at once, and a connection that was read to its end can be used again.
 DRAIN_S = 0.25
 INTERNAL = "internal error in the account pool; see its log"
+MOVED = "accounts.yaml was changed, and this host is not the provider's any more"
 
 
 class ServingStream(AttemptStream):
@@ -161,6 +162,11 @@ class ServingStream(AttemptStream):
     def _send(self, step: Send) -> Generator[commands.Command, Any, Step | None]:
         """Send one attempt. Returns the next step if no connection could be made."""
         call, attempts, flow, lease = self._call, self._attempts, self.flow, step.lease
+        provider = self.service.current(call)
+        if provider is None:
+            yield from self.answer_locally(call.provider.refusal(421, MOVED, None))
+            return None
+        call.provider = provider
         name = str(lease.key)
         wire.rename(flow.request, call.masked, name)
         flow.metadata["pool.account"] = name
@@ -484,8 +490,8 @@ class ServingStream(AttemptStream):
             if isinstance(command, WebsocketMessageHook):
                 closing = self._message(command.flow) or closing
         if closing:
-            # As if the provider had closed it: mitmproxy's layer does the rest.
-            close = ResponseData(self.stream_id, CLOSE_FRAME)
+            assert isinstance(self.child_layer, WebsocketLayer)
+            close = closing_event(self.child_layer, self.service.wall_now())
             yield from super().passthrough(close)
 
     def _message(self, flow: http.HTTPFlow) -> bool:

@@ -2,8 +2,8 @@
 
 The account of a socket is fixed at the handshake; limits arrive as frames, long after.
 Before anything of an answer has come the socket can be closed, and its client opens
-another one, on another account. Frames are read only, and none is ever made up: a client
-that cannot parse one waits in silence (clients.md, section 4).
+another one, on another account. Messages are read only, and none is ever made up: a
+client that cannot parse one waits in silence (clients.md, section 4).
 """
 
 from __future__ import annotations
@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.layer import CommandGenerator
+from mitmproxy.proxy.layers.websocket import WebsocketEndHook, WebsocketLayer
+from wsproto.connection import ConnectionState
+from wsproto.events import CloseConnection
 
 from account_pool.core.outcome import Answer, Outcome, OutcomeClass
 from account_pool.core.sse import Verdict
 from account_pool.providers.base import Provider
 
-#: RFC 6455, 5.2 and 7.4: a final, unmasked Close frame with status 1013 (IANA: "try again
-#: later"), as a server sends it.
-CLOSE_FRAME = b"\x88\x02" + (1013).to_bytes(2, "big")
+#: The status of a Close frame (RFC 6455, 7.4; IANA: "try again later").
+TRY_AGAIN_LATER = 1013
 #: Where an error says that it is one; later in a frame it is the text of a model.
 _HEAD_BYTES = 256
 _LIMITS = frozenset({OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA, OutcomeClass.FORBIDDEN_ACCOUNT})
@@ -72,6 +76,44 @@ class SocketReader:
         )
         outcome = self.provider.classify(answer)
         return outcome if outcome.cls in _LIMITS else None
+
+
+class _Close(events.DataReceived):
+    """Comes after what a socket has still to do.
+
+    An event that its layer knows: if the socket has closed by then, nothing happens.
+    """
+
+
+def closing_event(socket: WebsocketLayer, wall_now: float) -> events.Event:
+    """Return the event upon which *socket* closes, once.
+
+    Written as frames of our own on both sides: the provider may be in the middle of one.
+    """
+    relay, close = socket._handle_event, _Close(socket.context.server, b"")
+
+    def handle(event: events.Event) -> CommandGenerator[None]:
+        return _closed(socket, wall_now) if event is close else relay(event)
+
+    if socket.flow.live:
+        # Until it closes: mitmproxy's layer puts another in its place then.
+        socket._handle_event = handle
+    return close
+
+
+def _closed(socket: WebsocketLayer, wall_now: float) -> CommandGenerator[None]:
+    """As mitmproxy's layer does when it reads a Close frame of the server."""
+    data = socket.flow.websocket
+    assert data is not None
+    data.timestamp_end, data.closed_by_client = wall_now, False
+    data.close_code, data.close_reason = TRY_AGAIN_LATER, ""
+    for side in (socket.server_ws, socket.client_ws):
+        if side.state in (ConnectionState.OPEN, ConnectionState.REMOTE_CLOSING):
+            yield side.send2(CloseConnection(code=TRY_AGAIN_LATER))
+        yield commands.CloseConnection(side.conn)
+    yield WebsocketEndHook(socket.flow)
+    socket.flow.live = False
+    socket._handle_event = socket.done
 
 
 def _json(content: bytes) -> Any:

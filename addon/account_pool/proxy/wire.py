@@ -53,13 +53,33 @@ class Masked:
     places: list[tuple[int, bytes]]
 
 
-def mask(request: http.Request, provider: Provider, name: str) -> Masked:
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a credential may stand on a request to a host that several providers share.
+
+    The client's credential for one of them must not be shown or sent with another's.
+    """
+
+    credential_headers: frozenset[bytes]
+    credential_query: tuple[str, ...]
+
+    @classmethod
+    def of(cls, providers: Iterable[Provider]) -> Places:
+        """Return every place of *providers*."""
+        providers = tuple(providers)
+        return cls(
+            frozenset().union(*(p.credential_headers for p in providers)),
+            tuple(dict.fromkeys(name for p in providers for name in p.credential_query)),
+        )
+
+
+def mask(request: http.Request, places_of: Provider | Places, name: str) -> Masked:
     """Replace every credential on *request* by a placeholder that says *name*.
 
     Returns the originals. Companions of the credential (organisation, project) are
     masked with it.
     """
-    names = _masked_names(provider.credential_headers)
+    names, query = _masked_names(places_of.credential_headers), places_of.credential_query
     fields: list[tuple[bytes, bytes]] = []
     places: list[tuple[int, bytes]] = []
     originals: dict[bytes, list[bytes]] = {}
@@ -76,13 +96,11 @@ def mask(request: http.Request, provider: Provider, name: str) -> Masked:
     masked_fields = tuple(fields)
     request.headers.fields = masked_fields
     path = None
-    if provider.credential_query and b"?" in request.data.path:
-        masked_path = _map_query(request.data.path, provider.credential_query, PLACEHOLDER + name)
+    if query and b"?" in request.data.path:
+        masked_path = _map_query(request.data.path, query, PLACEHOLDER + name)
         if masked_path != request.data.path:
             path, request.data.path = request.data.path, masked_path
-    return Masked(
-        originals, path, request.data.path, names, provider.credential_query, masked_fields, places
-    )
+    return Masked(originals, path, request.data.path, names, query, masked_fields, places)
 
 
 @lru_cache(maxsize=64)
@@ -151,8 +169,10 @@ def outgoing(
         _drop_key_protocols(fields)
     fields.extend(put.items())
     path = request.data.path
-    if swap.drop_query and b"?" in path:
-        path = _map_query(path, swap.drop_query, None)
+    # What is masked and not the account's own is another provider's of the same host.
+    drop_query = swap.drop_query if masked.path is None else (*swap.drop_query, *masked.query)
+    if drop_query and b"?" in path:
+        path = _map_query(path, drop_query, None)
     if swap.query:
         path += (b"&" if b"?" in path else b"?") + urlencode(swap.query).encode()
     if swap.edit:
