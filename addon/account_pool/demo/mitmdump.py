@@ -128,9 +128,11 @@ class Mitmdump:
         process = self._process
         if process is None:
             return
-        # Already gone: a Ctrl-C in the terminal reaches it as well as us.
-        with suppress(ProcessLookupError):
-            process.terminate()
+        # Already gone: a Ctrl-C in the terminal reaches it as well as us. Then it is not to
+        # be signalled: `terminate` would collect its exit code before asyncio does.
+        if self._reading is None or not self._reading.done():
+            with suppress(ProcessLookupError):
+                process.terminate()
         try:
             await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
         except TimeoutError:
