@@ -51,7 +51,9 @@ async def test_leaving_in_the_middle_of_the_answer(provider, pool_proxy, http2):
     upstream = await provider(by_credential({FIRST: [endless, CHAT]}))
     proxy = await pool_proxy(ONE_AT_A_TIME, provider=upstream)
     async with proxy.client(http2=http2) as http, http.stream(**chat()) as response:
-        await anext(response.aiter_raw())
+        # Held: a generator that is collected closes the answer.
+        pieces = response.aiter_raw()
+        await anext(pieces)
     assert await upstream.journal.until_ended(0) is Ending.LEFT
     assert await ask(proxy, http2=http2) == 200
     assert upstream.journal.credentials == [FIRST, FIRST]
@@ -80,7 +82,9 @@ async def test_leaving_while_waiting_for_a_busy_account(provider, pool_proxy):
     )
     async with proxy.client() as http:
         async with http.stream(**chat()) as response:
-            await anext(response.aiter_raw())
+            # Held: a generator that is collected closes the answer.
+            pieces = response.aiter_raw()
+            await anext(pieces)
             waiting = asyncio.create_task(ask(proxy))
             # Two clients are connected, and the second one's request is in the pool.
             await proxy.until(lambda: proxy.output.count("client connect") == 2)
