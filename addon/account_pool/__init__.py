@@ -5,6 +5,7 @@ The map, in reading order:
 - `core/`         pure: who may serve, what an answer means, what happens next
 - `providers/`    one file per API family: hosts, paths, credential, limits, envelope
 - `credentials/`  where secrets come from, the Copilot exchange, one keeper
+- `store/`        what survives a restart
 - `config/`       accounts.yaml and the environment
 - `proxy/`        the mitmproxy shell: the HTTP layer that replays, the addon, options
 - `cli/`          the `account-pool` command

@@ -64,6 +64,7 @@ class Reference:
                 if facts.kind in pool.get(member.account.key).credentials
                 and member.account.models.allows(facts.model)
                 and not cooling(pool.get(member.account.key), facts.model, now)
+                and pool.get(member.account.key).ramps_admit(facts.model, now)
             ],
             now,
         )

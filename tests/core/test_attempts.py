@@ -88,8 +88,8 @@ def shown(step: Step | None) -> str | None:
     match step:
         case Send(lease, fresh):
             return f"send {lease.key.label}{' fresh' if fresh else ''}"
-        case Wait(until, seen):
-            return f"wait until {until:g}{' or change' if seen is not None else ''}"
+        case Wait(until, ticket):
+            return f"wait until {until:g}{' or change' if ticket is not None else ''}"
         case Refresh(lease):
             return f"refresh {lease.key.label}"
         case Deliver(retry_after_s):
@@ -108,6 +108,7 @@ class Play:
     def __init__(self, *members: Any, strategy: str = "round-robin", **options: Any) -> None:
         pool: Pool | None = options.pop("pool", None)
         self.pool = pool or pool_of(*members, strategy=strategy)
+        self.alone = pool is None
         chance: float = options.pop("chance", 0.5)
         replayable: bool = options.pop("replayable", True)
         facts: Facts = options.pop("facts", FACTS)
@@ -132,7 +133,7 @@ class Play:
         assert attempts.lease is None or not attempts.lease.returned
         if attempts.over:
             assert attempts.lease is None
-            assert self.in_flight == 0
+            assert not self.alone or self.in_flight == 0
         return self
 
     def __lshift__(self, step: str | None) -> Play:
@@ -740,7 +741,9 @@ def test_two_requests_that_trip_the_same_account_count_once() -> None:
     first.step = first.attempts.refused(rate_limit(), 1.0)
     first << "send b"
     second.step = second.attempts.refused(rate_limit(), 1.1)
-    second << "send b"
+    # Where both go, the first goes ahead.
+    second << "wait until 1.25 or change"
+    second.at(1.25) >> resumed << "send b"
     assert pool.get(key("a")).cooldowns[None].streak == 1
     assert pool.summary(PROVIDER, now=1.1)["in_flight"] == 2
 
@@ -887,3 +890,58 @@ def test_an_account_forbidden_inside_a_socket_is_disabled() -> None:
     play >> begin << "send a" >> committed
     assert play.attempts.refused_inside(FORBIDDEN, "gpt-5", play.now)
     assert play.pool.get(key("a")).disabled is not None
+
+
+# -- storms
+
+
+def test_where_a_herd_goes_requests_follow_one_by_one_in_order() -> None:
+    pool = pool_of("a", "b", strategy="fill-first")
+    herd = [Play(pool=pool) for _ in range(4)]
+    for play in herd:
+        play >> begin << "send a"
+    first, second, third, fourth = herd
+    first >> refused(rate_limit(600.0)) << "send b"
+    second >> refused(rate_limit(600.0)) << "wait until 0.25 or change"
+    third >> refused(rate_limit(600.0)) << "wait until 30 or change"
+    fourth >> refused(rate_limit(600.0)) << "wait until 30 or change"
+    # Its answer begins: two may follow, and whoever comes now is behind them.
+    first.at(0.1) >> committed
+    Play(pool=pool).at(0.1) >> begin << "wait until 30.1 or change"
+    third.at(0.1) >> resumed << "send b"
+    second.at(0.1) >> resumed << "send b"
+    fourth.at(0.1) >> resumed << "wait until 0.25 or change"
+
+
+def test_who_leaves_gives_back_what_it_was_given_while_it_waited() -> None:
+    pool = pool_of(account("a", max_concurrent=1))
+    busy, first, second = (Play(pool=pool) for _ in range(3))
+    busy >> begin << "send a"
+    first >> begin << "wait until 30 or change"
+    second >> begin << "wait until 30 or change"
+    busy >> committed >> finished
+    first.at(1.0) >> left
+    second.at(1.0) >> resumed << "send a"
+    second >> committed >> finished
+    assert pool.get(key("a")).in_flight == 0
+
+
+def test_caution_costs_no_answer_when_there_is_no_time_to_wait() -> None:
+    pool = pool_of("a", "b", strategy="fill-first")
+    pool.mark_cooldown(key("a"), rate_limit(600.0), now=0.0)
+    Play(pool=pool, max_wait_s=0.0) >> begin << "send b"
+    Play(pool=pool, max_wait_s=0.0) >> begin << "send b"
+
+
+def test_when_all_cool_one_request_a_minute_tries() -> None:
+    pool = pool_of("a", "b")
+    pool.mark_cooldown(key("a"), quota(9000.0), now=0.0)
+    pool.mark_cooldown(key("b"), quota(8000.0), now=0.0)
+    Play(pool=pool).at(59.0) >> begin << "answer 429, 7941 s, like b"
+    probing = Play(pool=pool).at(60.0) >> begin << "send b"
+    Play(pool=pool).at(60.0) >> begin << "answer 429, 7940 s, like b"
+    probing >> refused(quota(7940.0)) << "deliver, 7940 s"
+    Play(pool=pool).at(119.0) >> begin << "answer 429, 7881 s, like b"
+    healed = Play(pool=pool).at(120.0) >> begin << "send b" >> committed
+    assert pool.get(key("b")).cooldowns == {}
+    healed >> finished

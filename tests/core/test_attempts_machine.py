@@ -193,16 +193,16 @@ class AttemptsMachine(RuleBasedStateMachine):
                 assert len(attempts.history) == sent + 1
                 state = self.pool.get(lease.key)
                 assert state.enabled
-                assert not cooling(state, attempts.facts.model, self.now)
+                assert lease.probe or not cooling(state, attempts.facts.model, self.now)
                 assert state.account.models.allows(attempts.facts.model)
                 assert lease.credential == state.credentials[attempts.facts.kind]
                 assert not state.account.max_concurrent or (
                     state.in_flight <= state.account.max_concurrent
                 )
-            case Wait(until, seen):
+            case Wait(until, ticket):
                 self.wake_at = until
                 assert self.now <= until <= self.now + max(attempts.limits.max_wait_s, 0.5)
-                assert (seen is not None) is (attempts.lease is None)
+                assert (ticket is not None) is (attempts.lease is None)
             case Refresh(lease):
                 assert attempts.lease is lease
             case Deliver():
@@ -247,7 +247,8 @@ class AttemptsMachine(RuleBasedStateMachine):
     def held(self) -> list[Lease]:
         """Open leases on accounts that are still in the pool."""
         present = {state.key: state.position for state in self.pool.accounts()}
-        leases = [a.lease for a in self.all if a.lease is not None]
+        given = [a._ticket.lease for a in self.all if a._ticket is not None]
+        leases = [lease for lease in [*given, *(a.lease for a in self.all)] if lease is not None]
         return [lease for lease in leases if present.get(lease.key) == lease.position]
 
     @invariant()

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 
 from account_pool.core import selection
 from account_pool.core.account import Account, AccountKey
-from account_pool.core.credential import Credential
+from account_pool.core.credential import Credential, fingerprint
 from account_pool.core.errors import DuplicateAccount, LeaseAlreadyReturned, NoUsableAccount
 from account_pool.core.lease import Facts, Lease
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
@@ -107,7 +107,7 @@ class PoolMachine(RuleBasedStateMachine):
         was, refused = state.disabled, state.refused
         self.pool.set_credentials(key, held, now=self.now)
         forbidden = was is not None and was.cls is OutcomeClass.FORBIDDEN_ACCOUNT
-        healed = bool(held) and held != refused and not forbidden
+        healed = bool(held) and fingerprint(held) != refused and not forbidden
         assert (state.disabled is None) == (was is None or healed)
 
     # -- leases
@@ -159,11 +159,13 @@ class PoolMachine(RuleBasedStateMachine):
                 continue
             covering = [c.until for c in state.cooldowns.values() if c.covers(facts.model)]
             until = max([*covering, state.next_start_at])
-            if until > self.now:
-                returns.append((until, state.key))
-            else:
-                assert state.full
+            if until <= self.now:
                 may_change = True
+                if state.full:
+                    continue
+                until = state.ramps_admit_at(facts.model)
+            assert until > self.now
+            returns.append((until, state.key))
         assert nobody.retry_at == min((until for until, _ in returns), default=None)
         assert nobody.may_change == may_change
         assert (nobody.retry_at, nobody.soonest) in [*returns, (None, None)]

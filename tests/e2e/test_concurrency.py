@@ -39,13 +39,13 @@ async def test_no_client_sees_an_account_fail(provider, pool_proxy, http2):
     labels = ("first", "second", "third", "fourth")
     proxy = await pool_proxy([account(label) for label in labels], provider=upstream)
 
-    async def one(http) -> tuple[int, bytes]:
-        answer = await http.request(**chat())
+    async def one(http, n: int) -> tuple[int, bytes]:
+        answer = await http.request(**chat(f"I am number {n}."))
         return answer.status_code, answer.content
 
     # Each client its own connection, as separate tools have; on HTTP/2 ten share one.
     clients = [proxy.client(http2=http2) for _ in range(STREAMS // 10)]
-    seen = await asyncio.gather(*(one(clients[n // 10]) for n in range(STREAMS)))
+    seen = await asyncio.gather(*(one(clients[n // 10], n) for n in range(STREAMS)))
     for http in clients:
         await http.aclose()
 

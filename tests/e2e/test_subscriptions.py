@@ -93,7 +93,7 @@ async def test_the_model_of_a_compressed_request_is_known(provider, pool_proxy):
     async with proxy.client() as http:
         for encoding in ("zstd", "gzip"):
             await http.request(**ask_codex(encoding))
-        await http.request(**ask_codex(model="gpt-5"))
+        await http.request(**ask_codex(model="gpt-5", **{"thread-id": "another"}))
     assert upstream.journal.credentials == [SECOND, SECOND, FIRST]
 
 
@@ -191,7 +191,7 @@ async def test_a_limit_of_a_feature_leaves_the_account_to_others(provider, pool_
     upstream = await provider(by_credential({FIRST: [of_images, RESPONSE], SECOND: RESPONSE}))
     proxy = await pool_proxy(CODEX_TWO, provider=upstream)
     async with proxy.client() as http:
-        answers = [await http.request(**ask_codex()) for _ in range(2)]
+        answers = [await http.request(**ask_codex(**{"thread-id": t})) for t in ("one", "two")]
     assert [answer.status_code for answer in answers] == [200, 200]
     assert upstream.journal.credentials == [FIRST, SECOND, FIRST]
 

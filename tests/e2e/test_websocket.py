@@ -76,7 +76,7 @@ async def test_a_socket_holds_its_account_until_it_closes(provider, pool_proxy):
             assert (await http.request(**chat())).status_code == 200
     await upstream.journal.until_answered(2)
     async with proxy.client() as http:
-        assert (await http.request(**chat())).status_code == 200
+        assert (await http.request(**chat("Another conversation."))).status_code == 200
     assert upstream.journal.credentials == [FIRST, SECOND, FIRST]
 
 

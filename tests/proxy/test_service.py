@@ -10,6 +10,7 @@ import pytest
 from mitmproxy import http
 from mitmproxy.test import tutils
 
+from account_pool.core.admission import Ticket
 from account_pool.core.attempts import Answer, Limits, Refresh, Send, Wait
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
@@ -232,56 +233,37 @@ async def test_a_wait_whose_time_has_come():
     await service.take_turn(turn_of(Wait(service.now() - 5)))
 
 
-async def test_a_wait_ends_with_a_change_of_the_pool_and_stops_listening():
+def in_line(service) -> Ticket:
+    """A request that waits for an account."""
+    ticket = Ticket(facts=opened(service).facts(request()))
+    service.pool.wait(ticket, None)
+    return ticket
+
+
+async def test_a_wait_ends_when_it_is_called():
     service = service_of("one", limits=Limits(max_wait_s=60))
-    turn = turn_of(Wait(service.now() + 3600, service.pool.changes))
-    waiting = asyncio.create_task(service.take_turn(turn))
-    while not service.pool._listeners:
-        await asyncio.sleep(0)
-    service.pool.add(account("two"), now=0)
-    await waiting
-    assert service.pool._listeners == []
-
-
-async def test_a_change_before_the_wait_began_is_not_missed():
-    service = service_of("one")
-    decided = Wait(service.now() + 3600, service.pool.changes)
-    service.pool.add(account("two"), now=0)
-    await service.take_turn(turn_of(decided))
-
-
-async def test_a_wait_for_time_does_not_listen():
-    service = service_of("one")
-    turn = turn_of(Wait(service.now() + 3600))
-    waiting = asyncio.create_task(service.take_turn(turn))
+    ticket = in_line(service)
+    waiting = asyncio.create_task(service.take_turn(turn_of(Wait(service.now() + 3600, ticket))))
     await asyncio.sleep(0)
-    assert service.pool._listeners == []
-    turn.woken.set()
+    service.pool.add(account("two"), {}, now=0)
     await waiting
+    assert service.pool.stop_waiting(ticket) is not None
+
+
+async def test_a_call_before_the_wait_began_is_not_missed():
+    service = service_of("one")
+    ticket = in_line(service)
+    ticket.call()
+    await service.take_turn(turn_of(Wait(service.now() + 3600, ticket)))
 
 
 async def test_a_wait_that_is_abandoned_ends_at_once():
     service = service_of("one")
-    turn = turn_of(Wait(service.now() + 3600, service.pool.changes))
+    turn = turn_of(Wait(service.now() + 3600))
     waiting = asyncio.create_task(service.take_turn(turn))
-    while not service.pool._listeners:
-        await asyncio.sleep(0)
+    await asyncio.sleep(0)
     turn.woken.set()
     await waiting
-    assert service.pool._listeners == []
-
-
-async def test_a_wait_that_is_cancelled_stops_listening():
-    service = service_of("one")
-    waiting = asyncio.create_task(
-        service.take_turn(turn_of(Wait(service.now() + 3600, service.pool.changes)))
-    )
-    while not service.pool._listeners:
-        await asyncio.sleep(0)
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-    assert service.pool._listeners == []
 
 
 def lease_of(service):

@@ -217,13 +217,13 @@ def test_a_file_of_an_older_version_gets_the_new_tables_and_keeps_the_rest(
     store = SqliteTokens(path)
     store.save("family", SOME)
     store.close()
-    more = (*schema.MIGRATIONS, ("CREATE TABLE cooldowns (account TEXT PRIMARY KEY)",))
+    more = (*schema.MIGRATIONS, ("CREATE TABLE more (account TEXT PRIMARY KEY)",))
     monkeypatch.setattr(database, "MIGRATIONS", more)
     for _ in range(2):
         store = SqliteTokens(path)
         assert store.load("family") == SOME
         with store._database.reading() as connection:
-            assert connection.execute("SELECT count(*) FROM cooldowns").fetchone() == (0,)
+            assert connection.execute("SELECT count(*) FROM more").fetchone() == (0,)
         store.close()
 
 

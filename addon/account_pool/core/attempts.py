@@ -16,11 +16,13 @@ from enum import Enum
 from typing import assert_never
 
 from account_pool.core.account import AccountKey
+from account_pool.core.admission import Ticket
 from account_pool.core.cooldown import usable_hint
 from account_pool.core.errors import IllegalEvent, NoUsableAccount, UnknownAccount
 from account_pool.core.lease import Facts, Lease
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
+from account_pool.core.turn import Turn
 
 #: Tries in place for a server short of capacity, beyond the first (design.md, 7).
 OVERLOAD_TRIES = 2
@@ -28,6 +30,10 @@ OVERLOAD_TRIES = 2
 OVERLOAD_PAUSE_S = 1.0
 #: Pause before a server that refused a connection is tried again.
 CONNECT_PAUSE_S = 0.25
+
+#: How many times as long a request that goes on with begun work waits for its account.
+#: Copilot counts a prompt of its user when it is sent to an account, not what follows it.
+FOLLOW_UP_PATIENCE = 3.0
 
 #: Stands for the models of a WebSocket, which its handshake does not name.
 SOCKETS = "(websocket)"
@@ -87,12 +93,11 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Wait until *until* (monotonic seconds), or until the pool changes."""
+    """Wait until *until* (monotonic seconds), or until *ticket* is called."""
 
     until: float
-    #: the pool's `changes` when this was decided: a change since then ends the wait, also
-    #: one that came before the waiting began. None: only time ends it.
-    seen: int | None = None
+    #: the request's place among those who wait for an account. None: only time ends it.
+    ticket: Ticket | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +171,13 @@ class Limits:
     Attributes:
         max_attempts: requests sent upstream at most.
         max_wait_s: longest time a request is held while nobody can serve.
+        patience_s: longest time worth waiting for the account a conversation lives on.
         retry_broken: send again although the first try may have run.
     """
 
     max_attempts: int = 10
     max_wait_s: float = 30.0
+    patience_s: float = 3.0
     retry_broken: bool = False
 
 
@@ -191,6 +198,7 @@ class Attempts:
         pool, facts, limits: what is asked of whom, and our bounds.
         chance: a number from 0 to 1, for jitter.
         replayable: False when the body was not kept: one attempt, then deliver.
+        turn: the conversation it is a part of, and where that lives.
         lease: of the running attempt.
         history: attempts so far, oldest first.
         phase: which events may come.
@@ -201,6 +209,7 @@ class Attempts:
     limits: Limits
     chance: Callable[[], float]
     replayable: bool = True
+    turn: Turn = field(default_factory=Turn)
     lease: Lease | None = None
     history: list[Attempt] = field(default_factory=list)
     phase: Phase = Phase.NEW
@@ -213,7 +222,10 @@ class Attempts:
     _overloads: int = 0
     _breaks: dict[Broken, int] = field(default_factory=dict)
     _give_up_at: float | None = None
+    _move_at: float | None = None
     _refused: bool = False
+    #: its place among those who wait, once it had to
+    _ticket: Ticket | None = None
 
     @property
     def over(self) -> bool:
@@ -225,20 +237,20 @@ class Attempts:
     def begin(self, now: float) -> Step:
         """Start: choose an account."""
         self._expect(Phase.NEW)
-        return self._enter(self._choose(now))
+        return self._enter(self._choose(now), now)
 
     def refused(self, outcome: Outcome, now: float) -> Step:
         """The running attempt was answered with something that is not OK."""
         lease = self._held(Phase.SENT)
         self.history[-1].outcome = outcome
         self._refused = True
-        return self._enter(self._judge(lease, outcome, now))
+        return self._enter(self._judge(lease, outcome, now), now)
 
     def broken(self, how: Broken, now: float) -> Step:
         """The running attempt ended without an answer."""
         lease = self._held(Phase.SENT)
         self.history[-1].outcome = Outcome(cls=OutcomeClass.TRANSPORT, signal=how.value)
-        return self._enter(self._reconnect(lease, how, now))
+        return self._enter(self._reconnect(lease, how, now), now)
 
     def refreshed(self, changed: bool, now: float) -> Step:
         """The credential of the running lease was renewed, or not."""
@@ -246,29 +258,38 @@ class Attempts:
         refusal = self.history[-1].outcome
         assert refusal is not None
         if not changed:
-            return self._enter(self._suspect(lease, refusal, now))
+            return self._enter(self._suspect(lease, refusal, now), now)
         if self.replayable and self._may_send():
-            return self._enter(self._again(lease, now))
+            return self._enter(self._again(lease, now), now)
         # It came too late for this request, but it is there for the next.
-        return self._enter(self._deliver(now))
+        return self._enter(self._deliver(now), now)
 
     def resumed(self, now: float) -> Step:
-        """A wait is over, because of time or because the pool changed."""
+        """A wait is over, because of time or because it was called."""
         self._expect(Phase.WAITING)
-        lease = self.lease
-        return self._enter(self._choose(now) if lease is None else self._again(lease, now))
+        if self.lease is not None:
+            return self._enter(self._again(self.lease, now), now)
+        # Whoever is out of the line is overtaken.
+        self.pool.admit(self.facts.provider, now=now)
+        lease = self._leave_line()
+        if lease is not None:
+            lease = self.pool.renew(lease, now=now)
+        return self._enter(self._choose(now) if lease is None else self._go(lease, now), now)
 
     def committed(self, now: float) -> None:
         """The answer is good and its first byte goes to the client: no more attempts."""
-        self._expect(Phase.SENT)
+        lease = self._held(Phase.SENT)
         self.phase = Phase.COMMITTED
+        self.pool.answered(lease, now=now)
         self.history[-1].outcome = _OK
+        self.turn.served()
         self._confirm_suspects(now, served=True)
 
     def finished(self, now: float) -> None:
         """The committed answer has ended, or the client hung up when it had enough."""
         self._expect(Phase.COMMITTED)
         self.phase = Phase.OVER
+        self.turn.ended(now)
         self._return(_OK, now)
 
     def refused_inside(self, outcome: Outcome, model: str | None, now: float) -> bool:
@@ -297,7 +318,11 @@ class Attempts:
         May come at any time, also when all is over.
         """
         self.phase = Phase.OVER
+        self.turn.ended(now)
         self._return(None, now)
+        given = self._leave_line()
+        if given is not None:
+            self.pool.release(given, None, now=now)
 
     # -- rules
 
@@ -308,7 +333,7 @@ class Attempts:
             case OutcomeClass.FORBIDDEN_ACCOUNT if not outcome.explicit:
                 return self._forbidden(lease, outcome, now)
             case OutcomeClass.RATE_LIMIT | OutcomeClass.QUOTA | OutcomeClass.FORBIDDEN_ACCOUNT:
-                return self._limited(outcome, now)
+                return self._limited(lease, outcome, now)
             case OutcomeClass.OVERLOADED:
                 return self._overloaded(outcome, now)
             case OutcomeClass.REQUEST_ERROR if outcome.missing_model and self.facts.model:
@@ -323,12 +348,12 @@ class Attempts:
             case _:
                 assert_never(outcome.cls)
 
-    def _limited(self, outcome: Outcome, now: float) -> Step:
-        of_model = outcome.scope is Scope.MODEL and self.facts.model is None
-        if (outcome.model is not None or of_model) and self.lease is not None:
-            # What is limited need not be what the request will be chosen by.
-            self._avoid.add(self.lease.key)
+    def _limited(self, lease: Lease, outcome: Outcome, now: float) -> Step:
         self._return(outcome, now)
+        of_model = outcome.scope is Scope.MODEL and self.facts.model is None
+        if (outcome.model is not None or of_model) and not self._cools(lease.key, now):
+            # What is limited need not be what the request will be chosen by.
+            self._avoid.add(lease.key)
         self._confirm_suspects(now)
         if outcome.scope is Scope.NONE:
             # A 429 without evidence: one hop. When a second account says the same, it
@@ -336,6 +361,7 @@ class Attempts:
             self._bare_refusals += 1
             if self._bare_refusals > 1:
                 return Deliver()
+            self._move_at = now
         if not (outcome.replayable and self.replayable):
             return Deliver(self._soonest(now))
         return self._choose(now)
@@ -447,23 +473,105 @@ class Attempts:
         if not self._may_send():
             self._nobody_left(now)
             return self._exhausted(self._soonest(now), None)
+        avoid, owner = self._avoided(now), self.turn.owner
+        step = self._stay(avoid, now) if owner is None else None
+        if step is not None:
+            return step
         try:
-            self.lease = self.pool.acquire(self.facts, now=now, avoid=self._avoided(now))
+            lease = self.pool.acquire(self.facts, now=now, avoid=avoid, only=owner)
         except NoUsableAccount as nobody:
             hold_until = self._hold_until(now)
             if hold_until > now:
-                if nobody.retry_at is not None and nobody.retry_at <= hold_until:
-                    return Wait(nobody.retry_at, self.pool.changes)
-                if nobody.may_change:
-                    return Wait(hold_until, self.pool.changes)
+                soon = nobody.retry_at is not None and nobody.retry_at <= hold_until
+                if soon or nobody.may_change:
+                    return self._wait_in_line(nobody, avoid, owner, hold_until)
             if self._misses_model():
                 if nobody.retry_at is None and not nobody.may_change:
                     self.pool.note_unknown_model(self.facts, now=now)
                 self._nobody_left(now)
                 return Deliver()  # no wait would make the model known
+            lease_anyway = self.pool.acquire_anyway(
+                self.facts, now=now, avoid=avoid, only=owner, soon_s=self.limits.max_wait_s
+            )
+            if lease_anyway is not None:
+                return self._go(lease_anyway, now)
             self._nobody_left(now)
             return self._exhausted(nobody.wait_s(now), nobody)
-        return self._send(self.lease)
+        return self._go(lease, now)
+
+    def _stay(self, avoid: set[AccountKey], now: float) -> Step | None:
+        """Ask the account the conversation lives on, or wait for it; None to go elsewhere.
+
+        A short wait costs less than a cold cache; a long one moves it at once.
+        """
+        home = self.turn.home(now)
+        if home is None:
+            return self._begin_near(avoid, now)
+        try:
+            return self._go(self.pool.acquire(self.facts, now=now, avoid=avoid, only=home), now)
+        except NoUsableAccount as nobody:
+            move_at = self._patient_until(now)
+            if now >= move_at:
+                return None
+            soon = nobody.retry_at is not None and nobody.retry_at <= move_at
+            if soon or nobody.may_change:
+                return self._wait_in_line(nobody, avoid, home, move_at)
+            return None
+
+    def _wait_in_line(
+        self,
+        nobody: NoUsableAccount,
+        avoid: set[AccountKey],
+        only: AccountKey | None,
+        give_up_at: float,
+    ) -> Wait:
+        """Wait for an account, or for *only* that one. Its age stays when it waits again."""
+        ticket = self._ticket = self._ticket or Ticket(facts=self.facts)
+        ticket.avoid, ticket.only, ticket.give_up_at = frozenset(avoid), only, give_up_at
+        return Wait(self.pool.wait(ticket, nobody.retry_at), ticket)
+
+    def _leave_line(self) -> Lease | None:
+        """Wait no more; return the lease it was given while it waited, if any."""
+        return self.pool.stop_waiting(self._ticket) if self._ticket is not None else None
+
+    def _begin_near(self, avoid: set[AccountKey], now: float) -> Step | None:
+        """A new conversation: ask the account it would best begin on, if there is one."""
+        near = self.turn.near
+        if near is None:
+            return None
+        try:
+            return self._go(self.pool.acquire(self.facts, now=now, avoid=avoid, only=near), now)
+        except NoUsableAccount:
+            return None
+
+    def _go(self, lease: Lease, now: float) -> Step:
+        """Send with *lease*; the conversation lives there from now on."""
+        home = self.turn.home(now)
+        moves = home is not None and home != lease.key
+        self.lease = lease
+        self.turn.sent_to(lease.key, now, for_model=moves and self._leaves_for_model(home, now))
+        return self._send(lease)
+
+    def _leaves_for_model(self, home: AccountKey | None, now: float) -> bool:
+        """Say whether *home* would go on serving the conversation, but for this model."""
+        if home is None:
+            return False
+        if self._misses_model():
+            return True
+        try:
+            state = self.pool.get(home)
+        except UnknownAccount:
+            return False
+        if not state.enabled or home in self._avoid or state.cooling_until(None, now) > now:
+            return False
+        model = self.facts.model
+        return not state.account.models.allows(model) or state.cooling_until(model, now) > now
+
+    def _cools(self, key: AccountKey, now: float) -> bool:
+        """Say whether *key* cools for what is asked."""
+        with suppress(UnknownAccount):
+            return self.pool.get(key).cooling_until(self.facts.model, now) > now
+        return False
 
     def _avoided(self, now: float) -> set[AccountKey]:
         """Accounts not to be asked: those that refused, and for a WebSocket those whose last
@@ -504,8 +612,10 @@ class Attempts:
         assert self.lease is not None
         return self.lease
 
-    def _enter(self, step: Step) -> Step:
+    def _enter(self, step: Step, now: float) -> Step:
         self.phase = _PHASE_AFTER[type(step)]
+        if self.phase is Phase.OVER:
+            self.turn.ended(now)
         return step
 
     def _again(self, lease: Lease, now: float, *, fresh: bool = False) -> Step:
@@ -532,11 +642,21 @@ class Attempts:
             self._give_up_at = now + self.limits.max_wait_s
         return self._give_up_at
 
+    def _patient_until(self, now: float) -> float:
+        """Until when the account of the conversation is waited for; one clock for all waits."""
+        if self._move_at is None:
+            patience_s = self.limits.patience_s
+            if self.facts.conversation.follow_up:
+                patience_s *= FOLLOW_UP_PATIENCE
+            self._move_at = min(now + patience_s, self._hold_until(now))
+        return self._move_at
+
     def _soonest(self, now: float) -> float | None:
         """Seconds until an account could serve this request; None if unknown."""
-        if self.pool.pick(self.facts, now=now) is not None:
+        only = self.turn.owner
+        if self.pool.pick(self.facts, now=now, only=only) is not None:
             return 0.0
-        return self.pool.shortage(self.facts, now=now).wait_s(now)
+        return self.pool.shortage(self.facts, now=now, only=only).wait_s(now)
 
     def _return(self, outcome: Outcome | None, now: float) -> None:
         lease, self.lease = self.lease, None

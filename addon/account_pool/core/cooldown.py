@@ -29,6 +29,11 @@ MODEL_OFF_S = 86400.0
 #: Jitter: at most this share of the wait, and at most so many seconds.
 JITTER_SHARE = 0.02
 MAX_JITTER_S = 5.0
+#: How often an account that cools is asked whether it really does, at most, seconds
+#: (design.md section 7: a wrong or outdated deadline heals itself).
+PROBE_EVERY_S = 60.0
+#: The signal of a cooldown its owner set: nobody but him knows better.
+BY_HAND = "by hand"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,11 +93,26 @@ class Cooldown:
 
     def covers(self, model: str | None) -> bool:
         """Say whether a request for *model* falls under this cooldown."""
-        if self.model is None:
-            return True
-        if model is None:
+        return covers(self.model, model)
+
+    def may_be_probed(self, now: float, probed_at: float) -> bool:
+        """Say whether it is time to see if the account really cools until `until`.
+
+        Args:
+            probed_at: when that was last done, monotonic seconds.
+        """
+        if self.cause.cls is OutcomeClass.FORBIDDEN_ACCOUNT or self.cause.signal == BY_HAND:
             return False
-        return model == self.model or ("*" in self.model and fnmatchcase(model, self.model))
+        return now >= max(self.since, probed_at) + PROBE_EVERY_S
+
+
+def covers(covered: str | None, model: str | None) -> bool:
+    """Say whether *model* falls under *covered*: a model, a glob, or None for all."""
+    if covered is None:
+        return True
+    if model is None:
+        return False
+    return model == covered or ("*" in covered and fnmatchcase(model, covered))
 
 
 def usable_hint(seconds: float | None) -> float | None:
@@ -124,6 +144,7 @@ def next_cooldown(
     started_at: float,
     default_s: float,
     chance: float,
+    probe: bool = False,
 ) -> Cooldown:
     """Return the cooldown that follows from *outcome*.
 
@@ -136,16 +157,20 @@ def next_cooldown(
             Refusals without evidence have a streak of their own.
         default_s: `pool_cooldown`.
         chance: a random number from 0 to 1, for the jitter.
+        probe: the refused attempt was our own question whether *previous* really lasts:
+            only a reset that is named changes anything.
 
     A later, shorter hint never shortens a deadline.
     """
-    concurrent = previous is not None and previous.overtook(started_at)
+    hint = usable_hint(outcome.cooldown_s)
+    if probe and hint is None and previous is not None and previous.active(now):
+        return previous
+    concurrent = previous is not None and (probe or previous.overtook(started_at))
     streak = 1
     if previous is not None and (previous.cause.scope is Scope.NONE) is (
         outcome.scope is Scope.NONE
     ):
         streak = previous.streak + (0 if concurrent else 1)
-    hint = usable_hint(outcome.cooldown_s)
     if hint is not None:
         wait = hint if streak == 1 else max(hint, BARE_BACKOFF_S)
     elif outcome.cls is OutcomeClass.FORBIDDEN_ACCOUNT:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import NoReturn
 
 MASK = "[secret]"
@@ -25,6 +26,11 @@ class Secret:
     def reveal(self) -> str:
         """Return the secret. Call it only where the copy that is sent is made."""
         return self._value
+
+    def digest(self) -> str:
+        """Return what tells it from other secrets and does not tell it."""
+        value = self._value.encode(errors="backslashreplace")
+        return sha256(b"account-pool\0" + value).hexdigest()[:32]
 
     def __repr__(self) -> str:
         return MASK
@@ -67,3 +73,12 @@ class Credential:
     secret: Secret
     companions: Mapping[str, str] = field(default_factory=dict)
     expires_at: float | None = None
+
+
+def fingerprint(credentials: Mapping[str, Credential]) -> str:
+    """Return what tells *credentials* from others of the same account, to be kept."""
+    parts = [
+        (kind, held.secret.digest(), sorted(held.companions.items()))
+        for kind, held in sorted(credentials.items())
+    ]
+    return sha256(ascii(parts).encode()).hexdigest()[:32]

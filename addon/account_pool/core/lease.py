@@ -3,9 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from account_pool.core.account import Account, AccountKey
 from account_pool.core.credential import Credential
+from account_pool.core.ramp import Ramp
+
+
+class Conversation(NamedTuple):
+    """What a request says of the conversation it is a part of, in the client's own ids.
+
+    Attributes:
+        session: the conversation; None if nothing tells it.
+        parent: the one a sub-agent was started from.
+        named: ids and tokens that only the account that made them knows: it must serve.
+        sticky: a token that its account likes to see again, and others can do without.
+        follow_up: it goes on with work that was begun, as tools do; a new prompt of the
+            user is a better moment to move.
+    """
+
+    session: str | None = None
+    parent: str | None = None
+    named: tuple[str, ...] = ()
+    sticky: str | None = None
+    follow_up: bool = False
+
+
+NO_CONVERSATION = Conversation()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,12 +41,14 @@ class Facts:
         kind: the kind of credential it takes; kinds never mix.
         model: the model it asks for; None if unknown.
         socket: it opens a WebSocket, whose messages will ask for models nobody knows yet.
+        conversation: what it is a part of.
     """
 
     provider: str
     kind: str
     model: str | None = None
     socket: bool = False
+    conversation: Conversation = NO_CONVERSATION
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -36,6 +62,9 @@ class Lease:
         facts: the request it is for.
         started_at: monotonic seconds.
         returned: set by `Pool.release`, exactly once.
+        answered: its answer has begun and is good.
+        ramps: those it counts in while it is not answered.
+        probe: the account cools; it was asked to see whether it really does.
     """
 
     account: Account
@@ -45,3 +74,6 @@ class Lease:
     facts: Facts
     started_at: float
     returned: bool = False
+    answered: bool = False
+    ramps: tuple[Ramp, ...] = ()
+    probe: bool = False

@@ -7,7 +7,9 @@ calls it.
 An account is *ready* when it is enabled, holds a credential, does not cool as a whole,
 is not full and may start a request (min_interval). Ready accounts stand in the
 selection policy, those whose place will change with time have an alarm, the rest stand
-nowhere, so a choice costs the same with three accounts and with ten thousand.
+nowhere, so a choice costs the same with three accounts and with ten thousand. One that
+takes over from a limited account, or returns, is given requests one by one (`ramp`). Who
+cannot be served waits in a line (`admission`).
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ from math import inf, isnan
 
 from sortedcontainers import SortedDict
 
+from account_pool.core import saved
 from account_pool.core.account import Account, AccountKey
-from account_pool.core.cooldown import Cause, Cooldown, next_cooldown
-from account_pool.core.credential import Credential
+from account_pool.core.admission import Admission, Ticket
+from account_pool.core.cooldown import Cause, Cooldown, covers, next_cooldown
+from account_pool.core.credential import Credential, fingerprint
 from account_pool.core.errors import (
     DuplicateAccount,
     LeaseAlreadyReturned,
@@ -30,6 +34,8 @@ from account_pool.core.errors import (
 from account_pool.core.lease import Facts, Lease
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.owners import Owners
+from account_pool.core.ramp import RAMP_S, Ramp
+from account_pool.core.saved import Saved
 from account_pool.core.selection import POLICIES, SelectionPolicy
 from account_pool.core.state import AccountState
 
@@ -48,6 +54,8 @@ MAX_COOLDOWNS = 128
 #: it, and every request would cost an attempt on each account.
 UNKNOWN_MODEL_S = 60.0
 MAX_UNKNOWN_MODELS = 128
+#: Models whose requests have lately had to move, remembered per provider.
+MAX_SWITCHES = 128
 
 
 class _Members:
@@ -57,6 +65,10 @@ class _Members:
         self.by_label: dict[str, AccountState] = {}
         self.policy = policy
         self.alarms: SortedDict[tuple[float, int], AccountState] = SortedDict()
+        #: what a cooldown has covered lately, and when it began: its requests go elsewhere
+        self.switched: dict[str | None, float] = {}
+        #: a request is out on an account that cools, to see whether it really does
+        self.probing = False
 
     def place(self, state: AccountState, now: float) -> None:
         """Put *state* where it belongs now, and set the alarm for when that changes."""
@@ -73,6 +85,25 @@ class _Members:
         else:
             self.policy.discard(state)
             self._set_alarm(state, until)
+
+    def note_switch(self, covered: str | None, now: float) -> None:
+        """Requests for *covered* (None: all) have to go to another account from now on."""
+        recent = {c: at for c, at in self.switched.items() if now < at + RAMP_S and c != covered}
+        if len(recent) == MAX_SWITCHES:
+            del recent[next(iter(recent))]
+        self.switched = {**recent, covered: now}
+
+    def ramps_of(self, state: AccountState, model: str | None, now: float) -> tuple[Ramp, ...]:
+        """Return the ramps a new request for *model* falls under, begun where they must be."""
+        ramps = state.ramps = {c: r for c, r in state.ramps.items() if not r.over(now)}
+        for covered, cooldown in state.cooldowns.items():
+            # One that is over stays until a good answer: nothing is known of it yet.
+            if covered not in ramps and cooldown.covers(model):
+                ramps[covered] = Ramp.half_open(now)
+        for covered, at in self.switched.items():
+            if covered not in ramps and now < at + RAMP_S and covers(covered, model):
+                ramps[covered] = Ramp.after_switch(now)
+        return tuple(ramp for covered, ramp in ramps.items() if covers(covered, model))
 
     def unplace(self, state: AccountState) -> None:
         self.policy.discard(state)
@@ -123,8 +154,9 @@ class Pool:
         self._owners = Owners()
         #: models that no account of a provider knew, and until when that is believed
         self._unknown_models: dict[tuple[str, str | None], float] = {}
-        #: counts the changes that may let a waiting request go on
-        self.changes = 0
+        self._admission = Admission()
+        #: accounts that are no longer as they were saved; emptied by whoever saves them
+        self.touched: set[AccountKey] = set()
 
     def __repr__(self) -> str:
         parts = [
@@ -164,7 +196,7 @@ class Pool:
         )
         members.by_label[account.label] = state
         members.place(state, now)
-        self._changed()
+        self._changed(state.key, now)
         return state.key
 
     def remove(self, key: AccountKey) -> Account:
@@ -174,7 +206,9 @@ class Pool:
         members.unplace(state)
         del members.by_label[key.label]
         self._owners.forget(key)
-        self._changed()
+        self._tell(key)
+        # Nobody can go on for it, but some may wait in vain from now on.
+        self._admission.call_all(key.provider)
         return state.account
 
     def replace(self, account: Account, *, now: float) -> None:
@@ -190,7 +224,7 @@ class Pool:
             state.pending = not state.credentials
         state.account = account
         members.place(state, now)
-        self._changed()
+        self._changed(account.key, now)
 
     def renewed(self, key: AccountKey, *, now: float) -> None:
         """Forget what answers said of the credential of *key*: its owner wrote another.
@@ -199,15 +233,15 @@ class Pool:
         still under way with the old one teaches nothing. Raises UnknownAccount.
         """
         state = self._state(key)
-        state.credentials, state.refused, state.problem = {}, {}, None
+        state.credentials, state.refused, state.problem = {}, "", None
         state.pending = state.account.enabled
-        state.cooldowns, state.disabled = {}, None
+        state.cooldowns, state.ramps, state.disabled = {}, {}, None
         state.headroom, state.headroom_reset_at = 1.0, inf
         state.renewed_at = now
         self._owners.forget(key)
         self._unknown_models.clear()
         self._members[key.provider].place(state, now)
-        self._changed()
+        self._changed(key, now)
 
     def set_credentials(
         self,
@@ -231,11 +265,11 @@ class Pool:
         # What a new login of the same account may use is learnt anew.
         self._unknown_models.clear()
         by_401 = state.disabled and state.disabled.cls is not OutcomeClass.FORBIDDEN_ACCOUNT
-        if by_401 and credentials and state.credentials != state.refused:
+        if by_401 and credentials and fingerprint(credentials) != state.refused:
             state.disabled = None
         state.problem, state.pending = problem, pending
         self._members[key.provider].place(state, now)
-        self._changed()
+        self._changed(key, now)
 
     def set_strategy(self, strategy: str, *, now: float) -> None:
         """Change the selection policy. Raises KeyError for an unknown name."""
@@ -264,16 +298,42 @@ class Pool:
     # -- leases
 
     def pick(
-        self, facts: Facts, *, now: float, avoid: Collection[AccountKey] = ()
+        self,
+        facts: Facts,
+        *,
+        now: float,
+        avoid: Collection[AccountKey] = (),
+        only: AccountKey | None = None,
     ) -> AccountState | None:
-        """Return the account that would serve *facts* now, or None. Changes no turn."""
+        """Return the account that would serve *facts* now, or None. Changes no turn.
+
+        *only*: no other will do.
+        """
+        return self._pick(facts, now, avoid, only, heed_ramps=True)
+
+    def _pick(
+        self,
+        facts: Facts,
+        now: float,
+        avoid: Collection[AccountKey],
+        only: AccountKey | None,
+        *,
+        heed_ramps: bool,
+    ) -> AccountState | None:
         members = self._members.get(facts.provider)
         if members is None:
             return None
         members.wake(now)
         model, kind = facts.model, facts.kind
-        for state in members.policy.ranked_for(model, now):
-            # What is left to ask depends on the request.
+        ranked = members.policy.ranked_for(model, now)
+        if only is not None:
+            one = members.by_label.get(only.label)
+            ranked = iter((one,) if one is not None and one.is_ready(model, now) else ())
+        for state in ranked:
+            # What is left to ask depends on the request. Accounts whose ramps are full are
+            # walked past: they are no more than there are requests without an answer.
+            if state.ramps and heed_ramps and not state.ramps_admit(model, now):
+                continue
             if (
                 kind in state.credentials
                 and state.account.models.allows(model)
@@ -282,18 +342,62 @@ class Pool:
                 return state
         return None
 
-    def acquire(self, facts: Facts, *, now: float, avoid: Collection[AccountKey] = ()) -> Lease:
+    def acquire(
+        self,
+        facts: Facts,
+        *,
+        now: float,
+        avoid: Collection[AccountKey] = (),
+        only: AccountKey | None = None,
+    ) -> Lease:
         """Choose an account and hold it. Every lease must come back through `release`.
+
+        Nobody who waits is overtaken: what they can use is given to them first.
 
         Args:
             avoid: accounts not to be asked again by this request.
+            only: the one account that will do; its turn in the policy is not used up.
 
         Raises NoUsableAccount, which knows when the next one returns.
         """
-        state = self.pick(facts, now=now, avoid=avoid)
+        self.admit(facts.provider, now=now)
+        state = self.pick(facts, now=now, avoid=avoid, only=only)
         if state is None:
-            raise self.shortage(facts, now=now, avoid=avoid)
-        return self._lease(state, facts, now)
+            raise self.shortage(facts, now=now, avoid=avoid, only=only)
+        return self._lease(state, facts, now, chosen=only is None)
+
+    def acquire_anyway(
+        self,
+        facts: Facts,
+        *,
+        now: float,
+        avoid: Collection[AccountKey] = (),
+        only: AccountKey | None = None,
+        soon_s: float = 0.0,
+    ) -> Lease | None:
+        """Hold an account the pool would rather leave alone now; None if there is none.
+
+        For requests that would be refused otherwise: one that has waited for a ramp as
+        long as it may, for our caution must not cost an answer; and, one at a time and
+        once a minute, one that tries the account that returns first, so that a wrong
+        deadline heals itself.
+
+        Args:
+            soon_s: cooldowns that end within so many seconds are waited for, not tried.
+        """
+        state = self._pick(facts, now, avoid, only, heed_ramps=False)
+        if state is not None:
+            return self._lease(state, facts, now, chosen=only is None)
+        members = self._members.get(facts.provider)
+        soonest = self.shortage(facts, now=now, avoid=avoid, only=only).soonest
+        if members is None or members.probing or soonest is None:
+            return None
+        state = members.by_label[soonest.label]
+        if not state.may_be_probed(facts.model, now, soon_s):
+            return None
+        members.probing = True
+        state.probed_at = now
+        return self._lease(state, facts, now, chosen=False, probe=True)
 
     def renew(self, lease: Lease, *, now: float) -> Lease | None:
         """Swap *lease* for one on the same account with the credential it holds now.
@@ -310,12 +414,31 @@ class Pool:
             or state.position != lease.position
             or not state.enabled
             or facts.kind not in state.credentials
-            or state.cooling_until(facts.model, now) > now
+            or (state.cooling_until(facts.model, now) > now and not lease.probe)
         ):
             self.release(lease, None, now=now)
             return None
         lease.returned = True
-        return self._start(state, facts, now)
+        ramps, lease.ramps = lease.ramps, ()
+        return self._start(state, facts, now, ramps, probe=lease.probe)
+
+    def answered(self, lease: Lease, *, now: float) -> None:
+        """The answer to *lease* is good and begins: what it proves is believed at once.
+
+        It may stream for minutes, while the lease counts in flight.
+        """
+        if lease.returned or lease.answered:
+            return
+        lease.answered = True
+        others_may_go = self._end_care(lease, now, good=True)
+        state = self._find(lease.key)
+        if state is None or state.position != lease.position:
+            return
+        if state.cooldowns:
+            self._clear_disproved(state, lease, now)
+            others_may_go = True
+        if others_may_go:
+            self._changed(lease.key, now)
 
     def release(self, lease: Lease, outcome: Outcome | None, *, now: float) -> None:
         """Give *lease* back and learn from its *outcome* (None: it says nothing).
@@ -324,7 +447,10 @@ class Pool:
         """
         if lease.returned:
             raise LeaseAlreadyReturned(f"the lease on {lease.key} was returned before")
+        if outcome is not None and outcome.cls is OutcomeClass.OK:
+            self.answered(lease, now=now)
         lease.returned = True
+        self._end_care(lease, now, good=False)
         state = self._find(lease.key)
         if state is None or state.position != lease.position:
             return  # removed while it was out
@@ -332,16 +458,39 @@ class Pool:
         if outcome is not None and lease.started_at >= state.renewed_at:
             self._learn(state, outcome, lease, now)
         self._members[lease.key.provider].place(state, now)
-        self._changed()
+        self._changed(lease.key, now)
 
-    def _lease(self, state: AccountState, facts: Facts, now: float) -> Lease:
+    def _lease(
+        self,
+        state: AccountState,
+        facts: Facts,
+        now: float,
+        *,
+        chosen: bool,
+        probe: bool = False,
+    ) -> Lease:
+        members = self._members[facts.provider]
         state.in_flight += 1
         state.last_used = next(self._sequence)
         state.passed_over = 0
-        self._members[facts.provider].policy.chosen(state)
-        return self._start(state, facts, now)
+        if chosen:
+            members.policy.chosen(state)
+        ramps: tuple[Ramp, ...] = ()
+        if state.cooldowns or state.ramps or members.switched:
+            ramps = members.ramps_of(state, facts.model, now)
+            for ramp in ramps:
+                ramp.sent()
+        return self._start(state, facts, now, ramps, probe=probe)
 
-    def _start(self, state: AccountState, facts: Facts, now: float) -> Lease:
+    def _start(
+        self,
+        state: AccountState,
+        facts: Facts,
+        now: float,
+        ramps: tuple[Ramp, ...],
+        *,
+        probe: bool,
+    ) -> Lease:
         """Note the start of a request on *state*, which counts it in flight already."""
         if state.account.min_interval_s:
             state.next_start_at = now + state.account.min_interval_s
@@ -353,7 +502,71 @@ class Pool:
             credential=state.credentials[facts.kind],
             facts=facts,
             started_at=now,
+            ramps=ramps,
+            probe=probe,
         )
+
+    def _end_care(self, lease: Lease, now: float, *, good: bool) -> bool:
+        """*lease* has its answer, or ends without; return whether others may go on for it."""
+        ramps, lease.ramps = lease.ramps, ()
+        for ramp in ramps:
+            ramp.done(good=good, now=now)
+        ends_probe = lease.probe and (good or not lease.answered)
+        if ends_probe:
+            self._members[lease.key.provider].probing = False
+        return bool(ramps) or ends_probe
+
+    # -- waiting
+
+    def wait(self, ticket: Ticket, retry_at: float | None) -> float:
+        """Let *ticket* wait in its line; return when it should look again by itself.
+
+        Args:
+            retry_at: when the first account returns (`NoUsableAccount`); the first of a
+                line looks then, the others when they are called or give up.
+        """
+        first = self._admission.join(ticket)
+        ticket.look_at = ticket.give_up_at
+        if first and retry_at is not None:
+            ticket.look_at = min(retry_at, ticket.give_up_at)
+        return ticket.look_at
+
+    def stop_waiting(self, ticket: Ticket) -> Lease | None:
+        """*ticket* leaves its line; return what it was given while it waited, if anything.
+
+        A lease that is not taken must be released.
+        """
+        self._admission.leave(ticket)
+        lease, ticket.lease = ticket.lease, None
+        return lease
+
+    def admit(self, provider: str, *, now: float) -> None:
+        """Give those who wait what they can use now, the oldest first."""
+        if self._admission.waits(provider):
+            self._admission.admit(provider, lambda ticket: self._serve(ticket, now))
+
+    def _serve(self, ticket: Ticket, now: float) -> Lease | None:
+        state = self.pick(ticket.facts, now=now, avoid=ticket.avoid, only=ticket.only)
+        if state is None:
+            return None
+        return self._lease(state, ticket.facts, now, chosen=ticket.only is None)
+
+    def _let_go_on(self, provider: str, now: float) -> None:
+        """Admit whom we can; call those whose wait has become shorter, or vain."""
+        if not self._admission.waits(provider):
+            return
+        self.admit(provider, now=now)
+        for line in self._admission.lines(provider):
+            first = line[0]
+            nobody = self.shortage(first.facts, now=now, avoid=first.avoid, only=first.only)
+            retry_at = inf if nobody.retry_at is None else nobody.retry_at
+            if retry_at < first.look_at:
+                first.call()
+            if nobody.may_change:
+                continue
+            for ticket in line:
+                if ticket.give_up_at < retry_at:
+                    ticket.call()
 
     # -- what answers teach
 
@@ -365,6 +578,7 @@ class Pool:
         now: float,
         model: str | None = None,
         started_at: float | None = None,
+        probe: bool = False,
     ) -> Cooldown:
         """Let *key* cool as far and as long as *outcome* says. Raises UnknownAccount.
 
@@ -373,14 +587,18 @@ class Pool:
                 that name none themselves. A MODEL scope without any model is believed
                 for the whole account: there is nothing narrower to cool.
             started_at: when the refused attempt began; default now.
+            probe: it was one we made although the account cooled.
         """
         state = self._state(key)
         if outcome.owner:
             self._owners.learn(key, outcome.owner)
         if outcome.shared:
             for other in self._owners.others(key):
-                self._cool(self._state(other), outcome, now, model, started_at)
-        return self._cool(state, outcome, now, model, started_at)
+                self._cool(self._state(other), outcome, now, model, started_at, probe=probe)
+        cooldown = self._cool(state, outcome, now, model, started_at, probe=probe)
+        self._members[key.provider].note_switch(cooldown.model, now)
+        self._let_go_on(key.provider, now)
+        return cooldown
 
     def _cool(
         self,
@@ -389,6 +607,8 @@ class Pool:
         now: float,
         model: str | None,
         started_at: float | None,
+        *,
+        probe: bool,
     ) -> Cooldown:
         covered = (outcome.model or model) if outcome.scope is Scope.MODEL else None
         cooldown = next_cooldown(
@@ -399,12 +619,14 @@ class Pool:
             started_at=now if started_at is None else started_at,
             default_s=self.default_cooldown_s,
             chance=self._chance(),
+            probe=probe,
         )
         if len(state.cooldowns) >= MAX_COOLDOWNS and covered not in state.cooldowns:
             _forget_some(state, now)
         state.cooldowns[covered] = cooldown
+        state.ramps.pop(covered, None)
         self._members[state.key.provider].place(state, now)
-        self._changed()
+        self._tell(state.key)
         return cooldown
 
     def mark_failure(
@@ -436,15 +658,16 @@ class Pool:
         if outcome.cls is not OutcomeClass.FORBIDDEN_ACCOUNT:
             if credential is not None and credential not in state.credentials.values():
                 return
-            state.refused = state.credentials
-        state.disabled = Cause.of(outcome, hinted=False)
+            state.refused = fingerprint(state.credentials)
+        state.disabled, state.disabled_at = Cause.of(outcome, hinted=False), now
         self._members[key.provider].place(state, now)
-        self._changed()
+        self._changed(key, now)
 
     def learn_owner(self, key: AccountKey, owner: str) -> None:
         """Note whose limits *key* runs into; its owner's other accounts share them."""
         if self._find(key) is not None:
             self._owners.learn(key, owner)
+            self.touched.add(key)
 
     def owner_of(self, key: AccountKey) -> str | None:
         """Return the owner answers named for *key*, None if none did."""
@@ -473,6 +696,7 @@ class Pool:
             return
         state.headroom, state.headroom_reset_at = min(max(share, 0.0), 1.0), reset_at
         self._members[key.provider].place(state, now)
+        self.touched.add(key)
 
     def clear_cooldown(self, key: AccountKey, *, now: float) -> list[Cooldown]:
         """End every cooldown and disabling of *key* by hand; return the cooldowns ended.
@@ -482,9 +706,10 @@ class Pool:
         state = self._state(key)
         ended = [c for c in state.cooldowns.values() if c.active(now)]
         state.cooldowns.clear()
+        state.ramps.clear()
         state.disabled = None
         self._members[key.provider].place(state, now)
-        self._changed()
+        self._changed(key, now)
         return ended
 
     def next(self, provider: str, *, now: float) -> AccountKey | None:
@@ -507,14 +732,63 @@ class Pool:
         chosen = next(members.policy.ranked(), None)
         return chosen.key if chosen else None
 
+    # -- over a restart
+
+    def snapshot(
+        self, keys: Iterable[AccountKey] | None = None, *, now: float, wall_now: float
+    ) -> Saved:
+        """Return what is to be kept of the accounts *keys*, those that are here; None: of all.
+
+        Args:
+            wall_now: *now* in seconds since the epoch: what is kept outlives our clock.
+        """
+        wanted = [state.key for state in self.accounts()] if keys is None else keys
+        states = [state for key in wanted if (state := self._find(key)) is not None]
+        return Saved(
+            accounts=tuple(
+                saved.of_state(state, self._owners.of(state.key), wall_now - now)
+                for state in states
+            ),
+            wall_at=wall_now,
+        )
+
+    def restore(self, kept: Saved, *, now: float, wall_now: float) -> None:
+        """Put the accounts of *kept* back into the state they were in; others are ignored.
+
+        Leases, credentials and what their owner wrote stay as they are.
+        """
+        behind = saved.behind(kept, wall_now) - now
+        for account in kept.accounts:
+            state = self._find(account.key)
+            if state is None:
+                continue
+            self._owners.forget(account.key)
+            if account.owner is not None:
+                self._owners.learn(account.key, account.owner)
+            saved.into_state(account, state, behind, now)
+            self._members[account.key.provider].place(state, now)
+            self._changed(account.key, now)
+
     # -- questions
 
     def shortage(
-        self, facts: Facts, *, now: float, avoid: Collection[AccountKey] = ()
+        self,
+        facts: Facts,
+        *,
+        now: float,
+        avoid: Collection[AccountKey] = (),
+        only: AccountKey | None = None,
     ) -> NoUsableAccount:
-        """Say why nobody serves *facts* now, and who returns when. Looks at every account."""
+        """Say why nobody serves *facts* now, and who returns when. Looks at every account.
+
+        *only*: at this one alone.
+        """
         members = self._members.get(facts.provider)
-        states = list(members.by_label.values()) if members else []
+        by_label = members.by_label if members else {}
+        if only is None:
+            states = list(by_label.values())
+        else:
+            states = [by_label[only.label]] if only.label in by_label else []
         soonest: AccountState | None = None
         retry_at = inf
         may_change = False
@@ -529,7 +803,12 @@ class Pool:
             until = max(state.cooling_until(facts.model, now), state.next_start_at)
             if until <= now and state.full:
                 may_change = True
-            elif until < retry_at:
+                continue
+            if until <= now and state.ramps:
+                # An answer lets one more go before time does.
+                may_change = True
+                until = state.ramps_admit_at(facts.model)
+            if until < retry_at:
                 soonest, retry_at = state, until
         return NoUsableAccount(
             facts.provider,
@@ -570,7 +849,7 @@ class Pool:
         return {"size": len(states), "busy": sum(s.in_flight > 0 for s in states)}
 
     def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Call *listener* after every change that may let a waiting request go on.
+        """Call *listener* after every change of an account, but for turns and headroom.
 
         Returns the function that ends it.
         """
@@ -583,20 +862,30 @@ class Pool:
         model = lease.facts.model
         if outcome.cls is OutcomeClass.OK:
             state.served += 1
-            if state.cooldowns:
-                # Only what began before this attempt: a success that was already under
-                # way when the limit hit says nothing about the limit.
-                state.cooldowns = {
-                    covered: c
-                    for covered, c in state.cooldowns.items()
-                    if c.overtook(lease.started_at) or not c.covers(model)
-                }
         elif outcome.cls in _COOLING:
             self.mark_cooldown(
-                state.key, outcome, now=now, model=model, started_at=lease.started_at
+                state.key,
+                outcome,
+                now=now,
+                model=model,
+                started_at=lease.started_at,
+                probe=lease.probe,
             )
         elif outcome.cls in _BENCHING:
             self.mark_failure(state.key, outcome, now=now, model=model, credential=lease.credential)
+
+    def _clear_disproved(self, state: AccountState, lease: Lease, now: float) -> None:
+        """End the cooldowns that the good answer to *lease* disproves.
+
+        Only what began before this attempt: a success that was already under way when the
+        limit hit says nothing about the limit.
+        """
+        state.cooldowns = {
+            covered: c
+            for covered, c in state.cooldowns.items()
+            if c.overtook(lease.started_at) or not c.covers(lease.facts.model)
+        }
+        self._members[state.key.provider].place(state, now)
 
     def _find(self, key: AccountKey) -> AccountState | None:
         members = self._members.get(key.provider)
@@ -608,8 +897,13 @@ class Pool:
             raise UnknownAccount(key, [str(s.key) for s in self.accounts()])
         return state
 
-    def _changed(self) -> None:
-        self.changes += 1
+    def _changed(self, key: AccountKey, now: float) -> None:
+        """Something about *key* may let waiting requests go on."""
+        self._tell(key)
+        self._let_go_on(key.provider, now)
+
+    def _tell(self, key: AccountKey) -> None:
+        self.touched.add(key)
         for listener in tuple(self._listeners):
             listener()
 
@@ -635,6 +929,7 @@ def _reason(states: list[AccountState], facts: Facts, now: float) -> str:
             s.enabled and facts.kind not in s.credentials for s in states
         ),
         "full": sum(s.enabled and s.full for s in states),
+        "just begun with": sum(s.enabled and not s.ramps_admit(facts.model, now) for s in states),
         f"not for {facts.model}": sum(not s.account.models.allows(facts.model) for s in states),
     }
     listed = ", ".join(f"{n} {what}" for what, n in parts.items() if n)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from math import inf
 
 from account_pool.core.account import Account, AccountKey
-from account_pool.core.cooldown import Cause, Cooldown
+from account_pool.core.cooldown import Cause, Cooldown, covers
 from account_pool.core.credential import Credential
+from account_pool.core.ramp import Ramp
 
 Rank = tuple[float | str, ...]
 
@@ -29,8 +30,12 @@ class AccountState:
             behind its tier until it is given a request again.
         next_start_at: no request before this (min_interval), monotonic seconds.
         cooldowns: by model (None: whole account); kept after they end, for the streak.
+        ramps: by what they cover, as cooldowns: how much it takes at once since it took over
+            or came back; those that are over are dropped later.
+        probed_at: when it was last asked although it cooled, monotonic seconds.
         disabled: why an operator must act; None while in use.
-        refused: the credentials it held when it was disabled for them.
+        disabled_at: since when, monotonic seconds.
+        refused: fingerprint of the credentials that a 401 disabled last; "" if none did.
         renewed_at: when its owner last wrote another credential, monotonic seconds.
         headroom: largest known remaining share, 0 to 1; 1 when unknown.
         headroom_reset_at: when it grows again, monotonic; infinity when unknown.
@@ -50,8 +55,11 @@ class AccountState:
     passed_over: int = 0
     next_start_at: float = -inf
     cooldowns: dict[str | None, Cooldown] = field(default_factory=dict)
+    ramps: dict[str | None, Ramp] = field(default_factory=dict)
+    probed_at: float = -inf
     disabled: Cause | None = None
-    refused: Mapping[str, Credential] = field(default_factory=dict)
+    disabled_at: float = -inf
+    refused: str = ""
     renewed_at: float = -inf
     headroom: float = 1.0
     headroom_reset_at: float = inf
@@ -68,6 +76,15 @@ class AccountState:
         limit = self.account.max_concurrent
         return limit is not None and self.in_flight >= limit
 
+    def is_ready(self, model: str | None, now: float) -> bool:
+        """Say whether it may be given a request for *model* now, whose kind aside."""
+        return (
+            self.enabled
+            and not self.full
+            and self.next_start_at <= now
+            and (not self.cooldowns or self.cooling_until(model, now) <= now)
+        )
+
     def cooling_until(self, model: str | None, now: float) -> float:
         """Return until when (account, *model*) cools; a time not after *now* if it does not."""
         latest = -inf
@@ -80,3 +97,27 @@ class AccountState:
         """Return the active cooldown that covers (account, *model*) longest."""
         covering = [c for c in self.cooldowns.values() if c.active(now) and c.covers(model)]
         return max(covering, key=lambda c: c.until, default=None)
+
+    def ramps_admit(self, model: str | None, now: float) -> bool:
+        """Say whether one more request for *model* may wait for its answer here."""
+        for covered, ramp in self.ramps.items():
+            if not ramp.admits(now) and covers(covered, model):
+                return False
+        return True
+
+    def ramps_admit_at(self, model: str | None) -> float:
+        """Return when time alone lets one more request for *model* go."""
+        return max((r.admits_at() for c, r in self.ramps.items() if covers(c, model)), default=-inf)
+
+    def may_be_probed(self, model: str | None, now: float, soon_s: float) -> bool:
+        """Say whether a request for *model* may try if this really cools so long.
+
+        *soon_s*: cooldowns that end within so many seconds need no trying.
+        """
+        cooling = [c for c in self.cooldowns.values() if c.active(now) and c.covers(model)]
+        return (
+            max((c.until for c in cooling), default=now) > now + soon_s
+            and not self.full
+            and self.next_start_at <= now
+            and all(c.may_be_probed(now, self.probed_at) for c in cooling)
+        )

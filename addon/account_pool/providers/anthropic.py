@@ -14,7 +14,7 @@ from typing import Any
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.sse import Verdict
-from account_pool.providers import envelopes, openai
+from account_pool.providers import envelopes, openai, sessions
 from account_pool.providers.anthropic_signals import RESETS, signals
 from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
 from account_pool.providers.heads import bearer, body_model
@@ -129,6 +129,8 @@ PROVIDER = Provider(
     kind=kind,
     model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
+    conversation=sessions.conversation,
+    made=sessions.made,
     swap=swap,
     judge=judge,
     classify=SIGNALS.classify,

@@ -21,7 +21,7 @@ from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.outcome import Scope
 from account_pool.core.signals import SignalTable
-from account_pool.providers import envelopes, openai
+from account_pool.providers import envelopes, openai, sessions
 from account_pool.providers.azure_signals import RULES
 from account_pool.providers.base import (
     CannotSwap,
@@ -172,6 +172,8 @@ PROVIDER = Provider(
     model=model,
     credential_headers=_CREDENTIAL_HEADERS,
     credential_query=_CREDENTIAL_QUERY,
+    conversation=sessions.conversation,
+    made=sessions.made,
     swap=swap,
     judge=judge,
     classify=SIGNALS.classify,

@@ -16,6 +16,7 @@ from typing import Any
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
+from account_pool.core.lease import NO_CONVERSATION, Conversation
 from account_pool.core.outcome import Answer, Outcome
 from account_pool.core.sse import HAS_ERROR
 from account_pool.core.sse import Verdict as Verdict  # noqa: PLC0414 - part of this interface
@@ -92,6 +93,7 @@ class RequestHead:
         headers: by lower-case name, first value of each.
         body: the complete body with its content-encoding removed; b"" when there is
             none, or when it is streamed through unread.
+        read: what `heads.body_of` has read of the body, so that it is read once.
     """
 
     method: str
@@ -101,6 +103,7 @@ class RequestHead:
     query: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
+    read: tuple[bytes, object] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +192,11 @@ class Provider:
         credential_headers: lower-case names that may carry the client's credential or
             companions of it; masked on everything that is shown or saved.
         credential_query: query parameters that may.
+        conversation: what a request is a part of, by the ids its client gave it.
+        issued: lower-case names of headers in which an account hands out tokens that its
+            client returns: they go back to that account, or not at all.
+        made: the ids a good answer tells of that only its account knows: (request, the
+            beginning of the body, read when it is asked for).
         instead: what a client is told on a request that passes, when the provider does not
             know the client's own login (401); None: that.
         swap: how an account's credential goes on the wire.
@@ -232,6 +240,9 @@ class Provider:
     model: Callable[[RequestHead], str | None]
     credential_headers: frozenset[bytes]
     credential_query: tuple[str, ...] = ()
+    conversation: Callable[[RequestHead], Conversation] = lambda _head: NO_CONVERSATION
+    issued: frozenset[str] = frozenset()
+    made: Callable[[RequestHead, Callable[[], bytes]], tuple[str, ...]] = lambda _head, _read: ()
     instead: Callable[[RequestHead], LocalAnswer | None] = lambda _head: None
     swap: Callable[[Account, Credential], Swap]
     judge: Callable[[str | None, Any], Verdict]

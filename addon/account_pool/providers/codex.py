@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
-from account_pool.providers import envelopes, jwt, openai
+from account_pool.providers import envelopes, jwt, openai, sessions
 from account_pool.providers.base import (
     CannotSwap,
     HostRule,
@@ -207,6 +207,8 @@ PROVIDER = Provider(
     kind=kind,
     model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
+    conversation=sessions.conversation,
+    issued=frozenset({sessions.TURN_STATE}),
     instead=instead,
     swap=swap,
     judge=openai.judge,

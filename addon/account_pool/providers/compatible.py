@@ -18,7 +18,7 @@ from account_pool.core.outcome import Scope
 from account_pool.core.signals import Rule, SignalTable
 from account_pool.core.sse import Verdict
 from account_pool.core.waits import USUAL_WAITS, Wait
-from account_pool.providers import anthropic, envelopes, openai
+from account_pool.providers import anthropic, envelopes, openai, sessions
 from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES
 from account_pool.providers.heads import body_model, is_websocket
@@ -69,6 +69,8 @@ def compatible(
         kind=openai.kind,
         model=body_model,
         credential_headers=_CREDENTIAL_HEADERS,
+        conversation=sessions.conversation,
+        made=sessions.made,
         swap=swap,
         judge=judge,
         classify=signals.classify,

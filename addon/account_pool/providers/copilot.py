@@ -15,7 +15,7 @@ from urllib.parse import unquote
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.sse import Verdict
-from account_pool.providers import anthropic, envelopes
+from account_pool.providers import anthropic, envelopes, sessions
 from account_pool.providers.base import (
     HostRule,
     LocalAnswer,
@@ -53,7 +53,7 @@ _POOL_POST = frozenset(
 _ENGINE = re.compile(r"/v1/engines/(?P<model>[^/]+)/completions")
 _POOL_WEBSOCKET = frozenset({"/responses", "/v1/responses"})
 # Issued by the account that opened the session, and returned by the client later.
-_SESSION_HEADERS = ("copilot-session-token", "copilot-edits-session")
+_SESSION_HEADERS = sessions.COPILOT_TOKENS
 
 
 def route(head: RequestHead) -> Route:
@@ -198,6 +198,9 @@ PROVIDER = Provider(
     kind=kind,
     model=model,
     credential_headers=_CREDENTIAL_HEADERS,
+    conversation=sessions.copilot,
+    issued=frozenset(sessions.COPILOT_TOKENS),
+    made=sessions.made,
     swap=swap,
     judge=judge,
     classify=SIGNALS.classify,

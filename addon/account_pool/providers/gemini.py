@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, unquote
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.sse import Verdict
-from account_pool.providers import envelopes, openai
+from account_pool.providers import envelopes, openai, sessions
 from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
 from account_pool.providers.gemini_signals import signals
 from account_pool.providers.heads import bearer, body_model, is_websocket
@@ -181,6 +181,7 @@ PROVIDER = Provider(
     model=model,
     credential_headers=_CREDENTIAL_HEADERS,
     credential_query=_CREDENTIAL_QUERY,
+    conversation=sessions.conversation,
     swap=swap,
     judge=judge,
     classify=SIGNALS.classify,

@@ -16,7 +16,7 @@ from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.outcome import Scope
 from account_pool.core.signals import SignalTable
-from account_pool.providers import envelopes, gemini
+from account_pool.providers import envelopes, gemini, sessions
 from account_pool.providers.base import (
     CannotSwap,
     HostRule,
@@ -148,6 +148,7 @@ PROVIDER = Provider(
     kind=kind,
     model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
+    conversation=sessions.conversation,
     swap=swap,
     judge=gemini.judge,
     classify=SIGNALS.classify,

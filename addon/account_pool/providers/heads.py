@@ -2,26 +2,68 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import msgspec
 
 from account_pool.providers.base import RequestHead
 
+_NOTHING = msgspec.Raw(b"")
 
-class _Body(msgspec.Struct):
+
+class Body(msgspec.Struct):
+    """What is read of a JSON body: names, and the places of what is long, unread.
+
+    Each member belongs to one API or several (`sessions.py` says which); what is not
+    what it should be stays what it is, so that garbage fails nobody.
+    """
+
     model: str | None = None
+    store: Any = None
+    prompt_cache_key: Any = None
+    session_id: Any = None
+    previous_response_id: Any = None
+    conversation: Any = None
+    container: Any = None
+    metadata: msgspec.Raw = _NOTHING
+    cachedContent: Any = None  # noqa: N815 - the names of Google
+    systemInstruction: msgspec.Raw = _NOTHING  # noqa: N815
+    system_instruction: msgspec.Raw = _NOTHING
+    contents: msgspec.Raw = _NOTHING
+    system: msgspec.Raw = _NOTHING
+    instructions: msgspec.Raw = _NOTHING
+    messages: msgspec.Raw = _NOTHING
+    input: msgspec.Raw = _NOTHING
+    request: msgspec.Raw = _NOTHING
 
 
-_DECODER = msgspec.json.Decoder(_Body)
+_DECODER = msgspec.json.Decoder(Body)
+
+
+def body_of(head: RequestHead) -> Body | None:
+    """Return what is read of the body, None if it is no JSON object. Read once."""
+    if not head.body or head.body[:1] not in b"{ \t\r\n":
+        return None
+    known = head.read
+    if isinstance(known, tuple) and known[0] is head.body:
+        return cast("Body | None", known[1])
+    body = body_from(head.body)
+    head.read = (head.body, body)
+    return body
+
+
+def body_from(text: bytes | msgspec.Raw) -> Body | None:
+    """Read a JSON object, None if it is none."""
+    try:
+        return _DECODER.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def body_model(head: RequestHead) -> str | None:
     """Return `model` of a JSON body without building the rest of it."""
-    if not head.body or head.body[:1] not in b"{ \t\r\n":
-        return None
-    try:
-        return _DECODER.decode(head.body).model or None
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
+    body = body_of(head)
+    return (body.model or None) if body is not None else None
 
 
 def bearer(head: RequestHead) -> str:

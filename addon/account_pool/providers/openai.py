@@ -16,7 +16,7 @@ from account_pool.core.credential import Credential
 from account_pool.core.outcome import Scope
 from account_pool.core.signals import SignalTable
 from account_pool.core.sse import Verdict
-from account_pool.providers import envelopes
+from account_pool.providers import envelopes, sessions
 from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
 from account_pool.providers.heads import bearer, body_model, is_websocket
 from account_pool.providers.openai_signals import RULES
@@ -189,6 +189,9 @@ PROVIDER = Provider(
     kind=kind,
     model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
+    conversation=sessions.conversation,
+    issued=frozenset({sessions.TURN_STATE}),
+    made=sessions.made,
     swap=swap,
     judge=judge,
     classify=SIGNALS.classify,

@@ -28,7 +28,7 @@ from account_pool.core.errors import UnknownAccount
 from account_pool.core.pool import Pool
 from account_pool.credentials.copilot import CopilotExchange
 from account_pool.credentials.keeper import Keeper
-from account_pool.proxy import binding, exchange, interception, options, replay
+from account_pool.proxy import binding, exchange, interception, keeping, options, replay
 from account_pool.proxy.commands import RELOAD_ERRORS, Commands
 from account_pool.proxy.hooks import Turn
 from account_pool.proxy.reload import Changes, Watcher, update_pool
@@ -57,6 +57,7 @@ class AccountPool(Commands):
     def __init__(self) -> None:
         self.service = Service(Pool(), Settings(), {})
         self.keeper: Keeper | None = None
+        self.keeping: keeping.Keeping | None = None
         self._copilot: CopilotExchange | None = None
         self._loaded_from: Path | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -84,6 +85,8 @@ class AccountPool(Commands):
             return
         if self.keeper is not None:
             self.keeper.start()
+        if self.keeping is not None:
+            self.keeping.start()
         self._starting = asyncio.create_task(self._announce(), name="account-pool start")
         watcher = Watcher(self._path, self._file_written)
         self._watching = asyncio.create_task(watcher.run(), name="account-pool watches its file")
@@ -127,6 +130,8 @@ class AccountPool(Commands):
                 task.cancel()
         if self.keeper is not None:
             self.keeper.stop()
+        if self.keeping is not None:
+            self.keeping.stop()
 
     # -- configuration
 
@@ -166,6 +171,13 @@ class AccountPool(Commands):
             return
         exchange.serve(self.service, self.keeper, self._copilot, loaded)
         self.service.refresh = self.keeper.refresh
+        self._keep(values)
+
+    def _keep(self, values: Mapping[str, OptionValue]) -> None:
+        """Be as before the last restart, once there are accounts, and keep how they are."""
+        path = exchange.database_path(str(values["state"]), ctx.options)
+        if self.keeping is None and path is not None and self.service.pool.providers():
+            self.keeping = keeping.begin(path, self.service)
 
     def _path(self) -> Path:
         return Path(ctx.options.pool_accounts).expanduser()
@@ -214,6 +226,10 @@ class AccountPool(Commands):
         self._apply(values)
         exchange.serve(self.service, self.keeper, self._copilot, loaded)
         self.keeper.update(loaded.accounts, ways, anew=changes.added)
+        if self.keeping is None:
+            self._keep(values)
+            if self.keeping is not None:
+                self.keeping.start()
         return changes
 
     def _values(self, in_file: Mapping[str, OptionValue]) -> dict[str, OptionValue]:

@@ -136,6 +136,16 @@ class AnswerReader:
             wall_now=wall_now,
         )
 
+    def opening(self) -> bytes:
+        """Return what is held of the body, decoded as far as it can be."""
+        held = b"".join(self.held)
+        if not self.encoding:
+            return held
+        try:
+            return Decoder(self.encoding, max_bytes=MAX_PLAIN_BYTES).feed(held)
+        except ValueError:
+            return b""
+
     def plain(self) -> bytes:
         """Return the whole body decoded. Raises ValueError if it cannot be, or is a bomb."""
         held = b"".join(self.held)

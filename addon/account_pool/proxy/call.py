@@ -72,6 +72,7 @@ class Call:
             kind=provider.kind(head),
             model=provider.model(head),
             socket=head.method == "GET" and is_websocket(head),
+            conversation=provider.conversation(head),
         )
 
 

@@ -8,7 +8,7 @@ from mitmproxy import command, exceptions
 
 from account_pool.config import ConfigError
 from account_pool.core.account import AccountKey
-from account_pool.core.cooldown import Cause
+from account_pool.core.cooldown import BY_HAND, Cause
 from account_pool.core.errors import PoolError
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.state import AccountState
@@ -61,7 +61,7 @@ class Commands:
             cls=OutcomeClass.RATE_LIMIT,
             scope=Scope.ACCOUNT,
             cooldown_s=float(seconds),
-            signal="by hand",
+            signal=BY_HAND,
         )
         self._on(key, lambda k: self.service.pool.mark_cooldown(k, by_hand, now=self._now()))
 

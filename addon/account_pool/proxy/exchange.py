@@ -81,7 +81,7 @@ def make_ways(
     entries = [entry for entry in loaded.accounts if entry.account.enabled]
     refreshed = [e.account.key for e in entries if isinstance(e.source, OAuthSource)]
     if refreshed and refresher is None:
-        store = _store(state, Path(options.confdir).expanduser(), refreshed)
+        store = _store(database_path(state, options), refreshed)
         refresher = make_refresher(store, http, time.time)
     used = {entry.account.provider for entry in entries}
     copilot.use({name: e for name, e in loaded.exchanges.items() if name in used})
@@ -106,10 +106,18 @@ async def _answer(keeper: Keeper, provider: str) -> LocalAnswer:
     return keeper.exchange_answer(time.time(), provider)
 
 
-def _store(state: str, directory: Path, refreshed: Iterable[AccountKey]) -> TokenStore:
+def database_path(state: str, options: Options) -> Path | None:
+    """Return the file that `pool_state` (*state*) names, None for none."""
+    if state == IN_MEMORY:
+        return None
+    directory = Path(options.confdir).expanduser()
+    return Path(state).expanduser() if state else directory / STATE_FILE
+
+
+def _store(path: Path | None, refreshed: Iterable[AccountKey]) -> TokenStore:
     """Open where the tokens of the accounts *refreshed* are kept. Raises StoreError."""
-    if state != IN_MEMORY:
-        return SqliteTokens(Path(state).expanduser() if state else directory / STATE_FILE)
+    if path is not None:
+        return SqliteTokens(path)
     logger.warning(
         "account-pool: pool_state is memory:, so a login that is refreshed is lost when the "
         "proxy ends: %s. Set pool_state to a file, or leave it out",

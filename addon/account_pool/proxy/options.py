@@ -65,6 +65,7 @@ def settings(values: Mapping[str, OptionValue], options: Options) -> Settings:
         limits=Limits(
             max_attempts=cast(int, values["max_attempts"]),
             max_wait_s=cast(float, values["max_wait"]),
+            patience_s=cast(float, values["patience"]),
             retry_broken=cast(bool, values["retry_broken"]),
         ),
         gate_s=cast(float, values["gate"]),

@@ -20,11 +20,14 @@ from mitmproxy.connection import Client
 
 from account_pool.core import headroom
 from account_pool.core.account import AccountKey
+from account_pool.core.affinity import Sessions
 from account_pool.core.attempts import Attempts, Limits, Refresh, Wait
 from account_pool.core.credential import Credential
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.lease import Lease
+from account_pool.core.pins import Pins
 from account_pool.core.pool import Pool
+from account_pool.core.turn import turn_of
 from account_pool.providers.base import LocalAnswer, Origin, Provider, RequestHead, Route, Swap
 from account_pool.providers.heads import is_websocket
 from account_pool.providers.registry import HostIndex
@@ -38,6 +41,8 @@ from account_pool.proxy.wire import Places, mask
 
 logger = logging.getLogger(__name__)
 
+#: How often idle sessions are removed, seconds.
+SWEEP_S = 60.0
 #: Longest time a request waits for its account's credential to be renewed.
 REFRESH_TIMEOUT_S = 20.0
 _NO_SOCKET = "the account pool serves this over HTTP, where a limited request can be replayed"
@@ -90,6 +95,8 @@ class Service:
     Attributes:
         pool: who may serve.
         settings: replaced as a whole when options change.
+        sessions: where each conversation lives.
+        pins: which account made what only it knows.
         providers: by name, those of the user included.
         refresh: renews the credential of an account after a 401; says if it changed.
         local: answers a client's own token exchange, by provider name.
@@ -106,6 +113,8 @@ class Service:
     ) -> None:
         self.pool = pool
         self.settings = settings
+        self.sessions = Sessions()
+        self.pins = Pins()
         self.refresh = refresh
         self.local: dict[str, Callable[[], Awaitable[LocalAnswer]]] = {}
         self.seen: dict[str, Callable[[Mapping[str, str]], None]] = {}
@@ -116,6 +125,7 @@ class Service:
         self._refusals: dict[AccountKey, StoredRefusal] = {}
         #: the credential with which an account's answers have named its owner, or not
         self._owned: dict[AccountKey, Credential] = {}
+        self._swept_at = 0.0
         #: attempts under way by client connection, so that none outlives it
         self._under_way: dict[str, set[Attempts]] = {}
         self.now = time.monotonic
@@ -146,7 +156,7 @@ class Service:
         # Several providers may share a host; the first that wants the request has it.
         provider, route = providers[0], Route.PASS
         for candidate in providers:
-            wanted = candidate.route(head)
+            wanted = self._route(candidate, head)
             if wanted is not Route.PASS:
                 provider, route = candidate, wanted
                 break
@@ -210,9 +220,14 @@ class Service:
 
     def attempts(self, call: Call, request: http.Request, *, replayable: bool) -> Attempts:
         """Begin the attempts of one request."""
+        facts, now = call.facts(request), self.now()
+        if now - self._swept_at >= SWEEP_S:
+            self._swept_at = now
+            self.sessions.sweep(now)
         return Attempts(
             pool=self.pool,
-            facts=call.facts(request),
+            facts=facts,
+            turn=turn_of(facts, self.sessions, self.pins, now),
             limits=self.settings.limits,
             chance=self.chance,
             replayable=replayable,
@@ -250,6 +265,47 @@ class Service:
         self._swaps[lease.key] = (lease.credential, swap)
         return swap
 
+    # -- what only its account knows
+
+    def _route(self, provider: Provider, head: RequestHead) -> Route:
+        """Say whose business a request is: ours too when it returns a token of an account."""
+        route = provider.route(head)
+        if route is Route.PASS and provider.issued and self._owned_tokens(provider, head):
+            kept = {n: value for n, value in head.headers.items() if n not in provider.issued}
+            return provider.route(replace(head, headers=kept))
+        return route
+
+    def _owned_tokens(self, provider: Provider, head: RequestHead) -> dict[str, AccountKey]:
+        """Return who issued the tokens *head* returns, by header; only those that are known."""
+        return {
+            name: owner
+            for name in provider.issued
+            if (token := head.headers.get(name))
+            and (owner := self.pins.owner(provider.name, token)) is not None
+        }
+
+    def returned(self, call: Call, lease: Lease) -> dict[bytes, bytes]:
+        """Return the tokens of *call* that the account of *lease* issued, by header."""
+        owners = self._owned_tokens(call.provider, call.head) if call.provider.issued else {}
+        return {
+            name.encode(): call.head.headers[name].encode("latin-1")
+            for name, owner in owners.items()
+            if owner == lease.key
+        }
+
+    def learn_tokens(self, provider: Provider, lease: Lease, response: http.Response) -> None:
+        """Learn from the head of an answer which tokens the account of *lease* issued."""
+        if provider.issued:
+            headers = FieldsView(response.headers.fields)
+            for name in provider.issued:
+                if token := headers.get(name):
+                    self.pins.remember(lease.key, token, self.wall_now())
+
+    def learn_ids(self, call: Call, lease: Lease, reader: AnswerReader) -> None:
+        """Learn from the beginning of a good answer what it made on the account of *lease*."""
+        for thing in call.provider.made(call.head, reader.opening):
+            self.pins.remember(lease.key, thing, self.wall_now())
+
     async def take_turn(self, turn: Turn) -> None:
         """Carry out what a stream waits for."""
         match turn.step:
@@ -261,17 +317,12 @@ class Service:
                 turn.answer = await self.local[provider]()
 
     async def _wait(self, wait: Wait, woken: asyncio.Event) -> None:
-        if wait.seen is not None and wait.seen != self.pool.changes:
-            return
-        unsubscribe = self.pool.subscribe(woken.set) if wait.seen is not None else None
-        try:
-            # Rounded up, so that the deadline has really come when we look again.
-            timeout = max(wait.until - self.now(), 0.0) + 0.002
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(woken.wait(), timeout)
-        finally:
-            if unsubscribe is not None:
-                unsubscribe()
+        if wait.ticket is not None:
+            wait.ticket.when_called(woken.set)
+        # Rounded up, so that the deadline has really come when we look again.
+        timeout = max(wait.until - self.now(), 0.0) + 0.002
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(woken.wait(), timeout)
 
     async def _refreshed(self, lease: Lease) -> bool:
         if self.refresh is None:
@@ -335,6 +386,7 @@ class Service:
         self._refusals.pop(key, None)
         self._swaps.pop(key, None)
         self._owned.pop(key, None)
+        self.pins.forget(key)
 
     def remembered(self, key: AccountKey | None) -> StoredRefusal | None:
         """Return the last refusal of *key*."""

@@ -180,7 +180,8 @@ class ServingStream(AttemptStream):
         else:
             address, tls = (flow.request.host, flow.request.port), flow.request.scheme == "https"
         try:
-            request = wire.outgoing(flow.request, swap, call.masked)
+            returned = self.service.returned(call, lease)
+            request = wire.outgoing(flow.request, swap, call.masked, returned)
         except CannotSwap as why:
             yield from self.answer_locally(call.provider.refusal(400, str(why), None))
             return None
@@ -214,6 +215,7 @@ class ServingStream(AttemptStream):
         lease, provider = self.attempts.lease, self._call.provider
         assert lease is not None
         self.service.learn_owner(provider, lease, event.response)
+        self.service.learn_tokens(provider, lease, event.response)
         if self.service.settings.observe_headroom:
             self.service.observe(lease.key, event.response)
         self.reader = reader = AnswerReader(event.response, provider)
@@ -345,6 +347,9 @@ class ServingStream(AttemptStream):
         self.clear_timer()
         self._committed = True
         if not attempts.over:
+            assert attempts.lease is not None
+            if secrets is None:
+                self.service.learn_ids(self._call, attempts.lease, reader)
             attempts.committed(self.service.now())
         response = reader.response
         # A complete answer is given in one piece, as mitmproxy does by itself, so that

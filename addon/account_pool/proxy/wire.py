@@ -7,9 +7,10 @@ that names the account, also in place of what the client itself sent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from types import MappingProxyType
 from urllib.parse import unquote_plus, urlencode
 
 from mitmproxy import http
@@ -139,13 +140,21 @@ def rename(request: http.Request, masked: Masked, name: str) -> None:
         masked.shown_path = request.data.path
 
 
-def outgoing(request: http.Request, swap: Swap, masked: Masked) -> http.Request:
+def outgoing(
+    request: http.Request,
+    swap: Swap,
+    masked: Masked,
+    returned: Mapping[bytes, bytes] = MappingProxyType({}),
+) -> http.Request:
     """Return the copy of *request* to send with an account's credential on it.
 
     Headers keep their order and spelling; the account's stand where the client's stood.
     Raises CannotSwap.
+
+    Args:
+        returned: masked headers of the client that this account issued, by lower-case name.
     """
-    put = dict(swap.headers)
+    put = {**dict(swap.headers), **returned}
     fields = list(request.headers.fields)
     gone: list[int] = []
     for i, lower in _places(request, masked, swap):

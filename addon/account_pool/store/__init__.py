@@ -1,5 +1,5 @@
 """What survives a restart.
 
-Reading order: `tokens` (what is kept of a login, and the protocol), `memory`, then
-`schema`, `database` and `sqlite`.
+Reading order: `tokens` (what is kept of a login, and the protocol), `memory`, `state`
+(what is kept of a pool), then `schema`, `database`, `sqlite` and `sqlite_state`.
 """

@@ -1,8 +1,8 @@
 """One SQLite file: made private, opened, brought to the newest version, and guarded.
 
-Knows nothing of what is in it: `schema.py` has the tables, `sqlite.py` the questions. A
-write has reached the disk when it returns (`synchronous=FULL`), and other processes may
-use the same file (`journal_mode=WAL`).
+Knows nothing of what is in it: `schema.py` has the tables, `sqlite.py` and
+`sqlite_state.py` the questions. Other processes may use the same file
+(`journal_mode=WAL`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from account_pool.store.errors import StoreError
 from account_pool.store.schema import MIGRATIONS
 
-#: How long a write waits for another process, in seconds.
+#: How long a write waits for another process unless it says otherwise, in seconds.
 BUSY_TIMEOUT_S = 10.0
 #: How often it is tried again where SQLite does not wait by itself, in seconds.
 BUSY_LOOK_S = 0.02
@@ -47,9 +47,19 @@ class Database:
         path: the file.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open *path*, and make it if it is not there. Raises StoreError."""
+    def __init__(
+        self, path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S, synchronous: str = "FULL"
+    ) -> None:
+        """Open *path*, and make it if it is not there. Raises StoreError.
+
+        Args:
+            busy_timeout_s: how long a write waits for another process.
+            synchronous: "FULL": a write has reached the disk when it returns; "NORMAL":
+                it has left the process, so that only the machine can lose it.
+        """
         self.path = path
+        self._busy_timeout_s = busy_timeout_s
+        self._synchronous = synchronous
         self._lock = threading.Lock()
         try:
             _make_private(path)
@@ -95,12 +105,12 @@ class Database:
         try:
             connection = sqlite3.connect(
                 self.path,
-                timeout=BUSY_TIMEOUT_S,
+                timeout=self._busy_timeout_s,
                 isolation_level=None,
                 check_same_thread=False,
             )
             _use_wal(connection)
-            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute(f"PRAGMA synchronous = {self._synchronous}")
             _migrate(connection, self.path)
         except BaseException as error:
             if connection is not None:
@@ -110,9 +120,15 @@ class Database:
             raise
         return connection
 
+    def damaged(self) -> StoreError:
+        """Return what to say of a value that none of us has written."""
+        return self._problem("SQLITE_CORRUPT")
+
     def _explained(self, error: sqlite3.Error) -> StoreError:
         """Return *error* in words. Its own text is not repeated: it may quote a value."""
-        name = getattr(error, "sqlite_errorname", None) or type(error).__name__
+        return self._problem(getattr(error, "sqlite_errorname", None) or type(error).__name__)
+
+    def _problem(self, name: str) -> StoreError:
         # Extended names begin with those of the table: SQLITE_READONLY_DBMOVED.
         found = next((text for known, text in _REMEDIES.items() if name.startswith(known)), None)
         wrong, remedy = found or (f"cannot be used ({name})", "set pool_state to another file")

@@ -1,0 +1,91 @@
+"""Which account made a thing that only it knows: a stored answer, a sticky token.
+
+A request that names one can be served by its owner alone (design.md, section 8). Ids are
+kept as hashes: some are tokens, and clients choose how long they are.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+from account_pool.core.account import AccountKey
+
+#: Ids that are remembered at most; the one not named for longest goes first.
+MAX_PINS = 20_000
+
+#: A pin as the store keeps it: hash, account ("provider/label"), last used (wall seconds).
+PinRow = tuple[str, str, float]
+
+
+def _ignore(_pin: str) -> None:
+    """Nobody wants to know."""
+
+
+def pin_of(provider: str, thing: str) -> str:
+    """Return what *thing* (an id, a token) of *provider* is remembered by."""
+    return blake2b(f"{provider}\0{thing}".encode(errors="replace"), digest_size=16).hexdigest()
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Pins:
+    """Owners by the hash of what they made, least recently used first.
+
+    Attributes:
+        max_pins: see MAX_PINS.
+        changed: told the hash of each pin that is new or removed; quick, raises nothing.
+    """
+
+    max_pins: int = MAX_PINS
+    changed: Callable[[str], None] = _ignore
+    _known: OrderedDict[str, tuple[AccountKey, float]] = field(default_factory=OrderedDict)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def remember(self, owner: AccountKey, thing: str, wall_now: float) -> None:
+        """Note that *owner* made *thing*."""
+        pin = pin_of(owner.provider, thing)
+        known = self._known.get(pin)
+        self._known[pin] = (owner, wall_now)
+        self._known.move_to_end(pin)
+        if known is None or known[0] != owner:
+            self.changed(pin)
+        while len(self._known) > self.max_pins:
+            oldest, _ = self._known.popitem(last=False)
+            self.changed(oldest)
+
+    def owner(self, provider: str, thing: str) -> AccountKey | None:
+        """Return who made *thing*, None if that is not known; it was used then."""
+        pin = pin_of(provider, thing)
+        known = self._known.get(pin)
+        if known is None:
+            return None
+        self._known.move_to_end(pin)
+        return known[0]
+
+    def forget(self, owner: AccountKey) -> None:
+        """*owner* is gone: what it made is the vendor's to refuse."""
+        for pin in [pin for pin, (key, _) in self._known.items() if key == owner]:
+            del self._known[pin]
+            self.changed(pin)
+
+    # -- the store
+
+    def row(self, pin: str) -> PinRow | None:
+        """Return one pin for the store, None if it is not known any more."""
+        known = self._known.get(pin)
+        return None if known is None else (pin, str(known[0]), known[1])
+
+    def snapshot(self) -> list[PinRow]:
+        """Return all pins for the store, least recently used first."""
+        return [(pin, str(owner), wall) for pin, (owner, wall) in self._known.items()]
+
+    def restore(self, rows: Iterable[PinRow]) -> None:
+        """Take back what a store kept; what is known here stays as it is."""
+        ordered = sorted(rows, key=lambda row: row[2])
+        for pin, owner, wall in ordered[-self.max_pins :]:
+            if pin not in self._known and len(self._known) < self.max_pins:
+                self._known[pin] = (AccountKey.parse(owner), wall)

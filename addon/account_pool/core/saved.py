@@ -1,0 +1,213 @@
+"""What is kept of a pool over a restart, and how proxies that share it agree.
+
+Decides what a row means later: on another clock, after a time in which nobody looked, and
+beside what another proxy has learnt. Times in a row are seconds since the epoch, rounded
+to milliseconds, so that a row which was read is written back as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from math import inf
+from typing import TypeVar
+
+from account_pool.core.account import AccountKey
+from account_pool.core.cooldown import Cause, Cooldown
+from account_pool.core.outcome import OutcomeClass
+from account_pool.core.state import AccountState
+
+#: How long a cooldown that is over still counts for a streak, seconds.
+STREAK_KEPT_S = 86400.0
+#: Clocks of proxies that share a store differ by less than this; one that is further back
+#: than what was written last was set back.
+CLOCKS_DIFFER_S = 5.0
+#: How old a disabling must be to end with a restart, seconds. Restarting is how people say
+#: "try it again"; a proxy that is started over and over must not try each time.
+FORGIVEN_S = 3600.0
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedDisabling:
+    """Why an account is out of use.
+
+    Attributes:
+        cause: the evidence.
+        since: wall clock.
+        refused: fingerprint of the credentials a 401 was about.
+    """
+
+    cause: Cause
+    since: float
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedAccount:
+    """What is kept of one account.
+
+    Attributes:
+        key: its name.
+        cooldowns: by model (None: whole account), with times of the wall clock; those
+            that are over too.
+        disabled: why it is out of use; None while in use.
+        owner: whose limits it shares, where answers have named one.
+        headroom: remaining share, 0 to 1.
+        headroom_reset_at: when that is whole again, wall clock; infinity when unknown.
+        served: requests answered, by all proxies together.
+    """
+
+    key: AccountKey
+    cooldowns: Mapping[str | None, Cooldown] = field(default_factory=dict)
+    disabled: SavedDisabling | None = None
+    owner: str | None = None
+    headroom: float = 1.0
+    headroom_reset_at: float = inf
+    served: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """Accounts, and the wall clock when anything of them was written last."""
+
+    accounts: tuple[SavedAccount, ...] = ()
+    wall_at: float = 0.0
+
+
+# -- between a pool and its rows
+
+
+def of_state(state: AccountState, owner: str | None, ahead: float) -> SavedAccount:
+    """Return the row of *state*.
+
+    Args:
+        owner: its owner.
+        ahead: what the wall clock is ahead of the monotonic one, seconds.
+    """
+    disabled = None
+    if state.disabled is not None:
+        since = _rounded(state.disabled_at + ahead)
+        disabled = SavedDisabling(cause=state.disabled, since=since, refused=state.refused)
+    return SavedAccount(
+        key=state.key,
+        cooldowns={model: _row(c, ahead) for model, c in state.cooldowns.items()},
+        disabled=disabled,
+        owner=owner,
+        headroom=state.headroom,
+        headroom_reset_at=_rounded(state.headroom_reset_at + ahead),
+        served=state.served,
+    )
+
+
+def into_state(account: SavedAccount, state: AccountState, behind: float, now: float) -> None:
+    """Give *state* what *account* says of it.
+
+    Args:
+        behind: what the monotonic clock is behind the times in *account*, seconds.
+        now: monotonic seconds.
+    """
+    state.cooldowns = {
+        model: replace(c, since=c.since - behind, until=c.until - behind)
+        for model, c in account.cooldowns.items()
+        if now + behind - c.until < STREAK_KEPT_S
+    }
+    state.disabled = None
+    if account.disabled is not None:
+        state.disabled = account.disabled.cause
+        state.disabled_at = account.disabled.since - behind
+        state.refused = account.disabled.refused
+    state.headroom = account.headroom
+    state.headroom_reset_at = account.headroom_reset_at - behind
+    state.served = account.served
+
+
+def behind(saved: Saved, wall_now: float) -> float:
+    """Return what "now" is on the clock that *saved* was written by.
+
+    Where ours was set back meanwhile, time has stood still since: no cooldown gets longer
+    than it was.
+    """
+    return saved.wall_at if saved.wall_at - wall_now > CLOCKS_DIFFER_S else wall_now
+
+
+def forgiven(saved: Saved, wall_now: float) -> Saved:
+    """Return *saved* for a pool that begins: old disablings end, those by a 401 stay.
+
+    A refused credential is known, and heals itself when it changes. Nothing tells us when
+    a suspended account is in order again but a request.
+    """
+    return replace(saved, accounts=tuple(_forgiven(a, wall_now) for a in saved.accounts))
+
+
+def _forgiven(account: SavedAccount, wall_now: float) -> SavedAccount:
+    disabled = account.disabled
+    if disabled is None or disabled.cause.cls is not OutcomeClass.FORBIDDEN_ACCOUNT:
+        return account
+    return account if wall_now - disabled.since < FORGIVEN_S else replace(account, disabled=None)
+
+
+def _row(cooldown: Cooldown, ahead: float) -> Cooldown:
+    since, until = _rounded(cooldown.since + ahead), _rounded(cooldown.until + ahead)
+    return replace(cooldown, since=since, until=until)
+
+
+def _rounded(seconds: float) -> float:
+    return round(seconds, 3)
+
+
+# -- between proxies
+
+
+def merge(
+    base: SavedAccount | None, mine: SavedAccount, theirs: SavedAccount | None
+) -> SavedAccount:
+    """Return what is true of an account when two have learnt of it.
+
+    Args:
+        base: what both knew; None: nothing.
+        mine: what this proxy knows now.
+        theirs: what the store says now; None: nothing.
+
+    What only one side changed is as that side says, endings included: a cooldown that
+    one proxy released does not come back from another. Of two new cooldowns the later
+    deadline stands; a new one stands against an ending of the old.
+    """
+    if theirs is None:
+        return mine
+    if base is None:
+        base = SavedAccount(key=mine.key)
+    cooldowns = {
+        model: cooldown
+        for model in {**theirs.cooldowns, **mine.cooldowns}
+        if (cooldown := _cooldown(*(s.cooldowns.get(model) for s in (base, mine, theirs))))
+    }
+    room = _changed(*((s.headroom, s.headroom_reset_at) for s in (base, mine, theirs)))
+    return SavedAccount(
+        key=mine.key,
+        cooldowns=cooldowns,
+        disabled=_changed(base.disabled, mine.disabled, theirs.disabled),
+        owner=_changed(base.owner, mine.owner, theirs.owner),
+        headroom=room[0],
+        headroom_reset_at=room[1],
+        served=theirs.served + mine.served - base.served,
+    )
+
+
+def _changed(base: Value, mine: Value, theirs: Value) -> Value:
+    """Return the one that is new; ours if both are."""
+    return theirs if mine == base else mine
+
+
+def _cooldown(
+    base: Cooldown | None, mine: Cooldown | None, theirs: Cooldown | None
+) -> Cooldown | None:
+    if mine in (base, theirs):
+        return theirs
+    if theirs == base or theirs is None:
+        return mine
+    if mine is None:
+        return theirs
+    later = max(mine, theirs, key=lambda c: c.until)
+    return replace(later, streak=max(mine.streak, theirs.streak))

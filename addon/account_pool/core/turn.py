@@ -1,0 +1,119 @@
+"""One request of a conversation: where it should go, and what becomes of the session.
+
+A session lives on one account. A model that only had to move because the account is
+limited for that model, or lacks it, gets a binding of its own: caches are per model, and
+the others stay where they are. A sub-agent is a conversation of its own that begins
+where its parent lives: it may carry what the parent's account encrypted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from account_pool.core.account import AccountKey
+from account_pool.core.affinity import Session, Sessions
+from account_pool.core.lease import Facts
+from account_pool.core.pins import Pins
+
+
+def session_key(session: str, provider: str, model: str | None = None) -> str:
+    """Return what a session is known by: `session:provider`, or that of one of its models."""
+    return f"{session}:{provider}" if model is None else f"{session}:{provider}:{model}"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Turn:
+    """What the sessions and pins say of one request.
+
+    Attributes:
+        sessions: None for a request of no conversation.
+        key, model_key: of its session; the second wins where it is bound.
+        owner: the only account that can serve it.
+        near: where it would best begin, if it is a new conversation.
+    """
+
+    sessions: Sessions | None = None
+    key: str = ""
+    model_key: str = ""
+    owner: AccountKey | None = None
+    near: AccountKey | None = None
+    _bound: tuple[str, Session] | None = None
+    _came_from: AccountKey | None = None
+    _over: bool = False
+
+    def home(self, now: float) -> AccountKey | None:
+        """Return where the conversation lives; None if it is new, or none."""
+        if self.sessions is None:
+            return None
+        # Both, so that neither is idle while the other is used.
+        of_all = self.sessions.get(self.key, now)
+        of_model = self.sessions.get(self.model_key, now)
+        session = of_model or of_all
+        return session.account if session else None
+
+    def sent_to(self, account: AccountKey, now: float, *, for_model: bool = False) -> None:
+        """The request goes to *account*: there the conversation lives from now on.
+
+        *for_model*: it only leaves its home because of its model.
+        """
+        sessions = self.sessions
+        if sessions is None:
+            return
+        home = self.home(now)
+        of_model = for_model or sessions.peek(self.model_key, now) is not None
+        key = self.model_key if of_model else self.key
+        if home is not None and home != account and self._came_from is None:
+            self._came_from = home
+        session = sessions.peek(key, now)
+        if session is None or session.account != account:
+            session = sessions.bind(key, account, now)
+        if self._bound != (key, session):
+            self._end_turn(now)
+            self._bound = (key, session)
+            sessions.start_turn(key, session, now)
+
+    def served(self) -> None:
+        """The answer is good: it stays there."""
+        if self.sessions is not None and self._bound is not None:
+            self.sessions.settle(*self._bound)
+
+    def ended(self, now: float) -> None:
+        """The request is over. A move that brought no answer is undone.
+
+        Whatever refused it elsewhere, its home may serve it when it is back.
+        """
+        if self._over or self.sessions is None:
+            return
+        self._over = True
+        if self._bound is not None and self._came_from is not None:
+            key, session = self._bound
+            if not session.settled and self.sessions.peek(key, now) is session:
+                self.sessions.bind(key, self._came_from, now)
+                self.sessions.settle(key, session)
+        self._end_turn(now)
+
+    def _end_turn(self, now: float) -> None:
+        if self._bound is not None and self.sessions is not None:
+            key, session = self._bound
+            self.sessions.end_turn(key, session, now)
+
+
+def turn_of(facts: Facts, sessions: Sessions, pins: Pins, now: float) -> Turn:
+    """Return what is known of the request with these *facts*."""
+    told = facts.conversation
+    provider = facts.provider
+    owners = (pins.owner(provider, thing) for thing in told.named)
+    owner = next((owner for owner in owners if owner is not None), None)
+    near = None if told.sticky is None else pins.owner(provider, told.sticky)
+    if told.session is None:
+        return Turn(owner=owner, near=near)
+    if near is None and told.parent is not None:
+        parent = sessions.peek(session_key(told.parent, provider), now)
+        near = parent.account if parent else None
+    return Turn(
+        sessions=sessions,
+        key=session_key(told.session, provider),
+        model_key=session_key(told.session, provider, facts.model or ""),
+        owner=owner,
+        near=near,
+    )

@@ -1,0 +1,47 @@
+"""Who made what only it knows."""
+
+from __future__ import annotations
+
+from account_pool.core.pins import Pins, pin_of
+from tests.core.helpers import key
+
+A, B = key("a"), key("b")
+
+
+def test_what_an_account_made_is_its_own() -> None:
+    pins = Pins()
+    pins.remember(A, "resp_1", 10.0)
+    assert pins.owner("openai", "resp_1") == A
+    assert pins.owner("openai", "resp_2") is None
+    assert pins.owner("azure", "resp_1") is None
+
+
+def test_the_one_not_named_for_longest_is_forgotten_first() -> None:
+    told: list[str] = []
+    pins = Pins(max_pins=2, changed=told.append)
+    pins.remember(A, "one", 1.0)
+    pins.remember(A, "two", 2.0)
+    assert pins.owner("openai", "one") == A
+    pins.remember(B, "three", 3.0)
+    assert [pins.owner("openai", x) for x in ("one", "two", "three")] == [A, None, B]
+    assert told == [pin_of("openai", x) for x in ("one", "two", "three", "two")]
+
+
+def test_an_account_that_is_gone_takes_what_it_made_with_it() -> None:
+    pins = Pins()
+    pins.remember(A, "one", 1.0)
+    pins.remember(B, "two", 1.0)
+    pins.forget(A)
+    assert [pins.owner("openai", x) for x in ("one", "two")] == [None, B]
+
+
+def test_rows_outlive_a_restart_and_hold_no_token() -> None:
+    before = Pins()
+    before.remember(A, "tok-secret", 1.0)
+    before.remember(B, "two", 2.0)
+    rows = before.snapshot()
+    assert "secret" not in repr(rows)
+    assert rows == [before.row(pin_of("openai", x)) for x in ("tok-secret", "two")]
+    after = Pins(max_pins=1)
+    after.restore(rows)
+    assert [after.owner("openai", x) for x in ("tok-secret", "two")] == [None, B]

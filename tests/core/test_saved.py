@@ -1,0 +1,197 @@
+"""A pool that was saved is the same pool later, on another clock and beside another proxy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from account_pool.core.cooldown import Cause, Cooldown
+from account_pool.core.outcome import OutcomeClass, Scope
+from account_pool.core.pool import Pool
+from account_pool.core.saved import FORGIVEN_S, STREAK_KEPT_S, Saved, SavedAccount, forgiven, merge
+from tests.core.generated import MODELS, REQUESTS, SETTINGS, outcomes
+from tests.core.helpers import (
+    FORBIDDEN,
+    UNAUTHORIZED,
+    available,
+    key,
+    keys_of,
+    pool_of,
+    rate_limit,
+)
+
+WALL = 1_800_000_000.0
+LABELS = ["a", "b", "c"]
+A = key("a")
+
+
+def kept(pool: Pool, now: float, wall_now: float = WALL) -> Saved:
+    return pool.snapshot(now=now, wall_now=wall_now)
+
+
+def again(saved: Saved, now: float, wall_now: float, *labels: str) -> Pool:
+    """A pool that begins with what was saved."""
+    pool = pool_of(*(labels or LABELS), now=now)
+    pool.restore(saved, now=now, wall_now=wall_now)
+    return pool
+
+
+def left(pool: Pool, now: float) -> float:
+    """How long a still cools."""
+    return max(pool.get(A).cooling_until(None, now) - now, 0.0)
+
+
+@SETTINGS
+@given(
+    learnt=st.lists(
+        st.tuples(st.sampled_from(LABELS), outcomes, st.sampled_from(MODELS), st.floats(0, 60)),
+        max_size=8,
+    ),
+    away=st.floats(0, 5000),
+    later=st.lists(st.floats(0, 100_000), min_size=1, max_size=4),
+)
+def test_it_selects_the_same_accounts_at_every_later_time(learnt, away, later) -> None:
+    now = 500.0
+    pool = pool_of(*LABELS, now=now)
+    for label, outcome, model, elapsed in learnt:
+        now += elapsed
+        if outcome is not None:
+            pool.mark_cooldown(key(label), outcome, now=now, model=model) if outcome.cls in (
+                OutcomeClass.RATE_LIMIT,
+                OutcomeClass.QUOTA,
+            ) else pool.mark_failure(key(label), outcome, now=now, model=model)
+    # The machine was started anew meanwhile: its monotonic clock is another one.
+    restored = again(kept(pool, now), 7.0, WALL + away)
+    for seconds in sorted(later):
+        deadlines = [c.until - now for s in pool.accounts() for c in s.cooldowns.values()]
+        at = away + seconds
+        # Rows are rounded to milliseconds.
+        assume(all(abs(deadline - at) > 0.01 for deadline in deadlines))
+        for facts in REQUESTS:
+            assert available(restored, now=7.0 + seconds, facts=facts) == available(
+                pool, now=now + at, facts=facts
+            )
+
+
+@given(until=st.floats(0, 1e6), ahead=st.floats(1e9, 2e9), others=st.floats(-1e6, 1e6))
+def test_a_row_that_was_read_is_written_back_as_it_was(until, ahead, others) -> None:
+    pool = pool_of("a", now=0.0)
+    pool.mark_cooldown(A, rate_limit(until), now=0.0)
+    row = kept(pool, 0.0, ahead).accounts[0]
+    restored = again(Saved(accounts=(row,)), others, ahead, "a")
+    assert restored.snapshot(now=others, wall_now=ahead).accounts[0].cooldowns.keys() == {None}
+    (back,) = restored.snapshot([A], now=others, wall_now=ahead).accounts
+    assert back == row
+
+
+def test_causes_streaks_counters_owner_and_headroom_are_kept() -> None:
+    pool = pool_of("a", now=100.0)
+    for _ in range(3):
+        cooldown = pool.mark_cooldown(
+            A, rate_limit(evidence={"retry-after": "60"}), now=100.0, started_at=100.0
+        )
+    pool.learn_owner(A, "org-1")
+    pool.observe_headroom(A, 0.25, reset_at=160.0, now=100.0)
+    restored = again(kept(pool, 100.0), 5.0, WALL, "a")
+    state = restored.get(A)
+    assert state.cooldowns[None].cause == cooldown.cause
+    assert state.cooldowns[None].streak == cooldown.streak
+    assert (state.headroom, state.headroom_reset_at) == (0.25, 65.0)
+    assert restored.owner_of(A) == "org-1"
+
+
+def test_what_is_over_counts_for_the_streak_for_a_day() -> None:
+    pool = pool_of("a", now=0.0)
+    pool.mark_cooldown(A, rate_limit(60.0), now=0.0)
+    restored = again(kept(pool, 0.0), 0.0, WALL + 61, "a")
+    assert left(restored, 0.0) == 0
+    assert restored.mark_cooldown(A, rate_limit(60.0), now=1.0).streak == 2
+    restored = again(kept(pool, 0.0), 0.0, WALL + 61 + STREAK_KEPT_S, "a")
+    assert restored.get(A).cooldowns == {}
+
+
+def test_a_clock_that_was_set_back_makes_no_cooldown_longer() -> None:
+    pool = pool_of("a", now=0.0)
+    pool.mark_cooldown(A, rate_limit(3600.0), now=0.0)
+    saved = kept(pool, 3000.0, WALL + 3000)
+    for set_back in (0.0, 10.0, 1800.0, 1e9):
+        assert left(again(saved, 0.0, WALL + 3000 - set_back, "a"), 0.0) <= 600.001
+    # And one that was set forward ends it.
+    assert left(again(saved, 0.0, WALL + 1e6, "a"), 0.0) == 0
+
+
+def test_accounts_that_are_no_longer_there_are_ignored() -> None:
+    pool = pool_of("a", "b", now=0.0)
+    pool.mark_cooldown(A, rate_limit(60.0), now=0.0)
+    restored = again(kept(pool, 0.0), 0.0, WALL, "b")
+    assert [state.key for state in restored.accounts()] == [key("b")]
+
+
+class TestDisabled:
+    def test_a_refused_credential_stays_refused_until_it_changes(self) -> None:
+        pool = pool_of("a", now=0.0)
+        pool.mark_failure(A, UNAUTHORIZED, now=0.0)
+        saved = forgiven(kept(pool, 0.0), WALL + 1e6)
+        restored = again(saved, 0.0, WALL + 1e6, "a")
+        restored.set_credentials(A, keys_of("a"), now=1.0)
+        disabled = restored.get(A).disabled
+        assert disabled is not None and disabled.signal == "401"
+        restored.set_credentials(A, keys_of("another"), now=2.0)
+        assert restored.get(A).enabled
+
+    def test_a_suspended_account_is_tried_again_by_a_restart_after_an_hour(self) -> None:
+        pool = pool_of("a", now=0.0)
+        pool.mark_failure(A, FORBIDDEN, now=0.0)
+        for later, enabled in ((FORGIVEN_S - 1, False), (FORGIVEN_S + 1, True)):
+            saved = forgiven(kept(pool, 0.0), WALL + later)
+            assert again(saved, 0.0, WALL + later, "a").get(A).enabled is enabled
+
+    def test_no_secret_is_kept(self) -> None:
+        pool = pool_of("a", now=0.0)
+        pool.mark_failure(A, UNAUTHORIZED, now=0.0)
+        assert "sk-a" not in repr(kept(pool, 0.0))
+
+
+# -- two proxies
+
+
+def cooled(until: float, streak: int = 1) -> Cooldown:
+    cause = Cause(signal="429", cls=OutcomeClass.RATE_LIMIT, scope=Scope.ACCOUNT)
+    return Cooldown(model=None, since=WALL, until=until, streak=streak, cause=cause)
+
+
+OLD, SHORT, LONG = cooled(WALL + 10), cooled(WALL + 20, 3), cooled(WALL + 30, 2)
+
+
+@pytest.mark.parametrize(
+    ("base", "mine", "theirs", "expected"),
+    [
+        pytest.param(None, SHORT, None, SHORT, id="ours is new"),
+        pytest.param(None, None, SHORT, SHORT, id="theirs is new"),
+        pytest.param(OLD, OLD, LONG, LONG, id="theirs is newer"),
+        pytest.param(OLD, LONG, OLD, LONG, id="ours is newer"),
+        pytest.param(OLD, SHORT, LONG, replace(LONG, streak=3), id="the later deadline wins"),
+        pytest.param(OLD, LONG, SHORT, replace(LONG, streak=3), id="whoever has it"),
+        pytest.param(OLD, OLD, None, None, id="released there: it does not come back"),
+        pytest.param(OLD, None, OLD, None, id="released here"),
+        pytest.param(OLD, LONG, None, LONG, id="released there, refused again here"),
+        pytest.param(OLD, None, LONG, LONG, id="released here, refused again there"),
+        pytest.param(OLD, None, None, None, id="released by both"),
+    ],
+)
+def test_what_two_know_of_a_cooldown(base, mine, theirs, expected) -> None:
+    def account(cooldown: Cooldown | None) -> SavedAccount:
+        return SavedAccount(key=A, cooldowns={None: cooldown} if cooldown else {})
+
+    merged = merge(account(base), account(mine), account(theirs))
+    assert merged.cooldowns == ({None: expected} if expected else {})
+
+
+def test_counters_add_up() -> None:
+    base, mine, theirs = (SavedAccount(key=A, served=n) for n in (10, 13, 25))
+    assert merge(base, mine, theirs).served == 28
+    assert merge(None, mine, theirs).served == 38
+    assert merge(base, mine, None) is mine

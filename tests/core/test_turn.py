@@ -1,0 +1,298 @@
+"""Requests of conversations as scripts: they stay, wait, move, and what only one can serve."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from account_pool.core.affinity import Sessions
+from account_pool.core.lease import Conversation, Facts
+from account_pool.core.outcome import Scope
+from account_pool.core.pins import Pins
+from account_pool.core.turn import session_key, turn_of
+from tests.core.helpers import (
+    BARE_429,
+    FORBIDDEN,
+    PROVIDER,
+    REQUEST_ERROR,
+    UNAUTHORIZED,
+    account,
+    key,
+    quota,
+    rate_limit,
+)
+from tests.core.test_attempts import (
+    Play,
+    begin,
+    committed,
+    finished,
+    left,
+    refreshed,
+    refused,
+    resumed,
+)
+
+S = Conversation(session="s")
+
+
+class Request(Play):
+    """One request of several on the same pool."""
+
+    @property
+    def in_flight(self) -> int:
+        return 0 if self.attempts.lease is None else 1
+
+
+class World:
+    """A pool with its sessions and pins, and the requests of conversations."""
+
+    def __init__(self, *members: Any, **options: Any) -> None:
+        self.sessions = Sessions()
+        self.pins = Pins()
+        self.options = options
+        self.pool = Play(*members, **options).pool
+
+    def request(
+        self, told: Conversation = S, *, at: float = 0.0, model: str = "gpt-5", **limits: Any
+    ) -> Request:
+        facts = Facts(provider=PROVIDER, kind="key", model=model, conversation=told)
+        play = Request(pool=self.pool, facts=facts, **limits)
+        play.at(at)
+        play.attempts.turn = turn_of(facts, self.sessions, self.pins, at)
+        return play
+
+    def serve(self, told: Conversation = S, *, at: float = 0.0, model: str = "gpt-5") -> str:
+        """Serve one request at once; return the label of who did."""
+        play = self.request(told, at=at, model=model) >> begin
+        play >> committed >> finished
+        return play.tried[-1][0]
+
+    def home(self, session: str = "s", model: str | None = None) -> str | None:
+        found = self.sessions.peek(session_key(session, PROVIDER, model), 0.0)
+        return found.account.label if found else None
+
+
+def test_a_conversation_stays_while_others_spread() -> None:
+    world = World("a", "b", "c")
+    others = []
+    for turn in range(20):
+        assert world.serve() == "a"
+        others.append(world.serve(Conversation(session=f"other-{turn}")))
+    # The turns of the conversation use up nobody's turn.
+    assert others[:4] == ["b", "c", "a", "b"]
+    assert {others.count(label) for label in "abc"} == {6, 7}
+
+
+def test_what_is_no_conversation_goes_where_the_strategy_says() -> None:
+    world = World("a", "b")
+    assert [world.serve(Conversation()) for _ in range(4)] == ["a", "b", "a", "b"]
+    assert len(world.sessions) == 0
+
+
+def test_a_short_wait_is_waited_out_in_place() -> None:
+    world = World("a", "b")
+    assert world.serve() == "a"
+    play = world.request() >> begin << "send a" >> refused(rate_limit(2.0))
+    play << "wait until 2 or change"
+    play.at(2.0) >> resumed << "send a" >> committed >> finished
+    assert world.home() == "a"
+
+
+def test_a_long_wait_moves_at_once_and_it_stays_where_it_went() -> None:
+    world = World("a", "b", "c")
+    assert world.serve() == "a"
+    play = world.request() >> begin << "send a" >> refused(rate_limit(60.0)) << "send b"
+    play >> committed >> finished
+    assert world.home() == "b"
+    # Back again, and first in turn.
+    assert world.serve(at=100.0) == "b"
+    assert world.serve(Conversation(session="new"), at=100.0) == "c"
+    assert world.serve(at=101.0) == "b"
+
+
+def test_all_waits_of_a_request_are_within_its_patience() -> None:
+    world = World("a", "b")
+    world.serve()
+    play = world.request() >> begin >> refused(rate_limit(2.0)) << "wait until 2 or change"
+    play.at(2.0) >> resumed << "send a" >> refused(rate_limit(2.0)) << "send b"
+
+
+def test_patience_is_no_longer_than_a_request_is_held() -> None:
+    world = World("a", "b")
+    world.serve()
+    play = world.request(max_wait_s=1.0) >> begin
+    play >> refused(rate_limit(2.0)) << "send b"
+
+
+@pytest.mark.parametrize(
+    ("follow_up", "step"), [(True, "wait until 8 or change"), (False, "send b")]
+)
+def test_work_that_was_begun_waits_longer_than_a_new_prompt(follow_up: bool, step: str) -> None:
+    world = World("a", "b")
+    world.serve()
+    play = world.request(S._replace(follow_up=follow_up)) >> begin
+    play >> refused(rate_limit(8.0)) << step
+
+
+def test_a_full_account_is_waited_for_and_then_left() -> None:
+    world = World(account("a", max_concurrent=1), "b")
+    first = world.request() >> begin << "send a"
+    second = world.request() >> begin << "wait until 3 or change"
+    third = world.request() >> begin << "wait until 3 or change"
+    first >> committed >> finished
+    second.at(1.0) >> resumed << "send a"
+    third.at(3.0) >> resumed << "send b"
+    assert world.home() == "b"
+
+
+def test_a_refusal_without_evidence_is_one_hop_at_once() -> None:
+    world = World("a", "b")
+    world.serve()
+    world.request() >> begin << "send a" >> refused(BARE_429) << "send b"
+
+
+def test_the_requests_of_a_session_that_come_together_go_together() -> None:
+    world = World("a", "b", "c")
+    first, second = (world.request() >> begin << "send a" for _ in range(2))
+    first >> refused(quota(3600.0)) << "send b"
+    # The account it moved to is given one request at first: the others wait for it there.
+    second >> refused(quota(3600.0)) << "wait until 0.25 or change"
+    third = world.request() >> begin << "wait until 3 or change"
+    first >> committed
+    second >> resumed << "send b" >> committed >> finished
+    third >> resumed << "send b" >> left
+    first >> finished
+    assert world.home() == "b"
+
+
+def test_a_move_that_brought_no_answer_is_undone() -> None:
+    world = World("a", "b")
+    world.serve()
+    play = world.request() >> begin >> refused(quota(3600.0)) << "send b"
+    # What the account of the conversation encrypted, the other cannot read.
+    play >> refused(REQUEST_ERROR) << "deliver"
+    assert play.benched == []
+    assert world.home() == "a"
+    assert world.serve(at=4000.0) == "a"
+
+
+def test_a_move_that_another_request_was_served_by_is_not_undone() -> None:
+    world = World("a", "b")
+    world.serve()
+    first = world.request() >> begin >> refused(quota(3600.0)) << "send b"
+    assert world.serve(at=1.0) == "b"
+    first >> left
+    assert world.home() == "b"
+
+
+def test_a_conversation_leaves_an_account_that_cannot_serve_it() -> None:
+    world = World("a", "b")
+    world.serve()
+    play = world.request() >> begin >> refused(FORBIDDEN) << "send b"
+    play >> committed >> finished
+    assert world.home() == "b"
+
+
+def test_a_conversation_leaves_an_account_whose_credential_is_refused() -> None:
+    world = World("a", "b")
+    world.serve()
+    play = world.request() >> begin >> refused(UNAUTHORIZED) << "refresh a"
+    play >> refreshed(False) << "send b" >> committed >> finished
+    assert world.home() == "b"
+
+
+# -- one model of several
+
+
+def test_a_limit_of_one_model_moves_that_model_only() -> None:
+    world = World("a", "b")
+    assert world.serve(model="big") == "a"
+    assert world.serve(model="small") == "a"
+    play = world.request(model="small") >> begin << "send a"
+    play >> refused(rate_limit(600.0, scope=Scope.MODEL)) << "send b" >> committed >> finished
+    assert world.serve(model="big") == "a"
+    assert world.serve(model="small") == "b"
+    assert world.serve(at=1000.0, model="small") == "b"
+    assert (world.home(), world.home(model="small")) == ("a", "b")
+
+
+def test_a_model_the_account_may_not_serve_moves_no_other() -> None:
+    world = World(account("a", "big"), "b")
+    assert [world.serve(model=m) for m in ("big", "small", "big", "small")] == ["a", "b", "a", "b"]
+
+
+# -- agents
+
+
+def test_a_sub_agent_begins_where_its_parent_lives_and_moves_alone() -> None:
+    world = World("a", "b")
+    assert world.serve() == "a"
+    agent = Conversation(session="s/agent", parent="s")
+    assert world.serve(agent) == "a"
+    play = world.request(agent) >> begin >> refused(quota(3600.0)) << "send b"
+    play >> committed >> finished
+    assert (world.home(), world.home("s/agent")) == ("a", "b")
+
+
+def test_a_sub_agent_of_an_account_that_rests_goes_elsewhere_at_once() -> None:
+    world = World("a", "b")
+    world.serve()
+    world.pool.mark_cooldown(key("a"), rate_limit(2.0), now=0.0)
+    assert world.serve(Conversation(session="s/agent", parent="s")) == "b"
+
+
+def test_a_sticky_token_goes_to_the_account_that_issued_it_if_that_can_serve() -> None:
+    world = World("a", "b")
+    world.pins.remember(key("b"), "state", 0.0)
+    assert world.serve(Conversation(session="new", sticky="state")) == "b"
+    world.pool.mark_cooldown(key("b"), rate_limit(60.0), now=0.0)
+    assert world.serve(Conversation(session="newer", sticky="state")) == "a"
+
+
+# -- pins
+
+NAMED = Conversation(named=("resp_unknown", "resp_1"))
+
+
+def pinned(**options: Any) -> World:
+    world = World("a", "b", **options)
+    world.pins.remember(key("b"), "resp_1", 0.0)
+    return world
+
+
+def test_what_only_its_owner_knows_goes_to_its_owner() -> None:
+    world = pinned()
+    assert [world.serve(NAMED) for _ in range(3)] == ["b"] * 3
+    assert world.serve(S._replace(named=("resp_1",))) == "b"
+    assert world.home() == "b"
+
+
+def test_an_id_nobody_here_made_goes_anywhere() -> None:
+    assert pinned().serve(Conversation(named=("resp_unknown",))) == "a"
+
+
+def test_an_owner_that_returns_in_time_is_waited_for() -> None:
+    play = pinned().request(NAMED) >> begin << "send b"
+    play >> refused(rate_limit(20.0)) << "wait until 20 or change"
+    play.at(20.0) >> resumed << "send b" >> committed >> finished
+
+
+def test_an_owner_that_returns_late_is_the_one_that_refuses() -> None:
+    play = pinned().request(NAMED) >> begin << "send b"
+    play >> refused(quota(3600.0)) << "deliver, 3600 s"
+    assert play.tried == [("b", quota().cls)]
+
+
+def test_an_owner_that_rests_is_never_replaced() -> None:
+    world = pinned()
+    world.pool.mark_cooldown(key("b"), quota(3600.0), now=0.0)
+    world.pool.get(key("b")).probed_at = 0.0
+    world.request(NAMED) >> begin << "answer 429, 3600 s, like b"
+
+
+@pytest.mark.parametrize("outcome", [BARE_429, FORBIDDEN, REQUEST_ERROR])
+def test_no_refusal_sends_it_elsewhere(outcome: Any) -> None:
+    play = pinned().request(NAMED, max_wait_s=0.0) >> begin >> refused(outcome)
+    assert {label for label, _ in play.tried} == {"b"}
+    assert play.attempts.over

@@ -1,0 +1,54 @@
+"""A mitmproxy script: tells what is restored, runs commands, and dies where a test wants it.
+
+With `DIE_AFTER_COOLDOWN=provider/label` in its environment the proxy is killed, as `kill -9`
+does, right after a cooldown of that account was written. `GET http://pool.test/COMMAND/ARGUMENT`
+through the proxy runs a command and answers its result.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+
+from mitmproxy import ctx, http
+from mitmproxy.log import ALERT
+
+from account_pool.core.pool import Pool
+from account_pool.store.sqlite_state import SqliteState
+
+logger = logging.getLogger(__name__)
+
+HOST = "pool.test"
+DIE = "DIE_AFTER_COOLDOWN"
+
+exchange = SqliteState.exchange
+restore = Pool.restore
+
+
+def exchange_and_die(self, mine, gone, **when):
+    saved = exchange(self, mine, gone, **when)
+    if any(account.cooldowns and str(account.key) == os.environ[DIE] for account in saved.accounts):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return saved
+
+
+def restore_and_tell(self, kept, **when) -> None:
+    restore(self, kept, **when)
+    for account in kept.accounts:
+        cooldowns = len(account.cooldowns)
+        logger.log(ALERT, f"restored {account.key} with {cooldowns} cooldowns")
+
+
+def load(_loader) -> None:
+    """mitmproxy calls it; a test that imports this file for its path must live on."""
+    Pool.restore = restore_and_tell
+    if DIE in os.environ:
+        SqliteState.exchange = exchange_and_die
+
+
+def request(flow: http.HTTPFlow) -> None:
+    if flow.request.host == HOST:
+        command, *argument = flow.request.path[1:].split("/", 1)
+        text = ctx.master.commands.call(command, *argument)
+        flow.response = http.Response.make(200, text or "", {"content-type": "text/plain"})
