@@ -8,12 +8,13 @@ from typing import assert_never
 
 from account_pool.core.account import Account
 from account_pool.core.affinity import Sessions
-from account_pool.core.attempts import Answer, Attempts, Deliver, Limits, Refresh, Send, Step, Wait
+from account_pool.core.attempts import Attempts, Limits
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.lease import Conversation, Facts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pins import Pins
 from account_pool.core.pool import Pool
+from account_pool.core.steps import Answer, Deliver, Refresh, Send, Step, Wait
 from account_pool.core.turn import turn_of
 from benchmarks.storm.clock import Clock
 from benchmarks.storm.fleet import (

@@ -7,26 +7,13 @@ from typing import Any
 
 import pytest
 
-from account_pool.core.attempts import (
-    OVERLOAD_TRIES,
-    STALE_WITHIN_S,
-    TRIES,
-    Answer,
-    Attempts,
-    Broken,
-    Deliver,
-    Limits,
-    Phase,
-    Refresh,
-    Send,
-    Step,
-    Wait,
-    how_broken,
-)
+from account_pool.core.attempts import OVERLOAD_TRIES, Attempts, Limits
+from account_pool.core.broken import STALE_WITHIN_S, TRIES, Broken, how_broken
 from account_pool.core.errors import IllegalEvent
 from account_pool.core.lease import Facts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
+from account_pool.core.steps import Answer, Deliver, Phase, Refresh, Send, Step, Wait
 from tests.core.helpers import (
     BARE_429,
     EXPIRED,

@@ -17,22 +17,14 @@ from hypothesis.stateful import (
 )
 
 from account_pool.core.account import Account
-from account_pool.core.attempts import (
-    Answer,
-    Attempts,
-    Broken,
-    Deliver,
-    Limits,
-    Phase,
-    Refresh,
-    Send,
-    Wait,
-)
+from account_pool.core.attempts import Attempts, Limits
+from account_pool.core.broken import Broken
 from account_pool.core.errors import IllegalEvent
 from account_pool.core.lease import Facts, Lease
 from account_pool.core.outcome import Outcome
 from account_pool.core.pool import Pool
 from account_pool.core.selection import POLICIES
+from account_pool.core.steps import Answer, Deliver, Phase, Refresh, Send, Wait
 from tests.core.generated import (
     REQUESTS,
     SETTINGS,

@@ -8,10 +8,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from account_pool.core.account import AccountKey
 from account_pool.core.affinity import Sessions
-from account_pool.core.attempts import Attempts, Limits, Phase
+from account_pool.core.attempts import Attempts, Limits
 from account_pool.core.lease import Conversation, Facts
 from account_pool.core.outcome import Outcome, Scope
 from account_pool.core.pins import Pins
+from account_pool.core.steps import Phase
 from account_pool.core.turn import Turn, turn_of
 from tests.core.helpers import (
     BARE_429,

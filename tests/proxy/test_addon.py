@@ -15,8 +15,8 @@ from mitmproxy.test import taddons, tflow
 
 from account_pool.config.pool_options import POOL_OPTIONS
 from account_pool.core.account import AccountKey
-from account_pool.core.attempts import Wait
 from account_pool.core.credential import Credential, Secret
+from account_pool.core.steps import Wait
 from account_pool.proxy import replay
 from account_pool.proxy.addon import AccountPool
 from account_pool.proxy.hooks import Turn

@@ -11,9 +11,10 @@ from mitmproxy import http
 from mitmproxy.test import tutils
 
 from account_pool.core.admission import Ticket
-from account_pool.core.attempts import Answer, Limits, Refresh, Send, Wait
+from account_pool.core.attempts import Limits
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from account_pool.core.steps import Answer, Refresh, Send, Wait
 from account_pool.providers import copilot, openai
 from account_pool.providers.base import HostRule, LocalAnswer, Origin, Route
 from account_pool.providers.registry import add_hosts, like

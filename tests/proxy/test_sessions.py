@@ -8,7 +8,7 @@ import json
 import pytest
 from mitmproxy import http
 
-from account_pool.core.attempts import Send
+from account_pool.core.steps import Send
 from account_pool.providers import copilot, openai
 from account_pool.providers.base import Route
 from account_pool.proxy import service as module

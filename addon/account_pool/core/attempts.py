@@ -12,16 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from typing import assert_never
 
 from account_pool.core.account import AccountKey
 from account_pool.core.admission import Ticket
+from account_pool.core.broken import TRIES, Broken
 from account_pool.core.cooldown import usable_hint
 from account_pool.core.errors import IllegalEvent, NoUsableAccount, UnknownAccount
 from account_pool.core.lease import Facts, Lease
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
+from account_pool.core.steps import PHASE_AFTER, Answer, Deliver, Phase, Refresh, Send, Step, Wait
 from account_pool.core.turn import Turn
 
 #: Tries in place for a server short of capacity, beyond the first (design.md, 7).
@@ -39,129 +40,6 @@ FOLLOW_UP_PATIENCE = 3.0
 SOCKETS = "(websocket)"
 
 _OK = Outcome(cls=OutcomeClass.OK)
-
-
-class Broken(Enum):
-    """How an attempt ended without an answer."""
-
-    #: no connection could be made: the request cannot have run
-    CONNECT = "connect"
-    #: a kept connection was closed, or the stream refused, before an answer
-    STALE = "stale"
-    #: the request was sent on a fresh connection: it may have run
-    MAYBE_RAN = "maybe ran"
-
-
-#: Tries in all, by how they ended. One client connection keeps at most five upstream
-#: connections, which may all have gone stale together.
-TRIES = {Broken.CONNECT: 2, Broken.STALE: 6, Broken.MAYBE_RAN: 2}
-
-
-#: A kept HTTP/1.1 connection that the server closes so soon after a request was sent was
-#: closed before it arrived: what is on the way needs a round trip, work takes longer.
-STALE_WITHIN_S = 0.5
-
-
-def how_broken(message: str, *, kept: bool, answered: bool, after_s: float) -> Broken:
-    """Say whether a request whose attempt broke may have run.
-
-    Args:
-        message: mitmproxy's, which names what the peer did.
-        kept: it went out on a connection that was used before, or idle.
-        answered: something of an answer had come.
-        after_s: seconds since it was sent.
-
-    A stream that is reset was there: only REFUSED_STREAM says that it was not processed
-    (RFC 9113, 8.7).
-    """
-    if "REFUSED_STREAM" in message:
-        return Broken.STALE
-    reset = "stream reset" in message
-    if kept and not answered and not reset and after_s < STALE_WITHIN_S:
-        return Broken.STALE
-    return Broken.MAYBE_RAN
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send the request with this lease's credential."""
-
-    lease: Lease
-    #: do not reuse a kept connection
-    fresh: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Wait until *until* (monotonic seconds), or until *ticket* is called."""
-
-    until: float
-    #: the request's place among those who wait for an account. None: only time ends it.
-    ticket: Ticket | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Refresh:
-    """Renew the credential of this lease, then say whether it changed."""
-
-    lease: Lease
-
-
-@dataclass(frozen=True, slots=True)
-class Deliver:
-    """Hand the refused answer to the client.
-
-    Attributes:
-        retry_after_s: seconds until an account returns; None: leave the wait as it is.
-    """
-
-    retry_after_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """There is no answer to hand on: make one.
-
-    Attributes:
-        status: 429 (limits), 502 (broken) or 503 (nobody can serve).
-        message: for people; no secrets.
-        retry_after_s: as in `Deliver`.
-        like: the account whose own last refusal says it best, if it is known.
-    """
-
-    status: int
-    message: str
-    retry_after_s: float | None = None
-    like: AccountKey | None = None
-
-
-Step = Send | Wait | Refresh | Deliver | Answer
-
-
-class Phase(Enum):
-    """Where a request stands; it decides which events are legal."""
-
-    #: only `begin`
-    NEW = "new"
-    #: an attempt runs: `refused`, `broken` or `committed`
-    SENT = "sent"
-    #: nobody can serve, or a pause before the same account is asked again: `resumed`
-    WAITING = "waiting"
-    #: `refreshed`
-    REFRESHING = "refreshing"
-    #: the client has its first byte: `finished`
-    COMMITTED = "committed"
-    #: nothing more
-    OVER = "over"
-
-
-_PHASE_AFTER = {
-    Send: Phase.SENT,
-    Wait: Phase.WAITING,
-    Refresh: Phase.REFRESHING,
-    Deliver: Phase.OVER,
-    Answer: Phase.OVER,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -613,7 +491,7 @@ class Attempts:
         return self.lease
 
     def _enter(self, step: Step, now: float) -> Step:
-        self.phase = _PHASE_AFTER[type(step)]
+        self.phase = PHASE_AFTER[type(step)]
         if self.phase is Phase.OVER:
             self.turn.ended(now)
         return step

@@ -18,12 +18,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import count
 from math import inf, isnan
 
-from sortedcontainers import SortedDict
-
 from account_pool.core import saved
 from account_pool.core.account import Account, AccountKey
 from account_pool.core.admission import Admission, Ticket
-from account_pool.core.cooldown import Cause, Cooldown, covers, next_cooldown
+from account_pool.core.cooldown import Cause, Cooldown, next_cooldown
 from account_pool.core.credential import Credential, fingerprint
 from account_pool.core.errors import (
     DuplicateAccount,
@@ -32,11 +30,13 @@ from account_pool.core.errors import (
     UnknownAccount,
 )
 from account_pool.core.lease import Facts, Lease
+from account_pool.core.members import Members
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.owners import Owners
-from account_pool.core.ramp import RAMP_S, Ramp
+from account_pool.core.ramp import Ramp
 from account_pool.core.saved import Saved
-from account_pool.core.selection import POLICIES, SelectionPolicy
+from account_pool.core.selection import POLICIES
+from account_pool.core.shortage import shortage
 from account_pool.core.state import AccountState
 
 _COOLING = (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA)
@@ -54,78 +54,6 @@ MAX_COOLDOWNS = 128
 #: it, and every request would cost an attempt on each account.
 UNKNOWN_MODEL_S = 60.0
 MAX_UNKNOWN_MODELS = 128
-#: Models whose requests have lately had to move, remembered per provider.
-MAX_SWITCHES = 128
-
-
-class _Members:
-    """The accounts of one provider: by label, and in the order of the policy."""
-
-    def __init__(self, policy: SelectionPolicy) -> None:
-        self.by_label: dict[str, AccountState] = {}
-        self.policy = policy
-        self.alarms: SortedDict[tuple[float, int], AccountState] = SortedDict()
-        #: what a cooldown has covered lately, and when it began: its requests go elsewhere
-        self.switched: dict[str | None, float] = {}
-        #: a request is out on an account that cools, to see whether it really does
-        self.probing = False
-
-    def place(self, state: AccountState, now: float) -> None:
-        """Put *state* where it belongs now, and set the alarm for when that changes."""
-        if state.headroom_reset_at <= now:
-            state.headroom, state.headroom_reset_at = 1.0, inf
-        until = inf
-        if state.enabled and state.credentials and not state.full:
-            until = state.next_start_at
-            if state.cooldowns:
-                until = max(until, state.cooling_until(None, now))
-        if until <= now:
-            self.policy.add(state)
-            self._set_alarm(state, state.headroom_reset_at)
-        else:
-            self.policy.discard(state)
-            self._set_alarm(state, until)
-
-    def note_switch(self, covered: str | None, now: float) -> None:
-        """Requests for *covered* (None: all) have to go to another account from now on."""
-        recent = {c: at for c, at in self.switched.items() if now < at + RAMP_S and c != covered}
-        if len(recent) == MAX_SWITCHES:
-            del recent[next(iter(recent))]
-        self.switched = {**recent, covered: now}
-
-    def ramps_of(self, state: AccountState, model: str | None, now: float) -> tuple[Ramp, ...]:
-        """Return the ramps a new request for *model* falls under, begun where they must be."""
-        ramps = state.ramps = {c: r for c, r in state.ramps.items() if not r.over(now)}
-        for covered, cooldown in state.cooldowns.items():
-            # One that is over stays until a good answer: nothing is known of it yet.
-            if covered not in ramps and cooldown.covers(model):
-                ramps[covered] = Ramp.half_open(now)
-        for covered, at in self.switched.items():
-            if covered not in ramps and now < at + RAMP_S and covers(covered, model):
-                ramps[covered] = Ramp.after_switch(now)
-        return tuple(ramp for covered, ramp in ramps.items() if covers(covered, model))
-
-    def unplace(self, state: AccountState) -> None:
-        self.policy.discard(state)
-        self._set_alarm(state, inf)
-
-    def _set_alarm(self, state: AccountState, at: float) -> None:
-        """Have *state* placed again at *at*; infinity for never."""
-        if at == state.wake_at:
-            return
-        if state.wake_at < inf:
-            del self.alarms[(state.wake_at, state.position)]
-        if at < inf:
-            self.alarms[(at, state.position)] = state
-        state.wake_at = at
-
-    def wake(self, now: float) -> None:
-        """Place whoever's time has come."""
-        while self.alarms:
-            (wake_at, _), state = self.alarms.peekitem(0)
-            if wake_at > now:
-                return
-            self.place(state, now)
 
 
 class Pool:
@@ -147,7 +75,7 @@ class Pool:
         self.default_cooldown_s = default_cooldown_s
         self._policy = POLICIES[strategy]
         self._chance = chance
-        self._members: dict[str, _Members] = {}
+        self._members: dict[str, Members] = {}
         self._sequence = count(1)
         self._positions = count()
         self._listeners: list[Callable[[], None]] = []
@@ -184,7 +112,7 @@ class Pool:
         """
         members = self._members.get(account.provider)
         if members is None:
-            members = self._members[account.provider] = _Members(self._policy())
+            members = self._members[account.provider] = Members(self._policy())
         if account.label in members.by_label:
             raise DuplicateAccount(account.key)
         state = AccountState(
@@ -785,38 +713,8 @@ class Pool:
         """
         members = self._members.get(facts.provider)
         by_label = members.by_label if members else {}
-        if only is None:
-            states = list(by_label.values())
-        else:
-            states = [by_label[only.label]] if only.label in by_label else []
-        soonest: AccountState | None = None
-        retry_at = inf
-        may_change = False
-        for state in states:
-            if not state.enabled or state.key in avoid:
-                continue
-            if not state.account.models.allows(facts.model):
-                continue
-            if facts.kind not in state.credentials:
-                may_change = may_change or state.pending
-                continue
-            until = max(state.cooling_until(facts.model, now), state.next_start_at)
-            if until <= now and state.full:
-                may_change = True
-                continue
-            if until <= now and state.ramps:
-                # An answer lets one more go before time does.
-                may_change = True
-                until = state.ramps_admit_at(facts.model)
-            if until < retry_at:
-                soonest, retry_at = state, until
-        return NoUsableAccount(
-            facts.provider,
-            retry_at=retry_at if soonest else None,
-            soonest=soonest.key if soonest else None,
-            may_change=may_change,
-            reason=_reason(states, facts, now),
-        )
+        asked = by_label if only is None else {only.label} & by_label.keys()
+        return shortage((by_label[label] for label in asked), facts, now=now, avoid=avoid)
 
     def summary(self, provider: str | None = None, *, now: float) -> dict[str, int]:
         """Count accounts: total, available, cooling_down, disabled, in_flight.
@@ -915,23 +813,3 @@ def _forget_some(state: AccountState, now: float) -> None:
         soonest = min((c for c in kept.values() if c.model is not None), key=lambda c: c.until)
         del kept[soonest.model]
     state.cooldowns = kept
-
-
-def _reason(states: list[AccountState], facts: Facts, now: float) -> str:
-    """Say in a few words why nobody can serve, without naming secrets."""
-    if not states:
-        return "the pool has no account"
-    cooling = sum(s.enabled and s.cooling_until(facts.model, now) > now for s in states)
-    parts = {
-        "cooling": cooling,
-        "disabled": sum(not s.enabled for s in states),
-        "without a usable credential": sum(
-            s.enabled and facts.kind not in s.credentials for s in states
-        ),
-        "full": sum(s.enabled and s.full for s in states),
-        "just begun with": sum(s.enabled and not s.ramps_admit(facts.model, now) for s in states),
-        f"not for {facts.model}": sum(not s.account.models.allows(facts.model) for s in states),
-    }
-    listed = ", ".join(f"{n} {what}" for what, n in parts.items() if n)
-    total = len(states)
-    return f"no usable account of {total}" + (f" ({listed})" if listed else "")

@@ -38,7 +38,7 @@ from mitmproxy.proxy.layers.http import (
 )
 from mitmproxy.proxy.layers.http._events import HttpEvent
 
-from account_pool.core.attempts import Refresh, Wait
+from account_pool.core.steps import Refresh, Wait
 from account_pool.proxy import compat
 from account_pool.proxy.hooks import PoolTurnHook, Turn
 from account_pool.proxy.layer import PoolHttpLayer

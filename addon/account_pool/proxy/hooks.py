@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from mitmproxy.proxy.commands import StartHook
 
-from account_pool.core.attempts import Refresh, Wait
+from account_pool.core.steps import Refresh, Wait
 from account_pool.providers.base import LocalAnswer
 
 

@@ -21,12 +21,13 @@ from mitmproxy.connection import Client
 from account_pool.core import headroom
 from account_pool.core.account import AccountKey
 from account_pool.core.affinity import Sessions
-from account_pool.core.attempts import Attempts, Limits, Refresh, Wait
+from account_pool.core.attempts import Attempts, Limits
 from account_pool.core.credential import Credential
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.lease import Lease
 from account_pool.core.pins import Pins
 from account_pool.core.pool import Pool
+from account_pool.core.steps import Refresh, Wait
 from account_pool.core.turn import turn_of
 from account_pool.providers.base import LocalAnswer, Origin, Provider, RequestHead, Route, Swap
 from account_pool.providers.heads import is_websocket

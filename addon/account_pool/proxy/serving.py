@@ -35,19 +35,11 @@ from mitmproxy.proxy.layers.http import (
 from mitmproxy.proxy.layers.http._hooks import HttpResponseHeadersHook
 from mitmproxy.proxy.layers.websocket import WebsocketLayer, WebsocketMessageHook
 
-from account_pool.core.attempts import (
-    Answer,
-    Attempts,
-    Broken,
-    Deliver,
-    Refresh,
-    Send,
-    Step,
-    Wait,
-    how_broken,
-)
+from account_pool.core.attempts import Attempts
+from account_pool.core.broken import Broken, how_broken
 from account_pool.core.credential import Secret
 from account_pool.core.outcome import OutcomeClass
+from account_pool.core.steps import Answer, Deliver, Refresh, Send, Step, Wait
 from account_pool.providers.base import CannotSwap, LocalAnswer
 from account_pool.proxy import compat, delivery, scrub, told, wire
 from account_pool.proxy.answer import AnswerReader, Reading

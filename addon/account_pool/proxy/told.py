@@ -9,9 +9,10 @@ import logging
 import math
 
 from account_pool.core.account import AccountKey
-from account_pool.core.attempts import Answer, Attempt, Attempts
+from account_pool.core.attempts import Attempt, Attempts
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.outcome import Outcome, OutcomeClass
+from account_pool.core.steps import Answer
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,46 @@
+"""How an attempt ended without an answer, and how often it may be tried again."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Broken(Enum):
+    """How an attempt ended without an answer."""
+
+    #: no connection could be made: the request cannot have run
+    CONNECT = "connect"
+    #: a kept connection was closed, or the stream refused, before an answer
+    STALE = "stale"
+    #: the request was sent on a fresh connection: it may have run
+    MAYBE_RAN = "maybe ran"
+
+
+#: Tries in all, by how they ended. One client connection keeps at most five upstream
+#: connections, which may all have gone stale together.
+TRIES = {Broken.CONNECT: 2, Broken.STALE: 6, Broken.MAYBE_RAN: 2}
+
+
+#: A kept HTTP/1.1 connection that the server closes so soon after a request was sent was
+#: closed before it arrived: what is on the way needs a round trip, work takes longer.
+STALE_WITHIN_S = 0.5
+
+
+def how_broken(message: str, *, kept: bool, answered: bool, after_s: float) -> Broken:
+    """Say whether a request whose attempt broke may have run.
+
+    Args:
+        message: mitmproxy's, which names what the peer did.
+        kept: it went out on a connection that was used before, or idle.
+        answered: something of an answer had come.
+        after_s: seconds since it was sent.
+
+    A stream that is reset was there: only REFUSED_STREAM says that it was not processed
+    (RFC 9113, 8.7).
+    """
+    if "REFUSED_STREAM" in message:
+        return Broken.STALE
+    reset = "stream reset" in message
+    if kept and not answered and not reset and after_s < STALE_WITHIN_S:
+        return Broken.STALE
+    return Broken.MAYBE_RAN

@@ -1,0 +1,75 @@
+"""Why nobody can serve a request now, and who returns when."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from math import inf
+
+from account_pool.core.account import AccountKey
+from account_pool.core.errors import NoUsableAccount
+from account_pool.core.lease import Facts
+from account_pool.core.state import AccountState
+
+
+def shortage(
+    states: Iterable[AccountState],
+    facts: Facts,
+    *,
+    now: float,
+    avoid: Collection[AccountKey] = (),
+) -> NoUsableAccount:
+    """Return what is to be said to *facts*, which none of *states* can serve now.
+
+    Args:
+        states: every account that may be asked.
+        avoid: those of them that are not asked again.
+    """
+    states = list(states)
+    soonest: AccountState | None = None
+    retry_at = inf
+    may_change = False
+    for state in states:
+        if not state.enabled or state.key in avoid:
+            continue
+        if not state.account.models.allows(facts.model):
+            continue
+        if facts.kind not in state.credentials:
+            may_change = may_change or state.pending
+            continue
+        until = max(state.cooling_until(facts.model, now), state.next_start_at)
+        if until <= now and state.full:
+            may_change = True
+            continue
+        if until <= now and state.ramps:
+            # An answer lets one more go before time does.
+            may_change = True
+            until = state.ramps_admit_at(facts.model)
+        if until < retry_at:
+            soonest, retry_at = state, until
+    return NoUsableAccount(
+        facts.provider,
+        retry_at=retry_at if soonest else None,
+        soonest=soonest.key if soonest else None,
+        may_change=may_change,
+        reason=_reason(states, facts, now),
+    )
+
+
+def _reason(states: list[AccountState], facts: Facts, now: float) -> str:
+    """Say in a few words why nobody can serve, without naming secrets."""
+    if not states:
+        return "the pool has no account"
+    cooling = sum(s.enabled and s.cooling_until(facts.model, now) > now for s in states)
+    parts = {
+        "cooling": cooling,
+        "disabled": sum(not s.enabled for s in states),
+        "without a usable credential": sum(
+            s.enabled and facts.kind not in s.credentials for s in states
+        ),
+        "full": sum(s.enabled and s.full for s in states),
+        "just begun with": sum(s.enabled and not s.ramps_admit(facts.model, now) for s in states),
+        f"not for {facts.model}": sum(not s.account.models.allows(facts.model) for s in states),
+    }
+    listed = ", ".join(f"{n} {what}" for what, n in parts.items() if n)
+    total = len(states)
+    return f"no usable account of {total}" + (f" ({listed})" if listed else "")
