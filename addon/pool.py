@@ -1,5 +1,5 @@
 """Load with `mitmdump -s addon/pool.py`: an account pool inside mitmproxy."""
 
-from account_pool.proxy.addon import AccountPool
+from account_pool.proxy.addon import addon
 
-addons = [AccountPool()]
+addons = [addon()]

@@ -6,6 +6,7 @@ from typing import Any
 
 from account_pool.core.account import Account, AccountKey, ModelFilter
 from account_pool.core.credential import Credential, Secret
+from account_pool.core.headroom import Window
 from account_pool.core.lease import Facts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
@@ -61,6 +62,11 @@ def keys_of(secret: str, *kinds: str) -> dict[str, Credential]:
     return {
         kind: Credential(kind=kind, secret=Secret(f"sk-{secret}")) for kind in kinds or ("key",)
     }
+
+
+def window(share: float, **changes: Any) -> Window:
+    """A window of the whole account, told at 0, of which *share* remains."""
+    return Window(**({"name": "5h", "share": share, "told_at": 0.0} | changes))
 
 
 def pool_of(*members: str | Account, now: float = 0.0, **options: Any) -> Pool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 
 from account_pool.core.account import Account
+from account_pool.core.cooldown import covers
+from account_pool.core.headroom import Window
 from account_pool.core.lease import Facts
 from account_pool.core.pool import Pool
 from tests.core.generated import cooling
@@ -21,8 +23,18 @@ class Member:
     last_used: int = 0
     passed_over: int = 0
     next_start_at: float = -inf
-    headroom: float = 1.0
-    headroom_reset_at: float = inf
+    windows: dict[tuple[str, str | None], Window] = field(default_factory=dict)
+
+    def covering(self, model: str | None, now: float) -> list[Window]:
+        """The windows that a request for *model* falls under now."""
+        return [
+            window
+            for window in self.windows.values()
+            if now < window.expires_at and covers(window.model, model)
+        ]
+
+    def spent(self, model: str | None, now: float) -> bool:
+        return any(w.share < 0.02 and w.long for w in self.covering(model, now))
 
 
 class Reference:
@@ -33,8 +45,8 @@ class Reference:
         self.members: dict[str, Member] = {}
         self.clock = 0
         self.added = 0
-        #: priority -> (added number of the account served last, turns it has had)
-        self.cursor: dict[int, tuple[int, int]] = {}
+        #: ring -> (added number of the account served last, turns it has had)
+        self.cursor: dict[tuple[bool, int], tuple[int, int]] = {}
 
     def tick(self) -> int:
         self.clock += 1
@@ -66,19 +78,28 @@ class Reference:
                 and not cooling(pool.get(member.account.key), facts.model, now)
                 and pool.get(member.account.key).ramps_admit(facts.model, now)
             ],
+            facts.model,
             now,
         )
 
-    def best(self, candidates: list[Member], now: float) -> Member | None:
+    def best(self, candidates: list[Member], model: str | None, now: float) -> Member | None:
         if not candidates:
             return None
+        # Who has used up nearly all of a long window comes after all others.
+        rested = [member for member in candidates if not member.spent(model, now)]
+        candidates = rested or candidates
+        if self.strategy == "round-robin":
+            ring = min(self.ring(member, now) for member in candidates)
+            return self.after_the_cursor(
+                [member for member in candidates if self.ring(member, now) == ring], ring
+            )
         tier = min(member.account.priority for member in candidates)
         candidates = [member for member in candidates if member.account.priority == tier]
-        if self.strategy == "round-robin":
-            return self.after_the_cursor(candidates, tier)
-        return min(candidates, key=lambda member: (member.passed_over, *self.rank(member, now)))
+        return min(
+            candidates, key=lambda member: (member.passed_over, *self.rank(member, model, now))
+        )
 
-    def rank(self, member: Member, now: float) -> tuple[float | str, ...]:
+    def rank(self, member: Member, model: str | None, now: float) -> tuple[float | str, ...]:
         match self.strategy:
             case "least-busy":
                 return (member.in_flight / member.account.weight, member.last_used, member.added)
@@ -87,14 +108,17 @@ class Reference:
             case "fill-first":
                 return (member.account.label,)
             case "most-headroom":
-                known = now < member.headroom_reset_at
-                share = member.headroom if known else 1.0
-                reset_at = member.headroom_reset_at if known else inf
-                return (-share, reset_at, member.last_used, member.added)
+                told = [(w.share, -w.reset_at) for w in member.covering(model, now)]
+                share, reset_at = min([(1.0, -inf), *told])
+                return (-share, -reset_at, member.last_used, member.added)
         raise AssertionError(self.strategy)
 
-    def after_the_cursor(self, candidates: list[Member], tier: int) -> Member:
-        cursor, turns = self.cursor.get(tier, (-1, 0))
+    def ring(self, member: Member, now: float) -> tuple[bool, int]:
+        """Whose turns count together: a tier, or the nearly spent accounts of one."""
+        return member.spent(None, now), member.account.priority
+
+    def after_the_cursor(self, candidates: list[Member], ring: tuple[bool, int]) -> Member:
+        cursor, turns = self.cursor.get(ring, (-1, 0))
         for member in candidates:
             if member.added == cursor and turns < member.account.weight:
                 return member
@@ -102,10 +126,10 @@ class Reference:
         return next((m for m in candidates if m.added > cursor), candidates[0])
 
     def use(self, member: Member, now: float) -> None:
-        tier = member.account.priority
-        cursor, turns = self.cursor.get(tier, (-1, 0))
+        ring = self.ring(member, now)
+        cursor, turns = self.cursor.get(ring, (-1, 0))
         again = cursor == member.added and turns < member.account.weight
-        self.cursor[tier] = (member.added, turns + 1 if again else 1)
+        self.cursor[ring] = (member.added, turns + 1 if again else 1)
         member.in_flight += 1
         member.last_used = self.tick()
         member.passed_over = 0

@@ -91,7 +91,7 @@ def test_rows_outlive_a_restart() -> None:
     rows = before.snapshot(100.0 + IDLE_S, 5000.0)
     assert rows == [("old", "openai/a", 5000.0 - IDLE_S), ("new", "openai/b", 4990.0)]
     after = Sessions()
-    after.restore(rows, 7.0, 5001.0)
+    after.adopt(rows, 7.0, 5001.0)
     session = after.peek("new", 7.0)
     assert session is not None
     assert (session.account, session.settled) == (B, True)
@@ -100,8 +100,24 @@ def test_rows_outlive_a_restart() -> None:
 
 def test_a_clock_that_was_set_back_makes_no_session_of_the_future() -> None:
     sessions = Sessions()
-    sessions.restore([("s", "openai/a", 9000.0)], 7.0, 5000.0)
+    sessions.adopt([("s", "openai/a", 9000.0)], 7.0, 5000.0)
     assert sessions.peek("s", 7.0 + IDLE_S) is None
+
+
+def test_what_others_did_later_is_taken_over_but_not_under_a_request() -> None:
+    told: list[str] = []
+    sessions = Sessions(changed=told.append)
+    for name in ("here later", "there later", "busy"):
+        sessions.bind(name, A, 10.0)
+    sessions.get("here later", 30.0)
+    sessions.start_turn("busy", sessions.bind("busy", A, 10.0), 10.0)
+    told.clear()
+    rows = [(name, "openai/b", 1020.0) for name in ("here later", "there later", "busy", "new")]
+    sessions.adopt(rows, 50.0, 1050.0)
+    homes = {name: s.account for name in sessions if (s := sessions.peek(name, 50.0))}
+    assert homes == {"here later": A, "there later": B, "busy": A, "new": B}
+    assert list(sessions) == ["busy", "there later", "new", "here later"], "in order of use"
+    assert not told
 
 
 def test_who_wants_to_know_is_told_of_what_is_new_and_what_is_gone() -> None:

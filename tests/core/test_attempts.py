@@ -369,14 +369,14 @@ def test_a_credential_replaced_since_is_not_benched_for_the_old_one() -> None:
 def test_a_suspect_removed_meanwhile() -> None:
     play = Play("a", "b")
     play >> begin >> refused(UNAUTHORIZED) >> refreshed(False) << "send b"
-    play.pool.remove(key("a"))
+    play.pool.remove(key("a"), now=play.now)
     play >> committed >> finished << None
 
 
 def test_an_account_removed_while_its_credential_is_renewed() -> None:
     play = Play("a", "b")
     play >> begin >> refused(UNAUTHORIZED) << "refresh a"
-    play.pool.remove(key("a"))
+    play.pool.remove(key("a"), now=play.now)
     play >> refreshed(True) << "send b"
 
 

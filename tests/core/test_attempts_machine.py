@@ -229,7 +229,7 @@ class AttemptsMachine(RuleBasedStateMachine):
             case "clear" if label in present:
                 self.pool.clear_cooldown(present[label], now=self.now)
             case "remove" if label in present:
-                self.pool.remove(present[label])
+                self.pool.remove(present[label], now=self.now)
             case "add" if added.label not in present:
                 self.pool.add(added, keys_of("old", "key", "oauth"), now=self.now)
             case "wait":

@@ -1,88 +1,121 @@
-"""How much an account has left, from the headers of its answers."""
+"""Windows, and what they say of an account together."""
 
 from __future__ import annotations
+
+from math import inf
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from account_pool.core import headroom
+from account_pool.core.headroom import (
+    MAX_WINDOWS,
+    NO_RESET_S,
+    UNKNOWN,
+    UNNAMED_S,
+    Picture,
+    Window,
+    shown,
+)
+from tests.core.helpers import window
 
-NOW = 1_767_225_600.0  # 2026-01-01T00:00:00Z
-
-
-def fields(**headers: str) -> list[tuple[bytes, bytes]]:
-    return [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+WINDOWS = st.lists(
+    st.builds(
+        Window,
+        name=st.sampled_from(["5h", "7d", "requests"]),
+        share=st.floats(0.0, 1.0),
+        told_at=st.floats(0.0, 100.0),
+        model=st.sampled_from([None, "gpt-5", "gpt-5-mini", "gpt-*"]),
+        reset_at=st.one_of(st.just(inf), st.floats(0.0, 1e7)),
+        length_s=st.sampled_from([None, 60.0, 3600.0, 18000.0]),
+    ),
+    max_size=8,
+)
 
 
 @pytest.mark.parametrize(
-    ("headers", "share", "reset_s"),
+    ("changes", "expires_at"),
     [
-        # The tightest window counts (providers.md 2.3).
-        (
-            {
-                "x_ratelimit_limit_requests": "500",
-                "x_ratelimit_remaining_requests": "499",
-                "X_RateLimit_Limit_Tokens": "30000",
-                "x_ratelimit_remaining_tokens": "3000",
-                "x_ratelimit_reset_tokens": "6m0s",
-            },
-            0.1,
-            360.0,
-        ),
-        # RFC 3339 resets (providers.md 4).
-        (
-            {
-                "anthropic_ratelimit_input_tokens_limit": "1000",
-                "anthropic_ratelimit_input_tokens_remaining": "250",
-                "anthropic_ratelimit_input_tokens_reset": "2026-01-01T00:01:00Z",
-            },
-            0.25,
-            60.0,
-        ),
-        # `rem` is a percentage (providers.md 1.5).
-        ({"x_usage_ratelimit_session": "rem=5.7&rst=2026-01-01T01%3A00%3A00Z"}, 0.057, 3600.0),
-        ({"x_quota_snapshot_chat": "ent=500&rem=80.0"}, 0.8, None),
+        ({"reset_at": 500.0}, 500.0),
+        ({"reset_at": 500.0, "length_s": 18000.0}, 500.0),
+        ({}, 100.0 + UNNAMED_S),
+        ({"length_s": 600.0}, 700.0),
+        ({"length_s": 604800.0}, 100.0 + NO_RESET_S),
     ],
 )
-def test_told(headers: dict[str, str], share: float, reset_s: float | None) -> None:
-    told = headroom.read(fields(**headers), NOW)
-    assert told is not None
-    assert told.share == pytest.approx(share)
-    assert told.reset_s == reset_s
+def test_a_window_is_believed_until_its_reset(changes: dict[str, float], expires_at: float) -> None:
+    assert window(0.5, told_at=100.0, **changes).expires_at == expires_at
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {},
-        {"content_type": "application/json"},
-        {"x_ratelimit_limit_requests": "500"},
-        {"x_ratelimit_limit_requests": "0", "x_ratelimit_remaining_requests": "0"},
-        {"x_ratelimit_limit_requests": "inf", "x_ratelimit_remaining_requests": "nan"},
-        {"x_quota_snapshot_premium_interactions": "ent=-1&rem=100.0"},  # unlimited
-    ],
-)
-def test_nothing_told(headers: dict[str, str]) -> None:
-    assert headroom.read(fields(**headers), NOW) is None
+def test_of_two_that_differ_the_new_one_is_true() -> None:
+    picture = UNKNOWN.told([window(0.2), window(0.9, name="7d")], 0.0).told([window(0.8)], 1.0)
+    assert (picture.share, len(picture.windows)) == (0.8, 2)
 
 
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(
-                [
-                    b"x-ratelimit-limit-tokens",
-                    b"x-ratelimit-remaining-tokens",
-                    b"x-ratelimit-reset-tokens",
-                    b"anthropic-ratelimit-tokens-reset",
-                    b"x-quota-snapshot-chat",
-                ]
-            ),
-            st.binary(max_size=30),
-        )
+def test_what_is_not_mentioned_stays_until_it_expires() -> None:
+    """Copilot tells of its windows only above half of their use (providers.md, 1.5)."""
+    picture = UNKNOWN.told([window(0.2, reset_at=60.0)], 0.0)
+    assert picture.told([window(0.9, name="7d")], 59.0).share == 0.2
+    assert picture.told([window(0.9, name="7d", told_at=60.0)], 60.0).share == 0.9
+
+
+def test_a_reset_in_the_past_ends_what_was_known() -> None:
+    picture = UNKNOWN.told([window(0.2, reset_at=60.0)], 0.0)
+    assert picture.told([window(0.1, reset_at=5.0)], 5.0) == UNKNOWN
+
+
+def test_the_tightest_window_counts_and_the_last_reset_of_equals() -> None:
+    picture = UNKNOWN.told(
+        [window(0.5, reset_at=60.0), window(0.5, name="7d", reset_at=90.0), window(0.7, name="x")],
+        0.0,
     )
+    assert picture.tightest("gpt-5") == (0.5, 90.0)
+
+
+@given(WINDOWS, st.floats(0.0, 1e7), st.sampled_from([None, "gpt-5", "o3"]))
+def test_what_has_expired_is_never_used(told: list[Window], now: float, model: str | None) -> None:
+    picture = UNKNOWN.told(told, 0.0).at(now)
+    assert all(now < w.expires_at for w in picture.windows.values())
+    assert picture == Picture.of(picture.windows.values(), now)
+    share, reset_at = picture.tightest(model)
+    assert 0.0 <= share <= 1.0
+    covering = [
+        w
+        for w in picture.windows.values()
+        if w.model is None or (model and w.model[:3] == model[:3])
+    ]
+    assert share >= min((w.share for w in covering), default=1.0)
+    assert reset_at == inf or reset_at > now
+    if picture.is_spent(model):
+        assert share < 0.02
+
+
+def test_windows_are_bounded() -> None:
+    """Clients choose the names of models."""
+    picture = UNKNOWN
+    for n in range(MAX_WINDOWS + 9):
+        left = window(0.5, model=f"m{n}", told_at=float(n), reset_at=1e6)
+        picture = picture.told([left], float(n))
+    assert len(picture.windows) == MAX_WINDOWS
+    assert ("5h", f"m{MAX_WINDOWS + 8}") in picture.windows
+
+
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [
+        ([], ""),
+        ([window(0.5, reset_at=10.0)], ""),
+        (
+            [window(0.81, name="7d", length_s=604800.0), window(0.629, length_s=18000.0)],
+            "5h 62% 7d 81%",
+        ),
+        (
+            [window(0.0, name="7d", model="*opus*"), window(1.0)],
+            "5h 100% *opus*: 7d 0%",
+        ),
+        ([window(0.29, name="completions", model="completions")], "completions 29%"),
+        ([window(0.5, name=f"w{n}") for n in range(6)], "w0 50% w1 50% w2 50% w3 50% +2"),
+    ],
 )
-def test_hostile_headers_are_survived(hostile: list[tuple[bytes, bytes]]) -> None:
-    told = headroom.read(hostile, NOW)
-    assert told is None or 0.0 <= told.share <= 1.0
+def test_shown(told: list[Window], text: str) -> None:
+    assert shown(told, 10.0) == text

@@ -88,7 +88,7 @@ def test_a_removed_account_owns_nothing() -> None:
     pool = pool_of("a", "b")
     pool.learn_owner(A, "org-1")
     pool.learn_owner(B, "org-1")
-    pool.remove(B)
+    pool.remove(B, now=0.0)
     pool.mark_cooldown(A, SHARED, now=0.0)
     pool.learn_owner(B, "org-1")
     assert pool.owner_of(B) is None

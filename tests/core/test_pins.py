@@ -43,5 +43,16 @@ def test_rows_outlive_a_restart_and_hold_no_token() -> None:
     assert "secret" not in repr(rows)
     assert rows == [before.row(pin_of("openai", x)) for x in ("tok-secret", "two")]
     after = Pins(max_pins=1)
-    after.restore(rows)
+    after.adopt(rows)
     assert [after.owner("openai", x) for x in ("tok-secret", "two")] == [None, B]
+
+
+def test_what_others_learnt_later_is_taken_over() -> None:
+    told: list[str] = []
+    pins = Pins(changed=told.append)
+    pins.remember(A, "one", 10.0)
+    pins.remember(A, "two", 30.0)
+    told.clear()
+    pins.adopt([(pin_of("openai", name), "openai/b", 20.0) for name in ("one", "two", "three")])
+    assert [pins.owner("openai", name) for name in ("one", "two", "three")] == [B, A, B]
+    assert not told

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from account_pool.core.account import AccountKey
+from account_pool.core.admission import Ticket
 from account_pool.core.cooldown import MODEL_OFF_S
 from account_pool.core.errors import (
     DuplicateAccount,
@@ -15,6 +16,7 @@ from account_pool.core.errors import (
     NoUsableAccount,
     UnknownAccount,
 )
+from account_pool.core.headroom import UNKNOWN
 from account_pool.core.lease import Facts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
@@ -39,6 +41,7 @@ from tests.core.helpers import (
     quota,
     rate_limit,
     served,
+    window,
 )
 
 MINI = Facts(provider=PROVIDER, kind="key", model="gpt-5-mini")
@@ -76,29 +79,30 @@ def test_another_credential_does_not_inherit(outcome: Outcome) -> None:
     pool = pool_of("a")
     first, late = pool.acquire(FACTS, now=0.0), pool.acquire(FACTS, now=0.0)
     pool.learn_owner(key("a"), "org-1")
-    pool.observe_headroom(key("a"), 0.1, now=0.0)
+    pool.observe_headroom(key("a"), [window(0.1)], now=0.0)
     pool.release(first, outcome, now=1.0)
     pool.renewed(key("a"), now=2.0)
     assert shortage(pool, 2.0).may_change
+    pool.observe_headroom(key("a"), [window(0.1)], now=3.0, lease=late)
     pool.release(late, outcome, now=3.0)
     pool.set_credentials(key("a"), keys_of("new"), now=4.0)
     assert available(pool, now=4.0) == {"a"}
     state = pool.get(key("a"))
-    assert (state.in_flight, state.headroom, pool.owner_of(key("a"))) == (0, 1.0, None)
+    assert (state.in_flight, state.picture, pool.owner_of(key("a"))) == (0, UNKNOWN, None)
     pool.release(pool.acquire(FACTS, now=5.0), outcome, now=6.0)
     assert available(pool, now=6.0) == set()
 
 
 def test_remove_gives_the_account_back() -> None:
     pool = pool_of("a", "b")
-    assert pool.remove(key("a")).label == "a"
+    assert pool.remove(key("a"), now=0.0).label == "a"
     assert served(pool, 2) == ["b", "b"]
     assert pool.add(account("a"), keys_of("a"), now=0.0) == key("a")
 
 
 def test_a_provider_without_accounts_is_not_listed() -> None:
     pool = pool_of("a")
-    pool.remove(key("a"))
+    pool.remove(key("a"), now=0.0)
     assert pool.providers() == []
     assert shortage(pool).reason == "the pool has no account"
 
@@ -106,12 +110,12 @@ def test_a_provider_without_accounts_is_not_listed() -> None:
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda pool, key: pool.remove(key),
+        lambda pool, key: pool.remove(key, now=0.0),
         lambda pool, key: pool.get(key),
         lambda pool, key: pool.mark_cooldown(key, BARE_429, now=0.0),
         lambda pool, key: pool.mark_failure(key, UNAUTHORIZED, now=0.0),
         lambda pool, key: pool.clear_cooldown(key, now=0.0),
-        lambda pool, key: pool.observe_headroom(key, 0.5, now=0.0),
+        lambda pool, key: pool.observe_headroom(key, [window(0.5)], now=0.0),
         lambda pool, key: pool.set_credentials(key, {}, now=0.0),
     ],
 )
@@ -129,7 +133,7 @@ def test_removal_while_leased(again: bool, outcome: Outcome | None) -> None:
     """The open lease ends in peace, and touches nobody who came after."""
     pool = pool_of("a")
     lease = pool.acquire(FACTS, now=0.0)
-    removed = pool.remove(key("a"))
+    removed = pool.remove(key("a"), now=0.0)
     if again:
         pool.add(removed, keys_of("a"), now=0.0)
         pool.acquire(FACTS, now=0.0)
@@ -275,8 +279,8 @@ def test_renew_counts_as_a_start_for_min_interval() -> None:
 @pytest.mark.parametrize(
     "happens",
     [
-        lambda pool: pool.remove(key("a")),
-        lambda pool: pool.add(pool.remove(key("a")), keys_of("a"), now=1.0),
+        lambda pool: pool.remove(key("a"), now=0.0),
+        lambda pool: pool.add(pool.remove(key("a"), now=0.0), keys_of("a"), now=1.0),
         lambda pool: pool.set_credentials(key("a"), {}, now=1.0),
         lambda pool: pool.set_credentials(key("a"), keys_of("a", "oauth"), now=1.0),
         lambda pool: pool.mark_failure(key("a"), FORBIDDEN, now=1.0),
@@ -593,6 +597,25 @@ def test_next_passes_over_who_would_come(strategy: str) -> None:
     assert served(pool, 1) == ["a"]
 
 
+def test_what_is_left_is_learnt_of_the_account_that_answered() -> None:
+    pool = pool_of("a")
+    lease = pool.acquire(FACTS, now=0.0)
+    pool.remove(key("a"), now=1.0)
+    pool.add(account("a"), keys_of("a"), now=1.0)
+    pool.observe_headroom(key("a"), [window(0.1)], now=2.0, lease=lease)
+    assert pool.get(key("a")).picture is UNKNOWN
+    pool.release(lease, OK, now=3.0)
+
+
+def test_clearing_by_hand_forgets_what_was_left() -> None:
+    pool = pool_of("a", "b")
+    spent = window(0.0, length_s=18000.0, reset_at=9000.0)
+    pool.observe_headroom(key("a"), [spent], now=0.0)
+    assert served(pool, 1) == ["b"]
+    pool.clear_cooldown(key("a"), now=1.0)
+    assert served(pool, 1, now=1.0) == ["a"]
+
+
 def test_next_ends_the_turn_of_a_heavy_account() -> None:
     pool = pool_of(account("a", weight=3), "b")
     assert served(pool, 1) == ["a"]
@@ -603,7 +626,7 @@ def test_next_ends_the_turn_of_a_heavy_account() -> None:
 @pytest.mark.parametrize("strategy", ["fill-first", "most-headroom"])
 def test_next_lasts_until_no_other_can_serve(strategy: str) -> None:
     pool = pool_of("a", "b", strategy=strategy)
-    pool.observe_headroom(key("b"), 0.5, now=0.0)
+    pool.observe_headroom(key("b"), [window(0.5)], now=0.0)
     assert served(pool, 1) == ["a"]
     pool.next(PROVIDER, now=0.0)
     assert served(pool, 2) == ["b", "b"]
@@ -680,7 +703,7 @@ def test_an_unknown_strategy_is_a_key_error() -> None:
         lambda pool, lease: pool.add(account("b"), now=1.0),
         lambda pool, lease: pool.set_credentials(key("a"), keys_of("new"), now=1.0),
         lambda pool, lease: pool.clear_cooldown(key("a"), now=1.0),
-        lambda pool, lease: pool.remove(key("a")),
+        lambda pool, lease: pool.remove(key("a"), now=0.0),
     ],
 )
 def test_who_waits_is_told(change: Callable[[Pool, Any], object]) -> None:
@@ -733,3 +756,26 @@ def test_an_account_that_is_switched_on_waits_for_its_credential() -> None:
     pool.add(account("a", enabled=False), now=0.0)
     pool.replace(account("a"), now=1.0)
     assert pool.shortage(FACTS, now=1.0).may_change
+
+
+# -- other proxies on the same store
+
+
+def test_what_other_proxies_have_in_flight_counts() -> None:
+    pool = pool_of("a", "b", strategy="least-busy", now=0.0)
+    pool.set_elsewhere({key("a"): 2, key("gone"): 9}, now=0.0)
+    chosen = [pool.acquire(FACTS, now=0.0).key.label for _ in range(3)]
+    assert chosen == ["b", "b", "a"]
+    pool.set_elsewhere({}, now=0.0)
+    assert pool.acquire(FACTS, now=0.0).key == key("a")
+    assert pool.summary(now=0.0)["in_flight"] == 4, "of this proxy"
+
+
+def test_who_waits_is_served_when_another_proxy_lets_go() -> None:
+    pool = pool_of(account("a", max_concurrent=1), now=0.0)
+    pool.set_elsewhere({key("a"): 1}, now=0.0)
+    assert shortage(pool).may_change
+    ticket = Ticket(facts=FACTS, give_up_at=10.0)
+    pool.wait(ticket, None)
+    pool.set_elsewhere({}, now=1.0)
+    assert ticket.lease is not None

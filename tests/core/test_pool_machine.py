@@ -25,6 +25,7 @@ from account_pool.core import selection
 from account_pool.core.account import Account, AccountKey
 from account_pool.core.credential import Credential, fingerprint
 from account_pool.core.errors import DuplicateAccount, LeaseAlreadyReturned, NoUsableAccount
+from account_pool.core.headroom import Window
 from account_pool.core.lease import Facts, Lease
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
@@ -50,7 +51,7 @@ from tests.core.reference import Member, Reference
 def deadlines(pool: Pool, now: float) -> list[float]:
     times = [c.until for s in pool.accounts() for c in s.cooldowns.values()]
     times += [s.next_start_at for s in pool.accounts()]
-    times += [s.headroom_reset_at for s in pool.accounts()]
+    times += [w.expires_at for s in pool.accounts() for w in s.picture.windows.values()]
     return sorted(time for time in times if now < time < inf)
 
 
@@ -94,7 +95,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(who=st.integers(0, 5), again=st.booleans())
     def remove(self, who: int, again: bool) -> None:
         key = self.someone(who)
-        removed = self.pool.remove(key)
+        removed = self.pool.remove(key, now=self.now)
         del self.reference.members[key.label]
         if again:
             self.take_in(removed, keys_of("old", "key", "oauth"))
@@ -231,6 +232,7 @@ class PoolMachine(RuleBasedStateMachine):
     def clear_cooldown(self, who: int) -> None:
         key = self.someone(who)
         self.pool.clear_cooldown(key, now=self.now)
+        self.reference.members[key.label].windows.clear()
         state = self.pool.get(key)
         assert not any(cooling(state, model, self.now) for model in MODELS)
         assert state.enabled is state.account.enabled
@@ -238,26 +240,32 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.reference.members)
     @rule(
         who=st.integers(0, 5),
-        share=st.sampled_from([0.3, 0.3, 0.9, 1.0]),
-        reset_in=st.sampled_from([-1.0, 0.0, 5.0, 5.0, 100.0, inf]),
+        told=st.builds(
+            Window,
+            name=st.sampled_from(["5h", "7d"]),
+            share=st.sampled_from([0.0, 0.019, 0.3, 0.3, 0.9, 1.0]),
+            told_at=st.just(0.0),
+            model=st.sampled_from([*MODELS, "gpt-*"]),
+            reset_at=st.sampled_from([-1.0, 0.0, 5.0, 5.0, 100.0, 7200.0, inf]),
+            length_s=st.sampled_from([None, 60.0, 18000.0]),
+        ),
     )
-    def observe_headroom(self, who: int, share: float, reset_in: float) -> None:
-        key = self.someone(who)
-        self.pool.observe_headroom(key, share, reset_at=self.now + reset_in, now=self.now)
-        member = self.reference.members[key.label]
-        member.headroom, member.headroom_reset_at = share, self.now + reset_in
+    def observe_headroom(self, who: int, told: Window) -> None:
+        key, window = self.someone(who), told.later(self.now)
+        self.pool.observe_headroom(key, [window], now=self.now)
+        self.reference.members[key.label].windows[window.name, window.model] = window
 
     @rule()
     def pass_over(self) -> None:
         reference = self.reference
-        first = reference.best(reference.ready(self.pool, self.now), self.now)
+        first = reference.best(reference.ready(self.pool, self.now), None, self.now)
         following = self.pool.next(PROVIDER, now=self.now)
         if first is None:
             assert following is None
             return
         first.passed_over = reference.tick()
-        reference.cursor[first.account.priority] = (first.added, first.account.weight)
-        second = reference.best(reference.ready(self.pool, self.now), self.now)
+        reference.cursor[reference.ring(first, self.now)] = (first.added, first.account.weight)
+        second = reference.best(reference.ready(self.pool, self.now), None, self.now)
         assert second is not None
         assert following == second.account.key
 

@@ -8,12 +8,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from account_pool.core.cooldown import Cause, Cooldown
+from account_pool.core.cooldown import PROBE_EVERY_S, Cause, Cooldown
+from account_pool.core.errors import NoUsableAccount
 from account_pool.core.outcome import OutcomeClass, Scope
 from account_pool.core.pool import Pool
 from account_pool.core.saved import FORGIVEN_S, STREAK_KEPT_S, Saved, SavedAccount, forgiven, merge
 from tests.core.generated import MODELS, REQUESTS, SETTINGS, outcomes
 from tests.core.helpers import (
+    FACTS,
     FORBIDDEN,
     UNAUTHORIZED,
     available,
@@ -21,6 +23,7 @@ from tests.core.helpers import (
     keys_of,
     pool_of,
     rate_limit,
+    window,
 )
 
 WALL = 1_800_000_000.0
@@ -80,6 +83,7 @@ def test_it_selects_the_same_accounts_at_every_later_time(learnt, away, later) -
 def test_a_row_that_was_read_is_written_back_as_it_was(until, ahead, others) -> None:
     pool = pool_of("a", now=0.0)
     pool.mark_cooldown(A, rate_limit(until), now=0.0)
+    pool.observe_headroom(A, [window(0.5, reset_at=until + 1e6)], now=0.0)
     row = kept(pool, 0.0, ahead).accounts[0]
     restored = again(Saved(accounts=(row,)), others, ahead, "a")
     assert restored.snapshot(now=others, wall_now=ahead).accounts[0].cooldowns.keys() == {None}
@@ -94,12 +98,16 @@ def test_causes_streaks_counters_owner_and_headroom_are_kept() -> None:
             A, rate_limit(evidence={"retry-after": "60"}), now=100.0, started_at=100.0
         )
     pool.learn_owner(A, "org-1")
-    pool.observe_headroom(A, 0.25, reset_at=160.0, now=100.0)
-    restored = again(kept(pool, 100.0), 5.0, WALL, "a")
+    hours = window(0.25, told_at=100.0, reset_at=160.0)
+    tokens = window(0.5, name="tokens", model="gpt-5", told_at=100.0, limit=8.0, remaining=4.0)
+    over = window(0.1, name="7d", told_at=100.0, reset_at=104.0)
+    pool.observe_headroom(A, [hours, tokens, over], now=100.0)
+    # Five seconds later, by another clock.
+    restored = again(kept(pool, 100.0), 10.0, WALL + 5, "a")
     state = restored.get(A)
     assert state.cooldowns[None].cause == cooldown.cause
     assert state.cooldowns[None].streak == cooldown.streak
-    assert (state.headroom, state.headroom_reset_at) == (0.25, 65.0)
+    assert list(state.picture.windows.values()) == [hours.later(-95.0), tokens.later(-95.0)]
     assert restored.owner_of(A) == "org-1"
 
 
@@ -111,6 +119,29 @@ def test_what_is_over_counts_for_the_streak_for_a_day() -> None:
     assert restored.mark_cooldown(A, rate_limit(60.0), now=1.0).streak == 2
     restored = again(kept(pool, 0.0), 0.0, WALL + 61 + STREAK_KEPT_S, "a")
     assert restored.get(A).cooldowns == {}
+
+
+@pytest.mark.parametrize("away", [0.0, 59.0, 1000.0])
+def test_after_a_restart_one_request_tries_an_account_that_cooled(away) -> None:
+    pool = pool_of("a", now=500.0)
+    pool.mark_cooldown(A, rate_limit(60.0), now=500.0)
+    back = again(kept(pool, 500.0), 0.0, WALL + away, "a")
+    now = max(60.0 - away, 0.0)
+    lease = back.acquire(FACTS, now=now)
+    with pytest.raises(NoUsableAccount):
+        back.acquire(FACTS, now=now)
+    back.answered(lease, now=now)
+    back.acquire(FACTS, now=now)
+
+
+def test_whoever_restarts_it_again_and_again_does_not_try_it_each_time() -> None:
+    pool = pool_of("a", now=500.0)
+    pool.mark_cooldown(A, rate_limit(3600.0), now=500.0)
+    back = again(kept(pool, 500.0), 0.0, WALL + 600.0, "a")
+    assert back.acquire_anyway(FACTS, now=0.0) is None
+    # What another proxy tells meanwhile does not put it off.
+    back.restore(kept(back, 30.0, WALL + 630.0), now=30.0, wall_now=WALL + 630.0)
+    assert back.acquire_anyway(FACTS, now=PROBE_EVERY_S) is not None
 
 
 def test_a_clock_that_was_set_back_makes_no_cooldown_longer() -> None:
@@ -195,3 +226,26 @@ def test_counters_add_up() -> None:
     assert merge(base, mine, theirs).served == 28
     assert merge(None, mine, theirs).served == 38
     assert merge(base, mine, None) is mine
+
+
+@pytest.mark.parametrize(
+    ("base", "mine", "theirs", "merged"),
+    [
+        (None, 1, None, 1),
+        (None, None, 2, 2),
+        (1, 1, 2, 2),
+        (1, 2, 1, 2),
+        (1, 3, 2, 3),
+        (1, 2, 3, 3),
+        # One of them has forgotten it: it ended, or a person cleared it.
+        (1, None, 1, None),
+        (1, 1, None, None),
+        (1, None, 2, 2),
+    ],
+)
+def test_of_two_proxies_the_one_that_was_told_last_is_right(base, mine, theirs, merged) -> None:
+    def account(told_at: int | None) -> SavedAccount:
+        windows = {} if told_at is None else {("5h", None): window(0.5, told_at=told_at)}
+        return SavedAccount(key=A, windows=windows)
+
+    assert merge(account(base), account(mine), account(theirs)) == account(merged)

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import inf
 from typing import Any
 
 import pytest
 
 from account_pool.core.account import Account
+from account_pool.core.headroom import UNKNOWN
 from account_pool.core.lease import Lease
 from account_pool.core.pool import Pool
 from account_pool.core.selection import POLICIES
-from tests.core.helpers import FACTS, OK, account, key, pool_of, rate_limit, served
+from tests.core.helpers import (
+    FACTS,
+    OK,
+    PROVIDER,
+    account,
+    key,
+    pool_of,
+    rate_limit,
+    served,
+    window,
+)
 
 
-def order(pool: Pool, *, now: float = 0.0) -> list[str]:
+def order(pool: Pool, *, now: float = 0.0, model: str = "gpt-5") -> list[str]:
     """Labels as they would be tried now, best first."""
     labels: list[str] = []
-    while found := pool.pick(FACTS, now=now, avoid=[key(label) for label in labels]):
+    facts = replace(FACTS, model=model)
+    while found := pool.pick(facts, now=now, avoid=[key(label) for label in labels]):
         labels.append(found.key.label)
     return labels
 
@@ -60,7 +74,7 @@ def test_priority_tiers_come_before_every_policy(strategy: str) -> None:
         account("b", priority=0),
         strategy=strategy,
     )
-    pool.observe_headroom(key("a"), 0.01, now=0.0)
+    pool.observe_headroom(key("a"), [window(0.01)], now=0.0)
     hold(pool, "a", 5)
     assert order(pool) == ["a", "b", "c"]
 
@@ -91,7 +105,7 @@ def test_round_robin_goes_on_after_a_gap() -> None:
 def test_round_robin_goes_on_when_the_account_at_the_cursor_is_removed() -> None:
     pool = pool_of("a", "b", "c")
     assert served(pool, 2) == ["a", "b"]
-    pool.remove(key("b"))
+    pool.remove(key("b"), now=0.0)
     assert served(pool, 3) == ["c", "a", "c"]
 
 
@@ -214,14 +228,14 @@ def test_fill_first_stays_until_it_cannot_serve() -> None:
 def test_most_headroom_takes_the_largest_share() -> None:
     pool = pool_of("a", "b", "c", strategy="most-headroom")
     for label, share in [("a", 0.2), ("b", 0.7), ("c", 0.5)]:
-        pool.observe_headroom(key(label), share, now=0.0)
+        pool.observe_headroom(key(label), [window(share)], now=0.0)
     assert order(pool) == ["b", "c", "a"]
 
 
 def test_most_headroom_equals_go_to_the_soonest_reset() -> None:
     pool = pool_of("a", "b", "c", strategy="most-headroom")
     for label, reset_at in [("a", 300.0), ("b", 100.0), ("c", 200.0)]:
-        pool.observe_headroom(key(label), 0.5, reset_at=reset_at, now=0.0)
+        pool.observe_headroom(key(label), [window(0.5, reset_at=reset_at)], now=0.0)
     assert order(pool) == ["b", "c", "a"]
 
 
@@ -230,28 +244,20 @@ def test_most_headroom_ties_go_to_the_least_recently_used() -> None:
     assert served(pool, 4) == ["a", "b", "c", "a"]
 
 
-@pytest.mark.parametrize(("share", "place"), [(1.7, ["a", "b"]), (-1.0, ["b", "a"])])
-def test_most_headroom_shares_are_bounded(share: float, place: list[str]) -> None:
-    pool = pool_of("a", "b", strategy="most-headroom")
-    pool.observe_headroom(key("a"), share, now=0.0)
-    pool.observe_headroom(key("b"), 1.0 if share > 1 else 0.0001, now=0.0)
-    assert order(pool) == place
-    assert 0.0 <= pool.get(key("a")).headroom <= 1.0
-
-
 def test_most_headroom_counts_as_whole_after_its_reset() -> None:
     pool = pool_of("a", "b", strategy="most-headroom")
-    pool.observe_headroom(key("a"), 0.0, reset_at=60.0, now=0.0)
-    pool.observe_headroom(key("b"), 0.5, reset_at=1000.0, now=0.0)
+    pool.observe_headroom(key("a"), [window(0.0, reset_at=60.0)], now=0.0)
+    pool.observe_headroom(key("b"), [window(0.5, reset_at=1000.0)], now=0.0)
     assert order(pool, now=59.9) == ["b", "a"]
     assert order(pool, now=60.0) == ["a", "b"]
-    assert pool.get(key("a")).headroom == 1.0
+    assert pool.get(key("a")).picture == UNKNOWN
 
 
 def test_most_headroom_resets_while_cooling_or_full() -> None:
     pool = pool_of(account("a", max_concurrent=1), "b", "c", strategy="most-headroom")
     for label in "abc":
-        pool.observe_headroom(key(label), 0.1 if label != "c" else 0.5, reset_at=50.0, now=0.0)
+        left = window(0.1 if label != "c" else 0.5, reset_at=50.0)
+        pool.observe_headroom(key(label), [left], now=0.0)
     (lease,) = hold(pool, "a")
     pool.mark_cooldown(key("b"), rate_limit(100.0), now=0.0)
     assert order(pool, now=49.0) == ["c"]
@@ -260,13 +266,104 @@ def test_most_headroom_resets_while_cooling_or_full() -> None:
     assert order(pool, now=100.0) == ["b", "c", "a"]
 
 
-@pytest.mark.parametrize("bad", [{"share": float("nan")}, {"reset_at": float("nan")}])
-def test_headroom_that_is_no_number_is_ignored(bad: dict[str, float]) -> None:
+def test_most_headroom_asks_about_the_model() -> None:
+    pool = pool_of("a", "b", "c", strategy="most-headroom")
+    pool.observe_headroom(key("a"), [window(0.6), window(0.1, model="gpt-5")], now=0.0)
+    pool.observe_headroom(key("b"), [window(0.5), window(0.4, model="gpt-5")], now=0.0)
+    pool.observe_headroom(key("c"), [window(0.7), window(0.2, model="*opus*")], now=0.0)
+    assert order(pool) == ["c", "b", "a"]
+    assert order(pool, model="gpt-5-mini") == ["c", "a", "b"]
+    assert order(pool, model="claude-opus-4") == ["a", "b", "c"]
+    # Of two windows the tighter one counts, whatever it covers.
+    pool.observe_headroom(key("b"), [window(0.05)], now=0.0)
+    assert order(pool) == ["c", "a", "b"]
+
+
+def test_most_headroom_forgets_the_window_of_a_model_when_it_ends() -> None:
     pool = pool_of("a", "b", strategy="most-headroom")
-    pool.observe_headroom(key("a"), **({"share": 0.1} | bad), now=0.0)
-    assert order(pool) == ["a", "b"]
-    pool.remove(key("a"))
-    assert order(pool) == ["b"]
+    pool.observe_headroom(key("a"), [window(0.1, model="gpt-5", reset_at=60.0)], now=0.0)
+    pool.observe_headroom(key("b"), [window(0.5, reset_at=1000.0)], now=0.0)
+    assert order(pool, now=59.0) == ["b", "a"]
+    assert order(pool, now=60.0) == ["a", "b"]
+
+
+# -- an account that has used up nearly all of a long window
+
+
+SPENT = {"share": 0.015, "length_s": 18000.0, "reset_at": 9000.0}
+
+
+@pytest.mark.parametrize("strategy", POLICIES)
+def test_a_nearly_spent_account_is_the_last(strategy: str) -> None:
+    pool = pool_of(account("a"), account("b", priority=1), strategy=strategy)
+    pool.observe_headroom(key("a"), [window(**SPENT)], now=0.0)
+    assert served(pool, 2, now=1.0) == ["b", "b"]
+    assert served(pool, 2, now=9000.0) == ["a", "a"]
+
+
+@pytest.mark.parametrize("strategy", POLICIES)
+def test_nearly_spent_accounts_serve_when_all_are(strategy: str) -> None:
+    pool = pool_of("a", "b", strategy=strategy)
+    for label in "ab":
+        pool.observe_headroom(key(label), [window(**SPENT)], now=0.0)
+    assert set(served(pool, 4, now=1.0)) <= {"a", "b"}
+    pool = pool_of("a", "b", strategy=strategy)
+    pool.observe_headroom(key("a"), [window(**SPENT)], now=0.0)
+    pool.mark_cooldown(key("b"), rate_limit(10.0), now=0.0)
+    assert served(pool, 1, now=1.0) == ["a"]
+
+
+@pytest.mark.parametrize("strategy", POLICIES)
+def test_conversations_that_live_there_stay(strategy: str) -> None:
+    pool = pool_of("a", "b", strategy=strategy)
+    pool.observe_headroom(key("a"), [window(**SPENT)], now=0.0)
+    assert pool.acquire(FACTS, now=1.0, only=key("a")).key == key("a")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"share": 0.02},
+        {"length_s": 3600.0},
+        {"length_s": None, "reset_at": 3600.0},
+        {"length_s": None, "reset_at": inf},
+        {"model": "gpt-5-mini"},
+    ],
+)
+@pytest.mark.parametrize("strategy", ["round-robin", "fill-first"])
+def test_what_is_not_nearly_spent(strategy: str, changes: dict[str, Any]) -> None:
+    pool = pool_of("a", "b", strategy=strategy)
+    pool.observe_headroom(key("a"), [window(**SPENT | changes)], now=0.0)
+    assert served(pool, 1, now=1.0) == ["a"]
+
+
+@pytest.mark.parametrize("strategy", POLICIES)
+@pytest.mark.parametrize("model", ["gpt-5", "gpt-*"])
+def test_only_for_the_model_whose_window_it_is(strategy: str, model: str) -> None:
+    pool = pool_of("a", account("b", priority=1), strategy=strategy)
+    pool.observe_headroom(key("a"), [window(**SPENT, model=model)], now=0.0)
+    assert order(pool, now=1.0) == ["b", "a"]
+    assert order(pool, now=1.0, model="o3") == ["a", "b"]
+    assert order(pool, now=9000.0) == ["a", "b"]
+
+
+def test_a_reset_hours_away_proves_a_long_window() -> None:
+    pool = pool_of("a", "b")
+    left = window(0.01, name="requests", model="gpt-5", reset_at=7200.0)
+    pool.observe_headroom(key("a"), [left], now=0.0)
+    assert order(pool, now=1.0) == ["b", "a"]
+
+
+@pytest.mark.parametrize("strategy", POLICIES)
+def test_a_choice_among_many_walks_past_nobody(strategy: str) -> None:
+    """Thousands that are nearly spent, as a whole or for a model, are not looked at."""
+    pool = pool_of(*(f"a{n}" for n in range(3000)), strategy=strategy)
+    for n in range(2999):
+        for_model = {"model": "gpt-5"} if n % 2 and strategy != "round-robin" else {}
+        pool.observe_headroom(key(f"a{n}"), [window(**SPENT, **for_model)], now=0.0)
+    assert pool.pick(FACTS, now=1.0) is pool.get(key("a2999"))
+    ranked = pool._members[PROVIDER].policy.ranked_for(FACTS.model, 1.0)
+    assert next(ranked) is pool.get(key("a2999"))
 
 
 # -- all of them

@@ -161,6 +161,66 @@ def test_nothing_a_vendor_wrote_is_in_the_signal() -> None:
     assert dict(got.evidence) == {"retry-after": "3"}
 
 
+@pytest.mark.parametrize(
+    ("headers", "error", "evidence"),
+    [
+        (
+            {"x-ratelimit-limit": "60", "x-ratelimit-remaining": "0", "retry-after": "3"},
+            {},
+            ["retry-after", "x-ratelimit-remaining", "x-ratelimit-limit"],
+        ),
+        (
+            {
+                "anthropic-ratelimit-unified-status": "rejected",
+                "anthropic-ratelimit-unified-reset": "1790000000",
+                "anthropic-organization-id": "0000",
+                "request-id": "req_1",
+            },
+            {},
+            ["anthropic-ratelimit-unified-reset", "anthropic-ratelimit-unified-status"],
+        ),
+        (
+            {"x-quota-snapshot-chat": "ent=300&ov=0.0&rem=29.7&rst=2026-05-01T00%3A00%3A00Z"},
+            {},
+            ["x-quota-snapshot-chat"],
+        ),
+        ({"retry-after": "Sat, 21 Nov 2026 15:00:00 GMT"}, {}, ["retry-after"]),
+        # Of Codex's headers those of windows only: one is a token, one a sentence.
+        (
+            {
+                "x-codex-turn-state": "sticky",
+                "x-codex-promo-message": "Upgrade",
+                "x-codex-primary-used-percent": "100",
+                "x-codex-active-limit": "premium",
+                "x-codex-secondary-reset-at": "1790000000",
+            },
+            {"resets_in_seconds": 38},
+            [
+                "resets_in_seconds",
+                "x-codex-secondary-reset-at",
+                "x-codex-primary-used-percent",
+                "x-codex-active-limit",
+            ],
+        ),
+        # What looks like no limit is not kept, whatever the header is called.
+        ({"retry-after": "sk-fake-" + "a" * 30, "x-ratelimit-reset": "\x1b[31m"}, {}, []),
+        ({}, {"resets_at": {"user": "text"}, "retry_after": "the user's words, quoted: {}"}, []),
+    ],
+)
+def test_what_is_evidence_the_most_telling_first(
+    headers: dict[str, str], error: dict[str, Any], evidence: list[str]
+) -> None:
+    got = EMPTY.classify(answer(headers=headers, payload={"error": {"code": "slow", **error}}))
+    assert list(got.evidence) == evidence
+
+
+def test_evidence_is_bounded() -> None:
+    headers = {f"x-ratelimit-{number}": "1, " * 999 for number in range(999)}
+    got = EMPTY.classify(answer(headers=headers))
+    assert len(got.evidence) == 24
+    assert max(map(len, got.evidence.values())) == 120
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: (

@@ -90,6 +90,54 @@ def test_what_is_no_conversation_goes_where_the_strategy_says() -> None:
     assert len(world.sessions) == 0
 
 
+BEGINS = S._replace(begins=True)
+
+
+def test_what_begins_anew_goes_where_the_strategy_says_and_its_next_turn_follows_it() -> None:
+    world = World("a", "b", "c")
+    assert [world.serve(BEGINS) for _ in range(4)] == ["a", "b", "c", "a"]
+    world.serve(BEGINS)
+    assert [world.serve() for _ in range(3)] == ["b"] * 3
+
+
+def test_what_begins_anew_is_kept_when_it_goes_on() -> None:
+    world = World("a", "b")
+    kept: list[str] = []
+    world.sessions.changed = kept.append
+    play = world.request(BEGINS) >> begin << "send a" >> refused(quota(3600.0)) << "send b"
+    play >> committed >> finished
+    assert (world.home(), kept) == ("b", [])
+    world.serve()
+    assert kept == [session_key("s", PROVIDER)]
+
+
+def test_what_begins_anew_waits_for_its_account_as_others_do() -> None:
+    world = World("a", "b")
+    world.serve(BEGINS)
+    play = world.request(BEGINS) >> begin << "send b" >> refused(rate_limit(2.0))
+    play << "wait until 2 or change"
+    play.at(2.0) >> resumed << "send b" >> committed >> finished
+    assert world.home() == "b"
+
+
+def test_what_begins_anew_and_brings_no_answer_is_not_sent_back() -> None:
+    world = World("a", "b")
+    world.serve(BEGINS)
+    world.request(BEGINS) >> begin << "send b" >> refused(REQUEST_ERROR) << "deliver"
+    assert world.home() == "b"
+
+
+def test_an_answer_settles_the_account_it_came_from_only() -> None:
+    world = World("a", "b")
+    first = world.request() >> begin << "send a"
+    second = world.request() >> begin << "send a" >> refused(quota(3600.0)) << "send b"
+    first >> committed
+    # It says nothing of where the conversation went meanwhile.
+    second >> refused(REQUEST_ERROR) << "deliver"
+    first >> finished
+    assert world.home() == "a"
+
+
 def test_a_short_wait_is_waited_out_in_place() -> None:
     world = World("a", "b")
     assert world.serve() == "a"
@@ -144,6 +192,29 @@ def test_a_full_account_is_waited_for_and_then_left() -> None:
     second.at(1.0) >> resumed << "send a"
     third.at(3.0) >> resumed << "send b"
     assert world.home() == "b"
+
+
+def test_who_waited_for_the_old_account_follows_the_conversation() -> None:
+    world = World("a", "b")
+    world.serve()
+    late = world.request() >> begin << "send a" >> refused(rate_limit(2.0))
+    late << "wait until 2 or change"
+    # Another request of it has no patience, and moves.
+    hasty = world.request(patience_s=0.0, at=1.0) >> begin << "send b" >> committed
+    late.at(2.0) >> resumed << "send b" >> committed >> finished
+    hasty >> finished
+    assert world.home() == "b"
+
+
+def test_who_waits_for_any_account_goes_home_if_that_is_back_as_well() -> None:
+    world = World("a", "b", "c")
+    assert world.serve(Conversation(session="other")) == "a"
+    assert world.serve() == "b"
+    for label in "abc":
+        world.pool.mark_cooldown(key(label), rate_limit(10.0), now=0.0)
+    play = world.request() >> begin << "wait until 10 or change"
+    # The next in turn is another.
+    play.at(10.0) >> resumed << "send b" >> committed >> finished
 
 
 def test_a_refusal_without_evidence_is_one_hop_at_once() -> None:

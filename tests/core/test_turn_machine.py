@@ -38,6 +38,7 @@ TOLD = [
     Conversation(session="t"),
     Conversation(session="s/agent", parent="s"),
     Conversation(session="s", named=("made",)),
+    Conversation(session="t", begins=True),
     Conversation(),
 ]
 OWNER = key("b")

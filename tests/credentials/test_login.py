@@ -72,6 +72,15 @@ def shown(tokens: Tokens | None) -> tuple[str | None, str] | None:
     return tokens.access.reveal() if tokens.access else None, tokens.refresh.reveal()
 
 
+class FullDisk(MemoryTokens):
+    full = True
+
+    def save(self, family: str, tokens: Tokens, **how: Any) -> bool:
+        if self.full:
+            raise StoreError("the state database x cannot be written; make room")
+        return super().save(family, tokens, **how)
+
+
 class TestWhenItIsRefreshed:
     def test_a_written_token_is_used_until_five_minutes_before_it_ends(self, bench: Bench) -> None:
         login = bench.login()
@@ -167,14 +176,6 @@ class TestWhatIsKept:
             assert shown(login.tokens_now()) == (f"at-{n}", FIRST)
 
     def test_nothing_is_used_that_could_not_be_written(self, bench: Bench) -> None:
-        class FullDisk(MemoryTokens):
-            full = True
-
-            def save(self, family: str, tokens: Tokens) -> None:
-                if self.full:
-                    raise StoreError("the state database x cannot be written; make room")
-                super().save(family, tokens)
-
         bench.store = FullDisk()
         login = bench.login()
         login.refuse(Secret("at-0"))
@@ -185,6 +186,19 @@ class TestWhatIsKept:
         bench.store.full = False
         assert shown(login.tokens_now()) == ("at-1", "rt-1")
         assert len(bench.server.asked) == 1
+
+    def test_what_could_not_be_written_for_long_does_not_replace_what_is_newer(
+        self, bench: Bench
+    ) -> None:
+        bench.store = FullDisk()
+        login = bench.login()
+        login.refuse(Secret("at-0"))
+        with pytest.raises(ExchangeFailed, match="make room"):
+            login.tokens_now()
+        bench.store.full = False
+        newer = Tokens(access=Secret("at-9"), refresh=Secret("rt-9"), expires_at=START + 7200)
+        bench.store.save(login._source.family(), newer)
+        assert shown(login.tokens_now()) == ("at-9", "rt-9")
 
     def test_a_store_that_cannot_be_written_is_noticed_before_the_token_is_spent(
         self, bench: Bench

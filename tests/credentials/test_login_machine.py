@@ -120,8 +120,8 @@ class Proxy:
     def load(self, family: str) -> Tokens | None:
         return self.alive().load(family)
 
-    def save(self, family: str, tokens: Tokens) -> None:
-        self.alive().save(family, tokens)
+    def save(self, family: str, tokens: Tokens, **how: Any) -> bool:
+        return self.alive().save(family, tokens, **how)
 
     def claim(self, family: str, owner: str, **how: Any) -> float | None:
         self.stop("claiming")

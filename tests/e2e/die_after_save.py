@@ -10,8 +10,8 @@ from account_pool.store.sqlite import SqliteTokens
 save = SqliteTokens.save
 
 
-def save_and_die(self, family, tokens) -> None:
-    save(self, family, tokens)
+def save_and_die(self, family, tokens, **how) -> None:
+    save(self, family, tokens, **how)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -50,5 +50,6 @@ def load(_loader) -> None:
 def request(flow: http.HTTPFlow) -> None:
     if flow.request.host == HOST:
         command, *argument = flow.request.path[1:].split("/", 1)
-        text = ctx.master.commands.call(command, *argument)
-        flow.response = http.Response.make(200, text or "", {"content-type": "text/plain"})
+        said = ctx.master.commands.call(command, *argument) or ""
+        text = said if isinstance(said, str) else "\n".join(said)
+        flow.response = http.Response.make(200, text, {"content-type": "text/plain"})

@@ -9,5 +9,5 @@ HOST = "pool.test"
 
 def request(flow: http.HTTPFlow) -> None:
     if flow.request.host == HOST:
-        text = ctx.master.commands.call("pool.status")
+        text = "\n".join(ctx.master.commands.call("pool.status"))
         flow.response = http.Response.make(200, text, {"content-type": "text/plain"})

@@ -15,8 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from account_pool.demo.exchange import Reply
 from account_pool.demo.mitmdump import MitmdumpFailed
-from account_pool.demo.scripts import by_credential, openai
+from account_pool.demo.scripts import EVENT_STREAM, by_credential, openai
 from tests.e2e import keeping
 from tests.e2e.harness import FIRST, SECOND, chat, in_order, secret
 
@@ -78,12 +79,16 @@ def written(path: Path) -> list[str]:
 
 
 async def test_killed_at_any_moment_it_goes_on_with_what_was_written(provider, pool_proxy, kept):
-    """Six clients at once, a limit somewhere, a kill somewhere; what was written once stays."""
+    """Six clients at once, a limit somewhere, a kill somewhere; what was written once stays.
+
+    Another proxy on the same file lives through all of it. POOL_KILLS kills more often.
+    """
     chance = random.Random(4)
     limited: set[str] = set()
     upstream = await provider(lambda request: LIMITED if request.credential in limited else GOOD)
+    steady = await pool_proxy(in_order(*LABELS), provider=upstream, **kept)
     before: list[str] = []
-    for _ in range(5):
+    for _ in range(int(os.environ.get("POOL_KILLS", "5"))):
         proxy = await pool_proxy(in_order(*LABELS), provider=upstream, **kept)
         async with proxy.client() as http:
             assert await cooling(http) == before
@@ -110,6 +115,50 @@ async def test_killed_at_any_moment_it_goes_on_with_what_was_written(provider, p
         found = written(kept["options"]["pool_state"])
         assert set(before) <= set(found)
         before = found
+    async with steady.client() as http:
+        await until_it_cools(http, before)
+        assert (await http.request(**chat(stream=False))).status_code == 200
+
+
+async def until_it_cools(http: httpx.AsyncClient, labels: list[str]) -> None:
+    """Wait until a proxy knows what is in the file; it looks once a second."""
+    async with asyncio.timeout(15):
+        while not set(labels) <= set(await cooling(http)):
+            pass
+
+
+async def test_a_killed_proxy_leaves_nothing_in_the_way(provider, pool_proxy, kept):
+    """It had an account's only place, which another proxy, and the next, may use."""
+    for_ever = asyncio.Event()
+    endless = Reply(headers=EVENT_STREAM, steps=(*openai.chat_events(["Good"])[:2], for_ever))
+    upstream = await provider(by_credential({FIRST: [endless, GOOD]}))
+    accounts = in_order("first", max_concurrent=1)
+    doomed = await pool_proxy(accounts, provider=upstream, **kept)
+    other = await pool_proxy(accounts, provider=upstream, **kept)
+    request = chat(stream=False)
+    async with doomed.client() as http, other.client() as http_other:
+        async with http.stream(**chat()) as response:
+            pieces = response.aiter_raw()
+            await anext(pieces)
+            await until_in_flight(kept["options"]["pool_state"], 1)
+            await told(http_other, "pool.status")
+            os.kill(doomed.pid, signal.SIGKILL)
+            with pytest.raises(MitmdumpFailed):
+                await doomed.until(lambda: False)
+        again = await pool_proxy(accounts, provider=upstream, **kept)
+        async with again.client() as http_again:
+            assert (await http_again.request(**request)).status_code == 200
+        assert (await http_other.request(**request)).status_code == 200
+    assert upstream.journal.credentials == [FIRST, FIRST, FIRST]
+
+
+async def until_in_flight(path: Path, requests: int) -> None:
+    async with asyncio.timeout(15):
+        found = None
+        while found != requests:
+            await asyncio.sleep(0)
+            with closing(sqlite3.connect(path)) as connection:
+                (found,) = connection.execute("SELECT sum(requests) FROM in_flight").fetchone()
 
 
 async def test_two_proxies_share_what_they_learn(provider, pool_proxy, kept):
@@ -135,8 +184,7 @@ async def test_a_database_that_cannot_be_used_is_no_reason_not_to_serve(provider
     path.write_text("not a database\n" * 1000)
     upstream = await provider(by_credential({FIRST: GOOD}))
     proxy = await pool_proxy(in_order("first"), provider=upstream, **kept)
-    assert "is not a database; keep it" in proxy.output
-    assert "cooldowns and sessions are kept in memory only" in proxy.output
+    assert f"is not a database: it is kept as {path}.damaged" in proxy.output
     async with proxy.client() as http:
         assert (await http.request(**chat(stream=False))).status_code == 200
-    assert path.read_text().startswith("not a database")
+    assert Path(f"{path}.damaged").read_text().startswith("not a database")

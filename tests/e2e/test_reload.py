@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shutil
+import signal
 
 import pytest
 
-from account_pool.demo.scripts import by_credential, json_reply, openai
-from tests.e2e.harness import ACCOUNTS_FILE, FIRST, SECOND, account, chat
+from account_pool.demo.exchange import Reply
+from account_pool.demo.scripts import EVENT_STREAM, by_credential, json_reply, openai
+from tests.e2e import harness
+from tests.e2e.harness import ACCOUNTS_FILE, FIRST, SECOND, account, chat, in_order, secret
 
 GOOD = openai.chat_complete("Good morning")
 
@@ -30,6 +35,44 @@ async def test_an_edit_is_taken_over_and_a_broken_one_is_not(provider, pool_prox
     assert upstream.journal.credentials == [FIRST, FIRST, SECOND]
     assert "did you mean openai?" in proxy.output
     assert "sk-fake" not in proxy.output
+
+
+async def test_nothing_under_way_is_lost_by_any_kind_of_reload(
+    provider, pool_proxy, monkeypatch, tmp_path
+):
+    """The script, the file and the signal, in the middle of an answer."""
+    script = tmp_path / "pool.py"
+    shutil.copy(harness.addon_script(), script)
+    path = {"PYTHONPATH": str(harness.addon_script().parent)}
+    monkeypatch.setattr(harness, "addon_script", lambda: script)
+    over = asyncio.Event()
+    events = openai.chat_events(["Good", " morning"])
+    slow = Reply(headers=EVENT_STREAM, steps=(*events[:2], over, *events[2:]))
+    limited = openai.rate_limited(900)
+    third = secret("third")
+    upstream = await provider(by_credential({FIRST: limited, SECOND: slow, third: GOOD}))
+    accounts = in_order("first", "second")
+    proxy = await pool_proxy(accounts, provider=upstream, env=path)
+
+    async def until_read(times: int) -> None:
+        await proxy.until(lambda: proxy.output.count("was read again") == times)
+
+    async with proxy.client() as http, http.stream(**chat()) as response:
+        pieces = response.aiter_raw()
+        body = await anext(pieces)
+        script.write_text(script.read_text() + "# written again\n")
+        await until_read(1)
+        os.kill(proxy.pid, signal.SIGHUP)
+        await until_read(2)
+        accounts = in_order("first", "third")
+        (proxy.folder / ACCOUNTS_FILE).write_text(json.dumps({"accounts": accounts}))
+        await proxy.until_printed("added openai/third; removed openai/second")
+        over.set()
+        body += b"".join([piece async for piece in pieces])
+        assert b"morning" in body and body.endswith(b"[DONE]\n\n")
+        # The conversation goes on: its account is gone.
+        assert (await http.request(**chat(stream=False))).status_code == 200
+    assert upstream.journal.credentials == [FIRST, SECOND, third]
 
 
 async def test_a_request_that_waits_does_not_go_where_the_provider_was(provider, pool_proxy):

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from account_pool.demo.exchange import Framing, Reply, Request
 from account_pool.demo.scripts import by_credential, framed, json_reply, openai, stream_reply
-from tests.e2e.harness import FIRST, SECOND, THIRD, account, chat, in_order, respond, secret
+from tests.e2e.harness import (
+    CLIENT,
+    FIRST,
+    OPENAI,
+    SECOND,
+    THIRD,
+    account,
+    chat,
+    in_order,
+    respond,
+    secret,
+)
 
 GOOD = openai.chat_complete("Good morning")
 THREE = [account(label) for label in ("first", "second", "third")]
@@ -161,3 +173,55 @@ async def test_the_state_of_a_turn_goes_back_to_the_account_that_issued_it(provi
     states = [r.header("x-codex-turn-state") for r in upstream.journal.requests]
     assert labels(upstream.journal.credentials) == ["first"] * 3 + ["second"]
     assert states == [None, "state-of-first", "state-of-first", None]
+
+
+def knows_its_own_things(request: Request) -> Reply:
+    """Each account has files and batches of its own, as the Files and Batch APIs do."""
+    label = BY_SECRET[request.credential]
+    path, _, _query = request.path.partition("?")
+    named = re.findall(rb"(?:file|batch)-[a-z]+-\d+", path.encode() + request.body)
+    if any(thing.split(b"-")[1] != label.encode() for thing in named):
+        return json_reply({"error": {"message": "No such File object"}}, 404)
+    if (request.method, path) == ("GET", "/v1/files"):
+        return json_reply({"data": [{"id": f"file-{label}-1"}, {"id": f"file-{label}-2"}]})
+    kind = path.split("/")[2].removesuffix("s").removesuffix("e")
+    return json_reply({"id": f"{kind}-{label}-{request.turn}", "object": kind})
+
+
+async def test_files_and_batches_belong_to_the_account_that_made_them(provider, pool_proxy):
+    upstream = await provider(knows_its_own_things)
+    proxy = await pool_proxy(THREE, provider=upstream)
+    headers = {"authorization": f"Bearer {CLIENT}"}
+    async with proxy.client(base_url=OPENAI, headers=headers) as http:
+
+        async def upload() -> str:
+            form = {"files": {"file": ("a.jsonl", b"{}")}, "data": {"purpose": "batch"}}
+            answer = await http.post("/v1/files", **form)
+            # Others spread meanwhile.
+            await http.post("/v1/chat/completions", json={"model": "m", "messages": []})
+            return answer.json()["id"]
+
+        # One request may name several: they are made together.
+        one, two = await upload(), await upload()
+        ask = {"model": "m", "input": [{"type": "input_file", "file_id": f} for f in (one, two)]}
+        batch = await http.post("/v1/batches", json={"input_file_id": one})
+        answers = [
+            batch,
+            await http.get(f"/v1/batches/{batch.json()['id']}"),
+            await http.post("/v1/responses", json=ask),
+            await http.get("/v1/files", params={"after": two}),
+            await http.get(f"/v1/files/{two}/content"),
+            await http.delete(f"/v1/files/{one}"),
+        ]
+    assert [answer.status_code for answer in answers] == [200] * len(answers)
+    assert CLIENT not in upstream.journal.credentials
+
+
+async def test_what_a_list_shows_belongs_to_the_account_it_is_of(provider, pool_proxy):
+    upstream = await provider(knows_its_own_things)
+    proxy = await pool_proxy(THREE, provider=upstream)
+    async with proxy.client(base_url=OPENAI) as http:
+        for _ in range(4):
+            listed = (await http.get("/v1/files")).json()["data"]
+            deleted = [await http.delete(f"/v1/files/{file['id']}") for file in listed]
+            assert [answer.status_code for answer in deleted] == [200, 200]

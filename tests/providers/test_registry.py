@@ -117,7 +117,7 @@ def head(method: str, path: str, **fields: dict[str, str]) -> RequestHead:
         ("POST", "/inference/v1/embeddings", Route.POOL),
         ("GET", "/api/v1/models", Route.POOL),
         ("GET", "/models/x", Route.POOL),
-        ("POST", "/v1/files", Route.PASS),
+        ("POST", "/v1/files", Route.POOL),
         ("POST", "/xresponses", Route.PASS),
         ("POST", "/chat/completions/x", Route.PASS),
         ("GET", "/chat/completions", Route.PASS),

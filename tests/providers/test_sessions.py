@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from account_pool.core.lease import NO_CONVERSATION, Conversation
-from account_pool.providers import registry, sessions
+from account_pool.providers import registry, sessions, things
 from account_pool.providers.base import RequestHead
 
 SYSTEM = {"role": "system", "content": "You are a tool."}
@@ -188,6 +188,53 @@ def test_what_continues_a_stored_answer_has_no_prefix() -> None:
     assert found == Conversation(named=("resp_1",))
 
 
+PROMPT = {"contents": [{"parts": [{"text": "Hello?"}]}]}
+LONG = "Hello? " * 1000
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        (chat(SYSTEM, HELLO), "/v1/chat/completions"),
+        # what a tool puts before the prompt
+        (chat({"role": "developer", "content": "Be."}, HELLO, AGAIN), "/v1/chat/completions"),
+        ({"system": "You are a tool.", "messages": [MARKED]}, "/v1/messages"),
+        ({"input": "Hello?"}, "/v1/responses"),
+        ({"input": [HELLO]}, "/v1/responses"),
+        (PROMPT, "/v1beta/models/m:generateContent"),
+        ({"request": PROMPT}, "/v1internal:generateContent"),
+    ],
+)
+def test_a_short_opening_begins_a_conversation(body: Any, path: str) -> None:
+    found = sessions.conversation(head(body, path=path))
+    assert found.begins
+    assert found.session is not None
+    assert not sessions.conversation(head(body, path=path, x_session_id="s")).begins
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        (chat(SYSTEM, HELLO, ANSWER, AGAIN), "/v1/chat/completions"),
+        (chat(HELLO, {"role": "tool", "content": "7"}), "/v1/chat/completions"),
+        ({"input": [HELLO, {"type": "function_call", "call_id": "c"}]}, "/v1/responses"),
+        (
+            {"contents": [*PROMPT["contents"], {"role": "model", "parts": []}]},
+            "/v1beta/models/m:generateContent",
+        ),
+        # There is a cache to lose.
+        (chat(SYSTEM, {"role": "user", "content": LONG}), "/v1/chat/completions"),
+        (chat(HELLO, tools=[{"description": LONG}]), "/v1/chat/completions"),
+        # The client names it.
+        (chat(HELLO, prompt_cache_key="k"), "/v1/chat/completions"),
+    ],
+)
+def test_what_goes_on_or_is_long_does_not(body: Any, path: str) -> None:
+    found = sessions.conversation(head(body, path=path))
+    assert not found.begins
+    assert found.session is not None
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
     lambda inner: (
@@ -222,7 +269,7 @@ def test_garbage_fails_nobody(body: bytes) -> None:
         request = head(body, path=path)
         sessions.conversation(request)
         sessions.copilot(request)
-        sessions.made(request, lambda: body)
+        things.told(request, lambda: body, {}, things.OPENAI)
 
 
 # -- ids that only their account knows
@@ -278,7 +325,7 @@ CREATED = {"type": "response.created", "sequence_number": 0, "response": STORED}
     ],
 )
 def test_ids_an_answer_made(path: str, asked: Any, answer: bytes, made: tuple[str, ...]) -> None:
-    assert sessions.made(head(asked, path=path), lambda: answer) == made
+    assert things.told(head(asked, path=path), lambda: answer, {}) == made
 
 
 def test_copilot_tells_a_prompt_from_what_follows_it_and_who_issued_its_tokens() -> None:

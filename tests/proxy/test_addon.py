@@ -189,7 +189,7 @@ async def test_credentials_of_an_account_removed_by_hand_are_dropped(load):
     """Its renewal goes on: an error there would end the task, and be printed."""
     addon, _ = load()
     key = AccountKey("openai", "work")
-    addon.service.pool.remove(key)
+    addon.service.pool.remove(key, now=addon.service.now())
     addon._publish(key, {"key": Credential(kind="key", secret=Secret("x"))}, None)
     assert keys(addon) == ["anthropic/home"]
 
@@ -197,7 +197,7 @@ async def test_credentials_of_an_account_removed_by_hand_are_dropped(load):
 async def test_a_problem_is_shown(load):
     addon, _ = load()
     addon._publish(AccountKey("openai", "work"), {}, "no such file")
-    assert "no such file" in addon.status()
+    assert "no such file" in addon.status()[1]
 
 
 # -- hooks

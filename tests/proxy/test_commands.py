@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from mitmproxy import exceptions
 from mitmproxy.test import taddons
 
+from account_pool.core import headroom
+from account_pool.core.attempts import Attempts, Limits
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.lease import Facts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
@@ -13,6 +17,7 @@ from account_pool.proxy.addon import AccountPool
 from tests.proxy.helpers import FakeClock, account, secret, service_of
 
 FACTS = Facts(provider="openai", kind="key", model="gpt-5")
+LIMIT = Outcome(cls=OutcomeClass.RATE_LIMIT, scope=Scope.ACCOUNT, cooldown_s=30.0, signal="429")
 
 
 @pytest.fixture
@@ -63,14 +68,23 @@ def test_status(call, service, clock):
         evidence={"retry-after": "3600"},
     )
     service.pool.mark_cooldown(key(service, "two"), quota, now=clock.now())
-    one, two, off = call("pool.status").splitlines()
-    assert "openai/one" in one
-    assert "available" in one
-    assert "1 in flight" in one
-    assert "cools 60 min" in two
-    assert "429 code=insufficient_quota (retry-after: 3600)" in two
-    assert "enabled: false" in off
-    assert secret("one") not in call("pool.status")
+    lines = call("pool.status")
+    assert lines[:6] == [
+        "account     state         in flight  served  sessions  left  why",
+        "openai/one  available     1          0       0         -",
+        "openai/two  cools 60 min  0          0       0         -     "
+        "429 code=insufficient_quota; retry-after: 3600",
+        "openai/off  off           0          0       0         -     "
+        "enabled: false in accounts.yaml",
+        "",
+        "last decisions, the newest first:",
+    ]
+    (decision,) = lines[6:]
+    assert decision.endswith(
+        "cooldown  openai/two: 429 quota, cools 60 min, by a refusal "
+        "(429 code=insufficient_quota; retry-after: 3600)"
+    )
+    assert secret("one") not in str(lines)
     service.pool.release(lease, None, now=clock.now())
 
 
@@ -79,21 +93,94 @@ def test_status_of_one_model_of_a_full_and_of_a_disabled_account(call, service, 
     service.pool.mark_cooldown(key(service, "one"), limit, now=clock.now(), model="gpt-5")
     refused = Outcome(cls=OutcomeClass.AUTH_INVALID, scope=Scope.ACCOUNT, signal="401")
     service.pool.mark_failure(key(service, "two"), refused, now=clock.now())
-    one, two, _ = call("pool.status").splitlines()
+    clock.advance(3)
+    _, one, two, *_ = call("pool.status")
     assert "available" in one
-    assert "gpt-5 cools 30 s: 429" in one
-    assert "disabled" in two
+    assert "gpt-5 cools 27 s: 429" in one
+    assert "disabled for 3 s" in two
     service.pool.set_credentials(key(service, "one"), {}, now=clock.now(), problem="no such file")
-    assert "no such file" in call("pool.status")
+    assert "no such file" in call("pool.status")[1]
+
+
+def test_status_shows_conversations_what_is_left_and_who_waits(call, service, clock):
+    one = key(service, "one")
+    for name in ("s", "t"):
+        service.sessions.bind(name, one, clock.now())
+    week = headroom.Window("7d", 0.62, clock.now(), reset_at=clock.now() + 9000.0)
+    service.pool.observe_headroom(one, [week], now=clock.now())
+    for label in ("one", "two"):
+        service.pool.mark_cooldown(key(service, label), LIMIT, now=clock.now())
+    attempts = Attempts(
+        pool=service.pool, facts=FACTS, limits=Limits(max_wait_s=60), chance=lambda: 0.0
+    )
+    attempts.begin(clock.now())
+    lines = call("pool.status")
+    assert lines[1].split()[3:8] == ["s", "0", "0", "2", "7d"]
+    assert "62%" in lines[1]
+    assert "1 waiting now:" in lines
+    assert "openai: a request waits, 60 s at most (no usable account of 3" in str(lines)
+
+
+def test_status_says_how_cooldowns_ended(call, service, clock):
+    one = key(service, "one")
+    service.pool.mark_cooldown(one, LIMIT, now=clock.now())
+    service.pool.mark_cooldown(one, LIMIT, now=clock.now())
+    clock.advance(60)
+    service.pool.mark_cooldown(one, LIMIT, now=clock.now())
+    clock.advance(5)
+    call("pool.clear", "openai/one")
+    _, again, second, first = call("pool.status")[-4:]
+    assert "release   openai/one: used again, 25 s early, by hand" in again
+    assert second.endswith("[ended after 5 s, by hand]")
+    assert first.endswith("[2 times] [over]")
+
+
+@pytest.mark.parametrize(
+    ("only", "shown"),
+    [
+        ("openai/two", ["openai/two"]),
+        (" OpenAI ", ["openai/one", "openai/two", "openai/off"]),
+        ("OpenAI/ Two ", ["openai/two"]),
+    ],
+)
+def test_status_of_some(call, service, clock, only, shown):
+    for label in ("one", "two"):
+        service.pool.mark_cooldown(key(service, label), LIMIT, now=clock.now())
+    lines = call("pool.status", only)
+    table = lines[1 : lines.index("")]
+    assert [line.split()[0] for line in table] == shown
+    assert ("cooldown  openai/one" in str(lines)) is ("openai/one" in shown)
+
+
+def test_a_model_a_client_has_named_forges_no_line(call, service, clock):
+    forged = "m\nopenai/forged  available"
+    limit = replace(LIMIT, scope=Scope.MODEL)
+    service.pool.mark_cooldown(key(service, "one"), limit, now=clock.now(), model=forged)
+    assert "m?openai/forged  available cools 30 s" in call("pool.status")[1]
+    assert all(line.isprintable() for line in call("pool.status"))
+
+
+def test_status_of_one_account_is_whole(call, service, clock):
+    evidence = {f"x-ratelimit-{number}": "0" for number in range(5)}
+    limit = replace(LIMIT, cooldown_s=None, evidence=evidence)
+    service.pool.mark_cooldown(key(service, "one"), limit, now=clock.now())
+    assert call("pool.status")[1].endswith("x-ratelimit-2: 0; the deadline is ours")
+    assert call("pool.status", "openai/one")[1].endswith("x-ratelimit-4: 0; the deadline is ours")
+
+
+@pytest.mark.parametrize("only", ["nobody", "openai/nobody", "openai/", "/one"])
+def test_status_of_nobody_is_a_users_mistake(call, only):
+    with pytest.raises(exceptions.CommandError, match="accounts are: openai/one, openai/two"):
+        call("pool.status", only)
 
 
 def test_status_of_an_empty_pool():
     addon = AccountPool()
-    assert addon.status() == "the pool has no account"
+    assert addon.status() == ["the pool has no account"]
 
 
 def test_next(call, service, clock):
-    service.pool.remove(key(service, "two"))
+    service.pool.remove(key(service, "two"), now=clock.now())
     service.pool.add(account("two"), keys(), now=clock.now())
     assert call("pool.next", "openai") == "openai/two"
 
@@ -106,22 +193,22 @@ def test_next_of_nobody(call, provider):
 
 def test_cooldown_and_clear(call, service, clock):
     call("pool.cooldown", "OpenAI/ One ", "90")
-    assert "cools 90 s" in call("pool.status")
-    assert "by hand" in call("pool.status")
+    assert "cools 90 s" in call("pool.status")[1]
+    assert "by hand" in call("pool.status")[1]
     call("pool.clear", "openai/one")
-    assert "cools" not in call("pool.status")
+    assert "available" in call("pool.status")[1]
 
 
 def test_clear_enables_again(call, service, clock):
     refused = Outcome(cls=OutcomeClass.FORBIDDEN_ACCOUNT, scope=Scope.ACCOUNT, signal="403")
     service.pool.mark_failure(key(service, "one"), refused, now=clock.now())
     call("pool.clear", "openai/one")
-    assert "disabled" not in call("pool.status")
+    assert "available" in call("pool.status")[1]
 
 
 def test_remove(call, service):
     call("pool.remove", "openai/one")
-    assert "openai/one" not in call("pool.status")
+    assert "openai/one" not in str(call("pool.status"))
     with pytest.raises(exceptions.CommandError, match="not in the pool"):
         call("pool.remove", "openai/one")
 
@@ -141,4 +228,4 @@ def test_wrong_seconds_are_a_users_mistake(call, seconds):
 
 def test_absurdly_long_cooldowns_do_not_break_anything(call):
     call("pool.cooldown", "openai/one", str(10**12))
-    assert "openai/one" in call("pool.status")
+    assert "openai/one" in call("pool.status")[1]

@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from account_pool.core.account import AccountKey
+from account_pool.core.account import Account, AccountKey
+from account_pool.core.credential import Secret
+from account_pool.core.errors import NoUsableAccount
+from account_pool.core.lease import Facts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.proxy import keeping
 from account_pool.proxy.keeping import Keeping
 from account_pool.proxy.service import Service
-from account_pool.store.errors import StoreError
+from account_pool.store.errors import DamagedError, StoreError
+from account_pool.store.sqlite import SqliteTokens
 from account_pool.store.sqlite_state import SqliteState
+from account_pool.store.state import BEAT_S, GRACE_S
+from account_pool.store.store import MemoryStore, SqliteStore
+from account_pool.store.tokens import Tokens
 from tests.proxy.helpers import FakeClock, service_of
 
+FACTS = Facts(provider="openai", kind="key", model="gpt-5")
+LONE = Account(provider="openai", label="one", max_concurrent=1)
 ONE, TWO = AccountKey("openai", "one"), AccountKey("openai", "two")
 LIMIT = Outcome(
     cls=OutcomeClass.QUOTA, scope=Scope.ACCOUNT, cooldown_s=600.0, signal="429 code=quota"
@@ -37,10 +51,9 @@ def begin(path: Path, clock: FakeClock) -> Iterator[Begin]:
     """Begin a proxy on the store: its service, and what keeps that."""
     made: list[Keeping] = []
 
-    def make(*labels: str) -> tuple[Service, Keeping]:
+    def make(*labels: str | Account) -> tuple[Service, Keeping]:
         service = service_of(*(labels or ("one", "two")), clock=clock)
-        kept = keeping.begin(path, service)
-        assert kept is not None
+        kept = keeping.begin(SqliteStore(path), service)
         made.append(kept)
         return service, kept
 
@@ -72,6 +85,13 @@ async def test_what_was_written_is_there_without_an_ending(begin: Begin, clock: 
     assert cools(again) == 0
 
 
+def test_all_accounts_are_in_it_from_the_start(begin: Begin, path: Path) -> None:
+    begin()
+    with closing(sqlite3.connect(path)) as other:
+        rows = other.execute("SELECT account, served FROM accounts ORDER BY account").fetchall()
+    assert rows == [("openai/one", 0), ("openai/two", 0)]
+
+
 def test_the_rest_is_written_at_the_end(begin: Begin) -> None:
     service, kept = begin()
     limit(service)
@@ -79,19 +99,13 @@ def test_the_rest_is_written_at_the_end(begin: Begin) -> None:
     assert cools(begin()[0]) == 600
 
 
-async def test_it_writes_by_itself_when_something_has_changed(begin: Begin) -> None:
+async def test_it_writes_by_itself_when_something_has_changed(begin: Begin, path: Path) -> None:
     service, kept = begin()
     kept.start()
     limit(service)
-    other = SqliteState(kept._store._database.path)  # type: ignore[attr-defined]
-    while (
-        not other.exchange(
-            service_of("one").pool.snapshot(now=0, wall_now=0).accounts, (), wall_now=0
-        )
-        .accounts[0]
-        .cooldowns
-    ):
-        other._base.clear()
+    other = SqliteState(path)
+    unknown = service_of("one").pool.snapshot(now=0, wall_now=0).accounts
+    while not other.exchange(unknown, [ONE], wall_now=0).accounts[0].cooldowns:
         # The other thread writes meanwhile.
         await asyncio.sleep(0)
     other.close()
@@ -123,13 +137,39 @@ async def test_accounts_that_only_another_has_are_left_to_it(begin: Begin) -> No
     assert cools(begin()[0]) == 600
 
 
-async def test_an_account_that_was_removed_is_forgotten(begin: Begin) -> None:
+async def test_an_account_that_was_removed_is_as_it_was_when_it_comes_back(begin: Begin) -> None:
     service, kept = begin()
     limit(service)
     await kept._round()
-    service.pool.remove(ONE)
+    account = service.pool.remove(ONE, now=service.now())
     await kept._round()
-    assert cools(begin()[0]) == 0
+    for _ in range(2):
+        service.pool.add(account, now=service.now())
+        await kept._round()
+        assert cools(service) == 600
+        # The second time it is away for less than a write.
+        service.pool.remove(ONE, now=service.now())
+    await kept._round()
+    assert cools(begin()[0]) == 600
+
+
+async def test_one_that_comes_back_with_another_credential_is_new(begin: Begin) -> None:
+    service, kept = begin()
+    limit(service)
+    service.pool.get(ONE).source = "old"
+    service.pins.remember(ONE, "resp_1", service.wall_now())
+    await kept._round()
+    again = service_of("one", "two")
+    again.pool.get(ONE).source = "new"
+    restored = keeping.begin(kept._source, again)
+    restored.stop()
+    assert cools(again) == 0
+    assert again.pins.owner("openai", "resp_1") is None
+    third = service_of("one", "two")
+    third.pool.get(ONE).source = "new"
+    restored = keeping.begin(kept._source, third)
+    restored.stop()
+    assert third.pins.owner("openai", "resp_1") is None
 
 
 async def test_sessions_and_pins_are_kept(begin: Begin, clock: FakeClock) -> None:
@@ -175,9 +215,7 @@ async def test_a_machine_that_slept_has_not_stopped_the_clock_of_the_vendor(
     await kept._round()
     again = service_of("one", clock=clock)
     again.wall_now = service.wall_now
-    restored = keeping.begin(kept._store._database.path, again)  # type: ignore[attr-defined]
-    assert restored is not None
-    restored.stop()
+    keeping.begin(kept._source, again).stop()
     assert cools(again) == 100
 
 
@@ -194,26 +232,299 @@ async def test_a_store_that_fails_is_told_once_and_tried_again(
     monkeypatch.setattr(SqliteState, "exchange", full)
     limit(service)
     service.sessions.bind("a", ONE, service.now())
+    service.counters["usage"].add(("today",), {"requests": 1})
     for _ in range(3):
-        await kept._round()
+        await failed(kept)
     assert caplog.text.count("the disk is full") == 1
     assert caplog.text.count("in memory only until it can be written again") == 1
     monkeypatch.setattr(SqliteState, "exchange", exchange)
     await kept._round()
     assert "the state is kept again" in caplog.text
+    again, other = begin()
+    assert cools(again) == 600
+    assert again.sessions.peek("a", again.now()) is not None
+    assert await other.read_counts("usage") == {("today",): {"requests": 1}}
+
+
+async def failed(kept: Keeping) -> None:
+    """One round that fails, and what is made of it."""
+    with pytest.raises(StoreError) as failure:
+        await kept._round()
+    await kept._failed(failure.value)
+
+
+async def test_a_disk_that_is_full_for_a_while_loses_nothing(
+    begin: Begin, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    service, kept = begin()
+    database = kept._store._database._connection  # type: ignore[union-attr]
+    pages = database.execute("PRAGMA page_count").fetchone()[0]
+    database.execute(f"PRAGMA max_page_count = {pages}")
+    for number in range(200):
+        service.sessions.bind(f"conversation-{number:0200}", ONE, service.now())
+    limit(service)
+    await failed(kept)
+    assert "cannot be written: the disk is full; make room" in caplog.text
+    database.execute("PRAGMA max_page_count = 100000")
+    await kept._round()
+    again, _ = begin()
+    assert (cools(again), len(again.sessions)) == (600, 200)
+
+
+async def test_a_damaged_file_is_put_aside_and_a_new_one_begun(
+    begin: Begin, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for number, aside in enumerate(("pool.sqlite.damaged", "pool.sqlite.damaged-2")):
+        path.write_text("no database\n" * 1000)
+        service, kept = begin()
+        assert f"is not a database: it is kept as {path.with_name(aside)}" in caplog.text
+        assert path.with_name(aside).read_text().startswith("no database")
+        limit(service)
+        kept.stop()
+        assert cools(begin()[0]) == 600, number
+        path.unlink()
+
+
+async def test_a_file_that_is_damaged_while_it_is_used_is_put_aside(
+    begin: Begin, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    service, kept = begin()
+    limit(service)
+    service.sessions.bind("a", ONE, service.now())
+    await kept._round()
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("UPDATE cooldowns SET cause = '{}'")
+        other.commit()
+    limit(service)
+    await failed(kept)
+    assert f"is damaged: it is kept as {path}.damaged, and a new one is begun" in caplog.text
+    await kept._round()
     again, _ = begin()
     assert cools(again) == 600
     assert again.sessions.peek("a", again.now()) is not None
 
 
-def test_a_file_that_cannot_be_used_is_said_and_nothing_is_kept(
-    path: Path, caplog: pytest.LogCaptureFixture
+async def test_a_disk_that_damages_each_new_file_is_not_filled_with_them(
+    begin: Begin, path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
-    path.write_text("no database\n" * 1000)
-    assert keeping.begin(path, service_of("one")) is None
-    assert "is not a database; keep it" in caplog.text
-    assert "kept in memory only" in caplog.text
+    service, kept = begin()
+
+    def damaged(*_args: object, **_when: object) -> None:
+        raise DamagedError("the state database is damaged", "keep it")
+
+    monkeypatch.setattr(SqliteState, "exchange", damaged)
+    for _ in range(keeping.MAX_ASIDES + 3):
+        limit(service)
+        await failed(kept)
+    assert len(list(path.parent.glob("pool.sqlite.damaged*-wal"))) <= keeping.MAX_ASIDES
+    assert caplog.text.count("and a new one is begun") == keeping.MAX_ASIDES
+    assert caplog.text.count("is damaged; keep it") == 1
+    assert kept._failures == 3
+
+
+async def test_a_damaged_file_that_keeps_logins_stays(
+    begin: Begin, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    tokens = SqliteTokens(path)
+    tokens.save("family", Tokens(access=None, refresh=Secret("rt-fake")))
+    tokens.close()
+    service, kept = begin()
+    limit(service)
+    await kept._round()
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("UPDATE cooldowns SET cause = '{}'")
+        other.commit()
+    limit(service)
+    await failed(kept)
+    assert "is damaged, but keeps logins; end every proxy" in caplog.text
+    assert path.exists() and not path.with_name("pool.sqlite.damaged").exists()
+
+
+async def test_a_file_that_was_deleted_is_begun_anew(
+    begin: Begin, path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    service, kept = begin()
+    limit(service)
+    await kept._round()
+    path.unlink()
+    clock.advance(BEAT_S)
+    await failed(kept)
+    assert "was moved or deleted" in caplog.text
+    await kept._round()
+    assert cools(begin()[0]) == 595
+
+
+async def test_a_newer_file_is_left_alone_until_it_can_be_used(
+    begin: Begin, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    begin()[1].stop()
+    with closing(sqlite3.connect(path)) as newer:
+        newer.execute("INSERT INTO schema VALUES (99)")
+        newer.commit()
+    before = path.read_bytes()
+    service, kept = begin()
+    assert "is of a newer version" in caplog.text
+    assert "in memory only until" in caplog.text
+    limit(service)
+    service.counters["usage"].add(("today",), {"requests": 1})
+    assert await kept.read_counts("usage") == {("today",): {"requests": 1}}
+    await failed(kept)
+    assert path.read_bytes() == before
+    with closing(sqlite3.connect(path)) as older:
+        older.execute("DELETE FROM schema WHERE version = 99")
+        older.commit()
+    await kept._round()
+    assert "the state is kept again" in caplog.text
+    assert cools(begin()[0]) == 600
+
+
+# -- two proxies
+
+
+async def test_sessions_and_pins_of_one_are_known_to_the_other(begin: Begin) -> None:
+    (mine, here), (theirs, there) = begin(), begin()
+    mine.sessions.bind("a", ONE, mine.now())
+    mine.pins.remember(TWO, "resp_1", mine.wall_now())
+    await here._round()
+    await there._round()
+    session = theirs.sessions.peek("a", theirs.now())
+    assert session is not None and session.account == ONE
+    assert theirs.pins.owner("openai", "resp_1") == TWO
+    assert not any(book.changed for book in there._unwritten.books.values()), (
+        "that is no change of theirs"
+    )
+
+
+async def test_the_latest_move_of_a_session_stands_but_not_under_a_request(
+    begin: Begin, clock: FakeClock
+) -> None:
+    (mine, here), (theirs, there) = begin(), begin()
+    for key in ("idle", "busy"):
+        session = mine.sessions.bind(key, ONE, mine.now())
+        await here._round()
+        await there._round()
+    mine.sessions.start_turn("busy", session, mine.now())
+    clock.advance(1)
+    for key in ("idle", "busy"):
+        theirs.sessions.bind(key, TWO, theirs.now())
+    await there._round()
+    await here._round()
+    found = {key: mine.sessions.peek(key, mine.now()) for key in ("idle", "busy")}
+    assert {key: s and s.account for key, s in found.items()} == {"idle": TWO, "busy": ONE}
+
+
+async def test_one_that_is_idle_here_and_used_there_is_not_forgotten_there(
+    begin: Begin, clock: FakeClock
+) -> None:
+    (mine, here), (theirs, there) = begin(), begin()
+    mine.sessions.bind("a", ONE, mine.now())
+    await here._round()
+    await there._round()
+    for _ in range(31):
+        clock.advance(61)
+        theirs.sessions.get("a", theirs.now())
+        await there._round()
+    mine.sessions.sweep(mine.now())
+    await here._round()
+    assert begin()[0].sessions.peek("a", theirs.now()) is not None
+
+
+async def test_max_concurrent_holds_for_both(begin: Begin) -> None:
+    (mine, here), (theirs, there) = begin(LONE), begin(LONE)
+    await here._round()
+    await there._round()
+    await here._round()
+    lease = mine.pool.acquire(FACTS, now=mine.now())
+    await here._round()
+    await there._round()
+    assert theirs.pool.get(ONE).elsewhere == 1
+    with pytest.raises(NoUsableAccount):
+        theirs.pool.acquire(FACTS, now=theirs.now())
+    mine.pool.release(lease, None, now=mine.now())
+    await here._round()
+    await there._round()
+    theirs.pool.release(theirs.pool.acquire(FACTS, now=theirs.now()), None, now=theirs.now())
+
+
+async def test_what_a_killed_proxy_held_is_free_after_a_grace(
+    begin: Begin, clock: FakeClock
+) -> None:
+    (mine, here), (theirs, there) = begin(LONE), begin(LONE)
+    mine.pool.acquire(FACTS, now=mine.now())
+    await here._round()
+    await there._round()
+    assert theirs.pool.get(ONE).elsewhere == 1
+    assert [other.pid for other in there.others] == [os.getpid()]
+    clock.advance(GRACE_S)
+    await there._round()
+    assert theirs.pool.get(ONE).elsewhere == 0
+    assert there.others == ()
+
+
+async def test_what_a_proxy_held_that_is_known_to_be_dead_is_free_at_once(
+    begin: Begin, path: Path
+) -> None:
+    dead = SqliteState(path)
+    dead.beat({ONE: 1}, wall_now=begin(LONE)[0].wall_now())
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("UPDATE proxies SET pid = ? WHERE proxy = ?", (process.pid, dead._me))
+        other.commit()
+    service, kept = begin(LONE)
+    await kept._round()
+    assert service.pool.get(ONE).elsewhere == 0
+    dead._database.close()
+
+
+async def test_counters_are_of_all_proxies(begin: Begin) -> None:
+    (mine, here), (theirs, there) = begin(), begin()
+    for service in (mine, theirs):
+        service.counters["usage"].add(("today", "openai/one"), {"requests": 2, "tokens": 10})
+    await there._round()
+    both = {("today", "openai/one"): {"requests": 4, "tokens": 20}}
+    assert await here.read_counts("usage") == both
+    await here._round()
+    assert await here.read_counts("usage") == both
+
+
+async def test_what_must_not_be_lost_is_not_held_back(begin: Begin) -> None:
+    service, kept = begin()
+    await kept._round()
+    service.pool.release(service.pool.acquire(FACTS, now=service.now()), None, now=service.now())
+    assert not kept._pressing.is_set(), "a count may wait"
+    for learn in (
+        lambda: limit(service),
+        lambda: service.pool.clear_cooldown(ONE, now=service.now()),
+        lambda: service.sessions.bind("a", ONE, service.now()),
+        lambda: service.pins.remember(ONE, "resp_1", service.wall_now()),
+    ):
+        learn()
+        assert kept._pressing.is_set()
+        await kept._round()
+        assert not kept._pressing.is_set()
+
+
+async def test_in_memory_it_counts_and_remembers_who_comes_back() -> None:
+    service = service_of("one", "two")
+    kept = keeping.begin(MemoryStore(), service)
+    limit(service)
+    service.counters["usage"].add(("today",), {"requests": 1})
+    await kept._round()
+    account = service.pool.remove(ONE, now=service.now())
+    await kept._round()
+    service.pool.add(account, now=service.now())
+    await kept._round()
+    assert cools(service) == 600
+    assert await kept.read_counts("usage") == {("today",): {"requests": 1}}
+    kept.stop()
 
 
 def test_who_is_out_of_use_since_before_is_said(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from mitmproxy import ctx, hooks
 from mitmproxy.addons.next_layer import NextLayer
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.test import taddons
@@ -16,6 +18,7 @@ from account_pool.core.account import AccountKey
 from account_pool.core.lease import Facts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.providers.base import Origin
+from account_pool.proxy import handover
 from account_pool.proxy.addon import AccountPool
 from account_pool.proxy.reload import Changes, Watcher, stamp_of
 from account_pool.proxy.service import StoredRefusal
@@ -25,6 +28,7 @@ accounts:
   - {provider: openai, label: one, token: sk-fake-one-000}
   - {provider: openai, label: two, token: sk-fake-two-000}
 """
+ENTRY = Path(__file__).parents[2] / "addon" / "pool.py"
 ONE, SECOND = AccountKey("openai", "one"), AccountKey("openai", "two")
 FACTS = Facts(provider="openai", kind="key", model="gpt-5")
 FORBIDDEN = Outcome(cls=OutcomeClass.FORBIDDEN_ACCOUNT, scope=Scope.ACCOUNT)
@@ -227,6 +231,90 @@ async def test_a_login_that_comes_later_gets_a_store(addon, file, tmp_path):
     file.write_text(file.read_text() + "# touched\n")
     addon.reload()
     assert addon.keeper.ways.refresher is refresher
+
+
+async def test_a_token_that_changed_while_no_proxy_ran_is_new(file, tmp_path, monkeypatch):
+    """What the last run learnt of the other account is still there."""
+    monkeypatch.chdir(tmp_path)
+    cooling = []
+    for token in ("sk-fake-two-000", "sk-fake-new-000", "sk-fake-new-000"):
+        file.write_text(TWO.replace("sk-fake-two-000", token))
+        with taddons.context(Proxyserver(), NextLayer()) as tctx:
+            tctx.options.update(confdir=str(tmp_path))
+            addon = AccountPool()
+            tctx.master.addons.add(addon)
+            tctx.configure(addon)
+            pool, now = addon.service.pool, addon.service.now()
+            cooling.append([key.label for key in (ONE, SECOND) if pool.get(key).cooldowns])
+            for key in (ONE, SECOND):
+                pool.mark_cooldown(key, LIMIT, now=now)
+            tctx.master.should_exit.set()
+            addon.done()
+    assert cooling == [[], ["one"], ["one", "two"]]
+
+
+# -- pool.py is reloaded
+
+
+def reload_script(addon) -> AccountPool:
+    """What mitmproxy does when pool.py was written."""
+    manager = ctx.master.addons
+    manager.remove(addon)
+    (again,) = runpy.run_path(str(ENTRY))["addons"]
+    manager.add(again)
+    manager.invoke_addon_sync(again, hooks.ConfigureHook(set(ctx.options.keys())))
+    manager.invoke_addon_sync(again, hooks.RunningHook())
+    return again
+
+
+async def test_a_reload_of_the_script_keeps_all_there_is(addon, file, caplog):
+    service, pool, now = addon.service, addon.service.pool, addon.service.now()
+    pool.mark_cooldown(ONE, LIMIT, now=now)
+    lease = pool.acquire(FACTS, now=now)
+    service.sessions.bind("a", SECOND, now)
+    service.pins.remember(SECOND, "resp_1", service.wall_now())
+    ctx.options.update(pool_max_attempts=3)
+    again = reload_script(addon)
+    for _ in range(3):
+        await asyncio.sleep(0)  # whoever was dropped for good would end now
+    assert again.service is service
+    assert service.settings.limits.max_attempts == 3
+    assert pool.get(ONE).cooling_until(None, now) > now + 3000
+    assert pool.get(SECOND).in_flight == 1
+    assert service.sessions.peek("a", now).account == SECOND
+    assert service.pins.owner("openai", "resp_1") == SECOND
+    pool.release(lease, Outcome(cls=OutcomeClass.OK, scope=Scope.NONE), now=now)
+    assert (pool.get(SECOND).in_flight, pool.get(SECOND).served) == (0, 1)
+    await again._reading
+    assert "was read again: the accounts are the same" in caplog.text
+    # The keeper and the file are still looked after.
+    assert not again._watching.done()
+    file.write_text(TWO.replace("sk-fake-two-000", "sk-fake-new-000"))
+    assert again.reload() == "new credential for openai/two"
+    assert secret(again, SECOND) == "sk-fake-new-000"
+
+
+async def test_an_option_given_at_the_start_is_still_given_after_a_reload_of_the_script(
+    addon, tmp_path
+):
+    assert "pool_state" in addon._at_start
+    assert "pool_state" in reload_script(addon)._at_start
+
+
+async def test_a_script_that_is_taken_away_ends(addon):
+    ctx.master.addons.remove(addon)
+    kept = addon.keeping
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert kept._stopped
+    assert addon._watching.cancelled()
+    assert handover.taken_up() is None
+
+
+async def test_at_the_end_nobody_waits(addon):
+    ctx.master.should_exit.set()
+    addon.done()
+    assert addon.keeping._stopped
 
 
 # -- noticing it

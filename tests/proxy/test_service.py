@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from dataclasses import replace
 
 import pytest
@@ -13,24 +12,19 @@ from mitmproxy.test import tutils
 from account_pool.core.admission import Ticket
 from account_pool.core.attempts import Limits
 from account_pool.core.credential import Credential, Secret
-from account_pool.core.outcome import Outcome, OutcomeClass, Scope
-from account_pool.core.steps import Answer, Refresh, Send, Wait
+from account_pool.core.steps import Refresh, Send, Wait
 from account_pool.providers import copilot, openai
 from account_pool.providers.base import HostRule, LocalAnswer, Origin, Route
 from account_pool.providers.registry import add_hosts, like
 from account_pool.proxy import service as module
-from account_pool.proxy import told
 from account_pool.proxy.answer import AnswerReader
 from account_pool.proxy.destination import Destination
 from account_pool.proxy.hooks import Turn
-from account_pool.proxy.told import duration
 from tests.proxy.helpers import (
     CHAT,
     CLIENT_KEY,
-    FakeClock,
     account,
     client_connection,
-    secret,
     service_of,
 )
 
@@ -92,7 +86,7 @@ def test_the_credentials_of_all_providers_at_a_host_are_masked():
     )
     both = [openai.PROVIDER, other]
     service = service_of(account("one"), account("one", "other"), providers=both)
-    for path in ("/v1/chat/completions", "/v1/files"):
+    for path in ("/v1/chat/completions", "/v1/assistants"):
         made = request(f"{path}?foo={CLIENT_KEY}", **{"x-foo": CLIENT_KEY})
         opened(service, made)
         assert CLIENT_KEY not in f"{made.headers.fields} {made.path}"
@@ -146,7 +140,7 @@ def test_origins_that_no_certificate_proves(insecure, host, refused):
 
 @pytest.mark.parametrize("settings", [{}, {"insecure": True}])
 def test_nobody_is_denied_what_passes(settings):
-    call = opened(service_of("one", **settings), request("/v1/files"), TLS, "192.0.2.7")
+    call = opened(service_of("one", **settings), request("/v1/assistants"), TLS, "192.0.2.7")
     assert (call.route, call.denied) == (Route.PASS, None)
 
 
@@ -321,66 +315,7 @@ async def test_local_answers():
     assert turn.answer.body == b"x"
 
 
-# -- what is said
-
-
-def limited(service, clock, outcome):
-    attempts = attempts_of(service)
-    attempts.begin(clock.now())
-    attempts.refused(outcome, clock.now())
-    return attempts
-
-
-QUOTA = Outcome(
-    cls=OutcomeClass.QUOTA,
-    scope=Scope.ACCOUNT,
-    cooldown_s=7200.0,
-    replayable=True,
-    signal="429 code=insufficient_quota",
-)
-
-
-def test_a_replay_is_one_line(caplog):
-    caplog.set_level(logging.INFO)
-    clock = FakeClock()
-    service = service_of("one", "two", clock=clock)
-    told.replay(limited(service, clock, QUOTA), service.now())
-    (record,) = [r for r in caplog.records if r.name.startswith("account_pool")]
-    for part in ("openai/one", "openai/two", "quota", "2 h", "insufficient_quota"):
-        assert part in record.getMessage()
-    assert secret("one") not in caplog.text
-
-
-def test_a_delivered_refusal_is_one_warning(caplog):
-    clock = FakeClock()
-    service = service_of("one", clock=clock)
-    told.delivered(limited(service, clock, QUOTA), 7199.2, service.now())
-    assert "told to wait 7200 s" in caplog.text
-    assert caplog.records[-1].levelname == "WARNING"
-
-
-def test_the_requests_own_fault_is_not_logged(caplog):
-    clock = FakeClock()
-    service = service_of("one", clock=clock)
-    outcome = Outcome(cls=OutcomeClass.REQUEST_ERROR, signal="400")
-    told.delivered(limited(service, clock, outcome), None, service.now())
-    assert caplog.text == ""
-
-
-def test_an_account_that_was_removed_since(caplog):
-    clock = FakeClock()
-    service = service_of("one", clock=clock)
-    attempts = limited(service, clock, QUOTA)
-    service.pool.remove(next(iter(service.pool.accounts())).key)
-    told.delivered(attempts, None, service.now())
-    assert "openai/one" in caplog.text
-
-
-def test_an_answer_of_our_own_is_logged(caplog):
-    step = Answer(status=429, message="openai: nobody", retry_after_s=1.5)
-    # Repeated from the provider, whose status was another.
-    told.answered(step, 402)
-    assert "nobody: 402 to the client, told to wait 2 s" in caplog.text
+# -- what is remembered
 
 
 def test_refusals_are_remembered_by_account():
@@ -397,23 +332,3 @@ def test_refusals_are_remembered_by_account():
     assert (b"x", b"*******") in stored.headers
     service.forget(key)
     assert service.remembered(key) is None
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (-1, "0 ms"),
-        (0, "0 ms"),
-        (0.64, "640 ms"),
-        (1, "1 s"),
-        (37.2, "38 s"),
-        (119.5, "2 min"),
-        (170, "3 min"),
-        (7199, "2 h"),
-        (18180, "5 h 3 min"),
-        (187200, "2 d 4 h"),
-        (172800, "2 d"),
-    ],
-)
-def test_duration(seconds, text):
-    assert duration(seconds) == text

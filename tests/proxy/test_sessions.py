@@ -11,11 +11,10 @@ from mitmproxy import http
 from account_pool.core.steps import Send
 from account_pool.providers import copilot, openai
 from account_pool.providers.base import Route
-from account_pool.proxy import service as module
 from account_pool.proxy import wire
 from account_pool.proxy.answer import AnswerReader
 from account_pool.proxy.destination import Destination
-from tests.proxy.helpers import FakeClock, service_of
+from tests.proxy.helpers import service_of
 from tests.proxy.test_service import opened, request
 
 PLAN = Destination("api.individual.githubcopilot.com", 443, True)
@@ -110,18 +109,3 @@ def test_what_an_account_made_is_forgotten_with_it():
     service.pins.remember(key, "resp_1", service.wall_now())
     service.forget(key)
     assert len(service.pins) == 0
-
-
-def test_idle_sessions_are_swept_once_a_minute():
-    clock = FakeClock()
-    service = service_of("one", clock=clock)
-    session = request(**{"x-session-id": "old"})
-    service.attempts(opened(service, session), session, replayable=True).begin(clock.now())
-    for held in list(service.sessions._known.values()):
-        held.turns = 0
-    clock.advance(module.SWEEP_S)
-    assert "old:openai" in set(service.sessions)
-    clock.advance(service.sessions.idle_s)
-    made = request()
-    service.attempts(opened(service, made), made, replayable=True)
-    assert "old:openai" not in set(service.sessions)

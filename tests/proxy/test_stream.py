@@ -676,7 +676,7 @@ def test_pass_routes_go_out_as_the_client_sent_them_and_are_shown_masked(rig_of)
     rig = rig_of()
     shown = []
     rig.on["request"] = lambda flow: shown.append(flow.request.headers["Authorization"])
-    rig.send(post1("/v1/files?x=1", b"abc", ["OpenAI-Organization: org-own"]))
+    rig.send(post1("/v1/assistants?x=1", b"abc", ["OpenAI-Organization: org-own"]))
     assert rig.keys == [CLIENT_KEY]
     assert rig.requests[0].get("openai-organization") == "org-own"
     rig.server.send(http1(429, LIMIT_BODY, LIMITED_HEADERS))
@@ -696,7 +696,7 @@ def test_pass_what_another_addon_changed_stays_changed(rig_of):
         flow.request.headers["X-New"] = "1"
 
     rig.on["request"] = change
-    rig.send(post1("/v1/files", b"abc", ["Cookie: a=client"]))
+    rig.send(post1("/v1/assistants", b"abc", ["Cookie: a=client"]))
     assert rig.keys == ["sk-of-the-addon"]
     assert rig.requests[0].get("x-new") == "1"
     assert rig.requests[0].get("cookie") == "a=client"
@@ -710,7 +710,7 @@ def test_cookies_of_the_client_are_not_the_accounts(rig_of):
     assert rig.requests[0].get("cookie") is None
     assert "__cf_bm" not in str(rig.flows[0].get_state())
     rig.server.send(OK)
-    rig.send(post1("/v1/files", headers=["Cookie: __cf_bm=client"]))
+    rig.send(post1("/v1/assistants", headers=["Cookie: __cf_bm=client"]))
     assert rig.requests[1].get("cookie") == "__cf_bm=client"
     assert "__cf_bm" not in str(rig.flows[1].get_state())
     rig.server.send(OK)
@@ -1146,7 +1146,7 @@ def test_manual_approve_leaves_what_is_not_served_alone(rig_of):
     rig = rig_of(manual_approve=True)
     seen = []
     rig.on["request"] = lambda flow: seen.append(flow.intercepted)
-    rig.send(post1("/v1/files"))
+    rig.send(post1("/v1/assistants"))
     assert seen == [False]
 
 
@@ -1235,7 +1235,7 @@ def test_a_chunked_body_grows_past_the_bound(rig_of, small):
 
 def test_a_body_that_is_not_the_pools_grows_past_the_bound(rig_of, small):
     rig = rig_of()
-    rig.send(post1("/v1/files", body=b"", headers=[CHUNKED]))
+    rig.send(post1("/v1/assistants", body=b"", headers=[CHUNKED]))
     for _ in range(4):
         rig.send(chunk(b"x" * 40))
     rig.send(LAST_CHUNK)
@@ -1318,7 +1318,7 @@ def test_the_client_leaves_during_the_upload(rig_of, small):
     assert rig.cooling() == set()
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/files"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/assistants"])
 @pytest.mark.parametrize("headers", [[], [CHUNKED]], ids=["content-length", "chunked"])
 def test_another_addon_answers_a_large_request_at_its_head(rig_of, small, path, headers):
     """As proxyauth does: who is refused there must not be served because of its size."""
@@ -1472,7 +1472,7 @@ def test_an_account_that_may_not_serve_the_model_is_not_asked(rig_of, clock):
 def test_an_account_removed_while_it_serves(rig_of):
     rig = rig_of()
     rig.send(post1())
-    rig.service.pool.remove(next(iter(rig.service.pool.accounts())).key)
+    rig.service.pool.remove(next(iter(rig.service.pool.accounts())).key, now=0.0)
     rig.server.send(LIMITED)
     assert rig.keys == [ONE, TWO]
     rig.server.send(OK)

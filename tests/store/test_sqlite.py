@@ -58,6 +58,16 @@ class TestBothStores:
             assert store.load("family") == tokens
         assert store.load("other") is None
 
+    def test_tokens_that_were_got_for_older_ones_do_not_replace_newer(
+        self, store: TokenStore
+    ) -> None:
+        first, second, third = (Tokens(access=None, refresh=Secret(f"rt-{n}")) for n in range(3))
+        assert store.save("family", first, replaces=Secret("rt-written"))
+        assert store.save("family", second, replaces=first.refresh)
+        assert not store.save("family", third, replaces=first.refresh)
+        assert store.load("family") == second
+        assert store.save("family", third)
+
     def test_one_claim_at_a_time(self, store: TokenStore) -> None:
         assert store.claim("family", "a", clock=lambda: 100, lasts_s=25)
         assert not store.claim("family", "b", clock=lambda: 124.9, lasts_s=25)

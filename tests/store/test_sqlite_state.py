@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,15 @@ import pytest
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import Cause, Cooldown
 from account_pool.core.credential import Secret
+from account_pool.core.headroom import Window
 from account_pool.core.outcome import OutcomeClass, Scope
 from account_pool.core.saved import SavedAccount, SavedDisabling
 from account_pool.store import database, schema
 from account_pool.store.errors import StoreError
+from account_pool.store.memory import MemoryState
 from account_pool.store.sqlite import SqliteTokens
-from account_pool.store.sqlite_state import ACCOUNT_KEPT_S, BOOK_KEPT_S, SqliteState
+from account_pool.store.sqlite_state import BOOK_KEPT_S, COUNTS_KEPT_S, SqliteState
+from account_pool.store.state import GRACE_S, Lines, News, Row, StateStore
 from account_pool.store.tokens import Tokens
 
 WALL = 1_800_000_000.0
@@ -32,13 +36,14 @@ CAUSE = Cause(
 COOLS = Cooldown(model=None, since=WALL, until=WALL + 60.125, streak=2, cause=CAUSE)
 # A client may ask for a model with half a character in its name.
 ODD = replace(COOLS, model="gpt-5\ud800")
+HOURS = Window("5h", 0.25, WALL, reset_at=WALL + 7)
+TOKENS = Window("tokens", 0.5, WALL, model="gpt-*", limit=10.0, remaining=5.0)
 FULL = SavedAccount(
     key=WORK,
     cooldowns={None: COOLS, ODD.model: ODD},
     disabled=SavedDisabling(cause=CAUSE, since=WALL - 5, refused="abc"),
     owner="org-1",
-    headroom=0.25,
-    headroom_reset_at=WALL + 7,
+    windows={("5h", None): HOURS, ("tokens", "gpt-*"): TOKENS},
     served=3,
 )
 PLAIN = SavedAccount(key=HOME, served=1)
@@ -58,8 +63,26 @@ def two(path: Path) -> Iterator[tuple[SqliteState, SqliteState]]:
         store.close()
 
 
-def keep(store: SqliteState, *accounts: SavedAccount, at: float = WALL) -> list[SavedAccount]:
+@pytest.fixture(params=["memory", "sqlite"])
+def state(path: Path, request: pytest.FixtureRequest) -> Iterator[StateStore]:
+    """Each store there is: what they promise is the same."""
+    made: StateStore = MemoryState() if request.param == "memory" else SqliteState(path)
+    yield made
+    made.close()
+
+
+def keep(store: StateStore, *accounts: SavedAccount, at: float = WALL) -> list[SavedAccount]:
     return list(store.exchange(accounts, (), wall_now=at).accounts)
+
+
+def news(store: StateStore, at: float = WALL) -> News:
+    return store.changed(wall_now=at)
+
+
+def write(
+    store: StateStore, book: str, rows: Collection[Row], gone: Mapping[str, float] | None = None
+) -> None:
+    store.exchange((), wall_now=WALL, lines={book: Lines(rows, gone or {})})
 
 
 def test_everything_is_there_after_a_restart(path: Path) -> None:
@@ -77,14 +100,14 @@ def test_one_adopts_what_the_other_has_written(two) -> None:
     one, other = two
     keep(one, UNKNOWN)
     keep(other, UNKNOWN)
-    one.changed(), other.changed()
-    assert not one.changed()
+    news(one), news(other)
+    assert news(one) == News()
     cooling = replace(UNKNOWN, cooldowns={None: COOLS})
     keep(one, cooling)
-    assert set(other.changed()) == {WORK}
-    assert not other.changed()
+    assert news(other).accounts == {WORK}
+    assert news(other) == News()
     assert keep(other, UNKNOWN) == [cooling]
-    assert not one.changed(), "adopting writes nothing"
+    assert news(one) == News(), "adopting writes nothing"
 
 
 def test_what_one_releases_does_not_come_back_from_the_other(two) -> None:
@@ -97,14 +120,15 @@ def test_what_one_releases_does_not_come_back_from_the_other(two) -> None:
     assert keep(one, UNKNOWN) == [replace(UNKNOWN, served=5)]
 
 
-def test_what_is_forgotten_is_no_release_for_others(two) -> None:
-    one, other = two
-    keep(one, FULL)
-    keep(other, UNKNOWN)
-    one.exchange([], [WORK], wall_now=WALL)
-    assert keep(one, UNKNOWN) == [UNKNOWN]
-    one.exchange([], [WORK], wall_now=WALL)
-    assert keep(other, FULL) == [FULL]
+def test_an_account_that_comes_back_is_as_it_was(state) -> None:
+    keep(state, FULL)
+    assert state.exchange([], [WORK], wall_now=WALL).accounts == ()
+    assert keep(state, UNKNOWN) == [FULL], "not a release by one who knew of it"
+
+
+def test_one_that_goes_and_comes_back_at_once_too(state) -> None:
+    keep(state, FULL)
+    assert state.exchange([UNKNOWN], [WORK], wall_now=WALL).accounts == (FULL,)
 
 
 def test_a_write_that_fails_counts_nothing_twice(two) -> None:
@@ -129,7 +153,7 @@ def test_a_value_that_nobody_wrote_is_damage(path: Path, two) -> None:
 
 def test_a_book_with_no_account_is_damage(path: Path, two) -> None:
     one, _ = two
-    one.write_book("pins", [("a", "nobody", WALL)])
+    write(one, "pins", [("a", "nobody", WALL)])
     with pytest.raises(StoreError, match="is damaged; keep it"):
         one.read_book("pins")
 
@@ -151,23 +175,172 @@ def test_a_file_that_held_only_tokens_keeps_them(
     again.close()
 
 
+def test_a_file_that_knew_one_share_of_each_account_keeps_the_rest(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as before:
+        before.setattr(database, "MIGRATIONS", schema.MIGRATIONS[:3])
+        SqliteState(path).close()
+    with sqlite3.connect(path) as older:
+        older.execute(
+            "INSERT INTO accounts (account, first_seen, last_seen, served, owner, headroom, write) "
+            "VALUES (?, 1, 2, 3, ?, 0.25, 4)",
+            (str(WORK), '"org-1"'),
+        )
+    older.close()
+    store = SqliteState(path)
+    assert keep(store, UNKNOWN) == [replace(UNKNOWN, served=3, owner="org-1")]
+    store.close()
+
+
 def test_books_keep_the_latest_line_of_a_key(two) -> None:
     one, other = two
     for book in BOOK_KEPT_S:
-        one.write_book(book, [("a", "openai/work", WALL), ("b", "openai/work", WALL - 1)])
-        other.write_book(book, [("a", "openai/home", WALL + 1), ("odd\ud800", "x/y", WALL)])
-        one.write_book(book, [("a", "openai/work", WALL)], gone=["b"])
+        write(one, book, [("a", "openai/work", WALL), ("b", "openai/work", WALL - 1)])
+        write(other, book, [("a", "openai/home", WALL + 1), ("odd\ud800", "x/y", WALL)])
+        write(one, book, [("a", "openai/work", WALL)], gone={"b": WALL - 1})
         assert one.read_book(book) == [("a", "openai/home", WALL + 1)]
-    one.exchange([], [HOME], wall_now=WALL)
-    assert [one.read_book(book) for book in BOOK_KEPT_S] == [[], []]
+
+
+def test_a_line_another_has_used_since_stays(state) -> None:
+    write(state, "sessions", [("a", "openai/work", WALL), ("b", "openai/work", WALL)])
+    write(state, "sessions", [("b", "openai/work", WALL + 9)])
+    write(state, "sessions", [], gone={"a": WALL, "b": WALL, "unknown": WALL})
+    assert state.read_book("sessions") == [("b", "openai/work", WALL + 9)]
+
+
+def test_what_one_binds_is_news_to_the_other(two) -> None:
+    one, other = two
+    news(one), news(other)
+    bound = ("a", "openai/work", WALL)
+    write(one, "sessions", [bound])
+    assert news(other).lines == {"sessions": [bound]}
+    assert news(other) == news(one) == News()
+    write(other, "sessions", [("a", "openai/home", WALL + 1)])
+    assert news(one).lines == {"sessions": [("a", "openai/home", WALL + 1)]}
 
 
 def test_old_rows_are_swept(two) -> None:
     one, _ = two
     keep(one, FULL, PLAIN)
     for book in BOOK_KEPT_S:
-        one.write_book(book, [("old", "openai/work", WALL), ("new", "openai/work", WALL + 1e7)])
-    one.sweep([HOME], wall_now=WALL + ACCOUNT_KEPT_S + 1)
+        write(one, book, [("old", "openai/work", WALL), ("new", "openai/work", WALL + 1e8)])
+    one.exchange((), wall_now=WALL, counts={"usage": {("2026-08-01", "old"): {"n": 1}}})
+    late = WALL + COUNTS_KEPT_S
+    one.exchange((), wall_now=late, counts={"usage": {("2027-09-05", "new"): {"n": 1}}})
+    one.sweep([HOME], wall_now=late + 1)
     one._base.clear()
     assert keep(one, UNKNOWN, SavedAccount(key=HOME)) == [UNKNOWN, PLAIN]
     assert [[row[0] for row in one.read_book(book)] for book in BOOK_KEPT_S] == [["new"]] * 2
+    assert list(one.read_counts("usage")) == [("2027-09-05", "new")]
+
+
+# -- counters
+
+
+def test_counters_add_up(state) -> None:
+    key = ("2026-08-01", "openai/work", "gpt-5\ud800")
+    for counts in ({key: {"requests": 1, "tokens": 7}}, {key: {"requests": 1, "cost": 0.5}}):
+        state.exchange((), wall_now=WALL, counts={"usage": counts})
+    state.exchange((), wall_now=WALL, counts={"other": {key: {"requests": 9}}})
+    assert state.read_counts("usage") == {key: {"requests": 2, "tokens": 7, "cost": 0.5}}
+    assert state.read_counts("nothing") == {}
+
+
+def test_counters_of_all_proxies_add_up(two) -> None:
+    for store in two:
+        store.exchange((), wall_now=WALL, counts={"usage": {("a",): {"requests": 2}}})
+    assert [store.read_counts("usage") for store in two] == [{("a",): {"requests": 4}}] * 2
+
+
+def test_what_fails_is_not_done_in_part(two) -> None:
+    one, _ = two
+    keep(one, FULL)
+    more = {"usage": {("a",): {"requests": 1}}}
+    one._database._connection.execute("PRAGMA query_only = ON")
+    with pytest.raises(StoreError):
+        one.exchange([PLAIN], wall_now=WALL, counts=more)
+    one._database._connection.execute("PRAGMA query_only = OFF")
+    assert one.read_counts("usage") == {}
+
+
+# -- other proxies
+
+
+def test_others_know_what_one_has_in_flight(two) -> None:
+    one, other = two
+    one.beat({WORK: 2}, wall_now=WALL)
+    one.exchange((), wall_now=WALL, in_flight={HOME: 1})
+    told = news(other)
+    assert told.elsewhere == {WORK: 2, HOME: 1}
+    assert told.proxies is not None
+    assert [proxy.pid for proxy in told.proxies] == [os.getpid()]
+    one.exchange((), wall_now=WALL, in_flight={WORK: 0})
+    assert news(other).elsewhere == {WORK: 0, HOME: 1}
+    assert news(one).elsewhere == {}
+
+
+@pytest.mark.parametrize("later", [GRACE_S, -3600.0], ids=["after a grace", "clock set back"])
+def test_what_a_dead_proxy_held_is_free(two, later: float) -> None:
+    dead, other = two
+    dead.beat({WORK: 2}, wall_now=WALL)
+    assert news(other).elsewhere == {WORK: 2}
+    other.beat({}, wall_now=WALL + later / 2 if later > 0 else WALL)
+    assert news(other, WALL).elsewhere == {WORK: 2}
+    other.beat({}, wall_now=WALL + later)
+    assert news(other, WALL + later) == News(elsewhere={}, proxies=())
+
+
+def test_one_that_hung_is_there_again(two) -> None:
+    hung, other = two
+    hung.beat({WORK: 2}, wall_now=WALL)
+    other.beat({}, wall_now=WALL + GRACE_S)
+    hung.beat({WORK: 1}, wall_now=WALL + GRACE_S + 1)
+    assert news(other, WALL + GRACE_S + 1).elsewhere == {WORK: 1}
+
+
+def test_one_that_ends_or_is_known_to_be_dead_holds_nothing(two) -> None:
+    one, other = two
+    one.beat({WORK: 2}, wall_now=WALL)
+    (proxy,) = news(other).proxies or ()
+    other.reap([proxy.id])
+    other.beat({}, wall_now=WALL)
+    assert news(other).proxies == ()
+    one.beat({WORK: 2}, wall_now=WALL)
+    assert news(other).elsewhere == {WORK: 2}
+    one.close()
+    assert news(other) == News(elsewhere={}, proxies=())
+
+
+# -- another credential under the same name
+
+OLD, NEW = replace(FULL, source="old"), replace(UNKNOWN, source="new")
+
+
+def test_what_was_learnt_with_another_credential_is_dropped(state) -> None:
+    keep(state, OLD)
+    state.exchange([], [WORK], wall_now=WALL)
+    found = state.exchange([NEW], wall_now=WALL)
+    assert found.accounts == (replace(NEW, served=OLD.served),)
+    assert found.replaced == {WORK}
+    assert state.exchange(found.accounts, wall_now=WALL).replaced == frozenset()
+
+
+def test_two_with_other_credentials_do_not_write_in_turns(two) -> None:
+    one, other = two
+    keep(one, OLD)
+    (mine,) = keep(other, NEW)
+    assert (mine.cooldowns, mine.source) == ({}, "new")
+    news(one), news(other)
+    assert keep(one, OLD) == [replace(OLD, served=OLD.served)]
+    assert news(other) == News()
+
+
+def test_who_has_taken_over_the_new_credential_shares_again(two) -> None:
+    one, other = two
+    for store in two:
+        keep(store, replace(OLD, served=0))
+    keep(one, NEW)
+    cooling = replace(NEW, cooldowns={None: COOLS})
+    keep(one, cooling)
+    assert keep(other, NEW) == [cooling]

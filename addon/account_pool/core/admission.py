@@ -32,6 +32,7 @@ class Ticket:
     Attributes:
         facts, avoid: as given to `Pool.acquire`.
         only: the one account that will do; None for any.
+        home: the one that is best, if it can serve: its conversation lives there.
         give_up_at: when it stops waiting, monotonic seconds.
         look_at: when it looks again by itself.
         number: by age; kept when it has to wait again, so that it does not start over.
@@ -42,6 +43,7 @@ class Ticket:
     facts: Facts
     avoid: frozenset[AccountKey] = frozenset()
     only: AccountKey | None = None
+    home: AccountKey | None = None
     give_up_at: float = inf
     look_at: float = inf
     number: int = 0

@@ -90,8 +90,14 @@ class Sessions:
         session = self._known.get(key)
         return None if session is None or self._is_idle(session, now) else session
 
-    def bind(self, key: str, account: AccountKey, now: float) -> Session:
-        """Let the session live on *account*, from now on; make it if it is new."""
+    def bind(
+        self, key: str, account: AccountKey, now: float, *, worth_keeping: bool = True
+    ) -> Session:
+        """Let the session live on *account*, from now on; make it if it is new.
+
+        Args:
+            worth_keeping: *changed* is told at once, and not only when it is settled.
+        """
         session = self._known.get(key)
         if session is None or self._is_idle(session, now):
             self._make_room(now)
@@ -99,7 +105,8 @@ class Sessions:
         elif session.account != account:
             session.account, session.settled = account, False
         self._touch(key, session, now)
-        self.changed(key)
+        if worth_keeping:
+            self.changed(key)
         return session
 
     def settle(self, key: str, session: Session) -> None:
@@ -134,8 +141,8 @@ class Sessions:
         """Remove the sessions that were idle for long, one at a time.
 
         Each is looked at again right before it is removed: *dispose*, which is told each
-        key, may have brought others back. What it raises does not stop the sweep. A sweep
-        during a sweep does nothing.
+        key, may have brought others back. What it or *changed* raises does not stop the
+        sweep. A sweep during a sweep does nothing.
         """
         if self._sweeping:
             return Swept()
@@ -147,9 +154,9 @@ class Sessions:
                 session = self._known.get(key)
                 if session is None or not self._is_idle(session, now):
                     continue
-                self.close_session(key)
                 removed.append(key)
                 try:
+                    self.close_session(key)
                     dispose(key)
                 except Exception as e:
                     failures.append(e)
@@ -171,15 +178,26 @@ class Sessions:
         rows = (self.row(key, now, wall_now) for key in self._known)
         return [row for row in rows if row is not None]
 
-    def restore(self, rows: Iterable[SessionRow], now: float, wall_now: float) -> None:
-        """Take back what a store kept. Sessions known here, and those idle since, stay out."""
-        for key, account, used_wall in sorted(rows, key=lambda row: row[2]):
+    def adopt(self, rows: Iterable[SessionRow], now: float, wall_now: float) -> None:
+        """Take over what a store has kept, or other proxies have bound or used since.
+
+        Those idle since, and those busy here, stay as they are. Tells nobody of it.
+        """
+        for key, account, used_wall in rows:
             # A clock that was set back makes nobody younger than now.
             used_at = now - max(wall_now - used_wall, 0.0)
+            known = self._known.get(key)
+            # Times go from clock to clock: our own row may come back a little younger.
+            if known is not None and (known.turns or known.used_at >= used_at - 0.001):
+                continue
             session = Session(AccountKey.parse(account), used_at, settled=True)
-            if key not in self._known and not self._is_idle(session, now):
+            if self._is_idle(session, now):
+                continue
+            if known is None:
                 self._make_room(now)
-                self._known[key] = session
+            self._known[key] = session
+        in_order = sorted(self._known.items(), key=lambda item: item[1].used_at)
+        self._known = OrderedDict(in_order)
 
     # -- inside
 

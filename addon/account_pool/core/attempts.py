@@ -18,11 +18,23 @@ from account_pool.core.account import AccountKey
 from account_pool.core.admission import Ticket
 from account_pool.core.broken import TRIES, Broken
 from account_pool.core.cooldown import usable_hint
+from account_pool.core.decision import By
 from account_pool.core.errors import IllegalEvent, NoUsableAccount, UnknownAccount
 from account_pool.core.lease import Facts, Lease
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
-from account_pool.core.steps import PHASE_AFTER, Answer, Deliver, Phase, Refresh, Send, Step, Wait
+from account_pool.core.steps import (
+    PHASE_AFTER,
+    Answer,
+    Attempt,
+    Deliver,
+    Phase,
+    Refresh,
+    Send,
+    Step,
+    Wait,
+)
+from account_pool.core.story import Story
 from account_pool.core.turn import Turn
 
 #: Tries in place for a server short of capacity, beyond the first (design.md, 7).
@@ -57,15 +69,6 @@ class Limits:
     max_wait_s: float = 30.0
     patience_s: float = 3.0
     retry_broken: bool = False
-
-
-@dataclass(slots=True)
-class Attempt:
-    """One request sent upstream, for comments and logs."""
-
-    number: int
-    key: AccountKey
-    outcome: Outcome | None = None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -104,6 +107,12 @@ class Attempts:
     _refused: bool = False
     #: its place among those who wait, once it had to
     _ticket: Ticket | None = None
+    #: why nobody could serve it when that was asked last, after the last refusal
+    _nobody: NoUsableAccount | None = None
+    #: where its conversation lived, when this request takes it elsewhere
+    _left: AccountKey | None = None
+    #: tells what was decided about it, once there is something to tell
+    _story: Story | None = None
 
     @property
     def over(self) -> bool:
@@ -120,8 +129,9 @@ class Attempts:
     def refused(self, outcome: Outcome, now: float) -> Step:
         """The running attempt was answered with something that is not OK."""
         lease = self._held(Phase.SENT)
+        outcome = outcome.masked(lease.credential.secret)
         self.history[-1].outcome = outcome
-        self._refused = True
+        self._refused, self._nobody = True, None
         return self._enter(self._judge(lease, outcome, now), now)
 
     def broken(self, how: Broken, now: float) -> Step:
@@ -150,6 +160,9 @@ class Attempts:
         # Whoever is out of the line is overtaken.
         self.pool.admit(self.facts.provider, now=now)
         lease = self._leave_line()
+        if lease is not None and self._has_moved(lease, now):
+            self.pool.release(lease, None, now=now)
+            lease = None
         if lease is not None:
             lease = self.pool.renew(lease, now=now)
         return self._enter(self._choose(now) if lease is None else self._go(lease, now), now)
@@ -170,25 +183,35 @@ class Attempts:
         self.turn.ended(now)
         self._return(_OK, now)
 
-    def refused_inside(self, outcome: Outcome, model: str | None, now: float) -> bool:
+    def refused_inside(
+        self, outcome: Outcome, model: str | None, now: float, *, may_close: bool = True
+    ) -> bool:
         """A committed WebSocket was told of a limit: bench its account for *model*.
 
-        Returns whether another account could serve, so that it is worth closing the
-        socket: its client opens another.
+        Returns whether to close the socket: its client opens another, which another
+        account can serve.
+
+        Args:
+            may_close: nothing of an answer has come.
         """
         lease = self._held(Phase.COMMITTED)
+        outcome = outcome.masked(lease.credential.secret)
+        by = By.SOCKET
         with suppress(UnknownAccount):
             if outcome.cls is OutcomeClass.FORBIDDEN_ACCOUNT:
-                self.pool.mark_failure(lease.key, outcome, now=now, model=model)
+                self.pool.mark_failure(lease.key, outcome, now=now, model=model, by=by)
             else:
-                self.pool.mark_cooldown(lease.key, outcome, now=now, model=model)
+                self.pool.mark_cooldown(lease.key, outcome, now=now, model=model, by=by)
             if outcome.scope is Scope.MODEL:
                 # The next handshake names no model; it must not come back here.
                 of_sockets = replace(outcome, model=SOCKETS)
-                self.pool.mark_cooldown(lease.key, of_sockets, now=now)
+                self.pool.mark_cooldown(lease.key, of_sockets, now=now, by=by)
         facts = replace(self.facts, model=outcome.model or model)
         avoided = self._limited_sockets(now) | {lease.key}
-        return outcome.replayable and self.pool.pick(facts, now=now, avoid=avoided) is not None
+        another = outcome.replayable and self.pool.pick(facts, now=now, avoid=avoided) is not None
+        closes = may_close and another
+        Story(self.pool, facts).told_inside(lease.key, outcome, now, closes=closes)
+        return closes
 
     def left(self, now: float) -> None:
         """The client has left, or the request was given up: nobody's fault.
@@ -197,6 +220,8 @@ class Attempts:
         """
         self.phase = Phase.OVER
         self.turn.ended(now)
+        if self._story is not None:
+            self._story.goes_on(By.CLIENT, now)
         self._return(None, now)
         given = self._leave_line()
         if given is not None:
@@ -325,7 +350,12 @@ class Attempts:
             # The account may have been removed since: then there is nothing to bench.
             with suppress(UnknownAccount):
                 self.pool.mark_failure(
-                    lease.key, outcome, now=now, model=model, credential=lease.credential
+                    lease.key,
+                    outcome,
+                    now=now,
+                    model=model,
+                    credential=lease.credential,
+                    by=By.WITNESS,
                 )
         self._suspects.clear()
 
@@ -362,7 +392,7 @@ class Attempts:
             if hold_until > now:
                 soon = nobody.retry_at is not None and nobody.retry_at <= hold_until
                 if soon or nobody.may_change:
-                    return self._wait_in_line(nobody, avoid, owner, hold_until)
+                    return self._wait_in_line(nobody, avoid, owner, hold_until, now)
             if self._misses_model():
                 if nobody.retry_at is None and not nobody.may_change:
                     self.pool.note_unknown_model(self.facts, now=now)
@@ -372,6 +402,8 @@ class Attempts:
                 self.facts, now=now, avoid=avoid, only=owner, soon_s=self.limits.max_wait_s
             )
             if lease_anyway is not None:
+                if lease_anyway.probe:
+                    self._told().probes(lease_anyway.key, now)
                 return self._go(lease_anyway, now)
             self._nobody_left(now)
             return self._exhausted(nobody.wait_s(now), nobody)
@@ -393,7 +425,7 @@ class Attempts:
                 return None
             soon = nobody.retry_at is not None and nobody.retry_at <= move_at
             if soon or nobody.may_change:
-                return self._wait_in_line(nobody, avoid, home, move_at)
+                return self._wait_in_line(nobody, avoid, home, move_at, now)
             return None
 
     def _wait_in_line(
@@ -402,11 +434,23 @@ class Attempts:
         avoid: set[AccountKey],
         only: AccountKey | None,
         give_up_at: float,
+        now: float,
     ) -> Wait:
         """Wait for an account, or for *only* that one. Its age stays when it waits again."""
+        self._nobody = nobody
         ticket = self._ticket = self._ticket or Ticket(facts=self.facts)
         ticket.avoid, ticket.only, ticket.give_up_at = frozenset(avoid), only, give_up_at
+        ticket.home = self.turn.home(now)
         return Wait(self.pool.wait(ticket, nobody.retry_at), ticket)
+
+    def _has_moved(self, lease: Lease, now: float) -> bool:
+        """Say whether its conversation went elsewhere while it waited for *lease*.
+
+        It follows: whoever is late does not take the conversation back.
+        """
+        waited_from = self._ticket.home if self._ticket is not None else None
+        home = self.turn.home(now)
+        return self.turn.owner is None and home not in (None, lease.key, waited_from)
 
     def _leave_line(self) -> Lease | None:
         """Wait no more; return the lease it was given while it waited, if any."""
@@ -427,6 +471,7 @@ class Attempts:
         home = self.turn.home(now)
         moves = home is not None and home != lease.key
         self.lease = lease
+        self._left = home if moves else None
         self.turn.sent_to(lease.key, now, for_model=moves and self._leaves_for_model(home, now))
         return self._send(lease)
 
@@ -468,6 +513,7 @@ class Attempts:
         }
 
     def _exhausted(self, wait: float | None, nobody: NoUsableAccount | None) -> Step:
+        self._nobody = nobody
         if self._refused:
             return Deliver(wait)
         message = str(nobody) if nobody else f"{self.facts.provider}: too many attempts"
@@ -491,10 +537,42 @@ class Attempts:
         return self.lease
 
     def _enter(self, step: Step, now: float) -> Step:
-        self.phase = PHASE_AFTER[type(step)]
+        before, self.phase = self.phase, PHASE_AFTER[type(step)]
+        if before is not Phase.NEW or self.phase is not Phase.SENT or self._left is not None:
+            self._record(before, step, now)
         if self.phase is Phase.OVER:
             self.turn.ended(now)
         return step
+
+    def _told(self) -> Story:
+        """Return what is told of this request; an ordinary one needs none."""
+        if self._story is None:
+            self._story = Story(self.pool, self.facts)
+        return self._story
+
+    def _record(self, before: Phase, step: Step, now: float) -> None:
+        """Have it told what was decided, and why."""
+        story = self._told()
+        if before is Phase.WAITING and not isinstance(step, Wait):
+            served = isinstance(step, Send) and self._ticket is not None
+            story.goes_on(By.ACCOUNT if served else By.TIME, now)
+        last = self.history[-1] if self.history else None
+        match step:
+            case Send(lease):
+                # The last attempt is the one that begins.
+                refused = self.history[-2] if len(self.history) > 1 else None
+                came_from = refused.key if refused else self._left
+                if came_from is not None:
+                    outcome = refused.outcome if refused else None
+                    story.sent(came_from, lease.key, outcome, now)
+            case Wait():
+                story.held(step, last, self._nobody, now)
+            case Deliver() | Answer():
+                story.given_up(step, last, self._nobody, now)
+            case Refresh():
+                pass
+            case _:
+                assert_never(step)
 
     def _again(self, lease: Lease, now: float, *, fresh: bool = False) -> Step:
         """Send on the same account once more, if it may still serve."""

@@ -43,7 +43,7 @@ class Cause:
     Attributes:
         signal: the evidence, as `Outcome.signal`.
         cls, scope: as classified.
-        evidence: relevant header values.
+        evidence: as `Outcome.evidence`.
         hinted: whether the deadline was named by the provider.
     """
 

@@ -7,6 +7,7 @@ mask; the one place that needs the value calls `reveal()`, which is easy to grep
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -26,6 +27,13 @@ class Secret:
     def reveal(self) -> str:
         """Return the secret. Call it only where the copy that is sent is made."""
         return self._value
+
+    def masked(self, text: str) -> str:
+        """Return *text* with the secret masked wherever it stands, in any case."""
+        value = self._value
+        if not value or value.lower() not in text.lower():
+            return text
+        return re.sub(re.escape(value), MASK, text, flags=re.IGNORECASE)
 
     def digest(self) -> str:
         """Return what tells it from other secrets and does not tell it."""

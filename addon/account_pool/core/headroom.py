@@ -1,80 +1,180 @@
-"""How much of its allowance an account has left, from the headers of any answer.
+"""How much of its allowances an account has left: windows, and what they say together.
 
-Knows the families of headers, not the providers: `x-ratelimit-*` (OpenAI and many who
-followed), `anthropic-ratelimit-*`, Copilot's `x-quota-snapshot-*` and
-`x-usage-ratelimit-*` (providers.md, sections 1.5, 2.3 and 4).
+A provider counts what an account uses in windows: five hours, a week, a minute of one
+model. Each answer tells of some of them, and what it says is true until the window is
+reset. How answers tell it is read in `headroom_headers.py`, `headroom_events.py` and
+`headroom_words.py`; here is what the pool makes of it. Unknown is whole: nothing
+speaks against an account of which nothing is told.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from urllib.parse import parse_qs
+from collections.abc import Iterable, Mapping
+from math import inf
+from types import MappingProxyType
+from typing import NamedTuple
 
-from account_pool.core import reset_hints
+from account_pool.core.cooldown import covers
 
-_LIMITS = re.compile(
-    r"(?P<family>x|anthropic)-ratelimit-"
-    r"(?:(?P<what>limit|remaining|reset)-(?P<kind>[a-z-]+)"
-    r"|(?P<kind2>requests|tokens|input-tokens|output-tokens)-(?P<what2>limit|remaining|reset))\Z"
-)
-_SNAPSHOT = re.compile(r"x-(?:quota-snapshot|usage-ratelimit)-[a-z0-9_-]+\Z")
+#: A window longer than this is a long one, seconds: what is spent of it does not come back
+#: while somebody waits.
+LONG_S = 3600.0
+#: Used above 98 %: what is left of a long window is for the conversations that live there.
+SPENT_SHARE = 0.02
+#: How long a window is believed that names neither a reset nor its length, seconds. Vendors
+#: who leave both out count per minute (Azure: providers.md, section 8).
+UNNAMED_S = 60.0
+#: The same with a length but no reset, at most: an account that is left alone for it gets
+#: another chance within the hour, and its next answer tells anew.
+NO_RESET_S = 3600.0
+#: Windows kept per account. Clients choose the names of models, so there must be a bound.
+MAX_WINDOWS = 128
+#: Windows that fit in a column.
+MAX_SHOWN = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Headroom:
-    """The tightest window an answer tells of.
+class Window(NamedTuple):
+    """One allowance of an account, as an answer told of it.
+
+    Not a dataclass: some are made for every answer, and a frozen one costs four times as
+    much. Times are monotonic seconds (wall clock in rows of the store).
 
     Attributes:
+        name: short, unique for a model: `5h`, `7d`, `tokens`, `requests-day`.
         share: what remains of it, 0 to 1.
-        reset_s: seconds until it is whole again; None when the answer does not say.
+        told_at: when it was told.
+        model: the model, or a glob of models, it is counted for; None: all.
+        reset_at: when it is whole again; infinity when the answer does not say.
+        length_s: how long it is, None when the answer does not say.
+        limit, remaining: in its own unit, None when told as a share only.
     """
 
+    name: str
     share: float
-    reset_s: float | None = None
+    told_at: float
+    model: str | None = None
+    reset_at: float = inf
+    length_s: float | None = None
+    limit: float | None = None
+    remaining: float | None = None
+
+    @property
+    def expires_at(self) -> float:
+        """Until when it is believed."""
+        if self.reset_at < inf:
+            return self.reset_at
+        return self.told_at + min(self.length_s or UNNAMED_S, NO_RESET_S)
+
+    @property
+    def long(self) -> bool:
+        """Whether it is longer than an hour; a reset further away proves it too."""
+        if self.length_s is not None:
+            return self.length_s > LONG_S
+        return LONG_S < self.reset_at - self.told_at < inf
+
+    def later(self, seconds: float) -> Window:
+        """Return it with times of a clock that is ahead by *seconds*."""
+        return self._replace(told_at=self.told_at + seconds, reset_at=self.reset_at + seconds)
 
 
-def read(fields: Iterable[tuple[bytes, bytes]], wall_now: float) -> Headroom | None:
-    """Return the smallest remaining share in *fields* (raw headers), None if none is told.
+#: What a window is known by: its name, and the models it is counted for.
+Key = tuple[str, str | None]
 
-    Total: whatever a header holds, nothing is raised.
+
+class Picture(NamedTuple):
+    """What is known of one account. Made by `Picture.of`, which reads the rest from windows.
+
+    Attributes:
+        windows: by name and models.
+        share, reset_at: of the tightest window that covers every model; 1 and infinity
+            while none is known.
+        narrow: windows that cover some models only.
+        spent: what those above 98 % of a long window cover (None: the account).
+        changes_at: when the first window expires.
+        spent_changes_at: when the first of the spent ones does.
     """
-    windows = [*_windows(fields, wall_now)]
-    return min(windows, key=lambda window: window.share, default=None)
+
+    windows: Mapping[Key, Window] = MappingProxyType({})
+    share: float = 1.0
+    reset_at: float = inf
+    narrow: tuple[Window, ...] = ()
+    spent: frozenset[str | None] = frozenset()
+    changes_at: float = inf
+    spent_changes_at: float = inf
+
+    @classmethod
+    def of(cls, windows: Iterable[Window], now: float) -> Picture:
+        """Return the picture that *windows* make, of two that differ the last one."""
+        told = {(window.name, window.model): window for window in windows}
+        known = {key: window for key, window in told.items() if now < window.expires_at}
+        if len(known) > MAX_WINDOWS:
+            known = dict(sorted(known.items(), key=lambda item: item[1].told_at)[-MAX_WINDOWS:])
+        if not known:
+            return UNKNOWN
+        narrow = [window for window in known.values() if window.model is not None]
+        wide = [window for window in known.values() if window.model is None]
+        spent = [w for w in known.values() if w.share < SPENT_SHARE and w.long]
+        return cls(
+            known,
+            *_tightest(wide),
+            tuple(narrow),
+            frozenset([window.model for window in spent]) if spent else _NOTHING,
+            min([window.expires_at for window in known.values()]),
+            min([window.expires_at for window in spent], default=inf),
+        )
+
+    def at(self, now: float) -> Picture:
+        """Return what is left of it at *now*."""
+        return self if now < self.changes_at else Picture.of(self.windows.values(), now)
+
+    def told(self, windows: Iterable[Window], now: float) -> Picture:
+        """Return it with what an answer has told."""
+        return Picture.of([*self.windows.values(), *windows], now)
+
+    def tightest(self, model: str | None) -> tuple[float, float]:
+        """Return (share, reset) of the tightest window that a request for *model* falls under."""
+        covering = [w for w in self.narrow if covers(w.model, model)]
+        return _tightest(covering, self.share, self.reset_at)
+
+    def is_spent(self, model: str | None) -> bool:
+        """Say whether new conversations with *model* should begin elsewhere."""
+        return bool(self.spent) and any(covers(covered, model) for covered in self.spent)
 
 
-def _windows(fields: Iterable[tuple[bytes, bytes]], wall_now: float) -> Iterator[Headroom]:
-    parts: dict[str, dict[str, str]] = {}
-    for raw_name, raw_value in fields:
-        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-        if match := _LIMITS.match(name):
-            kind, what = match["kind"] or match["kind2"], match["what"] or match["what2"]
-            parts.setdefault(kind, {})[what] = value
-        elif _SNAPSHOT.match(name) and (window := _snapshot(value, wall_now)):
-            yield window
-    for told in parts.values():
-        limit, remaining = _number(told.get("limit")), _number(told.get("remaining"))
-        if limit and remaining is not None:
-            share = min(max(remaining / limit, 0.0), 1.0)
-            yield Headroom(share, _reset(told.get("reset"), wall_now))
+_NOTHING: frozenset[str | None] = frozenset()
+#: Of an account of which nothing is told.
+UNKNOWN = Picture()
 
 
-def _snapshot(value: str, wall_now: float) -> Headroom | None:
-    """Read Copilot's `ent=300&rem=29.7&rst=2026-05-01T00:00:00Z`; `rem` is a percentage."""
-    told = {key: values[0] for key, values in parse_qs(value).items()}
-    percent = _number(told.get("rem"))
-    if percent is None or told.get("ent") == "-1":
-        return None  # unlimited
-    return Headroom(min(max(percent / 100, 0.0), 1.0), _reset(told.get("rst"), wall_now))
+def _tightest(
+    windows: Iterable[Window], share: float = 1.0, reset_at: float = inf
+) -> tuple[float, float]:
+    """Return (share, reset) of the tightest; of equals the one that stays so longest.
+
+    *share*, *reset_at*: of the tightest so far. One that is whole has nothing to be reset:
+    it says no more than if it were unknown.
+    """
+    for window in windows:
+        if window.share < share or (window.share == share and window.reset_at > reset_at):
+            share, reset_at = window.share, window.reset_at
+    return share, reset_at
 
 
-def _reset(text: str | None, wall_now: float) -> float | None:
-    return None if text is None else reset_hints.reset(text, wall_now)
+def shown(windows: Iterable[Window], now: float) -> str:
+    """Return what remains, for people: `5h 62% 7d 81%`; "" when nothing is known.
+
+    Those of the whole account first, each kind from the shortest to the longest; beyond
+    some, only how many more there are.
+    """
+    known = [w for w in windows if now < w.expires_at]
+    known.sort(key=lambda w: (w.model is not None, w.model or "", w.length_s or 0.0, w.name))
+    parts = [_shown(window) for window in known[:MAX_SHOWN]]
+    if len(known) > MAX_SHOWN:
+        parts.append(f"+{len(known) - MAX_SHOWN}")
+    return " ".join(parts)
 
 
-def _number(text: str | None) -> float | None:
-    """Return a plain number; None for anything else, infinities included."""
-    if text is None or not re.fullmatch(r"\d{1,15}(\.\d{1,6})?", text.strip()):
-        return None
-    return float(text)
+def _shown(window: Window) -> str:
+    # Rounded down: "0%" is said of what is spent, and "100%" only of what is whole.
+    percent = f"{window.name} {int(window.share * 100 + 1e-9)}%"
+    return percent if window.model in (None, window.name) else f"{window.model}: {percent}"

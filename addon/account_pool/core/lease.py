@@ -17,7 +17,10 @@ class Conversation(NamedTuple):
         session: the conversation; None if nothing tells it.
         parent: the one a sub-agent was started from.
         named: ids and tokens that only the account that made them knows: it must serve.
-        sticky: a token that its account likes to see again, and others can do without.
+        sticky: a token that its account likes to see again, and others can do without; or
+            what stands for things that are best made on one account.
+        begins: nothing of it is worth keeping yet: it goes where the strategy says, also
+            when one that began alike lives elsewhere.
         follow_up: it goes on with work that was begun, as tools do; a new prompt of the
             user is a better moment to move.
     """
@@ -26,6 +29,7 @@ class Conversation(NamedTuple):
     parent: str | None = None
     named: tuple[str, ...] = ()
     sticky: str | None = None
+    begins: bool = False
     follow_up: bool = False
 
 

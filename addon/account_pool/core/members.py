@@ -34,8 +34,8 @@ class Members:
 
     def place(self, state: AccountState, now: float) -> None:
         """Put *state* where it belongs now, and set the alarm for when that changes."""
-        if state.headroom_reset_at <= now:
-            state.headroom, state.headroom_reset_at = 1.0, inf
+        if state.picture.changes_at <= now:
+            state.picture = state.picture.at(now)
         until = inf
         if state.enabled and state.credentials and not state.full:
             until = state.next_start_at
@@ -43,7 +43,7 @@ class Members:
                 until = max(until, state.cooling_until(None, now))
         if until <= now:
             self.policy.add(state)
-            self._set_alarm(state, state.headroom_reset_at)
+            self._set_alarm(state, self.policy.changes_at(state))
         else:
             self.policy.discard(state)
             self._set_alarm(state, until)

@@ -8,9 +8,11 @@ module knows no provider.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
+
+from account_pool.core.credential import Secret
 
 
 class OutcomeClass(StrEnum):
@@ -60,7 +62,8 @@ class Outcome:
         signal: the evidence in a few words, without user text or secrets, e.g.
             "429 code=insufficient_quota".
         explicit: a code or a sentence of the provider says so, not the status alone.
-        evidence: relevant header values, by lower-case header name.
+        evidence: values that speak of limits, by lower-case name of the header, or of
+            the field of the error; the most telling first.
         model: the model (or family, or feature) a MODEL scope is about, when the
             answer itself names it; None: the model of the request.
         shared: the limit is that of the account's owner (organisation, team, project):
@@ -81,6 +84,18 @@ class Outcome:
     shared: bool = False
     owner: str | None = None
     missing_model: bool = False
+
+    def masked(self, secret: Secret) -> Outcome:
+        """Return it without *secret*, which the answer may have echoed anywhere."""
+        return replace(
+            self,
+            signal=secret.masked(self.signal),
+            evidence={
+                secret.masked(name): secret.masked(value) for name, value in self.evidence.items()
+            },
+            model=self.model and secret.masked(self.model),
+            owner=self.owner and secret.masked(self.owner),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

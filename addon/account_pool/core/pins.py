@@ -53,9 +53,7 @@ class Pins:
         self._known.move_to_end(pin)
         if known is None or known[0] != owner:
             self.changed(pin)
-        while len(self._known) > self.max_pins:
-            oldest, _ = self._known.popitem(last=False)
-            self.changed(oldest)
+        self._make_room()
 
     def owner(self, provider: str, thing: str) -> AccountKey | None:
         """Return who made *thing*, None if that is not known; it was used then."""
@@ -83,9 +81,16 @@ class Pins:
         """Return all pins for the store, least recently used first."""
         return [(pin, str(owner), wall) for pin, (owner, wall) in self._known.items()]
 
-    def restore(self, rows: Iterable[PinRow]) -> None:
-        """Take back what a store kept; what is known here stays as it is."""
-        ordered = sorted(rows, key=lambda row: row[2])
-        for pin, owner, wall in ordered[-self.max_pins :]:
-            if pin not in self._known and len(self._known) < self.max_pins:
+    def adopt(self, rows: Iterable[PinRow]) -> None:
+        """Take over what a store has kept, or other proxies have learnt later. Tells nobody."""
+        for pin, owner, wall in sorted(rows, key=lambda row: row[2]):
+            known = self._known.get(pin)
+            if known is None or known[1] < wall:
                 self._known[pin] = (AccountKey.parse(owner), wall)
+                self._known.move_to_end(pin)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        while len(self._known) > self.max_pins:
+            oldest, _ = self._known.popitem(last=False)
+            self.changed(oldest)

@@ -16,19 +16,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import count
-from math import inf, isnan
+from math import inf
 
-from account_pool.core import saved
+from account_pool.core import changes, saved
 from account_pool.core.account import Account, AccountKey
 from account_pool.core.admission import Admission, Ticket
+from account_pool.core.changes import Standing
 from account_pool.core.cooldown import Cause, Cooldown, next_cooldown
 from account_pool.core.credential import Credential, fingerprint
+from account_pool.core.decision import By
+from account_pool.core.decisions import Decisions
 from account_pool.core.errors import (
     DuplicateAccount,
     LeaseAlreadyReturned,
     NoUsableAccount,
     UnknownAccount,
 )
+from account_pool.core.headroom import UNKNOWN, Window
 from account_pool.core.lease import Facts, Lease
 from account_pool.core.members import Members
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
@@ -63,6 +67,11 @@ class Pool:
         strategy: name of a selection policy (`selection.POLICIES`).
         default_cooldown_s: cooldown when no reset is named (`pool_cooldown`).
         chance: returns a number from 0 to 1; adds a little jitter to deadlines.
+
+    Attributes:
+        decisions: what was decided, and why.
+        touched: accounts that are no longer as they were saved; emptied by whoever
+            saves them.
     """
 
     def __init__(
@@ -83,8 +92,10 @@ class Pool:
         #: models that no account of a provider knew, and until when that is believed
         self._unknown_models: dict[tuple[str, str | None], float] = {}
         self._admission = Admission()
-        #: accounts that are no longer as they were saved; emptied by whoever saves them
         self.touched: set[AccountKey] = set()
+        self.decisions = Decisions()
+        #: one of those has learnt what must not be lost, or it would be refused again
+        self.pressing = False
 
     def __repr__(self) -> str:
         parts = [
@@ -103,12 +114,14 @@ class Pool:
         *,
         now: float,
         pending: bool = False,
+        source: str = "",
     ) -> AccountKey:
         """Take in *account*. Raises DuplicateAccount.
 
         Args:
             credentials: usable ones by kind.
             pending: a credential is on its way (an exchange, a command).
+            source: fingerprint of how its credential was written down.
         """
         members = self._members.get(account.provider)
         if members is None:
@@ -121,19 +134,21 @@ class Pool:
             position=next(self._positions),
             credentials=dict(credentials or {}),
             pending=pending,
+            source=source,
         )
         members.by_label[account.label] = state
         members.place(state, now)
         self._changed(state.key, now)
         return state.key
 
-    def remove(self, key: AccountKey) -> Account:
+    def remove(self, key: AccountKey, *, now: float) -> Account:
         """Take *key* out. Its open leases end in peace. Raises UnknownAccount."""
         state = self._state(key)
         members = self._members[key.provider]
         members.unplace(state)
         del members.by_label[key.label]
         self._owners.forget(key)
+        changes.removed(self.decisions, key, now)
         self._tell(key)
         # Nobody can go on for it, but some may wait in vain from now on.
         self._admission.call_all(key.provider)
@@ -154,18 +169,24 @@ class Pool:
         members.place(state, now)
         self._changed(account.key, now)
 
-    def renewed(self, key: AccountKey, *, now: float) -> None:
+    def renewed(self, key: AccountKey, *, now: float, source: str = "") -> None:
         """Forget what answers said of the credential of *key*: its owner wrote another.
 
         The old one goes at once, the new one comes through `set_credentials`. What is
         still under way with the old one teaches nothing. Raises UnknownAccount.
+
+        *source* is the fingerprint of how the new one was written down.
         """
         state = self._state(key)
+        state.source = source
+        was = Standing.of(state)
         state.credentials, state.refused, state.problem = {}, "", None
         state.pending = state.account.enabled
         state.cooldowns, state.ramps, state.disabled = {}, {}, None
-        state.headroom, state.headroom_reset_at = 1.0, inf
+        state.picture = UNKNOWN
         state.renewed_at = now
+        changes.record(self.decisions, state, was, By.CONFIG, now)
+        self.pressing = True
         self._owners.forget(key)
         self._unknown_models.clear()
         self._members[key.provider].place(state, now)
@@ -194,7 +215,9 @@ class Pool:
         self._unknown_models.clear()
         by_401 = state.disabled and state.disabled.cls is not OutcomeClass.FORBIDDEN_ACCOUNT
         if by_401 and credentials and fingerprint(credentials) != state.refused:
+            was = Standing.of(state)
             state.disabled = None
+            changes.record(self.decisions, state, was, By.CREDENTIAL, now)
         state.problem, state.pending = problem, pending
         self._members[key.provider].place(state, now)
         self._changed(key, now)
@@ -208,6 +231,19 @@ class Pool:
             members.policy = self._policy()
             for state in members.by_label.values():
                 members.place(state, now)
+
+    def set_elsewhere(self, in_flight: Mapping[AccountKey, int], *, now: float) -> None:
+        """Note how many requests other proxies have in flight; none where *in_flight* has none.
+
+        They count for max_concurrent and for who is least busy.
+        """
+        for state in self.accounts():
+            requests = in_flight.get(state.key, 0)
+            if requests == state.elsewhere:
+                continue
+            state.elsewhere = requests
+            self._members[state.key.provider].place(state, now)
+            self._let_go_on(state.key.provider, now)
 
     def providers(self) -> list[str]:
         """Names of the providers that have accounts."""
@@ -399,6 +435,7 @@ class Pool:
     ) -> Lease:
         members = self._members[facts.provider]
         state.in_flight += 1
+        self.touched.add(state.key)
         state.last_used = next(self._sequence)
         state.passed_over = 0
         if chosen:
@@ -474,10 +511,14 @@ class Pool:
             self._admission.admit(provider, lambda ticket: self._serve(ticket, now))
 
     def _serve(self, ticket: Ticket, now: float) -> Lease | None:
-        state = self.pick(ticket.facts, now=now, avoid=ticket.avoid, only=ticket.only)
+        facts, avoid, home = ticket.facts, ticket.avoid, ticket.home
+        state, chosen = None, False
+        if home is not None and ticket.only is None:
+            state = self.pick(facts, now=now, avoid=avoid, only=home)
         if state is None:
-            return None
-        return self._lease(state, ticket.facts, now, chosen=ticket.only is None)
+            state = self.pick(facts, now=now, avoid=avoid, only=ticket.only)
+            chosen = ticket.only is None
+        return None if state is None else self._lease(state, facts, now, chosen=chosen)
 
     def _let_go_on(self, provider: str, now: float) -> None:
         """Admit whom we can; call those whose wait has become shorter, or vain."""
@@ -507,6 +548,7 @@ class Pool:
         model: str | None = None,
         started_at: float | None = None,
         probe: bool = False,
+        by: By = By.ANSWER,
     ) -> Cooldown:
         """Let *key* cool as far and as long as *outcome* says. Raises UnknownAccount.
 
@@ -516,14 +558,16 @@ class Pool:
                 for the whole account: there is nothing narrower to cool.
             started_at: when the refused attempt began; default now.
             probe: it was one we made although the account cooled.
+            by: who or what says so.
         """
         state = self._state(key)
         if outcome.owner:
             self._owners.learn(key, outcome.owner)
         if outcome.shared:
             for other in self._owners.others(key):
-                self._cool(self._state(other), outcome, now, model, started_at, probe=probe)
-        cooldown = self._cool(state, outcome, now, model, started_at, probe=probe)
+                shared = self._state(other)
+                self._cool(shared, outcome, now, model, started_at, probe=probe, by=By.OWNER)
+        cooldown = self._cool(state, outcome, now, model, started_at, probe=probe, by=by)
         self._members[key.provider].note_switch(cooldown.model, now)
         self._let_go_on(key.provider, now)
         return cooldown
@@ -537,7 +581,9 @@ class Pool:
         started_at: float | None,
         *,
         probe: bool,
+        by: By,
     ) -> Cooldown:
+        was = Standing.of(state)
         covered = (outcome.model or model) if outcome.scope is Scope.MODEL else None
         cooldown = next_cooldown(
             state.cooldowns.get(covered),
@@ -551,9 +597,13 @@ class Pool:
         )
         if len(state.cooldowns) >= MAX_COOLDOWNS and covered not in state.cooldowns:
             _forget_some(state, now)
+            changes.record(self.decisions, state, was, By.ROOM, now)
+            was = Standing.of(state)
         state.cooldowns[covered] = cooldown
+        changes.refused(self.decisions, state, was, covered, by=by, now=now)
         state.ramps.pop(covered, None)
         self._members[state.key.provider].place(state, now)
+        self.pressing = True
         self._tell(state.key)
         return cooldown
 
@@ -565,6 +615,7 @@ class Pool:
         now: float,
         model: str | None = None,
         credential: Credential | None = None,
+        by: By = By.ANSWER,
     ) -> None:
         """Bench *key* for a refused credential or a forbidden account, with its cause.
 
@@ -574,6 +625,7 @@ class Pool:
         Args:
             credential: the one that was refused. If the account has got another since,
                 a 401 says nothing about it.
+            by: who or what says so.
         """
         state = self._state(key)
         if outcome.cls not in _BENCHING:
@@ -581,13 +633,16 @@ class Pool:
         if outcome.scope is Scope.MODEL:
             # Without its name nothing is known to be missing, least of all the account.
             if outcome.model or model:
-                self.mark_cooldown(key, outcome, now=now, model=model)
+                self.mark_cooldown(key, outcome, now=now, model=model, by=by)
             return
         if outcome.cls is not OutcomeClass.FORBIDDEN_ACCOUNT:
             if credential is not None and credential not in state.credentials.values():
                 return
             state.refused = fingerprint(state.credentials)
+        was = Standing.of(state)
         state.disabled, state.disabled_at = Cause.of(outcome, hinted=False), now
+        changes.record(self.decisions, state, was, by, now)
+        self.pressing = True
         self._members[key.provider].place(state, now)
         self._changed(key, now)
 
@@ -612,18 +667,29 @@ class Pool:
         return now < self._unknown_models.get((facts.provider, facts.model), now)
 
     def observe_headroom(
-        self, key: AccountKey, share: float, *, reset_at: float = inf, now: float
+        self,
+        key: AccountKey,
+        windows: Iterable[Window],
+        *,
+        now: float,
+        lease: Lease | None = None,
     ) -> None:
-        """Note the remaining share (0 to 1) of *key*; it counts as whole from *reset_at* on.
+        """Note what *key* has left: an answer has told of *windows*. Raises UnknownAccount.
 
-        Raises UnknownAccount. Values that are no numbers are ignored: they come from
-        headers.
+        Args:
+            lease: of the request that was answered. If the account has got another
+                credential since, or is another one of this name, nothing is learnt.
         """
         state = self._state(key)
-        if isnan(share) or isnan(reset_at):
+        if lease is not None and (
+            lease.position != state.position or lease.started_at < state.renewed_at
+        ):
             return
-        state.headroom, state.headroom_reset_at = min(max(share, 0.0), 1.0), reset_at
-        self._members[key.provider].place(state, now)
+        was, state.picture = state.picture, state.picture.told(windows, now)
+        members = self._members[key.provider]
+        # Told by every answer; mostly it changes nobody's place.
+        if members.policy.by_headroom or was.spent or state.picture.spent:
+            members.place(state, now)
         self.touched.add(key)
 
     def clear_cooldown(self, key: AccountKey, *, now: float) -> list[Cooldown]:
@@ -633,9 +699,14 @@ class Pool:
         """
         state = self._state(key)
         ended = [c for c in state.cooldowns.values() if c.active(now)]
+        was = Standing.of(state)
         state.cooldowns.clear()
         state.ramps.clear()
         state.disabled = None
+        # Who says that it serves knows better than its last answer.
+        state.picture = UNKNOWN
+        changes.record(self.decisions, state, was, By.HAND, now)
+        self.pressing = True
         self._members[key.provider].place(state, now)
         self._changed(key, now)
         return ended
@@ -680,10 +751,13 @@ class Pool:
             wall_at=wall_now,
         )
 
-    def restore(self, kept: Saved, *, now: float, wall_now: float) -> None:
+    def restore(self, kept: Saved, *, now: float, wall_now: float, by: By = By.RESTART) -> None:
         """Put the accounts of *kept* back into the state they were in; others are ignored.
 
         Leases, credentials and what their owner wrote stay as they are.
+
+        Args:
+            by: who or what kept it.
         """
         behind = saved.behind(kept, wall_now) - now
         for account in kept.accounts:
@@ -693,7 +767,9 @@ class Pool:
             self._owners.forget(account.key)
             if account.owner is not None:
                 self._owners.learn(account.key, account.owner)
+            was = Standing.of(state)
             saved.into_state(account, state, behind, now)
+            changes.record(self.decisions, state, was, by, now)
             self._members[account.key.provider].place(state, now)
             self._changed(account.key, now)
 
@@ -778,11 +854,14 @@ class Pool:
         Only what began before this attempt: a success that was already under way when the
         limit hit says nothing about the limit.
         """
+        was = Standing.of(state)
         state.cooldowns = {
             covered: c
             for covered, c in state.cooldowns.items()
             if c.overtook(lease.started_at) or not c.covers(lease.facts.model)
         }
+        by = By.PROBE if lease.probe else By.SUCCESS
+        changes.record(self.decisions, state, was, by, now)
         self._members[state.key.provider].place(state, now)
 
     def _find(self, key: AccountKey) -> AccountState | None:

@@ -151,17 +151,23 @@ def _sum(text: str) -> float | None:
 
 
 def instant(value: object, now: float | None) -> float | None:
-    """Read a moment and return the seconds until it; 0 if it has passed.
+    """Read a moment and return the seconds until it; 0 if it has passed."""
+    if now is None:
+        return None
+    at = moment(value)
+    return None if at is None else _believable(max(0.0, at - now))
+
+
+def moment(value: object) -> float | None:
+    """Read a moment as seconds since the epoch.
 
     Seconds or milliseconds since the epoch (by magnitude), RFC 3339 with or without
     percent-encoding, or an HTTP-date. No zone means UTC.
     """
-    if now is None:
-        return None
     at = _epoch(value)
     if at is None and isinstance(value, str):
         at = _moment(value)
-    return None if at is None else _believable(max(0.0, at - now))
+    return at
 
 
 def _epoch(value: object) -> float | None:

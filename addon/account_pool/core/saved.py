@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import Cause, Cooldown
+from account_pool.core.headroom import Key, Picture, Window
 from account_pool.core.outcome import OutcomeClass
 from account_pool.core.state import AccountState
 
@@ -54,26 +55,33 @@ class SavedAccount:
             that are over too.
         disabled: why it is out of use; None while in use.
         owner: whose limits it shares, where answers have named one.
-        headroom: remaining share, 0 to 1.
-        headroom_reset_at: when that is whole again, wall clock; infinity when unknown.
+        windows: what is left of its allowances, with times of the wall clock.
         served: requests answered, by all proxies together.
+        source: fingerprint of how its credential was written down; "" if nobody said.
     """
 
     key: AccountKey
     cooldowns: Mapping[str | None, Cooldown] = field(default_factory=dict)
     disabled: SavedDisabling | None = None
     owner: str | None = None
-    headroom: float = 1.0
-    headroom_reset_at: float = inf
+    windows: Mapping[Key, Window] = field(default_factory=dict)
     served: int = 0
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
-    """Accounts, and the wall clock when anything of them was written last."""
+    """Accounts, and what is to be known with them.
+
+    Attributes:
+        accounts: what is kept of each.
+        wall_at: the wall clock when anything of them was written last.
+        replaced: those that had another credential when the store knew them last.
+    """
 
     accounts: tuple[SavedAccount, ...] = ()
     wall_at: float = 0.0
+    replaced: frozenset[AccountKey] = frozenset()
 
 
 # -- between a pool and its rows
@@ -95,9 +103,9 @@ def of_state(state: AccountState, owner: str | None, ahead: float) -> SavedAccou
         cooldowns={model: _row(c, ahead) for model, c in state.cooldowns.items()},
         disabled=disabled,
         owner=owner,
-        headroom=state.headroom,
-        headroom_reset_at=_rounded(state.headroom_reset_at + ahead),
+        windows={key: _moved(w, ahead) for key, w in state.picture.windows.items()},
         served=state.served,
+        source=state.source,
     )
 
 
@@ -113,13 +121,16 @@ def into_state(account: SavedAccount, state: AccountState, behind: float, now: f
         for model, c in account.cooldowns.items()
         if now + behind - c.until < STREAK_KEPT_S
     }
+    if state.probed_at == -inf:
+        # Nobody knows when it was tried last: whoever starts us again and again must not
+        # try it each time.
+        state.probed_at = now
     state.disabled = None
     if account.disabled is not None:
         state.disabled = account.disabled.cause
         state.disabled_at = account.disabled.since - behind
         state.refused = account.disabled.refused
-    state.headroom = account.headroom
-    state.headroom_reset_at = account.headroom_reset_at - behind
+    state.picture = Picture.of((w.later(-behind) for w in account.windows.values()), now)
     state.served = account.served
 
 
@@ -153,6 +164,11 @@ def _row(cooldown: Cooldown, ahead: float) -> Cooldown:
     return replace(cooldown, since=since, until=until)
 
 
+def _moved(window: Window, ahead: float) -> Window:
+    later = window.later(ahead)
+    return later._replace(told_at=_rounded(later.told_at), reset_at=_rounded(later.reset_at))
+
+
 def _rounded(seconds: float) -> float:
     return round(seconds, 3)
 
@@ -172,32 +188,58 @@ def merge(
 
     What only one side changed is as that side says, endings included: a cooldown that
     one proxy released does not come back from another. Of two new cooldowns the later
-    deadline stands; a new one stands against an ending of the old.
+    deadline stands; a new one stands against an ending of the old. What was learnt with
+    another credential says nothing of ours: only what was served counts.
     """
     if theirs is None:
         return mine
     if base is None:
+        base = SavedAccount(key=mine.key)
+    served = theirs.served + mine.served - base.served
+    if of_another(mine, theirs):
+        return replace(mine, served=served)
+    if of_another(mine, base):
         base = SavedAccount(key=mine.key)
     cooldowns = {
         model: cooldown
         for model in {**theirs.cooldowns, **mine.cooldowns}
         if (cooldown := _cooldown(*(s.cooldowns.get(model) for s in (base, mine, theirs))))
     }
-    room = _changed(*((s.headroom, s.headroom_reset_at) for s in (base, mine, theirs)))
+    windows = {
+        key: window
+        for key in {**theirs.windows, **mine.windows}
+        if (window := _window(*(s.windows.get(key) for s in (base, mine, theirs))))
+    }
     return SavedAccount(
         key=mine.key,
         cooldowns=cooldowns,
         disabled=_changed(base.disabled, mine.disabled, theirs.disabled),
         owner=_changed(base.owner, mine.owner, theirs.owner),
-        headroom=room[0],
-        headroom_reset_at=room[1],
-        served=theirs.served + mine.served - base.served,
+        windows=windows,
+        served=served,
+        source=mine.source or theirs.source,
     )
+
+
+def of_another(mine: SavedAccount, theirs: SavedAccount | None) -> bool:
+    """Say whether *theirs* is about another credential under the same name."""
+    return theirs is not None and bool(theirs.source and mine.source not in ("", theirs.source))
 
 
 def _changed(base: Value, mine: Value, theirs: Value) -> Value:
     """Return the one that is new; ours if both are."""
     return theirs if mine == base else mine
+
+
+def _window(base: Window | None, mine: Window | None, theirs: Window | None) -> Window | None:
+    """Return what was told last; what one side has forgotten since stays away."""
+    if mine in (base, theirs):
+        return theirs
+    if theirs == base or theirs is None:
+        return mine
+    if mine is None:
+        return theirs
+    return max(mine, theirs, key=lambda window: window.told_at)
 
 
 def _cooldown(

@@ -5,24 +5,30 @@ as a whole, not full). What else depends on the request is checked by the pool w
 walks `ranked_for()`, so the first it takes is usually the only one looked at: the cost of
 a choice does not grow with the number of accounts, nor of those that cool for its model.
 
-Priority tiers come before every policy. Ties break by the order in which accounts were
-added, unless a policy says otherwise.
+An account that has used up nearly all of a long window comes after all others, whatever
+its tier: what is left is for the conversations that live there. Priority tiers come before
+every policy. Ties break by the order in which accounts were added, unless a policy says
+otherwise.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping
-from math import inf
+from collections.abc import Iterator
 from typing import Protocol
 
 from sortedcontainers import SortedDict
 
+from account_pool.core.cooldown import covers
 from account_pool.core.state import AccountState, Rank
+from account_pool.core.view import View, cooling_until
 
 
 class SelectionPolicy(Protocol):
     """Keeps ready accounts in the order it prefers."""
+
+    #: how much each account has left decides its rank
+    by_headroom: bool
 
     def add(self, state: AccountState) -> None:
         """Take in a ready account, or one whose rank may have changed."""
@@ -45,58 +51,8 @@ class SelectionPolicy(Protocol):
     def skipped(self, state: AccountState) -> None:
         """Take note that the turn of *state* is over, used or not."""
 
-
-def _cooling_until(state: AccountState, model: str | None, now: float) -> float:
-    return state.cooling_until(model, now) if state.cooldowns else -inf
-
-
-class _View:
-    """The ready accounts as requests for one model see them: those that cool for it aside.
-
-    They are in nobody's way until they return. Whatever else happens to an account, it is
-    added again, and put aside again when it is found cooling.
-    """
-
-    def __init__(self, ready: Mapping[Rank, AccountState], model: str | None, now: float) -> None:
-        self._model = model
-        untils = [(_cooling_until(s, model, now), rank, s) for rank, s in ready.items()]
-        self._free: SortedDict[Rank, AccountState] = SortedDict(
-            (rank, s) for until, rank, s in untils if until <= now
-        )
-        #: (when it returns, position): account and the rank it had
-        self._aside: SortedDict[tuple[float, int], tuple[AccountState, Rank]] = SortedDict(
-            ((until, s.position), (s, rank)) for until, rank, s in untils if until > now
-        )
-
-    @property
-    def needed(self) -> bool:
-        return bool(self._aside)
-
-    def add(self, rank: Rank, state: AccountState) -> None:
-        self._free[rank] = state
-
-    def discard(self, rank: Rank) -> None:
-        # One that is aside is found out when it returns: its rank is another one then.
-        self._free.pop(rank, None)
-
-    def ranked(self, now: float) -> Iterator[AccountState]:
-        self._take_back(now)
-        at = 0
-        while at < len(self._free):
-            rank, state = self._free.peekitem(at)
-            until = _cooling_until(state, self._model, now)
-            if until <= now:
-                yield state
-                at += 1
-            else:
-                del self._free[rank]
-                self._aside[until, state.position] = (state, rank)
-
-    def _take_back(self, now: float) -> None:
-        while self._aside and self._aside.peekitem(0)[0][0] <= now:
-            _, (state, rank) = self._aside.popitem(0)
-            if state.rank is rank:
-                self._free[rank] = state
+    def changes_at(self, state: AccountState) -> float:
+        """Return when time alone changes the rank of *state*; infinity for never."""
 
 
 #: How many accounts that cool for its model a request may walk past before the model gets
@@ -108,43 +64,65 @@ _MAX_VIEWS = 8
 class _Ranked:
     """A policy that is a sort key. Subclasses say which."""
 
+    by_headroom = False
+
     def __init__(self) -> None:
         self._ready: SortedDict[Rank, AccountState] = SortedDict()
-        #: of the models for which many accounts cool, the oldest first
-        self._views: dict[str | None, _View] = {}
+        #: of the models for which accounts rank otherwise, or many cool; the oldest first
+        self._views: dict[str | None, View] = {}
+        #: by position: models for which an account ranks otherwise; and how many do, by model
+        self._narrow_of: dict[int, frozenset[str]] = {}
+        self._narrow: dict[str, int] = {}
 
-    def rank(self, state: AccountState) -> Rank:
+    def rank(self, state: AccountState, model: str | None) -> Rank:
+        """Return where *state* stands for requests for *model* (None: for all)."""
         raise NotImplementedError
+
+    def narrow(self, state: AccountState) -> frozenset[str]:
+        """Return the models (or globs) for which *state* may rank otherwise than for all."""
+        return frozenset(filter(None, state.picture.spent))
+
+    def _rank(self, state: AccountState, model: str | None) -> Rank:
+        return (
+            state.picture.is_spent(model),
+            state.account.priority,
+            state.passed_over,
+            *self.rank(state, model),
+            state.position,
+        )
 
     def add(self, state: AccountState) -> None:
         self.discard(state)
-        rank = (
-            state.account.priority,
-            state.passed_over,
-            *self.rank(state),
-            state.position,
-        )
-        state.rank = rank
+        rank = state.rank = self._rank(state, None)
         self._ready[rank] = state
         for view in self._views.values():
-            view.add(rank, state)
+            view.add(state)
+        if narrow := self.narrow(state):
+            self._narrow_of[state.position] = narrow
+            for covered in narrow:
+                self._narrow[covered] = self._narrow.get(covered, 0) + 1
 
     def discard(self, state: AccountState) -> None:
-        if state.rank is not None:
-            del self._ready[state.rank]
-            for view in self._views.values():
-                view.discard(state.rank)
-            state.rank = None
+        if state.rank is None:
+            return
+        del self._ready[state.rank]
+        for view in self._views.values():
+            view.discard(state)
+        for covered in self._narrow_of.pop(state.position, ()):
+            self._narrow[covered] -= 1
+            if not self._narrow[covered]:
+                del self._narrow[covered]
+        state.rank = None
 
     def ranked(self) -> Iterator[AccountState]:
         return iter(self._ready.values())
 
     def ranked_for(self, model: str | None, now: float) -> Iterator[AccountState]:
         view = self._views.get(model)
-        if view is None:
+        if view is None and not (self._narrow and self._is_narrow(model)):
             passed = 0
             for state in self._ready.values():
-                if _cooling_until(state, model, now) <= now:
+                if cooling_until(state, model, now) <= now:
                     yield state
                     continue
                 passed += 1
@@ -152,16 +130,21 @@ class _Ranked:
                     break
             else:
                 return
-            view = self._new_view(model, now)
-        yield from view.ranked(now)
+        yield from (view or self._new_view(model, now)).ranked(now)
 
-    def _new_view(self, model: str | None, now: float) -> _View:
+    def _is_narrow(self, model: str | None) -> bool:
+        """Say whether an account may rank otherwise for *model*."""
+        if model in self._narrow:
+            return True
+        return any("*" in covered and covers(covered, model) for covered in self._narrow)
+
+    def _new_view(self, model: str | None, now: float) -> View:
         for known, view in list(self._views.items()):
             if not view.needed:
                 del self._views[known]
         if len(self._views) == _MAX_VIEWS:
             del self._views[next(iter(self._views))]
-        view = self._views[model] = _View(self._ready, model, now)
+        view = self._views[model] = View(self._ready.values(), model, now, self._rank)
         return view
 
     def chosen(self, state: AccountState) -> None:
@@ -169,32 +152,47 @@ class _Ranked:
 
     skipped = chosen
 
+    def changes_at(self, state: AccountState) -> float:
+        return state.picture.spent_changes_at
+
 
 class LeastBusy(_Ranked):
-    """Fewest in flight (per weight); ties to the least recently used."""
+    """Fewest in flight (per weight), on other proxies too; ties to the least recently used."""
 
-    def rank(self, state: AccountState) -> Rank:
-        return (state.in_flight / state.account.weight, state.last_used)
+    def rank(self, state: AccountState, model: str | None) -> Rank:
+        return ((state.in_flight + state.elsewhere) / state.account.weight, state.last_used)
 
 
 class LeastRecent(_Ranked):
     """Least recently used."""
 
-    def rank(self, state: AccountState) -> Rank:
+    def rank(self, state: AccountState, model: str | None) -> Rank:
         return (state.last_used,)
 
 
 class MostHeadroom(_Ranked):
-    """Largest known remaining share, then soonest reset, then least recently used."""
+    """Largest known remaining share, then soonest reset, then least recently used.
 
-    def rank(self, state: AccountState) -> Rank:
-        return (-state.headroom, state.headroom_reset_at, state.last_used)
+    The share is that of the tightest window that the request falls under.
+    """
+
+    by_headroom = True
+
+    def rank(self, state: AccountState, model: str | None) -> Rank:
+        share, reset_at = state.picture.tightest(model)
+        return (-share, reset_at, state.last_used)
+
+    def narrow(self, state: AccountState) -> frozenset[str]:
+        return frozenset([str(window.model) for window in state.picture.narrow])
+
+    def changes_at(self, state: AccountState) -> float:
+        return state.picture.changes_at
 
 
 class FillFirst(_Ranked):
     """Lowest priority number, then label: one account until it cannot serve."""
 
-    def rank(self, state: AccountState) -> Rank:
+    def rank(self, state: AccountState, model: str | None) -> Rank:
         return (state.account.label,)
 
 
@@ -215,31 +213,38 @@ class _Ring:
 class RoundRobin:
     """The next candidate after the cursor, in the order accounts were added.
 
-    Each tier has its own cursor. An account of weight *w* takes *w* turns before the
-    cursor moves on. Plain sorted lists: accounts come and go rarely, choices do not.
+    Each tier has its own cursor, and so have the nearly spent accounts of each. An account
+    of weight *w* takes *w* turns before the cursor moves on. Plain sorted lists: accounts
+    come and go rarely, choices do not.
     """
 
+    by_headroom = False
+
     def __init__(self) -> None:
-        self._rings: SortedDict[int, _Ring] = SortedDict()
+        self._rings: SortedDict[Rank, _Ring] = SortedDict()
 
     def add(self, state: AccountState) -> None:
-        ring = self._rings.get(state.account.priority)
+        rank = (None in state.picture.spent, state.account.priority)
+        # Its place changes rarely: nothing is done for one that is there.
+        if state.rank == rank:
+            return
+        self.discard(state)
+        ring = self._rings.get(rank)
         if ring is None:
-            ring = self._rings[state.account.priority] = _Ring()
+            ring = self._rings[rank] = _Ring()
         at = bisect_left(ring.positions, state.position)
-        # Its place never changes: nothing is done for one that is here.
-        if at == len(ring.positions) or ring.positions[at] != state.position:
-            ring.positions.insert(at, state.position)
-            ring.states.insert(at, state)
+        ring.positions.insert(at, state.position)
+        ring.states.insert(at, state)
+        state.rank = rank
 
     def discard(self, state: AccountState) -> None:
-        ring = self._rings.get(state.account.priority)
-        if ring is None:
+        if state.rank is None:
             return
+        ring = self._rings[state.rank]
         at = bisect_left(ring.positions, state.position)
-        if at < len(ring.positions) and ring.positions[at] == state.position:
-            del ring.positions[at]
-            del ring.states[at]
+        del ring.positions[at]
+        del ring.states[at]
+        state.rank = None
 
     def ranked(self) -> Iterator[AccountState]:
         for ring in self._rings.values():
@@ -255,19 +260,33 @@ class RoundRobin:
 
     def ranked_for(self, model: str | None, now: float) -> Iterator[AccountState]:
         # The cursor has passed those that cool: no index is needed.
+        nearly_spent = []
         for state in self.ranked():
-            if _cooling_until(state, model, now) <= now:
+            if cooling_until(state, model, now) > now:
+                continue
+            if state.picture.spent and state.picture.is_spent(model):
+                nearly_spent.append(state)
+            else:
                 yield state
+        yield from nearly_spent
 
     def chosen(self, state: AccountState) -> None:
-        ring = self._rings[state.account.priority]
+        ring = self._ring(state)
         in_turn = ring.cursor == state.position and ring.turns < state.account.weight
         ring.turns = ring.turns + 1 if in_turn else 1
         ring.cursor = state.position
 
     def skipped(self, state: AccountState) -> None:
-        ring = self._rings[state.account.priority]
+        ring = self._ring(state)
         ring.cursor, ring.turns = state.position, state.account.weight
+
+    def _ring(self, state: AccountState) -> _Ring:
+        assert state.rank is not None
+        ring: _Ring = self._rings[state.rank]
+        return ring
+
+    def changes_at(self, state: AccountState) -> float:
+        return state.picture.spent_changes_at
 
 
 #: By the name used in `pool_strategy`.

@@ -13,7 +13,7 @@ This module knows HTTP statuses (RFC 9110), `facts.py` the shapes of envelopes, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from account_pool.core.facts import Facts, read_facts
@@ -24,13 +24,25 @@ from account_pool.core.waits import USUAL_WAITS, Wait, first_wait, prose
 #: A window of an hour or less is a rate limit, a longer one a quota (design.md, 7).
 RATE_WINDOW_S = 3600.0
 
-_MAX_EVIDENCE, _MAX_EVIDENCE_CHARS = 32, 200
+# Bounds on the evidence an outcome keeps.
+_MAX_EVIDENCE, _MAX_EVIDENCE_CHARS = 24, 120
 
-#: Headers that speak of limits: the evidence an outcome keeps.
+#: Headers that speak of limits.
 _LIMIT_HEADER = re.compile(
     r"retry-after(?:-ms)?|x-should-retry|(?:x-|anthropic-)?ratelimit.*|x-codex-.*"
     r"|x-usage-ratelimit-.*|x-quota-snapshot-.*"
 )
+# Of Codex's headers only those of windows: others carry tokens of an account and sentences.
+_NO_EVIDENCE = re.compile(
+    r"x-codex-(?!.*(?:-percent|-minutes|-reset-at|-limit|-type|-credits|-unlimited|-balance)\Z).*"
+)
+#: Fields of an error object that name a reset (`waits.body_reset`).
+_RESET_FIELDS = (
+    *("resets_in_seconds", "reset_after_seconds", "retry_after_seconds"),
+    *("retry_after", "resets_at", "reset_at"),
+)
+# Numbers, dates, names of windows, `k=v` lists. Keys and tokens have longer words.
+_EVIDENT = re.compile(r"(?!.*[\w-]{33})[\w.:;,=+%/&\"' -]*", re.ASCII)
 # A code that can be shown in a log: a vendor's identifier, not a sentence.
 _PRINTABLE_WORD = re.compile(r"[a-z0-9_.:/-]{1,64}")
 
@@ -249,7 +261,7 @@ class SignalTable:
             replayable=cls in _REPLAYABLE,
             signal=_signal(rule, facts),
             explicit=bool(rule.words or rule.phrase),
-            evidence=_evidence(facts.headers),
+            evidence=_evidence(facts),
             model=_covered(rule, facts) if scope is Scope.MODEL else None,
             shared=limited and shared,
             owner=(rule.owner or self.owner)(facts) if limited else None,
@@ -277,6 +289,21 @@ def _signal(rule: Rule, facts: Facts) -> str:
     return f"{status} code={code}: {rule.why}" if code else f"{status}: {rule.why}"
 
 
-def _evidence(headers: Mapping[str, str]) -> dict[str, str]:
-    names = [name for name in headers if _LIMIT_HEADER.fullmatch(name)]
-    return {name: headers[name][:_MAX_EVIDENCE_CHARS] for name in names[:_MAX_EVIDENCE]}
+def _evidence(facts: Facts) -> dict[str, str]:
+    """Return the values that speak of limits, the most telling first."""
+    told = {
+        name: value
+        for name, value in facts.headers.items()
+        if _LIMIT_HEADER.fullmatch(name) and not _NO_EVIDENCE.fullmatch(name)
+    }
+    named = {name: str(facts.error[name]) for name in _RESET_FIELDS if name in facts.error}
+    values = {name: value[:_MAX_EVIDENCE_CHARS] for name, value in {**named, **told}.items()}
+    shown = [name for name in sorted(values, key=_telling) if _EVIDENT.fullmatch(values[name])]
+    return {name: values[name] for name in shown[:_MAX_EVIDENCE]}
+
+
+def _telling(name: str) -> int:
+    """Rank what says when to come back before what is left, and that before the rest."""
+    if name in _RESET_FIELDS or name.startswith("retry-after"):
+        return 0
+    return 1 if "reset" in name or "remaining" in name else 2

@@ -9,6 +9,7 @@ from math import inf
 from account_pool.core.account import Account, AccountKey
 from account_pool.core.cooldown import Cause, Cooldown, covers
 from account_pool.core.credential import Credential
+from account_pool.core.headroom import UNKNOWN, Picture
 from account_pool.core.ramp import Ramp
 
 Rank = tuple[float | str, ...]
@@ -37,9 +38,10 @@ class AccountState:
         disabled_at: since when, monotonic seconds.
         refused: fingerprint of the credentials that a 401 disabled last; "" if none did.
         renewed_at: when its owner last wrote another credential, monotonic seconds.
-        headroom: largest known remaining share, 0 to 1; 1 when unknown.
-        headroom_reset_at: when it grows again, monotonic; infinity when unknown.
+        picture: what is left of its allowances, as far as answers have told.
         served: requests answered.
+        source: fingerprint of how its credential was written down; "" if nobody said.
+        elsewhere: requests in flight on other proxies, as far as is known.
         rank: the key it stands under in the selection policy; None while not ready.
         wake_at: when to place it again, as time alone changes where it belongs.
     """
@@ -61,9 +63,10 @@ class AccountState:
     disabled_at: float = -inf
     refused: str = ""
     renewed_at: float = -inf
-    headroom: float = 1.0
-    headroom_reset_at: float = inf
+    picture: Picture = UNKNOWN
     served: int = 0
+    source: str = ""
+    elsewhere: int = 0
     rank: Rank | None = None
     wake_at: float = inf
 
@@ -74,7 +77,7 @@ class AccountState:
     @property
     def full(self) -> bool:
         limit = self.account.max_concurrent
-        return limit is not None and self.in_flight >= limit
+        return limit is not None and self.in_flight + self.elsewhere >= limit
 
     def is_ready(self, model: str | None, now: float) -> bool:
         """Say whether it may be given a request for *model* now, whose kind aside."""

@@ -8,6 +8,16 @@ from enum import Enum
 from account_pool.core.account import AccountKey
 from account_pool.core.admission import Ticket
 from account_pool.core.lease import Lease
+from account_pool.core.outcome import Outcome
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One request sent upstream, for comments and logs."""
+
+    number: int
+    key: AccountKey
+    outcome: Outcome | None = None
 
 
 @dataclass(frozen=True, slots=True)

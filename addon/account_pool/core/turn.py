@@ -30,6 +30,7 @@ class Turn:
         key, model_key: of its session; the second wins where it is bound.
         owner: the only account that can serve it.
         near: where it would best begin, if it is a new conversation.
+        begins: it is a new one, wherever one that began alike lives.
     """
 
     sessions: Sessions | None = None
@@ -37,13 +38,16 @@ class Turn:
     model_key: str = ""
     owner: AccountKey | None = None
     near: AccountKey | None = None
+    begins: bool = False
     _bound: tuple[str, Session] | None = None
+    #: where the request was sent last
+    _at: AccountKey | None = None
     _came_from: AccountKey | None = None
     _over: bool = False
 
     def home(self, now: float) -> AccountKey | None:
         """Return where the conversation lives; None if it is new, or none."""
-        if self.sessions is None:
+        if self.sessions is None or (self.begins and self._bound is None):
             return None
         # Both, so that neither is idle while the other is used.
         of_all = self.sessions.get(self.key, now)
@@ -59,6 +63,7 @@ class Turn:
         sessions = self.sessions
         if sessions is None:
             return
+        self._at = account
         home = self.home(now)
         of_model = for_model or sessions.peek(self.model_key, now) is not None
         key = self.model_key if of_model else self.key
@@ -66,16 +71,22 @@ class Turn:
             self._came_from = home
         session = sessions.peek(key, now)
         if session is None or session.account != account:
-            session = sessions.bind(key, account, now)
+            session = sessions.bind(key, account, now, worth_keeping=not self.begins)
         if self._bound != (key, session):
             self._end_turn(now)
             self._bound = (key, session)
             sessions.start_turn(key, session, now)
 
     def served(self) -> None:
-        """The answer is good: it stays there."""
+        """The answer is good: it stays there. What only begins is kept when it goes on."""
+        if self.begins:
+            self._came_from = None
+            return
         if self.sessions is not None and self._bound is not None:
-            self.sessions.settle(*self._bound)
+            key, session = self._bound
+            # Another request of it may have moved it since.
+            if session.account == self._at:
+                self.sessions.settle(key, session)
 
     def ended(self, now: float) -> None:
         """The request is over. A move that brought no answer is undone.
@@ -87,7 +98,8 @@ class Turn:
         self._over = True
         if self._bound is not None and self._came_from is not None:
             key, session = self._bound
-            if not session.settled and self.sessions.peek(key, now) is session:
+            stands = session.account == self._at and self.sessions.peek(key, now) is session
+            if stands and not session.settled:
                 self.sessions.bind(key, self._came_from, now)
                 self.sessions.settle(key, session)
         self._end_turn(now)
@@ -116,4 +128,5 @@ def turn_of(facts: Facts, sessions: Sessions, pins: Pins, now: float) -> Turn:
         model_key=session_key(told.session, provider, facts.model or ""),
         owner=owner,
         near=near,
+        begins=told.begins,
     )

@@ -119,8 +119,8 @@ class Login:
         self._refused: Secret | None = None
         #: refresh tokens that are spent, and what the server said
         self._spent: dict[Secret, str] = {}
-        #: got, and not yet written
-        self._unsaved: Tokens | None = None
+        #: got, and not yet written; and the refresh token they were got for
+        self._unsaved: tuple[Tokens, Secret] | None = None
         #: the newest that were seen
         self._seen: Tokens | None = None
         # A caller that was cancelled leaves its work running.
@@ -214,7 +214,7 @@ class Login:
             raise ExchangeFailed("this computer was paused during a refresh", 0.0)
         try:
             answer = self._refresher.post(settings.token_url, headers, content)
-            self._unsaved = token_answer.read(answer, newest, self._now())
+            self._unsaved = token_answer.read(answer, newest, self._now()), newest.refresh
         except HttpFailed as error:
             raise ExchangeFailed(f"refreshing its login: {error}") from None
         except LoginEnded as error:
@@ -229,9 +229,13 @@ class Login:
         return got
 
     def _write(self, family: str) -> None:
-        """Put what was got into the store, before anybody uses it."""
+        """Put what was got into the store, before anybody uses it.
+
+        If that took so long that another proxy has refreshed it since, its tokens stand.
+        """
         if self._unsaved is not None:
-            self._store.save(family, self._unsaved)
+            tokens, spent = self._unsaved
+            self._store.save(family, tokens, replaces=spent)
             self._unsaved = None
 
     def _newest(self, family: str) -> Tokens:

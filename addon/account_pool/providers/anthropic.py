@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.sse import Verdict
-from account_pool.providers import envelopes, openai, sessions
+from account_pool.providers import envelopes, openai, sessions, things
 from account_pool.providers.anthropic_signals import RESETS, signals
 from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
 from account_pool.providers.heads import bearer, body_model
@@ -35,10 +36,12 @@ _POOL_GET = re.compile(r"/v1/models(?:/[^/]+)?")
 def route(head: RequestHead) -> Route:
     """Say whose business a request is.
 
-    Batches, files and skills belong to the account that made them and pass, as do
-    `/api/*` (login, settings, telemetry of Claude Code) and `/v1/organizations/*`.
+    What is under `/api` (login, settings, telemetry of Claude Code) and under
+    `/v1/organizations` passes.
     """
-    if head.method == "POST":
+    if things.ANTHROPIC.route(head):
+        pooled = True
+    elif head.method == "POST":
         pooled = head.path in _POOL_POST
     else:
         pooled = head.method == "GET" and _POOL_GET.fullmatch(head.path) is not None
@@ -129,8 +132,8 @@ PROVIDER = Provider(
     kind=kind,
     model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
-    conversation=sessions.conversation,
-    made=sessions.made,
+    conversation=partial(sessions.conversation, things=things.ANTHROPIC),
+    made=partial(things.told, things=things.ANTHROPIC),
     swap=swap,
     judge=judge,
     classify=SIGNALS.classify,

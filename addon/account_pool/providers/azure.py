@@ -3,8 +3,7 @@
 https://learn.microsoft.com/azure/ai-services/openai/reference. A resource belongs to
 somebody: only the hosts that accounts name are ours, and a key goes to its own resource
 and nowhere else. Names of deployments are free text; `deployments` maps the one a client
-asks for to that of the account. Files, batches, assistants, stored responses and
-administration pass.
+asks for to that of the account. Assistants, fine-tuning and administration pass.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -21,7 +21,7 @@ from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.outcome import Scope
 from account_pool.core.signals import SignalTable
-from account_pool.providers import envelopes, openai, sessions
+from account_pool.providers import envelopes, openai, sessions, things
 from account_pool.providers.azure_signals import RULES
 from account_pool.providers.base import (
     CannotSwap,
@@ -53,7 +53,9 @@ _POOL_GET = re.compile(r"/openai(?:/v1)?/models(?:/[^/]+)?")
 
 
 def route(head: RequestHead) -> Route:
-    """Pool inference and the list of models; all else belongs to the resource."""
+    """Pool inference, the list of models, and what is kept; all else is the resource's."""
+    if things.AZURE.route(head) and not is_websocket(head):
+        return Route.POOL
     if head.method == "POST":
         pooled = _DEPLOYMENT.fullmatch(head.path) or _IN_BODY.fullmatch(head.path)
     elif head.method == "GET" and not is_websocket(head):
@@ -172,8 +174,8 @@ PROVIDER = Provider(
     model=model,
     credential_headers=_CREDENTIAL_HEADERS,
     credential_query=_CREDENTIAL_QUERY,
-    conversation=sessions.conversation,
-    made=sessions.made,
+    conversation=partial(sessions.conversation, things=things.AZURE),
+    made=partial(things.told, things=things.AZURE),
     swap=swap,
     judge=judge,
     classify=SIGNALS.classify,

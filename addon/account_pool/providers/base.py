@@ -196,7 +196,7 @@ class Provider:
         issued: lower-case names of headers in which an account hands out tokens that its
             client returns: they go back to that account, or not at all.
         made: the ids a good answer tells of that only its account knows: (request, the
-            beginning of the body, read when it is asked for).
+            beginning of the body, read when it is asked for, the headers).
         instead: what a client is told on a request that passes, when the provider does not
             know the client's own login (401); None: that.
         swap: how an account's credential goes on the wire.
@@ -204,6 +204,8 @@ class Provider:
             when the data is not JSON, such as "[DONE]"). A whole JSON body is judged
             the same way, with the name None.
         error_marks: what occurs in every JSON object that is an error inside a success.
+        headroom_marks: what occurs in every event that tells what the account has left
+            (`core/headroom_events.py`); nothing is looked for where there are none.
         classify: what an answer means. Total: never raises.
         refusal: an error of the pool's own in the provider's envelope:
             (status, message, seconds until it is worth trying again or None).
@@ -242,11 +244,14 @@ class Provider:
     credential_query: tuple[str, ...] = ()
     conversation: Callable[[RequestHead], Conversation] = lambda _head: NO_CONVERSATION
     issued: frozenset[str] = frozenset()
-    made: Callable[[RequestHead, Callable[[], bytes]], tuple[str, ...]] = lambda _head, _read: ()
+    made: Callable[[RequestHead, Callable[[], bytes], Mapping[str, str]], tuple[str, ...]] = (
+        lambda _head, _read, _headers: ()
+    )
     instead: Callable[[RequestHead], LocalAnswer | None] = lambda _head: None
     swap: Callable[[Account, Credential], Swap]
     judge: Callable[[str | None, Any], Verdict]
     error_marks: re.Pattern[bytes] = HAS_ERROR
+    headroom_marks: tuple[bytes, ...] = ()
     classify: Callable[[Answer], Outcome]
     refusal: Callable[[int, str, float | None], LocalAnswer]
     delay: Callable[[float], tuple[tuple[str, str], ...]]

@@ -15,7 +15,7 @@ import msgspec
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
-from account_pool.providers import anthropic, envelopes, sessions
+from account_pool.providers import anthropic, envelopes, sessions, things
 from account_pool.providers.anthropic_signals import signals
 from account_pool.providers.base import HostRule, Provider, RequestHead, Route, Swap
 from account_pool.providers.claude_code_signals import RESETS
@@ -178,7 +178,7 @@ PROVIDER = Provider(
     model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=sessions.conversation,
-    made=sessions.made,
+    made=things.told,
     swap=swap,
     judge=anthropic.judge,
     classify=SIGNALS.classify,

@@ -212,6 +212,7 @@ PROVIDER = Provider(
     instead=instead,
     swap=swap,
     judge=openai.judge,
+    headroom_marks=(b'"codex.rate_limits"', b'"x-codex-'),
     classify=SIGNALS.classify,
     refusal=refusal,
     delay=envelopes.sdk_delay,

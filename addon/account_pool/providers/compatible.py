@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from account_pool.core.account import Account
@@ -18,10 +19,11 @@ from account_pool.core.outcome import Scope
 from account_pool.core.signals import Rule, SignalTable
 from account_pool.core.sse import Verdict
 from account_pool.core.waits import USUAL_WAITS, Wait
-from account_pool.providers import anthropic, envelopes, openai, sessions
+from account_pool.providers import anthropic, envelopes, openai, sessions, things
 from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES
 from account_pool.providers.heads import body_model, is_websocket
+from account_pool.providers.things import Things
 
 #: What every vendor of the family serves.
 CHAT = ("/chat/completions", "/completions", "/embeddings")
@@ -43,13 +45,14 @@ def compatible(
     refusal: Callable[[int, str, float | None], LocalAnswer] = openai.refusal,
     delay_body: Callable[[str, float, float], str] = envelopes.delay_sentence,
     instants: Mapping[str, Callable[[float], str]] | None = None,
+    kept: Things | None = None,
 ) -> Provider:
     """Return the provider of one vendor.
 
     Args:
         hosts: names, matched whole.
         env: variables that hold a key.
-        posts: pooled paths below a prefix; what they do leaves nothing behind.
+        posts: pooled paths below a prefix.
         rules, rate_scope, waits, shared, owner: what its refusals mean: the fields of
             `SignalTable`.
         gets: pooled lists below a prefix, with what is below them.
@@ -57,6 +60,7 @@ def compatible(
         refusal: its envelope; default OpenAI's.
         delay_body: rewrites a wait inside its refusals; default the sentence.
         instants: its headers that name the moment of return.
+        kept: what it keeps for its accounts; pooled as well.
     """
     signals = SignalTable(
         rules=rules, judge=judge, rate_scope=rate_scope, waits=waits, shared=shared, owner=owner
@@ -65,12 +69,12 @@ def compatible(
         name=name,
         hosts=tuple(HostRule(host) for host in hosts),
         env=env,
-        route=_route(tuple(prefixes), tuple(posts), tuple(gets)),
+        route=_route(tuple(prefixes), tuple(posts), tuple(gets), kept),
         kind=openai.kind,
         model=body_model,
         credential_headers=_CREDENTIAL_HEADERS,
-        conversation=sessions.conversation,
-        made=sessions.made,
+        conversation=partial(sessions.conversation, things=kept),
+        made=partial(things.told, things=kept),
         swap=swap,
         judge=judge,
         classify=signals.classify,
@@ -89,14 +93,16 @@ _BELOW = r"(?:/(?!\.)(?:[\w@:~.-]|%2[fF]|%3[aA])+)*"
 
 
 def _route(
-    prefixes: tuple[str, ...], posts: tuple[str, ...], gets: tuple[str, ...]
+    prefixes: tuple[str, ...], posts: tuple[str, ...], gets: tuple[str, ...], kept: Things | None
 ) -> Callable[[RequestHead], Route]:
     pooled_posts = frozenset(prefix + path for prefix in prefixes for path in posts)
     heads = "|".join(re.escape(prefix + path) for prefix in prefixes for path in gets)
     pooled_gets = re.compile(rf"(?:{heads}){_BELOW}")
 
     def route(head: RequestHead) -> Route:
-        """Pool inference and the list of models; all else belongs to the client's account."""
+        """Pool inference, the list of models and what is kept; all else is the client's."""
+        if kept is not None and kept.route(head) and not is_websocket(head):
+            return Route.POOL
         if head.method == "POST":
             return Route.POOL if head.path in pooled_posts else Route.PASS
         if head.method != "GET" or is_websocket(head) or ".." in head.path:

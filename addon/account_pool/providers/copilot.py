@@ -15,7 +15,7 @@ from urllib.parse import unquote
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.sse import Verdict
-from account_pool.providers import anthropic, envelopes, sessions
+from account_pool.providers import anthropic, envelopes, sessions, things
 from account_pool.providers.base import (
     HostRule,
     LocalAnswer,
@@ -200,9 +200,10 @@ PROVIDER = Provider(
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=sessions.copilot,
     issued=frozenset(sessions.COPILOT_TOKENS),
-    made=sessions.made,
+    made=things.told,
     swap=swap,
     judge=judge,
+    headroom_marks=(b'"copilot_quota_snapshots"',),
     classify=SIGNALS.classify,
     refusal=refusal,
     delay=delay,

@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
-from urllib.parse import parse_qsl
 
 from account_pool.core import reset_hints
 from account_pool.core.facts import Facts
+from account_pool.core.headroom_words import snapshot_parts
 from account_pool.core.outcome import Answer, Outcome, OutcomeClass, Scope
 from account_pool.core.signals import Rule, SignalTable
 from account_pool.core.sse import Judge, Verdict
@@ -70,28 +70,13 @@ def _snapshots(facts: Facts) -> Iterator[Mapping[str, Any]]:
     """
     for name, value in facts.headers.items():
         if name.startswith(("x-usage-ratelimit-", "x-quota-snapshot-")):
-            yield _query(value)
+            yield snapshot_parts(value)
     inside = _members(_members(facts.payload).get("copilot_quota_snapshots"))
     for value in list(inside.values())[:_MAX_SNAPSHOTS]:
-        if isinstance(value, str):
-            yield _query(value)
-        else:
-            snapshot = _members(value)
-            yield {short: snapshot.get(long) for short, long in _LONG_NAMES.items()}
+        yield snapshot_parts(value)
 
 
 _MAX_SNAPSHOTS = 16
-#: What a frame calls the parts of a snapshot.
-_LONG_NAMES = {
-    "ent": "entitlement",
-    "ovPerm": "overage_permitted",
-    "rem": "percent_remaining",
-    "rst": "reset_date",
-}
-
-
-def _query(value: str) -> Mapping[str, Any]:
-    return dict(parse_qsl(value[:500]))
 
 
 def _members(value: Any) -> Mapping[str, Any]:

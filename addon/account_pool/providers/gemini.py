@@ -7,13 +7,14 @@ https://ai.google.dev/api. The model of a native request is in its path. Limits 
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.sse import Verdict
-from account_pool.providers import envelopes, openai, sessions
+from account_pool.providers import envelopes, openai, sessions, things
 from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
 from account_pool.providers.gemini_signals import signals
 from account_pool.providers.heads import bearer, body_model, is_websocket
@@ -21,11 +22,10 @@ from account_pool.providers.heads import bearer, body_model, is_websocket
 # -- whose business a request is
 
 _VERSION = r"/v1(?:alpha|beta)?"
-# Methods that leave nothing behind. `batch...` (but for embeddings), `async...` and
-# `predictLongRunning` start operations that belong to the project.
+# `async...` and `predictLongRunning` start operations that belong to the project.
 _METHOD = (
     r"generateContent|streamGenerateContent|countTokens|embedContent|batchEmbedContents"
-    r"|generateAnswer|predict"
+    r"|generateAnswer|predict|batchGenerateContent"
 )
 _NATIVE_POST = re.compile(rf"{_VERSION}/models/(?P<model>[^/:]+):(?:{_METHOD})")
 _NATIVE_GET = re.compile(rf"{_VERSION}/models(?:/[^/:]+)?")
@@ -39,9 +39,8 @@ _LIVE = re.compile(
 def route(head: RequestHead) -> Route:
     """Say whose business a request is.
 
-    Files, cached contents, tuned models, batches and operations belong to the project
-    that made them and pass; so does a request with a Google login (`ya29.`), which is
-    no API key.
+    Tuned models and operations belong to the project that made them and pass; so does a
+    request with a Google login (`ya29.`), which is no API key.
     """
     if bearer(head).startswith("ya29.") or "access_token" in parse_qs(
         head.query, keep_blank_values=True
@@ -49,6 +48,8 @@ def route(head: RequestHead) -> Route:
         return Route.PASS
     if prefix := _OPENAI_PREFIX.match(head.path):
         return _compatible_route(head, prefix.end())
+    if things.GEMINI.route(head):
+        return Route.POOL
     if head.method == "POST":
         pooled = _NATIVE_POST.fullmatch(head.path)
     elif head.method == "GET":
@@ -60,11 +61,11 @@ def route(head: RequestHead) -> Route:
 
 def _compatible_route(head: RequestHead, prefix_length: int) -> Route:
     path = "/v1" + head.path[prefix_length:]
-    return openai.route(
-        RequestHead(
-            method=head.method, host=head.host, port=head.port, path=path, headers=head.headers
-        )
+    as_openai = RequestHead(
+        method=head.method, host=head.host, port=head.port, path=path, headers=head.headers
     )
+    # What is kept has the names of Google, here and there.
+    return Route.PASS if things.OPENAI.route(as_openai) else openai.route(as_openai)
 
 
 def kind(_head: RequestHead) -> str:
@@ -181,7 +182,8 @@ PROVIDER = Provider(
     model=model,
     credential_headers=_CREDENTIAL_HEADERS,
     credential_query=_CREDENTIAL_QUERY,
-    conversation=sessions.conversation,
+    conversation=partial(sessions.conversation, things=things.GEMINI),
+    made=partial(things.told, things=things.GEMINI),
     swap=swap,
     judge=judge,
     classify=SIGNALS.classify,

@@ -1,7 +1,7 @@
 """Groq keys: api.groq.com/openai/v1.
 
 https://console.groq.com/docs/api-reference. Limits belong to the organisation and the
-model. Files, batches and fine-tunings belong to it as well and pass.
+model. Fine-tunings belong to it as well and pass.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from account_pool.core.outcome import Scope
 from account_pool.providers.compatible import CHAT, compatible
 from account_pool.providers.groq_signals import RULES
 from account_pool.providers.openai_signals import organisation
+from account_pool.providers.things import Things
 
 PROVIDER = compatible(
     "groq",
@@ -19,6 +20,7 @@ PROVIDER = compatible(
     posts=(*CHAT, "/responses", "/audio/speech", "/audio/transcriptions", "/audio/translations"),
     rules=RULES,
     rate_scope=Scope.MODEL,
+    kept=Things.of("/openai/v1", together=("batches", "files")),
     shared=True,
     owner=organisation,
 )

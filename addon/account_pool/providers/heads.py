@@ -34,6 +34,7 @@ class Body(msgspec.Struct):
     instructions: msgspec.Raw = _NOTHING
     messages: msgspec.Raw = _NOTHING
     input: msgspec.Raw = _NOTHING
+    tools: msgspec.Raw = _NOTHING
     request: msgspec.Raw = _NOTHING
 
 

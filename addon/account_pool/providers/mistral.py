@@ -1,7 +1,7 @@
 """Mistral keys: api.mistral.ai/v1.
 
 https://docs.mistral.ai/api. Limits belong to the workspace. Agents, conversations,
-files, batches, libraries and fine-tunings belong to it as well and pass.
+libraries and fine-tunings belong to it as well and pass.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from account_pool.providers import envelopes
 from account_pool.providers.base import LocalAnswer
 from account_pool.providers.compatible import CHAT, compatible
 from account_pool.providers.mistral_signals import RULES
+from account_pool.providers.things import Things
 
 _ERROR_NAMES: dict[int, tuple[str, str | None]] = {
     401: ("unauthorized", None),
@@ -44,5 +45,6 @@ PROVIDER = compatible(
         "/ocr",
     ),
     rules=RULES,
+    kept=Things.of("/v1", together=("batch/jobs", "files")),
     refusal=refusal,
 )

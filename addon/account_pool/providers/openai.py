@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from account_pool.core.account import Account
@@ -16,7 +17,7 @@ from account_pool.core.credential import Credential
 from account_pool.core.outcome import Scope
 from account_pool.core.signals import SignalTable
 from account_pool.core.sse import Verdict
-from account_pool.providers import envelopes, sessions
+from account_pool.providers import envelopes, sessions, things
 from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
 from account_pool.providers.heads import bearer, body_model, is_websocket
 from account_pool.providers.openai_signals import RULES
@@ -49,10 +50,11 @@ _POOL_WEBSOCKET = frozenset({"/v1/responses", "/v1/realtime"})
 def route(head: RequestHead) -> Route:
     """Say whose business a request is.
 
-    Files, batches, stored responses, conversations, vector stores, containers and the
-    like belong to the account that made them and pass, as do `/v1/organization/*`
-    (admin keys) and everything unknown.
+    Fine-tuning, assistants and the like belong to the client's own account and pass, as do
+    `/v1/organization/*` (admin keys) and everything unknown.
     """
+    if things.OPENAI.route(head) and not is_websocket(head):
+        return Route.POOL
     if head.method == "POST":
         return Route.POOL if head.path in _POOL_POST else Route.PASS
     if head.method != "GET":
@@ -189,9 +191,9 @@ PROVIDER = Provider(
     kind=kind,
     model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
-    conversation=sessions.conversation,
+    conversation=partial(sessions.conversation, things=things.OPENAI),
     issued=frozenset({sessions.TURN_STATE}),
-    made=sessions.made,
+    made=partial(things.told, things=things.OPENAI),
     swap=swap,
     judge=judge,
     classify=SIGNALS.classify,

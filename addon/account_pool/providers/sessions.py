@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any
 
@@ -19,6 +19,7 @@ import msgspec
 from account_pool.core.lease import NO_CONVERSATION, Conversation
 from account_pool.providers.base import RequestHead
 from account_pool.providers.heads import Body, body_from, body_of, is_websocket
+from account_pool.providers.things import TOGETHER, Things, id_of, named
 
 #: Headers that name a conversation. Agents of one tool each have one of their own.
 SESSION_HEADERS = (
@@ -47,24 +48,41 @@ TURN_STATE = "x-codex-turn-state"
 _MAX_ID = 128
 #: How much of either end of a long text is hashed.
 _SAMPLE = 4096
+#: Requests up to this length, bytes, are in nobody's cache: no vendor caches prompts of less
+#: than 1,024 tokens, https://platform.openai.com/docs/guides/prompt-caching,
+#: https://docs.anthropic.com/en/docs/build-with-claude/prompt-caching
+UNCACHED_BYTES = 4096
 #: Where the first messages are mostly to be found, bytes.
 _FIRST_BYTES = 32768
 
 
-def conversation(head: RequestHead) -> Conversation:
-    """Say what a request is a part of; lists of models and the like are nothing's."""
-    socket = head.method != "POST"
-    if socket and not is_websocket(head):
+def conversation(head: RequestHead, things: Things | None = None) -> Conversation:
+    """Say what a request is a part of; lists of models and the like are nothing's.
+
+    Args:
+        things: what the API keeps for its accounts, if it keeps anything.
+    """
+    kept = things is not None and things.hold(head.path)
+    socket = is_websocket(head)
+    if head.method != "POST" and not kept and not socket:
         return NO_CONVERSATION
     session, parent = _by_header(head)
     body = None if socket else body_of(head)
-    if session is None and body is not None:
-        session = _by_body(head, body)
+    # Code Assist wraps the request of Gemini.
+    asked = (body_from(body.request) if body is not None and body.request else None) or body
+    begins = False
+    if session is None and asked is not None and not kept:
+        session = _by_body(asked)
+        if session is None and _has_prefix(head, asked):
+            session = _prefix(asked)
+            begins = session is not None and _begins(head, asked)
+    together = kept and things is not None and things.are_together(head.path)
     return Conversation(
         session=_bounded(session),
         parent=_bounded(parent),
-        named=_named(body) if body is not None else (),
-        sticky=head.headers.get(TURN_STATE),
+        named=named(head, asked, things),
+        sticky=head.headers.get(TURN_STATE) or (TOGETHER if together else None),
+        begins=begins,
     )
 
 
@@ -75,86 +93,15 @@ def copilot(head: RequestHead) -> Conversation:
     """
     found = conversation(head)
     tokens = tuple(value for name in COPILOT_TOKENS if (value := head.headers.get(name)))
-    return Conversation(
-        session=found.session,
-        parent=found.parent,
+    return found._replace(
         named=found.named + tokens,
+        sticky=None,
         follow_up=head.headers.get("x-initiator", "").strip().lower() == "agent",
     )
 
 
 #: providers.md, section 1.6
 COPILOT_TOKENS = ("copilot-session-token", "copilot-edits-session")
-
-
-# -- ids that only their account knows
-
-
-def _named(body: Body) -> tuple[str, ...]:
-    """Return the ids a body names; most bodies name none."""
-    members = (body.previous_response_id, body.conversation, body.container, body.cachedContent)
-    named = [thing for member in members if member and (thing := _id(member))]
-    if body.request:
-        inner = body_from(body.request)
-        if inner is not None and (thing := _id(inner.cachedContent)):
-            named.append(thing)
-    return tuple(named)
-
-
-def _id(member: Any) -> str | None:
-    """Return an id that is given as it is, or as the member `id` of an object."""
-    if isinstance(member, dict):
-        member = member.get("id")
-    return member if isinstance(member, str) and member else None
-
-
-class _Created(msgspec.Struct):
-    """The object an answer is, or the one its first event speaks of."""
-
-    id: Any = None
-    conversation: Any = None
-    container: Any = None
-    response: msgspec.Raw = msgspec.Raw(b"")
-
-
-_CREATED = msgspec.json.Decoder(_Created)
-_DATA = re.compile(rb"^data:\s*(\{.*\})\s*$", re.MULTILINE)
-
-
-def made(head: RequestHead, opening: Callable[[], bytes]) -> tuple[str, ...]:
-    """Return the ids of a stored answer, its conversation and its container.
-
-    OpenAI's Responses API; what is not stored (`store: false`) cannot be named again but
-    inside a WebSocket. Anthropic names a container in an answer that does not stream.
-    """
-    if not head.path.endswith("/responses"):
-        return _container(opening()) if head.path.endswith("/v1/messages") else ()
-    body = body_of(head)
-    if body is None or body.store is False:
-        return ()
-    text = opening()
-    event = _DATA.search(text)
-    created = _created(event[1] if event else text)
-    if created is not None and created.response:
-        created = _created(created.response)
-    if created is None:
-        return ()
-    things = (_id(created.id), _id(created.conversation))
-    return tuple(thing for thing in things if thing)
-
-
-def _container(text: bytes) -> tuple[str, ...]:
-    # Most answers have none: nothing is read then.
-    created = _created(text) if b'"container"' in text else None
-    thing = _id(created.container) if created is not None else None
-    return () if thing is None else (thing,)
-
-
-def _created(text: bytes | msgspec.Raw) -> _Created | None:
-    try:
-        return _CREATED.decode(text)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
 
 
 # -- the client's own ids
@@ -172,22 +119,11 @@ def _by_header(head: RequestHead) -> tuple[str | None, str | None]:
     return parent, None
 
 
-def _by_body(head: RequestHead, body: Body) -> str | None:
-    for member in (body.prompt_cache_key, body.session_id, _id(body.conversation)):
+def _by_body(asked: Body) -> str | None:
+    for member in (asked.prompt_cache_key, asked.session_id, id_of(asked.conversation)):
         if isinstance(member, str) and member:
             return member
-    if body.request:
-        # Code Assist wraps the request of Gemini.
-        inner = body_from(body.request)
-        if inner is None:
-            return None
-        return inner.session_id if isinstance(inner.session_id, str) else _prefix(inner)
-    if session := _of_metadata(body.metadata):
-        return session
-    # What continues a stored answer does not begin with the first message. `input` is one
-    # in the Responses API only: what is embedded or spoken is no conversation.
-    continues = body.previous_response_id or (body.input and "/responses" not in head.path)
-    return None if continues else _prefix(body)
+    return _of_metadata(asked.metadata)
 
 
 # Claude Code: user_<hex>_account_<uuid>_session_<uuid>, newer ones the text of an object.
@@ -216,6 +152,36 @@ def _bounded(session: str | None) -> str | None:
 
 
 # -- what stays the same all along
+
+
+def _has_prefix(head: RequestHead, asked: Body) -> bool:
+    """Say whether a body holds its conversation from the first message on.
+
+    What continues a stored answer does not. `input` is a conversation in the Responses API
+    only: what is embedded or spoken is none.
+    """
+    return not asked.previous_response_id and (not asked.input or "/responses" in head.path)
+
+
+def _begins(head: RequestHead, asked: Body) -> bool:
+    """Say whether nothing was answered yet, and all that was said is too short for a cache.
+
+    Whoever says the same again begins anew: scripts send one short prompt many times.
+    """
+    if len(head.body) > UNCACHED_BYTES:
+        return False
+    turns = _decoded(asked.messages or asked.input or asked.contents)
+    return not isinstance(turns, list) or all(_is_asked(turn) for turn in turns)
+
+
+def _is_asked(turn: Any) -> bool:
+    """Say whether *turn* is said before the first answer."""
+    if not isinstance(turn, dict):
+        return False
+    return turn.get("role", "user" if "parts" in turn else None) in _BEFORE_ANSWERS
+
+
+_BEFORE_ANSWERS = ("developer", "system", "user")
 
 
 def _prefix(body: Body) -> str | None:

@@ -1,7 +1,7 @@
 """xAI keys: api.x.ai/v1.
 
-https://docs.x.ai/docs/api-reference. Limits and credits belong to the team. Stored
-responses, deferred completions, files, batches, collections and `/v1/api-key` pass.
+https://docs.x.ai/docs/api-reference. Limits and credits belong to the team. Deferred
+completions, collections and `/v1/api-key` pass.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from account_pool.core.outcome import Scope
 from account_pool.providers import envelopes
 from account_pool.providers.base import LocalAnswer
 from account_pool.providers.compatible import CHAT, compatible
+from account_pool.providers.things import Things
 from account_pool.providers.xai_signals import RULES, team
 
 _CODES = {
@@ -44,6 +45,7 @@ PROVIDER = compatible(
     gets=("/models", "/language-models", "/embedding-models", "/image-generation-models"),
     rules=RULES,
     rate_scope=Scope.MODEL,
+    kept=Things.of("/v1", together=("batches", "files"), apart=("responses(?=/)",)),
     shared=True,
     owner=team,
     refusal=refusal,

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from mitmproxy import ctx, exceptions, http
@@ -28,12 +28,24 @@ from account_pool.core.errors import UnknownAccount
 from account_pool.core.pool import Pool
 from account_pool.credentials.copilot import CopilotExchange
 from account_pool.credentials.keeper import Keeper
-from account_pool.proxy import binding, exchange, interception, keeping, options, replay
+from account_pool.credentials.written import mark
+from account_pool.proxy import (
+    binding,
+    exchange,
+    handover,
+    hangup,
+    interception,
+    keeping,
+    options,
+    replay,
+    sweeping,
+)
 from account_pool.proxy.commands import RELOAD_ERRORS, Commands
 from account_pool.proxy.hooks import Turn
 from account_pool.proxy.reload import Changes, Watcher, update_pool
 from account_pool.proxy.service import Service, Settings
 from account_pool.store.errors import StoreError
+from account_pool.store.store import MemoryStore, Store
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +55,12 @@ _NOTHING = (
     "GITHUB_TOKEN"
 )
 _NOT_TAKEN = "cannot be used as it is now; the accounts stay as they were"
+
+
+def addon() -> AccountPool:
+    """Return the addon for mitmproxy: a new one, or that which a reload of pool.py dropped."""
+    left = handover.taken_up()
+    return AccountPool() if left is None else left
 
 
 class AccountPool(Commands):
@@ -58,17 +76,22 @@ class AccountPool(Commands):
         self.service = Service(Pool(), Settings(), {})
         self.keeper: Keeper | None = None
         self.keeping: keeping.Keeping | None = None
+        self._store: Store = MemoryStore()
         self._copilot: CopilotExchange | None = None
         self._loaded_from: Path | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._sweeping: asyncio.Task[None] | None = None
         self._in_file: Mapping[str, OptionValue] = {}
         self._at_start: frozenset[str] = frozenset()
         self._configured = False
         self._failed = False
         self._starting: asyncio.Task[None] | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._unlisten: Callable[[], None] = lambda: None
 
     def load(self, loader: Loader) -> None:
-        self._at_start = options.add(loader)
+        # Again when pool.py is reloaded: nothing is waiting to be known then.
+        self._at_start |= options.add(loader)
         binding.default_to_loopback()
 
     def configure(self, updated: set[str]) -> None:
@@ -83,6 +106,9 @@ class AccountPool(Commands):
     def running(self) -> None:
         if self._failed:
             return
+        if self._watching is not None:
+            self._read_again()  # pool.py was reloaded: all else goes on
+            return
         if self.keeper is not None:
             self.keeper.start()
         if self.keeping is not None:
@@ -90,6 +116,10 @@ class AccountPool(Commands):
         self._starting = asyncio.create_task(self._announce(), name="account-pool start")
         watcher = Watcher(self._path, self._file_written)
         self._watching = asyncio.create_task(watcher.run(), name="account-pool watches its file")
+        self._unlisten = hangup.listen(self._read_again, ctx.master.shutdown)
+        self._sweeping = asyncio.create_task(
+            sweeping.run(self.service), name="account-pool forgets conversations"
+        )
 
     async def _announce(self) -> None:
         """Say that the pool is ready, once the proxy listens where it should."""
@@ -125,9 +155,13 @@ class AccountPool(Commands):
         self.service.client_gone(client)
 
     def done(self) -> None:
-        for task in (self._starting, self._watching):
+        handover.leave(self, self._end)
+
+    def _end(self) -> None:
+        for task in (self._starting, self._watching, self._sweeping, self._reading):
             if task is not None:
                 task.cancel()
+        self._unlisten()
         if self.keeper is not None:
             self.keeper.stop()
         if self.keeping is not None:
@@ -147,21 +181,23 @@ class AccountPool(Commands):
                 logger.error(f"account-pool: {line}")
             return
         self._in_file = loaded.options
-        self.service.pool = pool = Pool(
+        pool = Pool(
             strategy=str(values["strategy"]),
             default_cooldown_s=float(values["cooldown"]),
             chance=self.service.chance,
         )
+        self.service.set_pool(pool)
         now = self.service.now()
         for entry in loaded.accounts:
-            pool.add(entry.account, now=now, pending=entry.account.enabled)
+            pool.add(entry.account, now=now, pending=entry.account.enabled, source=mark(entry))
         self.service.set_providers(loaded.providers)
         self.service.settings = options.settings(values, ctx.options)
+        self._store = exchange.make_store(str(values["state"]), ctx.options)
         try:
             self.keeper, self._copilot = exchange.make_keeper(
                 loaded,
                 self._publish,
-                state=str(values["state"]),
+                store=self._store,
                 editor_version=str(values["editor_version"]),
                 options=ctx.options,
             )
@@ -171,13 +207,12 @@ class AccountPool(Commands):
             return
         exchange.serve(self.service, self.keeper, self._copilot, loaded)
         self.service.refresh = self.keeper.refresh
-        self._keep(values)
+        self._keep()
 
-    def _keep(self, values: Mapping[str, OptionValue]) -> None:
+    def _keep(self) -> None:
         """Be as before the last restart, once there are accounts, and keep how they are."""
-        path = exchange.database_path(str(values["state"]), ctx.options)
-        if self.keeping is None and path is not None and self.service.pool.providers():
-            self.keeping = keeping.begin(path, self.service)
+        if self.keeping is None and self.service.pool.providers():
+            self.keeping = keeping.begin(self._store, self.service)
 
     def _path(self) -> Path:
         return Path(ctx.options.pool_accounts).expanduser()
@@ -196,6 +231,9 @@ class AccountPool(Commands):
             account_type=ctx.options.pool_account_type,
             directories=(Path.cwd(), Path(ctx.options.confdir).expanduser()),
         )
+
+    def _read_again(self) -> None:
+        self._reading = asyncio.create_task(self._file_written(), name="account-pool reads again")
 
     async def _file_written(self) -> None:
         """Take over the accounts anew, or say why they stay as they were."""
@@ -218,7 +256,7 @@ class AccountPool(Commands):
             raise exceptions.OptionsError("the pool has not started")
         values = self._values(loaded.options)
         ways = exchange.make_ways(
-            loaded, self._copilot, self.keeper.ways.refresher, str(values["state"]), ctx.options
+            loaded, self._copilot, self.keeper.ways.refresher, self._store, ctx.options
         )
         self._in_file = loaded.options
         changes = update_pool(self.service, loaded.accounts, self.keeper.renewed(loaded.accounts))
@@ -227,7 +265,7 @@ class AccountPool(Commands):
         exchange.serve(self.service, self.keeper, self._copilot, loaded)
         self.keeper.update(loaded.accounts, ways, anew=changes.added)
         if self.keeping is None:
-            self._keep(values)
+            self._keep()
             if self.keeping is not None:
                 self.keeping.start()
         return changes

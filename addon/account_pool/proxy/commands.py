@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mitmproxy import command, exceptions
 
 from account_pool.config import ConfigError
 from account_pool.core.account import AccountKey
-from account_pool.core.cooldown import BY_HAND, Cause
+from account_pool.core.cooldown import BY_HAND
+from account_pool.core.decision import By
 from account_pool.core.errors import PoolError
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
-from account_pool.core.state import AccountState
+from account_pool.proxy import status
 from account_pool.proxy.reload import Changes
 from account_pool.proxy.service import Service
-from account_pool.proxy.told import duration
 from account_pool.store.errors import StoreError
 
 #: Why the accounts cannot be read again; the text is for people.
@@ -31,17 +31,20 @@ class Commands:
     service: Service
 
     @command.command("pool.status")
-    def status(self) -> str:
-        """Show every account: its state, until when it cools and why."""
+    def status(self, only: str = "") -> Sequence[str]:
+        """Show accounts, until when they cool and why, who waits, and the last decisions.
+
+        Of all, of one provider, or of one account (provider/label) with all that is known.
+        """
         service = self.service
-        now = service.now()
-        rows = [_row(state, now) for state in service.pool.accounts()]
-        if not rows:
-            return "the pool has no account"
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        return "\n".join(
-            "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]])
-            for row in rows
+        states = [state for state in service.pool.accounts() if _is_meant(state.key, only)]
+        if only and not states:
+            known = ", ".join(str(state.key) for state in service.pool.accounts()) or "none"
+            raise exceptions.CommandError(f"{only!r} has no account; accounts are: {known}")
+        if not states:
+            return ["the pool has no account"]
+        return status.lines(
+            states, service.sessions, service.pool.decisions, service.now(), whole="/" in only
         )
 
     @command.command("pool.next")
@@ -63,7 +66,8 @@ class Commands:
             cooldown_s=float(seconds),
             signal=BY_HAND,
         )
-        self._on(key, lambda k: self.service.pool.mark_cooldown(k, by_hand, now=self._now()))
+        pool = self.service.pool
+        self._on(key, lambda k: pool.mark_cooldown(k, by_hand, now=self._now(), by=By.HAND))
 
     @command.command("pool.clear")
     def clear(self, key: str) -> None:
@@ -88,7 +92,7 @@ class Commands:
         raise NotImplementedError
 
     def _remove(self, key: AccountKey) -> None:
-        self.service.pool.remove(key)
+        self.service.pool.remove(key, now=self._now())
         self.service.forget(key)
 
     def _now(self) -> float:
@@ -101,29 +105,11 @@ class Commands:
             raise exceptions.CommandError(str(e)) from None
 
 
-def _row(state: AccountState, now: float) -> tuple[str, str, str, str]:
-    verdict, why = _state(state, now)
-    return str(state.key), verdict, f"{state.in_flight} in flight, {state.served} served", why
-
-
-def _state(state: AccountState, now: float) -> tuple[str, str]:
-    """Return what an account does now, and why."""
-    if not state.account.enabled:
-        return "off", "enabled: false"
-    if state.disabled is not None:
-        return "disabled", _why(state.disabled)
-    if not state.credentials:
-        return "no credential", state.problem or "being fetched"
-    active = [c for c in state.cooldowns.values() if c.active(now)]
-    whole = max((c for c in active if c.model is None), key=lambda c: c.until, default=None)
-    if whole is not None:
-        return f"cools {duration(whole.until - now)}", _why(whole.cause)
-    parts = [f"{c.model} cools {duration(c.until - now)}: {_why(c.cause)}" for c in active]
-    if state.problem:
-        parts.append(state.problem)
-    return ("full" if state.full else "available"), "; ".join(parts)
-
-
-def _why(cause: Cause) -> str:
-    headers = ", ".join(f"{name}: {value}" for name, value in cause.evidence.items())
-    return f"{cause.signal or cause.cls}" + (f" ({headers})" if headers else "")
+def _is_meant(key: AccountKey, only: str) -> bool:
+    """Say whether *only*, a provider or provider/label as people write it, means *key*."""
+    if "/" not in only:
+        return only.strip().lower() in ("", key.provider)
+    try:
+        return AccountKey.parse(only) == key
+    except ValueError:
+        return False

@@ -31,8 +31,7 @@ from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.ways import Ways
 from account_pool.providers.base import LocalAnswer, Provider
 from account_pool.proxy.service import Service
-from account_pool.store.memory import MemoryTokens
-from account_pool.store.sqlite import SqliteTokens
+from account_pool.store.store import MemoryStore, SqliteStore, Store
 from account_pool.store.tokens import TokenStore
 
 logger = logging.getLogger(__name__)
@@ -45,16 +44,16 @@ IN_MEMORY = "memory:"
 
 
 def make_keeper(
-    loaded: Config, publish: Publish, *, state: str, editor_version: str, options: Options
+    loaded: Config, publish: Publish, *, store: Store, editor_version: str, options: Options
 ) -> tuple[Keeper, CopilotExchange]:
     """Return what keeps the credentials of *loaded*; nothing is sent or read yet.
 
-    *state* is the value of `pool_state`. Raises StoreError.
+    *store* keeps the tokens of logins that are refreshed. Raises StoreError.
     """
     copilot = CopilotExchange(
         {}, EditorHeaders(editor_version), wall_clock=time.time, http=_http(options)
     )
-    ways = make_ways(loaded, copilot, None, state, options)
+    ways = make_ways(loaded, copilot, None, store, options)
     keeper = Keeper(
         loaded.accounts,
         publish,
@@ -70,7 +69,7 @@ def make_ways(
     loaded: Config,
     copilot: CopilotExchange,
     refresher: Refresher | None,
-    state: str,
+    store: Store,
     options: Options,
 ) -> Ways:
     """Return how the accounts of *loaded* have their credentials. Raises StoreError.
@@ -81,8 +80,7 @@ def make_ways(
     entries = [entry for entry in loaded.accounts if entry.account.enabled]
     refreshed = [e.account.key for e in entries if isinstance(e.source, OAuthSource)]
     if refreshed and refresher is None:
-        store = _store(database_path(state, options), refreshed)
-        refresher = make_refresher(store, http, time.time)
+        refresher = make_refresher(_tokens(store, refreshed), http, time.time)
     used = {entry.account.provider for entry in entries}
     copilot.use({name: e for name, e in loaded.exchanges.items() if name in used})
     assist = CodeAssist(
@@ -106,24 +104,23 @@ async def _answer(keeper: Keeper, provider: str) -> LocalAnswer:
     return keeper.exchange_answer(time.time(), provider)
 
 
-def database_path(state: str, options: Options) -> Path | None:
-    """Return the file that `pool_state` (*state*) names, None for none."""
+def make_store(state: str, options: Options) -> Store:
+    """Return the store that `pool_state` (*state*) names; nothing is opened yet."""
     if state == IN_MEMORY:
-        return None
+        return MemoryStore()
     directory = Path(options.confdir).expanduser()
-    return Path(state).expanduser() if state else directory / STATE_FILE
+    return SqliteStore(Path(state).expanduser() if state else directory / STATE_FILE)
 
 
-def _store(path: Path | None, refreshed: Iterable[AccountKey]) -> TokenStore:
+def _tokens(store: Store, refreshed: Iterable[AccountKey]) -> TokenStore:
     """Open where the tokens of the accounts *refreshed* are kept. Raises StoreError."""
-    if path is not None:
-        return SqliteTokens(path)
-    logger.warning(
-        "account-pool: pool_state is memory:, so a login that is refreshed is lost when the "
-        "proxy ends: %s. Set pool_state to a file, or leave it out",
-        ", ".join(str(key) for key in refreshed),
-    )
-    return MemoryTokens()
+    if not store.durable:
+        logger.warning(
+            "account-pool: pool_state is memory:, so a login that is refreshed is lost when "
+            "the proxy ends: %s. Set pool_state to a file, or leave it out",
+            ", ".join(str(key) for key in refreshed),
+        )
+    return store.tokens()
 
 
 def _has_projects(entry: AccountEntry) -> bool:

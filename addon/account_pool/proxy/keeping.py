@@ -1,9 +1,9 @@
 """Keeps what the pool has learnt, in the way of nobody's request.
 
-A thread writes what has changed, at most every `WRITE_S` seconds and at once after a
-pause; whoever kills the proxy takes what is younger. Every `LOOK_S` seconds it looks for
-what other proxies on the same store have learnt. A store that fails is tried again later:
-the proxy serves on from memory.
+A thread writes what has changed: what must not be lost at once, counts at most every
+`WRITE_S` seconds; whoever kills the proxy takes what is younger. Every `LOOK_S` seconds it
+looks for what other proxies on the same store have learnt. A store that fails is tried
+again later: the proxy serves on from memory.
 """
 
 from __future__ import annotations
@@ -11,43 +11,46 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 from mitmproxy.log import ALERT
 
 from account_pool.core.account import AccountKey
-from account_pool.core.affinity import Sessions
-from account_pool.core.pins import Pins
+from account_pool.core.counts import Counted, add_to
+from account_pool.core.decision import By
 from account_pool.core.saved import Saved, forgiven, merge
-from account_pool.core.state import AccountState
+from account_pool.proxy.opening import opened, out_of_use
 from account_pool.proxy.service import Service
-from account_pool.store.errors import StoreError
-from account_pool.store.sqlite_state import SqliteState
-from account_pool.store.state import Row, StateStore
+from account_pool.proxy.unwritten import Batch, Unwritten
+from account_pool.store.errors import DamagedError, MovedError, StoreError
+from account_pool.store.state import BEAT_S, News, OtherProxy, Row, StateStore
+from account_pool.store.store import Store
 
 logger = logging.getLogger(__name__)
 
-#: Least time between two writes, seconds: what a killed proxy may have lost.
+#: Least time between two writes, seconds: what a killed proxy may have lost of counts,
+#: and of what the next request would be refused or misled without.
 WRITE_S = 0.2
+PRESSING_S = 0.05
 #: How often is looked what others have written, seconds.
 LOOK_S = 1.0
 #: How often is written when sessions were used last, seconds.
 USED_S = 60.0
 #: How often old rows are swept, seconds.
 SWEEP_S = 3600.0
-#: How long a store that failed is left alone, seconds.
+#: How long a store that failed is left alone at first, and at most, seconds.
 PAUSE_S = 5.0
+MAX_PAUSE_S = 60.0
+#: How many damaged files are put aside by one proxy: a disk, or a mistake of ours, may
+#: damage each new one.
+MAX_ASIDES = 3
 #: A wall clock that moved by more than this against the monotonic one was set, or the
 #: machine slept: monotonic time stands still then, and the limits of a vendor do not.
 CLOCK_STEP_S = 2.0
-#: How long the end of the proxy waits for a write under way, seconds.
+#: How long the start and the end of the proxy wait for a write, seconds.
 STOP_TIMEOUT_S = 5.0
-#: A line of a book is written again when it was used so much later, seconds.
-_BOOK_STEP_S = 1.0
 
 _IN_MEMORY = "cooldowns and sessions are kept in memory only"
 _TOO_LONG = "the state database takes too long to write; look at the disk"
@@ -55,81 +58,56 @@ _TOO_LONG = "the state database takes too long to write; look at the disk"
 Value = TypeVar("Value")
 
 
-@dataclass(slots=True, eq=False)
-class _Book:
-    """What is kept beside the accounts: lines by key.
-
-    Attributes:
-        row: one line of it, None when it is gone.
-        rows: all of them.
-        changed: keys of the lines to be written.
-        written: lines as they were written last.
-    """
-
-    row: Callable[[str], Row | None]
-    rows: Callable[[], list[Row]]
-    changed: set[str] = field(default_factory=set)
-    written: dict[str, Row] = field(default_factory=dict)
-
-    def note_used(self) -> None:
-        """Have the lines written that were used since, which nobody tells us."""
-        for key, account, used_at in self.rows():
-            known = self.written.get(key)
-            if known is None or known[1] != account or used_at - known[2] > _BOOK_STEP_S:
-                self.changed.add(key)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Work:
-    """What is being written.
-
-    Attributes:
-        mine: accounts as they were.
-        gone: accounts that are no longer here.
-        lines: by book and key; None for one that is gone.
-        saved: the answer of the store.
-    """
-
-    mine: Saved
-    gone: tuple[AccountKey, ...]
-    lines: Mapping[str, Mapping[str, Row | None]]
-    saved: Future[Saved]
-
-
 class Keeping:
-    """Writes what a pool learns into a store, and takes over what others learn."""
+    """Writes what a pool learns into a store, and takes over what others learn.
 
-    def __init__(self, store: StateStore, service: Service) -> None:
-        self._store = store
+    Attributes:
+        others: the other proxies on the store.
+    """
+
+    def __init__(self, source: Store, service: Service) -> None:
+        self.others: Collection[OtherProxy] = ()
+        self._source = source
+        #: None while it cannot be opened
+        self._store: StateStore | None = None
         self._service = service
         self._pool = service.pool
         self._now = now = service.now
         #: what the wall clock is ahead of the monotonic one: measured once, so that a
         #: deadline is the same instant each time it is written
         self._ahead = service.wall_now() - now()
-        self._books: dict[str, _Book] = {}
         self._to_read: set[AccountKey] = set()
         self._dirty = asyncio.Event()
+        self._pressing = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="account-pool-store")
-        self._work: _Work | None = None
+        #: what is being written, and the answer of the store
+        self._work: tuple[Batch, Future[Saved]] | None = None
         self._task: asyncio.Task[None] | None = None
-        self._failed = False
+        self._failures = 0
+        self._said = ""
+        self._asides = 0
         self._stopped = False
         self._used_at = now() + USED_S
-        self._sweep_at = now()
-        self._unsubscribe = self._pool.subscribe(self._dirty.set)
+        self._sweep_at = self._beat_at = now()
+        self._unwritten = Unwritten(service, self._wall, self._changed)
 
     # -- the life of it
 
     def restore(self) -> None:
-        """Put pool, sessions and pins into the state the store has kept. Raises StoreError."""
-        wall = self._wall()
-        self._store.changed()
-        self._keep_sessions(self._service.sessions)
-        self._keep_pins(self._service.pins)
-        mine = self._pool.snapshot(now=self._now(), wall_now=wall)
-        saved = self._store.exchange(mine.accounts, (), wall_now=wall)
-        self._pool.restore(forgiven(saved, wall), now=self._now(), wall_now=wall)
+        """Put pool, sessions and pins into the state the store has kept, if it can be used."""
+        try:
+            try:
+                self._restore()
+            except DamagedError as e:
+                self._put_aside(e)
+                self._restore()
+        except StoreError as e:
+            self._say(e)
+
+    def _restore(self) -> None:
+        self._meet(*opened(self._source, self._wall()))
+        self._begin()
+        self._finish(at_start=True)
 
     def start(self) -> None:
         """Begin to write. Needs a running event loop."""
@@ -140,43 +118,33 @@ class Keeping:
         if self._stopped:
             return
         self._stopped = True
-        self._unsubscribe()
+        self._unwritten.unsubscribe()
         if self._task is not None:
             self._task.cancel()
-        if self._work is not None:
+        try:
             self._finish()
-        for book in self._books.values():
-            book.note_used()
-        self._begin()
-        if self._work is not None:
+            self._unwritten.note_used()
+            self._begin()
             self._finish()
+        except StoreError as e:
+            self._say(e)
         self._thread.shutdown(wait=False, cancel_futures=True)
-        self._store.close()
+        if self._store is not None:
+            self._store.close()
 
-    def _keep_sessions(self, sessions: Sessions) -> None:
-        sessions.restore(self._store.read_book("sessions"), self._now(), self._wall())
-        sessions.changed = self._keep(
-            "sessions",
-            _Book(
-                lambda key: sessions.row(key, self._now(), self._wall()),
-                lambda: sessions.snapshot(self._now(), self._wall()),
-            ),
-        )
+    async def read_counts(self, name: str) -> Counted:
+        """Return the sums of *name*: of all proxies, and what is not written yet."""
+        store, waiting = self._store, self._service.counters[name].waiting
+        waiting = {key: dict(amounts) for key, amounts in waiting.items()}
+        # Its thread does one thing after the other: what is being written is in the answer.
+        sums = await self._in_thread(lambda: store.read_counts(name)) if store else {}
+        add_to(sums, waiting)
+        return sums
 
-    def _keep_pins(self, pins: Pins) -> None:
-        pins.restore(self._store.read_book("pins"))
-        pins.changed = self._keep("pins", _Book(pins.row, pins.snapshot))
-
-    def _keep(self, name: str, book: _Book) -> Callable[[str], None]:
-        """Keep *book*; return what is to be told the keys of its changes."""
-        book.written = {row[0]: row for row in book.rows()}
-        self._books[name] = book
-
-        def changed(key: str) -> None:
-            book.changed.add(key)
-            self._dirty.set()
-
-        return changed
+    def _changed(self, pressing: bool) -> None:
+        self._dirty.set()
+        if pressing:
+            self._pressing.set()
 
     # -- while it runs
 
@@ -189,80 +157,110 @@ class Keeping:
             try:
                 await self._round()
             except StoreError as e:
-                self._say(e)
-            await asyncio.sleep(PAUSE_S if self._failed else WRITE_S)
+                await self._failed(e)
+            await self._pause()
+
+    async def _pause(self) -> None:
+        if self._failures:
+            await asyncio.sleep(min(PAUSE_S * 2 ** (self._failures - 1), MAX_PAUSE_S))
+            return
+        await asyncio.sleep(PRESSING_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._pressing.wait(), WRITE_S - PRESSING_S)
 
     async def _round(self) -> None:
         """Read and write once. Raises StoreError."""
-        now = self._now()
-        if now >= self._sweep_at:
-            self._sweep_at = now + SWEEP_S
-            present, wall = [state.key for state in self._pool.accounts()], self._wall()
-            await self._in_thread(lambda: self._store.sweep(present, wall_now=wall))
-        if now >= self._used_at:
-            self._used_at = now + USED_S
-            for book in self._books.values():
-                book.note_used()
-        self._to_read.update(await self._in_thread(self._store.changed))
+        wall = self._wall()
+        if self._store is None:
+            self._meet(*await self._in_thread(lambda: opened(self._source, wall)))
+        store = self._store
+        assert store is not None
+        await self._by_the_clock(store, self._now(), wall)
+        self._heed(await self._in_thread(lambda: store.changed(wall_now=wall)))
         self._begin()
         if self._work is not None:
             with contextlib.suppress(StoreError):
-                await asyncio.wrap_future(self._work.saved)
-            self._finish()
+                await asyncio.wrap_future(self._work[1])
+        self._finish()
+        if self._failures:
+            self._failures, self._said = 0, ""
+            logger.log(ALERT, "account-pool: the state is kept again")
+
+    async def _by_the_clock(self, store: StateStore, now: float, wall: float) -> None:
+        """Do what is due. Raises StoreError."""
+        if now >= self._sweep_at:
+            self._sweep_at = now + SWEEP_S
+            present = [state.key for state in self._pool.accounts()]
+            await self._in_thread(lambda: store.sweep(present, wall_now=wall))
+        if now >= self._used_at:
+            self._used_at = now + USED_S
+            self._unwritten.note_used()
+        if now >= self._beat_at:
+            self._beat_at = now + BEAT_S
+            in_flight = self._unwritten.in_flight()
+            await self._in_thread(lambda: store.beat(in_flight, wall_now=wall))
+
+    def _meet(self, store: StateStore, books: Mapping[str, list[Row]]) -> None:
+        """Begin with *store*: take over its books, and have all that we know written."""
+        self._store = store
+        self._beat_at = self._now()
+        self._unwritten.meet(books)
+
+    def _heed(self, news: News) -> None:
+        """Take over what others have done, but for accounts: those are exchanged."""
+        self._to_read.update(news.accounts)
+        for name, rows in news.lines.items():
+            if name in self._unwritten.books:
+                self._unwritten.books[name].adopt(rows)
+        if news.elsewhere is not None:
+            self._pool.set_elsewhere(news.elsewhere, now=self._now())
+        if news.proxies is not None:
+            if not self.others and news.proxies:
+                self._beat_at = self._now()  # they do not know of us
+            self.others = news.proxies
 
     async def _in_thread(self, ask: Callable[[], Value]) -> Value:
         return await asyncio.wrap_future(self._thread.submit(ask))
 
     def _begin(self) -> None:
         """Hand what has changed to the thread, if anything has."""
-        pool, wall = self._pool, self._wall()
-        touched = frozenset(pool.touched)
-        keys = touched | self._to_read
-        lines = {
-            name: {key: book.row(key) for key in book.changed}
-            for name, book in self._books.items()
-            if book.changed
-        }
-        if not keys and not lines:
+        store = self._store
+        if store is None:
             return
-        pool.touched.clear()
+        batch = self._unwritten.take(self._to_read, tell=bool(self.others))
+        if batch is None:
+            return
         self._to_read.clear()
-        for book in self._books.values():
-            book.changed.clear()
-        mine = pool.snapshot(keys, now=self._now(), wall_now=wall)
-        # Not those that only others have: what they keep is theirs.
-        gone = tuple(touched.difference(account.key for account in mine.accounts))
+        self._pressing.clear()
+        self._work = batch, self._thread.submit(batch.write, store)
 
-        def write() -> Saved:
-            for name, of_book in lines.items():
-                rows = [row for row in of_book.values() if row is not None]
-                self._store.write_book(name, rows, [k for k, r in of_book.items() if r is None])
-            return self._store.exchange(mine.accounts, gone, wall_now=wall)
+    def _finish(self, *, at_start: bool = False) -> None:
+        """Take over what the store answered, or keep in mind what is still to be written.
 
-        saved = self._thread.submit(write)
-        self._work = _Work(mine=mine, gone=gone, lines=lines, saved=saved)
-
-    def _finish(self) -> None:
-        """Take over what the store answered, or keep in mind what is still to be written."""
-        work, self._work = self._work, None
-        assert work is not None
-        try:
-            saved = work.saved.result(STOP_TIMEOUT_S)
-        except (StoreError, TimeoutError, CancelledError) as e:
-            self._pool.touched.update(work.gone, (account.key for account in work.mine.accounts))
-            for name, of_book in work.lines.items():
-                self._books[name].changed.update(of_book)
-            if not isinstance(e, CancelledError):
-                self._say(e if isinstance(e, StoreError) else StoreError(_TOO_LONG))
+        Raises StoreError.
+        """
+        if self._work is None:
             return
-        for name, of_book in work.lines.items():
-            _note_written(self._books[name], of_book)
-        self._adopt(work.mine, saved)
-        if self._failed:
-            self._failed = False
-            logger.log(ALERT, "account-pool: the state is kept again")
+        (batch, answer), self._work = self._work, None
+        try:
+            saved = answer.result(STOP_TIMEOUT_S)
+        except (StoreError, CancelledError) as e:
+            self._unwritten.put_back(batch)
+            self._beat_at = self._now()  # others are told all of it
+            if isinstance(e, StoreError):
+                raise
+            return
+        except TimeoutError:
+            # It may be written yet: counts must not be added twice.
+            self._unwritten.put_back(batch, counts=False)
+            raise StoreError(_TOO_LONG) from None
+        self._unwritten.wrote(batch, saved.replaced)
+        if at_start:
+            self._adopt(batch.mine, forgiven(saved, self._wall()), By.RESTART)
+        else:
+            self._adopt(batch.mine, saved, By.PROXY)
 
-    def _adopt(self, mine: Saved, saved: Saved) -> None:
+    def _adopt(self, mine: Saved, saved: Saved, by: By) -> None:
         """Let the pool know what others have learnt; what it has learnt meanwhile stays."""
         before = {account.key: account for account in mine.accounts}
         news = {a.key: a for a in saved.accounts if a != before[a.key]}
@@ -271,9 +269,8 @@ class Keeping:
         wall = self._wall()
         present = self._pool.snapshot(news, now=self._now(), wall_now=wall)
         merged = tuple(merge(before[a.key], a, news[a.key]) for a in present.accounts)
-        self._pool.restore(
-            Saved(accounts=merged, wall_at=saved.wall_at), now=self._now(), wall_now=wall
-        )
+        merged_at = Saved(accounts=merged, wall_at=saved.wall_at)
+        self._pool.restore(merged_at, now=self._now(), wall_now=wall, by=by)
 
     def _mind_the_clock(self) -> None:
         """Let deadlines be where they were on the wall clock after the machine has slept."""
@@ -283,52 +280,58 @@ class Keeping:
         now = self._now()
         saved = self._pool.snapshot(now=now, wall_now=now + self._ahead)
         self._ahead = ahead
-        self._pool.restore(saved, now=now, wall_now=now + ahead)
+        self._pool.restore(saved, now=now, wall_now=now + ahead, by=By.CLOCK)
 
     def _wall(self) -> float:
         return self._now() + self._ahead
 
-    def _say(self, error: StoreError) -> None:
-        """Tell it once: the same is tried again every few seconds."""
-        if not self._failed:
-            logger.warning("account-pool: %s", error)
-            logger.log(ALERT, f"account-pool: {_IN_MEMORY} until it can be written again")
-        self._failed = True
+    # -- when it cannot be kept
 
+    async def _failed(self, error: StoreError) -> None:
+        # Nobody knows any more what others do.
+        self._pool.set_elsewhere({}, now=self._now())
+        if isinstance(error, DamagedError):
+            try:
+                await self._in_thread(lambda: self._put_aside(error))
+            except StoreError as e:
+                self._say(e)
+        else:
+            if isinstance(error, MovedError):
+                self._forget_store()
+            self._say(error)
 
-def begin(path: Path, service: Service) -> Keeping | None:
-    """Restore *service* from the database *path* and return what keeps it there.
+    def _put_aside(self, error: DamagedError) -> None:
+        """Have the next store begin empty. Raises StoreError."""
+        self._forget_store()
+        if self._asides == MAX_ASIDES:
+            raise error
+        self._asides += 1
+        where = self._source.put_aside()
+        kept = f"it is kept as {where}" if where else "another proxy has put it aside"
+        logger.log(ALERT, f"account-pool: {error.wrong}: {kept}, and a new one is begun")
 
-    None, and a line in the log, when that file cannot be used: no reason not to serve.
-    """
-    store = None
-    try:
-        store = SqliteState(path)
-        keeping = Keeping(store, service)
-        keeping.restore()
-    except StoreError as e:
+    def _forget_store(self) -> None:
+        store, self._store = self._store, None
         if store is not None:
             store.close()
-        logger.log(ALERT, f"account-pool: {e}. Until then {_IN_MEMORY}")
-        return None
-    for line in _restored(service.pool.accounts()):
+
+    def _say(self, error: StoreError) -> None:
+        """Tell it once: the same is tried again and again."""
+        self._failures += 1
+        if str(error) != self._said:
+            self._said = str(error)
+            logger.warning("account-pool: %s", error)
+            logger.log(ALERT, f"account-pool: {_IN_MEMORY} until it can be written again")
+
+
+def begin(source: Store, service: Service) -> Keeping:
+    """Restore *service* from *source* and return what keeps it there.
+
+    A source that cannot be used is no reason not to serve: the log says so, and it is
+    tried again.
+    """
+    keeping = Keeping(source, service)
+    keeping.restore()
+    for line in out_of_use(service.pool.accounts()):
         logger.log(ALERT, f"account-pool: {line}")
     return keeping
-
-
-def _restored(states: Iterable[AccountState]) -> list[str]:
-    """Say which accounts begin out of use, and how to use them again."""
-    return [
-        f"{state.key} is disabled since an earlier run: {state.disabled.signal}; "
-        f"pool.clear {state.key} uses it again"
-        for state in states
-        if state.disabled is not None
-    ]
-
-
-def _note_written(book: _Book, lines: Mapping[str, Row | None]) -> None:
-    for key, row in lines.items():
-        if row is None:
-            book.written.pop(key, None)
-        else:
-            book.written[key] = row

@@ -72,7 +72,6 @@ def settings(values: Mapping[str, OptionValue], options: Options) -> Settings:
         intercept_all=values["intercept"] == "all",
         remote=bool(values["allow_remote"]) or bool(getattr(options, "proxyauth", None)),
         insecure=bool(options.ssl_insecure),
-        observe_headroom=values["strategy"] == "most-headroom",
         body_limits=bool(options.stream_large_bodies or options.body_size_limit),
         websockets=str(values["websockets"]),
         manual_approve=bool(values["manual_approve"]),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from account_pool.config import AccountEntry
 from account_pool.core.account import AccountKey
+from account_pool.credentials.written import mark
 from account_pool.proxy.service import Service
 
 #: How often the file is looked at, in seconds.
@@ -54,7 +55,9 @@ def update_pool(
     *renewed* are those whose entry leads to another credential than it did.
     """
     pool, now = service.pool, service.now()
+    entries = list(entries)
     before = {state.key: state.account for state in pool.accounts()}
+    source = {entry.account.key: mark(entry) for entry in entries}
     wanted = {entry.account.key: entry.account for entry in entries}
     removed = tuple(key for key in before if key not in wanted)
     added = tuple(key for key in wanted if key not in before)
@@ -62,16 +65,16 @@ def update_pool(
         key for key, account in wanted.items() if key in before and before[key] != account
     )
     for key in removed:
-        pool.remove(key)
+        pool.remove(key, now=now)
         service.forget(key)
     for key in changed:
         pool.replace(wanted[key], now=now)
     others = tuple(key for key in renewed if key in wanted and key in before)
     for key in others:
-        pool.renewed(key, now=now)
+        pool.renewed(key, now=now, source=source[key])
         service.forget(key)
     for key in added:
-        pool.add(wanted[key], now=now, pending=wanted[key].enabled)
+        pool.add(wanted[key], now=now, pending=wanted[key].enabled, source=source[key])
     return Changes(added, removed, changed, others)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -18,12 +17,15 @@ from dataclasses import dataclass, field, replace
 from mitmproxy import http
 from mitmproxy.connection import Client
 
-from account_pool.core import headroom
+from account_pool.core import headroom_events, headroom_headers
 from account_pool.core.account import AccountKey
 from account_pool.core.affinity import Sessions
 from account_pool.core.attempts import Attempts, Limits
+from account_pool.core.counts import Counts
 from account_pool.core.credential import Credential
 from account_pool.core.errors import UnknownAccount
+from account_pool.core.headroom import Window
+from account_pool.core.headroom_words import Asked
 from account_pool.core.lease import Lease
 from account_pool.core.pins import Pins
 from account_pool.core.pool import Pool
@@ -37,13 +39,12 @@ from account_pool.proxy.answer import AnswerReader
 from account_pool.proxy.call import Call, FieldsView, read_head
 from account_pool.proxy.destination import Destination, is_loopback
 from account_pool.proxy.hooks import Turn
+from account_pool.proxy.log import Log
 from account_pool.proxy.scrub import Secrets
 from account_pool.proxy.wire import Places, mask
 
 logger = logging.getLogger(__name__)
 
-#: How often idle sessions are removed, seconds.
-SWEEP_S = 60.0
 #: Longest time a request waits for its account's credential to be renewed.
 REFRESH_TIMEOUT_S = 20.0
 _NO_SOCKET = "the account pool serves this over HTTP, where a limited request can be replayed"
@@ -64,7 +65,6 @@ class Settings:
         intercept_all: decrypt every host, as mitmproxy does by itself.
         remote: clients of other machines may be given an account.
         insecure: upstream certificates are not verified (mitmproxy's ssl_insecure).
-        observe_headroom: the strategy asks what each account has left.
         body_limits: mitmproxy's stream_large_bodies or body_size_limit is set.
         websockets: "refuse", "pin", or "" for what suits the provider.
         manual_approve: hold each request of the pool until a person resumes it.
@@ -75,7 +75,6 @@ class Settings:
     intercept_all: bool = False
     remote: bool = False
     insecure: bool = False
-    observe_headroom: bool = False
     body_limits: bool = True
     websockets: str = ""
     manual_approve: bool = False
@@ -98,6 +97,7 @@ class Service:
         settings: replaced as a whole when options change.
         sessions: where each conversation lives.
         pins: which account made what only it knows.
+        counters: what is counted and kept, by name: "usage".
         providers: by name, those of the user included.
         refresh: renews the credential of an account after a 401; says if it changed.
         local: answers a client's own token exchange, by provider name.
@@ -112,10 +112,13 @@ class Service:
         providers: Mapping[str, Provider],
         refresh: Callable[[AccountKey, Credential], Awaitable[bool]] | None = None,
     ) -> None:
-        self.pool = pool
+        self.now = time.monotonic
+        self.wall_now = time.time
+        self.set_pool(pool)
         self.settings = settings
         self.sessions = Sessions()
         self.pins = Pins()
+        self.counters = {"usage": Counts()}
         self.refresh = refresh
         self.local: dict[str, Callable[[], Awaitable[LocalAnswer]]] = {}
         self.seen: dict[str, Callable[[Mapping[str, str]], None]] = {}
@@ -126,13 +129,16 @@ class Service:
         self._refusals: dict[AccountKey, StoredRefusal] = {}
         #: the credential with which an account's answers have named its owner, or not
         self._owned: dict[AccountKey, Credential] = {}
-        self._swept_at = 0.0
         #: attempts under way by client connection, so that none outlives it
         self._under_way: dict[str, set[Attempts]] = {}
-        self.now = time.monotonic
-        self.wall_now = time.time
         self.chance = random.random
         self.set_providers(providers)
+
+    def set_pool(self, pool: Pool) -> None:
+        """Serve from *pool*, and tell the log what is decided there."""
+        self.pool = pool
+        pool.decisions.ahead = lambda: self.wall_now() - self.now()
+        pool.decisions.subscribe(Log())
 
     def set_providers(self, providers: Mapping[str, Provider]) -> None:
         """Take in other providers; hosts of those without an account are not ours."""
@@ -222,9 +228,6 @@ class Service:
     def attempts(self, call: Call, request: http.Request, *, replayable: bool) -> Attempts:
         """Begin the attempts of one request."""
         facts, now = call.facts(request), self.now()
-        if now - self._swept_at >= SWEEP_S:
-            self._swept_at = now
-            self.sessions.sweep(now)
         return Attempts(
             pool=self.pool,
             facts=facts,
@@ -304,7 +307,7 @@ class Service:
 
     def learn_ids(self, call: Call, lease: Lease, reader: AnswerReader) -> None:
         """Learn from the beginning of a good answer what it made on the account of *lease*."""
-        for thing in call.provider.made(call.head, reader.opening):
+        for thing in call.provider.made(call.head, reader.opening, reader.response.headers):
             self.pins.remember(lease.key, thing, self.wall_now())
 
     async def take_turn(self, turn: Turn) -> None:
@@ -336,16 +339,30 @@ class Service:
             logger.warning(f"{lease.key}: renewing its credential takes too long")
             return False
 
-    def observe(self, key: AccountKey, response: http.Response) -> None:
-        """Learn from the headers of an answer what *key* has left."""
-        told = headroom.read(response.headers.fields, self.wall_now())
-        if told is None:
-            return
-        now = self.now()
-        reset_at = math.inf if told.reset_s is None else now + told.reset_s
-        # The account may have been removed while it answered.
-        with contextlib.suppress(UnknownAccount):
-            self.pool.observe_headroom(key, told.share, reset_at=reset_at, now=now)
+    def observe(self, lease: Lease, response: http.Response) -> None:
+        """Learn from the headers of an answer what the account of *lease* has left."""
+        asked = Asked(lease.facts.model, self.now(), self.wall_now())
+        self._observed(lease, headroom_headers.read(response.headers.fields, asked), asked.now)
+
+    def observe_events(
+        self, provider: Provider, lease: Lease, content: bytes, model: str | None
+    ) -> None:
+        """Learn the same from *content*, a frame or some events, of a turn with *model*."""
+        marks = provider.headroom_marks
+        if any(mark in content for mark in marks):
+            asked = Asked(model, self.now(), self.wall_now())
+            self._observed(lease, headroom_events.read(content, marks, asked), asked.now)
+
+    def observe_opening(self, provider: Provider, lease: Lease, reader: AnswerReader) -> None:
+        """Learn it from the events that an answer begins with."""
+        if provider.headroom_marks:
+            self.observe_events(provider, lease, reader.opening(), lease.facts.model)
+
+    def _observed(self, lease: Lease, windows: list[Window], now: float) -> None:
+        if windows:
+            # The account may have been removed while it answered.
+            with contextlib.suppress(UnknownAccount):
+                self.pool.observe_headroom(lease.key, windows, now=now, lease=lease)
 
     def learn_owner(self, provider: Provider, lease: Lease, response: http.Response) -> None:
         """Learn from the head of an answer whose limits the account of *lease* shares."""

@@ -41,7 +41,7 @@ from account_pool.core.credential import Secret
 from account_pool.core.outcome import OutcomeClass
 from account_pool.core.steps import Answer, Deliver, Refresh, Send, Step, Wait
 from account_pool.providers.base import CannotSwap, LocalAnswer
-from account_pool.proxy import compat, delivery, scrub, told, wire
+from account_pool.proxy import compat, delivery, scrub, wire
 from account_pool.proxy.answer import AnswerReader, Reading
 from account_pool.proxy.attempt_stream import AttemptStream, translated
 from account_pool.proxy.call import Call
@@ -191,9 +191,6 @@ class ServingStream(AttemptStream):
         self.reader = None
         self.server_state = self.state_wait_for_response_headers
         yield from self.send_attempt(request)
-        if len(attempts.history) > 1:
-            # Said when the request is already on its way: nobody waits for the log.
-            told.replay(attempts, self.service.now())
         return None
 
     # -- the answer
@@ -208,8 +205,7 @@ class ServingStream(AttemptStream):
         assert lease is not None
         self.service.learn_owner(provider, lease, event.response)
         self.service.learn_tokens(provider, lease, event.response)
-        if self.service.settings.observe_headroom:
-            self.service.observe(lease.key, event.response)
+        self.service.observe(lease, event.response)
         self.reader = reader = AnswerReader(event.response, provider)
         if reader.first is Reading.COMMIT:
             if not 300 <= event.response.status_code < 400:
@@ -342,6 +338,7 @@ class ServingStream(AttemptStream):
             assert attempts.lease is not None
             if secrets is None:
                 self.service.learn_ids(self._call, attempts.lease, reader)
+                self.service.observe_opening(self._call.provider, attempts.lease, reader)
             attempts.committed(self.service.now())
         response = reader.response
         # A complete answer is given in one piece, as mitmproxy does by itself, so that
@@ -380,7 +377,6 @@ class ServingStream(AttemptStream):
         response = delivery.corrected(
             self._refusal, provider, wait_s, self._secrets(), self.service.wall_now()
         )
-        told.delivered(self._attempts, wait_s, self.service.now())
         yield from self.respond(response)
 
     def _answer_for_pool(self, step: Answer) -> CommandGenerator[None]:
@@ -391,7 +387,6 @@ class ServingStream(AttemptStream):
             response = delivery.repeated(stored, provider, wait_s, self.service.wall_now())
         else:
             response = delivery.local(provider.refusal(step.status, step.message, wait_s))
-        told.answered(step, response.status_code)
         yield from self.respond(response)
 
     def answer_locally(self, answer: LocalAnswer) -> CommandGenerator[None]:
@@ -497,12 +492,15 @@ class ServingStream(AttemptStream):
         if message.from_client:
             self.socket.client_said(message.content)
             return False
+        lease, provider = self.attempts.lease, self._call.provider
+        assert lease is not None
+        self.service.observe_events(provider, lease, message.content, self.socket.model)
         outcome = self.socket.server_said(message.content, self.service.wall_now())
         if outcome is None:
             return False
         now, model = self.service.now(), self.socket.model
-        moves = self.attempts.refused_inside(outcome, model, now) and not self.socket.answered
-        told.socket(self.attempts.history[-1].key, outcome, closed=moves)
+        may_close = not self.socket.answered
+        moves = self.attempts.refused_inside(outcome, model, now, may_close=may_close)
         if moves:
             message.drop()
         return moves

@@ -1,72 +1,130 @@
-"""What a person reads in the log: one line per failover, none per ordinary request.
+"""A decision in one line, for the log and for `pool.status`.
 
 The demo reads these lines too (`demo/screen.py`).
 """
 
 from __future__ import annotations
 
-import logging
 import math
+import re
 
-from account_pool.core.account import AccountKey
-from account_pool.core.attempts import Attempt, Attempts
-from account_pool.core.errors import UnknownAccount
-from account_pool.core.outcome import Outcome, OutcomeClass
-from account_pool.core.steps import Answer
+from account_pool.core.cooldown import Cause
+from account_pool.core.decision import By, Decision, Kind
+from account_pool.core.outcome import OutcomeClass
 
-logger = logging.getLogger(__name__)
-
-
-def replay(attempts: Attempts, now: float) -> None:
-    """A refused attempt is replayed."""
-    before, after = attempts.history[-2:]
-    outcome = before.outcome
-    if outcome is None or outcome.cls is OutcomeClass.TRANSPORT:
-        return
-    logger.info(f"{_verdict(before, attempts, now)} -> {after.key} ({outcome.signal})")
+#: Header values in a line; `pool.status KEY` shows all of them.
+MAX_VALUES = 3
 
 
-def delivered(attempts: Attempts, wait_s: float | None, now: float) -> None:
-    """The client gets to see a refusal; nothing is said when it is its own fault."""
-    last = attempts.history[-1]
-    if last.outcome is None or last.outcome.cls is OutcomeClass.REQUEST_ERROR:
-        return
-    logger.warning(f"{_verdict(last, attempts, now)}: given to the client{_told(wait_s)}")
+def line(decision: Decision) -> str:
+    """Return *decision* in one line: `openai/work: 429 rate_limit, cools 38 s -> ...`."""
+    why = _why(decision)
+    match decision.kind:
+        case Kind.MOVE if decision.by is By.SHORTAGE:
+            return f"{_subject(decision)}: its conversation moves -> {decision.to}{why}"
+        case Kind.MOVE | Kind.RETRY:
+            return f"{_subject(decision)} -> {decision.to}{why}"
+        case Kind.WAIT if decision.by is By.SHORTAGE:
+            return f"{decision.provider}: {_waiting(decision)}{_in_brackets(decision.reason)}"
+        case Kind.WAIT:
+            return f"{_subject(decision)}: {_waiting(decision)}{why}"
+        case Kind.REFUSAL if decision.by is By.SOCKET:
+            end = decision.reason or "given to the client"
+            return f"{_subject(decision)}: in a WebSocket, {end}{_signal(decision.cause)}"
+        case Kind.REFUSAL if _is_ours(decision):
+            told = _told(decision.told_s)
+            return f"{decision.provider}: {decision.reason}, refused{told}{_first(decision)}"
+        case Kind.REFUSAL:
+            return f"{_subject(decision)}: given to the client{_told(decision.told_s)}{why}"
+        case Kind.PROBE:
+            return f"{_subject(decision)}: asked whether it really does{why}"
+        case Kind.RELEASE | Kind.ENABLE:
+            return f"{_freed(decision)}, by {decision.by.value}{why}"
+        case _:
+            return f"{_subject(decision)}, by {decision.by.value}{why}"
 
 
-def answered(step: Answer, status: int) -> None:
-    """A request got no answer from the provider, and the client *status*."""
-    logger.warning(f"{step.message}: {status} to the client{_told(step.retry_after_s)}")
+def _subject(decision: Decision) -> str:
+    """Return `openai/work: 429 rate_limit, cools 38 s for gpt-5`, as far as it is known."""
+    name = str(decision.account or decision.provider)
+    parts = []
+    if decision.cause is not None and decision.by not in (By.SHORTAGE, By.HAND):
+        # Else it is not what has just happened, but why it cools already, or no answer.
+        parts.append(_verdict(decision.cause))
+    effect = decision.kind if decision.kind in (Kind.COOLDOWN, Kind.DISABLE) else decision.effect
+    if effect is Kind.DISABLE:
+        parts.append("disabled")
+    elif effect is Kind.COOLDOWN and decision.until is not None and decision.kind is not Kind.WAIT:
+        left = duration(decision.until - decision.at)
+        parts.append(f"cools {left}" + (f" for {decision.covers}" if decision.covers else ""))
+    return f"{name}: {', '.join(parts)}" if parts else name
 
 
-def socket(key: AccountKey, outcome: Outcome, *, closed: bool) -> None:
-    """A WebSocket was told of a limit."""
-    end = "closed, its client opens another" if closed else "given to the client"
-    logger.info(f"{key}: {outcome.cls} in a WebSocket, {end} ({outcome.signal})")
+def _verdict(cause: Cause) -> str:
+    """Return `429 rate_limit`."""
+    status = re.split("[: ]", cause.signal)[0]
+    # A limit inside a stream came with a success status, which says nothing.
+    return f"{status} {cause.cls}" if status.isdigit() else cause.cls.value
+
+
+def _waiting(decision: Decision) -> str:
+    if decision.waited_s is None:
+        left = duration((decision.until or decision.at) - decision.at)
+        return f"a request waits, {left} at most"
+    end = _ENDINGS.get(decision.released_by or decision.by, "")
+    return f"a request has waited {duration(decision.waited_s)}{end}"
+
+
+_ENDINGS = {
+    By.ACCOUNT: " and goes on",
+    By.TIME: ", as long as it may",
+    By.CLIENT: ", then its client left",
+}
+
+
+def _is_ours(decision: Decision) -> bool:
+    """Say whether there was no answer of the provider to be handed on."""
+    transport = decision.cause is not None and decision.cause.cls is OutcomeClass.TRANSPORT
+    return bool(decision.reason) and (decision.by is By.SHORTAGE or transport)
+
+
+def _first(decision: Decision) -> str:
+    if decision.by is not By.SHORTAGE or decision.account is None or decision.cause is None:
+        return ""
+    return f" ({decision.account} returns first: {evidence(decision.cause, most=MAX_VALUES)})"
+
+
+def _freed(decision: Decision) -> str:
+    name = str(decision.account)
+    if decision.kind is Kind.ENABLE or decision.until is None:
+        return f"{name}: used again"
+    early = duration(decision.until - decision.at)
+    of_model = f" for {decision.covers}" if decision.covers else ""
+    return f"{name}: used again{of_model}, {early} early"
 
 
 def _told(wait_s: float | None) -> str:
     return "" if wait_s is None else f", told to wait {math.ceil(wait_s)} s"
 
 
-def _verdict(attempt: Attempt, attempts: Attempts, now: float) -> str:
-    """Return `openai/work: 429 rate_limit, cools 38 s for gpt-5`."""
-    outcome = attempt.outcome
-    assert outcome is not None
-    status = outcome.signal.partition(" ")[0]
-    # A limit inside a stream came with a success status, which says nothing.
-    text = f"{attempt.key}: {status + ' ' if status.isdigit() else ''}{outcome.cls}"
-    try:
-        state = attempts.pool.get(attempt.key)
-    except UnknownAccount:
-        return text
-    if state.disabled is not None:
-        return f"{text}, disabled"
-    cooldown = state.cooldown_of(attempts.facts.model, now)
-    if cooldown is None:
-        return text
-    of_model = f" for {cooldown.model}" if cooldown.model else ""
-    return f"{text}, cools {duration(cooldown.until - now)}{of_model}"
+def _why(decision: Decision) -> str:
+    if decision.by is By.HAND and decision.kind is Kind.COOLDOWN:
+        return ""
+    return _signal(decision.cause) if decision.cause else _in_brackets(decision.reason)
+
+
+def _signal(cause: Cause | None) -> str:
+    return "" if cause is None else _in_brackets(evidence(cause, most=MAX_VALUES))
+
+
+def _in_brackets(text: str) -> str:
+    return f" ({text})" if text else ""
+
+
+def evidence(cause: Cause, most: int | None = None) -> str:
+    """Return what an answer said: its signal, and header values, *most* of them at most."""
+    values = [f"{name}: {value}" for name, value in cause.evidence.items()]
+    return "; ".join(filter(None, (cause.signal or cause.cls.value, ", ".join(values[:most]))))
 
 
 def duration(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """What survives a restart.
 
-Reading order: `tokens` (what is kept of a login, and the protocol), `memory`, `state`
-(what is kept of a pool), then `schema`, `database`, `sqlite` and `sqlite_state`.
+Reading order: `store` (the protocol as a whole), `tokens` (what is kept of a login),
+`state` (what is kept of a pool), `memory`, then `schema`, `database`, `sqlite`,
+`sqlite_rows` and `sqlite_state`.
 """

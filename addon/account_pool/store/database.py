@@ -8,6 +8,7 @@ Knows nothing of what is in it: `schema.py` has the tables, `sqlite.py` and
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shlex
 import sqlite3
@@ -16,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from account_pool.store.errors import StoreError
+from account_pool.store.errors import DamagedError, MovedError, StoreError
 from account_pool.store.schema import MIGRATIONS
 
 #: How long a write waits for another process unless it says otherwise, in seconds.
@@ -70,6 +71,7 @@ class Database:
                 "set pool_state to a file of your own, or to memory:"
             ) from None
         self._connection = self._open()
+        self._number = number_of(path)
 
     def close(self) -> None:
         with self._lock, contextlib.suppress(sqlite3.Error):
@@ -83,6 +85,17 @@ class Database:
                 yield self._connection
             except sqlite3.Error as error:
                 raise self._explained(error) from None
+
+    @contextlib.contextmanager
+    def looking(self) -> Iterator[sqlite3.Connection]:
+        """Give the connection out for several questions, with answers of one moment."""
+        with self.reading() as connection:
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -99,6 +112,13 @@ class Database:
                 with contextlib.suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
                 raise
+
+    def check_place(self) -> None:
+        """Raise MovedError when the file is not where it was opened: nobody would find it."""
+        if number_of(self.path) != self._number:
+            raise MovedError(
+                f"the state database {self.path} was moved or deleted; a new one is begun there"
+            )
 
     def _open(self) -> sqlite3.Connection:
         connection = None
@@ -132,13 +152,66 @@ class Database:
         # Extended names begin with those of the table: SQLITE_READONLY_DBMOVED.
         found = next((text for known, text in _REMEDIES.items() if name.startswith(known)), None)
         wrong, remedy = found or (f"cannot be used ({name})", "set pool_state to another file")
-        if remedy == "DAMAGED":
-            aside = shlex.quote(f"{self.path}.damaged")
-            remedy = (
-                f"keep it, as it may hold the newest logins: mv {shlex.quote(str(self.path))} "
-                f"{aside}; accounts whose login is refused then need a new one"
-            )
-        return StoreError(f"the state database {self.path} {wrong}; {remedy}")
+        if remedy != "DAMAGED":
+            return StoreError(f"the state database {self.path} {wrong}; {remedy}")
+        aside = shlex.quote(f"{self.path}.damaged")
+        return DamagedError(
+            f"the state database {self.path} {wrong}",
+            f"keep it, as it may hold the newest logins: mv {shlex.quote(str(self.path))} "
+            f"{aside}; accounts whose login is refused then need a new one",
+        )
+
+
+def number_of(path: Path) -> int | None:
+    """Return what tells this file from another that has its name later; None: no file."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
+
+
+def put_aside(path: Path, *, in_use: bool) -> Path:
+    """Give the damaged file *path* another name, and return that. Raises StoreError.
+
+    One that is *in_use* for logins, or can still be asked for them, stays: others may be about to
+    write the next tokens into it.
+    """
+    aside = _free_name(path)
+    if in_use or _holds_logins(path):
+        raise DamagedError(
+            f"the state database {path} is damaged, but keeps logins",
+            f"end every proxy that uses it, then: mv {shlex.quote(str(path))} "
+            f"{shlex.quote(str(aside))}; accounts whose login is refused then need a new one",
+        )
+    try:
+        for suffix in _BESIDE:
+            with contextlib.suppress(FileNotFoundError):
+                Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise StoreError(
+            f"the state database {path} is damaged and cannot be renamed ({reason}); move it"
+        ) from None
+    return aside
+
+
+def _free_name(path: Path) -> Path:
+    later = (Path(f"{path}.damaged-{n}") for n in itertools.count(2))
+    names = itertools.chain([Path(f"{path}.damaged")], later)
+    return next(name for name in names if not name.exists())
+
+
+def _holds_logins(path: Path) -> bool:
+    """Say whether a login can be read from it. Nobody can use one that cannot."""
+    try:
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+    except sqlite3.Error:
+        return False
+    with contextlib.closing(connection):
+        try:
+            return connection.execute("SELECT 1 FROM tokens").fetchone() is not None
+        except sqlite3.Error:
+            return False
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:

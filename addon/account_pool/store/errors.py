@@ -5,3 +5,19 @@ from __future__ import annotations
 
 class StoreError(Exception):
     """The store cannot be read or written; the text names the file and the remedy."""
+
+
+class DamagedError(StoreError):
+    """What it holds makes no sense.
+
+    Attributes:
+        wrong: what is wrong, without the remedy.
+    """
+
+    def __init__(self, wrong: str, remedy: str) -> None:
+        super().__init__(f"{wrong}; {remedy}")
+        self.wrong = wrong
+
+
+class MovedError(StoreError):
+    """The file was taken away while we had it open: open it anew."""

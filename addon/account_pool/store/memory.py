@@ -1,15 +1,20 @@
-"""Tokens that are forgotten at the end of the process."""
+"""A store that is forgotten at the end of the process: `pool_state=memory:`."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
+from account_pool.core.account import AccountKey
+from account_pool.core.counts import Counted, add_to
+from account_pool.core.credential import Secret
+from account_pool.core.saved import Saved, SavedAccount, merge, of_another
+from account_pool.store.state import Lines, News, Row
 from account_pool.store.tokens import Tokens
 
 
 class MemoryTokens:
-    """A `TokenStore` for `pool_state=memory:`."""
+    """A `TokenStore` in memory."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -20,9 +25,13 @@ class MemoryTokens:
         with self._lock:
             return self._tokens.get(family)
 
-    def save(self, family: str, tokens: Tokens) -> None:
+    def save(self, family: str, tokens: Tokens, *, replaces: Secret | None = None) -> bool:
         with self._lock:
+            known = self._tokens.get(family)
+            if replaces is not None and known is not None and known.refresh != replaces:
+                return False
             self._tokens[family] = tokens
+            return True
 
     def claim(
         self, family: str, owner: str, *, clock: Callable[[], float], lasts_s: float
@@ -43,3 +52,72 @@ class MemoryTokens:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+class MemoryState:
+    """A `StateStore` in memory: that of the only proxy which can see it."""
+
+    def __init__(self) -> None:
+        self._accounts: dict[AccountKey, SavedAccount] = {}
+        #: what the pool knows of it; an account that came back knows nothing
+        self._base: dict[AccountKey, SavedAccount] = {}
+        self._books: dict[str, dict[str, Row]] = {}
+        self._counts: dict[str, Counted] = {}
+        self._wall_at = 0.0
+
+    def exchange(
+        self,
+        mine: Iterable[SavedAccount],
+        gone: Collection[AccountKey] = (),
+        *,
+        wall_now: float,
+        lines: Mapping[str, Lines] | None = None,
+        counts: Mapping[str, Counted] | None = None,
+        in_flight: Mapping[AccountKey, int] | None = None,
+    ) -> Saved:
+        for key in gone:
+            self._base.pop(key, None)
+        mine = list(mine)
+        found = {account.key: self._accounts.get(account.key) for account in mine}
+        merged = tuple(merge(self._base.get(a.key), a, found[a.key]) for a in mine)
+        replaced = frozenset(
+            a.key for a in mine if a.key not in self._base and of_another(a, found[a.key])
+        )
+        for account in merged:
+            self._accounts[account.key] = self._base[account.key] = account
+        for book, changes in (lines or {}).items():
+            self._write_lines(book, changes)
+        for name, added in (counts or {}).items():
+            add_to(self._counts.setdefault(name, {}), added)
+        wall_at, self._wall_at = self._wall_at, wall_now
+        return Saved(accounts=merged, wall_at=wall_at, replaced=replaced)
+
+    def changed(self, *, wall_now: float) -> News:
+        return News()
+
+    def beat(self, in_flight: Mapping[AccountKey, int], *, wall_now: float) -> None:
+        """There is nobody to be told."""
+
+    def reap(self, proxies: Collection[str]) -> None:
+        """There is no other."""
+
+    def read_book(self, book: str) -> list[Row]:
+        return sorted(self._books.get(book, {}).values(), key=lambda row: row[2])
+
+    def read_counts(self, name: str) -> Counted:
+        return {key: dict(sums) for key, sums in self._counts.get(name, {}).items()}
+
+    def sweep(self, present: Iterable[AccountKey], *, wall_now: float) -> None:
+        """A process does not live that long."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _write_lines(self, name: str, changes: Lines) -> None:
+        book = self._books.setdefault(name, {})
+        for key, used_at in changes.gone.items():
+            if key in book and book[key][2] <= used_at:
+                del book[key]
+        for row in changes.rows:
+            if row[0] not in book or book[row[0]][2] <= row[2]:
+                book[row[0]] = row

@@ -64,4 +64,56 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (book, key)
         )""",
     ),
+    (
+        # The proxies that use this file, and how many requests each has in flight. One
+        # that has not been seen for a while is dead, and what it held is free.
+        """CREATE TABLE proxies (
+            proxy TEXT PRIMARY KEY,
+            host TEXT NOT NULL,
+            pid INTEGER NOT NULL,
+            started_at REAL NOT NULL,
+            seen_at REAL NOT NULL
+        )""",
+        """CREATE TABLE in_flight (
+            proxy TEXT NOT NULL,
+            account TEXT NOT NULL,
+            requests INTEGER NOT NULL,
+            PRIMARY KEY (proxy, account)
+        )""",
+        # The number of the write that changed a line last, as of an account.
+        "ALTER TABLE bindings ADD COLUMN write INTEGER NOT NULL DEFAULT 0",
+        "CREATE INDEX bindings_by_write ON bindings (write)",
+        # Fingerprint of how the credential of an account was written down.
+        "ALTER TABLE accounts ADD COLUMN source TEXT NOT NULL DEFAULT ''",
+        # Sums, of all proxies together; the key is a JSON list of texts.
+        """CREATE TABLE counts (
+            name TEXT NOT NULL,
+            key TEXT NOT NULL,
+            field TEXT NOT NULL,
+            amount NUMERIC NOT NULL,
+            added_at REAL NOT NULL,
+            PRIMARY KEY (name, key, field)
+        )""",
+    ),
+    (
+        # What is left of each allowance: a list in JSON in place of one share.
+        """CREATE TABLE accounts_with_windows (
+            account TEXT PRIMARY KEY,
+            first_seen REAL NOT NULL,
+            last_seen REAL NOT NULL,
+            served INTEGER NOT NULL,
+            owner TEXT,
+            disabled TEXT,
+            disabled_at REAL,
+            refused TEXT,
+            write INTEGER NOT NULL,
+            source TEXT NOT NULL,
+            windows TEXT NOT NULL
+        )""",
+        "INSERT INTO accounts_with_windows SELECT account, first_seen, last_seen, served, owner, "
+        "disabled, disabled_at, refused, write, source, '[]' FROM accounts",
+        "DROP TABLE accounts",
+        "ALTER TABLE accounts_with_windows RENAME TO accounts",
+        "CREATE INDEX accounts_by_write ON accounts (write)",
+    ),
 )

@@ -36,20 +36,26 @@ class SqliteTokens:
             companions=json.loads(companions),
         )
 
-    def save(self, family: str, tokens: Tokens) -> None:
+    def save(self, family: str, tokens: Tokens, *, replaces: Secret | None = None) -> bool:
         access = None if tokens.access is None else tokens.access.reveal()
         with self._database.writing() as connection:
-            connection.execute(
-                "INSERT OR REPLACE INTO tokens VALUES (?, ?, ?, ?, ?, ?)",
-                (
-                    family,
-                    access,
-                    tokens.refresh.reveal(),
-                    tokens.expires_at,
-                    tokens.refreshed_at,
-                    json.dumps(dict(tokens.companions), sort_keys=True),
-                ),
+            done = connection.execute(
+                "INSERT INTO tokens VALUES (:family, :access, :refresh, :expires_at, "
+                ":refreshed_at, :companions) ON CONFLICT (family) DO UPDATE SET "
+                "access_token = :access, refresh_token = :refresh, expires_at = :expires_at, "
+                "refreshed_at = :refreshed_at, companions = :companions "
+                "WHERE :replaces IS NULL OR refresh_token = :replaces",
+                {
+                    "family": family,
+                    "access": access,
+                    "refresh": tokens.refresh.reveal(),
+                    "expires_at": tokens.expires_at,
+                    "refreshed_at": tokens.refreshed_at,
+                    "companions": json.dumps(dict(tokens.companions), sort_keys=True),
+                    "replaces": None if replaces is None else replaces.reveal(),
+                },
             )
+            return done.rowcount > 0
 
     def claim(
         self, family: str, owner: str, *, clock: Callable[[], float], lasts_s: float

@@ -1,32 +1,36 @@
 """What a pool has learnt, in the state database, shared by all proxies that name the file.
 
-Each row of `accounts` has the number of the write that changed it last, so that the rows
-others have changed are found without reading all.
+Each account and each line of a book has the number of the write that changed it last, so
+that what others have changed is found without reading all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import socket
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping
-from math import inf
 from pathlib import Path
-from typing import Any
+from uuid import uuid4
 
 from account_pool.core.account import AccountKey
-from account_pool.core.cooldown import Cause, Cooldown
-from account_pool.core.outcome import OutcomeClass, Scope
-from account_pool.core.saved import Saved, SavedAccount, SavedDisabling, merge
+from account_pool.core.counts import Counted
+from account_pool.core.saved import Saved, SavedAccount, merge, of_another
 from account_pool.store.database import Database
-from account_pool.store.state import Row
+from account_pool.store.errors import StoreError
+from account_pool.store.sqlite_rows import is_text, names, read_accounts, write_account
+from account_pool.store.state import GRACE_S, Lines, News, OtherProxy, Row
 
 #: Another proxy writes for some milliseconds; nobody waits for these rows, seconds.
 BUSY_TIMEOUT_S = 2.0
 #: How long rows are kept that nobody uses, seconds: of accounts that no proxy has (they
-#: may be written down again), and of the books. A session is bound for half an hour;
+#: may be written down again), of the books, and sums. A session is bound for half an hour;
 #: vendors keep what a pin names for a month (OpenAI: responses, 30 days).
 ACCOUNT_KEPT_S = 90 * 86400.0
 BOOK_KEPT_S = {"sessions": 86400.0, "pins": 30 * 86400.0}
+COUNTS_KEPT_S = 400 * 86400.0
 
 
 class SqliteState:
@@ -39,45 +43,114 @@ class SqliteState:
     def __init__(self, path: Path) -> None:
         """Open *path*. Raises StoreError."""
         self._database = Database(path, busy_timeout_s=BUSY_TIMEOUT_S, synchronous="NORMAL")
+        self._me = uuid4().hex
         #: what the file and our pool agreed on last
         self._base: dict[AccountKey, SavedAccount] = {}
+        #: of the last write we know of; None: look at everything
         self._data_version: int | None = None
         self._seen = 0
 
     def exchange(
-        self, mine: Iterable[SavedAccount], gone: Collection[AccountKey], *, wall_now: float
+        self,
+        mine: Iterable[SavedAccount],
+        gone: Collection[AccountKey] = (),
+        *,
+        wall_now: float,
+        lines: Mapping[str, Lines] | None = None,
+        counts: Mapping[str, Counted] | None = None,
+        in_flight: Mapping[AccountKey, int] | None = None,
     ) -> Saved:
         mine = list(mine)
+        for key in gone:
+            self._base.pop(key, None)
         with self._database.writing() as connection:
             write, wall_at = connection.execute("SELECT write, wall_at FROM writes").fetchone()
             found = self._read(connection, [account.key for account in mine])
             merged = [merge(self._base.get(a.key), a, found.get(a.key)) for a in mine]
-            new = [account for account in merged if account != found.get(account.key)]
+            new = [account for account in merged if self._is_new(account, found.get(account.key))]
             for account in new:
-                _write(connection, account, write + 1, wall_now)
-            for key in gone:
-                _forget(connection, key)
-            if new or gone:
+                write_account(connection, account, write + 1, wall_now)
+            for book, changes in (lines or {}).items():
+                _write_lines(connection, book, changes, write + 1)
+            for name, added in (counts or {}).items():
+                _add(connection, name, added, wall_now)
+            self._note_in_flight(connection, in_flight or {})
+            if new or lines:
                 connection.execute(
                     "UPDATE writes SET write = ?, wall_at = ?", (write + 1, wall_now)
                 )
+        if (new or lines) and write == self._seen:
+            self._seen = write + 1  # nobody else has written since: no news to us
+        replaced = frozenset(
+            a.key for a in mine if a.key not in self._base and of_another(a, found.get(a.key))
+        )
         self._base.update((account.key, account) for account in merged)
-        for key in gone:
-            self._base.pop(key, None)
-        return Saved(accounts=tuple(merged), wall_at=wall_at)
+        return Saved(accounts=tuple(merged), wall_at=wall_at, replaced=replaced)
 
-    def changed(self) -> Collection[AccountKey]:
+    def changed(self, *, wall_now: float) -> News:
         with self._database.reading() as connection:
             # Differs when another connection has written; asking costs no read of the file.
             data_version = connection.execute("PRAGMA data_version").fetchone()[0]
-            if data_version == self._data_version:
-                return ()
-            rows = connection.execute(
-                "SELECT account, write FROM accounts WHERE write > ?", (self._seen,)
+        if data_version == self._data_version:
+            return News()
+        with self._database.looking() as connection:
+            since = (self._seen,)
+            accounts = connection.execute(
+                "SELECT account, write FROM accounts WHERE write > ?", since
             ).fetchall()
+            bound = connection.execute(
+                "SELECT book, key, account, used_at, write FROM bindings "
+                "WHERE write > ? ORDER BY used_at",
+                since,
+            ).fetchall()
+            elsewhere = connection.execute(
+                "SELECT account, sum(requests) FROM in_flight JOIN proxies USING (proxy) "
+                "WHERE proxy != ? AND abs(seen_at - ?) < ? GROUP BY account",
+                (self._me, wall_now, GRACE_S),
+            ).fetchall()
+            proxies = connection.execute(
+                "SELECT proxy, host, pid, started_at, seen_at FROM proxies WHERE proxy != ?",
+                (self._me,),
+            ).fetchall()
+        lines: dict[str, list[Row]] = {}
+        for book, key, account, used_at, _ in bound:
+            lines.setdefault(book, []).append((key, account, used_at))
+        news = News(
+            accounts=self._keys(account for account, _ in accounts),
+            lines=lines,
+            elsewhere={self._key(account): requests for account, requests in elsewhere},
+            proxies=tuple(
+                OtherProxy(id=id_, host=host, pid=pid, started_at=started_at, seen_at=seen_at)
+                for id_, host, pid, started_at, seen_at in proxies
+            ),
+        )
+        self._keys({account for of_book in lines.values() for _, account, _ in of_book})
         self._data_version = data_version
-        self._seen = max((write for _, write in rows), default=self._seen)
-        return self._keys(account for account, _ in rows)
+        self._seen = max((row[-1] for row in (*accounts, *bound)), default=self._seen)
+        return news
+
+    def beat(self, in_flight: Mapping[AccountKey, int], *, wall_now: float) -> None:
+        self._database.check_place()
+        with self._database.writing() as connection:
+            # One further ahead than any could be was seen before the clock was set back.
+            dead = connection.execute(
+                "SELECT proxy FROM proxies WHERE proxy != ? AND abs(seen_at - ?) >= ?",
+                (self._me, wall_now, GRACE_S),
+            ).fetchall()
+            _reap(connection, [proxy for (proxy,) in dead])
+            connection.execute(
+                "INSERT INTO proxies VALUES (:me, :host, :pid, :now, :now) "
+                "ON CONFLICT (proxy) DO UPDATE SET seen_at = :now",
+                {"me": self._me, "host": socket.gethostname(), "pid": os.getpid(), "now": wall_now},
+            )
+            connection.execute("DELETE FROM in_flight WHERE proxy = ?", (self._me,))
+            self._note_in_flight(connection, in_flight)
+        # Who is dead has written nothing: look, whether or not others have.
+        self._data_version = None
+
+    def reap(self, proxies: Collection[str]) -> None:
+        with self._database.writing() as connection:
+            _reap(connection, proxies)
 
     def read_book(self, book: str) -> list[Row]:
         with self._database.reading() as connection:
@@ -88,25 +161,25 @@ class SqliteState:
         self._keys({account for _, account, _ in rows})
         return rows
 
-    def write_book(self, book: str, rows: Iterable[Row], gone: Iterable[str] = ()) -> None:
-        with self._database.writing() as connection:
-            connection.executemany(
-                "DELETE FROM bindings WHERE book = ? AND key = ?", ((book, key) for key in gone)
-            )
-            # One that was used later on another proxy is newer.
-            connection.executemany(
-                "INSERT INTO bindings VALUES (?, ?, ?, ?) ON CONFLICT (book, key) DO UPDATE SET "
-                "account = excluded.account, used_at = excluded.used_at "
-                "WHERE used_at <= excluded.used_at",
-                ((book, *row) for row in rows if _is_text(row[0])),
-            )
+    def read_counts(self, name: str) -> Counted:
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                "SELECT key, field, amount FROM counts WHERE name = ?", (name,)
+            ).fetchall()
+        sums: Counted = {}
+        try:
+            for key, field, amount in rows:
+                sums.setdefault(tuple(json.loads(key)), {})[field] = amount
+        except (TypeError, ValueError):
+            raise self._database.damaged() from None
+        return sums
 
     def sweep(self, present: Iterable[AccountKey], *, wall_now: float) -> None:
         with self._database.writing() as connection:
             connection.execute(
                 "UPDATE accounts SET last_seen = ? "
                 "WHERE account IN (SELECT value FROM json_each(?))",
-                (wall_now, _names(present)),
+                (wall_now, names(present)),
             )
             connection.execute(
                 "DELETE FROM accounts WHERE last_seen < ?", (wall_now - ACCOUNT_KEPT_S,)
@@ -118,13 +191,37 @@ class SqliteState:
                 "DELETE FROM bindings WHERE book = ? AND used_at < ?",
                 ((book, wall_now - kept_s) for book, kept_s in BOOK_KEPT_S.items()),
             )
+            connection.execute("DELETE FROM counts WHERE added_at < ?", (wall_now - COUNTS_KEPT_S,))
 
     def close(self) -> None:
+        with contextlib.suppress(StoreError):
+            self.reap([self._me])
         self._database.close()
 
-    def _keys(self, names: Iterable[str]) -> set[AccountKey]:
+    def _is_new(self, account: SavedAccount, found: SavedAccount | None) -> bool:
+        """Say whether *account* is to be written.
+
+        Another proxy may use this name with another credential: each writes only what is
+        new, or both would write in turns for ever.
+        """
+        if account == found:
+            return False
+        return not (of_another(account, found) and account == self._base.get(account.key))
+
+    def _note_in_flight(
+        self, connection: sqlite3.Connection, in_flight: Mapping[AccountKey, int]
+    ) -> None:
+        connection.executemany(
+            "INSERT OR REPLACE INTO in_flight VALUES (?, ?, ?)",
+            ((self._me, str(key), requests) for key, requests in in_flight.items()),
+        )
+
+    def _keys(self, accounts: Iterable[str]) -> set[AccountKey]:
+        return {self._key(account) for account in accounts}
+
+    def _key(self, account: str) -> AccountKey:
         try:
-            return {AccountKey.parse(name) for name in names}
+            return AccountKey.parse(account)
         except ValueError:
             raise self._database.damaged() from None
 
@@ -132,124 +229,37 @@ class SqliteState:
         self, connection: sqlite3.Connection, keys: Iterable[AccountKey]
     ) -> dict[AccountKey, SavedAccount]:
         try:
-            return _read(connection, keys)
+            return read_accounts(connection, keys)
         except (LookupError, TypeError, ValueError):
             raise self._database.damaged() from None
 
 
-# -- rows
-
-
-def _read(
-    connection: sqlite3.Connection, keys: Iterable[AccountKey]
-) -> dict[AccountKey, SavedAccount]:
-    names = (_names(keys),)
-    cooldowns: dict[str, dict[str | None, Cooldown]] = {}
-    for account, model, since, until, streak, cause in connection.execute(
-        "SELECT account, model, since, until, streak, cause FROM cooldowns "
-        "WHERE account IN (SELECT value FROM json_each(?))",
-        names,
-    ):
-        covered = _unquoted(model)
-        cooldowns.setdefault(account, {})[covered] = Cooldown(
-            model=covered, since=since, until=until, streak=streak, cause=_cause(cause)
-        )
-    rows = connection.execute(
-        "SELECT account, served, owner, headroom, headroom_reset_at, "
-        "disabled, disabled_at, refused FROM accounts "
-        "WHERE account IN (SELECT value FROM json_each(?))",
-        names,
-    )
-    return {
-        (key := AccountKey.parse(account)): SavedAccount(
-            key=key,
-            cooldowns=cooldowns.get(account, {}),
-            disabled=disabled
-            and SavedDisabling(cause=_cause(disabled), since=disabled_at, refused=refused),
-            owner=_unquoted(owner),
-            headroom=headroom,
-            headroom_reset_at=inf if reset_at is None else reset_at,
-            served=served,
-        )
-        for account, served, owner, headroom, reset_at, disabled, disabled_at, refused in rows
-    }
-
-
-def _write(
-    connection: sqlite3.Connection, account: SavedAccount, write: int, wall_now: float
-) -> None:
-    name, disabled = str(account.key), account.disabled
-    connection.execute(
-        "INSERT INTO accounts VALUES (:name, :now, :now, :served, :owner, :headroom, :reset_at, "
-        ":disabled, :disabled_at, :refused, :write) ON CONFLICT (account) DO UPDATE SET "
-        "last_seen = :now, served = :served, owner = :owner, headroom = :headroom, "
-        "headroom_reset_at = :reset_at, disabled = :disabled, disabled_at = :disabled_at, "
-        "refused = :refused, write = :write",
-        {
-            "name": name,
-            "now": wall_now,
-            "served": account.served,
-            "owner": _quoted(account.owner),
-            "headroom": account.headroom,
-            "reset_at": None if account.headroom_reset_at == inf else account.headroom_reset_at,
-            "disabled": disabled and _text(disabled.cause),
-            "disabled_at": disabled and disabled.since,
-            "refused": disabled and disabled.refused,
-            "write": write,
-        },
-    )
-    connection.execute("DELETE FROM cooldowns WHERE account = ?", (name,))
+def _write_lines(connection: sqlite3.Connection, book: str, lines: Lines, write: int) -> None:
     connection.executemany(
-        "INSERT INTO cooldowns VALUES (?, ?, ?, ?, ?, ?)",
+        "DELETE FROM bindings WHERE book = ? AND key = ? AND used_at <= ?",
+        ((book, key, used_at) for key, used_at in lines.gone.items() if is_text(key)),
+    )
+    connection.executemany(
+        "INSERT INTO bindings VALUES (?, ?, ?, ?, ?) ON CONFLICT (book, key) DO UPDATE SET "
+        "account = excluded.account, used_at = excluded.used_at, write = excluded.write "
+        "WHERE used_at <= excluded.used_at",
+        ((book, *row, write) for row in lines.rows if is_text(row[0])),
+    )
+
+
+def _add(connection: sqlite3.Connection, name: str, added: Counted, wall_now: float) -> None:
+    connection.executemany(
+        "INSERT INTO counts VALUES (?, ?, ?, ?, ?) ON CONFLICT (name, key, field) DO UPDATE SET "
+        "amount = amount + excluded.amount, added_at = excluded.added_at",
         (
-            (name, _quoted(c.model), c.since, c.until, c.streak, _text(c.cause))
-            for c in account.cooldowns.values()
+            (name, json.dumps(key), field, amount, wall_now)
+            for key, amounts in added.items()
+            for field, amount in amounts.items()
         ),
     )
 
 
-def _forget(connection: sqlite3.Connection, key: AccountKey) -> None:
-    name = (str(key),)
-    connection.execute("DELETE FROM accounts WHERE account = ?", name)
-    connection.execute("DELETE FROM cooldowns WHERE account = ?", name)
-    connection.execute("DELETE FROM bindings WHERE account = ?", name)
-
-
-def _names(keys: Iterable[AccountKey]) -> str:
-    return json.dumps([str(key) for key in keys])
-
-
-def _is_text(key: str) -> bool:
-    """Say whether SQLite can hold *key*: clients choose it, and JSON has half characters."""
-    return key.isascii() or key == key.encode(errors="replace").decode()
-
-
-def _quoted(text: str | None) -> str | None:
-    """Return *text* as JSON, for the same reason."""
-    return None if text is None else json.dumps(text)
-
-
-def _unquoted(text: str | None) -> str | None:
-    return None if text is None else str(json.loads(text))
-
-
-def _text(cause: Cause) -> str:
-    told: Mapping[str, Any] = {
-        "signal": cause.signal,
-        "class": cause.cls,
-        "scope": cause.scope,
-        "evidence": dict(cause.evidence),
-        "hinted": cause.hinted,
-    }
-    return json.dumps(told)
-
-
-def _cause(text: str) -> Cause:
-    told = json.loads(text)
-    return Cause(
-        signal=told["signal"],
-        cls=OutcomeClass(told["class"]),
-        scope=Scope(told["scope"]),
-        evidence=told["evidence"],
-        hinted=told["hinted"],
-    )
+def _reap(connection: sqlite3.Connection, proxies: Iterable[str]) -> None:
+    for proxy in proxies:
+        connection.execute("DELETE FROM in_flight WHERE proxy = ?", (proxy,))
+        connection.execute("DELETE FROM proxies WHERE proxy = ?", (proxy,))

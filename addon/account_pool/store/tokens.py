@@ -42,8 +42,13 @@ class TokenStore(Protocol):
         """Return the newest tokens of *family*, None if it was never refreshed."""
         ...
 
-    def save(self, family: str, tokens: Tokens) -> None:
-        """Keep *tokens* as the newest. They survive whatever happens after the return."""
+    def save(self, family: str, tokens: Tokens, *, replaces: Secret | None = None) -> bool:
+        """Keep *tokens* as the newest. They survive whatever happens after the return.
+
+        *replaces* is the refresh token they were got for. False, and nothing is done, when
+        the store has the tokens of another refresh by now: a compare-and-swap, for one
+        whose claim ended before he could write.
+        """
         ...
 
     def claim(

@@ -1,0 +1,278 @@
+"""What only the account knows that made it: stored answers, files, batches, containers.
+
+A request names such a thing in its path, its query or its body. The answer that made it
+tells its id, and so do lists. Whose it is, is kept in `core/pins.py`. Which things an API
+has is in providers.md; the paths are those of the vendors' API references.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import msgspec
+
+from account_pool.providers.base import RequestHead
+from account_pool.providers.heads import Body, body_of
+
+#: Stands for all things that are kept together: whoever made the last one makes the next.
+TOGETHER = "(things)"
+#: Ids that are learnt from one answer at most: a page of a list has 100 of them.
+MAX_TOLD = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Things:
+    """Where an API keeps what its accounts made.
+
+    Attributes:
+        path: all its paths.
+        tail: the same below any prefix: what a gateway routes to itself may have one.
+        together: in the path of things of which a request may name several. They are made
+            on one account, as long as that can serve; others where the strategy says.
+        one: in the path of one thing; its id is group 1.
+        mark: occurs in every body that names a file.
+    """
+
+    path: re.Pattern[str]
+    tail: re.Pattern[str]
+    together: re.Pattern[str]
+    one: re.Pattern[str]
+    mark: bytes
+
+    @classmethod
+    def of(
+        cls,
+        below: str,
+        *,
+        together: Iterable[str],
+        apart: Iterable[str] = (),
+        mark: bytes = b"file_id",
+        with_kind: bool = False,
+    ) -> Things:
+        """Return the things of an API. What is text here is part of a regular expression.
+
+        Args:
+            below: what stands before their kinds in a path.
+            together, apart: kinds, the first as explained above.
+            with_kind: ids begin with their kind: `files/abc`.
+        """
+        several, kinds = "|".join(together), "|".join((*together, *apart))
+        named = rf"/((?:{kinds})/[^/:]+)" if with_kind else rf"/(?:{kinds})/([^/:]+)"
+        tail = rf"/(?:{kinds})(?:/(?!\.)[\w@:~.-]+)*"
+        return cls(
+            path=re.compile(rf"(?:{below}){tail}"),
+            tail=re.compile(rf"{tail}$"),
+            together=re.compile(rf"/(?:{several})(?:/|$)"),
+            one=re.compile(named),
+            mark=mark,
+        )
+
+    def route(self, head: RequestHead) -> bool:
+        """Say whether a request is for things, and an account of the pool serves it."""
+        return head.method in _METHODS and self.path.fullmatch(head.path) is not None
+
+    def hold(self, path: str) -> bool:
+        """Say whether a request that an account serves is for things, not for inference."""
+        return self.tail.search(path) is not None
+
+    def are_together(self, path: str) -> bool:
+        return self.together.search(path) is not None
+
+
+_METHODS = frozenset({"DELETE", "GET", "POST"})
+
+# https://platform.openai.com/docs/api-reference
+_STORED = ("responses(?=/)(?!/(?:compact|input_tokens)$)", "conversations")
+_FILES = ("batches", "containers", "files", "uploads", "vector_stores")
+OPENAI = Things.of("/v1", together=_FILES, apart=_STORED)
+AZURE = Things.of("/openai(?:/v1)?", together=_FILES, apart=_STORED)
+# https://docs.anthropic.com/en/api
+ANTHROPIC = Things.of("/v1", together=("files", "messages/batches", "skills"))
+# https://ai.google.dev/api/files, /caching, /batch-api
+GEMINI = Things.of(
+    "(?:/upload)?/v1(?:alpha|beta)?",
+    together=("batches", "files"),
+    apart=("cachedContents",),
+    mark=b'"file',
+    with_kind=True,
+)
+
+
+# -- what a request names
+
+
+def named(head: RequestHead, asked: Body | None, things: Things | None) -> tuple[str, ...]:
+    """Return the ids a request names; most name none.
+
+    Args:
+        asked: its JSON body.
+    """
+    found: tuple[str, ...] = ()
+    if asked is not None:
+        members = (
+            asked.previous_response_id,
+            asked.conversation,
+            asked.container,
+            asked.cachedContent,
+        )
+        if any(members):
+            found = tuple(thing for member in members if (thing := id_of(member)))
+        if things is not None and (asked.tools or things.mark in head.body):
+            found += tuple(_in_body(head.body, asked, things.mark))
+    if things is not None and things.hold(head.path):
+        found += tuple(_in_path(head, things))
+    return found
+
+
+def id_of(member: Any) -> str | None:
+    """Return an id that is given as it is, or as the member `id` of an object."""
+    if isinstance(member, dict):
+        member = member.get("id")
+    return member if isinstance(member, str) and member else None
+
+
+# Text that looks like this inside a string has its quotes escaped.
+_NAMES = re.compile(
+    rb'"(?:(?:input_)?file_?(?:ids?|[uU]ri|[nN]ame)|vector_store_ids|container|skill_id)"'
+    rb'\s*:\s*(\[[^\]]*\]|"[^"\\]*")'
+)
+_TEXT = re.compile(rb'"([^"\\]+)"')
+_TOOLS_NAME = (b"vector_store_ids", b'"container"')
+
+
+def _in_body(body: bytes, asked: Body, mark: bytes) -> Iterator[str]:
+    """Yield the files a body names anywhere, and what its tools name."""
+    tools = bytes(asked.tools)
+    if mark in body:
+        text = body
+    elif any(name in tools for name in _TOOLS_NAME):
+        text = tools
+    else:
+        return
+    for value in _NAMES.finditer(text):
+        for thing in _TEXT.findall(value[1]):
+            yield _without_host(thing.decode(errors="replace"))
+
+
+def _without_host(thing: str) -> str:
+    """Return the name of a file of Gemini that is given by its address."""
+    return "files/" + thing.rpartition("/files/")[2] if thing.startswith("https://") else thing
+
+
+#: The next page of a list and the next piece of a file belong to the account of the first.
+_GOES_ON = ("after", "after_id", "before", "before_id", "page", "pageToken", "upload_id")
+
+
+def _in_path(head: RequestHead, things: Things) -> Iterator[str]:
+    if found := things.one.search(head.path):
+        yield unquote(found[1])
+    if head.query:
+        query = parse_qs(head.query)
+        for name in _GOES_ON:
+            yield from query.get(name, ())
+
+
+# -- what an answer tells
+
+
+class _Created(msgspec.Struct):
+    """The object an answer is, or the one its first event speaks of."""
+
+    id: Any = None
+    conversation: Any = None
+    container: Any = None
+    response: msgspec.Raw = msgspec.Raw(b"")
+
+
+_CREATED = msgspec.json.Decoder(_Created)
+_DATA = re.compile(rb"^data:\s*(\{.*\})\s*$", re.MULTILINE)
+
+
+def told(
+    head: RequestHead,
+    opening: Callable[[], bytes],
+    headers: Mapping[str, str],
+    things: Things | None = None,
+) -> tuple[str, ...]:
+    """Return the ids a good answer tells of, as `Provider.made`."""
+    if things is not None and things.hold(head.path):
+        return _of_things(head, opening, headers, things)
+    if head.path.endswith("/responses"):
+        return _stored(head, opening)
+    if head.path.endswith("/v1/messages"):
+        return _container(opening())
+    return _started(opening()) if head.path.endswith(":batchGenerateContent") else ()
+
+
+def _stored(head: RequestHead, opening: Callable[[], bytes]) -> tuple[str, ...]:
+    """Return the ids of a stored answer and its conversation: OpenAI's Responses API.
+
+    What is not stored (`store: false`) cannot be named again but inside a WebSocket.
+    """
+    body = body_of(head)
+    if body is None or body.store is False:
+        return ()
+    text = opening()
+    event = _DATA.search(text)
+    created = _created(event[1] if event else text)
+    if created is not None and created.response:
+        created = _created(created.response)
+    if created is None:
+        return ()
+    # The container in which its tools ran, which they do not name before.
+    containers = _ids(_CONTAINER_ID, text) if b'"container_id"' in text else ()
+    ids = (id_of(created.id), id_of(created.conversation))
+    return tuple(thing for thing in ids if thing) + containers
+
+
+def _container(text: bytes) -> tuple[str, ...]:
+    """Return the container of an answer of Anthropic's that does not stream."""
+    # Most answers have none: nothing is read then.
+    created = _created(text) if b'"container"' in text else None
+    thing = id_of(created.container) if created is not None else None
+    return () if thing is None else (thing,)
+
+
+def _created(text: bytes | msgspec.Raw) -> _Created | None:
+    try:
+        return _CREATED.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+_CONTAINER_ID = re.compile(rb'"container_id"\s*:\s*"([^"\\]{1,256})"')
+# Objects, the files of a batch, and where a list goes on; names of Google.
+_ID = re.compile(
+    rb'"(?:id|[a-z]+_file_id|next_?[pP]age(?:Token)?)"\s*:\s*"([^"\\]{1,256})"'
+    rb'|"name"\s*:\s*"((?:batches|cachedContents|files)/[^"\\/]{1,256})"'
+)
+#: What these say is the content of a file, in which anything may stand.
+_CONTENT = ("/content", "/results", ":download")
+
+
+def _of_things(
+    head: RequestHead, opening: Callable[[], bytes], headers: Mapping[str, str], things: Things
+) -> tuple[str, ...]:
+    together, one = things.are_together(head.path), things.one.search(head.path)
+    if head.path.endswith(_CONTENT) or (one and not together):
+        return ()
+    ids = _ids(_ID, opening())
+    if upload := headers.get("x-goog-upload-url"):
+        ids += tuple(parse_qs(urlsplit(upload).query).get("upload_id", ()))
+    made_here = together and one is None and head.method == "POST"
+    return (*ids, TOGETHER) if made_here else ids
+
+
+def _started(text: bytes) -> tuple[str, ...]:
+    """Return the batch that Gemini has begun."""
+    return (*_ids(_ID, text), TOGETHER)
+
+
+def _ids(pattern: re.Pattern[bytes], text: bytes) -> tuple[str, ...]:
+    """Return what the groups of *pattern* find, each once."""
+    found = (value for match in pattern.finditer(text) for value in match.groups() if value)
+    return tuple(dict.fromkeys(v.decode(errors="replace") for v in found))[:MAX_TOLD]

@@ -1,0 +1,126 @@
+"""Which decisions become lines of the log, and when: nothing of ordinary requests.
+
+A cooldown and the request that runs into it are one line: where that goes on to, or what
+its client is told, says both. What each line says is in `told.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from account_pool.core.decision import By, Decision, Kind
+from account_pool.core.outcome import OutcomeClass
+from account_pool.proxy.told import duration, line
+
+logger = logging.getLogger(__name__)
+
+#: Within so many seconds the same decision is not told again, but counted.
+REPEAT_S = 5.0
+#: Waits shorter than this are no news, seconds.
+LONG_WAIT_S = 1.0
+
+#: Those are told in the line of the request, or where accounts are restored.
+_TOLD_ELSEWHERE = frozenset({By.ANSWER, By.SOCKET, By.RESTART, By.CLOCK})
+_WARNINGS = frozenset({Kind.REFUSAL, Kind.DISABLE})
+
+
+def is_told(decision: Decision) -> bool:
+    """Say whether *decision*, new or just ended, has a line of its own."""
+    cause = decision.cause
+    match decision.kind:
+        case Kind.WAIT:
+            if decision.waited_s is None:
+                return False  # told when it is over
+            if decision.by is By.ANSWER:
+                # What comes next tells of the refusal, unless nothing does.
+                return decision.released_by is By.CLIENT
+            return decision.waited_s >= LONG_WAIT_S
+        case _ if decision.ended_at is not None or decision.times > 1:
+            return False  # told when it was made
+        case Kind.RETRY:
+            return cause is None or cause.cls is not OutcomeClass.TRANSPORT
+        case Kind.COOLDOWN | Kind.DISABLE:
+            return decision.by not in _TOLD_ELSEWHERE
+        case Kind.RELEASE | Kind.ENABLE:
+            return decision.by is not By.CLOCK
+        case _:
+            return True
+
+
+@dataclass(slots=True)
+class _Repeated:
+    """A line that was told, and how often it was not told again."""
+
+    text: str
+    since: float
+    times: int = 0
+
+
+class Log:
+    """Writes decisions to the log. Subscribe it to `Pool.decisions`.
+
+    The same decision again within `REPEAT_S` is counted, and told once more with the
+    count: fifty agents that are limited at once are two lines.
+
+    Args:
+        write: takes the level and the text.
+        later: calls a function in so many seconds, if anything can.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[int, str], None] | None = None,
+        later: Callable[[float, Callable[[], None]], None] | None = None,
+    ) -> None:
+        self._write = write or _write
+        self._later = later or _later
+        self._repeated: dict[tuple[object, ...], _Repeated] = {}
+
+    def __call__(self, decision: Decision) -> None:
+        """Tell *decision* if it is to be told."""
+        if not is_told(decision):
+            return
+        level = logging.WARNING if decision.kind in _WARNINGS else logging.INFO
+        signal = decision.cause.signal if decision.cause else ""
+        same = (
+            decision.kind,
+            decision.provider,
+            decision.account,
+            decision.to,
+            decision.by,
+            signal,
+        )
+        known = self._repeated.get(same)
+        if known is not None and decision.at < known.since + REPEAT_S:
+            known.times += 1
+            known.text = line(decision)
+            return
+        if known is not None:
+            self._end(same, level)
+        self._repeated[same] = _Repeated(line(decision), decision.at)
+        self._later(REPEAT_S, lambda: self._end(same, level))
+        self._write(level, line(decision))
+
+    def _end(self, same: tuple[object, ...], level: int) -> None:
+        """Say how often it was the same, if it was."""
+        known = self._repeated.pop(same, None)
+        if known is not None and known.times:
+            times = "once more" if known.times == 1 else f"{known.times} times more"
+            self._write(level, f"{known.text} [{times} in {duration(REPEAT_S)}]")
+
+
+def _write(level: int, text: str) -> None:
+    """Write to the log as soon as what is under way has been done: nobody waits for it."""
+    try:
+        asyncio.get_running_loop().call_soon(logger.log, level, text)
+    except RuntimeError:
+        logger.log(level, text)
+
+
+def _later(seconds: float, act: Callable[[], None]) -> None:
+    with suppress(RuntimeError):  # without a loop nothing runs later
+        asyncio.get_running_loop().call_later(seconds, act)

@@ -1,0 +1,192 @@
+"""What the store does not know yet of a pool: taken for one write, put back if that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from account_pool.core.account import AccountKey
+from account_pool.core.counts import Counted
+from account_pool.core.errors import UnknownAccount
+from account_pool.core.saved import Saved
+from account_pool.core.state import AccountState
+from account_pool.proxy.books import Book, Taken
+from account_pool.proxy.service import Service
+from account_pool.store.state import Lines, Row, StateStore
+
+#: What is kept beside the accounts, by the name of its book.
+BOOKS = ("sessions", "pins")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What is written at once.
+
+    Attributes:
+        mine: accounts as they are.
+        gone: accounts that are no longer here, or anew.
+        lines, taken: changes by book, as the store and as the book wants them.
+        counts: by name.
+        in_flight: requests, where others do not know of them.
+    """
+
+    mine: Saved
+    gone: Collection[AccountKey]
+    lines: Mapping[str, Lines]
+    taken: Mapping[str, Taken]
+    counts: Mapping[str, Counted]
+    in_flight: Mapping[AccountKey, int]
+
+    def write(self, store: StateStore) -> Saved:
+        """Write it; return what is true then. Blocks. Raises StoreError."""
+        return store.exchange(
+            self.mine.accounts,
+            self.gone,
+            wall_now=self.mine.wall_at,
+            lines=self.lines,
+            counts=self.counts,
+            in_flight=self.in_flight,
+        )
+
+
+class Unwritten:
+    """Collects what changes in the pool, the sessions, the pins and the counters.
+
+    Args:
+        service: whose they are.
+        wall: returns now, on the wall clock of what is kept.
+        changed: called after each change, with whether it must not be lost.
+    """
+
+    def __init__(
+        self, service: Service, wall: Callable[[], float], changed: Callable[[bool], None]
+    ) -> None:
+        self._service = service
+        self._pool = pool = service.pool
+        self._wall = wall
+        self._changed = changed
+        #: accounts by the position they had; one that came back has another
+        self._positions: dict[AccountKey, int] = {}
+        #: requests in flight, as others were told
+        self._told: dict[AccountKey, int] = {}
+        self.books = {"sessions": self._sessions(), "pins": self._pins()}
+        for counts in service.counters.values():
+            counts.changed = lambda: changed(False)
+        self.unsubscribe = pool.subscribe(lambda: changed(pool.pressing))
+
+    def meet(self, books: Mapping[str, list[Row]]) -> None:
+        """Begin with a store that has these *books*: take them over, and write all we know."""
+        self._positions.clear()
+        for name, book in self.books.items():
+            book.written = {row[0]: row for row in books[name]}
+            book.adopt(books[name])
+        self.note_used()
+        self._pool.touched.update(state.key for state in self._pool.accounts())
+
+    def note_used(self) -> None:
+        """Have written when sessions were used last."""
+        for book in self.books.values():
+            book.note_used()
+
+    def in_flight(self) -> Mapping[AccountKey, int]:
+        """Return all requests in flight, to be told to the others."""
+        held = {state.key: state.in_flight for state in self._pool.accounts()}
+        self._told = {key: requests for key, requests in held.items() if requests}
+        return dict(self._told)
+
+    def take(self, to_read: Collection[AccountKey], *, tell: bool) -> Batch | None:
+        """Return what has changed, None if nothing has; `wrote` or `put_back` must follow.
+
+        Args:
+            to_read: accounts that others may have changed.
+            tell: there are others who want to know what is in flight.
+        """
+        pool = self._pool
+        touched = frozenset(pool.touched)
+        keys = touched.union(to_read)
+        taken = {name: book.take() for name, book in self.books.items() if book.changed}
+        counters = self._service.counters
+        counts = {name: book.take() for name, book in counters.items() if book.waiting}
+        if not (keys or taken or counts):
+            return None
+        pool.touched.clear()
+        pool.pressing = False
+        return Batch(
+            mine=pool.snapshot(keys, now=self._service.now(), wall_now=self._wall()),
+            gone=self._not_as_before(touched),
+            lines={name: self.books[name].lines(lines) for name, lines in taken.items()},
+            taken=taken,
+            counts=counts,
+            in_flight=self._untold(touched) if tell else {},
+        )
+
+    def wrote(self, batch: Batch, replaced: Iterable[AccountKey]) -> None:
+        """*batch* is in the store. What the accounts *replaced* have made is not theirs."""
+        for name, taken in batch.taken.items():
+            self.books[name].wrote(taken)
+        for key in replaced:
+            self._service.pins.forget(key)
+
+    def put_back(self, batch: Batch, *, counts: bool = True) -> None:
+        """*batch* could not be written. Without its *counts*: it may be yet."""
+        self._pool.touched.update(batch.gone, (account.key for account in batch.mine.accounts))
+        for name, taken in batch.taken.items():
+            self.books[name].put_back(taken)
+        for name, counted in batch.counts.items() if counts else ():
+            self._service.counters[name].put_back(counted)
+        for key in batch.gone:
+            self._positions.pop(key, None)
+
+    def _sessions(self) -> Book:
+        sessions, now, wall = self._service.sessions, self._service.now, self._wall
+        book = Book(
+            row=lambda key: sessions.row(key, now(), wall()),
+            rows=lambda: sessions.snapshot(now(), wall()),
+            take_over=lambda rows: sessions.adopt(rows, now(), wall()),
+        )
+        sessions.changed = self._noting(book)
+        return book
+
+    def _pins(self) -> Book:
+        pins = self._service.pins
+        book = Book(row=pins.row, rows=pins.snapshot, take_over=pins.adopt)
+        pins.changed = self._noting(book)
+        return book
+
+    def _noting(self, book: Book) -> Callable[[str], None]:
+        """Return what is to be told the keys of the changes of *book*."""
+
+        def changed(key: str) -> None:
+            book.changed.add(key)
+            self._changed(True)
+
+        return changed
+
+    def _not_as_before(self, touched: Iterable[AccountKey]) -> set[AccountKey]:
+        """Return which of *touched* are no longer here, or not the same that were written."""
+        changed = set()
+        for key, state in self._states(touched):
+            position = None if state is None else state.position
+            if self._positions.get(key) != position:
+                changed.add(key)
+            if position is None:
+                self._positions.pop(key, None)
+            else:
+                self._positions[key] = position
+        return changed
+
+    def _untold(self, touched: Iterable[AccountKey]) -> dict[AccountKey, int]:
+        """Return the requests in flight of which others do not know."""
+        held = {key: state.in_flight if state else 0 for key, state in self._states(touched)}
+        untold = {key: n for key, n in held.items() if n != self._told.get(key, 0)}
+        self._told.update(untold)
+        return untold
+
+    def _states(
+        self, keys: Iterable[AccountKey]
+    ) -> Iterator[tuple[AccountKey, AccountState | None]]:
+        for key in keys:
+            try:
+                yield key, self._pool.get(key)
+            except UnknownAccount:
+                yield key, None

@@ -1,0 +1,168 @@
+"""The lines people read of decisions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from account_pool.core.account import AccountKey
+from account_pool.core.cooldown import BY_HAND, Cause
+from account_pool.core.decision import By, Decision, Kind
+from account_pool.core.outcome import OutcomeClass, Scope
+from account_pool.proxy.told import duration, line
+
+WORK, SPARE = AccountKey("openai", "work"), AccountKey("openai", "spare")
+LIMIT = Cause(
+    signal="429 code=slow: rate limit",
+    cls=OutcomeClass.RATE_LIMIT,
+    scope=Scope.ACCOUNT,
+    evidence={"retry-after": "38"},
+    hinted=True,
+)
+SUSPENDED = Cause(signal="403: refused", cls=OutcomeClass.FORBIDDEN_ACCOUNT, scope=Scope.ACCOUNT)
+BROKEN = Cause(signal="connection lost", cls=OutcomeClass.TRANSPORT, scope=Scope.NONE)
+IN_STREAM = replace(LIMIT, signal="in stream code=slow: rate limit", evidence={})
+
+
+def decision(kind: Kind, by: By = By.ANSWER, **rest: object) -> Decision:
+    fields: dict[str, object] = {"account": WORK, "cause": LIMIT, "at": 100.0} | rest
+    return Decision(kind=kind, by=by, provider="openai", **fields)
+
+
+COOLS = {"effect": Kind.COOLDOWN, "until": 138.0}
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        (
+            decision(Kind.MOVE, to=SPARE, **COOLS),
+            "openai/work: 429 rate_limit, cools 38 s -> openai/spare "
+            "(429 code=slow: rate limit; retry-after: 38)",
+        ),
+        (
+            decision(Kind.MOVE, to=SPARE, covers="gpt-5", **COOLS),
+            "openai/work: 429 rate_limit, cools 38 s for gpt-5 -> openai/spare "
+            "(429 code=slow: rate limit; retry-after: 38)",
+        ),
+        (
+            decision(Kind.MOVE, to=SPARE, effect=Kind.DISABLE, cause=SUSPENDED),
+            "openai/work: 403 forbidden_account, disabled -> openai/spare (403: refused)",
+        ),
+        (
+            decision(Kind.MOVE, to=SPARE, cause=IN_STREAM),
+            "openai/work: rate_limit -> openai/spare (in stream code=slow: rate limit)",
+        ),
+        (
+            decision(Kind.MOVE, By.SHORTAGE, to=SPARE, **COOLS),
+            "openai/work: cools 38 s: its conversation moves -> openai/spare "
+            "(429 code=slow: rate limit; retry-after: 38)",
+        ),
+        (
+            decision(Kind.MOVE, By.SHORTAGE, to=SPARE, cause=None, reason="1 full"),
+            "openai/work: its conversation moves -> openai/spare (1 full)",
+        ),
+        (
+            decision(Kind.RETRY, to=WORK),
+            "openai/work: 429 rate_limit -> openai/work "
+            "(429 code=slow: rate limit; retry-after: 38)",
+        ),
+        (
+            decision(Kind.REFUSAL, told_s=37.2, **COOLS),
+            "openai/work: 429 rate_limit, cools 38 s: given to the client, told to wait 38 s "
+            "(429 code=slow: rate limit; retry-after: 38)",
+        ),
+        (
+            decision(Kind.REFUSAL, By.SHORTAGE, told_s=37.2, reason="1 cooling", **COOLS),
+            "openai: 1 cooling, refused, told to wait 38 s "
+            "(openai/work returns first: 429 code=slow: rate limit; retry-after: 38)",
+        ),
+        (
+            decision(Kind.REFUSAL, By.SHORTAGE, account=None, cause=None, reason="1 disabled"),
+            "openai: 1 disabled, refused",
+        ),
+        (
+            decision(Kind.REFUSAL, cause=BROKEN, reason="the connection upstream broke"),
+            "openai: the connection upstream broke, refused",
+        ),
+        (
+            decision(Kind.REFUSAL, By.SOCKET, reason="closed, its client opens another", **COOLS),
+            "openai/work: 429 rate_limit, cools 38 s: in a WebSocket, closed, "
+            "its client opens another (429 code=slow: rate limit; retry-after: 38)",
+        ),
+        (
+            decision(Kind.WAIT, By.SHORTAGE, until=130.0, reason="1 cooling"),
+            "openai: a request waits, 30 s at most (1 cooling)",
+        ),
+        (
+            decision(
+                *(Kind.WAIT, By.SHORTAGE),
+                reason="1 cooling",
+                ended_at=112.0,
+                released_by=By.ACCOUNT,
+            ),
+            "openai: a request has waited 12 s and goes on (1 cooling)",
+        ),
+        (
+            decision(Kind.WAIT, until=130.0, ended_at=101.5, released_by=By.CLIENT),
+            "openai/work: 429 rate_limit: a request has waited 2 s, then its client left "
+            "(429 code=slow: rate limit; retry-after: 38)",
+        ),
+        (
+            decision(Kind.COOLDOWN, By.HAND, until=190.0, cause=replace(LIMIT, signal=BY_HAND)),
+            "openai/work: cools 90 s, by hand",
+        ),
+        (
+            decision(Kind.COOLDOWN, By.PROXY, until=138.0),
+            "openai/work: 429 rate_limit, cools 38 s, by another proxy "
+            "(429 code=slow: rate limit; retry-after: 38)",
+        ),
+        (
+            decision(Kind.RELEASE, By.HAND, until=820.0, covers="gpt-5"),
+            "openai/work: used again for gpt-5, 12 min early, by hand "
+            "(429 code=slow: rate limit; retry-after: 38)",
+        ),
+        (
+            decision(Kind.DISABLE, By.WITNESS, cause=SUSPENDED),
+            "openai/work: 403 forbidden_account, disabled, by a comparison with other accounts "
+            "(403: refused)",
+        ),
+        (
+            decision(Kind.ENABLE, By.CREDENTIAL, cause=SUSPENDED),
+            "openai/work: used again, by a new credential (403: refused)",
+        ),
+        (
+            decision(Kind.PROBE, By.SHORTAGE, **COOLS),
+            "openai/work: cools 38 s: asked whether it really does "
+            "(429 code=slow: rate limit; retry-after: 38)",
+        ),
+    ],
+)
+def test_line(made: Decision, expected: str) -> None:
+    assert line(made) == expected
+
+
+def test_a_line_shows_the_first_header_values() -> None:
+    many = replace(LIMIT, evidence={f"x-{number}": "0" for number in range(9)})
+    assert line(decision(Kind.COOLDOWN, By.PROXY, cause=many)).endswith("x-0: 0, x-1: 0, x-2: 0)")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-1, "0 ms"),
+        (0, "0 ms"),
+        (0.64, "640 ms"),
+        (1, "1 s"),
+        (37.2, "38 s"),
+        (119.5, "2 min"),
+        (170, "3 min"),
+        (7199, "2 h"),
+        (18180, "5 h 3 min"),
+        (187200, "2 d 4 h"),
+        (172800, "2 d"),
+    ],
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
