@@ -187,7 +187,8 @@ async def test_a_codex_with_a_placeholder_login_is_told_that_its_account_is_ther
 
 
 async def test_a_limit_of_a_feature_leaves_the_account_to_others(provider, pool_proxy):
-    of_images = codex.usage_limit(headers=(("x-codex-active-limit", "image_gen"),))
+    images = (("x-codex-active-limit", "image_gen"), ("x-image-gen-primary-used-percent", "100"))
+    of_images = codex.usage_limit(headers=images, used=60.0)
     upstream = await provider(by_credential({FIRST: [of_images, RESPONSE], SECOND: RESPONSE}))
     proxy = await pool_proxy(CODEX_TWO, provider=upstream)
     async with proxy.client() as http:

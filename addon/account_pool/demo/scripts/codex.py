@@ -27,8 +27,13 @@ def windows(primary: float, secondary: float, primary_s: float, secondary_s: flo
     )
 
 
-def usage_limit(seconds: float = 5400, status: int = 429, headers: Headers = ()) -> Reply:
-    """Return the refusal of a plan whose window is spent; `resets_at` may be outdated."""
+def usage_limit(
+    seconds: float = 5400, status: int = 429, headers: Headers = (), used: float = 100.0
+) -> Reply:
+    """Return the refusal of a plan whose window is spent; `resets_at` may be outdated.
+
+    *used*: how much of the short window is, in percent; less than all for another limit.
+    """
     error = {
         "type": "usage_limit_reached",
         "message": "The usage limit has been reached",
@@ -36,7 +41,7 @@ def usage_limit(seconds: float = 5400, status: int = 429, headers: Headers = ())
         "resets_at": int(time.time()) - 60,
         "resets_in_seconds": round(seconds),
     }
-    said = windows(100.0, 40.0, seconds, 400_000)
+    said = windows(used, 40.0, seconds, 400_000)
     return json_reply({"error": error}, status, said + headers)
 
 
