@@ -7,6 +7,7 @@ and both look at what they saw when the test is over.
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -17,6 +18,10 @@ import pytest
 from account_pool.demo.certificates import Certificate, make_certificate
 from account_pool.demo.provider import Provider
 from tests.e2e import harness, redirect
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and so would
+# whatever they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 StartProvider = Callable[..., Awaitable[Provider]]
 StartProxy = Callable[..., Awaitable[harness.Proxy]]

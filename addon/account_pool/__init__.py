@@ -8,6 +8,7 @@ The map, in reading order:
 - `store/`        what survives a restart
 - `config/`       accounts.yaml and the environment
 - `proxy/`        the mitmproxy shell: the HTTP layer that replays, the addon, options
+- `admin/`        what it tells of itself: REST, metrics, the dashboard
 - `cli/`          the `account-pool` command
 - `demo/`         a scripted provider, and a failover to watch without an account
 

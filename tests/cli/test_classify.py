@@ -184,6 +184,13 @@ def test_classify_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err.startswith(f"{path}: line 3: not JSON")
 
 
+def test_answers_can_come_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"provider": "openai", "status": 429}\n'))
+    out = io.StringIO()
+    assert classify_file(Path("-"), out) == 0
+    assert json.loads(out.getvalue())["class"] == "rate_limit"
+
+
 @pytest.mark.parametrize(
     ("line", "why"),
     [

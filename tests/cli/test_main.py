@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from account_pool import demo
 from account_pool.cli import main as entry
+from account_pool.cli.login import INTERRUPTED
 from account_pool.cli.main import run
 from account_pool.version import __version__
 
@@ -53,6 +56,34 @@ def test_wrong_usage_is_one_line_and_exit_code_2(capsys, arguments):
     assert err.count("\n") == 1
 
 
+def test_the_name_alone_shows_the_help(capsys):
+    assert run([]) == 2
+    assert capsys.readouterr().err.startswith("Usage: account-pool")
+
+
+def test_a_file_that_cannot_be_read_is_one_line(capsys, tmp_path):
+    assert run(["classify", "--jsonl", str(tmp_path / "nothing")]) == 1
+    assert capsys.readouterr().err == (
+        f"account-pool: {tmp_path / 'nothing'}: No such file or directory\n"
+    )
+
+
+@pytest.mark.parametrize("lines", [2, 2000])
+def test_a_pipe_may_be_closed_before_all_is_read(tmp_path, lines):
+    """Few of them are written at the end, from Python's buffer."""
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text('{"provider": "openai", "status": 200, "body": "{}"}\n' * lines)
+    command = "from account_pool.cli import main; main()"
+    environ = {"PYTHONPATH": str(Path(demo.__file__).parents[2])}
+    with subprocess.Popen(
+        [sys.executable, "-c", command, "classify", "--jsonl", str(answers)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ,
+    ) as process:  # fmt: skip
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
 def test_check_shows_accounts_and_no_secrets(capsys, accounts_file):
     assert run(["check", "--accounts-file", str(accounts_file)]) == 0
     out, err = capsys.readouterr()
@@ -82,6 +113,16 @@ def test_the_demos_exit_code_is_ours(monkeypatch):
     assert run(["demo"]) == 7
 
 
+@pytest.mark.parametrize("told", [KeyboardInterrupt, typer.Abort])
+def test_ctrl_c_is_exit_code_130_and_no_traceback(monkeypatch, capsys, told):
+    def interrupted() -> int:
+        raise told
+
+    monkeypatch.setattr(demo, "run", interrupted)
+    assert run(["demo"]) == INTERRUPTED == 130
+    assert capsys.readouterr().err in ("", "account-pool: interrupted\n")
+
+
 def test_the_console_script_ends_the_process(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["account-pool", "nonsense"])
     with pytest.raises(SystemExit) as ended:
@@ -97,3 +138,22 @@ def test_showing_the_version_does_not_wait_for_what_it_does_not_need():
     )
     addon = Path(demo.__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(addon)})
+
+
+def test_the_shell_can_complete_commands_and_options(capfd, monkeypatch):
+    """Asked as bash does it: typer answers before anything is run."""
+    monkeypatch.setenv("_ACCOUNT_POOL_COMPLETE", "complete_bash")
+    for words, expected in [("account-pool st", "status"), ("account-pool env --sh", "--shell")]:
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+        with contextlib.suppress(SystemExit):
+            run([])
+        assert capfd.readouterr().out.split() == [expected]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_can_be_printed(capfd, shell):
+    with pytest.raises(SystemExit) as ended:
+        run(["--show-completion", shell])
+    assert ended.value.code == 0
+    assert "_ACCOUNT_POOL_COMPLETE" in capfd.readouterr().out

@@ -46,6 +46,16 @@ def test_the_last_thousand_are_kept_newest_first() -> None:
     assert decisions.made == KEPT + 5
 
 
+def test_a_listener_that_fails_is_in_nobodys_way() -> None:
+    decisions, failures, heard = Decisions(), [], []
+    decisions.failed = failures.append
+    decisions.subscribe(lambda _: 1 / 0)
+    decisions.subscribe(heard.append)
+    decision = decisions.add(cooldown())
+    assert heard == [decision]
+    assert [type(e) for e in failures] == [ZeroDivisionError]
+
+
 def test_what_is_no_longer_kept_is_not_in_force() -> None:
     decisions = Decisions(kept=2)
     decisions.add(cooldown(model="old"))

@@ -81,6 +81,7 @@ def test_a_429_with_evidence_reaches_the_account(evidence: dict[str, Any]) -> No
         {"text": "<html>429 Too Many Requests</html>"},
         {"payload": {"error": {"message": "Too many requests", "code": 429}}},
         {"headers": {"x-should-retry": "true", "server": "cloudflare"}},
+        {"headers": {"x-codex-turn-state": "sticky", "x-codex-promo-message": "Upgrade"}},
     ],
 )
 def test_a_429_that_names_nothing_benches_nobody(noise: dict[str, Any]) -> None:

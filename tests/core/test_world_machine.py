@@ -63,6 +63,11 @@ class Client:
     def waits(self) -> Wait | None:
         return self.step if isinstance(self.step, Wait) else None
 
+    @property
+    def waits_for_anybody(self) -> bool:
+        ticket = self.waits.ticket if self.waits else None
+        return ticket is not None and ticket.only is None
+
 
 class World(RuleBasedStateMachine):
     def __init__(self) -> None:
@@ -157,12 +162,14 @@ class World(RuleBasedStateMachine):
     def do(self, client: Client, event: Callable[[], Step | None]) -> None:
         """Tell one request what happened; see where that leaves all conversations."""
         attempts, homes, sent = client.attempts, self.homes(), len(client.attempts.history)
-        home = attempts.turn.home(self.now)
+        home, waited = attempts.turn.home(self.now), client.waits_for_anybody
         client.step = event()
         self.only_its_own_has_moved(attempts, homes)
         if client.waits:
             client.patient_since = min(client.patient_since, self.now)
-        if len(attempts.history) > sent and home and attempts.history[-1].key != home:
+        goes = len(attempts.history) > sent and attempts.history[-1].key != home
+        # Once it waits for anybody the first to be free has it, be its own soon free as well.
+        if home and not waited and (goes or client.waits_for_anybody):
             self.could_not_stay(client, home)
         self.settle()
 

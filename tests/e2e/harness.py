@@ -96,6 +96,7 @@ class Setting:
         extra_args: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         addon: bool = True,
+        **how: Any,
     ) -> Proxy:
         """Return a mitmdump that is ready to be started.
 
@@ -107,6 +108,7 @@ class Setting:
             extra_args: given as they are.
             env: added to an environment that holds no account of its own.
             addon: False for mitmdump without us.
+            how: more of what `Mitmdump` takes; it wins.
         """
         folder = self.folder / f"proxy-{len(list(self.folder.glob('proxy-*')))}"
         shutil.copytree(self.authority, folder / CONFDIR)
@@ -131,11 +133,14 @@ class Setting:
             self.trusted,
             *args,
             *extra_args,
-            folder=folder,
-            env=_environment(folder, env),
-            ready=POOL_READY if addon else LISTENING,
-            # pytest shows it where a test fails.
-            on_line=print,
+            **{
+                "folder": folder,
+                "env": _environment(folder, env),
+                "ready": POOL_READY if addon else LISTENING,
+                # pytest shows it where a test fails.
+                "on_line": print,
+                **how,
+            },
         )
 
 

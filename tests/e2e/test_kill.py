@@ -128,15 +128,20 @@ async def until_it_cools(http: httpx.AsyncClient, labels: list[str]) -> None:
 
 
 async def test_a_killed_proxy_leaves_nothing_in_the_way(provider, pool_proxy, kept):
-    """It had an account's only place, which another proxy, and the next, may use."""
+    """It had an account's only place, which another proxy, and the next, may use.
+
+    What it had served counts with what they serve.
+    """
     for_ever = asyncio.Event()
     endless = Reply(headers=EVENT_STREAM, steps=(*openai.chat_events(["Good"])[:2], for_ever))
-    upstream = await provider(by_credential({FIRST: [endless, GOOD]}))
+    upstream = await provider(by_credential({FIRST: [GOOD, endless, GOOD]}))
     accounts = in_order("first", max_concurrent=1)
     doomed = await pool_proxy(accounts, provider=upstream, **kept)
     other = await pool_proxy(accounts, provider=upstream, **kept)
     request = chat(stream=False)
     async with doomed.client() as http, other.client() as http_other:
+        assert (await http.request(**request)).status_code == 200
+        await until_counted(other, 1)
         async with http.stream(**chat()) as response:
             pieces = response.aiter_raw()
             await anext(pieces)
@@ -149,7 +154,20 @@ async def test_a_killed_proxy_leaves_nothing_in_the_way(provider, pool_proxy, ke
         async with again.client() as http_again:
             assert (await http_again.request(**request)).status_code == 200
         assert (await http_other.request(**request)).status_code == 200
-    assert upstream.journal.credentials == [FIRST, FIRST, FIRST]
+    await until_counted(other, 3)
+    await until_counted(again, 3)
+    assert upstream.journal.credentials == [FIRST] * 4
+
+
+async def until_counted(proxy, requests: int) -> None:
+    """Wait until *proxy* tells so many requests, with what each of them took."""
+    async with asyncio.timeout(15), httpx.AsyncClient(trust_env=False) as http:
+        days: list[dict] = []
+        while [day["requests"] for day in days] != [requests]:
+            await asyncio.sleep(0)
+            days = (await http.get(f"{proxy.url}/usage")).json()["days"]
+    assert days[0]["account"] == "openai/first"
+    assert days[0]["output_tokens"] == 2 * requests
 
 
 async def until_in_flight(path: Path, requests: int) -> None:

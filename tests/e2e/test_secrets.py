@@ -14,6 +14,7 @@ import re
 import ssl
 import zlib
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,6 +40,8 @@ from tests.e2e.harness import (
 
 SECRET = re.compile(rb"sk-fake-\w+-000")
 BASE64 = [base64.b64encode(b"x" * shift + b"sk-fake-")[4:-4] for shift in range(3)]
+#: Shown where the client wrote it, and kept nowhere else.
+AS_ID = "sk-fake-as-id"
 LABELS = ("first", "second", "third")
 ACCOUNTS = [
     account(f"{provider}-{label}".replace("-", "_"), provider)
@@ -50,9 +53,9 @@ ACCOUNTS = [
 def script(request: Request) -> Reply:
     """Refuse the first account of each provider, break with the second, then answer."""
     if "first" in request.credential:
-        return {"o": openai.rate_limited, "a": anthropic.rate_limited, "g": gemini.per_minute}[
-            request.credential.removeprefix("sk-fake-")[0]
-        ]()
+        refuse = {"o": openai.rate_limited, "a": anthropic.rate_limited, "g": gemini.per_minute}
+        refusal = refuse[request.credential.removeprefix("sk-fake-")[0]]()
+        return echoing(refusal, request.credential)
     if "second" in request.credential and request.turn == 2:
         return Reply(fault=Fault.RESET)
     if request.path.startswith("/v1/messages"):
@@ -64,10 +67,37 @@ def script(request: Request) -> Reply:
     return openai.chat_stream(["Good"])
 
 
+def echoing(refusal: Reply, credential: str) -> Reply:
+    """Return *refusal* as a service words it that says who was refused."""
+    error = {"echo": credential, **json.loads(refusal.body)}
+    told = (("x-ratelimit-reset-requests", credential), ("x-echo", f"Bearer {credential}"))
+    return replace(refusal, headers=(*refusal.headers, *told), steps=(json.dumps(error).encode(),))
+
+
+def with_key_as_id() -> list[dict]:
+    """Requests of clients that tell their conversations by a key."""
+    by_header, by_body = chat(), chat()
+    by_header["headers"]["x-session-id"] = AS_ID
+    by_body["json"]["prompt_cache_key"] = AS_ID
+    return [by_header, by_body]
+
+
+async def told_by(proxy) -> bytes:
+    """Return what the proxy tells of itself to anybody on this machine."""
+    told = b""
+    async with httpx.AsyncClient(trust_env=False, base_url=proxy.url) as http:
+        for path in ("/account-pool", "/decisions", "/sessions", "/usage", "/metrics", "/health"):
+            answer = await http.get(path)
+            assert answer.status_code == 200, path
+            told += answer.content
+    return told
+
+
 async def everything_a_client_sees(proxy) -> bytes:
     """Send requests of all kinds, good and bad, and return all that comes back."""
     seen = b""
     requests = [chat(), respond(), messages(), generate(), generate(key_in_query=True)] * 3
+    requests += with_key_as_id()
     requests += [
         {"method": "GET", "url": f"{OPENAI}/v1/models"} | {"headers": chat()["headers"]},
         {"method": "POST", "url": f"{OPENAI}/v1/chat/completions", "content": b"\xff{not json"},
@@ -115,13 +145,16 @@ async def places(setting, upstream, *scripts: str) -> dict[str, bytes]:
             "flow_detail": 4,
             "hardump": "traffic.har",
             "pool_max_wait": 0,
+            "pool_state": "state.sqlite",
         },
         extra_args=["-w", "traffic.mitm", *scripts],
     )
     async with proxy:
         seen = await everything_a_client_sees(proxy)
+        told = await told_by(proxy)
     return {
         "client": seen,
+        "told": told,
         "log": proxy.output.encode(),
         **written_by(proxy.folder),
     }
@@ -134,8 +167,11 @@ def found(data: bytes) -> set[bytes]:
 async def test_no_secret_of_the_run_is_anywhere_but_at_the_provider(provider, setting):
     upstream = await provider(script)
     searched = await places(setting, upstream)
-    assert {"client", "log", "traffic.mitm", "traffic.har"} <= set(searched)
+    assert {"client", "log", "traffic.mitm", "traffic.har", "state.sqlite"} <= set(searched)
     assert {name: found(data) for name, data in searched.items() if found(data)} == {}
+    for place in ("told", "state.sqlite"):
+        assert b"openai/openai_first" in searched[place]
+        assert AS_ID.encode() not in searched[place]
     # The search had something to find: every provider was asked with several accounts.
     used = set(upstream.journal.credentials)
     for name in ("openai", "anthropic", "gemini"):

@@ -87,6 +87,29 @@ def test_an_id_of_any_length_is_kept_short() -> None:
     assert len(session({}, x_session_id="x" * 5000) or "") < 64
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("sk-fake-1111", "user:sk-fake-1111", "ghp_fake1111", "gsk_fake1111", "AIzafake1111"),
+        *("eyJmYWtlIjoxfQ.e30.x", "tid=fake;exp=1", "Bearer sk-fake-1111", "two\nlines", "e\u0301"),
+    ],
+)
+def test_what_may_be_a_credential_is_known_by_a_hash(key: str) -> None:
+    found = [
+        session({}, x_session_id=key),
+        session({"prompt_cache_key": key}),
+        session({"metadata": {"session_id": key}}),
+    ]
+    assert len(set(found)) == 1
+    assert str(found[0]).startswith("prefix-")
+    assert key not in str(found[0])
+
+
+@pytest.mark.parametrize("name", ["task-1", "risk_7", "0198c1d2-7f3e-7000-8000-3f5e6a7b8c9d"])
+def test_an_id_is_kept_as_its_tool_shows_it(name: str) -> None:
+    assert session({}, x_session_id=name) == name
+
+
 def test_agents_of_one_session_are_conversations_of_their_own() -> None:
     claude = sessions.conversation(
         head({}, x_claude_code_session_id="s", x_claude_code_agent_id="a")

@@ -71,6 +71,12 @@ def test_where_a_thing_is_best_made(
         (GATEWAY, get("/team/v1/batches/batch_1"), ("batch_1",)),
         (ANTHROPIC, get("/v1/messages/batches/msgbatch_1/results"), ("msgbatch_1",)),
         (GEMINI, get("/v1beta/files/abc"), ("files/abc",)),
+        (GEMINI, get("/download/v1beta/files/abc:download", "alt=media"), ("files/abc",)),
+        (
+            GEMINI,
+            head("/v1beta/cachedContents/c", {"ttl": "9s"}, method="PATCH"),
+            ("cachedContents/c",),
+        ),
         (GEMINI, head("/v1beta/batches/12:cancel"), ("batches/12",)),
         # in the query: the next page of a list, the next piece of a file
         (OPENAI, get("/v1/files", "limit=100&after=file-1"), ("file-1",)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from pathlib import Path
 
 import pytest
 from mitmproxy import exceptions
@@ -13,7 +12,6 @@ from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.log import ALERT
 from mitmproxy.test import taddons, tflow
 
-from account_pool.config.pool_options import POOL_OPTIONS
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.steps import Wait
@@ -21,7 +19,6 @@ from account_pool.proxy import replay
 from account_pool.proxy.addon import AccountPool
 from account_pool.proxy.hooks import Turn
 
-README = Path(__file__).parents[2] / "README.md"
 TWO = """
 accounts:
   - {provider: openai, label: Work, token: sk-fake-work-000}
@@ -253,42 +250,14 @@ async def test_replays_of_other_hosts_are_left_alone(load):
     assert flow.response is None
 
 
-async def test_a_replay_without_a_port_of_our_own_is_answered(load):
-    addon, _ = load()
-    flow = replayed()
-    await hook(addon, flow)
-    assert flow.response.status_code == 503
-
-
-async def test_a_replay_goes_through_the_proxys_own_port(load, monkeypatch):
-    from mitmproxy import http
-
-    addon, _ = load()
-    monkeypatch.setattr(replay, "_own_port", lambda: 8080)
-    asked = []
-
-    async def through(port, request):
-        asked.append((port, request.host))
-        return http.Response.make(200, b"served")
-
-    monkeypatch.setattr(replay, "_through", through)
-    flow = replayed()
-    await hook(addon, flow)
-    assert flow.response.content == b"served"
-    assert asked == [(8080, "api.openai.com")]
-
-
 async def test_a_replay_that_fails_goes_nowhere(load, monkeypatch):
     """Else mitmproxy would send the placeholder upstream."""
-    import httpx
-
     addon, _ = load()
-    monkeypatch.setattr(replay, "_own_port", lambda: 8080)
 
-    async def through(_port, _request):
-        raise httpx.ConnectError("no")
+    async def answered(_self):
+        raise RuntimeError("whatever")
 
-    monkeypatch.setattr(replay, "_through", through)
+    monkeypatch.setattr(replay._Replay, "answered", answered)
     flow = replayed()
     await hook(addon, flow)
     assert flow.response.status_code == 502
@@ -307,16 +276,3 @@ async def test_replays_that_are_over_are_left_alone(load, state):
     before = flow.response
     await hook(addon, flow)
     assert flow.response is before
-
-
-# -- documentation
-
-
-@pytest.mark.skipif(not README.exists(), reason="README.md is not written yet")
-def test_every_option_and_command_is_in_the_readme():
-    text = README.read_text(encoding="utf-8")
-    names = [option.option for option in POOL_OPTIONS]
-    with taddons.context() as tctx:
-        tctx.master.commands.collect_commands(AccountPool())
-        names += [name for name in tctx.master.commands.commands if name.startswith("pool.")]
-    assert [name for name in names if name not in text] == []

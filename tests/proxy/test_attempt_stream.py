@@ -10,6 +10,7 @@ from mitmproxy.proxy import events
 
 from account_pool.core.attempts import Limits
 from account_pool.proxy import attempt_stream, serving, stream
+from account_pool.proxy.metering import Tally
 from tests.proxy.helpers import (
     DELTA,
     DONE,
@@ -116,6 +117,18 @@ def test_a_refused_stream_that_does_not_end_is_reset(h2):
     assert rig.requests[0].reset == CANCEL
     assert rig.keys == [ONE, TWO]
     assert len(rig.servers) == 1
+    rig.server.answer(3, 200, OK_BODY, [JSON])
+    assert rig.answers[0].body == OK_BODY
+
+
+def test_a_refused_stream_that_says_too_much_is_reset(h2):
+    rig = h2()
+    rig.ask()
+    rig.server.head(1, 200, [SSE])
+    rig.server.data(1, LIMIT_EVENT)
+    while rig.requests[0].reset is None:
+        rig.server.data(1, b"x" * 16_000)
+    assert rig.keys == [ONE, TWO]
     rig.server.answer(3, 200, OK_BODY, [JSON])
     assert rig.answers[0].body == OK_BODY
 
@@ -435,6 +448,21 @@ def test_a_socket_that_closes_after_a_limit_closes_once(socket):
     assert rig.flows[0].websocket.close_code == 1001
     assert rig.hooks.count("websocket_end") == 1
     closed(rig)
+
+
+def test_each_turn_of_a_socket_counts_with_what_it_took(socket):
+    rig = opened(socket("one", websockets="pin"))
+    create = frame(b'{"type":"response.create","model":"gpt-6"}', masked=True)
+    usage = b'{"input_tokens":12,"output_tokens":3}'
+    for _ in range(2):
+        rig.send(create)
+        rig.server.send(frame(b'{"type":"response.created","response":{"usage":null}}'))
+        rig.server.send(frame(b'{"type":"response.output_text.delta","delta":"hi"}'))
+        completed = b'{"type":"response.completed","response":{"usage":%s}}' % usage
+        rig.server.send(frame(completed))
+    rig.send(create)
+    closed(rig)
+    assert rig.service.usages.totals == {("openai/one", "gpt-6"): Tally(3, 24, 0, 6)}
 
 
 def test_the_client_leaves_during_the_handshake(socket):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from mitmproxy import exceptions
 from mitmproxy.test import taddons
+from mitmproxy.tools.console.commander.commander import CommandBuffer
 
 from account_pool.core import headroom
 from account_pool.core.attempts import Attempts, Limits
@@ -56,6 +57,29 @@ def test_commands_are_there_with_help(call):
         assert names >= {"pool.status", "pool.next", "pool.cooldown", "pool.clear", "pool.remove"}
         for name in names:
             assert tctx.master.commands.commands[name].help
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("pool.next ", ["openai"]),
+        ("pool.clear ", ["openai/off", "openai/one", "openai/two"]),
+        ("pool.clear openai/t", ["openai/two"]),
+        ("pool.remove openai/o", ["openai/off", "openai/one"]),
+        ("pool.cooldown openai/on", ["openai/one"]),
+    ],
+)
+def test_providers_and_accounts_are_completed(service, typed, offered):
+    addon = AccountPool()
+    addon.service = service
+    with taddons.context() as tctx:
+        tctx.master.commands.collect_commands(addon)
+        prompt = CommandBuffer(tctx.master, typed)
+        seen = []
+        for _ in offered:
+            prompt.cycle_completion()
+            seen.append(prompt.text.split()[-1])
+        assert sorted(seen) == offered
 
 
 def test_status(call, service, clock):
@@ -192,7 +216,7 @@ def test_next_of_nobody(call, provider):
 
 
 def test_cooldown_and_clear(call, service, clock):
-    call("pool.cooldown", "OpenAI/ One ", "90")
+    call("pool.cooldown", "openai/one", "90")
     assert "cools 90 s" in call("pool.status")[1]
     assert "by hand" in call("pool.status")[1]
     call("pool.clear", "openai/one")
@@ -209,7 +233,7 @@ def test_clear_enables_again(call, service, clock):
 def test_remove(call, service):
     call("pool.remove", "openai/one")
     assert "openai/one" not in str(call("pool.status"))
-    with pytest.raises(exceptions.CommandError, match="not in the pool"):
+    with pytest.raises(exceptions.CommandError, match="Invalid choice"):
         call("pool.remove", "openai/one")
 
 

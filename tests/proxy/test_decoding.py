@@ -10,8 +10,9 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
+from mitmproxy.net.encoding import decode, encode
 
-from account_pool.proxy.decoding import Decoder, UnknownEncoding
+from account_pool.proxy.decoding import Decoder, UnknownEncoding, as_whole
 
 
 def raw_deflate(data: bytes) -> bytes:
@@ -89,3 +90,27 @@ def test_a_bomb_is_not_unpacked_whole(encoding):
     out = decoder.feed(ENCODERS[encoding](bytes(16 << 20)))
     assert 1000 <= len(out) <= 1 << 23
     assert decoder.feed(b"any") == b""
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate", "br", "zstd", " GZip "])
+def test_the_beginning_of_a_body_becomes_a_whole_one(encoding):
+    """mitmproxy shows nothing of one that lacks its end (zstd), or what it cannot read (br)."""
+    text = b"".join(b'data: {"n": %d}\n\n' % n for n in range(5000))
+    name = encoding.strip().lower().removeprefix("x-")
+    half = encode(text, name)[: len(encode(text, name)) // 2]
+    shown = decode(as_whole(half, encoding, max_bytes=1 << 20), name)
+    # All that a reader of the stream had by then; zstd comes in large blocks.
+    assert text.startswith(shown)
+    assert shown or name == "zstd"
+    whole = decode(as_whole(encode(text, name), encoding, max_bytes=1 << 20), name)
+    assert whole == text
+
+
+def test_a_beginning_is_bounded():
+    bomb = encode(b"0" * (1 << 20), "gzip")
+    assert len(decode(as_whole(bomb, "gzip", max_bytes=1000), "gzip")) < 300_000
+
+
+@pytest.mark.parametrize("encoding", ["", "identity", "lzma", "gzip"])
+def test_what_cannot_be_read_stays_as_it_is(encoding):
+    assert as_whole(b"\xff\x00 damaged", encoding, max_bytes=100) == b"\xff\x00 damaged"

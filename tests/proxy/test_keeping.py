@@ -272,6 +272,27 @@ async def test_a_disk_that_is_full_for_a_while_loses_nothing(
     assert (cools(again), len(again.sessions)) == (600, 200)
 
 
+async def test_a_disk_that_is_full_for_days_does_not_fill_the_memory(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, kept = begin()
+    service.sessions.bind("kept", ONE, service.now())
+    await kept._round()
+
+    def full(*_args: object, **_when: object) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(SqliteState, "exchange", full)
+    limit(service)
+    for number in range(20):
+        for key in ("kept", f"passing-{number}"):
+            service.sessions.bind(key, ONE, service.now())
+            await failed(kept)
+            service.sessions.close_session(key)
+            await failed(kept)
+    assert kept._unwritten.books["sessions"].changed == {"kept"}
+
+
 async def test_a_damaged_file_is_put_aside_and_a_new_one_begun(
     begin: Begin, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -31,6 +31,19 @@ def test_headers():
     assert response.headers["a"] == "b"
 
 
+def test_what_stands_around_a_body():
+    response = http.Response.make(429, b"")
+    response.reason = "sk-one-1111 is limited"
+    response.trailers = http.Headers(note="used by sk-one-1111")
+    scrub.headers(response, SECRETS)
+    assert response.reason == "*********** is limited"
+    assert response.trailers["note"] == "used by ***********"
+
+
+def test_a_slash_that_json_escapes():
+    assert scrub.body(rb'"a\/b"', scrub.secrets_of(["a/b"])) == b'"****"'
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

@@ -11,6 +11,7 @@ from mitmproxy import http
 from account_pool.core.steps import Send
 from account_pool.providers import copilot, openai
 from account_pool.providers.base import Route
+from account_pool.proxy import call as call_of
 from account_pool.proxy import wire
 from account_pool.proxy.answer import AnswerReader
 from account_pool.proxy.destination import Destination
@@ -55,6 +56,23 @@ def lease_on_second(service):
     facts = opened(service).facts(request())
     key = [state.key for state in service.pool.accounts()][1]
     return service.pool.acquire(facts, now=service.now(), only=key)
+
+
+def test_a_client_that_sends_its_key_as_the_id_of_a_conversation_does_not_have_it_shown():
+    """Sessions are kept in the store and listed by the admin API."""
+    service = service_of("one", "two")
+    for name, value in (("x-session-id", "fake-no-prefix-1"), ("session_id", "u:fake-no-prefix-1")):
+        made = request(authorization="Bearer fake-no-prefix-1", **{name: value})
+        lease_of(service, opened(service, made), made)
+    assert len(service.sessions) == 2
+    assert all("fake-no-prefix-1" not in key for key in service.sessions)
+
+
+def test_a_name_of_a_model_is_kept_short():
+    service = service_of("one")
+    made = request()
+    made.content = json.dumps({"model": "m" * 100_000, "messages": []}).encode()
+    assert len(opened(service, made).facts(made).model) == call_of.MAX_MODEL_CHARS
 
 
 def test_garbage_in_an_answer_is_nobodys():

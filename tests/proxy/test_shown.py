@@ -1,90 +1,433 @@
-"""Lines that mitmproxy's parsers cannot read, and what is said of them: nothing that quotes."""
+"""What mitmweb, mitmproxy and dumps show of a request beside its own flow."""
 
 from __future__ import annotations
 
+import asyncio
+import gzip
+import json
+
 import pytest
-from hyperframe.frame import GoAwayFrame, HeadersFrame
+from mitmproxy import flowfilter, http
+from mitmproxy.io import FlowReader, FlowWriter
+from mitmproxy.net.encoding import encode
+from mitmproxy.test import taddons, tflow
 
-from tests.proxy.helpers import CHUNKED, CLIENT_KEY, OK, head1, post1, secret
-
-BEARER = f"Bearer {CLIENT_KEY}"
-ECHO = f"Bearer {secret('one')}".encode()
-
-
-def said(rig) -> str:
-    """Return everything the log and the flows say."""
-    errors = [flow.error.msg for flow in rig.flows if flow.error]
-    return "\n".join([*rig.logs, *errors])
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        f"POST / HTTP/1.1\r\nAuthorization: {BEARER}\r\n",
-        f"POST / HTTP/1.1\r\nAuthorization {BEARER}\r\n\r\n",
-        f"POST /?key={CLIENT_KEY} HTTP/1.1 x\r\n\r\n",
-        f"POST / {BEARER}\r\n\r\n",
-        f"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{BEARER}\r\n",
-    ],
+from account_pool.proxy import attempt_stream, shown, stream
+from account_pool.proxy.addon import AccountPool
+from tests.proxy.helpers import (
+    CHAT,
+    CHUNKED,
+    CLIENT_KEY,
+    DELTA,
+    DONE,
+    JSON,
+    LIMIT_BODY,
+    LIMIT_EVENT,
+    LIMITED,
+    LIMITED_HEADERS,
+    OK,
+    OK_BODY,
+    SSE,
+    chunk,
+    head1,
+    http1,
+    post1,
+    secret,
 )
-def test_the_clients_over_http1(rig_of, data):
-    rig = rig_of()
-    rig.send(data.encode())
-    rig.leave()
-    assert "[not shown]" in said(rig)
-    assert CLIENT_KEY not in said(rig)
+
+ONE, TWO = secret("one"), secret("two")
+COOLS = "429 rate_limit, cools 20 s for gpt-5"
+SERVER_ERROR = http1(500, b'{"error":{"message":"oops"}}', [JSON])
+BAD_REQUEST = http1(400, b'{"error":{"message":"no","type":"invalid_request_error"}}', [JSON])
+LIMITED_AND_CLOSED = http1(429, LIMIT_BODY, [*LIMITED_HEADERS, "connection: close"])
+EVENTS = head1(200, [SSE, CHUNKED])
 
 
-@pytest.mark.parametrize("held", [False, True])
-def test_the_clients_over_http2(rig_of, held):
-    """The error ends every stream of the connection, also one that waits for a hook."""
-    rig = rig_of(client2=True, server2=True)
-    if held:
-        rig.held.add("request")
-    rig.ask()
-    block = rig.reader.h2.encoder.encode([(":method", "POST"), ("authorization", f" {BEARER}")])
-    rig.send(HeadersFrame(3, data=block, flags=["END_HEADERS"]).serialize())
-    rig.held.clear()
-    if held:
-        rig.complete()
-    assert rig.logs
-    assert rig.flows[0].error is not None
-    assert said(rig).count("[not shown]") == 2
-    assert CLIENT_KEY not in said(rig)
+@pytest.fixture
+def shows(rig_of):
+    """Make rigs that collect in `shown` the flows they give to the front ends."""
+
+    def build(*accounts, **settings):
+        rig = rig_of(*accounts, **settings)
+        rig.shown = []
+        rig.service.show = lambda make: rig.shown.append(make())
+        return rig
+
+    return build
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"HTTP/1.1 401 Unauthorized\r\nx-echo: " + ECHO + b"\r\n",
-        b"HTTP/1.1 401 Unauthorized\r\nx-echo " + ECHO + b"\r\n\r\n",
-        b"HTTP/1.1 " + ECHO + b"\r\n\r\n",
-        b"HTTP/1.1 401 Unauthorized\r\ncontent-length: " + ECHO + b"\r\n\r\n",
-        OK + b"HTTP/1.1 400 Bad\r\nx-echo: " + ECHO + b"\r\n\r\n",
-        head1(200, [CHUNKED]) + ECHO + b"\r\n",
-        head1(200, [CHUNKED]) + b"2\r\n{}\r\n0\r\nx-echo " + ECHO + b"\r\n\r\n",
-    ],
-)
-def test_the_accounts_in_an_answer(rig_of, data):
-    rig = rig_of("one")
+@pytest.fixture(params=[False, True], ids=["http1", "http2"])
+def failover(shows, request):
+    """A request that one refuses and two serves, over either HTTP."""
+    rig = shows(client2=request.param, server2=request.param)
+    if request.param:
+        rig.ask()
+        rig.server.answer(1, 429, LIMIT_BODY, LIMITED_HEADERS)
+        rig.server.answer(3, 200, OK_BODY, [JSON])
+    else:
+        rig.send(post1())
+        rig.server.send(LIMITED)
+        rig.server.send(OK)
+    return rig
+
+
+# -- the refused attempt
+
+
+def test_a_refused_attempt_is_a_flow_of_its_own(failover):
+    (served,), (refused,) = failover.flows, failover.shown
+    assert refused.id != served.id
+    assert (refused.marked, refused.comment) == (":no_entry:", f"openai/one: {COOLS} -> openai/two")
+    assert refused.request.headers["authorization"] == "Bearer pool:openai/one"
+    assert served.request.headers["authorization"] == "Bearer pool:openai/two"
+    assert refused.request.content == CHAT
+    assert refused.request.pretty_url == served.request.pretty_url
+    assert (refused.response.status_code, refused.response.content) == (429, LIMIT_BODY)
+    assert refused.response.headers["retry-after"] == "20"
+    assert refused.client_conn is served.client_conn
+    assert refused.server_conn is failover.servers[0].connection
+    assert not refused.live
+    assert refused.metadata == {
+        "pool.refused": True,
+        "pool.account": "openai/one",
+        "pool.attempt": 1,
+        "pool.flow": served.id,
+        "pool.comment": refused.comment,
+    }
+
+
+def test_it_holds_nobodys_credential(failover):
+    (refused,) = failover.shown
+    assert all(key not in str(refused.get_state()) for key in (ONE, TWO, CLIENT_KEY))
+
+
+def test_it_tells_when_it_was_sent_and_answered(shows, clock):
+    rig = shows()
     rig.send(post1())
-    rig.server.send(data)
+    clock.advance(2)
+    rig.server.send(LIMITED)
+    rig.server.send(OK)
+    (refused,) = rig.shown
+    assert refused.request.timestamp_start == clock.wall_now() - 2
+    assert refused.response.timestamp_end == clock.wall_now()
+
+
+def test_it_is_saved_and_read_again(failover, tmp_path):
+    with (tmp_path / "dump").open("wb") as file:
+        FlowWriter(file).add(failover.shown[0])
+    with (tmp_path / "dump").open("rb") as file:
+        (read,) = FlowReader(file).stream()
+    assert (read.marked, read.comment) == (failover.shown[0].marked, failover.shown[0].comment)
+    assert read.metadata == failover.shown[0].metadata
+
+
+@pytest.mark.parametrize(
+    ("expression", "finds"),
+    [
+        ("~marked", "refused"),
+        ("~marker no_entry", "refused"),
+        ("~meta pool.refused", "refused"),
+        ("~comment 'one: 429 rate_limit'", "refused served"),
+        ("~meta 'pool.account: openai/two'", "served"),
+        ("~meta 'pool.attempts: 2'", "served"),
+    ],
+)
+def test_filters_find_it(failover, expression, finds):
+    flows = {"refused": failover.shown[0], "served": failover.flows[0]}
+    matches = flowfilter.parse(expression)
+    assert [name for name, flow in flows.items() if matches(flow)] == finds.split()
+
+
+def refused_with(shows, status, headers, body):
+    """Return the flow of an attempt that was refused with this."""
+    rig = shows()
+    rig.send(post1())
+    rig.server.send(http1(status, body, headers))
+    rig.server.send(OK)
+    (refused,) = rig.shown
+    return refused
+
+
+def test_an_echo_of_the_credential_is_masked(shows):
+    body = json.dumps({"error": {"code": "rate_limit_exceeded", "message": f"key {ONE}"}})
+    flow = refused_with(shows, 429, [*LIMITED_HEADERS, f"x-key: {ONE}"], body.encode())
+    assert flow.response.text == body.replace(ONE, "*" * len(ONE))
+    assert flow.response.headers["x-key"] == "*" * len(ONE)
+    assert ONE not in str(flow.get_state())
+
+
+def test_an_echo_in_a_compressed_body_is_masked(shows):
+    body = json.dumps({"error": {"code": "rate_limit_exceeded", "message": f"key {ONE}"}})
+    headers = [*LIMITED_HEADERS, "content-encoding: gzip"]
+    flow = refused_with(shows, 429, headers, gzip.compress(body.encode()))
+    assert flow.response.text == body.replace(ONE, "*" * len(ONE))
+
+
+def test_a_compressed_body_stays_as_it_came(shows):
+    headers = [*LIMITED_HEADERS, "content-encoding: gzip"]
+    raw = gzip.compress(LIMIT_BODY)
+    flow = refused_with(shows, 429, headers, raw)
+    assert flow.response.raw_content == raw
+    assert flow.response.content == LIMIT_BODY
+
+
+def test_a_body_that_cannot_be_searched_is_not_shown(shows):
+    headers = [*LIMITED_HEADERS, "content-encoding: lzma"]
+    flow = refused_with(shows, 429, headers, ONE.encode())
+    assert flow.response.raw_content is None
+
+
+def test_a_refusal_inside_a_stream(shows):
+    rig = shows()
+    rig.send(post1())
+    rig.server.send(EVENTS + chunk(LIMIT_EVENT) + b"0\r\n\r\n")
+    rig.server.send(OK)
+    (refused,) = rig.shown
+    assert (refused.response.status_code, refused.response.content) == (200, LIMIT_EVENT)
+    assert refused.comment.startswith("openai/one: rate_limit")
+
+
+def test_a_credential_that_was_renewed(shows):
+    rig = shows()
+    rig.refreshed = True
+    rig.send(post1())
+    rig.server.send(http1(401, b'{"error":{"code":"invalid_api_key"}}', [JSON]))
+    rig.server.send(OK)
+    assert [f.comment for f in rig.shown] == ["openai/one: 401 auth_invalid -> openai/one"]
+
+
+def test_a_long_request_is_kept_once(shows, monkeypatch):
+    """A part of it would pass for the whole when it is replayed."""
+    monkeypatch.setattr(shown, "MAX_COPY_BYTES", len(CHAT) - 1)
+    rig = shows()
+    rig.send(post1())
+    rig.server.send(LIMITED)
+    rig.server.send(OK)
+    (refused,) = rig.shown
+    assert refused.request.raw_content is None
+    assert refused.metadata["pool.truncated"] is True
+    assert "kept on the flow that was served only" in refused.comment
+    assert rig.flows[0].request.content == CHAT
+
+
+# -- the flow that was served
+
+
+def test_the_served_flow_tells_the_chain(shows):
+    rig = shows("one", "two", "three")
+    rig.send(post1())
+    rig.server.send(LIMITED)
+    rig.server.send(http1(429, b'{"error":{"code":"insufficient_quota"}}', [JSON]))
+    rig.server.send(OK)
+    (served,) = rig.flows
+    first, second, last = served.comment.split(" -> ")
+    assert first == f"openai/one: {COOLS}"
+    assert second.startswith("openai/two: 429 quota, cools ")
+    assert last == "openai/three"
+    assert served.marked == ""
+    assert served.metadata["pool.attempts"] == 3
+    assert [flow.metadata["pool.attempt"] for flow in rig.shown] == [1, 2]
+    assert [flow.comment for flow in rig.shown] == [f"{first} -> openai/two", f"{second} -> {last}"]
+
+
+def test_nothing_is_built_for_an_ordinary_request(shows, monkeypatch):
+    monkeypatch.setattr(shown, "Trail", None)
+    rig = shows()
+    rig.send(post1())
+    rig.server.send(OK)
+    (served,) = rig.flows
+    assert (served.comment, rig.shown) == ("", [])
+    assert served.metadata == {"pool.account": "openai/one", "pool.attempts": 1}
+
+
+def test_a_broken_attempt_is_in_the_chain(shows):
+    rig = shows()
+    rig.send(post1())
+    rig.server.send(OK)
+    rig.send(post1())
     rig.server.close()
-    assert secret("one") not in said(rig)
-    assert secret("one").encode() not in rig.received
+    rig.server.send(OK)
+    assert rig.flows[1].comment == "openai/one: transport (stale) -> openai/one"
+    assert rig.shown == []
 
 
-def test_the_accounts_in_a_frame(rig_of):
-    rig = rig_of("one", client2=True, server2=True)
-    rig.ask()
-    rig.server.head(1, 200, ["content-type: text/event-stream"])
-    rig.server.data(1, b'data: {"choices":[{"delta":{"content":"hi"}}]}\n\n')
-    rig.server.send(GoAwayFrame(0, last_stream_id=1, additional_data=ECHO).serialize())
-    assert "ConnectionTerminated" in said(rig)
-    assert secret("one") not in said(rig)
+def test_a_refusal_that_is_delivered_is_on_the_flow_itself(shows):
+    rig = shows("one")
+    rig.send(post1())
+    rig.server.send(LIMITED)
+    assert rig.answers[0].status == 429
+    assert rig.flows[0].comment == f"openai/one: {COOLS}"
+    assert rig.shown == []
 
 
-def test_other_hosts_are_told_of_in_full(rig_of):
-    rig = rig_of(address=("www.example.com", 443))
-    rig.send(b"GET / HTTP/1.1\r\nno colon\r\n\r\n")
-    assert "no colon" in said(rig)
+def test_it_is_not_shown_twice(shows):
+    """The next account cannot be reached, so the first refusal is delivered after all."""
+    rig = shows()
+    rig.send(post1())
+    rig.refuse.extend(["no", "no"])
+    rig.server.send(LIMITED_AND_CLOSED)
+    assert rig.answers[0].status == 429
+    assert rig.shown == []
+    broken = "openai/two: transport (connect)"
+    assert rig.flows[0].comment == f"openai/one: {COOLS} -> {broken} -> {broken}"
+
+
+def test_what_is_the_requests_own_fault_needs_no_comment(shows):
+    rig = shows()
+    rig.send(post1())
+    rig.server.send(BAD_REQUEST)
+    assert (rig.flows[0].comment, rig.shown) == ("", [])
+
+
+def test_an_error_of_the_server(shows):
+    rig = shows()
+    rig.send(post1())
+    rig.server.send(SERVER_ERROR)
+    assert rig.flows[0].comment == "openai/one: 500 server_error"
+
+
+def test_an_answer_of_our_own_is_explained(shows):
+    rig = shows("one")
+    rig.cool("one", 60)
+    rig.send(post1())
+    assert rig.flows[0].comment.startswith("openai: ")
+    assert rig.requests == []
+
+
+def test_a_client_that_leaves_between_two_attempts(shows):
+    """The refused attempt is shown all the same."""
+    rig = shows()
+    rig.send(post1())
+    rig.held.add("open")
+    rig.server.send(LIMITED_AND_CLOSED)
+    rig.leave()
+    rig.held.clear()
+    rig.complete()
+    assert [flow.comment for flow in rig.shown] == [f"openai/one: {COOLS} -> openai/two"]
+    assert rig.flows[0].error
+
+
+def test_without_a_front_end_only_the_comment_is_written(rig_of):
+    rig = rig_of()
+    rig.send(post1())
+    rig.server.send(LIMITED)
+    rig.server.send(OK)
+    assert rig.flows[0].comment == f"openai/one: {COOLS} -> openai/two"
+
+
+def test_a_long_answer_says_that_it_is_cut_off(shows, monkeypatch):
+    for module in (attempt_stream, stream):
+        monkeypatch.setattr(module, "MAX_COPY_BYTES", 100)
+    rig = shows()
+    rig.send(post1())
+    rig.server.send(LIMITED)
+    rig.server.send(EVENTS + chunk(DELTA))
+    for _ in range(20):
+        rig.server.send(chunk(DELTA))
+    rig.server.send(chunk(DONE) + b"0\r\n\r\n")
+    (served,) = rig.flows
+    assert served.comment == (
+        f"openai/one: {COOLS} -> openai/two; the beginning of the answer is kept (1024 KiB)"
+    )
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br"])
+def test_an_answer_whose_client_hung_up_can_be_read(shows, encoding):
+    """Many do as soon as they have the last event; the end of the encoding is missing then."""
+    events = DELTA * 50 + DONE
+    rig = shows()
+    rig.send(post1())
+    rig.server.send(head1(200, [SSE, CHUNKED, f"content-encoding: {encoding}"]))
+    rig.server.send(chunk(encode(events, encoding)[:-4]))
+    rig.leave()
+    (served,) = rig.flows
+    assert served.error
+    assert served.response.headers["content-encoding"] == encoding
+    assert events.startswith(served.response.content)
+    assert DELTA in served.response.content
+
+
+# -- comments
+
+
+def test_what_a_person_wrote_stays():
+    flow = tflow.tflow()
+    flow.comment = "look here"
+    shown.comment(flow, "a -> b")
+    assert flow.comment == "look here; a -> b"
+    shown.comment(flow, "a -> b -> c")
+    assert flow.comment == "look here; a -> b -> c"
+    shown.comment(flow, "")
+    assert flow.comment == "look here"
+    flow.comment = "and there"
+    shown.comment(flow, "a")
+    assert flow.comment == "and there; a"
+
+
+def test_a_comment_of_ours_alone():
+    flow = tflow.tflow()
+    shown.comment(flow, "a")
+    shown.not_whole(flow, "half of it")
+    assert flow.comment == "a; half of it (1024 KiB)"
+    shown.comment(flow, "b")
+    assert flow.comment == "b"
+
+
+# -- the way to the front ends
+
+
+class Recorder:
+    """An addon that notes what it is told, and does to flows what some addons do."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, http.HTTPFlow]] = []
+        self.on_request = lambda _flow: None
+
+    def request(self, flow):
+        self.seen.append(("request", flow))
+        self.on_request(flow)
+
+    def response(self, flow):
+        self.seen.append(("response", flow))
+
+    def update(self, flows):
+        self.seen.append(("update", flows[0]))
+
+
+async def load(*addons, **of_recorder):
+    recorder = Recorder()
+    vars(recorder).update(of_recorder)
+    flow = tflow.tflow(resp=True)
+    with taddons.context(recorder, *addons):
+        loader = shown.Loader()
+        loader(lambda: flow)
+        assert recorder.seen == []  # not before the event is handled
+        await asyncio.gather(*loader._tasks)
+    assert not loader._tasks
+    return flow, recorder
+
+
+async def test_every_addon_is_told():
+    flow, recorder = await load()
+    assert [name for name, _ in recorder.seen if name != "update"] == ["request", "response"]
+    assert all(seen is flow for _, seen in recorder.seen)
+
+
+async def test_an_attempt_is_not_held():
+    flow, recorder = await load(on_request=lambda flow: flow.intercept())
+    assert not flow.intercepted
+    assert recorder.seen[-1] == ("update", flow)
+
+
+async def test_an_attempt_keeps_its_answer():
+    """`proxyauth`, for one, would ask it for a password."""
+    flow, recorder = await load(
+        on_request=lambda flow: setattr(flow, "response", http.Response.make(407))
+    )
+    assert flow.response.status_code == 200
+    assert recorder.seen[-1] == ("update", flow)
+
+
+def test_our_own_hooks_leave_it_alone(failover):
+    (refused,) = failover.shown
+    assert AccountPool().request(refused) is None

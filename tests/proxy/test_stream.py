@@ -423,6 +423,22 @@ def test_a_refused_stream_that_does_not_end_is_cut_off(rig_of):
     ok(rig)
 
 
+@pytest.mark.parametrize("piece", [1000, 60_000, 2_000_000])
+def test_a_refused_stream_that_says_too_much_is_cut_off(rig_of, piece):
+    rig = rig_of()
+    rig.send(post1())
+    first = rig.server
+    rest = chunk(b"x" * 900) * 2000
+    first.send(EVENTS + chunk(LIMIT_EVENT))
+    for start in range(0, len(rest), piece):
+        if not first.closed:
+            first.send(rest[start : start + piece])
+    assert first.closed
+    assert rig.keys == [ONE, TWO]
+    rig.server.send(OK)
+    ok(rig)
+
+
 def test_a_refused_stream_that_breaks_while_it_is_drained(rig_of):
     rig = rig_of()
     rig.send(post1())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,10 +42,11 @@ def classify_file(path: Path, out: TextIO) -> int:
     """Write what each line of *path* means to *out*, one JSON object a line.
 
     `{id, class, scope, cooldown_s, replayable}`. A line that cannot be read is reported
-    on stderr with its number and skipped. Returns 0, or 1 if there was one.
+    on stderr with its number and skipped. Returns 0, or 1 if there was one. The path `-`
+    is standard input. Raises OSError.
     """
     failed = 0
-    with path.open(encoding="utf-8", errors="replace") as lines:
+    with _opened(path) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -54,6 +56,12 @@ def classify_file(path: Path, out: TextIO) -> int:
                 failed = 1
                 print(f"{path}: line {number}: {error}", file=sys.stderr)
     return failed
+
+
+def _opened(path: Path) -> AbstractContextManager[Iterable[str]]:
+    if str(path) == "-":
+        return nullcontext(sys.stdin)
+    return path.open(encoding="utf-8", errors="replace")
 
 
 def classify_line(line: str) -> dict[str, Any]:

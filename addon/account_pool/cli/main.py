@@ -1,29 +1,31 @@
 """The commands of `account-pool`: names, arguments, exit codes.
 
-Exit codes: 0 it worked, 1 something failed, 2 it was used wrongly, 130 Ctrl-C. Errors are
-one line on stderr. What a command needs is imported when it runs (hence the `noqa: PLC0415`):
-`--version` must not wait for mitmproxy.
+Exit codes: 0 it worked, 1 something failed, 2 it was used wrongly, 130 Ctrl-C; `run` has
+those of the tool. Errors are one line on stderr. What a command needs is imported when it
+runs (hence the `noqa: PLC0415`): `--version` must not wait for mitmproxy.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from account_pool.cli import proxy_commands
 from account_pool.version import __version__
 
 app = typer.Typer(
     name="account-pool",
     help="A pool of LLM accounts inside mitmproxy.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+proxy_commands.add_to(app)
 
 
 def main() -> None:
@@ -35,11 +37,26 @@ def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     try:
         code = app(arguments, prog_name="account-pool", standalone_mode=False)
+        sys.stdout.flush()
+    except typer.Abort:
+        # How some versions of typer tell a Ctrl-C; the others have said the exit code.
+        return _fail("interrupted", 128 + signal.SIGINT)
+    except BrokenPipeError:
+        # As in logs.py; what typer notices itself ends with 1, too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}")
     except Exception as error:
         # The errors of a wrong usage have no class in common between the versions of
         # typer (with click, with a copy of it), but they all can be shown.
         if not hasattr(error, "format_message"):
             raise
+        if not arguments:
+            # Whoever types the name alone wants the help, not a complaint.
+            print(error.format_message(), file=sys.stderr)
+            return 2
         return _fail(error.format_message(), getattr(error, "exit_code", 2))
     return code if isinstance(code, int) else 0
 
@@ -88,10 +105,22 @@ def classify(
 @app.command()
 def check(
     accounts_file: Annotated[Path, typer.Option(help="The accounts file.")] = Path("accounts.yaml"),
+    try_each: Annotated[
+        bool,
+        typer.Option(
+            "--try",
+            help="Also send one cheap request with each account's credential, straight to its "
+            "provider.",
+        ),
+    ] = False,
 ) -> int:
-    """Validate accounts.yaml and show whom the pool would use. Sends nothing."""
+    """Validate accounts.yaml and show whom the pool would use. Sends nothing without --try."""
     from account_pool.cli.check import check_file  # noqa: PLC0415
 
+    if try_each:
+        from account_pool.cli.try_accounts import try_file  # noqa: PLC0415
+
+        return try_file(accounts_file, os.environ)
     return check_file(accounts_file, os.environ)
 
 

@@ -3,7 +3,7 @@
 Reading order: `values` (what comes out), `document` (YAML with line numbers), `models`
 (the shape), `accounts`, `user_providers`, `definitions` and `tokens` (what the values
 refer to), `loader` (all of it), `environment` (no file), `pool_options` (the table of
-options), `edit` (adding an account).
+options), `edit`, `take_out` and `text` (changing the file), `added` (a second one).
 
 The modules that read files are imported when they are used: without accounts.yaml the
 proxy starts without pydantic.
@@ -24,6 +24,7 @@ from account_pool.config.pool_options import (
 )
 from account_pool.config.problems import ConfigError, Problem, Wrong
 from account_pool.config.values import AccountEntry, Config
+from account_pool.providers.base import Provider
 
 __all__ = [
     "BY_NAME",
@@ -39,19 +40,23 @@ __all__ = [
     "json_schema",
     "load",
     "settings",
+    "with_added",
 ]
 
 
-def load(path: Path, environ: Mapping[str, str]) -> Config:
+def load(
+    path: Path, environ: Mapping[str, str], known: Mapping[str, Provider] | None = None
+) -> Config:
     """Read accounts.yaml. Raises ConfigError that lists all problems at once.
 
     Credentials in variables and files are read once to see that they are there;
     commands are not run. The sources keep *environ* and look into it again later.
+    *known* are the providers there are without it; default: the built-in ones.
     """
     from account_pool.config.loader import load_file  # noqa: PLC0415 - see the module
     from account_pool.providers.registry import BUILT_IN  # noqa: PLC0415 - see the module
 
-    return load_file(path, environ, BUILT_IN)
+    return load_file(path, environ, known or BUILT_IN)
 
 
 def from_environment(
@@ -72,6 +77,18 @@ def from_environment(
     from account_pool.providers.registry import BUILT_IN  # noqa: PLC0415 - see the module
 
     return accounts_of_environment(environ, github_token, account_type, directories, BUILT_IN)
+
+
+def with_added(config: Config, path: Path, environ: Mapping[str, str]) -> Config:
+    """Return *config* with the accounts in *path*, which were added by hand, if it is there.
+
+    Raises ConfigError.
+    """
+    if not path.exists():
+        return config
+    from account_pool.config.added import with_added as read  # noqa: PLC0415 - see the module
+
+    return read(config, path, environ)
 
 
 def json_schema() -> dict[str, Any]:

@@ -16,15 +16,28 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-from ruamel.yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.nodes import CollectionNode, MappingNode, ScalarNode, SequenceNode
 
 from account_pool.config import load
 from account_pool.config.problems import ConfigError, Problem
 from account_pool.config.replace import CannotEdit, back_up, sync, write_beside
+from account_pool.config.text import (
+    NotYaml,
+    account_keys,
+    compose,
+    end_of,
+    end_of_line,
+    read,
+    section_of,
+)
 from account_pool.core.account import AccountKey, normalise_label
+from account_pool.providers.base import Provider
 
 Entry = Mapping[str, Any]
+
+
+class WrongAccount(CannotEdit):
+    """The account cannot be taken; the file is as it should be."""
 
 
 def add_account(
@@ -34,6 +47,7 @@ def add_account(
     *,
     provider: tuple[str, Entry] | None = None,
     private: bool = False,
+    known: Mapping[str, Provider] | None = None,
 ) -> Path | None:
     """Add *account* at the end of the accounts in *path*; return the copy of the old file.
 
@@ -41,11 +55,13 @@ def add_account(
         account: one entry; provider and label are required.
         provider: name and definition of a provider to add, unless it is there.
         private: make the file readable by its owner only: it holds tokens now.
+        known: providers there are without *path*; default: the built-in ones.
 
-    None when there was no file; it is made then. Raises CannotEdit.
+    None when there was no file; it is made then. Raises CannotEdit; WrongAccount where
+    it is the account that cannot be taken.
     """
     path = path.resolve()
-    with _edited(path, account, environ, provider, private) as written:
+    with _edited(path, account, environ, provider, private=private, known=known) as written:
         backup = back_up(path)
         written.replace(path)
     sync(path.parent)
@@ -60,7 +76,7 @@ def require_editable(
     provider: tuple[str, Entry] | None = None,
 ) -> None:
     """Raise CannotEdit where `add_account` would; the file stays as it is."""
-    with _edited(path.resolve(), account, environ, provider, private=True):
+    with _edited(path.resolve(), account, environ, provider, private=True, known=None):
         pass
 
 
@@ -70,20 +86,22 @@ def _edited(
     account: Entry,
     environ: Mapping[str, str],
     provider: tuple[str, Entry] | None,
+    *,
     private: bool,
+    known: Mapping[str, Provider] | None,
 ) -> Iterator[Path]:
     """Write the new file beside *path* and check it; it goes unless it is moved."""
-    before = _problems(path, environ) if path.exists() else ()
-    text = _read(path)
+    before = problems_of(path, environ, known) if path.exists() else ()
+    text = read(path)
     key = AccountKey(account["provider"], normalise_label(account["label"]))
-    if key in _accounts(text):
-        raise CannotEdit(f"{path.name} has an account {key} already; choose another --label")
+    if key in account_keys(text):
+        raise WrongAccount(f"{path.name} has an account {key} already; choose another --label")
     try:
         changed = text
         if provider is not None:
             changed = _with_provider(changed, *provider)
         changed = _with_account(changed, account)
-        found = key in _accounts(changed)
+        found = key in account_keys(changed)
     except NotYaml:
         found = False
     if not found:
@@ -91,66 +109,21 @@ def _edited(
     mode = 0o600 if private or not path.exists() else stat.S_IMODE(path.stat().st_mode)
     written = write_beside(path, changed, mode)
     try:
-        _check(written, path, key, before, environ)
+        _check(written, path, key, before, problems_of(written, environ, known))
         yield written
     finally:
         written.unlink(missing_ok=True)
 
 
-# -- what is there
-
-
-class NotYaml(CannotEdit):
-    """The text cannot be parsed."""
-
-
-def _read(path: Path) -> str:
+def problems_of(
+    path: Path, environ: Mapping[str, str], known: Mapping[str, Provider] | None
+) -> tuple[Problem, ...]:
+    """Return what is wrong with *path*."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise CannotEdit(f"{path} cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise CannotEdit(f"{path} is not text in UTF-8; save it as UTF-8") from None
-
-
-def _problems(path: Path, environ: Mapping[str, str]) -> tuple[Problem, ...]:
-    try:
-        load(path, environ)
+        load(path, environ, known)
     except ConfigError as error:
         return error.problems
     return ()
-
-
-def _compose(text: str) -> MappingNode | None:
-    try:
-        root = YAML(typ="safe", pure=True).compose(text)
-    except YAMLError:
-        # Its text quotes the file.
-        raise NotYaml("the file is not YAML; see account-pool check") from None
-    if root is not None and not isinstance(root, MappingNode):
-        raise CannotEdit("the file is not a mapping; begin it with `accounts:`")
-    return root
-
-
-def _section(root: MappingNode | None, name: str) -> tuple[Node, Node] | None:
-    """Return the nodes of a key of *root* and of its value."""
-    pairs = root.value if root is not None else []
-    return next(((k, v) for k, v in pairs if k.value == name), None)
-
-
-def _accounts(text: str) -> set[AccountKey]:
-    """Return which accounts there are, as far as they can be read."""
-    found = _section(_compose(text), "accounts")
-    keys = set()
-    for item in found[1].value if found and isinstance(found[1], SequenceNode) else ():
-        pairs = item.value if isinstance(item, MappingNode) else ()
-        written = {k.value: v.value for k, v in pairs if isinstance(v, ScalarNode)}
-        if str(written.get("label", "")).strip() and written.get("provider"):
-            provider = str(written["provider"]).strip().lower()
-            keys.add(AccountKey(provider, normalise_label(written["label"])))
-    return keys
 
 
 # -- what is added
@@ -161,7 +134,7 @@ def _with_account(text: str, account: Entry) -> str:
 
 
 def _with_provider(text: str, name: str, definition: Entry) -> str:
-    found = _section(_compose(text), "providers")
+    found = section_of(compose(text), "providers")
     pairs = found[1].value if found and isinstance(found[1], MappingNode) else ()
     if any(key.value == name for key, _ in pairs):
         return text
@@ -171,35 +144,20 @@ def _with_provider(text: str, name: str, definition: Entry) -> str:
 
 def _with(text: str, section: str, entry: list[Any] | dict[str, Any], in_brackets: str) -> str:
     """Return *text* with *entry* at the end of *section*, whose kind is that of *entry*."""
-    found = _section(_compose(text), section)
+    found = section_of(compose(text), section)
     if found is None:
         return _appended(text, _block({section: entry}))
     key, value = found
     if isinstance(value, ScalarNode) and not value.value:
-        return _inserted(text, _end_of_line(text, key.end_mark.index), _block(entry, 2))
+        return _inserted(text, end_of_line(text, key.end_mark.index), _block(entry, 2))
     kind = SequenceNode if isinstance(entry, list) else MappingNode
     if not isinstance(value, kind):
         what = "list" if isinstance(entry, list) else "mapping"
         raise CannotEdit(f"{section} is not a {what}; see account-pool check")
     if value.flow_style:
         return _in_brackets(text, value, in_brackets)
-    end = _end_of_line(text, _end(value))
+    end = end_of_line(text, end_of(value))
     return _inserted(text, end, _block(entry, value.start_mark.column))
-
-
-def _end(node: Node) -> int:
-    """Return where the text of *node* ends; the parser counts the comments after a block."""
-    if isinstance(node, CollectionNode) and not node.flow_style and node.value:
-        last = node.value[-1]
-        return _end(last[1] if isinstance(last, tuple) else last)
-    # An empty value and a block of text end where the next line begins.
-    mark = node.end_mark
-    return int(mark.index - 1 if mark.column == 0 and mark.index else mark.index)
-
-
-def _end_of_line(text: str, index: int) -> int:
-    end = text.find("\n", index)
-    return len(text) if end == -1 else end
 
 
 def _inserted(text: str, index: int, lines: str) -> str:
@@ -241,12 +199,11 @@ def _check(
     path: Path,
     key: AccountKey,
     before: Iterable[Problem],
-    environ: Mapping[str, str],
+    after: Iterable[Problem],
 ) -> None:
-    """Raise CannotEdit if the new file has a mistake that the old one had not."""
+    """Raise WrongAccount if the new file has a mistake that the old one had not."""
     known = {(problem.key, problem.wrong) for problem in before}
-    problems = _problems(written, environ)
-    new = [problem for problem in problems if (problem.key, problem.wrong) not in known]
+    new = [problem for problem in after if (problem.key, problem.wrong) not in known]
     if new:
         why = f"{new[0].key}: {new[0].wrong}; {new[0].remedy}".removeprefix(": ")
-        raise CannotEdit(f"{key} was not added to {path.name}: {why}")
+        raise WrongAccount(f"{key} was not added to {path.name}: {why}")

@@ -58,7 +58,7 @@ def accounts_of_environment(
     if problems:
         raise ConfigError(problems)
     exchanges = {COPILOT: ExchangeSettings()} if COPILOT in built_in else {}
-    return Config(tuple(entries), dict(built_in), exchanges, {}, None)
+    return Config(tuple(entries), dict(built_in), exchanges, {}, None, built_in)
 
 
 def _variables(environ: Mapping[str, str], names: Sequence[str]) -> Iterator[Source]:

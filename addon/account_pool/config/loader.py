@@ -39,11 +39,11 @@ def load_file(path: Path, environ: Mapping[str, str], built_in: Mapping[str, Pro
     if document.problems:
         raise ConfigError(document.problems)
     _warn_if_shared(path, accounts)
-    known = _at_their_hosts(providers.known, accounts)
-    return Config(accounts, known, providers.exchanges, options, path)
+    known = at_their_hosts(providers.known, accounts)
+    return Config(accounts, known, providers.exchanges, options, path, providers.known)
 
 
-def _at_their_hosts(
+def at_their_hosts(
     known: Mapping[str, Provider], accounts: Sequence[AccountEntry]
 ) -> dict[str, Provider]:
     """Return *known*; those whose hosts are their accounts' have these, and no others."""

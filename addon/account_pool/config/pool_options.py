@@ -170,7 +170,7 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
         "show_tokens",
         bool,
         False,
-        "Show credentials in full in the answers of the admin pages to local users.",
+        "Let the administrator have credentials shown, on this machine: POST /account-pool/reveal.",
     ),
     PoolOption(
         "gate",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from account_pool.config.pool_options import OptionValue
@@ -40,6 +40,8 @@ class Config:
         exchanges: by name of provider, for those whose accounts exchange their token.
         options: the `pool:` section, by name without prefix, checked.
         path: the file; None when the accounts come from the environment.
+        described: the providers as they are described: those whose hosts are their
+            accounts' have all that accounts may name.
     """
 
     accounts: tuple[AccountEntry, ...]
@@ -47,3 +49,4 @@ class Config:
     exchanges: Mapping[str, ExchangeSettings]
     options: Mapping[str, OptionValue]
     path: Path | None
+    described: Mapping[str, Provider] = field(default_factory=dict)

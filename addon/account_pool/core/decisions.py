@@ -26,11 +26,13 @@ class Decisions:
     Attributes:
         made: how many there were, those that are no longer kept included.
         ahead: returns what the wall clock is ahead of the monotonic one, seconds.
+        failed: told what a listener has raised. The decision stands, whoever heard of it.
     """
 
     def __init__(self, kept: int = KEPT) -> None:
         self.made = 0
         self.ahead: Callable[[], float] = lambda: 0.0
+        self.failed: Callable[[Exception], object] = lambda _error: None
         self._kept = kept
         self._records: dict[int, Decision] = {}
         #: the cooldown and disabling records that were made last, by what they are about
@@ -47,7 +49,7 @@ class Decisions:
         """Call *listener* with every decision, and again (same number) when it changes.
 
         It changes when it ends before its time, or when another refusal says the same.
-        *listener* must be quick and raise nothing. Returns the function that ends it.
+        *listener* must be quick. Returns the function that ends it.
         """
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
@@ -105,7 +107,10 @@ class Decisions:
 
     def _tell(self, decision: Decision) -> None:
         for listener in tuple(self._listeners):
-            listener(decision)
+            try:
+                listener(decision)
+            except Exception as e:
+                self.failed(e)
 
 
 def _subject(decision: Decision) -> _Subject:

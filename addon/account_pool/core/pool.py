@@ -731,6 +731,16 @@ class Pool:
         chosen = next(members.policy.ranked(), None)
         return chosen.key if chosen else None
 
+    def enable(self, key: AccountKey, *, now: float) -> None:
+        """End the disabling of *key* by hand; what cools goes on. Raises UnknownAccount."""
+        state = self._state(key)
+        was = Standing.of(state)
+        state.disabled = None
+        changes.record(self.decisions, state, was, By.HAND, now)
+        self.pressing = True
+        self._members[key.provider].place(state, now)
+        self._changed(key, now)
+
     # -- over a restart
 
     def snapshot(

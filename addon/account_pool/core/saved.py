@@ -13,7 +13,7 @@ from math import inf
 from typing import TypeVar
 
 from account_pool.core.account import AccountKey
-from account_pool.core.cooldown import Cause, Cooldown
+from account_pool.core.cooldown import BY_HAND, Cause, Cooldown
 from account_pool.core.headroom import Key, Picture, Window
 from account_pool.core.outcome import OutcomeClass
 from account_pool.core.state import AccountState
@@ -155,6 +155,8 @@ def forgiven(saved: Saved, wall_now: float) -> Saved:
 def _forgiven(account: SavedAccount, wall_now: float) -> SavedAccount:
     disabled = account.disabled
     if disabled is None or disabled.cause.cls is not OutcomeClass.FORBIDDEN_ACCOUNT:
+        return account
+    if disabled.cause.signal == BY_HAND:
         return account
     return account if wall_now - disabled.since < FORGIVEN_S else replace(account, disabled=None)
 

@@ -27,14 +27,12 @@ RATE_WINDOW_S = 3600.0
 # Bounds on the evidence an outcome keeps.
 _MAX_EVIDENCE, _MAX_EVIDENCE_CHARS = 24, 120
 
-#: Headers that speak of limits.
+#: Headers that speak of limits. Of Codex's only those of windows do: others carry tokens of
+#: an account and sentences.
 _LIMIT_HEADER = re.compile(
-    r"retry-after(?:-ms)?|x-should-retry|(?:x-|anthropic-)?ratelimit.*|x-codex-.*"
-    r"|x-usage-ratelimit-.*|x-quota-snapshot-.*"
-)
-# Of Codex's headers only those of windows: others carry tokens of an account and sentences.
-_NO_EVIDENCE = re.compile(
-    r"x-codex-(?!.*(?:-percent|-minutes|-reset-at|-limit|-type|-credits|-unlimited|-balance)\Z).*"
+    r"retry-after(?:-ms)?|x-should-retry|(?:x-|anthropic-)?ratelimit.*"
+    r"|x-usage-ratelimit-.*|x-quota-snapshot-.*|x-codex-.*"
+    r"-(?:percent|minutes|reset-at|reset-after-seconds|limit|type|credits|unlimited|balance)"
 )
 #: Fields of an error object that name a reset (`waits.body_reset`).
 _RESET_FIELDS = (
@@ -291,11 +289,7 @@ def _signal(rule: Rule, facts: Facts) -> str:
 
 def _evidence(facts: Facts) -> dict[str, str]:
     """Return the values that speak of limits, the most telling first."""
-    told = {
-        name: value
-        for name, value in facts.headers.items()
-        if _LIMIT_HEADER.fullmatch(name) and not _NO_EVIDENCE.fullmatch(name)
-    }
+    told = {name: value for name, value in facts.headers.items() if _LIMIT_HEADER.fullmatch(name)}
     named = {name: str(facts.error[name]) for name in _RESET_FIELDS if name in facts.error}
     values = {name: value[:_MAX_EVIDENCE_CHARS] for name, value in {**named, **told}.items()}
     shown = [name for name in sorted(values, key=_telling) if _EVIDENT.fullmatch(values[name])]

@@ -39,6 +39,7 @@ class Mitmdump:
         ready: a regular expression; it is ready when it has printed a line with this.
             mitmdump listens a moment before its scripts have said whether they work.
         on_line: called with each line it prints.
+        program: `mitmdump`, or `mitmweb`, which takes the same arguments.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Mitmdump:
         env: Mapping[str, str] | None = None,
         ready: str = LISTENING,
         on_line: Callable[[str], None] = lambda _line: None,
+        program: str = "mitmdump",
     ) -> None:
         self.lines: list[str] = []
         self.port = 0
@@ -56,6 +58,7 @@ class Mitmdump:
         self._env = {**(os.environ if env is None else env), "PYTHONUNBUFFERED": "1"}
         self._ready = ready
         self._on_line = on_line
+        self._program = program
         self._process: Process | None = None
         self._reading: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
@@ -144,7 +147,7 @@ class Mitmdump:
 
     async def _start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
-            *mitmdump_command(),
+            *mitmdump_command(self._program),
             *self._args,
             cwd=self.folder,
             env=self._env,
@@ -177,12 +180,12 @@ class Mitmdump:
         self._changed = asyncio.Event()
 
 
-def mitmdump_command() -> Sequence[str]:
-    """Return how to start the mitmdump that belongs to this interpreter."""
-    script = shutil.which("mitmdump", path=str(Path(sys.executable).parent))
+def mitmdump_command(program: str = "mitmdump") -> Sequence[str]:
+    """Return how to start the mitmdump, or other *program*, that belongs to this interpreter."""
+    script = shutil.which(program, path=str(Path(sys.executable).parent))
     if script:
         return [script]
-    return [sys.executable, "-c", "from mitmproxy.tools.main import mitmdump; mitmdump()"]
+    return [sys.executable, "-c", f"from mitmproxy.tools.main import {program}; {program}()"]
 
 
 def addon_script() -> Path:

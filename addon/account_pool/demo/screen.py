@@ -101,10 +101,8 @@ class Screen:
         self._console.print()
         self._console.print(table, soft_wrap=False)
         self._print(
-            "\nWith accounts of your own: write them into accounts.yaml, start "
-            f"`mitmdump -s {script}` beside it, and run your tool with "
-            "HTTPS_PROXY=http://127.0.0.1:8080 and SSL_CERT_FILE=~/.mitmproxy/"
-            "mitmproxy-ca-cert.pem."
+            "\nWith accounts of your own: write them into accounts.yaml, and start your tool "
+            f"beside it with `account-pool run -- TOOL`, or a proxy with `mitmdump -s {script}`."
         )
 
     def _print(self, text: str, style: str = "") -> None:

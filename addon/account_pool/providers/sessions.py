@@ -44,8 +44,15 @@ _PARENT = "x-codex-parent-thread-id"
 #: A token by which a turn stays on one server; a turn goes on without it.
 TURN_STATE = "x-codex-turn-state"
 
-#: Longest id that is kept as it is.
-_MAX_ID = 128
+#: Ids that are kept as they are: anybody who may look at the proxy reads them. Others are
+#: known by a hash: what is long, and what looks like a credential, which some tools send as
+#: an id.
+_ID = re.compile(
+    r"(?!.*(?:(?<![A-Za-z0-9])(?:sk[-_]|gh[a-z]_|github_pat_|AIza|xai-|gsk_|ya29\.)|tid=|eyJ))"
+    r"[ -~]{1,128}"
+)
+#: How the names begin that we give to conversations.
+_HASHED = "prefix-"
 #: How much of either end of a long text is hashed.
 _SAMPLE = 4096
 #: Requests up to this length, bytes, are in nobody's cache: no vendor caches prompts of less
@@ -66,20 +73,20 @@ def conversation(head: RequestHead, things: Things | None = None) -> Conversatio
     socket = is_websocket(head)
     if head.method != "POST" and not kept and not socket:
         return NO_CONVERSATION
-    session, parent = _by_header(head)
+    session, parent = map(_known_as, _by_header(head))
     body = None if socket else body_of(head)
     # Code Assist wraps the request of Gemini.
     asked = (body_from(body.request) if body is not None and body.request else None) or body
     begins = False
     if session is None and asked is not None and not kept:
-        session = _by_body(asked)
+        session = _known_as(_by_body(asked))
         if session is None and _has_prefix(head, asked):
             session = _prefix(asked)
             begins = session is not None and _begins(head, asked)
     together = kept and things is not None and things.are_together(head.path)
     return Conversation(
-        session=_bounded(session),
-        parent=_bounded(parent),
+        session=session,
+        parent=parent,
         named=named(head, asked, things),
         sticky=head.headers.get(TURN_STATE) or (TOGETHER if together else None),
         begins=begins,
@@ -145,10 +152,18 @@ def _of_metadata(metadata: msgspec.Raw) -> str | None:
     return None
 
 
-def _bounded(session: str | None) -> str | None:
-    if session is None or len(session) <= _MAX_ID:
-        return session
+def _known_as(session: str | None) -> str | None:
+    return session if session is None or _ID.fullmatch(session) else hashed(session)
+
+
+def hashed(session: str) -> str:
+    """Return what a conversation is known by whose id must not be shown."""
     return _digest([session])
+
+
+def is_hashed(session: str) -> bool:
+    """Say whether *session* is a name of ours already."""
+    return session.startswith(_HASHED)
 
 
 # -- what stays the same all along
@@ -264,4 +279,4 @@ def _digest(texts: Iterable[str]) -> str:
         else:
             sampled = text
         digest.update(sampled.encode(errors="replace") + b"\0")
-    return f"prefix-{digest.hexdigest()}"
+    return _HASHED + digest.hexdigest()

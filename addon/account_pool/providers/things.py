@@ -83,7 +83,8 @@ class Things:
         return self.together.search(path) is not None
 
 
-_METHODS = frozenset({"DELETE", "GET", "POST"})
+# PATCH: https://ai.google.dev/api/caching#method:-cachedcontents.patch
+_METHODS = frozenset({"DELETE", "GET", "PATCH", "POST"})
 
 # https://platform.openai.com/docs/api-reference
 _STORED = ("responses(?=/)(?!/(?:compact|input_tokens)$)", "conversations")
@@ -92,9 +93,10 @@ OPENAI = Things.of("/v1", together=_FILES, apart=_STORED)
 AZURE = Things.of("/openai(?:/v1)?", together=_FILES, apart=_STORED)
 # https://docs.anthropic.com/en/api
 ANTHROPIC = Things.of("/v1", together=("files", "messages/batches", "skills"))
-# https://ai.google.dev/api/files, /caching, /batch-api
+# https://ai.google.dev/api/files, /caching, /batch-api; the results of a batch are fetched
+# below /download (https://ai.google.dev/gemini-api/docs/batch-api).
 GEMINI = Things.of(
-    "(?:/upload)?/v1(?:alpha|beta)?",
+    "(?:/upload|/download)?/v1(?:alpha|beta)?",
     together=("batches", "files"),
     apart=("cachedContents",),
     mark=b'"file',

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from mitmproxy import ctx, exceptions, http
 from mitmproxy.addonmanager import Loader
-from mitmproxy.connection import Client
+from mitmproxy.connection import Client, Server
 from mitmproxy.log import ALERT
 from mitmproxy.proxy import layer
+from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from account_pool import config
 from account_pool.config.pool_options import OptionValue
@@ -38,12 +39,15 @@ from account_pool.proxy import (
     keeping,
     options,
     replay,
+    shown,
     sweeping,
+    visits,
 )
-from account_pool.proxy.commands import RELOAD_ERRORS, Commands
+from account_pool.proxy.admin_pages import AdminPages
+from account_pool.proxy.commands import RELOAD_ERRORS
 from account_pool.proxy.hooks import Turn
 from account_pool.proxy.reload import Changes, Watcher, update_pool
-from account_pool.proxy.service import Service, Settings
+from account_pool.proxy.service import End, Service, Settings
 from account_pool.store.errors import StoreError
 from account_pool.store.store import MemoryStore, Store
 
@@ -57,13 +61,20 @@ _NOTHING = (
 _NOT_TAKEN = "cannot be used as it is now; the accounts stay as they were"
 
 
+def _ends(server: Server) -> tuple[End, End] | None:
+    """Return where a connection to *server* comes from and goes to, once it is open."""
+    if server.sockname is None or server.peername is None:
+        return None
+    return server.sockname[:2], server.peername[:2]
+
+
 def addon() -> AccountPool:
     """Return the addon for mitmproxy: a new one, or that which a reload of pool.py dropped."""
     left = handover.taken_up()
     return AccountPool() if left is None else left
 
 
-class AccountPool(Commands):
+class AccountPool(AdminPages):
     """Pools accounts inside mitmproxy.
 
     The commands are inherited and not an addon of their own: mitmproxy walks over every
@@ -73,7 +84,9 @@ class AccountPool(Commands):
     name = "account_pool"
 
     def __init__(self) -> None:
+        super().__init__()
         self.service = Service(Pool(), Settings(), {})
+        self.service.show = shown.Loader()
         self.keeper: Keeper | None = None
         self.keeping: keeping.Keeping | None = None
         self._store: Store = MemoryStore()
@@ -106,6 +119,7 @@ class AccountPool(Commands):
     def running(self) -> None:
         if self._failed:
             return
+        self.service.later = asyncio.get_running_loop().call_soon
         if self._watching is not None:
             self._read_again()  # pool.py was reloaded: all else goes on
             return
@@ -113,9 +127,12 @@ class AccountPool(Commands):
             self.keeper.start()
         if self.keeping is not None:
             self.keeping.start()
+        self._open_pages()
         self._starting = asyncio.create_task(self._announce(), name="account-pool start")
-        watcher = Watcher(self._path, self._file_written)
-        self._watching = asyncio.create_task(watcher.run(), name="account-pool watches its file")
+        self._watcher = Watcher(self._path, self._file_written)
+        self._watching = asyncio.create_task(
+            self._watcher.run(), name="account-pool watches its file"
+        )
         self._unlisten = hangup.listen(self._read_again, ctx.master.shutdown)
         self._sweeping = asyncio.create_task(
             sweeping.run(self.service), name="account-pool forgets conversations"
@@ -124,6 +141,7 @@ class AccountPool(Commands):
     async def _announce(self) -> None:
         """Say that the pool is ready, once the proxy listens where it should."""
         await binding.rebind()
+        self._ready = True
         states = list(self.service.pool.accounts())
         if not states:
             logger.log(ALERT, _NOTHING)
@@ -151,6 +169,17 @@ class AccountPool(Commands):
             # stream fails closed instead.
             turn.failed = e
 
+    def server_connect(self, data: ServerConnectionHookData) -> None:
+        visits.keep_here(data)
+
+    def server_connected(self, data: ServerConnectionHookData) -> None:
+        if (ends := _ends(data.server)) is not None:
+            self.service.own_ends.add(ends)
+
+    def server_disconnected(self, data: ServerConnectionHookData) -> None:
+        if (ends := _ends(data.server)) is not None:
+            self.service.own_ends.discard(ends)
+
     def client_disconnected(self, client: Client) -> None:
         self.service.client_gone(client)
 
@@ -166,6 +195,7 @@ class AccountPool(Commands):
             self.keeper.stop()
         if self.keeping is not None:
             self.keeping.stop()
+        self._close_pages()
 
     # -- configuration
 
@@ -218,6 +248,11 @@ class AccountPool(Commands):
         return Path(ctx.options.pool_accounts).expanduser()
 
     def _load(self) -> config.Config:
+        loaded = self._load_main()
+        state = str(self._values(loaded.options)["state"])
+        return self._with_added(loaded, exchange.database_path(state, ctx.options))
+
+    def _load_main(self) -> config.Config:
         path = self._path()
         given = options.given(ctx.options, self._at_start)
         # A file that was there and is gone is a mistake, not the wish for other accounts.
@@ -237,6 +272,7 @@ class AccountPool(Commands):
 
     async def _file_written(self) -> None:
         """Take over the accounts anew, or say why they stay as they were."""
+        self._left_out.clear()
         try:
             # Read in a thread: files, and much to check.
             changes = self._take_over(await asyncio.to_thread(self._load))
@@ -248,7 +284,11 @@ class AccountPool(Commands):
             logger.log(ALERT, f"account-pool: {self._path()} was read again: {changes}")
 
     def _reload(self) -> Changes:
+        self._left_out.clear()
         return self._take_over(self._load())
+
+    def _shows_tokens(self) -> bool:
+        return bool(self._values(self._in_file)["show_tokens"])
 
     def _take_over(self, loaded: config.Config) -> Changes:
         """Replace accounts, providers and options by those of *loaded*, or raise."""

@@ -16,18 +16,25 @@ from mitmproxy import http
 
 from account_pool.core.outcome import Answer
 from account_pool.core.sse import Decision, Gate, Verdict, gate_shape
+from account_pool.core.usage import Usage, of_answer
 from account_pool.providers.base import Provider
 from account_pool.proxy.decoding import Decoder
 from account_pool.proxy.headers import IndexedHeaders
 
 #: Longest refusal that is kept; the longest recorded one is under 3 KiB.
 MAX_REFUSAL_BYTES = 65536
+#: How much of a refusal is read before the attempt is cut off: beyond that a new connection
+#: costs less than its rest.
+MAX_DRAIN_BYTES = 1024 * 1024
 #: Bound of the first-event gate (design.md section 7).
 MAX_GATE_BYTES = 65536
 
 
 #: Longest body a refusal may unpack to.
 MAX_PLAIN_BYTES = 4 * 1024 * 1024
+#: How much of a compressed answer is unpacked at its end to find what it took; that of some
+#: 40,000 tokens, each an event.
+MAX_TOLD_BYTES = 8 * 1024 * 1024
 
 
 class Reading(Enum):
@@ -59,8 +66,10 @@ class AnswerReader:
         self._decision: Decision | None = None
         self._refusal = response.status_code >= 400
         self._decoder: Decoder | None = None
-        # mitmproxy asks the head for its framing a dozen times from here on.
-        response.data.headers = headers = IndexedHeaders.of(response.headers.fields)
+        headers = response.headers
+        if not isinstance(headers, IndexedHeaders):
+            # mitmproxy asks the head for its framing a dozen times from here on.
+            response.data.headers = headers = IndexedHeaders.of(headers.fields)
         content_type = headers.last(b"content-type")
         self.encoding = headers.last(b"content-encoding").strip()
         length = headers.last(b"content-length")
@@ -100,6 +109,12 @@ class AnswerReader:
             return Reading.MORE if self._size == self._announced else reading
         self._text += decoded or b""
         return Reading.REFUSED if self._size > MAX_REFUSAL_BYTES else Reading.MORE
+
+    def drain(self, data: bytes) -> bool:
+        """Take in a piece of what is refused already; say whether to go on reading."""
+        self.held.append(data)
+        self._size += len(data)
+        return self._size <= MAX_DRAIN_BYTES
 
     def end(self) -> Reading:
         """The body has ended."""
@@ -155,6 +170,21 @@ class AnswerReader:
         if len(plain) >= MAX_PLAIN_BYTES:
             raise ValueError("the body unpacks to too much")
         return plain
+
+    def usage(self, body: bytes | bytearray, tail: bytearray) -> Usage | None:
+        """Return what a good answer took, None if it does not say.
+
+        Given what came of it: *body* from its beginning on, and the end that came after.
+        A compressed one is unpacked only now, and without that end.
+        """
+        if self._gate is None:
+            return None
+        if not self.encoding:
+            return of_answer(body, tail)
+        try:
+            return of_answer(Decoder(self.encoding, max_bytes=MAX_TOLD_BYTES).feed(bytes(body)))
+        except ValueError:
+            return None
 
     def _decode(self, data: bytes) -> bytes | None:
         """Return the decoded piece, None when the body cannot be read."""

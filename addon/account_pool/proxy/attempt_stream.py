@@ -39,12 +39,12 @@ from mitmproxy.proxy.layers.http import (
 from mitmproxy.proxy.layers.http._events import HttpEvent
 
 from account_pool.core.steps import Refresh, Wait
-from account_pool.proxy import compat
+from account_pool.core.usage import END_BYTES
+from account_pool.proxy import compat, decoding, shown
 from account_pool.proxy.hooks import PoolTurnHook, Turn
 from account_pool.proxy.layer import PoolHttpLayer
+from account_pool.proxy.shown import MAX_COPY_BYTES
 
-#: Bound of the copy of a streamed answer that is kept for inspection.
-MAX_COPY_BYTES = 1024 * 1024
 #: A connection that was used, or idle so long, may have been closed by the server
 #: before our request reached it.
 KEPT_AFTER_S = 1.0
@@ -58,6 +58,7 @@ class AttemptStream(HttpStream):
         sent_at: when it was sent, monotonic seconds.
         on_kept_connection: it went out on a connection that may have gone stale.
         copied: the bounded copy of the answer while it streams; None before and after.
+        tail: the end of what came after that copy was full.
     """
 
     def __init__(self, context: Context, stream_id: int, parent: PoolHttpLayer) -> None:
@@ -68,6 +69,7 @@ class AttemptStream(HttpStream):
         self.sent_at = 0.0
         self.on_kept_connection = False
         self.copied: bytearray | None = None
+        self.tail = bytearray()
         self._timer: commands.RequestWakeup | None = None
         self._on_timer: Callable[[], CommandGenerator[None]] | None = None
 
@@ -224,13 +226,26 @@ class AttemptStream(HttpStream):
         if not getattr(self.context.options, "store_streamed_bodies", False):
             self.copied = bytearray()
 
-    def keep_copy(self) -> None:
-        """Put the bounded copy of a streamed body on the flow, for inspection."""
-        if self.copied is not None and self.flow.response is not None:
-            self.flow.response.data.content = bytes(self.copied)
-            if len(self.copied) >= MAX_COPY_BYTES:
-                self.flow.metadata["pool.truncated"] = True
-        self.copied = None
+    def keep_tail(self, data: bytes) -> None:
+        """Keep the end of a long answer: it tells what the answer took."""
+        self.tail += data
+        if len(self.tail) > 2 * END_BYTES:
+            del self.tail[:-END_BYTES]
+
+    def keep_copy(self, *, ended: bool) -> None:
+        """Put the bounded copy of a streamed body on the flow; *ended* tells if that has an end."""
+        response, copied, self.copied = self.flow.response, self.copied, None
+        # Of a replay by hand the whole body is kept (`replay.py`).
+        if copied is None or response is None or self.flow.is_replay:
+            return
+        cut_off = len(copied) >= MAX_COPY_BYTES
+        body = bytes(copied)
+        if cut_off or not ended:
+            encoding = response.headers.get("content-encoding", "")
+            body = decoding.as_whole(body, encoding, max_bytes=MAX_COPY_BYTES)
+        response.data.content = body
+        if cut_off:
+            shown.not_whole(self.flow, "the beginning of the answer is kept")
 
     # -- after a 101
 

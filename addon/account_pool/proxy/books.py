@@ -73,6 +73,10 @@ class Book:
             else:
                 self.written[key] = row
 
-    def put_back(self, taken: Iterable[str]) -> None:
-        """What was taken could not be written."""
-        self.changed.update(taken)
+    def put_back(self, taken: Mapping[str, Row | None]) -> None:
+        """What was taken could not be written.
+
+        What came and went without ever being written need not be: a store may fail for
+        days, and conversations come by the thousand.
+        """
+        self.changed.update(k for k, row in taken.items() if row is not None or k in self.written)

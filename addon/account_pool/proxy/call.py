@@ -10,12 +10,18 @@ from typing import Any
 from mitmproxy import http
 from mitmproxy.net.http import url
 
-from account_pool.core.lease import Facts
+from account_pool.core.lease import Conversation, Facts
+from account_pool.providers import sessions
 from account_pool.providers.base import LocalAnswer, Provider, RequestHead, Route
 from account_pool.providers.heads import is_websocket
 from account_pool.providers.registry import HostIndex
 from account_pool.proxy.destination import Destination, of_request
 from account_pool.proxy.wire import Masked
+
+#: What is shorter is no credential that anybody would take.
+MIN_TOKEN_BYTES = 8
+#: The longest name of a model that is told apart; it is kept with cooldowns and sessions.
+MAX_MODEL_CHARS = 200
 
 
 @dataclass(slots=True, eq=False)
@@ -70,10 +76,27 @@ class Call:
         return Facts(
             provider=provider.name,
             kind=provider.kind(head),
-            model=provider.model(head),
+            model=bounded(provider.model(head)),
             socket=head.method == "GET" and is_websocket(head),
-            conversation=provider.conversation(head),
+            conversation=self._without_credential(provider.conversation(head)),
         )
+
+    def _without_credential(self, told: Conversation) -> Conversation:
+        """Return *told* without the client's credential, which some send as an id as well."""
+        if told.session is None or sessions.is_hashed(told.session):
+            return told
+        session = told.session.encode(errors="replace")
+        for values in self.masked.headers.values():
+            for value in values:
+                token = value.rpartition(b" ")[2]
+                if len(token) >= MIN_TOKEN_BYTES and token in session:
+                    return told._replace(session=sessions.hashed(told.session))
+        return told
+
+
+def bounded(model: str | None) -> str | None:
+    """Return the name of a model, cut if it is longer than any: clients choose it."""
+    return model and model[:MAX_MODEL_CHARS]
 
 
 @lru_cache(maxsize=1024)

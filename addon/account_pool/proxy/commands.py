@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from mitmproxy import command, exceptions
+from mitmproxy import command, exceptions, types
 
+from account_pool.admin.refused import Refused
 from account_pool.config import ConfigError
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import BY_HAND
@@ -19,6 +20,9 @@ from account_pool.store.errors import StoreError
 
 #: Why the accounts cannot be read again; the text is for people.
 RELOAD_ERRORS = (ConfigError, StoreError, exceptions.OptionsError, OSError)
+#: Completed by mitmproxy as it is typed, and checked.
+_PROVIDER = command.argument("provider", type=types.Choice("pool.options.providers"))
+_KEY = command.argument("key", type=types.Choice("pool.options.accounts"))
 
 
 class Commands:
@@ -48,6 +52,7 @@ class Commands:
         )
 
     @command.command("pool.next")
+    @_PROVIDER
     def next(self, provider: str) -> str:
         """Pass over the account whose turn it is; say who comes then."""
         chosen = self.service.pool.next(provider, now=self.service.now())
@@ -56,6 +61,7 @@ class Commands:
         return str(chosen)
 
     @command.command("pool.cooldown")
+    @_KEY
     def cooldown(self, key: str, seconds: int) -> None:
         """Let an account (provider/label) rest for so many seconds."""
         if seconds <= 0:
@@ -70,14 +76,29 @@ class Commands:
         self._on(key, lambda k: pool.mark_cooldown(k, by_hand, now=self._now(), by=By.HAND))
 
     @command.command("pool.clear")
+    @_KEY
     def clear(self, key: str) -> None:
         """End every cooldown of an account (provider/label) and use it again."""
         self._on(key, lambda k: self.service.pool.clear_cooldown(k, now=self._now()))
 
     @command.command("pool.remove")
+    @_KEY
     def remove(self, key: str) -> None:
         """Take an account (provider/label) out of the pool until its file is read again."""
         self._on(key, self._remove)
+
+    @command.command("pool.add")
+    def add(self, provider: str, label: str, token: str) -> str:
+        """Add an account whose credential is env:NAME (a variable) or file:PATH (a file)."""
+        kind, _, where = token.partition(":")
+        if kind not in ("env", "file") or not where:
+            # mitmproxy keeps a history of what is typed.
+            raise exceptions.CommandError("token: write env:NAME or file:PATH, never the token")
+        entry = {"provider": provider, "label": label, "token": {kind: where}}
+        try:
+            return self._add(entry)
+        except (Refused, *RELOAD_ERRORS) as e:
+            raise exceptions.CommandError(str(e)) from None
 
     @command.command("pool.reload")
     def reload(self) -> str:
@@ -87,8 +108,22 @@ class Commands:
         except RELOAD_ERRORS as e:
             raise exceptions.CommandError(str(e)) from None
 
+    @command.command("pool.options.providers")
+    def provider_options(self) -> Sequence[str]:
+        """Name every provider that has an account."""
+        return sorted(self.service.pool.providers())
+
+    @command.command("pool.options.accounts")
+    def account_options(self) -> Sequence[str]:
+        """Name every account, as provider/label."""
+        return [str(state.key) for state in self.service.pool.accounts()]
+
     def _reload(self) -> Changes:
         """Read the accounts again. Raises one of RELOAD_ERRORS."""
+        raise NotImplementedError
+
+    def _add(self, entry: Mapping[str, object]) -> str:
+        """Add an account. Raises Refused, or one of RELOAD_ERRORS."""
         raise NotImplementedError
 
     def _remove(self, key: AccountKey) -> None:

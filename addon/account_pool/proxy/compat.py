@@ -11,11 +11,15 @@ from mitmproxy.proxy.layers import http
 CANCEL: Any
 #: Ends a client's stream after headers were sent.
 SERVER_ERROR: Any
+#: Ends a request whose head is not understood.
+BAD_REQUEST: Any
 
 _codes = getattr(http._events, "ErrorCode", None)
 if _codes is not None:
     CANCEL = _codes.CANCEL
     SERVER_ERROR = _codes.GENERIC_SERVER_ERROR
+    BAD_REQUEST = _codes.REQUEST_VALIDATION_FAILED
 else:
     CANCEL = status_codes.CLIENT_CLOSED_REQUEST
     SERVER_ERROR = status_codes.BAD_GATEWAY
+    BAD_REQUEST = status_codes.BAD_REQUEST

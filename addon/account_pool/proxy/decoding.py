@@ -52,6 +52,31 @@ class Decoder:
         return bytes(out)
 
 
+def as_whole(beginning: bytes, encoding: str, *, max_bytes: int) -> bytes:
+    """Return the beginning of an encoded body as a body of its own, in the same encoding.
+
+    Viewers read nothing of a gzip, br or zstd body that lacks its end. What cannot be
+    read here stays as it is, and so does what has no encoding.
+    """
+    encode = _ENCODERS.get(encoding.strip().lower())
+    if encode is None:
+        return beginning
+    try:
+        return encode(Decoder(encoding, max_bytes=max_bytes).feed(beginning))
+    except ValueError:
+        return beginning
+
+
+#: The quick ways: this is for one look, and everybody else waits.
+_ENCODERS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": lambda text: zlib.compress(text, 1, wbits=zlib.MAX_WBITS | 16),
+    "x-gzip": lambda text: zlib.compress(text, 1, wbits=zlib.MAX_WBITS | 16),
+    "deflate": lambda text: zlib.compress(text, 1),
+    "br": lambda text: bytes(brotli.compress(text, quality=1)),
+    "zstd": lambda text: zstandard.ZstdCompressor(level=1).compress(text),
+}
+
+
 def _stepper(encoding: str) -> Callable[[bytes], bytes] | None:
     match encoding:
         case "" | "identity" | "none":

@@ -43,14 +43,23 @@ def corrected(
         _set_wait(response, provider, wait_s, wall_now)
         plain = text.decode("utf-8", "surrogateescape")
         changed = provider.delay_body(plain, wait_s, wall_now).encode("utf-8", "surrogateescape")
-    changed = scrub.body(changed, secrets)
-    if changed != text:
-        response.headers.pop("content-encoding", None)
-        response.content = changed  # sets content-length
+    _set_body(response, reader, text, scrub.body(changed, secrets))
+    return response
+
+
+def as_refused(reader: AnswerReader, secrets: Secrets) -> http.Response:
+    """Return the refusal that *reader* holds as it came, for people to look at.
+
+    Without its body where that cannot be searched for an echo of the credential.
+    """
+    response = reader.response.copy()
+    scrub.headers(response, secrets)
+    try:
+        text = reader.plain()
+    except ValueError:
+        response.data.content = None
     else:
-        response.data.content = b"".join(reader.held)
-        if "content-length" in response.headers:
-            response.headers["content-length"] = str(len(response.data.content))
+        _set_body(response, reader, text, scrub.body(text, secrets))
     return response
 
 
@@ -76,6 +85,17 @@ def local(answer: LocalAnswer) -> http.Response:
         answer.body,
         tuple((name.encode(), value.encode()) for name, value in answer.headers),
     )
+
+
+def _set_body(response: http.Response, reader: AnswerReader, text: bytes, changed: bytes) -> None:
+    """Give *response* the body of *reader*, whose *text* has become *changed*."""
+    if changed != text:
+        response.headers.pop("content-encoding", None)
+        response.content = changed  # sets content-length
+        return
+    response.data.content = b"".join(reader.held)
+    if "content-length" in response.headers:
+        response.headers["content-length"] = str(len(response.data.content))
 
 
 def _set_wait(response: http.Response, provider: Provider, wait_s: float, wall_now: float) -> None:

@@ -51,7 +51,7 @@ def make_keeper(
     *store* keeps the tokens of logins that are refreshed. Raises StoreError.
     """
     copilot = CopilotExchange(
-        {}, EditorHeaders(editor_version), wall_clock=time.time, http=_http(options)
+        {}, EditorHeaders(editor_version), wall_clock=time.time, http=own_http(options)
     )
     ways = make_ways(loaded, copilot, None, store, options)
     keeper = Keeper(
@@ -76,7 +76,7 @@ def make_ways(
 
     *refresher* is the one there is, if any: it stays while the proxy runs.
     """
-    http = _http(options)
+    http = own_http(options)
     entries = [entry for entry in loaded.accounts if entry.account.enabled]
     refreshed = [e.account.key for e in entries if isinstance(e.source, OAuthSource)]
     if refreshed and refresher is None:
@@ -106,10 +106,16 @@ async def _answer(keeper: Keeper, provider: str) -> LocalAnswer:
 
 def make_store(state: str, options: Options) -> Store:
     """Return the store that `pool_state` (*state*) names; nothing is opened yet."""
+    path = database_path(state, options)
+    return MemoryStore() if path is None else SqliteStore(path)
+
+
+def database_path(state: str, options: Options) -> Path | None:
+    """Return the file that `pool_state` (*state*) names, None for none."""
     if state == IN_MEMORY:
-        return MemoryStore()
+        return None
     directory = Path(options.confdir).expanduser()
-    return SqliteStore(Path(state).expanduser() if state else directory / STATE_FILE)
+    return Path(state).expanduser() if state else directory / STATE_FILE
 
 
 def _tokens(store: Store, refreshed: Iterable[AccountKey]) -> TokenStore:
@@ -134,7 +140,8 @@ def _code_assist(provider: Provider) -> CodeAssistSettings:
     return CodeAssistSettings(api_url=f"https://{host}:{rule.port or 443}")
 
 
-def _http(options: Options) -> Http:
+def own_http(options: Options) -> Http:
+    """Return how this process reaches others by itself."""
     return Http(trust=functools.cache(lambda: _trust(options)), proxy=_upstream_proxy(options))
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from mitmproxy.proxy.commands import StartHook
 
+from account_pool.admin.visit import Reply, Visit
 from account_pool.core.steps import Refresh, Wait
 from account_pool.providers.base import LocalAnswer
 
@@ -20,17 +21,20 @@ class Turn:
     """What a stream waits for.
 
     Attributes:
-        step: a wait, a refresh, or the name of a provider whose local answer is wanted.
+        step: a wait, a refresh, the name of a provider whose local answer is wanted, or a
+            request to the proxy itself.
         refreshed: set by the addon: the credential has changed.
         answer: set by the addon: the local answer.
+        reply: set by the addon: the answer to a request to the proxy itself.
         taken: set by the addon that does it.
         failed: set by the addon: the error that ended the turn.
         woken: ends a wait at once: the client has left, or the pool has changed.
     """
 
-    step: Wait | Refresh | str
+    step: Wait | Refresh | str | Visit
     refreshed: bool = False
     answer: LocalAnswer | None = None
+    reply: Reply | None = None
     taken: bool = False
     failed: Exception | None = None
     woken: asyncio.Event = field(default_factory=asyncio.Event)

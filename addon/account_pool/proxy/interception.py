@@ -16,6 +16,7 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import modes
 from mitmproxy.proxy.layers.tls import parse_client_hello
 
+from account_pool.admin.visit import ADMIN_HOST
 from account_pool.providers import unswappable
 from account_pool.proxy import destination
 from account_pool.proxy.layer import PoolHttpLayer
@@ -79,7 +80,7 @@ def _is_tunnel(nextlayer: layer.NextLayer, service: Service) -> bool:
 
 def _is_not_ours(target: destination.Destination, service: Service) -> bool:
     """Say whether the pool has no business there; if somebody may wonder, once why."""
-    if service.claims(target.name, target.port):
+    if service.claims(target.name, target.port) or target.name == ADMIN_HOST:
         return False
     api = unswappable.find(target.name)
     if api and target.name not in service.passed and len(service.passed) < _MAX_SAID:

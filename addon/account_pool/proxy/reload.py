@@ -91,7 +91,13 @@ class Watcher:
         self._path = path
         self._written = written
         self._sleep = sleep
-        self._seen = (path(), stamp_of(path()))
+        self._seen: tuple[Path, Stamp]
+        self.note()
+
+    def note(self) -> None:
+        """The file as it is now is known: we have written it ourselves."""
+        path = self._path()
+        self._seen = (path, stamp_of(path))
 
     async def run(self) -> None:
         """Look at the file for ever."""

@@ -1,26 +1,42 @@
-"""A flow replayed from mitmweb or mitmproxy takes a lease like any other request.
+"""A flow replayed from mitmweb, mitmproxy or a dump takes a lease like any other request.
 
-Replay builds a plain HTTP layer without asking for ours, and a credential never goes
-onto a flow. So the request is sent once more through this proxy's own port, where it
-arrives as the request of a client of this machine.
+Replay builds a plain HTTP layer without asking for ours, and a credential never goes onto
+a flow. So the request is sent by a layer of ours, which nobody but this file sees, and its
+answer is put on the flow that was replayed. Needs no port of the proxy: `mitmdump -nC` works.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from pathlib import Path
+import time
 
-from mitmproxy import ctx, http
+from mitmproxy import connection, ctx, http
+from mitmproxy.addons.clientplayback import MockServer, ReplayHandler
+from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layer import CommandGenerator
+from mitmproxy.proxy.layers.http import (
+    ReceiveHttp,
+    RequestProtocolError,
+    ResponseData,
+    ResponseEndOfMessage,
+    ResponseHeaders,
+    ResponseProtocolError,
+    ResponseTrailers,
+)
+from mitmproxy.proxy.mode_specs import ProxyMode
 
-from account_pool.proxy import delivery, destination
+from account_pool.proxy import compat, delivery, destination, shown
+from account_pool.proxy.layer import PoolHttpLayer
 from account_pool.proxy.service import Service
 
 logger = logging.getLogger(__name__)
 
-#: Headers of one connection, which the second way through the proxy sets anew.
-_HOP_BY_HOP = {"connection", "proxy-connection", "transfer-encoding", "content-length", "host"}
-#: Longest time without a byte of the answer, in seconds.
-READ_TIMEOUT_S = 600.0
+_FAILED = "the replay did not get through; see the proxy's log"
+_REPLAYED_BY_ITSELF = (
+    "a refused attempt of a request that is in the same dump; replayed there, not here again"
+)
 
 
 async def answer(flow: http.HTTPFlow, service: Service) -> None:
@@ -30,54 +46,130 @@ async def answer(flow: http.HTTPFlow, service: Service) -> None:
     providers = service.hosts.find(target.name, target.port)
     if not providers:
         return
-    port = _own_port()
-    if port is None:
-        message = "replaying a pool request needs the proxy's own port; start it without -n"
-        flow.response = delivery.local(providers[0].refusal(503, message, None))
+    if flow.metadata.get(shown.REFUSED) and ctx.options.client_replay:
+        flow.response = delivery.local(providers[0].refusal(409, _REPLAYED_BY_ITSELF, None))
         return
+    replay = _Replay(flow, service)
     try:
-        flow.response = await _through(port, request)
+        flow.response = await replay.answered()
     except Exception as e:
         # Whatever went wrong: without a response mitmproxy would send the placeholder.
         logger.warning(f"{providers[0].name}: the replay failed ({type(e).__name__})")
-        message = "the replay did not get through the proxy; see its log"
-        flow.response = delivery.local(providers[0].refusal(502, message, None))
+        flow.response = delivery.local(providers[0].refusal(502, _FAILED, None))
+        return
+    _show(flow, replay.flow)
 
 
-def _own_port() -> int | None:
-    server = ctx.master.addons.get("proxyserver")
-    for address in server.listen_addrs() if server else ():
-        if destination.is_loopback(address[0]) or address[0] in ("0.0.0.0", "::"):  # noqa: S104
-            return int(address[1])
-    return None
+def _show(flow: http.HTTPFlow, sent: http.HTTPFlow) -> None:
+    """Let *flow* show how its replay went, which was *sent* in its place."""
+    flow.request.headers.fields = sent.request.headers.fields
+    flow.request.data.path = sent.request.data.path
+    flow.server_conn = sent.server_conn
+    if flow.metadata.pop(shown.REFUSED, False):
+        flow.marked = ""
+    for name in (shown.TRUNCATED, "pool.attempt", "pool.flow"):
+        flow.metadata.pop(name, None)
+    shown.comment(flow, sent.comment)
+    flow.metadata.update(sent.metadata)
 
 
-def _own_authority() -> str:
-    return str(Path(ctx.options.confdir).expanduser() / "mitmproxy-ca-cert.pem")
+class CutOff(Exception):
+    """The answer ended before it was complete."""
 
 
-async def _through(port: int, request: http.Request) -> http.Response:
-    import ssl  # noqa: PLC0415 - as above
+class _Client(MockServer):
+    """Asks for a flow, as mitmproxy's replays do, and keeps the answer.
 
-    import httpx  # noqa: PLC0415 - replays are rare, the import is slow
+    Attributes:
+        response: None until its head has come.
+        over: set when nothing more comes.
+    """
 
-    verify = ssl.create_default_context(cafile=_own_authority())
-    transport = httpx.AsyncHTTPTransport(
-        verify=verify, trust_env=False, proxy=httpx.Proxy(f"http://127.0.0.1:{port}")
+    def __init__(self, flow: http.HTTPFlow, context: Context) -> None:
+        super().__init__(flow, context)
+        self.response: http.Response | None = None
+        self.over = asyncio.Event()
+        self._body = bytearray()
+        self._complete = False
+
+    def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        match event:
+            case ResponseHeaders():
+                self.response = event.response
+            case ResponseData():
+                self._body += event.data
+            case ResponseTrailers():
+                assert self.response is not None
+                self.response.trailers = event.trailers
+            case ResponseEndOfMessage():
+                self._complete = True
+                self.over.set()
+            case ResponseProtocolError():
+                self.over.set()
+            case events.ConnectionClosed():
+                if not self.over.is_set():
+                    yield ReceiveHttp(RequestProtocolError(1, "replay ended", compat.CANCEL))
+            case _:
+                yield from super()._handle_event(event)
+
+    def whole(self) -> http.Response:
+        """Return the answer. Raises CutOff."""
+        if self.response is None or not self._complete:
+            raise CutOff
+        response = self.response.copy()
+        response.stream = False
+        response.data.content = bytes(self._body)
+        return response
+
+
+class _Replay(ReplayHandler):
+    """Sends a copy of a flow by a layer of ours."""
+
+    def __init__(self, flow: http.HTTPFlow, service: Service) -> None:
+        super().__init__(_copy(flow), ctx.options)
+        self._service = service
+        plain, context = self.layer, self.layer.context
+        # Layers append themselves to the context when they are made.
+        context.layers.remove(plain)
+        self.layer = PoolHttpLayer(context, plain.mode, service)
+        self._client = _Client(self.flow, context.fork())
+        self.layer.connections[context.client] = self._client
+
+    async def answered(self) -> http.Response:
+        """Return the answer, whole. Raises CutOff."""
+        try:
+            await self.server_event(events.Start())
+            await self._client.over.wait()
+        finally:
+            await self._close()
+        return self._client.whole()
+
+    async def handle_hook(self, hook: commands.StartHook) -> None:
+        # Other addons see the flow that was replayed, not this one. Nor is it held for
+        # approval: whoever replays it has approved.
+        if not isinstance(hook.args()[0], http.HTTPFlow):
+            await ctx.master.addons.handle_lifecycle(hook)
+
+    async def _close(self) -> None:
+        await self.server_event(events.ConnectionClosed(self.client))
+        self._service.client_gone(self.client)
+        for timer in self.wakeup_timer:
+            timer.cancel()
+        handlers = [io.handler for io in self.transports.values() if io.handler]
+        for handler in handlers:
+            handler.cancel()
+        if handlers:
+            await asyncio.wait(handlers)
+
+
+def _copy(flow: http.HTTPFlow) -> http.HTTPFlow:
+    """Return what is sent in the place of *flow*, as the request of a client of this machine."""
+    here = ("127.0.0.1", 0)
+    mode = ProxyMode.parse(ctx.options.mode[0]) if ctx.options.mode else ProxyMode.parse("regular")
+    client = connection.Client(
+        peername=here, sockname=here, timestamp_start=time.time(), proxy_mode=mode
     )
-    headers = [
-        (name, value)
-        for name, value in request.headers.items(multi=True)
-        if name.lower() not in _HOP_BY_HOP
-    ]
-    async with (
-        httpx.AsyncClient(transport=transport, timeout=READ_TIMEOUT_S) as client,
-        client.stream(
-            request.method, request.pretty_url, headers=headers, content=request.raw_content
-        ) as response,
-    ):
-        body = b"".join([chunk async for chunk in response.aiter_raw()])
-    replayed = http.Response.make(response.status_code, b"", tuple(response.headers.raw))
-    replayed.headers.pop("transfer-encoding", None)
-    replayed.raw_content = body
-    return replayed
+    copy = http.HTTPFlow(client, connection.Server(address=None))
+    copy.request = flow.request.copy()
+    copy.id, copy.is_replay = flow.id, flow.is_replay
+    return copy

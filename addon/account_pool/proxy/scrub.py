@@ -21,7 +21,11 @@ _QUOTE = re.compile(r"(?<!\w)b?[\"']")
 def secrets_of(texts: Iterable[str]) -> Secrets:
     """Return *texts* as they would stand on the wire; empty ones are left out."""
     return frozenset(
-        form.encode() for text in texts if text for form in (text, quote(text, safe=""))
+        form.encode()
+        for text in texts
+        if text
+        # In JSON some write a slash so.
+        for form in (text, quote(text, safe=""), text.replace("/", "\\/"))
     )
 
 
@@ -35,10 +39,17 @@ def body(data: bytes, secrets: Secrets) -> bytes:
 
 
 def headers(response: http.Response, secrets: Secrets) -> None:
-    """Mask every credential in the headers of *response*."""
-    fields = response.headers.fields
-    if any(secret in value for _, value in fields for secret in secrets):
-        response.headers.fields = tuple((name, body(value, secrets)) for name, value in fields)
+    """Mask every credential around the body of *response*: headers, trailers, reason."""
+    fields(response.headers, secrets)
+    if response.trailers is not None:
+        fields(response.trailers, secrets)
+    response.data.reason = body(response.data.reason, secrets)
+
+
+def fields(of: http.Headers, secrets: Secrets) -> None:
+    """Mask every credential in the values of *of*."""
+    if any(secret in value for _, value in of.fields for secret in secrets):
+        of.fields = tuple((name, body(value, secrets)) for name, value in of.fields)
 
 
 def without_quotes(text: str) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from mitmproxy import http
 from mitmproxy.connection import Client
 
+from account_pool.admin.visit import CLOSED, Reply, Visit
 from account_pool.core import headroom_events, headroom_headers
 from account_pool.core.account import AccountKey
 from account_pool.core.affinity import Sessions
@@ -31,6 +32,7 @@ from account_pool.core.pins import Pins
 from account_pool.core.pool import Pool
 from account_pool.core.steps import Refresh, Wait
 from account_pool.core.turn import turn_of
+from account_pool.core.usage import Usage
 from account_pool.providers.base import LocalAnswer, Origin, Provider, RequestHead, Route, Swap
 from account_pool.providers.heads import is_websocket
 from account_pool.providers.registry import HostIndex
@@ -38,8 +40,11 @@ from account_pool.proxy import scrub
 from account_pool.proxy.answer import AnswerReader
 from account_pool.proxy.call import Call, FieldsView, read_head
 from account_pool.proxy.destination import Destination, is_loopback
+from account_pool.proxy.harmless import harmless
 from account_pool.proxy.hooks import Turn
 from account_pool.proxy.log import Log
+from account_pool.proxy.measured import Measured, Stopwatch
+from account_pool.proxy.metering import Usages
 from account_pool.proxy.scrub import Secrets
 from account_pool.proxy.wire import Places, mask
 
@@ -47,6 +52,8 @@ logger = logging.getLogger(__name__)
 
 #: Longest time a request waits for its account's credential to be renewed.
 REFRESH_TIMEOUT_S = 20.0
+#: Address and port of one end of a connection.
+End = tuple[str, int]
 _NO_SOCKET = "the account pool serves this over HTTP, where a limited request can be replayed"
 _NO_TLS = "the pool sends no credential over plain HTTP; use https"
 INSECURE = "the pool sends no credential while ssl_insecure is set; trust the CA instead"
@@ -89,6 +96,11 @@ class StoredRefusal:
     body: bytes
 
 
+async def _closed(_visit: Visit) -> Reply:
+    """The proxy has no accounts yet, and nothing to show."""
+    return CLOSED
+
+
 class Service:
     """Shared by every connection of one proxy.
 
@@ -98,11 +110,18 @@ class Service:
         sessions: where each conversation lives.
         pins: which account made what only it knows.
         counters: what is counted and kept, by name: "usage".
+        usages: what each account has served.
+        measured: how long it took, and what became of requests.
         providers: by name, those of the user included.
         refresh: renews the credential of an account after a 401; says if it changed.
         local: answers a client's own token exchange, by provider name.
         seen: told the headers of each request, by provider name (editor versions).
         passed: hosts of APIs that cannot be pooled, of which the log has said why.
+        show: shows the flow of a refused attempt; None where nobody looks.
+        later: calls something once the current event is handled; at once without a loop.
+        visited: answers a request to the proxy itself.
+        own_ends: of the connections the proxy has to servers now: address and port it is
+            connected from, and to.
     """
 
     def __init__(
@@ -119,10 +138,16 @@ class Service:
         self.sessions = Sessions()
         self.pins = Pins()
         self.counters = {"usage": Counts()}
+        self.usages = Usages(self.counters["usage"].add)
+        self.measured = Measured()
         self.refresh = refresh
         self.local: dict[str, Callable[[], Awaitable[LocalAnswer]]] = {}
         self.seen: dict[str, Callable[[Mapping[str, str]], None]] = {}
         self.passed: set[str] = set()
+        self.show: Callable[[Callable[[], http.HTTPFlow]], None] | None = None
+        self.later: Callable[[Callable[[], None]], object] = lambda act: act()
+        self.visited: Callable[[Visit], Awaitable[Reply]] = _closed
+        self.own_ends: set[tuple[End, End]] = set()
         self._swaps: dict[AccountKey, tuple[Credential, Swap]] = {}
         #: where credentials may stand, by the names of the providers that share a host
         self._shared: dict[tuple[str, ...], Places] = {}
@@ -138,6 +163,7 @@ class Service:
         """Serve from *pool*, and tell the log what is decided there."""
         self.pool = pool
         pool.decisions.ahead = lambda: self.wall_now() - self.now()
+        pool.decisions.failed = harmless.tell
         pool.decisions.subscribe(Log())
 
     def set_providers(self, providers: Mapping[str, Provider]) -> None:
@@ -202,9 +228,24 @@ class Service:
             return provider.refusal(400, _NO_TLS, None)
         if self.settings.insecure and not destination.local:
             return provider.refusal(400, INSECURE, None)
-        if not self.settings.remote and not is_loopback(client.peername[0]):
+        if not self.settings.remote and not self.is_local(client):
             return provider.refusal(403, _REMOTE, None)
         return None
+
+    def is_local(self, client: Client) -> bool:
+        """Say whether *client* is a program of this machine, and not the proxy itself.
+
+        A client of another machine may have the proxy connect to its own port: what comes
+        in there has an address of this machine.
+        """
+        return is_loopback(client.peername[0]) and not self.is_own(client)
+
+    def is_own(self, client: Client) -> bool:
+        """Say whether *client* is the proxy itself, connected to its own port.
+
+        Both ends tell: a client may come from a port that the proxy uses to a server as well.
+        """
+        return (client.peername[:2], client.sockname[:2]) in self.own_ends
 
     def _refuses_socket(self, provider: Provider, head: RequestHead) -> bool:
         if self.settings.websockets:
@@ -237,22 +278,38 @@ class Service:
             replayable=replayable,
         )
 
+    def stopwatch(self, provider: Provider) -> Stopwatch:
+        """Begin to time a request to *provider*."""
+        return Stopwatch(self.measured.timings[provider.name], self.now)
+
     def begin(self, client: Client, attempts: Attempts) -> None:
         """Note that *attempts* are under way for *client*."""
         self._under_way.setdefault(client.id, set()).add(attempts)
 
-    def end(self, client: Client, attempts: Attempts) -> None:
-        """They have ended."""
+    def end(self, client: Client, attempts: Attempts, *, left: bool = False) -> None:
+        """They have ended; *left*: because their client did not wait for it."""
         under_way = self._under_way.get(client.id)
-        if under_way is not None:
-            under_way.discard(attempts)
-            if not under_way:
-                del self._under_way[client.id]
+        if under_way is None or attempts not in under_way:
+            return
+        under_way.discard(attempts)
+        if not under_way:
+            del self._under_way[client.id]
+        with harmless:
+            self.measured.ended(attempts, left=left)
 
     def client_gone(self, client: Client) -> None:
         """A safety net: whatever *client* still holds comes back."""
         for attempts in self._under_way.pop(client.id, ()):
             attempts.left(self.now())
+            with harmless:
+                self.measured.ended(attempts, left=True)
+
+    def served(
+        self, attempts: Attempts, model: str | None, usage: Usage | None, *, requests: int = 1
+    ) -> None:
+        """Count what the account of the committed attempt has served."""
+        key = attempts.history[-1].key
+        self.usages.count(key, model, usage, self.wall_now(), requests=requests)
 
     def refuses_origin(self, origin: Origin) -> bool:
         """Say whether a credential must not go to *origin*, which no certificate proves."""
@@ -319,6 +376,8 @@ class Service:
                 turn.refreshed = await self._refreshed(lease)
             case str() as provider:
                 turn.answer = await self.local[provider]()
+            case visit:
+                turn.reply = await self.visited(visit)
 
     async def _wait(self, wait: Wait, woken: asyncio.Event) -> None:
         if wait.ticket is not None:

@@ -15,7 +15,6 @@ The file is longer than most: it is one state machine, and reads best in one pla
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Generator
 from typing import Any, assert_never
 
@@ -40,14 +39,18 @@ from account_pool.core.broken import Broken, how_broken
 from account_pool.core.credential import Secret
 from account_pool.core.outcome import OutcomeClass
 from account_pool.core.steps import Answer, Deliver, Refresh, Send, Step, Wait
+from account_pool.core.usage import of_frame
 from account_pool.providers.base import CannotSwap, LocalAnswer
 from account_pool.proxy import compat, delivery, scrub, wire
 from account_pool.proxy.answer import AnswerReader, Reading
 from account_pool.proxy.attempt_stream import AttemptStream, translated
 from account_pool.proxy.call import Call
+from account_pool.proxy.harmless import harmless, where
 from account_pool.proxy.layer import GetFreshConnection, PoolHttpLayer
+from account_pool.proxy.measured import Stopwatch
 from account_pool.proxy.scrub import Secrets
 from account_pool.proxy.service import INSECURE
+from account_pool.proxy.shown import Trail
 from account_pool.proxy.socket import SocketReader, closing_event
 
 logger = logging.getLogger(__name__)
@@ -66,6 +69,7 @@ class ServingStream(AttemptStream):
         call: set when the request is the pool's business.
         attempts: the state machine, from the moment an account is wanted.
         reader: of the answer to the running attempt, from its head on.
+        stopwatch: times the request, from the same moment on.
     """
 
     def __init__(self, context: Context, stream_id: int, parent: PoolHttpLayer) -> None:
@@ -78,10 +82,15 @@ class ServingStream(AttemptStream):
         #: what comes next once the refused answer is drained, or our turn has come
         self._pending: Step | None = None
         self._committed = False
+        #: the answer is a good one, and what it took is still to be counted
+        self._to_count = False
+        self.stopwatch: Stopwatch | None = None
         #: credentials this request has carried: an answer may echo them
         self._sent_secrets: list[Secret] = []
         #: masks them in an answer that is handed on before it is complete
         self.scrubber: scrub.Scrubber | None = None
+        #: for people who look, once something was refused
+        self.trail: Trail | None = None
         #: of a WebSocket, once it carries messages
         self.socket: SocketReader | None = None
 
@@ -89,6 +98,11 @@ class ServingStream(AttemptStream):
     def _call(self) -> Call:
         assert self.call is not None
         return self.call
+
+    @property
+    def _stopwatch(self) -> Stopwatch:
+        assert self.stopwatch is not None
+        return self.stopwatch
 
     @property
     def _attempts(self) -> Attempts:
@@ -100,11 +114,18 @@ class ServingStream(AttemptStream):
         assert self.reader is not None
         return self.reader
 
+    @property
+    def _trail(self) -> Trail:
+        if self.trail is None:
+            self.trail = Trail(self.flow, self.service.show)
+        return self.trail
+
     # -- attempts
 
     def begin(self) -> CommandGenerator[None]:
         """Have the request served by an account of the pool."""
         request = self.flow.request
+        self.stopwatch = self.service.stopwatch(self._call.provider)
         self.attempts = self.service.attempts(self._call, request, replayable=not request.stream)
         self.service.begin(self.context.client, self.attempts)
         yield from self._perform(self.attempts.begin(self.service.now()))
@@ -123,13 +144,17 @@ class ServingStream(AttemptStream):
                     step = yield from self._send(step)
                 case Wait():
                     turned = True
+                    self._stopwatch.pause()
                     yield from self.take_turn(step)
+                    self._stopwatch.waited()
                     if (yield from self.client_gone()):
                         return
                     step = attempts.resumed(self.service.now())
                 case Refresh():
                     turned = True
+                    self._stopwatch.pause()
                     turn = yield from self.take_turn(step)
+                    self._stopwatch.waited()
                     if (yield from self.client_gone()):
                         return
                     step = attempts.refreshed(turn.refreshed, self.service.now())
@@ -162,6 +187,7 @@ class ServingStream(AttemptStream):
         name = str(lease.key)
         wire.rename(flow.request, call.masked, name)
         flow.metadata["pool.account"] = name
+        flow.metadata["pool.attempts"] = len(attempts.history)
         swap = self.service.swap(call.provider, lease).for_path(call.head.path)
         self._sent_secrets.append(lease.credential.secret)
         if swap.origin is not None and self.service.refuses_origin(swap.origin):
@@ -179,9 +205,11 @@ class ServingStream(AttemptStream):
             return None
         get = GetFreshConnection if step.fresh else GetHttpConnection
         self.watch_client(self.client_leaves)
+        self._stopwatch.pause()
         connection, error = yield get(
             address, tls, flow.server_conn.via, flow.server_conn.transport_protocol
         )
+        self._stopwatch.resume()
         self.unwatch_client()
         if (yield from self.client_gone()):
             return None
@@ -191,7 +219,15 @@ class ServingStream(AttemptStream):
         self.reader = None
         self.server_state = self.state_wait_for_response_headers
         yield from self.send_attempt(request)
+        self._stopwatch.sent()
+        if len(attempts.history) > 1:
+            # Shown when the request is really on its way: nobody waits for it.
+            self.service.later(self._show_replay)
         return None
+
+    def _show_replay(self) -> None:
+        with harmless:
+            self._trail.replayed(self._attempts, self._secrets, self.service.now())
 
     # -- the answer
 
@@ -200,12 +236,14 @@ class ServingStream(AttemptStream):
         if self.attempts is None:
             yield from super().state_wait_for_response_headers(event)
             return
+        self._stopwatch.answered()
         self.layer.answered.add(self.context.server)
         lease, provider = self.attempts.lease, self._call.provider
         assert lease is not None
-        self.service.learn_owner(provider, lease, event.response)
-        self.service.learn_tokens(provider, lease, event.response)
-        self.service.observe(lease, event.response)
+        with harmless:
+            self.service.learn_owner(provider, lease, event.response)
+            self.service.learn_tokens(provider, lease, event.response)
+            self.service.observe(lease, event.response)
         self.reader = reader = AnswerReader(event.response, provider)
         if reader.first is Reading.COMMIT:
             if not 300 <= event.response.status_code < 400:
@@ -232,15 +270,16 @@ class ServingStream(AttemptStream):
     def state_read_answer(self, event: events.Event) -> CommandGenerator[None]:
         """The head is held back until it is known what the answer is."""
         if isinstance(event, ResponseData):
+            if not self._reader.held:
+                self._stopwatch.began()
             yield from self._read(self._reader.feed(event.data))
         elif isinstance(event, ResponseTrailers):
             self._reader.response.trailers = event.trailers
 
     def state_drain(self, event: events.Event) -> CommandGenerator[None]:
         """The answer is refused; its rest is read so that the connection stays good."""
-        if isinstance(event, ResponseData):
-            self._reader.held.append(event.data)
-        yield from ()
+        if isinstance(event, ResponseData) and not self._reader.drain(event.data):
+            yield from self._drained()
 
     def state_between_attempts(self, event: events.Event) -> CommandGenerator[None]:
         """No attempt runs. Only the events of one could come here, and none is left."""
@@ -265,7 +304,7 @@ class ServingStream(AttemptStream):
             if self.client_state == self.state_done:
                 self.forget_attempt()
             self.settle(served=True)
-        self.keep_copy()
+        self.keep_copy(ended=True)
         yield from self.server_state(event)
         if self.stream_id not in self.layer.streams:
             self.untie()
@@ -298,9 +337,13 @@ class ServingStream(AttemptStream):
             yield from self._commit(end_stream=False)
             return
         self._refusal = reader
-        if not reader.in_stream and outcome.cls in (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA):
-            assert attempts.lease is not None
-            self.service.remember(attempts.lease.key, reader, self._secrets())
+        with harmless:
+            took_s = self.service.now() - self.sent_at
+            self._trail.refused(reader, attempts, took_s, self.service.wall_now())
+            limited = outcome.cls in (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA)
+            if limited and not reader.in_stream:
+                assert attempts.lease is not None
+                self.service.remember(attempts.lease.key, reader, self._secrets())
         self._pending = attempts.refused(outcome, self.service.now())
         if reader.complete or isinstance(self._pending, Deliver):
             yield from self._drained()
@@ -314,6 +357,8 @@ class ServingStream(AttemptStream):
         complete = self._reader.complete
         step, self._pending = self._pending, None
         if isinstance(step, Deliver) and not complete and not self._reader.encoding:
+            with harmless:
+                self._trail.delivered(self._attempts, self.service.now())
             yield from self._commit(end_stream=False, secrets=self._secrets())
             return
         if complete and self.client_state == self.state_done:
@@ -337,8 +382,12 @@ class ServingStream(AttemptStream):
         if not attempts.over:
             assert attempts.lease is not None
             if secrets is None:
-                self.service.learn_ids(self._call, attempts.lease, reader)
-                self.service.observe_opening(self._call.provider, attempts.lease, reader)
+                # Answers that are only fetched have been counted when they were made.
+                self._to_count = self.flow.request.method == "POST"
+                self._stopwatch.handed_on()
+                with harmless:
+                    self.service.learn_ids(self._call, attempts.lease, reader)
+                    self.service.observe_opening(self._call.provider, attempts.lease, reader)
             attempts.committed(self.service.now())
         response = reader.response
         # A complete answer is given in one piece, as mitmproxy does by itself, so that
@@ -351,7 +400,7 @@ class ServingStream(AttemptStream):
             ResponseHeaders(self.stream_id, response, end_stream)
         )
         if self.server_state == self.state_errored:
-            self.settle(served=False)
+            self.settle(served=False, left=True)
             yield from self.cancel_attempt("client left")
             return
         held, reader.held = reader.held, []
@@ -364,9 +413,13 @@ class ServingStream(AttemptStream):
                 self.copied += data
             yield from self.server_state(ResponseData(self.stream_id, data))
 
-    def scrubbed(self, event: ResponseData) -> CommandGenerator[None]:
+    def scrubbed(self, event: ResponseData | ResponseTrailers) -> CommandGenerator[None]:
         """A piece of an answer in which a credential may be echoed."""
         assert self.scrubber is not None
+        if isinstance(event, ResponseTrailers):
+            scrub.fields(event.trailers, self._secrets())
+            yield from self.server_state(event)
+            return
         for piece in self.scrubber(event.data):
             yield from self.server_state(ResponseData(self.stream_id, piece))
 
@@ -377,6 +430,8 @@ class ServingStream(AttemptStream):
         response = delivery.corrected(
             self._refusal, provider, wait_s, self._secrets(), self.service.wall_now()
         )
+        with harmless:
+            self._trail.delivered(self._attempts, self.service.now())
         yield from self.respond(response)
 
     def _answer_for_pool(self, step: Answer) -> CommandGenerator[None]:
@@ -387,6 +442,8 @@ class ServingStream(AttemptStream):
             response = delivery.repeated(stored, provider, wait_s, self.service.wall_now())
         else:
             response = delivery.local(provider.refusal(step.status, step.message, wait_s))
+        with harmless:
+            self._trail.answered(self._attempts, step.message, self.service.now())
         yield from self.respond(response)
 
     def answer_locally(self, answer: LocalAnswer) -> CommandGenerator[None]:
@@ -422,7 +479,7 @@ class ServingStream(AttemptStream):
         reader = self.reader
         if self._committed:
             self.settle(served=False)
-            self.keep_copy()
+            self.keep_copy(ended=False)
             yield from super().handle_protocol_error(event)
         elif self.server_state == self.state_drain:
             step, self._pending = self._pending, None
@@ -447,8 +504,8 @@ class ServingStream(AttemptStream):
         self.clear_timer()
         # Clients hang up as soon as they have the last event (clients.md, section 7): a
         # departure after the commit point is a success.
-        self.settle(served=self._committed)
-        self.keep_copy()
+        self.settle(served=self._committed, left=True)
+        self.keep_copy(ended=False)
         yield from self.cancel_attempt(event.message)
         yield from translated(super().handle_protocol_error(event), self.not_upstream)
 
@@ -456,7 +513,7 @@ class ServingStream(AttemptStream):
         """Look whether the client left, or somebody killed the flow, while we waited."""
         gone = yield from self.check_killed(True)
         if gone:
-            self.settle(served=False)
+            self.settle(served=False, left=True)
             yield from self.cancel_attempt("client left")
         return gone
 
@@ -475,7 +532,8 @@ class ServingStream(AttemptStream):
                 break
             reply = yield command
             if isinstance(command, WebsocketMessageHook):
-                closing = self._message(command.flow) or closing
+                with harmless:
+                    closing = self._message(command.flow) or closing
         if closing:
             assert isinstance(self.child_layer, WebsocketLayer)
             close = closing_event(self.child_layer, self.service.wall_now())
@@ -490,8 +548,11 @@ class ServingStream(AttemptStream):
         assert flow.websocket is not None
         message = flow.websocket.messages[-1]
         if message.from_client:
-            self.socket.client_said(message.content)
+            if self.socket.client_said(message.content):
+                self.service.served(self.attempts, self.socket.model, None)
             return False
+        if usage := of_frame(message.content):
+            self.service.served(self.attempts, self.socket.model, usage, requests=0)
         lease, provider = self.attempts.lease, self._call.provider
         assert lease is not None
         self.service.observe_events(provider, lease, message.content, self.socket.model)
@@ -513,8 +574,8 @@ class ServingStream(AttemptStream):
         self.settle(served=True)
         self.forget_attempt()
 
-    def settle(self, *, served: bool) -> None:
-        """The request is over: its lease goes back, once."""
+    def settle(self, *, served: bool, left: bool = False) -> None:
+        """The request is over: its lease goes back, once. *left*: the client has gone."""
         attempts = self.attempts
         if attempts is None:
             return
@@ -523,17 +584,28 @@ class ServingStream(AttemptStream):
                 attempts.finished(self.service.now())
             else:
                 attempts.left(self.service.now())
-        self.service.end(self.context.client, attempts)
+        if self.trail is not None:
+            with harmless:
+                self.trail.ended(attempts, self._secrets, self.service.now())
+        with harmless:
+            self._count(attempts)
+        self.service.end(self.context.client, attempts, left=left)
+
+    def _count(self, attempts: Attempts) -> None:
+        """Count what was served, once; of an answer that was cut off, what it had told."""
+        if self._to_count:
+            self._to_count = False
+            body = bytes(self.response_body_buf) if self.copied is None else self.copied
+            usage = self._reader.usage(body, self.tail)
+            self.service.served(attempts, attempts.facts.model, usage)
 
     def fail(self, error: Exception) -> CommandGenerator[None]:
         """An unexpected error in our code: nothing goes upstream, the client is told."""
         provider = self._call.provider
-        # Where, not what: the text of an exception may quote what it was about.
-        frames = traceback.extract_tb(error.__traceback__)[-4:]
-        where = " < ".join(f"{f.filename}:{f.lineno} {f.name}" for f in reversed(frames))
-        logger.error(f"{provider.name}: internal error {type(error).__name__} at {where}")
+        logger.error(f"{provider.name}: internal error {where(error)}")
         self.clear_timer()
-        self.settle(served=False)
+        with harmless:
+            self.settle(served=False)
         yield from self.cancel_attempt("internal error")
         if self._committed or self.server_state == self.state_done:
             # The answer is cut off; the error hook tells every front end.

@@ -21,6 +21,7 @@ from wsproto.events import CloseConnection
 from account_pool.core.outcome import Answer, Outcome, OutcomeClass
 from account_pool.core.sse import Verdict
 from account_pool.providers.base import Provider
+from account_pool.proxy.call import bounded
 
 #: The status of a Close frame (RFC 6455, 7.4; IANA: "try again later").
 TRY_AGAIN_LATER = 1013
@@ -50,15 +51,17 @@ class SocketReader:
     model: str | None = None
     answered: bool = False
 
-    def client_said(self, content: bytes) -> None:
-        """A message of the client: `response.create` begins a turn."""
+    def client_said(self, content: bytes) -> bool:
+        """A message of the client: `response.create` begins a turn. Says if one began."""
         try:
             create = _CREATE.decode(content)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return
-        if create.type == "response.create":
-            self.answered = False
-            self.model = create.model or self.model
+            return False
+        if create.type != "response.create":
+            return False
+        self.answered = False
+        self.model = bounded(create.model) or self.model
+        return True
 
     def server_said(self, content: bytes, wall_now: float) -> Outcome | None:
         """Return what a message says against the account; None if nothing."""

@@ -33,13 +33,16 @@ from mitmproxy.proxy.layers.http import (
 )
 from mitmproxy.proxy.layers.http._events import HttpEvent
 
+from account_pool.admin.visit import ADMIN_HOST
 from account_pool.providers.base import RequestHead, Route
-from account_pool.proxy import compat, delivery, destination, wire
-from account_pool.proxy.attempt_stream import MAX_COPY_BYTES, translated
+from account_pool.proxy import approval, compat, delivery, destination, visits, wire
+from account_pool.proxy.attempt_stream import translated
 from account_pool.proxy.call import Call
 from account_pool.proxy.destination import Destination
 from account_pool.proxy.layer import NextTurn
 from account_pool.proxy.serving import INTERNAL, ServingStream
+from account_pool.proxy.shown import MAX_COPY_BYTES
+from account_pool.proxy.visits import VisitStream
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ logger = logging.getLogger(__name__)
 MAX_REPLAYABLE_BYTES = 64 * 1024 * 1024
 
 
-class PoolHttpStream(ServingStream):
+class PoolHttpStream(ServingStream, VisitStream):
     """One client request. `call` is set when it goes to a host of the pool."""
 
     # -- events
@@ -64,6 +67,8 @@ class PoolHttpStream(ServingStream):
                     # The way of every chunk of a streamed answer: nothing more than needed.
                     if len(self.copied) < MAX_COPY_BYTES:
                         self.copied += event.data
+                    else:
+                        self.keep_tail(event.data)
                     yield SendHttp(event, self.context.client)
                     return
         try:
@@ -77,6 +82,8 @@ class PoolHttpStream(ServingStream):
         # Returns generators instead of being one: each would be resumed for every command.
         call = self.call
         if call is None:
+            if self.visit is not None:
+                return self.visit_event(self.visit, event)
             return super()._handle_event(event)
         if call.route is Route.PASS:
             return translated(super()._handle_event(event), self._restore)
@@ -85,7 +92,7 @@ class PoolHttpStream(ServingStream):
                 return self.client_state(event)
             case ResponseEndOfMessage():
                 return self.answer_ended(event)
-            case ResponseData() if self.scrubber is not None:
+            case ResponseData() | ResponseTrailers() if self.scrubber is not None:
                 return self.scrubbed(event)
             case ResponseHeaders() | ResponseData() | ResponseTrailers():
                 return self.server_state(event)
@@ -106,9 +113,12 @@ class PoolHttpStream(ServingStream):
         request = event.request
         if request.method != "CONNECT":
             try:
-                self._open(request)
+                for_us = self._open(request)
             except Exception as e:
                 yield from self._refuse_head(e)
+                return
+            if for_us:
+                yield from self.begin_visit(event)
                 return
         call = self.call
         if call is None or call.route is Route.PASS:
@@ -123,8 +133,11 @@ class PoolHttpStream(ServingStream):
                 request.stream = True
             yield from super().state_wait_for_request_headers(event)
 
-    def _open(self, request: http.Request) -> None:
-        """Find out whether the request is the pool's business, and mask it if so."""
+    def _open(self, request: http.Request) -> bool:
+        """Find out whether the request is the pool's business, and mask it if so.
+
+        Returns whether it is meant for the proxy itself.
+        """
         transparent = self.mode is HTTPMode.transparent
         if transparent:
             target = destination.of_connection(self.context)
@@ -139,6 +152,11 @@ class PoolHttpStream(ServingStream):
             # mitmproxy sends it there, whatever the request says.
             assert self.context.server.address is not None
             self.call.address = self.context.server.address[:2]
+        if self.call is not None or target is None:
+            return False
+        if transparent:
+            return target.name == ADMIN_HOST
+        return visits.is_for_us(target, self.context.client, direct=not request.host)
 
     def _of_host_header(self, request: http.Request) -> Destination | None:
         """Return where mitmproxy will send a request that was sent to the proxy itself."""
@@ -186,8 +204,7 @@ class PoolHttpStream(ServingStream):
         ):
             return self._stream_from_here(event.data)
         if type(event) is RequestEndOfMessage and self._held_by_hand:
-            # The request hook that follows waits until a person resumes the flow.
-            self.flow.intercept()
+            approval.hold(self.flow)
         return super().state_consume_request_body(event)
 
     def _stream_from_here(self, data: bytes) -> CommandGenerator[None]:

@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 import re
 
+from account_pool.core.attempts import Attempts
 from account_pool.core.cooldown import Cause
-from account_pool.core.decision import By, Decision, Kind
+from account_pool.core.decision import By, Decision, Kind, one_line
+from account_pool.core.errors import UnknownAccount
 from account_pool.core.outcome import OutcomeClass
+from account_pool.core.steps import Attempt
 
 #: Header values in a line; `pool.status KEY` shows all of them.
 MAX_VALUES = 3
@@ -105,6 +108,26 @@ def _freed(decision: Decision) -> str:
 
 def _told(wait_s: float | None) -> str:
     return "" if wait_s is None else f", told to wait {math.ceil(wait_s)} s"
+
+
+def verdict(attempt: Attempt, attempts: Attempts, now: float) -> str:
+    """Return `openai/work: 429 rate_limit, cools 38 s for gpt-5` of a refused attempt."""
+    outcome = attempt.outcome
+    assert outcome is not None
+    if outcome.cls is OutcomeClass.TRANSPORT:
+        return f"{attempt.key}: {outcome.cls} ({outcome.signal})"
+    text = f"{attempt.key}: {_verdict(Cause.of(outcome, hinted=False))}"
+    try:
+        state = attempts.pool.get(attempt.key)
+    except UnknownAccount:
+        return text
+    if state.disabled is not None:
+        return f"{text}, disabled"
+    cooldown = state.cooldown_of(attempts.facts.model, now)
+    if cooldown is None:
+        return text
+    of_model = f" for {one_line(cooldown.model)}" if cooldown.model else ""
+    return f"{text}, cools {duration(cooldown.until - now)}{of_model}"
 
 
 def _why(decision: Decision) -> str:

@@ -1,0 +1,163 @@
+"""What a person may change, by REST or by a command.
+
+Accounts that are added are written down first, then the proxy reads its accounts anew, as
+it does when somebody edits the file: what comes of both is the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from account_pool.admin.accounts_files import AccountsFiles
+from account_pool.admin.refused import Refused
+from account_pool.config.edit import WrongAccount
+from account_pool.config.replace import CannotEdit
+from account_pool.core.account import AccountKey, normalise_label
+from account_pool.core.cooldown import BY_HAND, Cooldown
+from account_pool.core.decision import By
+from account_pool.core.errors import UnknownAccount
+from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from account_pool.core.state import AccountState
+from account_pool.providers.base import Provider
+
+if TYPE_CHECKING:
+    from account_pool.proxy.service import Service
+
+Entry = Mapping[str, Any]
+
+_BY_HAND = Outcome(cls=OutcomeClass.FORBIDDEN_ACCOUNT, scope=Scope.ACCOUNT, signal=BY_HAND)
+
+
+@dataclass(slots=True, eq=False)
+class Actions:
+    """Changes the pool of *service*.
+
+    Attributes:
+        service: whose pool.
+        files: returns where accounts are written down.
+        known: returns the providers accounts may be of.
+        read_again: reads the accounts anew and takes them over. Raises ValueError, or
+            what reading them raises, with a text for people.
+        forget: takes an account out of the running pool.
+    """
+
+    service: Service
+    files: Callable[[], AccountsFiles]
+    known: Callable[[], Mapping[str, Provider]]
+    read_again: Callable[[], Awaitable[object]]
+    forget: Callable[[AccountKey], object]
+    _one_by_one: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def add(self, entry: Entry) -> tuple[AccountState, str]:
+        """Add the account that *entry* describes; return it, and where it is written now.
+
+        *entry* has the keys of accounts.yaml. Raises Refused.
+        """
+        token = entry.get("token")
+        if isinstance(token, Mapping) and "command" in token:
+            raise Refused(
+                422, "command", "token: a command is run by the proxy; write it in accounts.yaml"
+            )
+        async with self._one_by_one:
+            key = self.new_key(entry)
+            where = await asyncio.to_thread(self.write, entry)
+            await self.read_again()
+        return self.added(key, where), where
+
+    async def remove(self, provider: str, label: str) -> tuple[AccountKey, str | None]:
+        """Take an account out of the pool and of where it is written; return where that was.
+
+        None: nowhere that can be changed, so it comes back with the next start.
+        """
+        key = self.get(provider, label).key
+        async with self._one_by_one:
+            where = await asyncio.to_thread(self.files().remove, key)
+            if where is not None:
+                await self.read_again()
+            if self._find(key) is not None:
+                self.forget(key)
+        return key, where
+
+    def next(self, provider: str) -> AccountKey | None:
+        """Pass over the account whose turn it is; return who comes then."""
+        return self.service.pool.next(self.provider(provider), now=self.service.now())
+
+    def clear_cooldown(self, provider: str, label: str) -> tuple[AccountState, list[Cooldown]]:
+        """End every cooldown and disabling of an account; return it and what ended."""
+        state = self.get(provider, label)
+        return state, self.service.pool.clear_cooldown(state.key, now=self.service.now())
+
+    def disable(self, provider: str, label: str) -> AccountState:
+        """Use an account no more until somebody enables it, over restarts too."""
+        state = self.get(provider, label)
+        self.service.pool.mark_failure(state.key, _BY_HAND, now=self.service.now(), by=By.HAND)
+        return state
+
+    def enable(self, provider: str, label: str) -> AccountState:
+        """Use an account again that is disabled, for whatever reason; cooldowns stay."""
+        state = self.get(provider, label)
+        if not state.account.enabled:
+            raise Refused(409, "off", "accounts.yaml says `enabled: false`; change it there")
+        self.service.pool.enable(state.key, now=self.service.now())
+        return state
+
+    def close_session(self, key: str) -> None:
+        """Forget a conversation; its next request goes where the strategy says."""
+        if not self.service.sessions.close_session(key):
+            raise Refused(404, "unknown_session", "there is no such session")
+
+    # -- the steps of an addition
+
+    def new_key(self, entry: Entry) -> AccountKey:
+        """Return how the account of *entry* will be named. Raises Refused if one is."""
+        key = self._named(entry["provider"], entry["label"])
+        if self._find(key) is not None:
+            raise Refused(409, "exists", "there is an account of this provider and label")
+        return key
+
+    def write(self, entry: Entry) -> str:
+        """Write *entry* down and return where. Blocks. Raises Refused."""
+        try:
+            return self.files().add(entry, self.known())
+        except WrongAccount as e:
+            raise Refused(422, "invalid_account", str(e)) from None
+        except CannotEdit as e:
+            raise Refused(409, "cannot_write", str(e)) from None
+
+    def added(self, key: AccountKey, where: str) -> AccountState:
+        """Return the account *key*, which is in the pool by now. Raises Refused."""
+        state = self._find(key)
+        if state is None:
+            raise Refused(409, "not_taken", f"it was written to {where}, and not taken over")
+        return state
+
+    # -- who is meant
+
+    def get(self, provider: str, label: str) -> AccountState:
+        """Return an account. Raises Refused."""
+        state = self._find(self._named(provider, label))
+        if state is None:
+            raise Refused(404, "unknown_account", "there is no such account in the pool")
+        return state
+
+    def provider(self, name: str) -> str:
+        """Return *name* as accounts of it are named. Raises Refused if there are none."""
+        provider = name.strip().lower()
+        if provider not in self.service.pool.providers():
+            raise Refused(404, "unknown_provider", "no account of the pool is of this provider")
+        return provider
+
+    def _named(self, provider: str, label: str) -> AccountKey:
+        try:
+            return AccountKey(provider.strip().lower(), normalise_label(label))
+        except ValueError as e:
+            raise Refused(422, "invalid", f"label: {e}") from None
+
+    def _find(self, key: AccountKey) -> AccountState | None:
+        try:
+            return self.service.pool.get(key)
+        except UnknownAccount:
+            return None

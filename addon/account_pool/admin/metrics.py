@@ -1,0 +1,243 @@
+"""What Prometheus reads, made anew for each scrape from what is counted anyway.
+
+Labels are what the owner wrote (providers, accounts) and closed sets; of the models, which
+clients name, only the first MAX_MODELS count by themselves. A scrape reads, and changes
+nothing: the request path does not know of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+
+from account_pool import __version__
+from account_pool.admin.decided import Decided
+from account_pool.admin.views import Moment, headroom_view, verdict_of
+from account_pool.proxy.measured import Histogram, Timings
+from account_pool.proxy.metering import OTHER, Tally
+
+if TYPE_CHECKING:
+    from account_pool.core.state import AccountState
+    from account_pool.proxy.service import Service
+
+#: The text format that every Prometheus reads.
+MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+#: Models that are told apart, over all accounts: each is a series for every account.
+MAX_MODELS = 50
+#: What an account can be, as `/account-pool` says it.
+STATES = ("available", "full", "cooling", "disabled", "off", "no_credential")
+_KINDS = ("input", "cached", "output", "reasoning")
+
+Labels = tuple[str, ...]
+#: Values by labels.
+Values = Iterable[tuple[Labels, float]]
+
+
+class Timing(NamedTuple):
+    """One histogram: its name, its help, and where it is read."""
+
+    name: str
+    help: str
+    of: Callable[[Timings], Histogram]
+
+
+TIMINGS = (
+    Timing(
+        "account_pool_upstream_head_seconds",
+        "From a request sent upstream to the head of its answer.",
+        lambda timings: timings.head,
+    ),
+    Timing(
+        "account_pool_upstream_first_byte_seconds",
+        "From a request sent upstream to the first byte of its answer's body.",
+        lambda timings: timings.first_byte,
+    ),
+    Timing(
+        "account_pool_overhead_seconds",
+        "What we add to a request: until it is sent, without waits and without connecting.",
+        lambda timings: timings.overhead,
+    ),
+    Timing(
+        "account_pool_held_seconds",
+        "How long the head of a good answer is held back.",
+        lambda timings: timings.held,
+    ),
+    Timing(
+        "account_pool_wait_seconds",
+        "How long requests wait for an account.",
+        lambda timings: timings.wait,
+    ),
+)
+
+
+def text(service: Service, decided: Decided) -> bytes:
+    """Return every metric in Prometheus' text format."""
+    return written(list(read(service, decided)))
+
+
+def written(families: list[Metric]) -> bytes:
+    """Return *families* in Prometheus' text format. Takes long with thousands of accounts."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Read(families))
+    return generate_latest(registry)
+
+
+class _Read:
+    """A collector of what is read already."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+def read(service: Service, decided: Decided) -> Iterator[Metric]:
+    """Yield every metric as it is now."""
+    measured, states = service.measured, list(service.pool.accounts())
+    yield GaugeMetricFamily("account_pool_up", "1: the proxy answers.", value=1)
+    yield _gauge(
+        "account_pool_build_info",
+        "The version that runs.",
+        ("version",),
+        [((__version__,), 1)],
+    )
+    yield _counter(
+        "account_pool_requests",
+        "Requests of the pool that ended, by what their client got.",
+        ("provider", "result"),
+        measured.requests.items(),
+    )
+    yield _counter(
+        "account_pool_attempts",
+        "Requests sent upstream, by what became of them.",
+        ("account", "outcome"),
+        measured.attempts.items(),
+    )
+    yield _counter(
+        "account_pool_failovers",
+        "Requests that went on to another account.",
+        ("provider",),
+        [((provider,), count) for provider, count in measured.failovers.items()],
+    )
+    yield _counter(
+        "account_pool_decisions",
+        "Cooldowns, releases, moves, waits and refusals, by kind.",
+        ("provider", "kind"),
+        decided.counts.items(),
+    )
+    yield from _timings(measured.timings)
+    yield from _served(service.usages.totals)
+    yield from _accounts(states, service.now())
+    yield _headroom(states, Moment(service.now(), service.wall_now()))
+    yield GaugeMetricFamily(
+        "account_pool_sessions", "Conversations that are known.", value=len(service.sessions)
+    )
+
+
+def _timings(timings: Mapping[str, Timings]) -> Iterator[Metric]:
+    for timing in TIMINGS:
+        family = HistogramMetricFamily(timing.name, timing.help, labels=("provider",))
+        for provider, measured in list(timings.items()):
+            histogram = timing.of(measured)
+            family.add_metric((provider,), _buckets(histogram), histogram.sum)
+        yield family
+
+
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    bounds = [*map(str, histogram.bounds), "+Inf"]
+    return list(zip(bounds, accumulate(histogram.counts), strict=True))
+
+
+def _served(totals: Mapping[tuple[str, str], Tally]) -> Iterator[Metric]:
+    """Requests and tokens; the models first seen by name, so that no counter ever falls."""
+    named = set(list(dict.fromkeys(model for _, model in totals))[:MAX_MODELS])
+    served: Counter[Labels] = Counter()
+    tokens: Counter[Labels] = Counter()
+    for (account, model), tally in totals.items():
+        labels = (account, model if model in named else OTHER)
+        served[labels] += tally.requests
+        for kind in _KINDS:
+            tokens[(*labels, kind)] += getattr(tally, f"{kind}_tokens")
+    yield _counter(
+        "account_pool_served", "Requests that were answered.", ("account", "model"), served.items()
+    )
+    yield _counter(
+        "account_pool_tokens",
+        "Tokens as the providers count them; cached ones are part of the input, "
+        "reasoning is part of the output.",
+        ("account", "model", "kind"),
+        tokens.items(),
+    )
+
+
+def _accounts(states: Iterable[AccountState], now: float) -> Iterator[Metric]:
+    states = list(states)
+    yield _gauge(
+        "account_pool_in_flight",
+        "Requests under way.",
+        ("account",),
+        [((str(state.key),), state.in_flight) for state in states],
+    )
+    verdicts = [(str(state.key), verdict_of(state, now)[0]) for state in states]
+    yield _gauge(
+        "account_pool_account_state",
+        "1 for the state an account is in.",
+        ("account", "state"),
+        [((key, state), float(state == is_in)) for key, is_in in verdicts for state in STATES],
+    )
+    yield _gauge(
+        "account_pool_cooling",
+        "1 while an account, or a model of it, cools.",
+        ("account",),
+        [((str(s.key),), float(_remaining(s, now) > 0)) for s in states],
+    )
+    yield _gauge(
+        "account_pool_cooldown_remaining_seconds",
+        "Until the last cooldown of an account ends; 0 when none is active.",
+        ("account",),
+        [((str(s.key),), _remaining(s, now)) for s in states],
+    )
+
+
+def _remaining(state: AccountState, now: float) -> float:
+    return max((c.until - now for c in state.cooldowns.values() if c.active(now)), default=0.0)
+
+
+def _headroom(states: Iterable[AccountState], moment: Moment) -> Metric:
+    values = [
+        ((str(state.key), window["window"]), window["remaining"])
+        for state in states
+        for window in headroom_view(state, moment)
+        if window["model"] is None
+    ]
+    return _gauge(
+        "account_pool_headroom_ratio",
+        "What remains of an allowance of the whole account, 0 to 1.",
+        ("account", "window"),
+        values,
+    )
+
+
+def _gauge(name: str, about: str, labels: Labels, values: Values) -> Metric:
+    family = GaugeMetricFamily(name, about, labels=labels)
+    for of, value in values:
+        family.add_metric(of, value)
+    return family
+
+
+def _counter(name: str, about: str, labels: Labels, values: Values) -> Metric:
+    family = CounterMetricFamily(name, about, labels=labels)
+    for of, value in values:
+        family.add_metric(of, value)
+    return family

@@ -1,0 +1,238 @@
+"""The pool as JSON. Pure: values in, plain values out; no secret can come this far.
+
+Instants are ISO 8601 in UTC (`..._at`), durations seconds (`..._s`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from math import isfinite
+from typing import Any
+
+from account_pool.core.account import AccountKey
+from account_pool.core.affinity import Sessions
+from account_pool.core.cooldown import Cause, Cooldown
+from account_pool.core.pool import Pool
+from account_pool.core.state import AccountState
+
+Json = dict[str, Any]
+#: Amounts by name, by (day, account, model), as the store counts them.
+Sums = Mapping[tuple[str, ...], Mapping[str, float]]
+
+#: What is counted of a request.
+AMOUNTS = ("requests", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
+#: Of an account that has served nothing.
+NOTHING: Mapping[str, int] = dict.fromkeys(AMOUNTS, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Now, on both clocks, in seconds."""
+
+    now: float
+    wall_now: float
+
+    def iso(self, at: float) -> str | None:
+        """Return the monotonic instant *at* in UTC; None where it is no date."""
+        return iso(self.wall_now + at - self.now)
+
+
+def iso(wall_at: float) -> str | None:
+    """Return *wall_at* (seconds since the epoch) as ISO 8601 in UTC, to milliseconds."""
+    try:
+        at = datetime.fromtimestamp(wall_at, UTC)
+    except (OverflowError, ValueError, OSError):
+        return None  # never, or beyond the calendar
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What is told of accounts and is not theirs.
+
+    Attributes:
+        sessions: how many live on each account.
+        usage: what each has served today, by name of amount.
+    """
+
+    sessions: Mapping[AccountKey, int] = field(default_factory=dict)
+    usage: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+
+# -- accounts
+
+
+def pool_view(pool: Pool, moment: Moment, beside: Beside) -> Json:
+    """Return all accounts, and what they are altogether and by provider."""
+    return {
+        "accounts": [account_view(state, moment, beside) for state in pool.accounts()],
+        "summary": pool.summary(now=moment.now),
+        "providers": {name: pool.summary(name, now=moment.now) for name in pool.providers()},
+    }
+
+
+def provider_view(pool: Pool, provider: str, moment: Moment, beside: Beside) -> Json:
+    """Return the accounts of one provider."""
+    states = pool.accounts(provider)
+    return {
+        "provider": provider,
+        "accounts": [account_view(state, moment, beside) for state in states],
+        "summary": pool.summary(provider, now=moment.now),
+    }
+
+
+def account_view(state: AccountState, moment: Moment, beside: Beside) -> Json:
+    """Return one account: what its owner wrote, but for the token, and how it is."""
+    account = state.account
+    verdict, reason = verdict_of(state, moment.now)
+    return {
+        "key": str(state.key),
+        "provider": account.provider,
+        "label": account.label,
+        "state": verdict,
+        "reason": reason,
+        "in_flight": state.in_flight,
+        "served": state.served,
+        "sessions": beside.sessions.get(state.key, 0),
+        "priority": account.priority,
+        "weight": account.weight,
+        "models": list(account.models.globs),
+        "max_concurrent": account.max_concurrent,
+        "min_interval_s": account.min_interval_s,
+        "placeholder": f"pool:{state.key}",
+        "cooldowns": [cooldown_view(c, moment) for c in _active(state, moment.now)],
+        "disabled": _disabling_view(state, moment),
+        "problem": state.problem,
+        "headroom": headroom_view(state, moment),
+        "usage": {**NOTHING, **beside.usage.get(str(state.key), {})},
+    }
+
+
+def verdict_of(state: AccountState, now: float) -> tuple[str, str]:
+    """Return what an account does now, in a word, and why; "" when it is available."""
+    if not state.account.enabled:
+        return "off", "enabled: false"
+    if state.disabled is not None:
+        return "disabled", state.disabled.signal or str(state.disabled.cls)
+    if not state.credentials:
+        return "no_credential", state.problem or "being fetched"
+    whole = [c for c in _active(state, now) if c.model is None]
+    if whole:
+        cause = max(whole, key=lambda c: c.until).cause
+        return "cooling", cause.signal or str(cause.cls)
+    if state.full:
+        return "full", f"max_concurrent: {state.account.max_concurrent}"
+    return "available", ""
+
+
+def cooldown_view(cooldown: Cooldown, moment: Moment) -> Json:
+    """Return one cooldown: what it covers, why, since when and until when."""
+    return {
+        "model": cooldown.model,
+        **_cause_view(cooldown.cause),
+        "since_at": moment.iso(cooldown.since),
+        "until_at": moment.iso(cooldown.until),
+        "remaining_s": _seconds(cooldown.until - moment.now),
+        "streak": cooldown.streak,
+    }
+
+
+def headroom_view(state: AccountState, moment: Moment) -> list[Json]:
+    """Return what is left of each allowance that is known."""
+    return [
+        {
+            "window": window.name,
+            "model": window.model,
+            "remaining": round(window.share, 4),
+            "resets_at": moment.iso(window.reset_at),
+            "resets_s": _seconds(window.reset_at - moment.now)
+            if isfinite(window.reset_at)
+            else None,
+        }
+        for window in state.picture.at(moment.now).windows.values()
+    ]
+
+
+def _disabling_view(state: AccountState, moment: Moment) -> Json | None:
+    if state.disabled is None:
+        return None
+    return {**_cause_view(state.disabled), "since_at": moment.iso(state.disabled_at)}
+
+
+def _cause_view(cause: Cause) -> Json:
+    return {
+        "class": cause.cls.value,
+        "signal": cause.signal,
+        "evidence": dict(cause.evidence),
+    }
+
+
+def _active(state: AccountState, now: float) -> list[Cooldown]:
+    return [c for c in state.cooldowns.values() if c.active(now)]
+
+
+def _seconds(duration: float) -> float:
+    return round(max(duration, 0.0), 3)
+
+
+# -- sessions
+
+
+def sessions_view(sessions: Sessions, moment: Moment, limit: int) -> Json:
+    """Return the sessions used last, the newest first, *limit* at most, and how many there are."""
+    keys = list(sessions)[::-1][:limit]
+    known = [(key, sessions.peek(key, moment.now)) for key in keys]
+    rows = [
+        {
+            "key": key,
+            "account": str(session.account),
+            "used_at": moment.iso(session.used_at),
+            "idle_s": _seconds(moment.now - session.used_at),
+            "turns": session.turns,
+        }
+        for key, session in known
+        if session is not None
+    ]
+    return {"sessions": rows, "total": len(sessions)}
+
+
+def sessions_by_account(sessions: Sessions, now: float) -> Mapping[AccountKey, int]:
+    """Return how many sessions live on each account."""
+    found = (sessions.peek(key, now) for key in sessions)
+    return Counter(session.account for session in found if session is not None)
+
+
+# -- usage
+
+
+def usage_view(sums: Sums) -> Json:
+    """Return what was served, by day, account and model, the newest day first."""
+    keys = sorted(sums, key=lambda key: key[1:])
+    keys.sort(key=lambda key: key[0], reverse=True)
+    return {"days": [{**_usage_key(key), **whole(sums[key])} for key in keys]}
+
+
+def usage_of_day(sums: Sums, day: str) -> Mapping[str, Mapping[str, int]]:
+    """Return what each account has served on *day* (2026-08-01, UTC), over all models."""
+    totals: dict[str, Counter[str]] = {}
+    for key, amounts in sums.items():
+        if key[0] == day:
+            totals.setdefault(key[1], Counter()).update(whole(amounts))
+    return totals
+
+
+def day_of(wall_at: float) -> str:
+    """Return the day of *wall_at* in UTC, as usage is counted."""
+    return datetime.fromtimestamp(wall_at, UTC).date().isoformat()
+
+
+def whole(amounts: Mapping[str, float]) -> dict[str, int]:
+    """Return every amount that is counted, as whole numbers."""
+    return {name: int(amounts.get(name, 0)) for name in AMOUNTS}
+
+
+def _usage_key(key: Iterable[str]) -> Json:
+    return dict(zip(("day", "account", "model"), key, strict=False))

@@ -1,0 +1,86 @@
+"""A request to the proxy itself, and what it is answered with. Knows no mitmproxy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from urllib.parse import unquote
+
+#: Where the admin pages are, through the proxy.
+ADMIN_HOST = "pool.mitm.it"
+#: Longest body that is read; an account with a login of its own has some KiB.
+MAX_BODY_BYTES = 64 * 1024
+
+#: Names and values as they came, in order.
+Fields = tuple[tuple[bytes, bytes], ...]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Visit:
+    """One request to the proxy itself. Its representation shows no secret.
+
+    Attributes:
+        method: as sent.
+        target: path and query, as sent.
+        headers: as sent; with HTTP/2 without the pseudo-headers.
+        authority: of the address it was sent to (`:authority`, or an absolute address);
+            "" where that had none.
+        tls: whether it came over TLS (within a tunnel to `pool.mitm.it`).
+        peer: address of the client; "" where it came through the proxy to its own port,
+            so that nobody knows from whom.
+        address: where it came in: address and port of this machine.
+        body: what came of the body, MAX_BODY_BYTES at most.
+        too_long: there was more.
+    """
+
+    method: str
+    target: str
+    headers: Fields = field(repr=False)
+    authority: str = ""
+    tls: bool = False
+    peer: str
+    address: tuple[str, int]
+    body: bytearray = field(default_factory=bytearray, repr=False)
+    too_long: bool = False
+
+    def take(self, data: bytes) -> None:
+        """Keep more of the body, as long as it is not too long."""
+        self.too_long = self.too_long or len(self.body) + len(data) > MAX_BODY_BYTES
+        if self.too_long:
+            self.body.clear()
+        else:
+            self.body += data
+
+    @property
+    def path(self) -> str:
+        """The path, decoded once."""
+        return unquote(self.target.partition("?")[0])
+
+    @property
+    def query(self) -> str:
+        """What stands behind the path, as sent."""
+        return self.target.partition("?")[2]
+
+    def values(self, name: bytes) -> list[str]:
+        """Return the values of header *name* (lower case), one for each line."""
+        return [v.decode("latin-1") for n, v in self.headers if n.lower() == name]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer, complete."""
+
+    status: int
+    headers: Fields
+    body: bytes
+
+
+def error_reply(status: int, code: str, message: str) -> Reply:
+    """Return an answer in the form of `Refused`."""
+    body = f'{{"error": {{"code": "{code}", "message": "{message}"}}}}'
+    return Reply(status, ((b"content-type", b"application/json"),), body.encode())
+
+
+#: Before the pool has started.
+CLOSED = error_reply(503, "starting", "the account pool has not started")
+#: Something of ours has failed; the log says what.
+FAILED = error_reply(500, "internal", "internal error in the account pool")

@@ -1,0 +1,152 @@
+"""Asks the proxy: whether it is there and well, and what its accounts do."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from account_pool.cli.places import HOST
+
+#: A proxy that is well answers within milliseconds, also under load.
+PROBE_S = 2.0
+ASK_S = 10.0
+_MAX_BYTES = 16 * 1024 * 1024
+
+
+class Missing(StrEnum):
+    """Why there is no health to tell."""
+
+    NOBODY = "nobody"
+    #: something listens and does not answer in time
+    SILENT = "silent"
+    #: what answers is not the pool
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What a pool says of itself.
+
+    Attributes:
+        instance: differs for each proxy that was ever started.
+        ready: it has read its accounts and serves.
+        busy: requests in flight.
+        size: accounts.
+    """
+
+    instance: str
+    ready: bool
+    busy: int
+    size: int
+
+
+class NoAnswer(Exception):
+    """The pool did not answer as it should; the text says so to the user."""
+
+
+class Line:
+    """A connection to the pool of a port, kept open: a new one is two lines in its log."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._kept: http.client.HTTPConnection | None = None
+
+    def close(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
+
+    def probe(self) -> Health | Missing:
+        """Return how the pool is, or why that is not known."""
+        had_one = self._kept is not None
+        found = self._probe()
+        if isinstance(found, Health):
+            return found
+        self.close()
+        # An old connection may have ended by itself; that says nothing of the proxy.
+        return self.probe() if had_one else found
+
+    def _probe(self) -> Health | Missing:
+        if self._kept is None:
+            self._kept = http.client.HTTPConnection(HOST, self._port, timeout=PROBE_S)
+        try:
+            return _health(*_get(self._kept, "/health"))
+        except ConnectionRefusedError:
+            return Missing.NOBODY
+        except (TimeoutError, ConnectionError):
+            return Missing.SILENT
+        # Whatever it is, it does not speak HTTP as we do.
+        except (OSError, http.client.HTTPException):
+            return Missing.OTHER
+
+
+def probe(port: int) -> Health | Missing:
+    """Return how the pool on *port* of this machine is, or why that is not known."""
+    with contextlib.closing(Line(port)) as line:
+        return line.probe()
+
+
+def accounts(port: int) -> Mapping[str, Any]:
+    """Return what GET /account-pool answers: `accounts` and `summary`. Raises NoAnswer."""
+    value = ask(port, "/account-pool")
+    if not isinstance(value.get("accounts"), list) or not isinstance(value.get("summary"), dict):
+        raise NoAnswer(f"{HOST}:{port} is used by something that is not the pool")
+    return value
+
+
+def ask(port: int, path: str) -> Mapping[str, Any]:
+    """Return the object the pool on *port* answers to a GET of *path*. Raises NoAnswer."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=ASK_S)
+    try:
+        with contextlib.closing(connection):
+            status, value = _get(connection, path)
+    except (OSError, http.client.HTTPException):
+        raise NoAnswer(no_proxy(port)) from None
+    if status == 401:
+        raise NoAnswer(
+            f"the proxy at {HOST}:{port} answers to its admin token alone, as proxyauth is set; "
+            f"its dashboard, http://{HOST}:{port}/, asks for it"
+        )
+    if status != 200 or not isinstance(value, dict):
+        raise NoAnswer(f"{HOST}:{port} is used by something that is not the pool")
+    return value
+
+
+def no_proxy(port: int) -> str:
+    """Return the sentence for a port where nobody is."""
+    return (
+        f"no proxy answers at {HOST}:{port}; start one with `account-pool run -- COMMAND` or "
+        f"`mitmdump -s addon/pool.py -p {port}`, or name another --port"
+    )
+
+
+def _get(connection: http.client.HTTPConnection, path: str) -> tuple[int, Any]:
+    """Return the status and the JSON value, None if it is none. Never by a proxy."""
+    connection.request("GET", path, headers={"accept": "application/json"})
+    response = connection.getresponse()
+    body = response.read(_MAX_BYTES)
+    try:
+        return response.status, json.loads(body)
+    except (ValueError, RecursionError):
+        return response.status, None
+
+
+def _health(status: int, value: Any) -> Health | Missing:
+    instance = value.get("instance") if isinstance(value, dict) else None
+    if status != 200 or not isinstance(instance, str):
+        return Missing.OTHER
+    return Health(
+        instance=instance,
+        ready=value.get("ready", True) is True,
+        busy=_count(value.get("busy")),
+        size=_count(value.get("size")),
+    )
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value >= 0 else 0

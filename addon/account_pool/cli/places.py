@@ -1,0 +1,71 @@
+"""Where the command line keeps its files: beside mitmproxy's own, one set for each port."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+#: mitmproxy's directory unless it is told otherwise, and the port it listens on.
+CONFDIR = "~/.mitmproxy"
+DEFAULT_PORT = 8080
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Files in *confdir*; those of a proxy carry its *port*."""
+
+    confdir: Path
+    port: int
+
+    @classmethod
+    def usual(cls, port: int) -> Places:
+        """Return those of the user who runs this."""
+        return cls(Path(CONFDIR).expanduser(), port)
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def record(self) -> Path:
+        """What `run` knows of the proxy it started."""
+        return self.confdir / f"account-pool-{self.port}.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by who starts or ends that proxy."""
+        return self.confdir / f"account-pool-{self.port}.lock"
+
+    @property
+    def log(self) -> Path:
+        """What that proxy says."""
+        return self.confdir / f"account-pool-{self.port}.log"
+
+    @property
+    def authority(self) -> Path:
+        """mitmproxy's certificate, which signs those it shows to clients."""
+        return self.confdir / "mitmproxy-ca-cert.pem"
+
+    @property
+    def bundle(self) -> Path:
+        """The system's authorities and mitmproxy's."""
+        return self.confdir / "account-pool-ca-bundle.pem"
+
+    @property
+    def extra(self) -> Path:
+        """mitmproxy's certificate and those of the user's own NODE_EXTRA_CA_CERTS."""
+        return self.confdir / "account-pool-ca-extra.pem"
+
+
+def write_whole(path: Path, text: str, *, mode: int = 0o600) -> None:
+    """Write *path* so that a reader sees the old text or the new one, never a part."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,0 +1,218 @@
+"""`account-pool run`: a proxy if none answers, the tool with what it needs to use it.
+
+Reading order: `places` and `record` (what is kept), `api` and `processes` (how others
+are asked and ended), `proxy_process`, `shared` and `guard` (the proxy), `environment`,
+`placeholders` and `bundle` (what the tool gets), `tee` and `child` (the tool), `ended`
+(whether it ended because of a limit).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from account_pool.cli import api
+from account_pool.cli.bundle import write_trust
+from account_pool.cli.child import SIGNALLED, CannotRun, Signals, Stopped, find_program
+from account_pool.cli.ended import limit_in
+from account_pool.cli.environment import PROXY_VARIABLES, variables
+from account_pool.cli.guard import Guard
+from account_pool.cli.placeholders import TOOLS, has_key, missing, placeholders, tool_of
+from account_pool.cli.places import Places
+from account_pool.cli.proxy_process import CannotStart
+from account_pool.cli.record import Launch
+from account_pool.cli.shared import CannotUse, SharedProxy
+from account_pool.cli.tee import Tee
+from account_pool.credentials.vendor_files import find_vendor_file
+from account_pool.providers.base import HostRule
+from account_pool.providers.registry import BUILT_IN
+
+#: How often in a row a tool is started again.
+MAX_RESTARTS = 10
+#: Seconds before a tool is started again; doubles up to the last, the first time is free.
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 2.0
+
+_NOT_UPSTREAM = (
+    "HTTPS_PROXY names a proxy that the pool does not go through; if it has to, write "
+    'mode: ["upstream:http://HOST:PORT"] into ~/.mitmproxy/config.yaml'
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What the user asked for.
+
+    Attributes:
+        command: the tool and its arguments.
+        port: of the proxy.
+        accounts_file, strategy: of a proxy that is started; None: as it has them.
+        restart: start the tool again when a limit ended it.
+    """
+
+    command: Sequence[str]
+    port: int
+    accounts_file: Path | None = None
+    strategy: str | None = None
+    restart: bool = False
+
+
+def run_tool(wanted: Wanted, environ: Mapping[str, str]) -> int:
+    """Run the tool and return its exit code, 128 + n after signal n.
+
+    Of our own: 1 where there is no proxy to use, 126 and 127 where there is no program.
+    """
+    try:
+        program = find_program(wanted.command[0], environ)
+        return _with_proxy(wanted, program, environ)
+    except CannotRun as error:
+        return _fail(str(error), error.code)
+    except (CannotUse, CannotStart, api.NoAnswer) as error:
+        return _fail(str(error), 1)
+    except OSError as error:
+        return _fail(f"{error.filename or 'the proxy'}: {error.strerror or error}", 1)
+
+
+def _with_proxy(wanted: Wanted, program: str, environ: Mapping[str, str]) -> int:
+    places = Places.usual(wanted.port)
+    proxy = SharedProxy(places, environ)
+    with Signals() as signals:
+        try:
+            asked_for = wanted.accounts_file is not None or wanted.strategy is not None
+            proxy.attach(_launch(wanted), as_it_is=not asked_for)
+            if proxy.started and _has_proxy_of_its_own(places, environ):
+                _say(_NOT_UPSTREAM)
+            changed = _for_tool(wanted.command[0], places, environ)
+            guard = Guard(proxy)
+            with guard:
+                code = _run(wanted, program, {**environ, **changed}, signals)
+                signals.closing()
+        except Stopped as stopped:
+            return SIGNALLED + stopped.number
+        finally:
+            signals.closing()
+            _detach(proxy)
+    if told := guard.summary():
+        _say(told)
+    return code
+
+
+def _has_proxy_of_its_own(places: Places, environ: Mapping[str, str]) -> bool:
+    """Say whether the user reaches the internet by a proxy that mitmproxy is not told of."""
+    named = {environ.get(name) for name in PROXY_VARIABLES} - {None, "", places.url}
+    config = places.confdir / "config.yaml"
+    return bool(named) and not (
+        config.exists() and "upstream:" in config.read_text("utf-8", "replace")
+    )
+
+
+def _detach(proxy: SharedProxy) -> None:
+    """Use the proxy no more; the exit code of the tool counts, whatever happens here."""
+    try:
+        proxy.detach()
+    except OSError as error:
+        _say(f"the proxy may still run: {error.filename or 'its record'}: {error.strerror}")
+
+
+def _launch(wanted: Wanted) -> Launch:
+    arguments = []
+    if wanted.accounts_file is not None:
+        path = wanted.accounts_file.expanduser().absolute()
+        arguments += ["--set", f"pool_accounts={path}"]
+    if wanted.strategy is not None:
+        arguments += ["--set", f"pool_strategy={wanted.strategy}"]
+    return Launch(str(Path.cwd()), tuple(arguments))
+
+
+def _for_tool(name: str, places: Places, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of the tool *name*: proxy, trust, a key where it needs one."""
+    trust = write_trust(places, environ)
+    providers = {account["provider"] for account in api.accounts(places.port)["accounts"]}
+    if not providers:
+        _say("the pool has no account: what the tool sends passes untouched")
+    changed = variables(places.url, trust, pool_hosts(providers), environ)
+    tool = tool_of(name)
+    if tool is None or not providers:
+        return changed
+    logged_in = _has_login(tool, {**os.environ, **environ})
+    keys = placeholders(tool, providers, environ, logged_in=logged_in)
+    if not (keys or logged_in or has_key(tool, environ)) and (why := missing(tool, providers)):
+        _say(why)
+    return changed | keys
+
+
+def pool_hosts(providers: Collection[str]) -> list[HostRule]:
+    """Return the hosts of those *providers* that are built in.
+
+    Those of a user's own services are known to the proxy alone: a NO_PROXY that names
+    them is the user's own, too.
+    """
+    return [rule for name in providers if name in BUILT_IN for rule in BUILT_IN[name].hosts]
+
+
+def _has_login(tool: str, environ: Mapping[str, str]) -> bool:
+    try:
+        return find_vendor_file(tool, environ).is_file()
+    except (KeyError, OSError):
+        return False
+
+
+# -- the tool, again and again
+
+
+def _run(wanted: Wanted, program: str, environ: Mapping[str, str], signals: Signals) -> int:
+    if not wanted.restart:
+        return signals.run(wanted.command, program, environ, None)
+    for restarts in range(MAX_RESTARTS + 1):
+        with Tee() as tee:
+            code = signals.run(wanted.command, program, environ, tee)
+        line = limit_in(tee.text(), BUILT_IN.values())
+        # A tool that somebody stopped stays stopped.
+        if code == 0 or code >= SIGNALLED or signals.passed or line is None:
+            return code
+        if restarts == MAX_RESTARTS:
+            _say(f"ended {restarts + 1} times in a row because of a limit; giving up")
+            return code
+        if not _can_serve(wanted):
+            _say(f"ended because of a limit ({line}), and no account of the pool can serve now")
+            return code
+        again = f"{restarts + 1} of {MAX_RESTARTS}"
+        _say(f"ended because of a limit ({line}); starting it again, {again}")
+        time.sleep(wait_s(restarts))
+    raise AssertionError("the last round returns")
+
+
+def wait_s(restarts: int) -> float:
+    """Return how long to wait before the next start, after so many."""
+    return min(_FIRST_WAIT_S * 2.0 ** (restarts - 1), _LONGEST_WAIT_S) if restarts else 0.0
+
+
+def _can_serve(wanted: Wanted) -> bool:
+    try:
+        accounts = api.accounts(wanted.port)["accounts"]
+    except api.NoAnswer:
+        return False
+    tool = tool_of(wanted.command[0])
+    return usable(accounts, TOOLS[tool].served_by if tool else ())
+
+
+def usable(accounts: Iterable[Mapping[str, Any]], providers: Collection[str]) -> bool:
+    """Say whether one of *accounts* can serve; of *providers* only, where there are any."""
+    return any(
+        account["state"] in ("available", "full")
+        and (not providers or account["provider"] in providers)
+        for account in accounts
+    )
+
+
+def _fail(why: str, code: int) -> int:
+    _say(why)
+    return code
+
+
+def _say(text: str) -> None:
+    print(f"account-pool: {text}", file=sys.stderr)

@@ -1,0 +1,176 @@
+"""`account-pool status`: who serves, who cools, why and until when; live on a terminal.
+
+`render` is pure: the answer of GET /account-pool in, something for rich out.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from account_pool.admin.token import TOKEN_FILE
+from account_pool.cli import api
+from account_pool.cli.places import Places
+from account_pool.proxy.told import MAX_VALUES, duration
+
+#: Seconds between two looks.
+_EVERY_S = 1.0
+_BAR_WIDTH = 16
+#: How many decisions are shown below.
+_LAST = 5
+_STYLES = {"available": "green", "full": "yellow", "cooling": "yellow"}
+#: Everything else needs its owner.
+_NEEDS_OWNER = "red"
+
+
+def show_status(port: int, *, as_json: bool, once: bool) -> int:
+    """Show the accounts, again and again on a terminal. Returns 0, or 1 without a pool."""
+    console = Console(highlight=False)
+    try:
+        if as_json:
+            print(json.dumps(api.accounts(port), indent=2))
+        elif once or not console.is_terminal:
+            _show_once(console, port)
+        else:
+            _show_live(console, port)
+    except api.NoAnswer as error:
+        print(f"account-pool: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        # The usual way to leave it.
+        return 0
+    return 0
+
+
+def _show_once(console: Console, port: int) -> None:
+    if not console.is_terminal:
+        # Whoever reads a pipe wants whole names, not a layout for 80 columns.
+        console.width = 1000
+    console.print(_view(port, bars=console.is_terminal))
+    if console.is_terminal:
+        console.print(_doors(port))
+
+
+def _show_live(console: Console, port: int) -> None:
+    view, doors = _view(port, bars=True), _doors(port)
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            live.update(Group(view, doors), refresh=True)
+            time.sleep(_EVERY_S)
+            try:
+                view = _view(port, bars=True)
+            except api.NoAnswer as error:
+                # It may be started again just now.
+                view = Text(str(error), style=_NEEDS_OWNER)
+
+
+def _view(port: int, *, bars: bool) -> RenderableType:
+    return render(api.accounts(port), _decisions(port), bars=bars)
+
+
+def _decisions(port: int) -> Sequence[Mapping[str, Any]]:
+    """Return the last decisions, the newest first; none where they are not told."""
+    try:
+        decisions: list[Mapping[str, Any]] = api.ask(port, f"/decisions?limit={_LAST}")["decisions"]
+    except (api.NoAnswer, KeyError):
+        return []
+    return decisions
+
+
+def render(
+    status: Mapping[str, Any], decisions: Sequence[Mapping[str, Any]] = (), *, bars: bool
+) -> RenderableType:
+    """Return what GET /account-pool answered as a table, with a summary and *decisions*."""
+    accounts: Sequence[Mapping[str, Any]] = status["accounts"]
+    if not accounts:
+        return Text("the pool has no account: traffic passes untouched")
+    table = Table("account", "state", "in flight", "served", "back in", box=None, pad_edge=False)
+    if bars:
+        table.add_column("", width=_BAR_WIDTH)
+    table.add_column("why")
+    for account in accounts:
+        for row in _rows(account, bars):
+            table.add_row(*row)
+    return Group(table, Text(), Text(_summary(status["summary"])), *_told(decisions))
+
+
+def _told(decisions: Sequence[Mapping[str, Any]]) -> list[Text]:
+    """Return the decisions as lines, the newest last as in a log."""
+    lines = []
+    for decision in reversed(decisions):
+        at = datetime.fromisoformat(decision["at"]).astimezone()
+        lines.append(Text(f"{at:%H:%M:%S} {decision['text']}", style="dim"))
+    return [Text(), *lines] if lines else []
+
+
+def _rows(account: Mapping[str, Any], bars: bool) -> list[list[RenderableType]]:
+    """Return the row of an account, and one for each model of it that cools."""
+    cooldowns = sorted(account["cooldowns"], key=lambda c: (c["model"] is not None, c["until_at"]))
+    whole = [c for c in cooldowns if c["model"] is None]
+    first = whole[-1] if whole else None
+    style = _STYLES.get(account["state"], _NEEDS_OWNER)
+    head: list[RenderableType] = [
+        account["key"],
+        Text(account["state"].replace("_", " "), style=style),
+        str(account["in_flight"]),
+        str(account["served"]),
+    ]
+    why = _why(first) if first else Text(account["reason"] or "")
+    rows = [[*head, *_remaining(first, bars), why]]
+    for cooldown in cooldowns:
+        if cooldown["model"] is not None:
+            model = Text(f"  {cooldown['model']}")
+            cools = Text("cooling", style=_STYLES["cooling"])
+            rows.append([model, cools, "", "", *_remaining(cooldown, bars), _why(cooldown)])
+    return rows
+
+
+def _remaining(cooldown: Mapping[str, Any] | None, bars: bool) -> list[RenderableType]:
+    """Return how long it still takes, and how much of it is over as a bar."""
+    if cooldown is None:
+        return ["", ""] if bars else [""]
+    left_s = float(cooldown["remaining_s"])
+    shown: list[RenderableType] = [duration(left_s)]
+    if bars:
+        total_s = max(_length_s(cooldown), left_s, 1e-9)
+        shown.append(ProgressBar(total=total_s, completed=total_s - left_s, width=_BAR_WIDTH))
+    return shown
+
+
+def _length_s(cooldown: Mapping[str, Any]) -> float:
+    since, until = (datetime.fromisoformat(cooldown[key]) for key in ("since_at", "until_at"))
+    return (until - since).total_seconds()
+
+
+def _why(cooldown: Mapping[str, Any]) -> Text:
+    values = [f"{name}: {value}" for name, value in cooldown["evidence"].items()]
+    evidence = ", ".join(values[:MAX_VALUES])
+    said = cooldown["signal"] or cooldown["class"]
+    return Text(f"{said} ({evidence})" if evidence else said)
+
+
+def _summary(summary: Mapping[str, Any]) -> str:
+    return (
+        f"{summary['available']} of {summary['total']} available, {summary['cooling_down']} "
+        f"cooling, {summary['disabled']} disabled, {summary['in_flight']} requests in flight"
+    )
+
+
+def _doors(port: int) -> Text:
+    """Return where the dashboard is, and the token to change things with."""
+    places = Places.usual(port)
+    try:
+        token = (places.confdir / TOKEN_FILE).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        token = f"in the file {TOKEN_FILE} beside the state database"
+    return Text(f"dashboard: {places.url}/   admin token: {token}", style="dim")

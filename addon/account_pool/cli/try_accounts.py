@@ -1,0 +1,185 @@
+"""`account-pool check --try`: does each credential work? One cheap request for each.
+
+Straight to the provider, not through the pool, so that every account is asked itself.
+The credential is had as the proxy has it: exchanged, refreshed, kept in its database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from mitmproxy import exceptions, http, optmanager
+from mitmproxy.options import Options
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from account_pool.cli.places import CONFDIR
+from account_pool.cli.probes import PROBES, REFUSED, USUAL, Probe, verdict
+from account_pool.config import AccountEntry, Config, ConfigError, load
+from account_pool.core.account import AccountKey
+from account_pool.core.credential import Credential
+from account_pool.core.outcome import Answer
+from account_pool.credentials.http import Http, HttpAnswer, HttpFailed
+from account_pool.credentials.keeper import Keeper
+from account_pool.providers.base import CannotSwap, Origin
+from account_pool.proxy import wire
+from account_pool.proxy.exchange import make_keeper, make_store, own_http
+from account_pool.store.errors import StoreError
+
+#: Seconds for one answer, and for an exchange or a refresh before it.
+_ASK_S, _CREDENTIAL_S = 15.0, 30.0
+_USER_AGENT = "mitmproxy-account-pool (check)"
+_STYLES = {"works": "green", "limited": "yellow", "unclear": "yellow"}
+_BAD = frozenset({REFUSED, "no credential", "unreachable"})
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What came of one account: a verdict, and what it rests on."""
+
+    key: AccountKey
+    verdict: str
+    told: str
+
+
+@dataclass(slots=True)
+class _Had:
+    """The credentials of all accounts, as the keeper publishes them."""
+
+    credentials: dict[AccountKey, Mapping[str, Credential]] = field(default_factory=dict)
+    problems: dict[AccountKey, str | None] = field(default_factory=dict)
+
+    def publish(
+        self, key: AccountKey, credentials: Mapping[str, Credential], problem: str | None
+    ) -> None:
+        self.credentials[key], self.problems[key] = credentials, problem
+
+
+def try_file(path: Path, environ: Mapping[str, str]) -> int:
+    """Try each account in *path*. Returns 0, or 1 if one cannot be used or read."""
+    try:
+        loaded = load(path, environ)
+        options = _options()
+        # What the keeper has to say of an account stands in the table.
+        logging.getLogger("account_pool").addHandler(logging.NullHandler())
+        tried = asyncio.run(_try_all(loaded, options))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except (StoreError, exceptions.OptionsError) as error:
+        print(f"account-pool: {error}", file=sys.stderr)
+        return 1
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 1000
+    table = Table("account", "credential", "told by", box=None)
+    for one in tried:
+        said = Text(one.verdict, style=_STYLES.get(one.verdict, "red"))
+        table.add_row(str(one.key), said, Text(one.told))
+    console.print(table)
+    return int(any(one.verdict in _BAD for one in tried))
+
+
+def _options() -> Options:
+    """Return mitmproxy's options as its own configuration file sets them."""
+    options = Options()
+    optmanager.load_paths(options, Path(CONFDIR).expanduser() / "config.yaml")
+    return options
+
+
+async def _try_all(loaded: Config, options: Options) -> list[Tried]:
+    """Try one account after the other. Raises StoreError."""
+    had = _Had()
+    store = make_store(str(loaded.options.get("state", "")), options)
+    editor = str(loaded.options.get("editor_version", ""))
+    keeper, _ = make_keeper(
+        loaded, had.publish, store=store, editor_version=editor, options=options
+    )
+    ask = own_http(options)
+    keeper.start()
+    try:
+        entries = [entry for entry in loaded.accounts if entry.account.enabled]
+        return [await _try(entry, loaded, keeper, had, ask) for entry in entries]
+    finally:
+        keeper.stop()
+
+
+async def _try(entry: AccountEntry, loaded: Config, keeper: Keeper, had: _Had, ask: Http) -> Tried:
+    key = entry.account.key
+    probe = probe_of(entry, exchanged=key.provider in loaded.exchanges)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(keeper.first_try(key.provider), _CREDENTIAL_S)
+    held = had.credentials.get(key, {})
+    credential = held.get(probe.kind) if probe.kind else next(iter(held.values()), None)
+    if credential is None:
+        why = had.problems.get(key) or f"not had within {_CREDENTIAL_S:g} s"
+        return Tried(key, "no credential", why)
+    try:
+        answer = await _asked(entry, credential, probe, ask)
+    except (HttpFailed, CannotSwap) as error:
+        return Tried(key, "unreachable", str(error))
+    outcome = entry.provider.classify(
+        Answer(
+            status=answer.status,
+            headers=answer.headers,
+            text=answer.body.decode(errors="replace"),
+            payload=answer.json(),
+            wall_now=time.time(),
+        )
+    )
+    return Tried(key, verdict(outcome), outcome.signal)
+
+
+def probe_of(entry: AccountEntry, *, exchanged: bool) -> Probe:
+    """Return what to ask with the credential of *entry*.
+
+    *exchanged*: its token is one of GitHub, so that it speaks Copilot's API, perhaps at a
+    tenant's own hosts.
+    """
+    probe = PROBES["copilot"] if exchanged else PROBES.get(entry.provider.name, USUAL)
+    if exchanged and entry.provider.name not in PROBES:
+        hosts = [rule.host for rule in entry.provider.hosts if rule.host.startswith("api.")]
+        return replace(probe, host=hosts[0] if hosts else None)
+    return probe
+
+
+async def _asked(
+    entry: AccountEntry, credential: Credential, probe: Probe, ask: Http
+) -> HttpAnswer:
+    """Send *probe* with *credential*. Raises HttpFailed, CannotSwap."""
+    swap = entry.provider.swap(entry.account, credential)
+    url = f"https://{_authority(entry, credential, probe)}{probe.path}"
+    headers = {"user-agent": _USER_AGENT, "accept": "application/json", **probe.headers}
+    if probe.body:
+        headers["content-type"] = "application/json"
+    fields = [(name.encode(), value.encode()) for name, value in headers.items()]
+    request = http.Request.make(probe.method, url, probe.body, fields)
+    masked = wire.mask(request, entry.provider, str(entry.account.key))
+    sent = wire.outgoing(request, swap, masked)
+    return await ask.ask(
+        sent.method,
+        sent.url,
+        headers=dict(sent.headers.items()),
+        content=sent.raw_content or None,
+        timeout_s=_ASK_S,
+    )
+
+
+def _authority(entry: AccountEntry, credential: Credential, probe: Probe) -> str:
+    """Return host and port to ask, unless the swap knows better."""
+    named = entry.account.companions.get("host") or credential.companions.get("host")
+    rule = next((rule for rule in entry.provider.hosts if not rule.subdomains), None)
+    text = probe.host or named or (f"{rule.host}:{rule.port or 443}" if rule else "")
+    if not text:
+        raise CannotSwap("it has no host that can be asked")
+    origin = Origin.parse(text)
+    host = f"[{origin.host}]" if ":" in origin.host else origin.host
+    return host if origin.port == 443 else f"{host}:{origin.port}"

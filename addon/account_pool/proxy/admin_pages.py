@@ -1,0 +1,128 @@
+"""What the admin pages, and the command that adds an account, do with the running addon."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from mitmproxy import ctx
+
+from account_pool import config
+from account_pool.admin.refused import Refused
+from account_pool.admin.security import Rules
+from account_pool.admin.token import TOKEN_FILE
+from account_pool.admin.views import Sums
+from account_pool.core.account import AccountKey
+from account_pool.providers.base import Provider
+from account_pool.proxy import hosting
+from account_pool.proxy.commands import RELOAD_ERRORS, Commands
+from account_pool.proxy.keeping import Keeping
+from account_pool.proxy.reload import Changes, Watcher
+
+
+class AdminPages(Commands):
+    """The part of the addon that has to do with them; inherited, as `Commands` is.
+
+    Attributes:
+        keeping: set by the addon.
+    """
+
+    keeping: Keeping | None
+
+    def __init__(self) -> None:
+        self._added: hosting.AddedFile | None = None
+        self._described: Mapping[str, Provider] = {}
+        self._watcher: Watcher | None = None
+        self._ready = False
+        #: taken out by hand, and still written where we must not write
+        self._left_out: set[AccountKey] = set()
+
+    # -- what the addon does
+
+    def _path(self) -> Path:
+        """Where accounts.yaml is, or would be."""
+        raise NotImplementedError
+
+    def _load(self) -> config.Config:
+        """Read the accounts. Raises one of RELOAD_ERRORS."""
+        raise NotImplementedError
+
+    def _take_over(self, loaded: config.Config) -> Changes:
+        """Serve by *loaded*. Raises one of RELOAD_ERRORS."""
+        raise NotImplementedError
+
+    def _shows_tokens(self) -> bool:
+        """Return `pool_show_tokens`."""
+        raise NotImplementedError
+
+    # -- the life of it
+
+    def _open_pages(self) -> None:
+        """Let visitors in."""
+        token = hosting.token_of(Path(ctx.options.confdir).expanduser() / TOKEN_FILE)
+        hosting.open_office(self.service, self._hands(), token)
+
+    def _close_pages(self) -> None:
+        if self._added is not None:
+            self._added.close()
+
+    def _with_added(self, loaded: config.Config, database: Path | None) -> config.Config:
+        """Return *loaded* with the accounts that were added and are written elsewhere.
+
+        *database* is the state database, None for none; it counts the first time.
+        """
+        self._described = loaded.described
+        if self._added is None:
+            self._added = hosting.AddedFile(database)
+        if self._added.known is None:
+            return loaded
+        return config.with_added(loaded, self._added.known, os.environ)
+
+    def _hands(self) -> hosting.Hands:
+        return hosting.Hands(
+            main=self._path,
+            added=lambda: cast(hosting.AddedFile, self._added),
+            known=lambda: self._described,
+            read_again=self._read_what_was_written,
+            forget=self._leave_out,
+            usage=self._usage,
+            ready=lambda: self._ready,
+            rules=lambda: Rules(
+                remote=self.service.settings.remote,
+                guarded=bool(getattr(ctx.options, "proxyauth", None)),
+                reveal=self._shows_tokens(),
+            ),
+        )
+
+    # -- changes
+
+    def _add(self, entry: Mapping[str, object]) -> str:
+        actions = hosting.actions_on(self.service, self._hands())
+        key = actions.new_key(entry)
+        where = actions.write(entry)
+        self._take_over_written(self._load())
+        return f"{actions.added(key, where).key} was added ({where})"
+
+    async def _read_what_was_written(self) -> None:
+        """Take over what was written by hand. Raises Refused."""
+        try:
+            self._take_over_written(await asyncio.to_thread(self._load))
+        except RELOAD_ERRORS as e:
+            raise Refused(409, "not_taken", f"the accounts cannot be read again: {e}") from None
+
+    def _take_over_written(self, loaded: config.Config) -> None:
+        if self._watcher is not None:
+            self._watcher.note()
+        left = [e for e in loaded.accounts if e.account.key not in self._left_out]
+        self._take_over(replace(loaded, accounts=tuple(left)))
+
+    def _leave_out(self, key: AccountKey) -> None:
+        self._left_out.add(key)
+        self._remove(key)
+
+    async def _usage(self) -> Sums:
+        return {} if self.keeping is None else await self.keeping.read_counts("usage")

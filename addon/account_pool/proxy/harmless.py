@@ -1,0 +1,46 @@
+"""What only looks on must not harm a request: an error in it goes to the log, not further."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from types import TracebackType
+
+logger = logging.getLogger(__name__)
+
+
+def where(error: BaseException) -> str:
+    """Say what *error* is and where it came from, not its text: that may quote anything."""
+    frames = traceback.extract_tb(error.__traceback__)[-4:]
+    places = " < ".join(f"{f.filename}:{f.lineno} {f.name}" for f in reversed(frames))
+    return f"{type(error).__name__} at {places}"
+
+
+class Harmless:
+    """`with harmless:` ends what fails inside. The log tells of each place once."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def __enter__(self) -> None:
+        """Nothing is held."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self.tell(error)
+        return True
+
+    def tell(self, error: Exception) -> None:
+        """Tell the log of *error*, unless it did."""
+        if (text := where(error)) not in self._told:
+            self._told.add(text)
+            logger.error(f"account-pool: {text}; the request goes on without what failed there")
+
+
+harmless = Harmless()

@@ -1,0 +1,108 @@
+"""What each account has served: requests and tokens, by model and day.
+
+Days are those of UTC: they begin at the same moment for every proxy that shares a store,
+whatever its clock shows its owner.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from account_pool.core.account import AccountKey
+from account_pool.core.usage import Usage
+
+#: Models of one account that are counted one by one. Clients choose the names.
+MAX_MODELS = 200
+#: What the others count as.
+OTHER = "other"
+#: What a request counts as that names no model.
+UNNAMED = "-"
+#: Longest name of a model that is kept.
+_MAX_NAME = 128
+_DAY_S = 86_400
+
+#: Adds amounts, by name, to a day, an account and a model.
+Book = Callable[[tuple[str, str, str], Mapping[str, float]], None]
+
+
+def _ignore(_key: tuple[str, str, str], _amounts: Mapping[str, float]) -> None:
+    """Nothing is kept."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was served. Tokens as in `core.usage.Usage`.
+
+    Attributes:
+        requests: good answers, those that were cut off included; turns of a WebSocket.
+    """
+
+    requests: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    def add(self, more: Usage) -> None:
+        """Add the tokens of one answer."""
+        self.input_tokens += more.input_tokens
+        self.cached_tokens += more.cached_tokens
+        self.output_tokens += more.output_tokens
+        self.reasoning_tokens += more.reasoning_tokens
+
+
+class Usages:
+    """Counts what accounts serve.
+
+    Attributes:
+        totals: since this proxy started, by account and model.
+    """
+
+    def __init__(self, book: Book = _ignore) -> None:
+        """Every count also goes to *book*, which keeps it by day."""
+        self.totals: dict[tuple[str, str], Tally] = {}
+        self._book = book
+        self._models: dict[str, set[str]] = {}
+        self._day = (0, "")
+
+    def count(
+        self,
+        key: AccountKey,
+        model: str | None,
+        usage: Usage | None,
+        wall_now: float,
+        *,
+        requests: int = 1,
+    ) -> None:
+        """Count *requests* answers of *key*, and what they took as far as it is told."""
+        account = str(key)
+        name = self._name(account, model)
+        total = self.totals.get((account, name))
+        if total is None:
+            total = self.totals[account, name] = Tally()
+        amounts: dict[str, float] = {"requests": requests}
+        total.requests += requests
+        if usage is not None:
+            amounts.update(usage._asdict())
+            total.add(usage)
+        self._book((self._today(wall_now), account, name), amounts)
+
+    def _name(self, account: str, model: str | None) -> str:
+        """Return what *model* counts as."""
+        if not model:
+            return UNNAMED
+        name = model[:_MAX_NAME]
+        known = self._models.setdefault(account, set())
+        if name not in known:
+            if len(known) >= MAX_MODELS:
+                return OTHER
+            known.add(name)
+        return name
+
+    def _today(self, wall_now: float) -> str:
+        number = int(wall_now // _DAY_S)
+        if number != self._day[0]:
+            self._day = (number, time.strftime("%Y-%m-%d", time.gmtime(wall_now)))
+        return self._day[1]

@@ -1,0 +1,198 @@
+"""What mitmweb, mitmproxy and dumps show of a request beside its own flow.
+
+Each refused attempt is a flow of its own, marked and commented; the flow that the client
+got its answer from tells the chain of attempts. Nothing is built unless something was
+refused, and then after the replay was sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from mitmproxy import ctx, http
+from mitmproxy.connection import Server
+from mitmproxy.hooks import UpdateHook
+
+from account_pool.core.account import AccountKey
+from account_pool.core.attempts import Attempts
+from account_pool.core.outcome import OutcomeClass
+from account_pool.proxy import delivery, told
+from account_pool.proxy.answer import AnswerReader
+from account_pool.proxy.headers import Fields
+from account_pool.proxy.scrub import Secrets
+
+#: The marker of a refused attempt (`~marker no_entry`).
+MARK = ":no_entry:"
+#: Metadata of a refused attempt, so that it is known again in a dump.
+REFUSED = "pool.refused"
+#: Metadata: what we last wrote into the comment of a flow.
+COMMENT = "pool.comment"
+#: Metadata: a body on the flow is not all of it.
+TRUNCATED = "pool.truncated"
+#: Bound of what is copied of a body, in bytes.
+MAX_COPY_BYTES = 1024 * 1024
+
+Make = Callable[[], http.HTTPFlow]
+#: Takes what makes a flow, and shows it a little later.
+Show = Callable[[Make], None]
+
+
+def comment(flow: http.HTTPFlow, text: str) -> None:
+    """Let *text* stand in the place of our last comment; what a person wrote stays."""
+    theirs = flow.comment.removesuffix(flow.metadata.get(COMMENT, "")).removesuffix("; ")
+    flow.comment = "; ".join(filter(None, (theirs, text)))
+    flow.metadata[COMMENT] = text
+
+
+def not_whole(flow: http.HTTPFlow, what: str) -> None:
+    """Say that a body on *flow* is not all of it."""
+    flow.metadata[TRUNCATED] = True
+    note = f"{what} ({MAX_COPY_BYTES // 1024} KiB)"
+    comment(flow, "; ".join(filter(None, (flow.metadata.get(COMMENT), note))))
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """An attempt as it was when it was refused; the rest of it is on the flow.
+
+    Attributes:
+        reader: of its answer.
+        key: of its account.
+        number: of the attempt, from 1.
+        server: the connection it went over.
+        fields, path: of the request, with placeholders that name its account.
+        sent_at, ended_at: seconds since the epoch.
+    """
+
+    reader: AnswerReader
+    key: AccountKey
+    number: int
+    server: Server
+    fields: Fields
+    path: bytes
+    sent_at: float
+    ended_at: float
+
+
+class Trail:
+    """How one request went, once something was refused.
+
+    Args:
+        flow: the client's, which is served in the end.
+        show: takes the flows of refused attempts; None where nobody looks.
+    """
+
+    def __init__(self, flow: http.HTTPFlow, show: Show | None) -> None:
+        self._flow, self._show = flow, show
+        self._verdicts: list[str] = []
+        self._refused: _Refused | None = None
+
+    def refused(
+        self, reader: AnswerReader, attempts: Attempts, took_s: float, wall_now: float
+    ) -> None:
+        """The running attempt was refused, *took_s* seconds after it was sent."""
+        flow, request = self._flow, self._flow.request
+        self._refused = _Refused(
+            reader,
+            attempts.history[-1].key,
+            len(attempts.history),
+            flow.server_conn,
+            request.headers.fields,
+            request.data.path,
+            wall_now - took_s,
+            wall_now,
+        )
+
+    def replayed(self, attempts: Attempts, secrets: Callable[[], Secrets], now: float) -> None:
+        """The next attempt is on its way."""
+        self._judge(attempts, len(attempts.history) - 1, now)
+        comment(self._flow, " -> ".join([*self._verdicts, str(attempts.history[-1].key)]))
+        self.ended(attempts, secrets, now)
+
+    def delivered(self, attempts: Attempts, now: float) -> None:
+        """The client gets the refusal: it is on the flow itself."""
+        self._refused = None
+        last = attempts.history[-1].outcome
+        if last is not None and last.cls is OutcomeClass.REQUEST_ERROR and not self._verdicts:
+            return  # its own fault, which its body says
+        self._judge(attempts, len(attempts.history), now)
+        comment(self._flow, " -> ".join(self._verdicts))
+
+    def answered(self, attempts: Attempts, message: str, now: float) -> None:
+        """The client gets an answer of our own, which *message* explains."""
+        self._judge(attempts, len(attempts.history), now)
+        comment(self._flow, " -> ".join([*self._verdicts, message]))
+
+    def ended(self, attempts: Attempts, secrets: Callable[[], Secrets], now: float) -> None:
+        """Nothing more will become of the refused attempt: show it, if that is to be done."""
+        refused, self._refused = self._refused, None
+        if refused is None or self._show is None:
+            return
+        self._judge(attempts, refused.number, now)
+        text, later = self._verdicts[refused.number - 1], attempts.history[refused.number :]
+        if later:
+            text += f" -> {later[0].key}"
+        self._show(partial(_flow_of, self._flow, refused, text, secrets))
+
+    def _judge(self, attempts: Attempts, until: int, now: float) -> None:
+        """Note the verdicts on the attempts before number *until* + 1: later they change."""
+        for attempt in attempts.history[len(self._verdicts) : until]:
+            self._verdicts.append(told.verdict(attempt, attempts, now))
+
+
+def _flow_of(
+    served: http.HTTPFlow, refused: _Refused, text: str, secrets: Callable[[], Secrets]
+) -> http.HTTPFlow:
+    """Return the flow of a refused attempt at what *served* asks for."""
+    flow = http.HTTPFlow(served.client_conn, refused.server)
+    flow.is_replay, flow.marked, flow.comment = served.is_replay, MARK, text
+    flow.request = request = served.request.copy()
+    request.headers.fields, request.data.path = refused.fields, refused.path
+    request.timestamp_start = request.timestamp_end = refused.sent_at
+    flow.response = response = delivery.as_refused(refused.reader, secrets())
+    response.timestamp_end = refused.ended_at
+    flow.metadata.update(
+        {
+            REFUSED: True,
+            COMMENT: text,
+            "pool.account": str(refused.key),
+            "pool.attempt": refused.number,
+            "pool.flow": served.id,
+        }
+    )
+    if len(request.raw_content or b"") > MAX_COPY_BYTES:
+        # A part of it would pass for the whole when it is replayed.
+        request.data.content = None
+        not_whole(flow, "a request as long as this is kept on the flow that was served only")
+    if len(response.raw_content or b"") > MAX_COPY_BYTES:
+        response.data.content = (response.raw_content or b"")[:MAX_COPY_BYTES]
+        not_whole(flow, "the beginning of the answer is kept")
+    return flow
+
+
+class Loader:
+    """Gives flows to every front end and dump, once whatever is going on is over."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __call__(self, make: Make) -> None:
+        task = asyncio.create_task(_load(make), name="account-pool shows a refused attempt")
+        self._tasks.add(task)  # a task that nobody holds may vanish
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _load(make: Make) -> None:
+    # mitmproxy's tasks may begin at once: let what is being sent go out first.
+    await asyncio.sleep(0)
+    flow = make()
+    response = flow.response
+    await ctx.master.load_flow(flow)
+    if flow.intercepted or flow.response is not response:
+        # Taken for a live request by what looks at those; nobody waits for this one.
+        flow.resume()
+        flow.response = response
+        await ctx.master.addons.trigger_event(UpdateHook([flow]))

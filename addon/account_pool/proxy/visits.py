@@ -1,0 +1,160 @@
+"""Requests to the proxy itself: on its own port, and to `pool.mitm.it` through it.
+
+They are answered inside the stream, without a flow: what an administrator sends (the
+admin token, credentials of accounts) is never shown in mitmweb nor saved in a dump, and a
+page that looks twice a second does not bury the traffic. Who may ask what is decided in
+`admin/`; here it is only recognised which requests are meant for us.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mitmproxy import http
+from mitmproxy.connection import Client
+from mitmproxy.proxy import events, server_hooks
+from mitmproxy.proxy.layer import CommandGenerator, NextLayer
+from mitmproxy.proxy.layers.http import (
+    DropStream,
+    RequestData,
+    RequestEndOfMessage,
+    RequestHeaders,
+    RequestProtocolError,
+    ResponseData,
+    ResponseEndOfMessage,
+    ResponseHeaders,
+    ResponseProtocolError,
+    SendHttp,
+    validate_request,
+)
+
+from account_pool.admin.visit import ADMIN_HOST, FAILED, Visit
+from account_pool.proxy import compat
+from account_pool.proxy.attempt_stream import AttemptStream
+from account_pool.proxy.destination import Destination, is_loopback
+from account_pool.proxy.hooks import PoolTurnHook, Turn
+
+
+def is_for_us(target: Destination, client: Client, *, direct: bool) -> bool:
+    """Say whether a request to *target* is meant for the proxy itself.
+
+    Args:
+        direct: it has no absolute address: it was sent to the proxy as to a server. One
+            that names our port and another host comes from a page that has bound its own
+            name to this machine (DNS rebinding). mitmproxy would send it to itself, over
+            and over; it is ours to refuse.
+    """
+    if target.name == ADMIN_HOST:
+        return True
+    address, port, *_ = client.sockname
+    if target.port != port or target.tls:
+        return False
+    if target.name == address or is_loopback(target.name):
+        return True
+    return direct and is_loopback(client.peername[0])
+
+
+def keep_here(data: server_hooks.ServerConnectionHookData) -> None:
+    """Refuse connections to the name of the admin pages: they are nowhere but here.
+
+    Whatever leads there (a tunnel, SOCKS), an admin token must not leave this machine.
+    """
+    address = data.server.address
+    if address is not None and address[0].rstrip(".").lower() == ADMIN_HOST:
+        data.server.error = "the account pool answers for this name itself"
+
+
+class VisitStream(AttemptStream):
+    """Answers a request to the proxy itself.
+
+    Attributes:
+        visit: that request; None for all others.
+    """
+
+    visit: Visit | None = None
+
+    # mitmproxy's own have no types.
+
+    def handle_connect_regular(self) -> CommandGenerator[None]:
+        if self._is_to_us():
+            return self._connect_to_us()
+        return super().handle_connect_regular()  # type: ignore[no-untyped-call]
+
+    def handle_connect_upstream(self) -> CommandGenerator[None]:
+        if self._is_to_us():
+            return self._connect_to_us()
+        return super().handle_connect_upstream()  # type: ignore[no-untyped-call]
+
+    def _is_to_us(self) -> bool:
+        return self.flow.request.host.rstrip(".").lower() == ADMIN_HOST
+
+    def _connect_to_us(self) -> CommandGenerator[None]:
+        """A tunnel to ourselves: as the base class does, without a server behind it."""
+        self.child_layer = NextLayer(self.context)
+        yield from self.handle_connect_finish()  # type: ignore[no-untyped-call]
+
+    def begin_visit(self, event: RequestHeaders) -> CommandGenerator[None]:
+        """Its head has come."""
+        request = event.request
+        if wrong := validate_request(self.mode, request, True):
+            yield from self._refuse_visit(wrong)
+            return
+        self.visit = self._visit_of(request)
+        if request.headers.get("expect", "").lower() == "100-continue":
+            go_on = http.Response.make(100)
+            go_on.headers.clear()
+            yield SendHttp(ResponseHeaders(self.stream_id, go_on), self.context.client)
+
+    def _visit_of(self, request: http.Request) -> Visit:
+        client = self.context.client
+        address, port, *_ = client.sockname
+        return Visit(
+            method=request.method,
+            target=request.path,
+            headers=tuple(request.headers.fields),
+            authority=request.authority,
+            tls=client.tls,
+            peer="" if self.service.is_own(client) else client.peername[0],
+            address=(address, port),
+        )
+
+    def visit_event(self, visit: Visit, event: events.Event) -> CommandGenerator[None]:
+        """Handle an event of a request to the proxy itself."""
+        match event:
+            case RequestData():
+                visit.take(event.data)
+            case RequestEndOfMessage():
+                yield from self._answer_visit(visit)
+            case RequestProtocolError():
+                yield DropStream(self.stream_id)
+                self.untie()
+            case _:
+                pass  # trailers say nothing to us
+
+    def _refuse_visit(self, wrong: str) -> CommandGenerator[None]:
+        """The head can be read in two ways: nothing more is read from this connection."""
+        yield SendHttp(
+            ResponseProtocolError(self.stream_id, wrong, compat.BAD_REQUEST), self.context.client
+        )
+        self.client_state = self.server_state = self.state_errored
+        yield DropStream(self.stream_id)
+
+    def _answer_visit(self, visit: Visit) -> CommandGenerator[None]:
+        turn = Turn(visit)
+        yield PoolTurnHook(turn)
+        if _has_left(self._paused_event_queue):
+            return  # the event that says so comes next
+        reply = turn.reply or FAILED
+        response = http.Response.make(reply.status, headers=reply.headers)
+        response.headers["content-length"] = str(len(reply.body))
+        client, body = self.context.client, b"" if visit.method == "HEAD" else reply.body
+        yield SendHttp(ResponseHeaders(self.stream_id, response, end_stream=not body), client)
+        if body:
+            yield SendHttp(ResponseData(self.stream_id, body), client)
+        yield DropStream(self.stream_id)
+        yield SendHttp(ResponseEndOfMessage(self.stream_id), client)
+        self.untie()
+
+
+def _has_left(waiting: Sequence[events.Event]) -> bool:
+    return any(isinstance(event, RequestProtocolError) for event in waiting)

@@ -1,0 +1,106 @@
+"""Visits, and an office that answers them, without a proxy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from account_pool import config
+from account_pool.admin.office import Office
+from account_pool.admin.security import Door, Rules
+from account_pool.admin.visit import Reply, Visit
+from account_pool.core.credential import Secret
+from account_pool.providers.registry import BUILT_IN
+from account_pool.proxy import hosting
+from account_pool.proxy.reload import update_pool
+from account_pool.proxy.service import Service
+from tests.proxy.helpers import FakeClock, service_of
+
+TOKEN = "fake-admin-token-0000000000000000000000000"
+PORT = 8080
+HOST = f"127.0.0.1:{PORT}"
+
+
+def visit(
+    target: str = "/account-pool",
+    body: Any = None,
+    *,
+    method: str | None = None,
+    token: str | None = None,
+    headers: dict[str, str] | None = None,
+    **settings: Any,
+) -> Visit:
+    """A request of this machine to the proxy's own port; with a body a POST with the token."""
+    fields = {"host": HOST, **(headers or {})}
+    if body is not None:
+        fields.setdefault("content-type", "application/json")
+        token = TOKEN if token is None else token
+    if token:
+        fields.setdefault("authorization", f"Bearer {token}")
+    settings.setdefault("peer", "127.0.0.1")
+    settings.setdefault("address", ("127.0.0.1", PORT))
+    made = Visit(
+        method=method or ("GET" if body is None else "POST"),
+        target=target,
+        headers=tuple((n.encode(), v.encode("latin-1")) for n, v in fields.items() if v),
+        **settings,
+    )
+    if body is not None:
+        made.take(body if isinstance(body, bytes) else json.dumps(body).encode())
+    return made
+
+
+def told(reply: Reply) -> Any:
+    """The JSON of an answer."""
+    return json.loads(reply.body)
+
+
+def code(reply: Reply) -> str:
+    return told(reply)["error"]["code"]
+
+
+class FakeProxy:
+    """As much of the addon as the pages need: a pool, and files that it reads again."""
+
+    def __init__(self, folder: Path, *labels: str, in_memory: bool = False) -> None:
+        self.clock = FakeClock()
+        self.service: Service = service_of(*labels, clock=self.clock)
+        self.main = folder / "accounts.yaml"
+        self.environ: dict[str, str] = {}
+        self.added = hosting.AddedFile(None if in_memory else folder / "state.sqlite")
+        self.sums: dict[tuple[str, ...], dict[str, float]] = {}
+        self.rules = Rules()
+        hands = hosting.Hands(
+            main=lambda: self.main,
+            added=lambda: self.added,
+            known=lambda: BUILT_IN,
+            read_again=self._read_again,
+            forget=lambda key: self.service.pool.remove(key, now=self.clock.now()),
+            usage=self._usage,
+            ready=lambda: True,
+            rules=lambda: self.rules,
+        )
+        self.office: Office = hosting.open_office(self.service, hands, Secret(TOKEN))
+
+    @property
+    def door(self) -> Door:
+        return self.office.door
+
+    async def ask(self, *args: Any, **kwargs: Any) -> Reply:
+        return await self.office.answer(visit(*args, **kwargs))
+
+    async def _read_again(self) -> None:
+        main = config.load(self.main, self.environ) if self.main.exists() else None
+        kept = main or config.Config((), BUILT_IN, {}, {}, None, BUILT_IN)
+        if self.added.known is not None:
+            kept = config.with_added(kept, self.added.known, self.environ)
+        update_pool(self.service, kept.accounts)
+
+    async def _usage(self) -> dict[tuple[str, ...], dict[str, float]]:
+        return self.sums
+
+
+def write(path: Path, text: str) -> None:
+    path.touch(mode=0o600)
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,406 @@
+"""What the addresses do, from the door to the answer."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from account_pool.admin.endpoints import ENDPOINTS
+from account_pool.admin.security import MAX_FAILURES, Rules
+from account_pool.admin.visit import MAX_BODY_BYTES
+from account_pool.config import load
+from account_pool.core.account import AccountKey
+from account_pool.core.credential import Credential, Secret
+from account_pool.core.lease import Facts
+from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from account_pool.proxy.told import line
+from tests.admin.helpers import HOST, TOKEN, FakeProxy, code, told, write
+from tests.proxy.helpers import account, secret
+
+FACTS = Facts(provider="openai", kind="key", model="gpt-5")
+LIMIT = Outcome(cls=OutcomeClass.RATE_LIMIT, scope=Scope.ACCOUNT, cooldown_s=60, signal="429")
+NEW = {"provider": "openai", "label": "New one", "token": "sk-fake-new-000"}
+FILE = "accounts:\n  # the first\n  - {provider: openai, label: one, token: sk-fake-one-000}\n"
+
+
+def keys(proxy) -> list[str]:
+    return [str(state.key) for state in proxy.service.pool.accounts()]
+
+
+def one(proxy):
+    return proxy.service.pool.get(AccountKey("openai", "one"))
+
+
+# -- to look at
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["/account-pool", "/account-pool/openai", "/decisions", "/sessions", "/usage", "/health"],
+)
+async def test_reading_needs_no_token_here(proxy, target):
+    reply = await proxy.ask(target)
+    assert reply.status == 200
+    assert dict(reply.headers)[b"content-type"] == b"application/json"
+    assert dict(reply.headers)[b"cache-control"] == b"no-store"
+    assert not [name for name, _ in reply.headers if name.startswith(b"access-control")]
+
+
+async def test_the_accounts(proxy):
+    pool = told(await proxy.ask("/account-pool"))
+    assert [a["key"] for a in pool["accounts"]] == ["openai/one", "openai/two"]
+    openai = told(await proxy.ask("/account-pool/OpenAI"))
+    assert openai["summary"] == pool["summary"] == pool["providers"]["openai"]
+
+
+async def test_health(proxy):
+    lease = proxy.service.pool.acquire(FACTS, now=proxy.clock.now())
+    proxy.clock.advance(5)
+    health = told(await proxy.ask("/health"))
+    assert {"status": "ok", "uptime_s": 5.0, "size": 2, "busy": 1, "ready": True}.items() <= (
+        health.items()
+    )
+    assert health["instance"] == told(await proxy.ask("/health"))["instance"]
+    proxy.service.pool.release(lease, None, now=proxy.clock.now())
+
+
+async def test_decisions(proxy):
+    pool, now = proxy.service.pool, proxy.clock.now()
+    for label in ("one", "two"):
+        pool.mark_cooldown(AccountKey("openai", label), LIMIT, now=now)
+    await proxy.ask("/account-pool/clear-cooldown", {"provider": "openai", "label": "one"})
+    everything = told(await proxy.ask("/decisions"))
+    rows = everything["decisions"]
+    assert [(r["number"], r["kind"], r["account"]) for r in rows] == [
+        (3, "release", "openai/one"), (2, "cooldown", "openai/two"), (1, "cooldown", "openai/one"),
+    ]  # fmt: skip
+    assert rows[1]["at"] == "2023-11-14T22:30:00.000Z"
+    assert rows[1]["until"] == "2023-11-14T22:31:00.000Z"
+    assert rows[1]["text"] == next(line(d) for d in pool.decisions if d.number == 2)
+    assert (rows[2]["released_by"], rows[1]["released_by"]) == ("hand", None)
+    assert everything["next"] == 3
+    for query, numbers in (
+        ("since=2", [3]), ("since=3", []), ("limit=1", [3]), ("kind=cooldown", [2, 1]),
+        ("account=openai/one", [3, 1]), ("account=openai/one&kind=cooldown&limit=5", [1]),
+    ):  # fmt: skip
+        found = told(await proxy.ask(f"/decisions?{query}"))["decisions"]
+        assert [row["number"] for row in found] == numbers
+    metrics = (await proxy.ask("/metrics")).body.decode()
+    assert 'account_pool_decisions_total{kind="cooldown",provider="openai"} 2.0' in metrics
+
+
+async def test_usage(proxy):
+    wall_now = proxy.clock.wall_now()
+    assert wall_now == 1_700_001_000  # 2023-11-14
+    for day in ("2023-11-14", "2023-11-13", "2023-10-01"):
+        proxy.sums[day, "openai/one", "gpt-5"] = {"requests": 1}
+    assert len(told(await proxy.ask("/usage?days=400"))["days"]) == 3
+    assert [d["day"] for d in told(await proxy.ask("/usage?days=1"))["days"]] == ["2023-11-14"]
+    pool = told(await proxy.ask("/account-pool"))
+    assert [a["usage"]["requests"] for a in pool["accounts"]] == [1, 0]
+
+
+async def test_the_dashboard_has_a_policy_of_its_own(proxy):
+    reply = await proxy.ask("/")
+    policies = [value for name, value in reply.headers if name == b"content-security-policy"]
+    assert reply.status == 200
+    assert len(policies) == 1
+    assert b"script-src 'sha256-" in policies[0]
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "expected"),
+    [
+        ("/nothing", 404, "not_found"),
+        ("//account-pool", 404, "not_found"),
+        ("/account-pool/", 404, "not_found"),
+        ("/./account-pool", 404, "not_found"),
+        ("/account-pool/../health", 404, "not_found"),
+        ("/account-pool/..%2fhealth", 404, "not_found"),
+        ("/account-pool%2fopenai", 200, ""),
+        ("/account-pool/openai%00", 404, "unknown_provider"),
+        ("/account-pool/%ff%fe", 404, "unknown_provider"),
+        ("/account-pool/%0d%0ax-injected:1", 404, "unknown_provider"),
+        ("*", 404, "not_found"),
+        ("", 404, "not_found"),
+        ("http://evil.example/account-pool", 404, "not_found"),
+        ("/account-pool/nobody", 404, "unknown_provider"),
+        ("/account-pool/add", 405, "wrong_method"),
+        ("/sessions/close", 405, "wrong_method"),
+        ("/decisions?limit=0", 422, "invalid"),
+        ("/decisions?limit=many", 422, "invalid"),
+        ("/decisions?since=-1", 422, "invalid"),
+        ("/decisions?kind=nothing", 422, "invalid"),
+        ("/decisions?unknown=1", 422, "invalid"),
+        ("/decisions?limit=1&limit=2", 422, "invalid"),
+        ("/usage?days=100000", 422, "invalid"),
+        ("/sessions?limit=-5", 422, "invalid"),
+    ],
+)
+async def test_addresses(proxy, target, status, expected):
+    reply = await proxy.ask(target)
+    assert reply.status == status
+    assert not expected or code(reply) == expected
+    assert b"x-injected" not in dict(reply.headers)
+
+
+@pytest.mark.parametrize("endpoint", [e for e in ENDPOINTS if e.body], ids=lambda e: e.name)
+async def test_no_change_without_the_token(proxy, endpoint):
+    before, proxy.rules = keys(proxy), Rules(reveal=True)
+    for settings in ({"token": ""}, {"token": "wrong"}, {"method": "PUT"}, {"method": "DELETE"}):
+        reply = await proxy.ask(endpoint.path, {}, **settings)
+        assert reply.status in (401, 405)
+    assert (await proxy.ask(endpoint.path, {})).status == 422
+    form = {"content-type": "text/plain"}
+    assert (await proxy.ask(endpoint.path, b"{}", headers=form)).status == 415
+    assert (await proxy.ask(endpoint.path, {}, headers={"origin": "http://evil"})).status == 403
+    assert (await proxy.ask(endpoint.path, {}, headers={"host": "evil:8080"})).status == 421
+    assert (await proxy.ask(endpoint.path, b" " * (MAX_BODY_BYTES + 1))).status == 413
+    assert keys(proxy) == before
+
+
+@pytest.mark.parametrize("target", ["/health", "/account-pool", "/", "/metrics", "/openapi.json"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "TRACE", "OPTIONS"])
+async def test_what_reads_takes_no_other_method(proxy, target, method):
+    reply = await proxy.ask(target, {}, method=method)
+    assert (reply.status, code(reply)) == (405, "wrong_method")
+    assert dict(reply.headers)[b"allow"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400), (b"{", 400), (b"\xff\xfe", 400), (b'{"provider": NaN}', 400),
+        (b'{"provider": "\\ud800"}', 400), (b"[" * 60_000, 400),
+        (b'{"provider":' * 200 + b"1" + b"}" * 200, 422),
+        (b"[]", 422), (b'"text"', 422), (b"null", 422), (b"{}", 422),
+        (b'{"provider": 1, "label": "x"}', 422), (b'{"provider": "openai"}', 422),
+        (b'{"provider": "", "label": "x"}', 422),
+        (b'{"provider": "openai", "label": "  "}', 422),
+        (b'{"provider": "openai", "label": "one", "more": 1}', 422),
+        (b'{"provider": "openai", "label": "nobody"}', 404),
+        (b'{"provider": "nobody", "label": "one"}', 404),
+    ],
+)  # fmt: skip
+async def test_bodies(proxy, body, status):
+    reply = await proxy.ask("/account-pool/disable", body)
+    assert reply.status == status
+    assert one(proxy).enabled
+
+
+async def test_from_another_machine(proxy):
+    place = {"peer": "192.168.1.9", "address": ("192.168.1.5", 8080)}
+    named = {"host": "192.168.1.5:8080"}
+    assert code(await proxy.ask("/account-pool", headers=named, **place)) == "not_local"
+    proxy.rules = Rules(remote=True)
+    assert code(await proxy.ask("/account-pool", headers=named, **place)) == "no_token"
+    reply = await proxy.ask("/account-pool", headers=named, token=TOKEN, **place)
+    assert reply.status == 200
+
+
+async def test_guesses_end_in_429(proxy):
+    for _ in range(MAX_FAILURES):
+        assert (await proxy.ask("/account-pool/next", {}, token="guess")).status == 401
+    reply = await proxy.ask("/account-pool/next", {"provider": "openai"})
+    assert reply.status == 429
+    assert dict(reply.headers)[b"retry-after"] == b"61"
+    assert (await proxy.ask("/account-pool")).status == 200
+
+
+async def test_a_mistake_of_ours_is_a_500_without_its_text(proxy, caplog):
+    async def fail():
+        raise RuntimeError("sk-fake-one-000")
+
+    await proxy.ask("/health")
+    proxy._usage = fail
+    proxy.service.pool.summary = None
+    reply = await proxy.ask("/account-pool")
+    assert (reply.status, code(reply)) == (500, "internal")
+    assert "in an admin page at" in caplog.text
+    assert "sk-fake" not in caplog.text
+
+
+# -- to change
+
+
+async def test_next(proxy):
+    key = Credential(kind="key", secret=Secret("sk-fake-peer-000"))
+    proxy.service.pool.add(account("peer"), {"key": key}, now=proxy.clock.now())
+    reply = await proxy.ask("/account-pool/next", {"provider": "OpenAI"})
+    assert told(reply) == {"next": "openai/peer"}
+    assert code(await proxy.ask("/account-pool/next", {"provider": "x"})) == "unknown_provider"
+
+
+async def test_clear_cooldown(proxy):
+    proxy.service.pool.mark_cooldown(one(proxy).key, LIMIT, now=proxy.clock.now())
+    reply = told(
+        await proxy.ask("/account-pool/clear-cooldown", {"provider": "openai", "label": " ONE "})
+    )
+    assert [(c["signal"], c["remaining_s"]) for c in reply["cleared"]] == [("429", 60.0)]
+    assert reply["account"]["state"] == "available"
+
+
+async def test_disable_and_enable(proxy):
+    name = {"provider": "openai", "label": "one"}
+    proxy.service.pool.mark_cooldown(one(proxy).key, LIMIT, now=proxy.clock.now())
+    reply = told(await proxy.ask("/account-pool/disable", name))
+    assert (reply["account"]["state"], reply["account"]["reason"]) == ("disabled", "by hand")
+    lease = proxy.service.pool.acquire(FACTS, now=proxy.clock.now())
+    assert lease.key.label == "two"
+    proxy.service.pool.release(lease, None, now=proxy.clock.now())
+    # What cools goes on cooling.
+    assert told(await proxy.ask("/account-pool/enable", name))["account"]["state"] == "cooling"
+
+
+async def test_what_accounts_yaml_switched_off_is_switched_on_there(tmp_path):
+    proxy = FakeProxy(tmp_path)
+    write(proxy.main, FILE + "  - {provider: openai, label: x, token: t, enabled: false}\n")
+    await proxy._read_again()
+    reply = await proxy.ask("/account-pool/enable", {"provider": "openai", "label": "x"})
+    assert (reply.status, code(reply)) == (409, "off")
+
+
+async def test_close_a_session(proxy):
+    proxy.service.sessions.bind("abc", one(proxy).key, proxy.clock.now())
+    assert [s["key"] for s in told(await proxy.ask("/sessions"))["sessions"]] == ["abc"]
+    assert told(await proxy.ask("/sessions/close", {"key": "abc"})) == {"closed": "abc"}
+    assert code(await proxy.ask("/sessions/close", {"key": "abc"})) == "unknown_session"
+
+
+async def test_credentials_are_shown_when_the_owner_says_so(proxy):
+    name = {"provider": "openai", "label": "one"}
+    for path in ("/account-pool/reveal", "/account-pool/revea%6c"):
+        assert code(await proxy.ask(path, name)) == "not_shown"
+    proxy.rules = Rules(remote=True, reveal=True)
+    assert (await proxy.ask("/account-pool/reveal", name, token="")).status == 401
+    place = {"peer": "192.168.1.9", "headers": {"host": HOST}}
+    assert code(await proxy.ask("/account-pool/reveal", name, **place)) == "not_local"
+    shown = told(await proxy.ask("/account-pool/reveal", name))
+    assert shown == {"key": "openai/one", "credentials": {"key": secret("one")}}
+
+
+# -- accounts
+
+
+def nested(depth: int) -> dict:
+    value: dict = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+async def test_an_addition_is_written_to_accounts_yaml(tmp_path):
+    proxy = FakeProxy(tmp_path)
+    write(proxy.main, FILE)
+    await proxy._read_again()
+    reply = await proxy.ask("/account-pool/add", {**NEW, "priority": 3, "models": ["gpt-*"]})
+    assert reply.status == 201
+    assert told(reply)["written_to"] == "accounts.yaml"
+    added = told(reply)["account"]
+    assert (added["key"], added["priority"], added["models"]) == (
+        "openai/new-one", 3, ["gpt-*"],
+    )  # fmt: skip
+    assert proxy.main.read_text().startswith(FILE)
+    assert (tmp_path / "accounts.yaml.bak").read_text() == FILE
+    assert keys(proxy) == ["openai/one", "openai/new-one"]
+    assert b"sk-fake" not in reply.body
+    assert code(await proxy.ask("/account-pool/add", NEW)) == "exists"
+
+
+@pytest.mark.parametrize("text", [None, FILE])
+async def test_an_addition_is_written_to_the_store(tmp_path, text):
+    """Where there is no accounts.yaml, or it is read-only."""
+    proxy = FakeProxy(tmp_path)
+    if text is not None:
+        write(proxy.main, text)
+        proxy.main.chmod(0o400)
+    reply = told(await proxy.ask("/account-pool/add", NEW))
+    assert reply["written_to"] == "store"
+    assert "openai/new-one" in keys(proxy)
+    assert (proxy.main.read_text() if text else None) == text
+    written = tmp_path / "state.sqlite.accounts.yaml"
+    assert written.stat().st_mode & 0o777 == 0o600
+    assert [str(e.account.key) for e in load(written, {}).accounts] == ["openai/new-one"]
+    # The last one takes the file along: an empty list is a mistake.
+    name = {"provider": "openai", "label": "new-one"}
+    assert told(await proxy.ask("/account-pool/remove", name))["written_to"] == "store"
+    assert not written.exists()
+
+
+async def test_without_a_store_it_goes_with_the_proxy(tmp_path):
+    proxy = FakeProxy(tmp_path, in_memory=True)
+    reply = told(await proxy.ask("/account-pool/add", NEW))
+    assert reply["written_to"] == "memory"
+    assert keys(proxy) == ["openai/new-one"]
+    folder = proxy.added.path.parent
+    proxy.added.close()
+    assert not folder.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "expected"),
+    [
+        ({"provider": "nobody"}, 422, "invalid_account"),
+        ({"prioriti": 1}, 422, "invalid_account"),
+        ({"token": {"env": "NOT_SET"}}, 422, "invalid_account"),
+        ({"token": {"command": "touch /tmp/x"}}, 422, "command"),
+        ({"token": ""}, 422, "invalid"),
+        ({"token": 7}, 422, "invalid"),
+        ({"token": nested(200)}, 422, "invalid"),
+        ({"token": nested(9)}, 422, "invalid"),
+        ({"token": nested(5)}, 422, "invalid_account"),
+        ({"more": nested(200)}, 422, "invalid"),
+        ({"label": "x" * 300}, 422, "invalid"),
+        ({"label": "a\x00b\u2028c"}, 201, ""),
+        ({"label": "/"}, 201, ""),
+    ],
+)
+async def test_additions_that_are_no_accounts(tmp_path, changes, status, expected):
+    proxy = FakeProxy(tmp_path)
+    write(proxy.main, FILE)
+    reply = await proxy.ask("/account-pool/add", {**NEW, **changes})
+    assert reply.status == status
+    assert b"sk-fake" not in reply.body
+    if expected:
+        assert code(reply) == expected
+        assert proxy.main.read_text() == FILE
+
+
+async def test_a_removal_is_written_too(tmp_path):
+    proxy = FakeProxy(tmp_path)
+    write(proxy.main, FILE + "  - {provider: openai, label: x, token: t}\n")
+    await proxy._read_again()
+    name = {"provider": "openai", "label": "x"}
+    assert told(await proxy.ask("/account-pool/remove", name)) == {
+        "removed": "openai/x", "written_to": "accounts.yaml",
+    }  # fmt: skip
+    assert proxy.main.read_text() == FILE
+    assert keys(proxy) == ["openai/one"]
+    # The last one stays written: a file without any is a mistake.
+    name["label"] = "one"
+    assert told(await proxy.ask("/account-pool/remove", name))["written_to"] is None
+    assert proxy.main.read_text() == FILE
+    assert keys(proxy) == []
+
+
+async def test_no_answer_holds_a_secret(tmp_path):
+    proxy = FakeProxy(tmp_path)
+    write(proxy.main, FILE)
+    await proxy._read_again()
+    bodies = [(await proxy.ask("/account-pool/add", NEW)).body]
+    for endpoint in ENDPOINTS:
+        path = endpoint.path.replace("{provider}", "openai")
+        for body in ({"provider": "openai", "label": "one"}, NEW, {"key": "sk-fake-one-000"}):
+            asked = None if endpoint.body is None else body
+            bodies.append((await proxy.ask(path, asked)).body)
+    others = [await proxy.ask(target) for target in ("/metrics", "/", "/openapi.json")]
+    bodies += [reply.body for reply in others]
+    everything = b"\n".join(bodies)
+    assert b"sk-fake" not in everything
+    assert TOKEN.encode() not in everything
+    assert json.dumps(HOST).encode() not in everything

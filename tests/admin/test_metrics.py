@@ -1,0 +1,117 @@
+"""What Prometheus reads."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from account_pool.admin import metrics
+from account_pool.admin.decided import Decided
+from account_pool.core.account import AccountKey
+from account_pool.core.decision import By, Decision, Kind
+from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from account_pool.core.usage import Usage
+from tests.proxy.helpers import FakeClock, account, service_of
+
+ONE = AccountKey("openai", "one")
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+def service(clock):
+    return service_of("one", account("off", enabled=False), clock=clock)
+
+
+def read(service, decided=None) -> dict[tuple[str, ...], float]:
+    """Scrape; return values by name and label values, in the order of the labels' names."""
+    text = metrics.text(service, decided or Decided()).decode()
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_every_metric_has_a_type_and_a_help(service):
+    text = metrics.text(service, Decided()).decode()
+    for family in text_string_to_metric_families(text):
+        assert family.name.startswith("account_pool_")
+        assert family.documentation.endswith(".")
+        assert family.type in ("counter", "gauge", "histogram")
+
+
+def test_accounts(service, clock):
+    limit = Outcome(cls=OutcomeClass.RATE_LIMIT, scope=Scope.ACCOUNT, cooldown_s=60, signal="429")
+    service.pool.mark_cooldown(ONE, limit, now=clock.now())
+    found = read(service)
+    assert found["account_pool_account_state", "openai/one", "cooling"] == 1
+    assert found["account_pool_account_state", "openai/one", "available"] == 0
+    assert found["account_pool_account_state", "openai/off", "off"] == 1
+    assert found["account_pool_cooling", "openai/one"] == 1
+    assert found["account_pool_cooldown_remaining_seconds", "openai/one"] == 60
+    assert found["account_pool_cooldown_remaining_seconds", "openai/off"] == 0
+    assert found["account_pool_in_flight", "openai/one"] == 0
+    clock.advance(61)
+    assert read(service)["account_pool_cooling", "openai/one"] == 0
+
+
+def test_what_was_counted(service):
+    service.measured.requests["openai", "served"] += 3
+    service.measured.attempts["openai/one", "rate_limit"] += 2
+    service.measured.failovers["openai"] += 1
+    usage = Usage(input_tokens=100, cached_tokens=40, output_tokens=7, reasoning_tokens=5)
+    service.usages.count(ONE, "gpt-5", usage, 0.0)
+    found = read(service)
+    assert found["account_pool_requests_total", "openai", "served"] == 3
+    assert found["account_pool_attempts_total", "openai/one", "rate_limit"] == 2
+    assert found["account_pool_failovers_total", "openai"] == 1
+    assert found["account_pool_served_total", "openai/one", "gpt-5"] == 1
+    tokens = {k[2]: v for k, v in found.items() if k[0] == "account_pool_tokens_total"}
+    assert tokens == {"input": 100, "cached": 40, "output": 7, "reasoning": 5}
+
+
+def test_histograms_are_cumulative(service):
+    for value in (0.00005, 0.0002, 0.3, 99.0):
+        service.measured.timings["openai"].overhead.observe(value)
+    found = {k[1]: v for k, v in read(service).items() if k[0].endswith("overhead_seconds_bucket")}
+    buckets = list(found.values())
+    assert buckets == sorted(buckets)
+    assert (found["0.0001"], found["0.00025"], found["0.5"], found["+Inf"]) == (1, 2, 3, 4)
+    names = {k[0]: v for k, v in read(service).items() if k[0].endswith(("_count", "_sum"))}
+    assert names["account_pool_overhead_seconds_count"] == 4
+    assert math.isclose(names["account_pool_overhead_seconds_sum"], 99.30025)
+
+
+def test_models_that_clients_make_up_are_bounded(service):
+    """The first keep their series; no counter ever falls."""
+    before = {}
+    for number in range(3 * metrics.MAX_MODELS):
+        service.usages.count(ONE, f'made "up" {number}\n', None, 0.0)
+        if number % 40 == 0 or number == 3 * metrics.MAX_MODELS - 1:
+            found = {k: v for k, v in read(service).items() if k[0] == "account_pool_served_total"}
+            assert all(found[key] >= value for key, value in before.items())
+            before = found
+    assert len(before) == metrics.MAX_MODELS + 1
+    assert before["account_pool_served_total", "openai/one", "other"] == 2 * metrics.MAX_MODELS
+    assert sum(before.values()) == 3 * metrics.MAX_MODELS
+
+
+def test_decisions_count_once():
+    decided = Decided()
+    for number, kind in ((1, Kind.COOLDOWN), (2, Kind.MOVE), (1, Kind.COOLDOWN), (3, Kind.MOVE)):
+        decided.note(Decision(kind=kind, at=0.0, by=By.ANSWER, provider="openai", number=number))
+    found = read(service_of("one"), decided)
+    assert found["account_pool_decisions_total", "cooldown", "openai"] == 1
+    assert found["account_pool_decisions_total", "move", "openai"] == 2
+
+
+def test_a_scrape_changes_nothing(service):
+    first = read(service)
+    assert read(service) == first
+    assert not service.measured.timings

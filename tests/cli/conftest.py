@@ -1,0 +1,54 @@
+"""A stand-in for the proxy, and a home of its own for each test."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from account_pool.cli import processes, proxy_process
+from account_pool.cli.environment import ALL_VARIABLES
+from account_pool.cli.places import Places
+from account_pool.cli.record import Launch, read_record
+from account_pool.demo.certificates import make_certificate
+from tests.cli import stub_proxy
+
+
+@pytest.fixture
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder whose files change what the stand-in does; see `stub_proxy`."""
+
+    def command(places: Places, launch: Launch) -> list[str]:
+        arguments = [str(places.port), str(tmp_path), *launch.arguments]
+        return [sys.executable, stub_proxy.__file__, *arguments]
+
+    monkeypatch.setattr(proxy_process, "command", command)
+    (tmp_path / "accounts.json").write_text(json.dumps({"accounts": [], "summary": {}}))
+    return tmp_path
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, authority: Path):
+    """Yield the files of a port nobody uses, in a home of their own."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ALL_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        port = listener.getsockname()[1]
+    places = Places.usual(port)
+    places.confdir.mkdir()
+    # One that is there already: making one takes a second.
+    places.authority.write_bytes(authority.read_bytes())
+    yield places
+    if record := read_record(places):
+        processes.end(record.pid, record.proof)
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a certificate that can stand for mitmproxy's."""
+    return make_certificate(tmp_path_factory.mktemp("authority")).authority

@@ -1,0 +1,45 @@
+"""Stands in for the proxy: says what the admin pages say, in a tenth of the time.
+
+Run as a program: `stub_proxy.py PORT FOLDER`. Files in FOLDER change what it does:
+`accounts.json` (the answer of GET /account-pool), `dies` (it ends at once), `mute`
+(it never answers), `busy`.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+INSTANCE = secrets.token_hex(8)
+
+
+class Pages(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        folder = Path(sys.argv[2])
+        if self.path == "/health":
+            busy = (folder / "busy").exists()
+            answer = {"instance": INSTANCE, "ready": True, "busy": int(busy), "size": 1}
+        elif self.path.startswith("/decisions"):
+            answer = {"decisions": [], "next": 0}
+        else:
+            answer = json.loads((folder / "accounts.json").read_text())
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
+if __name__ == "__main__":
+    if (Path(sys.argv[2]) / "dies").exists():
+        sys.exit("account-pool: accounts.yaml, line 3: opnai is no provider")
+    if (Path(sys.argv[2]) / "mute").exists():
+        signal.pause()
+    ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Pages).serve_forever()

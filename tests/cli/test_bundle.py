@@ -1,0 +1,88 @@
+"""The certificates a tool is given: the system's, the user's own, and mitmproxy's."""
+
+from __future__ import annotations
+
+import ssl
+
+import pytest
+
+from account_pool.cli import bundle
+from account_pool.cli.bundle import joined, make_authority, system_authorities, write_trust
+from account_pool.cli.places import Places
+from account_pool.demo.certificates import make_certificate
+
+
+@pytest.fixture
+def places(tmp_path):
+    # A certificate that is there already, so that none has to be made.
+    places = Places(tmp_path, 8080)
+    (tmp_path / "demo").mkdir()
+    authority = make_certificate(tmp_path / "demo").authority
+    places.authority.write_bytes(authority.read_bytes())
+    return places
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    return make_certificate(tmp_path_factory.mktemp("other")).authority
+
+
+def trusted(path) -> set[bytes]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(path)
+    return set(context.get_ca_certs(binary_form=True))
+
+
+def test_the_bundle_adds_to_the_systems_authorities(places):
+    trust = write_trust(places, {})
+    ours = trusted(places.authority)
+    assert len(ours) == 1
+    assert trusted(trust.bundle) > ours
+    assert len(trusted(trust.bundle)) > 10
+    # Node adds it to its own.
+    assert trust.extra == places.authority
+
+
+def test_what_the_user_had_named_is_kept(places, other):
+    trust = write_trust(places, {"NODE_EXTRA_CA_CERTS": str(other)})
+    assert trusted(other) < trusted(trust.extra)
+    assert trusted(other) < trusted(trust.bundle)
+    assert trusted(trust.extra) == trusted(other) | trusted(places.authority)
+
+
+def test_a_shell_that_is_prepared_already_changes_nothing(places, other):
+    first = write_trust(places, {"REQUESTS_CA_BUNDLE": str(other)})
+    before = trusted(first.bundle)
+    environ = {"SSL_CERT_FILE": str(first.bundle), "NODE_EXTRA_CA_CERTS": str(first.extra)}
+    again = write_trust(places, environ)
+    assert again == first
+    assert trusted(first.bundle) == before
+    assert trusted(other) < before
+
+
+def test_a_file_that_is_gone_adds_nothing(places):
+    trust = write_trust(places, {"NODE_EXTRA_CA_CERTS": str(places.confdir / "gone.pem")})
+    assert trusted(trust.extra) == trusted(places.authority)
+
+
+def test_certificates_come_once_and_private_keys_not_at_all(other):
+    text = other.read_text()
+    key = "-----BEGIN PRIVATE KEY-----\nsk-fake\n-----END PRIVATE KEY-----\n"
+    whole = joined([text, key + text.replace("\n", "\r\n"), "-----BEGIN CERTIFICATE-----\ncut off"])
+    assert whole.count("BEGIN CERTIFICATE") == 1
+    assert "sk-fake" not in whole
+    assert "cut off" not in whole
+
+
+def test_certifi_serves_where_the_system_hides_its_authorities(monkeypatch):
+    monkeypatch.setattr(bundle, "_FEW", 10_000)
+    assert joined(system_authorities()).count("BEGIN CERTIFICATE") > 50
+
+
+def test_mitmproxys_certificate_is_made_where_there_is_none(tmp_path):
+    places = Places(tmp_path / "new", 8080)
+    make_authority(places)
+    assert len(trusted(places.authority)) == 1
+    made = places.authority.read_bytes()
+    make_authority(places)
+    assert places.authority.read_bytes() == made

@@ -1,0 +1,144 @@
+"""Which variables point a tool at the proxy, and which keys it starts with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from account_pool.cli.environment import (
+    ALL_VARIABLES,
+    BUNDLE_VARIABLES,
+    Trust,
+    variables,
+    without_hosts,
+)
+from account_pool.cli.placeholders import TOOLS, missing, placeholders, tool_of
+from account_pool.providers.base import HostRule
+from account_pool.providers.registry import BUILT_IN
+
+URL = "http://127.0.0.1:8080"
+TRUST = Trust(bundle=Path("/home/me/bundle.pem"), extra=Path("/home/me/mitmproxy.pem"))
+OPENAI = [HostRule("api.openai.com")]
+COPILOT = [HostRule("githubcopilot.com", subdomains=True)]
+
+
+def test_every_ecosystem_gets_its_own_variable():
+    chosen = variables(URL, TRUST, OPENAI, {})
+    assert chosen["HTTPS_PROXY"] == chosen["https_proxy"] == URL
+    assert {chosen[name] for name in BUNDLE_VARIABLES} == {"/home/me/bundle.pem"}
+    # These add to what is trusted.
+    assert chosen["NODE_EXTRA_CA_CERTS"] == chosen["DENO_CERT"] == "/home/me/mitmproxy.pem"
+    assert chosen["NODE_USE_ENV_PROXY"] == "1"
+    assert set(chosen) <= set(ALL_VARIABLES)
+
+
+def test_plain_http_is_left_alone():
+    assert not {"HTTP_PROXY", "http_proxy", "ALL_PROXY"} & set(variables(URL, TRUST, OPENAI, {}))
+
+
+@pytest.mark.parametrize(
+    ("no_proxy", "hosts", "left"),
+    [
+        ("localhost,127.0.0.1", OPENAI, "localhost,127.0.0.1"),
+        ("localhost, api.openai.com ,corp", OPENAI, "localhost,corp"),
+        ("openai.com", OPENAI, ""),
+        (".openai.com", OPENAI, ""),
+        ("*.openai.com", OPENAI, ""),
+        ("API.OpenAI.com:443", OPENAI, ""),
+        ("notopenai.com", OPENAI, "notopenai.com"),
+        ("com", OPENAI, ""),
+        ("*", OPENAI, ""),
+        ("*", [], "*"),
+        ("x.githubcopilot.com,localhost", COPILOT, "localhost"),
+        ("githubcopilot.com", COPILOT, ""),
+        ("[::1]:9443,x", [HostRule("::1", 9443)], "x"),
+        ("::1", [HostRule("::1")], ""),
+        ("", OPENAI, ""),
+    ],
+)
+def test_no_proxy_does_not_lead_round_the_pool(no_proxy, hosts, left):
+    assert without_hosts(no_proxy, hosts) == left
+
+
+def test_no_proxy_is_only_touched_where_it_must_be():
+    present = {"NO_PROXY": "localhost", "no_proxy": "api.openai.com,localhost"}
+    chosen = variables(URL, TRUST, OPENAI, present)
+    assert "NO_PROXY" not in chosen
+    assert chosen["no_proxy"] == "localhost"
+
+
+@pytest.mark.parametrize(
+    ("command", "tool"),
+    [
+        ("claude", "claude"),
+        ("/usr/local/bin/claude", "claude"),
+        (r"C:\npm\codex.cmd", "codex"),
+        ("gemini.exe", "gemini"),
+        ("python", None),
+        ("claude-something", None),
+    ],
+)
+def test_tools_are_known_by_their_command(command, tool):
+    assert tool_of(command) == tool
+
+
+@pytest.mark.parametrize(
+    ("tool", "providers", "present", "chosen"),
+    [
+        ("claude", {"claude-code", "anthropic"}, {}, {"CLAUDE_CODE_OAUTH_TOKEN"}),
+        ("claude", {"anthropic"}, {}, {"ANTHROPIC_API_KEY"}),
+        ("claude", {"openai"}, {}, set()),
+        ("claude", {"anthropic"}, {"ANTHROPIC_AUTH_TOKEN": "sk-fake"}, set()),
+        ("claude", {"anthropic"}, {"ANTHROPIC_API_KEY": ""}, {"ANTHROPIC_API_KEY"}),
+        ("codex", {"openai"}, {}, {"OPENAI_API_KEY", "CODEX_API_KEY"}),
+        ("codex", {"codex"}, {}, set()),
+        ("gemini", {"gemini"}, {}, {"GEMINI_API_KEY"}),
+        ("gemini", {"gemini"}, {"GOOGLE_API_KEY": "sk-fake"}, set()),
+        (
+            "gemini",
+            {"gemini", "gemini-cli"},
+            {},
+            {"GOOGLE_GENAI_USE_GCA", "GOOGLE_CLOUD_ACCESS_TOKEN"},
+        ),
+        ("copilot", {"copilot"}, {}, {"COPILOT_GITHUB_TOKEN"}),
+        ("copilot", {"copilot"}, {"GH_TOKEN": "sk-fake"}, set()),
+        (
+            "opencode",
+            {"openai", "anthropic"},
+            {"OPENAI_API_KEY": "sk-fake"},
+            {"ANTHROPIC_API_KEY"},
+        ),
+    ],
+)
+def test_a_tool_gets_a_key_only_where_it_has_none(tool, providers, present, chosen):
+    assert set(placeholders(tool, providers, present, logged_in=False)) == chosen
+
+
+@pytest.mark.parametrize(
+    ("tool", "providers", "why"),
+    [
+        ("claude", {"openai"}, "no account for claude: it is served by claude-code and anthropic"),
+        ("codex", {"codex"}, "codex is not logged in"),
+        # These may serve it.
+        ("claude", {"openai", "my-gateway"}, None),
+        ("opencode", {"mistral"}, None),
+    ],
+)
+def test_what_a_tool_lacks_is_said(tool, providers, why):
+    told = missing(tool, providers)
+    assert told is None if why is None else why in told
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_tool_that_is_logged_in_keeps_its_login(tool):
+    assert placeholders(tool, set(BUILT_IN), {}, logged_in=True) == {}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_placeholder_is_of_the_kind_its_account_has(tool):
+    """`claude` tells a subscription from a key by how it begins, and so does the pool."""
+    for needed in TOOLS[tool].needs:
+        provider = BUILT_IN[needed.provider]
+        for value in needed.variables.values():
+            assert provider.misplaced(value) is None

@@ -1,0 +1,355 @@
+"""`account-pool run` around a tool, with a stand-in for the proxy: codes, signals, terminals."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+import account_pool
+from account_pool.cli import api, child
+from account_pool.cli.main import run
+from account_pool.cli.run import MAX_RESTARTS, usable, wait_s
+from tests.cli import stub_proxy
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+
+LIMITED = "import sys; print('Error: insufficient_quota', file=sys.stderr); sys.exit(3)"
+
+
+def accounts(stub: Path, *states: str, provider: str = "openai") -> None:
+    listed = [{"key": f"{provider}/{n}", "provider": provider, "state": s}
+              for n, s in enumerate(states)]  # fmt: skip
+    (stub / "accounts.json").write_text(json.dumps({"accounts": listed, "summary": {}}))
+
+
+def run_python(places, code: str, *options: str) -> int:
+    tool = [sys.executable, "-c", textwrap.dedent(code)]
+    return run(["run", "--port", str(places.port), *options, "--", *tool])
+
+
+def in_process(places, stub: Path, *command: str, options=()) -> list[str]:
+    """Return the command line of an `account-pool run` of its own, with the stand-in."""
+    code = f"""
+        import fcntl, sys, termios
+        if sys.stdin.isatty():
+            # Of a session of its own: what is typed there reaches it as signals.
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        from account_pool.cli import main, proxy_process
+        proxy_process.command = lambda places, launch: [
+            sys.executable, {stub_proxy.__file__!r}, str(places.port), {str(stub)!r}
+        ]
+        sys.argv = ["account-pool", "run", "-p", "{places.port}", *{list(options)!r}, "--",
+                    *{list(command)!r}]
+        main()
+    """
+    return [sys.executable, "-c", textwrap.dedent(code)]
+
+
+def environment(places) -> dict[str, str]:
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": os.environ["HOME"],
+        "PYTHONPATH": str(Path(account_pool.__file__).parents[1]),
+    }
+
+
+@pytest.mark.parametrize("code", [0, 1, 7, 255])
+def test_the_exit_code_is_the_tools(stub, places, code):
+    assert run_python(places, f"raise SystemExit({code})") == code
+    assert api.probe(places.port) is api.Missing.NOBODY
+
+
+def test_a_tool_that_a_signal_ended_gives_128_and_its_number(stub, places):
+    assert run_python(places, "import os; os.kill(os.getpid(), 9)") == 137
+
+
+def test_the_tool_alone_gets_the_variables(stub, places, tmp_path):
+    before = dict(os.environ)
+    accounts(stub, "available", provider="openai")
+    seen = tmp_path / "seen.json"
+    code = f"import json, os; json.dump(dict(os.environ), open({str(seen)!r}, 'w'))"
+    assert run_python(places, code) == 0
+    variables = json.loads(seen.read_text())
+    assert variables["HTTPS_PROXY"] == variables["https_proxy"] == places.url
+    assert variables["SSL_CERT_FILE"] == variables["REQUESTS_CA_BUNDLE"] == str(places.bundle)
+    assert variables["NODE_EXTRA_CA_CERTS"] == str(places.authority)
+    # Not one of the tools that need a key to start.
+    assert "OPENAI_API_KEY" not in variables
+    assert dict(os.environ) == before
+
+
+def test_a_tool_that_needs_a_key_to_start_gets_one(stub, places, tmp_path, monkeypatch):
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    accounts(stub, "available", provider="anthropic")
+    tool = tmp_path / "claude"
+    tool.write_text('#!/bin/sh\n[ "$ANTHROPIC_API_KEY" = sk-ant-api03-account-pool-placeholder ]\n')
+    tool.chmod(0o755)
+    assert run(["run", "-p", str(places.port), str(tool)]) == 0
+    assert run(["run", "-p", str(places.port), "--", str(tool), "--port", "x"]) == 0
+
+
+def test_a_tool_that_no_account_serves_is_told_and_started(stub, places, tmp_path, capsys):
+    accounts(stub, "available", provider="mistral")
+    tool = tmp_path / "codex"
+    tool.write_text("#!/bin/sh\nexit 5\n")
+    tool.chmod(0o755)
+    assert run(["run", "-p", str(places.port), str(tool)]) == 5
+    assert capsys.readouterr().err == (
+        "account-pool: the pool has no account for codex: it is served by codex and openai\n"
+    )
+
+
+def test_a_proxy_to_the_internet_has_to_be_named_to_mitmproxy(stub, places, monkeypatch, capsys):
+    accounts(stub, "available")
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:sk-fake-password@proxy.example.com:3128")
+    assert run_python(places, "") == 0
+    err = capsys.readouterr().err
+    assert "upstream:" in err
+    assert "sk-fake" not in err
+    (places.confdir / "config.yaml").write_text("mode: ['upstream:http://proxy.example.com:3128']")
+    assert run_python(places, "") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_home_that_takes_no_files_is_one_line(places, tmp_path, monkeypatch, capsys):
+    (tmp_path / "plain").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "plain"))
+    assert run_python(places, "print('never')") == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"account-pool: {tmp_path}/plain/.mitmproxy: Not a directory\n"
+
+
+@pytest.mark.parametrize(("name", "code"), [("nonsense-of-ours", 127), ("./plain", 126)])
+def test_a_program_that_cannot_be_run_starts_no_proxy(places, capsys, monkeypatch, name, code):
+    monkeypatch.chdir(places.confdir)
+    Path("plain").touch(mode=0o600)
+    assert run(["run", "-p", str(places.port), "--", name]) == code
+    err = capsys.readouterr().err
+    assert err.startswith("account-pool: ")
+    assert err.count("\n") == 1
+    assert not places.log.exists()
+
+
+def test_a_proxy_that_does_not_start_is_one_line(stub, places, capsys):
+    (stub / "dies").touch()
+    assert run_python(places, "print('never')") == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "opnai is no provider" in err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run"], ["run", "--strategy", "best", "--", "true"], ["run", "--nonsense", "x"]]
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(capsys, arguments):
+    assert run(arguments) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_options_of_the_proxy_reach_it_by_whole_paths(stub, places, tmp_path, monkeypatch):
+    from account_pool.cli.record import read_record
+
+    monkeypatch.chdir(tmp_path)
+    code = f"open({str(tmp_path / 'record')!r}, 'w').write(open({str(places.record)!r}).read())"
+    options = ("--accounts-file", "mine.yaml", "--strategy", "fill-first")
+    assert run_python(places, code, *options) == 0
+    assert read_record(places) is None
+    launch = json.loads((tmp_path / "record").read_text())["launch"]
+    assert launch["folder"] == str(tmp_path)
+    assert launch["arguments"] == [
+        *("--set", f"pool_accounts={tmp_path / 'mine.yaml'}"),
+        *("--set", "pool_strategy=fill-first"),
+    ]
+
+
+# -- signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_are_passed_on_and_the_tool_decides(stub, places, number):
+    tool = f"""
+        import signal, sys
+        signal.signal({int(number)}, lambda *_: sys.exit(40))
+        print("here", flush=True)
+        signal.pause()
+    """
+    command = in_process(places, stub, sys.executable, "-c", textwrap.dedent(tool))
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, env=environment(places), start_new_session=True
+    ) as process:
+        process.stdout.readline()
+        process.send_signal(number)
+        assert process.wait() == 40
+    assert api.probe(places.port) is api.Missing.NOBODY
+
+
+@pytest.mark.parametrize("first", ["", "os.setsid()"])
+def test_ctrl_c_reaches_the_tool_once(stub, places, first):
+    """Typed on a terminal, the kernel sends it to both of us, if the tool has not left us."""
+    tool = f"""
+        import os, signal
+        {first}
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        print("here", flush=True)
+        signal.sigwait([signal.SIGINT])
+        again = signal.sigtimedwait([signal.SIGINT], 0.3)
+        print("twice" if again else "once", flush=True)
+    """
+    command = in_process(places, stub, sys.executable, "-c", textwrap.dedent(tool))
+    out = on_terminal(command, environment(places), type_when="here", keys=b"\x03")
+    assert "once" in out
+
+
+@pytest.mark.parametrize(
+    ("number", "in_front", "sent"),
+    [(signal.SIGINT, True, []), (signal.SIGQUIT, True, []), (signal.SIGINT, False, [signal.SIGINT]),
+     (signal.SIGTERM, True, [signal.SIGTERM])],
+)  # fmt: skip
+def test_what_a_keyboard_sends_is_not_sent_again(monkeypatch, number, in_front, sent):
+    class Tool:
+        pid = 1
+        signals: ClassVar[list[int]] = []
+        send_signal = signals.append
+
+    monkeypatch.setattr(child, "_in_front", lambda _tool: in_front)
+    signals = child.Signals()
+    signals._pass_on(Tool, number)
+    assert sent == Tool.signals
+    assert signals.passed
+    Tool.signals.clear()
+
+
+def on_terminal(command: list[str], env, *, type_when: str = "", keys: bytes = b"") -> str:
+    """Run *command* with a terminal of its own; return what that shows."""
+    terminal, theirs = os.openpty()
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=env, start_new_session=True
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # so a terminal ends
+        while chunk := os.read(terminal, 65536):
+            shown += chunk
+            if type_when and type_when.encode() in shown:
+                os.write(terminal, keys)
+                type_when = ""
+    os.close(terminal)
+    return f"{shown.decode()}\nexit {process.wait()}"
+
+
+# -- starting a tool again
+
+
+def test_a_limit_starts_the_tool_again_until_it_works(stub, places, tmp_path, capfd):
+    accounts(stub, "cooling", "available")
+    seen = tmp_path / "seen"
+    code = f"""
+        import sys
+        with open({str(seen)!r}, "a+") as file:
+            file.write("x")
+            file.seek(0)
+            if len(file.read()) < 4:
+                sys.exit("Error code: 429 - insufficient_quota")
+    """
+    assert run_python(places, code, "--restart") == 0
+    assert seen.read_text() == "xxxx"
+    err = capfd.readouterr().err
+    # What the tool writes is there, and what we say of it.
+    assert err.count("Error code: 429 - insufficient_quota\n") == 3
+    assert "starting it again, 3 of 10" in err
+
+
+def test_it_is_started_again_ten_times_in_a_row_at_most(stub, places, capfd, monkeypatch):
+    monkeypatch.setattr("account_pool.cli.run.wait_s", lambda _restarts: 0)
+    accounts(stub, "available")
+    assert run_python(places, LIMITED, "--restart") == 3
+    err = capfd.readouterr().err
+    assert err.count("Error: insufficient_quota\n") == 1 + MAX_RESTARTS
+    assert "giving up" in err
+
+
+ANOTHER = "import sys; sys.exit('no such file')"
+WORKED = "import sys; print('Error: insufficient_quota', file=sys.stderr)"
+ENDED = f"import os; {WORKED}; sys.stderr.flush(); os.kill(os.getpid(), 15)"
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "exit_code"),
+    [(LIMITED, "cooling", 3), (ANOTHER, "available", 1), (WORKED, "available", 0),
+     (ENDED, "available", 143)],
+    ids=["nobody can serve", "another error", "it worked", "somebody ended it"],
+)  # fmt: skip
+def test_other_ends_are_final(stub, places, code, state, exit_code):
+    accounts(stub, state)
+    counted = f"open({str(stub / 'runs')!r}, 'a').write('x'); {code}"
+    assert run_python(places, counted, "--restart") == exit_code
+    assert (stub / "runs").read_text() == "x"
+
+
+def test_nobody_starts_it_again_unasked(stub, places, capfd):
+    accounts(stub, "available")
+    assert run_python(places, LIMITED) == 3
+    assert capfd.readouterr().err == "Error: insufficient_quota\n"
+
+
+def test_a_terminal_stays_one_and_is_read_along(stub, places):
+    accounts(stub, "cooling")
+    tool = """
+        import os, sys
+        size = os.get_terminal_size(2)
+        print([os.isatty(n) for n in range(3)], size.columns > 0 or size, file=sys.stderr)
+        sys.exit("Error: insufficient_quota")
+    """
+    command = in_process(
+        places, stub, sys.executable, "-c", textwrap.dedent(tool), options=["--restart"]
+    )
+    out = on_terminal(command, environment(places))
+    assert "[True, True, True]" in out
+    assert "no account of the pool can serve now" in out
+    assert out.endswith("exit 1")
+    # Line ends are made once.
+    assert not re.search(r"\r\r", out)
+
+
+def test_a_process_the_tool_leaves_behind_does_not_hold_us(stub, places):
+    code = """
+        import subprocess, sys
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(5)"])
+    """
+    assert run_python(places, code, "--restart") == 0
+
+
+@pytest.mark.parametrize(
+    ("states", "providers", "expected"),
+    [
+        ([("openai", "available")], (), True),
+        ([("openai", "full")], (), True),
+        ([("openai", "cooling"), ("openai", "disabled"), ("openai", "off")], (), False),
+        ([("openai", "no_credential")], (), False),
+        ([("openai", "available")], ("anthropic",), False),
+        ([("openai", "cooling"), ("anthropic", "available")], ("anthropic",), True),
+        ([], (), False),
+    ],
+)
+def test_who_can_serve_the_tool(states, providers, expected):
+    listed = [{"provider": provider, "state": state} for provider, state in states]
+    assert usable(listed, providers) is expected
+
+
+def test_the_first_restart_is_at_once_and_later_ones_wait():
+    waits = [wait_s(n) for n in range(MAX_RESTARTS)]
+    assert waits[0] == 0
+    assert waits == sorted(waits)
+    assert waits[-1] == 2

@@ -1,0 +1,177 @@
+"""The admin API of a real mitmdump: on its own port, and at pool.mitm.it through it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import stat
+
+import httpx
+import pytest
+from mitmproxy.io import FlowReader
+
+from account_pool.admin.token import TOKEN_FILE
+from account_pool.demo.scripts import by_credential, openai
+from tests.e2e.harness import CONFDIR, FIRST, SECOND, THIRD, TIMEOUT_S, TWO, chat, secret
+
+NEW = {"provider": "openai", "label": "third", "token": THIRD, "priority": 2}
+
+
+def direct(proxy) -> httpx.AsyncClient:
+    """A client that asks the proxy's own port, as a browser at home does."""
+    transport = httpx.AsyncHTTPTransport()
+    return httpx.AsyncClient(transport=transport, base_url=proxy.url, timeout=TIMEOUT_S)
+
+
+def admin(proxy) -> dict[str, str]:
+    token = (proxy.folder / CONFDIR / TOKEN_FILE).read_text().strip()
+    return {"authorization": f"Bearer {token}"}
+
+
+async def raw(proxy, sent: bytes) -> bytes:
+    """Send bytes that no client library would; return the answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    writer.write(sent)
+    async with asyncio.timeout(TIMEOUT_S):
+        answer = await reader.read(65536)
+    writer.close()
+    return answer
+
+
+async def test_look_and_change(provider, pool_proxy):
+    good = openai.chat_complete("Good morning")
+    script = {FIRST: openai.insufficient_quota(), SECOND: good, THIRD: good}
+    upstream = await provider(by_credential(script))
+    proxy = await pool_proxy(TWO, provider=upstream, extra_args=["-w", "dump"])
+    bodies: list[str] = []
+    async with direct(proxy) as own, proxy.client() as through:
+        health = await own.get("/health")
+        assert health.json()["ready"]
+        assert (await through.request(**chat(stream=False))).status_code == 200
+
+        # What the failover has left is told, on both ways in.
+        for client, base in ((own, ""), (through, "http://pool.mitm.it"),
+                             (through, "https://pool.mitm.it"), (through, proxy.url)):  # fmt: skip
+            told = await client.get(f"{base}/account-pool")
+            first = told.json()["accounts"][0]
+            assert (first["key"], first["state"]) == ("openai/first", "cooling")
+            assert first["cooldowns"][0]["remaining_s"] > 0
+            bodies.append(told.text)
+        assert told.json()["summary"]["cooling_down"] == 1
+        metrics = (await own.get("/metrics")).text
+        assert 'account_pool_failovers_total{provider="openai"} 1.0' in metrics
+        bodies.append(metrics)
+
+        # No change without the token; one with it is written down and counts at once.
+        assert (await own.post("/account-pool/add", json=NEW)).status_code == 401
+        added = await own.post("/account-pool/add", json=NEW, headers=admin(proxy))
+        assert added.status_code == 201
+        assert added.json()["written_to"] == "accounts.yaml"
+        assert THIRD in (proxy.folder / "accounts.yaml").read_text()
+        for body, path in (({"label": "second"}, "disable"), ({"label": "first"}, "clear-cooldown"),
+                           ({"label": "first"}, "disable")):  # fmt: skip
+            done = await through.post(
+                f"http://pool.mitm.it/account-pool/{path}",
+                json={"provider": "openai", **body},
+                headers=admin(proxy),
+            )
+            assert done.status_code == 200
+            bodies.append(done.text)
+        assert (await through.request(**chat(stream=False))).status_code == 200
+        assert upstream.journal.statuses[-1] == (THIRD, 200)
+        for path in ("/", "/openapi.json", "/decisions", "/sessions", "/usage"):
+            shown = await own.get(path)
+            assert shown.status_code == 200
+            bodies.append(shown.text)
+        served = {row["account"]: row["requests"] for row in shown.json()["days"]}
+        assert served == {"openai/second": 1, "openai/third": 1}
+        decisions = (await own.get("/decisions?account=openai/first")).json()["decisions"]
+        kinds = [decision["kind"] for decision in reversed(decisions)]
+        assert kinds == ["cooldown", "move", "release", "disable"]
+
+    token = admin(proxy)["authorization"].removeprefix("Bearer ")
+    for text in (*bodies, added.text, proxy.output):
+        assert not [s for s in (FIRST, SECOND, THIRD, token) if s in text]
+    mode = (proxy.folder / CONFDIR / TOKEN_FILE).stat().st_mode
+    assert stat.S_IMODE(mode) == 0o600
+    await proxy.stop()
+    dump = (proxy.folder / "dump").read_bytes()
+    assert token.encode() not in dump
+    assert THIRD.encode() not in dump
+    with (proxy.folder / "dump").open("rb") as file:
+        hosts = {flow.request.host for flow in FlowReader(file).stream()}
+    assert hosts == {"api.openai.com"}
+
+
+@pytest.mark.parametrize("mode", ["regular", "upstream:http://127.0.0.1:9"])
+async def test_what_other_pages_try(pool_proxy, mode):
+    proxy = await pool_proxy(TWO, extra_args=["--mode", mode])
+    own = f"127.0.0.1:{proxy.port}"
+    token = admin(proxy)["authorization"]
+    body = json.dumps({"provider": "openai", "label": "first"})
+    change = (
+        f"POST /account-pool/remove HTTP/1.1\r\nHost: {own}\r\nAuthorization: {token}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n%s\r\n{body}"
+    )
+    get = "GET {} HTTP/1.1\r\nHost: {}\r\n{}\r\n"
+    for sent, status in (
+        (change % "Origin: http://evil.example\r\n", 403),
+        (change % "Sec-Fetch-Site: same-site\r\n", 403),
+        (change.replace(f"Host: {own}", f"Host: evil.example:{proxy.port}") % "", 421),
+        (change.replace("application/json", "text/plain") % "", 415),
+        (change.replace("POST /", f"POST http://{own}/").replace(f"Host: {own}", "Host: x") % "", 421),  # noqa: E501
+        (change % "Transfer-Encoding: chunked\r\n", 400),
+        (get.format("/account-pool", f"evil.example:{proxy.port}", ""), 421),
+        (get.format("/account-pool", own, "Sec-Fetch-Site: cross-site\r\n"), 403),
+        (get.format("/../account-pool", own, ""), 404),
+        (get.format("//account-pool", own, ""), 404),
+        (get.format("http://pool.mitm.it/health", "pool.mitm.it", ""), 200),
+        (get.format("http://pool.mitm.it/health", "evil.example", ""), 421),
+    ):  # fmt: skip
+        answer = await raw(proxy, sent.encode())
+        assert answer.startswith(b"HTTP/1.1 %d" % status), (sent, answer)
+        assert b"access-control" not in answer.lower()
+        assert secret("first").encode() not in answer
+    async with proxy.client() as through:
+        assert (await through.get("https://pool.mitm.it/health")).json()["size"] == 2
+
+
+async def test_through_the_proxy_to_its_own_port(pool_proxy):
+    """So a client of another machine would look like one of this."""
+    proxy = await pool_proxy(TWO)
+    own = f"127.0.0.1:{proxy.port}"
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    # A spelling of this machine that mitmproxy does not know for its own.
+    writer.write(f"CONNECT 127.1:{proxy.port} HTTP/1.1\r\nHost: 127.1\r\n\r\n".encode())
+    async with asyncio.timeout(TIMEOUT_S):
+        assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"GET /account-pool HTTP/1.1\r\nHost: {own}\r\n\r\n".encode())
+        answer = await reader.read(65536)
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 403")
+    assert b"not_local" in answer
+
+
+async def test_with_proxyauth_there_is_no_side_door(pool_proxy):
+    proxy = await pool_proxy(TWO, options={"proxyauth": "user:secret", "pool_state": "state"})
+    async with direct(proxy) as own:
+        assert (await own.get("/health")).status_code == 200
+        assert (await own.get("/account-pool")).status_code == 401
+        told = await own.get("/account-pool", headers=admin(proxy))
+        assert told.status_code == 200
+
+
+async def test_an_addition_without_accounts_yaml_is_there_again(pool_proxy):
+    """It is kept in the store, and accounts of the environment stay."""
+    env = {"OPENAI_API_KEY": FIRST}
+    proxy = await pool_proxy(None, env=env, options={"pool_state": "state.sqlite"})
+    async with direct(proxy) as own:
+        added = await own.post("/account-pool/add", json=NEW, headers=admin(proxy))
+        assert added.json()["written_to"] == "store"
+    folder = proxy.folder
+    await proxy.stop()
+    state = folder / "state.sqlite"
+    again = await pool_proxy(None, env=env, options={"pool_state": state})
+    async with direct(again) as own:
+        keys = [a["key"] for a in (await own.get("/account-pool")).json()["accounts"]]
+    assert keys == ["openai/default", "openai/third"]

@@ -1,0 +1,199 @@
+"""A replayed flow is served by an account: a real connection, to a server in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+
+import pytest
+from mitmproxy import http
+from mitmproxy.addons.clientplayback import ClientPlayback
+from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.test import taddons, tflow
+
+from account_pool.providers import openai
+from account_pool.providers.base import HostRule
+from account_pool.proxy import replay, shown
+from tests.proxy.helpers import (
+    CHAT,
+    CHUNKED,
+    CLIENT_KEY,
+    DELTA,
+    DONE,
+    LIMITED,
+    OK,
+    OK_BODY,
+    SSE,
+    FakeClock,
+    chunk,
+    head1,
+    secret,
+    service_of,
+)
+
+ONE, TWO = secret("one"), secret("two")
+STREAM = head1(200, [SSE, CHUNKED]) + chunk(DELTA) + chunk(DONE) + b"0\r\n\r\n"
+
+
+class Broken(bytes):
+    """An answer after which the connection is closed."""
+
+
+class Upstream:
+    """A server that gives answers in order, and notes the credentials it was sent.
+
+    None is no answer at all.
+    """
+
+    def __init__(self, *answers: bytes | None) -> None:
+        self.answers = list(answers)
+        self.keys: list[str] = []
+        self.asked = asyncio.Event()
+        self.port = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                await reader.readexactly(len(CHAT))
+                lines = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:-2])
+                self.keys.append(lines["authorization"].removeprefix("bearer "))
+                self.asked.set()
+                answer = self.answers.pop(0)
+                if answer is None:
+                    await reader.read()
+                    break
+                writer.write(answer)
+                if isinstance(answer, Broken):
+                    break
+        writer.close()
+
+
+@pytest.fixture
+async def world():
+    """Start a server of these answers; return it, a service, and a flow to replay."""
+
+    @asynccontextmanager
+    async def build(*answers: bytes | None, **settings):
+        upstream = Upstream(*answers)
+        server = await asyncio.start_server(upstream.serve, "127.0.0.1", 0)
+        upstream.port = server.sockets[0].getsockname()[1]
+        here = replace(openai.PROVIDER, hosts=(HostRule("127.0.0.1", upstream.port),))
+        service = service_of("one", "two", clock=FakeClock(), providers=(here,), **settings)
+        with taddons.context(Proxyserver(), ClientPlayback()) as tctx:
+            async with server:
+                yield upstream, service, tctx
+        assert sum(state.in_flight for state in service.pool.accounts()) == 0
+        assert not service._under_way
+
+    return build
+
+
+def replayed(upstream: Upstream, key: str = "pool:openai/old") -> http.HTTPFlow:
+    flow = tflow.tflow()
+    flow.request = http.Request.make(
+        "POST",
+        f"http://127.0.0.1:{upstream.port}/v1/chat/completions",
+        CHAT,
+        {"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
+    )
+    flow.is_replay = "request"
+    return flow
+
+
+@pytest.mark.parametrize(("answer", "body"), [(OK, OK_BODY), (STREAM, DELTA + DONE)])
+async def test_a_replay_takes_a_lease(world, answer, body):
+    async with world(answer) as (upstream, service, _):
+        flow = replayed(upstream)
+        await replay.answer(flow, service)
+        assert (flow.response.status_code, flow.response.content) == (200, body)
+        assert upstream.keys == [ONE]
+        assert flow.request.headers["authorization"] == "Bearer pool:openai/one"
+        assert flow.metadata == {
+            "pool.account": "openai/one",
+            "pool.attempts": 1,
+            "pool.comment": "",
+        }
+        assert ONE not in str(flow.get_state())
+
+
+async def test_the_credential_of_a_foreign_dump_is_masked(world):
+    async with world(OK) as (upstream, service, _):
+        flow = replayed(upstream, CLIENT_KEY)
+        await replay.answer(flow, service)
+        assert upstream.keys == [ONE]
+        assert CLIENT_KEY not in str(flow.get_state())
+
+
+async def test_a_replay_fails_over(world):
+    async with world(LIMITED, OK) as (upstream, service, _):
+        shows = []
+        service.show = lambda make: shows.append(make())
+        flow = replayed(upstream)
+        await replay.answer(flow, service)
+        assert upstream.keys == [ONE, TWO]
+        assert flow.response.content == OK_BODY
+        assert flow.comment.endswith("-> openai/two")
+        assert [f.metadata["pool.flow"] for f in shows] == [flow.id]
+        assert [f.is_replay for f in shows] == ["request"]
+
+
+async def test_a_refused_attempt_that_is_replayed_becomes_an_ordinary_flow(world):
+    async with world(OK) as (upstream, service, _):
+        flow = replayed(upstream)
+        flow.marked = shown.MARK
+        flow.metadata = {shown.REFUSED: True, "pool.attempt": 1, "pool.flow": "x"}
+        shown.comment(flow, "openai/old: 429 -> openai/one")
+        await replay.answer(flow, service)
+        assert flow.response.content == OK_BODY
+        assert (flow.marked, flow.comment) == ("", "")
+        assert set(flow.metadata) == {"pool.account", "pool.attempts", "pool.comment"}
+
+
+async def test_refused_attempts_of_a_dump_are_not_sent_again(world, tmp_path):
+    """Each request goes out once, not once more for every account that refused it."""
+    (tmp_path / "dump").touch()
+    async with world() as (upstream, service, tctx):
+        tctx.options.client_replay = [str(tmp_path / "dump")]
+        flow = replayed(upstream)
+        flow.metadata[shown.REFUSED] = True
+        await replay.answer(flow, service)
+        assert flow.response.status_code == 409
+        assert upstream.keys == []
+
+
+async def test_manual_approval_is_given_by_whoever_replays(world):
+    async with world(OK, manual_approve=True) as (upstream, service, _):
+        flow = replayed(upstream)
+        await replay.answer(flow, service)
+        assert flow.response.content == OK_BODY
+
+
+@pytest.mark.parametrize("answer", [b"", STREAM[:-10], head1(200, ["content-length: 9"]) + b"half"])
+async def test_an_answer_that_breaks_off(world, answer, caplog):
+    async with world(Broken(answer)) as (upstream, service, _):
+        flow = replayed(upstream)
+        await replay.answer(flow, service)
+        assert flow.response.status_code == 502
+        assert upstream.keys == [ONE]
+    assert "Traceback" not in caplog.text
+
+
+async def test_a_replay_that_is_given_up(world, caplog):
+    """The lease comes back, and nobody is to blame."""
+    async with world(None) as (upstream, service, _):
+        task = asyncio.ensure_future(replay.answer(replayed(upstream), service))
+        await upstream.asked.wait()
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+    assert "internal error" not in caplog.text
+
+
+async def test_other_hosts_are_left_to_mitmproxy(world):
+    async with world() as (_, service, _):
+        flow = tflow.tflow()
+        flow.is_replay = "request"
+        await replay.answer(flow, service)
+        assert flow.response is None

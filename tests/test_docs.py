@@ -1,0 +1,293 @@
+"""README.md and docs/ say what is there, and nothing else.
+
+Pages with a test of their own: providers.md (tests/config/test_docs.py), why.md
+(tests/core/test_decisions.py), adding-a-provider.md (tests/test_worked_example.py), the
+examples (tests/cli/test_examples.py); keys of accounts.yaml stand in accounts.example.yaml
+(tests/test_example.py).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import typer
+from mitmproxy.test import taddons
+
+from account_pool.admin import metrics
+from account_pool.admin.decided import Decided
+from account_pool.admin.endpoints import ENDPOINTS
+from account_pool.cli.child import NOT_EXECUTABLE, NOT_FOUND
+from account_pool.cli.environment import ALL_VARIABLES
+from account_pool.cli.login import INTERRUPTED
+from account_pool.cli.main import app
+from account_pool.cli.placeholders import TOOLS
+from account_pool.config import POOL_OPTIONS, json_schema, load
+from account_pool.providers.registry import BUILT_IN
+from account_pool.proxy.addon import AccountPool
+from tests.proxy.helpers import service_of
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "addon" / "account_pool"
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "README.md"]
+}
+README = PAGES["README.md"]
+CLI_PAGE = PAGES["docs/cli.md"]
+REST_PAGE = PAGES["docs/rest.md"]
+METRICS_PAGE = PAGES["docs/metrics.md"]
+EVERYWHERE = "\n".join(PAGES.values())
+#: With texts that go over several lines in one piece.
+CODE = re.sub(
+    r"\"\s*\n\s*f?\"",
+    "",
+    "\n".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")),
+)
+#: Of the command line.
+CLI = typer.main.get_command(app).commands
+#: Answered by the proxy too, but no rows of the table of endpoints.
+BESIDE = {("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/")}
+
+
+def table(text: str, head: str) -> list[list[str]]:
+    """Return the cells of the one table of *text* whose first column is called *head*."""
+    [rows] = re.findall(rf"^\| {head} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", text, re.MULTILINE)
+    return [[cell.strip() for cell in row.strip("|").split(" |")] for row in rows.splitlines()]
+
+
+def quoted(text: str) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+def section(text: str, title: str) -> str:
+    return re.split(r"^#+ ", text.split(f"# {title}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+# -- options
+
+
+def test_the_table_of_options():
+    rows = {quoted(name)[0]: (default, about) for name, default, about in table(README, "option")}
+    assert list(rows) == [option.option for option in POOL_OPTIONS]
+    for option in POOL_OPTIONS:
+        default, about = rows[option.option]
+        if option.default != "":
+            assert default == str(option.option_default).replace("F", "f").replace("T", "t")
+        assert set(filter(None, option.choices or ())) <= {default, *quoted(about)}
+
+
+def test_no_option_that_is_not_there():
+    named = {n.split("=")[0] for n in re.findall(r"(?<![/_])\bpool_[a-z_]+", EVERYWHERE)}
+    assert named <= {option.option for option in POOL_OPTIONS}
+
+
+# -- commands of mitmproxy
+
+
+@pytest.fixture(scope="module")
+def commands():
+    """Return what each takes, by name."""
+    with taddons.context() as tctx:
+        known = tctx.master.commands
+        known.collect_commands(AccountPool())
+        return {
+            name: [p.name.upper() for p in command.parameters]
+            for name, command in known.commands.items()
+            if name.startswith("pool.")
+        }
+
+
+def test_the_table_of_commands(commands):
+    usages = [u.split() for row in table(README, "command of mitmproxy") for u in quoted(row[0])]
+    rows = {name: takes for name, *takes in usages}
+    assert rows == {**commands, "pool.status": ["[PROVIDER", "or", "KEY]"]}
+
+
+def test_no_command_that_is_not_there(commands):
+    named = set(re.findall(r"`(pool\.[a-z.]+)", EVERYWHERE)) - {"pool.mitm.it", "pool.py"}
+    assert named <= commands.keys()
+    for key in re.findall(r"~meta '?(pool\.[a-z]+)", EVERYWHERE):
+        assert f'"{key}"' in CODE
+
+
+# -- the command line
+
+
+def long_options(command) -> set[str]:
+    """Return those that its help shows."""
+    shown = [p for p in command.params if not getattr(p, "hidden", False)]
+    return {name for p in shown for name in p.opts if name.startswith("--")} - {"--help"}
+
+
+def test_the_tables_of_the_command_line():
+    rows = {quoted(name)[0].split()[1]: options for name, options, _ in table(CLI_PAGE, "command")}
+    assert {name: set(quoted(options)) for name, options in rows.items()} == {
+        name: long_options(command) for name, command in CLI.items()
+    }
+    assert [quoted(row[0])[0].split()[1] for row in table(README, "command")] == list(rows)
+
+
+def test_exit_codes():
+    codes = {int(n) for row in table(CLI_PAGE, "exit code") for n in re.findall(r"\d+", row[0])}
+    assert codes == {0, 1, 2, NOT_EXECUTABLE, NOT_FOUND, INTERRUPTED}
+
+
+def test_the_variables_and_placeholders_a_tool_gets():
+    said = quoted(section(CLI_PAGE, "run"))
+    assert {name.upper() for name in ALL_VARIABLES} <= set(said)
+    assert set(TOOLS) <= set(said)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_line_is_one_that_works(page):
+    """Of `account-pool NAME --option`, wherever a page says it."""
+    for line in re.findall(r"account-pool ((?:[a-z]+|--).*?)(?:`|\)\"|#|$)", PAGES[page], re.M):
+        words = line.split(" -- ")[0].split()
+        options = {word.split("=")[0] for word in words if word.startswith("--")}
+        if words[0].startswith("--"):
+            continue
+        assert words[0] in CLI, line
+        assert options <= long_options(CLI[words[0]]) | {"--help"}, line
+
+
+# -- the admin API
+
+
+def test_the_table_of_endpoints():
+    rows = {tuple(e.replace("`", "").split()): quoted(asked) for e, asked, _ in endpoints()}
+    assert rows.keys() == {(e.method, e.path) for e in ENDPOINTS} | {("GET", "/metrics")}
+    for endpoint in ENDPOINTS:
+        asked = endpoint.query or endpoint.body
+        names = set(asked.model_fields) if asked else set()
+        assert set(rows[endpoint.method, endpoint.path]) == names, endpoint.path
+
+
+def endpoints() -> list[list[str]]:
+    return table(REST_PAGE, "endpoint")
+
+
+def test_the_table_of_the_readme():
+    rows = table(README, "endpoint")
+    told = {(cell.split()[0], path) for cell, _ in rows for path in quoted(cell)}
+    assert told == {tuple(e.replace("`", "").split()) for e, *_ in endpoints()}
+
+
+def test_no_endpoint_that_is_not_there():
+    named = set(re.findall(r"\b(GET|POST) `(/[^`]*)`", EVERYWHERE))
+    ours = {(method, path) for method, path in named if not path.startswith("/v1/")}
+    assert ours <= {(e.method, e.path) for e in ENDPOINTS} | BESIDE
+
+
+# -- metrics
+
+
+def test_the_table_of_metrics():
+    rows = {quoted(n)[0]: quoted(labels) for n, labels, _ in table(METRICS_PAGE, "metric")}
+    told = {}
+    for family in metrics.read(service_of("one"), Decided()):
+        name = family.name + ("_total" if family.type == "counter" else "")
+        # A family that nothing was counted of has its labels here only.
+        told[name] = list(family._labelnames)
+    assert rows == told
+
+
+def test_no_metric_that_is_not_there():
+    known = {quoted(row[0])[0] for row in table(METRICS_PAGE, "metric")}
+    assert set(re.findall(r"\baccount_pool_[a-z_]+", EVERYWHERE)) <= known
+
+
+# -- accounts.yaml
+
+
+@pytest.mark.parametrize(
+    "text",
+    [t for page in PAGES.values() for t in re.findall(r"```yaml\n(accounts:.*?)```", page, re.S)],
+)
+def test_examples_of_accounts_load(tmp_path, text):
+    for name, document in {
+        ".secrets/anthropic.json": {"key": "sk-ant-fake"},
+        ".claude/.credentials.json": {"claudeAiOauth": {"accessToken": "sk-ant-oat01-fake"}},
+    }.items():
+        file = tmp_path / name
+        file.parent.mkdir()
+        file.touch(mode=0o600)
+        file.write_text(json.dumps(document))
+    names = re.findall(r"\b[A-Z_]{8,}\b", text)
+    path = tmp_path / "accounts.yaml"
+    path.touch(mode=0o600)
+    path.write_text(text)
+    assert load(path, {"HOME": str(tmp_path)} | {n: f"sk-fake-{n}" for n in names}).accounts
+
+
+def test_every_provider_has_a_row():
+    assert {quoted(row[0])[0] for row in table(README, "provider")} == set(BUILT_IN)
+
+
+def test_keys_that_are_named_are_there():
+    """`{key: ...}` in the text of a page is a key of accounts.yaml."""
+    schema = json_schema()
+    keys = {key for s in (schema, *schema["$defs"].values()) for key in s["properties"]}
+    sources = {"env", "file", "pointer", "command", "oauth"}
+    named = re.findall(r"`\{([a-z_]+): ", README + PAGES["docs/providers.md"])
+    assert set(named) <= keys | sources | {"error"}
+
+
+# -- the rest
+
+
+def slugs(text: str) -> set[str]:
+    """Return the anchors of the headings of a page, as GitHub makes them."""
+    outside = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", outside, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in slugs(file.read_text(encoding="utf-8")), target
+
+
+def test_every_page_is_linked_from_the_readme():
+    assert [page for page in PAGES if page.startswith("docs/") and f"({page}" not in README] == []
+
+
+#: What others say, in tables of the page.
+FOREIGN = {
+    "address already in use", "No such script", "self-signed certificate in certificate chain",
+    "UNABLE_TO_GET_ISSUER_CERT_LOCALLY", "Retry-After", "previous_response_id",
+}  # fmt: skip
+
+
+def test_symptoms_are_what_is_really_said():
+    rows = re.findall(r"^\| (.+?) \|", PAGES["docs/troubleshooting.md"], re.MULTILINE)
+    said = {text for cell in rows for text in quoted(cell)}
+    assert len(said) > 12
+    ours = said - FOREIGN - {"accounts.yaml:2: accounts[0].provider: ..."}
+    assert [text for text in ours if text not in CODE] == []
+
+
+MAP = PAGES["docs/code.md"].split("## Three rules")[0]
+FOLDERS = re.findall(r"^      (\w+)/ .*\n((?:        .*\n)*)", MAP, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("folder", "lines"), FOLDERS, ids=[name for name, _ in FOLDERS])
+def test_the_map_names_the_files(folder, lines):
+    named = {
+        name.rstrip("/")
+        for line in re.findall(r"^ {8}((?:[\w/]+, )*[\w/]+) ", lines, re.MULTILINE)
+        for name in line.split(", ")
+    }
+    there = {path.stem for path in (PACKAGE / folder).iterdir() if path.stem[:2] != "__"}
+    assert named <= there
+    if folder in ("core", "store", "proxy", "admin"):
+        assert there <= named
