@@ -152,7 +152,9 @@ def test_the_shell_can_complete_commands_and_options(capfd, monkeypatch):
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_can_be_printed(capfd, shell):
+def test_completion_can_be_printed(capfd, monkeypatch, shell):
+    # Else typer takes the shell that runs the tests, if one does.
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
     with pytest.raises(SystemExit) as ended:
         run(["--show-completion", shell])
     assert ended.value.code == 0
