@@ -58,8 +58,7 @@ def _subject(decision: Decision) -> str:
     if effect is Kind.DISABLE:
         parts.append("disabled")
     elif effect is Kind.COOLDOWN and decision.until is not None and decision.kind is not Kind.WAIT:
-        left = duration(decision.until - decision.at)
-        parts.append(f"cools {left}" + (f" for {decision.covers}" if decision.covers else ""))
+        parts.append(_cools(decision.until - decision.at, decision.covers))
     return f"{name}: {', '.join(parts)}" if parts else name
 
 
@@ -68,6 +67,15 @@ def _verdict(cause: Cause) -> str:
     status = re.split("[: ]", cause.signal)[0]
     # A limit inside a stream came with a success status, which says nothing.
     return f"{status} {cause.cls}" if status.isdigit() else cause.cls.value
+
+
+def _cools(left_s: float, model: str | None) -> str:
+    """Return `cools 38 s for gpt-5`."""
+    return f"cools {duration(left_s)}{_of_model(model)}"
+
+
+def _of_model(model: str | None) -> str:
+    return f" for {one_line(model)}" if model else ""
 
 
 def _waiting(decision: Decision) -> str:
@@ -102,8 +110,7 @@ def _freed(decision: Decision) -> str:
     if decision.kind is Kind.ENABLE or decision.until is None:
         return f"{name}: used again"
     early = duration(decision.until - decision.at)
-    of_model = f" for {decision.covers}" if decision.covers else ""
-    return f"{name}: used again{of_model}, {early} early"
+    return f"{name}: used again{_of_model(decision.covers)}, {early} early"
 
 
 def _told(wait_s: float | None) -> str:
@@ -126,8 +133,7 @@ def verdict(attempt: Attempt, attempts: Attempts, now: float) -> str:
     cooldown = state.cooldown_of(attempts.facts.model, now)
     if cooldown is None:
         return text
-    of_model = f" for {one_line(cooldown.model)}" if cooldown.model else ""
-    return f"{text}, cools {duration(cooldown.until - now)}{of_model}"
+    return f"{text}, {_cools(cooldown.until - now, cooldown.model)}"
 
 
 def _why(decision: Decision) -> str:
