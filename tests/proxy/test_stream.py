@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import brotli
 import pytest
-import zstandard
 from mitmproxy import http
 from mitmproxy.net.server_spec import ServerSpec
 from mitmproxy.proxy.layers.http import HTTPMode
@@ -22,6 +21,7 @@ from account_pool.providers import anthropic, copilot, gemini, openai
 from account_pool.providers.base import HostRule, LocalAnswer
 from account_pool.providers.registry import add_hosts
 from account_pool.proxy import serving, stream
+from account_pool.proxy.decoding import zstd
 from tests.proxy.helpers import (
     CHAT,
     CHUNKED,
@@ -129,7 +129,7 @@ def test_any_split_of_both_answers(rig_of, chunked, size):
     [
         ("gzip", gzip.compress),
         ("br", brotli.compress),
-        ("zstd", zstandard.ZstdCompressor().compress),
+        ("zstd", zstd.compress),
         ("deflate", zlib.compress),
     ],
 )

@@ -7,12 +7,12 @@ import json
 
 import brotli
 import pytest
-import zstandard
 
 from account_pool.core.attempts import Limits
 from account_pool.core.usage import END_BYTES
 from account_pool.providers import anthropic
 from account_pool.proxy import serving, shown
+from account_pool.proxy.decoding import zstd
 from account_pool.proxy.metering import Tally
 from tests.proxy.helpers import (
     CHUNKED,
@@ -101,7 +101,7 @@ def test_a_stream_over_http2(rig_of):
     [
         ("gzip", gzip.compress),
         ("br", brotli.compress),
-        ("zstd", zstandard.ZstdCompressor().compress),
+        ("zstd", zstd.compress),
     ],
 )
 @pytest.mark.parametrize("ends", [True, False], ids=["complete", "left at the last byte"])

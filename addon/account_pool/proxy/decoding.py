@@ -6,15 +6,25 @@ hostile body must not blow up in memory.
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Callable
+from typing import Protocol
 
 import brotli
-import zstandard
 
-#: Raw bytes decoded at once: bounds what one step of a decompression bomb can unpack, to
-#: 8 MiB with zstd (four bytes make a block of 128 KiB), to a quarter of one with gzip.
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+#: Raw bytes decoded at once: bounds what one step of a brotli bomb can unpack where its
+#: decoder takes no bound (before version 1.2).
 _SLICE = 256
+
+#: The largest window a decoder of the content-encoding zstd must support, 8 MiB (RFC 9659);
+#: a frame may ask for sixteen times that in memory.
+_WINDOW_LOG_MAX = 23
 
 
 class UnknownEncoding(ValueError):
@@ -44,10 +54,10 @@ class Decoder:
             for start in range(0, len(data), _SLICE):
                 if self._left <= 0:
                     break
-                piece = self._step(data[start : start + _SLICE])
+                piece = self._step(data[start : start + _SLICE], self._left)
                 self._left -= len(piece)
                 out += piece
-        except (zlib.error, brotli.error, zstandard.ZstdError) as e:
+        except (zlib.error, brotli.error, zstd.ZstdError) as e:
             raise ValueError(f"damaged body: {type(e).__name__}") from None
         return bytes(out)
 
@@ -73,24 +83,74 @@ _ENCODERS: dict[str, Callable[[bytes], bytes]] = {
     "x-gzip": lambda text: zlib.compress(text, 1, wbits=zlib.MAX_WBITS | 16),
     "deflate": lambda text: zlib.compress(text, 1),
     "br": lambda text: bytes(brotli.compress(text, quality=1)),
-    "zstd": lambda text: zstandard.ZstdCompressor(level=1).compress(text),
+    "zstd": lambda text: zstd.compress(text, level=1),
 }
 
 
-def _stepper(encoding: str) -> Callable[[bytes], bytes] | None:
+def _stepper(encoding: str) -> Callable[[bytes, int], bytes] | None:
     match encoding:
         case "" | "identity" | "none":
             return None
         case "gzip" | "x-gzip":
-            return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16).decompress
+            return _Frames(lambda: zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)).feed
         case "deflate":
             return _Deflate().feed
         case "br":
-            return brotli.Decompressor().process
+            return _brotli()
         case "zstd":
-            return zstandard.ZstdDecompressor().decompressobj().decompress
+            return _Frames(_zstd_frame).feed
         case _:
             raise UnknownEncoding(f"cannot read content-encoding {encoding!r}")
+
+
+def _brotli() -> Callable[[bytes, int], bytes]:
+    process = brotli.Decompressor().process
+    # A method that came with the bound, which itself cannot be asked for.
+    if hasattr(brotli.Decompressor, "can_accept_more_data"):
+        return lambda data, limit: bytes(process(data, output_buffer_limit=limit))
+    return lambda data, _limit: bytes(process(data))
+
+
+def _zstd_frame() -> _Frame:
+    options = {int(zstd.DecompressionParameter.window_log_max): _WINDOW_LOG_MAX}
+    return zstd.ZstdDecompressor(options=options)
+
+
+class _Frame(Protocol):
+    """One gzip member or zstd frame; its decoder stops at the end of it."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+
+
+class _Frames:
+    """Frames one after the other, which decode to one text (RFC 1952, 2.2; RFC 8878, 3).
+
+    What follows a whole frame and is none is ignored, as browsers do.
+    """
+
+    def __init__(self, new_frame: Callable[[], _Frame]) -> None:
+        self._new_frame = new_frame
+        self._frame = new_frame()
+        self._first = True
+        self._garbage = False
+
+    def feed(self, data: bytes, limit: int) -> bytes:
+        out = b""
+        while data and len(out) < limit and not self._garbage:
+            if self._frame.eof:
+                self._frame, self._first = self._new_frame(), False
+            try:
+                out += self._frame.decompress(data, limit - len(out))
+            except (zlib.error, zstd.ZstdError):
+                if self._first:
+                    raise
+                self._garbage = True
+            data = self._frame.unused_data if self._frame.eof else b""
+        return out
 
 
 class _Deflate:
@@ -100,11 +160,11 @@ class _Deflate:
         self._inner: zlib._Decompress | None = None
         self._start = b""
 
-    def feed(self, data: bytes) -> bytes:
+    def feed(self, data: bytes, limit: int) -> bytes:
         if self._inner is None:
             data = self._start = self._start + data
             if len(data) < 2:
                 return b""
             zlib_header = data[0] & 0x0F == 8 and not (data[0] * 256 + data[1]) % 31
             self._inner = zlib.decompressobj(zlib.MAX_WBITS if zlib_header else -zlib.MAX_WBITS)
-        return self._inner.decompress(data)
+        return b"" if self._inner.eof else self._inner.decompress(data, limit)
