@@ -97,6 +97,7 @@ def test_as_dict() -> None:
         "class": "rate_limit",
         "scope": "account",
         "signal": "429 code=slow",
+        "unknown": False,
         "evidence": {"retry-after": "60"},
         "reset_named": True,
         "reason": None,

@@ -61,6 +61,19 @@ def test_a_status_alone(status: int, cls: str, scope: str, replayable: bool) -> 
     assert (got.cls, got.scope, got.replayable) == (cls, scope, replayable)
 
 
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 422, 429, 500, 599])
+def test_what_only_its_status_explains_is_marked_unknown(status: int) -> None:
+    assert EMPTY.classify(answer(status)).unknown
+    known = table(rule(OutcomeClass.QUOTA, status=frozenset({status})))
+    assert not known.classify(answer(status)).unknown
+
+
+def test_a_code_that_names_the_credential_says_so() -> None:
+    row = rule(OutcomeClass.AUTH_INVALID, names_credential=True)
+    assert table(row).classify(answer(401)).names_credential
+    assert not EMPTY.classify(answer(401)).names_credential
+
+
 @pytest.mark.parametrize(
     "evidence",
     [

@@ -32,6 +32,7 @@ CAUSE = Cause(
     scope=Scope.MODEL,
     evidence={"retry-after": "60", "odd": "\xff"},
     hinted=True,
+    unknown=True,
 )
 COOLS = Cooldown(model=None, since=WALL, until=WALL + 60.125, streak=2, cause=CAUSE)
 # A client may ask for a model with half a character in its name.

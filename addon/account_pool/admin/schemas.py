@@ -146,6 +146,7 @@ SCHEMAS: Mapping[str, Schema] = {
             model=_or_null(_TEXT),
             scope=_or_null(_TEXT),
             signal=_or_null(_TEXT),
+            unknown=_or_null(_BOOL),
             evidence={"type": "object", "additionalProperties": _TEXT},
             reset_named=_or_null(_BOOL),
             reason=_or_null(_TEXT),

@@ -45,6 +45,7 @@ class Cause:
         cls, scope: as classified.
         evidence: as `Outcome.evidence`.
         hinted: whether the deadline was named by the provider.
+        unknown: as `Outcome.unknown`.
     """
 
     signal: str
@@ -52,6 +53,7 @@ class Cause:
     scope: Scope
     evidence: Mapping[str, str] = field(default_factory=dict)
     hinted: bool = False
+    unknown: bool = False
 
     @classmethod
     def of(cls, outcome: Outcome, *, hinted: bool) -> Cause:
@@ -61,6 +63,7 @@ class Cause:
             scope=outcome.scope,
             evidence=outcome.evidence,
             hinted=hinted,
+            unknown=outcome.unknown,
         )
 
 

@@ -135,10 +135,10 @@ class Decision:
         """Return it for JSON; always the same keys. Times are seconds since the epoch.
 
         Keys: number, kind, at, by, provider, account, to, model, class, scope, signal
-        (the evidence in a few words), evidence (header values by name), reset_named
-        (whether *until* was named by the provider), reason, effect, covers, until,
-        told_s, session, ends, ended_at, released_by, waited_s, times. What is not known
-        or does not apply is null.
+        (the evidence in a few words), unknown (only the status was understood), evidence
+        (header values by name), reset_named (whether *until* was named by the provider),
+        reason, effect, covers, until, told_s, session, ends, ended_at, released_by,
+        waited_s, times. What is not known or does not apply is null.
         """
         ended_at, released_by = self.ended_at, self.released_by
         if self.kind is Kind.COOLDOWN and ended_at is None and self.is_over(now):
@@ -156,6 +156,7 @@ class Decision:
             "class": cause.cls.value if cause else None,
             "scope": cause.scope.value if cause else None,
             "signal": cause.signal if cause else None,
+            "unknown": cause.unknown if cause else None,
             "evidence": dict(cause.evidence) if cause else {},
             "reset_named": cause.hinted if cause else None,
             "reason": self.reason or None,

@@ -62,6 +62,9 @@ class Outcome:
         signal: the evidence in a few words, without user text or secrets, e.g.
             "429 code=insufficient_quota".
         explicit: a code or a sentence of the provider says so, not the status alone.
+        unknown: nothing in the answer was understood: the class follows the status.
+        names_credential: a code says that the credential itself is refused
+            (`invalid_api_key`), so no other account need be asked to believe it.
         evidence: values that speak of limits, by lower-case name of the header, or of
             the field of the error; the most telling first.
         model: the model (or family, or feature) a MODEL scope is about, when the
@@ -79,6 +82,8 @@ class Outcome:
     replayable: bool = False
     signal: str = ""
     explicit: bool = True
+    unknown: bool = False
+    names_credential: bool = False
     evidence: Mapping[str, str] = field(default_factory=dict)
     model: str | None = None
     shared: bool = False

@@ -67,6 +67,8 @@ class Rule:
         owner: the owner (organisation, team, project) the answer names.
         missing_model: a request error that says that this account does not have the
             model; another may have it.
+        names_credential: the code says that the credential itself is refused.
+        unknown: the status alone decides; the answer says nothing that is understood.
         source: where the vendor or a recording says so.
     """
 
@@ -84,6 +86,8 @@ class Rule:
     shared: bool | None = None
     owner: Callable[[Facts], str | None] | None = None
     missing_model: bool = False
+    names_credential: bool = False
+    unknown: bool = False
 
     def matches(self, facts: Facts) -> bool:
         """Say whether every condition holds."""
@@ -162,15 +166,34 @@ STATUS_RULES: tuple[Rule, ...] = (
         phrase=re.compile(r"(?<!or )\bexpired\b", re.IGNORECASE),
         source=_RFC,
     ),
-    Rule(why="not accepted", cls=OutcomeClass.AUTH_INVALID, status=_statuses(401), source=_RFC),
-    Rule(why="payment required", cls=OutcomeClass.QUOTA, status=_statuses(402), source=_RFC),
-    Rule(why="refused", cls=OutcomeClass.FORBIDDEN_ACCOUNT, status=_statuses(403), source=_RFC),
+    Rule(
+        why="not accepted",
+        cls=OutcomeClass.AUTH_INVALID,
+        status=_statuses(401),
+        unknown=True,
+        source=_RFC,
+    ),
+    Rule(
+        why="payment required",
+        cls=OutcomeClass.QUOTA,
+        status=_statuses(402),
+        unknown=True,
+        source=_RFC,
+    ),
+    Rule(
+        why="refused",
+        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
+        status=_statuses(403),
+        unknown=True,
+        source=_RFC,
+    ),
     Rule(
         why="429 without a header, code or window",
         cls=OutcomeClass.RATE_LIMIT,
         scope=Scope.NONE,
         status=_statuses(429),
         when=_says_nothing,
+        unknown=True,
         source="RFC 6585 section 4",
     ),
     Rule(
@@ -190,9 +213,10 @@ STATUS_RULES: tuple[Rule, ...] = (
         why="request error",
         cls=OutcomeClass.REQUEST_ERROR,
         when=lambda facts: 400 <= facts.status < 500,
+        unknown=True,
         source=_RFC,
     ),
-    Rule(why="server error", cls=OutcomeClass.SERVER_ERROR, source=_RFC),
+    Rule(why="server error", cls=OutcomeClass.SERVER_ERROR, unknown=True, source=_RFC),
 )
 
 
@@ -264,6 +288,8 @@ class SignalTable:
             shared=limited and shared,
             owner=(rule.owner or self.owner)(facts) if limited else None,
             missing_model=rule.missing_model,
+            unknown=rule.unknown,
+            names_credential=rule.names_credential,
         )
 
 

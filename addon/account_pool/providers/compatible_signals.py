@@ -214,22 +214,32 @@ AUTH_RULES: tuple[Rule, ...] = (
         source="Soju06/codex-lb app/core/balancer/logic.py",
     ),
     Rule(
+        why="the key is not accepted",
+        cls=OutcomeClass.AUTH_INVALID,
+        words=frozenset(
+            {
+                "incorrect_api_key",
+                "invalid_api_key",
+                "token_invalidated",
+                "token_revoked",
+                "wrong_api_key",
+            }
+        ),
+        names_credential=True,
+        source="openai error-codes guide; groq, Cerebras, Codex 401, recorded",
+    ),
+    Rule(
         why="the credential is not accepted",
         cls=OutcomeClass.AUTH_INVALID,
         words=frozenset(
             {
                 "app_session_terminated",
-                "incorrect_api_key",
-                "invalid_api_key",
                 "invalid_authentication",
                 "invalid_grant",
                 "invalid_token",
                 "refresh_token_expired",
                 "refresh_token_invalidated",
                 "refresh_token_reused",
-                "token_invalidated",
-                "token_revoked",
-                "wrong_api_key",
             }
         ),
         source="openai error-codes guide; groq, Cerebras, Codex 401, recorded",

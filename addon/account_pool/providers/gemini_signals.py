@@ -178,6 +178,7 @@ GOOGLE_RULES: tuple[Rule, ...] = (
         cls=OutcomeClass.AUTH_INVALID,
         # A 400 here.
         words=frozenset({"api_key_invalid", "api_key_expired"}),
+        names_credential=True,
         source=_REASONS,
     ),
     Rule(

@@ -136,6 +136,7 @@ def _text(cause: Cause) -> str:
         "scope": cause.scope,
         "evidence": dict(cause.evidence),
         "hinted": cause.hinted,
+        "unknown": cause.unknown,
     }
     return json.dumps(told)
 
@@ -148,4 +149,5 @@ def _cause(text: str) -> Cause:
         scope=Scope(told["scope"]),
         evidence=told["evidence"],
         hinted=told["hinted"],
+        unknown=told.get("unknown", False),
     )
