@@ -50,7 +50,7 @@ def _linux_cpu_clock(pid: int) -> float:
 
 def _psutil_process(pid: int) -> Any:
     try:
-        import psutil  # optional, hence not among the dependencies
+        import psutil  # optional: the extra `benchmarks`
     except ImportError:
         return None
     return psutil.Process(pid)

@@ -52,7 +52,7 @@ def system_authorities() -> list[str]:
     known = ssl.create_default_context().get_ca_certs(binary_form=True)
     if len(known) >= _FEW:
         return [ssl.DER_cert_to_PEM_cert(certificate) for certificate in known]
-    import certifi  # noqa: PLC0415 - mitmproxy brings it, and few need it
+    import certifi  # noqa: PLC0415 - few need it
 
     return [Path(certifi.where()).read_text(encoding="utf-8")]
 

@@ -83,7 +83,7 @@ def named(name: str) -> Shell | None:
 
 def detect(environ: Mapping[str, str]) -> Shell:
     """Return the shell that called us; where it cannot be seen, the user's usual one."""
-    import shellingham  # noqa: PLC0415 - typer brings it, and only this needs it
+    import shellingham  # noqa: PLC0415 - only this needs it
 
     try:
         found = named(shellingham.detect_shell()[0])

@@ -1,0 +1,179 @@
+"""What is imported is declared, and what is declared is used.
+
+mitmproxy 12.3 replaced a package that we had imported because mitmproxy brought it, and
+a fresh install stopped starting. Every import counts here, also one inside a function.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+
+#: Declared, and of use without an import.
+NOT_IMPORTED = {
+    "tzdata": "data that zoneinfo reads",
+    "pytest-asyncio": "a plugin",
+    "pytest-cov": "a plugin",
+    "pytest-timeout": "a plugin",
+    "mypy": "run as a command",
+    "ruff": "run as a command",
+    "hatchling": "builds the wheel that a test installs",
+    "hatch-fancy-pypi-readme": "the same",
+    "huggingface-hub": "a bound on what cohere brings",
+}
+#: Which distributions install something below a name.
+OWNERS = metadata.packages_distributions()
+#: Modules of this repository.
+OURS = {"account_pool", "benchmarks", "tests"}
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    """Return what is declared for this Python: without an extra, what users install."""
+    lines = PROJECT["dependencies"] if not extras else [r for e in extras for r in EXTRAS[e]]
+    declared = [Requirement(line) for line in lines]
+    return [r for r in declared if r.marker is None or r.marker.evaluate()]
+
+
+def name_of(requirement: Requirement) -> str:
+    return requirement.name.lower().replace("_", "-").replace(".", "-")
+
+
+def imports(*folders: str) -> dict[str, str]:
+    """Return the dotted names that are imported below *folders*, and by which file."""
+    found: dict[str, str] = {}
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for name in imported(ast.parse(path.read_text(encoding="utf-8"))):
+                found.setdefault(name, str(path.relative_to(ROOT)))
+    return {
+        name: path
+        for name, path in found.items()
+        if name.partition(".")[0] not in OURS | sys.stdlib_module_names
+    }
+
+
+def imported(node: ast.AST) -> Iterator[str]:
+    """Yield the names imported anywhere in *node*, on the Python that runs this."""
+    match node:
+        case ast.Import(names=names):
+            yield from (alias.name for alias in names)
+        case ast.ImportFrom(module=str(module), names=names, level=0):
+            yield from (f"{module}.{alias.name}" for alias in names)
+        case ast.Call(func=ast.Attribute(attr="importorskip" | "import_module"), args=[first, *_]):
+            if isinstance(first, ast.Constant):
+                yield first.value
+        case ast.If(test=test) if "sys.version_info" in ast.unparse(test):
+            taken = eval(ast.unparse(test), {"sys": sys})
+            for statement in node.body if taken else node.orelse:
+                yield from imported(statement)
+            return
+    for child in ast.iter_child_nodes(node):
+        yield from imported(child)
+
+
+@cache
+def modules_of(distribution: str) -> set[str]:
+    """Return the dotted names of what *distribution* installs; no namespace it shares."""
+    try:
+        files = metadata.files(distribution) or ()
+    except metadata.PackageNotFoundError:
+        return {distribution.replace("-", "_")}  # an extra that is not here: the usual name
+    paths = [Path(str(file)) for file in files if file.suffix in (".py", ".so", ".pyd")]
+    names = (path.with_name(path.name.partition(".")[0]) for path in paths)
+    modules = {(name.parent if name.name == "__init__" else name).parts for name in names}
+    alone = {parts[0] for parts in modules if len(set(OWNERS.get(parts[0], ()))) == 1}
+    return alone | {".".join(parts) for parts in modules}
+
+
+def provided(name: str, modules: set[str]) -> bool:
+    parts = name.split(".")
+    return any(".".join(parts[:end]) in modules for end in range(1, len(parts) + 1))
+
+
+def undeclared(names: dict[str, str], declared: Iterable[Requirement]) -> list[str]:
+    modules = {module for r in declared for module in modules_of(r.name)}
+    return [f"{path}: {name}" for name, path in names.items() if not provided(name, modules)]
+
+
+def unused(names: Iterable[str], declared: Iterable[Requirement]) -> set[str]:
+    return {
+        name_of(r)
+        for r in declared
+        if name_of(r) not in NOT_IMPORTED
+        and not any(provided(name, modules_of(r.name)) for name in names)
+    }
+
+
+def test_what_the_package_imports_is_declared():
+    assert undeclared(imports("addon"), requirements()) == []
+
+
+def test_what_the_package_declares_is_imported():
+    assert unused(imports("addon"), requirements()) == set()
+
+
+def test_what_tests_import_is_declared():
+    declared = requirements() + requirements(*EXTRAS)
+    assert undeclared(imports("tests", "benchmarks"), declared) == []
+
+
+def test_what_the_extras_declare_is_imported():
+    names = imports("tests", "benchmarks")
+    assert unused(names, requirements(*EXTRAS)) == set()
+
+
+def test_every_requirement_has_a_lowest_version():
+    declared = requirements() + requirements(*EXTRAS)
+    bare = [str(r) for r in declared if not any(s.operator in (">=", "<") for s in r.specifier)]
+    assert bare == []
+
+
+def test_mitmproxy_is_bounded_below_its_next_major():
+    """The package stands on parts of it that have no promise of stability."""
+    [mitmproxy] = [r for r in requirements() if r.name == "mitmproxy"]
+    assert "12.99" in mitmproxy.specifier
+    assert "13.0.0" not in mitmproxy.specifier
+
+
+def test_an_import_anywhere_is_seen():
+    source = """
+        import a, b.c as d
+        from e.f import g
+        from . import ours
+        def f():
+            if sys.version_info >= (3, 1): from h import i
+            else: import never
+            try: import j
+            except ImportError: k = importlib.import_module("l.m")
+        class C:
+            pytest.importorskip("n")
+    """
+    seen = set(imported(ast.parse(inspect.cleandoc(source))))
+    assert seen == {"a", "b.c", "e.f.g", "h.i", "j", "l.m", "n"}
+
+
+def test_what_is_missing_or_left_over_is_found():
+    msgspec, tzdata = Requirement("msgspec"), Requirement("tzdata")
+    assert undeclared({"msgspec.json": "x.py", "zstandard": "y.py"}, [msgspec]) == [
+        "y.py: zstandard"
+    ]
+    assert unused({"typer"}, [msgspec, tzdata]) == {"msgspec"}
+
+
+def test_a_namespace_is_no_module():
+    """`google` belongs to many; who declares one of them may not use another."""
+    modules = {"google.genai", "google.genai.types"}
+    assert provided("google.genai.Client", modules)
+    assert not provided("google.auth", modules)
