@@ -33,7 +33,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "addon" / "account_pool"
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "README.md"]
+    for path in [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        ROOT / "benchmarks" / "README.md",
+        *(ROOT / ".github").glob("**/*.md"),
+        *(ROOT / ".github").glob("ISSUE_TEMPLATE/*.yml"),
+    ]
 }
 README = PAGES["README.md"]
 CLI_PAGE = PAGES["docs/cli.md"]
