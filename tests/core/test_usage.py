@@ -57,6 +57,14 @@ GEMINI = {
     "totalTokenCount": 150,
     "promptTokensDetails": [{"modality": "TEXT", "tokenCount": 120}],
 }
+INTERACTION = {
+    "total_input_tokens": 120,
+    "total_cached_tokens": 100,
+    "total_output_tokens": 10,
+    "total_thought_tokens": 20,
+    "total_tokens": 150,
+    "input_tokens_by_modality": [{"modality": "text", "tokens": 120}],
+}
 COHERE = {
     "billed_units": {"input_tokens": 7, "output_tokens": 30},
     "tokens": {"input_tokens": 120, "output_tokens": 30},
@@ -156,6 +164,11 @@ ANSWERS = {
         Usage(120),
     ),
     "code assist": (stream({"response": {"usageMetadata": GEMINI}, "traceId": "t"}), ALL),
+    "interactions": (document(id="v1_a", usage=INTERACTION), ALL),
+    "interactions stream": (
+        stream({"event_type": "interaction.completed", "interaction": {"usage": INTERACTION}}),
+        ALL,
+    ),
     "cohere": (document(message={}, usage=COHERE), PLAIN),
     "cohere stream": (
         stream({"type": "message-end", "delta": {"usage": COHERE}}),

@@ -173,3 +173,22 @@ async def test_google_genai_in_one_piece(through_pool):
 
     assert await asyncio.to_thread(ask) == TEXT
     assert_failed_over(journal)
+
+
+@pytest.mark.parametrize(
+    "refusal", [gemini.per_day(), gemini.interaction_limited_inside()], ids=["429", "inside a 200"]
+)
+async def test_google_genai_interaction(through_pool, refusal):
+    from google import genai
+
+    if not hasattr(genai.Client, "interactions"):
+        pytest.skip("this google-genai has no Interactions API")
+    journal = await through_pool("gemini", refusal, gemini.interaction_stream(WORDS))
+
+    def ask() -> list[str]:
+        client = genai.Client(api_key=CLIENT)
+        stream = client.interactions.create(model="gemini-3.5-flash", input="Hello?", stream=True)
+        return [e.delta.text for e in stream if e.event_type == "step.delta"]
+
+    assert await asyncio.to_thread(ask) == WORDS
+    assert [credential for credential, _status in journal.statuses] == [FIRST, SECOND]

@@ -8,10 +8,18 @@ from collections.abc import Iterable
 from typing import Any
 
 from account_pool.demo.exchange import Framing, Reply, Request
-from account_pool.demo.scripts import by_credential, framed, json_reply, openai, stream_reply
+from account_pool.demo.scripts import (
+    by_credential,
+    framed,
+    gemini,
+    json_reply,
+    openai,
+    stream_reply,
+)
 from tests.e2e.harness import (
     CLIENT,
     FIRST,
+    GEMINI,
     OPENAI,
     SECOND,
     THIRD,
@@ -142,6 +150,47 @@ async def test_what_continues_an_answer_goes_to_its_owner(provider, pool_proxy):
 def _response_id(text: str) -> str:
     start = text.index("resp_")
     return text[start : text.index('"', start)]
+
+
+def interactions_by_owner(request: Request) -> Reply:
+    """Each account knows its own interactions alone."""
+    label = BY_SECRET[request.credential]
+    asked = json.loads(request.body or b"{}")
+    before = asked.get("previous_interaction_id") or request.path.partition("/interactions/")[2]
+    if before and not before.startswith(f"v1_{label}_"):
+        return json_reply({"error": {"code": "not_found", "message": "not found"}}, 404)
+    made = f"v1_{label}_{request.turn}"
+    if asked.get("stream"):
+        return stream_reply(gemini.interaction_events(["Good", " morning"], made))
+    return json_reply({"id": made, "object": "interaction", "status": "completed", "steps": []})
+
+
+async def test_what_continues_an_interaction_goes_to_its_owner(provider, pool_proxy):
+    upstream = await provider(interactions_by_owner)
+    labels_of = ("first", "second", "third")
+    proxy = await pool_proxy([account(x, "gemini") for x in labels_of], provider=upstream)
+    headers = {"x-goog-api-key": CLIENT}
+    async with proxy.client(base_url=GEMINI, headers=headers) as http:
+
+        async def ask(**body: Any) -> str:
+            asked = {"model": "gemini-3.5-flash", "input": "Hello?", **body}
+            answer = await http.post("/v1beta/interactions", json=asked)
+            assert answer.status_code == 200, answer.text
+            found = re.search(r"v1_\w+", answer.text)
+            assert found is not None
+            return found[0]
+
+        for stream in (False, True):
+            made = await ask(stream=stream)
+            owner = labels(upstream.journal.credentials)[-1]
+            for n in range(5):
+                made = await ask(input=f"question {n}", previous_interaction_id=made)
+                assert labels(upstream.journal.credentials)[-1] == owner
+                assert (await http.get(f"/v1beta/interactions/{made}")).status_code == 200
+                assert labels(upstream.journal.credentials)[-1] == owner
+                # Others spread meanwhile.
+                await ask(input=f"other {stream} {n}")
+    assert set(labels(upstream.journal.credentials)) == set(labels_of)
 
 
 async def test_an_owner_that_cannot_serve_refuses_itself(provider, pool_proxy):

@@ -53,6 +53,14 @@ M = "/v1beta/models/gemini-2.5-pro"
         ("PATCH", "/v1beta/cachedContents/c", Route.POOL),
         ("GET", "/download/v1beta/files/f:download", Route.POOL),
         ("PUT", "/v1beta/files/f", Route.PASS),
+        ("POST", "/v1beta/interactions", Route.POOL),
+        ("POST", "/v1/interactions", Route.POOL),
+        ("GET", "/v1beta/interactions/v1_a", Route.POOL),
+        ("DELETE", "/v1beta/interactions/v1_a", Route.POOL),
+        ("POST", "/v1beta/interactions/v1_a/cancel", Route.POOL),
+        ("GET", "/v1beta/interactions", Route.PASS),
+        ("GET", "/v1beta/interactions/live", Route.PASS),
+        ("POST", "/v1beta/interactionsX", Route.PASS),
         ("GET", M + "/operations/o", Route.PASS),
         ("DELETE", M, Route.PASS),
         ("POST", "/v9/models/m:generateContent", Route.PASS),
@@ -77,6 +85,8 @@ def test_live_api() -> None:
     upgrade = {"upgrade": "websocket"}
     assert PROVIDER.route(head("GET", path, headers=upgrade)) is Route.POOL
     assert PROVIDER.route(head("GET", path)) is Route.PASS
+    live = head("GET", "/v1beta/interactions/live", headers=upgrade)
+    assert PROVIDER.route(live) is Route.POOL
     # Ephemeral tokens belong to who minted them.
     assert PROVIDER.route(head("GET", path + "Constrained", headers=upgrade)) is Route.PASS
 
@@ -90,6 +100,10 @@ def test_live_api() -> None:
         ("/v1beta/openai/chat/completions", b'{"model":"gemini-2.0-flash"}', "gemini-2.0-flash"),
         ("/v1beta/models", b"", None),
         ("/v1beta/files", b"\x00", None),
+        ("/v1beta/interactions", b'{"model":"gemini-3.5-flash","input":"Hi"}', "gemini-3.5-flash"),
+        # An agent has limits of its own.
+        ("/v1beta/interactions", b'{"agent":"deep-research","input":"Hi"}', "deep-research"),
+        ("/v1beta/interactions", b'{"agent":{"name":"a"}}', None),
     ],
 )
 def test_model(path: str, body: bytes, expected: str | None) -> None:
@@ -310,3 +324,22 @@ def test_the_delays_of_a_body_are_rewritten() -> None:
     assert PROVIDER.delay_body("no JSON", 3, 0.0) == "no JSON"
     got = PROVIDER.classify(Answer(status=429, payload=json.loads(rewritten)))
     assert got.cooldown_s == 300
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        ({"event_type": "interaction.created", "interaction": {"id": "v1_a"}}, Verdict.CONTINUE),
+        ({"event_type": "interaction.start", "interaction": {"id": "v1_a"}}, Verdict.CONTINUE),
+        ({"event_type": "interaction.status_update", "status": "in_progress"}, Verdict.CONTINUE),
+        ({"event_type": "error", "error": {"code": "quota_exceeded"}}, Verdict.REFUSE),
+        ({"event_type": "error"}, Verdict.REFUSE),
+        ({"event_type": "step.start", "index": 0, "step": {"type": "thought"}}, Verdict.COMMIT),
+        ({"event_type": "step.delta", "index": 0, "delta": {"text": "Hi"}}, Verdict.COMMIT),
+        ({"event_type": "never seen"}, Verdict.COMMIT),
+        # in one piece
+        ({"id": "v1_a", "object": "interaction", "status": "completed"}, Verdict.COMMIT),
+    ],
+)
+def test_events_of_an_interaction(event: dict[str, Any], expected: Verdict) -> None:
+    assert PROVIDER.judge(None, event) is expected

@@ -209,6 +209,10 @@ def test_what_continues_a_stored_answer_has_no_prefix() -> None:
         head({"previous_response_id": "resp_1", "input": "Hi"}, path="/v1/responses")
     )
     assert found == Conversation(named=("resp_1",))
+    found = sessions.conversation(
+        head({"previous_interaction_id": "v1_a", "input": "Hi"}, path="/v1beta/interactions")
+    )
+    assert found == Conversation(named=("v1_a",))
 
 
 PROMPT = {"contents": [{"parts": [{"text": "Hello?"}]}]}
@@ -223,6 +227,9 @@ LONG = "Hello? " * 1000
         (chat({"role": "developer", "content": "Be."}, HELLO, AGAIN), "/v1/chat/completions"),
         ({"system": "You are a tool.", "messages": [MARKED]}, "/v1/messages"),
         ({"input": "Hello?"}, "/v1/responses"),
+        ({"input": "Hello?"}, "/v1beta/interactions"),
+        ({"input": [{"type": "text", "text": "Hello?"}]}, "/v1beta/interactions"),
+        ({"input": [{"type": "user_input", "content": []}]}, "/v1beta/interactions"),
         ({"input": [HELLO]}, "/v1/responses"),
         (PROMPT, "/v1beta/models/m:generateContent"),
         ({"request": PROMPT}, "/v1internal:generateContent"),
@@ -277,6 +284,9 @@ MEMBERS = st.sampled_from(
         "container",
         "prompt_cache_key",
         "previous_response_id",
+        "previous_interaction_id",
+        "agent",
+        "environment",
         "model",
         "cachedContent",
         "systemInstruction",

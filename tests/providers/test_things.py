@@ -78,6 +78,34 @@ def test_where_a_thing_is_best_made(
             ("cachedContents/c",),
         ),
         (GEMINI, head("/v1beta/batches/12:cancel"), ("batches/12",)),
+        (GEMINI, get("/v1beta/interactions/v1_a"), ("v1_a",)),
+        (GEMINI, head("/v1beta/interactions/v1_a/cancel"), ("v1_a",)),
+        (
+            GEMINI,
+            head(
+                "/v1beta/interactions",
+                {
+                    "input": "Hi",
+                    "previous_interaction_id": "v1_a",
+                    "environment": "env_1",
+                    "cached_content": "cachedContents/c",
+                },
+            ),
+            ("v1_a", "env_1", "cachedContents/c"),
+        ),
+        (
+            GEMINI,
+            head(
+                "/v1beta/interactions",
+                {
+                    "input": [
+                        {"type": "document", "uri": "https://g/v1beta/files/a"},
+                        {"type": "image", "uri": "https://example.com/profiles/x.png"},
+                    ]
+                },
+            ),
+            ("files/a",),
+        ),
         # in the query: the next page of a list, the next piece of a file
         (OPENAI, get("/v1/files", "limit=100&after=file-1"), ("file-1",)),
         (ANTHROPIC, get("/v1/files", "after_id=file_1"), ("file_1",)),
@@ -165,6 +193,13 @@ UPLOAD = "https://generativelanguage.googleapis.com/upload/v1beta/files?upload_i
             {"name": "batches/1"},
             ("batches/1", things.TOGETHER),
         ),
+        (
+            GEMINI,
+            head("/v1beta/interactions", {"input": "Hi"}),
+            {"id": "v1_a", "status": "completed", "environment_id": "env_1"},
+            ("v1_a", "env_1"),
+        ),
+        (GEMINI, head("/v1beta/interactions", {"store": False}), {"id": "v1_a"}, ()),
         # the container its tools ran in
         (
             OPENAI,

@@ -103,6 +103,14 @@ _DIALECTS = (
         cached=("cachedContentTokenCount",),
         reasoning=("thoughtsTokenCount",),
     ),
+    # https://ai.google.dev/api/interactions-api: the output leaves out the thoughts.
+    _Dialect(
+        told_by=("total_input_tokens", "total_output_tokens"),
+        input=("total_input_tokens", "total_tool_use_tokens"),
+        output=("total_output_tokens", "total_thought_tokens"),
+        cached=("total_cached_tokens",),
+        reasoning=("total_thought_tokens",),
+    ),
     # https://docs.cohere.com/reference/chat; what is billed leaves out what Cohere adds.
     _Dialect(
         told_by=("tokens.input_tokens", "tokens.output_tokens"),

@@ -17,7 +17,7 @@ from account_pool.core.sse import Verdict
 from account_pool.providers import envelopes, openai, sessions, things
 from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
 from account_pool.providers.gemini_signals import signals
-from account_pool.providers.heads import bearer, body_model, is_websocket
+from account_pool.providers.heads import bearer, body_model, body_of, is_websocket
 
 # -- whose business a request is
 
@@ -28,11 +28,14 @@ _METHOD = (
     r"|generateAnswer|predict|batchGenerateContent"
 )
 _NATIVE_POST = re.compile(rf"{_VERSION}/models/(?P<model>[^/:]+):(?:{_METHOD})")
+# https://ai.google.dev/api/interactions-api; what is stored below it is in things.py.
+_INTERACTIONS = re.compile(rf"{_VERSION}/interactions")
 _NATIVE_GET = re.compile(rf"{_VERSION}/models(?:/[^/:]+)?")
 _OPENAI_PREFIX = re.compile(rf"{_VERSION}/openai(?=/)")
 _LIVE = re.compile(
     r"/ws/google\.ai\.generativelanguage\.v1(?:alpha|beta)?"
     r"\.GenerativeService\.BidiGenerateContent"
+    rf"|{_VERSION}/interactions/live"
 )
 
 
@@ -51,7 +54,7 @@ def route(head: RequestHead) -> Route:
     if things.GEMINI.route(head):
         return Route.POOL
     if head.method == "POST":
-        pooled = _NATIVE_POST.fullmatch(head.path)
+        pooled = _NATIVE_POST.fullmatch(head.path) or _INTERACTIONS.fullmatch(head.path)
     elif head.method == "GET":
         pooled = (_LIVE if is_websocket(head) else _NATIVE_GET).fullmatch(head.path)
     else:
@@ -74,9 +77,18 @@ def kind(_head: RequestHead) -> str:
 
 
 def model(head: RequestHead) -> str | None:
-    """Return the model of the path, or of the body on the OpenAI-compatible path."""
+    """Return the model of the path, or of the body where the path names none.
+
+    An interaction may name an agent instead, which has limits of its own.
+    """
     native = _NATIVE_POST.fullmatch(head.path) or _MODEL_IN_PATH.match(head.path)
-    return unquote(native["model"]) if native else body_model(head)
+    if native:
+        return unquote(native["model"])
+    if (named := body_model(head)) or not _INTERACTIONS.fullmatch(head.path):
+        return named
+    body = body_of(head)
+    agent = body.agent if body is not None else None
+    return agent if isinstance(agent, str) and agent else None
 
 
 _MODEL_IN_PATH = re.compile(rf"{_VERSION}/models/(?P<model>[^/:]+)")
@@ -115,14 +127,19 @@ _CREDENTIAL_QUERY = ("key", "access_token")
 _QUIET_MEMBERS = frozenset(
     {"createTime", "modelVersion", "promptFeedback", "responseId", "traceId", "usageMetadata"}
 )
+#: Events of an interaction that say only that it was accepted; `start` is what `created`
+#: was called before it had steps.
+_QUIET_EVENTS = frozenset({"interaction.created", "interaction.start", "interaction.status_update"})
 
 
 def judge(name: str | None, value: Any) -> Verdict:
     """Say what an event, an array item or a JSON body is."""
     if not isinstance(value, dict):
         return openai.judge(name, value)
-    if value.get("error"):
+    if value.get("error") or value.get("event_type") == "error":
         return Verdict.REFUSE
+    if value.get("event_type") in _QUIET_EVENTS:
+        return Verdict.CONTINUE
     inner = value.get("response")
     # Code Assist wraps each item: {"response": {"candidates": ...}, "traceId": ...}
     members = inner if isinstance(inner, dict) and not isinstance(inner.get("id"), str) else value

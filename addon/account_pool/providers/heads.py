@@ -19,14 +19,18 @@ class Body(msgspec.Struct):
     """
 
     model: str | None = None
+    agent: Any = None
     store: Any = None
     prompt_cache_key: Any = None
     session_id: Any = None
     previous_response_id: Any = None
+    previous_interaction_id: Any = None
+    environment: Any = None
     conversation: Any = None
     container: Any = None
     metadata: msgspec.Raw = _NOTHING
     cachedContent: Any = None  # noqa: N815 - the names of Google
+    cached_content: Any = None
     systemInstruction: msgspec.Raw = _NOTHING  # noqa: N815
     system_instruction: msgspec.Raw = _NOTHING
     contents: msgspec.Raw = _NOTHING

@@ -172,10 +172,12 @@ def is_hashed(session: str) -> bool:
 def _has_prefix(head: RequestHead, asked: Body) -> bool:
     """Say whether a body holds its conversation from the first message on.
 
-    What continues a stored answer does not. `input` is a conversation in the Responses API
-    only: what is embedded or spoken is none.
+    What continues a stored answer does not. `input` is a conversation in the Responses and
+    the Interactions API only: what is embedded or spoken is none.
     """
-    return not asked.previous_response_id and (not asked.input or "/responses" in head.path)
+    if asked.previous_response_id or asked.previous_interaction_id:
+        return False
+    return not asked.input or "/responses" in head.path or "/interactions" in head.path
 
 
 def _begins(head: RequestHead, asked: Body) -> bool:
@@ -193,10 +195,24 @@ def _is_asked(turn: Any) -> bool:
     """Say whether *turn* is said before the first answer."""
     if not isinstance(turn, dict):
         return False
-    return turn.get("role", "user" if "parts" in turn else None) in _BEFORE_ANSWERS
+    return _role(turn) in _BEFORE_ANSWERS
 
 
 _BEFORE_ANSWERS = ("developer", "system", "user")
+
+
+def _role(turn: dict[str, Any]) -> Any:
+    """Return who speaks in *turn*, None where it is not a message.
+
+    Gemini may leave the role out. Its Interactions API takes steps, and pieces of content
+    for a single message; items of the Responses API without a role are no messages.
+    """
+    if "role" in turn:
+        return turn["role"]
+    return "user" if "parts" in turn or turn.get("type") in _OF_USER else None
+
+
+_OF_USER = ("user_input", "text")
 
 
 def _prefix(body: Body) -> str | None:
@@ -241,9 +257,7 @@ def _read_turns(text: str) -> list[Any] | None:
             if not isinstance(turn, dict):
                 return None
             found.append(turn)
-            # Gemini may leave the role out; items of the Responses API that have none are
-            # no messages.
-            if turn.get("role", "user" if "parts" in turn else None) == "user":
+            if _role(turn) == "user":
                 return found
     except (ValueError, IndexError, RecursionError):
         return None

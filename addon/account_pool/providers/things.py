@@ -33,7 +33,7 @@ class Things:
         tail: the same below any prefix: what a gateway routes to itself may have one.
         together: in the path of things of which a request may name several. They are made
             on one account, as long as that can serve; others where the strategy says.
-        one: in the path of one thing; its id is group 1.
+        one: in the path of one thing; its id is the group that is there.
         mark: occurs in every body that names a file.
     """
 
@@ -51,17 +51,19 @@ class Things:
         together: Iterable[str],
         apart: Iterable[str] = (),
         mark: bytes = b"file_id",
-        with_kind: bool = False,
+        with_kind: Iterable[str] = (),
     ) -> Things:
         """Return the things of an API. What is text here is part of a regular expression.
 
         Args:
             below: what stands before their kinds in a path.
             together, apart: kinds, the first as explained above.
-            with_kind: ids begin with their kind: `files/abc`.
+            with_kind: kinds whose ids begin with their kind: `files/abc`.
         """
         several, kinds = "|".join(together), "|".join((*together, *apart))
-        named = rf"/((?:{kinds})/[^/:]+)" if with_kind else rf"/(?:{kinds})/([^/:]+)"
+        named = rf"/(?:{kinds})/([^/:]+)"
+        if with_kind:
+            named = rf"/((?:{'|'.join(with_kind)})/[^/:]+)|{named}"
         tail = rf"/(?:{kinds})(?:/(?!\.)[\w@:~.-]+)*"
         return cls(
             path=re.compile(rf"(?:{below}){tail}"),
@@ -94,13 +96,15 @@ AZURE = Things.of("/openai(?:/v1)?", together=_FILES, apart=_STORED)
 # https://docs.anthropic.com/en/api
 ANTHROPIC = Things.of("/v1", together=("files", "messages/batches", "skills"))
 # https://ai.google.dev/api/files, /caching, /batch-api; the results of a batch are fetched
-# below /download (https://ai.google.dev/gemini-api/docs/batch-api).
+# below /download (https://ai.google.dev/gemini-api/docs/batch-api). What creates an
+# interaction is inference; it is stored below /interactions/ (https://ai.google.dev/api/interactions-api).
+_GOOGLE_NAMES = ("batches", "cachedContents", "files")
 GEMINI = Things.of(
     "(?:/upload|/download)?/v1(?:alpha|beta)?",
     together=("batches", "files"),
-    apart=("cachedContents",),
-    mark=b'"file',
-    with_kind=True,
+    apart=("cachedContents", "interactions(?=/)(?!/live$)"),
+    mark=b"files/",
+    with_kind=_GOOGLE_NAMES,
 )
 
 
@@ -117,9 +121,12 @@ def named(head: RequestHead, asked: Body | None, things: Things | None) -> tuple
     if asked is not None:
         members = (
             asked.previous_response_id,
+            asked.previous_interaction_id,
             asked.conversation,
             asked.container,
+            asked.environment,
             asked.cachedContent,
+            asked.cached_content,
         )
         if any(members):
             found = tuple(thing for member in members if (thing := id_of(member)))
@@ -139,7 +146,8 @@ def id_of(member: Any) -> str | None:
 
 # Text that looks like this inside a string has its quotes escaped.
 _NAMES = re.compile(
-    rb'"(?:(?:input_)?file_?(?:ids?|[uU]ri|[nN]ame)|vector_store_ids|container|skill_id)"'
+    rb'"(?:(?:(?:input_)?file_?)?[uU]ri|(?:input_)?file_?(?:ids?|[nN]ame)|vector_store_ids'
+    rb'|container|skill_id)"'
     rb'\s*:\s*(\[[^\]]*\]|"[^"\\]*")'
 )
 _TEXT = re.compile(rb'"([^"\\]+)"')
@@ -156,13 +164,21 @@ def _in_body(body: bytes, asked: Body, mark: bytes) -> Iterator[str]:
     else:
         return
     for value in _NAMES.finditer(text):
-        for thing in _TEXT.findall(value[1]):
-            yield _without_host(thing.decode(errors="replace"))
+        for text_of in _TEXT.findall(value[1]):
+            thing = _without_host(text_of.decode(errors="replace"))
+            if thing is not None:
+                yield thing
 
 
-def _without_host(thing: str) -> str:
-    """Return the name of a file of Gemini that is given by its address."""
-    return "files/" + thing.rpartition("/files/")[2] if thing.startswith("https://") else thing
+def _without_host(thing: str) -> str | None:
+    """Return the name of a file of Gemini that is given by its address.
+
+    None for an address of something else: nobody keeps that.
+    """
+    if "://" not in thing:
+        return thing
+    _, found, name = thing.rpartition("/files/")
+    return "files/" + name if found else None
 
 
 #: The next page of a list and the next piece of a file belong to the account of the first.
@@ -171,7 +187,7 @@ _GOES_ON = ("after", "after_id", "before", "before_id", "page", "pageToken", "up
 
 def _in_path(head: RequestHead, things: Things) -> Iterator[str]:
     if found := things.one.search(head.path):
-        yield unquote(found[1])
+        yield unquote(found[found.lastindex or 0])
     if head.query:
         query = parse_qs(head.query)
         for name in _GOES_ON:
@@ -187,7 +203,9 @@ class _Created(msgspec.Struct):
     id: Any = None
     conversation: Any = None
     container: Any = None
+    environment_id: Any = None
     response: msgspec.Raw = msgspec.Raw(b"")
+    interaction: msgspec.Raw = msgspec.Raw(b"")
 
 
 _CREATED = msgspec.json.Decoder(_Created)
@@ -203,7 +221,7 @@ def told(
     """Return the ids a good answer tells of, as `Provider.made`."""
     if things is not None and things.hold(head.path):
         return _of_things(head, opening, headers, things)
-    if head.path.endswith("/responses"):
+    if head.path.endswith(("/responses", "/interactions")):
         return _stored(head, opening)
     if head.path.endswith("/v1/messages"):
         return _container(opening())
@@ -211,7 +229,8 @@ def told(
 
 
 def _stored(head: RequestHead, opening: Callable[[], bytes]) -> tuple[str, ...]:
-    """Return the ids of a stored answer and its conversation: OpenAI's Responses API.
+    """Return the ids of a stored answer and what it ran in: OpenAI's Responses API, and
+    Gemini's Interactions API.
 
     What is not stored (`store: false`) cannot be named again but inside a WebSocket.
     """
@@ -221,13 +240,13 @@ def _stored(head: RequestHead, opening: Callable[[], bytes]) -> tuple[str, ...]:
     text = opening()
     event = _DATA.search(text)
     created = _created(event[1] if event else text)
-    if created is not None and created.response:
-        created = _created(created.response)
+    if created is not None and (inner := created.response or created.interaction):
+        created = _created(inner)
     if created is None:
         return ()
     # The container in which its tools ran, which they do not name before.
     containers = _ids(_CONTAINER_ID, text) if b'"container_id"' in text else ()
-    ids = (id_of(created.id), id_of(created.conversation))
+    ids = (id_of(created.id), id_of(created.conversation), id_of(created.environment_id))
     return tuple(thing for thing in ids if thing) + containers
 
 

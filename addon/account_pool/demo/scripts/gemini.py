@@ -38,6 +38,44 @@ def content_complete(text: str, model: str = MODEL) -> Reply:
     return json_reply(_content(text, model, 1, finished=True))
 
 
+def interaction_events(words: Sequence[str], made: str = "v1_fake") -> list[bytes]:
+    """Return the events of an interaction: created, one delta per word, completed.
+
+    Shapes follow https://ai.google.dev/api/interactions-api.
+    """
+    about = {"id": made, "status": "in_progress", "model": MODEL, "object": "interaction"}
+    deltas = [
+        {"event_type": "step.delta", "index": 0, "delta": {"type": "text", "text": word}}
+        for word in words
+    ]
+    usage = {"total_input_tokens": 9, "total_output_tokens": len(words)}
+    events: list[dict[str, Any]] = [
+        {"event_type": "interaction.created", "interaction": about},
+        {"event_type": "step.start", "index": 0, "step": {"type": "model_output"}},
+        *deltas,
+        {"event_type": "step.stop", "index": 0},
+        {
+            "event_type": "interaction.completed",
+            "interaction": about | {"status": "completed", "usage": usage},
+        },
+    ]
+    named = [f"event: {e['event_type']}\ndata: {json.dumps(e)}\n\n".encode() for e in events]
+    return [*named, b"event: done\ndata: [DONE]\n\n"]
+
+
+def interaction_stream(words: Sequence[str]) -> Reply:
+    """Return a streamed interaction."""
+    return stream_reply(interaction_events(words))
+
+
+def interaction_limited_inside() -> Reply:
+    """Return a stream that begins well and is a spent daily quota after all."""
+    error = {"code": "quota_exceeded", "message": "You have exceeded your daily quota."}
+    refused = {"event_type": "error", "error": error}
+    created = interaction_events(())[0]
+    return stream_reply([created, f"event: error\ndata: {json.dumps(refused)}\n\n".encode()])
+
+
 def per_minute(seconds: float = 56, model: str = MODEL) -> Reply:
     """Return the 429 of a spent per-minute quota."""
     return json_reply(
