@@ -17,7 +17,10 @@ import pytest
 
 from account_pool.demo.certificates import Certificate, make_certificate
 from account_pool.demo.provider import Provider
+from tests import patience
 from tests.e2e import harness, redirect
+
+patience.load_profile()
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and so would
 # whatever they start.

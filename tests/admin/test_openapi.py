@@ -21,6 +21,7 @@ from account_pool.core.account import AccountKey
 from account_pool.core.credential import Secret
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from tests.admin.helpers import HOST, PORT, TOKEN, FakeProxy, write
+from tests.patience import tries
 
 FILE = "accounts:\n  - {provider: openai, label: kept, token: sk-fake-kept-000}\n"
 
@@ -99,9 +100,7 @@ schema.app = Hosted()
 
 @schema.parametrize()
 @settings(
-    max_examples=15,
-    deadline=None,
-    derandomize=True,
+    max_examples=tries(15),
     database=None,
     suppress_health_check=list(HealthCheck),
 )

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from account_pool.cli.shells import Shell, detect, hint, named, quote, set_lines, unset_lines
+from tests.patience import tries
 
 #: How each shell runs a script and prints a variable without changing it.
 RUN = {
@@ -46,7 +47,7 @@ def test_values_arrive_in_the_shell_as_they_are(shell):
         assert shown(shell, value) == value
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=tries(40))
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0")), max_size=20))
 def test_anything_can_be_quoted_for_bash(values):
     words = " ".join(quote(Shell.BASH, value) for value in values)

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from account_pool.config import ConfigError, load
@@ -64,7 +64,6 @@ FILES = [
 
 
 @pytest.mark.parametrize("file", FILES)
-@settings(deadline=None)  # it writes files
 @given(token=tokens)
 def test_no_part_of_a_token_is_in_any_error(file: str, token: str) -> None:
     with TemporaryDirectory() as directory:

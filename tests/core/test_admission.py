@@ -30,6 +30,7 @@ from tests.core.helpers import (
     pool_of,
     rate_limit,
 )
+from tests.patience import tries
 
 MINI = Facts(provider=PROVIDER, kind="key", model="gpt-5-mini")
 
@@ -249,4 +250,4 @@ class AdmissionMachine(RuleBasedStateMachine):
 
 
 def test_admission() -> None:
-    run_state_machine_as_test(AdmissionMachine, settings=settings(SETTINGS, max_examples=60))
+    run_state_machine_as_test(AdmissionMachine, settings=settings(SETTINGS, max_examples=tries(30)))

@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from account_pool.core.affinity import IDLE_S, Session, Sessions
 from tests.core.helpers import key
+from tests.patience import tries
 
 A, B = key("a"), key("b")
 
@@ -206,7 +207,7 @@ class SessionsMachine(RuleBasedStateMachine):
 
 
 TestSessionsMachine = SessionsMachine.TestCase
-TestSessionsMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestSessionsMachine.settings = settings(max_examples=tries(60), stateful_step_count=40)
 
 
 @pytest.mark.parametrize("turns", [0, 1])

@@ -38,6 +38,7 @@ from tests.core.generated import (
     requests,
 )
 from tests.core.helpers import account, keys_of
+from tests.patience import tries
 
 LEGAL = {
     Phase.NEW: ["begin"],
@@ -273,4 +274,4 @@ class AttemptsMachine(RuleBasedStateMachine):
 
 
 def test_attempts() -> None:
-    run_state_machine_as_test(AttemptsMachine, settings=settings(SETTINGS, max_examples=150))
+    run_state_machine_as_test(AttemptsMachine, settings=settings(SETTINGS, max_examples=tries(80)))

@@ -24,6 +24,7 @@ from tests.core.helpers import (
     quota,
     rate_limit,
 )
+from tests.patience import tries
 
 OUTCOMES = [
     rate_limit(1.0),
@@ -131,4 +132,4 @@ def bound(turn: Turn) -> str | None:
 
 
 TestConversations = Conversations.TestCase
-TestConversations.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestConversations.settings = settings(max_examples=tries(60), stateful_step_count=40)

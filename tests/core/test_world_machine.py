@@ -27,6 +27,7 @@ from account_pool.core.pins import Pins
 from account_pool.core.steps import Phase, Send, Step, Wait
 from account_pool.core.turn import turn_of
 from tests.core.helpers import BARE_429, PROVIDER, account, key, pool_of, quota, rate_limit
+from tests.patience import tries
 
 PATIENCE_S, MAX_WAIT_S = 3.0, 30.0
 IDLE_S, MAX_SESSIONS = 200.0, 2
@@ -310,4 +311,4 @@ def returns_by(nobody: NoUsableAccount, moment: float) -> bool:
 
 
 TestWorld = World.TestCase
-TestWorld.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+TestWorld.settings = settings(max_examples=tries(50), stateful_step_count=50)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.credentials.fakes import REAL_TOKEN, START, answer
 
@@ -213,7 +213,6 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(json_values, st.integers(100, 599), st.text(max_size=30))
 def test_any_answer_is_read_or_refused(payload: Any, status: int, retry_after: str) -> None:
     try:

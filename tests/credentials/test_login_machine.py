@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.credentials.fakes import FakeClock
 from tests.credentials.token_server import FIRST, TokenServer
+from tests.patience import tries
 
 from account_pool.core.credential import Secret
 from account_pool.credentials.exchange_answer import ExchangeFailed
@@ -195,8 +196,7 @@ class SharedLogin(RuleBasedStateMachine):
 
 
 SharedLogin.TestCase.settings = settings(
-    deadline=None,
-    max_examples=40,
+    max_examples=tries(40),
     stateful_step_count=30,
     report_multiple_bugs=False,
     # To shrink a failure takes minutes: a thread that hangs is waited for, example by example.

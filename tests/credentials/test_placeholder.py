@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.credentials.fakes import REAL_TOKEN, START, answer
 
@@ -50,7 +50,6 @@ def test_an_endpoint_that_is_not_trusted_is_not_named() -> None:
     assert "endpoints" not in shown
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(st.text(max_size=20), st.text(min_size=3, max_size=50) | st.booleans()),
     st.text(alphabet="abcdefghij=;:0123456789", max_size=80),

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.credentials.fakes import until
 
@@ -34,13 +34,11 @@ def test_expansion(text: str, expected: str) -> None:
     assert expand(text, {"A": "one", "B": "two", "C": "${A}"}) == expected
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_a_text_with_doubled_dollars_is_itself(text: str) -> None:
     assert expand(text.replace("$", "$$"), {}) == text
 
 
-@settings(deadline=None)
 @given(st.text(min_size=1))
 def test_a_usable_credential_can_stand_in_a_header(text: str) -> None:
     try:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from account_pool.core.lease import NO_CONVERSATION, Conversation
@@ -295,7 +295,6 @@ MEMBERS = st.sampled_from(
 
 
 # Drawing takes long on a busy machine; what is tested does not.
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(body=st.binary() | st.dictionaries(MEMBERS, JSON).map(_json))
 def test_garbage_fails_nobody(body: bytes) -> None:
     for path in ("/v1/responses", "/v1/messages"):

@@ -10,6 +10,7 @@ from mitmproxy.connection import ConnectionState
 from account_pool.core.attempts import Limits
 from account_pool.core.pool import Pool
 from account_pool.proxy import stream
+from tests.patience import tries
 from tests.proxy.helpers import (
     CHUNKED,
     DELTA,
@@ -467,7 +468,7 @@ class Play:
         self.statuses |= {message.status for message in rig.answers}
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(tries(2)))
 def test_by_chance(monkeypatch, caplog, seed):
     use_ready_tls(monkeypatch)
     monkeypatch.setattr(stream, "MAX_REPLAYABLE_BYTES", 200)
