@@ -150,7 +150,8 @@ def test_the_variables_and_placeholders_a_tool_gets():
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_line_is_one_that_works(page):
     """Of `account-pool NAME --option`, wherever a page says it."""
-    for line in re.findall(r"account-pool ((?:[a-z]+|--).*?)(?:`|\)\"|#|$)", PAGES[page], re.M):
+    command = r"(?<!-)account-pool ((?:[a-z]+|--).*?)(?:`|\)\"|#|$)"
+    for line in re.findall(command, PAGES[page], re.MULTILINE):
         words = line.split(" -- ")[0].split()
         options = {word.split("=")[0] for word in words if word.startswith("--")}
         if words[0].startswith("--"):
