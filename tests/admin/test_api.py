@@ -347,7 +347,7 @@ async def test_without_a_store_it_goes_with_the_proxy(tmp_path):
     [
         ({"provider": "nobody"}, 422, "invalid_account"),
         ({"prioriti": 1}, 422, "invalid_account"),
-        ({"token": {"env": "NOT_SET"}}, 422, "invalid_account"),
+        ({"token": {"env": "NOT A NAME"}}, 422, "invalid_account"),
         ({"token": {"command": "touch /tmp/x"}}, 422, "command"),
         ({"token": ""}, 422, "invalid"),
         ({"token": 7}, 422, "invalid"),

@@ -103,6 +103,17 @@ def test_check_names_every_problem(capsys, accounts_file):
     assert "sk-fake" not in err
 
 
+def test_check_warns_of_a_credential_that_cannot_be_read_now(capsys, accounts_file):
+    """The proxy starts without it, so the file is right and the exit code 0."""
+    text = "{provider: gemini, label: late, token: {env: FAKE_UNSET}}"
+    accounts_file.write_text(ACCOUNTS.replace("accounts:\n", f"accounts:\n  - {text}\n"))
+    assert run(["check", "--accounts-file", str(accounts_file)]) == 0
+    out, err = capsys.readouterr()
+    assert "gemini/late" in out
+    assert err.startswith(f"warning: {accounts_file}:2: gemini/late: env FAKE_UNSET: ")
+    assert "is not set" in err
+
+
 def test_check_of_a_file_that_does_not_exist(capsys, tmp_path):
     assert run(["check", "--accounts-file", str(tmp_path / "missing.yaml")]) == 1
     assert "missing.yaml" in capsys.readouterr().err

@@ -163,10 +163,9 @@ def test_a_link_stays_a_link(tmp_path):
         ("accounts: 3\n", ACCOUNT, "accounts is not a list; see account-pool check"),
         (
             "accounts:\n  - {provider: openai, label: a, token: x}\n",
-            {**ACCOUNT, "token": {"env": "NOT_SET"}},
-            "openai/new was not added to accounts.yaml: accounts[1].token: the environment "
-            "variable NOT_SET is not set; set it where the proxy is started, or name another "
-            "source",
+            {**ACCOUNT, "token": {"env": "NOT A NAME"}},
+            "openai/new was not added to accounts.yaml: accounts[1].token: the value of env is "
+            "not the name of a variable; write {env: OPENAI_API_KEY}",
         ),
     ],
 )
@@ -210,3 +209,10 @@ def test_a_failure_at_the_last_step_leaves_nothing_behind(tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         add_account(path, ACCOUNT, ENVIRON)
     assert [p.name for p in tmp_path.iterdir()] == ["accounts.yaml"]
+
+
+@pytest.mark.parametrize("token", [{"env": "NOT_SET"}, {"file": "/nonexistent"}, "${NOT_SET}"])
+def test_an_account_whose_credential_cannot_be_read_yet_is_added(tmp_path, token):
+    path = tmp_path / "accounts.yaml"
+    add_account(path, {**ACCOUNT, "token": token}, ENVIRON)
+    assert len(load(path, ENVIRON).accounts) == 1

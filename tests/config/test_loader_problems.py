@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from account_pool.config import ConfigError, Problem, load
 
-ENVIRON = {"A_KEY": "sk-abcdefgh", "EMPTY": " "}
+ENVIRON = {"A_KEY": "sk-abcdefgh"}
 ACCOUNT = "accounts:\n  - provider: openai\n    label: work\n    token: ${A_KEY}\n"
 HOW_TOKEN = (
     "write token: ${NAME_OF_A_VARIABLE}, or one of {env: ...}, {file: ...}, {command: ...}, "
@@ -26,18 +25,9 @@ UNREAD = "check indentation, quotes and brackets here and in the lines before"
 
 @pytest.fixture(autouse=True)
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in an empty directory that has a few credential files."""
+    """Work in an empty directory."""
     monkeypatch.chdir(tmp_path)
-    for name, text, mode in (
-        ("open", "sk-open-to-all", 0o644),
-        ("writable", "sk-writable", 0o620),
-        ("tokens.json", '{"a": {"b": 1, "c": ["sk-listed"]}}', 0o600),
-        ("lines", "sk-one\nsk-two\n", 0o600),
-    ):
-        Path(name).write_text(text)
-        Path(name).chmod(mode)
     Path("binary").write_bytes(b"\xff\xfe\x00")
-    Path("binary").chmod(0o600)
 
 
 def problems_of(text: str) -> list[str]:
@@ -130,31 +120,8 @@ def test_a_wrong_key_of_an_account_is_named_with_line_and_remedy(line: str, expe
             "a ${...} in it is not the name of a variable; write ${NAME}, or $$ for a dollar sign",
         ),
         (
-            "${NOPE}",
-            "the environment variable NOPE is not set; set it where the proxy is started, or "
-            "name another source",
-        ),
-        (
-            "a${NOPE}${NOPE}${NOR_THIS}",
-            "the environment variables NOPE and NOR_THIS are not set; set them where the proxy "
-            "is started, or name another source",
-        ),
-        (
-            "${ghp_abcdefgh}",
-            "the environment variable [not shown] is not set; set it where the proxy is "
-            "started, or name another source",
-        ),
-        ("${EMPTY}", "the value is empty; put the token there"),
-        ("{env: EMPTY}", "the environment variable EMPTY is empty; put the token there"),
-        (
-            "{env: NOPE}",
-            "the environment variable NOPE is not set; set it where the proxy is started, or "
-            "name another source",
-        ),
-        (
             "{env: sk-abc}",
-            "the environment variable [not shown] is not set; set it where the proxy is "
-            "started, or name another source",
+            "the value of env is not the name of a variable; write {env: OPENAI_API_KEY}",
         ),
         ("{sk-abc}", "has an unknown key; write one of env, file, pointer, command, oauth"),
         ("{token:sk-abc}", "has an unknown key; write one of env, file, pointer, command, oauth"),
@@ -171,42 +138,8 @@ def test_a_wrong_key_of_an_account_is_named_with_line_and_remedy(line: str, expe
             "pointer belongs to a file; write {file: PATH, pointer: /json/pointer}",
         ),
         (
-            "{file: nowhere}",
-            "the file nowhere does not exist; create it, or correct the path",
-        ),
-        (
-            "{file: .}",
-            "the file . cannot be read (is a directory); make it a file that the user who runs "
-            "the proxy may read",
-        ),
-        ("{file: binary}", "the file binary is not text in UTF-8; name the file of the credential"),
-        (
-            "{file: lines}",
-            "the file lines has a space, a line break or a character outside ASCII in it; put "
-            "the token there alone, on one line",
-        ),
-        (
-            "{file: lines, pointer: /a}",
-            "the file lines is not JSON; name a JSON file, or leave out the pointer to take the "
-            "whole file",
-        ),
-        (
             "{file: tokens.json, pointer: a}",
             "the pointer does not begin with /; write one such as /tokens/access",
-        ),
-        (
-            "{file: tokens.json, pointer: /a/x}",
-            "the file tokens.json has nothing at /a/x; correct the pointer; each part of it is "
-            "a key of the JSON in the file",
-        ),
-        (
-            "{file: tokens.json, pointer: /a/c/1}",
-            "the file tokens.json has nothing at /a/c/1; correct the pointer; each part of it "
-            "is a key of the JSON in the file",
-        ),
-        (
-            "{file: tokens.json, pointer: /a/b}",
-            "the value at /a/b in tokens.json is not text; point to the token itself",
         ),
         (
             '{command: "gh \'auth"}',
@@ -253,16 +186,6 @@ def test_a_wrong_token_is_explained_and_not_repeated(token: str, expected: str) 
     found = problems_of(text)
     assert found == [f"4: accounts[0].token: {expected}"]
     assert "sk-" not in found[0] and "ghp_" not in found[0]
-
-
-@pytest.mark.skipif(os.name != "posix", reason="modes are a matter of posix")
-@pytest.mark.parametrize(("name", "mode"), [("open", "644"), ("writable", "620")])
-def test_a_credential_file_others_may_use_is_refused(name: str, mode: str) -> None:
-    text = f"accounts:\n  - provider: openai\n    label: work\n    token: {{file: {name}}}\n"
-    assert problems_of(text) == [
-        f"4: accounts[0].token: the file {name} may be read or changed by other users "
-        f"(mode {mode}); run: chmod 600 {name}"
-    ]
 
 
 @pytest.mark.parametrize(
@@ -491,11 +414,6 @@ def test_a_directory_and_a_binary_file_say_so() -> None:
     ("account", "expected"),
     [
         (
-            "{provider: codex, label: a, token: sk-proj-abcdefgh}",
-            "2: accounts[0].token: this token is not one for codex; it is an API key: write "
-            "provider: openai",
-        ),
-        (
             "{provider: azure, label: a, token: x}",
             "2: accounts[0].host: is missing; write the name of the resource, such as "
             "my-resource.openai.azure.com",
@@ -514,9 +432,3 @@ def test_a_directory_and_a_binary_file_say_so() -> None:
 )
 def test_what_does_not_belong_to_the_provider_is_told(account: str, expected: str) -> None:
     assert problems_of(f"accounts:\n  - {account}\n") == [expected]
-
-
-def test_a_token_of_another_provider_is_not_looked_at_while_its_account_is_off() -> None:
-    account = "{provider: codex, label: a, token: sk-proj-abcdefgh, enabled: false}"
-    Path("accounts.yaml").write_text(f"accounts:\n  - {account}\n")
-    assert len(load(Path("accounts.yaml"), ENVIRON).accounts) == 1

@@ -55,6 +55,25 @@ def shortage(pool: Pool, now: float = 0.0, facts: Facts = FACTS, **avoid: Any) -
     return raised.value
 
 
+def test_a_shortage_looks_for_credentials_that_could_not_be_read() -> None:
+    pool = pool_of("a")
+    sought: list[str] = []
+
+    def seek(provider: str) -> bool:
+        sought.append(provider)
+        pool.set_credentials(key("b"), keys_of("b"), now=0.0)
+        return True
+
+    pool.add(account("b"), now=0.0)
+    pool.seek = seek
+    assert pool.acquire(FACTS, now=0.0).key == key("a")
+    assert sought == []
+    assert pool.acquire(FACTS, now=0.0, avoid=[key("a")]).key == key("b")
+    assert sought == [PROVIDER]
+    pool.seek = lambda _provider: False
+    assert shortage(pool, avoid=[key("a"), key("b")]).retry_at is None
+
+
 # -- members
 
 

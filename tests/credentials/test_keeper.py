@@ -14,6 +14,7 @@ from tests.credentials.fakes import (
     START,
     FakeClock,
     FakeGitHub,
+    NoThreads,
     Published,
     answer,
     entry,
@@ -323,6 +324,86 @@ class TestRenewal:
         environ["KEY"] = "sk-late"
         await clock.advance(60)
         assert published.all[-1] == ("openai/a", {"key": "sk-late"}, None)
+        keeper.stop()
+
+    async def test_what_can_be_read_again_is_one_line(
+        self,
+        keeper_of: KeeperOf,
+        published: Published,
+        clock: FakeClock,
+        caplog: pytest.LogCaptureFixture,
+        tmp_path: Path,
+    ) -> None:
+        asyncio.get_running_loop().set_default_executor(NoThreads())
+        caplog.set_level(logging.INFO, "account_pool")
+        path = tmp_path / "key"
+        keeper = keeper_of(entry("openai/a", source=FileSource(path)))
+        await clock.advance(12)
+        path.touch(mode=0o600)
+        path.write_text("sk-late")
+        await clock.advance(5)
+        assert published.all[-1] == ("openai/a", {"key": "sk-late"}, None)
+        assert [message.split(";")[0] for message in caplog.messages] == [
+            f"openai/a: file {path}: the file {path} does not exist",
+            "openai/a: its credential can be read again",
+        ]
+        keeper.stop()
+
+
+class TestSeek:
+    """Nobody can serve: what could not be read is looked for at once."""
+
+    async def test_a_file_is_read_at_once(
+        self, keeper_of: KeeperOf, published: Published, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "key"
+        keeper = keeper_of(entry("openai/a", source=FileSource(path)), entry("openai/b", "sk-b"))
+        path.touch(mode=0o600)
+        path.write_text("sk-late")
+        assert not keeper.seek("gemini")
+        assert keeper.seek("openai")
+        assert tokens(published, AccountKey("openai", "a")) == {"key": "sk-late"}
+        assert not keeper.seek("openai")
+        keeper.stop()
+
+    async def test_not_more_often_than_it_may_whatever_the_clock_does(
+        self, keeper_of: KeeperOf, clock: FakeClock
+    ) -> None:
+        environ: dict[str, str] = {}
+        keeper = keeper_of(entry("openai/a", source=EnvSource("KEY", environ)))
+        assert not keeper.seek("openai")
+        environ["KEY"] = "sk-late"
+        clock.now += 1.9
+        assert not keeper.seek("openai")
+        clock.now -= 3600
+        assert keeper.seek("openai")
+        keeper.stop()
+
+    async def test_a_command_is_run_again_after_a_minute_at_most(
+        self, keeper_of: KeeperOf, published: Published, clock: FakeClock, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "key"
+        source = CommandSource(f"cat {path}", dict(os.environ))
+        keeper = keeper_of(entry("openai/a", source=source))
+        await until(lambda: bool(published.all))
+        path.write_text("sk-late")
+        clock.now += 59
+        assert not keeper.seek("openai")
+        clock.now += 2
+        assert not keeper.seek("openai")
+        await until(lambda: bool(published.credentials["openai/a"]))
+        keeper.stop()
+
+    async def test_what_a_server_refuses_is_not_asked_again_for_it(
+        self, keeper_of: KeeperOf, exchange: ScriptedExchange, clock: FakeClock
+    ) -> None:
+        exchange.script = [ExchangeRefused("403: no Copilot access", 403)]
+        keeper = keeper_of(entry())
+        await settle()
+        clock.now += 120
+        assert not keeper.seek("copilot")
+        await settle()
+        assert len(exchange.asked) == 1
         keeper.stop()
 
 

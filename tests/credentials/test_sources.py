@@ -134,7 +134,7 @@ async def test_nothing_is_expanded_by_a_shell() -> None:
             "exit 4",
             "the command COMMAND ended with status 4; run it by hand and correct what it says",
         ),
-        ("true", "what the command COMMAND printed is empty; put the token there"),
+        ("true", "the command COMMAND printed nothing; run it by hand: it must print the token"),
         (
             "echo secret-out; echo secret-out",
             "what the command COMMAND printed has a space, a line break or a character outside "

@@ -14,6 +14,7 @@ from mitmproxy.test import taddons, tflow
 
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret
+from account_pool.core.lease import Facts
 from account_pool.core.steps import Wait
 from account_pool.proxy import replay
 from account_pool.proxy.addon import AccountPool
@@ -195,6 +196,34 @@ async def test_a_problem_is_shown(load):
     addon, _ = load()
     addon._publish(AccountKey("openai", "work"), {}, "no such file")
     assert "no such file" in addon.status()[1]
+
+
+async def test_a_credential_that_cannot_be_read_stops_nothing(load, caplog, tmp_path):
+    bad = "  - {provider: openai, label: bad, token: {file: key}}\npool:"
+    addon, _ = load(TWO.replace("pool:", bad))
+    await started(addon)
+    assert keys(addon) == ["openai/work", "openai/bad", "anthropic/home"]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    rows = [row for row in addon.status() if row.startswith("openai/bad")]
+    assert "no credential" in rows[0] and "the file key does not exist" in rows[0]
+    (tmp_path / "key").touch(mode=0o600)
+    (tmp_path / "key").write_text("sk-fake-bad-000")
+    # A request that nobody else may serve has it looked for.
+    facts = Facts(provider="openai", kind="key", model=None)
+    avoid = [AccountKey("openai", "work")]
+    lease = addon.service.pool.acquire(facts, now=addon.service.now(), avoid=avoid)
+    assert lease.credential.secret == Secret("sk-fake-bad-000")
+    assert caplog.messages.count("openai/bad: its credential can be read again") == 1
+
+
+async def test_the_command_adds_an_account_whose_credential_is_not_there_yet(load):
+    addon, tctx = load()
+    await started(addon)
+    told = tctx.master.commands.call_strings("pool.add", ["openai", "late", "env:FAKE_UNSET"])
+    assert told == "openai/late was added (accounts.yaml)"
+    assert "FAKE_UNSET is not set" in "".join(addon.status())
+    with pytest.raises(exceptions.CommandError, match="not the name of a variable"):
+        tctx.master.commands.call_strings("pool.add", ["openai", "worse", "env:NOT A NAME"])
 
 
 # -- hooks

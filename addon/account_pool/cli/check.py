@@ -13,11 +13,15 @@ from rich.console import Console
 from rich.table import Table
 
 from account_pool.config import ConfigError, load
+from account_pool.config.review import review
 from account_pool.core.account import Account
 
 
 def check_file(path: Path, environment: Mapping[str, str]) -> int:
-    """Show the accounts in *path*. Returns 0, or 1 after naming every problem on stderr."""
+    """Show the accounts in *path*. Returns 0, or 1 after naming every mistake on stderr.
+
+    A credential that cannot be read now is a warning there: the proxy starts without it.
+    """
     try:
         config = load(path, environment)
     except ConfigError as error:
@@ -28,6 +32,8 @@ def check_file(path: Path, environment: Mapping[str, str]) -> int:
         # Whoever reads a pipe wants whole names, not a layout for 80 columns.
         console.width = 1000
     console.print(accounts_table([entry.account for entry in config.accounts]))
+    for problem in review(config).unreadable:
+        print(f"warning: {problem}", file=sys.stderr)
     return 0
 
 

@@ -49,8 +49,8 @@ def load(
 ) -> Config:
     """Read accounts.yaml. Raises ConfigError that lists all problems at once.
 
-    Credentials in variables and files are read once to see that they are there;
-    commands are not run. The sources keep *environ* and look into it again later.
+    Credentials in variables, files and the like are not read: that one cannot be had
+    now is the state of its account. The sources keep *environ* and look into it later.
     *known* are the providers there are without it; default: the built-in ones.
     """
     from account_pool.config.loader import load_file  # noqa: PLC0415 - see the module
@@ -70,8 +70,7 @@ def from_environment(
 
     Copilot takes *github_token*, else GITHUB_TOKEN, GH_TOKEN or a file `github_token`
     in one of *directories*; the others the variables their provider names
-    (`Provider.env`). None at all is no error. Raises ConfigError when a credential is
-    there but cannot be used.
+    (`Provider.env`). None at all is no error.
     """
     from account_pool.config.environment import accounts_of_environment  # noqa: PLC0415
     from account_pool.providers.registry import BUILT_IN  # noqa: PLC0415 - see the module

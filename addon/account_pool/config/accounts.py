@@ -18,9 +18,9 @@ from account_pool.config.tokens import source_of
 from account_pool.config.user_providers import Providers
 from account_pool.config.values import AccountEntry
 from account_pool.core.account import Account, ModelFilter, normalise_label
-from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError
-from account_pool.credentials.sources import Source
+from account_pool.credentials.oauth import OAuthSource
+from account_pool.credentials.sources import Source, ValueSource
 from account_pool.providers import unswappable
 from account_pool.providers.base import Provider
 
@@ -209,9 +209,10 @@ class _Reader:
             return None  # what it lacks depends on them
         try:
             source = source_of(value["token"], self.environ, self.directory, (name, label))
-            # What is out of use need not be there; a command is tried once the proxy runs.
-            if value.get("enabled") is not False:
-                _check_token(source.read_now(), known)
+            # Only what stands in this file: whether a variable, a file or a command has a
+            # credential now is the state of one account, and changes while the proxy runs.
+            if value.get("enabled") is not False and isinstance(source, ValueSource | OAuthSource):
+                source.check_written()
         except (Wrong, CredentialError) as error:
             self.document.problem(loc, error.wrong, error.remedy)
             return None
@@ -220,14 +221,6 @@ class _Reader:
 
 def _is_login(token: Any) -> bool:
     return isinstance(token, dict) and "oauth" in token
-
-
-def _check_token(secret: Secret | None, known: Provider | None) -> None:
-    """Raise Wrong when *secret* cannot be one of its provider."""
-    if secret is not None and known is not None:
-        where = known.misplaced(secret.reveal())
-        if where is not None:
-            raise Wrong(f"this token is not one for {known.name}", where)
 
 
 def _host_like(provider: Provider) -> str:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from account_pool.config.problems import ConfigError, Problem
 from account_pool.config.values import AccountEntry, Config
 from account_pool.core.account import Account
 from account_pool.core.credential import Secret
 from account_pool.credentials.copilot import ExchangeSettings
-from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.files import FileSource
 from account_pool.credentials.sources import EnvSource, Source, ValueSource
 from account_pool.providers.base import Provider
@@ -31,9 +29,9 @@ def accounts_of_environment(
 ) -> Config:
     """Return one account per provider that has a credential in one of the usual places.
 
-    Raises ConfigError when a credential is there but cannot be used.
+    Whether it can be used is the state of that account.
     """
-    entries, problems = [], []
+    entries = []
     for name, provider in built_in.items():
         if provider.host_per_account:
             continue  # a variable does not say where
@@ -49,14 +47,7 @@ def accounts_of_environment(
         account = Account(
             provider=name, label=LABEL, account_type=account_type if is_copilot else None
         )
-        try:
-            source.read_now()
-        except CredentialError as error:
-            place = source.path if isinstance(source, FileSource) else Path(source.describe())
-            problems.append(Problem(place, None, "", error.wrong, error.remedy))
         entries.append(AccountEntry(account, source, provider))
-    if problems:
-        raise ConfigError(problems)
     exchanges = {COPILOT: ExchangeSettings()} if COPILOT in built_in else {}
     return Config(tuple(entries), dict(built_in), exchanges, {}, None, built_in)
 

@@ -13,7 +13,13 @@ from account_pool.config.problems import Wrong, unknown
 from account_pool.core.credential import Secret
 from account_pool.credentials.files import FileSource
 from account_pool.credentials.oauth import OAuthSource
-from account_pool.credentials.sources import CommandSource, EnvSource, Source, ValueSource
+from account_pool.credentials.sources import (
+    CommandSource,
+    EnvSource,
+    Source,
+    ValueSource,
+    is_variable,
+)
 
 _HOW = REMEDIES["token"]
 _HOW_OAUTH = "write {oauth: {refresh_token: ..., access_token: ..., expires_at: ...}}"
@@ -28,10 +34,10 @@ def source_of(
     and CredentialError for a login that lacks something. Whether the source has a
     credential is not looked at.
     """
-    if isinstance(token, str) and token.strip():
-        return ValueSource(Secret(token), environ)
-    if isinstance(token, str):
+    if token == "":
         raise Wrong("is empty", _HOW)
+    if isinstance(token, str):
+        return ValueSource(Secret(token), environ)
     if token is None:
         raise Wrong("has no value", _HOW)
     if isinstance(token, bool | int | float):
@@ -73,11 +79,18 @@ def _from_mapping(token: dict[str, Any], environ: Mapping[str, str], directory: 
         raise Wrong("pointer belongs to a file", "write {file: PATH, pointer: /json/pointer}")
     match kinds[0]:
         case "env":
-            return EnvSource(token["env"].strip(), environ)
+            return _variable(token["env"].strip(), environ)
         case "file":
             return _file(token["file"].strip(), token.get("pointer"), environ, directory)
         case _:
             return _command(token["command"].strip(), environ)
+
+
+def _variable(written: str, environ: Mapping[str, str]) -> EnvSource:
+    if not is_variable(written) and written not in environ:
+        # A token that was put here would look like this.
+        raise Wrong("the value of env is not the name of a variable", "write {env: OPENAI_API_KEY}")
+    return EnvSource(written, environ)
 
 
 def _file(

@@ -72,6 +72,8 @@ class Pool:
         decisions: what was decided, and why.
         touched: accounts that are no longer as they were saved; emptied by whoever
             saves them.
+        seek: called with a provider of which nobody can serve: looks for credentials that
+            could not be read, and returns whether there are new ones.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Pool:
         self._unknown_models: dict[tuple[str, str | None], float] = {}
         self._admission = Admission()
         self.touched: set[AccountKey] = set()
+        self.seek: Callable[[str], bool] = lambda _provider: False
         self.decisions = Decisions()
         #: one of those has learnt what must not be lost, or it would be refused again
         self.pressing = False
@@ -326,6 +329,8 @@ class Pool:
         """
         self.admit(facts.provider, now=now)
         state = self.pick(facts, now=now, avoid=avoid, only=only)
+        if state is None and self.seek(facts.provider):
+            state = self.pick(facts, now=now, avoid=avoid, only=only)
         if state is None:
             raise self.shortage(facts, now=now, avoid=avoid, only=only)
         return self._lease(state, facts, now, chosen=only is None)

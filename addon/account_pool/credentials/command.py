@@ -14,9 +14,11 @@ import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from account_pool.core.credential import MASK
 from account_pool.credentials.errors import CredentialError
+from account_pool.credentials.vendors import LOGINS
 
 #: Long enough for a finger print, short enough to notice a command that waits for input.
 COMMAND_TIMEOUT_S = 30.0
@@ -54,9 +56,15 @@ async def run(
     if status != 0:
         raise CredentialError(
             f"the command {shown} ended with status {status}{_last_line(errors, output)}",
-            "run it by hand and correct what it says",
+            _by_hand(arguments[0]),
         )
     return output
+
+
+def _by_hand(program: str) -> str:
+    login = LOGINS.get(Path(program).stem)
+    also = f"; if it is logged out, {login.how}" if login else ""
+    return f"run it by hand and correct what it says{also}"
 
 
 async def _start(arguments: Sequence[str], shown: str, environ: Mapping[str, str]) -> Process:

@@ -21,10 +21,13 @@ from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.instants import read_instant
 from account_pool.credentials.sources import usable
-from account_pool.credentials.vendor_shapes import recognise
+from account_pool.credentials.vendor_shapes import Shape, recognise
+from account_pool.credentials.vendors import TOOLS, logged_out, tool_of
 
 #: A credential file is a few kilobytes; anything larger is not one.
 MAX_FILE_BYTES = 1024 * 1024
+#: Whoever opens a pipe that nobody writes to would wait for ever.
+_DO_NOT_WAIT = getattr(os, "O_NONBLOCK", 0)
 _NOTHING = object()
 #: How files name the end of the token that stands beside it.
 _EXPIRY_NAMES = ("expires_at", "expiresAt", "expiry_date", "expiry", "expires")
@@ -85,14 +88,18 @@ class FileSource:
 
     def reading(self) -> Reading:
         """Return the credential and what the file says of it. Raises CredentialError."""
-        text = read_private(self.path, self.name)
+        tool = tool_of(self.path.name, self.pointer)
+        text = read_private(self.path, self.name, logged_out(tool))
         document = self._document(text)
         shape = recognise(document)
+        if shape is not None:
+            tool = tool or TOOLS.get(shape.provider)
         if self.pointer is not None:
-            value = _resolve(document, self.pointer, self.name)
-            secret = usable(value, f"the value at {self.pointer} in {self.name}")
-        elif shape is not None and isinstance(shape.access, str):
-            secret = usable(shape.access, f"the token in {self.name}")
+            secret = self._at_pointer(self.pointer, document, shape, tool)
+        elif isinstance(document, dict | list):
+            secret = self._of_tool(shape, tool)
+        elif not text.strip() and (remedy := logged_out(tool)):
+            raise CredentialError(f"the file {self.name} is empty", remedy)
         else:
             secret = usable(text, f"the file {self.name}")
         if shape is not None and shape.access == secret.reveal():
@@ -115,28 +122,70 @@ class FileSource:
         """Return the JSON in *text*; None when it is none and need not be."""
         try:
             return json.loads(text)
-        except ValueError:
-            if self.pointer is None:
+        # A deep one ends in RecursionError.
+        except (ValueError, RecursionError):
+            if self.pointer is None and not text.lstrip().startswith(("{", "[")):
                 return None
             # `from None`: a JSON error carries the document, which is a secret.
             raise CredentialError(
-                f"the file {self.name} is not JSON",
-                "name a JSON file, or leave out the pointer to take the whole file",
+                f"the file {self.name} is not JSON, or only a part of it was written",
+                "name a JSON file; it is read again when it changes",
             ) from None
 
+    def _at_pointer(
+        self, pointer: str, document: Any, shape: Shape | None, tool: str | None
+    ) -> Secret:
+        value = json_pointer.find(document, json_pointer.steps(pointer), _NOTHING)
+        is_blank = value is None or (isinstance(value, str) and not value.strip())
+        remedy = None
+        if (value is _NOTHING or is_blank) and not _has_login(shape):
+            remedy = logged_out(tool)
+        if value is _NOTHING:
+            raise CredentialError(
+                f"the file {self.name} has nothing at {pointer}",
+                remedy or "correct the pointer; each part of it is a key of the JSON in the file",
+            )
+        if is_blank and remedy:
+            raise CredentialError(f"the value at {pointer} in {self.name} is empty", remedy)
+        if not isinstance(value, str):
+            raise CredentialError(
+                f"the value at {pointer} in {self.name} is not text", "point to the token itself"
+            )
+        return usable(value, f"the value at {pointer} in {self.name}")
 
-def read_private(path: Path, name: str) -> str:
-    """Return the text of a file only its owner may read. Raises CredentialError.
+    def _of_tool(self, shape: Shape | None, tool: str | None) -> Secret:
+        """Return the token of the login in a JSON file without a pointer."""
+        if shape is not None and _has_login(shape):
+            return usable(shape.access, f"the token in {self.name}")
+        raise CredentialError(
+            f"the file {self.name} holds no login",
+            logged_out(tool) or "say where the token is: {file: PATH, pointer: /json/pointer}",
+        )
 
-    *name* stands for the path in messages.
+
+def _has_login(shape: Shape | None) -> bool:
+    return shape is not None and isinstance(shape.access, str) and bool(shape.access.strip())
+
+
+def read_private(path: Path, name: str, if_missing: str | None = None) -> str:
+    """Return the text of a file only its owner may read; never waits for a writer.
+
+    *name* stands for the path in messages, *if_missing* is the remedy when there is no
+    such file. Raises CredentialError.
     """
     try:
-        with path.open("rb") as file:
-            _require_private(os.fstat(file.fileno()).st_mode, path, name)
-            content = file.read(MAX_FILE_BYTES + 1)
+        with open(path, "rb", opener=_open) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise CredentialError(
+                    f"{name} is a pipe or a device, not a file",
+                    "name a file, or write {command: cat PATH}",
+                )
+            _require_private(found.st_mode, path, name)
+            content = b"" if found.st_size > MAX_FILE_BYTES else file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         raise CredentialError(
-            f"the file {name} does not exist", "create it, or correct the path"
+            f"the file {name} does not exist", if_missing or "create it, or correct the path"
         ) from None
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
@@ -144,7 +193,7 @@ def read_private(path: Path, name: str) -> str:
             f"the file {name} cannot be read ({reason})",
             "make it a file that the user who runs the proxy may read",
         ) from None
-    if len(content) > MAX_FILE_BYTES:
+    if max(found.st_size, len(content)) > MAX_FILE_BYTES:
         raise CredentialError(
             f"the file {name} is larger than 1 MiB", "name the file of the credential"
         )
@@ -154,6 +203,10 @@ def read_private(path: Path, name: str) -> str:
         raise CredentialError(
             f"the file {name} is not text in UTF-8", "name the file of the credential"
         ) from None
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags | _DO_NOT_WAIT)
 
 
 def _require_private(mode: int, path: Path, name: str) -> None:
@@ -182,18 +235,3 @@ def _instant(value: Any) -> float | None:
         return read_instant(value)
     except CredentialError:
         return None
-
-
-def _resolve(document: Any, pointer: str, name: str) -> str:
-    """Return the text at *pointer* (RFC 6901). Raises CredentialError."""
-    document = json_pointer.find(document, json_pointer.steps(pointer), _NOTHING)
-    if document is _NOTHING:
-        raise CredentialError(
-            f"the file {name} has nothing at {pointer}",
-            "correct the pointer; each part of it is a key of the JSON in the file",
-        )
-    if not isinstance(document, str):
-        raise CredentialError(
-            f"the value at {pointer} in {name} is not text", "point to the token itself"
-        )
-    return document

@@ -19,7 +19,8 @@ from account_pool.core.credential import Credential, Secret
 from account_pool.credentials.backoff import backoff_s
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.exchange_answer import ExchangeFailed, ExchangeRefused
-from account_pool.credentials.ways import Got, Ways, way_of
+from account_pool.credentials.files import FileSource
+from account_pool.credentials.ways import FILE_LOOK_S, Got, Ways, way_of
 
 if TYPE_CHECKING:
     from account_pool.config import AccountEntry
@@ -43,6 +44,9 @@ class Held:
         credentials: usable now, by kind.
         for_clients: what clients may see of the account's last exchange.
         tried: set once the first try is over, well or badly.
+        unreadable: the source had no usable credential when it was read last.
+        looked_at: when the source was read last, seconds since the epoch.
+        takes_time: the source could not be read at once, the last time.
     """
 
     def __init__(
@@ -59,6 +63,9 @@ class Held:
         self.tried = asyncio.Event()
         self.credentials: Mapping[str, Credential] = {}
         self.for_clients: Mapping[str, Any] = {}
+        self.unreadable = False
+        self.looked_at = -math.inf
+        self.takes_time = False
         self._publish = publish
         self._way = way_of(entry, ways, wall_clock, chance())
         self._wall_clock = wall_clock
@@ -76,12 +83,14 @@ class Held:
 
         0 when it takes time, None for never.
         """
+        self.looked_at, self.takes_time = self._wall_clock(), False
         try:
             got = self._way.now()
         except CredentialError as error:
             self.tried.set()
             return self._source_failed(error)
         if got is None:
+            self.takes_time = True
             return 0.0
         self.tried.set()
         return self._accept(got)
@@ -91,6 +100,7 @@ class Held:
 
         Call it under the lock. Raises nothing but cancellation: see the last handler.
         """
+        self.looked_at = self._wall_clock()
         try:
             return self._accept(await self._way.renew())
         except CredentialError as error:
@@ -138,14 +148,19 @@ class Held:
             is_news = not self.credentials or self._problem is not None
             level = logging.INFO if is_news else logging.DEBUG
             logger.log(level, "%s: %s", self.key, got.told)
-        self._failures = 0
+        if self.unreadable:
+            logger.info("%s: its credential can be read again", self.key)
+        self._failures, self.unreadable = 0, False
         self.for_clients = got.for_clients
         self._change(got.credentials, None)
         return got.again_in_s
 
     def _source_failed(self, error: CredentialError) -> float:
         # Nothing to fall back on but a token that is still good.
-        return self._keep_old(f"{self.entry.source.describe()}: {error}", None, source=True)
+        self.unreadable = True
+        wait_s = self._keep_old(f"{self.entry.source.describe()}: {error}", None, source=True)
+        # Reading a file costs nothing, and tells that it was written or its mode changed.
+        return FILE_LOOK_S if isinstance(self.entry.source, FileSource) else wait_s
 
     def _keep_old(
         self, problem: str, retry_after_s: float | None, *, source: bool = False

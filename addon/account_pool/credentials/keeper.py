@@ -8,6 +8,7 @@ in one event loop; nothing here is called from another thread.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import TYPE_CHECKING
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 #: A sleeping laptop stops the clock that sleeps run on; the wall clock goes on. Looking
 #: at it so often, in seconds, bounds how late a renewal is after waking up.
 LONGEST_SLEEP_S = 60.0
+#: How often a shortage has credentials looked for that cannot be read, in seconds: at most,
+#: by provider; and those that take time, such as commands, which may open a window.
+SEEK_S, SLOW_SEEK_S = 2.0, 60.0
 #: What a client is told to wait, in seconds, while no account has a token yet.
 NO_TOKEN_RETRY_S = 5
 
@@ -60,6 +64,7 @@ class Keeper:
         self._chance = chance
         self._held: dict[AccountKey, Held] = {}
         self._loops: dict[AccountKey, asyncio.Task[None]] = {}
+        self._sought_at: dict[str, float] = {}
 
     def start(self) -> None:
         """Publish what can be read at once; start the rest, all accounts in parallel.
@@ -140,6 +145,29 @@ class Keeper:
             wait_s = await held.renew()
             self._restart(held, wait_s)
             return held.has_other_than(refused)
+
+    def seek(self, provider: str) -> bool:
+        """Nobody of *provider* can serve: look at once for what could not be read.
+
+        Returns whether an account has a credential now that had none. Call it in the loop.
+        """
+        now = self._wall_clock()
+        # A clock that was set back is no reason to wait for it.
+        if 0 <= now - self._sought_at.get(provider, -math.inf) < SEEK_S:
+            return False
+        self._sought_at[provider] = now
+        lacking = [h for h in self._held.values() if h.key.provider == provider and h.unreadable]
+        # Each of them is read, whatever the first says.
+        return sum(self._look(held, now) for held in lacking) > 0
+
+    def _look(self, held: Held, now: float) -> bool:
+        """Read the source of *held* again; return whether it had a credential at once."""
+        if held.lock.locked():
+            return False  # it is being looked for
+        if held.takes_time and 0 <= now - held.looked_at < SLOW_SEEK_S:
+            return False
+        self._restart(held, held.read_now())
+        return bool(held.credentials)
 
     async def first_try(self, provider: str) -> None:
         """Wait until every account of *provider* has been tried once.

@@ -16,7 +16,12 @@ from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.http import check_token_url
 from account_pool.credentials.instants import read_instant
-from account_pool.credentials.sources import expand, usable
+from account_pool.credentials.sources import (
+    check_written,
+    expand,
+    usable_expanded,
+    variables_in,
+)
 from account_pool.credentials.vendors import VENDORS
 from account_pool.store.tokens import Tokens
 
@@ -106,6 +111,15 @@ class OAuthSource:
     def describe(self) -> str:
         return self.written_in
 
+    def check_written(self) -> None:
+        """Look for mistakes in the texts themselves. Raises CredentialError."""
+        check_written(self.refresh_token, "the refresh_token")
+        if self.access_token is not None:
+            check_written(self.access_token, "the access_token")
+        variables_in(self.settings.client_id)
+        if self.settings.client_secret is not None:
+            variables_in(self.settings.client_secret.reveal())
+
     def read_now(self) -> Secret | None:
         """Return the access token as written, None when there is only a refresh token.
 
@@ -154,7 +168,7 @@ class OAuthSource:
         return f"{self.key.provider}:{hashlib.sha256(refresh.encode()).hexdigest()}"
 
     def _expanded(self, text: Secret, what: str) -> Secret:
-        return usable(expand(text.reveal(), self.environ), what)
+        return usable_expanded(text, self.environ, what)
 
 
 def _require_known(written: Mapping[str, Any]) -> None:

@@ -66,8 +66,11 @@ class ValueSource:
     def describe(self) -> str:
         return self.written_in
 
+    def check_written(self) -> None:
+        check_written(self.text, "the value")
+
     def read_now(self) -> Secret:
-        return usable(expand(self.text.reveal(), self.environ), "the value")
+        return usable_expanded(self.text, self.environ, "the value")
 
     async def read(self) -> Secret:
         return self.read_now()
@@ -88,7 +91,9 @@ class EnvSource:
 
     def read_now(self) -> Secret:
         if self.name not in self.environ:
-            raise _unset([self.name])
+            raise _without_value([self.name], "not set")
+        if not self.environ[self.name].strip():
+            raise _without_value([self.name], "empty")
         return usable(self.environ[self.name], f"the environment variable {_shown_name(self.name)}")
 
     async def read(self) -> Secret:
@@ -121,6 +126,11 @@ class CommandSource:
         if self._remembered is None:
             arguments = shlex.split(self.command)
             printed = await run(arguments, self.command, self.environ, self.timeout_s)
+            if not printed.strip():
+                raise CredentialError(
+                    f"the command {self.command} printed nothing",
+                    "run it by hand: it must print the token",
+                )
             self._remembered = usable(printed, f"what the command {self.command} printed")
         return self._remembered
 
@@ -152,26 +162,52 @@ def expand(text: str, environ: Mapping[str, str]) -> str:
     A "$" before anything else stands for itself. Raises CredentialError that names all
     the variables that are not set.
     """
-    references = list(_REFERENCE.finditer(text))
-    names = [found["name"] for found in references if found["dollar"] is None]
-    if not all(found["end"] for found in references if found["dollar"] is None) or not all(
-        _NAME.match(name) for name in names
-    ):
+    unset = [name for name in variables_in(text) if name not in environ]
+    if unset:
+        raise _without_value(unset, "not set")
+    return _REFERENCE.sub(lambda found: "$" if found["dollar"] else environ[found["name"]], text)
+
+
+def variables_in(text: str) -> list[str]:
+    """Return the variables that *text* refers to. Raises CredentialError for a mistake in it."""
+    references = [found for found in _REFERENCE.finditer(text) if found["dollar"] is None]
+    if not all(found["end"] and is_variable(found["name"]) for found in references):
         raise CredentialError(
             "a ${...} in it is not the name of a variable",
             "write ${NAME}, or $$ for a dollar sign",
         )
-    unset = [name for name in dict.fromkeys(names) if name not in environ]
-    if unset:
-        raise _unset(unset)
-    return _REFERENCE.sub(lambda found: "$" if found["dollar"] else environ[found["name"]], text)
+    return list(dict.fromkeys(found["name"] for found in references))
 
 
-def _unset(names: list[str]) -> CredentialError:
+def is_variable(name: str) -> bool:
+    """Say whether *name* can be that of an environment variable."""
+    return _NAME.match(name) is not None
+
+
+def check_written(text: Secret, what: str) -> None:
+    """Look for mistakes in *text* itself, whatever its variables hold.
+
+    One of blanks only is no mistake: it is how a template stands there before it is filled
+    in. Raises CredentialError.
+    """
+    written = text.reveal()
+    if not variables_in(written) and written.strip():
+        usable(expand(written, {}), what)
+
+
+def usable_expanded(text: Secret, environ: Mapping[str, str], what: str) -> Secret:
+    """Return *text* with its variables filled in. Raises CredentialError."""
+    expanded = expand(text.reveal(), environ)
+    if not expanded.strip() and (names := variables_in(text.reveal())):
+        raise _without_value(names, "empty")
+    return usable(expanded, what)
+
+
+def _without_value(names: list[str], how: str) -> CredentialError:
     shown = " and ".join(_shown_name(name) for name in names)
     noun, verb, it = ("variable", "is", "it") if len(names) == 1 else ("variables", "are", "them")
     return CredentialError(
-        f"the environment {noun} {shown} {verb} not set",
+        f"the environment {noun} {shown} {verb} {how}",
         f"set {it} where the proxy is started, or name another source",
     )
 

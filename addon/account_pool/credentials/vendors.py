@@ -6,6 +6,7 @@ Facts with their sources: providers.md, sections 3.3, 5 and 7.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 DAY_S = 86400.0
@@ -30,6 +31,63 @@ VENDORS: Mapping[str, Mapping[str, Any]] = {
 
 #: The vendors' own tools, as `account-pool login --from` names them.
 TOOLS: Mapping[str, str] = {"codex": "codex", "claude-code": "claude", "gemini-cli": "gemini"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolLogin:
+    """How a tool logs in, and where it keeps its login.
+
+    Attributes:
+        how: what its user does to log in.
+        files: names of the file, wherever a variable moves its folder.
+        sections: top-level keys of the login in that file; none: any.
+    """
+
+    how: str
+    files: frozenset[str] = frozenset()
+    sections: frozenset[str] = frozenset()
+
+
+#: By the name of the tool. Files: `vendor_files.DEFAULT_PATHS`, and where their sources are.
+LOGINS: Mapping[str, ToolLogin] = {
+    "claude": ToolLogin(
+        how="run `claude` and log in",
+        files=frozenset({".credentials.json"}),
+        sections=frozenset({"claudeAiOauth"}),
+    ),
+    "codex": ToolLogin(
+        how="run `codex login`",
+        files=frozenset({"auth.json"}),
+        sections=frozenset({"tokens", "OPENAI_API_KEY"}),
+    ),
+    "gemini": ToolLogin(
+        how="run `gemini` and log in",
+        files=frozenset({"oauth_creds.json"}),
+        sections=frozenset({"access_token"}),
+    ),
+    "copilot": ToolLogin(how="run `copilot` and log in", files=frozenset({"apps.json"})),
+    "gh": ToolLogin(how="run `gh auth login`", files=frozenset({"hosts.yml"})),
+    # Programs that people have print a token: `gcloud auth print-access-token`, `op read`, ...
+    "gcloud": ToolLogin(how="run `gcloud auth login`"),
+    "az": ToolLogin(how="run `az login`"),
+    "op": ToolLogin(how="run `op signin`"),
+    "bw": ToolLogin(how="run `bw login`"),
+}
+
+
+def tool_of(file: str, pointer: str | None) -> str | None:
+    """Return the tool that keeps its login in a file of this name, at *pointer* in it."""
+    section = (pointer or "").split("/")[1:2]
+    for name, login in LOGINS.items():
+        if file in login.files and (not section or login.sections.issuperset(section)):
+            return name
+    return None
+
+
+def logged_out(tool: str | None) -> str | None:
+    """Say what to do when *tool* holds no login; None for an unknown one."""
+    login = LOGINS.get(tool or "")
+    return None if login is None else f"its tool is logged out: {login.how}"
 
 
 def log_in_again(provider: str) -> str:

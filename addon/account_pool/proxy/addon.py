@@ -237,6 +237,7 @@ class AccountPool(AdminPages):
             return
         exchange.serve(self.service, self.keeper, self._copilot, loaded)
         self.service.refresh = self.keeper.refresh
+        pool.seek = self.keeper.seek
         self._keep()
 
     def _keep(self) -> None:

@@ -1,0 +1,178 @@
+"""A credential that cannot be read is the state of one account: the others serve, it heals."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+
+from account_pool.demo.scripts import by_credential, openai
+from tests.e2e.harness import FIRST, account, chat, secret
+from tests.e2e.test_admin import admin, direct
+
+GOOD = openai.chat_complete("Good morning")
+POINTER = "/claudeAiOauth/accessToken"
+BLANK = b'{"claudeAiOauth":{"accessToken":"","refreshToken":"","expiresAt":0}}'
+#: What a file may hold instead of a login, None for no file, and what is said of it.
+FILES: dict[str, tuple[bytes | None, str]] = {
+    "blank": (BLANK, "is empty; its tool is logged out: run `claude` and log in"),
+    "null": (b"null", "nothing at /claudeAiOauth/accessToken; its tool is logged out"),
+    "section": (b'{"mcpOAuth":{}}', "nothing at /claudeAiOauth/accessToken; its tool is logged"),
+    "half": (b'{"claudeAiOauth":{"accessTok', "is not JSON, or only a part of it was written"),
+    "cut": ('{"a":"ä'.encode()[:-1], "is not text in UTF-8"),
+    "huge": (b" " * (1024 * 1024 + 1), "is larger than 1 MiB"),
+    "nothing": (b"", "is not JSON, or only a part of it was written"),
+    "missing": (None, "does not exist; its tool is logged out: run `claude` and log in"),
+}
+
+
+def write(path: Path, content: bytes) -> None:
+    """Put *content* at *path* as tools do: under another name first, for its owner only."""
+    path.parent.mkdir(exist_ok=True)
+    beside = path.with_name("beside")
+    beside.touch(mode=0o600)
+    beside.write_bytes(content)
+    beside.replace(path)
+
+
+def login(label: str) -> bytes:
+    return json.dumps({"claudeAiOauth": {"accessToken": secret(label)}}).encode()
+
+
+async def state(proxy, key: str) -> dict[str, object]:
+    async with direct(proxy) as http:
+        accounts = (await http.get("/account-pool")).json()["accounts"]
+    return next(one for one in accounts if one["key"] == key)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and modes are a matter of posix")
+async def test_every_kind_beside_a_good_one(provider, pool_proxy, tmp_path):
+    paths = {label: tmp_path / label / ".credentials.json" for label in (*FILES, "open")}
+    for label, (content, _) in FILES.items():
+        if content is not None:
+            write(paths[label], content)
+    write(paths["open"], login("open"))
+    paths["open"].chmod(0o644)
+    for label in ("directory", "pipe", "command"):
+        paths[label] = tmp_path / label
+    paths["directory"].mkdir()
+    os.mkfifo(paths["pipe"], 0o600)
+    said = {label: words for label, (_, words) in FILES.items()} | {
+        "open": "may be read or changed by other users .mode 644.; run: chmod 600",
+        "directory": "cannot be read .is a directory.",
+        "pipe": "is a pipe or a device, not a file",
+        "command": "ended with status 1: cat: .*; run it by hand",
+        "absent": "cannot be started .no such file or directory.; install it",
+        "unset": "environment variable FAKE_UNSET is not set",
+        "empty": "environment variable FAKE_EMPTY is empty",
+        "spaces": "the value is empty",
+    }
+    tokens = {label: {"file": str(path), "pointer": POINTER} for label, path in paths.items()} | {
+        "directory": {"file": str(paths["directory"])},
+        "pipe": {"file": str(paths["pipe"])},
+        "command": {"command": f"cat {shlex.quote(str(paths['command']))}"},
+        "absent": {"command": "/nonexistent/fake-tool token"},
+        "hanging": {"command": "sleep 600"},
+        "unset": "${FAKE_UNSET}",
+        "empty": {"env": "FAKE_EMPTY"},
+        "spaces": "   ",
+    }
+    healing = [*FILES, "open", "pipe", "command"]
+    upstream = await provider(by_credential({secret(x): GOOD for x in (*healing, "first")}))
+    proxy = await pool_proxy(
+        [account("first"), *(account(label, token=token) for label, token in tokens.items())],
+        provider=upstream,
+        options={"pool_strategy": "round-robin"},
+        env={"FAKE_EMPTY": " "},
+    )
+    async with proxy.client() as http:
+        assert (await http.request(**chat(stream=False))).status_code == 200
+        for label, words in said.items():
+            await proxy.until_printed(f"openai/{label}: .*{words}")
+        told = await state(proxy, "openai/blank")
+        assert told["state"] == "no_credential"
+        assert "run `claude` and log in" in str(told["reason"])
+        assert (await http.request(**chat(stream=False))).status_code == 200
+        assert set(upstream.journal.credentials) == {FIRST}
+
+        # Each is put right; nothing is restarted.
+        for label in (*FILES, "open"):
+            write(paths[label], login(label))
+        for label in ("pipe", "command"):
+            write(paths[label], secret(label).encode())
+        for label in healing:
+            await proxy.until_printed(f"openai/{label}: its credential can be read again", 60)
+        for _ in range(2 * len(healing)):
+            assert (await http.request(**chat(stream=False))).status_code == 200
+    assert set(upstream.journal.credentials) == {FIRST, *map(secret, healing)}
+    for label in said:
+        lines = [line for line in proxy.lines if f"openai/{label}: " in line]
+        assert len(lines) == 1 + (label in healing), lines
+
+
+async def test_a_request_that_nobody_can_serve_has_it_looked_for_at_once(
+    provider, pool_proxy, tmp_path
+):
+    """By itself the proxy would look again after some seconds only, a command's much later."""
+    upstream = await provider(by_credential({FIRST: GOOD}))
+    path = tmp_path / "key"
+    proxy = await pool_proxy([account("first", token={"file": str(path)})], provider=upstream)
+    write(path, FIRST.encode())
+    async with proxy.client() as http:
+        assert (await http.request(**chat(stream=False))).status_code == 200
+    assert upstream.journal.credentials == [FIRST]
+
+
+async def test_a_reload_and_an_addition_take_it_too(provider, pool_proxy, tmp_path):
+    upstream = await provider(by_credential({FIRST: GOOD, secret("late"): GOOD}))
+    proxy = await pool_proxy([account("first")], provider=upstream)
+    path = tmp_path / "late"
+    accounts = [account("first"), account("late", token={"file": str(path)})]
+    (proxy.folder / "accounts.yaml").write_text(json.dumps({"accounts": accounts}))
+    await proxy.until_printed("was read again: added openai/late")
+    new = {"provider": "openai", "label": "new", "token": {"env": "FAKE_UNSET"}}
+    async with direct(proxy) as own, proxy.client() as http:
+        answer = await own.post("/account-pool/add", json=new, headers=admin(proxy))
+        assert answer.status_code == 201, answer.text
+        added = answer.json()["account"]
+        assert added["state"] == "no_credential"
+        assert "FAKE_UNSET is not set" in added["problem"]
+        wrong = {**new, "label": "wrong", "token": {"env": "NOT A NAME"}}
+        assert (await own.post("/account-pool/add", json=wrong, headers=admin(proxy))).is_error
+        assert (await http.request(**chat(stream=False))).status_code == 200
+        write(path, secret("late").encode())
+        await proxy.until_printed("openai/late: its credential can be read again")
+        for _ in range(2):
+            assert (await http.request(**chat(stream=False))).status_code == 200
+    assert set(upstream.journal.credentials) == {FIRST, secret("late")}
+
+
+async def test_a_tool_that_logs_out_while_it_serves(provider, pool_proxy, tmp_path):
+    """The last token is used while it is good: the tool may be writing just now."""
+    upstream = await provider(by_credential({FIRST: GOOD, secret("second"): GOOD}))
+    path = tmp_path / ".credentials.json"
+    write(path, login("first"))
+    proxy = await pool_proxy([account("first", token={"file": str(path)})], provider=upstream)
+    async with proxy.client() as http:
+        write(path, BLANK)
+        await proxy.until_printed("holds no login; its tool is logged out: run `claude`")
+        assert (await http.request(**chat(stream=False))).status_code == 200
+        write(path, login("second"))
+        await proxy.until_printed("its credential can be read again")
+        assert (await http.request(**chat(stream=False))).status_code == 200
+    assert upstream.journal.credentials == [FIRST, secret("second")]
+
+
+async def test_an_account_of_the_environment_that_cannot_be_used(provider, pool_proxy):
+    upstream = await provider(by_credential({FIRST: GOOD}))
+    proxy = await pool_proxy(
+        None,
+        provider=upstream,
+        env={"OPENAI_API_KEY": FIRST, "ANTHROPIC_API_KEY": "two words"},
+    )
+    await proxy.until_printed("anthropic/default: env ANTHROPIC_API_KEY: .*has a space")
+    async with proxy.client() as http:
+        assert (await http.request(**chat(stream=False))).status_code == 200
