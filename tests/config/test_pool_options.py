@@ -14,6 +14,7 @@ def test_the_table_is_the_contract() -> None:
         "strategy": "round-robin",
         "max_attempts": 10,
         "max_wait": 30.0,
+        "max_waiting": 1000,
         "patience": 3.0,
         "cooldown": 300.0,
         "state": "",

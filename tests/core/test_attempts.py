@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from account_pool.core.admission import MAX_BODY_BYTES
 from account_pool.core.attempts import OVERLOAD_TRIES, Attempts, Limits
 from account_pool.core.broken import STALE_WITHIN_S, TRIES, Broken, how_broken
 from account_pool.core.errors import IllegalEvent
@@ -932,3 +934,49 @@ def test_when_all_cool_one_request_a_minute_tries() -> None:
     healed = Play(pool=pool).at(120.0) >> begin << "send b" >> committed
     assert pool.get(key("b")).cooldowns == {}
     healed >> finished
+
+
+# -- how many are held
+
+
+def test_no_more_are_held_than_may_wait() -> None:
+    pool = pool_of(account("a", max_concurrent=1))
+    pool.acquire(FACTS, now=0.0)
+    waiting = [Play(pool=pool, max_waiting=2) for _ in range(3)]
+    for play in waiting[:2]:
+        play >> begin << "wait until 30 or change"
+    waiting[2] >> begin << "answer 503, 1 s"
+    waiting[0] >> left
+    again = Play(pool=pool, max_waiting=2)
+    again >> begin << "wait until 30 or change"
+    # Who waits keeps the place, however many have come since.
+    again.at(10.0) >> resumed << "wait until 30 or change"
+
+
+def test_a_refusal_is_delivered_where_too_many_are_held() -> None:
+    play = Play("a", max_waiting=0, max_wait_s=30.0)
+    play >> begin >> refused(rate_limit(20.0)) << "deliver, 20 s"
+
+
+def test_bodies_of_those_that_wait_are_bounded_together() -> None:
+    pool = pool_of(account("a", max_concurrent=1))
+    pool.acquire(FACTS, now=0.0)
+    half = replace(FACTS, body_bytes=MAX_BODY_BYTES // 2)
+    first, second, third = (Play(pool=pool, facts=half) for _ in range(3))
+    first >> begin << "wait until 30 or change"
+    second >> begin << "wait until 30 or change"
+    third >> begin << "answer 503, 1 s"
+    first >> left
+    second >> left
+    # Alone, a body waits whatever its size.
+    alone = Play(pool=pool, facts=replace(FACTS, body_bytes=2 * MAX_BODY_BYTES))
+    alone >> begin << "wait until 30 or change"
+
+
+def test_a_conversation_does_not_wait_for_its_account_where_too_many_are_held() -> None:
+    pool = pool_of(account("a", max_concurrent=1), "b")
+    lease = pool.acquire(FACTS, now=0.0)
+    assert lease.key == key("a")
+    play = Play(pool=pool, max_waiting=0)
+    play.attempts.turn.sent_to(key("a"), 0.0)
+    play >> begin << "send b"

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from account_pool.core.attempts import CROWDED
 from account_pool.core.broken import Broken
 from account_pool.core.decision import By, Decision, Kind
 from account_pool.core.lease import Conversation
 from account_pool.core.pool import Pool
+from account_pool.core.story import NOT_KEPT
 from tests.core.helpers import (
     BARE_429,
     FACTS,
@@ -95,6 +97,22 @@ def test_nobody_can_serve_from_the_start() -> None:
     (refusal,) = records(play.pool)
     assert _words(refusal) == "refusal a by a shortage (cooldown until 40) told 40 s"
     assert refusal.reason == "no usable account of 1 (1 cooling)"
+
+
+def test_a_body_that_was_not_kept_is_the_reason_of_a_refusal() -> None:
+    play = Play("a", "b", replayable=False)
+    play >> begin >> refused(quota(3600.0))
+    assert [d.reason for d in records(play.pool)] == [NOT_KEPT]
+    play = Play("a", "b", replayable=False)
+    play >> begin >> refused(SERVER_ERROR)
+    assert NOT_KEPT not in [d.reason for d in records(play.pool)]
+
+
+def test_why_a_request_is_not_held() -> None:
+    play = Play("a", max_waiting=0)
+    play.pool.mark_cooldown(key("a"), quota(20.0), now=0.0)
+    play >> begin << "answer 503, 20 s"
+    assert [d.reason for d in records(play.pool)] == [CROWDED]
 
 
 @pytest.mark.parametrize("outcome", [REQUEST_ERROR, SERVER_ERROR, BARE_429, OVERLOADED])

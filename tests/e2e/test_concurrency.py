@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from account_pool.demo.exchange import Pause, Reply, Request
-from account_pool.demo.scripts import openai
-from tests.e2e.harness import THIRD, account, chat, secret
+from account_pool.demo.scripts import by_credential, openai
+from tests.e2e.harness import FIRST, THIRD, account, chat, secret
 
 STREAMS = 200
 WORDS = [f" word{n}" for n in range(10)]
@@ -79,3 +79,26 @@ async def test_an_account_that_trips_costs_no_more_refusals_than_were_in_flight(
     assert statuses == [200] * in_all
     refused = [1 for _, status in upstream.journal.statuses if status == 429]
     assert 1 <= len(refused) <= at_once
+
+
+async def test_no_more_requests_are_held_than_may_wait(provider, pool_proxy):
+    finish = asyncio.Event()
+    slow = Reply(headers=GOOD.headers, steps=(*openai.chat_events(["Good"])[:2], finish))
+    upstream = await provider(by_credential({FIRST: [slow, GOOD]}))
+    proxy = await pool_proxy(
+        [account("first", max_concurrent=1)],
+        provider=upstream,
+        options={"pool_max_waiting": 2, "pool_max_wait": 600},
+    )
+    async with proxy.client() as http, http.stream(**chat()) as response:
+        await anext(pieces := response.aiter_raw())
+        asking = [asyncio.create_task(http.request(**chat(f"number {n}"))) for n in range(3)]
+        # The account is busy until we say so: whoever is answered now was not held.
+        done, held = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+        (refused,) = [task.result() for task in done]
+        finish.set()
+        served = await asyncio.gather(*held)
+        await pieces.aclose()
+    assert refused.status_code == 503
+    assert "pool_max_waiting" in refused.json()["error"]["message"]
+    assert [answer.status_code for answer in served] == [200, 200]

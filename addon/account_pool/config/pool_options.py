@@ -130,6 +130,13 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
         "How long a request is held, in seconds, when no account can serve it. 0 answers at once.",
     ),
     PoolOption(
+        "max_waiting",
+        int,
+        1000,
+        "The most requests that are held at once while no account can serve them, over all "
+        "providers; their bodies may take 512 MiB together. One more is refused with 503.",
+    ),
+    PoolOption(
         "patience",
         float,
         3.0,

@@ -21,6 +21,10 @@ from sortedcontainers import SortedDict
 from account_pool.core.account import AccountKey
 from account_pool.core.lease import Facts, Lease
 
+#: Bytes of bodies that are kept for requests that wait, over all providers together: eight
+#: of the largest that are kept at all.
+MAX_BODY_BYTES = 512 * 1024 * 1024
+
 #: What a request can be served by: requests with the same one form a line.
 LineKey = tuple[str, str, str | None, frozenset[AccountKey], AccountKey | None]
 
@@ -75,9 +79,20 @@ class Admission:
     def __init__(self) -> None:
         self._lines: dict[str, dict[LineKey, SortedDict[int, Ticket]]] = {}
         self._numbers = 0
+        self._count = 0
+        self._body_bytes = 0
 
     def __len__(self) -> int:
-        return sum(len(line) for lines in self._lines.values() for line in lines.values())
+        return self._count
+
+    def has_room(self, body_bytes: int, max_waiting: int) -> bool:
+        """Say whether one more may wait, whose body of so many bytes is kept meanwhile.
+
+        A body that alone is beyond the bound still finds room where nobody else waits.
+        """
+        if self._count >= max_waiting:
+            return False
+        return not self._count or self._body_bytes + body_bytes <= MAX_BODY_BYTES
 
     def waits(self, provider: str) -> bool:
         """Say whether anybody waits for an account of *provider*."""
@@ -92,6 +107,9 @@ class Admission:
         ticket._wake = None
         lines = self._lines.setdefault(ticket.facts.provider, {})
         line = lines.setdefault(ticket.line, SortedDict())
+        if ticket.number not in line:
+            self._count += 1
+            self._body_bytes += ticket.facts.body_bytes
         line[ticket.number] = ticket
         return bool(line.peekitem(0)[1] is ticket)
 
@@ -103,6 +121,8 @@ class Admission:
             return
         was_first = line.peekitem(0)[1] is ticket
         del line[ticket.number]
+        self._count -= 1
+        self._body_bytes -= ticket.facts.body_bytes
         if line:
             if was_first:
                 line.peekitem(0)[1].call()

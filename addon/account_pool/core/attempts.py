@@ -48,6 +48,11 @@ CONNECT_PAUSE_S = 0.25
 #: Copilot counts a prompt of its user when it is sent to an account, not what follows it.
 FOLLOW_UP_PATIENCE = 3.0
 
+#: Why a request is not held although an account may return in time.
+CROWDED = "too many requests wait for an account already (pool_max_waiting, or 512 MiB of bodies)"
+#: What its client is told to wait where no deadline is known, seconds.
+CROWDED_PAUSE_S = 1.0
+
 #: Stands for the models of a WebSocket, which its handshake does not name.
 SOCKETS = "(websocket)"
 
@@ -63,9 +68,11 @@ class Limits:
         max_wait_s: longest time a request is held while nobody can serve.
         patience_s: longest time worth waiting for the account a conversation lives on.
         retry_broken: send again although the first try may have run.
+        max_waiting: requests that wait for an account at most, over all providers.
     """
 
     max_attempts: int = 10
+    max_waiting: int = 1000
     max_wait_s: float = 30.0
     patience_s: float = 3.0
     retry_broken: bool = False
@@ -392,6 +399,8 @@ class Attempts:
             if hold_until > now:
                 soon = nobody.retry_at is not None and nobody.retry_at <= hold_until
                 if soon or nobody.may_change:
+                    if not self._may_wait():
+                        return self._crowded_out(nobody, now)
                     return self._wait_in_line(nobody, avoid, owner, hold_until, now)
             if self._misses_model():
                 if nobody.retry_at is None and not nobody.may_change:
@@ -424,9 +433,23 @@ class Attempts:
             if now >= move_at:
                 return None
             soon = nobody.retry_at is not None and nobody.retry_at <= move_at
-            if soon or nobody.may_change:
+            if (soon or nobody.may_change) and self._may_wait():
                 return self._wait_in_line(nobody, avoid, home, move_at, now)
             return None
+
+    def _may_wait(self) -> bool:
+        """Say whether this request may be held; one that was held before keeps its place."""
+        return self._ticket is not None or self.pool.may_wait(self.facts, self.limits.max_waiting)
+
+    def _crowded_out(self, nobody: NoUsableAccount, now: float) -> Step:
+        """Too many are held already: say so now instead of holding yet another."""
+        self._nobody_left(now)
+        self._nobody = crowded = nobody.because(CROWDED)
+        wait_s = crowded.wait_s(now)
+        if self._refused:
+            return Deliver(wait_s)
+        pause_s = CROWDED_PAUSE_S if wait_s is None else wait_s
+        return Answer(status=503, message=str(crowded), retry_after_s=pause_s)
 
     def _wait_in_line(
         self,
@@ -568,7 +591,7 @@ class Attempts:
             case Wait():
                 story.held(step, last, self._nobody, now)
             case Deliver() | Answer():
-                story.given_up(step, last, self._nobody, now)
+                story.given_up(step, last, self._nobody, now, kept=self.replayable)
             case Refresh():
                 pass
             case _:

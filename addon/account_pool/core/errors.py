@@ -61,6 +61,16 @@ class NoUsableAccount(PoolError):
         self.may_change = may_change
         self.reason = reason
 
+    def because(self, reason: str) -> NoUsableAccount:
+        """Return the same with another reason."""
+        return NoUsableAccount(
+            self.provider,
+            retry_at=self.retry_at,
+            soonest=self.soonest,
+            may_change=self.may_change,
+            reason=reason,
+        )
+
     def wait_s(self, now: float) -> float | None:
         """Seconds until the first account returns; None when no deadline is known."""
         return None if self.retry_at is None else max(self.retry_at - now, 0.0)

@@ -46,6 +46,7 @@ class Facts:
         model: the model it asks for; None if unknown.
         socket: it opens a WebSocket, whose messages will ask for models nobody knows yet.
         conversation: what it is a part of.
+        body_bytes: the size of its body, which is kept until it is served.
     """
 
     provider: str
@@ -53,6 +54,7 @@ class Facts:
     model: str | None = None
     socket: bool = False
     conversation: Conversation = NO_CONVERSATION
+    body_bytes: int = 0
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

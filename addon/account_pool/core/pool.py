@@ -488,6 +488,10 @@ class Pool:
 
     # -- waiting
 
+    def may_wait(self, facts: Facts, max_waiting: int) -> bool:
+        """Say whether there is room for one more request that waits."""
+        return self._admission.has_room(facts.body_bytes, max_waiting)
+
     def wait(self, ticket: Ticket, retry_at: float | None) -> float:
         """Let *ticket* wait in its line; return when it should look again by itself.
 

@@ -20,6 +20,8 @@ from account_pool.core.steps import Answer, Attempt, Deliver, Wait
 
 #: Why a WebSocket whose limit was told ends: another account can serve its client.
 CLOSED = "closed, its client opens another"
+#: Why a refused request is not sent to another account although one could serve it.
+NOT_KEPT = "its body was streamed and not kept (over 64 MiB, or by another addon): not replayed"
 
 
 @dataclass(slots=True, eq=False)
@@ -77,8 +79,14 @@ class Story:
         last: Attempt | None,
         nobody: NoUsableAccount | None,
         now: float,
+        *,
+        kept: bool = True,
     ) -> None:
-        """Its client is given a refusal. One that is the request's own fault is no news."""
+        """Its client is given a refusal. One that is the request's own fault is no news.
+
+        Args:
+            kept: its body was kept, so that it could have been sent again.
+        """
         refusal = last.outcome if last else None
         if refusal is not None and refusal.cls is OutcomeClass.REQUEST_ERROR:
             return
@@ -86,6 +94,8 @@ class Story:
         reason = nobody.reason if nobody else ""
         if not reason and isinstance(step, Answer):
             reason = step.message
+        if not (reason or kept) and refusal is not None and refusal.replayable:
+            reason = NOT_KEPT
         self._add(Kind.REFUSAL, account, refusal, reason, now, told_s=step.retry_after_s)
 
     def told_inside(

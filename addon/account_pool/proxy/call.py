@@ -79,6 +79,7 @@ class Call:
             model=bounded(provider.model(head)),
             socket=head.method == "GET" and is_websocket(head),
             conversation=self._without_credential(provider.conversation(head)),
+            body_bytes=len(request.raw_content or b""),
         )
 
     def _without_credential(self, told: Conversation) -> Conversation:

@@ -65,6 +65,7 @@ def settings(values: Mapping[str, OptionValue], options: Options) -> Settings:
         limits=Limits(
             max_attempts=cast(int, values["max_attempts"]),
             max_wait_s=cast(float, values["max_wait"]),
+            max_waiting=cast(int, values["max_waiting"]),
             patience_s=cast(float, values["patience"]),
             retry_broken=cast(bool, values["retry_broken"]),
         ),

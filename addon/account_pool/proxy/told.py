@@ -14,6 +14,7 @@ from account_pool.core.decision import By, Decision, Kind, one_line
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.outcome import OutcomeClass
 from account_pool.core.steps import Attempt
+from account_pool.core.story import NOT_KEPT
 
 #: Header values in a line; `pool.status KEY` shows all of them.
 MAX_VALUES = 3
@@ -38,7 +39,8 @@ def line(decision: Decision) -> str:
             told = _told(decision.told_s)
             return f"{decision.provider}: {decision.reason}, refused{told}{_first(decision)}"
         case Kind.REFUSAL:
-            return f"{_subject(decision)}: given to the client{_told(decision.told_s)}{why}"
+            kept = _in_brackets(NOT_KEPT) if decision.reason == NOT_KEPT else ""
+            return f"{_subject(decision)}: given to the client{_told(decision.told_s)}{why}{kept}"
         case Kind.PROBE:
             return f"{_subject(decision)}: asked whether it really does{why}"
         case Kind.RELEASE | Kind.ENABLE:
