@@ -104,14 +104,18 @@ def test_the_metadata(metadata):
 
 
 class Links(HTMLParser):
-    """Collects what a page refers to."""
+    """Collects what a page refers to, and what can be referred to within it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.targets: list[str] = []
+        self.pictures: list[str] = []
+        self.within: list[str] = []
 
     def handle_starttag(self, tag, attrs):
+        self.pictures += [value for name, value in attrs if name in ("src", "srcset")]
         self.targets += [value for name, value in attrs if name in ("href", "src", "srcset")]
+        self.within += [f"#{value}" for name, value in attrs if name == "id"]
 
 
 def test_the_page_on_pypi_needs_no_repository(metadata):
@@ -121,15 +125,15 @@ def test_the_page_on_pypi_needs_no_repository(metadata):
     links = Links()
     links.feed(page)
     assert len(links.targets) > 10
-    # The renderer gives headings links to themselves.
-    written = [target for target in links.targets if not target.startswith("#user-content-")]
-    assert [target for target in written if not target.startswith("https://")] == []
+    outside = [target for target in links.targets if target not in links.within]
+    assert [target for target in outside if not target.startswith("https://")] == []
     ours = [target for target in links.targets if target.startswith((REPOSITORY, RAW))]
     for target in ours:
         # Of this version's tag, and there.
         path = re.sub(rf"({RAW}|{REPOSITORY}/blob)/v{re.escape(__version__)}/", "", target)
         assert (ROOT / path.partition("#")[0]).exists(), target
-    assert any(target.startswith(RAW) for target in ours)
+    assert links.pictures
+    assert [picture for picture in links.pictures if not picture.startswith(RAW)] == []
 
 
 def test_the_repository_has_one_address():
