@@ -19,14 +19,17 @@ from mitmproxy.test import taddons
 from account_pool.admin import metrics
 from account_pool.admin.decided import Decided
 from account_pool.admin.endpoints import ENDPOINTS
+from account_pool.admin.token import TOKEN_FILE
 from account_pool.cli.child import NOT_EXECUTABLE, NOT_FOUND
 from account_pool.cli.environment import ALL_VARIABLES
 from account_pool.cli.login import INTERRUPTED
 from account_pool.cli.main import app
 from account_pool.cli.placeholders import TOOLS
+from account_pool.cli.places import DEFAULT_PORT, Places
 from account_pool.config import POOL_OPTIONS, json_schema, load
 from account_pool.providers.registry import BUILT_IN
 from account_pool.proxy.addon import AccountPool
+from account_pool.proxy.exchange import STATE_FILE
 from tests.proxy.helpers import service_of
 
 ROOT = Path(__file__).parent.parent
@@ -240,6 +243,20 @@ def test_keys_that_are_named_are_there():
     sources = {"env", "file", "pointer", "command", "oauth"}
     named = re.findall(r"`\{([a-z_]+): ", README + PAGES["docs/providers.md"])
     assert set(named) <= keys | sources | {"error"}
+
+
+# -- what is left behind
+
+
+def test_every_file_is_named_that_uninstalling_removes():
+    """`rm -f ~/.mitmproxy/account-pool*` says the page, so nothing may have another name."""
+    places = Places(Path(), DEFAULT_PORT)
+    kept = [places.record, places.lock, places.log, places.bundle, places.extra]
+    names = [STATE_FILE, TOKEN_FILE, *(path.name for path in kept)]
+    assert [name for name in names if not name.startswith("account-pool")] == []
+    said = quoted(PAGES["docs/install.md"])
+    suffixes = [name for name in said if name.startswith(".")]
+    assert [n for n in names if n not in said and Path(n).suffix not in suffixes] == []
 
 
 # -- the rest
