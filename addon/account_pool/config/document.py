@@ -1,32 +1,41 @@
 """Reads a YAML file into plain values and remembers the line of each.
 
-Knows YAML, not accounts. Stricter than YAML: a key may stand once, tags and several
-documents are refused. What YAML would turn into a date stays text. The messages of the
-parser are not passed on where they quote the file, because it holds secrets.
+Knows YAML, not accounts. Stricter than YAML: a key may stand once, tags, several
+documents and what the versions of YAML read differently are refused. A point in time
+stays text. The messages of the parser are not passed on where they quote the file,
+because it holds secrets.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from yaml.error import MarkedYAMLError, YAMLError
 
 from account_pool.config.problems import ConfigError, Problem, shown_key
+from account_pool.config.yaml_nodes import (
+    FLAT,
+    MAX_DEPTH,
+    TOO_DEEP,
+    Mapping,
+    Node,
+    Refused,
+    Scalar,
+    Sequence,
+    compose,
+)
+from account_pool.config.yaml_scalars import PREFIX, QUOTE, Ambiguous, read_plain
 
 Loc = tuple[str | int, ...]
 
-#: Aliases can multiply a small file without end; an honest one stays far below.
-MAX_VALUES = 100_000
 #: Below this key every name and value may be a secret.
 SECRET_KEY = "token"  # noqa: S105 - the name of a key
+#: The only key below which a point in time may stand without quotes.
+_INSTANT = "expires_at"
 
-_PREFIX = "tag:yaml.org,2002:"
 #: What the parser quotes in its messages.
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 
@@ -39,6 +48,7 @@ class Document:
     data: Any = None
     lines: dict[Loc, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    _misread: list[Problem] = field(default_factory=list)
 
     def line(self, loc: Loc) -> int:
         """Return the line of *loc*, or of what surrounds it when it is not there."""
@@ -48,6 +58,17 @@ class Document:
 
     def problem(self, loc: Loc, wrong: str, remedy: str) -> None:
         self.problems.append(Problem(self.path, self.line(loc), name_of(loc), wrong, remedy))
+
+    def misread(self, loc: Loc, wrong: str, remedy: str) -> None:
+        """Add the problem of a value that cannot be understood as YAML."""
+        self._misread.append(Problem(self.path, self.line(loc), name_of(loc), wrong, remedy))
+
+    def require_right(self) -> None:
+        """Raise ConfigError with all that is wrong; of what was misread nothing further."""
+        misread = {problem.key for problem in self._misread}
+        told = [problem for problem in self.problems if problem.key not in misread]
+        if told or misread:
+            raise ConfigError([*self._misread, *told])
 
     def value(self, loc: Loc) -> Any:
         """Return the value at *loc*, None if there is none."""
@@ -76,7 +97,7 @@ def name_of(loc: Loc) -> str:
 def read(path: Path) -> Document:
     """Read the file. Raises ConfigError when nothing can be made of it.
 
-    Duplicate keys and the like do not prevent reading: they are in `Document.problems`.
+    Duplicate keys and the like do not prevent reading: `Document.require_right` tells them.
     """
 
     def fail(line: int | None, wrong: str, remedy: str) -> ConfigError:
@@ -91,20 +112,16 @@ def read(path: Path) -> Document:
         raise fail(None, f"cannot be read ({reason})", "make it a readable file") from None
     except UnicodeDecodeError:
         raise fail(None, "is not text in UTF-8", "save it as UTF-8") from None
-    yaml = YAML(typ="safe", pure=True)
     try:
-        node = yaml.compose(text)
+        node = compose(text)
+        if node is None:
+            raise fail(None, "the file is empty", _EMPTY_REMEDY)
+        document = Document(path)
+        document.data = _Reader(document).value(node, ())
     except YAMLError as error:
         raise fail(*_explain(error, text)) from None
-    if node is None:
-        raise fail(None, "the file is empty", "list accounts in it, as accounts.example.yaml does")
-    document = Document(path)
-    try:
-        document.data = _Reader(document, yaml).value(node, ())
-    except _TooMuch as error:
-        raise fail(
-            error.line, "the aliases in it lead nowhere", "write it without aliases"
-        ) from None
+    except Refused as refused:
+        raise fail(refused.line, refused.wrong, refused.remedy) from None
     return document
 
 
@@ -138,16 +155,11 @@ def _unquoted(message: str) -> str:
     return _QUOTED.sub(harmless, message)
 
 
+_EMPTY_REMEDY = "list accounts in it, as accounts.example.yaml does"
 _SYNTAX_REMEDY = "check indentation, quotes and brackets here and in the lines before"
 #: What the parser's messages are about, in our words: (a part of it, wrong, remedy).
 _SYNTAX = (
     (r"'\t'", "a tab stands where YAML allows only spaces", "indent with spaces"),
-    ("another document", "a second document begins", "remove the line ---"),
-    (
-        "undefined alias",
-        "a value begins with *, the sign of an alias, and no alias has that name",
-        "put the value in quotes",
-    ),
     (
         "cannot start any token",
         "a value begins with a character that has a meaning in YAML",
@@ -169,54 +181,44 @@ _SYNTAX = (
 )
 
 
-class _TooMuch(Exception):
-    def __init__(self, line: int) -> None:
-        self.line = line
-
-
 class _Reader:
     """Turns nodes into values, recursively; an alias is read again at each use."""
 
-    def __init__(self, document: Document, yaml: Any) -> None:
+    def __init__(self, document: Document) -> None:
         self._document = document
-        self._yaml = yaml
-        self._count = 0
-        self._open: set[int] = set()
 
     def value(self, node: Node, loc: Loc) -> Any:
-        self._count += 1
-        line = node.start_mark.line + 1
-        if self._count > MAX_VALUES or id(node) in self._open:
-            raise _TooMuch(line)
-        self._document.lines.setdefault(loc, line)
-        self._open.add(id(node))
-        try:
-            if isinstance(node, MappingNode) and node.tag == _PREFIX + "map":
-                return self._mapping(node, loc)
-            if isinstance(node, SequenceNode) and node.tag == _PREFIX + "seq":
-                return [self.value(item, (*loc, i)) for i, item in enumerate(node.value)]
-            if isinstance(node, ScalarNode):
-                return self._scalar(node, loc)
-        finally:
-            self._open.discard(id(node))
-        self._document.problem(loc, "a tag (!name) is not accepted here", "remove it")
+        if len(loc) > MAX_DEPTH:  # by aliases; else the nodes would not be there
+            raise Refused(node.line, TOO_DEEP, FLAT)
+        if isinstance(node, Scalar):
+            return self._scalar(node, loc)
+        self._document.lines.setdefault(loc, node.line)
+        if isinstance(node, Mapping) and node.tag in (None, PREFIX + "map"):
+            return self._mapping(node, loc)
+        if isinstance(node, Sequence) and node.tag in (None, PREFIX + "seq"):
+            return [self._item(item, (*loc, i)) for i, item in enumerate(node.items)]
+        self._document.misread(loc, *_TAG)
         return None
 
-    def _mapping(self, node: MappingNode, loc: Loc) -> dict[str, Any]:
-        read: dict[str, Any] = {}
+    def _item(self, node: Node, loc: Loc) -> Any:
+        self._document.lines[loc] = node.line
+        return self.value(node, loc)
+
+    def _mapping(self, node: Mapping, loc: Loc) -> dict[str, Any]:
+        # What the mapping says itself outdoes what it takes over by `<<:`.
+        read = self._merged(node, loc)
         first: dict[str, int] = {}
-        for key_node, value_node in node.value:
-            line = key_node.start_mark.line + 1
-            if key_node.tag == _PREFIX + "merge":
+        for key_node, value_node in node.pairs:
+            if _is_merge(key_node):
                 continue
-            if not isinstance(key_node, ScalarNode):
+            if not isinstance(key_node, Scalar):
                 self._document.problem(loc, "a key is not text", "write `key: value`")
                 continue
-            key = str(key_node.value)
+            key = key_node.text
             here = (*loc, key)
+            self._document.lines[here] = line = key_node.line
             if key in first:
                 name = "a key" if SECRET_KEY in loc else shown_key(key)
-                self._document.lines[here] = line
                 self._document.problem(
                     here,
                     f"{name} is written twice, first on line {first[key]}",
@@ -224,34 +226,44 @@ class _Reader:
                 )
                 continue
             first[key] = line
-            self._document.lines[here] = line
+            if key_node.plain and isinstance(read_plain(key), Ambiguous):
+                self._document.misread(here, "YAML 1.1 and 1.2 read this key differently", QUOTE)
             read[key] = self.value(value_node, here)
-        for merged in self._merged(node, loc):
-            for key, value in merged.items():
-                read.setdefault(key, value)
         return read
 
-    def _merged(self, node: MappingNode, loc: Loc) -> Iterator[dict[str, Any]]:
-        """Yield the mappings behind `<<:`; what the mapping says itself comes first."""
-        for key_node, value_node in node.value:
-            if key_node.tag != _PREFIX + "merge":
+    def _merged(self, node: Mapping, loc: Loc) -> dict[str, Any]:
+        """Return what is behind `<<:`; of several mappings the first comes first."""
+        merged: dict[str, Any] = {}
+        for key_node, value_node in node.pairs:
+            if not _is_merge(key_node):
                 continue
-            parts = value_node.value if isinstance(value_node, SequenceNode) else [value_node]
-            for part in parts:
-                if isinstance(part, MappingNode):
-                    before = dict(self._document.lines)
-                    yield self.value(part, loc)
-                    self._document.lines |= before
+            parts = value_node.items if isinstance(value_node, Sequence) else [value_node]
+            for part in reversed(parts):
+                if isinstance(part, Mapping):
+                    merged |= self.value(part, loc)
                 else:
                     self._document.problem(loc, "<< is not followed by a mapping", "remove it")
+        return merged
 
-    def _scalar(self, node: ScalarNode, loc: Loc) -> Any:
-        kind = str(node.tag).removeprefix(_PREFIX)
-        if kind == "null":
+    def _scalar(self, node: Scalar, loc: Loc) -> Any:
+        text = node.text
+        if node.tag not in (None, "!", PREFIX + "str"):
+            self._document.misread(loc, *_TAG)
             return None
-        if kind in ("bool", "int", "float"):
-            return self._yaml.constructor.construct_object(node)
-        if kind not in ("str", "timestamp", "merge", "value"):
-            self._document.problem(loc, "a tag (!name) is not accepted here", "remove it")
-            return None
-        return str(node.value)
+        if not node.plain:
+            return text
+        value = read_plain(text)
+        if not isinstance(value, Ambiguous):
+            return value
+        if not (value.is_timestamp and loc[-1:] == (_INSTANT,)):
+            self._document.misread(
+                loc, "YAML 1.1 and 1.2 read this value differently", value.remedy
+            )
+        return text
+
+
+_TAG = "a tag (!name) is not accepted here", "remove it"
+
+
+def _is_merge(node: Node) -> bool:
+    return isinstance(node, Scalar) and node.plain and node.text == "<<"

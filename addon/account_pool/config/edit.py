@@ -7,7 +7,6 @@ before it takes the place of the file, in one step and with a copy of what was t
 
 from __future__ import annotations
 
-import io
 import json
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,10 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.nodes import CollectionNode, MappingNode, ScalarNode, SequenceNode
+import yaml
 
-from account_pool.config import load
+from account_pool.config import load, yaml_nodes
 from account_pool.config.problems import ConfigError, Problem
 from account_pool.config.replace import CannotEdit, back_up, sync, write_beside
 from account_pool.config.text import (
@@ -30,6 +28,7 @@ from account_pool.config.text import (
     read,
     section_of,
 )
+from account_pool.config.yaml_scalars import read_plain
 from account_pool.core.account import AccountKey, normalise_label
 from account_pool.providers.base import Provider
 
@@ -135,8 +134,7 @@ def _with_account(text: str, account: Entry) -> str:
 
 def _with_provider(text: str, name: str, definition: Entry) -> str:
     found = section_of(compose(text), "providers")
-    pairs = found[1].value if found and isinstance(found[1], MappingNode) else ()
-    if any(key.value == name for key, _ in pairs):
+    if found and isinstance(found[1], yaml_nodes.Mapping) and section_of(found[1], name):
         return text
     bare = f"{json.dumps(name)}: {json.dumps(definition)}"
     return _with(text, "providers", {name: definition}, bare)
@@ -148,16 +146,16 @@ def _with(text: str, section: str, entry: list[Any] | dict[str, Any], in_bracket
     if found is None:
         return _appended(text, _block({section: entry}))
     key, value = found
-    if isinstance(value, ScalarNode) and not value.value:
-        return _inserted(text, end_of_line(text, key.end_mark.index), _block(entry, 2))
-    kind = SequenceNode if isinstance(entry, list) else MappingNode
+    if isinstance(value, yaml_nodes.Scalar) and not value.text:
+        return _inserted(text, end_of_line(text, key.end), _block(entry, 2))
+    kind = yaml_nodes.Sequence if isinstance(entry, list) else yaml_nodes.Mapping
     if not isinstance(value, kind):
         what = "list" if isinstance(entry, list) else "mapping"
         raise CannotEdit(f"{section} is not a {what}; see account-pool check")
-    if value.flow_style:
+    if value.flow:
         return _in_brackets(text, value, in_brackets)
     end = end_of_line(text, end_of(value))
-    return _inserted(text, end, _block(entry, value.start_mark.column))
+    return _inserted(text, end, _block(entry, value.column))
 
 
 def _inserted(text: str, index: int, lines: str) -> str:
@@ -168,27 +166,39 @@ def _appended(text: str, lines: str) -> str:
     return f"{text.rstrip()}\n\n{lines}" if text.strip() else lines
 
 
-def _in_brackets(text: str, node: CollectionNode, entry: str) -> str:
+def _in_brackets(text: str, node: yaml_nodes.Collection, entry: str) -> str:
     """Return *text* with *entry* behind the last item of a [...] or {...}."""
-    if not node.value:
-        at = node.start_mark.index + 1
-        return text[:at] + entry + text[at:]
-    last = node.value[-1]
-    at = (last[1] if isinstance(last, tuple) else last).end_mark.index
-    return f"{text[:at]}, {entry}{text[at:]}"
+    nodes = node.nodes()
+    at, comma = (nodes[-1].end, ", ") if nodes else (node.start + 1, "")
+    return f"{text[:at]}{comma}{entry}{text[at:]}"
 
 
 def _block(value: Any, indent: int = 0) -> str:
     """Return *value* as YAML in block style, *indent* columns to the right."""
-    yaml = YAML()
-    yaml.default_flow_style = False
-    if isinstance(value, dict):
-        yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.width = 10_000  # a token is never folded
-    out = io.StringIO()
-    yaml.dump(value, out)
+    # Of a mapping the lists are indented too, as people write it.
+    dumper = _Indented if isinstance(value, dict) else _Dumper
+    # A token is never folded.
+    text = yaml.dump(value, Dumper=dumper, sort_keys=False, allow_unicode=True, width=10_000)
     margin = " " * indent
-    return "".join(margin + line for line in out.getvalue().splitlines(keepends=True))
+    return "".join(margin + line for line in text.splitlines(keepends=True))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what our reader would not take for this text."""
+
+
+class _Indented(_Dumper):
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style=None if read_plain(text) == text else '"'
+    )
+
+
+_Dumper.add_representer(str, _text)
 
 
 # -- is it right?

@@ -12,7 +12,7 @@ from pathlib import Path
 from account_pool.config.accounts import read_accounts
 from account_pool.config.document import Document, read
 from account_pool.config.pool_options import BY_NAME, OptionValue
-from account_pool.config.problems import ConfigError, Wrong, unknown
+from account_pool.config.problems import Wrong, unknown
 from account_pool.config.user_providers import read_providers
 from account_pool.config.values import AccountEntry, Config
 from account_pool.credentials.oauth import OAuthSource
@@ -29,15 +29,14 @@ def load_file(path: Path, environ: Mapping[str, str], built_in: Mapping[str, Pro
     document = read(path)
     if not isinstance(document.data, dict):
         document.problem((), "the file is not a mapping", "begin it with `accounts:`")
-        raise ConfigError(document.problems)
+        document.require_right()
     for key in document.data:
         if key not in SECTIONS:
             document.problem((key,), "unknown key", unknown(key, SECTIONS))
     providers = read_providers(document, built_in)
     accounts = read_accounts(document, providers, environ, path.parent)
     options = _read_options(document)
-    if document.problems:
-        raise ConfigError(document.problems)
+    document.require_right()
     _warn_if_shared(path, accounts)
     known = at_their_hosts(providers.known, accounts)
     return Config(accounts, known, providers.exchanges, options, path, providers.known)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from ruamel.yaml.nodes import CollectionNode, Node
-
 from account_pool.config.replace import CannotEdit, back_up, sync, write_beside
 from account_pool.config.text import (
     NotYaml,
@@ -23,6 +21,7 @@ from account_pool.config.text import (
     read,
     section_of,
 )
+from account_pool.config.yaml_nodes import Collection, Node
 from account_pool.core.account import AccountKey
 
 
@@ -66,12 +65,12 @@ def _is_right(text: str, wanted: set[AccountKey]) -> bool:
 def _without(text: str, entries: list[Node], number: int) -> str:
     found = section_of(compose(text), "accounts")
     entry = entries[number]
-    if found is not None and isinstance(found[1], CollectionNode) and found[1].flow_style:
+    if found is not None and isinstance(found[1], Collection) and found[1].flow:
         if number + 1 < len(entries):
-            after: int = entries[number + 1].start_mark.index
-            return text[: entry.start_mark.index] + text[after:]
-        return text[: entries[number - 1].end_mark.index] + text[entry.end_mark.index :]
+            after = entries[number + 1].start
+            return text[: entry.start] + text[after:]
+        return text[: entries[number - 1].end] + text[entry.end :]
     # The dash stands before the entry, mostly on the same line.
-    dash = text.rfind("-", 0, entry.start_mark.index)
+    dash = text.rfind("-", 0, entry.start)
     start = text.rfind("\n", 0, dash) + 1
     return text[:start] + text[end_of_line(text, end_of(entry)) + 1 :]

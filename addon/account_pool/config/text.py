@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-from ruamel.yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode, SequenceNode
+from yaml.error import YAMLError
 
+from account_pool.config import yaml_nodes
 from account_pool.config.replace import CannotEdit
+from account_pool.config.yaml_nodes import Collection, Mapping, Node, Refused, Scalar, Sequence
 from account_pool.core.account import AccountKey, normalise_label
 
 
@@ -28,22 +28,22 @@ def read(path: Path) -> str:
         raise CannotEdit(f"{path} is not text in UTF-8; save it as UTF-8") from None
 
 
-def compose(text: str) -> MappingNode | None:
+def compose(text: str) -> Mapping | None:
     """Return the mapping *text* is, None when it is empty. Raises CannotEdit."""
     try:
-        root = YAML(typ="safe", pure=True).compose(text)
-    except YAMLError:
+        root = yaml_nodes.compose(text)
+    except (YAMLError, Refused):
         # Its text quotes the file.
         raise NotYaml("the file is not YAML; see account-pool check") from None
-    if root is not None and not isinstance(root, MappingNode):
+    if root is not None and not isinstance(root, Mapping):
         raise CannotEdit("the file is not a mapping; begin it with `accounts:`")
     return root
 
 
-def section_of(root: MappingNode | None, name: str) -> tuple[Node, Node] | None:
+def section_of(root: Mapping | None, name: str) -> tuple[Node, Node] | None:
     """Return the nodes of a key of *root* and of its value."""
-    pairs = root.value if root is not None else []
-    return next(((k, v) for k, v in pairs if k.value == name), None)
+    pairs = root.pairs if root is not None else []
+    return next(((k, v) for k, v in pairs if isinstance(k, Scalar) and k.text == name), None)
 
 
 def account_keys(text: str) -> set[AccountKey]:
@@ -51,30 +51,27 @@ def account_keys(text: str) -> set[AccountKey]:
     return {key for item in entries_of(compose(text)) if (key := key_of(item)) is not None}
 
 
-def entries_of(root: MappingNode | None) -> list[Node]:
+def entries_of(root: Mapping | None) -> list[Node]:
     """Return the entries below `accounts:`; none where it is no list."""
     found = section_of(root, "accounts")
-    return list(found[1].value) if found and isinstance(found[1], SequenceNode) else []
+    return list(found[1].items) if found and isinstance(found[1], Sequence) else []
 
 
 def key_of(item: Node) -> AccountKey | None:
     """Return whose entry *item* is, if that can be read."""
-    pairs = item.value if isinstance(item, MappingNode) else ()
-    written = {k.value: v.value for k, v in pairs if isinstance(v, ScalarNode)}
-    if not (str(written.get("label", "")).strip() and written.get("provider")):
+    pairs = item.pairs if isinstance(item, Mapping) else ()
+    written = {k.text: v.text for k, v in pairs if isinstance(k, Scalar) and isinstance(v, Scalar)}
+    if not (written.get("label", "").strip() and written.get("provider")):
         return None
-    provider = str(written["provider"]).strip().lower()
+    provider = written["provider"].strip().lower()
     return AccountKey(provider, normalise_label(written["label"]))
 
 
 def end_of(node: Node) -> int:
-    """Return where the text of *node* ends; the parser counts the comments after a block."""
-    if isinstance(node, CollectionNode) and not node.flow_style and node.value:
-        last = node.value[-1]
-        return end_of(last[1] if isinstance(last, tuple) else last)
-    # An empty value and a block of text end where the next line begins.
-    mark = node.end_mark
-    return int(mark.index - 1 if mark.column == 0 and mark.index else mark.index)
+    """Return where the text of *node* ends, without the comments behind it."""
+    if isinstance(node, Collection) and not node.flow and (nodes := node.nodes()):
+        return end_of(nodes[-1])
+    return node.end
 
 
 def end_of_line(text: str, index: int) -> int:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.files import read_private
@@ -116,12 +118,10 @@ def _document(text: str, name: str) -> Any:
         return json.loads(text)
     except ValueError:
         pass
-    from ruamel.yaml import YAML  # noqa: PLC0415 - only for gh, and it is large
-    from ruamel.yaml.error import YAMLError  # noqa: PLC0415
-
     try:
-        return YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
+        # All of it as text: nothing in it is a number or a date.
+        return yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 - makes text, lists, mappings
+    except (yaml.YAMLError, RecursionError):
         # `from None`: the error quotes the document, which is a secret.
         raise CredentialError(
             f"the file {name} is neither JSON nor YAML", "name the file of the login"

@@ -1,0 +1,240 @@
+"""Parses YAML into nodes that know their place in the text, bounded in every direction.
+
+PyYAML's C parser is used where there is one, and its Python parser otherwise. The nodes
+are put together here: PyYAML's own composer recurses, in C without a bound, expands
+aliases as often as a file says, and makes so many objects that half of its time is the
+garbage collector's. What a scalar means is for `yaml_scalars.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import yaml
+from yaml import events
+from yaml.error import YAMLError
+
+#: Aliases multiply: each use counts, and those inside what it stands for.
+MAX_ALIASES = 100
+#: What all of them together may stand for.
+MAX_ALIASED_NODES = 100_000
+#: An honest file stays below 10.
+MAX_DEPTH = 50
+TOO_DEEP = f"lists and mappings are nested more than {MAX_DEPTH} deep"
+FLAT = "write it out, without aliases"
+
+#: The Python parser has the last word: its errors are the ones that are explained.
+PARSERS: tuple[Any, ...] = (
+    (yaml.CSafeLoader, yaml.SafeLoader) if yaml.__with_libyaml__ else (yaml.SafeLoader,)
+)
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A value, and where its text is.
+
+    Attributes:
+        tag: that which is written, None for most.
+        line: of its first character, counted from 1.
+        column: of its first character, counted from 0.
+        start: index of its first character.
+        end: index behind its last one; of a list or mapping without brackets this
+            includes the comments behind it.
+    """
+
+    tag: str | None
+    line: int
+    column: int
+    start: int
+    end: int
+
+
+@dataclass(slots=True, eq=False)
+class Scalar(Node):
+    """One value; *plain* without quotes, tag and |."""
+
+    text: str
+    plain: bool
+
+
+@dataclass(slots=True, eq=False)
+class Collection(Node):
+    """A list or a mapping; *flow* with brackets."""
+
+    flow: bool
+
+    def nodes(self) -> list[Node]:
+        """Return what is in it, in order; of a mapping keys and values."""
+        raise NotImplementedError
+
+
+@dataclass(slots=True, eq=False)
+class Sequence(Collection):
+    items: list[Node] = field(default_factory=list)
+
+    def nodes(self) -> list[Node]:
+        return self.items
+
+
+@dataclass(slots=True, eq=False)
+class Mapping(Collection):
+    pairs: list[tuple[Node, Node]] = field(default_factory=list)
+
+    def nodes(self) -> list[Node]:
+        return [node for pair in self.pairs for node in pair]
+
+
+class Refused(Exception):
+    """YAML that is not taken. Line counted from 1, what is wrong, what to do."""
+
+    def __init__(self, line: int, wrong: str, remedy: str) -> None:
+        super().__init__(wrong)
+        self.line = line
+        self.wrong = wrong
+        self.remedy = remedy
+
+
+def compose(text: str) -> Node | None:
+    """Return the one document in *text*, None if there is none.
+
+    Raises YAMLError, whose text quotes the file, and Refused.
+    """
+    error: YAMLError | None = None
+    for parser in PARSERS:
+        try:
+            return _Composer().compose(yaml.parse(text, Loader=parser))
+        except YAMLError as e:
+            error = e
+    assert error is not None
+    raise error
+
+
+@dataclass(slots=True)
+class _Anchor:
+    """What an alias stands for: a node, and once that has ended how much is in it."""
+
+    node: Node
+    nodes: int
+    aliases: int
+    ended: bool = False
+
+
+@dataclass(slots=True)
+class _Open:
+    """A list or mapping that has not ended."""
+
+    node: Sequence | Mapping
+    anchor: _Anchor | None
+    children: list[Node] = field(default_factory=list)
+
+
+class _Composer:
+    """Puts the nodes of one document together, event by event."""
+
+    def __init__(self) -> None:
+        self._root: Node | None = None
+        self._documents = 0
+        self._open: list[_Open] = []
+        self._anchors: dict[str, _Anchor] = {}
+        self._nodes = 0  # behind aliases too
+        self._aliases = 0
+        self._aliased_nodes = 0
+
+    def compose(self, parsed: Iterable[events.Event]) -> Node | None:
+        # The events' types lack what every parsed one has.
+        take: dict[type[events.Event], Callable[[Any], None]] = {
+            events.ScalarEvent: self._scalar,
+            events.AliasEvent: self._alias,
+            events.SequenceStartEvent: partial(self._begin, Sequence),
+            events.MappingStartEvent: partial(self._begin, Mapping),
+            events.SequenceEndEvent: self._end,
+            events.MappingEndEvent: self._end,
+            events.DocumentStartEvent: self._document,
+        }
+        for event in parsed:
+            taken = take.get(type(event))
+            if taken is not None:
+                taken(event)
+        return self._root
+
+    def _document(self, event: Any) -> None:
+        self._documents += 1
+        if self._documents > 1:
+            raise Refused(_line(event), "a second document begins", "remove the line ---")
+
+    def _scalar(self, event: Any) -> None:
+        mark, tag = event.start_mark, event.tag
+        plain = tag is None and not event.style
+        node = Scalar(
+            tag, mark.line + 1, mark.column, mark.index, _end_of(event), event.value, plain
+        )
+        anchor = None if event.anchor is None else self._anchor(event, node)
+        self._close(node, anchor)
+
+    def _begin(self, kind: type[Sequence | Mapping], event: Any) -> None:
+        if len(self._open) == MAX_DEPTH:
+            raise Refused(_line(event), TOO_DEEP, "check the brackets and the indentation")
+        mark = event.start_mark
+        node = kind(event.tag, mark.line + 1, mark.column, mark.index, mark.index, event.flow_style)
+        self._open.append(_Open(node, self._anchor(event, node)))
+
+    def _end(self, event: Any) -> None:
+        ended = self._open.pop()
+        node, children = ended.node, ended.children
+        node.end = _end_of(event)
+        if isinstance(node, Mapping):
+            node.pairs = list(zip(children[::2], children[1::2], strict=True))
+        else:
+            node.items = children
+        self._close(node, ended.anchor)
+
+    def _alias(self, event: Any) -> None:
+        anchor = self._anchors.get(event.anchor)
+        if anchor is None:
+            raise Refused(
+                _line(event),
+                "a value begins with *, the sign of an alias, and no alias has that name",
+                "put the value in quotes",
+            )
+        if not anchor.ended:
+            raise Refused(_line(event), "an alias stands for something that it is in", FLAT)
+        self._aliases += 1 + anchor.aliases
+        self._aliased_nodes += anchor.nodes
+        if self._aliases > MAX_ALIASES or self._aliased_nodes > MAX_ALIASED_NODES:
+            raise Refused(_line(event), f"aliases are used more than {MAX_ALIASES} times", FLAT)
+        self._nodes += anchor.nodes
+        self._put(anchor.node)
+
+    def _anchor(self, event: Any, node: Node) -> _Anchor | None:
+        if event.anchor is None:
+            return None
+        anchor = self._anchors[event.anchor] = _Anchor(node, self._nodes, self._aliases)
+        return anchor
+
+    def _close(self, node: Node, anchor: _Anchor | None) -> None:
+        self._nodes += 1
+        if anchor is not None:
+            anchor.nodes = self._nodes - anchor.nodes
+            anchor.aliases = self._aliases - anchor.aliases
+            anchor.ended = True
+        self._put(node)
+
+    def _put(self, node: Node) -> None:
+        if self._open:
+            self._open[-1].children.append(node)
+        else:
+            self._root = node
+
+
+def _line(event: Any) -> int:
+    return int(event.start_mark.line) + 1
+
+
+def _end_of(event: Any) -> int:
+    """Return where the text ends; the mark of a block of text is where the next line begins."""
+    mark = event.end_mark
+    index: int = mark.index
+    return index if mark.column or not index else index - 1
