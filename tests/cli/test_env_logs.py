@@ -112,7 +112,7 @@ def test_logs_shows_the_last_lines(places, capsys):
 
 
 def test_connections_are_no_news(places, capsys):
-    failover = "[16:14:34.130] openai/work: 429 rate_limit, cools 38 s -> openai/spare\n"
+    failover = "[16:14:34.130] openai/work: 429 rate_limit, on cooldown for 38 s -> openai/spare\n"
     connections = [
         "[16:14:34.123][127.0.0.1:39888] client connect\n",
         "[16:14:34.129][[::1]:39888] server connect chatgpt.com:443 (127.0.0.1:45801)\n",

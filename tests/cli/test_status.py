@@ -47,9 +47,15 @@ def shown(*accounts, bars=True, decisions=()) -> str:
 
 def test_an_account_that_cools_says_why_and_how_long_still():
     text = shown(account(state="cooling", cooldowns=[cooldown()]))
-    for part in ("openai/work", "cooling", "30 s", "429 code=rate_limit_exceeded", "retry-after"):
+    for part in (
+        "openai/work",
+        "on cooldown",
+        "30 s",
+        "429 code=rate_limit_exceeded",
+        "retry-after",
+    ):
         assert part in text
-    assert "1 of 2 available, 1 cooling, 0 disabled, 3 requests in flight" in text
+    assert "1 of 2 available, 1 on cooldown, 0 disabled, 3 requests in flight" in text
 
 
 @pytest.mark.parametrize(("remaining_s", "full"), [(120.0, 0), (60.0, 8), (0.0, 16)])
@@ -63,7 +69,7 @@ def test_models_that_cool_have_a_line_of_their_own():
     text = shown(account(cooldowns=[cooldown("gpt-5"), cooldown("gpt-4")]))
     lines = text.splitlines()
     assert "available" in next(line for line in lines if "openai/work" in line)
-    assert sum("cooling" in line and "gpt-" in line for line in lines) == 2
+    assert sum("on cooldown" in line and "gpt-" in line for line in lines) == 2
 
 
 def test_of_much_evidence_the_beginning_is_shown():

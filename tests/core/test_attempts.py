@@ -554,7 +554,7 @@ def test_exhausted_without_an_answer_names_whose_refusal_to_show() -> None:
     play.pool.mark_cooldown(key("b"), quota(8000.0), now=0.0)
     play >> begin << "answer 429, 8000 s, like b"
     assert isinstance(play.step, Answer)
-    assert play.step.message == "openai: no usable account of 2 (2 cooling)"
+    assert play.step.message == "openai: no usable account of 2 (2 on cooldown)"
 
 
 def test_exhausted_without_an_answer_and_without_a_return() -> None:

@@ -30,5 +30,5 @@ def test_find(pointer, expected):
 
 
 def test_a_pointer_begins_with_a_slash():
-    with pytest.raises(ValueError, match="begins with /"):
+    with pytest.raises(ValueError, match="starts with /"):
         steps("foo")

@@ -142,7 +142,9 @@ def test_a_provider_without_accounts_is_not_listed() -> None:
 def test_an_unknown_account_is_told_with_the_known(
     ask: Callable[[Pool, AccountKey], object], unknown: AccountKey
 ) -> None:
-    with pytest.raises(UnknownAccount, match=f"{unknown} is not in the pool; accounts are: openai"):
+    with pytest.raises(
+        UnknownAccount, match=f"{unknown} is not in the pool; the accounts are: openai"
+    ):
         ask(pool_of("a"), unknown)
 
 
@@ -555,7 +557,7 @@ def test_shortage_knows_who_returns_first() -> None:
     assert (nobody.retry_at, nobody.soonest) == (10.0, key("b"))
     assert (nobody.wait_s(1.0), nobody.wait_s(50.0)) == (9.0, 0.0)
     assert not nobody.may_change
-    assert str(nobody) == "openai: no usable account of 3 (3 cooling)"
+    assert str(nobody) == "openai: no usable account of 3 (3 on cooldown)"
 
 
 def test_shortage_counts_the_latest_of_what_covers_the_request() -> None:

@@ -96,7 +96,7 @@ def test_nobody_can_serve_from_the_start() -> None:
     play >> begin
     (refusal,) = records(play.pool)
     assert _words(refusal) == "refusal a by a shortage (cooldown until 40) told 40 s"
-    assert refusal.reason == "no usable account of 1 (1 cooling)"
+    assert refusal.reason == "no usable account of 1 (1 on cooldown)"
 
 
 def test_a_body_that_was_not_kept_is_the_reason_of_a_refusal() -> None:
@@ -196,7 +196,7 @@ def test_a_stale_connection_is_no_decision_but_no_connection_is() -> None:
     assert told(play.pool) == []
     play >> broken(Broken.MAYBE_RAN)
     (refusal,) = records(play.pool)
-    assert refusal.reason == "openai: the connection upstream broke"
+    assert refusal.reason == "openai: the upstream connection broke"
 
 
 S = Conversation(session="conversation-1")
@@ -207,7 +207,7 @@ S = Conversation(session="conversation-1")
     [
         (lambda pool: pool.mark_cooldown(key("a"), quota(900.0), now=0.0), Kind.COOLDOWN, ""),
         (lambda pool: pool.mark_failure(key("a"), FORBIDDEN, now=0.0), Kind.DISABLE, ""),
-        (lambda pool: pool.remove(key("a"), now=0.0), None, "it is not in the pool any more"),
+        (lambda pool: pool.remove(key("a"), now=0.0), None, "it is no longer in the pool"),
         (
             lambda pool: pool.replace(account("a", "!gpt-5"), now=0.0),
             None,
@@ -237,7 +237,7 @@ def test_a_probe() -> None:
 
 @pytest.mark.parametrize(
     ("may_close", "closes", "reason"),
-    [(True, True, "closed, its client opens another"), (False, False, "")],
+    [(True, True, "closed so that its client opens another"), (False, False, "")],
 )
 def test_inside_a_websocket(may_close: bool, closes: bool, reason: str) -> None:
     play = Play("a", "b")

@@ -77,7 +77,7 @@ class FullDisk(MemoryTokens):
 
     def save(self, family: str, tokens: Tokens, **how: Any) -> bool:
         if self.full:
-            raise StoreError("the state database x cannot be written; make room")
+            raise StoreError("the state database x cannot be written; free some space")
         return super().save(family, tokens, **how)
 
 
@@ -180,7 +180,7 @@ class TestWhatIsKept:
         login = bench.login()
         login.refuse(Secret("at-0"))
         for _ in range(2):
-            with pytest.raises(ExchangeFailed, match="cannot be written; make room"):
+            with pytest.raises(ExchangeFailed, match="cannot be written; free some space"):
                 login.tokens_now()
         assert shown(login.still_good()) == ("at-0", FIRST)
         bench.store.full = False
@@ -193,7 +193,7 @@ class TestWhatIsKept:
         bench.store = FullDisk()
         login = bench.login()
         login.refuse(Secret("at-0"))
-        with pytest.raises(ExchangeFailed, match="make room"):
+        with pytest.raises(ExchangeFailed, match="free some space"):
             login.tokens_now()
         bench.store.full = False
         newer = Tokens(access=Secret("at-9"), refresh=Secret("rt-9"), expires_at=START + 7200)

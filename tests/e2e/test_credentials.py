@@ -132,7 +132,7 @@ async def test_a_reload_and_an_addition_take_it_too(provider, pool_proxy, tmp_pa
     path = tmp_path / "late"
     accounts = [account("first"), account("late", token={"file": str(path)})]
     (proxy.folder / "accounts.yaml").write_text(json.dumps({"accounts": accounts}))
-    await proxy.until_printed("was read again: added openai/late")
+    await proxy.until_printed("reloaded: added openai/late")
     new = {"provider": "openai", "label": "new", "token": {"env": "FAKE_UNSET"}}
     async with direct(proxy) as own, proxy.client() as http:
         answer = await own.post("/account-pool/add", json=new, headers=admin(proxy))

@@ -48,9 +48,9 @@ async def test_it_shows_a_failover_and_cleans_up(tmp_path):
         "openai/old    429 insufficient_quota",
         "openai/spare  200",
         "You only see this answer.",
-        "cools",
-        "rests until",
-        "accounts.yaml",
+        "on cooldown for",
+        "on cooldown until",
+        "account-pool login --from claude",
     ):
         assert shown in out
     # No colours and no cursor movements where nobody can see them; no secret anywhere.

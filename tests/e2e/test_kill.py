@@ -42,7 +42,7 @@ async def told(http: httpx.AsyncClient, command: str) -> str:
 async def cooling(http: httpx.AsyncClient) -> list[str]:
     """Labels of the accounts that cool with their cause, as `pool.status` says."""
     status = await told(http, "pool.status")
-    return re.findall(r"openai/(\w+) .* cools 1[45] min.*rate_limit_exceeded", status)
+    return re.findall(r"openai/(\w+) .* on cooldown for 1[45] min.*rate_limit_exceeded", status)
 
 
 async def test_what_a_killed_proxy_had_learnt_is_there_again(provider, pool_proxy, kept):
@@ -202,7 +202,7 @@ async def test_a_database_that_cannot_be_used_is_no_reason_not_to_serve(provider
     path.write_text("not a database\n" * 1000)
     upstream = await provider(by_credential({FIRST: GOOD}))
     proxy = await pool_proxy(in_order("first"), provider=upstream, **kept)
-    assert f"is not a database: it is kept as {path}.damaged" in proxy.output
+    assert f"is not a database: it was kept as {path}.damaged" in proxy.output
     async with proxy.client() as http:
         assert (await http.request(**chat(stream=False))).status_code == 200
     assert Path(f"{path}.damaged").read_text().startswith("not a database")

@@ -24,7 +24,7 @@ from tests.e2e.harness import FIRST, SECOND, TIMEOUT_S, TWO, chat
 
 CHAT = openai.chat_stream(["Good", " morning"])
 #: With a little jitter.
-REFUSED = r"openai/first: 429 rate_limit, cools \d\d s for gpt-5-nano -> openai/second"
+REFUSED = r"openai/first: 429 rate_limit, on cooldown for \d\d s \(gpt-5-nano\) -> openai/second"
 SECRET = re.compile(rb"sk-fake-\w+-000")
 PASSWORD = "open-sesame"
 #: Names differ between versions; mitmweb looks whether cookie and header agree.
@@ -148,7 +148,7 @@ async def test_a_failover_is_there_to_read_and_to_replay(provider, mitmweb):
 
         for expression in ("~marked", "~meta pool.refused", "~marker no_entry", "~c 429"):
             assert await web.found(expression) == [refused["id"]], expression
-        assert await web.found("~comment cools") == [served["id"], refused["id"]]
+        assert await web.found("~comment cooldown") == [served["id"], refused["id"]]
         assert await web.found("~meta 'pool.attempts: 2'") == [served["id"]]
         assert await web.run("pool.options.accounts") == ["openai/first", "openai/second"]
         assert "openai/first" in "\n".join(await web.run("pool.status"))

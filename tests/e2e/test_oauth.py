@@ -238,9 +238,7 @@ async def test_an_endpoint_that_fails_leaves_the_token_while_it_is_good(
 async def test_tokens_in_memory_are_said_to_be_lost_at_the_end(provider, pool_proxy, logins):
     upstream = await provider(by_credential({OLD: GOOD}))
     proxy = await pool_proxy([login(logins)], provider=upstream)
-    said = (
-        "pool_state is memory:, so a login that is refreshed is lost when the proxy ends: openai/me"
-    )
+    said = "pool_state is memory:, so refreshed logins are lost when the proxy stops: openai/me"
     assert sum(said in line for line in proxy.lines) == 1
     assert await ask(proxy) == [SERVED]
 

@@ -55,7 +55,7 @@ async def test_nothing_under_way_is_lost_by_any_kind_of_reload(
     proxy = await pool_proxy(accounts, provider=upstream, env=path)
 
     async def until_read(times: int) -> None:
-        await proxy.until(lambda: proxy.output.count("was read again") == times)
+        await proxy.until(lambda: proxy.output.count("accounts.yaml reloaded") == times)
 
     async with proxy.client() as http, http.stream(**chat()) as response:
         pieces = response.aiter_raw()
@@ -108,6 +108,6 @@ async def test_another_token_under_the_same_label_is_tried(provider, pool_proxy,
         assert (await http.request(**chat(stream=False))).status_code >= 400
         new = [account("me", token=SECOND)]
         (proxy.folder / ACCOUNTS_FILE).write_text(json.dumps({"accounts": new}))
-        await proxy.until_printed("was read again: new credential for openai/me")
+        await proxy.until_printed("reloaded: new credential for openai/me")
         assert (await http.request(**chat(stream=False))).status_code == 200
     assert upstream.journal.credentials == [FIRST, SECOND]

@@ -69,7 +69,9 @@ async def test_its_limit_moves_the_request_and_its_credential_stands_where_it_sa
         assert CLIENT not in str(request.headers) + request.path
         assert ("trace=1" in request.path) == (place == "query")
     # Why, in the owner's own words: the line of the rule.
-    assert re.search(rf"gw/first: .*cools {rest} -> gw/second .*: accounts.yaml:\d+", proxy.output)
+    assert re.search(
+        rf"gw/first: .*on cooldown for {rest} -> gw/second .*: accounts.yaml:\d+", proxy.output
+    )
 
 
 async def test_the_keys_of_a_gateway_are_limited_one_by_one(provider, pool_proxy):

@@ -156,7 +156,7 @@ async def test_a_limit_before_an_answer_closes_the_socket(provider, pool_proxy):
         assert [await socket.recv(), await socket.recv()] == [CREATED, DELTA]
     assert upstream.journal.statuses == [(FIRST, 101), (SECOND, 101)]
     line = await proxy.until_printed("in a WebSocket")
-    assert "openai/first: 429 rate_limit, cools 10 min" in line
+    assert "openai/first: 429 rate_limit, on cooldown for 10 min" in line
 
 
 @pytest.mark.parametrize("begun", [1, 2, 10])

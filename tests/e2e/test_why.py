@@ -23,7 +23,7 @@ async def test_one_line_a_failover_and_a_record_of_its_cause(provider, pool_prox
         told = (await http.get(f"http://{status.HOST}/")).text.splitlines()
     line = await proxy.until_printed("openai/first: 429")
     cause = r"429 code=rate_limit_exceeded: [a-z ]+; retry-after: 600.*"
-    cools = r"openai/first: 429 rate_limit, cools 1[01] min( for gpt-\S+)?"
+    cools = r"openai/first: 429 rate_limit, on cooldown for 1[01] min( \(gpt-\S+\))?"
     assert re.search(rf"{cools} -> openai/second \({cause}\)$", line.rstrip())
     _, first, second, _, _, move, cooldown = told
     assert re.match(rf"openai/first +\S.* {cause}", first)

@@ -94,18 +94,18 @@ def test_status(call, service, clock):
     service.pool.mark_cooldown(key(service, "two"), quota, now=clock.now())
     lines = call("pool.status")
     assert lines[:6] == [
-        "account     state         in flight  served  sessions  left  why",
-        "openai/one  available     1          0       0         -",
-        "openai/two  cools 60 min  0          0       0         -     "
+        "account     state                   in flight  served  sessions  left  why",
+        "openai/one  available               1          0       0         -",
+        "openai/two  on cooldown for 60 min  0          0       0         -     "
         "429 code=insufficient_quota; retry-after: 3600",
-        "openai/off  off           0          0       0         -     "
+        "openai/off  off                     0          0       0         -     "
         "enabled: false in accounts.yaml",
         "",
-        "last decisions, the newest first:",
+        "last decisions, newest first:",
     ]
     (decision,) = lines[6:]
     assert decision.endswith(
-        "cooldown  openai/two: 429 quota, cools 60 min, by a refusal "
+        "cooldown  openai/two: 429 quota, on cooldown for 60 min, by a refusal "
         "(429 code=insufficient_quota; retry-after: 3600)"
     )
     assert secret("one") not in str(lines)
@@ -120,8 +120,8 @@ def test_status_of_one_model_of_a_full_and_of_a_disabled_account(call, service, 
     clock.advance(3)
     _, one, two, *_ = call("pool.status")
     assert "available" in one
-    assert "gpt-5 cools 27 s: 429" in one
-    assert "disabled for 3 s" in two
+    assert "gpt-5 on cooldown for 27 s: 429" in one
+    assert "disabled 3 s ago" in two
     service.pool.set_credentials(key(service, "one"), {}, now=clock.now(), problem="no such file")
     assert "no such file" in call("pool.status")[1]
 
@@ -139,10 +139,10 @@ def test_status_shows_conversations_what_is_left_and_who_waits(call, service, cl
     )
     attempts.begin(clock.now())
     lines = call("pool.status")
-    assert lines[1].split()[3:8] == ["s", "0", "0", "2", "7d"]
+    assert lines[1].split()[5:10] == ["s", "0", "0", "2", "7d"]
     assert "62%" in lines[1]
     assert "1 waiting now:" in lines
-    assert "openai: a request waits, 60 s at most (no usable account of 3" in str(lines)
+    assert "openai: a request is waiting, at most 60 s (no usable account of 3" in str(lines)
 
 
 def test_status_says_how_cooldowns_ended(call, service, clock):
@@ -154,7 +154,7 @@ def test_status_says_how_cooldowns_ended(call, service, clock):
     clock.advance(5)
     call("pool.clear", "openai/one")
     _, again, second, first = call("pool.status")[-4:]
-    assert "release   openai/one: used again, 25 s early, by hand" in again
+    assert "release   openai/one: back in use, 25 s early, by hand" in again
     assert second.endswith("[ended after 5 s, by hand]")
     assert first.endswith("[2 times] [over]")
 
@@ -180,7 +180,7 @@ def test_a_model_a_client_has_named_forges_no_line(call, service, clock):
     forged = "m\nopenai/forged  available"
     limit = replace(LIMIT, scope=Scope.MODEL)
     service.pool.mark_cooldown(key(service, "one"), limit, now=clock.now(), model=forged)
-    assert "m?openai/forged  available cools 30 s" in call("pool.status")[1]
+    assert "m?openai/forged  available on cooldown for 30 s" in call("pool.status")[1]
     assert all(line.isprintable() for line in call("pool.status"))
 
 
@@ -188,8 +188,8 @@ def test_status_of_one_account_is_whole(call, service, clock):
     evidence = {f"x-ratelimit-{number}": "0" for number in range(5)}
     limit = replace(LIMIT, cooldown_s=None, evidence=evidence)
     service.pool.mark_cooldown(key(service, "one"), limit, now=clock.now())
-    assert call("pool.status")[1].endswith("x-ratelimit-2: 0; the deadline is ours")
-    assert call("pool.status", "openai/one")[1].endswith("x-ratelimit-4: 0; the deadline is ours")
+    assert call("pool.status")[1].endswith("x-ratelimit-2: 0; no reset was named")
+    assert call("pool.status", "openai/one")[1].endswith("x-ratelimit-4: 0; no reset was named")
 
 
 @pytest.mark.parametrize("only", ["nobody", "openai/nobody", "openai/", "/one"])
@@ -217,7 +217,7 @@ def test_next_of_nobody(call, provider):
 
 def test_cooldown_and_clear(call, service, clock):
     call("pool.cooldown", "openai/one", "90")
-    assert "cools 90 s" in call("pool.status")[1]
+    assert "on cooldown for 90 s" in call("pool.status")[1]
     assert "by hand" in call("pool.status")[1]
     call("pool.clear", "openai/one")
     assert "available" in call("pool.status")[1]

@@ -90,7 +90,7 @@ async def test_an_addition_counts_at_once(start, tmp_path, caplog):
     addon._watcher.note()
     assert addon._watcher._seen == stamp
     assert "added openai/new (accounts.yaml)" in caplog.text
-    assert "was read again" not in caplog.text
+    assert "reloaded" not in caplog.text
 
 
 async def test_the_first_account_of_a_pool_without_any(start, tmp_path):
@@ -164,7 +164,7 @@ async def test_the_command(start, tmp_path):
 async def test_a_token_that_cannot_be_kept(start, tmp_path, caplog):
     (tmp_path / TOKEN_FILE).mkdir()
     addon = await start()
-    assert "nothing can be changed by REST" in caplog.text
+    assert "the REST API is read-only" in caplog.text
     assert keys(addon) == ["openai/one", "openai/two"]
 
 

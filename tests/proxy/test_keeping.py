@@ -239,7 +239,7 @@ async def test_a_store_that_fails_is_told_once_and_tried_again(
     assert caplog.text.count("in memory only until it can be written again") == 1
     monkeypatch.setattr(SqliteState, "exchange", exchange)
     await kept._round()
-    assert "the state is kept again" in caplog.text
+    assert "the state database can be written again" in caplog.text
     again, other = begin()
     assert cools(again) == 600
     assert again.sessions.peek("a", again.now()) is not None
@@ -265,7 +265,7 @@ async def test_a_disk_that_is_full_for_a_while_loses_nothing(
         service.sessions.bind(f"conversation-{number:0200}", ONE, service.now())
     limit(service)
     await failed(kept)
-    assert "cannot be written: the disk is full; make room" in caplog.text
+    assert "cannot be written: the disk is full; free some space" in caplog.text
     database.execute("PRAGMA max_page_count = 100000")
     await kept._round()
     again, _ = begin()
@@ -300,7 +300,7 @@ async def test_a_damaged_file_is_put_aside_and_a_new_one_begun(
     for number, aside in enumerate(("pool.sqlite.damaged", "pool.sqlite.damaged-2")):
         path.write_text("no database\n" * 1000)
         service, kept = begin()
-        assert f"is not a database: it is kept as {path.with_name(aside)}" in caplog.text
+        assert f"is not a database: it was kept as {path.with_name(aside)}" in caplog.text
         assert path.with_name(aside).read_text().startswith("no database")
         limit(service)
         kept.stop()
@@ -321,7 +321,7 @@ async def test_a_file_that_is_damaged_while_it_is_used_is_put_aside(
         other.commit()
     limit(service)
     await failed(kept)
-    assert f"is damaged: it is kept as {path}.damaged, and a new one is begun" in caplog.text
+    assert f"is damaged: it was kept as {path}.damaged, and a new one was created" in caplog.text
     await kept._round()
     again, _ = begin()
     assert cools(again) == 600
@@ -342,7 +342,7 @@ async def test_a_disk_that_damages_each_new_file_is_not_filled_with_them(
         limit(service)
         await failed(kept)
     assert len(list(path.parent.glob("pool.sqlite.damaged*-wal"))) <= keeping.MAX_ASIDES
-    assert caplog.text.count("and a new one is begun") == keeping.MAX_ASIDES
+    assert caplog.text.count("and a new one was created") == keeping.MAX_ASIDES
     assert caplog.text.count("is damaged; keep it") == 1
     assert kept._failures == 3
 
@@ -362,7 +362,7 @@ async def test_a_damaged_file_that_keeps_logins_stays(
         other.commit()
     limit(service)
     await failed(kept)
-    assert "is damaged, but keeps logins; end every proxy" in caplog.text
+    assert "is damaged but holds logins; stop every proxy" in caplog.text
     assert path.exists() and not path.with_name("pool.sqlite.damaged").exists()
 
 
@@ -391,7 +391,7 @@ async def test_a_newer_file_is_left_alone_until_it_can_be_used(
         newer.commit()
     before = path.read_bytes()
     service, kept = begin()
-    assert "is of a newer version" in caplog.text
+    assert "was written by a newer version" in caplog.text
     assert "in memory only until" in caplog.text
     limit(service)
     service.counters["usage"].add(("today",), {"requests": 1})
@@ -402,7 +402,7 @@ async def test_a_newer_file_is_left_alone_until_it_can_be_used(
         older.execute("DELETE FROM schema WHERE version = 99")
         older.commit()
     await kept._round()
-    assert "the state is kept again" in caplog.text
+    assert "the state database can be written again" in caplog.text
     assert cools(begin()[0]) == 600
 
 
@@ -556,4 +556,7 @@ def test_who_is_out_of_use_since_before_is_said(
     service.pool.mark_failure(TWO, FORBIDDEN, now=service.now())
     kept.stop()
     begin()
-    assert "openai/two is disabled since an earlier run: 403 suspended; pool.clear" in caplog.text
+    assert (
+        "openai/two has been disabled since an earlier run: 403 suspended; pool.clear"
+        in caplog.text
+    )

@@ -89,7 +89,8 @@ def test_a_failover_is_one_line():
     told = Told("one", "two")
     told.request().refused(QUOTA, told.clock.now())
     assert told.lines == [
-        "INFO openai/one: 429 quota, cools 2 h -> openai/two (429 code=insufficient_quota)"
+        "INFO openai/one: 429 quota, on cooldown for 2 h -> openai/two (429 "
+        "code=insufficient_quota)"
     ]
 
 
@@ -97,7 +98,8 @@ def test_the_last_refusal_is_one_warning():
     told = Told("one")
     told.request().refused(QUOTA, told.clock.now())
     assert told.lines == [
-        "WARNING openai/one: 429 quota, cools 2 h: given to the client, told to wait 7200 s "
+        "WARNING openai/one: 429 quota, on cooldown for 2 h: delivered to the client, retry "
+        "after 7200 s "
         "(429 code=insufficient_quota)"
     ]
 
@@ -108,7 +110,7 @@ def test_an_account_that_was_removed_since():
     told.pool.remove(told.keys[0], now=told.clock.now())
     attempts.refused(QUOTA, told.clock.now())
     assert told.lines == [
-        "WARNING openai/one: 429 quota: given to the client (429 code=insufficient_quota)"
+        "WARNING openai/one: 429 quota: delivered to the client (429 code=insufficient_quota)"
     ]
 
 
@@ -130,8 +132,8 @@ def test_what_people_do_is_a_line():
     told.advance(60)
     told.pool.clear_cooldown(told.keys[0], now=told.clock.now())
     assert told.lines == [
-        "INFO openai/one: cools 2 h, by hand",
-        "INFO openai/one: used again, 119 min early, by hand (429 code=insufficient_quota)",
+        "INFO openai/one: on cooldown for 2 h, by hand",
+        "INFO openai/one: back in use, 119 min early, by hand (429 code=insufficient_quota)",
     ]
 
 
@@ -149,7 +151,7 @@ def test_a_wait_is_told_when_it_was_long(waited, lines):
     told.advance(waited)
     attempts.resumed(told.clock.now())
     assert len(told.lines) == lines
-    assert all("has waited 12 s and goes on" in text for text in told.lines)
+    assert all("waited 12 s and continues" in text for text in told.lines)
 
 
 def test_the_client_that_leaves_while_its_account_cools_is_told():
@@ -167,7 +169,8 @@ def test_the_client_that_leaves_while_its_account_cools_is_told():
     told.advance(0.5)
     attempts.left(told.clock.now())
     assert told.lines == [
-        "INFO openai/one: 429 rate_limit: a request has waited 500 ms, then its client left (429)"
+        "INFO openai/one: 429 rate_limit: a request waited 500 ms until its client "
+        "disconnected (429)"
     ]
 
 
@@ -178,7 +181,7 @@ def test_fifty_at_once_are_two_lines():
     assert len(told.lines) == 1
     told.advance(REPEAT_S)
     assert len(told.lines) == 2
-    assert told.lines[1].endswith(" [49 times more in 5 s]")
+    assert told.lines[1].endswith(" [49 more times in 5 s]")
     told.pool.clear_cooldown(told.keys[0], now=told.clock.now())
     told.request().refused(QUOTA, told.clock.now())
     assert told.lines[-1].endswith("-> openai/two (429 code=insufficient_quota)")
@@ -211,7 +214,7 @@ async def test_nobody_waits_for_the_log(caplog):
     )
     assert caplog.text == ""
     await asyncio.sleep(0)
-    assert "openai/one: cools 2 h, by hand" in caplog.text
+    assert "openai/one: on cooldown for 2 h, by hand" in caplog.text
 
 
 # -- secrets

@@ -103,7 +103,7 @@ async def test_a_token_that_changed_is_used(addon, file):
     file.write_text(TWO.replace("sk-fake-two-000", "sk-fake-new-000"))
     assert addon.reload() == "new credential for openai/two"
     assert secret(addon, SECOND) == "sk-fake-new-000"
-    assert addon.reload() == "the accounts are the same"
+    assert addon.reload() == "no account changed"
 
 
 async def test_what_was_said_of_the_old_token_is_not_said_of_the_new(addon, file):
@@ -286,7 +286,7 @@ async def test_a_reload_of_the_script_keeps_all_there_is(addon, file, caplog):
     pool.release(lease, Outcome(cls=OutcomeClass.OK, scope=Scope.NONE), now=now)
     assert (pool.get(SECOND).in_flight, pool.get(SECOND).served) == (0, 1)
     await again._reading
-    assert "was read again: the accounts are the same" in caplog.text
+    assert "reloaded: no account changed" in caplog.text
     # The keeper and the file are still looked after.
     assert not again._watching.done()
     file.write_text(TWO.replace("sk-fake-two-000", "sk-fake-new-000"))

@@ -36,7 +36,7 @@ from tests.proxy.helpers import (
 )
 
 ONE, TWO = secret("one"), secret("two")
-COOLS = "429 rate_limit, cools 20 s for gpt-5"
+COOLS = "429 rate_limit, on cooldown for 20 s (gpt-5)"
 SERVER_ERROR = http1(500, b'{"error":{"message":"oops"}}', [JSON])
 BAD_REQUEST = http1(400, b'{"error":{"message":"no","type":"invalid_request_error"}}', [JSON])
 LIMITED_AND_CLOSED = http1(429, LIMIT_BODY, [*LIMITED_HEADERS, "connection: close"])
@@ -206,7 +206,7 @@ def test_a_long_request_is_kept_once(shows, monkeypatch):
     (refused,) = rig.shown
     assert refused.request.raw_content is None
     assert refused.metadata["pool.truncated"] is True
-    assert "kept on the flow that was served only" in refused.comment
+    assert "kept only on the flow that was served" in refused.comment
     assert rig.flows[0].request.content == CHAT
 
 
@@ -222,7 +222,7 @@ def test_the_served_flow_tells_the_chain(shows):
     (served,) = rig.flows
     first, second, last = served.comment.split(" -> ")
     assert first == f"openai/one: {COOLS}"
-    assert second.startswith("openai/two: 429 quota, cools ")
+    assert second.startswith("openai/two: 429 quota, on cooldown for ")
     assert last == "openai/three"
     assert served.marked == ""
     assert served.metadata["pool.attempts"] == 3
@@ -327,7 +327,7 @@ def test_a_long_answer_says_that_it_is_cut_off(shows, monkeypatch):
     rig.server.send(chunk(DONE) + b"0\r\n\r\n")
     (served,) = rig.flows
     assert served.comment == (
-        f"openai/one: {COOLS} -> openai/two; the beginning of the answer is kept (1024 KiB)"
+        f"openai/one: {COOLS} -> openai/two; only the beginning of the answer is kept (1024 KiB)"
     )
 
 

@@ -38,12 +38,12 @@ COOLS = {"effect": Kind.COOLDOWN, "until": 138.0}
     [
         (
             decision(Kind.MOVE, to=SPARE, **COOLS),
-            "openai/work: 429 rate_limit, cools 38 s -> openai/spare "
+            "openai/work: 429 rate_limit, on cooldown for 38 s -> openai/spare "
             "(429 code=slow: rate limit; retry-after: 38)",
         ),
         (
             decision(Kind.MOVE, to=SPARE, covers="gpt-5", **COOLS),
-            "openai/work: 429 rate_limit, cools 38 s for gpt-5 -> openai/spare "
+            "openai/work: 429 rate_limit, on cooldown for 38 s (gpt-5) -> openai/spare "
             "(429 code=slow: rate limit; retry-after: 38)",
         ),
         (
@@ -56,12 +56,12 @@ COOLS = {"effect": Kind.COOLDOWN, "until": 138.0}
         ),
         (
             decision(Kind.MOVE, By.SHORTAGE, to=SPARE, **COOLS),
-            "openai/work: cools 38 s: its conversation moves -> openai/spare "
+            "openai/work: on cooldown for 38 s: conversation moves -> openai/spare "
             "(429 code=slow: rate limit; retry-after: 38)",
         ),
         (
             decision(Kind.MOVE, By.SHORTAGE, to=SPARE, cause=None, reason="1 full"),
-            "openai/work: its conversation moves -> openai/spare (1 full)",
+            "openai/work: conversation moves -> openai/spare (1 full)",
         ),
         (
             decision(Kind.RETRY, to=WORK),
@@ -70,57 +70,60 @@ COOLS = {"effect": Kind.COOLDOWN, "until": 138.0}
         ),
         (
             decision(Kind.REFUSAL, told_s=37.2, **COOLS),
-            "openai/work: 429 rate_limit, cools 38 s: given to the client, told to wait 38 s "
+            "openai/work: 429 rate_limit, on cooldown for 38 s: delivered to the client, retry "
+            "after 38 s "
             "(429 code=slow: rate limit; retry-after: 38)",
         ),
         (
-            decision(Kind.REFUSAL, By.SHORTAGE, told_s=37.2, reason="1 cooling", **COOLS),
-            "openai: 1 cooling, refused, told to wait 38 s "
+            decision(Kind.REFUSAL, By.SHORTAGE, told_s=37.2, reason="1 on cooldown", **COOLS),
+            "openai: 1 on cooldown; request refused, retry after 38 s "
             "(openai/work returns first: 429 code=slow: rate limit; retry-after: 38)",
         ),
         (
             decision(Kind.REFUSAL, By.SHORTAGE, account=None, cause=None, reason="1 disabled"),
-            "openai: 1 disabled, refused",
+            "openai: 1 disabled; request refused",
         ),
         (
-            decision(Kind.REFUSAL, cause=BROKEN, reason="the connection upstream broke"),
-            "openai: the connection upstream broke, refused",
+            decision(Kind.REFUSAL, cause=BROKEN, reason="the upstream connection broke"),
+            "openai: the upstream connection broke; request refused",
         ),
         (
-            decision(Kind.REFUSAL, By.SOCKET, reason="closed, its client opens another", **COOLS),
-            "openai/work: 429 rate_limit, cools 38 s: in a WebSocket, closed, "
+            decision(
+                Kind.REFUSAL, By.SOCKET, reason="closed so that its client opens another", **COOLS
+            ),
+            "openai/work: 429 rate_limit, on cooldown for 38 s: in a WebSocket, closed so that "
             "its client opens another (429 code=slow: rate limit; retry-after: 38)",
         ),
         (
-            decision(Kind.WAIT, By.SHORTAGE, until=130.0, reason="1 cooling"),
-            "openai: a request waits, 30 s at most (1 cooling)",
+            decision(Kind.WAIT, By.SHORTAGE, until=130.0, reason="1 on cooldown"),
+            "openai: a request is waiting, at most 30 s (1 on cooldown)",
         ),
         (
             decision(
                 *(Kind.WAIT, By.SHORTAGE),
-                reason="1 cooling",
+                reason="1 on cooldown",
                 ended_at=112.0,
                 released_by=By.ACCOUNT,
             ),
-            "openai: a request has waited 12 s and goes on (1 cooling)",
+            "openai: a request waited 12 s and continues (1 on cooldown)",
         ),
         (
             decision(Kind.WAIT, until=130.0, ended_at=101.5, released_by=By.CLIENT),
-            "openai/work: 429 rate_limit: a request has waited 2 s, then its client left "
+            "openai/work: 429 rate_limit: a request waited 2 s until its client disconnected "
             "(429 code=slow: rate limit; retry-after: 38)",
         ),
         (
             decision(Kind.COOLDOWN, By.HAND, until=190.0, cause=replace(LIMIT, signal=BY_HAND)),
-            "openai/work: cools 90 s, by hand",
+            "openai/work: on cooldown for 90 s, by hand",
         ),
         (
             decision(Kind.COOLDOWN, By.PROXY, until=138.0),
-            "openai/work: 429 rate_limit, cools 38 s, by another proxy "
+            "openai/work: 429 rate_limit, on cooldown for 38 s, by another proxy "
             "(429 code=slow: rate limit; retry-after: 38)",
         ),
         (
             decision(Kind.RELEASE, By.HAND, until=820.0, covers="gpt-5"),
-            "openai/work: used again for gpt-5, 12 min early, by hand "
+            "openai/work: back in use for gpt-5, 12 min early, by hand "
             "(429 code=slow: rate limit; retry-after: 38)",
         ),
         (
@@ -130,11 +133,11 @@ COOLS = {"effect": Kind.COOLDOWN, "until": 138.0}
         ),
         (
             decision(Kind.ENABLE, By.CREDENTIAL, cause=SUSPENDED),
-            "openai/work: used again, by a new credential (403: refused)",
+            "openai/work: back in use, by a new credential (403: refused)",
         ),
         (
             decision(Kind.PROBE, By.SHORTAGE, **COOLS),
-            "openai/work: cools 38 s: asked whether it really does "
+            "openai/work: on cooldown for 38 s: probed "
             "(429 code=slow: rate limit; retry-after: 38)",
         ),
     ],

@@ -163,9 +163,9 @@ class TestWhatIsWrong:
         with pytest.raises(StoreError) as caught:
             SqliteTokens(path)
         assert str(caught.value) == (
-            f"the state database {path} is not a database; keep it, as it may hold the newest "
-            f"logins: mv {path} {path}.damaged; accounts whose login is refused then need a "
-            "new one"
+            f"the state database {path} is not a database; keep it, it may hold the newest "
+            f"logins: mv {path} {path}.damaged; accounts refused after that need a "
+            "new login"
         )
         assert path.read_text().startswith("secret")
 
@@ -217,7 +217,7 @@ class TestWhatIsWrong:
         with sqlite3.connect(path) as connection:
             connection.execute("INSERT INTO schema VALUES (99)")
         connection.close()
-        with pytest.raises(StoreError, match="newer version of the account pool; install that"):
+        with pytest.raises(StoreError, match="newer version of the account pool; upgrade"):
             SqliteTokens(path)
 
 

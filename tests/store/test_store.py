@@ -57,7 +57,7 @@ def test_a_file_that_keeps_logins_stays_where_others_write_them(path: Path) -> N
     store.state()
     for one in (store, SqliteStore(path)):
         one.state()
-        with pytest.raises(DamagedError, match="keeps logins; end every proxy"):
+        with pytest.raises(DamagedError, match="holds logins; stop every proxy"):
             one.put_aside()
     assert path.exists()
 

@@ -29,6 +29,8 @@ _BAR_WIDTH = 16
 #: How many decisions are shown below.
 _LAST = 5
 _STYLES = {"available": "green", "full": "yellow", "cooling": "yellow"}
+#: How states are shown, where not as the JSON spells them.
+_SHOWN = {"cooling": "on cooldown", "no_credential": "no credential"}
 #: Everything else needs its owner.
 _NEEDS_OWNER = "red"
 
@@ -94,7 +96,9 @@ def render(
     accounts: Sequence[Mapping[str, Any]] = status["accounts"]
     if not accounts:
         return Text("the pool has no account: traffic passes untouched")
-    table = Table("account", "state", "in flight", "served", "back in", box=None, pad_edge=False)
+    table = Table(
+        "account", "state", "in flight", "served", "available in", box=None, pad_edge=False
+    )
     if bars:
         table.add_column("", width=_BAR_WIDTH)
     table.add_column("why")
@@ -121,7 +125,7 @@ def _rows(account: Mapping[str, Any], bars: bool) -> list[list[RenderableType]]:
     style = _STYLES.get(account["state"], _NEEDS_OWNER)
     head: list[RenderableType] = [
         account["key"],
-        Text(account["state"].replace("_", " "), style=style),
+        Text(_SHOWN.get(account["state"], account["state"]), style=style),
         str(account["in_flight"]),
         str(account["served"]),
     ]
@@ -130,7 +134,7 @@ def _rows(account: Mapping[str, Any], bars: bool) -> list[list[RenderableType]]:
     for cooldown in cooldowns:
         if cooldown["model"] is not None:
             model = Text(f"  {cooldown['model']}")
-            cools = Text("cooling", style=_STYLES["cooling"])
+            cools = Text(_SHOWN["cooling"], style=_STYLES["cooling"])
             rows.append([model, cools, "", "", *_remaining(cooldown, bars), _why(cooldown)])
     return rows
 
@@ -162,7 +166,7 @@ def _why(cooldown: Mapping[str, Any]) -> Text:
 def _summary(summary: Mapping[str, Any]) -> str:
     return (
         f"{summary['available']} of {summary['total']} available, {summary['cooling_down']} "
-        f"cooling, {summary['disabled']} disabled, {summary['in_flight']} requests in flight"
+        f"on cooldown, {summary['disabled']} disabled, {summary['in_flight']} requests in flight"
     )
 
 

@@ -41,7 +41,7 @@ def normalise_label(label: str) -> str:
     """
     normalised = _SPACES.sub("-", label.strip()).lower()
     if not normalised:
-        raise ValueError("a label must have at least one character that is not a space")
+        raise ValueError("a label needs at least one character other than a space")
     return normalised
 
 

@@ -382,7 +382,7 @@ class Attempts:
         self._confirm_suspects(now)
         if self._refused:
             return Deliver()  # an earlier answer says more than that a connection broke
-        return Answer(status=502, message=f"{self.facts.provider}: the connection upstream broke")
+        return Answer(status=502, message=f"{self.facts.provider}: the upstream connection broke")
 
     def _choose(self, now: float) -> Step:
         if not self._may_send():

@@ -21,7 +21,7 @@ class UnknownAccount(PoolError):
 
     def __init__(self, key: AccountKey, known: list[str]) -> None:
         names = ", ".join(known) if known else "none"
-        super().__init__(f"{key} is not in the pool; accounts are: {names}")
+        super().__init__(f"{key} is not in the pool; the accounts are: {names}")
 
 
 class LeaseAlreadyReturned(PoolError):

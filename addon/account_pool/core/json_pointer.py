@@ -8,7 +8,7 @@ from typing import Any
 def steps(pointer: str) -> tuple[str, ...]:
     """Return the keys *pointer* goes through. Raises ValueError that says what is wrong."""
     if pointer and not pointer.startswith("/"):
-        raise ValueError("a pointer begins with /")
+        raise ValueError("a pointer starts with /")
     return tuple(step.replace("~1", "/").replace("~0", "~") for step in pointer.split("/")[1:])
 
 

@@ -61,13 +61,13 @@ def _reason(states: list[AccountState], facts: Facts, now: float) -> str:
         return "the pool has no account"
     cooling = sum(s.enabled and s.cooling_until(facts.model, now) > now for s in states)
     parts = {
-        "cooling": cooling,
+        "on cooldown": cooling,
         "disabled": sum(not s.enabled for s in states),
         "without a usable credential": sum(
             s.enabled and facts.kind not in s.credentials for s in states
         ),
         "full": sum(s.enabled and s.full for s in states),
-        "just begun with": sum(s.enabled and not s.ramps_admit(facts.model, now) for s in states),
+        "ramping up": sum(s.enabled and not s.ramps_admit(facts.model, now) for s in states),
         f"not for {facts.model}": sum(not s.account.models.allows(facts.model) for s in states),
     }
     listed = ", ".join(f"{n} {what}" for what, n in parts.items() if n)

@@ -19,7 +19,7 @@ from account_pool.core.pool import Pool
 from account_pool.core.steps import Answer, Attempt, Deliver, Wait
 
 #: Why a WebSocket whose limit was told ends: another account can serve its client.
-CLOSED = "closed, its client opens another"
+CLOSED = "closed so that its client opens another"
 #: Why a refused request is not sent to another account although one could serve it.
 NOT_KEPT = "its body was streamed and not kept (over 64 MiB, or by another addon): not replayed"
 
@@ -161,5 +161,5 @@ class Story:
         if refusal is not None or any(self._standing(account, now)):
             return ""
         if all(state.key != account for state in self.pool.accounts(account.provider)):
-            return "it is not in the pool any more"
+            return "it is no longer in the pool"
         return self.pool.shortage(self.facts, now=now, only=account).reason

@@ -19,9 +19,10 @@ from account_pool.demo.story import LABELS, Question
 #: What mitmdump puts before each line.
 _TIME = re.compile(r"^\[\d\d:\d\d:\d\d\.\d+\]\s*")
 #: The pool's own line about an attempt that was refused, e.g. "openai/work: 429
-#: rate_limit, cools 38 s for gpt-5-nano -> openai/old (429 code=rate_limit_exceeded)".
+#: rate_limit, on cooldown for 38 s (gpt-5-nano) -> openai/old (429 code=...)".
 _REFUSED = re.compile(
-    r"openai/(?P<label>[\w-]+): (?P<cause>.+), cools (?P<time>[\w ]+?)(?: for .+)? -> "
+    r"openai/(?P<label>[\w-]+): (?P<cause>.+), "
+    r"on cooldown for (?P<time>[\w ]+?)(?: \(.+?\))? -> "
 )
 _UNITS = {"s": "seconds", "min": "minutes", "h": "hours", "d": "days"}
 
@@ -32,7 +33,7 @@ class Screen:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False, soft_wrap=True)
         if not self._console.is_terminal:
-            # The table is not laid out for 80 columns that nobody has.
+            # Nobody looks at it in 80 columns.
             self._console.width = 1000
         self._asked: dict[str, int] = dict.fromkeys(LABELS.values(), 0)
         self._refused: dict[str, int] = dict.fromkeys(LABELS.values(), 0)
@@ -71,7 +72,7 @@ class Screen:
         if refused is None:
             return
         until = _until(refused["time"])
-        self._resting[refused["label"]] = f"rests until {until}: {refused['cause']}"
+        self._resting[refused["label"]] = f"on cooldown until {until}: {refused['cause']}"
         line += f", until {until}"
         if self._streaming:
             self._held.append(line)
@@ -96,13 +97,15 @@ class Screen:
     def closing(self, script: str) -> None:
         table = Table("account", "asked", "refused", "now", box=None, padding=(0, 2, 0, 0))
         for label, asked in self._asked.items():
-            now = self._resting.get(label, "rests" if self._refused[label] else "serves")
+            now = self._resting.get(label, "on cooldown" if self._refused[label] else "available")
             table.add_row(f"openai/{label}", str(asked), str(self._refused[label]), now)
         self._console.print()
         self._console.print(table, soft_wrap=False)
         self._print(
-            "\nWith accounts of your own: write them into accounts.yaml, and start your tool "
-            f"beside it with `account-pool run -- TOOL`, or a proxy with `mitmdump -s {script}`."
+            "\nWith accounts of your own: add one with `account-pool login --from claude` (or "
+            "codex, "
+            "gemini, copilot, gh), then start your tool with `account-pool run -- TOOL`, "
+            f"or a proxy with `mitmdump -s {script}`."
         )
 
     def _print(self, text: str, style: str = "") -> None:

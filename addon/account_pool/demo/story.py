@@ -41,16 +41,16 @@ class Question:
 QUESTIONS = (
     Question(
         "What happens when my account hits its limit?",
-        "The proxy reads the refusal, lets that account rest as long as it asks for, "
-        "and sends your request again with another one. You only see this answer.",
+        "The proxy reads the refusal, puts that account on cooldown for as long as it names, "
+        "and replays your request on another account. You only see this answer.",
     ),
     Question(
         "And the next request?",
-        "It goes straight to an account that can serve: nobody knocks on a closed door.",
+        "It goes straight to an account that can serve; the other two are skipped.",
     ),
     Question(
         "Does it still stream?",
-        "Word by word, as the provider sends them. Nothing is held back once it began.",
+        "Word by word, as the provider sends it. Nothing is held back once it has begun.",
     ),
 )
 

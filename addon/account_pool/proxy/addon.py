@@ -58,7 +58,7 @@ _NOTHING = (
     "accounts.example.yaml), or set OPENAI_API_KEY, ANTHROPIC_API_KEY, GEMINI_API_KEY or "
     "GITHUB_TOKEN"
 )
-_NOT_TAKEN = "cannot be used as it is now; the accounts stay as they were"
+_NOT_TAKEN = "has errors; the accounts stay as they were"
 
 
 def _ends(server: Server) -> tuple[End, End] | None:
@@ -282,7 +282,7 @@ class AccountPool(AdminPages):
                 logger.warning(f"account-pool: {line}")
             logger.log(ALERT, f"account-pool: {self._path()} {_NOT_TAKEN}")
         else:
-            logger.log(ALERT, f"account-pool: {self._path()} was read again: {changes}")
+            logger.log(ALERT, f"account-pool: {self._path()} reloaded: {changes}")
 
     def _reload(self) -> Changes:
         self._left_out.clear()
@@ -314,7 +314,7 @@ class AccountPool(AdminPages):
     def _values(self, in_file: Mapping[str, OptionValue]) -> dict[str, OptionValue]:
         if getattr(ctx.options, "proxy_debug", False):
             raise exceptions.OptionsError(
-                "proxy_debug: prints every byte that is sent, credentials included; "
+                "proxy_debug: prints every byte sent, credentials included; "
                 "leave it off while the account pool runs"
             )
         return merged(in_file, options.given(ctx.options, self._at_start))

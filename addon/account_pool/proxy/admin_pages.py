@@ -112,7 +112,7 @@ class AdminPages(Commands):
         try:
             self._take_over_written(await asyncio.to_thread(self._load))
         except RELOAD_ERRORS as e:
-            raise Refused(409, "not_taken", f"the accounts cannot be read again: {e}") from None
+            raise Refused(409, "not_taken", f"the accounts cannot be reloaded: {e}") from None
 
     def _take_over_written(self, loaded: config.Config) -> None:
         if self._watcher is not None:

@@ -168,7 +168,7 @@ class AnswerReader:
             return held
         plain = Decoder(self.encoding, max_bytes=MAX_PLAIN_BYTES).feed(held)
         if len(plain) >= MAX_PLAIN_BYTES:
-            raise ValueError("the body unpacks to too much")
+            raise ValueError("the decompressed body is too large")
         return plain
 
     def usage(self, body: bytes | bytearray, tail: bytearray) -> Usage | None:

@@ -245,7 +245,7 @@ class AttemptStream(HttpStream):
             body = decoding.as_whole(body, encoding, max_bytes=MAX_COPY_BYTES)
         response.data.content = body
         if cut_off:
-            shown.not_whole(self.flow, "the beginning of the answer is kept")
+            shown.not_whole(self.flow, "only the beginning of the answer is kept")
 
     # -- after a 101
 

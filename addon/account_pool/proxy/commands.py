@@ -36,15 +36,15 @@ class Commands:
 
     @command.command("pool.status")
     def status(self, only: str = "") -> Sequence[str]:
-        """Show accounts, until when they cool and why, who waits, and the last decisions.
+        """Show the accounts, their cooldowns with causes, waiting requests and the last decisions.
 
-        Of all, of one provider, or of one account (provider/label) with all that is known.
+        All of them, those of one provider, or one account (provider/label) in full detail.
         """
         service = self.service
         states = [state for state in service.pool.accounts() if _is_meant(state.key, only)]
         if only and not states:
             known = ", ".join(str(state.key) for state in service.pool.accounts()) or "none"
-            raise exceptions.CommandError(f"{only!r} has no account; accounts are: {known}")
+            raise exceptions.CommandError(f"{only!r} has no account; the accounts are: {known}")
         if not states:
             return ["the pool has no account"]
         return status.lines(
@@ -54,7 +54,7 @@ class Commands:
     @command.command("pool.next")
     @_PROVIDER
     def next(self, provider: str) -> str:
-        """Pass over the account whose turn it is; say who comes then."""
+        """Skip the account whose turn it is; print the one that is next."""
         chosen = self.service.pool.next(provider, now=self.service.now())
         if chosen is None:
             raise exceptions.CommandError(f"{provider}: no account is available")
@@ -63,7 +63,7 @@ class Commands:
     @command.command("pool.cooldown")
     @_KEY
     def cooldown(self, key: str, seconds: int) -> None:
-        """Let an account (provider/label) rest for so many seconds."""
+        """Put an account (provider/label) on cooldown for a number of seconds."""
         if seconds <= 0:
             raise exceptions.CommandError("seconds must be 1 or more; use pool.clear to end one")
         by_hand = Outcome(
@@ -78,13 +78,13 @@ class Commands:
     @command.command("pool.clear")
     @_KEY
     def clear(self, key: str) -> None:
-        """End every cooldown of an account (provider/label) and use it again."""
+        """End every cooldown of an account (provider/label) and enable it."""
         self._on(key, lambda k: self.service.pool.clear_cooldown(k, now=self._now()))
 
     @command.command("pool.remove")
     @_KEY
     def remove(self, key: str) -> None:
-        """Take an account (provider/label) out of the pool until its file is read again."""
+        """Take an account (provider/label) out of the pool until accounts.yaml is reloaded."""
         self._on(key, self._remove)
 
     @command.command("pool.add")
@@ -93,7 +93,9 @@ class Commands:
         kind, _, where = token.partition(":")
         if kind not in ("env", "file") or not where:
             # mitmproxy keeps a history of what is typed.
-            raise exceptions.CommandError("token: write env:NAME or file:PATH, never the token")
+            raise exceptions.CommandError(
+                "token: write env:NAME or file:PATH, never the token itself"
+            )
         entry = {"provider": provider, "label": label, "token": {kind: where}}
         try:
             return self._add(entry)
@@ -102,7 +104,7 @@ class Commands:
 
     @command.command("pool.reload")
     def reload(self) -> str:
-        """Read accounts.yaml again and say what changed; a mistake in it changes nothing."""
+        """Reload accounts.yaml and print what changed; a mistake in it changes nothing."""
         try:
             return str(self._reload())
         except RELOAD_ERRORS as e:
@@ -110,12 +112,12 @@ class Commands:
 
     @command.command("pool.options.providers")
     def provider_options(self) -> Sequence[str]:
-        """Name every provider that has an account."""
+        """List every provider that has an account."""
         return sorted(self.service.pool.providers())
 
     @command.command("pool.options.accounts")
     def account_options(self) -> Sequence[str]:
-        """Name every account, as provider/label."""
+        """List every account, as provider/label."""
         return [str(state.key) for state in self.service.pool.accounts()]
 
     def _reload(self) -> Changes:

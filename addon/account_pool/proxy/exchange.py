@@ -122,8 +122,8 @@ def _tokens(store: Store, refreshed: Iterable[AccountKey]) -> TokenStore:
     """Open where the tokens of the accounts *refreshed* are kept. Raises StoreError."""
     if not store.durable:
         logger.warning(
-            "account-pool: pool_state is memory:, so a login that is refreshed is lost when "
-            "the proxy ends: %s. Set pool_state to a file, or leave it out",
+            "account-pool: pool_state is memory:, so refreshed logins are lost when "
+            "the proxy stops: %s. Set pool_state to a file, or remove it",
             ", ".join(str(key) for key in refreshed),
         )
     return store.tokens()

@@ -40,7 +40,7 @@ class Harmless:
         """Tell the log of *error*, unless it did."""
         if (text := where(error)) not in self._told:
             self._told.add(text)
-            logger.error(f"account-pool: {text}; the request goes on without what failed there")
+            logger.error(f"account-pool: {text}; the request continues without it")
 
 
 harmless = Harmless()

@@ -127,5 +127,5 @@ def token_of(path: Path) -> Secret:
     try:
         return admin_token(path)
     except NoToken as e:
-        logger.log(ALERT, f"account-pool: {e}. Until then nothing can be changed by REST")
+        logger.log(ALERT, f"account-pool: {e}. Until this is fixed, the REST API is read-only")
         return new_token()

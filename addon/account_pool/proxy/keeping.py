@@ -53,7 +53,7 @@ CLOCK_STEP_S = 2.0
 STOP_TIMEOUT_S = 5.0
 
 _IN_MEMORY = "cooldowns and sessions are kept in memory only"
-_TOO_LONG = "the state database takes too long to write; look at the disk"
+_TOO_LONG = "the state database takes too long to write; check the disk"
 
 Value = TypeVar("Value")
 
@@ -184,7 +184,7 @@ class Keeping:
         self._finish()
         if self._failures:
             self._failures, self._said = 0, ""
-            logger.log(ALERT, "account-pool: the state is kept again")
+            logger.log(ALERT, "account-pool: the state database can be written again")
 
     async def _by_the_clock(self, store: StateStore, now: float, wall: float) -> None:
         """Do what is due. Raises StoreError."""
@@ -307,8 +307,8 @@ class Keeping:
             raise error
         self._asides += 1
         where = self._source.put_aside()
-        kept = f"it is kept as {where}" if where else "another proxy has put it aside"
-        logger.log(ALERT, f"account-pool: {error.wrong}: {kept}, and a new one is begun")
+        kept = f"it was kept as {where}" if where else "another proxy moved it aside"
+        logger.log(ALERT, f"account-pool: {error.wrong}: {kept}, and a new one was created")
 
     def _forget_store(self) -> None:
         store, self._store = self._store, None

@@ -109,7 +109,7 @@ class Log:
         """Say how often it was the same, if it was."""
         known = self._repeated.pop(same, None)
         if known is not None and known.times:
-            times = "once more" if known.times == 1 else f"{known.times} times more"
+            times = "once more" if known.times == 1 else f"{known.times} more times"
             self._write(level, f"{known.text} [{times} in {duration(REPEAT_S)}]")
 
 

@@ -47,8 +47,8 @@ def _is_dead(other: OtherProxy) -> bool:
 def out_of_use(states: Iterable[AccountState]) -> list[str]:
     """Say which accounts begin disabled, and how to use them again."""
     return [
-        f"{state.key} is disabled since an earlier run: {state.disabled.signal}; "
-        f"pool.clear {state.key} uses it again"
+        f"{state.key} has been disabled since an earlier run: {state.disabled.signal}; "
+        f"pool.clear {state.key} enables it"
         for state in states
         if state.disabled is not None
     ]

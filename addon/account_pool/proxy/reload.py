@@ -44,7 +44,7 @@ class Changes:
             )
             if keys
         ]
-        return "; ".join(parts) or "the accounts are the same"
+        return "; ".join(parts) or "no account changed"
 
 
 def update_pool(

@@ -33,9 +33,9 @@ from account_pool.proxy.service import Service
 
 logger = logging.getLogger(__name__)
 
-_FAILED = "the replay did not get through; see the proxy's log"
+_FAILED = "the replay failed; see the proxy's log"
 _REPLAYED_BY_ITSELF = (
-    "a refused attempt of a request that is in the same dump; replayed there, not here again"
+    "a refused attempt of a request in the same dump; it is replayed there, not here"
 )
 
 

@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 #: mostly comes at once, and a connection that was read to its end can be used again.
 DRAIN_S = 0.25
 INTERNAL = "internal error in the account pool; see its log"
-MOVED = "accounts.yaml was changed, and this host is not the provider's any more"
+MOVED = "accounts.yaml was changed, and this host no longer belongs to the provider"
 
 
 class ServingStream(AttemptStream):

@@ -166,10 +166,10 @@ def _flow_of(
     if len(request.raw_content or b"") > MAX_COPY_BYTES:
         # A part of it would pass for the whole when it is replayed.
         request.data.content = None
-        not_whole(flow, "a request as long as this is kept on the flow that was served only")
+        not_whole(flow, "a request this long is kept only on the flow that was served")
     if len(response.raw_content or b"") > MAX_COPY_BYTES:
         response.data.content = (response.raw_content or b"")[:MAX_COPY_BYTES]
-        not_whole(flow, "the beginning of the answer is kept")
+        not_whole(flow, "only the beginning of the answer is kept")
     return flow
 
 

@@ -50,7 +50,7 @@ def lines(
         table += ["", f"{len(held)} waiting now:", *(_entry(d, now) for d in reversed(held))]
     if of_these:
         last = list(islice(of_these, LAST))
-        table += ["", "last decisions, the newest first:", *(_entry(d, now) for d in last)]
+        table += ["", "last decisions, newest first:", *(_entry(d, now) for d in last)]
     return table
 
 
@@ -103,20 +103,20 @@ def _state(state: AccountState, most: int | None, now: float) -> tuple[str, list
         return "off", ["enabled: false in accounts.yaml"]
     if state.disabled is not None:
         since = duration(now - state.disabled_at)
-        return f"disabled for {since}", [evidence(state.disabled, most)]
+        return f"disabled {since} ago", [evidence(state.disabled, most)]
     if not state.credentials:
         return "no credential", [state.problem or "being fetched"]
     if state.problem:
         models.append(state.problem)
     whole = next((c for c in active if c.model is None), None)
     if whole is not None:
-        ours = [] if whole.cause.hinted else ["the deadline is ours"]
+        ours = [] if whole.cause.hinted else ["no reset was named"]
         return _cools(whole, now), [evidence(whole.cause, most), *ours, *models]
     return ("full" if state.full else "available"), models
 
 
 def _cools(cooldown: Cooldown, now: float) -> str:
-    return f"cools {duration(cooldown.until - now)}"
+    return f"on cooldown for {duration(cooldown.until - now)}"
 
 
 def _entry(decision: Decision, now: float) -> str:

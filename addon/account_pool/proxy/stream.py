@@ -174,7 +174,9 @@ class PoolHttpStream(ServingStream, VisitStream):
 
     def _refuse_head(self, error: Exception) -> CommandGenerator[None]:
         """Our code failed before it knew whose request this is: it goes nowhere."""
-        logger.error(f"internal error {type(error).__name__} while reading a request; refused")
+        logger.error(
+            f"internal error {type(error).__name__} while reading a request; request refused"
+        )
         message = "internal error in the account pool"
         yield SendHttp(
             ResponseProtocolError(self.stream_id, message, compat.SERVER_ERROR),
@@ -259,7 +261,7 @@ class PoolHttpStream(ServingStream, VisitStream):
                 failed = provider.refusal(500, INTERNAL, None)
                 yield from self.answer_locally(turn.answer or failed)
         elif wrong := call.misdirected(self.flow.request, self.service.hosts):
-            logger.warning(f"{provider.name}: {wrong}; refused")
+            logger.warning(f"{provider.name}: {wrong}; request refused")
             yield from self.answer_locally(provider.refusal(421, wrong, None))
         else:
             yield from self.begin()

@@ -21,11 +21,11 @@ MAX_VALUES = 3
 
 
 def line(decision: Decision) -> str:
-    """Return *decision* in one line: `openai/work: 429 rate_limit, cools 38 s -> ...`."""
+    """Return *decision* in one line: `openai/work: 429 rate_limit, on cooldown for 38 s -> ...`."""
     why = _why(decision)
     match decision.kind:
         case Kind.MOVE if decision.by is By.SHORTAGE:
-            return f"{_subject(decision)}: its conversation moves -> {decision.to}{why}"
+            return f"{_subject(decision)}: conversation moves -> {decision.to}{why}"
         case Kind.MOVE | Kind.RETRY:
             return f"{_subject(decision)} -> {decision.to}{why}"
         case Kind.WAIT if decision.by is By.SHORTAGE:
@@ -33,16 +33,20 @@ def line(decision: Decision) -> str:
         case Kind.WAIT:
             return f"{_subject(decision)}: {_waiting(decision)}{why}"
         case Kind.REFUSAL if decision.by is By.SOCKET:
-            end = decision.reason or "given to the client"
+            end = decision.reason or "delivered to the client"
             return f"{_subject(decision)}: in a WebSocket, {end}{_signal(decision.cause)}"
         case Kind.REFUSAL if _is_ours(decision):
             told = _told(decision.told_s)
-            return f"{decision.provider}: {decision.reason}, refused{told}{_first(decision)}"
+            return (
+                f"{decision.provider}: {decision.reason}; request refused{told}{_first(decision)}"
+            )
         case Kind.REFUSAL:
             kept = _in_brackets(NOT_KEPT) if decision.reason == NOT_KEPT else ""
-            return f"{_subject(decision)}: given to the client{_told(decision.told_s)}{why}{kept}"
+            return (
+                f"{_subject(decision)}: delivered to the client{_told(decision.told_s)}{why}{kept}"
+            )
         case Kind.PROBE:
-            return f"{_subject(decision)}: asked whether it really does{why}"
+            return f"{_subject(decision)}: probed{why}"
         case Kind.RELEASE | Kind.ENABLE:
             return f"{_freed(decision)}, by {decision.by.value}{why}"
         case _:
@@ -50,11 +54,11 @@ def line(decision: Decision) -> str:
 
 
 def _subject(decision: Decision) -> str:
-    """Return `openai/work: 429 rate_limit, cools 38 s for gpt-5`, as far as it is known."""
+    """Return `openai/work: 429 rate_limit, on cooldown for 38 s (gpt-5)`, as far as known."""
     name = str(decision.account or decision.provider)
     parts = []
     if decision.cause is not None and decision.by not in (By.SHORTAGE, By.HAND):
-        # Else it is not what has just happened, but why it cools already, or no answer.
+        # Else it is not what has just happened, but why it is on cooldown already, or no answer.
         parts.append(_verdict(decision.cause))
     effect = decision.kind if decision.kind in (Kind.COOLDOWN, Kind.DISABLE) else decision.effect
     if effect is Kind.DISABLE:
@@ -72,8 +76,8 @@ def _verdict(cause: Cause) -> str:
 
 
 def _cools(left_s: float, model: str | None) -> str:
-    """Return `cools 38 s for gpt-5`."""
-    return f"cools {duration(left_s)}{_of_model(model)}"
+    """Return `on cooldown for 38 s (gpt-5)`."""
+    return f"on cooldown for {duration(left_s)}" + _in_brackets(one_line(model or ""))
 
 
 def _of_model(model: str | None) -> str:
@@ -83,15 +87,15 @@ def _of_model(model: str | None) -> str:
 def _waiting(decision: Decision) -> str:
     if decision.waited_s is None:
         left = duration((decision.until or decision.at) - decision.at)
-        return f"a request waits, {left} at most"
+        return f"a request is waiting, at most {left}"
     end = _ENDINGS.get(decision.released_by or decision.by, "")
-    return f"a request has waited {duration(decision.waited_s)}{end}"
+    return f"a request waited {duration(decision.waited_s)}{end}"
 
 
 _ENDINGS = {
-    By.ACCOUNT: " and goes on",
-    By.TIME: ", as long as it may",
-    By.CLIENT: ", then its client left",
+    By.ACCOUNT: " and continues",
+    By.TIME: ", the longest it may",
+    By.CLIENT: " until its client disconnected",
 }
 
 
@@ -110,17 +114,17 @@ def _first(decision: Decision) -> str:
 def _freed(decision: Decision) -> str:
     name = str(decision.account)
     if decision.kind is Kind.ENABLE or decision.until is None:
-        return f"{name}: used again"
+        return f"{name}: back in use"
     early = duration(decision.until - decision.at)
-    return f"{name}: used again{_of_model(decision.covers)}, {early} early"
+    return f"{name}: back in use{_of_model(decision.covers)}, {early} early"
 
 
 def _told(wait_s: float | None) -> str:
-    return "" if wait_s is None else f", told to wait {math.ceil(wait_s)} s"
+    return "" if wait_s is None else f", retry after {math.ceil(wait_s)} s"
 
 
 def verdict(attempt: Attempt, attempts: Attempts, now: float) -> str:
-    """Return `openai/work: 429 rate_limit, cools 38 s for gpt-5` of a refused attempt."""
+    """Return `openai/work: 429 rate_limit, on cooldown for 38 s (gpt-5)` of an attempt."""
     outcome = attempt.outcome
     assert outcome is not None
     if outcome.cls is OutcomeClass.TRANSPORT:

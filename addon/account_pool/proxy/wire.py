@@ -204,7 +204,7 @@ def _reshape(copy: http.Request, swap: Swap) -> None:
     path, mark, query = copy.data.path.decode("latin-1").partition("?")
     if swap.body is not None:
         if copy.stream or copy.data.content is None:
-            raise CannotSwap("the request is too large to be changed for an account")
+            raise CannotSwap("the request is too large to rewrite for an account")
         try:
             body = copy.content or b""
         except ValueError:

@@ -32,10 +32,10 @@ _REMEDIES = {
     "SQLITE_BUSY": ("is locked by another program", "close the program that has it open"),
     "SQLITE_LOCKED": ("is locked by another program", "close the program that has it open"),
     "SQLITE_READONLY": ("cannot be written", "make it and its directory writable"),
-    "SQLITE_CANTOPEN": ("cannot be opened", "make its directory, and let us write in it"),
+    "SQLITE_CANTOPEN": ("cannot be opened", "create its directory and make it writable"),
     "SQLITE_PERM": ("cannot be opened", "make it and its directory writable"),
-    "SQLITE_FULL": ("cannot be written: the disk is full", "make room"),
-    "SQLITE_IOERR": ("cannot be read or written", "look at the disk"),
+    "SQLITE_FULL": ("cannot be written: the disk is full", "free some space"),
+    "SQLITE_IOERR": ("cannot be read or written", "check the disk"),
     "SQLITE_CORRUPT": ("is damaged", "DAMAGED"),
     "SQLITE_NOTADB": ("is not a database", "DAMAGED"),
 }
@@ -117,7 +117,7 @@ class Database:
         """Raise MovedError when the file is not where it was opened: nobody would find it."""
         if number_of(self.path) != self._number:
             raise MovedError(
-                f"the state database {self.path} was moved or deleted; a new one is begun there"
+                f"the state database {self.path} was moved or deleted; a new one was created there"
             )
 
     def _open(self) -> sqlite3.Connection:
@@ -157,8 +157,8 @@ class Database:
         aside = shlex.quote(f"{self.path}.damaged")
         return DamagedError(
             f"the state database {self.path} {wrong}",
-            f"keep it, as it may hold the newest logins: mv {shlex.quote(str(self.path))} "
-            f"{aside}; accounts whose login is refused then need a new one",
+            f"keep it, it may hold the newest logins: mv {shlex.quote(str(self.path))} "
+            f"{aside}; accounts refused after that need a new login",
         )
 
 
@@ -179,9 +179,9 @@ def put_aside(path: Path, *, in_use: bool) -> Path:
     aside = _free_name(path)
     if in_use or _holds_logins(path):
         raise DamagedError(
-            f"the state database {path} is damaged, but keeps logins",
-            f"end every proxy that uses it, then: mv {shlex.quote(str(path))} "
-            f"{shlex.quote(str(aside))}; accounts whose login is refused then need a new one",
+            f"the state database {path} is damaged but holds logins",
+            f"stop every proxy that uses it, then: mv {shlex.quote(str(path))} "
+            f"{shlex.quote(str(aside))}; accounts refused after that need a new login",
         )
     try:
         for suffix in _BESIDE:
@@ -249,8 +249,8 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
         found = connection.execute("SELECT max(version) FROM schema").fetchone()[0] or 0
         if found > len(MIGRATIONS):
             raise StoreError(
-                f"the state database {path} is of a newer version of the account pool; "
-                "install that, or set pool_state to another file"
+                f"the state database {path} was written by a newer version of the account pool; "
+                "upgrade, or set pool_state to another file"
             )
         for step in MIGRATIONS[found:]:
             for statement in step:
