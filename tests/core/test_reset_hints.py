@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from account_pool.core import reset_hints
+from account_pool.core import reset_hints, reset_sentences
 from account_pool.core.reset_hints import MAX_WAIT_S
 
 NOW = datetime(2026, 10, 1, 10, tzinfo=UTC).timestamp()
@@ -189,7 +189,7 @@ def test_milliseconds() -> None:
     ],
 )
 def test_sentence(text: object, expected: float | None) -> None:
-    got = reset_hints.sentence(text, NOW)
+    got = reset_sentences.sentence(text, NOW)
     assert got == (None if expected is None else pytest.approx(expected))
 
 
@@ -231,7 +231,7 @@ READERS = [
     reset_hints.retry_after,
     reset_hints.reset,
     reset_hints.instant,
-    reset_hints.sentence,
+    reset_sentences.sentence,
     lambda value, _now: reset_hints.duration(value),
     lambda value, _now: reset_hints.seconds(value),
     lambda value, _now: reset_hints.milliseconds(value),

@@ -8,14 +8,17 @@ but no vendor.
 
 from __future__ import annotations
 
+import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import tzinfo
 from typing import Any
 
 import msgspec
 
 from account_pool.core import reset_hints
+from account_pool.core.meaning import Meaning, is_about_model, meaning_of
 from account_pool.core.outcome import Answer
 
 # Bounds on what is read of a hostile body.
@@ -26,12 +29,16 @@ _MAX_HEADERS = 64
 _MAX_DEPTH = 5
 
 # Where envelopes put their codes, and where their sentence.
-_WORD_KEYS = ("code", "type", "status", "reason", "error_type", "limit_source", "notification_id")
+_WORD_KEYS = (
+    *("code", "type", "status", "status_code", "reason", "error_type", "error_code", "errorCode"),
+    *("err_code", "errcode", "limit_source", "notification_id"),
+)
 _MESSAGE_KEYS = (
     *("message", "msg", "detail", "error_description", "error_message", "errorMessage", "title"),
+    *("status_msg", "error_msg", "errorMsg", "errmsg"),
 )
 #: Names of events that only say "here is an error".
-_NO_WORDS = frozenset({"", "error", "response.failed", "none", "null"})
+_NO_WORDS = frozenset({"", "0", "error", "response.failed", "none", "null"})
 
 # RateLimitReached -> rate_limit_reached
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -40,10 +47,15 @@ _ERROR_STATUS = re.compile(r"[45][0-9]{2}")
 
 # The window a sentence names; the first one counts, later ones advertise upgrades.
 _WINDOW = re.compile(
-    r"\b(?P<count>[0-9]{1,3})[\s-]?(?P<unit>hour|day)s?\b"
+    r"\b(?P<count>[0-9]{1,3})[\s-]?(?P<unit>hour|day|week|month)s?\b"
     r"|(?:\bper|/)[\s-]*(?P<per>sec|min|hour|day|week|month)(?:onds?|utes?|s)?\b"
-    r"|\b(?P<every>hourly|daily|weekly|monthly)\b"
-    r"|\b(?:[RTI]|[IO]T)P(?P<short>[SMHD])\b",
+    r"|\bper\s(?P<seconds>[0-9]{1,7})\s?s(?:econds)?\b"
+    r"|\b(?P<every>hourly|daily|weekly|monthly|billing (?:cycle|period))\b"
+    r"|\b(?:[RTI]|[IO]T)P(?P<short>[SMHD])\b"
+    # UserByModelByDay
+    r"|(?<=[a-z])By(?P<by>Second|Minute|Hour|Day|Week|Month)\b"
+    r"|(?P<count_zh>[0-9]{1,3})\s?个?(?P<unit_zh>小时|天|日|周|月)(?!\s?\d)"
+    r"|(?P<every_zh>每秒|每分钟|每小时|每日|每天|今日|当日|当天|每周|本周|每月|本月|月度)",
     re.IGNORECASE,
 )
 _SECONDS = {
@@ -61,6 +73,16 @@ _SECONDS = {
     "weekly": 604_800.0,
     "month": 2_678_400.0,
     "monthly": 2_678_400.0,
+    "billing cycle": 2_678_400.0,
+    "billing period": 2_678_400.0,
+    "second": 1.0,
+    "minute": 60.0,
+    "每秒": 1.0,
+    "每分钟": 60.0,
+    **dict.fromkeys(("小时", "每小时"), 3600.0),
+    **dict.fromkeys(("天", "日", "每日", "每天", "今日", "当日", "当天"), 86_400.0),
+    **dict.fromkeys(("周", "每周", "本周"), 604_800.0),
+    **dict.fromkeys(("月", "每月", "本月", "月度"), 2_678_400.0),
 }
 
 
@@ -83,6 +105,9 @@ class Facts:
         model: the model the request asked for.
         now: wall clock by which instants are read; None if unknown.
         payload: the JSON value the error stands in, None if it is not JSON.
+        zone: the vendor's time zone, for dates that name none; None: UTC.
+        meaning: what codes and sentence say in the vocabulary all vendors share.
+        about_model: the sentence is about one model.
     """
 
     status: int
@@ -96,6 +121,9 @@ class Facts:
     model: str | None
     now: float | None
     payload: Any = None
+    zone: tzinfo | None = None
+    meaning: Meaning | None = None
+    about_model: bool = False
 
 
 def read_facts(answer: Answer) -> Facts:
@@ -112,8 +140,9 @@ def read_facts(answer: Answer) -> Facts:
     if outer is not error:
         words |= _words(outer)
     message = message[:_MAX_MESSAGE_CHARS]
+    status = answer.status if answer.status >= 400 else _status_inside(outer, error)
     return Facts(
-        status=answer.status if answer.status >= 400 else _status_inside(outer, error),
+        status=status,
         headers=headers,
         words=words,
         message=message,
@@ -124,6 +153,9 @@ def read_facts(answer: Answer) -> Facts:
         model=answer.model,
         now=reset_hints.answer_now(answer.headers, answer.wall_now),
         payload=payload,
+        zone=answer.zone,
+        meaning=None if html else meaning_of(status, message, words),
+        about_model=is_about_model(message, answer.model),
     )
 
 
@@ -135,9 +167,13 @@ def window_s(text: str) -> float | None:
     found = _WINDOW.search(text)
     if not found:
         return None
-    if found["count"]:
-        return float(found["count"]) * _SECONDS[found["unit"].lower()]
-    return _SECONDS[(found["per"] or found["every"] or found["short"]).lower()]
+    if found["count"] or found["count_zh"]:
+        unit = found["unit"] or found["unit_zh"]
+        return float(found["count"] or found["count_zh"]) * _SECONDS[unit.lower()]
+    if found["seconds"]:
+        return float(found["seconds"])
+    name = found["per"] or found["every"] or found["short"] or found["by"] or found["every_zh"]
+    return _SECONDS[name.lower()]
 
 
 def _first(payload: Any) -> Any:
@@ -155,8 +191,9 @@ def _envelope(payload: Any) -> tuple[Mapping[str, Any], str]:
     """Return the error object and its message.
 
     `{"error": {...}}`, `{"error": "text", "code": ...}`, `{"response": {"error": ...}}`,
-    `{"choices": [{"error": ...}]}`, flat `{"message", "code"}`, `{"detail": ...}`, or plain
-    text. Gateways wrap the upstream's envelope in their own, some as text.
+    `{"choices": [{"error": ...}]}`, `{"base_resp": {...}}`, flat `{"message", "code"}`,
+    `{"detail": ...}`, or plain text. Gateways wrap the upstream's envelope in their own, some
+    as text.
     """
     holder = payload
     for _ in range(_MAX_DEPTH):
@@ -168,9 +205,8 @@ def _envelope(payload: Any) -> tuple[Mapping[str, Any], str]:
         return {}, holder
     holder = _mapping(holder)
     error = holder.get("error")
-    if isinstance(error, str):
-        return holder, "\n".join(filter(None, (error, _message(holder))))
-    return holder, _message(holder)
+    texts = [error] if isinstance(error, str) else []
+    return holder, "\n".join(dict.fromkeys(filter(None, (*texts, *_messages(holder)))))
 
 
 def _inner(holder: Any) -> Mapping[str, Any] | None:
@@ -181,14 +217,24 @@ def _inner(holder: Any) -> Mapping[str, Any] | None:
     error = holder.get("error") or _choice_error(holder)
     if error:
         return _object(error)
+    # MiniMax: a status of its own beside an answer without content.
+    base = _mapping(holder.get("base_resp"))
+    if base.get("status_code"):
+        return base
     for key in ("response", "data", "body", "detail"):
         if (inner := _mapping(holder.get(key))).get("error"):
             return inner
-    message = holder.get("message")
+    message = holder.get("message") or holder.get("msg")
     if isinstance(message, str):
         inner = _mapping(_json(message))
-        return inner if inner.get("error") else None
+        return inner if inner.keys() & _ERROR_KEYS else None
+    if isinstance(message, dict):
+        return message if message.keys() & _ERROR_KEYS else None
     return _object(holder.get("errors"))
+
+
+#: One of them is in every object that is an error.
+_ERROR_KEYS = frozenset({"error", "message", "code", "msg", "base_resp"})
 
 
 def _object(value: Any) -> Mapping[str, Any] | None:
@@ -197,13 +243,27 @@ def _object(value: Any) -> Mapping[str, Any] | None:
     return _mapping(value) or None
 
 
+# An object inside a sentence: "upstream: {...}", "Error code: 429 - {'error': {...}}".
+_IN_TEXT = re.compile(r"\{\s*[\"'](?:error|message|code|msg|base_resp|type)[\"']\s*:")
+
+
 def _json(text: str) -> Any:
-    """Return the value of a JSON object in *text*, None if it is none."""
-    if text.lstrip()[:1] != "{":
+    """Return the value of a JSON object in *text*, as Python prints it too; None if none."""
+    found = _IN_TEXT.search(text[:_MAX_MESSAGE_CHARS])
+    start = 0 if text.lstrip()[:1] == "{" else found.start() if found else -1
+    end = text.rfind("}") + 1
+    if start < 0 or not end:
         return None
+    text = text[start:end]
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
+        pass
+    if len(text) > _MAX_MESSAGE_CHARS or not found or "'" not in found[0]:
+        return None
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
         return None
 
 
@@ -212,26 +272,28 @@ def _choice_error(holder: Mapping[str, Any]) -> Any:
     return _mapping(_first(holder.get("choices"))).get("error")
 
 
-def _message(holder: Mapping[str, Any]) -> str:
-    texts = [holder.get(key) for key in _MESSAGE_KEYS]
-    texts.append(_mapping(holder.get("detail")).get("message"))
-    return "\n".join(text for text in texts if isinstance(text, str))
+def _messages(holder: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what an error object says in prose, and what its details add."""
+    for source in (holder, *_parts(holder)):
+        for key in _MESSAGE_KEYS:
+            if isinstance(text := source.get(key), str):
+                yield text
+    if isinstance(details := holder.get("details"), str):
+        yield details
+
+
+def _parts(holder: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the objects inside an error object that say more of it, an object or a list."""
+    for key in ("metadata", "innererror", "error_details", "detail", "details", "errors"):
+        value = holder.get(key)
+        items = value[:_MAX_ITEMS] if isinstance(value, list) else [value]
+        yield from (item for item in items if isinstance(item, dict))
 
 
 def _words(holder: Mapping[str, Any]) -> frozenset[str]:
     """Collect the codes of an error object and of what it holds."""
     words: set[str] = set()
-    details = holder.get("details")
-    errors = holder.get("errors")
-    for source in (
-        holder,
-        _mapping(holder.get("metadata")),
-        _mapping(holder.get("innererror")),
-        _mapping(holder.get("error_details")),
-        _mapping(holder.get("detail")),
-        *map(_mapping, (details if isinstance(details, list) else [])[:_MAX_ITEMS]),
-        *map(_mapping, (errors if isinstance(errors, list) else [])[:_MAX_ITEMS]),
-    ):
+    for source in (holder, *_parts(holder)):
         for key in _WORD_KEYS:
             words |= _word(source.get(key))
     # OAuth: {"error": "invalid_grant", "error_description": ...}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import tzinfo
 from enum import StrEnum
 from typing import Any
 
@@ -119,6 +120,7 @@ class Answer:
         model: the model the request asked for, if known.
         wall_now: the proxy's clock, seconds since the epoch. The answer's own `date`
             header, when present, is preferred as "now".
+        zone: the vendor's time zone, for dates that name none; None: UTC.
     """
 
     status: int
@@ -129,3 +131,4 @@ class Answer:
     event: str | None = None
     model: str | None = None
     wall_now: float = 0.0
+    zone: tzinfo | None = None

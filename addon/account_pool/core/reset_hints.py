@@ -34,9 +34,8 @@ MAX_WAIT_S = 366 * 86_400.0
 _EPOCH_S = (1e9, 1e11)
 _EPOCH_MS = (1e12, 1e14)
 
-# A header value longer than this is not a time; a sentence is searched this far.
+# A header value longer than this is not a time.
 _MAX_VALUE_CHARS = 64
-_MAX_SENTENCE_CHARS = 4096
 
 _NextDay = Callable[[datetime], datetime]
 
@@ -71,31 +70,13 @@ _UNITS = "|".join(
 # The blank after an article is required: "and" would be one day.
 _COUNT = r"(?:[0-9]{1,15}(?:\.[0-9]{1,15})?\s*|\b(?:an?|one)\s+)"
 _AMOUNT = rf"{_COUNT}(?:{_UNITS})(?![a-zµ])"
-_DURATION = rf"{_AMOUNT}(?:[\s,]*(?:and\s+)?{_AMOUNT}){{0,5}}"
-_DURATION_RE = re.compile(_DURATION, re.IGNORECASE)
+#: A duration in Go's or in English words; for `reset_sentences.py`.
+DURATION = rf"{_AMOUNT}(?:[\s,]*(?:and\s+)?{_AMOUNT}){{0,5}}"
+_DURATION_RE = re.compile(DURATION, re.IGNORECASE)
 _PART_RE = re.compile(rf"({_COUNT})({_UNITS})(?![a-zµ])", re.IGNORECASE)
 
-# "2026-10-01 at 00:00 UTC", "2026-10-01T00:00:00.5Z"
-_MOMENT = (
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2})"
-    r"(?:(?:\s+at\s+|T|\s+)([0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,9})?)?))?"
-    r"\s*(Z|UTC|GMT|[+-][0-9]{2}:?[0-9]{2})?"
-)
-_LEAD = (
-    r"\b(?:again|retry|retrying|wait|resets?|access|available|renews?|replenished|resumes?"
-    r"|lifted)\b"
-    r"(?:[\s:,~]{1,3}(?:in|after|for|at|on|least|about|around|approximately|another|until"
-    r"|within|the|next|again|will|be)\b){0,6}[\s:,~]{0,3}"
-)
-# "2.11:58:12" (Azure API Management): days, hours, minutes, seconds.
-_CLOCK = (
-    r"(?<=\bin )(?:(?P<days>[0-9]{1,3})\.)?(?P<hours>[0-9]{1,2}):(?P<minutes>[0-9]{2})"
-    r":(?P<seconds>[0-9]{2})\b"
-)
-_SENTENCE_RE = re.compile(rf"{_LEAD}(?:(?P<wait>{_DURATION})|{_CLOCK}|{_MOMENT})", re.IGNORECASE)
 
-
-def _believable(seconds: float) -> float | None:
+def believable(seconds: float) -> float | None:
     """Return *seconds* if it is a wait we believe. NaN fails every comparison."""
     return seconds if 0.0 <= seconds <= MAX_WAIT_S else None
 
@@ -120,13 +101,13 @@ def _number(value: object) -> float | None:
 def seconds(value: object) -> float | None:
     """Read a number of seconds: `6311`, `"5.289"`, `1234`."""
     number = _number(value)
-    return None if number is None else _believable(number)
+    return None if number is None else believable(number)
 
 
 def milliseconds(value: object) -> float | None:
     """Read a number of milliseconds, such as `retry-after-ms: 22000`, as seconds."""
     number = _number(value)
-    return None if number is None else _believable(number / 1000)
+    return None if number is None else believable(number / 1000)
 
 
 def duration(value: object) -> float | None:
@@ -138,35 +119,39 @@ def duration(value: object) -> float | None:
     if not isinstance(value, str) or len(value) > _MAX_VALUE_CHARS:
         return None
     text = value.strip()
-    return _sum(text) if _DURATION_RE.fullmatch(text) else None
+    return sum_of_parts(text) if _DURATION_RE.fullmatch(text) else None
 
 
-def _sum(text: str) -> float | None:
+def sum_of_parts(text: str) -> float | None:
+    """Add up what `DURATION` matched, in seconds."""
     total = 0.0
     for amount, unit in _PART_RE.findall(text):
         name = unit.lower()
         scale = _UNIT_S.get(name) or _UNIT_S[name.removesuffix("s")]
         total += scale * (float(amount) if amount[0].isdigit() else 1.0)
-    return _believable(total)
+    return believable(total)
 
 
-def instant(value: object, now: float | None) -> float | None:
-    """Read a moment and return the seconds until it; 0 if it has passed."""
+def instant(value: object, now: float | None, zone: tzinfo | None = None) -> float | None:
+    """Read a moment and return the seconds until it; 0 if it has passed.
+
+    *zone*: that of a date which names none; None: UTC.
+    """
     if now is None:
         return None
-    at = moment(value)
-    return None if at is None else _believable(max(0.0, at - now))
+    at = moment(value, zone)
+    return None if at is None else believable(max(0.0, at - now))
 
 
-def moment(value: object) -> float | None:
+def moment(value: object, zone: tzinfo | None = None) -> float | None:
     """Read a moment as seconds since the epoch.
 
     Seconds or milliseconds since the epoch (by magnitude), RFC 3339 with or without
-    percent-encoding, or an HTTP-date. No zone means UTC.
+    percent-encoding, or an HTTP-date. *zone*: that of a date which names none; None: UTC.
     """
     at = _epoch(value)
     if at is None and isinstance(value, str):
-        at = _moment(value)
+        at = _moment(value, zone)
     return at
 
 
@@ -181,21 +166,21 @@ def _epoch(value: object) -> float | None:
     return None
 
 
-def _moment(text: str) -> float | None:
+def _moment(text: str, zone: tzinfo | None) -> float | None:
     if len(text) > _MAX_VALUE_CHARS:
         return None
     text = unquote(text).strip()
     if text[:1].isdigit():
-        return _rfc3339(text)
+        return _rfc3339(text, zone)
     return http_date(text)
 
 
-def _rfc3339(text: str) -> float | None:
+def _rfc3339(text: str, zone: tzinfo | None) -> float | None:
     for name in (" UTC", " GMT"):
         text = text.removesuffix(name)
     try:
         at = datetime.fromisoformat(text)
-        return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+        return (at if at.tzinfo else at.replace(tzinfo=zone or UTC)).timestamp()
     except (ValueError, OverflowError):
         return None
 
@@ -223,15 +208,15 @@ def answer_now(headers: Mapping[str, str], wall_now: float) -> float | None:
     return wall_now if 0.0 < wall_now < _EPOCH_S[1] else None
 
 
-def retry_after(value: object, now: float | None) -> float | None:
+def retry_after(value: object, now: float | None, zone: tzinfo | None = None) -> float | None:
     """Read `retry-after`: seconds, whole or decimal, else a duration, else a date."""
     if _number(value) is not None:
         return seconds(value)
     wait = duration(value)
-    return instant(value, now) if wait is None else wait
+    return instant(value, now, zone) if wait is None else wait
 
 
-def reset(value: object, now: float | None) -> float | None:
+def reset(value: object, now: float | None, zone: tzinfo | None = None) -> float | None:
     """Read a reset whose vendor may mean a wait or a moment, in any spelling.
 
     A number from 2001 on is a moment, a smaller one a wait: `33011.5`, `1741305600000`,
@@ -239,31 +224,7 @@ def reset(value: object, now: float | None) -> float | None:
     """
     if _epoch(value) is not None:
         return instant(value, now)
-    return retry_after(value, now)
-
-
-def sentence(text: object, now: float | None) -> float | None:
-    """Find the wait in a vendor's prose; the first one that is said.
-
-    "Please try again in 1.574s", "wait 9 hours 44 minutes", "retry after 22 seconds",
-    "Quota will be replenished in 01:58:12", "You will regain access on 2026-10-01 at 00:00
-    UTC". A duration counts only after such a lead: "5 hour session limits" or "40 calls /
-    minute" name a window.
-    """
-    if not isinstance(text, str):
-        return None
-    found = _SENTENCE_RE.search(text[:_MAX_SENTENCE_CHARS])
-    if not found:
-        return None
-    if found["wait"]:
-        return _sum(found["wait"])
-    if found["hours"]:
-        days, hours, minutes, whole = found.group("days", "hours", "minutes", "seconds")
-        clock = timedelta(int(days or 0), int(whole), 0, 0, int(minutes), int(hours))
-        return _believable(clock.total_seconds())
-    date, time, zone = found.groups()[-3:]
-    zone = "+00:00" if zone is None or zone.upper() in ("Z", "UTC", "GMT") else zone
-    return instant(f"{date}T{time or '00:00'}{zone}", now)
+    return retry_after(value, now, zone)
 
 
 def until_utc_midnight(now: float | None) -> float | None:
@@ -300,6 +261,6 @@ def _until(now: float | None, zone: tzinfo, following: _NextDay) -> float | None
         # Built from the calendar and only then turned into an instant: a day with a
         # change of clocks has 23 or 25 hours.
         begins = following(today.replace(tzinfo=None)).replace(tzinfo=zone)
-        return _believable(begins.timestamp() - now)
+        return believable(begins.timestamp() - now)
     except (ValueError, OverflowError, OSError):
         return None

@@ -69,6 +69,7 @@ class Rule:
             model; another may have it.
         names_credential: the code says that the credential itself is refused.
         unknown: the status alone decides; the answer says nothing that is understood.
+        explicit: *when* finds a code or a sentence.
         source: where the vendor or a recording says so.
     """
 
@@ -88,6 +89,7 @@ class Rule:
     missing_model: bool = False
     names_credential: bool = False
     unknown: bool = False
+    explicit: bool = False
 
     def matches(self, facts: Facts) -> bool:
         """Say whether every condition holds."""
@@ -135,11 +137,14 @@ def _says_nothing(facts: Facts) -> bool:
     """Say whether a 429 comes without any header, code, window or wait."""
     return (
         not any(_LIMIT_HEADER.fullmatch(name) for name in facts.headers if name != "x-should-retry")
-        and all(word.isdigit() for word in facts.words)
+        and all(_STATUS.fullmatch(word) for word in facts.words)
         and facts.window_s is None
         and prose(facts) is None
     )
 
+
+# A number that is no code of the vendor's own.
+_STATUS = re.compile(r"[1-5]\d\d")
 
 _RFC = "RFC 9110 section 15"
 
@@ -228,6 +233,8 @@ class SignalTable:
         rules: in order; `STATUS_RULES` follow.
         judge: tells an error inside a success from an answer.
         rate_scope: how far a rate limit of this vendor reaches when a row does not say.
+        plan_scope: the same where the limit is one of more than an hour and nothing in the
+            answer names a model; None: as *rate_scope*.
         waits: where this vendor names a reset, best first.
         shared: limits of this vendor are those of an owner of several accounts.
         owner: the owner an answer of this vendor names, where a row does not say.
@@ -236,6 +243,7 @@ class SignalTable:
     rules: tuple[Rule, ...]
     judge: Judge
     rate_scope: Scope = Scope.ACCOUNT
+    plan_scope: Scope | None = None
     waits: tuple[Wait, ...] = USUAL_WAITS
     shared: bool = False
     owner: Callable[[Facts], str | None] = lambda _facts: None
@@ -274,6 +282,8 @@ class SignalTable:
         longest = max(wait or 0.0, facts.window_s or 0.0)
         if cls is OutcomeClass.RATE_LIMIT and scope is not Scope.NONE and longest > RATE_WINDOW_S:
             cls = OutcomeClass.QUOTA
+            if rule.scope is None and self.plan_scope and not _is_counted_per_model(facts):
+                scope = self.plan_scope
         limited = cls in (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA) and scope is not Scope.NONE
         shared = self.shared if rule.shared is None else rule.shared
         return Outcome(
@@ -282,7 +292,7 @@ class SignalTable:
             cooldown_s=wait,
             replayable=cls in _REPLAYABLE,
             signal=_signal(rule, facts),
-            explicit=bool(rule.words or rule.phrase),
+            explicit=rule.explicit or bool(rule.words or rule.phrase),
             evidence=_evidence(facts),
             model=_covered(rule, facts) if scope is Scope.MODEL else None,
             shared=limited and shared,
@@ -291,6 +301,16 @@ class SignalTable:
             unknown=rule.unknown,
             names_credential=rule.names_credential,
         )
+
+
+# "on tokens per day (TPD)": OpenAI's dialect, in which each model has its own count.
+_COUNTED = re.compile(
+    r"\b(?:[RTI]|[IO]T)P[SMHD]\b|\b(?:requests?|tokens?) ?(?:per|/) ?\w", re.IGNORECASE
+)
+
+
+def _is_counted_per_model(facts: Facts) -> bool:
+    return facts.about_model or bool(_COUNTED.search(facts.message))
 
 
 def _covered(rule: Rule, facts: Facts) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from account_pool.core import reset_hints
+from account_pool.core import reset_hints, reset_sentences
 from account_pool.core.facts import Facts
 
 #: Finds one spelling of a wait in the facts, seconds.
@@ -26,12 +26,12 @@ def retry_after_ms(facts: Facts) -> float | None:
 
 def retry_after(facts: Facts) -> float | None:
     """`retry-after`."""
-    return reset_hints.retry_after(facts.headers.get("retry-after"), facts.now)
+    return reset_hints.retry_after(facts.headers.get("retry-after"), facts.now, facts.zone)
 
 
 def prose(facts: Facts) -> float | None:
     """The sentence: "Please try again in 1.574s"."""
-    return reset_hints.sentence(facts.message, facts.now)
+    return reset_sentences.sentence(facts.message, facts.now, facts.zone)
 
 
 def body_reset(facts: Facts) -> float | None:
@@ -41,7 +41,7 @@ def body_reset(facts: Facts) -> float | None:
             if (wait := reset_hints.seconds(holder.get(key))) is not None:
                 return wait
         for key in ("retry_after", "resets_at", "reset_at"):
-            if (wait := reset_hints.reset(holder.get(key), facts.now)) is not None:
+            if (wait := reset_hints.reset(holder.get(key), facts.now, facts.zone)) is not None:
                 return wait
     return None
 

@@ -18,6 +18,7 @@ from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.lease import NO_CONVERSATION, Conversation
 from account_pool.core.outcome import Answer, Outcome
+from account_pool.core.signals import SignalTable
 from account_pool.core.sse import HAS_ERROR
 from account_pool.core.sse import Verdict as Verdict  # noqa: PLC0414 - part of this interface
 
@@ -207,6 +208,8 @@ class Provider:
         headroom_marks: what occurs in every event that tells what the account has left
             (`core/headroom_events.py`); nothing is looked for where there are none.
         classify: what an answer means. Total: never raises.
+        signals: the table *classify* reads, where a service that is like this provider may
+            read it otherwise.
         refusal: an error of the pool's own in the provider's envelope:
             (status, message, seconds until it is worth trying again or None).
         delay: the headers that tell the vendor's clients to wait so many seconds,
@@ -253,6 +256,7 @@ class Provider:
     error_marks: re.Pattern[bytes] = HAS_ERROR
     headroom_marks: tuple[bytes, ...] = ()
     classify: Callable[[Answer], Outcome]
+    signals: SignalTable | None = None
     refusal: Callable[[int, str, float | None], LocalAnswer]
     delay: Callable[[float], tuple[tuple[str, str], ...]]
     delay_headers: frozenset[str] = frozenset({"retry-after"})

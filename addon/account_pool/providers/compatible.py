@@ -78,6 +78,7 @@ def compatible(
         swap=swap,
         judge=judge,
         classify=signals.classify,
+        signals=signals,
         refusal=refusal,
         delay=envelopes.sdk_delay,
         delay_headers=envelopes.SDK_DELAY_HEADERS,

@@ -14,6 +14,7 @@ from account_pool.core import reset_hints
 from account_pool.core.facts import Facts
 from account_pool.core.outcome import OutcomeClass, Scope
 from account_pool.core.signals import RATE_WINDOW_S, Rule
+from account_pool.providers.general_signals import GENERAL_RULES
 
 _I = re.IGNORECASE
 
@@ -134,7 +135,8 @@ CAPACITY_RULES: tuple[Rule, ...] = (
     ),
 )
 
-MONEY_RULES: tuple[Rule, ...] = (
+#: Codes that leave no doubt, whatever the status.
+MONEY_CODE_RULES: tuple[Rule, ...] = (
     Rule(
         why="out of credit",
         cls=OutcomeClass.QUOTA,
@@ -153,9 +155,11 @@ MONEY_RULES: tuple[Rule, ...] = (
                 "insufficient_credits",
                 "insufficient_funds",
                 "insufficient_quota",
+                "insufficient_user_quota",
                 "organization_spend_limit_exceeded",
                 "organization_usage_limit_exceeded",
                 "payment_required",
+                "pre_consume_token_quota_failed",
                 "project_spend_limit_exceeded",
                 "spend_limit_exceeded",
                 "spending_limit_reached",
@@ -165,6 +169,9 @@ MONEY_RULES: tuple[Rule, ...] = (
         waits=(),
         source="https://platform.openai.com/docs/guides/error-codes and vendors' clients",
     ),
+)
+
+MONEY_RULES: tuple[Rule, ...] = (
     Rule(
         why="a limit per minute that is called a credit limit",
         cls=OutcomeClass.RATE_LIMIT,
@@ -385,10 +392,12 @@ STREAM_RULES: tuple[Rule, ...] = (
 )
 COMPATIBLE_RULES: tuple[Rule, ...] = (
     *NO_LIMIT_RULES,
+    *MONEY_CODE_RULES,
     *SERVER_STATUS_RULES,
     *CAPACITY_RULES,
     *MONEY_RULES,
     *AUTH_RULES,
+    *GENERAL_RULES,
     *RATE_RULES,
     *STREAM_RULES,
 )

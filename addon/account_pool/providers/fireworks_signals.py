@@ -31,6 +31,14 @@ RULES: tuple[Rule, ...] = (
         source="Fireworks 412, recorded",
     ),
     Rule(
+        why="rate limit",
+        cls=OutcomeClass.RATE_LIMIT,
+        # What it calls usage is requests and tokens of a minute.
+        status=frozenset({429}),
+        phrase=re.compile(r"\bexceeded your usage limits\b", _I),
+        source="https://docs.fireworks.ai/guides/quotas_usage/rate-limits",
+    ),
+    Rule(
         why="no such model, or not for this account",
         cls=OutcomeClass.REQUEST_ERROR,
         status=frozenset({404}),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from account_pool.core.outcome import Answer, Outcome
+from account_pool.core.outcome import Answer, Outcome, Scope
 from account_pool.providers import (
     anthropic,
     azure,
@@ -64,6 +64,10 @@ def like(base: Provider, name: str, hosts: Iterable[HostRule]) -> Provider:
         return _route_under_any_prefix(base, head)
 
     changed = replace(base, name=name, hosts=tuple(hosts), env=(), route=route)
+    if base.signals is not None:
+        # How far the limits of its plans reach is not known: as far as they say.
+        signals = replace(base.signals, plan_scope=Scope.ACCOUNT)
+        changed = replace(changed, signals=signals, classify=signals.classify)
     return _behind_gateway(changed)
 
 
