@@ -1,4 +1,4 @@
-"""What surrounds the code: workflows, issue forms, hooks. GitHub would say it too late."""
+"""Workflows, issue forms and hooks: GitHub reports a mistake only after it was pushed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def jobs() -> list[Any]:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=name_of)
-def test_a_workflow_may_nothing_by_itself(path):
+def test_a_workflow_has_no_permission_by_default(path):
     workflow = read(path)
     assert workflow["permissions"] in ({}, {"contents": "read"})
     for job in workflow["jobs"].values():
@@ -52,8 +52,8 @@ def test_a_workflow_may_nothing_by_itself(path):
         assert set(needs) <= workflow["jobs"].keys()
 
 
-def test_one_job_proves_who_it_is():
-    """`id-token` stands for the project: it is where the package is published, nowhere else."""
+def test_only_the_publishing_job_can_identify_itself():
+    """With `id-token` a job acts as the project: only the one that publishes has it."""
     with_it = [
         (path.stem, name)
         for path, name, job in (param.values for param in jobs())
@@ -77,7 +77,7 @@ def test_a_job(path, name, job):
     for step in job["steps"]:
         if step.get("uses", "").startswith("actions/checkout@"):
             assert step["with"]["persist-credentials"] is False
-        # What others can write (a branch's name, a title) is no part of a script.
+        # Text that others control (a branch's name, a title) must not become code.
         assert "${{" not in step.get("run", "")
         for script in re.findall(r"^\.\S+", step.get("run", ""), re.MULTILINE):
             assert os.access(ROOT / script, os.X_OK), script
@@ -111,18 +111,18 @@ def test_a_form(path):
     assert len(set(ids)) == len(ids)
     assert all(field["attributes"]["label"] for field in fields)
     # A rendered text is shown as it is; an unrendered one may hide what somebody pasted.
-    pasted = [f for f in fields if f["id"] in ("check", "status", "log", "answer", "classify")]
+    pasted = [f for f in fields if f["id"] in ("check", "status", "log", "response", "classify")]
     assert all("render" in field["attributes"] for field in pasted)
 
 
-@pytest.mark.parametrize("name", ["bug", "answer"])
-def test_who_pastes_an_output_says_that_it_holds_no_secret(name):
+@pytest.mark.parametrize("name", ["bug", "response"])
+def test_pasted_output_is_confirmed_to_hold_no_secret(name):
     last = read(GITHUB / "ISSUE_TEMPLATE" / f"{name}.yml")["body"][-1]
     assert last["type"] == "checkboxes"
     assert last["attributes"]["options"][0]["required"] is True
 
 
-def test_dependabot_knows_what_there_is_to_update():
+def test_dependabot_covers_every_ecosystem():
     updates = read(GITHUB / "dependabot.yml")["updates"]
     assert {update["package-ecosystem"] for update in updates} == {
         "pip",
