@@ -133,6 +133,11 @@ ANTHROPIC = [
 ]
 
 CLAUDE_CODE = [
+    (429, {"x-should-retry": "true"}, claude("rate_limit_error", "You've hit your session limit · resets 3:30am (Asia/Shanghai)"), "quota account 77400"),
+    (429, {}, claude("rate_limit_error", "You've hit your weekly limit · resets Nov 22, 10pm (UTC)"), "quota account 172800"),
+    (429, {"x-should-retry": "true"}, claude("rate_limit_error", "Usage credits are required for long context requests."), "quota account+model -"),
+    (429, {"anthropic-ratelimit-unified-status": "rejected", "anthropic-ratelimit-unified-representative-claim": "overage", "anthropic-ratelimit-unified-reset": str(EPOCH + 900_000), "retry-after": "900000"}, claude("rate_limit_error", "x"), "quota account -"),
+    (429, {**windows(w5h=("rejected", 3000)), "anthropic-ratelimit-unified-status": "rejected", "anthropic-ratelimit-unified-representative-claim": "overage", "anthropic-ratelimit-unified-reset": str(EPOCH + 900_000)}, claude("rate_limit_error", "x"), "quota account 3000"),
     (429, {**windows(w5h=("rejected", 3600), w7d=("allowed", 500_000)), "anthropic-ratelimit-unified-status": "rejected", "retry-after": "3600"}, claude("rate_limit_error", "This request would exceed your account's rate limit. Please try again later."), "quota account 3600"),
     (429, {**windows(w5h=("allowed_warning", 900), w7d=("rejected", 90_000)), "anthropic-ratelimit-unified-status": "rejected"}, claude("rate_limit_error", "x"), "quota account 90000"),
     (429, {**windows(w5h=("allowed", 900), w7d=("allowed", 90_000), w7d_opus=("rejected", 200_000)), "anthropic-ratelimit-unified-status": "rejected", "anthropic-ratelimit-unified-representative-claim": "seven_day_opus"}, claude("rate_limit_error", "x"), "quota account+model 200000"),
@@ -180,6 +185,8 @@ COPILOT = [
 ]
 
 GEMINI = [
+    (429, {}, {"error": {"code": "quota_exceeded", "message": "You have exceeded your daily quota."}}, "quota account+model 36000"),
+    (429, {}, {"error": {"code": "rate_limit_exceeded", "message": "Too many requests."}}, "rate_limit account -"),
     (429, {}, google(429, "RESOURCE_EXHAUSTED", "You exceeded your current quota, please check your plan and billing details.", quota("GenerateContentInputTokensPerModelPerMinute-FreeTier"), retry("13s")), "rate_limit account+model 13"),
     (429, {}, google(429, "RESOURCE_EXHAUSTED", "You exceeded your current quota.", quota("GenerateRequestsPerDayPerProjectPerModel-FreeTier", "gemini-3.8-flash"), retry("2s")), "quota account+model 36000"),
     (429, {}, google(429, "RESOURCE_EXHAUSTED", "You exceeded your current quota.", quota("GenerateRequestsPerDayPerProjectPerModel", value="0")), "forbidden_account account+model -"),
@@ -195,6 +202,13 @@ GEMINI = [
 ]
 
 GEMINI_CLI = [
+    (429, {}, google(429, "RESOURCE_EXHAUSTED", "Quota exceeded for quota metric 'Gemini 3 Flash Requests' and limit 'Gemini 3 Flash Requests per day per user per tier' of service 'cloudcode-pa.googleapis.com'.", info("RATE_LIMIT_EXCEEDED", quota_metric="cloudcode-pa.googleapis.com/gemini_3_flash_requests", quota_limit="Gemini3FlashRequestsPerDayPerUserPerTier", consumer="projects/681255809395")), "quota account+model 36000"),
+    (429, {}, google(429, "RESOURCE_EXHAUSTED", "Quota exceeded for quota metric 'Gemini 3.1 Pro Requests' and limit 'Gemini 3.1 Pro Requests per day per user per tier' of service 'cloudcode-pa.googleapis.com' for consumer 'project_number:681255809395'."), "quota account+model 36000"),
+    (429, {}, google(429, "RESOURCE_EXHAUSTED", "Quota exceeded for quota metric 'Requests' and limit 'Requests per day per user' of service 'cloudcode-pa.googleapis.com'."), "quota account 36000"),
+    (429, {}, google(429, "RESOURCE_EXHAUSTED", "Quota exceeded for quota metric 'Requests' and limit 'Requests per day per user per tier'.", info("RATE_LIMIT_EXCEEDED", quota_metric="cloudcode-pa.googleapis.com/requests", quota_limit="RequestsPerDayPerUserPerTier")), "quota account 36000"),
+    (429, {}, google(429, "RESOURCE_EXHAUSTED", "Individual quota reached. Please upgrade your subscription to increase your limits. Resets in 47h55m14s.", info("QUOTA_EXHAUSTED", quotaResetDelay="172514s")), "quota account 172514"),
+    (429, {}, google(429, "RESOURCE_EXHAUSTED", "Individual quota reached. Contact your administrator to enable overages. Resets in 3h25m10s."), "quota account 12310"),
+    (429, {}, google(429, "RESOURCE_EXHAUSTED", "No capacity available for model gemini-3.1-pro on the server"), OVERLOADED),
     (429, {}, google(429, "RESOURCE_EXHAUSTED", "You have exhausted your capacity on this model. Your quota will reset after 1h43m56s.", info("QUOTA_EXHAUSTED", model="gemini-3.1-pro-preview", quotaResetDelay="1h43m56.2s", quotaResetTimeStamp=TWO_HOURS_LATER)), "quota account+model 6236.2"),
     (429, {}, google(429, "RESOURCE_EXHAUSTED", "x", info("RATE_LIMIT_EXCEEDED", model="gemini-3.8-flash", quotaResetDelay="8.2s"), retry("8.2s")), "rate_limit account+model 8.2"),
     (403, {}, google(403, "PERMISSION_DENIED", "Verify your account to continue.", info("VALIDATION_REQUIRED", validation_link="https://accounts.google.com/x")), "forbidden_account account -"),
@@ -273,6 +287,8 @@ GROQ = [
 ]
 
 MISTRAL = [
+    (429, {"retry-after": "12"}, flat("Service tier capacity exceeded for this model.", object="error", type="service_tier_capacity_exceeded", param=None, code="3505"), "rate_limit account+model 12"),
+    (503, {"retry-after": "12"}, flat("x", object="error", type="service_tier_capacity_exceeded", code=3505), "rate_limit account+model 12"),
     (429, {}, flat("Service tier capacity exceeded for this model.", object="error", type="invalid_request_error", param=None, code=None), "rate_limit account+model -"),
     (429, {}, flat("Rate limit exceeded", type="rate_limit_error", code="1300", raw_status_code=429), "rate_limit account -"),
     (404, {}, flat("x", type="invalid_request_error", param="model", code="unknown_model"), REQUEST),

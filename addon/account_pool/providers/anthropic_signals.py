@@ -14,7 +14,7 @@ from account_pool.core.outcome import OutcomeClass, Scope
 from account_pool.core.signals import Rule, SignalTable
 from account_pool.core.sse import Judge
 from account_pool.core.waits import prose, retry_after, retry_after_ms, spent_window
-from account_pool.providers.claude_code_signals import SUBSCRIPTION_RULES
+from account_pool.providers.claude_code_signals import SUBSCRIPTION_RULES, says_limit
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES
 
 _I = re.IGNORECASE
@@ -48,6 +48,7 @@ def _only_should_retry(facts: Facts) -> bool:
         and not any("ratelimit" in name for name in facts.headers)
         and "retry-after" not in facts.headers
         and facts.window_s is None
+        and not says_limit(facts)
     )
 
 

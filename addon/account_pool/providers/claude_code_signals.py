@@ -13,9 +13,11 @@ from collections.abc import Iterable
 
 from account_pool.core import reset_hints
 from account_pool.core.facts import Facts
+from account_pool.core.meaning import Meaning
 from account_pool.core.outcome import OutcomeClass, Scope
 from account_pool.core.signals import Rule
 from account_pool.core.waits import Wait, retry_after
+from account_pool.providers.general_signals import LONG_CONTEXT
 
 _I = re.IGNORECASE
 _CCF = "tombii/better-ccflare docs/routing-architecture.md"
@@ -100,8 +102,15 @@ def _rejected_reset(facts: Facts) -> float | None:
     return max((wait for wait in waits if wait is not None), default=None)
 
 
+def _is_overage(facts: Facts) -> bool:
+    """Say whether paid overage is what was rejected: its reset ends a month of billing."""
+    return _claim(facts) == "overage"
+
+
 def _unified_reset(facts: Facts) -> float | None:
     """The aggregate's reset, which belongs to the representative window."""
+    if _is_overage(facts):
+        return None
     return reset_hints.reset(facts.headers.get(_UNIFIED + "reset"), facts.now)
 
 
@@ -132,15 +141,22 @@ def _family_models(facts: Facts) -> str | None:
 
 def _long_context(_facts: Facts) -> str:
     """Name what only accounts with extra usage have; it is no model."""
-    return "long-context"
+    return LONG_CONTEXT
 
 
 def _is_allowed(facts: Facts) -> bool:
     """Say whether the windows that are named still serve, and no wait is."""
+    if says_limit(facts):
+        return False
     names = (name for name in facts.headers if _WINDOW_STATUS.fullmatch(name))
     return "retry-after" not in facts.headers and (
         _UNIFIED + "status" in facts.headers or any(names)
     )
+
+
+def says_limit(facts: Facts) -> bool:
+    """Say whether the sentence speaks of the plan or of money, whatever headers say."""
+    return facts.meaning in (Meaning.PLAN, Meaning.MONEY)
 
 
 # A window may be rejected on an answer that is refused for another reason, or served
@@ -177,6 +193,15 @@ SUBSCRIPTION_RULES: tuple[Rule, ...] = (
         source="router-for-me/CLIProxyAPI claude_executor_fable_ratelimit_test.go",
     ),
     Rule(
+        why="paid overage is rejected",
+        cls=OutcomeClass.QUOTA,
+        status=_LIMITED,
+        when=lambda facts: _is_spent(facts) and _is_overage(facts),
+        # The windows of the plan return sooner than the month that is billed.
+        waits=(),
+        source="https://github.com/router-for-me/CLIProxyAPI/issues/5770",
+    ),
+    Rule(
         why="the subscription is spent",
         cls=OutcomeClass.QUOTA,
         status=_LIMITED,
@@ -200,10 +225,10 @@ SUBSCRIPTION_RULES: tuple[Rule, ...] = (
         why="long context needs extra usage",
         cls=OutcomeClass.QUOTA,
         scope=Scope.MODEL,
-        status=frozenset({0, 429}),
-        phrase=re.compile(r"^extra usage is required for long context\b", _I),
+        when=lambda facts: facts.meaning is Meaning.EXTRA,
         waits=(),
         feature=_long_context,
+        explicit=True,
         source="Wei-Shaw/claude-relay-service src/services/relay/claudeRelayService.js",
     ),
     Rule(

@@ -14,6 +14,7 @@ from typing import Any
 
 from account_pool.core import reset_hints
 from account_pool.core.facts import Facts
+from account_pool.core.meaning import Meaning
 from account_pool.core.outcome import OutcomeClass, Scope
 from account_pool.core.signals import Rule, SignalTable
 from account_pool.core.sse import Judge
@@ -64,11 +65,15 @@ def _quotas(facts: Facts) -> list[str]:
 
 
 _PER_DAY = re.compile(r"per[_ ]?day", _I)
-_PER_MODEL = re.compile(r"per[_ ]?(?:base[_ ]?)?model|_model_", _I)
+# Also a model's name: `Gemini25ProRequestsPerDayPerUserPerTier`, "Gemini 2.5 Pro Requests".
+_PER_MODEL = re.compile(
+    r"per[_ ]?(?:base[_ ]?)?model|_model_|gemini[ _-]?\d|(?:pro|flash)[ _-]?req", _I
+)
+_PER_USER = re.compile(r"per[_ ]?user", _I)
 _MODEL_IN_TEXT = re.compile(r"\bmodel: ?([\w./-]{1,80})")
 # "limit: 0", but neither "limit: 0.5" nor "limit: 07"
 _ZERO_IN_TEXT = re.compile(r"\blimit: ?0(?!\.?\d)", _I)
-_METRIC_IN_TEXT = re.compile(r"\bquota exceeded for (?:quota )?metric\b", _I)
+_METRIC_IN_TEXT = re.compile(r"\bquota exceeded for (?:quota )?metric\b(?P<named>[^\n]{0,200})", _I)
 
 
 def _is_zero(facts: Facts) -> bool:
@@ -87,7 +92,12 @@ def _is_daily(facts: Facts) -> bool:
 
 
 def _project(facts: Facts) -> str | None:
-    """Return the project whose quota it is: `consumer: projects/123`."""
+    """Return the project whose quota it is: `consumer: projects/123`.
+
+    None for a quota of each user: there the consumer is Google's own, the same for all.
+    """
+    if any(_PER_USER.search(text) for text in (*_quotas(facts), facts.message)):
+        return None
     return next(iter(_texts(_metadata(facts), "consumer")), None)
 
 
@@ -106,14 +116,32 @@ def _named_model(facts: Facts) -> str | None:
 def _is_per_model(facts: Facts) -> bool:
     """Say whether what ran out is counted per model.
 
-    A sentence that names a metric without saying more means the usual, which is.
+    A sentence that names a metric without saying more means the usual, which is; one of
+    each user without a model is the whole account's.
     """
     if _named_model(facts) is not None:
         return True
     quotas = _quotas(facts)
     if quotas:
         return any(_PER_MODEL.search(quota) for quota in quotas)
-    return bool(_METRIC_IN_TEXT.search(facts.message))
+    found = _METRIC_IN_TEXT.search(facts.message)
+    if found is None:
+        return False
+    return bool(_PER_MODEL.search(found["named"])) or not _PER_USER.search(found["named"])
+
+
+_PLAN_WORDS = re.compile(
+    r"\bindividual quota\b|\b(?:of|for) your (?:plan|subscription)\b"
+    r"|\bupgrade your (?:plan|subscription)\b",
+    _I,
+)
+
+
+def _is_of_the_plan(facts: Facts) -> bool:
+    """Say whether a quota is that of the whole account: "Individual quota reached"."""
+    if _named_model(facts) is not None or facts.about_model:
+        return False
+    return bool(_PLAN_WORDS.search(facts.message))
 
 
 # -- where a reset is named
@@ -158,6 +186,15 @@ GOOGLE_RULES: tuple[Rule, ...] = (
         cls=OutcomeClass.OVERLOADED,
         # 429 or 503.
         words=frozenset({"model_capacity_exhausted"}),
+        source=_GCL,
+    ),
+    Rule(
+        why="no capacity for the model",
+        cls=OutcomeClass.OVERLOADED,
+        # "No capacity available for model x on the server": no reason need stand beside it.
+        status=frozenset({0, 429, 503}),
+        when=lambda facts: facts.meaning is Meaning.CAPACITY,
+        explicit=True,
         source=_GCL,
     ),
     Rule(
@@ -290,7 +327,29 @@ GOOGLE_RULES: tuple[Rule, ...] = (
         source=_LIMITS,
     ),
     Rule(
+        why="the quota of the day",
+        cls=OutcomeClass.QUOTA,
+        scope=Scope.MODEL,
+        # Interactions: codes in words.
+        status=frozenset({0, 429}),
+        words=frozenset({"quota_exceeded"}),
+        when=lambda facts: facts.window_s is None or facts.window_s >= 86_400.0,
+        waits=(_pacific_midnight,),
+        source="https://ai.google.dev/gemini-api/docs/api-errors",
+    ),
+    Rule(
         why="the quota of the plan",
+        cls=OutcomeClass.QUOTA,
+        scope=Scope.ACCOUNT,
+        words=frozenset({"quota_exhausted", "resource_exhausted"}),
+        when=_is_of_the_plan,
+        waits=(_long_hint,),
+        shared=False,
+        explicit=True,
+        source="router-for-me/CLIProxyAPI antigravity: Individual quota reached",
+    ),
+    Rule(
+        why="the quota of the model",
         cls=OutcomeClass.QUOTA,
         scope=Scope.MODEL,
         words=frozenset({"quota_exhausted"}),

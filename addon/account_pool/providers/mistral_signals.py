@@ -46,7 +46,14 @@ RULES: tuple[Rule, ...] = (
         why="capacity of the tier for this model",
         cls=OutcomeClass.RATE_LIMIT,
         scope=Scope.MODEL,
-        status=frozenset({0, 429}),
+        words=frozenset({"3505", "service_tier_capacity_exceeded"}),
+        source="Mistral 429, recorded",
+    ),
+    Rule(
+        why="capacity of the tier for this model",
+        cls=OutcomeClass.RATE_LIMIT,
+        scope=Scope.MODEL,
+        status=frozenset({0, 429, 503}),
         # Code and type are not always there.
         phrase=re.compile(r"^service tier capacity exceeded\b", _I),
         source="continuedev/continue#6185",
