@@ -881,49 +881,6 @@ def test_an_account_forbidden_inside_a_socket_is_disabled() -> None:
     assert play.pool.get(key("a")).disabled is not None
 
 
-def moved(outcome: Outcome | None, model: str | None = "gpt-5") -> Event:
-    return lambda attempts, now: attempts.move_inside(outcome, model, now)
-
-
-def test_a_socket_moves_before_anything_was_answered() -> None:
-    play = Play("a", "b", "c", facts=SOCKET, strategy="fill-first")
-    play >> begin << "send a" >> committed
-    play >> moved(MODEL_LIMIT) << "send b"
-    # Its handshake is refused there, and breaks at the next: each is a reason to go on.
-    play >> moved(quota(600.0)) << "send c" >> moved(None) << None
-    assert play.attempts.over
-    assert (play.in_flight, play.cooling) == (0, ["b"])
-    assert play.pool.get(key("a")).cooling_until("gpt-5", play.now) > play.now
-    assert play.pool.get(key("c")).cooling_until("gpt-5", play.now) <= play.now
-
-
-def test_a_socket_that_moved_is_served() -> None:
-    play = Play("a", "b", facts=SOCKET, strategy="fill-first")
-    play >> begin << "send a" >> committed
-    play >> moved(MODEL_LIMIT) << "send b" >> committed >> finished
-    assert [attempt.outcome.cls for attempt in play.attempts.history if attempt.outcome] == [
-        OutcomeClass.RATE_LIMIT,
-        OutcomeClass.OK,
-    ]
-    assert play.in_flight == 0
-
-
-def test_a_socket_nobody_takes_over_stays_as_it_was() -> None:
-    play = Play("a", facts=SOCKET)
-    play >> begin << "send a" >> committed
-    play >> moved(MODEL_LIMIT) << None
-    assert (play.attempts.phase, play.in_flight) == (Phase.COMMITTED, 1)
-    assert play.pool.get(key("a")).cooling_until("gpt-5", play.now) <= play.now
-    play >> finished
-
-
-def test_a_client_that_leaves_while_its_socket_moves() -> None:
-    play = Play("a", "b", facts=SOCKET, strategy="fill-first")
-    play >> begin << "send a" >> committed
-    play >> moved(MODEL_LIMIT) << "send b" >> left
-    assert play.in_flight == 0
-
-
 # -- storms
 
 

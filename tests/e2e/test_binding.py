@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from account_pool.demo.scripts import by_credential, openai
-from tests.e2e.harness import CLIENT, FIRST, OPENAI, TWO, chat, client
+from tests.e2e.harness import CLIENT, FIRST, OPENAI, TIMEOUT_S, TWO, chat, client
 
 GOOD = openai.chat_stream(["Good"])
 
@@ -36,7 +36,7 @@ async def test_it_listens_on_loopback_by_default(pool_proxy):
     assert [host for host, _ in ports][-1] == "127.0.0.1"
     if address := own_address():
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((address, int(ports[-1][1])), timeout=5)
+            socket.create_connection((address, int(ports[-1][1])), timeout=TIMEOUT_S)
 
 
 #: Python runs a file of this name before anything else: no socket can be missed.

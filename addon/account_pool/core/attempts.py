@@ -203,64 +203,6 @@ class Attempts:
         """
         lease = self._held(Phase.COMMITTED)
         outcome = outcome.masked(lease.credential.secret)
-        self._bench_inside(lease, outcome, model, now)
-        facts = replace(self.facts, model=outcome.model or model)
-        avoided = self._limited_sockets(now) | {lease.key}
-        another = outcome.replayable and self.pool.pick(facts, now=now, avoid=avoided) is not None
-        closes = may_close and another
-        Story(self.pool, facts).told_inside(lease.key, outcome, now, closes=closes)
-        return closes
-
-    def move_inside(self, outcome: Outcome | None, model: str | None, now: float) -> Send | None:
-        """Take a WebSocket elsewhere that was refused before anything of an answer came.
-
-        Its client keeps the socket: another handshake is made behind it, which this is asked
-        about again when it is refused or breaks. None: nobody else can serve it. Then a
-        committed one stays as it was, and any other is over.
-
-        Args:
-            outcome: what it was told, or its handshake was answered with; None if that broke.
-            model: what it asks for.
-        """
-        committed = self.phase is Phase.COMMITTED
-        lease = self._held(Phase.COMMITTED if committed else Phase.SENT)
-        outcome = outcome and outcome.masked(lease.credential.secret)
-        other = self._elsewhere(lease, outcome, model, now)
-        if other is None and committed:
-            return None
-        self.history[-1].outcome = outcome or Outcome(cls=OutcomeClass.TRANSPORT)
-        if outcome is not None:
-            self._bench_inside(lease, outcome, model, now)
-        self._avoid.add(lease.key)
-        self.pool.release(lease, None, now=now)
-        self.lease = other
-        if other is None:
-            self.phase = Phase.OVER
-            self.turn.ended(now)
-            return None
-        self.phase = Phase.SENT
-        self.turn.sent_to(other.key, now)
-        story = Story(self.pool, replace(self.facts, model=model))
-        story.sent(lease.key, other.key, self.history[-1].outcome, now)
-        return self._send(other)
-
-    def _elsewhere(
-        self, lease: Lease, outcome: Outcome | None, model: str | None, now: float
-    ) -> Lease | None:
-        """Lease another account for the WebSocket of *lease*, without waiting."""
-        if not (self.replayable and self._may_send()) or self.turn.owner is not None:
-            return None
-        if outcome is not None and not outcome.replayable:
-            return None
-        facts = replace(self.facts, model=(outcome.model if outcome else None) or model)
-        avoid = self._avoid | self._limited_sockets(now) | {lease.key}
-        try:
-            return self.pool.acquire(facts, now=now, avoid=avoid)
-        except NoUsableAccount:
-            return None
-
-    def _bench_inside(self, lease: Lease, outcome: Outcome, model: str | None, now: float) -> None:
-        """Bench the account of a WebSocket that was told of a limit, for *model*."""
         by = By.SOCKET
         with suppress(UnknownAccount):
             if outcome.cls is OutcomeClass.FORBIDDEN_ACCOUNT:
@@ -271,6 +213,12 @@ class Attempts:
                 # The next handshake names no model; it must not come back here.
                 of_sockets = replace(outcome, model=SOCKETS)
                 self.pool.mark_cooldown(lease.key, of_sockets, now=now, by=by)
+        facts = replace(self.facts, model=outcome.model or model)
+        avoided = self._limited_sockets(now) | {lease.key}
+        another = outcome.replayable and self.pool.pick(facts, now=now, avoid=avoided) is not None
+        closes = may_close and another
+        Story(self.pool, facts).told_inside(lease.key, outcome, now, closes=closes)
+        return closes
 
     def left(self, now: float) -> None:
         """The client has left, or the request was given up: nobody's fault.
@@ -654,7 +602,7 @@ class Attempts:
         self.lease = self.pool.renew(lease, now=now)
         return self._choose(now) if self.lease is None else self._send(self.lease, fresh=fresh)
 
-    def _send(self, lease: Lease, *, fresh: bool = False) -> Send:
+    def _send(self, lease: Lease, *, fresh: bool = False) -> Step:
         self.history.append(Attempt(number=len(self.history) + 1, key=lease.key))
         return Send(lease, fresh)
 
