@@ -36,6 +36,18 @@ async def test_all_errors_are_named_at_once_and_nothing_is_served(setting):
     assert "sk-fake-work-000" not in proxy.output
 
 
+async def test_a_misspelt_key_and_a_vendors_name_are_one_line_each(setting):
+    proxy = setting.prepare(
+        "accounts:\n  - {provider: github, label: a, token: sk-fake-work-000}\n"
+        "  - {provider: openai, lable: b, token: sk-fake-work-000}\n"
+    )
+    assert await proxy.run_to_end() != 0
+    lines = [line for line in proxy.lines if "accounts.yaml:" in line]
+    assert len(lines) == 2
+    assert '"github" is not a provider; did you mean copilot' in lines[0]
+    assert "lable: unknown key; did you mean label?" in lines[1]
+
+
 async def test_a_file_that_is_not_yaml(setting):
     proxy = setting.prepare("accounts: [\n  - {provider: openai")
     assert await proxy.run_to_end() != 0

@@ -13,7 +13,8 @@ from account_pool.config.document import Document, Loc, name_of
 from account_pool.config.explain import check_shape
 from account_pool.config.hosts import host_rule
 from account_pool.config.models import COMPANIONS, AccountShape
-from account_pool.config.problems import Wrong, shown, unknown
+from account_pool.config.problems import MISSING, Wrong, shown
+from account_pool.config.provider_names import UNSWAPPABLE_NAMES, unknown_provider
 from account_pool.config.tokens import source_of
 from account_pool.config.user_providers import Providers
 from account_pool.config.values import AccountEntry
@@ -39,7 +40,7 @@ def read_accounts(
     loc: Loc = ("accounts",)
     written = document.data.get("accounts")
     if "accounts" not in document.data:
-        document.problem(loc, "is missing", "add it and " + _HOW)
+        document.problem(loc, MISSING, "add it and " + _HOW)
     elif written is None:
         document.problem(loc, "has no value", _HOW)
     elif not isinstance(written, list):
@@ -101,14 +102,14 @@ class _Reader:
         name = written.strip().lower()
         if name in self.providers.known:
             return name
-        api = unswappable.named(name)
+        api = unswappable.named(UNSWAPPABLE_NAMES.get(name, name))
         if api is not None:
             self.document.problem(
                 loc, f"{shown(written)} cannot be pooled: {api.why}", "remove this account"
             )
         # What is wrong with an unclear one was said where it is defined.
         elif name not in self.providers.unclear:
-            remedy = unknown(name, sorted(self.providers.known))
+            remedy = unknown_provider(name, self.providers.known)
             self.document.problem(
                 loc,
                 f"{shown(written)} is not a provider",
@@ -195,7 +196,7 @@ class _Reader:
         if known.host_per_account and "host" not in value:
             self.document.problem(
                 (*loc, "host"),
-                "is missing",
+                MISSING,
                 f"write the name of the resource, such as {_host_like(known)}",
             )
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from account_pool.config.document import Document, Loc
-from account_pool.config.problems import Wrong, shown, unknown
+from account_pool.config.problems import MISSING, UNKNOWN_KEY, Wrong, shown, unknown
 from account_pool.providers.user_defined import CLASSES
 
 #: What is accepted, by key.
@@ -104,10 +104,10 @@ def _explain(
     key = next((str(step) for step in reversed(at) if isinstance(step, str)), "")
     value = document.value(at)
     if kind == "extra_forbidden":
-        return Wrong("unknown key", unknown(key, accepted))
+        return Wrong(UNKNOWN_KEY, unknown(key, accepted))
     remedy = _SECTION_REMEDY if kind == "model_type" else REMEDIES.get(key, _TEXT_REMEDY)
     if kind == "missing":
-        return Wrong("is missing", remedy)
+        return Wrong(MISSING, remedy)
     if value is None:
         return Wrong("has no value", remedy)
     if kind == "string_too_short":

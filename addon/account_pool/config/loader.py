@@ -12,7 +12,7 @@ from pathlib import Path
 from account_pool.config.accounts import read_accounts
 from account_pool.config.document import Document, read
 from account_pool.config.pool_options import BY_NAME, OptionValue
-from account_pool.config.problems import Wrong, unknown
+from account_pool.config.problems import UNKNOWN_KEY, Wrong, unknown
 from account_pool.config.user_providers import read_providers
 from account_pool.config.values import AccountEntry, Config
 from account_pool.credentials.oauth import OAuthSource
@@ -32,7 +32,7 @@ def load_file(path: Path, environ: Mapping[str, str], built_in: Mapping[str, Pro
         document.require_right()
     for key in document.data:
         if key not in SECTIONS:
-            document.problem((key,), "unknown key", unknown(key, SECTIONS))
+            document.problem((key,), UNKNOWN_KEY, unknown(key, SECTIONS))
     providers = read_providers(document, built_in)
     accounts = read_accounts(document, providers, environ, path.parent)
     options = _read_options(document)

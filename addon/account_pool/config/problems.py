@@ -22,6 +22,28 @@ _SECRET = re.compile(
     r"sk[-_]|gh[a-z]_|github_pat_|AIza|xai-|gsk_|tid=|eyJ|ya29\.|[Bb]earer"
     r"|(?=[A-Za-z_+/=-]*[0-9])[A-Za-z0-9_+/=-]{20,}|[A-Za-z0-9_+/=-]{24,}"
 )
+#: The texts of two problems that may be one mistake: see `_one_each`.
+UNKNOWN_KEY, MISSING = "unknown key", "is missing"
+_DID_YOU_MEAN = re.compile(r"did you mean (\w+)\?\Z")
+#: Keys of other programs' files, and what they are called here.
+_SYNONYMS = {
+    "name": "label",
+    "alias": "label",
+    "key": "token",
+    "api_key": "token",
+    "apikey": "token",
+    "secret": "token",
+    "credential": "token",
+    "access_token": "token",
+    "vendor": "provider",
+    "service": "provider",
+    "environment": "env",
+    "variable": "env",
+    "path": "file",
+    "cmd": "command",
+    "concurrency": "max_concurrent",
+    "disabled": "enabled",
+}
 _USUAL_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,22}\Z")
 
 
@@ -61,7 +83,7 @@ class ConfigError(Exception):
     """The configuration cannot be used. The text lists all problems, one a line."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(sorted(problems, key=lambda problem: problem.line or 0))
+        self.problems = tuple(sorted(_one_each(problems), key=lambda problem: problem.line or 0))
         super().__init__("\n".join(map(str, self.problems)))
 
 
@@ -93,5 +115,26 @@ def shown_key(key: str) -> str:
 
 def unknown(key: str, accepted: Sequence[str]) -> str:
     """Return the remedy for an unknown *key*: the likely one, or all that are accepted."""
-    close = get_close_matches(key.strip().lower(), accepted, n=1)
+    written = key.strip().lower()
+    usual = _SYNONYMS.get(written.replace("-", "_"))
+    close = [usual] if usual in accepted else get_close_matches(written, accepted, n=1)
     return f"did you mean {close[0]}?" if close else "write one of " + ", ".join(accepted)
+
+
+def _one_each(problems: Iterable[Problem]) -> list[Problem]:
+    """Return *problems* without those that another one explains.
+
+    A misspelt key is unknown, and the right one is missing: that is one mistake.
+    """
+    problems = list(problems)
+    meant = {
+        (problem.path, _beside(problem.key, found[1]))
+        for problem in problems
+        if problem.wrong == UNKNOWN_KEY and (found := _DID_YOU_MEAN.match(problem.remedy))
+    }
+    return [p for p in problems if p.wrong != MISSING or (p.path, p.key) not in meant]
+
+
+def _beside(name: str, key: str) -> str:
+    """Return the name of *key* in the mapping that *name* stands in."""
+    return f"{name.rpartition('.')[0]}.{key}".removeprefix(".")

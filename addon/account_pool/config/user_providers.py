@@ -13,7 +13,8 @@ from account_pool.config.document import Document, Loc
 from account_pool.config.explain import REMEDIES, check_shape
 from account_pool.config.hosts import host_rule
 from account_pool.config.models import ProviderShape
-from account_pool.config.problems import Wrong, shown_key, unknown
+from account_pool.config.problems import MISSING, Wrong, shown_key
+from account_pool.config.provider_names import unknown_provider
 from account_pool.credentials.copilot import DEFAULT_TOKEN_URL, ExchangeSettings
 from account_pool.credentials.http import check_token_url
 from account_pool.providers.base import HostRule, Provider
@@ -89,7 +90,7 @@ class _Reader:
         if name not in self.built_in and not written.get("hosts", True):
             document.problem((*loc, "hosts"), "the list is empty", REMEDIES["hosts"])
         if name not in self.built_in and "hosts" not in written:
-            document.problem((*loc, "hosts"), "is missing", REMEDIES["hosts"])
+            document.problem((*loc, "hosts"), MISSING, REMEDIES["hosts"])
         token_url = self._token_url((*loc, "token_url"), written.get("token_url"), base)
         self._own_keys(loc, name, written, base)
         definition = read_definition(document, loc, written)
@@ -143,7 +144,7 @@ class _Reader:
             return None
         if base not in self.built_in:
             self.document.problem(
-                (*loc, "like"), "is not a built-in provider", unknown(base, accepted)
+                (*loc, "like"), "is not a built-in provider", unknown_provider(base, accepted)
             )
             return None
         return base
