@@ -109,6 +109,21 @@ def test_a_tool_that_no_account_serves_is_told_and_started(stub, places, tmp_pat
     )
 
 
+def test_what_looks_wrong_with_the_pool_is_told_and_stops_nothing(stub, places, capsys):
+    accounts(stub, "available", "no_credential", "no_credential")
+    path = stub / "accounts.json"
+    pool = json.loads(path.read_text())
+    pool["warnings"] = ["openai/0: its token looks like a key of Groq; write provider: groq"]
+    pool["accounts"][1]["problem"] = "env KEY: the environment variable KEY is not set; set it"
+    pool["accounts"][2]["problem"] = None  # still being fetched
+    path.write_text(json.dumps(pool))
+    assert run_python(places, "") == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "account-pool: warning: openai/0: its token looks like a key of Groq; write provider: groq",
+        "account-pool: warning: openai/1: env KEY: the environment variable KEY is not set; set it",
+    ]
+
+
 def test_a_proxy_to_the_internet_has_to_be_named_to_mitmproxy(stub, places, monkeypatch, capsys):
     accounts(stub, "available")
     monkeypatch.setenv("HTTPS_PROXY", "http://me:sk-fake-password@proxy.example.com:3128")

@@ -176,3 +176,35 @@ async def test_an_account_of_the_environment_that_cannot_be_used(provider, pool_
     await proxy.until_printed("anthropic/default: env ANTHROPIC_API_KEY: .*has a space")
     async with proxy.client() as http:
         assert (await http.request(**chat(stream=False))).status_code == 200
+
+
+async def test_what_looks_wrong_is_said_once(provider, pool_proxy):
+    """One token under two labels, known at once or after a command, and another vendor's key."""
+    upstream = await provider(by_credential({FIRST: GOOD}))
+    accounts = [
+        account("first"),
+        account("again", token=FIRST),
+        account("command", token={"command": f"echo {FIRST}"}),
+        account("claude", token="sk-ant-api03-fake"),
+        account("off", token=FIRST, enabled=False),
+        account("first", "codex", token="sk-proj-fake"),
+    ]
+    proxy = await pool_proxy(accounts, provider=upstream)
+    expected = [
+        "openai/again: has the same token as openai/first; a limit of one",
+        "openai/command: has the same token as openai/first; a limit of one",
+        "openai/claude: its token looks like an API key of Anthropic; write provider: anthropic",
+        "codex/first: accounts.yaml: this token is not one for codex; it is an API key",
+    ]
+    for text in expected:
+        await proxy.until_printed(text)
+    async with proxy.client() as http:
+        assert (await http.request(**chat(stream=False))).status_code == 200
+    (proxy.folder / "accounts.yaml").write_text(json.dumps({"accounts": accounts[:4]}))
+    await proxy.until_printed("was read again: removed")
+    async with direct(proxy) as http:
+        warnings = (await http.get("/account-pool")).json()["warnings"]
+    for text in expected[:3]:
+        assert len([line for line in proxy.lines if text in line]) == 1
+        assert len([warning for warning in warnings if text in warning]) == 1
+    assert len(warnings) == 3

@@ -115,6 +115,24 @@ async def test_a_tool_is_served_by_the_pool_and_nothing_is_left(home):
     assert home.is_left_alone()
 
 
+async def test_what_looks_wrong_is_told_before_the_tool_starts(home):
+    """A file that others may read, one token under two labels, a variable that is not set."""
+    path = home.folder / "mine.yaml"
+    content = json.loads(path.read_text())
+    content["accounts"][0]["token"] = secret("second")
+    content["accounts"].append({"provider": "gemini", "label": "late", "token": "${FAKE_UNSET}"})
+    path.write_text(json.dumps(content))
+    path.chmod(0o644)
+    process = await home.run("print(ask())")
+    out, err = await process.communicate()
+    assert (process.returncode, out.decode()) == (0, "Good morning\n")
+    lines = err.decode().splitlines()
+    assert len(lines) == 3
+    assert "mine.yaml holds tokens and may be read by other users; run: chmod 600" in lines[0]
+    assert "openai/second: has the same token as openai/first" in lines[1]
+    assert "gemini/late: accounts.yaml: the environment variable FAKE_UNSET is not set" in lines[2]
+
+
 async def test_a_killed_proxy_is_back_and_a_signal_reaches_the_tool(home):
     process = await home.run("""
         while True:

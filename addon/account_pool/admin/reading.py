@@ -27,7 +27,8 @@ async def health(desk: Desk, _asked: None) -> Json:
 
 async def accounts(desk: Desk, _asked: None) -> Json:
     beside = await desk.beside()
-    return views.pool_view(desk.service.pool, desk.moment(), beside)
+    view = views.pool_view(desk.service.pool, desk.moment(), beside)
+    return {**view, "warnings": desk.service.warnings()}
 
 
 async def provider(desk: Desk, name: str) -> Json:

@@ -112,6 +112,10 @@ SCHEMAS: Mapping[str, Schema] = {
         accounts=_list(_ref("Account")),
         summary=_ref("Summary"),
         providers={"type": "object", "additionalProperties": _ref("Summary")},
+        warnings={
+            **_list(_TEXT),
+            "description": "what looks wrong with accounts.yaml or a credential, and stops nothing",
+        },
     ),
     "OneProvider": _object(
         provider=_TEXT, accounts=_list(_ref("Account")), summary=_ref("Summary")

@@ -32,9 +32,15 @@ def check_file(path: Path, environment: Mapping[str, str]) -> int:
         # Whoever reads a pipe wants whole names, not a layout for 80 columns.
         console.width = 1000
     console.print(accounts_table([entry.account for entry in config.accounts]))
-    for problem in review(config).unreadable:
-        print(f"warning: {problem}", file=sys.stderr)
+    found = review(config)
+    warn(*config.warnings, *found.notices, *found.unreadable)
     return 0
+
+
+def warn(*warnings: object) -> None:
+    """Show what looks wrong and stops nothing."""
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def accounts_table(accounts: list[Account]) -> Table:

@@ -131,7 +131,10 @@ def _launch(wanted: Wanted) -> Launch:
 def _for_tool(name: str, places: Places, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of the tool *name*: proxy, trust, a key where it needs one."""
     trust = write_trust(places, environ)
-    providers = {account["provider"] for account in api.accounts(places.port)["accounts"]}
+    pool = api.accounts(places.port)
+    for warning in warnings_of(pool):
+        _say(f"warning: {warning}")
+    providers = {account["provider"] for account in pool["accounts"]}
     if not providers:
         _say("the pool has no account: what the tool sends passes untouched")
     changed = variables(places.url, trust, pool_hosts(providers), environ)
@@ -143,6 +146,15 @@ def _for_tool(name: str, places: Places, environ: Mapping[str, str]) -> dict[str
     if not (keys or logged_in or has_key(tool, environ)) and (why := missing(tool, providers)):
         _say(why)
     return changed | keys
+
+
+def warnings_of(pool: Mapping[str, Any]) -> list[str]:
+    """Return what its owner should know of a *pool* that serves nevertheless."""
+    lacking = [account for account in pool["accounts"] if account["state"] == "no_credential"]
+    return [
+        *pool.get("warnings", ()),  # not of a proxy of an older version
+        *(f"{one['key']}: {why}" for one in lacking if (why := one.get("problem"))),
+    ]
 
 
 def pool_hosts(providers: Collection[str]) -> list[HostRule]:

@@ -21,9 +21,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from account_pool.cli.check import warn
 from account_pool.cli.places import CONFDIR
 from account_pool.cli.probes import PROBES, REFUSED, USUAL, Probe, verdict
 from account_pool.config import AccountEntry, Config, ConfigError, load
+from account_pool.config.review import review
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential
 from account_pool.core.outcome import Answer
@@ -71,6 +73,8 @@ def try_file(path: Path, environ: Mapping[str, str]) -> int:
         # What the keeper has to say of an account stands in the table.
         logging.getLogger("account_pool").addHandler(logging.NullHandler())
         tried = asyncio.run(_try_all(loaded, options))
+        # Those that cannot be read are in the table.
+        warn(*loaded.warnings, *review(loaded).notices)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1

@@ -26,4 +26,5 @@ def with_added(config: Config, path: Path, environ: Mapping[str, str]) -> Config
         accounts=accounts,
         providers=at_their_hosts(config.described, accounts),
         exchanges={**added.exchanges, **config.exchanges},
+        warnings=(*config.warnings, *added.warnings),
     )

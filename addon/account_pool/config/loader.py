@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from account_pool.config.values import AccountEntry, Config
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.sources import ValueSource
 from account_pool.providers.base import HostRule, Provider
-
-logger = logging.getLogger(__name__)
 
 SECTIONS = ("accounts", "providers", "pool")
 
@@ -37,9 +34,15 @@ def load_file(path: Path, environ: Mapping[str, str], built_in: Mapping[str, Pro
     accounts = read_accounts(document, providers, environ, path.parent)
     options = _read_options(document)
     document.require_right()
-    _warn_if_shared(path, accounts)
-    known = at_their_hosts(providers.known, accounts)
-    return Config(accounts, known, providers.exchanges, options, path, providers.known)
+    return Config(
+        accounts=accounts,
+        providers=at_their_hosts(providers.known, accounts),
+        exchanges=providers.exchanges,
+        options=options,
+        path=path,
+        described=providers.known,
+        warnings=tuple(_warnings(path, accounts)),
+    )
 
 
 def at_their_hosts(
@@ -86,7 +89,7 @@ def _read_option(name: str, value: object) -> OptionValue:
     return option.check(value)
 
 
-def _warn_if_shared(path: Path, accounts: Sequence[AccountEntry]) -> None:
+def _warnings(path: Path, accounts: Sequence[AccountEntry]) -> Iterator[str]:
     """Warn when tokens stand in a file that others may read; `cp` makes such files.
 
     Not an error as for credential files: most of these files hold only references.
@@ -98,8 +101,7 @@ def _warn_if_shared(path: Path, accounts: Sequence[AccountEntry]) -> None:
         if isinstance(s, OAuthSource) or (isinstance(s, ValueSource) and not s.refers)
     ]
     if tokens and os.name == "posix" and path.stat().st_mode & 0o044:
-        logger.warning(
-            "%s holds tokens and may be read by other users; run: chmod 600 %s",
-            path,
-            shlex.quote(str(path)),
+        yield (
+            f"{path} holds tokens and may be read by other users; "
+            f"run: chmod 600 {shlex.quote(str(path))}"
         )

@@ -7,6 +7,7 @@ Blocks: files and variables are read, commands are not run. Raises nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from account_pool.config.values import AccountEntry, Config
 from account_pool.core.credential import Credential
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.files import FileSource, Reading
+from account_pool.credentials.notices import Notices
 from account_pool.credentials.ways import credential_of
 
 
@@ -24,34 +26,39 @@ class Review:
 
     Attributes:
         unreadable: accounts that have no credential now, and why.
+        notices: what looks wrong with those that have one.
     """
 
     unreadable: tuple[Problem, ...] = ()
+    notices: tuple[Problem, ...] = ()
 
 
 def review(config: Config) -> Review:
     """Return what there is to say of the enabled accounts of *config*."""
-    unreadable = []
+    unreadable, found, notices = [], [], Notices()
     for entry in config.accounts:
         if not entry.account.enabled:
             continue  # what is out of use need not be there
         try:
-            _credential_now(entry)
+            credentials = _credentials_now(entry)
         except CredentialError as error:
             wrong = f"{entry.source.describe()}: {error.wrong}"
             unreadable.append(_about(config, entry, wrong, error.remedy))
-    return Review(tuple(unreadable))
+            continue
+        new = notices.take(entry, credentials)
+        found += [_about(config, entry, notice.wrong, notice.remedy) for notice in new]
+    return Review(tuple(unreadable), tuple(found))
 
 
-def _credential_now(entry: AccountEntry) -> Credential | None:
-    """Return what *entry* has, None when it takes time. Raises CredentialError."""
+def _credentials_now(entry: AccountEntry) -> Mapping[str, Credential]:
+    """Return what *entry* has, nothing when it takes time. Raises CredentialError."""
     reading: Reading | None
     if isinstance(entry.source, FileSource):
         reading = entry.source.reading()
     else:
         secret = entry.source.read_now()
         reading = None if secret is None else Reading(secret=secret)
-    return None if reading is None else next(iter(credential_of(entry, reading).values()))
+    return {} if reading is None else credential_of(entry, reading)
 
 
 def _about(config: Config, entry: AccountEntry, wrong: str, remedy: str) -> Problem:

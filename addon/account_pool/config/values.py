@@ -40,6 +40,7 @@ class Config:
         exchanges: by name of provider, for those whose accounts exchange their token.
         options: the `pool:` section, by name without prefix, checked.
         path: the file; None when the accounts come from the environment.
+        warnings: what looks wrong with the file and stops nothing.
         described: the providers as they are described: those whose hosts are their
             accounts' have all that accounts may name.
     """
@@ -50,3 +51,4 @@ class Config:
     options: Mapping[str, OptionValue]
     path: Path | None
     described: Mapping[str, Provider] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()

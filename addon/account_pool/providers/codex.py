@@ -100,13 +100,15 @@ _LACKS_ACCOUNT = (
 
 
 def token_companions(token: str) -> Mapping[str, str]:
-    """Return the account a token names, and whether it is one of FedRAMP."""
+    """Return the account and the user a token names, and whether it is one of FedRAMP."""
     auth = jwt.claims(token).get(_AUTH_CLAIM)
     if not isinstance(auth, dict):
         return {}
     companions = {}
     if isinstance(account_id := auth.get("chatgpt_account_id"), str) and account_id:
         companions["account_id"] = account_id
+    if isinstance(user_id := auth.get("chatgpt_user_id"), str) and user_id:
+        companions["user_id"] = user_id
     if auth.get("chatgpt_account_is_fedramp") is True:
         companions["fedramp"] = "true"
     return companions

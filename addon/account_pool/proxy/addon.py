@@ -21,6 +21,7 @@ from mitmproxy.proxy import layer
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from account_pool import config
+from account_pool.config import AccountEntry
 from account_pool.config.pool_options import OptionValue
 from account_pool.config.pool_options import settings as merged
 from account_pool.core.account import AccountKey
@@ -29,6 +30,7 @@ from account_pool.core.errors import UnknownAccount
 from account_pool.core.pool import Pool
 from account_pool.credentials.copilot import CopilotExchange
 from account_pool.credentials.keeper import Keeper
+from account_pool.credentials.notices import Notices
 from account_pool.credentials.written import mark
 from account_pool.proxy import (
     binding,
@@ -87,11 +89,15 @@ class AccountPool(AdminPages):
         super().__init__()
         self.service = Service(Pool(), Settings(), {})
         self.service.show = shown.Loader()
+        self.service.warnings = self._warnings
         self.keeper: Keeper | None = None
         self.keeping: keeping.Keeping | None = None
         self._store: Store = MemoryStore()
         self._copilot: CopilotExchange | None = None
         self._loaded_from: Path | None = None
+        self._entries: Mapping[AccountKey, AccountEntry] = {}
+        self._notices = Notices()
+        self._file_warnings: tuple[str, ...] = ()
         self._watching: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._in_file: Mapping[str, OptionValue] = {}
@@ -215,6 +221,7 @@ class AccountPool(AdminPages):
                 logger.error(f"account-pool: {line}")
             return
         self._in_file = loaded.options
+        self._know(loaded)
         pool = Pool(
             strategy=str(values["strategy"]),
             default_cooldown_s=float(values["cooldown"]),
@@ -304,6 +311,7 @@ class AccountPool(AdminPages):
             loaded, self._copilot, self.keeper.ways.refresher, self._store, ctx.options
         )
         self._in_file = loaded.options
+        self._know(loaded)
         changes = update_pool(self.service, loaded.accounts, self.keeper.renewed(loaded.accounts))
         self.service.set_providers(loaded.providers)
         self._apply(values)
@@ -340,3 +348,23 @@ class AccountPool(AdminPages):
                 key, credentials, now=self.service.now(), problem=problem, pending=problem is None
             )
         self.service.learn_holder(key, credentials)
+        if (entry := self._entries.get(key)) is not None:
+            for notice in self._notices.take(entry, credentials):
+                logger.warning(f"account-pool: {notice}")
+
+    def _remove(self, key: AccountKey) -> None:
+        super()._remove(key)
+        self._notices.forget(key)
+
+    def _know(self, loaded: config.Config) -> None:
+        """Note whose credentials there will be, and say what looks wrong with the file, once."""
+        self._entries = {entry.account.key: entry for entry in loaded.accounts}
+        self._notices.keep(self._entries)
+        for warning in loaded.warnings:
+            if warning not in self._file_warnings:
+                logger.warning(f"account-pool: {warning}")
+        self._file_warnings = loaded.warnings
+
+    def _warnings(self) -> list[str]:
+        """Return what looks wrong and stops nothing, for people."""
+        return [*self._file_warnings, *map(str, self._notices)]

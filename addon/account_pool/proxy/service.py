@@ -119,6 +119,7 @@ class Service:
         passed: hosts of APIs that cannot be pooled, of which the log has said why.
         show: shows the flow of a refused attempt; None where nobody looks.
         later: calls something once the current event is handled; at once without a loop.
+        warnings: returns what looks wrong with the accounts and stops nothing, for people.
         visited: answers a request to the proxy itself.
         own_ends: of the connections the proxy has to servers now: address and port it is
             connected from, and to.
@@ -146,6 +147,7 @@ class Service:
         self.passed: set[str] = set()
         self.show: Callable[[Callable[[], http.HTTPFlow]], None] | None = None
         self.later: Callable[[Callable[[], None]], object] = lambda act: act()
+        self.warnings: Callable[[], list[str]] = list
         self.visited: Callable[[Visit], Awaitable[Reply]] = _closed
         self.own_ends: set[tuple[End, End]] = set()
         self._swaps: dict[AccountKey, tuple[Credential, Swap]] = {}
