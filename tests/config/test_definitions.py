@@ -155,7 +155,7 @@ def test_every_condition_must_hold(gateway: Provider) -> None:
          "expression: missing ), unterminated subpattern at character 1; " + HOW_PATTERN),
         ("limits: [{message: '(a+)+b', class: quota}]", "6: {}.limits[0].message: repeats a group "
          "that repeats or chooses inside, which can take for ever; " + HOW_PATTERN),
-        ("limits: [{pointer: error, class: quota}]", "6: {}.limits[0].pointer: a pointer begins "
+        ("limits: [{pointer: error, class: quota}]", "6: {}.limits[0].pointer: a pointer starts "
          "with /; write one such as /error/code"),
         ("limits: [{status: [429], equals: a, class: quota}]", "6: {}.limits[0].equals: has no "
          "pointer to a value; add pointer: /error/code"),

@@ -244,8 +244,8 @@ def test_a_wrong_token_is_explained_and_not_repeated(token: str, expected: str) 
             "accounts:\n  - provider: opnai\n    label: ' '\n    token: x\n",
             [
                 '2: accounts[0].provider: "opnai" is not a provider; did you mean openai?',
-                "3: accounts[0].label: is empty; a label must have at least one character that "
-                "is not a space",
+                "3: accounts[0].label: is empty; a label needs at least one character other "
+                "than a space",
             ],
         ),
         (

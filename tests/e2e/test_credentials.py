@@ -201,7 +201,7 @@ async def test_what_looks_wrong_is_said_once(provider, pool_proxy):
     async with proxy.client() as http:
         assert (await http.request(**chat(stream=False))).status_code == 200
     (proxy.folder / "accounts.yaml").write_text(json.dumps({"accounts": accounts[:4]}))
-    await proxy.until_printed("was read again: removed")
+    await proxy.until_printed(": removed openai.off")
     async with direct(proxy) as http:
         warnings = (await http.get("/account-pool")).json()["warnings"]
     for text in expected[:3]:
