@@ -14,12 +14,16 @@ from tests.core.helpers import (
     EXPIRED,
     FORBIDDEN,
     FORBIDDEN_MODEL,
+    INVALID_KEY,
     OK,
     OVERLOADED,
     PROVIDER,
     REQUEST_ERROR,
     SERVER_ERROR,
     UNAUTHORIZED,
+    UNKNOWN_401,
+    UNKNOWN_402,
+    UNKNOWN_403,
     account,
     keys_of,
     quota,
@@ -64,7 +68,18 @@ limits = st.builds(
     st.sampled_from([Scope.ACCOUNT, Scope.MODEL]),
     st.sampled_from([None, None, "gpt-5*"]),
 )
-failures = st.sampled_from([UNAUTHORIZED, EXPIRED, FORBIDDEN, FORBIDDEN_MODEL])
+failures = st.sampled_from(
+    [
+        UNAUTHORIZED,
+        EXPIRED,
+        INVALID_KEY,
+        UNKNOWN_401,
+        UNKNOWN_402,
+        UNKNOWN_403,
+        FORBIDDEN,
+        FORBIDDEN_MODEL,
+    ]
+)
 others = st.sampled_from([BARE_429, REQUEST_ERROR, SERVER_ERROR, OVERLOADED])
 refusals = limits | failures | others
 outcomes = st.just(OK) | st.none() | refusals

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from account_pool.core.account import Account, AccountKey, ModelFilter
@@ -28,6 +29,12 @@ FORBIDDEN = Outcome(
 FORBIDDEN_MODEL = Outcome(
     cls=OutcomeClass.FORBIDDEN_ACCOUNT, scope=Scope.MODEL, replayable=True, signal="limit 0"
 )
+INVALID_KEY = replace(UNAUTHORIZED, names_credential=True, signal="401 code=invalid_api_key")
+UNKNOWN_401 = replace(UNAUTHORIZED, unknown=True, explicit=False)
+UNKNOWN_402 = Outcome(
+    cls=OutcomeClass.QUOTA, scope=Scope.ACCOUNT, replayable=True, unknown=True, signal="402"
+)
+UNKNOWN_403 = replace(FORBIDDEN, unknown=True, explicit=False, signal="403")
 REQUEST_ERROR = Outcome(cls=OutcomeClass.REQUEST_ERROR, signal="400")
 SERVER_ERROR = Outcome(cls=OutcomeClass.SERVER_ERROR, scope=Scope.SERVER, signal="500")
 OVERLOADED = Outcome(cls=OutcomeClass.OVERLOADED, scope=Scope.SERVER, signal="529")

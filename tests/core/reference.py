@@ -37,6 +37,12 @@ class Member:
         return any(w.share < 0.02 and w.long for w in self.covering(model, now))
 
 
+def suspect(pool: Pool, member: Member, model: str | None, now: float) -> bool:
+    """Say whether a verdict on *member* is open for *model*."""
+    verdicts = pool.get(member.account.key).verdicts
+    return any(v.active(now) and covers(model_of, model) for model_of, v in verdicts.items())
+
+
 class Reference:
     """A pool as the issue words it, looking at every account each time."""
 
@@ -46,7 +52,7 @@ class Reference:
         self.clock = 0
         self.added = 0
         #: ring -> (added number of the account served last, turns it has had)
-        self.cursor: dict[tuple[bool, int], tuple[int, int]] = {}
+        self.cursor: dict[tuple[bool, bool, int], tuple[int, int]] = {}
 
     def tick(self) -> int:
         self.clock += 1
@@ -70,6 +76,7 @@ class Reference:
 
     def pick(self, pool: Pool, facts: Facts, now: float) -> Member | None:
         return self.best(
+            pool,
             [
                 member
                 for member in self.ready(pool, now)
@@ -82,17 +89,21 @@ class Reference:
             now,
         )
 
-    def best(self, candidates: list[Member], model: str | None, now: float) -> Member | None:
+    def best(
+        self, pool: Pool, candidates: list[Member], model: str | None, now: float
+    ) -> Member | None:
         if not candidates:
             return None
-        # Who has used up nearly all of a long window comes after all others.
+        # Who may be at fault for a refusal comes after all others, and within each who has
+        # used up nearly all of a long window.
+        trusted = [member for member in candidates if not suspect(pool, member, model, now)]
+        candidates = trusted or candidates
         rested = [member for member in candidates if not member.spent(model, now)]
         candidates = rested or candidates
         if self.strategy == "round-robin":
-            ring = min(self.ring(member, now) for member in candidates)
-            return self.after_the_cursor(
-                [member for member in candidates if self.ring(member, now) == ring], ring
-            )
+            rings = {id(member): self.ring(pool, member, now) for member in candidates}
+            ring = min(rings.values())
+            return self.after_the_cursor([m for m in candidates if rings[id(m)] == ring], ring)
         tier = min(member.account.priority for member in candidates)
         candidates = [member for member in candidates if member.account.priority == tier]
         return min(
@@ -113,11 +124,15 @@ class Reference:
                 return (-share, -reset_at, member.last_used, member.added)
         raise AssertionError(self.strategy)
 
-    def ring(self, member: Member, now: float) -> tuple[bool, int]:
-        """Whose turns count together: a tier, or the nearly spent accounts of one."""
-        return member.spent(None, now), member.account.priority
+    def ring(self, pool: Pool, member: Member, now: float) -> tuple[bool, bool, int]:
+        """Whose turns count together: a tier, or the suspect or nearly spent accounts of one."""
+        return (
+            suspect(pool, member, None, now),
+            member.spent(None, now),
+            member.account.priority,
+        )
 
-    def after_the_cursor(self, candidates: list[Member], ring: tuple[bool, int]) -> Member:
+    def after_the_cursor(self, candidates: list[Member], ring: tuple[bool, bool, int]) -> Member:
         cursor, turns = self.cursor.get(ring, (-1, 0))
         for member in candidates:
             if member.added == cursor and turns < member.account.weight:
@@ -125,8 +140,8 @@ class Reference:
         candidates = sorted(candidates, key=lambda member: member.added)
         return next((m for m in candidates if m.added > cursor), candidates[0])
 
-    def use(self, member: Member, now: float) -> None:
-        ring = self.ring(member, now)
+    def use(self, pool: Pool, member: Member, now: float) -> None:
+        ring = self.ring(pool, member, now)
         cursor, turns = self.cursor.get(ring, (-1, 0))
         again = cursor == member.added and turns < member.account.weight
         self.cursor[ring] = (member.added, turns + 1 if again else 1)

@@ -12,7 +12,7 @@ from account_pool.core.admission import MAX_BODY_BYTES
 from account_pool.core.attempts import OVERLOAD_TRIES, Attempts, Limits
 from account_pool.core.broken import STALE_WITHIN_S, TRIES, Broken, how_broken
 from account_pool.core.errors import IllegalEvent
-from account_pool.core.lease import Facts
+from account_pool.core.lease import Conversation, Facts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
 from account_pool.core.steps import Answer, Deliver, Phase, Refresh, Send, Step, Wait
@@ -54,6 +54,9 @@ def broken(how: Broken) -> Event:
 
 def refreshed(changed: bool) -> Event:
     return lambda attempts, now: attempts.refreshed(changed, now)
+
+
+FORBIDDEN_TOO = refused(FORBIDDEN)
 
 
 def resumed(attempts: Attempts, now: float) -> Step:
@@ -138,6 +141,12 @@ class Play:
         return [s.key.label for s in self.pool.accounts() if s.disabled]
 
     @property
+    def suspects(self) -> list[str]:
+        """Labels of those that are asked after all others."""
+        model = self.attempts.facts.model
+        return [s.key.label for s in self.pool.accounts() if s.is_suspect(model)]
+
+    @property
     def cooling(self) -> list[str]:
         return [s.key.label for s in self.pool.accounts() if s.cooling_until(None, self.now) > 0]
 
@@ -192,26 +201,79 @@ def test_a_limit_that_is_not_replayable_is_delivered_with_the_soonest_return() -
     Play("a") >> begin << "send a" >> refused(limit) << "deliver, 60 s"
 
 
-# -- a bare 429: one hop
+# -- a bare 429: some others, one after the other
 
 
-def test_bare_429_one_hop() -> None:
-    play = Play("a", "b", "c")
-    play >> begin << "send a" >> refused(BARE_429) << "send b" >> refused(BARE_429) << "deliver"
-    assert play.cooling == ["a", "b"]
+def test_bare_429_asks_four_accounts_and_pauses_between_them() -> None:
+    play = Play(*"abcdef")
+    play >> begin << "send a" >> refused(BARE_429) << "wait until 0.15"
+    play.at(0.15) >> resumed << "send b" >> refused(BARE_429) << "wait until 0.3"
+    play.at(0.3) >> resumed << "send c" >> refused(BARE_429) << "wait until 0.45"
+    play.at(0.45) >> resumed << "send d" >> refused(BARE_429) << "deliver"
+    assert play.cooling == ["a", "b", "c", "d"]
     assert play.pool.get(key("a")).cooling_until(None, 0.0) == 1.0
+
+
+@pytest.mark.parametrize(("chance", "until"), [(0.0, "0.05"), (1.0, "0.25")])
+def test_bare_429_pause(chance: float, until: str) -> None:
+    Play("a", "b", chance=chance) >> begin >> refused(BARE_429) << f"wait until {until}"
+
+
+def test_bare_429_of_all_is_taken_for_the_addresss() -> None:
+    """For half a minute others try one account; whoever is served ends it."""
+    play = Play("a", "b", "c")
+    play >> begin << "send a" >> refused(BARE_429) << "wait until 0.15"
+    play.at(0.15) >> resumed << "send b" >> refused(BARE_429) << "wait until 0.3"
+    play.at(0.3) >> resumed << "send c" >> refused(BARE_429) << "deliver"
+    Play(pool=play.pool).at(30.0) >> begin << "send a" >> refused(BARE_429) << "deliver"
+    served = Play(pool=play.pool).at(30.1) >> begin << "send b" >> committed >> finished
+    again = Play(pool=play.pool).at(30.2) >> begin << "send c" >> refused(BARE_429)
+    again << "wait until 30.35"
+    assert served.tried == [("b", OutcomeClass.OK)]
+
+
+def test_a_limit_of_the_address_is_believed_for_half_a_minute() -> None:
+    pool = pool_of("a", "b")
+    pool.note_address_limited(PROVIDER, now=0.0)
+    Play(pool=pool).at(29.9) >> begin << "send a" >> refused(BARE_429) << "deliver"
+    Play(pool=pool).at(40.0) >> begin << "send b" >> refused(BARE_429) << "wait until 40.15"
 
 
 def test_bare_429_then_a_good_answer() -> None:
     play = Play("a", "b")
-    play >> begin << "send a" >> refused(BARE_429) << "send b" >> committed >> finished << None
+    play >> begin << "send a" >> refused(BARE_429) << "wait until 0.15"
+    play.at(0.15) >> resumed << "send b" >> committed >> finished << None
     assert play.cooling == ["a"]
+    assert not play.pool.is_address_limited(PROVIDER, now=0.2)
 
 
 def test_bare_429_then_a_limit_with_evidence_goes_on() -> None:
-    play = Play("a", "b", "c", "d")
-    play >> begin << "send a" >> refused(BARE_429) << "send b"
-    play >> refused(quota(60.0)) << "send c" >> refused(BARE_429) << "deliver"
+    play = Play("a", "b", "c")
+    play >> begin << "send a" >> refused(BARE_429) << "wait until 0.15"
+    play.at(0.15) >> resumed << "send b" >> refused(quota(60.0)) << "send c"
+    play >> refused(BARE_429) << "deliver"
+    # Not all said so: the address is not to blame.
+    assert not play.pool.is_address_limited(PROVIDER, now=0.2)
+
+
+def test_a_paused_account_is_asked_when_no_other_can_serve() -> None:
+    pool = pool_of("a")
+    for step in ["deliver, 1 s", *["deliver"] * 8]:
+        Play(pool=pool, max_wait_s=0.0) >> begin << "send a" >> refused(BARE_429) << step
+
+
+# -- "come back at once", on every account
+
+
+def test_a_wait_of_0_counts_as_a_second_and_all_are_asked_before_any_twice() -> None:
+    session = replace(FACTS, conversation=Conversation(session="s"))
+    play = Play("a", "b", "c", strategy="fill-first", facts=session)
+    for label in "ab":
+        play.step = play.step or play.attempts.begin(0.0)
+        play << f"send {label}" >> refused(rate_limit(0.0))
+    play << "send c" >> refused(rate_limit(0.0)) << "wait until 1 or change"
+    play.at(1.0) >> resumed << "send a" >> refused(rate_limit(0.0)) << "send b"
+    assert play.pool.get(key("a")).cooling_until(None, 1.0) == 3.0
 
 
 def test_bare_429_of_the_only_account_waits_its_pause_once() -> None:
@@ -311,13 +373,14 @@ def test_an_unchanged_credential_is_not_sent_again() -> None:
     assert play.benched == ["a"]
 
 
-def test_nobody_is_benched_when_the_second_refuses_alike() -> None:
-    play = Play("a", "b", "c")
+def test_nobody_is_benched_when_all_refuse() -> None:
+    play = Play("a", "b")
     play >> begin << "send a" >> refused(UNAUTHORIZED) << "refresh a" >> refreshed(True) << "send a"
     play >> refused(UNAUTHORIZED) << "send b" >> refused(UNAUTHORIZED) << "refresh b"
     play >> refreshed(True) << "send b" >> refused(UNAUTHORIZED) << "deliver"
     assert play.benched == []
     assert play.cooling == []
+    assert play.suspects == []
 
 
 def test_second_of_two_refused_credentials_is_healed_by_its_refresh() -> None:
@@ -334,20 +397,23 @@ def test_second_of_two_refused_credentials_is_healed_by_its_refresh() -> None:
         (refused(quota(60.0)), "deliver, 60 s"),
         (refused(REQUEST_ERROR), "deliver"),
         (refused(SERVER_ERROR), "deliver"),
-        (refused(FORBIDDEN), "deliver"),
+        (FORBIDDEN_TOO, "deliver"),
         (broken(Broken.MAYBE_RAN), "deliver"),
     ],
 )
-def test_first_is_benched_when_the_second_ends_otherwise(event: Event, step: str) -> None:
+def test_only_an_answer_is_a_witness(event: Event, step: str) -> None:
+    """A second that ends otherwise leaves the verdict open: the first is asked last."""
     play = Play("a", "b")
     play >> begin >> refused(UNAUTHORIZED) >> refreshed(False) << "send b" >> event << step
-    assert "a" in play.benched
+    assert play.benched == []
+    assert play.suspects == ([] if event is FORBIDDEN_TOO else ["a"])
 
 
-def test_the_only_account_is_benched_when_its_refresh_does_not_help() -> None:
+def test_the_only_account_is_not_benched_when_its_refresh_does_not_help() -> None:
     play = Play("a")
     play >> begin >> refused(UNAUTHORIZED) << "refresh a" >> refreshed(False) << "deliver"
-    assert play.benched == ["a"]
+    assert (play.benched, play.cooling) == ([], [])
+    Play(pool=play.pool) >> begin << "send a"
 
 
 def test_a_suspect_is_not_asked_again_while_waiting_for_others() -> None:
@@ -392,11 +458,13 @@ def test_forbidden_accounts_are_benched_when_another_serves() -> None:
     assert play.benched == ["a", "b"]
 
 
-def test_forbidden_model_cools_that_model_only() -> None:
+def test_forbidden_model_cools_that_model_only_once_another_serves_it() -> None:
     play = Play("a", "b")
     play >> begin << "send a" >> refused(FORBIDDEN_MODEL) << "send b"
+    assert without(play) == []
+    play >> committed
     assert (play.benched, play.cooling) == ([], [])
-    assert play.pool.get(key("a")).cooling_until("gpt-5", 0.0) > 0
+    assert without(play) == ["a"]
 
 
 # -- the request's own fault, the vendor's failure: delivered as it is
@@ -612,13 +680,15 @@ def test_not_replayable_still_cools_the_account() -> None:
     assert play.cooling == ["a"]
 
 
-@pytest.mark.parametrize(("changed", "benched"), [(True, []), (False, ["a"])])
+@pytest.mark.parametrize(
+    ("changed", "step", "suspects"), [(True, "deliver", []), (False, "deliver, 0 s", ["a"])]
+)
 def test_not_replayable_renews_the_credential_for_the_next(
-    changed: bool, benched: list[str]
+    changed: bool, step: str, suspects: list[str]
 ) -> None:
     play = Play("a", "b", replayable=False)
-    play >> begin << "send a" >> refused(EXPIRED) << "refresh a" >> refreshed(changed) << "deliver"
-    assert play.benched == benched
+    play >> begin << "send a" >> refused(EXPIRED) << "refresh a" >> refreshed(changed) << step
+    assert (play.benched, play.suspects) == ([], suspects)
 
 
 # -- the client leaves
@@ -808,14 +878,14 @@ def test_a_model_is_waited_for_where_it_may_be() -> None:
     play.pool.mark_cooldown(key("b"), rate_limit(5.0), now=0.0)
     play >> begin << "send a" >> refused(MISSING) << "wait until 5 or change"
     play.at(5.0) >> resumed << "send b" >> refused(MISSING) << "deliver"
-    assert play.pool.is_unknown_model(FACTS, now=6.0)
+    assert play.pool.tried_since(FACTS, now=6.0, missing_model=True) is not None
 
 
 def test_an_account_that_returns_late_may_still_have_the_model() -> None:
     play = Play("a", "b")
     play.pool.mark_cooldown(key("b"), rate_limit(500.0), now=0.0)
     play >> begin << "send a" >> refused(MISSING) << "deliver"
-    assert not play.pool.is_unknown_model(FACTS, now=1.0)
+    assert play.pool.tried_since(FACTS, now=1.0, missing_model=True) is None
 
 
 def test_a_request_that_names_no_model_says_nothing_about_one() -> None:
@@ -874,11 +944,54 @@ def test_a_socket_whose_limit_others_share_stays() -> None:
     assert not play.attempts.refused_inside(bare, "gpt-5", play.now)
 
 
-def test_an_account_forbidden_inside_a_socket_is_disabled() -> None:
+def test_an_account_forbidden_inside_a_socket_is_asked_last() -> None:
     play = Play("a", "b", facts=SOCKET)
     play >> begin << "send a" >> committed
     assert play.attempts.refused_inside(FORBIDDEN, "gpt-5", play.now)
-    assert play.pool.get(key("a")).disabled is not None
+    assert (play.benched, play.suspects) == ([], ["a"])
+
+
+def moved(outcome: Outcome | None, model: str | None = "gpt-5") -> Event:
+    return lambda attempts, now: attempts.move_inside(outcome, model, now)
+
+
+def test_a_socket_moves_before_anything_was_answered() -> None:
+    play = Play("a", "b", "c", facts=SOCKET, strategy="fill-first")
+    play >> begin << "send a" >> committed
+    play >> moved(MODEL_LIMIT) << "send b"
+    # Its handshake is refused there, and breaks at the next: each is a reason to go on.
+    play >> moved(quota(600.0)) << "send c" >> moved(None) << None
+    assert play.attempts.over
+    assert (play.in_flight, play.cooling) == (0, ["b"])
+    assert play.pool.get(key("a")).cooling_until("gpt-5", play.now) > play.now
+    assert play.pool.get(key("c")).cooling_until("gpt-5", play.now) <= play.now
+
+
+def test_a_socket_that_moved_is_served() -> None:
+    play = Play("a", "b", facts=SOCKET, strategy="fill-first")
+    play >> begin << "send a" >> committed
+    play >> moved(MODEL_LIMIT) << "send b" >> committed >> finished
+    assert [attempt.outcome.cls for attempt in play.attempts.history if attempt.outcome] == [
+        OutcomeClass.RATE_LIMIT,
+        OutcomeClass.OK,
+    ]
+    assert play.in_flight == 0
+
+
+def test_a_socket_nobody_takes_over_stays_as_it_was() -> None:
+    play = Play("a", facts=SOCKET)
+    play >> begin << "send a" >> committed
+    play >> moved(MODEL_LIMIT) << None
+    assert (play.attempts.phase, play.in_flight) == (Phase.COMMITTED, 1)
+    assert play.pool.get(key("a")).cooling_until("gpt-5", play.now) <= play.now
+    play >> finished
+
+
+def test_a_client_that_leaves_while_its_socket_moves() -> None:
+    play = Play("a", "b", facts=SOCKET, strategy="fill-first")
+    play >> begin << "send a" >> committed
+    play >> moved(MODEL_LIMIT) << "send b" >> left
+    assert play.in_flight == 0
 
 
 # -- storms

@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 )
 
 from account_pool.core.account import Account
-from account_pool.core.attempts import Attempts, Limits
+from account_pool.core.attempts import BARE_JITTER_S, BARE_PAUSE_S, Attempts, Limits
 from account_pool.core.broken import Broken
 from account_pool.core.errors import IllegalEvent
 from account_pool.core.lease import Facts, Lease
@@ -186,7 +186,8 @@ class AttemptsMachine(RuleBasedStateMachine):
                 assert len(attempts.history) == sent + 1
                 state = self.pool.get(lease.key)
                 assert state.enabled
-                assert lease.probe or not cooling(state, attempts.facts.model, self.now)
+                despite = lease.probe or lease.last_resort
+                assert despite or not cooling(state, attempts.facts.model, self.now)
                 assert state.account.models.allows(attempts.facts.model)
                 assert lease.credential == state.credentials[attempts.facts.kind]
                 assert not state.account.max_concurrent or (
@@ -195,7 +196,9 @@ class AttemptsMachine(RuleBasedStateMachine):
             case Wait(until, ticket):
                 self.wake_at = until
                 assert self.now <= until <= self.now + max(attempts.limits.max_wait_s, 0.5)
-                assert (ticket is not None) is (attempts.lease is None)
+                # A pause between two accounts holds neither a place nor an account.
+                pause = until <= self.now + BARE_PAUSE_S + BARE_JITTER_S
+                assert pause or (ticket is not None) is (attempts.lease is None)
             case Refresh(lease):
                 assert attempts.lease is lease
             case Deliver():

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from account_pool.core.cooldown import (
     BARE_BACKOFF_S,
-    MAX_BARE_BACKOFF_S,
+    BENCH_S,
+    MAX_BENCH_S,
     MAX_DEFAULT_S,
     MAX_HINT_S,
     MAX_JITTER_S,
@@ -19,12 +20,21 @@ from account_pool.core.cooldown import (
     Cause,
     Cooldown,
     bare_wait,
+    bench_wait,
     default_wait,
     next_cooldown,
     usable_hint,
 )
-from account_pool.core.outcome import Outcome
-from tests.core.helpers import BARE_429, FORBIDDEN_MODEL, quota, rate_limit
+from account_pool.core.outcome import Outcome, OutcomeClass
+from tests.core.helpers import (
+    BARE_429,
+    FORBIDDEN_MODEL,
+    INVALID_KEY,
+    UNKNOWN_402,
+    UNKNOWN_403,
+    quota,
+    rate_limit,
+)
 
 DAY = 86400.0
 
@@ -75,22 +85,35 @@ def test_default_doubles_per_streak_up_to_30_minutes(default_s: float, waits: li
     assert [default_wait(default_s, streak) for streak in range(1, len(waits) + 1)] == waits
 
 
-def test_bare_backoff_doubles_from_a_second() -> None:
-    waits = [bare_wait(streak) for streak in range(1, 9)]
-    assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
+@pytest.mark.parametrize(
+    ("default_s", "waits"),
+    [
+        (300.0, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]),
+        (5.0, [1, 2, 4, 5, 5]),
+        (0.0, [1, 1, 1]),
+    ],
+)
+def test_bare_backoff_doubles_from_a_second(default_s: float, waits: list[float]) -> None:
+    assert [bare_wait(default_s, streak) for streak in range(1, len(waits) + 1)] == waits
+
+
+def test_benches_double_from_five_minutes_to_a_day() -> None:
+    waits = [bench_wait(streak) / 60 for streak in range(1, 11)]
+    assert waits == [5, 10, 20, 40, 80, 160, 320, 640, 1280, 1440]
 
 
 @given(st.floats(0, 1e6), st.integers(1, 10**9))
 def test_long_streaks_stay_bounded(default_s: float, streak: int) -> None:
     assert default_s <= default_wait(default_s, streak) <= max(default_s, MAX_DEFAULT_S)
-    assert BARE_BACKOFF_S <= bare_wait(streak) <= MAX_BARE_BACKOFF_S
+    assert BARE_BACKOFF_S <= bare_wait(default_s, streak) <= max(default_s, BARE_BACKOFF_S)
+    assert BENCH_S <= bench_wait(streak) <= MAX_BENCH_S
 
 
 @pytest.mark.parametrize(
     ("outcome", "wait", "hinted"),
     [
         (rate_limit(7.5), 7.5, True),
-        (rate_limit(0.0), 0.0, True),
+        (rate_limit(0.0), BARE_BACKOFF_S, True),
         (quota(20 * DAY), 20 * DAY, True),
         (rate_limit(), 300.0, False),
         (quota(), 300.0, False),
@@ -99,6 +122,9 @@ def test_long_streaks_stay_bounded(default_s: float, streak: int) -> None:
         (quota(nan), 300.0, False),
         (BARE_429, BARE_BACKOFF_S, False),
         (FORBIDDEN_MODEL, MODEL_OFF_S, False),
+        (UNKNOWN_403, BENCH_S, False),
+        (UNKNOWN_402, BENCH_S, False),
+        (INVALID_KEY, BENCH_S, False),
     ],
 )
 def test_first_cooldown(outcome: Outcome, wait: float, hinted: bool) -> None:
@@ -118,7 +144,7 @@ def test_cause_keeps_the_evidence() -> None:
 
 @pytest.mark.parametrize(
     ("wait", "most"),
-    [(0.0, 0.0), (1.0, 0.02), (100.0, 2.0), (250.0, 5.0), (300.0, 5.0), (30 * DAY, 5.0)],
+    [(0.01, 0.0002), (1.0, 0.02), (100.0, 2.0), (250.0, 5.0), (300.0, 5.0), (30 * DAY, 5.0)],
 )
 def test_jitter_is_a_little_and_never_early(wait: float, most: float) -> None:
     assert after(None, rate_limit(wait), now=0.0, chance=0.0).until == wait
@@ -180,17 +206,37 @@ def test_a_refusal_that_started_later_counts() -> None:
 def test_same_instant_is_concurrent_only_while_something_is_held_back() -> None:
     held = after(None, rate_limit(5.0), now=100.0)
     assert after(held, rate_limit(5.0), now=100.0, started_at=100.0).streak == 1
-    free = after(None, rate_limit(0.0), now=100.0)
-    assert after(free, rate_limit(0.0), now=100.1, started_at=100.0).streak == 2
 
 
 def test_reset_of_zero_does_not_invite_a_storm() -> None:
-    """The first is believed; the second in a row waits a second all the same."""
+    """It counts as a second, doubling: a request would spend all its attempts at once."""
     first = after(None, rate_limit(0.0), now=100.0)
-    assert not first.active(100.0)
-    second = after(first, rate_limit(0.0), now=100.1, started_at=100.0)
-    assert second.until == pytest.approx(100.1 + BARE_BACKOFF_S)
-    assert after(first, rate_limit(7.0), now=100.1, started_at=100.0).until == 107.1
+    second = after(first, rate_limit(0.0), now=101.0, started_at=101.0)
+    third = after(second, rate_limit(0.0), now=103.0, started_at=103.0)
+    assert [first.until, second.until, third.until] == [101.0, 103.0, 107.0]
+    assert after(first, rate_limit(7.0), now=101.0, started_at=101.0).until == 108.0
+
+
+def test_a_bench_and_a_limit_have_streaks_of_their_own() -> None:
+    bench = after(after(None, UNKNOWN_403), UNKNOWN_403, now=500.0)
+    assert (bench.streak, bench.until) == (2, 1100.0)
+    limited = after(bench, quota(60.0), now=1200.0)
+    assert (limited.streak, limited.until) == (1, 1260.0)
+    assert after(limited, UNKNOWN_403, now=1300.0).streak == 1
+
+
+def test_who_is_told_of_a_limit_is_off_the_bench() -> None:
+    bench = after(None, UNKNOWN_403, now=100.0)
+    limited = after(bench, quota(60.0), now=110.0, probe=True)
+    assert (limited.until, limited.cause.cls) == (170.0, OutcomeClass.QUOTA)
+    # Not one that was under way when it was benched.
+    late = after(bench, quota(60.0), now=110.0, started_at=99.0)
+    assert (late.until, late.cause.cls) == (bench.until, OutcomeClass.FORBIDDEN_ACCOUNT)
+
+
+def test_asking_on_the_bench_does_not_lengthen_it() -> None:
+    bench = after(None, UNKNOWN_403, now=100.0)
+    assert after(bench, UNKNOWN_403, now=110.0, probe=True) == bench
 
 
 def test_a_later_shorter_hint_never_shortens() -> None:

@@ -11,7 +11,7 @@ from account_pool.core.errors import NoUsableAccount
 from account_pool.core.lease import Facts
 from account_pool.core.outcome import Scope
 from account_pool.core.owners import Owners
-from tests.core.helpers import FACTS, key, pool_of, quota, rate_limit
+from tests.core.helpers import FACTS, key, keys_of, pool_of, quota, rate_limit
 
 A, B, C = key("a"), key("b"), key("c")
 SHARED = quota(600.0, shared=True)
@@ -98,13 +98,17 @@ def test_an_unknown_model_is_looked_for_again_later() -> None:
     pool = pool_of("a")
     typo = Facts(provider="openai", kind="key", model="gtp-5")
     pool.note_unknown_model(typo, now=0.0)
-    assert pool.is_unknown_model(typo, now=59.0)
-    assert not pool.is_unknown_model(typo, now=60.0)
-    assert not pool.is_unknown_model(FACTS, now=1.0)
+    asked = [
+        pool.tried_since(facts, now=now, missing_model=True)
+        for facts, now in ((typo, 59.0), (typo, 60.0), (FACTS, 1.0))
+    ]
+    assert [tried is not None for tried in asked] == [True, False, False]
 
 
 def test_a_new_credential_may_know_more_models() -> None:
     pool = pool_of("a")
     pool.note_unknown_model(FACTS, now=0.0)
     pool.set_credentials(A, pool.get(A).credentials, now=1.0)
-    assert not pool.is_unknown_model(FACTS, now=1.0)
+    assert pool.tried_since(FACTS, now=1.0, missing_model=True) is not None
+    pool.set_credentials(A, keys_of("new"), now=1.0)
+    assert pool.tried_since(FACTS, now=1.0, missing_model=True) is None

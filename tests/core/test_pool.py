@@ -108,8 +108,9 @@ def test_another_credential_does_not_inherit(outcome: Outcome) -> None:
     assert available(pool, now=4.0) == {"a"}
     state = pool.get(key("a"))
     assert (state.in_flight, state.picture, pool.owner_of(key("a"))) == (0, UNKNOWN, None)
+    assert not state.is_suspect(FACTS.model)
     pool.release(pool.acquire(FACTS, now=5.0), outcome, now=6.0)
-    assert available(pool, now=6.0) == set()
+    assert state.is_suspect(FACTS.model) or available(pool, now=6.0) == set()
 
 
 def test_remove_gives_the_account_back() -> None:
@@ -499,7 +500,10 @@ def test_a_model_the_account_may_not_use_is_left_alone_for_a_day() -> None:
     pool.mark_failure(key("a"), FORBIDDEN_MODEL, now=0.0, model="gpt-5")
     assert pool.get(key("a")).enabled
     assert pool.pick(MINI, now=1.0) is not None
-    assert shortage(pool, 1.0).retry_at == MODEL_OFF_S
+    assert pool.get(key("a")).cooling_until("gpt-5", 1.0) == MODEL_OFF_S
+    # Asked when nobody else can serve, and no promise of a return.
+    assert shortage(pool, 1.0).last_resort == key("a")
+    assert shortage(pool, 1.0).retry_at is None
 
 
 def test_a_forbidden_model_nobody_named_benches_nobody() -> None:
@@ -535,15 +539,16 @@ def test_forbidden_outlives_a_changed_credential() -> None:
     assert pool.pick(FACTS, now=1.0) is None
 
 
-@pytest.mark.parametrize(("outcome", "enabled"), [(UNAUTHORIZED, True), (FORBIDDEN, False)])
+@pytest.mark.parametrize(("outcome", "suspect"), [(UNAUTHORIZED, False), (FORBIDDEN, True)])
 def test_a_401_for_a_credential_replaced_since_says_nothing(
-    outcome: Outcome, enabled: bool
+    outcome: Outcome, suspect: bool
 ) -> None:
     pool = pool_of("a")
     lease = pool.acquire(FACTS, now=0.0)
     pool.set_credentials(key("a"), keys_of("new"), now=1.0)
     pool.release(lease, outcome, now=2.0)
-    assert pool.get(key("a")).enabled is enabled
+    assert pool.get(key("a")).enabled
+    assert pool.get(key("a")).is_suspect(FACTS.model) is suspect
 
 
 # -- when nobody can serve

@@ -50,6 +50,7 @@ from tests.core.reference import Member, Reference
 
 def deadlines(pool: Pool, now: float) -> list[float]:
     times = [c.until for s in pool.accounts() for c in s.cooldowns.values()]
+    times += [v.until for s in pool.accounts() for v in s.verdicts.values()]
     times += [s.next_start_at for s in pool.accounts()]
     times += [w.expires_at for s in pool.accounts() for w in s.picture.windows.values()]
     return sorted(time for time in times if now < time < inf)
@@ -137,7 +138,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert expected is not None
         assert lease.key == expected.account.key
         assert lease.credential == self.pool.get(lease.key).credentials[facts.kind]
-        self.reference.use(expected, self.now)
+        self.reference.use(self.pool, expected, self.now)
         self.hold(lease, expected)
         return lease
 
@@ -150,6 +151,7 @@ class PoolMachine(RuleBasedStateMachine):
     def check_shortage(self, nobody: NoUsableAccount, facts: Facts) -> None:
         """The return it names is the first; nobody can serve a moment earlier."""
         returns: list[tuple[float, AccountKey]] = []
+        resorts: list[AccountKey] = []
         may_change = False
         for state in self.pool.accounts(facts.provider):
             if (
@@ -160,6 +162,20 @@ class PoolMachine(RuleBasedStateMachine):
                 continue
             covering = [c.until for c in state.cooldowns.values() if c.covers(facts.model)]
             until = max([*covering, state.next_start_at])
+            causes = [
+                c.cause
+                for c in state.cooldowns.values()
+                if c.active(self.now) and c.covers(facts.model)
+            ]
+            if causes and all(cause.yields for cause in causes):
+                # Asked when nobody else can serve; the end of a bench promises nothing.
+                if state.full:
+                    may_change = True
+                    continue
+                if state.next_start_at <= self.now:
+                    resorts.append(state.key)
+                    if all(cause.benches for cause in causes):
+                        continue
             if until <= self.now:
                 may_change = True
                 if state.full:
@@ -170,6 +186,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert nobody.retry_at == min((until for until, _ in returns), default=None)
         assert nobody.may_change == may_change
         assert (nobody.retry_at, nobody.soonest) in [*returns, (None, None)]
+        assert nobody.last_resort in (resorts or [None])
 
     @rule(lease=consumes(leases), outcome=outcomes, elapsed=moments)
     def release(self, lease: Lease, outcome: Outcome | None, elapsed: float) -> None:
@@ -213,19 +230,22 @@ class PoolMachine(RuleBasedStateMachine):
     def mark_cooldown(self, who: int, outcome: Outcome, model: str | None, age: float) -> None:
         key = self.someone(who)
         before = self.pool.get(key).cooling_until(model, self.now)
+        benched = any(c.cause.benches for c in self.pool.get(key).cooldowns.values())
         cooldown = self.pool.mark_cooldown(
             key, outcome, now=self.now, model=model, started_at=self.now - age
         )
         assert self.pool.get(key).cooldowns[cooldown.model] is cooldown
-        # A later, shorter hint never shortens a deadline.
-        assert self.pool.get(key).cooling_until(model, self.now) >= before
+        # A later, shorter hint never shortens a deadline; a limit ends a bench.
+        assert benched or self.pool.get(key).cooling_until(model, self.now) >= before
 
     @precondition(lambda self: self.reference.members)
     @rule(who=st.integers(0, 5), outcome=failures, model=st.sampled_from(MODELS))
     def mark_failure(self, who: int, outcome: Outcome, model: str | None) -> None:
-        key = self.someone(who)
-        self.pool.mark_failure(key, outcome, now=self.now, model=model)
-        assert outcome.scope is Scope.MODEL or not self.pool.get(key).enabled
+        state = self.pool.get(self.someone(who))
+        enabled = state.enabled
+        self.pool.mark_failure(state.key, outcome, now=self.now, model=model)
+        disables = outcome.scope is not Scope.MODEL and not outcome.unknown
+        assert state.enabled is (enabled and not disables)
 
     @precondition(lambda self: self.reference.members)
     @rule(who=st.integers(0, 5))
@@ -258,16 +278,21 @@ class PoolMachine(RuleBasedStateMachine):
     @rule()
     def pass_over(self) -> None:
         reference = self.reference
-        first = reference.best(reference.ready(self.pool, self.now), None, self.now)
+        first = self.best()
         following = self.pool.next(PROVIDER, now=self.now)
         if first is None:
             assert following is None
             return
         first.passed_over = reference.tick()
-        reference.cursor[reference.ring(first, self.now)] = (first.added, first.account.weight)
-        second = reference.best(reference.ready(self.pool, self.now), None, self.now)
+        ring = reference.ring(self.pool, first, self.now)
+        reference.cursor[ring] = (first.added, first.account.weight)
+        second = self.best()
         assert second is not None
         assert following == second.account.key
+
+    def best(self) -> Member | None:
+        ready = self.reference.ready(self.pool, self.now)
+        return self.reference.best(self.pool, ready, None, self.now)
 
     @rule(elapsed=moments)
     def time_passes(self, elapsed: float) -> None:

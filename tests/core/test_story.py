@@ -181,13 +181,14 @@ def test_a_suspect_is_disabled_once_another_has_served() -> None:
     assert [f"{d.kind} {d.account and d.account.label} {d.by}" for d in play.pool.decisions] == [
         "disable a a comparison with other accounts",
         "move a a refusal",
+        "suspect a a refusal",
     ]
 
 
-def test_a_forbidden_account_is_disabled_and_left() -> None:
+def test_a_forbidden_account_is_left_and_asked_last() -> None:
     play = Play("a", "b")
     play >> begin >> refused(FORBIDDEN)
-    assert told(play.pool) == ["move a -> b by a refusal (disable)"]
+    assert told(play.pool) == ["move a -> b by a refusal (suspect until 600)"]
 
 
 def test_a_stale_connection_is_no_decision_but_no_connection_is() -> None:

@@ -217,10 +217,11 @@ def test_who_waits_for_any_account_goes_home_if_that_is_back_as_well() -> None:
     play.at(10.0) >> resumed << "send b" >> committed >> finished
 
 
-def test_a_refusal_without_evidence_is_one_hop_at_once() -> None:
+def test_a_refusal_without_evidence_is_no_reason_to_be_patient() -> None:
     world = World("a", "b")
     world.serve()
-    world.request() >> begin << "send a" >> refused(BARE_429) << "send b"
+    play = world.request() >> begin << "send a" >> refused(BARE_429) << "wait until 0.15"
+    play.at(0.15) >> resumed << "send b"
 
 
 def test_the_requests_of_a_session_that_come_together_go_together() -> None:
@@ -268,7 +269,8 @@ def test_a_conversation_leaves_an_account_that_cannot_serve_it() -> None:
 def test_a_conversation_leaves_an_account_whose_credential_is_refused() -> None:
     world = World("a", "b")
     world.serve()
-    play = world.request() >> begin >> refused(UNAUTHORIZED) << "refresh a"
+    # Long after: a credential that served a moment ago is not renewed.
+    play = world.request(at=61.0) >> begin >> refused(UNAUTHORIZED) << "refresh a"
     play >> refreshed(False) << "send b" >> committed >> finished
     assert world.home() == "b"
 

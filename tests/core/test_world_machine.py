@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from account_pool.core.account import AccountKey
 from account_pool.core.admission import Ticket
 from account_pool.core.affinity import Session, Sessions
-from account_pool.core.attempts import Attempts, Limits
+from account_pool.core.attempts import BARE_JITTER_S, BARE_PAUSE_S, Attempts, Limits
 from account_pool.core.broken import Broken
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.lease import Conversation, Facts
@@ -244,6 +244,9 @@ class World(RuleBasedStateMachine):
     def nobody_waits_longer_than_it_may(self) -> None:
         for client in self.waiting():
             assert client.waits is not None
+            if client.waits.ticket is None:  # a pause between two accounts
+                assert client.waits.until <= self.now + BARE_PAUSE_S + BARE_JITTER_S
+                continue
             assert client.waits.until <= self.give_up_at(client)
 
     def give_up_at(self, client: Client) -> float:

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from tests.credentials.fakes import START, FakeClock
 from tests.credentials.token_server import FIRST, TokenServer, said, serve
-from tests.patience import PATIENCE_S
 
 from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError
@@ -417,7 +416,7 @@ async def test_a_caller_that_leaves_stops_nothing(bench: Bench) -> None:
 
     def post(*args: Any) -> HttpAnswer:
         asked.set()
-        assert answered.wait(PATIENCE_S)
+        assert answered.wait(10)
         return bench.server.post(*args)
 
     login = bench.login(post=post)

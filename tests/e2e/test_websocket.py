@@ -14,7 +14,16 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from account_pool.demo import websocket
 from account_pool.demo.exchange import Ending, Reply
 from account_pool.demo.scripts import by_credential, openai
-from tests.e2e.harness import CLIENT, FIRST, SECOND, TIMEOUT_S, TWO, chat, in_order
+from tests.e2e.harness import (
+    CLIENT,
+    FIRST,
+    SECOND,
+    TIMEOUT_S,
+    TWO,
+    chat,
+    in_order,
+    point_clients_at,
+)
 
 HOST = "api.openai.com"
 URL = f"wss://{HOST}/v1/responses"
@@ -139,15 +148,62 @@ def says(*frames: str) -> Reply:
     return Reply(status=101, socket=lambda _message: frames)
 
 
-async def test_a_limit_before_an_answer_closes_the_socket(provider, pool_proxy):
-    """The client opens another one, which another account serves; it sees no limit."""
+async def test_a_limit_before_an_answer_is_replayed_inside_the_socket(provider, pool_proxy):
+    """The client keeps its socket and sees the answer of the other account alone."""
     upstream = await provider(
         by_credential({FIRST: says(CREATED, LIMITED), SECOND: says(CREATED, DELTA)})
     )
     proxy = await pool_proxy(TWO, provider=upstream)
     async with open_socket(proxy) as socket:
         await socket.send(CREATE)
-        assert await socket.recv() == CREATED
+        assert [await socket.recv(), await socket.recv()] == [CREATED, DELTA]
+        # It stays there.
+        await socket.send(CREATE)
+        assert [await socket.recv(), await socket.recv()] == [CREATED, DELTA]
+    assert upstream.journal.statuses == [(FIRST, 101), (SECOND, 101)]
+    assert upstream.journal.exchanges[1].messages == [CREATE, CREATE]
+    line = await proxy.until_printed("-> openai/second")
+    assert "openai/first: 429 rate_limit" in line
+
+
+async def test_the_sdk_of_openai_keeps_its_socket(provider, pool_proxy, monkeypatch):
+    from openai import OpenAI
+
+    if not hasattr(OpenAI(api_key=CLIENT).responses, "connect"):
+        pytest.skip("this openai has no WebSocket mode")
+    completed = json.dumps({"type": "response.completed", "response": {"id": "resp_1"}})
+    upstream = await provider(
+        by_credential({FIRST: says(LIMITED), SECOND: says(CREATED, DELTA, completed)})
+    )
+    proxy = await pool_proxy(TWO, provider=upstream)
+    point_clients_at(proxy, monkeypatch)
+
+    def ask() -> list[str]:
+        with OpenAI(api_key=CLIENT, max_retries=0).responses.connect() as connection:
+            connection.response.create(model="gpt-6", input="Hello?")
+            seen = []
+            for event in connection:
+                seen.append(event.type)
+                if event.type in ("response.completed", "error"):
+                    return seen
+        raise AssertionError(seen)
+
+    events = await asyncio.to_thread(ask)
+    assert events == ["response.created", "response.output_text.delta", "response.completed"]
+    assert upstream.journal.statuses == [(FIRST, 101), (SECOND, 101)]
+
+
+async def test_a_limit_in_a_later_turn_is_told_and_closes_the_socket(provider, pool_proxy):
+    """The client opens another one, which another account serves."""
+    turns = iter([[DELTA], [CREATED, LIMITED]])
+    later = Reply(status=101, socket=lambda _message: next(turns))
+    upstream = await provider(by_credential({FIRST: later, SECOND: says(CREATED, DELTA)}))
+    proxy = await pool_proxy(TWO, provider=upstream)
+    async with open_socket(proxy) as socket:
+        await socket.send(CREATE)
+        assert await socket.recv() == DELTA
+        await socket.send(CREATE)
+        assert [await socket.recv(), await socket.recv()] == [CREATED, LIMITED]
         with pytest.raises(ConnectionClosed):
             await socket.recv()
         assert socket.close_code == 1013
@@ -157,6 +213,9 @@ async def test_a_limit_before_an_answer_closes_the_socket(provider, pool_proxy):
     assert upstream.journal.statuses == [(FIRST, 101), (SECOND, 101)]
     line = await proxy.until_printed("in a WebSocket")
     assert "openai/first: 429 rate_limit, on cooldown for 10 min" in line
+
+
+NAMES = json.dumps({"type": "response.create", "previous_response_id": "resp_0", "input": []})
 
 
 @pytest.mark.parametrize("begun", [1, 2, 10])
@@ -170,7 +229,9 @@ async def test_a_limit_closes_the_socket_also_in_the_middle_of_a_frame(
     upstream = await provider(by_credential({FIRST: says(LIMITED), SECOND: ACCEPTED}))
     proxy = await pool_proxy(TWO, provider=upstream)
     async with open_socket(proxy) as socket:
-        await socket.send(CREATE)
+        # What continues an answer cannot be said to another account.
+        await socket.send(NAMES)
+        assert await socket.recv() == LIMITED
         with pytest.raises(ConnectionClosed):
             await asyncio.wait_for(socket.recv(), TIMEOUT_S)
         assert socket.close_code == 1013

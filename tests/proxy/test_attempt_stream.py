@@ -7,6 +7,9 @@ import json
 import pytest
 from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, RstStreamFrame
 from mitmproxy.proxy import events
+from wsproto.connection import Connection, ConnectionType
+from wsproto.events import TextMessage
+from wsproto.extensions import PerMessageDeflate
 
 from account_pool.core.attempts import Limits
 from account_pool.proxy import attempt_stream, serving, stream
@@ -410,13 +413,181 @@ def test_messages_can_be_injected(socket):
 
 LIMIT_MESSAGE = frame(LIMIT_EVENT.removeprefix(b"data: ").strip())
 AGAIN = (1013).to_bytes(2, "big")
+CREATE = frame(b'{"type":"response.create"}', masked=True)
+CREATED = frame(b'{"type":"response.created"}')
+SAID = frame(b'{"type":"response.output_text.delta"}')
+
+
+def in_its_second_turn(rig):
+    """A socket that has answered once stays with its account."""
+    rig.send(CREATE)
+    rig.server.send(SAID)
+    rig.send(CREATE)
+    return rig
+
+
+def test_a_limit_in_the_first_turn_is_replayed_inside_the_socket(socket):
+    rig = opened(socket())
+    rig.send(CREATE)
+    rig.server.send(CREATED)
+    # Held until it is known what comes.
+    assert rig.answers[0].body == b""
+    rig.server.send(LIMIT_MESSAGE + frame(b"\x03\xe9", opcode=8))
+    assert rig.keys == [ONE, TWO]
+    assert rig.servers[0].closed
+    assert rig.in_flight() == 1
+    rig.server.send(ACCEPTED)
+    rig.server.send(CREATED + SAID)
+    assert rig.answers[0].body == CREATED + SAID
+    messages = [m.content for m in rig.flows[0].websocket.messages]
+    assert messages == [b'{"type":"response.create"}', CREATED[2:], SAID[2:]]
+    assert rig.cooling() == {"one"}
+    rig.send(frame(b"more", masked=True))
+    assert len(rig.requests[1].body) == len(CREATE) + len(frame(b"more", masked=True))
+    closed(rig)
+    assert rig.in_flight() == 0
+
+
+def side(kind: ConnectionType) -> Connection:
+    deflate = PerMessageDeflate()
+    deflate.finalize("permessage-deflate")
+    return Connection(kind, [deflate])
+
+
+def test_each_server_of_a_compressed_socket_has_a_history_of_its_own(rig_of):
+    offered = [*UPGRADE, "Sec-WebSocket-Extensions: permessage-deflate"]
+    rig = rig_of()
+    rig.send(post1("/v1/responses", b"", offered, method="GET"))
+    granted = ["Upgrade: websocket", "Connection: Upgrade",
+               "Sec-WebSocket-Extensions: permessage-deflate"]  # fmt: skip
+    rig.server.send(head1(101, granted))
+    client, first, second = (
+        side(kind) for kind in (ConnectionType.CLIENT, ConnectionType.SERVER, ConnectionType.SERVER)
+    )
+    create = '{"type":"response.create","input":"' + "again and again " * 20 + '"}'
+    created = '{"type":"response.created","response":{"id":"resp_1"}}'
+    limit = LIMIT_MESSAGE[4:] if LIMIT_MESSAGE[1] == 126 else LIMIT_MESSAGE[2:]
+    rig.send(client.send(TextMessage(create)))
+    first.receive_data(rig.requests[0].body)
+    assert [event.data for event in first.events()] == [create]
+    rig.server.send(first.send(TextMessage(created)) + first.send(TextMessage(limit.decode())))
+    rig.server.send(head1(101, granted))
+    second.receive_data(rig.requests[1].body)
+    assert [event.data for event in second.events()] == [create]
+    delta = '{"type":"response.output_text.delta"}'
+    rig.server.send(second.send(TextMessage(created)) + second.send(TextMessage(delta)))
+    client.receive_data(rig.answers[0].body)
+    assert [event.data for event in client.events()] == [created, delta]
+    said = len(rig.requests[1].body)
+    rig.send(client.send(TextMessage(create)))
+    second.receive_data(rig.requests[1].body[said:])
+    assert [event.data for event in second.events()] == [create]
+    closed(rig)
+
+
+def test_what_the_client_says_meanwhile_comes_after(socket):
+    rig = opened(socket())
+    rig.send(CREATE)
+    rig.server.send(LIMIT_MESSAGE)
+    rig.send(frame(b"more", masked=True))
+    assert rig.requests[1].body == b""
+    rig.server.send(ACCEPTED)
+    assert len(rig.requests[1].body) == len(CREATE) + len(frame(b"more", masked=True))
+    closed(rig)
+
+
+@pytest.mark.parametrize(
+    "handshake",
+    [
+        http1(503, b"{}", [JSON]),
+        LIMITED,
+        # Compression that was not promised to the client.
+        head1(
+            101,
+            [
+                "Upgrade: websocket",
+                "Connection: Upgrade",
+                "Sec-WebSocket-Extensions: permessage-deflate",
+            ],
+        ),
+    ],
+    ids=["503", "429", "another extension"],
+)
+def test_a_limit_nobody_takes_over_reaches_the_client_before_the_close(socket, handshake):
+    rig = opened(socket())
+    rig.send(CREATE)
+    rig.server.send(CREATED + LIMIT_MESSAGE)
+    rig.server.send(handshake)
+    assert rig.answers[0].body == CREATED + LIMIT_MESSAGE + frame(AGAIN, opcode=8)
+    assert rig.client_closed
+    assert rig.in_flight() == 0
+    assert rig.flows[0].websocket.close_code == 1013
+    closed(rig)
+
+
+def test_another_account_that_cannot_be_reached(socket):
+    rig = opened(socket())
+    rig.send(CREATE)
+    rig.server.send(LIMIT_MESSAGE)
+    rig.server.close()
+    assert rig.answers[0].body == LIMIT_MESSAGE + frame(AGAIN, opcode=8)
+    assert rig.in_flight() == 0
+    closed(rig)
+
+
+def test_the_client_leaves_while_another_account_is_asked(socket):
+    rig = opened(socket())
+    rig.send(CREATE)
+    rig.server.send(LIMIT_MESSAGE)
+    assert rig.in_flight() == 1
+    rig.leave()
+    assert rig.in_flight() == 0
+    assert all(server.closed for server in rig.servers)
+    closed(rig)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b'{"type":"response.create","previous_response_id":"resp_1"}',
+        b'{"type":"response.create","conversation":"conv_1"}',
+        b'{"type":"session.update"}',
+    ],
+)
+def test_what_cannot_be_said_elsewhere_is_told(socket, message):
+    rig = opened(socket())
+    rig.send(frame(message, masked=True))
+    rig.server.send(LIMIT_MESSAGE)
+    assert rig.keys == [ONE]
+    assert rig.answers[0].body.startswith(LIMIT_MESSAGE)
+    closed(rig)
+
+
+def test_a_first_turn_that_says_nothing_is_held_for_so_long(socket):
+    rig = opened(socket())
+    rig.send(CREATE)
+    rig.server.send(CREATED)
+    assert rig.answers[0].body == b""
+    rig.advance(5)
+    assert rig.answers[0].body == CREATED
+    rig.server.send(SAID)
+    assert rig.answers[0].body == CREATED + SAID
+    closed(rig)
+
+
+def test_a_socket_that_ends_in_its_first_turn(socket):
+    rig = opened(socket())
+    rig.send(CREATE)
+    rig.server.send(CREATED + frame(b"\x03\xe9", opcode=8))
+    assert rig.answers[0].body == CREATED + frame(b"\x03\xe9", opcode=8)
+    assert rig.in_flight() == 0
+    closed(rig)
 
 
 @pytest.mark.parametrize("held", [False, True], ids=["at once", "after a hook"])
 @pytest.mark.parametrize("more", [b"", b"\x81", b"\x81\x0a", b"\x81\x0ahalf", b"\x01\x04half"])
 def test_a_limit_closes_a_socket_also_in_the_middle_of_a_frame(socket, more, held):
-    rig = opened(socket())
-    rig.send(frame(b'{"type":"response.create"}', masked=True))
+    rig = in_its_second_turn(opened(socket()))
     before = len(rig.requests[0].body)
     if held:
         rig.held.add("websocket_message")
@@ -426,7 +597,8 @@ def test_a_limit_closes_a_socket_also_in_the_middle_of_a_frame(socket, more, hel
         rig.server.send(b"whatever")
         rig.held.clear()
         rig.complete()
-    assert rig.answers[0].body == frame(AGAIN, opcode=8)
+    # The provider's own words come before the close.
+    assert rig.answers[0].body == SAID + LIMIT_MESSAGE + frame(AGAIN, opcode=8)
     mask, code = rig.requests[0].body[before + 2 :][:4], rig.requests[0].body[before + 6 :]
     assert bytes(a ^ b for a, b in zip(mask, code, strict=False)) == AGAIN
     assert rig.client_closed
@@ -441,10 +613,10 @@ def test_a_limit_closes_a_socket_also_in_the_middle_of_a_frame(socket, more, hel
 
 
 def test_a_socket_that_closes_after_a_limit_closes_once(socket):
-    rig = opened(socket())
-    rig.send(frame(b'{"type":"response.create"}', masked=True))
+    rig = in_its_second_turn(opened(socket()))
     rig.server.send(LIMIT_MESSAGE + LIMIT_MESSAGE + frame(b"\x03\xe9", opcode=8))
-    assert rig.answers[0].body == frame(b"\x03\xe9", opcode=8)
+    told = SAID + LIMIT_MESSAGE + LIMIT_MESSAGE
+    assert rig.answers[0].body == told + frame(b"\x03\xe9", opcode=8)
     assert rig.flows[0].websocket.close_code == 1001
     assert rig.hooks.count("websocket_end") == 1
     closed(rig)

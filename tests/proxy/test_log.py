@@ -121,7 +121,7 @@ def test_what_is_disabled_after_its_failover_was_told_is_a_line_more():
     attempts.refreshed(False, told.clock.now())
     attempts.committed(told.clock.now())
     assert told.lines == [
-        "INFO openai/one: 401 auth_invalid -> openai/two (401)",
+        "INFO openai/one: 401 auth_invalid, asked last for 10 min -> openai/two (401)",
         "WARNING openai/one: 401 auth_invalid, disabled, by a comparison with other accounts (401)",
     ]
 

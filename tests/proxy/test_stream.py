@@ -256,15 +256,29 @@ def test_a_refused_credential_is_renewed_and_tried_again(rig_of):
     ok(rig)
 
 
-def test_two_accounts_refusing_the_same_way_bench_nobody(rig_of):
-    refusal = http1(401, b'{"error": {"code": "invalid_api_key", "message": "no"}}', [JSON])
+DEAD_KEY = http1(401, b'{"error": {"code": "invalid_api_key", "message": "no"}}', [JSON])
+
+
+def test_what_all_accounts_refuse_disables_nobody(rig_of):
+    """Only those are benched whose key was named."""
+    rig = rig_of("one", "two")
+    rig.send(post1())
+    rig.server.send(DEAD_KEY)
+    rig.server.send(DEAD_KEY)
+    assert rig.answers[0].status == 401
+    assert rig.cooling() == {"one", "two"}
+    assert all(state.enabled for state in rig.service.pool.accounts())
+    assert rig.keys == [ONE, TWO]
+
+
+def test_a_good_account_behind_dead_ones_is_asked(rig_of):
     rig = rig_of("one", "two", "three")
     rig.send(post1())
-    rig.server.send(refusal)
-    rig.server.send(refusal)
-    assert rig.answers[0].status == 401
-    assert rig.cooling() == set()
-    assert rig.keys == [ONE, TWO]
+    rig.server.send(DEAD_KEY)
+    rig.server.send(DEAD_KEY)
+    rig.server.send(OK)
+    ok(rig)
+    assert [state.enabled for state in rig.service.pool.accounts()] == [False, False, True]
 
 
 def test_an_echoed_credential_does_not_reach_the_client(rig_of):

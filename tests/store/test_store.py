@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.patience import PATIENCE_S
 
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Secret
@@ -102,7 +101,7 @@ for number in range(10_000):
         cwd=addon,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=60,
         check=False,
     )
     written, _, said = done.stdout.partition(" ")

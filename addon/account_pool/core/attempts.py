@@ -9,6 +9,7 @@ the current `Phase` raises IllegalEvent and changes nothing.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -36,11 +37,15 @@ from account_pool.core.steps import (
 )
 from account_pool.core.story import Story
 from account_pool.core.turn import Turn
+from account_pool.core.verdicts import Suspect, is_about_account
 
 #: Tries in place for a server short of capacity, beyond the first (design.md, 7).
 OVERLOAD_TRIES = 2
 #: First pause between them; doubles, full jitter.
 OVERLOAD_PAUSE_S = 1.0
+#: Accounts a request asks that say 429 without evidence, and the pause between them.
+BARE_TRIES = 4
+BARE_PAUSE_S, BARE_JITTER_S = 0.05, 0.2
 #: Pause before a server that refused a connection is tried again.
 CONNECT_PAUSE_S = 0.25
 
@@ -102,9 +107,8 @@ class Attempts:
     history: list[Attempt] = field(default_factory=list)
     phase: Phase = Phase.NEW
     _avoid: set[AccountKey] = field(default_factory=set)
-    #: refusals of a credential that a second account must show not to be the request's
-    #: own fault, before anybody is benched
-    _suspects: list[tuple[Lease, Outcome]] = field(default_factory=list)
+    #: refusals that are the fault of their accounts, or of the request
+    _suspects: list[Suspect] = field(default_factory=list)
     _refreshed: set[AccountKey] = field(default_factory=set)
     _bare_refusals: int = 0
     _overloads: int = 0
@@ -153,7 +157,8 @@ class Attempts:
         refusal = self.history[-1].outcome
         assert refusal is not None
         if not changed:
-            return self._enter(self._suspect(lease, refusal, now), now)
+            return self._enter(self._account_refused(lease, refusal, now), now)
+        self.pool.note_renewed(lease.key, now=now)
         if self.replayable and self._may_send():
             return self._enter(self._again(lease, now), now)
         # It came too late for this request, but it is there for the next.
@@ -181,7 +186,7 @@ class Attempts:
         self.pool.answered(lease, now=now)
         self.history[-1].outcome = _OK
         self.turn.served()
-        self._confirm_suspects(now, served=True)
+        self._witnessed(now)
 
     def finished(self, now: float) -> None:
         """The committed answer has ended, or the client hung up when it had enough."""
@@ -203,22 +208,81 @@ class Attempts:
         """
         lease = self._held(Phase.COMMITTED)
         outcome = outcome.masked(lease.credential.secret)
-        by = By.SOCKET
-        with suppress(UnknownAccount):
-            if outcome.cls is OutcomeClass.FORBIDDEN_ACCOUNT:
-                self.pool.mark_failure(lease.key, outcome, now=now, model=model, by=by)
-            else:
-                self.pool.mark_cooldown(lease.key, outcome, now=now, model=model, by=by)
-            if outcome.scope is Scope.MODEL:
-                # The next handshake names no model; it must not come back here.
-                of_sockets = replace(outcome, model=SOCKETS)
-                self.pool.mark_cooldown(lease.key, of_sockets, now=now, by=by)
+        self._bench_inside(lease, outcome, model, now)
         facts = replace(self.facts, model=outcome.model or model)
         avoided = self._limited_sockets(now) | {lease.key}
         another = outcome.replayable and self.pool.pick(facts, now=now, avoid=avoided) is not None
         closes = may_close and another
         Story(self.pool, facts).told_inside(lease.key, outcome, now, closes=closes)
         return closes
+
+    def move_inside(self, outcome: Outcome | None, model: str | None, now: float) -> Send | None:
+        """Take a WebSocket elsewhere that was refused before anything of an answer came.
+
+        Its client keeps the socket: another handshake is made behind it, which this is asked
+        about again when it is refused or breaks. None: nobody else can serve it. Then a
+        committed one stays as it was, and any other is over.
+
+        Args:
+            outcome: what it was told, or its handshake was answered with; None if that broke.
+            model: what it asks for.
+        """
+        committed = self.phase is Phase.COMMITTED
+        lease = self._held(Phase.COMMITTED if committed else Phase.SENT)
+        outcome = outcome and outcome.masked(lease.credential.secret)
+        other = self._elsewhere(lease, outcome, model, now)
+        if other is None and committed:
+            return None
+        self.history[-1].outcome = outcome or Outcome(cls=OutcomeClass.TRANSPORT)
+        if outcome is not None and (suspect := self._bench_inside(lease, outcome, model, now)):
+            self._suspects.append(suspect)
+        self._avoid.add(lease.key)
+        self.pool.release(lease, None, now=now)
+        self.lease = other
+        if other is None:
+            self._unresolved(now)
+            self.phase = Phase.OVER
+            self.turn.ended(now)
+            return None
+        self.phase = Phase.SENT
+        self.turn.sent_to(other.key, now)
+        story = Story(self.pool, replace(self.facts, model=model))
+        story.sent(lease.key, other.key, self.history[-1].outcome, now)
+        return self._send(other)
+
+    def _elsewhere(
+        self, lease: Lease, outcome: Outcome | None, model: str | None, now: float
+    ) -> Lease | None:
+        """Lease another account for the WebSocket of *lease*, without waiting."""
+        if not (self.replayable and self._may_send()) or self.turn.owner is not None:
+            return None
+        if outcome is not None and not outcome.replayable:
+            return None
+        facts = replace(self.facts, model=(outcome.model if outcome else None) or model)
+        avoid = self._avoid | self._limited_sockets(now) | {lease.key}
+        try:
+            return self.pool.acquire(facts, now=now, avoid=avoid)
+        except NoUsableAccount:
+            return None
+
+    def _bench_inside(
+        self, lease: Lease, outcome: Outcome, model: str | None, now: float
+    ) -> Suspect | None:
+        """Bench the account of a WebSocket that was told of a limit, for *model*.
+
+        Returns what is open where it may be the account's own fault.
+        """
+        by, suspect = By.SOCKET, None
+        with suppress(UnknownAccount):
+            if is_about_account(outcome):
+                suspect = self.pool.suspect(lease, outcome, now=now, model=model, by=by)
+            else:
+                self.pool.mark_cooldown(lease.key, outcome, now=now, model=model, by=by)
+            if outcome.scope is Scope.MODEL or outcome.unknown:
+                # The next handshake names no model; it must not come back here.
+                of_sockets = replace(outcome, model=SOCKETS, scope=Scope.MODEL)
+                self.pool.mark_cooldown(lease.key, of_sockets, now=now, by=by)
+        return suspect
 
     def left(self, now: float) -> None:
         """The client has left, or the request was given up: nobody's fault.
@@ -240,9 +304,11 @@ class Attempts:
         match outcome.cls:
             case OutcomeClass.AUTH_EXPIRED | OutcomeClass.AUTH_INVALID:
                 return self._credential_refused(lease, outcome, now)
-            case OutcomeClass.FORBIDDEN_ACCOUNT if not outcome.explicit:
-                return self._forbidden(lease, outcome, now)
-            case OutcomeClass.RATE_LIMIT | OutcomeClass.QUOTA | OutcomeClass.FORBIDDEN_ACCOUNT:
+            case _ if is_about_account(outcome):
+                return self._account_refused(lease, outcome, now)
+            case OutcomeClass.RATE_LIMIT if outcome.scope is Scope.NONE:
+                return self._bare(lease, outcome, now)
+            case OutcomeClass.RATE_LIMIT | OutcomeClass.QUOTA:
                 return self._limited(lease, outcome, now)
             case OutcomeClass.OVERLOADED:
                 return self._overloaded(outcome, now)
@@ -253,6 +319,7 @@ class Attempts:
                 | OutcomeClass.REQUEST_ERROR
                 | OutcomeClass.TRANSPORT
                 | OutcomeClass.OK
+                | OutcomeClass.FORBIDDEN_ACCOUNT
             ):
                 return self._deliver(now)
             case _:
@@ -264,17 +331,41 @@ class Attempts:
         if (outcome.model is not None or of_model) and not self._cools(lease.key, now):
             # What is limited need not be what the request will be chosen by.
             self._avoid.add(lease.key)
-        self._confirm_suspects(now)
-        if outcome.scope is Scope.NONE:
-            # A 429 without evidence: one hop. When a second account says the same, it
-            # is not the account's limit, perhaps the address's.
-            self._bare_refusals += 1
-            if self._bare_refusals > 1:
-                return Deliver()
+        if usable_hint(outcome.cooldown_s) == 0:
+            # "Come back at once" is no reason to wait here: others are asked before.
             self._move_at = now
         if not (outcome.replayable and self.replayable):
-            return Deliver(self._soonest(now))
+            return self._refuse(now)
         return self._choose(now)
+
+    def _bare(self, lease: Lease, outcome: Outcome, now: float) -> Step:
+        """A 429 without evidence: others are asked, some, and not all at once.
+
+        When all who were asked say the same, it is not the accounts' limit but perhaps
+        the address's.
+        """
+        self._return(outcome, now)
+        self._bare_refusals += 1
+        self._move_at = now
+        if not (outcome.replayable and self.replayable):
+            return self._refuse(now)
+        avoid = self._avoid | {lease.key}
+        another = self.turn.owner is None and self.pool.pick(self.facts, now=now, avoid=avoid)
+        limited = self.pool.is_address_limited(self.facts.provider, now=now)
+        if another and self._bare_refusals < BARE_TRIES and self._may_send() and not limited:
+            self._avoid = avoid
+            return Wait(now + BARE_PAUSE_S + self.chance() * BARE_JITTER_S)
+        if not limited and self._bare_refusals == len(self.history):
+            self.pool.note_address_limited(self.facts.provider, now=now)
+        if limited or self._bare_refusals > 1:
+            self._unresolved(now)
+            return Deliver()
+        return self._choose(now)
+
+    def _refuse(self, now: float) -> Deliver:
+        """Deliver the refusal in hand; the client may come back when an account can serve."""
+        self._unresolved(now)
+        return Deliver(self._soonest(now))
 
     def _overloaded(self, outcome: Outcome, now: float) -> Step:
         if self._overloads < OVERLOAD_TRIES and self.replayable and self._may_send():
@@ -288,23 +379,32 @@ class Attempts:
     def _credential_refused(self, lease: Lease, outcome: Outcome, now: float) -> Step:
         # Also when this request cannot be sent again: nobody is benched before its
         # credential was renewed, and the next request will need it.
-        if lease.key not in self._refreshed:
+        expired = outcome.cls is OutcomeClass.AUTH_EXPIRED and outcome.explicit
+        worth_it = expired or self.pool.may_renew(lease, now=now)
+        if lease.key not in self._refreshed and worth_it:
             self._refreshed.add(lease.key)
             return Refresh(lease)
-        return self._suspect(lease, outcome, now)
+        return self._account_refused(lease, outcome, now)
 
-    def _forbidden(self, lease: Lease, outcome: Outcome, now: float) -> Step:
-        """A bare 403: move on; bench it once another account has shown that it was at fault.
+    def _account_refused(self, lease: Lease, outcome: Outcome, now: float) -> Step:
+        """It may be the account's fault, or the request's: the others are asked.
 
         An address or a client that is locked out gets the same answer for every account:
-        one request must not disable the whole pool.
+        one request must not take the whole pool out of use. One that serves is the
+        witness; what all refused is for a while delivered after one attempt.
         """
         self._return(None, now)
-        self._suspects.append((lease, outcome))
         self._avoid.add(lease.key)
+        if outcome.names_credential or not self.facts.conversation.named:
+            # What is stored on one account is refused by all others.
+            self._suspects.append(self.pool.suspect(lease, outcome, now=now))
+        tried = self._tried_since(now)
+        if tried is not None:
+            tried.append(lease.key)
+            self._unresolved(now)
+            return Deliver()
         if not (outcome.replayable and self.replayable):
-            self._confirm_suspects(now)
-            return Deliver(self._soonest(now))
+            return self._refuse(now)
         return self._choose(now)
 
     def _model_missing(self, lease: Lease, outcome: Outcome, now: float) -> Step:
@@ -313,58 +413,47 @@ class Attempts:
         A name that no account knows is the request's own mistake: it is handed on, and
         for a while nobody else is asked about it.
         """
-        if self.pool.is_unknown_model(self.facts, now=now):
-            return self._deliver(now)
-        return self._forbidden(
-            lease,
-            replace(
-                outcome,
-                cls=OutcomeClass.FORBIDDEN_ACCOUNT,
-                scope=Scope.MODEL,
-                replayable=True,
-            ),
-            now,
+        absent = replace(
+            outcome,
+            cls=OutcomeClass.FORBIDDEN_ACCOUNT,
+            scope=Scope.MODEL,
+            unknown=False,
+            replayable=True,
         )
-
-    def _suspect(self, lease: Lease, outcome: Outcome, now: float) -> Step:
-        """Try one other account before anybody is benched."""
-        self._return(None, now)
-        if any(seen.cls is outcome.cls for _, seen in self._suspects):
-            # Two accounts refuse alike: the request's own fault. Nobody is benched.
-            return Deliver()
-        self._suspects.append((lease, outcome))
-        self._avoid.add(lease.key)
-        if not (outcome.replayable and self.replayable):
-            return self._deliver(now)
-        return self._choose(now)
-
-    def _nobody_left(self, now: float) -> None:
-        """No other account can be asked about those that refused this request."""
-        alike = len({outcome.cls for _, outcome in self._suspects}) == 1
-        if len(self._suspects) > 1 and alike:
-            self._suspects.clear()  # the request's own fault
-        self._confirm_suspects(now)
+        return self._account_refused(lease, absent, now)
 
     def _misses_model(self) -> bool:
-        return any(outcome.missing_model for _, outcome in self._suspects)
+        return any(suspect.outcome.missing_model for suspect in self._suspects)
 
-    def _confirm_suspects(self, now: float, *, served: bool = False) -> None:
-        """Bench those that refused. A missing model needs a witness: one who *served* it."""
-        model = self.facts.model
-        for lease, outcome in self._suspects:
-            if outcome.missing_model and not served:
-                continue
-            # The account may have been removed since: then there is nothing to bench.
-            with suppress(UnknownAccount):
-                self.pool.mark_failure(
-                    lease.key,
-                    outcome,
-                    now=now,
-                    model=model,
-                    credential=lease.credential,
-                    by=By.WITNESS,
-                )
-        self._suspects.clear()
+    def _tried_since(self, now: float) -> deque[AccountKey] | None:
+        """Return whom this was tried on since all accounts refused it; None: they did not."""
+        missing = self._misses_model()
+        return self.pool.tried_since(self.facts, now=now, missing_model=missing)
+
+    def _witnessed(self, now: float) -> None:
+        """The answer is good: those who refused this request were at fault."""
+        if self.facts.conversation.named:
+            self._unresolved(now)
+        for suspect in self._suspects:
+            self.pool.convict(suspect, now=now)
+        self._suspects = []
+
+    def _unresolved(self, now: float, *, refused_by_all: bool = False) -> None:
+        """No other account serves it now: nobody is benched but whose key was named.
+
+        Args:
+            refused_by_all: nobody is left who could: it is the request's own fault.
+        """
+        suspects, self._suspects = self._suspects, []
+        if refused_by_all and suspects:
+            note = self.pool.note_refused_by_all
+            if any(suspect.outcome.missing_model for suspect in suspects):
+                note = self.pool.note_unknown_model
+            note(self.facts, now=now)
+        for suspect in suspects:
+            if refused_by_all:
+                self.pool.acquit(suspect, now=now)
+            self.pool.bench_named(suspect, now=now)
 
     def _reconnect(self, lease: Lease, how: Broken, now: float) -> Step:
         self._breaks[how] = self._breaks.get(how, 0) + 1
@@ -379,14 +468,14 @@ class Attempts:
                 return Wait(now + CONNECT_PAUSE_S * (0.5 + self.chance()))
             return self._again(lease, now, fresh=True)
         self._return(None, now)
-        self._confirm_suspects(now)
+        self._unresolved(now)
         if self._refused:
             return Deliver()  # an earlier answer says more than that a connection broke
         return Answer(status=502, message=f"{self.facts.provider}: the upstream connection broke")
 
     def _choose(self, now: float) -> Step:
         if not self._may_send():
-            self._nobody_left(now)
+            self._unresolved(now)
             return self._exhausted(self._soonest(now), None)
         avoid, owner = self._avoided(now), self.turn.owner
         step = self._stay(avoid, now) if owner is None else None
@@ -402,19 +491,24 @@ class Attempts:
                     if not self._may_wait():
                         return self._crowded_out(nobody, now)
                     return self._wait_in_line(nobody, avoid, owner, hold_until, now)
-            if self._misses_model():
-                if nobody.retry_at is None and not nobody.may_change:
-                    self.pool.note_unknown_model(self.facts, now=now)
-                self._nobody_left(now)
-                return Deliver()  # no wait would make the model known
             lease_anyway = self.pool.acquire_anyway(
-                self.facts, now=now, avoid=avoid, only=owner, soon_s=self.limits.max_wait_s
+                self.facts,
+                now=now,
+                avoid=avoid,
+                only=owner,
+                soon_s=self.limits.max_wait_s,
+                first=not self.history,
             )
             if lease_anyway is not None:
                 if lease_anyway.probe:
                     self._told().probes(lease_anyway.key, now)
                 return self._go(lease_anyway, now)
-            self._nobody_left(now)
+            nobody_else = nobody.retry_at is None and not nobody.may_change and owner is None
+            refused_by = {suspect.lease.key for suspect in self._suspects}
+            misses_model = self._misses_model()
+            self._unresolved(now, refused_by_all=nobody_else and refused_by == avoid)
+            if misses_model:
+                return Deliver()  # no wait would make the model known
             return self._exhausted(nobody.wait_s(now), nobody)
         return self._go(lease, now)
 
@@ -426,6 +520,8 @@ class Attempts:
         home = self.turn.home(now)
         if home is None:
             return self._begin_near(avoid, now)
+        if self._is_asked_last(home, avoid, now):
+            return None
         try:
             return self._go(self.pool.acquire(self.facts, now=now, avoid=avoid, only=home), now)
         except NoUsableAccount as nobody:
@@ -443,7 +539,7 @@ class Attempts:
 
     def _crowded_out(self, nobody: NoUsableAccount, now: float) -> Step:
         """Too many are held already: say so now instead of holding yet another."""
-        self._nobody_left(now)
+        self._unresolved(now)
         self._nobody = crowded = nobody.because(CROWDED)
         wait_s = crowded.wait_s(now)
         if self._refused:
@@ -482,12 +578,20 @@ class Attempts:
     def _begin_near(self, avoid: set[AccountKey], now: float) -> Step | None:
         """A new conversation: ask the account it would best begin on, if there is one."""
         near = self.turn.near
-        if near is None:
+        if near is None or self._is_asked_last(near, avoid, now):
             return None
         try:
             return self._go(self.pool.acquire(self.facts, now=now, avoid=avoid, only=near), now)
         except NoUsableAccount:
             return None
+
+    def _is_asked_last(self, key: AccountKey, avoid: set[AccountKey], now: float) -> bool:
+        """Say whether a verdict on *key* is open, and another can be asked before it."""
+        with suppress(UnknownAccount):
+            if self.pool.get(key).is_suspect(self.facts.model):
+                first = self.pool.pick(self.facts, now=now, avoid=avoid)
+                return first is not None and not first.is_suspect(self.facts.model)
+        return False
 
     def _go(self, lease: Lease, now: float) -> Step:
         """Send with *lease*; the conversation lives there from now on."""
@@ -520,13 +624,20 @@ class Attempts:
         return False
 
     def _avoided(self, now: float) -> set[AccountKey]:
-        """Accounts not to be asked: those that refused, and for a WebSocket those whose last
-        one was told of a limit, unless nobody else is left.
+        """Accounts not to be asked: those that refused; for a WebSocket those whose last one
+        was told of a limit, and for what all refused lately those it was tried on since,
+        unless nobody else is left.
         """
-        if not self.facts.socket:
+        avoided = self._avoid.union(self.pool.tried_since(self.facts, now=now) or ())
+        if self.facts.socket:
+            avoided |= self._limited_sockets(now)
+        if avoided == self._avoid:
             return self._avoid
-        avoided = self._avoid | self._limited_sockets(now)
-        return avoided if self.pool.pick(self.facts, now=now, avoid=avoided) else self._avoid
+        others = (
+            self.pool.pick(self.facts, now=now, avoid=avoided)
+            or self.pool.shortage(self.facts, now=now, avoid=avoided).last_resort
+        )
+        return avoided if others else self._avoid
 
     def _limited_sockets(self, now: float) -> set[AccountKey]:
         return {
@@ -602,14 +713,14 @@ class Attempts:
         self.lease = self.pool.renew(lease, now=now)
         return self._choose(now) if self.lease is None else self._send(self.lease, fresh=fresh)
 
-    def _send(self, lease: Lease, *, fresh: bool = False) -> Step:
+    def _send(self, lease: Lease, *, fresh: bool = False) -> Send:
         self.history.append(Attempt(number=len(self.history) + 1, key=lease.key))
         return Send(lease, fresh)
 
     def _deliver(self, now: float) -> Step:
         """Hand the answer on as it is; it says nothing against the account."""
         self._return(None, now)
-        self._confirm_suspects(now)
+        self._unresolved(now)
         return Deliver()
 
     def _may_send(self) -> bool:

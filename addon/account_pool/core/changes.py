@@ -16,17 +16,22 @@ from account_pool.core.cooldown import Cause, Cooldown
 from account_pool.core.decision import By, Decision, Kind
 from account_pool.core.decisions import Decisions
 from account_pool.core.state import AccountState
+from account_pool.core.verdicts import Verdict
 
 
 class Standing(NamedTuple):
-    """What an account is in: its cooldowns, those that are over too, and why it is disabled."""
+    """What an account is in: its cooldowns, those that are over too, and why it is disabled.
+
+    And the verdicts that are open, or were.
+    """
 
     cooldowns: Mapping[str | None, Cooldown]
     disabled: Cause | None
+    verdicts: Mapping[str | None, Verdict]
 
     @classmethod
     def of(cls, state: AccountState) -> Standing:
-        return cls(dict(state.cooldowns), state.disabled)
+        return cls(dict(state.cooldowns), state.disabled, dict(state.verdicts))
 
 
 def record(decisions: Decisions, state: AccountState, was: Standing, by: By, now: float) -> None:
@@ -39,6 +44,12 @@ def record(decisions: Decisions, state: AccountState, was: Standing, by: By, now
             _cools(decisions, state.key, after, by, now)
         elif before is not None and before.active(now):
             _released(decisions, state.key, before, by, now)
+    for covers in {**was.verdicts, **state.verdicts}:
+        verdict = state.verdicts.get(covers)
+        if verdict is not None and verdict != was.verdicts.get(covers):
+            _suspected(decisions, state.key, verdict, by, now)
+        elif verdict is None:
+            _ended(decisions.lasting(Kind.SUSPECT, state.key, covers, now), decisions, by, now)
     if was.disabled == state.disabled:
         return
     if was.disabled is not None:
@@ -87,6 +98,20 @@ def _cools(decisions: Decisions, key: AccountKey, cooldown: Cooldown, by: By, no
     if standing is not None:
         decisions.end(standing.number, By.LATER, now)
     decisions.add(_of_cooldown(key, Kind.COOLDOWN, cooldown, by, now))
+
+
+def _suspected(decisions: Decisions, key: AccountKey, verdict: Verdict, by: By, now: float) -> None:
+    standing = decisions.lasting(Kind.SUSPECT, key, verdict.covered, now)
+    if standing is not None and _alike(standing.cause, verdict.cause):
+        times = standing.times + (by in _REFUSALS)
+        decisions.update(replace(standing, until=verdict.until, cause=verdict.cause, times=times))
+        return
+    if standing is not None:
+        decisions.end(standing.number, By.LATER, now)
+    about = _about(key, Kind.SUSPECT, verdict.cause, by, now)
+    decisions.add(
+        replace(about, model=verdict.covered, covers=verdict.covered, until=verdict.until)
+    )
 
 
 _REFUSALS = frozenset({By.ANSWER, By.SOCKET, By.OWNER, By.WITNESS})

@@ -18,11 +18,13 @@ from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 MAX_HINT_S = 366 * 86400.0
 #: Longest cooldown made of `pool_cooldown` doubled per streak (design.md section 7).
 MAX_DEFAULT_S = 1800.0
-#: First and longest pause after a 429 that says nothing about whose limit it is. The
-#: first is also the least pause after a second refusal in a row: a named reset of 0 s
-#: would otherwise let one request spend all its attempts on it at once.
+#: First pause after a 429 that says nothing about whose limit it is; doubles up to
+#: `pool_cooldown`. A named reset of 0 s is taken for it: one request would otherwise spend
+#: all its attempts on one account at once.
 BARE_BACKOFF_S = 1.0
-MAX_BARE_BACKOFF_S = 60.0
+#: First and longest bench of an account for a refusal that is its own fault; doubles.
+BENCH_S = 300.0
+MAX_BENCH_S = 86400.0
 #: How long a model an account may not use is left alone before it is tried again:
 #: plans change, and nobody should have to restart the proxy to notice.
 MODEL_OFF_S = 86400.0
@@ -34,6 +36,15 @@ MAX_JITTER_S = 5.0
 PROBE_EVERY_S = 60.0
 #: The signal of a cooldown its owner set: nobody but him knows better.
 BY_HAND = "by hand"
+
+#: Classes that blame an account or its credential, and are no limit.
+BENCHING = frozenset(
+    {
+        OutcomeClass.AUTH_EXPIRED,
+        OutcomeClass.AUTH_INVALID,
+        OutcomeClass.FORBIDDEN_ACCOUNT,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +77,23 @@ class Cause:
             unknown=outcome.unknown,
         )
 
+    @property
+    def benches(self) -> bool:
+        """Say whether an account is on the bench for it: not limited, but refused."""
+        if self.signal == BY_HAND:
+            return False
+        return self.cls in BENCHING or (self.cls is OutcomeClass.QUOTA and self.unknown)
+
+    @property
+    def bare(self) -> bool:
+        """Say whether it is a 429 that says nothing about whose limit it is."""
+        return self.scope is Scope.NONE and self.signal != BY_HAND
+
+    @property
+    def yields(self) -> bool:
+        """Say whether the account is asked all the same while no other can serve."""
+        return self.benches or self.bare
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cooldown:
@@ -83,6 +111,10 @@ class Cooldown:
     until: float
     streak: int
     cause: Cause
+
+    @property
+    def covered(self) -> str | None:
+        return self.model
 
     def active(self, now: float) -> bool:
         return now < self.until
@@ -133,9 +165,14 @@ def default_wait(default_s: float, streak: int) -> float:
     return max(default_s, min(default_s * 2.0 ** min(streak - 1, 32), MAX_DEFAULT_S))
 
 
-def bare_wait(streak: int) -> float:
+def bare_wait(default_s: float, streak: int) -> float:
     """Return the pause after a 429 without evidence: 1 s doubled per streak, capped."""
-    return min(BARE_BACKOFF_S * 2.0 ** min(streak - 1, 32), MAX_BARE_BACKOFF_S)
+    return min(BARE_BACKOFF_S * 2.0 ** min(streak - 1, 32), max(default_s, BARE_BACKOFF_S))
+
+
+def bench_wait(streak: int) -> float:
+    """Return how long a refused account is left alone: 5 min doubled per streak, capped."""
+    return min(BENCH_S * 2.0 ** min(streak - 1, 32), MAX_BENCH_S)
 
 
 def next_cooldown(
@@ -157,7 +194,7 @@ def next_cooldown(
         model: what it covers; None for the whole account.
         started_at: when the refused attempt was started. Attempts that were already
             running when the previous cooldown began say nothing new: they count once.
-            Refusals without evidence have a streak of their own.
+            Refusals without evidence have a streak of their own, and so have benches.
         default_s: `pool_cooldown`.
         chance: a random number from 0 to 1, for the jitter.
         probe: the refused attempt was our own question whether *previous* really lasts:
@@ -166,28 +203,43 @@ def next_cooldown(
     A later, shorter hint never shortens a deadline.
     """
     hint = usable_hint(outcome.cooldown_s)
+    new = Cause.of(outcome, hinted=hint is not None)
+    if (
+        previous is not None
+        and previous.cause.benches
+        and not new.yields
+        and not previous.overtook(started_at)
+    ):
+        previous = None  # who is told of a limit is let in
     if probe and hint is None and previous is not None and previous.active(now):
         return previous
     concurrent = previous is not None and (probe or previous.overtook(started_at))
     streak = 1
-    if previous is not None and (previous.cause.scope is Scope.NONE) is (
-        outcome.scope is Scope.NONE
-    ):
+    if previous is not None and _kind(previous.cause) == _kind(new):
         streak = previous.streak + (0 if concurrent else 1)
-    if hint is not None:
-        wait = hint if streak == 1 else max(hint, BARE_BACKOFF_S)
-    elif outcome.cls is OutcomeClass.FORBIDDEN_ACCOUNT:
-        wait = MODEL_OFF_S
-    elif outcome.scope is Scope.NONE:
-        wait = bare_wait(streak)
-    else:
-        wait = default_wait(default_s, streak)
+    wait = _wait(new, hint, streak, default_s)
     until = now + wait + min(wait * JITTER_SHARE, MAX_JITTER_S) * chance
-    cause = Cause.of(outcome, hinted=hint is not None)
     if previous is None or not previous.active(now):
-        return Cooldown(model=model, since=now, until=until, streak=streak, cause=cause)
+        return Cooldown(model=model, since=now, until=until, streak=streak, cause=new)
     since = previous.since if concurrent else now
     if previous.until >= until:
         # Still cooling, and longer than that: the deadline that stands keeps its cause.
         return replace(previous, since=since, streak=max(streak, previous.streak))
-    return Cooldown(model=model, since=since, until=until, streak=streak, cause=cause)
+    return Cooldown(model=model, since=since, until=until, streak=streak, cause=new)
+
+
+def _kind(cause: Cause) -> tuple[bool, bool]:
+    return cause.benches, cause.bare
+
+
+def _wait(cause: Cause, hint: float | None, streak: int, default_s: float) -> float:
+    """Return how long an account is left alone for *cause*, seconds."""
+    if hint:
+        return hint if streak == 1 else max(hint, BARE_BACKOFF_S)
+    if cause.cls is OutcomeClass.FORBIDDEN_ACCOUNT and not cause.unknown:
+        return MODEL_OFF_S
+    if cause.benches:
+        return bench_wait(streak)
+    if hint == 0 or cause.bare:
+        return bare_wait(default_s, streak)
+    return default_wait(default_s, streak)

@@ -28,6 +28,8 @@ class Kind(StrEnum):
     DISABLE = "disable"
     #: it is used again
     ENABLE = "enable"
+    #: a refusal may be an account's own fault: all others are asked before it
+    SUSPECT = "suspect"
     #: a request, or the conversation it is a part of, goes to another account
     MOVE = "move"
     #: a request is sent to the account that refused it once more
@@ -49,6 +51,8 @@ class By(StrEnum):
     SOCKET = "a message in a WebSocket"
     #: another account has served what this one refused
     WITNESS = "a comparison with other accounts"
+    #: all accounts have refused the same request
+    ALL = "a refusal of all accounts"
     #: an account of the same organisation, team or project was refused
     OWNER = "a refusal of an account of the same owner"
     #: nobody can serve a request now

@@ -17,7 +17,7 @@ KEPT = 1000
 
 #: What a decision that lasts is about.
 _Subject = tuple[Kind, AccountKey | None, str | None]
-_LASTING = frozenset({Kind.COOLDOWN, Kind.DISABLE})
+_LASTING = frozenset({Kind.COOLDOWN, Kind.DISABLE, Kind.SUSPECT})
 
 
 class Decisions:

@@ -42,6 +42,8 @@ class NoUsableAccount(PoolError):
         soonest: the account that returns first, if any.
         may_change: something that is not a deadline may free one: a request that ends,
             a credential that is being fetched.
+        last_resort: an account that is on the bench, or pauses after a 429 without
+            evidence, and can be asked before the client is refused; None if there is none.
         reason: a few words for people.
     """
 
@@ -52,6 +54,7 @@ class NoUsableAccount(PoolError):
         retry_at: float | None,
         soonest: AccountKey | None,
         may_change: bool,
+        last_resort: AccountKey | None = None,
         reason: str,
     ) -> None:
         super().__init__(f"{provider}: {reason}")
@@ -59,6 +62,7 @@ class NoUsableAccount(PoolError):
         self.retry_at = retry_at
         self.soonest = soonest
         self.may_change = may_change
+        self.last_resort = last_resort
         self.reason = reason
 
     def because(self, reason: str) -> NoUsableAccount:
@@ -68,6 +72,7 @@ class NoUsableAccount(PoolError):
             retry_at=self.retry_at,
             soonest=self.soonest,
             may_change=self.may_change,
+            last_resort=self.last_resort,
             reason=reason,
         )
 

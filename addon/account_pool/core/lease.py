@@ -44,6 +44,7 @@ class Facts:
         provider: whose API it is.
         kind: the kind of credential it takes; kinds never mix.
         model: the model it asks for; None if unknown.
+        path: what it asks for, without the query.
         socket: it opens a WebSocket, whose messages will ask for models nobody knows yet.
         conversation: what it is a part of.
         body_bytes: the size of its body, which is kept until it is served.
@@ -52,6 +53,7 @@ class Facts:
     provider: str
     kind: str
     model: str | None = None
+    path: str = ""
     socket: bool = False
     conversation: Conversation = NO_CONVERSATION
     body_bytes: int = 0
@@ -71,6 +73,7 @@ class Lease:
         answered: its answer has begun and is good.
         ramps: those it counts in while it is not answered.
         probe: the account cools; it was asked to see whether it really does.
+        last_resort: the account is on the bench, and nobody else can serve.
     """
 
     account: Account
@@ -83,3 +86,4 @@ class Lease:
     answered: bool = False
     ramps: tuple[Ramp, ...] = ()
     probe: bool = False
+    last_resort: bool = False

@@ -7,6 +7,7 @@ so that the next account is given them one by one (`ramp`).
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from math import inf
 
 from sortedcontainers import SortedDict
@@ -15,6 +16,7 @@ from account_pool.core.cooldown import covers
 from account_pool.core.ramp import RAMP_S, Ramp
 from account_pool.core.selection import SelectionPolicy
 from account_pool.core.state import AccountState
+from account_pool.core.verdicts import RefusedByAll
 
 #: Models whose requests have lately had to move, remembered per provider.
 MAX_SWITCHES = 128
@@ -31,11 +33,18 @@ class Members:
         self.switched: dict[str | None, float] = {}
         #: a request is out on an account that cools, to see whether it really does
         self.probing = False
+        #: what all of them refused a short while ago
+        self.refused = RefusedByAll()
+        #: until when 429s without evidence are taken for a limit of the address, and since when
+        self.address_limited_until = -inf
+        self.address_limited_at = -inf
 
     def place(self, state: AccountState, now: float) -> None:
         """Put *state* where it belongs now, and set the alarm for when that changes."""
         if state.picture.changes_at <= now:
             state.picture = state.picture.at(now)
+        if state.verdicts:
+            state.verdicts = {c: v for c, v in state.verdicts.items() if v.active(now)}
         until = inf
         if state.enabled and state.credentials and not state.full:
             until = state.next_start_at
@@ -43,10 +52,17 @@ class Members:
                 until = max(until, state.cooling_until(None, now))
         if until <= now:
             self.policy.add(state)
-            self._set_alarm(state, self.policy.changes_at(state))
+            closes_at = min((v.until for v in state.verdicts.values()), default=inf)
+            self._set_alarm(state, min(self.policy.changes_at(state), closes_at))
         else:
             self.policy.discard(state)
             self._set_alarm(state, until)
+
+    def served(self, what: Hashable, started_at: float) -> None:
+        """An account has served *what*, by a request that began then."""
+        self.refused.drop(what)
+        if started_at > self.address_limited_at:
+            self.address_limited_until = -inf
 
     def note_switch(self, covered: str | None, now: float) -> None:
         """Requests for *covered* (None: all) have to go to another account from now on."""

@@ -14,15 +14,19 @@ cannot be served waits in a line (`admission`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import count
 from math import inf
+from typing import NamedTuple
 
 from account_pool.core import changes, saved
 from account_pool.core.account import Account, AccountKey
 from account_pool.core.admission import Admission, Ticket
 from account_pool.core.changes import Standing
-from account_pool.core.cooldown import Cause, Cooldown, next_cooldown
+from account_pool.core.cooldown import BENCHING, Cause, Cooldown, covers, next_cooldown
 from account_pool.core.credential import Credential, fingerprint
 from account_pool.core.decision import By
 from account_pool.core.decisions import Decisions
@@ -42,22 +46,23 @@ from account_pool.core.saved import Saved
 from account_pool.core.selection import POLICIES
 from account_pool.core.shortage import shortage
 from account_pool.core.state import AccountState
+from account_pool.core.verdicts import (
+    ADDRESS_LIMITED_S,
+    Suspect,
+    covered,
+    is_about_account,
+    opened,
+)
 
 _COOLING = (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA)
-_BENCHING = (
-    OutcomeClass.AUTH_EXPIRED,
-    OutcomeClass.AUTH_INVALID,
-    OutcomeClass.FORBIDDEN_ACCOUNT,
-)
+_BY_401 = BENCHING - {OutcomeClass.FORBIDDEN_ACCOUNT}
 
 
 #: Cooldowns kept per account. Clients choose the names of models, so there must be a
 #: bound; no provider has so many models.
 MAX_COOLDOWNS = 128
-#: How long a model that no account knew is not looked for again, seconds: somebody mistyped
-#: it, and every request would cost an attempt on each account.
-UNKNOWN_MODEL_S = 60.0
-MAX_UNKNOWN_MODELS = 128
+#: How long a credential that has served, or was renewed, is not renewed again, seconds.
+FRESH_S = 60.0
 
 
 class Pool:
@@ -91,8 +96,6 @@ class Pool:
         self._positions = count()
         self._listeners: list[Callable[[], None]] = []
         self._owners = Owners()
-        #: models that no account of a provider knew, and until when that is believed
-        self._unknown_models: dict[tuple[str, str | None], float] = {}
         self._admission = Admission()
         self.touched: set[AccountKey] = set()
         self.seek: Callable[[str], bool] = lambda _provider: False
@@ -140,6 +143,7 @@ class Pool:
             source=source,
         )
         members.by_label[account.label] = state
+        members.refused.clear()
         members.place(state, now)
         self._changed(state.key, now)
         return state.key
@@ -169,6 +173,7 @@ class Pool:
         if account.enabled and not state.account.enabled:
             state.pending = not state.credentials
         state.account = account
+        members.refused.clear()
         members.place(state, now)
         self._changed(account.key, now)
 
@@ -182,18 +187,15 @@ class Pool:
         """
         state = self._state(key)
         state.source = source
-        was = Standing.of(state)
-        state.credentials, state.refused, state.problem = {}, "", None
-        state.pending = state.account.enabled
-        state.cooldowns, state.ramps, state.disabled = {}, {}, None
-        state.picture = UNKNOWN
-        state.renewed_at = now
-        changes.record(self.decisions, state, was, By.CONFIG, now)
-        self.pressing = True
         self._owners.forget(key)
-        self._unknown_models.clear()
-        self._members[key.provider].place(state, now)
-        self._changed(key, now)
+        self._members[key.provider].refused.clear()
+        with self._changing(state, By.CONFIG, now):
+            state.credentials, state.refused, state.problem = {}, "", None
+            state.pending = state.account.enabled
+            state.cooldowns, state.ramps, state.verdicts, state.disabled = {}, {}, {}, None
+            state.picture = UNKNOWN
+            state.renewed_at = now
+            state.served_at = state.refreshed_at = -inf
 
     def set_credentials(
         self,
@@ -204,7 +206,7 @@ class Pool:
         problem: str | None = None,
         pending: bool = False,
     ) -> None:
-        """Replace the credentials of *key*. Others than those refused end a disabling by 401.
+        """Replace the credentials of *key*. Others than those refused end what a 401 led to.
 
         Args:
             problem: why there is none, for people.
@@ -213,17 +215,27 @@ class Pool:
         Raises UnknownAccount.
         """
         state = self._state(key)
+        members = self._members[key.provider]
+        if state.credentials != credentials:
+            # It may serve what all have refused.
+            members.refused.clear()
+            state.served_at = -inf
         state.credentials = dict(credentials)
-        # What a new login of the same account may use is learnt anew.
-        self._unknown_models.clear()
-        by_401 = state.disabled and state.disabled.cls is not OutcomeClass.FORBIDDEN_ACCOUNT
-        if by_401 and credentials and fingerprint(credentials) != state.refused:
-            was = Standing.of(state)
-            state.disabled = None
-            changes.record(self.decisions, state, was, By.CREDENTIAL, now)
+        blamed = state.refused or state.disabled is not None
+        if credentials and blamed and fingerprint(credentials) != state.refused:
+            self._forgive_401(state, now)
         state.problem, state.pending = problem, pending
-        self._members[key.provider].place(state, now)
+        members.place(state, now)
         self._changed(key, now)
+
+    def _forgive_401(self, state: AccountState, now: float) -> None:
+        """Nothing is known of the credential that *state* has now."""
+        with self._changing(state, By.CREDENTIAL, now):
+            state.refused = ""
+            if state.disabled and _is_401(state.disabled):
+                state.disabled = None
+            state.cooldowns = {m: c for m, c in state.cooldowns.items() if not _is_401(c.cause)}
+            state.verdicts = {m: v for m, v in state.verdicts.items() if not _is_401(v.cause)}
 
     def set_strategy(self, strategy: str, *, now: float) -> None:
         """Change the selection policy. Raises KeyError for an unknown name."""
@@ -343,25 +355,33 @@ class Pool:
         avoid: Collection[AccountKey] = (),
         only: AccountKey | None = None,
         soon_s: float = 0.0,
+        first: bool = True,
     ) -> Lease | None:
         """Hold an account the pool would rather leave alone now; None if there is none.
 
         For requests that would be refused otherwise: one that has waited for a ramp as
-        long as it may, for our caution must not cost an answer; and, one at a time and
-        once a minute, one that tries the account that returns first, so that a wrong
-        deadline heals itself.
+        long as it may, for our caution must not cost an answer; one that no account has
+        been asked about, or none but what is on the bench can be, asks there; and, one at
+        a time and once a minute, one that tries the account that returns first, so that a
+        wrong deadline heals itself.
 
         Args:
             soon_s: cooldowns that end within so many seconds are waited for, not tried.
+            first: the request was not sent yet.
         """
         state = self._pick(facts, now, avoid, only, heed_ramps=False)
         if state is not None:
             return self._lease(state, facts, now, chosen=only is None)
         members = self._members.get(facts.provider)
-        soonest = self.shortage(facts, now=now, avoid=avoid, only=only).soonest
-        if members is None or members.probing or soonest is None:
+        nobody = self.shortage(facts, now=now, avoid=avoid, only=only)
+        if members is None:
             return None
-        state = members.by_label[soonest.label]
+        if nobody.last_resort is not None and (first or nobody.retry_at is None):
+            state = members.by_label[nobody.last_resort.label]
+            return self._lease(state, facts, now, chosen=False, last_resort=True)
+        if members.probing or nobody.soonest is None:
+            return None
+        state = members.by_label[nobody.soonest.label]
         if not state.may_be_probed(facts.model, now, soon_s):
             return None
         members.probing = True
@@ -383,13 +403,18 @@ class Pool:
             or state.position != lease.position
             or not state.enabled
             or facts.kind not in state.credentials
-            or (state.cooling_until(facts.model, now) > now and not lease.probe)
+            or (
+                state.cooling_until(facts.model, now) > now
+                and not (lease.probe or (lease.last_resort and state.yields(facts.model, now)))
+            )
         ):
             self.release(lease, None, now=now)
             return None
         lease.returned = True
         ramps, lease.ramps = lease.ramps, ()
-        return self._start(state, facts, now, ramps, probe=lease.probe)
+        return self._start(
+            state, facts, now, ramps, probe=lease.probe, last_resort=lease.last_resort
+        )
 
     def answered(self, lease: Lease, *, now: float) -> None:
         """The answer to *lease* is good and begins: what it proves is believed at once.
@@ -403,7 +428,9 @@ class Pool:
         state = self._find(lease.key)
         if state is None or state.position != lease.position:
             return
-        if state.cooldowns:
+        state.served_at = now
+        self._members[lease.key.provider].served(_what(lease.facts), lease.started_at)
+        if state.cooldowns or state.verdicts:
             self._clear_disproved(state, lease, now)
             others_may_go = True
         if others_may_go:
@@ -437,6 +464,7 @@ class Pool:
         *,
         chosen: bool,
         probe: bool = False,
+        last_resort: bool = False,
     ) -> Lease:
         members = self._members[facts.provider]
         state.in_flight += 1
@@ -450,7 +478,7 @@ class Pool:
             ramps = members.ramps_of(state, facts.model, now)
             for ramp in ramps:
                 ramp.sent()
-        return self._start(state, facts, now, ramps, probe=probe)
+        return self._start(state, facts, now, ramps, probe=probe, last_resort=last_resort)
 
     def _start(
         self,
@@ -460,6 +488,7 @@ class Pool:
         ramps: tuple[Ramp, ...],
         *,
         probe: bool,
+        last_resort: bool,
     ) -> Lease:
         """Note the start of a request on *state*, which counts it in flight already."""
         if state.account.min_interval_s:
@@ -474,6 +503,7 @@ class Pool:
             started_at=now,
             ramps=ramps,
             probe=probe,
+            last_resort=last_resort,
         )
 
     def _end_care(self, lease: Lease, now: float, *, good: bool) -> bool:
@@ -524,7 +554,7 @@ class Pool:
         state, chosen = None, False
         if home is not None and ticket.only is None:
             state = self.pick(facts, now=now, avoid=avoid, only=home)
-        if state is None:
+        if state is None or state.is_suspect(facts.model):
             state = self.pick(facts, now=now, avoid=avoid, only=ticket.only)
             chosen = ticket.only is None
         return None if state is None else self._lease(state, facts, now, chosen=chosen)
@@ -626,10 +656,12 @@ class Pool:
         credential: Credential | None = None,
         by: By = By.ANSWER,
     ) -> None:
-        """Bench *key* for a refused credential or a forbidden account, with its cause.
+        """Bench or disable *key* for a refusal that is its own fault: a witness has shown it.
 
-        An outcome about one model cools that model only. Other classes are no failure
-        of the account and change nothing. Raises UnknownAccount.
+        What is known of one model cools that model; what was not understood benches
+        (account, *model*), and the account once a second model was refused so; anything
+        else disables. Outcomes that do not blame the account change nothing. Raises
+        UnknownAccount.
 
         Args:
             credential: the one that was refused. If the account has got another since,
@@ -637,23 +669,149 @@ class Pool:
             by: who or what says so.
         """
         state = self._state(key)
-        if outcome.cls not in _BENCHING:
+        if not is_about_account(outcome) or self._is_outdated(state, outcome, credential):
             return
-        if outcome.scope is Scope.MODEL:
+        about = covered(outcome, model)
+        if outcome.unknown or outcome.scope is Scope.MODEL:
+            with self._changing(state, by, now):
+                state.verdicts.pop(about, None)
             # Without its name nothing is known to be missing, least of all the account.
-            if outcome.model or model:
-                self.mark_cooldown(key, outcome, now=now, model=model, by=by)
+            if about is not None:
+                scope = Scope.ACCOUNT if _fails_whole(state, about, outcome) else Scope.MODEL
+                benched = replace(outcome, scope=scope)
+                self.mark_cooldown(key, benched, now=now, model=about, by=by)
             return
-        if outcome.cls is not OutcomeClass.FORBIDDEN_ACCOUNT:
-            if credential is not None and credential not in state.credentials.values():
-                return
-            state.refused = fingerprint(state.credentials)
-        was = Standing.of(state)
-        state.disabled, state.disabled_at = Cause.of(outcome, hinted=False), now
-        changes.record(self.decisions, state, was, by, now)
-        self.pressing = True
-        self._members[key.provider].place(state, now)
-        self._changed(key, now)
+        with self._changing(state, by, now):
+            state.verdicts.pop(about, None)
+            state.disabled, state.disabled_at = Cause.of(outcome, hinted=False), now
+
+    # -- whose fault a refusal is (`verdicts`)
+
+    def suspect(
+        self,
+        lease: Lease,
+        outcome: Outcome,
+        *,
+        now: float,
+        model: str | None = None,
+        by: By = By.ANSWER,
+    ) -> Suspect:
+        """Open a verdict on the account of *lease*: others are asked before it meanwhile.
+
+        Args:
+            model: that was asked for, if it is another than that of the request.
+            by: who or what says so.
+        """
+        model = model or lease.facts.model
+        suspect = Suspect(lease, outcome, model)
+        state = self._find(lease.key)
+        if state is None or self._is_outdated(state, outcome, lease.credential):
+            return suspect
+        about = covered(outcome, model)
+        suspect.before = state.verdicts.get(about)
+        with self._changing(state, by, now):
+            state.verdicts = opened(state.verdicts, outcome, model, now)
+        suspect.verdict = state.verdicts[about]
+        return suspect
+
+    def acquit(self, suspect: Suspect, *, now: float) -> None:
+        """It was the request's fault: the account stands as it did before."""
+        state, verdict = self._find(suspect.lease.key), suspect.verdict
+        if state is None or verdict is None or state.verdicts.get(verdict.covered) is not verdict:
+            return
+        with self._changing(state, By.ALL, now):
+            del state.verdicts[verdict.covered]
+            if suspect.before is not None:
+                state.verdicts[verdict.covered] = suspect.before
+
+    def bench_named(self, suspect: Suspect, *, now: float) -> None:
+        """Bench the account without a witness, if a code said that its credential is refused."""
+        outcome, lease = suspect.outcome, suspect.lease
+        if outcome.names_credential and suspect.verdict is not None:
+            with suppress(UnknownAccount):
+                self.mark_cooldown(
+                    lease.key,
+                    outcome,
+                    now=now,
+                    model=suspect.model,
+                    started_at=lease.started_at,
+                    probe=lease.last_resort,
+                )
+
+    def convict(self, suspect: Suspect, *, now: float) -> None:
+        """Another account has served what the account refused."""
+        lease = suspect.lease
+        if suspect.verdict is not None:
+            # It may have been removed since: then there is nothing to bench.
+            with suppress(UnknownAccount):
+                self.mark_failure(
+                    lease.key,
+                    suspect.outcome,
+                    now=now,
+                    model=suspect.model,
+                    credential=lease.credential,
+                    by=By.WITNESS,
+                )
+
+    def _is_outdated(
+        self, state: AccountState, outcome: Outcome, credential: Credential | None
+    ) -> bool:
+        """Say whether *outcome* is about a credential that *state* does not have any more."""
+        if outcome.cls not in _BY_401:
+            return False
+        if credential is not None and credential not in state.credentials.values():
+            return True
+        state.refused = fingerprint(state.credentials)
+        return False
+
+    def may_renew(self, lease: Lease, *, now: float) -> bool:
+        """Say whether the credential of *lease*, which was refused, is worth renewing.
+
+        Not one that served, or was renewed, a moment ago.
+        """
+        state = self._find(lease.key)
+        return state is None or now >= max(state.served_at, state.refreshed_at) + FRESH_S
+
+    def note_renewed(self, key: AccountKey, *, now: float) -> None:
+        """The credential of *key* was renewed because it was refused."""
+        state = self._find(key)
+        if state is not None:
+            state.refreshed_at = now
+
+    def note_refused_by_all(self, facts: Facts, *, now: float) -> None:
+        """All accounts have refused *facts*: for a while only one is asked."""
+        self._members[facts.provider].refused.note(_what(facts), now)
+
+    def note_unknown_model(self, facts: Facts, *, now: float) -> None:
+        """Nobody knew the model of *facts*: for a while only one account is asked for it."""
+        self._members[facts.provider].refused.note(_Model(facts.model), now)
+
+    def tried_since(
+        self, facts: Facts, *, now: float, missing_model: bool = False
+    ) -> deque[AccountKey] | None:
+        """Return whom *facts* were tried on since all refused them; None if they did not lately.
+
+        Whoever tries another adds it.
+
+        Args:
+            missing_model: nobody knew their model.
+        """
+        members = self._members.get(facts.provider)
+        what = _Model(facts.model) if missing_model else _what(facts)
+        return members.refused.find(what, now) if members is not None else None
+
+    def note_address_limited(self, provider: str, *, now: float) -> None:
+        """All who were asked said 429 without evidence: it is taken for the address's limit."""
+        members = self._members[provider]
+        members.address_limited_at = now
+        members.address_limited_until = now + ADDRESS_LIMITED_S
+
+    def is_address_limited(self, provider: str, *, now: float) -> bool:
+        """Say whether a 429 without evidence is taken for the address's limit now."""
+        members = self._members.get(provider)
+        return members is not None and now < members.address_limited_until
+
+    # -- what else answers tell
 
     def learn_owner(self, key: AccountKey, owner: str) -> None:
         """Note whose limits *key* runs into; its owner's other accounts share them."""
@@ -664,16 +822,6 @@ class Pool:
     def owner_of(self, key: AccountKey) -> str | None:
         """Return the owner answers named for *key*, None if none did."""
         return self._owners.of(key)
-
-    def note_unknown_model(self, facts: Facts, *, now: float) -> None:
-        """Nobody knew the model of *facts*: for a while only one account is asked for it."""
-        if len(self._unknown_models) >= MAX_UNKNOWN_MODELS:
-            self._unknown_models.clear()
-        self._unknown_models[facts.provider, facts.model] = now + UNKNOWN_MODEL_S
-
-    def is_unknown_model(self, facts: Facts, *, now: float) -> bool:
-        """Say whether nobody knew the model of *facts* a short while ago."""
-        return now < self._unknown_models.get((facts.provider, facts.model), now)
 
     def observe_headroom(
         self,
@@ -708,16 +856,11 @@ class Pool:
         """
         state = self._state(key)
         ended = [c for c in state.cooldowns.values() if c.active(now)]
-        was = Standing.of(state)
-        state.cooldowns.clear()
-        state.ramps.clear()
-        state.disabled = None
-        # Who says that it serves knows better than its last answer.
-        state.picture = UNKNOWN
-        changes.record(self.decisions, state, was, By.HAND, now)
-        self.pressing = True
-        self._members[key.provider].place(state, now)
-        self._changed(key, now)
+        self._members[key.provider].refused.clear()
+        with self._changing(state, By.HAND, now):
+            state.cooldowns, state.ramps, state.verdicts, state.disabled = {}, {}, {}, None
+            # Who says that it serves knows better than its last answer.
+            state.picture = UNKNOWN
         return ended
 
     def next(self, provider: str, *, now: float) -> AccountKey | None:
@@ -741,14 +884,15 @@ class Pool:
         return chosen.key if chosen else None
 
     def enable(self, key: AccountKey, *, now: float) -> None:
-        """End the disabling of *key* by hand; what cools goes on. Raises UnknownAccount."""
+        """End the disabling of *key* by hand, and its benches; limits stay.
+
+        Raises UnknownAccount.
+        """
         state = self._state(key)
-        was = Standing.of(state)
-        state.disabled = None
-        changes.record(self.decisions, state, was, By.HAND, now)
-        self.pressing = True
-        self._members[key.provider].place(state, now)
-        self._changed(key, now)
+        self._members[key.provider].refused.clear()
+        with self._changing(state, By.HAND, now):
+            state.verdicts, state.disabled = {}, None
+            state.cooldowns = {m: c for m, c in state.cooldowns.items() if not c.cause.benches}
 
     # -- over a restart
 
@@ -855,6 +999,8 @@ class Pool:
         model = lease.facts.model
         if outcome.cls is OutcomeClass.OK:
             state.served += 1
+        elif is_about_account(outcome):
+            self.suspect(lease, outcome, now=now)
         elif outcome.cls in _COOLING:
             self.mark_cooldown(
                 state.key,
@@ -862,22 +1008,26 @@ class Pool:
                 now=now,
                 model=model,
                 started_at=lease.started_at,
-                probe=lease.probe,
+                probe=lease.probe or lease.last_resort,
             )
-        elif outcome.cls in _BENCHING:
-            self.mark_failure(state.key, outcome, now=now, model=model, credential=lease.credential)
 
     def _clear_disproved(self, state: AccountState, lease: Lease, now: float) -> None:
-        """End the cooldowns that the good answer to *lease* disproves.
+        """End the cooldowns and verdicts that the good answer to *lease* disproves.
 
         Only what began before this attempt: a success that was already under way when the
         limit hit says nothing about the limit.
         """
+        started_at, model = lease.started_at, lease.facts.model
         was = Standing.of(state)
         state.cooldowns = {
             covered: c
             for covered, c in state.cooldowns.items()
-            if c.overtook(lease.started_at) or not c.covers(lease.facts.model)
+            if c.overtook(started_at) or not c.covers(model)
+        }
+        state.verdicts = {
+            covered: v
+            for covered, v in state.verdicts.items()
+            if started_at < v.since or not covers(covered, model)
         }
         by = By.PROBE if lease.probe else By.SUCCESS
         changes.record(self.decisions, state, was, by, now)
@@ -893,6 +1043,16 @@ class Pool:
             raise UnknownAccount(key, [str(s.key) for s in self.accounts()])
         return state
 
+    @contextmanager
+    def _changing(self, state: AccountState, by: By, now: float) -> Iterator[None]:
+        """Record what *state* becomes, because of *by*, and put it where it belongs then."""
+        was = Standing.of(state)
+        yield
+        changes.record(self.decisions, state, was, by, now)
+        self.pressing = True
+        self._members[state.key.provider].place(state, now)
+        self._changed(state.key, now)
+
     def _changed(self, key: AccountKey, now: float) -> None:
         """Something about *key* may let waiting requests go on."""
         self._tell(key)
@@ -902,6 +1062,33 @@ class Pool:
         self.touched.add(key)
         for listener in tuple(self._listeners):
             listener()
+
+
+def _what(facts: Facts) -> Hashable:
+    """Return what tells a request that all refused from others."""
+    session = facts.conversation.session
+    return session or facts.path, facts.model, session is None
+
+
+class _Model(NamedTuple):
+    """A model that nobody has, in whatever request."""
+
+    name: str | None
+
+
+def _is_401(cause: Cause) -> bool:
+    return cause.cls in _BY_401
+
+
+def _fails_whole(state: AccountState, about: str, outcome: Outcome) -> bool:
+    """Say whether *outcome*, which was not understood, is the second of its kind in a row.
+
+    It was refused for another model than *about*, and has not served since.
+    """
+    return outcome.unknown and any(
+        c.cause.benches and c.cause.unknown and c.model != about and c.since > state.served_at
+        for c in state.cooldowns.values()
+    )
 
 
 def _forget_some(state: AccountState, now: float) -> None:

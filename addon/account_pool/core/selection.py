@@ -5,8 +5,9 @@ as a whole, not full). What else depends on the request is checked by the pool w
 walks `ranked_for()`, so the first it takes is usually the only one looked at: the cost of
 a choice does not grow with the number of accounts, nor of those that cool for its model.
 
-An account that has used up nearly all of a long window comes after all others, whatever
-its tier: what is left is for the conversations that live there. Priority tiers come before
+An account that has refused what may be its own fault (`verdicts`) comes after all others,
+whatever its tier. So does, before those, one that has used up nearly all of a long window:
+what is left is for the conversations that live there. Priority tiers come before
 every policy. Ties break by the order in which accounts were added, unless a policy says
 otherwise.
 """
@@ -84,6 +85,7 @@ class _Ranked:
 
     def _rank(self, state: AccountState, model: str | None) -> Rank:
         return (
+            state.is_suspect(model),
             state.picture.is_spent(model),
             state.account.priority,
             state.passed_over,
@@ -97,7 +99,10 @@ class _Ranked:
         self._ready[rank] = state
         for view in self._views.values():
             view.add(state)
-        if narrow := self.narrow(state):
+        narrow = self.narrow(state)
+        if state.verdicts:
+            narrow = narrow.union(filter(None, state.verdicts))
+        if narrow:
             self._narrow_of[state.position] = narrow
             for covered in narrow:
                 self._narrow[covered] = self._narrow.get(covered, 0) + 1
@@ -224,7 +229,7 @@ class RoundRobin:
         self._rings: SortedDict[Rank, _Ring] = SortedDict()
 
     def add(self, state: AccountState) -> None:
-        rank = (None in state.picture.spent, state.account.priority)
+        rank = (state.is_suspect(None), None in state.picture.spent, state.account.priority)
         # Its place changes rarely: nothing is done for one that is there.
         if state.rank == rank:
             return
@@ -260,15 +265,17 @@ class RoundRobin:
 
     def ranked_for(self, model: str | None, now: float) -> Iterator[AccountState]:
         # The cursor has passed those that cool: no index is needed.
-        nearly_spent = []
+        later: dict[tuple[bool, bool], list[AccountState]] = {}
         for state in self.ranked():
             if cooling_until(state, model, now) > now:
                 continue
-            if state.picture.spent and state.picture.is_spent(model):
-                nearly_spent.append(state)
+            place = state.is_suspect(model), state.picture.is_spent(model)
+            if any(place):
+                later.setdefault(place, []).append(state)
             else:
                 yield state
-        yield from nearly_spent
+        for place in sorted(later):
+            yield from later[place]
 
     def chosen(self, state: AccountState) -> None:
         ring = self._ring(state)

@@ -28,6 +28,7 @@ def shortage(
     soonest: AccountState | None = None
     retry_at = inf
     may_change = False
+    resort: AccountState | None = None
     for state in states:
         if not state.enabled or state.key in avoid:
             continue
@@ -37,9 +38,15 @@ def shortage(
             may_change = may_change or state.pending
             continue
         until = max(state.cooling_until(facts.model, now), state.next_start_at)
-        if until <= now and state.full:
+        yields = until > now and state.yields(facts.model, now)
+        if state.full and (until <= now or yields):
             may_change = True
             continue
+        if yields and state.next_start_at <= now:
+            if resort is None or state.last_used < resort.last_used:
+                resort = state
+            if state.is_benched(facts.model, now):
+                continue  # when that ends promises nothing
         if until <= now and state.ramps:
             # An answer lets one more go before time does.
             may_change = True
@@ -51,6 +58,7 @@ def shortage(
         retry_at=retry_at if soonest else None,
         soonest=soonest.key if soonest else None,
         may_change=may_change,
+        last_resort=resort.key if resort else None,
         reason=_reason(states, facts, now),
     )
 

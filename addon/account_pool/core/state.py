@@ -11,6 +11,7 @@ from account_pool.core.cooldown import Cause, Cooldown, covers
 from account_pool.core.credential import Credential
 from account_pool.core.headroom import UNKNOWN, Picture
 from account_pool.core.ramp import Ramp
+from account_pool.core.verdicts import Verdict
 
 Rank = tuple[float | str, ...]
 
@@ -34,9 +35,13 @@ class AccountState:
         ramps: by what they cover, as cooldowns: how much it takes at once since it took over
             or came back; those that are over are dropped later.
         probed_at: when it was last asked although it cooled, monotonic seconds.
+        verdicts: refusals that may be its own fault, by what they are about (None: the
+            whole account); those that are over are dropped later.
+        served_at: when an answer was last good, monotonic seconds.
+        refreshed_at: when its credential was last renewed because it was refused.
         disabled: why an operator must act; None while in use.
         disabled_at: since when, monotonic seconds.
-        refused: fingerprint of the credentials that a 401 disabled last; "" if none did.
+        refused: fingerprint of the credentials that a 401 was about last; "" if none was.
         renewed_at: when its owner last wrote another credential, monotonic seconds.
         picture: what is left of its allowances, as far as answers have told.
         served: requests answered.
@@ -59,6 +64,9 @@ class AccountState:
     cooldowns: dict[str | None, Cooldown] = field(default_factory=dict)
     ramps: dict[str | None, Ramp] = field(default_factory=dict)
     probed_at: float = -inf
+    verdicts: dict[str | None, Verdict] = field(default_factory=dict)
+    served_at: float = -inf
+    refreshed_at: float = -inf
     disabled: Cause | None = None
     disabled_at: float = -inf
     refused: str = ""
@@ -95,6 +103,27 @@ class AccountState:
             if cooldown.until > latest and cooldown.active(now) and cooldown.covers(model):
                 latest = cooldown.until
         return latest
+
+    def is_suspect(self, model: str | None) -> bool:
+        """Say whether requests for *model* ask all others first: a verdict is open."""
+        return bool(self.verdicts) and any(covers(covered, model) for covered in self.verdicts)
+
+    def verdict_of(self, model: str | None) -> Verdict | None:
+        """Return the open verdict that makes it a suspect for *model*."""
+        return next((v for c, v in self.verdicts.items() if covers(c, model)), None)
+
+    def yields(self, model: str | None, now: float) -> bool:
+        """Say whether it cools for *model* only as long as another account can serve."""
+        causes = self._causes(model, now)
+        return bool(causes) and all(cause.yields for cause in causes)
+
+    def is_benched(self, model: str | None, now: float) -> bool:
+        """Say whether refusals that are its own fault are all it cools for."""
+        causes = self._causes(model, now)
+        return bool(causes) and all(cause.benches for cause in causes)
+
+    def _causes(self, model: str | None, now: float) -> list[Cause]:
+        return [c.cause for c in self.cooldowns.values() if c.active(now) and c.covers(model)]
 
     def cooldown_of(self, model: str | None, now: float) -> Cooldown | None:
         """Return the active cooldown that covers (account, *model*) longest."""

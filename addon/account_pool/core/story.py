@@ -17,6 +17,7 @@ from account_pool.core.lease import Facts
 from account_pool.core.outcome import Outcome, OutcomeClass
 from account_pool.core.pool import Pool
 from account_pool.core.steps import Answer, Attempt, Deliver, Wait
+from account_pool.core.verdicts import Verdict
 
 #: Why a WebSocket whose limit was told ends: another account can serve its client.
 CLOSED = "closed so that its client opens another"
@@ -118,15 +119,22 @@ class Story:
         until: float | None = None,
         told_s: float | None = None,
     ) -> Decision:
-        cooldown, disabled = self._standing(account, now)
+        cooldown, disabled, verdict = self._standing(account, now)
         cause = (
             None if refusal is None else Cause.of(refusal, hinted=refusal.cooldown_s is not None)
         )
-        effect = Kind.DISABLE if disabled else Kind.COOLDOWN if cooldown else None
+        effect: Kind | None = None
+        lasting: Cooldown | Verdict | None = None
+        if disabled:
+            effect = Kind.DISABLE
+        elif cooldown:
+            effect, lasting = Kind.COOLDOWN, cooldown
+        elif verdict and refusal is not None:
+            effect, lasting = Kind.SUSPECT, verdict
         if cause is None:
             cause = disabled or (cooldown.cause if cooldown else None)
-        if until is None and cooldown is not None and disabled is None:
-            until = cooldown.until
+        if until is None and lasting is not None:
+            until = lasting.until
         return self.pool.decisions.add(
             Decision(
                 kind=kind,
@@ -139,7 +147,7 @@ class Story:
                 cause=cause,
                 reason=reason,
                 effect=effect,
-                covers=cooldown.model if cooldown and disabled is None else None,
+                covers=lasting.covered if lasting is not None else None,
                 until=until,
                 told_s=told_s,
                 session=session_hash(self.facts.conversation.session),
@@ -148,17 +156,21 @@ class Story:
 
     def _standing(
         self, account: AccountKey | None, now: float
-    ) -> tuple[Cooldown | None, Cause | None]:
-        """Return what *account* is in now for what is asked: its cooldown, why it is disabled."""
+    ) -> tuple[Cooldown | None, Cause | None, Verdict | None]:
+        """Return what *account* is in now for what is asked.
+
+        Its cooldown, why it is disabled, and the verdict that is open on it.
+        """
         if account is not None:
             with suppress(UnknownAccount):
-                state = self.pool.get(account)
-                return state.cooldown_of(self.facts.model, now), state.disabled
-        return None, None
+                state, model = self.pool.get(account), self.facts.model
+                return state.cooldown_of(model, now), state.disabled, state.verdict_of(model)
+        return None, None, None
 
     def _why_not(self, account: AccountKey, refusal: Outcome | None, now: float) -> str:
         """Say why *account* cannot serve where neither a refusal nor a cooldown says it."""
-        if refusal is not None or any(self._standing(account, now)):
+        cooldown, disabled, _ = self._standing(account, now)
+        if refusal is not None or cooldown or disabled:
             return ""
         if all(state.key != account for state in self.pool.accounts(account.provider)):
             return "it is no longer in the pool"

@@ -76,6 +76,7 @@ class Call:
         return Facts(
             provider=provider.name,
             kind=provider.kind(head),
+            path=head.path,
             model=bounded(provider.model(head)),
             socket=head.method == "GET" and is_websocket(head),
             conversation=self._without_credential(provider.conversation(head)),

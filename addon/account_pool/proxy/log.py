@@ -47,6 +47,8 @@ def is_told(decision: Decision) -> bool:
             return decision.by not in _TOLD_ELSEWHERE
         case Kind.RELEASE | Kind.ENABLE:
             return decision.by is not By.CLOCK
+        case Kind.SUSPECT:
+            return False  # the line of the request says what it did then
         case _:
             return True
 

@@ -15,7 +15,8 @@ The file is longer than most: it is one state machine, and reads best in one pla
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
 from typing import Any, assert_never
 
 from mitmproxy import http
@@ -33,14 +34,16 @@ from mitmproxy.proxy.layers.http import (
 )
 from mitmproxy.proxy.layers.http._hooks import HttpResponseHeadersHook
 from mitmproxy.proxy.layers.websocket import WebsocketLayer, WebsocketMessageHook
+from mitmproxy.websocket import WebSocketMessage
 
 from account_pool.core.attempts import Attempts
 from account_pool.core.broken import Broken, how_broken
 from account_pool.core.credential import Secret
+from account_pool.core.lease import Lease
 from account_pool.core.outcome import OutcomeClass
 from account_pool.core.steps import Answer, Deliver, Refresh, Send, Step, Wait
 from account_pool.core.usage import of_frame
-from account_pool.providers.base import CannotSwap, LocalAnswer
+from account_pool.providers.base import CannotSwap, LocalAnswer, Provider, RequestHead
 from account_pool.proxy import compat, delivery, scrub, wire
 from account_pool.proxy.answer import AnswerReader, Reading
 from account_pool.proxy.attempt_stream import AttemptStream, translated
@@ -52,6 +55,7 @@ from account_pool.proxy.scrub import Secrets
 from account_pool.proxy.service import INSECURE
 from account_pool.proxy.shown import Trail
 from account_pool.proxy.socket import SocketReader, closing_event
+from account_pool.proxy.socket_replay import SocketReplay
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +64,15 @@ logger = logging.getLogger(__name__)
 DRAIN_S = 0.25
 INTERNAL = "internal error in the account pool; see its log"
 MOVED = "accounts.yaml was changed, and this host no longer belongs to the provider"
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """What is sent upstream, and where to."""
+
+    request: http.Request
+    address: tuple[str, int]
+    tls: bool
 
 
 class ServingStream(AttemptStream):
@@ -93,11 +106,17 @@ class ServingStream(AttemptStream):
         self.trail: Trail | None = None
         #: of a WebSocket, once it carries messages
         self.socket: SocketReader | None = None
+        #: of its first turn, if that can be sent elsewhere
+        self.replay: SocketReplay | None = None
 
     @property
     def _call(self) -> Call:
         assert self.call is not None
         return self.call
+
+    @property
+    def provider(self) -> Provider:
+        return self._call.provider
 
     @property
     def _stopwatch(self) -> Stopwatch:
@@ -178,21 +197,42 @@ class ServingStream(AttemptStream):
 
     def _send(self, step: Send) -> Generator[commands.Command, Any, Step | None]:
         """Send one attempt. Returns the next step if no connection could be made."""
-        call, attempts, flow, lease = self._call, self._attempts, self.flow, step.lease
+        attempts = self._attempts
+        outgoing = self.outgoing(step.lease)
+        if isinstance(outgoing, LocalAnswer):
+            yield from self.answer_locally(outgoing)
+            return None
+        self._stopwatch.pause()
+        error = yield from self.connect(outgoing, fresh=step.fresh)
+        self._stopwatch.resume()
+        if (yield from self.client_gone()):
+            return None
+        if error:
+            return attempts.broken(Broken.CONNECT, self.service.now())
+        self.reader = None
+        self.server_state = self.state_wait_for_response_headers
+        yield from self.send_attempt(outgoing.request)
+        self._stopwatch.sent()
+        if len(attempts.history) > 1:
+            # Shown when the request is really on its way: nobody waits for it.
+            self.service.later(self.show_replay)
+        return None
+
+    def outgoing(self, lease: Lease) -> Outgoing | LocalAnswer:
+        """Return the request with the credential of *lease*, or why it must not be sent."""
+        call, flow = self._call, self.flow
         provider = self.service.current(call)
         if provider is None:
-            yield from self.answer_locally(call.provider.refusal(421, MOVED, None))
-            return None
+            return call.provider.refusal(421, MOVED, None)
         call.provider = provider
         name = str(lease.key)
         wire.rename(flow.request, call.masked, name)
         flow.metadata["pool.account"] = name
-        flow.metadata["pool.attempts"] = len(attempts.history)
-        swap = self.service.swap(call.provider, lease).for_path(call.head.path)
+        flow.metadata["pool.attempts"] = len(self._attempts.history)
+        swap = self.service.swap(provider, lease).for_path(call.head.path)
         self._sent_secrets.append(lease.credential.secret)
         if swap.origin is not None and self.service.refuses_origin(swap.origin):
-            yield from self.answer_locally(call.provider.refusal(400, INSECURE, None))
-            return None
+            return provider.refusal(400, INSECURE, None)
         if swap.origin is not None:
             address, tls = (swap.origin.host, swap.origin.port), True
         else:
@@ -201,31 +241,26 @@ class ServingStream(AttemptStream):
             returned = self.service.returned(call, lease)
             request = wire.outgoing(flow.request, swap, call.masked, returned)
         except CannotSwap as why:
-            yield from self.answer_locally(call.provider.refusal(400, str(why), None))
-            return None
-        get = GetFreshConnection if step.fresh else GetHttpConnection
-        self.watch_client(self.client_leaves)
-        self._stopwatch.pause()
-        connection, error = yield get(
-            address, tls, flow.server_conn.via, flow.server_conn.transport_protocol
-        )
-        self._stopwatch.resume()
-        self.unwatch_client()
-        if (yield from self.client_gone()):
-            return None
-        if error:
-            return attempts.broken(Broken.CONNECT, self.service.now())
-        self.context.server = flow.server_conn = connection
-        self.reader = None
-        self.server_state = self.state_wait_for_response_headers
-        yield from self.send_attempt(request)
-        self._stopwatch.sent()
-        if len(attempts.history) > 1:
-            # Shown when the request is really on its way: nobody waits for it.
-            self.service.later(self._show_replay)
-        return None
+            return provider.refusal(400, str(why), None)
+        return Outgoing(request, address, tls)
 
-    def _show_replay(self) -> None:
+    def connect(
+        self, outgoing: Outgoing, *, fresh: bool
+    ) -> Generator[commands.Command, Any, str | None]:
+        """Get a connection for *outgoing*. Returns what went wrong, None if nothing did."""
+        get = GetFreshConnection if fresh else GetHttpConnection
+        server = self.flow.server_conn
+        self.watch_client(self.client_leaves)
+        connection, error = yield get(
+            outgoing.address, outgoing.tls, server.via, server.transport_protocol
+        )
+        self.unwatch_client()
+        if not error:
+            self.context.server = self.flow.server_conn = connection
+        return error
+
+    def show_replay(self) -> None:
+        """Show the people who look that a replay is on its way."""
         with harmless:
             self._trail.replayed(self._attempts, self._secrets, self.service.now())
 
@@ -238,13 +273,8 @@ class ServingStream(AttemptStream):
             return
         self._stopwatch.answered()
         self.layer.answered.add(self.context.server)
-        lease, provider = self.attempts.lease, self._call.provider
-        assert lease is not None
-        with harmless:
-            self.service.learn_owner(provider, lease, event.response)
-            self.service.learn_tokens(provider, lease, event.response)
-            self.service.observe(lease, event.response)
-        self.reader = reader = AnswerReader(event.response, provider)
+        self.learn_head(event.response)
+        self.reader = reader = AnswerReader(event.response, self._call.provider)
         if reader.first is Reading.COMMIT:
             if not 300 <= event.response.status_code < 400:
                 yield from self._commit(event.end_stream)
@@ -257,6 +287,15 @@ class ServingStream(AttemptStream):
         self.server_state = self.state_read_answer
         # Mostly the answer comes with its head, and no timer is needed.
         self.layer.give_turn(self)
+
+    def learn_head(self, response: http.Response) -> None:
+        """Learn what the head of an answer says of the account that is asked."""
+        lease, provider = self._attempts.lease, self._call.provider
+        assert lease is not None
+        with harmless:
+            self.service.learn_owner(provider, lease, response)
+            self.service.learn_tokens(provider, lease, response)
+            self.service.observe(lease, response)
 
     def _redirect(self, response: http.Response) -> CommandGenerator[None]:
         """Hand on a redirect without its body, which cannot be searched for the key."""
@@ -520,7 +559,12 @@ class ServingStream(AttemptStream):
     # -- inside a WebSocket
 
     def passthrough(self, event: events.Event) -> CommandGenerator[None]:
-        yield from self._watched(super().passthrough(event))
+        replay = self.replay
+        return self.relay(event) if replay is None or replay.over else replay.handle(event)
+
+    def relay(self, event: events.Event) -> CommandGenerator[None]:
+        """Give *event* to mitmproxy's layer of the socket."""
+        return self._watched(super().passthrough(event))
 
     def _watched(self, relay: CommandGenerator[None]) -> CommandGenerator[None]:
         """Relay, and close the socket when a message tells of a limit in time."""
@@ -548,8 +592,12 @@ class ServingStream(AttemptStream):
         assert flow.websocket is not None
         message = flow.websocket.messages[-1]
         if message.from_client:
+            if self.replay is not None:
+                self.replay.spoiled = True
             if self.socket.client_said(message.content):
                 self.service.served(self.attempts, self.socket.model, None)
+                if len(flow.websocket.messages) == 1 and not self._names_something(message.content):
+                    self.replay = SocketReplay(self, message)
             return False
         if usage := of_frame(message.content):
             self.service.served(self.attempts, self.socket.model, usage, requests=0)
@@ -561,10 +609,25 @@ class ServingStream(AttemptStream):
             return False
         now, model = self.service.now(), self.socket.model
         may_close = not self.socket.answered
-        moves = self.attempts.refused_inside(outcome, model, now, may_close=may_close)
-        if moves:
-            message.drop()
-        return moves
+        return self.attempts.refused_inside(outcome, model, now, may_close=may_close)
+
+    def _names_something(self, content: bytes) -> bool:
+        """Say whether a message names what only the account knows that made it."""
+        head = self._call.head
+        asked = RequestHead(
+            method="POST", host=head.host, port=head.port, path=head.path, headers={}, body=content
+        )
+        return bool(self._call.provider.conversation(asked).named)
+
+    def learn_messages(self, messages: Iterable[WebSocketMessage]) -> None:
+        """Learn what messages of the server say of the account, which nobody else will see."""
+        assert self.socket is not None
+        lease = self._attempts.lease
+        assert lease is not None
+        for message in messages:
+            self.service.observe_events(
+                self._call.provider, lease, message.content, self.socket.model
+            )
 
     def client_leaves(self) -> None:
         if self.attempts is not None:

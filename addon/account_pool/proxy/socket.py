@@ -1,9 +1,10 @@
 """A WebSocket that stays with its account: what its frames say of limits.
 
-The account of a socket is fixed at the handshake; limits arrive as frames, long after.
-Before anything of an answer has come the socket can be closed, and its client opens
-another one, on another account. Messages are read only, and none is ever made up: a
-client that cannot parse one waits in silence (clients.md, section 4).
+The account of a socket is fixed at the handshake; limits arrive as frames, long after. Those
+in its first turn can be replayed (`socket_replay.py`). Later, and before anything of an
+answer has come, the socket is closed behind the limit, and its client opens another one,
+on another account. Messages are read only, and none is ever made up: a client that cannot
+parse one waits in silence (clients.md, section 4).
 """
 
 from __future__ import annotations
@@ -78,7 +79,12 @@ class SocketReader:
             status=101, payload=value, in_stream=True, model=self.model, wall_now=wall_now
         )
         outcome = self.provider.classify(answer)
-        return outcome if outcome.cls in _LIMITS else None
+        return outcome if is_limit(outcome) else None
+
+
+def is_limit(outcome: Outcome) -> bool:
+    """Say whether *outcome* is about the account of a socket."""
+    return outcome.cls in _LIMITS
 
 
 class _Close(events.DataReceived):

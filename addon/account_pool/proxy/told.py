@@ -16,6 +16,8 @@ from account_pool.core.outcome import OutcomeClass
 from account_pool.core.steps import Attempt
 from account_pool.core.story import NOT_KEPT
 
+_EFFECTS = (Kind.COOLDOWN, Kind.DISABLE, Kind.SUSPECT)
+
 #: Header values in a line; `pool.status KEY` shows all of them.
 MAX_VALUES = 3
 
@@ -60,11 +62,13 @@ def _subject(decision: Decision) -> str:
     if decision.cause is not None and decision.by not in (By.SHORTAGE, By.HAND):
         # Else it is not what has just happened, but why it is on cooldown already, or no answer.
         parts.append(_verdict(decision.cause))
-    effect = decision.kind if decision.kind in (Kind.COOLDOWN, Kind.DISABLE) else decision.effect
+    effect = decision.kind if decision.kind in _EFFECTS else decision.effect
     if effect is Kind.DISABLE:
         parts.append("disabled")
     elif effect is Kind.COOLDOWN and decision.until is not None and decision.kind is not Kind.WAIT:
         parts.append(_cools(decision.until - decision.at, decision.covers))
+    elif effect is Kind.SUSPECT and decision.until is not None:
+        parts.append(_asked_last(decision.until - decision.at, decision.covers))
     return f"{name}: {', '.join(parts)}" if parts else name
 
 
@@ -78,6 +82,11 @@ def _verdict(cause: Cause) -> str:
 def _cools(left_s: float, model: str | None) -> str:
     """Return `on cooldown for 38 s (gpt-5)`."""
     return f"on cooldown for {duration(left_s)}" + _in_brackets(one_line(model or ""))
+
+
+def _asked_last(left_s: float, model: str | None) -> str:
+    """Return `asked last for 10 min`: another account shows whose fault it was."""
+    return f"asked last for {duration(left_s)}{f' ({one_line(model)})' if model else ''}"
 
 
 def _of_model(model: str | None) -> str:
@@ -137,9 +146,12 @@ def verdict(attempt: Attempt, attempts: Attempts, now: float) -> str:
     if state.disabled is not None:
         return f"{text}, disabled"
     cooldown = state.cooldown_of(attempts.facts.model, now)
-    if cooldown is None:
+    if cooldown is not None:
+        return f"{text}, {_cools(cooldown.until - now, cooldown.model)}"
+    open_verdict = state.verdict_of(attempts.facts.model)
+    if open_verdict is None:
         return text
-    return f"{text}, {_cools(cooldown.until - now, cooldown.model)}"
+    return f"{text}, {_asked_last(open_verdict.until - now, open_verdict.covered)}"
 
 
 def _why(decision: Decision) -> str:

@@ -1,0 +1,286 @@
+"""The first turn of a WebSocket, sent again on another account inside the open socket.
+
+What the server says to the first `response.create` is held back until it is known, as the
+head of any other answer is: bounded in events, bytes and time. A limit is not handed on.
+Another account is asked for a handshake of its own, and the message is sent there; the
+client keeps its socket and sees the answer only. Past the first turn, or where the message
+names something that an account keeps, a socket stays where it is (`socket.py`).
+
+Bytes are held, not messages, and read beside mitmproxy's layer, which so has nothing to
+forget. Its side towards the server is made anew with the connection: compression has a
+history. The client was promised extensions and a subprotocol at its own handshake: an
+account that grants others cannot take over.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mitmproxy.connection import Connection
+from mitmproxy.proxy import events
+from mitmproxy.proxy.layer import CommandGenerator
+from mitmproxy.proxy.layers.http import (
+    RequestData,
+    RequestEndOfMessage,
+    RequestProtocolError,
+    ResponseData,
+    ResponseEndOfMessage,
+    ResponseHeaders,
+    ResponseProtocolError,
+    SendHttp,
+)
+from mitmproxy.proxy.layers.websocket import (
+    Fragmentizer,
+    WebsocketConnection,
+    WebsocketLayer,
+    WebSocketMessageInjected,
+)
+from mitmproxy.websocket import WebSocketMessage
+from wsproto.connection import ConnectionType
+from wsproto.events import CloseConnection, Message, TextMessage
+from wsproto.extensions import PerMessageDeflate
+from wsproto.frame_protocol import Opcode
+from wsproto.utilities import RemoteProtocolError, split_comma_header
+
+from account_pool.core.outcome import Outcome
+from account_pool.core.steps import Send
+from account_pool.providers.base import LocalAnswer
+from account_pool.proxy.answer import MAX_GATE_BYTES, AnswerReader, Reading
+from account_pool.proxy.harmless import harmless
+from account_pool.proxy.socket import closing_event, is_limit
+
+if TYPE_CHECKING:
+    from account_pool.proxy.serving import ServingStream
+
+#: Messages that are held at most (design.md, section 7).
+MAX_GATE_MESSAGES = 64
+#: How long another account may take to accept a handshake.
+HANDSHAKE_S = 30.0
+#: What a handshake promises to its client.
+_PROMISED = ("sec-websocket-extensions", "sec-websocket-protocol")
+
+
+class SocketReplay:
+    """Holds back the answer to the first message of a socket, and sends that elsewhere.
+
+    Args:
+        stream: of the socket.
+        create: the message that began the turn.
+
+    Attributes:
+        over: everything goes its usual way from here on.
+        spoiled: the client has said more: that message alone is not what it said.
+    """
+
+    def __init__(self, stream: ServingStream, create: WebSocketMessage) -> None:
+        self.over = False
+        self.spoiled = False
+        self._stream = stream
+        self._create = create
+        self._held: list[bytes] = []
+        self._size = 0
+        self._messages: list[WebSocketMessage] = []
+        self._pieces: list[bytes] = []
+        self._parser = self._side(stream.context.server)
+        #: of the answer to another handshake, while one is under way
+        self._reader: AnswerReader | None = None
+        self._opening = False
+        #: what the client did meanwhile
+        self._queued: list[events.Event] = []
+
+    def handle(self, event: events.Event) -> CommandGenerator[None]:
+        """Handle an event of the socket in place of mitmproxy's layer."""
+        if isinstance(event, events.Wakeup):
+            return self._stream.woke(event)
+        return self._while_opening(event) if self._opening else self._while_holding(event)
+
+    # -- the answer is held back
+
+    def _while_holding(self, event: events.Event) -> CommandGenerator[None]:
+        if isinstance(event, ResponseData):
+            if not self._held:
+                gate_s = self._stream.service.settings.gate_s
+                yield from self._stream.set_timer(gate_s, self._release)
+            yield from self._hold(event.data)
+            return
+        if isinstance(event, ResponseEndOfMessage | ResponseProtocolError):
+            yield from self._release()
+        yield from self._stream.relay(event)
+
+    def _hold(self, data: bytes) -> CommandGenerator[None]:
+        self._held.append(data)
+        self._size += len(data)
+        try:
+            self._parser.receive_data(data)
+            for event in self._parser.events():
+                if isinstance(event, CloseConnection):
+                    yield from self._release()
+                elif isinstance(event, Message):
+                    yield from self._piece(event)
+                if self.over or self._opening:
+                    return
+        except RemoteProtocolError:
+            # For mitmproxy to say.
+            yield from self._release()
+            return
+        if self._size > MAX_GATE_BYTES or len(self._messages) > MAX_GATE_MESSAGES:
+            yield from self._release()
+
+    def _piece(self, event: Message[Any]) -> CommandGenerator[None]:
+        """Take a piece of a message; the last one tells what the message is."""
+        is_text = isinstance(event, TextMessage)
+        self._pieces.append(event.data.encode() if is_text else bytes(event.data))
+        if not event.message_finished:
+            return
+        content, self._pieces = b"".join(self._pieces), []
+        kind = Opcode.TEXT if is_text else Opcode.BINARY
+        self._messages.append(WebSocketMessage(kind, False, content))
+        socket, stream = self._stream.socket, self._stream
+        assert socket is not None
+        outcome = socket.server_said(content, stream.service.wall_now())
+        if outcome is not None:
+            yield from self._refused(outcome)
+        elif socket.answered:
+            yield from self._release()
+
+    def _release(self) -> CommandGenerator[None]:
+        """Hand on what was held, as it came."""
+        self.over = True
+        self._stream.clear_timer()
+        held, self._held = self._held, []
+        for data in held:
+            yield from self._stream.relay(ResponseData(self._stream.stream_id, data))
+
+    # -- elsewhere
+
+    def _refused(self, outcome: Outcome) -> CommandGenerator[None]:
+        send = None
+        if not (self.spoiled or self._create.dropped):
+            with harmless:
+                self._stream.learn_messages(self._messages)
+            send = self._move(outcome)
+        if send is None:
+            # Nothing has changed: it is treated as in any later turn.
+            yield from self._release()
+            return
+        yield from self._open(send)
+
+    def _move(self, outcome: Outcome | None) -> Send | None:
+        stream = self._stream
+        assert stream.attempts is not None
+        assert stream.socket is not None
+        return stream.attempts.move_inside(outcome, stream.socket.model, stream.service.now())
+
+    def _open(self, send: Send) -> CommandGenerator[None]:
+        """Ask the account of *send* for a handshake behind the open socket."""
+        stream = self._stream
+        stream.clear_timer()
+        yield from stream.cancel_attempt("refused")
+        self._opening, self._reader = True, None
+        outgoing = stream.outgoing(send.lease)
+        if isinstance(outgoing, LocalAnswer) or (yield from stream.connect(outgoing, fresh=True)):
+            yield from self._failed(None)
+            return
+        self._socket.server_ws = self._side(stream.context.server)
+        yield from stream.set_timer(HANDSHAKE_S, lambda: self._failed(None))
+        yield from stream.send_attempt(outgoing.request)
+        stream.service.later(stream.show_replay)
+
+    def _while_opening(self, event: events.Event) -> CommandGenerator[None]:
+        stream = self._stream
+        match event:
+            case ResponseHeaders():
+                self._reader = AnswerReader(event.response, stream.provider)
+            case ResponseData() if self._reader is not None:
+                if self._reader.feed(event.data) is Reading.REFUSED:
+                    yield from self._failed(self._handshake_outcome())
+            case ResponseEndOfMessage() if self._reader is not None:
+                if self._is_accepted(self._reader):
+                    yield from self._opened(self._reader)
+                else:
+                    self._reader.end()
+                    yield from self._failed(self._handshake_outcome())
+            case ResponseProtocolError() | ResponseEndOfMessage():
+                stream.forget_attempt()
+                yield from self._failed(self._handshake_outcome())
+            case RequestEndOfMessage() | RequestProtocolError():
+                self.over = True
+                stream.clear_timer()
+                stream.settle(served=False, left=True)
+                yield from stream.cancel_attempt("client left")
+                yield from stream.relay(event)
+            case RequestData() | events.MessageInjected():
+                self._queued.append(event)
+            case _:
+                yield from stream.relay(event)
+
+    def _is_accepted(self, reader: AnswerReader) -> bool:
+        promised, granted = self._stream.flow.response, reader.response
+        assert promised is not None
+        return granted.status_code == 101 and all(
+            promised.headers.get(name) == granted.headers.get(name) for name in _PROMISED
+        )
+
+    def _handshake_outcome(self) -> Outcome | None:
+        """Return what the refused handshake says against its account, if it says anything."""
+        reader, stream = self._reader, self._stream
+        if reader is None or reader.response.status_code < 400:
+            return None
+        assert stream.socket is not None
+        answer = reader.answer(stream.socket.model, stream.service.wall_now())
+        outcome = stream.provider.classify(answer)
+        return outcome if is_limit(outcome) else None
+
+    def _opened(self, reader: AnswerReader) -> CommandGenerator[None]:
+        """The other account takes the socket over: send it what the client has said."""
+        stream = self._stream
+        assert stream.attempts is not None
+        stream.clear_timer()
+        stream.attempts.committed(stream.service.now())
+        stream.learn_head(reader.response)
+        self._held, self._messages, self._size = [], [], 0
+        self._parser = self._side(stream.context.server)
+        self._opening = False
+        side = self._socket.server_ws
+        for piece in Fragmentizer([], self._create.is_text)(self._create.content):
+            assert stream.attempt_id is not None
+            data = RequestData(stream.attempt_id, side.send(piece))
+            yield SendHttp(data, stream.context.server)
+        queued, self._queued = self._queued, []
+        for event in queued:
+            yield from stream.passthrough(event)
+
+    def _failed(self, outcome: Outcome | None) -> CommandGenerator[None]:
+        """Ask yet another account; if there is none, hand on the refusal, and close."""
+        stream = self._stream
+        yield from stream.cancel_attempt("refused")
+        send = self._move(outcome)
+        if send is not None:
+            yield from self._open(send)
+            return
+        self.over = True
+        stream.clear_timer()
+        stream.settle(served=False)
+        for message in self._messages:
+            yield from stream.relay(WebSocketMessageInjected(stream.flow, message))
+        yield from stream.relay(closing_event(self._socket, stream.service.wall_now()))
+
+    # -- the socket
+
+    @property
+    def _socket(self) -> WebsocketLayer:
+        socket = self._stream.child_layer
+        assert isinstance(socket, WebsocketLayer)
+        return socket
+
+    def _side(self, connection: Connection) -> WebsocketConnection:
+        """Return a side towards the server, as mitmproxy's layer makes it at its start."""
+        response = self._stream.flow.response
+        assert response is not None
+        extensions = []
+        granted = response.headers.get("sec-websocket-extensions", "")
+        for name in split_comma_header(granted.encode("ascii", "replace")) if granted else ():
+            if name.split(";", 1)[0].strip() == PerMessageDeflate.name:
+                extensions.append(PerMessageDeflate())
+                extensions[-1].finalize(name)
+        return WebsocketConnection(ConnectionType.CLIENT, extensions, conn=connection)
