@@ -70,6 +70,7 @@ class FakeProxy:
         self.environ: dict[str, str] = {}
         self.added = hosting.AddedFile(None if in_memory else folder / "state.sqlite")
         self.sums: dict[tuple[str, ...], dict[str, float]] = {}
+        self.resets: dict[tuple[str, ...], dict[str, float]] = {}
         self.rules = Rules()
         hands = hosting.Hands(
             main=lambda: self.main,
@@ -77,7 +78,7 @@ class FakeProxy:
             known=lambda: BUILT_IN,
             read_again=self._read_again,
             forget=lambda key: self.service.pool.remove(key, now=self.clock.now()),
-            usage=self._usage,
+            counted=self._counted,
             ready=lambda: True,
             rules=lambda: self.rules,
         )
@@ -97,8 +98,8 @@ class FakeProxy:
             kept = config.with_added(kept, self.added.known, self.environ)
         update_pool(self.service, kept.accounts)
 
-    async def _usage(self) -> dict[tuple[str, ...], dict[str, float]]:
-        return self.sums
+    async def _counted(self, name: str) -> dict[tuple[str, ...], dict[str, float]]:
+        return self.sums if name == "usage" else self.resets
 
 
 def write(path: Path, text: str) -> None:

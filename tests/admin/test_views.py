@@ -190,11 +190,23 @@ SUMS = {
 
 
 def test_usage_by_day():
-    days = views.usage_view(SUMS)["days"]
+    days = views.usage_view(SUMS, {})["days"]
     assert [(row["day"], row["model"], row["requests"]) for row in days] == [
         ("2026-11-21", "a", 3), ("2026-11-21", "gpt-5", 2), ("2026-11-20", "gpt-5", 1),
     ]  # fmt: skip
     assert set(days[0]) == {"day", "account", "model", *views.AMOUNTS}
+
+
+def test_what_was_left_of_windows_when_they_were_reset():
+    resets = {
+        ("2026-11-20", "openai/one", "7d"): {"resets": 1, "left": 0.5},
+        ("2026-11-21", "openai/one", "5h"): {"resets": 4, "left": 1.0},
+        ("2026-11-21", "openai/two", "5h"): {"left": 1.0},
+    }
+    assert views.usage_view({}, resets)["windows"] == [
+        {"day": "2026-11-21", "account": "openai/one", "window": "5h", "resets": 4, "left": 0.25},
+        {"day": "2026-11-20", "account": "openai/one", "window": "7d", "resets": 1, "left": 0.5},
+    ]
 
 
 def test_usage_of_today():

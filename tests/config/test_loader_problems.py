@@ -18,7 +18,8 @@ HOW_TOKEN = (
 )
 KEYS = (
     "provider, label, token, account_type, priority, weight, models, max_concurrent, "
-    "min_interval, enabled, account_id, project, organization, openai_project, host, deployments"
+    "min_interval, enabled, reserve, account_id, project, organization, openai_project, host, "
+    "deployments"
 )
 HOW_ACCOUNTS = "list accounts below it, each beginning with `- provider: ...`"
 HOSTS = 'write a list such as ["llm.example.com", "localhost:9443"]'
@@ -517,7 +518,7 @@ def test_wrong_providers_are_all_named() -> None:
         (
             "strategy: least-bussy",
             '"least-bussy" is not accepted; write one of round-robin, least-busy, least-recent, '
-            "fill-first, most-headroom",
+            "fill-first, most-headroom, soonest-reset",
         ),
         ("max_wiat: 3", "unknown option; did you mean max_wait?"),
         ("max_attempts: 1.5", "1.5 is not a whole number; write a number of 1 or more such as 10"),

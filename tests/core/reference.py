@@ -23,6 +23,8 @@ class Member:
     last_used: int = 0
     passed_over: int = 0
     next_start_at: float = -inf
+    asked_at: float = -inf
+    forgot_at: float = -inf
     windows: dict[tuple[str, str | None], Window] = field(default_factory=dict)
 
     def covering(self, model: str | None, now: float) -> list[Window]:
@@ -32,6 +34,19 @@ class Member:
             for window in self.windows.values()
             if now < window.expires_at and covers(window.model, model)
         ]
+
+    def observe(self, window: Window, now: float) -> None:
+        self.forgot_at = self.forgot(now)
+        self.windows[window.name, window.model] = window
+
+    def forget(self, now: float) -> None:
+        self.windows.clear()
+        self.forgot_at = now
+
+    def forgot(self, now: float) -> float:
+        """When a long window was forgotten last."""
+        over = [w.reset_at for w in self.windows.values() if w.long and w.reset_at <= now]
+        return max([self.forgot_at, *over])
 
     def spent(self, model: str | None, now: float) -> bool:
         return any(w.share < 0.02 and w.long for w in self.covering(model, now))
@@ -118,11 +133,24 @@ class Reference:
                 return (member.last_used, member.added)
             case "fill-first":
                 return (member.account.label,)
+            case "soonest-reset":
+                long = [
+                    (w.length_s or w.reset_at - w.told_at, w.reset_at)
+                    for w in self.members_windows(member, model, now)
+                ]
+                # Whom nothing is known of is asked once, before all others.
+                asked = bool(long) or member.forgot(now) <= member.asked_at > -inf
+                return (asked, max(long)[1] if long else inf, member.last_used, member.added)
             case "most-headroom":
                 told = [(w.share, -w.reset_at) for w in member.covering(model, now)]
                 share, reset_at = min([(1.0, -inf), *told])
                 return (-share, -reset_at, member.last_used, member.added)
         raise AssertionError(self.strategy)
+
+    @staticmethod
+    def members_windows(member: Member, model: str | None, now: float) -> list[Window]:
+        """The long windows with a known reset that a request for *model* falls under."""
+        return [w for w in member.covering(model, now) if w.long and w.reset_at < inf]
 
     def ring(self, pool: Pool, member: Member, now: float) -> tuple[bool, bool, int]:
         """Whose turns count together: a tier, or the suspect or nearly spent accounts of one."""
@@ -146,7 +174,7 @@ class Reference:
         again = cursor == member.added and turns < member.account.weight
         self.cursor[ring] = (member.added, turns + 1 if again else 1)
         member.in_flight += 1
-        member.last_used = self.tick()
+        member.last_used, member.asked_at = self.tick(), now
         member.passed_over = 0
         self.start(member, now)
 

@@ -252,7 +252,7 @@ class PoolMachine(RuleBasedStateMachine):
     def clear_cooldown(self, who: int) -> None:
         key = self.someone(who)
         self.pool.clear_cooldown(key, now=self.now)
-        self.reference.members[key.label].windows.clear()
+        self.reference.members[key.label].forget(self.now)
         state = self.pool.get(key)
         assert not any(cooling(state, model, self.now) for model in MODELS)
         assert state.enabled is state.account.enabled
@@ -273,7 +273,7 @@ class PoolMachine(RuleBasedStateMachine):
     def observe_headroom(self, who: int, told: Window) -> None:
         key, window = self.someone(who), told.later(self.now)
         self.pool.observe_headroom(key, [window], now=self.now)
-        self.reference.members[key.label].windows[window.name, window.model] = window
+        self.reference.members[key.label].observe(window, self.now)
 
     @rule()
     def pass_over(self) -> None:

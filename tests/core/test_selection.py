@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from account_pool.core.account import Account
-from account_pool.core.headroom import UNKNOWN
+from account_pool.core.headroom import UNKNOWN, Window
 from account_pool.core.lease import Lease
 from account_pool.core.pool import Pool
 from account_pool.core.selection import POLICIES
@@ -55,6 +55,7 @@ def test_the_names_are_those_of_the_option() -> None:
         "least-recent",
         "fill-first",
         "most-headroom",
+        "soonest-reset",
     ]
 
 
@@ -285,6 +286,55 @@ def test_most_headroom_forgets_the_window_of_a_model_when_it_ends() -> None:
     pool.observe_headroom(key("b"), [window(0.5, reset_at=1000.0)], now=0.0)
     assert order(pool, now=59.0) == ["b", "a"]
     assert order(pool, now=60.0) == ["a", "b"]
+
+
+# -- soonest-reset: what is lost first is used first
+
+
+def week(share: float, reset_at: float, **changes: Any) -> Window:
+    return window(share, reset_at=reset_at, **{"name": "7d", "length_s": 604_800.0} | changes)
+
+
+def test_soonest_reset_takes_the_long_window_that_ends_first() -> None:
+    pool = pool_of("a", "b", "c", "d", strategy="soonest-reset")
+    for label, reset_at in [("a", 90_000.0), ("b", 50_000.0), ("c", 70_000.0)]:
+        # A window of hours ends before each of them: the week is what counts.
+        hours = window(0.5, name="5h", length_s=18_000.0, reset_at=60_000.0 - reset_at / 2)
+        pool.observe_headroom(key(label), [hours, week(0.5, reset_at)], now=0.0)
+    # Whom nothing is known of is asked once; what tells of nothing then comes last.
+    assert order(pool) == ["d", "b", "c", "a"]
+    assert served(pool, 3) == ["d", "b", "b"]
+    assert order(pool) == ["b", "c", "a", "d"]
+
+
+def test_soonest_reset_needs_room() -> None:
+    pool = pool_of("a", "b", strategy="soonest-reset")
+    pool.observe_headroom(key("a"), [week(0.01, 50_000.0)], now=0.0)
+    pool.observe_headroom(key("b"), [week(0.5, 90_000.0)], now=0.0)
+    assert order(pool) == ["b", "a"]
+
+
+def test_soonest_reset_forgets_a_window_that_was_reset() -> None:
+    pool = pool_of("a", "b", strategy="soonest-reset")
+    pool.observe_headroom(key("a"), [week(0.5, 50_000.0)], now=0.0)
+    pool.observe_headroom(key("b"), [week(0.5, 90_000.0)], now=0.0)
+    assert served(pool, 2, now=49_999.0) == ["a", "a"]
+    # What is known of `a` is older than its reset. It is asked once, and tells nothing.
+    assert served(pool, 3, now=50_000.0) == ["a", "b", "b"]
+    pool.observe_headroom(key("a"), [week(0.9, 80_000.0)], now=50_001.0)
+    assert served(pool, 2, now=50_002.0) == ["a", "a"]
+
+
+def test_soonest_reset_asks_about_the_model() -> None:
+    pool = pool_of("a", "b", strategy="soonest-reset")
+    pool.observe_headroom(key("a"), [week(0.5, 90_000.0)], now=0.0)
+    pool.observe_headroom(
+        key("b"),
+        [week(0.5, 95_000.0, length_s=400_000.0), week(0.5, 50_000.0, model="*opus*")],
+        now=0.0,
+    )
+    assert order(pool, model="claude-opus-4") == ["b", "a"]
+    assert order(pool, model="claude-sonnet-4") == ["a", "b"]
 
 
 # -- an account that has used up nearly all of a long window

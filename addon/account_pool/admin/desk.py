@@ -24,7 +24,8 @@ class Desk:
         service: the pool and its sessions.
         actions: what changes it.
         decided: how often what was decided.
-        usage: returns what was served, by (day, account, model).
+        counted: returns the sums of a counter: "usage" by (day, account, model), "resets" by
+            (day, account, window).
         instance: a name of this run of the proxy.
         started_at: when it was started, monotonic seconds.
         ready: returns whether it serves.
@@ -33,7 +34,7 @@ class Desk:
     service: Service
     actions: Actions
     decided: Decided
-    usage: Callable[[], Awaitable[Sums]]
+    counted: Callable[[str], Awaitable[Sums]]
     instance: str
     started_at: float
     ready: Callable[[], bool]
@@ -43,7 +44,7 @@ class Desk:
 
     async def beside(self) -> views.Beside:
         """Return what is told of accounts beside the accounts themselves."""
-        sums, moment = await self.usage(), self.moment()
+        sums, moment = await self.counted("usage"), self.moment()
         return views.Beside(
             sessions=views.sessions_by_account(self.service.sessions, moment.now),
             usage=views.usage_of_day(sums, views.day_of(moment.wall_now)),

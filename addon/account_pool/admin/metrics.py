@@ -140,6 +140,7 @@ def read(service: Service, decided: Decided) -> Iterator[Metric]:
     yield from _served(service.usages.totals)
     yield from _accounts(states, service.now())
     yield _headroom(states, Moment(service.now(), service.wall_now()))
+    yield from _resets(service.resets.totals)
     yield GaugeMetricFamily(
         "account_pool_sessions", "Conversations that are known.", value=len(service.sessions)
     )
@@ -211,7 +212,23 @@ def _accounts(states: Iterable[AccountState], now: float) -> Iterator[Metric]:
 
 
 def _remaining(state: AccountState, now: float) -> float:
-    return max((c.until - now for c in state.cooldowns.values() if c.active(now)), default=0.0)
+    return max((c.until - now for c in state.holds() if c.active(now)), default=0.0)
+
+
+def _resets(totals: Mapping[tuple[str, str], tuple[int, float]]) -> Iterator[Metric]:
+    """What was not used of the long windows: the mean is the second by the first."""
+    yield _counter(
+        "account_pool_window_resets",
+        "Resets of windows longer than an hour.",
+        ("account", "window"),
+        [(of, count) for of, (count, _left) in totals.items()],
+    )
+    yield _counter(
+        "account_pool_window_left_at_reset_ratio",
+        "Shares of those windows that were left when they were reset, added up.",
+        ("account", "window"),
+        [(of, left) for of, (_count, left) in totals.items()],
+    )
 
 
 def _headroom(states: Iterable[AccountState], moment: Moment) -> Metric:

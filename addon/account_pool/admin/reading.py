@@ -48,5 +48,8 @@ async def sessions(desk: Desk, asked: SessionsQuery) -> Json:
 async def usage(desk: Desk, asked: UsageQuery) -> Json:
     today = datetime.fromtimestamp(desk.service.wall_now(), UTC).date()
     first = (today - timedelta(days=asked.days - 1)).isoformat()
-    sums = await desk.usage()
-    return views.usage_view({key: amounts for key, amounts in sums.items() if key[0] >= first})
+    served, resets = [
+        {key: amounts for key, amounts in sums.items() if key[0] >= first}
+        for sums in (await desk.counted("usage"), await desk.counted("resets"))
+    ]
+    return views.usage_view(served, resets)

@@ -99,6 +99,7 @@ SCHEMAS: Mapping[str, Schema] = {
         priority={"type": "integer"},
         weight={"type": "integer", "minimum": 1},
         models=_list(_TEXT),
+        reserve={"type": "object", "additionalProperties": {"type": "number"}},
         max_concurrent=_or_null({"type": "integer", "minimum": 1}),
         min_interval_s=_SECONDS,
         placeholder={"type": "string", "description": "what flows show instead of the credential"},
@@ -186,7 +187,20 @@ SCHEMAS: Mapping[str, Schema] = {
     "Usage": _object(
         days=_list(
             _object(day={"type": "string", "format": "date"}, account=_KEY, model=_TEXT, **_AMOUNTS)
-        )
+        ),
+        windows=_list(
+            _object(
+                day={"type": "string", "format": "date"},
+                account=_KEY,
+                window=_TEXT,
+                resets=_COUNT,
+                left={
+                    "type": "number",
+                    "description": "share that was left when the window was reset, 0 to 1: the "
+                    "mean of the day",
+                },
+            )
+        ),
     ),
     "Health": _object(
         status={"const": "ok"},

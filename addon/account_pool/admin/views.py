@@ -100,6 +100,7 @@ def account_view(state: AccountState, moment: Moment, beside: Beside) -> Json:
         "priority": account.priority,
         "weight": account.weight,
         "models": list(account.models.globs),
+        "reserve": dict(account.reserve),
         "max_concurrent": account.max_concurrent,
         "min_interval_s": account.min_interval_s,
         "placeholder": f"pool:{state.key}",
@@ -171,7 +172,7 @@ def _cause_view(cause: Cause) -> Json:
 
 
 def _active(state: AccountState, now: float) -> list[Cooldown]:
-    return [c for c in state.cooldowns.values() if c.active(now)]
+    return [c for c in state.holds() if c.active(now)]
 
 
 def _seconds(duration: float) -> float:
@@ -208,11 +209,30 @@ def sessions_by_account(sessions: Sessions, now: float) -> Mapping[AccountKey, i
 # -- usage
 
 
-def usage_view(sums: Sums) -> Json:
-    """Return what was served, by day, account and model, the newest day first."""
+def usage_view(sums: Sums, resets: Sums) -> Json:
+    """Return what was served, by day, account and model, the newest day first.
+
+    And what was left of long windows when they were reset, on average, as reported last.
+    """
+    windows = [
+        {
+            "day": day,
+            "account": account,
+            "window": window,
+            "resets": int(count),
+            "left": round(amounts.get("left", 0.0) / count, 4),
+        }
+        for day, account, window in _newest_first(resets)
+        if (count := (amounts := resets[day, account, window]).get("resets", 0.0))
+    ]
+    days = [{**_usage_key(key), **whole(sums[key])} for key in _newest_first(sums)]
+    return {"days": days, "windows": windows}
+
+
+def _newest_first(sums: Sums) -> list[tuple[str, ...]]:
     keys = sorted(sums, key=lambda key: key[1:])
     keys.sort(key=lambda key: key[0], reverse=True)
-    return {"days": [{**_usage_key(key), **whole(sums[key])} for key in keys]}
+    return keys
 
 
 def usage_of_day(sums: Sums, day: str) -> Mapping[str, Mapping[str, int]]:

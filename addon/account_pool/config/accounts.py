@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from account_pool.config.tokens import source_of
 from account_pool.config.user_providers import Providers
 from account_pool.config.values import AccountEntry
 from account_pool.core.account import Account, ModelFilter, normalise_label
+from account_pool.core.reserve import is_window
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.sources import Source, ValueSource
@@ -27,6 +28,7 @@ from account_pool.providers.base import Provider
 
 #: RFC 9110, section 5.5.
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*\Z")
+_PERCENT = re.compile(r"([0-9]{1,2}(?:\.[0-9]+)?)\s*%")
 _HOW = "list accounts below it, each beginning with `- provider: ...`"
 
 
@@ -88,11 +90,13 @@ class _Reader:
         label = self._label((*loc, "label"), provider, value.get("label"))
         self._models((*loc, "models"), value.get("models"))
         self._host((*loc, "host"), value.get("host"), known)
+        reserve = self._reserve((*loc, "reserve"), value.get("reserve"), known)
         self._companions(loc, value, known)
         source = self._source((*loc, "token"), value, known, label)
         if len(document.problems) > before or source is None or known is None:
             return None
-        account = _account(AccountShape.model_validate(shaped), provider, label, own)
+        shape = AccountShape.model_validate(shaped)
+        account = replace(_account(shape, provider, label, own), reserve=reserve)
         return AccountEntry(account, source, known, document.line(loc))
 
     def _provider(self, loc: Loc, written: Any) -> str:
@@ -139,6 +143,28 @@ class _Reader:
         for i, glob in enumerate(written if isinstance(written, list) else ()):
             if glob == "!":
                 self.document.problem((*loc, i), '"!" excludes nothing', 'write "!name*"')
+
+    def _reserve(self, loc: Loc, written: Any, known: Provider | None) -> dict[str, float]:
+        """Return the share of each window that is left to the owner, 0 to 1."""
+        shares: dict[str, float] = {}
+        if not isinstance(written, dict) or known is None:
+            return shares
+        for name, share in written.items():
+            if not is_window(str(name), known.windows):
+                remedy = "remove it: its answers report no windows"
+                if known.windows:
+                    remedy = "write one of " + ", ".join(known.windows)
+                self.document.problem((*loc, name), f"{known.name} has no such window", remedy)
+            found = _PERCENT.fullmatch(share) if isinstance(share, str) else None
+            if found is None:
+                self.document.problem(
+                    (*loc, name),
+                    f"{shown(share)} is not a share of the window",
+                    "write a percentage below 100, such as 15%",
+                )
+            else:
+                shares[str(name)] = float(found[1]) / 100.0
+        return shares
 
     def _host(self, loc: Loc, written: Any, known: Provider | None) -> None:
         """Check the host of an account: its credential follows it there."""

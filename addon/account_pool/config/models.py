@@ -82,6 +82,10 @@ _TOKEN_SCHEMA = {
         },
     ],
 }
+_RESERVE_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": {"type": "string", "pattern": r"^[0-9]{1,2}(\.[0-9]+)?\s*%$"},
+}
 _POINTER_SCHEMA = {"type": "string", "pattern": "^/", "description": "RFC 6901"}
 _RESET_SCHEMA: Mapping[str, Any] = {
     "description": "Where the reset is named; default wherever resets usually stand.",
@@ -129,6 +133,9 @@ class AccountShape(_Shape):
     )
     min_interval: float = Field(0.0, ge=0, description="Seconds between the starts of requests.")
     enabled: bool = Field(True, description="false keeps it in the file but out of use.")
+    reserve: Annotated[dict[str, Any], WithJsonSchema(_RESERVE_SCHEMA)] = Field(
+        {}, description="Share of each window that is left to the owner, such as 5h: 15%."
+    )
     account_id: Text | None = Field(None, description="ChatGPT account of a Codex token.")
     project: Text | None = Field(None, description="Project of a Gemini CLI account.")
     organization: Text | None = Field(None, description="OpenAI organization.")

@@ -113,8 +113,16 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
         "round-robin",
         "How the account of a request is selected among the available ones of the best "
         "priority: the next in turn, the one with the fewest requests in flight, the least "
-        "recently used, always the first, or the one with the largest known remaining share.",
-        choices=("round-robin", "least-busy", "least-recent", "fill-first", "most-headroom"),
+        "recently used, always the first, the one with the largest known remaining share, or the "
+        "one whose long window is reset soonest.",
+        choices=(
+            "round-robin",
+            "least-busy",
+            "least-recent",
+            "fill-first",
+            "most-headroom",
+            "soonest-reset",
+        ),
     ),
     PoolOption(
         "max_attempts",

@@ -79,6 +79,7 @@ class Account:
         min_interval_s: seconds between the starts of two requests on it.
         enabled: False keeps it in the file but out of use.
         account_type: Copilot plan: individual, business or enterprise.
+        reserve: share of a window that is left to its owner, 0 to 1, by the window's name.
         companions: what moves together with the credential: account_id, project,
             organization, openai_project, host, deployments...
 
@@ -95,6 +96,7 @@ class Account:
     min_interval_s: float = 0.0
     enabled: bool = True
     account_type: str | None = None
+    reserve: Mapping[str, float] = field(default_factory=dict)
     companions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ and its record says until when.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -73,6 +73,17 @@ def refused(
         _cools(decisions, state.key, cooldown, by, now)
     else:
         record(decisions, state, was, by, now)
+
+
+def reserved(
+    decisions: Decisions, state: AccountState, was: Iterable[Cooldown], now: float
+) -> None:
+    """Record that no more than its owner's reserve is left of a window of *state*."""
+    kept = {(cooldown.model, cooldown.until) for cooldown in was}
+    for cooldown in state.reserved:
+        if (cooldown.model, cooldown.until) not in kept:
+            decision = _of_cooldown(state.key, Kind.COOLDOWN, cooldown, By.RESERVE, now)
+            decisions.add(decision)
 
 
 def removed(decisions: Decisions, key: AccountKey, now: float) -> None:

@@ -55,6 +55,8 @@ class By(StrEnum):
     ALL = "a refusal of all accounts"
     #: an account of the same organisation, team or project was refused
     OWNER = "a refusal of an account of the same owner"
+    #: no more is left of a window than its owner keeps
+    RESERVE = "its reserve"
     #: nobody can serve a request now
     SHORTAGE = "a shortage"
     #: a request was answered well although its account should cool

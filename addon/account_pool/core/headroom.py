@@ -136,6 +136,16 @@ class Picture(NamedTuple):
         covering = [w for w in self.narrow if covers(w.model, model)]
         return _tightest(covering, self.share, self.reset_at)
 
+    def long_reset(self, model: str | None) -> float:
+        """Return when the longest of the long windows for *model* is reset; infinity: unknown.
+
+        A window of hours is part of a week that is lost with it: the longest counts.
+        """
+        told = [w for w in self.windows.values() if w.long and w.reset_at < inf]
+        covering = [w for w in told if covers(w.model, model)]
+        longest = max(covering, key=lambda w: w.length_s or w.reset_at - w.told_at, default=None)
+        return inf if longest is None else longest.reset_at
+
     def is_spent(self, model: str | None) -> bool:
         """Say whether new conversations with *model* should begin elsewhere."""
         return bool(self.spent) and any(covers(covered, model) for covered in self.spent)

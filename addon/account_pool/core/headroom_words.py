@@ -49,6 +49,15 @@ class Asked(NamedTuple):
     wall_now: float | None
 
 
+_COUNTS = ("requests", "tokens", "input-tokens", "output-tokens")
+_PER = ("minute", "hour", "day", "month")
+#: What providers call windows that they count in requests or tokens (sections 2.3, 4, 8).
+COUNTED_WINDOWS = (
+    *_COUNTS,
+    *(f"{count}-{per}" for count in _COUNTS[:2] for per in _PER),
+    *_PER,
+)
+
 #: What is said of one window, by the word that says it: `limit`, `reset`.
 Told = Mapping[str, object]
 #: (name of the window, what is told, of which answer) -> the window

@@ -7,13 +7,16 @@ so that the next account is given them one by one (`ramp`).
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from math import inf
 
 from sortedcontainers import SortedDict
 
+from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import covers
+from account_pool.core.headroom import Window
 from account_pool.core.ramp import RAMP_S, Ramp
+from account_pool.core.reserve import reserved
 from account_pool.core.selection import SelectionPolicy
 from account_pool.core.state import AccountState
 from account_pool.core.verdicts import RefusedByAll
@@ -25,9 +28,13 @@ MAX_SWITCHES = 128
 class Members:
     """The accounts of one provider: by label, and in the order of the policy."""
 
-    def __init__(self, policy: SelectionPolicy) -> None:
+    def __init__(
+        self, policy: SelectionPolicy, on_reset: Callable[[AccountKey, Window], None]
+    ) -> None:
         self.by_label: dict[str, AccountState] = {}
         self.policy = policy
+        #: called with a long window that was reset, as it was told last
+        self.on_reset = on_reset
         self.alarms: SortedDict[tuple[float, int], AccountState] = SortedDict()
         #: what a cooldown has covered lately, and when it began: its requests go elsewhere
         self.switched: dict[str | None, float] = {}
@@ -42,13 +49,13 @@ class Members:
     def place(self, state: AccountState, now: float) -> None:
         """Put *state* where it belongs now, and set the alarm for when that changes."""
         if state.picture.changes_at <= now:
-            state.picture = state.picture.at(now)
+            self.reset(state, now)
         if state.verdicts:
             state.verdicts = {c: v for c, v in state.verdicts.items() if v.active(now)}
         until = inf
         if state.enabled and state.credentials and not state.full:
             until = state.next_start_at
-            if state.cooldowns:
+            if state.limited:
                 until = max(until, state.cooling_until(None, now))
         if until <= now:
             self.policy.add(state)
@@ -63,6 +70,15 @@ class Members:
         self.refused.drop(what)
         if started_at > self.address_limited_at:
             self.address_limited_until = -inf
+
+    def reset(self, state: AccountState, now: float) -> None:
+        """Forget what is no longer true of the windows of *state*, and say which were reset."""
+        for window in state.picture.windows.values():
+            if window.long and window.reset_at <= now:
+                state.untold_at = max(state.untold_at, window.reset_at)
+                self.on_reset(state.key, window)
+        state.picture = state.picture.at(now)
+        state.reserved = reserved(state.account.reserve, state.picture, now)
 
     def note_switch(self, covered: str | None, now: float) -> None:
         """Requests for *covered* (None: all) have to go to another account from now on."""

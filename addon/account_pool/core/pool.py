@@ -42,6 +42,7 @@ from account_pool.core.members import Members
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.owners import Owners
 from account_pool.core.ramp import Ramp
+from account_pool.core.reserve import reserved
 from account_pool.core.saved import Saved
 from account_pool.core.selection import POLICIES
 from account_pool.core.shortage import shortage
@@ -77,6 +78,8 @@ class Pool:
         decisions: what was decided, and why.
         touched: accounts that are no longer as they were saved; emptied by whoever
             saves them.
+        on_reset: called with an account and a window of it longer than an hour that was reset,
+            as it was told last: what was left of it is lost.
         seek: called with a provider of which nobody can serve: looks for credentials that
             could not be read, and returns whether there are new ones.
     """
@@ -99,6 +102,7 @@ class Pool:
         self._admission = Admission()
         self.touched: set[AccountKey] = set()
         self.seek: Callable[[str], bool] = lambda _provider: False
+        self.on_reset: Callable[[AccountKey, Window], None] = lambda _key, _window: None
         self.decisions = Decisions()
         #: one of those has learnt what must not be lost, or it would be refused again
         self.pressing = False
@@ -131,7 +135,7 @@ class Pool:
         """
         members = self._members.get(account.provider)
         if members is None:
-            members = self._members[account.provider] = Members(self._policy())
+            members = self._members[account.provider] = Members(self._policy(), self._window_reset)
         if account.label in members.by_label:
             raise DuplicateAccount(account.key)
         state = AccountState(
@@ -174,6 +178,7 @@ class Pool:
             state.pending = not state.credentials
         state.account = account
         members.refused.clear()
+        self._reserve(state, now)
         members.place(state, now)
         self._changed(account.key, now)
 
@@ -193,7 +198,7 @@ class Pool:
             state.credentials, state.refused, state.problem = {}, "", None
             state.pending = state.account.enabled
             state.cooldowns, state.ramps, state.verdicts, state.disabled = {}, {}, {}, None
-            state.picture = UNKNOWN
+            state.picture, state.reserved, state.untold_at = UNKNOWN, (), now
             state.renewed_at = now
             state.served_at = state.refreshed_at = -inf
 
@@ -469,7 +474,7 @@ class Pool:
         members = self._members[facts.provider]
         state.in_flight += 1
         self.touched.add(state.key)
-        state.last_used = next(self._sequence)
+        state.last_used, state.asked_at = next(self._sequence), now
         state.passed_over = 0
         if chosen:
             members.policy.chosen(state)
@@ -842,10 +847,13 @@ class Pool:
             lease.position != state.position or lease.started_at < state.renewed_at
         ):
             return
-        was, state.picture = state.picture, state.picture.told(windows, now)
         members = self._members[key.provider]
+        if state.picture.changes_at <= now:
+            members.reset(state, now)
+        was, state.picture = state.picture, state.picture.told(windows, now)
+        kept = self._reserve(state, now)
         # Told by every answer; mostly it changes nobody's place.
-        if members.policy.by_headroom or was.spent or state.picture.spent:
+        if kept or members.policy.by_headroom or was.spent or state.picture.spent:
             members.place(state, now)
         self.touched.add(key)
 
@@ -860,7 +868,7 @@ class Pool:
         with self._changing(state, By.HAND, now):
             state.cooldowns, state.ramps, state.verdicts, state.disabled = {}, {}, {}, None
             # Who says that it serves knows better than its last answer.
-            state.picture = UNKNOWN
+            state.picture, state.reserved, state.untold_at = UNKNOWN, (), now
         return ended
 
     def next(self, provider: str, *, now: float) -> AccountKey | None:
@@ -932,6 +940,7 @@ class Pool:
                 self._owners.learn(account.key, account.owner)
             was = Standing.of(state)
             saved.into_state(account, state, behind, now)
+            self._reserve(state, now)
             changes.record(self.decisions, state, was, by, now)
             self._members[account.key.provider].place(state, now)
             self._changed(account.key, now)
@@ -1010,6 +1019,18 @@ class Pool:
                 started_at=lease.started_at,
                 probe=lease.probe or lease.last_resort,
             )
+
+    def _reserve(self, state: AccountState, now: float) -> bool:
+        """Work out anew what the reserve of *state* keeps back; say if it has or had any."""
+        was = state.reserved
+        if not (was or state.account.reserve):
+            return False
+        state.reserved = reserved(state.account.reserve, state.picture, now)
+        changes.reserved(self.decisions, state, was, now)
+        return bool(was or state.reserved)
+
+    def _window_reset(self, key: AccountKey, window: Window) -> None:
+        self.on_reset(key, window)
 
     def _clear_disproved(self, state: AccountState, lease: Lease, now: float) -> None:
         """End the cooldowns and verdicts that the good answer to *lease* disproves.

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from math import inf
 from typing import Protocol
 
 from sortedcontainers import SortedDict
@@ -194,6 +195,28 @@ class MostHeadroom(_Ranked):
         return state.picture.changes_at
 
 
+class SoonestReset(_Ranked):
+    """Soonest reset of the longest long window, then least recently used.
+
+    What is not used by then is lost. A window is forgotten when it is reset, so that no choice
+    rests on what was told of the one before. One request then asks the account, before all
+    others: its answer tells of the next window. What does not tell of any comes last.
+    """
+
+    by_headroom = True
+
+    def rank(self, state: AccountState, model: str | None) -> Rank:
+        reset_at = state.picture.long_reset(model)
+        asked = reset_at < inf or state.untold_at <= state.asked_at > -inf
+        return (asked, reset_at, state.last_used)
+
+    def narrow(self, state: AccountState) -> frozenset[str]:
+        return frozenset([str(window.model) for window in state.picture.narrow])
+
+    def changes_at(self, state: AccountState) -> float:
+        return state.picture.changes_at
+
+
 class FillFirst(_Ranked):
     """Lowest priority number, then label: one account until it cannot serve."""
 
@@ -303,4 +326,5 @@ POLICIES: dict[str, type[SelectionPolicy]] = {
     "least-recent": LeastRecent,
     "fill-first": FillFirst,
     "most-headroom": MostHeadroom,
+    "soonest-reset": SoonestReset,
 }

@@ -67,9 +67,11 @@ def _reason(states: list[AccountState], facts: Facts, now: float) -> str:
     """Say in a few words why nobody can serve, without naming secrets."""
     if not states:
         return "the pool has no account"
-    cooling = sum(s.enabled and s.cooling_until(facts.model, now) > now for s in states)
+    cooling = [s for s in states if s.enabled and s.cooling_until(facts.model, now) > now]
+    kept = sum(any(c.active(now) and c.covers(facts.model) for c in s.reserved) for s in cooling)
     parts = {
-        "on cooldown": cooling,
+        "on cooldown": len(cooling) - kept,
+        "at its reserve": kept,
         "disabled": sum(not s.enabled for s in states),
         "without a usable credential": sum(
             s.enabled and facts.kind not in s.credentials for s in states

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 
@@ -44,6 +44,10 @@ class AccountState:
         refused: fingerprint of the credentials that a 401 was about last; "" if none was.
         renewed_at: when its owner last wrote another credential, monotonic seconds.
         picture: what is left of its allowances, as far as answers have told.
+        untold_at: when a long window was forgotten last, because it was reset or by hand,
+            monotonic seconds.
+        asked_at: when it was given a request last, monotonic seconds.
+        reserved: windows of which no more than its owner's reserve is left, as cooldowns.
         served: requests answered.
         source: fingerprint of how its credential was written down; "" if nobody said.
         elsewhere: requests in flight on other proxies, as far as is known.
@@ -72,6 +76,9 @@ class AccountState:
     refused: str = ""
     renewed_at: float = -inf
     picture: Picture = UNKNOWN
+    untold_at: float = -inf
+    asked_at: float = -inf
+    reserved: tuple[Cooldown, ...] = ()
     served: int = 0
     source: str = ""
     elsewhere: int = 0
@@ -87,19 +94,29 @@ class AccountState:
         limit = self.account.max_concurrent
         return limit is not None and self.in_flight + self.elsewhere >= limit
 
+    @property
+    def limited(self) -> bool:
+        """Whether there is anything that may keep it from serving for a time."""
+        return bool(self.cooldowns or self.reserved)
+
+    def holds(self) -> Iterable[Cooldown]:
+        """Return its cooldowns, those that are over too, and what its reserve keeps back."""
+        held = self.cooldowns.values()
+        return (*held, *self.reserved) if self.reserved else held
+
     def is_ready(self, model: str | None, now: float) -> bool:
         """Say whether it may be given a request for *model* now, whose kind aside."""
         return (
             self.enabled
             and not self.full
             and self.next_start_at <= now
-            and (not self.cooldowns or self.cooling_until(model, now) <= now)
+            and (not self.limited or self.cooling_until(model, now) <= now)
         )
 
     def cooling_until(self, model: str | None, now: float) -> float:
         """Return until when (account, *model*) cools; a time not after *now* if it does not."""
         latest = -inf
-        for cooldown in self.cooldowns.values():
+        for cooldown in self.holds():
             if cooldown.until > latest and cooldown.active(now) and cooldown.covers(model):
                 latest = cooldown.until
         return latest
@@ -127,7 +144,7 @@ class AccountState:
 
     def cooldown_of(self, model: str | None, now: float) -> Cooldown | None:
         """Return the active cooldown that covers (account, *model*) longest."""
-        covering = [c for c in self.cooldowns.values() if c.active(now) and c.covers(model)]
+        covering = [c for c in self.holds() if c.active(now) and c.covers(model)]
         return max(covering, key=lambda c: c.until, default=None)
 
     def ramps_admit(self, model: str | None, now: float) -> bool:
@@ -146,6 +163,8 @@ class AccountState:
 
         *soon_s*: cooldowns that end within so many seconds need no trying.
         """
+        if any(c.active(now) and c.covers(model) for c in self.reserved):
+            return False
         cooling = [c for c in self.cooldowns.values() if c.active(now) and c.covers(model)]
         return (
             max((c.until for c in cooling), default=now) > now + soon_s

@@ -12,7 +12,7 @@ from account_pool.core.state import AccountState, Rank
 
 def cooling_until(state: AccountState, model: str | None, now: float) -> float:
     """Return until when (*state*, *model*) cools; in no time for most, which never have."""
-    return state.cooling_until(model, now) if state.cooldowns else -inf
+    return state.cooling_until(model, now) if state.limited else -inf
 
 
 class View:

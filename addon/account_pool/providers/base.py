@@ -16,6 +16,7 @@ from typing import Any
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
+from account_pool.core.headroom_words import COUNTED_WINDOWS
 from account_pool.core.lease import NO_CONVERSATION, Conversation
 from account_pool.core.outcome import Answer, Outcome
 from account_pool.core.signals import SignalTable
@@ -205,6 +206,7 @@ class Provider:
             when the data is not JSON, such as "[DONE]"). A whole JSON body is judged
             the same way, with the name None.
         error_marks: what occurs in every JSON object that is an error inside a success.
+        windows: names of the windows that its answers report; empty: it reports none.
         headroom_marks: what occurs in every event that tells what the account has left
             (`core/headroom_events.py`); nothing is looked for where there are none.
         classify: what an answer means. Total: never raises.
@@ -255,6 +257,7 @@ class Provider:
     judge: Callable[[str | None, Any], Verdict]
     error_marks: re.Pattern[bytes] = HAS_ERROR
     headroom_marks: tuple[bytes, ...] = ()
+    windows: tuple[str, ...] = COUNTED_WINDOWS
     classify: Callable[[Answer], Outcome]
     signals: SignalTable | None = None
     refusal: Callable[[int, str, float | None], LocalAnswer]

@@ -179,6 +179,7 @@ PROVIDER = Provider(
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=sessions.conversation,
     made=things.told,
+    windows=("5h", "7d"),
     swap=swap,
     judge=anthropic.judge,
     classify=SIGNALS.classify,

@@ -212,6 +212,7 @@ PROVIDER = Provider(
     conversation=sessions.conversation,
     issued=frozenset({sessions.TURN_STATE}),
     instead=instead,
+    windows=("5h", "7d", "primary", "secondary"),
     swap=swap,
     judge=openai.judge,
     headroom_marks=(b'"codex.rate_limits"', b'"x-codex-'),

@@ -201,6 +201,7 @@ PROVIDER = Provider(
     credential_query=_CREDENTIAL_QUERY,
     conversation=partial(sessions.conversation, things=things.GEMINI),
     made=partial(things.told, things=things.GEMINI),
+    windows=(),
     swap=swap,
     judge=judge,
     classify=SIGNALS.classify,

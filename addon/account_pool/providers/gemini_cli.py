@@ -149,6 +149,7 @@ PROVIDER = Provider(
     model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=sessions.conversation,
+    windows=(),
     swap=swap,
     judge=gemini.judge,
     classify=SIGNALS.classify,

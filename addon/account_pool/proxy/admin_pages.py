@@ -89,7 +89,7 @@ class AdminPages(Commands):
             known=lambda: self._described,
             read_again=self._read_what_was_written,
             forget=self._leave_out,
-            usage=self._usage,
+            counted=self._counted,
             ready=lambda: self._ready,
             rules=lambda: Rules(
                 remote=self.service.settings.remote,
@@ -124,5 +124,5 @@ class AdminPages(Commands):
         self._left_out.add(key)
         self._remove(key)
 
-    async def _usage(self) -> Sums:
-        return {} if self.keeping is None else await self.keeping.read_counts("usage")
+    async def _counted(self, name: str) -> Sums:
+        return {} if self.keeping is None else await self.keeping.read_counts(name)

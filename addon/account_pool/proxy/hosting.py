@@ -70,7 +70,7 @@ class Hands:
         known: returns the providers accounts may be of.
         read_again: takes over the accounts as they are written now.
         forget: takes an account out of the running pool.
-        usage: returns what was served.
+        counted: returns the sums of a counter, by key: "usage", "resets".
         ready: returns whether the proxy serves.
         rules: returns what the owner allows.
     """
@@ -80,7 +80,7 @@ class Hands:
     known: Callable[[], Mapping[str, Provider]]
     read_again: Callable[[], Awaitable[object]]
     forget: Callable[[AccountKey], object]
-    usage: Callable[[], Awaitable[Sums]]
+    counted: Callable[[str], Awaitable[Sums]]
     ready: Callable[[], bool]
     rules: Callable[[], Rules]
 
@@ -98,7 +98,7 @@ def open_office(service: Service, hands: Hands, token: Secret) -> Office:
             service=service,
             actions=actions_on(service, hands),
             decided=decided,
-            usage=hands.usage,
+            counted=hands.counted,
             instance=instance,
             started_at=started_at,
             ready=hands.ready,

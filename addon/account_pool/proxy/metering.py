@@ -15,6 +15,8 @@ from account_pool.core.usage import Usage
 
 #: Models of one account that are counted one by one. Clients choose the names.
 MAX_MODELS = 200
+#: Windows that are counted at most. Clients choose the names of models, which are in theirs.
+MAX_WINDOWS = 2000
 #: What the others count as.
 OTHER = "other"
 #: What a request counts as that names no model.
@@ -51,6 +53,31 @@ class Tally:
         self.cached_tokens += more.cached_tokens
         self.output_tokens += more.output_tokens
         self.reasoning_tokens += more.reasoning_tokens
+
+
+class Resets:
+    """Counts resets of long windows, and what was left of them.
+
+    Attributes:
+        totals: since this proxy started, by account and window: how many, and the sum of the
+            shares that were left.
+    """
+
+    def __init__(self, book: Book = _ignore) -> None:
+        """Every count also goes to *book*, which keeps it by day."""
+        self.totals: dict[tuple[str, str], tuple[int, float]] = {}
+        self._book = book
+
+    def count(self, key: AccountKey, window: str, share: float, wall_now: float) -> None:
+        """Count a reset of *window*, of which *share* (0 to 1) was left."""
+        of = (str(key), window[:_MAX_NAME])
+        known = self.totals.get(of)
+        if known is None and len(self.totals) >= MAX_WINDOWS:
+            return
+        count, left = known or (0, 0.0)
+        self.totals[of] = (count + 1, left + share)
+        day = time.strftime("%Y-%m-%d", time.gmtime(wall_now))
+        self._book((day, *of), {"resets": 1, "left": share})
 
 
 class Usages:

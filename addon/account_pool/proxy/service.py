@@ -44,7 +44,7 @@ from account_pool.proxy.harmless import harmless
 from account_pool.proxy.hooks import Turn
 from account_pool.proxy.log import Log
 from account_pool.proxy.measured import Measured, Stopwatch
-from account_pool.proxy.metering import Usages
+from account_pool.proxy.metering import Resets, Usages
 from account_pool.proxy.scrub import Secrets
 from account_pool.proxy.wire import Places, mask
 
@@ -109,7 +109,7 @@ class Service:
         settings: replaced as a whole when options change.
         sessions: where each conversation lives.
         pins: which account made what only it knows.
-        counters: what is counted and kept, by name: "usage".
+        counters: what is counted and kept, by name: "usage", and "resets" of windows.
         usages: what each account has served.
         measured: how long it took, and what became of requests.
         providers: by name, those of the user included.
@@ -138,8 +138,9 @@ class Service:
         self.settings = settings
         self.sessions = Sessions()
         self.pins = Pins()
-        self.counters = {"usage": Counts()}
+        self.counters = {"usage": Counts(), "resets": Counts()}
         self.usages = Usages(self.counters["usage"].add)
+        self.resets = Resets(self.counters["resets"].add)
         self.measured = Measured()
         self.refresh = refresh
         self.local: dict[str, Callable[[], Awaitable[LocalAnswer]]] = {}
@@ -167,6 +168,13 @@ class Service:
         pool.decisions.ahead = lambda: self.wall_now() - self.now()
         pool.decisions.failed = harmless.tell
         pool.decisions.subscribe(Log())
+        pool.on_reset = self._note_reset
+
+    def _note_reset(self, key: AccountKey, window: Window) -> None:
+        """Count what was left of a window when it was reset: that is lost."""
+        with harmless:
+            name = window.name if window.model is None else f"{window.name} {window.model}"
+            self.resets.count(key, name, window.share, self.wall_now())
 
     def set_providers(self, providers: Mapping[str, Provider]) -> None:
         """Take in other providers; hosts of those without an account are not ours."""

@@ -91,7 +91,7 @@ def _in_flight(state: AccountState) -> str:
 def _state(state: AccountState, most: int | None, now: float) -> tuple[str, list[str]]:
     """Return what an account does now, and why."""
     active = sorted(
-        (c for c in state.cooldowns.values() if c.active(now)),
+        (c for c in state.holds() if c.active(now)),
         key=lambda c: (c.model or "", c.until),
     )
     models = [

@@ -59,7 +59,7 @@ def _subject(decision: Decision) -> str:
     """Return `openai/work: 429 rate_limit, on cooldown for 38 s (gpt-5)`, as far as known."""
     name = str(decision.account or decision.provider)
     parts = []
-    if decision.cause is not None and decision.by not in (By.SHORTAGE, By.HAND):
+    if decision.cause is not None and decision.by not in (By.SHORTAGE, By.HAND, By.RESERVE):
         # Else it is not what has just happened, but why it is on cooldown already, or no answer.
         parts.append(_verdict(decision.cause))
     effect = decision.kind if decision.kind in _EFFECTS else decision.effect
