@@ -19,7 +19,6 @@ ROOT = Path(__file__).parent.parent
     [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]],
     ids=" ".join,
 )
-@pytest.mark.timeout(300)
 def test_clean(command: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", *command],

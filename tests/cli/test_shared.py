@@ -20,10 +20,9 @@ from account_pool.cli.places import Places
 from account_pool.cli.proxy_process import CannotStart
 from account_pool.cli.record import Launch, Record, read_record, write_record
 from account_pool.cli.shared import CannotUse, SharedProxy
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-
-LONG_S = 20.0
 
 
 @pytest.fixture
@@ -49,11 +48,17 @@ def add_user(places: Places, process: subprocess.Popen[bytes]) -> None:
 def wait_for(happened) -> None:
     """Return as soon as *happened()* is true."""
     step = threading.Event()
-    for _ in range(int(LONG_S / 0.02)):
+    for _ in range(int(PATIENCE_S / 0.02)):
         if happened():
             return
         step.wait(0.02)
     raise AssertionError("it did not happen")
+
+
+def be_quick(monkeypatch) -> None:
+    """Find out sooner that a stopped one hangs; what is well and slow is asked again."""
+    monkeypatch.setattr(api, "PROBE_S", 0.5)
+    monkeypatch.setattr(processes, "KIND_S", 0.1)
 
 
 def test_the_first_starts_it_and_the_last_ends_it(stub, places, launch):
@@ -119,10 +124,9 @@ def test_a_port_of_something_else_is_told(stub, places, launch, greeting):
 
 def test_a_stale_one_of_ours_is_ended_and_its_port_taken(stub, places, launch, monkeypatch):
     """It stands still, and the `run` that watched it was killed."""
-    monkeypatch.setattr(api, "PROBE_S", 0.05)
-    monkeypatch.setattr(processes, "KIND_S", 0.1)
     proxy = proxy_of(places)
     proxy.attach(launch)
+    be_quick(monkeypatch)
     record = read_record(places)
     os.kill(record.pid, signal.SIGSTOP)
     gone = {2**22 + 1: "a run of the past"}
@@ -174,10 +178,9 @@ def test_a_dead_one_is_started_at_once_with_what_it_was_started_with(stub, place
 
 
 def test_a_hung_one_is_replaced(stub, places, launch, monkeypatch):
-    monkeypatch.setattr(api, "PROBE_S", 0.1)
-    monkeypatch.setattr(processes, "KIND_S", 0.1)
     proxy = proxy_of(places)
     first = proxy.attach(launch)
+    be_quick(monkeypatch)
     with Guard(proxy):
         os.kill(read_record(places).pid, signal.SIGSTOP)
         wait_for(lambda: read_record(places).instance not in ("", first.instance))

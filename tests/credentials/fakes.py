@@ -10,6 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+from tests.patience import PATIENCE_S
+
 from account_pool.config import AccountEntry
 from account_pool.core.account import Account, AccountKey
 from account_pool.core.credential import Credential, Secret
@@ -113,8 +115,8 @@ async def settle() -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something of the outside, 10 s at most."""
-    async with asyncio.timeout(10):
+    """Wait for something of the outside."""
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():
             await asyncio.sleep(0.001)
 

@@ -6,6 +6,7 @@ import ssl
 
 import pytest
 from tests.credentials.fakes import FakeGitHub
+from tests.patience import PATIENCE_S
 
 from account_pool.credentials.http import Http, HttpAnswer, HttpFailed
 
@@ -26,7 +27,7 @@ async def test_a_question_and_its_answer(github: FakeGitHub) -> None:
     http = Http(trust=trust)
     assert made == []
     answer = await http.ask(
-        "POST", github.url, headers={"x-secret": "secret"}, content=b"secret", timeout_s=10
+        "POST", github.url, headers={"x-secret": "secret"}, content=b"secret", timeout_s=PATIENCE_S
     )
     assert (answer.status, answer.headers["x-name"], answer.json()) == (201, "value", {"a": 1})
     assert "secret" not in repr(answer)
@@ -38,5 +39,5 @@ async def test_what_went_wrong_quotes_nothing(github: FakeGitHub) -> None:
     with pytest.raises(
         HttpFailed, match=r"cannot reach 127.0.0.1 \(LocalProtocolError\)"
     ) as caught:
-        await http.ask("GET", github.url, headers={"x-secret": "sec\nret"}, timeout_s=10)
+        await http.ask("GET", github.url, headers={"x-secret": "sec\nret"}, timeout_s=PATIENCE_S)
     assert "sec" not in str(caught.value) and caught.value.__cause__ is None

@@ -21,6 +21,7 @@ from tests.credentials.fakes import (
     settle,
     until,
 )
+from tests.patience import PATIENCE_S
 
 from account_pool.config import AccountEntry
 from account_pool.core.account import Account, AccountKey
@@ -156,7 +157,7 @@ class TestStart:
         assert [label for label, _, _ in exchange.asked] == list("01234")
         assert published.all == []
         exchange.gate.set()
-        await asyncio.wait_for(keeper.first_try("copilot"), 5)
+        await asyncio.wait_for(keeper.first_try("copilot"), PATIENCE_S)
         assert len(published.all) == 5
         keeper.stop()
 
@@ -167,7 +168,7 @@ class TestStart:
         keeper = Keeper([entry("openai/a", source=source)], published, exchange, wall_clock=clock)
         keeper.start()
         assert published.all == []
-        await asyncio.wait_for(keeper.first_try("openai"), 10)
+        await asyncio.wait_for(keeper.first_try("openai"), PATIENCE_S)
         assert published.all == [("openai/a", {"key": "sk-command"}, None)]
         keeper.stop()
 
@@ -429,7 +430,7 @@ class TestRefresh:
         source = CommandSource(f"cat '{tmp_path}/token'", dict(os.environ))
         keeper = Keeper([entry("openai/a", source=source)], published, exchange, wall_clock=clock)
         keeper.start()
-        await asyncio.wait_for(keeper.first_try("openai"), 10)
+        await asyncio.wait_for(keeper.first_try("openai"), PATIENCE_S)
         (tmp_path / "token").write_text("sk-new")
         assert await keeper.refresh(KEY, published.credentials["openai/a"]["key"])
         assert tokens(published, KEY) == {"key": "sk-new"}
@@ -555,7 +556,7 @@ class TestExchangeAnswer:
         assert early.status == 503
         assert json.loads(early.body)["message"].startswith("account-pool: no account of copilot")
         exchange.gate.set()
-        await asyncio.wait_for(keeper.first_try("copilot"), 5)
+        await asyncio.wait_for(keeper.first_try("copilot"), PATIENCE_S)
         body = json.loads(keeper.exchange_answer(clock()).body)
         assert body["token"] == f"tid=pool;exp={int(START) + 1800};chat=1:pool"
         assert body["chat_enabled"] is True

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tests.credentials.fakes import START, FakeClock
 from tests.credentials.token_server import FIRST, TokenServer, said, serve
+from tests.patience import PATIENCE_S
 
 from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError
@@ -416,7 +417,7 @@ async def test_a_caller_that_leaves_stops_nothing(bench: Bench) -> None:
 
     def post(*args: Any) -> HttpAnswer:
         asked.set()
-        assert answered.wait(10)
+        assert answered.wait(PATIENCE_S)
         return bench.server.post(*args)
 
     login = bench.login(post=post)

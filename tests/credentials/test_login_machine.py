@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.credentials.fakes import FakeClock
 from tests.credentials.token_server import FIRST, TokenServer
-from tests.patience import tries
+from tests.patience import PATIENCE_S, tries
 
 from account_pool.core.credential import Secret
 from account_pool.credentials.exchange_answer import ExchangeFailed
@@ -70,11 +70,11 @@ class Proxy:
             self.login.refuse(self.known)
         self.thread = threading.Thread(target=self.run)
         self.thread.start()
-        self.state = self.told.get(timeout=20)
+        self.state = self.told.get(timeout=PATIENCE_S)
 
     def go_on(self) -> None:
         self.may.put("go on")
-        self.state = self.told.get(timeout=20)
+        self.state = self.told.get(timeout=PATIENCE_S)
 
     def kill(self) -> None:
         """As `kill -9`: no `finally` of it reaches the store."""
@@ -87,7 +87,7 @@ class Proxy:
 
     def thread_ended(self) -> None:
         if self.state == "idle" and hasattr(self, "thread"):
-            self.thread.join(20)
+            self.thread.join(PATIENCE_S)
 
     # -- what runs in the thread
 
@@ -98,7 +98,7 @@ class Proxy:
 
     def stop(self, state: str) -> None:
         self.told.put(state)
-        self.may.get(timeout=20)
+        self.may.get(timeout=PATIENCE_S)
         if self.dead:
             raise Killed
 

@@ -6,11 +6,13 @@ fails when that does not come.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import ssl
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from account_pool.demo.certificates import Certificate
 from account_pool.demo.mitmdump import LISTENING, POOL_READY, Mitmdump, addon_script
 from account_pool.demo.provider import Provider
 from tests.e2e import redirect
+from tests.patience import PATIENCE_S
 
 OPENAI = "https://api.openai.com"
 ANTHROPIC = "https://api.anthropic.com"
@@ -28,8 +31,7 @@ GEMINI = "https://generativelanguage.googleapis.com"
 
 #: What clients send; the provider must never see it on a request of the pool.
 CLIENT = "sk-fake-client-000"
-#: Long enough for a loaded machine, short enough to end before pytest's own timeout.
-TIMEOUT_S = 30
+TIMEOUT_S = PATIENCE_S
 
 ACCOUNTS_FILE = "accounts.yaml"
 CONFDIR = "mitmproxy"
@@ -120,6 +122,8 @@ class Setting:
             "confdir": CONFDIR,
             "flow_detail": 0,
             "pool_state": "memory:",
+            # Where a test is not about it, the gate waits for events, not for a busy machine.
+            "pool_gate": PATIENCE_S,
             "ssl_verify_upstream_trusted_ca": self.certificate.authority,
             **({"redirect_port": provider.port} if provider else {}),
             **(options or {}),
@@ -192,6 +196,13 @@ def client(
     )
     settings.setdefault("timeout", TIMEOUT_S)
     return httpx.AsyncClient(transport=transport, **settings)
+
+
+async def leave(task: asyncio.Task[Any]) -> None:
+    """Give up what *task* waits for, as a client that goes away."""
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
 
 
 def chat(text: str = "Hello?", *, stream: bool = True, base: str = OPENAI) -> dict[str, Any]:

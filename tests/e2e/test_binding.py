@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from account_pool.demo.scripts import by_credential, openai
-from tests.e2e.harness import CLIENT, FIRST, OPENAI, TWO, chat, client
+from tests.e2e.harness import CLIENT, FIRST, OPENAI, TIMEOUT_S, TWO, chat, client
 
 GOOD = openai.chat_stream(["Good"])
 
@@ -36,7 +36,44 @@ async def test_it_listens_on_loopback_by_default(pool_proxy):
     assert [host for host, _ in ports][-1] == "127.0.0.1"
     if address := own_address():
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((address, int(ports[-1][1])), timeout=5)
+            socket.create_connection((address, int(ports[-1][1])), timeout=TIMEOUT_S)
+
+
+#: Python runs a file of this name before anything else: no socket can be missed.
+WATCHING = """
+import socket
+
+def listen(self, *args, listen=socket.socket.listen):
+    print("listens on", self.getsockname()[0], flush=True)
+    return listen(self, *args)
+
+socket.socket.listen = listen
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "hosts"), [("", ["127.0.0.1"]), ("0.0.0.0", ["0.0.0.0"]), ("localhost", None)]
+)
+async def test_it_never_listens_anywhere_else_not_even_for_a_moment(
+    pool_proxy, tmp_path, asked, hosts
+):
+    """From Python 3.12 on mitmproxy has begun to bind when it loads scripts."""
+    (tmp_path / "sitecustomize.py").write_text(WATCHING)
+    proxy = await pool_proxy(
+        TWO, extra_args=["--listen-host", asked], env={"PYTHONPATH": str(tmp_path)}
+    )
+    seen = re.findall(r"^listens on (\S+)$", proxy.output, re.MULTILINE)
+    assert seen
+    assert seen == hosts if hosts else set(seen) <= {"127.0.0.1", "::1"}
+
+
+async def test_a_port_that_is_taken_ends_the_start(setting):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        proxy = setting.prepare(TWO, extra_args=["--listen-host", "", "--listen-port", port])
+        assert await proxy.run_to_end() == 1
+    assert "address already in use" in proxy.output
+    assert "account-pool: ready" not in proxy.output
 
 
 async def listening(proxy) -> list[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import hashlib
 import json
@@ -103,7 +102,7 @@ async def test_a_larger_body_is_not_replayed(provider, pool_proxy):
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, error["code"])
         assert upstream.journal.credentials == [FIRST]
         # But what it said is believed: the next request goes to the other account.
-        await asyncio.wait_for(http.request(**chat()), 30)
+        assert (await http.request(**chat())).status_code == 200
     assert upstream.journal.credentials == [FIRST, SECOND]
 
 

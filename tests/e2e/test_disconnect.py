@@ -7,23 +7,16 @@ is served only if the lease of the last one came back.
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 
 import pytest
 
 from account_pool.demo.exchange import Ending, Fault, Reply
 from account_pool.demo.scripts import EVENT_STREAM, by_credential, openai
-from tests.e2e.harness import FIRST, SECOND, chat, in_order
+from tests.e2e.harness import FIRST, SECOND, chat, in_order, leave
 
 CHAT = openai.chat_stream(["Good", " morning"])
 ONE_AT_A_TIME = in_order("first", max_concurrent=1)
 HTTP_VERSIONS = pytest.mark.parametrize("http2", [False, True], ids=["http1", "http2"])
-
-
-async def leave(task: asyncio.Task) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
 
 
 async def ask(proxy, *, http2: bool = False) -> int:

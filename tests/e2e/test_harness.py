@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 import pytest
 
 from account_pool.demo.exchange import Ending, Fault, Framing, Reply
 from account_pool.demo.mitmdump import MitmdumpFailed
 from account_pool.demo.scripts import always, framed, openai
-from tests.e2e.harness import CLIENT, chat, client
+from tests.e2e.harness import CLIENT, chat, client, leave
 
 HTTP_VERSIONS = pytest.mark.parametrize(
     ("http2", "version"), [(False, "1.1"), (True, "2")], ids=["http1", "http2"]
@@ -36,9 +38,15 @@ async def test_bare_mitmdump_passes_the_script_through(
 @pytest.mark.parametrize("fault", list(Fault))
 async def test_every_fault_ends_the_exchange(provider, setting, fault, http2, version):
     upstream = await provider(always(Reply(steps=(b"half",), fault=fault)))
-    async with client(setting.certificate.authority, http2=http2, timeout=0.5) as http:
-        with pytest.raises(httpx.TransportError):
-            await http.request(**chat(base=upstream.url))
+    journal = upstream.journal
+    async with client(setting.certificate.authority, http2=http2) as http:
+        asking = asyncio.create_task(http.request(**chat(base=upstream.url)))
+        await journal.until(lambda: journal.requests and journal.requests[0].complete)
+        if fault is Fault.SILENCE:
+            await leave(asking)
+        else:
+            with pytest.raises(httpx.TransportError):
+                await asking
     expected = Ending.LEFT if fault is Fault.SILENCE else Ending.FAULT
     assert await upstream.journal.until_ended(0) is expected
     assert upstream.journal.requests[0].http_version == version

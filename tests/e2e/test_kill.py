@@ -19,10 +19,10 @@ from account_pool.demo.exchange import Reply
 from account_pool.demo.mitmdump import MitmdumpFailed
 from account_pool.demo.scripts import EVENT_STREAM, by_credential, openai
 from tests.e2e import keeping
-from tests.e2e.harness import FIRST, SECOND, chat, in_order, secret
+from tests.e2e.harness import FIRST, SECOND, TIMEOUT_S, chat, in_order, secret
 
 GOOD = openai.chat_complete("Good morning")
-LIMITED = openai.rate_limited(900)
+LIMITED = openai.rate_limited(3000)
 LABELS = ["one", "two", "three", "four"]
 
 
@@ -42,7 +42,7 @@ async def told(http: httpx.AsyncClient, command: str) -> str:
 async def cooling(http: httpx.AsyncClient) -> list[str]:
     """Labels of the accounts that cool with their cause, as `pool.status` says."""
     status = await told(http, "pool.status")
-    return re.findall(r"openai/(\w+) .* on cooldown for 1[45] min.*rate_limit_exceeded", status)
+    return re.findall(r"openai/(\w+) .* on cooldown for [45]\d min.*rate_limit_exceeded", status)
 
 
 async def test_what_a_killed_proxy_had_learnt_is_there_again(provider, pool_proxy, kept):
@@ -122,7 +122,7 @@ async def test_killed_at_any_moment_it_goes_on_with_what_was_written(provider, p
 
 async def until_it_cools(http: httpx.AsyncClient, labels: list[str]) -> None:
     """Wait until a proxy knows what is in the file; it looks once a second."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(TIMEOUT_S):
         while not set(labels) <= set(await cooling(http)):
             pass
 
@@ -161,7 +161,7 @@ async def test_a_killed_proxy_leaves_nothing_in_the_way(provider, pool_proxy, ke
 
 async def until_counted(proxy, requests: int) -> None:
     """Wait until *proxy* tells so many requests, with what each of them took."""
-    async with asyncio.timeout(15), httpx.AsyncClient(trust_env=False) as http:
+    async with asyncio.timeout(TIMEOUT_S), httpx.AsyncClient(trust_env=False) as http:
         days: list[dict] = []
         while [day["requests"] for day in days] != [requests]:
             await asyncio.sleep(0)
@@ -171,7 +171,7 @@ async def until_counted(proxy, requests: int) -> None:
 
 
 async def until_in_flight(path: Path, requests: int) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(TIMEOUT_S):
         found = None
         while found != requests:
             await asyncio.sleep(0)

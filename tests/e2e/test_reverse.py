@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import httpx
+import asyncio
+
 import pytest
 
 from account_pool.demo.exchange import Ending, Fault, Reply
 from account_pool.demo.scripts import by_credential, openai
-from tests.e2e.harness import CLIENT, FIRST, OPENAI, SECOND, TWO, chat, client
+from tests.e2e.harness import CLIENT, FIRST, OPENAI, SECOND, TWO, chat, client, leave
 
 CHAT = openai.chat_stream(["Good", " morning"])
 
@@ -42,9 +43,11 @@ async def test_a_host_of_ones_own(provider, pool_proxy, setting):
 async def test_a_client_that_leaves(provider, pool_proxy, setting):
     upstream = await provider(by_credential({FIRST: [Reply(fault=Fault.SILENCE), CHAT]}))
     proxy = await pool_proxy(TWO, provider=upstream, extra_args=["--mode", f"reverse:{OPENAI}"])
-    async with client(setting.trusted, timeout=0.5) as http:
-        with pytest.raises(httpx.TimeoutException):
-            await http.request(**chat(base=proxy.url))
+    journal = upstream.journal
+    async with client(setting.trusted) as http:
+        asking = asyncio.create_task(http.request(**chat(base=proxy.url)))
+        await journal.until(lambda: journal.requests and journal.requests[0].complete)
+        await leave(asking)
     assert await upstream.journal.until_ended(0) is Ending.LEFT
     async with client(setting.trusted) as http:
         assert (await http.request(**chat(base=proxy.url))).status_code == 200

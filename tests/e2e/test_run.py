@@ -20,7 +20,7 @@ from account_pool.cli import processes
 from account_pool.cli.places import Places
 from account_pool.cli.record import read_record
 from account_pool.demo.scripts import by_credential, openai
-from tests.e2e.harness import FIRST, SECOND, secret
+from tests.e2e.harness import FIRST, SECOND, TIMEOUT_S, secret
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
@@ -31,7 +31,7 @@ TOOL = """
     def ask():
         base = "https://localhost:{port}/v1/chat/completions"
         asked = dict(model="gpt-5-nano", messages=[dict(role="user", content="Hello?")])
-        answer = httpx.post(base, json=asked, timeout=30)
+        answer = httpx.post(base, json=asked, timeout={timeout})
         if answer.status_code != 200:
             sys.exit("Error: " + answer.json()["error"]["message"])
         return answer.json()["choices"][0]["message"]["content"]
@@ -63,7 +63,9 @@ class Home:
         path.write_text(json.dumps({"accounts": accounts, "providers": hosts}))
 
     async def run(self, tool: str, *options: str) -> asyncio.subprocess.Process:
-        code = textwrap.dedent(TOOL.format(port=self.provider_port)) + textwrap.dedent(tool)
+        code = textwrap.dedent(
+            TOOL.format(port=self.provider_port, timeout=TIMEOUT_S)
+        ) + textwrap.dedent(tool)
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", "from account_pool.cli import main; main()"),
             *("run", "-p", str(self.places.port), "--accounts-file", "mine.yaml", *options),

@@ -13,7 +13,7 @@ import pytest
 from account_pool.demo.scripts import anthropic as anthropic_script
 from account_pool.demo.scripts import by_credential, gemini
 from account_pool.demo.scripts import openai as openai_script
-from tests.e2e.harness import CLIENT, FIRST, SECOND, in_order, point_clients_at
+from tests.e2e.harness import CLIENT, FIRST, SECOND, TIMEOUT_S, in_order, point_clients_at
 
 WORDS = ["Good", " morning", " to", " you"]
 TEXT = "".join(WORDS)
@@ -43,7 +43,7 @@ async def test_openai_chat_stream(through_pool):
     journal = await through_pool(
         "openai", openai_script.rate_limited(), openai_script.chat_stream(WORDS)
     )
-    async with AsyncOpenAI(api_key=CLIENT, max_retries=0) as client:
+    async with AsyncOpenAI(api_key=CLIENT, max_retries=0, timeout=TIMEOUT_S) as client:
         stream = await client.chat.completions.create(
             model="gpt-5-nano",
             messages=PROMPT,
@@ -62,7 +62,7 @@ async def test_openai_chat_stream_that_begins_with_an_error(through_pool):
     journal = await through_pool(
         "openai", openai_script.limit_in_chat_stream(), openai_script.chat_stream(WORDS)
     )
-    async with AsyncOpenAI(api_key=CLIENT, max_retries=0) as client:
+    async with AsyncOpenAI(api_key=CLIENT, max_retries=0, timeout=TIMEOUT_S) as client:
         stream = await client.chat.completions.create(
             model="gpt-5-nano", messages=PROMPT, stream=True
         )
@@ -78,7 +78,7 @@ async def test_openai_responses_stream(through_pool):
         "openai", openai_script.limit_in_stream(), openai_script.response_stream(WORDS)
     )
     async with (
-        AsyncOpenAI(api_key=CLIENT, max_retries=0) as client,
+        AsyncOpenAI(api_key=CLIENT, max_retries=0, timeout=TIMEOUT_S) as client,
         client.responses.stream(model="gpt-5-nano", input="Hello?") as stream,
     ):
         kinds = [event.type async for event in stream]
@@ -97,7 +97,7 @@ async def test_openai_in_one_piece(through_pool):
     )
 
     def ask() -> str:
-        with OpenAI(api_key=CLIENT, max_retries=0) as client:
+        with OpenAI(api_key=CLIENT, max_retries=0, timeout=TIMEOUT_S) as client:
             answer = client.chat.completions.create(model="gpt-5-nano", messages=PROMPT)
             return answer.choices[0].message.content
 
@@ -119,7 +119,7 @@ async def test_anthropic_stream(through_pool, refusal, status):
 
     journal = await through_pool("anthropic", refusal, anthropic_script.message_stream(WORDS))
     async with (
-        AsyncAnthropic(api_key=CLIENT, max_retries=0) as client,
+        AsyncAnthropic(api_key=CLIENT, max_retries=0, timeout=TIMEOUT_S) as client,
         client.messages.stream(model="claude-haiku-4-5", max_tokens=64, messages=PROMPT) as stream,
     ):
         text = "".join([piece async for piece in stream.text_stream])
@@ -138,7 +138,7 @@ async def test_anthropic_in_one_piece(through_pool):
     )
 
     def ask() -> str:
-        with Anthropic(api_key=CLIENT, max_retries=0) as client:
+        with Anthropic(api_key=CLIENT, max_retries=0, timeout=TIMEOUT_S) as client:
             answer = client.messages.create(
                 model="claude-haiku-4-5", max_tokens=64, messages=PROMPT
             )

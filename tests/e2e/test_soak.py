@@ -18,7 +18,7 @@ import httpx
 from account_pool.demo.exchange import Fault, Pause, Reply, Request
 from account_pool.demo.scripts import EVENT_STREAM, openai
 from tests.e2e import status
-from tests.e2e.harness import account, chat
+from tests.e2e.harness import TIMEOUT_S, account, chat
 
 REQUESTS = int(os.environ.get("POOL_SOAK", "1000"))
 #: mitmproxy without us fills its own caches (certificates, connections) for so long.
@@ -52,7 +52,7 @@ REPLIES = [
 async def ask(http: httpx.AsyncClient, chance: random.Random) -> None:
     """Send one request as some client would: to the end, slowly, or not for long."""
     patience = chance.choice([None, None, None, None, 0, 1, 3])
-    timeout = httpx.Timeout(20, read=0.05) if patience == 0 else httpx.Timeout(20)
+    timeout = httpx.Timeout(TIMEOUT_S, read=0.05 if patience == 0 else TIMEOUT_S)
     request = chat(stream=chance.random() < 0.8)
     with suppress(httpx.TransportError):
         async with http.stream(**request, timeout=timeout) as response:
@@ -114,7 +114,7 @@ async def test_nothing_is_left_in_flight(provider, pool_proxy):
             return sum(int(row[head.index("in flight")]) for row in rows)
 
         # A client that has left is noticed in the next turns of the proxy's loop.
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TIMEOUT_S):
             while await in_flight():
                 await asyncio.sleep(0.01)
     assert len(upstream.journal.requests) >= REQUESTS // 2

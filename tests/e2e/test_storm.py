@@ -3,56 +3,95 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from account_pool.core.ramp import STEP_S
 from account_pool.demo.exchange import Reply, Request
 from account_pool.demo.journal import Journal
 from account_pool.demo.scripts import openai
-from tests.e2e.harness import FIRST, SECOND, THIRD, TWO, account, chat
+from tests.e2e import constants, status
+from tests.e2e.harness import FIRST, SECOND, THIRD, TIMEOUT_S, TWO, Proxy, account, chat
 
 CLIENTS = 50
 WORDS = [" good"]
 GOOD = openai.chat_stream(WORDS)
 
 
-async def test_where_the_herd_goes_it_starts_with_one(provider, pool_proxy):
-    herd_is_here, go_on = asyncio.Event(), asyncio.Event()
-    arrivals: list[float] = []
+class Herd:
+    """All of it is refused at once; the next account answers each one when it is let go."""
 
-    def script(request: Request) -> Reply:
+    def __init__(self) -> None:
+        self.is_here = asyncio.Event()
+        #: of the next account, in order of arrival
+        self.answers = [asyncio.Event() for _ in range(CLIENTS)]
+        self.arrived = 0
+
+    def __call__(self, request: Request) -> Reply:
         if request.credential == FIRST:
-            # All are refused in the same moment.
             if request.turn == CLIENTS:
-                herd_is_here.set()
-            limited = openai.rate_limited(3600)
-            return replace(limited, steps=(herd_is_here, *limited.steps))
-        arrivals.append(time.monotonic())
-        if len(arrivals) == 3:
-            go_on.set()
+                self.is_here.set()
+            # Not even a head before: what is left of an account is known from that.
+            return replace(openai.rate_limited(3600), not_before=self.is_here)
+        self.arrived += 1
         # Nothing is known of the account before its first event.
-        return replace(GOOD, steps=(go_on, *GOOD.steps))
+        return replace(GOOD, steps=(self.answers[self.arrived - 1], *GOOD.steps))
 
-    upstream = await provider(script)
-    # However long it takes on a busy machine until all are here: no refusal is read earlier.
-    proxy = await pool_proxy(TWO, provider=upstream, options={"pool_gate": 25})
+    @asynccontextmanager
+    async def running(self, provider, pool_proxy, **settings) -> AsyncIterator[Proxy]:
+        """Yield the proxy while the herd asks; then it has been served, each after one refusal."""
+        upstream = await provider(self)
+        # However long it takes on a busy machine until all are here, none gives up.
+        proxy = await pool_proxy(TWO, provider=upstream, options={"pool_max_wait": 600}, **settings)
 
-    async def one() -> tuple[int, bytes]:
-        async with proxy.client() as http:
-            answer = await http.request(**chat())
-            return answer.status_code, answer.content
+        async def one() -> tuple[int, bytes]:
+            async with proxy.client() as http:
+                answer = await http.request(**chat())
+                return answer.status_code, answer.content
 
-    seen = await asyncio.gather(*(one() for _ in range(CLIENTS)))
-    assert seen == [(200, GOOD.body)] * CLIENTS
-    statuses = upstream.journal.statuses
-    assert [status for credential, status in statuses if credential == FIRST] == [429] * CLIENTS
-    assert [status for credential, status in statuses if credential == SECOND] == [200] * CLIENTS
-    # One at first, one more per step: the third comes two steps after the first, less what
-    # the first connection takes longer than the third.
-    assert arrivals[2] - arrivals[0] > STEP_S
+        asking = asyncio.gather(*(one() for _ in range(CLIENTS)))
+        yield proxy
+        for answer in self.answers:
+            answer.set()
+        assert await asking == [(200, GOOD.body)] * CLIENTS
+        statuses = upstream.journal.statuses
+        assert [s for credential, s in statuses if credential == FIRST] == [429] * CLIENTS
+        assert [s for credential, s in statuses if credential == SECOND] == [200] * CLIENTS
+
+
+async def until_waiting(proxy: Proxy, count: int) -> None:
+    """Wait until so many requests, or fewer, are held by the pool once it has refused all."""
+    async with proxy.client() as http, asyncio.timeout(TIMEOUT_S):
+        waiting = CLIENTS
+        while waiting > count:
+            text = (await http.get(f"http://{status.HOST}/")).text
+            found = re.search(r"(\d+) waiting now:", text)
+            waiting = int(found[1]) if found else CLIENTS
+
+
+async def test_where_the_herd_goes_it_starts_with_one(provider, pool_proxy):
+    """Time adds nobody here: a good answer lets two go, itself and one more."""
+    endless = [f"set_constant=account_pool.core.ramp:{name}=1e6" for name in ("STEP_S", "RAMP_S")]
+    scripts = ["-s", constants.__file__, "-s", status.__file__]
+    herd = Herd()
+    async with herd.running(
+        provider, pool_proxy, extra_args=[*scripts, *(arg for x in endless for arg in ("--set", x))]
+    ) as proxy:
+        await until_waiting(proxy, CLIENTS - 1)
+        assert herd.arrived == 1
+        herd.answers[0].set()
+        await until_waiting(proxy, CLIENTS - 3)
+        assert herd.arrived == 3
+
+
+async def test_time_lets_the_herd_go_on_where_nobody_answers(provider, pool_proxy):
+    herd = Herd()
+    async with herd.running(provider, pool_proxy, extra_args=["-s", status.__file__]) as proxy:
+        await until_waiting(proxy, CLIENTS - 3)
 
 
 AGENTS, TURNS = 50, 4
@@ -92,7 +131,9 @@ async def test_many_agents_are_served_through_the_limits_of_all_accounts(provide
     windows.journal = upstream.journal
     labels = ("first", "second", "third")
     accounts = [account(label, max_concurrent=AT_ONCE) for label in labels]
-    proxy = await pool_proxy(accounts, provider=upstream)
+    # Nobody gives up, or leaves the account of a conversation, because the machine is slow.
+    patient = {"pool_max_wait": 600, "pool_patience": 600}
+    proxy = await pool_proxy(accounts, provider=upstream, options=patient)
 
     async def agent(number: int) -> list[int]:
         request = chat(f"agent {number}")

@@ -8,7 +8,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from account_pool.demo.scripts import anthropic, by_credential, gemini, openai
-from tests.e2e.harness import CLIENT, FIRST, account, point_clients_at
+from tests.e2e.harness import CLIENT, FIRST, TIMEOUT_S, account, point_clients_at
 
 WORDS = ["Good", " morning", " to", " you"]
 PROMPT = [{"role": "user", "content": "Hello?"}]
@@ -46,7 +46,7 @@ async def test_tokens_are_those_the_clients_were_told(provider, pool_proxy, monk
 async def ask_openai() -> tuple[int, int]:
     from openai import AsyncOpenAI
 
-    async with AsyncOpenAI(api_key=CLIENT, max_retries=0) as client:
+    async with AsyncOpenAI(api_key=CLIENT, max_retries=0, timeout=TIMEOUT_S) as client:
         stream = await client.chat.completions.create(
             model="gpt-5-nano",
             messages=PROMPT,
@@ -61,7 +61,7 @@ async def ask_anthropic() -> tuple[int, int]:
     from anthropic import AsyncAnthropic
 
     async with (
-        AsyncAnthropic(api_key=CLIENT, max_retries=0) as client,
+        AsyncAnthropic(api_key=CLIENT, max_retries=0, timeout=TIMEOUT_S) as client,
         client.messages.stream(model="claude-haiku-4-5", max_tokens=64, messages=PROMPT) as stream,
     ):
         usage = (await stream.get_final_message()).usage

@@ -12,7 +12,7 @@ import pytest
 
 from account_pool.demo.exchange import Reply
 from account_pool.demo.scripts import by_credential, cohere, event, json_reply, openai, stream_reply
-from tests.e2e.harness import CLIENT, FIRST, SECOND, account, in_order, point_clients_at
+from tests.e2e.harness import CLIENT, FIRST, SECOND, TIMEOUT_S, account, in_order, point_clients_at
 
 WORDS = ["Good", " morning", " to", " you"]
 TEXT = "".join(WORDS)
@@ -244,7 +244,7 @@ async def through_pool(provider, pool_proxy, monkeypatch):
 def groq_stream() -> str:
     from groq import Groq
 
-    with Groq(api_key=CLIENT, max_retries=0) as client:
+    with Groq(api_key=CLIENT, max_retries=0, timeout=TIMEOUT_S) as client:
         chunks = client.chat.completions.create(model="m", messages=PROMPT, stream=True)
         return "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
 
@@ -252,7 +252,7 @@ def groq_stream() -> str:
 def groq_complete() -> str:
     from groq import Groq
 
-    with Groq(api_key=CLIENT, max_retries=0) as client:
+    with Groq(api_key=CLIENT, max_retries=0, timeout=TIMEOUT_S) as client:
         answer = client.chat.completions.create(model="m", messages=PROMPT)
         return answer.choices[0].message.content
 
@@ -262,7 +262,7 @@ def _mistral() -> Any:
         from mistralai.client import Mistral
     except ImportError:  # before 2.0
         from mistralai import Mistral
-    return Mistral(api_key=CLIENT)
+    return Mistral(api_key=CLIENT, timeout_ms=int(TIMEOUT_S * 1000))
 
 
 def mistral_stream() -> str:
@@ -280,7 +280,7 @@ def mistral_complete() -> str:
 def cohere_stream() -> str:
     from cohere import ClientV2
 
-    with ClientV2(api_key=CLIENT) as client:
+    with ClientV2(api_key=CLIENT, timeout=TIMEOUT_S) as client:
         events = client.chat_stream(model="m", messages=PROMPT)
         deltas = [item for item in events if item.type == "content-delta"]
     return "".join(item.delta.message.content.text for item in deltas)
@@ -289,7 +289,7 @@ def cohere_stream() -> str:
 def cohere_complete() -> str:
     from cohere import ClientV2
 
-    with ClientV2(api_key=CLIENT) as client:
+    with ClientV2(api_key=CLIENT, timeout=TIMEOUT_S) as client:
         answer = client.chat(model="m", messages=PROMPT)
     return answer.message.content[0].text
 

@@ -7,6 +7,7 @@ import contextlib
 
 from account_pool.core.account import AccountKey
 from account_pool.proxy import sweeping
+from tests.patience import PATIENCE_S
 from tests.proxy.helpers import FakeClock, service_of
 
 KEY = AccountKey("openai", "one")
@@ -25,7 +26,7 @@ async def test_they_are_swept_without_a_request(monkeypatch):
     service = idle_ones("old:openai")
     monkeypatch.setattr(sweeping, "SWEEP_S", 0.0)
     task = asyncio.create_task(sweeping.run(service))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while len(service.sessions):
             await asyncio.sleep(0)
     task.cancel()

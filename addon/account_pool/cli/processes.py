@@ -14,8 +14,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-#: A proxy ends within milliseconds of a SIGTERM; a hung one never.
-KIND_S = 3.0
+#: A proxy ends within milliseconds of a SIGTERM, seconds on a loaded machine; a hung one never.
+KIND_S = 10.0
+#: Nothing withstands a SIGKILL, but its port is free only once it is gone.
+GONE_S = 60.0
 _LOOK_S = 0.02
 
 
@@ -35,13 +37,14 @@ def identity(pid: int) -> str | None:
 
 def end(pid: int, proof: str) -> None:
     """End the process *pid* if it is the one of *proof*: kindly, then not. Returns when gone."""
-    for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
+    steps = ((signal.SIGTERM, KIND_S), (getattr(signal, "SIGKILL", signal.SIGTERM), GONE_S))
+    for number, patience_s in steps:
         if identity(pid) != proof:
             return
         # It may end of itself, or belong to somebody else.
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
-        until = time.monotonic() + KIND_S
+        until = time.monotonic() + patience_s
         while identity(pid) == proof and time.monotonic() < until:
             time.sleep(_LOOK_S)
 

@@ -141,6 +141,7 @@ class Reply:
     """What to answer.
 
     Attributes:
+        not_before: until then nothing of it is sent, not even the status.
         steps: the body. With `Framing.LENGTH` and no content-length header, the sum
             of its bytes is announced.
         fault: what goes wrong, if anything.
@@ -150,6 +151,7 @@ class Reply:
 
     status: int = 200
     headers: Headers = ()
+    not_before: asyncio.Event | None = None
     steps: Sequence[Step] = ()
     framing: Framing = Framing.CHUNKED
     fault: Fault | None = None

@@ -107,6 +107,8 @@ class Http1Connection:
 
     async def _respond(self, exchange: Exchange, reply: Reply) -> bool:
         """Do what *reply* says. Returns whether another request may follow."""
+        if reply.not_before is not None:
+            await reply.not_before.wait()
         if reply.fault and await self._fail_early(exchange, reply.fault):
             return False
         if reply.framing is Framing.CLOSE:

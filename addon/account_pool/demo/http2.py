@@ -110,6 +110,8 @@ class Http2Connection:
             exchange.end(Ending.LEFT)
 
     async def _respond(self, stream_id: int, exchange: Exchange, reply: Reply) -> None:
+        if reply.not_before is not None:
+            await reply.not_before.wait()
         if reply.fault and await self._fail_early(stream_id, exchange, reply.fault):
             return
         fields = [(name.lower(), value) for name, value in reply.headers]

@@ -16,6 +16,9 @@ from account_pool.demo.exchange import (
     find_credential,
 )
 
+#: What a loaded machine needs for anything that happens at all; it only bounds a hang.
+WAIT_S = 180.0
+
 
 class Journal:
     """The record of a provider. One per provider; all its connections write to it."""
@@ -99,7 +102,7 @@ class Journal:
         self._notify()
         return exchange.reply
 
-    async def until(self, happened: Callable[[], bool], timeout_s: float = 15) -> None:
+    async def until(self, happened: Callable[[], bool], timeout_s: float = WAIT_S) -> None:
         """Return as soon as *happened()* is true. Raises TimeoutError after *timeout_s*."""
         async with asyncio.timeout(timeout_s):
             while not happened():

@@ -19,10 +19,11 @@ import account_pool
 LISTENING = r"listening at (?:.*, )?\S+:(\d+)\.$"
 #: What the addon says when it has read its accounts.
 POOL_READY = r"account-pool: (ready|no accounts)"
-#: Importing mitmproxy takes about a second; a loaded machine may need many.
-START_TIMEOUT_S = 60.0
-#: mitmdump ends within a few milliseconds of a SIGTERM.
-STOP_TIMEOUT_S = 5.0
+#: Importing mitmproxy takes about a second; a loaded machine may need many. One that
+#: ends instead is noticed at once, so this only bounds a hang.
+START_TIMEOUT_S = 180.0
+#: mitmdump ends within a few milliseconds of a SIGTERM, on a machine with nothing to do.
+STOP_TIMEOUT_S = 20.0
 
 
 class MitmdumpFailed(Exception):
@@ -109,7 +110,7 @@ class Mitmdump:
         finally:
             await self.stop()
 
-    async def until(self, happened: Callable[[], bool], timeout_s: float = 15) -> None:
+    async def until(self, happened: Callable[[], bool], timeout_s: float = START_TIMEOUT_S) -> None:
         """Return as soon as *happened()* is true; looked at after each line printed.
 
         Raises MitmdumpFailed if the process ends first, TimeoutError after *timeout_s*.
@@ -121,7 +122,7 @@ class Mitmdump:
                     raise MitmdumpFailed(f"mitmdump ended: {self._last_words()}")
                 await self._changed.wait()
 
-    async def until_printed(self, pattern: str, timeout_s: float = 15) -> str:
+    async def until_printed(self, pattern: str, timeout_s: float = START_TIMEOUT_S) -> str:
         """Return the first line in which the regular expression *pattern* is found."""
         await self.until(lambda: any(re.search(pattern, line) for line in self.lines), timeout_s)
         return next(line for line in self.lines if re.search(pattern, line))

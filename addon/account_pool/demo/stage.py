@@ -20,12 +20,18 @@ import httpx
 
 from account_pool.demo import story
 from account_pool.demo.certificates import make_certificate
-from account_pool.demo.mitmdump import POOL_READY, Mitmdump, MitmdumpFailed, addon_script
+from account_pool.demo.mitmdump import (
+    POOL_READY,
+    START_TIMEOUT_S,
+    Mitmdump,
+    MitmdumpFailed,
+    addon_script,
+)
 from account_pool.demo.provider import Provider
 from account_pool.demo.screen import Screen
 
 #: Far more than it needs; the demo must end by itself even where nothing works.
-TIMEOUT_S = 60
+TIMEOUT_S = START_TIMEOUT_S + 120
 
 
 class DemoFailed(Exception):
@@ -41,7 +47,7 @@ def perform() -> int:
     except asyncio.CancelledError:
         return _fail("terminated", 128 + signal.SIGTERM)
     except TimeoutError:
-        return _fail(f"did not end within {TIMEOUT_S} s")
+        return _fail(f"did not end within {TIMEOUT_S:g} s")
     except (DemoFailed, MitmdumpFailed, OSError, httpx.HTTPError) as error:
         return _fail(str(error) or type(error).__name__)
     return 0

@@ -105,13 +105,14 @@ class AccountPool(AdminPages):
         self._configured = False
         self._failed = False
         self._starting: asyncio.Task[None] | None = None
+        self._held_back = False
         self._reading: asyncio.Task[None] | None = None
         self._unlisten: Callable[[], None] = lambda: None
 
     def load(self, loader: Loader) -> None:
         # Again when pool.py is reloaded: nothing is waiting to be known then.
         self._at_start |= options.add(loader)
-        binding.default_to_loopback()
+        self._held_back |= binding.default_to_loopback()
 
     def configure(self, updated: set[str]) -> None:
         if not self._configured:
@@ -122,13 +123,13 @@ class AccountPool(AdminPages):
         ):
             self._apply(self._values(self._in_file))
 
-    def running(self) -> None:
+    def running(self) -> Awaitable[None] | None:
         if self._failed:
-            return
+            return None
         self.service.later = asyncio.get_running_loop().call_soon
         if self._watching is not None:
             self._read_again()  # pool.py was reloaded: all else goes on
-            return
+            return None
         if self.keeper is not None:
             self.keeper.start()
         if self.keeping is not None:
@@ -143,10 +144,13 @@ class AccountPool(AdminPages):
         self._sweeping = asyncio.create_task(
             sweeping.run(self.service), name="account-pool forgets conversations"
         )
+        # mitmproxy waits: it ends where a server cannot listen. At a reload it cannot wait.
+        return self._starting if self._held_back else None
 
     async def _announce(self) -> None:
         """Say that the pool is ready, once the proxy listens where it should."""
-        await binding.rebind()
+        if not await binding.bind(held_back=self._held_back):
+            return
         self._ready = True
         states = list(self.service.pool.accounts())
         if not states:
