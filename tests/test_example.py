@@ -45,6 +45,7 @@ def test_it_loads(config: Config) -> None:
         "openai/work",
         "openai/home",
         "anthropic/work",
+        "claude-code/max",
         "gemini/project-a",
         "copilot/me",
         "codex/plus",

@@ -14,7 +14,7 @@ ENVIRON = {"A_KEY": "sk-abcdefgh"}
 ACCOUNT = "accounts:\n  - provider: openai\n    label: work\n    token: ${A_KEY}\n"
 HOW_TOKEN = (
     "write token: ${NAME_OF_A_VARIABLE}, or one of {env: ...}, {file: ...}, {command: ...}, "
-    "{oauth: ...}"
+    "{keychain: ...}, {oauth: ...}"
 )
 KEYS = (
     "provider, label, token, account_type, priority, weight, models, max_concurrent, "
@@ -146,8 +146,14 @@ def test_a_wrong_key_of_an_account_is_named_with_line_and_remedy(line: str, expe
             "{env: sk-abc}",
             "the value of env is not the name of a variable; write {env: OPENAI_API_KEY}",
         ),
-        ("{sk-abc}", "has an unknown key; write one of env, file, pointer, command, oauth"),
-        ("{token:sk-abc}", "has an unknown key; write one of env, file, pointer, command, oauth"),
+        (
+            "{sk-abc}",
+            "has an unknown key; write one of env, file, pointer, command, keychain, oauth",
+        ),
+        (
+            "{token:sk-abc}",
+            "has an unknown key; write one of env, file, pointer, command, keychain, oauth",
+        ),
         ("{comand: x}", "has an unknown key; did you mean command?"),
         ("{env: 1}", 'the value of env is not text; write {env: "..."}'),
         ("{}", f"names no source; {HOW_TOKEN}"),
@@ -158,11 +164,20 @@ def test_a_wrong_key_of_an_account_is_named_with_line_and_remedy(line: str, expe
         ),
         (
             "{env: A_KEY, pointer: /x}",
-            "pointer belongs to a file; write {file: PATH, pointer: /json/pointer}",
+            "pointer belongs to a file or a keychain; write {file: PATH, pointer: /json/pointer}",
         ),
         (
             "{file: tokens.json, pointer: a}",
             "the pointer does not begin with /; write one such as /tokens/access",
+        ),
+        (
+            "{keychain: Some item, pointer: a}",
+            "the pointer does not begin with /; write one such as /tokens/access",
+        ),
+        ("{keychain: ' '}", 'the value of keychain is not text; write {keychain: "..."}'),
+        (
+            "{keychain: a, file: b}",
+            "names two sources, keychain and file; leave one of them",
         ),
         (
             '{command: "gh \'auth"}',

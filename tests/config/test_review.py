@@ -15,7 +15,7 @@ SET = "set it where the proxy is started, or name another source"
 RUN_CLAUDE = "its tool is logged out: run `claude` and log in"
 RUN_CODEX = "its tool is logged out: run `codex login`"
 BLANK = '{"claudeAiOauth": {"accessToken": "", "refreshToken": "", "expiresAt": 0}}'
-PARTLY = "is not JSON, or only a part of it was written; name a JSON file; it is read again when it"
+PARTLY = "is not JSON, or only a part of it was written; name one that is JSON; it is read again"
 #: The files there are: name, content, mode.
 FILES = (
     ("open", "sk-open-to-all", 0o644),
@@ -121,18 +121,18 @@ def unreadable(account: str) -> list[str]:
         ),
         (
             "{file: lines, pointer: /a}",
-            f"file lines pointer /a: the file lines {PARTLY} changes",
+            f"file lines pointer /a: the file lines {PARTLY}",
         ),
-        ("{file: half.json}", f"file half.json: the file half.json {PARTLY} changes"),
+        ("{file: half.json}", f"file half.json: the file half.json {PARTLY}"),
         (
             "{file: tokens.json, pointer: /a/x}",
             "file tokens.json pointer /a/x: the file tokens.json has nothing at /a/x; correct "
-            "the pointer; each part of it is a key of the JSON in the file",
+            "the pointer; each part of it is a key of the JSON",
         ),
         (
             "{file: tokens.json, pointer: /a/c/1}",
             "file tokens.json pointer /a/c/1: the file tokens.json has nothing at /a/c/1; "
-            "correct the pointer; each part of it is a key of the JSON in the file",
+            "correct the pointer; each part of it is a key of the JSON",
         ),
         (
             "{file: tokens.json, pointer: /a/b}",
@@ -146,8 +146,8 @@ def unreadable(account: str) -> list[str]:
         ),
         (
             "{file: tokens.json}",
-            "file tokens.json: the file tokens.json holds no login; say where the token is: "
-            "{file: PATH, pointer: /json/pointer}",
+            "file tokens.json: the file tokens.json holds no login; add pointer: /json/pointer, "
+            "which says where the token is",
         ),
         (
             "{file: blank/.credentials.json}",
@@ -173,7 +173,7 @@ def unreadable(account: str) -> list[str]:
             "{file: good/.credentials.json, pointer: /claudeAiOauth/acessToken}",
             "file good/.credentials.json pointer /claudeAiOauth/acessToken: the file "
             "good/.credentials.json has nothing at /claudeAiOauth/acessToken; correct the "
-            "pointer; each part of it is a key of the JSON in the file",
+            "pointer; each part of it is a key of the JSON",
         ),
         (
             "{file: nothing/.credentials.json}",
@@ -201,7 +201,7 @@ def unreadable(account: str) -> list[str]:
         (
             "{file: plain/auth.json, pointer: /github/access}",
             "file plain/auth.json pointer /github/access: the file plain/auth.json has nothing at "
-            "/github/access; correct the pointer; each part of it is a key of the JSON in the file",
+            "/github/access; correct the pointer; each part of it is a key of the JSON",
         ),
     ],
 )

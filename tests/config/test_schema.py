@@ -32,6 +32,7 @@ def test_accounts_have_every_key_described() -> None:
         "string",
         ["env"],
         ["file"],
+        ["keychain"],
         ["command"],
         ["oauth"],
     ]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError
-from account_pool.credentials.files import FileSource, Reading
+from account_pool.credentials.files import FileSource
+from account_pool.credentials.reading import Reading
 from account_pool.credentials.vendor_files import (
     DEFAULT_PATHS,
     VendorLogin,

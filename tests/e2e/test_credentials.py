@@ -208,3 +208,49 @@ async def test_what_looks_wrong_is_said_once(provider, pool_proxy):
         assert len([line for line in proxy.lines if text in line]) == 1
         assert len([warning for warning in warnings if text in warning]) == 1
     assert len(warnings) == 3
+
+
+#: A keychain: a file of JSON, {service: text}; locked while there is none.
+KEYCHAIN = """
+import json, os
+from pathlib import Path
+from keyring.backend import KeyringBackend
+from keyring.errors import KeyringLocked
+
+class Keyring(KeyringBackend):
+    priority = 1
+
+    def get_password(self, service, username):
+        try:
+            return json.loads(Path(os.environ["FAKE_KEYCHAIN"]).read_text()).get(service)
+        except FileNotFoundError:
+            raise KeyringLocked("locked") from None
+
+    def set_password(self, service, username, password):
+        raise NotImplementedError
+"""
+
+
+async def test_a_keychain_that_is_unlocked_later(provider, pool_proxy, tmp_path):
+    upstream = await provider(by_credential({FIRST: GOOD, secret("second"): GOOD}))
+    (tmp_path / "fake_keychain.py").write_text(KEYCHAIN)
+    held = tmp_path / "keychain.json"
+    item = {"keychain": "Claude Code-credentials", "pointer": POINTER}
+    proxy = await pool_proxy(
+        [account("first"), account("second", token=item)],
+        provider=upstream,
+        options={"pool_strategy": "round-robin"},
+        env={
+            "PYTHON_KEYRING_BACKEND": "fake_keychain.Keyring",
+            "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+            "FAKE_KEYCHAIN": str(held),
+        },
+    )
+    await proxy.until_printed("openai/second: keychain Claude .*: the keychain is locked")
+    async with proxy.client() as http:
+        assert (await http.request(**chat(stream=False))).status_code == 200
+        write(held, json.dumps({"Claude Code-credentials": login("second").decode()}).encode())
+        await proxy.until_printed("openai/second: its credential can be read again", 30)
+        for _ in range(2):
+            assert (await http.request(**chat(stream=False))).status_code == 200
+    assert set(upstream.journal.credentials) == {FIRST, secret("second")}

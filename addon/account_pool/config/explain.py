@@ -17,7 +17,7 @@ REMEDIES: Mapping[str, str] = {
     "provider": "write the name of a provider, such as openai",
     "label": "write a name for the account, such as work",
     "token": "write token: ${NAME_OF_A_VARIABLE}, or one of {env: ...}, {file: ...}, "
-    "{command: ...}, {oauth: ...}",
+    "{command: ...}, {keychain: ...}, {oauth: ...}",
     "account_type": "write one of individual, business, enterprise",
     "priority": "write a number such as 0 or 1",
     "weight": "write a number such as 1 or 2",

@@ -17,7 +17,7 @@ from account_pool.providers.user_defined import CLASSES, SPELLINGS
 Text = Annotated[str, Field(min_length=1)]
 
 #: The keys of a `token:` mapping.
-TOKEN_KEYS = ("env", "file", "pointer", "command", "oauth")
+TOKEN_KEYS = ("env", "file", "pointer", "command", "keychain", "oauth")
 #: Keys of an account that travel with its credential: `Account.companions`.
 COMPANIONS = ("account_id", "project", "organization", "openai_project", "host", "deployments")
 
@@ -64,6 +64,19 @@ _TOKEN_SCHEMA = {
                 },
             },
             "required": ["file"],
+            "additionalProperties": False,
+        },
+        {
+            "type": "object",
+            "properties": {
+                "keychain": {"type": "string", "description": "an item of the system's keychain"},
+                "pointer": {
+                    "type": "string",
+                    "pattern": "^/",
+                    "description": "RFC 6901: where in the JSON of the item",
+                },
+            },
+            "required": ["keychain"],
             "additionalProperties": False,
         },
         {

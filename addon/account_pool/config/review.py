@@ -15,8 +15,9 @@ from account_pool.config.problems import Problem
 from account_pool.config.values import AccountEntry, Config
 from account_pool.core.credential import Credential
 from account_pool.credentials.errors import CredentialError
-from account_pool.credentials.files import FileSource, Reading
+from account_pool.credentials.files import FileSource
 from account_pool.credentials.notices import Notices
+from account_pool.credentials.reading import Reading
 from account_pool.credentials.ways import credential_of
 
 

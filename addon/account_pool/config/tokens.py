@@ -12,6 +12,7 @@ from account_pool.config.models import TOKEN_KEYS
 from account_pool.config.problems import Wrong, unknown
 from account_pool.core.credential import Secret
 from account_pool.credentials.files import FileSource
+from account_pool.credentials.keychain import KeychainSource
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.sources import (
     CommandSource,
@@ -75,13 +76,21 @@ def _from_mapping(token: dict[str, Any], environ: Mapping[str, str], directory: 
         raise Wrong(f"names two sources, {kinds[0]} and {kinds[1]}", "leave one of them")
     if not kinds:
         raise Wrong("names no source", _HOW)
-    if "pointer" in token and kinds != ["file"]:
-        raise Wrong("pointer belongs to a file", "write {file: PATH, pointer: /json/pointer}")
+    pointer = token.get("pointer")
+    if pointer is not None and kinds[0] not in ("file", "keychain"):
+        raise Wrong(
+            "pointer belongs to a file or a keychain", "write {file: PATH, pointer: /json/pointer}"
+        )
+    if pointer and not pointer.startswith("/"):
+        raise Wrong("the pointer does not begin with /", "write one such as /tokens/access")
     match kinds[0]:
         case "env":
             return _variable(token["env"].strip(), environ)
         case "file":
-            return _file(token["file"].strip(), token.get("pointer"), environ, directory)
+            written = token["file"].strip()
+            return FileSource(directory / expand_home(written, environ), pointer, written)
+        case "keychain":
+            return KeychainSource(token["keychain"].strip(), pointer)
         case _:
             return _command(token["command"].strip(), environ)
 
@@ -91,14 +100,6 @@ def _variable(written: str, environ: Mapping[str, str]) -> EnvSource:
         # A token that was put here would look like this.
         raise Wrong("the value of env is not the name of a variable", "write {env: OPENAI_API_KEY}")
     return EnvSource(written, environ)
-
-
-def _file(
-    written: str, pointer: str | None, environ: Mapping[str, str], directory: Path
-) -> FileSource:
-    if pointer and not pointer.startswith("/"):
-        raise Wrong("the pointer does not begin with /", "write one such as /tokens/access")
-    return FileSource(directory / expand_home(written, environ), pointer, written)
 
 
 def expand_home(written: str, environ: Mapping[str, str]) -> Path:

@@ -44,9 +44,8 @@ _MOVED_BY: Mapping[str, tuple[tuple[str, str], ...]] = {
 #: What to do when the tool keeps its login in the keychain of the system instead.
 _IN_KEYCHAIN: Mapping[str, str] = {
     "codex": 'set cli_auth_credentials_store = "file" in its config.toml and log in again',
-    "claude": "on macOS it is in the Keychain, item Claude Code-credentials; write token: "
-    "{command: claude-token} with a command of yours that prints it, or log in separately with "
-    "`claude setup-token`",
+    "claude": "on macOS it is in the Keychain; write token: {keychain: Claude Code-credentials, "
+    "pointer: /claudeAiOauth/accessToken}, or log in separately with `claude setup-token`",
     "gemini": "log in to gemini again without the keychain, or log in separately",
     "copilot": "run: account-pool login copilot",
     "gh": "write token: {command: gh auth token}",

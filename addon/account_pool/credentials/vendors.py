@@ -41,11 +41,13 @@ class ToolLogin:
         how: what its user does to log in.
         files: names of the file, wherever a variable moves its folder.
         sections: top-level keys of the login in that file; none: any.
+        service: how its item in the keychain of the system begins.
     """
 
     how: str
     files: frozenset[str] = frozenset()
     sections: frozenset[str] = frozenset()
+    service: str = ""
 
 
 #: By the name of the tool. Files: `vendor_files.DEFAULT_PATHS`, and where their sources are.
@@ -54,19 +56,24 @@ LOGINS: Mapping[str, ToolLogin] = {
         how="run `claude` and log in",
         files=frozenset({".credentials.json"}),
         sections=frozenset({"claudeAiOauth"}),
+        service="Claude Code",
     ),
     "codex": ToolLogin(
         how="run `codex login`",
         files=frozenset({"auth.json"}),
         sections=frozenset({"tokens", "OPENAI_API_KEY"}),
+        service="Codex",
     ),
     "gemini": ToolLogin(
         how="run `gemini` and log in",
         files=frozenset({"oauth_creds.json"}),
         sections=frozenset({"access_token"}),
+        service="gemini-cli",
     ),
-    "copilot": ToolLogin(how="run `copilot` and log in", files=frozenset({"apps.json"})),
-    "gh": ToolLogin(how="run `gh auth login`", files=frozenset({"hosts.yml"})),
+    "copilot": ToolLogin(
+        how="run `copilot` and log in", files=frozenset({"apps.json"}), service="copilot-cli"
+    ),
+    "gh": ToolLogin(how="run `gh auth login`", files=frozenset({"hosts.yml"}), service="gh:"),
     # Programs that people have print a token: `gcloud auth print-access-token`, `op read`, ...
     "gcloud": ToolLogin(how="run `gcloud auth login`"),
     "az": ToolLogin(how="run `az login`"),
@@ -80,6 +87,14 @@ def tool_of(file: str, pointer: str | None) -> str | None:
     section = (pointer or "").split("/")[1:2]
     for name, login in LOGINS.items():
         if file in login.files and (not section or login.sections.issuperset(section)):
+            return name
+    return None
+
+
+def tool_of_service(service: str) -> str | None:
+    """Return the tool that keeps its login in the keychain as *service*."""
+    for name, login in LOGINS.items():
+        if login.service and service.startswith(login.service):
             return name
     return None
 

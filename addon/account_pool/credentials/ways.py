@@ -17,9 +17,11 @@ from account_pool.core.credential import Credential, Secret
 from account_pool.credentials.code_assist import CodeAssist
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.exchange_answer import Exchanged, ExchangeRefused
-from account_pool.credentials.files import FileSource, Reading, Stamp
+from account_pool.credentials.files import FileSource, Stamp
+from account_pool.credentials.keychain import KeychainSource
 from account_pool.credentials.login import Login, Refresher
 from account_pool.credentials.oauth import OAuthSource
+from account_pool.credentials.reading import Reading
 from account_pool.store.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -28,10 +30,19 @@ if TYPE_CHECKING:
 #: How often a file is looked at, in seconds: its tool may have renewed what is in it.
 FILE_LOOK_S = 5.0
 
+#: How often an item of the keychain is looked at, in seconds, for the same reason: each look
+#: may ask its user.
+KEYCHAIN_LOOK_S = 300.0
+
 #: How often an exchange that was not possible is tried again, in seconds.
 NO_EXCHANGE_LOOK_S = 600.0
 
 Credentials = Mapping[str, Credential]
+
+_ITS_TOOL = (
+    "the token in it has expired; its tool renews it when it is used, or give this account a "
+    "login of its own"
+)
 
 
 class Exchange(Protocol):
@@ -115,6 +126,8 @@ def way_of(entry: AccountEntry, ways: Ways, wall_clock: Callable[[], float], cha
         way = LoginWay(entry, login, wall_clock)
     elif isinstance(entry.source, FileSource):
         way = FileWay(entry, entry.source)
+    elif isinstance(entry.source, KeychainSource):
+        way = KeychainWay(entry, entry.source)
     else:
         way = SourceWay(entry)
     needs_project = "project" not in entry.account.companions
@@ -155,10 +168,7 @@ class FileWay:
         self._entry = entry
         self._source = source
         self._read: tuple[Stamp, Got] | None = None
-        self.expired = (
-            f"{source.describe()}: the token in it has expired; its tool renews it when it is "
-            "used, or give this account a login of its own"
-        )
+        self.expired = f"{source.describe()}: {_ITS_TOOL}"
 
     def now(self) -> Got:
         stamp = self._source.stamp()
@@ -178,6 +188,28 @@ class FileWay:
 
     def refuse(self, _secret: Secret) -> None:
         self._read = None
+
+    def meanwhile(self, held: Credentials) -> Credentials:
+        return held
+
+
+class KeychainWay:
+    """Reads an item of the keychain, again and again: its tool renews what is in it."""
+
+    def __init__(self, entry: AccountEntry, source: KeychainSource) -> None:
+        self._entry = entry
+        self._source = source
+        self.expired = f"{source.describe()}: {_ITS_TOOL}"
+
+    def now(self) -> None:
+        """A keychain may ask its user."""
+
+    async def renew(self) -> Got:
+        credentials = credential_of(self._entry, await self._source.reading())
+        return Got(credentials=credentials, again_in_s=KEYCHAIN_LOOK_S)
+
+    def refuse(self, _secret: Secret) -> None:
+        """It is read anew in any case."""
 
     def meanwhile(self, held: Credentials) -> Credentials:
         return held

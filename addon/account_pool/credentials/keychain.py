@@ -1,0 +1,144 @@
+"""A credential in the keychain of the system: macOS, Secret Service, KWallet, Windows.
+
+Read through the package `keyring`, which is imported when the first one is read; never
+written. A keychain may ask its user to unlock it, for as long as it likes, and a question
+to it cannot be taken back: it is asked by a thread that nobody waits for at the end, one
+at a time for each item. What its errors say is not repeated: it may quote anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from account_pool.core.credential import Secret
+from account_pool.credentials.errors import CredentialError
+from account_pool.credentials.reading import Reading, Text
+from account_pool.credentials.vendors import logged_out, tool_of_service
+
+#: Long enough to type a password, short enough to say so when nobody does.
+KEYCHAIN_TIMEOUT_S = 30.0
+_AGAIN = "it is looked at again"
+
+
+@dataclass(slots=True)
+class KeychainSource:
+    """The item *service* of the keychain, or JSON in it with the credential at *pointer*.
+
+    Attributes:
+        service: as the keychain calls it, e.g. "Claude Code-credentials". Of several
+            accounts below it the one named as the user of this process comes first.
+        pointer: RFC 6901; None: all of it, or the login of a known tool.
+    """
+
+    service: str
+    pointer: str | None = None
+    timeout_s: float = field(default=KEYCHAIN_TIMEOUT_S, compare=False)
+    _asking: threading.Thread | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        return f"the keychain item {self.service}"
+
+    def describe(self) -> str:
+        return f"keychain {self.service}" + (f" pointer {self.pointer}" if self.pointer else "")
+
+    def read_now(self) -> None:
+        return None
+
+    async def read(self) -> Secret:
+        return (await self.reading()).secret
+
+    def refused(self, secret: Secret) -> None:
+        """Nothing is remembered."""
+
+    async def reading(self) -> Reading:
+        """Return the credential and what is said of it. Raises CredentialError."""
+        tool = tool_of_service(self.service)
+        text = await self._ask()
+        if text is None:
+            raise CredentialError(
+                f"the keychain has no item {self.service}",
+                logged_out(tool) or "correct its name, or name another source",
+            )
+        return Text(self.name, self.name, self.pointer, tool).read(text)
+
+    async def _ask(self) -> str | None:
+        if self._asking is not None and self._asking.is_alive():
+            raise CredentialError("the keychain has not answered yet", f"unlock it; {_AGAIN}")
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[str | None] = loop.create_future()
+
+        def ask() -> None:
+            found, failed = None, None
+            try:
+                found = _find(self.service)
+            except CredentialError as error:
+                failed = error
+            # The proxy may have ended meanwhile.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(_settle, answer, found, failed)
+
+        self._asking = threading.Thread(target=ask, daemon=True, name=f"keychain {self.service}")
+        self._asking.start()
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                return await answer
+        except TimeoutError:
+            raise CredentialError(
+                f"the keychain did not answer within {self.timeout_s:g} s", f"unlock it; {_AGAIN}"
+            ) from None
+
+
+def _settle(
+    answer: asyncio.Future[str | None], found: str | None, failed: CredentialError | None
+) -> None:
+    if answer.done():
+        return  # nobody waited so long
+    if failed is None:
+        answer.set_result(found)
+    else:
+        answer.set_exception(failed)
+
+
+def _find(service: str) -> str | None:
+    """Return what the keychain holds for *service*, None for nothing. Raises CredentialError."""
+    try:
+        import keyring  # noqa: PLC0415 - see the module
+        from keyring import errors  # noqa: PLC0415
+    except ImportError:
+        raise CredentialError(
+            "the package keyring is not there",
+            "install it where the proxy runs: pip install keyring",
+        ) from None
+    try:
+        # Not every keychain can be asked for a service alone: that of macOS wants a name.
+        found = keyring.get_password(service, _user())
+        if found is None and (one := keyring.get_credential(service, None)) is not None:
+            found = one.password
+    except errors.NoKeyringError:
+        raise CredentialError(
+            "this system has no keychain that can be read",
+            "start one (Secret Service, KWallet) where the proxy runs, or name another source",
+        ) from None
+    except (errors.KeyringLocked, errors.InitError):
+        raise CredentialError("the keychain is locked", f"unlock it; {_AGAIN}") from None
+    # Backends raise what their libraries raise, whose texts may quote anything.
+    except Exception as error:
+        raise CredentialError(
+            f"the keychain cannot be read ({type(error).__name__})",
+            f"try `keyring get` by hand; {_AGAIN}",
+        ) from None
+    return found if isinstance(found, str) else None
+
+
+def _user() -> str:
+    """Return the name tools store their item under, "" where the user has none."""
+    try:
+        return getpass.getuser()
+    # KeyError or OSError, by version: no name for this user's number.
+    except (KeyError, OSError):
+        return ""

@@ -1,0 +1,144 @@
+"""What a text holds: a token, JSON with one at a pointer, or the login of a known tool.
+
+What is said of the credential (when it ends, whose it is) is read with it. Values in,
+values out; where the text comes from is `files.py` and `keychain.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from account_pool.core import json_pointer
+from account_pool.core.credential import Secret
+from account_pool.credentials.errors import CredentialError
+from account_pool.credentials.instants import read_instant
+from account_pool.credentials.sources import usable
+from account_pool.credentials.vendor_shapes import Shape, recognise
+from account_pool.credentials.vendors import TOOLS, logged_out
+
+_NOTHING = object()
+#: How the end of a token is named that stands beside it.
+_EXPIRY_NAMES = ("expires_at", "expiresAt", "expiry_date", "expiry", "expires")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a file says of a credential.
+
+    Attributes:
+        secret: the credential.
+        expires_at: when it ends, seconds since the epoch; None if the file does not say.
+        companions: what belongs to it, e.g. account_id.
+    """
+
+    secret: Secret
+    expires_at: float | None = None
+    companions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text that holds a credential, as it is called in messages.
+
+    Attributes:
+        what: "the file ~/x".
+        name: "~/x".
+        pointer: RFC 6901, where the credential is in JSON; None: all of it is one, or a
+            known tool's login is.
+        tool: whose it is by its name, if any is known.
+    """
+
+    what: str
+    name: str
+    pointer: str | None = None
+    tool: str | None = None
+
+    def read(self, text: str) -> Reading:
+        """Return the credential in *text* and what is said of it. Raises CredentialError."""
+        document = self._document(text)
+        shape = recognise(document)
+        tool = self.tool or (TOOLS.get(shape.provider) if shape is not None else None)
+        if self.pointer is not None:
+            secret = self._at_pointer(self.pointer, document, shape, tool)
+        elif isinstance(document, dict | list):
+            secret = self._of_tool(shape, tool)
+        elif not text.strip() and (remedy := logged_out(tool)):
+            raise CredentialError(f"{self.what} is empty", remedy)
+        else:
+            secret = usable(text, self.what)
+        if shape is not None and shape.access == secret.reveal():
+            return Reading(
+                secret=secret,
+                expires_at=_instant(shape.expires_at),
+                companions=shape.companions,
+            )
+        return Reading(secret=secret, expires_at=_expiry_beside(document, self.pointer))
+
+    def _document(self, text: str) -> Any:
+        """Return the JSON in *text*; None when it is none and need not be."""
+        try:
+            return json.loads(text)
+        # A deep one ends in RecursionError.
+        except (ValueError, RecursionError):
+            if self.pointer is None and not text.lstrip().startswith(("{", "[")):
+                return None
+            # `from None`: a JSON error carries the document, which is a secret.
+            raise CredentialError(
+                f"{self.what} is not JSON, or only a part of it was written",
+                "name one that is JSON; it is read again",
+            ) from None
+
+    def _at_pointer(
+        self, pointer: str, document: Any, shape: Shape | None, tool: str | None
+    ) -> Secret:
+        value = json_pointer.find(document, json_pointer.steps(pointer), _NOTHING)
+        is_blank = value is None or (isinstance(value, str) and not value.strip())
+        remedy = None
+        if (value is _NOTHING or is_blank) and not _has_login(shape):
+            remedy = logged_out(tool)
+        if value is _NOTHING:
+            raise CredentialError(
+                f"{self.what} has nothing at {pointer}",
+                remedy or "correct the pointer; each part of it is a key of the JSON",
+            )
+        if is_blank and remedy:
+            raise CredentialError(f"the value at {pointer} in {self.name} is empty", remedy)
+        if not isinstance(value, str):
+            raise CredentialError(
+                f"the value at {pointer} in {self.name} is not text", "point to the token itself"
+            )
+        return usable(value, f"the value at {pointer} in {self.name}")
+
+    def _of_tool(self, shape: Shape | None, tool: str | None) -> Secret:
+        """Return the token of the login in JSON without a pointer."""
+        if shape is not None and _has_login(shape):
+            return usable(shape.access, f"the token in {self.name}")
+        raise CredentialError(
+            f"{self.what} holds no login",
+            logged_out(tool) or "add pointer: /json/pointer, which says where the token is",
+        )
+
+
+def _has_login(shape: Shape | None) -> bool:
+    return shape is not None and isinstance(shape.access, str) and bool(shape.access.strip())
+
+
+def _expiry_beside(document: Any, pointer: str | None) -> float | None:
+    """Return when the token at *pointer* ends, if a usual name beside it says so."""
+    if not pointer:
+        return None
+    document = json_pointer.find(document, json_pointer.steps(pointer)[:-1])
+    if not isinstance(document, dict):
+        return None
+    return next((_instant(document[name]) for name in _EXPIRY_NAMES if name in document), None)
+
+
+def _instant(value: Any) -> float | None:
+    """Return *value* as seconds since the epoch; what cannot be read says nothing."""
+    try:
+        return read_instant(value)
+    except CredentialError:
+        return None

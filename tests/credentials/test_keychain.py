@@ -1,0 +1,203 @@
+"""A credential in the keychain, which is one in memory here."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import keyring
+import pytest
+from keyring.backend import KeyringBackend
+from keyring.credentials import SimpleCredential
+from keyring.errors import InitError, KeyringError, KeyringLocked, NoKeyringError
+from tests.credentials.fakes import FakeClock, Published, entry, until
+
+from account_pool.config.review import review
+from account_pool.config.values import Config
+from account_pool.core.credential import Secret
+from account_pool.credentials.errors import CredentialError
+from account_pool.credentials.keeper import Keeper
+from account_pool.credentials.keychain import KeychainSource
+
+CLAUDE = "Claude Code-credentials"
+POINTER = "/claudeAiOauth/accessToken"
+
+
+class Memory(KeyringBackend):
+    """Holds (service, user): password. Can fail, and keep whoever asks waiting."""
+
+    priority = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items: dict[tuple[str, str], str] = {}
+        self.failure: Exception | None = None
+        self.open = threading.Event()
+        self.open.set()
+        self.asked = 0
+
+    def get_password(self, service: str, username: str) -> str | None:
+        self.asked += 1
+        self.open.wait(10)
+        if self.failure is not None:
+            raise self.failure
+        return self.items.get((service, username))
+
+    def get_credential(self, service: str, username: str | None) -> Any:
+        for (name, user), password in self.items.items():
+            if name == service and username in (None, user):
+                return SimpleCredential(user, password)
+        return None
+
+    def set_password(self, service: str, username: str, password: str) -> None:
+        raise NotImplementedError
+
+
+@pytest.fixture
+def keychain() -> Iterator[Memory]:
+    before = keyring.get_keyring()
+    memory = Memory()
+    keyring.set_keyring(memory)
+    yield memory
+    memory.open.set()
+    keyring.set_keyring(before)
+
+
+async def test_all_of_an_item_or_a_part_of_it(keychain: Memory) -> None:
+    user = getpass.getuser()
+    keychain.items = {
+        ("plain", user): "sk-plain",
+        ("plain", "another"): "sk-another",
+        ("of another", "another"): "sk-another",
+        ("json", user): '{"a": {"b": "sk-inner"}, "c": 1}',
+        (CLAUDE, user): '{"claudeAiOauth": {"accessToken": "sk-ant-oat-fake", "expiresAt": 1e12}}',
+    }
+    assert await KeychainSource("plain").read() == Secret("sk-plain")
+    assert await KeychainSource("of another").read() == Secret("sk-another")
+    assert await KeychainSource("json", "/a/b").read() == Secret("sk-inner")
+    for pointer in (POINTER, None):
+        reading = await KeychainSource(CLAUDE, pointer).reading()
+        assert (reading.secret, reading.expires_at) == (Secret("sk-ant-oat-fake"), 1e9)
+    assert KeychainSource("json", "/a/b").describe() == "keychain json pointer /a/b"
+
+
+@pytest.mark.parametrize(
+    ("held", "failure", "said"),
+    [
+        (None, None, "the keychain has no item X; correct its name, or name another source"),
+        (" ", None, "the keychain item X is empty; put the token there"),
+        (
+            '{"a"',
+            None,
+            "the keychain item X is not JSON, or only a part of it was written; name one that is "
+            "JSON; it is read again",
+        ),
+        (None, KeyringLocked("sk-x"), "the keychain is locked; unlock it; it is looked at again"),
+        (None, InitError("sk-x"), "the keychain is locked; unlock it; it is looked at again"),
+        (
+            None,
+            NoKeyringError("sk-x"),
+            "this system has no keychain that can be read; start one (Secret Service, KWallet) "
+            "where the proxy runs, or name another source",
+        ),
+        (
+            None,
+            KeyringError("sk-x"),
+            "the keychain cannot be read (KeyringError); try `keyring get` by hand; it is looked "
+            "at again",
+        ),
+        (
+            None,
+            ValueError("sk-x"),
+            "the keychain cannot be read (ValueError); try `keyring get` by hand; it is looked at "
+            "again",
+        ),
+    ],
+)
+async def test_what_cannot_be_read_says_why(
+    keychain: Memory, held: str | None, failure: Exception | None, said: str
+) -> None:
+    keychain.failure = failure
+    if held is not None:
+        keychain.items["X", getpass.getuser()] = held
+    with pytest.raises(CredentialError) as caught:
+        await KeychainSource("X").read()
+    assert str(caught.value) == said
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("service", "login"),
+    [
+        (CLAUDE, "run `claude` and log in"),
+        ("Codex Auth", "run `codex login`"),
+        ("gh:github.com", "run `gh auth login`"),
+    ],
+)
+async def test_a_tool_that_is_logged_out(keychain: Memory, service: str, login: str) -> None:
+    with pytest.raises(CredentialError) as caught:
+        await KeychainSource(service).read()
+    assert str(caught.value) == (
+        f"the keychain has no item {service}; its tool is logged out: {login}"
+    )
+
+
+async def test_one_that_waits_for_its_user_holds_up_nothing(keychain: Memory) -> None:
+    keychain.open.clear()
+    keychain.items["X", getpass.getuser()] = "sk-late"
+    source = KeychainSource("X", timeout_s=0.05)
+    with pytest.raises(CredentialError, match=r"did not answer within 0\.05 s; unlock it"):
+        await source.read()
+    with pytest.raises(CredentialError, match="has not answered yet"):
+        await source.read()
+    assert keychain.asked == 1
+    assert source._asking is not None and source._asking.daemon
+    keychain.open.set()
+    await asyncio.to_thread(source._asking.join, 10)
+    source.timeout_s = 10
+    assert await source.read() == Secret("sk-late")
+
+
+async def test_the_package_may_be_absent(keychain: Memory, monkeypatch: Any) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "keyring", None)
+    with pytest.raises(CredentialError, match="the package keyring is not there; install it"):
+        await KeychainSource("X").read()
+
+
+class NoExchange:
+    def handles(self, _provider: str) -> bool:
+        return False
+
+
+async def test_an_account_heals_and_is_renewed(
+    keychain: Memory, published: Published, clock: FakeClock
+) -> None:
+    keychain.failure = KeyringLocked()
+    keeper = Keeper(
+        [entry("openai/me", source=KeychainSource("X"))],
+        published,
+        NoExchange(),  # type: ignore[arg-type] - all that is asked of it
+        wall_clock=clock,
+        sleep=clock.sleep,
+        chance=lambda: 0.0,
+    )
+    keeper.start()
+    await until(lambda: bool(published.all))
+    assert published.problems["openai/me"] == (
+        "keychain X: the keychain is locked; unlock it; it is looked at again"
+    )
+    keychain.failure = None
+    for seconds, token in ((16, "sk-1"), (300, "sk-2")):
+        keychain.items["X", getpass.getuser()] = token
+        await clock.advance(seconds)
+        await until(lambda token=token: published.all[-1][1] == {"key": token})
+    keeper.stop()
+
+
+def test_check_does_not_ask_it(keychain: Memory) -> None:
+    one = entry("openai/me", source=KeychainSource("X"))
+    assert review(Config((one,), {}, {}, {}, None)).unreadable == ()
+    assert keychain.asked == 0
