@@ -16,7 +16,7 @@ from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.lease import Facts
 from account_pool.core.steps import Wait
-from account_pool.proxy import replay
+from account_pool.proxy import replay_handler
 from account_pool.proxy.addon import AccountPool
 from account_pool.proxy.hooks import Turn
 
@@ -286,7 +286,7 @@ async def test_a_replay_that_fails_goes_nowhere(load, monkeypatch):
     async def answered(_self):
         raise RuntimeError("whatever")
 
-    monkeypatch.setattr(replay._Replay, "answered", answered)
+    monkeypatch.setattr(replay_handler.Replay, "answered", answered)
     flow = replayed()
     await hook(addon, flow)
     assert flow.response.status_code == 502

@@ -25,6 +25,7 @@ from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import (
+    HttpEvent,
     HttpStream,
     RequestData,
     RequestEndOfMessage,
@@ -36,7 +37,6 @@ from mitmproxy.proxy.layers.http import (
     ResponseProtocolError,
     SendHttp,
 )
-from mitmproxy.proxy.layers.http._events import HttpEvent
 
 from account_pool.core.steps import Refresh, Wait
 from account_pool.core.usage import END_BYTES

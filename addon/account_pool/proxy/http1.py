@@ -5,7 +5,8 @@ made, by way of six exceptions that are raised and caught. That takes 25 us a me
 and every exception keeps the frames around it alive until the garbage collector comes:
 together more than all the rest of this package does with a request. The values come from
 mitmproxy's own parser, which is used here as it is. Whatever is not in order (or not yet
-complete) is left to the base class.
+complete) is left to the base class. All of this stands on private parts of mitmproxy and
+h11: it is imported by `compat.quick_http1`, and left alone where `check` fails.
 
 Trailers end a message as if they were not there; mitmproxy's own classes stop at them.
 """
@@ -14,17 +15,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import h11
 from h11._readers import ChunkedReader
 from h11._receivebuffer import ReceiveBuffer
-from mitmproxy import http
+from mitmproxy import connection, http
 from mitmproxy.net.http import http1
 from mitmproxy.net.http.http1 import read
 from mitmproxy.proxy import events, layer
+from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator
-from mitmproxy.proxy.layers.http import HttpClient, ReceiveHttp, RequestHeaders, ResponseHeaders
+from mitmproxy.proxy.layers.http import (
+    HttpClient,
+    ReceiveHttp,
+    RequestEndOfMessage,
+    RequestHeaders,
+    ResponseHeaders,
+)
 from mitmproxy.proxy.layers.http._http1 import (
     Http1Client,
     Http1Connection,
@@ -92,27 +100,63 @@ class QuickClient(_Quick, Http1Client):
         yield from self.state(event)
 
 
-#: Whether this mitmproxy has the parts used here, which are its own affair.
-_USABLE = all(
-    hasattr(read, name) for name in ("_read_request_line", "_read_response_line", "_read_headers")
-)
-
-
 def quick_server(chosen: layer.Layer) -> layer.Layer:
     """Return ours in place of the HTTP/1 that mitmproxy has just begun; else *chosen*."""
-    if _USABLE and type(chosen) is Http1Server:
-        return _in_place(chosen, QuickServer)
-    return chosen
+    return _in_place(chosen, QuickServer) if type(chosen) is Http1Server else chosen
 
 
 def make_client_quick(outermost: layer.Layer) -> None:
     """Put ours in place of the HTTP/1 at the end of a connection that has just opened."""
-    at: Any = outermost if _USABLE else None
+    at: Any = outermost
     while not (at is None or isinstance(at, HttpClient)):
         at = getattr(at, "child_layer", None)
     if at is not None and type(getattr(at, "child_layer", None)) is Http1Client:
         at.child_layer = _in_place(at.child_layer, QuickClient)
         at._handle_event = at.child_layer.handle_event
+
+
+class Differs(Exception):
+    """Ours do not read a message as mitmproxy's do."""
+
+
+def check() -> None:
+    """Read a request and a response with mitmproxy's and with ours.
+
+    Raises Differs, or whatever else comes of a mitmproxy or an h11 that was changed.
+    """
+    if _tried(Http1Server, Http1Client) != _tried(QuickServer, QuickClient):
+        raise Differs
+
+
+_BODY = b"Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
+
+
+def _tried(server: type[Http1Server], client: type[Http1Client]) -> list[object]:
+    """Return what the two kinds of connections say to a message each."""
+    found: list[object] = []
+    context = Context(connection.Client(peername=("", 0), sockname=("", 0)), cast(Any, None))
+    context.server.state = connection.ConnectionState.OPEN
+    for kind, head in (
+        (server, b"POST /x HTTP/1.1\r\nHost: a\r\n"),
+        (client, b"HTTP/1.1 200 OK\r\n"),
+    ):
+        side = kind(context)
+        fed: list[events.Event] = [events.Start(), events.DataReceived(side.conn, head + _BODY)]
+        if kind is client:
+            asked = RequestHeaders(1, http.Request.make("GET", "http://a/"), True)
+            fed[1:1] = [asked, RequestEndOfMessage(1)]
+        found += [_shape(command) for event in fed for command in side.handle_event(event)]
+    return found
+
+
+def _shape(command: Any) -> object:
+    """Return what *command* is, without the instants in it."""
+    event = getattr(command, "event", command)
+    message = getattr(event, "request", None) or getattr(event, "response", None)
+    if message is None:
+        return type(event), getattr(event, "data", None)
+    data = {k: v for k, v in vars(message.data).items() if k != "timestamp_start"}
+    return type(event), event.end_stream, data
 
 
 def _in_place(chosen: Any, ours: Callable[[Any], Http1Connection]) -> Http1Connection:

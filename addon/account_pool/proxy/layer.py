@@ -16,13 +16,14 @@ from mitmproxy.proxy.layers.http import (
     RegisterHttpConnection,
 )
 
-from account_pool.proxy import destination, scrub
-from account_pool.proxy.http1 import make_client_quick, quick_server
+from account_pool.proxy import compat, destination, scrub
 from account_pool.proxy.service import Service
 
 if TYPE_CHECKING:
     from account_pool.proxy.attempt_stream import AttemptStream
 
+
+_QUICK = compat.quick_http1()
 
 #: Writes are put together up to this size; beyond it, copying costs more than it saves.
 MAX_WRITE_BYTES = 65536
@@ -88,11 +89,12 @@ class PoolHttpLayer(HttpLayer):
     def _started(self, handled: CommandGenerator[None]) -> CommandGenerator[None]:
         yield from handled
         client = self.context.client
-        self.connections[client] = quick_server(self.connections[client])
+        if _QUICK is not None:
+            self.connections[client] = _QUICK.quick_server(self.connections[client])
 
     def register_connection(self, command: RegisterHttpConnection) -> CommandGenerator[None]:
-        if not command.err:
-            make_client_quick(self.connections[command.connection])
+        if not command.err and _QUICK is not None:
+            _QUICK.make_client_quick(self.connections[command.connection])
         return super().register_connection(command)
 
     def _turns(self) -> CommandGenerator[None]:

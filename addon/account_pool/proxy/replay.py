@@ -7,28 +7,11 @@ answer is put on the flow that was replayed. Needs no port of the proxy: `mitmdu
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 
-from mitmproxy import connection, ctx, http
-from mitmproxy.addons.clientplayback import MockServer, ReplayHandler
-from mitmproxy.proxy import commands, events
-from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layer import CommandGenerator
-from mitmproxy.proxy.layers.http import (
-    ReceiveHttp,
-    RequestProtocolError,
-    ResponseData,
-    ResponseEndOfMessage,
-    ResponseHeaders,
-    ResponseProtocolError,
-    ResponseTrailers,
-)
-from mitmproxy.proxy.mode_specs import ProxyMode
+from mitmproxy import ctx, http
 
-from account_pool.proxy import compat, delivery, destination, shown
-from account_pool.proxy.layer import PoolHttpLayer
+from account_pool.proxy import delivery, destination, shown
 from account_pool.proxy.service import Service
 
 logger = logging.getLogger(__name__)
@@ -49,8 +32,11 @@ async def answer(flow: http.HTTPFlow, service: Service) -> None:
     if flow.metadata.get(shown.REFUSED) and ctx.options.client_replay:
         flow.response = delivery.local(providers[0].refusal(409, _REPLAYED_BY_ITSELF, None))
         return
-    replay = _Replay(flow, service)
     try:
+        # Stands on mitmproxy's own replay, and nothing else here does.
+        from account_pool.proxy.replay_handler import Replay  # noqa: PLC0415 - may fail
+
+        replay = Replay(flow, service)
         flow.response = await replay.answered()
     except Exception as e:
         # Whatever went wrong: without a response mitmproxy would send the placeholder.
@@ -71,105 +57,3 @@ def _show(flow: http.HTTPFlow, sent: http.HTTPFlow) -> None:
         flow.metadata.pop(name, None)
     shown.comment(flow, sent.comment)
     flow.metadata.update(sent.metadata)
-
-
-class CutOff(Exception):
-    """The answer ended before it was complete."""
-
-
-class _Client(MockServer):
-    """Asks for a flow, as mitmproxy's replays do, and keeps the answer.
-
-    Attributes:
-        response: None until its head has come.
-        over: set when nothing more comes.
-    """
-
-    def __init__(self, flow: http.HTTPFlow, context: Context) -> None:
-        super().__init__(flow, context)
-        self.response: http.Response | None = None
-        self.over = asyncio.Event()
-        self._body = bytearray()
-        self._complete = False
-
-    def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
-        match event:
-            case ResponseHeaders():
-                self.response = event.response
-            case ResponseData():
-                self._body += event.data
-            case ResponseTrailers():
-                assert self.response is not None
-                self.response.trailers = event.trailers
-            case ResponseEndOfMessage():
-                self._complete = True
-                self.over.set()
-            case ResponseProtocolError():
-                self.over.set()
-            case events.ConnectionClosed():
-                if not self.over.is_set():
-                    yield ReceiveHttp(RequestProtocolError(1, "replay ended", compat.CANCEL))
-            case _:
-                yield from super()._handle_event(event)
-
-    def whole(self) -> http.Response:
-        """Return the answer. Raises CutOff."""
-        if self.response is None or not self._complete:
-            raise CutOff
-        response = self.response.copy()
-        response.stream = False
-        response.data.content = bytes(self._body)
-        return response
-
-
-class _Replay(ReplayHandler):
-    """Sends a copy of a flow by a layer of ours."""
-
-    def __init__(self, flow: http.HTTPFlow, service: Service) -> None:
-        super().__init__(_copy(flow), ctx.options)
-        self._service = service
-        plain, context = self.layer, self.layer.context
-        # Layers append themselves to the context when they are made.
-        context.layers.remove(plain)
-        self.layer = PoolHttpLayer(context, plain.mode, service)
-        self._client = _Client(self.flow, context.fork())
-        self.layer.connections[context.client] = self._client
-
-    async def answered(self) -> http.Response:
-        """Return the answer, whole. Raises CutOff."""
-        try:
-            await self.server_event(events.Start())
-            await self._client.over.wait()
-        finally:
-            await self._close()
-        return self._client.whole()
-
-    async def handle_hook(self, hook: commands.StartHook) -> None:
-        # Other addons see the flow that was replayed, not this one. Nor is it held for
-        # approval: whoever replays it has approved.
-        if not isinstance(hook.args()[0], http.HTTPFlow):
-            await ctx.master.addons.handle_lifecycle(hook)
-
-    async def _close(self) -> None:
-        await self.server_event(events.ConnectionClosed(self.client))
-        self._service.client_gone(self.client)
-        for timer in self.wakeup_timer:
-            timer.cancel()
-        handlers = [io.handler for io in self.transports.values() if io.handler]
-        for handler in handlers:
-            handler.cancel()
-        if handlers:
-            await asyncio.wait(handlers)
-
-
-def _copy(flow: http.HTTPFlow) -> http.HTTPFlow:
-    """Return what is sent in the place of *flow*, as the request of a client of this machine."""
-    here = ("127.0.0.1", 0)
-    mode = ProxyMode.parse(ctx.options.mode[0]) if ctx.options.mode else ProxyMode.parse("regular")
-    client = connection.Client(
-        peername=here, sockname=here, timestamp_start=time.time(), proxy_mode=mode
-    )
-    copy = http.HTTPFlow(client, connection.Server(address=None))
-    copy.request = flow.request.copy()
-    copy.id, copy.is_replay = flow.id, flow.is_replay
-    return copy

@@ -25,6 +25,7 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import (
     GetHttpConnection,
+    HttpResponseHeadersHook,
     RequestProtocolError,
     ResponseData,
     ResponseEndOfMessage,
@@ -32,7 +33,6 @@ from mitmproxy.proxy.layers.http import (
     ResponseProtocolError,
     ResponseTrailers,
 )
-from mitmproxy.proxy.layers.http._hooks import HttpResponseHeadersHook
 from mitmproxy.proxy.layers.websocket import WebsocketLayer, WebsocketMessageHook
 from mitmproxy.websocket import WebSocketMessage
 

@@ -17,6 +17,7 @@ from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import (
     DropStream,
+    HttpEvent,
     HTTPMode,
     HttpStream,
     RequestData,
@@ -31,7 +32,6 @@ from mitmproxy.proxy.layers.http import (
     ResponseTrailers,
     SendHttp,
 )
-from mitmproxy.proxy.layers.http._events import HttpEvent
 
 from account_pool.admin.visit import ADMIN_HOST
 from account_pool.providers.base import RequestHead, Route
