@@ -140,7 +140,20 @@ def test_every_condition_must_hold(gateway: Provider) -> None:
         ("owner: 3", "6: {}.owner: 3 is not text; put it in quotes"),
         ("limits: [{status: [429]}]", "6: {}.limits[0].class: is missing; write one of " + CLASSES),
         ("limits: [{class: quota}]", "6: {}.limits[0]: has no condition; add one of status, "
+         "header, codes, pointer, message"),
+        ("time_zone: Mars/Phobos", '6: {}.time_zone: "Mars/Phobos" is not a time zone; write one '
+         "such as Asia/Shanghai or +08:00"),
+        ("owner: {header: x-a, pointer: /b}", "6: {}.owner: names no one place; write one of "
          "header, pointer, message"),
+        ("owner: {heder: x-a}", "6: {}.owner.heder: unknown key; did you mean header?"),
+        ("owner: {message: org}", "6: {}.owner.message: has not one group; put the part that is "
+         "meant in parentheses: team (\\w+)"),
+        ("credential: {header: a, by_path: {messages: {header: b}}}", "6: {}.credential.by_path."
+         "messages: is no part of a path; begin it with /"),
+        ("limits: [{codes: {a: b}, class: quota}]", "6: {}.limits[0].codes: a mapping is not a "
+         "value; write text, a number, or a list of them"),
+        ("limits: [{codes: a, class: quota, missing_model: true}]", "6: {}.limits[0]."
+         "missing_model: belongs to a request_error; write class: request_error"),
         ("limits: [{status: [429], class: rate_limt}]", '6: {}.limits[0].class: "rate_limt" is not '
          "accepted; did you mean rate_limit?"),
         ("limits: [{status: [429], class: quota, scope: acount}]", '6: {}.limits[0].scope: '

@@ -32,6 +32,12 @@ HOSTS = (
     "api.fireworks.ai",
     "api.cohere.com",
     "api.cerebras.ai",
+    "api.kimi.com",
+    "api.minimax.io",
+    "api.z.ai",
+    "dashscope.aliyuncs.com",
+    "ollama.com",
+    "opencode.ai",
     "api.perplexity.ai",
     # Nobody's API: what the pool has to leave alone.
     "www.example.com",

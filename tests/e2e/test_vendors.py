@@ -139,6 +139,58 @@ async def test_the_client_sees_only_the_good_answer(provider, pool_proxy, name, 
         assert request.header("x-api-key") is None
 
 
+#: Coding plans and gateways: how each says that a period or the purse is spent.
+PLANS = {
+    "zai": Vendor(
+        "https://api.z.ai/api/coding/paas/v4/chat/completions",
+        error(429, "已达到 5 小时的使用上限。您的限额将在下周一重置。", None, "1308"),
+    ),
+    "kimi-code": Vendor(
+        "https://api.kimi.com/coding/v1/messages",
+        error(403, "You've reached your weekly (7-day) usage limit.", "access_terminated_error"),
+    ),
+    "minimax": Vendor(
+        "https://api.minimax.io/v1/chat/completions",
+        json_reply({"choices": None, "base_resp": {"status_code": 1008, "status_msg": "x"}}),
+    ),
+    "dashscope": Vendor(
+        "https://dashscope.aliyuncs.com/compatible-mode/v1/chat/completions",
+        error(400, "Access denied, please make sure your account is in good standing.",
+              "Arrearage", "Arrearage"),
+    ),
+    "opencode-zen": Vendor(
+        "https://opencode.ai/zen/v1/chat/completions",
+        error(401, "Insufficient balance. Manage your billing here: https://x", "CreditsError"),
+    ),
+    "ollama-cloud": Vendor(
+        "https://ollama.com/v1/chat/completions",
+        json_reply({"error": "you (a.long_name@x) have reached your session usage limit"}, 429),
+    ),
+    # A service nobody has heard of, of the user's own.
+    "gateway": Vendor(
+        "https://www.example.com/api/v1/chat/completions",
+        json_reply({"code": 40203, "msg": "账户余额不足，请充值", "success": False}),  # noqa: RUF001
+    ),
+}  # fmt: skip
+GATEWAYS = {"gateway": {"like": "new-api", "hosts": ["www.example.com"]}}
+
+
+@pytest.mark.parametrize(("name", "vendor"), PLANS.items(), ids=PLANS)
+async def test_a_spent_plan_moves_the_account_in_any_status(provider, pool_proxy, name, vendor):
+    upstream = await provider(by_credential({FIRST: vendor.refusal, SECOND: vendor.complete}))
+    accounts = in_order("first", "second", provider=name)
+    proxy = await pool_proxy(accounts, provider=upstream, providers=GATEWAYS)
+    async with proxy.client() as http:
+        first = await http.request(**vendor.request(stream=False))
+        # Another model does not ask the spent account again: the plan is that of all models.
+        other = vendor.request(stream=False)
+        other["json"]["model"] = "some/other-2"
+        second = await http.request(**other)
+    assert first.content == second.content == vendor.complete.body
+    status = vendor.refusal.status
+    assert upstream.journal.statuses == [(FIRST, status), (SECOND, 200), (SECOND, 200)]
+
+
 IN_STREAM = {name: vendor for name, vendor in VENDORS.items() if vendor.in_stream}
 
 

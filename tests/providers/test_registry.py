@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from account_pool.core.outcome import Answer
 from account_pool.providers.base import HostRule, RequestHead, Route
-from account_pool.providers.registry import BUILT_IN, HostIndex, add_hosts, like
+from account_pool.providers.like import add_hosts, like
+from account_pool.providers.registry import BUILT_IN, HostIndex
 
 INDEX = HostIndex(BUILT_IN.values())
 

@@ -11,9 +11,10 @@ from account_pool.core.lease import Conversation
 from account_pool.providers import registry, things
 from account_pool.providers.base import Provider, RequestHead
 from account_pool.providers.heads import body_of
+from account_pool.providers.like import like
 
 OPENAI, ANTHROPIC, GEMINI = (registry.BUILT_IN[n] for n in ("openai", "anthropic", "gemini"))
-GATEWAY = registry.like(OPENAI, "gateway", OPENAI.hosts)
+GATEWAY = like(OPENAI, "gateway", OPENAI.hosts)
 TOGETHER = Conversation(sticky=things.TOGETHER)
 
 

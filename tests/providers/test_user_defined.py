@@ -25,6 +25,7 @@ from account_pool.providers.user_defined import (
     SPELLINGS,
     Definition,
     LimitRule,
+    OwnerPlace,
     Placement,
     Reset,
     build,
@@ -151,7 +152,7 @@ def test_without_a_definition_it_is_the_built_in_one_elsewhere():
 
 
 def test_the_owner_is_in_a_header():
-    gateway = build(OPENAI, "gw", HOSTS, Definition(owner="x-org"))
+    gateway = build(OPENAI, "gw", HOSTS, Definition(owner=OwnerPlace(header="x-org")))
     assert gateway.owner({"x-org": "org-1"}) == "org-1"
     assert gateway.owner({}) is None
 

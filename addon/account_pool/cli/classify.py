@@ -4,6 +4,10 @@ Reads JSON lines in the form of a recording: `id, provider, status, headers` and
 `body` (text), `sse` (text of an event stream) or `ws` (list of text frames); `now`
 (RFC 3339) or the header `date` is when it was recorded. Without either, resets that
 name a moment cannot be turned into a wait and the cooldown is null.
+
+An answer goes the way it goes in the proxy: through the first-event gate of its provider,
+built in or of accounts.yaml, and that provider's rules. A name that is neither is read as
+one that is `like: compatible`: how far its limits reach is not known.
 """
 
 from __future__ import annotations
@@ -17,33 +21,57 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from account_pool import config
 from account_pool.core.outcome import Answer, Outcome
-from account_pool.core.signals import SignalTable
-from account_pool.core.sse import Gate, Judge, Verdict
-from account_pool.providers import compatible
-from account_pool.providers.compatible_signals import COMPATIBLE_RULES
+from account_pool.core.sse import Gate, Verdict
+from account_pool.providers.base import Provider
 from account_pool.providers.copilot import EXCHANGE_PATH
 from account_pool.providers.copilot_signals import classify_exchange
-from account_pool.providers.registry import BUILT_IN
+from account_pool.providers.like import like
+from account_pool.providers.registry import BASES, BUILT_IN
 from account_pool.providers.unswappable import named
 from account_pool.providers.unswappable_signals import BEDROCK, VERTEX
 
 #: Those that are recognised and passed through.
 _UNSWAPPABLE = {"bedrock": BEDROCK, "vertex": VERTEX}
-#: A provider nobody has heard of: how far its limits reach is not known.
-_UNKNOWN = SignalTable(rules=COMPATIBLE_RULES, judge=compatible.judge)
 
 
 class BadLine(ValueError):
     """A line that is not a recorded answer; the text says why."""
 
 
-def classify_file(path: Path, out: TextIO) -> int:
+def classify_recorded(path: Path, provider: str, accounts_file: Path | None) -> int:
+    """Classify the lines of *path* with the providers there are here. Raises OSError.
+
+    Returns as `classify_file`, and 2 where the accounts file cannot be used.
+    """
+    local = Path("accounts.yaml")
+    if accounts_file is None and not local.is_file():
+        return classify_file(path, sys.stdout, provider=provider)
+    try:
+        known = config.providers(accounts_file or local)
+    except config.ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return classify_file(path, sys.stdout, provider=provider, providers=known)
+
+
+def classify_file(
+    path: Path,
+    out: TextIO,
+    *,
+    provider: str = "",
+    providers: Mapping[str, Provider] | None = None,
+) -> int:
     """Write what each line of *path* means to *out*, one JSON object a line.
 
     `{id, class, scope, cooldown_s, replayable}`. A line that cannot be read is reported
     on stderr with its number and skipped. Returns 0, or 1 if there was one. The path `-`
     is standard input. Raises OSError.
+
+    Args:
+        provider: whose answers they are, whatever they say; "": as they say.
+        providers: those there are; None: the built-in ones.
     """
     failed = 0
     with _opened(path) as lines:
@@ -51,7 +79,8 @@ def classify_file(path: Path, out: TextIO) -> int:
             if not line.strip():
                 continue
             try:
-                out.write(json.dumps(classify_line(line)) + "\n")
+                told = classify_line(line, provider=provider, providers=providers)
+                out.write(json.dumps(told) + "\n")
             except BadLine as error:
                 failed = 1
                 print(f"{path}: line {number}: {error}", file=sys.stderr)
@@ -64,7 +93,9 @@ def _opened(path: Path) -> AbstractContextManager[Iterable[str]]:
     return path.open(encoding="utf-8", errors="replace")
 
 
-def classify_line(line: str) -> dict[str, Any]:
+def classify_line(
+    line: str, *, provider: str = "", providers: Mapping[str, Provider] | None = None
+) -> dict[str, Any]:
     """Return what one recorded answer means. Raises BadLine."""
     try:
         recorded = json.loads(line)
@@ -72,7 +103,9 @@ def classify_line(line: str) -> dict[str, Any]:
         raise BadLine(f"not JSON: {error}") from None
     if not isinstance(recorded, dict):
         raise BadLine("expected an object with id, provider, status, headers and a body")
-    outcome = classify(recorded)
+    if provider:
+        recorded["provider"] = provider
+    outcome = classify(recorded, providers)
     return {
         "id": recorded.get("id"),
         "class": outcome.cls.value,
@@ -82,24 +115,34 @@ def classify_line(line: str) -> dict[str, Any]:
     }
 
 
-def classify(recorded: Mapping[str, Any]) -> Outcome:
+def classify(
+    recorded: Mapping[str, Any], providers: Mapping[str, Provider] | None = None
+) -> Outcome:
     """Return what a recorded answer means. Raises BadLine."""
     name = recorded.get("provider")
     if not isinstance(name, str) or not name:
         raise BadLine('"provider": expected a name such as "openai"')
-    if (provider := BUILT_IN.get(name)) is not None:
-        answer = read_answer(recorded, provider.judge)
-        # The exchange answers on another host, where a 404 is about the token.
-        if name == "copilot" and recorded.get("api") == EXCHANGE_PATH.lstrip("/"):
-            return classify_exchange(answer)
-        return provider.classify(answer)
-    signals = _UNSWAPPABLE.get(name, _UNKNOWN)
-    outcome = signals.classify(read_answer(recorded, signals.judge))
+    provider = _provider(name, BUILT_IN if providers is None else providers)
+    answer = read_answer(recorded, provider)
+    # The exchange answers on another host, where a 404 is about the token.
+    if name == "copilot" and recorded.get("api") == EXCHANGE_PATH.lstrip("/"):
+        return classify_exchange(answer)
+    outcome = provider.classify(answer)
     # What cannot be made another account's is never sent again.
     return outcome if named(name) is None else replace(outcome, replayable=False)
 
 
-def read_answer(recorded: Mapping[str, Any], judge: Judge) -> Answer:
+def _provider(name: str, providers: Mapping[str, Provider]) -> Provider:
+    """Return the provider of that name, as the proxy would have it."""
+    if name in providers:
+        return providers[name]
+    unknown = like(BASES["compatible"], name, ())
+    if (signals := _UNSWAPPABLE.get(name)) is not None:
+        return replace(unknown, judge=signals.judge, classify=signals.classify)
+    return unknown
+
+
+def read_answer(recorded: Mapping[str, Any], provider: Provider) -> Answer:
     """Return the answer as the proxy would have read it. Raises BadLine."""
     status = recorded.get("status")
     if not isinstance(status, int) or isinstance(status, bool) or not 100 <= status < 600:
@@ -108,7 +151,8 @@ def read_answer(recorded: Mapping[str, Any], judge: Judge) -> Answer:
     headers = {} if headers is None else headers
     if not isinstance(headers, dict):
         raise BadLine('"headers": expected an object of names and values')
-    text, payload, event, in_stream = _content(recorded, judge)
+    text, payload, event, in_stream = _content(recorded, provider, status)
+    model = recorded.get("model")
     return Answer(
         status=status,
         headers={str(name).lower(): str(value) for name, value in headers.items()},
@@ -116,33 +160,41 @@ def read_answer(recorded: Mapping[str, Any], judge: Judge) -> Answer:
         payload=payload,
         in_stream=in_stream,
         event=event,
+        model=model if isinstance(model, str) else None,
         wall_now=_wall_now(recorded.get("now")),
     )
 
 
-def _content(recorded: Mapping[str, Any], judge: Judge) -> tuple[str, Any, str | None, bool]:
+def _content(
+    recorded: Mapping[str, Any], provider: Provider, status: int
+) -> tuple[str, Any, str | None, bool]:
     """Return (text, payload, event, in stream), as the first-event gate leaves them."""
     frames, stream, body = recorded.get("ws"), recorded.get("sse"), recorded.get("body")
     if frames is not None:
         if not isinstance(frames, list):
             raise BadLine('"ws": expected a list of frames')
-        return "", _refusing_frame((_json(frame) for frame in frames), judge), None, True
+        return "", _refusing_frame((_json(frame) for frame in frames), provider), None, True
     if stream is not None:
         if not isinstance(stream, str):
             raise BadLine('"sse": expected the text of an event stream')
-        gate = Gate(judge, "sse")
+        gate = Gate(provider.judge, "sse")
         decision = gate.feed(stream.encode()) or gate.end()
         return "", decision.payload, decision.event, True
-    if body is None or isinstance(body, str):
-        return body or "", _json(body), None, False
-    # Somebody pasted the parsed body.
-    return json.dumps(body), body, None, False
+    if body is not None and not isinstance(body, str):
+        # Somebody pasted the parsed body.
+        body = json.dumps(body)
+    text = body or ""
+    if 200 <= status < 300:
+        gate = Gate(provider.judge, "json", marks=provider.error_marks)
+        decision = gate.feed(text.encode()) or gate.end()
+        return text, decision.payload, decision.event, True
+    return text, _json(body), None, False
 
 
-def _refusing_frame(frames: Iterable[Any], judge: Judge) -> Any:
+def _refusing_frame(frames: Iterable[Any], provider: Provider) -> Any:
     """Return the first frame that refuses, None if an answer begins before."""
     for frame in frames:
-        verdict = judge(None, frame)
+        verdict = provider.judge(None, frame)
         if verdict is Verdict.REFUSE:
             return frame
         if verdict is Verdict.COMMIT:

@@ -30,7 +30,7 @@ def print_env(port: int, shell: Shell | None, environ: Mapping[str, str], *, uns
         except OSError as error:
             print(f"account-pool: {error.filename}: {error.strerror}", file=sys.stderr)
             return 1
-        hosts = [rule for provider in BUILT_IN.values() for rule in provider.hosts]
+        hosts = [rule for name in BUILT_IN for rule in BUILT_IN.hosts(name)]
         lines = set_lines(shell, variables(places.url, trust, hosts, environ))
         if not isinstance(api.probe(port), api.Health):
             print(f"account-pool: {api.no_proxy(port)}", file=sys.stderr)

@@ -95,11 +95,22 @@ def classify(
     jsonl: Annotated[
         Path, typer.Option(help="Responses, one JSON object a line; - for standard input.")
     ],
+    provider: Annotated[
+        str, typer.Option(help="Read all of them as responses of this provider.")
+    ] = "",
+    accounts_file: Annotated[
+        Path | None,
+        typer.Option(help="Also knows the providers and limits of this file.", show_default=False),
+    ] = None,
 ) -> int:
-    """Say what recorded responses mean: class, scope, cooldown and whether to replay."""
-    from account_pool.cli.classify import classify_file  # noqa: PLC0415
+    """Say what recorded responses mean: class, scope, cooldown and whether to replay.
 
-    return classify_file(jsonl, sys.stdout)
+    Each goes the way it would go in the proxy. The providers are the built-in ones and those
+    of accounts.yaml, if there is one; no credential is read.
+    """
+    from account_pool.cli.classify import classify_recorded  # noqa: PLC0415
+
+    return classify_recorded(jsonl, provider, accounts_file)
 
 
 @app.command()

@@ -163,7 +163,7 @@ def pool_hosts(providers: Collection[str]) -> list[HostRule]:
     Those of a user's own services are known to the proxy alone: a NO_PROXY that names
     them is the user's own, too.
     """
-    return [rule for name in providers if name in BUILT_IN for rule in BUILT_IN[name].hosts]
+    return [rule for name in providers if name in BUILT_IN for rule in BUILT_IN.hosts(name)]
 
 
 def _has_login(tool: str, environ: Mapping[str, str]) -> bool:

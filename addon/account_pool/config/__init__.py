@@ -1,7 +1,7 @@
 """accounts.yaml and the options: what the owner of the accounts wrote, checked as a whole.
 
 Reading order: `values` (what comes out), `document` (YAML with line numbers), `models`
-(the shape), `accounts`, `user_providers`, `definitions` and `tokens` (what the values
+(the shape), `accounts`, `user_providers` and `tokens` (what the values
 refer to), `loader` (all of it), `environment` (no file), `pool_options` (the table of
 options), `edit`, `take_out` and `text` (changing the file), `added` (a second one).
 
@@ -39,6 +39,7 @@ __all__ = [
     "from_environment",
     "json_schema",
     "load",
+    "providers",
     "settings",
     "with_added",
 ]
@@ -57,6 +58,17 @@ def load(
     from account_pool.providers.registry import BUILT_IN  # noqa: PLC0415 - see the module
 
     return load_file(path, environ, known or BUILT_IN)
+
+
+def providers(path: Path) -> Mapping[str, Provider]:
+    """Return the providers *path* knows, the built-in ones included; reads no credential.
+
+    Raises ConfigError that lists what is wrong with its `providers:`.
+    """
+    from account_pool.config.loader import load_providers  # noqa: PLC0415 - see the module
+    from account_pool.providers.registry import BUILT_IN  # noqa: PLC0415 - see the module
+
+    return load_providers(path, BUILT_IN)
 
 
 def from_environment(

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from account_pool.config import load
-from account_pool.config.loader import at_their_hosts
+from account_pool.config.loader import AtTheirHosts
 from account_pool.config.values import Config
 
 
@@ -24,7 +24,7 @@ def with_added(config: Config, path: Path, environ: Mapping[str, str]) -> Config
     return replace(
         config,
         accounts=accounts,
-        providers=at_their_hosts(config.described, accounts),
+        providers=AtTheirHosts(config.described, accounts),
         exchanges={**added.exchanges, **config.exchanges},
         warnings=(*config.warnings, *added.warnings),
     )

@@ -11,7 +11,7 @@ from account_pool.core.credential import Secret
 from account_pool.credentials.copilot import ExchangeSettings
 from account_pool.credentials.files import FileSource
 from account_pool.credentials.sources import EnvSource, Source, ValueSource
-from account_pool.providers.base import Provider
+from account_pool.providers.built_in import BuiltIn
 
 LABEL = "default"
 COPILOT = "copilot"
@@ -25,31 +25,32 @@ def accounts_of_environment(
     github_token: str | None,
     account_type: str | None,
     directories: Sequence[Path],
-    built_in: Mapping[str, Provider],
+    built_in: BuiltIn,
 ) -> Config:
     """Return one account per provider that has a credential in one of the usual places.
 
     Whether it can be used is the state of that account.
     """
     entries = []
-    for name, provider in built_in.items():
-        if provider.host_per_account:
-            continue  # a variable does not say where
+    for name in built_in:
         is_copilot = name == COPILOT
         found = (
-            _github_sources(environ, github_token, directories, provider)
+            _github_sources(environ, github_token, directories, built_in.env(name))
             if is_copilot
-            else _variables(environ, provider.env)
+            else _variables(environ, built_in.env(name))
         )
         source = next(found, None)
         if source is None:
             continue
+        provider = built_in[name]
+        if provider.host_per_account:
+            continue  # a variable does not say where
         account = Account(
             provider=name, label=LABEL, account_type=account_type if is_copilot else None
         )
         entries.append(AccountEntry(account, source, provider))
     exchanges = {COPILOT: ExchangeSettings()} if COPILOT in built_in else {}
-    return Config(tuple(entries), dict(built_in), exchanges, {}, None, built_in)
+    return Config(tuple(entries), built_in, exchanges, {}, None, built_in)
 
 
 def _variables(environ: Mapping[str, str], names: Sequence[str]) -> Iterator[Source]:
@@ -63,12 +64,12 @@ def _github_sources(
     environ: Mapping[str, str],
     github_token: str | None,
     directories: Sequence[Path],
-    provider: Provider,
+    variables: Sequence[str],
 ) -> Iterator[Source]:
     if github_token:
         # A dollar sign on the command line was the shell's business.
         yield ValueSource(Secret(github_token.replace("$", "$$")), environ, "pool_github_token")
-    yield from _variables(environ, (*GITHUB_VARIABLES, *provider.env))
+    yield from _variables(environ, (*GITHUB_VARIABLES, *variables))
     for directory in directories:
         path = directory / GITHUB_FILE
         if path.is_file():

@@ -36,7 +36,7 @@ def load_file(path: Path, environ: Mapping[str, str], built_in: Mapping[str, Pro
     document.require_right()
     return Config(
         accounts=accounts,
-        providers=at_their_hosts(providers.known, accounts),
+        providers=AtTheirHosts(providers.known, accounts),
         exchanges=providers.exchanges,
         options=options,
         path=path,
@@ -45,20 +45,42 @@ def load_file(path: Path, environ: Mapping[str, str], built_in: Mapping[str, Pro
     )
 
 
-def at_their_hosts(
-    known: Mapping[str, Provider], accounts: Sequence[AccountEntry]
-) -> dict[str, Provider]:
-    """Return *known*; those whose hosts are their accounts' have these, and no others."""
-    hosts: dict[str, list[HostRule]] = {}
-    for entry in accounts:
-        if entry.account.enabled and (host := entry.account.companions.get("host")):
-            hosts.setdefault(entry.account.provider, []).append(HostRule.parse(host))
-    return {
-        name: replace(provider, hosts=tuple(dict.fromkeys(hosts.get(name, ()))))
-        if provider.host_per_account
-        else provider
-        for name, provider in known.items()
-    }
+def load_providers(path: Path, built_in: Mapping[str, Provider]) -> Mapping[str, Provider]:
+    """Return the providers *path* knows. Raises ConfigError; of the rest it says nothing."""
+    document = read(path)
+    if not isinstance(document.data, dict):
+        document.problem((), "the file is not a mapping", "begin it with `accounts:`")
+        document.require_right()
+    known = read_providers(document, built_in).known
+    document.require_right()
+    return known
+
+
+class AtTheirHosts(Mapping[str, Provider]):
+    """Providers by name; those whose hosts are their accounts' have these, and no others."""
+
+    def __init__(self, known: Mapping[str, Provider], accounts: Sequence[AccountEntry]) -> None:
+        self._known = known
+        self._made: dict[str, Provider] = {}
+        self._hosts: dict[str, list[HostRule]] = {}
+        for entry in accounts:
+            if entry.account.enabled and (host := entry.account.companions.get("host")):
+                self._hosts.setdefault(entry.account.provider, []).append(HostRule.parse(host))
+
+    def __getitem__(self, name: str) -> Provider:
+        if name not in self._made:
+            provider = self._known[name]
+            if provider.host_per_account:
+                hosts = tuple(dict.fromkeys(self._hosts.get(name, ())))
+                provider = replace(provider, hosts=hosts)
+            self._made[name] = provider
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
 
 
 def _read_options(document: Document) -> dict[str, OptionValue]:

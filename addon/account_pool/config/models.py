@@ -122,6 +122,29 @@ _EQUALS_SCHEMA: Mapping[str, Any] = {
 }
 
 
+_CODES_SCHEMA: Mapping[str, Any] = {
+    **_EQUALS_SCHEMA,
+    "description": "A code of the error, wherever it stands, or a list of which it must be one.",
+}
+_OWNER_SCHEMA: Mapping[str, Any] = {
+    "description": "Header that names whose limits an answer is about, or where else it does.",
+    "oneOf": [
+        {"type": "string", "minLength": 1},
+        {
+            "type": "object",
+            "properties": {
+                "header": {"type": "string"},
+                "pointer": _POINTER_SCHEMA,
+                "message": {"type": "string", "description": "a pattern with one group"},
+            },
+            "minProperties": 1,
+            "maxProperties": 1,
+            "additionalProperties": False,
+        },
+    ],
+}
+
+
 class _Shape(BaseModel):
     # The input stays out of every text pydantic makes: it may be a token.
     model_config = ConfigDict(
@@ -157,12 +180,20 @@ class AccountShape(_Shape):
     deployments: dict[str, Text] | None = Field(None, description="Azure: model to deployment.")
 
 
-class CredentialShape(_Shape):
+class PlaceShape(_Shape):
     """Where the credential goes: one of header and query."""
 
     header: Text | None = Field(None, description="The header it stands in.")
     prefix: str | None = Field(None, description='Before it; "Bearer " in authorization.')
     query: Text | None = Field(None, description="The query parameter it stands in.")
+
+
+class CredentialShape(PlaceShape):
+    """The same, and where it goes on some paths."""
+
+    by_path: dict[str, PlaceShape] = Field(
+        {}, description="Part of a path: where the credential goes on such paths instead."
+    )
 
 
 class LimitShape(_Shape):
@@ -176,12 +207,28 @@ class LimitShape(_Shape):
         [], description="HTTP statuses; 200: an error inside an answer that began well."
     )
     header: dict[str, Text] = Field({}, description="Header and the pattern it must match.")
+    codes: Annotated[Any, WithJsonSchema(dict(_CODES_SCHEMA))] = None
     pointer: Text | None = Field(None, description="RFC 6901: a value of the JSON body or event.")
     equals: Annotated[Any, WithJsonSchema(dict(_EQUALS_SCHEMA))] = None
     regex: Text | None = Field(None, description="Pattern for the value at pointer.")
     message: Text | None = Field(None, description="Pattern for the sentence of the error.")
     reset: Annotated[Any, WithJsonSchema(dict(_RESET_SCHEMA))] = None
     model: Text | None = Field(None, description="RFC 6901: the model the answer names.")
+    missing_model: bool = Field(
+        False, description="With class request_error: another account may have the model."
+    )
+    shared: bool | None = Field(
+        None, description="Whether the limit is that of the owner, and of all its accounts."
+    )
+    why: Text | None = Field(None, description="What the log says of it; default the line.")
+
+
+class OwnerShape(_Shape):
+    """Where an answer names whose limits it is about: one of them."""
+
+    header: Text | None = Field(None, description="A header.")
+    pointer: Text | None = Field(None, description="RFC 6901: a value of the JSON body or event.")
+    message: Text | None = Field(None, description="Pattern with one group for the sentence.")
 
 
 class ResetShape(_Shape):
@@ -206,7 +253,10 @@ class ProviderShape(_Shape):
     credential: CredentialShape | None = Field(None, description="Where the credential goes.")
     drop: list[Text] = Field([], description="More headers of the client's own account.")
     companions: dict[str, Text] = Field({}, description="Key of an account: its header.")
-    owner: Text | None = Field(None, description="Header that names whose limits it tells.")
+    owner: Annotated[Any, WithJsonSchema(dict(_OWNER_SCHEMA))] = None
+    time_zone: Text | None = Field(
+        None, description="That of dates which name none, such as Asia/Shanghai; default UTC."
+    )
     limits: list[LimitShape] = Field([], description="Rules before those of like, in order.")
 
 

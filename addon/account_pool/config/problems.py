@@ -1,59 +1,30 @@
-"""What is wrong with a configuration, said so that its owner can correct it.
-
-A value is repeated only where it helps and cannot be a secret: see `shown`.
-"""
+"""What is wrong with a configuration: all of it at once, with file, line and key."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
-MAX_SHOWN_CHARS = 40
-NOT_SHOWN = "[not shown]"
+from account_pool.core.wrong import MAX_SHOWN_CHARS, NOT_SHOWN, Wrong, shown, shown_key, unknown
 
-#: Beginnings of credentials, wherever they stand, and any long run of their characters.
-#: A secret pasted behind the wrong key must not come back in the message about that key.
-_SECRET = re.compile(
-    r"sk[-_]|gh[a-z]_|github_pat_|AIza|xai-|gsk_|tid=|eyJ|ya29\.|[Bb]earer"
-    r"|(?=[A-Za-z_+/=-]*[0-9])[A-Za-z0-9_+/=-]{20,}|[A-Za-z0-9_+/=-]{24,}"
-)
+__all__ = [
+    "MAX_SHOWN_CHARS",
+    "MISSING",
+    "NOT_SHOWN",
+    "UNKNOWN_KEY",
+    "ConfigError",
+    "Problem",
+    "Wrong",
+    "shown",
+    "shown_key",
+    "unknown",
+]
+
 #: The texts of two problems that may be one mistake: see `_one_each`.
 UNKNOWN_KEY, MISSING = "unknown key", "is missing"
 _DID_YOU_MEAN = re.compile(r"did you mean (\w+)\?\Z")
-#: Keys of other programs' files, and what they are called here.
-_SYNONYMS = {
-    "name": "label",
-    "alias": "label",
-    "key": "token",
-    "api_key": "token",
-    "apikey": "token",
-    "secret": "token",
-    "credential": "token",
-    "access_token": "token",
-    "vendor": "provider",
-    "service": "provider",
-    "environment": "env",
-    "variable": "env",
-    "path": "file",
-    "cmd": "command",
-    "concurrency": "max_concurrent",
-    "disabled": "enabled",
-}
-_USUAL_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,22}\Z")
-
-
-class Wrong(ValueError):
-    """A value that cannot be taken: *wrong* says why, *remedy* what is accepted."""
-
-    def __init__(self, wrong: str, remedy: str) -> None:
-        super().__init__(f"{wrong}; {remedy}")
-        self.wrong = wrong
-        self.remedy = remedy
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,40 +56,6 @@ class ConfigError(Exception):
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(sorted(_one_each(problems), key=lambda problem: problem.line or 0))
         super().__init__("\n".join(map(str, self.problems)))
-
-
-def shown(value: Any) -> str:
-    """Return *value* as it may appear in a message: short, and never a likely secret."""
-    match value:
-        case None:
-            return "no value"
-        case bool():
-            return "true" if value else "false"
-        case int() | float():
-            # A number can be a password as well; none of our numbers is that long.
-            return str(value) if len(str(value)) <= 12 else "the number"
-        case str():
-            if _SECRET.search(value):
-                return f"the text {NOT_SHOWN}"
-            text = value if len(value) <= MAX_SHOWN_CHARS else value[:MAX_SHOWN_CHARS] + "..."
-            return json.dumps(text, ensure_ascii=False)
-        case list():
-            return "a list"
-        case _:
-            return "a mapping"
-
-
-def shown_key(key: str) -> str:
-    """Return a key of the file as it may appear in a message."""
-    return key if _USUAL_KEY.match(key) and not _SECRET.search(key) else NOT_SHOWN
-
-
-def unknown(key: str, accepted: Sequence[str]) -> str:
-    """Return the remedy for an unknown *key*: the likely one, or all that are accepted."""
-    written = key.strip().lower()
-    usual = _SYNONYMS.get(written.replace("-", "_"))
-    close = [usual] if usual in accepted else get_close_matches(written, accepted, n=1)
-    return f"did you mean {close[0]}?" if close else "write one of " + ", ".join(accepted)
 
 
 def _one_each(problems: Iterable[Problem]) -> list[Problem]:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from account_pool.config.definitions import KEYS, WIRE_KEYS, read_definition
+from pydantic import BaseModel
+
 from account_pool.config.document import Document, Loc
 from account_pool.config.explain import REMEDIES, check_shape
 from account_pool.config.hosts import host_rule
-from account_pool.config.models import ProviderShape
+from account_pool.config.models import AccountShape, OwnerShape, ProviderShape, ResetShape
 from account_pool.config.problems import MISSING, Wrong, shown_key
 from account_pool.config.provider_names import unknown_provider
 from account_pool.credentials.copilot import DEFAULT_TOKEN_URL, ExchangeSettings
 from account_pool.credentials.http import check_token_url
 from account_pool.providers.base import HostRule, Provider
-from account_pool.providers.registry import add_hosts
+from account_pool.providers.definition import KEYS, WIRE_KEYS, read_definition
+from account_pool.providers.like import add_hosts
+from account_pool.providers.registry import BASES
 from account_pool.providers.user_defined import build, with_limits
 
 #: The built-in provider whose accounts exchange their token.
@@ -30,6 +34,30 @@ DEFAULT_BASE = "openai"
 _NOT_MOVED = frozenset({EXCHANGING, "codex", "claude-code", "gemini-cli", "azure"})
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")
+#: Keys an account has anyway.
+_TAKEN = frozenset(AccountShape.model_fields) - {
+    "account_id",
+    "organization",
+    "openai_project",
+    "project",
+}
+_SHAPES: Mapping[str, type[BaseModel]] = {"owner": OwnerShape, "reset": ResetShape}
+
+
+@dataclass(slots=True)
+class _Notes:
+    """Tells a document what is wrong with a definition in it."""
+
+    document: Document
+
+    def problem(self, loc: Loc, wrong: str, remedy: str) -> None:
+        self.document.problem(loc, wrong, remedy)
+
+    def place(self, loc: Loc) -> str:
+        return f"{self.document.path.name}:{self.document.line(loc)}"
+
+    def has_shape(self, loc: Loc, kind: str, value: Any) -> bool:
+        return check_shape(self.document, loc, _SHAPES[kind], value)
 
 
 @dataclass(slots=True)
@@ -42,7 +70,7 @@ class Providers:
         unclear: names that had problems; their accounts cannot be judged.
     """
 
-    known: dict[str, Provider]
+    known: ChainMap[str, Provider]
     exchanges: dict[str, ExchangeSettings]
     unclear: set[str] = field(default_factory=set)
 
@@ -50,7 +78,8 @@ class Providers:
 def read_providers(document: Document, built_in: Mapping[str, Provider]) -> Providers:
     """Return all providers; what is wrong is noted in *document*."""
     exchanges = {EXCHANGING: ExchangeSettings()} if EXCHANGING in built_in else {}
-    providers = Providers(dict(built_in), exchanges)
+    # Not copied: a built-in provider is made when it is asked for.
+    providers = Providers(ChainMap({}, built_in), exchanges)  # type: ignore[arg-type] # only the first is written to
     section = document.data.get("providers")
     if section is None:
         return providers
@@ -93,14 +122,14 @@ class _Reader:
             document.problem((*loc, "hosts"), MISSING, REMEDIES["hosts"])
         token_url = self._token_url((*loc, "token_url"), written.get("token_url"), base)
         self._own_keys(loc, name, written, base)
-        definition = read_definition(document, loc, written)
+        definition = read_definition(_Notes(document), loc, written, _TAKEN)
         if base is None or len(document.problems) > before:
             self.result.unclear.add(name)
             return
-        original = self.built_in[base]
+        original = BASES.get(base) or self.built_in[base]
         is_built_in = name in self.built_in
         self.result.known[name] = (
-            with_limits(add_hosts(original, hosts), definition.limits)
+            with_limits(add_hosts(original, hosts), definition)
             if is_built_in
             else build(original, name, hosts, definition)
         )
@@ -125,7 +154,7 @@ class _Reader:
     def _base(self, loc: Loc, name: str, written: dict[str, Any]) -> str | None:
         """Return the built-in provider that *name* is or is like."""
         base = written.get("like")
-        accepted = sorted(self.built_in)
+        accepted = sorted({*self.built_in, *BASES})
         if name in self.built_in:
             if base is not None:
                 self.document.problem((*loc, "like"), f"{name} is built in", "remove this line")
@@ -142,7 +171,7 @@ class _Reader:
             )
         if not isinstance(base, str) or not base:
             return None
-        if base not in self.built_in:
+        if base not in accepted:
             self.document.problem(
                 (*loc, "like"), "is not a built-in provider", unknown_provider(base, accepted)
             )

@@ -159,6 +159,27 @@ def read_facts(answer: Answer) -> Facts:
     )
 
 
+#: Codes of what went well, and members that hold an answer.
+_FINE = frozenset({"0", "200", "ok", "success", "none"})
+_CONTENT = ("choices", "candidates", "content", "output", "delta", "item", "response", "data")
+
+
+def is_failure(value: Mapping[str, Any]) -> bool:
+    """Say whether an object inside a success is a refusal although it has no `error`.
+
+    MiniMax's `base_resp` says so by its code; of a flat `{"code", "msg"}` only a known
+    meaning does.
+    """
+    base = _mapping(value.get("base_resp"))
+    if base and str(base.get("status_code") or 0).lower() not in _FINE:
+        return True
+    if value.get("success") is not False and str(value.get("code") or 0).lower() in _FINE:
+        return False
+    if any(value.get(key) for key in _CONTENT):
+        return False
+    return read_facts(Answer(status=200, payload=value)).meaning is not None
+
+
 def window_s(text: str) -> float | None:
     """Return the length of the first window *text* names, in seconds.
 

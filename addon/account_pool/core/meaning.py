@@ -202,7 +202,6 @@ _PLAN_CODE = re.compile(
     r"_(?:\w+_)?(?:reached|exceeded|exhausted|hit|spent|depleted|insufficient|not_enough|limited"
     r"|limit_error|only)(?:_error)?$"
     r"|(?:^|_)(?:exceeded|insufficient|exhausted|exceed|no)_(?:\w+_)?(?:quota|budget|usage)(?:_error)?$"
-    r"|(?:^|_)(?:usage|monthly|weekly|daily|session|quota|budget|spend|spending)_limit(?:_error)?$"
 )
 
 

@@ -91,6 +91,12 @@ class Outcome:
     owner: str | None = None
     missing_model: bool = False
 
+    @property
+    def is_limit(self) -> bool:
+        """Say whether something is to be cooled down for a limit."""
+        limits = (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA)
+        return self.cls in limits and self.scope is not Scope.NONE
+
     def masked(self, secret: Secret) -> Outcome:
         """Return it without *secret*, which the answer may have echoed anywhere."""
         return replace(

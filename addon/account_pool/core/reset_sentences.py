@@ -38,7 +38,7 @@ _LEAD = re.compile(
 # 重置: reset, 恢复: restore, 刷新: refresh, 解除/解封: lift, 重试/再试: try again, 可用: available.
 _BACK = r"(?:重置|恢复|刷新|更新|解除|解封|解锁|重试|再试|再次|可用|使用|继续|重新|释放)"
 _BEFORE = re.compile(
-    rf"(?:{_BACK}|等待|需等|还需|剩余|请)[^。;!\d]{{0,8}}$|(?:将在|将于|请于|请在|预计)[^。\d]{{0,3}}$"
+    rf"(?:{_BACK}|等待|需等|还需|剩余|请(?!求))[^。;!\d]{{0,8}}$|(?:将在|将于|请于|请在|预计)[^。\d]{{0,3}}$"
 )
 _BEHIND = re.compile(rf"^[^。;!\d]{{0,6}}?{_BACK}")
 
@@ -85,7 +85,7 @@ _EPOCH = re.compile(r"(?P<epoch>1[0-9]{9})\b")
 _CHINESE_UNITS = {"周": 604_800, "星期": 604_800, "天": 86_400, "日": 86_400, "小时": 3600}
 _CHINESE_UNITS |= {"钟头": 3600, "分钟": 60, "分": 60, "秒钟": 1, "秒": 1}
 _CHINESE_PART = re.compile(rf"([0-9]{{1,6}}(?:\.[0-9]{{1,3}})?)\s?个?({'|'.join(_CHINESE_UNITS)})")
-_CHINESE_WAIT = re.compile(rf"(?:{_CHINESE_PART.pattern}[\s,零又]?){{1,4}}(?![前内的])")
+_CHINESE_WAIT = re.compile(rf"(?>(?:{_CHINESE_PART.pattern}[\s,零又]?){{1,4}})(?![前内的])")
 _CHINESE_NEXT = re.compile(
     r"(?P<day>明天|明日|次日|每日|每天)(?:凌晨|零点|0\s?[点时]|00:00)?|下周一|(?P<month>下个?月(?:1|一)?[日号]?)"
 )

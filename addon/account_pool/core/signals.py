@@ -168,7 +168,8 @@ STATUS_RULES: tuple[Rule, ...] = (
         why="not accepted and said to have expired",
         cls=OutcomeClass.AUTH_EXPIRED,
         status=_statuses(401),
-        phrase=re.compile(r"(?<!or )\bexpired\b", re.IGNORECASE),
+        # "invalid or expired", "may have expired": nobody knows.
+        phrase=re.compile(r"(?<!or )(?<!may have )\bexpired\b", re.IGNORECASE),
         source=_RFC,
     ),
     Rule(

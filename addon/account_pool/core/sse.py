@@ -31,6 +31,12 @@ _STRING_MARK = re.compile(rb'["\\]')
 # An object without such a member cannot be an error envelope, whatever its size.
 # `"error":null` is part of every good answer of OpenAI's Responses API.
 HAS_ERROR = re.compile(rb'"error"\s*:\s*[^n\s]|"type"\s*:\s*"error"')
+#: The same for services that fail without one: `{"base_resp": {"status_code": 1008}}`,
+#: `{"code": 1113, "msg": ...}`.
+HAS_FAILURE = re.compile(
+    HAS_ERROR.pattern + rb'|"(?:status_?code|(?:err(?:or)?_?)?code)"\s*:\s*(?:"[^"]|[1-9])'
+    rb'|"(?:msg|errmsg)"\s*:|"success"\s*:\s*false'
+)
 _JSON_BLANK = b" \t\r\n"
 
 

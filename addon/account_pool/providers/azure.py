@@ -179,6 +179,7 @@ PROVIDER = Provider(
     swap=swap,
     judge=judge,
     classify=SIGNALS.classify,
+    signals=SIGNALS,
     refusal=refusal,
     delay=envelopes.sdk_delay,
     delay_headers=envelopes.SDK_DELAY_HEADERS,

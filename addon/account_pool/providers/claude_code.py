@@ -183,6 +183,7 @@ PROVIDER = Provider(
     swap=swap,
     judge=anthropic.judge,
     classify=SIGNALS.classify,
+    signals=SIGNALS,
     refusal=anthropic.refusal,
     delay=envelopes.sdk_delay,
     delay_headers=envelopes.SDK_DELAY_HEADERS,

@@ -217,6 +217,7 @@ PROVIDER = Provider(
     judge=openai.judge,
     headroom_marks=(b'"codex.rate_limits"', b'"x-codex-'),
     classify=SIGNALS.classify,
+    signals=SIGNALS,
     refusal=refusal,
     delay=envelopes.sdk_delay,
     delay_headers=envelopes.SDK_DELAY_HEADERS,

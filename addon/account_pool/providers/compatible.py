@@ -7,8 +7,10 @@ speak Anthropic's Messages as well.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -142,3 +144,33 @@ def _choice_failed(choices: Any) -> bool:
         return False
     # https://openrouter.ai/docs/api-reference/errors: both, and seldom the reason alone.
     return bool(choices[0].get("error")) or choices[0].get("finish_reason") == "error"
+
+
+def refusal_for_both(status: int, message: str, wait_s: float | None) -> LocalAnswer:
+    """One envelope that the SDKs of OpenAI and of Anthropic both read.
+
+    `{"type": "error", "error": {message, type, param, code}}`; the type is Anthropic's.
+    """
+    theirs = openai.refusal(status, message, wait_s)
+    body = json.loads(theirs.body)
+    type_ = json.loads(anthropic.refusal(status, message, wait_s).body)["error"]["type"]
+    error = {**body["error"], "type": type_}
+    return replace(theirs, body=json.dumps({"type": "error", "error": error}).encode())
+
+
+#: A service that speaks OpenAI's API, and Anthropic's Messages: many coding plans and gateways
+#: do. Its limits reach the account where they do not say.
+BASE = compatible(
+    "compatible",
+    hosts=(),
+    env=(),
+    posts=(
+        *CHAT,
+        "/images/generations",
+        "/messages",
+        "/messages/count_tokens",
+        "/rerank",
+        "/responses",
+    ),
+    refusal=refusal_for_both,
+)

@@ -265,6 +265,17 @@ AUTH_RULES: tuple[Rule, ...] = (
         source="openai error-codes guide (403)",
     ),
     Rule(
+        why="the region or address is not served",
+        cls=OutcomeClass.REQUEST_ERROR,
+        status=frozenset({0, 400, 403}),
+        phrase=re.compile(
+            r"\b(?:country|region|territory)\b[^.]{0,40}\b(?:not|is ?n't) (?:supported|available)\b"
+            r"|\b(?:not|is ?n't) (?:supported|available) in (?:your|this) (?:country|region)\b",
+            _I,
+        ),
+        source="openai error-codes guide (403); anomalyco/opencode RegionError",
+    ),
+    Rule(
         why="the plan does not include this model",
         cls=OutcomeClass.FORBIDDEN_ACCOUNT,
         scope=Scope.MODEL,

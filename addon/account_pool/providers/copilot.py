@@ -213,6 +213,7 @@ PROVIDER = Provider(
     judge=judge,
     headroom_marks=(b'"copilot_quota_snapshots"',),
     classify=SIGNALS.classify,
+    signals=SIGNALS,
     refusal=refusal,
     delay=delay,
     delay_headers=frozenset({"retry-after", "x-ratelimit-user-retry-after"}),

@@ -205,6 +205,7 @@ PROVIDER = Provider(
     swap=swap,
     judge=judge,
     classify=SIGNALS.classify,
+    signals=SIGNALS,
     refusal=refusal,
     delay=envelopes.retry_after,
     delay_body=delay_body,

@@ -153,6 +153,7 @@ PROVIDER = Provider(
     swap=swap,
     judge=gemini.judge,
     classify=SIGNALS.classify,
+    signals=SIGNALS,
     refusal=gemini.refusal,
     delay=envelopes.retry_after,
     delay_body=delay_body,

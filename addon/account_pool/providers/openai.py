@@ -14,6 +14,7 @@ from typing import Any
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
+from account_pool.core.facts import is_failure
 from account_pool.core.outcome import Scope
 from account_pool.core.signals import SignalTable
 from account_pool.core.sse import Verdict
@@ -149,6 +150,8 @@ def judge(name: str | None, value: Any) -> Verdict:
         return Verdict.REFUSE
     if isinstance(event, str) and event in _QUIET_EVENTS:
         return Verdict.CONTINUE
+    if not value.get("choices") and is_failure(value):
+        return Verdict.REFUSE
     # Azure and Copilot begin with a chunk of filter results for the prompt.
     return Verdict.CONTINUE if value.get("choices") == [] else Verdict.COMMIT
 

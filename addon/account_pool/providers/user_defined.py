@@ -1,7 +1,8 @@
 """Providers that a user describes in accounts.yaml: what differs from a built-in one.
 
-`config/definitions.py` reads and checks what was written; here it becomes a `Provider`.
-Pure: values in, a provider out. docs/providers.md explains the keys.
+`definition.py` reads and checks what was written; here it becomes a `Provider`. Built-in
+ones are made the same way, of `builtin.yaml`. Pure: values in, a provider out.
+docs/providers.md explains the keys.
 """
 
 from __future__ import annotations
@@ -9,31 +10,33 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import tzinfo
 from fnmatch import fnmatchcase
 from typing import Any
 
 from account_pool.core import json_pointer, reset_hints, waits
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
-from account_pool.core.facts import Facts
+from account_pool.core.facts import Facts, read_facts
 from account_pool.core.outcome import Answer, Outcome, OutcomeClass, Scope
 from account_pool.core.signals import Rule, SignalTable
-from account_pool.core.sse import Judge, Verdict
+from account_pool.core.sse import HAS_FAILURE, Judge, Verdict
 from account_pool.core.waits import Wait
 from account_pool.providers.base import HostRule, Provider, RequestHead, Route, Swap
-from account_pool.providers.patterns import search
-from account_pool.providers.registry import like
+from account_pool.providers.like import like
+from account_pool.providers.patterns import MAX_TEXT_CHARS, search
 
-#: The value of a header or field -> seconds from now; given the wall clock as well.
-ResetReader = Callable[[object, float | None], float | None]
+#: The value of a header or field -> seconds from now; given the wall clock, and the time
+#: zone of dates that name none.
+ResetReader = Callable[[object, float | None, tzinfo | None], float | None]
 
 #: How a reset is spelled: the values of `as`.
 SPELLINGS: Mapping[str, ResetReader] = {
-    "seconds": lambda value, _now: reset_hints.seconds(value),
-    "milliseconds": lambda value, _now: reset_hints.milliseconds(value),
+    "seconds": lambda value, _now, _zone: reset_hints.seconds(value),
+    "milliseconds": lambda value, _now, _zone: reset_hints.milliseconds(value),
     "epoch": reset_hints.instant,
     "epoch_ms": reset_hints.instant,
-    "duration": lambda value, _now: reset_hints.duration(value),
+    "duration": lambda value, _now, _zone: reset_hints.duration(value),
     "rfc3339": reset_hints.instant,
     "auto": reset_hints.reset,
 }
@@ -65,11 +68,16 @@ class PathRule:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where the credential goes: behind *prefix* in a header, or in a query parameter."""
+    """Where the credential goes: behind *prefix* in a header, or in a query parameter.
+
+    Attributes:
+        by_path: for a path that contains the text, that placement in place of this one.
+    """
 
     header: str | None = None
     prefix: str = ""
     query: str | None = None
+    by_path: tuple[tuple[str, Placement], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +92,30 @@ class Reset:
     spelling: str = "auto"
 
 
+@dataclass(frozen=True, slots=True)
+class OwnerPlace:
+    """Where an answer names whose limits it speaks of: one of three.
+
+    Attributes:
+        header: lower-case name.
+        pointer: into the JSON body or event.
+        pattern: in the sentence; the first group is the owner.
+    """
+
+    header: str | None = None
+    pointer: Pointer | None = None
+    pattern: re.Pattern[str] | None = None
+
+    def find(self, facts: Facts) -> str | None:
+        """Return the owner a refusal names, None if it does not say."""
+        if self.header is not None:
+            return facts.headers.get(self.header) or None
+        if self.pointer is not None:
+            return _named(facts, self.pointer)
+        found = self.pattern.search(facts.message[:MAX_TEXT_CHARS]) if self.pattern else None
+        return found[1] if found else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitRule:
     """One row of `limits:`. Every condition that is given must hold.
@@ -91,33 +123,62 @@ class LimitRule:
     Attributes:
         cls: what it means.
         source: where it is written, e.g. accounts.yaml:12.
+        why: what the log says of it; "": *source*.
         scope: how far it reaches; None: what is usual for the class.
         status: HTTP statuses; 200 stands for an error inside an answer that began well.
         headers: lower-case name and pattern of each that must match.
+        codes: one of which must be a code of the error, wherever that stands; lower case,
+            `*` is any text.
         pointer: into the JSON body or event; what is there must not be null.
         equals: texts one of which the value at *pointer* must be; empty: any.
         regex: must occur in the value at *pointer*.
         message: must occur in what the envelope says in prose.
         resets: None: wherever resets usually stand; (): no wait cures it.
         model: pointer to the model the answer names.
+        missing_model: a request error that says that this account does not have the model.
+        shared: whether the limit is that of the account's owner; None: what is usual.
     """
 
     cls: OutcomeClass
     source: str
+    why: str = ""
     scope: Scope | None = None
     status: frozenset[int] = frozenset()
     headers: tuple[tuple[str, re.Pattern[str]], ...] = ()
+    codes: frozenset[str] = frozenset()
     pointer: Pointer | None = None
     equals: frozenset[str] = frozenset()
     regex: re.Pattern[str] | None = None
     message: re.Pattern[str] | None = None
     resets: tuple[Reset, ...] | None = None
     model: Pointer | None = None
+    missing_model: bool = False
+    shared: bool | None = None
 
     @property
     def in_success(self) -> bool:
-        """Say whether it is about errors in an answer that began well."""
-        return any(status < 400 for status in self.status)
+        """Say whether it finds errors in an answer that began well."""
+        if self.pointer is None and not self.codes:
+            return False
+        # A code is one in any status, unless some are named.
+        return any(status < 400 for status in self.status) or bool(self.codes and not self.status)
+
+    def refuses(self, payload: Mapping[str, Any]) -> bool:
+        """Say whether *payload*, of an answer that began well, is what the rule asks for."""
+        if not self.finds(payload):
+            return False
+        if not self.codes:
+            return True
+        if not payload.keys() & _CODED or payload.get("choices"):
+            return False
+        return self.has_code(read_facts(Answer(status=200, payload=payload)).words)
+
+    def has_code(self, words: frozenset[str]) -> bool:
+        """Say whether one of *words* is a code the rule asks for."""
+        if not self.codes or not self.codes.isdisjoint(words):
+            return True
+        globs = [code for code in self.codes if "*" in code]
+        return any(fnmatchcase(word, glob) for glob in globs for word in words)
 
     def finds(self, payload: Any) -> bool:
         """Say whether what is at the pointer of *payload* is what the rule asks for."""
@@ -134,7 +195,8 @@ class LimitRule:
     def matches(self, facts: Facts) -> bool:
         """Say whether every condition but the status holds."""
         return (
-            self.finds(facts.payload)
+            self.has_code(facts.words)
+            and self.finds(facts.payload)
             and (self.message is None or search(self.message, facts.message))
             and all(search(pattern, facts.headers.get(name, "")) for name, pattern in self.headers)
         )
@@ -143,7 +205,7 @@ class LimitRule:
         """Return the rule as a row for the engine of `core.signals`."""
         pointer = self.model
         return Rule(
-            why=self.source,
+            why=self.why or self.source,
             cls=self.cls,
             scope=self.scope,
             # Where no status is named an event inside a success has 0.
@@ -151,20 +213,45 @@ class LimitRule:
             when=self.matches,
             waits=None if self.resets is None else tuple(map(_wait, self.resets)),
             model=None if pointer is None else lambda facts: _named(facts, pointer),
+            missing_model=self.missing_model,
+            names_credential=self.cls is OutcomeClass.AUTH_INVALID
+            and bool(self.codes or self.equals),
+            shared=self.shared,
+            # A rule that somebody wrote for it is as explicit as a code.
+            explicit=True,
             source=self.source,
         )
 
 
+#: One of them stands in every object that is an error with a code.
+_CODED = frozenset(
+    {
+        *(
+            "base_resp",
+            "code",
+            "err_code",
+            "errcode",
+            "error",
+            "error_code",
+            "errors",
+            "status_code",
+        ),
+        *("response", "type"),
+    }
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Definition:
-    """What a user wrote about a provider beside `like` and `hosts`.
+    """What is written about a provider beside `like` and `hosts`.
 
     Attributes:
         paths: requests that are pooled, in place of those of the built-in provider.
         credential: where the credential goes, in place of where that one has it.
         drop: lower-case names of further headers that belong to the client's account.
         companions: key of accounts.yaml -> lower-case name of the header it goes into.
-        owner: lower-case name of the header that names whose limits an answer is about.
+        owner: where answers name whose limits they are about.
+        zone: the time zone of dates that name none; None: UTC.
         limits: rules that stand before those of the built-in provider.
     """
 
@@ -172,47 +259,58 @@ class Definition:
     credential: Placement | None = None
     drop: tuple[str, ...] = ()
     companions: Mapping[str, str] = field(default_factory=dict)
-    owner: str | None = None
+    owner: OwnerPlace | None = None
+    zone: tzinfo | None = None
     limits: tuple[LimitRule, ...] = ()
 
 
 def build(base: Provider, name: str, hosts: Iterable[HostRule], definition: Definition) -> Provider:
     """Return the provider *name*: *base* on other *hosts*, but for what *definition* says."""
-    return with_limits(_placed(like(base, name, hosts), definition), definition.limits)
+    return with_limits(_placed(like(base, name, hosts), definition), definition)
 
 
-def with_limits(provider: Provider, limits: tuple[LimitRule, ...]) -> Provider:
-    """Return *provider* with *limits* before its own rules."""
-    if not limits:
+def with_limits(provider: Provider, definition: Definition) -> Provider:
+    """Return *provider* with the rules, owner and time zone of *definition* before its own."""
+    limits, zone, owner = definition.limits, definition.zone, definition.owner
+    if not limits and zone is None and owner is None:
         return provider
     judge = _judge(provider.judge, limits)
     table = SignalTable(rules=tuple(limit.row() for limit in limits), judge=judge)
 
     def classify(answer: Answer) -> Outcome:
+        if zone is not None:
+            answer = replace(answer, zone=zone)
         told = table.recognise(answer)
-        # A rule that somebody wrote for it is as explicit as a code.
-        return provider.classify(answer) if told is None else replace(told, explicit=True)
+        outcome = provider.classify(answer) if told is None else told
+        if owner is None or not outcome.is_limit or outcome.owner is not None:
+            return outcome
+        named = owner.find(read_facts(answer))
+        return replace(outcome, owner=named, shared=True) if named else outcome
 
     marks = _error_marks(provider.error_marks, limits)
-    return replace(provider, judge=judge, error_marks=marks, classify=classify)
+    return replace(provider, judge=judge, error_marks=marks, classify=classify, signals=None)
 
 
 def _error_marks(marks: re.Pattern[bytes], limits: tuple[LimitRule, ...]) -> re.Pattern[bytes]:
     """Return *marks*, and the names that *limits* look for in a success."""
-    ends = {limit.pointer[-1] for limit in limits if limit.in_success and limit.pointer}
+    in_success = [limit for limit in limits if limit.in_success]
+    ends = {limit.pointer[-1] for limit in in_success if limit.pointer}
     names = sorted(end for end in ends if not end.isdecimal())
     keys = [b'"' + re.escape(name.encode()) + rb'"\s*:' for name in names]
-    return re.compile(b"|".join([marks.pattern, *keys])) if keys else marks
+    patterns = [HAS_FAILURE.pattern] if any(limit.codes for limit in in_success) else []
+    if not keys and not patterns:
+        return marks
+    return re.compile(b"|".join(dict.fromkeys([marks.pattern, *patterns, *keys])))
 
 
 def _judge(judge: Judge, limits: tuple[LimitRule, ...]) -> Judge:
     """Return *judge*, for which what *limits* find in a success is a refusal as well."""
-    in_success = [limit for limit in limits if limit.in_success and limit.pointer is not None]
+    in_success = [limit for limit in limits if limit.in_success]
     if not in_success:
         return judge
 
     def judged(name: str | None, value: Any) -> Verdict:
-        found = isinstance(value, dict) and any(limit.finds(value) for limit in in_success)
+        found = isinstance(value, dict) and any(limit.refuses(value) for limit in in_success)
         return Verdict.REFUSE if found else judge(name, value)
 
     return judged
@@ -221,10 +319,11 @@ def _judge(judge: Judge, limits: tuple[LimitRule, ...]) -> Judge:
 def _placed(provider: Provider, definition: Definition) -> Provider:
     """Return *provider* with the paths, headers and parameters of *definition*."""
     placement = definition.credential
-    header = placement.header if placement else None
-    names = {*definition.drop, *definition.companions.values(), *([header] if header else [])}
+    placements = (placement, *(other for _, other in placement.by_path)) if placement else ()
+    headers = [one.header for one in placements if one.header]
+    names = {*definition.drop, *definition.companions.values(), *headers}
     masked = provider.credential_headers.union(name.encode() for name in names)
-    query = (placement.query,) if placement and placement.query else ()
+    query = tuple(one.query for one in placements if one.query)
     changed = replace(
         provider,
         credential_headers=masked,
@@ -235,7 +334,7 @@ def _placed(provider: Provider, definition: Definition) -> Provider:
         changed = replace(changed, swap=_swap(changed, definition))
     if definition.paths:
         changed = replace(changed, route=_route(definition.paths))
-    if (owner := definition.owner) is not None:
+    if definition.owner is not None and (owner := definition.owner.header) is not None:
         changed = replace(changed, owner=lambda headers: headers.get(owner) or None)
     return changed
 
@@ -258,18 +357,22 @@ def _swap(provider: Provider, definition: Definition) -> Callable[[Account, Cred
             if key in companions
         ]
 
-        def placed(made: Swap) -> Swap:
-            if placement is not None:
-                made = _put(made, placement, credential.secret.reveal())
+        def placed(made: Swap, place: Placement | None) -> Swap:
+            if place is not None:
+                made = _put(made, place, credential.secret.reveal())
             return replace(
                 made,
                 headers=(*made.headers, *named),
                 drop=made.drop | provider.credential_headers,
                 drop_query=provider.credential_query,
-                by_path=tuple((part, placed(other)) for part, other in made.by_path),
+                by_path=(),
             )
 
-        return placed(usual(account, credential))
+        made = usual(account, credential)
+        own = placement.by_path if placement is not None else ()
+        by_path = [(part, placed(made, place)) for part, place in own]
+        by_path += [(part, placed(other, placement)) for part, other in made.by_path]
+        return replace(placed(made, placement), by_path=tuple(by_path))
 
     return swap
 
@@ -286,9 +389,9 @@ def _wait(reset: Reset) -> Wait:
     """Return the function that reads *reset* from the facts."""
     read = SPELLINGS[reset.spelling]
     if (header := reset.header) is not None:
-        return lambda facts: read(facts.headers.get(header), facts.now)
+        return lambda facts: read(facts.headers.get(header), facts.now, facts.zone)
     if (pointer := reset.pointer) is not None:
-        return lambda facts: read(json_pointer.find(facts.payload, pointer), facts.now)
+        return lambda facts: read(json_pointer.find(facts.payload, pointer), facts.now, facts.zone)
     return waits.prose
 
 

@@ -178,11 +178,11 @@ class Service:
 
     def set_providers(self, providers: Mapping[str, Provider]) -> None:
         """Take in other providers; hosts of those without an account are not ours."""
-        self.providers = dict(providers)
+        self.providers = providers
         self._swaps.clear()
         self._shared.clear()
         active = set(self.pool.providers())
-        self.hosts = HostIndex([p for p in providers.values() if p.name in active])
+        self.hosts = HostIndex([providers[name] for name in providers if name in active])
 
     # -- is it ours?
 

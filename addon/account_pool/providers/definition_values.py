@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from datetime import tzinfo
 
-from account_pool.config.problems import Wrong, shown, unknown
-from account_pool.core import json_pointer
+from account_pool.core import json_pointer, time_zones
+from account_pool.core.wrong import Wrong, shown, unknown
 from account_pool.providers.patterns import compile_pattern
 from account_pool.providers.user_defined import PathRule, Pointer
 
@@ -72,3 +73,20 @@ def pointer(text: str) -> Pointer:
         return json_pointer.steps(text)
     except ValueError as error:
         raise Wrong(str(error), "write one such as /error/code") from None
+
+
+def grouping(text: str) -> re.Pattern[str]:
+    """Read a regular expression with one group."""
+    read = pattern(text)
+    if read.groups != 1:
+        raise Wrong("has not one group", "put the part that is meant in parentheses: team (\\w+)")
+    return read
+
+
+def time_zone(text: str) -> tzinfo:
+    """Read a time zone: `Asia/Shanghai`, `+08:00`, UTC."""
+    if (zone := time_zones.zone(text)) is None:
+        raise Wrong(
+            f"{shown(text)} is not a time zone", "write one such as Asia/Shanghai or +08:00"
+        )
+    return zone

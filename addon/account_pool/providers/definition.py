@@ -1,77 +1,84 @@
-"""Reads what a provider of the user's own says beside `like` and `hosts`.
+"""Reads what is said of a provider beside `like` and `hosts`: by a user, or in `builtin.yaml`.
 
 Paths, where the credential goes, headers, limit rules: the shape was checked before,
-here it is what the values say. What comes out is `providers.user_defined.Definition`.
+here it is what the values say. What comes out is `user_defined.Definition`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from account_pool.config import definition_values as values
-from account_pool.config.document import Document, Loc
-from account_pool.config.explain import REMEDIES, check_shape
-from account_pool.config.models import AccountShape, ResetShape
-from account_pool.config.problems import Wrong, shown
 from account_pool.core.outcome import OutcomeClass, Scope
+from account_pool.core.wrong import Wrong, shown
+from account_pool.providers import definition_values as values
 from account_pool.providers.user_defined import (
     CLASSES,
     Definition,
     LimitRule,
+    OwnerPlace,
+    PathRule,
     Placement,
     Reset,
 )
 
 T = TypeVar("T")
+Loc = tuple[str | int, ...]
 
 #: Keys of a provider that are read here.
-KEYS = ("paths", "credential", "drop", "companions", "owner", "limits")
+KEYS = ("paths", "credential", "drop", "companions", "owner", "time_zone", "limits")
 #: Those of them that say how a credential goes on the wire.
 WIRE_KEYS = ("credential", "drop", "companions")
 
 _COMPANION = re.compile(r"[a-z][a-z0-9_]{0,31}\Z")
 _PREFIX = re.compile(r"[\x20-\x7e]{0,64}\Z")
-#: Keys an account has anyway.
-_TAKEN = frozenset(AccountShape.model_fields) - {
-    "account_id",
-    "organization",
-    "openai_project",
-    "project",
-}
 
 
-def read_definition(document: Document, loc: Loc, written: Mapping[str, Any]) -> Definition:
-    """Return what *written* says; what is wrong is noted in *document*."""
-    return _Reader(document).definition(loc, written)
+class Notes(Protocol):
+    """Where the values come from: takes what is wrong with them, and knows their place."""
+
+    def problem(self, loc: Loc, wrong: str, remedy: str) -> None:
+        """Note what is wrong at *loc*."""
+
+    def place(self, loc: Loc) -> str:
+        """Return where *loc* is written, such as accounts.yaml:12."""
+
+    def has_shape(self, loc: Loc, kind: str, value: Any) -> bool:
+        """Say whether a mapping has the keys of *kind* ("reset", "owner"); note if not."""
+
+
+def read_definition(
+    notes: Notes, loc: Loc, written: Mapping[str, Any], taken: Collection[str] = ()
+) -> Definition:
+    """Return what *written* says; what is wrong goes to *notes*.
+
+    *taken*: keys that cannot be companions, because accounts have them anyway.
+    """
+    return _Reader(notes, taken).definition(loc, written)
 
 
 @dataclass(slots=True)
 class _Reader:
     """Reads values; None or nothing for one that is wrong, which is noted."""
 
-    document: Document
+    notes: Notes
+    taken: Collection[str]
 
     def definition(self, loc: Loc, written: Mapping[str, Any]) -> Definition:
-        limits = _items(written.get("limits"))
-        rules = [self._limit((*loc, "limits", i), rule) for i, rule in limits]
-        paths = [
-            self._checked((*loc, "paths", i), path, values.path_rule)
-            for i, path in _items(written.get("paths"))
-        ]
-        drop = [
-            self._checked((*loc, "drop", i), name, values.own_header)
-            for i, name in _items(written.get("drop"))
-        ]
         return Definition(
-            paths=tuple(path for path in paths if path),
+            paths=self._paths((*loc, "paths"), written.get("paths")),
             credential=self._credential((*loc, "credential"), written.get("credential")),
-            drop=tuple(name for name in drop if name),
+            drop=self._each((*loc, "drop"), written.get("drop"), values.own_header),
             companions=self._companions((*loc, "companions"), written.get("companions")),
-            owner=self._checked((*loc, "owner"), written.get("owner"), values.header_name),
-            limits=tuple(rule for rule in rules if rule),
+            owner=self._owner((*loc, "owner"), written.get("owner")),
+            zone=self._checked((*loc, "time_zone"), written.get("time_zone"), values.time_zone),
+            limits=tuple(
+                rule
+                for i, one in _items(written.get("limits"))
+                if (rule := self._limit((*loc, "limits", i), one))
+            ),
         )
 
     def _checked(self, loc: Loc, value: Any, read: Callable[[str], T]) -> T | None:
@@ -81,8 +88,16 @@ class _Reader:
         try:
             return read(value)
         except Wrong as error:
-            self.document.problem(loc, error.wrong, error.remedy)
+            self.notes.problem(loc, error.wrong, error.remedy)
             return None
+
+    def _each(self, loc: Loc, written: Any, read: Callable[[str], T]) -> tuple[T, ...]:
+        """Return what *read* makes of each text of a list."""
+        made = (self._checked((*loc, i), value, read) for i, value in _items(written))
+        return tuple(value for value in made if value)
+
+    def _paths(self, loc: Loc, written: Any) -> tuple[PathRule, ...]:
+        return self._each(loc, written, values.path_rule)
 
     def _credential(self, loc: Loc, written: Any) -> Placement | None:
         if not isinstance(written, dict):
@@ -90,25 +105,36 @@ class _Reader:
         given = [key for key in ("header", "query") if key in written]
         if len(given) != 1:
             wrong = "names both header and query" if given else "names neither header nor query"
-            self.document.problem(loc, wrong, REMEDIES["credential"])
+            remedy = 'write {header: authorization, prefix: "Bearer "} or {query: key}'
+            self.notes.problem(loc, wrong, remedy)
             return None
         header = self._checked((*loc, "header"), written.get("header"), values.own_header)
         query = self._checked((*loc, "query"), written.get("query"), values.query_name)
         usual = "Bearer " if header == "authorization" else ""
         prefix = written.get("prefix", usual)
         if "query" in written and "prefix" in written:
-            self.document.problem((*loc, "prefix"), "belongs to a header", "remove it")
+            self.notes.problem((*loc, "prefix"), "belongs to a header", "remove it")
         elif isinstance(prefix, str) and not _PREFIX.match(prefix):
-            self.document.problem(
+            self.notes.problem(
                 (*loc, "prefix"), "cannot stand in a header", 'write one such as "Bearer "'
             )
-        return Placement(header, prefix if isinstance(prefix, str) else "", query)
+        by_path = self._by_path((*loc, "by_path"), written.get("by_path"))
+        return Placement(header, prefix if isinstance(prefix, str) else "", query, by_path)
+
+    def _by_path(self, loc: Loc, written: Any) -> tuple[tuple[str, Placement], ...]:
+        places = []
+        for part, one in written.items() if isinstance(written, dict) else ():
+            if not part.startswith("/"):
+                self.notes.problem((*loc, part), "is no part of a path", "begin it with /")
+            if (place := self._credential((*loc, part), one)) is not None:
+                places.append((part, place))
+        return tuple(places)
 
     def _companions(self, loc: Loc, written: Any) -> dict[str, str]:
         companions: dict[str, str] = {}
         for key, header in written.items() if isinstance(written, dict) else ():
-            if not _COMPANION.match(key) or key in _TAKEN:
-                self.document.problem(
+            if not _COMPANION.match(key) or key in self.taken:
+                self.notes.problem(
                     (*loc, key),
                     "cannot be a key of its accounts",
                     "write a name of its own such as workspace, in lower case",
@@ -118,23 +144,36 @@ class _Reader:
                 companions[key] = name
         return companions
 
+    def _owner(self, loc: Loc, written: Any) -> OwnerPlace | None:
+        """Return where the owner is named: text is the name of a header."""
+        if written is None:
+            return None
+        if not written or not isinstance(written, str | dict):
+            wrong = "is empty" if written == "" else f"{shown(written)} is not text"
+            self.notes.problem(loc, wrong, "put it in quotes")
+            return None
+        if isinstance(written, str):
+            header = self._checked(loc, written, values.header_name)
+            return None if header is None else OwnerPlace(header=header)
+        if not self.notes.has_shape(loc, "owner", written):
+            return None
+        if len(written) != 1:
+            self.notes.problem(loc, "names no one place", "write one of header, pointer, message")
+            return None
+        return OwnerPlace(
+            header=self._checked((*loc, "header"), written.get("header"), values.header_name),
+            pointer=self._checked((*loc, "pointer"), written.get("pointer"), values.pointer),
+            pattern=self._checked((*loc, "message"), written.get("message"), values.grouping),
+        )
+
     def _limit(self, loc: Loc, written: Any) -> LimitRule | None:
         if not isinstance(written, dict):
             return None
-        headers = written.get("header")
-        headers = headers if isinstance(headers, dict) else {}
-        names = {
-            name: self._checked((*loc, "header", name), name, values.header_name)
-            for name in headers
-        }
-        patterns = {
-            name: self._checked((*loc, "header", name), text, values.pattern)
-            for name, text in headers.items()
-        }
-        status = written.get("status")
         self._conditions(loc, written)
         cls, scope = written.get("class"), written.get("scope")
+        headers = self._headers((*loc, "header"), written.get("header"))
         equals = self._equals((*loc, "equals"), written.get("equals"))
+        codes = self._equals((*loc, "codes"), written.get("codes"))
         resets = self._resets((*loc, "reset"), written)
         pointer = self._checked((*loc, "pointer"), written.get("pointer"), values.pointer)
         regex = self._checked((*loc, "regex"), written.get("regex"), values.pattern)
@@ -145,38 +184,53 @@ class _Reader:
         return LimitRule(
             cls=OutcomeClass(cls),
             scope=None if scope is None else Scope(scope),
-            source=f"{self.document.path.name}:{self.document.line(loc)}",
-            status=frozenset(s for _, s in _items(status) if isinstance(s, int)),
-            headers=tuple(
-                (name, pattern)
-                for written_name, pattern in patterns.items()
-                if (name := names[written_name]) and pattern
-            ),
+            source=self.notes.place(loc),
+            why=str(written.get("why", "")),
+            status=frozenset(s for _, s in _items(written.get("status")) if isinstance(s, int)),
+            headers=headers,
+            codes=frozenset(code.lower() for code in codes),
             pointer=pointer,
             equals=equals,
             regex=regex,
             message=message,
             resets=resets,
             model=model,
+            missing_model=written.get("missing_model") is True,
+            shared=shared if isinstance(shared := written.get("shared"), bool) else None,
         )
+
+    def _headers(self, loc: Loc, written: Any) -> tuple[tuple[str, re.Pattern[str]], ...]:
+        headers = written if isinstance(written, dict) else {}
+        read = [
+            (
+                self._checked((*loc, name), name, values.header_name),
+                self._checked((*loc, name), text, values.pattern),
+            )
+            for name, text in headers.items()
+        ]
+        return tuple((name, pattern) for name, pattern in read if name and pattern)
 
     def _conditions(self, loc: Loc, written: dict[str, Any]) -> None:
         """Note conditions that are missing or make no sense together."""
-        if not any(written.get(key) for key in ("status", "header", "pointer", "message")):
-            self.document.problem(
-                loc, "has no condition", "add one of status, header, pointer, message"
+        if not any(written.get(key) for key in ("status", "header", "codes", "pointer", "message")):
+            self.notes.problem(
+                loc, "has no condition", "add one of status, header, codes, pointer, message"
             )
         for key in ("equals", "regex"):
             if key in written and "pointer" not in written:
-                self.document.problem(
+                self.notes.problem(
                     (*loc, key), "has no pointer to a value", "add pointer: /error/code"
                 )
         statuses = [s for _, s in _items(written.get("status")) if isinstance(s, int)]
-        if any(status < 400 for status in statuses) and "pointer" not in written:
-            self.document.problem(
+        if any(s < 400 for s in statuses) and not {"pointer", "codes"} & written.keys():
+            self.notes.problem(
                 (*loc, "status"),
                 "a good status is no error by itself",
                 "add pointer: /error/code, or whatever tells the error inside",
+            )
+        if written.get("missing_model") and written.get("class") != OutcomeClass.REQUEST_ERROR:
+            self.notes.problem(
+                (*loc, "missing_model"), "belongs to a request_error", "write class: request_error"
             )
 
     def _equals(self, loc: Loc, written: Any) -> frozenset[str]:
@@ -184,7 +238,7 @@ class _Reader:
         if written is None:
             return frozenset()
         if not values or not all(isinstance(value, str | int | float) for value in values):
-            self.document.problem(
+            self.notes.problem(
                 loc, f"{shown(written)} is not a value", "write text, a number, or a list of them"
             )
             return frozenset()
@@ -200,18 +254,18 @@ class _Reader:
         if value == "message":
             return (Reset(),)
         if not isinstance(value, dict):
-            self.document.problem(
+            self.notes.problem(
                 loc,
                 f"{shown(value)} is not accepted",
                 "write message, none, or {header: retry-after, as: seconds}",
             )
             return None
-        if not check_shape(self.document, loc, ResetShape, value):
+        if not self.notes.has_shape(loc, "reset", value):
             return None
         given = [key for key in ("header", "pointer") if key in value]
         if len(given) != 1:
             wrong = "names both header and pointer" if given else "names no place"
-            self.document.problem(loc, wrong, "write one of {header: NAME}, {pointer: /a/b}")
+            self.notes.problem(loc, wrong, "write one of {header: NAME}, {pointer: /a/b}")
             return None
         return (
             Reset(
