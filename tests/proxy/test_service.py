@@ -23,6 +23,7 @@ from account_pool.proxy.hooks import Turn
 from tests.proxy.helpers import (
     CHAT,
     CLIENT_KEY,
+    FakeClock,
     account,
     client_connection,
     service_of,
@@ -332,3 +333,23 @@ def test_refusals_are_remembered_by_account():
     assert (b"x", b"*******") in stored.headers
     service.forget(key)
     assert service.remembered(key) is None
+
+
+def test_a_clock_that_is_wrong_is_reported_once(caplog):
+    clock = FakeClock()
+    service = service_of("one", clock=clock)
+    service.wall_now = lambda: 1_700_000_000.0
+
+    def answer(date: str) -> None:
+        headers = http.Headers([(b"date", date.encode())])
+        service.check_clock(openai.PROVIDER, http.Response.make(200, b"", headers))
+        clock.advance(module.CHECK_CLOCK_S)
+
+    answer("Tue, 14 Nov 2023 22:13:20 GMT")
+    answer("nonsense")
+    answer("Tue, 14 Nov 2023 22:12:00 GMT")
+    assert caplog.messages == []
+    answer("Tue, 14 Nov 2023 22:03:20 GMT")
+    answer("Tue, 14 Nov 2023 22:03:20 GMT")
+    (line,) = caplog.messages
+    assert line.startswith("this machine's clock is 10 min ahead of that of openai")

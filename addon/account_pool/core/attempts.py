@@ -53,6 +53,8 @@ CONNECT_PAUSE_S = 0.25
 #: Copilot counts a prompt of its user when it is sent to an account, not what follows it.
 FOLLOW_UP_PATIENCE = 3.0
 
+#: Longest body of a request that probes an account, bytes (design.md, 7).
+MAX_PROBE_BYTES = 256 * 1024
 #: Why a request is not held although an account may return in time.
 CROWDED = "too many requests wait for an account already (pool_max_waiting, or 512 MiB of bodies)"
 #: What its client is told to wait where no deadline is known, seconds.
@@ -478,7 +480,7 @@ class Attempts:
             self._unresolved(now)
             return self._exhausted(self._soonest(now), None)
         avoid, owner = self._avoided(now), self.turn.owner
-        step = self._stay(avoid, now) if owner is None else None
+        step = (self._probe(now) or self._stay(avoid, now)) if owner is None else None
         if step is not None:
             return step
         try:
@@ -510,6 +512,27 @@ class Attempts:
             if misses_model:
                 return Deliver()  # no wait would make the model known
             return self._exhausted(nobody.wait_s(now), nobody)
+        return self._go(lease, now)
+
+    def _probe(self, now: float) -> Step | None:
+        """Ask an account whether a deadline far away still holds, if this request may.
+
+        A refusal is replayed: only what is short, and has no account yet, asks.
+        """
+        if (
+            self.history
+            or self.facts.socket
+            or not self.replayable
+            or self.facts.body_bytes > MAX_PROBE_BYTES
+            or self.limits.max_attempts < 2
+            or self.turn.near is not None
+            or self.turn.home(now) is not None
+        ):
+            return None
+        lease = self.pool.acquire_probe(self.facts, now=now)
+        if lease is None:
+            return None
+        self._told().probes(lease.key, now)
         return self._go(lease, now)
 
     def _stay(self, avoid: set[AccountKey], now: float) -> Step | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from math import isfinite
+from math import inf, isfinite, log2
 
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 
@@ -34,6 +34,14 @@ MAX_JITTER_S = 5.0
 #: How often an account that cools is asked whether it really does, at most, seconds
 #: (design.md section 7: a wrong or outdated deadline heals itself).
 PROBE_EVERY_S = 60.0
+#: Cooldowns longer than this are probed while others serve, seconds (design.md section 7).
+PROBED_FROM_S = 3600.0
+#: When the first probe of a deadline that was made up, or read from a sentence, comes after the
+#: cooldown began; each next one comes after twice the time.
+GUESSED_PROBE_S = 3600.0
+#: The same for one that the account's own window named, and how often it is probed then: vendors
+#: do reset early. The last probe comes within the last twentieth of the time.
+CONFIRMED_PROBE_S, CONFIRMED_EVERY_S, LAST_SHARE = 4 * 3600.0, 86400.0, 0.05
 #: The signal of a cooldown its owner set: nobody but him knows better.
 BY_HAND = "by hand"
 
@@ -83,6 +91,11 @@ class Cause:
         if self.signal == BY_HAND:
             return False
         return self.cls in BENCHING or (self.cls is OutcomeClass.QUOTA and self.unknown)
+
+    @property
+    def confirmed(self) -> bool:
+        """Say whether a header of the account's own window named the deadline."""
+        return self.hinted and any("reset" in name.lower() for name in self.evidence)
 
     @property
     def bare(self) -> bool:
@@ -136,9 +149,36 @@ class Cooldown:
         Args:
             probed_at: when that was last done, monotonic seconds.
         """
-        if self.cause.cls is OutcomeClass.FORBIDDEN_ACCOUNT or self.cause.signal == BY_HAND:
-            return False
-        return now >= max(self.since, probed_at) + PROBE_EVERY_S
+        return self.in_doubt and now >= max(self.since, probed_at) + PROBE_EVERY_S
+
+    @property
+    def in_doubt(self) -> bool:
+        """Say whether it may be wrong: not a sanction, nor what the owner set."""
+        sanction = self.cause.cls is OutcomeClass.FORBIDDEN_ACCOUNT and not self.cause.unknown
+        return not sanction and self.cause.signal != BY_HAND
+
+    def probe_at(self, probed_at: float) -> float:
+        """Return when it is probed next although others serve; infinity: it is waited for.
+
+        Args:
+            probed_at: when that was last done, monotonic seconds.
+        """
+        length_s, elapsed_s = self.until - self.since, probed_at - self.since
+        if length_s <= PROBED_FROM_S or not self.in_doubt:
+            return inf
+        if self.cause.confirmed:
+            days = 0
+            if elapsed_s >= CONFIRMED_PROBE_S:
+                days = int((elapsed_s - CONFIRMED_PROBE_S) // CONFIRMED_EVERY_S) + 1
+            at = self.since + CONFIRMED_PROBE_S + days * CONFIRMED_EVERY_S
+            last = self.until - LAST_SHARE * length_s
+            at = min(at, last) if probed_at < last else at
+        else:
+            doubled = 0
+            if elapsed_s >= GUESSED_PROBE_S:
+                doubled = int(log2(elapsed_s / GUESSED_PROBE_S)) + 1
+            at = self.since + GUESSED_PROBE_S * 2.0**doubled
+        return at if at < self.until else inf
 
 
 def covers(covered: str | None, model: str | None) -> bool:

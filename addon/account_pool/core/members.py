@@ -7,7 +7,7 @@ so that the next account is given them one by one (`ramp`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from math import inf
 
 from sortedcontainers import SortedDict
@@ -23,6 +23,8 @@ from account_pool.core.verdicts import RefusedByAll
 
 #: Models whose requests have lately had to move, remembered per provider.
 MAX_SWITCHES = 128
+#: Accounts that are looked at for one request that may probe: some are limited for other models.
+MAX_DUE = 8
 
 
 class Members:
@@ -35,6 +37,8 @@ class Members:
         self.policy = policy
         #: called with a long window that was reset, as it was told last
         self.on_reset = on_reset
+        #: those that are to be probed while others serve, by when
+        self.probes: SortedDict[tuple[float, int], AccountState] = SortedDict()
         self.alarms: SortedDict[tuple[float, int], AccountState] = SortedDict()
         #: what a cooldown has covered lately, and when it began: its requests go elsewhere
         self.switched: dict[str | None, float] = {}
@@ -52,6 +56,8 @@ class Members:
             self.reset(state, now)
         if state.verdicts:
             state.verdicts = {c: v for c, v in state.verdicts.items() if v.active(now)}
+        if state.cooldowns or state.probe_at < inf:
+            self._set_probe(state, state.next_probe_at(now) if state.enabled else inf)
         until = inf
         if state.enabled and state.credentials and not state.full:
             until = state.next_start_at
@@ -102,6 +108,24 @@ class Members:
     def unplace(self, state: AccountState) -> None:
         self.policy.discard(state)
         self._set_alarm(state, inf)
+        self._set_probe(state, inf)
+
+    def due(self, model: str | None, now: float) -> Iterator[AccountState]:
+        """Yield some accounts that a request for *model* may probe now, the latest first."""
+        for (at, _), state in self.probes.items()[:MAX_DUE]:
+            if at > now:
+                return
+            if state.is_due(model, now):
+                yield state
+
+    def _set_probe(self, state: AccountState, at: float) -> None:
+        if at == state.probe_at:
+            return
+        if state.probe_at < inf:
+            del self.probes[(state.probe_at, state.position)]
+        if at < inf:
+            self.probes[(at, state.position)] = state
+        state.probe_at = at
 
     def _set_alarm(self, state: AccountState, at: float) -> None:
         """Have *state* placed again at *at*; infinity for never."""

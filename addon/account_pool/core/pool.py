@@ -393,6 +393,26 @@ class Pool:
         state.probed_at = now
         return self._lease(state, facts, now, chosen=False, probe=True)
 
+    def acquire_probe(self, facts: Facts, *, now: float) -> Lease | None:
+        """Hold an account to see if it really cools so long; None where there is none to probe.
+
+        Only while another account can serve *facts*: a refusal is replayed there. For requests
+        that begin a conversation, can be sent again, and are short (design.md section 7).
+        """
+        members = self._members.get(facts.provider)
+        if members is None or not members.probes:
+            return None
+        for state in members.due(facts.model, now):
+            if facts.kind not in state.credentials:
+                continue
+            if not state.account.models.allows(facts.model):
+                continue
+            if self.pick(facts, now=now, avoid=(state.key,)) is None:
+                return None
+            state.probed_at, state.probing = now, True
+            return self._lease(state, facts, now, chosen=False, probe=True)
+        return None
+
     def renew(self, lease: Lease, *, now: float) -> Lease | None:
         """Swap *lease* for one on the same account with the credential it holds now.
 
@@ -519,6 +539,8 @@ class Pool:
         ends_probe = lease.probe and (good or not lease.answered)
         if ends_probe:
             self._members[lease.key.provider].probing = False
+            if (state := self._find(lease.key)) is not None:
+                state.probing = False
         return bool(ramps) or ends_probe
 
     # -- waiting
@@ -612,7 +634,9 @@ class Pool:
                 shared = self._state(other)
                 self._cool(shared, outcome, now, model, started_at, probe=probe, by=By.OWNER)
         cooldown = self._cool(state, outcome, now, model, started_at, probe=probe, by=by)
-        self._members[key.provider].note_switch(cooldown.model, now)
+        if not probe:
+            # Nothing was sent there for long: nobody has to go elsewhere.
+            self._members[key.provider].note_switch(cooldown.model, now)
         self._let_go_on(key.provider, now)
         return cooldown
 
@@ -659,6 +683,7 @@ class Pool:
         now: float,
         model: str | None = None,
         credential: Credential | None = None,
+        probe: bool = False,
         by: By = By.ANSWER,
     ) -> None:
         """Bench or disable *key* for a refusal that is its own fault: a witness has shown it.
@@ -671,6 +696,7 @@ class Pool:
         Args:
             credential: the one that was refused. If the account has got another since,
                 a 401 says nothing about it.
+            probe: as in `mark_cooldown`.
             by: who or what says so.
         """
         state = self._state(key)
@@ -684,7 +710,7 @@ class Pool:
             if about is not None:
                 scope = Scope.ACCOUNT if _fails_whole(state, about, outcome) else Scope.MODEL
                 benched = replace(outcome, scope=scope)
-                self.mark_cooldown(key, benched, now=now, model=about, by=by)
+                self.mark_cooldown(key, benched, now=now, model=about, probe=probe, by=by)
             return
         with self._changing(state, by, now):
             state.verdicts.pop(about, None)
@@ -740,7 +766,7 @@ class Pool:
                     now=now,
                     model=suspect.model,
                     started_at=lease.started_at,
-                    probe=lease.last_resort,
+                    probe=lease.probe or lease.last_resort,
                 )
 
     def convict(self, suspect: Suspect, *, now: float) -> None:
@@ -755,6 +781,7 @@ class Pool:
                     now=now,
                     model=suspect.model,
                     credential=lease.credential,
+                    probe=lease.probe,
                     by=By.WITNESS,
                 )
 

@@ -39,6 +39,8 @@ class AccountState:
             whole account); those that are over are dropped later.
         served_at: when an answer was last good, monotonic seconds.
         refreshed_at: when its credential was last renewed because it was refused.
+        probing: a request is out that probes it while others serve.
+        probe_at: when it is to be probed next, monotonic seconds.
         disabled: why an operator must act; None while in use.
         disabled_at: since when, monotonic seconds.
         refused: fingerprint of the credentials that a 401 was about last; "" if none was.
@@ -68,6 +70,8 @@ class AccountState:
     cooldowns: dict[str | None, Cooldown] = field(default_factory=dict)
     ramps: dict[str | None, Ramp] = field(default_factory=dict)
     probed_at: float = -inf
+    probing: bool = False
+    probe_at: float = inf
     verdicts: dict[str | None, Verdict] = field(default_factory=dict)
     served_at: float = -inf
     refreshed_at: float = -inf
@@ -132,6 +136,8 @@ class AccountState:
     def yields(self, model: str | None, now: float) -> bool:
         """Say whether it cools for *model* only as long as another account can serve."""
         causes = self._causes(model, now)
+        if any(c.active(now) and c.covers(model) for c in self.reserved):
+            return False
         return bool(causes) and all(cause.yields for cause in causes)
 
     def is_benched(self, model: str | None, now: float) -> bool:
@@ -146,6 +152,24 @@ class AccountState:
         """Return the active cooldown that covers (account, *model*) longest."""
         covering = [c for c in self.holds() if c.active(now) and c.covers(model)]
         return max(covering, key=lambda c: c.until, default=None)
+
+    def next_probe_at(self, now: float) -> float:
+        """Return when it is to be probed next while others serve; infinity: it is not."""
+        active = [c for c in self.cooldowns.values() if c.active(now)]
+        return min((c.probe_at(self.probed_at) for c in active), default=inf)
+
+    def is_due(self, model: str | None, now: float) -> bool:
+        """Say whether a request for *model* may probe it now, while others serve."""
+        covering = [c for c in self.holds() if c.active(now) and c.covers(model)]
+        return (
+            bool(covering)
+            and self.enabled
+            and not (self.probing or self.full or self.is_suspect(model))
+            and self.next_start_at <= now
+            and all(c.in_doubt for c in covering)
+            and not any(c.covers(model) and c.active(now) for c in self.reserved)
+            and max(covering, key=lambda c: c.until).probe_at(self.probed_at) <= now
+        )
 
     def ramps_admit(self, model: str | None, now: float) -> bool:
         """Say whether one more request for *model* may wait for its answer here."""

@@ -13,12 +13,13 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from mitmproxy import http
 from mitmproxy.connection import Client
 
 from account_pool.admin.visit import CLOSED, Reply, Visit
-from account_pool.core import headroom_events, headroom_headers
+from account_pool.core import headroom_events, headroom_headers, reset_hints
 from account_pool.core.account import AccountKey
 from account_pool.core.affinity import Sessions
 from account_pool.core.attempts import Attempts, Limits
@@ -46,12 +47,16 @@ from account_pool.proxy.log import Log
 from account_pool.proxy.measured import Measured, Stopwatch
 from account_pool.proxy.metering import Resets, Usages
 from account_pool.proxy.scrub import Secrets
+from account_pool.proxy.told import duration
 from account_pool.proxy.wire import Places, mask
 
 logger = logging.getLogger(__name__)
 
 #: Longest time a request waits for its account's credential to be renewed.
 REFRESH_TIMEOUT_S = 20.0
+#: How often an answer's `date` is compared with our clock, and how far they may differ: what
+#: is further apart is a clock that was never set, not a slow answer. Seconds.
+CHECK_CLOCK_S, CLOCK_TOLERANCE_S = 60.0, 120.0
 #: Address and port of one end of a connection.
 End = tuple[str, int]
 _NO_SOCKET = "the account pool serves this over HTTP, where a limited request can be replayed"
@@ -142,6 +147,7 @@ class Service:
         self.usages = Usages(self.counters["usage"].add)
         self.resets = Resets(self.counters["resets"].add)
         self.measured = Measured()
+        self._check_clock_at = -inf
         self.refresh = refresh
         self.local: dict[str, Callable[[], Awaitable[LocalAnswer]]] = {}
         self.seen: dict[str, Callable[[Mapping[str, str]], None]] = {}
@@ -407,6 +413,24 @@ class Service:
         except TimeoutError:
             logger.warning(f"{lease.key}: renewing its credential takes too long")
             return False
+
+    def check_clock(self, provider: Provider, response: http.Response) -> None:
+        """Say once that this machine's clock is minutes away from the providers'."""
+        now = self.now()
+        if now < self._check_clock_at:
+            return
+        self._check_clock_at = now + CHECK_CLOCK_S
+        told = reset_hints.http_date(response.headers.get("date", ""))
+        if told is None:
+            return
+        ahead_s = self.wall_now() - told
+        if abs(ahead_s) > CLOCK_TOLERANCE_S:
+            self._check_clock_at = inf
+            side = "ahead of" if ahead_s > 0 else "behind"
+            logger.warning(
+                f"this machine's clock is {duration(abs(ahead_s))} {side} that of {provider.name}: "
+                "set it, or let it be synchronised; resets and logins end at the wrong time"
+            )
 
     def observe(self, lease: Lease, response: http.Response) -> None:
         """Learn from the headers of an answer what the account of *lease* has left."""

@@ -293,6 +293,7 @@ class ServingStream(AttemptStream):
         lease, provider = self._attempts.lease, self._call.provider
         assert lease is not None
         with harmless:
+            self.service.check_clock(provider, response)
             self.service.learn_owner(provider, lease, response)
             self.service.learn_tokens(provider, lease, response)
             self.service.observe(lease, response)
