@@ -22,7 +22,7 @@ import httpx
 from account_pool.demo.certificates import Certificate
 from account_pool.demo.mitmdump import LISTENING, POOL_READY, Mitmdump, addon_script
 from account_pool.demo.provider import Provider
-from tests.e2e import redirect
+from tests.e2e import forked, redirect
 from tests.patience import PATIENCE_S
 
 OPENAI = "https://api.openai.com"
@@ -67,6 +67,13 @@ class Proxy(Mitmdump):
 
     def client(self, **settings: Any) -> httpx.AsyncClient:
         return client(self.trusted, self.url, **settings)
+
+    async def _launch(self) -> Any:
+        if not forked.AVAILABLE:
+            return await super()._launch()
+        return await forked.FORKS.start(
+            self._program, self._args, cwd=self.folder, env=dict(self._env)
+        )
 
 
 @dataclass(frozen=True, slots=True)

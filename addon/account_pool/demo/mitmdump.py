@@ -147,7 +147,11 @@ class Mitmdump:
             await self._reading
 
     async def _start(self) -> None:
-        self._process = await asyncio.create_subprocess_exec(
+        self._process = await self._launch()
+        self._reading = asyncio.create_task(self._read(self._process))
+
+    async def _launch(self) -> Process:
+        return await asyncio.create_subprocess_exec(
             *mitmdump_command(self._program),
             *self._args,
             cwd=self.folder,
@@ -157,7 +161,6 @@ class Mitmdump:
             stderr=STDOUT,
             limit=1 << 20,
         )
-        self._reading = asyncio.create_task(self._read(self._process))
 
     async def _read(self, process: Process) -> None:
         assert process.stdout is not None
