@@ -161,7 +161,7 @@ def test_a_second_account_keeps_the_first_and_its_comments(home, capsys):
     file.write_text("# mine\n" + file.read_text() + "\n# options\npool: {gate: 3}\n")
     before = file.read_text()
     assert run(["login", "--from", "codex"]) == 1
-    assert "codex/default already; choose another --label" in capsys.readouterr().err
+    assert "already has an account codex/default; choose another --label" in capsys.readouterr().err
     assert file.read_text() == before
     assert run(["login", "--from", "codex", "--label", "b"]) == 0
     assert file.read_text().startswith(before.partition("\n# options")[0])
@@ -244,7 +244,7 @@ def test_a_login_to_github(home, capsys, github):
     if os.name == "posix":
         assert (home / "accounts.yaml").stat().st_mode & 0o777 == 0o600
     out, err = capsys.readouterr()
-    assert "Open https://github.com/login/device and type in ABCD-1234" in out
+    assert "Open https://github.com/login/device and enter ABCD-1234" in out
     assert "gho_" not in out + err
 
 

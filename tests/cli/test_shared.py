@@ -172,8 +172,8 @@ def test_a_dead_one_is_started_at_once_with_what_it_was_started_with(stub, place
         wait_for(lambda: read_record(places).instance not in ("", first.instance))
     record = read_record(places)
     assert record.launch == launch
-    assert guard.summary() == ("the proxy had to be started again once; account-pool logs says why")
-    assert "is dead; starting it again" in places.log.read_text()
+    assert guard.summary() == ("the proxy had to be restarted once; account-pool logs says why")
+    assert "is dead; restarting it" in places.log.read_text()
     proxy.detach()
 
 
@@ -184,7 +184,7 @@ def test_a_hung_one_is_replaced(stub, places, launch, monkeypatch):
     with Guard(proxy):
         os.kill(read_record(places).pid, signal.SIGSTOP)
         wait_for(lambda: read_record(places).instance not in ("", first.instance))
-    assert "does not answer; starting it again" in places.log.read_text()
+    assert "does not answer; restarting it" in places.log.read_text()
     proxy.detach()
 
 

@@ -117,16 +117,16 @@ def test_every_condition_must_hold(gateway: Provider) -> None:
     [
         ("paths: /chat", '6: {}.paths: "/chat" is not a list; write a list such as '
          '["/v1/chat/completions", "GET /v1/models*"]'),
-        ("paths: [chat]", '6: {}.paths[0]: "chat" is not a path; begin it with /, without host '
-         "and query; * stands for any text"),
-        ("paths: ['GTE /a']", "6: {}.paths[0]: begins with no known method; write one of "
+        ("paths: [chat]", '6: {}.paths[0]: "chat" is not a path; start it with /, without host '
+         "or query; * matches any text"),
+        ("paths: ['GTE /a']", "6: {}.paths[0]: does not start with a known method; write one of "
          "GET, POST, PUT, PATCH, DELETE"),
         ("credential: {}", "6: {}.credential: names neither header nor query; write {{header: "
          'authorization, prefix: "Bearer "}} or {{query: key}}'),
         ("credential: {header: Host}", "6: {}.credential.header: host belongs to the request, not "
          "to an account; name another header"),
-        ("credential: {header: a, prefix: \"x\\n\"}", "6: {}.credential.prefix: cannot stand in a "
-         'header; write one such as "Bearer "'),
+        ("credential: {header: a, prefix: \"x\\n\"}", "6: {}.credential.prefix: cannot be used in "
+         'a header; write one such as "Bearer "'),
         ("credential: {query: k, prefix: x}", "6: {}.credential.prefix: belongs to a header; "
          "remove it"),
         ("credential: {query: 'a b'}", '6: {}.credential.query: "a b" is not the name of a '
@@ -162,8 +162,9 @@ def test_every_condition_must_hold(gateway: Provider) -> None:
          "write a list of statuses such as [429]"),
         ("limits: [{status: [4290], class: quota}]", "6: {}.limits[0].status[0]: 4290 is more than "
          "599; write a list of statuses such as [429]"),
-        ("limits: [{status: [200], class: quota}]", "6: {}.limits[0].status: a good status is no "
-         "error by itself; add pointer: /error/code, or whatever tells the error inside"),
+        ("limits: [{status: [200], class: quota}]", "6: {}.limits[0].status: a success "
+         "status is not an error by itself; add pointer: /error/code, or whatever "
+         "identifies the error inside"),
         ("limits: [{message: '(', class: quota}]", "6: {}.limits[0].message: is not a regular "
          "expression: missing ), unterminated subpattern at character 1; " + HOW_PATTERN),
         ("limits: [{message: '(a+)+b', class: quota}]", "6: {}.limits[0].message: repeats a group "
@@ -177,7 +178,7 @@ def test_every_condition_must_hold(gateway: Provider) -> None:
         ("limits: [{status: [429], class: quota, reset: soon}]", '6: {}.limits[0].reset: "soon" is '
          "not accepted; write message, none, or {{header: retry-after, as: seconds}}"),
         ("limits: [{status: [429], class: quota, reset: {as: seconds}}]",
-         "6: {}.limits[0].reset: names no place; write one of {{header: NAME}}, "
+         "6: {}.limits[0].reset: names neither header nor pointer; write one of {{header: NAME}}, "
          "{{pointer: /a/b}}"),
         ("limits: [{status: [429], class: quota, reset: {header: a, as: secs}}]",
          '6: {}.limits[0].reset.as: "secs" is not accepted; did you mean seconds?'),

@@ -146,10 +146,10 @@ def test_a_link_stays_a_link(tmp_path):
         (
             "accounts:\n  - {provider: OpenAI, label: ' New ', token: x}\n",
             ACCOUNT,
-            "accounts.yaml has an account openai/new already; choose another --label",
+            "accounts.yaml already has an account openai/new; choose another --label",
         ),
         ("accounts: [", ACCOUNT, "the file is not YAML; see account-pool check"),
-        ("- a\n", ACCOUNT, "the file is not a mapping; begin it with `accounts:`"),
+        ("- a\n", ACCOUNT, "the file is not a mapping; start it with `accounts:`"),
         (
             "pool: {}\n...\n",
             ACCOUNT,

@@ -248,7 +248,7 @@ def test_a_readable_file_with_tokens_in_it_is_warned_about(tmp_path: Path) -> No
     assert load(path, {"KEY": "x"}).warnings == ()
     path.write_text(ACCOUNT)
     assert load(path, {}).warnings == (
-        f"{path} holds tokens and may be read by other users; run: chmod 600 {path}",
+        f"{path} holds tokens and can be read by other users; run: chmod 600 {path}",
     )
 
 

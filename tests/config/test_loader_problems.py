@@ -25,7 +25,7 @@ HOW_ACCOUNTS = "list accounts below it, each beginning with `- provider: ...`"
 HOSTS = 'write a list such as ["llm.example.com", "localhost:9443"]'
 DIFFER = "YAML 1.1 and 1.2 read this value differently"
 DECIMALS = "write a number in decimals, or put it in quotes if it is text"
-UNREAD = "check indentation, quotes and brackets here and in the lines before"
+UNREAD = "check indentation, quotes and brackets on this line and the ones before"
 
 
 @pytest.fixture(autouse=True, params=["C", "Python"])
@@ -110,10 +110,10 @@ def problems_of(text: str) -> list[str]:
             "host: x.example.com",
             '"x.example.com" is not a host of openai; add it to providers.openai.hosts',
         ),
-        ('host: "*.x.example.com"', "is not one host; write it without *"),
+        ('host: "*.x.example.com"', "is not a single host; write it without *"),
         ("prioritty: 3", "unknown key; did you mean priority?"),
         ("colour: red", f"unknown key; write one of {KEYS}"),
-        ("label: again", "label is written twice, first on line 3; remove one of them"),
+        ("label: again", "label appears twice, first on line 3; keep one of them"),
     ],
 )
 def test_a_wrong_key_of_an_account_is_named_with_line_and_remedy(line: str, expected: str) -> None:
@@ -160,11 +160,11 @@ def test_a_wrong_key_of_an_account_is_named_with_line_and_remedy(line: str, expe
         ("{pointer: /x}", f"names no source; {HOW_TOKEN}"),
         (
             "{env: A_KEY, command: gh auth token}",
-            "names two sources, env and command; leave one of them",
+            "names two sources, env and command; keep one of them",
         ),
         (
             "{env: A_KEY, pointer: /x}",
-            "pointer belongs to a file or a keychain; write {file: PATH, pointer: /json/pointer}",
+            "pointer needs a file or a keychain; write {file: PATH, pointer: /json/pointer}",
         ),
         (
             "{file: tokens.json, pointer: a}",
@@ -177,11 +177,11 @@ def test_a_wrong_key_of_an_account_is_named_with_line_and_remedy(line: str, expe
         ("{keychain: ' '}", 'the value of keychain is not text; write {keychain: "..."}'),
         (
             "{keychain: a, file: b}",
-            "names two sources, keychain and file; leave one of them",
+            "names two sources, keychain and file; keep one of them",
         ),
         (
             '{command: "gh \'auth"}',
-            "the command has a quote without its end; correct the quotes",
+            "the command has an unclosed quote; close it",
         ),
         (
             "{oauth: {access_token: sk-abc}}",
@@ -195,7 +195,7 @@ def test_a_wrong_key_of_an_account_is_named_with_line_and_remedy(line: str, expe
         ),
         (
             "{oauth: {refresh_token: sk-abc}, env: A_KEY}",
-            "oauth stands beside another key; leave oauth alone in it",
+            "oauth cannot be combined with another key; keep oauth only",
         ),
         (
             "{oauth: {sk-abc}}",
@@ -236,7 +236,7 @@ def test_a_wrong_token_is_explained_and_not_repeated(token: str, expected: str) 
         ("accounts: sk-abc\n", [f"1: accounts: text is not a list; {HOW_ACCOUNTS}"]),
         ("accounts: []\n", [f"1: accounts: the list is empty; {HOW_ACCOUNTS}"]),
         ("pool: {}\n", [f"1: accounts: is missing; add it and {HOW_ACCOUNTS}"]),
-        ("- a\n", ["1: the file is not a mapping; begin it with `accounts:`"]),
+        ("- a\n", ["1: the file is not a mapping; start it with `accounts:`"]),
         (
             "accounts:\n  - sk-abc\n  -\n",
             [
@@ -356,16 +356,16 @@ def test_a_provider_that_is_like_none() -> None:
     [
         (
             "a: b: c",
-            "1: a key stands where none can be; check the indentation of this line and the one "
+            "1: a key where none is allowed; check the indentation of this line and the one "
             'before, and put a value with ": " in it in quotes',
         ),
         (
             "accounts:\n\t- a",
-            "2: a tab stands where YAML allows only spaces; indent with spaces",
+            "2: a tab where YAML allows only spaces; indent with spaces",
         ),
         (
             "accounts:\n  - {token: ${A_KEY}}\n",
-            "2: a { or [ is not closed; close it, and put a ${...} inside it in quotes",
+            "2: a { or [ is not closed; close it, and quote a ${...} inside it",
         ),
         ("a: 'sk-abc\nb: c\n", "1: a quote is not closed; close it"),
         (
@@ -383,7 +383,7 @@ def test_a_provider_that_is_like_none() -> None:
             "1: a value begins with a character that has a meaning in YAML; put the value in "
             "quotes",
         ),
-        ("a: 1\nb: \x07", "2: there is a control character in it; remove it"),
+        ("a: 1\nb: \x07", "2: it contains a control character; remove it"),
         (
             'token: "secret-thing" secret-thing\n',
             "1: not YAML: while parsing a block mapping expected <block end>, but found "

@@ -217,7 +217,7 @@ def test_a_credential_that_cannot_be_read_is_the_state_of_its_account(
 @pytest.mark.parametrize(("name", "mode"), [("open", "644"), ("writable", "620")])
 def test_a_credential_file_others_may_use_is_not_used(name: str, mode: str) -> None:
     assert unreadable(f"{{provider: openai, label: work, token: {{file: {name}}}}}") == [
-        f"accounts.yaml:3: openai/work: file {name}: the file {name} may be read or changed by "
+        f"accounts.yaml:3: openai/work: file {name}: the file {name} can be read or changed by "
         f"other users (mode {mode}); run: chmod 600 {name}"
     ]
 
@@ -273,6 +273,6 @@ def test_the_places_of_the_environment_are_judged_alike() -> None:
     assert [str(problem).split(";")[0] for problem in review(config).unreadable] == [
         "environment: openai/default: env OPENAI_API_KEY: the environment variable OPENAI_API_KEY "
         "has a space, a line break or a character outside ASCII in it",
-        "environment: copilot/default: file github_token: the file github_token may be read or "
+        "environment: copilot/default: file github_token: the file github_token can be read or "
         "changed by other users (mode 644)",
     ]

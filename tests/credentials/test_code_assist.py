@@ -56,10 +56,14 @@ async def test_the_project_is_named(github: FakeGitHub, body: Any) -> None:
         (
             (403, {}, {"error": {"message": "no ya29.secret\nhere"}}),
             ExchangeRefused,
-            r"answered 403: no \[secret\] here; write project",
+            r"answered with 403: no \[secret\] here; write project",
         ),
-        ((401, {}, {"error": {"message": "expired"}}), ExchangeFailed, "answered 401: expired"),
-        ((503, {"retry-after": "9"}, ""), ExchangeFailed, "answered 503"),
+        (
+            (401, {}, {"error": {"message": "expired"}}),
+            ExchangeFailed,
+            ("answered with 401: expired"),
+        ),
+        ((503, {"retry-after": "9"}, ""), ExchangeFailed, "answered with 503"),
     ],
 )
 async def test_it_is_not(

@@ -85,7 +85,7 @@ async def test_it_slows_down_when_told_or_unanswered(answers, slept):
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        ({"error": "expired_token"}, "was not typed in in time; run account-pool login copilot"),
+        ({"error": "expired_token"}, "was not entered in time; run account-pool login copilot"),
         ({"error": "access_denied"}, "cancelled on GitHub's page"),
         ({"error": "device_flow_disabled"}, "account-pool login --from gh"),
         ({"error": "<b>odd</b>"}, "neither a token nor a known reason"),
@@ -109,7 +109,7 @@ async def test_nobody_types_it_in():
 async def test_a_server_without_the_flow(first):
     server = Server()
     server.answers = [first]
-    with pytest.raises(CredentialError, match="gave no code"):
+    with pytest.raises(CredentialError, match="returned no login code"):
         await server.log_in("https://acme.ghe.com")
 
 

@@ -209,7 +209,8 @@ class TestLogin:
         assert token(published) == "at-0"
         assert not await keeper.refresh(ME, held(published))
         problem = (
-            "its login has ended: invalid_grant; write the tokens of a new login in accounts.yaml"
+            "its login is no longer valid: invalid_grant; write the tokens of a new login in "
+            "accounts.yaml"
         )
         # Whether it was the token's fault is for the pool to say.
         assert published.all[-1] == ("openai/me", {"key": "at-0"}, problem)

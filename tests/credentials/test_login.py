@@ -271,7 +271,7 @@ class TestRefusals:
         for _ in range(3):
             with pytest.raises(LoginEnded) as caught:
                 login.tokens_now()
-            assert str(caught.value).startswith("its login has ended: ")
+            assert str(caught.value).startswith("its login is no longer valid: ")
             assert text in str(caught.value)
             assert str(caught.value).endswith(
                 "; log in with codex again and run: account-pool login --from codex --copy"
@@ -286,7 +286,7 @@ class TestRefusals:
             (said(403, "<html>"), ExchangeFailed, "answered 403", None),
             (said(400, {"error": "temporarily"}), ExchangeFailed, "400: temporarily", None),
             (said(200, "[]"), ExchangeFailed, "200 without an access token", None),
-            (said(200, {"access_token": "a b"}), ExchangeFailed, "token that cannot be one", None),
+            (said(200, {"access_token": "a b"}), ExchangeFailed, "an unusable token", None),
             (HttpFailed("no answer"), ExchangeFailed, "refreshing its login: no answer", None),
             (said(401, {"error": "invalid_client"}), ExchangeFailed, "correct client_id", 600),
         ],
@@ -361,7 +361,7 @@ class TestSeveralProxies:
         stopped = threading.Event()
         login = bench.login(sleep=lambda _: stopped.set(), stopped=stopped)
         login.refuse(Secret("at-0"))
-        with pytest.raises(ExchangeFailed, match="about to end"):
+        with pytest.raises(ExchangeFailed, match="shutting down"):
             login.tokens_now()
 
     def test_a_lost_race_ends_nothing(self, bench: Bench) -> None:

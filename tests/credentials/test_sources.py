@@ -122,17 +122,17 @@ async def test_nothing_is_expanded_by_a_shell() -> None:
     [
         (
             "echo secret-out; echo one >&2; echo 'not logged in' >&2; exit 3",
-            "the command COMMAND ended with status 3: not logged in; run it by hand and "
-            "correct what it says",
+            "the command COMMAND exited with status 3: not logged in; run it by hand and "
+            "fix what it reports",
         ),
         (
             "echo secret-out; echo 'bad token secret-out' >&2; exit 1",
-            "the command COMMAND ended with status 1: bad token [secret]; run it by hand and "
-            "correct what it says",
+            "the command COMMAND exited with status 1: bad token [secret]; run it by hand and "
+            "fix what it reports",
         ),
         (
             "exit 4",
-            "the command COMMAND ended with status 4; run it by hand and correct what it says",
+            "the command COMMAND exited with status 4; run it by hand and fix what it reports",
         ),
         ("true", "the command COMMAND printed nothing; run it by hand: it must print the token"),
         (
@@ -166,7 +166,7 @@ async def test_a_command_that_hangs_is_ended_with_its_helpers(tmp_path: Path) ->
     command = script(tmp_path, f"sleep 300 & echo $! > {tmp_path}/helper; wait")
     with pytest.raises(CredentialError) as caught:
         await CommandSource(command, dict(os.environ), timeout_s=0.5).read()
-    assert "did not end within 0.5 s; run it by hand" in str(caught.value)
+    assert "did not finish within 0.5 s; run it by hand" in str(caught.value)
     helper = int((tmp_path / "helper").read_text())
     await until(lambda: is_gone(helper))
 

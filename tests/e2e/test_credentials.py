@@ -61,10 +61,10 @@ async def test_every_kind_beside_a_good_one(provider, pool_proxy, tmp_path):
     paths["directory"].mkdir()
     os.mkfifo(paths["pipe"], 0o600)
     said = {label: words for label, (_, words) in FILES.items()} | {
-        "open": "may be read or changed by other users .mode 644.; run: chmod 600",
+        "open": "can be read or changed by other users .mode 644.; run: chmod 600",
         "directory": "cannot be read .is a directory.",
         "pipe": "is a pipe or a device, not a file",
-        "command": "ended with status 1: cat: .*; run it by hand",
+        "command": "exited with status 1: cat: .*; run it by hand",
         "absent": "cannot be started .no such file or directory.; install it",
         "unset": "environment variable FAKE_UNSET is not set",
         "empty": "environment variable FAKE_EMPTY is empty",

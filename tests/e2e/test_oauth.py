@@ -217,7 +217,7 @@ async def test_a_login_that_was_revoked_is_one_line_and_another_account_serves(
     for _ in range(3):
         assert await ask(proxy) == [SERVED]
     said = (
-        "openai/me: its login has ended: invalid_grant (The login was revoked.); "
+        "openai/me: its login is no longer valid: invalid_grant (The login was revoked.); "
         "write the tokens of a new login in accounts.yaml"
     )
     assert sum(said in line for line in proxy.lines) == 1

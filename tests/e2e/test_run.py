@@ -128,7 +128,7 @@ async def test_what_looks_wrong_is_told_before_the_tool_starts(home):
     assert (process.returncode, out.decode()) == (0, "Good morning\n")
     lines = err.decode().splitlines()
     assert len(lines) == 3
-    assert "mine.yaml holds tokens and may be read by other users; run: chmod 600" in lines[0]
+    assert "mine.yaml holds tokens and can be read by other users; run: chmod 600" in lines[0]
     assert "openai/second: has the same token as openai/first" in lines[1]
     assert "gemini/late: accounts.yaml: the environment variable FAKE_UNSET is not set" in lines[2]
 
@@ -152,7 +152,7 @@ async def test_a_killed_proxy_is_back_and_a_signal_reaches_the_tool(home):
     err = await process.stderr.read()
     assert await process.wait() == 128 + signal.SIGTERM
     assert err.decode() == (
-        "account-pool: the proxy had to be started again once; account-pool logs says why\n"
+        "account-pool: the proxy had to be restarted once; account-pool logs says why\n"
     )
     assert home.is_left_alone()
 

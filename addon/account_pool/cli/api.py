@@ -109,7 +109,7 @@ def ask(port: int, path: str) -> Mapping[str, Any]:
         raise NoAnswer(no_proxy(port)) from None
     if status == 401:
         raise NoAnswer(
-            f"the proxy at {HOST}:{port} answers to its admin token alone, as proxyauth is set; "
+            f"the proxy at {HOST}:{port} requires its admin token because proxyauth is set; "
             f"its dashboard, http://{HOST}:{port}/, asks for it"
         )
     if status != 200 or not isinstance(value, dict):

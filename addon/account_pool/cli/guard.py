@@ -37,10 +37,12 @@ class Guard:
     def summary(self) -> str | None:
         """Return what the user should know of the proxy, None if it was well."""
         if self._given_up:
-            return "the proxy died again and again and was given up; account-pool logs says why"
+            return (
+                "the proxy kept crashing and is not restarted any more; account-pool logs says why"
+            )
         if self._restarts:
             times = "once" if self._restarts == 1 else f"{self._restarts} times"
-            return f"the proxy had to be started again {times}; account-pool logs says why"
+            return f"the proxy had to be restarted {times}; account-pool logs says why"
         return None
 
     def _run(self) -> None:
@@ -54,14 +56,14 @@ class Guard:
             step = watch.look(seen, time.monotonic())
             if step is Step.GIVE_UP:
                 self._given_up = True
-                note(self._proxy.places, "gave up: starting the proxy again does not help")
+                note(self._proxy.places, "gave up: restarting the proxy does not help")
                 return
             if step is not Step.NOTHING:
                 self._revive(step)
 
     def _revive(self, step: Step) -> None:
         found = "is dead" if step is Step.START else "does not answer"
-        note(self._proxy.places, f"the proxy {found}; starting it again")
+        note(self._proxy.places, f"the proxy {found}; restarting it")
         try:
             self._restarts += self._proxy.revive()
         except (CannotStart, OSError) as error:

@@ -65,8 +65,8 @@ def login_from(
     print(f"added {account['provider']}/{normalise_label(label)} to {path}: {where}")
     if copy and "oauth" in account["token"]:
         print(
-            f"{tool} must log in again now: a refresh token serves once, so of two that hold "
-            "the same one the second is logged out."
+            f"{tool} must log in again now: a refresh token works only once, so whichever "
+            "uses it second is logged out."
         )
     return 0
 
@@ -111,7 +111,7 @@ def _failed(error: Exception) -> int:
 def _add(path: Path, account: Entry, environ: Mapping[str, str], **settings: Any) -> None:
     backup = add_account(path, account, environ, **settings)
     if backup is not None:
-        print(f"the file as it was is {backup}")
+        print(f"the previous file is kept as {backup}")
 
 
 # -- from a vendor's tool
@@ -141,7 +141,7 @@ def _copied(tool: str, login: VendorLogin) -> Any:
     if login.refresh is None:
         if login.expires_at is not None:
             raise CannotLogIn(
-                f"the login of {tool} ends and has no refresh token; leave out --copy, so that "
+                f"the login of {tool} expires and has no refresh token; omit --copy, so that "
                 f"{tool} keeps it fresh"
             )
         return _written(login.access)
@@ -169,7 +169,7 @@ def _from_home(path: Path, environ: Mapping[str, str]) -> str:
 
 async def _device_login(http: Http, base: str) -> Secret:
     code = await device_flow.request_code(http.ask, base)
-    print(f"Open {code.page} and type in {code.text}", flush=True)
+    print(f"Open {code.page} and enter {code.text}", flush=True)
     print("Waiting for GitHub; Ctrl-C to give up.", flush=True)
     return await device_flow.wait_for_token(
         http.ask, code, base=base, clock=time.monotonic, sleep=asyncio.sleep

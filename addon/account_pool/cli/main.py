@@ -125,7 +125,7 @@ def check(
         ),
     ] = False,
 ) -> int:
-    """Validate accounts.yaml and show whom the pool would use. Sends nothing without --try."""
+    """Validate accounts.yaml and show its accounts. Sends nothing without --try."""
     from account_pool.cli.check import check_file  # noqa: PLC0415
 
     if try_each:
@@ -145,8 +145,8 @@ def login(
         str,
         typer.Option(
             "--from",
-            help="Use the login of claude, codex, gemini, copilot or gh. What the tool stored is "
-            "read where it is, never written: the tool keeps it fresh.",
+            help="Use the login of claude, codex, gemini, copilot or gh. Its file is "
+            "read in place and never written; the tool keeps it fresh.",
             show_default=False,
         ),
     ] = "",
@@ -160,18 +160,18 @@ def login(
         typer.Option(
             "--copy",
             help="With --from: copy the tokens into the accounts file, which becomes readable by "
-            "you only. The tool must log in again: a refresh token serves once.",
+            "you only. The tool must log in again: a refresh token works only once.",
         ),
     ] = False,
     host: Annotated[
         str | None, typer.Option(help="With copilot: a tenant such as acme.ghe.com.")
     ] = None,
     proxy: Annotated[
-        str | None, typer.Option(help="With copilot: address of a proxy to reach GitHub by.")
+        str | None, typer.Option(help="With copilot: a proxy through which to reach GitHub.")
     ] = None,
     base_url: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> int:
-    """Add an account to accounts.yaml: of a vendor's tool, or by a login to GitHub.
+    """Add an account to accounts.yaml: the login of a vendor's tool, or a login to GitHub.
 
     The file keeps its comments and order; a copy of it is made first (.bak). Exit codes:
     0 added, 1 not added, 2 wrong usage, 130 interrupted.

@@ -133,4 +133,4 @@ def missing(tool: str, providers: Collection[str]) -> str | None:
         return None
     if not set(served_by) & set(providers):
         return f"the pool has no account for {tool}: it is served by {' and '.join(served_by)}"
-    return f"{tool} is not logged in, and starts with no placeholder; log in with it once"
+    return f"{tool} is not logged in and does not accept a placeholder; log in with it once"

@@ -45,30 +45,31 @@ def run(
     accounts_file: Annotated[
         Path | None,
         typer.Option(
-            help="The accounts file of a proxy that is started. [default: accounts.yaml]",
+            help="The accounts file, if a proxy is started. [default: accounts.yaml]",
             show_default=False,
         ),
     ] = None,
     strategy: Annotated[
         str | None,
         typer.Option(
-            callback=_strategy, help="The strategy of a proxy that is started.", show_default=False
+            callback=_strategy, help="The strategy, if a proxy is started.", show_default=False
         ),
     ] = None,
     restart: Annotated[
         bool,
         typer.Option(
             "--restart",
-            help="Start the tool again when it ended because of a limit and the pool has an "
+            help="Start the tool again when it exits because of a limit and the pool has an "
             "account that can serve; at most 10 times in a row.",
         ),
     ] = False,
 ) -> int:
     """Run a tool through the pool: account-pool run -- claude.
 
-    Starts a proxy if none answers, gives it to this tool alone, watches it, and stops it
-    with the last tool that uses it. The exit code is the tool's, 128 + n after signal n;
-    126 and 127 where it cannot be started, 1 where no proxy can be used.
+    Starts a proxy if none is running, points this tool alone at it, restarts it if it
+    crashes, and stops it when the last tool that uses it exits. The exit code is the
+    tool's, 128 + n after signal n; 126 and 127 if it cannot be started, 1 if no proxy can
+    be used.
     """
     from account_pool.cli.run import Wanted, run_tool  # noqa: PLC0415 - see main.py
 
@@ -87,7 +88,7 @@ def env(
     port: Port = DEFAULT_PORT,
     shell: Annotated[
         Shell | None,
-        typer.Option(help="The shell to write for. [default: the one that asks]"),
+        typer.Option(help="The shell to write for. [default: the current one]"),
     ] = None,
     unset: Annotated[bool, typer.Option("--unset", help="Remove the variables.")] = False,
 ) -> int:
@@ -101,11 +102,11 @@ def status(
     *,
     port: Port = DEFAULT_PORT,
     as_json: Annotated[bool, typer.Option("--json", help="Print the proxy's own answer.")] = False,
-    once: Annotated[bool, typer.Option("--once", help="Show it once also on a terminal.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Show it once, on a terminal too.")] = False,
 ) -> int:
-    """Show the accounts: who serves, who cools, why and until when. Live on a terminal.
+    """Show the accounts: available, on cooldown or disabled, why and until when.
 
-    On a terminal it also shows the token that changes things ask for.
+    On a terminal it is live, and also shows the admin token, which changes need.
     """
     from account_pool.cli.status import show_status  # noqa: PLC0415 - see main.py
 
@@ -116,15 +117,15 @@ def logs(
     *,
     port: Port = DEFAULT_PORT,
     lines: Annotated[
-        int, typer.Option("--lines", "-n", min=0, help="How many of the last lines.")
+        int, typer.Option("--lines", "-n", min=0, help="How many lines to show, from the end.")
     ] = 50,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show what comes, too.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for new lines.")] = False,
     everything: Annotated[
-        bool, typer.Option("--all", "-a", help="Show connections that come and go, too.")
+        bool, typer.Option("--all", "-a", help="Include connections that open and close.")
     ] = False,
-    path: Annotated[bool, typer.Option("--path", help="Say where the log is.")] = False,
+    path: Annotated[bool, typer.Option("--path", help="Print where the log is.")] = False,
 ) -> int:
-    """Show what the proxy that `run` started says."""
+    """Show the log of the proxy that `run` started."""
     from account_pool.cli.logs import show_logs  # noqa: PLC0415 - see main.py
 
     return show_logs(port, lines=lines, follow=follow, path_only=path, everything=everything)

@@ -38,7 +38,7 @@ MAX_RESTARTS = 10
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 2.0
 
 _NOT_UPSTREAM = (
-    "HTTPS_PROXY names a proxy that the pool does not go through; if it has to, write "
+    "HTTPS_PROXY names a proxy that the pool does not use; if it must, write "
     'mode: ["upstream:http://HOST:PORT"] into ~/.mitmproxy/config.yaml'
 )
 
@@ -115,7 +115,7 @@ def _detach(proxy: SharedProxy) -> None:
     try:
         proxy.detach()
     except OSError as error:
-        _say(f"the proxy may still run: {error.filename or 'its record'}: {error.strerror}")
+        _say(f"the proxy may still be running: {error.filename or 'its record'}: {error.strerror}")
 
 
 def _launch(wanted: Wanted) -> Launch:
@@ -136,7 +136,7 @@ def _for_tool(name: str, places: Places, environ: Mapping[str, str]) -> dict[str
         _say(f"warning: {warning}")
     providers = {account["provider"] for account in pool["accounts"]}
     if not providers:
-        _say("the pool has no account: what the tool sends passes untouched")
+        _say("the pool has no account: the requests of the tool pass untouched")
     changed = variables(places.url, trust, pool_hosts(providers), environ)
     tool = tool_of(name)
     if tool is None or not providers:

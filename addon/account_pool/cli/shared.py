@@ -183,7 +183,7 @@ class SharedProxy:
             if isinstance(found, Health) and found.ready:
                 return found
             time.sleep(LOOK_CLOSER_S)
-        raise CannotUse(f"the proxy at {HOST}:{self.places.port} does not get ready")
+        raise CannotUse(f"the proxy at {HOST}:{self.places.port} does not become ready")
 
     def _wait_for_hung(self) -> None:
         """Give a proxy of ours that does not answer the time the watch would give it."""

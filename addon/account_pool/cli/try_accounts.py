@@ -84,7 +84,7 @@ def try_file(path: Path, environ: Mapping[str, str]) -> int:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 1000
-    table = Table("account", "credential", "told by", box=None)
+    table = Table("account", "credential", "evidence", box=None)
     for one in tried:
         said = Text(one.verdict, style=_STYLES.get(one.verdict, "red"))
         table.add_row(str(one.key), said, Text(one.told))
@@ -124,7 +124,7 @@ async def _try(entry: AccountEntry, loaded: Config, keeper: Keeper, had: _Had, a
     held = had.credentials.get(key, {})
     credential = held.get(probe.kind) if probe.kind else next(iter(held.values()), None)
     if credential is None:
-        why = had.problems.get(key) or f"not had within {_CREDENTIAL_S:g} s"
+        why = had.problems.get(key) or f"not obtained within {_CREDENTIAL_S:g} s"
         return Tried(key, "no credential", why)
     try:
         answer = await _asked(entry, credential, probe, ask)
@@ -183,7 +183,7 @@ def _authority(entry: AccountEntry, credential: Credential, probe: Probe) -> str
     rule = next((rule for rule in entry.provider.hosts if not rule.subdomains), None)
     text = probe.host or named or (f"{rule.host}:{rule.port or 443}" if rule else "")
     if not text:
-        raise CannotSwap("it has no host that can be asked")
+        raise CannotSwap("it has no host to send a request to")
     origin = Origin.parse(text)
     host = f"[{origin.host}]" if ":" in origin.host else origin.host
     return host if origin.port == 443 else f"{host}:{origin.port}"

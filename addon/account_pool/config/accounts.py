@@ -176,7 +176,7 @@ class _Reader:
             self.document.problem(loc, error.wrong, error.remedy)
             return
         if rule.subdomains:
-            self.document.problem(loc, "is not one host", "write it without *")
+            self.document.problem(loc, "is not a single host", "write it without *")
             return
         if known and not any(one.matches(rule.host, rule.port or 443) for one in known.hosts):
             self.document.problem(

@@ -130,7 +130,7 @@ def _explain(error: YAMLError, text: str) -> tuple[int | None, str, str]:
     if not isinstance(error, MarkedYAMLError):
         position = getattr(error, "position", None)
         line = None if position is None else text.count("\n", 0, position) + 1
-        return line, "there is a control character in it", "remove it"
+        return line, "it contains a control character", "remove it"
     problem = " ".join(_unquoted(str(error.problem)).split())
     known = next(((wrong, remedy) for sign, wrong, remedy in _SYNTAX if sign in problem), None)
     context = " ".join(_unquoted(str(error.context or "")).split())
@@ -156,10 +156,10 @@ def _unquoted(message: str) -> str:
 
 
 _EMPTY_REMEDY = "list accounts in it, as accounts.example.yaml does"
-_SYNTAX_REMEDY = "check indentation, quotes and brackets here and in the lines before"
+_SYNTAX_REMEDY = "check indentation, quotes and brackets on this line and the ones before"
 #: What the parser's messages are about, in our words: (a part of it, wrong, remedy).
 _SYNTAX = (
-    (r"'\t'", "a tab stands where YAML allows only spaces", "indent with spaces"),
+    (r"'\t'", "a tab where YAML allows only spaces", "indent with spaces"),
     (
         "cannot start any token",
         "a value begins with a character that has a meaning in YAML",
@@ -167,11 +167,11 @@ _SYNTAX = (
     ),
     (
         "mapping values are not allowed",
-        "a key stands where none can be",
+        "a key where none is allowed",
         "check the indentation of this line and the one before, and put a value with "
         '": " in it in quotes',
     ),
-    ("expected ',' or", "a { or [ is not closed", "close it, and put a ${...} inside it in quotes"),
+    ("expected ',' or", "a { or [ is not closed", "close it, and quote a ${...} inside it"),
     ("unexpected end of stream", "a quote is not closed", "close it"),
     (
         "could not find expected ':'",
@@ -221,8 +221,8 @@ class _Reader:
                 name = "a key" if SECRET_KEY in loc else shown_key(key)
                 self._document.problem(
                     here,
-                    f"{name} is written twice, first on line {first[key]}",
-                    "remove one of them",
+                    f"{name} appears twice, first on line {first[key]}",
+                    "keep one of them",
                 )
                 continue
             first[key] = line

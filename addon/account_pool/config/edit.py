@@ -94,7 +94,7 @@ def _edited(
     text = read(path)
     key = AccountKey(account["provider"], normalise_label(account["label"]))
     if key in account_keys(text):
-        raise WrongAccount(f"{path.name} has an account {key} already; choose another --label")
+        raise WrongAccount(f"{path.name} already has an account {key}; choose another --label")
     try:
         changed = text
         if provider is not None:

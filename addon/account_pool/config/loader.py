@@ -25,7 +25,7 @@ def load_file(path: Path, environ: Mapping[str, str], built_in: Mapping[str, Pro
     """Return what *path* says. Raises ConfigError with every problem there is."""
     document = read(path)
     if not isinstance(document.data, dict):
-        document.problem((), "the file is not a mapping", "begin it with `accounts:`")
+        document.problem((), "the file is not a mapping", "start it with `accounts:`")
         document.require_right()
     for key in document.data:
         if key not in SECTIONS:
@@ -124,6 +124,6 @@ def _warnings(path: Path, accounts: Sequence[AccountEntry]) -> Iterator[str]:
     ]
     if tokens and os.name == "posix" and path.stat().st_mode & 0o044:
         yield (
-            f"{path} holds tokens and may be read by other users; "
+            f"{path} holds tokens and can be read by other users; "
             f"run: chmod 600 {shlex.quote(str(path))}"
         )

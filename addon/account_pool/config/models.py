@@ -60,7 +60,7 @@ _TOKEN_SCHEMA = {
                 "pointer": {
                     "type": "string",
                     "pattern": "^/",
-                    "description": "RFC 6901: where in the JSON of the file",
+                    "description": "RFC 6901: where the token is in the JSON of the file",
                 },
             },
             "required": ["file"],
@@ -101,7 +101,7 @@ _RESERVE_SCHEMA: dict[str, Any] = {
 }
 _POINTER_SCHEMA = {"type": "string", "pattern": "^/", "description": "RFC 6901"}
 _RESET_SCHEMA: Mapping[str, Any] = {
-    "description": "Where the reset is named; default wherever resets usually stand.",
+    "description": "Where the reset is named; default: the usual places.",
     "oneOf": [
         {"enum": ["message", "none"]},
         {
@@ -117,7 +117,7 @@ _RESET_SCHEMA: Mapping[str, Any] = {
 }
 _SCALARS = ["string", "number", "boolean"]
 _EQUALS_SCHEMA: Mapping[str, Any] = {
-    "description": "What the value at pointer must be, or a list of which it must be one.",
+    "description": "The value required at pointer, or a list of accepted values.",
     "oneOf": [{"type": _SCALARS}, {"type": "array", "items": {"type": _SCALARS}, "minItems": 1}],
 }
 
@@ -159,13 +159,15 @@ class AccountShape(_Shape):
     label: Text = Field(description="The account's name, unique per provider.")
     token: Annotated[Any, WithJsonSchema(_TOKEN_SCHEMA)]
     account_type: Literal["individual", "business", "enterprise"] | None = Field(
-        None, description="The plan of a Copilot account; default individual."
+        None, description="The plan of a Copilot account; default: individual."
     )
     priority: int = Field(0, description="Lower is preferred.")
     weight: int = Field(1, ge=1, description="Share of the traffic within its priority.")
-    models: list[Text] = Field([], description="Globs it may serve; !glob excludes. Default all.")
+    models: list[Text] = Field(
+        [], description="Globs of models it may serve; !glob excludes. Default: all."
+    )
     max_concurrent: int | None = Field(
-        None, ge=1, description="Most requests at once; default no limit."
+        None, ge=1, description="Maximum number of requests at once; default: no limit."
     )
     min_interval: float = Field(0.0, ge=0, description="Seconds between the starts of requests.")
     enabled: bool = Field(True, description="false keeps it in the file but out of use.")
@@ -183,9 +185,11 @@ class AccountShape(_Shape):
 class PlaceShape(_Shape):
     """Where the credential goes: one of header and query."""
 
-    header: Text | None = Field(None, description="The header it stands in.")
-    prefix: str | None = Field(None, description='Before it; "Bearer " in authorization.')
-    query: Text | None = Field(None, description="The query parameter it stands in.")
+    header: Text | None = Field(None, description="The header that carries it.")
+    prefix: str | None = Field(
+        None, description='Text before it; default for authorization: "Bearer ".'
+    )
+    query: Text | None = Field(None, description="The query parameter that carries it.")
 
 
 class CredentialShape(PlaceShape):
@@ -201,17 +205,17 @@ class LimitShape(_Shape):
 
     cls: Literal[_CLASSES] = Field(alias="class", description="What it means.")  # type: ignore[valid-type]
     scope: Literal["account", "account+model", "server", "none"] | None = Field(
-        None, description="How far it reaches; default what is usual for the class."
+        None, description="How far it reaches; default: what is usual for the class."
     )
     status: list[Annotated[int, Field(ge=100, le=599)]] = Field(
-        [], description="HTTP statuses; 200: an error inside an answer that began well."
+        [], description="HTTP statuses; 200: an error inside a successful answer."
     )
     header: dict[str, Text] = Field({}, description="Header and the pattern it must match.")
     codes: Annotated[Any, WithJsonSchema(dict(_CODES_SCHEMA))] = None
     pointer: Text | None = Field(None, description="RFC 6901: a value of the JSON body or event.")
     equals: Annotated[Any, WithJsonSchema(dict(_EQUALS_SCHEMA))] = None
     regex: Text | None = Field(None, description="Pattern for the value at pointer.")
-    message: Text | None = Field(None, description="Pattern for the sentence of the error.")
+    message: Text | None = Field(None, description="Pattern for the error message.")
     reset: Annotated[Any, WithJsonSchema(dict(_RESET_SCHEMA))] = None
     model: Text | None = Field(None, description="RFC 6901: the model the answer names.")
     missing_model: bool = Field(
@@ -243,7 +247,7 @@ class ProviderShape(_Shape):
     """More hosts for a built-in provider, or a provider of the user's own."""
 
     like: Text | None = Field(
-        None, description="The built-in provider whose API it speaks; default openai."
+        None, description="The built-in provider whose API it speaks; default: openai."
     )
     hosts: list[Text] = Field([], description="host, host:port or *.domain.")
     token_url: Text | None = Field(None, description="Copilot: address of the token exchange.")
@@ -252,12 +256,16 @@ class ProviderShape(_Shape):
     )
     credential: CredentialShape | None = Field(None, description="Where the credential goes.")
     drop: list[Text] = Field([], description="More headers of the client's own account.")
-    companions: dict[str, Text] = Field({}, description="Key of an account: its header.")
+    companions: dict[str, Text] = Field(
+        {}, description=("Account key to the header that carries it.")
+    )
     owner: Annotated[Any, WithJsonSchema(dict(_OWNER_SCHEMA))] = None
     time_zone: Text | None = Field(
         None, description="That of dates which name none, such as Asia/Shanghai; default UTC."
     )
-    limits: list[LimitShape] = Field([], description="Rules before those of like, in order.")
+    limits: list[LimitShape] = Field(
+        [], description=("Rules that come before those of `like`, in order.")
+    )
 
 
 def _pool_shape() -> type[_Shape]:

@@ -128,7 +128,7 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
         "max_attempts",
         int,
         10,
-        "The most times one request is sent upstream, over all accounts together.",
+        "How many times one request is sent upstream at most, over all accounts together.",
         minimum=1,
     ),
     PoolOption(
@@ -141,8 +141,8 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
         "max_waiting",
         int,
         1000,
-        "The most requests that are held at once while no account can serve them, over all "
-        "providers; their bodies may take 512 MiB together. One more is refused with 503.",
+        "How many requests are held at once at most while no account can serve them, over all "
+        "providers; their bodies may take 512 MiB together. Further ones are refused with 503.",
     ),
     PoolOption(
         "patience",
@@ -155,7 +155,8 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
         "cooldown",
         float,
         300.0,
-        "How long an account rests, in seconds, after a limit that names no reset. Doubles "
+        "How long an account is on cooldown, in seconds, after a limit that names no reset. "
+        "Doubles "
         "with each limit in a row, up to half an hour.",
         minimum=1,
     ),
@@ -170,7 +171,7 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
         "github_token",
         str,
         "",
-        "The GitHub token of a single Copilot account, when there is no file of accounts. "
+        "The GitHub token of a single Copilot account, when there is no accounts file. "
         "Other users of this machine can see it on the command line: prefer GITHUB_TOKEN.",
         not_in_file="it is for use without this file",
     ),
@@ -178,27 +179,27 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
         "account_type",
         str,
         "individual",
-        "The Copilot plan of the account that is used without a file of accounts.",
+        "The Copilot plan of the account that is used without an accounts file.",
         choices=("individual", "business", "enterprise"),
     ),
     PoolOption(
         "show_tokens",
         bool,
         False,
-        "Let the administrator have credentials shown, on this machine: POST /account-pool/reveal.",
+        "Let POST /account-pool/reveal show credentials, to this machine and with the admin token.",
     ),
     PoolOption(
         "gate",
         float,
         5.0,
-        "How long, in seconds, the beginning of a stream is held to see whether it is an "
-        "error. Past it, the answer goes to the client as it comes.",
+        "How long, in seconds, the beginning of a stream is held back to see whether it is an "
+        "error. After that the answer goes to the client as it comes.",
     ),
     PoolOption(
         "websockets",
         str,
         "",
-        "What to do with a WebSocket of a pool host: refuse it with 426, so that the client "
+        "What to do with a WebSocket to a pool host: refuse it with 426, so that the client "
         "falls back to HTTP, or pin it to one account. Empty: what suits the provider.",
         choices=("", "refuse", "pin"),
     ),
@@ -206,14 +207,14 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
         "retry_broken",
         bool,
         False,
-        "Send a request again when its connection broke after it may have run. It may then "
-        "be billed twice.",
+        "Retry a request whose connection broke after it may have run. It may then be billed "
+        "twice.",
     ),
     PoolOption(
         "editor_version",
         str,
         "",
-        "The Editor-Version to name in a Copilot token exchange until a client was seen, such "
+        "The Editor-Version to send in a Copilot token exchange until a client was seen, such "
         "as vscode/1.104.0. Empty: the name of this project.",
     ),
     PoolOption(
@@ -234,7 +235,7 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
         bool,
         False,
         "Let clients of other machines use the accounts. Otherwise only clients of this "
-        "machine may, or those that proxyauth has let in.",
+        "machine may, or those that proxyauth admits.",
     ),
 )
 

@@ -36,7 +36,7 @@ def compose(text: str) -> Mapping | None:
         # Its text quotes the file.
         raise NotYaml("the file is not YAML; see account-pool check") from None
     if root is not None and not isinstance(root, Mapping):
-        raise CannotEdit("the file is not a mapping; begin it with `accounts:`")
+        raise CannotEdit("the file is not a mapping; start it with `accounts:`")
     return root
 
 

@@ -55,7 +55,7 @@ def _login(
 ) -> OAuthSource:
     others = [key for key in token if key != "oauth"]
     if others:
-        raise Wrong("oauth stands beside another key", "leave oauth alone in it")
+        raise Wrong("oauth cannot be combined with another key", "keep oauth only")
     written = token["oauth"]
     if not isinstance(written, dict) or not written:
         raise Wrong("the value of oauth is not a mapping", _HOW_OAUTH)
@@ -73,13 +73,13 @@ def _from_mapping(token: dict[str, Any], environ: Mapping[str, str], directory: 
             raise Wrong(f"the value of {key} is not text", f'write {{{key}: "..."}}')
     kinds = [key for key in token if key != "pointer"]
     if len(kinds) > 1:
-        raise Wrong(f"names two sources, {kinds[0]} and {kinds[1]}", "leave one of them")
+        raise Wrong(f"names two sources, {kinds[0]} and {kinds[1]}", "keep one of them")
     if not kinds:
         raise Wrong("names no source", _HOW)
     pointer = token.get("pointer")
     if pointer is not None and kinds[0] not in ("file", "keychain"):
         raise Wrong(
-            "pointer belongs to a file or a keychain", "write {file: PATH, pointer: /json/pointer}"
+            "pointer needs a file or a keychain", "write {file: PATH, pointer: /json/pointer}"
         )
     if pointer and not pointer.startswith("/"):
         raise Wrong("the pointer does not begin with /", "write one such as /tokens/access")
@@ -115,5 +115,5 @@ def _command(written: str, environ: Mapping[str, str]) -> CommandSource:
     try:
         shlex.split(written)
     except ValueError:
-        raise Wrong("the command has a quote without its end", "correct the quotes") from None
+        raise Wrong("the command has an unclosed quote", "close it") from None
     return CommandSource(written, environ)

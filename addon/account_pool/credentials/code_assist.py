@@ -119,7 +119,7 @@ def _refusal(
     message = error.get("message") if isinstance(error, dict) else None
     message = message.replace(token.reveal(), MASK) if isinstance(message, str) else ""
     described = f": {one_line(message)[:MAX_MESSAGE_CHARS]}" if message else ""
-    text = f"asking for its project was answered {answer.status}{described}"
+    text = f"the request for its project was answered with {answer.status}{described}"
     # 401 included: the token is renewed by then, or its account says why not.
     if answer.status in (401, 408, 425, 429) or answer.status >= 500:
         return ExchangeFailed(text, retry_after(answer.headers, wall_now))

@@ -47,7 +47,7 @@ async def run(
             ended = True
     except TimeoutError:
         raise CredentialError(
-            f"the command {shown} did not end within {timeout_s:g} s",
+            f"the command {shown} did not finish within {timeout_s:g} s",
             "run it by hand: it must print the token without asking for anything",
         ) from None
     finally:
@@ -55,7 +55,7 @@ async def run(
             await _kill(process)
     if status != 0:
         raise CredentialError(
-            f"the command {shown} ended with status {status}{_last_line(errors, output)}",
+            f"the command {shown} exited with status {status}{_last_line(errors, output)}",
             _by_hand(arguments[0]),
         )
     return output
@@ -64,7 +64,7 @@ async def run(
 def _by_hand(program: str) -> str:
     login = LOGINS.get(Path(program).stem)
     also = f"; if it is logged out, {login.how}" if login else ""
-    return f"run it by hand and correct what it says{also}"
+    return f"run it by hand and fix what it reports{also}"
 
 
 async def _start(arguments: Sequence[str], shown: str, environ: Mapping[str, str]) -> Process:

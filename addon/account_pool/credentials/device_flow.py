@@ -77,7 +77,7 @@ async def request_code(ask: Ask, base: str = GITHUB) -> Code:
     page, text = answer.get("verification_uri"), answer.get("user_code")
     device = answer.get("device_code")
     if not (isinstance(page, str) and isinstance(text, str) and isinstance(device, str)):
-        raise CredentialError(f"{base} gave no code to log in with", "check --host, then " + _AGAIN)
+        raise CredentialError(f"{base} returned no login code", "check --host, then " + _AGAIN)
     return Code(
         page=_printable(page),
         text=_printable(text),
@@ -121,18 +121,18 @@ async def wait_for_token(
             interval_s = max(slower, _seconds(answer.get("interval"), slower, MAX_INTERVAL_S))
         elif error != "authorization_pending":
             raise _refused(error)
-    raise CredentialError("the code was not typed in in time", _AGAIN)
+    raise CredentialError("the code was not entered in time", _AGAIN)
 
 
 def _refused(error: Any) -> CredentialError:
     match error:
         case "expired_token":
-            return CredentialError("the code was not typed in in time", _AGAIN)
+            return CredentialError("the code was not entered in time", _AGAIN)
         case "access_denied":
             return CredentialError("the login was cancelled on GitHub's page", _AGAIN)
         case "device_flow_disabled" | "incorrect_client_credentials" | "unsupported_grant_type":
             return CredentialError(
-                f"this server does not offer the login ({error})",
+                f"this server does not support this login ({error})",
                 "log in with gh, then run account-pool login --from gh",
             )
         case _:

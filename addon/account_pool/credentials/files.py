@@ -122,7 +122,7 @@ def _require_private(mode: int, path: Path, name: str) -> None:
     """Refuse a file that others may read or change, as ssh does with its keys."""
     if os.name == "posix" and stat.S_IMODE(mode) & 0o066:
         raise CredentialError(
-            f"the file {name} may be read or changed by other users "
+            f"the file {name} can be read or changed by other users "
             f"(mode {stat.S_IMODE(mode):03o})",
             f"run: chmod 600 {shlex.quote(str(path))}",
         )

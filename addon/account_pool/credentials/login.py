@@ -190,12 +190,12 @@ class Login:
                 return newest
             self._require_hope(newest)
             if self._refresher.stopped.is_set():
-                raise ExchangeFailed("the proxy is about to end")
+                raise ExchangeFailed("the proxy is shutting down")
             until = self._store.claim(family, self._owner, clock=self._now, lasts_s=CLAIM_S)
             if until is not None:
                 break
             if self._now() >= last_look:
-                raise ExchangeFailed("another proxy has been refreshing this login for long")
+                raise ExchangeFailed("another proxy has been refreshing this login for too long")
             self._refresher.sleep(CLAIM_LOOK_S)
         try:
             return self._claimed(family, until)
@@ -262,7 +262,7 @@ class Login:
         """Never send a spent token again. Raises LoginEnded."""
         if tokens.refresh in self._spent:
             raise LoginEnded(
-                f"its login has ended: {self._spent[tokens.refresh]}; "
+                f"its login is no longer valid: {self._spent[tokens.refresh]}; "
                 f"{log_in_again(self._source.key.provider)}",
                 LOOK_AGAIN_S,
             )

@@ -103,7 +103,7 @@ def read(answer: HttpAnswer, asked_with: Tokens, wall_now: float) -> Tokens:
         following = usable(refresh, "it") if isinstance(refresh, str) else asked_with.refresh
         secret = usable(access, "it") if isinstance(access, str) else None
     except CredentialError:
-        raise ExchangeFailed("the refresh answered 200 with a token that cannot be one") from None
+        raise ExchangeFailed("the refresh answered 200 with an unusable token") from None
     if secret is None and following == asked_with.refresh:
         raise ExchangeFailed("the refresh answered 200 without an access token")
     return Tokens(

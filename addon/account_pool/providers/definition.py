@@ -116,7 +116,7 @@ class _Reader:
             self.notes.problem((*loc, "prefix"), "belongs to a header", "remove it")
         elif isinstance(prefix, str) and not _PREFIX.match(prefix):
             self.notes.problem(
-                (*loc, "prefix"), "cannot stand in a header", 'write one such as "Bearer "'
+                (*loc, "prefix"), "cannot be used in a header", 'write one such as "Bearer "'
             )
         by_path = self._by_path((*loc, "by_path"), written.get("by_path"))
         return Placement(header, prefix if isinstance(prefix, str) else "", query, by_path)
@@ -225,8 +225,8 @@ class _Reader:
         if any(s < 400 for s in statuses) and not {"pointer", "codes"} & written.keys():
             self.notes.problem(
                 (*loc, "status"),
-                "a good status is no error by itself",
-                "add pointer: /error/code, or whatever tells the error inside",
+                "a success status is not an error by itself",
+                "add pointer: /error/code, or whatever identifies the error inside",
             )
         if written.get("missing_model") and written.get("class") != OutcomeClass.REQUEST_ERROR:
             self.notes.problem(
@@ -264,7 +264,7 @@ class _Reader:
             return None
         given = [key for key in ("header", "pointer") if key in value]
         if len(given) != 1:
-            wrong = "names both header and pointer" if given else "names no place"
+            wrong = "names both header and pointer" if given else "names neither header nor pointer"
             self.notes.problem(loc, wrong, "write one of {header: NAME}, {pointer: /a/b}")
             return None
         return (

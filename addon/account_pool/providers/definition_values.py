@@ -26,11 +26,11 @@ def path_rule(text: str) -> PathRule:
     method, _, glob = text.strip().rpartition(" ")
     method = method.strip().upper() or "POST"
     if method not in METHODS:
-        raise Wrong("begins with no known method", unknown(method, METHODS))
+        raise Wrong("does not start with a known method", unknown(method, METHODS))
     if not glob.startswith("/") or any(sign in glob for sign in "?#["):
         raise Wrong(
             f"{shown(glob)} is not a path",
-            "begin it with /, without host and query; * stands for any text",
+            "start it with /, without host or query; * matches any text",
         )
     return PathRule(method, glob)
 
