@@ -16,7 +16,7 @@ from typing import ClassVar
 import pytest
 
 import account_pool
-from account_pool.cli import api, child
+from account_pool.cli import api, child, processes
 from account_pool.cli.main import run
 from account_pool.cli.run import MAX_RESTARTS, usable, wait_s
 from tests.cli import stub_proxy
@@ -338,12 +338,17 @@ def test_a_terminal_stays_one_and_is_read_along(stub, places):
     assert not re.search(r"\r\r", out)
 
 
-def test_a_process_the_tool_leaves_behind_does_not_hold_us(stub, places):
-    code = """
+def test_a_process_the_tool_leaves_behind_does_not_hold_us(stub, places, tmp_path):
+    seen = tmp_path / "seen"
+    code = f"""
         import subprocess, sys
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(5)"])
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
+        open({str(seen)!r}, "w").write(str(child.pid))
     """
     assert run_python(places, code, "--restart") == 0
+    left_behind = int(seen.read_text())
+    assert processes.identity(left_behind) is not None
+    os.kill(left_behind, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(

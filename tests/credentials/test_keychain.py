@@ -14,6 +14,7 @@ from keyring.backend import KeyringBackend
 from keyring.credentials import SimpleCredential
 from keyring.errors import InitError, KeyringError, KeyringLocked, NoKeyringError
 from tests.credentials.fakes import FakeClock, Published, entry, until
+from tests.patience import PATIENCE_S
 
 from account_pool.config.review import review
 from account_pool.config.values import Config
@@ -41,7 +42,7 @@ class Memory(KeyringBackend):
 
     def get_password(self, service: str, username: str) -> str | None:
         self.asked += 1
-        self.open.wait(10)
+        self.open.wait(PATIENCE_S)
         if self.failure is not None:
             raise self.failure
         return self.items.get((service, username))
@@ -156,8 +157,8 @@ async def test_one_that_waits_for_its_user_holds_up_nothing(keychain: Memory) ->
     assert keychain.asked == 1
     assert source._asking is not None and source._asking.daemon
     keychain.open.set()
-    await asyncio.to_thread(source._asking.join, 10)
-    source.timeout_s = 10
+    await asyncio.to_thread(source._asking.join, PATIENCE_S)
+    source.timeout_s = PATIENCE_S
     assert await source.read() == Secret("sk-late")
 
 

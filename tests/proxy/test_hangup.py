@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from account_pool.proxy import hangup
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no SIGHUP")
 
@@ -85,7 +86,7 @@ def test_a_signal_reads_again_and_a_closed_terminal_ends(child: Child) -> None:
         assert child.said() == "reload"
     child.close_terminal()
     assert child.said() == "end"
-    assert child.process.wait(10) == 0
+    assert child.process.wait(PATIENCE_S) == 0
 
 
 @pytest.mark.parametrize("child", [("nohup",)], indirect=True)
