@@ -62,5 +62,5 @@ def test_what_is_no_token(tmp_path, text):
 
 def test_nowhere_to_keep_it(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(NoToken, match="cannot be read or made"):
+    with pytest.raises(NoToken, match="cannot be read or created"):
         admin_token(tmp_path / "file" / "token")

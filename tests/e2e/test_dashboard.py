@@ -60,8 +60,8 @@ async def test_see_a_failover_clear_it_and_add_an_account(provider, pool_proxy, 
     # A failover arrives by itself.
     async with proxy.client() as client:
         assert (await client.request(**chat(stream=False))).status_code == 200
-    await text(first.locator(".state")).to_have_text("cooling")
-    await text(first.get_by_text(re.compile(r"^cools .*insufficient_quota"))).to_be_visible()
+    await text(first.locator(".state")).to_have_text("on cooldown")
+    await text(first.get_by_text(re.compile(r"^on cooldown .*insufficient_quota"))).to_be_visible()
     decisions = page.get_by_role("log")
     await text(decisions.get_by_text("openai/second").first).to_be_visible()
     await text(page.get_by_role("row", name="openai/second gpt-5-nano 1 9")).to_be_visible()
@@ -69,11 +69,11 @@ async def test_see_a_failover_clear_it_and_add_an_account(provider, pool_proxy, 
     # A wrong token is told; the right one ends the cooldown.
     await page.get_by_role("button", name="Clear openai/first").click()
     await page.get_by_label("The token").fill("x" * 40)
-    await page.get_by_role("button", name="Use it").click()
+    await page.get_by_role("button", name="Use token").click()
     await text(page.locator("#token-error")).not_to_be_empty()
     assert len(complaints) == 1 and "401" in complaints.pop()
     await page.get_by_label("The token").fill(token)
-    await page.get_by_role("button", name="Use it").click()
+    await page.get_by_role("button", name="Use token").click()
     await text(first.locator(".state")).to_have_text("available")
 
     # An account that is added serves, and stands in the file.

@@ -80,4 +80,4 @@ async def test_a_replay_that_cannot_be_is_answered_here(rig_of, monkeypatch, cap
 def test_a_mitmproxy_that_nobody_has_tried_is_named(monkeypatch, caplog, number, warned):
     monkeypatch.setattr(version, "VERSION", number)
     runpy.run_path(account_pool.proxy.__file__)
-    assert (f"this is mitmproxy {number}" in caplog.text) == warned
+    assert (f"mitmproxy {number} is untested" in caplog.text) == warned

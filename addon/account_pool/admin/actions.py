@@ -115,7 +115,7 @@ class Actions:
         """Return how the account of *entry* will be named. Raises Refused if one is."""
         key = self._named(entry["provider"], entry["label"])
         if self._find(key) is not None:
-            raise Refused(409, "exists", "there is an account of this provider and label")
+            raise Refused(409, "exists", "this provider already has an account of that label")
         return key
 
     def write(self, entry: Entry) -> str:
@@ -131,7 +131,9 @@ class Actions:
         """Return the account *key*, which is in the pool by now. Raises Refused."""
         state = self._find(key)
         if state is None:
-            raise Refused(409, "not_taken", f"it was written to {where}, and not taken over")
+            raise Refused(
+                409, "not_taken", (f"it was written to {where}, but the pool did not load it")
+            )
         return state
 
     # -- who is meant
@@ -140,14 +142,14 @@ class Actions:
         """Return an account. Raises Refused."""
         state = self._find(self._named(provider, label))
         if state is None:
-            raise Refused(404, "unknown_account", "there is no such account in the pool")
+            raise Refused(404, "unknown_account", "the pool has no such account")
         return state
 
     def provider(self, name: str) -> str:
         """Return *name* as accounts of it are named. Raises Refused if there are none."""
         provider = name.strip().lower()
         if provider not in self.service.pool.providers():
-            raise Refused(404, "unknown_provider", "no account of the pool is of this provider")
+            raise Refused(404, "unknown_provider", "the pool has no account of this provider")
         return provider
 
     def _named(self, provider: str, label: str) -> AccountKey:

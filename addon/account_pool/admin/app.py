@@ -111,9 +111,9 @@ async def _not_found(request: Request, error: Exception) -> Response:
     """Say in our own words that there is no such address, or no such method for it."""
     found = cast(HTTPException, error)
     if found.status_code == 405:
-        refused = Refused(405, "wrong_method", "this address does not take that method")
+        refused = Refused(405, "wrong_method", "this endpoint does not accept that method")
     else:
-        refused = Refused(404, "not_found", "there is no such address; see /openapi.json")
+        refused = Refused(404, "not_found", "there is no such endpoint; see /openapi.json")
     answer = await _refused(request, refused)
     answer.headers.update(found.headers or {})
     return answer

@@ -49,7 +49,7 @@ class NewAccount(AccountName):
 class SessionKey(Shape):
     """One conversation."""
 
-    key: Annotated[str, Field(min_length=1)] = Field(description="As told by GET /sessions.")
+    key: Annotated[str, Field(min_length=1)] = Field(description="As reported by GET /sessions.")
 
 
 class _Query(BaseModel):
@@ -60,8 +60,8 @@ class _Query(BaseModel):
 class DecisionsQuery(_Query):
     """Which decisions are asked for."""
 
-    limit: int = Field(100, ge=1, le=1000, description="How many at most.")
-    since: int = Field(0, ge=0, le=2**53, description="Only those with a higher number.")
+    limit: int = Field(100, ge=1, le=1000, description="Maximum number to return.")
+    since: int = Field(0, ge=0, le=2**53, description="Only those with a number above this one.")
     account: Text | None = Field(None, description="Only those about provider/label.")
     kind: Literal[_KINDS] | None = Field(  # type: ignore[valid-type]
         None, description="Only those of this kind."
@@ -71,13 +71,13 @@ class DecisionsQuery(_Query):
 class SessionsQuery(_Query):
     """How many sessions are asked for."""
 
-    limit: int = Field(200, ge=1, le=10_000, description="How many at most.")
+    limit: int = Field(200, ge=1, le=10_000, description="Maximum number to return.")
 
 
 class UsageQuery(_Query):
     """How many days are asked for."""
 
-    days: int = Field(30, ge=1, le=400, description="The last so many days, today included (UTC).")
+    days: int = Field(30, ge=1, le=400, description="Number of days, today included (UTC).")
 
 
 class NoQuery(_Query):
@@ -116,7 +116,7 @@ def read_query(shape: type[Model], pairs: list[tuple[str, str]]) -> Model:
     """Return the query *pairs* as *shape*. Raises Refused."""
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise Refused(422, "invalid", "a query parameter stands there twice")
+        raise Refused(422, "invalid", "a query parameter appears twice")
     return _checked(shape, values)
 
 
@@ -128,5 +128,5 @@ def _checked(shape: type[Model], values: Mapping[str, Any]) -> Model:
         accepted = ", ".join(shape.model_fields)
         unknown = first["type"] == "extra_forbidden"
         name = "" if unknown else "".join(f"{part}: " for part in first["loc"][:1])
-        text = f"there is an unknown key; there are: {accepted or 'none'}"
+        text = f"there is an unknown key; the keys are: {accepted or 'none'}"
         raise Refused(422, "invalid", text if unknown else f"{name}{first['msg']}") from None

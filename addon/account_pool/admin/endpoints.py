@@ -58,7 +58,9 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         path="/account-pool",
         name="accounts",
-        summary="Every account: its state, why and until when, and a summary.",
+        summary=(
+            "Every account with its state, the cause and the end of its cooldowns, and a summary."
+        ),
         answer=reading.accounts,
         returns="Pool",
     ),
@@ -84,7 +86,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         path="/account-pool/remove",
         name="remove",
-        summary="Remove an account, also from where it is written. What it serves ends in peace.",
+        summary="Remove an account, also from its file or store. Its running requests finish.",
         answer=changing.remove,
         returns="Removed",
         body=AccountName,
@@ -93,7 +95,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         path="/account-pool/next",
         name="next",
-        summary="Pass over the account whose turn it is.",
+        summary="Skip the account whose turn it is.",
         answer=changing.next_account,
         returns="Next",
         body=ProviderName,
@@ -102,7 +104,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         path="/account-pool/clear-cooldown",
         name="clear_cooldown",
-        summary="End every cooldown of an account, and a disabling.",
+        summary="End every cooldown of an account, and enable it if it is disabled.",
         answer=changing.clear_cooldown,
         returns="Cleared",
         body=AccountName,
@@ -111,7 +113,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         path="/account-pool/enable",
         name="enable",
-        summary="Use an account again that is disabled; its cooldowns stay.",
+        summary="Enable a disabled account; its cooldowns stay.",
         answer=changing.enable,
         returns="OneAccount",
         body=AccountName,
@@ -120,7 +122,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         path="/account-pool/disable",
         name="disable",
-        summary="Use an account no more until it is enabled, over restarts too.",
+        summary="Disable an account until it is enabled again, across restarts too.",
         answer=changing.disable,
         returns="OneAccount",
         body=AccountName,
@@ -139,7 +141,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         path="/decisions",
         name="decisions",
-        summary="What was decided last, and why; the newest first.",
+        summary="The latest decisions and their causes, newest first.",
         answer=reading.decisions,
         returns="Decisions",
         query=DecisionsQuery,
@@ -147,7 +149,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         path="/sessions",
         name="sessions",
-        summary="The conversations that live on an account; the one used last first.",
+        summary="The conversations bound to an account, most recently used first.",
         answer=reading.sessions,
         returns="Sessions",
         query=SessionsQuery,
@@ -164,7 +166,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         path="/usage",
         name="usage",
-        summary="Requests and tokens by day (UTC), account and model; the newest day first.",
+        summary="Requests and tokens by day (UTC), account and model, newest day first.",
         answer=reading.usage,
         returns="Usage",
         query=UsageQuery,
@@ -172,7 +174,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         path="/health",
         name="health",
-        summary="Whether the proxy serves. Cheap, and never behind the token.",
+        summary="Whether the proxy serves. Cheap, and never needs the token.",
         answer=reading.health,
         returns="Health",
     ),

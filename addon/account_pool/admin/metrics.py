@@ -64,7 +64,7 @@ TIMINGS = (
     ),
     Timing(
         "account_pool_overhead_seconds",
-        "What we add to a request: until it is sent, without waits and without connecting.",
+        "What the pool adds to a request before it is sent, without waits and connecting.",
         lambda timings: timings.overhead,
     ),
     Timing(
@@ -105,16 +105,16 @@ class _Read:
 def read(service: Service, decided: Decided) -> Iterator[Metric]:
     """Yield every metric as it is now."""
     measured, states = service.measured, list(service.pool.accounts())
-    yield GaugeMetricFamily("account_pool_up", "1: the proxy answers.", value=1)
+    yield GaugeMetricFamily("account_pool_up", "1 while the proxy answers.", value=1)
     yield _gauge(
         "account_pool_build_info",
-        "The version that runs.",
+        "The running version.",
         ("version",),
         [((__version__,), 1)],
     )
     yield _counter(
         "account_pool_requests",
-        "Requests of the pool that ended, by what their client got.",
+        "Finished requests of the pool, by what their client got.",
         ("provider", "result"),
         measured.requests.items(),
     )
@@ -199,13 +199,13 @@ def _accounts(states: Iterable[AccountState], now: float) -> Iterator[Metric]:
     )
     yield _gauge(
         "account_pool_cooling",
-        "1 while an account, or a model of it, cools.",
+        "1 while an account, or a model of it, is on cooldown.",
         ("account",),
         [((str(s.key),), float(_remaining(s, now) > 0)) for s in states],
     )
     yield _gauge(
         "account_pool_cooldown_remaining_seconds",
-        "Until the last cooldown of an account ends; 0 when none is active.",
+        "Time until the last cooldown of an account ends; 0 when none is active.",
         ("account",),
         [((str(s.key),), _remaining(s, now)) for s in states],
     )
@@ -240,7 +240,7 @@ def _headroom(states: Iterable[AccountState], moment: Moment) -> Metric:
     ]
     return _gauge(
         "account_pool_headroom_ratio",
-        "What remains of an allowance of the whole account, 0 to 1.",
+        "Remaining share of an allowance of the whole account, 0 to 1.",
         ("account", "window"),
         values,
     )

@@ -17,26 +17,26 @@ from account_pool.admin.schemas import SCHEMAS
 _REFUSALS: Mapping[int, str] = {
     400: "The body is not JSON.",
     401: "The admin token is missing or wrong.",
-    403: "Another machine or another page asks.",
+    403: "The request comes from another machine or another page.",
     404: "There is no such account, provider or session.",
-    405: "This address does not take that method.",
-    409: "It cannot be done as things are now.",
+    405: "This endpoint does not accept that method.",
+    409: "It conflicts with the current state.",
     413: "The body is too long.",
-    415: "The body has another type than application/json.",
-    421: "The Host header is none of our names.",
+    415: "The body is not application/json.",
+    421: "The Host header names another host.",
     422: "The body or the query has a mistake.",
     429: "Too many wrong tokens; wait as Retry-After says.",
-    500: "The proxy has made a mistake; its log says where.",
+    500: "Internal error; the log of the proxy says where.",
 }
 #: Of every address; those that read need the token when asked from another machine.
 _ALWAYS = (401, 403, 405, 421, 429, 500)
 _WITH_BODY = (400, 413, 415, 422)
 
-_INFO = """Accounts of the pool: look at them and change them.
+_INFO = """The accounts of the pool, to read and to change.
 
-Ask it at the proxy's own port, or at http://pool.mitm.it/ through the proxy. Reading from
+Served at the proxy's own port, or at http://pool.mitm.it/ through the proxy. Reading from
 this machine needs no token; everything else needs `Authorization: Bearer <admin token>`,
-which `account-pool status` shows. Secrets go in and never out."""
+which `account-pool status` shows. Secrets are accepted and never returned."""
 
 
 @cache
@@ -50,7 +50,7 @@ def document() -> dict[str, Any]:
         ("/openapi.json", "openapi", "This description.", "application/json"),
         ("/", "dashboard", "The dashboard.", "text/html"),
     ):
-        good = {"description": "As asked.", "content": {media_type: {}}}
+        good = {"description": "Success.", "content": {media_type: {}}}
         paths[path] = {"get": _read(name, summary, {"200": good, **_refusals(_ALWAYS)})}
     bodies = {e.body.__name__: _plain(e.body) for e in ENDPOINTS if e.body is not None}
     return {
@@ -71,7 +71,7 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     elif endpoint.query is not None:
         statuses = (*statuses, 422)
     good = {
-        "description": "As asked.",
+        "description": "Success.",
         "content": _json(f"#/components/schemas/{endpoint.returns}"),
     }
     operation = _read(

@@ -53,7 +53,7 @@ _CAUSE: Mapping[str, Schema] = {
     "evidence": {
         "type": "object",
         "additionalProperties": _TEXT,
-        "description": "header values that were believed",
+        "description": "the header values it rests on",
     },
 }
 
@@ -131,8 +131,8 @@ SCHEMAS: Mapping[str, Schema] = {
         written_to=_or_null(
             {
                 "type": "string",
-                "description": "where it was taken out; null: nowhere, so it comes back when "
-                "the proxy starts again or its accounts are read anew",
+                "description": "where it was removed; null: nowhere, so it comes back when "
+                "the proxy restarts or reloads its accounts",
             }
         ),
     ),
@@ -171,17 +171,17 @@ SCHEMAS: Mapping[str, Schema] = {
     },
     "Decisions": _object(
         decisions=_list(_ref("Decision")),
-        next={**_COUNT, "description": "ask on with ?since= this number"},
+        next={**_COUNT, "description": "pass it as ?since= in the next request"},
     ),
     "Session": _object(
         key=_TEXT,
         account=_KEY,
         used_at=_INSTANT,
         idle_s=_SECONDS,
-        turns={**_COUNT, "description": "requests under way"},
+        turns={**_COUNT, "description": "requests in flight"},
     ),
     "Sessions": _object(
-        sessions=_list(_ref("Session")), total={**_COUNT, "description": "that are known"}
+        sessions=_list(_ref("Session")), total={**_COUNT, "description": "how many are known"}
     ),
     "Closed": _object(closed=_TEXT),
     "Usage": _object(
@@ -207,7 +207,7 @@ SCHEMAS: Mapping[str, Schema] = {
         version=_TEXT,
         uptime_s=_SECONDS,
         size={**_COUNT, "description": "accounts"},
-        busy={**_COUNT, "description": "accounts with a request under way"},
+        busy={**_COUNT, "description": "accounts with a request in flight"},
         pid=_COUNT,
         instance={"type": "string", "description": "of this run of the proxy"},
         ready=_BOOL,

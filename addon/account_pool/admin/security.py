@@ -56,7 +56,9 @@ def check_place(visit: Visit, rules: Rules) -> None:
     named = [*hosts, *([visit.authority] if visit.authority else [])]
     if not named or len(hosts) > 1 or any(name.lower() not in own for name in named):
         raise Refused(
-            421, "wrong_host", f"this is not one of our names; use {_url(visit)} or {ADMIN_HOST}"
+            421,
+            "wrong_host",
+            (f"the Host header names another host; use {_url(visit)} or {ADMIN_HOST}"),
         )
     _check_page(visit, named[0].lower())
 
@@ -65,11 +67,11 @@ def _check_page(visit: Visit, name: str) -> None:
     """Raise Refused if a page that is not ours has sent *visit*."""
     own_origin = f"{'https' if visit.tls else 'http'}://{name}"
     if any(origin.lower() != own_origin for origin in visit.values(b"origin")):
-        raise Refused(403, "wrong_origin", "another page may not ask this")
+        raise Refused(403, "wrong_origin", "requests from other pages are refused")
     if _is_opened(visit):
         return
     if any(site.lower() not in ("same-origin", "none") for site in visit.values(b"sec-fetch-site")):
-        raise Refused(403, "cross_site", "another page may not ask this")
+        raise Refused(403, "cross_site", "requests from other pages are refused")
 
 
 def _is_opened(visit: Visit) -> bool:
@@ -96,7 +98,7 @@ def check_reveal(visit: Visit, rules: Rules) -> None:
     if visit.path != REVEAL_PATH:
         return
     if not rules.reveal:
-        raise Refused(403, "not_shown", "set pool_show_tokens to have credentials shown")
+        raise Refused(403, "not_shown", "set pool_show_tokens to show credentials")
     if not is_this_machine(visit.peer):
         raise Refused(403, "not_local", "credentials are shown on this machine only")
 
@@ -136,7 +138,9 @@ class Door:
         self._check_failures(visit.peer, now)
         given = visit.values(b"authorization")
         if not given:
-            raise _unauthorised("no_token", "this needs the admin token: see account-pool status")
+            raise _unauthorised(
+                "no_token", ("this needs the admin token, which account-pool status shows")
+            )
         scheme, _, token = given[0].partition(" ")
         is_right = hmac.compare_digest(
             token.strip().encode("latin-1", "replace"), self.token.reveal().encode()
@@ -145,7 +149,9 @@ class Door:
             self.failures.pop(visit.peer, None)
             return
         self._note_failure(visit.peer, now)
-        raise _unauthorised("wrong_token", "this is not the admin token: see account-pool status")
+        raise _unauthorised(
+            "wrong_token", ("this is not the admin token, which account-pool status shows")
+        )
 
     def _check_failures(self, peer: str, now: float) -> None:
         times = self.failures.get(peer)

@@ -29,9 +29,9 @@ def admin_token(path: Path) -> Secret:
         token = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not text"
-        raise NoToken(f"the admin token {path} cannot be read or made ({why})") from None
+        raise NoToken(f"the admin token {path} cannot be read or created ({why})") from None
     if len(token) < _MIN_CHARS or not token.isprintable():
-        raise NoToken(f"{path} holds no admin token; remove it, and a new one is made")
+        raise NoToken(f"{path} holds no admin token; remove it, and a new one is created")
     return Secret(token)
 
 

@@ -22,7 +22,7 @@ from account_pool.core.verdicts import Verdict
 #: Why a WebSocket whose limit was told ends: another account can serve its client.
 CLOSED = "closed so that its client opens another"
 #: Why a refused request is not sent to another account although one could serve it.
-NOT_KEPT = "its body was streamed and not kept (over 64 MiB, or by another addon): not replayed"
+NOT_KEPT = "not replayed: its body was streamed, not kept (over 64 MiB, or by another addon)"
 
 
 @dataclass(slots=True, eq=False)

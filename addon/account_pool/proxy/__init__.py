@@ -15,5 +15,5 @@ _KNOWN = ("11.", "12.")
 
 if not VERSION.startswith(_KNOWN):
     logging.getLogger(__name__).warning(
-        f"account-pool: this is mitmproxy {VERSION}; it was made for 11.0.2 to 12.x"
+        f"account-pool: mitmproxy {VERSION} is untested; 11.0.2 to 12.x are supported"
     )

@@ -428,8 +428,8 @@ class Service:
             self._check_clock_at = inf
             side = "ahead of" if ahead_s > 0 else "behind"
             logger.warning(
-                f"this machine's clock is {duration(abs(ahead_s))} {side} that of {provider.name}: "
-                "set it, or let it be synchronised; resets and logins end at the wrong time"
+                f"this machine's clock is {duration(abs(ahead_s))} {side} that of {provider.name}; "
+                "synchronise it: until then resets and logins end at the wrong time"
             )
 
     def observe(self, lease: Lease, response: http.Response) -> None:

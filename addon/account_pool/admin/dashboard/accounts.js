@@ -1,5 +1,5 @@
 const STATES = {
-  available: "available", full: "full", cooling: "cooling", disabled: "disabled", off: "off",
+  available: "available", full: "full", cooling: "on cooldown", disabled: "disabled", off: "off",
   no_credential: "no credential",
 };
 
@@ -7,7 +7,7 @@ function showAccounts({ accounts, summary }) {
   const { total, available, cooling_down: cooling, disabled, in_flight: inFlight } = summary;
   setText(byId("summary"), total === 0
     ? "no accounts yet"
-    : `${available} of ${total} available, ${cooling} cooling, ${disabled} disabled, ${inFlight} in flight`);
+    : `${available} of ${total} available, ${cooling} on cooldown, ${disabled} disabled, ${inFlight} in flight`);
   const providers = [...new Set(accounts.map((account) => account.provider))];
   keyed(byId("providers"), providers, (name) => name, makeProvider, (node, name) => {
     const mine = accounts.filter((account) => account.provider === name);
@@ -41,7 +41,7 @@ function makeCard({ key, provider, label }) {
       element("h4", {}, label), element("span", { class: "state", "data-part": "state" })),
     element("p", { class: "facts", "data-part": "facts" }),
     element("div", { "data-part": "why" }),
-    element("ul", { class: "windows", "data-part": "windows", "aria-label": `What ${key} has left` }),
+    element("ul", { class: "windows", "data-part": "windows", "aria-label": `Remaining allowances of ${key}` }),
     element("div", { class: "actions" },
       button("Clear", { "data-part": "clear" }, () => changed("/account-pool/clear-cooldown", of)),
       button("Disable", { "data-part": "disable" }, () => changed("/account-pool/disable", of)),
@@ -51,7 +51,7 @@ function makeCard({ key, provider, label }) {
 
 async function remove(key, of) {
   const sure = await confirmed(`Remove ${key}?`,
-    "It leaves the pool and accounts.yaml; a copy of the file is kept. Requests under way end in peace.", "Remove");
+    "It is removed from the pool and from accounts.yaml; a copy of the file is kept. Running requests finish.", "Remove");
   if (sure) await changed("/account-pool/remove", of);
 }
 
@@ -91,10 +91,10 @@ function reasons({ cooldowns, disabled, problem, state, reason }) {
   if (disabled) found.push({ ...cause(disabled, "disabled"), bad: true });
   if (problem) found.push({ key: "problem", bad: true, text: problem });
   for (const cooldown of cooldowns) {
-    const model = cooldown.model ? ` for ${cooldown.model}` : "";
+    const model = cooldown.model ? ` (${cooldown.model})` : "";
     // From the deadline, not from what was left when it was asked: the seconds count down.
     const left = Math.max((Date.parse(cooldown.until_at) - Date.now()) / 1000, 0);
-    found.push(cause(cooldown, `cools ${duration(left)}${model}`));
+    found.push(cause(cooldown, `on cooldown for ${duration(left)}${model}`));
   }
   if (found.length === 0 && state !== "available" && reason) found.push({ key: "reason", text: reason });
   return found;

@@ -32,7 +32,7 @@ async function refresh() {
     }
   } catch (error) {
     byId("trouble").dataset.lost = "true";
-    say(error instanceof Refused ? error.message : "The proxy does not answer. What is shown may be old.");
+    say(error instanceof Refused ? error.message : "The proxy does not answer. The data shown may be out of date.");
   }
   // Nobody looks at a hidden page.
   if (!document.hidden) timer = setTimeout(refresh, EVERY_MS);
