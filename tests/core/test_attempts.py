@@ -22,12 +22,14 @@ from tests.core.helpers import (
     FACTS,
     FORBIDDEN,
     FORBIDDEN_MODEL,
+    INVALID_KEY,
     OK,
     OVERLOADED,
     PROVIDER,
     REQUEST_ERROR,
     SERVER_ERROR,
     UNAUTHORIZED,
+    UNKNOWN_401,
     account,
     key,
     keys_of,
@@ -627,9 +629,11 @@ def test_exhausted_without_an_answer_names_whose_refusal_to_show() -> None:
 
 def test_exhausted_without_an_answer_and_without_a_return() -> None:
     play = Play(account("a", enabled=False))
-    play >> begin << "answer 503"
+    play >> begin << "answer 401"
     assert isinstance(play.step, Answer)
-    assert play.step.message == "openai: no usable account of 1 (1 disabled)"
+    assert play.step.message == (
+        "openai: no usable account of 1 (1 disabled): renew a credential, or add an account"
+    )
 
 
 def test_exhausted_with_an_answer_in_hand_delivers_it() -> None:
@@ -649,7 +653,86 @@ def test_a_refusal_in_hand_is_delivered_after_a_wait_in_vain() -> None:
 
 
 def test_no_account_of_the_provider() -> None:
-    Play("a", facts=Facts(provider="gemini", kind="key")) >> begin << "answer 503"
+    Play("a", facts=Facts(provider="gemini", kind="key")) >> begin << "answer 401"
+
+
+# -- only the owner can cure it
+
+
+def disabled(outcome: Outcome) -> Callable[[Pool], object]:
+    return lambda pool: pool.mark_failure(key("a"), outcome, now=0.0)
+
+
+@pytest.mark.parametrize(
+    ("cause", "step"),
+    [
+        (disabled(UNAUTHORIZED), "answer 401, like a"),
+        (disabled(FORBIDDEN), "answer 403, like a"),
+        (lambda pool: pool.replace(account("a", enabled=False), now=0.0), "answer 401"),
+        (lambda pool: pool.set_credentials(key("a"), {}, now=0.0), "answer 401"),
+        (lambda pool: pool.replace(account("a", "!gpt-5"), now=0.0), "answer 404"),
+        (lambda pool: pool.remove(key("a"), now=0.0), "answer 401"),
+        # Paying cures it, and nobody else is limited by anything that ends by itself.
+        (
+            lambda pool: pool.mark_cooldown(key("a"), quota(money=True), now=0.0),
+            "answer 402, 300 s, like a",
+        ),
+        # What ends by itself, or may change, is no such thing.
+        (
+            lambda pool: pool.mark_cooldown(key("a"), quota(), now=0.0),
+            "answer 429, 300 s, like a",
+        ),
+        (lambda pool: pool.set_credentials(key("a"), {}, now=0.0, pending=True), "answer 503"),
+    ],
+)
+def test_what_a_client_gets_where_only_the_owner_can_help(
+    cause: Callable[[Pool], object], step: str
+) -> None:
+    pool = pool_of("a")
+    cause(pool)
+    Play(pool=pool, max_wait_s=0.0) >> begin << step
+
+
+def test_one_that_returns_by_itself_is_waited_for_though_others_lack_money() -> None:
+    pool = pool_of("a", "b")
+    pool.mark_cooldown(key("a"), quota(money=True), now=0.0)
+    pool.mark_cooldown(key("b"), quota(9000.0), now=0.0)
+    play = Play(pool=pool) >> begin << "answer 429, 300 s, like a"
+    assert isinstance(play.step, Answer)
+    assert not play.step.final
+
+
+def test_the_last_who_was_disabled_speaks_for_all() -> None:
+    pool = pool_of("a", "b", "c")
+    for now, label in enumerate("acb"):
+        pool.mark_failure(key(label), UNAUTHORIZED, now=float(now))
+    play = Play(pool=pool) >> begin << "answer 401, like b"
+    assert isinstance(play.step, Answer)
+    assert play.step.final
+
+
+def test_a_limit_says_more_than_a_key_that_is_not_accepted() -> None:
+    """Told of a bad credential a client would log out; others are only limited."""
+    play = Play("a", "b")
+    play >> begin << "send a" >> refused(quota(9000.0)) << "send b"
+    play >> refused(INVALID_KEY) << "refresh b" >> refreshed(False) << "deliver, 9000 s"
+    assert play.attempts.keeps_earlier
+    # The one on the bench is asked all the same, and the limit is what is said.
+    again = Play(pool=play.pool) >> begin << "send b" >> refused(INVALID_KEY)
+    again >> refreshed(False) << "answer 429, 9000 s, like a"
+    assert again.tried == [("b", OutcomeClass.AUTH_INVALID)]
+
+
+def test_a_client_is_asked_to_try_again_while_accounts_are_untried() -> None:
+    play = Play("a", "b", "c", max_attempts=1)
+    play >> begin << "send a" >> refused(UNKNOWN_401) << "refresh a" >> refreshed(False)
+    assert play.step == Deliver(0.0, again=True)
+    for label in "bc":
+        play = Play(pool=play.pool, max_attempts=1)
+        play >> begin << f"send {label}" >> refused(UNKNOWN_401) << f"refresh {label}"
+        play >> refreshed(False)
+    # Nobody is left.
+    assert play.step == Deliver(0.0)
 
 
 # -- a body that was not kept: one attempt

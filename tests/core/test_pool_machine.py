@@ -163,9 +163,7 @@ class PoolMachine(RuleBasedStateMachine):
             covering = [c.until for c in state.cooldowns.values() if c.covers(facts.model)]
             until = max([*covering, state.next_start_at])
             causes = [
-                c.cause
-                for c in state.cooldowns.values()
-                if c.active(self.now) and c.covers(facts.model)
+                c.cause for c in state.holds() if c.active(self.now) and c.covers(facts.model)
             ]
             if causes and all(cause.yields for cause in causes):
                 # Asked when nobody else can serve; the end of a bench promises nothing.

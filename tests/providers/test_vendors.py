@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from account_pool.core.account import Account
+from account_pool.core.attempts import REMEDIES
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.outcome import Answer, OutcomeClass
 from account_pool.core.sse import Verdict
@@ -488,3 +489,21 @@ def test_openrouter_names_the_moment_in_header_and_body() -> None:
 )
 def test_the_sentence_is_told_anew(text: str, expected: str) -> None:
     assert BUILT_IN["groq"].delay_body(text, 40, 0) == expected
+
+
+#: Google says of a project that does not pay that it is barred.
+OURS = {401: {"auth_invalid"}, 402: {"quota", "forbidden_account"}}
+
+
+@pytest.mark.parametrize("name", sorted(BUILT_IN))
+@pytest.mark.parametrize("status", OURS)
+def test_what_only_the_owner_can_cure_is_read_as_that(name: str, status: int) -> None:
+    """By a pool behind this one too: it is no overload, and asks for no retries."""
+    made = BUILT_IN[name].refusal(status, f"{name}: {REMEDIES[status]}", None)
+    body = json.loads(made.body)
+    outcome = BUILT_IN[name].classify(
+        Answer(status=made.status, headers=dict(made.headers), text="", payload=body)
+    )
+    # There the code of OpenAI's envelope is that of a minute's limit.
+    assert outcome.cls in OURS[status] or (name, outcome.cls) == ("dashscope", "rate_limit")
+    assert made.status < 500

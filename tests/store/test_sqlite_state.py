@@ -33,6 +33,7 @@ CAUSE = Cause(
     evidence={"retry-after": "60", "odd": "\xff"},
     hinted=True,
     unknown=True,
+    money=True,
 )
 COOLS = Cooldown(model=None, since=WALL, until=WALL + 60.125, streak=2, cause=CAUSE)
 # A client may ask for a model with half a character in its name.
@@ -42,7 +43,8 @@ TOKENS = Window("tokens", 0.5, WALL, model="gpt-*", limit=10.0, remaining=5.0)
 FULL = SavedAccount(
     key=WORK,
     cooldowns={None: COOLS, ODD.model: ODD},
-    disabled=SavedDisabling(cause=CAUSE, since=WALL - 5, refused="abc"),
+    disabled=SavedDisabling(cause=CAUSE, since=WALL - 5),
+    refused="abc",
     owner="org-1",
     windows={("5h", None): HOURS, ("tokens", "gpt-*"): TOKENS},
     served=3,

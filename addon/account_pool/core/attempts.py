@@ -49,6 +49,14 @@ BARE_PAUSE_S, BARE_JITTER_S = 0.05, 0.2
 #: Pause before a server that refused a connection is tried again.
 CONNECT_PAUSE_S = 0.25
 
+#: What the owner can do where nobody else can, by the status of the answer.
+REMEDIES = {
+    401: "renew a credential, or add an account",
+    402: "out of credit: pay, or add an account",
+    403: "the provider does not serve them any more; add an account",
+    404: "allow one of them the model, or add an account",
+}
+
 #: How many times as long a request that goes on with begun work waits for its account.
 #: Copilot counts a prompt of its user when it is sent to an account, not what follows it.
 FOLLOW_UP_PATIENCE = 3.0
@@ -64,6 +72,7 @@ CROWDED_PAUSE_S = 1.0
 SOCKETS = "(websocket)"
 
 _OK = Outcome(cls=OutcomeClass.OK)
+_LIMITS = (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +106,7 @@ class Attempts:
         lease: of the running attempt.
         history: attempts so far, oldest first.
         phase: which events may come.
+        keeps_earlier: an earlier refusal is to be delivered rather than the last.
     """
 
     pool: Pool
@@ -108,6 +118,7 @@ class Attempts:
     lease: Lease | None = None
     history: list[Attempt] = field(default_factory=list)
     phase: Phase = Phase.NEW
+    keeps_earlier: bool = False
     _avoid: set[AccountKey] = field(default_factory=set)
     #: refusals that are the fault of their accounts, or of the request
     _suspects: list[Suspect] = field(default_factory=list)
@@ -144,6 +155,11 @@ class Attempts:
         lease = self._held(Phase.SENT)
         outcome = outcome.masked(lease.credential.secret)
         self.history[-1].outcome = outcome
+        # The limit of one says more than that another was not accepted.
+        self.keeps_earlier = is_about_account(outcome) and any(
+            attempt.outcome is not None and attempt.outcome.cls in _LIMITS
+            for attempt in self.history[:-1]
+        )
         self._refused, self._nobody = True, None
         return self._enter(self._judge(lease, outcome, now), now)
 
@@ -478,7 +494,9 @@ class Attempts:
     def _choose(self, now: float) -> Step:
         if not self._may_send():
             self._unresolved(now)
-            return self._exhausted(self._soonest(now), None)
+            untried = self.pool.pick(self.facts, now=now, avoid=self._avoid, only=self.turn.owner)
+            again = untried is not None and not untried.is_suspect(self.facts.model)
+            return self._exhausted(self._soonest(now), None, again=again)
         avoid, owner = self._avoided(now), self.turn.owner
         step = (self._probe(now) or self._stay(avoid, now)) if owner is None else None
         if step is not None:
@@ -669,17 +687,34 @@ class Attempts:
             if SOCKETS in state.cooldowns and state.cooldowns[SOCKETS].active(now)
         }
 
-    def _exhausted(self, wait: float | None, nobody: NoUsableAccount | None) -> Step:
+    def _exhausted(
+        self, wait: float | None, nobody: NoUsableAccount | None, *, again: bool = False
+    ) -> Step:
         self._nobody = nobody
-        if self._refused:
-            return Deliver(wait)
+        limited = nobody is not None and nobody.soonest is not None
+        if self._refused and not (limited and self._only_blamed()):
+            return Deliver(wait, again)
         message = str(nobody) if nobody else f"{self.facts.provider}: too many attempts"
+        status = nobody.status if nobody else None
+        if status is None:
+            status = 429 if wait is not None else 503
+        else:
+            message = f"{message}: {REMEDIES[status]}"
         return Answer(
-            status=429 if wait is not None else 503,
+            status=status,
             message=message,
             retry_after_s=wait,
-            like=nobody.soonest if nobody else None,
+            like=nobody.like if nobody else None,
         )
+
+    def _only_blamed(self) -> bool:
+        """Say whether whoever was asked refused by its own fault.
+
+        While others are limited that is not what keeps the client from its answer: told
+        of a bad credential it would log out.
+        """
+        outcomes = [attempt.outcome for attempt in self.history]
+        return all(outcome is not None and is_about_account(outcome) for outcome in outcomes)
 
     # -- inside
 

@@ -64,7 +64,7 @@ class Cause:
         cls, scope: as classified.
         evidence: as `Outcome.evidence`.
         hinted: whether the deadline was named by the provider.
-        unknown: as `Outcome.unknown`.
+        unknown, money: as `Outcome.unknown` and `Outcome.money`.
     """
 
     signal: str
@@ -73,6 +73,7 @@ class Cause:
     evidence: Mapping[str, str] = field(default_factory=dict)
     hinted: bool = False
     unknown: bool = False
+    money: bool = False
 
     @classmethod
     def of(cls, outcome: Outcome, *, hinted: bool) -> Cause:
@@ -83,6 +84,7 @@ class Cause:
             evidence=outcome.evidence,
             hinted=hinted,
             unknown=outcome.unknown,
+            money=outcome.money,
         )
 
     @property

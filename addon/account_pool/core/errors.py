@@ -44,6 +44,9 @@ class NoUsableAccount(PoolError):
             a credential that is being fetched.
         last_resort: an account that is on the bench, or pauses after a 429 without
             evidence, and can be asked before the client is refused; None if there is none.
+        status: what only the owner can cure, as an HTTP status: 401 credentials, 402
+            money, 403 accounts, 404 the model is not for them; None while waiting helps.
+        like: the account that said so last.
         reason: a few words for people.
     """
 
@@ -55,6 +58,8 @@ class NoUsableAccount(PoolError):
         soonest: AccountKey | None,
         may_change: bool,
         last_resort: AccountKey | None = None,
+        status: int | None = None,
+        like: AccountKey | None = None,
         reason: str,
     ) -> None:
         super().__init__(f"{provider}: {reason}")
@@ -63,6 +68,8 @@ class NoUsableAccount(PoolError):
         self.soonest = soonest
         self.may_change = may_change
         self.last_resort = last_resort
+        self.status = status
+        self.like = like or soonest
         self.reason = reason
 
     def because(self, reason: str) -> NoUsableAccount:
@@ -73,6 +80,8 @@ class NoUsableAccount(PoolError):
             soonest=self.soonest,
             may_change=self.may_change,
             last_resort=self.last_resort,
+            status=self.status,
+            like=self.like,
             reason=reason,
         )
 

@@ -66,6 +66,7 @@ class Outcome:
         unknown: nothing in the answer was understood: the class follows the status.
         names_credential: a code says that the credential itself is refused
             (`invalid_api_key`), so no other account need be asked to believe it.
+        money: paying cures it, not waiting.
         evidence: values that speak of limits, by lower-case name of the header, or of
             the field of the error; the most telling first.
         model: the model (or family, or feature) a MODEL scope is about, when the
@@ -85,6 +86,7 @@ class Outcome:
     explicit: bool = True
     unknown: bool = False
     names_credential: bool = False
+    money: bool = False
     evidence: Mapping[str, str] = field(default_factory=dict)
     model: str | None = None
     shared: bool = False

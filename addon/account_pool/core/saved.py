@@ -37,12 +37,10 @@ class SavedDisabling:
     Attributes:
         cause: the evidence.
         since: wall clock.
-        refused: fingerprint of the credentials a 401 was about.
     """
 
     cause: Cause
     since: float
-    refused: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +52,7 @@ class SavedAccount:
         cooldowns: by model (None: whole account), with times of the wall clock; those
             that are over too.
         disabled: why it is out of use; None while in use.
+        refused: fingerprint of the credentials that a 401 was about last; "" if none was.
         owner: whose limits it shares, where answers have named one.
         windows: what is left of its allowances, with times of the wall clock.
         served: requests answered, by all proxies together.
@@ -63,6 +62,7 @@ class SavedAccount:
     key: AccountKey
     cooldowns: Mapping[str | None, Cooldown] = field(default_factory=dict)
     disabled: SavedDisabling | None = None
+    refused: str = ""
     owner: str | None = None
     windows: Mapping[Key, Window] = field(default_factory=dict)
     served: int = 0
@@ -97,11 +97,12 @@ def of_state(state: AccountState, owner: str | None, ahead: float) -> SavedAccou
     disabled = None
     if state.disabled is not None:
         since = _rounded(state.disabled_at + ahead)
-        disabled = SavedDisabling(cause=state.disabled, since=since, refused=state.refused)
+        disabled = SavedDisabling(cause=state.disabled, since=since)
     return SavedAccount(
         key=state.key,
         cooldowns={model: _row(c, ahead) for model, c in state.cooldowns.items()},
         disabled=disabled,
+        refused=state.refused,
         owner=owner,
         windows={key: _moved(w, ahead) for key, w in state.picture.windows.items()},
         served=state.served,
@@ -129,7 +130,7 @@ def into_state(account: SavedAccount, state: AccountState, behind: float, now: f
     if account.disabled is not None:
         state.disabled = account.disabled.cause
         state.disabled_at = account.disabled.since - behind
-        state.refused = account.disabled.refused
+    state.refused = account.refused
     state.picture = Picture.of((w.later(-behind) for w in account.windows.values()), now)
     state.served = account.served
 
@@ -216,6 +217,7 @@ def merge(
         key=mine.key,
         cooldowns=cooldowns,
         disabled=_changed(base.disabled, mine.disabled, theirs.disabled),
+        refused=_changed(base.refused, mine.refused, theirs.refused),
         owner=_changed(base.owner, mine.owner, theirs.owner),
         windows=windows,
         served=served,

@@ -6,8 +6,10 @@ from collections.abc import Collection, Iterable
 from math import inf
 
 from account_pool.core.account import AccountKey
+from account_pool.core.cooldown import BY_HAND
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.lease import Facts
+from account_pool.core.outcome import OutcomeClass
 from account_pool.core.state import AccountState
 
 
@@ -29,6 +31,7 @@ def shortage(
     retry_at = inf
     may_change = False
     resort: AccountState | None = None
+    only_money = True
     for state in states:
         if not state.enabled or state.key in avoid:
             continue
@@ -51,16 +54,38 @@ def shortage(
             # An answer lets one more go before time does.
             may_change = True
             until = state.ramps_admit_at(facts.model)
+        cooldown = state.cooldown_of(facts.model, now)
+        only_money = only_money and cooldown is not None and cooldown.cause.money
         if until < retry_at:
             soonest, retry_at = state, until
+    status, like = None, None
+    if soonest is None and not may_change and resort is None:
+        status, like = _for_the_owner(states, facts)
+    elif soonest is not None and only_money and not may_change:
+        status = 402
     return NoUsableAccount(
         facts.provider,
         retry_at=retry_at if soonest else None,
         soonest=soonest.key if soonest else None,
         may_change=may_change,
         last_resort=resort.key if resort else None,
+        status=status,
+        like=like,
         reason=_reason(states, facts, now),
     )
+
+
+def _for_the_owner(states: list[AccountState], facts: Facts) -> tuple[int, AccountKey | None]:
+    """Return what keeps all *states* out of use, as a status, and which of them said so last."""
+    allowed = [state for state in states if state.account.models.allows(facts.model)]
+    if states and not allowed:
+        return 404, None
+    told = [s for s in allowed if s.disabled is not None and s.disabled.signal != BY_HAND]
+    if not told:
+        return 401, None
+    last = max(told, key=lambda state: state.disabled_at)
+    assert last.disabled is not None
+    return 403 if last.disabled.cls is OutcomeClass.FORBIDDEN_ACCOUNT else 401, last.key
 
 
 def _reason(states: list[AccountState], facts: Facts, now: float) -> str:

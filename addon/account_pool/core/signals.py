@@ -301,6 +301,7 @@ class SignalTable:
             missing_model=rule.missing_model,
             unknown=rule.unknown,
             names_credential=rule.names_credential,
+            money=cls is OutcomeClass.QUOTA and rule.waits == (),
         )
 
 

@@ -146,7 +146,7 @@ class AccountState:
         return bool(causes) and all(cause.benches for cause in causes)
 
     def _causes(self, model: str | None, now: float) -> list[Cause]:
-        return [c.cause for c in self.cooldowns.values() if c.active(now) and c.covers(model)]
+        return [c.cause for c in self.holds() if c.active(now) and c.covers(model)]
 
     def cooldown_of(self, model: str | None, now: float) -> Cooldown | None:
         """Return the active cooldown that covers (account, *model*) longest."""

@@ -51,9 +51,11 @@ class Deliver:
 
     Attributes:
         retry_after_s: seconds until an account returns; None: leave the wait as it is.
+        again: accounts are left that were not asked: the client should try again.
     """
 
     retry_after_s: float | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +63,23 @@ class Answer:
     """There is no answer to hand on: make one.
 
     Attributes:
-        status: 429 (limits), 502 (broken) or 503 (nobody can serve).
+        status: 429 (limits), 502 (broken) or 503 (nobody can serve); 401 (credentials), 402
+            (money), 403 (accounts) or 404 (model) where only the owner can cure it.
         message: for people; no secrets.
         retry_after_s: as in `Deliver`.
         like: the account whose own last refusal says it best, if it is known.
+
+    `final`: only the owner can cure it, so trying again is no use.
     """
 
     status: int
     message: str
     retry_after_s: float | None = None
     like: AccountKey | None = None
+
+    @property
+    def final(self) -> bool:
+        return 400 <= self.status < 500 and self.status != 429
 
 
 Step = Send | Wait | Refresh | Deliver | Answer

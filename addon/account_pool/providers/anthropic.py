@@ -106,6 +106,7 @@ def owner(headers: Mapping[str, str]) -> str | None:
 
 _ERROR_TYPES = {
     401: "authentication_error",
+    402: "billing_error",
     403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",

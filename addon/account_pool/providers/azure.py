@@ -154,11 +154,15 @@ SIGNALS = SignalTable(rules=RULES, judge=judge, rate_scope=Scope.MODEL)
 # -- refusals of our own
 
 
+_CODES = {402: "insufficient_quota", 404: "DeploymentNotFound"}
+
+
 def refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
-    """`{"error": {code, message}}`; the code of a status is its number."""
+    """`{"error": {code, message}}`; the code of most statuses is their number."""
     headers = () if wait_s is None else envelopes.sdk_delay(wait_s)
-    error = {"code": str(status), "message": message}
-    return envelopes.json_answer(status, headers, {"error": error})
+    error = {"code": _CODES.get(status, str(status)), "message": message}
+    # Money is a 429 here as well: the code tells it from a limit.
+    return envelopes.json_answer(429 if status == 402 else status, headers, {"error": error})
 
 
 PROVIDER = Provider(

@@ -14,6 +14,8 @@ from account_pool.providers.compatible import CHAT, compatible
 
 _ERROR_NAMES = {
     401: ("invalid_request_error", "wrong_api_key"),
+    402: ("payment_required_error", "payment_required"),
+    404: ("not_found_error", "model_not_found"),
     429: ("too_many_requests_error", "request_quota_exceeded"),
     503: ("service_unavailable_error", "service_unavailable"),
 }

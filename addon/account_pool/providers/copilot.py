@@ -164,6 +164,7 @@ SIGNALS = signals(judge)
 
 _CODES = {
     401: "unauthorized",
+    402: "quota_exceeded",
     403: "forbidden",
     429: "rate_limited",
     503: "service_unavailable",

@@ -48,11 +48,13 @@ def sdk_delay(wait_s: float) -> Headers:
     """
     seconds = whole_seconds(wait_s)
     headers = (*retry_after(wait_s), ("retry-after-ms", str(seconds * 1000)))
-    return (*headers, ("x-should-retry", "false")) if seconds > LONG_WAIT_S else headers
+    return (*headers, (SHOULD_RETRY, "false")) if seconds > LONG_WAIT_S else headers
 
 
+#: Whether to try again: obeyed before the status.
+SHOULD_RETRY = "x-should-retry"
 #: The headers of `sdk_delay`, for `Provider.delay_headers`.
-SDK_DELAY_HEADERS = frozenset({"retry-after", "retry-after-ms", "x-should-retry"})
+SDK_DELAY_HEADERS = frozenset({"retry-after", "retry-after-ms", SHOULD_RETRY})
 
 _AMOUNT = r"[0-9][0-9.]*(?:ms|[smhd]| (?:second|minute|hour|day)s?)"
 _WAIT_SENTENCE = re.compile(

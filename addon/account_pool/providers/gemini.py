@@ -162,21 +162,28 @@ _STATUS_NAMES = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
+_ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
 _RETRY_INFO = "type.googleapis.com/google.rpc.RetryInfo"
 
 
 def refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
     """`{"error": {code, message, status, details}}` with the wait as RetryInfo."""
+    details: list[dict[str, Any]] = []
+    if status == 402:
+        # No code of google.rpc: this is how its APIs say that a project does not pay.
+        status, reason = 403, {"reason": "BILLING_DISABLED", "domain": "googleapis.com"}
+        details.append({"@type": _ERROR_INFO, **reason})
     error: dict[str, Any] = {
         "code": status,
         "message": message,
         "status": _STATUS_NAMES.get(status, "INTERNAL" if status >= 500 else "FAILED_PRECONDITION"),
     }
-    if wait_s is None:
-        return envelopes.json_answer(status, (), {"error": error})
-    delay = f"{envelopes.whole_seconds(wait_s)}s"
-    error["details"] = [{"@type": _RETRY_INFO, "retryDelay": delay}]
-    return envelopes.json_answer(status, envelopes.retry_after(wait_s), {"error": error})
+    if wait_s is not None:
+        details.append({"@type": _RETRY_INFO, "retryDelay": f"{envelopes.whole_seconds(wait_s)}s"})
+    if details:
+        error["details"] = details
+    headers = () if wait_s is None else envelopes.retry_after(wait_s)
+    return envelopes.json_answer(status, headers, {"error": error})
 
 
 _DELAY_MEMBER = re.compile(r'("(?:retryDelay|quotaResetDelay)"\s*:\s*")[^"]*(")')

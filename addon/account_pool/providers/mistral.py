@@ -16,6 +16,8 @@ from account_pool.providers.things import Things
 
 _ERROR_NAMES: dict[int, tuple[str, str | None]] = {
     401: ("unauthorized", None),
+    402: ("payment_required", None),
+    404: ("invalid_model", "1500"),
     429: ("rate_limited", "1300"),
     503: ("service_unavailable", None),
 }

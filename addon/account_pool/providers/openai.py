@@ -172,6 +172,8 @@ def owner(headers: Mapping[str, str]) -> str | None:
 
 _ERROR_NAMES = {
     401: ("invalid_request_error", "invalid_api_key"),
+    402: ("insufficient_quota", "insufficient_quota"),
+    404: ("invalid_request_error", "model_not_found"),
     429: ("requests", "rate_limit_exceeded"),
     503: ("service_unavailable_error", "server_is_overloaded"),
 }
@@ -183,7 +185,8 @@ def refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
     type_, code = _ERROR_NAMES.get(status, usual)
     error = {"message": message, "type": type_, "param": None, "code": code}
     headers = () if wait_s is None else envelopes.sdk_delay(wait_s)
-    return envelopes.json_answer(status, headers, {"error": error})
+    # Money is a 429 here as well: the code tells it from a limit.
+    return envelopes.json_answer(429 if status == 402 else status, headers, {"error": error})
 
 
 PROVIDER = Provider(

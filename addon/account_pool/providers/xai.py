@@ -24,6 +24,8 @@ _CODES = {
 
 def refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
     """`{"code": ..., "error": "text"}`: here `error` is a string."""
+    if status == 402:
+        status = 403  # what the vendor says to teams without credits
     code = _CODES.get(status, "internal" if status >= 500 else "invalid-argument")
     headers = () if wait_s is None else envelopes.sdk_delay(wait_s)
     return envelopes.json_answer(status, headers, {"code": code, "error": message})

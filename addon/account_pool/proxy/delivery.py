@@ -10,6 +10,7 @@ from __future__ import annotations
 from mitmproxy import http
 
 from account_pool.providers.base import LocalAnswer, Provider
+from account_pool.providers.envelopes import SHOULD_RETRY
 from account_pool.proxy import scrub
 from account_pool.proxy.answer import AnswerReader
 from account_pool.proxy.scrub import Secrets
@@ -76,6 +77,12 @@ def repeated(
         text = provider.delay_body(text, wait_s, wall_now)
     response.content = text.encode()
     return response
+
+
+def say_again(response: http.Response, provider: Provider, *, again: bool) -> None:
+    """Say whether the client should try again, where the vendor's clients obey that."""
+    if SHOULD_RETRY in provider.delay_headers:
+        response.headers[SHOULD_RETRY] = "true" if again else "false"
 
 
 def local(answer: LocalAnswer) -> http.Response:

@@ -160,7 +160,8 @@ class Service:
         self._swaps: dict[AccountKey, tuple[Credential, Swap]] = {}
         #: where credentials may stand, by the names of the providers that share a host
         self._shared: dict[tuple[str, ...], Places] = {}
-        self._refusals: dict[AccountKey, StoredRefusal] = {}
+        #: by account, limits and what was its own fault apart
+        self._refusals: dict[tuple[AccountKey, bool], StoredRefusal] = {}
         #: the credential with which an account's answers have named its owner, or not
         self._owned: dict[AccountKey, Credential] = {}
         #: attempts under way by client connection, so that none outlives it
@@ -482,23 +483,29 @@ class Service:
 
     # -- when nobody can serve
 
-    def remember(self, key: AccountKey, reader: AnswerReader, secrets: Secrets) -> None:
-        """Keep a refusal, to be told again to requests that arrive while *key* cools."""
+    def remember(
+        self, key: AccountKey, reader: AnswerReader, secrets: Secrets, *, blamed: bool = False
+    ) -> None:
+        """Keep a refusal, to be told again to requests that *key* cannot serve.
+
+        *blamed*: it was its own fault, and no limit.
+        """
         try:
             text = scrub.body(reader.plain(), secrets)
         except ValueError:
             return
         head = reader.response
         fields = tuple((name, scrub.body(value, secrets)) for name, value in head.headers.fields)
-        self._refusals[key] = StoredRefusal(head.status_code, fields, text)
+        self._refusals[key, blamed] = StoredRefusal(head.status_code, fields, text)
 
     def forget(self, key: AccountKey) -> None:
         """*key* is gone: nothing of it is kept."""
-        self._refusals.pop(key, None)
+        for blamed in (False, True):
+            self._refusals.pop((key, blamed), None)
         self._swaps.pop(key, None)
         self._owned.pop(key, None)
         self.pins.forget(key)
 
-    def remembered(self, key: AccountKey | None) -> StoredRefusal | None:
-        """Return the last refusal of *key*."""
-        return self._refusals.get(key) if key is not None else None
+    def remembered(self, key: AccountKey | None, *, blamed: bool = False) -> StoredRefusal | None:
+        """Return the last refusal of *key*: a limit, or one that was its own fault."""
+        return self._refusals.get((key, blamed)) if key is not None else None

@@ -43,6 +43,7 @@ from account_pool.core.lease import Lease
 from account_pool.core.outcome import OutcomeClass
 from account_pool.core.steps import Answer, Deliver, Refresh, Send, Step, Wait
 from account_pool.core.usage import of_frame
+from account_pool.core.verdicts import is_about_account
 from account_pool.providers.base import CannotSwap, LocalAnswer, Provider, RequestHead
 from account_pool.proxy import compat, delivery, scrub, wire
 from account_pool.proxy.answer import AnswerReader, Reading
@@ -376,15 +377,18 @@ class ServingStream(AttemptStream):
         if outcome.cls is OutcomeClass.OK:
             yield from self._commit(end_stream=False)
             return
-        self._refusal = reader
+        earlier, self._refusal = self._refusal, reader
         with harmless:
             took_s = self.service.now() - self.sent_at
             self._trail.refused(reader, attempts, took_s, self.service.wall_now())
+            blamed = is_about_account(outcome)
             limited = outcome.cls in (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA)
-            if limited and not reader.in_stream:
+            if (limited or blamed) and not reader.in_stream:
                 assert attempts.lease is not None
-                self.service.remember(attempts.lease.key, reader, self._secrets())
+                self.service.remember(attempts.lease.key, reader, self._secrets(), blamed=blamed)
         self._pending = attempts.refused(outcome, self.service.now())
+        if attempts.keeps_earlier and earlier is not None:
+            self._refusal = earlier
         if reader.complete or isinstance(self._pending, Deliver):
             yield from self._drained()
         else:
@@ -396,7 +400,8 @@ class ServingStream(AttemptStream):
         self.clear_timer()
         complete = self._reader.complete
         step, self._pending = self._pending, None
-        if isinstance(step, Deliver) and not complete and not self._reader.encoding:
+        streams = self._refusal is self._reader and not complete and not self._reader.encoding
+        if isinstance(step, Deliver) and streams:
             with harmless:
                 self._trail.delivered(self._attempts, self.service.now())
             yield from self._commit(end_stream=False, secrets=self._secrets())
@@ -470,6 +475,8 @@ class ServingStream(AttemptStream):
         response = delivery.corrected(
             self._refusal, provider, wait_s, self._secrets(), self.service.wall_now()
         )
+        if step.again:
+            delivery.say_again(response, provider, again=True)
         with harmless:
             self._trail.delivered(self._attempts, self.service.now())
         yield from self.respond(response)
@@ -477,11 +484,14 @@ class ServingStream(AttemptStream):
     def _answer_for_pool(self, step: Answer) -> CommandGenerator[None]:
         """Nothing to hand on: repeat what the provider last said, or say it ourselves."""
         provider, wait_s = self._call.provider, step.retry_after_s
-        stored = self.service.remembered(step.like)
+        blamed = step.final and step.status != 402
+        stored = self.service.remembered(step.like, blamed=blamed)
         if stored is not None:
             response = delivery.repeated(stored, provider, wait_s, self.service.wall_now())
         else:
             response = delivery.local(provider.refusal(step.status, step.message, wait_s))
+        if step.final:
+            delivery.say_again(response, provider, again=False)
         with harmless:
             self._trail.answered(self._attempts, step.message, self.service.now())
         yield from self.respond(response)

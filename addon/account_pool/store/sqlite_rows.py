@@ -40,8 +40,8 @@ def read_accounts(
         (key := AccountKey.parse(account)): SavedAccount(
             key=key,
             cooldowns=cooldowns.get(account, {}),
-            disabled=disabled
-            and SavedDisabling(cause=_cause(disabled), since=disabled_at, refused=refused),
+            disabled=disabled and SavedDisabling(cause=_cause(disabled), since=disabled_at),
+            refused=refused or "",
             owner=_unquoted(owner),
             windows=_windows(windows),
             served=served,
@@ -80,7 +80,7 @@ def write_account(
             "windows": _listed(account.windows.values()),
             "disabled": disabled and _text(disabled.cause),
             "disabled_at": disabled and disabled.since,
-            "refused": disabled and disabled.refused,
+            "refused": account.refused,
             "write": write,
             "source": account.source,
         },
@@ -137,6 +137,7 @@ def _text(cause: Cause) -> str:
         "evidence": dict(cause.evidence),
         "hinted": cause.hinted,
         "unknown": cause.unknown,
+        "money": cause.money,
     }
     return json.dumps(told)
 
@@ -150,4 +151,5 @@ def _cause(text: str) -> Cause:
         evidence=told["evidence"],
         hinted=told["hinted"],
         unknown=told.get("unknown", False),
+        money=told.get("money", False),
     )
