@@ -121,3 +121,20 @@ def test_proxyauth_lets_others_in(tctx):
     tctx.master.addons.add(ProxyAuth())
     tctx.options.update(proxyauth="user:pass")
     assert settings(tctx).remote
+
+
+def test_the_command_line_comes_before_config_yaml(monkeypatch):
+    """mitmproxy reads its config.yaml after the command line, and lets it win."""
+    monkeypatch.setattr("sys.argv", ["mitmdump", "-s", "x", "--set", "pool_gate=1", "--set", "a=1"])
+    with taddons.context() as tctx:
+        tctx.options.set("pool_gate=1", "a=1", defer=True)
+        tctx.options.update_defer(pool_gate="2", pool_cooldown="60", a="2")
+        options.add(Loader(tctx.master))
+        tctx.options.process_deferred()
+        assert options.given(tctx.options) == {"gate": 1.0, "cooldown": 60.0}
+        assert tctx.options.deferred["a"] == "2", "options of others are as mitmproxy has them"
+        # A reload of pool.py declares them again, and what was set meanwhile stays.
+        tctx.options.set("pool_gate=3")
+        options.add(Loader(tctx.master))
+        tctx.options.process_deferred()
+        assert options.given(tctx.options)["gate"] == 3.0

@@ -7,6 +7,7 @@ default.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping
 from typing import cast
 
@@ -15,11 +16,14 @@ from mitmproxy.addonmanager import Loader
 from mitmproxy.options import Options
 
 from account_pool.config.pool_options import POOL_OPTIONS, OptionValue
+from account_pool.config.set_options import set_options
 from account_pool.core.attempts import Limits
 from account_pool.proxy.service import Settings
 
 #: mitmproxy's own options that our settings are made of.
 WATCHED = frozenset({"proxyauth", "ssl_insecure", "stream_large_bodies", "body_size_limit"})
+
+_NAMES = frozenset(option.option for option in POOL_OPTIONS)
 
 
 def add(loader: Loader) -> frozenset[str]:
@@ -28,7 +32,12 @@ def add(loader: Loader) -> frozenset[str]:
     mitmproxy keeps what is set before it is known. That tells a default given by hand
     from one that nobody gave: the first wins over accounts.yaml.
     """
-    at_start = frozenset(loader.master.options.deferred)
+    options = loader.master.options
+    if POOL_OPTIONS[0].option not in options:
+        # mitmproxy lets its config.yaml win over --set (11.0 to 12.3): ours are set again.
+        given = set_options(sys.argv[1:])
+        options.set(*(f"{name}={value}" for name, value in given if name in _NAMES), defer=True)
+    at_start = frozenset(options.deferred)
     for option in POOL_OPTIONS:
         loader.add_option(
             option.option, option.typespec, option.option_default, option.help, option.choices
