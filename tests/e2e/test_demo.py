@@ -20,7 +20,12 @@ async def start(temp: Path, *, addon: Path | None = None) -> asyncio.subprocess.
     package = addon or Path(account_pool.__file__).parents[1]
     return await asyncio.create_subprocess_exec(
         *COMMAND,
-        env={**os.environ, "PYTHONPATH": str(package), "TMPDIR": str(temp)},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(package),
+            "TMPDIR": str(temp),
+            "HOME": str(temp.parent),
+        },
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -85,5 +90,7 @@ async def test_what_does_not_work_is_one_line(tmp_path):
     _, err = await process.communicate()
     assert process.returncode == 1
     assert err.decode().count("\n") == 1
-    assert "the addon is broken" in err.decode()
+    assert "RuntimeError: the addon is broken; its log is ~/.mitmproxy/" in err.decode()
+    log = tmp_path / ".mitmproxy" / "account-pool-demo.log"
+    assert "Traceback" in log.read_text()
     assert list((tmp_path / "temp").iterdir()) == []

@@ -6,26 +6,24 @@ It is a session of its own: a Ctrl-C in the terminal is the tool's, not the prox
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
 
 from account_pool.cli.api import Health, probe
-from account_pool.cli.environment import PROXY_VARIABLES
+from account_pool.cli.environment import without_own_proxy
 from account_pool.cli.places import HOST, Places
 from account_pool.cli.record import Launch
+from account_pool.config.accounts_file import shown
 from account_pool.demo.mitmdump import START_TIMEOUT_S, addon_script, mitmdump_command
+from account_pool.demo.start_failure import cause
 
 #: Seconds a proxy has to get ready.
 READY_S = START_TIMEOUT_S
 #: A log this large is set aside when a proxy starts; one old log is kept.
 LARGE_LOG_BYTES = 4 * 1024 * 1024
 _LOOK_S = 0.05
-#: mitmdump puts the time before each line.
-_TIME = re.compile(r"^\[[\d:.]+\]\s*")
-_USUAL = ("Loading script", "listening at", "exiting...", "Shutting down")
 
 
 class CannotStart(Exception):
@@ -41,7 +39,7 @@ def start(places: Places, launch: Launch, environ: Mapping[str, str]) -> subproc
         return subprocess.Popen(  # noqa: S603 - our own words, no shell
             command(places, launch),
             cwd=launch.folder,
-            env=_environment(places, environ),
+            env={**without_own_proxy(environ, places.url), "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -81,7 +79,10 @@ def wait_until_ready(
             return health
         if over.wait(_LOOK_S):
             break
-    raise CannotStart(f"the proxy did not start: {_last_words(places, log_from)}")
+    code = process.poll()
+    how = "did not start" if code is not None else f"did not get ready within {READY_S:g} s"
+    why = cause(_log_since(places, log_from), code)
+    raise CannotStart(f"the proxy {how}: {why}; its log is {shown(places.log)}")
 
 
 def log_size(places: Places) -> int:
@@ -98,24 +99,12 @@ def note(places: Places, text: str) -> None:
         return
 
 
-def _environment(places: Places, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of the proxy: it must not go through itself."""
-    kept = {n: v for n, v in environ.items() if n not in PROXY_VARIABLES or v != places.url}
-    return {**kept, "PYTHONUNBUFFERED": "1"}
-
-
 def _set_aside(places: Places) -> None:
     if log_size(places) > LARGE_LOG_BYTES:
         places.log.replace(places.log.with_suffix(".log.1"))
 
 
-def _last_words(places: Places, log_from: int) -> str:
-    """Return the line that says why it ended, as far as one can tell."""
+def _log_since(places: Places, log_from: int) -> list[str]:
     with places.log.open("rb") as log:
         log.seek(log_from if log_from <= log_size(places) else 0)
-        lines = log.read().decode(errors="replace").splitlines()
-    told = [_TIME.sub("", line).strip() for line in lines]
-    telling = [line for line in told if line and not any(usual in line for usual in _USUAL)]
-    ours = [line for line in telling if line.startswith("account-pool: ")]
-    words = (ours or telling[-1:] or ["it said nothing"])[0]
-    return f"{words.removeprefix('account-pool: ')} (account-pool logs shows more)"
+        return log.read().decode(errors="replace").splitlines()

@@ -48,3 +48,13 @@ def sync(directory: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def make_private(directory: Path) -> None:
+    """Make *directory* where it is not there, it and what is above it for its owner only.
+
+    Raises OSError.
+    """
+    if not directory.exists():
+        make_private(directory.parent)
+        directory.mkdir(mode=0o700, exist_ok=True)

@@ -39,6 +39,12 @@ _SYNONYMS = {
     "concurrency": "max_concurrent",
     "disabled": "enabled",
 }
+#: The same in a text of other programs: a path is none, a password in an address is.
+_LIKELY = re.compile(
+    r"\b(?:sk[-_]|gh[a-z]_|github_pat_|AIza|xai-|gsk_|eyJ|ya29\.)[\w.+/=-]{4,}"
+    r"|(?<=[Bb]earer )\S+|(?<=://)[^\s/@]+(?=@)"
+    r"|(?<![\w./])(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_+=-]{32,}(?![\w./])"
+)
 _USUAL_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,22}\Z")
 
 
@@ -70,6 +76,11 @@ def shown(value: Any) -> str:
             return "a list"
         case _:
             return "a mapping"
+
+
+def without_secrets(text: str) -> str:
+    """Return *text* of another program without what is likely a secret."""
+    return _LIKELY.sub(NOT_SHOWN, text)
 
 
 def shown_key(key: str) -> str:

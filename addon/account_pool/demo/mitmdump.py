@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 import account_pool
+from account_pool.demo.start_failure import cause
 
 #: mitmdump says where it listens once it does; with port 0 that is how we learn it.
 LISTENING = r"listening at (?:.*, )?\S+:(\d+)\.$"
@@ -119,7 +120,7 @@ class Mitmdump:
         async with asyncio.timeout(timeout_s):
             while not happened():
                 if self._reading.done():
-                    raise MitmdumpFailed(f"mitmdump ended: {self._last_words()}")
+                    raise MitmdumpFailed(f"mitmdump ended: {cause(self.lines, self.returncode)}")
                 await self._changed.wait()
 
     async def until_printed(self, pattern: str, timeout_s: float = START_TIMEOUT_S) -> str:
@@ -172,12 +173,6 @@ class Mitmdump:
             self._on_line(line)
             self._notify()
         self._notify()
-
-    def _last_words(self) -> str:
-        """Return the line that says why it ended, as far as one can tell."""
-        usual = ("Loading script", "listening at", "exiting...")
-        telling = [line for line in self.lines if line and not any(u in line for u in usual)]
-        return telling[-1].strip() if telling else "it said nothing"
 
     def _notify(self) -> None:
         self._changed.set()

@@ -13,11 +13,12 @@ import ssl
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx
 
+from account_pool.config.replace import CannotEdit, make_private, write_beside
 from account_pool.demo import story
 from account_pool.demo.certificates import make_certificate
 from account_pool.demo.mitmdump import (
@@ -32,6 +33,9 @@ from account_pool.demo.screen import Screen
 
 #: Far more than it needs; the demo must end by itself even where nothing works.
 TIMEOUT_S = START_TIMEOUT_S + 120
+
+#: What the proxy printed when it did not start.
+LOG = "~/.mitmproxy/account-pool-demo.log"
 
 
 class DemoFailed(Exception):
@@ -88,7 +92,7 @@ async def _perform_in(folder: Path) -> None:
         mitmdump = Mitmdump(
             "-s", script, *sets, folder=folder, ready=POOL_READY, on_line=screen.log_line
         )
-        async with mitmdump as proxy:
+        async with _kept_on_failure(mitmdump), mitmdump as proxy:
             screen.opening(provider.url, proxy.url, script)
             provider.journal.on_reply = screen.exchange
             authority = folder / "mitmproxy" / "mitmproxy-ca-cert.pem"
@@ -98,6 +102,27 @@ async def _perform_in(folder: Path) -> None:
                     await _ask(client, provider.url, question, screen)
             _check_journal(provider)
             screen.closing(script)
+
+
+@asynccontextmanager
+async def _kept_on_failure(mitmdump: Mitmdump) -> AsyncIterator[None]:
+    """Keep what *mitmdump* printed where it failed, and say where."""
+    try:
+        yield
+    except MitmdumpFailed as error:
+        where = _write_log(mitmdump.output)
+        raise MitmdumpFailed(f"{error}{where and f'; its log is {where}'}") from None
+
+
+def _write_log(text: str) -> str:
+    """Write *text* beside the logs of `run`; return where, "" where that is not possible."""
+    path = Path(LOG).expanduser()
+    try:
+        make_private(path.parent)
+        write_beside(path, f"{text}\n", 0o600).replace(path)
+    except (OSError, CannotEdit):
+        return ""
+    return LOG
 
 
 def _client(proxy_url: str, authority: Path) -> httpx.AsyncClient:
