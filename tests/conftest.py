@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,16 @@ patience.load_profile()
 # A shell that runs the tests in the background has them ignore Ctrl-C, and so would
 # whatever they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whoever runs the tests may have accounts of their own: no test finds them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        patch.delenv("ACCOUNT_POOL_ACCOUNTS", raising=False)
+        yield
+
 
 StartProvider = Callable[..., Awaitable[Provider]]
 StartProxy = Callable[..., Awaitable[harness.Proxy]]

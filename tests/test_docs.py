@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,7 @@ from account_pool.cli.main import app
 from account_pool.cli.placeholders import TOOLS
 from account_pool.cli.places import DEFAULT_PORT, Places
 from account_pool.config import POOL_OPTIONS, json_schema, load
+from account_pool.demo.mitmdump import mitmdump_command
 from account_pool.providers.registry import BUILT_IN
 from account_pool.proxy.addon import AccountPool
 from account_pool.proxy.exchange import STATE_FILE
@@ -150,6 +153,15 @@ def test_the_variables_and_placeholders_a_tool_gets():
     assert set(TOOLS) <= set(said)
 
 
+@cache
+def options_of_mitmdump() -> set[str]:
+    """Return what `serve` passes on."""
+    shown = subprocess.run(
+        [*mitmdump_command(), "--help"], capture_output=True, text=True, check=False
+    )
+    return set(re.findall(r"--[a-z-]+", shown.stdout))
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_line_is_one_that_works(page):
     """Of `account-pool NAME --option`, wherever a page says it."""
@@ -160,7 +172,8 @@ def test_every_command_line_is_one_that_works(page):
         if words[0].startswith("--"):
             continue
         assert words[0] in CLI, line
-        assert options <= long_options(CLI[words[0]]) | {"--help"}, line
+        passed_on = options_of_mitmdump() if words[0] == "serve" else set()
+        assert options <= long_options(CLI[words[0]]) | passed_on | {"--help"}, line
 
 
 # -- the admin API

@@ -80,6 +80,7 @@ class FakeProxy:
             forget=lambda key: self.service.pool.remove(key, now=self.clock.now()),
             counted=self._counted,
             ready=lambda: True,
+            source=lambda: self.main if self.main.exists() else None,
             rules=lambda: self.rules,
         )
         self.office: Office = hosting.open_office(self.service, hands, Secret(TOKEN))

@@ -2,7 +2,7 @@
 
 Run as a program: `stub_proxy.py PORT FOLDER`. Files in FOLDER change what it does:
 `accounts.json` (the answer of GET /account-pool), `dies` (it ends at once), `mute`
-(it never answers), `busy`.
+(it never answers), `busy`, `empty` (it has no account), `accounts_file` (what it holds).
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ class Pages(BaseHTTPRequestHandler):
         folder = Path(sys.argv[2])
         if self.path == "/health":
             busy = (folder / "busy").exists()
-            answer = {"instance": INSTANCE, "ready": True, "busy": int(busy), "size": 1}
+            size = 0 if (folder / "empty").exists() else 1
+            answer = {"instance": INSTANCE, "ready": True, "busy": int(busy), "size": size}
+            if (file := folder / "accounts_file").exists():
+                answer["accounts_file"] = file.read_text()
         elif self.path.startswith("/decisions"):
             answer = {"decisions": [], "next": 0}
         else:

@@ -60,6 +60,9 @@ PROVIDERS = {
     "gh": "copilot",
 }
 
+#: Where accounts are written while none are in use.
+OWN = ".config/account-pool/accounts.yaml"
+
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -90,7 +93,7 @@ def quiet(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
 
 
 def account(home: Path):
-    (entry,) = load(home / "accounts.yaml", os.environ).accounts
+    (entry,) = load(home / OWN, os.environ).accounts
     return entry
 
 
@@ -103,7 +106,7 @@ def test_an_account_refers_to_what_the_tool_stored(home, tool):
     assert str(entry.account.key) == f"{PROVIDERS[tool]}/mine"
     secret = entry.source.read_now()
     assert secret is not None and secret.reveal() in TOKENS
-    text = (home / "accounts.yaml").read_text()
+    text = (home / OWN).read_text()
     assert f"file: ~/{FILES[tool][0]}" in text
     assert not [token for token in TOKENS if token in text]
     assert (home / FILES[tool][0]).read_bytes() == before
@@ -128,7 +131,7 @@ def test_a_copy_is_refreshed_by_us_and_says_what_follows(home, capsys, tool):
     else:
         assert entry.source.expires_at == 1796083200.0
     if os.name == "posix":
-        assert (home / "accounts.yaml").stat().st_mode & 0o777 == 0o600
+        assert (home / OWN).stat().st_mode & 0o777 == 0o600
     out, err = capsys.readouterr()
     assert f"{tool} must log in again" in out
     assert not [token for token in TOKENS if token in out + err]
@@ -144,29 +147,29 @@ def test_a_copy_of_a_token_that_does_not_change_is_that_token(home):
 def test_a_copy_that_cannot_be_refreshed_is_refused(home, capsys):
     assert run(["login", "--from", "gemini", "--copy"]) == 1
     assert "client_id" in capsys.readouterr().err
-    assert not (home / "accounts.yaml").exists()
+    assert not (home / OWN).exists()
 
 
 def test_another_file_can_be_named(home):
     (home / FILES["codex"][0]).rename(home / "other.json")
     assert run(["login", "--from", "codex", "--file", "other.json"]) == 0
-    assert "file: " + str(home / "other.json") in (home / "accounts.yaml").read_text() or (
-        "file: ~/other.json" in (home / "accounts.yaml").read_text()
+    assert "file: " + str(home / "other.json") in (home / OWN).read_text() or (
+        "file: ~/other.json" in (home / OWN).read_text()
     )
 
 
 def test_a_second_account_keeps_the_first_and_its_comments(home, capsys):
     assert run(["login", "--from", "codex"]) == 0
-    file = home / "accounts.yaml"
+    file = home / OWN
     file.write_text("# mine\n" + file.read_text() + "\n# options\npool: {gate: 3}\n")
     before = file.read_text()
     assert run(["login", "--from", "codex"]) == 1
-    assert "already has an account codex/default; choose another --label" in capsys.readouterr().err
+    assert "already has an account codex/default; choose another label" in capsys.readouterr().err
     assert file.read_text() == before
     assert run(["login", "--from", "codex", "--label", "b"]) == 0
     assert file.read_text().startswith(before.partition("\n# options")[0])
     assert file.read_text().endswith("\n# options\npool: {gate: 3}\n")
-    assert (home / "accounts.yaml.bak").read_text() == before
+    assert (home / f"{OWN}.bak").read_text() == before
 
 
 @pytest.mark.parametrize(
@@ -189,7 +192,7 @@ def test_what_cannot_be_done_is_one_line(home, capsys, arguments, code, why):
     assert out == ""
     assert why in err
     assert err.count("\n") == 1
-    assert not (home / "accounts.yaml").exists()
+    assert not (home / OWN).exists()
 
 
 def test_a_tool_that_is_not_logged_in(home, capsys):
@@ -242,7 +245,7 @@ def test_a_login_to_github(home, capsys, github):
     secret = entry.source.read_now()
     assert secret is not None and secret.reveal() == "gho_fake000"
     if os.name == "posix":
-        assert (home / "accounts.yaml").stat().st_mode & 0o777 == 0o600
+        assert (home / OWN).stat().st_mode & 0o777 == 0o600
     out, err = capsys.readouterr()
     assert "Open https://github.com/login/device and enter ABCD-1234" in out
     assert "gho_" not in out + err
@@ -255,7 +258,7 @@ def test_a_login_to_a_tenant_defines_its_provider(home, github):
     assert run(["login", "copilot", *host]) == 0
     answers += again
     assert run(["login", "copilot", "--label", "b", *host]) == 0
-    config = load(home / "accounts.yaml", os.environ)
+    config = load(home / OWN, os.environ)
     assert [str(e.account.key) for e in config.accounts] == ["ghe-acme/default", "ghe-acme/b"]
     assert [rule.host for rule in config.providers["ghe-acme"].hosts] == [
         "copilot-api.acme.ghe.com",
@@ -268,7 +271,7 @@ def test_a_login_to_a_tenant_defines_its_provider(home, github):
 @pytest.mark.parametrize(
     ("text", "arguments", "why"),
     [
-        ("accounts: [{provider: copilot, label: default, token: x}]", "", "choose another --label"),
+        ("accounts: [{provider: copilot, label: default, token: x}]", "", "choose another label"),
         ("accounts: [", "", "is not YAML"),
         ('{"accounts": []}', "--host acme.ghe.com", "add the account by hand"),
         ("", "--accounts-file missing/accounts.yaml", "cannot write in"),
@@ -276,7 +279,8 @@ def test_a_login_to_a_tenant_defines_its_provider(home, github):
 )
 def test_nobody_logs_in_for_a_token_without_a_place(capsys, github, text, arguments, why):
     base, answers = github
-    Path("accounts.yaml").write_text(text)
+    Path(OWN).parent.mkdir(parents=True)
+    Path(OWN).write_text(text)
     assert run(["login", "copilot", "--base-url", base, *arguments.split()]) == 1
     out, err = capsys.readouterr()
     assert why in err
@@ -289,7 +293,7 @@ def test_a_login_that_is_denied(home, capsys, github):
     answers[2] = {"error": "access_denied"}
     assert run(["login", "copilot", "--base-url", base]) == 1
     assert "cancelled" in capsys.readouterr().err
-    assert not (home / "accounts.yaml").exists()
+    assert not (home / OWN).exists()
 
 
 def test_ctrl_c_writes_nothing(home, capsys, monkeypatch):
@@ -299,4 +303,4 @@ def test_ctrl_c_writes_nothing(home, capsys, monkeypatch):
     monkeypatch.setattr(module, "_device_login", interrupted)
     assert run(["login", "copilot"]) == 130
     assert "nothing was written" in capsys.readouterr().err
-    assert not (home / "accounts.yaml").exists()
+    assert not (home / OWN).exists()

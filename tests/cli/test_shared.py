@@ -89,7 +89,7 @@ def test_one_that_somebody_else_started_is_used_and_left(stub, places, launch):
         proxy.attach(launch)
         assert proxy.look() is None
         with pytest.raises(CannotUse, match="already"):
-            proxy.attach(launch, as_it_is=False)
+            proxy.attach(launch, lambda _: "it runs already")
         proxy.detach()
         assert isinstance(api.probe(places.port), api.Health)
         theirs.terminate()
@@ -240,11 +240,11 @@ def test_one_that_was_left_over_gives_way_to_other_settings(stub, places, launch
     write_record(places, replace(read_record(places), users={}))
     proxy = proxy_of(places)
     other = Launch(launch.folder, ("--set", "x=1"))
-    assert proxy.attach(other, as_it_is=False).instance != first.instance
+    assert proxy.attach(other, lambda _: "another one").instance != first.instance
     assert read_record(places).launch == other
     # In use it does not.
     with pytest.raises(CannotUse, match="already"):
-        proxy_of(places).attach(launch, as_it_is=False)
+        proxy_of(places).attach(launch, lambda _: "it runs already")
     proxy.detach()
 
 

@@ -146,7 +146,7 @@ def test_a_link_stays_a_link(tmp_path):
         (
             "accounts:\n  - {provider: OpenAI, label: ' New ', token: x}\n",
             ACCOUNT,
-            "accounts.yaml already has an account openai/new; choose another --label",
+            "accounts.yaml already has an account openai/new; choose another label",
         ),
         ("accounts: [", ACCOUNT, "the file is not YAML; see account-pool check"),
         ("- a\n", ACCOUNT, "the file is not a mapping; start it with `accounts:`"),

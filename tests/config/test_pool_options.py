@@ -10,7 +10,7 @@ from account_pool.config import BY_NAME, POOL_OPTIONS, Wrong, settings
 
 def test_the_table_is_the_contract() -> None:
     assert {option.name: option.default for option in POOL_OPTIONS} == {
-        "accounts": "accounts.yaml",
+        "accounts": "",
         "strategy": "round-robin",
         "max_attempts": 10,
         "max_wait": 30.0,

@@ -131,6 +131,8 @@ class Setting:
             "pool_state": "memory:",
             # Where a test is not about it, the gate waits for events, not for a busy machine.
             "pool_gate": PATIENCE_S,
+            # Named: what is only found in the working directory would have to be confirmed.
+            **({"pool_accounts": ACCOUNTS_FILE} if accounts is not None else {}),
             "ssl_verify_upstream_trusted_ca": self.certificate.authority,
             **({"redirect_port": provider.port} if provider else {}),
             **(options or {}),

@@ -24,6 +24,8 @@ from tests.e2e.harness import FIRST, SECOND, TIMEOUT_S, secret
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
+#: What `run` says on stderr.
+SERVES = "account-pool: 2 accounts of ~/mine.yaml\n"
 WORDS = ["Good", " morning"]
 #: A tool: asks the pool once and prints the answer. Proxy and trust come from variables alone.
 TOOL = """
@@ -107,7 +109,7 @@ async def home(tmp_path, setting, provider):
 async def test_a_tool_is_served_by_the_pool_and_nothing_is_left(home):
     process = await home.run("print(ask()); sys.exit(7)", "--strategy", "fill-first")
     out, err = await process.communicate()
-    assert (process.returncode, err.decode()) == (7, "")
+    assert (process.returncode, err.decode()) == (7, SERVES)
     assert out.decode() == "Good morning\n"
     # The second account, after the first was refused.
     assert home.server.journal.credentials == [FIRST, SECOND]
@@ -126,7 +128,8 @@ async def test_what_looks_wrong_is_told_before_the_tool_starts(home):
     process = await home.run("print(ask())")
     out, err = await process.communicate()
     assert (process.returncode, out.decode()) == (0, "Good morning\n")
-    lines = err.decode().splitlines()
+    served, *lines = err.decode().splitlines()
+    assert "3 accounts of ~/mine.yaml" in served
     assert len(lines) == 3
     assert "mine.yaml holds tokens and can be read by other users; run: chmod 600" in lines[0]
     assert "openai/second: has the same token as openai/first" in lines[1]
@@ -152,7 +155,7 @@ async def test_a_killed_proxy_is_back_and_a_signal_reaches_the_tool(home):
     err = await process.stderr.read()
     assert await process.wait() == 128 + signal.SIGTERM
     assert err.decode() == (
-        "account-pool: the proxy had to be restarted once; account-pool logs says why\n"
+        f"{SERVES}account-pool: the proxy had to be restarted once; account-pool logs says why\n"
     )
     assert home.is_left_alone()
 

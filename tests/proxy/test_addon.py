@@ -50,7 +50,8 @@ async def load(tmp_path, monkeypatch, caplog):
             addon = AccountPool()
             made.append(addon)
             # As mitmproxy does with `--set`: known only once the addon is there.
-            tctx.options.update_defer(**options)
+            named = {"pool_accounts": "accounts.yaml"} if accounts is not None else {}
+            tctx.options.update_defer(**(named | options))
             tctx.master.addons.add(addon)
             tctx.configure(addon)
             return addon, tctx
@@ -81,7 +82,9 @@ async def test_accounts_of_the_file(load, caplog):
     assert not addon.service.claims("generativelanguage.googleapis.com", 443)
     await started(addon)
     alerts = [r.getMessage() for r in caplog.records if r.levelno == ALERT]
-    assert alerts == ["account-pool: ready with 2 accounts: openai/work, anthropic/home"]
+    assert alerts == [
+        "account-pool: ready with 2 accounts of ~/accounts.yaml: openai/work, anthropic/home"
+    ]
     assert "sk-fake" not in caplog.text
     assert [bool(s.credentials) for s in addon.service.pool.accounts()] == [True, True]
 
@@ -91,7 +94,7 @@ async def test_accounts_of_the_environment(load, monkeypatch, caplog):
     addon, _ = load(None)
     assert keys(addon) == ["openai/default"]
     await started(addon)
-    assert "ready with 1 account: openai/default" in caplog.text
+    assert "ready with 1 account of the environment: openai/default" in caplog.text
     assert "sk-fake" not in caplog.text
 
 

@@ -49,7 +49,8 @@ async def start(tmp_path, monkeypatch, caplog):
                 await asyncio.sleep(0)  # it waits so long whether it is wanted again
             addon = AccountPool()
             made.append(addon)
-            tctx.options.update_defer(**options)
+            named = {"pool_accounts": "accounts.yaml"} if accounts is not None else {}
+            tctx.options.update_defer(**(named | options))
             tctx.master.addons.add(addon)
             tctx.configure(addon)
             addon.running()
@@ -85,7 +86,7 @@ async def test_an_addition_counts_at_once(start, tmp_path, caplog):
         "\n      env: NEW_KEY", " {env: NEW_KEY}"
     )
     # Who has written the file himself does not read it again.
-    assert addon._watcher._seen[1] is not None
+    assert addon._watcher._seen[0][1] is not None
     stamp = addon._watcher._seen
     addon._watcher.note()
     assert addon._watcher._seen == stamp

@@ -14,14 +14,16 @@ from mitmproxy.addons.next_layer import NextLayer
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.test import taddons
 
+from account_pool.config.accounts_file import own_file
 from account_pool.core.account import AccountKey
 from account_pool.core.lease import Facts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.providers.base import Origin
 from account_pool.proxy import handover
 from account_pool.proxy.addon import AccountPool
-from account_pool.proxy.reload import Changes, Watcher, stamp_of
+from account_pool.proxy.reload import Changes, Watcher
 from account_pool.proxy.service import StoredRefusal
+from account_pool.proxy.source_file import stamp_of
 
 TWO = """
 accounts:
@@ -50,7 +52,7 @@ async def addon(file, tmp_path, monkeypatch, caplog):
     with taddons.context(Proxyserver(), NextLayer()) as tctx:
         tctx.options.update(confdir=str(tmp_path))
         addon = AccountPool()
-        tctx.options.update_defer(pool_state="memory:")
+        tctx.options.update_defer(pool_state="memory:", pool_accounts=str(file))
         tctx.master.addons.add(addon)
         tctx.configure(addon)
         addon.running()
@@ -242,6 +244,7 @@ async def test_a_token_that_changed_while_no_proxy_ran_is_new(file, tmp_path, mo
         with taddons.context(Proxyserver(), NextLayer()) as tctx:
             tctx.options.update(confdir=str(tmp_path))
             addon = AccountPool()
+            tctx.options.update_defer(pool_accounts=str(file))
             tctx.master.addons.add(addon)
             tctx.configure(addon)
             pool, now = addon.service.pool, addon.service.now()
@@ -342,7 +345,7 @@ async def test_only_a_written_file_is_noticed(tmp_path):
                 raise asyncio.CancelledError
 
     with pytest.raises(asyncio.CancelledError):
-        await Watcher(lambda: path, note, sleep).run()
+        await Watcher(lambda: stamp_of(path), note, sleep).run()
     assert len(written) == 3
     assert written[-1] is None
 
@@ -372,7 +375,8 @@ def test_changes_are_one_line():
 async def test_a_file_that_comes_later_takes_the_place_of_the_environment(
     tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.chdir(tmp_path)
+    # The user's own: what appears in the working directory would have to be confirmed.
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-fake-env-000")
     with taddons.context(Proxyserver(), NextLayer()) as tctx:
         tctx.options.update(confdir=str(tmp_path))
@@ -382,7 +386,8 @@ async def test_a_file_that_comes_later_takes_the_place_of_the_environment(
         addon.running()
         await addon._starting
         assert "openai/default" in keys(addon)
-        (tmp_path / "accounts.yaml").write_text(TWO)
+        own_file().parent.mkdir(parents=True)
+        own_file().write_text(TWO)
         await addon._file_written()
         assert keys(addon) == ["openai/one", "openai/two"]
         addon.done()

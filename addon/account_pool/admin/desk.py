@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from account_pool.admin import views
@@ -29,6 +30,7 @@ class Desk:
         instance: a name of this run of the proxy.
         started_at: when it was started, monotonic seconds.
         ready: returns whether it serves.
+        accounts_file: returns the file that serves, None while there is none.
     """
 
     service: Service
@@ -38,6 +40,12 @@ class Desk:
     instance: str
     started_at: float
     ready: Callable[[], bool]
+    accounts_file: Callable[[], Path | None]
+
+    def source(self) -> Json:
+        """Return which file the accounts are of; null: they are those of the environment."""
+        path = self.accounts_file()
+        return {"accounts_file": None if path is None else str(path)}
 
     def moment(self) -> Moment:
         return Moment(self.service.now(), self.service.wall_now())

@@ -22,13 +22,14 @@ async def health(desk: Desk, _asked: None) -> Json:
         "pid": os.getpid(),
         "instance": desk.instance,
         "ready": desk.ready(),
+        **desk.source(),
     }
 
 
 async def accounts(desk: Desk, _asked: None) -> Json:
     beside = await desk.beside()
     view = views.pool_view(desk.service.pool, desk.moment(), beside)
-    return {**view, "warnings": desk.service.warnings()}
+    return {**desk.source(), **view, "warnings": desk.service.warnings()}
 
 
 async def provider(desk: Desk, name: str) -> Json:

@@ -22,6 +22,11 @@ def _or_null(schema: Schema) -> Schema:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
+_ACCOUNTS_FILE: Schema = _or_null(
+    {"type": "string", "description": "path of the file the accounts are of; null: none"}
+)
+
+
 def _object(**members: Schema) -> Schema:
     """Return the schema of an object that has these members, always, and no others."""
     return {
@@ -110,6 +115,7 @@ SCHEMAS: Mapping[str, Schema] = {
         usage={**_object(**_AMOUNTS), "description": "today, UTC"},
     ),
     "Pool": _object(
+        accounts_file=_ACCOUNTS_FILE,
         accounts=_list(_ref("Account")),
         summary=_ref("Summary"),
         providers={"type": "object", "additionalProperties": _ref("Summary")},
@@ -211,5 +217,6 @@ SCHEMAS: Mapping[str, Schema] = {
         pid=_COUNT,
         instance={"type": "string", "description": "of this run of the proxy"},
         ready=_BOOL,
+        accounts_file=_ACCOUNTS_FILE,
     ),
 }

@@ -8,9 +8,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
-from account_pool.cli.places import HOST
+from account_pool.cli.places import DEFAULT_PORT, HOST
+from account_pool.config.accounts_file import command
 
 #: A proxy that is well answers within milliseconds, also under load.
 PROBE_S = 2.0
@@ -37,12 +39,14 @@ class Health:
         ready: it has read its accounts and serves.
         busy: requests in flight.
         size: accounts.
+        accounts_file: path of the file they are of; None: they are of the environment.
     """
 
     instance: str
     ready: bool
     busy: int
     size: int
+    accounts_file: Path | None = None
 
 
 class NoAnswer(Exception):
@@ -119,9 +123,10 @@ def ask(port: int, path: str) -> Mapping[str, Any]:
 
 def no_proxy(port: int) -> str:
     """Return the sentence for a port where nobody is."""
+    at = "" if port == DEFAULT_PORT else f" -p {port}"
     return (
-        f"no proxy answers at {HOST}:{port}; start one with `account-pool run -- COMMAND` or "
-        f"`mitmdump -s addon/pool.py -p {port}`, or name another --port"
+        f"no proxy answers at {HOST}:{port}; start one with `{command()} run{at} -- COMMAND` or "
+        f"`{command()} serve{at}`, or name another --port"
     )
 
 
@@ -140,11 +145,13 @@ def _health(status: int, value: Any) -> Health | Missing:
     instance = value.get("instance") if isinstance(value, dict) else None
     if status != 200 or not isinstance(instance, str):
         return Missing.OTHER
+    path = value.get("accounts_file")
     return Health(
         instance=instance,
         ready=value.get("ready", True) is True,
         busy=_count(value.get("busy")),
         size=_count(value.get("size")),
+        accounts_file=Path(path) if isinstance(path, str) and path else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""`account-pool check`: read accounts.yaml as the addon would, and show the accounts.
+"""`account-pool check`: read the accounts as `run` would, show them, and confirm a file once.
 
 Shows names and settings only: what a `Secret` holds never reaches this module.
 """
@@ -6,34 +6,68 @@ Shows names and settings only: what a `Secret` holds never reaches this module.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from account_pool.config import ConfigError, load
+from account_pool import config
+from account_pool.cli.places import CONFDIR
+from account_pool.cli.which_file import find, how_to_add, mitmproxy_config, note
+from account_pool.config import Config, ConfigError, Problem, accounts_file, trust
 from account_pool.config.review import review
+from account_pool.config.search import Found
 from account_pool.core.account import Account
+from account_pool.credentials.copilot import DEFAULT_TOKEN_URL
+from account_pool.credentials.sources import CommandSource
+from account_pool.providers.base import HostRule
+from account_pool.providers.registry import BUILT_IN
 
 
-def check_file(path: Path, environment: Mapping[str, str]) -> int:
-    """Show the accounts in *path*. Returns 0, or 1 after naming every mistake on stderr.
+def check_accounts(named: Path | None, environ: Mapping[str, str]) -> int:
+    """Show the accounts `run` would use. Returns 0, or 1 where there are none.
 
-    A credential that cannot be read now is a warning there: the proxy starts without it.
+    A credential that cannot be read now is a warning: the proxy starts without it. Raises
+    ConfigError with every problem.
     """
-    try:
-        config = load(path, environment)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
+    loaded = read_accounts(find(named, environ), environ)
+    if not loaded.accounts:
+        note(f"no account: {how_to_add()}")
         return 1
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        # Whoever reads a pipe wants whole names, not a layout for 80 columns.
-        console.width = 1000
-    console.print(accounts_table([entry.account for entry in config.accounts]))
-    found = review(config)
-    warn(*config.warnings, *found.notices, *found.unreadable)
+    _show(loaded)
+    return 0
+
+
+def read_accounts(found: Found, environ: Mapping[str, str]) -> Config:
+    """Return the accounts of *found*, or of the environment. Raises ConfigError."""
+    if found.path is not None:
+        return accounts_file.load_found(found, environ)
+    settings = mitmproxy_config()
+    return config.from_environment(
+        environ,
+        github_token=settings.get("pool_github_token"),
+        account_type=settings.get("pool_account_type", "individual"),
+        directories=(Path.cwd(), Path(CONFDIR).expanduser()),
+    )
+
+
+def confirm_file(named: Path | None, environ: Mapping[str, str]) -> int:
+    """Confirm *named*, or ./accounts.yaml, as it is now, and show what it can do. Returns 0.
+
+    Raises ConfigError, OSError.
+    """
+    path = named.expanduser().absolute() if named else accounts_file.local_file()
+    if path is None:
+        where = Path.cwd() / accounts_file.NAME
+        remedy = "change to the directory of the file that is to be confirmed"
+        raise ConfigError([Problem(where, None, "", "the file does not exist", remedy)])
+    loaded = config.load(path, environ)
+    _show(loaded)
+    for line in _abilities(loaded):
+        print(line)
+    trust.confirm(path, accounts_file.trust_store())
+    print("confirmed; after a change it must be confirmed again")
     return 0
 
 
@@ -56,6 +90,40 @@ def accounts_table(accounts: list[Account]) -> Table:
             _limits(account),
         )
     return table
+
+
+def _show(loaded: Config) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        # Whoever reads a pipe wants whole names, not a layout for 80 columns.
+        console.width = 1000
+    console.print(accounts_table([entry.account for entry in loaded.accounts]))
+    number = len(loaded.accounts)
+    noun = "account" if number == 1 else "accounts"
+    where = f"file OK: {loaded.path}" if loaded.path else "of the environment; there is no file"
+    console.print(f"\n{number} {noun}, {where}", soft_wrap=True)
+    reviewed = review(loaded)
+    warn(*loaded.warnings, *reviewed.notices, *reviewed.unreadable)
+
+
+def _abilities(loaded: Config) -> Iterator[str]:
+    """Say what a file makes the pool do, beside using tokens: run programs, ask hosts."""
+    for entry in loaded.accounts:
+        if isinstance(entry.source, CommandSource):
+            yield f"{entry.account.key} runs: {entry.source.command}"
+    for name, provider in loaded.providers.items():
+        usual = BUILT_IN[name].hosts if name in BUILT_IN else ()
+        hosts = [_written(rule) for rule in provider.hosts if rule not in usual]
+        if hosts:
+            yield f"{name} sends credentials to: {', '.join(hosts)}"
+    for name, settings in loaded.exchanges.items():
+        if settings.token_url != DEFAULT_TOKEN_URL:
+            yield f"{name} sends GitHub tokens to: {settings.token_url}"
+
+
+def _written(rule: HostRule) -> str:
+    port = f":{rule.port}" if rule.port else ""
+    return f"{'*.' if rule.subdomains else ''}{rule.host}{port}"
 
 
 def _limits(account: Account) -> str:

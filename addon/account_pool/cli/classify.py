@@ -13,6 +13,7 @@ one that is `like: compatible`: how far its limits reach is not known.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from account_pool import config
+from account_pool.cli.which_file import find
 from account_pool.core.outcome import Answer, Outcome
 from account_pool.core.sse import Gate, Verdict
 from account_pool.providers.base import Provider
@@ -45,11 +47,10 @@ def classify_recorded(path: Path, provider: str, accounts_file: Path | None) -> 
 
     Returns as `classify_file`, and 2 where the accounts file cannot be used.
     """
-    local = Path("accounts.yaml")
-    if accounts_file is None and not local.is_file():
-        return classify_file(path, sys.stdout, provider=provider)
     try:
-        known = config.providers(accounts_file or local)
+        found = find(accounts_file, os.environ)
+        found.require()
+        known = config.providers(found.path) if found.path else None
     except config.ConfigError as error:
         print(error, file=sys.stderr)
         return 2

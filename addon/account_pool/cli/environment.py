@@ -84,6 +84,11 @@ def variables(
     return chosen | SWITCHES
 
 
+def without_own_proxy(environ: Mapping[str, str], proxy_url: str) -> dict[str, str]:
+    """Return the environment of the proxy at *proxy_url*: it must not go through itself."""
+    return {n: v for n, v in environ.items() if n not in PROXY_VARIABLES or v != proxy_url}
+
+
 def without_hosts(no_proxy: str, hosts: Collection[HostRule]) -> str:
     """Return the list *no_proxy* without the entries that cover one of *hosts*."""
     entries = [entry.strip() for entry in no_proxy.split(",")]

@@ -16,13 +16,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from account_pool.config.edit import Entry, add_account, require_editable
+from account_pool.cli.add import write
+from account_pool.config.accounts_file import shown
+from account_pool.config.edit import require_editable
 from account_pool.config.replace import CannotEdit
 from account_pool.core.account import normalise_label
 from account_pool.core.credential import Secret
 from account_pool.credentials import device_flow
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.http import Http, check_token_url
+from account_pool.credentials.sources import literal
 from account_pool.credentials.vendor_files import (
     DEFAULT_PATHS,
     VendorLogin,
@@ -59,10 +62,10 @@ def login_from(
         if tool not in DEFAULT_PATHS:
             raise CannotLogIn(f"--from {tool}: write one of {', '.join(DEFAULT_PATHS)}")
         account, where = _account_of(tool, label, environ, file, copy)
-        _add(path, account, environ, private=copy)
+        write(path, account, environ, private=copy)
     except (CredentialError, CannotLogIn, CannotEdit, ValueError) as error:
         return _failed(error)
-    print(f"added {account['provider']}/{normalise_label(label)} to {path}: {where}")
+    print(f"added {account['provider']}/{normalise_label(label)} to {shown(path)}: {where}")
     if copy and "oauth" in account["token"]:
         print(
             f"{tool} must log in again now: a refresh token works only once, so whichever "
@@ -92,26 +95,20 @@ def login_copilot(
         require_editable(path, {**account, "token": _NO_TOKEN}, environ, provider=provider)
         http = Http(trust=ssl.create_default_context, proxy=proxy)
         token = asyncio.run(_device_login(http, base.rstrip("/")))
-        account["token"] = _written(token)
-        _add(path, account, environ, private=True, provider=provider)
+        account["token"] = literal(token)
+        write(path, account, environ, private=True, provider=provider)
     except KeyboardInterrupt:
         print("account-pool: interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
     except (CredentialError, CannotLogIn, CannotEdit, ValueError) as error:
         return _failed(error)
-    print(f"added {account['provider']}/{normalise_label(label)} to {path}")
+    print(f"added {account['provider']}/{normalise_label(label)} to {shown(path)}")
     return 0
 
 
 def _failed(error: Exception) -> int:
     print(f"account-pool: {error}", file=sys.stderr)
     return 1
-
-
-def _add(path: Path, account: Entry, environ: Mapping[str, str], **settings: Any) -> None:
-    backup = add_account(path, account, environ, **settings)
-    if backup is not None:
-        print(f"the previous file is kept as {backup}")
 
 
 # -- from a vendor's tool
@@ -128,12 +125,12 @@ def _account_of(
         return {"provider": "copilot", "label": label, "token": token}, f"asks {GH_COMMAND}"
     file = file or find_vendor_file(tool, environ)
     login = read_vendor_file(tool, file)
-    shown = _from_home(file, environ)
+    place = shown(file.absolute())
     account: dict[str, Any] = {"provider": login.provider, "label": label}
     if not copy:
-        return {**account, "token": {"file": shown}}, f"reads {shown}, which {tool} keeps fresh"
+        return {**account, "token": {"file": place}}, f"reads {place}, which {tool} keeps fresh"
     account["token"] = _copied(tool, login)
-    return {**account, **login.companions}, f"holds a copy of what is in {shown}"
+    return {**account, **login.companions}, f"holds a copy of what is in {place}"
 
 
 def _copied(tool: str, login: VendorLogin) -> Any:
@@ -144,24 +141,12 @@ def _copied(tool: str, login: VendorLogin) -> Any:
                 f"the login of {tool} expires and has no refresh token; omit --copy, so that "
                 f"{tool} keeps it fresh"
             )
-        return _written(login.access)
-    oauth = {"access_token": _written(login.access), "refresh_token": _written(login.refresh)}
+        return literal(login.access)
+    oauth = {"access_token": literal(login.access), "refresh_token": literal(login.refresh)}
     if login.expires_at is not None:
         ends = datetime.fromtimestamp(login.expires_at, UTC).replace(microsecond=0)
         oauth["expires_at"] = ends.isoformat().replace("+00:00", "Z")
     return {"oauth": oauth}
-
-
-def _written(secret: Secret) -> str:
-    """Return *secret* as text of accounts.yaml, where ${...} is a variable."""
-    return secret.reveal().replace("$", "$$")
-
-
-def _from_home(path: Path, environ: Mapping[str, str]) -> str:
-    home = environ.get("HOME") or environ.get("USERPROFILE")
-    if home and path.is_relative_to(home):
-        return "~/" + path.relative_to(home).as_posix()
-    return str(path.absolute())
 
 
 # -- with GitHub

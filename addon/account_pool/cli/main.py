@@ -16,6 +16,9 @@ from typing import Annotated
 import typer
 
 from account_pool.cli import proxy_commands
+from account_pool.cli.proxy_commands import AccountsFile
+from account_pool.config import ConfigError
+from account_pool.config.replace import CannotEdit
 from account_pool.version import __version__
 
 app = typer.Typer(
@@ -23,6 +26,7 @@ app = typer.Typer(
     help="A pool of LLM accounts inside mitmproxy.",
     no_args_is_help=True,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 proxy_commands.add_to(app)
@@ -45,6 +49,12 @@ def run(arguments: list[str]) -> int:
         # As in logs.py; what typer notices itself ends with 1, too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except ConfigError as error:
+        # Each problem names its place.
+        print(error, file=sys.stderr)
+        return 1
+    except CannotEdit as error:
+        return _fail(str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}")
@@ -76,7 +86,9 @@ def _show_version(asked: bool) -> None:
 def _options(
     _version: Annotated[
         bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+        typer.Option(
+            "--version", "-V", callback=_show_version, is_eager=True, help="Show the version."
+        ),
     ] = False,
 ) -> None:
     pass
@@ -98,10 +110,7 @@ def classify(
     provider: Annotated[
         str, typer.Option(help="Read all of them as responses of this provider.")
     ] = "",
-    accounts_file: Annotated[
-        Path | None,
-        typer.Option(help="Also knows the providers and limits of this file.", show_default=False),
-    ] = None,
+    accounts_file: AccountsFile = None,
 ) -> int:
     """Say what recorded responses mean: class, scope, cooldown and whether to replay.
 
@@ -115,7 +124,7 @@ def classify(
 
 @app.command()
 def check(
-    accounts_file: Annotated[Path, typer.Option(help="The accounts file.")] = Path("accounts.yaml"),
+    accounts_file: AccountsFile = None,
     try_each: Annotated[
         bool,
         typer.Option(
@@ -124,15 +133,26 @@ def check(
             "provider.",
         ),
     ] = False,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="Confirm the accounts.yaml of this directory as it is now; until then only "
+            "commands that name it use it.",
+        ),
+    ] = False,
 ) -> int:
-    """Validate accounts.yaml and show its accounts. Sends nothing without --try."""
-    from account_pool.cli.check import check_file  # noqa: PLC0415
+    """Validate the accounts that `run` would use, and show them. Sends nothing without --try."""
+    from account_pool.cli import check  # noqa: PLC0415
 
-    if try_each:
-        from account_pool.cli.try_accounts import try_file  # noqa: PLC0415
+    if trust:
+        return check.confirm_file(accounts_file, os.environ)
+    if not try_each:
+        return check.check_accounts(accounts_file, os.environ)
+    from account_pool.cli.try_accounts import try_all  # noqa: PLC0415
+    from account_pool.cli.which_file import find  # noqa: PLC0415
 
-        return try_file(accounts_file, os.environ)
-    return check_file(accounts_file, os.environ)
+    return try_all(check.read_accounts(find(accounts_file, os.environ), os.environ))
 
 
 @app.command()
@@ -151,7 +171,7 @@ def login(
         ),
     ] = "",
     label: Annotated[str, typer.Option(help="The account's name.")] = "default",
-    accounts_file: Annotated[Path, typer.Option(help="The accounts file.")] = Path("accounts.yaml"),
+    accounts_file: AccountsFile = None,
     file: Annotated[
         Path | None, typer.Option(help="With --from: where the tool stored its login.")
     ] = None,
@@ -177,15 +197,55 @@ def login(
     0 added, 1 not added, 2 wrong usage, 130 interrupted.
     """
     from account_pool.cli.login import login_copilot, login_from  # noqa: PLC0415
+    from account_pool.cli.which_file import to_write  # noqa: PLC0415
 
     if bool(provider) == bool(tool):
         return _fail("login: write either copilot or --from TOOL", 2)
     if tool:
         if host or proxy or base_url:
             return _fail("login: --host and --proxy belong to copilot", 2)
-        return login_from(tool, label, accounts_file, os.environ, file=file, copy=copy)
+        path = to_write(accounts_file, os.environ)
+        return login_from(tool, label, path, os.environ, file=file, copy=copy)
     if provider != "copilot" or copy or file:
         return _fail("login: write copilot, or --from TOOL; --copy and --file belong to it", 2)
-    return login_copilot(
-        label, accounts_file, os.environ, host=host, base_url=base_url, proxy=proxy
+    path = to_write(accounts_file, os.environ)
+    return login_copilot(label, path, os.environ, host=host, base_url=base_url, proxy=proxy)
+
+
+@app.command()
+def add(
+    provider: Annotated[str, typer.Argument(help="A provider, such as openai.")],
+    label: Annotated[str, typer.Argument(help="The account's name.")],
+    *,
+    env: Annotated[
+        str | None, typer.Option(help="The environment variable that holds the key.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="The file that holds the key.")] = None,
+    pointer: Annotated[
+        str | None, typer.Option(help="With --file: where in its JSON, such as /key.")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="With azure: the resource, my-name.openai.azure.com.")
+    ] = None,
+    accounts_file: AccountsFile = None,
+) -> int:
+    """Add an account with a key: account-pool add openai work.
+
+    Asks for the key without showing it, or reads it from standard input, and stores it in
+    the accounts file, which only you can read then. With --env or --file the key stays
+    where it is. A proxy that runs reads the file again by itself.
+    """
+    from account_pool.cli.add import NewAccount, add_key  # noqa: PLC0415
+    from account_pool.cli.which_file import to_write  # noqa: PLC0415
+
+    if (env and file) or (pointer and not file):
+        return _fail("add: write --env NAME, or --file PATH and perhaps --pointer", 2)
+    new = NewAccount(
+        provider=provider.strip().lower(),
+        label=label,
+        env=env,
+        file=file,
+        pointer=pointer,
+        host=host,
     )
+    return add_key(new, to_write(accounts_file, os.environ), os.environ)

@@ -15,6 +15,13 @@ from account_pool.cli.places import DEFAULT_PORT
 from account_pool.cli.shells import Shell
 from account_pool.config.pool_options import BY_NAME
 
+AccountsFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="The accounts file. [default: the one that is found, see docs/cli.md]",
+        show_default=False,
+    ),
+]
 Port = Annotated[
     int,
     typer.Option("--port", "-p", min=1, max=65535, help="The proxy's port on this machine."),
@@ -25,7 +32,9 @@ def add_to(app: typer.Typer) -> None:
     """Add the commands to *app*."""
     # What comes after the tool's name is the tool's, also without `--`.
     app.command(context_settings={"allow_interspersed_args": False})(run)
-    for command in (env, status, logs):
+    passing_on = {"ignore_unknown_options": True, "allow_extra_args": True}
+    app.command(context_settings=passing_on)(serve)
+    for command in (script, env, status, logs):
         app.command()(command)
 
 
@@ -42,13 +51,7 @@ def run(
     ],
     *,
     port: Port = DEFAULT_PORT,
-    accounts_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="The accounts file, if a proxy is started. [default: accounts.yaml]",
-            show_default=False,
-        ),
-    ] = None,
+    accounts_file: AccountsFile = None,
     strategy: Annotated[
         str | None,
         typer.Option(
@@ -62,6 +65,15 @@ def run(
             help="Start the tool again when it exits because of a limit and the pool has an "
             "account that can serve; at most 10 times in a row.",
         ),
+    ] = False,
+    join: Annotated[
+        bool,
+        typer.Option(
+            "--join", help="Use a proxy that runs already as it is, whatever its accounts are."
+        ),
+    ] = False,
+    allow_empty: Annotated[
+        bool, typer.Option("--allow-empty", help="Run the tool also where no account can be used.")
     ] = False,
 ) -> int:
     """Run a tool through the pool: account-pool run -- claude.
@@ -79,8 +91,46 @@ def run(
         accounts_file=accounts_file,
         strategy=strategy,
         restart=restart,
+        join=join,
+        allow_empty=allow_empty,
     )
     return run_tool(wanted, os.environ)
+
+
+def serve(
+    context: typer.Context,
+    *,
+    web: Annotated[bool, typer.Option("--web", help="Start mitmweb, to look at requests.")] = False,
+    console: Annotated[
+        bool, typer.Option("--console", help="Start mitmproxy, the same in a terminal.")
+    ] = False,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port", "-p", min=0, max=65535, help="The proxy's port.", show_default=False
+        ),
+    ] = None,
+    accounts_file: AccountsFile = None,
+) -> int:
+    """Start a proxy and stay with it: account-pool serve. Takes every option of mitmproxy.
+
+    Listens on this machine only, unless --listen-host says otherwise. Signals and exit code
+    are those of mitmdump, which takes the place of this command.
+    """
+    from account_pool.cli.serve import serve as start  # noqa: PLC0415 - see main.py
+
+    if web and console:
+        raise typer.BadParameter("write --web or --console, not both")
+    program = "mitmweb" if web else "mitmproxy" if console else "mitmdump"
+    start(program, port, accounts_file, context.args, os.environ)
+
+
+def script() -> int:
+    """Print the path of the script for mitmproxy's -s: mitmdump -s "$(account-pool script)"."""
+    from account_pool.demo.mitmdump import addon_script  # noqa: PLC0415 - see main.py
+
+    print(addon_script())
+    return 0
 
 
 def env(

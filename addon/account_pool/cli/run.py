@@ -9,7 +9,6 @@ are asked and ended), `proxy_process`, `shared` and `guard` (the proxy), `enviro
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +22,15 @@ from account_pool.cli.ended import limit_in
 from account_pool.cli.environment import PROXY_VARIABLES, variables
 from account_pool.cli.guard import Guard
 from account_pool.cli.placeholders import TOOLS, has_key, missing, placeholders, tool_of
-from account_pool.cli.places import Places
+from account_pool.cli.places import HOST, Places
 from account_pool.cli.proxy_process import CannotStart
 from account_pool.cli.record import Launch
 from account_pool.cli.shared import CannotUse, SharedProxy
 from account_pool.cli.tee import Tee
+from account_pool.cli.which_file import find, how_to_add, note
+from account_pool.config import ConfigError
+from account_pool.config.accounts_file import counted, shown
+from account_pool.config.search import Found
 from account_pool.credentials.vendor_files import find_vendor_file
 from account_pool.providers.base import HostRule
 from account_pool.providers.registry import BUILT_IN
@@ -52,6 +55,8 @@ class Wanted:
         port: of the proxy.
         accounts_file, strategy: of a proxy that is started; None: as it has them.
         restart: start the tool again when a limit ended it.
+        join: use a proxy that runs already whatever its accounts and options are.
+        allow_empty: run the tool also where no account can serve it.
     """
 
     command: Sequence[str]
@@ -59,6 +64,8 @@ class Wanted:
     accounts_file: Path | None = None
     strategy: str | None = None
     restart: bool = False
+    join: bool = False
+    allow_empty: bool = False
 
 
 def run_tool(wanted: Wanted, environ: Mapping[str, str]) -> int:
@@ -71,7 +78,7 @@ def run_tool(wanted: Wanted, environ: Mapping[str, str]) -> int:
         return _with_proxy(wanted, program, environ)
     except CannotRun as error:
         return _fail(str(error), error.code)
-    except (CannotUse, CannotStart, api.NoAnswer) as error:
+    except (CannotUse, CannotStart, ConfigError, api.NoAnswer) as error:
         return _fail(str(error), 1)
     except OSError as error:
         return _fail(f"{error.filename or 'the proxy'}: {error.strerror or error}", 1)
@@ -79,13 +86,17 @@ def run_tool(wanted: Wanted, environ: Mapping[str, str]) -> int:
 
 def _with_proxy(wanted: Wanted, program: str, environ: Mapping[str, str]) -> int:
     places = Places.usual(wanted.port)
+    found = find(wanted.accounts_file, environ)
+    found.require()
     proxy = SharedProxy(places, environ)
     with Signals() as signals:
         try:
-            asked_for = wanted.accounts_file is not None or wanted.strategy is not None
-            proxy.attach(_launch(wanted), as_it_is=not asked_for)
+            health = proxy.attach(_launch(wanted), lambda health: _unfit(wanted, found, health))
+            if health.size == 0 and not wanted.allow_empty:
+                raise CannotUse(f"the pool has no account: {how_to_add()}; or --allow-empty")
+            note(counted(health.size, health.accounts_file))
             if proxy.started and _has_proxy_of_its_own(places, environ):
-                _say(_NOT_UPSTREAM)
+                note(_NOT_UPSTREAM)
             changed = _for_tool(wanted.command[0], places, environ)
             guard = Guard(proxy)
             with guard:
@@ -97,8 +108,32 @@ def _with_proxy(wanted: Wanted, program: str, environ: Mapping[str, str]) -> int
             signals.closing()
             _detach(proxy)
     if told := guard.summary():
-        _say(told)
+        note(told)
     return code
+
+
+def _unfit(wanted: Wanted, found: Found, health: api.Health) -> str:
+    """Say why a proxy that runs already is not the one the user wants, "" if it is."""
+    if wanted.join:
+        return ""
+    served = counted(health.size, health.accounts_file)
+    if found.path is not None and not _same(found.path, health.accounts_file):
+        why = f"serves {served}, not of {shown(found.path)}"
+    elif wanted.strategy is not None:
+        why = f"serves {served}, with options of its own"
+    else:
+        return ""
+    return (
+        f"a proxy that runs already at {HOST}:{wanted.port} {why}; --join uses it as it is, "
+        "--port N starts another one"
+    )
+
+
+def _same(path: Path, other: Path | None) -> bool:
+    try:
+        return other is not None and path.samefile(other)
+    except OSError:
+        return path == other
 
 
 def _has_proxy_of_its_own(places: Places, environ: Mapping[str, str]) -> bool:
@@ -115,7 +150,7 @@ def _detach(proxy: SharedProxy) -> None:
     try:
         proxy.detach()
     except OSError as error:
-        _say(f"the proxy may still be running: {error.filename or 'its record'}: {error.strerror}")
+        note(f"the proxy may still be running: {error.filename or 'its record'}: {error.strerror}")
 
 
 def _launch(wanted: Wanted) -> Launch:
@@ -133,10 +168,10 @@ def _for_tool(name: str, places: Places, environ: Mapping[str, str]) -> dict[str
     trust = write_trust(places, environ)
     pool = api.accounts(places.port)
     for warning in warnings_of(pool):
-        _say(f"warning: {warning}")
+        note(f"warning: {warning}")
     providers = {account["provider"] for account in pool["accounts"]}
     if not providers:
-        _say("the pool has no account: the requests of the tool pass untouched")
+        note("the pool has no account: the requests of the tool pass untouched")
     changed = variables(places.url, trust, pool_hosts(providers), environ)
     tool = tool_of(name)
     if tool is None or not providers:
@@ -144,7 +179,7 @@ def _for_tool(name: str, places: Places, environ: Mapping[str, str]) -> dict[str
     logged_in = _has_login(tool, {**os.environ, **environ})
     keys = placeholders(tool, providers, environ, logged_in=logged_in)
     if not (keys or logged_in or has_key(tool, environ)) and (why := missing(tool, providers)):
-        _say(why)
+        note(why)
     return changed | keys
 
 
@@ -187,13 +222,13 @@ def _run(wanted: Wanted, program: str, environ: Mapping[str, str], signals: Sign
         if code == 0 or code >= SIGNALLED or signals.passed or line is None:
             return code
         if restarts == MAX_RESTARTS:
-            _say(f"ended {restarts + 1} times in a row because of a limit; giving up")
+            note(f"ended {restarts + 1} times in a row because of a limit; giving up")
             return code
         if not _can_serve(wanted):
-            _say(f"ended because of a limit ({line}), and no account of the pool can serve now")
+            note(f"ended because of a limit ({line}), and no account of the pool can serve now")
             return code
         again = f"{restarts + 1} of {MAX_RESTARTS}"
-        _say(f"ended because of a limit ({line}); starting it again, {again}")
+        note(f"ended because of a limit ({line}); starting it again, {again}")
         time.sleep(wait_s(restarts))
     raise AssertionError("the last round returns")
 
@@ -222,9 +257,5 @@ def usable(accounts: Iterable[Mapping[str, Any]], providers: Collection[str]) ->
 
 
 def _fail(why: str, code: int) -> int:
-    _say(why)
+    note(why)
     return code
-
-
-def _say(text: str) -> None:
-    print(f"account-pool: {text}", file=sys.stderr)

@@ -11,7 +11,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from account_pool.cli import processes, proxy_process
@@ -42,19 +42,25 @@ class SharedProxy:
     over: threading.Event = field(default_factory=threading.Event)
     _line: Line | None = None
 
-    def attach(self, launch: Launch, *, as_it_is: bool = True) -> Health:
+    def attach(self, launch: Launch, unfit: Callable[[Health], str] = lambda _health: "") -> Health:
         """Use the proxy of the port, started by *launch* if there is none.
 
-        Raises CannotUse, CannotStart, OSError. Without *as_it_is* a proxy that runs
-        already is refused: the user wants one of other settings.
+        *unfit* says why one that runs already is not what the user wants, "" if it is.
+        Raises CannotUse, CannotStart, OSError.
         """
         self._wait_for_hung()
         with locked(self.places):
             record = self._record()
             health = probe(self.places.port)
-            if isinstance(health, Health) and (as_it_is or not _is_left_over(record, health)):
-                self._use(record, health, as_it_is)
-                return health if health.ready else self._until_ready(health)
+            if isinstance(health, Health):
+                if not health.ready:
+                    health = self._until_ready()
+                why = unfit(health)
+                if not why:
+                    self._use(record, health)
+                    return health
+                if not _is_left_over(record, health):
+                    raise CannotUse(why)
             if record is None and health is not Missing.NOBODY:
                 raise CannotUse(
                     f"{HOST}:{self.places.port} is used by something that is not the pool, or "
@@ -62,8 +68,10 @@ class SharedProxy:
                 )
             if record is not None and record.living_users(processes.identity):
                 # It died under others, who started it otherwise perhaps.
-                self._refuse_unless(as_it_is)
-                launch = record.launch
+                health = self._start(record.launch, record)
+                if why := unfit(health):
+                    raise CannotUse(why)
+                return health
             return self._start(launch, record)
 
     def detach(self) -> None:
@@ -129,8 +137,7 @@ class SharedProxy:
         self.places.record.unlink(missing_ok=True)
         return None
 
-    def _use(self, record: Record | None, health: Health, as_it_is: bool) -> None:
-        self._refuse_unless(as_it_is)
+    def _use(self, record: Record | None, health: Health) -> None:
         if record is None:
             return
         if record.instance not in ("", health.instance):
@@ -139,13 +146,6 @@ class SharedProxy:
             return
         users = {**record.living_users(processes.identity), **_me()}
         write_record(self.places, replace(record, instance=health.instance, users=users))
-
-    def _refuse_unless(self, as_it_is: bool) -> None:
-        if not as_it_is:
-            raise CannotUse(
-                f"a proxy answers at {HOST}:{self.places.port} already, with accounts and options "
-                "of its own; leave out --accounts-file and --strategy, or name another --port"
-            )
 
     def _start(self, launch: Launch, old: Record | None) -> Health:
         """Start a proxy in place of the one of *old*, which is ended first."""
@@ -176,7 +176,7 @@ class SharedProxy:
         else:
             write_record(self.places, record)
 
-    def _until_ready(self, health: Health) -> Health:
+    def _until_ready(self) -> Health:
         until = time.monotonic() + proxy_process.READY_S
         while time.monotonic() < until:
             found = probe(self.places.port)

@@ -24,7 +24,7 @@ from rich.text import Text
 from account_pool.cli.check import warn
 from account_pool.cli.places import CONFDIR
 from account_pool.cli.probes import PROBES, REFUSED, USUAL, Probe, verdict
-from account_pool.config import AccountEntry, Config, ConfigError, load
+from account_pool.config import AccountEntry, Config
 from account_pool.config.review import review
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential
@@ -65,19 +65,15 @@ class _Had:
         self.credentials[key], self.problems[key] = credentials, problem
 
 
-def try_file(path: Path, environ: Mapping[str, str]) -> int:
-    """Try each account in *path*. Returns 0, or 1 if one cannot be used or read."""
+def try_all(loaded: Config) -> int:
+    """Try each account. Returns 0, or 1 if one cannot be used."""
     try:
-        loaded = load(path, environ)
         options = _options()
         # What the keeper has to say of an account stands in the table.
         logging.getLogger("account_pool").addHandler(logging.NullHandler())
         tried = asyncio.run(_try_all(loaded, options))
         # Those that cannot be read are in the table.
         warn(*loaded.warnings, *review(loaded).notices)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 1
     except (StoreError, exceptions.OptionsError) as error:
         print(f"account-pool: {error}", file=sys.stderr)
         return 1

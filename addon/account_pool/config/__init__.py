@@ -3,7 +3,8 @@
 Reading order: `values` (what comes out), `document` (YAML with line numbers), `models`
 (the shape), `accounts`, `user_providers` and `tokens` (what the values
 refer to), `loader` (all of it), `environment` (no file), `pool_options` (the table of
-options), `edit`, `take_out` and `text` (changing the file), `added` (a second one).
+options), `edit`, `take_out` and `text` (changing the file), `added` (a second one);
+`search`, `trust` and `accounts_file` (which file it is); `set_options` (a command line).
 
 The modules that read files are imported when they are used: without accounts.yaml the
 proxy starts without pydantic.

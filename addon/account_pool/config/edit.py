@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from account_pool.config import load, yaml_nodes
+from account_pool.config.accounts_file import trust_store
 from account_pool.config.problems import ConfigError, Problem
 from account_pool.config.replace import CannotEdit, back_up, sync, write_beside
 from account_pool.config.text import (
@@ -28,6 +29,7 @@ from account_pool.config.text import (
     read,
     section_of,
 )
+from account_pool.config.trust import kept
 from account_pool.config.yaml_scalars import read_plain
 from account_pool.core.account import AccountKey, normalise_label
 from account_pool.providers.base import Provider
@@ -59,11 +61,14 @@ def add_account(
     None when there was no file; it is made then. Raises CannotEdit; WrongAccount where
     it is the account that cannot be taken.
     """
-    path = path.resolve()
-    with _edited(path, account, environ, provider, private=private, known=known) as written:
+    with (
+        kept(path.absolute(), trust_store()),
+        _edited(path.resolve(), account, environ, provider, private=private, known=known) as new,
+    ):
+        path = path.resolve()
         backup = back_up(path)
-        written.replace(path)
-    sync(path.parent)
+        new.replace(path)
+        sync(path.parent)
     return backup
 
 
@@ -94,7 +99,7 @@ def _edited(
     text = read(path)
     key = AccountKey(account["provider"], normalise_label(account["label"]))
     if key in account_keys(text):
-        raise WrongAccount(f"{path.name} already has an account {key}; choose another --label")
+        raise WrongAccount(f"{path.name} already has an account {key}; choose another label")
     try:
         changed = text
         if provider is not None:

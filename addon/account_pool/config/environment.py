@@ -10,7 +10,7 @@ from account_pool.core.account import Account
 from account_pool.core.credential import Secret
 from account_pool.credentials.copilot import ExchangeSettings
 from account_pool.credentials.files import FileSource
-from account_pool.credentials.sources import EnvSource, Source, ValueSource
+from account_pool.credentials.sources import EnvSource, Source, ValueSource, literal
 from account_pool.providers.built_in import BuiltIn
 
 LABEL = "default"
@@ -68,7 +68,7 @@ def _github_sources(
 ) -> Iterator[Source]:
     if github_token:
         # A dollar sign on the command line was the shell's business.
-        yield ValueSource(Secret(github_token.replace("$", "$$")), environ, "pool_github_token")
+        yield ValueSource(Secret(literal(Secret(github_token))), environ, "pool_github_token")
     yield from _variables(environ, (*GITHUB_VARIABLES, *variables))
     for directory in directories:
         path = directory / GITHUB_FILE

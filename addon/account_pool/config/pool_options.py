@@ -102,9 +102,10 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
     PoolOption(
         "accounts",
         str,
-        "accounts.yaml",
-        "Path of the file that lists the accounts. Without it, one account per provider is "
-        "taken from the usual environment variables.",
+        "",
+        "Path of the file that lists the accounts. Empty: ACCOUNT_POOL_ACCOUNTS, else a confirmed "
+        "./accounts.yaml, else your own in ~/.config/account-pool, else one account per provider "
+        "from the usual environment variables.",
         not_in_file="it names this file",
     ),
     PoolOption(

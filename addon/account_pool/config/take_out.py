@@ -9,6 +9,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+from account_pool.config.accounts_file import trust_store
 from account_pool.config.replace import CannotEdit, back_up, sync, write_beside
 from account_pool.config.text import (
     NotYaml,
@@ -21,6 +22,7 @@ from account_pool.config.text import (
     read,
     section_of,
 )
+from account_pool.config.trust import kept
 from account_pool.config.yaml_nodes import Collection, Node
 from account_pool.core.account import AccountKey
 
@@ -34,7 +36,11 @@ def take_out(path: Path, key: AccountKey) -> bool:
 
     Raises CannotEdit, for the last account LastAccount.
     """
-    path = path.resolve()
+    with kept(path.absolute(), trust_store()):
+        return _take_out(path.resolve(), key)
+
+
+def _take_out(path: Path, key: AccountKey) -> bool:
     text = read(path)
     entries = entries_of(compose(text))
     found = [number for number, entry in enumerate(entries) if key_of(entry) == key]

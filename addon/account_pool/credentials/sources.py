@@ -203,6 +203,11 @@ def usable_expanded(text: Secret, environ: Mapping[str, str], what: str) -> Secr
     return usable(expanded, what)
 
 
+def literal(secret: Secret) -> str:
+    """Return *secret* as text that `expand` turns into it."""
+    return secret.reveal().replace("$", "$$")
+
+
 def _without_value(names: list[str], how: str) -> CredentialError:
     shown = " and ".join(_shown_name(name) for name in names)
     noun, verb, it = ("variable", "is", "it") if len(names) == 1 else ("variables", "are", "them")

@@ -19,7 +19,7 @@ _OURS = "account-pool: "
 _USUAL = re.compile(
     r"Loading script|listening at |exiting\.\.\.|Shutting down| stopped\.$|Try specifying a "
     r"|^\[[^\]]*\] ?(?:client|server) (?:dis)?connect"
-    r"|^account-pool: (?:ready with|no accounts)| is skipped: |may be read by other users"
+    r"|^account-pool: (?:ready with|no accounts)| is skipped: |can be read by other users"
 )
 _ERROR = re.compile(r"error|fail|cannot|denied|not found|no such|invalid", re.IGNORECASE)
 _TRACEBACK = "Traceback (most recent call last):"

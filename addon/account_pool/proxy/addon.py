@@ -21,7 +21,7 @@ from mitmproxy.proxy import layer
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from account_pool import config
-from account_pool.config import AccountEntry
+from account_pool.config import AccountEntry, accounts_file
 from account_pool.config.pool_options import OptionValue
 from account_pool.config.pool_options import settings as merged
 from account_pool.core.account import AccountKey
@@ -56,9 +56,9 @@ from account_pool.store.store import MemoryStore, Store
 logger = logging.getLogger(__name__)
 
 _NOTHING = (
-    "account-pool: no accounts, traffic passes untouched. Write accounts.yaml (see "
-    "accounts.example.yaml), or set OPENAI_API_KEY, ANTHROPIC_API_KEY, GEMINI_API_KEY or "
-    "GITHUB_TOKEN"
+    "account-pool: no accounts, traffic passes untouched. Add one to accounts.yaml with "
+    "`{command} add PROVIDER LABEL` or `{command} login`, or set OPENAI_API_KEY, "
+    "ANTHROPIC_API_KEY, GEMINI_API_KEY or GITHUB_TOKEN"
 )
 _NOT_TAKEN = "has errors; the accounts stay as they were"
 
@@ -94,7 +94,6 @@ class AccountPool(AdminPages):
         self.keeping: keeping.Keeping | None = None
         self._store: Store = MemoryStore()
         self._copilot: CopilotExchange | None = None
-        self._loaded_from: Path | None = None
         self._entries: Mapping[AccountKey, AccountEntry] = {}
         self._notices = Notices()
         self._file_warnings: tuple[str, ...] = ()
@@ -136,7 +135,7 @@ class AccountPool(AdminPages):
             self.keeping.start()
         self._open_pages()
         self._starting = asyncio.create_task(self._announce(), name="account-pool start")
-        self._watcher = Watcher(self._path, self._file_written)
+        self._watcher = Watcher(self._file.stamps, self._file_written)
         self._watching = asyncio.create_task(
             self._watcher.run(), name="account-pool watches its file"
         )
@@ -154,11 +153,11 @@ class AccountPool(AdminPages):
         self._ready = True
         states = list(self.service.pool.accounts())
         if not states:
-            logger.log(ALERT, _NOTHING)
+            logger.log(ALERT, _NOTHING.format(command=accounts_file.command()))
             return
         names = ", ".join(str(state.key) for state in states)
-        noun = "account" if len(states) == 1 else "accounts"
-        logger.log(ALERT, f"account-pool: ready with {len(states)} {noun}: {names}")
+        who = accounts_file.counted(len(states), self._file.path)
+        logger.log(ALERT, f"account-pool: ready with {who}: {names}")
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         interception.choose(nextlayer, ctx.master.addons.get("nextlayer"), self.service)
@@ -256,21 +255,14 @@ class AccountPool(AdminPages):
         if self.keeping is None and self.service.pool.providers():
             self.keeping = keeping.begin(self._store, self.service)
 
-    def _path(self) -> Path:
-        return Path(ctx.options.pool_accounts).expanduser()
-
     def _load(self) -> config.Config:
         loaded = self._load_main()
         state = str(self._values(loaded.options)["state"])
         return self._with_added(loaded, exchange.database_path(state, ctx.options))
 
     def _load_main(self) -> config.Config:
-        path = self._path()
-        given = options.given(ctx.options, self._at_start)
-        # A file that was there and is gone is a mistake, not the wish for other accounts.
-        if path.exists() or "accounts" in given or path == self._loaded_from:
-            loaded = config.load(path, os.environ)
-            self._loaded_from = path
+        loaded = self._file.load()
+        if loaded is not None:
             return loaded
         return config.from_environment(
             os.environ,
@@ -291,9 +283,9 @@ class AccountPool(AdminPages):
         except RELOAD_ERRORS as e:
             for line in str(e).splitlines():
                 logger.warning(f"account-pool: {line}")
-            logger.log(ALERT, f"account-pool: {self._path()} {_NOT_TAKEN}")
+            logger.log(ALERT, f"account-pool: {self._file} {_NOT_TAKEN}")
         else:
-            logger.log(ALERT, f"account-pool: {self._path()} reloaded: {changes}")
+            logger.log(ALERT, f"account-pool: {self._file} reloaded: {changes}")
 
     def _reload(self) -> Changes:
         self._left_out.clear()

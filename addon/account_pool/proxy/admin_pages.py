@@ -22,6 +22,7 @@ from account_pool.proxy import hosting
 from account_pool.proxy.commands import RELOAD_ERRORS, Commands
 from account_pool.proxy.keeping import Keeping
 from account_pool.proxy.reload import Changes, Watcher
+from account_pool.proxy.source_file import SourceFile
 
 
 class AdminPages(Commands):
@@ -34,6 +35,7 @@ class AdminPages(Commands):
     keeping: Keeping | None
 
     def __init__(self) -> None:
+        self._file = SourceFile(os.environ)
         self._added: hosting.AddedFile | None = None
         self._described: Mapping[str, Provider] = {}
         self._watcher: Watcher | None = None
@@ -42,10 +44,6 @@ class AdminPages(Commands):
         self._left_out: set[AccountKey] = set()
 
     # -- what the addon does
-
-    def _path(self) -> Path:
-        """Where accounts.yaml is, or would be."""
-        raise NotImplementedError
 
     def _load(self) -> config.Config:
         """Read the accounts. Raises one of RELOAD_ERRORS."""
@@ -84,13 +82,14 @@ class AdminPages(Commands):
 
     def _hands(self) -> hosting.Hands:
         return hosting.Hands(
-            main=self._path,
+            main=lambda: self._file.target,
             added=lambda: cast(hosting.AddedFile, self._added),
             known=lambda: self._described,
             read_again=self._read_what_was_written,
             forget=self._leave_out,
             counted=self._counted,
             ready=lambda: self._ready,
+            source=lambda: self._file.path,
             rules=lambda: Rules(
                 remote=self.service.settings.remote,
                 guarded=bool(getattr(ctx.options, "proxyauth", None)),

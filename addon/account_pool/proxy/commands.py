@@ -8,6 +8,7 @@ from mitmproxy import command, exceptions, types
 
 from account_pool.admin.refused import Refused
 from account_pool.config import ConfigError
+from account_pool.config.accounts_file import counted
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import BY_HAND
 from account_pool.core.decision import By
@@ -16,6 +17,7 @@ from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.proxy import status
 from account_pool.proxy.reload import Changes
 from account_pool.proxy.service import Service
+from account_pool.proxy.source_file import SourceFile
 from account_pool.store.errors import StoreError
 
 #: Why the accounts cannot be read again; the text is for people.
@@ -33,6 +35,7 @@ class Commands:
     """
 
     service: Service
+    _file: SourceFile
 
     @command.command("pool.status")
     def status(self, only: str = "") -> Sequence[str]:
@@ -47,9 +50,12 @@ class Commands:
             raise exceptions.CommandError(f"{only!r} has no account; the accounts are: {known}")
         if not states:
             return ["the pool has no account"]
-        return status.lines(
+        lines = status.lines(
             states, service.sessions, service.pool.decisions, service.now(), whole="/" in only
         )
+        if not only and (path := self._file.path) is not None:
+            lines += ["", counted(len(states), path)]
+        return lines
 
     @command.command("pool.next")
     @_PROVIDER

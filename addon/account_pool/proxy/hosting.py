@@ -72,6 +72,7 @@ class Hands:
         forget: takes an account out of the running pool.
         counted: returns the sums of a counter, by key: "usage", "resets".
         ready: returns whether the proxy serves.
+        source: returns the file that serves; None for the environment.
         rules: returns what the owner allows.
     """
 
@@ -82,6 +83,7 @@ class Hands:
     forget: Callable[[AccountKey], object]
     counted: Callable[[str], Awaitable[Sums]]
     ready: Callable[[], bool]
+    source: Callable[[], Path | None]
     rules: Callable[[], Rules]
 
 
@@ -102,6 +104,7 @@ def open_office(service: Service, hands: Hands, token: Secret) -> Office:
             instance=instance,
             started_at=started_at,
             ready=hands.ready,
+            accounts_file=hands.source,
         )
         return make_app(desk, admit)
 

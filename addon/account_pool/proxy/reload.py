@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from account_pool.config import AccountEntry
 from account_pool.core.account import AccountKey
@@ -19,9 +18,6 @@ from account_pool.proxy.service import Service
 
 #: How often the file is looked at, in seconds.
 LOOK_S = 2.0
-
-#: What tells that a file was written: time in ns, size, number; None while it is not there.
-Stamp = tuple[int, int, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,43 +75,32 @@ def update_pool(
 
 
 class Watcher:
-    """Notices that a file was written. No library: a look every two seconds is enough."""
+    """Notices that files were written. No library: a look every two seconds is enough."""
 
     def __init__(
         self,
-        path: Callable[[], Path],
+        look: Callable[[], object],
         written: Callable[[], Awaitable[None]],
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        """Take the path, which may change, and what to do. The file as it is now is known."""
-        self._path = path
+        """Take what tells that they were written, and what to do. How they are now is known."""
+        self._look = look
         self._written = written
         self._sleep = sleep
-        self._seen: tuple[Path, Stamp]
+        self._seen: object
         self.note()
 
     def note(self) -> None:
-        """The file as it is now is known: we have written it ourselves."""
-        path = self._path()
-        self._seen = (path, stamp_of(path))
+        """The files as they are now are known: we have written them ourselves."""
+        self._seen = self._look()
 
     async def run(self) -> None:
-        """Look at the file for ever."""
+        """Look at the files for ever."""
         while True:
             await self._sleep(LOOK_S)
             # A home directory may be on the network.
-            path = self._path()
-            found = (path, await asyncio.to_thread(stamp_of, path))
+            found = await asyncio.to_thread(self._look)
             if found != self._seen:
-                # Before it is read: what is written meanwhile is noticed the next time.
+                # Before they are read: what is written meanwhile is noticed the next time.
                 self._seen = found
                 await self._written()
-
-
-def stamp_of(path: Path) -> Stamp:
-    """Return what changes when the file is written."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
