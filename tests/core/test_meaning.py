@@ -140,26 +140,26 @@ INNOCENT = [
 @pytest.mark.parametrize("status", EVERY_STATUS)
 @pytest.mark.parametrize("message", PLAN)
 def test_a_spent_plan_is_one_in_every_status(message: str, status: int) -> None:
-    assert meaning_of(status, message, ()) is Meaning.PLAN
+    assert meaning_of(status, message, frozenset()) is Meaning.PLAN
 
 
 @pytest.mark.parametrize("status", EVERY_STATUS)
 @pytest.mark.parametrize("message", MONEY)
 def test_an_empty_purse_is_one_in_every_status(message: str, status: int) -> None:
-    assert meaning_of(status, message, ()) is Meaning.MONEY
+    assert meaning_of(status, message, frozenset()) is Meaning.MONEY
 
 
 @pytest.mark.parametrize("message", RATE)
 def test_a_rate(message: str) -> None:
-    assert meaning_of(429, message, ()) is Meaning.RATE
+    assert meaning_of(429, message, frozenset()) is Meaning.RATE
     # Beside a 400 it would be a word about the request.
-    assert meaning_of(400, message, ()) is None
+    assert meaning_of(400, message, frozenset()) is None
 
 
 @pytest.mark.parametrize("status", [400, 404, 413, 422, 500])
 @pytest.mark.parametrize("message", INNOCENT)
 def test_what_is_about_the_request_is_no_limit(message: str, status: int) -> None:
-    assert meaning_of(status, message, ()) is None
+    assert meaning_of(status, message, frozenset()) is None
 
 
 @pytest.mark.parametrize("message", [m for m in INNOCENT if "Request too large" not in m])
@@ -175,7 +175,7 @@ def test_nor_where_the_status_is_about_the_account(message: str) -> None:
             "tool `",
         )
     ):
-        assert meaning_of(403, message, ()) is None
+        assert meaning_of(403, message, frozenset()) is None
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,24 @@ def test_nor_where_the_status_is_about_the_account(message: str) -> None:
     ],
 )  # fmt: skip
 def test_others(message: str, meaning: Meaning | None) -> None:
-    assert meaning_of(429, message, ()) is meaning
+    assert meaning_of(429, message, frozenset()) is meaning
+
+
+@pytest.mark.parametrize(
+    ("message", "meaning"),
+    [
+        ("You have exceeded your monthly quota.", Meaning.PLAN),
+        ("Your account balance is insufficient", Meaning.MONEY),
+        ("您的余额不足", Meaning.MONEY),
+        ("quota service failed: rate limit lookup", None),
+        ("Service quota exceeded upstream", None),
+        ("Insufficient capacity", None),
+    ],
+)
+def test_a_server_error_counts_where_it_speaks_to_the_owner(
+    message: str, meaning: Meaning | None
+) -> None:
+    assert meaning_of(500, message, frozenset()) is meaning
 
 
 @pytest.mark.parametrize(
@@ -212,7 +229,7 @@ def test_others(message: str, meaning: Meaning | None) -> None:
     ],
 )  # fmt: skip
 def test_codes(code: str, meaning: Meaning | None) -> None:
-    assert meaning_of(403, "", {code}) is meaning
+    assert meaning_of(403, "", frozenset({code})) is meaning
 
 
 @pytest.mark.parametrize(
@@ -261,7 +278,7 @@ def test_wording_that_must_not_matter(name: str, status: int) -> None:
     for meaning, messages in ((Meaning.PLAN, PLAN), (Meaning.MONEY, MONEY)):
         for message in messages:
             changed = MUTATIONS[name](message, chance)
-            assert meaning_of(status, changed, ()) is meaning, changed
+            assert meaning_of(status, changed, frozenset()) is meaning, changed
 
 
 @given(
@@ -269,5 +286,5 @@ def test_wording_that_must_not_matter(name: str, status: int) -> None:
 )
 @settings(deadline=None)
 def test_total(message: str, noise: str, status: int) -> None:
-    meaning_of(status, noise + message * 50 + noise, {noise[:50].lower()})
+    meaning_of(status, noise + message * 50 + noise, frozenset({noise[:50].lower()}))
     is_about_model(noise + message + noise, noise)

@@ -419,6 +419,45 @@ async def test_gemini_cli_moves_with_its_project(*, provider, pool_proxy, limite
         assert request.header("content-length") == str(len(request.body))
 
 
+def quota_exceeded(what: str) -> Any:
+    """Return the 429 of a daily quota of each user: of one model, or of all requests."""
+    named = "".join(what.split()).replace(".", "")
+    info = {
+        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+        "reason": "RATE_LIMIT_EXCEEDED",
+        "domain": "googleapis.com",
+        "metadata": {
+            "quota_limit": f"{named}PerDayPerUserPerTier",
+            # Google's own project, the same for every account.
+            "consumer": "projects/681255809395",
+        },
+    }
+    message = (
+        f"Quota exceeded for quota metric '{what}' and limit '{what} per day per user per tier'"
+    )
+    error = {"code": 429, "message": message, "status": "RESOURCE_EXHAUSTED", "details": [info]}
+    return json_reply({"error": error}, 429)
+
+
+@pytest.mark.parametrize(
+    ("what", "other_model_asks"), [("Gemini 3.1 Pro Requests", FIRST), ("Requests", SECOND)]
+)
+async def test_a_daily_quota_reaches_as_far_as_it_says(
+    provider, pool_proxy, what, other_model_asks
+):
+    spent = quota_exceeded(what)
+    upstream = await provider(by_credential({FIRST: [spent, CONTENT], SECOND: CONTENT}))
+    proxy = await pool_proxy(ASSIST_TWO, provider=upstream)
+    body = assist_body(FOREIGN)
+    async with proxy.client() as http:
+        first = await http.request(**ask_assist(body))
+        flash = body.replace(code_assist.MODEL.encode(), b"gemini-3-flash-preview")
+        # Another conversation: a bound one would stay where it is.
+        second = await http.request(**ask_assist(flash.replace(b'"s"', b'"other"')))
+    assert first.content == second.content == CONTENT.body
+    assert upstream.journal.credentials == [FIRST, SECOND, other_model_asks]
+
+
 async def test_a_placeholder_login_learns_the_accounts_project(provider, pool_proxy):
     upstream = await provider(by_credential({FIRST: code_assist.account("first-project")}))
     proxy = await pool_proxy(ASSIST_TWO[:1], provider=upstream)

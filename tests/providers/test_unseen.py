@@ -133,6 +133,9 @@ ANTHROPIC = [
 ]
 
 CLAUDE_CODE = [
+    (429, {}, claude("rate_limit_error", "You've reached your weekly limit for Opus. Resets Nov 22, 10pm (UTC)"), "quota account+model 172800"),
+    (429, {}, claude("rate_limit_error", "You've reached your Opus limit. Switch to Sonnet to go on."), "quota account+model -"),
+    (429, {}, claude("rate_limit_error", "You've hit your weekly limit. Switch to Sonnet to go on."), "quota account -"),
     (429, {"x-should-retry": "true"}, claude("rate_limit_error", "You've hit your session limit · resets 3:30am (Asia/Shanghai)"), "quota account 77400"),
     (429, {}, claude("rate_limit_error", "You've hit your weekly limit · resets Nov 22, 10pm (UTC)"), "quota account 172800"),
     (429, {"x-should-retry": "true"}, claude("rate_limit_error", "Usage credits are required for long context requests."), "quota account+model -"),

@@ -8,7 +8,6 @@ but no vendor.
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 import msgspec
 
 from account_pool.core import reset_hints
+from account_pool.core.lazy_pattern import LazyPattern
 from account_pool.core.meaning import Meaning, is_about_model, meaning_of
 from account_pool.core.outcome import Answer
 
@@ -46,7 +46,7 @@ _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _ERROR_STATUS = re.compile(r"[45][0-9]{2}")
 
 # The window a sentence names; the first one counts, later ones advertise upgrades.
-_WINDOW = re.compile(
+_WINDOW = LazyPattern(
     r"\b(?P<count>[0-9]{1,3})[\s-]?(?P<unit>hour|day|week|month)s?\b"
     r"|(?:\bper|/)[\s-]*(?P<per>sec|min|hour|day|week|month)(?:onds?|utes?|s)?\b"
     r"|\bper\s(?P<seconds>[0-9]{1,7})\s?s(?:econds)?\b"
@@ -106,8 +106,6 @@ class Facts:
         now: wall clock by which instants are read; None if unknown.
         payload: the JSON value the error stands in, None if it is not JSON.
         zone: the vendor's time zone, for dates that name none; None: UTC.
-        meaning: what codes and sentence say in the vocabulary all vendors share.
-        about_model: the sentence is about one model.
     """
 
     status: int
@@ -122,8 +120,16 @@ class Facts:
     now: float | None
     payload: Any = None
     zone: tzinfo | None = None
-    meaning: Meaning | None = None
-    about_model: bool = False
+
+    @property
+    def meaning(self) -> Meaning | None:
+        """What codes and sentence say in the vocabulary all vendors share."""
+        return None if self.html else meaning_of(self.status, self.message, self.words)
+
+    @property
+    def about_model(self) -> bool:
+        """Whether the sentence is about one model."""
+        return is_about_model(self.message, self.model)
 
 
 def read_facts(answer: Answer) -> Facts:
@@ -154,8 +160,6 @@ def read_facts(answer: Answer) -> Facts:
         now=reset_hints.answer_now(answer.headers, answer.wall_now),
         payload=payload,
         zone=answer.zone,
-        meaning=None if html else meaning_of(status, message, words),
-        about_model=is_about_model(message, answer.model),
     )
 
 
@@ -282,6 +286,8 @@ def _json(text: str) -> Any:
         pass
     if len(text) > _MAX_MESSAGE_CHARS or not found or "'" not in found[0]:
         return None
+    import ast  # noqa: PLC0415 - a rare body
+
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):

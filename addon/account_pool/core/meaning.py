@@ -16,12 +16,14 @@ Sources of the vocabulary: the messages and codes of `tests/data/limits*.jsonl` 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 
 from account_pool.core import vocabulary as english
 from account_pool.core import vocabulary_chinese as chinese
+from account_pool.core.lazy_pattern import LazyPattern
 from account_pool.core.plain_text import plain
 
 _I = re.IGNORECASE
@@ -54,7 +56,8 @@ ABOUT_ACCOUNT = frozenset({0, 401, 402, 403, 412, 429})
 _ABOUT_BODY = frozenset({413, 414, 431})
 
 
-def meaning_of(status: int, message: str, words: Iterable[str]) -> Meaning | None:
+@functools.lru_cache(maxsize=16)
+def meaning_of(status: int, message: str, words: frozenset[str]) -> Meaning | None:
     """Return what a refusal means; None if the vocabulary has no word for it.
 
     Args:
@@ -67,6 +70,8 @@ def meaning_of(status: int, message: str, words: Iterable[str]) -> Meaning | Non
     by_code = _code_meaning(words) if status < 500 else None
     if status in ABOUT_ACCOUNT:
         said = _first(_meaning_of_clause(clause) for clause in _clauses(message))
+        # "The model is unavailable" beside a 403 is about the account.
+        said = None if said is Meaning.CAPACITY and status in (401, 402, 403) else said
     else:
         said = _strict(message, personal=status >= 500)
     # A sentence says more than a code, which may call a quota what is one of a minute.
@@ -82,7 +87,7 @@ def is_about_model(message: str, model: str | None) -> bool:
     return bool(_ONE_MODEL.search(plain(message)))
 
 
-_ONE_MODEL = re.compile(
+_ONE_MODEL = LazyPattern(
     r"\b(?:for|of|on|by|per|with|and|using) (?:this |the |that |each |one |same |base )*"
     r"model(?!s\b)\b(?!\s+(?:provider|studio)\b)"
     r"|\b(?:this|the requested|the selected) model'?s?\b|\bper[_ -]?model\b|ByModel"
@@ -94,29 +99,31 @@ _ONE_MODEL = re.compile(
 
 # -- taking a message apart
 
-_URL = re.compile(r"https?://\S+")
+_URL = LazyPattern(r"https?://\S+")
 # What stands in quotes is a user's or a name. An apostrophe is no quote.
-_QUOTED = re.compile(
+_QUOTED = LazyPattern(
     r"\"[^\"\n]{0,400}\"|`[^`\n]{0,400}`|“[^”\n]{0,400}”|「[^」\n]{0,400}」"
     r"|(?<![\w])'[^'\n]{1,400}'(?!\w)"
 )
 # Three words and more in one: a name.
-_NAME = re.compile(r"\b\w+(?:-\w+){2,}\b")
-_BLANKS = re.compile(r"[ \t]+")
-_END = re.compile(r"(?<=[.!?])\s+|[\n;。!?]+|\s[·|•]\s|\s-\s(?=[A-Z])")
+_NAME = LazyPattern(r"\b\w+(?:-\w+){2,}\b")
+_BLANKS = LazyPattern(r"[ \t]+")
+_END = LazyPattern(r"(?<=[.!?])\s+|[\n;。!?]+|\s[·|•]\s|\s-\s(?=[A-Z])")
 
 
 def _clauses(message: str) -> Iterator[str]:
     """Yield the sentences of *message* without quoted text and addresses."""
     text = _plain(message)
-    for clause in _END.split(text, maxsplit=_MAX_CLAUSES)[:_MAX_CLAUSES]:
+    for clause in _END.compiled.split(text)[:_MAX_CLAUSES]:
         if clause and clause.strip():
             yield clause.strip()
 
 
 def _plain(message: str) -> str:
     text = plain(message[:_MAX_CHARS])
-    return _BLANKS.sub(" ", _NAME.sub("_", _QUOTED.sub(" ", _URL.sub(" ", text))))
+    for pattern, instead in ((_URL, " "), (_QUOTED, " "), (_NAME, "_"), (_BLANKS, " ")):
+        text = pattern.compiled.sub(instead, text)
+    return text
 
 
 def _strict(message: str, *, personal: bool) -> Meaning | None:
@@ -124,12 +131,12 @@ def _strict(message: str, *, personal: bool) -> Meaning | None:
 
     *personal*: only what speaks to the account's owner counts ("your", "you have").
     """
-    text = english.WRAPPED.sub("", _plain(message).strip(), count=1)
+    text = english.WRAPPED.compiled.sub("", _plain(message).strip(), count=1)
     clause = next(_clauses(text), "")
     if english.FIELD.search(clause):
         return None
     if personal:
-        begins = bool(re.match(r"(?:sorry,? )?you", clause, _I))
+        begins = bool(re.match(r"(?:sorry,? )?you|您|你", clause, _I))
     else:
         begins = bool(english.BEGINS.match(clause) or chinese.BEGINS.match(clause))
     if not begins:
@@ -150,7 +157,7 @@ def _meaning_of_clause(clause: str) -> Meaning | None:
 
 
 #: Narrow before wide: "concurrency allocated quota exceeded" is no quota.
-_IN_ORDER: tuple[tuple[Meaning, re.Pattern[str]], ...] = (
+_IN_ORDER: tuple[tuple[Meaning, LazyPattern], ...] = (
     (Meaning.NOT_INCLUDED, english.NOT_INCLUDED),
     (Meaning.NOT_INCLUDED, chinese.NOT_INCLUDED),
     (Meaning.RATE, english.RATE),
@@ -187,7 +194,7 @@ _REQUEST_PARTS = frozenset(
 _RATE_PARTS = frozenset(
     {"rate", "rpm", "tpm", "qps", "concurrency", "concurrent", "minute", "second", "throttling"}
 )
-_MONEY_CODE = re.compile(
+_MONEY_CODE = LazyPattern(
     r"(?:^|_)(?:insufficient|not_enough|no|low|negative|exhausted|empty)_(?:\w+_)?(?:balance|credits?"
     r"|funds|money)(?:_|$)|(?:^|_)(?:balance|credits?|funds)_(?:\w+_)?(?:insufficient|exhausted"
     r"|depleted|not_enough|exceeded|empty|required|error|low)(?:_|$)|(?:^|_)(?:arrearage|arrears"
@@ -196,7 +203,7 @@ _MONEY_CODE = re.compile(
     r"|(?:^|_)(?:subscription|plan|trial|package)_(?:is_)?(?:expired|ended|inactive|cancell?ed)"
     r"|(?:^|_)billing_(?:\w+_)?(?:limit|inactive|not_active|error|required|issue)",
 )
-_PLAN_CODE = re.compile(
+_PLAN_CODE = LazyPattern(
     r"(?:^|_)(?:usage|plan|session|daily|weekly|monthly|hourly|subscription|spend|spending|quota"
     r"|budget|allowance|free_tier|overage|user_quota|account_quota|free_usage|allocation_quota)"
     r"_(?:\w+_)?(?:reached|exceeded|exhausted|hit|spent|depleted|insufficient|not_enough|limited"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
 
 from account_pool.core import time_zones
+from account_pool.core.lazy_pattern import LazyPattern
 from account_pool.core.plain_text import plain
 from account_pool.core.reset_hints import DURATION, believable, sum_of_parts
 
@@ -28,25 +29,25 @@ _I = re.IGNORECASE
 
 # -- what announces a time
 
-_LEAD = re.compile(
-    r"\breached\||\b(?:again|retry|retrying|wait|resets?|refresh(?:es|ed)?|access|available|renew(?:s|ed)?"
-    r"|replenished|restored|resumes?|lifted|unlocks?)\b"
+_LEAD = LazyPattern(
+    r"\breached\||\b(?:again|retry|retrying|wait|resets?|refresh(?:es|ed)?|access|available"
+    r"|renew(?:s|ed)?|replenished|restored|resumes?|lifted|unlocks?)\b"
     r"(?:[\s:,~·]{1,3}(?:in|after|for|at|on|by|least|about|around|approximately|another|until"
     r"|within|the|next|again|will|be|is|time)\b){0,6}[\s:,~·]{0,3}",
     _I,
 )
 # 重置: reset, 恢复: restore, 刷新: refresh, 解除/解封: lift, 重试/再试: try again, 可用: available.
 _BACK = r"(?:重置|恢复|刷新|更新|解除|解封|解锁|重试|再试|再次|可用|使用|继续|重新|释放)"
-_BEFORE = re.compile(
+_BEFORE = LazyPattern(
     rf"(?:{_BACK}|等待|需等|还需|剩余|请(?!求))[^。;!\d]{{0,8}}$|(?:将在|将于|请于|请在|预计)[^。\d]{{0,3}}$"
 )
-_BEHIND = re.compile(rf"^[^。;!\d]{{0,6}}?{_BACK}")
+_BEHIND = LazyPattern(rf"^[^。;!\d]{{0,6}}?{_BACK}")
 
 # -- spellings of a time
 
-_DURATION = re.compile(DURATION, _I)
+_DURATION = LazyPattern(DURATION, _I)
 # "2.11:58:12" (Azure API Management): days, hours, minutes, seconds.
-_COUNTDOWN = re.compile(
+_COUNTDOWN = LazyPattern(
     r"(?:(?P<days>[0-9]{1,3})\.)?(?P<hours>[0-9]{1,2}):(?P<minutes>[0-9]{2})"
     r":(?P<seconds>[0-9]{2})\b"
 )
@@ -59,7 +60,7 @@ _CLOCK = (
     r"(?P<hour>[0-9]{1,2})\s?(?:[:]|时|点)\s?(?P<minute>[0-9]{2})?"
     r"(?:\s?[:分]\s?(?P<second>[0-9]{2})?(?:\.[0-9]{1,9})?)?秒?"
 )
-_MOMENT = re.compile(rf"{_DATE}(?:(?:\s?at\s|T|,?\s?){_CLOCK})?{_ZONE}")
+_MOMENT = LazyPattern(rf"{_DATE}(?:(?:\s?at\s|T|,?\s?){_CLOCK})?{_ZONE}")
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _MONTH = rf"(?i:{'|'.join(_MONTHS)})[a-z]{{0,6}}\.?"
 _TIME_OF_DAY = (
@@ -68,25 +69,26 @@ _TIME_OF_DAY = (
     r"|(?P<hour24>[0-9]{1,2}):(?P<minute24>[0-9]{2})(?::(?P<second24>[0-9]{2}))?"
     r"|(?P<midnight>(?i:midnight)))"
 )
-_DAY_OF_YEAR = re.compile(
+_DAY_OF_YEAR = LazyPattern(
     rf"(?:(?P<month>{_MONTH})\s(?P<day>[0-9]{{1,2}})(?!\d)(?:st|nd|rd|th)?"
     rf"|(?P<day2>[0-9]{{1,2}})(?:st|nd|rd|th)?\s(?:of\s)?(?P<month2>{_MONTH}))"
     rf"(?:,?\s(?P<year>20[0-9]{{2}})\b)?(?:,?\s?(?:\bat\s)?{_TIME_OF_DAY})?{_ZONE}"
 )
-_OF_DAY = re.compile(rf"(?P<tomorrow>(?i:tomorrow),?(?:\sat)?\s?)?{_TIME_OF_DAY}{_ZONE}")
-_NEXT = re.compile(
+_OF_DAY = LazyPattern(rf"(?P<tomorrow>(?i:tomorrow),?(?:\sat)?\s?)?{_TIME_OF_DAY}{_ZONE}")
+_NEXT = LazyPattern(
     r"(?:next )?(?P<weekday>monday|tuesday|wednesday|thursday|friday|saturday|sunday)\b"
     r"|(?P<tomorrow>tomorrow)\b",
     _I,
 )
 _WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-_EPOCH = re.compile(r"(?P<epoch>1[0-9]{9})\b")
+_EPOCH = LazyPattern(r"(?P<epoch>1[0-9]{9})\b")
 
 _CHINESE_UNITS = {"周": 604_800, "星期": 604_800, "天": 86_400, "日": 86_400, "小时": 3600}
 _CHINESE_UNITS |= {"钟头": 3600, "分钟": 60, "分": 60, "秒钟": 1, "秒": 1}
-_CHINESE_PART = re.compile(rf"([0-9]{{1,6}}(?:\.[0-9]{{1,3}})?)\s?个?({'|'.join(_CHINESE_UNITS)})")
-_CHINESE_WAIT = re.compile(rf"(?>(?:{_CHINESE_PART.pattern}[\s,零又]?){{1,4}})(?![前内的])")
-_CHINESE_NEXT = re.compile(
+_CHINESE_PART_TEXT = rf"([0-9]{{1,6}}(?:\.[0-9]{{1,3}})?)\s?个?({'|'.join(_CHINESE_UNITS)})"
+_CHINESE_PART = LazyPattern(_CHINESE_PART_TEXT)
+_CHINESE_WAIT = LazyPattern(rf"(?>(?:{_CHINESE_PART_TEXT}[\s,零又]?){{1,4}})(?![前内的])")
+_CHINESE_NEXT = LazyPattern(
     r"(?P<day>明天|明日|次日|每日|每天)(?:凌晨|零点|0\s?[点时]|00:00)?|下周一|(?P<month>下个?月(?:1|一)?[日号]?)"
 )
 
@@ -101,14 +103,14 @@ def sentence(text: object, now: float | None, zone: tzinfo | None = None) -> flo
         return None
     text = plain(text[:_MAX_SENTENCE_CHARS])
     found = [*_english(text, now, zone), *_chinese(text, now, zone)]
-    return min(found)[1] if found else None
+    return min(found, key=lambda one: one[0])[1] if found else None
 
 
 def _english(
     text: str, now: float | None, zone: tzinfo | None
 ) -> Iterator[tuple[int, float | None]]:
     """Yield where the first time stands that an English word announces, and the wait."""
-    for lead in _LEAD.finditer(text):
+    for lead in _LEAD.compiled.finditer(text):
         rest = text[lead.end() : lead.end() + _MAX_TIME_CHARS]
         if found := _DURATION.match(rest):
             yield lead.start(), sum_of_parts(found[0])
@@ -129,7 +131,7 @@ def _chinese(
     if text.isascii():
         return
     for pattern, read in _CHINESE_SPELLINGS:
-        for found in pattern.finditer(text):
+        for found in pattern.compiled.finditer(text):
             before = text[max(0, found.start() - 14) : found.start()]
             behind = text[found.end() : found.end() + 14]
             if not _BEFORE.search(before) and not _BEHIND.search(behind):
@@ -226,18 +228,18 @@ def _countdown(found: re.Match[str]) -> float | None:
 
 
 def _parts(found: re.Match[str]) -> float | None:
-    parts = _CHINESE_PART.findall(found[0])
+    parts = _CHINESE_PART.compiled.findall(found[0])
     return believable(sum(float(amount) * _CHINESE_UNITS[unit] for amount, unit in parts))
 
 
-_SPELLINGS: tuple[tuple[re.Pattern[str], _Read], ...] = (
+_SPELLINGS: tuple[tuple[LazyPattern, _Read], ...] = (
     (_MOMENT, _moment),
     (_DAY_OF_YEAR, _day_of_year),
     (_OF_DAY, _time_of_day),
     (_NEXT, _next_day),
     (_EPOCH, _epoch),
 )
-_CHINESE_SPELLINGS: tuple[tuple[re.Pattern[str], _Read | None], ...] = (
+_CHINESE_SPELLINGS: tuple[tuple[LazyPattern, _Read | None], ...] = (
     (_MOMENT, _moment),
     (_CHINESE_WAIT, None),
     (_CHINESE_NEXT, _chinese_next),

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import re
 
+from account_pool.core.lazy_pattern import LazyPattern
+
 _I = re.IGNORECASE
 
 # -- English: what is limited, and what is said of it
@@ -52,14 +54,14 @@ _LACKING = (
     r"|ha(?:ve|s) (?:no|used all(?: of)?|exhausted|depleted|run out of)(?: your)?|exceeded your)"
 )
 
-EXTRA = re.compile(
+EXTRA = LazyPattern(
     r"\b(?:usage|credits?|overages?|purchase)\b.{0,60}\b(?:required|needed|necessary)\b.{0,10}"
     r"\b(?:for|to use)\b.{0,20}\b(?P<for>long[- ]context|1m context|context window|fast mode)"
     r"|\b(?P<needs>long[- ]context|1m context|fast mode)\b.{0,60}\b(?:requires?|needs?)\b.{0,30}"
     r"\b(?:usage|credits?|overages?)\b",
     _I,
 )
-MONEY = re.compile(
+MONEY = LazyPattern(
     rf"\b{_LACKING}\s+(?:[\w'-]+\s+){{0,3}}?{_PURSE}\b"
     rf"|\b{_PURSE}\b.{{0,60}}?\b{_AUX}(?:insufficient|too low|exhausted|depleted|used up|not enough"
     r"|not sufficient|empty|negative|run out|ran out|expired|below|isn't enough)\b"
@@ -73,20 +75,20 @@ MONEY = re.compile(
     _I,
 )
 #: Advice that stands beside other refusals too: it counts where nothing else does.
-PAY = re.compile(
+PAY = LazyPattern(
     r"\b(?:please|must|need to|have to)\b.{0,30}\b(?:top[- ]?up|recharge|add (?:more )?(?:credits?"
     r"|funds)|purchase (?:more |additional )?credits?|buy (?:more )?credits?"
     r"|add (?:or update )?(?:your |a )?payment method)\b",
     _I,
 )
-PLAN_SPENT = re.compile(
+PLAN_SPENT = LazyPattern(
     rf"\b{_SPENDING}\s+(?:.{{0,80}}?[\s(/-])?{_PLAN}\b|\bover (?:your |the |its )?{_PLAN}\b"
     rf"|\b{_PLAN}\b.{{0,80}}?\b{_AUX}{_SPENT}\b|\bno quota\b"
     r"|\byou(?:'ve| have)? (?:just )?(?:reached|hit|exceeded) your .{0,40}?\blimits?\b",
     _I,
 )
 #: A plan, model or tier that is another one than the account's.
-NOT_INCLUDED = re.compile(
+NOT_INCLUDED = LazyPattern(
     r"\b(?:plan|subscription|tier|package|membership)\b.{0,60}\b(?:(?:does|do|is|are) ?n[o']t"
     r"|cannot|can't)\b.{0,30}\b(?:includ\w+|support\w*|cover\w*|allow\w*|have access|available"
     r"|permit\w*|entitled|eligible)\b"
@@ -96,7 +98,7 @@ NOT_INCLUDED = re.compile(
     r"|\b(?:upgrade|subscribe)\b.{0,20}\bto (?:access|use) (?:this|the) (?:model|feature)\b",
     _I,
 )
-RATE = re.compile(
+RATE = LazyPattern(
     r"\brate[- ]?limit(?:s|ed|ing)?\b"
     r"|\bconcurren(?:cy|t)\b.{0,80}\b(?:limits?|limited|exceed\w*|high|reduce|reached|too many"
     r"|max\w*|quota)\b|\b(?:high|too (?:many|high)|max\w*|exceed\w*|reached|limit).{0,30}"
@@ -110,7 +112,7 @@ RATE = re.compile(
     r"|\bper[- ](?:second|minute)\b.{0,40}\b(?:limit\w*|exceed\w*)\b",
     _I,
 )
-CAPACITY = re.compile(
+CAPACITY = LazyPattern(
     r"\b(?:engine|model|server|service|system)s? (?:is |are |may be |might be )?"
     r"(?:currently |temporarily )*(?:overloaded|busy|at capacity|unavailable)\b"
     r"|\bexperiencing high (?:traffic|demand|load)\b"
@@ -123,7 +125,7 @@ CAPACITY = re.compile(
 
 # -- what is about the request, whatever else it says
 
-REQUEST = re.compile(
+REQUEST = LazyPattern(
     r"^(?:invalid|unsupported|unknown|missing|malformed|unexpected|failed to parse)\b"
     r"|\bis not a valid\b|\bcontext[ _-](?:length|window|size|limit)s?\b(?!.{0,30}\bcredits?\b)"
     r"|\bmax(?:imum)?[ _-](?:\w+[ _-])?"
@@ -142,7 +144,7 @@ REQUEST = re.compile(
     _I,
 )
 #: Where a status is about the request these too: the sentence explains a field of it.
-FIELD = re.compile(
+FIELD = LazyPattern(
     r"\b(?:in)?valid\b|\bunsupported\b|\bunexpected\b|\bunknown\b|\bmissing\b|\bmalformed\b"
     r"|\bmust (?:be|have|not|contain|match)\b|\bshould (?:be|have|not)\b|\bexpected\b"
     r"|\bparameters?\b"
@@ -155,7 +157,7 @@ FIELD = re.compile(
 )
 
 # What begins a sentence about the account.
-BEGINS = re.compile(
+BEGINS = LazyPattern(
     r"(?:(?:sorry|oops|unfortunately|error|warning|attention|notice)[,:!]? )?"
     r"(?:you(?:'ve| have|'re| are| ran| do| don't| used| hit| exceeded| reached| currently| now"
     r"|\s\()"
@@ -170,7 +172,7 @@ BEGINS = re.compile(
     _I,
 )
 #: What gateways and SDKs put before a vendor's sentence.
-WRAPPED = re.compile(
+WRAPPED = LazyPattern(
     r"^(?:\s*(?:error code:? ?\d{3}|http \d{3}|\[?\d{3,5}\]?|\(\d{3}\)"
     r"|(?:[\w-]+\.)*\w+(?:Error|Exception)"
     r"|api error|error from provider(?: \([^)]{0,60}\))?|upstream(?: error)?|error|request failed"

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 
+from account_pool.core.lazy_pattern import LazyPattern
+
 _I = re.IGNORECASE
 
 #: quota, limit, usage, package of calls or tokens, budget
@@ -26,7 +28,7 @@ _PURSE = "(?:余额|积分|点数|金额|费用|资金)"
 #: plan, subscription, membership, trial, prepaid package
 _PLAN = "(?:套餐|订阅|会员|试用|服务包|资源包)"
 
-MONEY = re.compile(
+MONEY = LazyPattern(
     # balance not enough, used up, zero or negative
     rf"{_PURSE}.{{0,12}}(?:不足|用尽|用完|耗尽|过低|不够|为(?:0|零|负))"
     # in arrears; bill overdue; no usable package
@@ -36,14 +38,14 @@ MONEY = re.compile(
     # please top up
     "|请(?:先|及时|尽快)?(?:前往.{0,12})?充值"
 )
-PLAN_SPENT = re.compile(
+PLAN_SPENT = LazyPattern(
     rf"{_QUOTA}.{{0,14}}(?:{_SPENT}|失败)|{_SPENDING}.{{0,18}}{_QUOTA}"
     rf"|{_PERIOD}.{{0,10}}(?:上限|额度|配额|限额|用量).{{0,10}}{_SPENT}"
     rf"|{_SPENDING}.{{0,14}}{_PERIOD}.{{0,10}}(?:上限|限制)|(?:使用|用量|调用)(?:次数)?(?:上限|限额)"
     "|剩余额度.{0,12}为(?:0|零)",
     _I,
 )
-RATE = re.compile(
+RATE = LazyPattern(
     # requests too frequent, too many
     "(?:请求|调用|访问|操作)(?:过于|太|过)(?:频繁|快)|请求(?:数|次数)?过多"
     # concurrency too high
@@ -55,21 +57,21 @@ RATE = re.compile(
     "|(?:RPM|TPM|QPS).{0,12}(?:超|达|上限|限)|(?:超|达).{0,12}(?:RPM|TPM|QPS)",
     _I,
 )
-CAPACITY = re.compile(
+CAPACITY = LazyPattern(
     # too many visits; server busy, overloaded, unavailable; no channel
     "(?:访问|请求)量(?:过大|较大|过高)|(?:服务器?|系统|模型|引擎).{0,6}(?:繁忙|过载|不可用)"
     "|负载(?:过高|已饱和|较高)|算力不足|(?:无|没有)可用的?渠道|渠道不可用|暂无可用"
 )
-NOT_INCLUDED = re.compile(
+NOT_INCLUDED = LazyPattern(
     rf"(?:{_PLAN}|版本).{{0,16}}(?:不支持|未包含|不包含|暂未开放|无权|没有权限|尚未包含)"
     "|(?:升级|订阅|开通).{0,12}(?:才能|方可|即可)(?:使用|访问|调用)"
 )
 #: About the request: input, context, characters, file, picture, length, tools, content policy.
-REQUEST = re.compile(
+REQUEST = LazyPattern(
     "输入|上下文|字符|文件|图片|附件|上传|长度|敏感|违规|不合规|审核|安全策略|工具数|消息数|参数|提示词"
 )
 #: What begins a sentence about the account: it has no articles.
-BEGINS = re.compile(
+BEGINS = LazyPattern(
     rf"[^,。]{{0,16}}?(?:余额|{_QUOTA}|{_PLAN}|欠费|账[户号]|预扣费|已[达用]|您|本月|本周|今日|免费|积分"
     "|用户)",
     _I,

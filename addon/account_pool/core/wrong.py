@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any
 
 MAX_SHOWN_CHARS = 40
@@ -90,6 +89,8 @@ def shown_key(key: str) -> str:
 
 def unknown(key: str, accepted: Sequence[str]) -> str:
     """Return the remedy for an unknown *key*: the likely one, or all that are accepted."""
+    from difflib import get_close_matches  # noqa: PLC0415 - only where something is wrong
+
     written = key.strip().lower()
     usual = _SYNONYMS.get(written.replace("-", "_"))
     close = [usual] if usual in accepted else get_close_matches(written, accepted, n=1)

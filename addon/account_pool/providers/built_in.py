@@ -11,12 +11,9 @@ import functools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from importlib import resources
 from typing import Any
 
 from account_pool.providers.base import HostRule, Provider
-from account_pool.providers.definition import Loc, read_definition
-from account_pool.providers.user_defined import build
 
 _FILE = "builtin.yaml"
 #: A provider begins at the margin; so do comments.
@@ -65,6 +62,10 @@ class BuiltIn(Mapping[str, Provider]):
         return tuple(map(HostRule.parse, _list(_HOSTS, _sections()[name])))
 
     def _compile(self, name: str, text: str) -> Provider:
+        # Imported where one of these is used, as what reads the file.
+        from account_pool.providers.definition import read_definition  # noqa: PLC0415
+        from account_pool.providers.user_defined import build  # noqa: PLC0415
+
         written = parse(text)[name]
         definition = read_definition(_Ours(name), (name,), written)
         made = build(
@@ -85,6 +86,8 @@ def parse(text: str) -> dict[str, Any]:
 
 def source() -> str:
     """Return the text of the file."""
+    from importlib import resources  # noqa: PLC0415 - as in `parse`
+
     return resources.files(__package__).joinpath(_FILE).read_text(encoding="utf-8")
 
 
@@ -108,11 +111,11 @@ class _Ours:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def problem(self, loc: Loc, wrong: str, remedy: str) -> None:
+    def problem(self, loc: tuple[str | int, ...], wrong: str, remedy: str) -> None:
         raise ValueError(f"{_FILE}: {loc}: {wrong}; {remedy}")
 
-    def place(self, loc: Loc) -> str:
+    def place(self, loc: tuple[str | int, ...]) -> str:
         return f"{_FILE}, {self._name}: rule {loc[-1]}"
 
-    def has_shape(self, _loc: Loc, _kind: str, _value: Any) -> bool:
+    def has_shape(self, _loc: tuple[str | int, ...], _kind: str, _value: Any) -> bool:
         return True

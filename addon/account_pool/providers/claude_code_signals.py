@@ -139,6 +139,20 @@ def _family_models(facts: Facts) -> str | None:
     return f"claude-*{family}*"
 
 
+# "You've reached your Opus limit", "your weekly limit for Opus"; not "switch to Sonnet".
+_NAMED_FAMILY = re.compile(
+    r"\b(fable|haiku|opus|sonnet)(?: \d[\d.]*)?(?: (?:weekly|usage|model))? limits?\b"
+    r"|\blimits? (?:for|on) (?:claude )?(fable|haiku|opus|sonnet)\b",
+    _I,
+)
+
+
+def _limited_family(facts: Facts) -> str | None:
+    """Return the models of the family whose limit a sentence says is reached."""
+    found = _NAMED_FAMILY.search(facts.message) if facts.meaning is Meaning.PLAN else None
+    return f"claude-*{(found[1] or found[2]).lower()}*" if found else None
+
+
 def _long_context(_facts: Facts) -> str:
     """Name what only accounts with extra usage have; it is no model."""
     return LONG_CONTEXT
@@ -208,6 +222,16 @@ SUBSCRIPTION_RULES: tuple[Rule, ...] = (
         when=_is_spent,
         waits=_WINDOW_WAITS,
         source=_CCF,
+    ),
+    Rule(
+        why="the limit of a model family is reached",
+        cls=OutcomeClass.QUOTA,
+        scope=Scope.MODEL,
+        status=frozenset({0, 400, 403, 429}),
+        when=lambda facts: _limited_family(facts) is not None,
+        feature=_limited_family,
+        explicit=True,
+        source="notices of Claude Code 2.1: You've reached your Opus limit",
     ),
     Rule(
         why="no credit for what goes beyond the plan",

@@ -12,6 +12,7 @@ import re
 
 from account_pool.core import reset_hints
 from account_pool.core.facts import Facts
+from account_pool.core.meaning import Meaning
 from account_pool.core.outcome import OutcomeClass, Scope
 from account_pool.core.signals import RATE_WINDOW_S, Rule
 from account_pool.providers.general_signals import GENERAL_RULES
@@ -41,18 +42,24 @@ def named_model(facts: Facts) -> str | None:
     return found[1] if found else None
 
 
+def _is_the_vendors(facts: Facts) -> bool:
+    """Say whether nothing speaks of the account: "You have exceeded your quota" does."""
+    return facts.meaning not in (Meaning.PLAN, Meaning.MONEY)
+
+
 #: The vendor's own trouble, told by a status that leaves no doubt.
 SERVER_STATUS_RULES: tuple[Rule, ...] = (
     Rule(
         why="no capacity",
         cls=OutcomeClass.OVERLOADED,
         status=frozenset({498, 503, 529}),
+        when=_is_the_vendors,
         source="https://console.groq.com/docs/errors (498), RFC 9110 (503)",
     ),
     Rule(
         why="server error",
         cls=OutcomeClass.SERVER_ERROR,
-        when=lambda facts: facts.status >= 500,
+        when=lambda facts: facts.status >= 500 and _is_the_vendors(facts),
         source="RFC 9110 section 15.6",
     ),
 )
@@ -63,7 +70,11 @@ NO_LIMIT_RULES: tuple[Rule, ...] = (
         cls=OutcomeClass.REQUEST_ERROR,
         # Same status, type and code as a real limit; no wait cures it.
         status=frozenset({0, 413, 429}),
-        phrase=re.compile(r"\brequest too large\b|\bmust be reduced\b|\btoo large for\b", _I),
+        phrase=re.compile(
+            r"\b(?:request|body|payload|prompt|input|image|file|message|attachment)s? (?:\w+ )?"
+            r"(?:is |are )?too (?:large|long|big)\b|\bmust be reduced\b|\btoo large for\b",
+            _I,
+        ),
         source="TheR1D/shell_gpt#653; https://console.groq.com/docs/errors (413)",
     ),
     Rule(
