@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from account_pool.core.admission import MAX_BODY_BYTES
-from account_pool.core.attempts import OVERLOAD_TRIES, Attempts, Limits
+from account_pool.core.attempts import Attempts, Limits
 from account_pool.core.broken import STALE_WITHIN_S, TRIES, Broken, how_broken
 from account_pool.core.errors import IllegalEvent
 from account_pool.core.lease import Conversation, Facts
@@ -284,17 +284,96 @@ def test_bare_429_of_the_only_account_waits_its_pause_once() -> None:
     play.at(1.0) >> resumed << "send a" >> refused(BARE_429) << "deliver"
 
 
-# -- overloaded: two tries in place, full jitter; then delivered
+# -- overloaded, or failing: one try in place, one other account; then delivered
 
 
-def test_overloaded_is_tried_twice_in_place() -> None:
-    play = Play("a", "b", chance=0.5)
-    play >> begin << "send a" >> refused(OVERLOADED) << "wait until 0.5"
+@pytest.mark.parametrize("outcome", [OVERLOADED, SERVER_ERROR])
+def test_an_overload_is_tried_in_place_and_on_one_other_account(outcome: Outcome) -> None:
+    play = Play("a", "b", "c", chance=0.5)
+    play >> begin << "send a" >> refused(outcome) << "wait until 0.5"
     assert play.in_flight == 1
-    play.at(0.5) >> resumed << "send a" >> refused(OVERLOADED) << "wait until 1.5"
-    play.at(1.5) >> resumed << "send a" >> refused(OVERLOADED) << "deliver"
+    play.at(0.5) >> resumed << "send a" >> refused(outcome) << "send b"
+    play >> refused(outcome) << "deliver"
     assert (play.benched, play.cooling) == ([], [])
-    assert len(play.tried) == 1 + OVERLOAD_TRIES
+
+
+def test_a_limit_on_the_other_account_goes_on_to_the_next() -> None:
+    play = Play("a", "b", "c", chance=0.0)
+    play >> begin >> refused(OVERLOADED) << "wait until 0"
+    play >> resumed << "send a" >> refused(OVERLOADED) << "send b"
+    play >> refused(quota(60.0)) << "send c" >> committed >> finished
+
+
+def test_the_next_request_begins_where_nobody_was_overloaded() -> None:
+    pool = pool_of("a", "b", strategy="fill-first")
+    first = Play(pool=pool, chance=0.0)
+    first >> begin << "send a" >> refused(OVERLOADED) >> resumed >> refused(OVERLOADED) << "send b"
+    first >> committed >> finished
+    Play(pool=pool).at(59.0) >> begin << "send b"
+    # Another model, or a minute later: it says nothing.
+    other = replace(FACTS, model="gpt-5-mini")
+    Play(pool=pool, facts=other).at(59.0) >> begin << "send a"
+    Play(pool=pool).at(60.0) >> begin << "send a"
+
+
+def test_when_two_are_overloaded_it_is_the_servers_and_everybody_stays() -> None:
+    pool = pool_of("a", "b", "c", strategy="fill-first")
+    first = Play(pool=pool, chance=0.0)
+    first >> begin >> refused(OVERLOADED) >> resumed >> refused(OVERLOADED) << "send b"
+    first >> refused(OVERLOADED) << "deliver"
+    Play(pool=pool).at(1.0) >> begin << "send a"
+
+
+def test_an_overloaded_account_serves_who_has_nowhere_else_to_go() -> None:
+    pool = pool_of("a", "b", strategy="fill-first")
+    pool.mark_cooldown(key("b"), quota(60.0), now=0.0)
+    first = Play(pool=pool, chance=0.0)
+    first >> begin >> refused(OVERLOADED) >> resumed >> refused(OVERLOADED) << "deliver"
+    Play(pool=pool).at(1.0) >> begin << "send a"
+
+
+# -- silence: the next request begins elsewhere
+
+
+def test_what_broke_is_not_where_the_next_request_begins() -> None:
+    pool = pool_of("a", "b", strategy="fill-first")
+    Play(pool=pool) >> begin << "send a" >> broken(Broken.MAYBE_RAN) << "answer 502"
+    assert pool.get(key("a")).broken == 1
+    Play(pool=pool).at(1.0) >> begin << "send b" >> committed >> finished
+    # It was answered: the next goes where the strategy says.
+    Play(pool=pool).at(2.0) >> begin << "send a"
+
+
+@pytest.mark.parametrize(("silence", "following"), [(29.0, "send a"), (31.0, "send b")])
+def test_a_client_that_leaves_moves_on_only_after_a_long_silence(
+    silence: float, following: str
+) -> None:
+    pool = pool_of("a", "b", strategy="fill-first")
+    Play(pool=pool) >> begin << "send a"
+    left_play = Play(pool=pool)
+    left_play >> begin << "send a"
+    left_play.at(silence) >> left
+    assert pool.get(key("a")).departures == 1
+    Play(pool=pool).at(silence + 1) >> begin << following
+
+
+def test_a_long_silence_is_four_times_the_usual() -> None:
+    pool = pool_of("a", "b", strategy="fill-first")
+    for _ in range(20):
+        play = Play(pool=pool)
+        play >> begin << "send a"
+        play.at(0.5) >> committed >> finished
+    waiting = Play(pool=pool)
+    waiting >> begin << "send a"
+    waiting.at(2.5) >> left
+    Play(pool=pool).at(3.0) >> begin << "send b"
+
+
+def test_other_requests_stay_where_one_was_not_answered() -> None:
+    pool = pool_of("a", "b", strategy="fill-first")
+    Play(pool=pool) >> begin << "send a" >> broken(Broken.MAYBE_RAN) << "answer 502"
+    other = replace(FACTS, conversation=Conversation(session="another"))
+    Play(pool=pool, facts=other) >> begin << "send a"
 
 
 @pytest.mark.parametrize(("chance", "until"), [(0.0, "0"), (0.25, "0.25"), (1.0, "1")])
@@ -311,15 +390,16 @@ def test_overloaded_then_good() -> None:
 @pytest.mark.parametrize(
     ("hint", "step"),
     [
-        (3.0, "wait until 3.5"),
-        (29.5, "wait until 30"),
-        (30.0, "deliver"),
+        (3.0, "wait until 3"),
+        # Longer than it is worth waiting: another account is asked at once.
+        (3.5, "send b"),
+        (30.0, "send b"),
         (-5.0, "wait until 0.5"),
         (float("nan"), "wait until 0.5"),
         (float("inf"), "wait until 0.5"),
     ],
 )
-def test_overloaded_waits_as_told_within_max_wait(hint: float, step: str) -> None:
+def test_overloaded_waits_as_told_within_patience(hint: float, step: str) -> None:
     told = Outcome(cls=OutcomeClass.OVERLOADED, scope=Scope.SERVER, cooldown_s=hint)
     Play("a", "b") >> begin << "send a" >> refused(told) << step
 
@@ -398,7 +478,7 @@ def test_second_of_two_refused_credentials_is_healed_by_its_refresh() -> None:
     [
         (refused(quota(60.0)), "deliver, 60 s"),
         (refused(REQUEST_ERROR), "deliver"),
-        (refused(SERVER_ERROR), "deliver"),
+        (refused(SERVER_ERROR), "wait until 0.5"),
         (FORBIDDEN_TOO, "deliver"),
         (broken(Broken.MAYBE_RAN), "deliver"),
     ],
@@ -469,13 +549,12 @@ def test_forbidden_model_cools_that_model_only_once_another_serves_it() -> None:
     assert without(play) == ["a"]
 
 
-# -- the request's own fault, the vendor's failure: delivered as it is
+# -- the request's own fault: delivered as it is
 
 
-@pytest.mark.parametrize("outcome", [REQUEST_ERROR, SERVER_ERROR])
-def test_delivered_as_it_is(outcome: Outcome) -> None:
+def test_delivered_as_it_is() -> None:
     play = Play("a", "b")
-    play >> begin << "send a" >> refused(outcome) << "deliver"
+    play >> begin << "send a" >> refused(REQUEST_ERROR) << "deliver"
     assert len(play.tried) == 1
     assert (play.benched, play.cooling) == ([], [])
 

@@ -149,8 +149,6 @@ async def test_the_command(start, tmp_path):
     for args in (
         ("openai", "new", "env:NEW_KEY"),
         ("nobody", "x", "env:NEW_KEY"),
-        ("openai", "x", "env:NOT_SET"),
-        ("openai", "x", "file:nothing.txt"),
         ("openai", " ", "env:NEW_KEY"),
         ("openai", "x", "sk-fake-new-000"),
         ("openai", "x", "command:cat /etc/passwd"),
@@ -160,6 +158,10 @@ async def test_the_command(start, tmp_path):
             addon.add(*args)
         assert "sk-fake" not in str(error.value)
     assert len(keys(addon)) == 3
+    # What cannot be read now is the state of its account.
+    assert "openai/later was added" in addon.add("openai", "later", "env:NOT_SET")
+    assert "openai/file was added" in addon.add("openai", "file", "file:nothing.txt")
+    assert len(keys(addon)) == 5
 
 
 async def test_a_token_that_cannot_be_kept(start, tmp_path, caplog):

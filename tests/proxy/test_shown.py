@@ -280,10 +280,12 @@ def test_what_is_the_requests_own_fault_needs_no_comment(shows):
 
 
 def test_an_error_of_the_server(shows):
-    rig = shows()
+    rig = shows("one")
     rig.send(post1())
     rig.server.send(SERVER_ERROR)
-    assert rig.flows[0].comment == "openai/one: 500 server_error"
+    rig.server.send(SERVER_ERROR)
+    assert rig.answers[0].status == 500
+    assert rig.flows[0].comment.startswith("openai/one: 500 server_error")
 
 
 def test_an_answer_of_our_own_is_explained(shows):

@@ -190,6 +190,24 @@ def _accounts(states: Iterable[AccountState], now: float) -> Iterator[Metric]:
         ("account",),
         [((str(state.key),), state.in_flight) for state in states],
     )
+    yield _gauge(
+        "account_pool_in_flight_oldest_seconds",
+        "Age of the oldest request under way; 0 when there is none.",
+        ("account",),
+        [((str(s.key),), now - min(s.running.values(), default=now)) for s in states],
+    )
+    yield _counter(
+        "account_pool_departures",
+        "Clients that left before the first byte of an answer.",
+        ("account",),
+        [((str(state.key),), state.departures) for state in states],
+    )
+    yield _counter(
+        "account_pool_broken",
+        "Requests whose connection broke before the first byte of an answer.",
+        ("account",),
+        [((str(state.key),), state.broken) for state in states],
+    )
     verdicts = [(str(state.key), verdict_of(state, now)[0]) for state in states]
     yield _gauge(
         "account_pool_account_state",

@@ -39,9 +39,7 @@ from account_pool.core.story import Story
 from account_pool.core.turn import Turn
 from account_pool.core.verdicts import Suspect, is_about_account
 
-#: Tries in place for a server short of capacity, beyond the first (design.md, 7).
-OVERLOAD_TRIES = 2
-#: First pause between them; doubles, full jitter.
+#: Longest pause before an overloaded account is tried once more, full jitter (design.md, 7).
 OVERLOAD_PAUSE_S = 1.0
 #: Accounts a request asks that say 429 without evidence, and the pause between them.
 BARE_TRIES = 4
@@ -125,6 +123,10 @@ class Attempts:
     _refreshed: set[AccountKey] = field(default_factory=set)
     _bare_refusals: int = 0
     _overloads: int = 0
+    #: the lease of the attempt whose silence was noted
+    _silent_on: Lease | None = None
+    #: the overloaded account that another one was asked in place of
+    _overloaded_on: set[AccountKey] = field(default_factory=set)
     _breaks: dict[Broken, int] = field(default_factory=dict)
     _give_up_at: float | None = None
     _move_at: float | None = None
@@ -302,11 +304,25 @@ class Attempts:
                 self.pool.mark_cooldown(lease.key, of_sockets, now=now, by=by)
         return suspect
 
+    def look(self, now: float) -> None:
+        """Time has passed: note a silence that is longer than usual, once an attempt."""
+        lease = self.lease
+        if self.phase is not Phase.SENT or lease is None or self._silent_on is lease:
+            return
+        if not self.pool.is_silent(lease, now=now):
+            return
+        avoid = self._avoided(now) | {lease.key}
+        if self.turn.owner is None and self.pool.pick(self.facts, now=now, avoid=avoid) is not None:
+            self._silent_on = lease
+            self._told().silent(lease.key, now - lease.started_at, now)
+
     def left(self, now: float) -> None:
         """The client has left, or the request was given up: nobody's fault.
 
         May come at any time, also when all is over.
         """
+        if self.phase is Phase.SENT and self.lease is not None:
+            self.pool.departed(self.lease, now=now)
         self.phase = Phase.OVER
         self.turn.ended(now)
         if self._story is not None:
@@ -328,8 +344,8 @@ class Attempts:
                 return self._bare(lease, outcome, now)
             case OutcomeClass.RATE_LIMIT | OutcomeClass.QUOTA:
                 return self._limited(lease, outcome, now)
-            case OutcomeClass.OVERLOADED:
-                return self._overloaded(outcome, now)
+            case OutcomeClass.OVERLOADED | OutcomeClass.SERVER_ERROR:
+                return self._overloaded(lease, outcome, now)
             case OutcomeClass.REQUEST_ERROR if outcome.missing_model and self.facts.model:
                 return self._model_missing(lease, outcome, now)
             case (
@@ -385,14 +401,33 @@ class Attempts:
         self._unresolved(now)
         return Deliver(self._soonest(now))
 
-    def _overloaded(self, outcome: Outcome, now: float) -> Step:
-        if self._overloads < OVERLOAD_TRIES and self.replayable and self._may_send():
-            pause = self.chance() * OVERLOAD_PAUSE_S * 2.0**self._overloads
-            pause += usable_hint(outcome.cooldown_s) or 0.0
-            if self._hold_until(now) >= now + pause:
-                self._overloads += 1
+    def _overloaded(self, lease: Lease, outcome: Outcome, now: float) -> Step:
+        """Try once in place, then one other account; more would make the overload worse."""
+        self.pool.note_overloaded(lease, now=now)
+        self._overloads += 1
+        if self.replayable and self._may_send():
+            named = usable_hint(outcome.cooldown_s)
+            pause = self.chance() * OVERLOAD_PAUSE_S if named is None else named
+            in_time = pause <= max(self.limits.patience_s, OVERLOAD_PAUSE_S)
+            if self._overloads == 1 and in_time and self._hold_until(now) >= now + pause:
                 return Wait(now + pause)
+            other = None if lease.key in self._overloaded_on else self._another(lease, now)
+            if other is not None:
+                return self._go(other, now)
         return self._deliver(now)
+
+    def _another(self, lease: Lease, now: float) -> Lease | None:
+        """Lease another account in place of an overloaded one, once, without waiting."""
+        if self._overloaded_on or self.turn.owner is not None:
+            return None
+        avoid = self._avoided(now) | {lease.key} | self.pool.troubled(self.facts, now=now)
+        try:
+            other = self.pool.acquire(self.facts, now=now, avoid=avoid)
+        except NoUsableAccount:
+            return None
+        self._overloaded_on.add(lease.key)
+        self._return(None, now)
+        return other
 
     def _credential_refused(self, lease: Lease, outcome: Outcome, now: float) -> Step:
         # Also when this request cannot be sent again: nobody is benched before its
@@ -485,6 +520,7 @@ class Attempts:
             if how is Broken.CONNECT:
                 return Wait(now + CONNECT_PAUSE_S * (0.5 + self.chance()))
             return self._again(lease, now, fresh=True)
+        self.pool.note_broken(lease, now=now)
         self._return(None, now)
         self._unresolved(now)
         if self._refused:
@@ -498,7 +534,9 @@ class Attempts:
             again = untried is not None and not untried.is_suspect(self.facts.model)
             return self._exhausted(self._soonest(now), None, again=again)
         avoid, owner = self._avoided(now), self.turn.owner
-        step = (self._probe(now) or self._stay(avoid, now)) if owner is None else None
+        step = None
+        if owner is None:
+            step = self._probe(now) or self._begin_elsewhere(avoid, now) or self._stay(avoid, now)
         if step is not None:
             return step
         try:
@@ -551,6 +589,23 @@ class Attempts:
         if lease is None:
             return None
         self._told().probes(lease.key, now)
+        return self._go(lease, now)
+
+    def _begin_elsewhere(self, avoid: set[AccountKey], now: float) -> Step | None:
+        """Ask another account than one that was overloaded or silent a short while ago.
+
+        The conversation moves there when that one serves.
+        """
+        troubled = self.pool.troubled(self.facts, now=now) if not self.history else None
+        if not troubled:
+            return None
+        home = self.turn.home(now) or self.turn.near
+        if home is not None and home not in troubled:
+            return None
+        try:
+            lease = self.pool.acquire(self.facts, now=now, avoid=avoid | troubled)
+        except NoUsableAccount:
+            return None
         return self._go(lease, now)
 
     def _stay(self, avoid: set[AccountKey], now: float) -> Step | None:

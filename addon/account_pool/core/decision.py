@@ -40,6 +40,8 @@ class Kind(StrEnum):
     REFUSAL = "refusal"
     #: an account that cools is asked whether it really does
     PROBE = "probe"
+    #: an account has been silent for long, while another is idle
+    SILENCE = "silence"
 
 
 class By(StrEnum):

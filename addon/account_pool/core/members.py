@@ -19,6 +19,7 @@ from account_pool.core.ramp import RAMP_S, Ramp
 from account_pool.core.reserve import reserved
 from account_pool.core.selection import SelectionPolicy
 from account_pool.core.state import AccountState
+from account_pool.core.trouble import Trouble
 from account_pool.core.verdicts import RefusedByAll
 
 #: Models whose requests have lately had to move, remembered per provider.
@@ -44,6 +45,8 @@ class Members:
         self.switched: dict[str | None, float] = {}
         #: a request is out on an account that cools, to see whether it really does
         self.probing = False
+        #: whom requests should not begin on now
+        self.trouble = Trouble()
         #: what all of them refused a short while ago
         self.refused = RefusedByAll()
         #: until when 429s without evidence are taken for a limit of the address, and since when

@@ -47,6 +47,7 @@ from account_pool.core.saved import Saved
 from account_pool.core.selection import POLICIES
 from account_pool.core.shortage import shortage
 from account_pool.core.state import AccountState
+from account_pool.core.trouble import FirstBytes
 from account_pool.core.verdicts import (
     ADDRESS_LIMITED_S,
     Suspect,
@@ -100,6 +101,7 @@ class Pool:
         self._listeners: list[Callable[[], None]] = []
         self._owners = Owners()
         self._admission = Admission()
+        self._first_bytes = FirstBytes()
         self.touched: set[AccountKey] = set()
         self.seek: Callable[[str], bool] = lambda _provider: False
         self.on_reset: Callable[[AccountKey, Window], None] = lambda _key, _window: None
@@ -436,6 +438,7 @@ class Pool:
             self.release(lease, None, now=now)
             return None
         lease.returned = True
+        state.running.pop(id(lease), None)
         ramps, lease.ramps = lease.ramps, ()
         return self._start(
             state, facts, now, ramps, probe=lease.probe, last_resort=lease.last_resort
@@ -454,7 +457,10 @@ class Pool:
         if state is None or state.position != lease.position:
             return
         state.served_at = now
-        self._members[lease.key.provider].served(_what(lease.facts), lease.started_at)
+        members, what = self._members[lease.key.provider], _what(lease.facts)
+        members.served(what, lease.started_at)
+        members.trouble.served(what)
+        self._first_bytes.note(lease.key.provider, lease.facts.model, now - lease.started_at)
         if state.cooldowns or state.verdicts:
             self._clear_disproved(state, lease, now)
             others_may_go = True
@@ -476,6 +482,7 @@ class Pool:
         if state is None or state.position != lease.position:
             return  # removed while it was out
         state.in_flight -= 1
+        state.running.pop(id(lease), None)
         if outcome is not None and lease.started_at >= state.renewed_at:
             self._learn(state, outcome, lease, now)
         self._members[lease.key.provider].place(state, now)
@@ -519,7 +526,7 @@ class Pool:
         if state.account.min_interval_s:
             state.next_start_at = now + state.account.min_interval_s
         self._members[facts.provider].place(state, now)
-        return Lease(
+        lease = Lease(
             account=state.account,
             key=state.key,
             position=state.position,
@@ -530,6 +537,8 @@ class Pool:
             probe=probe,
             last_resort=last_resort,
         )
+        state.running[id(lease)] = now
+        return lease
 
     def _end_care(self, lease: Lease, now: float, *, good: bool) -> bool:
         """*lease* has its answer, or ends without; return whether others may go on for it."""
@@ -542,6 +551,41 @@ class Pool:
             if (state := self._find(lease.key)) is not None:
                 state.probing = False
         return bool(ramps) or ends_probe
+
+    # -- what does not answer
+
+    def troubled(self, facts: Facts, *, now: float) -> frozenset[AccountKey]:
+        """Return the accounts that *facts* should not begin on while another can serve."""
+        members = self._members.get(facts.provider)
+        if members is None:
+            return frozenset()
+        return members.trouble.avoided(_what(facts), facts.model, now)
+
+    def note_overloaded(self, lease: Lease, *, now: float) -> None:
+        """The account of *lease* is overloaded for its model, or its server fails."""
+        self._members[lease.key.provider].trouble.overloaded(lease.key, lease.facts.model, now)
+
+    def note_broken(self, lease: Lease, *, now: float) -> None:
+        """The connection of *lease* broke before an answer, and its client was told."""
+        self._members[lease.key.provider].trouble.left(_what(lease.facts), lease.key, now)
+        if (state := self._find(lease.key)) is not None:
+            state.broken += 1
+
+    def departed(self, lease: Lease, *, now: float) -> None:
+        """The client of *lease* left before its answer began.
+
+        After a long silence its conversation begins elsewhere next; a person who stops
+        waiting moves nothing.
+        """
+        if (state := self._find(lease.key)) is not None:
+            state.departures += 1
+        if self.is_silent(lease, now=now):
+            self._members[lease.key.provider].trouble.left(_what(lease.facts), lease.key, now)
+
+    def is_silent(self, lease: Lease, *, now: float) -> bool:
+        """Say whether the answer to *lease* takes much longer than is usual."""
+        silence_s = now - lease.started_at
+        return silence_s > self._first_bytes.silence_s(lease.key.provider, lease.facts.model)
 
     # -- waiting
 

@@ -41,6 +41,9 @@ class AccountState:
         refreshed_at: when its credential was last renewed because it was refused.
         probing: a request is out that probes it while others serve.
         probe_at: when it is to be probed next, monotonic seconds.
+        departures: clients that left before the first byte of an answer.
+        broken: requests whose connection broke before it.
+        running: when each request under way began, by the id of its lease.
         disabled: why an operator must act; None while in use.
         disabled_at: since when, monotonic seconds.
         refused: fingerprint of the credentials that a 401 was about last; "" if none was.
@@ -70,6 +73,9 @@ class AccountState:
     cooldowns: dict[str | None, Cooldown] = field(default_factory=dict)
     ramps: dict[str | None, Ramp] = field(default_factory=dict)
     probed_at: float = -inf
+    departures: int = 0
+    broken: int = 0
+    running: dict[int, float] = field(default_factory=dict)
     probing: bool = False
     probe_at: float = inf
     verdicts: dict[str | None, Verdict] = field(default_factory=dict)

@@ -68,6 +68,11 @@ class Story:
         """It asks *account*, which cools, whether it really does: nobody else can serve."""
         self._add(Kind.PROBE, account, None, "", now)
 
+    def silent(self, account: AccountKey, waited_s: float, now: float) -> None:
+        """*account* has not answered for so long, and another is idle. It may run: it stays."""
+        reason = f"no answer for {waited_s:.0f} s while another account is idle; it may still run"
+        self._add(Kind.SILENCE, account, None, reason, now)
+
     def goes_on(self, by: By, now: float) -> None:
         """The wait under way, if there is one, is over because of *by*."""
         if self.wait is not None:

@@ -303,6 +303,13 @@ class Service:
         """Note that *attempts* are under way for *client*."""
         self._under_way.setdefault(client.id, set()).add(attempts)
 
+    def look(self) -> None:
+        """Let requests under way notice how long they have waited."""
+        now = self.now()
+        for under_way in list(self._under_way.values()):
+            for attempts in list(under_way):
+                attempts.look(now)
+
     def end(self, client: Client, attempts: Attempts, *, left: bool = False) -> None:
         """They have ended; *left*: because their client did not wait for it."""
         under_way = self._under_way.get(client.id)

@@ -1,23 +1,31 @@
-"""Forgets conversations that were idle for long, whether or not requests come."""
+"""What time alone brings: conversations that were idle for long go, silences are noted."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 
+from account_pool.proxy.harmless import harmless
 from account_pool.proxy.service import Service
 
 logger = logging.getLogger(__name__)
 
 #: How often, seconds.
 SWEEP_S = 60.0
+#: How often requests under way are looked at, seconds.
+LOOK_S = 5.0
 
 
 async def run(service: Service) -> None:
     """Sweep again and again, until cancelled."""
+    sweep_at = service.now() + SWEEP_S
     while True:
-        await asyncio.sleep(SWEEP_S)
-        sweep(service)
+        await asyncio.sleep(LOOK_S)
+        with harmless:
+            service.look()
+        if service.now() >= sweep_at:
+            sweep_at = service.now() + SWEEP_S
+            sweep(service)
 
 
 def sweep(service: Service) -> None:

@@ -47,6 +47,8 @@ def line(decision: Decision) -> str:
             return (
                 f"{_subject(decision)}: delivered to the client{_told(decision.told_s)}{why}{kept}"
             )
+        case Kind.SILENCE:
+            return f"{_subject(decision)}: {decision.reason}"
         case Kind.PROBE:
             return f"{_subject(decision)}: probed{why}"
         case Kind.RELEASE | Kind.ENABLE:
