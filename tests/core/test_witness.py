@@ -269,6 +269,7 @@ def test_what_all_refused_costs_one_attempt_for_a_minute(blame: Outcome) -> None
     other = replace(FACTS, conversation=Conversation(session="other"))
     assert len(world.request(mine).asked) == 3
     assert [len(world.request(mine).asked) for _ in range(3)] == [1, 1, 1]
+    assert not any(state.verdicts for state in world.pool.accounts())
     # Another conversation is another request.
     assert len(world.request(other).asked) == 3
     world.now += 60.0
@@ -371,6 +372,25 @@ def test_an_older_verdict_outlives_a_request_that_all_refuse() -> None:
     world.fates["b"] = UNKNOWN_403
     assert sorted(world.request().asked) == ["a", "b"]
     assert [s.is_suspect(FACTS.model) for s in world.pool.accounts()] == [True, False]
+
+
+def test_requests_side_by_side_that_all_refuse_leave_no_verdict_behind() -> None:
+    world = World.of(dict.fromkeys("ab", UNKNOWN_403))
+    twins = [Attempts(pool=world.pool, facts=FACTS, limits=Limits(), chance=float) for _ in "12"]
+    for attempts in twins:
+        attempts.begin(0.0)
+    # Each is told by one account, then by the other.
+    for _ in range(2):
+        for attempts in twins:
+            attempts.refused(UNKNOWN_403, 0.0)
+    assert all(attempts.over for attempts in twins)
+    assert not any(state.verdicts for state in world.pool.accounts())
+
+
+def test_a_model_that_nobody_names_opens_no_verdict() -> None:
+    world = World.of({"a": FORBIDDEN_MODEL, "b": REQUEST_ERROR})
+    world.request(replace(FACTS, model=None))
+    assert not world.pool.get(key("a")).verdicts
 
 
 # -- how far it reaches

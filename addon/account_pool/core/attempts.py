@@ -454,7 +454,7 @@ class Attempts:
         tried = self._tried_since(now)
         if tried is not None:
             tried.append(lease.key)
-            self._unresolved(now)
+            self._unresolved(now, acquit=True)
             return Deliver()
         if not (outcome.replayable and self.replayable):
             return self._refuse(now)
@@ -491,20 +491,23 @@ class Attempts:
             self.pool.convict(suspect, now=now)
         self._suspects = []
 
-    def _unresolved(self, now: float, *, refused_by_all: bool = False) -> None:
+    def _refused_by_all(self, now: float) -> None:
+        """Nobody is left who could serve it: it is the request's own fault."""
+        if self._suspects:
+            missing = self._misses_model()
+            note = self.pool.note_unknown_model if missing else self.pool.note_refused_by_all
+            note(self.facts, now=now)
+        self._unresolved(now, acquit=True)
+
+    def _unresolved(self, now: float, *, acquit: bool = False) -> None:
         """No other account serves it now: nobody is benched but whose key was named.
 
         Args:
-            refused_by_all: nobody is left who could: it is the request's own fault.
+            acquit: it is the request's own fault.
         """
         suspects, self._suspects = self._suspects, []
-        if refused_by_all and suspects:
-            note = self.pool.note_refused_by_all
-            if any(suspect.outcome.missing_model for suspect in suspects):
-                note = self.pool.note_unknown_model
-            note(self.facts, now=now)
         for suspect in suspects:
-            if refused_by_all:
+            if acquit:
                 self.pool.acquit(suspect, now=now)
             self.pool.bench_named(suspect, now=now)
 
@@ -529,10 +532,7 @@ class Attempts:
 
     def _choose(self, now: float) -> Step:
         if not self._may_send():
-            self._unresolved(now)
-            untried = self.pool.pick(self.facts, now=now, avoid=self._avoid, only=self.turn.owner)
-            again = untried is not None and not untried.is_suspect(self.facts.model)
-            return self._exhausted(self._soonest(now), None, again=again)
+            return self._out_of_attempts(now)
         avoid, owner = self._avoided(now), self.turn.owner
         step = None
         if owner is None:
@@ -540,7 +540,7 @@ class Attempts:
         if step is not None:
             return step
         try:
-            lease = self.pool.acquire(self.facts, now=now, avoid=avoid, only=owner)
+            return self._go(self.pool.acquire(self.facts, now=now, avoid=avoid, only=owner), now)
         except NoUsableAccount as nobody:
             hold_until = self._hold_until(now)
             if hold_until > now:
@@ -549,26 +549,38 @@ class Attempts:
                     if not self._may_wait():
                         return self._crowded_out(nobody, now)
                     return self._wait_in_line(nobody, avoid, owner, hold_until, now)
-            lease_anyway = self.pool.acquire_anyway(
-                self.facts,
-                now=now,
-                avoid=avoid,
-                only=owner,
-                soon_s=self.limits.max_wait_s,
-                first=not self.history,
-            )
-            if lease_anyway is not None:
-                if lease_anyway.probe:
-                    self._told().probes(lease_anyway.key, now)
-                return self._go(lease_anyway, now)
-            nobody_else = nobody.retry_at is None and not nobody.may_change and owner is None
-            refused_by = {suspect.lease.key for suspect in self._suspects}
-            misses_model = self._misses_model()
-            self._unresolved(now, refused_by_all=nobody_else and refused_by == avoid)
-            if misses_model:
-                return Deliver()  # no wait would make the model known
-            return self._exhausted(nobody.wait_s(now), nobody)
-        return self._go(lease, now)
+            return self._nobody_can(nobody, avoid, now)
+
+    def _nobody_can(self, nobody: NoUsableAccount, avoid: set[AccountKey], now: float) -> Step:
+        """Nobody can serve it, and no wait is worth it: ask where we would rather not, or end."""
+        owner = self.turn.owner
+        lease = self.pool.acquire_anyway(
+            self.facts,
+            now=now,
+            avoid=avoid,
+            only=owner,
+            soon_s=self.limits.max_wait_s,
+            first=not self.history,
+        )
+        if lease is not None:
+            if lease.probe:
+                self._told().probes(lease.key, now)
+            return self._go(lease, now)
+        nobody_else = nobody.retry_at is None and not nobody.may_change and owner is None
+        refused_by = {suspect.lease.key for suspect in self._suspects}
+        misses_model = self._misses_model()
+        if nobody_else and refused_by == avoid:
+            self._refused_by_all(now)
+        self._unresolved(now)
+        if misses_model:
+            return Deliver()  # no wait would make the model known
+        return self._exhausted(nobody.wait_s(now), nobody)
+
+    def _out_of_attempts(self, now: float) -> Step:
+        self._unresolved(now)
+        untried = self.pool.pick(self.facts, now=now, avoid=self._avoid, only=self.turn.owner)
+        again = untried is not None and not untried.is_suspect(self.facts.model)
+        return self._exhausted(self._soonest(now), None, again=again)
 
     def _probe(self, now: float) -> Step | None:
         """Ask an account whether a deadline far away still holds, if this request may.

@@ -744,8 +744,9 @@ class Pool:
             by: who or what says so.
         """
         state = self._state(key)
-        if not is_about_account(outcome) or self._is_outdated(state, outcome, credential):
+        if not is_about_account(outcome) or _is_outdated(state, outcome, credential):
             return
+        _note_refused(state, outcome)
         about = covered(outcome, model)
         if outcome.unknown or outcome.scope is Scope.MODEL:
             with self._changing(state, by, now):
@@ -780,9 +781,12 @@ class Pool:
         model = model or lease.facts.model
         suspect = Suspect(lease, outcome, model)
         state = self._find(lease.key)
-        if state is None or self._is_outdated(state, outcome, lease.credential):
+        if state is None or _is_outdated(state, outcome, lease.credential):
             return suspect
+        _note_refused(state, outcome)
         about = covered(outcome, model)
+        if about is None and outcome.scope is Scope.MODEL:
+            return suspect  # nobody knows which
         suspect.before = state.verdicts.get(about)
         with self._changing(state, by, now):
             state.verdicts = opened(state.verdicts, outcome, model, now)
@@ -792,11 +796,15 @@ class Pool:
     def acquit(self, suspect: Suspect, *, now: float) -> None:
         """It was the request's fault: the account stands as it did before."""
         state, verdict = self._find(suspect.lease.key), suspect.verdict
-        if state is None or verdict is None or state.verdicts.get(verdict.covered) is not verdict:
+        if verdict is None:
+            return
+        # Another request may have opened its own since, and would bring this one back.
+        verdict.void = True
+        if state is None or state.verdicts.get(verdict.covered) is not verdict:
             return
         with self._changing(state, By.ALL, now):
             del state.verdicts[verdict.covered]
-            if suspect.before is not None:
+            if suspect.before is not None and not suspect.before.void:
                 state.verdicts[verdict.covered] = suspect.before
 
     def bench_named(self, suspect: Suspect, *, now: float) -> None:
@@ -828,17 +836,6 @@ class Pool:
                     probe=lease.probe,
                     by=By.WITNESS,
                 )
-
-    def _is_outdated(
-        self, state: AccountState, outcome: Outcome, credential: Credential | None
-    ) -> bool:
-        """Say whether *outcome* is about a credential that *state* does not have any more."""
-        if outcome.cls not in _BY_401:
-            return False
-        if credential is not None and credential not in state.credentials.values():
-            return True
-        state.refused = fingerprint(state.credentials)
-        return False
 
     def may_renew(self, lease: Lease, *, now: float) -> bool:
         """Say whether the credential of *lease*, which was refused, is worth renewing.
@@ -1168,8 +1165,20 @@ class _Model(NamedTuple):
     name: str | None
 
 
-def _is_401(cause: Cause) -> bool:
+def _is_401(cause: Cause | Outcome) -> bool:
     return cause.cls in _BY_401
+
+
+def _is_outdated(state: AccountState, outcome: Outcome, credential: Credential | None) -> bool:
+    """Say whether *outcome* is about a credential that *state* does not have any more."""
+    held = state.credentials.values()
+    return _is_401(outcome) and credential is not None and credential not in held
+
+
+def _note_refused(state: AccountState, outcome: Outcome) -> None:
+    """Remember which credentials a 401 was about: others end what it leads to."""
+    if _is_401(outcome):
+        state.refused = fingerprint(state.credentials)
 
 
 def _fails_whole(state: AccountState, about: str, outcome: Outcome) -> bool:

@@ -34,7 +34,7 @@ MAX_ASKED = 16
 ADDRESS_LIMITED_S = 30.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Verdict:
     """An open one.
 
@@ -42,12 +42,14 @@ class Verdict:
         covered: the model it is about; None for the whole account.
         since, until: monotonic seconds; open exactly while `now < until`.
         cause: the refusal.
+        void: it was the request's fault.
     """
 
     covered: str | None
     since: float
     until: float
     cause: Cause
+    void: bool = False
 
     def active(self, now: float) -> bool:
         return now < self.until
