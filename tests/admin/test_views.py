@@ -12,6 +12,7 @@ from account_pool.core.account import AccountKey
 from account_pool.core.affinity import Sessions
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.headroom import Picture, Window
+from account_pool.core.lease import Facts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
 from tests.proxy.helpers import account
@@ -58,12 +59,24 @@ def test_an_account_as_it_was_written():
         "min_interval_s": 0.5,
         "placeholder": "pool:openai/one",
         "cooldowns": [],
+        "asked_last": [],
         "disabled": None,
         "problem": None,
         "headroom": [],
         "usage": dict.fromkeys(views.AMOUNTS, 0),
     }
     assert expected.items() <= one.items()
+
+
+def test_what_makes_an_account_the_last_to_be_asked():
+    pool = pool_of()
+    refusal = Outcome(cls=OutcomeClass.AUTH_INVALID, scope=Scope.ACCOUNT, signal="401: no")
+    lease = pool.acquire(Facts(provider="openai", kind="key"), now=MOMENT.now - 60)
+    pool.release(lease, refusal, now=MOMENT.now - 60)
+    (told,) = shown(pool)["asked_last"]
+    assert (told["model"], told["class"], told["signal"]) == (None, "auth_invalid", "401: no")
+    assert told["remaining_s"] == 540.0
+    assert shown(pool)["state"] == "available"
 
 
 def test_a_cooldown_with_its_cause():

@@ -97,7 +97,7 @@ class Actions:
         return state
 
     def enable(self, provider: str, label: str) -> AccountState:
-        """Use an account again that is disabled, for whatever reason; cooldowns stay."""
+        """Use an account again that is disabled or benched, for whatever reason; limits stay."""
         state = self.get(provider, label)
         if not state.account.enabled:
             raise Refused(409, "off", "accounts.yaml says `enabled: false`; change it there")

@@ -85,6 +85,13 @@ SCHEMAS: Mapping[str, Schema] = {
         remaining_s=_SECONDS,
         streak=_COUNT,
     ),
+    "AskedLast": _object(
+        model=_or_null({"type": "string", "description": "a model; null: all"}),
+        **_CAUSE,
+        since_at=_or_null(_INSTANT),
+        until_at=_or_null(_INSTANT),
+        remaining_s=_SECONDS,
+    ),
     "Headroom": _object(
         window={"type": "string", "description": "5h, 7d, tokens ..."},
         model=_or_null(_TEXT),
@@ -112,6 +119,10 @@ SCHEMAS: Mapping[str, Schema] = {
         min_interval_s=_SECONDS,
         placeholder={"type": "string", "description": "what flows show instead of the credential"},
         cooldowns=_list(_ref("Cooldown")),
+        asked_last={
+            **_list(_ref("AskedLast")),
+            "description": "refusals that may be its own fault: others are asked before it",
+        },
         disabled=_or_null(_object(**_CAUSE, since_at=_or_null(_INSTANT))),
         problem=_or_null({"type": "string", "description": "why there is no credential"}),
         headroom=_list(_ref("Headroom")),

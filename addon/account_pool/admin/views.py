@@ -17,6 +17,7 @@ from account_pool.core.affinity import Sessions
 from account_pool.core.cooldown import Cause, Cooldown
 from account_pool.core.pool import Pool
 from account_pool.core.state import AccountState
+from account_pool.core.verdicts import Verdict
 
 Json = dict[str, Any]
 #: Amounts by name, by (day, account, model), as the store counts them.
@@ -108,6 +109,9 @@ def account_view(state: AccountState, moment: Moment, beside: Beside) -> Json:
         "min_interval_s": account.min_interval_s,
         "placeholder": f"pool:{state.key}",
         "cooldowns": [cooldown_view(c, moment) for c in _active(state, moment.now)],
+        "asked_last": [
+            _asked_last_view(v, moment) for v in state.verdicts.values() if v.active(moment.now)
+        ],
         "disabled": _disabling_view(state, moment),
         "problem": state.problem,
         "headroom": headroom_view(state, moment),
@@ -141,6 +145,17 @@ def cooldown_view(cooldown: Cooldown, moment: Moment) -> Json:
         "until_at": moment.iso(cooldown.until),
         "remaining_s": _seconds(cooldown.until - moment.now),
         "streak": cooldown.streak,
+    }
+
+
+def _asked_last_view(verdict: Verdict, moment: Moment) -> Json:
+    """Return why all others are asked before an account: a refusal that may be its own fault."""
+    return {
+        "model": verdict.covered,
+        **_cause_view(verdict.cause),
+        "since_at": moment.iso(verdict.since),
+        "until_at": moment.iso(verdict.until),
+        "remaining_s": _seconds(verdict.until - moment.now),
     }
 
 

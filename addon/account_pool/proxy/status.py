@@ -18,7 +18,7 @@ from account_pool.core.cooldown import Cooldown
 from account_pool.core.decision import Decision, Kind, one_line
 from account_pool.core.decisions import Decisions
 from account_pool.core.state import AccountState
-from account_pool.proxy.told import MAX_VALUES, duration, evidence, line
+from account_pool.proxy.told import MAX_VALUES, asked_last, duration, evidence, line
 
 #: Decisions that are shown.
 LAST = 20
@@ -98,6 +98,11 @@ def _state(state: AccountState, most: int | None, now: float) -> tuple[str, list
         f"{one_line(c.model)} {_cools(c, now)}: {evidence(c.cause, most)}"
         for c in active
         if c.model
+    ]
+    models += [
+        f"{asked_last(v.until - now, v.covered)}: {evidence(v.cause, most)}"
+        for v in state.verdicts.values()
+        if v.active(now)
     ]
     if not state.account.enabled:
         return "off", ["enabled: false in accounts.yaml"]

@@ -70,7 +70,7 @@ def _subject(decision: Decision) -> str:
     elif effect is Kind.COOLDOWN and decision.until is not None and decision.kind is not Kind.WAIT:
         parts.append(_cools(decision.until - decision.at, decision.covers))
     elif effect is Kind.SUSPECT and decision.until is not None:
-        parts.append(_asked_last(decision.until - decision.at, decision.covers))
+        parts.append(asked_last(decision.until - decision.at, decision.covers))
     return f"{name}: {', '.join(parts)}" if parts else name
 
 
@@ -86,7 +86,7 @@ def _cools(left_s: float, model: str | None) -> str:
     return f"on cooldown for {duration(left_s)}" + _in_brackets(one_line(model or ""))
 
 
-def _asked_last(left_s: float, model: str | None) -> str:
+def asked_last(left_s: float, model: str | None) -> str:
     """Return `asked last for 10 min`: another account shows whose fault it was."""
     return f"asked last for {duration(left_s)}{f' ({one_line(model)})' if model else ''}"
 
@@ -153,7 +153,7 @@ def verdict(attempt: Attempt, attempts: Attempts, now: float) -> str:
     open_verdict = state.verdict_of(attempts.facts.model)
     if open_verdict is None:
         return text
-    return f"{text}, {_asked_last(open_verdict.until - now, open_verdict.covered)}"
+    return f"{text}, {asked_last(open_verdict.until - now, open_verdict.covered)}"
 
 
 def _why(decision: Decision) -> str:

@@ -69,7 +69,8 @@ function updateCard(card, account) {
   keyed(part(card, "why"), reasons(account), (reason) => reason.key,
     makeReason, updateReason);
   keyed(part(card, "windows"), account.headroom, (w) => `${w.window} ${w.model ?? ""}`, makeWindow, updateWindow);
-  part(card, "clear").hidden = account.cooldowns.length === 0 && account.disabled === null;
+  const clear = account.cooldowns.length === 0 && account.asked_last.length === 0;
+  part(card, "clear").hidden = clear && account.disabled === null;
   // What is off is switched in accounts.yaml.
   part(card, "disable").hidden = account.state === "off" || account.disabled !== null;
   part(card, "enable").hidden = account.state === "off" || account.disabled === null;
@@ -86,15 +87,17 @@ function updateReason(node, reason) {
   setText(part(node, "text"), reason.text);
 }
 
-function reasons({ cooldowns, disabled, problem, state, reason }) {
+function reasons({ cooldowns, asked_last: askedLast, disabled, problem, state, reason }) {
   const found = [];
   if (disabled) found.push({ ...cause(disabled, "disabled"), bad: true });
   if (problem) found.push({ key: "problem", bad: true, text: problem });
-  for (const cooldown of cooldowns) {
-    const model = cooldown.model ? ` (${cooldown.model})` : "";
-    // From the deadline, not from what was left when it was asked: the seconds count down.
-    const left = Math.max((Date.parse(cooldown.until_at) - Date.now()) / 1000, 0);
-    found.push(cause(cooldown, `on cooldown for ${duration(left)}${model}`));
+  for (const [words, list] of [["on cooldown for", cooldowns], ["asked last for", askedLast]]) {
+    for (const one of list) {
+      const model = one.model ? ` (${one.model})` : "";
+      // From the deadline, not from what was left when it was asked: the seconds count down.
+      const left = Math.max((Date.parse(one.until_at) - Date.now()) / 1000, 0);
+      found.push(cause(one, `${words} ${duration(left)}${model}`));
+    }
   }
   if (found.length === 0 && state !== "available" && reason) found.push({ key: "reason", text: reason });
   return found;
