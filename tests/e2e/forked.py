@@ -19,7 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,14 @@ from typing import Any
 import account_pool
 
 #: Other systems do not fork well, or not at all.
-AVAILABLE = sys.platform == "linux" and not os.environ.get("POOL_EXEC")
+_AVAILABLE = sys.platform == "linux" and not os.environ.get("POOL_EXEC")
 _MAX_BYTES = 1 << 20
+
+
+def is_possible(env: Mapping[str, str]) -> bool:
+    """Say whether a process with *env* can be forked: what Python reads at its start cannot."""
+    started_with = {name for name in env if name.startswith("PYTHON")} - {"PYTHONUNBUFFERED"}
+    return _AVAILABLE and not started_with
 
 
 class Forked:
@@ -54,8 +60,11 @@ class Forked:
             os.kill(self.pid, number)
 
     async def _end(self, status: asyncio.StreamReader) -> int:
-        self.returncode = int(await status.readline())
-        return self.returncode
+        code = int(await status.readline())
+        # To its end, or the loop of the test may end before the pipe is closed.
+        await status.read()
+        self.returncode = code
+        return code
 
 
 class Forks:
@@ -63,6 +72,7 @@ class Forks:
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     async def start(
         self, program: str, args: Sequence[str], *, cwd: Path, env: dict[str, str]
@@ -80,7 +90,7 @@ class Forks:
             # Whole messages, and an end when this process ends, however it does.
             self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             path = str(Path(account_pool.__file__).parents[1])
-            subprocess.Popen(
+            self._process = subprocess.Popen(
                 [sys.executable, "-u", __file__, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, "PYTHONPATH": path},

@@ -69,7 +69,7 @@ class Proxy(Mitmdump):
         return client(self.trusted, self.url, **settings)
 
     async def _launch(self) -> Any:
-        if not forked.AVAILABLE:
+        if not forked.is_possible(self._env):
             return await super()._launch()
         return await forked.FORKS.start(
             self._program, self._args, cwd=self.folder, env=dict(self._env)
