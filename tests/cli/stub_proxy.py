@@ -2,7 +2,8 @@
 
 Run as a program: `stub_proxy.py PORT FOLDER`. Files in FOLDER change what it does:
 `accounts.json` (the answer of GET /account-pool), `dies` (it ends at once), `mute`
-(it never answers), `busy`, `empty` (it has no account), `accounts_file` (what it holds).
+(it never answers), `busy`, `empty` (it has no account), `accounts_file` (whose text it
+names, as it is when it starts).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 INSTANCE = secrets.token_hex(8)
+SOURCE: str | None = None
 
 
 class Pages(BaseHTTPRequestHandler):
@@ -24,8 +26,7 @@ class Pages(BaseHTTPRequestHandler):
             busy = (folder / "busy").exists()
             size = 0 if (folder / "empty").exists() else 1
             answer = {"instance": INSTANCE, "ready": True, "busy": int(busy), "size": size}
-            if (file := folder / "accounts_file").exists():
-                answer["accounts_file"] = file.read_text()
+            answer["accounts_file"] = SOURCE
         elif self.path.startswith("/decisions"):
             answer = {"decisions": [], "next": 0}
         else:
@@ -45,4 +46,6 @@ if __name__ == "__main__":
         sys.exit("account-pool: accounts.yaml, line 3: opnai is no provider")
     if (Path(sys.argv[2]) / "mute").exists():
         signal.pause()
+    if (source := Path(sys.argv[2]) / "accounts_file").exists():
+        SOURCE = source.read_text()
     ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Pages).serve_forever()

@@ -38,15 +38,14 @@ def agent() -> dict:
     ids=["systemd", "launchd"],
 )  # fmt: skip
 async def test_the_command_is_one_mitmdump_takes(command):
-    program, *arguments = command
+    program, serve, *arguments = command
     assert Path(program).is_absolute() or program.startswith("%h/")
+    assert (Path(program).name, serve) == ("account-pool", "serve")
     options = Options()
     DumpMaster(options)  # knows all of them
     given = cmdline.mitmdump(options).parse_args(arguments)
-    assert given.scripts == ["addon/pool.py"]
     assert (given.listen_host, given.listen_port) == (HOST, DEFAULT_PORT)
     assert [setting.partition("=")[0] for setting in given.setoptions] == ["flow_detail"]
-    assert (EXAMPLES.parents[1] / "addon" / "pool.py").exists()
 
 
 def test_both_start_it_again_but_not_in_a_storm():

@@ -375,3 +375,103 @@ def test_the_first_restart_is_at_once_and_later_ones_wait():
     assert waits[0] == 0
     assert waits == sorted(waits)
     assert waits[-1] == 2
+
+
+# -- whose accounts
+
+
+def served_by(stub: Path, places, name: str) -> subprocess.Popen:
+    """Start a proxy by hand that serves from the file *name*; "" for the environment."""
+    if name:
+        (stub / "accounts_file").write_text(str(stub / name))
+    process = subprocess.Popen(
+        [sys.executable, stub_proxy.__file__, str(places.port), str(stub)], stdout=subprocess.PIPE
+    )
+    while not isinstance(api.probe(places.port), api.Health):
+        assert process.poll() is None
+    return process
+
+
+@pytest.fixture
+def files(stub, monkeypatch):
+    """Two accounts files; nothing is found without a name."""
+    monkeypatch.chdir(stub)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(stub / ".config"))
+    accounts(stub, "available")
+    for name in ("mine.yaml", "other.yaml"):
+        (stub / name).touch(mode=0o600)
+    return stub
+
+
+@pytest.mark.parametrize(
+    ("serves", "options", "code"),
+    [
+        ("mine.yaml", ["--accounts-file", "mine.yaml"], 0),
+        ("mine.yaml", ["--accounts-file", "./other/../mine.yaml"], 0),
+        ("other.yaml", ["--accounts-file", "mine.yaml"], 1),
+        ("other.yaml", ["--accounts-file", "mine.yaml", "--join"], 0),
+        ("", ["--accounts-file", "mine.yaml"], 1),
+        # Who has no accounts of his own has nothing against those there are.
+        ("other.yaml", [], 0),
+        ("", [], 0),
+        ("mine.yaml", ["--accounts-file", "mine.yaml", "--strategy", "fill-first"], 1),
+        ("mine.yaml", ["--strategy", "fill-first", "--join"], 0),
+    ],
+)
+def test_a_proxy_of_another_file_is_not_used_unasked(
+    files, places, capsys, *, serves, options, code
+):
+    (files / "other").mkdir()
+    with served_by(files, places, serves) as process:
+        try:
+            assert run_python(places, "", *options) == code
+        finally:
+            process.terminate()
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    who = f"~/{serves}" if serves else "the environment"
+    assert f"1 account of {who}" in err
+    if code:
+        assert "--join uses it as it is, --port N starts another one" in err
+        assert f"127.0.0.1:{places.port}" in err
+
+
+def test_a_proxy_of_another_file_that_nobody_uses_gives_way(files, places, capsys):
+    """Its `run` was killed: it is ended, as for other options."""
+    (files / "accounts_file").write_text(str(files / "other.yaml"))
+    command = in_process(places, files, sys.executable, "-c", "print('up', flush=True); input()")
+    environ = environment(places)
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ, cwd=files
+    ) as first:
+        assert first.stdout.readline() == b"up\n"
+        first.kill()
+    before = api.probe(places.port)
+    assert isinstance(before, api.Health)
+    (files / "accounts_file").write_text(str(files / "mine.yaml"))
+    copy = f"import shutil; shutil.copy({str(places.record)!r}, 'record')"
+    assert run_python(places, copy, "--accounts-file", "mine.yaml") == 0
+    assert json.loads((files / "record").read_text())["instance"] != before.instance
+    assert "1 account of ~/mine.yaml" in capsys.readouterr().err
+    assert api.probe(places.port) is api.Missing.NOBODY
+
+
+def test_an_empty_pool_is_refused_with_the_remedy(stub, places, capsys):
+    (stub / "empty").touch()
+    assert run_python(places, "print('never')") == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    for remedy in ("add PROVIDER LABEL", "login --from claude", "--allow-empty"):
+        assert remedy in err
+    assert api.probe(places.port) is api.Missing.NOBODY
+    assert run_python(places, "raise SystemExit(5)", "--allow-empty") == 5
+
+
+def test_a_file_that_was_named_must_be_there(stub, places, capsys):
+    assert run_python(places, "print('never')", "--accounts-file", "missing.yaml") == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "missing.yaml: the file does not exist; --accounts-file names it" in err
+    assert err.count("\n") == 1
+    assert not places.log.exists()

@@ -229,8 +229,11 @@ def test_a_wrong_token_is_explained_and_not_repeated(token: str, expected: str) 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", [" the file is empty; list accounts in it, as accounts.example.yaml does"]),
-        ("# no\n", [" the file is empty; list accounts in it, as accounts.example.yaml does"]),
+        ("", [" the file is empty; list accounts in it, or run account-pool add PROVIDER LABEL"]),
+        (
+            "# no\n",
+            [" the file is empty; list accounts in it, or run account-pool add PROVIDER LABEL"],
+        ),
         ("accounts:\n", [f"1: accounts: has no value; {HOW_ACCOUNTS}"]),
         ("accounts: {}\n", [f"1: accounts: a mapping is not a list; {HOW_ACCOUNTS}"]),
         ("accounts: sk-abc\n", [f"1: accounts: text is not a list; {HOW_ACCOUNTS}"]),

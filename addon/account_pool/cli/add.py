@@ -7,6 +7,7 @@ other users of the machine could see.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import sys
 from collections.abc import Mapping
@@ -14,10 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from account_pool.cli.check import warn
 from account_pool.cli.which_file import note
+from account_pool.config import ConfigError, load
 from account_pool.config.accounts_file import command, shown
 from account_pool.config.edit import Entry, add_account, require_editable
 from account_pool.config.replace import CannotEdit
+from account_pool.config.review import review
 from account_pool.core.account import AccountKey, normalise_label
 from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError
@@ -81,6 +85,7 @@ def add_key(new: NewAccount, path: Path, environ: Mapping[str, str]) -> int:
         note(str(error))
         return 1
     print(f"added {key} to {shown(path)}")
+    _review(path, key, environ)
     return 0
 
 
@@ -91,6 +96,13 @@ def write(path: Path, account: Entry, environ: Mapping[str, str], **settings: An
         print(f"the previous file is kept as {shown(backup)}")
     if settings.get("private") and path.absolute().parent == Path.cwd():
         note(f"{path.name} in this directory holds a credential: keep it out of version control")
+
+
+def _review(path: Path, key: AccountKey, environ: Mapping[str, str]) -> None:
+    """Say what looks wrong with the new account *key*, and stops nothing."""
+    with contextlib.suppress(ConfigError):
+        found = review(load(path, environ))
+        warn(*(one for one in (*found.notices, *found.unreadable) if one.key == str(key)))
 
 
 def _ask(key: AccountKey) -> Secret:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -21,6 +22,7 @@ from rich.text import Text
 from account_pool.admin.token import TOKEN_FILE
 from account_pool.cli import api
 from account_pool.cli.places import Places
+from account_pool.config.accounts_file import shown
 from account_pool.proxy.told import MAX_VALUES, duration
 
 #: Seconds between two looks.
@@ -105,7 +107,14 @@ def render(
     for account in accounts:
         for row in _rows(account, bars):
             table.add_row(*row)
-    return Group(table, Text(), Text(_summary(status["summary"])), *_told(decisions))
+    summary = Text(f"{_summary(status['summary'])}{_source(status)}")
+    return Group(table, Text(), summary, *_told(decisions))
+
+
+def _source(status: Mapping[str, Any]) -> str:
+    """Name the file the accounts are of, where the proxy says it."""
+    path = status.get("accounts_file")
+    return f"; {shown(Path(path))}" if isinstance(path, str) else ""
 
 
 def _told(decisions: Sequence[Mapping[str, Any]]) -> list[Text]:

@@ -155,7 +155,7 @@ def _unquoted(message: str) -> str:
     return _QUOTED.sub(harmless, message)
 
 
-_EMPTY_REMEDY = "list accounts in it, as accounts.example.yaml does"
+_EMPTY_REMEDY = "list accounts in it, or run account-pool add PROVIDER LABEL"
 _SYNTAX_REMEDY = "check indentation, quotes and brackets on this line and the ones before"
 #: What the parser's messages are about, in our words: (a part of it, wrong, remedy).
 _SYNTAX = (

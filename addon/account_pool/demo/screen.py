@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from account_pool.config.accounts_file import command
 from account_pool.demo.exchange import Exchange
 from account_pool.demo.story import LABELS, Question
 
@@ -94,7 +95,7 @@ class Screen:
             self._print(f"     pool: {line}", "cyan")
         self._print(f"   the client saw: {status}, streamed in {chunks} chunks", "dim")
 
-    def closing(self, script: str) -> None:
+    def closing(self) -> None:
         table = Table("account", "asked", "refused", "now", box=None, padding=(0, 2, 0, 0))
         for label, asked in self._asked.items():
             now = self._resting.get(label, "on cooldown" if self._refused[label] else "available")
@@ -102,10 +103,9 @@ class Screen:
         self._console.print()
         self._console.print(table, soft_wrap=False)
         self._print(
-            "\nWith accounts of your own: add one with `account-pool login --from claude` (or "
-            "codex, "
-            "gemini, copilot, gh), then start your tool with `account-pool run -- TOOL`, "
-            f"or a proxy with `mitmdump -s {script}`."
+            f"\nWith accounts of your own: add one with `{command()} add openai work` or "
+            f"`{command()} login --from claude` (or codex, gemini, copilot, gh), then start your "
+            f"tool with `{command()} run -- TOOL`, or a proxy with `{command()} serve`."
         )
 
     def _print(self, text: str, style: str = "") -> None:

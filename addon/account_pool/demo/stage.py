@@ -101,7 +101,7 @@ async def _perform_in(folder: Path) -> None:
                     screen.question(number, question)
                     await _ask(client, provider.url, question, screen)
             _check_journal(provider)
-            screen.closing(script)
+            screen.closing()
 
 
 @asynccontextmanager

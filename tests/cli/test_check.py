@@ -1,0 +1,120 @@
+"""`account-pool check`: what `run` would use, from which file, and what was confirmed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from account_pool.cli.main import run
+from account_pool.config import trust
+from account_pool.config.accounts_file import own_file, trust_store
+from account_pool.config.search import Confirmed
+
+ONE = "accounts:\n  - {provider: openai, label: one, token: sk-fake-one-000}\n"
+ABLE = """\
+accounts:
+  - {provider: openai, label: one, token: {command: gh auth token}}
+  - {provider: gw, label: two, token: sk-fake-two-000}
+  - {provider: ghe, label: three, token: gho_fake}
+providers:
+  gw: {like: openai, hosts: [llm.example.com, "*.example.org", "localhost:9443"]}
+  ghe: {like: copilot, hosts: [api.acme.ghe.com], token_url: https://api.acme.ghe.com/token}
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / ".config"))
+    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY",
+                 "GITHUB_TOKEN", "GH_TOKEN"):  # fmt: skip
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def write(path: Path, text: str = ONE) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(text)
+    return path
+
+
+def test_how_many_accounts_and_which_file(capsys):
+    write(own_file(), ONE + "  - {provider: openai, label: two, token: sk-fake-two-000}\n")
+    assert run(["check"]) == 0
+    out, err = capsys.readouterr()
+    assert out.endswith(f"2 accounts, file OK: {own_file()}\n")
+    assert err == ""
+
+
+def test_the_accounts_of_the_environment(monkeypatch, capsys):
+    assert run(["check"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "account-pool: no account: add one with" in err
+    assert err.count("\n") == 1
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-fake-env-000")
+    assert run(["check"]) == 0
+    assert "1 account, of the environment; there is no file" in capsys.readouterr().out
+
+
+def test_an_option_in_mitmproxys_configuration_counts(tmp_path, here, capsys):
+    write(own_file())
+    mine = write(here / "mine.yaml")
+    write(tmp_path / ".mitmproxy" / "config.yaml", "pool_accounts: mine.yaml\n")
+    assert run(["check"]) == 0
+    assert f"file OK: {mine}" in capsys.readouterr().out
+    write(tmp_path / ".mitmproxy" / "config.yml", f"pool_accounts: {own_file()}\n")
+    assert run(["check"]) == 0
+    assert f"file OK: {own_file()}" in capsys.readouterr().out
+
+
+def test_a_file_here_is_named_and_skipped_until_it_was_confirmed(here, capsys):
+    local = write(here / "accounts.yaml", ABLE)
+    write(own_file())
+    assert run(["check"]) == 0
+    out, err = capsys.readouterr()
+    assert f"file OK: {own_file()}" in out
+    assert f"account-pool: {local} is skipped: it has not been confirmed" in err
+    assert run(["check", "--trust"]) == 0
+    out = capsys.readouterr().out
+    for shown in (
+        "3 accounts, file OK",
+        "openai/one runs: gh auth token",
+        "gw sends credentials to: llm.example.com, *.example.org, localhost:9443",
+        "ghe sends credentials to: api.acme.ghe.com",
+        "ghe sends GitHub tokens to: https://api.acme.ghe.com/token",
+        "confirmed",
+    ):
+        assert shown in out
+    assert "sk-fake" not in out
+    assert run(["check"]) == 0
+    out, err = capsys.readouterr()
+    assert (f"file OK: {local}" in out, "is skipped" in err) == (True, False)
+
+
+def test_a_broken_file_is_not_confirmed(here, capsys):
+    local = write(here / "accounts.yaml", ONE.replace("openai", "opnai"))
+    assert run(["check", "--trust"]) == 1
+    assert "did you mean openai?" in capsys.readouterr().err
+    assert trust.confirmed(local, trust_store()) is Confirmed.NO
+
+
+def test_there_must_be_something_to_confirm(here, capsys):
+    assert run(["check", "--trust"]) == 1
+    err = capsys.readouterr().err
+    assert f"{here / 'accounts.yaml'}: the file does not exist" in err
+    assert err.count("\n") == 1
+
+
+def test_a_place_for_confirmations_that_cannot_be_written_is_one_line(tmp_path, here, capsys):
+    write(here / "accounts.yaml")
+    write(tmp_path / ".config", "a file")
+    assert run(["check", "--trust"]) == 1
+    err = capsys.readouterr().err
+    assert str(tmp_path / ".config") in err
+    assert err.count("\n") == 1

@@ -1,0 +1,104 @@
+"""`account-pool serve`: the command line that takes its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from account_pool.cli import serve
+from account_pool.cli.main import run
+from account_pool.demo.mitmdump import addon_script
+
+SCRIPT = ["-s", str(addon_script())]
+LOOPBACK = ["--listen-host", "127.0.0.1"]
+
+
+@pytest.fixture
+def became(tmp_path, monkeypatch):
+    """What the process would have become: program, arguments, environment."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    def become(command, environ):
+        seen.append((command, environ))
+        raise SystemExit(7)
+
+    monkeypatch.setattr(serve, "_become", become)
+
+    def call(*arguments: str):
+        with pytest.raises(SystemExit):
+            run(["serve", *arguments])
+        command, environ = seen.pop()
+        at = command.index("-s")
+        return Path(command[at - 1]).name, command[at:], environ
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("arguments", "program", "expected"),
+    [
+        ([], "mitmdump", LOOPBACK),
+        (["--web"], "mitmweb", LOOPBACK),
+        (["--console"], "mitmproxy", LOOPBACK),
+        (["-p", "8081"], "mitmdump", [*LOOPBACK, "--listen-port", "8081"]),
+        (["--port", "0", "-v"], "mitmdump", [*LOOPBACK, "--listen-port", "0", "-v"]),
+        (["-nC", "dump", "~u x"], "mitmdump", [*LOOPBACK, "-nC", "dump", "~u x"]),
+        (["--set", "a=1", "-w", "f", "--web"], "mitmweb", [*LOOPBACK, "--set", "a=1", "-w", "f"]),
+        (["--listen-host", "0.0.0.0"], "mitmdump", ["--listen-host", "0.0.0.0"]),
+        (["--listen-host=::"], "mitmdump", ["--listen-host=::"]),
+        (["--set", "listen_host=::1"], "mitmdump", ["--set", "listen_host=::1"]),
+        (["--mode", "regular@::1:8081"], "mitmdump", [*LOOPBACK, "--mode", "regular@::1:8081"]),
+        (["--version"], "mitmdump", [*LOOPBACK, "--version"]),
+    ],
+)
+def test_every_option_of_mitmproxy_passes(became, arguments, program, expected):
+    assert became(*arguments)[:2] == (program, [*SCRIPT, *expected])
+
+
+def test_the_accounts_file_is_named_by_its_whole_path(became, tmp_path):
+    _, arguments, _ = became("--accounts-file", "mine.yaml", "-q")
+    expected = ["--set", f"pool_accounts={tmp_path / 'mine.yaml'}", "-q"]
+    assert arguments == [*SCRIPT, *LOOPBACK, *expected]
+
+
+def test_an_address_in_mitmproxys_own_configuration_counts(became, tmp_path):
+    for confdir, how in ((".mitmproxy", []), ("other", ["--set", "confdir=other"])):
+        (tmp_path / confdir).mkdir()
+        (tmp_path / confdir / "config.yaml").write_text("listen_host: 0.0.0.0\n")
+        assert became(*how)[1] == [*SCRIPT, *how]
+        (tmp_path / confdir / "config.yaml").unlink()
+
+
+def test_it_does_not_go_through_itself(became, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:8081")
+    assert "HTTPS_PROXY" not in became("-p", "8081")[2]
+    assert became("-p", "8082")[2]["HTTPS_PROXY"] == "http://127.0.0.1:8081"
+
+
+def test_both_front_ends_at_once_are_wrong_usage(capsys):
+    assert run(["serve", "--web", "--console"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_configuration_that_mitmproxy_cannot_read_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".mitmproxy").mkdir()
+    (tmp_path / ".mitmproxy" / "config.yaml").write_text("pool_github_token: [sk-fake-secret-000")
+    for command in (["serve"], ["check"], ["run", "--", "true"]):
+        assert run(command) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "config.yaml: mitmproxy cannot read this file" in err
+        assert err.count("\n") == 1
+        assert "sk-fake" not in err
+
+
+def test_script_prints_a_path_and_nothing_else(capsys):
+    assert run(["script"]) == 0
+    out = capsys.readouterr().out
+    assert Path(out.strip()).is_absolute()
+    assert Path(out.strip()).is_file()
+    assert out.count("\n") == 1
