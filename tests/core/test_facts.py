@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from account_pool.core.facts import read_facts, window_s
+from account_pool.core.facts import is_failure, read_facts, window_s
 from account_pool.core.outcome import Answer
 
 
@@ -27,6 +27,32 @@ from account_pool.core.outcome import Answer
         ({"detail": {"code": "C", "message": "m"}}, {"c"}, "m"),
         ({"error": {"code": None, "type": True, "message": 5}}, set(), ""),
         ({"error": {"code": "x" * 500, "message": "m"}}, set(), "m"),
+        # details as an object, a list or text
+        (
+            {"error": {"code": "c", "message": "m", "details": {"reason": "R", "message": "n"}}},
+            {"c", "r"},
+            "m\nn",
+        ),
+        ({"error": {"message": "m", "details": [{"code": 7, "msg": "n"}]}}, {"7"}, "m\nn"),
+        ({"error": {"message": "m", "details": "n"}}, set(), "m\nn"),
+        # MiniMax: beside an answer without content
+        (
+            {"choices": None, "base_resp": {"status_code": 1008, "status_msg": "m"}},
+            {"1008"},
+            "m",
+        ),
+        ({"code": 1113, "msg": "m", "success": False}, {"1113"}, "m"),
+        # an envelope inside a sentence, as JSON and as Python prints it
+        ({"error": {"message": 'upstream: {"error": {"code": "a", "message": "m"}}'}}, {"a"}, "m"),
+        ({"message": '{"code": 30001, "message": "m"}'}, {"30001"}, "m"),
+        (
+            {"error": {"message": "Error code: 429 - {'error': {'code': 'a', 'message': 'm'}}"}},
+            {"a"},
+            "m",
+        ),
+        ({"message": "an object such as {'error': oops"}, set(), None),
+        ({"errors": [{"code": "a", "message": "m"}, {"code": "b"}]}, {"a", "b"}, "m"),
+        ({"message": {"code": "a", "message": "m"}}, {"a"}, "m"),
         ("plain", set(), "plain"),
         ([], set(), ""),
         (None, set(), ""),
@@ -74,7 +100,36 @@ def test_status_inside_a_stream(payload: Any, status: int) -> None:
         ("see https://example.com/security or /minutiae", None),
         ("a second account, a minimal one", None),
         ("limit reached", None),
+        ("Rate limit of 50 per 86400s exceeded for UserByModelByDay", 86400),
+        ("exceeded for UserByModelByMinute", 60),
+        ("your usage limit for this billing cycle", 2678400),
+        ("2 weeks of usage", 1209600),
+        ("已达到 5 小时的使用上限", 18000),
+        ("本周额度已用尽", 604800),
+        ("每分钟请求数超限", 60),
     ],
 )
 def test_window(text: str, window: float | None) -> None:
     assert window_s(text) == window
+
+
+@pytest.mark.parametrize(
+    ("value", "failure"),
+    [
+        ({"choices": None, "base_resp": {"status_code": 1008, "status_msg": "x"}}, True),
+        ({"choices": [], "base_resp": {"status_code": 0, "status_msg": ""}}, False),
+        ({"code": 1113, "msg": "余额不足", "success": False}, True),
+        ({"code": "QUOTA_EXCEEDED", "message": "Your quota is exhausted"}, True),
+        ({"success": False, "message": "Your plan has expired"}, True),
+        # an answer, whatever it says
+        ({"code": 0, "msg": "ok", "data": {"text": "quota exceeded"}}, False),
+        ({"code": 200, "message": "your quota is exhausted", "success": True}, False),
+        ({"code": "x", "content": [{"text": "quota exceeded"}], "message": "quota used up"}, False),
+        # nothing that is understood: it goes to the client
+        ({"code": 4711, "message": "pong"}, False),
+        ({"type": "message_start"}, False),
+        ({}, False),
+    ],
+)
+def test_a_failure_inside_a_success(value: dict[str, Any], failure: bool) -> None:
+    assert is_failure(value) is failure

@@ -245,6 +245,10 @@ def test_codes(code: str, meaning: Meaning | None) -> None:
         ("Weekly limit reached, switch to another model", "gpt-5", False),
         ("You have reached your weekly usage limit", "gpt-5", False),
         ("all models are limited", None, False),
+        ("Weekly usage limit reached. To go on with this model, upgrade.", "gpt-5", False),
+        ("Usage limit reached. Requests are automatically queued.", "auto", False),
+        ("Usage limit of auto reached", "auto", True),
+        ("您的大模型服务额度已用尽", None, False),
     ],
 )
 def test_about_one_model(message: str, model: str | None, *, about: bool) -> None:

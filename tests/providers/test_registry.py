@@ -236,3 +236,22 @@ def test_behind_a_gateway_nobody_is_taken_for_an_owner() -> None:
     both = {"openai-organization": "org-1", "openai-project": "proj-1"}
     assert BUILT_IN["openai"].owner(both) == "org-1/proj-1"
     assert BUILT_IN["openai"].owner({"openai-project": "proj-1"}) is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "message", "scope"),
+    [
+        ({"retry-after": "18000"}, "Too many requests", "account"),
+        ({"retry-after": "18000"}, "Too many requests for model m-1", "account+model"),
+        ({}, "Your plan's weekly limit is reached", "account"),
+        ({}, "Rate limit reached for m-1 on tokens per day (TPD): Limit 1", "account+model"),
+        ({"retry-after": "20"}, "Too many requests", "account+model"),
+    ],
+)
+def test_a_limit_of_the_plan_reaches_the_account_of_an_unknown_service(
+    headers: dict[str, str], message: str, scope: str
+) -> None:
+    gateway = like(BUILT_IN["openai"], "gw", [HostRule("llm.example.com")])
+    payload = {"error": {"code": "odd", "message": message}}
+    told = gateway.classify(Answer(status=429, headers=headers, payload=payload))
+    assert told.scope == scope

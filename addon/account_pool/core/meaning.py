@@ -81,19 +81,26 @@ def meaning_of(status: int, message: str, words: frozenset[str]) -> Meaning | No
 
 
 def is_about_model(message: str, model: str | None) -> bool:
-    """Say whether a limit's sentence is about one model: by name, or "this model"."""
-    if model and len(model) > 2 and model.lower() in message.lower():
+    """Say whether a limit's sentence is about one model: by name, or "this model".
+
+    Advice in other sentences ("to go on with this model, upgrade") does not count.
+    """
+    clauses = _END.compiled.split(plain(message[:_MAX_CHARS]))[:_MAX_CLAUSES]
+    limits = [one for one in clauses if one and _meaning_of_clause(_plain(one)) in _LIMITS]
+    text = " ".join(limits) or message[:_MAX_CHARS]
+    if model and re.search(rf"(?<![\w.-]){re.escape(model)}(?![\w-])", text, _I):
         return True
-    return bool(_ONE_MODEL.search(plain(message)))
+    return bool(_ONE_MODEL.search(text))
 
 
+_LIMITS = (Meaning.PLAN, Meaning.RATE)
 _ONE_MODEL = LazyPattern(
     r"\b(?:for|of|on|by|per|with|and|using) (?:this |the |that |each |one |same |base )*"
     r"model(?!s\b)\b(?!\s+(?:provider|studio)\b)"
     r"|\b(?:this|the requested|the selected) model'?s?\b|\bper[_ -]?model\b|ByModel"
     r"|\blimit (?:was |is |has been )?(?:reached|exceeded) for [`'\"]?(?!\d+(?:h|hr|d|min)\b)"
     r"(?=[\w./:-]*\d)[\w./:-]*[a-z][\w./:-]*[`'\"]?(?= (?:in|on|with|at)\b|[.,(]|$)"
-    r"|\bmodel[=:] ?[\w./:-]+|(?:该|此|当前|本|所选)模型|模型[^,。]{0,40}(?:额度|配额|限流|限额)",
+    r"|\bmodel[=:] ?[\w./:-]+|(?:该|此|这个|当前|本|所选)模型|模型\s?[A-Za-z]",
     _I,
 )
 
@@ -113,8 +120,7 @@ _END = LazyPattern(r"(?<=[.!?])\s+|[\n;。!?]+|\s[·|•]\s|\s-\s(?=[A-Z])")
 
 def _clauses(message: str) -> Iterator[str]:
     """Yield the sentences of *message* without quoted text and addresses."""
-    text = _plain(message)
-    for clause in _END.compiled.split(text)[:_MAX_CLAUSES]:
+    for clause in _END.compiled.split(_plain(message))[:_MAX_CLAUSES]:
         if clause and clause.strip():
             yield clause.strip()
 
