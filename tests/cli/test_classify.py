@@ -227,7 +227,7 @@ def test_provider_and_accounts_file(
     assert run([*asked, "--provider", "odd", "--accounts-file", str(accounts)]) == 0
     assert json.loads(capsys.readouterr().out)["class"] == "quota"
     accounts.write_text("providers:\n  odd: {hosts: 3}\n")
-    assert run([*asked, "--accounts-file", str(accounts)]) == 2
+    assert run([*asked, "--accounts-file", str(accounts)]) == 1
     assert "mine.yaml:2" in capsys.readouterr().err
 
 

@@ -24,6 +24,7 @@ from typing import Any, TextIO
 
 from account_pool import config
 from account_pool.cli.which_file import find
+from account_pool.config.accounts_file import require_confirmed
 from account_pool.core.outcome import Answer, Outcome
 from account_pool.core.sse import Gate, Verdict
 from account_pool.providers.base import Provider
@@ -43,17 +44,15 @@ class BadLine(ValueError):
 
 
 def classify_recorded(path: Path, provider: str, accounts_file: Path | None) -> int:
-    """Classify the lines of *path* with the providers there are here. Raises OSError.
+    """Classify the lines of *path* with the providers there are here.
 
-    Returns as `classify_file`, and 2 where the accounts file cannot be used.
+    Returns as `classify_file`. Raises ConfigError, OSError.
     """
-    try:
-        found = find(accounts_file, os.environ)
-        found.require()
-        known = config.providers(found.path) if found.path else None
-    except config.ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
+    found = find(accounts_file, os.environ)
+    found.require()
+    if found.confirm and found.path is not None:
+        require_confirmed(found.path)
+    known = config.providers(found.path) if found.path else None
     return classify_file(path, sys.stdout, provider=provider, providers=known)
 
 
