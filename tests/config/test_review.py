@@ -59,7 +59,7 @@ def unreadable(account: str) -> list[str]:
     path.chmod(0o600)
     config = load(path, ENVIRON)
     assert len(config.accounts) == 2
-    return [str(problem) for problem in review(config).unreadable]
+    return [str(problem) for problem in review(config, wall_now=0.0).unreadable]
 
 
 @pytest.mark.parametrize(
@@ -260,6 +260,22 @@ def test_what_is_not_read_or_good_is_not_listed(account: str) -> None:
     assert unreadable(account) == []
 
 
+def test_an_end_that_cannot_be_true_is_told() -> None:
+    Path("expired").touch(mode=0o600)
+    Path("expired").write_text('{"claudeAiOauth": {"accessToken": "fake", "expiresAt": 1000000}}')
+    Path("accounts.yaml").write_text(
+        "accounts: [{provider: claude-code, label: a, token: {file: expired}}]"
+    )
+    config = load(Path("accounts.yaml"), {})
+    assert review(config, wall_now=9e5).notices == ()
+    (notice,) = review(config, wall_now=1.8e9).notices
+    assert str(notice) == (
+        "accounts.yaml:1: claude-code/a: file expired: its token ends on 1970-01-12 13:46 UTC "
+        "already, by what is said of it; that may be wrong, so it is used when no other account "
+        "can serve"
+    )
+
+
 def test_the_places_of_the_environment_are_judged_alike() -> None:
     Path("github_token").write_text("ghu_file")
     Path("github_token").chmod(0o644)
@@ -270,7 +286,7 @@ def test_the_places_of_the_environment_are_judged_alike() -> None:
         "openai/default",
         "copilot/default",
     ]
-    assert [str(problem).split(";")[0] for problem in review(config).unreadable] == [
+    assert [str(problem).split(";")[0] for problem in review(config, wall_now=0.0).unreadable] == [
         "environment: openai/default: env OPENAI_API_KEY: the environment variable OPENAI_API_KEY "
         "has a space, a line break or a character outside ASCII in it",
         "environment: copilot/default: file github_token: the file github_token can be read or "

@@ -85,4 +85,4 @@ def said_of(path: Path) -> str:
         assert error.__cause__ is None
         assert error.__suppress_context__ or error.__context__ is None
         return str(error)
-    return "\n".join(map(str, review(config).unreadable))
+    return "\n".join(map(str, review(config, wall_now=0.0).unreadable))

@@ -14,7 +14,14 @@ from typing import Any
 
 import pytest
 
-from account_pool.core.credential import MASK, Credential, Secret
+from account_pool.core.credential import (
+    MASK,
+    Credential,
+    Secret,
+    are_of_others,
+    identity,
+    is_plausible_end,
+)
 
 VALUE = "sk-live-4f7e"
 SECRET = Secret(VALUE)
@@ -118,3 +125,38 @@ def test_equality_is_by_value() -> None:
 def test_it_has_no_other_attributes() -> None:
     with pytest.raises(AttributeError):
         SECRET.note = "x"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("ends", "plausible"),
+    [
+        (0.0, False),
+        (1.7e9, False),
+        (1.8e9, False),
+        (1.8e9 + 1, True),
+        (1.8e9 + 366 * 86400, True),
+        (1e10, False),
+        (9999999999.999, False),
+    ],
+)
+def test_ends_that_may_be_true(ends: float, plausible: bool) -> None:
+    assert is_plausible_end(ends, 1.8e9) == plausible
+
+
+def of(**companions: str) -> dict[str, Credential]:
+    return {"oauth": Credential(kind="oauth", secret=SECRET, companions=companions)}
+
+
+def test_whose_a_credential_is() -> None:
+    one, other = identity(of(account_id="a1")), identity(of(account_id="a2"))
+    member = identity(of(account_id="a1", user_id="u1", project="p"))
+    assert "a1" not in one and VALUE not in one
+    assert one == identity({"key": replace(CREDENTIAL, companions={"account_id": "a1"})})
+    assert identity({}) == identity(of(project="p")) == ""
+    assert are_of_others(one, other)
+    assert are_of_others(member, identity(of(account_id="a1", user_id="u2")))
+    # What one of them does not say tells nothing.
+    assert not are_of_others(one, member)
+    assert not are_of_others(one, "")
+    assert not are_of_others("", "")
+    assert not are_of_others(one, identity(of(user_id="u1")))

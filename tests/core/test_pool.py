@@ -10,6 +10,7 @@ import pytest
 from account_pool.core.account import AccountKey
 from account_pool.core.admission import Ticket
 from account_pool.core.cooldown import MODEL_OFF_S
+from account_pool.core.credential import Credential, Secret
 from account_pool.core.errors import (
     DuplicateAccount,
     LeaseAlreadyReturned,
@@ -805,3 +806,57 @@ def test_who_waits_is_served_when_another_proxy_lets_go() -> None:
     pool.wait(ticket, None)
     pool.set_elsewhere({}, now=1.0)
     assert ticket.lease is not None
+
+
+# -- a credential that may be over
+
+
+def doubtful(secret: str) -> dict[str, Credential]:
+    return {"key": Credential(kind="key", secret=Secret(f"sk-{secret}"), doubtful=True)}
+
+
+@pytest.mark.parametrize("strategy", POLICIES)
+def test_one_that_may_be_over_is_asked_when_nobody_else_can(strategy: str) -> None:
+    pool = pool_of(account("a"), account("b", priority=9), strategy=strategy)
+    pool.set_credentials(key("a"), doubtful("a"), now=0.0, problem="why")
+    for _ in range(3):
+        assert pool.acquire(FACTS, now=0.0).key == key("b")
+    pool.mark_cooldown(key("b"), rate_limit(60.0), now=0.0)
+    lease = pool.acquire(FACTS, now=0.0)
+    assert lease.key == key("a")
+    pool.release(lease, OK, now=1.0)
+    # It has served, so it is as good as any.
+    assert pool.get(key("a")).problem is None
+    assert pool.acquire(FACTS, now=61.0).key == key("a")
+
+
+def test_the_same_may_be_over_again_another_is_judged_anew() -> None:
+    pool = pool_of("a", "b")
+    pool.set_credentials(key("a"), doubtful("a"), now=0.0)
+    pool.release(pool.acquire(FACTS, now=0.0, only=key("a")), OK, now=0.0)
+    pool.set_credentials(key("a"), doubtful("a"), now=1.0)
+    assert not pool.get(key("a")).is_suspect(None)
+    pool.set_credentials(key("a"), doubtful("a2"), now=2.0)
+    assert pool.get(key("a")).is_suspect(None)
+    pool.set_credentials(key("a"), keys_of("a3"), now=3.0)
+    assert not pool.get(key("a")).is_suspect(None)
+
+
+# -- whose a credential is
+
+
+def test_what_is_known_of_an_account_is_not_believed_of_another() -> None:
+    pool = pool_of("a")
+    one, other = "account_id=1", "account_id=2"
+    assert not pool.identified(key("a"), one, now=0.0)
+    pool.mark_cooldown(key("a"), rate_limit(3600.0), now=0.0)
+    lease_of = pool.get(key("a"))
+    for same in (one, "", "account_id=1;user_id=7"):
+        assert not pool.identified(key("a"), same, now=1.0)
+        assert lease_of.cooling_until(None, 1.0) > 1.0
+    assert pool.identified(key("a"), other, now=2.0)
+    state = pool.get(key("a"))
+    assert (state.cooldowns, state.credentials, state.source) == ({}, {}, f"/{other}")
+    assert not pool.identified(key("a"), other, now=3.0)
+    with pytest.raises(UnknownAccount):
+        pool.identified(key("nobody"), one, now=3.0)

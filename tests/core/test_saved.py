@@ -249,3 +249,27 @@ def test_of_two_proxies_the_one_that_was_told_last_is_right(base, mine, theirs, 
         return SavedAccount(key=A, windows=windows)
 
     assert merge(account(base), account(mine), account(theirs)) == account(merged)
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "kept_source"),
+    [
+        ("w", "w/account_id=1", "w/account_id=1"),
+        ("w/account_id=1", "w", "w/account_id=1"),
+        ("w/account_id=1", "w/account_id=1;user_id=2", "w/account_id=1;user_id=2"),
+        ("", "w/account_id=1", "w/account_id=1"),
+        ("w/account_id=2", "w/account_id=1", None),
+        ("x", "w/account_id=1", None),
+        ("x/account_id=1", "w/account_id=1", None),
+    ],
+)
+def test_what_was_learnt_of_another_account_is_not_taken_over(
+    mine: str, theirs: str, kept_source: str | None
+) -> None:
+    """None: it is another's; the account that was there last is known by its source."""
+    cause = Cause(cls=OutcomeClass.QUOTA, scope=Scope.ACCOUNT, signal="429")
+    cooldown = Cooldown(model=None, since=0.0, until=9.0, cause=cause, streak=1)
+    known = SavedAccount(key=A, cooldowns={None: cooldown}, source=theirs)
+    merged = merge(None, SavedAccount(key=A, source=mine), known)
+    assert bool(merged.cooldowns) == (kept_source is not None)
+    assert merged.source == (mine if kept_source is None else kept_source)

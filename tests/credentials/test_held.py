@@ -326,6 +326,48 @@ class TestFile:
         await clock.advance(5)
         assert token(published) == "sk-2"
 
+    @pytest.mark.parametrize(
+        ("ends", "said"),
+        [
+            (0, "ends on 1970-01-01 00:00 UTC already"),
+            (START - 3600, "ends on 2027-01-15 07:00 UTC already"),
+            (9999999999.999, "ends in the far future"),
+        ],
+    )
+    async def test_an_end_that_cannot_be_true_is_no_end(
+        self,
+        *,
+        start: Callable[..., Keeper],
+        published: Published,
+        clock: FakeClock,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+        ends: float,
+        said: str,
+    ) -> None:
+        path = tmp_path / "creds"
+        content = {"accessToken": "sk-1", "expiresAt": int(ends * 1000)}
+        self.write(path, json.dumps({"claudeAiOauth": content}), at=1)
+        start(FileSource(path, written="~/creds"))
+        await clock.advance(20)
+        (credential,) = published.credentials["openai/me"].values()
+        assert (credential.expires_at, credential.doubtful) == (None, True)
+        problem = (
+            f"file ~/creds: its token {said}, by what is said of it; that may be wrong, so it is "
+            "used when no other account can serve"
+        )
+        assert published.all == [("openai/me", {"key": "sk-1"}, problem)]
+        assert caplog.messages == [f"openai/me: {problem}"]
+        self.write(
+            path,
+            json.dumps({"claudeAiOauth": {**content, "expiresAt": int((START + 3600) * 1000)}}),
+            at=2,
+        )
+        await clock.advance(5)
+        (credential,) = published.credentials["openai/me"].values()
+        assert (credential.expires_at, credential.doubtful) == (START + 3600, False)
+        assert published.problems["openai/me"] is None
+
 
 class TestProject:
     async def test_it_is_learnt_once(

@@ -200,5 +200,5 @@ async def test_an_account_heals_and_is_renewed(
 
 def test_check_does_not_ask_it(keychain: Memory) -> None:
     one = entry("openai/me", source=KeychainSource("X"))
-    assert review(Config((one,), {}, {}, {}, None)).unreadable == ()
+    assert review(Config((one,), {}, {}, {}, None), wall_now=0.0).unreadable == ()
     assert keychain.asked == 0

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from account_pool.demo.scripts import by_credential, openai
+from account_pool.demo.scripts import by_credential, codex, openai
 from tests.e2e.harness import FIRST, account, chat, secret
 from tests.e2e.test_admin import admin, direct
+from tests.e2e.test_subscriptions import IDS, RESPONSE, ask_codex
 
 GOOD = openai.chat_complete("Good morning")
 POINTER = "/claudeAiOauth/accessToken"
@@ -254,3 +255,61 @@ async def test_a_keychain_that_is_unlocked_later(provider, pool_proxy, tmp_path)
         for _ in range(2):
             assert (await http.request(**chat(stream=False))).status_code == 200
     assert set(upstream.journal.credentials) == {FIRST, secret("second")}
+
+
+@pytest.mark.parametrize("ends_ms", [0, 1_600_000_000_000, 9_999_999_999_999])
+async def test_a_token_whose_end_cannot_be_true_is_tried_last(
+    provider, pool_proxy, tmp_path, ends_ms
+):
+    """It comes first by its priority, and is good: only what is said of its end is wrong."""
+    path = tmp_path / ".credentials.json"
+    content = {"claudeAiOauth": {"accessToken": FIRST, "expiresAt": ends_ms}}
+    write(path, json.dumps(content).encode())
+    limited = openai.rate_limited(600)
+    upstream = await provider(by_credential({FIRST: GOOD, secret("second"): [GOOD, limited]}))
+    accounts = [account("first", token={"file": str(path)}), account("second", priority=1)]
+    proxy = await pool_proxy(accounts, provider=upstream)
+    await proxy.until_printed("openai/first: .*so it is used when no other account can serve")
+    async with proxy.client() as http:
+        for text in ("One", "Two", "Three"):
+            assert (await http.request(**chat(text, stream=False))).status_code == 200
+    # The second request is refused there and served here; then it is as good as any.
+    assert upstream.journal.credentials == [secret("second")] * 2 + [FIRST] * 2
+
+
+def codex_login(label: str) -> bytes:
+    tokens = {"access_token": secret(label), "account_id": IDS[label]}
+    return json.dumps({"tokens": tokens}).encode()
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_file_that_holds_another_account_is_a_new_account(
+    provider, pool_proxy, tmp_path, restarted
+):
+    path = tmp_path / "auth.json"
+    write(path, codex_login("first"))
+    limited = codex.usage_limit()
+    upstream = await provider(by_credential({FIRST: limited, secret("second"): RESPONSE}))
+    accounts = [account("me", "codex", token={"file": str(path)})]
+    options = {"pool_state": str(tmp_path / "state.sqlite"), "pool_max_wait": 0.1}
+    proxy = await pool_proxy(accounts, provider=upstream, options=options)
+    async with proxy.client() as http:
+        for _ in range(2):
+            assert (await http.request(**ask_codex())).status_code == 429
+        assert (await state(proxy, "codex/me"))["state"] == "cooling"
+        if not restarted:
+            write(path, codex_login("second"))
+            await proxy.until_printed("codex/me: its credential is of another account now")
+            assert (await http.request(**ask_codex())).status_code == 200
+    if restarted:
+        await proxy.stop()
+        proxy = await pool_proxy(accounts, provider=upstream, options=options)
+        # The same account is as it was.
+        assert (await state(proxy, "codex/me"))["state"] == "cooling"
+        await proxy.stop()
+        write(path, codex_login("second"))
+        proxy = await pool_proxy(accounts, provider=upstream, options=options)
+        async with proxy.client() as http:
+            assert (await http.request(**ask_codex())).status_code == 200
+    assert upstream.journal.requests[-1].header("chatgpt-account-id") == IDS["second"]
+    assert (await state(proxy, "codex/me"))["state"] == "available"

@@ -124,7 +124,7 @@ SCHEMAS: Mapping[str, Schema] = {
             "description": "refusals that may be its own fault: others are asked before it",
         },
         disabled=_or_null(_object(**_CAUSE, since_at=_or_null(_INSTANT))),
-        problem=_or_null({"type": "string", "description": "why there is no credential"}),
+        problem=_or_null({"type": "string", "description": "what is wrong with its credential"}),
         headroom=_list(_ref("Headroom")),
         usage={**_object(**_AMOUNTS), "description": "today, UTC"},
     ),

@@ -6,6 +6,7 @@ Shows names and settings only: what a `Secret` holds never reaches this module.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def _show(loaded: Config) -> None:
     noun = "account" if number == 1 else "accounts"
     where = f"file OK: {loaded.path}" if loaded.path else "of the environment; there is no file"
     console.print(f"\n{number} {noun}, {where}", soft_wrap=True)
-    reviewed = review(loaded)
+    reviewed = review(loaded, wall_now=time.time())
     warn(*loaded.warnings, *reviewed.notices, *reviewed.unreadable)
 
 

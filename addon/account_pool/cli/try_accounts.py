@@ -73,7 +73,7 @@ def try_all(loaded: Config) -> int:
         logging.getLogger("account_pool").addHandler(logging.NullHandler())
         tried = asyncio.run(_try_all(loaded, options))
         # Those that cannot be read are in the table.
-        warn(*loaded.warnings, *review(loaded).notices)
+        warn(*loaded.warnings, *review(loaded, wall_now=time.time()).notices)
     except (StoreError, exceptions.OptionsError) as error:
         print(f"account-pool: {error}", file=sys.stderr)
         return 1

@@ -16,7 +16,10 @@ from account_pool.config.values import AccountEntry, Config
 from account_pool.core.credential import Credential
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.files import FileSource
+from account_pool.credentials.held import DOUBTED
+from account_pool.credentials.instants import doubt
 from account_pool.credentials.notices import Notices
+from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.reading import Reading
 from account_pool.credentials.ways import credential_of
 
@@ -34,8 +37,11 @@ class Review:
     notices: tuple[Problem, ...] = ()
 
 
-def review(config: Config) -> Review:
-    """Return what there is to say of the enabled accounts of *config*."""
+def review(config: Config, *, wall_now: float) -> Review:
+    """Return what there is to say of the enabled accounts of *config*.
+
+    *wall_now* is in seconds since the epoch.
+    """
     unreadable, found, notices = [], [], Notices()
     for entry in config.accounts:
         if not entry.account.enabled:
@@ -46,6 +52,9 @@ def review(config: Config) -> Review:
             wrong = f"{entry.source.describe()}: {error.wrong}"
             unreadable.append(_about(config, entry, wrong, error.remedy))
             continue
+        ends = [c.expires_at for c in credentials.values() if c.expires_at is not None]
+        if ends and not isinstance(entry.source, OAuthSource) and (why := doubt(ends[0], wall_now)):
+            found.append(_about(config, entry, f"{entry.source.describe()}: {why}", DOUBTED))
         new = notices.take(entry, credentials)
         found += [_about(config, entry, notice.wrong, notice.remedy) for notice in new]
     return Review(tuple(unreadable), tuple(found))

@@ -14,6 +14,10 @@ from hashlib import sha256
 from typing import NoReturn
 
 MASK = "[secret]"
+#: No token lives so long, seconds: an end beyond it is a placeholder for "never", or a slip.
+LONGEST_LIFE_S = 10 * 366 * 86400.0
+#: Companions that say whose a credential is; all that are there tell two accounts apart.
+_WHOSE = ("account_id", "user_id", "organization_id")
 
 
 class Secret:
@@ -74,13 +78,17 @@ class Credential:
             GitHub token itself).
         secret: the value that goes on the wire.
         companions: what must move with it (account_id, project, host ...).
-        expires_at: wall clock, seconds since the epoch; None if it does not expire.
+        expires_at: wall clock, seconds since the epoch; None if it does not expire, or
+            nobody knows when.
+        doubtful: what is said of its end cannot be true, so it may be over: it is used
+            when no other account can serve.
     """
 
     kind: str
     secret: Secret
     companions: Mapping[str, str] = field(default_factory=dict)
     expires_at: float | None = None
+    doubtful: bool = False
 
 
 def fingerprint(credentials: Mapping[str, Credential]) -> str:
@@ -90,3 +98,32 @@ def fingerprint(credentials: Mapping[str, Credential]) -> str:
         for kind, held in sorted(credentials.items())
     ]
     return sha256(ascii(parts).encode()).hexdigest()[:32]
+
+
+def is_plausible_end(expires_at: float, wall_now: float) -> bool:
+    """Say whether a credential that is read at *wall_now* may end then (seconds since the epoch).
+
+    What has ended already is none that a tool would keep: 0 and the like stand for "unknown".
+    """
+    return wall_now < expires_at <= wall_now + LONGEST_LIFE_S
+
+
+def identity(credentials: Mapping[str, Credential]) -> str:
+    """Return whose *credentials* are, to be kept and compared; "" if they do not say.
+
+    By the name of each companion that says so, a hash of it.
+    """
+    said = {
+        name: sha256(value.encode()).hexdigest()[:16]
+        for held in credentials.values()
+        for name in _WHOSE
+        if (value := held.companions.get(name))
+    }
+    return ";".join(f"{name}={digest}" for name, digest in sorted(said.items()))
+
+
+def are_of_others(one: str, other: str) -> bool:
+    """Say whether two identities are those of different accounts; unknown ones are not."""
+    said = dict(part.split("=", 1) for part in one.split(";") if "=" in part)
+    also = dict(part.split("=", 1) for part in other.split(";") if "=" in part)
+    return any(said[name] != also[name] for name in said.keys() & also.keys())

@@ -27,7 +27,7 @@ from account_pool.core.account import Account, AccountKey
 from account_pool.core.admission import Admission, Ticket
 from account_pool.core.changes import Standing
 from account_pool.core.cooldown import BENCHING, Cause, Cooldown, covers, next_cooldown
-from account_pool.core.credential import Credential, fingerprint
+from account_pool.core.credential import Credential, are_of_others, fingerprint
 from account_pool.core.decision import By
 from account_pool.core.decisions import Decisions
 from account_pool.core.errors import (
@@ -184,8 +184,26 @@ class Pool:
         members.place(state, now)
         self._changed(account.key, now)
 
-    def renewed(self, key: AccountKey, *, now: float, source: str = "") -> None:
-        """Forget what answers said of the credential of *key*: its owner wrote another.
+    def identified(self, key: AccountKey, who: str, *, now: float) -> bool:
+        """Note whose the credential of *key* is (`credential.identity`).
+
+        Returns whether it was another's before: what is known of that one is forgotten
+        then, and the credential comes through `set_credentials`. Raises UnknownAccount.
+        """
+        state = self._state(key)
+        written, _, known = state.source.partition("/")
+        if who in ("", known):
+            return False
+        source = f"{written}/{who}"
+        if are_of_others(known, who):
+            self.renewed(key, now=now, source=source, by=By.CREDENTIAL)
+            return True
+        state.source = source
+        self._tell(key)
+        return False
+
+    def renewed(self, key: AccountKey, *, now: float, source: str = "", by: By = By.CONFIG) -> None:
+        """Forget what answers said of the credential of *key*: it has another.
 
         The old one goes at once, the new one comes through `set_credentials`. What is
         still under way with the old one teaches nothing. Raises UnknownAccount.
@@ -196,8 +214,9 @@ class Pool:
         state.source = source
         self._owners.forget(key)
         self._members[key.provider].refused.clear()
-        with self._changing(state, By.CONFIG, now):
+        with self._changing(state, by, now):
             state.credentials, state.refused, state.problem = {}, "", None
+            state.doubtful = False
             state.pending = state.account.enabled
             state.cooldowns, state.ramps, state.verdicts, state.disabled = {}, {}, {}, None
             state.picture, state.reserved, state.untold_at = UNKNOWN, (), now
@@ -227,6 +246,7 @@ class Pool:
             # It may serve what all have refused.
             members.refused.clear()
             state.served_at = -inf
+            state.doubtful = any(one.doubtful for one in credentials.values())
         state.credentials = dict(credentials)
         blamed = state.refused or state.disabled is not None
         if credentials and blamed and fingerprint(credentials) != state.refused:
@@ -463,6 +483,10 @@ class Pool:
         self._first_bytes.note(lease.key.provider, lease.facts.model, now - lease.started_at)
         if state.cooldowns or state.verdicts:
             self._clear_disproved(state, lease, now)
+            others_may_go = True
+        if state.doubtful:
+            state.doubtful, state.problem = False, None
+            self._members[lease.key.provider].place(state, now)
             others_may_go = True
         if others_may_go:
             self._changed(lease.key, now)

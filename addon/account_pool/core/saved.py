@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import BY_HAND, Cause, Cooldown
+from account_pool.core.credential import are_of_others
 from account_pool.core.headroom import Key, Picture, Window
 from account_pool.core.outcome import OutcomeClass
 from account_pool.core.state import AccountState
@@ -56,7 +57,8 @@ class SavedAccount:
         owner: whose limits it shares, where answers have named one.
         windows: what is left of its allowances, with times of the wall clock.
         served: requests answered, by all proxies together.
-        source: fingerprint of how its credential was written down; "" if nobody said.
+        source: fingerprint of how its credential was written down, and whose it is, as in
+            `AccountState`; "" if nobody said.
     """
 
     key: AccountKey
@@ -133,6 +135,7 @@ def into_state(account: SavedAccount, state: AccountState, behind: float, now: f
     state.refused = account.refused
     state.picture = Picture.of((w.later(-behind) for w in account.windows.values()), now)
     state.served = account.served
+    state.source = account.source or state.source
 
 
 def behind(saved: Saved, wall_now: float) -> float:
@@ -221,13 +224,18 @@ def merge(
         owner=_changed(base.owner, mine.owner, theirs.owner),
         windows=windows,
         served=served,
-        source=mine.source or theirs.source,
+        # Of two that are of the same, the one that also says whose it is.
+        source=max(mine.source, theirs.source, key=len),
     )
 
 
 def of_another(mine: SavedAccount, theirs: SavedAccount | None) -> bool:
     """Say whether *theirs* is about another credential under the same name."""
-    return theirs is not None and bool(theirs.source and mine.source not in ("", theirs.source))
+    if theirs is None or not (mine.source and theirs.source):
+        return False
+    written, _, who = mine.source.partition("/")
+    their_written, _, their_who = theirs.source.partition("/")
+    return written != their_written or are_of_others(who, their_who)
 
 
 def _changed(base: Value, mine: Value, theirs: Value) -> Value:

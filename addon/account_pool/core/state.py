@@ -26,6 +26,7 @@ class AccountState:
         credentials: usable ones by kind; empty while none is known.
         problem: why there is no credential, for people; None if there is no problem.
         pending: a credential is still being fetched, so waiting may help.
+        doubtful: its credential may be over: it is asked after all others until it serves.
         in_flight: open leases.
         last_used: sequence number of the last lease, 0 if never used.
         passed_over: sequence number of a `next` that passed it over, 0 if none: it ranks
@@ -54,7 +55,8 @@ class AccountState:
         asked_at: when it was given a request last, monotonic seconds.
         reserved: windows of which no more than its owner's reserve is left, as cooldowns.
         served: requests answered.
-        source: fingerprint of how its credential was written down; "" if nobody said.
+        source: fingerprint of how its credential was written down, and behind a slash whose
+            it is, where that is known (`credential.identity`); "" if nobody said.
         elsewhere: requests in flight on other proxies, as far as is known.
         rank: the key it stands under in the selection policy; None while not ready.
         wake_at: when to place it again, as time alone changes where it belongs.
@@ -66,6 +68,7 @@ class AccountState:
     credentials: Mapping[str, Credential] = field(default_factory=dict)
     problem: str | None = None
     pending: bool = False
+    doubtful: bool = False
     in_flight: int = 0
     last_used: int = 0
     passed_over: int = 0
@@ -132,8 +135,13 @@ class AccountState:
         return latest
 
     def is_suspect(self, model: str | None) -> bool:
-        """Say whether requests for *model* ask all others first: a verdict is open."""
-        return bool(self.verdicts) and any(covers(covered, model) for covered in self.verdicts)
+        """Say whether requests for *model* ask all others first.
+
+        A verdict is open, or its credential is doubtful and has not served yet.
+        """
+        return self.doubtful or (
+            bool(self.verdicts) and any(covers(covered, model) for covered in self.verdicts)
+        )
 
     def verdict_of(self, model: str | None) -> Verdict | None:
         """Return the open verdict that makes it a suspect for *model*."""

@@ -12,14 +12,16 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from account_pool.core.account import AccountKey
-from account_pool.core.credential import Credential, Secret
+from account_pool.core.credential import Credential, Secret, is_plausible_end
 from account_pool.credentials.backoff import backoff_s
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.exchange_answer import ExchangeFailed, ExchangeRefused
 from account_pool.credentials.files import FileSource
+from account_pool.credentials.instants import doubt
 from account_pool.credentials.ways import FILE_LOOK_S, Got, Ways, way_of
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 #: Seconds until a token that GitHub refused for good is offered again: its owner may
 #: have bought a seat meanwhile.
 REFUSED_WAIT_S = 600.0
+#: What becomes of a token whose end is not believed.
+DOUBTED = "that may be wrong, so it is used when no other account can serve"
 #: A source that fails waits longer at first: a command may open a window each time.
 SOURCE_FIRST_FAILURES = 4
 
@@ -71,6 +75,8 @@ class Held:
         self._wall_clock = wall_clock
         self._chance = chance
         self._problem: str | None = None
+        #: by kind: what was read before its end, which is believed therefore
+        self._timed: dict[str, Secret] = {}
         self._failures = 0
         self._closed = False
 
@@ -140,10 +146,11 @@ class Held:
         return min(ends) - self._wall_clock() if ends else math.inf
 
     def _accept(self, got: Got) -> float | None:
-        if self._left_s(got.credentials) <= 0:
+        credentials = {kind: self._with_end(kind, c) for kind, c in got.credentials.items()}
+        if self._left_s(credentials) <= 0:
             self._drop(self._way.expired)
             return got.again_in_s
-        if got.told and got.credentials != self.credentials:
+        if got.told and credentials != self.credentials:
             # Aloud at first and after a problem.
             is_news = not self.credentials or self._problem is not None
             level = logging.INFO if is_news else logging.DEBUG
@@ -152,8 +159,33 @@ class Held:
             logger.info("%s: its credential can be read again", self.key)
         self._failures, self.unreadable = 0, False
         self.for_clients = got.for_clients
-        self._change(got.credentials, None)
+        self._change(credentials, self._doubt_of(got.credentials, credentials))
         return got.again_in_s
+
+    def _doubt_of(
+        self, read: Mapping[str, Credential], used: Mapping[str, Credential]
+    ) -> str | None:
+        """Say what of the ends that were *read* is not believed; None if all of it is."""
+        for kind, credential in used.items():
+            ends = read[kind].expires_at
+            if credential.doubtful and ends is not None:
+                why = doubt(ends, self._wall_clock())
+                return f"{self.entry.source.describe()}: {why}; {DOUBTED}"
+        return None
+
+    def _with_end(self, kind: str, credential: Credential) -> Credential:
+        """Return *credential* without an end that cannot be true.
+
+        One that was read in time has really ended when it has; what had ended before it was
+        ever read, or ends in a hundred years, says nothing.
+        """
+        ends = credential.expires_at
+        if ends is None or self._timed.get(kind) == credential.secret:
+            return credential
+        if is_plausible_end(ends, self._wall_clock()):
+            self._timed[kind] = credential.secret
+            return credential
+        return replace(credential, expires_at=None, doubtful=True)
 
     def _source_failed(self, error: CredentialError) -> float:
         # Nothing to fall back on but a token that is still good.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime
 from typing import Any
 
+from account_pool.core.credential import is_plausible_end
 from account_pool.credentials.errors import CredentialError
 
 #: A number above this is in milliseconds: as seconds it would be after the year 5000.
@@ -30,6 +31,16 @@ def read_instant(value: Any) -> float | None:
     raise CredentialError(
         "expires_at is not a point in time", "write it as 2026-12-01T00:00:00Z, or leave it out"
     )
+
+
+def doubt(expires_at: float, wall_now: float) -> str | None:
+    """Say why an end that is told of a token is not believed; None if it may be true."""
+    if is_plausible_end(expires_at, wall_now):
+        return None
+    when = "in the far future"
+    if expires_at <= wall_now:
+        when = f"on {datetime.fromtimestamp(expires_at, UTC):%Y-%m-%d %H:%M} UTC already"
+    return f"its token ends {when}, by what is said of it"
 
 
 def _parsed(text: str) -> datetime | float | None:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from account_pool.providers import jwt
+
 #: Prefixes of tokens that GitHub gives to applications and people:
 #: https://github.blog/engineering/platform-security/behind-githubs-new-authentication-token-formats/
 _GITHUB_TOKEN = re.compile(r"(gh[opu]_|github_pat_)[A-Za-z0-9_]+\Z")
@@ -60,6 +62,7 @@ def claude(document: Any) -> Shape | None:
         access=login.get("accessToken"),
         refresh=login.get("refreshToken"),
         expires_at=login.get("expiresAt"),
+        companions=_named(organization_id=document.get("organizationUuid")),
     )
 
 
@@ -72,6 +75,8 @@ def gemini(document: Any) -> Shape | None:
         access=document["access_token"],
         refresh=document.get("refresh_token"),
         expires_at=document["expiry_date"],
+        # Google's id of the person, OpenID Connect Core 1.0, section 2.
+        companions=_named(user_id=jwt.claims(str(document.get("id_token"))).get("sub")),
     )
 
 
@@ -99,6 +104,10 @@ def recognise(document: Any) -> Shape | None:
     """Return the login in *document*, whichever tool wrote it; None if there is none."""
     found = (shape(document) for shape in SHAPES.values())
     return next((shape for shape in found if shape is not None), None)
+
+
+def _named(**values: Any) -> dict[str, str]:
+    return _texts(values, *values)
 
 
 def _texts(values: Mapping[str, Any], *names: str) -> dict[str, str]:

@@ -21,7 +21,8 @@ def mark(entry: AccountEntry) -> str:
     """Return what tells the credential of *entry* from another under the same label.
 
     A file or a command is told by its name: what is in it may change by itself, as vendors'
-    tools refresh their logins, and the account is still the same.
+    tools refresh their logins, and the account is still the same, unless the credential says
+    that it is not (`core.credential.identity`).
     """
     account = entry.account
     parts = [_told(entry.source), account.account_type or "", sorted(account.companions.items())]

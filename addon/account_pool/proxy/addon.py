@@ -25,7 +25,7 @@ from account_pool.config import AccountEntry, accounts_file
 from account_pool.config.pool_options import OptionValue
 from account_pool.config.pool_options import settings as merged
 from account_pool.core.account import AccountKey
-from account_pool.core.credential import Credential
+from account_pool.core.credential import Credential, identity
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.pool import Pool
 from account_pool.credentials.copilot import CopilotExchange
@@ -59,6 +59,10 @@ _NOTHING = (
     "account-pool: no accounts, traffic passes untouched. Add one to accounts.yaml with "
     "`{command} add PROVIDER LABEL` or `{command} login`, or set OPENAI_API_KEY, "
     "ANTHROPIC_API_KEY, GEMINI_API_KEY or GITHUB_TOKEN"
+)
+_ANOTHER = (
+    "its credential is of another account now; cooldowns, headroom and pins of the former are "
+    "dropped"
 )
 _NOT_TAKEN = "has errors; the accounts stay as they were"
 
@@ -334,10 +338,14 @@ class AccountPool(AdminPages):
         self, key: AccountKey, credentials: Mapping[str, Credential], problem: str | None
     ) -> None:
         """The keeper has news of an account's credentials."""
+        pool, now = self.service.pool, self.service.now()
         # Removed by hand: its loop still runs, and must not end in an error.
         with contextlib.suppress(UnknownAccount):
-            self.service.pool.set_credentials(
-                key, credentials, now=self.service.now(), problem=problem, pending=problem is None
+            if pool.identified(key, identity(credentials), now=now):
+                self.service.forget(key)
+                logger.info(f"account-pool: {key}: {_ANOTHER}")
+            pool.set_credentials(
+                key, credentials, now=now, problem=problem, pending=problem is None
             )
         self.service.learn_holder(key, credentials)
         if (entry := self._entries.get(key)) is not None:
