@@ -17,7 +17,7 @@ MASK = "[secret]"
 #: No token lives so long, seconds: an end beyond it is a placeholder for "never", or a slip.
 LONGEST_LIFE_S = 10 * 366 * 86400.0
 #: Companions that say whose a credential is; all that are there tell two accounts apart.
-_WHOSE = ("account_id", "user_id", "organization_id")
+_WHOSE = ("account_id", "user_id")
 
 
 class Secret:

@@ -62,7 +62,6 @@ def claude(document: Any) -> Shape | None:
         access=login.get("accessToken"),
         refresh=login.get("refreshToken"),
         expires_at=login.get("expiresAt"),
-        companions=_named(organization_id=document.get("organizationUuid")),
     )
 
 
