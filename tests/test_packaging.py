@@ -122,6 +122,7 @@ def test_the_page_on_pypi_needs_no_repository(metadata):
     assert metadata.description_content_type == "text/markdown"
     page = readme_renderer.markdown.render(metadata.description)
     assert page is not None
+    assert "pip install mitmproxy-account-pool" in page
     links = Links()
     links.feed(page)
     assert len(links.targets) > 10
