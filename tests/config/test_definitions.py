@@ -149,7 +149,7 @@ def test_every_condition_must_hold(gateway: Provider) -> None:
         ("owner: {message: org}", "6: {}.owner.message: has not one group; put the part that is "
          "meant in parentheses: team (\\w+)"),
         ("credential: {header: a, by_path: {messages: {header: b}}}", "6: {}.credential.by_path."
-         "messages: is no part of a path; begin it with /"),
+         "messages: is not part of a path; start it with /"),
         ("limits: [{codes: {a: b}, class: quota}]", "6: {}.limits[0].codes: a mapping is not a "
          "value; write text, a number, or a list of them"),
         ("limits: [{codes: a, class: quota, missing_model: true}]", "6: {}.limits[0]."

@@ -168,11 +168,11 @@ def test_a_wrong_key_of_an_account_is_named_with_line_and_remedy(line: str, expe
         ),
         (
             "{file: tokens.json, pointer: a}",
-            "the pointer does not begin with /; write one such as /tokens/access",
+            "the pointer does not start with /; write one such as /tokens/access",
         ),
         (
             "{keychain: Some item, pointer: a}",
-            "the pointer does not begin with /; write one such as /tokens/access",
+            "the pointer does not start with /; write one such as /tokens/access",
         ),
         ("{keychain: ' '}", 'the value of keychain is not text; write {keychain: "..."}'),
         (

@@ -186,13 +186,13 @@ def _accounts(states: Iterable[AccountState], now: float) -> Iterator[Metric]:
     states = list(states)
     yield _gauge(
         "account_pool_in_flight",
-        "Requests under way.",
+        "Requests in flight.",
         ("account",),
         [((str(state.key),), state.in_flight) for state in states],
     )
     yield _gauge(
         "account_pool_in_flight_oldest_seconds",
-        "Age of the oldest request under way; 0 when there is none.",
+        "Age of the oldest request in flight; 0 when there is none.",
         ("account",),
         [((str(s.key),), now - min(s.running.values(), default=now)) for s in states],
     )

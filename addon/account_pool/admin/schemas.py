@@ -58,7 +58,7 @@ _CAUSE: Mapping[str, Schema] = {
     "evidence": {
         "type": "object",
         "additionalProperties": _TEXT,
-        "description": "the header values it rests on",
+        "description": "the header values that show it",
     },
 }
 

@@ -61,7 +61,7 @@ def confirm_file(named: Path | None, environ: Mapping[str, str]) -> int:
     path = named.expanduser().absolute() if named else accounts_file.local_file()
     if path is None:
         where = Path.cwd() / accounts_file.NAME
-        remedy = "change to the directory of the file that is to be confirmed"
+        remedy = "change to the directory of the file, or name it with --accounts-file"
         raise ConfigError([Problem(where, None, "", "the file does not exist", remedy)])
     loaded = config.load(path, environ)
     _show(loaded)
@@ -101,7 +101,7 @@ def _show(loaded: Config) -> None:
     console.print(accounts_table([entry.account for entry in loaded.accounts]))
     number = len(loaded.accounts)
     noun = "account" if number == 1 else "accounts"
-    where = f"file OK: {loaded.path}" if loaded.path else "of the environment; there is no file"
+    where = f"file OK: {loaded.path}" if loaded.path else "from the environment; there is no file"
     console.print(f"\n{number} {noun}, {where}", soft_wrap=True)
     reviewed = review(loaded, wall_now=time.time())
     warn(*loaded.warnings, *reviewed.notices, *reviewed.unreadable)

@@ -68,12 +68,10 @@ def run(
     ] = False,
     join: Annotated[
         bool,
-        typer.Option(
-            "--join", help="Use a proxy that runs already as it is, whatever its accounts are."
-        ),
+        typer.Option("--join", help="Use a proxy that is already running, whatever its accounts."),
     ] = False,
     allow_empty: Annotated[
-        bool, typer.Option("--allow-empty", help="Run the tool also where no account can be used.")
+        bool, typer.Option("--allow-empty", help="Run the tool even if the pool has no account.")
     ] = False,
 ) -> int:
     """Run a tool through the pool: account-pool run -- claude.
@@ -102,7 +100,7 @@ def serve(
     *,
     web: Annotated[bool, typer.Option("--web", help="Start mitmweb, to look at requests.")] = False,
     console: Annotated[
-        bool, typer.Option("--console", help="Start mitmproxy, the same in a terminal.")
+        bool, typer.Option("--console", help="Start mitmproxy, to look at requests in a terminal.")
     ] = False,
     port: Annotated[
         int | None,

@@ -49,7 +49,7 @@ def load_providers(path: Path, built_in: Mapping[str, Provider]) -> Mapping[str,
     """Return the providers *path* knows. Raises ConfigError; of the rest it says nothing."""
     document = read(path)
     if not isinstance(document.data, dict):
-        document.problem((), "the file is not a mapping", "begin it with `accounts:`")
+        document.problem((), "the file is not a mapping", "start it with `accounts:`")
         document.require_right()
     known = read_providers(document, built_in).known
     document.require_right()

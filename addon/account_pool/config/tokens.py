@@ -82,7 +82,7 @@ def _from_mapping(token: dict[str, Any], environ: Mapping[str, str], directory: 
             "pointer needs a file or a keychain", "write {file: PATH, pointer: /json/pointer}"
         )
     if pointer and not pointer.startswith("/"):
-        raise Wrong("the pointer does not begin with /", "write one such as /tokens/access")
+        raise Wrong("the pointer does not start with /", "write one such as /tokens/access")
     match kinds[0]:
         case "env":
             return _variable(token["env"].strip(), environ)

@@ -218,7 +218,7 @@ CODEX_RULES: tuple[Rule, ...] = (
         source=_BRIDGE,
     ),
     Rule(
-        why="no window is spent and nothing is said",
+        why="no window is spent and no reason given",
         cls=OutcomeClass.RATE_LIMIT,
         scope=Scope.NONE,
         status=frozenset({429}),

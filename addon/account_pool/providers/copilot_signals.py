@@ -262,7 +262,7 @@ COPILOT_RULES: tuple[Rule, ...] = (
         source="microsoft/vscode-copilot-chat copilotToken.spec.ts; docs.github.com/rest",
     ),
     Rule(
-        why="the vendor's own trouble",
+        why="a problem of the vendor's own",
         cls=OutcomeClass.SERVER_ERROR,
         words=frozenset({"server_error"}),
         status=frozenset({0, 403}),

@@ -125,7 +125,7 @@ class _Reader:
         places = []
         for part, one in written.items() if isinstance(written, dict) else ():
             if not part.startswith("/"):
-                self.notes.problem((*loc, part), "is no part of a path", "begin it with /")
+                self.notes.problem((*loc, part), "is not part of a path", "start it with /")
             if (place := self._credential((*loc, part), one)) is not None:
                 places.append((part, place))
         return tuple(places)

@@ -23,7 +23,7 @@ RULES: tuple[Rule, ...] = (
         source=_CODES + " (503)",
     ),
     Rule(
-        why="suspended for want of money",
+        why="suspended for lack of payment",
         cls=OutcomeClass.QUOTA,
         status=frozenset({402, 403, 412}),
         phrase=re.compile(r"\baccount\b.*\bsuspended\b", _I),

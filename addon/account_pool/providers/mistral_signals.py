@@ -35,7 +35,7 @@ RULES: tuple[Rule, ...] = (
         source="x-ratelimitbysize-remaining-month",
     ),
     Rule(
-        why="no subscription, or what it pays for is used up",
+        why="no subscription, or its allowance is used up",
         cls=OutcomeClass.QUOTA,
         status=frozenset({401, 402, 403}),
         phrase=re.compile(r"\b(?:inactive|no active) subscription\b|\busage limit reached\b", _I),
