@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ def write(path: Path, account: Entry, environ: Mapping[str, str], **settings: An
 def _review(path: Path, key: AccountKey, environ: Mapping[str, str]) -> None:
     """Say what looks wrong with the new account *key*, and stops nothing."""
     with contextlib.suppress(ConfigError):
-        found = review(load(path, environ))
+        found = review(load(path, environ), wall_now=time.time())
         warn(*(one for one in (*found.notices, *found.unreadable) if one.key == str(key)))
 
 
