@@ -29,6 +29,8 @@ class Probe:
     body: bytes = b""
 
 
+#: Of a service of the user's own: what most of them have.
+USUAL = Probe(path="/v1/models")
 _ANTHROPIC = {"anthropic-version": "2023-06-01"}
 
 #: By built-in provider; the paths are those its own documents name.
@@ -56,9 +58,20 @@ PROBES: Mapping[str, Probe] = {
     "cohere": Probe(path="/v1/models"),
     "cerebras": Probe(path="/v1/models"),
     "perplexity": Probe(path="/v1/models"),
+    "zai": Probe(path="/api/paas/v4/models"),
+    "moonshot": USUAL,
+    "kimi-code": Probe(path="/coding/v1/models"),
+    "minimax": USUAL,
+    "dashscope": Probe(path="/compatible-mode/v1/models"),
+    "ark": Probe(path="/api/v3/models"),
+    "opencode-zen": Probe(path="/zen/v1/models"),
+    "ollama-cloud": USUAL,
+    "siliconflow": USUAL,
+    "wandb": USUAL,
+    "github-models": Probe(path="/catalog/models"),
+    "new-api": USUAL,
+    "litellm": USUAL,
 }
-#: Of a service of the user's own: what most of them have.
-USUAL = Probe(path="/v1/models")
 
 WORKS, LIMITED, REFUSED, UNCLEAR = "works", "limited", "refused", "unclear"
 
