@@ -19,6 +19,7 @@ from account_pool.cli import proxy_commands
 from account_pool.cli.proxy_commands import AccountsFile
 from account_pool.config import ConfigError
 from account_pool.config.replace import CannotEdit
+from account_pool.demo.start_failure import INCOMPLETE
 from account_pool.version import __version__
 
 app = typer.Typer(
@@ -55,6 +56,9 @@ def run(arguments: list[str]) -> int:
         return 1
     except CannotEdit as error:
         return _fail(str(error))
+    except ImportError as error:
+        # What a command needs is imported when it runs.
+        return _fail(f"{error}; {INCOMPLETE}")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}")
@@ -214,8 +218,10 @@ def login(
 
 @app.command()
 def add(
-    provider: Annotated[str, typer.Argument(help="A provider, such as openai.")],
-    label: Annotated[str, typer.Argument(help="The account's name.")],
+    provider: Annotated[
+        str, typer.Argument(help="A provider, such as openai.", metavar="PROVIDER")
+    ],
+    label: Annotated[str, typer.Argument(help="The account's name.", metavar="LABEL")],
     *,
     env: Annotated[
         str | None, typer.Option(help="The environment variable that holds the key.")

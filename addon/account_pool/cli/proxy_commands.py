@@ -18,7 +18,7 @@ from account_pool.config.pool_options import BY_NAME
 AccountsFile = Annotated[
     Path | None,
     typer.Option(
-        help="The accounts file. [default: the one that is found, see docs/cli.md]",
+        help="The accounts file. [default: it is looked for; `check` shows which it is]",
         show_default=False,
     ),
 ]

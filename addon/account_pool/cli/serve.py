@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,8 +28,10 @@ def serve(
     """Replace this process by *program*, mitmdump or one of its sisters.
 
     *arguments* are its own. Which file serves is found, and said, there. Raises
-    ConfigError, and OSError where there is no such program.
+    ConfigError, ImportError, and OSError where there is no such program.
     """
+    if find_spec("mitmproxy") is None:
+        raise ModuleNotFoundError("No module named 'mitmproxy'")
     command = [*mitmdump_command(program), "-s", str(addon_script())]
     if not _names_address(arguments):
         command += ["--listen-host", HOST]

@@ -25,9 +25,10 @@ _ERROR = re.compile(r"error|fail|cannot|denied|not found|no such|invalid", re.IG
 _TRACEBACK = "Traceback (most recent call last):"
 #: They end what was going on, and are never why.
 _CONSEQUENCES = ("CancelledError", "KeyboardInterrupt", "SystemExit")
+INCOMPLETE = "the installation is incomplete: install the package again"
 _REMEDIES = (
-    ("No module named", "the installation is incomplete: install the package again"),
-    ("cannot import name", "the installation is incomplete: install the package again"),
+    ("No module named", INCOMPLETE),
+    ("cannot import name", INCOMPLETE),
     ("address already in use", "name another port"),
 )
 
