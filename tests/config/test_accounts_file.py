@@ -147,14 +147,21 @@ def test_paths_are_shown_as_people_write_them(tmp_path, monkeypatch):
     assert shown(Path("/etc/accounts.yaml")) == "/etc/accounts.yaml"
 
 
-def test_hints_name_a_command_that_the_reader_has(here, monkeypatch):
+def test_hints_name_a_command_that_the_reader_has(here, tmp_path, monkeypatch):
     program = here / ".venv" / "bin" / "account-pool"
     write(program, "#!/bin/sh\n").chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program.with_name("python")))
     monkeypatch.setenv("PATH", "/nowhere")
     assert command() == "./.venv/bin/account-pool"
     monkeypatch.chdir("/")
-    assert command() == str(program)
+    assert command() == "~/work/.venv/bin/account-pool"
+    # pipx and uv: a link in a place of its own.
+    link = tmp_path / ".local" / "bin" / "account-pool"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(program)
+    monkeypatch.setattr(sys, "argv", [str(link), "check"])
+    assert command() == "~/.local/bin/account-pool"
+    monkeypatch.setattr(sys, "argv", ["mitmdump", "-s", "pool.py"])
     monkeypatch.setenv("PATH", str(program.parent))
     assert command() == "account-pool"
     monkeypatch.setenv("PATH", "/nowhere")

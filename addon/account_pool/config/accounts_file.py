@@ -107,14 +107,17 @@ def command() -> str:
     """Return how the reader of a hint can start `account-pool`."""
     if which(COMMAND):
         return COMMAND
-    beside = which(COMMAND, path=str(Path(sys.executable).parent))
-    if beside is None:
+    # How it was started now, else the one that belongs to this interpreter.
+    started = which(sys.argv[0]) if Path(sys.argv[0]).name == COMMAND else None
+    program = started or which(COMMAND, path=str(Path(sys.executable).parent))
+    if program is None:
         return COMMAND
+    path = Path(program).absolute()
     with suppress(OSError):
         folder = Path.cwd()
-        if folder != Path(folder.anchor) and Path(beside).is_relative_to(folder):
-            return f"./{Path(beside).relative_to(folder).as_posix()}"
-    return beside
+        if folder != Path(folder.anchor) and path.is_relative_to(folder):
+            return f"./{path.relative_to(folder).as_posix()}"
+    return shown(path)
 
 
 def _is_file(path: Path) -> bool:
