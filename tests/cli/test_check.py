@@ -59,7 +59,7 @@ def test_the_accounts_of_the_environment(monkeypatch, capsys):
     assert err.count("\n") == 1
     monkeypatch.setenv("OPENAI_API_KEY", "sk-fake-env-000")
     assert run(["check"]) == 0
-    assert "1 account, of the environment; there is no file" in capsys.readouterr().out
+    assert "1 account, from the environment; there is no file" in capsys.readouterr().out
 
 
 def test_an_option_in_mitmproxys_configuration_counts(tmp_path, here, capsys):

@@ -9,7 +9,6 @@ import httpx
 import pytest
 
 from account_pool.demo.scripts import by_credential, openai
-from tests.e2e import forked
 from tests.e2e.harness import CLIENT, FIRST, OPENAI, TIMEOUT_S, TWO, chat, client
 
 GOOD = openai.chat_stream(["Good"])
@@ -56,10 +55,9 @@ socket.socket.listen = listen
     ("asked", "hosts"), [("", ["127.0.0.1"]), ("0.0.0.0", ["0.0.0.0"]), ("localhost", None)]
 )
 async def test_it_never_listens_anywhere_else_not_even_for_a_moment(
-    pool_proxy, tmp_path, monkeypatch, asked, hosts
+    pool_proxy, tmp_path, asked, hosts
 ):
     """From Python 3.12 on mitmproxy has begun to bind when it loads scripts."""
-    monkeypatch.setattr(forked, "AVAILABLE", False)
     (tmp_path / "sitecustomize.py").write_text(WATCHING)
     proxy = await pool_proxy(
         TWO, extra_args=["--listen-host", asked], env={"PYTHONPATH": str(tmp_path)}

@@ -68,11 +68,12 @@ async def test_see_a_failover_clear_it_and_add_an_account(provider, pool_proxy, 
 
     # A wrong token is told; the right one ends the cooldown.
     await page.get_by_role("button", name="Clear openai/first").click()
-    await page.get_by_label("The token").fill("x" * 40)
+    asked = page.get_by_role("dialog", name="Admin token").get_by_label("Token", exact=True)
+    await asked.fill("x" * 40)
     await page.get_by_role("button", name="Use token").click()
     await text(page.locator("#token-error")).not_to_be_empty()
     assert len(complaints) == 1 and "401" in complaints.pop()
-    await page.get_by_label("The token").fill(token)
+    await asked.fill(token)
     await page.get_by_role("button", name="Use token").click()
     await text(first.locator(".state")).to_have_text("available")
 

@@ -25,7 +25,8 @@ async def test_one_line_a_failover_and_a_record_of_its_cause(provider, pool_prox
     cause = r"429 code=rate_limit_exceeded: [a-z ]+; retry-after: 600.*"
     cools = r"openai/first: 429 rate_limit, on cooldown for 1[01] min( \(gpt-\S+\))?"
     assert re.search(rf"{cools} -> openai/second \({cause}\)$", line.rstrip())
-    _, first, second, _, _, move, cooldown = told
+    _, first, second, _, _, move, cooldown, _, file = told
+    assert "accounts.yaml" in file
     assert re.match(rf"openai/first +\S.* {cause}", first)
     assert re.match(r"openai/second +available +0 +3 +\d ", second)
     assert re.fullmatch(rf"\d\d:\d\d:\d\d  move      {cools} -> openai/second \({cause}\)", move)
