@@ -165,7 +165,7 @@ def test_what_cannot_be_added_is_one_line(monkeypatch, capsys, *, arguments, key
     assert run(["add", *arguments]) == code
     out, err = capsys.readouterr()
     assert out == ""
-    assert why in err.lower()
+    assert why.lower() in err.lower()
     assert err.count("\n") == 1
     assert "fake" not in err
     assert not own_file().exists()
