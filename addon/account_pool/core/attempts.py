@@ -123,6 +123,8 @@ class Attempts:
     _refreshed: set[AccountKey] = field(default_factory=set)
     _bare_refusals: int = 0
     _overloads: int = 0
+    #: the lease of the answer that was committed
+    _served_by: Lease | None = None
     #: the lease of the attempt whose silence was noted
     _silent_on: Lease | None = None
     #: the overloaded account that another one was asked in place of
@@ -203,6 +205,7 @@ class Attempts:
         """The answer is good and its first byte goes to the client: no more attempts."""
         lease = self._held(Phase.SENT)
         self.phase = Phase.COMMITTED
+        self._served_by = lease
         self.pool.answered(lease, now=now)
         self.history[-1].outcome = _OK
         self.turn.served()
@@ -235,6 +238,29 @@ class Attempts:
         closes = may_close and another
         Story(self.pool, facts).told_inside(lease.key, outcome, now, closes=closes)
         return closes
+
+    def refused_late(self, outcome: Outcome, now: float) -> None:
+        """A committed answer has ended in a refusal: it went on unchanged, the pool learns.
+
+        What the account is told of it, the next request of its conversation meets elsewhere.
+        May come when all is over.
+        """
+        lease = self._served_by
+        if lease is None:
+            return
+        outcome = outcome.masked(lease.credential.secret)
+        limits = (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA)
+        if outcome.cls in limits and outcome.scope is not Scope.NONE:
+            with suppress(UnknownAccount):
+                self.pool.mark_cooldown(
+                    lease.key,
+                    outcome,
+                    now=now,
+                    model=self.facts.model,
+                    started_at=lease.started_at,
+                )
+        elif outcome.cls in (OutcomeClass.OVERLOADED, OutcomeClass.SERVER_ERROR):
+            self.pool.note_overloaded(lease, now=now)
 
     def move_inside(self, outcome: Outcome | None, model: str | None, now: float) -> Send | None:
         """Take a WebSocket elsewhere that was refused before anything of an answer came.
@@ -608,11 +634,16 @@ class Attempts:
 
         The conversation moves there when that one serves.
         """
-        troubled = self.pool.troubled(self.facts, now=now) if not self.history else None
-        if not troubled:
+        if self.history:
             return None
+        troubled = self.pool.troubled(self.facts, now=now)
         home = self.turn.home(now) or self.turn.near
-        if home is not None and home not in troubled:
+        if home is not None and self.pool.is_used_up(home, self.facts, now=now):
+            # What goes on there is billed as overage: only where an account has room.
+            other = self.pool.pick(self.facts, now=now, avoid=avoid | troubled | {home})
+            if other is not None and not other.picture.is_spent(self.facts.model):
+                troubled |= {home}
+        if not troubled or (home is not None and home not in troubled):
             return None
         try:
             lease = self.pool.acquire(self.facts, now=now, avoid=avoid | troubled)

@@ -585,6 +585,16 @@ class Pool:
             return frozenset()
         return members.trouble.avoided(_what(facts), facts.model, now)
 
+    def is_used_up(self, key: AccountKey, facts: Facts, *, now: float) -> bool:
+        """Say whether nothing is left of a long window of *key* that *facts* fall under."""
+        state = self._find(key)
+        if state is None or not state.picture.spent:
+            return False
+        return any(
+            window.long and window.share <= 0.0 and covers(window.model, facts.model)
+            for window in state.picture.at(now).windows.values()
+        )
+
     def note_overloaded(self, lease: Lease, *, now: float) -> None:
         """The account of *lease* is overloaded for its model, or its server fails."""
         self._members[lease.key.provider].trouble.overloaded(lease.key, lease.facts.model, now)

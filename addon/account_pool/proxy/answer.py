@@ -9,13 +9,14 @@ byte, and goes to the client if the answer turns out to be the one to deliver.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from enum import Enum
 from typing import Any
 
 from mitmproxy import http
 
 from account_pool.core.outcome import Answer
-from account_pool.core.sse import Decision, Gate, Verdict, gate_shape
+from account_pool.core.sse import HAS_ERROR, Decision, EventParser, Gate, Verdict, gate_shape
 from account_pool.core.usage import Usage, of_answer
 from account_pool.providers.base import Provider
 from account_pool.proxy.decoding import Decoder
@@ -35,6 +36,10 @@ MAX_PLAIN_BYTES = 4 * 1024 * 1024
 #: How much of a compressed answer is unpacked at its end to find what it took; that of some
 #: 40,000 tokens, each an event.
 MAX_TOLD_BYTES = 8 * 1024 * 1024
+
+
+#: How much of the end of a stream is looked at for an error that came late.
+LATE_BYTES = 16 * 1024
 
 
 class Reading(Enum):
@@ -65,6 +70,7 @@ class AnswerReader:
         self._gate: Gate | None = None
         self._decision: Decision | None = None
         self._refusal = response.status_code >= 400
+        self._judge = provider.judge
         self._decoder: Decoder | None = None
         headers = response.headers
         if not isinstance(headers, IndexedHeaders):
@@ -75,6 +81,7 @@ class AnswerReader:
         length = headers.last(b"content-length")
         self._announced = int(length) if length.isascii() and length.isdigit() else -1
         shape = None
+        self._streams = gate_shape(content_type) == "sse"
         if not self._refusal and 200 <= response.status_code < 300:
             shape = gate_shape(content_type)
         if shape is not None:
@@ -185,6 +192,36 @@ class AnswerReader:
             return of_answer(Decoder(self.encoding, max_bytes=MAX_TOLD_BYTES).feed(bytes(body)))
         except ValueError:
             return None
+
+    def refused_at_its_end(self, body: bytes | bytearray, tail: bytearray) -> Decision | None:
+        """Return the error event that a stream which began well has ended with, if any.
+
+        Given what came of it, as for `usage`.
+        """
+        if not self._streams or self._refusal:
+            return None
+        end = bytes((tail or body)[-LATE_BYTES:])
+        if self.encoding:
+            if tail:
+                return None  # not all of it was kept
+            try:
+                end = Decoder(self.encoding, max_bytes=MAX_TOLD_BYTES).feed(bytes(body))
+            except ValueError:
+                return None
+            end = end[-LATE_BYTES:]
+        if not HAS_ERROR.search(end):
+            return None
+        parser = EventParser()
+        for event in reversed([*parser.feed(end), *parser.end()]):
+            value = _json(event.data)
+            if isinstance(value, dict) and self._judge(event.name, value) is Verdict.REFUSE:
+                return Decision(Verdict.REFUSE, value, event.name)
+        return None
+
+    def late_answer(self, decision: Decision, model: str | None, wall_now: float) -> Answer:
+        """Return what *decision* refused with, as values for `Provider.classify`."""
+        told = self.answer(model, wall_now)
+        return replace(told, payload=decision.payload, event=decision.event, in_stream=True)
 
     def _decode(self, data: bytes) -> bytes | None:
         """Return the decoded piece, None when the body cannot be read."""

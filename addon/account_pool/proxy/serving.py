@@ -672,6 +672,16 @@ class ServingStream(AttemptStream):
             body = bytes(self.response_body_buf) if self.copied is None else self.copied
             usage = self._reader.usage(body, self.tail)
             self.service.served(attempts, attempts.facts.model, usage)
+            self._learn_late(attempts, body)
+
+    def _learn_late(self, attempts: Attempts, body: bytes | bytearray) -> None:
+        """Learn from an error that came after the first byte: the client has it, too."""
+        refused = self._reader.refused_at_its_end(body, self.tail)
+        if refused is None:
+            return
+        wall_now, provider = self.service.wall_now(), self._call.provider
+        answer = self._reader.late_answer(refused, attempts.facts.model, wall_now)
+        attempts.refused_late(provider.classify(answer), self.service.now())
 
     def fail(self, error: Exception) -> CommandGenerator[None]:
         """An unexpected error in our code: nothing goes upstream, the client is told."""
