@@ -1,7 +1,8 @@
-"""Makes the pictures of the dashboard in docs/: python -m tests.e2e.pictures docs
+"""Makes the pictures in docs/: python -m tests.e2e.pictures docs
 
-A pool of several providers in a real mitmdump, a morning's work, and a Chromium that looks
-at it. Not a test: `test_dashboard.py` is.
+The dashboard: a pool of several providers in a real mitmdump, a morning's work, and a
+Chromium that looks at it. mitmweb: one failover, its refused attempt selected. Not a test:
+`test_dashboard.py` and `test_mitmweb.py` are.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ from account_pool.demo.scripts import (
 )
 from account_pool.store.sqlite_state import SqliteState
 from tests.e2e import harness, redirect
-from tests.e2e.harness import ANTHROPIC, GEMINI, OPENAI, account, secret
+from tests.e2e.harness import ANTHROPIC, GEMINI, OPENAI, TWO, account, secret
 from tests.e2e.test_dashboard import CHROMIUM
+from tests.e2e.test_mitmweb import PASSWORD, free_port
 
 ACCOUNTS = [
     account("max", "claude-code", priority=0),
@@ -256,6 +258,7 @@ async def make(folder: Path) -> None:
         browser = await started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         for picture in PICTURES:
             await take(browser, proxy.url, folder, picture)
+        await take_mitmweb(browser, stack, setting, folder)
         await browser.close()
 
 
@@ -270,6 +273,33 @@ async def take(browser: Browser, url: str, folder: Path, picture: Picture) -> No
     assert last is not None
     clip = FloatRect(x=0, y=0, width=picture.width, height=last["y"] + last["height"] + 16)
     await page.screenshot(path=folder / f"{picture.name}.png", full_page=True, clip=clip)
+    await page.close()
+
+
+async def take_mitmweb(
+    browser: Browser, stack: AsyncExitStack, setting: harness.Setting, folder: Path
+) -> None:
+    """Take mitmweb after a failover, with the refused attempt's comment open."""
+    refusal = openai.rate_limited(39, model="gpt-5")
+    replies = {secret("first"): [completion(), refusal], secret("second"): [completion()]}
+    upstream = await stack.enter_async_context(
+        Provider(by_credential(replies), certificate=setting.certificate)
+    )
+    port = free_port()
+    options = {"web_open_browser": "false", "web_port": port, "web_password": PASSWORD}
+    proxy = await stack.enter_async_context(
+        setting.prepare(TWO, provider=upstream, options=options, program="mitmweb")
+    )
+    await proxy.until_printed("Web server listening")
+    async with proxy.client() as client:
+        for _ in range(2):
+            assert (await client.post(**chat("nightly-report"))).status_code == 200
+    page = await browser.new_page(viewport={"width": 1200, "height": 460})
+    await page.goto(f"http://127.0.0.1:{port}/?token={PASSWORD}")
+    await page.get_by_text("429", exact=True).click()
+    await page.get_by_text("Comment", exact=True).click()
+    await page.get_by_text("on cooldown for").wait_for()
+    await page.screenshot(path=folder / "mitmweb.png")
     await page.close()
 
 
