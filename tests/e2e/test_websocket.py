@@ -14,6 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from account_pool.demo import websocket
 from account_pool.demo.exchange import Ending, Reply
 from account_pool.demo.scripts import by_credential, openai
+from tests.e2e import breaking
 from tests.e2e.harness import (
     CLIENT,
     FIRST,
@@ -164,6 +165,38 @@ async def test_a_limit_before_an_answer_is_replayed_inside_the_socket(provider, 
     assert upstream.journal.exchanges[1].messages == [CREATE, CREATE]
     line = await proxy.until_printed("-> openai/second")
     assert "openai/first: 429 rate_limit" in line
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "account_pool.core.attempts:Attempts.move_inside",
+        "account_pool.proxy.socket_replay:SocketReplay._open",
+        "account_pool.proxy.socket_replay:SocketReplay._opened",
+    ],
+)
+async def test_an_error_of_ours_ends_the_socket_alone(provider, setting, what):
+    """The client has the provider's own words; no account is kept busy by it."""
+    upstream = await provider(
+        by_credential({FIRST: says(CREATED, LIMITED), SECOND: says(CREATED, DELTA)})
+    )
+    broken = setting.prepare(
+        TWO,
+        provider=upstream,
+        options={"break_what": what},
+        extra_args=["-s", breaking.__file__],
+    )
+    async with broken as proxy, open_socket(proxy) as socket:
+        await socket.send(CREATE)
+        assert [await socket.recv(), await socket.recv()] == [CREATED, LIMITED]
+        with pytest.raises(ConnectionClosed):
+            await asyncio.wait_for(socket.recv(), TIMEOUT_S)
+        async with proxy.client() as http:
+            shown = (await http.get(f"{proxy.url}/account-pool")).json()["accounts"]
+        assert [account["in_flight"] for account in shown] == [0, 0]
+        place = await proxy.until_printed("internal error in a WebSocket")
+        assert "RuntimeError at" in place
+        assert breaking.SECRET not in proxy.output
 
 
 async def test_the_sdk_of_openai_keeps_its_socket(provider, pool_proxy, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import pytest
@@ -533,6 +534,72 @@ def test_another_account_that_cannot_be_reached(socket):
     assert rig.answers[0].body == LIMIT_MESSAGE + frame(AGAIN, opcode=8)
     assert rig.in_flight() == 0
     closed(rig)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "account_pool.core.attempts:Attempts.move_inside",
+        "account_pool.core.attempts:Attempts._elsewhere",
+        "account_pool.core.attempts:Attempts._bench_inside",
+        "account_pool.core.story:Story.sent",
+        "account_pool.proxy.serving:ServingStream.outgoing",
+        "account_pool.proxy.serving:ServingStream.connect",
+        "account_pool.proxy.serving:ServingStream.send_attempt",
+        "account_pool.proxy.socket_replay:SocketReplay._side",
+        "account_pool.proxy.socket_replay:SocketReplay._is_accepted",
+        "account_pool.proxy.serving:ServingStream.learn_head",
+        "account_pool.core.attempts:Attempts.committed",
+    ],
+)
+def test_an_error_of_ours_while_a_socket_moves(socket, monkeypatch, caplog, what):
+    """The provider's refusal reaches the client, the socket ends, and nobody is held."""
+    rig = opened(socket())
+    rig.send(CREATE)
+    rig.server.send(CREATED)
+    break_(monkeypatch, what)
+    rig.server.send(LIMIT_MESSAGE)
+    if not rig.client_closed:
+        rig.server.send(ACCEPTED)
+    assert rig.answers[0].body == CREATED + LIMIT_MESSAGE + frame(AGAIN, opcode=8)
+    assert rig.client_closed
+    assert rig.in_flight() == 0
+    assert rig.servers[0].closed
+    assert "internal error in a WebSocket: RuntimeError at" in caplog.text
+    closed(rig)
+
+
+def test_an_error_of_ours_while_an_answer_is_held(socket, monkeypatch, caplog):
+    rig = opened(socket())
+    rig.send(CREATE)
+    rig.server.send(CREATED)
+    break_(monkeypatch, "account_pool.proxy.socket:SocketReader.server_said")
+    rig.server.send(SAID)
+    # What is held has reached the client.
+    assert rig.answers[0].body == CREATED + SAID + frame(AGAIN, opcode=8)
+    assert rig.in_flight() == 0
+    assert "internal error in a WebSocket: RuntimeError at" in caplog.text
+    closed(rig)
+
+
+def test_an_error_of_ours_in_a_later_turn(socket, monkeypatch, caplog):
+    rig = in_its_second_turn(opened(socket()))
+    break_(monkeypatch, "account_pool.proxy.attempt_stream:AttemptStream.to_attempt")
+    rig.send(CREATE)
+    assert rig.in_flight() == 0
+    assert "internal error in a WebSocket: RuntimeError at" in caplog.text
+    closed(rig)
+
+
+def break_(monkeypatch, what: str) -> None:
+    """Have a function of ours fail from here on."""
+    module, _, path = what.partition(":")
+    owner, _, name = path.rpartition(".")
+
+    def broken(*_args, **_kwargs):
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr(getattr(importlib.import_module(module), owner), name, broken)
 
 
 def test_the_client_leaves_while_another_account_is_asked(socket):

@@ -127,8 +127,8 @@ class Attempts:
     _served_by: Lease | None = None
     #: the lease of the attempt whose silence was noted
     _silent_on: Lease | None = None
-    #: the overloaded account that another one was asked in place of
-    _overloaded_on: set[AccountKey] = field(default_factory=set)
+    #: another account was asked in place of an overloaded one
+    _asked_another: bool = False
     _breaks: dict[Broken, int] = field(default_factory=dict)
     _give_up_at: float | None = None
     _move_at: float | None = None
@@ -279,12 +279,15 @@ class Attempts:
         other = self._elsewhere(lease, outcome, model, now)
         if other is None and committed:
             return None
-        self.history[-1].outcome = outcome or Outcome(cls=OutcomeClass.TRANSPORT)
-        if outcome is not None and (suspect := self._bench_inside(lease, outcome, model, now)):
-            self._suspects.append(suspect)
-        self._avoid.add(lease.key)
-        self.pool.release(lease, None, now=now)
+        # Whatever fails here, both leases come back.
         self.lease = other
+        try:
+            self.history[-1].outcome = outcome or Outcome(cls=OutcomeClass.TRANSPORT)
+            if outcome and (suspect := self._bench_inside(lease, outcome, model, now)):
+                self._suspects.append(suspect)
+        finally:
+            self.pool.release(lease, None, now=now)
+        self._avoid.add(lease.key)
         if other is None:
             self._unresolved(now)
             self.phase = Phase.OVER
@@ -437,21 +440,21 @@ class Attempts:
             in_time = pause <= max(self.limits.patience_s, OVERLOAD_PAUSE_S)
             if self._overloads == 1 and in_time and self._hold_until(now) >= now + pause:
                 return Wait(now + pause)
-            other = None if lease.key in self._overloaded_on else self._another(lease, now)
+            other = self._another(lease, now)
             if other is not None:
                 return self._go(other, now)
         return self._deliver(now)
 
     def _another(self, lease: Lease, now: float) -> Lease | None:
         """Lease another account in place of an overloaded one, once, without waiting."""
-        if self._overloaded_on or self.turn.owner is not None:
+        if self._asked_another or self.turn.owner is not None:
             return None
         avoid = self._avoided(now) | {lease.key} | self.pool.troubled(self.facts, now=now)
         try:
             other = self.pool.acquire(self.facts, now=now, avoid=avoid)
         except NoUsableAccount:
             return None
-        self._overloaded_on.add(lease.key)
+        self._asked_another = True
         self._return(None, now)
         return other
 

@@ -571,7 +571,27 @@ class ServingStream(AttemptStream):
 
     def passthrough(self, event: events.Event) -> CommandGenerator[None]:
         replay = self.replay
-        return self.relay(event) if replay is None or replay.over else replay.handle(event)
+        try:
+            if replay is None or replay.over:
+                yield from self.relay(event)
+            else:
+                yield from replay.handle(event)
+        except Exception as e:
+            yield from self._socket_failed(e)
+
+    def _socket_failed(self, error: Exception) -> CommandGenerator[None]:
+        """An unexpected error in our code: the socket ends, and its account is free at once."""
+        logger.error(f"{self.provider.name}: internal error in a WebSocket: {where(error)}")
+        self.clear_timer()
+        with harmless:
+            self.settle(served=False)
+        replay, self.replay = self.replay, None
+        if replay is not None and not replay.over:
+            yield from replay.fail()
+        else:
+            assert isinstance(self.child_layer, WebsocketLayer)
+            close = closing_event(self.child_layer, self.service.wall_now())
+            yield from super().passthrough(close)
 
     def relay(self, event: events.Event) -> CommandGenerator[None]:
         """Give *event* to mitmproxy's layer of the socket."""

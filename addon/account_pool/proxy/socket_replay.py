@@ -238,14 +238,14 @@ class SocketReplay:
         stream.clear_timer()
         stream.attempts.committed(stream.service.now())
         stream.learn_head(reader.response)
-        self._held, self._messages, self._size = [], [], 0
         self._parser = self._side(stream.context.server)
-        self._opening = False
         side = self._socket.server_ws
         for piece in Fragmentizer([], self._create.is_text)(self._create.content):
             assert stream.attempt_id is not None
             data = RequestData(stream.attempt_id, side.send(piece))
             yield SendHttp(data, stream.context.server)
+        self._held, self._messages, self._size = [], [], 0
+        self._opening = False
         queued, self._queued = self._queued, []
         for event in queued:
             yield from stream.passthrough(event)
@@ -258,6 +258,17 @@ class SocketReplay:
         if send is not None:
             yield from self._open(send)
             return
+        yield from self._give_up()
+
+    def fail(self) -> CommandGenerator[None]:
+        """An error of ours, whatever was under way: nothing more is tried."""
+        if self._opening:
+            yield from self._stream.cancel_attempt("internal error")
+        yield from self._give_up()
+
+    def _give_up(self) -> CommandGenerator[None]:
+        """Hand on what the provider said, and close."""
+        stream = self._stream
         self.over = True
         stream.clear_timer()
         stream.settle(served=False)
