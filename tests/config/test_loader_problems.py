@@ -611,3 +611,40 @@ def test_a_directory_and_a_binary_file_say_so() -> None:
 )
 def test_what_does_not_belong_to_the_provider_is_told(account: str, expected: str) -> None:
     assert problems_of(f"accounts:\n  - {account}\n") == [expected]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "label: work",
+            "label: sk-fake-pasted-0001",
+            "3: accounts[0].label: [not shown] is not a name; ",
+        ),
+        (
+            "token:",
+            "models: [ghp_fakefakefake]\n    token:",
+            "4: accounts[0].models[0]: [not shown] is ",
+        ),
+        (
+            "token: ${A_KEY}",
+            "token: {env: sk-fake-pasted}",
+            "4: accounts[0].token: the value of env ",
+        ),
+        (
+            "accounts:",
+            "providers: {sk-fake-0001: {hosts: [a.example]}}\naccounts:",
+            "1: providers.[not",
+        ),
+        (
+            "accounts:",
+            "providers: {gw: {hosts: [sk-fake-pasted]}}\naccounts:",
+            "1: providers.gw.hosts[0]",
+        ),
+    ],
+)
+def test_a_token_where_a_name_belongs_is_reported_as_one(old: str, new: str, said: str) -> None:
+    [problem] = problems_of(ACCOUNT.replace(old, new, 1))
+    assert problem.startswith(said)
+    assert "a token seems to be pasted there" in problem
+    assert "fake" not in problem

@@ -11,6 +11,7 @@ from account_pool.config import from_environment, load
 from account_pool.config.review import review
 
 ENVIRON = {"A_KEY": "sk-abcdefgh", "EMPTY": " ", "SPACED": "sk-a b"}
+PASTED = "a token seems to be pasted there: write it as the value of token itself"
 SET = "set it where the proxy is started, or name another source"
 RUN_CLAUDE = "its tool is logged out: run `claude` and log in"
 RUN_CODEX = "its tool is logged out: run `codex login`"
@@ -77,7 +78,20 @@ def unreadable(account: str) -> list[str]:
         ),
         (
             '"${ghp_abcdefgh}"',
-            f"accounts.yaml: the environment variable [not shown] is not set; {SET}",
+            f"accounts.yaml: the environment variable [not shown] is not set; {PASTED}",
+        ),
+        (
+            "{env: ghp_abcdefgh}",
+            f"env [not shown]: the environment variable [not shown] is not set; {PASTED}",
+        ),
+        (
+            "{file: sk-fake-pasted-0001}",
+            f"file [not shown]: the file [not shown] does not exist; {PASTED}",
+        ),
+        (
+            "{file: tokens.json, pointer: /sk-fake-pasted-0001}",
+            "file tokens.json pointer /[not shown]: the file tokens.json has nothing at "
+            "/[not shown]; correct the pointer; each part of it is a key of the JSON",
         ),
         ('"${EMPTY}"', f"accounts.yaml: the environment variable EMPTY is empty; {SET}"),
         ("{env: EMPTY}", f"env EMPTY: the environment variable EMPTY is empty; {SET}"),

@@ -85,6 +85,18 @@ async def test_all_of_an_item_or_a_part_of_it(keychain: Memory) -> None:
     assert KeychainSource("json", "/a/b").describe() == "keychain json pointer /a/b"
 
 
+async def test_a_token_instead_of_its_name_is_not_shown(keychain: Memory) -> None:
+    keychain.items["sk-fake-held-0001", getpass.getuser()] = "{}"
+    for service in ("sk-fake-pasted-0001", "sk-fake-held-0001"):
+        source = KeychainSource(service, "/sk-fake-pointer-0001")
+        with pytest.raises(CredentialError) as caught:
+            await source.read()
+        said = f"{source.describe()}: {caught.value}"
+        assert said.startswith("keychain [not shown] pointer /[not shown]: ")
+        assert "fake" not in said
+        assert ("a token seems to be pasted there" in said) is (service == "sk-fake-pasted-0001")
+
+
 @pytest.mark.parametrize(
     ("held", "failure", "said"),
     [

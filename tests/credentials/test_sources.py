@@ -161,6 +161,20 @@ async def test_a_missing_command_says_so() -> None:
     )
 
 
+async def test_a_token_in_a_command_is_not_shown(tmp_path: Path) -> None:
+    failing = script(tmp_path, 'echo "no such item: $3" >&2; exit 1') + " sk-fake-pasted-0001"
+    said = []
+    for command in ("sk-fake-pasted-0001", failing, "/bin/true sk-fake-pasted-0001"):
+        source = CommandSource(command, dict(os.environ))
+        with pytest.raises(CredentialError) as caught:
+            await source.read()
+        said.append(f"{source.describe()}: {caught.value}")
+    assert "fake" not in "".join(said)
+    assert "; a token seems to be pasted there: " in said[0]
+    assert "no such item: [not shown]" in said[1]
+    assert said[2].startswith("command /bin/true [not shown]: ")
+
+
 @needs_proc
 async def test_a_command_that_hangs_is_ended_with_its_helpers(tmp_path: Path) -> None:
     command = script(tmp_path, f"sleep 300 & echo $! > {tmp_path}/helper; wait")

@@ -111,7 +111,7 @@ def _abilities(loaded: Config) -> Iterator[str]:
     """Say what a file makes the pool do, beside using tokens: run programs, ask hosts."""
     for entry in loaded.accounts:
         if isinstance(entry.source, CommandSource):
-            yield f"{entry.account.key} runs: {entry.source.command}"
+            yield f"{entry.account.key} runs: {entry.source.shown}"
     for name, provider in loaded.providers.items():
         usual = BUILT_IN[name].hosts if name in BUILT_IN else ()
         hosts = [_written(rule) for rule in provider.hosts if rule not in usual]

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from account_pool.config.document import Document, Loc, name_of
-from account_pool.config.explain import check_shape
+from account_pool.config.explain import REMEDIES, check_shape
 from account_pool.config.hosts import host_rule
 from account_pool.config.models import COMPANIONS, AccountShape
-from account_pool.config.problems import MISSING, Wrong, shown
+from account_pool.config.problems import MISSING, NOT_SHOWN, Wrong, shown
 from account_pool.config.provider_names import UNSWAPPABLE_NAMES, unknown_provider
 from account_pool.config.tokens import source_of
 from account_pool.config.user_providers import Providers
@@ -25,6 +25,7 @@ from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.sources import Source, ValueSource
 from account_pool.providers import unswappable
 from account_pool.providers.base import Provider
+from account_pool.providers.pasted import PASTED, is_token
 
 #: RFC 9110, section 5.5.
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*\Z")
@@ -129,6 +130,10 @@ class _Reader:
         except ValueError as error:
             self.document.problem(loc, "is empty", str(error))
             return ""
+        if is_token(written):
+            # A label is shown wherever its account is named, and goes into the state.
+            self.document.problem(loc, f"{NOT_SHOWN} is not a name; {PASTED}", REMEDIES["label"])
+            return ""
         other = self.first.setdefault((provider, label), loc)
         if provider and other != loc:
             self.document.problem(
@@ -143,6 +148,10 @@ class _Reader:
         for i, glob in enumerate(written if isinstance(written, list) else ()):
             if glob == "!":
                 self.document.problem((*loc, i), '"!" excludes nothing', 'write "!name*"')
+            elif isinstance(glob, str) and is_token(glob):
+                self.document.problem(
+                    (*loc, i), f"{NOT_SHOWN} is not a model; {PASTED}", REMEDIES["models"]
+                )
 
     def _reserve(self, loc: Loc, written: Any, known: Provider | None) -> dict[str, float]:
         """Return the share of each window that is left to the owner, 0 to 1."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from account_pool.config.problems import Wrong, shown
+from account_pool.config.problems import NOT_SHOWN, Wrong, shown
 from account_pool.providers.base import HostRule
+from account_pool.providers.pasted import PASTED, is_token
 
 
 def host_rule(text: str) -> HostRule:
@@ -11,6 +12,8 @@ def host_rule(text: str) -> HostRule:
     if "://" in text:
         # Otherwise the colon of the scheme reads as that of a port.
         raise Wrong(f"{shown(text)} is an address", "write its host or host:port only")
+    if "." not in text and is_token(text):
+        raise Wrong(f"{NOT_SHOWN} is not a host; {PASTED}", "write host or host:port")
     try:
         return HostRule.parse(text)
     except ValueError as error:

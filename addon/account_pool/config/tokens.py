@@ -21,6 +21,7 @@ from account_pool.credentials.sources import (
     ValueSource,
     is_variable,
 )
+from account_pool.providers.pasted import remedy
 
 _HOW = REMEDIES["token"]
 _HOW_OAUTH = "write {oauth: {refresh_token: ..., access_token: ..., expires_at: ...}}"
@@ -98,7 +99,10 @@ def _from_mapping(token: dict[str, Any], environ: Mapping[str, str], directory: 
 def _variable(written: str, environ: Mapping[str, str]) -> EnvSource:
     if not is_variable(written) and written not in environ:
         # A token that was put here would look like this.
-        raise Wrong("the value of env is not the name of a variable", "write {env: OPENAI_API_KEY}")
+        raise Wrong(
+            "the value of env is not the name of a variable",
+            remedy(written, "write {env: OPENAI_API_KEY}"),
+        )
     return EnvSource(written, environ)
 
 

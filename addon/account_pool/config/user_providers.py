@@ -22,6 +22,7 @@ from account_pool.credentials.http import check_token_url
 from account_pool.providers.base import HostRule, Provider
 from account_pool.providers.definition import KEYS, WIRE_KEYS, read_definition
 from account_pool.providers.like import add_hosts
+from account_pool.providers.pasted import PASTED, is_token
 from account_pool.providers.registry import BASES
 from account_pool.providers.user_defined import build, with_limits
 
@@ -109,6 +110,8 @@ class _Reader:
             document.problem(
                 loc, "is not a name for a provider", "use lower-case letters, digits, - and . only"
             )
+        elif is_token(name):
+            document.problem(loc, f"is not a name; {PASTED}", "write one such as my-gateway")
         check_shape(document, loc, ProviderShape, value)
         if not isinstance(value, dict):
             self.result.unclear.add(name)

@@ -17,8 +17,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from account_pool.core.credential import MASK
+from account_pool.core.wrong import without_secrets
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.vendors import LOGINS
+from account_pool.providers.pasted import hidden, remedy
 
 #: Long enough for a finger print, short enough to notice a command that waits for input.
 COMMAND_TIMEOUT_S = 30.0
@@ -81,7 +83,7 @@ async def _start(arguments: Sequence[str], shown: str, environ: Mapping[str, str
         reason = (error.strerror or type(error).__name__).lower()
         raise CredentialError(
             f"the command {shown} cannot be started ({reason})",
-            "install it, or write its full path",
+            remedy(arguments[0], "install it, or write its full path"),
         ) from None
 
 
@@ -114,4 +116,5 @@ def _last_line(errors: str, output: str) -> str:
     for word in output.split():
         if len(word) >= SHORTEST_MASKED_CHARS:
             line = line.replace(word, MASK)
-    return ": " + line[:MAX_SHOWN_CHARS]
+    # What it complains about may be an argument, and that a token.
+    return ": " + without_secrets(hidden(line))[:MAX_SHOWN_CHARS]

@@ -16,6 +16,7 @@ from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.reading import Reading, Text
 from account_pool.credentials.vendors import logged_out, tool_of
+from account_pool.providers.pasted import hidden, remedy
 
 #: A credential file is a few kilobytes; anything larger is not one.
 MAX_FILE_BYTES = 1024 * 1024
@@ -46,10 +47,11 @@ class FileSource:
 
     @property
     def name(self) -> str:
-        return self.written or str(self.path)
+        """The path as messages name it: a token that was pasted there is not shown."""
+        return hidden(self.written or str(self.path))
 
     def describe(self) -> str:
-        return f"file {self.name}" + (f" pointer {self.pointer}" if self.pointer else "")
+        return f"file {self.name}" + (f" pointer {hidden(self.pointer)}" if self.pointer else "")
 
     def read_now(self) -> Secret:
         return self.reading().secret
@@ -94,7 +96,8 @@ def read_private(path: Path, name: str, if_missing: str | None = None) -> str:
             content = b"" if found.st_size > MAX_FILE_BYTES else file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         raise CredentialError(
-            f"the file {name} does not exist", if_missing or "create it, or correct the path"
+            f"the file {name} does not exist",
+            if_missing or remedy(str(path), "create it, or correct the path"),
         ) from None
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
@@ -124,5 +127,5 @@ def _require_private(mode: int, path: Path, name: str) -> None:
         raise CredentialError(
             f"the file {name} can be read or changed by other users "
             f"(mode {stat.S_IMODE(mode):03o})",
-            f"run: chmod 600 {shlex.quote(str(path))}",
+            f"run: chmod 600 {shlex.quote(hidden(str(path)))}",
         )

@@ -18,6 +18,7 @@ from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.reading import Reading, Text
 from account_pool.credentials.vendors import logged_out, tool_of_service
+from account_pool.providers.pasted import hidden, remedy
 
 #: Long enough to type a password, short enough to say so when nobody does.
 KEYCHAIN_TIMEOUT_S = 30.0
@@ -41,10 +42,16 @@ class KeychainSource:
 
     @property
     def name(self) -> str:
-        return f"the keychain item {self.service}"
+        return f"the keychain item {self.shown}"
+
+    @property
+    def shown(self) -> str:
+        """The item as messages name it: a token that was pasted there is not shown."""
+        return hidden(self.service)
 
     def describe(self) -> str:
-        return f"keychain {self.service}" + (f" pointer {self.pointer}" if self.pointer else "")
+        pointer = f" pointer {hidden(self.pointer)}" if self.pointer else ""
+        return f"keychain {self.shown}{pointer}"
 
     def read_now(self) -> None:
         return None
@@ -61,8 +68,9 @@ class KeychainSource:
         text = await self._ask()
         if text is None:
             raise CredentialError(
-                f"the keychain has no item {self.service}",
-                logged_out(tool) or "correct its name, or name another source",
+                f"the keychain has no item {self.shown}",
+                logged_out(tool)
+                or remedy(self.service, "correct its name, or name another source"),
             )
         return Text(self.name, self.name, self.pointer, tool).read(text)
 
@@ -82,7 +90,7 @@ class KeychainSource:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(_settle, answer, found, failed)
 
-        self._asking = threading.Thread(target=ask, daemon=True, name=f"keychain {self.service}")
+        self._asking = threading.Thread(target=ask, daemon=True, name="keychain")
         self._asking.start()
         try:
             async with asyncio.timeout(self.timeout_s):

@@ -18,6 +18,7 @@ from account_pool.credentials.instants import read_instant
 from account_pool.credentials.sources import usable
 from account_pool.credentials.vendor_shapes import Shape, recognise
 from account_pool.credentials.vendors import TOOLS, logged_out
+from account_pool.providers.pasted import hidden
 
 _NOTHING = object()
 #: How the end of a token is named that stands beside it.
@@ -95,22 +96,23 @@ class Text:
         self, pointer: str, document: Any, shape: Shape | None, tool: str | None
     ) -> Secret:
         value = json_pointer.find(document, json_pointer.steps(pointer), _NOTHING)
+        shown = hidden(pointer)
         is_blank = value is None or (isinstance(value, str) and not value.strip())
         remedy = None
         if (value is _NOTHING or is_blank) and not _has_login(shape):
             remedy = logged_out(tool)
         if value is _NOTHING:
             raise CredentialError(
-                f"{self.what} has nothing at {pointer}",
+                f"{self.what} has nothing at {shown}",
                 remedy or "correct the pointer; each part of it is a key of the JSON",
             )
         if is_blank and remedy:
-            raise CredentialError(f"the value at {pointer} in {self.name} is empty", remedy)
+            raise CredentialError(f"the value at {shown} in {self.name} is empty", remedy)
         if not isinstance(value, str):
             raise CredentialError(
-                f"the value at {pointer} in {self.name} is not text", "point to the token itself"
+                f"the value at {shown} in {self.name} is not text", "point to the token itself"
             )
-        return usable(value, f"the value at {pointer} in {self.name}")
+        return usable(value, f"the value at {shown} in {self.name}")
 
     def _of_tool(self, shape: Shape | None, tool: str | None) -> Secret:
         """Return the token of the login in JSON without a pointer."""

@@ -16,6 +16,7 @@ from typing import Protocol
 from account_pool.core.credential import Secret
 from account_pool.credentials.command import COMMAND_TIMEOUT_S, run
 from account_pool.credentials.errors import CredentialError
+from account_pool.providers.pasted import hidden, remedy
 
 #: `$$` is a dollar sign, `${NAME}` a variable; "${" without its "}" is a mistake.
 _REFERENCE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<name>[^}]*)(?P<end>\}?))")
@@ -108,7 +109,7 @@ class CommandSource:
     """What a command prints. It is run without a shell.
 
     The result is remembered until the server refuses it: some commands ask their user
-    for a finger print. Messages show the command itself, so it must hold no secret.
+    for a finger print.
     """
 
     command: str
@@ -116,8 +117,13 @@ class CommandSource:
     timeout_s: float = COMMAND_TIMEOUT_S
     _remembered: Secret | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def shown(self) -> str:
+        """The command as messages name it: one that holds a token does not show it."""
+        return hidden(self.command)
+
     def describe(self) -> str:
-        return f"command {self.command}"
+        return f"command {self.shown}"
 
     def read_now(self) -> None:
         return None
@@ -125,13 +131,13 @@ class CommandSource:
     async def read(self) -> Secret:
         if self._remembered is None:
             arguments = shlex.split(self.command)
-            printed = await run(arguments, self.command, self.environ, self.timeout_s)
+            printed = await run(arguments, self.shown, self.environ, self.timeout_s)
             if not printed.strip():
                 raise CredentialError(
-                    f"the command {self.command} printed nothing",
+                    f"the command {self.shown} printed nothing",
                     "run it by hand: it must print the token",
                 )
-            self._remembered = usable(printed, f"what the command {self.command} printed")
+            self._remembered = usable(printed, f"what the command {self.shown} printed")
         return self._remembered
 
     def refused(self, secret: Secret) -> None:
@@ -213,7 +219,7 @@ def _without_value(names: list[str], how: str) -> CredentialError:
     noun, verb, it = ("variable", "is", "it") if len(names) == 1 else ("variables", "are", "them")
     return CredentialError(
         f"the environment {noun} {shown} {verb} {how}",
-        f"set {it} where the proxy is started, or name another source",
+        remedy(" ".join(names), f"set {it} where the proxy is started, or name another source"),
     )
 
 
