@@ -30,9 +30,10 @@ def cooldown(length_s: float, *, hinted: bool = True, **cause: Any) -> Cooldown:
 
 def schedule(cooldown: Cooldown) -> list[float]:
     """When it is probed, if each probe is refused."""
-    times, at = [], -inf
-    while (at := cooldown.probe_at(at)) < inf:
+    times = []
+    while (at := cooldown.probe_at()) < inf:
         times.append(at / HOUR)
+        cooldown = replace(cooldown, probed_at=at)
     return times
 
 
@@ -82,7 +83,7 @@ def test_a_refused_probe_is_replayed_and_changes_nothing() -> None:
     probing = play(pool, HOUR)
     probing >> begin << "send a" >> refused(replace(limited(), cooldown_s=None)) << "send b"
     probing >> committed >> finished
-    assert pool.get(key("a")).cooldowns[None] == before
+    assert pool.get(key("a")).cooldowns[None] == replace(before, probed_at=HOUR)
     # The schedule goes on; until then nobody asks.
     play(pool, HOUR + 1) >> begin << "send b" >> committed >> finished
     play(pool, 2 * HOUR - 1) >> begin << "send b" >> committed >> finished

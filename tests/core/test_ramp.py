@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 
 import pytest
@@ -177,7 +178,7 @@ def test_a_refused_try_extends_only_what_it_names() -> None:
     lease = pool.acquire_anyway(FACTS, now=60.0)
     assert lease is not None
     pool.release(lease, rate_limit(None), now=60.0)
-    assert pool.get(key("a")).cooldowns[None] is first
+    assert pool.get(key("a")).cooldowns[None] == replace(first, probed_at=60.0)
     lease = pool.acquire_anyway(FACTS, now=120.0)
     assert lease is not None
     pool.release(lease, rate_limit(1000.0), now=120.0)

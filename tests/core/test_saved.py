@@ -22,6 +22,7 @@ from tests.core.helpers import (
     key,
     keys_of,
     pool_of,
+    quota,
     rate_limit,
     window,
 )
@@ -138,10 +139,28 @@ def test_whoever_restarts_it_again_and_again_does_not_try_it_each_time() -> None
     pool = pool_of("a", now=500.0)
     pool.mark_cooldown(A, rate_limit(3600.0), now=500.0)
     back = again(kept(pool, 500.0), 0.0, WALL + 600.0, "a")
-    assert back.acquire_anyway(FACTS, now=0.0) is None
-    # What another proxy tells meanwhile does not put it off.
-    back.restore(kept(back, 30.0, WALL + 630.0), now=30.0, wall_now=WALL + 630.0)
-    assert back.acquire_anyway(FACTS, now=PROBE_EVERY_S) is not None
+    assert back.acquire_anyway(FACTS, now=0.0) is not None
+    once_more = again(kept(back, 1.0, WALL + 601.0), 0.0, WALL + 602.0, "a")
+    assert once_more.acquire_anyway(FACTS, now=PROBE_EVERY_S - 3.0) is None
+    assert once_more.acquire_anyway(FACTS, now=PROBE_EVERY_S - 2.0) is not None
+
+
+@pytest.mark.parametrize("away", [0.0, 300.0, 3000.0])
+def test_a_restart_neither_skips_nor_repeats_a_probe(away) -> None:
+    """Deadlines far away are probed while others serve: after 1 h, 2 h, 4 h ..."""
+    hour = 3600.0
+    pool = pool_of("a", "b", now=0.0)
+    pool.mark_cooldown(A, quota(86400.0), now=0.0)
+    back = again(kept(pool, hour + 60.0), 0.0, WALL + away, "a", "b")
+    # It came due while nobody looked.
+    probe = back.acquire_probe(FACTS, now=1.0)
+    assert probe is not None
+    assert probe.key == A
+    back.release(probe, quota(86400.0), now=2.0)
+    again_s = hour + 60.0 + away + 3.0
+    once_more = again(kept(back, 3.0, WALL + away + 3.0), 0.0, WALL + away + 3.0, "a", "b")
+    assert once_more.acquire_probe(FACTS, now=2 * hour - again_s - 1.0) is None
+    assert once_more.acquire_probe(FACTS, now=2 * hour - again_s + 1.0) is not None
 
 
 def test_a_clock_that_was_set_back_makes_no_cooldown_longer() -> None:

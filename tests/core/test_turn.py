@@ -360,7 +360,7 @@ def test_an_owner_that_returns_late_is_the_one_that_refuses() -> None:
 def test_an_owner_that_rests_is_never_replaced() -> None:
     world = pinned()
     world.pool.mark_cooldown(key("b"), quota(3600.0), now=0.0)
-    world.pool.get(key("b")).probed_at = 0.0
+    world.pool.get(key("b")).note_probe(None, 0.0)
     world.request(NAMED) >> begin << "answer 429, 3600 s, like b"
 
 

@@ -214,7 +214,7 @@ class World(RuleBasedStateMachine):
         if home in attempts._avoid or any(a.outcome == BARE_429 for a in attempts.history):
             return
         # An overloaded account, or one that did not answer, is left for others.
-        if home in self.pool.troubled(attempts.facts, now=self.now) or attempts._overloaded_on:
+        if home in self.pool.troubled(attempts.facts, now=self.now) or attempts._asked_another:
             return
         assert self.pool.pick(attempts.facts, now=self.now, only=home) is None
         nobody = self.pool.shortage(attempts.facts, now=self.now, only=home)

@@ -35,7 +35,9 @@ CAUSE = Cause(
     unknown=True,
     money=True,
 )
-COOLS = Cooldown(model=None, since=WALL, until=WALL + 60.125, streak=2, cause=CAUSE)
+COOLS = Cooldown(
+    model=None, since=WALL, until=WALL + 60.125, streak=2, cause=CAUSE, probed_at=WALL + 30.5
+)
 # A client may ask for a model with half a character in its name.
 ODD = replace(COOLS, model="gpt-5\ud800")
 HOURS = Window("5h", 0.25, WALL, reset_at=WALL + 7)

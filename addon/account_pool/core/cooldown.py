@@ -119,6 +119,7 @@ class Cooldown:
         since, until: monotonic seconds; cooling exactly while `now < until`.
         streak: how many cooldowns followed each other without a success between.
         cause: the evidence.
+        probed_at: when a request last tried whether it really lasts; never: minus infinity.
     """
 
     model: str | None
@@ -126,6 +127,7 @@ class Cooldown:
     until: float
     streak: int
     cause: Cause
+    probed_at: float = -inf
 
     @property
     def covered(self) -> str | None:
@@ -145,13 +147,9 @@ class Cooldown:
         """Say whether a request for *model* falls under this cooldown."""
         return covers(self.model, model)
 
-    def may_be_probed(self, now: float, probed_at: float) -> bool:
-        """Say whether it is time to see if the account really cools until `until`.
-
-        Args:
-            probed_at: when that was last done, monotonic seconds.
-        """
-        return self.in_doubt and now >= max(self.since, probed_at) + PROBE_EVERY_S
+    def may_be_probed(self, now: float) -> bool:
+        """Say whether it is time to see if the account really cools until `until`."""
+        return self.in_doubt and now >= max(self.since, self.probed_at) + PROBE_EVERY_S
 
     @property
     def in_doubt(self) -> bool:
@@ -159,13 +157,9 @@ class Cooldown:
         sanction = self.cause.cls is OutcomeClass.FORBIDDEN_ACCOUNT and not self.cause.unknown
         return not sanction and self.cause.signal != BY_HAND
 
-    def probe_at(self, probed_at: float) -> float:
-        """Return when it is probed next although others serve; infinity: it is waited for.
-
-        Args:
-            probed_at: when that was last done, monotonic seconds.
-        """
-        length_s, elapsed_s = self.until - self.since, probed_at - self.since
+    def probe_at(self) -> float:
+        """Return when it is probed next although others serve; infinity: it is waited for."""
+        length_s, elapsed_s = self.until - self.since, self.probed_at - self.since
         if length_s <= PROBED_FROM_S or not self.in_doubt:
             return inf
         if self.cause.confirmed:
@@ -174,7 +168,7 @@ class Cooldown:
                 days = int((elapsed_s - CONFIRMED_PROBE_S) // CONFIRMED_EVERY_S) + 1
             at = self.since + CONFIRMED_PROBE_S + days * CONFIRMED_EVERY_S
             last = self.until - LAST_SHARE * length_s
-            at = min(at, last) if probed_at < last else at
+            at = min(at, last) if self.probed_at < last else at
         else:
             doubled = 0
             if elapsed_s >= GUESSED_PROBE_S:
@@ -267,7 +261,10 @@ def next_cooldown(
     if previous.until >= until:
         # Still cooling, and longer than that: the deadline that stands keeps its cause.
         return replace(previous, since=since, streak=max(streak, previous.streak))
-    return Cooldown(model=model, since=since, until=until, streak=streak, cause=new)
+    probed_at = previous.probed_at if probe else -inf
+    return Cooldown(
+        model=model, since=since, until=until, streak=streak, cause=new, probed_at=probed_at
+    )
 
 
 def _kind(cause: Cause) -> tuple[bool, bool]:

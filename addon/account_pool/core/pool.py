@@ -412,7 +412,7 @@ class Pool:
         if not state.may_be_probed(facts.model, now, soon_s):
             return None
         members.probing = True
-        state.probed_at = now
+        state.note_probe(facts.model, now)
         return self._lease(state, facts, now, chosen=False, probe=True)
 
     def acquire_probe(self, facts: Facts, *, now: float) -> Lease | None:
@@ -431,7 +431,8 @@ class Pool:
                 continue
             if self.pick(facts, now=now, avoid=(state.key,)) is None:
                 return None
-            state.probed_at, state.probing = now, True
+            state.probing = True
+            state.note_probe(facts.model, now)
             return self._lease(state, facts, now, chosen=False, probe=True)
         return None
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import inf
 from typing import TypeVar
 
 from account_pool.core.account import AccountKey
@@ -120,14 +119,10 @@ def into_state(account: SavedAccount, state: AccountState, behind: float, now: f
         now: monotonic seconds.
     """
     state.cooldowns = {
-        model: replace(c, since=c.since - behind, until=c.until - behind)
+        model: _later(c, -behind)
         for model, c in account.cooldowns.items()
         if now + behind - c.until < STREAK_KEPT_S
     }
-    if state.probed_at == -inf:
-        # Nobody knows when it was tried last: whoever starts us again and again must not
-        # try it each time.
-        state.probed_at = now
     state.disabled = None
     if account.disabled is not None:
         state.disabled = account.disabled.cause
@@ -166,8 +161,22 @@ def _forgiven(account: SavedAccount, wall_now: float) -> SavedAccount:
 
 
 def _row(cooldown: Cooldown, ahead: float) -> Cooldown:
-    since, until = _rounded(cooldown.since + ahead), _rounded(cooldown.until + ahead)
-    return replace(cooldown, since=since, until=until)
+    later = _later(cooldown, ahead)
+    return replace(
+        later,
+        since=_rounded(later.since),
+        until=_rounded(later.until),
+        probed_at=_rounded(later.probed_at),
+    )
+
+
+def _later(cooldown: Cooldown, seconds: float) -> Cooldown:
+    return replace(
+        cooldown,
+        since=cooldown.since + seconds,
+        until=cooldown.until + seconds,
+        probed_at=cooldown.probed_at + seconds,
+    )
 
 
 def _moved(window: Window, ahead: float) -> Window:
@@ -264,4 +273,8 @@ def _cooldown(
     if mine is None:
         return theirs
     later = max(mine, theirs, key=lambda c: c.until)
-    return replace(later, streak=max(mine.streak, theirs.streak))
+    return replace(
+        later,
+        streak=max(mine.streak, theirs.streak),
+        probed_at=max(mine.probed_at, theirs.probed_at),
+    )

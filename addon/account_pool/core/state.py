@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 
 from account_pool.core.account import Account, AccountKey
@@ -35,7 +35,6 @@ class AccountState:
         cooldowns: by model (None: whole account); kept after they end, for the streak.
         ramps: by what they cover, as cooldowns: how much it takes at once since it took over
             or came back; those that are over are dropped later.
-        probed_at: when it was last asked although it cooled, monotonic seconds.
         verdicts: refusals that may be its own fault, by what they are about (None: the
             whole account); those that are over are dropped later.
         served_at: when an answer was last good, monotonic seconds.
@@ -75,7 +74,6 @@ class AccountState:
     next_start_at: float = -inf
     cooldowns: dict[str | None, Cooldown] = field(default_factory=dict)
     ramps: dict[str | None, Ramp] = field(default_factory=dict)
-    probed_at: float = -inf
     departures: int = 0
     broken: int = 0
     running: dict[int, float] = field(default_factory=dict)
@@ -170,7 +168,7 @@ class AccountState:
     def next_probe_at(self, now: float) -> float:
         """Return when it is to be probed next while others serve; infinity: it is not."""
         active = [c for c in self.cooldowns.values() if c.active(now)]
-        return min((c.probe_at(self.probed_at) for c in active), default=inf)
+        return min((c.probe_at() for c in active), default=inf)
 
     def is_due(self, model: str | None, now: float) -> bool:
         """Say whether a request for *model* may probe it now, while others serve."""
@@ -182,8 +180,15 @@ class AccountState:
             and self.next_start_at <= now
             and all(c.in_doubt for c in covering)
             and not any(c.covers(model) and c.active(now) for c in self.reserved)
-            and max(covering, key=lambda c: c.until).probe_at(self.probed_at) <= now
+            and max(covering, key=lambda c: c.until).probe_at() <= now
         )
+
+    def note_probe(self, model: str | None, now: float) -> None:
+        """A request for *model* tries whether it really cools so long."""
+        self.cooldowns = {
+            covered: replace(c, probed_at=now) if c.active(now) and c.covers(model) else c
+            for covered, c in self.cooldowns.items()
+        }
 
     def ramps_admit(self, model: str | None, now: float) -> bool:
         """Say whether one more request for *model* may wait for its answer here."""
@@ -208,5 +213,5 @@ class AccountState:
             max((c.until for c in cooling), default=now) > now + soon_s
             and not self.full
             and self.next_start_at <= now
-            and all(c.may_be_probed(now, self.probed_at) for c in cooling)
+            and all(c.may_be_probed(now) for c in cooling)
         )

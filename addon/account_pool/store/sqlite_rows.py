@@ -28,7 +28,12 @@ def read_accounts(
     ):
         covered = _unquoted(model)
         cooldowns.setdefault(account, {})[covered] = Cooldown(
-            model=covered, since=since, until=until, streak=streak, cause=_cause(cause)
+            model=covered,
+            since=since,
+            until=until,
+            streak=streak,
+            cause=_cause(cause),
+            probed_at=_probed_at(cause),
         )
     rows = connection.execute(
         "SELECT account, served, owner, windows, disabled, disabled_at, refused, source "
@@ -89,7 +94,7 @@ def write_account(
     connection.executemany(
         "INSERT INTO cooldowns VALUES (?, ?, ?, ?, ?, ?)",
         (
-            (name, _quoted(c.model), c.since, c.until, c.streak, _text(c.cause))
+            (name, _quoted(c.model), c.since, c.until, c.streak, _text(c.cause, c.probed_at))
             for c in account.cooldowns.values()
         ),
     )
@@ -129,7 +134,7 @@ def _windows(text: str) -> dict[Key, Window]:
     return {(window.name, window.model): window for window in told}
 
 
-def _text(cause: Cause) -> str:
+def _text(cause: Cause, probed_at: float = -inf) -> str:
     told: Mapping[str, Any] = {
         "signal": cause.signal,
         "class": cause.cls,
@@ -138,6 +143,7 @@ def _text(cause: Cause) -> str:
         "hinted": cause.hinted,
         "unknown": cause.unknown,
         "money": cause.money,
+        "probed_at": None if probed_at == -inf else probed_at,
     }
     return json.dumps(told)
 
@@ -153,3 +159,9 @@ def _cause(text: str) -> Cause:
         unknown=told.get("unknown", False),
         money=told.get("money", False),
     )
+
+
+def _probed_at(text: str) -> float:
+    """Return when the deadline was last tried; files of earlier versions do not say it."""
+    at = json.loads(text).get("probed_at")
+    return -inf if at is None else float(at)
