@@ -369,6 +369,29 @@ def test_a_long_silence_is_four_times_the_usual() -> None:
     Play(pool=pool).at(3.0) >> begin << "send b"
 
 
+def test_the_usual_is_the_first_byte_not_what_it_was_handed_on_with() -> None:
+    """A head that is held back until it is known what the answer is, is no silence."""
+    pool = pool_of("a", "b", strategy="fill-first")
+    for _ in range(20):
+        play = Play(pool=pool)
+        play >> begin << "send a"
+        play.attempts.began(0.5)
+        play.at(5.5) >> committed >> finished
+    waiting = Play(pool=pool)
+    waiting >> begin << "send a"
+    waiting.at(2.5) >> left
+    Play(pool=pool).at(3.0) >> begin << "send b"
+
+
+def test_an_answer_that_has_begun_is_not_silent() -> None:
+    pool = pool_of("a", "b", strategy="fill-first")
+    play = Play(pool=pool)
+    play >> begin << "send a"
+    play.attempts.began(1.0)
+    play.at(40.0) >> left
+    Play(pool=pool).at(41.0) >> begin << "send a"
+
+
 def test_other_requests_stay_where_one_was_not_answered() -> None:
     pool = pool_of("a", "b", strategy="fill-first")
     Play(pool=pool) >> begin << "send a" >> broken(Broken.MAYBE_RAN) << "answer 502"

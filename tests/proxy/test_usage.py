@@ -9,6 +9,7 @@ import brotli
 import pytest
 
 from account_pool.core.attempts import Limits
+from account_pool.core.decision import Kind
 from account_pool.core.usage import END_BYTES
 from account_pool.providers import anthropic
 from account_pool.proxy import serving, shown
@@ -18,6 +19,7 @@ from tests.proxy.helpers import (
     CHUNKED,
     DELTA,
     DONE,
+    EMPTY_CHOICES,
     JSON,
     LIMIT_EVENT,
     LIMITED,
@@ -268,6 +270,21 @@ def test_times_of_a_request(rig_of, clock):
     assert (timings.first_byte.count, timings.first_byte.sum) == (1, 2.75)
     assert (timings.held.count, timings.held.sum) == (1, 0.75)
     assert timings.wait.count == 0
+
+
+def test_the_first_byte_is_noted_when_it_comes(rig_of, clock):
+    rig = rig_of("one", "two", gate_s=100.0)
+    for _ in range(20):
+        rig.send(post1())
+        clock.advance(1.0)
+        rig.server.send(EVENTS + chunk(EMPTY_CHOICES))
+        clock.advance(50.0)
+        rig.server.send(chunk(DELTA) + LAST_CHUNK)
+    rig.send(post1())
+    clock.advance(5.0)
+    rig.service.look()
+    # Four times the usual second: not the time until an answer was handed on.
+    assert [d.kind for d in rig.service.pool.decisions] == [Kind.SILENCE]
 
 
 def test_times_of_a_wait(rig_of, clock):

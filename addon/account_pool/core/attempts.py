@@ -154,6 +154,12 @@ class Attempts:
         self._expect(Phase.NEW)
         return self._enter(self._choose(now), now)
 
+    def began(self, now: float) -> None:
+        """The first byte of an answer to the running attempt is here, whatever it is."""
+        lease = self.lease
+        if lease is not None and lease.began_at is None:
+            lease.began_at = now
+
     def refused(self, outcome: Outcome, now: float) -> Step:
         """The running attempt was answered with something that is not OK."""
         lease = self._held(Phase.SENT)

@@ -69,6 +69,7 @@ class Lease:
         credential: what goes on the wire.
         facts: the request it is for.
         started_at: monotonic seconds.
+        began_at: when the first byte of an answer came, monotonic seconds.
         returned: set by `Pool.release`, exactly once.
         answered: its answer has begun and is good.
         ramps: those it counts in while it is not answered.
@@ -82,6 +83,7 @@ class Lease:
     credential: Credential
     facts: Facts
     started_at: float
+    began_at: float | None = None
     returned: bool = False
     answered: bool = False
     ramps: tuple[Ramp, ...] = ()

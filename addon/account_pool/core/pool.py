@@ -481,7 +481,8 @@ class Pool:
         members, what = self._members[lease.key.provider], _what(lease.facts)
         members.served(what, lease.started_at)
         members.trouble.served(what)
-        self._first_bytes.note(lease.key.provider, lease.facts.model, now - lease.started_at)
+        began_at = now if lease.began_at is None else lease.began_at
+        self._first_bytes.note(lease.key.provider, lease.facts.model, began_at - lease.started_at)
         if state.cooldowns or state.verdicts:
             self._clear_disproved(state, lease, now)
             others_may_go = True
@@ -618,7 +619,9 @@ class Pool:
             self._members[lease.key.provider].trouble.left(_what(lease.facts), lease.key, now)
 
     def is_silent(self, lease: Lease, *, now: float) -> bool:
-        """Say whether the answer to *lease* takes much longer than is usual."""
+        """Say whether nothing of an answer to *lease* has come for much longer than is usual."""
+        if lease.began_at is not None:
+            return False
         silence_s = now - lease.started_at
         return silence_s > self._first_bytes.silence_s(lease.key.provider, lease.facts.model)
 

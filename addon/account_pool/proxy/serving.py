@@ -313,6 +313,7 @@ class ServingStream(AttemptStream):
         if isinstance(event, ResponseData):
             if not self._reader.held:
                 self._stopwatch.began()
+                self._attempts.began(self.service.now())
             yield from self._read(self._reader.feed(event.data))
         elif isinstance(event, ResponseTrailers):
             self._reader.response.trailers = event.trailers
