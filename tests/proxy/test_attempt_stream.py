@@ -449,6 +449,17 @@ def test_a_limit_in_the_first_turn_is_replayed_inside_the_socket(socket):
     assert rig.in_flight() == 0
 
 
+def test_an_interim_answer_to_the_handshake_of_a_socket_that_moves(socket):
+    rig = opened(socket())
+    rig.send(CREATE)
+    rig.server.send(LIMIT_MESSAGE)
+    rig.server.send(head1(103, ["link: </a.css>"]))
+    rig.server.send(ACCEPTED)
+    rig.server.send(CREATED + SAID)
+    assert rig.answers[0].body == CREATED + SAID
+    closed(rig)
+
+
 def side(kind: ConnectionType) -> Connection:
     deflate = PerMessageDeflate()
     deflate.finalize("permessage-deflate")

@@ -42,6 +42,7 @@ from account_pool.core.steps import Refresh, Wait
 from account_pool.core.usage import END_BYTES
 from account_pool.proxy import compat, decoding, shown
 from account_pool.proxy.hooks import PoolTurnHook, Turn
+from account_pool.proxy.interim import InterimAnswer
 from account_pool.proxy.layer import PoolHttpLayer
 from account_pool.proxy.shown import MAX_COPY_BYTES
 
@@ -57,6 +58,7 @@ class AttemptStream(HttpStream):
         attempt_id: id of the running attempt; None between attempts.
         sent_at: when it was sent, monotonic seconds.
         on_kept_connection: it went out on a connection that may have gone stale.
+        interim_came: it was received: an answer before the answer says so.
         copied: the bounded copy of the answer while it streams; None before and after.
         tail: the end of what came after that copy was full.
     """
@@ -68,6 +70,7 @@ class AttemptStream(HttpStream):
         self.attempt_id: int | None = None
         self.sent_at = 0.0
         self.on_kept_connection = False
+        self.interim_came = False
         self.copied: bytearray | None = None
         self.tail = bytearray()
         self._timer: commands.RequestWakeup | None = None
@@ -81,6 +84,7 @@ class AttemptStream(HttpStream):
         self.attempt_id = attempt_id = self.layer.new_attempt(self)
         self.sent_at = self.service.now()
         self.on_kept_connection = self._is_kept(server)
+        self.interim_came = False
         if self.client_state == self.state_stream_request_body:
             # The body follows as it comes from the client.
             yield SendHttp(RequestHeaders(attempt_id, request, end_stream=False), server)
@@ -256,6 +260,8 @@ class AttemptStream(HttpStream):
     def passthrough(self, event: events.Event) -> CommandGenerator[None]:
         # Streams that carry no attempt (CONNECT, hosts not ours) bypass this method.
         ended = False
+        if type(event) is InterimAnswer:
+            return
         if isinstance(event, HttpEvent):
             event.stream_id = self.stream_id
             ended = isinstance(event, _SOCKET_ENDS)

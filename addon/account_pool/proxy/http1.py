@@ -8,7 +8,9 @@ mitmproxy's own parser, which is used here as it is. Whatever is not in order (o
 complete) is left to the base class. All of this stands on private parts of mitmproxy and
 h11: it is imported by `compat.quick_http1`, and left alone where `check` fails.
 
-Trailers end a message as if they were not there; mitmproxy's own classes stop at them.
+Two things are mended on the way. Trailers end a message as if they were not there;
+mitmproxy's own classes stop at them. Interim answers (100, 102, 103) are read over;
+mitmproxy's own client takes the first for the answer, and throws the answer away.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from mitmproxy.proxy.layers.http._http1 import (
 )
 
 from account_pool.proxy.headers import IndexedHeaders
+from account_pool.proxy.interim import InterimAnswer, is_interim
 
 _T = TypeVar("_T", http.Request, http.Response)
 #: A message and the length of its body, as `http1.expected_http_body_size` tells it.
@@ -70,7 +73,8 @@ class QuickServer(_Quick, Http1Server):
     """The connection to a client."""
 
     def read_headers(self, event: events.ConnectionEvent) -> CommandGenerator[None]:
-        head = _taken(self, event, _request)
+        complete = isinstance(event, events.DataReceived) and b"\r\n\r\n" in event.data
+        head = _taken(self, _request) if complete else None
         if head is None:
             yield from super().read_headers(event)
             return
@@ -86,11 +90,16 @@ class QuickClient(_Quick, Http1Client):
 
     def read_headers(self, event: events.ConnectionEvent) -> CommandGenerator[None]:
         request, stream_id = self.request, self.stream_id
-        if request is None or stream_id is None:
-            head = None  # nobody has asked for anything
+        if request is None or stream_id is None or not isinstance(event, events.DataReceived):
+            # Nobody has asked for anything, or nothing more will come.
+            yield from super().read_headers(event)
+            return
+        while (head := _taken(self, lambda lines: _response(lines, request))) is not None:
+            if not is_interim(head[0].status_code):
+                break
+            if stream_id < 0:
+                yield ReceiveHttp(InterimAnswer(stream_id))
         else:
-            head = _taken(self, event, lambda lines: _response(lines, request))
-        if head is None or stream_id is None:
             yield from super().read_headers(event)
             return
         self.response, size = head
@@ -168,20 +177,21 @@ def _in_place(chosen: Any, ours: Callable[[Any], Http1Connection]) -> Http1Conne
 
 
 def _taken(
-    connection: Http1Connection,
-    event: events.Event,
-    parse: Callable[[list[bytes]], _Head[_T]],
+    connection: Http1Connection, parse: Callable[[list[bytes]], _Head[_T]]
 ) -> _Head[_T] | None:
-    """Take a head off the buffer of *connection*; None, and nothing taken, if it is odd."""
-    if not isinstance(event, events.DataReceived) or b"\r\n\r\n" not in event.data:
-        return None
+    """Take a head off the buffer of *connection*; None if it is not complete, or odd.
+
+    What is odd stays there, for the base class to find as well, and to say so.
+    """
     buffered = bytes(connection.buf)
     lines = connection.buf.maybe_extract_lines()
+    if lines is None:
+        return None
     try:
         if lines:
             return parse([bytes(line) for line in lines])
     except ValueError:
-        pass  # the base class finds it as well, and says so
+        pass
     connection.buf = type(connection.buf)()
     connection.buf += buffered
     return None

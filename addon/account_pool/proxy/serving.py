@@ -50,6 +50,7 @@ from account_pool.proxy.answer import AnswerReader, Reading
 from account_pool.proxy.attempt_stream import AttemptStream, translated
 from account_pool.proxy.call import Call
 from account_pool.proxy.harmless import harmless, where
+from account_pool.proxy.interim import is_answer
 from account_pool.proxy.layer import GetFreshConnection, PoolHttpLayer
 from account_pool.proxy.measured import Stopwatch
 from account_pool.proxy.scrub import Secrets
@@ -272,6 +273,9 @@ class ServingStream(AttemptStream):
         if self.attempts is None:
             yield from super().state_wait_for_response_headers(event)
             return
+        if not is_answer(event.response, self.flow.request):
+            yield from self._no_answer(event.response)
+            return
         self._stopwatch.answered()
         self.layer.answered.add(self.context.server)
         self.learn_head(event.response)
@@ -288,6 +292,14 @@ class ServingStream(AttemptStream):
         self.server_state = self.state_read_answer
         # Mostly the answer comes with its head, and no timer is needed.
         self.layer.give_turn(self)
+
+    def _no_answer(self, response: http.Response) -> CommandGenerator[None]:
+        """What came is none: a protocol that nobody asked for, or a status there is not."""
+        provider = self._call.provider
+        logger.warning(f"{provider.name}: invalid answer with status {response.status_code}")
+        yield from self.cancel_attempt("invalid answer")
+        self.server_state = self.state_between_attempts
+        yield from self._perform(self._attempts.broken(Broken.MAYBE_RAN, self.service.now()))
 
     def learn_head(self, response: http.Response) -> None:
         """Learn what the head of an answer says of the account that is asked."""
@@ -544,7 +556,7 @@ class ServingStream(AttemptStream):
             how = how_broken(
                 event.message,
                 kept=self.on_kept_connection,
-                answered=reader is not None,
+                answered=reader is not None or self.interim_came,
                 after_s=self.service.now() - self.sent_at,
             )
             self.server_state = self.state_between_attempts

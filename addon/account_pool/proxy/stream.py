@@ -39,6 +39,7 @@ from account_pool.proxy import approval, compat, delivery, destination, visits, 
 from account_pool.proxy.attempt_stream import translated
 from account_pool.proxy.call import Call
 from account_pool.proxy.destination import Destination
+from account_pool.proxy.interim import InterimAnswer
 from account_pool.proxy.layer import NextTurn
 from account_pool.proxy.serving import INTERNAL, ServingStream
 from account_pool.proxy.shown import MAX_COPY_BYTES
@@ -71,6 +72,9 @@ class PoolHttpStream(ServingStream, VisitStream):
                         self.keep_tail(event.data)
                     yield SendHttp(event, self.context.client)
                     return
+            if type(event) is InterimAnswer:
+                self.interim_came = True
+                return
         try:
             yield from self._dispatch(event)
         except Exception as e:
