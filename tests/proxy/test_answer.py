@@ -10,9 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mitmproxy import http
 
+from account_pool.core.usage import END_BYTES
 from account_pool.providers import anthropic, gemini, openai
+from account_pool.providers.registry import BUILT_IN
 from account_pool.proxy.answer import MAX_GATE_BYTES, MAX_REFUSAL_BYTES, AnswerReader, Reading
-from tests.proxy.helpers import DELTA, EMPTY_CHOICES, LIMIT_BODY, LIMIT_EVENT, OK_BODY
+from account_pool.proxy.decoding import End
+from tests.proxy.helpers import DELTA, DONE, EMPTY_CHOICES, LIMIT_BODY, LIMIT_EVENT, OK_BODY, event
 
 JSON_TYPE = {"content-type": "application/json; charset=utf-8"}
 SSE_TYPE = {"content-type": "text/event-stream"}
@@ -169,3 +172,56 @@ def test_gemini_array_with_an_error():
     read = reader(provider=gemini.PROVIDER)
     body = b'[{"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "q"}}\n]'
     assert read.feed(body) is Reading.REFUSED
+
+
+FAILED = {"type": "response.failed", "response": {"error": {"code": "insufficient_quota"}}}
+
+
+def late(read: AnswerReader, whole: bytes, *, kept: int | None = None):
+    """What is read of an answer when it has ended; *kept* bytes of it were copied."""
+    end = End(read.encoding, keep_bytes=END_BYTES)
+    if kept is not None:
+        end.feed(whole)
+    decision = read.refused_at_its_end(read.unpacked(whole[:kept], end.kept))
+    return decision and decision.payload
+
+
+@pytest.mark.parametrize("kept", [None, 200], ids=["all of it was kept", "the end was kept"])
+@pytest.mark.parametrize("padding", [0, 20_000, 50_000])
+def test_an_error_at_the_end_of_a_stream(padding, kept):
+    """`response.failed` repeats instructions and tools, which are long."""
+    failed = {**FAILED, "instructions": "x" * padding}
+    read = reader(headers=SSE_TYPE)
+    read.feed(DELTA)
+    assert late(read, DELTA * 40 + event(failed), kept=kept) == failed
+    assert late(read, (DELTA * 40 + event(failed)).replace(b"\n", b"\r\n"), kept=kept) == failed
+    assert late(read, event(failed) + DELTA * 40, kept=kept) is None
+    assert late(read, DELTA * 40 + DONE, kept=kept) is None
+
+
+@pytest.mark.parametrize("encode", [gzip.compress, lambda text: text], ids=["gzip", "plain"])
+def test_an_error_at_the_end_of_a_stream_that_unpacks_to_much(encode):
+    encoding = "gzip" if encode is gzip.compress else ""
+    read = reader(headers={**SSE_TYPE, "content-encoding": encoding})
+    whole = encode(DELTA * 400_000 + event(FAILED) + DONE)
+    read.feed(whole[:50])
+    assert late(read, whole) == FAILED
+
+
+def test_a_service_that_fails_with_a_code_at_the_end_of_a_stream():
+    failed = {"base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}}
+    read = reader(headers=SSE_TYPE, provider=BUILT_IN["minimax"])
+    read.feed(DELTA)
+    assert late(read, DELTA * 3 + event(failed)) == failed
+
+
+def test_an_array_that_ends_in_an_error():
+    read = reader(provider=gemini.PROVIDER)
+    said = b'[{"candidates":[{"content":{"parts":[{"text":"hi, \\"error\\": {"}]}}]}'
+    error = (
+        b',\r\n{\n  "error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "q"}\n}\n]\n'
+    )
+    read.feed(said)
+    assert late(read, said + error)["error"]["code"] == 429
+    assert late(read, said + error.rstrip(b"]\n"))["error"]["code"] == 429
+    assert late(read, said + b"]") is None

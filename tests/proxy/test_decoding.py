@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mitmproxy.net.encoding import decode, encode
 
-from account_pool.proxy.decoding import Decoder, UnknownEncoding, as_whole, zstd
+from account_pool.proxy import decoding
+from account_pool.proxy.decoding import Decoder, End, UnknownEncoding, as_whole, zstd
 
 
 def raw_deflate(data: bytes) -> bytes:
@@ -147,3 +148,26 @@ def test_a_beginning_is_bounded():
 @pytest.mark.parametrize("encoding", ["", "identity", "lzma", "gzip"])
 def test_what_cannot_be_read_stays_as_it_is(encoding):
     assert as_whole(b"\xff\x00 damaged", encoding, max_bytes=100) == b"\xff\x00 damaged"
+
+
+@pytest.mark.parametrize("encoding", ENCODERS)
+@given(data=st.binary(max_size=3000), cut=st.integers(1, 400))
+def test_the_end_is_kept_however_it_comes(encoding, data, cut):
+    packed = ENCODERS[encoding](data)
+    end = End(encoding, keep_bytes=100)
+    for at in range(0, len(packed), cut):
+        end.feed(packed[at : at + cut])
+    assert data.endswith(end.kept)
+    assert min(100, len(data)) <= len(end.kept) <= 200
+
+
+def test_of_what_is_no_answer_no_end_is_kept(monkeypatch):
+    for encoding in ("x-own", "gzip"):
+        end = End(encoding, keep_bytes=100)
+        end.feed(b"this is nothing of the kind" * 10)
+        assert not end.kept
+    monkeypatch.setattr(decoding, "MAX_PASSED_BYTES", 10_000)
+    end = End("gzip", keep_bytes=100)
+    end.feed(gzip.compress(bytes(100_000)))
+    end.feed(gzip.compress(b"more"))
+    assert not end.kept

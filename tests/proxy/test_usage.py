@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from random import Random
 
 import brotli
 import pytest
@@ -145,6 +146,28 @@ def test_a_stream_longer_than_its_copy(rig_of, monkeypatch):
         rig.server.send(chunk(bytes([byte])))
     rig.server.send(chunk(DONE) + LAST_CHUNK)
     assert totals(rig) == {ONE: SERVED}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "encode"),
+    [("gzip", gzip.compress), ("br", brotli.compress), ("zstd", zstd.compress)],
+)
+def test_a_compressed_stream_longer_than_its_copy(rig_of, monkeypatch, encoding, encode):
+    monkeypatch.setattr(shown, "MAX_COPY_BYTES", 1000)
+    monkeypatch.setattr("account_pool.proxy.stream.MAX_COPY_BYTES", 1000)
+    rig = rig_of()
+    chance = Random(1)
+    deltas = (event({"choices": [{"delta": {"content": chance.random()}}]}) for _ in range(2000))
+    body = encode(b"".join(deltas) + TOLD + LIMIT_EVENT)
+    assert len(body) > 10_000
+    rig.send(post1())
+    rig.server.send(head1(200, [SSE, CHUNKED, f"content-encoding: {encoding}"]))
+    for start in range(0, len(body), 700):
+        rig.server.send(chunk(body[start : start + 700]))
+    rig.server.send(LAST_CHUNK)
+    assert totals(rig) == {ONE: SERVED}
+    # The error event at its very end was read, too.
+    assert rig.cooling() == {"one"}
 
 
 def test_where_mitmproxy_keeps_the_body(rig_of):

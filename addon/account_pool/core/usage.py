@@ -134,9 +134,9 @@ def of_answer(body: bytes | bytearray, tail: bytes | bytearray = b"") -> Usage |
         body: the answer without its content-encoding, as far as it has come: a JSON
             document or an event stream. Numbers of a stream that was cut off are those it
             had told by then.
-        tail: what came of it right after *body*.
+        tail: its end, where *body* is its beginning only.
     """
-    last = _last(body[-END_BYTES:] + tail if tail else body)
+    last = _last(tail or body)
     start = body.find(_OPENING, 0, _START_BYTES)
     if start < 0:
         # A long document, in which the usage may stand before the answer.

@@ -9,17 +9,18 @@ byte, and goes to the client if the answer turns out to be the one to deliver.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from mitmproxy import http
 
 from account_pool.core.outcome import Answer
-from account_pool.core.sse import HAS_ERROR, Decision, EventParser, Gate, Verdict, gate_shape
-from account_pool.core.usage import Usage, of_answer
+from account_pool.core.sse import Decision, EventParser, Gate, Verdict, gate_shape
+from account_pool.core.usage import END_BYTES, Usage, of_answer
 from account_pool.providers.base import Provider
-from account_pool.proxy.decoding import Decoder
+from account_pool.proxy.decoding import Decoder, End
 from account_pool.proxy.headers import IndexedHeaders
 
 #: Longest refusal that is kept; the longest recorded one is under 3 KiB.
@@ -33,13 +34,26 @@ MAX_GATE_BYTES = 65536
 
 #: Longest body a refusal may unpack to.
 MAX_PLAIN_BYTES = 4 * 1024 * 1024
-#: How much of a compressed answer is unpacked at its end to find what it took; that of some
-#: 40,000 tokens, each an event.
-MAX_TOLD_BYTES = 8 * 1024 * 1024
+#: How much of the beginning of a compressed answer is unpacked to find what it took.
+MAX_OPENING_BYTES = 64 * 1024
 
 
-#: How much of the end of a stream is looked at for an error that came late.
-LATE_BYTES = 16 * 1024
+#: How many of the last events of a stream may tell that it failed.
+LATE_EVENTS = 16
+#: An item of an array that is an error.
+_FAILED_ITEM = re.compile(rb'\{\s*"error"\s*:\s*\{')
+
+
+class Told(NamedTuple):
+    """What came of an answer, without its content-encoding.
+
+    Attributes:
+        body: from its beginning on.
+        tail: its end, where *body* is not all.
+    """
+
+    body: bytes | bytearray
+    tail: bytes | bytearray
 
 
 class Reading(Enum):
@@ -71,6 +85,7 @@ class AnswerReader:
         self._decision: Decision | None = None
         self._refusal = response.status_code >= 400
         self._judge = provider.judge
+        self._marks = provider.error_marks
         self._decoder: Decoder | None = None
         headers = response.headers
         if not isinstance(headers, IndexedHeaders):
@@ -178,44 +193,56 @@ class AnswerReader:
             raise ValueError("the decompressed body is too large")
         return plain
 
-    def usage(self, body: bytes | bytearray, tail: bytearray) -> Usage | None:
-        """Return what a good answer took, None if it does not say.
+    def unpacked(self, body: bytes | bytearray, tail: bytearray) -> Told:
+        """Return what came of a good answer without its content-encoding, when it has ended.
 
-        Given what came of it: *body* from its beginning on, and the end that came after.
-        A compressed one is unpacked only now, and without that end.
+        Args:
+            body: from its beginning on, as it came.
+            tail: its end without the encoding, where *body* is not all.
         """
+        if not self.encoding:
+            return Told(body, tail)
+        if not tail:
+            end = End(self.encoding, keep_bytes=END_BYTES)
+            end.feed(body)
+            tail = end.kept
+        try:
+            opening = Decoder(self.encoding, max_bytes=MAX_OPENING_BYTES)
+            return Told(opening.feed(bytes(body[:MAX_OPENING_BYTES])), tail)
+        except ValueError:
+            return Told(b"", tail)
+
+    def usage(self, told: Told) -> Usage | None:
+        """Return what a good answer took, None if it does not say."""
+        return None if self._gate is None else of_answer(*told)
+
+    def refused_at_its_end(self, told: Told) -> Decision | None:
+        """Return the error that a stream which began well has ended with, if any."""
         if self._gate is None:
             return None
-        if not self.encoding:
-            return of_answer(body, tail)
-        try:
-            return of_answer(Decoder(self.encoding, max_bytes=MAX_TOLD_BYTES).feed(bytes(body)))
-        except ValueError:
-            return None
+        end = bytes((told.tail or told.body)[-END_BYTES:])
+        if self._streams:
+            return self._last_event(_last_events(end))
+        # Gemini streams an array where no events are asked for.
+        array = told.body[:16].lstrip()[:1] == b"["
+        return self._last_item(end) if array else None
 
-    def refused_at_its_end(self, body: bytes | bytearray, tail: bytearray) -> Decision | None:
-        """Return the error event that a stream which began well has ended with, if any.
-
-        Given what came of it, as for `usage`.
-        """
-        if not self._streams or self._refusal:
-            return None
-        end = bytes((tail or body)[-LATE_BYTES:])
-        if self.encoding:
-            if tail:
-                return None  # not all of it was kept
-            try:
-                end = Decoder(self.encoding, max_bytes=MAX_TOLD_BYTES).feed(bytes(body))
-            except ValueError:
-                return None
-            end = end[-LATE_BYTES:]
-        if not HAS_ERROR.search(end):
+    def _last_event(self, end: bytes) -> Decision | None:
+        if not self._marks.search(end):
             return None
         parser = EventParser()
         for event in reversed([*parser.feed(end), *parser.end()]):
             value = _json(event.data)
             if isinstance(value, dict) and self._judge(event.name, value) is Verdict.REFUSE:
                 return Decision(Verdict.REFUSE, value, event.name)
+        return None
+
+    def _last_item(self, end: bytes) -> Decision | None:
+        found = [*_FAILED_ITEM.finditer(end)]
+        text = end[found[-1].start() :] if found else b""
+        value = _json(text.decode("utf-8", "replace").rstrip("], \t\r\n"))
+        if isinstance(value, dict) and self._judge(None, value) is Verdict.REFUSE:
+            return Decision(Verdict.REFUSE, value)
         return None
 
     def late_answer(self, decision: Decision, model: str | None, wall_now: float) -> Answer:
@@ -238,6 +265,17 @@ class AnswerReader:
             return Reading.MORE
         self._decision = decision
         return Reading.REFUSED if decision.verdict is Verdict.REFUSE else Reading.COMMIT
+
+
+def _last_events(end: bytes) -> bytes:
+    """Return the last events of a stream, roughly `LATE_EVENTS` of them."""
+    blank = b"\n\r\n" if b"\n\r\n" in end else b"\n\n"
+    at = len(end)
+    for _ in range(LATE_EVENTS):
+        at = end.rfind(blank, 0, at)
+        if at < 0:
+            return end
+    return end[at:]
 
 
 def _json(text: str) -> Any:

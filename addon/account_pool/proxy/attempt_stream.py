@@ -60,7 +60,7 @@ class AttemptStream(HttpStream):
         on_kept_connection: it went out on a connection that may have gone stale.
         interim_came: it was received: an answer before the answer says so.
         copied: the bounded copy of the answer while it streams; None before and after.
-        tail: the end of what came after that copy was full.
+        tail: the end of an answer that is longer than its copy, without its content-encoding.
     """
 
     def __init__(self, context: Context, stream_id: int, parent: PoolHttpLayer) -> None:
@@ -73,6 +73,7 @@ class AttemptStream(HttpStream):
         self.interim_came = False
         self.copied: bytearray | None = None
         self.tail = bytearray()
+        self._end: decoding.End | None = None
         self._timer: commands.RequestWakeup | None = None
         self._on_timer: Callable[[], CommandGenerator[None]] | None = None
 
@@ -231,10 +232,15 @@ class AttemptStream(HttpStream):
             self.copied = bytearray()
 
     def keep_tail(self, data: bytes) -> None:
-        """Keep the end of a long answer: it tells what the answer took."""
-        self.tail += data
-        if len(self.tail) > 2 * END_BYTES:
-            del self.tail[:-END_BYTES]
+        """Keep the end of a long answer: it tells what the answer took, and how it ended."""
+        if self._end is None:
+            assert self.copied is not None
+            assert self.flow.response is not None
+            encoding = self.flow.response.headers.get("content-encoding", "")
+            self._end = decoding.End(encoding, keep_bytes=END_BYTES)
+            self.tail = self._end.kept
+            self._end.feed(self.copied)
+        self._end.feed(data)
 
     def keep_copy(self, *, ended: bool) -> None:
         """Put the bounded copy of a streamed body on the flow; *ended* tells if that has an end."""

@@ -27,6 +27,10 @@ _SLICE = 256
 _WINDOW_LOG_MAX = 23
 
 
+#: How much an answer may unpack to while its end is kept: a million tokens, each an event.
+MAX_PASSED_BYTES = 256 * 1024 * 1024
+
+
 class UnknownEncoding(ValueError):
     """A content-encoding that cannot be read here."""
 
@@ -45,6 +49,11 @@ class Decoder:
         self._step = _stepper(encoding.strip().lower())
         self._left = max_bytes
 
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more is decoded."""
+        return self._left <= 0
+
     def feed(self, data: bytes) -> bytes:
         """Return what *data* adds. Raises ValueError when it is damaged."""
         if self._step is None:
@@ -60,6 +69,43 @@ class Decoder:
         except (zlib.error, brotli.error, zstd.ZstdError) as e:
             raise ValueError(f"damaged body: {type(e).__name__}") from None
         return bytes(out)
+
+
+class End:
+    """The end of a body, unpacked while it passes, however long it is.
+
+    Attributes:
+        kept: the last bytes, at least so many as asked for and at most twice as many;
+            nothing of what cannot be read.
+    """
+
+    def __init__(self, encoding: str, *, keep_bytes: int) -> None:
+        self.kept = bytearray()
+        self._keep = keep_bytes
+        try:
+            self._decoder: Decoder | None = Decoder(encoding, max_bytes=MAX_PASSED_BYTES)
+        except UnknownEncoding:
+            self._decoder = None
+
+    def feed(self, data: bytes | bytearray) -> None:
+        """Take in what follows."""
+        for start in range(0, len(data), _SLICE):
+            if self._decoder is None:
+                return
+            try:
+                self.kept += self._decoder.feed(bytes(data[start : start + _SLICE]))
+            except ValueError:
+                self._give_up()
+                return
+            if self._decoder.is_full:
+                self._give_up()
+            if len(self.kept) > 2 * self._keep:
+                del self.kept[: -self._keep]
+
+    def _give_up(self) -> None:
+        """Its end will not be known."""
+        self._decoder = None
+        self.kept.clear()
 
 
 def as_whole(beginning: bytes, encoding: str, *, max_bytes: int) -> bytes:

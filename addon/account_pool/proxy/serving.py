@@ -46,7 +46,7 @@ from account_pool.core.usage import of_frame
 from account_pool.core.verdicts import is_about_account
 from account_pool.providers.base import CannotSwap, LocalAnswer, Provider, RequestHead
 from account_pool.proxy import compat, delivery, scrub, wire
-from account_pool.proxy.answer import AnswerReader, Reading
+from account_pool.proxy.answer import AnswerReader, Reading, Told
 from account_pool.proxy.attempt_stream import AttemptStream, translated
 from account_pool.proxy.call import Call
 from account_pool.proxy.harmless import harmless, where
@@ -703,13 +703,13 @@ class ServingStream(AttemptStream):
         if self._to_count:
             self._to_count = False
             body = bytes(self.response_body_buf) if self.copied is None else self.copied
-            usage = self._reader.usage(body, self.tail)
-            self.service.served(attempts, attempts.facts.model, usage)
-            self._learn_late(attempts, body)
+            told = self._reader.unpacked(body, self.tail)
+            self.service.served(attempts, attempts.facts.model, self._reader.usage(told))
+            self._learn_late(attempts, told)
 
-    def _learn_late(self, attempts: Attempts, body: bytes | bytearray) -> None:
+    def _learn_late(self, attempts: Attempts, told: Told) -> None:
         """Learn from an error that came after the first byte: the client has it, too."""
-        refused = self._reader.refused_at_its_end(body, self.tail)
+        refused = self._reader.refused_at_its_end(told)
         if refused is None:
             return
         wall_now, provider = self.service.wall_now(), self._call.provider
