@@ -282,6 +282,27 @@ async def test_a_limit_in_the_middle_of_an_answer_is_told(provider, pool_proxy):
     assert upstream.journal.credentials == [FIRST, SECOND]
 
 
+@pytest.mark.parametrize("headers", [{}, CODEX], ids=["others", "codex"])
+async def test_after_a_limit_in_the_middle_of_an_answer_the_next_turn_is_served_elsewhere(
+    provider, pool_proxy, headers
+):
+    error = {"code": "rate_limit_exceeded", "message": "Rate limit reached. Try again in 11m."}
+    failed = json.dumps({"type": "response.failed", "response": {"error": error}})
+    upstream = await provider(
+        by_credential({FIRST: says(CREATED, DELTA, failed), SECOND: says(CREATED, DELTA)})
+    )
+    proxy = await pool_proxy(TWO, provider=upstream, options={"pool_websockets": "pin"})
+    async with open_socket(proxy, **headers) as socket:
+        await socket.send(CREATE)
+        assert [await socket.recv() for _ in range(3)] == [CREATED, DELTA, failed]
+        for _ in range(2):
+            await socket.send(CREATE)
+            assert [await socket.recv() for _ in range(2)] == [CREATED, DELTA]
+    assert upstream.journal.statuses == [(FIRST, 101), (SECOND, 101)]
+    # The limited account was not asked again.
+    assert [e.messages for e in upstream.journal.exchanges] == [[CREATE], [CREATE, CREATE]]
+
+
 async def test_a_limit_is_told_when_nobody_else_could_serve(provider, pool_proxy):
     upstream = await provider(by_credential({FIRST: says(LIMITED)}))
     proxy = await pool_proxy(in_order("first"), provider=upstream)

@@ -641,6 +641,96 @@ def test_what_cannot_be_said_elsewhere_is_told(socket, message):
     closed(rig)
 
 
+OTHER_ERROR = frame(b'{"type":"error","status":400,"error":{"type":"invalid_request_error"}}')
+NAMED = frame(b'{"type":"response.create","previous_response_id":"resp_1"}', masked=True)
+
+
+@pytest.mark.parametrize("last", [OTHER_ERROR, frame(b'{"type":"response.incomplete"}')])
+def test_a_turn_that_fails_for_other_reasons_is_handed_on_at_once(socket, last):
+    rig = opened(socket())
+    rig.send(CREATE)
+    rig.server.send(CREATED + last)
+    assert rig.answers[0].body == CREATED + last
+    assert not rig.cooling()
+    closed(rig)
+
+
+def limited_late(rig):
+    """A socket whose first turn was answered, and failed then: its account is limited."""
+    rig.send(CREATE)
+    rig.server.send(SAID + LIMIT_MESSAGE)
+    assert rig.answers[0].body == SAID + LIMIT_MESSAGE
+    assert rig.cooling() == {"one"}
+    assert not rig.client_closed
+    return rig
+
+
+def test_a_limit_after_the_first_delta_sends_the_next_turn_elsewhere(socket):
+    rig = limited_late(opened(socket()))
+    rig.send(CREATE)
+    assert rig.keys == [ONE, TWO]
+    assert rig.servers[0].closed
+    assert len(rig.requests[0].body) == len(CREATE)
+    assert rig.in_flight() == 1
+    rig.send(frame(b"more", masked=True))
+    rig.server.send(ACCEPTED)
+    assert len(rig.requests[1].body) == len(CREATE) + len(frame(b"more", masked=True))
+    rig.server.send(CREATED + SAID)
+    assert rig.answers[0].body == SAID + LIMIT_MESSAGE + CREATED + SAID
+    closed(rig)
+    assert rig.in_flight() == 0
+
+
+def test_what_comes_with_the_next_turn_goes_with_it(socket):
+    rig = limited_late(opened(socket()))
+    more = frame(b"more", masked=True)
+    rig.send(CREATE + more)
+    rig.server.send(ACCEPTED)
+    assert len(rig.requests[0].body) == len(CREATE)
+    assert len(rig.requests[1].body) == len(CREATE + more)
+    closed(rig)
+
+
+def test_a_socket_that_closes_as_its_next_turn_begins(socket):
+    rig = limited_late(opened(socket()))
+    rig.send(CREATE + frame(b"\x03\xe8", masked=True, opcode=8))
+    assert rig.in_flight() == 0
+    assert rig.keys == [ONE]
+    closed(rig)
+
+
+def test_a_next_turn_that_nobody_takes_over_closes_the_socket(socket):
+    rig = limited_late(opened(socket()))
+    rig.send(CREATE)
+    rig.server.send(LIMITED)
+    assert rig.answers[0].body == SAID + LIMIT_MESSAGE + frame(AGAIN, opcode=8)
+    assert rig.in_flight() == 0
+    closed(rig)
+
+
+@pytest.mark.parametrize(
+    ("before", "turn"),
+    [(b"", NAMED), (frame(b'{"type":"session.update"}', masked=True), CREATE)],
+    ids=["names an answer", "the session was changed"],
+)
+def test_what_only_its_account_knows_stays_there(socket, before, turn):
+    rig = limited_late(opened(socket()))
+    rig.send(before + turn)
+    assert rig.keys == [ONE]
+    assert len(rig.requests[0].body) == len(CREATE + before + turn)
+    closed(rig)
+
+
+def test_a_turn_beside_another_that_runs_stays_there(socket):
+    rig = opened(socket())
+    rig.send(CREATE)
+    rig.server.send(SAID)
+    rig.cool("one", 600.0)
+    rig.send(CREATE)
+    assert rig.keys == [ONE]
+    closed(rig)
+
+
 def test_a_first_turn_that_says_nothing_is_held_for_so_long(socket):
     rig = opened(socket())
     rig.send(CREATE)

@@ -305,6 +305,32 @@ class Attempts:
         story.sent(lease.key, other.key, self.history[-1].outcome, now)
         return self._send(other)
 
+    def next_turn(self, model: str | None, now: float) -> Send | None:
+        """A turn begins in a committed WebSocket: where its account is limited by now, elsewhere.
+
+        Its client keeps the socket, as with `move_inside`. None: it stays.
+
+        Args:
+            model: what it asks for.
+        """
+        lease = self._held(Phase.COMMITTED)
+        # Those that refused an earlier turn are limited, or may serve again.
+        self._avoid = set()
+        try:
+            limited = self.pool.get(lease.key).cooling_until(model, now) > now
+        except UnknownAccount:
+            limited = True
+        other = self._elsewhere(lease, None, model, now) if limited else None
+        if other is None:
+            return None
+        self.lease = other
+        self.pool.release(lease, _OK, now=now)
+        self.phase = Phase.SENT
+        self.turn.sent_to(other.key, now)
+        story = Story(self.pool, replace(self.facts, model=model))
+        story.sent(lease.key, other.key, None, now)
+        return self._send(other)
+
     def _elsewhere(
         self, lease: Lease, outcome: Outcome | None, model: str | None, now: float
     ) -> Lease | None:

@@ -622,6 +622,10 @@ class ServingStream(AttemptStream):
             if isinstance(command, WebsocketMessageHook):
                 with harmless:
                     closing = self._message(command.flow) or closing
+                if self.replay is not None and self.replay.elsewhere is not None:
+                    # What follows of the message has no attempt to be sent with.
+                    self.replay.hook = command
+                    yield from self.cancel_attempt("limited")
         if closing:
             assert isinstance(self.child_layer, WebsocketLayer)
             close = closing_event(self.child_layer, self.service.wall_now())
@@ -637,11 +641,8 @@ class ServingStream(AttemptStream):
         message = flow.websocket.messages[-1]
         if message.from_client:
             if self.replay is not None:
-                self.replay.spoiled = True
-            if self.socket.client_said(message.content):
-                self.service.served(self.attempts, self.socket.model, None)
-                if len(flow.websocket.messages) == 1 and not self._names_something(message.content):
-                    self.replay = SocketReplay(self, message)
+                self.replay.client_said(message)
+            self._client_said(self.socket, self.attempts, message)
             return False
         if usage := of_frame(message.content):
             self.service.served(self.attempts, self.socket.model, usage, requests=0)
@@ -654,6 +655,20 @@ class ServingStream(AttemptStream):
         now, model = self.service.now(), self.socket.model
         may_close = not self.socket.answered
         return self.attempts.refused_inside(outcome, model, now, may_close=may_close)
+
+    def _client_said(
+        self, socket: SocketReader, attempts: Attempts, message: WebSocketMessage
+    ) -> None:
+        first, idle = not socket.begun, not socket.running
+        if self.replay is not None and not self.replay.over:
+            idle = False
+        if not socket.client_said(message.content):
+            return
+        if idle and socket.turns_only and not self._names_something(message.content):
+            send = None if first else attempts.next_turn(socket.model, self.service.now())
+            if first or send is not None:
+                self.replay = SocketReplay(self, message, send)
+        self.service.served(attempts, socket.model, None)
 
     def _names_something(self, content: bytes) -> bool:
         """Say whether a message names what only the account knows that made it."""

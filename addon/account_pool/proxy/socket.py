@@ -9,6 +9,7 @@ parse one waits in silence (clients.md, section 4).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,14 +21,17 @@ from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection
 
 from account_pool.core.outcome import Answer, Outcome, OutcomeClass
-from account_pool.core.sse import Verdict
+from account_pool.core.sse import HAS_ERROR, Verdict
 from account_pool.providers.base import Provider
 from account_pool.proxy.call import bounded
 
 #: The status of a Close frame (RFC 6455, 7.4; IANA: "try again later").
 TRY_AGAIN_LATER = 1013
-#: Where an error says that it is one; later in a frame it is the text of a model.
+#: What ends a turn says so where it begins.
 _HEAD_BYTES = 256
+_ENDS = re.compile(
+    rb'"type"\s*:\s*"(?:error|response\.(?:completed|failed|incomplete|cancelled|done))"'
+)
 _LIMITS = frozenset({OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA, OutcomeClass.FORBIDDEN_ACCOUNT})
 
 
@@ -45,28 +49,37 @@ class SocketReader:
 
     Attributes:
         model: that of the running turn, if the client named one.
-        answered: something of the turn's answer has come.
+        answered: something of the turn's answer has come, and be it that it failed.
+        begun: there was a turn.
+        running: a turn has begun and not ended yet.
+        turns_only: the client has said nothing but what begins a turn.
     """
 
     provider: Provider
     model: str | None = None
     answered: bool = False
+    begun: bool = False
+    running: bool = False
+    turns_only: bool = True
 
     def client_said(self, content: bytes) -> bool:
         """A message of the client: `response.create` begins a turn. Says if one began."""
         try:
             create = _CREATE.decode(content)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return False
+            create = _Create()
         if create.type != "response.create":
+            self.turns_only = False
             return False
-        self.answered = False
+        self.answered, self.begun, self.running = False, True, True
         self.model = bounded(create.model) or self.model
         return True
 
     def server_said(self, content: bytes, wall_now: float) -> Outcome | None:
         """Return what a message says against the account; None if nothing."""
-        if self.answered and b"error" not in content[:_HEAD_BYTES]:
+        if _ENDS.search(content, 0, _HEAD_BYTES):
+            self.running = False
+        if self.answered and not HAS_ERROR.search(content):
             return None
         value = _json(content)
         match self.provider.judge(None, value):
@@ -79,7 +92,10 @@ class SocketReader:
             status=101, payload=value, in_stream=True, model=self.model, wall_now=wall_now
         )
         outcome = self.provider.classify(answer)
-        return outcome if is_limit(outcome) else None
+        if is_limit(outcome):
+            return outcome
+        self.answered = True
+        return None
 
 
 def is_limit(outcome: Outcome) -> bool:

@@ -1,10 +1,11 @@
-"""The first turn of a WebSocket, sent again on another account inside the open socket.
+"""A turn of a WebSocket on another account inside the open socket.
 
 What the server says to the first `response.create` is held back until it is known, as the
 head of any other answer is: bounded in events, bytes and time. A limit is not handed on.
 Another account is asked for a handshake of its own, and the message is sent there; the
 client keeps its socket and sees the answer only. Past the first turn, or where the message
-names something that an account keeps, a socket stays where it is (`socket.py`).
+names something that an account keeps, a limit is told (`socket.py`); what begins a later
+turn goes elsewhere before it is sent, if the account is limited by then.
 
 Bytes are held, not messages, and read beside mitmproxy's layer, which so has nothing to
 forget. Its side towards the server is made anew with the connection: compression has a
@@ -33,6 +34,7 @@ from mitmproxy.proxy.layers.websocket import (
     Fragmentizer,
     WebsocketConnection,
     WebsocketLayer,
+    WebsocketMessageHook,
     WebSocketMessageInjected,
 )
 from mitmproxy.websocket import WebSocketMessage
@@ -66,17 +68,24 @@ class SocketReplay:
     Args:
         stream: of the socket.
         create: the message that began the turn.
+        elsewhere: it goes there at once, and has not been sent anywhere.
 
     Attributes:
         over: everything goes its usual way from here on.
         spoiled: the client has said more: that message alone is not what it said.
+        elsewhere: where it goes once other addons have seen the message; None from then on.
+        hook: in which they see the last one.
     """
 
-    def __init__(self, stream: ServingStream, create: WebSocketMessage) -> None:
+    def __init__(
+        self, stream: ServingStream, create: WebSocketMessage, elsewhere: Send | None = None
+    ) -> None:
         self.over = False
         self.spoiled = False
         self._stream = stream
-        self._create = create
+        self._said = [create]
+        self.elsewhere = elsewhere
+        self.hook: WebsocketMessageHook | None = None
         self._held: list[bytes] = []
         self._size = 0
         self._messages: list[WebSocketMessage] = []
@@ -92,7 +101,29 @@ class SocketReplay:
         """Handle an event of the socket in place of mitmproxy's layer."""
         if isinstance(event, events.Wakeup):
             return self._stream.woke(event)
+        if self.elsewhere is not None:
+            return self._while_leaving(self.elsewhere, event)
         return self._while_opening(event) if self._opening else self._while_holding(event)
+
+    def client_said(self, message: WebSocketMessage) -> None:
+        """The client says more before the turn is answered."""
+        self.spoiled = True
+        if self.elsewhere is not None:
+            # It came with the first, and is not sent to the account that is left either.
+            self._said.append(message)
+
+    def _while_leaving(self, send: Send, event: events.Event) -> CommandGenerator[None]:
+        stream = self._stream
+        yield from stream.relay(event)
+        assert stream.flow.websocket is not None
+        ended = stream.flow.websocket.timestamp_end is not None
+        if ended or stream.attempts is None or stream.attempts.over:
+            # It has ended in the same breath.
+            self.over, self.elsewhere = True, None
+            stream.settle(served=False)
+        elif isinstance(event, events.CommandCompleted) and event.command is self.hook:
+            self.elsewhere = None
+            yield from self._open(send)
 
     # -- the answer is held back
 
@@ -140,7 +171,7 @@ class SocketReplay:
         outcome = socket.server_said(content, stream.service.wall_now())
         if outcome is not None:
             yield from self._refused(outcome)
-        elif socket.answered:
+        elif socket.answered or not socket.running:
             yield from self._release()
 
     def _release(self) -> CommandGenerator[None]:
@@ -155,7 +186,7 @@ class SocketReplay:
 
     def _refused(self, outcome: Outcome) -> CommandGenerator[None]:
         send = None
-        if not (self.spoiled or self._create.dropped):
+        if not (self.spoiled or self._said[0].dropped):
             with harmless:
                 self._stream.learn_messages(self._messages)
             send = self._move(outcome)
@@ -240,10 +271,11 @@ class SocketReplay:
         stream.learn_head(reader.response)
         self._parser = self._side(stream.context.server)
         side = self._socket.server_ws
-        for piece in Fragmentizer([], self._create.is_text)(self._create.content):
-            assert stream.attempt_id is not None
-            data = RequestData(stream.attempt_id, side.send(piece))
-            yield SendHttp(data, stream.context.server)
+        for message in (m for m in self._said if not m.dropped):
+            for piece in Fragmentizer([], message.is_text)(message.content):
+                assert stream.attempt_id is not None
+                data = RequestData(stream.attempt_id, side.send(piece))
+                yield SendHttp(data, stream.context.server)
         self._held, self._messages, self._size = [], [], 0
         self._opening = False
         queued, self._queued = self._queued, []
