@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import stat
+import sys
 
 import httpx
 import pytest
@@ -175,3 +177,54 @@ async def test_an_addition_without_accounts_yaml_is_there_again(pool_proxy):
     async with direct(again) as own:
         keys = [a["key"] for a in (await own.get("/account-pool")).json()["accounts"]]
     assert keys == ["openai/default", "openai/third"]
+
+
+async def test_the_commands_of_every_day(provider, pool_proxy, tmp_path):
+    """`account-pool list`, `disable` ... at a real proxy, as a user types them."""
+    script = {FIRST: openai.rate_limited(), SECOND: openai.chat_complete("Good morning")}
+    proxy = await pool_proxy(TWO, provider=await provider(by_credential(script)))
+    async with proxy.client() as client:
+        assert (await client.request(**chat(stream=False))).status_code == 200
+    home = tmp_path / "home"
+    (home / ".mitmproxy").mkdir(parents=True)
+    kept = home / ".mitmproxy" / TOKEN_FILE
+
+    async def command(*words: str) -> tuple[int, str, str]:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", "from account_pool.cli import main; main()", *words),
+            *("-p", str(proxy.port)),
+            env={**os.environ, "HOME": str(home)},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(TIMEOUT_S):
+            out, err = await process.communicate()
+        return process.returncode or 0, out.decode(), err.decode()
+
+    assert (await command("list"))[1].splitlines() == [
+        "openai/first  available, but gpt-5-nano on cooldown",
+        "openai/second  available",
+    ]
+    code, _out, err = await command("disable", "openai/second")
+    assert (code, "admin token" in err) == (1, True)
+
+    kept.write_text(admin(proxy)["authorization"].removeprefix("Bearer "))
+    assert (await command("disable", "openai/second"))[0] == 0
+    assert (await command("clear", "openai/first"))[0] == 0
+    assert json.loads((await command("list", "--json"))[1])["accounts"][1]["state"] == "disabled"
+    assert (await command("enable", "openai/second"))[0] == 0
+    assert (await command("next", "openai"))[1].startswith("next: openai/")
+    code, _out, err = await command("disable", "openai/nobody")
+    assert (code, err.count("\n")) == (1, 1)
+    code, _out, err = await command("decisions", "--kind", "nonsense")
+    assert (code, "kind" in err) == (1, True)
+
+    usage = json.loads((await command("usage", "--by", "provider", "--json"))[1])["usage"]
+    assert [(one["provider"], one["requests"]) for one in usage] == [("openai", 1)]
+    code, out, _err = await command("decisions", "--json")
+    kinds = [json.loads(line)["kind"] for line in out.splitlines()]
+    assert kinds.index("cooldown") < kinds.index("disable") < kinds.index("enable")
+
+    assert (await command("remove", "openai/second"))[0] == 0
+    assert (await command("list"))[1].split() == ["openai/first", "available"]
+    assert SECOND not in (proxy.folder / "accounts.yaml").read_text()

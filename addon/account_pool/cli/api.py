@@ -11,7 +11,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from account_pool.cli.places import DEFAULT_PORT, HOST
+from account_pool.admin.token import TOKEN_FILE
+from account_pool.cli.places import DEFAULT_PORT, HOST, Places
 from account_pool.config.accounts_file import command
 
 #: A proxy that is well answers within milliseconds, also under load.
@@ -51,6 +52,10 @@ class Health:
 
 class NoAnswer(Exception):
     """The pool did not answer as it should; the text says so to the user."""
+
+
+class NoProxy(NoAnswer):
+    """Nobody answers at that port."""
 
 
 class Line:
@@ -110,15 +115,57 @@ def ask(port: int, path: str) -> Mapping[str, Any]:
         with contextlib.closing(connection):
             status, value = _get(connection, path)
     except (OSError, http.client.HTTPException):
-        raise NoAnswer(no_proxy(port)) from None
+        raise NoProxy(no_proxy(port)) from None
     if status == 401:
         raise NoAnswer(
             f"the proxy at {HOST}:{port} requires its admin token because proxyauth is set; "
             f"its dashboard, http://{HOST}:{port}/, asks for it"
         )
-    if status != 200 or not isinstance(value, dict):
+    return _answer(port, status, value)
+
+
+def change(port: int, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the object the pool on *port* answers to a POST of *body* to *path*.
+
+    With the admin token of this machine, which nothing but a pool gets to see. Raises
+    NoAnswer, with the proxy's own words where it refuses; NoProxy where nobody answers.
+    """
+    if (found := probe(port)) is not Missing.NOBODY and not isinstance(found, Health):
         raise NoAnswer(f"{HOST}:{port} is used by something that is not the pool")
-    return value
+    headers = {"content-type": "application/json", "accept": "application/json"}
+    if token := local_token(port):
+        headers["authorization"] = f"Bearer {token}"
+    connection = http.client.HTTPConnection(HOST, port, timeout=ASK_S)
+    try:
+        with contextlib.closing(connection):
+            connection.request("POST", path, json.dumps(body), headers)
+            status, value = _read(connection)
+    except (OSError, http.client.HTTPException):
+        raise NoProxy(no_proxy(port)) from None
+    if status == 401:
+        raise NoAnswer(
+            f"the proxy at {HOST}:{port} does not accept the admin token in "
+            f"{Places.usual(port).confdir / TOKEN_FILE}: its own is beside its state database"
+        )
+    return _answer(port, status, value)
+
+
+def _answer(port: int, status: int, value: Any) -> Mapping[str, Any]:
+    """Return *value* if it is a good answer of the pool. Raises NoAnswer."""
+    if isinstance(value, dict) and status in {200, 201}:
+        return value
+    said = value.get("error") if isinstance(value, dict) else None
+    if isinstance(said, dict) and isinstance(said.get("message"), str) and "code" in said:
+        raise NoAnswer(said["message"])
+    raise NoAnswer(f"{HOST}:{port} is used by something that is not the pool")
+
+
+def local_token(port: int) -> str | None:
+    """Return the admin token of this machine's proxies, None where it cannot be read."""
+    try:
+        return (Places.usual(port).confdir / TOKEN_FILE).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def no_proxy(port: int) -> str:
@@ -133,6 +180,10 @@ def no_proxy(port: int) -> str:
 def _get(connection: http.client.HTTPConnection, path: str) -> tuple[int, Any]:
     """Return the status and the JSON value, None if it is none. Never by a proxy."""
     connection.request("GET", path, headers={"accept": "application/json"})
+    return _read(connection)
+
+
+def _read(connection: http.client.HTTPConnection) -> tuple[int, Any]:
     response = connection.getresponse()
     body = response.read(_MAX_BYTES)
     try:

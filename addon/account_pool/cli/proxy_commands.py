@@ -1,4 +1,4 @@
-"""The commands that have to do with a proxy that runs: run, env, status, logs.
+"""The commands that have to do with a proxy that runs: run, env, status, list, usage ...
 
 Only their names, arguments and help, as in `main.py`.
 """
@@ -6,6 +6,7 @@ Only their names, arguments and help, as in `main.py`.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -34,8 +35,22 @@ def add_to(app: typer.Typer) -> None:
     app.command(context_settings={"allow_interspersed_args": False})(run)
     passing_on = {"ignore_unknown_options": True, "allow_extra_args": True}
     app.command(context_settings=passing_on)(serve)
-    for command in (script, env, status, logs):
-        app.command()(command)
+    commands: dict[str, Callable[..., int]] = {
+        "script": script,
+        "env": env,
+        "status": status,
+        "logs": logs,
+        "list": list_accounts,
+        "remove": remove,
+        "enable": enable,
+        "disable": disable,
+        "clear": clear,
+        "next": select_next,
+        "usage": usage,
+        "decisions": decisions,
+    }
+    for name, command in commands.items():
+        app.command(name)(command)
 
 
 def _strategy(value: str | None) -> str | None:
@@ -177,3 +192,104 @@ def logs(
     from account_pool.cli.logs import show_logs  # noqa: PLC0415 - see main.py
 
     return show_logs(port, lines=lines, follow=follow, path_only=path, everything=everything)
+
+
+Key = Annotated[str, typer.Argument(help="The account, as provider/label.", metavar="ACCOUNT")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def list_accounts(
+    *, port: Port = DEFAULT_PORT, accounts_file: AccountsFile = None, as_json: AsJson = False
+) -> int:
+    """List the accounts: those of the proxy with their states, without one those of the file."""
+    from account_pool.cli.manage import list_accounts as show  # noqa: PLC0415 - see main.py
+
+    return show(accounts_file, port, os.environ, as_json=as_json)
+
+
+def remove(account: Key, *, port: Port = DEFAULT_PORT, accounts_file: AccountsFile = None) -> int:
+    """Remove an account from the proxy and its file, without a proxy from the file alone."""
+    from account_pool.cli.manage import remove as take_away  # noqa: PLC0415 - see main.py
+
+    return take_away(account, accounts_file, port, os.environ)
+
+
+def enable(account: Key, *, port: Port = DEFAULT_PORT) -> int:
+    """Put an account back in use; cooldowns by limits stay."""
+    from account_pool.cli.manage import change  # noqa: PLC0415 - see main.py
+
+    return change("enable", account, port)
+
+
+def disable(account: Key, *, port: Port = DEFAULT_PORT) -> int:
+    """Take an account out of use until it is enabled, across restarts too."""
+    from account_pool.cli.manage import change  # noqa: PLC0415 - see main.py
+
+    return change("disable", account, port)
+
+
+def clear(account: Key, *, port: Port = DEFAULT_PORT) -> int:
+    """End every cooldown of an account, and enable it if it is disabled."""
+    from account_pool.cli.manage import change  # noqa: PLC0415 - see main.py
+
+    return change("clear", account, port)
+
+
+def select_next(
+    provider: Annotated[str, typer.Argument(help="Such as openai.", metavar="PROVIDER")],
+    *,
+    port: Port = DEFAULT_PORT,
+) -> int:
+    """Skip the account whose turn it is; prints the one that is next."""
+    from account_pool.cli.manage import select_next as skip  # noqa: PLC0415 - see main.py
+
+    return skip(provider, port)
+
+
+def _group(value: str) -> str:
+    from account_pool.cli.history import GROUPS  # noqa: PLC0415 - see main.py
+
+    if value not in GROUPS:
+        raise typer.BadParameter(f"{value} is not one of {', '.join(GROUPS)}")
+    return value
+
+
+def usage(
+    *,
+    port: Port = DEFAULT_PORT,
+    days: Annotated[int, typer.Option(min=1, max=400, help="How many days, today included.")] = 30,
+    by: Annotated[
+        str, typer.Option(callback=_group, help="account, provider, model or day (UTC).")
+    ] = "account",
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> int:
+    """Show how many requests and tokens were served, by account, provider, model or day."""
+    from account_pool.cli.history import show_usage  # noqa: PLC0415 - see main.py
+
+    if as_json and as_csv:
+        raise typer.BadParameter("write --json or --csv, not both")
+    return show_usage(port, days=days, by=by, as_json=as_json, as_csv=as_csv)
+
+
+def decisions(
+    *,
+    port: Port = DEFAULT_PORT,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=1, max=1000, help="How many, from the newest.")
+    ] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for new ones.")] = False,
+    account: Annotated[
+        str | None, typer.Option(help="Only those about provider/label.", show_default=False)
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Only of this kind, such as cooldown.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> int:
+    """Show what the proxy decided, and why: cooldowns, moves, waits, refusals ..."""
+    from account_pool.cli.history import show_decisions  # noqa: PLC0415 - see main.py
+
+    return show_decisions(
+        port, lines=lines, follow=follow, account=account, kind=kind, as_json=as_json
+    )

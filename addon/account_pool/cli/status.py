@@ -32,7 +32,7 @@ _BAR_WIDTH = 16
 _LAST = 5
 _STYLES = {"available": "green", "full": "yellow", "cooling": "yellow"}
 #: How states are shown, where not as the JSON spells them.
-_SHOWN = {"cooling": "on cooldown", "no_credential": "no credential"}
+STATES = {"cooling": "on cooldown", "no_credential": "no credential"}
 #: Everything else needs its owner.
 _NEEDS_OWNER = "red"
 
@@ -134,7 +134,7 @@ def _rows(account: Mapping[str, Any], bars: bool) -> list[list[RenderableType]]:
     style = _STYLES.get(account["state"], _NEEDS_OWNER)
     head: list[RenderableType] = [
         account["key"],
-        Text(_SHOWN.get(account["state"], account["state"]), style=style),
+        Text(STATES.get(account["state"], account["state"]), style=style),
         str(account["in_flight"]),
         str(account["served"]),
     ]
@@ -143,7 +143,7 @@ def _rows(account: Mapping[str, Any], bars: bool) -> list[list[RenderableType]]:
     for cooldown in cooldowns:
         if cooldown["model"] is not None:
             model = Text(f"  {cooldown['model']}")
-            cools = Text(_SHOWN["cooling"], style=_STYLES["cooling"])
+            cools = Text(STATES["cooling"], style=_STYLES["cooling"])
             rows.append([model, cools, "", "", *_remaining(cooldown, bars), _why(cooldown)])
     return rows
 
@@ -181,9 +181,5 @@ def _summary(summary: Mapping[str, Any]) -> str:
 
 def _doors(port: int) -> Text:
     """Return where the dashboard is, and the token to change things with."""
-    places = Places.usual(port)
-    try:
-        token = (places.confdir / TOKEN_FILE).read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        token = f"in the file {TOKEN_FILE} beside the state database"
-    return Text(f"dashboard: {places.url}/   admin token: {token}", style="dim")
+    token = api.local_token(port) or f"in the file {TOKEN_FILE} beside the state database"
+    return Text(f"dashboard: {Places.usual(port).url}/   admin token: {token}", style="dim")

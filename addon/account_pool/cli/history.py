@@ -1,0 +1,118 @@
+"""`account-pool usage` and `decisions`: what a proxy has served, and what it decided.
+
+`grouped` and `as_table` are pure: values of GET /usage in, rows out.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlencode
+
+from rich.console import Console
+from rich.table import Table
+
+from account_pool.cli import api
+from account_pool.cli.which_file import note
+
+#: What usage can be summed by: fields of GET /usage, and the provider in an account's key.
+GROUPS = ("account", "provider", "model", "day")
+#: The columns after the group, in their order.
+AMOUNTS = ("requests", "input_tokens", "cached_tokens", "output_tokens")
+#: Seconds between two questions of `decisions --follow`.
+_EVERY_S = 1.0
+
+
+def show_usage(port: int, *, days: int, by: str, as_json: bool, as_csv: bool) -> int:
+    """Print what was served in the last *days*, summed by one of GROUPS. Returns 0, or 1."""
+    try:
+        value = api.ask(port, f"/usage?{urlencode({'days': days})}")
+    except api.NoAnswer as error:
+        note(str(error))
+        return 1
+    sums = grouped(value.get("days", []), by)
+    if as_json:
+        print(json.dumps({"by": by, "days": days, "usage": sums}, indent=2))
+    elif as_csv:
+        writer = csv.DictWriter(sys.stdout, (by, *AMOUNTS), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sums)
+    else:
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console.width = 1000
+        console.print(as_table(sums, by))
+        if not sums:
+            note(f"nothing was served in the last {days} days")
+    return 0
+
+
+def grouped(days: Iterable[Mapping[str, Any]], by: str) -> list[dict[str, Any]]:
+    """Return the sums of *days*, rows of GET /usage, by one of GROUPS.
+
+    Days stand newest first, everything else by the most tokens.
+    """
+    sums: dict[str, Counter[str]] = {}
+    for row in days:
+        name = row["account"].partition("/")[0] if by == "provider" else row[by]
+        sums.setdefault(name, Counter()).update({k: row.get(k, 0) for k in AMOUNTS})
+
+    def weight(name: str) -> tuple[int, int]:
+        amounts = sums[name]
+        return amounts["input_tokens"] + amounts["output_tokens"], amounts["requests"]
+
+    # A day is its own order.
+    order = sorted(sums, reverse=True) if by == "day" else sorted(sums, key=weight, reverse=True)
+    return [{by: name, **{k: sums[name][k] for k in AMOUNTS}} for name in order]
+
+
+def as_table(sums: Sequence[Mapping[str, Any]], by: str) -> Table:
+    """Return *sums* as a table, with a line of totals where there is more than one row."""
+    table = Table(by, box=None, pad_edge=False)
+    for name in AMOUNTS:
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in sums:
+        table.add_row(str(row[by]), *(f"{row[name]:,}" for name in AMOUNTS))
+    if len(sums) > 1:
+        table.add_row("total", *(f"{sum(row[n] for row in sums):,}" for n in AMOUNTS))
+    return table
+
+
+def show_decisions(
+    port: int, *, lines: int, follow: bool, account: str | None, kind: str | None, as_json: bool
+) -> int:
+    """Print the last *lines* decisions, the newest last, then what comes. Returns 0, or 1.
+
+    As JSON: one object a line, so that what follows can be read as it comes.
+    """
+    wanted = {name: value for name, value in (("account", account), ("kind", kind)) if value}
+    since = 0
+    try:
+        while True:
+            query = urlencode({"limit": lines, "since": since, **wanted})
+            value = api.ask(port, f"/decisions?{query}")
+            for decision in reversed(value.get("decisions", [])):
+                print(json.dumps(decision) if as_json else _line(decision), flush=True)
+            if not follow:
+                return 0
+            # A proxy that was started again counts from 1.
+            since = value.get("next", 0)
+            lines = 1000
+            time.sleep(_EVERY_S)
+    except api.NoAnswer as error:
+        note(str(error))
+        return 1
+    except KeyboardInterrupt:
+        # The usual way to leave it.
+        return 0
+
+
+def _line(decision: Mapping[str, Any]) -> str:
+    at = datetime.fromisoformat(decision["at"]).astimezone()
+    return f"{at:%Y-%m-%d %H:%M:%S} {decision['text']}"

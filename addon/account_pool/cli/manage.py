@@ -1,0 +1,158 @@
+"""`account-pool list`, `remove`, `enable`, `disable`, `clear` and `next`.
+
+They ask the proxy that runs, with the admin token of this machine. Without one, `list` and
+`remove` work on the accounts file; the others change only what a proxy knows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from account_pool.cli import api
+from account_pool.cli.check import accounts_table, read_accounts
+from account_pool.cli.status import STATES
+from account_pool.cli.which_file import find, how_to_add, note
+from account_pool.config.accounts_file import shown
+from account_pool.config.take_out import take_out
+from account_pool.core.account import AccountKey
+
+#: What each command asks for, and what it says afterwards.
+_CHANGES = {
+    "enable": ("/account-pool/enable", "enabled"),
+    "disable": ("/account-pool/disable", "disabled until it is enabled again"),
+    "clear": ("/account-pool/clear-cooldown", "no longer on cooldown"),
+}
+
+
+def list_accounts(
+    named: Path | None, port: int, environ: Mapping[str, str], *, as_json: bool
+) -> int:
+    """Print an account a line, as the proxy has it, else as the file has it.
+
+    Returns 0, or 1 where there is none. Raises ConfigError where no proxy answers and the
+    file has mistakes.
+    """
+    try:
+        if named is not None:
+            raise api.NoProxy
+        value = api.accounts(port)
+    except api.NoProxy:
+        return _list_file(named, environ, as_json=as_json)
+    except api.NoAnswer as error:
+        note(str(error))
+        return 1
+    accounts = value["accounts"]
+    if as_json:
+        print(json.dumps({"proxy": True, "accounts": [_entry(one) for one in accounts]}, indent=2))
+    else:
+        for one in accounts:
+            print(f"{one['key']}  {_state(one)}")
+    return _found(len(accounts))
+
+
+def _state(account: Mapping[str, Any]) -> str:
+    state = str(STATES.get(account["state"], account["state"]))
+    models = sorted({str(c["model"]) for c in account["cooldowns"] if c["model"] is not None})
+    if not models or account["state"] != "available":
+        return state
+    return f"{state}, but {', '.join(models)} on cooldown"
+
+
+def _entry(account: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: account[name] for name in ("key", "provider", "label", "state", "priority")}
+
+
+def _list_file(named: Path | None, environ: Mapping[str, str], *, as_json: bool) -> int:
+    loaded = read_accounts(find(named, environ), environ)
+    accounts = [entry.account for entry in loaded.accounts]
+    if as_json:
+        entries = [
+            {
+                "key": str(one.key),
+                "provider": one.key.provider,
+                "label": one.key.label,
+                "state": None if one.enabled else "off",
+                "priority": one.priority,
+            }
+            for one in accounts
+        ]
+        print(json.dumps({"proxy": False, "accounts": entries}, indent=2))
+        return _found(len(accounts))
+    if accounts:
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            # Whoever reads a pipe wants whole names, not a layout for 80 columns.
+            console.width = 1000
+        console.print(accounts_table(accounts))
+    where = shown(loaded.path) if loaded.path else "the environment"
+    note(f"as in {where}" + ("" if named else "; no proxy is running"))
+    return _found(len(accounts))
+
+
+def _found(number: int) -> int:
+    if not number:
+        note(f"no account: {how_to_add()}")
+    return 0 if number else 1
+
+
+def change(verb: str, name: str, port: int) -> int:
+    """Do what the command *verb* does to the account called *name*. Returns 0, or 1."""
+    path, done = _CHANGES[verb]
+    try:
+        key = AccountKey.parse(name)
+        api.change(port, path, {"provider": key.provider, "label": key.label})
+    except (api.NoAnswer, ValueError) as error:
+        note(str(error))
+        return 1
+    print(f"{key}: {done}")
+    return 0
+
+
+def select_next(provider: str, port: int) -> int:
+    """Skip the account whose turn it is at *provider*. Returns 0, or 1."""
+    try:
+        value = api.change(port, "/account-pool/next", {"provider": provider})
+    except api.NoAnswer as error:
+        note(str(error))
+        return 1
+    print(f"next: {value.get('next') or 'none can serve now'}")
+    return 0
+
+
+def remove(name: str, named: Path | None, port: int, environ: Mapping[str, str]) -> int:
+    """Remove an account from the proxy and its file; without a proxy from the file alone.
+
+    Returns 0, or 1. Raises ConfigError, CannotEdit, OSError.
+    """
+    try:
+        key = AccountKey.parse(name)
+        if named is not None:
+            raise api.NoProxy
+        value = api.change(
+            port, "/account-pool/remove", {"provider": key.provider, "label": key.label}
+        )
+    except api.NoProxy:
+        return _remove_from_file(key, named, environ)
+    except (api.NoAnswer, ValueError) as error:
+        note(str(error))
+        return 1
+    where = value.get("written_to")
+    print(f"removed {key}" + (f" from {where}" if where else "; it comes back at the next start"))
+    return 0
+
+
+def _remove_from_file(key: AccountKey, named: Path | None, environ: Mapping[str, str]) -> int:
+    path = find(named, environ).path
+    if path is None:
+        note(f"{key} is in no accounts file: the accounts come from the environment")
+        return 1
+    if not take_out(path, key):
+        note(f"{key} is not in {shown(path)}")
+        return 1
+    print(f"removed {key} from {shown(path)}; the previous file is {path.name}.bak")
+    return 0
