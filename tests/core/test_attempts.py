@@ -10,7 +10,7 @@ import pytest
 
 from account_pool.core.admission import MAX_BODY_BYTES
 from account_pool.core.attempts import Attempts, Limits
-from account_pool.core.broken import STALE_WITHIN_S, TRIES, Broken, how_broken
+from account_pool.core.broken import STALE_WITHIN_S, TRIES, Broken, how_broken, how_unconnected
 from account_pool.core.errors import IllegalEvent
 from account_pool.core.lease import Conversation, Facts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
@@ -50,8 +50,8 @@ def refused(outcome: Outcome) -> Event:
     return lambda attempts, now: attempts.refused(outcome, now)
 
 
-def broken(how: Broken) -> Event:
-    return lambda attempts, now: attempts.broken(how, now)
+def broken(how: Broken, reason: str = "") -> Event:
+    return lambda attempts, now: attempts.broken(how, now, reason)
 
 
 def refreshed(changed: bool) -> Event:
@@ -593,6 +593,28 @@ def test_connect_error_is_tried_once_more() -> None:
     assert play.tried == [("a", OutcomeClass.TRANSPORT)] * 2
 
 
+def test_a_way_that_is_barred_is_tried_once() -> None:
+    """Three wrong passwords lock their owner out; no other account gets through, either."""
+    play = Play("a", "b")
+    play >> begin << "send a" >> broken(Broken.UNREACHABLE, "it is not trusted") << "answer 502"
+    step = play.step
+    assert isinstance(step, Answer)
+    assert (step.message, step.final) == ("openai/a: it is not trusted", True)
+    assert (play.benched, play.cooling) == ([], [])
+    # Nor does its conversation leave the account.
+    assert play.pool.troubled(FACTS, now=0.0) == set()
+
+
+def test_what_may_pass_is_not_final() -> None:
+    play = Play("a")
+    play >> begin >> broken(Broken.MAYBE_RAN, "closed")
+    assert isinstance(play.step, Answer)
+    assert (play.step.message, play.step.final) == (
+        "openai/a: the upstream connection broke (closed)",
+        False,
+    )
+
+
 def test_stale_connection_is_replaced_by_a_fresh_one() -> None:
     play = Play("a", "b")
     play >> begin << "send a"
@@ -1019,6 +1041,41 @@ LATE = STALE_WITHIN_S
 )
 def test_how_broken(message: str, kept: bool, answered: bool, after_s: float, how: Broken) -> None:
     assert how_broken(message, kept=kept, answered=answered, after_s=after_s) is how
+
+
+CONNECT = "Upstream proxy 192.0.2.1:3128 refused HTTP CONNECT request: {}"
+
+
+@pytest.mark.parametrize(
+    ("message", "how"),
+    [
+        (CONNECT.format("407 Proxy Authentication Required"), Broken.UNREACHABLE),
+        (CONNECT.format("401 "), Broken.UNREACHABLE),
+        (CONNECT.format("403 503 is our favourite number"), Broken.UNREACHABLE),
+        (CONNECT.format("302 Found"), Broken.UNREACHABLE),
+        (CONNECT.format("408 Request Timeout"), Broken.CONNECT),
+        (CONNECT.format("425 Too Early"), Broken.CONNECT),
+        (CONNECT.format("429 Too Many Requests"), Broken.CONNECT),
+        (CONNECT.format("502 Bad Gateway"), Broken.CONNECT),
+        (CONNECT.format("503 407"), Broken.CONNECT),
+        (CONNECT.format("999 What"), Broken.CONNECT),
+        ("Certificate verify failed: certificate has expired", Broken.UNREACHABLE),
+        ("Certificate verify failed: something new", Broken.UNREACHABLE),
+        ("The remote server does not speak TLS.", Broken.UNREACHABLE),
+        (
+            "The remote server and mitmproxy cannot agree on a TLS version to use. You may need "
+            "to adjust mitmproxy's tls_version_server_min option.",
+            Broken.UNREACHABLE,
+        ),
+        ("[Errno -2] Name or service not known", Broken.CONNECT),
+        ("[Errno 111] Connect call failed ('192.0.2.1', 443)", Broken.CONNECT),
+        ("connection closed", Broken.CONNECT),
+        ("something new", Broken.CONNECT),
+        ("", Broken.CONNECT),
+    ],
+)
+def test_how_unconnected(message: str, how: Broken) -> None:
+    assert how_unconnected(message) is how
 
 
 # -- models that not every account has

@@ -197,7 +197,7 @@ def test_a_stale_connection_is_no_decision_but_no_connection_is() -> None:
     assert told(play.pool) == []
     play >> broken(Broken.MAYBE_RAN)
     (refusal,) = records(play.pool)
-    assert refusal.reason == "openai: the upstream connection broke"
+    assert refusal.reason == "the upstream connection broke"
 
 
 S = Conversation(session="conversation-1")

@@ -247,7 +247,10 @@ def test_a_broken_attempt_is_in_the_chain(shows):
     rig.send(post1())
     rig.server.close()
     rig.server.send(OK)
-    assert rig.flows[1].comment == "openai/one: transport (stale) -> openai/one"
+    assert (
+        rig.flows[1].comment
+        == "openai/one: transport (stale: server closed connection) -> openai/one"
+    )
     assert rig.shown == []
 
 
@@ -268,7 +271,7 @@ def test_it_is_not_shown_twice(shows):
     rig.server.send(LIMITED_AND_CLOSED)
     assert rig.answers[0].status == 429
     assert rig.shown == []
-    broken = "openai/two: transport (connect)"
+    broken = "openai/two: transport (connect: no connection to api.openai.com: no)"
     assert rig.flows[0].comment == f"openai/one: {COOLS} -> {broken} -> {broken}"
 
 

@@ -85,7 +85,7 @@ COOLS = {"effect": Kind.COOLDOWN, "until": 138.0}
         ),
         (
             decision(Kind.REFUSAL, cause=BROKEN, reason="the upstream connection broke"),
-            "openai: the upstream connection broke; request refused",
+            "openai/work: the upstream connection broke; request refused",
         ),
         (
             decision(

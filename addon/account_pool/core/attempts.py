@@ -173,11 +173,15 @@ class Attempts:
         self._refused, self._nobody = True, None
         return self._enter(self._judge(lease, outcome, now), now)
 
-    def broken(self, how: Broken, now: float) -> Step:
-        """The running attempt ended without an answer."""
+    def broken(self, how: Broken, now: float, reason: str = "") -> Step:
+        """The running attempt ended without an answer.
+
+        *reason* says why, for people, as far as it is known; it holds no secret.
+        """
         lease = self._held(Phase.SENT)
-        self.history[-1].outcome = Outcome(cls=OutcomeClass.TRANSPORT, signal=how.value)
-        return self._enter(self._reconnect(lease, how, now), now)
+        signal = f"{how.value}: {reason}" if reason else how.value
+        self.history[-1].outcome = Outcome(cls=OutcomeClass.TRANSPORT, signal=signal)
+        return self._enter(self._reconnect(lease, how, now, reason), now)
 
     def refreshed(self, changed: bool, now: float) -> Step:
         """The credential of the running lease was renewed, or not."""
@@ -572,7 +576,7 @@ class Attempts:
                 self.pool.acquit(suspect, now=now)
             self.pool.bench_named(suspect, now=now)
 
-    def _reconnect(self, lease: Lease, how: Broken, now: float) -> Step:
+    def _reconnect(self, lease: Lease, how: Broken, now: float, reason: str) -> Step:
         self._breaks[how] = self._breaks.get(how, 0) + 1
         may_run_twice = how is not Broken.MAYBE_RAN or self.limits.retry_broken
         if (
@@ -584,12 +588,17 @@ class Attempts:
             if how is Broken.CONNECT:
                 return Wait(now + CONNECT_PAUSE_S * (0.5 + self.chance()))
             return self._again(lease, now, fresh=True)
-        self.pool.note_broken(lease, now=now)
+        unreachable = how is Broken.UNREACHABLE
+        self.pool.note_broken(lease, now=now, of_account=not unreachable)
         self._return(None, now)
         self._unresolved(now)
         if self._refused:
             return Deliver()  # an earlier answer says more than that a connection broke
-        return Answer(status=502, message=f"{self.facts.provider}: the upstream connection broke")
+        if how in (Broken.STALE, Broken.MAYBE_RAN) or not reason:
+            reason = "the upstream connection broke" + (f" ({reason})" if reason else "")
+        return Answer(
+            status=502, message=f"{lease.key}: {reason}", reason=reason, unreachable=unreachable
+        )
 
     def _choose(self, now: float) -> Step:
         if not self._may_send():
@@ -827,15 +836,16 @@ class Attempts:
         limited = nobody is not None and nobody.soonest is not None
         if self._refused and not (limited and self._only_blamed()):
             return Deliver(wait, again)
-        message = str(nobody) if nobody else f"{self.facts.provider}: too many attempts"
+        reason = nobody.reason if nobody else "too many attempts"
         status = nobody.status if nobody else None
         if status is None:
             status = 429 if wait is not None else 503
         else:
-            message = f"{message}: {REMEDIES[status]}"
+            reason = f"{reason}: {REMEDIES[status]}"
         return Answer(
             status=status,
-            message=message,
+            message=f"{self.facts.provider}: {reason}",
+            reason=reason,
             retry_after_s=wait,
             like=nobody.like if nobody else None,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 
 
@@ -10,6 +11,9 @@ class Broken(Enum):
 
     #: no connection could be made: the request cannot have run
     CONNECT = "connect"
+    #: nor will there be one: a certificate is not trusted, a proxy refuses. Wrong passwords
+    #: are counted there, and lock their owner out
+    UNREACHABLE = "unreachable"
     #: a kept connection was closed, or the stream refused, before an answer
     STALE = "stale"
     #: the request was sent on a fresh connection: it may have run
@@ -18,7 +22,7 @@ class Broken(Enum):
 
 #: Tries in all, by how they ended. One client connection keeps at most five upstream
 #: connections, which may all have gone stale together.
-TRIES = {Broken.CONNECT: 2, Broken.STALE: 6, Broken.MAYBE_RAN: 2}
+TRIES = {Broken.CONNECT: 2, Broken.UNREACHABLE: 1, Broken.STALE: 6, Broken.MAYBE_RAN: 2}
 
 
 #: A kept HTTP/1.1 connection that the server closes so soon after a request was sent was
@@ -44,3 +48,22 @@ def how_broken(message: str, *, kept: bool, answered: bool, after_s: float) -> B
     if kept and not answered and not reset and after_s < STALE_WITHIN_S:
         return Broken.STALE
     return Broken.MAYBE_RAN
+
+
+#: What another try would not change, in mitmproxy's words (11.0 to 12.3). Of what a proxy on
+#: the way says, the statuses that speak of a moment are left out: 408, 425, 429, 5xx.
+_FOR_GOOD = re.compile(
+    r"refused HTTP CONNECT request: (?!408|425|429)[1-4]\d\d\b"
+    r"|Certificate verify failed"
+    r"|cannot agree on a TLS version"
+    r"|does not speak TLS"
+)
+
+
+def how_unconnected(message: str) -> Broken:
+    """Say whether another try may bring the connection that *message* says there is not.
+
+    Args:
+        message: mitmproxy's, which names what is in the way.
+    """
+    return Broken.UNREACHABLE if _FOR_GOOD.search(message) else Broken.CONNECT

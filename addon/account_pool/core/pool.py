@@ -601,9 +601,13 @@ class Pool:
         """The account of *lease* is overloaded for its model, or its server fails."""
         self._members[lease.key.provider].trouble.overloaded(lease.key, lease.facts.model, now)
 
-    def note_broken(self, lease: Lease, *, now: float) -> None:
-        """The connection of *lease* broke before an answer, and its client was told."""
-        self._members[lease.key.provider].trouble.left(_what(lease.facts), lease.key, now)
+    def note_broken(self, lease: Lease, *, now: float, of_account: bool = True) -> None:
+        """The connection of *lease* broke before an answer, and its client was told.
+
+        Unless the way is barred to every account, its conversation begins elsewhere next.
+        """
+        if of_account:
+            self._members[lease.key.provider].trouble.left(_what(lease.facts), lease.key, now)
         if (state := self._find(lease.key)) is not None:
             state.broken += 1
 

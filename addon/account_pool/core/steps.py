@@ -68,6 +68,8 @@ class Answer:
         message: for people; no secrets.
         retry_after_s: as in `Deliver`.
         like: the account whose own last refusal says it best, if it is known.
+        reason: *message* without the name it begins with, for records that name it anyway.
+        unreachable: the way to the provider is barred until its owner does something.
 
     `final`: only the owner can cure it, so trying again is no use.
     """
@@ -76,10 +78,12 @@ class Answer:
     message: str
     retry_after_s: float | None = None
     like: AccountKey | None = None
+    reason: str = ""
+    unreachable: bool = False
 
     @property
     def final(self) -> bool:
-        return 400 <= self.status < 500 and self.status != 429
+        return self.unreachable or (400 <= self.status < 500 and self.status != 429)
 
 
 Step = Send | Wait | Refresh | Deliver | Answer

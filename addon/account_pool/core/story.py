@@ -99,7 +99,7 @@ class Story:
         account = last.key if last else nobody.soonest if nobody else None
         reason = nobody.reason if nobody else ""
         if not reason and isinstance(step, Answer):
-            reason = step.message
+            reason = step.reason or step.message
         if not (reason or kept) and refusal is not None and refusal.replayable:
             reason = NOT_KEPT
         self._add(Kind.REFUSAL, account, refusal, reason, now, told_s=step.retry_after_s)

@@ -33,10 +33,20 @@ class Certificate:
         return context
 
 
-def make_certificate(folder: Path, names: Sequence[str] = ()) -> Certificate:
+def make_certificate(
+    folder: Path,
+    names: Sequence[str] = (),
+    *,
+    always: Sequence[str] = LOOPBACK,
+    valid_for: timedelta = _VALID_FOR,
+) -> Certificate:
     """Write a new authority and a certificate for loopback and *names* into *folder*.
 
     The authority's own key is forgotten: nothing else can be signed with it.
+
+    Args:
+        always: names besides *names*; for tests of wrong ones.
+        valid_for: how long from now; less than nothing for one that has ended.
     """
     authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     issuer = _name("account-pool throwaway authority")
@@ -50,12 +60,12 @@ def make_certificate(folder: Path, names: Sequence[str] = ()) -> Certificate:
         .sign(authority_key, hashes.SHA256())
     )
     leaf = (
-        _builder(_name(LOOPBACK[0]), issuer, key)
+        _builder(_name(LOOPBACK[0]), issuer, key, valid_for)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(
-            x509.SubjectAlternativeName([_general_name(n) for n in (*LOOPBACK, *names)]),
+            x509.SubjectAlternativeName([_general_name(n) for n in (*always, *names)]),
             critical=False,
         )
         .add_extension(
@@ -76,7 +86,10 @@ def make_certificate(folder: Path, names: Sequence[str] = ()) -> Certificate:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    valid_for: timedelta = _VALID_FOR,
 ) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
@@ -87,7 +100,7 @@ def _builder(
         .serial_number(x509.random_serial_number())
         # Yesterday: clocks of other machines and time zones may disagree a little.
         .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + _VALID_FOR)
+        .not_valid_after(now + valid_for)
     )
 
 

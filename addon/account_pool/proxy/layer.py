@@ -41,6 +41,8 @@ class PoolHttpLayer(HttpLayer):
         self.service = service
         self.answered: set[Connection] = set()
         self._last_attempt_id = 0
+        #: a request was told why the connection that mitmproxy opened by itself is none
+        self._told_early = False
         self._next_turns: list[AttemptStream] = []
 
     def handle_event(self, event: events.Event) -> CommandGenerator[None]:
@@ -143,6 +145,13 @@ class PoolHttpLayer(HttpLayer):
                 # mitmproxy would repeat it to every later request of this client, which
                 # keeps its connection to us: we have answered it in its own envelope.
                 connection.error = None
+        early = self.context.server
+        if early.error and early not in self.connections and event.connection_spec_matches(early):
+            # Opened before there was a request. The first one is told, instead of a try of
+            # its own: wrong passwords are counted. Later ones try again.
+            if self._told_early:
+                early.error = None
+            self._told_early = True
         fresh = isinstance(event, GetFreshConnection)
         return super().get_connection(event, reuse=reuse and not fresh)
 

@@ -37,7 +37,7 @@ from mitmproxy.proxy.layers.websocket import WebsocketLayer, WebsocketMessageHoo
 from mitmproxy.websocket import WebSocketMessage
 
 from account_pool.core.attempts import Attempts
-from account_pool.core.broken import Broken, how_broken
+from account_pool.core.broken import Broken, how_broken, how_unconnected
 from account_pool.core.credential import Secret
 from account_pool.core.lease import Lease
 from account_pool.core.outcome import OutcomeClass
@@ -45,7 +45,7 @@ from account_pool.core.steps import Answer, Deliver, Refresh, Send, Step, Wait
 from account_pool.core.usage import of_frame
 from account_pool.core.verdicts import is_about_account
 from account_pool.providers.base import CannotSwap, LocalAnswer, Provider, RequestHead
-from account_pool.proxy import compat, delivery, scrub, wire
+from account_pool.proxy import causes, compat, delivery, scrub, wire
 from account_pool.proxy.answer import AnswerReader, Reading, Told
 from account_pool.proxy.attempt_stream import AttemptStream, translated
 from account_pool.proxy.call import Call
@@ -210,7 +210,8 @@ class ServingStream(AttemptStream):
         if (yield from self.client_gone()):
             return None
         if error:
-            return attempts.broken(Broken.CONNECT, self.service.now())
+            reason = causes.unconnected(outgoing.address[0], error, self._not_told())
+            return attempts.broken(how_unconnected(error), self.service.now(), reason)
         self.reader = None
         self.server_state = self.state_wait_for_response_headers
         yield from self.send_attempt(outgoing.request)
@@ -299,7 +300,8 @@ class ServingStream(AttemptStream):
         logger.warning(f"{provider.name}: invalid answer with status {response.status_code}")
         yield from self.cancel_attempt("invalid answer")
         self.server_state = self.state_between_attempts
-        yield from self._perform(self._attempts.broken(Broken.MAYBE_RAN, self.service.now()))
+        step = self._attempts.broken(Broken.MAYBE_RAN, self.service.now(), "no valid answer")
+        yield from self._perform(step)
 
     def learn_head(self, response: http.Response) -> None:
         """Learn what the head of an answer says of the account that is asked."""
@@ -533,6 +535,11 @@ class ServingStream(AttemptStream):
         """What must not be echoed to the client."""
         return scrub.secrets_of(secret.reveal() for secret in self._sent_secrets)
 
+    def _not_told(self) -> Secrets:
+        """What must not be repeated of that which mitmproxy says of a connection."""
+        sent = [secret.reveal() for secret in self._sent_secrets]
+        return causes.secrets_of(self.context.options, sent)
+
     # -- endings
 
     def attempt_broke(self, event: ResponseProtocolError) -> CommandGenerator[None]:
@@ -560,7 +567,8 @@ class ServingStream(AttemptStream):
                 after_s=self.service.now() - self.sent_at,
             )
             self.server_state = self.state_between_attempts
-            yield from self._perform(self._attempts.broken(how, self.service.now()))
+            reason = causes.told(event.message, self._not_told())
+            yield from self._perform(self._attempts.broken(how, self.service.now(), reason))
 
     def client_left(self, event: RequestProtocolError) -> CommandGenerator[None]:
         """The client is gone: the lease is free at once, and nobody is to blame."""

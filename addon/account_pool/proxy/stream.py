@@ -12,9 +12,10 @@ from functools import partial
 from typing import Any
 
 from mitmproxy import http
+from mitmproxy.connection import Server
 from mitmproxy.net.http import url
 from mitmproxy.proxy import commands, events
-from mitmproxy.proxy.layer import CommandGenerator
+from mitmproxy.proxy.layer import CommandGenerator, NextLayer
 from mitmproxy.proxy.layers.http import (
     DropStream,
     HttpEvent,
@@ -35,7 +36,16 @@ from mitmproxy.proxy.layers.http import (
 
 from account_pool.admin.visit import ADMIN_HOST
 from account_pool.providers.base import RequestHead, Route
-from account_pool.proxy import approval, compat, delivery, destination, visits, wire
+from account_pool.proxy import (
+    approval,
+    causes,
+    compat,
+    delivery,
+    destination,
+    tunnels,
+    visits,
+    wire,
+)
 from account_pool.proxy.attempt_stream import translated
 from account_pool.proxy.call import Call
 from account_pool.proxy.destination import Destination
@@ -110,6 +120,35 @@ class PoolHttpStream(ServingStream, VisitStream):
                 return self.turn_came()
             case _:
                 return super()._handle_event(event)
+
+    # -- tunnels
+
+    def _claims(self, request: http.Request) -> bool:
+        return self.service.claims(request.host.rstrip(".").lower(), request.port)
+
+    def handle_connect_regular(self) -> CommandGenerator[None]:
+        """Have the reason told in the provider's own envelope where no connection can be made.
+
+        mitmproxy refuses the tunnel, with a page that no client shows.
+        """
+        if self.flow.response or not self._claims(self.flow.request):
+            yield from super().handle_connect_regular()
+            return
+        if self.context.options.connection_strategy == "eager":
+            error = yield commands.OpenConnection(self.context.server)
+            if error:
+                # The reason stays for the request (`get_connection`). One that failed must not
+                # be opened again, and the TLS layers will want to.
+                self.context.server = Server(address=self.context.server.address)
+                self.context.server.error = error
+        self.child_layer = NextLayer(self.context)
+        yield from super().handle_connect_finish()  # type: ignore[no-untyped-call]  # theirs
+
+    def handle_connect_finish(self) -> CommandGenerator[None]:
+        if self._claims(self.flow.request):
+            secrets = causes.secrets_of(self.context.options)
+            tunnels.keep_error(self.child_layer, self.context.server, secrets)
+        yield from super().handle_connect_finish()  # type: ignore[no-untyped-call]  # theirs
 
     # -- the head
 

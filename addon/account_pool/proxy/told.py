@@ -39,9 +39,9 @@ def line(decision: Decision) -> str:
             return f"{_subject(decision)}: in a WebSocket, {end}{_signal(decision.cause)}"
         case Kind.REFUSAL if _is_ours(decision):
             told = _told(decision.told_s)
-            return (
-                f"{decision.provider}: {decision.reason}; request refused{told}{_first(decision)}"
-            )
+            # A shortage is all accounts', a connection is one's.
+            who = decision.provider if decision.by is By.SHORTAGE else decision.account
+            return f"{who}: {decision.reason}; request refused{told}{_first(decision)}"
         case Kind.REFUSAL:
             kept = _in_brackets(NOT_KEPT) if decision.reason == NOT_KEPT else ""
             return (

@@ -1,0 +1,59 @@
+"""Why a request did not reach its provider, in mitmproxy's words, fit to be told.
+
+To the client, the log and the decision alike. A proxy on the way chooses its reason phrase,
+and may repeat the password it was given there.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable
+
+from mitmproxy.options import Options
+
+from account_pool.core.decision import one_line
+from account_pool.proxy import scrub
+from account_pool.proxy.scrub import Secrets
+
+#: What Python and OpenSSL write in brackets and quotes, as people write it.
+_PLAIN = (
+    (re.compile(r"OpenSSL Error\(\[.*'([^']+)'\)\]\)"), r"TLS: \1"),
+    (re.compile(r"\('([^'\s]+)', (\d+)(?:, \d+, \d+)?\)"), r"(\1 port \2)"),
+)
+#: What their owner can do about it, by what the reason holds.
+_REMEDIES = (
+    (
+        re.compile(r"verify failed.*(self.signed|unable to (get|verify)|issuer)"),
+        "if a company's own CA signs here, name it with ssl_verify_upstream_trusted_ca",
+    ),
+    (re.compile("refused HTTP CONNECT request: 407"), "see the option upstream_auth"),
+    (re.compile("agree on a TLS version"), "see the option tls_version_server_min"),
+)
+
+
+def told(message: str, secrets: Secrets) -> str:
+    """Return *message* of mitmproxy without *secrets* and quotes, in one line."""
+    text = scrub.body(message.encode("utf-8", "replace"), secrets).decode("utf-8", "replace")
+    for pattern, plain in _PLAIN:
+        text = pattern.sub(plain, text)
+    return one_line(scrub.without_quotes(text).rstrip(". "))
+
+
+def unconnected(host: str, message: str, secrets: Secrets) -> str:
+    """Say that there is no connection to *host*, why, and what helps."""
+    reason = f"no connection to {one_line(host)}: {told(message, secrets)}"
+    remedies = [remedy for pattern, remedy in _REMEDIES if pattern.search(message)]
+    return "; ".join([reason, *remedies])
+
+
+def secrets_of(options: Options, sent: Iterable[str] = ()) -> Secrets:
+    """Return what must not be told: credentials that were *sent*, and the user's own for a proxy.
+
+    Args:
+        options: mitmproxy's; `upstream_auth` is user and password.
+    """
+    auth = getattr(options, "upstream_auth", None) or ""
+    password = auth.partition(":")[2]
+    encoded = base64.b64encode(auth.encode("utf-8", "surrogateescape")).decode()
+    return scrub.secrets_of([*sent, auth, password, encoded])
