@@ -15,6 +15,7 @@ from types import TracebackType
 import h2.config
 import h2.connection
 import h2.events
+import h2.exceptions
 
 from account_pool.demo.certificates import Certificate
 
@@ -41,7 +42,11 @@ class Line:
     async def request(self) -> bytes:
         """Read a whole request; return its body."""
         headers = await self.head()
-        return await self._reader.readexactly(int(headers.get("content-length", "0")))
+        return await self.body(int(headers.get("content-length", "0")))
+
+    async def body(self, length: int) -> bytes:
+        """Read the body of a request."""
+        return await self._reader.readexactly(length)
 
     async def read(self) -> bytes:
         """Read whatever comes next."""
@@ -65,13 +70,19 @@ class Line:
 
 
 class Line2:
-    """One connection to the peer over HTTP/2; frames are sent by `h2` and `flush`."""
+    """One connection to the peer over HTTP/2; frames are sent by `h2` and `flush`.
+
+    Attributes:
+        keys: the credentials of the requests so far, by stream.
+        acknowledge: take in what is sent; without, a large upload comes to a halt.
+    """
 
     def __init__(self, line: Line) -> None:
         self._line = line
         config = h2.config.H2Configuration(client_side=False, header_encoding="utf-8")
         self.h2 = h2.connection.H2Connection(config)
         self.keys: dict[int, str] = {}
+        self.acknowledge = False
 
     async def begin(self) -> None:
         self.h2.initiate_connection()
@@ -86,12 +97,15 @@ class Line2:
             data = await self._line.read()
             if not data:
                 raise EOFError
-            # Nothing is acknowledged: a large upload comes to a halt.
             found = 0
             for event in self.h2.receive_data(data):
                 if isinstance(event, h2.events.RequestReceived):
                     headers = dict(event.headers)
                     self.keys[event.stream_id] = headers.get("authorization", "")[7:]
+                if isinstance(event, h2.events.DataReceived) and self.acknowledge:
+                    size = event.flow_controlled_length
+                    with suppress(h2.exceptions.ProtocolError):
+                        self.h2.acknowledge_received_data(size, event.stream_id)
                 if isinstance(event, kind):
                     found = event.stream_id
             await self.flush()

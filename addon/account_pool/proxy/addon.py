@@ -43,6 +43,7 @@ from account_pool.proxy import (
     replay,
     shown,
     sweeping,
+    unread,
     visits,
 )
 from account_pool.proxy.admin_pages import AdminPages
@@ -94,6 +95,7 @@ class AccountPool(AdminPages):
         self.service = Service(Pool(), Settings(), {})
         self.service.show = shown.Loader()
         self.service.warnings = self._warnings
+        self.service.connected = unread.keep
         self.keeper: Keeper | None = None
         self.keeping: keeping.Keeping | None = None
         self._store: Store = MemoryStore()

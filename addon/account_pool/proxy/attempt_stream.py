@@ -82,6 +82,7 @@ class AttemptStream(HttpStream):
     def send_attempt(self, request: http.Request) -> CommandGenerator[None]:
         """Send *request*, the copy with a credential, to the current server connection."""
         server = self.context.server
+        self.layer.use(server)
         self.attempt_id = attempt_id = self.layer.new_attempt(self)
         self.sent_at = self.service.now()
         self.on_kept_connection = self._is_kept(server)

@@ -17,6 +17,7 @@ from mitmproxy.proxy.layers.http import (
 )
 
 from account_pool.proxy import compat, destination, scrub
+from account_pool.proxy.harmless import harmless
 from account_pool.proxy.service import Service
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class PoolHttpLayer(HttpLayer):
         super().__init__(context, mode)
         self.service = service
         self.answered: set[Connection] = set()
+        self._used: set[Connection] = set()
         self._last_attempt_id = 0
         #: a request was told why the connection that mitmproxy opened by itself is none
         self._told_early = False
@@ -118,6 +120,13 @@ class PoolHttpLayer(HttpLayer):
         stream = PoolHttpStream(_fork(self.context), stream_id, self)
         self.streams[stream_id] = stream
         yield from self.event_to_child(stream, events.Start())
+
+    def use(self, server: Connection) -> None:
+        """An attempt goes out on *server*."""
+        if server not in self._used:
+            self._used.add(server)
+            with harmless:
+                self.service.connected(self.context.client)
 
     def new_attempt(self, stream: AttemptStream) -> int:
         """Return an id for an attempt of *stream* and route its events there.

@@ -125,6 +125,7 @@ class Service:
         show: shows the flow of a refused attempt; None where nobody looks.
         later: calls something once the current event is handled; at once without a loop.
         warnings: returns what looks wrong with the accounts and stops nothing, for people.
+        connected: told of a client, behind which a connection to a server is used.
         visited: answers a request to the proxy itself.
         own_ends: of the connections the proxy has to servers now: address and port it is
             connected from, and to.
@@ -155,6 +156,7 @@ class Service:
         self.show: Callable[[Callable[[], http.HTTPFlow]], None] | None = None
         self.later: Callable[[Callable[[], None]], object] = lambda act: act()
         self.warnings: Callable[[], list[str]] = list
+        self.connected: Callable[[Client], None] = lambda _client: None
         self.visited: Callable[[Visit], Awaitable[Reply]] = _closed
         self.own_ends: set[tuple[End, End]] = set()
         self._swaps: dict[AccountKey, tuple[Credential, Swap]] = {}

@@ -1,0 +1,91 @@
+"""What a server said before its connection was reset: it is read all the same.
+
+A server that refuses a long request answers early, and closes with the rest of the request
+unread: the system then resets the connection. We are still writing at that moment, and
+asyncio gives up both directions when a write fails, with the answer received but not read;
+mitmproxy in turn ends its reader when a drain fails (`ConnectionHandler.drain_writers`).
+Here such a connection ends as one does that was closed in good order: what there is to
+read is read, then comes its end, and nothing more is written.
+
+Stands on `Proxyserver.connections` and `ConnectionHandler.transports` of mitmproxy; where
+they are not as known here, everything stays as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from mitmproxy import ctx
+from mitmproxy.connection import Client, Connection, ConnectionState
+
+#: How much of what the system has received is read; its own bound is mostly lower.
+MAX_UNREAD_BYTES = 4 * 1024 * 1024
+
+
+def keep(client: Client) -> None:
+    """Let no server connection behind *client* lose what it has received."""
+    proxyserver = ctx.master.addons.get("proxyserver")
+    handler = getattr(proxyserver, "connections", {}).get(client.id)
+    transports: Mapping[Connection, Any] = getattr(handler, "transports", {})
+    for connection, transport in transports.items():
+        if connection is not client:
+            reader = getattr(transport, "reader", None)
+            writer = getattr(transport, "writer", None)
+            if type(reader) is asyncio.StreamReader and type(writer) is asyncio.StreamWriter:
+                keep_of(connection, reader, writer)
+
+
+def keep_of(
+    connection: Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    """Do so for one *connection*; once, however often it is called."""
+    if "set_exception" in reader.__dict__:
+        return
+    # Nothing here may keep the streams alive, which refer to each other.
+    their_reader, their_writer = weakref.ref(reader), weakref.ref(writer)
+
+    def set_exception(exc: Exception) -> None:
+        # asyncio calls it when the connection is lost, just before it closes the socket.
+        reader, writer = their_reader(), their_writer()
+        if reader is None:
+            return
+        if writer is None or not isinstance(exc, OSError):
+            asyncio.StreamReader.set_exception(reader, exc)
+            return
+        if rest := _received(writer.transport):
+            reader.feed_data(rest)
+        reader.feed_eof()
+        connection.state &= ~ConnectionState.CAN_WRITE
+
+    async def drain() -> None:
+        writer = their_writer()
+        if writer is not None:
+            # The reader comes to the end by itself.
+            with suppress(OSError):
+                await asyncio.StreamWriter.drain(writer)
+
+    # Of these two only.
+    reader.set_exception = set_exception  # type: ignore[method-assign]
+    writer.drain = drain  # type: ignore[method-assign]
+
+
+def _received(transport: asyncio.WriteTransport) -> bytes:
+    """Return what the system has received on *transport* and nobody has read."""
+    # Other loops (uvloop, Windows) may have closed the socket by now, and its number may be
+    # another one's.
+    sock = transport.get_extra_info("socket")
+    if sock is None or not isinstance(asyncio.get_running_loop(), _LOOPS):
+        return b""
+    data = bytearray()
+    with suppress(OSError):
+        while len(data) < MAX_UNREAD_BYTES and (piece := os.read(sock.fileno(), 65536)):
+            data += piece
+    return bytes(data)
+
+
+_LOOPS = (asyncio.SelectorEventLoop,) if os.name == "posix" else ()

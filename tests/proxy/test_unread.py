@@ -1,0 +1,159 @@
+"""What a server said before it reset the connection, or the stream, is known."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import struct
+import weakref
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+
+import pytest
+from mitmproxy.connection import ConnectionState, Server
+from mitmproxy.proxy import events
+from mitmproxy.test import taddons
+
+from account_pool.proxy import unread
+from tests.proxy.helpers import (
+    JSON,
+    LIMIT_BODY,
+    LIMITED,
+    LIMITED_HEADERS,
+    OK,
+    OK_BODY,
+    client_connection,
+    post1,
+    secret,
+)
+
+ONE, TWO = secret("one"), secret("two")
+SAID = b"HTTP/1.1 429 Too Many Requests\r\n\r\n"
+
+
+@asynccontextmanager
+async def refused() -> AsyncIterator[tuple[Server, asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection on which a long request is answered at its beginning, and then reset."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(1)
+        writer.write(SAID)
+        sock = writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+    connection = Server(address=None)
+    connection.state = ConnectionState.OPEN
+    try:
+        yield connection, reader, writer
+    finally:
+        writer.close()
+        server.close()
+
+
+async def write_until_lost(writer: asyncio.StreamWriter) -> None:
+    while not writer.is_closing():
+        writer.write(bytes(1 << 20))
+        await writer.drain()
+    await writer.drain()
+
+
+async def test_it_is_read_although_writing_fails():
+    async with refused() as (connection, reader, writer):
+        unread.keep_of(connection, reader, writer)
+        unread.keep_of(connection, reader, writer)
+        await write_until_lost(writer)
+        assert await reader.read(1000) == SAID
+        assert await reader.read(1000) == b""
+        # mitmproxy sends nothing more there, and takes it for no request.
+        assert connection.state is ConnectionState.CAN_READ
+
+
+async def test_asyncio_by_itself_loses_it():
+    """If this fails, `proxy/unread.py` is not needed any more."""
+    async with refused() as (_, reader, writer):
+        with pytest.raises(ConnectionError):
+            await write_until_lost(writer)
+        with pytest.raises(ConnectionError):
+            await reader.read(1000)
+
+
+async def test_other_errors_are_left_alone():
+    async with refused() as (connection, reader, writer):
+        unread.keep_of(connection, reader, writer)
+        reader.set_exception(RuntimeError("another"))
+        with pytest.raises(RuntimeError, match="another"):
+            await reader.read(1000)
+        assert connection.state is ConnectionState.OPEN
+
+
+async def test_nothing_is_kept_alive():
+    async with refused() as (connection, reader, writer):
+        unread.keep_of(connection, reader, writer)
+        await write_until_lost(writer)
+        left = weakref.ref(writer)
+    gc.disable()
+    try:
+        del reader, writer
+        await asyncio.sleep(0)
+    finally:
+        gc.enable()
+    gc.collect()
+    assert left() is None
+
+
+async def test_every_server_connection_of_a_client():
+    client = client_connection()
+    async with refused() as (connection, reader, writer):
+        transport = SimpleNamespace(reader=reader, writer=writer)
+        opening = SimpleNamespace(reader=None, writer=None)
+        handler = SimpleNamespace(transports={connection: transport, Server(address=None): opening})
+        with taddons.context() as tctx:
+            proxyserver = SimpleNamespace(connections={client.id: handler}, name="proxyserver")
+            tctx.master.addons.lookup["proxyserver"] = proxyserver
+            unread.keep(client)
+            unread.keep(client_connection())
+            tctx.master.addons.lookup.pop("proxyserver")
+            unread.keep(client)
+        await write_until_lost(writer)
+        assert await reader.read(1000) == SAID
+
+
+# -- in the layer
+
+
+@pytest.mark.parametrize("cut", [0, 10, len(LIMIT_BODY)])
+def test_reset_after_a_refusal_began(rig_of, cut):
+    rig = rig_of()
+    rig.send(post1())
+    first = rig.server
+    first.connection.state = ConnectionState.CAN_READ
+    first.send(LIMITED[: len(LIMITED) - len(LIMIT_BODY) + cut])
+    first.connection.state = ConnectionState.CLOSED
+    rig.feed(events.ConnectionClosed(first.connection))
+    assert rig.keys == [ONE, TWO]
+    assert len(rig.servers) == 2
+    rig.server.send(OK)
+    assert rig.received == OK
+    assert rig.cooling() == {"one"}
+
+
+@pytest.mark.parametrize("code", [0, 1, 8, 11])
+@pytest.mark.parametrize("sent", [0, 10, len(LIMIT_BODY)])
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_stream_is_reset_after_a_refusal_began(rig_of, code, sent, ended):
+    rig = rig_of(client2=True, server2=True)
+    rig.ask()
+    whole = ended and sent == len(LIMIT_BODY)
+    rig.server.head(1, 429, LIMITED_HEADERS)
+    rig.server.data(1, LIMIT_BODY[:sent], end=whole)
+    if not whole:
+        rig.server.reset(1, code)
+    rig.server.answer(3, 200, OK_BODY, [JSON])
+    assert rig.keys == [ONE, TWO]
+    assert [(a.status, a.body) for a in rig.answers] == [(200, OK_BODY)]
+    assert rig.cooling() == {"one"}
