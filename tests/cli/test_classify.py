@@ -20,7 +20,7 @@ from account_pool.cli.main import run
 DATA = Path(__file__).parent.parent / "data"
 LINES: list[dict[str, Any]] = [
     json.loads(line)
-    for name in ("limits.jsonl", "limits-2.jsonl", "plans.jsonl")
+    for name in ("limits.jsonl", "limits-2.jsonl", "limits-3.jsonl", "plans.jsonl")
     for line in (DATA / name).read_text(encoding="utf-8").splitlines()
 ]
 HARMLESS = {"ok", "request_error", "overloaded", "server_error"}

@@ -52,7 +52,24 @@ from account_pool.core.outcome import Answer
         ),
         ({"message": "an object such as {'error': oops"}, set(), None),
         ({"errors": [{"code": "a", "message": "m"}, {"code": "b"}]}, {"a", "b"}, "m"),
+        ({"errors": ["m", "n"]}, set(), "m"),
         ({"message": {"code": "a", "message": "m"}}, {"a"}, "m"),
+        # an object of another name around it: Apigee, Tencent, Volcengine, iFlytek
+        (
+            {"fault": {"faultstring": "m", "detail": {"errorcode": "policies.QuotaViolation"}}},
+            {"policies.quotaviolation", "policies.quota_violation"},
+            "m",
+        ),
+        ({"Response": {"Error": {"Code": "A", "Message": "m"}, "RequestId": "r"}}, {"a"}, "m"),
+        ({"ResponseMetadata": {"Error": {"Code": "A", "Message": "m"}}}, {"a"}, "m"),
+        ({"header": {"code": 11203, "message": "m"}}, {"11203"}, "m"),
+        ({"result": {"error": {"code": "a", "message": "m"}}}, {"a"}, "m"),
+        ({"status": "fail", "data": {"message": "m"}}, {"fail"}, "m"),
+        # what says something itself is not looked behind
+        ({"message": "m", "data": {"message": "n"}}, set(), "m"),
+        # a code before its sentence
+        ({"error": {"message": "QUOTA_EXCEEDED: m"}}, {"quota_exceeded"}, "QUOTA_EXCEEDED: m"),
+        ({"error": {"message": "An API_KEY is missing"}}, set(), "An API_KEY is missing"),
         ("plain", set(), "plain"),
         ([], set(), ""),
         (None, set(), ""),
@@ -106,6 +123,8 @@ def test_status_inside_a_stream(payload: Any, status: int) -> None:
         ("2 weeks of usage", 1209600),
         ("已达到 5 小时的使用上限", 18000),
         ("本周额度已用尽", 604800),
+        ("All requests of this month have been used", 2678400),
+        ("You've hit your limit for this week", 604800),
         ("每分钟请求数超限", 60),
     ],
 )

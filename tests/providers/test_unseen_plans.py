@@ -189,6 +189,19 @@ ROWS: list[tuple[str, int, Any, str]] = [
     ('acme',400,{"error":{"message":"输入内容过长，超过模型最大长度"}},REQ),
     ('acme',400,{"error":{"message":"用户消息中包含“额度已用尽”"}},REQ),
     ('acme',503,{"error":{"message":"您的余额不足"}},Q),
+    ('acme',403,{"errors":["Monthly quota exceeded"]},Q),
+    ('acme',429,{"fault":{"faultstring":"Monthly quota exceeded","detail":{"errorcode":"policies.ratelimit.QuotaViolation"}}},Q),
+    ('acme',403,{"Response":{"Error":{"Code":"LimitExceeded","Message":"Monthly quota exceeded"}}},Q),
+    # a code about the request beside a 429: its sentence is, too, or says nothing
+    ('acme',429,E("max_tokens is too large: 100000. This model supports at most 16384 completion tokens","invalid_request_error"),REQ),
+    ('acme',429,E("Too many images in request. Limit is 10.","invalid_request_error"),REQ),
+    ('acme',429,E("Please slow down","invalid_request_error"),RN),
+    # Google's code for every quota: the sentence says which
+    ('gemini',429,{"error":{"code":429,"status":"RESOURCE_EXHAUSTED","message":"Your prepaid credits have run out."}},Q),
+    ('gemini',429,{"error":{"code":429,"status":"RESOURCE_EXHAUSTED","message":"Your project has reached its spend cap."}},Q),
+    ('gemini',429,{"error":{"code":429,"status":"RESOURCE_EXHAUSTED","message":"Your project exceeded its quota for this month."}},Q),
+    # Codex without a code or window
+    ('codex',429,{"detail":"You have used all of the tokens included in your plan this month"},Q),
 ]
 # fmt: on
 

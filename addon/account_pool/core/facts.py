@@ -31,15 +31,17 @@ _MAX_DEPTH = 5
 # Where envelopes put their codes, and where their sentence.
 _WORD_KEYS = (
     *("code", "type", "status", "status_code", "reason", "error_type", "error_code", "errorCode"),
-    *("err_code", "errcode", "limit_source", "notification_id"),
+    *("err_code", "errcode", "errorcode", "limit_source", "notification_id", "Code"),
 )
 _MESSAGE_KEYS = (
     *("message", "msg", "detail", "error_description", "error_message", "errorMessage", "title"),
-    *("status_msg", "error_msg", "errorMsg", "errmsg"),
+    *("status_msg", "error_msg", "errorMsg", "errmsg", "faultstring", "Message"),
 )
 #: Names of events that only say "here is an error".
 _NO_WORDS = frozenset({"", "0", "error", "response.failed", "none", "null"})
 
+#: A code that stands before its sentence: "QUOTA_EXCEEDED: ..."
+_CODE_FIRST = re.compile(r"\W{0,4}([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)\b")
 # RateLimitReached -> rate_limit_reached
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
@@ -50,7 +52,7 @@ _WINDOW = LazyPattern(
     r"\b(?P<count>[0-9]{1,3})[\s-]?(?P<unit>hour|day|week|month)s?\b"
     r"|(?:\bper|/)[\s-]*(?P<per>sec|min|hour|day|week|month)(?:onds?|utes?|s)?\b"
     r"|\bper\s(?P<seconds>[0-9]{1,7})\s?s(?:econds)?\b"
-    r"|\b(?P<every>hourly|daily|weekly|monthly|billing (?:cycle|period))\b"
+    r"|\b(?P<every>hourly|daily|weekly|monthly|billing (?:cycle|period)|this (?:week|month))\b"
     r"|\b(?:[RTI]|[IO]T)P(?P<short>[SMHD])\b"
     # UserByModelByDay
     r"|(?<=[a-z])By(?P<by>Second|Minute|Hour|Day|Week|Month)\b"
@@ -75,6 +77,8 @@ _SECONDS = {
     "monthly": 2_678_400.0,
     "billing cycle": 2_678_400.0,
     "billing period": 2_678_400.0,
+    "this week": 604_800.0,
+    "this month": 2_678_400.0,
     "second": 1.0,
     "minute": 60.0,
     "每秒": 1.0,
@@ -143,6 +147,8 @@ def read_facts(answer: Answer) -> Facts:
         message = text
     headers = _all_headers(answer.headers, outer, error)
     words = _words(error)
+    if first := _CODE_FIRST.match(message):
+        words |= _word(first[1])
     if outer is not error:
         words |= _words(outer)
     message = message[:_MAX_MESSAGE_CHARS]
@@ -239,25 +245,40 @@ def _inner(holder: Any) -> Mapping[str, Any] | None:
     if isinstance(holder, str):
         return _mapping(_json(holder)) or None
     holder = _mapping(holder)
-    error = holder.get("error") or _choice_error(holder)
+    error = holder.get("error") or holder.get("Error") or _choice_error(holder)
     if error:
         return _object(error)
     # MiniMax: a status of its own beside an answer without content.
     base = _mapping(holder.get("base_resp"))
     if base.get("status_code"):
         return base
-    for key in ("response", "data", "body", "detail"):
-        if (inner := _mapping(holder.get(key))).get("error"):
+    for key in _WRAPPERS:
+        inner = _mapping(holder.get(key))
+        if inner.get("error") or inner.get("Error"):
             return inner
+    if not holder.keys() & _SAYS:
+        for key in _WRAPPERS:
+            inner = _mapping(holder.get(key))
+            if inner.keys() & _SAYS:
+                return inner
     message = holder.get("message") or holder.get("msg")
     if isinstance(message, str):
         inner = _mapping(_json(message))
         return inner if inner.keys() & _ERROR_KEYS else None
     if isinstance(message, dict):
         return message if message.keys() & _ERROR_KEYS else None
-    return _object(holder.get("errors"))
+    errors = holder.get("errors")
+    text = _first(errors)
+    return {"message": text} if isinstance(text, str) else _object(errors)
 
 
+#: What gateways put an error into.
+_WRAPPERS = (
+    *("response", "data", "body", "detail", "result", "fault", "header"),
+    *("Response", "ResponseMetadata"),
+)
+#: What says something of an error, in the object or in one around it.
+_SAYS = frozenset({*_MESSAGE_KEYS, "errors"} - {"detail", "title"})
 #: One of them is in every object that is an error.
 _ERROR_KEYS = frozenset({"error", "message", "code", "msg", "base_resp"})
 

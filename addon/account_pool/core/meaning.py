@@ -93,6 +93,12 @@ def is_about_model(message: str, model: str | None) -> bool:
     return bool(_ONE_MODEL.search(text))
 
 
+def is_about_request(message: str) -> bool:
+    """Say whether a message begins with a sentence about the request itself."""
+    clause = next(_clauses(message), "")
+    return bool(english.REQUEST.search(clause) or chinese.REQUEST.search(clause))
+
+
 _LIMITS = (Meaning.PLAN, Meaning.RATE)
 _ONE_MODEL = LazyPattern(
     r"\b(?:for|of|on|by|per|with|and|using) (?:this |the |that |each |one |same |base )*"

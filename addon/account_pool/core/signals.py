@@ -137,12 +137,19 @@ def _says_nothing(facts: Facts) -> bool:
     """Say whether a 429 comes without any header, code, window or wait."""
     return (
         not any(_LIMIT_HEADER.fullmatch(name) for name in facts.headers if name != "x-should-retry")
-        and all(_STATUS.fullmatch(word) for word in facts.words)
+        and all(_STATUS.fullmatch(word) or word in REQUEST_CODES for word in facts.words)
         and facts.window_s is None
         and prose(facts) is None
     )
 
 
+#: Codes that blame a request, if anything: DeepSeek sends the first with everything.
+REQUEST_CODES = frozenset(
+    {
+        *("invalid_request_error", "invalid_request", "bad_request", "invalid_argument"),
+        *("invalid_parameter", "invalid_parameter_error", "validation_error"),
+    }
+)
 # A number that is no code of the vendor's own.
 _STATUS = re.compile(r"[1-5]\d\d")
 

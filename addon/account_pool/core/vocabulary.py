@@ -33,7 +33,8 @@ _PLAN = (
     rf"|budgets?|allowances?|free (?:tier|usage|credits?|quota|allocation)|usage allocation"
     rf"|(?:{_PERIOD}|premium|free|included) (?:\w+ ){{0,2}}?"
     r"(?:requests?|messages?|tokens|calls|usage)"
-    r"|extra usage|overages?)"
+    r"|(?:included|allowed|granted) (?:in|with|by|under) (?:your|the|this) (?:\w+ )?"
+    r"(?:plan|subscription|tier|package)|extra usage|overages?)"
 )
 _PURSE = r"(?:balance|credits?|funds|wallet|prepaid amount|money|prepayment)"
 _AUX = r"(?:(?:has|have|had|is|are|was|were|been|be|being|already|now|fully|all|currently)\s+){0,4}"
@@ -84,6 +85,7 @@ PAY = LazyPattern(
 PLAN_SPENT = LazyPattern(
     rf"\b{_SPENDING}\s+(?:.{{0,80}}?[\s(/-])?{_PLAN}\b|\bover (?:your |the |its )?{_PLAN}\b"
     rf"|\b{_PLAN}\b.{{0,80}}?\b{_AUX}{_SPENT}\b|\bno quota\b"
+    rf"|\ball\b.{{0,40}}?\b{_PLAN}\b.{{0,40}}?\b{_AUX}used\b"
     r"|\byou(?:'ve| have)? (?:just )?(?:reached|hit|exceeded) your .{0,40}?\blimits?\b",
     _I,
 )
@@ -117,7 +119,9 @@ CAPACITY = LazyPattern(
     r"(?:currently |temporarily )*(?:overloaded|busy|at capacity|unavailable)\b"
     r"|\bexperiencing high (?:traffic|demand|load)\b"
     r"|\bhigh (?:traffic|demand)\b.{0,30}\bright now\b"
-    r"|\bno capacity available\b|\bover capacity\b|\bat capacity\b|\btoo busy\b"
+    r"|\bno capacity available\b|\bover capacity\b|\bat (?:full |max(?:imum)? )?capacity\b"
+    r"|(?<!tier )\bcapacity (?:is |was |has been )?(?:currently )?(?:exhausted|exceeded|full)\b"
+    r"|\btoo busy\b"
     r"|\bserver is temporarily limiting requests\b|\bno (?:available (?:channels?|deployments?"
     r"|providers?|upstreams?)|(?:deployments?|channels?|healthy deployments?) available)\b",
     _I,
@@ -133,7 +137,8 @@ REQUEST = LazyPattern(
     r"|\b(?:too (?:long|large|big|many (?:tools?|images?|files?|messages|functions?|items|inputs"
     r"|characters|documents|attachments|tokens in)))\b|\b(?:file|image|video|audio|payload|body"
     r"|upload|attachment|prompt|input|request|message|document|string|entity) "
-    r"(?:\w+ )?(?:size|length|count|entity)\b|\bnumber of (?:tools?|functions?|messages?|images?"
+    r"(?:\w+ )?(?:size|length|count|entity)\b|\bfiles? quota\b"
+    r"|\bnumber of (?:tools?|functions?|messages?|images?"
     r"|files?|items?|choices|documents?|inputs?|labels?|tokens in|characters|stop)\b"
     r"|\b(?:tools?|functions?|files?|images?|attachments?)(?: count)? limit\b"
     r"|\b(?:thinking|reasoning|token|context)[ ._-]budget|budget[ ._-]tokens|\bstorage\b|\bupload"
@@ -166,7 +171,7 @@ BEGINS = LazyPattern(
     r"|user)\b"
     rf"|(?:{_PLAN}|{_PURSE})\b|{_LACKING}\s+(?:[\w'-]+\s+){{0,2}}?(?:{_PLAN}|{_PURSE})\b"
     rf"|(?:exceeded\w*|exhausted|reached|over|out of|hit)\b|payment\b|billing\b|credits?\b"
-    r"|(?:[\w-]+ ){0,3}?(?:quota|budget)s? (?:is|has|was|exceeded|exhausted|not)\b"
+    r"|(?:[\w-]+ ){0,3}?(?:quota|budget)s? (?:is|has|was|for|of|exceeded|exhausted|not)\b"
     r"|account\b|organi[sz]ation\b|subscription\b|\w+ plan\b"
     r"|usage\b|extra usage\b|rate limit|too many requests|no active\b|spend\w*\b)",
     _I,

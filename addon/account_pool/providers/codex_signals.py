@@ -223,7 +223,9 @@ CODEX_RULES: tuple[Rule, ...] = (
         scope=Scope.NONE,
         status=frozenset({429}),
         # The windows are told on every answer: they are no evidence by themselves.
-        when=lambda facts: not facts.words and first_wait(facts, WAITS) is None,
+        when=lambda facts: (
+            not facts.words and facts.meaning is None and first_wait(facts, WAITS) is None
+        ),
         source="just-every/code codex-api/src/api_bridge.rs",
     ),
     Rule(

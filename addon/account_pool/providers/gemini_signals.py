@@ -16,7 +16,7 @@ from account_pool.core import reset_hints
 from account_pool.core.facts import Facts
 from account_pool.core.meaning import Meaning
 from account_pool.core.outcome import OutcomeClass, Scope
-from account_pool.core.signals import Rule, SignalTable
+from account_pool.core.signals import RATE_WINDOW_S, Rule, SignalTable
 from account_pool.core.sse import Judge
 from account_pool.core.waits import Wait, first_wait, prose, retry_after, retry_after_ms
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES
@@ -142,6 +142,21 @@ def _is_of_the_plan(facts: Facts) -> bool:
     if _named_model(facts) is not None or facts.about_model:
         return False
     return bool(_PLAN_WORDS.search(facts.message))
+
+
+#: Google's codes for every quota, of a minute or of money.
+_EXHAUSTED = frozenset({"resource_exhausted", "rate_limit_exceeded", "ratelimitexceeded"})
+
+
+#: What is spent is money, whatever the window.
+_SPENDING = re.compile(r"\b(?:spend(?:ing)?|budget|free (?:quota|credits?))\b", _I)
+
+
+def _is_of_a_long_window(facts: Facts) -> bool:
+    """Say whether the sentence names a window of more than an hour, or what is spent."""
+    if facts.meaning is not Meaning.PLAN:
+        return False
+    return (facts.window_s or 0.0) > RATE_WINDOW_S or bool(_SPENDING.search(facts.message))
 
 
 # -- where a reset is named
@@ -369,9 +384,27 @@ GOOGLE_RULES: tuple[Rule, ...] = (
         source=_LIMITS,
     ),
     Rule(
+        why="out of credit",
+        cls=OutcomeClass.QUOTA,
+        scope=Scope.ACCOUNT,
+        words=_EXHAUSTED,
+        when=lambda facts: facts.meaning is Meaning.MONEY,
+        waits=(),
+        owner=_project,
+        source="Gemini API billing: prepaid credits, spend caps",
+    ),
+    Rule(
+        why="the quota of a longer window",
+        cls=OutcomeClass.QUOTA,
+        words=_EXHAUSTED,
+        when=_is_of_a_long_window,
+        owner=_project,
+        source="Gemini API billing: prepaid credits, spend caps",
+    ),
+    Rule(
         why="the quota of the project",
         cls=OutcomeClass.RATE_LIMIT,
-        words=frozenset({"resource_exhausted", "rate_limit_exceeded", "ratelimitexceeded"}),
+        words=_EXHAUSTED,
         owner=_project,
         source=_LIMITS,
     ),

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from account_pool.core.facts import Facts
-from account_pool.core.meaning import Meaning
+from account_pool.core.meaning import Meaning, is_about_request
 from account_pool.core.outcome import OutcomeClass, Scope
-from account_pool.core.signals import RATE_WINDOW_S, Rule
+from account_pool.core.signals import RATE_WINDOW_S, REQUEST_CODES, Rule
 from account_pool.core.waits import USUAL_WAITS, first_wait
 
 _SOURCE = "core/meaning.py: vocabulary of recorded answers"
@@ -34,6 +34,11 @@ def _is_short(facts: Facts) -> bool:
         return facts.window_s <= RATE_WINDOW_S
     wait = first_wait(facts, USUAL_WAITS)
     return wait is not None and 0 < wait <= _SOON_S
+
+
+def _is_about_request(facts: Facts) -> bool:
+    """Say whether code and sentence blame the request, whatever the status."""
+    return facts.meaning is None and is_about_request(facts.message)
 
 
 GENERAL_RULES: tuple[Rule, ...] = (
@@ -109,6 +114,14 @@ GENERAL_RULES: tuple[Rule, ...] = (
         cls=OutcomeClass.RATE_LIMIT,
         when=_means(Meaning.RATE),
         explicit=True,
+        source=_SOURCE,
+    ),
+    Rule(
+        why="about the request",
+        cls=OutcomeClass.REQUEST_ERROR,
+        status=frozenset({429}),
+        words=REQUEST_CODES,
+        when=_is_about_request,
         source=_SOURCE,
     ),
 )
