@@ -28,6 +28,7 @@ def test_the_table_is_the_contract() -> None:
         "manual_approve": False,
         "intercept": "providers",
         "allow_remote": False,
+        "drain": 10.0,
     }
     for option in POOL_OPTIONS:
         assert type(option.default) is option.type

@@ -65,6 +65,10 @@ def resumed(attempts: Attempts, now: float) -> Step:
     return attempts.resumed(now)
 
 
+def stopped(attempts: Attempts, now: float) -> Step:
+    return attempts.stopped(now)
+
+
 def committed(attempts: Attempts, now: float) -> None:
     attempts.committed(now)
 
@@ -1335,3 +1339,32 @@ def test_a_conversation_does_not_wait_for_its_account_where_too_many_are_held() 
     play = Play(pool=pool, max_waiting=0)
     play.attempts.turn.sent_to(key("a"), 0.0)
     play >> begin << "send b"
+
+
+# -- the proxy shuts down
+
+
+def test_what_is_held_is_told_that_the_proxy_shuts_down() -> None:
+    play = Play("a")
+    play >> begin << "send a" >> refused(rate_limit(5.0)) << "wait until 5 or change"
+    play.at(1.0) >> stopped << "answer 503, 1 s"
+    assert isinstance(play.step, Answer)
+    assert "shutting down" in play.step.message
+
+
+def test_an_account_that_was_given_to_it_meanwhile_goes_to_another() -> None:
+    pool = pool_of(account("a", max_concurrent=1))
+    first, second = Play(pool=pool), Play(pool=pool)
+    first >> begin << "send a"
+    second >> begin << "wait until 30 or change"
+    first >> committed << None >> finished << None
+    assert pool.get(key("a")).in_flight == 1
+    second >> stopped << "answer 503, 1 s"
+    assert pool.get(key("a")).in_flight == 0
+
+
+def test_only_what_is_held_can_be_told() -> None:
+    play = Play("a")
+    play >> begin << "send a"
+    with pytest.raises(IllegalEvent):
+        play >> stopped

@@ -96,6 +96,11 @@ class Conversations(RuleBasedStateMachine):
     def leave(self, data: st.DataObject) -> None:
         data.draw(st.sampled_from(self.running)).left(self.now)
 
+    @rule(data=st.data())
+    def shut_down(self, data: st.DataObject) -> None:
+        if attempts := self.some(data, Phase.WAITING):
+            attempts.stopped(self.now)
+
     @rule(data=st.data(), seconds=st.sampled_from([0.0, 0.3, 1.0, 3.0, 61.0]))
     def time_passes(self, data: st.DataObject, seconds: float) -> None:
         self.now += seconds

@@ -14,8 +14,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-#: A proxy ends within milliseconds of a SIGTERM, seconds on a loaded machine; a hung one never.
-KIND_S = 10.0
+#: A proxy ends within milliseconds of a SIGTERM, once what is under way has had the time of
+#: `pool_drain`; a hung one never.
+KIND_S = 20.0
 #: Nothing withstands a SIGKILL, but its port is free only once it is gone.
 GONE_S = 60.0
 _LOOK_S = 0.02

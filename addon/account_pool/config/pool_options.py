@@ -238,6 +238,13 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
         "Let clients of other machines use the accounts. Otherwise only clients of this "
         "machine may, or those that proxyauth admits.",
     ),
+    PoolOption(
+        "drain",
+        float,
+        10.0,
+        "How long requests in flight may go on, in seconds, once the proxy was asked to end "
+        "(SIGTERM, Ctrl-C). A second signal ends it at once, as 0 does.",
+    ),
 )
 
 BY_NAME: Mapping[str, PoolOption] = {option.name: option for option in POOL_OPTIONS}

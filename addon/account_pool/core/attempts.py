@@ -65,6 +65,8 @@ MAX_PROBE_BYTES = 256 * 1024
 CROWDED = "too many requests wait for an account already (pool_max_waiting, or 512 MiB of bodies)"
 #: What its client is told to wait where no deadline is known, seconds.
 CROWDED_PAUSE_S = 1.0
+#: Why a request is not served although an account may be: another proxy may be there soon.
+STOPPING, STOPPING_PAUSE_S = "the proxy is shutting down; try again in a moment", 1.0
 
 #: Stands for the models of a WebSocket, which its handshake does not name.
 SOCKETS = "(websocket)"
@@ -210,6 +212,17 @@ class Attempts:
         if lease is not None:
             lease = self.pool.renew(lease, now=now)
         return self._enter(self._choose(now) if lease is None else self._go(lease, now), now)
+
+    def stopped(self, now: float) -> Step:
+        """The proxy shuts down while this is held for an account: its client is told so."""
+        self._expect(Phase.WAITING)
+        given = self._leave_line()
+        if given is not None:
+            self.pool.release(given, None, now=now)
+        self._return(None, now)
+        self._unresolved(now)
+        message = f"{self.facts.provider}: {STOPPING}"
+        return self._enter(Answer(503, message, retry_after_s=STOPPING_PAUSE_S), now)
 
     def committed(self, now: float) -> None:
         """The answer is good and its first byte goes to the client: no more attempts."""

@@ -18,6 +18,7 @@ from account_pool.core.credential import Credential
 from account_pool.credentials.code_assist import CodeAssist
 from account_pool.credentials.held import Held, Publish
 from account_pool.credentials.login import Refresher
+from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.placeholder import no_token_answer, token_answer
 from account_pool.credentials.ways import Exchange, Ways
 from account_pool.providers.base import LocalAnswer
@@ -145,6 +146,14 @@ class Keeper:
             wait_s = await held.renew()
             self._restart(held, wait_s)
             return held.has_other_than(refused)
+
+    @property
+    def is_refreshing(self) -> bool:
+        """Whether a login is being refreshed: its refresh token serves once."""
+        return any(
+            held.lock.locked() and isinstance(held.entry.source, OAuthSource)
+            for held in self._held.values()
+        )
 
     def seek(self, provider: str) -> bool:
         """Nobody of *provider* can serve: look at once for what could not be read.

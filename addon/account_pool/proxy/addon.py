@@ -48,6 +48,7 @@ from account_pool.proxy import (
 )
 from account_pool.proxy.admin_pages import AdminPages
 from account_pool.proxy.commands import RELOAD_ERRORS
+from account_pool.proxy.draining import Drain
 from account_pool.proxy.hooks import Turn
 from account_pool.proxy.reload import Changes, Watcher, update_pool
 from account_pool.proxy.service import End, Service, Settings
@@ -113,6 +114,7 @@ class AccountPool(AdminPages):
         self._held_back = False
         self._reading: asyncio.Task[None] | None = None
         self._unlisten: Callable[[], None] = lambda: None
+        self._drain: Drain | None = None
 
     def load(self, loader: Loader) -> None:
         # Again when pool.py is reloaded: nothing is waiting to be known then.
@@ -145,12 +147,24 @@ class AccountPool(AdminPages):
         self._watching = asyncio.create_task(
             self._watcher.run(), name="account-pool watches its file"
         )
+        self._drain = Drain(
+            ctx.master, self.service, refreshing=self._is_refreshing, write=self._write
+        )
+        self._drain.install()
         self._unlisten = hangup.listen(self._read_again, ctx.master.shutdown)
         self._sweeping = asyncio.create_task(
             sweeping.run(self.service), name="account-pool forgets conversations"
         )
         # mitmproxy waits: it ends where a server cannot listen. At a reload it cannot wait.
         return self._starting if self._held_back else None
+
+    def _is_refreshing(self) -> bool:
+        return self.keeper is not None and self.keeper.is_refreshing
+
+    async def _write(self) -> None:
+        """Have what the pool has learnt written."""
+        if self.keeping is not None:
+            await self.keeping.write()
 
     async def _announce(self) -> None:
         """Say that the pool is ready, once the proxy listens where it should."""
@@ -206,6 +220,8 @@ class AccountPool(AdminPages):
             if task is not None:
                 task.cancel()
         self._unlisten()
+        if self._drain is not None:
+            self._drain.uninstall()
         if self.keeper is not None:
             self.keeper.stop()
         if self.keeping is not None:

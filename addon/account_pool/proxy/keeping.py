@@ -87,6 +87,8 @@ class Keeping:
         self._said = ""
         self._asides = 0
         self._stopped = False
+        #: who waits for what is known to be written
+        self._to_tell: list[asyncio.Future[None]] = []
         self._used_at = now() + USED_S
         self._sweep_at = self._beat_at = now()
         self._unwritten = Unwritten(service, self._wall, self._changed)
@@ -132,6 +134,17 @@ class Keeping:
         if self._store is not None:
             self._store.close()
 
+    async def write(self) -> None:
+        """Have all that is known now written, and return then; waits as `stop` does."""
+        if self._task is None or self._task.done():
+            return
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._to_tell.append(written)
+        self._unwritten.note_used()
+        self._changed(True)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(written, STOP_TIMEOUT_S)
+
     async def read_counts(self, name: str) -> Counted:
         """Return the sums of *name*: of all proxies, and what is not written yet."""
         store, waiting = self._store, self._service.counters[name].waiting
@@ -154,10 +167,14 @@ class Keeping:
                 await asyncio.wait_for(self._dirty.wait(), LOOK_S)
             self._dirty.clear()
             self._mind_the_clock()
+            waiting, self._to_tell = self._to_tell, []
             try:
                 await self._round()
             except StoreError as e:
                 await self._failed(e)
+            for written in waiting:
+                if not written.done():
+                    written.set_result(None)
             await self._pause()
 
     async def _pause(self) -> None:

@@ -46,6 +46,7 @@ class PoolHttpLayer(HttpLayer):
         #: a request was told why the connection that mitmproxy opened by itself is none
         self._told_early = False
         self._next_turns: list[AttemptStream] = []
+        service.layers.add(self)
 
     def handle_event(self, event: events.Event) -> CommandGenerator[None]:
         """Handle *event* as the base class does, with fewer and larger writes.

@@ -85,4 +85,5 @@ def settings(values: Mapping[str, OptionValue], options: Options) -> Settings:
         body_limits=bool(options.stream_large_bodies or options.body_size_limit),
         websockets=str(values["websockets"]),
         manual_approve=bool(values["manual_approve"]),
+        drain_s=cast(float, values["drain"]),
     )

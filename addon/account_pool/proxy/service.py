@@ -14,6 +14,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
+from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from mitmproxy import http
 from mitmproxy.connection import Client
@@ -50,6 +52,9 @@ from account_pool.proxy.scrub import Secrets
 from account_pool.proxy.told import duration
 from account_pool.proxy.wire import Places, mask
 
+if TYPE_CHECKING:
+    from account_pool.proxy.layer import PoolHttpLayer
+
 logger = logging.getLogger(__name__)
 
 #: Longest time a request waits for its account's credential to be renewed.
@@ -80,6 +85,7 @@ class Settings:
         body_limits: mitmproxy's stream_large_bodies or body_size_limit is set.
         websockets: "refuse", "pin", or "" for what suits the provider.
         manual_approve: hold each request of the pool until a person resumes it.
+        drain_s: longest time requests under way go on once the proxy shuts down.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -90,6 +96,7 @@ class Settings:
     body_limits: bool = True
     websockets: str = ""
     manual_approve: bool = False
+    drain_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +136,8 @@ class Service:
         visited: answers a request to the proxy itself.
         own_ends: of the connections the proxy has to servers now: address and port it is
             connected from, and to.
+        layers: one for each client connection that speaks HTTP.
+        stopping: the proxy shuts down: what is under way finishes, nothing begins.
     """
 
     def __init__(
@@ -159,6 +168,10 @@ class Service:
         self.connected: Callable[[Client], None] = lambda _client: None
         self.visited: Callable[[Visit], Awaitable[Reply]] = _closed
         self.own_ends: set[tuple[End, End]] = set()
+        self.layers: WeakSet[PoolHttpLayer] = WeakSet()
+        self.stopping = False
+        #: of requests that are held for an account
+        self._held: set[asyncio.Event] = set()
         self._swaps: dict[AccountKey, tuple[Credential, Swap]] = {}
         #: where credentials may stand, by the names of the providers that share a host
         self._shared: dict[tuple[str, ...], Places] = {}
@@ -408,10 +421,22 @@ class Service:
     async def _wait(self, wait: Wait, woken: asyncio.Event) -> None:
         if wait.ticket is not None:
             wait.ticket.when_called(woken.set)
+            self._held.add(woken)
+            if self.stopping:
+                woken.set()
         # Rounded up, so that the deadline has really come when we look again.
         timeout = max(wait.until - self.now(), 0.0) + 0.002
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(woken.wait(), timeout)
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(woken.wait(), timeout)
+        finally:
+            self._held.discard(woken)
+
+    def stop(self) -> None:
+        """Begin nothing any more; what is held for an account is told so at once."""
+        self.stopping = True
+        for woken in self._held:
+            woken.set()
 
     async def _refreshed(self, lease: Lease) -> bool:
         if self.refresh is None:

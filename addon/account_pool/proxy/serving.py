@@ -56,7 +56,13 @@ from account_pool.proxy.measured import Stopwatch
 from account_pool.proxy.scrub import Secrets
 from account_pool.proxy.service import INSECURE
 from account_pool.proxy.shown import Trail
-from account_pool.proxy.socket import SocketReader, closing_event
+from account_pool.proxy.socket import (
+    GOING_AWAY,
+    TRY_AGAIN_LATER,
+    GoingAway,
+    SocketReader,
+    closing_event,
+)
 from account_pool.proxy.socket_replay import SocketReplay
 
 logger = logging.getLogger(__name__)
@@ -170,7 +176,9 @@ class ServingStream(AttemptStream):
                     self._stopwatch.waited()
                     if (yield from self.client_gone()):
                         return
-                    step = attempts.resumed(self.service.now())
+                    stopped = self.service.stopping and step.ticket is not None
+                    go_on = attempts.stopped if stopped else attempts.resumed
+                    step = go_on(self.service.now())
                 case Refresh():
                     turned = True
                     self._stopwatch.pause()
@@ -593,7 +601,9 @@ class ServingStream(AttemptStream):
     def passthrough(self, event: events.Event) -> CommandGenerator[None]:
         replay = self.replay
         try:
-            if replay is None or replay.over:
+            if isinstance(event, GoingAway):
+                yield from self._close_socket(GOING_AWAY)
+            elif replay is None or replay.over:
                 yield from self.relay(event)
             else:
                 yield from replay.handle(event)
@@ -610,9 +620,7 @@ class ServingStream(AttemptStream):
         if replay is not None and not replay.over:
             yield from replay.fail()
         else:
-            assert isinstance(self.child_layer, WebsocketLayer)
-            close = closing_event(self.child_layer, self.service.wall_now())
-            yield from super().passthrough(close)
+            yield from self._close_socket(TRY_AGAIN_LATER)
 
     def relay(self, event: events.Event) -> CommandGenerator[None]:
         """Give *event* to mitmproxy's layer of the socket."""
@@ -635,9 +643,12 @@ class ServingStream(AttemptStream):
                     self.replay.hook = command
                     yield from self.cancel_attempt("limited")
         if closing:
-            assert isinstance(self.child_layer, WebsocketLayer)
-            close = closing_event(self.child_layer, self.service.wall_now())
-            yield from super().passthrough(close)
+            yield from self._close_socket(TRY_AGAIN_LATER)
+
+    def _close_socket(self, code: int) -> CommandGenerator[None]:
+        assert isinstance(self.child_layer, WebsocketLayer)
+        close = closing_event(self.child_layer, self.service.wall_now(), code)
+        yield from super().passthrough(close)
 
     def _message(self, flow: http.HTTPFlow) -> bool:
         """Look at a message that every addon has seen; say if the socket should close."""

@@ -16,7 +16,11 @@ from typing import Any
 import msgspec
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layer import CommandGenerator
-from mitmproxy.proxy.layers.websocket import WebsocketEndHook, WebsocketLayer
+from mitmproxy.proxy.layers.websocket import (
+    WebsocketEndHook,
+    WebsocketLayer,
+    WebSocketMessageInjected,
+)
 from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection
 
@@ -27,6 +31,8 @@ from account_pool.proxy.call import bounded
 
 #: The status of a Close frame (RFC 6455, 7.4; IANA: "try again later").
 TRY_AGAIN_LATER = 1013
+#: The same, of an end that goes down.
+GOING_AWAY = 1001
 #: What ends a turn says so where it begins.
 _HEAD_BYTES = 256
 _ENDS = re.compile(
@@ -103,6 +109,10 @@ def is_limit(outcome: Outcome) -> bool:
     return outcome.cls in _LIMITS
 
 
+class GoingAway(WebSocketMessageInjected):
+    """Tells a WebSocket from outside to close, because the proxy ends."""
+
+
 class _Close(events.DataReceived):
     """Comes after what a socket has still to do.
 
@@ -110,15 +120,17 @@ class _Close(events.DataReceived):
     """
 
 
-def closing_event(socket: WebsocketLayer, wall_now: float) -> events.Event:
-    """Return the event upon which *socket* closes, once.
+def closing_event(
+    socket: WebsocketLayer, wall_now: float, code: int = TRY_AGAIN_LATER
+) -> events.Event:
+    """Return the event upon which *socket* closes with *code*, once.
 
     Written as frames of our own on both sides: the provider may be in the middle of one.
     """
     relay, close = socket._handle_event, _Close(socket.context.server, b"")
 
     def handle(event: events.Event) -> CommandGenerator[None]:
-        return _closed(socket, wall_now) if event is close else relay(event)
+        return _closed(socket, wall_now, code) if event is close else relay(event)
 
     if socket.flow.live:
         # Until it closes: mitmproxy's layer puts another in its place then.
@@ -126,15 +138,15 @@ def closing_event(socket: WebsocketLayer, wall_now: float) -> events.Event:
     return close
 
 
-def _closed(socket: WebsocketLayer, wall_now: float) -> CommandGenerator[None]:
+def _closed(socket: WebsocketLayer, wall_now: float, code: int) -> CommandGenerator[None]:
     """As mitmproxy's layer does when it reads a Close frame of the server."""
     data = socket.flow.websocket
     assert data is not None
     data.timestamp_end, data.closed_by_client = wall_now, False
-    data.close_code, data.close_reason = TRY_AGAIN_LATER, ""
+    data.close_code, data.close_reason = code, ""
     for side in (socket.server_ws, socket.client_ws):
         if side.state in (ConnectionState.OPEN, ConnectionState.REMOTE_CLOSING):
-            yield side.send2(CloseConnection(code=TRY_AGAIN_LATER))
+            yield side.send2(CloseConnection(code=code))
         yield commands.CloseConnection(side.conn)
     yield WebsocketEndHook(socket.flow)
     socket.flow.live = False

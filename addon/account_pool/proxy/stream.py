@@ -33,9 +33,11 @@ from mitmproxy.proxy.layers.http import (
     ResponseTrailers,
     SendHttp,
 )
+from mitmproxy.proxy.layers.websocket import WebsocketLayer
 
 from account_pool.admin.visit import ADMIN_HOST
-from account_pool.providers.base import RequestHead, Route
+from account_pool.core.attempts import STOPPING, STOPPING_PAUSE_S
+from account_pool.providers.base import LocalAnswer, RequestHead, Route
 from account_pool.proxy import (
     approval,
     causes,
@@ -163,6 +165,9 @@ class PoolHttpStream(ServingStream, VisitStream):
             if for_us:
                 yield from self.begin_visit(event)
                 return
+        if self.service.stopping:
+            yield from self.turn_away(event, self._stopping())
+            return
         call = self.call
         if call is None or call.route is Route.PASS:
             # Every byte of a tunnel passes here: leave it to mitmproxy's class alone.
@@ -175,6 +180,34 @@ class PoolHttpStream(ServingStream, VisitStream):
             if _content_length(call.head) > MAX_REPLAYABLE_BYTES and not self._held_by_hand:
                 request.stream = True
             yield from super().state_wait_for_request_headers(event)
+
+    def _stopping(self) -> LocalAnswer:
+        """Return what is said to a request that comes while the proxy shuts down."""
+        call, self.call = self.call, None
+        if call is None:
+            headers = (("content-type", "text/plain; charset=utf-8"), ("retry-after", "1"))
+            return LocalAnswer(503, headers, f"account-pool: {STOPPING}\n".encode())
+        return call.provider.refusal(503, STOPPING, STOPPING_PAUSE_S)
+
+    @property
+    def under_way(self) -> bool:
+        """Whether the client waits for something that will end."""
+        if self.visit is not None:
+            return self.ready is not None
+        flow = getattr(self, "flow", None)
+        if flow is None or not flow.live or flow.request.method == "CONNECT":
+            return False
+        return not self.is_open_socket or self._is_in_turn
+
+    @property
+    def is_open_socket(self) -> bool:
+        """Whether it is a WebSocket of the pool that has been opened and not closed."""
+        is_socket = self.call is not None and isinstance(self.child_layer, WebsocketLayer)
+        return is_socket and self.flow.live
+
+    @property
+    def _is_in_turn(self) -> bool:
+        return self.socket is not None and self.socket.running
 
     def _open(self, request: http.Request) -> bool:
         """Find out whether the request is the pool's business, and mask it if so.

@@ -28,7 +28,8 @@ from mitmproxy.proxy.layers.http import (
     validate_request,
 )
 
-from account_pool.admin.visit import ADMIN_HOST, FAILED, Visit
+from account_pool.admin.visit import ADMIN_HOST, FAILED, Reply, Visit
+from account_pool.providers.base import LocalAnswer
 from account_pool.proxy import compat
 from account_pool.proxy.attempt_stream import AttemptStream
 from account_pool.proxy.destination import Destination, is_loopback
@@ -68,10 +69,12 @@ class VisitStream(AttemptStream):
     """Answers a request to the proxy itself.
 
     Attributes:
-        visit: that request; None for all others.
+        visit: that request, or one that comes while the proxy shuts down; None for all others.
     """
 
     visit: Visit | None = None
+    #: what it is answered with, where that is known before it is read
+    ready: Reply | None = None
 
     # mitmproxy's own have no types.
 
@@ -104,6 +107,18 @@ class VisitStream(AttemptStream):
             go_on = http.Response.make(100)
             go_on.headers.clear()
             yield SendHttp(ResponseHeaders(self.stream_id, go_on), self.context.client)
+
+    def turn_away(self, event: RequestHeaders, refusal: LocalAnswer) -> CommandGenerator[None]:
+        """Answer a request that comes while the proxy shuts down, whoever it is meant for."""
+        request = event.request
+        headers = tuple((n.encode(), v.encode()) for n, v in refusal.headers)
+        if not request.is_http2:
+            headers = (*headers, (b"connection", b"close"))
+        self.ready = Reply(refusal.status, headers, refusal.body)
+        yield from self.begin_visit(event)
+        if request.method == "CONNECT" and self.visit is not None:
+            # Its end is not told.
+            yield from self._answer_visit(self.visit)
 
     def _visit_of(self, request: http.Request) -> Visit:
         client = self.context.client
@@ -140,11 +155,13 @@ class VisitStream(AttemptStream):
         yield DropStream(self.stream_id)
 
     def _answer_visit(self, visit: Visit) -> CommandGenerator[None]:
-        turn = Turn(visit)
-        yield PoolTurnHook(turn)
-        if _has_left(self._paused_event_queue):
-            return  # the event that says so comes next
-        reply = turn.reply or FAILED
+        reply = self.ready
+        if reply is None:
+            turn = Turn(visit)
+            yield PoolTurnHook(turn)
+            if _has_left(self._paused_event_queue):
+                return  # the event that says so comes next
+            reply = turn.reply or FAILED
         response = http.Response.make(reply.status, headers=reply.headers)
         response.headers["content-length"] = str(len(reply.body))
         client, body = self.context.client, b"" if visit.method == "HEAD" else reply.body

@@ -1,0 +1,168 @@
+"""How the proxy ends: what is under way finishes first, for a while, and nothing begins.
+
+Whoever ends mitmproxy (SIGTERM, Ctrl-C, `q` in the console, a closed terminal) calls
+`Master.shutdown`; `Drain` stands in its place. Asked once, it stops listening, has new
+requests answered with 503 (`stream.py`), and waits; asked again, it waits no more. What
+nobody could see an end of is not waited for: tunnels that are not decrypted, and
+WebSockets between two turns, which are told that the proxy goes away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from mitmproxy.log import ALERT
+from mitmproxy.websocket import WebSocketMessage
+from wsproto.frame_protocol import Opcode
+
+from account_pool.proxy.harmless import harmless
+from account_pool.proxy.service import Service
+from account_pool.proxy.socket import GoingAway
+
+if TYPE_CHECKING:
+    from mitmproxy.master import Master
+
+    from account_pool.proxy.stream import PoolHttpStream
+
+logger = logging.getLogger(__name__)
+
+#: How often is looked whether all has finished, seconds.
+LOOK_S = 0.05
+
+
+class Drain:
+    """Ends *master*, once what *service* has under way has finished.
+
+    Args:
+        refreshing: says whether a login is being refreshed.
+        write: has all that was learnt written, and returns then.
+    """
+
+    def __init__(
+        self,
+        master: Master,
+        service: Service,
+        *,
+        refreshing: Callable[[], bool],
+        write: Callable[[], Awaitable[object]],
+    ) -> None:
+        self._master = master
+        self._service = service
+        self._refreshing = refreshing
+        self._write = write
+        self._loop = asyncio.get_running_loop()
+        self._end_now: Callable[[], object] = master.shutdown
+        self._task: asyncio.Task[None] | None = None
+
+    def install(self) -> None:
+        """Stand in the place of `Master.shutdown`, which mitmproxy looks up when it is called."""
+        self._master.shutdown = self.shutdown  # type: ignore[method-assign]
+
+    def uninstall(self) -> None:
+        """Leave everything as it was; wait for nothing."""
+        if self._master.__dict__.get("shutdown") == self.shutdown:
+            del self._master.shutdown
+        if self._task is not None:
+            self._task.cancel()
+
+    def shutdown(self) -> None:
+        """Drain, then end; at the second call end at once. Thread-safe, as mitmproxy's is."""
+        self._loop.call_soon_threadsafe(self._asked)
+
+    def _asked(self) -> None:
+        if self._task is None and self._service.settings.drain_s > 0:
+            self._task = asyncio.create_task(self._run(), name="account-pool ends")
+            return
+        self._service.stop()
+        if self._task is not None:
+            self._task.cancel()
+        self._end_now()
+
+    async def _run(self) -> None:
+        try:
+            self._service.stop()
+            # Before the first wait: what is killed meanwhile has lost nothing.
+            writing = asyncio.ensure_future(self._write_and_tell())
+            await self._stop_listening()
+            await self._wait()
+            await self._close_sockets()
+            writing.cancel()
+        except Exception as e:
+            # Whatever fails, the proxy ends.
+            harmless.tell(e)
+        self._end_now()
+
+    async def _write_and_tell(self) -> None:
+        with harmless:
+            await self._write()
+
+    async def _stop_listening(self) -> None:
+        proxyserver = self._proxyserver()
+        for server in list(proxyserver.servers) if proxyserver is not None else ():
+            if server.is_running:
+                with harmless:
+                    await server.stop()
+
+    async def _wait(self) -> None:
+        """Wait for what is under way, at most as long as is allowed."""
+        drain_s = self._service.settings.drain_s
+        until = self._service.now() + drain_s
+        if self._under_way():
+            # What was held is told so, and gone.
+            await asyncio.sleep(LOOK_S)
+        left = self._under_way()
+        if not left:
+            return
+        logger.log(
+            ALERT,
+            f"account-pool: shutting down: {left} may take {drain_s:g} s; a second signal ends "
+            "it at once",
+        )
+        while left and self._service.now() < until:
+            await asyncio.sleep(LOOK_S)
+            left = self._under_way()
+        if left:
+            logger.warning(f"account-pool: cut off after {drain_s:g} s: {left}")
+
+    def _under_way(self) -> str:
+        """Return in words what is under way; "" if nothing is."""
+        requests = sum(stream.under_way for stream in self._streams())
+        if requests:
+            return "1 request" if requests == 1 else f"{requests} requests"
+        if self._refreshing():
+            return "the refresh of a login"
+        return "an answer" if self._is_writing() else ""
+
+    def _streams(self) -> Iterator[PoolHttpStream]:
+        """Return the requests of all clients, those that have been answered not among them."""
+        for layer in list(self._service.layers):
+            # Attempts are routed to the same streams, by negative ids.
+            yield from [s for i, s in layer.streams.items() if i > 0]  # type: ignore[misc]
+
+    def _is_writing(self) -> bool:
+        """Say whether a client has not taken yet what it was sent."""
+        for handler in self._handlers():
+            io = handler.transports.get(handler.client)
+            transport = getattr(io.writer, "transport", None) if io is not None else None
+            if transport is not None and transport.get_write_buffer_size():
+                return True
+        return False
+
+    async def _close_sockets(self) -> None:
+        handlers = {handler.client: handler for handler in self._handlers()}
+        nothing = WebSocketMessage(Opcode.TEXT, False, b"")
+        for stream in list(self._streams()):
+            handler = handlers.get(stream.context.client)
+            if handler is not None and stream.is_open_socket:
+                with harmless:
+                    await handler.server_event(GoingAway(stream.flow, nothing))
+
+    def _handlers(self) -> list[Any]:
+        proxyserver = self._proxyserver()
+        return [] if proxyserver is None else list(proxyserver.connections.values())
+
+    def _proxyserver(self) -> Any:
+        return self._master.addons.get("proxyserver")
