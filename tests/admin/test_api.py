@@ -14,6 +14,7 @@ from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.lease import Facts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from account_pool.credentials.vendors import VENDORS
 from account_pool.proxy.told import line
 from tests.admin.helpers import HOST, TOKEN, FakeProxy, code, told, write
 from tests.proxy.helpers import account, secret
@@ -285,6 +286,9 @@ async def test_credentials_are_shown_when_the_owner_says_so(proxy):
 
 # -- accounts
 
+#: What sent any variable to any address.
+ELSEWHERE = {"refresh_token": "${FAKE_VARIABLE}", "token_url": "https://elsewhere.example/token"}
+
 
 def nested(depth: int) -> dict:
     value: dict = {}
@@ -347,13 +351,52 @@ async def test_without_a_store_it_goes_with_the_proxy(tmp_path):
     [
         ({"provider": "nobody"}, 422, "invalid_account"),
         ({"prioriti": 1}, 422, "invalid_account"),
-        ({"token": {"env": "NOT A NAME"}}, 422, "invalid_account"),
+        ({"token": {"env": "FAKE_KEY"}}, 422, "source"),
+        ({"token": {"file": "/etc/hosts"}}, 422, "source"),
+        ({"token": {"file": "/etc/hosts", "pointer": "/a"}}, 422, "source"),
+        ({"token": {"keychain": "Claude Code-credentials"}}, 422, "source"),
         ({"token": {"command": "touch /tmp/x"}}, 422, "command"),
+        ({"token": {"command": "touch /tmp/x", "oauth": {}}}, 422, "command"),
+        ({"token": {"pointer": "/a"}}, 422, "invalid"),
+        ({"token": {"sk-fake-as-key": "x"}}, 422, "invalid"),
+        ({"token": {}}, 422, "invalid"),
         ({"token": ""}, 422, "invalid"),
+        ({"token": "  "}, 422, "invalid"),
+        ({"token": None}, 422, "invalid"),
+        ({"token": ["sk-fake-in-list"]}, 422, "invalid"),
+        ({"token": "sk-fake new-000"}, 422, "invalid_account"),
+        ({"token": {"oauth": None}}, 422, "invalid"),
+        ({"token": {"oauth": {}}}, 422, "invalid"),
+        ({"token": {"oauth": {"refresh_token": "sk-fake-r"}}}, 422, "source"),
+        ({"token": {"oauth": {"refresh_token": "sk-fake-r"}}, "provider": "like"}, 422, "source"),
+        ({"token": {"oauth": {"refresh_token": 7}}, "provider": "codex"}, 422, "invalid"),
+        ({"token": {"oauth": {"access_token": "sk-fake"}}, "provider": "codex"}, 422, "invalid"),
+        ({"token": {"oauth": ELSEWHERE}, "provider": "codex"}, 422, "source"),
+        ({"token": {"oauth": ELSEWHERE}, "provider": "openai"}, 422, "source"),
+        (
+            {
+                "token": {"oauth": {"refresh_token": "a", "sk-fake-as-key": "b"}},
+                "provider": "codex",
+            },
+            422,
+            "invalid",
+        ),
+        (
+            {
+                "token": {"oauth": {"refresh_token": "a", "expires_at": "sk-fake"}},
+                "provider": "codex",
+            },
+            422,
+            "invalid_account",
+        ),
+        ({"label": "sk-fake-pasted-0001"}, 422, "invalid_account"),
+        ({"provider": "sk-fake-pasted-0001"}, 422, "invalid_account"),
+        ({"priority": "sk-fake-pasted-0001"}, 422, "invalid_account"),
+        ({"sk-fake-pasted-0001": 1}, 422, "invalid_account"),
         ({"token": 7}, 422, "invalid"),
         ({"token": nested(200)}, 422, "invalid"),
         ({"token": nested(9)}, 422, "invalid"),
-        ({"token": nested(5)}, 422, "invalid_account"),
+        ({"token": nested(5)}, 422, "invalid"),
         ({"more": nested(200)}, 422, "invalid"),
         ({"label": "x" * 300}, 422, "invalid"),
         ({"label": "a\x00b\u2028c"}, 201, ""),
@@ -366,9 +409,37 @@ async def test_additions_that_are_no_accounts(tmp_path, changes, status, expecte
     reply = await proxy.ask("/account-pool/add", {**NEW, **changes})
     assert reply.status == status
     assert b"sk-fake" not in reply.body
+    assert b"FAKE_VARIABLE" not in reply.body
     if expected:
         assert code(reply) == expected
         assert proxy.main.read_text() == FILE
+
+
+@pytest.mark.parametrize(
+    "token", ["sk-fake-$HOME-${FAKE_VARIABLE}", "sk-fake-$$-${", " sk-fake-$ "]
+)
+async def test_a_dollar_sign_is_an_ordinary_character(tmp_path, token):
+    proxy = FakeProxy(tmp_path)
+    write(proxy.main, FILE)
+    assert (await proxy.ask("/account-pool/add", {**NEW, "token": token})).status == 201
+    [_, added] = load(proxy.main, {"FAKE_VARIABLE": "read", "HOME": "read"}).accounts
+    assert added.source.read_now().reveal() == token.strip()
+
+
+async def test_a_login_is_taken_as_it_is_sent(tmp_path):
+    proxy = FakeProxy(tmp_path)
+    write(proxy.main, FILE)
+    names = ("refresh_token", "access_token", "client_id", "client_secret")
+    sent = {name: f"fake-{name}-${{FAKE_VARIABLE}}" for name in names}
+    body = {"provider": " Gemini-CLI", "label": "a", "token": {"oauth": {**sent, "scope": "$x"}}}
+    reply = await proxy.ask("/account-pool/add", body)
+    assert reply.status == 201, reply.body
+    [_, added] = load(proxy.main, {"FAKE_VARIABLE": "read"}).accounts
+    tokens, settings = added.source.tokens(), added.source.settings_now()
+    held = (tokens.refresh, tokens.access, settings.client_id, settings.client_secret)
+    assert [getattr(one, "reveal", lambda one=one: one)() for one in held] == list(sent.values())
+    assert settings.scope == "$x"
+    assert settings.token_url == VENDORS["gemini-cli"]["token_url"]
 
 
 async def test_a_removal_is_written_too(tmp_path):

@@ -208,12 +208,13 @@ def test_hosts_are_added_and_providers_made(tmp_path: Path) -> None:
     assert config.providers["gw"].name == "gw"
     assert config.providers["gw"].hosts == (
         HostRule("llm.example.com"),
-        HostRule("example.org", None, True),
+        HostRule("example.org", subdomains=True),
     )
     assert config.exchanges == {
         "copilot": ExchangeSettings(token_url="http://127.0.0.1:8000/t"),
         "tenant": ExchangeSettings(
-            token_url="https://api.acme.ghe.com/t", hosts=(HostRule("acme.ghe.com", None, True),)
+            token_url="https://api.acme.ghe.com/t",
+            hosts=(HostRule("acme.ghe.com", subdomains=True),),
         ),
     }
 
@@ -226,6 +227,16 @@ def test_an_account_of_a_provider_of_ones_own(tmp_path: Path) -> None:
     account = loaded(tmp_path, text).accounts[0].account
     assert account.key == AccountKey("gw", "a")
     assert account.companions == {"host": "llm.example.com:8443"}
+
+
+def test_this_machine_without_a_port_is_warned_about(tmp_path: Path) -> None:
+    text = ACCOUNT + "providers: {gw: {hosts: [localhost, 'localhost:443', 'x.example']}}\n"
+    path = tmp_path / "accounts.yaml"
+    [warning] = [one for one in loaded(tmp_path, text).warnings if "hosts" in one]
+    assert warning == (
+        f"{path}: providers.gw.hosts: localhost is port 443 of this machine; write the port that "
+        "the service uses, such as localhost:8000"
+    )
 
 
 def test_options_arrive_with_their_types(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from account_pool.demo.scripts import by_credential, codex, openai
 from tests.e2e.harness import FIRST, account, chat, secret
 from tests.e2e.test_admin import admin, direct
 from tests.e2e.test_subscriptions import IDS, RESPONSE, ask_codex
+from tests.e2e.test_which_file import account_pool_command
 
 GOOD = openai.chat_complete("Good morning")
 POINTER = "/claudeAiOauth/accessToken"
@@ -128,27 +129,75 @@ async def test_a_request_that_nobody_can_serve_has_it_looked_for_at_once(
 
 
 async def test_a_reload_and_an_addition_take_it_too(provider, pool_proxy, tmp_path):
-    upstream = await provider(by_credential({FIRST: GOOD, secret("late"): GOOD}))
+    good = dict.fromkeys([FIRST, secret("late"), secret("new")], GOOD)
+    upstream = await provider(by_credential(good))
     proxy = await pool_proxy([account("first")], provider=upstream)
     path = tmp_path / "late"
     accounts = [account("first"), account("late", token={"file": str(path)})]
     (proxy.folder / "accounts.yaml").write_text(json.dumps({"accounts": accounts}))
     await proxy.until_printed("reloaded: added openai/late")
-    new = {"provider": "openai", "label": "new", "token": {"env": "FAKE_UNSET"}}
+    new = {"provider": "openai", "label": "new", "token": secret("new")}
     async with direct(proxy) as own, proxy.client() as http:
         answer = await own.post("/account-pool/add", json=new, headers=admin(proxy))
         assert answer.status_code == 201, answer.text
-        added = answer.json()["account"]
-        assert added["state"] == "no_credential"
-        assert "FAKE_UNSET is not set" in added["problem"]
-        wrong = {**new, "label": "wrong", "token": {"env": "NOT A NAME"}}
-        assert (await own.post("/account-pool/add", json=wrong, headers=admin(proxy))).is_error
+        wrong = {**new, "label": "wrong", "token": {"env": "FAKE_UNSET"}}
+        refused = await own.post("/account-pool/add", json=wrong, headers=admin(proxy))
+        assert refused.json()["error"]["code"] == "source"
         assert (await http.request(**chat(stream=False))).status_code == 200
         write(path, secret("late").encode())
         await proxy.until_printed("openai/late: its credential can be read again")
-        for _ in range(2):
+        for _ in range(6):
             assert (await http.request(**chat(stream=False))).status_code == 200
-    assert set(upstream.journal.credentials) == {FIRST, secret("late")}
+    assert set(upstream.journal.credentials) == set(good)
+
+
+async def test_the_command_adds_what_the_api_refuses(provider, pool_proxy, tmp_path):
+    """Whoever edits accounts.yaml may name variables and files; a running proxy takes them."""
+    good = dict.fromkeys([FIRST, secret("env"), secret("file")], GOOD)
+    upstream = await provider(by_credential(good))
+    proxy = await pool_proxy([account("first")], provider=upstream, env={"FAKE_KEY": secret("env")})
+    write(tmp_path / "key", secret("file").encode())
+    file = ("--accounts-file", str(proxy.folder / "accounts.yaml"))
+    for label, source in (("env", "FAKE_KEY"), ("file", str(tmp_path / "key"))):
+        words = ("add", "openai", label, f"--{label}", source, *file)
+        code, out = await account_pool_command(proxy.folder, *words)
+        assert code == 0, out
+        await proxy.until_printed(f"reloaded: added openai/{label}")
+    async with proxy.client() as http:
+        for _ in range(3):
+            assert (await http.request(**chat(stream=False))).status_code == 200
+    assert set(upstream.journal.credentials) == set(good)
+
+
+async def test_the_admin_token_reads_nothing(provider, pool_proxy, tmp_path):
+    """Not a variable, not a file, and nothing is sent to an address that was named."""
+    upstream = await provider(by_credential({}))
+    proxy = await pool_proxy([account("first")], env={"FAKE_KEY": secret("env")})
+    write(tmp_path / "key", secret("file").encode())
+    login = {"refresh_token": "${FAKE_KEY}", "client_id": "${FAKE_KEY}"}
+    address = f"http://127.0.0.1:{upstream.port}/token"
+    tokens = [
+        {"env": "FAKE_KEY"},
+        {"file": str(tmp_path / "key")},
+        {"command": f"cat {tmp_path / 'key'}"},
+        {"keychain": "x"},
+        {"oauth": {**login, "token_url": address}},
+        {"oauth": login},
+    ]
+    async with direct(proxy) as own:
+        for token in tokens:
+            for name in ("openai", "codex"):
+                body = {"provider": name, "label": "new", "token": token}
+                if token == tokens[-1] and name == "codex":
+                    body["token"] = {"oauth": {**login, "access_token": "$FAKE_KEY"}}
+                    body["enabled"] = False  # its vendor is not asked by a test
+                answer = await own.post("/account-pool/add", json=body, headers=admin(proxy))
+                expected = 201 if "enabled" in body else 422
+                assert answer.status_code == expected, (body, answer.text)
+    assert upstream.journal.requests == []
+    written = (proxy.folder / "accounts.yaml").read_text()
+    assert "$${FAKE_KEY}" in written
+    assert "${FAKE_KEY}" not in written.replace("$${FAKE_KEY}", "")
 
 
 async def test_a_tool_that_logs_out_while_it_serves(provider, pool_proxy, tmp_path):

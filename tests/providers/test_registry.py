@@ -53,6 +53,30 @@ def test_nothing_but_a_whole_name_matches(prefix: str) -> None:
     assert names("api.openai.com" + prefix) == (["openai"] if not prefix else [])
 
 
+@pytest.mark.parametrize("port", [1, 80, 442, 444, 8443, 65535])
+@pytest.mark.parametrize("host", ["api.openai.com", "api.githubcopilot.com", "api.z.ai"])
+def test_behind_another_port_is_somebody_else(host: str, port: int) -> None:
+    assert names(host) != []
+    assert names(host, port) == []
+    assert INDEX.ports(host) == [443]
+
+
+def test_a_host_without_a_port_is_at_443() -> None:
+    index = HostIndex([like(BUILT_IN["openai"], "gw", map(HostRule.parse, ("a.example", "*.b.c")))])
+    assert names("a.example", 443, index) == names("x.b.c", 443, index) == ["gw"]
+    assert names("a.example", 8443, index) == names("x.b.c", 8443, index) == []
+    assert (index.ports("x.b.c"), index.ports("b.c"), index.ports("d.example")) == ([443], [], [])
+
+
+def test_a_port_can_be_added_to_a_host_that_is_built_in() -> None:
+    index = HostIndex([add_hosts(BUILT_IN["openai"], [HostRule.parse("api.openai.com:8443")])])
+    for port in (443, 8443):
+        assert names("api.openai.com", port, index) == ["openai"]
+    assert index.ports("api.openai.com") == [443, 8443]
+    again = add_hosts(BUILT_IN["openai"], [HostRule.parse("api.openai.com")])
+    assert names("api.openai.com", 8443, HostIndex([again])) == []
+
+
 def test_a_port_can_be_named() -> None:
     index = HostIndex([add_hosts(BUILT_IN["openai"], [HostRule.parse("localhost:9443")])])
     assert names("localhost", 9443, index) == ["openai"]
@@ -61,7 +85,7 @@ def test_a_port_can_be_named() -> None:
 
 
 def test_a_host_may_have_several_providers_in_order() -> None:
-    hosts = [HostRule("localhost")]
+    hosts = [HostRule("localhost", 1)]
     first = like(BUILT_IN["openai"], "first", hosts)
     index = HostIndex([add_hosts(BUILT_IN["anthropic"], hosts), first, first])
     assert names("localhost", 1, index) == ["anthropic", "first"]

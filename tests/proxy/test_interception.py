@@ -16,6 +16,8 @@ from mitmproxy.proxy.layers.http import HTTPMode
 from mitmproxy.test import taddons
 
 from account_pool.providers import copilot, openai
+from account_pool.providers.base import HostRule
+from account_pool.providers.like import add_hosts
 from account_pool.proxy import interception
 from account_pool.proxy.layer import PoolHttpLayer
 from tests.proxy.helpers import client_connection, service_of
@@ -107,6 +109,19 @@ def test_by_host_and_server_name(ask, address, name, ours):
     chosen = ask((address, 443))(client_hello(name))
     assert is_intercepted(chosen) is ours
     assert is_tunnel(chosen) is not ours
+
+
+def test_another_port_of_a_host_is_left_alone_and_said_once(ask, caplog):
+    caplog.set_level("INFO")
+    asked = ask(("api.openai.com", 8443))
+    assert is_tunnel(asked(client_hello("api.openai.com")))
+    asked.next.layer = None
+    assert is_tunnel(asked(b""))
+    said = "api.openai.com:8443 passes through, not pooled: the pool serves it at port 443; "
+    assert caplog.text.count(said) == 1
+    own = add_hosts(openai.PROVIDER, [HostRule.parse("api.openai.com:8443")])
+    chosen = ask(("api.openai.com", 8443), providers=[own])(client_hello("api.openai.com"))
+    assert is_intercepted(chosen)
 
 
 @pytest.mark.parametrize(

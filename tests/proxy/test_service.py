@@ -117,15 +117,20 @@ def test_who_is_denied(destination, peer, settings, status):
     assert (call.denied.status if call.denied else None) == status
 
 
+@pytest.mark.parametrize(("port", "tls"), [(80, True), (8443, True), (8080, False)])
+def test_behind_another_port_is_not_the_pools_business(port, tls):
+    assert opened(service_of("one"), None, Destination("api.openai.com", port, tls)) is None
+
+
 def test_insecure_and_plain_are_good_enough_for_this_machine():
-    local = like(openai.PROVIDER, "mine", [HostRule("localhost")])
+    local = like(openai.PROVIDER, "mine", [HostRule("localhost", 9000)])
     service = service_of(account("one", "mine"), providers=[local], insecure=True)
     assert opened(service, None, Destination("localhost", 9000, False)).denied is None
 
 
 @pytest.mark.parametrize(("tls", "insecure"), [(False, False), (True, True)])
 def test_this_machine_is_another_one_behind_another_proxy(tls, insecure):
-    local = like(openai.PROVIDER, "mine", [HostRule("localhost")])
+    local = like(openai.PROVIDER, "mine", [HostRule("localhost", 9000)])
     service = service_of(account("one", "mine"), providers=[local], insecure=insecure)
     assert opened(service, None, Destination("localhost", 9000, tls)).denied is None
     assert opened(service, None, Destination("localhost", 9000, tls, via=True)).denied.status == 400

@@ -768,6 +768,27 @@ def test_hosts_that_are_not_ours_are_mitmproxys(rig_of):
     assert rig.received == LIMITED
 
 
+@pytest.mark.parametrize("direct", [True, False])
+def test_another_port_of_a_host_never_gets_a_credential(rig_of, direct):
+    if direct:
+        rig = rig_of(address=("api.openai.com", 8443))
+        rig.send(post1(host="api.openai.com:8443"))
+    else:
+        rig = rig_of(mode=HTTPMode.regular)
+        url = "https://api.openai.com:8443/v1/chat/completions"
+        rig.send(post1(url, host="api.openai.com:8443"))
+    assert rig.keys == [CLIENT_KEY]
+    rig.server.send(LIMITED)
+    assert rig.received == LIMITED
+
+
+def test_a_host_header_with_another_port_is_refused(rig_of):
+    rig = rig_of()
+    rig.send(post1(host="api.openai.com:8443"))
+    assert rig.answers[0].status == 421
+    assert rig.opened == []
+
+
 def test_plain_http_is_refused(rig_of):
     rig = rig_of(tls=False, address=("api.openai.com", 80))
     rig.send(post1())

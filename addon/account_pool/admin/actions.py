@@ -56,11 +56,6 @@ class Actions:
 
         *entry* has the keys of accounts.yaml. Raises Refused.
         """
-        token = entry.get("token")
-        if isinstance(token, Mapping) and "command" in token:
-            raise Refused(
-                422, "command", "token: a command is run by the proxy; write it in accounts.yaml"
-            )
         async with self._one_by_one:
             key = self.new_key(entry)
             where = await asyncio.to_thread(self.write, entry)

@@ -35,17 +35,6 @@ class AccountName(ProviderName):
     label: Text = Field(description="The account's name, unique per provider.")
 
 
-class NewAccount(AccountName):
-    """One account with its credential, and any key that accounts.yaml has for it."""
-
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True, hide_input_in_errors=True)
-
-    token: Annotated[str, Field(min_length=1)] | dict[str, Any] = Field(
-        description="The credential itself, or {env: NAME}, {file: PATH, pointer: /...}, "
-        "{oauth: {...}}. It is never shown again."
-    )
-
-
 class SessionKey(Shape):
     """One conversation."""
 

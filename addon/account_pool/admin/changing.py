@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 
 from account_pool.admin import views
-from account_pool.admin.bodies import AccountName, NewAccount, ProviderName, SessionKey
+from account_pool.admin.bodies import AccountName, ProviderName, SessionKey
 from account_pool.admin.desk import Desk
+from account_pool.admin.new_account import NewAccount
 from account_pool.admin.views import Json
 
 logger = logging.getLogger(__name__)
 
 
 async def add(desk: Desk, asked: NewAccount) -> Json:
-    state, where = await desk.actions.add(asked.model_dump())
+    state, where = await desk.actions.add(asked.entry())
     _note(f"added {state.key} ({where})")
     return {"account": await desk.account(state), "written_to": where}
 

@@ -12,13 +12,13 @@ from account_pool.admin import changing, reading
 from account_pool.admin.bodies import (
     AccountName,
     DecisionsQuery,
-    NewAccount,
     ProviderName,
     SessionKey,
     SessionsQuery,
     UsageQuery,
 )
 from account_pool.admin.desk import Desk
+from account_pool.admin.new_account import NewAccount
 from account_pool.admin.security import REVEAL_PATH
 from account_pool.admin.views import Json
 

@@ -118,7 +118,10 @@ def _unnull(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(shape: type[BaseModel]) -> dict[str, Any]:
-    return shape.model_json_schema()
+    # What a shape refers to stays below it.
+    return shape.model_json_schema(
+        ref_template=f"#/components/schemas/{shape.__name__}/$defs/{{model}}"
+    )
 
 
 def _json(ref: str) -> dict[str, Any]:

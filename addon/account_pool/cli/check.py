@@ -22,7 +22,7 @@ from account_pool.config.search import Found
 from account_pool.core.account import Account
 from account_pool.credentials.copilot import DEFAULT_TOKEN_URL
 from account_pool.credentials.sources import CommandSource
-from account_pool.providers.base import HostRule
+from account_pool.providers.base import HTTPS_PORT, HostRule
 from account_pool.providers.registry import BUILT_IN
 
 
@@ -123,7 +123,7 @@ def _abilities(loaded: Config) -> Iterator[str]:
 
 
 def _written(rule: HostRule) -> str:
-    port = f":{rule.port}" if rule.port else ""
+    port = f":{rule.port}" if rule.port != HTTPS_PORT else ""
     return f"{'*.' if rule.subdomains else ''}{rule.host}{port}"
 
 

@@ -32,7 +32,7 @@ from account_pool.credentials.vendor_files import (
     find_vendor_file,
     read_vendor_file,
 )
-from account_pool.providers.base import HostRule
+from account_pool.providers.base import HTTPS_PORT, HostRule
 
 #: Exit code when the user presses Ctrl-C, as shells have it.
 INTERRUPTED = 130
@@ -167,7 +167,7 @@ def _tenant(host: str) -> str:
         rule = HostRule.parse(host)
     except ValueError as error:
         raise CannotLogIn(f"--host {error}") from None
-    if rule.subdomains or rule.port is not None or not rule.host.endswith(".ghe.com"):
+    if rule.subdomains or rule.port != HTTPS_PORT or not rule.host.endswith(".ghe.com"):
         raise CannotLogIn(f"--host {host}: write the tenant's host, such as acme.ghe.com")
     return rule.host
 

@@ -177,7 +177,7 @@ def _authority(entry: AccountEntry, credential: Credential, probe: Probe) -> str
     """Return host and port to ask, unless the swap knows better."""
     named = entry.account.companions.get("host") or credential.companions.get("host")
     rule = next((rule for rule in entry.provider.hosts if not rule.subdomains), None)
-    text = probe.host or named or (f"{rule.host}:{rule.port or 443}" if rule else "")
+    text = probe.host or named or (f"{rule.host}:{rule.port}" if rule else "")
     if not text:
         raise CannotSwap("it has no host to send a request to")
     origin = Origin.parse(text)

@@ -187,7 +187,8 @@ class _Reader:
         if rule.subdomains:
             self.document.problem(loc, "is not a single host", "write it without *")
             return
-        if known and not any(one.matches(rule.host, rule.port or 443) for one in known.hosts):
+        # Its port is written here, so it may be any.
+        if known and not any(one.matches(rule.host, one.port) for one in known.hosts):
             self.document.problem(
                 loc,
                 f"{shown(written)} is not a host of {known.name}",

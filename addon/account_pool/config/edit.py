@@ -33,6 +33,7 @@ from account_pool.config.trust import kept
 from account_pool.config.yaml_scalars import read_plain
 from account_pool.core.account import AccountKey, normalise_label
 from account_pool.providers.base import Provider
+from account_pool.providers.pasted import hidden
 
 Entry = Mapping[str, Any]
 
@@ -99,7 +100,9 @@ def _edited(
     text = read(path)
     key = AccountKey(account["provider"], normalise_label(account["label"]))
     if key in account_keys(text):
-        raise WrongAccount(f"{path.name} already has an account {key}; choose another label")
+        raise WrongAccount(
+            f"{path.name} already has an account {hidden(str(key))}; choose another label"
+        )
     try:
         changed = text
         if provider is not None:
@@ -221,4 +224,4 @@ def _check(
     new = [problem for problem in after if (problem.key, problem.wrong) not in known]
     if new:
         why = f"{new[0].key}: {new[0].wrong}; {new[0].remedy}".removeprefix(": ")
-        raise WrongAccount(f"{key} was not added to {path.name}: {why}")
+        raise WrongAccount(f"{hidden(str(key))} was not added to {path.name}: {why}")

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from account_pool.config.accounts import read_accounts
 from account_pool.config.document import Document, read
@@ -16,7 +17,7 @@ from account_pool.config.user_providers import read_providers
 from account_pool.config.values import AccountEntry, Config
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.sources import ValueSource
-from account_pool.providers.base import HostRule, Provider
+from account_pool.providers.base import HTTPS_PORT, HostRule, Provider
 
 SECTIONS = ("accounts", "providers", "pool")
 
@@ -41,7 +42,7 @@ def load_file(path: Path, environ: Mapping[str, str], built_in: Mapping[str, Pro
         options=options,
         path=path,
         described=providers.known,
-        warnings=tuple(_warnings(path, accounts)),
+        warnings=(*_warnings(path, accounts), *_without_port(path, document.data.get("providers"))),
     )
 
 
@@ -109,6 +110,17 @@ def _read_option(name: str, value: object) -> OptionValue:
     if option.not_in_file:
         raise Wrong(f"cannot be set here: {option.not_in_file}", "remove this line")
     return option.check(value)
+
+
+def _without_port(path: Path, section: Any) -> Iterator[str]:
+    """Warn of this machine's name without a port: a service of one's own is rarely at 443."""
+    for name, provider in (section or {}).items():
+        for host in (provider or {}).get("hosts", ()):
+            if host.strip().lower() in ("localhost", "127.0.0.1", "[::1]"):
+                yield (
+                    f"{path}: providers.{name}.hosts: {host} is port {HTTPS_PORT} of this machine; "
+                    f"write the port that the service uses, such as {host}:8000"
+                )
 
 
 def _warnings(path: Path, accounts: Sequence[AccountEntry]) -> Iterator[str]:

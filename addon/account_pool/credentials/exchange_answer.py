@@ -20,7 +20,7 @@ from account_pool.credentials.placeholder import shown_to_clients
 from account_pool.providers.base import HostRule
 
 #: GitHub's own homes of the Copilot API: providers.md, section 1.1.
-GITHUB_HOSTS = (HostRule("githubcopilot.com", subdomains=True), HostRule("ghe.com", None, True))
+GITHUB_HOSTS = tuple(HostRule(name, subdomains=True) for name in ("githubcopilot.com", "ghe.com"))
 
 #: Seconds until the refresh when the answer names none; what GitHub usually names.
 USUAL_REFRESH_IN_S = 1500.0

@@ -93,7 +93,7 @@ def swap(account: Account, credential: Credential) -> Swap:
         headers=(bearer if is_entra else (b"api-key", token.encode()),),
         drop=_CREDENTIAL_HEADERS,
         drop_query=_CREDENTIAL_QUERY,
-        origin=Origin(rule.host, rule.port or 443),
+        origin=Origin(rule.host, rule.port),
     )
     in_path = replace(of_account, path=_path_of(deployments) if deployments else None)
     in_body = replace(of_account, body=_body_of(deployments) if deployments else None)

@@ -35,6 +35,10 @@ class Route(StrEnum):
     LOCAL = "local"
 
 
+#: Of a host that is written without a port.
+HTTPS_PORT = 443
+
+
 @dataclass(frozen=True, slots=True)
 class HostRule:
     """A host of a provider.
@@ -43,23 +47,23 @@ class HostRule:
         host: lower case, without port. With *subdomains*, a suffix matched at a dot:
             `githubcopilot.com` matches `api.githubcopilot.com`, never
             `githubcopilot.com.example` nor `xgithubcopilot.com`.
-        port: None for any port.
+        port: what stands behind another port of the host is somebody else.
         subdomains: match sub-domains instead of the name itself.
     """
 
     host: str
-    port: int | None = None
+    port: int = HTTPS_PORT
     subdomains: bool = False
 
     def matches(self, host: str, port: int) -> bool:
-        if self.port is not None and self.port != port:
+        if self.port != port:
             return False
         return host.endswith("." + self.host) if self.subdomains else host == self.host
 
     @classmethod
     def parse(cls, text: str) -> HostRule:
         """Read `host`, `host:port`, `*.host` or `[::1]:port`; ValueError says why not."""
-        rest, port = text.strip().lower(), None
+        rest, port = text.strip().lower(), HTTPS_PORT
         subdomains = rest.startswith("*.")
         rest = rest.removeprefix("*.")
         if rest.startswith("["):
@@ -119,7 +123,7 @@ class Origin:
     def parse(cls, text: str) -> Origin:
         """Read `host` or `host:port`. Raises ValueError."""
         rule = HostRule.parse(text)
-        return cls(rule.host, rule.port or 443)
+        return cls(rule.host, rule.port)
 
 
 class CannotSwap(ValueError):

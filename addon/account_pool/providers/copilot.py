@@ -136,7 +136,7 @@ def _completions_host(host: str) -> str:
 def _origin(text: str) -> Origin:
     """Read `host` or `host:port`. Raises ValueError for anything else."""
     rule = HostRule.parse(text)
-    return Origin(rule.host) if rule.port is None else Origin(rule.host, rule.port)
+    return Origin(rule.host, rule.port)
 
 
 def holder(credential: Credential) -> str | None:

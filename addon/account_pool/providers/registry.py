@@ -64,6 +64,13 @@ class HostIndex:
                 there = gateway if rule in provider.added_hosts else provider
                 table.setdefault(rule.host, []).append((rule, there))
 
+    def ports(self, host: str) -> list[int]:
+        """Return the ports at which *host* is anybody's."""
+        tails = [host[at:] for at, c in enumerate(host) if c == "."]
+        found = [*self._exact.get(host, ())]
+        found += [one for tail in tails for one in self._suffix.get(tail[1:], ())]
+        return sorted({rule.port for rule, _ in found})
+
     def has(self, name: str, host: str, port: int) -> bool:
         """Say whether *host* is one of the provider *name*."""
         return any(provider.name == name for provider in self.find(host, port))
@@ -82,6 +89,6 @@ class HostIndex:
         # A dict of names: one provider may match by several rules, the nearest comes first.
         by_name: dict[str, Provider] = {}
         for rule, provider in found:
-            if rule.port is None or rule.port == port:
+            if rule.port == port:
                 by_name.setdefault(provider.name, provider)
         return tuple(by_name.values())

@@ -137,7 +137,7 @@ def _code_assist(provider: Provider) -> CodeAssistSettings:
     """Return where the projects are asked for: at the API itself."""
     rule = provider.hosts[0]
     host = f"[{rule.host}]" if ":" in rule.host else rule.host
-    return CodeAssistSettings(api_url=f"https://{host}:{rule.port or 443}")
+    return CodeAssistSettings(api_url=f"https://{host}:{rule.port}")
 
 
 def own_http(options: Options) -> Http:

@@ -82,11 +82,19 @@ def _is_not_ours(target: destination.Destination, service: Service) -> bool:
     """Say whether the pool has no business there; if somebody may wonder, once why."""
     if service.claims(target.name, target.port) or target.name == ADMIN_HOST:
         return False
-    api = unswappable.find(target.name)
-    if api and target.name not in service.passed and len(service.passed) < _MAX_SAID:
-        service.passed.add(target.name)
-        logger.info("%s (%s) passes through, not pooled: %s", target.name, api.name, api.why)
+    if api := unswappable.find(target.name):
+        _say_once(service, f"{target.name} ({api.name})", api.why)
+    elif ports := service.hosts.ports(target.name):
+        at = " and ".join(map(str, ports))
+        why = f"the pool serves it at port {at}; name another one in hosts of accounts.yaml"
+        _say_once(service, f"{target.name}:{target.port}", why)
     return True
+
+
+def _say_once(service: Service, host: str, why: str) -> None:
+    if host not in service.passed and len(service.passed) < _MAX_SAID:
+        service.passed.add(host)
+        logger.info("%s passes through, not pooled: %s", host, why)
 
 
 def _proxy_leg(context: Context) -> bool:

@@ -36,7 +36,15 @@ from account_pool.core.pool import Pool
 from account_pool.core.steps import Refresh, Wait
 from account_pool.core.turn import turn_of
 from account_pool.core.usage import Usage
-from account_pool.providers.base import LocalAnswer, Origin, Provider, RequestHead, Route, Swap
+from account_pool.providers.base import (
+    HTTPS_PORT,
+    LocalAnswer,
+    Origin,
+    Provider,
+    RequestHead,
+    Route,
+    Swap,
+)
 from account_pool.providers.heads import is_websocket
 from account_pool.providers.registry import HostIndex
 from account_pool.proxy import scrub
@@ -62,6 +70,7 @@ REFRESH_TIMEOUT_S = 20.0
 #: How often an answer's `date` is compared with our clock, and how far they may differ: what
 #: is further apart is a clock that was never set, not a slow answer. Seconds.
 CHECK_CLOCK_S, CLOCK_TOLERANCE_S = 60.0, 120.0
+_HTTP_PORT = 80
 #: Address and port of one end of a connection.
 End = tuple[str, int]
 _NO_SOCKET = "the account pool serves this over HTTP, where a limited request can be replayed"
@@ -215,6 +224,9 @@ class Service:
     def open(self, request: http.Request, destination: Destination, client: Client) -> Call | None:
         """Return the call *request* is, with its credentials masked; None if not ours."""
         providers = self.hosts.find(destination.name, destination.port)
+        if not providers and destination.port == _HTTP_PORT and not destination.tls:
+            # A slip: refused in words rather than sent on in the clear.
+            providers = self.hosts.find(destination.name, HTTPS_PORT)
         if not providers:
             return None
         head = read_head(request, destination)
