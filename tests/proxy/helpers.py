@@ -565,7 +565,7 @@ class Rig:
             assert self.ended[flow.id] == 1, (flow, self.ended[flow.id])
         for command, child in self.layer.command_sources.items():
             assert isinstance(command, commands.RequestWakeup)
-            assert type(child).__name__ == "_Nobody"
+            assert type(child).__name__ in ("_Nobody", "Sweep")
 
     # -- inside
 
@@ -694,12 +694,23 @@ class Rig:
         if connection is self.client:
             self.client_closed += 1
         else:
+            if not any(server.connection is connection for server in self.servers):
+                self._give_up_opening(connection)
+                return
             self._of(connection).closed += 1
         if connection.state is not ConnectionState.CLOSED:
             said = not connection.state & ConnectionState.CAN_READ
             connection.state = ConnectionState.CLOSED
             if not said:
                 self._inbox.append(events.ConnectionClosed(connection))
+
+    def _give_up_opening(self, connection: Connection) -> None:
+        connection.state = ConnectionState.CLOSED
+        for command in self.waiting:
+            if isinstance(command, commands.OpenConnection) and command.connection is connection:
+                self.waiting.remove(command)
+                self._done(command, "connection cancelled")
+                return
 
     def _of(self, connection: Connection) -> Upstream:
         return next(s for s in self.servers if s.connection is connection)

@@ -22,6 +22,7 @@ from account_pool.providers.base import HostRule, LocalAnswer
 from account_pool.providers.like import add_hosts
 from account_pool.proxy import serving, stream
 from account_pool.proxy.decoding import zstd
+from account_pool.proxy.sweep import SWEEP_S
 from tests.proxy.helpers import (
     CHAT,
     CHUNKED,
@@ -496,7 +497,7 @@ def test_an_answer_that_comes_with_its_head_needs_no_timer(rig_of):
     rig.send(post1())
     rig.server.send(OK)
     ok(rig)
-    assert rig.timers == []
+    assert [timer.delay for _, timer in rig.timers] == [SWEEP_S]
 
 
 @pytest.mark.parametrize(

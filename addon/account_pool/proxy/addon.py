@@ -34,6 +34,7 @@ from account_pool.credentials.notices import Notices
 from account_pool.credentials.written import mark
 from account_pool.proxy import (
     binding,
+    event_lock,
     exchange,
     handover,
     hangup,
@@ -178,6 +179,10 @@ class AccountPool(AdminPages):
         names = ", ".join(str(state.key) for state in states)
         who = accounts_file.counted(len(states), self._file.path)
         logger.log(ALERT, f"account-pool: ready with {who}: {names}")
+
+    def client_connected(self, client: Client) -> None:
+        connections = getattr(ctx.master.addons.get("proxyserver"), "connections", None)
+        event_lock.put_into(event_lock.handler_of(connections, client.id))
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         interception.choose(nextlayer, ctx.master.addons.get("nextlayer"), self.service)

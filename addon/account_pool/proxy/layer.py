@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
-from mitmproxy.connection import Connection
+from mitmproxy.connection import Connection, ConnectionState
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator
@@ -19,6 +19,7 @@ from mitmproxy.proxy.layers.http import (
 from account_pool.proxy import compat, destination, scrub
 from account_pool.proxy.harmless import harmless
 from account_pool.proxy.service import Service
+from account_pool.proxy.sweep import Sweep, is_dead
 
 if TYPE_CHECKING:
     from account_pool.proxy.attempt_stream import AttemptStream
@@ -35,6 +36,7 @@ class PoolHttpLayer(HttpLayer):
 
     Attributes:
         answered: server connections that have carried an answer.
+        attempts: those that run, by their ids, and the streams they are of.
     """
 
     def __init__(self, context: Context, mode: HTTPMode, service: Service) -> None:
@@ -42,6 +44,8 @@ class PoolHttpLayer(HttpLayer):
         self.service = service
         self.answered: set[Connection] = set()
         self._used: set[Connection] = set()
+        self.attempts: dict[int, AttemptStream] = {}
+        self._sweep = Sweep(self)
         self._last_attempt_id = 0
         #: a request was told why the connection that mitmproxy opened by itself is none
         self._told_early = False
@@ -60,7 +64,7 @@ class PoolHttpLayer(HttpLayer):
         """
         held: list[commands.SendData] = []
         size = 0
-        for command in chain(self._handle_event(event), self._turns()):
+        for command in chain(self._handle_event(event), self._turns(), self._look_after()):
             if type(command) is commands.SendData:
                 length = len(command.data)
                 if held and (
@@ -97,7 +101,13 @@ class PoolHttpLayer(HttpLayer):
         if _QUICK is not None:
             self.connections[client] = _QUICK.quick_server(self.connections[client])
 
+    def _look_after(self) -> CommandGenerator[None]:
+        if self.attempts or self.waiting_for_establishment:
+            yield from self._sweep.arm()
+
     def register_connection(self, command: RegisterHttpConnection) -> CommandGenerator[None]:
+        if command.connection not in self.waiting_for_establishment:
+            return _nothing()  # it was given up
         if not command.err and _QUICK is not None:
             _QUICK.make_client_quick(self.connections[command.connection])
         return super().register_connection(command)
@@ -135,12 +145,13 @@ class PoolHttpLayer(HttpLayer):
         Negative, so that it is never the id of a client's stream.
         """
         self._last_attempt_id -= 1
-        self.streams[self._last_attempt_id] = stream
+        self.streams[self._last_attempt_id] = self.attempts[self._last_attempt_id] = stream
         return self._last_attempt_id
 
     def drop_attempt(self, attempt_id: int) -> None:
         """Route its events nowhere any more."""
         self.streams.pop(attempt_id, None)
+        self.attempts.pop(attempt_id, None)
 
     def drop_timer(self, timer: commands.RequestWakeup) -> None:
         """Let a timer that still runs hold nothing: its stream may be long over."""
@@ -155,6 +166,8 @@ class PoolHttpLayer(HttpLayer):
                 # mitmproxy would repeat it to every later request of this client, which
                 # keeps its connection to us: we have answered it in its own envelope.
                 connection.error = None
+            if connection.connected and is_dead(connection):
+                connection.state = ConnectionState.CLOSED  # nobody reads it any more
         early = self.context.server
         if early.error and early not in self.connections and event.connection_spec_matches(early):
             # Opened before there was a request. The first one is told, instead of a try of
@@ -162,8 +175,7 @@ class PoolHttpLayer(HttpLayer):
             if self._told_early:
                 early.error = None
             self._told_early = True
-        fresh = isinstance(event, GetFreshConnection)
-        return super().get_connection(event, reuse=reuse and not fresh)
+        return super().get_connection(event, reuse=reuse)
 
 
 def _fork(context: Context) -> Context:
@@ -181,12 +193,21 @@ def _joined(writes: list[commands.SendData]) -> commands.SendData:
     return commands.SendData(writes[0].connection, b"".join([write.data for write in writes]))
 
 
+def _nothing() -> CommandGenerator[None]:
+    yield from ()
+
+
 class NextTurn(events.Event):
     """The event that a stream was handling is over for everybody."""
 
 
-class GetFreshConnection(GetHttpConnection):
-    """Open a connection even where a kept one would do."""
+class GetOtherConnection(GetHttpConnection):
+    """Get a connection that is none of those `avoided`."""
+
+    avoided: frozenset[Connection] = frozenset()
+
+    def connection_spec_matches(self, connection: Connection) -> bool:
+        return connection not in self.avoided and super().connection_spec_matches(connection)
 
 
 class _Nobody:

@@ -17,14 +17,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, assert_never
 
 from mitmproxy import http
+from mitmproxy.connection import Connection
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import (
-    GetHttpConnection,
     HttpResponseHeadersHook,
     RequestProtocolError,
     ResponseData,
@@ -51,7 +52,7 @@ from account_pool.proxy.attempt_stream import AttemptStream, translated
 from account_pool.proxy.call import Call
 from account_pool.proxy.harmless import harmless, where
 from account_pool.proxy.interim import is_answer
-from account_pool.proxy.layer import GetFreshConnection, PoolHttpLayer
+from account_pool.proxy.layer import GetOtherConnection, PoolHttpLayer
 from account_pool.proxy.measured import Stopwatch
 from account_pool.proxy.scrub import Secrets
 from account_pool.proxy.service import INSECURE
@@ -213,7 +214,8 @@ class ServingStream(AttemptStream):
             yield from self.answer_locally(outgoing)
             return None
         self._stopwatch.pause()
-        error = yield from self.connect(outgoing, fresh=step.fresh)
+        older = islice(self.layer.connections, self.sent_among) if step.fresh else ()
+        error = yield from self.connect(outgoing, avoided=frozenset(older))
         self._stopwatch.resume()
         if (yield from self.client_gone()):
             return None
@@ -256,15 +258,16 @@ class ServingStream(AttemptStream):
         return Outgoing(request, address, tls)
 
     def connect(
-        self, outgoing: Outgoing, *, fresh: bool
+        self, outgoing: Outgoing, *, avoided: frozenset[Connection] = frozenset()
     ) -> Generator[commands.Command, Any, str | None]:
         """Get a connection for *outgoing*. Returns what went wrong, None if nothing did."""
-        get = GetFreshConnection if fresh else GetHttpConnection
         server = self.flow.server_conn
-        self.watch_client(self.client_leaves)
-        connection, error = yield get(
+        get = GetOtherConnection(
             outgoing.address, outgoing.tls, server.via, server.transport_protocol
         )
+        get.avoided = avoided
+        self.watch_client(self.client_leaves)
+        connection, error = yield get
         self.unwatch_client()
         if not error:
             self.context.server = self.flow.server_conn = connection

@@ -209,7 +209,9 @@ class SocketReplay:
         yield from stream.cancel_attempt("refused")
         self._opening, self._reader = True, None
         outgoing = stream.outgoing(send.lease)
-        if isinstance(outgoing, LocalAnswer) or (yield from stream.connect(outgoing, fresh=True)):
+        if isinstance(outgoing, LocalAnswer) or (
+            yield from stream.connect(outgoing, avoided=frozenset(stream.layer.connections))
+        ):
             yield from self._failed(None)
             return
         self._socket.server_ws = self._side(stream.context.server)

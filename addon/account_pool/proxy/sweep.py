@@ -1,0 +1,69 @@
+"""Looks after the attempts of one client: none waits for a connection that has gone.
+
+The end of a connection is told by an event. Should one not come (mitmproxy may lose it,
+see `proxy.event_lock`), what it would have told is seen here, every few seconds while an
+attempt runs. What is dead is decided by what mitmproxy notes of a connection.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mitmproxy.connection import Connection, ConnectionState
+from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.layer import CommandGenerator
+from mitmproxy.proxy.layers.http import (
+    ReceiveHttp,
+    RegisterHttpConnection,
+    ResponseProtocolError,
+)
+
+from account_pool.proxy import compat
+
+if TYPE_CHECKING:
+    from account_pool.proxy.layer import PoolHttpLayer
+
+#: How often attempts are looked at, seconds.
+SWEEP_S = 5.0
+#: How long a connection may take to open, its TLS included, seconds.
+OPENING_S = 60.0
+
+
+class Sweep:
+    """Takes the wake-ups of one layer."""
+
+    def __init__(self, layer: PoolHttpLayer) -> None:
+        self._layer = layer
+        self._timer: commands.RequestWakeup | None = None
+
+    def arm(self) -> CommandGenerator[None]:
+        """Look again soon, unless that is arranged already."""
+        if self._timer is None:
+            self._timer = commands.RequestWakeup(SWEEP_S)
+            self._layer.command_sources[self._timer] = self  # type: ignore[assignment]
+            yield self._timer
+
+    def handle_event(self, _event: events.Event) -> CommandGenerator[None]:
+        """Time has passed. Whatever is still looked after, the layer arms this again."""
+        self._timer = None
+        for connection, waiting in list(self._layer.waiting_for_establishment.items()):
+            if waiting and self._opens_too_long(connection):
+                yield commands.CloseConnection(connection)
+                yield RegisterHttpConnection(connection, f"not open after {OPENING_S:.0f} s")
+        for attempt_id, stream in list(self._layer.attempts.items()):
+            if is_dead(stream.context.server) and attempt_id in self._layer.attempts:
+                yield ReceiveHttp(
+                    ResponseProtocolError(
+                        attempt_id, "the connection has ended", compat.SERVER_ERROR
+                    )
+                )
+
+    def _opens_too_long(self, connection: Connection) -> bool:
+        started = connection.timestamp_start
+        return started is not None and self._layer.service.wall_now() - started > OPENING_S
+
+
+def is_dead(connection: Connection) -> bool:
+    """Say whether nothing can come from *connection* any more."""
+    ended = connection.timestamp_end is not None
+    return ended or not connection.state & ConnectionState.CAN_READ
