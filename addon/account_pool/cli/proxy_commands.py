@@ -48,6 +48,7 @@ def add_to(app: typer.Typer) -> None:
         "next": select_next,
         "usage": usage,
         "decisions": decisions,
+        "doctor": doctor,
     }
     for name, command in commands.items():
         app.command(name)(command)
@@ -293,3 +294,12 @@ def decisions(
     return show_decisions(
         port, lines=lines, follow=follow, account=account, kind=kind, as_json=as_json
     )
+
+
+def doctor(
+    *, port: Port = DEFAULT_PORT, accounts_file: AccountsFile = None, as_json: AsJson = False
+) -> int:
+    """Look for what may keep the pool from working, and name the remedy. Sends nothing."""
+    from account_pool.cli.doctor import diagnose  # noqa: PLC0415 - see main.py
+
+    return diagnose(accounts_file, port, os.environ, as_json=as_json)
