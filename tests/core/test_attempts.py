@@ -166,6 +166,16 @@ class Play:
 # -- the good way
 
 
+def test_an_ordinary_request_looks_nothing_up_that_is_not_there(monkeypatch) -> None:
+    """No key is built for what all refused, or who did not answer, while nobody did."""
+
+    def needed(_facts: Facts) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("account_pool.core.pool._what", needed)
+    Play("a", "b") >> begin << "send a" >> committed >> finished
+
+
 def test_good_answer() -> None:
     play = Play("a", "b")
     play >> begin << "send a" >> committed << None

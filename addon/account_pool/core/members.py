@@ -64,12 +64,14 @@ class Members:
         until = inf
         if state.enabled and state.credentials and not state.full:
             until = state.next_start_at
-            if state.limited:
+            if state.cooldowns or state.reserved:
                 until = max(until, state.cooling_until(None, now))
         if until <= now:
             self.policy.add(state)
-            closes_at = min((v.until for v in state.verdicts.values()), default=inf)
-            self._set_alarm(state, min(self.policy.changes_at(state), closes_at))
+            at = self.policy.changes_at(state)
+            if state.verdicts:
+                at = min(at, *(v.until for v in state.verdicts.values()))
+            self._set_alarm(state, at)
         else:
             self.policy.discard(state)
             self._set_alarm(state, until)
@@ -77,8 +79,14 @@ class Members:
     def served(self, what: Hashable, started_at: float) -> None:
         """An account has served *what*, by a request that began then."""
         self.refused.drop(what)
+        self.trouble.served(what)
         if started_at > self.address_limited_at:
             self.address_limited_until = -inf
+
+    @property
+    def remembers(self) -> bool:
+        """Whether anything is known that an answer could end."""
+        return bool(self.refused or self.trouble.keeps_away or self.address_limited_until > -inf)
 
     def reset(self, state: AccountState, now: float) -> None:
         """Forget what is no longer true of the windows of *state*, and say which were reset."""

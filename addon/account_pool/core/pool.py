@@ -478,9 +478,9 @@ class Pool:
         if state is None or state.position != lease.position:
             return
         state.served_at = now
-        members, what = self._members[lease.key.provider], _what(lease.facts)
-        members.served(what, lease.started_at)
-        members.trouble.served(what)
+        members = self._members[lease.key.provider]
+        if members.remembers:
+            members.served(_what(lease.facts), lease.started_at)
         began_at = now if lease.began_at is None else lease.began_at
         self._first_bytes.note(lease.key.provider, lease.facts.model, began_at - lease.started_at)
         if state.cooldowns or state.verdicts:
@@ -583,7 +583,7 @@ class Pool:
     def troubled(self, facts: Facts, *, now: float) -> frozenset[AccountKey]:
         """Return the accounts that *facts* should not begin on while another can serve."""
         members = self._members.get(facts.provider)
-        if members is None:
+        if members is None or not members.trouble:
             return frozenset()
         return members.trouble.avoided(_what(facts), facts.model, now)
 
@@ -912,8 +912,9 @@ class Pool:
             missing_model: nobody knew their model.
         """
         members = self._members.get(facts.provider)
-        what = _Model(facts.model) if missing_model else _what(facts)
-        return members.refused.find(what, now) if members is not None else None
+        if members is None or not members.refused:
+            return None
+        return members.refused.find(_Model(facts.model) if missing_model else _what(facts), now)
 
     def note_address_limited(self, provider: str, *, now: float) -> None:
         """All who were asked said 429 without evidence: it is taken for the address's limit."""

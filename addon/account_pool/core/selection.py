@@ -292,6 +292,9 @@ class RoundRobin:
         for state in self.ranked():
             if cooling_until(state, model, now) > now:
                 continue
+            if not (state.verdicts or state.doubtful or state.picture.spent):
+                yield state
+                continue
             place = state.is_suspect(model), state.picture.is_spent(model)
             if any(place):
                 later.setdefault(place, []).append(state)

@@ -121,7 +121,7 @@ class AccountState:
             self.enabled
             and not self.full
             and self.next_start_at <= now
-            and (not self.limited or self.cooling_until(model, now) <= now)
+            and (not (self.cooldowns or self.reserved) or self.cooling_until(model, now) <= now)
         )
 
     def cooling_until(self, model: str | None, now: float) -> float:
@@ -137,9 +137,9 @@ class AccountState:
 
         A verdict is open, or its credential is doubtful and has not served yet.
         """
-        return self.doubtful or (
-            bool(self.verdicts) and any(covers(covered, model) for covered in self.verdicts)
-        )
+        if self.doubtful or not self.verdicts:
+            return self.doubtful
+        return any(covers(covered, model) for covered in self.verdicts)
 
     def verdict_of(self, model: str | None) -> Verdict | None:
         """Return the open verdict that makes it a suspect for *model*."""

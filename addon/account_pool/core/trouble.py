@@ -34,6 +34,14 @@ class Trouble:
         self._overloaded: dict[str | None, dict[AccountKey, float]] = {}
         self._left: dict[Hashable, tuple[AccountKey, float]] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self._overloaded or self._left)
+
+    @property
+    def keeps_away(self) -> bool:
+        """Whether a conversation keeps away from an account that did not answer it."""
+        return bool(self._left)
+
     def overloaded(self, key: AccountKey, model: str | None, now: float) -> None:
         """*key* was overloaded for *model*."""
         known = self._overloaded.pop(model, {})

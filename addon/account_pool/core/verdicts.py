@@ -119,6 +119,9 @@ class RefusedByAll:
     def __init__(self) -> None:
         self._known: dict[Hashable, _Refused] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self._known)
+
     def note(self, what: Hashable, now: float) -> None:
         """All accounts have refused *what*."""
         self._known.pop(what, None)
@@ -131,8 +134,6 @@ class RefusedByAll:
 
         Whoever tries another adds it.
         """
-        if not self._known:
-            return None
         known = self._known.get(what)
         return known.asked if known is not None and now < known.until else None
 
