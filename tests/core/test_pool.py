@@ -9,7 +9,7 @@ import pytest
 
 from account_pool.core.account import AccountKey
 from account_pool.core.admission import Ticket
-from account_pool.core.cooldown import MODEL_OFF_S
+from account_pool.core.cooldown import BENCH_S
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.errors import (
     DuplicateAccount,
@@ -496,12 +496,12 @@ def test_other_classes_are_no_failure_of_the_account(outcome: Outcome) -> None:
     assert available(pool, now=0.0) == {"a"}
 
 
-def test_a_model_the_account_may_not_use_is_left_alone_for_a_day() -> None:
+def test_a_model_the_account_may_not_use_is_benched_alone() -> None:
     pool = pool_of("a")
     pool.mark_failure(key("a"), FORBIDDEN_MODEL, now=0.0, model="gpt-5")
     assert pool.get(key("a")).enabled
     assert pool.pick(MINI, now=1.0) is not None
-    assert pool.get(key("a")).cooling_until("gpt-5", 1.0) == MODEL_OFF_S
+    assert pool.get(key("a")).cooling_until("gpt-5", 1.0) == BENCH_S
     # Asked when nobody else can serve, and no promise of a return.
     assert shortage(pool, 1.0).last_resort == key("a")
     assert shortage(pool, 1.0).retry_at is None

@@ -53,6 +53,9 @@ def schedule(cooldown: Cooldown) -> list[float]:
         # what its owner set, and a sanction
         (cooldown(DAY, signal=BY_HAND), []),
         (cooldown(DAY, cls=OutcomeClass.FORBIDDEN_ACCOUNT), []),
+        # a model that the plan does not include, or that nobody has opened yet
+        (cooldown(DAY, cls=OutcomeClass.FORBIDDEN_ACCOUNT, scope=Scope.MODEL, hinted=False),
+         [1.0, 2.0, 4.0, 8.0, 16.0]),
         # what was not understood is no sanction
         (cooldown(DAY, cls=OutcomeClass.FORBIDDEN_ACCOUNT, unknown=True, hinted=False),
          [1.0, 2.0, 4.0, 8.0, 16.0]),

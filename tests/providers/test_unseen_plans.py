@@ -200,6 +200,10 @@ ROWS: list[tuple[str, int, Any, str]] = [
     ('gemini',429,{"error":{"code":429,"status":"RESOURCE_EXHAUSTED","message":"Your prepaid credits have run out."}},Q),
     ('gemini',429,{"error":{"code":429,"status":"RESOURCE_EXHAUSTED","message":"Your project has reached its spend cap."}},Q),
     ('gemini',429,{"error":{"code":429,"status":"RESOURCE_EXHAUSTED","message":"Your project exceeded its quota for this month."}},Q),
+    # the code of a minute beside a sentence about money
+    ('dashscope',429,E("Access denied, please make sure your account is in good standing.","insufficient_quota","insufficient_quota"),Q),
+    ('dashscope',429,E("您的账户已欠费，请充值后重试","insufficient_quota","insufficient_quota"),Q),
+    ('dashscope',429,{"code":"Throttling","message":"Your account has an overdue payment."},Q),
     # Codex without a code or window
     ('codex',429,{"detail":"You have used all of the tokens included in your plan this month"},Q),
 ]

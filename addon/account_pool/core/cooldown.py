@@ -25,9 +25,6 @@ BARE_BACKOFF_S = 1.0
 #: First and longest bench of an account for a refusal that is its own fault; doubles.
 BENCH_S = 300.0
 MAX_BENCH_S = 86400.0
-#: How long a model an account may not use is left alone before it is tried again:
-#: plans change, and nobody should have to restart the proxy to notice.
-MODEL_OFF_S = 86400.0
 #: Jitter: at most this share of the wait, and at most so many seconds.
 JITTER_SHARE = 0.02
 MAX_JITTER_S = 5.0
@@ -153,9 +150,13 @@ class Cooldown:
 
     @property
     def in_doubt(self) -> bool:
-        """Say whether it may be wrong: not a sanction, nor what the owner set."""
-        sanction = self.cause.cls is OutcomeClass.FORBIDDEN_ACCOUNT and not self.cause.unknown
-        return not sanction and self.cause.signal != BY_HAND
+        """Say whether it may be wrong: not a sanction, nor what the owner set.
+
+        A model that an account does not have is none: plans change, and models are opened.
+        """
+        cause = self.cause
+        forbidden = cause.cls is OutcomeClass.FORBIDDEN_ACCOUNT and not cause.unknown
+        return not (forbidden and cause.scope is not Scope.MODEL) and cause.signal != BY_HAND
 
     def probe_at(self) -> float:
         """Return when it is probed next although others serve; infinity: it is waited for."""
@@ -275,8 +276,6 @@ def _wait(cause: Cause, hint: float | None, streak: int, default_s: float) -> fl
     """Return how long an account is left alone for *cause*, seconds."""
     if hint:
         return hint if streak == 1 else max(hint, BARE_BACKOFF_S)
-    if cause.cls is OutcomeClass.FORBIDDEN_ACCOUNT and not cause.unknown:
-        return MODEL_OFF_S
     if cause.benches:
         return bench_wait(streak)
     if hint == 0 or cause.bare:
