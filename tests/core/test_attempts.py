@@ -54,7 +54,7 @@ def broken(how: Broken, reason: str = "") -> Event:
     return lambda attempts, now: attempts.broken(how, now, reason)
 
 
-def refreshed(changed: bool) -> Event:
+def refreshed(changed: bool | None) -> Event:
     return lambda attempts, now: attempts.refreshed(changed, now)
 
 
@@ -489,6 +489,32 @@ def test_an_unchanged_credential_is_not_sent_again() -> None:
     play = Play("a", "b")
     play >> begin << "send a" >> refused(UNAUTHORIZED) << "refresh a"
     play >> refreshed(False) << "send b" >> committed >> finished << None
+    assert play.benched == ["a"]
+
+
+def test_a_renewal_that_goes_on_is_not_waited_for() -> None:
+    """It is nobody's fault: the next account serves, and the first is as good as before."""
+    play = Play("a", "b")
+    play >> begin << "send a" >> refused(EXPIRED) << "refresh a"
+    play.pool.set_credentials(key("a"), {}, now=0.0, pending=True)
+    play >> refreshed(None) << "send b" >> committed >> finished << None
+    assert (play.benched, play.suspects) == ([], [])
+
+
+def test_without_another_account_it_is_held_until_the_renewal_is_over() -> None:
+    play = Play("a")
+    play >> begin << "send a" >> refused(EXPIRED) << "refresh a"
+    play.pool.set_credentials(key("a"), {}, now=0.0, pending=True)
+    play >> refreshed(None) << "wait until 30 or change"
+    assert play.in_flight == 0
+    play.pool.set_credentials(key("a"), keys_of("new"), now=1.0)
+    play.at(1.0) >> resumed << "send a" >> committed >> finished << None
+
+
+def test_a_renewal_that_leaves_the_refused_credential_in_use_has_failed() -> None:
+    play = Play("a", "b")
+    play >> begin << "send a" >> refused(EXPIRED) << "refresh a"
+    play >> refreshed(None) << "send b" >> committed >> finished << None
     assert play.benched == ["a"]
 
 

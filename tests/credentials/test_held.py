@@ -7,14 +7,17 @@ import json
 import logging
 import os
 import ssl
+import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.credentials.fakes import START, FakeClock, NoThreads, Published, entry, settle
+from tests.credentials.fakes import START, FakeClock, NoThreads, Published, entry, settle, until
 from tests.credentials.token_server import FIRST, TokenServer
+from tests.patience import PATIENCE_S
 
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret
@@ -23,8 +26,9 @@ from account_pool.credentials.exchange_answer import ExchangeFailed, ExchangeRef
 from account_pool.credentials.files import FileSource
 from account_pool.credentials.http import Http
 from account_pool.credentials.keeper import Keeper
-from account_pool.credentials.login import Refresher
+from account_pool.credentials.login import SLOW_S, Refresher
 from account_pool.credentials.oauth import OAuthSource
+from account_pool.credentials.token_post import Post
 from account_pool.providers.registry import BUILT_IN
 from account_pool.store.memory import MemoryTokens
 
@@ -75,10 +79,17 @@ async def start(
     """Return a function that starts a keeper of one account."""
     asyncio.get_running_loop().set_default_executor(NoThreads())
     keepers = []
-    store = MemoryTokens()
+    store = MemoryTokens(clock)
 
     def make(
-        source: Any, *, token: str = "", assist: CodeAssist | None = None, **account: Any
+        source: Any,
+        *,
+        token: str = "",
+        assist: CodeAssist | None = None,
+        post: Post | None = None,
+        slow_s: float = SLOW_S,
+        threads: ThreadPoolExecutor | None = None,
+        **account: Any,
     ) -> Keeper:
         one = entry("openai/me", token, source=source, **account)
         provider = replace(
@@ -91,10 +102,10 @@ async def start(
                 NoExchange(),
                 refresher=Refresher(
                     store=store,
-                    post=server.post,
+                    post=post or server.post,
                     wall_clock=clock,
-                    sleep=lambda _: None,
-                    threads=NoThreads(),
+                    threads=threads or NoThreads(),
+                    slow_s=slow_s,
                 ),
                 assist=assist,
                 wall_clock=clock,
@@ -177,9 +188,14 @@ class TestLogin:
         assert token(published) == "at-0"
         await clock.advance(3300)
         assert published.problems["openai/me"] is not None
-        assert published.all[-1] == ("openai/me", {"key": "at-0"}, "the refresh answered 503")
-        for _ in range(20):
+        ends = "it is tried again when the access token ends (2027-01-15 09:00:00 UTC)"
+        lost = f"the refresh answered 503; it may have been done, so {ends}"
+        assert published.all[-1] == ("openai/me", {"key": "at-0"}, lost)
+        for _ in range(19):
             await clock.advance(15)
+        assert len(server.asked) == 1
+        assert [problem for _, _, problem in published.all].count(lost) == 1
+        await clock.advance(15)
         assert published.all[-1] == ("openai/me", {}, "the refresh answered 503")
         server.refusals = []
         await clock.advance(301)
@@ -193,7 +209,51 @@ class TestLogin:
         start(login(expires_at=START + 60))
         await settle()
         assert bool(published.all)
-        assert published.all[0] == ("openai/me", {"key": "at-0"}, "the refresh answered 503")
+        _, tokens, problem = published.all[0]
+        assert tokens == {"key": "at-0"}
+        assert problem is not None and problem.startswith("the refresh answered 503; ")
+
+    async def test_nobody_waits_for_a_server_that_is_slow(
+        self,
+        start: Callable[..., Keeper],
+        published: Published,
+        server: TokenServer,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """Requests go elsewhere, or are held: no problem, and no token that was refused."""
+        answered = threading.Event()
+
+        def slow(*args: Any) -> Any:
+            assert answered.wait(PATIENCE_S)
+            return server.post(*args)
+
+        keeper = start(login(), post=slow, slow_s=0.0, threads=ThreadPoolExecutor(1))
+        await until(lambda: token(published) == "at-0")
+        refused = held(published)
+        results = await asyncio.gather(*(keeper.refresh(ME, refused) for _ in range(50)))
+        assert results == [None] * 50
+        assert published.all[-1] == ("openai/me", {}, None)
+        answered.set()
+        await until(lambda: token(published) == "at-1")
+        assert len(server.asked) == 1
+        assert await keeper.refresh(ME, refused) is True
+        assert [m for m in caplog.messages if "the server is slow" in m] == [
+            "openai/me: its login is being refreshed, and the server is slow: it may take 5 min"
+        ]
+
+    async def test_a_slow_server_leaves_the_old_token_while_it_is_good(
+        self, start: Callable[..., Keeper], published: Published, server: TokenServer
+    ) -> None:
+        answered = threading.Event()
+
+        def slow(*args: Any) -> Any:
+            assert answered.wait(PATIENCE_S)
+            return server.post(*args)
+
+        start(login(expires_at=START + 60), post=slow, slow_s=0.0, threads=ThreadPoolExecutor(1))
+        await until(lambda: token(published) == "at-0")
+        answered.set()
+        await until(lambda: token(published) == "at-1")
 
     async def test_the_end_of_a_login_is_one_line_and_a_new_one_is_found(
         self,

@@ -14,13 +14,15 @@ from tests.credentials.fakes import START, FakeClock
 from tests.credentials.token_server import FIRST, TokenServer, said, serve
 from tests.patience import PATIENCE_S
 
+from account_pool.core.claims import CLAIM_S, Claim
 from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.exchange_answer import ExchangeFailed
 from account_pool.credentials.http import Http, HttpAnswer, HttpFailed
-from account_pool.credentials.login import CLAIM_S, Login, Refresher, post_with
+from account_pool.credentials.login import CLAIM_LOOK_S, Login, Refresher, UnderWay
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.token_answer import LoginEnded
+from account_pool.credentials.token_post import post_with
 from account_pool.store.errors import StoreError
 from account_pool.store.memory import MemoryTokens
 from account_pool.store.tokens import Tokens
@@ -37,26 +39,26 @@ class Bench:
 
     def __init__(self) -> None:
         self.server = TokenServer()
-        self.store = MemoryTokens()
         self.clock = FakeClock()
+        self.store = MemoryTokens(self.clock)
         self.threads = ThreadPoolExecutor(8)
-        self.slept: list[float] = []
-
-    def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.clock.now += seconds
 
     def login(self, written: OAuthSource | None = None, **changes: Any) -> Login:
         refresher = Refresher(
             store=self.store,
             post=self.server.post,
             wall_clock=self.clock,
-            sleep=self.sleep,
             threads=self.threads,
         )
         return Login(
             written or source(), replace(refresher, **changes), expiry=lambda _: None, chance=0.0
         )
+
+    def claim(self) -> int:
+        """Let another proxy refresh the login; return the number of its claim."""
+        asked = self.store.claim(source().family(), "other", token=Secret(FIRST), is_over=True)
+        assert isinstance(asked, Claim)
+        return asked.fence
 
     def stored(self) -> Tokens | None:
         return self.store.load(source().family())
@@ -102,7 +104,7 @@ class TestWhenItIsRefreshed:
         tokens = source().tokens()
         login = Login(
             source(),
-            Refresher(store=bench.store, post=bench.server.post, wall_clock=bench.clock, sleep=id),
+            Refresher(store=bench.store, post=bench.server.post, wall_clock=bench.clock),
             expiry=lambda _: None,
             chance=1.0,
         )
@@ -177,7 +179,7 @@ class TestWhatIsKept:
             assert shown(login.tokens_now()) == (f"at-{n}", FIRST)
 
     def test_nothing_is_used_that_could_not_be_written(self, bench: Bench) -> None:
-        bench.store = FullDisk()
+        bench.store = FullDisk(bench.clock)
         login = bench.login()
         login.refuse(Secret("at-0"))
         for _ in range(2):
@@ -191,7 +193,7 @@ class TestWhatIsKept:
     def test_what_could_not_be_written_for_long_does_not_replace_what_is_newer(
         self, bench: Bench
     ) -> None:
-        bench.store = FullDisk()
+        bench.store = FullDisk(bench.clock)
         login = bench.login()
         login.refuse(Secret("at-0"))
         with pytest.raises(ExchangeFailed, match="free some space"):
@@ -208,7 +210,7 @@ class TestWhatIsKept:
             def claim(self, family: str, owner: str, **how: Any) -> float | None:
                 raise StoreError("the state database x cannot be written")
 
-        bench.store = ReadOnly()
+        bench.store = ReadOnly(bench.clock)
         login = bench.login()
         bench.clock.now += 3590
         with pytest.raises(ExchangeFailed):
@@ -225,7 +227,7 @@ class TestWhatIsKept:
                     raise StoreError("the state database x is locked by another program")
                 return super().load(family)
 
-        bench.store = Locked()
+        bench.store = Locked(bench.clock)
         login = bench.login()
         bench.clock.now += 3590
         with pytest.raises(ExchangeFailed, match="is locked"):
@@ -282,11 +284,13 @@ class TestRefusals:
         ("answer", "error", "text", "wait_s"),
         [
             (said(429, "", **{"retry-after": "7"}), ExchangeFailed, "answered 429", 7),
-            (said(500, "<html>"), ExchangeFailed, "answered 500", None),
+            (said(429, ""), ExchangeFailed, "answered 429", 30),
             (said(403, "<html>"), ExchangeFailed, "answered 403", None),
             (said(400, {"error": "temporarily"}), ExchangeFailed, "400: temporarily", None),
-            (said(200, "[]"), ExchangeFailed, "200 without an access token", None),
-            (said(200, {"access_token": "a b"}), ExchangeFailed, "an unusable token", None),
+            (said(500, "<html>"), ExchangeFailed, "answered 500; it may", 10),
+            (said(503, "", **{"retry-after": "70"}), ExchangeFailed, "answered 503; it may", 70),
+            (said(200, "[]"), ExchangeFailed, "200 without an access token; it may", 10),
+            (said(200, {"access_token": "a b"}), ExchangeFailed, "an unusable token; it may", 10),
             (HttpFailed("no answer"), ExchangeFailed, "refreshing its login: no answer", None),
             (said(401, {"error": "invalid_client"}), ExchangeFailed, "correct client_id", 600),
         ],
@@ -299,7 +303,8 @@ class TestRefusals:
         text: str,
         wait_s: float | None,
     ) -> None:
-        def post(*_: object) -> HttpAnswer:
+        def post(_url: str, _headers: Any, _content: bytes, sending: Any) -> HttpAnswer:
+            sending()
             if isinstance(answer, Exception):
                 raise answer
             return answer
@@ -330,39 +335,39 @@ class TestSeveralProxies:
             assert shown(login.tokens_now()) == ("at-1", "rt-1")
         assert len(bench.server.asked) == 1
 
-    def test_a_claim_is_waited_for(self, bench: Bench) -> None:
-        family = source().family()
-        bench.store.claim(family, "other", clock=lambda: START, lasts_s=CLAIM_S)
-
-        def sleep(seconds: float) -> None:
-            bench.sleep(seconds)
-            if len(bench.slept) == 3:
-                bench.server.count, bench.server.newest = 1, "rt-1"
-                bench.store.save(
-                    family,
-                    Tokens(access=Secret("at-1"), refresh=Secret("rt-1"), expires_at=START + 7200),
-                )
-                bench.store.release(family, "other")
-
-        login = bench.login(sleep=sleep)
-        login.refuse(Secret("at-0"))
-        assert shown(login.tokens_now()) == ("at-1", "rt-1")
-        assert bench.server.asked == [] and len(bench.slept) == 3
-
-    def test_the_claim_of_a_dead_proxy_ends(self, bench: Bench) -> None:
-        bench.store.claim(source().family(), "dead", clock=lambda: START, lasts_s=CLAIM_S)
+    def test_a_claim_of_another_is_looked_at_again_and_its_tokens_are_taken(
+        self, bench: Bench
+    ) -> None:
+        other = bench.claim()
         login = bench.login()
         login.refuse(Secret("at-0"))
+        for _ in range(2):
+            with pytest.raises(UnderWay, match="by another proxy") as told:
+                login.tokens_now()
+            assert (told.value.again_in_s, told.value.is_refused) == (CLAIM_LOOK_S, True)
+        newer = Tokens(access=Secret("at-1"), refresh=Secret("rt-1"), expires_at=START + 7200)
+        bench.store.save(source().family(), newer, replaces=Secret(FIRST), fence=other)
         assert shown(login.tokens_now()) == ("at-1", "rt-1")
-        assert sum(bench.slept) == pytest.approx(CLAIM_S, abs=0.3)
+        assert bench.server.asked == []
 
-    def test_a_proxy_that_ends_waits_for_nobody(self, bench: Bench) -> None:
-        bench.store.claim(source().family(), "other", clock=lambda: START, lasts_s=CLAIM_S)
-        stopped = threading.Event()
-        login = bench.login(sleep=lambda _: stopped.set(), stopped=stopped)
+    def test_a_claim_ends_by_itself(self, bench: Bench) -> None:
+        bench.claim()
+        login = bench.login()
         login.refuse(Secret("at-0"))
+        bench.clock.now += CLAIM_S - 1
+        with pytest.raises(UnderWay):
+            login.tokens_now()
+        bench.clock.now += 1
+        assert shown(login.tokens_now()) == ("at-1", "rt-1")
+
+    def test_a_proxy_that_ends_begins_nothing(self, bench: Bench) -> None:
+        stopped = threading.Event()
+        login = bench.login(stopped=stopped)
+        login.refuse(Secret("at-0"))
+        stopped.set()
         with pytest.raises(ExchangeFailed, match="shutting down"):
             login.tokens_now()
+        assert bench.server.asked == []
 
     def test_a_lost_race_ends_nothing(self, bench: Bench) -> None:
         """The winner wrote its tokens while our question was under way."""
@@ -399,17 +404,116 @@ class TestSeveralProxies:
     def test_a_computer_that_was_paused_does_not_send_what_it_once_claimed(
         self, bench: Bench
     ) -> None:
-        class Slow(MemoryTokens):
-            def load(self, family: str) -> Tokens | None:
-                bench.clock.now += 20
-                return super().load(family)
+        def paused(*args: Any) -> HttpAnswer:
+            bench.clock.now += CLAIM_S
+            return bench.server.post(*args)
 
-        bench.store = Slow()
-        login = bench.login()
+        login = bench.login(post=paused)
         login.refuse(Secret("at-0"))
         with pytest.raises(ExchangeFailed, match="was paused"):
             login.tokens_now()
         assert bench.server.asked == []
+
+
+class TestAnAnswerThatNeverCame:
+    """The server may have done it: its token is sent again when nothing is lost by that."""
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            HttpFailed("no answer", sent=True),
+            said(500, "<html>"),
+            said(504, ""),
+            said(200, "half an ans"),
+            said(204, ""),
+        ],
+    )
+    def test_the_token_is_sent_again_once_the_access_token_has_ended(
+        self, bench: Bench, answer: HttpAnswer | HttpFailed
+    ) -> None:
+        asked = 0
+
+        def post(_url: str, _headers: Any, _content: bytes, sending: Any) -> HttpAnswer:
+            nonlocal asked
+            sending()
+            asked += 1
+            if isinstance(answer, HttpAnswer):
+                return answer
+            raise answer
+
+        bench.clock.now += 3310
+        login, other = bench.login(post=post), bench.login()
+        with pytest.raises(ExchangeFailed, match="when the access token ends"):
+            login.tokens_now()
+        for _ in range(3):
+            bench.clock.now += 90
+            for each in (login, other):
+                with pytest.raises(ExchangeFailed, match="; it may have been done"):
+                    each.tokens_now()
+                assert shown(each.still_good()) == ("at-0", FIRST)
+        assert (asked, bench.server.asked) == (1, [])
+        bench.clock.now += 20
+        assert shown(other.tokens_now()) == shown(login.tokens_now()) == ("at-1", "rt-1")
+
+    def test_an_access_token_that_is_refused_is_not_waited_for(self, bench: Bench) -> None:
+        bench.server.refusals = [(502, "")]
+        login = bench.login()
+        login.refuse(Secret("at-0"))
+        with pytest.raises(ExchangeFailed, match=r"^the refresh answered 502$"):
+            login.tokens_now()
+        assert shown(login.tokens_now()) == ("at-1", "rt-1")
+
+    def test_what_was_never_sent_is_tried_at_once(self, bench: Bench) -> None:
+        def post(*_: Any) -> HttpAnswer:
+            raise HttpFailed("cannot reach it")
+
+        bench.clock.now += 3310
+        with pytest.raises(ExchangeFailed, match=r"^refreshing its login: cannot reach it$"):
+            bench.login(post=post).tokens_now()
+        assert shown(bench.login().tokens_now()) == ("at-1", "rt-1")
+
+    def test_an_answer_that_is_not_written_yet_is_written_at_the_end(self, bench: Bench) -> None:
+        bench.store = full = FullDisk(bench.clock)
+        before = bench.login()
+        before.refuse(Secret("at-0"))
+        with pytest.raises(ExchangeFailed, match="free some space"):
+            before.tokens_now()
+        full.full = False
+        before._refresher.stop()
+        assert shown(bench.stored()) == ("at-1", "rt-1")
+        assert len(bench.server.asked) == 1
+
+    def test_another_object_for_the_login_has_what_was_not_written(self, bench: Bench) -> None:
+        bench.store = full = FullDisk(bench.clock)
+        before = bench.login()
+        before.refuse(Secret("at-0"))
+        with pytest.raises(ExchangeFailed, match="free some space"):
+            before.tokens_now()
+        full.full = False
+        after = Login(source(), before._refresher, expiry=lambda _: None, chance=0.0)
+        assert shown(after.tokens_now()) == ("at-1", "rt-1")
+        assert len(bench.server.asked) == 1
+
+
+async def test_nobody_waits_for_a_slow_server_and_its_answer_is_taken(bench: Bench) -> None:
+    asked, answered = threading.Event(), threading.Event()
+
+    def post(*args: Any) -> HttpAnswer:
+        asked.set()
+        assert answered.wait(PATIENCE_S)
+        return bench.server.post(*args)
+
+    login = bench.login(post=post, slow_s=0.0)
+    login.refuse(Secret("at-0"))
+    for _ in range(3):
+        with pytest.raises(UnderWay, match="the server is slow") as told:
+            await login.tokens()
+        assert told.value.is_refused and told.value.aloud
+    await asyncio.to_thread(asked.wait, PATIENCE_S)
+    answered.set()
+    login._refresher = replace(login._refresher, slow_s=PATIENCE_S)
+    assert shown(await login.tokens()) == shown(bench.stored()) == ("at-1", "rt-1")
+    assert len(bench.server.asked) == 1
 
 
 async def test_a_caller_that_leaves_stops_nothing(bench: Bench) -> None:
@@ -441,7 +545,8 @@ async def test_a_caller_that_leaves_stops_nothing(bench: Bench) -> None:
 async def test_over_real_http(bench: Bench, provider: str, written: dict[str, str]) -> None:
     with serve(bench.server) as url:
         http = Http(trust=ssl.create_default_context)
-        login = bench.login(source(provider, token_url=url, **written), post=post_with(http))
+        post = post_with(http, threading.Event())
+        login = bench.login(source(provider, token_url=url, **written), post=post)
         login.refuse(Secret("at-0"))
         assert shown(await login.tokens()) == ("at-1", "rt-1")
     (asked,) = bench.server.asked

@@ -1,8 +1,8 @@
 """Several proxies share a store: whatever the order of their steps, the login is not lost.
 
 Each proxy runs the real code in a thread that stops where another process could get in
-between: before its question reaches the server, before the answer reaches it, while it
-waits for a claim. There, hypothesis lets it go on, kills it, or lets the clock run.
+between: before it claims, before its question reaches the server, before the answer reaches
+it. There, hypothesis lets it go on, kills it, or lets the clock run.
 
 One thing is not survived and is not tried: a process that is killed after the server took
 the refresh token, and before the answer arrived. Nobody has the new one then.
@@ -24,12 +24,14 @@ from tests.credentials.fakes import FakeClock
 from tests.credentials.token_server import FIRST, TokenServer
 from tests.patience import PATIENCE_S, tries
 
+from account_pool.core.claims import SENT_S, Claim, Taken
 from account_pool.core.credential import Secret
 from account_pool.credentials.exchange_answer import ExchangeFailed
 from account_pool.credentials.http import HttpAnswer
-from account_pool.credentials.login import CLAIM_S, REFRESH_TIMEOUT_S, Login, Refresher
+from account_pool.credentials.login import Login, Refresher, UnderWay
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.token_answer import LoginEnded
+from account_pool.store.clock import Moment
 from account_pool.store.sqlite import SqliteTokens
 from account_pool.store.tokens import Tokens
 
@@ -44,24 +46,39 @@ class Killed(BaseException):
 class Proxy:
     """One process: its connection to the store, its login, and a thread of it."""
 
-    def __init__(self, path: Path, server: TokenServer, clock: FakeClock) -> None:
+    def __init__(
+        self, path: Path, server: TokenServer, clock: FakeClock, gone: set[str], skew: float
+    ) -> None:
         self.path, self.server, self.clock = path, server, clock
+        #: owners of claims whose process is dead, as far as others can know
+        self.gone = gone
+        #: what its wall clock is ahead of that of the others
+        self.skew = skew
+        self.sending_since: float | None = None
         self.state = "idle"
         self.known: Secret | None = None
         self.dead = False
+        self.is_known_to_die = True
         self.told: queue.Queue[str] = queue.Queue()
         self.may: queue.Queue[str] = queue.Queue()
         self.boot()
 
     def boot(self) -> None:
-        self.store = SqliteTokens(self.path)
+        self.store = SqliteTokens(
+            self.path,
+            clock=lambda: Moment("one", self.clock.now, self.wall()),
+            is_gone=self.gone.__contains__,
+        )
         self.dead, self.known = False, None
         self.login = Login(
             SOURCE,
-            Refresher(store=self, post=self.post, wall_clock=self.clock, sleep=self.sleep),
+            Refresher(store=self, post=self.post, wall_clock=self.wall),
             expiry=lambda _: None,
             chance=0.0,
         )
+
+    def wall(self) -> float:
+        return self.clock.now + self.skew
 
     # -- what the machine does
 
@@ -79,6 +96,8 @@ class Proxy:
     def kill(self) -> None:
         """As `kill -9`: no `finally` of it reaches the store."""
         self.dead = True
+        if self.is_known_to_die:
+            self.gone.add(self.login._owner)
         if self.state != "idle":
             self.go_on()
         self.thread_ended()
@@ -92,7 +111,7 @@ class Proxy:
     # -- what runs in the thread
 
     def run(self) -> None:
-        with contextlib.suppress(ExchangeFailed, LoginEnded, Killed):
+        with contextlib.suppress(ExchangeFailed, LoginEnded, UnderWay, Killed):
             self.known = self.login.tokens_now().access
         self.told.put("idle")
 
@@ -102,14 +121,17 @@ class Proxy:
         if self.dead:
             raise Killed
 
-    def post(self, *args: Any) -> HttpAnswer:
-        self.stop("sending")
-        answer = self.server.post(*args)
+    def post(self, url: str, headers: dict[str, str], content: bytes, sending: Any) -> HttpAnswer:
+        self.stop("connecting")
+        sending()
+        self.sending_since = self.clock.now
+        try:
+            self.stop("sending")
+        finally:
+            self.sending_since = None
+        answer = self.server.post(url, headers, content, lambda: None)
         self.stop("answered")
         return answer
-
-    def sleep(self, _seconds: float) -> None:
-        self.stop("waiting")
 
     # -- the store, as long as the process lives
 
@@ -124,12 +146,15 @@ class Proxy:
     def save(self, family: str, tokens: Tokens, **how: Any) -> bool:
         return self.alive().save(family, tokens, **how)
 
-    def claim(self, family: str, owner: str, **how: Any) -> float | None:
+    def claim(self, family: str, owner: str, **how: Any) -> Claim | Taken:
         self.stop("claiming")
         return self.alive().claim(family, owner, **how)
 
-    def release(self, family: str, owner: str) -> None:
-        self.alive().release(family, owner)
+    def sending(self, family: str, fence: int, token: Secret) -> bool:
+        return self.alive().sending(family, fence, token)
+
+    def release(self, family: str, fence: int, **how: Any) -> None:
+        self.alive().release(family, fence, **how)
 
 
 class SharedLogin(RuleBasedStateMachine):
@@ -138,7 +163,10 @@ class SharedLogin(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.clock, self.server = FakeClock(), TokenServer(life_s=1000)
         path = Path(self.folder.name) / "state.sqlite"
-        self.proxies = [Proxy(path, self.server, self.clock) for _ in range(3)]
+        gone: set[str] = set()
+        self.proxies = [
+            Proxy(path, self.server, self.clock, gone, skew) for skew in (0.0, 7200.0, -7200.0)
+        ]
         self.paused = False
 
     @rule(n=PROXIES)
@@ -149,24 +177,29 @@ class SharedLogin(RuleBasedStateMachine):
         else:
             proxy.go_on()
 
-    @rule(n=PROXIES)
-    def killed(self, n: int) -> None:
-        if self.proxies[n].state != "answered":
-            self.proxies[n].kill()
+    @rule(n=PROXIES, is_known=st.booleans())
+    def killed(self, n: int, is_known: bool) -> None:
+        proxy = self.proxies[n]
+        proxy.is_known_to_die = is_known
+        if proxy.state != "answered":
+            proxy.kill()
 
     @rule(seconds=st.sampled_from([1.0, 9.0, 61.0, 701.0]))
     @precondition(lambda self: all(p.state != "answered" for p in self.proxies))
     def time_passes(self, seconds: float) -> None:
         """While a process is about to send, it may so be overtaken by another."""
-        self.paused |= seconds > CLAIM_S - REFRESH_TIMEOUT_S and any(
-            p.state == "sending" for p in self.proxies
-        )
         self.clock.now += seconds
+        self.paused |= any(
+            self.clock.now - proxy.sending_since >= SENT_S
+            for proxy in self.proxies
+            if proxy.sending_since is not None
+        )
 
-    @rule(seconds=st.sampled_from([30.0, 120.0]))
+    @rule(seconds=st.sampled_from([30.0, 400.0]))
     @precondition(lambda self: any(p.state == "answered" for p in self.proxies))
     def a_process_is_stopped_for_long_with_the_answer_in_its_hand(self, seconds: float) -> None:
-        self.paused = True
+        # Its claim lasts until nobody would read on.
+        self.paused |= seconds >= SENT_S
         self.clock.now += seconds
 
     @invariant()
@@ -178,7 +211,6 @@ class SharedLogin(RuleBasedStateMachine):
             return
         for proxy in self.proxies:
             while proxy.state != "idle":
-                self.clock.now += 30 if proxy.state == "waiting" else 0
                 proxy.go_on()
             proxy.thread_ended()
         stored = self.proxies[0].store.load(SOURCE.family())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -53,7 +53,10 @@ class TokenServer:
                 self.newest = body["refresh_token"] = f"rt-{self.count}"
             return said(200, body | ({} if self.life_s is None else {"expires_in": self.life_s}))
 
-    def post(self, _url: str, headers: dict[str, str], content: bytes) -> HttpAnswer:
+    def post(
+        self, _url: str, headers: dict[str, str], content: bytes, sending: Callable[[], None]
+    ) -> HttpAnswer:
+        sending()
         return self.answer(fields_of(headers["content-type"], content))
 
 

@@ -1,4 +1,7 @@
-"""A mitmproxy script: kills the proxy, as `kill -9` does, right after tokens were written."""
+"""A mitmproxy script: kills the proxy, as `kill -9` does, right after tokens were written.
+
+Or, with `DIE_AFTER=claim` in its environment, after a login was claimed.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,16 @@ import signal
 
 from account_pool.store.sqlite import SqliteTokens
 
-save = SqliteTokens.save
-
-
-def save_and_die(self, family, tokens, **how) -> None:
-    save(self, family, tokens, **how)
-    os.kill(os.getpid(), signal.SIGKILL)
+DIE = "DIE_AFTER"
 
 
 def load(_loader) -> None:
     """mitmproxy calls it; a test that imports this file for its path must live on."""
-    SqliteTokens.save = save_and_die
+    name = os.environ.get(DIE, "save")
+    done = getattr(SqliteTokens, name)
+
+    def do_and_die(self, *args, **how) -> None:
+        done(self, *args, **how)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(SqliteTokens, name, do_and_die)

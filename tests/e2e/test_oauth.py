@@ -17,11 +17,13 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from account_pool.demo.exchange import Reply, Request
+from account_pool.core.claims import CLAIM_S
+from account_pool.demo.exchange import Fault, Reply, Request
 from account_pool.demo.mitmdump import MitmdumpFailed
 from account_pool.demo.scripts import by_credential, json_reply, openai
-from tests.e2e import die_after_save
+from tests.e2e import die_after_save, hurried
 from tests.e2e.harness import account, chat, secret
+from tests.patience import PATIENCE_S
 
 GOOD = openai.chat_stream(["Good", " morning"])
 EXPIRED = json_reply(
@@ -192,6 +194,97 @@ async def test_a_proxy_that_is_stopped_during_a_refresh_keeps_its_result(
             await stopped.until(lambda: False)
     assert stopped.returncode == 0
     proxy = await pool_proxy(accounts, provider=upstream, options=kept)
+    assert await ask(proxy) == [SERVED]
+    assert logins.asked == [FIRST]
+
+
+async def test_nobody_waits_for_a_slow_token_server_and_its_answer_counts(
+    provider, pool_proxy, logins, kept
+):
+    """Another account serves meanwhile; a request that has none is held and served."""
+    logins.held = asyncio.Event()
+    upstream = await provider(by_credential({OLD: EXPIRED, access(1): GOOD, secret("b"): GOOD}))
+    accounts = [login(logins, priority=0), account("b", priority=1)]
+    extra = ["-s", hurried.__file__]
+    proxy = await pool_proxy(accounts, provider=upstream, options=kept, extra_args=extra)
+    assert await ask(proxy, 10) == [SERVED] * 10
+    await proxy.until_printed("openai/me: its login is being refreshed, and the server is slow")
+    other = {**kept, "pool_max_wait": PATIENCE_S}
+    alone = await pool_proxy([login(logins)], provider=upstream, options=other, extra_args=extra)
+    held = asyncio.create_task(ask(alone))
+    await upstream.journal.until(lambda: upstream.journal.credentials.count(OLD) >= 2)
+    logins.held.set()
+    assert await held == [SERVED]
+    assert logins.asked == [FIRST]
+    assert upstream.journal.credentials[-1] == access(1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is of POSIX")
+async def test_a_proxy_killed_before_its_request_left_holds_nobody_up(
+    provider, setting, pool_proxy, logins, kept
+):
+    upstream = await provider(by_credential({access(1): GOOD}))
+    accounts = [login(logins, expires_in=-60)]
+    env = {die_after_save.DIE: "claim"}
+    extra = ["-s", die_after_save.__file__]
+    doomed = setting.prepare(accounts, provider=upstream, options=kept, extra_args=extra, env=env)
+    with pytest.raises(MitmdumpFailed):
+        async with doomed:
+            await doomed.until(lambda: False)
+    assert (doomed.returncode, logins.asked) == (-signal.SIGKILL, [])
+    # A claim lasts for much longer than a request is held here.
+    short = {**kept, "pool_max_wait": CLAIM_S - 5}
+    proxy = await pool_proxy(accounts, provider=upstream, options=short)
+    assert await ask(proxy) == [SERVED]
+    assert logins.asked == [FIRST]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is of POSIX")
+async def test_a_token_that_left_a_killed_proxy_is_not_sent_while_the_access_token_is_good(
+    provider, setting, pool_proxy, logins, kept
+):
+    upstream = await provider(by_credential({OLD: GOOD}))
+    accounts = [login(logins, expires_in=120)]
+    logins.held = asyncio.Event()
+    doomed = setting.prepare(accounts, provider=upstream, options=kept)
+    with pytest.raises(MitmdumpFailed):
+        async with doomed:
+            await logins.provider.journal.until(lambda: bool(logins.asked))
+            os.kill(doomed.pid, signal.SIGKILL)
+            await doomed.until(lambda: False)
+    proxy = await pool_proxy(accounts, provider=upstream, options=kept)
+    await proxy.until_printed("its refresh was not answered; it may have been done, so it is tried")
+    assert await ask(proxy) == [SERVED]
+    assert logins.asked == [FIRST]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM is of POSIX")
+async def test_a_proxy_that_stops_does_not_wait_for_an_answer_for_ever(
+    provider, setting, pool_proxy, logins, kept
+):
+    upstream = await provider(by_credential({OLD: GOOD}))
+    accounts = [login(logins, expires_in=120)]
+    logins.held = asyncio.Event()
+    extra = ["-s", hurried.__file__]
+    stopped = setting.prepare(accounts, provider=upstream, options=kept, extra_args=extra)
+    async with stopped:
+        await logins.provider.journal.until(lambda: bool(logins.asked))
+        os.kill(stopped.pid, signal.SIGTERM)
+        with pytest.raises(MitmdumpFailed):
+            await stopped.until(lambda: False)
+    assert stopped.returncode == 0
+    proxy = await pool_proxy(accounts, provider=upstream, options=kept)
+    await proxy.until_printed("its refresh was not answered; it may have been done, so it is tried")
+    assert logins.asked == [FIRST]
+
+
+async def test_a_connection_that_breaks_after_the_request_is_no_reason_to_send_it_again(
+    provider, pool_proxy, logins, kept
+):
+    logins.refuses = Reply(fault=Fault.RESET)
+    upstream = await provider(by_credential({OLD: GOOD}))
+    proxy = await pool_proxy([login(logins, expires_in=120)], provider=upstream, options=kept)
+    await proxy.until_printed("cannot reach .*; it may have been done, so it is tried again when")
     assert await ask(proxy) == [SERVED]
     assert logins.asked == [FIRST]
 

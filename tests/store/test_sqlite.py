@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import subprocess
@@ -12,10 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from account_pool.core.claims import CLAIM_S, SENT_S, Claim, Taken
 from account_pool.core.credential import Secret
 from account_pool.store import database, schema
+from account_pool.store.clock import Moment, moment
 from account_pool.store.errors import StoreError
 from account_pool.store.memory import MemoryTokens
+from account_pool.store.process import Process, is_gone
 from account_pool.store.sqlite import SqliteTokens
 from account_pool.store.tokens import Tokens, TokenStore
 
@@ -28,6 +32,18 @@ SOME = Tokens(
 )
 PACKAGE = str(Path(schema.__file__).parents[2])
 posix = pytest.mark.skipif(os.name != "posix", reason="modes are of POSIX")
+
+
+ROT = Secret("rt-0")
+
+
+class Time:
+    now = 1_000_000.0
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
 
 
 @pytest.fixture
@@ -43,8 +59,12 @@ def opened(path: Path) -> Iterator[SqliteTokens]:
 
 
 @pytest.fixture(params=["memory", "sqlite"])
-def store(request: pytest.FixtureRequest, path: Path) -> Iterator[TokenStore]:
-    made: TokenStore = MemoryTokens() if request.param == "memory" else SqliteTokens(path)
+def store(request: pytest.FixtureRequest, path: Path, time: Time) -> Iterator[TokenStore]:
+    made: TokenStore
+    if request.param == "memory":
+        made = MemoryTokens(lambda: time.now)
+    else:
+        made = SqliteTokens(path, clock=lambda: Moment("one", time.now, time.now))
     yield made
     made.close()
 
@@ -68,24 +88,165 @@ class TestBothStores:
         assert store.load("family") == second
         assert store.save("family", third)
 
-    def test_one_claim_at_a_time(self, store: TokenStore) -> None:
-        assert store.claim("family", "a", clock=lambda: 100, lasts_s=25)
-        assert not store.claim("family", "b", clock=lambda: 124.9, lasts_s=25)
-        assert store.claim("other", "b", clock=lambda: 100, lasts_s=25)
-        store.release("family", "b")
-        assert not store.claim("family", "b", clock=lambda: 101, lasts_s=25)
-        store.release("family", "a")
-        assert store.claim("family", "b", clock=lambda: 101, lasts_s=25)
+    def test_one_claim_at_a_time(self, store: TokenStore, time: Time) -> None:
+        first = claim(store, "family", "a")
+        assert isinstance(first, Claim)
+        time.now += CLAIM_S - 0.1
+        assert isinstance(claim(store, "family", "b"), Taken)
+        assert isinstance(claim(store, "other", "b"), Claim)
+        store.release("family", first.fence + 1)
+        assert isinstance(claim(store, "family", "b"), Taken)
+        store.release("family", first.fence)
+        assert isinstance(claim(store, "family", "b"), Claim)
 
-    def test_a_claim_ends_by_itself_and_can_be_made_longer(self, store: TokenStore) -> None:
-        assert store.claim("family", "a", clock=lambda: 100, lasts_s=25)
-        assert store.claim("family", "a", clock=lambda: 110, lasts_s=25)
-        assert not store.claim("family", "b", clock=lambda: 130, lasts_s=25)
-        assert store.claim("family", "b", clock=lambda: 135, lasts_s=25)
+    def test_a_claim_ends_by_itself_and_is_longer_once_its_token_was_sent(
+        self, store: TokenStore, time: Time
+    ) -> None:
+        first = claim(store, "family", "a")
+        assert isinstance(first, Claim)
+        assert store.sending("family", first.fence, ROT)
+        time.now += SENT_S - 0.1
+        assert claim(store, "family", "b") == Taken(pytest.approx(0.1), True)
+        time.now += 0.1
+        second = claim(store, "family", "b")
+        assert isinstance(second, Claim) and second.fence > first.fence
+        assert not store.sending("family", first.fence, ROT)
 
-    def test_a_clock_that_was_set_back_makes_no_claim_last(self, store: TokenStore) -> None:
-        assert store.claim("family", "a", clock=lambda: 10_000, lasts_s=25)
-        assert store.claim("family", "b", clock=lambda: 100, lasts_s=25)
+    def test_a_token_that_was_sent_waits_for_the_end_of_its_access_token(
+        self, store: TokenStore
+    ) -> None:
+        first = claim(store, "family", "a")
+        assert isinstance(first, Claim) and store.sending("family", first.fence, ROT)
+        store.release("family", first.fence, unknown=True)
+        assert claim(store, "family", "b", is_over=False) == Taken(0.0, True)
+        assert isinstance(store.claim("family", "b", token=Secret("next"), is_over=False), Claim)
+
+    def test_an_answer_ends_that(self, store: TokenStore) -> None:
+        first = claim(store, "family", "a")
+        assert isinstance(first, Claim) and store.sending("family", first.fence, ROT)
+        assert store.save("family", SOME, replaces=ROT, fence=first.fence)
+        store.release("family", first.fence)
+        assert isinstance(claim(store, "family", "b", is_over=False), Claim)
+
+    def test_who_was_overtaken_does_not_write_over_what_is_newer(self, store: TokenStore) -> None:
+        """A server that does not rotate names the same refresh token each time."""
+        older, newer = (
+            Tokens(access=Secret(f"at-{n}"), refresh=ROT, expires_at=float(n)) for n in range(2)
+        )
+        assert store.save("family", newer, replaces=ROT, fence=2)
+        assert not store.save("family", older, replaces=ROT, fence=1)
+        assert store.load("family") == newer
+
+
+def claim(store: TokenStore, family: str, owner: str, *, is_over: bool = True) -> Claim | Taken:
+    return store.claim(family, owner, token=ROT, is_over=is_over)
+
+
+class TestProcessesThatAreGone:
+    def test_the_claim_of_a_dead_one_is_free_at_once(self, path: Path) -> None:
+        script = f"""
+            import os, signal
+            from pathlib import Path
+            from account_pool.core.credential import Secret
+            from account_pool.store.process import Process
+            from account_pool.store.sqlite import SqliteTokens
+            store = SqliteTokens(Path({str(path)!r}))
+            owner = Process.this().owner("one")
+            store.claim("family", owner, token=Secret("rt"), is_over=True)
+            print("claimed", flush=True)
+            signal.pause()
+        """
+        with subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(script)],
+            env={**os.environ, "PYTHONPATH": PACKAGE},
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout is not None and process.stdout.readline() == "claimed\n"
+            store = SqliteTokens(path)
+            try:
+                assert isinstance(claim(store, "family", "b"), Taken)
+                process.kill()
+                # Its parent has not asked yet how it ended: it is a zombie.
+                process.stdout.read()
+                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+                assert isinstance(claim(store, "family", "b"), Claim)
+            finally:
+                store.close()
+
+    @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="known on Linux only")
+    @pytest.mark.parametrize(
+        ("changes", "gone"),
+        [
+            ({}, False),
+            ({"started": "1"}, True),
+            ({"started": ""}, False),
+            ({"run": "another"}, False),
+            ({"space": "another"}, False),
+            ({"host": "another"}, False),
+            ({"more": "of a newer version"}, False),
+        ],
+    )
+    def test_it_is_gone_only_where_that_is_known(self, changes: dict[str, str], gone: bool) -> None:
+        told = {**json.loads(Process.this().owner("x")), **changes}
+        assert is_gone(json.dumps(told)) is gone
+
+    @pytest.mark.parametrize("owner", ["host:12:uuid", "{}", "[]", "null", '{"of": 1}'])
+    def test_nothing_is_known_of_what_another_version_wrote(self, owner: str) -> None:
+        assert not is_gone(owner)
+
+
+class TestTheClock:
+    """It goes on, whatever becomes of the wall clock."""
+
+    LATER = Tokens(access=Secret("at"), refresh=ROT, expires_at=10_600.0)
+
+    def left(self, path: Path, now: Moment) -> float:
+        store = SqliteTokens(path, clock=lambda: now)
+        found = store.load("family")
+        store.close()
+        assert found is not None and found.expires_at is not None
+        return found.expires_at - now.wall
+
+    @pytest.mark.parametrize(
+        ("now", "left"),
+        [
+            (Moment("one", 100.0, 10_000.0), 600.0),
+            (Moment("one", 160.0, 10_060.0), 540.0),
+            (Moment("one", 160.0, 10_060.0 - 7200), 540.0),
+            (Moment("one", 160.0, 10_060.0 + 7200), 540.0),
+            (Moment("two", 5.0, 10_060.0), 540.0),
+            (Moment("two", 5.0, 10_000.0 - 7200), 600.0),
+            (Moment("", 10_060.0, 10_060.0), 540.0),
+        ],
+        ids=[
+            "at once",
+            "later",
+            "wall clock set back",
+            "wall clock set ahead",
+            "another run",
+            "another run, set back",
+            "a machine that does not tell",
+        ],
+    )
+    def test_what_is_left_of_a_token(self, path: Path, now: Moment, left: float) -> None:
+        store = SqliteTokens(path, clock=lambda: Moment("one", 100.0, 10_000.0))
+        store.save("family", self.LATER)
+        store.close()
+        assert self.left(path, now) == left
+
+    def test_a_run_that_goes_on_beside_another_has_its_own(self, path: Path) -> None:
+        store = SqliteTokens(path, clock=lambda: Moment("one", 100.0, 10_000.0))
+        store.save("family", self.LATER)
+        assert self.left(path, Moment("two", 5.0, 10_060.0)) == 540.0
+        store.save("family", self.LATER)
+        store.close()
+        assert self.left(path, Moment("two", 10.0, 10_065.0)) == 535.0
+        assert self.left(path, Moment("one", 165.0, 10_065.0)) == 535.0
+
+    def test_the_real_one_is_that_of_all_processes(self) -> None:
+        one, other = moment(), moment()
+        assert one.run == other.run and one.up <= other.up
 
 
 def test_another_process_sees_what_was_saved_and_a_kill_takes_nothing_away(path: Path) -> None:
@@ -96,7 +257,7 @@ def test_another_process_sees_what_was_saved_and_a_kill_takes_nothing_away(path:
         from account_pool.store.sqlite import SqliteTokens
         from account_pool.store.tokens import Tokens
         store = SqliteTokens(Path({str(path)!r}))
-        store.claim("family", "gone", clock=lambda: 0, lasts_s=25)
+        store.claim("family", "gone", token=Secret("rt-0"), is_over=True)
         store.save("family", Tokens(access=Secret("at-1"), refresh=Secret("rt-1")))
         os.kill(os.getpid(), signal.SIGKILL)
     """
@@ -205,7 +366,7 @@ class TestWhatIsWrong:
     def test_it_may_only_be_read(self, opened: SqliteTokens) -> None:
         opened._database._connection.execute("PRAGMA query_only = ON")
         with pytest.raises(StoreError, match="cannot be written; make it and its directory"):
-            opened.claim("family", "a", clock=lambda: 0, lasts_s=25)
+            claim(opened, "family", "a")
 
     def test_its_directory_is_a_file(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()

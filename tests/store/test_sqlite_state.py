@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from account_pool.core.account import AccountKey
+from account_pool.core.claims import Claim, Taken
 from account_pool.core.cooldown import Cause, Cooldown
 from account_pool.core.credential import Secret
 from account_pool.core.headroom import Window
 from account_pool.core.outcome import OutcomeClass, Scope
 from account_pool.core.saved import SavedAccount, SavedDisabling
-from account_pool.store import database, schema
+from account_pool.store import schema
+from account_pool.store.clock import Moment
 from account_pool.store.errors import StoreError
 from account_pool.store.memory import MemoryState
 from account_pool.store.sqlite import SqliteTokens
@@ -163,15 +166,21 @@ def test_a_book_with_no_account_is_damage(path: Path, two) -> None:
         one.read_book("pins")
 
 
-def test_a_file_that_held_only_tokens_keeps_them(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def older(path: Path, steps: int, statement: str, *values: object) -> None:
+    """Make a file as a version with so many *steps* did, with something in it."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE schema (version INTEGER NOT NULL)")
+        connection.execute("INSERT INTO schema VALUES (?)", (steps,))
+        for step in schema.MIGRATIONS[:steps]:
+            for each in step:
+                connection.execute(each)
+        connection.execute(statement, values)
+        connection.commit()
+
+
+def test_a_file_that_held_only_tokens_keeps_them(path: Path) -> None:
     tokens = Tokens(access=None, refresh=Secret("rt-1"))
-    with monkeypatch.context() as before:
-        before.setattr(database, "MIGRATIONS", schema.MIGRATIONS[:1])
-        older = SqliteTokens(path)
-        older.save("family", tokens)
-        older.close()
+    older(path, 1, "INSERT INTO tokens VALUES ('family', NULL, 'rt-1', NULL, NULL, '{}')")
     store = SqliteState(path)
     assert keep(store, FULL) == [FULL]
     store.close()
@@ -180,19 +189,34 @@ def test_a_file_that_held_only_tokens_keeps_them(
     again.close()
 
 
-def test_a_file_that_knew_one_share_of_each_account_keeps_the_rest(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as before:
-        before.setattr(database, "MIGRATIONS", schema.MIGRATIONS[:3])
-        SqliteState(path).close()
-    with sqlite3.connect(path) as older:
-        older.execute(
-            "INSERT INTO accounts (account, first_seen, last_seen, served, owner, headroom, write) "
-            "VALUES (?, 1, 2, 3, ?, 0.25, 4)",
-            (str(WORK), '"org-1"'),
+def test_a_file_whose_claims_had_no_number_keeps_its_logins(path: Path) -> None:
+    """An older proxy may have died with its claim: it ends by itself."""
+    at = Moment("one", 50.0, WALL)
+    older(path, 4, "INSERT INTO claims VALUES ('family', 'host:1:uuid', ?)", WALL + 25)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(
+            "INSERT INTO tokens VALUES ('family', 'at', 'rt', ?, NULL, '{}')", (WALL,)
         )
-    older.close()
+        connection.commit()
+    store = SqliteTokens(path, clock=lambda: at)
+    kept = Tokens(access=Secret("at"), refresh=Secret("rt"), expires_at=WALL)
+    assert store.load("family") == kept
+    found = store.claim("family", "me", token=kept.refresh, is_over=True)
+    assert found == Taken(25.0, False)
+    at = Moment("one", 75.0, WALL + 25)
+    assert isinstance(store.claim("family", "me", token=kept.refresh, is_over=True), Claim)
+    store.close()
+
+
+def test_a_file_that_knew_one_share_of_each_account_keeps_the_rest(path: Path) -> None:
+    older(
+        path,
+        3,
+        "INSERT INTO accounts (account, first_seen, last_seen, served, owner, headroom, write) "
+        "VALUES (?, 1, 2, 3, ?, 0.25, 4)",
+        str(WORK),
+        '"org-1"',
+    )
     store = SqliteState(path)
     assert keep(store, UNKNOWN) == [replace(UNKNOWN, served=3, owner="org-1")]
     store.close()

@@ -185,11 +185,16 @@ class Attempts:
         self.history[-1].outcome = Outcome(cls=OutcomeClass.TRANSPORT, signal=signal)
         return self._enter(self._reconnect(lease, how, now, reason), now)
 
-    def refreshed(self, changed: bool, now: float) -> Step:
-        """The credential of the running lease was renewed, or not."""
+    def refreshed(self, changed: bool | None, now: float) -> Step:
+        """The credential of the running lease was renewed, or not; None: that goes on."""
         lease = self._held(Phase.REFRESHING)
         refusal = self.history[-1].outcome
         assert refusal is not None
+        if changed is None and self._lacks_credential(lease):
+            # It is nobody's fault, and not waited for: others serve, or it is held.
+            self._return(None, now)
+            can_go = refusal.replayable and self.replayable
+            return self._enter(self._choose(now) if can_go else self._refuse(now), now)
         if not changed:
             return self._enter(self._account_refused(lease, refusal, now), now)
         self.pool.note_renewed(lease.key, now=now)
@@ -537,6 +542,11 @@ class Attempts:
         if not (outcome.replayable and self.replayable):
             return self._refuse(now)
         return self._choose(now)
+
+    def _lacks_credential(self, lease: Lease) -> bool:
+        with suppress(UnknownAccount):
+            return self.facts.kind not in self.pool.get(lease.key).credentials
+        return True
 
     def _model_missing(self, lease: Lease, outcome: Outcome, now: float) -> Step:
         """Ask the others for the model; it is off for this account once one of them serves it.

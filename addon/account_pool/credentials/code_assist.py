@@ -122,7 +122,7 @@ def _refusal(
     text = f"the request for its project was answered with {answer.status}{described}"
     # 401 included: the token is renewed by then, or its account says why not.
     if answer.status in (401, 408, 425, 429) or answer.status >= 500:
-        return ExchangeFailed(text, retry_after(answer.headers, wall_now))
+        return ExchangeFailed(text, retry_after(answer.headers, wall_now, answer.status))
     return ExchangeRefused(f"{text}; {_HOW}", answer.status)
 
 

@@ -28,6 +28,8 @@ USUAL_REFRESH_IN_S = 1500.0
 LONGEST_LIFE_S = 86400.0
 #: Refresh so long before the named time, and never sooner than the second value.
 REFRESH_EARLY_S, SHORTEST_REFRESH_S = 60.0, 30.0
+#: How long to wait after a 429 that does not say, in seconds.
+LIMITED_S = 30.0
 #: A wait we were asked for is believed up to here: a token cannot do without for longer.
 LONGEST_RETRY_AFTER_S = 3600.0
 MAX_MESSAGE_CHARS = 300
@@ -48,11 +50,15 @@ class ExchangeFailed(Exception):
 
     Attributes:
         retry_after_s: seconds GitHub asked to wait; None if it named none.
+        is_wait: nothing was tried: that is exactly how long to wait.
     """
 
-    def __init__(self, text: str, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, text: str, retry_after_s: float | None = None, *, is_wait: bool = False
+    ) -> None:
         super().__init__(text)
         self.retry_after_s = retry_after_s
+        self.is_wait = is_wait
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +113,7 @@ def read_refusal(
     described = f": {message}" if message else ""
     if notification:
         described += f" ({notification})"
-    retry_after_s = retry_after(headers, wall_now)
+    retry_after_s = retry_after(headers, wall_now, status)
     if status == 404:
         return ExchangeRefused(
             "404: this token cannot be exchanged: it is a PAT or of another app; "
@@ -187,11 +193,12 @@ def one_line(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def retry_after(headers: Mapping[str, str], wall_now: float) -> float | None:
+def retry_after(headers: Mapping[str, str], wall_now: float, status: int) -> float | None:
     """Return the seconds to wait that the answer names, None if there are none.
 
     Retry-After (RFC 9110, section 10.2.3) first, then GitHub's own
-    `x-ratelimit-reset`, seconds since the epoch, when nothing remains.
+    `x-ratelimit-reset`, seconds since the epoch, when nothing remains. A 429 is to be
+    waited after whatever it names.
     """
     value = headers.get("retry-after", "").strip()
     wait_s: float | None = None
@@ -205,4 +212,6 @@ def retry_after(headers: Mapping[str, str], wall_now: float) -> float | None:
     elif headers.get("x-ratelimit-remaining") == "0":
         reset = headers.get("x-ratelimit-reset", "")
         wait_s = float(reset) - wall_now if reset.isascii() and reset.isdigit() else None
-    return None if wait_s is None else min(max(wait_s, 0.0), LONGEST_RETRY_AFTER_S)
+    if wait_s is None:
+        return LIMITED_S if status == 429 else None
+    return min(max(wait_s, 0.0), LONGEST_RETRY_AFTER_S)

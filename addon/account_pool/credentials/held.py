@@ -22,6 +22,7 @@ from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.exchange_answer import ExchangeFailed, ExchangeRefused
 from account_pool.credentials.files import FileSource
 from account_pool.credentials.instants import doubt
+from account_pool.credentials.login import UnderWay
 from account_pool.credentials.ways import FILE_LOOK_S, Got, Ways, way_of
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Held:
         unreadable: the source had no usable credential when it was read last.
         looked_at: when the source was read last, seconds since the epoch.
         takes_time: the source could not be read at once, the last time.
+        under_way: a renewal goes on, and nobody waits for it.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Held:
         self.unreadable = False
         self.looked_at = -math.inf
         self.takes_time = False
+        self.under_way = False
         self._publish = publish
         self._way = way_of(entry, ways, wall_clock, chance())
         self._wall_clock = wall_clock
@@ -78,6 +81,7 @@ class Held:
         #: by kind: what was read before its end, which is believed therefore
         self._timed: dict[str, Secret] = {}
         self._failures = 0
+        self._said_slow = False
         self._closed = False
 
     def close(self) -> None:
@@ -108,14 +112,19 @@ class Held:
         """
         self.looked_at = self._wall_clock()
         try:
-            return self._accept(await self._way.renew())
+            got = await self._way.renew()
+            self.under_way = self._said_slow = False
+            return self._accept(got)
+        except UnderWay as error:
+            return self._goes_on(error)
         except CredentialError as error:
             return self._source_failed(error)
         except ExchangeRefused as error:
+            self.under_way = False
             self._drop(str(error))
             return REFUSED_WAIT_S
         except ExchangeFailed as error:
-            return self._keep_old(str(error), error.retry_after_s)
+            return self._keep_old(str(error), error.retry_after_s, is_wait=error.is_wait)
         # A mistake of ours must not end the account's loop for good, and its text may
         # quote anything.
         except Exception as error:
@@ -195,14 +204,29 @@ class Held:
         return FILE_LOOK_S if isinstance(self.entry.source, FileSource) else wait_s
 
     def _keep_old(
-        self, problem: str, retry_after_s: float | None, *, source: bool = False
+        self,
+        problem: str,
+        retry_after_s: float | None,
+        *,
+        source: bool = False,
+        is_wait: bool = False,
     ) -> float:
         """Note a failure that may pass; return the seconds until the next try."""
-        self._failures += 1
-        wait_s = backoff_s(self._failures + SOURCE_FIRST_FAILURES * source, self._chance())
+        self._failures += not is_wait
+        self.under_way = self._said_slow = False
+        wait_s = backoff_s(max(self._failures, 1) + SOURCE_FIRST_FAILURES * source, self._chance())
         self._change(self._way.meanwhile(self.credentials), problem)
         self.drop_expired()
-        return max(wait_s, retry_after_s or 0.0)
+        return (retry_after_s or 0.0) if is_wait else max(wait_s, retry_after_s or 0.0)
+
+    def _goes_on(self, error: UnderWay) -> float:
+        """Use what is still good while the renewal goes on; without it requests are held."""
+        if error.aloud and not self._said_slow:
+            logger.warning("%s: %s", self.key, error)
+            self._said_slow = True
+        self.under_way = True
+        self._change({} if error.is_refused else self._way.meanwhile(self.credentials), None)
+        return error.again_in_s
 
     def _drop(self, problem: str) -> None:
         self.for_clients = {}

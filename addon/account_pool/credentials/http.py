@@ -23,9 +23,20 @@ if TYPE_CHECKING:
 
 MAX_ANSWER_BYTES = 256 * 1024
 
+#: What the library tells when the first byte of a request is about to leave.
+_LEAVES = ".send_request_headers.started"
+
 
 class HttpFailed(Exception):
-    """There was no answer, or too much of one; the text says why, for the account's owner."""
+    """There was no answer, or too much of one; the text says why, for the account's owner.
+
+    Attributes:
+        sent: the request has left, or some of it: it may have been done.
+    """
+
+    def __init__(self, text: str, *, sent: bool = False) -> None:
+        super().__init__(text)
+        self.sent = sent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,30 +81,57 @@ class Http:
         headers: Mapping[str, str],
         content: bytes | None = None,
         timeout_s: float,
+        answer_s: float | None = None,
+        sending: Callable[[], object] | None = None,
     ) -> HttpAnswer:
         """Send one request, *timeout_s* seconds from the connection to the end of the body.
+
+        Args:
+            answer_s: seconds for the answer, from the moment at which the request leaves;
+                *timeout_s* is for the time before it then.
+            sending: called at that moment. What it raises is raised, and nothing is sent.
 
         Raises HttpFailed.
         """
         library = await _import_httpx()
+        sent = False
+
+        async def trace(event: str, info: Mapping[str, Any]) -> None:
+            nonlocal sent
+            # The tunnel through an upstream proxy is made by a request, too.
+            asked = info.get("request")
+            if sent or not event.endswith(_LEAVES) or getattr(asked, "method", b"") == b"CONNECT":
+                return
+            if sending is not None:
+                sending()
+            sent = True
+            if answer_s is not None:
+                limit.reschedule(asyncio.get_running_loop().time() + answer_s)
+
+        longest_s = max(timeout_s, answer_s or 0.0)
         try:
             async with (
-                asyncio.timeout(timeout_s),
-                self._client(library, timeout_s) as client,
-                client.stream(method, url, headers=headers, content=content) as response,
+                asyncio.timeout(timeout_s) as limit,
+                self._client(library, longest_s) as client,
+                client.stream(
+                    method, url, headers=headers, content=content, extensions={"trace": trace}
+                ) as response,
             ):
                 body = await _body(response)
                 return HttpAnswer(
                     status=response.status_code, headers=dict(response.headers), body=body
                 )
         except (TimeoutError, library.TimeoutException):
+            within_s = answer_s if sent and answer_s is not None else timeout_s
             raise HttpFailed(
-                f"{urlsplit(url).hostname} did not answer within {timeout_s:g} s"
+                f"{urlsplit(url).hostname} did not answer within {within_s:g} s", sent=sent
             ) from None
         # `from None` and no text of theirs: a protocol error of the library quotes headers.
         except (library.HTTPError, OSError) as error:
             reason = str(error) if isinstance(error, library.ConnectError) else type(error).__name__
-            raise HttpFailed(f"cannot reach {urlsplit(url).hostname} ({reason})") from None
+            raise HttpFailed(
+                f"cannot reach {urlsplit(url).hostname} ({reason})", sent=sent
+            ) from None
 
     def _client(self, library: Any, timeout_s: float) -> httpx.AsyncClient:
         """Make a client for one request: the next is half an hour away."""
@@ -143,5 +181,5 @@ async def _body(response: httpx.Response) -> bytes:
     async for chunk in response.aiter_bytes():
         body += chunk
         if len(body) > MAX_ANSWER_BYTES:
-            raise HttpFailed(f"the answer has more than {MAX_ANSWER_BYTES} bytes")
+            raise HttpFailed(f"the answer has more than {MAX_ANSWER_BYTES} bytes", sent=True)
     return bytes(body)

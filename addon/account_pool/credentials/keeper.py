@@ -123,29 +123,34 @@ class Keeper:
         A refresh that was asked for is still written to the store, by its thread.
         """
         if self._ways.refresher is not None:
-            self._ways.refresher.stopped.set()
+            self._ways.refresher.stop()
         for key in list(self._held):
             self._forget(key)
 
-    async def refresh(self, key: AccountKey, refused: Credential) -> bool:
+    async def refresh(self, key: AccountKey, refused: Credential) -> bool | None:
         """Get another credential after the server refused *refused*.
 
         Returns whether the account now has one that differs, also when somebody else
-        got it while we waited: there is one refresh at a time per account.
+        got it while we waited: there is one refresh at a time per account. None: it takes
+        longer than a request should wait, and goes on.
         """
         held = self._held.get(key)
         if held is None:
             return False
+        if held.under_way:
+            return True if held.has_other_than(refused) else None
         async with held.lock:
             if held.has_other_than(refused):
                 return True
             if self._held.get(key) is not held:
                 return False
+            if held.under_way:
+                return None
             if refused.kind != "copilot":
                 held.refuse(refused.secret)
             wait_s = await held.renew()
             self._restart(held, wait_s)
-            return held.has_other_than(refused)
+            return None if held.under_way else held.has_other_than(refused)
 
     @property
     def is_refreshing(self) -> bool:

@@ -3,7 +3,8 @@
 A refresh token is worth one refresh, so asking is done by one at a time (the claim in the
 store, which other proxies respect), and the answer is in the store before anybody uses it.
 Claim, question and write are one piece of work in a thread: a cancelled task or a
-proxy that shuts down cannot end it between the answer and the write.
+proxy that shuts down cannot end it between the answer and the write. Nobody waits for a
+server that is slow: the work goes on, and its callers are told so.
 
 Whoever is told that a token was used already has lost a race, or was paused for long: the
 winner's tokens are in the store, now or soon. So no login is given up for good; a token
@@ -14,30 +15,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import socket
+import logging
 import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
+from account_pool.core.claims import ANSWER_S, Taken
 from account_pool.core.credential import Secret
-from account_pool.credentials import token_answer
+from account_pool.credentials import token_answer, token_post
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.exchange_answer import ExchangeFailed
-from account_pool.credentials.http import Http, HttpAnswer, HttpFailed
+from account_pool.credentials.http import Http, HttpFailed
 from account_pool.credentials.oauth import OAuthSource
-from account_pool.credentials.token_answer import LoginEnded
+from account_pool.credentials.token_answer import AnswerLost, LoginEnded
+from account_pool.credentials.token_post import Post, post_with
 from account_pool.credentials.vendors import log_in_again
 from account_pool.store.errors import StoreError
+from account_pool.store.process import Process
 from account_pool.store.tokens import Tokens, TokenStore
 
-#: Seconds for one refresh, from the connection to the end of the body.
-REFRESH_TIMEOUT_S = 15.0
-#: How long a claim lasts, in seconds: longer than the question can take, so that the
-#: answer is there before somebody else may ask.
-CLAIM_S = 25.0
+logger = logging.getLogger(__name__)
+
+#: How long whoever wants tokens waits for a refresh, in seconds; then it goes on by itself.
+SLOW_S = 5.0
 #: How often a claim of somebody else is looked at, in seconds.
 CLAIM_LOOK_S = 0.2
 #: A token is refreshed so long before it ends, in seconds, and up to the second value
@@ -46,13 +49,47 @@ EARLY_S, JITTER_S, EARLY_SHARE = 300.0, 60.0, 0.2
 #: A token that is refused so soon after it was got is not the reason, in seconds.
 TOO_FRESH_S = 60.0
 #: How often the store is looked at for the tokens of somebody else, in seconds, when a
-#: login is over here.
+#: login is over here, or was left without an answer.
 LOOK_AGAIN_S = 30.0
 #: Refreshes of different logins at once.
 MAX_AT_ONCE = 8
 
-#: Sends (url, headers, body) and returns the answer. Raises HttpFailed.
-Post = Callable[[str, dict[str, str], bytes], HttpAnswer]
+_SLOW = f"its login is being refreshed, and the server is slow: it may take {ANSWER_S / 60:.0f} min"
+_BY_ANOTHER = "its login is being refreshed by another proxy"
+
+
+class UnderWay(Exception):
+    """A refresh goes on, here or elsewhere, and there are no new tokens yet.
+
+    Attributes:
+        again_in_s: when to ask again, in seconds.
+        aloud: people want to know.
+        is_refused: the provider has not taken the tokens that there are.
+    """
+
+    def __init__(
+        self, text: str, *, again_in_s: float, aloud: bool = False, is_refused: bool = False
+    ) -> None:
+        super().__init__(text)
+        self.again_in_s = again_in_s
+        self.aloud = aloud
+        self.is_refused = is_refused
+
+
+@dataclass(slots=True, eq=False)
+class Family:
+    """What this process knows of a login, and the store may not.
+
+    Attributes:
+        unsaved: got, and not yet written; the refresh token they were got for, and by
+            which claim.
+        spent: refresh tokens that are, and what the server said.
+        lost: why the last answer never came.
+    """
+
+    unsaved: tuple[Tokens, Secret, int] | None = None
+    spent: dict[Secret, str] = field(default_factory=dict)
+    lost: str = "its refresh was not answered"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,32 +100,43 @@ class Refresher:
         store: the newest tokens of all logins.
         post: asks a token endpoint; it blocks.
         wall_clock: seconds since the epoch.
-        sleep: blocks for so many seconds.
         threads: where the work is done.
         stopped: set when the proxy ends: what was asked is answered and written, and
             nothing else is begun.
+        slow_s: see SLOW_S.
+        families: by name; they stay when an account goes and comes back.
     """
 
     store: TokenStore
     post: Post
     wall_clock: Callable[[], float]
-    sleep: Callable[[float], object]
     threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(MAX_AT_ONCE, thread_name_prefix="refresh")
     )
     stopped: threading.Event = field(default_factory=threading.Event)
+    slow_s: float = SLOW_S
+    families: dict[str, Family] = field(default_factory=dict)
 
+    def stop(self) -> None:
+        """Begin nothing any more, and write what could not be written before. Blocks."""
+        self.stopped.set()
+        for name, family in list(self.families.items()):
+            try:
+                self.write(name, family)
+            except StoreError as error:
+                logger.error("a refreshed login is lost: %s", error)
 
-def post_with(http: Http) -> Post:
-    """Return a `Post` that blocks its thread while *http* asks."""
+    def write(self, name: str, family: Family) -> None:
+        """Put what was got into the store, before anybody uses it. Raises StoreError.
 
-    def post(url: str, headers: dict[str, str], content: bytes) -> HttpAnswer:
-        # A loop of its own: that of the proxy must be free to stop meanwhile.
-        return asyncio.run(
-            http.ask("POST", url, headers=headers, content=content, timeout_s=REFRESH_TIMEOUT_S)
-        )
-
-    return post
+        If that took so long that another proxy has refreshed it since, its tokens stand.
+        """
+        unsaved = family.unsaved
+        if unsaved is not None:
+            tokens, spent, fence = unsaved
+            self.store.save(name, tokens, replaces=spent, fence=fence)
+            if family.unsaved is unsaved:
+                family.unsaved = None
 
 
 class Login:
@@ -114,16 +162,13 @@ class Login:
         self._now = refresher.wall_clock
         self._chance = chance
         #: of this object and no other, on this machine and others
-        self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4()}"
+        self._owner = Process.this().owner(str(uuid.uuid4()))
         #: access tokens that the provider did not take
         self._refused: Secret | None = None
-        #: refresh tokens that are spent, and what the server said
-        self._spent: dict[Secret, str] = {}
-        #: got, and not yet written; and the refresh token they were got for
-        self._unsaved: tuple[Tokens, Secret] | None = None
         #: the newest that were seen
         self._seen: Tokens | None = None
-        # A caller that was cancelled leaves its work running.
+        #: what is done in a thread for whoever asks
+        self._work: asyncio.Future[Tokens] | None = None
         self._working = threading.Lock()
 
     def refuse(self, access: Secret) -> None:
@@ -151,11 +196,21 @@ class Login:
     async def tokens(self) -> Tokens:
         """Return tokens whose access token is good, new ones if need be.
 
-        Raises ExchangeFailed (LoginEnded is one) or CredentialError, whose text is for
-        the owner. A caller that is cancelled stops nothing.
+        Raises UnderWay, ExchangeFailed (LoginEnded is one) or CredentialError, whose text is
+        for the owner. A caller that is cancelled, or does not wait, stops nothing.
         """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._refresher.threads, self.tokens_now)
+        work = self._work
+        if work is None:
+            loop = asyncio.get_running_loop()
+            work = self._work = loop.run_in_executor(self._refresher.threads, self.tokens_now)
+            # Looked at, although whoever asked may be gone.
+            work.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.wait({work}, timeout=self._refresher.slow_s)
+        if not work.done():
+            raise UnderWay(_SLOW, again_in_s=0.0, aloud=True, is_refused=self._is_refused())
+        if self._work is work:
+            self._work = None
+        return work.result()
 
     def renew_at(self, tokens: Tokens) -> float | None:
         """Return when *tokens* are to be refreshed, seconds since the epoch; None: never."""
@@ -176,74 +231,78 @@ class Login:
         """As `tokens`, in this thread."""
         try:
             with self._working:
-                return self._tokens_now(self._source.family())
+                name = self._source.family()
+                family = self._refresher.families.setdefault(name, Family())
+                return self._tokens_now(name, family)
         except StoreError as error:
             # The answer, if there was one, is kept and written at the next try.
             raise ExchangeFailed(str(error)) from None
 
-    def _tokens_now(self, family: str) -> Tokens:
-        self._write(family)
-        last_look = self._now() + CLAIM_S + REFRESH_TIMEOUT_S
-        while True:
-            newest = self._newest(family)
-            if self._is_good(newest):
-                return newest
-            self._require_hope(newest)
-            if self._refresher.stopped.is_set():
-                raise ExchangeFailed("the proxy is shutting down")
-            until = self._store.claim(family, self._owner, clock=self._now, lasts_s=CLAIM_S)
-            if until is not None:
-                break
-            if self._now() >= last_look:
-                raise ExchangeFailed("another proxy has been refreshing this login for too long")
-            self._refresher.sleep(CLAIM_LOOK_S)
-        try:
-            return self._claimed(family, until)
-        finally:
-            self._store.release(family, self._owner)
-
-    def _claimed(self, family: str, until: float) -> Tokens:
-        # Somebody may have refreshed it between our look and our claim.
-        newest = self._newest(family)
+    def _tokens_now(self, name: str, family: Family) -> Tokens:
+        self._refresher.write(name, family)
+        newest = self._newest(name)
         if self._is_good(newest):
             return newest
-        self._require_hope(newest)
+        self._require_hope(newest, family)
+        if self._refresher.stopped.is_set():
+            raise ExchangeFailed("the proxy is shutting down")
+        claim = self._store.claim(
+            name, self._owner, token=newest.refresh, is_over=self._is_over(newest)
+        )
+        if isinstance(claim, Taken):
+            raise self._not_now(claim, newest, family)
+        unknown = True
+        try:
+            got = self._claimed(name, family, claim.fence)
+            unknown = False
+            return got
+        except AnswerLost as error:
+            family.lost = str(error)
+            raise self._lost(error, self._newest(name)) from None
+        except ExchangeFailed:
+            unknown = False
+            raise
+        finally:
+            # Else it ends by itself.
+            with contextlib.suppress(StoreError):
+                self._store.release(name, claim.fence, unknown=unknown)
+
+    def _claimed(self, name: str, family: Family, fence: int) -> Tokens:
+        # Somebody may have refreshed it between our look and our claim.
+        newest = self._newest(name)
+        if self._is_good(newest):
+            return newest
+        self._require_hope(newest, family)
         settings = self._source.settings_now()
         headers, content = token_answer.request(settings, newest)
-        if not REFRESH_TIMEOUT_S < until - self._now() <= CLAIM_S:
-            raise ExchangeFailed("this computer was paused during a refresh", 0.0)
+
+        def sending() -> None:
+            if not self._store.sending(name, fence, newest.refresh):
+                raise ExchangeFailed("this computer was paused during a refresh", 0.0)
+
         try:
-            answer = self._refresher.post(settings.token_url, headers, content)
-            self._unsaved = token_answer.read(answer, newest, self._now()), newest.refresh
+            answer = self._refresher.post(settings.token_url, headers, content, sending)
+            family.unsaved = token_answer.read(answer, newest, self._now()), newest.refresh, fence
         except HttpFailed as error:
-            raise ExchangeFailed(f"refreshing its login: {error}") from None
+            failed = AnswerLost if error.sent else ExchangeFailed
+            raise failed(f"refreshing its login: {error}") from None
         except LoginEnded as error:
-            self._spent[newest.refresh] = str(error)
-            following = self._newest(family)
-            self._require_hope(following)
-            return following if self._is_good(following) else self._claimed(family, until)
-        self._write(family)
-        got = self._newest(family)
+            family.spent[newest.refresh] = str(error)
+            following = self._newest(name)
+            self._require_hope(following, family)
+            return following if self._is_good(following) else self._claimed(name, family, fence)
+        self._refresher.write(name, family)
+        got = self._newest(name)
         if got.access is None:
             raise ExchangeFailed("the refresh answered 200 without an access token")
         return got
 
-    def _write(self, family: str) -> None:
-        """Put what was got into the store, before anybody uses it.
-
-        If that took so long that another proxy has refreshed it since, its tokens stand.
-        """
-        if self._unsaved is not None:
-            tokens, spent = self._unsaved
-            self._store.save(family, tokens, replaces=spent)
-            self._unsaved = None
-
-    def _newest(self, family: str) -> Tokens:
+    def _newest(self, name: str) -> Tokens:
         if self._seen is None:
             # What is written serves while the store cannot be read, and the other way round.
             with contextlib.suppress(CredentialError):
                 self._seen = self._dated(self._source.tokens())
-        self._seen = tokens = self._dated(self._store.load(family) or self._source.tokens())
+        self._seen = tokens = self._dated(self._store.load(name) or self._source.tokens())
         return tokens
 
     def _dated(self, tokens: Tokens) -> Tokens:
@@ -258,11 +317,40 @@ class Login:
         renew_at = self.renew_at(tokens)
         return renew_at is None or self._now() < renew_at
 
-    def _require_hope(self, tokens: Tokens) -> None:
+    def _is_over(self, tokens: Tokens) -> bool:
+        """Say whether the access token is worth nothing any more."""
+        if tokens.access is None or tokens.access == self._refused:
+            return True
+        return tokens.expires_at is not None and tokens.expires_at <= self._now()
+
+    def _is_refused(self) -> bool:
+        seen = self._seen
+        return seen is not None and seen.access is not None and seen.access == self._refused
+
+    def _not_now(self, taken: Taken, tokens: Tokens, family: Family) -> Exception:
+        if taken.left_s == 0.0:
+            return self._lost(ExchangeFailed(family.lost), tokens)
+        return UnderWay(_BY_ANOTHER, again_in_s=CLAIM_LOOK_S, is_refused=self._is_refused())
+
+    def _lost(self, error: ExchangeFailed, tokens: Tokens) -> ExchangeFailed:
+        """Say that the server may have spent the refresh token of *tokens*."""
+        if self._is_over(tokens):
+            return ExchangeFailed(str(error), error.retry_after_s)
+        ends, wait_s = "is refused", LOOK_AGAIN_S
+        if tokens.expires_at is not None:
+            ends = f"ends ({datetime.fromtimestamp(tokens.expires_at, UTC):%Y-%m-%d %H:%M:%S} UTC)"
+            wait_s = min(wait_s, tokens.expires_at - self._now())
+        return ExchangeFailed(
+            f"{error}; it may have been done, so it is tried again when the access token {ends}",
+            max(wait_s, error.retry_after_s or 0.0),
+            is_wait=True,
+        )
+
+    def _require_hope(self, tokens: Tokens, family: Family) -> None:
         """Never send a spent token again. Raises LoginEnded."""
-        if tokens.refresh in self._spent:
+        if tokens.refresh in family.spent:
             raise LoginEnded(
-                f"its login is no longer valid: {self._spent[tokens.refresh]}; "
+                f"its login is no longer valid: {family.spent[tokens.refresh]}; "
                 f"{log_in_again(self._source.key.provider)}",
                 LOOK_AGAIN_S,
             )
@@ -273,8 +361,8 @@ def make_refresher(store: TokenStore, http: Http, wall_clock: Callable[[], float
     stopped = threading.Event()
     return Refresher(
         store=store,
-        post=post_with(http),
+        post=post_with(http, stopped, stop_s=token_post.STOP_S),
         wall_clock=wall_clock,
-        sleep=stopped.wait,
         stopped=stopped,
+        slow_s=SLOW_S,
     )

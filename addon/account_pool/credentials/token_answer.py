@@ -66,6 +66,10 @@ class LoginEnded(ExchangeFailed):
     """The login is over, unless somebody else has newer tokens of it."""
 
 
+class AnswerLost(ExchangeFailed):
+    """What came back says nothing of the refresh token: it may be spent."""
+
+
 def request(settings: OAuthSettings, tokens: Tokens) -> tuple[dict[str, str], bytes]:
     """Return the headers and the body that ask for the next tokens."""
     fields = {
@@ -91,7 +95,7 @@ def read(answer: HttpAnswer, asked_with: Tokens, wall_now: float) -> Tokens:
     """Return the tokens that follow *asked_with*.
 
     A server that names no new refresh token goes on with the old one. Raises ExchangeFailed,
-    or LoginEnded, which is one.
+    or LoginEnded or AnswerLost, which are some.
     """
     payload = answer.json()
     if answer.status != 200:
@@ -103,9 +107,9 @@ def read(answer: HttpAnswer, asked_with: Tokens, wall_now: float) -> Tokens:
         following = usable(refresh, "it") if isinstance(refresh, str) else asked_with.refresh
         secret = usable(access, "it") if isinstance(access, str) else None
     except CredentialError:
-        raise ExchangeFailed("the refresh answered 200 with an unusable token") from None
+        raise AnswerLost("the refresh answered 200 with an unusable token") from None
     if secret is None and following == asked_with.refresh:
-        raise ExchangeFailed("the refresh answered 200 without an access token")
+        raise AnswerLost("the refresh answered 200 without an access token")
     return Tokens(
         access=secret,
         refresh=following,
@@ -127,7 +131,10 @@ def read_refusal(answer: HttpAnswer, asked_with: Tokens, wall_now: float) -> Exc
             f"{described}; correct client_id, client_secret, scope and style of its oauth",
             SETTINGS_WAIT_S,
         )
-    return ExchangeFailed(described, retry_after(answer.headers, wall_now))
+    wait_s = retry_after(answer.headers, wall_now, answer.status)
+    # A gateway may have lost the answer of a server that did it.
+    lost = answer.status >= 500 or 200 <= answer.status < 300
+    return (AnswerLost if lost else ExchangeFailed)(described, wait_s)
 
 
 def _expiry(expires_in: Any, wall_now: float) -> float | None:

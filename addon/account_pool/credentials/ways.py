@@ -103,7 +103,10 @@ class Way(Protocol):
         ...
 
     async def renew(self) -> Got:
-        """Return what can be had. Raises CredentialError, ExchangeRefused, ExchangeFailed."""
+        """Return what can be had.
+
+        Raises CredentialError, ExchangeRefused, ExchangeFailed, or UnderWay (login.py).
+        """
         ...
 
     def refuse(self, secret: Secret) -> None:

@@ -23,7 +23,7 @@ class Turn:
     Attributes:
         step: a wait, a refresh, the name of a provider whose local answer is wanted, or a
             request to the proxy itself.
-        refreshed: set by the addon: the credential has changed.
+        refreshed: set by the addon: the credential has changed; None: its renewal goes on.
         answer: set by the addon: the local answer.
         reply: set by the addon: the answer to a request to the proxy itself.
         taken: set by the addon that does it.
@@ -32,7 +32,7 @@ class Turn:
     """
 
     step: Wait | Refresh | str | Visit
-    refreshed: bool = False
+    refreshed: bool | None = False
     answer: LocalAnswer | None = None
     reply: Reply | None = None
     taken: bool = False

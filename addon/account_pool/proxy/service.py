@@ -134,7 +134,8 @@ class Service:
         usages: what each account has served.
         measured: how long it took, and what became of requests.
         providers: by name, those of the user included.
-        refresh: renews the credential of an account after a 401; says if it changed.
+        refresh: renews the credential of an account after a 401; says if it changed, None: that
+            goes on.
         local: answers a client's own token exchange, by provider name.
         seen: told the headers of each request, by provider name (editor versions).
         passed: hosts of APIs that cannot be pooled, of which the log has said why.
@@ -154,7 +155,7 @@ class Service:
         pool: Pool,
         settings: Settings,
         providers: Mapping[str, Provider],
-        refresh: Callable[[AccountKey, Credential], Awaitable[bool]] | None = None,
+        refresh: Callable[[AccountKey, Credential], Awaitable[bool | None]] | None = None,
     ) -> None:
         self.now = time.monotonic
         self.wall_now = time.time
@@ -450,7 +451,7 @@ class Service:
         for woken in self._held:
             woken.set()
 
-    async def _refreshed(self, lease: Lease) -> bool:
+    async def _refreshed(self, lease: Lease) -> bool | None:
         if self.refresh is None:
             return False
         # Shielded: the renewal serves every request that waits for it, not this one only.
@@ -459,7 +460,7 @@ class Service:
             return await asyncio.wait_for(renewal, REFRESH_TIMEOUT_S)
         except TimeoutError:
             logger.warning(f"{lease.key}: renewing its credential takes too long")
-            return False
+            return None
 
     def check_clock(self, provider: Provider, response: http.Response) -> None:
         """Say once that this machine's clock is minutes away from the providers'."""

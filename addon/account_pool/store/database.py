@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from account_pool.store.clock import Clock, moment, note, set_up
 from account_pool.store.errors import DamagedError, MovedError, StoreError
 from account_pool.store.schema import MIGRATIONS
 
@@ -49,7 +50,12 @@ class Database:
     """
 
     def __init__(
-        self, path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S, synchronous: str = "FULL"
+        self,
+        path: Path,
+        *,
+        busy_timeout_s: float = BUSY_TIMEOUT_S,
+        synchronous: str = "FULL",
+        clock: Clock | None = None,
     ) -> None:
         """Open *path*, and make it if it is not there. Raises StoreError.
 
@@ -57,8 +63,12 @@ class Database:
             busy_timeout_s: how long a write waits for another process.
             synchronous: "FULL": a write has reached the disk when it returns; "NORMAL":
                 it has left the process, so that only the machine can lose it.
+            clock: says how late it is; for tests.
         """
         self.path = path
+        self._moment = clock or moment
+        #: what the store's clock is ahead of this process's
+        self._ahead = 0.0
         self._busy_timeout_s = busy_timeout_s
         self._synchronous = synchronous
         self._lock = threading.Lock()
@@ -113,6 +123,19 @@ class Database:
                     connection.execute("ROLLBACK")
                 raise
 
+    def now(self) -> float:
+        """Return how late it is by the store's clock, seconds."""
+        return self._moment().up + self._ahead
+
+    def ahead_of_wall(self) -> float:
+        """Return what the store's clock is ahead of our wall clock, seconds."""
+        now = self._moment()
+        return round(now.up + self._ahead - now.wall, 3)
+
+    def note_time(self, connection: sqlite3.Connection) -> None:
+        """Let the store's clock go on from here after the machine was started anew."""
+        note(connection, self._moment(), self._ahead)
+
     def check_place(self) -> None:
         """Raise MovedError when the file is not where it was opened: nobody would find it."""
         if number_of(self.path) != self._number:
@@ -132,6 +155,9 @@ class Database:
             _use_wal(connection)
             connection.execute(f"PRAGMA synchronous = {self._synchronous}")
             _migrate(connection, self.path)
+            connection.execute("BEGIN IMMEDIATE")
+            self._ahead = set_up(connection, self._moment())
+            connection.execute("COMMIT")
         except BaseException as error:
             if connection is not None:
                 connection.close()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 
+from account_pool.core import claims
 from account_pool.core.account import AccountKey
+from account_pool.core.claims import Claim, Taken
 from account_pool.core.counts import Counted, add_to
 from account_pool.core.credential import Secret
 from account_pool.core.saved import Saved, SavedAccount, merge, of_another
@@ -16,42 +19,61 @@ from account_pool.store.tokens import Tokens
 class MemoryTokens:
     """A `TokenStore` in memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
-        self._tokens: dict[str, Tokens] = {}
-        self._claims: dict[str, tuple[str, float]] = {}
+        self._tokens: dict[str, tuple[Tokens, int]] = {}
+        self._claims: dict[str, Claim] = {}
 
     def load(self, family: str) -> Tokens | None:
         with self._lock:
-            return self._tokens.get(family)
+            found = self._tokens.get(family)
+            return None if found is None else found[0]
 
-    def save(self, family: str, tokens: Tokens, *, replaces: Secret | None = None) -> bool:
+    def save(
+        self, family: str, tokens: Tokens, *, replaces: Secret | None = None, fence: int = 0
+    ) -> bool:
         with self._lock:
-            known = self._tokens.get(family)
-            if replaces is not None and known is not None and known.refresh != replaces:
-                return False
-            self._tokens[family] = tokens
+            if replaces is not None and family in self._tokens:
+                stored, stored_fence = self._tokens[family]
+                same = stored.refresh == replaces
+                if not claims.may_save(stored_fence, fence, is_same_token=same):
+                    return False
+            self._tokens[family] = tokens, fence
+            self._claims[family] = claims.answered(self._found(family), fence)
             return True
 
-    def claim(
-        self, family: str, owner: str, *, clock: Callable[[], float], lasts_s: float
-    ) -> float | None:
+    def claim(self, family: str, owner: str, *, token: Secret, is_over: bool) -> Claim | Taken:
         with self._lock:
-            now = clock()
-            holder, until = self._claims.get(family, (owner, now))
-            # One that ends later than any could was made before the clock was set back.
-            if holder != owner and now < until <= now + lasts_s:
-                return None
-            self._claims[family] = (owner, now + lasts_s)
-            return now + lasts_s
+            asked = claims.ask(
+                self._found(family),
+                owner,
+                token=token.digest(),
+                now=self._clock(),
+                is_gone=False,  # with its process the store is gone, too
+                is_over=is_over,
+            )
+            if isinstance(asked, Claim):
+                self._claims[family] = asked
+            return asked
 
-    def release(self, family: str, owner: str) -> None:
+    def sending(self, family: str, fence: int, token: Secret) -> bool:
         with self._lock:
-            if self._claims.get(family, ("", 0.0))[0] == owner:
-                del self._claims[family]
+            found = self._found(family)
+            sent = claims.send(found, fence, token=token.digest(), now=self._clock())
+            if sent is not None:
+                self._claims[family] = sent
+            return sent is not None
+
+    def release(self, family: str, fence: int, *, unknown: bool = False) -> None:
+        with self._lock:
+            self._claims[family] = claims.release(self._found(family), fence, unknown=unknown)
 
     def close(self) -> None:
         """Nothing is open."""
+
+    def _found(self, family: str) -> Claim:
+        return self._claims.get(family, Claim())
 
 
 class MemoryState:

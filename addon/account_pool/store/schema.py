@@ -116,4 +116,19 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE accounts_with_windows RENAME TO accounts",
         "CREATE INDEX accounts_by_write ON accounts (write)",
     ),
+    (
+        # What the store's clock is ahead of the time that a run of a machine has lasted, and
+        # how late it was when that was noted last (`clock.py`).
+        """CREATE TABLE clock (
+            run TEXT PRIMARY KEY,
+            ahead REAL NOT NULL,
+            at REAL NOT NULL,
+            wall REAL NOT NULL
+        )""",
+        # By which claim tokens were stored; the number of the last claim, and the digest of
+        # the refresh token that was sent and not answered (core/claims.py).
+        "ALTER TABLE tokens ADD COLUMN fence INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE claims ADD COLUMN fence INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE claims ADD COLUMN sent TEXT NOT NULL DEFAULT ''",
+    ),
 )

@@ -6,10 +6,11 @@ new ones, and the old refresh token is then worth nothing. So the newest are the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from account_pool.core.claims import Claim, Taken
 from account_pool.core.credential import Secret
 
 
@@ -35,35 +36,39 @@ class Tokens:
 class TokenStore(Protocol):
     """Keeps the newest tokens of each family, for all proxies that share the store.
 
-    Its methods block and may be called from any thread. All raise StoreError.
+    Its methods block and may be called from any thread. All raise StoreError. Who may
+    refresh is decided in `core/claims.py`, by the store's own clock and in one step that
+    nobody gets between.
     """
 
     def load(self, family: str) -> Tokens | None:
         """Return the newest tokens of *family*, None if it was never refreshed."""
         ...
 
-    def save(self, family: str, tokens: Tokens, *, replaces: Secret | None = None) -> bool:
+    def claim(self, family: str, owner: str, *, token: Secret, is_over: bool) -> Claim | Taken:
+        """Let *owner* (`Process.owner`) alone refresh *family* with *token*, or say who does.
+
+        *is_over*: the access token is worth nothing any more. The claim of a process that is
+        known to be dead has ended.
+        """
+        ...
+
+    def sending(self, family: str, fence: int, token: Secret) -> bool:
+        """Note that *token* leaves now; False: it must not, the claim has ended."""
+        ...
+
+    def save(
+        self, family: str, tokens: Tokens, *, replaces: Secret | None = None, fence: int = 0
+    ) -> bool:
         """Keep *tokens* as the newest. They survive whatever happens after the return.
 
-        *replaces* is the refresh token they were got for. False, and nothing is done, when
-        the store has the tokens of another refresh by now: a compare-and-swap, for one
-        whose claim ended before he could write.
+        *replaces* is the refresh token they were got for, by the claim *fence*. False, and
+        nothing is done, when the store has the tokens of another refresh by now.
         """
         ...
 
-    def claim(
-        self, family: str, owner: str, *, clock: Callable[[], float], lasts_s: float
-    ) -> float | None:
-        """Let *owner* alone refresh *family*; return until when, None: somebody else may.
-
-        A claim lasts *lasts_s* seconds of *clock*, so that one whose owner died does not
-        hold for ever. The clock is read while nobody else can claim: one who waited for
-        his turn must not come with an old time.
-        """
-        ...
-
-    def release(self, family: str, owner: str) -> None:
-        """End the claim of *owner*, if it has one."""
+    def release(self, family: str, fence: int, *, unknown: bool = False) -> None:
+        """End the claim with this number. *unknown*: its token was sent, and not answered."""
         ...
 
     def close(self) -> None:

@@ -1,0 +1,110 @@
+"""Who may refresh a login now: a state machine over one row that all proxies share.
+
+    free -> claimed -> sent -> answered (free again), or left without an answer
+
+A refresh token is worth one refresh, so one proxy at a time asks. Once a refresh token has
+left, nobody but the server knows whether it is spent until the answer is here. The answer is
+waited for, for minutes; where it never comes, the same token is sent again only when nothing
+is lost by it: when the access token that came with it has ended, too.
+
+Each claim has a number of its own (a fence) that grows. Who writes with a lower one than
+what is stored was overtaken: its claim had ended before it could write.
+
+Times are seconds of the store's clock, which all proxies share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+#: Seconds to come from the claim to the moment at which the request leaves.
+CLAIM_S = 25.0
+#: Seconds for which an answer is waited for, once the request has left.
+ANSWER_S = 300.0
+#: Seconds for which a claim lasts from then on: longer than the answer is waited for.
+SENT_S = ANSWER_S + 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """The row.
+
+    Attributes:
+        fence: the number of the last claim.
+        owner: whose it is; "" when it is over.
+        until: when it ends by itself.
+        sent: digest of the refresh token that was sent and not answered; "" for none.
+    """
+
+    fence: int = 0
+    owner: str = ""
+    until: float = 0.0
+    sent: str = ""
+
+
+class Taken(NamedTuple):
+    """No claim: somebody else refreshes, or the token was sent before.
+
+    Attributes:
+        left_s: seconds until the claim of somebody else ends by itself; 0: there is none,
+            the token was sent and never answered.
+        sent: the request of whoever claimed it has left.
+    """
+
+    left_s: float
+    sent: bool
+
+
+def ask(
+    found: Claim, owner: str, *, token: str, now: float, is_gone: bool, is_over: bool
+) -> Claim | Taken:
+    """Return the claim of *owner*, or why it gets none.
+
+    Args:
+        token: digest of the refresh token that is to be sent.
+        is_gone: the process of whoever has the claim is known to be dead.
+        is_over: the access token that came with *token* is worth nothing any more.
+    """
+    # One that ends later than any could was made before a clock was set back.
+    lasts = now < found.until <= now + SENT_S
+    if found.owner and found.owner != owner and lasts and not is_gone:
+        return Taken(found.until - now, found.sent != "")
+    if found.sent == token and not is_over:
+        return Taken(0.0, True)
+    return Claim(fence=found.fence + 1, owner=owner, until=now + CLAIM_S, sent=found.sent)
+
+
+def send(found: Claim, fence: int, *, token: str, now: float) -> Claim | None:
+    """Return the claim for a request that leaves now; None: it must not, the claim has ended."""
+    if found.fence != fence or not found.owner or now >= found.until:
+        return None
+    return replace(found, until=now + SENT_S, sent=token)
+
+
+def answered(found: Claim, fence: int) -> Claim:
+    """The tokens of the answer are stored: nothing is under way by this claim."""
+    return found if found.fence != fence else replace(found, sent="")
+
+
+def release(found: Claim, fence: int, *, unknown: bool) -> Claim:
+    """End the claim with this number, if it is still the one.
+
+    *unknown*: nobody knows what became of the token that was sent.
+    """
+    if found.fence != fence:
+        return found
+    return Claim(fence=fence, sent=found.sent if unknown else "")
+
+
+def may_save(stored_fence: int, fence: int, *, is_same_token: bool) -> bool:
+    """Say whether the tokens of an answer may replace those that are stored.
+
+    Args:
+        stored_fence: by which claim those were stored.
+        is_same_token: the stored refresh token is the one that was exchanged.
+
+    A claim that ended is no reason to drop an answer: if nobody has stored a later one,
+    its refresh token is the only one that is worth something.
+    """
+    return is_same_token and stored_fence <= fence
