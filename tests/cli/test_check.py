@@ -73,6 +73,45 @@ def test_an_option_in_mitmproxys_configuration_counts(tmp_path, here, capsys):
     assert f"file OK: {own_file()}" in capsys.readouterr().out
 
 
+ADDED = "accounts:\n  - {provider: anthropic, label: late, token: sk-ant-fake-000}\n"
+
+
+@pytest.mark.parametrize("how", ["usual", "accounts.yaml", "config.yaml"])
+def test_accounts_that_were_added_while_a_proxy_ran_count(tmp_path, capsys, how):
+    """They are beside the state database, where accounts.yaml could not hold them."""
+    state = tmp_path / "elsewhere.sqlite"
+    text = ONE + f"pool: {{state: {state}}}\n" if how == "accounts.yaml" else ONE
+    write(own_file(), text)
+    if how == "usual":
+        state = tmp_path / ".mitmproxy" / "account-pool.sqlite"
+    elif how == "config.yaml":
+        write(tmp_path / ".mitmproxy" / "config.yaml", f"pool_state: {state}\n")
+    added = write(state.with_name(f"{state.name}.accounts.yaml"), ADDED)
+    assert run(["check"]) == 0
+    out, _err = capsys.readouterr()
+    assert "anthropic/late" in out
+    assert out.endswith(f"2 accounts, file OK: {own_file()}, and ~/{added.relative_to(tmp_path)}\n")
+    assert run(["list"]) == 0
+    assert "anthropic/late" in capsys.readouterr().out
+
+
+def test_added_accounts_alone_are_enough_and_a_mistake_in_them_is_told(tmp_path, capsys):
+    added = tmp_path / ".mitmproxy" / "account-pool.sqlite.accounts.yaml"
+    write(added, ADDED)
+    assert run(["check"]) == 0
+    assert "1 account, from the environment" in capsys.readouterr().out
+    write(added, "accounts: 5\n")
+    assert run(["check"]) == 1
+    assert str(added.name) in capsys.readouterr().err
+
+
+def test_what_a_confirmed_file_can_do_is_its_own(tmp_path, here, capsys):
+    write(tmp_path / ".mitmproxy" / "account-pool.sqlite.accounts.yaml", ADDED)
+    write(here / "accounts.yaml")
+    assert run(["check", "--trust"]) == 0
+    assert "anthropic/late" not in capsys.readouterr().out
+
+
 def test_a_file_here_is_named_and_skipped_until_it_was_confirmed(here, capsys):
     local = write(here / "accounts.yaml", ABLE)
     write(own_file())

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from account_pool import config
-from account_pool.cli.places import CONFDIR
+from account_pool.cli.places import CONFDIR, IN_MEMORY, STATE_FILE
 from account_pool.cli.which_file import find, how_to_add, mitmproxy_config, note
 from account_pool.config import Config, ConfigError, Problem, accounts_file, trust
 from account_pool.config.review import review
@@ -41,7 +41,29 @@ def check_accounts(named: Path | None, environ: Mapping[str, str]) -> int:
 
 
 def read_accounts(found: Found, environ: Mapping[str, str]) -> Config:
-    """Return the accounts of *found*, or of the environment. Raises ConfigError."""
+    """Return the accounts of *found*, or of the environment, and those that were added.
+
+    Raises ConfigError.
+    """
+    loaded = _read_main(found, environ)
+    added = added_file(loaded)
+    return loaded if added is None else config.with_added(loaded, added, environ)
+
+
+def added_file(loaded: Config) -> Path | None:
+    """Return the file beside the state database, None where there is none.
+
+    Accounts are there that were added while a proxy ran and *loaded* could not hold.
+    """
+    state = mitmproxy_config().get("pool_state") or loaded.options.get("state")
+    if state == IN_MEMORY:
+        return None
+    database = Path(str(state)) if state else Path(CONFDIR) / STATE_FILE
+    path = accounts_file.beside(database.expanduser())
+    return path if path.exists() else None
+
+
+def _read_main(found: Found, environ: Mapping[str, str]) -> Config:
     if found.path is not None:
         return accounts_file.load_found(found, environ)
     settings = mitmproxy_config()
@@ -64,7 +86,7 @@ def confirm_file(named: Path | None, environ: Mapping[str, str]) -> int:
         remedy = "change to the directory of the file, or name it with --accounts-file"
         raise ConfigError([Problem(where, None, "", "the file does not exist", remedy)])
     loaded = config.load(path, environ)
-    _show(loaded)
+    _show(loaded, added=False)
     for line in _abilities(loaded):
         print(line)
     trust.confirm(path, accounts_file.trust_store())
@@ -93,7 +115,7 @@ def accounts_table(accounts: list[Account]) -> Table:
     return table
 
 
-def _show(loaded: Config) -> None:
+def _show(loaded: Config, *, added: bool = True) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         # Whoever reads a pipe wants whole names, not a layout for 80 columns.
@@ -102,7 +124,9 @@ def _show(loaded: Config) -> None:
     number = len(loaded.accounts)
     noun = "account" if number == 1 else "accounts"
     where = f"file OK: {loaded.path}" if loaded.path else "from the environment; there is no file"
-    console.print(f"\n{number} {noun}, {where}", soft_wrap=True)
+    kept = added_file(loaded) if added else None
+    also = f", and {accounts_file.shown(kept)}" if kept else ""
+    console.print(f"\n{number} {noun}, {where}{also}", soft_wrap=True)
     reviewed = review(loaded, wall_now=time.time())
     warn(*loaded.warnings, *reviewed.notices, *reviewed.unreadable)
 

@@ -26,13 +26,13 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from account_pool.cli import api
-from account_pool.cli.check import read_accounts
+from account_pool.cli.check import added_file, read_accounts
 from account_pool.cli.environment import (
     NO_PROXY_VARIABLES,
     PROXY_VARIABLES,
     without_hosts,
 )
-from account_pool.cli.places import HOST, Places
+from account_pool.cli.places import HOST, STATE_FILE, Places
 from account_pool.cli.which_file import find, how_to_add, mitmproxy_config
 from account_pool.config import Config, ConfigError
 from account_pool.config.accounts_file import command, shown
@@ -43,7 +43,6 @@ from account_pool.version import __version__
 _PACKAGE = "mitmproxy-account-pool"
 #: Days before the end of mitmproxy's certificate that are worth a word.
 _SOON_S = 30 * 86400
-_STATE = "account-pool.sqlite"
 
 
 class Level(StrEnum):
@@ -129,6 +128,8 @@ def _accounts(patient: Patient) -> Iterator[Finding]:
             yield Finding(Level.BAD, "accounts", line)
         return
     where = shown(loaded.path) if loaded.path else "the environment; there is no file"
+    if (added := added_file(loaded)) is not None:
+        where += f", and {shown(added)}"
     number = len(loaded.accounts)
     if not number:
         yield Finding(Level.BAD, "accounts", f"none, of {where}", how_to_add())
@@ -256,7 +257,7 @@ def _state(patient: Patient) -> Iterator[Finding]:
         text = f"{shown(confdir)} cannot be written, and nothing is kept over a restart"
         yield Finding(Level.BAD, "state", text, f"correct its owner and mode (700): {confdir}")
     option: Any = mitmproxy_config(str(confdir)).get("pool_state")
-    path = Path(str(option)).expanduser() if option else confdir / _STATE
+    path = Path(str(option)).expanduser() if option else confdir / STATE_FILE
     if str(option) == "memory:":
         yield Finding(Level.NOTE, "state", "pool_state is memory: nothing is kept over a restart")
         return

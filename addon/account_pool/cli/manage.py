@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from account_pool.cli import api
-from account_pool.cli.check import accounts_table, read_accounts
+from account_pool.cli.check import accounts_table, added_file, read_accounts
 from account_pool.cli.status import STATES
 from account_pool.cli.which_file import find, how_to_add, note
 from account_pool.config.accounts_file import shown
@@ -90,6 +90,8 @@ def _list_file(named: Path | None, environ: Mapping[str, str], *, as_json: bool)
             console.width = 1000
         console.print(accounts_table(accounts))
     where = shown(loaded.path) if loaded.path else "the environment"
+    if (added := added_file(loaded)) is not None:
+        where += f" and {shown(added)}"
     note(f"as in {where}" + ("" if named else "; no proxy is running"))
     return _found(len(accounts))
 

@@ -9,6 +9,10 @@ from pathlib import Path
 #: mitmproxy's directory unless it is told otherwise, and the port it listens on.
 CONFDIR = "~/.mitmproxy"
 DEFAULT_PORT = 8080
+#: The state database, in that directory unless `pool_state` names another.
+STATE_FILE = "account-pool.sqlite"
+#: The value of `pool_state` for none.
+IN_MEMORY = "memory:"
 HOST = "127.0.0.1"
 
 

@@ -25,6 +25,11 @@ OPTION = "pool_accounts"
 COMMAND = "account-pool"
 
 
+def beside(database: Path) -> Path:
+    """Return the file beside the state *database*: accounts that were added (`added.py`)."""
+    return database.with_name(f"{database.name}.accounts.yaml")
+
+
 def find(named: str, by: str, environ: Mapping[str, str]) -> Found:
     """Return the file that serves.
 

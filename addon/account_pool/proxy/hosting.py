@@ -20,6 +20,7 @@ from account_pool.admin.security import Door, Rules
 from account_pool.admin.token import NoToken, admin_token, new_token
 from account_pool.admin.views import Sums
 from account_pool.admin.visit import Visit
+from account_pool.config import accounts_file
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Secret
 from account_pool.providers.base import Provider
@@ -43,7 +44,7 @@ class AddedFile:
         self._folder: Path | None = None
         self.name = "memory" if database is None else "store"
         #: None as long as there is none and need be none
-        self.known = database and database.with_name(f"{database.name}.accounts.yaml")
+        self.known = database and accounts_file.beside(database)
 
     @property
     def path(self) -> Path:
