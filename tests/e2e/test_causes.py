@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from account_pool.demo.certificates import Certificate, make_certificate
 from account_pool.demo.scripts import by_credential, openai
 from tests.e2e import redirect, unresolved
+from tests.e2e import test_copilot as copilot
 from tests.e2e.harness import CLIENT, FIRST, SECOND, TWO, chat
 from tests.e2e.test_admin import direct
 from tests.e2e.test_keepalive import upstream_at
@@ -297,3 +298,40 @@ async def test_a_name_that_is_not_known(pool_proxy, strategy):
         extra_args=["-s", unresolved.__file__],
     )
     await assert_told(proxy, await ask(proxy), "[Errno -2] Name or service not known")
+
+
+# -- our own exchanges of tokens
+
+
+async def test_an_exchange_through_a_proxy_with_any_password(provider, pool_proxy):
+    upstream = await provider(copilot.script(by_credential({copilot.COPILOT["first"]: GOOD})))
+    auth = f"me:{PASSWORD}"
+    async with UpstreamProxy(upstream.port, check=lambda c: c.password == auth) as way:
+        proxy = await pool_proxy(
+            copilot.TWO,
+            provider=upstream,
+            options={
+                "mode": way.mode,
+                "upstream_auth": auth,
+                "pool_editor_version": "vscode/1.110.0",
+                "termlog_verbosity": "debug",
+            },
+        )
+        await proxy.until_printed("copilot/first: .*token")
+        async with proxy.client() as http:
+            url = f"{copilot.HOST}/chat/completions"
+            answer = await http.post(url, headers=copilot.EDITOR, json=copilot.CHAT)
+        assert (answer.status_code, answer.content) == (200, GOOD.body)
+        assert {connect.password for connect in way.connects} == {auth}
+    assert PASSWORD not in proxy.output
+
+
+async def test_an_exchange_whose_password_is_wrong(provider, pool_proxy):
+    upstream = await provider(copilot.script(by_credential({})))
+    async with UpstreamProxy(upstream.port, [NEEDS_PASSWORD]) as way:
+        options = {"mode": way.mode, "upstream_auth": f"me:{PASSWORD}"}
+        proxy = await pool_proxy(copilot.TWO, provider=upstream, options=options)
+        for label in ("first", "second"):
+            said = await proxy.until_printed(f"copilot/{label}: cannot reach")
+            assert "407 Proxy Authentication Required; see the option upstream_auth" in said
+        assert len(way.connects) == 1

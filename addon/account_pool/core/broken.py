@@ -67,3 +67,19 @@ def how_unconnected(message: str) -> Broken:
         message: mitmproxy's, which names what is in the way.
     """
     return Broken.UNREACHABLE if _FOR_GOOD.search(message) else Broken.CONNECT
+
+
+#: What its owner can do about it, by what the message holds.
+_REMEDIES = (
+    (
+        re.compile(r"verify failed.*(self.signed|unable to (get|verify)|issuer)"),
+        "if a company's own CA signs here, name it with ssl_verify_upstream_trusted_ca",
+    ),
+    (re.compile("refused HTTP CONNECT request: 407"), "see the option upstream_auth"),
+    (re.compile("agree on a TLS version"), "see the option tls_version_server_min"),
+)
+
+
+def remedy(message: str) -> str | None:
+    """Return what helps where there is no connection because of *message*, if it is known."""
+    return next((text for pattern, text in _REMEDIES if pattern.search(message)), None)

@@ -92,7 +92,7 @@ class CodeAssist:
                 "POST", url, headers=headers, content=_QUESTION, timeout_s=TIMEOUT_S
             )
         except HttpFailed as error:
-            raise ExchangeFailed(f"asking for its project: {error}") from None
+            raise ExchangeFailed(f"asking for its project: {error}", error.retry_after_s) from None
         return read_project(answer, token, self._wall_clock())
 
 

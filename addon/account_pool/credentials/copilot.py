@@ -155,4 +155,4 @@ class CopilotExchange:
         try:
             return await self._http.ask("GET", url, headers=headers, timeout_s=EXCHANGE_TIMEOUT_S)
         except HttpFailed as error:
-            raise ExchangeFailed(str(error)) from None
+            raise ExchangeFailed(str(error), error.retry_after_s) from None

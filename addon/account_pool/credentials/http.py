@@ -12,16 +12,25 @@ import importlib
 import ipaddress
 import json
 import logging
+import re
 import ssl
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from http.client import responses
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
+
+from account_pool.core.broken import Broken, how_unconnected, remedy
 
 if TYPE_CHECKING:
     import httpx
 
 MAX_ANSWER_BYTES = 256 * 1024
+#: Seconds until we try again what only somebody's doing can change: a password, a certificate.
+BARRED_WAIT_S = 300.0
 
 #: What the library tells when the first byte of a request is about to leave.
 _LEAVES = ".send_request_headers.started"
@@ -32,11 +41,15 @@ class HttpFailed(Exception):
 
     Attributes:
         sent: the request has left, or some of it: it may have been done.
+        retry_after_s: seconds until another try is worth it; None where it may be soon.
     """
 
-    def __init__(self, text: str, *, sent: bool = False) -> None:
+    def __init__(
+        self, text: str, *, sent: bool = False, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(text)
         self.sent = sent
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,18 +73,60 @@ class HttpAnswer:
             return None
 
 
+class Way:
+    """Asks an upstream proxy one by one until it has taken us, and not again once it refused.
+
+    Each account asks for itself: three wrong passwords are enough to lock their owner out.
+
+    Attributes:
+        taken: somebody got through.
+    """
+
+    def __init__(self) -> None:
+        self.taken = False
+        self._refused = ""
+        self._until = 0.0
+        #: by event loop: a login is refreshed in a thread of its own
+        self._first: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = (
+            WeakKeyDictionary()
+        )
+
+    @asynccontextmanager
+    async def turn(self, *, guarded: bool) -> AsyncGenerator[None, None]:
+        """Wait for one's turn. Raises HttpFailed if the proxy has refused us meanwhile."""
+        if self.taken or not guarded:
+            yield
+            return
+        async with self._first.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+            left_s = self._until - time.monotonic()
+            if left_s > 0:
+                raise HttpFailed(self._refused, retry_after_s=left_s)
+            yield
+
+    def refused(self, text: str) -> None:
+        """The proxy does not take our password."""
+        self.taken, self._refused, self._until = False, text, time.monotonic() + BARRED_WAIT_S
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Http:
     """How this proxy reaches others by itself.
 
     Attributes:
         trust: makes what is trusted, when it is first needed.
+        trust_for: the same for one host, where we have a certificate to show to it; None
+            where we have not.
         proxy: address of the user's upstream proxy. The environment's is not used: it
             is this very process.
+        proxy_auth: what is sent to it as `Proxy-Authorization`.
+        way: what is known of it; shared by all who ask through it.
     """
 
     trust: Callable[[], ssl.SSLContext]
+    trust_for: Callable[[str], ssl.SSLContext | None] = lambda _host: None
     proxy: str | None = None
+    proxy_auth: str | None = field(default=None, repr=False)
+    way: Way = field(default_factory=Way, repr=False)
 
     async def ask(
         self,
@@ -112,11 +167,12 @@ class Http:
         try:
             async with (
                 asyncio.timeout(timeout_s) as limit,
-                self._client(library, longest_s) as client,
+                self._client(library, url, longest_s) as client,
                 client.stream(
                     method, url, headers=headers, content=content, extensions={"trace": trace}
                 ) as response,
             ):
+                self.way.taken = True
                 body = await _body(response)
                 return HttpAnswer(
                     status=response.status_code, headers=dict(response.headers), body=body
@@ -128,19 +184,55 @@ class Http:
             ) from None
         # `from None` and no text of theirs: a protocol error of the library quotes headers.
         except (library.HTTPError, OSError) as error:
-            reason = str(error) if isinstance(error, library.ConnectError) else type(error).__name__
-            raise HttpFailed(
-                f"cannot reach {urlsplit(url).hostname} ({reason})", sent=sent
-            ) from None
+            raise self._failed(library, url, error, sent=sent) from None
 
-    def _client(self, library: Any, timeout_s: float) -> httpx.AsyncClient:
+    @asynccontextmanager
+    async def _client(
+        self, library: Any, url: str, timeout_s: float
+    ) -> AsyncGenerator[httpx.AsyncClient, None]:
         """Make a client for one request: the next is half an hour away."""
-        proxy = None if self.proxy is None else library.Proxy(self.proxy)
-        transport = library.AsyncHTTPTransport(verify=self.trust(), trust_env=False, proxy=proxy)
-        client: httpx.AsyncClient = library.AsyncClient(
+        proxy = None
+        if self.proxy is not None:
+            way = urlsplit(self.proxy)
+            proxy = library.Proxy(
+                self.proxy,
+                ssl_context=self._trust(way.hostname) if way.scheme == "https" else None,
+                headers={"Proxy-Authorization": self.proxy_auth} if self.proxy_auth else None,
+            )
+        transport = library.AsyncHTTPTransport(
+            verify=self._trust(urlsplit(url).hostname), trust_env=False, proxy=proxy
+        )
+        client = library.AsyncClient(
             transport=transport, trust_env=False, timeout=timeout_s, follow_redirects=False
         )
-        return client
+        async with self.way.turn(guarded=proxy is not None), client:
+            yield client
+
+    def _trust(self, host: str | None) -> ssl.SSLContext:
+        return self.trust_for(host or "") or self.trust()
+
+    def _failed(self, library: Any, url: str, error: Exception, *, sent: bool) -> HttpFailed:
+        """Return *error* of the library in mitmproxy's words, which requests are told as well."""
+        message = type(error).__name__
+        if isinstance(error, library.ProxyError):
+            # Its reason phrase is the proxy's, which may repeat the password.
+            status = re.match(r"\d{3}\b", str(error))
+            if status is not None:
+                way = urlsplit(self.proxy or "")
+                message = (
+                    f"Upstream proxy {way.hostname}:{way.port} refused HTTP CONNECT request: "
+                    f"{status[0]} {responses.get(int(status[0]), '')}".rstrip()
+                )
+        elif isinstance(error, library.ConnectError):
+            message = _plain(str(error))
+        help_ = remedy(message)
+        reason = f"{message}; {help_}" if help_ else message
+        text = f"cannot reach {urlsplit(url).hostname} ({reason})"
+        if how_unconnected(message) is Broken.CONNECT:
+            return HttpFailed(text, sent=sent)
+        if "CONNECT request: 407" in message:
+            self.way.refused(text)
+        return HttpFailed(text, sent=sent, retry_after_s=BARRED_WAIT_S)
 
 
 def check_token_url(text: str) -> None:
@@ -163,6 +255,18 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _plain(text: str) -> str:
+    """Return what Python says of a connection as mitmproxy says it."""
+    inside = re.sub(r"^\[SSL[^]]*\] | \(_ssl\.c:\d+\)$", "", text)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return inside.replace("certificate verify failed", "Certificate verify failed", 1)
+    if "WRONG_VERSION_NUMBER" in text or "RECORD_LAYER_FAILURE" in text:
+        return "The remote server does not speak TLS"
+    if "PROTOCOL_VERSION" in text or "UNSUPPORTED_PROTOCOL" in text:
+        return "The remote server and mitmproxy cannot agree on a TLS version"
+    return inside
 
 
 async def _import_httpx() -> Any:

@@ -284,8 +284,10 @@ class Login:
             answer = self._refresher.post(settings.token_url, headers, content, sending)
             family.unsaved = token_answer.read(answer, newest, self._now()), newest.refresh, fence
         except HttpFailed as error:
-            failed = AnswerLost if error.sent else ExchangeFailed
-            raise failed(f"refreshing its login: {error}") from None
+            text = f"refreshing its login: {error}"
+            if error.sent:
+                raise AnswerLost(text) from None
+            raise ExchangeFailed(text, error.retry_after_s) from None
         except LoginEnded as error:
             family.spent[newest.refresh] = str(error)
             following = self._newest(name)

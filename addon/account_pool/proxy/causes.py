@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from mitmproxy.options import Options
 
+from account_pool.core.broken import remedy
 from account_pool.core.decision import one_line
 from account_pool.proxy import scrub
 from account_pool.proxy.scrub import Secrets
@@ -20,15 +21,6 @@ from account_pool.proxy.scrub import Secrets
 _PLAIN = (
     (re.compile(r"OpenSSL Error\(\[.*'([^']+)'\)\]\)"), r"TLS: \1"),
     (re.compile(r"\('([^'\s]+)', (\d+)(?:, \d+, \d+)?\)"), r"(\1 port \2)"),
-)
-#: What their owner can do about it, by what the reason holds.
-_REMEDIES = (
-    (
-        re.compile(r"verify failed.*(self.signed|unable to (get|verify)|issuer)"),
-        "if a company's own CA signs here, name it with ssl_verify_upstream_trusted_ca",
-    ),
-    (re.compile("refused HTTP CONNECT request: 407"), "see the option upstream_auth"),
-    (re.compile("agree on a TLS version"), "see the option tls_version_server_min"),
 )
 
 
@@ -43,8 +35,7 @@ def told(message: str, secrets: Secrets) -> str:
 def unconnected(host: str, message: str, secrets: Secrets) -> str:
     """Say that there is no connection to *host*, why, and what helps."""
     reason = f"no connection to {one_line(host)}: {told(message, secrets)}"
-    remedies = [remedy for pattern, remedy in _REMEDIES if pattern.search(message)]
-    return "; ".join([reason, *remedies])
+    return "; ".join(filter(None, (reason, remedy(message))))
 
 
 def secrets_of(options: Options, sent: Iterable[str] = ()) -> Secrets:

@@ -14,9 +14,10 @@ import ssl
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from mitmproxy.addons.upstream_auth import parse_upstream_auth
 from mitmproxy.options import Options
+from mitmproxy.proxy.mode_specs import ProxyMode, UpstreamMode
 
 from account_pool.config import AccountEntry, Config
 from account_pool.core.account import AccountKey
@@ -24,7 +25,7 @@ from account_pool.credentials.code_assist import CodeAssist, CodeAssistSettings
 from account_pool.credentials.copilot import CopilotExchange
 from account_pool.credentials.editor import EditorHeaders
 from account_pool.credentials.held import Publish
-from account_pool.credentials.http import Http
+from account_pool.credentials.http import Http, Way
 from account_pool.credentials.keeper import Keeper
 from account_pool.credentials.login import Refresher, make_refresher
 from account_pool.credentials.oauth import OAuthSource
@@ -140,9 +141,23 @@ def _code_assist(provider: Provider) -> CodeAssistSettings:
     return CodeAssistSettings(api_url=f"https://{host}:{rule.port}")
 
 
+@functools.lru_cache(maxsize=1)
+def _way_of(_proxy: str | None, _auth: str | None) -> Way:
+    """Return what is known of the upstream proxy; another password begins anew."""
+    return Way()
+
+
 def own_http(options: Options) -> Http:
-    """Return how this process reaches others by itself."""
-    return Http(trust=functools.cache(lambda: _trust(options)), proxy=_upstream_proxy(options))
+    """Return how this process reaches others by itself: as mitmproxy does for requests."""
+    proxy, auth = _upstream_proxy(options), getattr(options, "upstream_auth", None)
+    return Http(
+        trust=functools.cache(lambda: _trust(options)),
+        trust_for=functools.cache(lambda host: _trust_for(options, host)),
+        proxy=proxy,
+        # Made as mitmproxy makes it: whatever characters a password has.
+        proxy_auth=parse_upstream_auth(auth).decode("ascii") if auth else None,
+        way=_way_of(proxy, auth),
+    )
 
 
 def _trust(options: Options) -> ssl.SSLContext:
@@ -158,13 +173,26 @@ def _trust(options: Options) -> ssl.SSLContext:
     return context
 
 
+def _trust_for(options: Options, host: str) -> ssl.SSLContext | None:
+    """Return the same with the certificate that `client_certs` has for *host*, if it has one."""
+    if not options.client_certs:
+        return None
+    path = Path(options.client_certs).expanduser()
+    if not path.is_file():
+        path /= f"{host}.pem"
+        # A name of a host holds no slash; what does must not lead elsewhere.
+        if "/" in host or not path.is_file():
+            return None
+    context = _trust(options)
+    context.load_cert_chain(path)
+    return context
+
+
 def _upstream_proxy(options: Options) -> str | None:
     """Return the user's upstream proxy (`--mode upstream:URL`), if there is one."""
     for mode in options.mode:
-        kind, _, spec = mode.partition(":")
-        if kind == "upstream":
-            address = spec.partition("@")[0]
-            auth = getattr(options, "upstream_auth", None)
-            url = urlsplit(address)
-            return f"{url.scheme}://{auth}@{url.netloc}" if auth else address
+        spec = ProxyMode.parse(mode)
+        if isinstance(spec, UpstreamMode):
+            host, port = spec.address
+            return f"{spec.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
     return None
