@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -139,6 +140,22 @@ async def test_what_was_refreshed_survives_a_restart(provider, pool_proxy, login
     if os.name == "posix":
         assert path.stat().st_mode & 0o777 == 0o600
         assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file stays where it is")
+async def test_a_state_that_is_deleted_while_it_runs_costs_no_login(
+    provider, pool_proxy, logins, kept
+):
+    upstream = await provider(by_credential({OLD: EXPIRED, access(1): GOOD}))
+    accounts = [login(logins)]
+    first = await pool_proxy(accounts, provider=upstream, options=kept)
+    assert await ask(first) == [SERVED]
+    shutil.rmtree(kept["pool_state"].parent)
+    await first.stop()
+    second = await pool_proxy(accounts, provider=upstream, options=kept)
+    assert await ask(second) == [SERVED]
+    assert upstream.journal.credentials == [OLD, access(1), access(1)]
+    assert logins.asked == [FIRST]
 
 
 async def test_a_new_login_in_the_file_comes_before_what_is_kept(

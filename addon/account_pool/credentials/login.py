@@ -120,11 +120,12 @@ class Refresher:
     def stop(self) -> None:
         """Begin nothing any more, and write what could not be written before. Blocks."""
         self.stopped.set()
-        for name, family in list(self.families.items()):
-            try:
+        try:
+            for name, family in list(self.families.items()):
                 self.write(name, family)
-            except StoreError as error:
-                logger.error("a refreshed login is lost: %s", error)
+            self.store.keep()
+        except StoreError as error:
+            logger.error("the newest tokens of a login may be lost: %s", error)
 
     def write(self, name: str, family: Family) -> None:
         """Put what was got into the store, before anybody uses it. Raises StoreError.

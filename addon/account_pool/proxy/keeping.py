@@ -312,9 +312,11 @@ class Keeping:
                 await self._in_thread(lambda: self._put_aside(error))
             except StoreError as e:
                 self._say(e)
+        elif isinstance(error, MovedError):
+            # No reason to wait: whoever restarts us now must find what we know.
+            self._forget_store()
+            logger.warning("account-pool: %s", error)
         else:
-            if isinstance(error, MovedError):
-                self._forget_store()
             self._say(error)
 
     def _put_aside(self, error: DamagedError) -> None:

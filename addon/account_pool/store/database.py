@@ -8,10 +8,13 @@ Knows nothing of what is in it: `schema.py` has the tables, `sqlite.py` and
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
 import shlex
+import shutil
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +30,8 @@ BUSY_TIMEOUT_S = 10.0
 BUSY_LOOK_S = 0.02
 #: What SQLite puts beside the file while it is open.
 _BESIDE = ("", "-wal", "-shm")
+#: The number of no file.
+_LEFT = -1
 
 #: What is done about an error, by the name SQLite gives it.
 _REMEDIES = {
@@ -73,7 +78,9 @@ class Database:
         self._synchronous = synchronous
         self._lock = threading.Lock()
         try:
-            _make_private(path)
+            # What SQLite puts beside the file is beside what a link leads to.
+            self._file = path.resolve()
+            _make_private(self._file)
         except OSError as error:
             reason = (error.strerror or type(error).__name__).lower()
             raise StoreError(
@@ -82,8 +89,15 @@ class Database:
             ) from None
         self._connection = self._open()
         self._number = number_of(path)
+        #: of what SQLite puts beside it, which is there for as long as anybody has it open
+        self._beside = {name: number_of(name) for name in self._names_beside()}
 
     def close(self) -> None:
+        try:
+            self.check_place()
+        except MovedError:
+            self.leave()
+            return
         with self._lock, contextlib.suppress(sqlite3.Error):
             self._connection.close()
 
@@ -127,6 +141,11 @@ class Database:
         """Return how late it is by the store's clock, seconds."""
         return self._moment().up + self._ahead
 
+    @property
+    def ahead(self) -> float:
+        """What the store's clock is ahead of the time that this run of the machine has lasted."""
+        return self._ahead
+
     def ahead_of_wall(self) -> float:
         """Return what the store's clock is ahead of our wall clock, seconds."""
         now = self._moment()
@@ -137,17 +156,66 @@ class Database:
         note(connection, self._moment(), self._ahead)
 
     def check_place(self) -> None:
-        """Raise MovedError when the file is not where it was opened: nobody would find it."""
-        if number_of(self.path) != self._number:
+        """Raise MovedError when the file is not what was opened: nobody would find it."""
+        if number_of(self.path) != self._number or _size(self.path) == 0:
             raise MovedError(
-                f"the state database {self.path} was moved or deleted; a new one was created there"
+                f"the state database {self.path} was moved, deleted or replaced; what is there "
+                "now gets what this proxy knows"
             )
+        for name, number in self._beside.items():
+            if number_of(name) != number:
+                raise MovedError(
+                    f"{name} was moved or deleted while it was in use; the state database is "
+                    "opened anew"
+                )
+
+    def leave(self) -> None:
+        """Let go of a file that was taken away, and touch nothing that has its name now.
+
+        Call it before the file is opened anew. To close the last connection is to delete the
+        log by its name, whosever it is by then.
+        """
+        with self._lock:
+            connection = self._connection
+            with contextlib.suppress(OSError):
+                self._make_another()
+            # What is left of ours would be taken for a part of the file that is there now.
+            for name, number in self._beside.items():
+                if number is not None and number_of(name) == number:
+                    with contextlib.suppress(OSError):
+                        name.unlink()
+            self._number = _LEFT
+            if sys.version_info >= (3, 12):
+                with contextlib.suppress(sqlite3.Error):
+                    connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
+                    connection.close()
+            else:
+                # It cannot be told: never close it.
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+    def _make_another(self) -> None:
+        """Where only a part was taken away, put a copy of the rest in its place.
+
+        For SQLite it would be the same file, which others use with the parts they have.
+        """
+        if self._number == _LEFT or number_of(self.path) != self._number:
+            return
+        if _size(self.path) == 0:
+            self._file.unlink()
+            return
+        copy = Path(f"{self._file}.copy-{os.getpid()}")
+        shutil.copyfile(self._file, copy)
+        copy.chmod(0o600)
+        copy.replace(self._file)
+
+    def _names_beside(self) -> list[Path]:
+        return [Path(f"{self._file}{suffix}") for suffix in _BESIDE[1:]]
 
     def _open(self) -> sqlite3.Connection:
         connection = None
         try:
             connection = sqlite3.connect(
-                self.path,
+                self._file,
                 timeout=self._busy_timeout_s,
                 isolation_level=None,
                 check_same_thread=False,
@@ -196,12 +264,20 @@ def number_of(path: Path) -> int | None:
         return None
 
 
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
 def put_aside(path: Path, *, in_use: bool) -> Path:
     """Give the damaged file *path* another name, and return that. Raises StoreError.
 
     One that is *in_use* for logins, or can still be asked for them, stays: others may be about to
     write the next tokens into it.
     """
+    path = path.resolve()
     aside = _free_name(path)
     if in_use or _holds_logins(path):
         raise DamagedError(

@@ -69,6 +69,9 @@ class MemoryTokens:
         with self._lock:
             self._claims[family] = claims.release(self._found(family), fence, unknown=unknown)
 
+    def keep(self) -> None:
+        """It is."""
+
     def close(self) -> None:
         """Nothing is open."""
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import sqlite3
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 from account_pool.core import claims
@@ -14,7 +18,14 @@ from account_pool.core.credential import Secret
 from account_pool.store import process
 from account_pool.store.clock import Clock
 from account_pool.store.database import Database
+from account_pool.store.errors import MovedError
 from account_pool.store.tokens import Tokens
+
+logger = logging.getLogger(__name__)
+
+#: How long nobody claims in a file that has taken the place of another, seconds: the proxies
+#: that use it notice within one or two, and write what they know.
+SETTLE_S = 3.0
 
 
 class SqliteTokens:
@@ -22,6 +33,9 @@ class SqliteTokens:
 
     Times in the file are of its own clock (`clock.py`): a proxy whose wall clock is set
     takes no token for older than it is.
+
+    What was seen of each login stays in memory. A file that knows less (a new one, after it
+    was deleted; a backup) gets it before anything else is done with it.
     """
 
     def __init__(
@@ -32,62 +46,131 @@ class SqliteTokens:
         is_gone: Callable[[str], bool] = process.is_gone,
     ) -> None:
         """Open *path*. Raises StoreError. The rest is for tests."""
+        self._path = path
+        self._clock = clock
         self._database = Database(path, clock=clock)
         self._is_gone = is_gone
+        self._lock = threading.RLock()
+        #: by family, with times of the store's clock: tokens and by which claim; the claim
+        self._tokens: dict[str, tuple[Tokens, int]] = {}
+        self._claims: dict[str, Claim] = {}
+        #: until when others may still have to write what they know, by the store's clock
+        self._settles_at = -inf
 
     def load(self, family: str) -> Tokens | None:
-        with self._database.reading() as connection:
-            found = _read(connection, family)
-        if found is None:
-            return None
-        return _moved(found[0], -self._database.ahead_of_wall())
+        with self._lock:
+            self._stay()
+            with self._database.reading() as connection:
+                found = _read(connection, family)
+            known = self._tokens.get(family)
+            if known is not None and (found is None or found[1] < known[1]):
+                with self._writing(family):
+                    found = known
+            if found is None:
+                return None
+            self._tokens[family] = found
+            return _moved(found[0], -self._database.ahead_of_wall())
 
     def save(
         self, family: str, tokens: Tokens, *, replaces: Secret | None = None, fence: int = 0
     ) -> bool:
-        with self._database.writing() as connection:
+        with self._lock, self._writing(family) as connection:
             known = _read(connection, family)
             if replaces is not None and known is not None:
                 stored, stored_fence = known
                 same = stored.refresh == replaces
                 if not claims.may_save(stored_fence, fence, is_same_token=same):
                     return False
-            _write(connection, family, _moved(tokens, self._database.ahead_of_wall()), fence)
-            _put(connection, family, claims.answered(_claim(connection, family), fence))
+            kept = _moved(tokens, self._database.ahead_of_wall())
+            _write(connection, family, kept, fence)
+            self._put(connection, family, claims.answered(_claim(connection, family), fence))
             self._database.note_time(connection)
-            return True
+        with self._lock:
+            self._tokens[family] = kept, fence
+        return True
 
     def claim(self, family: str, owner: str, *, token: Secret, is_over: bool) -> Claim | Taken:
-        with self._database.writing() as connection:
+        with self._lock, self._writing(family) as connection:
+            now = self._database.now()
+            if now < self._settles_at <= now + SETTLE_S:
+                return Taken(self._settles_at - now, False)
             found = _claim(connection, family)
+            self._claims[family] = found
             asked = claims.ask(
                 found,
                 owner,
                 token=token.digest(),
-                now=self._database.now(),
+                now=now,
                 is_gone=found.owner != "" and self._is_gone(found.owner),
                 is_over=is_over,
             )
             if isinstance(asked, Claim):
-                _put(connection, family, asked)
+                self._put(connection, family, asked)
             return asked
 
     def sending(self, family: str, fence: int, token: Secret) -> bool:
-        with self._database.writing() as connection:
+        with self._lock, self._writing(family) as connection:
             found = _claim(connection, family)
             sent = claims.send(found, fence, token=token.digest(), now=self._database.now())
             if sent is None:
                 return False
-            _put(connection, family, sent)
+            self._put(connection, family, sent)
             return True
 
     def release(self, family: str, fence: int, *, unknown: bool = False) -> None:
-        with self._database.writing() as connection:
+        with self._lock, self._writing(family) as connection:
             found = _claim(connection, family)
-            _put(connection, family, claims.release(found, fence, unknown=unknown))
+            self._put(connection, family, claims.release(found, fence, unknown=unknown))
+
+    def keep(self) -> None:
+        with self._lock:
+            self._stay()
 
     def close(self) -> None:
         self._database.close()
+
+    # -- a file that knows less than we do
+
+    @contextlib.contextmanager
+    def _writing(self, family: str) -> Iterator[sqlite3.Connection]:
+        """As `Database.writing`, in the file that has the name now, with what we know."""
+        self._stay()
+        with self._database.writing() as connection:
+            self._mend(connection, family)
+            yield connection
+
+    def _stay(self) -> None:
+        """Go on in the file that has the name now. Raises StoreError."""
+        try:
+            self._database.check_place()
+        except MovedError as moved:
+            before = self._database.ahead
+            self._database.leave()
+            # Until that works, each try ends here: the one that was left is not used.
+            self._database = Database(self._path, clock=self._clock)
+            later = self._database.ahead - before
+            for family, (tokens, fence) in self._tokens.items():
+                self._tokens[family] = _moved(tokens, later), fence
+            for family, claim in self._claims.items():
+                self._claims[family] = replace(claim, until=claim.until + later)
+            families = self._tokens.keys() | self._claims.keys()
+            with self._database.writing() as connection:
+                for family in families:
+                    self._mend(connection, family)
+            self._settles_at = self._database.now() + SETTLE_S
+            logger.warning("account-pool: %s (%d logins)", moved, len(self._tokens))
+
+    def _mend(self, connection: sqlite3.Connection, family: str) -> None:
+        known, found = self._tokens.get(family), _read(connection, family)
+        if known is not None and (found is None or found[1] < known[1]):
+            _write(connection, family, *known)
+        claim = self._claims.get(family)
+        if claim is not None and _claim(connection, family).fence < claim.fence:
+            _put(connection, family, claim)
+
+    def _put(self, connection: sqlite3.Connection, family: str, claim: Claim) -> None:
+        _put(connection, family, claim)
+        self._claims[family] = claim
 
 
 def _read(connection: sqlite3.Connection, family: str) -> tuple[Tokens, int] | None:

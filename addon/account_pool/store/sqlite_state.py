@@ -88,6 +88,7 @@ class SqliteState:
         return Saved(accounts=tuple(merged), wall_at=wall_at, replaced=replaced)
 
     def changed(self, *, wall_now: float) -> News:
+        self._database.check_place()
         with self._database.reading() as connection:
             # Differs when another connection has written; asking costs no read of the file.
             data_version = connection.execute("PRAGMA data_version").fetchone()[0]
@@ -130,7 +131,6 @@ class SqliteState:
         return news
 
     def beat(self, in_flight: Mapping[AccountKey, int], *, wall_now: float) -> None:
-        self._database.check_place()
         with self._database.writing() as connection:
             # One further ahead than any could be was seen before the clock was set back.
             dead = connection.execute(

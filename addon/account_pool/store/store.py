@@ -52,15 +52,17 @@ class SqliteStore:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._has_logins = False
+        self._tokens: SqliteTokens | None = None
         self._number: int | None = None
 
     def tokens(self) -> TokenStore:
-        opened = SqliteTokens(self._path)
-        self._has_logins = True
-        return opened
+        self._tokens = SqliteTokens(self._path)
+        return self._tokens
 
     def state(self) -> StateStore:
+        if self._tokens is not None:
+            # A file that was taken away is made anew with the newest logins in it.
+            self._tokens.keep()
         # Known also when it cannot be opened.
         self._number = number_of(self._path)
         opened = SqliteState(self._path)
@@ -70,7 +72,7 @@ class SqliteStore:
     def put_aside(self) -> str | None:
         if number_of(self._path) != self._number:
             return None
-        return str(put_aside(self._path, in_use=self._has_logins))
+        return str(put_aside(self._path, in_use=self._tokens is not None))
 
 
 class MemoryStore:

@@ -71,6 +71,10 @@ class TokenStore(Protocol):
         """End the claim with this number. *unknown*: its token was sent, and not answered."""
         ...
 
+    def keep(self) -> None:
+        """Have all that is known here in the store, also when its file was taken away."""
+        ...
+
     def close(self) -> None:
         """Give the file back."""
         ...

@@ -1,0 +1,213 @@
+"""A state database that is taken away while it is in use: the newest logins are in the next."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from tests.store.test_sqlite import PACKAGE, Time
+
+from account_pool.core.account import AccountKey
+from account_pool.core.claims import Claim, Taken
+from account_pool.core.credential import Secret
+from account_pool.core.saved import SavedAccount
+from account_pool.store.clock import Moment
+from account_pool.store.errors import MovedError
+from account_pool.store.sqlite import SETTLE_S, SqliteTokens
+from account_pool.store.store import SqliteStore
+from account_pool.store.tokens import Tokens
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="an open file stays where it is")
+
+FIRST, SECOND = (
+    Tokens(access=Secret(f"at-{n}"), refresh=Secret(f"rt-{n}"), expires_at=2000.0 + n)
+    for n in (1, 2)
+)
+WRITTEN = Secret("rt-0")
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "state").mkdir()
+    return tmp_path / "state" / "pool.sqlite"
+
+
+@pytest.fixture
+def opened(path: Path, time: Time) -> Iterator[Callable[[], SqliteTokens]]:
+    made: list[SqliteTokens] = []
+
+    def make() -> SqliteTokens:
+        made.append(SqliteTokens(path, clock=lambda: Moment("one", time.now, time.now)))
+        return made[-1]
+
+    yield make
+    for store in made:
+        store.close()
+
+
+def refresh(store: SqliteTokens, time: Time, old: Secret, tokens: Tokens) -> None:
+    claim = store.claim("family", "me", token=old, is_over=True)
+    assert isinstance(claim, Claim) and store.sending("family", claim.fence, old)
+    assert store.save("family", tokens, replaces=old, fence=claim.fence)
+    store.release("family", claim.fence)
+
+
+def backup_of(path: Path) -> Path:
+    copy = path.with_name("backup")
+    with closing(sqlite3.connect(path)) as there, closing(sqlite3.connect(copy)) as here:
+        there.backup(here)
+    return copy
+
+
+WAYS: dict[str, Callable[[Path, Path], object]] = {
+    "deleted": lambda path, _: path.unlink(),
+    "moved": lambda path, _: path.rename(path.with_name("elsewhere")),
+    "its directory is gone": lambda path, _: shutil.rmtree(path.parent),
+    "replaced by a backup": lambda path, backup: backup.replace(path),
+    "overwritten by a backup": lambda path, backup: path.write_bytes(backup.read_bytes()),
+    "emptied": lambda path, _: os.truncate(path, 0),
+    "without its log": lambda path, _: Path(f"{path}-wal").unlink(),
+    "without its index": lambda path, _: Path(f"{path}-shm").unlink(),
+    "all of it deleted": lambda path, _: [file.unlink() for file in path.parent.iterdir()],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_newest_tokens_are_there_after_the_next_restart(
+    way: str, path: Path, time: Time, opened: Callable[[], SqliteTokens]
+) -> None:
+    store = opened()
+    refresh(store, time, WRITTEN, FIRST)
+    backup = backup_of(path)
+    refresh(store, time, FIRST.refresh, SECOND)
+    WAYS[way](path, backup)
+    store.keep()
+    assert store.load("family") == SECOND
+    store.close()
+    again = opened()
+    assert again.load("family") == SECOND
+    with again._database.reading() as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_got_meanwhile_is_stored(
+    way: str, path: Path, time: Time, opened: Callable[[], SqliteTokens]
+) -> None:
+    """The file is taken away while a refresh is on its way, and nobody else may begin one."""
+    store, other = opened(), opened()
+    refresh(store, time, WRITTEN, FIRST)
+    assert other.load("family") == FIRST
+    backup = backup_of(path)
+    claim = store.claim("family", "me", token=FIRST.refresh, is_over=True)
+    assert isinstance(claim, Claim) and store.sending("family", claim.fence, FIRST.refresh)
+    # The other has seen it.
+    asked = {"token": FIRST.refresh, "is_over": True}
+    assert isinstance(other.claim("family", "other", **asked), Taken)
+    WAYS[way](path, backup)
+    time.now += SETTLE_S + 1
+    for _ in range(2):
+        assert isinstance(other.claim("family", "other", **asked), Taken)
+        time.now += SETTLE_S + 1
+    assert store.save("family", SECOND, replaces=FIRST.refresh, fence=claim.fence)
+    assert other.load("family") == opened().load("family") == SECOND
+
+
+def test_who_knows_less_waits_until_the_others_have_written(
+    path: Path, time: Time, opened: Callable[[], SqliteTokens]
+) -> None:
+    knows, idle = opened(), opened()
+    refresh(knows, time, WRITTEN, FIRST)
+    assert idle.load("family") == FIRST
+    refresh(knows, time, FIRST.refresh, SECOND)
+    path.unlink()
+    assert isinstance(idle.claim("family", "b", token=FIRST.refresh, is_over=True), Taken)
+    knows.keep()
+    assert idle.load("family") == SECOND
+    time.now += SETTLE_S
+    refresh(idle, time, SECOND.refresh, Tokens(access=None, refresh=Secret("rt-3")))
+    found = knows.load("family")
+    assert found is not None and found.refresh == Secret("rt-3")
+
+
+def test_a_number_is_never_given_twice(
+    path: Path, time: Time, opened: Callable[[], SqliteTokens]
+) -> None:
+    store = opened()
+    for n in range(3):
+        refresh(store, time, Secret(f"rt-{n}"), Tokens(access=None, refresh=Secret(f"rt-{n + 1}")))
+    path.unlink()
+    store.keep()
+    time.now += SETTLE_S
+    claim = store.claim("family", "me", token=Secret("rt-3"), is_over=True)
+    assert isinstance(claim, Claim) and claim.fence == 4
+
+
+def test_letting_go_of_the_old_file_spoils_nothing_of_the_new(path: Path) -> None:
+    """To close the last connection to a file deletes the log that has its name."""
+    script = f"""
+        from pathlib import Path
+        from account_pool.core.credential import Secret
+        from account_pool.store.store import SqliteStore
+        from account_pool.store.tokens import Tokens
+        path = Path({str(path)!r})
+        store = SqliteStore(path)
+        tokens, state = store.tokens(), store.state()
+        tokens.save("family", Tokens(access=None, refresh=Secret("rt-1")))
+        path.unlink()
+        tokens.keep()
+        log = Path(str(path) + "-wal").stat().st_ino
+        state.close()
+        assert Path(str(path) + "-wal").stat().st_ino == log
+        tokens.keep()
+        assert Path(str(path) + "-wal").stat().st_ino == log
+        del state
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env={**os.environ, "PYTHONPATH": PACKAGE},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    store = SqliteTokens(path)
+    assert store.load("family") == Tokens(access=None, refresh=Secret("rt-1"))
+    store.close()
+
+
+def test_both_halves_go_on_in_the_file_a_link_leads_to(tmp_path: Path, path: Path) -> None:
+    link = tmp_path / "link.sqlite"
+    link.symlink_to(path)
+    store = SqliteStore(link)
+    tokens, state = store.tokens(), store.state()
+    tokens.save("family", FIRST)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert not Path(f"{link}-wal").exists()
+    other = path.with_name("other.sqlite")
+    link.unlink()
+    link.symlink_to(other)
+    with pytest.raises(MovedError, match="was moved, deleted or replaced"):
+        state.changed(wall_now=1.0)
+    state.close()
+    state = store.state()
+    state.exchange([SavedAccount(key=AccountKey("openai", "work"))], wall_now=1.0)
+    assert tokens.load("family") == FIRST
+    tokens.close()
+    state.close()
+    again = SqliteTokens(other)
+    assert again.load("family") == FIRST
+    again.close()
