@@ -29,6 +29,8 @@ def test_the_table_is_the_contract() -> None:
         "intercept": "providers",
         "allow_remote": False,
         "drain": 10.0,
+        "allow_origins": "",
+        "allow_hosts": "",
     }
     for option in POOL_OPTIONS:
         assert type(option.default) is option.type

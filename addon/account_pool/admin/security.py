@@ -16,6 +16,7 @@ from ipaddress import IPv6Address, ip_address
 
 from account_pool.admin.refused import Refused
 from account_pool.admin.visit import ADMIN_HOST, MAX_BODY_BYTES, Visit
+from account_pool.core import browser
 from account_pool.core.credential import Secret
 
 #: What only reads (RFC 9110, section 9.2.1).
@@ -65,12 +66,11 @@ def check_place(visit: Visit, rules: Rules) -> None:
 
 def _check_page(visit: Visit, name: str) -> None:
     """Raise Refused if a page that is not ours has sent *visit*."""
-    own_origin = f"{'https' if visit.tls else 'http'}://{name}"
-    if any(origin.lower() != own_origin for origin in visit.values(b"origin")):
+    own = browser.origin_of(f"{'https' if visit.tls else 'http'}://{name}")
+    if any(browser.origin_of(origin) != own for origin in visit.values(b"origin")):
         raise Refused(403, "wrong_origin", "requests from other pages are refused")
-    if _is_opened(visit):
-        return
-    if any(site.lower() not in ("same-origin", "none") for site in visit.values(b"sec-fetch-site")):
+    sites = visit.values(b"sec-fetch-site")
+    if not _is_opened(visit) and browser.sender_of((), sites, own) is browser.Sender.PAGE:
         raise Refused(403, "cross_site", "requests from other pages are refused")
 
 

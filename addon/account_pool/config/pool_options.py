@@ -8,11 +8,12 @@ options of type str there, read here; in accounts.yaml they are plain numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from account_pool.config.problems import Wrong, shown
+from account_pool.core.browser import read_hosts, read_origins
 
 OptionValue = str | int | float | bool
 ValueType = type[str] | type[int] | type[float] | type[bool]
@@ -30,6 +31,7 @@ class PoolOption:
         choices: the values accepted, None for any.
         minimum: the smallest number accepted.
         not_in_file: why accounts.yaml cannot set it; "" when it can.
+        reader: of a text with a form of its own; raises Wrong.
     """
 
     name: str
@@ -39,6 +41,7 @@ class PoolOption:
     choices: tuple[str, ...] | None = None
     minimum: float = 0
     not_in_file: str = ""
+    reader: Callable[[str], object] | None = None
 
     @property
     def option(self) -> str:
@@ -78,6 +81,8 @@ class PoolOption:
             raise Wrong(f"{value:g} is less than {self.minimum:g}", self._accepted())
         if self.choices is not None and value not in self.choices:
             raise Wrong(f"{self._shown(value)} is not accepted", self._accepted())
+        if self.reader is not None and isinstance(value, str):
+            self.reader(value)
         checked: OptionValue = value
         return checked
 
@@ -237,6 +242,22 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
         False,
         "Let clients of other machines use the accounts. Otherwise only clients of this "
         "machine may, or those that proxyauth admits.",
+    ),
+    PoolOption(
+        "allow_origins",
+        str,
+        "",
+        "Origins of web pages that may use the accounts, separated by commas, such as "
+        "http://localhost:3000. Requests of all others are refused.",
+        reader=read_origins,
+    ),
+    PoolOption(
+        "allow_hosts",
+        str,
+        "",
+        "Names by which clients may call this proxy in reverse mode, separated by commas, as host "
+        "or host:port. localhost and the address it listens at always may.",
+        reader=read_hosts,
     ),
     PoolOption(
         "drain",

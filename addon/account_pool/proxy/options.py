@@ -18,6 +18,7 @@ from mitmproxy.options import Options
 from account_pool.config.pool_options import POOL_OPTIONS, OptionValue
 from account_pool.config.set_options import set_options
 from account_pool.core.attempts import Limits
+from account_pool.core.browser import Allowed, read_hosts, read_origins
 from account_pool.proxy.service import Settings
 
 #: mitmproxy's own options that our settings are made of.
@@ -86,4 +87,7 @@ def settings(values: Mapping[str, OptionValue], options: Options) -> Settings:
         websockets=str(values["websockets"]),
         manual_approve=bool(values["manual_approve"]),
         drain_s=cast(float, values["drain"]),
+        allowed=Allowed(
+            read_origins(str(values["allow_origins"])), read_hosts(str(values["allow_hosts"]))
+        ),
     )

@@ -25,6 +25,7 @@ from account_pool.core import headroom_events, headroom_headers, reset_hints
 from account_pool.core.account import AccountKey
 from account_pool.core.affinity import Sessions
 from account_pool.core.attempts import Attempts, Limits
+from account_pool.core.browser import Allowed
 from account_pool.core.counts import Counts
 from account_pool.core.credential import Credential
 from account_pool.core.errors import UnknownAccount
@@ -56,6 +57,7 @@ from account_pool.proxy.hooks import Turn
 from account_pool.proxy.log import Log
 from account_pool.proxy.measured import Measured, Stopwatch
 from account_pool.proxy.metering import Resets, Usages
+from account_pool.proxy.pages import Pages, has_credential, is_reverse
 from account_pool.proxy.scrub import Secrets
 from account_pool.proxy.told import duration
 from account_pool.proxy.wire import Places, mask
@@ -94,6 +96,8 @@ class Settings:
         body_limits: mitmproxy's stream_large_bodies or body_size_limit is set.
         websockets: "refuse", "pin", or "" for what suits the provider.
         manual_approve: hold each request of the pool until a person resumes it.
+        allowed: pages that may be given an account, and names of this proxy in reverse mode
+            beside its usual ones.
         drain_s: longest time requests under way go on once the proxy shuts down.
     """
 
@@ -105,6 +109,7 @@ class Settings:
     body_limits: bool = True
     websockets: str = ""
     manual_approve: bool = False
+    allowed: Allowed = field(default_factory=Allowed)
     drain_s: float = 10.0
 
 
@@ -167,6 +172,7 @@ class Service:
         self.usages = Usages(self.counters["usage"].add)
         self.resets = Resets(self.counters["resets"].add)
         self.measured = Measured()
+        self.pages = Pages()
         self._check_clock_at = -inf
         self.refresh = refresh
         self.local: dict[str, Callable[[], Awaitable[LocalAnswer]]] = {}
@@ -238,11 +244,18 @@ class Service:
             if wanted is not Route.PASS:
                 provider, route = candidate, wanted
                 break
-        if seen := self.seen.get(provider.name):
+        of_page = self.pages.refused(request, head, client, self.settings.allowed)
+        if of_page is None and (seen := self.seen.get(provider.name)):
             seen(head.headers)
         masked = mask(request, self._places(provider, providers), provider.name)
         denied = None
-        if route is not Route.PASS:
+        if of_page is not None:
+            if is_reverse(client):
+                route = Route.POOL  # nothing of it passes, not even to be refused there
+            elif has_credential(request, masked):
+                route = Route.PASS
+            denied = provider.refusal(of_page.status, of_page.why, None)
+        elif route is not Route.PASS:
             denied = self._denied(provider, destination, client)
             if denied is None and is_websocket(head) and self._refuses_socket(provider, head):
                 denied = provider.refusal(426, _NO_SOCKET, None)

@@ -350,7 +350,8 @@ class PoolHttpStream(ServingStream, VisitStream):
     def _stand_in(self, call: Call) -> None:
         """A tool with a placeholder login asks about itself, and was not known."""
         response = self.flow.response
-        if response is not None and response.status_code == 401:
+        # Not for a page: it was refused as what it is.
+        if response is not None and response.status_code == 401 and call.denied is None:
             answer = call.provider.instead(call.head)
             if answer is not None:
                 self.flow.response = delivery.local(answer)
