@@ -15,6 +15,7 @@ from mitmproxy.test import taddons, tflow
 from account_pool.proxy import attempt_stream, shown, stream
 from account_pool.proxy.addon import AccountPool
 from tests.proxy.helpers import (
+    BR,
     CHAT,
     CHUNKED,
     CLIENT_KEY,
@@ -336,7 +337,7 @@ def test_a_long_answer_says_that_it_is_cut_off(shows, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "br"])
+@pytest.mark.parametrize("encoding", ["gzip", BR])
 def test_an_answer_whose_client_hung_up_can_be_read(shows, encoding):
     """Many do as soon as they have the last event; the end of the encoding is missing then."""
     events = DELTA * 50 + DONE

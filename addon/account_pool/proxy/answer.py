@@ -3,7 +3,8 @@
 A refusal (status 400 and up) is read to its end, so that it can be understood and, if
 need be, delivered. A success is read up to its first committing event. Both are bounded
 in bytes; the stream bounds them in time. What was read is held as it came, byte for
-byte, and goes to the client if the answer turns out to be the one to deliver.
+byte, and goes to the client if the answer turns out to be the one to deliver. What is not
+there to its end is never delivered as if it were.
 """
 
 from __future__ import annotations
@@ -14,26 +15,32 @@ from dataclasses import replace
 from enum import Enum
 from typing import Any, NamedTuple
 
+import msgspec
 from mitmproxy import http
 
 from account_pool.core.outcome import Answer
 from account_pool.core.sse import Decision, EventParser, Gate, Verdict, gate_shape
 from account_pool.core.usage import END_BYTES, Usage, of_answer
 from account_pool.providers.base import Provider
+from account_pool.proxy import decoding
 from account_pool.proxy.decoding import Decoder, End
 from account_pool.proxy.headers import IndexedHeaders
 
-#: Longest refusal that is kept; the longest recorded one is under 3 KiB.
-MAX_REFUSAL_BYTES = 65536
-#: How much of a refusal is read before the attempt is cut off: beyond that a new connection
-#: costs less than its rest.
+#: Longest refusal that is kept. The longest recorded one is under 3 KiB; some repeat the
+#: whole request.
+MAX_REFUSAL_BYTES = 8 * 1024 * 1024
+#: How much more of a refusal is read before the attempt is cut off: beyond that a new
+#: connection costs less than its rest.
 MAX_DRAIN_BYTES = 1024 * 1024
 #: Bound of the first-event gate (design.md section 7).
 MAX_GATE_BYTES = 65536
 
-
 #: Longest body a refusal may unpack to.
-MAX_PLAIN_BYTES = 4 * 1024 * 1024
+MAX_PLAIN_BYTES = 16 * 1024 * 1024
+#: How much of the beginning of an answer is looked at for ids and the like.
+MAX_HELD_PLAIN_BYTES = 4 * 1024 * 1024
+#: How much of a refusal is looked at as a text.
+MAX_TEXT_BYTES = 65536
 #: How much of the beginning of a compressed answer is unpacked to find what it took.
 MAX_OPENING_BYTES = 64 * 1024
 
@@ -73,14 +80,16 @@ class AnswerReader:
         response: its head, as it came.
         held: the raw body so far.
         complete: whether *held* is the whole body.
+        broken: it ended before it was complete.
         encoding: its content-encoding, "" for none.
     """
 
     def __init__(self, response: http.Response, provider: Provider) -> None:
         self.response = response
         self.held: list[bytes] = []
-        self.complete = False
+        self.complete = self.broken = False
         self._size = 0
+        self._drained = 0
         self._gate: Gate | None = None
         self._decision: Decision | None = None
         self._refusal = response.status_code >= 400
@@ -92,7 +101,9 @@ class AnswerReader:
             # mitmproxy asks the head for its framing a dozen times from here on.
             response.data.headers = headers = IndexedHeaders.of(headers.fields)
         content_type = headers.last(b"content-type")
-        self.encoding = headers.last(b"content-encoding").strip()
+        self.encoding = headers.get("content-encoding", "").strip()
+        if decoding.is_none(self.encoding):
+            self.encoding = ""
         length = headers.last(b"content-length")
         self._announced = int(length) if length.isascii() and length.isdigit() else -1
         shape = None
@@ -104,8 +115,9 @@ class AnswerReader:
                 provider.judge, shape, max_bytes=MAX_GATE_BYTES, marks=provider.error_marks
             )
         if self._gate is not None or self._refusal:
+            most = MAX_PLAIN_BYTES if self._refusal else 2 * MAX_GATE_BYTES
             try:
-                self._decoder = Decoder(self.encoding, max_bytes=MAX_REFUSAL_BYTES * 2)
+                self._decoder = Decoder(self.encoding, max_bytes=most)
             except ValueError:
                 # An encoding the client asked for and we cannot read: nothing can be
                 # told from the body, so a success is taken for one.
@@ -121,33 +133,53 @@ class AnswerReader:
         """Take in the next piece of the body."""
         self.held.append(data)
         self._size += len(data)
-        decoded = self._decode(data)
         if self._gate is not None:
-            reading = self._decided(
-                self._gate.expired() if decoded is None else self._gate.feed(decoded)
-            )
+            if self._decision is None:
+                decoded = self._decode(data)
+                self._decision = (
+                    self._gate.expired() if decoded is None else self._gate.feed(decoded)
+                )
             # All of it is here, and its end comes with it: an answer in one piece costs
             # less to hand on than one that streams.
-            return Reading.MORE if self._size == self._announced else reading
-        self._text += decoded or b""
+            return Reading.MORE if self._size == self._announced else self._decided()
+        if self.encoding:
+            self._text += self._decode(data) or b""
         return Reading.REFUSED if self._size > MAX_REFUSAL_BYTES else Reading.MORE
 
     def drain(self, data: bytes) -> bool:
         """Take in a piece of what is refused already; say whether to go on reading."""
         self.held.append(data)
-        self._size += len(data)
-        return self._size <= MAX_DRAIN_BYTES
+        self._drained += len(data)
+        return self._drained <= MAX_DRAIN_BYTES
 
     def end(self) -> Reading:
         """The body has ended."""
         self.complete = True
         if self._gate is None:
             return Reading.REFUSED
-        return self._decided(self._decision or self._gate.end())
+        self._decision = self._decision or self._gate.end()
+        return self._decided()
 
     def expired(self) -> Reading:
-        """The time bound has come."""
-        return self._decided(self._gate.expired()) if self._gate is not None else Reading.REFUSED
+        """The time bound has come. What was decided before it stays."""
+        if self._gate is None:
+            return Reading.REFUSED
+        self._decision = self._decision or self._gate.expired()
+        return self._decided()
+
+    @property
+    def may_follow(self) -> bool:
+        """Whether the body may be handed on as it comes, and what still comes of it."""
+        return not (self.complete or self.broken) and (not self.encoding or self.is_left_alone)
+
+    @property
+    def is_left_alone(self) -> bool:
+        """Whether the body is handed on although it cannot be searched for a credential.
+
+        Not what refuses a credential: that may quote it.
+        """
+        refuses_key = self.response.status_code in (401, 403)
+        return decoding.is_left_alone(self.encoding) and not refuses_key
 
     @property
     def in_stream(self) -> bool:
@@ -160,36 +192,43 @@ class AnswerReader:
         for raw_name, raw_value in self.response.headers.fields:
             lower, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
             headers[lower] = f"{headers[lower]}, {value}" if lower in headers else value
-        text = self._text.decode("utf-8", "replace")
         decision = self._decision
+        body = bytes(self._text) if self.encoding else self._joined()
+        text = body[:MAX_TEXT_BYTES].decode("utf-8", "replace")
         return Answer(
             status=self.response.status_code,
             headers=headers,
             text=text,
-            payload=decision.payload if decision else _json(text),
+            payload=decision.payload if decision else _json(body),
             in_stream=self.in_stream,
             event=decision.event if decision else None,
             model=model,
             wall_now=wall_now,
         )
 
+    def _joined(self) -> bytes:
+        if len(self.held) > 1:
+            self.held = [b"".join(self.held)]
+        return self.held[0] if self.held else b""
+
     def opening(self) -> bytes:
         """Return what is held of the body, decoded as far as it can be."""
-        held = b"".join(self.held)
+        held = self._joined()
         if not self.encoding:
             return held
         try:
-            return Decoder(self.encoding, max_bytes=MAX_PLAIN_BYTES).feed(held)
+            return Decoder(self.encoding, max_bytes=MAX_HELD_PLAIN_BYTES).feed(held)
         except ValueError:
             return b""
 
     def plain(self) -> bytes:
         """Return the whole body decoded. Raises ValueError if it cannot be, or is a bomb."""
-        held = b"".join(self.held)
+        held = self._joined()
         if not self.encoding:
             return held
-        plain = Decoder(self.encoding, max_bytes=MAX_PLAIN_BYTES).feed(held)
-        if len(plain) >= MAX_PLAIN_BYTES:
+        decoder = Decoder(self.encoding, max_bytes=MAX_PLAIN_BYTES)
+        plain = decoder.feed(held)
+        if decoder.is_full:
             raise ValueError("the decompressed body is too large")
         return plain
 
@@ -232,7 +271,7 @@ class AnswerReader:
             return None
         parser = EventParser()
         for event in reversed([*parser.feed(end), *parser.end()]):
-            value = _json(event.data)
+            value = _json(event.data.encode("utf-8", "replace"))
             if isinstance(value, dict) and self._judge(event.name, value) is Verdict.REFUSE:
                 return Decision(Verdict.REFUSE, value, event.name)
         return None
@@ -240,7 +279,7 @@ class AnswerReader:
     def _last_item(self, end: bytes) -> Decision | None:
         found = [*_FAILED_ITEM.finditer(end)]
         text = end[found[-1].start() :] if found else b""
-        value = _json(text.decode("utf-8", "replace").rstrip("], \t\r\n"))
+        value = _json(text.rstrip(b"], \t\r\n"))
         if isinstance(value, dict) and self._judge(None, value) is Verdict.REFUSE:
             return Decision(Verdict.REFUSE, value)
         return None
@@ -260,11 +299,11 @@ class AnswerReader:
             self._decoder = None
             return None
 
-    def _decided(self, decision: Decision | None) -> Reading:
-        if decision is None:
+    def _decided(self) -> Reading:
+        if self._decision is None:
             return Reading.MORE
-        self._decision = decision
-        return Reading.REFUSED if decision.verdict is Verdict.REFUSE else Reading.COMMIT
+        refused = self._decision.verdict is Verdict.REFUSE
+        return Reading.REFUSED if refused else Reading.COMMIT
 
 
 def _last_events(end: bytes) -> bytes:
@@ -278,11 +317,18 @@ def _last_events(end: bytes) -> bytes:
     return end[at:]
 
 
-def _json(text: str) -> Any:
+def _json(body: bytes) -> Any:
     """Parse a body that looks like JSON; None otherwise."""
-    if text.lstrip()[:1] not in ("{", "["):
+    if body.lstrip()[:1] not in (b"{", b"["):
         return None
     try:
-        return json.loads(text)
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    if len(body) > MAX_TEXT_BYTES:
+        return None
+    try:
+        # NaN and broken characters are no JSON, but occur.
+        return json.loads(body.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return None

@@ -1,11 +1,14 @@
 """Content decodings, a piece at a time and bounded.
 
 The gate must see the first event of a compressed stream before the stream ends, and a
-hostile body must not blow up in memory.
+hostile body must blow up neither in memory nor in time. Brotli's decoder can be bounded
+from version 1.2 on; with an older one, which mitmproxy 11 wants, `br` is not read at all.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import sys
 import zlib
 from collections.abc import Callable
@@ -18,9 +21,14 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-#: Raw bytes decoded at once: bounds what one step of a brotli bomb can unpack where its
-#: decoder takes no bound (before version 1.2).
+logger = logging.getLogger(__name__)
+
+#: Raw bytes decoded at once, and the most they may become: the loop waits for one step. Text
+#: becomes at most 1032 times as long with gzip, and much less in truth.
 _SLICE = 256
+_MAX_STEP_BYTES = 1024 * 1024
+#: A body that is encoded more often is not read.
+_MAX_ENCODINGS = 3
 
 #: The largest window a decoder of the content-encoding zstd must support, 8 MiB (RFC 9659);
 #: a frame may ask for sixteen times that in memory.
@@ -29,6 +37,8 @@ _WINDOW_LOG_MAX = 23
 
 #: How much an answer may unpack to while its end is kept: a million tokens, each an event.
 MAX_PASSED_BYTES = 256 * 1024 * 1024
+#: How much may come of few bytes meanwhile, and of each byte of many.
+_FREE_BYTES, _MAX_RATIO = 8 * 1024 * 1024, 512
 
 
 class UnknownEncoding(ValueError):
@@ -36,39 +46,48 @@ class UnknownEncoding(ValueError):
 
 
 class Decoder:
-    """Undoes one content-encoding incrementally.
+    """Undoes a content-encoding incrementally.
 
     Args:
-        encoding: the content-encoding header, "" for none.
+        encoding: the content-encoding header, "" for none; several are undone in turn.
         max_bytes: stop decoding beyond so many bytes; what was decoded stays valid.
 
     Raises UnknownEncoding.
     """
 
     def __init__(self, encoding: str, *, max_bytes: int) -> None:
-        self._step = _stepper(encoding.strip().lower())
+        self._steps = _steppers(encoding)
         self._left = max_bytes
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing more is decoded."""
+        """Whether nothing more is decoded: there is too much of it."""
         return self._left <= 0
 
     def feed(self, data: bytes) -> bytes:
         """Return what *data* adds. Raises ValueError when it is damaged."""
-        if self._step is None:
+        if not self._steps:
             return data
         out = bytearray()
         try:
             for start in range(0, len(data), _SLICE):
                 if self._left <= 0:
                     break
-                piece = self._step(data[start : start + _SLICE], self._left)
-                self._left -= len(piece)
-                out += piece
+                out += self._step(data[start : start + _SLICE])
         except (zlib.error, brotli.error, zstd.ZstdError) as e:
             raise ValueError(f"damaged body: {type(e).__name__}") from None
         return bytes(out)
+
+    def _step(self, piece: bytes) -> bytes:
+        for step in self._steps:
+            # The last one alone is held to the byte.
+            limit = min(self._left, _MAX_STEP_BYTES) if step is self._steps[-1] else _MAX_STEP_BYTES
+            piece = step(piece, limit)
+            if len(piece) >= limit:
+                self._left = 0  # more would have come
+                return piece if step is self._steps[-1] else b""
+        self._left -= len(piece)
+        return piece
 
 
 class End:
@@ -81,6 +100,7 @@ class End:
 
     def __init__(self, encoding: str, *, keep_bytes: int) -> None:
         self.kept = bytearray()
+        self._allowed = _FREE_BYTES
         self._keep = keep_bytes
         try:
             self._decoder: Decoder | None = Decoder(encoding, max_bytes=MAX_PASSED_BYTES)
@@ -92,12 +112,15 @@ class End:
         for start in range(0, len(data), _SLICE):
             if self._decoder is None:
                 return
+            piece = bytes(data[start : start + _SLICE])
             try:
-                self.kept += self._decoder.feed(bytes(data[start : start + _SLICE]))
+                unpacked = self._decoder.feed(piece)
             except ValueError:
                 self._give_up()
                 return
-            if self._decoder.is_full:
+            self.kept += unpacked
+            self._allowed += len(piece) * _MAX_RATIO - len(unpacked)
+            if self._decoder.is_full or self._allowed < 0:
                 self._give_up()
             if len(self.kept) > 2 * self._keep:
                 del self.kept[: -self._keep]
@@ -133,10 +156,34 @@ _ENCODERS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def _stepper(encoding: str) -> Callable[[bytes, int], bytes] | None:
+_Step = Callable[[bytes, int], bytes]
+
+
+def is_left_alone(encoding: str) -> bool:
+    """Say whether a body is handed on unread for want of a newer decoder, not as it is odd."""
+    return not _BROTLI_HAS_BOUND and "br" in _names(encoding)
+
+
+def is_none(encoding: str) -> bool:
+    """Say whether *encoding* changes nothing."""
+    return not _names(encoding)
+
+
+def _names(encoding: str) -> list[str]:
+    """Return what was done to a body, the first first."""
+    names = [name.strip().lower() for name in encoding.split(",")]
+    return [name for name in names if name not in ("", "identity", "none")]
+
+
+def _steppers(encoding: str) -> list[_Step]:
+    names = _names(encoding)
+    if len(names) > _MAX_ENCODINGS:
+        raise UnknownEncoding(f"cannot read {len(names)} content-encodings")
+    return [_stepper(name) for name in reversed(names)]
+
+
+def _stepper(encoding: str) -> _Step:
     match encoding:
-        case "" | "identity" | "none":
-            return None
         case "gzip" | "x-gzip":
             return _Frames(lambda: zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)).feed
         case "deflate":
@@ -149,12 +196,26 @@ def _stepper(encoding: str) -> Callable[[bytes, int], bytes] | None:
             raise UnknownEncoding(f"cannot read content-encoding {encoding!r}")
 
 
-def _brotli() -> Callable[[bytes, int], bytes]:
+#: A method that came with the bound, which itself cannot be asked for.
+_BROTLI_HAS_BOUND = hasattr(brotli.Decompressor, "can_accept_more_data")
+
+
+def _brotli() -> _Step:
+    if not _BROTLI_HAS_BOUND:
+        _tell_of_brotli()
+        raise UnknownEncoding("cannot read content-encoding 'br' within bounds")
     process = brotli.Decompressor().process
-    # A method that came with the bound, which itself cannot be asked for.
-    if hasattr(brotli.Decompressor, "can_accept_more_data"):
-        return lambda data, limit: bytes(process(data, output_buffer_limit=limit))
-    return lambda data, _limit: bytes(process(data))
+    return lambda data, limit: bytes(process(data, output_buffer_limit=limit))
+
+
+@functools.cache
+def _tell_of_brotli() -> None:
+    """Say so, once."""
+    logger.warning(
+        f"account-pool: brotli {brotli.__version__} has no bound for what a body unpacks to; "
+        "answers with content-encoding br are handed on unread, and judged by status and headers. "
+        "newer mitmproxys come with a brotli that has one (1.2)"
+    )
 
 
 def _zstd_frame() -> _Frame:

@@ -32,19 +32,41 @@ def corrected(
         wall_now: seconds since the epoch, for waits that are told as moments.
     """
     response = reader.response
+    scrub.headers(response, secrets)
+    if not (reader.complete or reader.in_stream):
+        broken = "broke off" if reader.broken else "is too long, or comes too slowly"
+        return _in_its_place(response, provider, f"the provider's answer {broken}", wait_s)
     try:
         text = changed = reader.plain()
     except ValueError:
-        # It cannot be searched for an echo of the credential.
-        message = "the provider's answer has an encoding that the account pool cannot read"
-        return local(provider.refusal(response.status_code, message, wait_s))
-    scrub.headers(response, secrets)
+        if not reader.is_left_alone:
+            # It cannot be searched for an echo of the credential.
+            message = "the provider's answer has an encoding that the account pool cannot read"
+            return _in_its_place(response, provider, message, wait_s)
+        if wait_s is not None:
+            set_wait(response, provider, wait_s, wall_now)
+        _set_body(response, reader, b"", b"")
+        return response
     if wait_s is not None and not reader.in_stream:
         # A stream that ended with an error is told as it came: its clients know that.
-        _set_wait(response, provider, wait_s, wall_now)
+        set_wait(response, provider, wait_s, wall_now)
         plain = text.decode("utf-8", "surrogateescape")
         changed = provider.delay_body(plain, wait_s, wall_now).encode("utf-8", "surrogateescape")
     _set_body(response, reader, text, scrub.body(changed, secrets))
+    return response
+
+
+def _in_its_place(
+    response: http.Response, provider: Provider, message: str, wait_s: float | None
+) -> http.Response:
+    """Return *response* with a body of our own, for one that cannot be handed on."""
+    ours = local(provider.refusal(response.status_code, message, wait_s))
+    for name in ("content-encoding", "transfer-encoding", "content-length", "content-md5"):
+        response.headers.pop(name, None)
+    for name in ours.headers:
+        response.headers[name] = ours.headers[name]
+    response.trailers = None
+    response.content = ours.content  # sets content-length
     return response
 
 
@@ -73,7 +95,7 @@ def repeated(
         response.headers.pop(name, None)
     text = stored.body.decode("utf-8", "replace")
     if wait_s is not None:
-        _set_wait(response, provider, wait_s, wall_now)
+        set_wait(response, provider, wait_s, wall_now)
         text = provider.delay_body(text, wait_s, wall_now)
     response.content = text.encode()
     return response
@@ -96,7 +118,7 @@ def local(answer: LocalAnswer) -> http.Response:
 
 def _set_body(response: http.Response, reader: AnswerReader, text: bytes, changed: bytes) -> None:
     """Give *response* the body of *reader*, whose *text* has become *changed*."""
-    if changed != text:
+    if changed != text or (reader.encoding and not reader.complete):
         response.headers.pop("content-encoding", None)
         response.content = changed  # sets content-length
         return
@@ -105,7 +127,8 @@ def _set_body(response: http.Response, reader: AnswerReader, text: bytes, change
         response.headers["content-length"] = str(len(response.data.content))
 
 
-def _set_wait(response: http.Response, provider: Provider, wait_s: float, wall_now: float) -> None:
+def set_wait(response: http.Response, provider: Provider, wait_s: float, wall_now: float) -> None:
+    """Let *response* name the wait that holds for the pool, in its headers."""
     for name in provider.delay_headers:
         response.headers.pop(name, None)
     for name, value in provider.delay(wait_s):

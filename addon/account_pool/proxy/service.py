@@ -82,6 +82,9 @@ _REMOTE = (
     "the pool serves this machine only; set pool_allow_remote or proxyauth to let other hosts in"
 )
 
+#: Longest refusal that is told again to requests its account cannot serve.
+MAX_REMEMBERED_BYTES = 65536
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -553,6 +556,8 @@ class Service:
         try:
             text = scrub.body(reader.plain(), secrets)
         except ValueError:
+            return
+        if len(text) > MAX_REMEMBERED_BYTES or not (reader.complete or reader.in_stream):
             return
         head = reader.response
         fields = tuple((name, scrub.body(value, secrets)) for name, value in head.headers.fields)

@@ -415,7 +415,7 @@ class ServingStream(AttemptStream):
         self._pending = attempts.refused(outcome, self.service.now())
         if attempts.keeps_earlier and earlier is not None:
             self._refusal = earlier
-        if reader.complete or isinstance(self._pending, Deliver):
+        if reader.complete or reader.broken or isinstance(self._pending, Deliver):
             yield from self._drained()
         else:
             self.server_state = self.state_drain
@@ -426,8 +426,14 @@ class ServingStream(AttemptStream):
         self.clear_timer()
         complete = self._reader.complete
         step, self._pending = self._pending, None
-        streams = self._refusal is self._reader and not complete and not self._reader.encoding
-        if isinstance(step, Deliver) and streams:
+        if isinstance(step, Deliver) and self._refusal is self._reader and self._reader.may_follow:
+            if step.retry_after_s is not None and not self._reader.in_stream:
+                delivery.set_wait(
+                    self._reader.response,
+                    self._call.provider,
+                    step.retry_after_s,
+                    self.service.wall_now(),
+                )
             with harmless:
                 self._trail.delivered(self._attempts, self.service.now())
             yield from self._commit(end_stream=False, secrets=self._secrets())
@@ -568,7 +574,7 @@ class ServingStream(AttemptStream):
             yield from self._perform(step)
         elif reader is not None and not reader.in_stream:
             # A refusal whose end was cut off is still a refusal.
-            reader.complete = True
+            reader.broken = True
             yield from self._refused()
         elif not self._attempts.over:
             how = how_broken(
