@@ -16,6 +16,7 @@ from account_pool.core.lease import Facts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.credentials.vendors import VENDORS
 from account_pool.proxy.told import line
+from account_pool.supervision import Failed, tasks
 from tests.admin.helpers import HOST, TOKEN, FakeProxy, code, told, write
 from tests.proxy.helpers import account, secret
 
@@ -62,8 +63,20 @@ async def test_health(proxy):
     assert {"status": "ok", "uptime_s": 5.0, "size": 2, "busy": 1, "ready": True}.items() <= (
         health.items()
     )
+    assert health["stopping"] is False
     assert health["instance"] == told(await proxy.ask("/health"))["instance"]
     proxy.service.pool.release(lease, None, now=proxy.clock.now())
+
+
+async def test_health_tells_of_tasks_that_failed(proxy, monkeypatch):
+    failed = {"keeping": Failed(failures=2, error="ValueError", running=True)}
+    monkeypatch.setattr(tasks, "failed", failed)
+    proxy.service.stop()
+    health = told(await proxy.ask("/health"))
+    assert health["stopping"]
+    assert health["failed_tasks"] == [
+        {"name": "keeping", "failures": 2, "error": "ValueError", "running": True}
+    ]
 
 
 async def test_decisions(proxy):

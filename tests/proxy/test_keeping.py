@@ -22,12 +22,13 @@ from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.proxy import keeping
 from account_pool.proxy.keeping import Keeping
 from account_pool.proxy.service import Service
-from account_pool.store.errors import DamagedError, StoreError
+from account_pool.store.errors import DamagedError, StoreError, UnfitError
 from account_pool.store.sqlite import SqliteTokens
 from account_pool.store.sqlite_state import SqliteState
-from account_pool.store.state import GRACE_S
+from account_pool.store.state import GRACE_S, Lines
 from account_pool.store.store import MemoryStore, SqliteStore
 from account_pool.store.tokens import Tokens
+from tests.patience import PATIENCE_S
 from tests.proxy.helpers import FakeClock, service_of
 
 FACTS = Facts(provider="openai", kind="key", model="gpt-5")
@@ -560,3 +561,114 @@ def test_who_is_out_of_use_since_before_is_said(
         "openai/two has been disabled since an earlier run: 403 suspended; pool.clear"
         in caplog.text
     )
+
+
+# -- what cannot be written
+
+
+class Picky:
+    """A store that cannot write some rows, however often it is asked."""
+
+    def __init__(self, store, unfit: Callable[..., bool], error: Exception) -> None:
+        self._store, self._unfit, self._error = store, unfit, error
+        self.asked = 0
+
+    def __getattr__(self, name: str):
+        return getattr(self._store, name)
+
+    def exchange(self, mine, gone=(), **more):
+        self.asked += 1
+        if self._unfit(mine, more):
+            raise self._error
+        return self._store.exchange(mine, gone, **more)
+
+
+@pytest.mark.parametrize("error", [ValueError("sk-fake-secret"), UnfitError("IntegrityError")])
+async def test_a_row_that_cannot_be_written_keeps_no_other_back(begin, clock, caplog, error):
+    service, kept = begin()
+    await kept._round()
+
+    def unfit(mine, more) -> bool:
+        rows = more["lines"].get("sessions", Lines()).rows if more["lines"] else ()
+        return any(row[0] == "bad:openai" for row in rows)
+
+    kept._store = store = Picky(kept._store, unfit, error)
+    for key in ("a:openai", "bad:openai", "b:openai"):
+        service.sessions.bind(key, ONE, clock.now())
+    limit(service, TWO)
+    service.usages.count(ONE, "gpt-5", None, service.wall_now())
+    caplog.clear()
+    await kept._round()
+    again, _ = begin()
+    assert set(again.sessions) == {"a:openai", "b:openai"}
+    assert cools(again, TWO) == 600
+    sums = await kept.read_counts("usage")
+    assert [amounts["requests"] for amounts in sums.values()] == [1]
+    assert len(caplog.messages) == 1
+    assert "of sessions something cannot be written" in caplog.text
+    assert "sk-fake" not in caplog.text
+    # It is neither tried again for ever nor told again.
+    asked = store.asked
+    await kept._round()
+    assert store.asked == asked
+    service.sessions.bind("bad:openai", TWO, clock.now())
+    service.sessions.bind("c:openai", TWO, clock.now())
+    await kept._round()
+    assert len(caplog.messages) == 1
+
+
+async def test_a_disk_that_fails_while_they_are_looked_for_loses_nothing(begin, clock):
+    service, kept = begin()
+    await kept._round()
+    kept._store = picky = Picky(kept._store, lambda *_: True, ValueError())
+    real = picky.exchange
+
+    def exchange(mine, gone=(), **more):
+        if picky.asked:
+            raise StoreError("the disk is full")
+        return real(mine, gone, **more)
+
+    picky.exchange = exchange
+    service.sessions.bind("a:openai", ONE, clock.now())
+    service.usages.count(ONE, "gpt-5", None, service.wall_now())
+    with pytest.raises(StoreError):
+        await kept._round()
+    kept._store = picky._store
+    await kept._round()
+    again, _ = begin()
+    assert list(again.sessions) == ["a:openai"]
+    assert [a["requests"] for a in (await kept.read_counts("usage")).values()] == [1]
+
+
+async def test_an_error_of_ours_ends_a_round_and_not_the_keeping(begin, clock, caplog, monkeypatch):
+    """The writer used to end for good, without a word."""
+    service, kept = begin()
+    failed = asyncio.Event()
+
+    def changed(**_how):
+        failed.set()
+        raise ValueError("sk-fake-secret")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kept._store, "changed", changed)
+        patch.setattr("account_pool.supervision.PAUSE_S", 0.0)
+        kept.start()
+        async with asyncio.timeout(PATIENCE_S):
+            await failed.wait()
+    limit(service)
+    async with asyncio.timeout(PATIENCE_S):
+        while not cools(begin()[0]):
+            await asyncio.sleep(0)
+    assert "keeping the state failed: ValueError at " in caplog.text
+    assert "sk-fake" not in caplog.text
+
+
+def test_sqlite_tells_a_row_from_a_file(path: Path) -> None:
+    state = SqliteState(path)
+    rows = [("a", "openai/one", 1.0), ("b", "openai/one", None)]
+    with pytest.raises(UnfitError):
+        state.exchange([], wall_now=1.0, lines={"sessions": Lines(rows)})
+    with pytest.raises(UnfitError):
+        state.exchange([], wall_now=1.0, lines={"sessions": Lines([("a", object(), 1.0)])})
+    assert state.read_book("sessions") == []
+    state.close()

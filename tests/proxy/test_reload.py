@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import runpy
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from mitmproxy import ctx, hooks
 from mitmproxy.addons.next_layer import NextLayer
 from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.exceptions import OptionsError
 from mitmproxy.test import taddons
 
 from account_pool.config.accounts_file import own_file
@@ -24,6 +26,7 @@ from account_pool.proxy.addon import AccountPool
 from account_pool.proxy.reload import Changes, Watcher
 from account_pool.proxy.service import StoredRefusal
 from account_pool.proxy.source_file import stamp_of
+from tests.patience import PATIENCE_S
 
 TWO = """
 accounts:
@@ -391,3 +394,79 @@ async def test_a_file_that_comes_later_takes_the_place_of_the_environment(
         await addon._file_written()
         assert keys(addon) == ["openai/one", "openai/two"]
         addon.done()
+
+
+# -- several at once
+
+
+async def test_what_was_read_earlier_does_not_win_over_what_was_read_later(addon, file, caplog):
+    """A home directory may be slow: the one that began first ends last."""
+    real, slow, go_on = addon._load, asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def load():
+        loaded = real()
+        if not slow.is_set():
+            loop.call_soon_threadsafe(slow.set)
+            assert go_on.wait(PATIENCE_S)
+        return loaded
+
+    addon._load = load
+    first = asyncio.create_task(addon._file_written())
+    async with asyncio.timeout(PATIENCE_S):
+        await slow.wait()
+    file.write_text(TWO.replace("label: one", "label: three"))
+    assert addon.reload() == "added openai/three; removed openai/one"
+    caplog.clear()
+    go_on.set()
+    async with asyncio.timeout(PATIENCE_S):
+        await first
+    assert keys(addon) == ["openai/two", "openai/three"]
+    assert caplog.messages == []
+
+
+async def test_a_mistake_that_was_read_earlier_is_not_told_either(addon, file, caplog):
+    slow, go_on = asyncio.Event(), threading.Event()
+    real, loop = addon._load, asyncio.get_running_loop()
+
+    def load():
+        if slow.is_set():
+            return real()
+        loop.call_soon_threadsafe(slow.set)
+        assert go_on.wait(PATIENCE_S)
+        raise OptionsError("a mistake")
+
+    addon._load = load
+    first = asyncio.create_task(addon._file_written())
+    async with asyncio.timeout(PATIENCE_S):
+        await slow.wait()
+    # As POST /account-pool/add does.
+    await addon._read_what_was_written()
+    caplog.clear()
+    go_on.set()
+    async with asyncio.timeout(PATIENCE_S):
+        await first
+    assert caplog.messages == []
+
+
+async def test_what_is_removed_while_the_file_is_read_does_not_come_back(addon):
+    slow, go_on = asyncio.Event(), threading.Event()
+    real, loop = addon._load, asyncio.get_running_loop()
+
+    def load():
+        loaded = real()
+        loop.call_soon_threadsafe(slow.set)
+        assert go_on.wait(PATIENCE_S)
+        return loaded
+
+    addon._load = load
+    reading = asyncio.create_task(addon._file_written())
+    async with asyncio.timeout(PATIENCE_S):
+        await slow.wait()
+    addon.remove("openai/one")
+    go_on.set()
+    async with asyncio.timeout(PATIENCE_S):
+        await reading
+    assert keys(addon) == ["openai/two"]
+    addon._load = real
+    assert addon.reload() == "added openai/one"

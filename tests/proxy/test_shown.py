@@ -14,6 +14,7 @@ from mitmproxy.test import taddons, tflow
 
 from account_pool.proxy import attempt_stream, shown, stream
 from account_pool.proxy.addon import AccountPool
+from account_pool.supervision import tasks
 from tests.proxy.helpers import (
     BR,
     CHAT,
@@ -408,8 +409,8 @@ async def load(*addons, **of_recorder):
         loader = shown.Loader()
         loader(lambda: flow)
         assert recorder.seen == []  # not before the event is handled
-        await asyncio.gather(*loader._tasks)
-    assert not loader._tasks
+        await asyncio.gather(*tasks._running)
+    assert not tasks._running
     return flow, recorder
 
 

@@ -7,6 +7,7 @@ it does when somebody edits the file: what comes of both is the same.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 Entry = Mapping[str, Any]
 
+#: A file is read, changed and written: by one thread at a time, that of a command included.
+_WRITING = threading.Lock()
 _BY_HAND = Outcome(cls=OutcomeClass.FORBIDDEN_ACCOUNT, scope=Scope.ACCOUNT, signal=BY_HAND)
 
 
@@ -69,7 +72,7 @@ class Actions:
         """
         key = self.get(provider, label).key
         async with self._one_by_one:
-            where = await asyncio.to_thread(self.files().remove, key)
+            where = await asyncio.to_thread(self.take_out, key)
             if where is not None:
                 await self.read_again()
             if self._find(key) is not None:
@@ -116,11 +119,17 @@ class Actions:
     def write(self, entry: Entry) -> str:
         """Write *entry* down and return where. Blocks. Raises Refused."""
         try:
-            return self.files().add(entry, self.known())
+            with _WRITING:
+                return self.files().add(entry, self.known())
         except WrongAccount as e:
             raise Refused(422, "invalid_account", str(e)) from None
         except CannotEdit as e:
             raise Refused(409, "cannot_write", str(e)) from None
+
+    def take_out(self, key: AccountKey) -> str | None:
+        """Take *key* out of where it is written, and return where that was. Blocks."""
+        with _WRITING:
+            return self.files().remove(key)
 
     def added(self, key: AccountKey, where: str) -> AccountState:
         """Return the account *key*, which is in the pool by now. Raises Refused."""

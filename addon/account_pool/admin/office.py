@@ -24,6 +24,7 @@ from account_pool.admin.security import (
     needs_token,
 )
 from account_pool.admin.visit import Reply, Visit
+from account_pool.supervision import tasks
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -55,7 +56,7 @@ class Office:
     rules: Callable[[], Rules]
     now: Callable[[], float]
     make_app: Callable[[Callable[[Visit], None]], Starlette]
-    _app: asyncio.Future[Starlette] | None = None
+    _app: asyncio.Task[Starlette | None] | None = None
 
     async def answer(self, visit: Visit) -> Reply:
         """Return the answer to *visit*. Raises nothing: what fails is told as a 500."""
@@ -81,8 +82,14 @@ class Office:
 
     async def _pages(self) -> Starlette:
         if self._app is None:
-            self._app = asyncio.ensure_future(asyncio.to_thread(self.make_app, self.admit))
-        return await asyncio.shield(self._app)
+            self._app = tasks.once(
+                "making the admin pages", lambda: asyncio.to_thread(self.make_app, self.admit)
+            )
+        app = await asyncio.shield(self._app)
+        if app is None:
+            self._app = None  # the next visitor has it tried again
+            raise RuntimeError("the admin pages could not be made")
+        return app
 
 
 async def _ask(app: Starlette, visit: Visit) -> Reply:

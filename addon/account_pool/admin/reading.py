@@ -11,6 +11,7 @@ from account_pool.admin.bodies import DecisionsQuery, SessionsQuery, UsageQuery
 from account_pool.admin.decisions import decisions_view
 from account_pool.admin.desk import Desk
 from account_pool.admin.views import Json
+from account_pool.supervision import tasks
 
 
 async def health(desk: Desk, _asked: None) -> Json:
@@ -22,6 +23,11 @@ async def health(desk: Desk, _asked: None) -> Json:
         "pid": os.getpid(),
         "instance": desk.instance,
         "ready": desk.ready(),
+        "stopping": desk.service.stopping,
+        "failed_tasks": [
+            {"name": name, "failures": f.failures, "error": f.error, "running": f.running}
+            for name, f in tasks.failed.items()
+        ],
         **desk.source(),
     }
 

@@ -231,6 +231,17 @@ SCHEMAS: Mapping[str, Schema] = {
         pid=_COUNT,
         instance={"type": "string", "description": "of this run of the proxy"},
         ready=_BOOL,
+        stopping={**_BOOL, "description": "it was asked to end, and finishes what is in flight"},
+        failed_tasks={
+            "type": "array",
+            "description": "background tasks that have failed since the start",
+            "items": _object(
+                name=_TEXT,
+                failures=_COUNT,
+                error={"type": "string", "description": "the type of the last error"},
+                running={"type": "boolean", "description": "it was begun again"},
+            ),
+        },
         accounts_file=_ACCOUNTS_FILE,
     ),
 }

@@ -11,7 +11,8 @@ import time
 
 from account_pool.cli.proxy_process import CannotStart, note
 from account_pool.cli.shared import SharedProxy
-from account_pool.cli.watch import LOOK_CLOSER_S, Step, Watch
+from account_pool.cli.watch import LOOK_CLOSER_S, Seen, Step, Watch
+from account_pool.supervision import where
 
 #: How often a process of our own is asked whether it is there, in seconds: it costs nothing.
 _NOTICE_S = 0.1
@@ -48,7 +49,7 @@ class Guard:
     def _run(self) -> None:
         watch = Watch(time.monotonic())
         while not self._wait(watch.look_again_in_s()):
-            seen = self._proxy.look()
+            seen = self._seen()
             if seen is None:
                 # Not started by a `run`: whoever did takes care of it. It may also be
                 # between two starts of another `run`.
@@ -61,6 +62,14 @@ class Guard:
             if step is not Step.NOTHING:
                 self._revive(step)
 
+    def _seen(self) -> Seen | None:
+        """Return how the proxy is; the tool runs on, and is watched, whatever fails here."""
+        try:
+            return self._proxy.look()
+        except Exception as error:
+            note(self._proxy.places, f"looking at the proxy failed: {where(error)}")
+            return None
+
     def _revive(self, step: Step) -> None:
         found = "is dead" if step is Step.START else "does not answer"
         note(self._proxy.places, f"the proxy {found}; restarting it")
@@ -70,6 +79,8 @@ class Guard:
             if self._proxy.over.is_set():
                 return
             note(self._proxy.places, str(error))
+        except Exception as error:
+            note(self._proxy.places, f"restarting the proxy failed: {where(error)}")
 
     def _wait(self, seconds: float) -> bool:
         """Wait, less if a process of ours ends; say whether it is all over."""

@@ -22,6 +22,7 @@ from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.placeholder import no_token_answer, token_answer
 from account_pool.credentials.ways import Exchange, Ways
 from account_pool.providers.base import LocalAnswer
+from account_pool.supervision import tasks
 
 if TYPE_CHECKING:
     from account_pool.config import AccountEntry
@@ -225,8 +226,8 @@ class Keeper:
         if loop is not None:
             loop.cancel()
         if wait_s is not None and self._held.get(held.key) is held:
-            self._loops[held.key] = asyncio.create_task(
-                self._keep(held, wait_s), name=f"credentials of {held.key}"
+            self._loops[held.key] = tasks.supervised(
+                f"keeping the credential of {held.key}", lambda: self._keep(held, wait_s)
             )
 
     async def _keep(self, held: Held, wait_s: float | None) -> None:

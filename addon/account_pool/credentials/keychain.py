@@ -86,6 +86,10 @@ class KeychainSource:
                 found = _find(self.service)
             except CredentialError as error:
                 failed = error
+            # A thread's own way to tell would print its text, and leave us waiting.
+            except Exception as error:
+                name = type(error).__name__
+                failed = CredentialError(f"the keychain cannot be read ({name})", _AGAIN)
             # The proxy may have ended meanwhile.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(_settle, answer, found, failed)

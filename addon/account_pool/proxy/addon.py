@@ -55,6 +55,7 @@ from account_pool.proxy.reload import Changes, Watcher, update_pool
 from account_pool.proxy.service import End, Service, Settings
 from account_pool.store.errors import StoreError
 from account_pool.store.store import MemoryStore, Store
+from account_pool.supervision import tasks
 
 logger = logging.getLogger(__name__)
 
@@ -111,9 +112,9 @@ class AccountPool(AdminPages):
         self._at_start: frozenset[str] = frozenset()
         self._configured = False
         self._failed = False
-        self._starting: asyncio.Task[None] | None = None
+        self._starting: asyncio.Task[object] | None = None
         self._held_back = False
-        self._reading: asyncio.Task[None] | None = None
+        self._reading: asyncio.Task[object] | None = None
         self._unlisten: Callable[[], None] = lambda: None
         self._drain: Drain | None = None
 
@@ -143,18 +144,16 @@ class AccountPool(AdminPages):
         if self.keeping is not None:
             self.keeping.start()
         self._open_pages()
-        self._starting = asyncio.create_task(self._announce(), name="account-pool start")
+        self._starting = tasks.once("start", self._announce)
         self._watcher = Watcher(self._file.stamps, self._file_written)
-        self._watching = asyncio.create_task(
-            self._watcher.run(), name="account-pool watches its file"
-        )
+        self._watching = tasks.supervised("watching the accounts file", self._watcher.run)
         self._drain = Drain(
             ctx.master, self.service, refreshing=self._is_refreshing, write=self._write
         )
         self._drain.install()
         self._unlisten = hangup.listen(self._read_again, ctx.master.shutdown)
-        self._sweeping = asyncio.create_task(
-            sweeping.run(self.service), name="account-pool forgets conversations"
+        self._sweeping = tasks.supervised(
+            "forgetting conversations", lambda: sweeping.run(self.service)
         )
         # mitmproxy waits: it ends where a server cannot listen. At a reload it cannot wait.
         return self._starting if self._held_back else None
@@ -247,6 +246,7 @@ class AccountPool(AdminPages):
                 logger.error(f"account-pool: {line}")
             return
         self._in_file = loaded.options
+        self._described = loaded.described
         self._know(loaded)
         pool = Pool(
             strategy=str(values["strategy"]),
@@ -299,15 +299,21 @@ class AccountPool(AdminPages):
         )
 
     def _read_again(self) -> None:
-        self._reading = asyncio.create_task(self._file_written(), name="account-pool reads again")
+        self._reading = tasks.once("reading the accounts again", self._file_written)
 
     async def _file_written(self) -> None:
         """Take over the accounts anew, or say why they stay as they were."""
         self._left_out.clear()
+        number = self._begin_reading()
         try:
             # Read in a thread: files, and much to check.
-            changes = self._take_over(await asyncio.to_thread(self._load))
+            loaded = await asyncio.to_thread(self._load)
+            if not self._is_newest(number):
+                return
+            changes = self._take_over(self._without_left_out(loaded))
         except RELOAD_ERRORS as e:
+            if not self._is_newest(number):
+                return
             for line in str(e).splitlines():
                 logger.warning(f"account-pool: {line}")
             logger.log(ALERT, f"account-pool: {self._file} {_NOT_TAKEN}")
@@ -316,7 +322,10 @@ class AccountPool(AdminPages):
 
     def _reload(self) -> Changes:
         self._left_out.clear()
-        return self._take_over(self._load())
+        number = self._begin_reading()
+        loaded = self._load()
+        self._is_newest(number)
+        return self._take_over(loaded)
 
     def _shows_tokens(self) -> bool:
         return bool(self._values(self._in_file)["show_tokens"])
@@ -330,6 +339,7 @@ class AccountPool(AdminPages):
             loaded, self._copilot, self.keeper.ways.refresher, self._store, ctx.options
         )
         self._in_file = loaded.options
+        self._described = loaded.described
         self._know(loaded)
         changes = update_pool(self.service, loaded.accounts, self.keeper.renewed(loaded.accounts))
         self.service.set_providers(loaded.providers)
@@ -377,6 +387,8 @@ class AccountPool(AdminPages):
 
     def _remove(self, key: AccountKey) -> None:
         super()._remove(key)
+        # What is being read at this moment must not bring it back.
+        self._left_out.add(key)
         self._notices.forget(key)
 
     def _know(self, loaded: config.Config) -> None:

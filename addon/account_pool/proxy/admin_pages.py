@@ -42,6 +42,8 @@ class AdminPages(Commands):
         self._ready = False
         #: taken out by hand, and still written where we must not write
         self._left_out: set[AccountKey] = set()
+        #: readings of the accounts that began, and the latest of those that are over
+        self._readings = self._read = 0
 
     # -- what the addon does
 
@@ -73,7 +75,6 @@ class AdminPages(Commands):
 
         *database* is the state database, None for none; it counts the first time.
         """
-        self._described = loaded.described
         if self._added is None:
             self._added = hosting.AddedFile(database)
         if self._added.known is None:
@@ -103,21 +104,47 @@ class AdminPages(Commands):
         actions = hosting.actions_on(self.service, self._hands())
         key = actions.new_key(entry)
         where = actions.write(entry)
-        self._take_over_written(self._load())
+        number = self._begin_reading()
+        self._take_over_written(self._load(), number)
         return f"{actions.added(key, where).key} was added ({where})"
 
     async def _read_what_was_written(self) -> None:
         """Take over what was written by hand. Raises Refused."""
+        number = self._begin_reading()
         try:
-            self._take_over_written(await asyncio.to_thread(self._load))
+            self._take_over_written(await asyncio.to_thread(self._load), number)
         except RELOAD_ERRORS as e:
+            if not self._is_newest(number):
+                return
             raise Refused(409, "not_taken", f"the accounts cannot be reloaded: {e}") from None
 
-    def _take_over_written(self, loaded: config.Config) -> None:
+    def _take_over_written(self, loaded: config.Config, number: int) -> None:
+        if not self._is_newest(number):
+            return
         if self._watcher is not None:
             self._watcher.note()
+        self._take_over(self._without_left_out(loaded))
+
+    def _without_left_out(self, loaded: config.Config) -> config.Config:
         left = [e for e in loaded.accounts if e.account.key not in self._left_out]
-        self._take_over(replace(loaded, accounts=tuple(left)))
+        return replace(loaded, accounts=tuple(left))
+
+    # -- the order of readings
+
+    def _begin_reading(self) -> int:
+        """Return the number of a reading that begins: files are read in threads, some slowly."""
+        self._readings += 1
+        return self._readings
+
+    def _is_newest(self, number: int) -> bool:
+        """Say whether no reading that began later than *number* is over: it holds more.
+
+        Whoever asks is over.
+        """
+        if number < self._read:
+            return False
+        self._read = number
+        return True
 
     def _leave_out(self, key: AccountKey) -> None:
         self._left_out.add(key)

@@ -21,6 +21,7 @@ from wsproto.frame_protocol import Opcode
 from account_pool.proxy.harmless import harmless
 from account_pool.proxy.service import Service
 from account_pool.proxy.socket import GoingAway
+from account_pool.supervision import tasks
 
 if TYPE_CHECKING:
     from mitmproxy.master import Master
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 #: How often is looked whether all has finished, seconds.
 LOOK_S = 0.05
+#: How often, once all clients were hung up on: what is not told by then is not waited for.
+CUT_LOOKS = 20
 
 
 class Drain:
@@ -55,7 +58,8 @@ class Drain:
         self._write = write
         self._loop = asyncio.get_running_loop()
         self._end_now: Callable[[], object] = master.shutdown
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[object] | None = None
+        self._cutting: asyncio.Task[object] | None = None
 
     def install(self) -> None:
         """Stand in the place of `Master.shutdown`, which mitmproxy looks up when it is called."""
@@ -74,25 +78,36 @@ class Drain:
 
     def _asked(self) -> None:
         if self._task is None and self._service.settings.drain_s > 0:
-            self._task = asyncio.create_task(self._run(), name="account-pool ends")
+            self._task = tasks.once("shutdown", self._run)
             return
         self._service.stop()
         if self._task is not None:
             self._task.cancel()
-        self._end_now()
+        self._cutting = tasks.once("shutdown at once", self._cut)
 
     async def _run(self) -> None:
-        try:
+        with harmless:
             self._service.stop()
             # Before the first wait: what is killed meanwhile has lost nothing.
-            writing = asyncio.ensure_future(self._write_and_tell())
+            writing = tasks.once("last writing before the shutdown", self._write_and_tell)
             await self._stop_listening()
             await self._wait()
             await self._close_sockets()
             writing.cancel()
-        except Exception as e:
-            # Whatever fails, the proxy ends.
-            harmless.tell(e)
+        # Whatever failed, the proxy ends.
+        await self._cut()
+
+    async def _cut(self) -> None:
+        """Hang up on all clients, as mitmproxy does when told to, and end."""
+        with harmless:
+            for handler in self._handlers():
+                io = handler.transports.get(handler.client)
+                if io is not None and io.handler is not None:
+                    io.handler.cancel("the proxy ends")
+            for _ in range(CUT_LOOKS):
+                if not self._handlers():
+                    break
+                await asyncio.sleep(LOOK_S)
         self._end_now()
 
     async def _write_and_tell(self) -> None:

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from types import TracebackType
 
+from account_pool.supervision import where
+
 logger = logging.getLogger(__name__)
-
-
-def where(error: BaseException) -> str:
-    """Say what *error* is and where it came from, not its text: that may quote anything."""
-    frames = traceback.extract_tb(error.__traceback__)[-4:]
-    places = " < ".join(f"{f.filename}:{f.lineno} {f.name}" for f in reversed(frames))
-    return f"{type(error).__name__} at {places}"
 
 
 class Harmless:

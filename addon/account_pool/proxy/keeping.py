@@ -23,10 +23,11 @@ from account_pool.core.decision import By
 from account_pool.core.saved import Saved, forgiven, merge
 from account_pool.proxy.opening import opened, out_of_use
 from account_pool.proxy.service import Service
-from account_pool.proxy.unwritten import Batch, Unwritten
+from account_pool.proxy.unwritten import Batch, Unwritten, Written
 from account_pool.store.errors import DamagedError, MovedError, StoreError
 from account_pool.store.state import BEAT_S, News, OtherProxy, Row, StateStore
 from account_pool.store.store import Store
+from account_pool.supervision import tasks, where
 
 logger = logging.getLogger(__name__)
 
@@ -81,10 +82,12 @@ class Keeping:
         self._pressing = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="account-pool-store")
         #: what is being written, and the answer of the store
-        self._work: tuple[Batch, Future[Saved]] | None = None
+        self._work: tuple[Batch, Future[Written]] | None = None
         self._task: asyncio.Task[None] | None = None
         self._failures = 0
         self._said = ""
+        #: what was said not to fit into the store
+        self._unfit: set[tuple[str, str]] = set()
         self._asides = 0
         self._stopped = False
         #: who waits for what is known to be written
@@ -105,6 +108,9 @@ class Keeping:
                 self._restore()
         except StoreError as e:
             self._say(e)
+        except Exception as e:
+            # A mistake of ours: the proxy serves all the same.
+            self._say(StoreError(f"the state cannot be restored: {where(e)}"))
 
     def _restore(self) -> None:
         self._meet(*opened(self._source, self._wall()))
@@ -113,7 +119,7 @@ class Keeping:
 
     def start(self) -> None:
         """Begin to write. Needs a running event loop."""
-        self._task = asyncio.create_task(self._run(), name="account-pool keeps its state")
+        self._task = tasks.supervised("keeping the state", self._run)
 
     def stop(self) -> None:
         """Write what is left, and close the store. Waits for the disk; once."""
@@ -130,6 +136,8 @@ class Keeping:
             self._finish()
         except StoreError as e:
             self._say(e)
+        except Exception as e:
+            self._say(StoreError(f"the state cannot be written: {where(e)}"))
         self._thread.shutdown(wait=False, cancel_futures=True)
         if self._store is not None:
             self._store.close()
@@ -196,7 +204,8 @@ class Keeping:
         self._heed(await self._in_thread(lambda: store.changed(wall_now=wall)))
         self._begin()
         if self._work is not None:
-            with contextlib.suppress(StoreError):
+            # What is wrong is for `_finish` to say.
+            with contextlib.suppress(Exception):
                 await asyncio.wrap_future(self._work[1])
         self._finish()
         if self._failures:
@@ -260,7 +269,7 @@ class Keeping:
             return
         (batch, answer), self._work = self._work, None
         try:
-            saved = answer.result(STOP_TIMEOUT_S)
+            written = answer.result(STOP_TIMEOUT_S)
         except (StoreError, CancelledError) as e:
             self._unwritten.put_back(batch)
             self._beat_at = self._now()  # others are told all of it
@@ -271,6 +280,11 @@ class Keeping:
             # It may be written yet: counts must not be added twice.
             self._unwritten.put_back(batch, counts=False)
             raise StoreError(_TOO_LONG) from None
+        except Exception:
+            self._unwritten.put_back(batch)
+            raise
+        saved = written.saved
+        self._say_unfit(written.unfit)
         self._unwritten.wrote(batch, saved.replaced)
         if at_start:
             self._adopt(batch.mine, forgiven(saved, self._wall()), By.RESTART)
@@ -333,6 +347,16 @@ class Keeping:
         store, self._store = self._store, None
         if store is not None:
             store.close()
+
+    def _say_unfit(self, unfit: Mapping[str, str]) -> None:
+        """Tell once of each kind what is not kept: it would be the same with the next."""
+        for what, wrong in unfit.items():
+            if (what, wrong) not in self._unfit:
+                self._unfit.add((what, wrong))
+                logger.warning(
+                    f"account-pool: of {what} something cannot be written ({wrong}) and is kept in "
+                    "memory only; all else is written"
+                )
 
     def _say(self, error: StoreError) -> None:
         """Tell it once: the same is tried again and again."""

@@ -61,6 +61,7 @@ from account_pool.proxy.pages import Pages, has_credential, is_reverse
 from account_pool.proxy.scrub import Secrets
 from account_pool.proxy.told import duration
 from account_pool.proxy.wire import Places, mask
+from account_pool.supervision import tasks
 
 if TYPE_CHECKING:
     from account_pool.proxy.layer import PoolHttpLayer
@@ -471,8 +472,14 @@ class Service:
         if self.refresh is None:
             return False
         # Shielded: the renewal serves every request that waits for it, not this one only.
-        renewal = asyncio.shield(asyncio.ensure_future(self.refresh(lease.key, lease.credential)))
+        refresh = self.refresh
+        name = f"renewing the credential of {lease.key}"
+
+        async def renew() -> bool | None:
+            return await refresh(lease.key, lease.credential)
+
         try:
+            renewal = asyncio.shield(tasks.once(name, renew))
             return await asyncio.wait_for(renewal, REFRESH_TIMEOUT_S)
         except TimeoutError:
             logger.warning(f"{lease.key}: renewing its credential takes too long")

@@ -50,7 +50,7 @@ from account_pool.proxy import causes, compat, delivery, scrub, wire
 from account_pool.proxy.answer import AnswerReader, Reading, Told
 from account_pool.proxy.attempt_stream import AttemptStream, translated
 from account_pool.proxy.call import Call
-from account_pool.proxy.harmless import harmless, where
+from account_pool.proxy.harmless import harmless
 from account_pool.proxy.interim import is_answer
 from account_pool.proxy.layer import GetOtherConnection, PoolHttpLayer
 from account_pool.proxy.measured import Stopwatch
@@ -65,6 +65,7 @@ from account_pool.proxy.socket import (
     closing_event,
 )
 from account_pool.proxy.socket_replay import SocketReplay
+from account_pool.supervision import where
 
 logger = logging.getLogger(__name__)
 

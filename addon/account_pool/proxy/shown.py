@@ -23,6 +23,7 @@ from account_pool.proxy import delivery, told
 from account_pool.proxy.answer import AnswerReader
 from account_pool.proxy.headers import Fields
 from account_pool.proxy.scrub import Secrets
+from account_pool.supervision import tasks
 
 #: The marker of a refused attempt (`~marker no_entry`).
 MARK = ":no_entry:"
@@ -176,13 +177,8 @@ def _flow_of(
 class Loader:
     """Gives flows to every front end and dump, once whatever is going on is over."""
 
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-
     def __call__(self, make: Make) -> None:
-        task = asyncio.create_task(_load(make), name="account-pool shows a refused attempt")
-        self._tasks.add(task)  # a task that nobody holds may vanish
-        task.add_done_callback(self._tasks.discard)
+        tasks.once("showing a refused attempt", lambda: _load(make))
 
 
 async def _load(make: Make) -> None:

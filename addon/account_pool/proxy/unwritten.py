@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from account_pool.core.account import AccountKey
 from account_pool.core.counts import Counted
 from account_pool.core.errors import UnknownAccount
-from account_pool.core.saved import Saved
+from account_pool.core.saved import Saved, SavedAccount
 from account_pool.core.state import AccountState
 from account_pool.proxy.books import Book, Taken
 from account_pool.proxy.service import Service
+from account_pool.store.errors import StoreError, UnfitError
 from account_pool.store.state import Lines, Row, StateStore
+from account_pool.supervision import where
 
 #: What is kept beside the accounts, by the name of its book.
 BOOKS = ("sessions", "pins")
@@ -37,8 +39,18 @@ class Batch:
     counts: Mapping[str, Counted]
     in_flight: Mapping[AccountKey, int]
 
-    def write(self, store: StateStore) -> Saved:
+    def write(self, store: StateStore) -> Written:
         """Write it; return what is true then. Blocks. Raises StoreError."""
+        try:
+            return Written(self._exchange(store))
+        except StoreError as e:
+            if not isinstance(e, UnfitError):
+                raise
+        except Exception:  # noqa: S110 - found and told below
+            pass
+        return self._write_apart(store)
+
+    def _exchange(self, store: StateStore) -> Saved:
         return store.exchange(
             self.mine.accounts,
             self.gone,
@@ -47,6 +59,115 @@ class Batch:
             counts=self.counts,
             in_flight=self.in_flight,
         )
+
+    def _write_apart(self, store: StateStore) -> Written:
+        """Write all but what cannot be written, which is looked for by halves."""
+        saved: list[Saved] = []
+        unfit: dict[str, str] = {}
+        todo = [self._parts()]
+        while todo:
+            parts = todo.pop()
+            try:
+                saved.append(self._of(parts)._exchange(store))
+            except StoreError as e:
+                if not isinstance(e, UnfitError):
+                    if not any(part.counts for part in parts) or not saved:
+                        raise
+                    # Some sums may be in the store: to add them again would be worse.
+                    unfit[_COUNTS] = type(e).__name__
+                elif len(parts) == 1:
+                    unfit[parts[0].what] = str(e)
+                else:
+                    todo += _halves(parts)
+            except Exception as e:
+                if len(parts) == 1:
+                    unfit[parts[0].what] = where(e)
+                else:
+                    todo += _halves(parts)
+        return Written(_together(saved, self.mine), unfit)
+
+    def _parts(self) -> list[_Part]:
+        """Return what can be written by itself; sums come last."""
+        with_account = {account.key for account in self.mine.accounts}
+        parts = [
+            _Part("an account", accounts=(a,), gone=(a.key,) if a.key in self.gone else ())
+            for a in self.mine.accounts
+        ]
+        parts += [_Part("an account", gone=(k,)) for k in self.gone if k not in with_account]
+        parts += [
+            _Part("requests in flight", in_flight={key: n}) for key, n in self.in_flight.items()
+        ]
+        for book, lines in self.lines.items():
+            parts += [_Part(book, lines={book: Lines([row], {})}) for row in lines.rows]
+            parts += [_Part(book, lines={book: Lines([], {k: at})}) for k, at in lines.gone.items()]
+        for name, counted in self.counts.items():
+            parts += [_Part(_COUNTS, counts={name: {k: sums}}) for k, sums in counted.items()]
+        return parts
+
+    def _of(self, parts: Sequence[_Part]) -> Batch:
+        """Return a batch of *parts* only."""
+        lines: dict[str, Lines] = {}
+        counts: dict[str, Counted] = {}
+        for part in parts:
+            for book, more in part.lines.items():
+                known = lines.get(book, Lines([], {}))
+                lines[book] = Lines([*known.rows, *more.rows], {**known.gone, **more.gone})
+            for name, counted in part.counts.items():
+                counts.setdefault(name, {}).update(counted)
+        accounts = tuple(account for part in parts for account in part.accounts)
+        return Batch(
+            mine=replace(self.mine, accounts=accounts),
+            gone=[key for part in parts for key in part.gone],
+            lines=lines,
+            taken={},
+            counts=counts,
+            in_flight={key: n for part in parts for key, n in part.in_flight.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What is true after a batch was written.
+
+    Attributes:
+        saved: as the store answered.
+        unfit: what of it could not be written, with what was wrong.
+    """
+
+    saved: Saved
+    unfit: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The least of a batch that is written by itself."""
+
+    what: str
+    accounts: tuple[SavedAccount, ...] = ()
+    gone: tuple[AccountKey, ...] = ()
+    lines: Mapping[str, Lines] = field(default_factory=dict)
+    counts: Mapping[str, Counted] = field(default_factory=dict)
+    in_flight: Mapping[AccountKey, int] = field(default_factory=dict)
+
+
+_COUNTS = "sums"
+
+
+def _halves(parts: list[_Part]) -> list[list[_Part]]:
+    """Return both halves, the first one last: it is taken first."""
+    middle = len(parts) // 2
+    return [parts[middle:], parts[:middle]]
+
+
+def _together(saved: Sequence[Saved], mine: Saved) -> Saved:
+    """Return what is true of all. Others had written last before the first of ours."""
+    if not saved:
+        return replace(mine, accounts=())
+    return Saved(
+        accounts=tuple(account for one in saved for account in one.accounts),
+        wall_at=saved[0].wall_at,
+        replaced=frozenset().union(*(one.replaced for one in saved)),
+    )
 
 
 class Unwritten:

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from account_pool.store.clock import Clock, moment, note, set_up
-from account_pool.store.errors import DamagedError, MovedError, StoreError
+from account_pool.store.errors import DamagedError, MovedError, StoreError, UnfitError
 from account_pool.store.schema import MIGRATIONS
 
 #: How long a write waits for another process unless it says otherwise, in seconds.
@@ -45,6 +45,10 @@ _REMEDIES = {
     "SQLITE_CORRUPT": ("is damaged", "DAMAGED"),
     "SQLITE_NOTADB": ("is not a database", "DAMAGED"),
 }
+
+
+#: What SQLite says of a value, not of its file.
+_UNFIT = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError)
 
 
 class Database:
@@ -108,6 +112,8 @@ class Database:
             try:
                 yield self._connection
             except sqlite3.Error as error:
+                if isinstance(error, _UNFIT) or "binding parameter" in str(error):
+                    raise UnfitError(type(error).__name__) from None
                 raise self._explained(error) from None
 
     @contextlib.contextmanager

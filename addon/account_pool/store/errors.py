@@ -19,5 +19,9 @@ class DamagedError(StoreError):
         self.wrong = wrong
 
 
+class UnfitError(StoreError):
+    """A value cannot be written, whatever is tried; the rest can."""
+
+
 class MovedError(StoreError):
     """The file was taken away while we had it open: open it anew."""

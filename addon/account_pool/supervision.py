@@ -1,0 +1,117 @@
+"""Background tasks: none ends without a word, and what is to run for ever does.
+
+Every task and thread of the proxy is started here, which `tests/test_supervision.py`
+checks. An error goes to the log by its place and type, not by its text, which may quote
+anything; who failed is told by `/health`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+logger = logging.getLogger(__name__)
+
+#: Pause before what failed is begun anew, seconds: at first, and at most; doubles.
+PAUSE_S = 1.0
+MAX_PAUSE_S = 60.0
+
+Value = TypeVar("Value")
+
+
+def where(error: BaseException) -> str:
+    """Say what *error* is and where it came from, not its text: that may quote anything."""
+    frames = traceback.extract_tb(error.__traceback__)[-4:]
+    places = " < ".join(f"{f.filename}:{f.lineno} {f.name}" for f in reversed(frames))
+    return f"{type(error).__name__} at {places}"
+
+
+@dataclass(slots=True)
+class Failed:
+    """A task that has failed.
+
+    Attributes:
+        failures: how often.
+        error: the type of the last error.
+        running: it was begun anew.
+    """
+
+    failures: int = 0
+    error: str = ""
+    running: bool = False
+
+
+class Tasks:
+    """The background tasks of a process.
+
+    Attributes:
+        failed: those that have failed, by name.
+    """
+
+    def __init__(
+        self,
+        now: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self.failed: dict[str, Failed] = {}
+        self._now = now
+        self._sleep = sleep
+        #: a task that nobody holds may vanish
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def supervised(
+        self, name: str, work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> asyncio.Task[None]:
+        """Run *work*; when it fails, say so and begin it anew. Where it returns, it is over."""
+        return self._start(name, self._for_ever(name, work))
+
+    def once(
+        self, name: str, work: Callable[[], Coroutine[Any, Any, Value]]
+    ) -> asyncio.Task[Value | None]:
+        """Run *work*; when it fails, say so and return None."""
+        return self._start(name, self._once(name, work))
+
+    def _start(self, name: str, work: Coroutine[Any, Any, Value]) -> asyncio.Task[Value]:
+        task = asyncio.create_task(work, name=f"account-pool {name}")
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    async def _for_ever(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        pause_s = PAUSE_S
+        while True:
+            began_at = self._now()
+            try:
+                await work()
+                return
+            except Exception as e:
+                if self._now() - began_at >= MAX_PAUSE_S:
+                    pause_s = PAUSE_S  # it did its work for long
+                self._note(name, e, f"it is begun again in {pause_s:g} s")
+            await self._sleep(pause_s)
+            self.failed[name].running = True
+            pause_s = min(2 * pause_s, MAX_PAUSE_S)
+
+    async def _once(
+        self, name: str, work: Callable[[], Coroutine[Any, Any, Value]]
+    ) -> Value | None:
+        try:
+            return await work()
+        except Exception as e:
+            self._note(name, e, "it is given up")
+            return None
+
+    def _note(self, name: str, error: Exception, then: str) -> None:
+        failed = self.failed.setdefault(name, Failed())
+        failed.failures += 1
+        failed.error, failed.running = type(error).__name__, False
+        # No error to the log: one during the start would end mitmproxy.
+        logger.warning(f"account-pool: {name} failed: {where(error)}; {then}")
+
+
+tasks = Tasks()

@@ -1,0 +1,158 @@
+"""Background tasks: what fails is told and begun anew, and none is started elsewhere."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+from pathlib import Path
+
+import pytest
+
+import account_pool
+from account_pool.supervision import MAX_PAUSE_S, Tasks
+from tests.patience import PATIENCE_S
+
+PACKAGE = Path(account_pool.__file__).parent
+#: What begins something that outlives the call.
+STARTS = {"create_task", "ensure_future", "Thread", "TaskGroup", "Timer"}
+#: Where such a thing is allowed beside `supervision.py`, and why.
+ALLOWED = {
+    "credentials/keychain.py": "a thread that may hang for ever, and catches everything",
+    "credentials/token_post.py": "in the loop of a thread, awaited where it is started",
+    "cli/guard.py": "the thread of `run`, without a loop; each step catches everything",
+    "cli/tee.py": "the thread of `run` that copies; its errors are those of its descriptors",
+    # The scripted provider is no part of the proxy; whoever starts these awaits them.
+    "demo/http1.py": "awaited where it is started",
+    "demo/http2.py": "awaited where it is started",
+    "demo/mitmdump.py": "awaited when the process is stopped",
+    "demo/provider.py": "awaited when the provider is closed",
+}
+
+
+class Clock:
+    """A clock that sleeping moves; it ends the task after so many pauses."""
+
+    def __init__(self, pauses: int) -> None:
+        self.time, self.left, self.slept = 0.0, pauses, []
+
+    def now(self) -> float:
+        return self.time
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.time += seconds
+        self.left -= 1
+        if not self.left:
+            raise asyncio.CancelledError
+
+
+async def over(task: asyncio.Task) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        await asyncio.wait([task])
+
+
+async def test_what_fails_is_told_without_its_text_and_begun_again(caplog):
+    clock, runs = Clock(9), []
+    tasks = Tasks(clock.now, clock.sleep)
+
+    async def work() -> None:
+        runs.append(clock.now())
+        raise ValueError("sk-fake-secret")
+
+    await over(tasks.supervised("keeping", work))
+    assert len(runs) == 9
+    assert clock.slept == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, MAX_PAUSE_S, MAX_PAUSE_S, MAX_PAUSE_S]
+    assert caplog.messages[0].startswith("account-pool: keeping failed: ValueError at ")
+    assert "test_supervision.py" in caplog.messages[0]
+    assert caplog.messages[0].endswith("; it is begun again in 1 s")
+    assert "sk-fake" not in caplog.text
+    failed = tasks.failed["keeping"]
+    assert (failed.failures, failed.error, failed.running) == (9, "ValueError", False)
+
+
+async def test_it_is_running_again_once_it_was_begun():
+    tasks = Tasks(sleep=lambda _seconds: asyncio.sleep(0))
+    again, runs = asyncio.Event(), []
+
+    async def work() -> None:
+        runs.append(1)
+        if len(runs) == 1:
+            raise KeyError("x")
+        again.set()
+        await asyncio.Event().wait()
+
+    task = tasks.supervised("keeping", work)
+    async with asyncio.timeout(PATIENCE_S):
+        await again.wait()
+    assert tasks.failed["keeping"].running
+    task.cancel()
+    await over(task)
+    assert task.cancelled()
+
+
+async def test_pauses_begin_anew_after_it_worked_for_long():
+    clock = Clock(4)
+    tasks = Tasks(clock.now, clock.sleep)
+
+    async def work() -> None:
+        clock.time += MAX_PAUSE_S
+        raise ValueError
+
+    await over(tasks.supervised("keeping", work))
+    assert clock.slept == [1.0] * 4
+
+
+async def test_what_returns_is_over():
+    tasks = Tasks()
+
+    async def work() -> None:
+        return
+
+    await over(tasks.supervised("keeping", work))
+    assert tasks.failed == {}
+
+
+async def test_what_is_done_once_is_told_and_given_up(caplog):
+    tasks = Tasks()
+
+    async def work() -> int:
+        raise OSError("sk-fake-secret")
+
+    async def good() -> int:
+        return 7
+
+    async with asyncio.timeout(PATIENCE_S):
+        assert await tasks.once("reading", work) is None
+        assert await tasks.once("reading", good) == 7
+    assert caplog.messages[0].endswith("; it is given up")
+    assert "sk-fake" not in caplog.text
+    assert not tasks.failed["reading"].running
+
+
+def starts_in(tree: ast.AST) -> list[int]:
+    """Return the lines in which something is started."""
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "attr", getattr(node.func, "id", "")) in STARTS
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["asyncio.create_task(x)", "loop.create_task(x)", "ensure_future(x)", "threading.Thread()"],
+)
+def test_a_start_is_found(text):
+    assert starts_in(ast.parse(text)) == [1]
+
+
+def test_nothing_is_started_elsewhere():
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        if lines := starts_in(ast.parse(path.read_text(encoding="utf-8"))):
+            found[name] = lines
+    del found["supervision.py"]
+    assert {name: at for name, at in found.items() if name not in ALLOWED} == {}
+    assert set(ALLOWED) <= set(found), "no longer needed"
