@@ -255,6 +255,26 @@ def test_a_limit_of_the_address_is_believed_for_half_a_minute() -> None:
     Play(pool=pool).at(40.0) >> begin << "send b" >> refused(BARE_429) << "wait until 40.15"
 
 
+def test_bare_429_of_the_address_still_asks_who_has_not_said_it() -> None:
+    """One account a request, and each time one that nobody has heard of yet."""
+    labels = "abcdef"
+    first = Play(*labels, strategy="fill-first", max_wait_s=0.0) >> begin
+    for number in range(4):
+        if number:
+            first.at(first.now + 0.3) >> resumed
+        first >> refused(BARE_429)
+    assert [label for label, _ in first.tried] == list("abcd")
+    assert first.attempts.over
+    # The pauses of the four are over, or not yet.
+    for seconds, label in ((1.5, "e"), (3.0, "f")):
+        play = Play(pool=first.pool, max_wait_s=0.0).at(first.now + seconds)
+        play >> begin << f"send {label}" >> refused(BARE_429) << "deliver"
+    # When all have, it is whoever comes first.
+    play = Play(pool=first.pool, max_wait_s=0.0).at(first.now + 20.0)
+    play >> begin << "send a" >> committed >> finished
+    assert not first.pool.is_address_limited(PROVIDER, now=play.now)
+
+
 def test_bare_429_then_a_good_answer() -> None:
     play = Play("a", "b")
     play >> begin << "send a" >> refused(BARE_429) << "wait until 0.15"

@@ -52,6 +52,8 @@ class Members:
         #: until when 429s without evidence are taken for a limit of the address, and since when
         self.address_limited_until = -inf
         self.address_limited_at = -inf
+        #: who said 429 without evidence, and has not served since
+        self.bare: set[AccountKey] = set()
 
     def place(self, state: AccountState, now: float) -> None:
         """Put *state* where it belongs now, and set the alarm for when that changes."""

@@ -159,6 +159,7 @@ class Pool:
         state = self._state(key)
         members = self._members[key.provider]
         members.unplace(state)
+        members.bare.discard(key)
         del members.by_label[key.label]
         self._owners.forget(key)
         changes.removed(self.decisions, key, now)
@@ -213,7 +214,9 @@ class Pool:
         state = self._state(key)
         state.source = source
         self._owners.forget(key)
-        self._members[key.provider].refused.clear()
+        members = self._members[key.provider]
+        members.refused.clear()
+        members.bare.discard(key)
         with self._changing(state, by, now):
             state.credentials, state.refused, state.problem = {}, "", None
             state.doubtful = False
@@ -484,6 +487,7 @@ class Pool:
         began_at = now if lease.began_at is None else lease.began_at
         self._first_bytes.note(lease.key.provider, lease.facts.model, began_at - lease.started_at)
         if state.cooldowns or state.verdicts:
+            members.bare.discard(state.key)
             self._clear_disproved(state, lease, now)
             others_may_go = True
         if state.doubtful:
@@ -583,9 +587,13 @@ class Pool:
     def troubled(self, facts: Facts, *, now: float) -> frozenset[AccountKey]:
         """Return the accounts that *facts* should not begin on while another can serve."""
         members = self._members.get(facts.provider)
-        if members is None or not members.trouble:
+        if members is None:
             return frozenset()
-        return members.trouble.avoided(_what(facts), facts.model, now)
+        found: frozenset[AccountKey] = frozenset()
+        if members.trouble:
+            found = members.trouble.avoided(_what(facts), facts.model, now)
+        # One account is asked then: one that has not said it yet, while there is one.
+        return found | members.bare if now < members.address_limited_until else found
 
     def is_used_up(self, key: AccountKey, facts: Facts, *, now: float) -> bool:
         """Say whether nothing is left of a long window of *key* that *facts* fall under."""
@@ -754,6 +762,8 @@ class Pool:
             changes.record(self.decisions, state, was, By.ROOM, now)
             was = Standing.of(state)
         state.cooldowns[covered] = cooldown
+        if cooldown.cause.bare:
+            self._members[state.key.provider].bare.add(state.key)
         changes.refused(self.decisions, state, was, covered, by=by, now=now)
         state.ramps.pop(covered, None)
         self._members[state.key.provider].place(state, now)
@@ -975,7 +985,9 @@ class Pool:
         """
         state = self._state(key)
         ended = [c for c in state.cooldowns.values() if c.active(now)]
-        self._members[key.provider].refused.clear()
+        members = self._members[key.provider]
+        members.refused.clear()
+        members.bare.discard(key)
         with self._changing(state, By.HAND, now):
             state.cooldowns, state.ramps, state.verdicts, state.disabled = {}, {}, {}, None
             # Who says that it serves knows better than its last answer.
