@@ -7,7 +7,13 @@ import ssl
 import pytest
 
 from account_pool.cli import bundle
-from account_pool.cli.bundle import joined, make_authority, system_authorities, write_trust
+from account_pool.cli.bundle import (
+    joined,
+    make_authority,
+    system_authorities,
+    upstream_trust,
+    write_trust,
+)
 from account_pool.cli.places import Places
 from account_pool.demo.certificates import make_certificate
 
@@ -86,3 +92,47 @@ def test_mitmproxys_certificate_is_made_where_there_is_none(tmp_path):
     made = places.authority.read_bytes()
     make_authority(places)
     assert places.authority.read_bytes() == made
+
+
+# -- what the proxy itself trusts
+
+
+def upstream(places, environ, arguments=()):
+    option = upstream_trust(places, environ, arguments)
+    assert option == ["--set", f"ssl_verify_upstream_trusted_ca={places.upstream}"]
+    return trusted(places.upstream)
+
+
+def test_the_proxy_trusts_what_tools_trust(places, other):
+    before = upstream(places, {})
+    assert len(before) > 10
+    for name in ("SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        assert upstream(places, {name: str(other)}) == before | trusted(other)
+    # In a shell that is prepared already; what signs for clients is not trusted upstream.
+    trust = write_trust(places, {"SSL_CERT_FILE": str(other)})
+    environ = {"SSL_CERT_FILE": str(trust.bundle), "NODE_EXTRA_CA_CERTS": str(trust.extra)}
+    assert upstream(places, environ) == before | trusted(other)
+
+
+@pytest.mark.parametrize("how", ["arguments", "config"])
+@pytest.mark.parametrize("option", ["trusted_ca", "trusted_confdir"])
+def test_what_the_user_told_mitmproxy_wins(places, other, how, option):
+    arguments = ()
+    if how == "arguments":
+        arguments = ("--set", f"ssl_verify_upstream_{option}={other}")
+    else:
+        (places.confdir / "config.yaml").write_text(f"ssl_verify_upstream_{option}: {other}\n")
+    assert upstream_trust(places, {}, arguments) == []
+    assert not places.upstream.exists()
+
+
+def test_a_confdir_of_ones_own(places, tmp_path):
+    confdir = tmp_path / "of my own"
+    (_, value) = upstream_trust(places, {}, ["--set", f"confdir={confdir}"])
+    assert value == f"ssl_verify_upstream_trusted_ca={confdir / places.upstream.name}"
+
+
+def test_a_folder_that_cannot_be_written_stops_nothing(places):
+    file = places.confdir / "a file"
+    file.touch()
+    assert upstream_trust(Places(file / "below", 8080), {}, []) == []

@@ -31,6 +31,10 @@ def became(tmp_path, monkeypatch):
         with pytest.raises(SystemExit):
             run(["serve", *arguments])
         command, environ = seen.pop()
+        trusted = next(w for w in command if w.startswith("ssl_verify_upstream_trusted_ca="))
+        at = command.index(trusted)
+        del command[at - 1 : at + 1]
+        assert Path(trusted.partition("=")[2]).is_file()
         at = command.index("-s")
         return Path(command[at - 1]).name, command[at:], environ
 

@@ -1238,12 +1238,59 @@ def test_the_whole_body_is_stored_where_mitmproxy_is_told_to(rig_of):
     assert rig.flows[0].response.raw_content == DELTA + DONE
 
 
-def test_a_body_limit_of_mitmproxy_ends_the_request(rig_of):
-    rig = rig_of(options=options_of(body_size_limit="10"))
+@pytest.mark.parametrize("chunked", [False, True])
+def test_an_answer_over_the_body_limit_of_mitmproxy(rig_of, chunked):
+    rig = rig_of(options=options_of(body_size_limit="50"))
     rig.send(post1(body=b"{}"))
-    rig.server.send(OK)
+    rig.server.send(http1(200, OK_BODY, [JSON], chunked=chunked))
     assert rig.answers[0].status == 502
+    error = json.loads(rig.answers[0].body)["error"]
+    assert error["message"] == "openai: the answer is larger than mitmproxy's body_size_limit"
     assert rig.in_flight() == 0
+    rig.assert_at_rest()
+    rig.send(post1(body=b"{}"))
+    rig.server.send(http1(200, b"{}", [JSON]))
+    assert rig.answers[1].status == 200
+
+
+@pytest.mark.parametrize("client2", [False, True])
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_request_over_the_body_limit_of_mitmproxy(rig_of, client2, announced):
+    """It is refused in its provider's envelope, costs nobody an attempt, and has one ending."""
+    rig = rig_of(options=options_of(body_size_limit="50"), client2=client2)
+    if client2:
+        length = {"content-length": "200"} if announced else {}
+        rig.ask(b"x" * 200, **length)
+    elif announced:
+        rig.send(post1(body=b"x" * 200))
+    else:
+        rig.send(post1(body=b"", headers=[CHUNKED]) + chunk(b"x" * 40))
+        rig.send(chunk(b"x" * 40))
+        rig.send(chunk(b"x" * 40) + LAST_CHUNK)
+    assert [a.status for a in rig.answers] == [413]
+    error = json.loads(rig.answers[0].body)["error"]
+    assert error["message"] == "openai: the request is larger than mitmproxy's body_size_limit"
+    assert (rig.opened, rig.in_flight()) == ([], 0)
+    assert [rig.ended[flow.id] for flow in rig.flows] == [1]
+
+
+def test_whoever_is_refused_at_the_head_is_not_told_of_a_limit(rig_of):
+    """As proxyauth does."""
+    rig = rig_of(options=options_of(body_size_limit="50"))
+
+    def answer(flow):
+        flow.response = http.Response.make(407, b"no")
+
+    rig.on["requestheaders"] = answer
+    rig.send(post1(body=b"x" * 200))
+    assert [(a.status, a.body) for a in rig.answers] == [(407, b"no")]
+
+
+def test_the_body_limit_of_mitmproxy_holds_for_what_is_not_pooled(rig_of):
+    rig = rig_of(options=options_of(body_size_limit="50"))
+    rig.send(post1("/v1/assistants", body=b"x" * 200))
+    assert [a.status for a in rig.answers] == [413]
+    assert rig.opened == []
 
 
 # -- large bodies
@@ -1406,17 +1453,24 @@ def test_another_addon_answers_a_large_request_at_its_head(rig_of, small, path, 
 
 
 @pytest.mark.parametrize("raw", [post1(body=BIG), post1(body=b"", headers=[CHUNKED]) + chunk(BIG)])
-def test_mitmproxys_own_option_streams_large_requests(rig_of, raw):
+def test_a_large_request_is_replayed_although_mitmproxy_would_stream_it(rig_of, raw):
     rig = rig_of(options=options_of(stream_large_bodies="100"))
     rig.send(raw)
     if b"chunked" in raw:
         rig.send(LAST_CHUNK)
     assert rig.keys == [ONE]
-    assert rig.requests[0].body == BIG
-    assert rig.requests[0].complete
+    rig.server.send(LIMITED)
+    assert rig.keys == [ONE, TWO]
+    assert [r.body for r in rig.requests] == [BIG, BIG]
     rig.server.send(EVENTS + chunk(DELTA) + LAST_CHUNK)
     assert rig.answers[0].body == DELTA
     assert rig.in_flight() == 0
+
+
+def test_mitmproxys_option_streams_what_is_not_pooled(rig_of):
+    rig = rig_of(options=options_of(stream_large_bodies="100"))
+    rig.send(post1("/v1/assistants", body=BIG)[:-10])
+    assert len(rig.requests) == 1  # on its way before it is complete
 
 
 # -- failures of our own

@@ -1,4 +1,4 @@
-"""The files of certificates that tools are given.
+"""The files of certificates that tools and the proxy itself are given.
 
 Most variables replace what a tool trusts (`environment.BUNDLE_VARIABLES`), and a tool
 talks to more hosts than the pool's: so the bundle is the system's authorities, those the
@@ -8,14 +8,21 @@ user had named, and mitmproxy's.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from account_pool.cli.environment import BUNDLE_VARIABLES, Trust
 from account_pool.cli.places import Places, write_whole
+from account_pool.cli.which_file import mitmproxy_config
+from account_pool.config import ConfigError
+from account_pool.config.set_options import set_options
 
 _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 _EXTRA = "NODE_EXTRA_CA_CERTS"
+#: mitmproxy's options for what it trusts upstream.
+_TRUSTED_CA = "ssl_verify_upstream_trusted_ca"
+_OWN_TRUST = frozenset({_TRUSTED_CA, "ssl_verify_upstream_trusted_confdir"})
 #: Fewer authorities than this are not a system's: OpenSSL was built for another place, or
 #: reads a directory that it does not list.
 _FEW = 10
@@ -25,16 +32,45 @@ def write_trust(places: Places, environ: Mapping[str, str]) -> Trust:
     """Write the files for *environ*, the user's own environment. Raises OSError."""
     make_authority(places)
     ours = places.authority.read_text(encoding="ascii")
-    # In a shell that `account-pool env` has prepared these are our own files, which hold
-    # what the user had named before.
-    own = [Path(environ[name]) for name in (*BUNDLE_VARIABLES, _EXTRA) if environ.get(name)]
-    theirs = [_text(path) for path in dict.fromkeys(own)]
-    write_whole(places.bundle, joined([*system_authorities(), *theirs, ours]), mode=0o644)
+    whole = joined([*system_authorities(), *_named(environ), ours])
+    write_whole(places.bundle, whole, mode=0o644)
     extra = environ.get(_EXTRA)
     if extra and Path(extra) != places.authority:
         write_whole(places.extra, joined([_text(Path(extra)), ours]), mode=0o644)
         return Trust(bundle=places.bundle, extra=places.extra)
     return Trust(bundle=places.bundle, extra=places.authority)
+
+
+def upstream_trust(
+    places: Places, environ: Mapping[str, str], arguments: Sequence[str]
+) -> list[str]:
+    """Return the arguments with which a proxy trusts what tools trust without it.
+
+    mitmproxy by itself trusts certifi's list only, and a company's own authority is in the
+    system's or in a variable. None where the user told mitmproxy what to trust, in
+    *arguments* or its configuration, or where the file cannot be written.
+    """
+    given = dict(set_options(arguments))
+    try:
+        places = replace(places, confdir=Path(given.get("confdir") or places.confdir).expanduser())
+        if not _OWN_TRUST.isdisjoint(given | mitmproxy_config(str(places.confdir))):
+            return []
+        places.confdir.mkdir(parents=True, exist_ok=True)
+        whole = joined([*system_authorities(), *_named(environ)], without=_text(places.authority))
+        write_whole(places.upstream, whole, mode=0o644)
+    except (OSError, ConfigError):
+        return []  # mitmproxy says what is wrong with its own
+    return ["--set", f"{_TRUSTED_CA}={places.upstream.absolute()}"]
+
+
+def _named(environ: Mapping[str, str]) -> list[str]:
+    """Return what the user's own variables name.
+
+    In a shell that `account-pool env` has prepared these are our own files, which hold what
+    the user had named before.
+    """
+    own = [Path(environ[name]) for name in (*BUNDLE_VARIABLES, _EXTRA) if environ.get(name)]
+    return [_text(path) for path in dict.fromkeys(own)]
 
 
 def make_authority(places: Places) -> None:
@@ -57,18 +93,22 @@ def system_authorities() -> list[str]:
     return [Path(certifi.where()).read_text(encoding="utf-8")]
 
 
-def joined(texts: Iterable[str]) -> str:
+def joined(texts: Iterable[str], without: str = "") -> str:
     """Return every certificate in *texts* once, in order, and nothing else of them.
 
-    What is not a certificate stays behind: a file may hold a private key as well.
+    What is not a certificate stays behind: a file may hold a private key as well. So does
+    what *without* holds.
     """
-    seen: dict[str, None] = {}
-    for text in texts:
-        for part in text.split(_BEGIN)[1:]:
-            body, end, _ = part.partition(_END)
-            if end:
-                seen["\n".join(body.split())] = None
-    return "".join(f"{_BEGIN}\n{body}\n{_END}\n" for body in seen)
+    left_out = set(_certificates(without))
+    seen = dict.fromkeys(body for text in texts for body in _certificates(text))
+    return "".join(f"{_BEGIN}\n{body}\n{_END}\n" for body in seen if body not in left_out)
+
+
+def _certificates(text: str) -> Iterator[str]:
+    for part in text.split(_BEGIN)[1:]:
+        body, end, _ = part.partition(_END)
+        if end:
+            yield "\n".join(body.split())
 
 
 def _text(path: Path) -> str:

@@ -58,6 +58,11 @@ class Places:
         return self.confdir / "account-pool-ca-bundle.pem"
 
     @property
+    def upstream(self) -> Path:
+        """The system's authorities and the user's own: what the proxy itself trusts."""
+        return self.confdir / "account-pool-upstream.pem"
+
+    @property
     def extra(self) -> Path:
         """mitmproxy's certificate and those of the user's own NODE_EXTRA_CA_CERTS."""
         return self.confdir / "account-pool-ca-extra.pem"

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from account_pool.cli.api import Health, probe
+from account_pool.cli.bundle import upstream_trust
 from account_pool.cli.environment import without_own_proxy
 from account_pool.cli.places import HOST, Places
 from account_pool.cli.record import Launch
@@ -33,11 +34,12 @@ class CannotStart(Exception):
 def start(places: Places, launch: Launch, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start a proxy that writes to the log of *places*. Raises OSError."""
     _set_aside(places)
+    words = [*command(places, launch), *upstream_trust(places, environ, launch.arguments)]
     # Appended: what the one before said last is what one looks for.
     descriptor = os.open(places.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     with os.fdopen(descriptor, "ab") as log:
         return subprocess.Popen(  # noqa: S603 - our own words, no shell
-            command(places, launch),
+            words,
             cwd=launch.folder,
             env={**without_own_proxy(environ, places.url), "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,

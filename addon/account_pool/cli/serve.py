@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
+from account_pool.cli.bundle import upstream_trust
 from account_pool.cli.environment import without_own_proxy
 from account_pool.cli.places import CONFDIR, DEFAULT_PORT, HOST, Places
 from account_pool.cli.which_file import mitmproxy_config
@@ -39,8 +40,9 @@ def serve(
         command += ["--listen-port", str(port)]
     if accounts_file is not None:
         command += ["--set", f"{OPTION}={accounts_file.expanduser().absolute()}"]
-    own_url = Places.usual(port or DEFAULT_PORT).url
-    _become([*command, *arguments], without_own_proxy(environ, own_url))
+    places = Places.usual(port or DEFAULT_PORT)
+    command += upstream_trust(places, environ, arguments)
+    _become([*command, *arguments], without_own_proxy(environ, places.url))
 
 
 def _names_address(arguments: Sequence[str]) -> bool:

@@ -481,6 +481,8 @@ class ServingStream(AttemptStream):
             self.settle(served=False, left=True)
             yield from self.cancel_attempt("client left")
             return
+        if self.flow.response is not response:
+            return  # it was larger than `body_size_limit`
         held, reader.held = reader.held, []
         if self.scrubber is not None:
             held = [piece for data in held for piece in self.scrubber(data)]

@@ -8,6 +8,7 @@ host that are not its business pass as the client sent them; the rest is served
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from mitmproxy.proxy.layers.http import (
     DropStream,
     HttpEvent,
     HTTPMode,
+    HttpRequestHeadersHook,
     HttpStream,
     RequestData,
     RequestEndOfMessage,
@@ -34,10 +36,11 @@ from mitmproxy.proxy.layers.http import (
     SendHttp,
 )
 from mitmproxy.proxy.layers.websocket import WebsocketLayer
+from mitmproxy.utils import human
 
 from account_pool.admin.visit import ADMIN_HOST
 from account_pool.core.attempts import STOPPING, STOPPING_PAUSE_S
-from account_pool.providers.base import LocalAnswer, RequestHead, Route
+from account_pool.providers.base import LocalAnswer, Route
 from account_pool.proxy import (
     approval,
     causes,
@@ -177,7 +180,7 @@ class PoolHttpStream(ServingStream, VisitStream):
         elif call.route is Route.PASS:
             yield from translated(super().state_wait_for_request_headers(event), self._restore)
         else:
-            if _content_length(call.head) > MAX_REPLAYABLE_BYTES and not self._held_by_hand:
+            if _content_length(call.head.headers) > MAX_REPLAYABLE_BYTES and not self._held_by_hand:
                 request.stream = True
             yield from super().state_wait_for_request_headers(event)
 
@@ -273,6 +276,46 @@ class PoolHttpStream(ServingStream, VisitStream):
         """Whether we answer the request, and not mitmproxy's class."""
         return self.call is not None and self.call.route is not Route.PASS
 
+    def check_body_size(self, request: bool) -> CommandGenerator[bool]:
+        # Ours are kept for a replay, whatever stream_large_bodies says.
+        if self._served and self.service.settings.body_limits:
+            return self._check_limit(request=request)
+        return super().check_body_size(request)
+
+    def _check_limit(self, *, request: bool) -> CommandGenerator[bool]:
+        """Refuse what is larger than mitmproxy's body_size_limit, in the provider's envelope."""
+        limit = human.parse_size(self.context.options.body_size_limit)
+        size = self._known_size(request=request)
+        if limit is None or size <= limit:
+            return False
+        if request and not self.request_body_buf:
+            yield HttpRequestHeadersHook(self.flow)
+            if (yield from self.check_killed(True)):
+                return True
+        self.request_body_buf.clear()
+        if request:
+            # Its client still sends; `respond` swallows the rest.
+            self.client_state = self.state_stream_request_body
+        answered = self.flow.response if request else None
+        yield from self.cancel_attempt("body_size_limit")
+        if answered is not None:
+            yield from self.respond(answered)
+        else:
+            what, status = ("request", 413) if request else ("answer", 502)
+            text = f"{self.provider.name}: the {what} is larger than mitmproxy's body_size_limit"
+            response = delivery.local(self.provider.refusal(status, text, None))
+            delivery.say_again(response, self.provider, again=False)
+            logger.warning(f"{text} ({size} bytes)")
+            yield from self.respond(response)
+        return True
+
+    def _known_size(self, *, request: bool) -> int:
+        """Return the size of a body as far as it is known, in bytes."""
+        if request:
+            return max(len(self.request_body_buf), _content_length(self._call.head.headers))
+        assert self.flow.response is not None
+        return max(sum(map(len, self._reader.held)), _content_length(self.flow.response.headers))
+
     def state_consume_request_body(self, event: events.Event) -> CommandGenerator[None]:
         if (
             type(event) is RequestData
@@ -363,7 +406,7 @@ class PoolHttpStream(ServingStream, VisitStream):
         return command
 
 
-def _content_length(head: RequestHead) -> int:
+def _content_length(headers: Mapping[str, str]) -> int:
     """Return the announced length of the body, 0 if there is none or it is nonsense."""
-    value = head.headers.get("content-length", "")
+    value = headers.get("content-length", "")
     return int(value) if value.isascii() and value.isdigit() else 0
