@@ -206,7 +206,7 @@ class AttemptsMachine(RuleBasedStateMachine):
                 assert attempts.history
             case Answer():
                 assert attempts.over
-                assert step.status in (401, 402, 403, 404, 429, 502, 503)
+                assert step.status in (401, 402, 403, 404, 429, 502, 503, 504)
             case None:
                 assert name in ("committed", "finished")
         if not isinstance(step, Send):

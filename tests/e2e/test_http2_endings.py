@@ -6,8 +6,10 @@ import asyncio
 from collections import Counter
 
 import httpx
+import pytest
+from hyperframe.frame import GoAwayFrame
 
-from tests.e2e.harness import TWO, chat
+from tests.e2e.harness import FIRST, TWO, chat
 from tests.e2e.raw_http2 import Peer, RawHttp2
 
 #: Requests of one client at a time, and on which of them the connection is aborted.
@@ -55,3 +57,33 @@ async def test_requests_on_a_connection_that_is_reset_all_end(certificate, pool_
     assert set(ended) == {200, 502}
     assert ended.total() == 6 * (BURST + 1)
     assert [account["in_flight"] for account in page.json()["accounts"]] == [0, 0]
+
+
+@pytest.mark.parametrize("announced", [False, True], ids=["at once", "announced"])
+async def test_a_provider_that_restarts_in_good_order_costs_no_answer(
+    certificate, pool_proxy, announced
+):
+    """It answers what it has begun, and takes what comes later on another connection."""
+    asked, begun = 10, 6
+
+    def script(peer: Peer, stream_id: int) -> None:
+        if peer.number or len(peer.asked) == 1:
+            peer.answer(stream_id)
+        elif len(peer.asked) == asked + 1:
+            last = peer.asked[begun][0]
+            lasts = [2**31 - 1, last] if announced else [last]
+            peer.send(*(GoAwayFrame(0, last_stream_id=number) for number in lasts))
+            for number, _key in peer.asked[1 : begun + 1]:
+                peer.answer(number)
+            peer.close()
+
+    async with RawHttp2(certificate, script) as upstream:
+        proxy = await pool_proxy(TWO, provider=upstream)
+        async with proxy.client(http2=True) as http:
+            assert await outcome(http, "warm") == 200
+            ended = await asyncio.gather(*(outcome(http, str(n)) for n in range(asked)))
+            assert await outcome(http, "after") == 200
+    assert ended == [200] * asked
+    assert len(upstream.peers) == 2
+    assert len(upstream.peers[1].asked) == asked - begun + 1
+    assert {key for peer in upstream.peers for _, key in peer.asked} == {FIRST}

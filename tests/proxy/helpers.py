@@ -436,6 +436,7 @@ class Rig:
         self.timers: list[tuple[float, commands.RequestWakeup]] = []
         self.servers: list[Upstream] = []
         self.opened: list[Server] = []
+        self.half_closed: list[Connection] = []
         self.refuse: deque[str] = deque()
         self.refreshed = False
         self.local: LocalAnswer | None = None
@@ -573,7 +574,7 @@ class Rig:
             assert self.ended[flow.id] == 1, (flow, self.ended[flow.id])
         for command, child in self.layer.command_sources.items():
             assert isinstance(command, commands.RequestWakeup)
-            assert type(child).__name__ in ("_Nobody", "Sweep")
+            assert not isinstance(child, http_layers.HttpStream)
 
     # -- inside
 
@@ -618,6 +619,7 @@ class Rig:
                 self._sent(command.connection, command.data)
             case commands.CloseTcpConnection(half_close=True):
                 command.connection.state &= ~ConnectionState.CAN_WRITE
+                self.half_closed.append(command.connection)
             case commands.CloseConnection():
                 self._closed(command.connection)
             case commands.RequestWakeup():
@@ -686,7 +688,8 @@ class Rig:
                 turn.answer = self.local
 
     def _sent(self, connection: Connection, data: bytes) -> None:
-        if not connection.state & ConnectionState.CAN_WRITE:
+        # As proxy/server.py: a connection that only takes no new requests is written to.
+        if connection.state is ConnectionState.CLOSED or connection in self.half_closed:
             return
         if connection is self.client:
             self.reader.feed(data)

@@ -185,6 +185,27 @@ class Attempts:
         self.history[-1].outcome = Outcome(cls=OutcomeClass.TRANSPORT, signal=signal)
         return self._enter(self._reconnect(lease, how, now, reason), now)
 
+    def may_go(self, now: float) -> bool:
+        """Say whether the running attempt, if it has not left yet, shall still do so.
+
+        Its account may have been refused since it was chosen.
+        """
+        lease = self.lease
+        if self.phase is not Phase.SENT or lease is None or lease.probe or lease.last_resort:
+            return True
+        try:
+            state = self.pool.get(lease.key)
+        except UnknownAccount:
+            return False
+        return state.enabled and state.cooling_until(self.facts.model, now) <= now
+
+    def withdrawn(self, now: float) -> Step:
+        """The running attempt has not left, and shall not: choose again."""
+        self._held(Phase.SENT)
+        self.history.pop()
+        self._return(None, now)
+        return self._enter(self._choose(now), now)
+
     def refreshed(self, changed: bool | None, now: float) -> Step:
         """The credential of the running lease was renewed, or not; None: that goes on."""
         lease = self._held(Phase.REFRESHING)
@@ -601,7 +622,8 @@ class Attempts:
 
     def _reconnect(self, lease: Lease, how: Broken, now: float, reason: str) -> Step:
         self._breaks[how] = self._breaks.get(how, 0) + 1
-        may_run_twice = how is not Broken.MAYBE_RAN or self.limits.retry_broken
+        maybe_ran = how in (Broken.MAYBE_RAN, Broken.SILENT)
+        may_run_twice = not maybe_ran or self.limits.retry_broken
         if (
             self._breaks[how] < TRIES[how]
             and may_run_twice
@@ -617,10 +639,13 @@ class Attempts:
         self._unresolved(now)
         if self._refused:
             return Deliver()  # an earlier answer says more than that a connection broke
-        if how in (Broken.STALE, Broken.MAYBE_RAN) or not reason:
+        if how is Broken.SILENT:
+            reason = f"no answer ({reason})" if reason else "no answer"
+        elif how not in (Broken.CONNECT, Broken.UNREACHABLE) or not reason:
             reason = "the upstream connection broke" + (f" ({reason})" if reason else "")
+        status = 504 if how is Broken.SILENT else 502
         return Answer(
-            status=502, message=f"{lease.key}: {reason}", reason=reason, unreachable=unreachable
+            status=status, message=f"{lease.key}: {reason}", reason=reason, unreachable=unreachable
         )
 
     def _choose(self, now: float) -> Step:

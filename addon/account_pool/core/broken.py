@@ -18,11 +18,22 @@ class Broken(Enum):
     STALE = "stale"
     #: the request was sent on a fresh connection: it may have run
     MAYBE_RAN = "maybe ran"
+    #: the server said, or it is known, that the request did not run
+    NOT_RUN = "not run"
+    #: nothing came for long: it may have run
+    SILENT = "silent"
 
 
 #: Tries in all, by how they ended. One client connection keeps at most five upstream
 #: connections, which may all have gone stale together.
-TRIES = {Broken.CONNECT: 2, Broken.UNREACHABLE: 1, Broken.STALE: 6, Broken.MAYBE_RAN: 2}
+TRIES = {
+    Broken.CONNECT: 2,
+    Broken.UNREACHABLE: 1,
+    Broken.STALE: 6,
+    Broken.MAYBE_RAN: 2,
+    Broken.NOT_RUN: 6,
+    Broken.SILENT: 2,
+}
 
 
 #: A kept HTTP/1.1 connection that the server closes so soon after a request was sent was

@@ -63,8 +63,9 @@ class Answer:
     """There is no answer to hand on: make one.
 
     Attributes:
-        status: 429 (limits), 502 (broken) or 503 (nobody can serve); 401 (credentials), 402
-            (money), 403 (accounts) or 404 (model) where only the owner can cure it.
+        status: 429 (limits), 502 (broken), 504 (silent) or 503 (nobody can serve); 401
+            (credentials), 402 (money), 403 (accounts) or 404 (model) where only the owner can
+            cure it.
         message: for people; no secrets.
         retry_after_s: as in `Deliver`.
         like: the account whose own last refusal says it best, if it is known.

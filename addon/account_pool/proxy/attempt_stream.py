@@ -111,6 +111,10 @@ class AttemptStream(HttpStream):
                 RequestProtocolError(attempt_id, reason, compat.CANCEL), self.context.server
             )
 
+    def may_go(self) -> bool:
+        """Say whether the running attempt, if it has not left yet, shall still do so."""
+        raise NotImplementedError
+
     def forget_attempt(self) -> None:
         """The running attempt, if any, has ended; what still comes of it is dropped."""
         if self.attempt_id is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
-from mitmproxy.connection import Connection, ConnectionState
+from mitmproxy.connection import Connection, ConnectionState, Server
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator
@@ -14,6 +14,7 @@ from mitmproxy.proxy.layers.http import (
     HttpLayer,
     HTTPMode,
     RegisterHttpConnection,
+    ResponseProtocolError,
 )
 
 from account_pool.proxy import compat, destination, scrub
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 
 _QUICK = compat.quick_http1()
+_HTTP2 = compat.own_http2()
 
 #: Writes are put together up to this size; beyond it, copying costs more than it saves.
 MAX_WRITE_BYTES = 65536
@@ -46,6 +48,10 @@ class PoolHttpLayer(HttpLayer):
         self._used: set[Connection] = set()
         self.attempts: dict[int, AttemptStream] = {}
         self._sweep = Sweep(self)
+        #: connections to servers over HTTP/2 that are ours, and those that were looked at
+        self.http2: dict[Connection, Any] = {}
+        self._looked_at: set[Connection] = set()
+        self._given_back: list[ResponseProtocolError] = []
         self._last_attempt_id = 0
         #: a request was told why the connection that mitmproxy opened by itself is none
         self._told_early = False
@@ -108,13 +114,20 @@ class PoolHttpLayer(HttpLayer):
     def register_connection(self, command: RegisterHttpConnection) -> CommandGenerator[None]:
         if command.connection not in self.waiting_for_establishment:
             return _nothing()  # it was given up
+        if not command.err:
+            self._take(command.connection)
         if not command.err and _QUICK is not None:
             _QUICK.make_client_quick(self.connections[command.connection])
         return super().register_connection(command)
 
     def _turns(self) -> CommandGenerator[None]:
         """Come after everything else: the connections below have finished with the event."""
-        while self._next_turns:
+        while self._next_turns or self._given_back:
+            if self._given_back:
+                ending = self._given_back.pop(0)
+                if (stream := self.streams.get(ending.stream_id)) is not None:
+                    yield from self.event_to_child(stream, ending)
+                continue
             yield from self.event_to_child(self._next_turns.pop(0), NextTurn())
 
     def give_turn(self, stream: AttemptStream) -> None:
@@ -124,6 +137,31 @@ class PoolHttpLayer(HttpLayer):
         right then on the same connection would crash it.
         """
         self._next_turns.append(stream)
+
+    def _take(self, server: Connection) -> None:
+        """Make the HTTP/2 connection to *server* one of ours, if it is one."""
+        if server in self._looked_at or _HTTP2 is None:
+            return
+        self._looked_at.add(server)
+        found = _HTTP2.find(self.connections[server])
+        if found is not None:
+            self.http2[server] = _HTTP2.take(
+                found, self.service.now, self._given_back.append, self._may_go
+            )
+
+    def _may_go(self, attempt_id: int) -> bool:
+        stream = self.attempts.get(attempt_id)
+        return stream is None or stream.may_go()
+
+    def goes_away(self, server: Connection) -> bool:
+        """Say whether *server* told which requests it still answers."""
+        client = self.http2.get(server)
+        return client is not None and client.last_id is not None
+
+    def withdraw(self) -> None:
+        """Have what still waits for an account go elsewhere if it may not be sent any more."""
+        for client in self.http2.values():
+            client.withdraw()
 
     def make_stream(self, stream_id: int) -> CommandGenerator[None]:
         from account_pool.proxy.stream import PoolHttpStream  # noqa: PLC0415 - they need each other
@@ -166,6 +204,8 @@ class PoolHttpLayer(HttpLayer):
                 # mitmproxy would repeat it to every later request of this client, which
                 # keeps its connection to us: we have answered it in its own envelope.
                 connection.error = None
+            if isinstance(connection, Server) and connection.alpn == b"h2":
+                self._take(connection)  # it may have spoken before there was a request
             if connection.connected and is_dead(connection):
                 connection.state = ConnectionState.CLOSED  # nobody reads it any more
         early = self.context.server

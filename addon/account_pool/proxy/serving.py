@@ -50,6 +50,7 @@ from account_pool.proxy import causes, compat, delivery, scrub, wire
 from account_pool.proxy.answer import AnswerReader, Reading, Told
 from account_pool.proxy.attempt_stream import AttemptStream, translated
 from account_pool.proxy.call import Call
+from account_pool.proxy.endings import NotProcessed, Silent, Withdrawn
 from account_pool.proxy.harmless import harmless
 from account_pool.proxy.interim import is_answer
 from account_pool.proxy.layer import GetOtherConnection, PoolHttpLayer
@@ -414,6 +415,7 @@ class ServingStream(AttemptStream):
                 assert attempts.lease is not None
                 self.service.remember(attempts.lease.key, reader, self._secrets(), blamed=blamed)
         self._pending = attempts.refused(outcome, self.service.now())
+        self.layer.withdraw()
         if attempts.keeps_earlier and earlier is not None:
             self._refusal = earlier
         if reader.complete or reader.broken or isinstance(self._pending, Deliver):
@@ -565,6 +567,8 @@ class ServingStream(AttemptStream):
     def attempt_broke(self, event: ResponseProtocolError) -> CommandGenerator[None]:
         """The connection or stream of the attempt has ended before its answer."""
         self.clear_timer()
+        if isinstance(event, Silent):
+            yield from self.cancel_attempt("silent")
         self.forget_attempt()
         reader = self.reader
         if self._committed:
@@ -579,16 +583,32 @@ class ServingStream(AttemptStream):
             # A refusal whose end was cut off is still a refusal.
             reader.broken = True
             yield from self._refused()
-        elif not self._attempts.over:
-            how = how_broken(
-                event.message,
-                kept=self.on_kept_connection,
-                answered=reader is not None or self.interim_came,
-                after_s=self.service.now() - self.sent_at,
-            )
+        elif self._attempts.over:
+            pass
+        elif isinstance(event, Withdrawn):
+            self.server_state = self.state_between_attempts
+            yield from self._perform(self._attempts.withdrawn(self.service.now()))
+        else:
+            how = self._how_broken(event)
             self.server_state = self.state_between_attempts
             reason = causes.told(event.message, self._not_told())
             yield from self._perform(self._attempts.broken(how, self.service.now(), reason))
+
+    def _how_broken(self, event: ResponseProtocolError) -> Broken:
+        if isinstance(event, NotProcessed):
+            return Broken.NOT_RUN
+        if isinstance(event, Silent):
+            return Broken.SILENT
+        return how_broken(
+            event.message,
+            # A server that said what it has begun did not close before it read.
+            kept=self.on_kept_connection and not self.layer.goes_away(self.context.server),
+            answered=self.reader is not None or self.interim_came,
+            after_s=self.service.now() - self.sent_at,
+        )
+
+    def may_go(self) -> bool:
+        return self.attempts is None or self.attempts.may_go(self.service.now())
 
     def client_left(self, event: RequestProtocolError) -> CommandGenerator[None]:
         """The client is gone: the lease is free at once, and nobody is to blame."""

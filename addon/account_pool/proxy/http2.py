@@ -1,0 +1,350 @@
+"""mitmproxy's HTTP/2 connection to a server, which ends as RFC 9113 has it, and is known to live.
+
+- A server that goes away (GOAWAY, section 6.8) answers what it has begun: streams up to
+  the last id go on, the connection takes no new ones, those above did not run. mitmproxy
+  and h2 end all of them at once, so the frame is met before h2 acts on it.
+- Requests that wait for MAX_CONCURRENT_STREAMS, and those for a connection that ended,
+  come back; mitmproxy forgets them.
+- A path can die without a word (a suspend, a NAT). Whoever is quiet too long after a PING
+  is gone. A request for a connection that was quiet for long leaves when the PING was
+  answered; it goes elsewhere if it is not. What a client gave up without one byte of an
+  answer is a reason to doubt: the next one goes elsewhere until a byte comes.
+
+A connection that takes no new requests says so by its state, which leaves it only the
+reading: `HttpLayer` then opens another one. Stands on private parts of mitmproxy and h2:
+it is imported by `compat.own_http2`, and left alone where `check` fails.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any, cast
+
+import h2.events
+from mitmproxy import connection, http
+from mitmproxy.connection import ConnectionState
+from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layer import CommandGenerator
+from mitmproxy.proxy.layers.http import (
+    HttpEvent,
+    ReceiveHttp,
+    RequestEndOfMessage,
+    RequestHeaders,
+    RequestProtocolError,
+    ResponseHeaders,
+    ResponseProtocolError,
+)
+from mitmproxy.proxy.layers.http._http2 import Http2Client
+
+from account_pool.proxy import compat
+from account_pool.proxy.endings import NotProcessed, Silent, Withdrawn
+
+#: A connection that was quiet for so long is asked whether it lives before it gets a request.
+QUIET_S = 30.0
+#: How long a request waits for that.
+PROOF_S = 3.0
+#: How long after a PING a connection may be quiet. Also how long a server may take that went
+#: away because of an error, which has to close (RFC 9113, 5.4.1).
+DEAD_S = 20.0
+PING = b"liveness"
+
+
+class GoAway(h2.events.Event):
+    """A GOAWAY frame that h2 has not acted on."""
+
+    def __init__(self, last_id: int, error_code: int) -> None:
+        self.last_id, self.error_code = last_id, error_code
+
+
+class PoolHttp2Client(Http2Client):
+    """What `take` makes of a connection of mitmproxy's.
+
+    Attributes:
+        now: the monotonic clock.
+        give_back: takes the end of a request that did not leave, or did not run.
+        may_go: says of a request that waited whether it may still leave.
+        last_id: of the streams that a server which goes away answers; None: it does not.
+        heard_at: when something came last.
+        pinged_at: when a PING was sent that nothing came after; None: there is none.
+    """
+
+    now: Callable[[], float]
+    give_back: Callable[[ResponseProtocolError], None]
+    may_go: Callable[[int], bool]
+    last_id: int | None
+    failed_at: float | None
+    heard_at: float
+    pinged_at: float | None
+    _unheard: bool
+    _held: dict[int, list[HttpEvent]]
+    _gone: set[int]
+    _timer: commands.RequestWakeup | None
+
+    def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        if isinstance(event, HttpEvent):
+            yield from self._outgoing(event)
+        elif isinstance(event, events.Wakeup) and event.command is self._timer:
+            self._timer = None
+            yield from self._look()
+        elif isinstance(event, events.Wakeup):
+            before = self.last_activity
+            yield from super()._handle_event(event)
+            if self.last_activity != before:  # mitmproxy has sent a PING
+                yield from self._await_answer()
+        elif isinstance(event, events.DataReceived):
+            self.heard_at, self.pinged_at, self._unheard = self.now(), None, False
+            yield from super()._handle_event(event)
+            if not self._is_over:
+                yield from self._heard()
+        else:
+            yield from super()._handle_event(event)
+
+    # -- requests
+
+    def _outgoing(self, event: HttpEvent) -> CommandGenerator[None]:
+        stream_id = event.stream_id
+        if stream_id in self._gone:
+            return
+        ours = self.our_stream_id.get(stream_id)
+        if ours is None:
+            if isinstance(event, RequestProtocolError):
+                self._forget(stream_id)  # it never left
+                return
+            if self.last_id is not None:
+                self._return(NotProcessed(stream_id, "the server goes away"))
+                return
+            if not self.may_go(stream_id):
+                self._return(Withdrawn(stream_id, "the account was refused meanwhile"))
+                return
+            if stream_id in self._held or self._is_doubtful(event):
+                self._held.setdefault(stream_id, []).append(event)
+                if self.pinged_at is None:
+                    yield from self._ping()
+                elif self._timer is None:
+                    yield from self._wake_in(PROOF_S)
+                return
+        if isinstance(event, RequestHeaders):
+            self._unheard = True
+        waited = ours is not None and self.streams.get(ours)
+        yield from super()._handle_event(event)
+        if isinstance(event, RequestProtocolError):
+            if waited and self._unheard and not self._is_over:
+                yield from self._doubt()
+            yield from self._close_if_done()
+
+    def _forget(self, stream_id: int) -> None:
+        self.stream_queue.pop(stream_id, None)
+        self._held.pop(stream_id, None)
+        self._gone.add(stream_id)
+
+    def _return(self, ending: ResponseProtocolError) -> None:
+        self._forget(ending.stream_id)
+        self.give_back(ending)
+
+    def withdraw(self) -> None:
+        """Give back what waits here for an account that shall have no more now."""
+        for stream_id in [*self.stream_queue, *self._held]:
+            if not self.may_go(stream_id):
+                self._return(Withdrawn(stream_id, "the account was refused meanwhile"))
+
+    # -- the server goes away
+
+    def goaway(self, frame: Any) -> tuple[list[Any], list[GoAway]]:
+        """Take a frame in h2's place."""
+        return [], [GoAway(frame.last_stream_id, int(frame.error_code))]
+
+    def handle_h2_event(self, event: Any) -> CommandGenerator[bool]:
+        if type(event) is GoAway:
+            return (yield from self._going_away(event))
+        of = getattr(event, "stream_id", None)
+        if self.last_id is not None and of is not None and of > self.last_id:
+            return False
+        return (yield from super().handle_h2_event(event))
+
+    def _going_away(self, event: GoAway) -> CommandGenerator[bool]:
+        self.last_id = min(event.last_id, self.last_id if self.last_id is not None else 2**31)
+        self.retire()
+        for stream_id in [*self.stream_queue, *self._held]:
+            self._return(NotProcessed(stream_id, "the server goes away"))
+        for ours in [ours for ours in self.streams if ours > self.last_id]:
+            self.streams.pop(ours)
+            self.h2_conn.stream_buffers.pop(ours, None)
+            self._return(NotProcessed(self.their_stream_id[ours], "the server goes away"))
+        if event.error_code and self.failed_at is None:
+            self.failed_at = self.now()
+            yield from self._wake_in(DEAD_S)
+        return False  # what came with it is still to be handled
+
+    @property
+    def _is_over(self) -> bool:
+        return "_handle_event" in self.__dict__
+
+    @property
+    def is_busy(self) -> bool:
+        return any(not self.is_closed(ours) for ours in self.streams)
+
+    def retire(self) -> None:
+        """Take no new requests."""
+        if self.conn.state is ConnectionState.OPEN:
+            self.conn.state = ConnectionState.CAN_READ
+
+    def _close_if_done(self) -> CommandGenerator[None]:
+        if self.last_id is not None and not self._is_over and not self.is_busy:
+            yield from self._end("the server went away")
+
+    def _end(self, message: str) -> CommandGenerator[None]:
+        """Close the connection, from outside of what translates the ids of streams."""
+        waiting = [ours for ours in self.streams if not self.is_closed(ours)]
+        self.streams.clear()
+        if not self._is_over:
+            yield from self.close_connection(message)
+        for ours in waiting:
+            ended = ResponseProtocolError(self.their_stream_id[ours], message, compat.SERVER_ERROR)
+            yield ReceiveHttp(ended)
+
+    def close_connection(self, msg: str) -> CommandGenerator[None]:
+        for stream_id in [*self.stream_queue, *self._held]:
+            self._return(NotProcessed(stream_id, msg))
+        yield from super().close_connection(msg)
+        self._handle_event = self._closed  # type: ignore[method-assign]
+
+    def _closed(self, event: events.Event) -> CommandGenerator[None]:
+        if isinstance(event, RequestHeaders):
+            self.give_back(NotProcessed(event.stream_id, "the connection has ended"))
+        yield from ()
+
+    # -- is it alive?
+
+    def _is_doubtful(self, event: HttpEvent) -> bool:
+        if not isinstance(event, RequestHeaders) or event.stream_id in self.stream_queue:
+            return False
+        return self.now() - self.heard_at > QUIET_S or self.conn.state is ConnectionState.CAN_READ
+
+    def _doubt(self) -> CommandGenerator[None]:
+        """Somebody waited in vain: take nothing new until something comes."""
+        self.retire()
+        if self.pinged_at is None:
+            yield from self._ping()
+
+    def _ping(self) -> CommandGenerator[None]:
+        self.h2_conn.ping(PING)
+        yield commands.SendData(self.conn, self.h2_conn.data_to_send())
+        yield from self._await_answer()
+
+    def _await_answer(self) -> CommandGenerator[None]:
+        if self.pinged_at is None:
+            self.pinged_at = self.now()
+        yield from self._wake_in(PROOF_S if self._held else DEAD_S)
+
+    def _wake_in(self, seconds: float) -> CommandGenerator[None]:
+        self._timer = commands.RequestWakeup(max(seconds, 0.0))
+        yield self._timer
+
+    def _heard(self) -> CommandGenerator[None]:
+        """It lives."""
+        held, self._held = self._held, {}
+        if self.last_id is None and not self._expired:
+            if self.conn.state is ConnectionState.CAN_READ:
+                self.conn.state = ConnectionState.OPEN
+            for waiting in held.values():
+                for event in waiting:
+                    yield from self._handle_event(event)
+        else:
+            for stream_id in held:
+                self._return(NotProcessed(stream_id, "the connection takes no more"))
+        yield from self._close_if_done()
+
+    _expired = False
+
+    def expire(self) -> None:
+        """Take no new requests, whatever comes: its path may be another one by now."""
+        self._expired = True
+        self.retire()
+
+    def _look(self) -> CommandGenerator[None]:
+        """A PING was to be answered by now, or a server that failed to have closed."""
+        now = self.now()
+        if self.failed_at is not None and now - self.failed_at >= DEAD_S:
+            yield from self._end("the server went away")
+            return
+        if self.pinged_at is None:
+            return
+        for stream_id in [*self._held]:
+            self._return(NotProcessed(stream_id, "no answer to a PING"))
+        left = self.pinged_at + DEAD_S - now
+        if left > 0 and self.is_busy:
+            self.retire()
+            yield from self._wake_in(left)
+            return
+        silent = [self.their_stream_id[ours] for ours in self.streams if not self.is_closed(ours)]
+        self.streams.clear()
+        yield from self._end("no answer to a PING")
+        for stream_id in silent:
+            yield ReceiveHttp(Silent(stream_id, f"no sign of life for {DEAD_S:.0f} s"))
+
+
+def find(outermost: layer.Layer) -> Http2Client | None:
+    """Return mitmproxy's HTTP/2 at the end of a connection, if it is there, and not ours yet."""
+    at: Any = outermost
+    while at is not None and type(at) is not Http2Client:
+        at = getattr(at, "child_layer", None)
+    return at
+
+
+def take(
+    client: Http2Client,
+    now: Callable[[], float],
+    give_back: Callable[[ResponseProtocolError], None],
+    may_go: Callable[[int], bool],
+) -> PoolHttp2Client:
+    """Make *client*, which has just begun, one of ours."""
+    cast(Any, client).__class__ = PoolHttp2Client
+    ours = cast(PoolHttp2Client, client)
+    ours.now, ours.give_back, ours.may_go = now, give_back, may_go
+    ours.last_id = ours.failed_at = ours.pinged_at = ours._timer = None
+    ours.heard_at, ours._unheard, ours._held, ours._gone = now(), False, {}, set()
+    table = ours.h2_conn._frame_dispatch_table
+    (kind,) = (kind for kind in table if kind.__name__ == "GoAwayFrame")
+    table[kind] = ours.goaway
+    return ours
+
+
+class Differs(Exception):
+    """A connection does not end as it should."""
+
+
+_SETTINGS = b"\0\0\0\4\0\0\0\0\0"
+_GOAWAY_AFTER_1 = b"\0\0\x08\7\0\0\0\0\0" + b"\0\0\0\1" + b"\0\0\0\0"
+_ANSWER_TO_1 = b"\0\0\1\1\5\0\0\0\1\x88"
+
+
+def check() -> None:
+    """Let a server go away between two requests. Raises Differs, or whatever else comes of it."""
+    options = types.SimpleNamespace(
+        http2_ping_keepalive=0, validate_inbound_headers=True, normalize_outbound_headers=True
+    )
+    client = connection.Client(peername=("", 0), sockname=("", 0))
+    context = Context(client, cast(Any, options))
+    context.server.state = ConnectionState.OPEN
+    plain = Http2Client(context)
+    list(plain.handle_event(events.Start()))
+    back: list[ResponseProtocolError] = []
+    ours = take(plain, lambda: 0.0, back.append, lambda _id: True)
+    for stream_id in (-1, -2):
+        request = http.Request.make("GET", "https://a/")
+        list(ours.handle_event(RequestHeaders(stream_id, request, True)))
+        list(ours.handle_event(RequestEndOfMessage(stream_id)))
+    fed = _SETTINGS + _GOAWAY_AFTER_1 + _ANSWER_TO_1
+    come = list(ours.handle_event(events.DataReceived(context.server, fed)))
+    answers = [c.event.stream_id for c in come if isinstance(c, ReceiveHttp)]
+    closed = any(isinstance(command, commands.CloseConnection) for command in come)
+    kinds = [type(c.event) for c in come if isinstance(c, ReceiveHttp)]
+    if (
+        [(type(end), end.stream_id) for end in back] != [(NotProcessed, -2)]
+        or answers[:1] != [-1]
+        or kinds[:1] != [ResponseHeaders]
+        or not closed
+    ):
+        raise Differs

@@ -1,0 +1,386 @@
+"""HTTP/2 connections to a server: how they end, how they are known to live, who waits for them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import h2.settings
+import pytest
+from hyperframe.frame import GoAwayFrame, RstStreamFrame
+from mitmproxy.connection import ConnectionState
+from mitmproxy.proxy import events
+
+import account_pool.proxy
+from account_pool.core.attempts import Limits
+from account_pool.proxy import compat, http2, layer
+from account_pool.proxy.http2 import DEAD_S, PROOF_S, QUIET_S
+from tests.proxy.helpers import JSON, LIMIT_BODY, LIMITED_HEADERS, OK_BODY, SSE, secret
+
+ONE, TWO = secret("one"), secret("two")
+MAX_STREAMS = h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS
+BROKE, INTERNAL_ERROR, REFUSED_STREAM = 502, 2, 7
+
+
+@pytest.fixture
+def rig(rig_of):
+    return rig_of(client2=True, server2=True)
+
+
+def goaway(server, last: int, code: int = 0) -> None:
+    server.send(GoAwayFrame(0, last_stream_id=last, error_code=code).serialize())
+
+
+def ok(server, *numbers: int) -> None:
+    for number in numbers:
+        server.answer(number, 200, OK_BODY, [JSON])
+
+
+def statuses(rig) -> list[int]:
+    return [answer.status for answer in sorted(rig.answers, key=lambda a: a.stream_id)]
+
+
+def limit_streams(rig, most: int) -> None:
+    """Ask once, so that there is a connection, and have it take *most* streams at a time."""
+    rig.ask()
+    rig.server.reader.h2.update_settings({MAX_STREAMS: most})
+    rig.server.flush()
+    ok(rig.server, 1)
+
+
+# -- a server that goes away
+
+
+def test_what_it_has_begun_is_answered_and_the_rest_is_sent_again(rig):
+    for _ in range(4):
+        rig.ask()
+    goaway(rig.servers[0], 3)
+    assert len(rig.servers) == 2
+    ok(rig.servers[1], 1, 3)
+    ok(rig.servers[0], 3, 1)
+    assert statuses(rig) == [200] * 4
+    assert rig.servers[0].closed == 1
+    assert rig.keys == [ONE] * 6
+
+
+def test_it_takes_no_new_requests(rig):
+    rig.ask()
+    goaway(rig.servers[0], 1)
+    rig.ask()
+    assert len(rig.servers) == 2
+    assert [m.stream_id for m in rig.servers[0].requests] == [1]
+    ok(rig.servers[1], 1)
+    ok(rig.servers[0], 1)
+    assert statuses(rig) == [200, 200]
+
+
+def test_an_idle_one_is_closed(rig):
+    rig.ask()
+    ok(rig.server, 1)
+    goaway(rig.server, 1)
+    assert rig.server.closed == 1
+    rig.ask()
+    ok(rig.server, 1)
+    assert statuses(rig) == [200, 200]
+
+
+def test_announced_first_and_counted_later(rig):
+    """Servers say 2^31-1 first, and a round trip later what they have really begun."""
+    for _ in range(3):
+        rig.ask()
+    goaway(rig.servers[0], 2**31 - 1)
+    assert len(rig.servers) == 1
+    ok(rig.servers[0], 1)
+    goaway(rig.servers[0], 3)
+    ok(rig.servers[1], 1)
+    ok(rig.servers[0], 3)
+    assert statuses(rig) == [200] * 3
+    assert rig.servers[0].closed == 1
+
+
+def test_the_last_id_never_grows(rig):
+    for _ in range(3):
+        rig.ask()
+    goaway(rig.servers[0], 1)
+    goaway(rig.servers[0], 5)
+    goaway(rig.servers[0], 1)
+    assert len(rig.servers[1].requests) == 2
+    ok(rig.servers[0], 1)
+    ok(rig.servers[1], 1, 3)
+    assert statuses(rig) == [200] * 3
+
+
+@pytest.mark.parametrize("size", [1, 5, 16])
+def test_in_pieces_between_the_frames_of_an_answer(rig, size):
+    for _ in range(3):
+        rig.ask()
+    peer = rig.servers[0].reader.h2
+    peer.send_headers(1, [(":status", "200"), ("content-type", "application/json")])
+    peer.send_data(1, OK_BODY[:9])
+    data = peer.data_to_send() + GoAwayFrame(0, last_stream_id=1).serialize()
+    peer.send_data(1, OK_BODY[9:], end_stream=True)
+    data += peer.data_to_send()
+    server = rig.servers[0]
+    for start in range(0, len(data), size):
+        server.send(data[start : start + size])
+    ok(rig.servers[1], 1, 3)
+    assert statuses(rig) == [200] * 3
+    assert rig.answers[0].body == OK_BODY
+    assert server.closed == 1
+
+
+def test_the_answer_and_the_end_come_together(rig):
+    rig.ask()
+    rig.ask()
+    peer = rig.servers[0].reader.h2
+    peer.send_headers(1, [(":status", "200"), ("content-type", "application/json")])
+    peer.send_data(1, OK_BODY, end_stream=True)
+    rig.servers[0].send(GoAwayFrame(0, last_stream_id=1).serialize() + peer.data_to_send())
+    ok(rig.servers[1], 1)
+    assert statuses(rig) == [200, 200]
+
+
+def test_a_late_reset_of_what_did_not_run_changes_nothing(rig):
+    rig.ask()
+    rig.ask()
+    frames = [GoAwayFrame(0, last_stream_id=1), RstStreamFrame(3, error_code=REFUSED_STREAM)]
+    rig.servers[0].send(b"".join(frame.serialize() for frame in frames))
+    ok(rig.servers[1], 1)
+    ok(rig.servers[0], 1)
+    assert statuses(rig) == [200, 200]
+
+
+@pytest.mark.parametrize("code", [0, INTERNAL_ERROR], ids=["in order", "an error"])
+def test_it_closes_with_answers_owed(rig, code):
+    """What was begun may have run; what was not, did not."""
+    rig.ask()
+    ok(rig.server, 1)
+    rig.ask()
+    rig.ask()
+    goaway(rig.servers[0], 3, code)
+    rig.servers[0].close()
+    ok(rig.servers[1], 1)
+    assert statuses(rig) == [200, BROKE, 200]
+
+
+def test_after_an_error_it_has_to_close(rig):
+    rig.ask()
+    goaway(rig.server, 1, INTERNAL_ERROR)
+    rig.advance(DEAD_S)
+    assert statuses(rig) == [BROKE]
+    assert rig.server.closed == 1
+
+
+def test_the_last_client_leaves_a_server_that_goes_away(rig):
+    first = rig.ask()
+    rig.server.head(1, 200, [SSE])
+    goaway(rig.server, 1)
+    rig.cancel(first)
+    assert rig.server.closed == 1
+    assert rig.in_flight() == 0
+
+
+def test_an_answer_under_way_goes_on_after_an_error(rig):
+    rig.ask()
+    goaway(rig.server, 1, INTERNAL_ERROR)
+    ok(rig.server, 1)
+    assert statuses(rig) == [200]
+
+
+def test_what_waits_for_a_free_stream_is_sent_elsewhere(rig):
+    limit_streams(rig, 1)
+    rig.ask()
+    rig.ask()
+    assert [m.stream_id for m in rig.servers[0].requests] == [1, 3]
+    goaway(rig.servers[0], 3)
+    ok(rig.servers[1], 1)
+    ok(rig.servers[0], 3)
+    assert statuses(rig) == [200] * 3
+
+
+# -- who waits for MAX_CONCURRENT_STREAMS
+
+
+def test_a_connection_that_ends_tells_who_waits(rig):
+    limit_streams(rig, 1)
+    rig.clock.advance(1)
+    rig.ask()
+    rig.clock.advance(1)
+    rig.ask()
+    rig.servers[0].close()
+    ok(rig.servers[1], 1)
+    assert statuses(rig) == [200, BROKE, 200]
+
+
+def test_a_client_that_left_is_not_sent(rig):
+    limit_streams(rig, 1)
+    rig.ask()
+    waits = rig.ask()
+    rig.cancel(waits)
+    ok(rig.server, 3)
+    assert [m.stream_id for m in rig.server.requests] == [1, 3]
+    assert rig.in_flight() == 0
+
+
+def test_an_account_that_was_refused_gets_no_more_of_them(rig):
+    limit_streams(rig, 2)
+    for _ in range(4):
+        rig.ask()
+    rig.server.answer(3, 429, LIMIT_BODY, LIMITED_HEADERS)
+    assert rig.keys == [ONE] * 3 + [TWO]
+    for number in (5, 7, 9, 11):
+        ok(rig.server, number)
+    assert statuses(rig) == [200] * 5
+    assert rig.keys == [ONE] * 3 + [TWO] * 3
+
+
+def test_one_refused_elsewhere_meanwhile_is_noticed_when_its_turn_comes(rig):
+    limit_streams(rig, 1)
+    rig.ask()
+    rig.ask()
+    rig.cool("one", 60)
+    ok(rig.server, 3)
+    assert rig.keys == [ONE, ONE, TWO]
+    ok(rig.server, 5)
+    assert statuses(rig) == [200] * 3
+
+
+# -- is it alive?
+
+
+def idle(rig) -> None:
+    rig.ask()
+    ok(rig.server, 1)
+    rig.clock.advance(QUIET_S + 1)
+
+
+def deaf(rig) -> None:
+    """Nothing gets through to the server any more, nor back."""
+    rig.server.reader.feed = lambda _data: None
+
+
+def test_a_quiet_one_is_asked_first(rig):
+    idle(rig)
+    rig.ask()
+    assert len(rig.servers) == 1
+    ok(rig.server, 3)
+    assert statuses(rig) == [200, 200]
+
+
+def test_a_dead_one_is_left_before_the_request_does(rig):
+    idle(rig)
+    deaf(rig)
+    rig.ask()
+    rig.advance(PROOF_S)
+    assert len(rig.servers) == 2
+    assert rig.servers[0].closed == 1
+    ok(rig.servers[1], 1)
+    assert statuses(rig) == [200, 200]
+    assert rig.keys == [ONE, ONE]
+
+
+def test_after_an_attempt_without_a_byte_the_next_one_opens_another(rig):
+    rig.ask()
+    ok(rig.server, 1)
+    deaf(rig)
+    second = rig.ask()
+    rig.cancel(second)
+    rig.ask()
+    assert len(rig.servers) == 2
+    ok(rig.servers[1], 1)
+    assert statuses(rig)[-1] == 200
+    rig.advance(DEAD_S)
+    assert rig.servers[0].closed == 1
+
+
+def test_one_that_answers_the_ping_is_used_again(rig):
+    rig.ask()
+    ok(rig.server, 1)
+    second = rig.ask()
+    rig.cancel(second)
+    rig.ask()
+    assert len(rig.servers) == 1
+    ok(rig.server, 5)
+    assert rig.answers[-1].status == 200
+
+
+def test_a_client_that_had_its_first_bytes_is_no_reason_to_doubt(rig):
+    rig.ask()
+    rig.server.head(1, 200, [SSE])
+    deaf(rig)
+    rig.cancel(1)
+    assert rig.server.connection.state is ConnectionState.OPEN
+
+
+def test_requests_on_a_dead_one_end(rig):
+    rig.ask()
+    ok(rig.server, 1)
+    deaf(rig)
+    rig.ask()
+    third = rig.ask()
+    rig.cancel(third)
+    rig.advance(DEAD_S)
+    assert [a.status for a in rig.answers] == [200, 504]
+    assert rig.in_flight() == 0
+
+
+def test_a_keepalive_ping_of_mitmproxy_must_be_answered(rig_of):
+    rig = rig_of(client2=True, server2=True)
+    rig.context.options.update(http2_ping_keepalive=58)
+    rig.ask()
+    client = rig.layer.http2[rig.server.connection]
+    deaf(rig)
+    rig.clock.advance(1)
+    client.last_activity -= 100
+    rig.layer.command_sources[timer := layer.commands.RequestWakeup(58)] = rig.layer.connections[
+        rig.server.connection
+    ]
+    rig.feed(events.Wakeup(timer))
+    rig.advance(DEAD_S)
+    assert statuses(rig) == [504]
+
+
+def test_silence_is_tried_again_where_the_user_wants_that(rig_of):
+    rig = rig_of(client2=True, server2=True, limits=Limits(max_wait_s=0.0, retry_broken=True))
+    rig.ask()
+    other = rig.ask()
+    deaf(rig)
+    rig.cancel(other)
+    rig.advance(DEAD_S)
+    ok(rig.servers[1], 1)
+    assert [a.status for a in rig.answers] == [200]
+
+
+# -- where it stands on private parts
+
+
+def test_ours_is_used_here():
+    assert compat.own_http2() is http2
+    assert layer._HTTP2 is http2
+
+
+def test_a_private_part_is_gone(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.delitem(sys.modules, "account_pool.proxy.http2")
+    monkeypatch.delattr(account_pool.proxy, "http2")
+    monkeypatch.setitem(sys.modules, "mitmproxy.proxy.layers.http._http2", None)
+    assert compat.own_http2() is None
+    assert "mitmproxy's own HTTP/2 is used (ModuleNotFoundError)" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["goaway", "_going_away", "_outgoing"])
+def test_a_private_part_behaves_otherwise(monkeypatch, name):
+    def broken(*_args: object) -> None:
+        raise TypeError("takes another argument now")
+
+    monkeypatch.setattr(http2.PoolHttp2Client, name, broken)
+    assert compat.own_http2() is None
+
+
+def test_requests_are_served_without_it(rig_of, monkeypatch):
+    monkeypatch.setattr(layer, "_HTTP2", None)
+    rig = rig_of(client2=True, server2=True)
+    rig.ask()
+    ok(rig.server, 1)
+    assert statuses(rig) == [200]
+    assert rig.layer.http2 == {}
