@@ -266,6 +266,13 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
         "How long requests in flight may go on, in seconds, once the proxy was asked to end "
         "(SIGTERM, Ctrl-C). A second signal ends it at once, as 0 does.",
     ),
+    PoolOption(
+        "view_kept",
+        int,
+        500,
+        "How many flows of the pool mitmweb and mitmproxy keep in view, with 64 MiB of bodies at "
+        "most; older ones are dropped. Marked ones stay, and all others. 0 keeps all.",
+    ),
 )
 
 BY_NAME: Mapping[str, PoolOption] = {option.name: option for option in POOL_OPTIONS}

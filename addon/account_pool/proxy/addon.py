@@ -53,6 +53,8 @@ from account_pool.proxy.draining import Drain
 from account_pool.proxy.hooks import Turn
 from account_pool.proxy.reload import Changes, Watcher, update_pool
 from account_pool.proxy.service import End, Service, Settings
+from account_pool.proxy.shown import REFUSED
+from account_pool.proxy.view import View
 from account_pool.store.errors import StoreError
 from account_pool.store.store import MemoryStore, Store
 from account_pool.supervision import tasks
@@ -117,6 +119,9 @@ class AccountPool(AdminPages):
         self._reading: asyncio.Task[object] | None = None
         self._unlisten: Callable[[], None] = lambda: None
         self._drain: Drain | None = None
+        self._view = View(
+            lambda: ctx.master.addons.get("view"), lambda: self.service.settings.view_kept
+        )
 
     def load(self, loader: Loader) -> None:
         # Again when pool.py is reloaded: nothing is waiting to be known then.
@@ -192,6 +197,16 @@ class AccountPool(AdminPages):
         if flow.is_replay == "request" and flow.live and not flow.response and not flow.error:
             return replay.answer(flow, self.service)
         return None
+
+    def response(self, flow: http.HTTPFlow) -> None:
+        if flow.live or REFUSED in flow.metadata:  # not of a file that somebody opened
+            self._view.ended(flow)
+
+    def error(self, flow: http.HTTPFlow) -> None:
+        self.response(flow)
+
+    def websocket_end(self, flow: http.HTTPFlow) -> None:
+        self.response(flow)
 
     async def pool_turn(self, turn: Turn) -> None:
         turn.taken = True

@@ -87,6 +87,7 @@ def settings(values: Mapping[str, OptionValue], options: Options) -> Settings:
         websockets=str(values["websockets"]),
         manual_approve=bool(values["manual_approve"]),
         drain_s=cast(float, values["drain"]),
+        view_kept=cast(int, values["view_kept"]),
         allowed=Allowed(
             read_origins(str(values["allow_origins"])), read_hosts(str(values["allow_hosts"]))
         ),

@@ -102,6 +102,7 @@ class Settings:
         manual_approve: hold each request of the pool until a person resumes it.
         allowed: pages that may be given an account, and names of this proxy in reverse mode
             beside its usual ones.
+        view_kept: flows of the pool that a front end's view keeps; 0: all.
         drain_s: longest time requests under way go on once the proxy shuts down.
     """
 
@@ -115,6 +116,7 @@ class Settings:
     manual_approve: bool = False
     allowed: Allowed = field(default_factory=Allowed)
     drain_s: float = 10.0
+    view_kept: int = 500
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,8 +64,10 @@ from account_pool.proxy.socket import (
     GoingAway,
     SocketReader,
     closing_event,
+    grow_in_place,
 )
 from account_pool.proxy.socket_replay import SocketReplay
+from account_pool.proxy.view import Messages
 from account_pool.supervision import where
 
 logger = logging.getLogger(__name__)
@@ -119,6 +121,7 @@ class ServingStream(AttemptStream):
         self.socket: SocketReader | None = None
         #: of its first turn, if that can be sent elsewhere
         self.replay: SocketReplay | None = None
+        self._messages = Messages()
 
     @property
     def _call(self) -> Call:
@@ -656,6 +659,8 @@ class ServingStream(AttemptStream):
 
     def relay(self, event: events.Event) -> CommandGenerator[None]:
         """Give *event* to mitmproxy's layer of the socket."""
+        if isinstance(self.child_layer, WebsocketLayer):
+            grow_in_place(self.child_layer)
         return self._watched(super().passthrough(event))
 
     def _watched(self, relay: CommandGenerator[None]) -> CommandGenerator[None]:
@@ -670,6 +675,8 @@ class ServingStream(AttemptStream):
             if isinstance(command, WebsocketMessageHook):
                 with harmless:
                     closing = self._message(command.flow) or closing
+                    if self.service.settings.view_kept:
+                        self._messages.added(command.flow)
                 if self.replay is not None and self.replay.elsewhere is not None:
                     # What follows of the message has no attempt to be sent with.
                     self.replay.hook = command

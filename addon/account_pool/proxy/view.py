@@ -1,0 +1,113 @@
+"""How much of the pool's traffic a front end's view keeps: mitmproxy itself lets nothing go.
+
+Only flows of the pool that ended here are dropped, oldest first; never what a person has
+marked, intercepted or in focus, nor flows of other hosts or of a file that was opened.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from mitmproxy import http
+
+from account_pool.proxy import shown
+from account_pool.proxy.harmless import harmless
+
+#: The bodies and messages of the flows that are kept, together, in bytes.
+MAX_BYTES = 64 * 1024 * 1024
+#: The messages of one WebSocket that is open, in bytes; the last two are always kept.
+MAX_SOCKET_BYTES = 8 * 1024 * 1024
+#: How many flows at the old end that must stay are passed over, at each flow that ends.
+_MAX_LOOKS = 64
+
+
+class View:
+    """Lets old flows of the pool go from the view of mitmweb or mitmproxy.
+
+    Args:
+        view: returns mitmproxy's own view; None where nobody looks.
+        kept: returns how many flows are kept; 0: all.
+    """
+
+    def __init__(self, view: Callable[[], Any], kept: Callable[[], int]) -> None:
+        self._view = view
+        self._kept = kept
+        #: bytes of those that ended, by id, oldest first
+        self._sizes: OrderedDict[str, int] = OrderedDict()
+        self._bytes = 0
+
+    def ended(self, flow: http.HTTPFlow) -> None:
+        """*flow* has ended, or is one of a refused attempt; others may have to go for it."""
+        if self._kept() and is_of_pool(flow) and self._view() is not None:
+            with harmless:
+                self._forget(flow.id)
+                self._sizes[flow.id] = size = size_of(flow)
+                self._bytes += size
+                self._drop()
+
+    def _drop(self) -> None:
+        view, kept = self._view(), self._kept()
+        looks = 0
+        while len(self._sizes) > kept or self._bytes > MAX_BYTES:
+            oldest = next(iter(self._sizes))
+            if len(self._sizes) == 1 or looks == _MAX_LOOKS:
+                return
+            flow = view.get_by_id(oldest)
+            if flow is not None and must_stay(flow, view):
+                self._sizes.move_to_end(oldest)
+                looks += 1
+                continue
+            self._forget(oldest)
+            if flow is not None:
+                view.remove([flow])
+
+    def _forget(self, flow_id: str) -> None:
+        self._bytes -= self._sizes.pop(flow_id, 0)
+
+
+def is_of_pool(flow: http.HTTPFlow) -> bool:
+    """Say whether *flow* was served by the pool, or is an attempt that was refused."""
+    return "pool.account" in flow.metadata or shown.REFUSED in flow.metadata
+
+
+def must_stay(flow: http.HTTPFlow, view: Any) -> bool:
+    """Say whether somebody works with *flow*, or it has not ended."""
+    if flow.live or flow.intercepted or getattr(view.focus, "flow", None) is flow:
+        return True
+    return bool(flow.marked) and flow.marked != shown.MARK
+
+
+def size_of(flow: http.HTTPFlow) -> int:
+    """Return the bytes of the bodies and messages of *flow*."""
+    size = len(flow.request.raw_content or b"")
+    if flow.response is not None:
+        size += len(flow.response.raw_content or b"")
+    if flow.websocket is not None:
+        size += sum(len(message.content) for message in flow.websocket.messages)
+    return size
+
+
+class Messages:
+    """Bounds the messages that the flow of an open WebSocket keeps."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+
+    def added(self, flow: http.HTTPFlow) -> None:
+        """The last message of *flow* is new: let the oldest go, if there are too many."""
+        assert flow.websocket is not None
+        messages = flow.websocket.messages
+        self._bytes += len(messages[-1].content)
+        gone = 0
+        while self._bytes > MAX_SOCKET_BYTES and len(messages) - gone > 2:
+            self._bytes -= len(messages[gone].content)
+            gone += 1
+        if gone:
+            del messages[:gone]
+            if not flow.metadata.get(shown.TRUNCATED):
+                flow.metadata[shown.TRUNCATED] = True
+                note = f"only the last messages are kept ({MAX_SOCKET_BYTES // 1024**2} MiB)"
+                said = flow.metadata.get(shown.COMMENT)
+                shown.comment(flow, f"{said}; {note}" if said else note)
