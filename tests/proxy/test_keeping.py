@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.proxy import keeping
 from account_pool.proxy.keeping import Keeping
 from account_pool.proxy.service import Service
+from account_pool.store.clock import Moment
 from account_pool.store.errors import DamagedError, StoreError, UnfitError
 from account_pool.store.sqlite import SqliteTokens
 from account_pool.store.sqlite_state import SqliteState
@@ -47,6 +49,20 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "pool.sqlite"
 
 
+def at(clock: FakeClock) -> Moment:
+    """The machine is up for as long as the clock runs, and was asleep before."""
+    return Moment("one", clock.now() + slept[0], clock.wall_now())
+
+
+#: seconds for which the machine slept: its monotonic clock stood still
+slept = [0.0]
+
+
+@pytest.fixture(autouse=True)
+def awake() -> None:
+    slept[0] = 0.0
+
+
 @pytest.fixture
 def begin(path: Path, clock: FakeClock) -> Iterator[Begin]:
     """Begin a proxy on the store: its service, and what keeps that."""
@@ -54,7 +70,7 @@ def begin(path: Path, clock: FakeClock) -> Iterator[Begin]:
 
     def make(*labels: str | Account) -> tuple[Service, Keeping]:
         service = service_of(*(labels or ("one", "two")), clock=clock)
-        kept = keeping.begin(SqliteStore(path), service)
+        kept = keeping.begin(SqliteStore(path, clock=lambda: at(clock)), service)
         made.append(kept)
         return service, kept
 
@@ -207,17 +223,109 @@ async def test_a_machine_that_slept_has_not_stopped_the_clock_of_the_vendor(
     service, kept = begin()
     limit(service)
     await kept._round()
-    service.wall_now = lambda: clock.wall_now() + 500
-    kept._mind_the_clock()
-    assert cools(service) == 100
-    service.wall_now = lambda: clock.wall_now() - 5000
+    slept[0] = 500.0
     kept._mind_the_clock()
     assert cools(service) == 100
     await kept._round()
     again = service_of("one", clock=clock)
-    again.wall_now = service.wall_now
     keeping.begin(kept._source, again).stop()
     assert cools(again) == 100
+
+
+@pytest.mark.parametrize("hours", [-5, -1, 1, 5])
+async def test_a_wall_clock_that_is_set_changes_no_deadline_here_or_elsewhere(
+    begin: Begin, clock: FakeClock, hours: int
+) -> None:
+    service, kept = begin()
+    limit(service)
+    service.sessions.bind("a", ONE, service.now())
+    service.pins.remember(TWO, "resp_1", service.wall_now())
+    await kept._round()
+    clock.advance(100)
+    service.wall_now = lambda: clock.wall_now() + hours * 3600
+    kept._mind_the_clock()
+    await kept._round()
+    assert cools(service) == 500
+    # Another, whose clock is wrong from the start, and one that begins when ours is.
+    for wrong in (hours, -hours):
+        other = service_of("one", "two", clock=clock)
+        other.wall_now = lambda wrong=wrong: clock.wall_now() + wrong * 3600
+        there = keeping.begin(kept._source, other)
+        await there._round()
+        assert cools(other) == 500
+        session = other.sessions.peek("a", other.now())
+        assert session is not None and session.used_at == pytest.approx(clock.now() - 100)
+        assert other.pins.owner("openai", "resp_1") == TWO
+        await kept._round()
+        assert [proxy.pid for proxy in kept.others] == [os.getpid()]
+        there.stop()
+
+
+async def test_a_session_that_was_closed_does_not_come_back_from_another(
+    begin: Begin, clock: FakeClock
+) -> None:
+    (mine, here), (theirs, there) = begin(), begin()
+    for key in ("closed", "used"):
+        mine.sessions.bind(key, ONE, mine.now())
+    mine.pins.remember(ONE, "resp_1", mine.wall_now())
+    await here._round()
+    await there._round()
+    assert theirs.pins.owner("openai", "resp_1") == ONE
+    theirs.pins.note_used(theirs.wall_now() - 1)
+    clock.advance(5)
+    theirs.sessions.get("used", theirs.now())
+    for key in ("closed", "used"):
+        mine.sessions.close_session(key)
+    mine.pins.forget(ONE)
+    await here._round()
+    # It may have been about to write all that it knows, as after its store had failed.
+    there._unwritten.books["sessions"].written.clear()
+    there._unwritten.note_used()
+    await there._round()
+    await here._round()
+    for service in (mine, theirs, begin()[0]):
+        assert service.sessions.peek("closed", service.now()) is None
+        assert service.sessions.peek("used", service.now()) is not None
+        assert service.pins.owner("openai", "resp_1") is None
+
+
+async def test_pins_that_are_named_are_not_swept(begin: Begin, clock: FakeClock) -> None:
+    service, kept = begin()
+    for thing in ("daily", "never"):
+        service.pins.remember(ONE, thing, service.wall_now())
+    await kept._round()
+    for _ in range(40):
+        clock.advance(86_400)
+        service.pins.owner("openai", "daily")
+        await kept._round()
+    again, _ = begin()
+    assert again.pins.owner("openai", "daily") == ONE
+    assert again.pins.owner("openai", "never") is None
+
+
+async def test_counts_whose_write_was_not_answered_are_added_once(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, kept = begin()
+    await kept._round()
+    exchange = SqliteState.exchange
+
+    def lost(*args: Any, **how: Any) -> None:
+        exchange(*args, **how)
+        raise StoreError("nobody knows")
+
+    service.counters["usage"].add(("today",), {"requests": 1})
+    with monkeypatch.context() as without_answers:
+        without_answers.setattr(SqliteState, "exchange", lost)
+        for _ in range(3):
+            await failed(kept)
+            service.counters["usage"].add(("today",), {"requests": 1})
+    for _ in range(2):
+        await kept._round()
+    assert await kept.read_counts("usage") == {("today",): {"requests": 4}}
+    service.counters["usage"].add(("today",), {"requests": 1})
+    kept.stop()
+    assert await begin()[1].read_counts("usage") == {("today",): {"requests": 5}}
 
 
 async def test_a_store_that_fails_is_told_once_and_tried_again(

@@ -11,7 +11,7 @@ Times are monotonic seconds and passed in; only rows for the store carry wall ti
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from account_pool.core.account import AccountKey
@@ -20,6 +20,9 @@ from account_pool.core.account import AccountKey
 IDLE_S = 30 * 60.0
 #: Sessions that are known at most, but for those that are busy.
 MAX_SESSIONS = 10_000
+
+#: Times of a row, from clock to clock and back, differ by less than this, seconds.
+ROUNDED_S = 0.01
 
 #: A session as the store keeps it: key, account ("provider/label"), last used (wall seconds).
 SessionRow = tuple[str, str, float]
@@ -198,6 +201,14 @@ class Sessions:
             self._known[key] = session
         in_order = sorted(self._known.items(), key=lambda item: item[1].used_at)
         self._known = OrderedDict(in_order)
+
+    def drop(self, gone: Mapping[str, float], now: float, wall_now: float) -> None:
+        """Forget what others have closed, unless it was used here since. Tells nobody."""
+        for key, used_wall in gone.items():
+            session = self._known.get(key)
+            used_at = now - (wall_now - used_wall)
+            if session is not None and not session.turns and session.used_at <= used_at + ROUNDED_S:
+                del self._known[key]
 
     # -- inside
 

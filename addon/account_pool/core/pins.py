@@ -7,7 +7,7 @@ kept as hashes: some are tokens, and clients choose how long they are.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -15,6 +15,8 @@ from account_pool.core.account import AccountKey
 
 #: Ids that are remembered at most; the one not named for longest goes first.
 MAX_PINS = 20_000
+#: Times of a row, from clock to clock and back, differ by less than this, seconds.
+ROUNDED_S = 0.01
 
 #: A pin as the store keeps it: hash, account ("provider/label"), last used (wall seconds).
 PinRow = tuple[str, str, float]
@@ -41,6 +43,8 @@ class Pins:
     max_pins: int = MAX_PINS
     changed: Callable[[str], None] = _ignore
     _known: OrderedDict[str, tuple[AccountKey, float]] = field(default_factory=OrderedDict)
+    #: named since `note_used`
+    _named: set[str] = field(default_factory=set)
 
     def __len__(self) -> int:
         return len(self._known)
@@ -62,7 +66,14 @@ class Pins:
         if known is None:
             return None
         self._known.move_to_end(pin)
+        self._named.add(pin)
         return known[0]
+
+    def note_used(self, wall_now: float) -> None:
+        """Count those that were named as used now: the store forgets what nobody uses."""
+        for pin in self._named & self._known.keys():
+            self._known[pin] = (self._known[pin][0], wall_now)
+        self._named.clear()
 
     def forget(self, owner: AccountKey) -> None:
         """*owner* is gone: what it made is the vendor's to refuse."""
@@ -89,6 +100,13 @@ class Pins:
                 self._known[pin] = (AccountKey.parse(owner), wall)
                 self._known.move_to_end(pin)
         self._make_room()
+
+    def drop(self, gone: Mapping[str, float]) -> None:
+        """Forget what others have taken out, unless it was used here since. Tells nobody."""
+        for pin, used_at in gone.items():
+            known = self._known.get(pin)
+            if known is not None and pin not in self._named and known[1] <= used_at + ROUNDED_S:
+                del self._known[pin]
 
     def _make_room(self) -> None:
         while len(self._known) > self.max_pins:

@@ -25,6 +25,7 @@ class Book:
         row: returns one line, None when it is gone.
         rows: returns all of them.
         take_over: puts lines of others into memory.
+        forget: takes out lines that others have taken out.
         changed: keys of the lines to be written.
         written: lines as the store has them.
     """
@@ -32,6 +33,7 @@ class Book:
     row: Callable[[str], Row | None]
     rows: Callable[[], list[Row]]
     take_over: Callable[[Iterable[Row]], None]
+    forget: Callable[[Mapping[str, float]], None]
     changed: set[str] = field(default_factory=set)
     written: dict[str, Row] = field(default_factory=dict)
 
@@ -47,6 +49,12 @@ class Book:
         rows = list(rows)
         self.take_over(rows)
         self.written.update((row[0], row) for row in rows if self.row(row[0]) is not None)
+
+    def drop(self, gone: Mapping[str, float]) -> None:
+        """Take out what others have taken out, unless it was used here since."""
+        self.forget(gone)
+        for key in gone:
+            self.written.pop(key, None)
 
     def take(self) -> Taken:
         """Return what is to be written; `wrote` or `put_back` must follow."""

@@ -76,7 +76,8 @@ class Keeping:
         self._now = now = service.now
         #: what the wall clock is ahead of the monotonic one: measured once, so that a
         #: deadline is the same instant each time it is written
-        self._ahead = service.wall_now() - now()
+        self._clock: Callable[[], float] = service.wall_now
+        self._ahead = self._clock() - now()
         self._to_read: set[AccountKey] = set()
         self._dirty = asyncio.Event()
         self._pressing = asyncio.Event()
@@ -132,8 +133,10 @@ class Keeping:
         try:
             self._finish()
             self._unwritten.note_used()
-            self._begin()
-            self._finish()
+            # Counts that come again go alone.
+            for _ in range(2):
+                self._begin()
+                self._finish()
         except StoreError as e:
             self._say(e)
         except Exception as e:
@@ -158,6 +161,8 @@ class Keeping:
         store, waiting = self._store, self._service.counters[name].waiting
         waiting = {key: dict(amounts) for key, amounts in waiting.items()}
         # Its thread does one thing after the other: what is being written is in the answer.
+        if self._work is None:
+            add_to(waiting, self._unwritten.uncertain(name))
         sums = await self._in_thread(lambda: store.read_counts(name)) if store else {}
         add_to(sums, waiting)
         return sums
@@ -229,6 +234,10 @@ class Keeping:
     def _meet(self, store: StateStore, books: Mapping[str, list[Row]]) -> None:
         """Begin with *store*: take over its books, and have all that we know written."""
         self._store = store
+        if store.now() is not None:
+            # Nobody can set it, and it is the same for all: ours is not asked any more.
+            self._clock = lambda: store.now() or 0.0
+            self._ahead = self._clock() - self._now()
         self._beat_at = self._now()
         self._unwritten.meet(books)
 
@@ -238,6 +247,9 @@ class Keeping:
         for name, rows in news.lines.items():
             if name in self._unwritten.books:
                 self._unwritten.books[name].adopt(rows)
+        for name, gone in news.gone.items():
+            if name in self._unwritten.books:
+                self._unwritten.books[name].drop(gone)
         if news.elsewhere is not None:
             self._pool.set_elsewhere(news.elsewhere, now=self._now())
         if news.proxies is not None:
@@ -277,8 +289,8 @@ class Keeping:
                 raise
             return
         except TimeoutError:
-            # It may be written yet: counts must not be added twice.
-            self._unwritten.put_back(batch, counts=False)
+            # It may be written yet.
+            self._unwritten.put_back(batch)
             raise StoreError(_TOO_LONG) from None
         except Exception:
             self._unwritten.put_back(batch)
@@ -305,7 +317,7 @@ class Keeping:
 
     def _mind_the_clock(self) -> None:
         """Let deadlines be where they were on the wall clock after the machine has slept."""
-        ahead = self._service.wall_now() - self._now()
+        ahead = self._clock() - self._now()
         if abs(ahead - self._ahead) < CLOCK_STEP_S:
             return
         now = self._now()

@@ -21,7 +21,7 @@ def opened(source: Store, wall: float) -> tuple[StateStore, dict[str, list[Row]]
     store = source.state()
     try:
         # What there is before is not news.
-        news = store.changed(wall_now=wall)
+        news = store.changed(wall_now=store.now() or wall)
         if dead := [other.id for other in news.proxies or () if _is_dead(other)]:
             store.reap(dead)
         books = {name: store.read_book(name) for name in BOOKS}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from uuid import uuid4
 
 from account_pool.core.account import AccountKey
 from account_pool.core.counts import Counted
@@ -13,7 +14,7 @@ from account_pool.core.state import AccountState
 from account_pool.proxy.books import Book, Taken
 from account_pool.proxy.service import Service
 from account_pool.store.errors import StoreError, UnfitError
-from account_pool.store.state import Lines, Row, StateStore
+from account_pool.store.state import Lines, Numbered, Row, StateStore
 from account_pool.supervision import where
 
 #: What is kept beside the accounts, by the name of its book.
@@ -28,7 +29,7 @@ class Batch:
         mine: accounts as they are.
         gone: accounts that are no longer here, or anew.
         lines, taken: changes by book, as the store and as the book wants them.
-        counts: by name.
+        counts, number: by name, and which they are.
         in_flight: requests, where others do not know of them.
     """
 
@@ -37,6 +38,7 @@ class Batch:
     lines: Mapping[str, Lines]
     taken: Mapping[str, Taken]
     counts: Mapping[str, Counted]
+    number: Numbered | None
     in_flight: Mapping[AccountKey, int]
 
     def write(self, store: StateStore) -> Written:
@@ -57,6 +59,7 @@ class Batch:
             wall_now=self.mine.wall_at,
             lines=self.lines,
             counts=self.counts,
+            batch=self.number,
             in_flight=self.in_flight,
         )
 
@@ -121,6 +124,8 @@ class Batch:
             lines=lines,
             taken={},
             counts=counts,
+            # As a whole they were not written, and nothing of it comes again.
+            number=None,
             in_flight={key: n for part in parts for key, n in part.in_flight.items()},
         )
 
@@ -190,6 +195,10 @@ class Unwritten:
         self._positions: dict[AccountKey, int] = {}
         #: requests in flight, as others were told
         self._told: dict[AccountKey, int] = {}
+        #: the counts that were taken last
+        self._number = Numbered(uuid4().hex, 0)
+        #: counts of which nobody knows whether they were added, with their number
+        self._again: tuple[Numbered, Mapping[str, Counted]] | None = None
         self.books = {"sessions": self._sessions(), "pins": self._pins()}
         for counts in service.counters.values():
             counts.changed = lambda: changed(False)
@@ -205,7 +214,8 @@ class Unwritten:
         self._pool.touched.update(state.key for state in self._pool.accounts())
 
     def note_used(self) -> None:
-        """Have written when sessions were used last."""
+        """Have written when sessions and pins were used last."""
+        self._service.pins.note_used(self._service.wall_now())
         for book in self.books.values():
             book.note_used()
 
@@ -227,9 +237,14 @@ class Unwritten:
         keys = touched.union(to_read)
         taken = {name: book.take() for name, book in self.books.items() if book.changed}
         counters = self._service.counters
-        counts = {name: book.take() for name, book in counters.items() if book.waiting}
-        if not (keys or taken or counts):
+        if self._again is None:
+            counts = {name: book.take() for name, book in counters.items() if book.waiting}
+            if counts:
+                self._number = self._number._replace(number=self._number.number + 1)
+                self._again = self._number, counts
+        if not (keys or taken or self._again):
             return None
+        number, added = self._again or (None, {})
         pool.touched.clear()
         pool.pressing = False
         return Batch(
@@ -237,24 +252,31 @@ class Unwritten:
             gone=self._not_as_before(touched),
             lines={name: self.books[name].lines(lines) for name, lines in taken.items()},
             taken=taken,
-            counts=counts,
+            counts=added,
+            number=number,
             in_flight=self._untold(touched) if tell else {},
         )
 
     def wrote(self, batch: Batch, replaced: Iterable[AccountKey]) -> None:
         """*batch* is in the store. What the accounts *replaced* have made is not theirs."""
+        if batch.number is not None:
+            self._again = None
+            if any(counter.waiting for counter in self._service.counters.values()):
+                self._changed(False)
         for name, taken in batch.taken.items():
             self.books[name].wrote(taken)
         for key in replaced:
             self._service.pins.forget(key)
 
-    def put_back(self, batch: Batch, *, counts: bool = True) -> None:
-        """*batch* could not be written. Without its *counts*: it may be yet."""
+    def uncertain(self, name: str) -> Counted:
+        """Return the counts of *name* that were taken, and may not be in the store."""
+        return {} if self._again is None else self._again[1].get(name, {})
+
+    def put_back(self, batch: Batch) -> None:
+        """*batch* could not be written, or nobody knows: its counts come again as they are."""
         self._pool.touched.update(batch.gone, (account.key for account in batch.mine.accounts))
         for name, taken in batch.taken.items():
             self.books[name].put_back(taken)
-        for name, counted in batch.counts.items() if counts else ():
-            self._service.counters[name].put_back(counted)
         for key in batch.gone:
             self._positions.pop(key, None)
 
@@ -264,13 +286,27 @@ class Unwritten:
             row=lambda key: sessions.row(key, now(), wall()),
             rows=lambda: sessions.snapshot(now(), wall()),
             take_over=lambda rows: sessions.adopt(rows, now(), wall()),
+            forget=lambda gone: sessions.drop(gone, now(), wall()),
         )
         sessions.changed = self._noting(book)
         return book
 
     def _pins(self) -> Book:
-        pins = self._service.pins
-        book = Book(row=pins.row, rows=pins.snapshot, take_over=pins.adopt)
+        pins, wall = self._service.pins, self._service.wall_now
+
+        def kept(row: Row, sign: int = 1) -> Row:
+            """Pins have wall time, and the store a clock of its own."""
+            shift = sign * round(self._wall() - wall(), 3)
+            return row[0], row[1], round(row[2] + shift, 3)
+
+        book = Book(
+            row=lambda pin: None if (row := pins.row(pin)) is None else kept(row),
+            rows=lambda: [kept(row) for row in pins.snapshot()],
+            take_over=lambda rows: pins.adopt(kept(row, -1) for row in rows),
+            forget=lambda gone: pins.drop(
+                {pin: kept((pin, "", at), -1)[2] for pin, at in gone.items()}
+            ),
+        )
         pins.changed = self._noting(book)
         return book
 

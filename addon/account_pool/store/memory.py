@@ -12,7 +12,7 @@ from account_pool.core.claims import Claim, Taken
 from account_pool.core.counts import Counted, add_to
 from account_pool.core.credential import Secret
 from account_pool.core.saved import Saved, SavedAccount, merge, of_another
-from account_pool.store.state import Lines, News, Row
+from account_pool.store.state import Lines, News, Numbered, Row
 from account_pool.store.tokens import Tokens
 
 
@@ -88,6 +88,7 @@ class MemoryState:
         self._base: dict[AccountKey, SavedAccount] = {}
         self._books: dict[str, dict[str, Row]] = {}
         self._counts: dict[str, Counted] = {}
+        self._batches: dict[str, int] = {}
         self._wall_at = 0.0
 
     def exchange(
@@ -98,6 +99,7 @@ class MemoryState:
         wall_now: float,
         lines: Mapping[str, Lines] | None = None,
         counts: Mapping[str, Counted] | None = None,
+        batch: Numbered | None = None,
         in_flight: Mapping[AccountKey, int] | None = None,
     ) -> Saved:
         for key in gone:
@@ -112,10 +114,16 @@ class MemoryState:
             self._accounts[account.key] = self._base[account.key] = account
         for book, changes in (lines or {}).items():
             self._write_lines(book, changes)
-        for name, added in (counts or {}).items():
+        is_new = batch is None or batch.number > self._batches.get(batch.proxy, 0)
+        if batch is not None:
+            self._batches[batch.proxy] = max(batch.number, self._batches.get(batch.proxy, 0))
+        for name, added in (counts or {}).items() if is_new else ():
             add_to(self._counts.setdefault(name, {}), added)
         wall_at, self._wall_at = self._wall_at, wall_now
         return Saved(accounts=merged, wall_at=wall_at, replaced=replaced)
+
+    def now(self) -> float | None:
+        return None
 
     def changed(self, *, wall_now: float) -> News:
         return News()

@@ -131,4 +131,14 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE claims ADD COLUMN fence INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE claims ADD COLUMN sent TEXT NOT NULL DEFAULT ''",
     ),
+    (
+        # When a line was taken out: it stays for a while, so that others learn of it.
+        "ALTER TABLE bindings ADD COLUMN gone_at REAL",
+        # The last batch of counts of each proxy: one that comes again is not added again.
+        """CREATE TABLE batches (
+            proxy TEXT PRIMARY KEY,
+            number INTEGER NOT NULL,
+            at REAL NOT NULL
+        )""",
+    ),
 )

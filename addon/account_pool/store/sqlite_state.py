@@ -18,10 +18,11 @@ from uuid import uuid4
 from account_pool.core.account import AccountKey
 from account_pool.core.counts import Counted
 from account_pool.core.saved import Saved, SavedAccount, merge, of_another
+from account_pool.store.clock import Clock
 from account_pool.store.database import Database
 from account_pool.store.errors import StoreError
 from account_pool.store.sqlite_rows import is_text, names, read_accounts, write_account
-from account_pool.store.state import GRACE_S, Lines, News, OtherProxy, Row
+from account_pool.store.state import GRACE_S, Lines, News, Numbered, OtherProxy, Row
 
 #: Another proxy writes for some milliseconds; nobody waits for these rows, seconds.
 BUSY_TIMEOUT_S = 2.0
@@ -30,6 +31,12 @@ BUSY_TIMEOUT_S = 2.0
 #: vendors keep what a pin names for a month (OpenAI: responses, 30 days).
 ACCOUNT_KEPT_S = 90 * 86400.0
 BOOK_KEPT_S = {"sessions": 86400.0, "pins": 30 * 86400.0}
+#: How long it is known that a line was taken out, and which counts of a proxy were added
+#: last, seconds: longer than another proxy leaves a store alone that failed.
+GONE_KEPT_S = 3600.0
+BATCH_KEPT_S = 7 * 86400.0
+#: Times of a line, from clock to clock and back, differ by less than this, seconds.
+ROUNDED_S = 0.01
 COUNTS_KEPT_S = 400 * 86400.0
 
 
@@ -40,9 +47,11 @@ class SqliteState:
     (`synchronous=NORMAL`): it is written several times a second, and can be learnt anew.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open *path*. Raises StoreError."""
-        self._database = Database(path, busy_timeout_s=BUSY_TIMEOUT_S, synchronous="NORMAL")
+    def __init__(self, path: Path, *, clock: Clock | None = None) -> None:
+        """Open *path*. Raises StoreError. *clock* is for tests."""
+        self._database = Database(
+            path, busy_timeout_s=BUSY_TIMEOUT_S, synchronous="NORMAL", clock=clock
+        )
         self._me = uuid4().hex
         #: what the file and our pool agreed on last
         self._base: dict[AccountKey, SavedAccount] = {}
@@ -58,6 +67,7 @@ class SqliteState:
         wall_now: float,
         lines: Mapping[str, Lines] | None = None,
         counts: Mapping[str, Counted] | None = None,
+        batch: Numbered | None = None,
         in_flight: Mapping[AccountKey, int] | None = None,
     ) -> Saved:
         mine = list(mine)
@@ -71,8 +81,9 @@ class SqliteState:
             for account in new:
                 write_account(connection, account, write + 1, wall_now)
             for book, changes in (lines or {}).items():
-                _write_lines(connection, book, changes, write + 1)
-            for name, added in (counts or {}).items():
+                _write_lines(connection, book, changes, write + 1, wall_now)
+            is_new = batch is None or _note_batch(connection, batch, wall_now)
+            for name, added in (counts or {}).items() if is_new else ():
                 _add(connection, name, added, wall_now)
             self._note_in_flight(connection, in_flight or {})
             if new or lines:
@@ -87,6 +98,9 @@ class SqliteState:
         self._base.update((account.key, account) for account in merged)
         return Saved(accounts=tuple(merged), wall_at=wall_at, replaced=replaced)
 
+    def now(self) -> float | None:
+        return self._database.now()
+
     def changed(self, *, wall_now: float) -> News:
         self._database.check_place()
         with self._database.reading() as connection:
@@ -100,7 +114,7 @@ class SqliteState:
                 "SELECT account, write FROM accounts WHERE write > ?", since
             ).fetchall()
             bound = connection.execute(
-                "SELECT book, key, account, used_at, write FROM bindings "
+                "SELECT book, key, account, used_at, gone_at, write FROM bindings "
                 "WHERE write > ? ORDER BY used_at",
                 since,
             ).fetchall()
@@ -114,11 +128,16 @@ class SqliteState:
                 (self._me,),
             ).fetchall()
         lines: dict[str, list[Row]] = {}
-        for book, key, account, used_at, _ in bound:
-            lines.setdefault(book, []).append((key, account, used_at))
+        gone: dict[str, dict[str, float]] = {}
+        for book, key, account, used_at, gone_at, _ in bound:
+            if gone_at is None:
+                lines.setdefault(book, []).append((key, account, used_at))
+            else:
+                gone.setdefault(book, {})[key] = used_at
         news = News(
             accounts=self._keys(account for account, _ in accounts),
             lines=lines,
+            gone=gone,
             elsewhere={self._key(account): requests for account, requests in elsewhere},
             proxies=tuple(
                 OtherProxy(id=id_, host=host, pid=pid, started_at=started_at, seen_at=seen_at)
@@ -144,6 +163,7 @@ class SqliteState:
                 {"me": self._me, "host": socket.gethostname(), "pid": os.getpid(), "now": wall_now},
             )
             connection.execute("DELETE FROM in_flight WHERE proxy = ?", (self._me,))
+            self._database.note_time(connection)
             self._note_in_flight(connection, in_flight)
         # Who is dead has written nothing: look, whether or not others have.
         self._data_version = None
@@ -155,7 +175,8 @@ class SqliteState:
     def read_book(self, book: str) -> list[Row]:
         with self._database.reading() as connection:
             rows: list[Row] = connection.execute(
-                "SELECT key, account, used_at FROM bindings WHERE book = ? ORDER BY used_at",
+                "SELECT key, account, used_at FROM bindings "
+                "WHERE book = ? AND gone_at IS NULL ORDER BY used_at",
                 (book,),
             ).fetchall()
         self._keys({account for _, account, _ in rows})
@@ -191,6 +212,8 @@ class SqliteState:
                 "DELETE FROM bindings WHERE book = ? AND used_at < ?",
                 ((book, wall_now - kept_s) for book, kept_s in BOOK_KEPT_S.items()),
             )
+            connection.execute("DELETE FROM bindings WHERE gone_at < ?", (wall_now - GONE_KEPT_S,))
+            connection.execute("DELETE FROM batches WHERE at < ?", (wall_now - BATCH_KEPT_S,))
             connection.execute("DELETE FROM counts WHERE added_at < ?", (wall_now - COUNTS_KEPT_S,))
 
     def close(self) -> None:
@@ -234,17 +257,36 @@ class SqliteState:
             raise self._database.damaged() from None
 
 
-def _write_lines(connection: sqlite3.Connection, book: str, lines: Lines, write: int) -> None:
+def _write_lines(
+    connection: sqlite3.Connection, book: str, lines: Lines, write: int, wall_now: float
+) -> None:
     connection.executemany(
-        "DELETE FROM bindings WHERE book = ? AND key = ? AND used_at <= ?",
-        ((book, key, used_at) for key, used_at in lines.gone.items() if is_text(key)),
+        "UPDATE bindings SET gone_at = ?, write = ? "
+        "WHERE book = ? AND key = ? AND used_at <= ? AND gone_at IS NULL",
+        (
+            (wall_now, write, book, key, used_at + ROUNDED_S)
+            for key, used_at in lines.gone.items()
+            if is_text(key)
+        ),
     )
+    # One that was taken out comes back only where it was used since.
     connection.executemany(
-        "INSERT INTO bindings VALUES (?, ?, ?, ?, ?) ON CONFLICT (book, key) DO UPDATE SET "
-        "account = excluded.account, used_at = excluded.used_at, write = excluded.write "
-        "WHERE used_at <= excluded.used_at",
-        ((book, *row, write) for row in lines.rows if is_text(row[0])),
+        "INSERT INTO bindings (book, key, account, used_at, write) VALUES (?, ?, ?, ?, ?) "
+        "ON CONFLICT (book, key) DO UPDATE SET account = excluded.account, "
+        "used_at = excluded.used_at, write = excluded.write, gone_at = NULL "
+        "WHERE used_at + ? * (gone_at IS NOT NULL) <= excluded.used_at",
+        ((book, *row, write, ROUNDED_S) for row in lines.rows if is_text(row[0])),
     )
+
+
+def _note_batch(connection: sqlite3.Connection, batch: Numbered, wall_now: float) -> bool:
+    """Note that *batch* is added; say whether it was not before."""
+    done = connection.execute(
+        "INSERT INTO batches VALUES (?, ?, ?) ON CONFLICT (proxy) DO UPDATE SET "
+        "number = excluded.number, at = excluded.at WHERE number < excluded.number",
+        (batch.proxy, batch.number, wall_now),
+    )
+    return done.rowcount > 0
 
 
 def _add(connection: sqlite3.Connection, name: str, added: Counted, wall_now: float) -> None:

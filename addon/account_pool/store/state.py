@@ -63,14 +63,28 @@ class News:
     Attributes:
         accounts: those that may have been changed: exchange them.
         lines: lines that are new or changed, by book.
+        gone: keys that were taken out, by book, with the last use that was known of them.
         elsewhere: requests in flight on all other proxies, by account; None: as before.
         proxies: who they are; None: as before.
     """
 
     accounts: Collection[AccountKey] = frozenset()
+    gone: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     lines: Mapping[str, list[Row]] = field(default_factory=dict)
     elsewhere: Mapping[AccountKey, int] | None = None
     proxies: Collection[OtherProxy] | None = None
+
+
+class Numbered(NamedTuple):
+    """Which counts these are: the same again are added once.
+
+    Attributes:
+        proxy: of what process.
+        number: grows.
+    """
+
+    proxy: str
+    number: int
 
 
 class StateStore(Protocol):
@@ -91,6 +105,7 @@ class StateStore(Protocol):
         wall_now: float,
         lines: Mapping[str, Lines] | None = None,
         counts: Mapping[str, Counted] | None = None,
+        batch: Numbered | None = None,
         in_flight: Mapping[AccountKey, int] | None = None,
     ) -> Saved:
         """Merge *mine* with what is there, keep the result and return it.
@@ -100,9 +115,17 @@ class StateStore(Protocol):
                 others, and for the day they come back.
             lines: changes by book; of two of a key the one used later stays.
             counts: amounts to be added, by name.
+            batch: their number: a write whose answer was lost can be repeated.
             in_flight: requests of this proxy, for accounts where that has changed.
 
         Of the answer `wall_at` is the time of the last write before this.
+        """
+        ...
+
+    def now(self) -> float | None:
+        """Return how late it is by the clock that all proxies share; None: the wall clock.
+
+        All times that are passed in, and in what is kept, are of this clock.
         """
         ...
 

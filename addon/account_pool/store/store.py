@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from account_pool.store.clock import Clock
 from account_pool.store.database import number_of, put_aside
 from account_pool.store.memory import MemoryState, MemoryTokens
 from account_pool.store.sqlite import SqliteTokens
@@ -50,13 +51,15 @@ class SqliteStore:
 
     durable = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, clock: Clock | None = None) -> None:
+        """Name *path*; nothing is opened. *clock* is for tests."""
         self._path = path
+        self._clock = clock
         self._tokens: SqliteTokens | None = None
         self._number: int | None = None
 
     def tokens(self) -> TokenStore:
-        self._tokens = SqliteTokens(self._path)
+        self._tokens = SqliteTokens(self._path, clock=self._clock)
         return self._tokens
 
     def state(self) -> StateStore:
@@ -65,7 +68,7 @@ class SqliteStore:
             self._tokens.keep()
         # Known also when it cannot be opened.
         self._number = number_of(self._path)
-        opened = SqliteState(self._path)
+        opened = SqliteState(self._path, clock=self._clock)
         self._number = number_of(self._path)
         return opened
 
