@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -66,6 +67,26 @@ async def test_it_counts_and_is_replayed(certificate, pool_proxy, said, status):
             # What it said is known: a limit until its reset, or a credential that is refused.
             assert (await http.request(**chat())).content == CHAT
     assert peer.keys == [FIRST, SECOND, SECOND]
+
+
+async def test_a_server_that_neither_reads_on_nor_ends(certificate, pool_proxy):
+    """Nothing can follow on that connection: the replay takes another."""
+
+    async def talk(line: Line) -> None:
+        length = int((await line.head())["content-length"])
+        if line.keys[-1] == FIRST:
+            await line.send(refusal(429, LIMIT))
+            await asyncio.Event().wait()
+        await line.body(length)
+        await line.send(GOOD)
+
+    async with Peer(talk, certificate) as peer:
+        proxy = await pool_proxy(TWO, provider=peer)
+        async with proxy.client() as http:
+            answer = await http.request(**large())
+    assert (answer.status_code, answer.content) == (200, CHAT)
+    assert peer.keys == [FIRST, SECOND]
+    assert len(peer.lines) == 2
 
 
 async def test_it_is_told_where_the_body_was_not_kept(certificate, pool_proxy):

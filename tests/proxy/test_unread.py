@@ -123,7 +123,41 @@ async def test_every_server_connection_of_a_client():
         assert await reader.read(1000) == SAID
 
 
+async def test_what_waits_to_be_sent():
+    client, server = client_connection(), Server(address=None)
+    async with await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0) as peer:
+        _reader, writer = await asyncio.open_connection(*peer.sockets[0].getsockname()[:2])
+        handler = SimpleNamespace(transports={server: SimpleNamespace(writer=writer)})
+        with taddons.context() as tctx:
+            assert not unread.is_unsent(client, server)
+            proxyserver = SimpleNamespace(connections={client.id: handler}, name="proxyserver")
+            tctx.master.addons.lookup["proxyserver"] = proxyserver
+            assert not unread.is_unsent(client, server)
+            writer.write(bytes(64 << 20))
+            assert unread.is_unsent(client, server)
+            assert not unread.is_unsent(client, Server(address=None))
+        writer.transport.abort()
+
+
 # -- in the layer
+
+
+def test_a_connection_that_leaves_the_request_unread_is_not_used_again(rig_of):
+    rig = rig_of()
+    rig.send(post1())
+    rig.service.unsent = lambda client, server: (
+        (client, server)
+        == (
+            rig.client,
+            rig.servers[0].connection,
+        )
+    )
+    rig.server.send(LIMITED)
+    assert rig.servers[0].closed
+    assert rig.keys == [ONE, TWO]
+    assert len(rig.servers) == 2
+    rig.server.send(OK)
+    assert rig.received == OK
 
 
 @pytest.mark.parametrize("cut", [0, 10, len(LIMIT_BODY)])

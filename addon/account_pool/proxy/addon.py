@@ -101,6 +101,7 @@ class AccountPool(AdminPages):
         self.service.show = shown.Loader()
         self.service.warnings = self._warnings
         self.service.connected = unread.keep
+        self.service.unsent = unread.is_unsent
         self.keeper: Keeper | None = None
         self.keeping: keeping.Keeping | None = None
         self._store: Store = MemoryStore()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from mitmproxy import http
-from mitmproxy.connection import Client
+from mitmproxy.connection import Client, Connection
 
 from account_pool.admin.visit import CLOSED, Reply, Visit
 from account_pool.core import headroom_events, headroom_headers, reset_hints
@@ -153,6 +153,7 @@ class Service:
         show: shows the flow of a refused attempt; None where nobody looks.
         later: calls something once the current event is handled; at once without a loop.
         warnings: returns what looks wrong with the accounts and stops nothing, for people.
+        unsent: says whether something waits to be sent behind a client, to a server.
         connected: told of a client, behind which a connection to a server is used.
         visited: answers a request to the proxy itself.
         own_ends: of the connections the proxy has to servers now: address and port it is
@@ -188,6 +189,7 @@ class Service:
         self.later: Callable[[Callable[[], None]], object] = lambda act: act()
         self.warnings: Callable[[], list[str]] = list
         self.connected: Callable[[Client], None] = lambda _client: None
+        self.unsent: Callable[[Client, Connection], bool] = lambda _client, _server: False
         self.visited: Callable[[Visit], Awaitable[Reply]] = _closed
         self.own_ends: set[tuple[End, End]] = set()
         self.layers: WeakSet[PoolHttpLayer] = WeakSet()

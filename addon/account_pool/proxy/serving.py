@@ -444,13 +444,20 @@ class ServingStream(AttemptStream):
                 self._trail.delivered(self._attempts, self.service.now())
             yield from self._commit(end_stream=False, secrets=self._secrets())
             return
-        if complete and self.client_state == self.state_done:
+        sent = self.client_state == self.state_done and not self._is_unsent()
+        if complete and sent:
             self.forget_attempt()
         else:
             # Its answer or our request is not at its end: nothing else can follow there.
             yield from self.cancel_attempt("refused")
         self.server_state = self.state_between_attempts
         yield from self._perform(step)
+
+    def _is_unsent(self) -> bool:
+        """Whether the server answered early, and has not read our request to its end."""
+        with harmless:
+            return self.service.unsent(self.context.client, self.context.server)
+        return False
 
     # -- delivering
 

@@ -29,15 +29,27 @@ MAX_UNREAD_BYTES = 4 * 1024 * 1024
 
 def keep(client: Client) -> None:
     """Let no server connection behind *client* lose what it has received."""
-    proxyserver = ctx.master.addons.get("proxyserver")
-    handler = getattr(proxyserver, "connections", {}).get(client.id)
-    transports: Mapping[Connection, Any] = getattr(handler, "transports", {})
-    for connection, transport in transports.items():
+    for connection, transport in _transports(client).items():
         if connection is not client:
             reader = getattr(transport, "reader", None)
             writer = getattr(transport, "writer", None)
             if type(reader) is asyncio.StreamReader and type(writer) is asyncio.StreamWriter:
                 keep_of(connection, reader, writer)
+
+
+def is_unsent(client: Client, server: Connection) -> bool:
+    """Say whether a part of what was written to *server* waits for it to read on.
+
+    After an early answer that may be for ever: nothing else can be sent there.
+    """
+    writer = getattr(_transports(client).get(server), "writer", None)
+    return type(writer) is asyncio.StreamWriter and writer.transport.get_write_buffer_size() > 0
+
+
+def _transports(client: Client) -> Mapping[Connection, Any]:
+    proxyserver = ctx.master.addons.get("proxyserver")
+    handler = getattr(proxyserver, "connections", {}).get(client.id)
+    return getattr(handler, "transports", {})
 
 
 def keep_of(
