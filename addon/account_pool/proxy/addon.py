@@ -41,6 +41,7 @@ from account_pool.proxy import (
     interception,
     keeping,
     options,
+    other_options,
     replay,
     shown,
     sweeping,
@@ -137,6 +138,8 @@ class AccountPool(AdminPages):
             options.WATCHED | {"proxy_debug"}
         ):
             self._apply(self._values(self._in_file))
+        if self._ready and updated & other_options.NAMES:
+            self._tell_of_options()
 
     def running(self) -> Awaitable[None] | None:
         if self._failed:
@@ -184,6 +187,14 @@ class AccountPool(AdminPages):
         names = ", ".join(str(state.key) for state in states)
         who = accounts_file.counted(len(states), self._file.path)
         logger.log(ALERT, f"account-pool: ready with {who}: {names}")
+        self._tell_of_options()
+
+    def _tell_of_options(self) -> None:
+        """Say which options of mitmproxy requests of the pool do not follow."""
+        used = {state.key.provider for state in self.service.pool.accounts()}
+        hosts = [r for p in self.service.providers.values() if p.name in used for r in p.hosts]
+        for note in other_options.notes(ctx.options, hosts):
+            logger.warning(f"account-pool: {note}")
 
     def client_connected(self, client: Client) -> None:
         connections = getattr(ctx.master.addons.get("proxyserver"), "connections", None)

@@ -224,8 +224,12 @@ def restored(request: http.Request, masked: Masked) -> http.Request:
     for header, value in request.headers.fields:
         originals = left.get(header.lower())
         # Only our placeholder is taken back: another addon may have set a value of its own.
-        ours = originals and PLACEHOLDER.encode() in value
-        fields.append((header, originals.pop(0) if originals and ours else value))
+        ours = PLACEHOLDER.encode() in value
+        if ours and originals:
+            fields.append((header, originals.pop(0)))
+        elif not ours or header.lower() not in masked.names:
+            fields.append((header, value))
+        # Else an addon remembered it from another request (stickyauth): it goes nowhere.
     path = request.data.path
     if masked.path is not None and path == masked.shown_path:
         path = masked.path
