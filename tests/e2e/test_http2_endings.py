@@ -8,6 +8,8 @@ from collections import Counter
 import httpx
 import pytest
 from hyperframe.frame import GoAwayFrame
+from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.options import Options
 
 from tests.e2e.harness import FIRST, TWO, chat
 from tests.e2e.raw_http2 import Peer, RawHttp2
@@ -87,3 +89,19 @@ async def test_a_provider_that_restarts_in_good_order_costs_no_answer(
     assert len(upstream.peers) == 2
     assert len(upstream.peers[1].asked) == asked - begun + 1
     assert {key for peer in upstream.peers for _, key in peer.asked} == {FIRST}
+
+
+def _has_timeout() -> bool:
+    options = Options()
+    Proxyserver().load(options)  # type: ignore[arg-type]  # it only adds options
+    return "tcp_timeout" in options
+
+
+@pytest.mark.skipif(not _has_timeout(), reason="this mitmproxy has no option for it")
+async def test_a_provider_that_says_nothing_ends_in_its_envelope(certificate, pool_proxy):
+    async with RawHttp2(certificate, lambda _peer, _stream_id: None) as upstream:
+        proxy = await pool_proxy(TWO, provider=upstream, options={"tcp_timeout": 1})
+        async with proxy.client(http2=True) as http:
+            answer = await http.request(**chat())
+    assert answer.status_code == 504
+    assert "error" in answer.json()

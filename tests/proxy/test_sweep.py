@@ -6,7 +6,7 @@ import pytest
 from mitmproxy.connection import ConnectionState
 
 from account_pool.core.attempts import Limits
-from account_pool.proxy.sweep import OPENING_S, SWEEP_S
+from account_pool.proxy.sweep import OPENING_S, SWEEP_S, TCP_TIMEOUT_S
 from tests.proxy.helpers import JSON, OK, OK_BODY, http1, post1
 
 RETRY = Limits(max_wait_s=0.0, retry_broken=True)
@@ -117,3 +117,28 @@ def test_a_request_that_broke_on_the_fresh_one_too_gets_another(rig_of):
     rig.server.send(http1(200, OK_BODY, [JSON]))
     assert len(rig.servers) == 3
     assert [answer.status for answer in rig.answers] == [200, 200]
+
+
+@pytest.mark.parametrize("http2", [True, False], ids=["h2", "h1"])
+def test_silence_ends_in_a_504(rig_of, http2):
+    rig = rig_of(client2=http2, server2=http2)
+    rig.ask() if http2 else rig.send(post1())
+    for _ in range(int(TCP_TIMEOUT_S / SWEEP_S) - 1):
+        rig.advance(SWEEP_S)
+    assert rig.answers == []
+    rig.advance(SWEEP_S)
+    assert [answer.status for answer in rig.answers] == [504]
+    assert rig.in_flight() == 0
+    assert rig.server.closed == 1 or rig.requests[0].reset is not None
+
+
+def test_an_answer_that_comes_slowly_is_not_silent(rig_of):
+    rig = rig_of(client2=True, server2=True)
+    rig.ask()
+    rig.server.head(1, 200, ["content-type: text/plain"])
+    for _ in range(int(TCP_TIMEOUT_S / 100) * 3):
+        for _ in range(int(100 / SWEEP_S)):
+            rig.advance(SWEEP_S)
+        rig.server.data(1, b"more")
+    rig.server.data(1, b"", end=True)
+    assert rig.answers[0].complete

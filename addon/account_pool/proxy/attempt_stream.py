@@ -58,6 +58,7 @@ class AttemptStream(HttpStream):
         attempt_id: id of the running attempt; None between attempts.
         sent_at: when it was sent, monotonic seconds.
         sent_among: connections there were then; one that comes after them is newer.
+        heard: something came, from either side, since `quiet_since` was last looked at.
         on_kept_connection: it went out on a connection that may have gone stale.
         interim_came: it was received: an answer before the answer says so.
         copied: the bounded copy of the answer while it streams; None before and after.
@@ -71,6 +72,7 @@ class AttemptStream(HttpStream):
         self.attempt_id: int | None = None
         self.sent_at = 0.0
         self.sent_among = 0
+        self.heard, self.quiet_since = False, 0.0
         self.on_kept_connection = False
         self.interim_came = False
         self.copied: bytearray | None = None
@@ -87,6 +89,7 @@ class AttemptStream(HttpStream):
         self.layer.use(server)
         self.attempt_id = attempt_id = self.layer.new_attempt(self)
         self.sent_at, self.sent_among = self.service.now(), len(self.layer.connections)
+        self.heard, self.quiet_since = False, self.sent_at
         self.on_kept_connection = self._is_kept(server)
         self.interim_came = False
         if self.client_state == self.state_stream_request_body:

@@ -76,6 +76,7 @@ class PoolHttpStream(ServingStream, VisitStream):
             if event.stream_id != self.attempt_id:
                 return  # a late event of an abandoned attempt
             event.stream_id = self.stream_id
+            self.heard = True
             if type(event) is ResponseData:
                 if not event.data:
                     return  # an empty frame, which would pass for the end of the body
@@ -90,6 +91,8 @@ class PoolHttpStream(ServingStream, VisitStream):
             if type(event) is InterimAnswer:
                 self.interim_came = True
                 return
+        elif isinstance(event, HttpEvent):
+            self.heard = True
         try:
             yield from self._dispatch(event)
         except Exception as e:

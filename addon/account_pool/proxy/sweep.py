@@ -3,6 +3,9 @@
 The end of a connection is told by an event. Should one not come (mitmproxy may lose it,
 see `proxy.event_lock`), what it would have told is seen here, every few seconds while an
 attempt runs. What is dead is decided by what mitmproxy notes of a connection.
+
+Looking counts as activity for mitmproxy, which would end a silent client after
+`tcp_timeout`: so that is kept here, for each attempt.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from mitmproxy.proxy.layers.http import (
 )
 
 from account_pool.proxy import compat
+from account_pool.proxy.endings import Silent
 
 if TYPE_CHECKING:
     from account_pool.proxy.layer import PoolHttpLayer
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
 SWEEP_S = 5.0
 #: How long a connection may take to open, its TLS included, seconds.
 OPENING_S = 60.0
+#: mitmproxy's bound where it has no option for it.
+TCP_TIMEOUT_S = 600.0
 
 
 class Sweep:
@@ -39,7 +45,7 @@ class Sweep:
     def arm(self) -> CommandGenerator[None]:
         """Look again soon, unless that is arranged already."""
         if self._timer is None:
-            self._timer = commands.RequestWakeup(SWEEP_S)
+            self._timer = commands.RequestWakeup(min(SWEEP_S, self._timeout_s() / 4))
             self._layer.command_sources[self._timer] = self  # type: ignore[assignment]
             yield self._timer
 
@@ -50,13 +56,24 @@ class Sweep:
             if waiting and self._opens_too_long(connection):
                 yield commands.CloseConnection(connection)
                 yield RegisterHttpConnection(connection, f"not open after {OPENING_S:.0f} s")
+        now = self._layer.service.now()
         for attempt_id, stream in list(self._layer.attempts.items()):
-            if is_dead(stream.context.server) and attempt_id in self._layer.attempts:
+            if attempt_id not in self._layer.attempts:
+                continue  # what another's end led to has ended it
+            if stream.heard:
+                stream.heard, stream.quiet_since = False, now
+            if now - stream.quiet_since >= self._timeout_s():
+                yield ReceiveHttp(Silent(attempt_id, f"silence of {self._timeout_s():.0f} s"))
+            elif is_dead(stream.context.server):
                 yield ReceiveHttp(
                     ResponseProtocolError(
                         attempt_id, "the connection has ended", compat.SERVER_ERROR
                     )
                 )
+
+    def _timeout_s(self) -> float:
+        """Return how long nothing may come (mitmproxy 11 has no option for it)."""
+        return float(getattr(self._layer.context.options, "tcp_timeout", TCP_TIMEOUT_S))
 
     def _opens_too_long(self, connection: Connection) -> bool:
         started = connection.timestamp_start
