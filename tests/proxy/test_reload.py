@@ -16,12 +16,13 @@ from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.exceptions import OptionsError
 from mitmproxy.test import taddons
 
+from account_pool.config import accounts_file
 from account_pool.config.accounts_file import own_file
 from account_pool.core.account import AccountKey
 from account_pool.core.lease import Facts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.providers.base import Origin
-from account_pool.proxy import handover
+from account_pool.proxy import handover, reload
 from account_pool.proxy.addon import AccountPool
 from account_pool.proxy.reload import Changes, Watcher
 from account_pool.proxy.service import StoredRefusal
@@ -348,7 +349,7 @@ async def test_only_a_written_file_is_noticed(tmp_path):
                 raise asyncio.CancelledError
 
     with pytest.raises(asyncio.CancelledError):
-        await Watcher(lambda: stamp_of(path), note, sleep).run()
+        await Watcher(lambda: stamp_of(path), note, stamp_of(path), sleep).run()
     assert len(written) == 3
     assert written[-1] is None
 
@@ -366,7 +367,40 @@ async def test_another_path_is_another_file(tmp_path):
         paths.pop(0)
 
     with pytest.raises(asyncio.CancelledError):
-        await Watcher(lambda: paths[0], note, sleep).run()
+        await Watcher(lambda: paths[0], note, paths[0], sleep).run()
+
+
+@pytest.mark.parametrize("when", ["read", "started"])
+async def test_what_is_written_while_the_proxy_starts_is_noticed(file, monkeypatch, when):
+    """After the accounts were read, and before the file is looked at for the first time."""
+    monkeypatch.setattr(reload, "LOOK_S", 0.0)
+    real, reads = accounts_file.load_found, []
+
+    def load_found(*given):
+        reads.append(loaded := real(*given))
+        if when == "read" and len(reads) == 1:
+            file.write_text(TWO.replace("two", "renamed"))
+        return loaded
+
+    monkeypatch.setattr(accounts_file, "load_found", load_found)
+    with taddons.context(Proxyserver(), NextLayer()) as tctx:
+        tctx.options.update(confdir=str(file.parent))
+        addon = AccountPool()
+        tctx.master.addons.add(addon)
+        tctx.configure(addon, pool_accounts=str(file))
+        if when == "started":
+            file.write_text(TWO.replace("two", "renamed"))
+        addon.running()
+        async with asyncio.timeout(PATIENCE_S):
+            while "openai/renamed" not in keys(addon):
+                await asyncio.sleep(0)
+        tctx.master.addons.remove(addon)
+
+
+async def test_what_is_added_here_is_not_read_again(addon):
+    added = {"provider": "openai", "label": "three", "token": "sk-fake-three-000"}
+    addon._add(added)
+    assert addon._watcher.seen == addon._file.stamps()
 
 
 def test_changes_are_one_line():

@@ -154,7 +154,7 @@ class AccountPool(AdminPages):
             self.keeping.start()
         self._open_pages()
         self._starting = tasks.once("start", self._announce)
-        self._watcher = Watcher(self._file.stamps, self._file_written)
+        self._watcher = Watcher(self._file.stamps, self._file_written, self._file.read)
         self._watching = tasks.supervised("watching the accounts file", self._watcher.run)
         self._drain = Drain(
             ctx.master, self.service, refreshing=self._is_refreshing, write=self._write

@@ -122,7 +122,7 @@ class AdminPages(Commands):
         if not self._is_newest(number):
             return
         if self._watcher is not None:
-            self._watcher.note()
+            self._watcher.seen = self._file.read
         self._take_over(self._without_left_out(loaded))
 
     def _without_left_out(self, loaded: config.Config) -> config.Config:

@@ -81,18 +81,17 @@ class Watcher:
         self,
         look: Callable[[], object],
         written: Callable[[], Awaitable[None]],
+        seen: object,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        """Take what tells that they were written, and what to do. How they are now is known."""
+        """Take what tells that they were written, what to do then, and what it told before.
+
+        *seen* is from before they were read: what was written in between is noticed, too.
+        """
         self._look = look
         self._written = written
         self._sleep = sleep
-        self._seen: object
-        self.note()
-
-    def note(self) -> None:
-        """The files as they are now are known: we have written them ourselves."""
-        self._seen = self._look()
+        self.seen = seen
 
     async def run(self) -> None:
         """Look at the files for ever."""
@@ -100,7 +99,7 @@ class Watcher:
             await self._sleep(LOOK_S)
             # A home directory may be on the network.
             found = await asyncio.to_thread(self._look)
-            if found != self._seen:
+            if found != self.seen:
                 # Before they are read: what is written meanwhile is noticed the next time.
-                self._seen = found
+                self.seen = found
                 await self._written()

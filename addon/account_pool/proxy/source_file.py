@@ -32,10 +32,12 @@ class SourceFile:
     Attributes:
         environ: where the search looks, and accounts find their variables.
         found: what serves; None until the first accounts were read.
+        read: what `stamps` told just before they were read last.
     """
 
     environ: Mapping[str, str]
     found: Found | None = None
+    read: Sequence[tuple[Path, Stamp]] = ()
     _option: str = ""
     _tried: Path | None = None
     _skipped: str = ""
@@ -53,7 +55,7 @@ class SourceFile:
         Raises ConfigError.
         """
         option, found = str(ctx.options.pool_accounts), self.look()
-        self._tried = found.path
+        self._tried, self.read = found.path, _stamps(found)
         self._note_skipped(found)
         loaded = None if found.path is None else accounts_file.load_found(found, self.environ)
         self.found, self._option = found, option
@@ -71,13 +73,7 @@ class SourceFile:
 
     def stamps(self) -> Sequence[tuple[Path, Stamp]]:
         """Return what changes when there is something to be read again. Blocks."""
-        found = self.look()
-        files = [found.target]
-        if found.why is Why.NONE and (local := accounts_file.local_file()) is not None:
-            files.append(local)
-        if found.confirm or found.why is Why.NONE:
-            files.append(accounts_file.trust_store())
-        return [(path, stamp_of(path)) for path in files]
+        return _stamps(self.look())
 
     def __str__(self) -> str:
         """Name what `load` read last, or could not."""
@@ -88,6 +84,15 @@ class SourceFile:
         if line and line != self._skipped:
             logger.warning(f"account-pool: {line}")
         self._skipped = line
+
+
+def _stamps(found: Found) -> Sequence[tuple[Path, Stamp]]:
+    files = [found.target]
+    if found.why is Why.NONE and (local := accounts_file.local_file()) is not None:
+        files.append(local)
+    if found.confirm or found.why is Why.NONE:
+        files.append(accounts_file.trust_store())
+    return [(path, stamp_of(path)) for path in files]
 
 
 def stamp_of(path: Path) -> Stamp:
