@@ -340,6 +340,17 @@ def test_a_keepalive_ping_of_mitmproxy_must_be_answered(rig_of):
     assert statuses(rig) == [504]
 
 
+def test_timers_that_are_over_are_not_taken_for_those_of_mitmproxy(rig):
+    """mitmproxy asks for another one at each: they would grow in number for ever."""
+    for number in (1, 3, 5):
+        rig.ask()
+        ok(rig.server, number)
+        rig.clock.advance(QUIET_S + 1)
+    for _ in range(3):
+        rig.advance(DEAD_S)
+    assert rig.timers == []
+
+
 def test_silence_is_tried_again_where_the_user_wants_that(rig_of):
     rig = rig_of(client2=True, server2=True, limits=Limits(max_wait_s=0.0, retry_broken=True))
     rig.ask()

@@ -80,14 +80,18 @@ class PoolHttp2Client(Http2Client):
     _unheard: bool
     _held: dict[int, list[HttpEvent]]
     _gone: set[int]
+    #: what we asked to be woken by: the last one counts, and none is mitmproxy's
     _timer: commands.RequestWakeup | None
+    _timers: set[commands.RequestWakeup]
 
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
         if isinstance(event, HttpEvent):
             yield from self._outgoing(event)
-        elif isinstance(event, events.Wakeup) and event.command is self._timer:
-            self._timer = None
-            yield from self._look()
+        elif isinstance(event, events.Wakeup) and event.command in self._timers:
+            self._timers.remove(event.command)
+            if event.command is self._timer:
+                self._timer = None
+                yield from self._look()
         elif isinstance(event, events.Wakeup):
             before = self.last_activity
             yield from super()._handle_event(event)
@@ -240,12 +244,13 @@ class PoolHttp2Client(Http2Client):
 
     def _wake_in(self, seconds: float) -> CommandGenerator[None]:
         self._timer = commands.RequestWakeup(max(seconds, 0.0))
+        self._timers.add(self._timer)
         yield self._timer
 
     def _heard(self) -> CommandGenerator[None]:
         """It lives."""
         held, self._held = self._held, {}
-        if self.last_id is None and not self._expired:
+        if self.last_id is None:
             if self.conn.state is ConnectionState.CAN_READ:
                 self.conn.state = ConnectionState.OPEN
             for waiting in held.values():
@@ -255,13 +260,6 @@ class PoolHttp2Client(Http2Client):
             for stream_id in held:
                 self._return(NotProcessed(stream_id, "the connection takes no more"))
         yield from self._close_if_done()
-
-    _expired = False
-
-    def expire(self) -> None:
-        """Take no new requests, whatever comes: its path may be another one by now."""
-        self._expired = True
-        self.retire()
 
     def _look(self) -> CommandGenerator[None]:
         """A PING was to be answered by now, or a server that failed to have closed."""
@@ -305,6 +303,7 @@ def take(
     ours.now, ours.give_back, ours.may_go = now, give_back, may_go
     ours.last_id = ours.failed_at = ours.pinged_at = ours._timer = None
     ours.heard_at, ours._unheard, ours._held, ours._gone = now(), False, {}, set()
+    ours._timers = set()
     table = ours.h2_conn._frame_dispatch_table
     (kind,) = (kind for kind in table if kind.__name__ == "GoAwayFrame")
     table[kind] = ours.goaway
