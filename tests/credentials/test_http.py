@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
+import socket
 import ssl
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -16,6 +22,7 @@ from tests.e2e.test_causes import self_signed
 from tests.e2e.upstream_proxy import OPEN, UpstreamProxy, refused
 from tests.patience import PATIENCE_S
 
+from account_pool.credentials import http as http_module
 from account_pool.credentials.http import BARRED_WAIT_S, Http, HttpAnswer, HttpFailed, _plain
 from account_pool.demo.certificates import Certificate
 from account_pool.demo.scripts import json_reply
@@ -52,6 +59,102 @@ async def test_what_went_wrong_quotes_nothing(github: FakeGitHub) -> None:
     ) as caught:
         await http.ask("GET", github.url, headers={"x-secret": "sec\nret"}, timeout_s=PATIENCE_S)
     assert "sec" not in str(caught.value) and caught.value.__cause__ is None
+
+
+# -- answers that are not ended
+
+WHOLE = b'{"a": {"b": "}"}}'
+CHUNKS = b"transfer-encoding: chunked\r\n\r\n%x\r\n"
+NOT_ENDED = {
+    "length": b"content-length: 99\r\n\r\n" + WHOLE,
+    "chunked": CHUNKS % len(WHOLE) + WHOLE + b"\r\n",
+    "packed": b"content-encoding: gzip\r\n"
+    + CHUNKS % len(PACKED := gzip.compress(WHOLE))
+    + PACKED
+    + b"\r\n",
+    "neither": b"\r\n" + WHOLE,
+}
+
+
+@asynccontextmanager
+async def server(*pieces: bytes, breaks: bool = False) -> AsyncIterator[str]:
+    """Answer with *pieces*, and either break then or say nothing more."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+        if not breaks:
+            await reader.read()  # until the client goes
+        writer.transport.abort()
+
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as there:
+        yield f"http://127.0.0.1:{there.sockets[0].getsockname()[1]}/"
+
+
+async def ask_loopback(url: str, **how: Any) -> HttpAnswer:
+    http = Http(trust=ssl.create_default_context)
+    return await http.ask("GET", url, headers={}, **{"timeout_s": PATIENCE_S, **how})
+
+
+@pytest.mark.parametrize("breaks", [False, True], ids=["goes on", "breaks"])
+@pytest.mark.parametrize("how", NOT_ENDED)
+async def test_a_body_that_is_whole_is_an_answer(how: str, breaks: bool) -> None:
+    """It may hold the only tokens there are, whatever its connection does then."""
+    async with server(b"HTTP/1.1 200 OK\r\n" + NOT_ENDED[how], breaks=breaks) as url:
+        assert (await ask_loopback(url)).json() == {"a": {"b": "}"}}
+
+
+async def test_a_body_in_many_pieces() -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(WHOLE)
+    async with server(head, *(bytes([byte]) for byte in WHOLE)) as url:
+        assert (await ask_loopback(url)).body == WHOLE
+
+
+async def test_a_body_that_is_not_whole_is_none() -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n"
+    async with server(head + WHOLE[:-1], breaks=True) as url:
+        with pytest.raises(HttpFailed, match="cannot reach") as told:
+            await ask_loopback(url)
+        assert told.value.sent
+
+
+@pytest.mark.parametrize("came", [True, False])
+async def test_what_came_while_the_process_was_stopped_is_read(
+    monkeypatch: pytest.MonkeyPatch, came: bool
+) -> None:
+    """Its time is over as well when it goes on."""
+    monkeypatch.setattr(http_module, "AGAIN_S", PATIENCE_S if came else 0.0)
+    loop = asyncio.get_running_loop()
+    asked, stopped, sent = (threading.Event() for _ in range(3))
+    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor(1) as thread:
+
+        def talk() -> None:
+            line, _ = listening.accept()
+            with line:
+                assert line.recv(10_000)
+                asked.set()
+                stopped.wait(PATIENCE_S)
+                if came:
+                    line.sendall(b"HTTP/1.1 200 OK\r\n" + NOT_ENDED["length"])
+                sent.set()
+                line.recv(1)
+
+        talking = thread.submit(talk)
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        asking = asyncio.create_task(ask_loopback(url, answer_s=PATIENCE_S))
+        await asyncio.to_thread(asked.wait, PATIENCE_S)
+        stopped.set()
+        assert sent.wait(PATIENCE_S)  # this blocks the loop
+        now = loop.time
+        monkeypatch.setattr(loop, "time", lambda: now() + 2 * PATIENCE_S)
+        if came:
+            assert (await asking).json() is not None
+        else:
+            with pytest.raises(HttpFailed, match="did not answer within"):
+                await asking
+        talking.result(PATIENCE_S)
 
 
 # -- through the upstream proxy of a company

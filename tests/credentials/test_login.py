@@ -237,8 +237,11 @@ class TestWhatIsKept:
         bench.store.locked = False
         assert shown(login.tokens_now()) == ("at-1", "rt-1")
 
-    def test_a_refresh_token_without_an_access_token_is_kept(self, bench: Bench) -> None:
-        bench.server.refusals = [(200, {"refresh_token": "rt-x"})]
+    @pytest.mark.parametrize("access", [None, 7, "", "a b", "a\nb", "\ud800"])
+    def test_a_refresh_token_without_an_access_token_is_kept(
+        self, bench: Bench, access: Any
+    ) -> None:
+        bench.server.refusals = [(200, {"refresh_token": "rt-x", "access_token": access})]
         bench.server.newest = "rt-x"
         login = bench.login()
         login.refuse(Secret("at-0"))
@@ -246,6 +249,29 @@ class TestWhatIsKept:
             login.tokens_now()
         assert shown(bench.stored()) == (None, "rt-x")
         assert shown(login.tokens_now()) == ("at-1", "rt-1")
+
+    @pytest.mark.parametrize("status", [200, 201, 203, 299])
+    @pytest.mark.parametrize("refresh", ["rt with spaces", " rt-x", "rt-\u00e9\n"])
+    def test_the_next_refresh_token_is_kept_as_it_is(
+        self, bench: Bench, status: int, refresh: str
+    ) -> None:
+        bench.server.refusals = [(status, {"access_token": "at-x", "refresh_token": refresh})]
+        bench.server.newest = refresh
+        login = bench.login()
+        login.refuse(Secret("at-0"))
+        assert shown(login.tokens_now()) == shown(bench.stored()) == ("at-x", refresh)
+        bench.clock.now += 60
+        login.refuse(Secret("at-x"))
+        assert shown(login.tokens_now()) == ("at-1", "rt-1")
+
+    @pytest.mark.parametrize("refresh", ["", " ", 7, "\ud800"])
+    def test_an_access_token_serves_though_its_refresh_token_cannot_be_kept(
+        self, bench: Bench, refresh: Any
+    ) -> None:
+        bench.server.refusals = [(200, {"access_token": "at-x", "refresh_token": refresh})]
+        login = bench.login()
+        login.refuse(Secret("at-0"))
+        assert shown(login.tokens_now()) == ("at-x", FIRST)
 
 
 class TestRefusals:
@@ -262,6 +288,7 @@ class TestRefusals:
             ),
             (400, {"error": {"type": "invalid_grant", "message": "no"}}, "invalid_grant (no)"),
             (400, {"code": "token_revoked"}, "token_revoked"),
+            (200, {"error": "bad_refresh_token"}, "bad_refresh_token"),
         ],
     )
     def test_the_end_of_a_login_is_said_once_and_nothing_is_sent_again(
@@ -289,8 +316,8 @@ class TestRefusals:
             (said(400, {"error": "temporarily"}), ExchangeFailed, "400: temporarily", None),
             (said(500, "<html>"), ExchangeFailed, "answered 500; it may", 10),
             (said(503, "", **{"retry-after": "70"}), ExchangeFailed, "answered 503; it may", 70),
-            (said(200, "[]"), ExchangeFailed, "200 without an access token; it may", 10),
-            (said(200, {"access_token": "a b"}), ExchangeFailed, "an unusable token; it may", 10),
+            (said(200, "[]"), ExchangeFailed, "200 without a usable access token; it", 10),
+            (said(200, {"access_token": "a b"}), ExchangeFailed, "a usable access token; it", 10),
             (HttpFailed("no answer"), ExchangeFailed, "refreshing its login: no answer", None),
             (said(401, {"error": "invalid_client"}), ExchangeFailed, "correct client_id", 600),
         ],
@@ -425,7 +452,12 @@ class TestAnAnswerThatNeverCame:
             said(500, "<html>"),
             said(504, ""),
             said(200, "half an ans"),
+            said(200, "<html>"),
+            said(200, {"error": "not_now"}),
             said(204, ""),
+            said(302, "", location="http://127.0.0.1/login"),
+            said(307, ""),
+            said(999, ""),
         ],
     )
     def test_the_token_is_sent_again_once_the_access_token_has_ended(
@@ -514,6 +546,31 @@ async def test_nobody_waits_for_a_slow_server_and_its_answer_is_taken(bench: Ben
     login._refresher = replace(login._refresher, slow_s=PATIENCE_S)
     assert shown(await login.tokens()) == shown(bench.stored()) == ("at-1", "rt-1")
     assert len(bench.server.asked) == 1
+
+
+async def test_a_slow_server_holds_no_login_of_another_up(bench: Bench) -> None:
+    asked, answered = threading.Semaphore(0), threading.Event()
+
+    def post(url: str, *how: Any) -> HttpAnswer:
+        if url.startswith("https://slow."):
+            asked.release()
+            answered.wait()
+        return bench.server.post(url, *how)
+
+    refresher = Refresher(store=bench.store, post=post, wall_clock=bench.clock, slow_s=0.0)
+    written = {"token_url": "https://slow.example/", "expires_at": START}
+    try:
+        for n in range(50):
+            slow = source(refresh_token=f"rt-{n}-slow", **written)
+            with pytest.raises(UnderWay):
+                await Login(slow, refresher, expiry=lambda _: None, chance=0.0).tokens()
+            assert await asyncio.to_thread(asked.acquire, timeout=PATIENCE_S)
+        quick = bench.login(source(expires_at=START), threads=refresher.threads, post=post)
+        quick._refresher = replace(quick._refresher, slow_s=PATIENCE_S)
+        assert shown(await quick.tokens()) == ("at-1", "rt-1")
+    finally:
+        answered.set()
+        refresher.threads.shutdown()
 
 
 async def test_a_caller_that_leaves_stops_nothing(bench: Bench) -> None:

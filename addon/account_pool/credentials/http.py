@@ -34,6 +34,10 @@ BARRED_WAIT_S = 300.0
 
 #: What the library tells when the first byte of a request is about to leave.
 _LEAVES = ".send_request_headers.started"
+#: A time that is over so late was not waited for: the process stood still, seconds.
+LATE_S = 1.0
+#: What may have come meanwhile is listened to for so long then, seconds.
+AGAIN_S = 5.0
 
 
 class HttpFailed(Exception):
@@ -58,7 +62,7 @@ class HttpAnswer:
 
     Attributes:
         headers: by lower-case name.
-        body: complete, its content-encoding removed.
+        body: its content-encoding removed; complete, or a complete JSON object.
     """
 
     status: int
@@ -67,10 +71,49 @@ class HttpAnswer:
 
     def json(self) -> Any:
         """Return the body as JSON, None when it is none."""
+        return _json(self.body)
+
+
+class _Deadline:
+    """Ends what runs within *limit* at a time, but not before what came was listened to.
+
+    A process that is stopped (Ctrl-Z, a debugger, a frozen container) finds both when it
+    goes on: the answer, and that its time is over.
+    """
+
+    def __init__(self, limit: asyncio.Timeout) -> None:
+        self._limit = limit
+        self._loop = asyncio.get_running_loop()
+        self._due: asyncio.TimerHandle | None = None
+
+    def be_in(self, seconds: float) -> None:
+        """Let it be in so many seconds."""
+        self.cancel()
+        self._due = self._loop.call_at(self._loop.time() + seconds, self._come)
+
+    def cancel(self) -> None:
+        """It does not come."""
+        if self._due is not None:
+            self._due.cancel()
+
+    def _come(self) -> None:
+        assert self._due is not None
+        if self._loop.time() - self._due.when() >= LATE_S:
+            self.be_in(AGAIN_S)
+        else:
+            self._limit.reschedule(self._loop.time())
+
+
+@asynccontextmanager
+async def _within(seconds: float) -> AsyncGenerator[_Deadline, None]:
+    """As `asyncio.timeout`, with a `_Deadline`. Raises TimeoutError."""
+    async with asyncio.timeout(None) as limit:
+        deadline = _Deadline(limit)
+        deadline.be_in(seconds)
         try:
-            return json.loads(self.body)
-        except (ValueError, RecursionError):
-            return None
+            yield deadline
+        finally:
+            deadline.cancel()
 
 
 class Way:
@@ -141,6 +184,8 @@ class Http:
     ) -> HttpAnswer:
         """Send one request, *timeout_s* seconds from the connection to the end of the body.
 
+        A body that is a complete JSON object is an answer, whatever becomes of the connection.
+
         Args:
             answer_s: seconds for the answer, from the moment at which the request leaves;
                 *timeout_s* is for the time before it then.
@@ -161,13 +206,12 @@ class Http:
                 sending()
             sent = True
             if answer_s is not None:
-                limit.reschedule(asyncio.get_running_loop().time() + answer_s)
+                deadline.be_in(answer_s)
 
-        longest_s = max(timeout_s, answer_s or 0.0)
         try:
             async with (
-                asyncio.timeout(timeout_s) as limit,
-                self._client(library, url, longest_s) as client,
+                _within(timeout_s) as deadline,
+                self._client(library, url) as client,
                 client.stream(
                     method, url, headers=headers, content=content, extensions={"trace": trace}
                 ) as response,
@@ -187,9 +231,7 @@ class Http:
             raise self._failed(library, url, error, sent=sent) from None
 
     @asynccontextmanager
-    async def _client(
-        self, library: Any, url: str, timeout_s: float
-    ) -> AsyncGenerator[httpx.AsyncClient, None]:
+    async def _client(self, library: Any, url: str) -> AsyncGenerator[httpx.AsyncClient, None]:
         """Make a client for one request: the next is half an hour away."""
         proxy = None
         if self.proxy is not None:
@@ -203,7 +245,7 @@ class Http:
             verify=self._trust(urlsplit(url).hostname), trust_env=False, proxy=proxy
         )
         client = library.AsyncClient(
-            transport=transport, trust_env=False, timeout=timeout_s, follow_redirects=False
+            transport=transport, trust_env=False, timeout=None, follow_redirects=False
         )
         async with self.way.turn(guarded=proxy is not None), client:
             yield client
@@ -280,10 +322,23 @@ async def _import_httpx() -> Any:
     return library
 
 
+def _json(body: bytes | bytearray) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
 async def _body(response: httpx.Response) -> bytes:
+    """Return the body; of one that is a JSON object, what comes after it is not waited for.
+
+    A connection that is not ended, or breaks, after the last brace has told everything.
+    """
     body = bytearray()
     async for chunk in response.aiter_bytes():
         body += chunk
         if len(body) > MAX_ANSWER_BYTES:
             raise HttpFailed(f"the answer has more than {MAX_ANSWER_BYTES} bytes", sent=True)
+        if chunk.rstrip().endswith(b"}") and isinstance(_json(body), dict):
+            break
     return bytes(body)

@@ -51,8 +51,9 @@ TOO_FRESH_S = 60.0
 #: How often the store is looked at for the tokens of somebody else, in seconds, when a
 #: login is over here, or was left without an answer.
 LOOK_AGAIN_S = 30.0
-#: Refreshes of different logins at once.
-MAX_AT_ONCE = 8
+#: Refreshes of different logins at once: more than anybody has. A server that is slow holds
+#: its own logins up, for minutes, and nobody else's.
+MAX_AT_ONCE = 4096
 
 _SLOW = f"its login is being refreshed, and the server is slow: it may take {ANSWER_S / 60:.0f} min"
 _BY_ANOTHER = "its login is being refreshed by another proxy"

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode
 
-from account_pool.core.credential import MASK
+from account_pool.core.credential import MASK, Secret
 from account_pool.credentials.editor import OWN_NAME
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.exchange_answer import (
@@ -42,6 +42,7 @@ ENDED_CODES = frozenset(
         "refresh_token_invalidated",
         "refresh_token_revoked",
         "invalid_refresh_token",
+        "bad_refresh_token",
         "token_revoked",
         "revoked",
         # Codex, providers.md, section 3.4: the account itself.
@@ -97,19 +98,17 @@ def read(answer: HttpAnswer, asked_with: Tokens, wall_now: float) -> Tokens:
     A server that names no new refresh token goes on with the old one. Raises ExchangeFailed,
     or LoginEnded or AnswerLost, which are some.
     """
-    payload = answer.json()
-    if answer.status != 200:
+    if not 200 <= answer.status < 300:
         raise read_refusal(answer, asked_with, wall_now)
+    payload = answer.json()
     fields: dict[str, Any] = payload if isinstance(payload, dict) else {}
-    access, refresh = fields.get("access_token"), fields.get("refresh_token")
-    try:
-        # A new refresh token is kept whatever else is wrong: the old one is spent.
-        following = usable(refresh, "it") if isinstance(refresh, str) else asked_with.refresh
-        secret = usable(access, "it") if isinstance(access, str) else None
-    except CredentialError:
-        raise AnswerLost("the refresh answered 200 with an unusable token") from None
+    # Each is kept whatever is wrong with the other: the old refresh token is spent.
+    following = _refresh(fields.get("refresh_token")) or asked_with.refresh
+    secret = _access(fields.get("access_token"))
     if secret is None and following == asked_with.refresh:
-        raise AnswerLost("the refresh answered 200 without an access token")
+        if _reason(payload, asked_with)[0]:  # some say with 200 what is wrong, as GitHub does
+            raise read_refusal(answer, asked_with, wall_now)
+        raise AnswerLost(f"the refresh answered {answer.status} without a usable access token")
     return Tokens(
         access=secret,
         refresh=following,
@@ -132,9 +131,29 @@ def read_refusal(answer: HttpAnswer, asked_with: Tokens, wall_now: float) -> Exc
             SETTINGS_WAIT_S,
         )
     wait_s = retry_after(answer.headers, wall_now, answer.status)
-    # A gateway may have lost the answer of a server that did it.
-    lost = answer.status >= 500 or 200 <= answer.status < 300
+    # Only what says that the request was wrong was not done (RFC 9110, section 15.5): a gateway
+    # may have lost the answer of a server that did it, and have its own instead.
+    lost = not 400 <= answer.status < 500
     return (AnswerLost if lost else ExchangeFailed)(described, wait_s)
+
+
+def _access(text: Any) -> Secret | None:
+    """Return an access token, None for what cannot stand in a header."""
+    try:
+        return usable(text, "it") if isinstance(text, str) else None
+    except CredentialError:
+        return None
+
+
+def _refresh(text: Any) -> Secret | None:
+    """Return a refresh token, None for what cannot be kept or sent.
+
+    It travels in a body: it may hold a space (RFC 6749, appendix A.17), and more.
+    """
+    try:
+        return Secret(text) if isinstance(text, str) and text.strip() and text.encode() else None
+    except UnicodeEncodeError:
+        return None
 
 
 def _expiry(expires_in: Any, wall_now: float) -> float | None:
