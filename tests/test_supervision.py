@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,57 @@ async def test_what_fails_is_told_without_its_text_and_begun_again(caplog):
     assert "sk-fake" not in caplog.text
     failed = tasks.failed["keeping"]
     assert (failed.failures, failed.error, failed.running) == (9, "ValueError", False)
+
+
+FAILURES = [
+    MemoryError(),
+    asyncio.CancelledError(),
+    sqlite3.OperationalError("sk-fake-secret"),
+    UnicodeDecodeError("utf-8", b"sk-fake-secret", 0, 1, "sk-fake-secret"),
+    RecursionError(),
+    StopAsyncIteration("sk-fake-secret"),
+    ExceptionGroup("sk-fake-secret", [ValueError("sk-fake-secret")]),
+]
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
+async def test_whatever_fails_is_begun_again(error, caplog):
+    """Also where what it waited for was cancelled, and nobody has cancelled it."""
+    tasks = Tasks(sleep=lambda _seconds: asyncio.sleep(0))
+    again, runs = asyncio.Event(), []
+
+    async def work() -> None:
+        runs.append(1)
+        if len(runs) < 3:
+            raise error
+        again.set()
+        await asyncio.Event().wait()
+
+    task = tasks.supervised("keeping", work)
+    async with asyncio.timeout(PATIENCE_S):
+        await again.wait()
+        assert await tasks.once("reading", lambda: fail(error)) is None
+    task.cancel()
+    await over(task)
+    assert task.cancelled()
+    assert [f.failures for f in tasks.failed.values()] == [2, 1]
+    assert f"reading failed: {type(error).__name__} at " in caplog.text
+    assert "sk-fake" not in caplog.text
+
+
+async def fail(error) -> None:
+    raise error
+
+
+async def test_what_is_cancelled_ends_and_has_not_failed():
+    tasks = Tasks()
+    for start in (tasks.supervised, tasks.once):
+        task = start("waiting", asyncio.Event().wait)
+        await asyncio.sleep(0)
+        task.cancel()
+        await over(task)
+        assert task.cancelled()
+    assert tasks.failed == {}
 
 
 async def test_it_is_running_again_once_it_was_begun():

@@ -89,7 +89,9 @@ class Tasks:
             try:
                 await work()
                 return
-            except Exception as e:
+            except (Exception, asyncio.CancelledError) as e:
+                if _is_cancelled(e):
+                    raise
                 if self._now() - began_at >= MAX_PAUSE_S:
                     pause_s = PAUSE_S  # it did its work for long
                 self._note(name, e, f"it is begun again in {pause_s:g} s")
@@ -102,16 +104,28 @@ class Tasks:
     ) -> Value | None:
         try:
             return await work()
-        except Exception as e:
+        except (Exception, asyncio.CancelledError) as e:
+            if _is_cancelled(e):
+                raise
             self._note(name, e, "it is given up")
             return None
 
-    def _note(self, name: str, error: Exception, then: str) -> None:
+    def _note(self, name: str, error: BaseException, then: str) -> None:
         failed = self.failed.setdefault(name, Failed())
         failed.failures += 1
         failed.error, failed.running = type(error).__name__, False
         # No error to the log: one during the start would end mitmproxy.
         logger.warning(f"account-pool: {name} failed: {where(error)}; {then}")
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Say whether *error* is that of a task which is to end.
+
+    One that comes out of something else it waited for, which was cancelled, would end the task
+    and look as if somebody had wanted that.
+    """
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 tasks = Tasks()
