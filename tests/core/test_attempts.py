@@ -665,6 +665,17 @@ def test_a_way_that_is_barred_is_tried_once() -> None:
     assert play.pool.troubled(FACTS, now=0.0) == set()
 
 
+def test_what_this_machine_is_short_of_says_nothing_of_the_account() -> None:
+    play = Play("a", "b", chance=0.5)
+    play >> begin << "send a" >> broken(Broken.SHORT) << "wait until 0.25"
+    play.at(0.25) >> resumed << "send a" >> broken(Broken.SHORT, "too many open") << "answer 502"
+    step = play.step
+    assert isinstance(step, Answer)
+    assert (step.message, step.final) == ("openai/a: too many open", False)
+    assert (play.benched, play.cooling) == ([], [])
+    assert play.pool.troubled(FACTS, now=0.25) == set()
+
+
 def test_what_may_pass_is_not_final() -> None:
     play = Play("a")
     play >> begin >> broken(Broken.MAYBE_RAN, "closed")
@@ -1127,6 +1138,10 @@ CONNECT = "Upstream proxy 192.0.2.1:3128 refused HTTP CONNECT request: {}"
             "to adjust mitmproxy's tls_version_server_min option.",
             Broken.UNREACHABLE,
         ),
+        ("[Errno 24] Too many open files", Broken.SHORT),
+        ("Multiple exceptions: [Errno 24] Too many open files, [Errno 101] ...", Broken.SHORT),
+        ("[Errno 23] Too many open files in system", Broken.SHORT),
+        ("[Errno 23] File table overflow", Broken.SHORT),
         ("[Errno -2] Name or service not known", Broken.CONNECT),
         ("[Errno 111] Connect call failed ('192.0.2.1', 443)", Broken.CONNECT),
         ("connection closed", Broken.CONNECT),

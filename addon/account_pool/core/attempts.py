@@ -630,22 +630,25 @@ class Attempts:
             and self.replayable
             and self._may_send()
         ):
-            if how is Broken.CONNECT:
+            if how in (Broken.CONNECT, Broken.SHORT):
                 return Wait(now + CONNECT_PAUSE_S * (0.5 + self.chance()))
             return self._again(lease, now, fresh=True)
-        unreachable = how is Broken.UNREACHABLE
-        self.pool.note_broken(lease, now=now, of_account=not unreachable)
+        of_account = how not in (Broken.UNREACHABLE, Broken.SHORT)
+        self.pool.note_broken(lease, now=now, of_account=of_account)
         self._return(None, now)
         self._unresolved(now)
         if self._refused:
             return Deliver()  # an earlier answer says more than that a connection broke
         if how is Broken.SILENT:
             reason = f"no answer ({reason})" if reason else "no answer"
-        elif how not in (Broken.CONNECT, Broken.UNREACHABLE) or not reason:
+        elif (of_account and how is not Broken.CONNECT) or not reason:
             reason = "the upstream connection broke" + (f" ({reason})" if reason else "")
         status = 504 if how is Broken.SILENT else 502
         return Answer(
-            status=status, message=f"{lease.key}: {reason}", reason=reason, unreachable=unreachable
+            status=status,
+            message=f"{lease.key}: {reason}",
+            reason=reason,
+            unreachable=how is Broken.UNREACHABLE,
         )
 
     def _choose(self, now: float) -> Step:

@@ -14,6 +14,8 @@ class Broken(Enum):
     #: nor will there be one: a certificate is not trusted, a proxy refuses. Wrong passwords
     #: are counted there, and lock their owner out
     UNREACHABLE = "unreachable"
+    #: nor could it be asked for: this machine is short of something. Says nothing of an account
+    SHORT = "short"
     #: a kept connection was closed, or the stream refused, before an answer
     STALE = "stale"
     #: the request was sent on a fresh connection: it may have run
@@ -29,6 +31,7 @@ class Broken(Enum):
 TRIES = {
     Broken.CONNECT: 2,
     Broken.UNREACHABLE: 1,
+    Broken.SHORT: 2,
     Broken.STALE: 6,
     Broken.MAYBE_RAN: 2,
     Broken.NOT_RUN: 6,
@@ -69,14 +72,18 @@ _FOR_GOOD = re.compile(
     r"|cannot agree on a TLS version"
     r"|does not speak TLS"
 )
+#: What this process, or this machine, has no more of (EMFILE, ENFILE), as systems say it.
+_SHORT = re.compile(r"Too many open files|\[Errno 2[34]\]")
 
 
 def how_unconnected(message: str) -> Broken:
-    """Say whether another try may bring the connection that *message* says there is not.
+    """Say why there is no connection, and so whether another try may bring one.
 
     Args:
         message: mitmproxy's, which names what is in the way.
     """
+    if _SHORT.search(message):
+        return Broken.SHORT
     return Broken.UNREACHABLE if _FOR_GOOD.search(message) else Broken.CONNECT
 
 
@@ -88,6 +95,7 @@ _REMEDIES = (
     ),
     (re.compile("refused HTTP CONNECT request: 407"), "see the option upstream_auth"),
     (re.compile("agree on a TLS version"), "see the option tls_version_server_min"),
+    (_SHORT, "raise the limit of open files with ulimit -n"),
 )
 
 

@@ -270,7 +270,7 @@ class Http:
         help_ = remedy(message)
         reason = f"{message}; {help_}" if help_ else message
         text = f"cannot reach {urlsplit(url).hostname} ({reason})"
-        if how_unconnected(message) is Broken.CONNECT:
+        if how_unconnected(message) is not Broken.UNREACHABLE:
             return HttpFailed(text, sent=sent)
         if "CONNECT request: 407" in message:
             self.way.refused(text)

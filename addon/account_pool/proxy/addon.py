@@ -34,6 +34,7 @@ from account_pool.credentials.notices import Notices
 from account_pool.credentials.written import mark
 from account_pool.proxy import (
     binding,
+    descriptors,
     event_lock,
     exchange,
     handover,
@@ -44,6 +45,7 @@ from account_pool.proxy import (
     other_options,
     replay,
     shown,
+    stream,  # noqa: F401 - so that the first request needs no file to be opened
     sweeping,
     unread,
     visits,
@@ -121,12 +123,14 @@ class AccountPool(AdminPages):
         self._reading: asyncio.Task[object] | None = None
         self._unlisten: Callable[[], None] = lambda: None
         self._drain: Drain | None = None
+        self._shortage = descriptors.Shortage()
         self._view = View(
             lambda: ctx.master.addons.get("view"), lambda: self.service.settings.view_kept
         )
 
     def load(self, loader: Loader) -> None:
         # Again when pool.py is reloaded: nothing is waiting to be known then.
+        descriptors.raise_limit()
         self._at_start |= options.add(loader)
         self._held_back |= binding.default_to_loopback()
 
@@ -148,6 +152,7 @@ class AccountPool(AdminPages):
         if self._watching is not None:
             self._read_again()  # pool.py was reloaded: all else goes on
             return None
+        self._shortage.install()
         if self.keeper is not None:
             self.keeper.start()
         if self.keeping is not None:
@@ -251,6 +256,7 @@ class AccountPool(AdminPages):
             if task is not None:
                 task.cancel()
         self._unlisten()
+        self._shortage.uninstall()
         if self._drain is not None:
             self._drain.uninstall()
         if self.keeper is not None:

@@ -1,0 +1,144 @@
+"""Out of file descriptors: said once a minute, with what helps, and served on by itself.
+
+asyncio tells the loop's exception handler of each `accept` that fails so, a hundred times in
+a row, and asks to try again in a second as often: soon the proxy would do nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+try:
+    import resource
+except ImportError:  # Windows has no such limit
+    resource = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+#: What asyncio says of it (selector_events.py, 3.11 to 3.14), and what it tries again with.
+ACCEPT = "socket.accept() out of system resource"
+RETRY = "_start_serving"
+#: How often it is told at most, seconds.
+TELL_S = 60.0
+#: How many are asked for, the first that the system lets us have. A request needs two, so
+#: this is more than mitmproxy serves; macOS allows 10,240 in its older versions.
+ENOUGH = (65_536, 10_240)
+#: Of `struct tcp_info`: eight bytes, four other numbers, `tcpi_unacked`.
+_TCP_INFO = struct.Struct("@8x16xI")
+
+
+def raise_limit() -> None:
+    """Have as many file descriptors as this user may have, up to `ENOUGH`; never fewer."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for enough in ENOUGH:
+        limit = enough if hard == resource.RLIM_INFINITY else min(enough, hard)
+        if soft == resource.RLIM_INFINITY or soft >= limit:
+            return
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            return
+
+
+class Shortage:
+    """Tells of connections that cannot be accepted; all else is for the former handler."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._former: Any = None
+        self._tell_at = now()
+        #: the most that waited since it was told last
+        self._waited = 0
+        #: of each listening socket: when it is tried again
+        self._retries: dict[int, asyncio.TimerHandle] = {}
+
+    def install(self) -> None:
+        """Handle what the running loop is told, until `uninstall`."""
+        self._loop = asyncio.get_running_loop()
+        self._former = self._loop.get_exception_handler()
+        self._loop.set_exception_handler(self._handle)
+
+    def uninstall(self) -> None:
+        """Leave it to the former handler again. What is to be tried again still is."""
+        if self._loop is not None and self._loop.get_exception_handler() == self._handle:
+            self._loop.set_exception_handler(self._former)
+
+    def _handle(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        listener = context.get("socket")
+        if context.get("message") == ACCEPT and listener is not None:
+            if listener.fileno() not in self._retries:
+                self._tell(context.get("exception"), queued(listener))
+            self._retry_once(loop, listener)
+        elif self._former is not None:
+            self._former(loop, context)
+        else:
+            loop.default_exception_handler(context)
+
+    def _retry_once(self, loop: asyncio.AbstractEventLoop, listener: Any) -> None:
+        """Let only one of the retries be that asyncio asks for next, by `call_later`."""
+
+        def call_later(delay: float, callback: Any, *args: Any, context: Any = None) -> Any:
+            del loop.call_later
+            if getattr(callback, "__name__", "") != RETRY:
+                return loop.call_later(delay, callback, *args, context=context)
+            number = listener.fileno()
+            if number not in self._retries:
+                self._retries[number] = loop.call_later(delay, again, number, callback, args)
+            return self._retries[number]
+
+        def again(number: int, callback: Any, args: Any) -> None:
+            del self._retries[number]
+            # Unless it was closed meanwhile: the proxy ends.
+            if listener.fileno() == number:
+                callback(*args)
+
+        # A loop that is not Python's own may not let us.
+        with suppress(AttributeError):
+            loop.call_later = call_later  # type: ignore[method-assign, assignment]
+
+    def _tell(self, error: BaseException | None, waiting: int | None) -> None:
+        """Tell of it, unless that was done a moment ago or *waiting* is 0: nobody is kept out."""
+        self._waited = max(self._waited, waiting or 0)
+        if waiting == 0 or self._now() < self._tell_at:
+            return
+        self._tell_at = self._now() + TELL_S
+        count, self._waited = self._waited, 0
+        who = "1 connection" if count == 1 else f"{count or 'new'} connections"
+        logger.warning(f"account-pool: {_what(error)}: {who} had to wait{_remedy(error)}")
+
+
+def queued(listener: Any) -> int | None:
+    """Return how many connections *listener* has that are not accepted; None if unknown."""
+    if sys.platform != "linux":
+        return None
+    try:
+        info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+        # Of a socket that listens this is the length of its queue (tcp_get_info).
+        (count,) = _TCP_INFO.unpack(info)
+    except (OSError, struct.error):
+        return None
+    return int(count)
+
+
+def _what(error: BaseException | None) -> str:
+    number = getattr(error, "errno", None)
+    if number == errno.EMFILE and resource is not None:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return f"out of file descriptors (limit {soft})"
+    return f"the system is out of resources ({os.strerror(number) if number else error})"
+
+
+def _remedy(error: BaseException | None) -> str:
+    return "; raise it with ulimit -n" if getattr(error, "errno", None) == errno.EMFILE else ""

@@ -1,0 +1,11 @@
+"""A mitmproxy script: few file descriptors, as where `ulimit -n` says so."""
+
+from __future__ import annotations
+
+import resource
+
+LIMIT = 64
+
+
+def load(_loader):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
