@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -17,6 +18,7 @@ import pytest
 from account_pool.demo.exchange import Reply
 from account_pool.demo.scripts import EVENT_STREAM, by_credential, openai
 from tests.e2e.harness import CLIENT, FIRST, OPENAI, SECOND, TIMEOUT_S, TWO, chat, client
+from tests.e2e.test_admin import direct
 from tests.e2e.test_causes import self_signed
 from tests.e2e.upstream_proxy import UpstreamProxy
 
@@ -48,6 +50,12 @@ QUIET: dict[str, dict[str, Any]] = {
     "maps others": {"map_local": "|www.example.com|/tmp"},
     "no upstream tls 1.2": {"tls_version_server_min": "TLS1_3"},
     "no onboarding": {"onboarding": "false"},
+    "no HTTP/3": {"http3": "false"},
+    "another address to come from": {"connect_addr": "127.0.0.1"},
+    "TLS 1.2 upstream": {"tls_version_server_max": "TLS1_2"},
+    "the client's Host in a tunnel": {"keep_host_header": "true"},
+    "raw TCP to others": {"tcp_hosts": "example"},
+    "played back to others": {"server_replay_extra": "404"},
     "no host in a tunnel": {"http_connect_send_host_header": "false"},
     "the name that is shown": {"showhost": "true"},
 }
@@ -99,6 +107,69 @@ GOOD = openai.chat_complete("Good morning")
 async def ask(proxy, **client_settings: Any) -> Any:
     async with proxy.client(**client_settings) as http:
         return await http.request(**chat(stream=False))
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ({"block_list": "/~d api.openai.com/403"}, 403),
+        ({"block_list": "/~d api.openai.com/444"}, None),
+        ({"map_local": "|https://api.openai.com|{folder}/local.json"}, 200),
+        ({"map_local": "|https://api.openai.com|{folder}"}, 404),
+    ],
+    ids=str,
+)
+async def test_what_another_addon_answers_costs_no_account(
+    provider, pool_proxy, tmp_path, options, status
+):
+    upstream = await provider(by_credential({FIRST: GOOD}))
+    (tmp_path / "local.json").write_text("{}")
+    given = {name: value.format(folder=tmp_path) for name, value in options.items()}
+    proxy = await pool_proxy(TWO, provider=upstream, options=given)
+    if status is None:
+        with pytest.raises(httpx.RemoteProtocolError):
+            await ask(proxy)
+    else:
+        assert (await ask(proxy)).status_code == status
+    assert upstream.journal.requests == []
+    await assert_nothing_was_served(proxy)
+
+
+async def assert_nothing_was_served(proxy) -> None:
+    """No account was asked, none is held, and nothing was counted."""
+    async with direct(proxy) as own:
+        accounts = (await own.get("/account-pool")).json()["accounts"]
+        assert (await own.get("/usage")).json()["days"] == []
+    assert [account["state"] for account in accounts] == ["available"] * len(accounts)
+    assert {account["in_flight"] for account in accounts} == {0}
+    assert {account["served"] for account in accounts} == {0}
+
+
+async def test_what_other_addons_change(provider, pool_proxy):
+    """Of the request before its first attempt, of the answer when it is known to be good."""
+    upstream = await provider(by_credential({FIRST: LIMITED, SECOND: GOOD}))
+    args = ["--modify-body", "/~q/Hello/Goodbye", "--modify-body", "/~s/Good/Bad"]
+    args += ["--modify-headers", "/~s/retry-after/1", "--modify-headers", "/~q/x-own/yes"]
+    proxy = await pool_proxy(TWO, provider=upstream, extra_args=args)
+    answer = await ask(proxy)
+    assert answer.json()["choices"][0]["message"]["content"] == "Bad morning"
+    assert answer.headers["retry-after"] == "1"
+    for asked in upstream.journal.requests:
+        assert b"Goodbye?" in asked.body
+        assert asked.header("x-own") == "yes"
+    # What is believed of an account is what the provider said of it.
+    assert "on cooldown for 60 min" in await proxy.until_printed("openai/first: 429")
+
+
+async def test_a_cookie_stays_with_its_account(provider, pool_proxy):
+    cookie = (("set-cookie", "own=fake-cookie-000; Path=/"),)
+    good = replace(GOOD, headers=(*GOOD.headers, *cookie))
+    upstream = await provider(by_credential({FIRST: [good, LIMITED], SECOND: good}))
+    proxy = await pool_proxy(TWO, provider=upstream, options={"stickycookie": ".*"})
+    for _ in range(2):
+        assert (await ask(proxy)).status_code == 200
+    assert upstream.journal.statuses == [(FIRST, 200), (FIRST, 429), (SECOND, 200)]
+    assert [asked.header("cookie") for asked in upstream.journal.requests] == [None] * 3
 
 
 @pytest.mark.parametrize("target", ["https://www.example.com", "http://api.openai.com"])
@@ -174,13 +245,17 @@ async def test_a_host_of_ones_own_is_kept(provider, pool_proxy, setting):
     [
         ({"ignore_hosts": r"api\.openai\.com"}, "ignore_hosts: it covers api.openai.com:443"),
         ({"allow_hosts": r"example\.com"}, "allow_hosts: it leaves out api.openai.com:443"),
+        ({"tcp_hosts": "openai"}, "tcp_hosts: it covers api.openai.com:443"),
     ],
 )
 async def test_a_host_that_is_ignored_passes_unpooled(provider, pool_proxy, setting, options, said):
     upstream = await provider(by_credential({CLIENT: GOOD}))
     proxy = await pool_proxy(TWO, provider=upstream, options=options)
     assert said in proxy.output or await proxy.until_printed(said)
-    async with client(setting.certificate.authority, proxy.url) as http:
+    # With tcp_hosts mitmproxy decrypts it all the same.
+    decrypted = "tcp_hosts" in options
+    trusted = setting.trusted if decrypted else setting.certificate.authority
+    async with client(trusted, proxy.url) as http:
         answer = await http.request(**chat(stream=False))
     assert answer.status_code == 200
     assert upstream.journal.credentials == [CLIENT]

@@ -262,7 +262,8 @@ def replayed(host="api.openai.com", scheme="https"):
 
 
 async def hook(addon, flow) -> None:
-    result = addon.request(flow)
+    addon.request(flow)
+    result = addon._replays.request(flow)  # which comes after every other addon
     if asyncio.iscoroutine(result):
         await result
 

@@ -36,6 +36,8 @@ def options_with(**values) -> Options:
         ({"ignore_hosts": ["API.EXAMPLE"]}, ["ignore_hosts", "ignore_hosts"]),
         ({"allow_hosts": [r"example\.com:443"]}, ["allow_hosts"]),
         ({"allow_hosts": ["example"]}, []),
+        ({"tcp_hosts": ["example"]}, ["tcp_hosts", "tcp_hosts"]),
+        ({"tcp_hosts": ["localhost"]}, []),
     ],
 )
 def test_notes(values, said):

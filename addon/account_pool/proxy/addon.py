@@ -43,6 +43,7 @@ from account_pool.proxy import (
     keeping,
     options,
     other_options,
+    playback,
     replay,
     shown,
     stream,  # noqa: F401 - so that the first request needs no file to be opened
@@ -124,6 +125,7 @@ class AccountPool(AdminPages):
         self._unlisten: Callable[[], None] = lambda: None
         self._drain: Drain | None = None
         self._shortage = descriptors.Shortage()
+        self._replays = replay.Replays(self.service)
         self._view = View(
             lambda: ctx.master.addons.get("view"), lambda: self.service.settings.view_kept
         )
@@ -158,6 +160,7 @@ class AccountPool(AdminPages):
         if self.keeping is not None:
             self.keeping.start()
         self._open_pages()
+        ctx.master.addons.add(self._replays)
         self._starting = tasks.once("start", self._announce)
         self._watcher = Watcher(self._file.stamps, self._file_written, self._file.read)
         self._watching = tasks.supervised("watching the accounts file", self._watcher.run)
@@ -208,12 +211,11 @@ class AccountPool(AdminPages):
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         interception.choose(nextlayer, ctx.master.addons.get("nextlayer"), self.service)
 
-    def request(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
+    def request(self, flow: http.HTTPFlow) -> None:
         # A live request is served in the layer; only mitmweb's Replay, which builds a
-        # plain one, has to be caught here. Not `async`: that would cost every request.
-        if flow.is_replay == "request" and flow.live and not flow.response and not flow.error:
-            return replay.answer(flow, self.service)
-        return None
+        # plain one, has to be caught, once every other addon has seen it.
+        self._replays.begin(flow)
+        playback.prepare(ctx.master.addons.get("serverplayback"), self.service)
 
     def response(self, flow: http.HTTPFlow) -> None:
         if flow.live or REFUSED in flow.metadata:  # not of a file that somebody opened
@@ -257,6 +259,8 @@ class AccountPool(AdminPages):
                 task.cancel()
         self._unlisten()
         self._shortage.uninstall()
+        if self._replays in ctx.master.addons:
+            ctx.master.addons.remove(self._replays)
         if self._drain is not None:
             self._drain.uninstall()
         if self.keeper is not None:

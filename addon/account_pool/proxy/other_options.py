@@ -19,7 +19,7 @@ _NOTES = {
     "ssl_insecure": "no credential is sent while it is set; trust the CA instead "
     "(ssl_verify_upstream_trusted_ca)",
     "stream_large_bodies": "requests of the pool are kept for a replay all the same, up to 64 MiB",
-    "modify_body": "answers of the pool that stream are not changed",
+    "modify_body": "answers of the pool that stream are not changed; over HTTP/2 most do",
     "map_remote": "a request of the pool that it sends to a host that is not the provider's is "
     "refused",
     "stickycookie": "no cookie is sent with an account of the pool",
@@ -31,7 +31,8 @@ _REVERSE = {
     "proxyauth": "in reverse mode it reads the header Authorization, which holds the client's "
     "credential for the pool: such a client is refused",
 }
-NAMES = frozenset({*_NOTES, *_REVERSE, "websocket", "ignore_hosts", "allow_hosts", "mode"})
+_HOSTS = frozenset({"ignore_hosts", "allow_hosts", "tcp_hosts"})
+NAMES = frozenset({*_NOTES, *_REVERSE, *_HOSTS, "websocket", "mode"})
 
 
 def notes(options: Options, hosts: Iterable[HostRule]) -> list[str]:
@@ -46,11 +47,15 @@ def notes(options: Options, hosts: Iterable[HostRule]) -> list[str]:
     if _get(options, "websocket") is False:
         said.append("websocket: limits told inside a WebSocket are not noticed while it is false")
     for host in dict.fromkeys(f"{rule.host}:{rule.port}" for rule in hosts if not rule.subdomains):
-        ignored, allowed = _get(options, "ignore_hosts"), _get(options, "allow_hosts")
-        if ignored and _matches(ignored, host):
+        ignored, allowed, raw = (
+            _get(options, name) or () for name in ("ignore_hosts", "allow_hosts", "tcp_hosts")
+        )
+        if _matches(ignored, host):
             said.append(f"ignore_hosts: it covers {host}, whose requests pass unpooled")
         elif allowed and not _matches(allowed, host):
             said.append(f"allow_hosts: it leaves out {host}, whose requests pass unpooled")
+        elif _matches(raw, host):
+            said.append(f"tcp_hosts: it covers {host}, whose requests pass unpooled")
     return said
 
 

@@ -8,9 +8,12 @@ answer is put on the flow that was replayed. Needs no port of the proxy: `mitmdu
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Sequence
+from weakref import WeakKeyDictionary
 
 from mitmproxy import ctx, http
 
+from account_pool.providers.base import Provider
 from account_pool.proxy import delivery, destination, shown
 from account_pool.proxy.service import Service
 
@@ -20,13 +23,53 @@ _FAILED = "the replay failed; see the proxy's log"
 _REPLAYED_BY_ITSELF = (
     "a refused attempt of a request in the same dump; it is replayed there, not here"
 )
+_MOVED = "another addon changed where this request goes"
+
+
+class Replays:
+    """An addon that comes after every other: what those make of a request counts.
+
+    `map_local` and `server_replay` may answer it, `modify_body` and scripts may change it,
+    as they do with a request that is not replayed.
+    """
+
+    name = "account_pool_replays"
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._before: WeakKeyDictionary[http.HTTPFlow, Sequence[Provider]]
+        self._before = WeakKeyDictionary()
+
+    def begin(self, flow: http.HTTPFlow) -> None:
+        """Note where *flow* goes, before others may change that."""
+        if _is_replayed(flow) and (providers := _providers(flow.request, self._service)):
+            self._before[flow] = providers
+
+    def request(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
+        # Not `async`: that would cost every request.
+        providers = self._before.pop(flow, None) if self._before else None
+        if not providers or not _is_replayed(flow):
+            return None
+        if _providers(flow.request, self._service) != providers:
+            # As with one that is not replayed (`Call.misdirected`).
+            flow.response = delivery.local(providers[0].refusal(421, _MOVED, None))
+            return None
+        return answer(flow, self._service)
+
+
+def _is_replayed(flow: http.HTTPFlow) -> bool:
+    """Say whether somebody replays *flow*, and nobody has answered it yet."""
+    return bool(flow.is_replay == "request" and flow.live and not flow.response and not flow.error)
+
+
+def _providers(request: http.Request, service: Service) -> Sequence[Provider]:
+    target = destination.of_request(request.pretty_host, request.port, request.scheme)
+    return service.hosts.find(target.name, target.port)
 
 
 async def answer(flow: http.HTTPFlow, service: Service) -> None:
     """Set the response of a replayed *flow* if its host is the pool's."""
-    request = flow.request
-    target = destination.of_request(request.pretty_host, request.port, request.scheme)
-    providers = service.hosts.find(target.name, target.port)
+    providers = _providers(flow.request, service)
     if not providers:
         return
     if flow.metadata.get(shown.REFUSED) and ctx.options.client_replay:

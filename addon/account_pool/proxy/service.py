@@ -245,13 +245,7 @@ class Service:
         if not providers:
             return None
         head = read_head(request, destination)
-        # Several providers may share a host; the first that wants the request has it.
-        provider, route = providers[0], Route.PASS
-        for candidate in providers:
-            wanted = self._route(candidate, head)
-            if wanted is not Route.PASS:
-                provider, route = candidate, wanted
-                break
+        provider, route = self._whose(providers, head)
         of_page = self.pages.refused(request, head, client, self.settings.allowed)
         if of_page is None and (seen := self.seen.get(provider.name)):
             seen(head.headers)
@@ -276,6 +270,20 @@ class Service:
             head=head,
             denied=denied,
         )
+
+    def mask(self, request: http.Request, destination: Destination) -> None:
+        """Mask *request*, which is recorded, as `open` does one that comes."""
+        if providers := self.hosts.find(destination.name, destination.port):
+            provider, _ = self._whose(providers, read_head(request, destination))
+            mask(request, self._places(provider, providers), provider.name)
+
+    def _whose(self, providers: tuple[Provider, ...], head: RequestHead) -> tuple[Provider, Route]:
+        """Return which of *providers*, who share a host, a request is for: the first to want it."""
+        for candidate in providers:
+            wanted = self._route(candidate, head)
+            if wanted is not Route.PASS:
+                return candidate, wanted
+        return providers[0], Route.PASS
 
     def _places(self, provider: Provider, sharing: tuple[Provider, ...]) -> Provider | Places:
         """Return where credentials may stand on a request to a host of all in *sharing*."""
