@@ -94,7 +94,7 @@ class Tasks:
                     raise
                 if self._now() - began_at >= MAX_PAUSE_S:
                     pause_s = PAUSE_S  # it did its work for long
-                self._note(name, e, f"it is begun again in {pause_s:g} s")
+                self._failed(name, e, f"it is begun again in {pause_s:g} s")
             await self._sleep(pause_s)
             self.failed[name].running = True
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
@@ -107,10 +107,15 @@ class Tasks:
         except (Exception, asyncio.CancelledError) as e:
             if _is_cancelled(e):
                 raise
-            self._note(name, e, "it is given up")
+            self._failed(name, e, "it is given up")
             return None
 
-    def _note(self, name: str, error: BaseException, then: str) -> None:
+    def note(self, name: str, error: BaseException, then: str) -> None:
+        """Say that a part of what *name* does has failed; it goes on, as *then* says."""
+        self._failed(name, error, then)
+        self.failed[name].running = True
+
+    def _failed(self, name: str, error: BaseException, then: str) -> None:
         failed = self.failed.setdefault(name, Failed())
         failed.failures += 1
         failed.error, failed.running = type(error).__name__, False

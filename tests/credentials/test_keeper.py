@@ -38,6 +38,7 @@ from account_pool.credentials.files import FileSource
 from account_pool.credentials.http import Http
 from account_pool.credentials.keeper import Keeper
 from account_pool.credentials.sources import CommandSource, EnvSource
+from account_pool.supervision import tasks
 
 ME = AccountKey("copilot", "me")
 KEY = AccountKey("openai", "a")
@@ -311,6 +312,35 @@ class TestRenewal:
         await clock.advance(5)
         assert published.all[0] == ("copilot/me", {}, "unexpected KeyError")
         assert tokens(published)["copilot"] == "tid=one;chat=1:x"
+        keeper.stop()
+
+    async def test_a_mistake_of_ours_at_once_keeps_nobody_else_from_starting(
+        self,
+        keeper_of: KeeperOf,
+        published: Published,
+        clock: FakeClock,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        class Broken(EnvSource):
+            def read_now(self) -> Secret:
+                if not self.environ:
+                    raise UnicodeDecodeError("utf-8", b"sk-fake", 0, 1, "sk-fake")
+                return super().read_now()
+
+        environ: dict[str, str] = {}
+        broken = entry("openai/a", source=Broken("KEY", environ))
+        keeper = keeper_of(broken, entry("openai/b", "sk-b"))
+        assert published.problems == {
+            "openai/a": "unexpected UnicodeDecodeError", "openai/b": None,
+        }  # fmt: skip
+        said = "account-pool: keeping the credential of openai/a failed: UnicodeDecodeError at "
+        assert [m for m in caplog.messages if m.startswith(said) and m.endswith("; again in 1 s")]
+        assert "sk-fake" not in caplog.text
+        failed = tasks.failed.pop("keeping the credential of openai/a")
+        assert (failed.failures, failed.error, failed.running) == (1, "UnicodeDecodeError", True)
+        environ["KEY"] = "sk-a"
+        await clock.advance(5)
+        assert tokens(published, KEY) == {"key": "sk-a"}
         keeper.stop()
 
     async def test_a_missing_source_is_tried_again(

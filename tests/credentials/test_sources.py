@@ -79,6 +79,16 @@ def test_a_huge_file_is_refused(tmp_path: Path) -> None:
         FileSource(path).read_now()
 
 
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800"])
+async def test_what_is_no_path_is_told(name: str) -> None:
+    """Python raises a ValueError for it, which would be a mistake of ours."""
+    assert FileSource(Path(name)).stamp() is None
+    with pytest.raises(CredentialError, match="a character that no name can have"):
+        FileSource(Path(name)).read_now()
+    with pytest.raises(CredentialError, match="a character that no name can have"):
+        await CommandSource(f"echo {name}", {}).read()
+
+
 def test_no_source_shows_its_secret() -> None:
     environ = {"KEY": "secret-in-env"}
     sources = (ValueSource(Secret("secret-written"), environ), EnvSource("KEY", environ))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from account_pool.core.credential import MASK
 from account_pool.core.wrong import without_secrets
-from account_pool.credentials.errors import CredentialError
+from account_pool.credentials.errors import CredentialError, reason_of
 from account_pool.credentials.vendors import LOGINS
 from account_pool.providers.pasted import hidden, remedy
 
@@ -79,10 +79,9 @@ async def _start(arguments: Sequence[str], shown: str, environ: Mapping[str, str
             env=dict(environ),
             start_new_session=sys.platform != "win32",
         )
-    except OSError as error:
-        reason = (error.strerror or type(error).__name__).lower()
+    except (OSError, ValueError) as error:
         raise CredentialError(
-            f"the command {shown} cannot be started ({reason})",
+            f"the command {shown} cannot be started ({reason_of(error)})",
             remedy(arguments[0], "install it, or write its full path"),
         ) from None
 

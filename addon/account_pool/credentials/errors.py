@@ -16,3 +16,13 @@ class CredentialError(Exception):
         super().__init__(f"{wrong}; {remedy}")
         self.wrong = wrong
         self.remedy = remedy
+
+
+def reason_of(error: OSError | ValueError) -> str:
+    """Return in a few words why the system takes no path or command.
+
+    A ValueError: it is none, with a null character or half a character in it.
+    """
+    if isinstance(error, OSError):
+        return (error.strerror or type(error).__name__).lower()
+    return "it has a character that no name can have"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from account_pool.core.credential import Secret
-from account_pool.credentials.errors import CredentialError
+from account_pool.credentials.errors import CredentialError, reason_of
 from account_pool.credentials.reading import Reading, Text
 from account_pool.credentials.vendors import logged_out, tool_of
 from account_pool.providers.pasted import hidden, remedy
@@ -73,7 +73,7 @@ class FileSource:
         """Return what changes when the file is written, None while it is not there."""
         try:
             found = self.path.stat()
-        except OSError:
+        except (OSError, ValueError):
             return None
         return found.st_mtime_ns, found.st_size, found.st_ino
 
@@ -99,10 +99,9 @@ def read_private(path: Path, name: str, if_missing: str | None = None) -> str:
             f"the file {name} does not exist",
             if_missing or remedy(str(path), "create it, or correct the path"),
         ) from None
-    except OSError as error:
-        reason = (error.strerror or type(error).__name__).lower()
+    except (OSError, ValueError) as error:
         raise CredentialError(
-            f"the file {name} cannot be read ({reason})",
+            f"the file {name} cannot be read ({reason_of(error)})",
             "make it a file that the user who runs the proxy may read",
         ) from None
     if max(found.st_size, len(content)) > MAX_FILE_BYTES:

@@ -24,6 +24,7 @@ from account_pool.credentials.files import FileSource
 from account_pool.credentials.instants import doubt
 from account_pool.credentials.login import UnderWay
 from account_pool.credentials.ways import FILE_LOOK_S, Got, Ways, way_of
+from account_pool.supervision import tasks
 
 if TYPE_CHECKING:
     from account_pool.config import AccountEntry
@@ -99,6 +100,9 @@ class Held:
         except CredentialError as error:
             self.tried.set()
             return self._source_failed(error)
+        except Exception as error:
+            self.tried.set()
+            return self._unexpected(error)
         if got is None:
             self.takes_time = True
             return 0.0
@@ -108,7 +112,7 @@ class Held:
     async def renew(self) -> float | None:
         """Have credentials anew; return in how many seconds again, None for never.
 
-        Call it under the lock. Raises nothing but cancellation: see the last handler.
+        Call it under the lock. Raises nothing but cancellation.
         """
         self.looked_at = self._wall_clock()
         try:
@@ -125,10 +129,8 @@ class Held:
             return REFUSED_WAIT_S
         except ExchangeFailed as error:
             return self._keep_old(str(error), error.retry_after_s, is_wait=error.is_wait)
-        # A mistake of ours must not end the account's loop for good, and its text may
-        # quote anything.
         except Exception as error:
-            return self._keep_old(f"unexpected {type(error).__name__}", None)
+            return self._unexpected(error)
         finally:
             self.tried.set()
 
@@ -202,6 +204,12 @@ class Held:
         wait_s = self._keep_old(f"{self.entry.source.describe()}: {error}", None, source=True)
         # Reading a file costs nothing, and tells that it was written or its mode changed.
         return FILE_LOOK_S if isinstance(self.entry.source, FileSource) else wait_s
+
+    def _unexpected(self, error: Exception) -> float:
+        """A mistake of ours ends nothing: neither the account's loop nor what asked for others."""
+        wait_s = self._keep_old(f"unexpected {type(error).__name__}", None)
+        tasks.note(f"keeping the credential of {self.key}", error, f"again in {wait_s:.0f} s")
+        return wait_s
 
     def _keep_old(
         self,
