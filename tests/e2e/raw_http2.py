@@ -23,7 +23,10 @@ _LINGER = struct.pack("ii", 1, 0)
 
 
 class Peer(asyncio.Protocol):
-    """One connection. `asked` holds its complete requests: stream id and credential."""
+    """One connection. `asked` holds its complete requests: stream id and credential.
+
+    While it is `deaf`, what comes is lost on its way. `pings` counts PINGs.
+    """
 
     def __init__(self, server: RawHttp2) -> None:
         self._server = server
@@ -34,7 +37,8 @@ class Peer(asyncio.Protocol):
         self.h2.update_settings(server.settings)
         self.asked: list[tuple[int, str]] = []
         self.began: dict[int, str] = {}
-        self.closed = False
+        self.closed = self.deaf = False
+        self.pings = 0
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -45,6 +49,8 @@ class Peer(asyncio.Protocol):
         self.closed = True
 
     def data_received(self, data: bytes) -> None:
+        if self.deaf:
+            return
         for event in self.h2.receive_data(data):
             match event:
                 case h2.events.RequestReceived():
@@ -55,6 +61,8 @@ class Peer(asyncio.Protocol):
                 case h2.events.StreamEnded():
                     self.asked.append((event.stream_id, self.began[event.stream_id]))
                     self._server.script(self, event.stream_id)
+                case h2.events.PingReceived():
+                    self.pings += 1
                 case _:
                     pass
             if self.closed:

@@ -64,16 +64,25 @@ BR = pytest.param("br", marks=needs_brotli)
 
 
 class FakeClock:
-    """Monotonic and wall clock, moved by hand."""
+    """Monotonic and wall clock, moved by hand.
+
+    Attributes:
+        asleep: for how long the machine slept, which the monotonic one does not count.
+    """
 
     def __init__(self) -> None:
         self.time = 1000.0
+        self.asleep = 0.0
 
     def now(self) -> float:
         return self.time
 
     def wall_now(self) -> float:
-        return self.time + 1_700_000_000.0
+        return self.time + self.asleep + 1_700_000_000.0
+
+    def looks(self) -> tuple[float, float]:
+        """What a service compares: time that passes here is looked at all along."""
+        return self.asleep, self.asleep
 
     def advance(self, seconds: float) -> None:
         self.time += max(seconds, 0.0)
@@ -103,6 +112,8 @@ def service_of(
     settings.setdefault("limits", Limits(max_wait_s=0.0))
     service = Service(pool, Settings(**settings), {p.name: p for p in providers})
     service.now, service.wall_now, service.chance = clock.now, clock.wall_now, lambda: 0.5
+    service.clocks = clock.looks
+    service.mind_suspend()
     return service
 
 
@@ -416,6 +427,10 @@ class Rig:
         script: Callable[[Upstream, Message], None] | None = None,
     ) -> None:
         self.service, self.clock = service, clock
+        others = service.attend
+        service.attend = lambda layer, idle: (
+            self._attend(idle) if layer is self.layer else others(layer, idle)
+        )
         self.client = client_connection(peer)
         self.client2, self.server2 = client2, server2
         if client2:
@@ -714,6 +729,15 @@ class Rig:
             connection.state = ConnectionState.CLOSED
             if not said:
                 self._inbox.append(events.ConnectionClosed(connection))
+
+    def _attend(self, idle: Iterable[Connection]) -> None:
+        """What `waking.attend` has mitmproxy do."""
+        for connection in idle:
+            self._of(connection).closed += 1
+            self._inbox.append(events.ConnectionClosed(connection))
+        if self.layer.timer is not None:
+            self._inbox.append(events.Wakeup(self.layer.timer))
+        self._run()
 
     def _give_up_opening(self, connection: Connection) -> None:
         connection.state = ConnectionState.CLOSED

@@ -50,6 +50,7 @@ from account_pool.proxy import (
     sweeping,
     unread,
     visits,
+    waking,
 )
 from account_pool.proxy.admin_pages import AdminPages
 from account_pool.proxy.commands import RELOAD_ERRORS
@@ -106,6 +107,7 @@ class AccountPool(AdminPages):
         self.service.warnings = self._warnings
         self.service.connected = unread.keep
         self.service.unsent = unread.is_unsent
+        self.service.attend = waking.attend
         self.keeper: Keeper | None = None
         self.keeping: keeping.Keeping | None = None
         self._store: Store = MemoryStore()
@@ -205,6 +207,7 @@ class AccountPool(AdminPages):
             logger.warning(f"account-pool: {note}")
 
     def client_connected(self, client: Client) -> None:
+        self.service.mind_suspend()  # before it has connections, which will be fresh
         connections = getattr(ctx.master.addons.get("proxyserver"), "connections", None)
         event_lock.put_into(event_lock.handler_of(connections, client.id))
 

@@ -5,7 +5,7 @@
   and h2 end all of them at once, so the frame is met before h2 acts on it.
 - Requests that wait for MAX_CONCURRENT_STREAMS, and those for a connection that ended,
   come back; mitmproxy forgets them.
-- A path can die without a word (a suspend, a NAT). Whoever is quiet too long after a PING
+- A path can die without a word (a NAT, a suspend: `waking`). Whoever is quiet too long after a PING
   is gone. A request for a connection that was quiet for long leaves when the PING was
   answered; it goes elsewhere if it is not. What a client gave up without one byte of an
   answer is a reason to doubt: the next one goes elsewhere until a byte comes.
@@ -58,6 +58,10 @@ class GoAway(h2.events.Event):
         self.last_id, self.error_code = last_id, error_code
 
 
+class Doubted(events.Event):
+    """Nobody knows whether the connection still lives: it shall be asked at once."""
+
+
 class PoolHttp2Client(Http2Client):
     """What `take` makes of a connection of mitmproxy's.
 
@@ -102,6 +106,8 @@ class PoolHttp2Client(Http2Client):
             yield from super()._handle_event(event)
             if not self._is_over:
                 yield from self._heard()
+        elif isinstance(event, Doubted):
+            yield from self._doubt()
         else:
             yield from super()._handle_event(event)
 
@@ -188,6 +194,12 @@ class PoolHttp2Client(Http2Client):
     @property
     def is_busy(self) -> bool:
         return any(not self.is_closed(ours) for ours in self.streams)
+
+    def suspect(self) -> Doubted:
+        """Take nothing new until something comes; return what is to be told to ask for it."""
+        self.retire()
+        self.pinged_at = None  # whoever did not answer may have been asleep as well
+        return Doubted()
 
     def retire(self) -> None:
         """Take no new requests."""

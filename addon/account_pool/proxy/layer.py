@@ -6,18 +6,19 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 from mitmproxy.connection import Connection, ConnectionState, Server
-from mitmproxy.proxy import commands, events
+from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import (
     GetHttpConnection,
+    Http1Client,
     HttpLayer,
     HTTPMode,
     RegisterHttpConnection,
     ResponseProtocolError,
 )
 
-from account_pool.proxy import compat, destination, scrub
+from account_pool.proxy import compat, destination, scrub, waking
 from account_pool.proxy.harmless import harmless
 from account_pool.proxy.service import Service
 from account_pool.proxy.sweep import Sweep, is_dead
@@ -31,6 +32,7 @@ _HTTP2 = compat.own_http2()
 
 #: Writes are put together up to this size; beyond it, copying costs more than it saves.
 MAX_WRITE_BYTES = 65536
+_CAN_READ = ConnectionState.CAN_READ
 
 
 class PoolHttpLayer(HttpLayer):
@@ -51,12 +53,17 @@ class PoolHttpLayer(HttpLayer):
         #: connections to servers over HTTP/2 that are ours, and those that were looked at
         self.http2: dict[Connection, Any] = {}
         self._looked_at: set[Connection] = set()
+        #: what is to be told after a suspend, and to whom
+        self._doubts: list[tuple[layer.Layer, events.Event]] = []
         self._given_back: list[ResponseProtocolError] = []
         self._last_attempt_id = 0
         #: a request was told why the connection that mitmproxy opened by itself is none
         self._told_early = False
         self._next_turns: list[AttemptStream] = []
         service.layers.add(self)
+        opened = context.server.timestamp_tcp_setup
+        if opened is not None and opened < service.woke_at:
+            service.renew(self)  # its client connected, slept, and only now asks for something
 
     def handle_event(self, event: events.Event) -> CommandGenerator[None]:
         """Handle *event* as the base class does, with fewer and larger writes.
@@ -98,6 +105,10 @@ class PoolHttpLayer(HttpLayer):
         return scrub.without_quotes(text)
 
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        if type(event) is events.Wakeup:
+            self.service.mind_suspend()  # before anybody takes the time asleep for a silence
+            if event.command not in self.command_sources:
+                return _nothing()  # it was brought forward (`waking.attend`)
         handled = super()._handle_event(event)
         return self._started(handled) if isinstance(event, events.Start) else handled
 
@@ -108,8 +119,51 @@ class PoolHttpLayer(HttpLayer):
             self.connections[client] = _QUICK.quick_server(self.connections[client])
 
     def _look_after(self) -> CommandGenerator[None]:
+        while self._doubts:
+            yield from self.event_to_child(*self._doubts.pop())
         if self.attempts or self.waiting_for_establishment:
             yield from self._sweep.arm()
+
+    # -- after a suspend
+
+    @property
+    def timer(self) -> commands.RequestWakeup | None:
+        """What wakes this layer next, while there are attempts."""
+        return self._sweep.timer
+
+    def woke(self) -> set[Connection]:
+        """Nobody knows what has become of connections meanwhile: take none of them for alive.
+
+        No new request goes out on one, until something comes on it. Returns those that no
+        request is on, which shall be closed.
+        """
+        for stream in self.attempts.values():
+            stream.heard = True  # that nothing came is no silence
+        idle = set()
+        for server, at in {self.context.server: None, **self.connections}.items():
+            if not isinstance(server, Server) or not server.state & _CAN_READ:
+                continue
+            if at is not None and server.alpn == b"h2":
+                self._take(server)  # it may have spoken before there was a request
+            if at is None or self._is_idle(server, at):  # None: it was opened in advance
+                server.state = ConnectionState.CLOSED
+                above = self.context if at is None else at.context
+                idle.add(waking.carrier(server, above.layers))
+        return idle
+
+    def _is_idle(self, server: Server, outermost: layer.Layer) -> bool:
+        """Say whether no request is on *server*; otherwise see to it that no other follows."""
+        end = waking.end_of(outermost)
+        ours: Any = next((client for client in self.http2.values() if client is end), None)
+        if ours is not None:
+            if ours.is_busy:
+                self._doubts.append((outermost, ours.suspect()))
+            return not ours.is_busy
+        if isinstance(end, Http1Client):
+            return end.stream_id is None  # an answer that comes to its end proves it alive
+        if end is not None and server.state is ConnectionState.OPEN:
+            server.state = _CAN_READ
+        return False
 
     def register_connection(self, command: RegisterHttpConnection) -> CommandGenerator[None]:
         if command.connection not in self.waiting_for_establishment:
@@ -199,6 +253,7 @@ class PoolHttpLayer(HttpLayer):
     def get_connection(
         self, event: GetHttpConnection, *, reuse: bool = True
     ) -> CommandGenerator[None]:
+        self.service.mind_suspend()
         for connection in self.connections:
             if connection.error and event.connection_spec_matches(connection):
                 # mitmproxy would repeat it to every later request of this client, which

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import TYPE_CHECKING
@@ -35,6 +35,7 @@ from account_pool.core.lease import Lease
 from account_pool.core.pins import Pins
 from account_pool.core.pool import Pool
 from account_pool.core.steps import Refresh, Wait
+from account_pool.core.suspend import Gap, Watch
 from account_pool.core.turn import turn_of
 from account_pool.core.usage import Usage
 from account_pool.providers.base import (
@@ -48,7 +49,7 @@ from account_pool.providers.base import (
 )
 from account_pool.providers.heads import is_websocket
 from account_pool.providers.registry import HostIndex
-from account_pool.proxy import scrub
+from account_pool.proxy import scrub, waking
 from account_pool.proxy.answer import AnswerReader
 from account_pool.proxy.call import Call, FieldsView, read_head
 from account_pool.proxy.destination import Destination, is_loopback
@@ -155,6 +156,9 @@ class Service:
         warnings: returns what looks wrong with the accounts and stops nothing, for people.
         unsent: says whether something waits to be sent behind a client, to a server.
         connected: told of a client, behind which a connection to a server is used.
+        clocks: those by which a suspend is noticed.
+        woke_at: when one was noticed last, seconds since the epoch.
+        attend: told of a layer after a suspend, and of its connections that shall be closed.
         visited: answers a request to the proxy itself.
         own_ends: of the connections the proxy has to servers now: address and port it is
             connected from, and to.
@@ -190,6 +194,10 @@ class Service:
         self.warnings: Callable[[], list[str]] = list
         self.connected: Callable[[Client], None] = lambda _client: None
         self.unsent: Callable[[Client, Connection], bool] = lambda _client, _server: False
+        self.clocks = waking.clocks
+        self._watch = Watch(*self.clocks())
+        self.woke_at = -inf
+        self.attend: Callable[[PoolHttpLayer, Collection[Connection]], None] = lambda *_: None
         self.visited: Callable[[Visit], Awaitable[Reply]] = _closed
         self.own_ends: set[tuple[End, End]] = set()
         self.layers: WeakSet[PoolHttpLayer] = WeakSet()
@@ -366,6 +374,28 @@ class Service:
         for under_way in list(self._under_way.values()):
             for attempts in list(under_way):
                 attempts.look(now)
+
+    def mind_suspend(self) -> None:
+        """Have nothing go out on connections that were kept over a suspend."""
+        gap = self._watch.look(*self.clocks())
+        if gap is not None:
+            self._woke(gap)
+
+    def _woke(self, gap: Gap) -> None:
+        self.woke_at = self.wall_now()
+        closed = sum([self.renew(layer) for layer in list(self.layers)])
+        what = "woke up after" if gap.slept else "the clock went ahead, as after a suspend, by"
+        kept = "1 kept connection" if closed == 1 else f"{closed} kept connections"
+        logger.info(f"account-pool: {what} {duration(gap.seconds)}: {kept} closed")
+
+    def renew(self, layer: PoolHttpLayer) -> int:
+        """Have nothing go out on connections that *layer* has kept; return how many are closed."""
+        idle: Collection[Connection] = ()
+        with harmless:
+            idle = layer.woke()
+            # Not while a layer handles an event, which we may be called in.
+            self.later(lambda: self.attend(layer, idle))
+        return len(idle)
 
     def end(self, client: Client, attempts: Attempts, *, left: bool = False) -> None:
         """They have ended; *left*: because their client did not wait for it."""

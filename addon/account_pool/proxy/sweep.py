@@ -36,22 +36,26 @@ TCP_TIMEOUT_S = 600.0
 
 
 class Sweep:
-    """Takes the wake-ups of one layer."""
+    """Takes the wake-ups of one layer.
+
+    Attributes:
+        timer: the next one, if it is arranged.
+    """
 
     def __init__(self, layer: PoolHttpLayer) -> None:
         self._layer = layer
-        self._timer: commands.RequestWakeup | None = None
+        self.timer: commands.RequestWakeup | None = None
 
     def arm(self) -> CommandGenerator[None]:
         """Look again soon, unless that is arranged already."""
-        if self._timer is None:
-            self._timer = commands.RequestWakeup(min(SWEEP_S, self._timeout_s() / 4))
-            self._layer.command_sources[self._timer] = self  # type: ignore[assignment]
-            yield self._timer
+        if self.timer is None:
+            self.timer = commands.RequestWakeup(min(SWEEP_S, self._timeout_s() / 4))
+            self._layer.command_sources[self.timer] = self  # type: ignore[assignment]
+            yield self.timer
 
     def handle_event(self, _event: events.Event) -> CommandGenerator[None]:
         """Time has passed. Whatever is still looked after, the layer arms this again."""
-        self._timer = None
+        self.timer = None
         for connection, waiting in list(self._layer.waiting_for_establishment.items()):
             if waiting and self._opens_too_long(connection):
                 yield commands.CloseConnection(connection)

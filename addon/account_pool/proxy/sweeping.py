@@ -1,4 +1,4 @@
-"""What time alone brings: conversations that were idle for long go, silences are noted."""
+"""What time alone brings: idle conversations go, silences and suspends are noticed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 #: How often, seconds.
 SWEEP_S = 60.0
-#: How often requests under way are looked at, seconds.
+#: How often requests under way are looked at, and the clocks, seconds.
 LOOK_S = 5.0
 
 
@@ -21,6 +21,7 @@ async def run(service: Service) -> None:
     sweep_at = service.now() + SWEEP_S
     while True:
         await asyncio.sleep(LOOK_S)
+        service.mind_suspend()
         with harmless:
             service.look()
         if service.now() >= sweep_at:
