@@ -1106,7 +1106,14 @@ LATE = STALE_WITHIN_S
         (REFUSED, True, False, 0.0, Broken.STALE),
         (REFUSED, False, False, LATE, Broken.STALE),
         (REFUSED, False, True, LATE, Broken.STALE),
-        ("", True, False, 0.0, Broken.STALE),
+        ("peer closed connection", True, False, 0.0, Broken.STALE),
+        ("the connection has ended", True, False, 0.0, Broken.STALE),
+        ("HTTP/2 connection closed: <ConnectionTerminated>", True, False, 0.0, Broken.STALE),
+        # It was not the server that ended it: something had come.
+        ("HTTP/2 protocol error: 1", True, False, 0.0, Broken.MAYBE_RAN),
+        ("Cannot parse HTTP response: b'server closed'", True, False, 0.0, Broken.MAYBE_RAN),
+        ("unexpected server response: b'it has ended'", True, False, 0.0, Broken.MAYBE_RAN),
+        ("", True, False, 0.0, Broken.MAYBE_RAN),
         ("", False, False, 0.0, Broken.MAYBE_RAN),
     ],
 )

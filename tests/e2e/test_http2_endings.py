@@ -7,12 +7,12 @@ from collections import Counter
 
 import httpx
 import pytest
-from hyperframe.frame import GoAwayFrame
+from hyperframe.frame import DataFrame, GoAwayFrame, WindowUpdateFrame
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.options import Options
 
 from tests.e2e.harness import FIRST, TWO, chat
-from tests.e2e.raw_http2 import Peer, RawHttp2
+from tests.e2e.raw_http2 import BODY, Peer, RawHttp2
 
 #: Requests of one client at a time, and on which of them the connection is aborted.
 BURST, LAST = 30, 12
@@ -89,6 +89,34 @@ async def test_a_provider_that_restarts_in_good_order_costs_no_answer(
     assert len(upstream.peers) == 2
     assert len(upstream.peers[1].asked) == asked - begun + 1
     assert {key for peer in upstream.peers for _, key in peer.asked} == {FIRST}
+
+
+async def test_what_is_no_http2_costs_no_answer_that_came_before(certificate, pool_proxy):
+    """And an answer that is malformed costs no other."""
+
+    def script(peer: Peer, stream_id: int) -> None:
+        if peer.number or len(peer.asked) == 1:
+            peer.answer(stream_id)
+        elif len(peer.asked) == 4:
+            good, bad, last = (number for number, _key in peer.asked[1:])
+            peer.h2.send_headers(bad, [(":status", "200"), ("content-length", "1000")])
+            bad_end = DataFrame(bad, data=BODY, flags=["END_STREAM"]).serialize()
+            data = peer.h2.data_to_send() + bad_end
+            for number in (good, last):
+                peer.h2.send_headers(number, [(":status", "200")])
+                peer.h2.send_data(number, BODY, end_stream=True)
+                data += peer.h2.data_to_send()
+            # A window for a stream that there is not.
+            peer.transport.write(data + WindowUpdateFrame(999, window_increment=1).serialize())
+
+    async with RawHttp2(certificate, script) as upstream:
+        proxy = await pool_proxy(TWO, provider=upstream)
+        async with proxy.client(http2=True) as http:
+            assert await outcome(http, "warm") == 200
+            ended = await asyncio.gather(*(outcome(http, str(n)) for n in range(3)))
+            assert await outcome(http, "after") == 200
+    assert Counter(ended) == {200: 2, "RemoteProtocolError": 1}
+    assert [len(peer.asked) for peer in upstream.peers] == [4, 1]
 
 
 def _has_timeout() -> bool:

@@ -7,7 +7,15 @@ import sys
 
 import h2.settings
 import pytest
-from hyperframe.frame import GoAwayFrame, RstStreamFrame
+from hyperframe.frame import (
+    DataFrame,
+    GoAwayFrame,
+    HeadersFrame,
+    PushPromiseFrame,
+    RstStreamFrame,
+    SettingsFrame,
+    WindowUpdateFrame,
+)
 from mitmproxy.connection import ConnectionState
 from mitmproxy.proxy import events
 
@@ -198,6 +206,107 @@ def test_what_waits_for_a_free_stream_is_sent_elsewhere(rig):
     assert statuses(rig) == [200] * 3
 
 
+# -- what is no HTTP/2
+
+
+def answered(server, number: int, status: int = 200, body: bytes = OK_BODY) -> bytes:
+    """Return the bytes of an answer, not sent yet."""
+    peer = server.reader.h2
+    pairs = [(":status", str(status)), *(tuple(line.split(": ")) for line in LIMITED_HEADERS)]
+    peer.send_headers(number, pairs)
+    peer.send_data(number, body, end_stream=True)
+    return peer.data_to_send()
+
+
+#: The connection ends with each of these.
+WRONG = {
+    "an empty PING": b"\0\0\0\6\0\0\0\0\0",
+    "settings there are not": SettingsFrame(0, settings={5: 1}).serialize(),
+    "a window for nobody": WindowUpdateFrame(99, window_increment=1).serialize(),
+    "a push": PushPromiseFrame(1, promised_stream_id=2, flags=["END_HEADERS"]).serialize(),
+    "headers that cannot be unpacked": HeadersFrame(
+        3, data=b"\xff" * 9, flags=["END_HEADERS"]
+    ).serialize(),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_what_came_before_a_wrong_frame_counts(rig, wrong):
+    """In one piece with it: an answer, a limit, and the beginning of another answer."""
+    for _ in range(3):
+        rig.ask()
+    server = rig.server
+    data = answered(server, 1) + answered(server, 3, 429, LIMIT_BODY)
+    server.reader.h2.send_headers(5, [(":status", "200"), ("content-type", "text/plain")])
+    server.reader.h2.send_data(5, b"begun")
+    server.send(data + server.reader.h2.data_to_send() + wrong)
+    assert server.closed == 1
+    assert rig.keys == [ONE] * 3 + [TWO]
+    ok(rig.servers[1], 1)
+    assert statuses(rig) == [200] * 3
+    assert [answer.complete for answer in sorted(rig.answers, key=lambda a: a.stream_id)] == [
+        True,
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_what_was_begun_when_a_wrong_frame_came_is_not_sent_twice(rig, wrong):
+    """The connection was kept, but it is not the server that closed it."""
+    rig.ask()
+    ok(rig.server, 1)
+    rig.ask()
+    rig.server.send(wrong)
+    assert statuses(rig) == [200, BROKE]
+    assert rig.keys == [ONE] * 2
+
+
+#: h2 4.1 takes some of the others, and ends the connection for some.
+MALFORMED = {
+    "too short": ("content-length", "1000"),
+    "too long": ("content-length", "1"),
+    "connection": ("connection", "close"),
+    "chunked": ("transfer-encoding", "chunked"),
+    "upper case": ("X-Up", "1"),
+    "no name": ("", "1"),
+    "status twice": (":status", "200"),
+}
+
+
+def malformed(server, number: int, status: int, how: str) -> bytes:
+    body = LIMIT_BODY if status == 429 else OK_BODY
+    block = server.reader.h2.encoder.encode([(":status", str(status)), MALFORMED[how]])
+    head = HeadersFrame(number, data=block, flags=["END_HEADERS"])
+    return head.serialize() + DataFrame(number, data=body, flags=["END_STREAM"]).serialize()
+
+
+@pytest.mark.parametrize("how", MALFORMED)
+def test_a_malformed_answer_ends_no_other(rig, how):
+    for _ in range(3):
+        rig.ask()
+    server = rig.server
+    server.send(answered(server, 1) + malformed(server, 3, 200, how))
+    ok(server, 5)
+    rig.ask()
+    ok(server, 7)
+    assert server.closed == 0
+    assert [a.status for a in rig.answers if a.stream_id != 3] == [200] * 3
+    assert all(a.complete for a in rig.answers if a.stream_id != 3)
+    broken = next(a for a in rig.answers if a.stream_id == 3)
+    assert broken.status == BROKE or broken.reset is not None
+    assert rig.keys == [ONE] * 4
+
+
+@pytest.mark.parametrize("how", ["too short", "too long"])
+def test_a_limit_of_another_length_than_announced_is_one(rig, how):
+    rig.ask()
+    rig.server.send(malformed(rig.server, 1, 429, how))
+    assert rig.keys == [ONE, TWO]
+    ok(rig.server, 3)
+    assert statuses(rig) == [200]
+
+
 # -- who waits for MAX_CONCURRENT_STREAMS
 
 
@@ -379,7 +488,7 @@ def test_a_private_part_is_gone(monkeypatch, caplog):
     assert "mitmproxy's own HTTP/2 is used (ModuleNotFoundError)" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["goaway", "_going_away", "_outgoing"])
+@pytest.mark.parametrize("name", ["goaway", "_going_away", "_outgoing", "receive_frame"])
 def test_a_private_part_behaves_otherwise(monkeypatch, name):
     def broken(*_args: object) -> None:
         raise TypeError("takes another argument now")

@@ -42,6 +42,9 @@ TRIES = {
 #: A kept HTTP/1.1 connection that the server closes so soon after a request was sent was
 #: closed before it arrived: what is on the way needs a round trip, work takes longer.
 STALE_WITHIN_S = 0.5
+#: That a connection is no more, in mitmproxy's words and ours. What follows a colon may be
+#: the server's.
+_CLOSED = re.compile(r"(?:[\w/]+ ){1,3}(?:closed|ended|disconnected)\b")
 
 
 def how_broken(message: str, *, kept: bool, answered: bool, after_s: float) -> Broken:
@@ -53,13 +56,14 @@ def how_broken(message: str, *, kept: bool, answered: bool, after_s: float) -> B
         answered: something of an answer had come.
         after_s: seconds since it was sent.
 
-    A stream that is reset was there: only REFUSED_STREAM says that it was not processed
-    (RFC 9113, 8.7).
+    Only what the server closed can have been closed before the request arrived. A stream that
+    is reset was there: only REFUSED_STREAM says that it was not processed (RFC 9113, 8.7).
+    Whatever cannot be read is an answer.
     """
     if "REFUSED_STREAM" in message:
         return Broken.STALE
-    reset = "stream reset" in message
-    if kept and not answered and not reset and after_s < STALE_WITHIN_S:
+    closed = _CLOSED.match(message) is not None
+    if kept and not answered and closed and after_s < STALE_WITHIN_S:
         return Broken.STALE
     return Broken.MAYBE_RAN
 

@@ -9,6 +9,9 @@
   is gone. A request for a connection that was quiet for long leaves when the PING was
   answered; it goes elsewhere if it is not. What a client gave up without one byte of an
   answer is a reason to doubt: the next one goes elsewhere until a byte comes.
+- An answer that is malformed ends its stream, not all the others (section 8.1.1). What
+  came in good order before the end of a connection is handed on; h2 forgets what came in
+  the same piece as a frame that it does not take.
 
 A connection that takes no new requests says so by its state, which leaves it only the
 reading: `HttpLayer` then opens another one. Stands on private parts of mitmproxy and h2:
@@ -19,9 +22,12 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
 import h2.events
+import h2.exceptions
+from h2.errors import ErrorCodes
 from mitmproxy import connection, http
 from mitmproxy.connection import ConnectionState
 from mitmproxy.proxy import commands, events, layer
@@ -62,6 +68,13 @@ class Doubted(events.Event):
     """Nobody knows whether the connection still lives: it shall be asked at once."""
 
 
+class Malformed(h2.events.Event):
+    """A stream has ended, because what came on it is no HTTP."""
+
+    def __init__(self, stream_id: int, why: str) -> None:
+        self.stream_id, self.why = stream_id, why
+
+
 class PoolHttp2Client(Http2Client):
     """What `take` makes of a connection of mitmproxy's.
 
@@ -87,6 +100,8 @@ class PoolHttp2Client(Http2Client):
     #: what we asked to be woken by: the last one counts, and none is mitmproxy's
     _timer: commands.RequestWakeup | None
     _timers: set[commands.RequestWakeup]
+    #: what has come of the frames of the piece that is read
+    _came: list[Any]
 
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
         if isinstance(event, HttpEvent):
@@ -103,6 +118,7 @@ class PoolHttp2Client(Http2Client):
                 yield from self._await_answer()
         elif isinstance(event, events.DataReceived):
             self.heard_at, self.pinged_at, self._unheard = self.now(), None, False
+            self._came = []
             yield from super()._handle_event(event)
             if not self._is_over:
                 yield from self._heard()
@@ -168,10 +184,49 @@ class PoolHttp2Client(Http2Client):
     def handle_h2_event(self, event: Any) -> CommandGenerator[bool]:
         if type(event) is GoAway:
             return (yield from self._going_away(event))
+        if isinstance(event, h2.exceptions.ProtocolError):
+            came, self._came = self._came, []
+            for before in came:
+                if (yield from self.handle_h2_event(before)):
+                    return True
         of = getattr(event, "stream_id", None)
         if self.last_id is not None and of is not None and of > self.last_id:
             return False
+        if type(event) is Malformed:
+            yield from self._malformed(event)
+            return False
         return (yield from super().handle_h2_event(event))
+
+    # -- what is not HTTP/2
+
+    def receive_frame(self, frame: Any) -> list[Any]:
+        """Take a frame in by h2, and note what comes of it."""
+        try:
+            came = type(self.h2_conn)._receive_frame(self.h2_conn, frame)
+        except h2.exceptions.ProtocolError as e:
+            if not self._is_of_one_stream(frame, e):
+                raise
+            with suppress(h2.exceptions.StreamClosedError):
+                self.h2_conn.reset_stream(frame.stream_id, ErrorCodes.PROTOCOL_ERROR)
+            came = [Malformed(frame.stream_id, str(e))]
+        # mitmproxy's h2 acts on these at once.
+        self._came += [one for one in came if type(one) is not h2.events.WindowUpdated]
+        return came
+
+    def _is_of_one_stream(self, frame: Any, error: h2.exceptions.ProtocolError) -> bool:
+        """Say whether *error* leaves the connection as both sides know it.
+
+        What names another error as its cause was met on the way: while headers were unpacked,
+        whose table both sides share, or in a state that knows no such frame.
+        """
+        kinds = (h2.exceptions.ProtocolError, h2.exceptions.InvalidBodyLengthError)
+        of_message = type(error) in kinds and type(frame).__name__ in _OF_MESSAGES
+        return of_message and error.__context__ is None and frame.stream_id in self.streams
+
+    def _malformed(self, event: Malformed) -> CommandGenerator[None]:
+        if self.streams.pop(event.stream_id, None) is not None:
+            why = f"HTTP/2 protocol error: {event.why}"
+            yield ReceiveHttp(ResponseProtocolError(event.stream_id, why, compat.SERVER_ERROR))
 
     def _going_away(self, event: GoAway) -> CommandGenerator[bool]:
         self.last_id = min(event.last_id, self.last_id if self.last_id is not None else 2**31)
@@ -295,6 +350,9 @@ class PoolHttp2Client(Http2Client):
             yield ReceiveHttp(Silent(stream_id, f"no sign of life for {DEAD_S:.0f} s"))
 
 
+_OF_MESSAGES = ("HeadersFrame", "DataFrame")
+
+
 def find(outermost: layer.Layer) -> Http2Client | None:
     """Return mitmproxy's HTTP/2 at the end of a connection, if it is there, and not ours yet."""
     at: Any = outermost
@@ -315,7 +373,8 @@ def take(
     ours.now, ours.give_back, ours.may_go = now, give_back, may_go
     ours.last_id = ours.failed_at = ours.pinged_at = ours._timer = None
     ours.heard_at, ours._unheard, ours._held, ours._gone = now(), False, {}, set()
-    ours._timers = set()
+    ours._timers, ours._came = set(), []
+    ours.h2_conn._receive_frame = ours.receive_frame  # type: ignore[method-assign]
     table = ours.h2_conn._frame_dispatch_table
     (kind,) = (kind for kind in table if kind.__name__ == "GoAwayFrame")
     table[kind] = ours.goaway
@@ -329,10 +388,14 @@ class Differs(Exception):
 _SETTINGS = b"\0\0\0\4\0\0\0\0\0"
 _GOAWAY_AFTER_1 = b"\0\0\x08\7\0\0\0\0\0" + b"\0\0\0\1" + b"\0\0\0\0"
 _ANSWER_TO_1 = b"\0\0\1\1\5\0\0\0\1\x88"
+_EMPTY_PING = b"\0\0\0\6\0\0\0\0\0"
 
 
 def check() -> None:
-    """Let a server go away between two requests. Raises Differs, or whatever else comes of it."""
+    """Let a server go away between two requests, and send what is no HTTP/2 behind an answer.
+
+    Raises Differs, or whatever else comes of it.
+    """
     options = types.SimpleNamespace(
         http2_ping_keepalive=0, validate_inbound_headers=True, normalize_outbound_headers=True
     )
@@ -347,7 +410,7 @@ def check() -> None:
         request = http.Request.make("GET", "https://a/")
         list(ours.handle_event(RequestHeaders(stream_id, request, True)))
         list(ours.handle_event(RequestEndOfMessage(stream_id)))
-    fed = _SETTINGS + _GOAWAY_AFTER_1 + _ANSWER_TO_1
+    fed = _SETTINGS + _GOAWAY_AFTER_1 + _ANSWER_TO_1 + _EMPTY_PING
     come = list(ours.handle_event(events.DataReceived(context.server, fed)))
     answers = [c.event.stream_id for c in come if isinstance(c, ReceiveHttp)]
     closed = any(isinstance(command, commands.CloseConnection) for command in come)
