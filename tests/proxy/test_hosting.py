@@ -84,10 +84,8 @@ async def test_an_addition_counts_at_once(start, tmp_path, caplog):
     assert (added["written_to"], added["account"]["state"]) == ("accounts.yaml", "available")
     assert "token: sk-fake-new-000" in (tmp_path / "accounts.yaml").read_text()
     # Who has written the file himself does not read it again.
-    assert addon._watcher._seen[0][1] is not None
-    stamp = addon._watcher._seen
-    addon._watcher.note()
-    assert addon._watcher._seen == stamp
+    assert addon._watcher.seen[0][1] is not None
+    assert addon._watcher.seen == addon._file.stamps()
     assert "added openai/new (accounts.yaml)" in caplog.text
     assert "reloaded" not in caplog.text
 

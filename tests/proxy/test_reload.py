@@ -397,12 +397,6 @@ async def test_what_is_written_while_the_proxy_starts_is_noticed(file, monkeypat
         tctx.master.addons.remove(addon)
 
 
-async def test_what_is_added_here_is_not_read_again(addon):
-    added = {"provider": "openai", "label": "three", "token": "sk-fake-three-000"}
-    addon._add(added)
-    assert addon._watcher.seen == addon._file.stamps()
-
-
 def test_changes_are_one_line():
     assert str(Changes(added=(ONE, SECOND), changed=(ONE,))) == (
         "added openai/one, openai/two; changed openai/one"
