@@ -54,6 +54,7 @@ class Settings:
     Attributes:
         ceiling_s: a request that has not ended after so long hangs.
         seconds: it begins nothing new after so long; None: no end but that of its requests.
+        crowd: how many times as many clients at once as usual.
     """
 
     seed: int = 1
@@ -63,6 +64,7 @@ class Settings:
     ceiling_s: float = 90.0
     seconds: float | None = None
     sabotage: str = ""
+    crowd: int = 1
 
 
 class Campaign:
@@ -99,10 +101,11 @@ class Campaign:
             share = self.settings.requests // len(self.settings.protocols)
             asks = self._asks(protocol, rows, share)
             of_it: list[H1Client | H2Client] = []
+            crowd = self.settings.crowd
             if protocol == "h1":
-                of_it += [H1Client(target) for _ in range(H1_CLIENTS)]
+                of_it += [H1Client(target) for _ in range(H1_CLIENTS * crowd)]
             else:
-                of_it += [H2Client(target) for _ in range(H2_CONNECTIONS)] * H2_STREAMS
+                of_it += [H2Client(target) for _ in range(H2_CONNECTIONS * crowd)] * H2_STREAMS
             work += [self._work(client, asks, target) for client in of_it]
             clients += of_it
         lanes = [row for row in self.settings.rows if row.lane]

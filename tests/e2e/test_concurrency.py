@@ -7,13 +7,16 @@ import asyncio
 import pytest
 
 from account_pool.demo.exchange import Pause, Reply, Request
-from account_pool.demo.scripts import by_credential, openai
+from account_pool.demo.scripts import EVENT_STREAM, by_credential, openai
 from tests.e2e.harness import FIRST, THIRD, account, chat, secret
+from tests.patience import PATIENCE_S
 
 STREAMS = 200
 WORDS = [f" word{n}" for n in range(10)]
 GOOD = openai.chat_stream(WORDS, pause_s=0.005)
 FOURTH = secret("fourth")
+#: More than mitmproxy has connections to one address for a client.
+MANY = 8
 
 
 @pytest.mark.parametrize("http2", [False, True], ids=["http1", "http2"])
@@ -53,6 +56,28 @@ async def test_no_client_sees_an_account_fail(provider, pool_proxy, http2):
     assert {THIRD, FOURTH} <= set(upstream.journal.credentials)
     good = [1 for _, status in upstream.journal.statuses if status == 200]
     assert len(good) >= STREAMS
+
+
+async def test_no_answer_waits_for_the_end_of_five_others(provider, pool_proxy):
+    """One client over HTTP/2, a provider of HTTP/1: each answer has a connection of its own."""
+    together = asyncio.Event()
+
+    def script(_request: Request) -> Reply:
+        asked = len(upstream.journal.requests)
+        if asked == 1:
+            return GOOD
+        if asked == 1 + MANY:
+            together.set()
+        return Reply(headers=EVENT_STREAM, steps=(together, GOOD.body))
+
+    upstream = await provider(script, alpn=["http/1.1"])
+    # Eager, it would speak HTTP/1 with its client as well.
+    lazy = {"connection_strategy": "lazy"}
+    proxy = await pool_proxy([account("first")], provider=upstream, options=lazy)
+    async with proxy.client(http2=True) as http, asyncio.timeout(PATIENCE_S):
+        await http.request(**chat())  # from here on it knows that one connection will do
+        answers = await asyncio.gather(*(http.request(**chat()) for _ in range(MANY)))
+    assert [(a.status_code, a.content) for a in answers] == [(200, GOOD.body)] * MANY
 
 
 async def test_an_account_that_trips_costs_no_more_refusals_than_were_in_flight(

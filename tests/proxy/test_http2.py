@@ -18,12 +18,16 @@ from hyperframe.frame import (
 )
 from mitmproxy.connection import ConnectionState
 from mitmproxy.proxy import events
+from mitmproxy.proxy.layer import CommandGenerator
+from mitmproxy.proxy.layers import http as http_layers
 
 import account_pool.proxy
 from account_pool.core.attempts import Limits
+from account_pool.core.broken import TRIES, Broken
 from account_pool.proxy import compat, http2, layer
+from account_pool.proxy.hooks import PoolTurnHook, Turn
 from account_pool.proxy.http2 import DEAD_S, PROOF_S, QUIET_S
-from tests.proxy.helpers import JSON, LIMIT_BODY, LIMITED_HEADERS, OK_BODY, SSE, secret
+from tests.proxy.helpers import JSON, LIMIT_BODY, LIMITED_HEADERS, OK_BODY, SSE, ReadyTls, secret
 
 ONE, TWO = secret("one"), secret("two")
 MAX_STREAMS = h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS
@@ -307,6 +311,42 @@ def test_a_limit_of_another_length_than_announced_is_one(rig, how):
     assert statuses(rig) == [200]
 
 
+# -- a server that refuses streams
+
+
+def test_one_that_refuses_again_and_again_is_asked_on_a_fresh_connection_each_time(rig):
+    rig.ask()
+    for number in range(TRIES[Broken.STALE] - 1):
+        assert len(rig.servers) == number + 1
+        rig.server.reset(1, REFUSED_STREAM)
+    ok(rig.server, 1)
+    assert statuses(rig) == [200]
+    assert rig.keys == [ONE] * TRIES[Broken.STALE]
+    assert [server.closed for server in rig.servers] == [1] * 5 + [0]
+
+
+def test_and_is_given_up(rig):
+    rig.ask()
+    for _ in range(TRIES[Broken.STALE]):
+        rig.server.reset(1, REFUSED_STREAM)
+    assert statuses(rig) == [BROKE]
+    assert [server.closed for server in rig.servers] == [1] * TRIES[Broken.STALE]
+    assert rig.in_flight() == 0
+
+
+def test_what_runs_beside_it_goes_on_and_nothing_new_comes(rig):
+    rig.ask()
+    rig.ask()
+    rig.servers[0].reset(3, REFUSED_STREAM)
+    rig.ask()
+    assert [m.stream_id for m in rig.servers[0].requests] == [1, 3]
+    assert rig.servers[0].closed == 0
+    ok(rig.servers[0], 1)
+    assert rig.servers[0].closed == 1
+    ok(rig.servers[1], 1, 3)
+    assert statuses(rig) == [200] * 3
+
+
 # -- who waits for MAX_CONCURRENT_STREAMS
 
 
@@ -469,6 +509,46 @@ def test_silence_is_tried_again_where_the_user_wants_that(rig_of):
     rig.advance(DEAD_S)
     ok(rig.servers[1], 1)
     assert [a.status for a in rig.answers] == [200]
+
+
+# -- from the beginning
+
+
+class Agreed(ReadyTls):
+    """A handshake that has agreed on a protocol, and still waits for a hook."""
+
+    def start_handshake(self) -> CommandGenerator[None]:
+        self.conn.alpn = b"h2"
+        self.hook = PoolTurnHook(Turn("handshake"))
+        yield self.hook
+        yield from super().start_handshake()
+
+
+def test_a_request_that_comes_while_the_connection_opens_changes_nothing(rig_of, monkeypatch):
+    monkeypatch.setattr(http_layers.tls, "ServerTLSLayer", Agreed)
+    rig = rig_of(client2=True, server2=True)
+    rig.held.add("pool_turn")
+    rig.ask()
+    rig.ask()
+    rig.held.clear()
+    rig.complete("pool_turn")
+    assert len(rig.server.requests) == 2
+    goaway(rig.servers[0], 1)
+    ok(rig.servers[1], 1)
+    ok(rig.servers[0], 1)
+    assert statuses(rig) == [200, 200]
+
+
+def test_a_table_of_headers_that_shrinks_twice_before_the_next_request(rig):
+    """The server ends a connection that goes on with the larger one (RFC 7541, section 4.2)."""
+    rig.ask()
+    ok(rig.server, 1)
+    for _ in range(2):
+        rig.server.reader.h2.update_settings({h2.settings.SettingCodes.HEADER_TABLE_SIZE: 0})
+        rig.server.flush()
+    rig.ask()
+    ok(rig.server, 3)
+    assert statuses(rig) == [200, 200]
 
 
 # -- where it stands on private parts

@@ -77,6 +77,22 @@ def test_a_connection_that_does_not_open_is_given_up(rig_of):
     assert rig.in_flight() == 0
 
 
+def test_nor_does_anybody_wait_for_one_that_nobody_begins_to_open(rig_of):
+    """mitmproxy has it wait for its turn."""
+    rig = rig_of(client2=True)
+    rig.held.add("open")
+    rig.ask()
+    rig.opened[-1].timestamp_start = None
+    for _ in range(int(OPENING_S / SWEEP_S) + 2):
+        assert len(rig.opened) == 1
+        rig.advance(SWEEP_S)
+    assert len(rig.opened) == 2
+    rig.held.clear()
+    rig.complete("open")
+    rig.server.send(OK)
+    assert [answer.status for answer in rig.answers] == [200]
+
+
 def test_an_open_one_is_left_alone(rig_of):
     rig = rig_of()
     rig.send(post1())

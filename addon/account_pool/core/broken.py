@@ -26,8 +26,8 @@ class Broken(Enum):
     SILENT = "silent"
 
 
-#: Tries in all, by how they ended. One client connection keeps at most five upstream
-#: connections, which may all have gone stale together.
+#: Tries in all, by how they ended. Each of them avoids all connections that there were when
+#: the one before it was sent; whoever refuses streams may do so on several in a row.
 TRIES = {
     Broken.CONNECT: 2,
     Broken.UNREACHABLE: 1,

@@ -34,6 +34,7 @@ from account_pool.credentials.notices import Notices
 from account_pool.credentials.written import mark
 from account_pool.proxy import (
     binding,
+    crowding,
     descriptors,
     event_lock,
     exchange,
@@ -209,7 +210,9 @@ class AccountPool(AdminPages):
     def client_connected(self, client: Client) -> None:
         self.service.mind_suspend()  # before it has connections, which will be fresh
         connections = getattr(ctx.master.addons.get("proxyserver"), "connections", None)
-        event_lock.put_into(event_lock.handler_of(connections, client.id))
+        handler = event_lock.handler_of(connections, client.id)
+        event_lock.put_into(handler)
+        crowding.lift(handler)
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         interception.choose(nextlayer, ctx.master.addons.get("nextlayer"), self.service)

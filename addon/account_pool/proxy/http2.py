@@ -3,6 +3,8 @@
 - A server that goes away (GOAWAY, section 6.8) answers what it has begun: streams up to
   the last id go on, the connection takes no new ones, those above did not run. mitmproxy
   and h2 end all of them at once, so the frame is met before h2 acts on it.
+- A server that refuses a stream (REFUSED_STREAM, section 8.7) may refuse the next one: it is
+  taken for one that goes away, so that no connection is left open that nobody uses.
 - Requests that wait for MAX_CONCURRENT_STREAMS, and those for a connection that ended,
   come back; mitmproxy forgets them.
 - A path can die without a word (a NAT, a suspend: `waking`). Whoever is quiet too long after a PING
@@ -55,6 +57,8 @@ PROOF_S = 3.0
 #: away because of an error, which has to close (RFC 9113, 5.4.1).
 DEAD_S = 20.0
 PING = b"liveness"
+#: Of a stream: no other comes after it.
+HIGHEST_ID = 2**31 - 1
 
 
 class GoAway(h2.events.Event):
@@ -153,6 +157,10 @@ class PoolHttp2Client(Http2Client):
                 return
         if isinstance(event, RequestHeaders):
             self._unheard = True
+            encoder = self.h2_conn.encoder
+            if encoder.table_size_changes:
+                # hpack forgets to tell of a new size that came twice before it could.
+                encoder.header_table.resized = True
         waited = ours is not None and self.streams.get(ours)
         yield from super()._handle_event(event)
         if isinstance(event, RequestProtocolError):
@@ -195,6 +203,9 @@ class PoolHttp2Client(Http2Client):
         if type(event) is Malformed:
             yield from self._malformed(event)
             return False
+        reset = isinstance(event, h2.events.StreamReset)
+        if reset and event.error_code == ErrorCodes.REFUSED_STREAM:
+            yield from self._going_away(GoAway(HIGHEST_ID, ErrorCodes.NO_ERROR))
         return (yield from super().handle_h2_event(event))
 
     # -- what is not HTTP/2

@@ -255,6 +255,8 @@ class PoolHttpLayer(HttpLayer):
     ) -> CommandGenerator[None]:
         self.service.mind_suspend()
         for connection in self.connections:
+            if connection in self.waiting_for_establishment:
+                continue  # a protocol may be agreed on already, but nobody speaks it yet
             if connection.error and event.connection_spec_matches(connection):
                 # mitmproxy would repeat it to every later request of this client, which
                 # keeps its connection to us: we have answered it in its own envelope.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 #: How often attempts are looked at, seconds.
 SWEEP_S = 5.0
-#: How long a connection may take to open, its TLS included, seconds.
+#: How long a connection may take to open, its TLS and its turn included, seconds.
 OPENING_S = 60.0
 #: mitmproxy's bound where it has no option for it.
 TCP_TIMEOUT_S = 600.0
@@ -45,6 +45,8 @@ class Sweep:
     def __init__(self, layer: PoolHttpLayer) -> None:
         self._layer = layer
         self.timer: commands.RequestWakeup | None = None
+        #: when connections were looked at first that have not begun to open
+        self._not_begun: dict[Connection, float] = {}
 
     def arm(self) -> CommandGenerator[None]:
         """Look again soon, unless that is arranged already."""
@@ -80,8 +82,9 @@ class Sweep:
         return float(getattr(self._layer.context.options, "tcp_timeout", TCP_TIMEOUT_S))
 
     def _opens_too_long(self, connection: Connection) -> bool:
-        started = connection.timestamp_start
-        return started is not None and self._layer.service.wall_now() - started > OPENING_S
+        now = self._layer.service.wall_now()
+        started = connection.timestamp_start or self._not_begun.setdefault(connection, now)
+        return now - started > OPENING_S
 
 
 def is_dead(connection: Connection) -> bool:
