@@ -156,6 +156,23 @@ async def test_a_second_signal_cuts_it_off(upstream, pool_proxy, http2):
             await rest()
 
 
+async def test_a_hangup_neither_cuts_it_off_nor_reloads(upstream, finish, pool_proxy):
+    proxy = await pool_proxy(ONE, provider=upstream, options=LONG)
+    async with kept(proxy) as idle:
+        await idle.ask()
+        async with answering(proxy) as (_, rest):
+            os.kill(proxy.pid, signal.SIGTERM)
+            await proxy.until_printed(SHUTTING)
+            os.kill(proxy.pid, signal.SIGHUP)
+            os.kill(proxy.pid, signal.SIGHUP)
+            # Answered after they were heard.
+            assert (await idle.ask())[0] == 503
+            finish.set()
+            assert await rest() == CHAT.body
+        assert await ended(proxy) == 0
+    assert "reloaded" not in proxy.output
+
+
 async def test_what_does_not_end_in_time_is_cut_off(upstream, pool_proxy):
     proxy = await pool_proxy(ONE, provider=upstream, options={"pool_drain": "0.2"})
     async with kept(proxy) as idle:

@@ -294,6 +294,20 @@ async def test_a_second_signal_ends_it_at_once(proxy):
     assert proxy.refreshing
 
 
+async def test_what_is_said_twice_of_a_terminal_is_no_second_signal(proxy):
+    proxy.refreshing = True
+    proxy.drain.begin()
+    await proxy.until(lambda: proxy.written)
+    proxy.drain.begin()
+    proxy.drain.begin()
+    assert proxy.drain._cutting is None
+    assert not proxy.drain._task.cancelling()
+    # A signal is one.
+    proxy.master.shutdown()
+    await proxy.until(lambda: proxy.master.ended)
+    assert proxy.refreshing
+
+
 async def test_no_time_to_drain_ends_it_at_once():
     proxy = Proxy(drain_s=0.0)
     proxy.refreshing = True

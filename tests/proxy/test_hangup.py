@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,11 @@ from account_pool.proxy import hangup
 
 async def main():
     said = asyncio.Queue()
-    hangup.listen(lambda: said.put_nowait("reload"), lambda: said.put_nowait("end"))
+    hangup.listen(
+        lambda: said.put_nowait("reload"),
+        lambda: said.put_nowait("end"),
+        lambda: print("at once", flush=True),
+    )
     print("ready", flush=True)
     while True:
         word = await said.get()
@@ -83,9 +88,9 @@ def child(request: pytest.FixtureRequest) -> Iterator[Child]:
 def test_a_signal_reads_again_and_a_closed_terminal_ends(child: Child) -> None:
     for _ in range(2):
         child.hang_up()
-        assert child.said() == "reload"
+        assert [child.said(), child.said()] == ["at once", "reload"]
     child.close_terminal()
-    assert child.said() == "end"
+    assert [child.said(), child.said()] == ["at once", "end"]
     assert child.process.wait(PATIENCE_S) == 0
 
 
@@ -93,19 +98,30 @@ def test_a_signal_reads_again_and_a_closed_terminal_ends(child: Child) -> None:
 def test_who_asked_to_outlive_the_terminal_does(child: Child) -> None:
     child.close_terminal()
     child.hang_up()
-    assert child.said() == "reload"
+    assert [child.said(), child.said()] == ["at once", "reload"]
 
 
-async def test_it_is_undone() -> None:
-    before = signal.getsignal(signal.SIGHUP)
-    undo = hangup.listen(lambda: None, lambda: None)
+@pytest.fixture
+def before() -> Iterator[Any]:
+    handler = signal.getsignal(signal.SIGHUP)
+    yield handler
+    signal.signal(signal.SIGHUP, handler)
+
+
+async def test_it_is_undone(before: Any) -> None:
+    undo = hangup.listen(lambda: None, lambda: None, lambda: None)
     assert signal.getsignal(signal.SIGHUP) is not before
-    undo()
+    undo(False)
     assert signal.getsignal(signal.SIGHUP) is before
+
+
+async def test_a_process_that_ends_is_not_cut_short(before: Any) -> None:
+    hangup.listen(lambda: None, lambda: None, lambda: None)(True)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_elsewhere_than_in_the_main_thread_it_does_nothing() -> None:
     async def listen() -> None:
-        hangup.listen(lambda: None, lambda: None)()
+        hangup.listen(lambda: None, lambda: None, lambda: None)(True)
 
     asyncio.run(asyncio.to_thread(asyncio.run, listen()))  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from pathlib import Path
 
 from mitmproxy import ctx, exceptions, http
@@ -60,6 +60,7 @@ from account_pool.proxy.hooks import Turn
 from account_pool.proxy.reload import Changes, Watcher, update_pool
 from account_pool.proxy.service import End, Service, Settings
 from account_pool.proxy.shown import REFUSED
+from account_pool.proxy.terminal import Terminal
 from account_pool.proxy.view import View
 from account_pool.store.errors import StoreError
 from account_pool.store.store import MemoryStore, Store
@@ -125,9 +126,10 @@ class AccountPool(AdminPages):
         self._starting: asyncio.Task[object] | None = None
         self._held_back = False
         self._reading: asyncio.Task[object] | None = None
-        self._unlisten: Callable[[], None] = lambda: None
+        self._unlisten: hangup.Undo = lambda _ends: None
         self._drain: Drain | None = None
         self._shortage = descriptors.Shortage()
+        self._terminal = Terminal()
         self._replays = replay.Replays(self.service)
         self._view = View(
             lambda: ctx.master.addons.get("view"), lambda: self.service.settings.view_kept
@@ -171,12 +173,24 @@ class AccountPool(AdminPages):
             ctx.master, self.service, refreshing=self._is_refreshing, write=self._write
         )
         self._drain.install()
-        self._unlisten = hangup.listen(self._read_again, ctx.master.shutdown)
+        self._unlisten = hangup.listen(
+            self._hung_up, self._terminal_closed, self._terminal.write_nowhere
+        )
+        self._terminal.watch(getattr(ctx.master, "ui", None), self._terminal_closed)
         self._sweeping = tasks.supervised(
             "forgetting conversations", lambda: sweeping.run(self.service)
         )
         # mitmproxy waits: it ends where a server cannot listen. At a reload it cannot wait.
         return self._starting if self._held_back else None
+
+    def _hung_up(self) -> None:
+        if not self.service.stopping:
+            self._read_again()
+
+    def _terminal_closed(self) -> None:
+        self._terminal.let_go()
+        if self._drain is not None:
+            self._drain.begin()
 
     def _is_refreshing(self) -> bool:
         return self.keeper is not None and self.keeper.is_refreshing
@@ -263,7 +277,7 @@ class AccountPool(AdminPages):
         for task in (self._starting, self._watching, self._sweeping, self._reading):
             if task is not None:
                 task.cancel()
-        self._unlisten()
+        self._unlisten(ctx.master.should_exit.is_set())
         self._shortage.uninstall()
         if self._replays in ctx.master.addons:
             ctx.master.addons.remove(self._replays)

@@ -1,10 +1,11 @@
 """How the proxy ends: what is under way finishes first, for a while, and nothing begins.
 
-Whoever ends mitmproxy (SIGTERM, Ctrl-C, `q` in the console, a closed terminal) calls
-`Master.shutdown`; `Drain` stands in its place. Asked once, it stops listening, has new
-requests answered with 503 (`stream.py`), and waits; asked again, it waits no more. What
-nobody could see an end of is not waited for: tunnels that are not decrypted, and
-WebSockets between two turns, which are told that the proxy goes away.
+Whoever ends mitmproxy (SIGTERM, Ctrl-C, `q` in the console) calls `Master.shutdown`;
+`Drain` stands in its place. Asked once, it stops listening, has new requests answered with
+503 (`stream.py`), and waits; asked again, it waits no more. A terminal that is closed asks
+once, however often that is said. What nobody could see an end of is not waited for:
+tunnels that are not decrypted, and WebSockets between two turns, which are told that the
+proxy goes away.
 """
 
 from __future__ import annotations
@@ -75,6 +76,11 @@ class Drain:
     def shutdown(self) -> None:
         """Drain, then end; at the second call end at once. Thread-safe, as mitmproxy's is."""
         self._loop.call_soon_threadsafe(self._asked)
+
+    def begin(self) -> None:
+        """Drain, then end; does nothing where that has begun. Call it in the loop."""
+        if not self._service.stopping:
+            self._asked()
 
     def _asked(self) -> None:
         if self._task is None and self._service.settings.drain_s > 0:

@@ -11,10 +11,16 @@ import os
 import signal
 from collections.abc import Callable
 
+#: Undoes it; True: the process ends, and no hangup is to cut that short.
+Undo = Callable[[bool], object]
 
-def listen(reload: Callable[[], object], end: Callable[[], object]) -> Callable[[], None]:
+
+def listen(
+    reload: Callable[[], object], end: Callable[[], object], at_once: Callable[[], object]
+) -> Undo:
     """Call *reload* at a SIGHUP, or *end* if our terminal is gone; return what undoes it.
 
+    Both are called in the loop, *at_once* before, wherever our code is: it raises nothing.
     Nothing happens where there is no such signal, or this is no main thread.
     """
     number = getattr(signal, "SIGHUP", None)
@@ -34,15 +40,20 @@ def listen(reload: Callable[[], object], end: Callable[[], object]) -> Callable[
         loop.add_signal_handler(number, hung_up)
     except (NotImplementedError, RuntimeError, ValueError):
         return _nothing
-    return lambda: _undo(loop, number)
+    # The loop is told all the same: of each signal that has a handler.
+    signal.signal(number, lambda *_: at_once())
+    signal.siginterrupt(number, False)
+
+    def undo(ends: bool) -> None:
+        if not loop.is_closed():
+            loop.remove_signal_handler(number)
+            if ends:
+                signal.signal(number, signal.SIG_IGN)
+
+    return undo
 
 
-def _undo(loop: asyncio.AbstractEventLoop, number: int) -> None:
-    if not loop.is_closed():
-        loop.remove_signal_handler(number)
-
-
-def _nothing() -> None:
+def _nothing(_ends: bool) -> None:
     """There is nothing to be undone."""
 
 
