@@ -531,6 +531,15 @@ def test_without_another_account_it_is_held_until_the_renewal_is_over() -> None:
     play.at(1.0) >> resumed << "send a" >> committed >> finished << None
 
 
+@pytest.mark.parametrize("pending", [True, False])
+def test_a_refusal_is_not_delivered_while_the_renewal_is_tried_for(pending: bool) -> None:
+    """Told that its credential is bad, a client would log out."""
+    play = Play("a", max_wait_s=0.0)
+    play >> begin << "send a" >> refused(EXPIRED) << "refresh a"
+    play.pool.set_credentials(key("a"), {}, now=0.0, problem="x", pending=pending, passing=True)
+    play >> refreshed(None) << "answer 503"
+
+
 def test_a_renewal_that_leaves_the_refused_credential_in_use_has_failed() -> None:
     play = Play("a", "b")
     play >> begin << "send a" >> refused(EXPIRED) << "refresh a"
@@ -878,6 +887,7 @@ def disabled(outcome: Outcome) -> Callable[[Pool], object]:
             "answer 429, 300 s, like a",
         ),
         (lambda pool: pool.set_credentials(key("a"), {}, now=0.0, pending=True), "answer 503"),
+        (lambda pool: pool.set_credentials(key("a"), {}, now=0.0, passing=True), "answer 503"),
     ],
 )
 def test_what_a_client_gets_where_only_the_owner_can_help(

@@ -595,8 +595,12 @@ def test_a_credential_on_its_way_is_worth_waiting_for() -> None:
     pool.add(account("a"), now=0.0, pending=True)
     assert shortage(pool).may_change
     assert "1 without a usable credential" in shortage(pool).reason
+    assert shortage(pool).status is None
+    # It is tried for again, later than anybody is held.
+    pool.set_credentials(key("a"), {}, now=0.0, problem="no answer", passing=True)
+    assert (shortage(pool).may_change, shortage(pool).status) == (False, None)
     pool.set_credentials(key("a"), {}, now=0.0, problem="refused")
-    assert not shortage(pool).may_change
+    assert (shortage(pool).may_change, shortage(pool).status) == (False, 401)
 
 
 def test_a_full_account_that_cools_counts_by_its_deadline() -> None:

@@ -128,14 +128,20 @@ class Published:
         self.all: list[tuple[str, dict[str, str], str | None]] = []
         self.credentials: dict[str, Mapping[str, Credential]] = {}
         self.problems: dict[str, str | None] = {}
+        self.again_in_s: dict[str, float | None] = {}
 
     def __call__(
-        self, key: AccountKey, credentials: Mapping[str, Credential], problem: str | None
+        self,
+        key: AccountKey,
+        credentials: Mapping[str, Credential],
+        problem: str | None,
+        again_in_s: float | None,
     ) -> None:
         revealed = {kind: c.secret.reveal() for kind, c in credentials.items()}
         self.all.append((str(key), revealed, problem))
         self.credentials[str(key)] = credentials
         self.problems[str(key)] = problem
+        self.again_in_s[str(key)] = again_in_s
 
 
 class FakeGitHub:

@@ -255,6 +255,49 @@ class TestLogin:
         answered.set()
         await until(lambda: token(published) == "at-1")
 
+    @pytest.mark.parametrize(
+        ("refusal", "again_in_s"),
+        [
+            ((503, ""), 1.0),
+            ((429, ""), 30.0),
+            ((302, ""), 1.0),
+            ((401, {"error": "invalid_client"}), None),
+            ((400, {"error": "invalid_grant"}), None),
+        ],
+    )
+    async def test_what_may_pass_is_waited_for(
+        self,
+        start: Callable[..., Keeper],
+        published: Published,
+        server: TokenServer,
+        refusal: Any,
+        again_in_s: float | None,
+    ) -> None:
+        """Only what its owner has to cure is no reason to hold a request, or to say 503."""
+        server.refusals = [refusal] * 2
+        keeper = start(login(access_token=None))
+        await settle()
+        assert token(published) is None
+        assert published.again_in_s["openai/me"] == again_in_s
+        refused = Credential(kind="key", secret=Secret("at-0"))
+        assert await keeper.refresh(ME, refused) is (False if again_in_s is None else None)
+
+    async def test_a_token_that_ends_before_the_next_is_there_is_waited_for(
+        self,
+        start: Callable[..., Keeper],
+        published: Published,
+        clock: FakeClock,
+    ) -> None:
+        """As after a machine has slept."""
+        keeper = start(login())
+        await settle()
+        keeper._held[ME].drop_expired()
+        assert token(published) == "at-0"
+        clock.now += 3600
+        keeper._held[ME].drop_expired()
+        assert published.all[-1] == ("openai/me", {}, "its token has expired")
+        assert published.again_in_s["openai/me"] == 0.0
+
     async def test_the_end_of_a_login_is_one_line_and_a_new_one_is_found(
         self,
         start: Callable[..., Keeper],

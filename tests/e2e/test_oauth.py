@@ -345,6 +345,21 @@ async def test_an_endpoint_that_fails_leaves_the_token_while_it_is_good(
     assert await ask(proxy) == [SERVED]
 
 
+async def test_a_request_is_held_while_a_refresh_fails_that_may_work_soon(
+    provider, pool_proxy, logins, kept
+):
+    """Told that its credential is bad, a client would log out."""
+    logins.refuses = json_reply({"error": "not now"}, 503)
+    upstream = await provider(by_credential({access(3): GOOD}))
+    options = {**kept, "pool_max_wait": PATIENCE_S}
+    proxy = await pool_proxy([login(logins, expires_in=-60)], provider=upstream, options=options)
+    asking = asyncio.create_task(ask(proxy))
+    await logins.provider.journal.until(lambda: len(logins.asked) == 2)
+    logins.refuses = None
+    assert await asking == [SERVED]
+    assert logins.asked == [FIRST] * 3
+
+
 async def test_tokens_in_memory_are_said_to_be_lost_at_the_end(provider, pool_proxy, logins):
     upstream = await provider(by_credential({OLD: GOOD}))
     proxy = await pool_proxy([login(logins)], provider=upstream)

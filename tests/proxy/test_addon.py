@@ -191,14 +191,30 @@ async def test_credentials_of_an_account_removed_by_hand_are_dropped(load):
     addon, _ = load()
     key = AccountKey("openai", "work")
     addon.service.pool.remove(key, now=addon.service.now())
-    addon._publish(key, {"key": Credential(kind="key", secret=Secret("x"))}, None)
+    addon._publish(key, {"key": Credential(kind="key", secret=Secret("x"))}, None, None)
     assert keys(addon) == ["anthropic/home"]
 
 
 async def test_a_problem_is_shown(load):
     addon, _ = load()
-    addon._publish(AccountKey("openai", "work"), {}, "no such file")
+    addon._publish(AccountKey("openai", "work"), {}, "no such file", None)
     assert "no such file" in addon.status()[1]
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [(None, (False, False)), (0, (True, True)), (1, (True, True)), (1.1, (False, True))],
+)
+async def test_a_credential_that_comes_by_itself_is_waited_for(load, share, expected):
+    """As long as a request is held."""
+    addon, _ = load()
+    key = AccountKey("openai", "work")
+    max_wait_s = addon.service.settings.limits.max_wait_s
+    assert max_wait_s > 0
+    again_in_s = None if share is None else share * max_wait_s
+    addon._publish(key, {}, "no answer", again_in_s)
+    state = addon.service.pool.get(key)
+    assert (state.pending, state.passing) == expected
 
 
 async def test_a_credential_that_cannot_be_read_stops_nothing(load, caplog, tmp_path):

@@ -60,7 +60,11 @@ class _Had:
     problems: dict[AccountKey, str | None] = field(default_factory=dict)
 
     def publish(
-        self, key: AccountKey, credentials: Mapping[str, Credential], problem: str | None
+        self,
+        key: AccountKey,
+        credentials: Mapping[str, Credential],
+        problem: str | None,
+        _again_in_s: float | None,
     ) -> None:
         self.credentials[key], self.problems[key] = credentials, problem
 

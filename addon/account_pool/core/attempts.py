@@ -884,7 +884,7 @@ class Attempts:
         self, wait: float | None, nobody: NoUsableAccount | None, *, again: bool = False
     ) -> Step:
         self._nobody = nobody
-        limited = nobody is not None and nobody.soonest is not None
+        limited = nobody is not None and nobody.status is None
         if self._refused and not (limited and self._only_blamed()):
             return Deliver(wait, again)
         reason = nobody.reason if nobody else "too many attempts"

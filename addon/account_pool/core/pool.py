@@ -234,12 +234,14 @@ class Pool:
         now: float,
         problem: str | None = None,
         pending: bool = False,
+        passing: bool = False,
     ) -> None:
         """Replace the credentials of *key*. Others than those refused end what a 401 led to.
 
         Args:
             problem: why there is none, for people.
-            pending: one is still on its way.
+            pending: one is still on its way, or tried for soon.
+            passing: one is tried for, sooner or later: nobody has to act.
 
         Raises UnknownAccount.
         """
@@ -254,7 +256,7 @@ class Pool:
         blamed = state.refused or state.disabled is not None
         if credentials and blamed and fingerprint(credentials) != state.refused:
             self._forgive_401(state, now)
-        state.problem, state.pending = problem, pending
+        state.problem, state.pending, state.passing = problem, pending, passing
         members.place(state, now)
         self._changed(key, now)
 

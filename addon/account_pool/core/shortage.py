@@ -75,11 +75,18 @@ def shortage(
     )
 
 
-def _for_the_owner(states: list[AccountState], facts: Facts) -> tuple[int, AccountKey | None]:
-    """Return what keeps all *states* out of use, as a status, and which of them said so last."""
+def _for_the_owner(
+    states: list[AccountState], facts: Facts
+) -> tuple[int | None, AccountKey | None]:
+    """Return what keeps all *states* out of use, as a status, and which of them said so last.
+
+    None: that passes by itself.
+    """
     allowed = [state for state in states if state.account.models.allows(facts.model)]
     if states and not allowed:
         return 404, None
+    if any(s.enabled and s.passing and facts.kind not in s.credentials for s in allowed):
+        return None, None
     told = [s for s in allowed if s.disabled is not None and s.disabled.signal != BY_HAND]
     if not told:
         return 401, None

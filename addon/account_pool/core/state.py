@@ -26,6 +26,7 @@ class AccountState:
         credentials: usable ones by kind; empty while none is known.
         problem: why there is no credential, for people; None if there is no problem.
         pending: a credential is still being fetched, so waiting may help.
+        passing: it is tried for again: what it lacks one for is not for its owner to cure.
         doubtful: its credential may be over: it is asked after all others until it serves.
         in_flight: open leases.
         last_used: sequence number of the last lease, 0 if never used.
@@ -67,6 +68,7 @@ class AccountState:
     credentials: Mapping[str, Credential] = field(default_factory=dict)
     problem: str | None = None
     pending: bool = False
+    passing: bool = False
     doubtful: bool = False
     in_flight: int = 0
     last_used: int = 0

@@ -51,7 +51,10 @@ class ExchangeFailed(Exception):
     Attributes:
         retry_after_s: seconds GitHub asked to wait; None if it named none.
         is_wait: nothing was tried: that is exactly how long to wait.
+        passes: it may work the next time; False: only the owner can cure it.
     """
+
+    passes = True
 
     def __init__(
         self, text: str, retry_after_s: float | None = None, *, is_wait: bool = False

@@ -39,7 +39,9 @@ DOUBTED = "that may be wrong, so it is used when no other account can serve"
 #: A source that fails waits longer at first: a command may open a window each time.
 SOURCE_FIRST_FAILURES = 4
 
-Publish = Callable[[AccountKey, Mapping[str, Credential], str | None], None]
+#: Takes the account, its credentials by kind, the problem if there is one, and in how many
+#: seconds others come by themselves: 0 for at any moment, None for not before somebody acts.
+Publish = Callable[[AccountKey, Mapping[str, Credential], str | None, float | None], None]
 
 
 class Held:
@@ -79,8 +81,11 @@ class Held:
         self._wall_clock = wall_clock
         self._chance = chance
         self._problem: str | None = None
+        #: in how many seconds others come by themselves; None: somebody has to act
+        self._again_in_s: float | None = 0.0
         #: by kind: what was read before its end, which is believed therefore
         self._timed: dict[str, Secret] = {}
+        self._published: float | None = None
         self._failures = 0
         self._said_slow = False
         self._closed = False
@@ -124,11 +129,13 @@ class Held:
         except CredentialError as error:
             return self._source_failed(error)
         except ExchangeRefused as error:
-            self.under_way = False
+            self.under_way, self._again_in_s = False, None
             self._drop(str(error))
             return REFUSED_WAIT_S
         except ExchangeFailed as error:
-            return self._keep_old(str(error), error.retry_after_s, is_wait=error.is_wait)
+            return self._keep_old(
+                str(error), error.retry_after_s, is_wait=error.is_wait, passes=error.passes
+            )
         except Exception as error:
             return self._unexpected(error)
         finally:
@@ -143,14 +150,22 @@ class Held:
         current = self.credentials.get(refused.kind)
         return current is not None and current.secret != refused.secret
 
+    @property
+    def comes(self) -> bool:
+        """Whether other credentials come by themselves: they are on their way, or tried for."""
+        return self.under_way or self._again_in_s is not None
+
     def ends_in_s(self) -> float:
         """Return in how many seconds the first of the credentials ends; inf: never."""
         return self._left_s(self.credentials)
 
     def drop_expired(self) -> None:
         """Withdraw credentials that have ended. The problem of the last try stays."""
-        if self.ends_in_s() <= 0:
-            self._drop(self._problem or self._way.expired)
+        if self.ends_in_s() > 0:
+            return
+        if self._problem is None and self._way.renews:
+            self._again_in_s = 0.0  # late, as after sleep, or it goes on
+        self._drop(self._problem or self._way.expired)
 
     def _left_s(self, credentials: Mapping[str, Credential]) -> float:
         ends = [c.expires_at for c in credentials.values() if c.expires_at is not None]
@@ -158,6 +173,7 @@ class Held:
 
     def _accept(self, got: Got) -> float | None:
         credentials = {kind: self._with_end(kind, c) for kind, c in got.credentials.items()}
+        self._again_in_s = None
         if self._left_s(credentials) <= 0:
             self._drop(self._way.expired)
             return got.again_in_s
@@ -201,7 +217,8 @@ class Held:
     def _source_failed(self, error: CredentialError) -> float:
         # Nothing to fall back on but a token that is still good.
         self.unreadable = True
-        wait_s = self._keep_old(f"{self.entry.source.describe()}: {error}", None, source=True)
+        problem = f"{self.entry.source.describe()}: {error}"
+        wait_s = self._keep_old(problem, None, source=True, passes=False)
         # Reading a file costs nothing, and tells that it was written or its mode changed.
         return FILE_LOOK_S if isinstance(self.entry.source, FileSource) else wait_s
 
@@ -218,21 +235,24 @@ class Held:
         *,
         source: bool = False,
         is_wait: bool = False,
+        passes: bool = True,
     ) -> float:
-        """Note a failure that may pass; return the seconds until the next try."""
+        """Note a failure; return the seconds until the next try."""
         self._failures += not is_wait
         self.under_way = self._said_slow = False
         wait_s = backoff_s(max(self._failures, 1) + SOURCE_FIRST_FAILURES * source, self._chance())
+        again_in_s = (retry_after_s or 0.0) if is_wait else max(wait_s, retry_after_s or 0.0)
+        self._again_in_s = again_in_s if passes else None
         self._change(self._way.meanwhile(self.credentials), problem)
         self.drop_expired()
-        return (retry_after_s or 0.0) if is_wait else max(wait_s, retry_after_s or 0.0)
+        return again_in_s
 
     def _goes_on(self, error: UnderWay) -> float:
         """Use what is still good while the renewal goes on; without it requests are held."""
         if error.aloud and not self._said_slow:
             logger.warning("%s: %s", self.key, error)
             self._said_slow = True
-        self.under_way = True
+        self.under_way, self._again_in_s = True, 0.0
         self._change({} if error.is_refused else self._way.meanwhile(self.credentials), None)
         return error.again_in_s
 
@@ -246,7 +266,8 @@ class Held:
             return
         if problem is not None and problem != self._problem:
             logger.warning("%s: %s", self.key, problem)
-        if credentials == self.credentials and problem == self._problem:
+        known = credentials, problem, None if credentials else self._again_in_s
+        if known == (self.credentials, self._problem, self._published):
             return
-        self.credentials, self._problem = credentials, problem
-        self._publish(self.key, credentials, problem)
+        self.credentials, self._problem, self._published = known
+        self._publish(self.key, *known)

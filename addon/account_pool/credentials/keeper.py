@@ -54,9 +54,9 @@ class Keeper:
     ) -> None:
         """Take what it needs; nothing happens before `start`.
 
-        *publish* is called in the loop's thread with (key, credentials by kind, problem
-        or None) whenever one of them changes. Both may be there: a token that is still
-        good and the reason why the next is not.
+        *publish* is called in the loop's thread whenever something of it changes. A problem
+        may be there beside credentials: a token that is still good and the reason why the
+        next is not.
         """
         self._entries = {entry.account.key: entry for entry in entries}
         self._publish = publish
@@ -133,7 +133,7 @@ class Keeper:
 
         Returns whether the account now has one that differs, also when somebody else
         got it while we waited: there is one refresh at a time per account. None: it takes
-        longer than a request should wait, and goes on.
+        longer than a request should wait, and goes on, or is tried again.
         """
         held = self._held.get(key)
         if held is None:
@@ -151,7 +151,7 @@ class Keeper:
                 held.refuse(refused.secret)
             wait_s = await held.renew()
             self._restart(held, wait_s)
-            return None if held.under_way else held.has_other_than(refused)
+            return True if held.has_other_than(refused) else None if held.comes else False
 
     @property
     def is_refreshing(self) -> bool:

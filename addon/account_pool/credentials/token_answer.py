@@ -66,6 +66,14 @@ _ACCOUNT_ID = re.compile(r"[A-Za-z0-9-]{1,100}\Z")
 class LoginEnded(ExchangeFailed):
     """The login is over, unless somebody else has newer tokens of it."""
 
+    passes = False
+
+
+class WrongSettings(ExchangeFailed):
+    """What was written in accounts.yaml is wrong."""
+
+    passes = False
+
 
 class AnswerLost(ExchangeFailed):
     """What came back says nothing of the refresh token: it may be spent."""
@@ -126,7 +134,7 @@ def read_refusal(answer: HttpAnswer, asked_with: Tokens, wall_now: float) -> Exc
         return LoginEnded(told)
     described = f"the refresh answered {answer.status}" + (f": {told}" if told else "")
     if code in SETTINGS_CODES and answer.status in (400, 401, 403):
-        return ExchangeFailed(
+        return WrongSettings(
             f"{described}; correct client_id, client_secret, scope and style of its oauth",
             SETTINGS_WAIT_S,
         )

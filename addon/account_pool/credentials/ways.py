@@ -94,9 +94,11 @@ class Way(Protocol):
 
     Attributes:
         expired: what to say when they have ended.
+        renews: it gets new ones itself, in time.
     """
 
     expired: str
+    renews: bool
 
     def now(self) -> Got | None:
         """Return what can be had at once, None when it takes time. Raises CredentialError."""
@@ -143,6 +145,7 @@ class SourceWay:
     """Reads a source: what it has is the credential."""
 
     expired = "its token has expired"
+    renews = False
 
     def __init__(self, entry: AccountEntry) -> None:
         self._entry = entry
@@ -166,6 +169,8 @@ class SourceWay:
 
 class FileWay:
     """Reads a file, again and again: only if it was written, or its token was refused."""
+
+    renews = False
 
     def __init__(self, entry: AccountEntry, source: FileSource) -> None:
         self._entry = entry
@@ -199,6 +204,8 @@ class FileWay:
 class KeychainWay:
     """Reads an item of the keychain, again and again: its tool renews what is in it."""
 
+    renews = False
+
     def __init__(self, entry: AccountEntry, source: KeychainSource) -> None:
         self._entry = entry
         self._source = source
@@ -222,6 +229,7 @@ class LoginWay:
     """Has the newest tokens of a login, and new ones in time."""
 
     expired = "its token has expired"
+    renews = True
 
     def __init__(self, entry: AccountEntry, login: Login, wall_clock: Callable[[], float]) -> None:
         self._entry = entry
@@ -267,6 +275,7 @@ class ExchangeWay:
     """Exchanges what the source has for a Copilot token."""
 
     expired = "its token has expired"
+    renews = True
 
     def __init__(self, entry: AccountEntry, exchange: Exchange) -> None:
         self._account = entry.account
@@ -326,7 +335,7 @@ class ProjectWay:
         self._way = way
         self._assist = assist
         self._project: str | None = None
-        self.expired = way.expired
+        self.expired, self.renews = way.expired, way.renews
 
     def now(self) -> None:
         """The project is asked for."""

@@ -425,7 +425,11 @@ class AccountPool(AdminPages):
         self.service.settings = options.settings(values, ctx.options)
 
     def _publish(
-        self, key: AccountKey, credentials: Mapping[str, Credential], problem: str | None
+        self,
+        key: AccountKey,
+        credentials: Mapping[str, Credential],
+        problem: str | None,
+        again_in_s: float | None,
     ) -> None:
         """The keeper has news of an account's credentials."""
         pool, now = self.service.pool, self.service.now()
@@ -434,8 +438,14 @@ class AccountPool(AdminPages):
             if pool.identified(key, identity(credentials), now=now):
                 self.service.forget(key)
                 logger.info(f"account-pool: {key}: {_ANOTHER}")
+            waits = again_in_s is not None and again_in_s <= self.service.settings.limits.max_wait_s
             pool.set_credentials(
-                key, credentials, now=now, problem=problem, pending=problem is None
+                key,
+                credentials,
+                now=now,
+                problem=problem,
+                pending=waits,
+                passing=again_in_s is not None,
             )
         self.service.learn_holder(key, credentials)
         if (entry := self._entries.get(key)) is not None:
