@@ -12,7 +12,7 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import ReceiveHttp, RequestEndOfMessage, RequestHeaders
 from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Server
 
-from account_pool.proxy.http1 import QuickClient, QuickServer
+from account_pool.proxy.http1 import MAX_HEAD_BYTES, QuickClient, QuickServer
 from tests.proxy.helpers import client_connection, options_of
 
 REQUESTS = [
@@ -21,7 +21,6 @@ REQUESTS = [
     b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
     b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n",
     b"GET http://a:81/y HTTP/1.1\r\nX: 1\r\n folded\r\n\r\n",
-    b"\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
     b"GET / HTTP/1.1\nHost: a\n\n",
     b"GET /\r\nHost: a\r\n\r\n",
     b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
@@ -115,6 +114,93 @@ def test_trailers_end_a_message(kind: type[Any], size: int) -> None:
         both.append(told(layer, start + b"transfer-encoding: chunked\r\n\r\n" + body, size))
     assert both[0] == both[1]
     assert any("EndOfMessage" in text for text in both[0][:-2])
+
+
+@pytest.mark.parametrize("size", [*PIECES, 2, 3, 18])
+@pytest.mark.parametrize("blank", [b"\r\n", b"\n", b"\r\n\r\n", b"\n\r\n\n"])
+@pytest.mark.parametrize("kind", [QuickServer, QuickClient])
+def test_blank_lines_before_a_message(kind: type[Any], blank: bytes, size: int) -> None:
+    """mitmproxy's own wait for more, if all came in one piece."""
+    data = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    if kind is QuickClient:
+        data = b"HTTP/1.1 204 No Content\r\nX: 1\r\n\r\n"
+    both = []
+    for before in (blank, b""):
+        layer = kind(context())
+        list(layer.handle_event(events.Start()))
+        if kind is QuickClient:
+            request = http.Request.make("GET", "https://a/")
+            list(layer.handle_event(RequestHeaders(-1, request, True)))
+            list(layer.handle_event(RequestEndOfMessage(-1)))
+        both.append([text for text in told(layer, before + data, size) if text])
+    assert both[0] == both[1]
+    assert any("EndOfMessage" in text for text in both[0][:-1])
+
+
+def endless(start: bytes, piece: bytes, *, most: int) -> bytes:
+    """Return more than *most* bytes of what has no end."""
+    return start + piece * (most // len(piece) + 2)
+
+
+@pytest.mark.parametrize("status", [200, 429])
+@pytest.mark.parametrize(
+    "data",
+    [
+        endless(b"HTTP/1.1 %d ", b"x" * 1000, most=MAX_HEAD_BYTES),
+        endless(b"HTTP/1.1 %d X\r\n", b"x-a: " + b"y" * 1000 + b"\r\n", most=MAX_HEAD_BYTES),
+        endless(b"HTTP/1.1 %d X\r\nx-a:", b"\r\n " + b"y" * 1000, most=MAX_HEAD_BYTES),
+    ],
+    ids=["status line", "fields", "one field"],
+)
+def test_a_head_without_end_breaks_the_attempt(rig_of, data: bytes, status: int) -> None:
+    from tests.proxy.helpers import OK, post1
+
+    rig = rig_of()
+    rig.send(post1())
+    data = data.replace(b"%d", b"%d" % status)
+    for at in range(0, len(data), 65536):
+        rig.server.send(data[at : at + 65536])
+    assert rig.servers[0].closed
+    assert rig.answers[0].status == 502
+    assert b"the head of the answer is too long" in rig.answers[0].body
+    rig.send(post1())
+    rig.server.send(OK)
+    assert rig.answers[1].complete
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        endless(b"2;", b"x" * 1000, most=MAX_HEAD_BYTES),
+        endless(b"0\r\n", b"x-a: " + b"y" * 1000 + b"\r\n", most=MAX_HEAD_BYTES),
+    ],
+    ids=["chunk extension", "trailers"],
+)
+def test_a_line_without_end_between_chunks_breaks_the_answer(rig_of, rest: bytes) -> None:
+    from tests.proxy.helpers import CHUNKED, DELTA, LIMIT_BODY, OK, SSE, chunk, head1, post1
+
+    rig = rig_of()
+    for head, body in (head1(429, [CHUNKED]), LIMIT_BODY), (head1(200, [CHUNKED, SSE]), DELTA):
+        rig.send(post1())
+        rig.server.send(head + chunk(body))
+        server = rig.server
+        for at in range(0, len(rest), 65536):
+            server.send(rest[at : at + 65536])
+        assert server.closed
+        if body is LIMIT_BODY:
+            rig.server.send(OK)  # the other account's
+    assert [(m.status, m.complete) for m in rig.answers] == [(200, True), (200, False)]
+
+
+def test_long_heads_and_lines_are_taken(rig_of) -> None:
+    from tests.proxy.helpers import CHUNKED, chunk, head1, post1
+
+    rig = rig_of()
+    rig.send(post1())
+    field = "x-a: " + "y" * (MAX_HEAD_BYTES - 1000)
+    rig.server.send(head1(200, [field, CHUNKED]) + chunk(b"{}") + b"0;" + b"x" * 200_000)
+    rig.server.send(b"\r\n\r\n")
+    assert (rig.answers[0].body, rig.answers[0].complete) == (b"{}", True)
 
 
 def test_a_message_after_trailers(rig_of) -> None:

@@ -8,9 +8,11 @@ mitmproxy's own parser, which is used here as it is. Whatever is not in order (o
 complete) is left to the base class. All of this stands on private parts of mitmproxy and
 h11: it is imported by `compat.quick_http1`, and left alone where `check` fails.
 
-Two things are mended on the way. Trailers end a message as if they were not there;
+Some things are mended on the way. Trailers end a message as if they were not there;
 mitmproxy's own classes stop at them. Interim answers (100, 102, 103) are read over;
-mitmproxy's own client takes the first for the answer, and throws the answer away.
+mitmproxy's own client takes the first for the answer, and throws the answer away. Blank
+lines before a message are read over; mitmproxy waits behind them. What a server sends
+without an end is not collected for ever.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from h11._receivebuffer import ReceiveBuffer
 from mitmproxy import connection, http
 from mitmproxy.net.http import http1
 from mitmproxy.net.http.http1 import read
-from mitmproxy.proxy import events, layer
+from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import (
@@ -34,6 +36,7 @@ from mitmproxy.proxy.layers.http import (
     RequestEndOfMessage,
     RequestHeaders,
     ResponseHeaders,
+    ResponseProtocolError,
 )
 from mitmproxy.proxy.layers.http._http1 import (
     Http1Client,
@@ -42,8 +45,13 @@ from mitmproxy.proxy.layers.http._http1 import (
     make_body_reader,
 )
 
+from account_pool.proxy import compat
 from account_pool.proxy.headers import IndexedHeaders
 from account_pool.proxy.interim import InterimAnswer, is_interim
+
+#: The longest head of an answer, and the longest line of a chunked body, in bytes: more than
+#: the clients of LLM APIs take.
+MAX_HEAD_BYTES = 256 * 1024
 
 _T = TypeVar("_T", http.Request, http.Response)
 #: A message and the length of its body, as `http1.expected_http_body_size` tells it.
@@ -56,16 +64,18 @@ class _Quick(Http1Connection):
     def read_body(self, event: events.Event) -> CommandGenerator[None]:
         # Comes here once for a message, whoever has read its head.
         if type(self.body_reader) is ChunkedReader:
-            self.body_reader = _WithoutTrailers()
+            self.body_reader = _Chunks()
         self.state = super().read_body
         return self.state(event)
 
 
-class _WithoutTrailers(ChunkedReader):
-    """Leaves out the trailers, as a recipient may (RFC 9110, 6.5.1)."""
+class _Chunks(ChunkedReader):
+    """Leaves out the trailers, as a recipient may (RFC 9110, 6.5.1), and waits for no long line."""
 
     def __call__(self, buf: ReceiveBuffer) -> h11.Data | h11.EndOfMessage | None:
         read = super().__call__(buf)
+        if read is None and len(buf) > MAX_HEAD_BYTES:
+            raise h11.RemoteProtocolError("a line between chunks is too long")
         return h11.EndOfMessage() if type(read) is h11.EndOfMessage and read.headers else read
 
 
@@ -100,7 +110,12 @@ class QuickClient(_Quick, Http1Client):
             if stream_id < 0:
                 yield ReceiveHttp(InterimAnswer(stream_id))
         else:
-            yield from super().read_headers(event)
+            if len(self.buf) > MAX_HEAD_BYTES:
+                why = "the head of the answer is too long"
+                yield commands.CloseConnection(self.conn)
+                yield ReceiveHttp(ResponseProtocolError(stream_id, why, compat.SERVER_ERROR))
+            else:
+                yield from super().read_headers(event)
             return
         self.response, size = head
         yield ReceiveHttp(ResponseHeaders(stream_id, self.response, size == 0))
@@ -183,13 +198,14 @@ def _taken(
 
     What is odd stays there, for the base class to find as well, and to say so.
     """
-    buffered = bytes(connection.buf)
-    lines = connection.buf.maybe_extract_lines()
+    lines: list[bytearray] | None = []
+    while lines == []:  # a blank line before the message (RFC 9112, 2.2)
+        buffered = bytes(connection.buf)
+        lines = connection.buf.maybe_extract_lines()
     if lines is None:
         return None
     try:
-        if lines:
-            return parse([bytes(line) for line in lines])
+        return parse([bytes(line) for line in lines])
     except ValueError:
         pass
     connection.buf = type(connection.buf)()
