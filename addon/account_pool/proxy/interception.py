@@ -18,7 +18,7 @@ from mitmproxy.proxy.layers.tls import parse_client_hello
 
 from account_pool.admin.visit import ADMIN_HOST
 from account_pool.providers import unswappable
-from account_pool.proxy import destination
+from account_pool.proxy import destination, tls
 from account_pool.proxy.layer import PoolHttpLayer
 from account_pool.proxy.service import Service
 
@@ -49,6 +49,7 @@ def choose(nextlayer: layer.NextLayer, built_in: BuiltIn, service: Service) -> N
             return  # asked again when there is more
     built_in.next_layer(nextlayer)
     if nextlayer.layer is not None:
+        tls.take(nextlayer.layer)
         nextlayer.layer = _with_ours(nextlayer.layer, service)
 
 

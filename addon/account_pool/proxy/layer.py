@@ -18,7 +18,7 @@ from mitmproxy.proxy.layers.http import (
     ResponseProtocolError,
 )
 
-from account_pool.proxy import compat, destination, scrub, waking
+from account_pool.proxy import compat, destination, scrub, tls, waking
 from account_pool.proxy.harmless import harmless
 from account_pool.proxy.service import Service
 from account_pool.proxy.sweep import Sweep, is_dead
@@ -272,7 +272,9 @@ class PoolHttpLayer(HttpLayer):
             if self._told_early:
                 early.error = None
             self._told_early = True
-        return super().get_connection(event, reuse=reuse)
+        yield from super().get_connection(event, reuse=reuse)
+        for connection in self.waiting_for_establishment:
+            tls.take(self.connections[connection])
 
 
 def _fork(context: Context) -> Context:

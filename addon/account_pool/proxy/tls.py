@@ -1,0 +1,140 @@
+"""mitmproxy's TLS layers, which end when TLS has come to an end.
+
+- What comes on an established connection may be no TLS record (a proxy on the way that
+  breaks, a server that answers in plain text), or an alert that ends it. Nothing can be read
+  or written from then on. mitmproxy says so in its log and goes on: with pyOpenSSL 25 and
+  later the next write crashes its layers, with older ones it is lost without a word, and
+  either way the requests on the connection wait for ever. Here it is closed at once.
+- mitmproxy opens the connection behind a CONNECT at once, and begins TLS there once the
+  client has begun it. A server that has hung up by then is waited for for ever, as is one
+  that is silent.
+
+Stands on private parts of mitmproxy: `take` changes nothing where they are not as known.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any, cast
+
+from mitmproxy.connection import Connection, ConnectionState
+from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.layer import CommandGenerator, Layer
+from mitmproxy.proxy.layers.tls import ClientTLSLayer, ServerTLSLayer, TLSLayer
+from mitmproxy.proxy.tunnel import TunnelState
+from OpenSSL import SSL
+
+from account_pool.proxy.sweep import OPENING_S
+
+_ENDED = "TLS has ended"
+
+
+class _EndingTls(TLSLayer):
+    #: nothing is read or written any more
+    _over = False
+    #: the layers above are still to be told that the connection is closed
+    _owed = False
+
+    def receive_handshake_data(self, data: bytes) -> CommandGenerator[tuple[bool, str | None]]:
+        done, error = yield from super().receive_handshake_data(data)
+        if done and self._over:
+            return False, _ENDED
+        return done, error
+
+    def receive_data(self, data: bytes) -> CommandGenerator[None]:
+        if not self._over:
+            yield from super().receive_data(data)
+            if self._is_dead():
+                yield from self._end()
+
+    def send_data(self, data: bytes) -> CommandGenerator[None]:
+        if not self._over:
+            try:
+                yield from super().send_data(data)
+            except SSL.Error:
+                yield from self._end()
+
+    def receive_close(self) -> CommandGenerator[None]:
+        if not self._over:
+            yield from super().receive_close()
+        elif self._owed:
+            yield from self.event_to_child(events.ConnectionClosed(self.conn))
+
+    def _is_dead(self) -> bool:
+        """Say whether TLS has failed, with everything read that could be."""
+        try:
+            self.tls.recv(1, socket.MSG_PEEK)
+        except SSL.WantReadError:
+            return False
+        except SSL.ZeroReturnError:
+            # An alert looks like an end in good order, except that nobody was told of one.
+            return self._is_read
+        except SSL.Error:
+            return True
+        return False
+
+    @property
+    def _is_read(self) -> bool:
+        return bool(self.conn.state & ConnectionState.CAN_READ)
+
+    def _end(self) -> CommandGenerator[None]:
+        """Close the connection. That it is closed comes back as an event, as from its peer."""
+        self._over, self._owed = True, self._is_read
+        if self.tunnel_state is TunnelState.OPEN:
+            yield commands.CloseConnection(self.conn)
+
+
+class PoolClientTls(_EndingTls, ClientTLSLayer):
+    """The client's side."""
+
+
+class PoolServerTls(_EndingTls, ServerTLSLayer):
+    """The server's side."""
+
+    _bound: commands.RequestWakeup | None = None
+
+    def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        if isinstance(event, events.Wakeup) and event.command is self._bound:
+            if self.tunnel_state is TunnelState.ESTABLISHING:
+                error = f"no TLS after {OPENING_S:.0f} s"
+                yield from self.on_handshake_error(error)
+                yield from self._handshake_finished(error)
+            return
+        yield from super()._handle_event(event)
+
+    def _handle_command(self, command: commands.Command) -> CommandGenerator[None]:
+        if not isinstance(command, commands.OpenConnection) or not self._awaits(command.connection):
+            yield from super()._handle_command(command)
+        elif self.tunnel_connection.state & ConnectionState.CAN_READ:
+            yield from super()._handle_command(command)
+            self._bound = commands.RequestWakeup(OPENING_S)
+            yield self._bound
+        else:
+            self.wait_for_clienthello = False
+            yield commands.CloseConnection(self.tunnel_connection)
+            closed = events.OpenConnectionCompleted(command, "connection closed")
+            yield from self.event_to_child(closed)
+
+    def _awaits(self, connection: Connection) -> bool:
+        return self.wait_for_clienthello and connection is self.conn
+
+
+_OURS: dict[type[Layer], type[Layer]] = {
+    ClientTLSLayer: PoolClientTls,
+    ServerTLSLayer: PoolServerTls,
+}
+_PARTS = (
+    "tls", "receive_handshake_data", "receive_data", "receive_close", "send_data", "event_to_child",
+    "on_handshake_error", "_handshake_finished", "_handle_event", "_handle_command",
+)  # fmt: skip
+
+
+def take(outermost: Layer) -> None:
+    """Make each TLS layer of mitmproxy's in *outermost* and below it one of ours."""
+    if not all(hasattr(ServerTLSLayer, name) for name in _PARTS):
+        return
+    at: Any = outermost
+    while isinstance(at, Layer):
+        if type(at) in _OURS:
+            cast(Any, at).__class__ = _OURS[type(at)]
+        at = getattr(at, "child_layer", None)
