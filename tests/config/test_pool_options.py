@@ -29,6 +29,7 @@ def test_the_table_is_the_contract() -> None:
         "intercept": "providers",
         "allow_remote": False,
         "drain": 10.0,
+        "fast": "on",
         "view_kept": 500,
         "allow_origins": "",
         "allow_hosts": "",

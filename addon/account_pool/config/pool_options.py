@@ -16,6 +16,9 @@ from account_pool.config.problems import Wrong, shown
 from account_pool.core.browser import read_hosts, read_origins
 
 OptionValue = str | int | float | bool
+#: Shorter ways through mitmproxy, in the order in which they build on each other.
+FAST_STEPS = ("table", "inline")
+
 ValueType = type[str] | type[int] | type[float] | type[bool]
 
 
@@ -98,6 +101,20 @@ class PoolOption:
             return "write text, in quotes"
         at_least = f" of {self.minimum:g} or more" if self.minimum else ""
         return f"write a number{at_least} such as {self.default:g}"
+
+
+def read_fast(text: str) -> frozenset[str]:
+    """Return the names in FAST_STEPS that *text* stands for, and those before them.
+
+    Raises Wrong.
+    """
+    if text in ("on", "off"):
+        return frozenset(FAST_STEPS if text == "on" else ())
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in FAST_STEPS:
+            raise Wrong(f"{shown(name)} is no step", f"on, off, {', '.join(FAST_STEPS)}")
+    return frozenset(FAST_STEPS[: 1 + max(map(FAST_STEPS.index, names))])
 
 
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
@@ -265,6 +282,14 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
         10.0,
         "How long requests in flight may go on, in seconds, once the proxy was asked to end "
         "(SIGTERM, Ctrl-C). A second signal ends it at once, as 0 does.",
+    ),
+    PoolOption(
+        "fast",
+        str,
+        "on",
+        "Shorter ways through mitmproxy: on, off, or those to use, separated by commas: "
+        f"{', '.join(FAST_STEPS)}. What a version of mitmproxy does not allow is left out.",
+        reader=read_fast,
     ),
     PoolOption(
         "view_kept",

@@ -56,6 +56,7 @@ from account_pool.proxy import (
 from account_pool.proxy.admin_pages import AdminPages
 from account_pool.proxy.commands import RELOAD_ERRORS
 from account_pool.proxy.draining import Drain
+from account_pool.proxy.fast.steps import Steps
 from account_pool.proxy.hooks import Turn
 from account_pool.proxy.reload import Changes, Watcher, update_pool
 from account_pool.proxy.service import End, Service, Settings
@@ -131,6 +132,7 @@ class AccountPool(AdminPages):
         self._shortage = descriptors.Shortage()
         self._terminal = Terminal()
         self._replays = replay.Replays(self.service)
+        self._fast: Steps | None = None
         self._view = View(
             lambda: ctx.master.addons.get("view"), lambda: self.service.settings.view_kept
         )
@@ -164,6 +166,8 @@ class AccountPool(AdminPages):
             self.keeper.start()
         if self.keeping is not None:
             self.keeping.start()
+        self._fast = Steps(ctx.master.addons)
+        self._fast.use(self.service.settings.fast)
         self._open_pages()
         ctx.master.addons.add(self._replays)
         self._starting = tasks.once("start", self._announce)
@@ -225,7 +229,8 @@ class AccountPool(AdminPages):
         self.service.mind_suspend()  # before it has connections, which will be fresh
         connections = getattr(ctx.master.addons.get("proxyserver"), "connections", None)
         handler = event_lock.handler_of(connections, client.id)
-        event_lock.put_into(handler)
+        if self._fast is None or not self._fast.take(handler):
+            event_lock.put_into(handler)
         crowding.lift(handler)
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
@@ -281,6 +286,8 @@ class AccountPool(AdminPages):
         self._shortage.uninstall()
         if self._replays in ctx.master.addons:
             ctx.master.addons.remove(self._replays)
+        if self._fast is not None:
+            self._fast.use(())
         if self._drain is not None:
             self._drain.uninstall()
         if self.keeper is not None:
@@ -423,6 +430,8 @@ class AccountPool(AdminPages):
         pool.default_cooldown_s = float(values["cooldown"])
         pool.set_strategy(str(values["strategy"]), now=self.service.now())
         self.service.settings = options.settings(values, ctx.options)
+        if self._fast is not None:
+            self._fast.use(self.service.settings.fast)
 
     def _publish(
         self,

@@ -15,7 +15,7 @@ from mitmproxy import exceptions
 from mitmproxy.addonmanager import Loader
 from mitmproxy.options import Options
 
-from account_pool.config.pool_options import POOL_OPTIONS, OptionValue
+from account_pool.config.pool_options import POOL_OPTIONS, OptionValue, read_fast
 from account_pool.config.set_options import set_options
 from account_pool.core.attempts import Limits
 from account_pool.core.browser import Allowed, read_hosts, read_origins
@@ -87,6 +87,7 @@ def settings(values: Mapping[str, OptionValue], options: Options) -> Settings:
         websockets=str(values["websockets"]),
         manual_approve=bool(values["manual_approve"]),
         drain_s=cast(float, values["drain"]),
+        fast=read_fast(str(values["fast"])),
         view_kept=cast(int, values["view_kept"]),
         allowed=Allowed(
             read_origins(str(values["allow_origins"])), read_hosts(str(values["allow_hosts"]))

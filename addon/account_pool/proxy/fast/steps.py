@@ -1,0 +1,42 @@
+"""Which of the shorter ways are in use."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+
+from mitmproxy.addonmanager import AddonManager
+
+from account_pool.config.pool_options import FAST_STEPS
+from account_pool.proxy.fast import inline
+from account_pool.proxy.fast.table import HookTable
+
+logger = logging.getLogger(__name__)
+
+
+class Steps:
+    """Puts the steps that were chosen into an addon manager, and into the handlers of clients."""
+
+    def __init__(self, manager: AddonManager) -> None:
+        self._table = HookTable(manager)
+        self._said = ""
+        self.used: frozenset[str] = frozenset()
+
+    def use(self, chosen: Collection[str]) -> None:
+        """Use those of *chosen* that mitmproxy allows. Connected clients stay as they are."""
+        used = set()
+        if "table" not in chosen:
+            self._table.uninstall()
+        elif self._table.install():
+            used.add("table")
+            if "inline" in chosen and inline.is_as_known():
+                used.add("inline")
+        self.used = frozenset(used)
+        line = ", ".join(name for name in FAST_STEPS if name in used) or "none"
+        if line != self._said:
+            self._said = line
+            logger.debug("account-pool: shorter ways through mitmproxy in use: %s", line)
+
+    def take(self, handler: object) -> bool:
+        """Handle the events of one client, from the first on. Returns whether that is done."""
+        return "inline" in self.used and inline.put_into(handler, self._table)

@@ -1,0 +1,99 @@
+"""Addons of somebody else beside the pool: each prints what it is called with."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from mitmproxy import ctx, exceptions
+
+HOOKS = (
+    "client_connected",
+    "http_connect",
+    "tls_established_client",
+    "requestheaders",
+    "request",
+    "server_connect",
+    "server_connected",
+    "responseheaders",
+    "response",
+    "error",
+    "client_disconnected",
+)
+
+
+def say(name: str, hook: str, data: object) -> None:
+    path = getattr(getattr(data, "request", None), "path", "")
+    sys.stdout.write(f"hook: {name} {hook} {path}".rstrip() + "\n")
+    sys.stdout.flush()
+
+
+def now(name: str, hook: str, *, fails: bool = False):
+    def called(data) -> None:
+        say(name, hook, data)
+        if fails:
+            raise ValueError(f"{name} does not like {hook}")
+
+    return called
+
+
+def later(name: str, hook: str):
+    async def called(data) -> None:
+        await asyncio.sleep(0)
+        say(name, hook, data)
+
+    return called
+
+
+class Other:
+    """Has every hook of HOOKS, all of one kind, and children."""
+
+    def __init__(self, name: str, kind=now, children: tuple[Other, ...] = (), **how) -> None:
+        self.name, self.addons = name, list(children)
+        for hook in HOOKS:
+            setattr(self, hook, kind(name, hook, **how))
+
+
+class Guest(Other):
+    """Comes with the first request, and goes with the third."""
+
+
+class Host:
+    """Adds and removes an addon while requests are served."""
+
+    name = "host"
+    requests = 0
+    guest = Guest("guest")
+
+    def response(self, _flow) -> None:
+        self.requests += 1
+        # Between two hooks: whoever is added in one is asked by mitmproxy in the same.
+        later = asyncio.get_running_loop().call_soon
+        if self.requests == 1:
+            later(ctx.master.addons.add, self.guest)
+        elif self.requests == 3:
+            later(ctx.master.addons.remove, self.guest)
+
+
+class Halting:
+    """Ends the walk over the addons for one hook."""
+
+    name = "halting"
+
+    def tls_established_client(self, _data) -> None:
+        raise exceptions.AddonHalt
+
+
+class After(Other):
+    """Is not asked when one before it has halted."""
+
+
+addons = [
+    Other("now"),
+    Other("later", later),
+    Host(),
+    Halting(),
+    After("after"),
+    # An error skips what comes after it, in the same `-s` and in later ones.
+    Other("fails", fails=True, children=(Other("child of fails"),)),
+]
