@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Callable
 
 import httpx
+import pytest
 
 from account_pool.demo.scripts import by_credential, openai
 from tests.e2e import asleep
 from tests.e2e.harness import FIRST, TWO, chat, in_order
 from tests.e2e.raw_http2 import Peer, RawHttp2
+from tests.e2e.upstream_proxy import UpstreamProxy
 from tests.patience import PATIENCE_S
 
 HOURS = 3 * 3600
@@ -55,6 +57,27 @@ async def test_the_first_request_opens_a_fresh_connection_over_http2(certificate
                 assert (await http.request(**asked)).status_code == 200
             await until(lambda: upstream.peers[0].closed)  # nobody keeps it
     assert [len(peer.asked) for peer in upstream.peers] == [1, 2]
+    await proxy.until_printed(CLOSED)
+
+
+@pytest.mark.parametrize("strategy", ["eager", "lazy"])
+async def test_through_a_proxy_it_is_the_tunnel_that_is_closed(certificate, pool_proxy, strategy):
+    async with (
+        RawHttp2(certificate, lambda peer, stream_id: peer.answer(stream_id)) as upstream,
+        UpstreamProxy(upstream.port) as way,
+    ):
+        proxy = await pool_proxy(
+            TWO,
+            provider=upstream,
+            extra_args=SCRIPT,
+            options={"mode": way.mode, "connection_strategy": strategy},
+        )
+        async with proxy.client(http2=True) as http:
+            for asked in (chat("1"), after_hours("2"), chat("3")):
+                assert (await http.request(**asked)).status_code == 200
+            await until(lambda: upstream.peers[0].closed)
+    assert [len(peer.asked) for peer in upstream.peers] == [1, 2]
+    assert len(way.connects) == 2
     await proxy.until_printed(CLOSED)
 
 
