@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from types import SimpleNamespace
 
@@ -12,6 +13,8 @@ from mitmproxy import ctx
 from mitmproxy.connection import ConnectionState, Server
 from mitmproxy.proxy import commands, events, tunnel
 from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers import http as http_layers
+from mitmproxy.proxy.layers.http import HTTPMode
 from mitmproxy.proxy.server import ConnectionHandler, ConnectionIO
 
 from account_pool.core.attempts import Limits
@@ -394,6 +397,52 @@ def proxy_with(monkeypatch, *handlers: object) -> None:
     monkeypatch.setattr(ctx, "master", SimpleNamespace(addons=addons), raising=False)
 
 
+def in_use(server: Server) -> dict:
+    """The connections of a layer with a request over HTTP/1 on one."""
+    context = Context(client_connection(), options_of())
+    context.server = server
+    return {server: http_layers.Http1Client(context)}
+
+
+async def test_what_is_in_use_is_probed_by_the_system(monkeypatch):
+    """There is no PING in HTTP/1: a dead peer would be waited for as long as `tcp_timeout`."""
+    served = asyncio.Event()
+
+    async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await served.wait()
+        writer.close()
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    handler, writers = Handler(), []
+    ours, tunnel_of_others = (Server(address=("a", 443)) for _ in range(2))
+    for connection in (ours, tunnel_of_others):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        handler.transports[connection] = ConnectionIO(reader=reader, writer=writer)
+        writers.append(writer)
+    proxy_with(monkeypatch, handler)
+    others = layer.HttpLayer(Context(handler.client, options_of()), HTTPMode.regular)
+    connections = {**in_use(ours), tunnel_of_others: others}
+    http = SimpleNamespace(
+        context=SimpleNamespace(client=handler.client), timer=None, connections=connections
+    )
+    waking.attend(http, [])
+
+    def options(writer: asyncio.StreamWriter) -> list[bool]:
+        sock = writer.get_extra_info("socket")
+        names = [name for name in waking.PROBES if hasattr(socket, name)]
+        found = {n: sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, n)) for n in names}
+        kept_alive = bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        return [kept_alive, found == {name: waking.PROBES[name] for name in names}]
+
+    assert [options(writer) for writer in writers] == [[True, True], [False, False]]
+    served.set()
+    for writer in writers:
+        writer.close()
+        await writer.wait_closed()
+    listening.close()
+
+
 async def test_it_closes_the_sockets_and_wakes_the_layer(monkeypatch):
     handler = Handler()
     idle, other = (Server(address=("a", 443)) for _ in range(2))
@@ -405,7 +454,9 @@ async def test_it_closes_the_sockets_and_wakes_the_layer(monkeypatch):
         handler.transports[connection] = io
     proxy_with(monkeypatch, handler)
     timer = commands.RequestWakeup(5.0)
-    http = SimpleNamespace(context=SimpleNamespace(client=handler.client), timer=timer)
+    http = SimpleNamespace(
+        context=SimpleNamespace(client=handler.client), timer=timer, connections={}
+    )
     await asyncio.sleep(0)
     waking.attend(http, [idle, Server(address=("gone", 443))])
     async with asyncio.timeout(PATIENCE_S):
@@ -424,7 +475,11 @@ def test_without_the_private_parts_nothing_happens(monkeypatch, handler):
     proxyserver = SimpleNamespace(connections={client.id: handler} if handler else None)
     master = SimpleNamespace(addons={"proxyserver": proxyserver})
     monkeypatch.setattr(ctx, "master", master, raising=False)
-    http = SimpleNamespace(context=SimpleNamespace(client=client), timer=commands.RequestWakeup(1))
+    http = SimpleNamespace(
+        context=SimpleNamespace(client=client),
+        timer=commands.RequestWakeup(1),
+        connections=in_use(Server(address=("a", 443))),
+    )
     waking.attend(http, [Server(address=("a", 443))])
 
 

@@ -1,9 +1,11 @@
-"""After a suspend: connections that were kept over it are closed, those in use are asked.
+"""After a suspend: connections that were kept over it are closed, those in use are probed.
 
 NATs and providers forget a connection that is silent for minutes, and nobody learns of it:
 what is sent there vanishes. That there was a suspend is noticed by `core.suspend`; which
 connections take no more requests is decided in `PoolHttpLayer.woke`, at once. Here it is
-told to mitmproxy, which closes their sockets and lets the layers act. Stands on
+told to mitmproxy, which closes their sockets and lets the layers act. HTTP/2 has a PING to
+find out whether an answer can still come; HTTP/1 has none, but TCP has: the system probes
+the peer, and ends the connection if nothing comes back. Stands on
 `Proxyserver.connections`, `ConnectionHandler.transports`, `close_connection` and
 `server_event`; where they are missing, what is idle stays open, unused, until its client
 leaves, and what is in use is asked when the layer wakes by itself.
@@ -11,6 +13,8 @@ leaves, and what is in use is asked when the layer wakes by itself.
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import sys
 import time
 from collections.abc import Callable, Collection
@@ -19,7 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mitmproxy import ctx
-from mitmproxy.connection import Connection
+from mitmproxy.connection import Connection, Server
 from mitmproxy.proxy import events, layer, tunnel
 from mitmproxy.proxy.layers.http import HttpConnection
 
@@ -28,6 +32,16 @@ from account_pool.supervision import tasks
 
 if TYPE_CHECKING:
     from account_pool.proxy.layer import PoolHttpLayer
+
+#: When the first probe is sent and the following ones are, seconds, and how many are; how
+#: long what was sent before may be unacknowledged, milliseconds. Systems lack some of it.
+PROBES = {
+    "TCP_KEEPIDLE": 5,
+    "TCP_KEEPALIVE": 5,  # what macOS calls that one
+    "TCP_KEEPINTVL": 5,
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 20_000,
+}
 
 
 def _running_clock() -> Callable[[], float]:
@@ -65,8 +79,22 @@ def carrier(connection: Connection, layers: Collection[layer.Layer]) -> Connecti
     return connection
 
 
+def probe(writer: object) -> None:
+    """Have the system find out, in 20 s as with a PING, whether the peer is still there."""
+    sock = writer.get_extra_info("socket") if type(writer) is asyncio.StreamWriter else None
+    if sock is None:
+        return
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in PROBES.items():
+        number = getattr(socket, name, None)
+        if number is not None:
+            with suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, number, value)
+
+
 def attend(http: PoolHttpLayer, idle: Collection[Connection]) -> None:
-    """Close *idle*, connections of *http*, and have it ask what it doubts."""
+    """Close *idle*, connections of *http*, and have those in use probed."""
     connections = getattr(ctx.master.addons.get("proxyserver"), "connections", None)
     handler = event_lock.handler_of(connections, http.context.client.id)
     transports = getattr(handler, "transports", {})
@@ -76,6 +104,11 @@ def attend(http: PoolHttpLayer, idle: Collection[Connection]) -> None:
         for connection in idle:
             if connection in transports:
                 close(connection)
+    for server, outermost in http.connections.items():
+        # Not a tunnel of somebody else, which is none of our business.
+        if isinstance(server, Server) and end_of(outermost) is not None:
+            io = transports.get(carrier(server, outermost.context.layers))
+            probe(getattr(io, "writer", None))
     timer = http.timer
     if tell is not None and timer is not None:
         # It would come by itself, a little later: any event makes the layer ask.
