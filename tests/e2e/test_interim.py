@@ -8,6 +8,7 @@ import pytest
 from h2.events import StreamEnded
 
 from account_pool.demo.scripts import openai
+from account_pool.proxy.http1 import MAX_HEAD_BYTES
 from tests.e2e.harness import FIRST, SECOND, TWO, chat
 from tests.e2e.peer import Line, Line2, Peer
 
@@ -62,6 +63,22 @@ async def test_the_answer_follows_over_http2(certificate, pool_proxy):
     assert len(peer.lines) == 1
 
 
+async def test_blank_lines_and_folded_fields(certificate, pool_proxy):
+    async def talk(line: Line) -> None:
+        while True:
+            await line.request()
+            await line.send(
+                b"\r\n" + GOOD.replace(b"200 OK\r\n", b"200 OK\r\nx-a: one\r\n two\0\r\n")
+            )
+
+    async with Peer(talk, certificate) as peer:
+        proxy = await pool_proxy(TWO, provider=peer)
+        async with proxy.client() as http:
+            answers = [await http.request(**chat()) for _ in range(2)]
+    assert [(a.content, a.headers["x-a"].split()) for a in answers] == [(CHAT, ["one", "two"])] * 2
+    assert len(peer.lines) == 1
+
+
 async def test_the_refusal_that_follows_is_replayed(certificate, pool_proxy):
     async def talk(line: Line) -> None:
         while True:
@@ -81,6 +98,9 @@ async def test_the_refusal_that_follows_is_replayed(certificate, pool_proxy):
     [
         CONTINUE,
         b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 2\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nx y: 1\r\ncontent-length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nx: " + b"y" * MAX_HEAD_BYTES + b"yy",
         *(b"HTTP/1.1 %03d X\r\ncontent-length: 0\r\n\r\n" % status for status in (0, 99, 600, 999)),
     ],
 )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from account_pool.core.attempts import Limits
 from account_pool.proxy import layer
+from account_pool.proxy.sweep import SWEEP_S, TCP_TIMEOUT_S
 from tests.proxy.helpers import (
     CHUNKED,
     DELTA,
+    JSON,
+    LIMIT_BODY,
     LIMITED,
     OK,
     OK_BODY,
@@ -16,6 +21,7 @@ from tests.proxy.helpers import (
     chunk,
     head1,
     http1,
+    options_of,
     post1,
     secret,
 )
@@ -191,6 +197,149 @@ def test_what_is_no_answer_over_http2(rig_of, status):
     rig.ask()
     rig.server.answer(3, 200, OK_BODY, ["content-type: application/json"])
     assert rig.answers[1].body == OK_BODY
+
+
+# -- heads that are not as they should be
+
+#: What mitmproxy refuses by default.
+REFUSED = {
+    "two lengths": [CHUNKED, f"content-length: {len(OK_BODY)}"],
+    "a name with a space": ["x y: 1"],
+    "a name with a zero": ["x\0y: 1"],
+    "a coding of HTTP/1.1": [CHUNKED],
+}
+
+
+WRONG = b'{"error":{"message":"no such field","type":"invalid_request_error"}}'
+
+
+def answer(status: int, how: str) -> bytes:
+    body = {200: OK_BODY, 422: WRONG, 429: LIMIT_BODY}[status]
+    chunked = CHUNKED in REFUSED[how]
+    said = head1(status, [JSON, "retry-after: 20", *REFUSED[how]])
+    if how == "a coding of HTTP/1.1":
+        said = said.replace(b"HTTP/1.1", b"HTTP/1.0")
+    if not chunked:
+        said = said[:-2] + b"content-length: %d\r\n\r\n" % len(body)
+    return said + (chunk(body) + b"0\r\n\r\n" if chunked else body)
+
+
+@pytest.mark.parametrize("client2", [False, True])
+@pytest.mark.parametrize("how", REFUSED)
+def test_a_head_that_mitmproxy_refuses_is_told_in_the_envelope(rig_of, how, client2):
+    rig = rig_of(client2=client2)
+    rig.ask() if client2 else rig.send(post1())
+    rig.server.send(answer(200, how))
+    said = json.loads(rig.answers[0].body)["error"]["message"]
+    assert rig.answers[0].status == 502
+    assert "no valid answer" in said and "validate_inbound_headers" in said
+    assert rig.servers[0].closed
+    rig.ask() if client2 else rig.send(post1())
+    rig.server.send(OK)
+    assert rig.answers[1].body == OK_BODY
+
+
+@pytest.mark.parametrize("how", REFUSED)
+def test_a_limit_with_such_a_head_is_one(rig_of, how):
+    rig = rig_of()
+    rig.send(post1())
+    rig.server.send(answer(429, how))
+    assert rig.keys == [ONE, TWO]
+    rig.server.send(OK)
+    assert rig.answers[0].body == OK_BODY
+
+
+@pytest.mark.parametrize("client2", [False, True])
+@pytest.mark.parametrize("how", [how for how in REFUSED if how != "a coding of HTTP/1.1"])
+def test_a_refusal_with_such_a_head_is_handed_on_without_what_is_wrong(rig_of, how, client2):
+    rig = rig_of(client2=client2)
+    rig.ask() if client2 else rig.send(post1())
+    rig.server.send(answer(422, how))
+    said = rig.answers[0]
+    assert (said.status, said.body, said.complete) == (422, WRONG, True)
+    names = {name.lower() for name, _ in said.headers}
+    assert names.isdisjoint({"x y", "x\0y"})
+    assert not {"transfer-encoding", "content-length"} <= names
+
+
+@pytest.mark.parametrize("how", ["two lengths", "a name with a space"])
+def test_the_user_can_have_it_as_it_is(rig_of, how):
+    rig = rig_of(options=options_of(validate_inbound_headers=False))
+    rig.send(post1())
+    rig.server.send(answer(200, how))
+    assert (rig.answers[0].status, rig.answers[0].body) == (200, OK_BODY)
+
+
+def test_such_a_head_ends_no_other_answer(rig_of):
+    """mitmproxy takes fewer names than HTTP/2."""
+    rig = rig_of(client2=True, server2=True)
+    rig.ask()
+    rig.ask()
+    rig.server.head(1, 200, [JSON, "x@y: 1"])
+    rig.server.answer(3, 200, OK_BODY, [JSON])
+    assert rig.server.closed == 0
+    assert {a.stream_id: a.status for a in rig.answers} == {1: 502, 3: 200}
+
+
+@pytest.mark.parametrize("status", [200, 422])
+@pytest.mark.parametrize("client2", [False, True])
+@pytest.mark.parametrize(
+    "value",
+    ["one\r\n two\0", "\0one\r\n two", "one\r\n\t \r\n two", "one\0two", "one\rtwo", "one\0\r two"],
+)
+def test_what_breaks_a_line_becomes_a_space(rig_of, value, client2, status):
+    """A client ends the connection at it, over HTTP/2 with all that is on it."""
+    rig = rig_of(client2=client2)
+    rig.ask() if client2 else rig.send(post1())
+    rig.server.send(http1(status, OK_BODY, [JSON, f"x-a: {value}", "x-b: kept"]))
+    said = rig.answers[0]
+    assert (said.status, said.body, said.complete) == (status, OK_BODY, True)
+    assert (said.get("x-a").split(), said.get("x-b")) == (["one", "two"], "kept")
+
+
+def test_a_wait_that_is_folded_counts(rig_of):
+    rig = rig_of()
+    rig.send(post1())
+    rig.server.send(http1(429, LIMIT_BODY, [JSON, "retry-after:\r\n 20"]))
+    rig.server.send(OK)
+    assert rig.keys == [ONE, TWO]
+    rig.clock.advance(19)
+    assert rig.cooling() == {"one"}
+    rig.clock.advance(2)
+    assert rig.cooling() == set()
+
+
+def test_a_reason_in_one_line(rig_of):
+    rig = rig_of()
+    rig.send(post1())
+    rig.server.send(OK.replace(b"200 OK", b"200 O\0K"))
+    assert rig.received == OK.replace(b"200 OK", b"200 O K")
+
+
+# -- silence
+
+
+def test_interim_answers_do_not_break_a_silence(rig_of):
+    rig = rig_of()
+    rig.send(post1())
+    for _ in range(int(TCP_TIMEOUT_S / SWEEP_S)):
+        assert rig.answers == []
+        rig.server.send(PROCESSING)
+        rig.advance(SWEEP_S)
+    assert [a.status for a in rig.answers] == [504]
+
+
+def test_empty_frames_do_not_break_a_silence(rig_of):
+    rig = rig_of(client2=True, server2=True)
+    rig.ask()
+    rig.server.head(1, 200, [SSE])
+    rig.server.data(1, DELTA)
+    for _ in range(int(TCP_TIMEOUT_S / SWEEP_S)):
+        rig.advance(SWEEP_S)
+        assert rig.answers[0].reset is None
+        rig.server.data(1, b"")
+    rig.advance(SWEEP_S)
+    assert rig.answers[0].reset is not None
 
 
 def test_another_protocol_than_asked(rig_of):

@@ -222,7 +222,7 @@ class AttemptStream(HttpStream):
 
     def check_body_size(self, request: bool) -> CommandGenerator[bool]:
         # Each look at an option of mitmproxy's copies its value; this asks four times.
-        return super().check_body_size(request) if self.service.settings.body_limits else _no()
+        return super().check_body_size(request) if self.service.settings.body_limits else no()
 
     # -- the answer
 
@@ -318,7 +318,8 @@ def _over(event: events.Event) -> CommandGenerator[None]:
     raise AssertionError(f"unexpected event after the end: {event}")
 
 
-def _no() -> CommandGenerator[bool]:
+def no() -> CommandGenerator[bool]:
+    """Say no, where mitmproxy wants a generator."""
     yield from ()
     return False
 

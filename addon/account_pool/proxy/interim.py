@@ -1,4 +1,4 @@
-"""Answers before the answer (100, 102, 103), and what is no answer at all.
+"""Answers before the answer (100, 102, 103), what is no answer at all, and what is made one.
 
 RFC 9110, 15.2: any number of interim answers may precede the final one. They are not
 handed on: mitmproxy sends its own 100 to a client that expects it, and the rest is advice
@@ -7,12 +7,18 @@ on an attempt that the client may never see the answer of.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from mitmproxy import http
+from mitmproxy.net.http.validate import validate_headers
 from mitmproxy.proxy.layers.http import HttpEvent
 
 SWITCHING_PROTOCOLS = 101
+#: A name that clients take (RFC 9110, 5.6.2), and what they do not take in a value. A line
+#: that was folded has it, too (RFC 9112, 5.2).
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-zA-Z]+")
+_CONTROL = re.compile(rb"[\r\n\0]+[ \t]*")
 
 
 @dataclass
@@ -35,6 +41,40 @@ def is_answer(response: http.Response, request: http.Request) -> bool:
         asked = _protocols(request)
         return bool(asked) and asked >= _protocols(response)
     return 200 <= response.status_code < 600
+
+
+def in_one_line(response: http.Response) -> None:
+    """Put a space in place of what breaks a line (RFC 9110, 5.5).
+
+    Clients end the connection at it, over HTTP/2 with all that is on it.
+    """
+    fields = response.headers.fields
+    if _CONTROL.search(b"".join([value for _, value in fields])):
+        response.headers.fields = tuple(
+            (name, _CONTROL.sub(b" ", value).strip(b" \t")) for name, value in fields
+        )
+    if _CONTROL.search(response.data.reason):
+        response.data.reason = _CONTROL.sub(b" ", response.data.reason)
+
+
+def wrong_with(response: http.Response) -> str | None:
+    """Return what mitmproxy's validate_inbound_headers refuses in *response*, if anything."""
+    try:
+        validate_headers(response)
+    except ValueError as e:
+        return str(e)
+    return None
+
+
+def set_right(response: http.Response) -> None:
+    """Leave out of a refusal what is wrong with its head: what it says counts."""
+    fields = response.headers.fields
+    chunked = any(name.lower() == b"transfer-encoding" for name, _ in fields)
+    response.headers.fields = tuple(
+        (name, value)
+        for name, value in fields
+        if _TOKEN.fullmatch(name) and not (chunked and name.lower() == b"content-length")
+    )
 
 
 def _protocols(message: http.Message) -> set[str]:

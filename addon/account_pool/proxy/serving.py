@@ -46,9 +46,9 @@ from account_pool.core.steps import Answer, Deliver, Refresh, Send, Step, Wait
 from account_pool.core.usage import of_frame
 from account_pool.core.verdicts import is_about_account
 from account_pool.providers.base import CannotSwap, LocalAnswer, Provider, RequestHead
-from account_pool.proxy import causes, compat, delivery, scrub, wire
+from account_pool.proxy import causes, compat, delivery, interim, scrub, wire
 from account_pool.proxy.answer import AnswerReader, Reading, Told
-from account_pool.proxy.attempt_stream import AttemptStream, translated
+from account_pool.proxy.attempt_stream import AttemptStream, no, translated
 from account_pool.proxy.call import Call
 from account_pool.proxy.endings import NotProcessed, Silent, Withdrawn
 from account_pool.proxy.harmless import harmless
@@ -290,8 +290,8 @@ class ServingStream(AttemptStream):
         if self.attempts is None:
             yield from super().state_wait_for_response_headers(event)
             return
-        if not is_answer(event.response, self.flow.request):
-            yield from self._no_answer(event.response)
+        if wrong := self._wrong_with(event.response):
+            yield from self._no_answer(event.response, wrong)
             return
         self._stopwatch.answered()
         self.layer.answered.add(self.context.server)
@@ -310,13 +310,35 @@ class ServingStream(AttemptStream):
         # Mostly the answer comes with its head, and no timer is needed.
         self.layer.give_turn(self)
 
-    def _no_answer(self, response: http.Response) -> CommandGenerator[None]:
-        """What came is none: a protocol that nobody asked for, or a status there is not."""
+    def _wrong_with(self, response: http.Response) -> str | None:
+        """Return why *response* is no answer, None if it is one."""
+        if not is_answer(response, self.flow.request):
+            return "no valid answer"
+        interim.in_one_line(response)
+        wrong = interim.wrong_with(response) if self._validates else None
+        if wrong is None:
+            return None
+        if response.status_code >= 400:
+            interim.set_right(response)
+            return None
+        why = causes.told(wrong, self._not_told())
+        return f"no valid answer: {why}; see the option validate_inbound_headers"
+
+    @property
+    def _validates(self) -> bool:
+        return bool(self.context.options.validate_inbound_headers)
+
+    def check_invalid(self, request: bool) -> CommandGenerator[bool]:
+        # An answer was looked at before; mitmproxy would end its connection, and all others on it.
+        return super().check_invalid(request) if request or self.attempts is None else no()
+
+    def _no_answer(self, response: http.Response, why: str) -> CommandGenerator[None]:
+        """What came is none: a protocol nobody asked for, a status or a head there is not."""
         provider = self._call.provider
         logger.warning(f"{provider.name}: invalid answer with status {response.status_code}")
         yield from self.cancel_attempt("invalid answer")
         self.server_state = self.state_between_attempts
-        step = self._attempts.broken(Broken.MAYBE_RAN, self.service.now(), "no valid answer")
+        step = self._attempts.broken(Broken.MAYBE_RAN, self.service.now(), why)
         yield from self._perform(step)
 
     def learn_head(self, response: http.Response) -> None:

@@ -76,20 +76,20 @@ class PoolHttpStream(ServingStream, VisitStream):
             if event.stream_id != self.attempt_id:
                 return  # a late event of an abandoned attempt
             event.stream_id = self.stream_id
-            self.heard = True
-            if type(event) is ResponseData:
-                if not event.data:
-                    return  # an empty frame, which would pass for the end of the body
-                if self.copied is not None:
-                    # The way of every chunk of a streamed answer: nothing more than needed.
-                    if len(self.copied) < MAX_COPY_BYTES:
-                        self.copied += event.data
-                    else:
-                        self.keep_tail(event.data)
-                    yield SendHttp(event, self.context.client)
-                    return
             if type(event) is InterimAnswer:
+                # No sign that an answer will come: that is waited for as long as without one.
                 self.interim_came = True
+                return
+            if type(event) is ResponseData and not event.data:
+                return  # an empty frame, which would pass for the end of the body
+            self.heard = True
+            if type(event) is ResponseData and self.copied is not None:
+                # The way of every chunk of a streamed answer: nothing more than needed.
+                if len(self.copied) < MAX_COPY_BYTES:
+                    self.copied += event.data
+                else:
+                    self.keep_tail(event.data)
+                yield SendHttp(event, self.context.client)
                 return
         elif isinstance(event, HttpEvent):
             self.heard = True
