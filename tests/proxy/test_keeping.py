@@ -370,7 +370,7 @@ async def test_a_disk_that_is_full_for_a_while_loses_nothing(
     database = kept._store._database._connection  # type: ignore[union-attr]
     pages = database.execute("PRAGMA page_count").fetchone()[0]
     database.execute(f"PRAGMA max_page_count = {pages}")
-    for number in range(200):
+    for number in range(2000):
         service.sessions.bind(f"conversation-{number:0200}", ONE, service.now())
     limit(service)
     await failed(kept)
@@ -378,7 +378,7 @@ async def test_a_disk_that_is_full_for_a_while_loses_nothing(
     database.execute("PRAGMA max_page_count = 100000")
     await kept._round()
     again, _ = begin()
-    assert (cools(again), len(again.sessions)) == (600, 200)
+    assert (cools(again), len(again.sessions)) == (600, 2000)
 
 
 async def test_a_disk_that_is_full_for_days_does_not_fill_the_memory(

@@ -53,13 +53,11 @@ def test_a_damaged_file_is_put_aside_once_by_whoever_is_first(path: Path) -> Non
 
 
 def test_a_file_that_keeps_logins_stays_where_others_write_them(path: Path) -> None:
+    SqliteStore(path).tokens().save("family", TOKENS)
     store = SqliteStore(path)
-    store.tokens().save("family", TOKENS)
     store.state()
-    for one in (store, SqliteStore(path)):
-        one.state()
-        with pytest.raises(DamagedError, match="holds logins; stop every proxy"):
-            one.put_aside()
+    with pytest.raises(DamagedError, match="holds logins; stop every proxy"):
+        store.put_aside()
     assert path.exists()
 
 
@@ -87,7 +85,7 @@ from account_pool.store.state import Lines
 from account_pool.store.store import SqliteStore
 
 state = SqliteStore(Path({str(path)!r})).state()
-resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
 for number in range(10_000):
     row = (f"conversation-{{number:0100}}", "openai/work", 1.0)
     try:

@@ -20,8 +20,8 @@ from account_pool.core.claims import Claim, Taken
 from account_pool.core.credential import Secret
 from account_pool.core.saved import SavedAccount
 from account_pool.store.clock import Moment
-from account_pool.store.errors import MovedError
-from account_pool.store.sqlite import SETTLE_S, SqliteTokens
+from account_pool.store.errors import DamagedError, MovedError
+from account_pool.store.sqlite import MAX_ASIDES, SETTLE_S, SqliteTokens
 from account_pool.store.store import SqliteStore
 from account_pool.store.tokens import Tokens
 
@@ -101,6 +101,146 @@ def test_the_newest_tokens_are_there_after_the_next_restart(
     assert again.load("family") == SECOND
     with again._database.reading() as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def edit(path: Path, statement: str) -> None:
+    with closing(sqlite3.connect(path)) as other:
+        other.execute(statement)
+        other.commit()
+
+
+#: What is there is no database any more, or holds what none of us has written.
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "another file": lambda path: (
+        path.with_name("x").write_text("no database\n" * 1000) and path.with_name("x").replace(path)
+    ),
+    "its log": lambda path: Path(f"{path}-wal").write_bytes(b"\xff" * 20_000),
+    "text": lambda path: edit(path, "UPDATE tokens SET companions = CAST(x'fffe' AS TEXT)"),
+    "JSON": lambda path: edit(path, "UPDATE tokens SET companions = '['"),
+    "no JSON object": lambda path: edit(path, "UPDATE tokens SET companions = '[]'"),
+    "times": lambda path: edit(path, "UPDATE tokens SET expires_at = 'soon'"),
+    "numbers": lambda path: edit(path, "UPDATE tokens SET fence = 'y'"),
+    "tokens": lambda path: edit(path, "UPDATE tokens SET refresh_token = x'ff'"),
+    "claims": lambda path: edit(path, "UPDATE claims SET until = 'x'"),
+    "a table": lambda path: edit(path, "DROP TABLE claims"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_file_that_is_damaged_in_use_is_put_aside(
+    damage: str, path: Path, time: Time, opened: Callable[[], SqliteTokens]
+) -> None:
+    """What its proxies know goes on in a new one, and no token that is spent is sent."""
+    store, other = opened(), opened()
+    refresh(store, time, WRITTEN, FIRST)
+    assert other.load("family") == FIRST
+    DAMAGES[damage](path)
+    time.now += 1
+    for one in (store, other):
+        one.keep()
+        assert one.load("family") == FIRST
+    asked = {"token": FIRST.refresh, "is_over": True}
+    for one in (store, other):
+        while isinstance(claim := one.claim("family", "me", **asked), Taken):
+            assert claim.left_s <= SETTLE_S  # others have time to write what they know
+            time.now += SETTLE_S + 1
+        one.release("family", claim.fence)
+    refresh(other, time, FIRST.refresh, SECOND)
+    assert store.load("family") == opened().load("family") == SECOND
+    assert len(list(path.parent.glob("*.damaged"))) <= 1
+
+
+def test_logins_that_nobody_uses_now_are_kept(
+    path: Path, time: Time, opened: Callable[[], SqliteTokens]
+) -> None:
+    before = opened()
+    refresh(before, time, WRITTEN, FIRST)
+    store = opened()
+    store.save("another", SECOND)
+    edit(path, "UPDATE tokens SET companions = '[' WHERE family = 'another'")
+    edit(path, "CREATE TABLE x (y)")
+    assert store.load("another") == SECOND
+    assert opened().load("family") == FIRST
+    assert path.with_name("pool.sqlite.damaged").exists()
+
+
+def test_a_disk_that_damages_each_new_file_is_not_filled_with_them(
+    path: Path, time: Time, opened: Callable[[], SqliteTokens]
+) -> None:
+    store = opened()
+    refresh(store, time, WRITTEN, FIRST)
+    for _ in range(MAX_ASIDES):
+        edit(path, "UPDATE tokens SET companions = '['")
+        assert store.load("family") == FIRST
+    edit(path, "UPDATE tokens SET companions = '['")
+    with pytest.raises(DamagedError):
+        store.load("family")
+    asides = {file.name.partition("-wal")[0] for file in path.parent.glob("*.damaged*")}
+    assert len({name.partition("-shm")[0] for name in asides}) == MAX_ASIDES
+
+
+def test_both_halves_go_on_where_one_of_them_finds_damage(path: Path) -> None:
+    store = SqliteStore(path)
+    tokens, state = store.tokens(), store.state()
+    tokens.save("family", FIRST)
+    state.close()
+    assert store.put_aside() == f"{path}.damaged"
+    store.state().close()
+    assert tokens.load("family") == FIRST
+    tokens.close()
+    again = SqliteTokens(path)
+    assert again.load("family") == FIRST
+    again.close()
+
+
+FULL = """
+import resource
+from pathlib import Path
+from account_pool.core.credential import Secret
+from account_pool.store.state import Lines
+from account_pool.store.store import SqliteStore
+from account_pool.store.tokens import Tokens
+
+path = Path({path!r})
+store = SqliteStore(path)
+tokens, state = store.tokens(), store.state()
+def refresh(n):
+    old, new = Secret(f"rt-{{n}}"), Tokens(access=None, refresh=Secret(f"rt-{{n + 1}}"))
+    claim = tokens.claim("family", "me", token=old, is_over=True)
+    assert tokens.sending("family", claim.fence, old)
+    assert tokens.save("family", new, replaces=old, fence=claim.fence)
+    tokens.release("family", claim.fence)
+refresh(0)
+limit = max(path.stat().st_size, Path(f"{{path}}-wal").stat().st_size)
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+for n in range(1, 1000):
+    refresh(n)
+    state.exchange((), wall_now=1.0, lines={{"sessions": Lines([(f"s-{{n % 10}}", "a/b", 1.0)])}})
+print(tokens.load("family").refresh.reveal(), limit)
+"""
+
+
+def test_logins_are_kept_on_a_full_disk(path: Path) -> None:
+    """A limit on the size of files stops what needs more room, as a full disk does."""
+    script = textwrap.dedent(FULL.format(path=str(path)))
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": PACKAGE},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.startswith("rt-1000 "), done.stderr
+
+
+def test_the_file_has_room_for_more_logins(opened: Callable[[], SqliteTokens]) -> None:
+    store = opened()
+    with store._database.reading() as connection:
+        [pages] = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+    for n in range(200):
+        store.save(f"family-{n}", FIRST)
+    assert store.load("family-199") == FIRST
 
 
 @pytest.mark.parametrize("way", WAYS)

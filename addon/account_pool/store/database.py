@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import os
 import shlex
@@ -17,17 +18,20 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from account_pool.store.clock import Clock, moment, note, set_up
-from account_pool.store.errors import DamagedError, MovedError, StoreError, UnfitError
+from account_pool.store.errors import DamagedError, FullError, MovedError, StoreError, UnfitError
 from account_pool.store.schema import MIGRATIONS
 
 #: How long a write waits for another process unless it says otherwise, in seconds.
 BUSY_TIMEOUT_S = 10.0
 #: How often it is tried again where SQLite does not wait by itself, in seconds.
 BUSY_LOOK_S = 0.02
+#: Bytes in the file that are free, so that what is small can be written on a full disk.
+RESERVE_BYTES = 256 * 1024
 #: What SQLite puts beside the file while it is open.
 _BESIDE = ("", "-wal", "-shm")
 #: The number of no file.
@@ -41,11 +45,15 @@ _REMEDIES = {
     "SQLITE_CANTOPEN": ("cannot be opened", "create its directory and make it writable"),
     "SQLITE_PERM": ("cannot be opened", "make it and its directory writable"),
     "SQLITE_FULL": ("cannot be written: the disk is full", "free some space"),
+    # A quota, or a limit on the size of files, among others.
+    "SQLITE_IOERR_WRITE": ("cannot be written", "free some space, or check the disk"),
     "SQLITE_IOERR": ("cannot be read or written", "check the disk"),
     "SQLITE_CORRUPT": ("is damaged", "DAMAGED"),
     "SQLITE_NOTADB": ("is not a database", "DAMAGED"),
 }
 
+
+_FULL = ("SQLITE_FULL", "SQLITE_IOERR_WRITE")
 
 #: What SQLite says of a value, not of its file.
 _UNFIT = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError)
@@ -114,6 +122,8 @@ class Database:
             except sqlite3.Error as error:
                 if isinstance(error, _UNFIT) or "binding parameter" in str(error):
                     raise UnfitError(type(error).__name__) from None
+                if "not decode to UTF-8" in str(error):
+                    raise self.damaged() from None
                 raise self._explained(error) from None
 
     @contextlib.contextmanager
@@ -160,6 +170,19 @@ class Database:
     def note_time(self, connection: sqlite3.Connection) -> None:
         """Let the store's clock go on from here after the machine was started anew."""
         note(connection, self._moment(), self._ahead)
+
+    def make_room(self) -> None:
+        """Let the log begin anew, in the place it has: all in it goes to its place in the file.
+
+        On a full disk it cannot grow, and the file has some pages to spare.
+        """
+        with self._lock, contextlib.suppress(sqlite3.Error):
+            self._connection.execute("PRAGMA wal_checkpoint(RESTART)")
+
+    def keep_reserve(self) -> None:
+        """Have RESERVE_BYTES of the file free. Where there is no room for that, there is none."""
+        with self._lock, contextlib.suppress(sqlite3.Error):
+            _keep_reserve(self._connection)
 
     def check_place(self) -> None:
         """Raise MovedError when the file is not what was opened: nobody would find it."""
@@ -232,6 +255,8 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             self._ahead = set_up(connection, self._moment())
             connection.execute("COMMIT")
+            with contextlib.suppress(sqlite3.Error):
+                _keep_reserve(connection)
         except BaseException as error:
             if connection is not None:
                 connection.close()
@@ -240,26 +265,60 @@ class Database:
             raise
         return connection
 
-    def damaged(self) -> StoreError:
+    def damaged(self) -> DamagedError:
         """Return what to say of a value that none of us has written."""
-        return self._problem("SQLITE_CORRUPT")
+        return self._damaged("is damaged")
 
     def _explained(self, error: sqlite3.Error) -> StoreError:
         """Return *error* in words. Its own text is not repeated: it may quote a value."""
+        if str(error).startswith("no such "):
+            return self._damaged("lacks a table")
         return self._problem(getattr(error, "sqlite_errorname", None) or type(error).__name__)
 
     def _problem(self, name: str) -> StoreError:
         # Extended names begin with those of the table: SQLITE_READONLY_DBMOVED.
-        found = next((text for known, text in _REMEDIES.items() if name.startswith(known)), None)
-        wrong, remedy = found or (f"cannot be used ({name})", "set pool_state to another file")
-        if remedy != "DAMAGED":
-            return StoreError(f"the state database {self.path} {wrong}; {remedy}")
+        known = max((one for one in _REMEDIES if name.startswith(one)), key=len, default="")
+        wrong, remedy = _REMEDIES.get(known) or (
+            f"cannot be used ({name})",
+            "set pool_state to another file",
+        )
+        if remedy == "DAMAGED":
+            return self._damaged(wrong)
+        kind = FullError if known in _FULL else StoreError
+        return kind(f"the state database {self.path} {wrong}; {remedy}")
+
+    def _damaged(self, wrong: str) -> DamagedError:
         aside = shlex.quote(f"{self.path}.damaged")
         return DamagedError(
             f"the state database {self.path} {wrong}",
             f"keep it, it may hold the newest logins: mv {shlex.quote(str(self.path))} "
             f"{aside}; accounts refused after that need a new login",
         )
+
+
+class _InDatabase(Protocol):
+    _database: Database
+
+
+Half = TypeVar("Half", bound=_InDatabase)
+How = ParamSpec("How")
+Value = TypeVar("Value")
+
+
+def with_room(
+    method: Callable[Concatenate[Half, How], Value],
+) -> Callable[Concatenate[Half, How], Value]:
+    """Have *method*, which can be repeated, done again once room was made for it."""
+
+    @functools.wraps(method)
+    def done(half: Half, /, *args: How.args, **how: How.kwargs) -> Value:
+        try:
+            return method(half, *args, **how)
+        except FullError:
+            half._database.make_room()
+            return method(half, *args, **how)
+
+    return done
 
 
 def number_of(path: Path) -> int | None:
@@ -277,15 +336,15 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def put_aside(path: Path, *, in_use: bool) -> Path:
+def put_aside(path: Path, *, saved: bool = False) -> Path:
     """Give the damaged file *path* another name, and return that. Raises StoreError.
 
-    One that is *in_use* for logins, or can still be asked for them, stays: others may be about to
-    write the next tokens into it.
+    One that can still be asked for logins stays, unless these are *saved*: what has them must
+    not be forgotten.
     """
     path = path.resolve()
     aside = _free_name(path)
-    if in_use or _holds_logins(path):
+    if not saved and _holds_logins(path):
         raise DamagedError(
             f"the state database {path} is damaged but holds logins",
             f"stop every proxy that uses it, then: mv {shlex.quote(str(path))} "
@@ -311,15 +370,21 @@ def _free_name(path: Path) -> Path:
 
 def _holds_logins(path: Path) -> bool:
     """Say whether a login can be read from it. Nobody can use one that cannot."""
+    return bool(what_is_left(path, lambda c: c.execute("SELECT 1 FROM tokens").fetchone()))
+
+
+def what_is_left(path: Path, ask: Callable[[sqlite3.Connection], Value]) -> Value | None:
+    """Return what the damaged file *path* answers, None where it does not."""
     try:
         connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
     except sqlite3.Error:
-        return False
+        return None
+    connection.text_factory = lambda text: text.decode("utf-8", "replace")
     with contextlib.closing(connection):
         try:
-            return connection.execute("SELECT 1 FROM tokens").fetchone() is not None
+            return ask(connection)
         except sqlite3.Error:
-            return False
+            return None
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
@@ -334,6 +399,25 @@ def _use_wal(connection: sqlite3.Connection) -> None:
             if not is_busy or time.monotonic() > give_up_at:
                 raise
         time.sleep(BUSY_LOOK_S)
+
+
+def _keep_reserve(connection: sqlite3.Connection) -> None:
+    """Write pages to the file and let go of them: they are there for whatever comes.
+
+    Raises sqlite3.Error.
+    """
+    [(free,), (size,)] = (
+        connection.execute(f"PRAGMA {name}").fetchone() for name in ("freelist_count", "page_size")
+    )
+    if free * size >= RESERVE_BYTES:
+        return
+    connection.execute("CREATE TABLE IF NOT EXISTS reserve (room BLOB)")
+    try:
+        connection.execute("INSERT INTO reserve VALUES (zeroblob(?))", (RESERVE_BYTES,))
+        # Only what goes from the log to the file takes room there.
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    finally:
+        connection.execute("DROP TABLE reserve")
 
 
 def _make_private(path: Path) -> None:

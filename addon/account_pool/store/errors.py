@@ -19,6 +19,10 @@ class DamagedError(StoreError):
         self.wrong = wrong
 
 
+class FullError(StoreError):
+    """There is no room for more, on the disk or in the quota of its user."""
+
+
 class UnfitError(StoreError):
     """A value cannot be written, whatever is tried; the rest can."""
 

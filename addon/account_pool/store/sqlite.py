@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import sqlite3
@@ -11,14 +12,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import inf
 from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from account_pool.core import claims
 from account_pool.core.claims import Claim, Taken
 from account_pool.core.credential import Secret
 from account_pool.store import process
 from account_pool.store.clock import Clock
-from account_pool.store.database import Database
-from account_pool.store.errors import MovedError
+from account_pool.store.database import Database, number_of, put_aside, what_is_left, with_room
+from account_pool.store.errors import DamagedError, MovedError
 from account_pool.store.tokens import Tokens
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,29 @@ logger = logging.getLogger(__name__)
 #: How long nobody claims in a file that has taken the place of another, seconds: the proxies
 #: that use it notice within one or two, and write what they know.
 SETTLE_S = 3.0
+#: How many damaged files are put aside by one proxy: a disk, or a mistake of ours, may
+#: damage each new one.
+MAX_ASIDES = 3
+
+Value = TypeVar("Value")
+How = ParamSpec("How")
+
+
+def _lasting(
+    method: Callable[Concatenate[SqliteTokens, How], Value],
+) -> Callable[Concatenate[SqliteTokens, How], Value]:
+    """Have *method* done again in a new file, where the one there is has been damaged."""
+
+    @with_room
+    @functools.wraps(method)
+    def done(store: SqliteTokens, /, *args: How.args, **how: How.kwargs) -> Value:
+        try:
+            return method(store, *args, **how)
+        except DamagedError as error:
+            store.put_aside(error)
+            return method(store, *args, **how)
+
+    return done
 
 
 class SqliteTokens:
@@ -54,14 +79,16 @@ class SqliteTokens:
         #: by family, with times of the store's clock: tokens and by which claim; the claim
         self._tokens: dict[str, tuple[Tokens, int]] = {}
         self._claims: dict[str, Claim] = {}
+        self._asides = 0
         #: until when others may still have to write what they know, by the store's clock
         self._settles_at = -inf
 
+    @_lasting
     def load(self, family: str) -> Tokens | None:
         with self._lock:
             self._stay()
             with self._database.reading() as connection:
-                found = _read(connection, family)
+                found = self._read(connection, family)
             known = self._tokens.get(family)
             if known is not None and (found is None or found[1] < known[1]):
                 with self._writing(family):
@@ -71,11 +98,12 @@ class SqliteTokens:
             self._tokens[family] = found
             return _moved(found[0], -self._database.ahead_of_wall())
 
+    @_lasting
     def save(
         self, family: str, tokens: Tokens, *, replaces: Secret | None = None, fence: int = 0
     ) -> bool:
         with self._lock, self._writing(family) as connection:
-            known = _read(connection, family)
+            known = self._read(connection, family)
             if replaces is not None and known is not None:
                 stored, stored_fence = known
                 same = stored.refresh == replaces
@@ -83,18 +111,19 @@ class SqliteTokens:
                     return False
             kept = _moved(tokens, self._database.ahead_of_wall())
             _write(connection, family, kept, fence)
-            self._put(connection, family, claims.answered(_claim(connection, family), fence))
+            self._put(connection, family, claims.answered(self._claim(connection, family), fence))
             self._database.note_time(connection)
         with self._lock:
             self._tokens[family] = kept, fence
         return True
 
+    @_lasting
     def claim(self, family: str, owner: str, *, token: Secret, is_over: bool) -> Claim | Taken:
         with self._lock, self._writing(family) as connection:
             now = self._database.now()
             if now < self._settles_at <= now + SETTLE_S:
                 return Taken(self._settles_at - now, False)
-            found = _claim(connection, family)
+            found = self._claim(connection, family)
             self._claims[family] = found
             asked = claims.ask(
                 found,
@@ -108,23 +137,39 @@ class SqliteTokens:
                 self._put(connection, family, asked)
             return asked
 
+    @_lasting
     def sending(self, family: str, fence: int, token: Secret) -> bool:
         with self._lock, self._writing(family) as connection:
-            found = _claim(connection, family)
+            found = self._claim(connection, family)
             sent = claims.send(found, fence, token=token.digest(), now=self._database.now())
             if sent is None:
                 return False
             self._put(connection, family, sent)
             return True
 
+    @_lasting
     def release(self, family: str, fence: int, *, unknown: bool = False) -> None:
         with self._lock, self._writing(family) as connection:
-            found = _claim(connection, family)
+            found = self._claim(connection, family)
             self._put(connection, family, claims.release(found, fence, unknown=unknown))
 
+    @_lasting
     def keep(self) -> None:
         with self._lock:
             self._stay()
+
+    def put_aside(self, error: DamagedError | None = None) -> Path | None:
+        """Give the file, which is damaged, another name; the next one gets what is known.
+
+        None: another proxy has done it. Raises StoreError where it has to stay.
+        """
+        with self._lock:
+            try:
+                self._database.check_place()
+            except MovedError:
+                return None
+            self._remember_all()
+            return self._rename(error or self._database.damaged())
 
     def close(self) -> None:
         self._database.close()
@@ -147,7 +192,7 @@ class SqliteTokens:
             before = self._database.ahead
             self._database.leave()
             # Until that works, each try ends here: the one that was left is not used.
-            self._database = Database(self._path, clock=self._clock)
+            self._database = self._opened_anew()
             later = self._database.ahead - before
             for family, (tokens, fence) in self._tokens.items():
                 self._tokens[family] = _moved(tokens, later), fence
@@ -161,35 +206,102 @@ class SqliteTokens:
             logger.warning("account-pool: %s (%d logins)", moved, len(self._tokens))
 
     def _mend(self, connection: sqlite3.Connection, family: str) -> None:
-        known, found = self._tokens.get(family), _read(connection, family)
+        known, found = self._tokens.get(family), self._read(connection, family)
         if known is not None and (found is None or found[1] < known[1]):
             _write(connection, family, *known)
         claim = self._claims.get(family)
-        if claim is not None and _claim(connection, family).fence < claim.fence:
+        if claim is not None and self._claim(connection, family).fence < claim.fence:
             _put(connection, family, claim)
+
+    def _opened_anew(self) -> Database:
+        """Open what has the name of the database now; what is none goes aside."""
+        number = number_of(self._path)
+        try:
+            return Database(self._path, clock=self._clock)
+        except DamagedError as error:
+            if number == number_of(self._path):
+                self._rename(error)
+            return Database(self._path, clock=self._clock)
+
+    def _rename(self, error: DamagedError) -> Path:
+        if self._asides == MAX_ASIDES:
+            raise error
+        self._asides += 1
+        aside = put_aside(self._path, saved=True)
+        logger.warning("account-pool: %s: it was kept as %s", error.wrong, aside)
+        return aside
+
+    def _remember_all(self) -> None:
+        """Have in mind what can still be read of logins that nobody has used here."""
+        tokens = what_is_left(self._path, lambda c: _readable(c, _TOKENS, _tokens_of))
+        for family, newest, fence in tokens or ():
+            self._tokens.setdefault(family, (newest, fence))
+        claimed = what_is_left(self._path, lambda c: _readable(c, _CLAIMS, _claim_of))
+        for family, claim in claimed or ():
+            self._claims.setdefault(family, claim)
+
+    def _read(self, connection: sqlite3.Connection, family: str) -> tuple[Tokens, int] | None:
+        row = connection.execute(f"{_TOKENS} WHERE family = ?", (family,)).fetchone()
+        try:
+            return None if row is None else _tokens_of(row)[1:]
+        except (TypeError, ValueError):
+            raise self._database.damaged() from None
+
+    def _claim(self, connection: sqlite3.Connection, family: str) -> Claim:
+        row = connection.execute(f"{_CLAIMS} WHERE family = ?", (family,)).fetchone()
+        try:
+            return Claim() if row is None else _claim_of(row)[1]
+        except (TypeError, ValueError):
+            raise self._database.damaged() from None
 
     def _put(self, connection: sqlite3.Connection, family: str, claim: Claim) -> None:
         _put(connection, family, claim)
         self._claims[family] = claim
 
 
-def _read(connection: sqlite3.Connection, family: str) -> tuple[Tokens, int] | None:
-    row = connection.execute(
-        "SELECT access_token, refresh_token, expires_at, refreshed_at, companions, fence "
-        "FROM tokens WHERE family = ?",
-        (family,),
-    ).fetchone()
-    if row is None:
-        return None
-    access, refresh, expires_at, refreshed_at, companions, fence = row
+_TOKENS = (
+    "SELECT family, access_token, refresh_token, expires_at, refreshed_at, companions, fence "
+    "FROM tokens"
+)
+_CLAIMS = "SELECT family, owner, until, fence, sent FROM claims"
+
+
+def _tokens_of(row: tuple[Any, ...]) -> tuple[str, Tokens, int]:
+    """Raises TypeError or ValueError for what none of us has written."""
+    family, access, refresh, expires_at, refreshed_at, companions, fence = row
     tokens = Tokens(
-        access=None if access is None else Secret(access),
-        refresh=Secret(refresh),
-        expires_at=expires_at,
-        refreshed_at=refreshed_at,
-        companions=json.loads(companions),
+        access=None if access is None else Secret(_is(str, access)),
+        refresh=Secret(_is(str, refresh)),
+        expires_at=None if expires_at is None else _is(float, expires_at),
+        refreshed_at=None if refreshed_at is None else _is(float, refreshed_at),
+        companions=_is(dict, json.loads(companions)),
     )
-    return tokens, fence
+    return _is(str, family), tokens, _is(int, fence)
+
+
+def _claim_of(row: tuple[Any, ...]) -> tuple[str, Claim]:
+    """Raises TypeError for what none of us has written."""
+    family, owner, until, fence, sent = row
+    claim = Claim(
+        fence=_is(int, fence), owner=_is(str, owner), until=_is(float, until), sent=_is(str, sent)
+    )
+    return _is(str, family), claim
+
+
+def _is(kind: type[Value], value: object) -> Value:
+    if not isinstance(value, kind):
+        raise TypeError
+    return value
+
+
+def _readable(
+    connection: sqlite3.Connection, question: str, read: Callable[[tuple[Any, ...]], Value]
+) -> list[Value]:
+    rows = []
+    for row in connection.execute(question):
+        with contextlib.suppress(TypeError, ValueError):
+            rows.append(read(row))
+    return rows
 
 
 def _write(connection: sqlite3.Connection, family: str, tokens: Tokens, fence: int) -> None:
@@ -206,16 +318,6 @@ def _write(connection: sqlite3.Connection, family: str, tokens: Tokens, fence: i
             fence,
         ),
     )
-
-
-def _claim(connection: sqlite3.Connection, family: str) -> Claim:
-    row = connection.execute(
-        "SELECT fence, owner, until, sent FROM claims WHERE family = ?", (family,)
-    ).fetchone()
-    if row is None:
-        return Claim()
-    fence, owner, until, sent = row
-    return Claim(fence=fence, owner=owner, until=until, sent=sent)
 
 
 def _put(connection: sqlite3.Connection, family: str, claim: Claim) -> None:

@@ -19,7 +19,7 @@ from account_pool.core.account import AccountKey
 from account_pool.core.counts import Counted
 from account_pool.core.saved import Saved, SavedAccount, merge, of_another
 from account_pool.store.clock import Clock
-from account_pool.store.database import Database
+from account_pool.store.database import Database, with_room
 from account_pool.store.errors import StoreError
 from account_pool.store.sqlite_rows import is_text, names, read_accounts, write_account
 from account_pool.store.state import GRACE_S, Lines, News, Numbered, OtherProxy, Row
@@ -59,6 +59,7 @@ class SqliteState:
         self._data_version: int | None = None
         self._seen = 0
 
+    @with_room
     def exchange(
         self,
         mine: Iterable[SavedAccount],
@@ -149,6 +150,7 @@ class SqliteState:
         self._seen = max((row[-1] for row in (*accounts, *bound)), default=self._seen)
         return news
 
+    @with_room
     def beat(self, in_flight: Mapping[AccountKey, int], *, wall_now: float) -> None:
         with self._database.writing() as connection:
             # One further ahead than any could be was seen before the clock was set back.
@@ -215,6 +217,7 @@ class SqliteState:
             connection.execute("DELETE FROM bindings WHERE gone_at < ?", (wall_now - GONE_KEPT_S,))
             connection.execute("DELETE FROM batches WHERE at < ?", (wall_now - BATCH_KEPT_S,))
             connection.execute("DELETE FROM counts WHERE added_at < ?", (wall_now - COUNTS_KEPT_S,))
+        self._database.keep_reserve()
 
     def close(self) -> None:
         with contextlib.suppress(StoreError):

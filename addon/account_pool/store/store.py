@@ -75,7 +75,10 @@ class SqliteStore:
     def put_aside(self) -> str | None:
         if number_of(self._path) != self._number:
             return None
-        return str(put_aside(self._path, in_use=self._tokens is not None))
+        if self._tokens is not None:
+            aside = self._tokens.put_aside()
+            return None if aside is None else str(aside)
+        return str(put_aside(self._path))
 
 
 class MemoryStore:
