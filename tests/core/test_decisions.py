@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from account_pool.core.broken import remedy
 from account_pool.core.cooldown import Cause
 from account_pool.core.decision import By, Decision, Kind, session_hash
 from account_pool.core.decisions import KEPT, Decisions
@@ -166,6 +168,13 @@ def test_what_clients_name_is_one_short_line() -> None:
     assert shown.startswith("a?b?[31mxx")
     assert shown.isprintable()
     assert len(shown) == 200
+
+
+def test_what_helps_is_not_cut_off() -> None:
+    host = "a-resource-with-a-very-long-name-" * 4 + ".openai.azure.com"
+    message = "Certificate verify failed: unable to get local issuer certificate"
+    reason = f"no connection to {host}: {message}; {remedy(message)}"
+    assert Decisions().add(replace(cooldown(), reason=reason)).reason == reason
 
 
 def test_a_session_is_told_by_a_hash() -> None:

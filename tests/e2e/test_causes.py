@@ -6,6 +6,7 @@ And what another try would only make worse is not tried again.
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import ssl
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -24,8 +26,9 @@ from account_pool.demo.certificates import Certificate, make_certificate
 from account_pool.demo.scripts import by_credential, openai
 from tests.e2e import redirect, unresolved
 from tests.e2e import test_copilot as copilot
-from tests.e2e.harness import CLIENT, FIRST, SECOND, TWO, chat
+from tests.e2e.harness import CLIENT, FIRST, OPENAI, SECOND, TIMEOUT_S, TWO, chat, client
 from tests.e2e.test_admin import direct
+from tests.e2e.test_curl import CURL
 from tests.e2e.test_keepalive import upstream_at
 from tests.e2e.upstream_proxy import OPEN, UpstreamProxy, refused
 
@@ -48,6 +51,18 @@ async def ask(proxy, *, http2: bool = False, times: int = 1) -> Any:
 
 async def assert_told(proxy, answer, cause: str) -> None:
     """*cause* is told to the client, the log and the decision: once, with the account's name."""
+    await assert_said(proxy, answer, cause)
+    async with direct(proxy) as own:
+        made = (await own.get("/decisions")).json()["decisions"]
+    refusal = next(d for d in made if d["kind"] == "refusal")
+    assert refusal["account"] == "openai/first"
+    assert refusal["reason"].startswith(f"no connection to api.openai.com: {cause}")
+    assert refusal["class"] == "transport"
+    assert not any(secret in str(made) for secret in (FIRST, SECOND, CLIENT, PASSWORD))
+
+
+async def assert_said(proxy, answer, cause: str) -> None:
+    """*cause* is told to the client and the log."""
     said = f"openai/first: no connection to api.openai.com: {cause}"
     assert answer.status_code == 502
     error = answer.json()["error"]
@@ -58,14 +73,8 @@ async def assert_told(proxy, answer, cause: str) -> None:
         assert text.count("openai/first") == 1
         assert text.count("no connection to") == 1
         assert "openai: " not in text
-    async with direct(proxy) as own:
-        made = (await own.get("/decisions")).json()["decisions"]
-    refusal = next(d for d in made if d["kind"] == "refusal")
-    assert refusal["account"] == "openai/first"
-    assert refusal["reason"].startswith(f"no connection to api.openai.com: {cause}")
-    assert refusal["class"] == "transport"
     for secret in (FIRST, SECOND, CLIENT, PASSWORD):
-        assert secret not in f"{proxy.output}{answer.text}{made}"
+        assert secret not in f"{proxy.output}{answer.text}"
 
 
 @STRATEGIES
@@ -259,6 +268,101 @@ async def test_a_certificate_that_is_not_trusted(pool_proxy, strategy, http2, wh
         # Nothing is remembered for longer than the request.
         await ask(proxy, http2=http2)
         assert server.count == 2
+
+
+@STRATEGIES
+@ANY_CLIENT
+async def test_a_certificate_behind_a_proxy_on_the_way(pool_proxy, strategy, http2, tmp_path):
+    async with (
+        Server(named(tmp_path).server_context(["h2", "http/1.1"])) as server,
+        UpstreamProxy(server.port) as way,
+    ):
+        options = {"connection_strategy": strategy, "mode": way.mode}
+        proxy = await pool_proxy(TWO, options=options)
+        answer = await ask(proxy, http2=http2)
+        await assert_told(proxy, answer, "Certificate verify failed: unable to get local issuer")
+        assert (len(way.connects), server.count) == (1, 1)
+        assert answer.headers["x-should-retry"] == "false"
+
+
+# -- where the server is known before the request
+
+
+async def ask_base(proxy, trusted: Path, scheme: str) -> Any:
+    async with client(trusted) as http:
+        base = proxy.url.replace("http:", f"{scheme}:")
+        return await http.request(**chat(stream=False, base=base))
+
+
+REVERSE = ["--mode", f"reverse:{OPENAI}"]
+BOTH_SCHEMES = pytest.mark.parametrize("scheme", ["http", "https"])
+
+
+@STRATEGIES
+@BOTH_SCHEMES
+async def test_a_certificate_in_reverse_mode(pool_proxy, setting, strategy, scheme, tmp_path):
+    async with Server(named(tmp_path).server_context(["h2", "http/1.1"])) as server:
+        proxy = await pool_proxy(
+            TWO,
+            provider=upstream_at(server.port),
+            options={"connection_strategy": strategy},
+            extra_args=REVERSE,
+        )
+        answer = await ask_base(proxy, setting.trusted, scheme)
+        assert server.count == 1
+        assert answer.headers["x-should-retry"] == "false"
+        await assert_said(proxy, answer, "Certificate verify failed: unable to get local issuer")
+
+
+@STRATEGIES
+@BOTH_SCHEMES
+async def test_nobody_listens_in_reverse_mode(pool_proxy, setting, strategy, scheme):
+    """mitmproxy would hang up."""
+    proxy = await pool_proxy(
+        TWO,
+        provider=upstream_at(closed_port()),
+        options={"connection_strategy": strategy},
+        extra_args=REVERSE,
+    )
+    await assert_said(proxy, await ask_base(proxy, setting.trusted, scheme), "[Errno ")
+
+
+@STRATEGIES
+async def test_a_host_that_is_not_the_pools_is_left_to_mitmproxy(pool_proxy, setting, strategy):
+    proxy = await pool_proxy(
+        TWO,
+        provider=upstream_at(closed_port()),
+        options={"connection_strategy": strategy},
+        extra_args=["--mode", "reverse:https://www.example.com"],
+    )
+    if strategy == "eager":
+        with pytest.raises(httpx.RemoteProtocolError):
+            await ask_base(proxy, setting.trusted, "http")
+    else:
+        assert (await ask_base(proxy, setting.trusted, "http")).status_code == 502
+    await proxy.until_printed("error establishing server connection")
+
+
+@STRATEGIES
+@pytest.mark.skipif(CURL is None, reason="curl is not installed")
+async def test_nobody_listens_behind_socks(pool_proxy, setting, strategy):
+    proxy = await pool_proxy(
+        TWO,
+        provider=upstream_at(closed_port()),
+        options={"connection_strategy": strategy},
+        extra_args=["--mode", "socks5"],
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(CURL, "-sS", "--max-time", str(TIMEOUT_S), "--cacert", str(setting.trusted)),
+        *("--socks5-hostname", proxy.url.removeprefix("http://")),
+        *("-H", f"authorization: Bearer {CLIENT}", "--json", '{"model": "gpt-5-nano"}'),
+        f"{OPENAI}/v1/chat/completions",
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await process.communicate()
+    assert json.loads(out)["error"]["message"].startswith(
+        "openai/first: no connection to api.openai.com: [Errno "
+    )
 
 
 #: TLS alert, fatal: protocol_version (RFC 8446, 6).

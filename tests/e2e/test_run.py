@@ -64,19 +64,24 @@ class Home:
         path.touch(mode=0o600)
         path.write_text(json.dumps({"accounts": accounts, "providers": hosts}))
 
-    async def run(self, tool: str, *options: str) -> asyncio.subprocess.Process:
+    async def run(self, tool: str, *options: str, **environ: str) -> asyncio.subprocess.Process:
+        """Run *tool*, lines of Python that may call `ask`."""
         code = textwrap.dedent(
             TOOL.format(port=self.provider_port, timeout=TIMEOUT_S)
         ) + textwrap.dedent(tool)
+        return await self.command("run", *options, "--", sys.executable, "-c", code, **environ)
+
+    async def command(self, name: str, *words: str, **environ: str) -> asyncio.subprocess.Process:
+        """Start a command of `account-pool` in this home, with *environ* besides."""
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", "from account_pool.cli import main; main()"),
-            *("run", "-p", str(self.places.port), "--accounts-file", "mine.yaml", *options),
-            *("--", sys.executable, "-c", code),
+            *(name, "-p", str(self.places.port), "--accounts-file", "mine.yaml", *words),
             cwd=self.folder,
             env={
                 "PATH": os.environ["PATH"],
                 "HOME": str(self.folder),
                 "PYTHONPATH": str(Path(account_pool.__file__).parents[1]),
+                **environ,
             },
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

@@ -95,7 +95,8 @@ def how_unconnected(message: str) -> Broken:
 _REMEDIES = (
     (
         re.compile(r"verify failed.*(self.signed|unable to (get|verify)|issuer)"),
-        "if a company's own CA signs here, name it with ssl_verify_upstream_trusted_ca",
+        "if a company's own CA signs here, name it in SSL_CERT_FILE (account-pool run and "
+        "serve) or with ssl_verify_upstream_trusted_ca",
     ),
     (re.compile("refused HTTP CONNECT request: 407"), "see the option upstream_auth"),
     (re.compile("agree on a TLS version"), "see the option tls_version_server_min"),

@@ -191,8 +191,8 @@ def session_hash(session: str | None) -> str | None:
     return sha256(session.encode(errors="backslashreplace")).hexdigest()[:8]
 
 
-def one_line(text: str) -> str:
+def one_line(text: str, max_chars: int = _MAX_TEXT_CHARS) -> str:
     """Return *text* of a client in one line of bounded length: it goes to logs and pages."""
-    if len(text) <= _MAX_TEXT_CHARS and text.isprintable():
+    if len(text) <= max_chars and text.isprintable():
         return text
-    return "".join(c if c.isprintable() else "?" for c in text[:_MAX_TEXT_CHARS])
+    return "".join(c if c.isprintable() else "?" for c in text[:max_chars])

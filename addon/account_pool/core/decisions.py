@@ -14,6 +14,8 @@ from account_pool.core.decision import By, Decision, Kind, one_line
 
 #: Decisions that are kept.
 KEPT = 1000
+#: Of a reason: a host, what there was to say of it, and what helps, which must not be cut off.
+_MAX_REASON_CHARS = 500
 
 #: What a decision that lasts is about.
 _Subject = tuple[Kind, AccountKey | None, str | None]
@@ -63,7 +65,7 @@ class Decisions:
             wall_at=decision.at + self.ahead(),
             model=_one_line(decision.model),
             covers=_one_line(decision.covers),
-            reason=one_line(decision.reason),
+            reason=one_line(decision.reason, _MAX_REASON_CHARS),
         )
         self._records[decision.number] = decision
         if decision.kind in _LASTING:

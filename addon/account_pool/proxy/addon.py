@@ -49,6 +49,7 @@ from account_pool.proxy import (
     shown,
     stream,  # noqa: F401 - so that the first request needs no file to be opened
     sweeping,
+    tunnels,
     unread,
     visits,
     waking,
@@ -232,6 +233,7 @@ class AccountPool(AdminPages):
         if self._fast is None or not self._fast.take(handler):
             event_lock.put_into(handler)
         crowding.lift(handler)
+        tunnels.answer_all_the_same(getattr(handler, "layer", None), self.service.claims)
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         interception.choose(nextlayer, ctx.master.addons.get("nextlayer"), self.service)

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 from mitmproxy import http
-from mitmproxy.connection import Server
 from mitmproxy.net.http import url
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layer import CommandGenerator, NextLayer
@@ -145,10 +144,7 @@ class PoolHttpStream(ServingStream, VisitStream):
         if self.context.options.connection_strategy == "eager":
             error = yield commands.OpenConnection(self.context.server)
             if error:
-                # The reason stays for the request (`get_connection`). One that failed must not
-                # be opened again, and the TLS layers will want to.
-                self.context.server = Server(address=self.context.server.address)
-                self.context.server.error = error
+                self.context.server = tunnels.failed(self.context.server, error)
         self.child_layer = NextLayer(self.context)
         yield from super().handle_connect_finish()  # type: ignore[no-untyped-call]  # theirs
 
