@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -22,7 +23,7 @@ from account_pool.credentials.http import Http, HttpAnswer, HttpFailed
 from account_pool.credentials.login import CLAIM_LOOK_S, Login, Refresher, UnderWay
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.token_answer import LoginEnded
-from account_pool.credentials.token_post import post_with
+from account_pool.credentials.token_post import Stop, post_with
 from account_pool.store.errors import StoreError
 from account_pool.store.memory import MemoryTokens
 from account_pool.store.tokens import Tokens
@@ -388,13 +389,30 @@ class TestSeveralProxies:
         assert shown(login.tokens_now()) == ("at-1", "rt-1")
 
     def test_a_proxy_that_ends_begins_nothing(self, bench: Bench) -> None:
-        stopped = threading.Event()
-        login = bench.login(stopped=stopped)
+        login = bench.login(stopping=Stop(by=time.monotonic() + PATIENCE_S))
         login.refuse(Secret("at-0"))
-        stopped.set()
         with pytest.raises(ExchangeFailed, match="shutting down"):
             login.tokens_now()
         assert bench.server.asked == []
+
+    def test_a_proxy_that_ends_does_not_wait_for_others_to_say_that_no_answer_came(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its claim ends with its process; another may be writing for long."""
+        stopping = Stop()
+
+        def post(_url: str, _headers: Any, _body: bytes, sending: Any) -> HttpAnswer:
+            sending()
+            stopping.by = time.monotonic()
+            raise HttpFailed("the proxy is shutting down", sent=True)
+
+        released: list[str] = []
+        monkeypatch.setattr(bench.store, "release", lambda name, *_, **__: released.append(name))
+        login = bench.login(post=post, stopping=stopping)
+        login.refuse(Secret("at-0"))
+        with pytest.raises(ExchangeFailed, match="shutting down"):
+            login.tokens_now()
+        assert released == []
 
     def test_a_lost_race_ends_nothing(self, bench: Bench) -> None:
         """The winner wrote its tokens while our question was under way."""
@@ -511,7 +529,7 @@ class TestAnAnswerThatNeverCame:
         with pytest.raises(ExchangeFailed, match="free some space"):
             before.tokens_now()
         full.full = False
-        before._refresher.stop()
+        before._refresher.stop(0.0)
         assert shown(bench.stored()) == ("at-1", "rt-1")
         assert len(bench.server.asked) == 1
 
@@ -602,7 +620,7 @@ async def test_a_caller_that_leaves_stops_nothing(bench: Bench) -> None:
 async def test_over_real_http(bench: Bench, provider: str, written: dict[str, str]) -> None:
     with serve(bench.server) as url:
         http = Http(trust=ssl.create_default_context)
-        post = post_with(http, threading.Event())
+        post = post_with(http, Stop())
         login = bench.login(source(provider, token_url=url, **written), post=post)
         login.refuse(Secret("at-0"))
         assert shown(await login.tokens()) == ("at-1", "rt-1")

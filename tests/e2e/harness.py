@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import ssl
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any
 
 import httpx
 
+import account_pool
 from account_pool.demo.certificates import Certificate
 from account_pool.demo.mitmdump import LISTENING, POOL_READY, Mitmdump, addon_script
 from account_pool.demo.provider import Provider
@@ -56,6 +58,11 @@ def in_order(*labels: str, provider: str = "openai", **settings: Any) -> list[di
 
 
 TWO = in_order("first", "second")
+
+
+#: How `account-pool serve` is called, in an environment with `PATH_OF_PACKAGE`.
+SERVE = (sys.executable, "-c", "from account_pool.cli import main; main()", "serve")
+PATH_OF_PACKAGE = {"PYTHONPATH": str(Path(account_pool.__file__).parents[1])}
 
 
 class Proxy(Mitmdump):

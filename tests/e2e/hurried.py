@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from account_pool.credentials import login, token_post
+from account_pool.credentials import login
+from account_pool.proxy import draining
 
 
 class Hurried:
     # Not when it is imported: tests do that for its path.
     def load(self, _loader):
         login.SLOW_S = 0.0
-        token_post.STOP_S = 0.0
+        draining.ANSWER_S = 0.0
 
 
 addons = [Hurried()]

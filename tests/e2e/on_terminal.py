@@ -8,22 +8,18 @@ import os
 import re
 import signal
 import struct
-import sys
 import termios
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-import account_pool
 from account_pool.demo.mitmdump import mitmdump_command
-from tests.e2e.harness import TIMEOUT_S, Proxy, Setting
+from tests.e2e.harness import PATH_OF_PACKAGE, SERVE, TIMEOUT_S, Proxy, Setting
 
 ROWS, COLUMNS = 40, 200
 #: Where it listens, in the log of mitmdump and at the bottom of the console.
 PORT = re.compile(r"127\.0\.0\.1:(\d+)[].]")
-SERVE = (sys.executable, "-c", "from account_pool.cli import main; main()", "serve")
 
 
 class Terminal:
@@ -164,11 +160,7 @@ def on_terminal(setting: Setting, accounts: Any, *, program: str, **how: Any) ->
         # `serve` loads the addon by itself.
         addon=not program.startswith("--"),
         ready="account-pool: ready",
-        env={
-            "TERM": "xterm",
-            "LANG": "C.UTF-8",
-            "PYTHONPATH": str(Path(account_pool.__file__).parents[1]),
-        },
+        env={"TERM": "xterm", "LANG": "C.UTF-8", **PATH_OF_PACKAGE},
         **how,
     )
     proxy.__class__ = OnTerminal

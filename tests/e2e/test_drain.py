@@ -8,6 +8,7 @@ import os
 import signal
 import sqlite3
 import ssl
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from contextlib import asynccontextmanager, closing, suppress
 from typing import Any
 
@@ -17,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 
 from account_pool.demo.exchange import Reply
 from account_pool.demo.scripts import EVENT_STREAM, by_credential, openai
+from tests.e2e import harness
 from tests.e2e.harness import CLIENT, FIRST, TIMEOUT_S, chat, in_order
 from tests.e2e.test_mitmweb import mitmweb  # noqa: F401 - a fixture
 from tests.e2e.test_websocket import ACCEPTED, open_socket
@@ -247,6 +249,38 @@ async def test_mitmweb_drains_too(upstream, finish, mitmweb):  # noqa: F811
             await idle.ask()
         async with answering(proxy) as (_, rest):
             os.kill(proxy.pid, signal.SIGINT)
+            await proxy.until_printed(SHUTTING)
+            finish.set()
+            assert await rest() == CHAT.body
+        assert await ended(proxy) == 0
+
+
+class Served(harness.Proxy):
+    """What `account-pool serve` becomes, which loads the addon by itself."""
+
+    async def _launch(self) -> Any:
+        return await asyncio.create_subprocess_exec(
+            *harness.SERVE,
+            *self._args,
+            cwd=self.folder,
+            env=self._env,
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=STDOUT,
+        )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there it stays a process of its own")
+async def test_account_pool_serve_drains_too(upstream, finish, setting):
+    env = harness.PATH_OF_PACKAGE
+    proxy = setting.prepare(ONE, provider=upstream, options=LONG, addon=False, env=env)
+    proxy.__class__ = Served
+    async with proxy:
+        await proxy.until_printed("account-pool: ready")
+        async with kept(proxy) as idle:
+            await idle.ask()
+        async with answering(proxy) as (_, rest):
+            os.kill(proxy.pid, signal.SIGTERM)
             await proxy.until_printed(SHUTTING)
             finish.set()
             assert await rest() == CHAT.body

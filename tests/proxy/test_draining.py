@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from mitmproxy.proxy.layers.http import HTTPMode
 from mitmproxy.websocket import WebSocketMessage
+from ruamel.yaml import YAML
 from wsproto.frame_protocol import Opcode
 
+from account_pool.config.pool_options import POOL_OPTIONS
 from account_pool.core.attempts import Attempts, Limits
 from account_pool.core.lease import Facts
 from account_pool.providers import openai
+from account_pool.proxy import draining
 from account_pool.proxy.draining import Drain
 from account_pool.proxy.hooks import Turn
 from account_pool.proxy.socket import GOING_AWAY, GoingAway, SocketReader
+from account_pool.store.sqlite_state import BUSY_TIMEOUT_S
 from tests.patience import PATIENCE_S
 from tests.proxy.helpers import (
     CHUNKED,
@@ -306,6 +311,49 @@ async def test_what_is_said_twice_of_a_terminal_is_no_second_signal(proxy):
     proxy.master.shutdown()
     await proxy.until(lambda: proxy.master.ended)
     assert proxy.refreshing
+
+
+async def test_what_comes_after_has_the_same_deadline(proxy, caplog):
+    now = proxy.service.now()
+    assert proxy.drain.over_at == now
+    proxy.refreshing = True
+    proxy.master.shutdown()
+    await proxy.until(lambda: proxy.written)
+    proxy.service.now = lambda: now + 100.0
+    await proxy.until(lambda: proxy.master.ended)
+    assert proxy.drain.over_at == now + 10.0
+
+
+async def test_what_comes_after_a_second_signal_counts_from_there(proxy):
+    now = proxy.service.now()
+    proxy.refreshing = True
+    proxy.master.shutdown()
+    await proxy.until(lambda: proxy.written)
+    proxy.service.now = lambda: now + 3.0
+    proxy.master.shutdown()
+    await proxy.until(lambda: proxy.master.ended)
+    proxy.service.now = lambda: now + 5.0
+    assert proxy.drain.over_at == now + 3.0
+
+
+async def test_a_step_that_hangs_is_left(proxy, monkeypatch):
+    monkeypatch.setattr(draining, "STEP_S", 0.0)
+    never = asyncio.Event()
+    server = SimpleNamespace(is_running=True, stop=never.wait)
+    proxyserver = SimpleNamespace(servers=[server], connections={})
+    proxy.master.addons["proxyserver"] = proxyserver
+    proxy.master.shutdown()
+    await proxy.until(lambda: proxy.master.ended)
+
+
+def test_compose_kills_later():
+    """Whatever hangs: clients that do not hear, a token server, a disk, another proxy."""
+    compose = YAML(typ="safe").load(Path(__file__).parents[2] / "compose.yaml")
+    grace_s = int(compose["services"]["pool"]["stop_grace_period"].removesuffix("s"))
+    (drain_s,) = (option.default for option in POOL_OPTIONS if option.name == "drain")
+    hanging_up_s = draining.STEP_S + draining.CUT_LOOKS * draining.LOOK_S
+    after_s = max(hanging_up_s, draining.ANSWER_S, draining.WRITE_S) + BUSY_TIMEOUT_S
+    assert drain_s + after_s < grace_s
 
 
 async def test_no_time_to_drain_ends_it_at_once():

@@ -8,6 +8,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -114,6 +115,18 @@ def test_the_rest_is_written_at_the_end(begin: Begin) -> None:
     limit(service)
     kept.stop()
     assert cools(begin()[0]) == 600
+
+
+def test_the_end_does_not_wait_for_a_disk_longer_than_it_may(
+    begin: Begin, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    service, kept = begin()
+    limit(service)
+    goes_on = threading.Event()
+    kept._thread.submit(goes_on.wait)
+    kept.stop(by=clock.now())
+    goes_on.set()
+    assert "takes too long to write" in caplog.text
 
 
 async def test_it_writes_by_itself_when_something_has_changed(begin: Begin, path: Path) -> None:

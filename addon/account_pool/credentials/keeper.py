@@ -118,13 +118,14 @@ class Keeper:
                 order[key] = self._add(entry)
         self._held = order
 
-    def stop(self) -> None:
+    def stop(self, by: float = 0.0) -> None:
         """Cancel everything. Nothing is published afterwards.
 
-        A refresh that was asked for is still written to the store, by its thread.
+        A refresh that was asked for is still written to the store, by its thread, if its
+        answer comes until *by*, seconds of `time.monotonic`.
         """
         if self._ways.refresher is not None:
-            self._ways.refresher.stop()
+            self._ways.refresher.stop(by)
         for key in list(self._held):
             self._forget(key)
 

@@ -25,13 +25,13 @@ from datetime import UTC, datetime
 
 from account_pool.core.claims import ANSWER_S, Taken
 from account_pool.core.credential import Secret
-from account_pool.credentials import token_answer, token_post
+from account_pool.credentials import token_answer
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.exchange_answer import ExchangeFailed
 from account_pool.credentials.http import Http, HttpFailed
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.token_answer import AnswerLost, LoginEnded
-from account_pool.credentials.token_post import Post, post_with
+from account_pool.credentials.token_post import Post, Stop, post_with
 from account_pool.credentials.vendors import log_in_again
 from account_pool.store.errors import StoreError
 from account_pool.store.process import Process
@@ -102,7 +102,7 @@ class Refresher:
         post: asks a token endpoint; it blocks.
         wall_clock: seconds since the epoch.
         threads: where the work is done.
-        stopped: set when the proxy ends: what was asked is answered and written, and
+        stopping: set when the proxy ends: what was asked is answered and written, and
             nothing else is begun.
         slow_s: see SLOW_S.
         families: by name; they stay when an account goes and comes back.
@@ -114,13 +114,16 @@ class Refresher:
     threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(MAX_AT_ONCE, thread_name_prefix="refresh")
     )
-    stopped: threading.Event = field(default_factory=threading.Event)
+    stopping: Stop = field(default_factory=Stop)
     slow_s: float = SLOW_S
     families: dict[str, Family] = field(default_factory=dict)
 
-    def stop(self) -> None:
-        """Begin nothing any more, and write what could not be written before. Blocks."""
-        self.stopped.set()
+    def stop(self, by: float) -> None:
+        """Begin nothing any more, and write what could not be written before. Blocks.
+
+        What was asked may be answered until *by*, seconds of `time.monotonic`.
+        """
+        self.stopping.by = by
         try:
             for name, family in list(self.families.items()):
                 self.write(name, family)
@@ -246,7 +249,7 @@ class Login:
         if self._is_good(newest):
             return newest
         self._require_hope(newest, family)
-        if self._refresher.stopped.is_set():
+        if self._refresher.stopping.is_set:
             raise ExchangeFailed("the proxy is shutting down")
         claim = self._store.claim(
             name, self._owner, token=newest.refresh, is_over=self._is_over(newest)
@@ -265,9 +268,11 @@ class Login:
             unknown = False
             raise
         finally:
-            # Else it ends by itself.
-            with contextlib.suppress(StoreError):
-                self._store.release(name, claim.fence, unknown=unknown)
+            # Else it ends by itself: at once with a process that ends, which need not wait for
+            # others who write.
+            if not (unknown and self._refresher.stopping.is_set):
+                with contextlib.suppress(StoreError):
+                    self._store.release(name, claim.fence, unknown=unknown)
 
     def _claimed(self, name: str, family: Family, fence: int) -> Tokens:
         # Somebody may have refreshed it between our look and our claim.
@@ -362,11 +367,11 @@ class Login:
 
 def make_refresher(store: TokenStore, http: Http, wall_clock: Callable[[], float]) -> Refresher:
     """Return what the logins of one proxy share."""
-    stopped = threading.Event()
+    stopping = Stop()
     return Refresher(
         store=store,
-        post=post_with(http, stopped, stop_s=token_post.STOP_S),
+        post=post_with(http, stopping),
         wall_clock=wall_clock,
-        stopped=stopped,
+        stopping=stopping,
         slow_s=SLOW_S,
     )

@@ -7,16 +7,15 @@ for minutes. A proxy that stops waits for it a little longer.
 from __future__ import annotations
 
 import asyncio
-import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from account_pool.core.claims import ANSWER_S
 from account_pool.credentials.http import Http, HttpAnswer, HttpFailed
 
 #: Seconds until the request has left; less than the claim lasts (core/claims.py).
 CONNECT_S = 15.0
-#: Seconds for which a proxy that stops waits for an answer.
-STOP_S = 10.0
 #: How often is looked whether it stops, in seconds.
 LOOK_S = 0.1
 
@@ -25,15 +24,25 @@ LOOK_S = 0.1
 Post = Callable[[str, dict[str, str], bytes, Callable[[], None]], HttpAnswer]
 
 
+@dataclass(slots=True)
+class Stop:
+    """Whether the proxy ends; for several threads.
+
+    Attributes:
+        by: until when an answer is waited for then, seconds of `time.monotonic`.
+    """
+
+    by: float | None = None
+
+    @property
+    def is_set(self) -> bool:
+        return self.by is not None
+
+
 def post_with(
-    http: Http,
-    stopped: threading.Event,
-    *,
-    connect_s: float = CONNECT_S,
-    answer_s: float = ANSWER_S,
-    stop_s: float = STOP_S,
+    http: Http, stop: Stop, *, connect_s: float = CONNECT_S, answer_s: float = ANSWER_S
 ) -> Post:
-    """Return a `Post` that blocks its thread while *http* asks; *stopped*: the proxy ends."""
+    """Return a `Post` that blocks its thread while *http* asks, until *stop* at most."""
 
     async def ask(
         url: str, headers: dict[str, str], content: bytes, sending: Callable[[], None]
@@ -56,13 +65,9 @@ def post_with(
                 sending=leaves,
             )
         )
-        now = asyncio.get_running_loop().time
-        give_up_at = None
         while not (await asyncio.wait({asking}, timeout=LOOK_S))[0]:
-            if give_up_at is None and stopped.is_set():
-                give_up_at = now() + stop_s
             # What has not left is not worth waiting for.
-            if give_up_at is not None and (now() >= give_up_at or not left):
+            if stop.by is not None and (not left or time.monotonic() >= stop.by):
                 asking.cancel()
                 raise HttpFailed("the proxy is shutting down", sent=left)
         return asking.result()

@@ -36,6 +36,7 @@ from account_pool.proxy import (
     binding,
     crowding,
     descriptors,
+    draining,
     event_lock,
     exchange,
     handover,
@@ -56,7 +57,6 @@ from account_pool.proxy import (
 )
 from account_pool.proxy.admin_pages import AdminPages
 from account_pool.proxy.commands import RELOAD_ERRORS
-from account_pool.proxy.draining import Drain
 from account_pool.proxy.fast.steps import Steps
 from account_pool.proxy.hooks import Turn
 from account_pool.proxy.reload import Changes, Watcher, update_pool
@@ -129,7 +129,7 @@ class AccountPool(AdminPages):
         self._held_back = False
         self._reading: asyncio.Task[object] | None = None
         self._unlisten: hangup.Undo = lambda _ends: None
-        self._drain: Drain | None = None
+        self._drain: draining.Drain | None = None
         self._shortage = descriptors.Shortage()
         self._terminal = Terminal()
         self._replays = replay.Replays(self.service)
@@ -174,7 +174,7 @@ class AccountPool(AdminPages):
         self._starting = tasks.once("start", self._announce)
         self._watcher = Watcher(self._file.stamps, self._file_written, self._file.read)
         self._watching = tasks.supervised("watching the accounts file", self._watcher.run)
-        self._drain = Drain(
+        self._drain = draining.Drain(
             ctx.master, self.service, refreshing=self._is_refreshing, write=self._write
         )
         self._drain.install()
@@ -290,12 +290,14 @@ class AccountPool(AdminPages):
             ctx.master.addons.remove(self._replays)
         if self._fast is not None:
             self._fast.use(())
+        over_at = self.service.now()
         if self._drain is not None:
             self._drain.uninstall()
+            over_at = self._drain.over_at
         if self.keeper is not None:
-            self.keeper.stop()
+            self.keeper.stop(over_at + draining.ANSWER_S)
         if self.keeping is not None:
-            self.keeping.stop()
+            self.keeping.stop(over_at + draining.WRITE_S)
         self._close_pages()
 
     # -- configuration

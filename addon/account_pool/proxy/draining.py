@@ -6,13 +6,18 @@ Whoever ends mitmproxy (SIGTERM, Ctrl-C, `q` in the console) calls `Master.shutd
 once, however often that is said. What nobody could see an end of is not waited for:
 tunnels that are not decrypted, and WebSockets between two turns, which are told that the
 proxy goes away.
+
+All of it has one deadline, that of the drain, from which whatever comes after counts: whoever
+sends SIGTERM kills later (`stop_grace_period` in compose.yaml).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from mitmproxy.log import ALERT
@@ -35,6 +40,11 @@ logger = logging.getLogger(__name__)
 LOOK_S = 0.05
 #: How often, once all clients were hung up on: what is not told by then is not waited for.
 CUT_LOOKS = 20
+#: How long a step lasts at most that mostly takes no time, seconds.
+STEP_S = 1.0
+#: How long after the drain the answer to a refresh of a login is waited for, and the last
+#: write of what the pool has learnt, seconds. The process has ended `AFTER_S` after it.
+ANSWER_S, WRITE_S, AFTER_S = 4.0, 6.0, 8.0
 
 
 class Drain:
@@ -61,6 +71,15 @@ class Drain:
         self._end_now: Callable[[], object] = master.shutdown
         self._task: asyncio.Task[object] | None = None
         self._cutting: asyncio.Task[object] | None = None
+        self._over_at = math.inf
+
+    @property
+    def over_at(self) -> float:
+        """When it was over, or should have been: what comes after counts from there.
+
+        Monotonic seconds; now, if nobody has asked for it.
+        """
+        return min(self._over_at, self._service.now())
 
     def install(self) -> None:
         """Stand in the place of `Master.shutdown`, which mitmproxy looks up when it is called."""
@@ -83,22 +102,24 @@ class Drain:
             self._asked()
 
     def _asked(self) -> None:
-        if self._task is None and self._service.settings.drain_s > 0:
+        self._service.stop()
+        now, drain_s = self._service.now(), self._service.settings.drain_s
+        if self._task is None and drain_s > 0:
+            self._over_at = now + drain_s
             self._task = tasks.once("shutdown", self._run)
             return
-        self._service.stop()
+        self._over_at = min(self._over_at, now)
         if self._task is not None:
             self._task.cancel()
         self._cutting = tasks.once("shutdown at once", self._cut)
 
     async def _run(self) -> None:
         with harmless:
-            self._service.stop()
             # Before the first wait: what is killed meanwhile has lost nothing.
             writing = tasks.once("last writing before the shutdown", self._write_and_tell)
-            await self._stop_listening()
+            await _shortly(self._stop_listening())
             await self._wait()
-            await self._close_sockets()
+            await _shortly(self._close_sockets())
             writing.cancel()
         # Whatever failed, the proxy ends.
         await self._cut()
@@ -130,7 +151,6 @@ class Drain:
     async def _wait(self) -> None:
         """Wait for what is under way, at most as long as is allowed."""
         drain_s = self._service.settings.drain_s
-        until = self._service.now() + drain_s
         if self._under_way():
             # What was held is told so, and gone.
             await asyncio.sleep(LOOK_S)
@@ -142,7 +162,7 @@ class Drain:
             f"account-pool: shutting down: {left} may take {drain_s:g} s; a second signal ends "
             "it at once",
         )
-        while left and self._service.now() < until:
+        while left and self._service.now() < self._over_at:
             await asyncio.sleep(LOOK_S)
             left = self._under_way()
         if left:
@@ -187,3 +207,10 @@ class Drain:
 
     def _proxyserver(self) -> Any:
         return self._master.addons.get("proxyserver")
+
+
+async def _shortly(step: Awaitable[object]) -> None:
+    """Wait for *step*, at most as long as is worth it."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(STEP_S):
+            await step

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -122,8 +123,11 @@ class Keeping:
         """Begin to write. Needs a running event loop."""
         self._task = tasks.supervised("keeping the state", self._run)
 
-    def stop(self) -> None:
-        """Write what is left, and close the store. Waits for the disk; once."""
+    def stop(self, by: float = math.inf) -> None:
+        """Write what is left, and close the store. Waits for the disk; once.
+
+        Until *by*, monotonic seconds, at most; each write for `STOP_TIMEOUT_S` at most.
+        """
         if self._stopped:
             return
         self._stopped = True
@@ -131,12 +135,12 @@ class Keeping:
         if self._task is not None:
             self._task.cancel()
         try:
-            self._finish()
+            self._finish(by=by)
             self._unwritten.note_used()
             # Counts that come again go alone.
             for _ in range(2):
                 self._begin()
-                self._finish()
+                self._finish(by=by)
         except StoreError as e:
             self._say(e)
         except Exception as e:
@@ -272,7 +276,7 @@ class Keeping:
         self._pressing.clear()
         self._work = batch, self._thread.submit(batch.write, store)
 
-    def _finish(self, *, at_start: bool = False) -> None:
+    def _finish(self, *, at_start: bool = False, by: float = math.inf) -> None:
         """Take over what the store answered, or keep in mind what is still to be written.
 
         Raises StoreError.
@@ -281,7 +285,7 @@ class Keeping:
             return
         (batch, answer), self._work = self._work, None
         try:
-            written = answer.result(STOP_TIMEOUT_S)
+            written = answer.result(max(0.0, min(STOP_TIMEOUT_S, by - self._now())))
         except (StoreError, CancelledError) as e:
             self._unwritten.put_back(batch)
             self._beat_at = self._now()  # others are told all of it
