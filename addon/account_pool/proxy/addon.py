@@ -482,4 +482,5 @@ class AccountPool(AdminPages):
 
     def _warnings(self) -> list[str]:
         """Return what looks wrong and stops nothing, for people."""
-        return [*self._file_warnings, *map(str, self._notices)]
+        clock = self.service.wrong_clock
+        return [*self._file_warnings, *map(str, self._notices), *([clock] if clock else ())]
