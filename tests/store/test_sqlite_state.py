@@ -23,7 +23,13 @@ from account_pool.store.clock import Moment
 from account_pool.store.errors import StoreError
 from account_pool.store.memory import MemoryState
 from account_pool.store.sqlite import SqliteTokens
-from account_pool.store.sqlite_state import BOOK_KEPT_S, COUNTS_KEPT_S, SqliteState
+from account_pool.store.sqlite_state import (
+    BOOK_KEPT_S,
+    COUNTS_KEPT_S,
+    GONE_KEPT_S,
+    ROUNDED_S,
+    SqliteState,
+)
 from account_pool.store.state import GRACE_S, Lines, News, Row, StateStore
 from account_pool.store.tokens import Tokens
 
@@ -236,6 +242,51 @@ def test_a_line_another_has_used_since_stays(state) -> None:
     write(state, "sessions", [("b", "openai/work", WALL + 9)])
     write(state, "sessions", [], gone={"a": WALL, "b": WALL, "unknown": WALL})
     assert state.read_book("sessions") == [("b", "openai/work", WALL + 9)]
+
+
+def test_a_key_that_moves_at_the_moment_of_its_last_use_is_moved(state) -> None:
+    write(state, "sessions", [("a", "openai/work", WALL)])
+    write(state, "sessions", [("a", "openai/home", WALL)])
+    assert state.read_book("sessions") == [("a", "openai/home", WALL)]
+
+
+def test_what_is_taken_out_is_news_once_also_if_two_do_it(two) -> None:
+    """Else each would tell the other for ever, and the line would never be swept."""
+    one, other = two
+    write(one, "sessions", [("a", "openai/work", WALL)])
+    news(one), news(other)
+    write(one, "sessions", [], gone={"a": WALL})
+    assert news(other).gone == {"sessions": {"a": WALL}}
+    write(other, "sessions", [], gone={"a": WALL})
+    assert news(one).gone == news(other).gone == {}
+
+
+def test_times_that_differ_by_their_rounding_are_the_same_use(two) -> None:
+    one, other = two
+    write(one, "sessions", [("a", "openai/work", WALL + ROUNDED_S / 2)])
+    write(other, "sessions", [], gone={"a": WALL})
+    assert one.read_book("sessions") == []
+    # Whoever still has it has not used it since.
+    write(one, "sessions", [("a", "openai/work", WALL + ROUNDED_S)])
+    assert one.read_book("sessions") == []
+    write(one, "sessions", [("a", "openai/work", WALL + 1)])
+    assert one.read_book("sessions") == [("a", "openai/work", WALL + 1)]
+
+
+def test_what_was_taken_out_is_known_for_a_while(two, path: Path) -> None:
+    one, _ = two
+    write(one, "pins", [("a", "openai/work", WALL), ("b", "openai/work", WALL)])
+    write(one, "pins", [], gone={"a": WALL})
+
+    def known() -> object:
+        with closing(SqliteState(path)) as late:
+            return news(late).gone, late.read_book("pins")
+
+    left = [("b", "openai/work", WALL)]
+    one.sweep([], wall_now=WALL + GONE_KEPT_S - 1)
+    assert known() == ({"pins": {"a": WALL}}, left)
+    one.sweep([], wall_now=WALL + GONE_KEPT_S + 1)
+    assert known() == ({}, left)
 
 
 def test_what_one_binds_is_news_to_the_other(two) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -20,6 +21,7 @@ from account_pool.core.claims import Claim, Taken
 from account_pool.core.credential import Secret
 from account_pool.core.saved import SavedAccount
 from account_pool.store.clock import Moment
+from account_pool.store.database import Database
 from account_pool.store.errors import DamagedError, MovedError
 from account_pool.store.sqlite import MAX_ASIDES, SETTLE_S, SqliteTokens
 from account_pool.store.store import SqliteStore
@@ -327,6 +329,95 @@ def test_letting_go_of_the_old_file_spoils_nothing_of_the_new(path: Path) -> Non
     store = SqliteTokens(path)
     assert store.load("family") == Tokens(access=None, refresh=Secret("rt-1"))
     store.close()
+
+
+def in_another_process(path: Path, then: str) -> None:
+    """Run *then* where `store` is what is at *path*, and `tokens` are FIRST."""
+    script = f"""
+        from pathlib import Path
+        from account_pool.core.credential import Secret
+        from account_pool.store.sqlite import SqliteTokens
+        from account_pool.store.tokens import Tokens
+        tokens = Tokens(access=Secret("at-1"), refresh=Secret("rt-1"), expires_at=2001.0)
+        store = SqliteTokens(Path({str(path)!r}))
+        {then}
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env={**os.environ, "PYTHONPATH": PACKAGE},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("goes", [SqliteTokens.keep, SqliteTokens.close], ids=["stays", "ends"])
+def test_its_log_is_not_taken_for_a_part_of_what_replaced_it(
+    goes: Callable[[SqliteTokens], None], path: Path
+) -> None:
+    other = path.with_name("other")
+    in_another_process(other, "[store.save(str(n), tokens) for n in range(500)]; store.close()")
+    store = SqliteTokens(path)
+    store.save("family", FIRST)
+    other.replace(path)
+    goes(store)
+    here = "assert store.load('499') == tokens; store.close()"
+    in_another_process(path, here)
+    if goes is SqliteTokens.keep:
+        store.close()
+
+
+def test_what_another_wrote_beside_a_part_that_was_left_stays(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where the part cannot be copied: by name the log is that of the other."""
+    database = Database(path)
+    for suffix in ("-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink()
+    in_another_process(path, "store.save('family', tokens); store.close()")
+    monkeypatch.setattr(shutil, "copyfile", full)
+    database.leave()
+    in_another_process(path, "assert store.load('family') == tokens; store.close()")
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_what_was_left_is_not_used_again_whatever_comes_in_its_place(path: Path) -> None:
+    """The number of a file is free for another when nobody has it open any more."""
+    database = Database(path)
+    names = [Path(f"{path}{suffix}") for suffix in ("", "-wal", "-shm")]
+    for name in names:
+        os.link(name, f"{name}.link")
+    database.leave()
+    for name in names:
+        Path(f"{name}.link").replace(name)
+    with pytest.raises(MovedError):
+        database.check_place()
+
+
+def test_nobody_else_can_read_the_copy_of_a_part(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = tmp_path / "link.sqlite"
+    link.symlink_to(path)
+    database = Database(link)
+    before = path.stat().st_ino
+    copy = shutil.copyfile
+
+    def look_and_copy(there: Path, here: Path) -> None:
+        assert here.stat().st_mode & 0o777 == 0o600
+        copy(there, here)
+
+    monkeypatch.setattr(shutil, "copyfile", look_and_copy)
+    old = os.umask(0)
+    database.leave()
+    os.umask(old)
+    assert link.is_symlink()
+    assert path.stat().st_ino != before
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_both_halves_go_on_in_the_file_a_link_leads_to(tmp_path: Path, path: Path) -> None:

@@ -210,7 +210,7 @@ class Database:
                 self._make_another()
             # What is left of ours would be taken for a part of the file that is there now.
             for name, number in self._beside.items():
-                if number is not None and number_of(name) == number:
+                if number_of(name) == number:
                     with contextlib.suppress(OSError):
                         name.unlink()
             self._number = _LEFT
@@ -227,14 +227,11 @@ class Database:
 
         For SQLite it would be the same file, which others use with the parts they have.
         """
-        if self._number == _LEFT or number_of(self.path) != self._number:
-            return
-        if _size(self.path) == 0:
-            self._file.unlink()
+        if number_of(self.path) != self._number:
             return
         copy = Path(f"{self._file}.copy-{os.getpid()}")
+        copy.touch(mode=0o600)
         shutil.copyfile(self._file, copy)
-        copy.chmod(0o600)
         copy.replace(self._file)
 
     def _names_beside(self) -> list[Path]:
