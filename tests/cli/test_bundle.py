@@ -85,6 +85,21 @@ def test_certifi_serves_where_the_system_hides_its_authorities(monkeypatch):
     assert joined(system_authorities()).count("BEGIN CERTIFICATE") > 50
 
 
+def test_the_systems_store_counts_whatever_the_environment_names(tmp_path, monkeypatch, other):
+    """As under conda, which names a list of its own."""
+    store, named = tmp_path / "store.pem", tmp_path / "named.pem"
+    authority = make_certificate(tmp_path).authority
+    store.write_text(authority.read_text())
+    named.write_text(other.read_text())
+    monkeypatch.setenv("SSL_CERT_FILE", str(named))
+    monkeypatch.setattr(bundle, "_STORES", (str(store),))
+    paths = ssl.get_default_verify_paths()._replace(openssl_cafile=str(tmp_path / "gone"))
+    monkeypatch.setattr(bundle.ssl, "get_default_verify_paths", lambda: paths)
+    whole = tmp_path / "whole.pem"
+    whole.write_text(joined(system_authorities()))
+    assert trusted(whole) > trusted(authority) | trusted(other)
+
+
 def test_mitmproxys_certificate_is_made_where_there_is_none(tmp_path):
     places = Places(tmp_path / "new", 8080)
     make_authority(places)

@@ -9,7 +9,7 @@ from socket import create_server
 
 import pytest
 
-from account_pool.cli import doctor
+from account_pool.cli import bundle, doctor
 from account_pool.cli.main import run
 from account_pool.cli.record import Launch
 from account_pool.cli.shared import SharedProxy
@@ -50,6 +50,31 @@ def test_a_line_a_finding(places, capsys, tmp_path):
     lines = capsys.readouterr().out.splitlines()
     assert {line.split()[0] for line in lines} <= {"ok", "note", "bad"}
     assert any("mitmproxy" in line for line in lines)
+
+
+def test_a_terminal_gets_what_fits(capsys):
+    text = "NO_PROXY leads past the pool to hosts of your accounts"
+    finding = doctor.Finding(doctor.Level.NOTE, "environment", text, "`account-pool run` helps")
+    assert doctor.as_text(finding, None) == f"note  environment   {text}; `account-pool run` helps"
+    assert doctor.as_text(finding, 60).splitlines() == [
+        "note  environment   NO_PROXY leads past the pool to hosts",
+        "                    of your accounts",
+        "                    -> `account-pool run` helps",
+    ]
+    assert doctor.as_text(finding, 40).splitlines() == [
+        "note  environment",
+        "      NO_PROXY leads past the pool to",
+        "      hosts of your accounts",
+        "      -> `account-pool run` helps",
+    ]
+
+
+def test_the_last_line_is_the_sum(findings, capsys, places, tmp_path):
+    findings()
+    run(["doctor", "-p", str(places.port), "--accounts-file", str(tmp_path / "mine.yaml")])
+    assert capsys.readouterr().err == "account-pool: nothing is wrong\n"
+    run(["doctor", "-p", str(places.port), "--accounts-file", str(tmp_path / "gone.yaml")])
+    assert capsys.readouterr().err == "account-pool: 1 thing is wrong\n"
 
 
 @pytest.mark.parametrize(
@@ -98,6 +123,52 @@ def test_a_certificate_that_has_ended(findings, monkeypatch):
     assert any("ended on" in line for line in findings()[1])
 
 
+def test_a_clock_that_was_never_set(findings, places, monkeypatch):
+    assert not any(line.startswith("bad clock") for line in findings()[1])
+    monkeypatch.setattr(doctor.time, "time", lambda: 1e9)
+    code, found = findings()
+    assert code == 1
+    (line,) = (line for line in found if line.startswith("bad clock"))
+    assert "2001-09-09 01:46 UTC, but " in line
+
+
+def test_what_trusts_the_certificate(places, tmp_path, monkeypatch, capsys):
+    """Which of the system's store and SSL_CERT_FILE holds it, and not more than that."""
+    own = places.authority.read_text()
+    system, named = tmp_path / "system.pem", tmp_path / "named.pem"
+    monkeypatch.setattr(bundle, "system_store", lambda: system)
+    monkeypatch.setenv("SSL_CERT_FILE", str(named))
+
+    def said(in_system: str, in_named: str) -> str:
+        system.write_text(in_system)
+        named.write_text(in_named)
+        run(["doctor", "-p", str(places.port)])
+        lines = capsys.readouterr().out.splitlines()
+        return next(line for line in lines if " trust" in line)
+
+    assert "no program trusts it by itself" in said("", "")
+    system_text = f"programs that use {doctor._SYSTEM} trust it"
+    named_text = "programs that use SSL_CERT_FILE of this shell trust it"
+    both = f"programs that use {doctor._SYSTEM} or SSL_CERT_FILE of this shell trust it"
+    assert said(own, "").endswith(system_text)
+    assert said("", own).endswith(named_text)
+    assert said(own, own).endswith(both)
+
+
+def test_a_variable_that_names_no_file(findings, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem")
+    code, found = findings()
+    assert code == 0
+    assert "REQUESTS_CA_BUNDLE names /nowhere/ca.pem, which is not a file" in found[0]
+
+
+def test_a_state_database_that_is_a_folder(findings, places):
+    (places.confdir / "account-pool.sqlite").mkdir()
+    code, found = findings()
+    assert code == 1
+    assert "is not a file" in found[0]
+
+
 def test_ways_past_the_pool(findings, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "openai.com")
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:3128")
@@ -111,6 +182,7 @@ def test_somebody_else_has_the_port(findings, places):
         code, found = findings()
     assert code == 1
     assert "does not answer" in found[0]
+    assert str(places.port) in doctor._who_listens(places.port) in found[0]
 
 
 def test_a_proxy_that_runs(findings, stub, places):
@@ -122,7 +194,52 @@ def test_a_proxy_that_runs(findings, stub, places):
         shared.detach()
     # The stand-in says no version: it is not of this one.
     assert code == 0
+    assert "serves accounts of the environment, version None" in found[0]
     assert "start it again" in found[0]
+
+
+@pytest.fixture
+def running(stub, places):
+    """Start the stand-in with what it reads now."""
+    started = []
+
+    def start() -> None:
+        started.append(SharedProxy(places, os.environ))
+        started[0].attach(Launch(str(stub)))
+
+    yield start
+    for one in started:
+        one.detach()
+
+
+def test_a_proxy_with_another_file(findings, running, stub, tmp_path):
+    (tmp_path / "other.yaml").write_text(GOOD)
+    (stub / "accounts_file").write_text(str(tmp_path / "other.yaml"))
+    running()
+    code, found = findings()
+    assert code == 0
+    assert "does not serve those of " in found[1]
+    assert "mine.yaml" in found[1]
+
+
+@pytest.mark.parametrize(
+    ("account", "said"),
+    [
+        (("disabled", "by hand"), "note account openai/work was disabled by hand"),
+        (("disabled", "401 code=invalid_api_key"), "bad account openai/work is disabled: 401"),
+        (("no_credential", "file gone"), "bad account openai/work has no credential: file"),
+        (("available", ""), ""),
+    ],
+)
+def test_accounts_that_do_not_serve(findings, running, stub, account, said):
+    state, reason = account
+    account = {"key": "openai/work", "state": state, "reason": reason}
+    (stub / "accounts.json").write_text(json.dumps({"accounts": [account], "summary": {}}))
+    running()
+    code, found = findings()
+    assert code == int(said.startswith("bad"))
+    assert any(line.startswith(said) for line in found)
+    assert ("enable openai/work" in str(found)) == (state == "disabled")
 
 
 def test_what_cannot_be_looked_at_hides_nothing_else(findings, monkeypatch):

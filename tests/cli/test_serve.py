@@ -82,6 +82,12 @@ def test_it_does_not_go_through_itself(became, monkeypatch):
     assert became("-p", "8082")[2]["HTTPS_PROXY"] == "http://127.0.0.1:8081"
 
 
+def test_its_log_is_written_line_by_line(became, monkeypatch):
+    assert became()[2]["PYTHONUNBUFFERED"] == "1"
+    monkeypatch.setenv("PYTHONUNBUFFERED", "")
+    assert became()[2]["PYTHONUNBUFFERED"] == ""
+
+
 def test_both_front_ends_at_once_are_wrong_usage(capsys):
     assert run(["serve", "--web", "--console"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -358,3 +358,6 @@ def test_a_clock_that_is_wrong_is_reported_once(caplog):
     answer("Tue, 14 Nov 2023 22:03:20 GMT")
     (line,) = caplog.messages
     assert line.startswith("this machine's clock is 10 min ahead of that of openai")
+    assert service.wrong_clock == line
+    answer("Tue, 14 Nov 2023 22:13:20 GMT")
+    assert service.wrong_clock == ""

@@ -135,7 +135,8 @@ SCHEMAS: Mapping[str, Schema] = {
         providers={"type": "object", "additionalProperties": _ref("Summary")},
         warnings={
             **_list(_TEXT),
-            "description": "what looks wrong with accounts.yaml or a credential, and stops nothing",
+            "description": "what looks wrong with accounts.yaml, a credential or the clock, and "
+            "stops nothing",
         },
     ),
     "OneProvider": _object(

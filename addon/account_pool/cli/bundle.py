@@ -8,6 +8,7 @@ user had named, and mitmproxy's.
 from __future__ import annotations
 
 import ssl
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,14 @@ _OWN_TRUST = frozenset({_TRUSTED_CA, "ssl_verify_upstream_trusted_confdir"})
 #: Fewer authorities than this are not a system's: OpenSSL was built for another place, or
 #: reads a directory that it does not list.
 _FEW = 10
+#: Where systems keep one file of all they trust (Debian, Fedora, SUSE, Alpine and BSD). A Python
+#: that was built elsewhere does not look there, nor does any while SSL_CERT_FILE is set.
+_STORES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
 
 
 def write_trust(places: Places, environ: Mapping[str, str]) -> Trust:
@@ -86,11 +95,31 @@ def make_authority(places: Places) -> None:
 def system_authorities() -> list[str]:
     """Return what this system trusts, as texts of certificates; certifi's where it is hidden."""
     known = ssl.create_default_context().get_ca_certs(binary_form=True)
-    if len(known) >= _FEW:
-        return [ssl.DER_cert_to_PEM_cert(certificate) for certificate in known]
+    texts = [*map(ssl.DER_cert_to_PEM_cert, known), _text(system_store())]
+    if sum(text.count(_BEGIN) for text in texts) >= _FEW:
+        return texts
     import certifi  # noqa: PLC0415 - few need it
 
-    return [Path(certifi.where()).read_text(encoding="utf-8")]
+    return [*texts, Path(certifi.where()).read_text(encoding="utf-8")]
+
+
+def system_store() -> Path:
+    """Return the file of what this system trusts, whatever the environment names."""
+    paths = [Path(ssl.get_default_verify_paths().openssl_cafile), *map(Path, _STORES)]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
+def is_in_system(authority: Path) -> bool:
+    """Say whether this system's store holds the certificate in *authority*."""
+    if sys.platform == "win32":
+        known = "".join(ssl.DER_cert_to_PEM_cert(c) for c, _, _ in ssl.enum_certificates("ROOT"))
+        return not set(certificates(_text(authority))).isdisjoint(certificates(known))
+    return holds(system_store(), authority)
+
+
+def holds(path: Path, authority: Path) -> bool:
+    """Say whether the file *path* holds the certificate in *authority*."""
+    return not set(certificates(_text(authority))).isdisjoint(certificates(_text(path)))
 
 
 def joined(texts: Iterable[str], without: str = "") -> str:
@@ -99,12 +128,13 @@ def joined(texts: Iterable[str], without: str = "") -> str:
     What is not a certificate stays behind: a file may hold a private key as well. So does
     what *without* holds.
     """
-    left_out = set(_certificates(without))
-    seen = dict.fromkeys(body for text in texts for body in _certificates(text))
+    left_out = set(certificates(without))
+    seen = dict.fromkeys(body for text in texts for body in certificates(text))
     return "".join(f"{_BEGIN}\n{body}\n{_END}\n" for body in seen if body not in left_out)
 
 
-def _certificates(text: str) -> Iterator[str]:
+def certificates(text: str) -> Iterator[str]:
+    """Return the bodies of the certificates in *text*."""
     for part in text.split(_BEGIN)[1:]:
         body, end, _ = part.partition(_END)
         if end:

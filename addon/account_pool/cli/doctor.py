@@ -10,39 +10,50 @@ import json
 import os
 import platform
 import sqlite3
-import ssl
 import stat
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from account_pool.cli import api
+from account_pool.cli import api, bundle
 from account_pool.cli.check import added_file, read_accounts
 from account_pool.cli.environment import (
+    BUNDLE_VARIABLES,
+    EXTRA_VARIABLES,
     NO_PROXY_VARIABLES,
     PROXY_VARIABLES,
     without_hosts,
 )
 from account_pool.cli.places import HOST, STATE_FILE, Places
-from account_pool.cli.which_file import find, how_to_add, mitmproxy_config
+from account_pool.cli.which_file import find, how_to_add, mitmproxy_config, note
 from account_pool.config import Config, ConfigError
 from account_pool.config.accounts_file import command, shown
 from account_pool.config.review import review
+from account_pool.core.cooldown import BY_HAND
 from account_pool.providers.registry import BUILT_IN
 from account_pool.version import __version__
 
 _PACKAGE = "mitmproxy-account-pool"
 #: Days before the end of mitmproxy's certificate that are worth a word.
 _SOON_S = 30 * 86400
+#: What programs ask that are not given anything else. On macOS many ask the Keychain instead.
+_SYSTEM = "OpenSSL's store" if sys.platform == "darwin" else "the system's store"
+#: Clocks and files may disagree by as much, seconds.
+_CLOCK_S = 120
+#: Columns of a terminal below which each finding begins with a line of its own.
+_NARROW = 60
 
 
 class Level(StrEnum):
@@ -78,6 +89,8 @@ class Patient:
 def diagnose(named: Path | None, port: int, environ: Mapping[str, str], *, as_json: bool) -> int:
     """Print what was found. Returns 1 where something does not work, else 0."""
     patient = Patient(Places.usual(port), named, environ, time.time())
+    # Whoever reads a pipe wants a line a finding.
+    width = get_terminal_size().columns if sys.stdout.isatty() else None
     findings: list[Finding] = []
     for check in CHECKS:
         try:
@@ -88,15 +101,44 @@ def diagnose(named: Path | None, port: int, environ: Mapping[str, str], *, as_js
         findings += new
         if not as_json:
             for finding in new:
-                print(_line(finding), flush=True)
+                print(as_text(finding, width), flush=True)
     if as_json:
         print(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=2))
+    else:
+        note(_summary(findings))
     return int(any(finding.level is Level.BAD for finding in findings))
 
 
-def _line(finding: Finding) -> str:
-    remedy = f"; {finding.remedy}" if finding.remedy else ""
-    return f"{finding.level:<4}  {finding.about:<12}  {finding.text}{remedy}"
+def as_text(finding: Finding, width: int | None) -> str:
+    """Return *finding* as a line, or as what fits into *width* columns, its remedy apart."""
+    head = f"{finding.level:<4}  {finding.about:<12}  "
+    if width is None:
+        return head + "; ".join(filter(None, (finding.text, finding.remedy)))
+    # Where there is little room, the text stands below what it is about.
+    indent = " " * (len(head) if width >= _NARROW else 6)
+    lines = [_wrapped(finding.text, indent, width)]
+    if finding.remedy:
+        lines.append(_wrapped(f"-> {finding.remedy}", indent, width))
+    whole = "\n".join(lines)
+    return head + whole.removeprefix(indent) if width >= _NARROW else f"{head.rstrip()}\n{whole}"
+
+
+def _wrapped(text: str, indent: str, width: int) -> str:
+    return textwrap.fill(
+        text,
+        max(width - 1, len(indent) + 20),
+        initial_indent=indent,
+        subsequent_indent=indent,
+        # Paths and commands are copied: only spaces divide.
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _summary(findings: Sequence[Finding]) -> str:
+    bad, notes = (sum(f.level is level for f in findings) for level in (Level.BAD, Level.NOTE))
+    said = {0: "nothing is wrong", 1: "1 thing is wrong"}.get(bad, f"{bad} things are wrong")
+    return said + {0: "", 1: "; 1 note"}.get(notes, f"; {notes} notes")
 
 
 def _versions(_patient: Patient) -> Iterator[Finding]:
@@ -127,12 +169,14 @@ def _accounts(patient: Patient) -> Iterator[Finding]:
         for line in str(error).splitlines():
             yield Finding(Level.BAD, "accounts", line)
         return
-    where = shown(loaded.path) if loaded.path else "the environment; there is no file"
+    where = shown(loaded.path) if loaded.path else "the environment"
     if (added := added_file(loaded)) is not None:
         where += f", and {shown(added)}"
     number = len(loaded.accounts)
     if not number:
-        yield Finding(Level.BAD, "accounts", f"none, of {where}", how_to_add())
+        nowhere = "there is no accounts file, and no key in the environment"
+        none = f"{where} has none" if loaded.path else nowhere
+        yield Finding(Level.BAD, "accounts", none, how_to_add())
         return
     noun = "account" if number == 1 else "accounts"
     yield Finding(Level.OK, "accounts", f"{number} {noun} of {where}")
@@ -164,6 +208,11 @@ def _ways_round(patient: Patient, loaded: Config) -> Iterator[Finding]:
             text = f"{name} names another proxy: tools of this shell do not use the pool"
             remedy = f"`{command()} run` replaces it for its tool"
             yield Finding(Level.NOTE, "environment", text, remedy)
+    for name in (*BUNDLE_VARIABLES, *EXTRA_VARIABLES):
+        value = patient.environ.get(name, "")
+        if value and not Path(value).expanduser().is_file():
+            text = f"{name} names {value}, which is not a file"
+            yield Finding(Level.NOTE, "environment", text, "correct it or unset it")
 
 
 def _proxy(patient: Patient) -> Iterator[Finding]:
@@ -181,7 +230,7 @@ def _proxy(patient: Patient) -> Iterator[Finding]:
             api.Missing.SILENT: "accepts connections and does not answer",
             api.Missing.OTHER: "is used by something that is not the pool",
         }[found]
-        remedy = "end it, or use another --port"
+        remedy = f"end it ({_who_listens(port)} shows which program it is), or use another --port"
         yield Finding(Level.BAD, "proxy", f"{HOST}:{port} {said}", remedy)
         return
     try:
@@ -191,13 +240,34 @@ def _proxy(patient: Patient) -> Iterator[Finding]:
         return
     version = value.get("version")
     source = shown(found.accounts_file) if found.accounts_file else "the environment"
-    text = f"{HOST}:{port} serves {found.size} accounts of {source}, version {version}"
+    text = f"{HOST}:{port} serves accounts of {source}, version {version}"
     if version != __version__:
         remedy = f"start it again: this is {__version__}"
         yield Finding(Level.NOTE, "proxy", text, remedy)
     else:
         yield Finding(Level.OK, "proxy", text)
+    if (other := _other_file(patient, found.accounts_file)) is not None:
+        text = f"it does not serve those of {shown(other)}, which commands here would use"
+        remedy = f"end it and start it here, or use it as it is with `{command()} run --join`"
+        yield Finding(Level.NOTE, "proxy", text, remedy)
     yield from _states(port)
+
+
+def _who_listens(port: int) -> str:
+    """Return the command that names the program which has *port*."""
+    of_system = {"Linux": f"`ss -ltnp sport = :{port}`", "Windows": "`netstat -abno`"}
+    return of_system.get(platform.system(), f"`lsof -nP -iTCP:{port} -sTCP:LISTEN`")
+
+
+def _other_file(patient: Patient, served: Path | None) -> Path | None:
+    """Return the accounts file that is found here, if the proxy's is another one."""
+    try:
+        here = find(patient.accounts_file, patient.environ).path
+    except ConfigError:
+        return None  # which is a finding of its own
+    if here is None or served is None or not here.exists():
+        return None
+    return None if served.exists() and here.samefile(served) else here
 
 
 def _states(port: int) -> Iterator[Finding]:
@@ -207,11 +277,15 @@ def _states(port: int) -> Iterator[Finding]:
         yield Finding(Level.NOTE, "proxy", str(error))
         return
     for account in value["accounts"]:
-        if account["state"] in {"disabled", "no_credential"}:
-            why = f"{account['key']} is {account['state'].replace('_', ' ')}: {account['reason']}"
-            remedy = f"`{command()} enable {account['key']}` once it is mended"
-            disabled = account["state"] == "disabled"
-            yield Finding(Level.BAD, "account", why, remedy if disabled else "")
+        key, reason = account["key"], account["reason"]
+        if account["state"] == "disabled" and reason == BY_HAND:
+            remedy = f"`{command()} enable {key}` puts it back in use"
+            yield Finding(Level.NOTE, "account", f"{key} was disabled {reason}", remedy)
+        elif account["state"] == "disabled":
+            remedy = f"`{command()} enable {key}` once that is mended"
+            yield Finding(Level.BAD, "account", f"{key} is disabled: {reason}", remedy)
+        elif account["state"] == "no_credential":
+            yield Finding(Level.BAD, "account", f"{key} has no credential: {reason}")
     for warning in value.get("warnings", ()):
         yield Finding(Level.NOTE, "proxy", str(warning))
 
@@ -229,7 +303,8 @@ def _certificate(patient: Patient) -> Iterator[Finding]:
     until = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
     remedy = f"remove {shown(path.parent)}/mitmproxy-ca* and start the proxy again"
     if left_s < 0:
-        yield Finding(Level.BAD, "certificate", f"{shown(path)} ended on {until}", remedy)
+        text = f"{shown(path)} ended on {until}, unless this machine's clock is wrong"
+        yield Finding(Level.BAD, "certificate", text, remedy)
     elif left_s < _SOON_S:
         yield Finding(Level.NOTE, "certificate", f"{shown(path)} ends on {until}", remedy)
     else:
@@ -238,14 +313,45 @@ def _certificate(patient: Patient) -> Iterator[Finding]:
     if key.is_file() and _is_open(key):
         text = f"others can read {shown(key)}, and with it what your tools send"
         yield Finding(Level.BAD, "certificate", text, f"chmod 600 {key}")
-    der = ssl.PEM_cert_to_DER_cert(path.read_text(encoding="ascii"))
-    trusted = der in ssl.create_default_context().get_ca_certs(binary_form=True)
+    trusting = _trusting(path, patient.environ)
     text = (
-        "the system's store trusts it"
-        if trusted
-        else f"the system's store does not trust it, which `{command()} run` and `env` do not need"
+        f"programs that use {' or '.join(trusting)} trust it"
+        if trusting
+        else f"no program trusts it by itself; `{command()} run` and `{command()} env` let their "
+        "tools do so"
     )
     yield Finding(Level.OK, "certificate", text)
+
+
+def _trusting(authority: Path, environ: Mapping[str, str]) -> list[str]:
+    """Return what holds *authority*. Programs that ask neither are not known (Java, Firefox)."""
+    trusting = []
+    if bundle.is_in_system(authority):
+        trusting.append(_SYSTEM)
+    named = environ.get("SSL_CERT_FILE")
+    if named and bundle.holds(Path(named).expanduser(), authority):
+        trusting.append("SSL_CERT_FILE of this shell")
+    return trusting
+
+
+def _clock(patient: Patient) -> Iterator[Finding]:
+    """A clock that was never set is behind files that were written before."""
+    places = patient.places
+    files = (places.authority, places.confdir / STATE_FILE, Path(__file__))
+    newest = max((path for path in files if path.exists()), key=_written_at)
+    if _written_at(newest) > patient.wall_now + _CLOCK_S:
+        written = datetime.fromtimestamp(_written_at(newest), UTC)
+        now = datetime.fromtimestamp(patient.wall_now, UTC)
+        text = (
+            f"this machine's clock says {now:%Y-%m-%d %H:%M} UTC, but {shown(newest)} was written "
+            f"{written:%Y-%m-%d %H:%M} UTC"
+        )
+        remedy = "set it: certificates are refused, and resets and logins end at the wrong time"
+        yield Finding(Level.BAD, "clock", text, remedy)
+
+
+def _written_at(path: Path) -> float:
+    return path.stat().st_mtime
 
 
 def _state(patient: Patient) -> Iterator[Finding]:
@@ -263,6 +369,10 @@ def _state(patient: Patient) -> Iterator[Finding]:
         return
     if not path.exists():
         yield Finding(Level.OK, "state", f"{shown(path)} does not exist yet")
+        return
+    if not path.is_file():
+        text = f"{shown(path)} is not a file, and nothing is kept over a restart"
+        yield Finding(Level.BAD, "state", text, "move it away, or name a file with pool_state")
         return
     if _is_open(path):
         yield Finding(Level.BAD, "state", f"others can read {shown(path)}", f"chmod 600 {path}")
@@ -293,5 +403,6 @@ CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     _accounts,
     _proxy,
     _certificate,
+    _clock,
     _state,
 )

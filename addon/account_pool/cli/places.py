@@ -76,5 +76,8 @@ def write_whole(path: Path, text: str, *, mode: int = 0o600) -> None:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
         draft.replace(path)
+    except OSError as error:
+        # The user knows the file, not the draft.
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         draft.unlink(missing_ok=True)

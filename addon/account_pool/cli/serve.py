@@ -42,7 +42,9 @@ def serve(
         command += ["--set", f"{OPTION}={accounts_file.expanduser().absolute()}"]
     places = Places.usual(port or DEFAULT_PORT)
     command += upstream_trust(places, environ, arguments)
-    _become([*command, *arguments], without_own_proxy(environ, places.url))
+    # Else a log that goes to a file or a pipe comes in pieces of 8 KiB.
+    environ = {"PYTHONUNBUFFERED": "1", **without_own_proxy(environ, places.url)}
+    _become([*command, *arguments], environ)
 
 
 def _names_address(arguments: Sequence[str]) -> bool:

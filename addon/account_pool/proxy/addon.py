@@ -34,6 +34,7 @@ from account_pool.credentials.notices import Notices
 from account_pool.credentials.written import mark
 from account_pool.proxy import (
     binding,
+    connecting,
     crowding,
     descriptors,
     draining,
@@ -234,6 +235,7 @@ class AccountPool(AdminPages):
             event_lock.put_into(handler)
         crowding.lift(handler)
         tunnels.answer_all_the_same(getattr(handler, "layer", None), self.service.claims)
+        connecting.watch(handler)
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         interception.choose(nextlayer, ctx.master.addons.get("nextlayer"), self.service)
@@ -482,4 +484,5 @@ class AccountPool(AdminPages):
 
     def _warnings(self) -> list[str]:
         """Return what looks wrong and stops nothing, for people."""
-        return [*self._file_warnings, *map(str, self._notices)]
+        clock = self.service.wrong_clock
+        return [*self._file_warnings, *map(str, self._notices), *([clock] if clock else ())]

@@ -156,6 +156,7 @@ class Service:
         show: shows the flow of a refused attempt; None where nobody looks.
         later: calls something once the current event is handled; at once without a loop.
         warnings: returns what looks wrong with the accounts and stops nothing, for people.
+        wrong_clock: what is wrong with this machine's clock, for people; "" if nothing is.
         unsent: says whether something waits to be sent behind a client, to a server.
         connected: told of a client, behind which a connection to a server is used.
         clocks: those by which a suspend is noticed.
@@ -187,6 +188,7 @@ class Service:
         self.measured = Measured()
         self.pages = Pages()
         self._check_clock_at = -inf
+        self.wrong_clock, self._clock_said = "", False
         self.refresh = refresh
         self.local: dict[str, Callable[[], Awaitable[LocalAnswer]]] = {}
         self.seen: dict[str, Callable[[Mapping[str, str]], None]] = {}
@@ -530,7 +532,7 @@ class Service:
             return None
 
     def check_clock(self, provider: Provider, response: http.Response) -> None:
-        """Say once that this machine's clock is minutes away from the providers'."""
+        """Note whether this machine's clock is minutes away from the providers'; say so once."""
         now = self.now()
         if now < self._check_clock_at:
             return
@@ -539,13 +541,17 @@ class Service:
         if told is None:
             return
         ahead_s = self.wall_now() - told
-        if abs(ahead_s) > CLOCK_TOLERANCE_S:
-            self._check_clock_at = inf
-            side = "ahead of" if ahead_s > 0 else "behind"
-            logger.warning(
-                f"this machine's clock is {duration(abs(ahead_s))} {side} that of {provider.name}; "
-                "synchronise it: until then resets and logins end at the wrong time"
-            )
+        if abs(ahead_s) <= CLOCK_TOLERANCE_S:
+            self.wrong_clock = ""
+            return
+        side = "ahead of" if ahead_s > 0 else "behind"
+        self.wrong_clock = (
+            f"this machine's clock is {duration(abs(ahead_s))} {side} that of {provider.name}; "
+            "synchronise it: until then resets and logins end at the wrong time"
+        )
+        if not self._clock_said:
+            self._clock_said = True
+            logger.warning(self.wrong_clock)
 
     def observe(self, lease: Lease, response: http.Response) -> None:
         """Learn from the headers of an answer what the account of *lease* has left."""
