@@ -79,6 +79,12 @@ async def test_health_tells_of_tasks_that_failed(proxy, monkeypatch):
     ]
 
 
+async def test_health_tells_why_the_state_is_not_kept(proxy):
+    assert told(await proxy.ask("/health"))["state_problem"] is None
+    proxy.service.state_problem = lambda: "the state database x is locked"
+    assert told(await proxy.ask("/health"))["state_problem"] == "the state database x is locked"
+
+
 async def test_decisions(proxy):
     pool, now = proxy.service.pool, proxy.clock.now()
     for label in ("one", "two"):

@@ -386,10 +386,13 @@ async def test_a_disk_that_is_full_for_a_while_loses_nothing(
     for number in range(2000):
         service.sessions.bind(f"conversation-{number:0200}", ONE, service.now())
     limit(service)
+    assert kept.problem is None
     await failed(kept)
     assert "cannot be written: the disk is full; free some space" in caplog.text
+    assert kept.problem is not None and "the disk is full" in kept.problem
     database.execute("PRAGMA max_page_count = 100000")
     await kept._round()
+    assert kept.problem is None
     again, _ = begin()
     assert (cools(again), len(again.sessions)) == (600, 2000)
 

@@ -28,6 +28,7 @@ async def health(desk: Desk, _asked: None) -> Json:
             {"name": name, "failures": f.failures, "error": f.error, "running": f.running}
             for name, f in tasks.failed.items()
         ],
+        "state_problem": desk.service.state_problem(),
         **desk.source(),
     }
 

@@ -243,6 +243,9 @@ SCHEMAS: Mapping[str, Schema] = {
                 running={"type": "boolean", "description": "it was begun again"},
             ),
         },
+        state_problem=_or_null(
+            {"type": "string", "description": "why the state is kept in memory only"}
+        ),
         accounts_file=_ACCOUNTS_FILE,
     ),
 }

@@ -110,6 +110,7 @@ class AccountPool(AdminPages):
         self.service = Service(Pool(), Settings(), {})
         self.service.show = shown.Loader()
         self.service.warnings = self._warnings
+        self.service.state_problem = lambda: self.keeping.problem if self.keeping else None
         self.service.connected = unread.keep
         self.service.unsent = unread.is_unsent
         self.service.attend = waking.attend

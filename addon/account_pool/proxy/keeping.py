@@ -98,6 +98,11 @@ class Keeping:
         self._sweep_at = self._beat_at = now()
         self._unwritten = Unwritten(service, self._wall, self._changed)
 
+    @property
+    def problem(self) -> str | None:
+        """Why what is learnt is kept in memory only now; None where it is written."""
+        return self._said or None
+
     # -- the life of it
 
     def restore(self) -> None:

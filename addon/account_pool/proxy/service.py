@@ -157,6 +157,7 @@ class Service:
         later: calls something once the current event is handled; at once without a loop.
         warnings: returns what looks wrong with the accounts and stops nothing, for people.
         wrong_clock: what is wrong with this machine's clock, for people; "" if nothing is.
+        state_problem: returns why what is learnt is kept in memory only; None if it is not.
         unsent: says whether something waits to be sent behind a client, to a server.
         connected: told of a client, behind which a connection to a server is used.
         clocks: those by which a suspend is noticed.
@@ -196,6 +197,7 @@ class Service:
         self.show: Callable[[Callable[[], http.HTTPFlow]], None] | None = None
         self.later: Callable[[Callable[[], None]], object] = lambda act: act()
         self.warnings: Callable[[], list[str]] = list
+        self.state_problem: Callable[[], str | None] = lambda: None
         self.connected: Callable[[Client], None] = lambda _client: None
         self.unsent: Callable[[Client, Connection], bool] = lambda _client, _server: False
         self.clocks = waking.clocks

@@ -203,7 +203,8 @@ class SqliteTokens:
                 for family in families:
                     self._mend(connection, family)
             self._settles_at = self._database.now() + SETTLE_S
-            logger.warning("account-pool: %s (%d logins)", moved, len(self._tokens))
+            # The other half, which looks every second, tells people.
+            logger.debug("account-pool: %s (%d logins)", moved, len(self._tokens))
 
     def _mend(self, connection: sqlite3.Connection, family: str) -> None:
         known, found = self._tokens.get(family), self._read(connection, family)
