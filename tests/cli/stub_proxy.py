@@ -31,8 +31,17 @@ class Pages(BaseHTTPRequestHandler):
             answer = {"decisions": [], "next": 0}
         else:
             answer = json.loads((folder / "accounts.json").read_text())
+        self._answer(200, answer)
+
+    def do_POST(self) -> None:
+        """It knows no account."""
+        self.rfile.read(int(self.headers["content-length"]))
+        error = {"code": "unknown_account", "message": "the pool has no such account"}
+        self._answer(404, {"error": error})
+
+    def _answer(self, status: int, answer: object) -> None:
         body = json.dumps(answer).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

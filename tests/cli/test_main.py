@@ -170,3 +170,18 @@ def test_completion_can_be_printed(capfd, monkeypatch, shell):
         run(["--show-completion", shell])
     assert ended.value.code == 0
     assert "_ACCOUNT_POOL_COMPLETE" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["enable"], "Missing argument 'ACCOUNT'; see account-pool enable --help"),
+        (["usage", "--nope"], "; see account-pool usage --help"),
+        (["enabel", "openai/work"], "'enable'?"),
+    ],
+)
+def test_a_wrong_command_line_names_the_help(capsys, words, said):
+    assert run(words) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert err.rstrip().endswith(said)

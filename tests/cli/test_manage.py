@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from account_pool.cli.history import as_table, grouped
 from account_pool.cli.main import run
+from account_pool.cli.manage import _meant
+from account_pool.cli.record import Launch
+from account_pool.cli.shared import SharedProxy
 
 FILE = """accounts:
   - {provider: openai, label: work, token: sk-fake-1}   # mine
@@ -134,3 +140,88 @@ def test_usage_is_summed(by, names, first):
 def test_totals_are_a_line_where_there_is_something_to_add():
     assert as_table(grouped(ROWS, "model"), "model").row_count == 3
     assert as_table(grouped(ROWS[:1], "model"), "model").row_count == 1
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_name_and_no_number_is_cut_off(width):
+    name = "openai/private-with-a-rather-long-label"
+    rows = [row("2026-08-02", name, "gpt-5", 1_234_567), row("2026-08-02", "openai/b", "gpt-5", 1)]
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(as_table(grouped(rows, "account"), "account", width))
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert text.count("1,234,567") == 1
+    assert text.count("1,234,568") == 1
+    names = "".join(line[: width // 2].split("  ")[0].strip() for line in text.splitlines())
+    assert name in names.replace("account", "")
+
+
+@pytest.fixture
+def running(stub, places):
+    """A proxy that knows two accounts and refuses every change."""
+    accounts = [
+        {"key": key, "provider": "openai", "state": "available", "cooldowns": []}
+        for key in ("openai/work", "openai/private-2")
+    ]
+    (stub / "accounts.json").write_text(json.dumps({"accounts": accounts, "summary": {}}))
+    shared = SharedProxy(places, os.environ)
+    shared.attach(Launch(str(stub)))
+    yield places.port
+    shared.detach()
+
+
+def test_what_was_meant_is_named(running, capsys):
+    assert run(["enable", "openai/wrok", "-p", str(running)]) == 1
+    said = capsys.readouterr().err
+    assert said == (
+        "account-pool: openai/wrok: the pool has no such account; did you mean openai/work?\n"
+    )
+    assert run(["remove", "openai/nothing-alike", "-p", str(running)]) == 1
+    assert f"account-pool list -p {running}` shows those it has" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("openai/wrok", "openai/work"),
+        ("openai/priv", "openai/private-2"),
+        ("opnai/work", "openai/work"),
+        ("openai/nope", None),
+        ("nope/nope", None),
+        ("opnai", "openai"),
+    ],
+)
+def test_meant(name, meant):
+    known = ["openai/work", "openai/private-2"] if "/" in name else ["openai", "gemini"]
+    assert _meant(name, known) == meant
+
+
+def test_a_list_is_in_columns(running, capsys):
+    assert run(["list", "-p", str(running)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "openai/work       available",
+        "openai/private-2  available",
+    ]
+
+
+def test_no_decision_is_not_silence(running, capsys):
+    assert run(["decisions", "-p", str(running), "--account", "OpenAI/work"]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "account-pool: no decision about openai/work since the proxy started\n"
+    assert run(["decisions", "-p", str(running), "--account", "work"]) == 1
+    assert "write provider/label" in capsys.readouterr().err
+
+
+def test_a_wrong_port_names_the_right_one(running, capsys):
+    other = str(running - 1)
+    for words in (["status"], ["usage"], ["logs"], ["enable", "openai/work"]):
+        assert run([*words, "-p", other]) == 1
+        assert f"at port {running}: name it with -p" in capsys.readouterr().err
+
+
+def test_into_a_pipe_lines_end_where_their_text_does(file, capsys):
+    assert run(["check", "--accounts-file", str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("account ")
+    assert [line.rstrip() for line in lines] == lines

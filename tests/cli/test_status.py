@@ -38,8 +38,8 @@ def cooldown(model=None, remaining_s=30.0, **settings):
     }
 
 
-def shown(*accounts, bars=True, decisions=()) -> str:
-    console = Console(file=io.StringIO(), width=160, color_system=None)
+def shown(*accounts, bars=True, decisions=(), width=160) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
     status = {"accounts": list(accounts), "summary": SUMMARY}
     console.print(render(status, decisions, bars=bars))
     return console.file.getvalue()
@@ -70,6 +70,39 @@ def test_models_that_cool_have_a_line_of_their_own():
     lines = text.splitlines()
     assert "available" in next(line for line in lines if "openai/work" in line)
     assert sum("on cooldown" in line and "gpt-" in line for line in lines) == 2
+
+
+LONG = "openai/private-with-a-rather-long-label"
+
+
+@pytest.mark.parametrize("width", [50, 60, 80, 100, 160])
+def test_keys_and_reasons_are_whole_at_any_width(width):
+    why = "401 code=invalid_api_key: the key is not accepted"
+    text = shown(
+        account(key=LONG, cooldowns=[cooldown("gpt-5-nano")]),
+        account(state="disabled", reason=why),
+        width=width,
+    )
+    assert "…" not in text
+    assert LONG in text
+    for word in why.split():
+        assert word in text
+    # Nothing is squeezed into a column of a few letters.
+    assert len(text.splitlines()) <= 16
+
+
+def test_where_there_is_little_room_reasons_stand_below():
+    text = shown(
+        account(in_flight=2),
+        account(key="openai/other", state="cooling", served=0, cooldowns=[cooldown()]),
+        width=70,
+    )
+    assert text.splitlines()[:4] == [
+        "openai/work   available, 2 in flight, 7 served",
+        "openai/other  on cooldown for 30 s",
+        "    429 code=rate_limit_exceeded (retry-after: 120)".ljust(70),
+        "",
+    ]
 
 
 def test_of_much_evidence_the_beginning_is_shown():

@@ -13,6 +13,7 @@ from typing import Any
 
 from account_pool.admin.token import TOKEN_FILE
 from account_pool.cli.places import DEFAULT_PORT, HOST, Places
+from account_pool.cli.record import running_ports
 from account_pool.config.accounts_file import command
 
 #: A proxy that is well answers within milliseconds, also under load.
@@ -51,7 +52,15 @@ class Health:
 
 
 class NoAnswer(Exception):
-    """The pool did not answer as it should; the text says so to the user."""
+    """The pool did not answer as it should; the text says so to the user.
+
+    Attributes:
+        code: the proxy's own for what it refused, such as unknown_account; "" if there is none.
+    """
+
+    def __init__(self, text: str = "", code: str = "") -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class NoProxy(NoAnswer):
@@ -156,7 +165,7 @@ def _answer(port: int, status: int, value: Any) -> Mapping[str, Any]:
         return value
     said = value.get("error") if isinstance(value, dict) else None
     if isinstance(said, dict) and isinstance(said.get("message"), str) and "code" in said:
-        raise NoAnswer(said["message"])
+        raise NoAnswer(said["message"], str(said["code"]))
     raise NoAnswer(f"{HOST}:{port} is used by something that is not the pool")
 
 
@@ -171,6 +180,9 @@ def local_token(port: int) -> str | None:
 def no_proxy(port: int) -> str:
     """Return the sentence for a port where nobody is."""
     at = "" if port == DEFAULT_PORT else f" -p {port}"
+    if others := running_ports(Places.usual(port).confdir):
+        one = " and ".join(map(str, others))
+        return f"no proxy answers at {HOST}:{port}; one runs at port {one}: name it with -p"
     return (
         f"no proxy answers at {HOST}:{port}; start one with `{command()} run{at} -- COMMAND` or "
         f"`{command()} serve{at}`, or name another --port"

@@ -10,11 +10,11 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from account_pool import config
 from account_pool.cli.places import CONFDIR, IN_MEMORY, STATE_FILE
+from account_pool.cli.screen import show
 from account_pool.cli.which_file import find, how_to_add, mitmproxy_config, note
 from account_pool.config import Config, ConfigError, Problem, accounts_file, trust
 from account_pool.config.review import review
@@ -102,7 +102,9 @@ def warn(*warnings: object) -> None:
 
 def accounts_table(accounts: list[Account]) -> Table:
     """Return *accounts* as a table, in the order of the file."""
-    table = Table("account", "enabled", "priority", "weight", "models", "limits", box=None)
+    table = Table(box=None, pad_edge=False)
+    for title in ("account", "enabled", "priority", "weight", "models", "limits"):
+        table.add_column(title, overflow="fold")
     for account in accounts:
         table.add_row(
             str(account.key),
@@ -116,17 +118,13 @@ def accounts_table(accounts: list[Account]) -> Table:
 
 
 def _show(loaded: Config, *, added: bool = True) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        # Whoever reads a pipe wants whole names, not a layout for 80 columns.
-        console.width = 1000
-    console.print(accounts_table([entry.account for entry in loaded.accounts]))
+    show(accounts_table([entry.account for entry in loaded.accounts]))
     number = len(loaded.accounts)
     noun = "account" if number == 1 else "accounts"
     where = f"file OK: {loaded.path}" if loaded.path else "from the environment; there is no file"
     kept = added_file(loaded) if added else None
     also = f", and {accounts_file.shown(kept)}" if kept else ""
-    console.print(f"\n{number} {noun}, {where}{also}", soft_wrap=True)
+    print(f"\n{number} {noun}, {where}{also}")
     reviewed = review(loaded, wall_now=time.time())
     warn(*loaded.warnings, *reviewed.notices, *reviewed.unreadable)
 

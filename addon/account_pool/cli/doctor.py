@@ -37,6 +37,7 @@ from account_pool.cli.environment import (
     without_hosts,
 )
 from account_pool.cli.places import HOST, STATE_FILE, Places
+from account_pool.cli.record import running_ports
 from account_pool.cli.which_file import find, how_to_add, mitmproxy_config, note
 from account_pool.config import Config, ConfigError
 from account_pool.config.accounts_file import command, shown
@@ -220,6 +221,8 @@ def _proxy(patient: Patient) -> Iterator[Finding]:
     found = api.probe(port)
     if found is api.Missing.NOBODY:
         text = f"none at {HOST}:{port}"
+        if others := running_ports(patient.places.confdir):
+            text += f"; `{command()} run` has one at port {' and '.join(map(str, others))}"
         remedy = (
             f"`{command()} run` starts one when it is needed, `{command()} serve` one that stays"
         )

@@ -19,7 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from account_pool.cli import api
+from account_pool.cli.screen import show
 from account_pool.cli.which_file import note
+from account_pool.core.account import AccountKey
 
 #: What usage can be summed by: fields of GET /usage, and the provider in an account's key.
 GROUPS = ("account", "provider", "model", "day")
@@ -43,13 +45,11 @@ def show_usage(port: int, *, days: int, by: str, as_json: bool, as_csv: bool) ->
         writer = csv.DictWriter(sys.stdout, (by, *AMOUNTS), lineterminator="\n")
         writer.writeheader()
         writer.writerows(sums)
-    else:
+    elif sums:
         console = Console(highlight=False)
-        if not console.is_terminal:
-            console.width = 1000
-        console.print(as_table(sums, by))
-        if not sums:
-            note(f"nothing was served in the last {days} days")
+        show(as_table(sums, by, console.width if console.is_terminal else None), console)
+    else:
+        note(f"nothing was served in the last {days} days")
     return 0
 
 
@@ -72,15 +72,25 @@ def grouped(days: Iterable[Mapping[str, Any]], by: str) -> list[dict[str, Any]]:
     return [{by: name, **{k: sums[name][k] for k in AMOUNTS}} for name in order]
 
 
-def as_table(sums: Sequence[Mapping[str, Any]], by: str) -> Table:
-    """Return *sums* as a table, with a line of totals where there is more than one row."""
-    table = Table(by, box=None, pad_edge=False)
-    for name in AMOUNTS:
-        table.add_column(name.replace("_", " "), justify="right")
-    for row in sums:
-        table.add_row(str(row[by]), *(f"{row[name]:,}" for name in AMOUNTS))
+def as_table(sums: Sequence[Mapping[str, Any]], by: str, width: int | None = None) -> Table:
+    """Return *sums* as a table, with a line of totals where there is more than one row.
+
+    Where that needs more than *width* columns, headers and names are broken, never numbers.
+    """
+    rows = [[str(row[by]), *(f"{row[name]:,}" for name in AMOUNTS)] for row in sums]
     if len(sums) > 1:
-        table.add_row("total", *(f"{sum(row[n] for row in sums):,}" for n in AMOUNTS))
+        rows.append(["total", *(f"{sum(row[n] for row in sums):,}" for n in AMOUNTS)])
+    titles = [by, *(name.replace("_", " ") for name in AMOUNTS)]
+    columns = list(zip(titles, *rows, strict=True))
+    needed = sum(max(map(len, column)) for column in columns) + len(AMOUNTS)
+    narrow = width is not None and needed > width
+    table = Table(box=None, pad_edge=False)
+    table.add_column(by, overflow="fold")
+    for title, *numbers in columns[1:]:
+        least = max(map(len, (*title.split(), *numbers)))
+        table.add_column(title, justify="right", width=least if narrow else None)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
@@ -91,21 +101,27 @@ def show_decisions(
 
     As JSON: one object a line, so that what follows can be read as it comes.
     """
-    wanted = {name: value for name, value in (("account", account), ("kind", kind)) if value}
-    since = 0
+    since, shown = 0, 0
     try:
+        key = str(AccountKey.parse(account)) if account else None
+        wanted = {name: value for name, value in (("account", key), ("kind", kind)) if value}
         while True:
             query = urlencode({"limit": lines, "since": since, **wanted})
             value = api.ask(port, f"/decisions?{query}")
-            for decision in reversed(value.get("decisions", [])):
+            found = value.get("decisions", [])
+            shown += len(found)
+            for decision in reversed(found):
                 print(json.dumps(decision) if as_json else _line(decision), flush=True)
             if not follow:
+                if not shown:
+                    about = (f" about {key}" if key else "") + (f" of kind {kind}" if kind else "")
+                    note(f"no decision{about} since the proxy started")
                 return 0
             # A proxy that was started again counts from 1.
             since = value.get("next", 0)
             lines = 1000
             time.sleep(_EVERY_S)
-    except api.NoAnswer as error:
+    except (api.NoAnswer, ValueError) as error:
         note(str(error))
         return 1
     except KeyboardInterrupt:

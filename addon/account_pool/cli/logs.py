@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from account_pool.cli.places import Places
+from account_pool.cli.record import running_ports
 
 _LOOK_S = 0.2
 #: What mitmdump says of each connection.
@@ -39,9 +40,13 @@ def show_logs(port: int, *, lines: int, follow: bool, path_only: bool, everythin
                         port, lines=lines, follow=True, path_only=False, everything=everything
                     )
     except FileNotFoundError:
+        others = running_ports(log.parent)
+        elsewhere = "One you started yourself says everything where you started it"
+        if others:
+            elsewhere = f"It has one at port {' and '.join(map(str, others))}: name it with -p"
         print(
             f"account-pool: {log} does not exist: `account-pool run` has not started a proxy at "
-            f"port {port}. One you started yourself says everything where you started it",
+            f"port {port}. {elsewhere}",
             file=sys.stderr,
         )
         return 1

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -71,13 +71,22 @@ def run(arguments: list[str]) -> int:
             # Whoever types the name alone wants the help, not a complaint.
             print(error.format_message(), file=sys.stderr)
             return 2
-        return _fail(error.format_message(), getattr(error, "exit_code", 2))
+        return _fail(_usage(error), getattr(error, "exit_code", 2))
     return code if isinstance(code, int) else 0
 
 
 def _fail(why: str, code: int = 1) -> int:
     print(f"account-pool: {why}", file=sys.stderr)
     return code
+
+
+def _usage(error: Any) -> str:
+    """Return what was wrong with a command line, and where it is explained."""
+    said = str(error.format_message())
+    where = getattr(getattr(error, "ctx", None), "command_path", "")
+    if not where or said.endswith("?"):
+        return said  # it asks what was meant
+    return f"{said.rstrip('.')}; see {where} --help"
 
 
 def _show_version(asked: bool) -> None:

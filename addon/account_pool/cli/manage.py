@@ -7,17 +7,18 @@ They ask the proxy that runs, with the admin token of this machine. Without one,
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from account_pool.cli import api
 from account_pool.cli.check import accounts_table, added_file, read_accounts
+from account_pool.cli.places import DEFAULT_PORT
+from account_pool.cli.screen import show
 from account_pool.cli.status import STATES
 from account_pool.cli.which_file import find, how_to_add, note
-from account_pool.config.accounts_file import shown
+from account_pool.config.accounts_file import command, shown
 from account_pool.config.take_out import take_out
 from account_pool.core.account import AccountKey
 
@@ -27,6 +28,8 @@ _CHANGES = {
     "disable": ("/account-pool/disable", "disabled until it is enabled again"),
     "clear": ("/account-pool/clear-cooldown", "no longer on cooldown"),
 }
+#: Codes of the proxy for what it does not know, and the field of accounts that names it.
+_UNKNOWN = {"unknown_account": "key", "unknown_provider": "provider"}
 
 
 def list_accounts(
@@ -50,8 +53,9 @@ def list_accounts(
     if as_json:
         print(json.dumps({"proxy": True, "accounts": [_entry(one) for one in accounts]}, indent=2))
     else:
+        width = max((len(one["key"]) for one in accounts), default=0)
         for one in accounts:
-            print(f"{one['key']}  {_state(one)}")
+            print(f"{one['key']:<{width}}  {_state(one)}")
     return _found(len(accounts))
 
 
@@ -84,11 +88,7 @@ def _list_file(named: Path | None, environ: Mapping[str, str], *, as_json: bool)
         print(json.dumps({"proxy": False, "accounts": entries}, indent=2))
         return _found(len(accounts))
     if accounts:
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            # Whoever reads a pipe wants whole names, not a layout for 80 columns.
-            console.width = 1000
-        console.print(accounts_table(accounts))
+        show(accounts_table(accounts))
     where = shown(loaded.path) if loaded.path else "the environment"
     if (added := added_file(loaded)) is not None:
         where += f" and {shown(added)}"
@@ -109,10 +109,39 @@ def change(verb: str, name: str, port: int) -> int:
         key = AccountKey.parse(name)
         api.change(port, path, {"provider": key.provider, "label": key.label})
     except (api.NoAnswer, ValueError) as error:
-        note(str(error))
+        note(_why_not(error, name, port))
         return 1
     print(f"{key}: {done}")
     return 0
+
+
+def _why_not(error: Exception, name: str, port: int) -> str:
+    """Return what *error* says, and what *name* may have been meant to be."""
+    field = _UNKNOWN.get(error.code) if isinstance(error, api.NoAnswer) else None
+    if field is None:
+        return str(error)
+    try:
+        known = list(dict.fromkeys(str(one[field]) for one in api.accounts(port)["accounts"]))
+    except (api.NoAnswer, KeyError):
+        known = []
+    meant = _meant(name.strip().lower(), known)
+    at = "" if port == DEFAULT_PORT else f" -p {port}"
+    remedy = f"did you mean {meant}?" if meant else f"`{command()} list{at}` shows those it has"
+    return f"{name}: {error}; {remedy}"
+
+
+def _meant(name: str, known: Sequence[str]) -> str | None:
+    """Return which of *known*, accounts or providers, was probably meant by *name*."""
+    if len(begun := [one for one in known if one.startswith(name)]) == 1:
+        return begun[0]
+    provider, slash, label = name.partition("/")
+    if not slash:
+        return next(iter(get_close_matches(name, known, 1)), None)
+    # By the label alone: what they have in common makes all accounts of a provider alike.
+    labels = [key.partition("/")[2] for key in known if key.partition("/")[0] == provider]
+    if close := get_close_matches(label, labels, 1):
+        return f"{provider}/{close[0]}"
+    return next((key for key in known if key.partition("/")[2] == label), None)
 
 
 def select_next(provider: str, port: int) -> int:
@@ -120,7 +149,7 @@ def select_next(provider: str, port: int) -> int:
     try:
         value = api.change(port, "/account-pool/next", {"provider": provider})
     except api.NoAnswer as error:
-        note(str(error))
+        note(_why_not(error, provider, port))
         return 1
     print(f"next: {value.get('next') or 'none can serve now'}")
     return 0
@@ -141,7 +170,7 @@ def remove(name: str, named: Path | None, port: int, environ: Mapping[str, str])
     except api.NoProxy:
         return _remove_from_file(key, named, environ)
     except (api.NoAnswer, ValueError) as error:
-        note(str(error))
+        note(_why_not(error, name, port))
         return 1
     where = value.get("written_to")
     print(f"removed {key}" + (f" from {where}" if where else "; it comes back at the next start"))

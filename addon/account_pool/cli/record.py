@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from account_pool.cli import processes
 from account_pool.cli.places import Places, write_whole
 
 
@@ -66,6 +67,17 @@ def read_record(places: Places) -> Record | None:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def running_ports(confdir: Path) -> list[int]:
+    """Return the ports of the proxies that `run` has started and that still run."""
+    ports = []
+    for path in confdir.glob("account-pool-*.json"):
+        number = path.stem.rpartition("-")[2]
+        record = read_record(Places(confdir, int(number))) if number.isdecimal() else None
+        if record is not None and processes.identity(record.pid) == record.proof:
+            ports.append(int(number))
+    return sorted(ports)
 
 
 def write_record(places: Places, record: Record) -> None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -22,12 +24,16 @@ from rich.text import Text
 from account_pool.admin.token import TOKEN_FILE
 from account_pool.cli import api
 from account_pool.cli.places import Places
+from account_pool.cli.screen import show
 from account_pool.config.accounts_file import shown
 from account_pool.proxy.told import MAX_VALUES, duration
 
 #: Seconds between two looks.
 _EVERY_S = 1.0
 _BAR_WIDTH = 16
+#: Columns that reasons need beside the others, to be legible.
+_WHY_WIDTH = 40
+_ANY_WIDTH = 10_000
 #: How many decisions are shown below.
 _LAST = 5
 _STYLES = {"available": "green", "full": "yellow", "cooling": "yellow"}
@@ -57,10 +63,7 @@ def show_status(port: int, *, as_json: bool, once: bool) -> int:
 
 
 def _show_once(console: Console, port: int) -> None:
-    if not console.is_terminal:
-        # Whoever reads a pipe wants whole names, not a layout for 80 columns.
-        console.width = 1000
-    console.print(_view(port, bars=console.is_terminal))
+    show(_view(port, bars=console.is_terminal), console)
     if console.is_terminal:
         console.print(_doors(port))
 
@@ -98,17 +101,9 @@ def render(
     accounts: Sequence[Mapping[str, Any]] = status["accounts"]
     if not accounts:
         return Text("the pool has no account: traffic passes untouched")
-    table = Table(
-        "account", "state", "in flight", "served", "available in", box=None, pad_edge=False
-    )
-    if bars:
-        table.add_column("", width=_BAR_WIDTH)
-    table.add_column("why")
-    for account in accounts:
-        for row in _rows(account, bars):
-            table.add_row(*row)
     summary = Text(f"{_summary(status['summary'])}{_source(status)}")
-    return Group(table, Text(), summary, *_told(decisions))
+    rows = [row for account in accounts for row in _rows(account)]
+    return Group(_Table(rows, bars), Text(), summary, *_told(decisions))
 
 
 def _source(status: Mapping[str, Any]) -> str:
@@ -126,26 +121,86 @@ def _told(decisions: Sequence[Mapping[str, Any]]) -> list[Text]:
     return [Text(), *lines] if lines else []
 
 
-def _rows(account: Mapping[str, Any], bars: bool) -> list[list[RenderableType]]:
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """An account, or a model of it that is on cooldown.
+
+    Attributes:
+        cooldown: of the account as a whole, or of the model.
+        in_flight, served: None for a model.
+    """
+
+    name: str
+    state: str
+    style: str
+    why: Text
+    cooldown: Mapping[str, Any] | None
+    in_flight: int | None = None
+    served: int | None = None
+
+
+def _rows(account: Mapping[str, Any]) -> list[_Row]:
     """Return the row of an account, and one for each model of it that cools."""
     cooldowns = sorted(account["cooldowns"], key=lambda c: (c["model"] is not None, c["until_at"]))
     whole = [c for c in cooldowns if c["model"] is None]
     first = whole[-1] if whole else None
-    style = _STYLES.get(account["state"], _NEEDS_OWNER)
-    head: list[RenderableType] = [
+    row = _Row(
         account["key"],
-        Text(STATES.get(account["state"], account["state"]), style=style),
-        str(account["in_flight"]),
-        str(account["served"]),
-    ]
-    why = _why(first) if first else Text(account["reason"] or "")
-    rows = [[*head, *_remaining(first, bars), why]]
-    for cooldown in cooldowns:
-        if cooldown["model"] is not None:
-            model = Text(f"  {cooldown['model']}")
-            cools = Text(STATES["cooling"], style=_STYLES["cooling"])
-            rows.append([model, cools, "", "", *_remaining(cooldown, bars), _why(cooldown)])
-    return rows
+        STATES.get(account["state"], account["state"]),
+        _STYLES.get(account["state"], _NEEDS_OWNER),
+        _why(first) if first else Text(account["reason"] or ""),
+        first,
+        account["in_flight"],
+        account["served"],
+    )
+    models = [c for c in cooldowns if c["model"] is not None]
+    state, style = STATES["cooling"], _STYLES["cooling"]
+    return [row, *(_Row(f"  {c['model']}", state, style, _why(c), c) for c in models)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Rows as a table where that has room, else each with its reasons below."""
+
+    rows: Sequence[_Row]
+    bars: bool
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = self._table()
+        whole = console.measure(table, options=options.update_width(_ANY_WIDTH)).maximum
+        longest = max(row.why.cell_len for row in self.rows)
+        if whole - longest + min(longest, _WHY_WIDTH) <= options.max_width:
+            yield table
+        else:
+            yield from self._lines()
+
+    def _table(self) -> Table:
+        table = Table(box=None, pad_edge=False)
+        for title in ("account", "state", "in flight", "served", "available in"):
+            table.add_column(title, no_wrap=True, overflow="fold")
+        if self.bars:
+            table.add_column("", width=_BAR_WIDTH)
+        table.add_column("why")
+        for row in self.rows:
+            counts = ("" if n is None else str(n) for n in (row.in_flight, row.served))
+            left = _remaining(row.cooldown, self.bars)
+            table.add_row(row.name, Text(row.state, row.style), *counts, *left, row.why)
+        return table
+
+    def _lines(self) -> Iterator[RenderableType]:
+        width = max(len(row.name) for row in self.rows)
+        for row in self.rows:
+            counts = [
+                f"{number} {what}"
+                for number, what in ((row.in_flight, "in flight"), (row.served, "served"))
+                if number
+            ]
+            if row.cooldown is not None:
+                counts.insert(0, f"for {duration(float(row.cooldown['remaining_s']))}")
+            more = "".join(f", {count}" for count in counts).replace(", for", " for", 1)
+            yield Text.assemble(f"{row.name:<{width}}  ", (row.state, row.style), more)
+            if row.why:
+                yield Padding(row.why, (0, 0, 0, 4))
 
 
 def _remaining(cooldown: Mapping[str, Any] | None, bars: bool) -> list[RenderableType]:

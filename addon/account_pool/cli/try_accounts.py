@@ -17,13 +17,13 @@ from pathlib import Path
 
 from mitmproxy import exceptions, http, optmanager
 from mitmproxy.options import Options
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from account_pool.cli.check import warn
 from account_pool.cli.places import CONFDIR
 from account_pool.cli.probes import PROBES, REFUSED, USUAL, Probe, verdict
+from account_pool.cli.screen import show
 from account_pool.config import AccountEntry, Config
 from account_pool.config.review import review
 from account_pool.core.account import AccountKey
@@ -81,14 +81,13 @@ def try_all(loaded: Config) -> int:
     except (StoreError, exceptions.OptionsError) as error:
         print(f"account-pool: {error}", file=sys.stderr)
         return 1
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 1000
-    table = Table("account", "credential", "evidence", box=None)
+    table = Table(box=None, pad_edge=False)
+    for title in ("account", "credential", "evidence"):
+        table.add_column(title, overflow="fold")
     for one in tried:
         said = Text(one.verdict, style=_STYLES.get(one.verdict, "red"))
         table.add_row(str(one.key), said, Text(one.told))
-    console.print(table)
+    show(table)
     return int(any(one.verdict in _BAD for one in tried))
 
 
