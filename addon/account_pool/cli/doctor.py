@@ -146,7 +146,11 @@ def _versions(_patient: Patient) -> Iterator[Finding]:
     here = f"{platform.python_implementation()} {platform.python_version()}, {platform.platform()}"
     yield Finding(Level.OK, "python", f"{here}: {sys.executable}")
     yield Finding(Level.OK, "account-pool", f"{__version__}: {Path(__file__).parents[1]}")
-    for wanted in map(Requirement, metadata.requires(_PACKAGE) or ()):
+    try:
+        requirements = metadata.requires(_PACKAGE) or ()
+    except metadata.PackageNotFoundError:
+        return  # a checkout that was never installed says nothing of what it needs
+    for wanted in map(Requirement, requirements):
         if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
             continue
         remedy = f"install this package again: pip install --upgrade {_PACKAGE}"
