@@ -730,6 +730,7 @@ async def test_a_row_that_cannot_be_written_keeps_no_other_back(begin, clock, ca
     assert [amounts["requests"] for amounts in sums.values()] == [1]
     assert len(caplog.messages) == 1
     assert "of sessions something cannot be written" in caplog.text
+    assert kept.problem == "cannot be written: something of sessions"
     assert "sk-fake" not in caplog.text
     # It is neither tried again for ever nor told again.
     asked = store.asked

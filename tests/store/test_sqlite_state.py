@@ -155,11 +155,12 @@ def test_a_write_that_fails_counts_nothing_twice(two) -> None:
     assert keep(one, replace(UNKNOWN, served=6)) == [replace(UNKNOWN, served=6)]
 
 
-def test_a_value_that_nobody_wrote_is_damage(path: Path, two) -> None:
+@pytest.mark.parametrize("edit", ["UPDATE cooldowns SET cause = '{}'", "DELETE FROM writes"])
+def test_a_value_that_nobody_wrote_is_damage(path: Path, two, edit: str) -> None:
     one, _ = two
     keep(one, FULL)
     with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE cooldowns SET cause = '{}'")
+        connection.execute(edit)
     connection.close()
     with pytest.raises(StoreError, match="is damaged; keep it"):
         keep(one, FULL)

@@ -100,8 +100,10 @@ class Keeping:
 
     @property
     def problem(self) -> str | None:
-        """Why what is learnt is kept in memory only now; None where it is written."""
-        return self._said or None
+        """Why what is learnt, or a part of it, is kept in memory only; None where it is not."""
+        if self._said or not self._unfit:
+            return self._said or None
+        return f"cannot be written: something of {', '.join(sorted({w for w, _ in self._unfit}))}"
 
     # -- the life of it
 

@@ -75,7 +75,10 @@ class SqliteState:
         for key in gone:
             self._base.pop(key, None)
         with self._database.writing() as connection:
-            write, wall_at = connection.execute("SELECT write, wall_at FROM writes").fetchone()
+            last = connection.execute("SELECT write, wall_at FROM writes").fetchone()
+            if last is None:
+                raise self._database.damaged()
+            write, wall_at = last
             found = self._read(connection, [account.key for account in mine])
             merged = [merge(self._base.get(a.key), a, found.get(a.key)) for a in mine]
             new = [account for account in merged if self._is_new(account, found.get(account.key))]
