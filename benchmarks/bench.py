@@ -143,6 +143,11 @@ class Bench:
         assert result is None or isinstance(result, Sent)
         return result
 
+    @property
+    def proxy_authority(self) -> Path:
+        """Return the file of the authority of the proxies; the first start makes it."""
+        return self.directory / "confdir" / "mitmproxy-ca-cert.pem"
+
     def start(self, kind: proxies.Kind) -> proxies.Proxy:
         """Start a proxy; the caller stops it."""
         return proxies.start(kind, self.directory, self.certificates.authority, self.port)
@@ -168,7 +173,7 @@ class Bench:
         name = f"{kind} ({self._lines})"
         authority = self.certificates.authority
         if proxy is not None:
-            authority = self.directory / "confdir" / "mitmproxy-ca-cert.pem"
+            authority = self.proxy_authority
         route = Route(self.port, proxy.port if proxy else None, str(authority))
         self.command(Open(name, route, count))
         try:
@@ -189,6 +194,10 @@ class Bench:
     def forget(self) -> None:
         """Have the provider begin its books anew."""
         self._ask("POST", "/bench/reset")
+
+    def next_event(self) -> None:
+        """Have the provider send the next event of a stream that it holds."""
+        self._ask("POST", "/bench/next")
 
     def _ask(self, method: str, path: str) -> dict[str, Any]:
         connection = http.client.HTTPSConnection("localhost", self.port, context=self._context)

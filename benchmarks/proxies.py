@@ -11,7 +11,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,14 @@ class Kind:
         script: addon given with `-s`; None for bare mitmdump.
         accounts: of the pool, as in accounts.yaml; None if there is no pool.
         options: further `--set` options.
+        observer: a second addon, which looks on.
     """
 
     name: str
     script: Path | None = None
     accounts: Sequence[Mapping[str, Any]] | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+    observer: Path | None = None
 
 
 BARE = Kind(name="bare mitmdump")
@@ -81,15 +83,21 @@ class Proxy:
         first bytes of the answer.
         """
         self.wait_until_listening()
+        with self.connect(port, authority) as secured:
+            secured.sendall(request)
+            answer = secured.recv(4096)
+        return int(answer[9:12]), time.monotonic() - self.started_at
+
+    @contextlib.contextmanager
+    def connect(self, port: int, authority: Path) -> Iterator[ssl.SSLSocket]:
+        """Hold a connection through the proxy to the provider at *port*, TLS included."""
         context = ssl.create_default_context(cafile=authority)
-        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as plain:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=60) as plain:
             plain.sendall(f"CONNECT localhost:{port} HTTP/1.1\r\n\r\n".encode())
             if not (answer := plain.recv(4096)).startswith(b"HTTP/1.1 200"):
                 raise RuntimeError(f"{self.kind.name} answered CONNECT with {answer!r}")
             with context.wrap_socket(plain, server_hostname="localhost") as secured:
-                secured.sendall(request)
-                answer = secured.recv(4096)
-        return int(answer[9:12]), time.monotonic() - self.started_at
+                yield secured
 
     def resident_mib(self) -> float | None:
         return resident_mib(self.pid)
@@ -132,8 +140,8 @@ def start(kind: Kind, directory: Path, authority: Path, upstream_port: int) -> P
     command = [*_mitmdump(), "--listen-host", "127.0.0.1", "--listen-port", str(port)]
     for name, value in options.items():
         command += ["--set", f"{name}={value}"]
-    if kind.script is not None:
-        command += ["-s", str(kind.script)]
+    for script in filter(None, (kind.script, kind.observer)):
+        command += ["-s", str(script)]
     with log.open("wb") as output:
         started_at = time.monotonic()
         process = subprocess.Popen(

@@ -18,12 +18,14 @@ class Wish:
         chunks: events of the stream; 0 for a small JSON answer.
         interval_ms: between two events.
         delay_ms: before an answer of any kind begins.
+        held: the event from which on each waits until somebody asks for it; 0 for none.
     """
 
     name: str = ""
     chunks: int = 0
     interval_ms: int = 0
     delay_ms: int = 0
+    held: int = 0
 
     def __str__(self) -> str:
         return ";".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))

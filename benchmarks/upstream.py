@@ -5,7 +5,8 @@ What a request gets is in the request: the credential `sk-bench-alternates-MS` i
 every other time, the first included, and told to come back in MS milliseconds;
 `sk-bench-trips-K` is refused from its request K+1 on, for a minute; the header `x-bench`
 (see `requests.Wish`) tells the shape of a good answer. `GET /bench/stats` returns what
-the server saw, `POST /bench/reset` forgets it.
+the server saw, `POST /bench/reset` forgets it, `POST /bench/next` sends the next event of
+the stream that was held last.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import hashlib
 import json
 import re
 import ssl
-from collections import defaultdict
+from collections import defaultdict, deque
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 
 from benchmarks import replies
@@ -52,10 +55,15 @@ class Seen:
 
 @dataclass(slots=True)
 class Ledger:
-    """All the server saw: by credential, and the digest of each stream by its name."""
+    """All the server saw: by credential, and the digest of each stream by its name.
+
+    Attributes:
+        held: what sends the events that are waiting to be asked for.
+    """
 
     credentials: defaultdict[str, Seen] = field(default_factory=lambda: defaultdict(Seen))
     digests: dict[str, str] = field(default_factory=dict)
+    held: deque[Callable[[], None]] = field(default_factory=deque)
 
     def open(self, credential: str) -> int | None:
         """Count a request in. Return the reset to refuse it with (ms), None to serve it."""
@@ -121,7 +129,9 @@ class Server(asyncio.Protocol):
             self._answer(head)
 
     def _control(self, head: bytes) -> None:
-        if head.startswith(b"POST"):
+        if head.startswith(b"POST /bench/next"):
+            self._ledger.held.popleft()()
+        elif head.startswith(b"POST"):
             self._ledger.reset()
         body = self._ledger.as_json()
         self._transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
@@ -162,9 +172,13 @@ class Server(asyncio.Protocol):
         self._transport.write(replies.stream_head() + frames[0])
         frames[-1] += replies.chunk(b"")
         start = self._loop.time()
+        self._ledger.held.clear()
         for n, frame in enumerate(frames[1:], start=1):
-            last = n == len(frames) - 1
-            self._loop.call_at(start + n * wish.interval_ms / 1000, self._send, frame, last)
+            send = partial(self._send, frame, n == len(frames) - 1)
+            if wish.held and n >= wish.held:
+                self._ledger.held.append(send)
+            else:
+                self._loop.call_at(start + n * wish.interval_ms / 1000, send)
 
     def _send(self, frame: bytes, last: bool) -> None:
         # The client side may have left in the middle of the stream.

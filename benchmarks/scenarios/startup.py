@@ -44,8 +44,7 @@ def _start_once(bench: Bench, kind: proxies.Kind) -> tuple[float, float | None]:
     try:
         # mitmproxy writes its authority on its first start, before the port opens.
         proxy.wait_until_listening()
-        authority = bench.directory / "confdir" / "mitmproxy-ca-cert.pem"
-        status, seconds = proxy.first_answer(chat(bench.port), bench.port, authority)
+        status, seconds = proxy.first_answer(chat(bench.port), bench.port, bench.proxy_authority)
         if status != 200:
             raise RuntimeError(f"{kind.name}: the first answer was {status}")
         return seconds, proxy.resident_mib()
