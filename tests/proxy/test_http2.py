@@ -27,7 +27,18 @@ from account_pool.core.broken import TRIES, Broken
 from account_pool.proxy import compat, http2, layer
 from account_pool.proxy.hooks import PoolTurnHook, Turn
 from account_pool.proxy.http2 import DEAD_S, PROOF_S, QUIET_S
-from tests.proxy.helpers import JSON, LIMIT_BODY, LIMITED_HEADERS, OK_BODY, SSE, ReadyTls, secret
+from tests.proxy.helpers import (
+    DELTA,
+    JSON,
+    LIMIT_BODY,
+    LIMITED_HEADERS,
+    OK,
+    OK_BODY,
+    SSE,
+    ReadyTls,
+    post1,
+    secret,
+)
 
 ONE, TWO = secret("one"), secret("two")
 MAX_STREAMS = h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS
@@ -345,6 +356,80 @@ def test_what_runs_beside_it_goes_on_and_nothing_new_comes(rig):
     assert rig.servers[0].closed == 1
     ok(rig.servers[1], 1, 3)
     assert statuses(rig) == [200] * 3
+
+
+WRONG_BODY = b'{"error":{"message":"no such field","type":"invalid_request_error"}}'
+
+
+def short(server, number: int, status: int, how: str) -> None:
+    """Announce more than is sent, and end with a block of headers."""
+    length = [("content-length", str(len(LIMIT_BODY)))]
+    peer = server.reader.h2
+    peer.send_headers(number, [(":status", str(status)), *length], end_stream=how == "no body")
+    if how == "a part, and trailers":
+        peer.send_data(number, LIMIT_BODY[:20])
+        peer.send_headers(number, [("x-sum", "1")], end_stream=True)
+    server.flush()
+
+
+SHORT = pytest.mark.parametrize("how", ["no body", "a part, and trailers"])
+
+
+@SHORT
+@pytest.mark.parametrize("client2", [True, False])
+def test_a_body_shorter_than_announced_is_not_waited_for(rig_of, client2, how):
+    """A client over HTTP/1.1 would wait for the rest of it."""
+    rig = rig_of(client2=client2, server2=True)
+    rig.ask() if client2 else rig.send(post1())
+    short(rig.server, 1, 200, how)
+    said = rig.answers[0]
+    assert said.status == BROKE or said.reset is not None or rig.client_closed
+    assert rig.server.closed == 0
+
+
+@SHORT
+def test_a_limit_shorter_than_announced_is_one(rig, how):
+    rig.ask()
+    short(rig.server, 1, 429, how)
+    assert rig.keys == [ONE, TWO]
+    ok(rig.server, 3)
+    assert statuses(rig) == [200]
+
+
+@pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 304), ("HEAD", 304)])
+def test_the_length_of_a_body_that_is_not_sent(rig_of, method, status):
+    rig = rig_of(server2=True)
+    rig.send(post1("/v1/models", b"", method=method))
+    rig.server.head(1, status, ["content-length: 100"], end=True)
+    assert (rig.answers[0].status, rig.answers[0].get("content-length")) == (status, "100")
+
+
+@pytest.mark.parametrize("server2", [True, False])
+@pytest.mark.parametrize("streamed", [True, False])
+def test_trailers_of_a_request_go_where_they_can(rig_of, monkeypatch, server2, streamed):
+    if streamed:
+        monkeypatch.setattr("account_pool.proxy.stream.MAX_REPLAYABLE_BYTES", 10)
+    rig = rig_of(client2=True, server2=server2)
+    number = rig.ask(end=False)
+    rig.reader.h2.send_headers(number, [("x-sum", "1")], end_stream=True)
+    rig.flush()
+    assert rig.requests[0].complete
+    ok(rig.server, 1) if server2 else rig.server.send(OK)
+    assert rig.answers[0].body == OK_BODY
+
+
+@pytest.mark.parametrize("client2", [True, False])
+@pytest.mark.parametrize(("status", "kind"), [(200, JSON), (200, SSE), (200, "x: y"), (422, JSON)])
+def test_trailers_of_an_answer_go_where_they_can(rig_of, client2, status, kind):
+    rig = rig_of(client2=client2, server2=True)
+    rig.ask() if client2 else rig.send(post1())
+    body = DELTA if kind == SSE else WRONG_BODY if status == 422 else OK_BODY
+    rig.server.head(1, status, [kind, f"content-length: {len(body)}"])
+    rig.server.data(1, body)
+    rig.server.reader.h2.send_headers(1, [("x-sum", "1")], end_stream=True)
+    rig.server.flush()
+    said = rig.answers[0]
+    assert (said.status, said.body, said.complete) == (status, body, True)
 
 
 # -- who waits for MAX_CONCURRENT_STREAMS

@@ -297,6 +297,28 @@ def test_what_breaks_a_line_becomes_a_space(rig_of, value, client2, status):
     assert (said.get("x-a").split(), said.get("x-b")) == (["one", "two"], "kept")
 
 
+@pytest.mark.parametrize("more", [[f"x-{n}: y" for n in range(2000)], ["x-a: " + "y" * 66_000]])
+def test_a_head_that_is_too_long_ends_no_other_answer(rig_of, more):
+    """A client over HTTP/2 takes no more than 64 KiB."""
+    rig = rig_of(client2=True)
+    rig.ask()
+    rig.ask()
+    rig.servers[0].send(http1(200, OK_BODY, [JSON, *more]))
+    rig.servers[1].send(OK)
+    assert {a.stream_id: a.status for a in rig.answers} == {1: 502, 3: 200}
+    assert b"its head is too long" in rig.answers[0].body
+
+
+def test_a_long_head_is_handed_on(rig_of):
+    for client2 in (True, False):
+        rig = rig_of(client2=client2)
+        rig.ask() if client2 else rig.send(post1())
+        rig.server.send(
+            http1(200, OK_BODY, [JSON, "x-a: " + "y" * (65_000 if client2 else 200_000)])
+        )
+        assert rig.answers[0].body == OK_BODY
+
+
 def test_a_wait_that_is_folded_counts(rig_of):
     rig = rig_of()
     rig.send(post1())

@@ -96,7 +96,8 @@ class AttemptStream(HttpStream):
             # The body follows as it comes from the client.
             yield SendHttp(RequestHeaders(attempt_id, request, end_stream=False), server)
             return
-        content, trailers = request.raw_content, request.trailers
+        content = request.raw_content
+        trailers = request.trailers if takes_trailers(server) else None
         end_stream = not (content or trailers)
         yield SendHttp(RequestHeaders(attempt_id, request, end_stream), server)
         if content:
@@ -294,7 +295,8 @@ class AttemptStream(HttpStream):
     def to_attempt(self, command: commands.Command) -> commands.Command | None:
         """What the base class sends upstream belongs to the running attempt."""
         if isinstance(command, SendHttp) and command.connection is self.context.server:
-            if self.attempt_id is None:
+            is_trailers = isinstance(command.event, RequestTrailers)
+            if self.attempt_id is None or (is_trailers and not takes_trailers(command.connection)):
                 return None
             command.event.stream_id = self.attempt_id
         return command
@@ -304,6 +306,14 @@ class AttemptStream(HttpStream):
         if isinstance(command, SendHttp) and command.connection is not self.context.client:
             return None
         return command
+
+
+def takes_trailers(connection: Connection) -> bool:
+    """Say whether *connection* can be sent trailers; mitmproxy's HTTP/1 cannot.
+
+    They may be left out (RFC 9110, 6.5.1).
+    """
+    return connection.alpn == b"h2"
 
 
 _SOCKET_ENDS = (

@@ -106,6 +106,8 @@ class PoolHttp2Client(Http2Client):
     _timers: set[commands.RequestWakeup]
     #: what has come of the frames of the piece that is read
     _came: list[Any]
+    #: bytes that are still to come of bodies whose length was announced, by stream
+    _owed: dict[int, int]
 
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
         if isinstance(event, HttpEvent):
@@ -164,6 +166,7 @@ class PoolHttp2Client(Http2Client):
         waited = ours is not None and self.streams.get(ours)
         yield from super()._handle_event(event)
         if isinstance(event, RequestProtocolError):
+            self._owed.pop(event.stream_id, None)
             if waited and self._unheard and not self._is_over:
                 yield from self._doubt()
             yield from self._close_if_done()
@@ -220,9 +223,38 @@ class PoolHttp2Client(Http2Client):
             with suppress(h2.exceptions.StreamClosedError):
                 self.h2_conn.reset_stream(frame.stream_id, ErrorCodes.PROTOCOL_ERROR)
             came = [Malformed(frame.stream_id, str(e))]
+        if any(self._lacks(one) for one in came):
+            came = [*_going_on(came), Malformed(frame.stream_id, "a body shorter than announced")]
         # mitmproxy's h2 acts on these at once.
         self._came += [one for one in came if type(one) is not h2.events.WindowUpdated]
         return came
+
+    def _lacks(self, event: Any) -> bool:
+        """Count what comes of a body; say whether it has ended before that was all.
+
+        h2 compares at the end of DATA only, not where headers or trailers are the end. A
+        client over HTTP/1 would wait for the rest.
+        """
+        match event:
+            case h2.events.ResponseReceived():
+                self._owed[event.stream_id] = self._announced(event)
+            case h2.events.DataReceived() if event.stream_id in self._owed:
+                self._owed[event.stream_id] -= len(event.data or b"")
+            case h2.events.StreamEnded():
+                return self._owed.pop(event.stream_id, 0) > 0
+            case h2.events.StreamReset():
+                self._owed.pop(event.stream_id, None)
+        return False
+
+    def _announced(self, response: h2.events.ResponseReceived) -> int:
+        headers = dict(response.headers or ())
+        stream = self.h2_conn.streams.get(response.stream_id)
+        # The length of what is not sent.
+        bare = headers.get(b":status") in (b"204", b"304")
+        if bare or getattr(stream, "request_method", None) == b"HEAD":
+            return 0
+        length = headers.get(b"content-length", b"")
+        return int(length) if length.isdigit() else 0
 
     def _is_of_one_stream(self, frame: Any, error: h2.exceptions.ProtocolError) -> bool:
         """Say whether *error* leaves the connection as both sides know it.
@@ -364,6 +396,14 @@ class PoolHttp2Client(Http2Client):
 _OF_MESSAGES = ("HeadersFrame", "DataFrame")
 
 
+def _going_on(came: list[Any]) -> list[Any]:
+    """Return the events of a frame as if its stream had not ended."""
+    for one in came:
+        if getattr(one, "stream_ended", None) is not None:
+            one.stream_ended = None
+    return [one for one in came if type(one) is not h2.events.StreamEnded]
+
+
 def find(outermost: layer.Layer) -> Http2Client | None:
     """Return mitmproxy's HTTP/2 at the end of a connection, if it is there, and not ours yet."""
     at: Any = outermost
@@ -384,7 +424,7 @@ def take(
     ours.now, ours.give_back, ours.may_go = now, give_back, may_go
     ours.last_id = ours.failed_at = ours.pinged_at = ours._timer = None
     ours.heard_at, ours._unheard, ours._held, ours._gone = now(), False, {}, set()
-    ours._timers, ours._came = set(), []
+    ours._timers, ours._came, ours._owed = set(), [], {}
     ours.h2_conn._receive_frame = ours.receive_frame  # type: ignore[method-assign]
     table = ours.h2_conn._frame_dispatch_table
     (kind,) = (kind for kind in table if kind.__name__ == "GoAwayFrame")

@@ -15,6 +15,8 @@ from mitmproxy.net.http.validate import validate_headers
 from mitmproxy.proxy.layers.http import HttpEvent
 
 SWITCHING_PROTOCOLS = 101
+#: What HTTP/2 clients take as a head. At more they end the connection, with all that is on it.
+MAX_LIST_BYTES = 65536 - 100  # of which our status is a part
 #: A name that clients take (RFC 9110, 5.6.2), and what they do not take in a value. A line
 #: that was folded has it, too (RFC 9112, 5.2).
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-zA-Z]+")
@@ -64,6 +66,12 @@ def wrong_with(response: http.Response) -> str | None:
     except ValueError as e:
         return str(e)
     return None
+
+
+def is_too_long(response: http.Response) -> bool:
+    """Say whether the head of *response* is more than an HTTP/2 client takes (RFC 9113, 6.5.2)."""
+    sizes = (len(name) + len(value) + 32 for name, value in response.headers.fields)
+    return sum(sizes) > MAX_LIST_BYTES
 
 
 def set_right(response: http.Response) -> None:

@@ -314,6 +314,8 @@ class ServingStream(AttemptStream):
         """Return why *response* is no answer, None if it is one."""
         if not is_answer(response, self.flow.request):
             return "no valid answer"
+        if self.context.client.alpn == b"h2" and interim.is_too_long(response):
+            return "no valid answer: its head is too long"
         interim.in_one_line(response)
         wrong = interim.wrong_with(response) if self._validates else None
         if wrong is None:

@@ -50,7 +50,7 @@ from account_pool.proxy import (
     visits,
     wire,
 )
-from account_pool.proxy.attempt_stream import translated
+from account_pool.proxy.attempt_stream import takes_trailers, translated
 from account_pool.proxy.call import Call
 from account_pool.proxy.destination import Destination
 from account_pool.proxy.interim import InterimAnswer
@@ -81,6 +81,8 @@ class PoolHttpStream(ServingStream, VisitStream):
                 return
             if type(event) is ResponseData and not event.data:
                 return  # an empty frame, which would pass for the end of the body
+            if type(event) is ResponseTrailers and not takes_trailers(self.context.client):
+                return
             self.heard = True
             if type(event) is ResponseData and self.copied is not None:
                 # The way of every chunk of a streamed answer: nothing more than needed.
