@@ -62,6 +62,11 @@ class Line:
         with suppress(OSError):
             await self._writer.wait_closed()
 
+    def take_little(self) -> None:
+        """Let the system receive little that has not been read."""
+        sock: socket.socket = self._writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+
     def reset(self) -> None:
         """Break the connection off, whatever is under way."""
         sock: socket.socket = self._writer.get_extra_info("socket")

@@ -11,7 +11,7 @@ from h2.errors import ErrorCodes
 from h2.events import RequestReceived, StreamEnded
 
 from account_pool.demo.scripts import openai
-from tests.e2e.harness import CLIENT, FIRST, OPENAI, SECOND, TWO, chat
+from tests.e2e.harness import CLIENT, FIRST, OPENAI, SECOND, TWO, chat, in_order, leave
 from tests.e2e.peer import Line, Line2, Peer
 
 MIB = 1 << 20
@@ -87,6 +87,28 @@ async def test_a_server_that_neither_reads_on_nor_ends(certificate, pool_proxy):
     assert (answer.status_code, answer.content) == (200, CHAT)
     assert peer.keys == [FIRST, SECOND]
     assert len(peer.lines) == 2
+
+
+async def test_a_client_that_leaves_while_its_request_is_not_read(certificate, pool_proxy):
+    """Its account is free at once, which takes one request at a time here."""
+
+    async def talk(line: Line) -> None:
+        line.take_little()
+        await line.head()
+        if len(peer.lines) == 1:
+            asked.set()
+            await asyncio.Event().wait()
+        await line.send(GOOD)
+
+    asked = asyncio.Event()
+    async with Peer(talk, certificate) as peer:
+        proxy = await pool_proxy(in_order("first", max_concurrent=1), provider=peer)
+        async with proxy.client() as http:
+            asking = asyncio.create_task(http.request(**large()))
+            await asked.wait()
+            await leave(asking)
+            answer = await http.request(**chat())
+    assert (answer.status_code, answer.content) == (200, CHAT)
 
 
 async def test_it_is_told_where_the_body_was_not_kept(certificate, pool_proxy):

@@ -14,9 +14,12 @@ from types import SimpleNamespace
 import pytest
 from mitmproxy.connection import ConnectionState, Server
 from mitmproxy.proxy import events
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.server import ConnectionHandler, ConnectionIO
 from mitmproxy.test import taddons
 
 from account_pool.proxy import unread
+from account_pool.proxy.serving import SURELY_READ_BYTES, SURELY_SENT_BYTES
 from tests.proxy.helpers import (
     JSON,
     LIMIT_BODY,
@@ -25,6 +28,8 @@ from tests.proxy.helpers import (
     OK,
     OK_BODY,
     client_connection,
+    http1,
+    options_of,
     post1,
     secret,
 )
@@ -139,12 +144,95 @@ async def test_what_waits_to_be_sent():
         writer.transport.abort()
 
 
+# -- who does not read
+
+
+class Handler(ConnectionHandler):
+    """mitmproxy's own of a client, with a server behind it that takes no more."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        super().__init__(Context(client_connection(), options_of()))
+        self.stuck = Server(address=None)
+        self.transports = {
+            self.client: ConnectionIO(writer=self),
+            self.stuck: ConnectionIO(reader=asyncio.StreamReader(), writer=writer),
+        }
+        self.told = 0
+
+    async def drain(self) -> None:
+        """As the writer to the client."""
+        self.told += 1
+
+    async def handle_hook(self, _hook) -> None:
+        pass
+
+
+@asynccontextmanager
+async def stuck() -> AsyncIterator[Handler]:
+    ended = asyncio.Event()
+
+    async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await ended.wait()
+        writer.transport.abort()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=1)
+    _, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+    writer.write(bytes(64 << 20))
+    handler = Handler(writer)
+    with taddons.context() as tctx:
+        proxyserver = SimpleNamespace(connections={handler.client.id: handler}, name="proxyserver")
+        tctx.master.addons.lookup["proxyserver"] = proxyserver
+        try:
+            yield handler
+        finally:
+            writer.transport.abort()
+            ended.set()
+            server.close()
+
+
+async def test_a_server_that_does_not_read_holds_up_no_other():
+    async with stuck() as handler:
+        unread.keep(handler.client)
+        await handler.drain_writers()
+        assert handler.told == 1
+        assert unread.is_unsent(handler.client, handler.stuck)
+
+
+async def test_nor_a_client_that_wants_to_leave(monkeypatch):
+    monkeypatch.setattr(unread, "DRAIN_S", 0.0)
+    async with stuck() as handler:
+        unread.keep(handler.client)
+        handler.transports[handler.client].handler = asyncio.current_task()
+        await handler.drain_writers()
+        assert handler.told == 0
+
+
+async def test_mitmproxy_by_itself_waits_for_all():
+    """If this fails, `drain_writers` needs no help any more."""
+    async with stuck() as handler:
+        waits = asyncio.create_task(handler.drain_writers())
+        while handler.told == 0:
+            await asyncio.sleep(0)
+        unread.keep(handler.client)
+        await handler.drain_writers()
+        assert not waits.done()
+        waits.cancel()
+
+
+async def test_what_is_closed_with_the_rest_of_a_request_unsent_is_broken_off():
+    async with stuck() as handler:
+        unread.keep(handler.client)
+        transport = handler.transports[handler.stuck]
+        transport.writer.close()
+        assert await transport.writer.drain() is None
+        assert transport.writer.transport.get_write_buffer_size() == 0
+
+
 # -- in the layer
 
 
-def test_a_connection_that_leaves_the_request_unread_is_not_used_again(rig_of):
-    rig = rig_of()
-    rig.send(post1())
+def leaves_unread(rig) -> None:
+    """The first server takes no more of what is written to it."""
     rig.service.unsent = lambda client, server: (
         (client, server)
         == (
@@ -152,12 +240,64 @@ def test_a_connection_that_leaves_the_request_unread_is_not_used_again(rig_of):
             rig.servers[0].connection,
         )
     )
-    rig.server.send(LIMITED)
+
+
+@pytest.mark.parametrize("answer", [LIMITED, OK, http1(422, b"{}", [JSON])])
+def test_a_connection_that_leaves_the_request_unread_is_not_used_again(rig_of, answer):
+    rig = rig_of()
+    rig.send(post1(body=b" " * (SURELY_SENT_BYTES + 1)))
+    leaves_unread(rig)
+    rig.server.send(answer)
     assert rig.servers[0].closed
-    assert rig.keys == [ONE, TWO]
+    if answer is not LIMITED:
+        rig.send(post1())
     assert len(rig.servers) == 2
     rig.server.send(OK)
-    assert rig.received == OK
+    assert rig.received.endswith(OK)
+
+
+def test_an_answer_that_was_complete_before_a_streamed_request(rig_of, monkeypatch):
+    monkeypatch.setattr("account_pool.proxy.stream.MAX_REPLAYABLE_BYTES", 1000)
+    rig = rig_of()
+    raw = post1(body=b" " * 2000)
+    rig.send(raw[:-500])
+    leaves_unread(rig)
+    rig.server.send(OK)
+    assert not rig.servers[0].closed
+    rig.send(raw[-500:])
+    assert rig.servers[0].closed
+    rig.send(post1())
+    rig.server.send(OK)
+    assert rig.received == OK + OK
+
+
+@pytest.mark.parametrize("size", [SURELY_READ_BYTES - 1, SURELY_READ_BYTES])
+def test_a_long_request_that_is_refused_may_lie_somewhere_unread(rig_of, size):
+    rig = rig_of()
+    rig.send(post1(body=b" " * size))
+    rig.server.send(LIMITED)
+    assert len(rig.servers) == (2 if size == SURELY_READ_BYTES else 1)
+    rig.server.send(OK)
+    rig.send(post1(body=b" " * size))
+    rig.server.send(OK)
+    assert rig.received == OK + OK
+    assert len(rig.servers) == (2 if size == SURELY_READ_BYTES else 1)
+
+
+def test_a_stream_that_leaves_the_request_unread_is_ended(rig_of):
+    """It would count as one of those that are open, and its rest be kept."""
+    rig = rig_of(client2=True, server2=True)
+    rig.ask()
+    rig.server.answer(1, 200, OK_BODY, [JSON])
+    rig.server.reader.h2.acknowledge_received_data = lambda *_args: None
+    rig.ask(b" " * 100_000)
+    stopped = rig.requests[1]
+    assert not stopped.complete
+    rig.server.answer(3, 200, OK_BODY, [JSON])
+    assert stopped.reset == 8
+    assert rig.server.closed == 0
+    assert [answer.complete for answer in rig.answers] == [True, True]
+    assert rig.requests[0].reset is None
 
 
 @pytest.mark.parametrize("cut", [0, 10, len(LIMIT_BODY)])

@@ -75,6 +75,11 @@ logger = logging.getLogger(__name__)
 #: How long the rest of a refused stream is read before the attempt is cut off: the end
 #: mostly comes at once, and a connection that was read to its end can be used again.
 DRAIN_S = 0.25
+#: A request that is refused may be so at its beginning. What is longer than this can lie in the
+#: buffers of both systems, read by nobody: the next one takes another connection.
+SURELY_READ_BYTES = 1024 * 1024
+#: What is written at once.
+SURELY_SENT_BYTES = 16 * 1024
 INTERNAL = "internal error in the account pool; see its log"
 MOVED = "accounts.yaml was changed, and this host no longer belongs to the provider"
 
@@ -398,7 +403,7 @@ class ServingStream(AttemptStream):
         if self.flow.response is not None and self.flow.response.status_code != 101:
             # Of a WebSocket this is only the handshake: its lease ends with the socket.
             if self.client_state == self.state_done:
-                self.forget_attempt()
+                yield from self.let_go()
             self.settle(served=True)
         self.keep_copy(ended=True)
         yield from self.server_state(event)
@@ -468,20 +473,36 @@ class ServingStream(AttemptStream):
                 self._trail.delivered(self._attempts, self.service.now())
             yield from self._commit(end_stream=False, secrets=self._secrets())
             return
-        sent = self.client_state == self.state_done and not self._is_unsent()
+        sent = self.client_state == self.state_done and self._body_bytes < SURELY_READ_BYTES
         if complete and sent:
-            self.forget_attempt()
+            yield from self.let_go()
         else:
             # Its answer or our request is not at its end: nothing else can follow there.
             yield from self.cancel_attempt("refused")
         self.server_state = self.state_between_attempts
         yield from self._perform(step)
 
-    def _is_unsent(self) -> bool:
-        """Whether the server answered early, and has not read our request to its end."""
-        with harmless:
-            return self.service.unsent(self.context.client, self.context.server)
-        return False
+    def let_go(self) -> CommandGenerator[None]:
+        """The answer is complete, and our request has been handed over.
+
+        What its server has not read of it would be in the way of all that follows there.
+        """
+        server = self.context.server
+        unread = server in self.layer.http2  # takes no note of what was read to its end
+        if self._body_bytes > SURELY_SENT_BYTES and not unread:
+            with harmless:
+                unread = self.service.unsent(self.context.client, server)
+        if unread:
+            yield from self.cancel_attempt("answered early")
+        else:
+            self.forget_attempt()
+
+    @property
+    def _body_bytes(self) -> int:
+        """The length of the request; one that was streamed is a long one."""
+        if self.flow.request.stream:
+            return SURELY_READ_BYTES
+        return len(self.flow.request.raw_content or b"")
 
     # -- delivering
 

@@ -359,7 +359,7 @@ class PoolHttpStream(ServingStream, VisitStream):
         else:
             yield from translated(super().state_stream_request_body(event), self.to_attempt)
             if isinstance(event, RequestEndOfMessage) and self.server_state == self.state_done:
-                self.forget_attempt()  # its answer was complete before the request
+                yield from self.let_go()  # its answer was complete before the request
 
     def make_server_connection(self) -> CommandGenerator[bool]:
         # The base class comes here when the body is complete and no addon has answered.

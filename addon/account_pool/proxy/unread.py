@@ -7,13 +7,20 @@ mitmproxy in turn ends its reader when a drain fails (`ConnectionHandler.drain_w
 Here such a connection ends as one does that was closed in good order: what there is to
 read is read, then comes its end, and nothing more is written.
 
-Stands on `Proxyserver.connections` and `ConnectionHandler.transports` of mitmproxy; where
-they are not as known here, everything stays as it is.
+A server that does not read on, and does not close either, holds up nobody else. mitmproxy
+reads from no connection of a client while one of its connections takes no more, be it
+closed by then. Here it waits only for those to whom goes what was read, and what is closed
+with the rest of a request unsent is broken off.
+
+Stands on `Proxyserver.connections`, `ConnectionHandler.transports` and `drain_writers` of
+mitmproxy; where they are not as known here, everything stays as it is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
 import os
 import weakref
 from collections.abc import Mapping
@@ -25,10 +32,16 @@ from mitmproxy.connection import Client, Connection, ConnectionState
 
 #: How much of what the system has received is read; its own bound is mostly lower.
 MAX_UNREAD_BYTES = 4 * 1024 * 1024
+#: How long a client is not listened to while a server does not read what it has sent: it may
+#: want to leave.
+DRAIN_S = 5.0
 
 
 def keep(client: Client) -> None:
-    """Let no server connection behind *client* lose what it has received."""
+    """Let no server connection behind *client* lose what it has received, or hold up others."""
+    handler = _handler(client)
+    if inspect.iscoroutinefunction(getattr(handler, "drain_writers", None)):
+        handler.drain_writers = functools.partial(_drain, weakref.ref(handler), client)
     for connection, transport in _transports(client).items():
         if connection is not client:
             reader = getattr(transport, "reader", None)
@@ -46,10 +59,39 @@ def is_unsent(client: Client, server: Connection) -> bool:
     return type(writer) is asyncio.StreamWriter and writer.transport.get_write_buffer_size() > 0
 
 
-def _transports(client: Client) -> Mapping[Connection, Any]:
+def _handler(client: Client) -> Any:
     proxyserver = ctx.master.addons.get("proxyserver")
-    handler = getattr(proxyserver, "connections", {}).get(client.id)
-    return getattr(handler, "transports", {})
+    return getattr(proxyserver, "connections", {}).get(client.id)
+
+
+def _transports(client: Client) -> Mapping[Connection, Any]:
+    return getattr(_handler(client), "transports", {})
+
+
+async def _drain(handler: weakref.ref[Any], client: Client) -> None:
+    """Wait until those can take more to whom goes what the current task has read.
+
+    In place of mitmproxy's, which waits for all of them.
+    """
+    transports = dict(getattr(handler(), "transports", {}))
+    mine = transports.pop(client, None)
+    if mine is None or mine.handler is asyncio.current_task():
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                for transport in transports.values():
+                    await _drained(transport)
+    else:
+        await _drained(mine)
+
+
+async def _drained(transport: Any) -> None:
+    # As mitmproxy does.
+    try:
+        if transport.writer is not None:
+            await transport.writer.drain()
+    except OSError as e:
+        if transport.handler is not None:
+            transport.handler.cancel(f"Error sending data: {e}")
 
 
 def keep_of(
@@ -81,9 +123,19 @@ def keep_of(
             with suppress(OSError):
                 await asyncio.StreamWriter.drain(writer)
 
+    def close() -> None:
+        writer = their_writer()
+        if writer is not None:
+            unsent = writer.transport.get_write_buffer_size() > 0
+            asyncio.StreamWriter.close(writer)
+            if unsent:
+                # Nobody would ever read it, perhaps; and nobody wants it to be read.
+                writer.transport.abort()
+
     # Of these two only.
     reader.set_exception = set_exception  # type: ignore[method-assign]
     writer.drain = drain  # type: ignore[method-assign]
+    writer.close = close  # type: ignore[method-assign]
 
 
 def _received(transport: asyncio.WriteTransport) -> bytes:
