@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import gc
 import logging
+import weakref
+from collections import Counter
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from mitmproxy.proxy import commands, events, layer
+from mitmproxy import exceptions
+from mitmproxy.addonmanager import AddonManager
+from mitmproxy.proxy import commands, events, layer, server
 from mitmproxy.proxy.layers.http import HttpRequestHook, HttpResponseHook
 from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 from mitmproxy.proxy.mode_specs import ProxyMode
@@ -16,8 +23,19 @@ from mitmproxy.proxy.server import ConnectionIO
 from mitmproxy.test import taddons, tflow
 
 from account_pool.proxy.fast import inline
+from account_pool.proxy.fast.steps import Steps
 from account_pool.proxy.fast.table import HookTable
 from tests.patience import PATIENCE_S
+
+
+@pytest.fixture(params=["eager", "lazy"], autouse=True)
+async def factory(request):
+    """Tasks begin at once, as mitmproxy has them from Python 3.12 on, or a little later."""
+    loop = asyncio.get_running_loop()
+    if request.param == "eager":
+        loop.set_task_factory(getattr(asyncio, "eager_task_factory", None))
+    yield
+    loop.set_task_factory(None)
 
 
 class Writer:
@@ -120,6 +138,12 @@ def resume(client: Client, flow) -> None:
     flow.resume()
 
 
+def unconnected():
+    server = tflow.tserver_conn()
+    server.timestamp_start = server.timestamp_end = None
+    return server
+
+
 FLOW = tflow.tflow()
 
 
@@ -165,7 +189,7 @@ async def test_as_mitmproxy_does(name: str, caplog) -> None:
     caplog.set_level(logging.CRITICAL)
     seen = []
     for ours in (False, True):
-        FLOW.intercepted = False
+        FLOW.intercepted, FLOW._resume_event = False, None
         with taddons.context() as tctx:
             client = Client(tctx, CASES[name], ANSWERS, ours=ours)
             await client.handler.server_event(events.Start())
@@ -206,25 +230,18 @@ async def test_an_event_that_comes_in_between_waits_for_its_turn() -> None:
 
         return server_connect
 
-    server = tflow.tserver_conn()
-    server.timestamp_start = server.timestamp_end = None
+    server = unconnected()
     answers = {
         "Start": asks(lambda _client: commands.OpenConnection(server), data(b"after")),
         "open completed: Connection killed: refused": asks(data(b"told")),
     }
-    for eager in {None, getattr(asyncio, "eager_task_factory", None)}:
-        asyncio.get_running_loop().set_task_factory(eager)
-        try:
-            with taddons.context() as tctx:
-                client = Client(tctx, {"server_connect": refuse}, answers, ours=True)
-                await client.handler.server_event(events.Start())
-                await client.until(b"told")
-                handled, told = client.said.index("Start handled"), client.said.index(b"told")
-                assert client.said.index(b"after") < handled < told
-                assert client.handler.transports[server].handler is not None
-        finally:
-            asyncio.get_running_loop().set_task_factory(None)
-        server.error = None
+    with taddons.context() as tctx:
+        client = Client(tctx, {"server_connect": refuse}, answers, ours=True)
+        await client.handler.server_event(events.Start())
+        await client.until(b"told")
+        handled, told = client.said.index("Start handled"), client.said.index(b"told")
+        assert client.said.index(b"after") < handled < told
+        assert client.handler.transports[server].handler is not None
 
 
 async def test_a_crash_of_a_layer_ends_neither_the_queue_nor_the_client(caplog) -> None:
@@ -279,3 +296,350 @@ async def test_only_clients_of_the_proxy_itself() -> None:
         other = Other(tctx.master, None, Writer(), tctx.options, ProxyMode.parse("regular"))
         assert not inline.put_into(other, hooks)
         assert "server_event" not in vars(other)
+
+
+@dataclass
+class TwoArguments(commands.StartHook):
+    one: int
+    two: int
+
+
+LOST: dict[str, Any] = {
+    "misconfigured": exceptions.OptionsError("no"),
+    "cancelled": asyncio.CancelledError("no"),
+    "of its own": type("Own", (BaseException,), {})("no"),
+}
+
+
+@pytest.mark.parametrize("way", [now, later], ids=["now", "later"])
+@pytest.mark.parametrize("error", LOST.values(), ids=LOST.keys())
+@pytest.mark.parametrize("where", ["request", "update"])
+async def test_an_error_ends_its_hook_and_nothing_else(way, error, where: str) -> None:
+    """Two streams of one connection: what ends one does not end the other."""
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
+
+    def failing(client: Client):
+        hook = way(where)(client)
+
+        def called(data):
+            made = hook(data)
+            if data is FLOW or data == [FLOW]:
+                raise error
+            return made
+
+        async def awaited(data) -> None:
+            await hook(data)
+            if data is FLOW or data == [FLOW]:
+                raise error
+
+        return called if way is now else awaited
+
+    other = tflow.tflow()
+    answers = {
+        "Start": asks(request, lambda _client: HttpResponseHook(other), data(b"after")),
+        "response completed": asks(data(b"end")),
+    }
+    seen = []
+    for ours in (False, True):
+        with taddons.context() as tctx:
+            client = Client(tctx, {where: failing}, answers, ours=ours)
+            await client.handler.server_event(events.Start())
+            await client.until(b"end")
+            await client.until(where)
+            async with asyncio.timeout(PATIENCE_S):
+                await client.handler.timeout_watchdog.can_timeout.wait()
+            seen.append(Counter(map(str, client.said)))
+    assert seen[0] == seen[1]
+
+
+async def test_a_hook_that_mitmproxy_cannot_call_costs_only_itself() -> None:
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
+    answers = {"Start": asks(lambda _client: TwoArguments(1, 2), request, data(b"after"))}
+    seen = []
+    for ours in (False, True):
+        with taddons.context() as tctx:
+            client = Client(tctx, {"request": now("request")}, answers, ours=ours)
+            await client.handler.server_event(events.Start())
+            await client.until("request completed handled")
+            seen.append(sorted(map(str, client.said)))
+    assert seen[0] == seen[1]
+
+
+VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+
+
+async def test_context_variables_follow_what_a_hook_led_to() -> None:
+    """Of two streams, what one leaves in a variable is not found by the other."""
+
+    def remember(client: Client):
+        def hook(flow) -> None:
+            client.said.append(VARIABLE.get())
+            VARIABLE.set(flow.request.path)
+
+        return hook
+
+    other = tflow.tflow()
+    other.request.path = "/other"
+    answers = {
+        "Start": asks(request, lambda _client: HttpRequestHook(other)),
+        "request completed": asks(lambda client: HttpResponseHook(FLOW)),
+    }
+    seen = []
+    for ours in (False, True):
+        with taddons.context() as tctx:
+            hooks = {"request": remember, "response": remember}
+            client = Client(tctx, hooks, answers, ours=ours)
+            await client.handler.server_event(events.Start())
+            async with asyncio.timeout(PATIENCE_S):
+                while client.said.count("response completed handled") < 2:
+                    await asyncio.sleep(0)
+            seen.append([x for x in client.said if x in ("unset", "/path", "/other")])
+    assert seen[0] == seen[1] == ["unset", "unset", "/path", "/other"]
+    assert VARIABLE.get() == "unset"
+
+
+async def test_a_long_chain_neither_recurses_nor_keeps_others_waiting() -> None:
+    left, turns = 10_000, 0
+
+    def more(client: Client):
+        def answer():
+            nonlocal left
+            left -= 1
+            if left:
+                yield HttpRequestHook(FLOW)
+            else:
+                yield commands.SendData(client.handler.client, b"end")
+
+        return answer
+
+    with taddons.context() as tctx:
+        answers = {"Start": asks(request), "request completed": more}
+        client = Client(tctx, {"request": now("request")}, answers, ours=True)
+        await client.handler.server_event(events.Start())
+        async with asyncio.timeout(PATIENCE_S):
+            while b"end" not in client.said[-2:]:
+                turns += 1
+                await asyncio.sleep(0)
+    assert turns >= 10_000 // inline.TURN
+
+
+async def test_an_event_that_a_hook_brings_waits_for_its_turn() -> None:
+    def poke(client: Client):
+        def hook(_flow) -> None:
+            event = events.DataReceived(client.handler.client, b"")
+            with pytest.raises(StopIteration):
+                client.handler.server_event(event).send(None)
+            client.said.append("poked")
+
+        return hook
+
+    with taddons.context() as tctx:
+        client = Client(tctx, {"request": poke}, ANSWERS, ours=True)
+        await client.handler.server_event(events.Start())
+    order = ["poked", b"after", "Start handled", "DataReceived", "request completed"]
+    assert [x for x in client.said if x in order] == order
+
+
+async def test_hooks_within_hooks() -> None:
+    """An addon that triggers hooks by itself, at once and in its own time."""
+
+    def again(client: Client):
+        def hook(_flow) -> None:
+            client.handler.master.addons.trigger(HttpResponseHook(FLOW))
+            client.said.append("request")
+
+        return hook
+
+    def later_again(client: Client):
+        async def hook(_flow) -> None:
+            await client.handler.master.addons.trigger_event(HttpRequestHook(FLOW))
+            client.said.append("response")
+
+        return hook
+
+    seen = []
+    for ours in (False, True):
+        with taddons.context() as tctx:
+            hooks = {"request": now("request"), "response": later_again}
+            client = Client(tctx, hooks, ANSWERS, ours=ours)
+            await client.handler.server_event(events.Start())
+            await client.until("response completed handled")
+            seen.append([x for x in client.said if x in ("request", "response")])
+    assert seen[0] == seen[1] == ["request", "request", "response"]
+
+
+class Clock:
+    """What mitmproxy's watchdog reads, moved by hand."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(server, "time", SimpleNamespace(time=lambda: self.now))
+
+    async def pass_by(self) -> None:
+        """Let a watchdog look some times."""
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("ours", [False, True], ids=["mitmproxy", "ours"])
+async def test_nobody_is_timed_out_while_a_hook_waits(monkeypatch, ours: bool) -> None:
+    clock, go_on = Clock(monkeypatch), asyncio.Event()
+
+    def waiting(_client: Client):
+        return lambda _flow: go_on.wait()
+
+    with taddons.context() as tctx:
+        client = Client(tctx, {"request": waiting}, ANSWERS, ours=ours)
+        watchdog = client.handler.timeout_watchdog
+        watchdog.timeout = 0
+        timed_out = asyncio.Event()
+
+        async def on_timeout() -> None:
+            timed_out.set()
+
+        watchdog.callback = on_timeout
+        await client.handler.server_event(events.Start())
+        await asyncio.sleep(0)
+        watching = asyncio.create_task(watchdog.watch())
+        clock.now += 1000
+        await clock.pass_by()
+        assert not timed_out.is_set()
+        go_on.set()
+        await client.until("response completed handled")
+        assert not timed_out.is_set()
+        # Until now it could not; now it can.
+        async with asyncio.timeout(PATIENCE_S):
+            while not timed_out.is_set():
+                clock.now += 1
+                await asyncio.sleep(0)
+        await watching
+
+
+@dataclass
+class PassingHook(commands.StartHook):
+    """Nobody waits for its end."""
+
+    name = "passing"
+    blocking = False
+    data: object
+
+
+@pytest.mark.parametrize("ours", [False, True], ids=["mitmproxy", "ours"])
+@pytest.mark.parametrize("hook", [HttpRequestHook, PassingHook])
+async def test_time_that_a_hook_took_is_not_the_clients(monkeypatch, hook, ours: bool) -> None:
+    clock = Clock(monkeypatch)
+
+    def slow(client: Client):
+        def called(_data) -> None:
+            clock.now += 1000
+            client.said.append("slow")
+
+        return called
+
+    with taddons.context() as tctx:
+        hooks = {"request": slow, "passing": slow}
+        client = Client(tctx, hooks, {"Start": asks(lambda _client: hook(FLOW))}, ours=ours)
+        await client.handler.server_event(events.Start())
+        await client.until("slow")
+        await clock.pass_by()
+        assert client.handler.timeout_watchdog.last_activity == clock.now
+
+
+async def test_nothing_is_left_of_a_client_that_has_gone() -> None:
+    with taddons.context() as tctx:
+        hooks = {"request": now("request"), "response": later("response")}
+        client = Client(tctx, hooks, ANSWERS, ours=True)
+        await client.handler.server_event(events.Start())
+        await client.until("response completed handled")
+        await asyncio.sleep(0)
+        gone = weakref.ref(client.handler)
+        tctx.master.addons.clear()
+        await tctx.master.addons.trigger_event(HttpRequestHook(FLOW))
+        del client
+        gc.collect()
+        assert gone() is None, gc.get_referrers(gone())
+        assert not inline._RUNNING
+
+
+async def test_a_hook_goes_on_when_nobody_knows_of_it() -> None:
+    """Its client has gone, and what it waits for is held by nobody but itself."""
+    said, waiting = [], []
+
+    def alone(_client: Client):
+        async def hook(_flow) -> None:
+            future = asyncio.get_running_loop().create_future()
+            waiting.append(weakref.ref(future))
+            await future
+            said.append("went on")
+
+        return hook
+
+    with taddons.context() as tctx:
+        client = Client(tctx, {"request": alone}, ANSWERS, ours=True)
+        await client.handler.server_event(events.Start())
+        await asyncio.sleep(0)
+        tctx.master.addons.clear()
+        del client
+        gc.collect()
+        waiting[0]().set_result(None)
+        async with asyncio.timeout(PATIENCE_S):
+            while not said or inline._RUNNING:
+                await asyncio.sleep(0)
+
+
+async def test_a_connection_that_is_given_up_while_it_opens(monkeypatch) -> None:
+    opening = asyncio.Event()
+
+    async def never(*_address, **_how):
+        opening.set()
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(asyncio, "open_connection", never)
+    seen = []
+    for ours in (False, True):
+        opening.clear()
+        peer = unconnected()
+        answers = {
+            "Start": asks(lambda _client, peer=peer: commands.OpenConnection(peer)),
+            "DataReceived": asks(lambda _client, peer=peer: commands.CloseConnection(peer)),
+        }
+        with taddons.context() as tctx:
+            hooks = {"server_connect_error": later("server_connect_error")}
+            client = Client(tctx, hooks, answers, ours=ours)
+            await client.handler.server_event(events.Start())
+            await asyncio.wait_for(opening.wait(), PATIENCE_S)
+            await client.handler.server_event(events.DataReceived(client.handler.client, b""))
+            await client.until("open completed: closed by command handled")
+            task = client.handler.transports[peer].handler
+            await asyncio.wait([task])
+            assert task.cancelled()
+            seen.append([x for x in client.said if "Data" not in str(x)])
+    assert seen[0] == seen[1]
+
+
+async def test_another_addon_that_looks_at_each_event_goes_on_to(monkeypatch) -> None:
+    """One that has put something of its own where events are handled."""
+
+    async def watching(self, hook) -> None:
+        pass
+
+    with taddons.context() as tctx:
+        steps = Steps(tctx.master.addons)
+        steps.use(("table", "inline"))
+
+        def connect() -> ProxyConnectionHandler:
+            return Client(tctx, {}, {}, ours=False).handler
+
+        assert steps.take(connect())
+        patched = connect()
+        patched.handle_hook = watching
+        assert not steps.take(patched)
+        with monkeypatch.context() as patch:
+            patch.setattr(ProxyConnectionHandler, "handle_hook", watching)
+            assert not steps.take(connect())
+        with monkeypatch.context() as patch:
+            patch.setattr(tctx.master.addons, "trigger_event", watching)
+            assert not steps.take(connect())
+        assert steps.take(connect())
+        steps.use(())
+        assert tctx.master.addons.trigger_event.__func__ is AddonManager.trigger_event

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import functools
+import contextvars
 import inspect
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
 from typing import Any
 
 from mitmproxy.flow import Flow
@@ -31,21 +32,25 @@ from account_pool.proxy.fast.table import HookTable, Rest, finish, start
 KNOWN = frozenset({"2bf6a723", "661de754"})
 
 _UPDATE = UpdateHook([])
-#: mitmproxy 11 keeps a reference to each task by itself.
+#: Hooks that one client may run before others have their turn.
+TURN = 100
+#: Tasks of hooks: a loop alone does not keep them, and their client may have gone.
+_RUNNING: set[asyncio.Task[None]] = set()
+#: mitmproxy 11 does not ask who keeps a task.
 _KEEPS_REF = "keep_ref" in inspect.signature(asyncio_utils.create_task).parameters
 
 
 class EventQueue:
     """Stands in for `server_event` and `hook_task` of the handler of one client."""
 
-    __slots__ = ("_handler", "_is_running", "_queue", "_table", "_tasks")
+    __slots__ = ("_handler", "_hooks", "_is_running", "_queue", "_table")
 
     def __init__(self, handler: ProxyConnectionHandler, table: HookTable) -> None:
         self._handler = handler
         self._table = table
-        self._queue: collections.deque[events.Event] = collections.deque()
+        self._queue: collections.deque[tuple[events.Event, Context]] = collections.deque()
         self._is_running = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._hooks = 0
 
     async def server_event(self, event: events.Event) -> None:
         """Handle *event*, as `ConnectionHandler.server_event` does. Never suspends."""
@@ -54,26 +59,33 @@ class EventQueue:
     def handle(self, event: events.Event) -> None:
         """Handle *event* and what follows from it at once; after those that are there."""
         queue = self._queue
-        queue.append(event)
         if self._is_running:
+            queue.append((event, contextvars.copy_context()))
             return
-        handler = self._handler
-        self._is_running = True
+        self._is_running, self._hooks = True, 0
         try:
+            self._handle(event)
             while queue:
-                handler.timeout_watchdog.register_activity()
-                try:
-                    for command in handler.layer.handle_event(queue.popleft()):
-                        self._carry_out(command)
-                except Exception:
-                    handler.log("mitmproxy has crashed!", logging.ERROR, exc_info=True)
+                event, context = queue.popleft()
+                context.run(self._handle, event)
         finally:
             self._is_running = False
+
+    def _handle(self, event: events.Event) -> None:
+        handler = self._handler
+        handler.timeout_watchdog.register_activity()
+        try:
+            for command in handler.layer.handle_event(event):
+                self._carry_out(command)
+        except Exception:
+            handler.log("mitmproxy has crashed!", logging.ERROR, exc_info=True)
 
     def _carry_out(self, command: commands.Command) -> None:
         handler = self._handler
         if isinstance(command, commands.StartHook):
-            self._run_hook(command)
+            # What hooks leave in context variables is found by those that follow from it only.
+            context = contextvars.copy_context()
+            context.run(self._run_hook, command, context)
         elif isinstance(command, commands.OpenConnection):
             assert command.connection not in handler.transports
             task = self._create_task(
@@ -102,33 +114,48 @@ class EventQueue:
         else:
             raise RuntimeError(f"Unexpected command: {command}")
 
-    def _run_hook(self, hook: commands.StartHook) -> None:
-        (data,) = hook.args()
-        is_flow = isinstance(data, Flow)
-        update = None
-        rest = start(self._table.groups(hook), (data,))
-        if rest is None and is_flow:
-            update = start(self._table.groups(_UPDATE), ([data],))
-        if rest is not None or update is not None or (is_flow and data.intercepted):
-            task = self._create_task(
-                self._finish_hook(hook, rest, update), f"handle_hook({hook.name})"
-            )
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def _run_hook(self, hook: commands.StartHook, context: Context) -> None:
+        self._hooks += 1
+        rest: Awaitable[None] | None
+        try:
+            rest = self._begin(hook)
+        except BaseException as error:
+            # It ends the task of this hook, as in mitmproxy, and not what the layers do next.
+            rest = _raise(error)
+        if rest is None and self._hooks % TURN == 0:
+            rest = asyncio.sleep(0)
+        if rest is not None:
+            task = self._create_task(self._finish_hook(hook, rest), f"handle_hook({hook.name})")
+            _RUNNING.add(task)
+            task.add_done_callback(_RUNNING.discard)
         elif hook.blocking:
-            self._queue.append(events.HookCompleted(hook))
+            self._queue.append((events.HookCompleted(hook), context))
+        else:
+            self._handler.timeout_watchdog.register_activity()
 
-    async def _finish_hook(
-        self, hook: commands.StartHook, rest: Rest | None, update: Rest | None
-    ) -> None:
+    def _begin(self, hook: commands.StartHook) -> Awaitable[None] | None:
+        """Run *hook*. Returns what is left of it, or None."""
         (data,) = hook.args()
+        rest = start(self._table.walk(hook), (data,))
+        if not isinstance(data, Flow):
+            return None if rest is None else finish(rest, (data,))
+        updates = None
+        if rest is None:
+            updates = start(self._table.walk(_UPDATE), ([data],))
+            if updates is None and not data.intercepted:
+                return None
+        return self._go_on(data, rest, updates)
+
+    async def _go_on(self, flow: Flow, rest: Rest | None, updates: Rest | None) -> None:
+        if rest is not None:
+            await finish(rest, (flow,))
+            updates = start(self._table.walk(_UPDATE), ([flow],))
+        await finish(updates, ([flow],))
+        await flow.wait_for_resume()
+
+    async def _finish_hook(self, hook: commands.StartHook, rest: Awaitable[None]) -> None:
         with self._handler.timeout_watchdog.disarm():
-            await finish(rest, (data,))
-            if isinstance(data, Flow):
-                if rest is not None:
-                    update = start(self._table.groups(_UPDATE), ([data],))
-                await finish(update, ([data],))
-                await data.wait_for_resume()
+            await rest
         if hook.blocking:
             self.handle(events.HookCompleted(hook))
 
@@ -139,24 +166,33 @@ class EventQueue:
         )
 
 
+async def _raise(error: BaseException) -> None:
+    raise error
+
+
 def put_into(handler: object, table: HookTable) -> bool:
     """Let an `EventQueue` handle the events of *handler*, before its first one.
 
-    Returns whether that is done: only for a client that is connected to a proxy's port.
+    Returns whether that is done: only for a client that is connected to a proxy's port, and
+    where mitmproxy handles events in the way that this does.
     """
-    if type(handler) is not ProxyConnectionHandler:
+    if type(handler) is not ProxyConnectionHandler or not is_as_known():
         return False
+    if {function.__name__ for function in _functions()} & {*vars(handler)}:
+        return False  # Another addon's.
     handler.server_event = EventQueue(handler, table).server_event  # type: ignore[method-assign]
     return True
 
 
-@functools.cache
-def is_as_known() -> bool:
-    """Say whether mitmproxy handles events in the way that this does."""
-    source = digest(
+def _functions() -> tuple[Callable[..., Any], ...]:
+    """Return what this stands in for, and what it builds on."""
+    return (
         ConnectionHandler.server_event,
         ConnectionHandler.hook_task,
         ProxyConnectionHandler.handle_hook,
-        Flow.wait_for_resume,
     )
-    return source in KNOWN
+
+
+def is_as_known() -> bool:
+    """Say whether mitmproxy handles events in the way that this does."""
+    return digest(*_functions(), Flow.wait_for_resume) in KNOWN

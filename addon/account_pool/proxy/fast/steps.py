@@ -39,4 +39,8 @@ class Steps:
 
     def take(self, handler: object) -> bool:
         """Handle the events of one client, from the first on. Returns whether that is done."""
-        return "inline" in self.used and inline.put_into(handler, self._table)
+        return (
+            "inline" in self.used
+            and self._table.is_installed
+            and inline.put_into(handler, self._table)
+        )

@@ -1,21 +1,23 @@
 """Hooks are called from a table.
 
 mitmproxy walks over all addons for each hook, asks each whether it has that hook, and does
-so once more for `update`. Which functions those are changes only with the addons: they
-are looked up once, and again whenever an addon was added or removed, and every second, as
-an addon may set a hook on itself at any time.
+so once more for `update`. What its own addons and ours answer changes only with the
+addons: it is looked up once, again whenever an addon came or went, and every second, as
+anybody may have set a hook on one of them. Addons of others may change at any time, by
+what they do in a hook: they are asked each time, by mitmproxy's own way of asking.
 
-Functions are kept in groups, one for each addon of the chain with its children: an
-exception in one skips the rest of its group, as in mitmproxy.
+Functions come in groups, one for each addon of the chain with its children: an exception
+in one skips the rest of its group, as in mitmproxy.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
+import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from mitmproxy import exceptions
@@ -31,13 +33,15 @@ logger = logging.getLogger("mitmproxy.addonmanager")
 TABLE_S = 1.0
 
 Function = Callable[..., Any]
-Group = tuple[Function, ...]
+Group = Iterable[Function]
 
 #: Sources that this stands in for: mitmproxy 11.0.2 to 12.3.1.
 KNOWN = frozenset({"faddf672"})
 
-#: What changes the addons.
-_CHANGES = ("add", "remove", "clear", "register")
+#: What takes part in a walk. Where another addon has put something in its place, it stays.
+_WALK = ("trigger_event", "handle_lifecycle", "invoke_addon", "_iter_hooks")
+#: All that pool.py has of its own, wherever it is.
+_OUR_SCRIPT = frozenset({"addon", "addons", "name"})
 
 
 class Rest(NamedTuple):
@@ -50,8 +54,34 @@ class Rest(NamedTuple):
     """
 
     awaitable: Awaitable[object]
-    functions: Group
-    groups: tuple[Group, ...]
+    functions: Iterator[Function] = iter(())
+    groups: Iterator[Group] = iter(())
+
+
+class _Asked:
+    """An addon with its children that may change at any time."""
+
+    __slots__ = ("_addon", "_event", "_manager")
+
+    def __init__(self, manager: AddonManager, addon: object, event: Hook) -> None:
+        self._manager, self._addon = manager, addon
+        # Of the same name, without the flow that it is about.
+        self._event = object.__new__(type(event))
+
+    def __iter__(self) -> Iterator[Function]:
+        return (function for _, function in self._manager._iter_hooks(self._addon, self._event))
+
+
+class _Mixed:
+    """An addon that does not change, some of whose children may."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, parts: list[Group]) -> None:
+        self._parts = parts
+
+    def __iter__(self) -> Iterator[Function]:
+        return itertools.chain.from_iterable(self._parts)
 
 
 class HookTable:
@@ -59,68 +89,88 @@ class HookTable:
 
     def __init__(self, manager: AddonManager) -> None:
         self._manager = manager
-        self._groups: dict[str, tuple[Group, ...]] = {}
+        self._chain: list[object] = []
+        self._counts = (0, 0)
         self._until = 0.0
-        self.is_installed = False
+        self._groups: dict[str, tuple[Group, ...]] = {}
 
     def install(self) -> bool:
         """Serve from now on; False where mitmproxy is not as it is known."""
         if self.is_installed:
             return True
-        if type(self._manager) is not AddonManager or not is_as_known():
+        manager = self._manager
+        if type(manager) is not AddonManager or not is_as_known() or {*_WALK} & {*vars(manager)}:
             return False
-        for name in _CHANGES:
-            setattr(self._manager, name, self._forgetting(getattr(self._manager, name)))
-        self._manager.trigger_event = self.trigger_event  # type: ignore[method-assign]
-        self.is_installed = True
+        manager.trigger_event = self.trigger_event  # type: ignore[method-assign]
         return True
 
     def uninstall(self) -> None:
         """Leave the manager as it was."""
-        if self.is_installed:
-            for name in (*_CHANGES, "trigger_event"):
-                vars(self._manager).pop(name, None)
-            self._groups.clear()
-        self.is_installed = False
+        if vars(self._manager).get("trigger_event") == self.trigger_event:
+            del self._manager.trigger_event
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether hooks come here, and nothing of somebody else's is in between."""
+        own = vars(self._manager)
+        return own.get("trigger_event") == self.trigger_event and not {*_WALK[1:]} & {*own}
 
     async def trigger_event(self, event: Hook) -> None:
         """Trigger *event* across all addons, as `AddonManager.trigger_event` does."""
         args = event.args()
-        if (rest := start(self.groups(event), args)) is not None:
+        if (rest := start(self.walk(event), args)) is not None:
             await finish(rest, args)
 
-    def groups(self, event: Hook) -> tuple[Group, ...]:
-        """Return the functions for *event*, in their order."""
-        now = time.monotonic()
-        if now > self._until or not self.is_installed:  # then nobody says what changes
+    def walk(self, event: Hook) -> Iterator[Group]:
+        """Return the functions for *event* in their order, those added meanwhile as well."""
+        manager, now = self._manager, time.monotonic()
+        chain = manager.chain
+        counts = (len(chain), len(manager.lookup))
+        # Each way in which mitmproxy adds or removes an addon changes one of them.
+        if now > self._until or chain is not self._chain or counts != self._counts:
             self._groups, self._until = {}, now + TABLE_S
+            self._chain, self._counts = chain, counts
         groups = self._groups.get(event.name)
         if groups is None:
-            found = (
-                tuple([f for _, f in self._manager._iter_hooks(addon, event)])
-                for addon in self._manager.chain
-            )
+            found = [self._group(addon, event) for addon in chain]
             groups = self._groups[event.name] = tuple([group for group in found if group])
-        return groups
+        return itertools.chain(groups, self._added(chain, len(chain), event))
 
-    def _forgetting(self, change: Function) -> Function:
-        def changed(*args: Any) -> Any:
-            try:
-                return change(*args)
-            finally:
-                self._groups.clear()
-
-        return changed
-
-
-def start(groups: tuple[Group, ...], args: Any) -> Rest | None:
-    """Call the functions of *groups* until one returns an awaitable; None: all were called."""
-    for at, group in enumerate(groups):
+    def _group(self, addon: object, event: Hook) -> Group:
         try:
-            for number, function in enumerate(group):
+            function = getattr(addon, event.name, None)
+            if not _is_known(addon) or (function and not callable(function)):
+                return _Asked(self._manager, addon, event)
+            own = (function,) if function else ()
+            below = [self._group(child, event) for child in getattr(addon, "addons", ())]
+        except Exception:
+            return _Asked(self._manager, addon, event)  # It comes again where it counts.
+        if all(isinstance(group, tuple) for group in below):
+            return tuple(itertools.chain(own, *below))
+        return _Mixed([own, *below])
+
+    def _added(self, chain: list[object], at: int, event: Hook) -> Iterator[Group]:
+        while at < len(chain):
+            yield _Asked(self._manager, chain[at], event)
+            at += 1
+
+
+def _is_known(addon: object) -> bool:
+    """Say whether *addon* is of a kind that does not change its hooks while it serves."""
+    if type(addon) is ModuleType:
+        return {name for name in vars(addon) if not name.startswith("__")} == _OUR_SCRIPT
+    return type(addon).__module__.startswith(("mitmproxy.", "account_pool."))
+
+
+def start(groups: Iterator[Group], args: Any) -> Rest | None:
+    """Call the functions of *groups* until one returns an awaitable; None: all were called."""
+    for group in groups:
+        functions = iter(group)
+        try:
+            for function in functions:
                 result = function(*args)
                 if result is not None and inspect.isawaitable(result):
-                    return Rest(result, group[number + 1 :], groups[at + 1 :])
+                    return Rest(result, functions, groups)
         except exceptions.AddonHalt:
             return None
         except exceptions.OptionsError:
@@ -157,7 +207,6 @@ def _log(error: Exception) -> None:
     )
 
 
-@functools.cache
 def is_as_known() -> bool:
     """Say whether mitmproxy calls hooks in the way that this does."""
     manager = AddonManager
