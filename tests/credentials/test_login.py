@@ -309,6 +309,31 @@ class TestRefusals:
         assert len(bench.server.asked) == 1
 
     @pytest.mark.parametrize(
+        ("body", "text"),
+        [
+            ({"error": "server_is_busy", "message": "wait"}, "server_is_busy (wait)"),
+            ({"error": "oauth2_error.x-y"}, "oauth2_error.x-y"),
+            ({"error": FIRST}, ""),
+            (
+                {"error": {"code": "sk-fake-new", "message": "sk-fake-new is not"}},
+                "([not shown] is not)",
+            ),
+            ({"error": "a8f3c2", "message": FIRST.upper()}, "([secret])"),
+            (
+                {"error": "no", "error_description": "client s3 and AT-0"},
+                "no (client [secret] and [secret])",
+            ),
+        ],
+    )
+    def test_no_secret_is_repeated(self, bench: Bench, body: Any, text: str) -> None:
+        bench.server.refusals = [(400, body)]
+        login = bench.login(source(client_secret="s3"))
+        login.refuse(Secret("at-0"))
+        with pytest.raises(ExchangeFailed) as caught:
+            login.tokens_now()
+        assert str(caught.value) == "the refresh answered 400" + (f": {text}" if text else "")
+
+    @pytest.mark.parametrize(
         ("answer", "error", "text", "wait_s"),
         [
             (said(429, "", **{"retry-after": "7"}), ExchangeFailed, "answered 429", 7),

@@ -11,12 +11,13 @@ import json
 import os
 import re
 import signal
+from dataclasses import replace
 
 import httpx
 import pytest
 from h2.events import StreamEnded
 
-from account_pool.demo.scripts import by_credential, openai
+from account_pool.demo.scripts import by_credential, json_reply, openai
 from tests.e2e.harness import CLIENT, FIRST, OPENAI, SECOND, TWO, account, chat, secret
 from tests.e2e.peer import Line, Line2, Peer
 from tests.e2e.test_admin import admin, direct
@@ -200,6 +201,46 @@ async def test_what_http2_says_beside_answers_is_not_shown(certificate, pool_pro
     assert answer.status_code >= 400
     client = f"{answer.headers} {answer.text}".encode()
     assert_hidden({"client": client, **await shown_by(proxy)})
+
+
+# -- token servers
+
+REFRESH, NEW, APP = secret("refresh"), secret("new"), secret("app")
+SAYS = {
+    "message": ({"error": "invalid_grant", "error_description": f"{REFRESH} {NEW} {APP}"}, 400),
+    "code": ({"error": REFRESH}, 400),
+    "another code": ({"error": {"code": NEW, "message": NEW}}, 400),
+    "of the client": ({"error": "invalid_client", "error_description": f"not {APP}"}, 401),
+    "broken": ({"error": f"x {REFRESH}", "message": NEW}, 500),
+    "redirect": ({}, 302),
+    "tokens": ({"access_token": f"{NEW} {NEW}", "token_type": REFRESH}, 200),
+}
+
+
+@pytest.mark.parametrize("name", SAYS)
+async def test_what_a_token_server_says_is_not_shown(provider, pool_proxy, tmp_path, name):
+    said = json_reply(*SAYS[name])
+    echo = (("location", f"https://{NEW}.example/{REFRESH}"), ("retry-after", REFRESH))
+    said = replace(said, headers=(*said.headers, *echo))
+    logins = await provider(lambda _: said, certificate=None)
+    upstream = await provider(lambda _: GOOD)
+    oauth = {"refresh_token": REFRESH, "client_id": "me", "client_secret": APP,
+             "token_url": f"{logins.url}/token"}  # fmt: skip
+    proxy = await pool_proxy(
+        [account("a", token={"oauth": oauth}, priority=0), account("first", priority=1)],
+        provider=upstream,
+        options={**VERBOSE, "pool_state": tmp_path / "pool.sqlite"},
+        extra_args=KEPT,
+    )
+    await proxy.until_printed("openai/a: (the refresh|its login)")
+    async with proxy.client() as http:
+        assert (await http.request(**chat(stream=False))).status_code == 200
+    seen = b""
+    async with direct(proxy) as own:
+        for path in ("/account-pool", "/health", "/decisions", "/metrics"):
+            seen += (await own.get(path, headers=admin(proxy))).content
+    assert b"openai/a" in seen
+    assert_hidden({"client": seen, **await shown_by(proxy)}, REFRESH, NEW, APP)
 
 
 # -- other proxies, and the end

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from account_pool.core.credential import MASK, Secret
+from account_pool.core.credential import Secret
 from account_pool.credentials.editor import OWN_NAME
 from account_pool.credentials.exchange_answer import (
     ExchangeFailed,
     ExchangeRefused,
-    one_line,
+    quoted,
     retry_after,
 )
 from account_pool.credentials.http import Http, HttpAnswer, HttpFailed, check_token_url
@@ -108,7 +108,8 @@ def read_project(answer: HttpAnswer, token: Secret, wall_now: float) -> str:
     if isinstance(project, str) and _PROJECT.match(project):
         return project
     if tiers := fields.get("ineligibleTiers"):
-        raise ExchangeRefused(f"Code Assist does not serve this account{_why(tiers)}; {_HOW}")
+        why = _why(tiers, token)
+        raise ExchangeRefused(f"Code Assist does not serve this account{why}; {_HOW}")
     raise ExchangeRefused(f"Code Assist names no project: use gemini once with it, or {_HOW}")
 
 
@@ -117,8 +118,8 @@ def _refusal(
 ) -> ExchangeRefused | ExchangeFailed:
     error = fields.get("error")
     message = error.get("message") if isinstance(error, dict) else None
-    message = message.replace(token.reveal(), MASK) if isinstance(message, str) else ""
-    described = f": {one_line(message)[:MAX_MESSAGE_CHARS]}" if message else ""
+    told = quoted(message, [token], MAX_MESSAGE_CHARS) if isinstance(message, str) else ""
+    described = f": {told}" if told else ""
     text = f"the request for its project was answered with {answer.status}{described}"
     # 401 included: the token is renewed by then, or its account says why not.
     if answer.status in (401, 408, 425, 429) or answer.status >= 500:
@@ -126,8 +127,8 @@ def _refusal(
     return ExchangeRefused(f"{text}; {_HOW}", answer.status)
 
 
-def _why(tiers: Any) -> str:
+def _why(tiers: Any, token: Secret) -> str:
     """Return ": " and the first reason of Google's, "" if there is none."""
     first = tiers[0] if isinstance(tiers, list) and isinstance(tiers[0], dict) else {}
     why = first.get("reasonMessage") or first.get("reasonCode")
-    return f": {one_line(why)[:MAX_MESSAGE_CHARS]}" if isinstance(why, str) else ""
+    return f": {quoted(why, [token], MAX_MESSAGE_CHARS)}" if isinstance(why, str) else ""

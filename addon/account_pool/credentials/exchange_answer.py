@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from account_pool.core.credential import MASK, Secret
+from account_pool.core.credential import Secret
+from account_pool.core.wrong import without_secrets
 from account_pool.credentials.placeholder import shown_to_clients
 from account_pool.providers.base import HostRule
 
@@ -186,9 +187,15 @@ def _reason(payload: Any, github: Secret) -> tuple[str, str]:
     notification = details.get("notification_id") or ""
     if not isinstance(message, str) or not isinstance(notification, str):
         return "", ""
-    message = message.replace(github.reveal(), MASK)
-    notification = notification.replace(github.reveal(), MASK)
-    return one_line(message)[:MAX_MESSAGE_CHARS], one_line(notification)[:60]
+    return quoted(message, [github]), quoted(notification, [github], 60)
+
+
+def quoted(text: str, secrets: Iterable[Secret | None], max_chars: int = MAX_MESSAGE_CHARS) -> str:
+    """Return what a server says as one short line, without *secrets* and what looks like one."""
+    for secret in secrets:
+        if secret is not None:
+            text = secret.masked(text)
+    return one_line(without_secrets(text))[:max_chars]
 
 
 def one_line(text: str) -> str:

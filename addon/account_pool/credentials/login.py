@@ -289,7 +289,8 @@ class Login:
 
         try:
             answer = self._refresher.post(settings.token_url, headers, content, sending)
-            family.unsaved = token_answer.read(answer, newest, self._now()), newest.refresh, fence
+            got = token_answer.read(answer, newest, self._now(), settings.client_secret)
+            family.unsaved = got, newest.refresh, fence
         except HttpFailed as error:
             text = f"refreshing its login: {error}"
             if error.sent:

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
-from account_pool.core.credential import MASK, Secret
+from account_pool.core.credential import Secret
 from account_pool.credentials.editor import OWN_NAME
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.exchange_answer import (
     ExchangeFailed,
-    one_line,
+    quoted,
     retry_after,
 )
 from account_pool.credentials.http import HttpAnswer
@@ -31,7 +31,8 @@ LONGEST_LIFE_S = 366 * 86400.0
 MAX_MESSAGE_CHARS = 200
 #: Seconds until a refresh is tried again that what was written makes impossible.
 SETTINGS_WAIT_S = 600.0
-_USUAL_CODE = re.compile(r"[a-z0-9_.-]{1,60}\Z")
+#: Words: what has other digits may be a token.
+_USUAL_CODE = re.compile(r"(?=.{1,60}\Z)[a-z]+[0-9]{0,2}(?:[_.-][a-z]+[0-9]{0,2})*\Z")
 
 #: The refresh token is worth nothing any more: RFC 6749, section 5.2; providers.md, 3.3.
 ENDED_CODES = frozenset(
@@ -100,22 +101,25 @@ def request(settings: OAuthSettings, tokens: Tokens) -> tuple[dict[str, str], by
     return headers, (json.dumps(fields) if is_json else urlencode(fields)).encode()
 
 
-def read(answer: HttpAnswer, asked_with: Tokens, wall_now: float) -> Tokens:
-    """Return the tokens that follow *asked_with*.
+def read(
+    answer: HttpAnswer, asked_with: Tokens, wall_now: float, client_secret: Secret | None = None
+) -> Tokens:
+    """Return the tokens that follow *asked_with*. No text repeats these, or *client_secret*.
 
     A server that names no new refresh token goes on with the old one. Raises ExchangeFailed,
     or LoginEnded or AnswerLost, which are some.
     """
+    secrets = (asked_with.refresh, asked_with.access, client_secret)
     if not 200 <= answer.status < 300:
-        raise read_refusal(answer, asked_with, wall_now)
+        raise read_refusal(answer, secrets, wall_now)
     payload = answer.json()
     fields: dict[str, Any] = payload if isinstance(payload, dict) else {}
     # Each is kept whatever is wrong with the other: the old refresh token is spent.
     following = _refresh(fields.get("refresh_token")) or asked_with.refresh
     secret = _access(fields.get("access_token"))
     if secret is None and following == asked_with.refresh:
-        if _reason(payload, asked_with)[0]:  # some say with 200 what is wrong, as GitHub does
-            raise read_refusal(answer, asked_with, wall_now)
+        if _reason(payload, secrets)[0]:  # some say with 200 what is wrong, as GitHub does
+            raise read_refusal(answer, secrets, wall_now)
         raise AnswerLost(f"the refresh answered {answer.status} without a usable access token")
     return Tokens(
         access=secret,
@@ -126,9 +130,11 @@ def read(answer: HttpAnswer, asked_with: Tokens, wall_now: float) -> Tokens:
     )
 
 
-def read_refusal(answer: HttpAnswer, asked_with: Tokens, wall_now: float) -> ExchangeFailed:
+def read_refusal(
+    answer: HttpAnswer, secrets: Sequence[Secret | None], wall_now: float
+) -> ExchangeFailed:
     """Say what an answer other than 200 means."""
-    code, message = _reason(answer.json(), asked_with)
+    code, message = _reason(answer.json(), secrets)
     told = " ".join(part for part in (code, f"({message})" if message else "") if part)
     if code in ENDED_CODES:
         return LoginEnded(told)
@@ -180,7 +186,7 @@ def _companions(fields: Mapping[str, Any]) -> dict[str, str]:
     return {"account_id": uuid} if isinstance(uuid, str) and _ACCOUNT_ID.match(uuid) else {}
 
 
-def _reason(payload: Any, asked_with: Tokens) -> tuple[str, str]:
+def _reason(payload: Any, secrets: Sequence[Secret | None]) -> tuple[str, str]:
     """Return the code and the message of an error body, "" for none.
 
     `{"error": "code", "error_description": ...}` (RFC 6749), `{"error": {"code" or
@@ -191,12 +197,10 @@ def _reason(payload: Any, asked_with: Tokens) -> tuple[str, str]:
     error = payload.get("error")
     inner = error if isinstance(error, dict) else payload
     codes = (error, inner.get("code"), inner.get("type"), inner.get("error"))
-    known = [c for c in codes if isinstance(c, str) and _USUAL_CODE.match(c)]
+    usual = (c for c in codes if isinstance(c, str) and _USUAL_CODE.match(c))
+    known = [c for c in usual if quoted(c, secrets) == c]
     code = next((c for c in known if c in ENDED_CODES | SETTINGS_CODES), next(iter(known), ""))
     message = inner.get("error_description") or inner.get("message") or ""
     if not isinstance(message, str):
         return code, ""
-    for secret in (asked_with.refresh, asked_with.access):
-        if secret is not None:
-            message = message.replace(secret.reveal(), MASK)
-    return code, one_line(message)[:MAX_MESSAGE_CHARS]
+    return code, quoted(message, secrets, MAX_MESSAGE_CHARS)
