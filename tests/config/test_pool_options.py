@@ -6,6 +6,7 @@ import pytest
 from mitmproxy.options import Options
 
 from account_pool.config import BY_NAME, POOL_OPTIONS, Wrong, settings
+from account_pool.config.pool_options import read_fast
 
 
 def test_the_table_is_the_contract() -> None:
@@ -84,6 +85,36 @@ def test_a_wrong_value_of_the_command_line(name: str, text: object, expected: st
     with pytest.raises(Wrong) as caught:
         BY_NAME[name].read(text)
     assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("fast", True, "on"),
+        ("fast", False, "off"),
+        ("fast", ["table"], "table"),
+        ("fast", ["inline", "table"], "inline, table"),
+        ("allow_hosts", ["one.example", "two.example:8080"], "one.example, two.example:8080"),
+        ("allow_hosts", [], ""),
+        ("allow_origins", ["http://localhost:3000"], "http://localhost:3000"),
+    ],
+)
+def test_what_a_file_has_instead_of_commas(name: str, value: object, expected: str) -> None:
+    assert BY_NAME[name].check(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("on", {"table", "inline"}),
+        ("off", set()),
+        ("table", {"table"}),
+        ("inline", {"table", "inline"}),
+        (" table ,inline", {"table", "inline"}),
+    ],
+)
+def test_steps_build_on_those_before_them(text: str, expected: set[str]) -> None:
+    assert read_fast(text) == expected
 
 
 def test_the_command_line_comes_before_the_file_and_that_before_the_defaults() -> None:

@@ -45,3 +45,6 @@ def test_every_option_of_the_file_is_there_with_its_default() -> None:
     assert {name: key["default"] for name, key in keys.items()} == options
     assert keys["strategy"]["enum"][0] == "round-robin"
     assert keys["max_attempts"]["minimum"] == 1
+    texts = {"type": "array", "items": {"type": "string"}}
+    assert keys["allow_hosts"]["anyOf"] == [{"type": "string"}, texts]
+    assert keys["fast"]["anyOf"] == [{"type": "string"}, texts, {"type": "boolean"}]

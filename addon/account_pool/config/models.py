@@ -275,6 +275,8 @@ def _pool_shape() -> type[_Shape]:
         if option.not_in_file:
             continue
         kind: Any = Literal[option.choices] if option.choices else option.type
+        kind = kind | list[str] if option.reader else kind
+        kind = kind | bool if option.is_switch else kind
         minimum = option.minimum if option.type in (int, float) else None
         field: Any = Field(option.default, description=option.help, ge=minimum)
         fields[option.name] = (kind, field)

@@ -34,7 +34,8 @@ class PoolOption:
         choices: the values accepted, None for any.
         minimum: the smallest number accepted.
         not_in_file: why accounts.yaml cannot set it; "" when it can.
-        reader: of a text with a form of its own; raises Wrong.
+        reader: of several values, separated by commas; raises Wrong. A file may list them.
+        is_switch: the text may be `on` or `off`, for which a file may have true or false.
     """
 
     name: str
@@ -45,6 +46,7 @@ class PoolOption:
     minimum: float = 0
     not_in_file: str = ""
     reader: Callable[[str], object] | None = None
+    is_switch: bool = False
 
     @property
     def option(self) -> str:
@@ -76,6 +78,10 @@ class PoolOption:
         """Return *value* if the option takes it. Raises `Wrong`, a ValueError."""
         if self.type is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
+        if self.is_switch and isinstance(value, bool):
+            value = "on" if value else "off"
+        if self.reader is not None and isinstance(value, list) and _are_texts(value):
+            value = ", ".join(value)
         if type(value) is not self.type:
             raise Wrong(f"{self._shown(value)} is not {_NAMES[self.type]}", self._accepted())
         if isinstance(value, float) and not math.isfinite(value):
@@ -98,9 +104,13 @@ class PoolOption:
         if self.type is bool:
             return "write true or false"
         if self.type is str:
-            return "write text, in quotes"
+            return "write text, in quotes" + (", or a list of texts" if self.reader else "")
         at_least = f" of {self.minimum:g} or more" if self.minimum else ""
         return f"write a number{at_least} such as {self.default:g}"
+
+
+def _are_texts(values: list[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def read_fast(text: str) -> frozenset[str]:
@@ -113,7 +123,8 @@ def read_fast(text: str) -> frozenset[str]:
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in FAST_STEPS:
-            raise Wrong(f"{shown(name)} is no step", f"on, off, {', '.join(FAST_STEPS)}")
+            accepted = f"write on, off, or some of {', '.join(FAST_STEPS)}"
+            raise Wrong(f"{shown(name)} is no step" if name else "a step is missing", accepted)
     return frozenset(FAST_STEPS[: 1 + max(map(FAST_STEPS.index, names))])
 
 
@@ -290,6 +301,7 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
         "Shorter ways through mitmproxy: on, off, or those to use, separated by commas: "
         f"{', '.join(FAST_STEPS)}. What a version of mitmproxy does not allow is left out.",
         reader=read_fast,
+        is_switch=True,
     ),
     PoolOption(
         "view_kept",
