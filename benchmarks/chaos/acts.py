@@ -8,6 +8,7 @@ from typing import Protocol
 
 from benchmarks.chaos import replies
 from benchmarks.chaos.book import Book
+from benchmarks.chaos.breaking import GARBAGE
 from benchmarks.chaos.faults import Row
 from benchmarks.chaos.replies import Headers, Said
 
@@ -18,7 +19,6 @@ TWICE = (
     b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 25\r\n\r\n"
     b'{"smuggled":"nobody\'s  "}'
 )
-GARBAGE = b"\x00\xff\x16\x03 this is no answer at all \r\n\r\n" * 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,11 @@ async def perform(act: str, wire: Wire, request: Incoming, book: Book) -> None:
     nonce, vendor = request.nonce, request.vendor
     good = replies.good(request.shape, nonce, vendor)
     match verb:
-        case "good":
+        case "good" | "tls-garbage-after":
             await wire.say(good)
             book.note(nonce, f"{request.attempt}: answered well")
+            if verb != "good":
+                wire.under_tls(GARBAGE)
         case "refuse":
             await wire.say(replies.refusal(argument, nonce, vendor, request.credential))
         case "pieces":
@@ -79,6 +81,8 @@ async def perform(act: str, wire: Wire, request: Incoming, book: Book) -> None:
             await wire.special(verb, argument, request)
         case "tls-garbage":
             wire.under_tls(GARBAGE)
+            if argument == "open":
+                await asyncio.Event().wait()
             wire.break_off("fin")
         case "silence":
             await asyncio.Event().wait()

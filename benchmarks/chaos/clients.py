@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -18,12 +19,15 @@ from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
 
+from benchmarks.chaos.breaking import GARBAGE, under_tls
 from benchmarks.chaos.plan import CLIENT, HEADER, Ask, Leave
 from benchmarks.chaos.replies import ANTHROPIC, PATHS
 
 READ_BYTES = 1 << 16
 #: Seconds a slow reader takes before each piece.
 SLOW_S = 0.01
+#: Seconds between a tunnel and its TLS, where that comes late.
+LATE_S = 0.2
 #: Pieces after which who leaves in the middle of an answer does so.
 ENOUGH = 2
 
@@ -87,7 +91,7 @@ def _nothing() -> None:
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-async def tunnel(target: Target, port: int, protocol: str) -> Streams:
+async def tunnel(target: Target, port: int, protocol: str, ask: Ask) -> Streams:
     """Open a tunnel to the provider's *port*, and TLS inside. Raises Gone, OSError."""
     reader, writer = await asyncio.open_connection("127.0.0.1", target.proxy_port, limit=1 << 20)
     try:
@@ -96,6 +100,8 @@ async def tunnel(target: Target, port: int, protocol: str) -> Streams:
         answer = await reader.readuntil(b"\r\n\r\n")
         if b" 200 " not in answer.partition(b"\r\n")[0]:
             raise Gone(answer.decode("latin-1"))
+        if ask.row.late_hello:
+            await asyncio.sleep(LATE_S)
         await writer.start_tls(target.tls[protocol], server_hostname="localhost")
     except (asyncio.IncompleteReadError, ssl.SSLError) as error:
         writer.transport.abort()
@@ -147,7 +153,7 @@ class H1Client:
     async def _ask(self, ask: Ask, port: int, seen: Seen, on_sent: OnSent) -> None:
         if self._open is None or self._open[0] != port:
             self.close()
-            streams = await tunnel(self._target, port, "h1")
+            streams = await tunnel(self._target, port, "h1", ask)
             self._open = port, streams, h11.Connection(h11.CLIENT)
         if ask.leave is Leave.TUNNEL:
             seen.end = End.LEFT
@@ -204,11 +210,23 @@ class H1Client:
                     if ask.leave is Leave.BODY and pieces >= ENOUGH:
                         seen.end = End.LEFT
                         return
+                    if ask.leave is Leave.GARBAGE:
+                        seen.end = End.LEFT
+                        await self._babble(reader)
+                        return
                 case h11.EndOfMessage():
                     seen.end = End.WHOLE
                     return
                 case h11.ConnectionClosed():
                     raise Gone("closed")
+
+    async def _babble(self, reader: asyncio.StreamReader) -> None:
+        """Send what is no TLS, and see the proxy hang up."""
+        assert self._open is not None
+        under_tls(self._open[1][1], GARBAGE)
+        with suppress(ssl.SSLError):
+            while await reader.read(READ_BYTES):
+                pass
 
 
 def _sent(state: h11.Connection, event: h11.Event) -> bytes:
@@ -225,7 +243,7 @@ class H2Client:
     async def ask(self, ask: Ask, port: int, seen: Seen, on_sent: OnSent = _nothing) -> None:
         """Send one request to the provider's *port*; *seen* is what came of it."""
         try:
-            connection = await self._connection(port)
+            connection = await self._connection(port, ask)
             if ask.leave is Leave.TUNNEL:
                 seen.end = End.LEFT
                 return
@@ -241,16 +259,16 @@ class H2Client:
             task.cancel()
         self._connections.clear()
 
-    async def _connection(self, port: int) -> _H2Connection:
+    async def _connection(self, port: int, ask: Ask) -> _H2Connection:
         task = self._connections.get(port)
         if task is not None and task.done() and (task.cancelled() or task.exception()):
             task = None
         if task is None or (task.done() and not task.result().is_usable):
-            task = self._connections[port] = asyncio.create_task(self._connect(port))
+            task = self._connections[port] = asyncio.create_task(self._connect(port, ask))
         return await asyncio.shield(task)
 
-    async def _connect(self, port: int) -> _H2Connection:
-        return _H2Connection(*await tunnel(self._target, port, "h2"))
+    async def _connect(self, port: int, ask: Ask) -> _H2Connection:
+        return _H2Connection(*await tunnel(self._target, port, "h2", ask))
 
 
 class _H2Connection:

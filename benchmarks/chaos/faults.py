@@ -45,6 +45,7 @@ class Row:
         shape: of the good answer, where the row needs a certain one.
         upload: bytes of the request's body at least.
         lane: needs a port of its own, whose connections fail.
+        late_hello: its client begins TLS a while after its tunnel is open.
         weight: how often it is drawn.
     """
 
@@ -56,6 +57,7 @@ class Row:
     shape: str | None = None
     upload: int = 0
     lane: bool = False
+    late_hello: bool = False
     weight: int = 4
 
     @property
@@ -115,12 +117,16 @@ ROWS: tuple[Row, ...] = (
     _row("reset-before-head", "reset", must=Must.BROKEN),
     _row("fin-before-head", "fin", must=Must.BROKEN),
     _row("garbage", "garbage", must=Must.BROKEN),
-    _row("tls-garbage", "tls-garbage", must=Must.BROKEN, weight=2),
+    _row("tls-garbage", "tls-garbage:fin", must=Must.BROKEN, weight=2),
+    # The connection stays open: who goes on with it waits for ever.
+    _row("tls-garbage-open", "tls-garbage:open", must=Must.BROKEN, weight=2),
+    _row("tls-garbage-after", "tls-garbage-after", weight=2),
     _row("silence", "silence", must=Must.LEFT, weight=3),
     _row("connect-reset", "reset", lane=True, weight=1),
     _row("connect-fin", "fin", lane=True, weight=1),
     _row("connect-alert", "alert", lane=True, weight=1),
     _row("connect-garbage", "garbage", lane=True, weight=1),
+    _row("connect-lapse", "lapse", lane=True, late_hello=True, weight=1),
     _row("connect-refused", "refused", lane=True, must=Must.BROKEN, always=True, weight=1),
     # -- heads
     *(_row(f"interim-{n}", f"interim:{n}") for n in (100, 102, 103)),
@@ -155,6 +161,8 @@ ROWS: tuple[Row, ...] = (
         for code in CODES
     ),
     _row("refused-stream-thrice", "rst:7", "rst:7", "rst:7", over=H2),
+    # More than mitmproxy opens connections to one address; the next try is the last.
+    _row("refused-stream-five", *["rst:7"] * 5, over=H2),
     _row("rst-after-head", "cut-head:rst", must=Must.CUT, over=H2),
     _row("rst-in-body", "cut:rst", must=Must.CUT, shape="sse", over=H2),
     _row("rst-after-end", "rst-after-end", over=H2, upload=200_000),

@@ -6,7 +6,8 @@ import asyncio
 from contextlib import suppress
 
 from benchmarks.chaos import replies
-from benchmarks.chaos.acts import GARBAGE, STEP_S, TWICE, Incoming, perform
+from benchmarks.chaos.acts import STEP_S, TWICE, Incoming, perform
+from benchmarks.chaos.breaking import GARBAGE
 from benchmarks.chaos.replies import Headers, Said
 from benchmarks.chaos.site import Connection
 

@@ -14,8 +14,9 @@ from h2.settings import SettingCodes
 from hyperframe.frame import DataFrame, Frame, GoAwayFrame, HeadersFrame, WindowUpdateFrame
 
 from benchmarks.chaos import replies
-from benchmarks.chaos.acts import GARBAGE, STEP_S, Incoming, perform
+from benchmarks.chaos.acts import STEP_S, Incoming, perform
 from benchmarks.chaos.book import Open
+from benchmarks.chaos.breaking import GARBAGE
 from benchmarks.chaos.replies import Headers, Said
 from benchmarks.chaos.site import Connection
 
@@ -23,6 +24,8 @@ READ_BYTES = 1 << 16
 HIGHEST = (1 << 31) - 1
 #: Every third connection allows so few streams at once.
 FEW = 2
+#: Bytes of a stream that may come, once that was shrunk.
+WINDOW = 1000
 #: A frame of a type that nobody knows, which is to be ignored (RFC 9113, section 5.5).
 UNKNOWN = b"\x00\x00\x08\xfa\x00\x00\x00\x00\x00whatever"
 
@@ -85,8 +88,18 @@ class Http2(Connection):
             case events.WindowUpdated() | events.RemoteSettingsChanged():
                 self.opening.set()
                 self.opening = asyncio.Event()
+            case events.SettingsAcknowledged():
+                self._open_windows()
             case _:
                 pass
+
+    def _open_windows(self) -> None:
+        """Have uploads go on whose window a new setting has shut; h2 waits for more of them."""
+        for number, stream in self.streams.items():
+            with suppress(ProtocolError):
+                room = self.h2.remote_flow_control_window(number)
+                if room < WINDOW and not stream.starves:
+                    self.h2.increment_flow_control_window(WINDOW - room, number)
 
     def _begin(self, event: events.RequestReceived) -> None:
         assert event.headers is not None and event.stream_id is not None
@@ -229,7 +242,7 @@ class Stream:
                     {
                         SettingCodes.MAX_CONCURRENT_STREAMS: 1,
                         SettingCodes.HEADER_TABLE_SIZE: 0,
-                        SettingCodes.INITIAL_WINDOW_SIZE: 1000,
+                        SettingCodes.INITIAL_WINDOW_SIZE: WINDOW,
                     }
                 )
                 await of.flush()
@@ -282,14 +295,17 @@ class Stream:
             of.go_away(max(of.streams))
             return False
         begun = [number for number, stream in of.streams.items() if stream.has_begun]
-        last = max([self.number - 2, *begun])
+        last = max([self.number - 2, 0, *begun])
         if last >= self.number:
             of.go_away(max(of.streams))
             return False
         of.go_away(last, ErrorCodes.INTERNAL_ERROR if how == "error" else ErrorCodes.NO_ERROR)
         await of.flush()
         if how == "error":
-            self.break_off("fin")
+            # In order, or what was said would be lost behind other answers.
+            of.opened.pop(id(self.opened), None)
+            of.forget()
+            of.writer.close()
         return True
 
 

@@ -27,6 +27,8 @@ class Leave(Enum):
     UPLOAD = "in the middle of its own body"
     WAITING = "before the first byte"
     BODY = "in the middle of the answer"
+    #: over HTTP/1.1 only: over HTTP/2 others share the connection
+    GARBAGE = "in the middle of the answer, with bytes that are no TLS"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +97,9 @@ def plan(
     if row.must is Must.LEFT:
         leave = Leave.WAITING
     elif chance.randrange(100) < LEAVING:
-        leave = chance.choice(list(Leave))
+        leave = chance.choice(
+            [way for way in Leave if way is not Leave.GARBAGE or protocol == "h1"]
+        )
     return Ask(
         number=number,
         nonce=f"n{seed}x{number}{protocol}",

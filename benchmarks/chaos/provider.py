@@ -16,9 +16,9 @@ from contextlib import suppress
 from random import Random
 from typing import Any
 
-from benchmarks.chaos.acts import GARBAGE
+from benchmarks.chaos.acts import STEP_S
 from benchmarks.chaos.book import Book
-from benchmarks.chaos.breaking import reset
+from benchmarks.chaos.breaking import GARBAGE, reset
 from benchmarks.chaos.http1 import Http1
 from benchmarks.chaos.http2 import Http2
 from benchmarks.chaos.logins import Logins
@@ -137,6 +137,11 @@ class Provider:
 async def _fail(fault: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     if fault == "reset":
         reset(writer)
+        return
+    if fault == "lapse":
+        # Connected, and gone before the proxy has anything to say.
+        await asyncio.sleep(STEP_S)
+        writer.close()
         return
     # Once something has come: before, nobody would read it.
     await reader.read(1)

@@ -35,12 +35,14 @@ async def run(settings: Settings, kills: int, path: Path) -> Result:
         report = await provider.ask("report")
     result.leaks = folder.leaks + report["leaks"]
     result.failures += result.leaks + folder.mishaps + report["crowds"]
+    rules = report["broken rules"]
+    result.failures += [f"a rule of HTTP/2 was broken, {n} times: {r}" for r, n in rules.items()]
     lost = report["lost"]
     if lost.get("ours"):
         result.failures += report["causes"]
     result.figures |= {
         "attempts": report["attempts"],
-        "rules of HTTP/2 the proxy broke": report["broken rules"],
+        "rules of HTTP/2 the proxy broke": rules,
         "refreshes": report["refreshes"],
         "logins lost outside gaps": lost.get("ours", 0),
         "logins lost in gaps": {name: n for name, n in lost.items() if name != "ours"},

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from benchmarks.chaos.acts import Incoming
 from benchmarks.chaos.book import Book, Open
-from benchmarks.chaos.breaking import reset
+from benchmarks.chaos.breaking import reset, under_tls
 from benchmarks.chaos.logins import Logins
 from benchmarks.chaos.plan import HEADER, read_mark
 
@@ -94,7 +93,4 @@ class Connection:
         self.opened.clear()
 
     def under_tls(self, data: bytes) -> None:
-        with suppress(OSError):
-            sock = self.writer.get_extra_info("socket")
-            if sock is not None:
-                os.write(sock.fileno(), data)
+        under_tls(self.writer, data)
