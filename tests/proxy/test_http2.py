@@ -479,6 +479,55 @@ def test_one_refused_elsewhere_meanwhile_is_noticed_when_its_turn_comes(rig):
     assert statuses(rig) == [200] * 3
 
 
+def test_those_behind_one_that_does_not_go_have_their_turn(rig_of):
+    rig = rig_of("one", client2=True, server2=True)
+    limit_streams(rig, 1)
+    for _ in range(3):
+        rig.ask()
+    rig.cool("one", 60)
+    ok(rig.server, 3)
+    assert statuses(rig) == [200, 200, 429, 429]
+
+
+def test_all_that_there_is_room_for_go_at_once(rig):
+    limit_streams(rig, 1)
+    for _ in range(4):
+        rig.ask()
+    assert [m.stream_id for m in rig.server.requests] == [1, 3]
+    rig.server.reader.h2.update_settings({MAX_STREAMS: 3})
+    rig.server.flush()
+    assert [m.stream_id for m in rig.server.requests] == [1, 3, 5, 7]
+    ok(rig.server, 3, 5, 7, 9)
+    assert statuses(rig) == [200] * 5
+
+
+# -- a client that leaves
+
+
+def test_one_that_leaves_in_one_go_with_its_request_has_left(rig, monkeypatch):
+    with monkeypatch.context() as held:
+        held.setattr(rig, "flush", lambda: None)
+        rig.reader.h2.reset_stream(rig.ask(), 8)
+    rig.flush()
+    assert rig.requests == []
+    assert rig.in_flight() == 0
+    rig.ask()
+    ok(rig.server, 1)
+    assert statuses(rig) == [200]
+
+
+def test_one_that_leaves_what_is_over_changes_nothing(rig):
+    stream = rig.ask()
+    peer = rig.server.reader.h2
+    peer.send_headers(1, [(":status", "200"), ("content-type", "application/json")])
+    peer.send_data(1, OK_BODY, end_stream=True)
+    rig.server.send(peer.data_to_send())
+    rig.send(RstStreamFrame(stream, error_code=8).serialize())
+    rig.ask()
+    ok(rig.server, 3)
+    assert statuses(rig) == [200, 200]
+
+
 # -- is it alive?
 
 

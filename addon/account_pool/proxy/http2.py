@@ -1,4 +1,6 @@
-"""mitmproxy's HTTP/2 connection to a server, which ends as RFC 9113 has it, and is known to live.
+"""mitmproxy's HTTP/2 connections, which end as RFC 9113 has it, and are known to live.
+
+Of a server:
 
 - A server that goes away (GOAWAY, section 6.8) answers what it has begun: streams up to
   the last id go on, the connection takes no new ones, those above did not run. mitmproxy
@@ -14,6 +16,9 @@
 - An answer that is malformed ends its stream, not all the others (section 8.1.1). What
   came in good order before the end of a connection is handed on; h2 forgets what came in
   the same piece as a frame that it does not take.
+
+Of a client: one that sends its request and leaves it (RST_STREAM) in one go has left.
+mitmproxy takes the stream for done then, and goes on with the request.
 
 A connection that takes no new requests says so by its state, which leaves it only the
 reading: `HttpLayer` then opens another one. Stands on private parts of mitmproxy and h2:
@@ -44,7 +49,7 @@ from mitmproxy.proxy.layers.http import (
     ResponseHeaders,
     ResponseProtocolError,
 )
-from mitmproxy.proxy.layers.http._http2 import Http2Client
+from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Server, StreamState
 
 from account_pool.proxy import compat
 from account_pool.proxy.endings import NotProcessed, Silent, Withdrawn
@@ -132,8 +137,25 @@ class PoolHttp2Client(Http2Client):
             yield from self._doubt()
         else:
             yield from super()._handle_event(event)
+        if not self._is_over:
+            yield from self._go_on()
 
     # -- requests
+
+    def _go_on(self) -> CommandGenerator[None]:
+        """Send what waits for free streams as long as there are any.
+
+        mitmproxy looks at one for each event, and none may follow if that one does not go.
+        """
+        while self.stream_queue and self.h2_conn.open_outbound_streams < self._max_streams:
+            waited: list[Any] = self.stream_queue.pop(next(iter(self.stream_queue)))
+            for event in waited:
+                yield from self._outgoing(event)
+
+    @property
+    def _max_streams(self) -> int:
+        said: int = self.h2_conn.remote_settings.max_concurrent_streams
+        return self.provisional_max_concurrency or said
 
     def _outgoing(self, event: HttpEvent) -> CommandGenerator[None]:
         stream_id = event.stream_id
@@ -391,6 +413,22 @@ class PoolHttp2Client(Http2Client):
         yield from self._end("no answer to a PING")
         for stream_id in silent:
             yield ReceiveHttp(Silent(stream_id, f"no sign of life for {DEAD_S:.0f} s"))
+
+
+class PoolHttp2Server(Http2Server):
+    """What `take_server` makes of a client's connection."""
+
+    def handle_h2_event(self, event: Any) -> CommandGenerator[bool]:
+        if isinstance(event, h2.events.StreamReset):
+            # It is told to nobody where it is over already.
+            self.streams.setdefault(event.stream_id, StreamState.HEADERS_RECEIVED)
+        return (yield from super().handle_h2_event(event))
+
+
+def take_server(of_client: layer.Layer) -> None:
+    """Make the HTTP/2 connection of a client one of ours, if it is one."""
+    if type(of_client) is Http2Server:
+        cast(Any, of_client).__class__ = PoolHttp2Server
 
 
 _OF_MESSAGES = ("HeadersFrame", "DataFrame")

@@ -117,6 +117,8 @@ class PoolHttpLayer(HttpLayer):
         client = self.context.client
         if _QUICK is not None:
             self.connections[client] = _QUICK.quick_server(self.connections[client])
+        if _HTTP2 is not None:
+            _HTTP2.take_server(self.connections[client])
 
     def _look_after(self) -> CommandGenerator[None]:
         while self._doubts:
