@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, help=f"default: one for {PER_KILL} requests")
     parser.add_argument("--seconds", type=float, help="begin no request after so many")
     parser.add_argument("--ceiling", type=float, default=90.0, help="seconds until it hangs")
-    parser.add_argument("--crowd", type=int, default=1, help="times the usual clients at once")
+    parser.add_argument("--crowd", type=int, default=1, help="times the usual clients and accounts")
     parser.add_argument("--sabotage", default="", help="crossed, silent, stubborn, forgets")
     parser.add_argument("--folder", type=Path, help="keep logs and flows there; a new one")
     parser.add_argument("--list", action="store_true", help="list the faults, and end")

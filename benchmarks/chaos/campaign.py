@@ -54,7 +54,7 @@ class Settings:
     Attributes:
         ceiling_s: a request that has not ended after so long hangs.
         seconds: it begins nothing new after so long; None: no end but that of its requests.
-        crowd: how many times as many clients at once as usual.
+        crowd: how many times as many clients and accounts as usual.
     """
 
     seed: int = 1
@@ -77,7 +77,7 @@ class Campaign:
     async def run(self, provider: ScriptedProvider) -> None:
         """Start a proxy, send everything, and look at what is left."""
         self.provider = provider
-        accounts_file(self.folder.path / "traffic.yaml", keys(), provider.ports)
+        accounts_file(self.folder.path / "traffic.yaml", keys(self.settings.crowd), provider.ports)
         dump = self.folder.path / "flows"
         options = ("--set", f"pool_state={self.folder.path / 'traffic.sqlite'}", "-w", str(dump))
         async with Proxy("traffic", self.folder, provider.ports, *options) as proxy:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,6 +28,8 @@ from benchmarks.chaos.replies import ANTHROPIC, PATHS
 READ_BYTES = 1 << 16
 #: Seconds a slow reader takes before each piece.
 SLOW_S = 0.01
+#: How long after its client has left a fault may come, in seconds.
+MOMENT_S = 2.0
 #: Seconds between a tunnel and its TLS, where that comes late.
 LATE_S = 0.2
 #: Pieces after which who leaves in the middle of an answer does so.
@@ -49,7 +53,7 @@ class Seen:
 
     Attributes:
         company: rows of the requests that shared its connection: over HTTP/2 those at the
-            same time, over HTTP/1.1 the one before.
+            same time or a moment before, over HTTP/1.1 the one before.
     """
 
     status: int | None = None
@@ -277,6 +281,8 @@ class _H2Connection:
         self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
         self._queues: dict[int, asyncio.Queue[events.Event | None]] = {}
         self._seen: dict[int, tuple[Ask, Seen]] = {}
+        #: rows of those that have ended, and when: a fault may come after its client has left
+        self._before: deque[tuple[float, str]] = deque()
         self._opening = asyncio.Event()
         self._asked = 0
         self.is_usable = writer.get_extra_info("ssl_object").selected_alpn_protocol() == "h2"
@@ -300,6 +306,9 @@ class _H2Connection:
         for other, its in self._seen.values():
             its.company.add(ask.row.name)
             seen.company.add(other.row.name)
+        while self._before and self._before[0][0] < time.monotonic() - MOMENT_S:
+            self._before.popleft()
+        seen.company.update(name for _, name in self._before)
         self._seen[number] = ask, seen
         pseudo = [
             (":method", "POST"), (":scheme", "https"),
@@ -328,6 +337,7 @@ class _H2Connection:
                 sending.cancel()
                 await asyncio.gather(sending, return_exceptions=True)
             del self._queues[number], self._seen[number]
+            self._before.append((time.monotonic(), ask.row.name))
             if seen.end is not End.WHOLE and self.is_usable:
                 self._reset(number)
 

@@ -148,7 +148,7 @@ ROWS: tuple[Row, ...] = (
     # A reset takes with it what is still on its way.
     _row("reset-after", "close-after:reset", must=Must.CUT, over=H1),
     _row("refused-early", "early:429-retry-after", over=H1, upload=400_000),
-    _row("late-error", "late-error", must=Must.DELIVERED, shape="sse"),
+    _row("late-error", "late-error", must=Must.DELIVERED, always=True, shape="sse"),
     # -- HTTP/2
     *(
         _row(

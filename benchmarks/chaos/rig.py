@@ -25,7 +25,7 @@ from benchmarks.chaos.oracle import credential
 from benchmarks.chaos.plan import CLIENT, SECRET
 from benchmarks.chaos.replies import VENDORS
 
-#: Keys of each vendor, and requests each may have at once.
+#: Keys of each vendor for the usual clients, and requests each may have at once.
 KEYS, AT_ONCE = 60, 2
 #: Longest line of the provider's answers.
 LINE_LIMIT = 1 << 24
@@ -41,9 +41,10 @@ class ScriptedProvider:
     """The provider's process, for as long as its block runs."""
 
     def __init__(
-        self, certificate: Certificate, *, seed: int, lanes: int, sabotage: str = ""
+        self, certificate: Certificate, *, seed: int, lanes: int, crowd: int = 1, sabotage: str = ""
     ) -> None:
-        keys = {vendor: [credential(vendor, n) for n in range(KEYS)] for vendor in VENDORS}
+        many = range(KEYS * crowd)
+        keys = {vendor: [credential(vendor, n) for n in many] for vendor in VENDORS}
         self._how = {
             "chain": str(certificate.chain),
             "key": str(certificate.key),
@@ -232,8 +233,8 @@ def accounts_file(
     new.replace(path)
 
 
-def keys() -> list[dict[str, Any]]:
-    """Return the accounts that have keys."""
+def keys(crowd: int) -> list[dict[str, Any]]:
+    """Return the accounts that have keys, for *crowd* times the usual clients."""
     return [
         {
             "provider": vendor,
@@ -242,5 +243,5 @@ def keys() -> list[dict[str, Any]]:
             "max_concurrent": AT_ONCE,
         }
         for vendor in VENDORS
-        for number in range(KEYS)
+        for number in range(KEYS * crowd)
     ]

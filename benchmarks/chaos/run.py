@@ -25,7 +25,11 @@ async def run(settings: Settings, kills: int, path: Path) -> Result:
     folder = Folder.make(path)
     began = time.monotonic()
     provider = ScriptedProvider(
-        folder.certificate, seed=settings.seed, lanes=LANES, sabotage=settings.sabotage
+        folder.certificate,
+        seed=settings.seed,
+        lanes=LANES,
+        crowd=settings.crowd,
+        sabotage=settings.sabotage,
     )
     async with provider:
         if settings.requests:
