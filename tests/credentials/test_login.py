@@ -179,16 +179,22 @@ class TestWhatIsKept:
             login.refuse(access)
             assert shown(login.tokens_now()) == (f"at-{n}", FIRST)
 
-    def test_nothing_is_used_that_could_not_be_written(self, bench: Bench) -> None:
+    def test_what_could_not_be_written_serves_until_it_is(self, bench: Bench) -> None:
         bench.store = FullDisk(bench.clock)
         login = bench.login()
         login.refuse(Secret("at-0"))
         for _ in range(2):
             with pytest.raises(ExchangeFailed, match="cannot be written; free some space"):
                 login.tokens_now()
-        assert shown(login.still_good()) == ("at-0", FIRST)
+        assert bench.stored() is None
+        assert shown(login.still_good()) == ("at-1", "rt-1")
+        # Also for who begins anew, as after a reload.
+        again = Login(source(), login._refresher, expiry=lambda _: None, chance=0.0)
+        with pytest.raises(ExchangeFailed, match="free some space"):
+            again.tokens_now()
+        assert shown(again.still_good()) == ("at-1", "rt-1")
         bench.store.full = False
-        assert shown(login.tokens_now()) == ("at-1", "rt-1")
+        assert shown(login.tokens_now()) == shown(bench.stored()) == ("at-1", "rt-1")
         assert len(bench.server.asked) == 1
 
     def test_what_could_not_be_written_for_long_does_not_replace_what_is_newer(

@@ -1,7 +1,7 @@
 """The tokens of one login at run time: the newest there are, refreshed when they must be.
 
 A refresh token is worth one refresh, so asking is done by one at a time (the claim in the
-store, which other proxies respect), and the answer is in the store before anybody uses it.
+store, which other proxies respect), and the answer is written before anything else is done.
 Claim, question and write are one piece of work in a thread: a cancelled task or a
 proxy that shuts down cannot end it between the answer and the write. Nobody waits for a
 server that is slow: the work goes on, and its callers are told so.
@@ -132,7 +132,7 @@ class Refresher:
             logger.error("the newest tokens of a login may be lost: %s", error)
 
     def write(self, name: str, family: Family) -> None:
-        """Put what was got into the store, before anybody uses it. Raises StoreError.
+        """Put what was got into the store. Raises StoreError.
 
         If that took so long that another proxy has refreshed it since, its tokens stand.
         """
@@ -234,14 +234,17 @@ class Login:
 
     def tokens_now(self) -> Tokens:
         """As `tokens`, in this thread."""
-        try:
-            with self._working:
-                name = self._source.family()
-                family = self._refresher.families.setdefault(name, Family())
+        with self._working:
+            name = self._source.family()
+            family = self._refresher.families.setdefault(name, Family())
+            try:
                 return self._tokens_now(name, family)
-        except StoreError as error:
-            # The answer, if there was one, is kept and written at the next try.
-            raise ExchangeFailed(str(error)) from None
+            except StoreError as error:
+                # The answer, if there was one, is kept and written at the next try. That its
+                # access token serves meanwhile takes nothing from it.
+                if family.unsaved is not None:
+                    self._seen = self._dated(family.unsaved[0])
+                raise ExchangeFailed(str(error)) from None
 
     def _tokens_now(self, name: str, family: Family) -> Tokens:
         self._refresher.write(name, family)

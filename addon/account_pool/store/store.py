@@ -1,7 +1,7 @@
 """A store as a whole, and the two there are.
 
 A store has two halves, because they are used in two ways. The tokens of logins are asked
-for by any thread and are safe on the disk before anybody uses them; only pools with such
+for by any thread and are safe on the disk when they are saved; only pools with such
 logins need them. The state of the pool is written by one thread, in nobody's way. A store
 over the network, for several machines, implements `Store` (docs/state.md says how).
 """
