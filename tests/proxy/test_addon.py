@@ -16,6 +16,7 @@ from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.lease import Facts
 from account_pool.core.steps import Wait
+from account_pool.credentials.keeper import Keeper
 from account_pool.proxy import replay_handler
 from account_pool.proxy.addon import AccountPool
 from account_pool.proxy.hooks import Turn
@@ -183,6 +184,21 @@ async def test_options_of_others_change_nothing(load):
     before = addon.service.settings
     tctx.options.update(showhost=True)
     assert addon.service.settings is before
+
+
+@pytest.mark.parametrize("step", ["__init__", "start"])
+async def test_a_start_that_fails_is_told_without_its_text(load, monkeypatch, caplog, step):
+    """mitmproxy ends at an error during its start, and would print all of it."""
+
+    def start(*_how: object, **_more: object) -> None:
+        raise ValueError("sk-fake-inside-000")
+
+    monkeypatch.setattr(Keeper, step, start)
+    caplog.clear()
+    load()[0].running()
+    [record] = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert record.message.startswith("account-pool: it cannot start: ValueError at ")
+    assert "sk-fake" not in caplog.text
 
 
 # -- credentials

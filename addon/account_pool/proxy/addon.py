@@ -67,7 +67,7 @@ from account_pool.proxy.terminal import Terminal
 from account_pool.proxy.view import View
 from account_pool.store.errors import StoreError
 from account_pool.store.store import MemoryStore, Store
-from account_pool.supervision import tasks
+from account_pool.supervision import tasks, where
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +149,10 @@ class AccountPool(AdminPages):
     def configure(self, updated: set[str]) -> None:
         if not self._configured:
             self._configured = True
-            self._start()
+            try:
+                self._start()
+            except Exception as e:
+                self._cannot_start(e)
         elif any(name.startswith("pool_") for name in updated) or updated & (
             options.WATCHED | {"proxy_debug"}
         ):
@@ -160,6 +163,18 @@ class AccountPool(AdminPages):
     def running(self) -> Awaitable[None] | None:
         if self._failed:
             return None
+        try:
+            return self._begin()
+        except Exception as e:
+            self._cannot_start(e)
+            return None
+
+    def _cannot_start(self, error: Exception) -> None:
+        """Say so as we do: mitmproxy would print its text, which may quote anything."""
+        self._failed = True
+        logger.error(f"account-pool: it cannot start: {where(error)}")
+
+    def _begin(self) -> Awaitable[None] | None:
         self.service.later = asyncio.get_running_loop().call_soon
         if self._watching is not None:
             self._read_again()  # pool.py was reloaded: all else goes on
