@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from mitmproxy import http
 from mitmproxy.net.http import url
@@ -111,32 +110,12 @@ def _named(authority: bytes, usual_port: int) -> tuple[str, int] | None:
     return name.rstrip(".").lower(), port or usual_port
 
 
-class FieldsView(Mapping[str, str]):
-    """The headers of a request by lower-case name, first value of each.
-
-    Decodes what it is asked for: that is two or three of them.
-    """
-
-    __slots__ = ("_first",)
-
-    def __init__(self, fields: Sequence[tuple[bytes, bytes]]) -> None:
-        self._first = {header.lower(): value for header, value in reversed(fields)}
-
-    def __getitem__(self, name: str) -> str:
-        return self._first[name.encode("latin-1")].decode("latin-1")
-
-    def get(self, name: str, default: Any = None) -> Any:
-        value = self._first.get(name.encode("latin-1"))
-        return default if value is None else value.decode("latin-1")
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name.encode("latin-1") in self._first
-
-    def __iter__(self) -> Iterator[str]:
-        return (name.decode("latin-1") for name in reversed(self._first))
-
-    def __len__(self) -> int:
-        return len(self._first)
+def fields_by_name(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return the headers of a message by lower-case name, first value of each."""
+    by_name: dict[str, str] = {}
+    for name, value in fields:
+        by_name.setdefault(name.lower().decode("latin-1"), value.decode("latin-1"))
+    return by_name
 
 
 def read_head(request: http.Request, destination: Destination) -> RequestHead:
@@ -149,7 +128,7 @@ def read_head(request: http.Request, destination: Destination) -> RequestHead:
         port=destination.port,
         path=path,
         query=query,
-        headers=FieldsView(data.headers.fields),
+        headers=fields_by_name(data.headers.fields),
     )
 
 

@@ -51,7 +51,7 @@ from account_pool.providers.heads import is_websocket
 from account_pool.providers.registry import HostIndex
 from account_pool.proxy import scrub, waking
 from account_pool.proxy.answer import AnswerReader
-from account_pool.proxy.call import Call, FieldsView, read_head
+from account_pool.proxy.call import Call, fields_by_name, read_head
 from account_pool.proxy.destination import Destination, is_loopback
 from account_pool.proxy.harmless import harmless
 from account_pool.proxy.hooks import Turn
@@ -474,7 +474,7 @@ class Service:
     def learn_tokens(self, provider: Provider, lease: Lease, response: http.Response) -> None:
         """Learn from the head of an answer which tokens the account of *lease* issued."""
         if provider.issued:
-            headers = FieldsView(response.headers.fields)
+            headers = fields_by_name(response.headers.fields)
             for name in provider.issued:
                 if token := headers.get(name):
                     self.pins.remember(lease.key, token, self.wall_now())
@@ -591,7 +591,7 @@ class Service:
             origin = Origin.parse(host)
             found = self.hosts.find(origin.host, origin.port)
             provider = next((p for p in found if p.name == provider.name), provider)
-        if owner := provider.owner(FieldsView(response.headers.fields)):
+        if owner := provider.owner(fields_by_name(response.headers.fields)):
             self.pool.learn_owner(lease.key, owner)
 
     def learn_holder(self, key: AccountKey, credentials: Mapping[str, Credential]) -> None:
