@@ -6,26 +6,25 @@ The vocabulary of refusals takes 30 ms to compile; a proxy that starts has seen 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import cached_property
 
 
 class LazyPattern:
-    """`re.compile` with the cost at the first search; the same result from then on."""
-
-    __slots__ = ("_compiled", "_flags", "_text")
+    """`re.compile` with the cost at the first search; the same functions from then on."""
 
     def __init__(self, text: str, flags: int = 0) -> None:
         self._text = text
         self._flags = flags
-        self._compiled: re.Pattern[str] | None = None
 
-    @property
+    @cached_property
     def compiled(self) -> re.Pattern[str]:
-        if self._compiled is None:
-            self._compiled = re.compile(self._text, self._flags)
-        return self._compiled
+        return re.compile(self._text, self._flags)
 
-    def search(self, text: str) -> re.Match[str] | None:
-        return self.compiled.search(text)
+    @cached_property
+    def search(self) -> Callable[[str], re.Match[str] | None]:
+        return self.compiled.search
 
-    def match(self, text: str) -> re.Match[str] | None:
-        return self.compiled.match(text)
+    @cached_property
+    def match(self) -> Callable[[str], re.Match[str] | None]:
+        return self.compiled.match
