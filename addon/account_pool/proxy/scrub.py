@@ -49,7 +49,12 @@ def headers(response: http.Response, secrets: Secrets) -> None:
 def fields(of: http.Headers, secrets: Secrets) -> None:
     """Mask every credential in the values of *of*."""
     if any(secret in value for _, value in of.fields for secret in secrets):
-        of.fields = tuple((name, body(value, secrets)) for name, value in of.fields)
+        of.fields = masked(of.fields, secrets)
+
+
+def masked(of: Iterable[tuple[bytes, bytes]], secrets: Secrets) -> tuple[tuple[bytes, bytes], ...]:
+    """Return header fields with every credential in their values masked."""
+    return tuple((name, body(value, secrets)) for name, value in of)
 
 
 def without_quotes(text: str) -> str:

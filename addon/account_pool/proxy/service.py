@@ -619,7 +619,7 @@ class Service:
         if len(text) > MAX_REMEMBERED_BYTES or not (reader.complete or reader.in_stream):
             return
         head = reader.response
-        fields = tuple((name, scrub.body(value, secrets)) for name, value in head.headers.fields)
+        fields = scrub.masked(head.headers.fields, secrets)
         self._refusals[key, blamed] = StoredRefusal(head.status_code, fields, text)
 
     def forget(self, key: AccountKey) -> None:

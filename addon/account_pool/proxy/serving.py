@@ -610,7 +610,7 @@ class ServingStream(AttemptStream):
 
     def _secrets(self) -> Secrets:
         """What must not be echoed to the client."""
-        return scrub.secrets_of(secret.reveal() for secret in self._sent_secrets)
+        return scrub.secrets_of([secret.reveal() for secret in self._sent_secrets])
 
     def _not_told(self) -> Secrets:
         """What must not be repeated of that which mitmproxy says of a connection."""
