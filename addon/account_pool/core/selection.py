@@ -15,7 +15,7 @@ otherwise.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from math import inf
 from typing import Protocol
 
@@ -23,7 +23,6 @@ from sortedcontainers import SortedDict
 
 from account_pool.core.cooldown import covers
 from account_pool.core.state import AccountState, Rank
-from account_pool.core.view import View, cooling_until
 
 
 class SelectionPolicy(Protocol):
@@ -63,6 +62,78 @@ _MAX_PASSED = 16
 _MAX_VIEWS = 8
 
 
+def _cooling_until(state: AccountState, model: str | None, now: float) -> float:
+    """Return until when (*state*, *model*) cools; in no time for most, which never have."""
+    limited = state.cooldowns or state.reserved
+    return state.cooling_until(model, now) if limited else -inf
+
+
+class _View:
+    """The ready accounts as requests for one model see them.
+
+    Those that cool for it are aside: they are in nobody's way until they return. Whatever
+    else happens to an account, it is added again, and put aside again when it is found
+    cooling. The others rank by what they have left for the model.
+    """
+
+    def __init__(
+        self,
+        ready: Iterable[AccountState],
+        model: str | None,
+        now: float,
+        rank: Callable[[AccountState, str | None], Rank],
+    ) -> None:
+        self._model = model
+        self._rank = rank
+        ranked = [(rank(state, model), state) for state in ready]
+        #: by position: the rank of each account, free or aside
+        self._ranks = {state.position: own for own, state in ranked}
+        #: positions of those that rank otherwise for other models
+        self._narrow = {state.position for own, state in ranked if own != state.rank}
+        untils = [(_cooling_until(s, model, now), own, s) for own, s in ranked]
+        self._free: SortedDict[Rank, AccountState] = SortedDict(
+            (own, s) for until, own, s in untils if until <= now
+        )
+        #: (when it returns, position): account and the rank it had
+        self._aside: SortedDict[tuple[float, int], tuple[AccountState, Rank]] = SortedDict(
+            ((until, s.position), (s, own)) for until, own, s in untils if until > now
+        )
+
+    @property
+    def needed(self) -> bool:
+        return bool(self._aside or self._narrow)
+
+    def add(self, state: AccountState) -> None:
+        rank = self._ranks[state.position] = self._rank(state, self._model)
+        self._free[rank] = state
+        if rank != state.rank:
+            self._narrow.add(state.position)
+
+    def discard(self, state: AccountState) -> None:
+        # One that is aside is found out when it returns: its rank is another one then.
+        self._free.pop(self._ranks.pop(state.position), None)
+        self._narrow.discard(state.position)
+
+    def ranked(self, now: float) -> Iterator[AccountState]:
+        self._take_back(now)
+        at = 0
+        while at < len(self._free):
+            rank, state = self._free.peekitem(at)
+            until = _cooling_until(state, self._model, now)
+            if until <= now:
+                yield state
+                at += 1
+            else:
+                del self._free[rank]
+                self._aside[until, state.position] = (state, rank)
+
+    def _take_back(self, now: float) -> None:
+        while self._aside and self._aside.peekitem(0)[0][0] <= now:
+            _, (state, rank) = self._aside.popitem(0)
+            if self._ranks.get(state.position) is rank:
+                self._free[rank] = state
+
+
 class _Ranked:
     """A policy that is a sort key. Subclasses say which."""
 
@@ -71,7 +142,7 @@ class _Ranked:
     def __init__(self) -> None:
         self._ready: SortedDict[Rank, AccountState] = SortedDict()
         #: of the models for which accounts rank otherwise, or many cool; the oldest first
-        self._views: dict[str | None, View] = {}
+        self._views: dict[str | None, _View] = {}
         #: by position: models for which an account ranks otherwise; and how many do, by model
         self._narrow_of: dict[int, frozenset[str]] = {}
         self._narrow: dict[str, int] = {}
@@ -86,7 +157,8 @@ class _Ranked:
 
     def _rank(self, state: AccountState, model: str | None) -> Rank:
         return (
-            state.is_suspect(model),
+            # Most have nothing against them.
+            state.is_suspect(model) if state.verdicts else state.doubtful,
             state.picture.is_spent(model),
             state.account.priority,
             state.passed_over,
@@ -128,7 +200,7 @@ class _Ranked:
         if view is None and not (self._narrow and self._is_narrow(model)):
             passed = 0
             for state in self._ready.values():
-                if cooling_until(state, model, now) <= now:
+                if _cooling_until(state, model, now) <= now:
                     yield state
                     continue
                 passed += 1
@@ -144,13 +216,13 @@ class _Ranked:
             return True
         return any("*" in covered and covers(covered, model) for covered in self._narrow)
 
-    def _new_view(self, model: str | None, now: float) -> View:
+    def _new_view(self, model: str | None, now: float) -> _View:
         for known, view in list(self._views.items()):
             if not view.needed:
                 del self._views[known]
         if len(self._views) == _MAX_VIEWS:
             del self._views[next(iter(self._views))]
-        view = self._views[model] = View(self._ready.values(), model, now, self._rank)
+        view = self._views[model] = _View(self._ready.values(), model, now, self._rank)
         return view
 
     def chosen(self, state: AccountState) -> None:
@@ -252,7 +324,8 @@ class RoundRobin:
         self._rings: SortedDict[Rank, _Ring] = SortedDict()
 
     def add(self, state: AccountState) -> None:
-        rank = (state.is_suspect(None), None in state.picture.spent, state.account.priority)
+        suspect = state.is_suspect(None) if state.verdicts else state.doubtful
+        rank = (suspect, None in state.picture.spent, state.account.priority)
         # Its place changes rarely: nothing is done for one that is there.
         if state.rank == rank:
             return
@@ -290,7 +363,7 @@ class RoundRobin:
         # The cursor has passed those that cool: no index is needed.
         later: dict[tuple[bool, bool], list[AccountState]] = {}
         for state in self.ranked():
-            if cooling_until(state, model, now) > now:
+            if _cooling_until(state, model, now) > now:
                 continue
             if not (state.verdicts or state.doubtful or state.picture.spent):
                 yield state

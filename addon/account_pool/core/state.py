@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
+from operator import attrgetter
 
 from account_pool.core.account import Account, AccountKey
-from account_pool.core.cooldown import Cause, Cooldown, covers
+from account_pool.core.cooldown import Cause, Cooldown, covering, covers
 from account_pool.core.credential import Credential
 from account_pool.core.headroom import UNKNOWN, Picture
 from account_pool.core.ramp import Ramp
 from account_pool.core.verdicts import Verdict
 
 Rank = tuple[float | str, ...]
+_UNTIL = attrgetter("until")
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -107,11 +109,6 @@ class AccountState:
         limit = self.account.max_concurrent
         return limit is not None and self.in_flight + self.elsewhere >= limit
 
-    @property
-    def limited(self) -> bool:
-        """Whether there is anything that may keep it from serving for a time."""
-        return bool(self.cooldowns or self.reserved)
-
     def holds(self) -> Iterable[Cooldown]:
         """Return its cooldowns, those that are over too, and what its reserve keeps back."""
         held = self.cooldowns.values()
@@ -128,11 +125,7 @@ class AccountState:
 
     def cooling_until(self, model: str | None, now: float) -> float:
         """Return until when (account, *model*) cools; a time not after *now* if it does not."""
-        latest = -inf
-        for cooldown in self.holds():
-            if cooldown.until > latest and cooldown.active(now) and cooldown.covers(model):
-                latest = cooldown.until
-        return latest
+        return max([c.until for c in covering(self.holds(), model, now)], default=-inf)
 
     def is_suspect(self, model: str | None) -> bool:
         """Say whether requests for *model* ask all others first.
@@ -150,7 +143,7 @@ class AccountState:
     def yields(self, model: str | None, now: float) -> bool:
         """Say whether it cools for *model* only as long as another account can serve."""
         causes = self._causes(model, now)
-        if any(c.active(now) and c.covers(model) for c in self.reserved):
+        if covering(self.reserved, model, now):
             return False
         return bool(causes) and all(cause.yields for cause in causes)
 
@@ -160,29 +153,27 @@ class AccountState:
         return bool(causes) and all(cause.benches for cause in causes)
 
     def _causes(self, model: str | None, now: float) -> list[Cause]:
-        return [c.cause for c in self.holds() if c.active(now) and c.covers(model)]
+        return [c.cause for c in covering(self.holds(), model, now)]
 
     def cooldown_of(self, model: str | None, now: float) -> Cooldown | None:
         """Return the active cooldown that covers (account, *model*) longest."""
-        covering = [c for c in self.holds() if c.active(now) and c.covers(model)]
-        return max(covering, key=lambda c: c.until, default=None)
+        return max(covering(self.holds(), model, now), key=_UNTIL, default=None)
 
     def next_probe_at(self, now: float) -> float:
         """Return when it is to be probed next while others serve; infinity: it is not."""
-        active = [c for c in self.cooldowns.values() if c.active(now)]
-        return min((c.probe_at() for c in active), default=inf)
+        return min([c.probe_at() for c in self.cooldowns.values() if now < c.until], default=inf)
 
     def is_due(self, model: str | None, now: float) -> bool:
         """Say whether a request for *model* may probe it now, while others serve."""
-        covering = [c for c in self.holds() if c.active(now) and c.covers(model)]
+        cooling = covering(self.holds(), model, now)
         return (
-            bool(covering)
+            bool(cooling)
             and self.enabled
             and not (self.probing or self.full or self.is_suspect(model))
             and self.next_start_at <= now
-            and all(c.in_doubt for c in covering)
-            and not any(c.covers(model) and c.active(now) for c in self.reserved)
-            and max(covering, key=lambda c: c.until).probe_at() <= now
+            and all(c.in_doubt for c in cooling)
+            and not covering(self.reserved, model, now)
+            and max(cooling, key=_UNTIL).probe_at() <= now
         )
 
     def note_probe(self, model: str | None, now: float) -> None:
@@ -208,11 +199,11 @@ class AccountState:
 
         *soon_s*: cooldowns that end within so many seconds need no trying.
         """
-        if any(c.active(now) and c.covers(model) for c in self.reserved):
+        if covering(self.reserved, model, now):
             return False
-        cooling = [c for c in self.cooldowns.values() if c.active(now) and c.covers(model)]
+        cooling = covering(self.cooldowns.values(), model, now)
         return (
-            max((c.until for c in cooling), default=now) > now + soon_s
+            max([c.until for c in cooling], default=now) > now + soon_s
             and not self.full
             and self.next_start_at <= now
             and all(c.may_be_probed(now) for c in cooling)
