@@ -147,6 +147,45 @@ def test_frames_follow_each_other(encoding, texts, cut):
     assert b"".join(out) == b"".join(texts)
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+def test_a_stream_may_have_a_frame_for_each_event(encoding):
+    texts = [b'data: {"choices":[{"delta":{"content":"%d"}}]}\n\n' % n for n in range(5000)]
+    packed = [ENCODERS[encoding](text) for text in texts]
+    decoder, end = Decoder(encoding, max_bytes=1 << 20), End(encoding, keep_bytes=100)
+    assert b"".join(map(decoder.feed, packed)) == b"".join(texts)
+    for data in packed:
+        end.feed(data)
+    assert b"".join(texts).endswith(end.kept)
+    assert end.kept
+
+
+@pytest.mark.parametrize(
+    ("encoding", "frame"),
+    [
+        ("gzip", gzip.compress(b"")),
+        ("zstd", zstd.compress(b"")),
+        ("zstd", zstd.compress(b"x")),
+        ("zstd", b"\x50\x2a\x4d\x18" + bytes(4)),  # one to be skipped
+    ],
+)
+@pytest.mark.parametrize("streams", [False, True])
+def test_frames_are_bounded_in_number(encoding, frame, streams, monkeypatch):
+    """Each takes as long as a thousand bytes: three million of them kept the loop for 15 s."""
+    made = []
+    for name in ("_gzip_member", "_zstd_frame"):
+        make = getattr(decoding, name)
+        monkeypatch.setattr(decoding, name, lambda make=make: made.append(1) or make())
+    packed = frame * 20_000
+    with pytest.raises(ValueError, match="too many frames"):
+        Decoder(encoding, max_bytes=1 << 20, streams=streams).feed(packed)
+    assert len(made) <= 1001 + (len(packed) // 32 if streams else 0)
+    made.clear()
+    end = End(encoding, keep_bytes=100)
+    end.feed(packed)
+    assert not end.kept
+    assert len(made) <= 1001 + len(packed) // 32
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd"])
 def test_what_follows_the_end_is_ignored(encoding):
     decoder = Decoder(encoding, max_bytes=1000)

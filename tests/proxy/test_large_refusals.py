@@ -222,6 +222,36 @@ def test_a_bomb_is_judged_by_its_head(rig_of, encoding, status):
     assert rig.cooling() == ({"one"} if status == 429 else set())
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+@pytest.mark.parametrize("status", [400, 429])
+def test_so_is_one_in_too_many_frames(rig_of, encoding, status):
+    rig = rig_of("one")
+    rig.send(post1())
+    body = PACK[encoding](b"") * 5_000
+    sent(rig, http1(status, body, [*encoded(encoding), "retry-after: 600"]))
+    (said,) = rig.answers
+    assert said.status == status
+    assert "cannot read" in json.loads(said.body)["error"]["message"]
+    assert rig.cooling() == ({"one"} if status == 429 else set())
+
+
+@pytest.mark.parametrize("encoding", [name for name in ENCODINGS if name])
+def test_a_refusal_is_unpacked_once(rig_of, encoding, monkeypatch):
+    """However often it is looked at: that is the longest work there is."""
+    fed = []
+    feed = decoding.Decoder.feed
+    monkeypatch.setattr(
+        decoding.Decoder, "feed", lambda self, data: fed.append(len(data)) or feed(self, data)
+    )
+    rig = rig_of()
+    rig.send(post1())
+    body = PACK[encoding](refusal(550_000, "insufficient_quota"))
+    sent(rig, http1(429, body, encoded(encoding)))
+    rig.server.send(http1(429, body, encoded(encoding)))
+    assert rig.answers[0].body == body
+    assert sum(fed) == 2 * len(body)
+
+
 @pytest.mark.parametrize("encoding", BOMBS)
 @pytest.mark.parametrize("kind", [SSE, JSON])
 def test_a_bomb_in_a_good_answer_passes_untouched(rig_of, encoding, kind, monkeypatch):

@@ -117,7 +117,7 @@ class AnswerReader:
         if self._gate is not None or self._refusal:
             most = MAX_PLAIN_BYTES if self._refusal else 2 * MAX_GATE_BYTES
             try:
-                self._decoder = Decoder(self.encoding, max_bytes=most)
+                self._decoder = Decoder(self.encoding, max_bytes=most, streams=not self._refusal)
             except ValueError:
                 # An encoding the client asked for and we cannot read: nothing can be
                 # told from the body, so a success is taken for one.
@@ -142,14 +142,14 @@ class AnswerReader:
             # All of it is here, and its end comes with it: an answer in one piece costs
             # less to hand on than one that streams.
             return Reading.MORE if self._size == self._announced else self._decided()
-        if self.encoding:
-            self._text += self._decode(data) or b""
+        self._unpack(data)
         return Reading.REFUSED if self._size > MAX_REFUSAL_BYTES else Reading.MORE
 
     def drain(self, data: bytes) -> bool:
         """Take in a piece of what is refused already; say whether to go on reading."""
         self.held.append(data)
         self._drained += len(data)
+        self._unpack(data)
         return self._drained <= MAX_DRAIN_BYTES
 
     def end(self) -> Reading:
@@ -226,10 +226,12 @@ class AnswerReader:
         held = self._joined()
         if not self.encoding:
             return held
-        decoder = Decoder(self.encoding, max_bytes=MAX_PLAIN_BYTES)
-        plain = decoder.feed(held)
-        if decoder.is_full:
-            raise ValueError("the decompressed body is too large")
+        decoder, plain = self._decoder, bytes(self._text)
+        if self.in_stream:
+            decoder = Decoder(self.encoding, max_bytes=MAX_PLAIN_BYTES)
+            plain = decoder.feed(held)
+        if decoder is None or decoder.is_full:
+            raise ValueError("the body cannot be unpacked, or is too large then")
         return plain
 
     def unpacked(self, body: bytes | bytearray, tail: bytearray) -> Told:
@@ -288,6 +290,11 @@ class AnswerReader:
         """Return what *decision* refused with, as values for `Provider.classify`."""
         told = self.answer(model, wall_now)
         return replace(told, payload=decision.payload, event=decision.event, in_stream=True)
+
+    def _unpack(self, data: bytes) -> None:
+        """Take the next piece of a refusal without its encoding, once: it is long work."""
+        if self.encoding and self._refusal:
+            self._text += self._decode(data) or b""
 
     def _decode(self, data: bytes) -> bytes | None:
         """Return the decoded piece, None when the body cannot be read."""

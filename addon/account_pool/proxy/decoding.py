@@ -30,6 +30,10 @@ _MAX_STEP_BYTES = 1024 * 1024
 #: A body that is encoded more often is not read.
 _MAX_ENCODINGS = 3
 
+#: Frames (or gzip members) of one body, which cost the same whatever they hold: so many, and
+#: of a stream, which may have one for each event, one more for so many bytes.
+_FREE_FRAMES, _BYTES_PER_FRAME = 1000, 32
+
 #: The largest window a decoder of the content-encoding zstd must support, 8 MiB (RFC 9659);
 #: a frame may ask for sixteen times that in memory.
 _WINDOW_LOG_MAX = 23
@@ -51,12 +55,13 @@ class Decoder:
     Args:
         encoding: the content-encoding header, "" for none; several are undone in turn.
         max_bytes: stop decoding beyond so many bytes; what was decoded stays valid.
+        streams: it may be packed event by event.
 
     Raises UnknownEncoding.
     """
 
-    def __init__(self, encoding: str, *, max_bytes: int) -> None:
-        self._steps = _steppers(encoding)
+    def __init__(self, encoding: str, *, max_bytes: int, streams: bool = True) -> None:
+        self._steps = _steppers(encoding, _BYTES_PER_FRAME if streams else None)
         self._left = max_bytes
 
     @property
@@ -65,7 +70,7 @@ class Decoder:
         return self._left <= 0
 
     def feed(self, data: bytes) -> bytes:
-        """Return what *data* adds. Raises ValueError when it is damaged."""
+        """Return what *data* adds. Raises ValueError when it is damaged, or in too many frames."""
         if not self._steps:
             return data
         out = bytearray()
@@ -175,23 +180,23 @@ def _names(encoding: str) -> list[str]:
     return [name for name in names if name not in ("", "identity", "none")]
 
 
-def _steppers(encoding: str) -> list[_Step]:
+def _steppers(encoding: str, bytes_per_frame: int | None) -> list[_Step]:
     names = _names(encoding)
     if len(names) > _MAX_ENCODINGS:
         raise UnknownEncoding(f"cannot read {len(names)} content-encodings")
-    return [_stepper(name) for name in reversed(names)]
+    return [_stepper(name, bytes_per_frame) for name in reversed(names)]
 
 
-def _stepper(encoding: str) -> _Step:
+def _stepper(encoding: str, bytes_per_frame: int | None) -> _Step:
     match encoding:
         case "gzip" | "x-gzip":
-            return _Frames(lambda: zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)).feed
+            return _Frames(_gzip_member, bytes_per_frame).feed
         case "deflate":
             return _Deflate().feed
         case "br":
             return _brotli()
         case "zstd":
-            return _Frames(_zstd_frame).feed
+            return _Frames(_zstd_frame, bytes_per_frame).feed
         case _:
             raise UnknownEncoding(f"cannot read content-encoding {encoding!r}")
 
@@ -218,6 +223,10 @@ def _tell_of_brotli() -> None:
     )
 
 
+def _gzip_member() -> _Frame:
+    return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+
+
 def _zstd_frame() -> _Frame:
     options = {int(zstd.DecompressionParameter.window_log_max): _WINDOW_LOG_MAX}
     return zstd.ZstdDecompressor(options=options)
@@ -239,16 +248,20 @@ class _Frames:
     What follows a whole frame and is none is ignored, as browsers do.
     """
 
-    def __init__(self, new_frame: Callable[[], _Frame]) -> None:
+    def __init__(self, new_frame: Callable[[], _Frame], bytes_per_frame: int | None) -> None:
         self._new_frame = new_frame
+        self._bytes_per_frame = bytes_per_frame
+        self._frames = self._fed = 0
         self._frame = new_frame()
         self._first = True
         self._garbage = False
 
     def feed(self, data: bytes, limit: int) -> bytes:
         out = b""
+        self._fed += len(data)
         while data and len(out) < limit and not self._garbage:
             if self._frame.eof:
+                self._count()
                 self._frame, self._first = self._new_frame(), False
             try:
                 out += self._frame.decompress(data, limit - len(out))
@@ -258,6 +271,12 @@ class _Frames:
                 self._garbage = True
             data = self._frame.unused_data if self._frame.eof else b""
         return out
+
+    def _count(self) -> None:
+        more = self._fed // self._bytes_per_frame if self._bytes_per_frame else 0
+        self._frames += 1
+        if self._frames > _FREE_FRAMES + more:
+            raise ValueError("too many frames")
 
 
 class _Deflate:
