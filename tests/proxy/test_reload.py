@@ -354,6 +354,26 @@ async def test_only_a_written_file_is_noticed(tmp_path):
     assert written[-1] is None
 
 
+async def test_what_could_not_be_taken_over_is_read_again(tmp_path):
+    """An unexpected error is no reason to stay with the old accounts until the next change."""
+    tries = []
+
+    async def fail() -> None:
+        tries.append(1)
+        if len(tries) < 3:
+            raise MemoryError
+
+    async def sleep(_seconds: float) -> None:
+        if len(tries) == 3:
+            raise asyncio.CancelledError
+
+    watcher = Watcher(lambda: "new", fail, "old", sleep)
+    for error in (MemoryError, MemoryError, asyncio.CancelledError):
+        with pytest.raises(error):
+            await watcher.run()
+    assert watcher.seen == "new"
+
+
 async def test_another_path_is_another_file(tmp_path):
     paths = [tmp_path / "a", tmp_path / "b"]
     written = []

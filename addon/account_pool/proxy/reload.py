@@ -101,5 +101,10 @@ class Watcher:
             found = await asyncio.to_thread(self._look)
             if found != self.seen:
                 # Before they are read: what is written meanwhile is noticed the next time.
-                self.seen = found
-                await self._written()
+                before, self.seen = self.seen, found
+                try:
+                    await self._written()
+                except BaseException:
+                    if self.seen is found:
+                        self.seen = before  # they are read again once this has begun anew
+                    raise
