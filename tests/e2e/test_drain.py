@@ -187,7 +187,15 @@ async def test_what_does_not_end_in_time_is_cut_off(upstream, pool_proxy):
             await rest()
 
 
-async def test_what_is_held_is_told_at_once(upstream, finish, pool_proxy):
+async def until_held(proxy) -> None:
+    async with asyncio.timeout(TIMEOUT_S), httpx.AsyncClient(trust_env=False) as http:
+        while not (await http.get(f"{proxy.url}/decisions?kind=wait")).json()["decisions"]:
+            pass
+
+
+async def test_what_is_held_is_served_when_an_account_is_free(provider, finish, pool_proxy):
+    good = openai.chat_complete("Good morning")
+    upstream = await provider(by_credential({FIRST: [good, slow(finish), good]}))
     accounts = in_order("first", max_concurrent=1)
     options = {**LONG, "pool_max_wait": PATIENCE_S}
     proxy = await pool_proxy(accounts, provider=upstream, options=options)
@@ -195,15 +203,28 @@ async def test_what_is_held_is_told_at_once(upstream, finish, pool_proxy):
         await idle.ask()
         async with answering(proxy) as (_, rest):
             waiting = asyncio.create_task(idle.ask())
-            async with asyncio.timeout(TIMEOUT_S), httpx.AsyncClient(trust_env=False) as http:
-                while not (await http.get(f"{proxy.url}/decisions?kind=wait")).json()["decisions"]:
-                    pass
+            await until_held(proxy)
             os.kill(proxy.pid, signal.SIGTERM)
-            status, _, body = await waiting
-            assert status == 503
-            assert "shutting down" in json.loads(body)["error"]["message"]
+            await proxy.until_printed("shutting down: 2 requests")
             finish.set()
             assert await rest() == CHAT.body
+            assert (await waiting)[0] == 200
+    assert await ended(proxy) == 0
+
+
+async def test_what_is_held_in_vain_is_told_at_once(provider, pool_proxy):
+    """Its account returns after the drain, so nothing is waited for."""
+    limited = openai.rate_limited(seconds=4 * PATIENCE_S)
+    upstream = await provider(by_credential({FIRST: limited}))
+    options = {**LONG, "pool_max_wait": 8 * PATIENCE_S}
+    proxy = await pool_proxy(ONE, provider=upstream, options=options)
+    async with kept(proxy) as idle:
+        waiting = asyncio.create_task(idle.ask())
+        await until_held(proxy)
+        os.kill(proxy.pid, signal.SIGTERM)
+        status, _, body = await waiting
+        assert status == 503
+        assert "shutting down" in json.loads(body)["error"]["message"]
     assert await ended(proxy) == 0
 
 

@@ -135,13 +135,14 @@ def test_an_attempt_that_is_refused_is_still_replayed(rig_of):
     assert rig.answers[0].status == 200
 
 
-def test_what_is_held_is_told_at_once(rig_of):
+def test_what_is_held_is_told_when_it_is_in_vain(rig_of):
     rig = rig_of("one", limits=PATIENT)
     rig.cool("one", 20.0)
     rig.held.add("pool_turn")
     rig.send(post1())
     assert rig.answers == []
     rig.service.stop()
+    rig.service.turn_away()
     rig.held.clear()
     rig.complete("pool_turn")
     assert rig.answers[0].status == 503

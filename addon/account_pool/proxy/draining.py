@@ -127,6 +127,8 @@ class Drain:
     async def _cut(self) -> None:
         """Hang up on all clients, as mitmproxy does when told to, and end."""
         with harmless:
+            if self._service.turn_away():
+                await asyncio.sleep(LOOK_S)  # they are answered
             for handler in self._handlers():
                 io = handler.transports.get(handler.client)
                 if io is not None and io.handler is not None:
@@ -151,8 +153,7 @@ class Drain:
     async def _wait(self) -> None:
         """Wait for what is under way, at most as long as is allowed."""
         drain_s = self._service.settings.drain_s
-        if self._under_way():
-            # What was held is told so, and gone.
+        if self._is_futile() and self._service.turn_away():
             await asyncio.sleep(LOOK_S)
         left = self._under_way()
         if not left:
@@ -163,14 +164,27 @@ class Drain:
             "it at once",
         )
         while left and self._service.now() < self._over_at:
+            if self._is_futile():
+                self._service.turn_away()
+            await asyncio.sleep(LOOK_S)
+            left = self._under_way()
+        if self._service.turn_away():
             await asyncio.sleep(LOOK_S)
             left = self._under_way()
         if left:
             logger.warning(f"account-pool: cut off after {drain_s:g} s: {left}")
 
+    def _is_futile(self) -> bool:
+        """Say whether what is held for an account is all there is, and none returns in time."""
+        held, looks_at = self._service.held()
+        return held == self._requests() and looks_at >= self._over_at
+
+    def _requests(self) -> int:
+        return sum(stream.under_way for stream in self._streams())
+
     def _under_way(self) -> str:
         """Return in words what is under way; "" if nothing is."""
-        requests = sum(stream.under_way for stream in self._streams())
+        requests = self._requests()
         if requests:
             return "1 request" if requests == 1 else f"{requests} requests"
         if self._refreshing():

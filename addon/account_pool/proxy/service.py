@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -168,6 +169,7 @@ class Service:
             connected from, and to.
         layers: one for each client connection that speaks HTTP.
         stopping: the proxy shuts down: what is under way finishes, nothing begins.
+        turns_away: no request is held for an account any more.
     """
 
     def __init__(
@@ -207,9 +209,10 @@ class Service:
         self.visited: Callable[[Visit], Awaitable[Reply]] = _closed
         self.own_ends: set[tuple[End, End]] = set()
         self.layers: WeakSet[PoolHttpLayer] = WeakSet()
-        self.stopping = False
+        self.stopping = self.turns_away = False
         #: of requests that are held for an account
-        self._held: set[asyncio.Event] = set()
+        #: what is held for an account, and when it looks again
+        self._held: dict[asyncio.Event, float] = {}
         self._swaps: dict[AccountKey, tuple[Credential, Swap]] = {}
         #: where credentials may stand, by the names of the providers that share a host
         self._shared: dict[tuple[str, ...], Places] = {}
@@ -499,8 +502,8 @@ class Service:
     async def _wait(self, wait: Wait, woken: asyncio.Event) -> None:
         if wait.ticket is not None:
             wait.ticket.when_called(woken.set)
-            self._held.add(woken)
-            if self.stopping:
+            self._held[woken] = wait.until
+            if self.turns_away:
                 woken.set()
         # Rounded up, so that the deadline has really come when we look again.
         timeout = max(wait.until - self.now(), 0.0) + 0.002
@@ -508,13 +511,25 @@ class Service:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(woken.wait(), timeout)
         finally:
-            self._held.discard(woken)
+            self._held.pop(woken, None)
 
     def stop(self) -> None:
-        """Begin nothing any more; what is held for an account is told so at once."""
+        """Begin nothing any more; what is under way goes on, and what is held is held."""
         self.stopping = True
+
+    def held(self) -> tuple[int, float]:
+        """Return how many requests are held for an account, and when the first looks again.
+
+        Monotonic seconds; infinity if there is none.
+        """
+        return len(self._held), min(self._held.values(), default=math.inf)
+
+    def turn_away(self) -> bool:
+        """Hold no request any more, and tell those that are; say whether there is any."""
+        self.turns_away = True
         for woken in self._held:
             woken.set()
+        return bool(self._held)
 
     async def _refreshed(self, lease: Lease) -> bool | None:
         if self.refresh is None:

@@ -187,7 +187,7 @@ class ServingStream(AttemptStream):
                     self._stopwatch.waited()
                     if (yield from self.client_gone()):
                         return
-                    stopped = self.service.stopping and step.ticket is not None
+                    stopped = self.service.turns_away and step.ticket is not None
                     go_on = attempts.stopped if stopped else attempts.resumed
                     step = go_on(self.service.now())
                 case Refresh():
