@@ -368,6 +368,29 @@ async def test_a_store_that_fails_is_told_once_and_tried_again(
     assert await other.read_counts("usage") == {("today",): {"requests": 1}}
 
 
+async def test_news_that_could_not_be_taken_over_are_read_again(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (mine, here), (theirs, there) = begin(), begin()
+    await there._round()
+    limit(mine)
+    mine.sessions.bind("a", ONE, mine.now())
+    await here._round()
+    heed = there._heed
+
+    def fail(_news: object) -> None:
+        monkeypatch.setattr(there, "_heed", heed)
+        raise MemoryError
+
+    monkeypatch.setattr(there, "_heed", fail)
+    there._changed(True)
+    with pytest.raises(MemoryError):
+        await there._run()
+    await there._round()
+    assert cools(theirs) == 600
+    assert theirs.sessions.peek("a", theirs.now()) is not None
+
+
 async def failed(kept: Keeping) -> None:
     """One round that fails, and what is made of it."""
     with pytest.raises(StoreError) as failure:

@@ -196,6 +196,9 @@ class Keeping:
                 await self._round()
             except StoreError as e:
                 await self._failed(e)
+            except Exception:
+                self._forget_store()  # what was read and not taken over is read again
+                raise
             for written in waiting:
                 if not written.done():
                     written.set_result(None)
