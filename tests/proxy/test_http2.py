@@ -163,6 +163,21 @@ def test_the_answer_and_the_end_come_together(rig):
     assert statuses(rig) == [200, 200]
 
 
+def test_whoever_is_left_in_one_piece_with_other_answers_does_not_take_them_along(rig):
+    """For h2 they are over, whose ends it has read."""
+    for _ in range(3):
+        rig.ask()
+    goaway(rig.server, 2**31 - 1)
+    peer = rig.server.reader.h2
+    peer.send_headers(1, [(":status", "999")])
+    for number in (3, 5):
+        peer.send_headers(number, [(":status", "200"), ("content-type", "application/json")])
+        peer.send_data(number, OK_BODY, end_stream=True)
+    rig.server.send(peer.data_to_send())
+    assert statuses(rig) == [BROKE, 200, 200]
+    assert rig.server.closed == 1
+
+
 def test_a_late_reset_of_what_did_not_run_changes_nothing(rig):
     rig.ask()
     rig.ask()

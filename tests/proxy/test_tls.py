@@ -37,7 +37,7 @@ class Child(layer.Layer):
 
     def __init__(self, context: Context, to: Connection) -> None:
         super().__init__(context)
-        self.to = to
+        self.to, self.answer = to, b""
         self.told: list[events.Event] = []
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
@@ -47,6 +47,8 @@ class Child(layer.Layer):
             self.told.append((yield commands.OpenConnection(self.to)))
         elif not isinstance(event, events.Start):
             self.told.append(event)
+            if self.answer and isinstance(event, events.DataReceived):
+                yield commands.SendData(self.to, self.answer)
 
 
 class Write(events.Event):
@@ -180,6 +182,17 @@ def test_what_came_before_it_is_handed_on_first(case):
     case.receive(case.left.read() + b"\x00\xff\x16\x03 and this")
     assert case.told() == [events.DataReceived]
     assert case.closed == 1
+
+
+@BOTH
+def test_and_may_be_answered_in_vain(case):
+    case.child.answer = b"so it is"
+    case.peer.write(b"an answer")
+    case.receive(case.left.read() + b"\x00\xff\x16\x03 and this")
+    assert case.told() == [events.DataReceived]
+    assert case.closed == 1
+    case.feed(events.ConnectionClosed(case.of))
+    assert case.told() == [events.ConnectionClosed]
 
 
 @BOTH

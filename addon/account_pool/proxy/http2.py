@@ -109,8 +109,9 @@ class PoolHttp2Client(Http2Client):
     #: what we asked to be woken by: the last one counts, and none is mitmproxy's
     _timer: commands.RequestWakeup | None
     _timers: set[commands.RequestWakeup]
-    #: what has come of the frames of the piece that is read
+    #: what has come of the frames of the piece that is read; it is being handled
     _came: list[Any]
+    _reading: bool
     #: bytes that are still to come of bodies whose length was announced, by stream
     _owed: dict[int, int]
 
@@ -129,8 +130,9 @@ class PoolHttp2Client(Http2Client):
                 yield from self._await_answer()
         elif isinstance(event, events.DataReceived):
             self.heard_at, self.pinged_at, self._unheard = self.now(), None, False
-            self._came = []
+            self._came, self._reading = [], True
             yield from super()._handle_event(event)
+            self._reading = False
             if not self._is_over:
                 yield from self._heard()
         elif isinstance(event, Doubted):
@@ -327,7 +329,9 @@ class PoolHttp2Client(Http2Client):
             self.conn.state = ConnectionState.CAN_READ
 
     def _close_if_done(self) -> CommandGenerator[None]:
-        if self.last_id is not None and not self._is_over and not self.is_busy:
+        # For h2 a stream is closed whose end it has read; we may still be on the way to that.
+        ends = self.last_id is not None and not self._reading
+        if ends and not self._is_over and not self.is_busy:
             yield from self._end("the server went away")
 
     def _end(self, message: str) -> CommandGenerator[None]:
@@ -462,7 +466,7 @@ def take(
     ours.now, ours.give_back, ours.may_go = now, give_back, may_go
     ours.last_id = ours.failed_at = ours.pinged_at = ours._timer = None
     ours.heard_at, ours._unheard, ours._held, ours._gone = now(), False, {}, set()
-    ours._timers, ours._came, ours._owed = set(), [], {}
+    ours._timers, ours._came, ours._owed, ours._reading = set(), [], {}, False
     ours.h2_conn._receive_frame = ours.receive_frame  # type: ignore[method-assign]
     table = ours.h2_conn._frame_dispatch_table
     (kind,) = (kind for kind in table if kind.__name__ == "GoAwayFrame")

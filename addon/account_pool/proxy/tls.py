@@ -44,7 +44,8 @@ class _EndingTls(TLSLayer):
     def receive_data(self, data: bytes) -> CommandGenerator[None]:
         if not self._over:
             yield from super().receive_data(data)
-            if self._is_dead():
+            # What was read may have been answered: a write was the first to fail then.
+            if not self._over and self._is_dead():
                 yield from self._end()
 
     def send_data(self, data: bytes) -> CommandGenerator[None]:
