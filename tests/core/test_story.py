@@ -271,4 +271,4 @@ def test_a_model_is_one_line_wherever_it_is_named() -> None:
     (refusal,) = records(play.pool)
     assert "forged" in refusal.reason
     assert refusal.reason.isprintable()
-    assert len(refusal.reason) <= 200
+    assert len(refusal.reason) <= 500

@@ -202,7 +202,7 @@ async def test_the_commands_of_every_day(provider, pool_proxy, tmp_path):
         return process.returncode or 0, out.decode(), err.decode()
 
     assert (await command("list"))[1].splitlines() == [
-        "openai/first  available, but gpt-5-nano on cooldown",
+        "openai/first   available, but gpt-5-nano on cooldown",
         "openai/second  available",
     ]
     code, _out, err = await command("disable", "openai/second")

@@ -142,8 +142,9 @@ async def test_a_proxy_that_repeats_the_password(provider, pool_proxy, strategy)
         )
         answer = await ask(proxy)
         assert [c.password for c in way.connects] == [auth]
+        await proxy.until_printed("407 No *")
+    assert "407 No *" in answer.text
     for text in (answer.text, proxy.output):
-        assert "407 No *" in text
         assert PASSWORD not in text
 
 
