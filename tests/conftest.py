@@ -36,6 +36,25 @@ def own_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def fast_steps() -> Iterator[None]:
+    """An addon in the process of the tests takes those shorter ways that POOL_TEST_FAST says."""
+    with pytest.MonkeyPatch.context() as patch:
+        if harness.FAST:
+            from account_pool.config import pool_options
+            from account_pool.proxy import addon
+            from account_pool.proxy.fast import steps
+
+            allowed = pool_options.read_fast(harness.FAST)
+
+            class Allowed(steps.Steps):
+                def use(self, chosen) -> None:
+                    super().use(allowed.intersection(chosen))
+
+            patch.setattr(addon, "Steps", Allowed)
+        yield
+
+
 StartProvider = Callable[..., Awaitable[Provider]]
 StartProxy = Callable[..., Awaitable[harness.Proxy]]
 

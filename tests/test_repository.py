@@ -97,6 +97,9 @@ def test_actions_are_pinned(path):
 def test_ci_runs_what_contributors_run():
     steps = read(GITHUB / "workflows" / "ci.yml")["jobs"]["checks"]["steps"]
     assert {"run": ".ci/run"} in steps
+    each_week = read(GITHUB / "workflows" / "newest.yml")["jobs"]
+    assert {"run": ".ci/run fast-off"} in each_week["fast-off"]["steps"]
+    assert set(each_week["report"]["needs"]) == each_week.keys() - {"report"}
 
 
 # -- what people fill in

@@ -35,6 +35,9 @@ GEMINI = "https://generativelanguage.googleapis.com"
 CLIENT = "sk-fake-client-000"
 TIMEOUT_S = PATIENCE_S
 
+#: What `pool_fast` is where a test sets none; "" for the default.
+FAST = os.environ.get("POOL_TEST_FAST", "")
+
 ACCOUNTS_FILE = "accounts.yaml"
 CONFDIR = "mitmproxy"
 
@@ -138,6 +141,7 @@ class Setting:
             "pool_state": "memory:",
             # Where a test is not about it, the gate waits for events, not for a busy machine.
             "pool_gate": PATIENCE_S,
+            **({"pool_fast": FAST} if FAST else {}),
             # Named: what is only found in the working directory would have to be confirmed.
             **({"pool_accounts": ACCOUNTS_FILE} if accounts is not None else {}),
             "ssl_verify_upstream_trusted_ca": self.certificate.authority,
