@@ -18,8 +18,21 @@ HOOKS = (
     "responseheaders",
     "response",
     "error",
+    "websocket_start",
+    "websocket_message",
+    "websocket_end",
+    "tcp_start",
+    "tcp_message",
+    "tcp_end",
+    "udp_start",
+    "udp_message",
+    "dns_request",
+    "dns_response",
     "client_disconnected",
 )
+#: Those of HOOKS in which a flow can be held.
+HELD = ("requestheaders", "request", "responseheaders", "response", "websocket_message",
+        "tcp_message", "udp_message", "dns_request", "dns_response")  # fmt: skip
 
 
 def say(name: str, hook: str, data: object) -> None:
@@ -88,7 +101,34 @@ class After(Other):
     """Is not asked when one before it has halted."""
 
 
+class Holding:
+    """Holds each flow in each hook for a moment, with `hold=true`."""
+
+    name = "holding"
+
+    def load(self, loader) -> None:
+        loader.add_option("hold", bool, False, "Hold flows.")
+        for hook in HELD:
+            setattr(self, hook, self._hold)
+
+    def _hold(self, flow) -> None:
+        if ctx.options.hold:
+            flow.intercept()
+            asyncio.get_running_loop().call_soon(flow.resume)
+
+
+class Resolver:
+    """Answers each question that no such name exists: no test asks a server."""
+
+    name = "resolver"
+
+    def dns_request(self, flow) -> None:
+        flow.response = flow.request.fail(3)
+
+
 addons = [
+    Holding(),
+    Resolver(),
     Other("now"),
     Other("later", later),
     Host(),

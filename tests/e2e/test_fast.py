@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+import ssl
+import sys
+from collections import Counter
+from contextlib import asynccontextmanager
+from functools import partial
+
 import pytest
 
+from account_pool.demo.exchange import Reply
 from account_pool.demo.scripts import by_credential, openai
 from tests.e2e import other_addons
-from tests.e2e.harness import FIRST, SECOND, TWO, chat
+from tests.e2e.harness import CLIENT, FIRST, OPENAI, SECOND, TIMEOUT_S, TWO, chat, client
+from tests.e2e.test_websocket import HOST, echo, open_socket
+from tests.e2e.upstream_proxy import UpstreamProxy
 
 LIMITED, GOOD = openai.rate_limited(), openai.chat_stream(["Good", " morning"])
 
@@ -38,3 +49,151 @@ async def test_other_addons_see_the_same(provider, setting, first, http2: bool) 
     assert any("guest" in line for line in seen["on"]) or first is LIMITED
     assert not any("child of fails" in line for line in seen["on"])
     assert "hook: after tls_established_client" not in seen["on"]
+
+
+@asynccontextmanager
+async def echoing():
+    """Servers that say what they hear, by TCP and by UDP; their ports."""
+
+    async def serve(reader, writer) -> None:
+        while data := await reader.read(1024):
+            writer.write(data)
+        writer.close()
+
+    class Datagrams(asyncio.DatagramProtocol):
+        def connection_made(self, transport) -> None:
+            self.transport = transport
+
+        def datagram_received(self, data, addr) -> None:
+            self.transport.sendto(data, addr)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+        Datagrams, ("127.0.0.1", 0)
+    )
+    async with server:
+        yield server.sockets[0].getsockname()[1], transport.get_extra_info("sockname")[1]
+    transport.close()
+
+
+async def ask_datagram(address, data: bytes) -> bytes:
+    """Send *data* and return what comes back."""
+    answer = asyncio.get_running_loop().create_future()
+
+    class Asking(asyncio.DatagramProtocol):
+        def datagram_received(self, data, addr) -> None:
+            if not answer.done():
+                answer.set_result(data)
+
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+        Asking, remote_addr=address
+    )
+    try:
+        transport.sendto(data)
+        return await asyncio.wait_for(answer, TIMEOUT_S)
+    finally:
+        transport.close()
+
+
+async def ask_bytes(address, data: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(data)
+    answer = await reader.readexactly(len(data))
+    writer.write_eof()
+    assert await reader.read() == b""
+    writer.close()
+    return answer
+
+
+async def ask_by_socks(address, trusted) -> bytes:
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(b"\x05\x01\x00")
+    assert await reader.readexactly(2) == b"\x05\x00"
+    host = HOST.encode()
+    writer.write(b"\x05\x01\x00\x03" + bytes([len(host)]) + host + (443).to_bytes(2))
+    assert (await reader.readexactly(10))[:2] == b"\x05\x00"
+    await writer.start_tls(ssl.create_default_context(cafile=trusted), server_hostname=HOST)
+    body = b'{"model":"gpt-5-nano","stream":true,"messages":[]}'
+    head = f"host: {HOST}\r\nauthorization: Bearer {CLIENT}\r\nconnection: close\r\n"
+    head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+    writer.write(f"POST /v1/chat/completions HTTP/1.1\r\n{head}\r\n".encode() + body)
+    answer = await reader.read()
+    writer.close()
+    return answer
+
+
+#: A question for the address of a name.
+QUESTION = b"\x12\x34\x01\x00\x00\x01" + bytes(6) + b"\x07example\x03com\x00\x00\x01\x00\x01"
+
+
+async def try_each(at, trusted, proxy) -> list[object]:
+    """Return what clients of each kind get; *at* says where mitmproxy listens for it."""
+    got: list[object] = []
+    for kind in ("regular", "upstream"):
+        for http2 in (False, True):
+            async with client(trusted, "http://{}:{}".format(*at[kind]), http2=http2) as http:
+                got += [(await http.request(**chat())).content for _ in range(2)]
+    async with client(trusted) as http:
+        url = "http://{}:{}".format(*at["reverse"])
+        got.append((await http.request(**chat(base=url))).content)
+    assert got == [GOOD.body] * 9
+    got.append(await ask_by_socks(at["socks"], trusted))
+    got.append(await ask_bytes(at["tcp"], b"by TCP"))
+    got.append(await ask_datagram(at["udp"], b"by UDP"))
+    got.append(await ask_datagram(at["dns"], QUESTION))
+    async with open_socket(proxy, at["regular"]) as socket:
+        for text in ("one", "two"):
+            await socket.send(text)
+            got.append(await socket.recv())
+    return got
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs more addresses of this machine")
+@pytest.mark.parametrize("hold", ["false", "true"], ids=["passes", "held"])
+async def test_each_kind_of_client_and_of_flow(provider, setting, hold: str) -> None:
+    def script(request) -> Reply:
+        return Reply(status=101, socket=echo) if request.header("upgrade") else GOOD
+
+    one = await provider(script)
+    seen, got = {}, {}
+    async with echoing() as (tcp, udp), UpstreamProxy(one.port) as upstream:
+        modes = {
+            "regular": "regular",
+            "reverse": f"reverse:{OPENAI}",
+            "socks": "socks5",
+            "upstream": upstream.mode,
+            "tcp": f"reverse:tcp://127.0.0.1:{tcp}",
+            "udp": f"reverse:udp://127.0.0.1:{udp}",
+            "dns": "dns",
+        }
+        # Each at an address of its own, at a free port.
+        hosts = {kind: f"127.0.0.{number}" for number, kind in enumerate(modes, 11)}
+        for fast in ("off", "on"):
+            proxy = setting.prepare(
+                TWO,
+                provider=one,
+                options={"pool_fast": fast, "hold": hold},
+                extra_args=["-s", other_addons.__file__]
+                + [x for k, mode in modes.items() for x in ("--mode", f"{mode}@{hosts[k]}:0")],
+            )
+            async with proxy:
+                at = {}
+                for kind, host in hosts.items():
+                    line = await proxy.until_printed(rf"listening at .*{re.escape(host)}:\d")
+                    at[kind] = (host, int(line.partition(f"{host}:")[2].rstrip(".")))
+                got[fast] = await try_each(at, setting.trusted, proxy)
+                await proxy.until(partial(all_have_left, proxy))
+            said = [line for line in proxy.lines if line.startswith("hook: ")]
+            seen[fast] = Counter(line for line in said if "guest" not in line)
+            assert not re.search("Unhandled|crashed", proxy.output)
+    assert got["on"] == got["off"]
+    assert seen["on"] == seen["off"]
+    assert {*other_addons.HELD} <= {line.split()[2] for line in seen["on"]}
+
+
+def all_have_left(proxy) -> bool:
+    """Say whether the last addon saw the end of all but UDP, for which mitmproxy waits long."""
+    came, went = (
+        proxy.lines.count(f"hook: fails client_{what}") for what in ("connected", "disconnected")
+    )
+    return came == went + 2

@@ -38,10 +38,10 @@ ACCEPTED = Reply(status=101, socket=echo)
 
 
 @asynccontextmanager
-async def open_socket(proxy, **headers: str):
+async def open_socket(proxy, address=None, **headers: str):
     """Open a WebSocket through *proxy*, the tunnel by hand: websockets 14 has no proxies."""
     tls = ssl.create_default_context(cafile=str(proxy.trusted))
-    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    reader, writer = await asyncio.open_connection(*(address or ("127.0.0.1", proxy.port)))
     writer.write(f"CONNECT {HOST}:443 HTTP/1.1\r\nhost: {HOST}:443\r\n\r\n".encode())
     assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
     # The socket goes to the client, the transport that made it lets go of a duplicate.
