@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from mitmproxy import ctx, exceptions
+from mitmproxy import ctx, exceptions, http
 
 HOOKS = (
     "client_connected",
@@ -126,7 +126,34 @@ class Resolver:
         flow.response = flow.request.fail(3)
 
 
+class Acting:
+    """Does what the query of a request says, in the middle of a hook."""
+
+    name = "acting"
+
+    def request(self, flow) -> None:
+        server = ctx.master.addons.get("proxyserver")
+        match flow.request.query.get("act"):
+            case "close":
+                handler = server.connections[flow.client_conn.id]
+                handler.close_connection(flow.client_conn)
+            case "answer":
+                flow.response = http.Response.make(418, b"mine")
+            case "crash":
+                handler = server.connections[flow.client_conn.id]
+                handler.layer.handle_event = self._crash
+
+    def response(self, flow) -> None:
+        if flow.request.query.get("act") == "replay":
+            flow.request.query["act"] = "no more"
+            ctx.master.commands.call("replay.client", [flow.copy()])
+
+    def _crash(self, _event) -> None:
+        raise RuntimeError("of a layer")
+
+
 addons = [
+    Acting(),
     Holding(),
     Resolver(),
     Other("now"),

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import ssl
 import sys
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
+import httpx
 import pytest
 
 from account_pool.demo.exchange import Reply
-from account_pool.demo.scripts import by_credential, openai
+from account_pool.demo.scripts import EVENT_STREAM, by_credential, openai
 from tests.e2e import other_addons
-from tests.e2e.harness import CLIENT, FIRST, OPENAI, SECOND, TIMEOUT_S, TWO, chat, client
+from tests.e2e.harness import (
+    ACCOUNTS_FILE,
+    CLIENT,
+    FIRST,
+    OPENAI,
+    SECOND,
+    TIMEOUT_S,
+    TWO,
+    chat,
+    client,
+    leave,
+)
 from tests.e2e.test_websocket import HOST, echo, open_socket
 from tests.e2e.upstream_proxy import UpstreamProxy
 
@@ -197,3 +210,78 @@ def all_have_left(proxy) -> bool:
         proxy.lines.count(f"hook: fails client_{what}") for what in ("connected", "disconnected")
     )
     return came == went + 2
+
+
+@pytest.mark.parametrize("fast", ["off", "on"])
+async def test_an_addon_that_acts_in_a_hook(provider, setting, fast: str) -> None:
+    """It answers, closes the client's connection, replays the flow, breaks a layer."""
+    upstream = await provider(by_credential({FIRST: GOOD}))
+    proxy = setting.prepare(
+        TWO,
+        provider=upstream,
+        # Of the broken client, of which nothing comes any more, the drain would wait for the end.
+        options={"pool_fast": fast, "pool_drain": "0"},
+        extra_args=["-s", other_addons.__file__],
+    )
+
+    async def act(http, what: str):
+        asked = chat()
+        return await http.request(**{**asked, "url": f"{asked['url']}?act={what}"})
+
+    async with proxy, proxy.client() as http, proxy.client() as other:
+        assert (await act(http, "nothing")).content == GOOD.body
+        assert (await act(http, "answer")).status_code == 418
+        with pytest.raises(httpx.TransportError):
+            await act(http, "close")
+        assert (await act(http, "replay")).content == GOOD.body
+        await proxy.until_printed(r"hook: later response \S+act=no\+more")
+        # Whatever becomes of that client, nobody else notices.
+        broken = asyncio.create_task(act(other, "crash"))
+        await proxy.until_printed("mitmproxy has crashed!")
+        assert (await act(http, "nothing")).content == GOOD.body
+        await leave(broken)
+    assert upstream.journal.credentials == [FIRST] * 4
+
+
+NEIGHBOUR = """
+from mitmproxy import http
+
+def responseheaders(flow: http.HTTPFlow) -> None:
+    flow.response.headers["x-neighbour"] = "VERSION"
+"""
+
+
+async def test_ways_and_scripts_change_while_answers_flow(provider, setting, tmp_path) -> None:
+    """Each connection goes on as it began, and every one of them sees the script as it is."""
+    over = asyncio.Event()
+    events = openai.chat_events(["Good", " morning"])
+    slow = Reply(headers=EVENT_STREAM, steps=(*events[:2], over, *events[2:]))
+    upstream = await provider(lambda request: slow if b"slow" in request.body else GOOD)
+    script = tmp_path / "neighbour.py"
+    script.write_text(NEIGHBOUR.replace("VERSION", "1"))
+    proxy = setting.prepare(
+        TWO,
+        provider=upstream,
+        options={"termlog_verbosity": "debug"},
+        extra_args=["-s", str(script)],
+    )
+    ways = {"true": "table, inline", "false": "none", '["table"]': "table"}
+    async with proxy, AsyncExitStack() as stack:
+        begun = []
+        for written, used in ways.items():
+            (proxy.folder / ACCOUNTS_FILE).write_text(
+                f'{{"accounts": {json.dumps(TWO)}, "pool": {{"fast": {written}}}}}'
+            )
+            await proxy.until_printed(f"shorter ways through mitmproxy in use: {used}$")
+            http = await stack.enter_async_context(proxy.client())
+            assert (await http.request(**chat())).headers["x-neighbour"] == "1"
+            answer = await stack.enter_async_context(http.stream(**chat("slow")))
+            pieces = answer.aiter_raw()
+            begun.append((http, pieces, await anext(pieces)))
+        script.write_text(NEIGHBOUR.replace("VERSION", "second"))
+        await proxy.until(lambda: proxy.output.count("Loading script " + str(script)) == 2)
+        over.set()
+        for http, pieces, first in begun:
+            rest = b"".join([piece async for piece in pieces])
+            assert first + rest == b"".join(events)
+            assert (await http.request(**chat())).headers["x-neighbour"] == "second"

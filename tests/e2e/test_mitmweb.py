@@ -190,6 +190,29 @@ async def test_requests_that_are_held_for_approval(provider, mitmweb):
         assert upstream.journal.credentials == [FIRST] * 2
 
 
+@pytest.mark.parametrize("fast", ["off", "on"])
+async def test_a_client_that_leaves_while_its_request_is_held(provider, mitmweb, fast: str):
+    """Be it resumed or killed then: nobody is asked, and others are served."""
+    upstream = await provider(by_credential({FIRST: CHAT}))
+    async with mitmweb(upstream, pool_manual_approve="true", pool_fast=fast) as (proxy, web):
+        for number, then in enumerate(("resume", "kill"), 1):
+            async with proxy.client() as http:
+                asked = asyncio.create_task(http.request(**chat(then)))
+                held = await web.until(lambda f: f["intercepted"])
+                await harness.leave(asked)
+            await proxy.until(lambda n=number: proxy.output.count("client disconnect") == n)
+            await web.post(f"/flows/{held['id']}/{then}")
+            await web.until(lambda f, held=held: f["id"] == held["id"] and f.get("error"))
+        assert upstream.journal.requests == []
+        async with proxy.client() as http:
+            asked = asyncio.create_task(http.request(**chat()))
+            held = await web.until(lambda f: f["intercepted"])
+            await web.post(f"/flows/{held['id']}/resume")
+            assert (await asked).content == CHAT.body
+        assert upstream.journal.credentials == [FIRST]
+        assert "1 in flight" not in await web.run("pool.status")
+
+
 async def test_a_dump_holds_refused_attempts_and_is_replayed(provider, setting):
     upstream = await provider(echoing)
     proxy = setting.prepare(
