@@ -49,8 +49,8 @@ class Terminal:
         def prepare() -> None:
             if own:
                 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-            if not hangups:
-                signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            # Whatever we have inherited: `nohup` and some runners ignore it.
+            signal.signal(signal.SIGHUP, signal.SIG_DFL if hangups else signal.SIG_IGN)
 
         inside = self._inside
         self._process = await asyncio.create_subprocess_exec(
