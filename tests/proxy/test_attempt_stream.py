@@ -558,7 +558,7 @@ def test_another_account_that_cannot_be_reached(socket):
         "account_pool.proxy.serving:ServingStream.send_attempt",
         "account_pool.proxy.socket_replay:SocketReplay._side",
         "account_pool.proxy.socket_replay:SocketReplay._is_accepted",
-        "account_pool.proxy.serving:ServingStream.learn_head",
+        "account_pool.proxy.service:Service.learn_head",
         "account_pool.core.attempts:Attempts.committed",
     ],
 )

@@ -27,15 +27,10 @@ def test_a_value_is_counted_at_the_smallest_bound_that_holds_it(values):
 def test_our_part_leaves_out_waits_and_connections():
     clock, timings = FakeClock(), Timings()
     watch = Stopwatch(timings, clock.now)
-    clock.advance(0.25)
-    watch.pause()
-    clock.advance(7.0)
-    watch.waited()
-    clock.advance(0.5)
-    watch.pause()
-    clock.advance(3.0)
-    watch.resume()
-    clock.advance(0.25)
+    clock.advance(0.25 + 7.0 + 0.5)
+    watch.waited(7.0)
+    clock.advance(3.0 + 0.25)
+    watch.elsewhere_s += 3.0
     watch.sent()
     assert (timings.overhead.sum, timings.wait.sum) == (1.0, 7.0)
 

@@ -111,39 +111,41 @@ class Stopwatch:
     """Times one request: what is our own part of it, and what is the provider's.
 
     Made when the request is complete.
+
+    Attributes:
+        elsewhere_s: what of the time so far is not our part: a connection opened, or an
+            account or its credential was waited for.
     """
 
-    __slots__ = ("_head_at", "_now", "_ours_s", "_sent_at", "_since", "_timings")
+    __slots__ = (
+        "_began_at",
+        "_head_at",
+        "_is_first",
+        "_now",
+        "_sent_at",
+        "_timings",
+        "elsewhere_s",
+    )
 
     def __init__(self, timings: Timings, now: Callable[[], float]) -> None:
         self._timings = timings
         self._now = now
-        self._since = now()  # we are at work since
-        self._ours_s: float | None = 0.0  # None once the request was sent
+        self._began_at = now()
+        self._is_first = True
         self._sent_at = self._head_at = 0.0
+        self.elsewhere_s = 0.0
 
-    def pause(self) -> None:
-        """What follows takes time that is not ours: a connection opens."""
-        now = self._now()
-        if self._ours_s is not None:
-            self._ours_s += now - self._since
-        self._since = now
-
-    def resume(self) -> float:
-        """We are at work again; return how long that took."""
-        paused_at, self._since = self._since, self._now()
-        return self._since - paused_at
-
-    def waited(self) -> None:
-        """As `resume`, after a wait for an account or its credential."""
-        self._timings.wait.observe(self.resume())
+    def waited(self, seconds: float) -> None:
+        """An account, or its credential, was waited for."""
+        self.elsewhere_s += seconds
+        self._timings.wait.observe(seconds)
 
     def sent(self) -> None:
         """An attempt was sent. What we added to the request is what came before the first."""
         self._sent_at = now = self._now()
-        if self._ours_s is not None:
-            self._timings.overhead.observe(self._ours_s + now - self._since)
-            self._ours_s = None
+        if self._is_first:
+            self._is_first = False
+            self._timings.overhead.observe(max(now - self._began_at - self.elsewhere_s, 0.0))
 
     def answered(self) -> None:
         """The head of an answer is here."""

@@ -414,8 +414,10 @@ class Service:
         under_way.discard(attempts)
         if not under_way:
             del self._under_way[client.id]
-        with harmless:
+        try:
             self.measured.ended(attempts, left=left)
+        except Exception as e:
+            harmless.tell(e)
 
     def client_gone(self, client: Client) -> None:
         """A safety net: whatever *client* still holds comes back."""
@@ -473,6 +475,24 @@ class Service:
             for name, owner in owners.items()
             if owner == lease.key
         }
+
+    def learn_head(self, provider: Provider, lease: Lease, response: http.Response) -> None:
+        """Learn what the head of an answer says of the account of *lease*. Raises nothing."""
+        try:
+            self.check_clock(provider, response)
+            self.learn_owner(provider, lease, response)
+            self.learn_tokens(provider, lease, response)
+            self.observe(lease, response)
+        except Exception as e:
+            harmless.tell(e)
+
+    def learn_beginning(self, call: Call, lease: Lease, reader: AnswerReader) -> None:
+        """Learn what a good answer says at its beginning. Raises nothing."""
+        try:
+            self.learn_ids(call, lease, reader)
+            self.observe_opening(call.provider, lease, reader)
+        except Exception as e:
+            harmless.tell(e)
 
     def learn_tokens(self, provider: Provider, lease: Lease, response: http.Response) -> None:
         """Learn from the head of an answer which tokens the account of *lease* issued."""

@@ -42,16 +42,18 @@ from account_pool.core.broken import Broken, how_broken, how_unconnected
 from account_pool.core.credential import Secret
 from account_pool.core.lease import Lease
 from account_pool.core.outcome import OutcomeClass
+from account_pool.core.sse import Decision
 from account_pool.core.steps import Answer, Deliver, Refresh, Send, Step, Wait
 from account_pool.core.usage import of_frame
 from account_pool.core.verdicts import is_about_account
 from account_pool.providers.base import CannotSwap, LocalAnswer, Provider, RequestHead
 from account_pool.proxy import causes, compat, delivery, interim, scrub, wire
-from account_pool.proxy.answer import AnswerReader, Reading, Told
+from account_pool.proxy.answer import AnswerReader, Reading
 from account_pool.proxy.attempt_stream import AttemptStream, no, translated
 from account_pool.proxy.call import Call
 from account_pool.proxy.endings import NotProcessed, Silent, Withdrawn
 from account_pool.proxy.harmless import harmless
+from account_pool.proxy.hooks import Turn
 from account_pool.proxy.interim import is_answer
 from account_pool.proxy.layer import GetOtherConnection, PoolHttpLayer
 from account_pool.proxy.measured import Stopwatch
@@ -115,7 +117,7 @@ class ServingStream(AttemptStream):
         self._committed = False
         #: the answer is a good one, and what it took is still to be counted
         self._to_count = False
-        self.stopwatch: Stopwatch | None = None
+        self.stopwatch: Stopwatch
         #: credentials this request has carried: an answer may echo them
         self._sent_secrets: list[Secret] = []
         #: masks them in an answer that is handed on before it is complete
@@ -138,11 +140,6 @@ class ServingStream(AttemptStream):
         return self._call.provider
 
     @property
-    def _stopwatch(self) -> Stopwatch:
-        assert self.stopwatch is not None
-        return self.stopwatch
-
-    @property
     def _attempts(self) -> Attempts:
         assert self.attempts is not None
         return self.attempts
@@ -162,9 +159,9 @@ class ServingStream(AttemptStream):
 
     def begin(self) -> CommandGenerator[None]:
         """Have the request served by an account of the pool."""
-        request = self.flow.request
-        self.stopwatch = self.service.stopwatch(self._call.provider)
-        self.attempts = self.service.attempts(self._call, request, replayable=not request.stream)
+        call, request = self._call, self.flow.request
+        self.stopwatch = self.service.stopwatch(call.provider)
+        self.attempts = self.service.attempts(call, request, replayable=not request.stream)
         self.service.begin(self.context.client, self.attempts)
         yield from self._perform(self.attempts.begin(self.service.now()))
 
@@ -182,9 +179,7 @@ class ServingStream(AttemptStream):
                     step = yield from self._send(step)
                 case Wait():
                     turned = True
-                    self._stopwatch.pause()
-                    yield from self.take_turn(step)
-                    self._stopwatch.waited()
+                    yield from self._wait(step)
                     if (yield from self.client_gone()):
                         return
                     stopped = self.service.turns_away and step.ticket is not None
@@ -192,9 +187,7 @@ class ServingStream(AttemptStream):
                     step = go_on(self.service.now())
                 case Refresh():
                     turned = True
-                    self._stopwatch.pause()
-                    turn = yield from self.take_turn(step)
-                    self._stopwatch.waited()
+                    turn = yield from self._wait(step)
                     if (yield from self.client_gone()):
                         return
                     step = attempts.refreshed(turn.refreshed, self.service.now())
@@ -206,6 +199,12 @@ class ServingStream(AttemptStream):
                     return
                 case _:
                     assert_never(step)
+
+    def _wait(self, step: Wait | Refresh) -> CommandGenerator[Turn]:
+        began_at = self.service.now()
+        turn = yield from self.take_turn(step)
+        self.stopwatch.waited(self.service.now() - began_at)
+        return turn
 
     def turn_came(self) -> CommandGenerator[None]:
         """Everybody has handled the event: send the replay, or bound the reading in time."""
@@ -223,10 +222,10 @@ class ServingStream(AttemptStream):
         if isinstance(outgoing, LocalAnswer):
             yield from self.answer_locally(outgoing)
             return None
-        self._stopwatch.pause()
+        opening_at = self.service.now()
         older = islice(self.layer.connections, self.sent_among) if step.fresh else ()
         error = yield from self.connect(outgoing, avoided=frozenset(older))
-        self._stopwatch.resume()
+        self.stopwatch.elsewhere_s += self.service.now() - opening_at
         if (yield from self.client_gone()):
             return None
         if error:
@@ -235,7 +234,7 @@ class ServingStream(AttemptStream):
         self.reader = None
         self.server_state = self.state_wait_for_response_headers
         yield from self.send_attempt(outgoing.request)
-        self._stopwatch.sent()
+        self.stopwatch.sent()
         if len(attempts.history) > 1:
             # Shown when the request is really on its way: nobody waits for it.
             self.service.later(self.show_replay)
@@ -243,7 +242,7 @@ class ServingStream(AttemptStream):
 
     def outgoing(self, lease: Lease) -> Outgoing | LocalAnswer:
         """Return the request with the credential of *lease*, or why it must not be sent."""
-        call, flow = self._call, self.flow
+        call, attempts, flow = self._call, self._attempts, self.flow
         provider = self.service.current(call)
         if provider is None:
             return call.provider.refusal(421, MOVED, None)
@@ -251,7 +250,7 @@ class ServingStream(AttemptStream):
         name = str(lease.key)
         wire.rename(flow.request, call.masked, name)
         flow.metadata["pool.account"] = name
-        flow.metadata["pool.attempts"] = len(self._attempts.history)
+        flow.metadata["pool.attempts"] = len(attempts.history)
         swap = self.service.swap(provider, lease).for_path(call.head.path)
         self._sent_secrets.append(lease.credential.secret)
         if swap.origin is not None and self.service.refuses_origin(swap.origin):
@@ -292,16 +291,19 @@ class ServingStream(AttemptStream):
 
     def state_wait_for_response_headers(self, event: ResponseHeaders) -> CommandGenerator[None]:
         """The attempt runs; nothing has come back yet."""
-        if self.attempts is None:
+        call = self.call
+        if call is None or self.attempts is None:
             yield from super().state_wait_for_response_headers(event)
             return
         if wrong := self._wrong_with(event.response):
             yield from self._no_answer(event.response, wrong)
             return
-        self._stopwatch.answered()
+        self.stopwatch.answered()
         self.layer.answered.add(self.context.server)
-        self.learn_head(event.response)
-        self.reader = reader = AnswerReader(event.response, self._call.provider)
+        lease, provider = self.attempts.lease, call.provider
+        assert lease is not None
+        self.service.learn_head(provider, lease, event.response)
+        self.reader = reader = AnswerReader(event.response, provider)
         if reader.first is Reading.COMMIT:
             if not 300 <= event.response.status_code < 400:
                 yield from self._commit(event.end_stream)
@@ -348,16 +350,6 @@ class ServingStream(AttemptStream):
         step = self._attempts.broken(Broken.MAYBE_RAN, self.service.now(), why)
         yield from self._perform(step)
 
-    def learn_head(self, response: http.Response) -> None:
-        """Learn what the head of an answer says of the account that is asked."""
-        lease, provider = self._attempts.lease, self._call.provider
-        assert lease is not None
-        with harmless:
-            self.service.check_clock(provider, response)
-            self.service.learn_owner(provider, lease, response)
-            self.service.learn_tokens(provider, lease, response)
-            self.service.observe(lease, response)
-
     def _redirect(self, response: http.Response) -> CommandGenerator[None]:
         """Hand on a redirect without its body, which cannot be searched for the key."""
         yield from self.cancel_attempt("redirect")
@@ -369,13 +361,16 @@ class ServingStream(AttemptStream):
 
     def state_read_answer(self, event: events.Event) -> CommandGenerator[None]:
         """The head is held back until it is known what the answer is."""
+        reader = self._reader
         if isinstance(event, ResponseData):
-            if not self._reader.held:
-                self._stopwatch.began()
+            if not reader.held:
+                self.stopwatch.began()
                 self._attempts.began(self.service.now())
-            yield from self._read(self._reader.feed(event.data))
+            reading = reader.feed(event.data)
+            if reading is not Reading.MORE:
+                yield from self._read(reading)
         elif isinstance(event, ResponseTrailers):
-            self._reader.response.trailers = event.trailers
+            reader.response.trailers = event.trailers
 
     def state_drain(self, event: events.Event) -> CommandGenerator[None]:
         """The answer is refused; its rest is read so that the connection stays good."""
@@ -405,7 +400,8 @@ class ServingStream(AttemptStream):
             if self.client_state == self.state_done:
                 yield from self.let_go()
             self.settle(served=True)
-        self.keep_copy(ended=True)
+        if self.copied is not None:
+            self.keep_copy(ended=True)
         yield from self.server_state(event)
         if self.stream_id not in self.layer.streams:
             self.untie()
@@ -511,18 +507,17 @@ class ServingStream(AttemptStream):
 
         *secrets* must not be echoed in it; None for a success, which echoes nothing.
         """
-        reader, attempts = self._reader, self._attempts
-        self.clear_timer()
+        call, reader, attempts = self._call, self._reader, self._attempts
+        if self._timer is not None:
+            self.clear_timer()
         self._committed = True
         if not attempts.over:
             assert attempts.lease is not None
             if secrets is None:
                 # Answers that are only fetched have been counted when they were made.
                 self._to_count = self.flow.request.method == "POST"
-                self._stopwatch.handed_on()
-                with harmless:
-                    self.service.learn_ids(self._call, attempts.lease, reader)
-                    self.service.observe_opening(self._call.provider, attempts.lease, reader)
+                self.stopwatch.handed_on()
+                self.service.learn_beginning(call, attempts.lease, reader)
             attempts.committed(self.service.now())
         response = reader.response
         # A complete answer is given in one piece, as mitmproxy does by itself, so that
@@ -819,24 +814,25 @@ class ServingStream(AttemptStream):
         if self.trail is not None:
             with harmless:
                 self.trail.ended(attempts, self._secrets, self.service.now())
-        with harmless:
+        try:
             self._count(attempts)
+        except Exception as e:
+            harmless.tell(e)
         self.service.end(self.context.client, attempts, left=left)
 
     def _count(self, attempts: Attempts) -> None:
         """Count what was served, once; of an answer that was cut off, what it had told."""
         if self._to_count:
             self._to_count = False
+            reader, model = self._reader, attempts.facts.model
             body = bytes(self.response_body_buf) if self.copied is None else self.copied
-            told = self._reader.unpacked(body, self.tail)
-            self.service.served(attempts, attempts.facts.model, self._reader.usage(told))
-            self._learn_late(attempts, told)
+            told = reader.unpacked(body, self.tail)
+            self.service.served(attempts, model, reader.usage(told))
+            if (refused := reader.refused_at_its_end(told)) is not None:
+                self._learn_late(attempts, refused)
 
-    def _learn_late(self, attempts: Attempts, told: Told) -> None:
+    def _learn_late(self, attempts: Attempts, refused: Decision) -> None:
         """Learn from an error that came after the first byte: the client has it, too."""
-        refused = self._reader.refused_at_its_end(told)
-        if refused is None:
-            return
         wall_now, provider = self.service.wall_now(), self._call.provider
         answer = self._reader.late_answer(refused, attempts.facts.model, wall_now)
         attempts.refused_late(provider.classify(answer), self.service.now())

@@ -270,7 +270,9 @@ class SocketReplay:
         assert stream.attempts is not None
         stream.clear_timer()
         stream.attempts.committed(stream.service.now())
-        stream.learn_head(reader.response)
+        lease = stream.attempts.lease
+        assert lease is not None
+        stream.service.learn_head(stream.provider, lease, reader.response)
         self._parser = self._side(stream.context.server)
         side = self._socket.server_ws
         for message in (m for m in self._said if not m.dropped):
