@@ -83,28 +83,28 @@ class AttemptStream(HttpStream):
 
     # -- attempts
 
-    def send_attempt(self, request: http.Request) -> CommandGenerator[None]:
-        """Send *request*, the copy with a credential, to the current server connection."""
+    def send_attempt(self, request: http.Request) -> list[commands.Command]:
+        """Return what sends *request*, the copy with a credential, to the current connection."""
         server = self.context.server
+        self.on_kept_connection = self._is_kept(server)
         self.layer.use(server)
         self.attempt_id = attempt_id = self.layer.new_attempt(self)
         self.sent_at, self.sent_among = self.service.now(), len(self.layer.connections)
         self.heard, self.quiet_since = False, self.sent_at
-        self.on_kept_connection = self._is_kept(server)
         self.interim_came = False
         if self.client_state == self.state_stream_request_body:
             # The body follows as it comes from the client.
-            yield SendHttp(RequestHeaders(attempt_id, request, end_stream=False), server)
-            return
+            return [SendHttp(RequestHeaders(attempt_id, request, end_stream=False), server)]
         content = request.raw_content
         trailers = request.trailers if takes_trailers(server) else None
         end_stream = not (content or trailers)
-        yield SendHttp(RequestHeaders(attempt_id, request, end_stream), server)
+        sent: list[HttpEvent] = [RequestHeaders(attempt_id, request, end_stream)]
         if content:
-            yield SendHttp(RequestData(attempt_id, content), server)
+            sent.append(RequestData(attempt_id, content))
         if trailers:
-            yield SendHttp(RequestTrailers(attempt_id, trailers), server)
-        yield SendHttp(RequestEndOfMessage(attempt_id), server)
+            sent.append(RequestTrailers(attempt_id, trailers))
+        sent.append(RequestEndOfMessage(attempt_id))
+        return [SendHttp(event, server) for event in sent]
 
     def cancel_attempt(self, reason: str) -> CommandGenerator[None]:
         """Cut off the running attempt, if any."""
@@ -149,13 +149,6 @@ class AttemptStream(HttpStream):
     ) -> CommandGenerator[None]:
         event.message = self.layer.shown(event.message)
         return super().handle_protocol_error(event)
-
-    def check_killed(self, emit_error_hook: bool) -> CommandGenerator[bool]:
-        # It looks for the client's departure among the events that wait.
-        for event in self._paused_event_queue:
-            if isinstance(event, RequestProtocolError):
-                event.message = self.layer.shown(event.message)
-        return super().check_killed(emit_error_hook)
 
     # -- while paused
 
@@ -220,10 +213,6 @@ class AttemptStream(HttpStream):
         if event.command is self._timer and then is not None:
             self._timer = self._on_timer = None
             yield from then()
-
-    def check_body_size(self, request: bool) -> CommandGenerator[bool]:
-        # Each look at an option of mitmproxy's copies its value; this asks four times.
-        return super().check_body_size(request) if self.service.settings.body_limits else no()
 
     # -- the answer
 
@@ -326,12 +315,6 @@ _SOCKET_ENDS = (
 
 def _over(event: events.Event) -> CommandGenerator[None]:
     raise AssertionError(f"unexpected event after the end: {event}")
-
-
-def no() -> CommandGenerator[bool]:
-    """Say no, where mitmproxy wants a generator."""
-    yield from ()
-    return False
 
 
 def translated(

@@ -49,7 +49,7 @@ from account_pool.core.verdicts import is_about_account
 from account_pool.providers.base import CannotSwap, LocalAnswer, Provider, RequestHead
 from account_pool.proxy import causes, compat, delivery, interim, scrub, wire
 from account_pool.proxy.answer import AnswerReader, Reading
-from account_pool.proxy.attempt_stream import AttemptStream, no, translated
+from account_pool.proxy.attempt_stream import AttemptStream, translated
 from account_pool.proxy.call import Call
 from account_pool.proxy.endings import NotProcessed, Silent, Withdrawn
 from account_pool.proxy.harmless import harmless
@@ -336,10 +336,6 @@ class ServingStream(AttemptStream):
     @property
     def _validates(self) -> bool:
         return bool(self.context.options.validate_inbound_headers)
-
-    def check_invalid(self, request: bool) -> CommandGenerator[bool]:
-        # An answer was looked at before; mitmproxy would end its connection, and all others on it.
-        return super().check_invalid(request) if request or self.attempts is None else no()
 
     def _no_answer(self, response: http.Response, why: str) -> CommandGenerator[None]:
         """What came is none: a protocol nobody asked for, a status or a head there is not."""

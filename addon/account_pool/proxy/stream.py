@@ -61,6 +61,8 @@ from account_pool.proxy.visits import VisitStream
 
 logger = logging.getLogger(__name__)
 
+#: Says no where mitmproxy wants a generator: what comes of `yield from` is None.
+_NO: Any = ()
 #: Requests up to this size are kept for replay; larger ones are streamed through once.
 MAX_REPLAYABLE_BYTES = 64 * 1024 * 1024
 
@@ -278,10 +280,24 @@ class PoolHttpStream(ServingStream, VisitStream):
         return self.call is not None and self.call.route is not Route.PASS
 
     def check_body_size(self, request: bool) -> CommandGenerator[bool]:
+        # Each look at an option of mitmproxy's copies its value; this asks four times.
+        if not self.service.settings.body_limits:
+            return _NO
         # Ours are kept for a replay, whatever stream_large_bodies says.
-        if self._served and self.service.settings.body_limits:
-            return self._check_limit(request=request)
-        return super().check_body_size(request)
+        return (
+            self._check_limit(request=request) if self._served else super().check_body_size(request)
+        )
+
+    def check_invalid(self, request: bool) -> CommandGenerator[bool]:
+        # An answer was looked at before; mitmproxy would end its connection, and all others on it.
+        return super().check_invalid(request) if request or self.attempts is None else _NO
+
+    def check_killed(self, emit_error_hook: bool) -> CommandGenerator[bool]:
+        # It looks for the client's departure among the events that wait.
+        for event in self._paused_event_queue:
+            if isinstance(event, RequestProtocolError):
+                event.message = self.layer.shown(event.message)
+        return super().check_killed(emit_error_hook)
 
     def _check_limit(self, *, request: bool) -> CommandGenerator[bool]:
         """Refuse what is larger than mitmproxy's body_size_limit, in the provider's envelope."""
