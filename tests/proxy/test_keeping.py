@@ -383,7 +383,7 @@ async def test_news_that_could_not_be_taken_over_are_read_again(
         raise MemoryError
 
     monkeypatch.setattr(there, "_heed", fail)
-    there._changed(True)
+    there._urgent()
     with pytest.raises(MemoryError):
         await there._run()
     await there._round()

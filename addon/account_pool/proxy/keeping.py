@@ -96,7 +96,7 @@ class Keeping:
         self._to_tell: list[asyncio.Future[None]] = []
         self._used_at = now() + USED_S
         self._sweep_at = self._beat_at = now()
-        self._unwritten = Unwritten(service, self._wall, self._changed)
+        self._unwritten = Unwritten(service, self._wall, self._changed, self._urgent)
 
     @property
     def problem(self) -> str | None:
@@ -163,7 +163,7 @@ class Keeping:
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._to_tell.append(written)
         self._unwritten.note_used()
-        self._changed(True)
+        self._urgent()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(written, STOP_TIMEOUT_S)
 
@@ -178,10 +178,14 @@ class Keeping:
         add_to(sums, waiting)
         return sums
 
-    def _changed(self, pressing: bool) -> None:
+    def _changed(self) -> None:
         self._dirty.set()
-        if pressing:
+        if self._pool.pressing:
             self._pressing.set()
+
+    def _urgent(self) -> None:
+        self._dirty.set()
+        self._pressing.set()
 
     # -- while it runs
 

@@ -181,16 +181,21 @@ class Unwritten:
     Args:
         service: whose they are.
         wall: returns now, on the wall clock of what is kept.
-        changed: called after each change, with whether it must not be lost.
+        changed: called after each change.
+        urgent: called after one that must not be lost.
     """
 
     def __init__(
-        self, service: Service, wall: Callable[[], float], changed: Callable[[bool], None]
+        self,
+        service: Service,
+        wall: Callable[[], float],
+        changed: Callable[[], None],
+        urgent: Callable[[], None],
     ) -> None:
         self._service = service
         self._pool = pool = service.pool
         self._wall = wall
-        self._changed = changed
+        self._changed, self._urgent = changed, urgent
         #: accounts by the position they had; one that came back has another
         self._positions: dict[AccountKey, int] = {}
         #: requests in flight, as others were told
@@ -201,8 +206,8 @@ class Unwritten:
         self._again: tuple[Numbered, Mapping[str, Counted]] | None = None
         self.books = {"sessions": self._sessions(), "pins": self._pins()}
         for counts in service.counters.values():
-            counts.changed = lambda: changed(False)
-        self.unsubscribe = pool.subscribe(lambda: changed(pool.pressing))
+            counts.changed = changed
+        self.unsubscribe = pool.subscribe(changed)
 
     def meet(self, books: Mapping[str, list[Row]]) -> None:
         """Begin with a store that has these *books*: take them over, and write all we know."""
@@ -262,7 +267,7 @@ class Unwritten:
         if batch.number is not None:
             self._again = None
             if any(counter.waiting for counter in self._service.counters.values()):
-                self._changed(False)
+                self._changed()
         for name, taken in batch.taken.items():
             self.books[name].wrote(taken)
         for key in replaced:
@@ -315,7 +320,7 @@ class Unwritten:
 
         def changed(key: str) -> None:
             book.changed.add(key)
-            self._changed(True)
+            self._urgent()
 
         return changed
 
