@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from mitmproxy.addons.view import View as MitmproxyView
 from mitmproxy.test import taddons, tflow
@@ -10,15 +12,17 @@ from account_pool.proxy import shown, view
 from account_pool.proxy.addon import AccountPool
 from account_pool.proxy.shown import MARK, REFUSED
 from account_pool.proxy.view import Messages, View
+from tests.proxy.helpers import service_of
 from tests.proxy.test_attempt_stream import closed, frame, opened, socket  # noqa: F401
 
 
 class Looking:
     """mitmproxy's view, and ours of it."""
 
-    def __init__(self, kept: int = 3) -> None:
-        self.theirs, self.kept = MitmproxyView(), kept
-        self.ours = View(lambda: self.theirs, lambda: self.kept)
+    def __init__(self, tctx) -> None:
+        self.theirs, self.service = MitmproxyView(), service_of(view_kept=3)
+        tctx.master.addons.add(self.theirs)
+        self.ours = View(self.service)
 
     def flow(self, name: str, *, size: int = 10, of_pool: bool = True, **attributes):
         """A flow that has ended."""
@@ -42,8 +46,8 @@ class Looking:
 
 @pytest.fixture
 def looking():
-    with taddons.context():
-        looking = Looking()
+    with taddons.context() as tctx:
+        looking = Looking(tctx)
         # mitmproxy puts the first one into focus, which stays.
         looking.flow("z", of_pool=False)
         yield looking
@@ -86,7 +90,7 @@ def test_others_are_never_dropped(looking):
 
 
 def test_all_is_kept_where_that_is_wanted(looking):
-    looking.kept = 0
+    looking.service.settings = replace(looking.service.settings, view_kept=0)
     for name in "abcdefgh":
         looking.flow(name)
     assert looking.names == "abcdefghz"
@@ -94,7 +98,7 @@ def test_all_is_kept_where_that_is_wanted(looking):
 
 def test_their_bodies_are_bounded_together(looking, monkeypatch):
     monkeypatch.setattr(view, "MAX_BYTES", 100)
-    looking.kept = 1000
+    looking.service.settings = replace(looking.service.settings, view_kept=1000)
     for name in "abcd":
         looking.flow(name, size=40)
     assert looking.names == "cdz"
@@ -113,10 +117,11 @@ def test_what_its_owner_has_cleared_counts_no_more(looking):
 
 
 def test_nobody_looks_in_mitmdump():
-    ours = View(lambda: None, lambda: 3)
+    ours = View(service_of(view_kept=3))
     flow = tflow.tflow(resp=True)
     flow.metadata["pool.account"] = "openai/one"
-    ours.ended(flow)
+    with taddons.context():
+        ours.ended(flow)
     assert ours._sizes == {}
 
 

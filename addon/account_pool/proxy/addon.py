@@ -136,9 +136,7 @@ class AccountPool(AdminPages):
         self._terminal = Terminal()
         self._replays = replay.Replays(self.service)
         self._fast: Steps | None = None
-        self._view = View(
-            lambda: ctx.master.addons.get("view"), lambda: self.service.settings.view_kept
-        )
+        self._view = View(self.service)
 
     def load(self, loader: Loader) -> None:
         # Again when pool.py is reloaded: nothing is waiting to be known then.
@@ -259,8 +257,11 @@ class AccountPool(AdminPages):
     def request(self, flow: http.HTTPFlow) -> None:
         # A live request is served in the layer; only mitmweb's Replay, which builds a
         # plain one, has to be caught, once every other addon has seen it.
-        self._replays.begin(flow)
-        playback.prepare(ctx.master.addons.get("serverplayback"), self.service)
+        if flow.is_replay:
+            self._replays.begin(flow)
+        played = ctx.master.addons.get("serverplayback")
+        if getattr(played, "flowmap", None):
+            playback.prepare(played, self.service)
 
     def response(self, flow: http.HTTPFlow) -> None:
         if flow.live or REFUSED in flow.metadata:  # not of a file that somebody opened

@@ -29,6 +29,7 @@ class Call:
 
     Attributes:
         provider: whose API it is.
+        hosts: those of the providers when its head was read.
         destination: where its connection goes, as checked when the head was read.
         address: host and port of the flow at that moment. If another addon changes
             them afterwards, the destination must be checked again.
@@ -39,6 +40,7 @@ class Call:
     """
 
     provider: Provider
+    hosts: HostIndex
     destination: Destination
     address: tuple[str, int]
     route: Route

@@ -123,7 +123,7 @@ class PoolHttpLayer(HttpLayer):
     def _look_after(self) -> CommandGenerator[None]:
         while self._doubts:
             yield from self.event_to_child(*self._doubts.pop())
-        if self.attempts or self.waiting_for_establishment:
+        if self.timer is None and (self.attempts or self.waiting_for_establishment):
             yield from self._sweep.arm()
 
     # -- after a suspend

@@ -280,6 +280,7 @@ class Service:
                 denied = provider.refusal(426, _NO_SOCKET, None)
         return Call(
             provider=provider,
+            hosts=self.hosts,
             destination=destination,
             address=(request.host, request.port),
             route=route,
@@ -349,9 +350,9 @@ class Service:
         None when its host is not that provider's any more: the file was edited while the
         request waited.
         """
-        name = call.provider.name
-        if self.providers.get(name) is call.provider:
+        if call.hosts is self.hosts:
             return call.provider
+        name = call.provider.name
         found = self.hosts.find(call.destination.name, call.destination.port)
         return next((provider for provider in found if provider.name == name), None)
 

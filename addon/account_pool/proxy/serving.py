@@ -128,7 +128,7 @@ class ServingStream(AttemptStream):
         self.socket: SocketReader | None = None
         #: of its first turn, if that can be sent elsewhere
         self.replay: SocketReplay | None = None
-        self._messages = Messages()
+        self._messages: Messages | None = None
 
     @property
     def _call(self) -> Call:
@@ -251,7 +251,9 @@ class ServingStream(AttemptStream):
         wire.rename(flow.request, call.masked, name)
         flow.metadata["pool.account"] = name
         flow.metadata["pool.attempts"] = len(attempts.history)
-        swap = self.service.swap(provider, lease).for_path(call.head.path)
+        swap = self.service.swap(provider, lease)
+        if swap.by_path:
+            swap = swap.for_path(call.head.path)
         self._sent_secrets.append(lease.credential.secret)
         if swap.origin is not None and self.service.refuses_origin(swap.origin):
             return provider.refusal(400, INSECURE, None)
@@ -324,7 +326,8 @@ class ServingStream(AttemptStream):
         if self.context.client.alpn == b"h2" and interim.is_too_long(response):
             return "no valid answer: its head is too long"
         interim.in_one_line(response)
-        wrong = interim.wrong_with(response) if self._validates else None
+        validates = self.context.options.validate_inbound_headers
+        wrong = interim.wrong_with(response) if validates else None
         if wrong is None:
             return None
         if response.status_code >= 400:
@@ -332,10 +335,6 @@ class ServingStream(AttemptStream):
             return None
         why = causes.told(wrong, self._not_told())
         return f"no valid answer: {why}; see the option validate_inbound_headers"
-
-    @property
-    def _validates(self) -> bool:
-        return bool(self.context.options.validate_inbound_headers)
 
     def _no_answer(self, response: http.Response, why: str) -> CommandGenerator[None]:
         """What came is none: a protocol nobody asked for, a status or a head there is not."""
@@ -719,6 +718,7 @@ class ServingStream(AttemptStream):
                 with harmless:
                     closing = self._message(command.flow) or closing
                     if self.service.settings.view_kept:
+                        self._messages = self._messages or Messages()
                         self._messages.added(command.flow)
                 if self.replay is not None and self.replay.elsewhere is not None:
                     # What follows of the message has no attempt to be sent with.

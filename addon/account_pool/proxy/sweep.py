@@ -49,11 +49,10 @@ class Sweep:
         self._not_begun: dict[Connection, float] = {}
 
     def arm(self) -> CommandGenerator[None]:
-        """Look again soon, unless that is arranged already."""
-        if self.timer is None:
-            self.timer = commands.RequestWakeup(min(SWEEP_S, self._timeout_s() / 4))
-            self._layer.command_sources[self.timer] = self  # type: ignore[assignment]
-            yield self.timer
+        """Look again soon; not to be called while that is arranged."""
+        self.timer = commands.RequestWakeup(min(SWEEP_S, self._timeout_s() / 4))
+        self._layer.command_sources[self.timer] = self  # type: ignore[assignment]
+        yield self.timer
 
     def handle_event(self, _event: events.Event) -> CommandGenerator[None]:
         """Time has passed. Whatever is still looked after, the layer arms this again."""

@@ -7,13 +7,15 @@ marked, intercepted or in focus, nor flows of other hosts or of a file that was 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mitmproxy import http
+from mitmproxy import ctx, http
 
 from account_pool.proxy import shown
 from account_pool.proxy.harmless import harmless
+
+if TYPE_CHECKING:
+    from account_pool.proxy.service import Service
 
 #: The bodies and messages of the flows that are kept, together, in bytes.
 MAX_BYTES = 64 * 1024 * 1024
@@ -26,29 +28,26 @@ _MAX_LOOKS = 64
 class View:
     """Lets old flows of the pool go from the view of mitmweb or mitmproxy.
 
-    Args:
-        view: returns mitmproxy's own view; None where nobody looks.
-        kept: returns how many flows are kept; 0: all.
+    Its number is `Settings.view_kept`.
     """
 
-    def __init__(self, view: Callable[[], Any], kept: Callable[[], int]) -> None:
-        self._view = view
-        self._kept = kept
+    def __init__(self, service: Service) -> None:
+        self._service = service
         #: bytes of those that ended, by id, oldest first
         self._sizes: OrderedDict[str, int] = OrderedDict()
         self._bytes = 0
 
     def ended(self, flow: http.HTTPFlow) -> None:
         """*flow* has ended, or is one of a refused attempt; others may have to go for it."""
-        if self._kept() and is_of_pool(flow) and self._view() is not None:
+        view = ctx.master.addons.get("view")  # none where nobody looks
+        if view is not None and self._service.settings.view_kept and is_of_pool(flow):
             with harmless:
                 self._forget(flow.id)
                 self._sizes[flow.id] = size = size_of(flow)
                 self._bytes += size
-                self._drop()
+                self._drop(view, self._service.settings.view_kept)
 
-    def _drop(self) -> None:
-        view, kept = self._view(), self._kept()
+    def _drop(self, view: Any, kept: int) -> None:
         looks = 0
         while len(self._sizes) > kept or self._bytes > MAX_BYTES:
             oldest = next(iter(self._sizes))
