@@ -26,6 +26,9 @@ from account_pool.proxy.fast import inline
 from account_pool.proxy.fast.steps import Steps
 from account_pool.proxy.fast.table import HookTable
 from tests.patience import PATIENCE_S
+from tests.proxy.fast.known import needs_known
+
+pytestmark = needs_known
 
 
 @pytest.fixture(params=["eager", "lazy"], autouse=True)

@@ -23,6 +23,9 @@ from mitmproxy.test import taddons, tflow
 from account_pool.proxy.fast import table
 from account_pool.proxy.fast.table import HookTable
 from tests.patience import PATIENCE_S
+from tests.proxy.fast.known import needs_known
+
+pytestmark = needs_known
 
 EVENT = ClientConnectedHook(SimpleNamespace(id="client"))
 

@@ -1,0 +1,17 @@
+"""Tests of what is used only where mitmproxy is as it was known."""
+
+from __future__ import annotations
+
+import pytest
+from mitmproxy.version import VERSION
+from packaging.version import Version
+
+from account_pool.proxy.fast import inline, table
+
+#: The newest that was read. Older ones that the project supports are known, all of them.
+NEWEST = Version("12.3.1")
+
+needs_known = pytest.mark.skipif(
+    Version(VERSION) > NEWEST and not (table.is_as_known() and inline.is_as_known()),
+    reason=f"no shorter ways through mitmproxy {VERSION}: it has changed there (proxy/fast)",
+)
