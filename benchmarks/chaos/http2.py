@@ -24,8 +24,10 @@ READ_BYTES = 1 << 16
 HIGHEST = (1 << 31) - 1
 #: Every third connection allows so few streams at once.
 FEW = 2
-#: Bytes of a stream that may come, once that was shrunk.
-WINDOW = 1000
+#: Bytes of a stream that may come, once that was shrunk: uploads still end in time.
+WINDOW = 16_000
+#: Seconds for which a connection that went away is read on.
+LINGER_S = 2.0
 #: A frame of a type that nobody knows, which is to be ignored (RFC 9113, section 5.5).
 UNKNOWN = b"\x00\x00\x08\xfa\x00\x00\x00\x00\x00whatever"
 
@@ -117,7 +119,9 @@ class Http2(Connection):
         self.streams.pop(stream.number, None)
         self.opened.pop(id(stream.opened), None)
         if self.last != HIGHEST and not self.streams:
-            self.writer.close()
+            # At once it would be a reset, where something has come that was not read: that takes
+            # with it what was sent. The proxy closes, too.
+            asyncio.get_running_loop().call_later(LINGER_S, self.writer.close)
 
     def go_away(self, last: int, code: ErrorCodes = ErrorCodes.NO_ERROR) -> None:
         """Say so. Streams above *last* are not answered: they did not run."""
@@ -165,9 +169,10 @@ class Stream:
 
     async def _play(self) -> None:
         try:
+            await perform(self.act, self, self.request, self.of.site.book)
+        except (OSError, ProtocolError) as error:
             # The stream, or its connection, went away under us: that is the proxy leaving.
-            with suppress(OSError, ProtocolError):
-                await perform(self.act, self, self.request, self.of.site.book)
+            self.of.site.book.note(self.request.nonce, f"could not: {type(error).__name__}")
         finally:
             self.of.site.book.end(self.opened)
             self.of.over(self)

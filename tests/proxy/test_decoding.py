@@ -162,7 +162,7 @@ def test_a_stream_may_have_a_frame_for_each_event(encoding):
 @pytest.mark.parametrize(
     ("encoding", "frame"),
     [
-        ("gzip", gzip.compress(b"")),
+        ("gzip", gzip.compress(b"", mtime=0)),  # its bytes name the test
         ("zstd", zstd.compress(b"")),
         ("zstd", zstd.compress(b"x")),
         ("zstd", b"\x50\x2a\x4d\x18" + bytes(4)),  # one to be skipped
