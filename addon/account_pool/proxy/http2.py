@@ -467,8 +467,9 @@ def take(
     ours.last_id = ours.failed_at = ours.pinged_at = ours._timer = None
     ours.heard_at, ours._unheard, ours._held, ours._gone = now(), False, {}, set()
     ours._timers, ours._came, ours._owed, ours._reading = set(), [], {}, False
-    ours.h2_conn._receive_frame = ours.receive_frame  # type: ignore[method-assign]
-    table = ours.h2_conn._frame_dispatch_table
+    h2_conn: Any = ours.h2_conn  # which has types in some versions only
+    h2_conn._receive_frame = ours.receive_frame
+    table = h2_conn._frame_dispatch_table
     (kind,) = (kind for kind in table if kind.__name__ == "GoAwayFrame")
     table[kind] = ours.goaway
     return ours
