@@ -6,15 +6,12 @@ import asyncio
 import logging
 
 import pytest
-from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.connection import ConnectionState, Server
 from mitmproxy.proxy import commands, events, server_hooks
-from mitmproxy.test import taddons
 
 from account_pool.proxy import connecting
-from account_pool.proxy.addon import AccountPool
 from tests.patience import PATIENCE_S
-from tests.proxy.test_event_lock import Handler
+from tests.proxy.test_event_lock import Handler, connected
 
 
 class Writer:
@@ -123,8 +120,7 @@ async def test_a_mitmproxy_that_opens_them_otherwise_is_left_alone():
 
 
 async def test_each_client_is_watched():
-    proxyserver, handler = Proxyserver(), Handler()
-    with taddons.context(proxyserver):
-        proxyserver.connections[handler.client.id] = handler
-        AccountPool().client_connected(handler.client)
+    handler = Handler()
+    with connected(handler):
+        pass
     assert "open_connection" in vars(handler)

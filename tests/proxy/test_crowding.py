@@ -7,15 +7,12 @@ from collections import defaultdict
 from contextlib import nullcontext
 
 import pytest
-from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.connection import Server
 from mitmproxy.proxy import commands, events
-from mitmproxy.test import taddons
 
 from account_pool.proxy import crowding
-from account_pool.proxy.addon import AccountPool
 from tests.patience import PATIENCE_S
-from tests.proxy.test_event_lock import Handler
+from tests.proxy.test_event_lock import Handler, connected
 
 #: More than mitmproxy opens.
 MANY = 12
@@ -77,8 +74,7 @@ async def test_a_mitmproxy_without_that_bound_is_left_alone(bounds):
 
 
 async def test_each_client_is_free_of_it():
-    proxyserver, handler = Proxyserver(), Handler()
-    with taddons.context(proxyserver):
-        proxyserver.connections[handler.client.id] = handler
-        AccountPool().client_connected(handler.client)
+    handler = Handler()
+    with connected(handler):
+        pass
     assert isinstance(handler.max_conns["any"], nullcontext)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.server import ConnectionHandler, ConnectionIO
 from mitmproxy.test import taddons
 
-from account_pool.proxy import event_lock
+from account_pool.proxy import compat, event_lock
 from account_pool.proxy.addon import AccountPool
 from account_pool.proxy.event_lock import EventLock
 from tests.patience import PATIENCE_S
@@ -35,6 +36,16 @@ class Handler(ConnectionHandler):
 
     async def handle_hook(self, hook: commands.StartHook) -> None:
         pass
+
+
+@contextmanager
+def connected(handler: Handler) -> Iterator[None]:
+    """*handler* is that of a client that has connected to a proxy with the addon."""
+    proxyserver = Proxyserver()
+    with taddons.context(proxyserver):
+        proxyserver.connections[handler.client.id] = handler
+        AccountPool().client_connected(handler.client)
+        yield
 
 
 class Writer:
@@ -133,14 +144,13 @@ async def test_a_mitmproxy_without_that_lock_is_left_alone(lock):
     assert handler._server_event_lock is other
     del handler._server_event_lock
     assert not event_lock.put_into(handler)
-    assert not event_lock.put_into(event_lock.handler_of(None, "x"))
+    with taddons.context():
+        assert not event_lock.put_into(compat.handler_of(client_connection()))
 
 
 async def test_each_client_gets_one():
-    proxyserver, handler = Proxyserver(), Handler()
-    with taddons.context(proxyserver):
-        proxyserver.connections[handler.client.id] = handler
-        AccountPool().client_connected(handler.client)
+    handler = Handler()
+    with connected(handler):
         assert isinstance(handler._server_event_lock, EventLock)
         # One that mitmproxy does not list (a replay) is served all the same.
         AccountPool().client_connected(client_connection())

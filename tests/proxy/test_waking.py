@@ -15,7 +15,7 @@ from mitmproxy.proxy import commands, events, tunnel
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import http as http_layers
 from mitmproxy.proxy.layers.http import HTTPMode
-from mitmproxy.proxy.server import ConnectionHandler, ConnectionIO
+from mitmproxy.proxy.server import ConnectionIO
 
 from account_pool.core.attempts import Limits
 from account_pool.core.suspend import GAP_S
@@ -36,6 +36,7 @@ from tests.proxy.helpers import (
     post1,
     service_of,
 )
+from tests.proxy.test_event_lock import Handler
 
 HOURS = 3 * 3600.0
 
@@ -373,22 +374,6 @@ def test_the_clocks_go_on():
 
 
 # -- what mitmproxy is told
-
-
-class Handler(ConnectionHandler):
-    """mitmproxy's own, with a layer that only notes what it is told."""
-
-    def __init__(self) -> None:
-        super().__init__(Context(client_connection(), options_of()))
-        self.told: list[events.Event] = []
-        self.layer = self  # type: ignore[assignment]
-
-    def handle_event(self, event: events.Event) -> list[commands.Command]:
-        self.told.append(event)
-        return []
-
-    async def handle_hook(self, hook: commands.StartHook) -> None:
-        pass
 
 
 def proxy_with(monkeypatch, *handlers: object) -> None:

@@ -34,6 +34,7 @@ from account_pool.credentials.notices import Notices
 from account_pool.credentials.written import mark
 from account_pool.proxy import (
     binding,
+    compat,
     connecting,
     crowding,
     descriptors,
@@ -243,8 +244,7 @@ class AccountPool(AdminPages):
 
     def client_connected(self, client: Client) -> None:
         self.service.mind_suspend()  # before it has connections, which will be fresh
-        connections = getattr(ctx.master.addons.get("proxyserver"), "connections", None)
-        handler = event_lock.handler_of(connections, client.id)
+        handler = compat.handler_of(client)
         if self._fast is None or not self._fast.take(handler):
             event_lock.put_into(handler)
         crowding.lift(handler)

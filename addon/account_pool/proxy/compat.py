@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from mitmproxy import ctx
+from mitmproxy.connection import Client
 from mitmproxy.net.http import status_codes
 from mitmproxy.proxy.layers import http
 
@@ -27,6 +30,12 @@ else:
     CANCEL = status_codes.CLIENT_CLOSED_REQUEST
     SERVER_ERROR = status_codes.BAD_GATEWAY
     BAD_REQUEST = status_codes.BAD_REQUEST
+
+
+def handler_of(client: Client) -> Any:
+    """Return what handles *client*; None where mitmproxy does not list it, or not at all."""
+    connections = getattr(ctx.master.addons.get("proxyserver"), "connections", None)
+    return connections.get(client.id) if isinstance(connections, Mapping) else None
 
 
 def quick_http1() -> ModuleType | None:

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +58,3 @@ def put_into(handler: object) -> bool:
         return False
     setattr(handler, _NAME, EventLock())
     return True
-
-
-def handler_of(connections: object, client_id: str) -> Any:
-    """Return what handles the client; None where mitmproxy does not tell."""
-    return connections.get(client_id) if isinstance(connections, Mapping) else None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -210,7 +209,6 @@ class Service:
         self.own_ends: set[tuple[End, End]] = set()
         self.layers: WeakSet[PoolHttpLayer] = WeakSet()
         self.stopping = self.turns_away = False
-        #: of requests that are held for an account
         #: what is held for an account, and when it looks again
         self._held: dict[asyncio.Event, float] = {}
         self._swaps: dict[AccountKey, tuple[Credential, Swap]] = {}
@@ -543,7 +541,7 @@ class Service:
 
         Monotonic seconds; infinity if there is none.
         """
-        return len(self._held), min(self._held.values(), default=math.inf)
+        return len(self._held), min(self._held.values(), default=inf)
 
     def turn_away(self) -> bool:
         """Hold no request any more, and tell those that are; say whether there is any."""

@@ -27,8 +27,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from mitmproxy import ctx
 from mitmproxy.connection import Client, Connection, ConnectionState
+
+from account_pool.proxy import compat
 
 #: How much of what the system has received is read; its own bound is mostly lower.
 MAX_UNREAD_BYTES = 4 * 1024 * 1024
@@ -39,7 +40,7 @@ DRAIN_S = 5.0
 
 def keep(client: Client) -> None:
     """Let no server connection behind *client* lose what it has received, or hold up others."""
-    handler = _handler(client)
+    handler = compat.handler_of(client)
     if inspect.iscoroutinefunction(getattr(handler, "drain_writers", None)):
         handler.drain_writers = functools.partial(_drain, weakref.ref(handler), client)
     for connection, transport in _transports(client).items():
@@ -59,13 +60,8 @@ def is_unsent(client: Client, server: Connection) -> bool:
     return type(writer) is asyncio.StreamWriter and writer.transport.get_write_buffer_size() > 0
 
 
-def _handler(client: Client) -> Any:
-    proxyserver = ctx.master.addons.get("proxyserver")
-    return getattr(proxyserver, "connections", {}).get(client.id)
-
-
 def _transports(client: Client) -> Mapping[Connection, Any]:
-    return getattr(_handler(client), "transports", {})
+    return getattr(compat.handler_of(client), "transports", {})
 
 
 async def _drain(handler: weakref.ref[Any], client: Client) -> None:

@@ -22,12 +22,11 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mitmproxy import ctx
 from mitmproxy.connection import Connection, Server
 from mitmproxy.proxy import events, layer, tunnel
 from mitmproxy.proxy.layers.http import HttpConnection
 
-from account_pool.proxy import event_lock
+from account_pool.proxy import compat
 from account_pool.supervision import tasks
 
 if TYPE_CHECKING:
@@ -95,8 +94,7 @@ def probe(writer: object) -> None:
 
 def attend(http: PoolHttpLayer, idle: Collection[Connection]) -> None:
     """Close *idle*, connections of *http*, and have those in use probed."""
-    connections = getattr(ctx.master.addons.get("proxyserver"), "connections", None)
-    handler = event_lock.handler_of(connections, http.context.client.id)
+    handler = compat.handler_of(http.context.client)
     transports = getattr(handler, "transports", {})
     close = getattr(handler, "close_connection", None)
     tell = getattr(handler, "server_event", None)
