@@ -264,16 +264,21 @@ async def test_sockets_are_told_that_it_goes_away(provider, pool_proxy):
     assert await ended(proxy) == 0
 
 
+async def drains(proxy: Any, finish: asyncio.Event, number: signal.Signals) -> None:
+    """What is under way when the signal comes is finished, and then the proxy ends."""
+    async with kept(proxy) as idle:
+        await idle.ask()
+    async with answering(proxy) as (_, rest):
+        os.kill(proxy.pid, number)
+        await proxy.until_printed(SHUTTING)
+        finish.set()
+        assert await rest() == CHAT.body
+    assert await ended(proxy) == 0
+
+
 async def test_mitmweb_drains_too(upstream, finish, mitmweb):  # noqa: F811
     async with mitmweb(upstream, **LONG) as (proxy, _):
-        async with kept(proxy) as idle:
-            await idle.ask()
-        async with answering(proxy) as (_, rest):
-            os.kill(proxy.pid, signal.SIGINT)
-            await proxy.until_printed(SHUTTING)
-            finish.set()
-            assert await rest() == CHAT.body
-        assert await ended(proxy) == 0
+        await drains(proxy, finish, signal.SIGINT)
 
 
 class Served(harness.Proxy):
@@ -298,11 +303,4 @@ async def test_account_pool_serve_drains_too(upstream, finish, setting):
     proxy.__class__ = Served
     async with proxy:
         await proxy.until_printed("account-pool: ready")
-        async with kept(proxy) as idle:
-            await idle.ask()
-        async with answering(proxy) as (_, rest):
-            os.kill(proxy.pid, signal.SIGTERM)
-            await proxy.until_printed(SHUTTING)
-            finish.set()
-            assert await rest() == CHAT.body
-        assert await ended(proxy) == 0
+        await drains(proxy, finish, signal.SIGTERM)
