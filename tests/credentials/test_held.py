@@ -233,6 +233,7 @@ class TestLogin:
         results = await asyncio.gather(*(keeper.refresh(ME, refused) for _ in range(50)))
         assert results == [None] * 50
         assert published.all[-1] == ("openai/me", {}, None)
+        assert published.again_in_s["openai/me"] == 0.0  # it comes: who asks waits for it
         answered.set()
         await until(lambda: token(published) == "at-1")
         assert len(server.asked) == 1

@@ -266,7 +266,7 @@ class Held:
             return
         if problem is not None and problem != self._problem:
             logger.warning("%s: %s", self.key, problem)
-        known = credentials, problem, None if credentials and problem is None else self._again_in_s
+        known = credentials, problem, None if credentials else self._again_in_s
         if known == (self.credentials, self._problem, self._published):
             return
         self.credentials, self._problem, self._published = known
