@@ -337,6 +337,10 @@ class _H2Connection:
                 sending.cancel()
                 await asyncio.gather(sending, return_exceptions=True)
             del self._queues[number], self._seen[number]
+            # What came and was not read takes room on the connection, which all share.
+            while not queue.empty():
+                if isinstance(event := queue.get_nowait(), events.DataReceived):
+                    self._acknowledge(event.flow_controlled_length or 0, number)
             self._before.append((time.monotonic(), ask.row.name))
             if seen.end is not End.WHOLE and self.is_usable:
                 self._reset(number)
