@@ -1,16 +1,24 @@
 """A mitmproxy script: the machine has slept, right before a request that says for how long.
 
-Of the clocks the pool compares, both go ahead as they do in a suspend; nothing else is
-changed. With `asleep_bound` a connection is given up sooner that answers no PING.
+Of the clocks the pool compares, both go ahead as they do in a suspend. Layers are woken
+outermost first: by themselves they have no order, and this one asks the most. With
+`asleep_bound` a connection is given up sooner that answers no PING.
 """
 
 from __future__ import annotations
+
+import weakref
 
 from mitmproxy import ctx
 
 from account_pool.proxy import http2, waking
 
 HEADER = "x-asleep-seconds"
+
+
+class OutermostFirst(weakref.WeakSet):
+    def __iter__(self):
+        return iter(sorted(super().__iter__(), key=lambda layer: len(layer.context.layers)))
 
 
 class Asleep:
@@ -20,7 +28,9 @@ class Asleep:
 
     def running(self):
         http2.DEAD_S = float(ctx.options.asleep_bound)
-        ctx.master.addons.get("account_pool").service.clocks = self.clocks
+        service = ctx.master.addons.get("account_pool").service
+        service.clocks = self.clocks
+        service.layers = OutermostFirst(service.layers)
 
     def clocks(self):
         up, wall = waking.clocks()

@@ -81,13 +81,18 @@ async def test_through_a_proxy_it_is_the_tunnel_that_is_closed(certificate, pool
     await proxy.until_printed(CLOSED)
 
 
-async def test_a_stream_that_lives_goes_on(certificate, pool_proxy):
-    async with RawHttp2(certificate, begin_or_answer) as upstream:
+@pytest.mark.parametrize("through_a_proxy", [False, True])
+async def test_a_stream_that_lives_goes_on(certificate, pool_proxy, through_a_proxy):
+    async with (
+        RawHttp2(certificate, begin_or_answer) as upstream,
+        UpstreamProxy(upstream.port) as way,
+    ):
+        options: dict[str, object] = {"asleep_bound": PATIENCE_S}
         proxy = await pool_proxy(
             in_order("first"),
             provider=upstream,
             extra_args=SCRIPT,
-            options={"asleep_bound": PATIENCE_S},
+            options=options | ({"mode": way.mode} if through_a_proxy else {}),
         )
         async with proxy.client(http2=True) as one, proxy.client(http2=True) as other:
             under_way = asyncio.create_task(one.request(**chat("long")))

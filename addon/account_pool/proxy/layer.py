@@ -142,7 +142,10 @@ class PoolHttpLayer(HttpLayer):
         for stream in self.attempts.values():
             stream.heard = True  # that nothing came is no silence
         idle = set()
-        for server, at in {self.context.server: None, **self.connections}.items():
+        kept: dict[Connection, Any] = dict(self.connections)
+        if not any(getattr(stream, "child_layer", None) for stream in self.streams.values()):
+            kept = {self.context.server: None, **kept}  # else it is for those in the tunnel
+        for server, at in kept.items():
             if not isinstance(server, Server) or not server.state & _CAN_READ:
                 continue
             if at is not None and server.alpn == b"h2":
