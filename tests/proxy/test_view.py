@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
 
 import pytest
 from mitmproxy.addons.view import View as MitmproxyView
 from mitmproxy.test import taddons, tflow
+from wsproto.connection import Connection, ConnectionType
+from wsproto.events import Ping
 
 from account_pool.proxy import shown, view
 from account_pool.proxy.addon import AccountPool
 from account_pool.proxy.shown import MARK, REFUSED
+from account_pool.proxy.socket import MAX_FRAMES
 from account_pool.proxy.view import Messages, View
-from tests.proxy.helpers import service_of
-from tests.proxy.test_attempt_stream import closed, frame, opened, socket  # noqa: F401
+from tests.proxy.helpers import head1, post1, service_of
+from tests.proxy.test_attempt_stream import (
+    CREATE,
+    UPGRADE,
+    closed,
+    frame,
+    opened,
+    socket,  # noqa: F401
+)
 
 
 class Looking:
@@ -179,4 +190,75 @@ def test_a_long_message_grows_in_place(socket):  # noqa: F811
     rig.server.send(frame(b"again"))
     assert messages[-1].content == b"again"
     assert rig.answers[0].body.endswith(b"x" * size + b"\x81\x05again")
+    closed(rig)
+
+
+def piece(data: bytes, *, first: bool = False, last: bool = False) -> bytes:
+    """A frame of a binary message of a server."""
+    length = bytes([len(data)]) if len(data) < 126 else b"\x7e" + len(data).to_bytes(2)
+    return bytes([(0x80 if last else 0) | (2 if first else 0)]) + length + data
+
+
+@pytest.mark.parametrize("turn", [False, True], ids=["idle", "in a turn"])
+def test_a_message_without_end_is_closed_with(socket, monkeypatch, turn):  # noqa: F811
+    monkeypatch.setattr("account_pool.proxy.socket.MAX_MESSAGE_BYTES", 100_000)
+    rig = opened(socket("one", websockets="pin"))
+    rig.send(CREATE if turn else frame(b"hello", masked=True))
+    rig.server.send(piece(b"", first=True))
+    for _ in range(99):
+        rig.server.send(piece(b"x" * 1000))
+    assert not rig.client_closed
+    rig.server.send(piece(b"x" * 2000))
+    assert rig.answers[0].body.startswith(b"\x88")
+    assert rig.flows[0].websocket.close_code == 1009
+    assert rig.client_closed and rig.server.closed
+    assert rig.in_flight() == 0
+    closed(rig)
+
+
+def test_messages_are_bounded_each(socket, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("account_pool.proxy.socket.MAX_MESSAGE_BYTES", 100_000)
+    rig = opened(socket("one", websockets="pin"))
+    rig.send(frame(b"hello", masked=True))
+    for _ in range(3):
+        rig.server.send(piece(b"x" * 60_000, first=True) + piece(b"x" * 40_000, last=True))
+    assert [len(m.content) for m in rig.flows[0].websocket.messages] == [5, *[100_000] * 3]
+    closed(rig)
+
+
+def test_a_bomb_is_closed_with(rig_of, monkeypatch):
+    monkeypatch.setattr("account_pool.proxy.socket.MAX_MESSAGE_BYTES", 1_000_000)
+    offered = ["Sec-WebSocket-Extensions: permessage-deflate"]
+    rig = rig_of("one")
+    rig.send(post1("/v1/responses", b"", [*UPGRADE, *offered], method="GET"))
+    rig.server.send(head1(101, ["Upgrade: websocket", "Connection: Upgrade", *offered]))
+    rig.send(frame(b"hello", masked=True))
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    bomb = (packer.compress(bytes(8_000_000)) + packer.flush(zlib.Z_SYNC_FLUSH))[:-4]
+    rig.server.send(b"\xc2\x7e" + len(bomb).to_bytes(2) + bomb)
+    assert rig.flows[0].websocket.close_code == 1009
+    assert rig.in_flight() == 0
+    closed(rig)
+
+
+@pytest.mark.parametrize("frames", [3, MAX_FRAMES, 3 * MAX_FRAMES])
+def test_a_message_of_many_frames_goes_on_with_few(socket, frames):  # noqa: F811
+    rig = opened(socket("one", websockets="pin"))
+    rig.send(frame(b"hello", masked=True))
+    size = len(rig.answers[0].body)
+    rig.server.send(
+        piece(b"0", first=True)
+        + frame(b"ping", opcode=9)
+        + b"".join(piece(b"%d" % (n % 10)) for n in range(1, frames - 1))
+        + piece(b"!", last=True)
+    )
+    said = b"".join(b"%d" % (n % 10) for n in range(frames - 1)) + b"!"
+    assert rig.flows[0].websocket.messages[-1].content == said
+    reader = Connection(ConnectionType.CLIENT)
+    reader.receive_data(rig.answers[0].body[size:])
+    came = list(reader.events())
+    assert came[0] == Ping(b"ping")
+    assert b"".join(bytes(event.data) for event in came[1:]) == said
+    assert len(came) - 1 == min(frames, MAX_FRAMES)
+    assert came[-1].message_finished
     closed(rig)

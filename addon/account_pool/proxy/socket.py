@@ -10,6 +10,7 @@ parse one waits in silence (clients.md, section 4).
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,8 @@ from mitmproxy.proxy.layers.websocket import (
     WebSocketMessageInjected,
 )
 from wsproto.connection import ConnectionState
-from wsproto.events import CloseConnection
+from wsproto.events import CloseConnection, Event, Message
+from wsproto.frame_protocol import CloseReason
 
 from account_pool.core.outcome import Answer, Outcome, OutcomeClass
 from account_pool.core.sse import HAS_ERROR, Verdict
@@ -34,6 +36,10 @@ from account_pool.proxy.call import bounded
 TRY_AGAIN_LATER = 1013
 #: The same, of an end that goes down.
 GOING_AWAY = 1001
+#: The longest message, unpacked. It is kept to its end, as is a request.
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+#: Frames that one of many is handed on in (RFC 6455, 5.4, leaves that to us).
+MAX_FRAMES = 1000
 #: What ends a turn says so where it begins.
 _HEAD_BYTES = 256
 _ENDS = re.compile(
@@ -114,15 +120,32 @@ class _Frames(list[bytes]):
     """What has come of the frames of a message. Each grows in place.
 
     mitmproxy adds to bytes, which copies all that came before, for every 64 KiB of a
-    message: 20 MB took two seconds of the loop.
+    message: 20 MB took two seconds of the loop. A message of many frames goes on with few:
+    each costs the same, however little it holds.
     """
 
     def append(self, data: bytes) -> None:
+        if len(self) == MAX_FRAMES:
+            return  # the last one grows on
         super().append(bytearray(data))  # type: ignore[arg-type]  # it is only added to
 
 
 class _InPlace(WebsocketConnection):
-    """A side of a socket whose messages grow in place."""
+    """A side of a socket whose messages grow in place, up to a bound."""
+
+    _held_bytes = 0
+
+    def events(self) -> Iterator[Event]:
+        """As wsproto's, which lets a message grow for ever, or unpack to whatever size."""
+        for event in super().events():
+            if isinstance(event, Message):
+                self._held_bytes += len(event.data)
+                if self._held_bytes > MAX_MESSAGE_BYTES:
+                    yield CloseConnection(CloseReason.MESSAGE_TOO_BIG, "the message is too long")
+                    return
+                if event.message_finished:
+                    self._held_bytes = 0
+            yield event
 
     @property
     def frame_buf(self) -> list[bytes]:
@@ -136,7 +159,10 @@ class _InPlace(WebsocketConnection):
 
 
 def grow_in_place(socket: WebsocketLayer) -> None:
-    """Let long messages of *socket* cost what they are long, not the square of it."""
+    """Let long messages of *socket* cost what they are long, not the square of it.
+
+    What is too long is closed with.
+    """
     for side in (socket.client_ws, socket.server_ws):
         if type(side) is WebsocketConnection:
             frames = side.__dict__.pop("frame_buf")
