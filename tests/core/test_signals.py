@@ -1,6 +1,5 @@
 """The engine of the rule tables, with a vendor that does not exist."""
 
-import re
 from typing import Any
 
 import pytest
@@ -8,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from account_pool.core.facts import read_facts
+from account_pool.core.meaning import Meaning
 from account_pool.core.outcome import Answer, Outcome, OutcomeClass, Scope
-from account_pool.core.signals import Rule, SignalTable
+from account_pool.core.signals import Rule, SignalTable, rules
 from account_pool.core.sse import Verdict
 
 
@@ -115,16 +115,29 @@ def test_a_page_before_the_api_is_no_verdict_on_the_account() -> None:
         ({"status": frozenset({0, 400})}, False),
         ({"words": frozenset({"spent", "other"})}, True),
         ({"words": frozenset({"other"})}, False),
-        ({"phrase": re.compile("gone")}, True),
-        ({"phrase": re.compile("^is")}, False),
+        ({"phrase": "GONE"}, True),
+        ({"phrase": "^is"}, False),
+        ({"means": Meaning.PLAN}, False),
         ({"when": lambda facts: facts.headers.get("x-a") == "1"}, True),
-        ({"words": frozenset({"spent"}), "phrase": re.compile("never")}, False),
+        ({"words": frozenset({"spent"}), "phrase": "never"}, False),
     ],
 )
 def test_every_condition_must_hold(conditions: dict[str, Any], matches: bool) -> None:
     payload = {"error": {"code": "Spent", "message": "it is gone"}}
     facts = read_facts(answer(payload=payload, headers={"x-a": "1"}))
     assert rule(**conditions).matches(facts) is matches
+
+
+def test_what_an_answer_means_is_a_condition_and_explicit() -> None:
+    row = rule(means=Meaning.PLAN)
+    spent = answer(payload={"error": {"message": "You have reached your weekly usage limit"}})
+    assert row.matches(read_facts(spent))
+    assert table(row).classify(spent).explicit
+
+
+def test_a_row_that_names_no_source_has_that_of_its_table() -> None:
+    plain, own = Rule("test", OutcomeClass.QUOTA), rule()
+    assert [row.source for row in rules("a page", plain, own)] == ["a page", "none"]
 
 
 def test_the_first_row_that_matches_decides() -> None:

@@ -12,11 +12,13 @@ This module knows HTTP statuses (RFC 9110), `facts.py` the shapes of envelopes, 
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Set
+from dataclasses import KW_ONLY, dataclass, replace
 
 from account_pool.core.facts import Facts, read_facts
+from account_pool.core.meaning import Meaning
 from account_pool.core.outcome import Answer, Outcome, OutcomeClass, Scope
 from account_pool.core.sse import Judge, Verdict
 from account_pool.core.waits import USUAL_WAITS, Wait, first_wait, prose
@@ -45,20 +47,34 @@ _EVIDENT = re.compile(r"(?!.*[\w-]{33})[\w.:;,=+%/&\"' -]*", re.ASCII)
 _PRINTABLE_WORD = re.compile(r"[a-z0-9_.:/-]{1,64}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# The words of the tables.
+RATE_LIMIT = OutcomeClass.RATE_LIMIT
+QUOTA = OutcomeClass.QUOTA
+OVERLOADED = OutcomeClass.OVERLOADED
+SERVER_ERROR = OutcomeClass.SERVER_ERROR
+AUTH_EXPIRED = OutcomeClass.AUTH_EXPIRED
+AUTH_INVALID = OutcomeClass.AUTH_INVALID
+FORBIDDEN_ACCOUNT = OutcomeClass.FORBIDDEN_ACCOUNT
+REQUEST_ERROR = OutcomeClass.REQUEST_ERROR
+ACCOUNT = Scope.ACCOUNT
+MODEL = Scope.MODEL
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
-    """One row. Every condition that is given must hold; `words` means any of them.
+    """One row. Every condition that is given must hold.
 
     Attributes:
         why: the row in a few words, for logs.
         cls: what it means.
         scope: how far it reaches; None: what is usual for the class.
         status: HTTP statuses; 0 is an event of a stream that names none.
-        words: codes, lower case.
-        phrase: searched in the message.
+        words: codes, lower case; any of them.
+        phrase: a regular expression, searched in the message; case does not matter.
+        means: what codes and sentence say in the vocabulary that all vendors share.
         when: anything else.
         waits: where the reset is named, best first; None: the table's. () when no
-            wait cures it or what is named misleads.
+            wait cures it (paying does) or what is named misleads.
         model: the model the answer names, for a request that named none.
         feature: the family or feature that is spent where it is another thing than the
             request's model: it is cooled in the model's place.
@@ -70,16 +86,17 @@ class Rule:
         names_credential: the code says that the credential itself is refused.
         unknown: the status alone decides; the answer says nothing that is understood.
         explicit: *when* finds a code or a sentence.
-        source: where the vendor or a recording says so.
+        source: where the vendor or a recording says so; "": that of the table (`rules`).
     """
 
     why: str
     cls: OutcomeClass
-    source: str
     scope: Scope | None = None
-    status: frozenset[int] = frozenset()
-    words: frozenset[str] = frozenset()
-    phrase: re.Pattern[str] | None = None
+    _: KW_ONLY
+    status: Set[int] = frozenset()
+    words: Set[str] = frozenset()
+    phrase: str = ""
+    means: Meaning | None = None
     when: Callable[[Facts], bool] | None = None
     waits: tuple[Wait, ...] | None = None
     model: Callable[[Facts], str | None] | None = None
@@ -90,6 +107,7 @@ class Rule:
     names_credential: bool = False
     unknown: bool = False
     explicit: bool = False
+    source: str = ""
 
     def matches(self, facts: Facts) -> bool:
         """Say whether every condition holds."""
@@ -97,37 +115,31 @@ class Rule:
             return False
         if self.words and self.words.isdisjoint(facts.words):
             return False
-        if self.phrase and not self.phrase.search(facts.message):
+        if self.phrase and not _pattern(self.phrase).search(facts.message):
+            return False
+        if self.means and facts.meaning is not self.means:
             return False
         return self.when is None or self.when(facts)
 
 
+@functools.cache
+def _pattern(phrase: str) -> re.Pattern[str]:
+    """Compile *phrase* at the first refusal: a proxy that starts has seen none."""
+    return re.compile(phrase, re.IGNORECASE)
+
+
+def rules(source: str, *rows: Rule) -> tuple[Rule, ...]:
+    """Return *rows* as a table; *source* is that of each row that names none."""
+    return tuple(row if row.source else replace(row, source=source) for row in rows)
+
+
 _USUAL_SCOPE = {
-    OutcomeClass.QUOTA: Scope.ACCOUNT,
-    OutcomeClass.AUTH_EXPIRED: Scope.ACCOUNT,
-    OutcomeClass.AUTH_INVALID: Scope.ACCOUNT,
-    OutcomeClass.FORBIDDEN_ACCOUNT: Scope.ACCOUNT,
-    OutcomeClass.OVERLOADED: Scope.SERVER,
-    OutcomeClass.SERVER_ERROR: Scope.SERVER,
-    OutcomeClass.REQUEST_ERROR: Scope.NONE,
+    **dict.fromkeys((QUOTA, AUTH_EXPIRED, AUTH_INVALID, FORBIDDEN_ACCOUNT), ACCOUNT),
+    **dict.fromkeys((OVERLOADED, SERVER_ERROR), Scope.SERVER),
+    REQUEST_ERROR: Scope.NONE,
 }
-_WAITING = frozenset(
-    {
-        OutcomeClass.RATE_LIMIT,
-        OutcomeClass.QUOTA,
-        OutcomeClass.OVERLOADED,
-        OutcomeClass.SERVER_ERROR,
-    }
-)
-_REPLAYABLE = frozenset(
-    {
-        OutcomeClass.RATE_LIMIT,
-        OutcomeClass.QUOTA,
-        OutcomeClass.AUTH_EXPIRED,
-        OutcomeClass.AUTH_INVALID,
-        OutcomeClass.FORBIDDEN_ACCOUNT,
-    }
-)
+_WAITING = frozenset({RATE_LIMIT, QUOTA, OVERLOADED, SERVER_ERROR})
+_REPLAYABLE = frozenset({RATE_LIMIT, QUOTA, AUTH_EXPIRED, AUTH_INVALID, FORBIDDEN_ACCOUNT})
 
 
 # -- statuses, when the body says nothing a provider knows
@@ -153,84 +165,28 @@ REQUEST_CODES = frozenset(
 # A number that is no code of the vendor's own.
 _STATUS = re.compile(r"[1-5]\d\d")
 
-_RFC = "RFC 9110 section 15"
-
-
-def _statuses(*statuses: int) -> frozenset[int]:
-    return frozenset(statuses)
-
-
 #: The end of every table.
-STATUS_RULES: tuple[Rule, ...] = (
-    Rule(
-        why="blocked before it reached the API",
-        cls=OutcomeClass.SERVER_ERROR,
-        # The page of an edge is about the address or the client: every account would
-        # be benched in turn.
-        status=_statuses(401, 403),
-        when=lambda facts: facts.html,
-        source="just-every/code codex-api/src/api_bridge_tests.rs",
-    ),
-    Rule(
-        why="not accepted and said to have expired",
-        cls=OutcomeClass.AUTH_EXPIRED,
-        status=_statuses(401),
-        # "invalid or expired", "may have expired": nobody knows.
-        phrase=re.compile(r"(?<!or )(?<!may have )\bexpired\b", re.IGNORECASE),
-        source=_RFC,
-    ),
-    Rule(
-        why="not accepted",
-        cls=OutcomeClass.AUTH_INVALID,
-        status=_statuses(401),
-        unknown=True,
-        source=_RFC,
-    ),
-    Rule(
-        why="payment required",
-        cls=OutcomeClass.QUOTA,
-        status=_statuses(402),
-        unknown=True,
-        source=_RFC,
-    ),
-    Rule(
-        why="refused",
-        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
-        status=_statuses(403),
-        unknown=True,
-        source=_RFC,
-    ),
-    Rule(
-        why="429 without a header, code or window",
-        cls=OutcomeClass.RATE_LIMIT,
-        scope=Scope.NONE,
-        status=_statuses(429),
-        when=_says_nothing,
-        unknown=True,
-        source="RFC 6585 section 4",
-    ),
-    Rule(
-        why="too many requests",
-        cls=OutcomeClass.RATE_LIMIT,
-        status=_statuses(429),
-        source="RFC 6585 section 4",
-    ),
-    Rule(
-        why="no capacity",
-        cls=OutcomeClass.OVERLOADED,
-        # 498: Groq's flex tier. 529: Anthropic.
-        status=_statuses(498, 503, 529),
-        source="RFC 9110 section 15.6.4",
-    ),
-    Rule(
-        why="request error",
-        cls=OutcomeClass.REQUEST_ERROR,
-        when=lambda facts: 400 <= facts.status < 500,
-        unknown=True,
-        source=_RFC,
-    ),
-    Rule(why="server error", cls=OutcomeClass.SERVER_ERROR, unknown=True, source=_RFC),
-)
+STATUS_RULES = rules(
+    "RFC 9110 section 15",
+    # The page of an edge is about the address or the client: every account would be benched
+    # in turn.
+    Rule("blocked before it reached the API", SERVER_ERROR, status={401, 403},
+        when=lambda facts: facts.html, source="just-every/code codex-api/src/api_bridge_tests.rs"),
+    # "invalid or expired", "may have expired": nobody knows.
+    Rule("not accepted and said to have expired", AUTH_EXPIRED, status={401},
+        phrase=r"(?<!or )(?<!may have )\bexpired\b"),
+    Rule("not accepted", AUTH_INVALID, status={401}, unknown=True),
+    Rule("payment required", QUOTA, status={402}, unknown=True),
+    Rule("refused", FORBIDDEN_ACCOUNT, status={403}, unknown=True),
+    Rule("429 without a header, code or window", RATE_LIMIT, Scope.NONE, status={429},
+        when=_says_nothing, unknown=True, source="RFC 6585 section 4"),
+    Rule("too many requests", RATE_LIMIT, status={429}, source="RFC 6585 section 4"),
+    # 498: Groq's flex tier. 529: Anthropic.
+    Rule("no capacity", OVERLOADED, status={498, 503, 529}, source="RFC 9110 section 15.6.4"),
+    Rule("request error", REQUEST_ERROR, when=lambda facts: 400 <= facts.status < 500,
+        unknown=True),
+    Rule("server error", SERVER_ERROR, unknown=True),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,7 +256,7 @@ class SignalTable:
             cooldown_s=wait,
             replayable=cls in _REPLAYABLE,
             signal=_signal(rule, facts),
-            explicit=rule.explicit or bool(rule.words or rule.phrase),
+            explicit=rule.explicit or bool(rule.words or rule.phrase or rule.means),
             evidence=_evidence(facts),
             model=_covered(rule, facts) if scope is Scope.MODEL else None,
             shared=limited and shared,

@@ -8,7 +8,7 @@ pooled and why. `registry` lists them, makes services of a user's own
 and finds whose host is whose.
 
 What a refusal means stands in `<name>_signals`: tables for the engine in
-`core/signals`, each row with its source. `compatible_signals` holds what services with
+`core/signals`, with their sources. `compatible_signals` holds what services with
 an OpenAI-compatible API have in common. `heads` reads requests, `json_span` changes
 one member of a body, `jwt` reads tokens, `envelopes` writes the pool's own refusals.
 """

@@ -10,8 +10,20 @@ from __future__ import annotations
 import re
 
 from account_pool.core.facts import Facts
-from account_pool.core.outcome import OutcomeClass, Scope
-from account_pool.core.signals import Rule, SignalTable
+from account_pool.core.outcome import Scope
+from account_pool.core.signals import (
+    AUTH_INVALID,
+    FORBIDDEN_ACCOUNT,
+    MODEL,
+    OVERLOADED,
+    QUOTA,
+    RATE_LIMIT,
+    REQUEST_ERROR,
+    SERVER_ERROR,
+    Rule,
+    SignalTable,
+    rules,
+)
 from account_pool.core.sse import Judge
 from account_pool.core.waits import prose, retry_after, retry_after_ms, spent_window
 from account_pool.providers.claude_code_signals import SUBSCRIPTION_RULES, says_limit
@@ -52,96 +64,31 @@ def _only_should_retry(facts: Facts) -> bool:
     )
 
 
-KEY_RULES: tuple[Rule, ...] = (
-    Rule(
-        why="overloaded",
-        cls=OutcomeClass.OVERLOADED,
-        words=frozenset({"overloaded_error"}),
-        source=_ERRORS,
-    ),
-    Rule(
-        why="out of credit",
-        cls=OutcomeClass.QUOTA,
-        words=frozenset({"billing_error", "enforced_spend_limit_reached"}),
-        waits=(prose,),
-        source=_ERRORS,
-    ),
-    Rule(
-        why="out of credit",
-        cls=OutcomeClass.QUOTA,
-        # As an invalid_request_error. Anchored: other 400s echo what a user wrote.
-        status=frozenset({0, 400, 403}),
-        phrase=re.compile(r"^your credit balance is too low\b", _I),
-        waits=(),
-        source="Anthropic 400, recorded",
-    ),
-    Rule(
-        why="the limit the owner set is reached",
-        cls=OutcomeClass.QUOTA,
-        status=frozenset({0, 400, 403, 429}),
-        phrase=re.compile(r"^you have reached your specified (?:\w+ )?api usage limits?\b", _I),
-        waits=(prose,),
-        source="Anthropic 400, recorded",
-    ),
-    Rule(
-        why="the organisation is disabled",
-        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
-        status=frozenset({400, 401, 403}),
-        phrase=re.compile(r"^this organization has been disabled\b", _I),
-        source="Anthropic 400, recorded",
-    ),
-    Rule(
-        why="the address is not served",
-        cls=OutcomeClass.REQUEST_ERROR,
-        status=frozenset({403}),
-        words=frozenset({"forbidden"}),
-        phrase=re.compile(r"^request not allowed\b", _I),
-        source="https://www.anthropic.com/supported-countries",
-    ),
-    Rule(
-        why="a limit of this request",
-        cls=OutcomeClass.RATE_LIMIT,
-        scope=Scope.NONE,
-        status=frozenset({429}),
-        when=_only_should_retry,
-        source="tombii/better-ccflare proxy/src/handlers/__tests__/retryable-429.test.ts",
-    ),
-    Rule(
-        why="requests or tokens of a model class",
-        cls=OutcomeClass.RATE_LIMIT,
-        scope=Scope.MODEL,
-        status=frozenset({0, 429}),
-        words=frozenset({"rate_limit_error"}),
-        when=_is_about_model,
-        source="https://docs.anthropic.com/en/api/rate-limits",
-    ),
-    Rule(
-        why="api error",
-        cls=OutcomeClass.SERVER_ERROR,
-        words=frozenset({"api_error", "timeout_error"}),
-        source=_ERRORS,
-    ),
-    Rule(
-        why="request error",
-        cls=OutcomeClass.REQUEST_ERROR,
-        words=frozenset({"not_found_error", "request_too_large"}),
-        source=_ERRORS,
-    ),
-    Rule(
-        why="not accepted",
-        cls=OutcomeClass.AUTH_INVALID,
-        status=frozenset({0}),
-        words=frozenset({"authentication_error"}),
-        source=_ERRORS,
-    ),
-    Rule(
-        why="no permission",
-        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
-        status=frozenset({0}),
-        words=frozenset({"permission_error"}),
-        source=_ERRORS,
-    ),
-)
+KEY_RULES = rules(
+    _ERRORS,
+    Rule("overloaded", OVERLOADED, words={"overloaded_error"}),
+    Rule("out of credit", QUOTA, words={"billing_error", "enforced_spend_limit_reached"},
+        waits=(prose,)),
+    # As an invalid_request_error. Anchored: other 400s echo what a user wrote.
+    Rule("out of credit", QUOTA, status={0, 400, 403}, phrase=r"^your credit balance is too low\b",
+        waits=(), source="Anthropic 400, recorded"),
+    Rule("the limit the owner set is reached", QUOTA, status={0, 400, 403, 429},
+        phrase=r"^you have reached your specified (?:\w+ )?api usage limits?\b", waits=(prose,),
+        source="Anthropic 400, recorded"),
+    Rule("the organisation is disabled", FORBIDDEN_ACCOUNT, status={400, 401, 403},
+        phrase=r"^this organization has been disabled\b", source="Anthropic 400, recorded"),
+    Rule("the address is not served", REQUEST_ERROR, status={403}, words={"forbidden"},
+        phrase=r"^request not allowed\b", source="https://www.anthropic.com/supported-countries"),
+    Rule("a limit of this request", RATE_LIMIT, Scope.NONE, status={429}, when=_only_should_retry,
+        source="tombii/better-ccflare proxy/src/handlers/__tests__/retryable-429.test.ts"),
+    Rule("requests or tokens of a model class", RATE_LIMIT, MODEL, status={0, 429},
+        words={"rate_limit_error"}, when=_is_about_model,
+        source="https://docs.anthropic.com/en/api/rate-limits"),
+    Rule("api error", SERVER_ERROR, words={"api_error", "timeout_error"}),
+    Rule("request error", REQUEST_ERROR, words={"not_found_error", "request_too_large"}),
+    Rule("not accepted", AUTH_INVALID, status={0}, words={"authentication_error"}),
+    Rule("no permission", FORBIDDEN_ACCOUNT, status={0}, words={"permission_error"}),
+)  # fmt: skip
 
 RULES: tuple[Rule, ...] = (*SUBSCRIPTION_RULES, *KEY_RULES, *COMPATIBLE_RULES)
 

@@ -6,36 +6,16 @@ each has headers of its own: `x-ratelimit-reset-tokens-minute`.
 
 from __future__ import annotations
 
-import re
-
-from account_pool.core.outcome import OutcomeClass
-from account_pool.core.signals import Rule
+from account_pool.core.signals import OVERLOADED, QUOTA, Rule, rules
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES
 
-_I = re.IGNORECASE
 _ERRORS = "https://inference-docs.cerebras.ai/support/error"
 
-RULES: tuple[Rule, ...] = (
-    Rule(
-        why="the queue is full",
-        cls=OutcomeClass.OVERLOADED,
-        words=frozenset({"queue_exceeded"}),
-        source=_ERRORS,
-    ),
-    Rule(
-        why="high traffic",
-        cls=OutcomeClass.OVERLOADED,
-        status=frozenset({0, 429}),
-        phrase=re.compile(r"\bexperiencing high traffic\b", _I),
-        source=_ERRORS,
-    ),
-    Rule(
-        why="the trial has ended",
-        cls=OutcomeClass.QUOTA,
-        status=frozenset({402, 403, 429}),
-        phrase=re.compile(r"\btrial\b", _I),
-        waits=(),
-        source="Cerebras 403",
-    ),
+RULES = rules(
+    _ERRORS,
+    Rule("the queue is full", OVERLOADED, words={"queue_exceeded"}),
+    Rule("high traffic", OVERLOADED, status={0, 429}, phrase=r"\bexperiencing high traffic\b"),
+    Rule("the trial has ended", QUOTA, status={402, 403, 429}, phrase=r"\btrial\b", waits=(),
+        source="Cerebras 403"),
     *COMPATIBLE_RULES,
-)
+)  # fmt: skip

@@ -14,13 +14,22 @@ from collections.abc import Iterable
 from account_pool.core import reset_hints
 from account_pool.core.facts import Facts
 from account_pool.core.meaning import Meaning
-from account_pool.core.outcome import OutcomeClass, Scope
-from account_pool.core.signals import Rule
+from account_pool.core.outcome import Scope
+from account_pool.core.signals import (
+    ACCOUNT,
+    AUTH_INVALID,
+    FORBIDDEN_ACCOUNT,
+    MODEL,
+    QUOTA,
+    RATE_LIMIT,
+    REQUEST_ERROR,
+    Rule,
+    rules,
+)
 from account_pool.core.waits import Wait, retry_after
-from account_pool.providers.general_signals import LONG_CONTEXT
+from account_pool.providers.general_signals import long_context
 
 _I = re.IGNORECASE
-_CCF = "tombii/better-ccflare docs/routing-architecture.md"
 
 # -- windows
 
@@ -153,11 +162,6 @@ def _limited_family(facts: Facts) -> str | None:
     return f"claude-*{(found[1] or found[2]).lower()}*" if found else None
 
 
-def _long_context(_facts: Facts) -> str:
-    """Name what only accounts with extra usage have; it is no model."""
-    return LONG_CONTEXT
-
-
 def _is_allowed(facts: Facts) -> bool:
     """Say whether the windows that are named still serve, and no wait is."""
     if says_limit(facts):
@@ -173,147 +177,56 @@ def says_limit(facts: Facts) -> bool:
     return facts.meaning in (Meaning.PLAN, Meaning.MONEY)
 
 
-# A window may be rejected on an answer that is refused for another reason, or served
-# by extra usage.
-_LIMITED = frozenset({429})
-
-SUBSCRIPTION_RULES: tuple[Rule, ...] = (
-    Rule(
-        why="a window of an hour or less is spent",
-        cls=OutcomeClass.RATE_LIMIT,
-        scope=Scope.ACCOUNT,
-        status=_LIMITED,
-        when=_short_account_window_spent,
-        waits=_WINDOW_WAITS,
-        source=_CCF,
-    ),
-    Rule(
-        why="a window of the subscription is spent",
-        cls=OutcomeClass.QUOTA,
-        status=_LIMITED,
-        when=_account_window_spent,
-        waits=_WINDOW_WAITS,
-        source=_CCF,
-    ),
-    Rule(
-        why="the window of a model family is spent",
-        cls=OutcomeClass.QUOTA,
-        scope=Scope.MODEL,
-        status=_LIMITED,
-        when=_family_window_spent,
-        waits=_WINDOW_WAITS,
-        model=_family,
-        feature=_family_models,
-        source="router-for-me/CLIProxyAPI claude_executor_fable_ratelimit_test.go",
-    ),
-    Rule(
-        why="paid overage is rejected",
-        cls=OutcomeClass.QUOTA,
-        status=_LIMITED,
-        when=lambda facts: _is_spent(facts) and _is_overage(facts),
-        # The windows of the plan return sooner than the month that is billed.
-        waits=(),
-        source="https://github.com/router-for-me/CLIProxyAPI/issues/5770",
-    ),
-    Rule(
-        why="the subscription is spent",
-        cls=OutcomeClass.QUOTA,
-        status=_LIMITED,
-        when=_is_spent,
-        waits=_WINDOW_WAITS,
-        source=_CCF,
-    ),
-    Rule(
-        why="the limit of a model family is reached",
-        cls=OutcomeClass.QUOTA,
-        scope=Scope.MODEL,
-        status=frozenset({0, 400, 403, 429}),
-        when=lambda facts: _limited_family(facts) is not None,
-        feature=_limited_family,
-        explicit=True,
-        source="notices of Claude Code 2.1: You've reached your Opus limit",
-    ),
-    Rule(
-        why="no credit for what goes beyond the plan",
-        cls=OutcomeClass.QUOTA,
-        scope=Scope.MODEL,
-        # Other models, or the same without a long context, still work.
-        status=frozenset({0, 429}),
-        when=lambda facts: (
-            facts.headers.get(_UNIFIED + "overage-disabled-reason", "") == "out_of_credits"
-        ),
-        waits=(),
-        source="tombii/better-ccflare anthropic/__tests__/out-of-credits.test.ts",
-    ),
-    Rule(
-        why="long context needs extra usage",
-        cls=OutcomeClass.QUOTA,
-        scope=Scope.MODEL,
-        when=lambda facts: facts.meaning is Meaning.EXTRA,
-        waits=(),
-        feature=_long_context,
-        explicit=True,
-        source="Wei-Shaw/claude-relay-service src/services/relay/claudeRelayService.js",
-    ),
-    Rule(
-        why="extra usage of another client is spent",
-        cls=OutcomeClass.QUOTA,
-        status=frozenset({0, 400, 403, 429}),
-        phrase=re.compile(r"\bdraw from your extra usage\b|^you're out of extra usage\b", _I),
-        waits=(),
-        source="tombii/better-ccflare anthropic/__tests__/extra-usage-exhausted.test.ts",
-    ),
-    Rule(
-        why="the plan has no long context",
-        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
-        scope=Scope.MODEL,
-        status=frozenset({400, 403}),
-        phrase=re.compile(r"^the long context beta is not yet available\b", _I),
-        feature=_long_context,
-        source="Anthropic 400, reported",
-    ),
-    Rule(
-        why="no window is spent: a limit of this request, or of the address",
-        cls=OutcomeClass.RATE_LIMIT,
-        scope=Scope.NONE,
-        status=_LIMITED,
-        when=_is_allowed,
-        source="tombii/better-ccflare docs/reports/keepalive-cooldown-gap.md",
-    ),
-    Rule(
-        why="a subscription token on a request of another client",
-        cls=OutcomeClass.REQUEST_ERROR,
-        # Says nothing about the health of the account.
-        phrase=re.compile(r"^this credential is only authorized for use with claude code\b", _I),
-        source="Wei-Shaw/claude-relay-service src/services/relay/claudeRelayService.js",
-    ),
-    Rule(
-        why="the flag for subscription tokens is missing",
-        cls=OutcomeClass.REQUEST_ERROR,
-        # The same for every account: benching on it would empty the pool.
-        phrase=re.compile(r"^oauth authentication is currently not supported\b", _I),
-        source="Anthropic 401, recorded",
-    ),
-    Rule(
-        why="the token has been revoked",
-        cls=OutcomeClass.AUTH_INVALID,
-        status=frozenset({401, 403}),
-        phrase=re.compile(r"^oauth token has been revoked\b", _I),
-        source="Anthropic 401 and 403, recorded",
-    ),
-    Rule(
-        why="a token for inference only, asked about its owner",
-        cls=OutcomeClass.REQUEST_ERROR,
-        # It serves all the same: `claude setup-token` gives no others.
-        status=frozenset({401, 403}),
-        phrase=re.compile(r"\bdoes not meet scope requirement\b", _I),
-        source="Anthropic 403, recorded",
-    ),
-    Rule(
-        why="the organisation allows no subscription tokens",
-        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
-        status=frozenset({401, 403}),
-        phrase=re.compile(r"^oauth authentication is currently not allowed\b", _I),
-        source="Anthropic 403, recorded",
-    ),
-)
+SUBSCRIPTION_RULES = rules(
+    "tombii/better-ccflare docs/routing-architecture.md",
+    # Windows only at a 429: one may be rejected on an answer that is refused for another
+    # reason, or served by extra usage.
+    Rule("a window of an hour or less is spent", RATE_LIMIT, ACCOUNT, status={429},
+        when=_short_account_window_spent, waits=_WINDOW_WAITS),
+    Rule("a window of the subscription is spent", QUOTA, status={429},
+        when=_account_window_spent, waits=_WINDOW_WAITS),
+    Rule("the window of a model family is spent", QUOTA, MODEL, status={429},
+        when=_family_window_spent, waits=_WINDOW_WAITS, model=_family, feature=_family_models,
+        source="router-for-me/CLIProxyAPI claude_executor_fable_ratelimit_test.go"),
+    # The windows of the plan return sooner than the month that is billed.
+    Rule("paid overage is rejected", QUOTA, status={429},
+        when=lambda facts: _is_spent(facts) and _is_overage(facts), waits=(),
+        source="https://github.com/router-for-me/CLIProxyAPI/issues/5770"),
+    Rule("the subscription is spent", QUOTA, status={429}, when=_is_spent, waits=_WINDOW_WAITS),
+    Rule("the limit of a model family is reached", QUOTA, MODEL, status={0, 400, 403, 429},
+        when=lambda facts: _limited_family(facts) is not None, feature=_limited_family,
+        explicit=True, source="notices of Claude Code 2.1: You've reached your Opus limit"),
+    # Other models, or the same without a long context, still work.
+    Rule("no credit for what goes beyond the plan", QUOTA, MODEL, status={0, 429},
+        when=lambda facts:
+            facts.headers.get(_UNIFIED + "overage-disabled-reason") == "out_of_credits",
+        waits=(), source="tombii/better-ccflare anthropic/__tests__/out-of-credits.test.ts"),
+    Rule("long context needs extra usage", QUOTA, MODEL, means=Meaning.EXTRA, waits=(),
+        feature=long_context,
+        source="Wei-Shaw/claude-relay-service src/services/relay/claudeRelayService.js"),
+    Rule("extra usage of another client is spent", QUOTA, status={0, 400, 403, 429},
+        phrase=r"\bdraw from your extra usage\b|^you're out of extra usage\b", waits=(),
+        source="tombii/better-ccflare anthropic/__tests__/extra-usage-exhausted.test.ts"),
+    Rule("the plan has no long context", FORBIDDEN_ACCOUNT, MODEL, status={400, 403},
+        phrase=r"^the long context beta is not yet available\b", feature=long_context,
+        source="Anthropic 400, reported"),
+    Rule("no window is spent: a limit of this request, or of the address", RATE_LIMIT, Scope.NONE,
+        status={429}, when=_is_allowed,
+        source="tombii/better-ccflare docs/reports/keepalive-cooldown-gap.md"),
+    # Says nothing about the health of the account.
+    Rule("a subscription token on a request of another client", REQUEST_ERROR,
+        phrase=r"^this credential is only authorized for use with claude code\b",
+        source="Wei-Shaw/claude-relay-service src/services/relay/claudeRelayService.js"),
+    # The same for every account: benching on it would empty the pool.
+    Rule("the flag for subscription tokens is missing", REQUEST_ERROR,
+        phrase=r"^oauth authentication is currently not supported\b",
+        source="Anthropic 401, recorded"),
+    Rule("the token has been revoked", AUTH_INVALID, status={401, 403},
+        phrase=r"^oauth token has been revoked\b", source="Anthropic 401 and 403, recorded"),
+    # It serves all the same: `claude setup-token` gives no others.
+    Rule("a token for inference only, asked about its owner", REQUEST_ERROR, status={401, 403},
+        phrase=r"\bdoes not meet scope requirement\b", source="Anthropic 403, recorded"),
+    Rule("the organisation allows no subscription tokens", FORBIDDEN_ACCOUNT, status={401, 403},
+        phrase=r"^oauth authentication is currently not allowed\b",
+        source="Anthropic 403, recorded"),
+)  # fmt: skip

@@ -18,8 +18,19 @@ import msgspec
 
 from account_pool.core import reset_hints
 from account_pool.core.facts import Facts
-from account_pool.core.outcome import OutcomeClass, Scope
-from account_pool.core.signals import Rule, SignalTable
+from account_pool.core.outcome import Scope
+from account_pool.core.signals import (
+    AUTH_EXPIRED,
+    FORBIDDEN_ACCOUNT,
+    MODEL,
+    QUOTA,
+    RATE_LIMIT,
+    REQUEST_ERROR,
+    SERVER_ERROR,
+    Rule,
+    SignalTable,
+    rules,
+)
 from account_pool.core.sse import Judge
 from account_pool.core.waits import Wait, body_reset, first_wait, prose, retry_after, retry_after_ms
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES
@@ -97,11 +108,9 @@ def _latest(facts: Facts) -> float | None:
 WAITS: tuple[Wait, ...] = (_latest, body_reset, retry_after_ms, retry_after, prose)
 
 
-def _reached(*types: str) -> Callable[[Facts], bool]:
-    """Return a condition on `x-codex-rate-limit-reached-type`."""
-    return lambda facts: (
-        facts.headers.get("x-codex-rate-limit-reached-type", "").strip().lower() in types
-    )
+def _reached(facts: Facts, *types: str) -> bool:
+    """Say whether `x-codex-rate-limit-reached-type` is one of *types*."""
+    return facts.headers.get("x-codex-rate-limit-reached-type", "").strip().lower() in types
 
 
 # -- errors of the login, in headers
@@ -143,110 +152,53 @@ def _is_limit(facts: Facts) -> bool:
     return facts.status == 429 or not _SPENT.isdisjoint(facts.words)
 
 
-CODEX_RULES: tuple[Rule, ...] = (
-    Rule(
-        why="a page of the edge: about the address or the client",
-        cls=OutcomeClass.SERVER_ERROR,
-        status=frozenset({401, 403, 429}),
-        when=lambda facts: facts.html,
-        source=_BRIDGE,
-    ),
-    Rule(
-        why="flagged content",
-        cls=OutcomeClass.REQUEST_ERROR,
-        words=frozenset({"cyber_policy", "bio_policy"}),
-        source="router-for-me/CLIProxyAPI codex_executor_retry_test.go",
-    ),
-    Rule(
-        why="the plan has no Codex",
-        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
-        words=frozenset({"usage_not_included"}),
-        source=_BRIDGE,
-    ),
-    Rule(
-        why="the workspace or account is closed",
-        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
-        words=frozenset({"deactivated_workspace", "workspace_deactivated"}),
-        source="Codex 402 detail.code, reported",
-    ),
-    Rule(
-        why="the account is closed",
-        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
-        when=_header_error("account_deactivated", "account_suspended"),
-        source=_LB,
-    ),
-    Rule(
-        why="a limit of a feature or a model family",
-        cls=OutcomeClass.QUOTA,
-        scope=Scope.MODEL,
-        when=lambda facts: _is_limit(facts) and _limit_name(facts) is not None,
-        model=_limit_name,
-        feature=_feature,
-        source=_BRIDGE,
-    ),
-    Rule(
-        why="the credits of the workspace are spent",
-        cls=OutcomeClass.QUOTA,
-        when=lambda facts: (
-            _is_limit(facts)
-            and _reached("workspace_owner_credits_depleted", "workspace_member_credits_depleted")(
-                facts
-            )
-        ),
-        shared=True,
-        source=_BRIDGE,
-    ),
-    Rule(
-        why="a window of the plan is spent",
-        # Also as a 400.
-        cls=OutcomeClass.QUOTA,
-        words=_SPENT,
-        source=f"{_BRIDGE}; router-for-me/CLIProxyAPI codex_executor_retry_test.go",
-    ),
-    Rule(
-        why="a window of the plan is spent",
-        cls=OutcomeClass.QUOTA,
-        status=frozenset({429}),
-        when=lambda facts: (
-            bool(_spent_windows(facts))
-            or _reached(
-                "rate_limit_reached",
-                "workspace_owner_usage_limit_reached",
-                "workspace_member_usage_limit_reached",
-            )(facts)
-        ),
-        source=_BRIDGE,
-    ),
-    Rule(
-        why="no window is spent and no reason given",
-        cls=OutcomeClass.RATE_LIMIT,
-        scope=Scope.NONE,
-        status=frozenset({429}),
-        # The windows are told on every answer: they are no evidence by themselves.
-        when=lambda facts: (
-            not facts.words and facts.meaning is None and first_wait(facts, WAITS) is None
-        ),
-        source="just-every/code codex-api/src/api_bridge.rs",
-    ),
-    Rule(
-        why="not a model of this plan",
-        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
-        scope=Scope.MODEL,
-        status=frozenset({0, 400, 403, 404}),
-        phrase=re.compile(
-            r"\bmodel is not supported when using codex with a chatgpt account\b", _I
-        ),
-        model=_refused_model,
-        source="Soju06/codex-lb",
-    ),
-    Rule(
-        why="the token has expired",
-        cls=OutcomeClass.AUTH_EXPIRED,
-        status=frozenset({401}),
-        when=_header_error("token_expired", "expired_token"),
-        source=_LB,
-    ),
-)
+def _credits_spent(facts: Facts) -> bool:
+    return _is_limit(facts) and _reached(
+        facts, "workspace_owner_credits_depleted", "workspace_member_credits_depleted"
+    )
+
+
+def _window_spent(facts: Facts) -> bool:
+    return bool(_spent_windows(facts)) or _reached(
+        facts,
+        *("rate_limit_reached", "workspace_owner_usage_limit_reached"),
+        "workspace_member_usage_limit_reached",
+    )
+
+
+def _gives_no_reason(facts: Facts) -> bool:
+    return not facts.words and facts.meaning is None and first_wait(facts, WAITS) is None
+
+
+CODEX_RULES = rules(
+    _BRIDGE,
+    Rule("a page of the edge: about the address or the client", SERVER_ERROR,
+        status={401, 403, 429}, when=lambda facts: facts.html),
+    Rule("flagged content", REQUEST_ERROR, words={"cyber_policy", "bio_policy"},
+        source="router-for-me/CLIProxyAPI codex_executor_retry_test.go"),
+    Rule("the plan has no Codex", FORBIDDEN_ACCOUNT, words={"usage_not_included"}),
+    Rule("the workspace or account is closed", FORBIDDEN_ACCOUNT,
+        words={"deactivated_workspace", "workspace_deactivated"},
+        source="Codex 402 detail.code, reported"),
+    Rule("the account is closed", FORBIDDEN_ACCOUNT,
+        when=_header_error("account_deactivated", "account_suspended"), source=_LB),
+    Rule("a limit of a feature or a model family", QUOTA, MODEL,
+        when=lambda facts: _is_limit(facts) and _limit_name(facts) is not None, model=_limit_name,
+        feature=_feature),
+    Rule("the credits of the workspace are spent", QUOTA, when=_credits_spent, shared=True),
+    # Also as a 400.
+    Rule("a window of the plan is spent", QUOTA, words=_SPENT,
+        source=f"{_BRIDGE}; router-for-me/CLIProxyAPI codex_executor_retry_test.go"),
+    Rule("a window of the plan is spent", QUOTA, status={429}, when=_window_spent),
+    # The windows are told on every answer: they are no evidence by themselves.
+    Rule("no window is spent and no reason given", RATE_LIMIT, Scope.NONE, status={429},
+        when=_gives_no_reason, source="just-every/code codex-api/src/api_bridge.rs"),
+    Rule("not a model of this plan", FORBIDDEN_ACCOUNT, MODEL, status={0, 400, 403, 404},
+        phrase=r"\bmodel is not supported when using codex with a chatgpt account\b",
+        model=_refused_model, source="Soju06/codex-lb"),
+    Rule("the token has expired", AUTH_EXPIRED, status={401},
+        when=_header_error("token_expired", "expired_token"), source=_LB),
+)  # fmt: skip
 
 RULES: tuple[Rule, ...] = (*CODEX_RULES, *OPENAI_RULES, *COMPATIBLE_RULES)
 

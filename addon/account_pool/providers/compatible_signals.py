@@ -13,11 +13,21 @@ import re
 from account_pool.core import reset_hints
 from account_pool.core.facts import Facts
 from account_pool.core.meaning import Meaning
-from account_pool.core.outcome import OutcomeClass, Scope
-from account_pool.core.signals import RATE_WINDOW_S, Rule
+from account_pool.core.signals import (
+    ACCOUNT,
+    AUTH_EXPIRED,
+    AUTH_INVALID,
+    FORBIDDEN_ACCOUNT,
+    MODEL,
+    OVERLOADED,
+    QUOTA,
+    RATE_LIMIT,
+    RATE_WINDOW_S,
+    REQUEST_ERROR,
+    SERVER_ERROR,
+    Rule,
+)
 from account_pool.providers.general_signals import GENERAL_RULES
-
-_I = re.IGNORECASE
 
 #: Statuses at which a sentence about money or limits is about the account. 0: in stream.
 REFUSALS = frozenset({0, 402, 403, 412, 429})
@@ -47,379 +57,135 @@ def _is_the_vendors(facts: Facts) -> bool:
     return facts.meaning not in (Meaning.PLAN, Meaning.MONEY)
 
 
-#: The vendor's own trouble, told by a status that leaves no doubt.
-SERVER_STATUS_RULES: tuple[Rule, ...] = (
-    Rule(
-        why="no capacity",
-        cls=OutcomeClass.OVERLOADED,
-        status=frozenset({498, 503, 529}),
-        when=_is_the_vendors,
-        source="https://console.groq.com/docs/errors (498), RFC 9110 (503)",
-    ),
-    Rule(
-        why="server error",
-        cls=OutcomeClass.SERVER_ERROR,
-        when=lambda facts: facts.status >= 500 and _is_the_vendors(facts),
-        source="RFC 9110 section 15.6",
-    ),
-)
-
-NO_LIMIT_RULES: tuple[Rule, ...] = (
-    Rule(
-        why="larger than the account's limit",
-        cls=OutcomeClass.REQUEST_ERROR,
-        # Same status, type and code as a real limit; no wait cures it.
-        status=frozenset({0, 413, 429}),
-        phrase=re.compile(
-            r"\b(?:request|body|payload|prompt|input|image|file|message|attachment)s? (?:\w+ )?"
-            r"(?:is |are )?too (?:large|long|big)\b|\bmust be reduced\b|\btoo large for\b",
-            _I,
-        ),
-        source="TheR1D/shell_gpt#653; https://console.groq.com/docs/errors (413)",
-    ),
-    Rule(
-        why="the limit itself is 0",
-        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
-        scope=Scope.MODEL,
-        status=frozenset({0, 403, 429}),
-        phrase=re.compile(r"\(actual/limit\): ?\d+/0\b"),
-        model=named_model,
-        source="xAI 429 resource-exhausted, recorded",
-    ),
-    Rule(
-        why="the limit itself is 0",
-        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
-        scope=Scope.MODEL,
-        status=frozenset({0, 429}),
-        # "Limit 0, Used 0", but neither "Limit 0.5" nor "Limit 07".
-        phrase=re.compile(r"\brate limit\b.*\blimit:? 0(?![\d.]|,\d)", _I | re.DOTALL),
-        model=named_model,
-        source="https://platform.openai.com/docs/guides/rate-limits",
-    ),
-    Rule(
-        why="the limit itself is 0",
-        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
-        status=frozenset({429}),
-        when=_limit_is_zero,
-        source="Mistral 429, recorded: x-ratelimit-limit-req-minute: 0",
-    ),
-)
-
-CAPACITY_RULES: tuple[Rule, ...] = (
-    Rule(
-        why="capacity of the tier for this model",
-        cls=OutcomeClass.RATE_LIMIT,
-        scope=Scope.MODEL,
-        words=frozenset({"service_tier_capacity_exceeded"}),
-        source="Mistral 429, recorded",
-    ),
-    Rule(
-        why="no capacity",
-        cls=OutcomeClass.OVERLOADED,
-        words=frozenset(
-            {
-                "capacity_exceeded",
-                "engine_overloaded",
-                "engine_overloaded_error",
-                "model_at_capacity",
-                "model_overloaded",
-                "overloaded",
-                "overloaded_error",
-                "server_overloaded",
-                "service_unavailable",
-                "service_unavailable_error",
-                "upstream_provider_rate_limit",
-            }
-        ),
-        source="type and code names of overload errors in public clients",
-    ),
-    Rule(
-        why="no capacity",
-        cls=OutcomeClass.OVERLOADED,
-        status=frozenset({0, 400, 429}),
-        phrase=re.compile(
-            r"\b(?:engine|model|server|service) is (?:currently |temporarily )?overloaded\b"
-            r"|\bat capacity\b|\bno capacity available\b|\bover capacity\b",
-            _I,
-        ),
-        source="openai error-codes guide; Codex 400 'Selected model is at capacity'",
-    ),
-)
-
-#: Codes that leave no doubt, whatever the status.
-MONEY_CODE_RULES: tuple[Rule, ...] = (
-    Rule(
-        why="out of credit",
-        cls=OutcomeClass.QUOTA,
-        words=frozenset(
-            {
-                "access_terminated_billing",
-                "balance_not_enough",
-                "billing_error",
-                "billing_hard_limit_reached",
-                "billing_limit_reached",
-                "billing_not_active",
-                "credit_balance_exhausted",
-                "credits_exhausted",
-                "exceeded_current_quota_error",
-                "insufficient_balance",
-                "insufficient_credits",
-                "insufficient_funds",
-                "insufficient_quota",
-                "insufficient_user_quota",
-                "organization_spend_limit_exceeded",
-                "organization_usage_limit_exceeded",
-                "payment_required",
-                "pre_consume_token_quota_failed",
-                "project_spend_limit_exceeded",
-                "spend_limit_exceeded",
-                "spending_limit_reached",
-            }
-        ),
-        # Paying cures it, not waiting: a wait that is named belongs to something else.
-        waits=(),
-        source="https://platform.openai.com/docs/guides/error-codes and vendors' clients",
-    ),
-)
-
-MONEY_RULES: tuple[Rule, ...] = (
-    Rule(
-        why="a limit per minute that is called a credit limit",
-        cls=OutcomeClass.RATE_LIMIT,
-        scope=Scope.ACCOUNT,
-        status=frozenset({429}),
-        words=frozenset({"credit_limit"}),
-        when=lambda facts: facts.window_s is not None,
-        source="togethercomputer/MoA#27",
-    ),
-    Rule(
-        why="out of credit",
-        cls=OutcomeClass.QUOTA,
-        status=REFUSALS,
-        phrase=re.compile(
-            r"\binsufficient (?:balance|credits?|funds)\b|\bcredit limit exceeded\b"
-            r"|\bused all (?:of )?(?:the |your )?(?:available )?credits\b"
-            r"|\b(?:monthly )?spending limit\b|\bout of credits\b|\bpayment required\b"
-            r"|\bcredit balance\b|\byou have no quota\b|\btrial (?:has |period )?(?:ended|expired)",
-            _I,
-        ),
-        waits=(),
-        source="xAI 403 and 429, Fireworks 412, Together 402, DeepSeek 402, recorded",
-    ),
-    Rule(
-        why="a budget of more than an hour",
-        cls=OutcomeClass.QUOTA,
-        status=REFUSALS,
-        words=frozenset({"quota_exceeded", "quota_limit_reached", "usage_limit_reached"}),
-        # The word alone may be about a minute.
-        when=lambda facts: facts.window_s is None or facts.window_s > RATE_WINDOW_S,
-        source="code names of vendors' clients: Copilot, Codex, gateways",
-    ),
-    Rule(
-        why="a budget of days behind a gateway",
-        cls=OutcomeClass.QUOTA,
-        status=frozenset({403}),
-        phrase=re.compile(r"\bquota (?:is |has been )?exceeded\b|\bout of call volume quota\b", _I),
-        source="https://learn.microsoft.com/azure/api-management/azure-openai-token-limit-policy",
-    ),
-)
-
-AUTH_RULES: tuple[Rule, ...] = (
-    Rule(
-        why="the token has expired",
-        cls=OutcomeClass.AUTH_EXPIRED,
-        words=frozenset({"token_expired", "expired_token", "access_token_expired"}),
-        source="Soju06/codex-lb app/core/balancer/logic.py",
-    ),
-    Rule(
-        why="the key is not accepted",
-        cls=OutcomeClass.AUTH_INVALID,
-        words=frozenset(
-            {
-                "incorrect_api_key",
-                "invalid_api_key",
-                "token_invalidated",
-                "token_revoked",
-                "wrong_api_key",
-            }
-        ),
-        names_credential=True,
-        source="openai error-codes guide; groq, Cerebras, Codex 401, recorded",
-    ),
-    Rule(
-        why="the credential is not accepted",
-        cls=OutcomeClass.AUTH_INVALID,
-        words=frozenset(
-            {
-                "app_session_terminated",
-                "invalid_authentication",
-                "invalid_grant",
-                "invalid_token",
-                "refresh_token_expired",
-                "refresh_token_invalidated",
-                "refresh_token_reused",
-            }
-        ),
-        source="openai error-codes guide; groq, Cerebras, Codex 401, recorded",
-    ),
-    Rule(
-        why="the account is closed or suspended",
-        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
-        words=frozenset({"account_deactivated", "account_suspended", "organization_deactivated"}),
-        source="Soju06/codex-lb app/core/balancer/logic.py",
-    ),
-    Rule(
-        why="the region or address is not served",
-        cls=OutcomeClass.REQUEST_ERROR,
-        # The same from every account behind this address.
-        words=frozenset({"unsupported_country_region_territory"}),
-        source="openai error-codes guide (403)",
-    ),
-    Rule(
-        why="the region or address is not served",
-        cls=OutcomeClass.REQUEST_ERROR,
-        status=frozenset({0, 400, 403}),
-        phrase=re.compile(
-            r"\b(?:country|region|territory)\b[^.]{0,40}\b(?:not|is ?n't) (?:supported|available)\b"
-            r"|\b(?:not|is ?n't) (?:supported|available) in (?:your|this) (?:country|region)\b",
-            _I,
-        ),
-        source="openai error-codes guide (403); anomalyco/opencode RegionError",
-    ),
-    Rule(
-        why="the plan does not include this model",
-        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
-        scope=Scope.MODEL,
-        words=frozenset({"model_not_supported", "tier_not_allowed"}),
-        model=named_model,
-        source="Mistral 403; Copilot 400 model_not_supported",
-    ),
-    Rule(
-        why="no access to this model",
-        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
-        scope=Scope.MODEL,
-        status=frozenset({403}),
-        phrase=re.compile(
-            r"\bnot have access to (?:the |this )?model\b|\bmodel not allowed\b"
-            r"|\ballowed to sample from this model\b",
-            _I,
-        ),
-        model=named_model,
-        source="openai error-codes guide (403 model_not_found)",
-    ),
-    Rule(
-        why="no such model, or not for this account",
-        cls=OutcomeClass.REQUEST_ERROR,
-        status=frozenset({0, 400, 403, 404}),
-        words=frozenset({"model_not_found", "model_not_available", "unknown_model"}),
-        missing_model=True,
-        source="openai error-codes guide (404); Cerebras 404, recorded",
-    ),
-)
-
-RATE_RULES: tuple[Rule, ...] = (
-    Rule(
-        why="rate limit",
-        cls=OutcomeClass.RATE_LIMIT,
-        words=frozenset(
-            {
-                "rate_limit",
-                "rate_limit_error",
-                "rate_limit_exceeded",
-                "rate_limit_reached",
-                "rate_limited",
-                "rate_limit_reached_error",
-                "request_quota_exceeded",
-                "resource-exhausted",
-                "throttled",
-                "throttling_error",
-                "token_quota_exceeded",
-                "tokens_limit_reached",
-                "too_many_requests",
-                "too_many_requests_error",
-            }
-        ),
-        source="type and code names of rate limits: openai, groq, Cerebras, Mistral, xAI",
-    ),
-    Rule(
-        why="rate limit",
-        cls=OutcomeClass.RATE_LIMIT,
-        # The type of a limit is what ran out.
-        status=frozenset({0, 429}),
-        words=frozenset({"tokens", "requests", "input-images", "images"}),
-        source="openai/codex#88, continuedev/continue#11472",
-    ),
-    Rule(
-        why="rate limit",
-        cls=OutcomeClass.RATE_LIMIT,
-        status=frozenset({0, 429}),
-        phrase=re.compile(r"\brate limit (?:is |has been )?(?:reached|exceeded)\b", _I),
-        source="answers that carry a message only: Mistral, OpenRouter, DeepSeek, Copilot",
-    ),
-    Rule(
-        why="rate limit",
-        cls=OutcomeClass.RATE_LIMIT,
-        # Beside a 429 it is the name of the status.
-        status=frozenset({0}),
-        phrase=re.compile(r"\btoo many requests\b", _I),
-        source="streams that carry a message only: Copilot",
-    ),
-)
-
 _ABOUT_INPUT = re.compile(r"(?:invalid|unsupported|empty|image|failed_to_download)_")
 
-#: An event inside a stream names no status: its code must say whose fault it is.
-STREAM_RULES: tuple[Rule, ...] = (
-    Rule(
-        why="request error",
-        cls=OutcomeClass.REQUEST_ERROR,
-        status=frozenset({0}),
-        words=frozenset(
-            {
-                "bad_request",
-                "bio_policy",
-                "content_filter",
-                "content_policy_violation",
-                "context_length_exceeded",
-                "context_window_exceeded",
-                "cyber_policy",
-                "image_content_policy_violation",
-                "invalid_encrypted_content",
-                "invalid_prompt",
-                "invalid_request",
-                "invalid_request_body",
-                "invalid_request_error",
-                "invalid_value",
-                "missing_required_parameter",
-                "model_not_found",
-                "not_found_error",
-                "off_topic",
-                "previous_response_not_found",
-                "request_too_large",
-                "string_above_max_length",
-                "unsupported_parameter",
-                "unsupported_value",
-                "websocket_connection_limit_reached",
-            }
-        ),
-        source="openai API reference, ResponseError; Copilot, Codex clients",
-    ),
-    Rule(
-        why="request error",
-        cls=OutcomeClass.REQUEST_ERROR,
-        status=frozenset({0}),
-        when=lambda facts: any(_ABOUT_INPUT.match(word) for word in facts.words),
-        source="openai API reference, ResponseError: invalid_image, image_too_large, ...",
-    ),
-)
 COMPATIBLE_RULES: tuple[Rule, ...] = (
-    *NO_LIMIT_RULES,
-    *MONEY_CODE_RULES,
-    *SERVER_STATUS_RULES,
-    *CAPACITY_RULES,
-    *MONEY_RULES,
-    *AUTH_RULES,
+    # -- no limit, although it looks like one
+    # Same status, type and code as a real limit; no wait cures it.
+    Rule("larger than the account's limit", REQUEST_ERROR, status={0, 413, 429},
+        phrase=r"\b(?:request|body|payload|prompt|input|image|file|message"
+        r"|attachment)s? (?:\w+ )?(?:is |are )?too (?:large|long|big)\b|\bmust be reduced\b"
+        r"|\btoo large for\b",
+        source="TheR1D/shell_gpt#653; https://console.groq.com/docs/errors (413)"),
+    Rule("the limit itself is 0", FORBIDDEN_ACCOUNT, MODEL, status={0, 403, 429},
+        phrase=r"(?-i:\(actual/limit\): ?\d+/0\b)", model=named_model,
+        source="xAI 429 resource-exhausted, recorded"),
+    # "Limit 0, Used 0", but neither "Limit 0.5" nor "Limit 07".
+    Rule("the limit itself is 0", FORBIDDEN_ACCOUNT, MODEL, status={0, 429},
+        phrase=r"(?s)\brate limit\b.*\blimit:? 0(?![\d.]|,\d)", model=named_model,
+        source="https://platform.openai.com/docs/guides/rate-limits"),
+    Rule("the limit itself is 0", FORBIDDEN_ACCOUNT, status={429}, when=_limit_is_zero,
+        source="Mistral 429, recorded: x-ratelimit-limit-req-minute: 0"),
+    # -- codes that leave no doubt, whatever the status
+    # Paying cures it, not waiting: a wait that is named belongs to something else.
+    Rule("out of credit", QUOTA,
+        words={"access_terminated_billing", "balance_not_enough", "billing_error",
+        "billing_hard_limit_reached", "billing_limit_reached", "billing_not_active",
+        "credit_balance_exhausted", "credits_exhausted", "exceeded_current_quota_error",
+        "insufficient_balance", "insufficient_credits", "insufficient_funds", "insufficient_quota",
+        "insufficient_user_quota", "organization_spend_limit_exceeded",
+        "organization_usage_limit_exceeded", "payment_required", "pre_consume_token_quota_failed",
+        "project_spend_limit_exceeded", "spend_limit_exceeded", "spending_limit_reached"},
+        waits=(),
+        source="https://platform.openai.com/docs/guides/error-codes and vendors' clients"),
+    # -- the vendor's own trouble, told by a status that leaves no doubt
+    Rule("no capacity", OVERLOADED, status={498, 503, 529}, when=_is_the_vendors,
+        source="https://console.groq.com/docs/errors (498), RFC 9110 (503)"),
+    Rule("server error", SERVER_ERROR,
+        when=lambda facts: facts.status >= 500 and _is_the_vendors(facts),
+        source="RFC 9110 section 15.6"),
+    # -- capacity
+    Rule("capacity of the tier for this model", RATE_LIMIT, MODEL,
+        words={"service_tier_capacity_exceeded"}, source="Mistral 429, recorded"),
+    Rule("no capacity", OVERLOADED,
+        words={"capacity_exceeded", "engine_overloaded", "engine_overloaded_error",
+        "model_at_capacity", "model_overloaded", "overloaded", "overloaded_error",
+        "server_overloaded", "service_unavailable", "service_unavailable_error",
+        "upstream_provider_rate_limit"},
+        source="type and code names of overload errors in public clients"),
+    Rule("no capacity", OVERLOADED, status={0, 400, 429},
+        phrase=r"\b(?:engine|model|server|service) is (?:currently |temporarily )?overloaded\b"
+        r"|\bat capacity\b|\bno capacity available\b|\bover capacity\b",
+        source="openai error-codes guide; Codex 400 'Selected model is at capacity'"),
+    # -- money, and budgets of days
+    Rule("a limit per minute that is called a credit limit", RATE_LIMIT, ACCOUNT, status={429},
+        words={"credit_limit"}, when=lambda facts: facts.window_s is not None,
+        source="togethercomputer/MoA#27"),
+    Rule("out of credit", QUOTA, status=REFUSALS,
+        phrase=r"\binsufficient (?:balance|credits?|funds)\b|\bcredit limit exceeded\b"
+        r"|\bused all (?:of )?(?:the |your )?(?:available )?credits\b"
+        r"|\b(?:monthly )?spending limit\b|\bout of credits\b|\bpayment required\b"
+        r"|\bcredit balance\b|\byou have no quota\b|\btrial (?:has |period )?(?:ended|expired)",
+        waits=(), source="xAI 403 and 429, Fireworks 412, Together 402, DeepSeek 402, recorded"),
+    # The word alone may be about a minute.
+    Rule("a budget of more than an hour", QUOTA, status=REFUSALS,
+        words={"quota_exceeded", "quota_limit_reached", "usage_limit_reached"},
+        when=lambda facts: facts.window_s is None or facts.window_s > RATE_WINDOW_S,
+        source="code names of vendors' clients: Copilot, Codex, gateways"),
+    Rule("a budget of days behind a gateway", QUOTA, status={403},
+        phrase=r"\bquota (?:is |has been )?exceeded\b|\bout of call volume quota\b",
+        source="https://learn.microsoft.com/azure/api-management/azure-openai-token-limit-policy"),
+    # -- credentials, accounts, models
+    Rule("the token has expired", AUTH_EXPIRED,
+        words={"token_expired", "expired_token", "access_token_expired"},
+        source="Soju06/codex-lb app/core/balancer/logic.py"),
+    Rule("the key is not accepted", AUTH_INVALID,
+        words={"incorrect_api_key", "invalid_api_key", "token_invalidated", "token_revoked",
+        "wrong_api_key"}, names_credential=True,
+        source="openai error-codes guide; groq, Cerebras, Codex 401, recorded"),
+    Rule("the credential is not accepted", AUTH_INVALID,
+        words={"app_session_terminated", "invalid_authentication", "invalid_grant", "invalid_token",
+        "refresh_token_expired", "refresh_token_invalidated", "refresh_token_reused"},
+        source="openai error-codes guide; groq, Cerebras, Codex 401, recorded"),
+    Rule("the account is closed or suspended", FORBIDDEN_ACCOUNT,
+        words={"account_deactivated", "account_suspended", "organization_deactivated"},
+        source="Soju06/codex-lb app/core/balancer/logic.py"),
+    # The same from every account behind this address.
+    Rule("the region or address is not served", REQUEST_ERROR,
+        words={"unsupported_country_region_territory"}, source="openai error-codes guide (403)"),
+    Rule("the region or address is not served", REQUEST_ERROR, status={0, 400, 403},
+        phrase=r"\b(?:country|region|territory)\b[^.]{0,40}\b(?:not|is ?n't) (?:supported"
+        r"|available)\b|\b(?:not|is ?n't) (?:supported|available) in (?:your|this) (?:country"
+        r"|region)\b", source="openai error-codes guide (403); anomalyco/opencode RegionError"),
+    Rule("the plan does not include this model", FORBIDDEN_ACCOUNT, MODEL,
+        words={"model_not_supported", "tier_not_allowed"}, model=named_model,
+        source="Mistral 403; Copilot 400 model_not_supported"),
+    Rule("no access to this model", FORBIDDEN_ACCOUNT, MODEL, status={403},
+        phrase=r"\bnot have access to (?:the |this )?model\b|\bmodel not allowed\b"
+        r"|\ballowed to sample from this model\b", model=named_model,
+        source="openai error-codes guide (403 model_not_found)"),
+    Rule("no such model, or not for this account", REQUEST_ERROR, status={0, 400, 403, 404},
+        words={"model_not_found", "model_not_available", "unknown_model"}, missing_model=True,
+        source="openai error-codes guide (404); Cerebras 404, recorded"),
     *GENERAL_RULES,
-    *RATE_RULES,
-    *STREAM_RULES,
-)
+    # -- rates
+    Rule("rate limit", RATE_LIMIT,
+        words={"rate_limit", "rate_limit_error", "rate_limit_exceeded", "rate_limit_reached",
+        "rate_limited", "rate_limit_reached_error", "request_quota_exceeded", "resource-exhausted",
+        "throttled", "throttling_error", "token_quota_exceeded", "tokens_limit_reached",
+        "too_many_requests", "too_many_requests_error"},
+        source="type and code names of rate limits: openai, groq, Cerebras, Mistral, xAI"),
+    # The type of a limit is what ran out.
+    Rule("rate limit", RATE_LIMIT, status={0, 429},
+        words={"tokens", "requests", "input-images", "images"},
+        source="openai/codex#88, continuedev/continue#11472"),
+    Rule("rate limit", RATE_LIMIT, status={0, 429},
+        phrase=r"\brate limit (?:is |has been )?(?:reached|exceeded)\b",
+        source="answers that carry a message only: Mistral, OpenRouter, DeepSeek, Copilot"),
+    # Beside a 429 it is the name of the status.
+    Rule("rate limit", RATE_LIMIT, status={0}, phrase=r"\btoo many requests\b",
+        source="streams that carry a message only: Copilot"),
+    # -- an event inside a stream names no status: its code must say whose fault it is
+    Rule("request error", REQUEST_ERROR, status={0},
+        words={"bad_request", "bio_policy", "content_filter", "content_policy_violation",
+        "context_length_exceeded", "context_window_exceeded", "cyber_policy",
+        "image_content_policy_violation", "invalid_encrypted_content", "invalid_prompt",
+        "invalid_request", "invalid_request_body", "invalid_request_error", "invalid_value",
+        "missing_required_parameter", "model_not_found", "not_found_error", "off_topic",
+        "previous_response_not_found", "request_too_large", "string_above_max_length",
+        "unsupported_parameter", "unsupported_value", "websocket_connection_limit_reached"},
+        source="openai API reference, ResponseError; Copilot, Codex clients"),
+    Rule("request error", REQUEST_ERROR, status={0},
+        when=lambda facts: any(_ABOUT_INPUT.match(word) for word in facts.words),
+        source="openai API reference, ResponseError: invalid_image, image_too_large, ..."),
+)  # fmt: skip

@@ -15,13 +15,25 @@ from typing import Any
 from account_pool.core import reset_hints
 from account_pool.core.facts import Facts
 from account_pool.core.headroom_words import snapshot_parts
-from account_pool.core.outcome import Answer, Outcome, OutcomeClass, Scope
-from account_pool.core.signals import Rule, SignalTable
+from account_pool.core.outcome import Answer, Outcome, Scope
+from account_pool.core.signals import (
+    ACCOUNT,
+    AUTH_INVALID,
+    FORBIDDEN_ACCOUNT,
+    MODEL,
+    OVERLOADED,
+    QUOTA,
+    RATE_LIMIT,
+    REQUEST_ERROR,
+    SERVER_ERROR,
+    Rule,
+    SignalTable,
+    rules,
+)
 from account_pool.core.sse import Judge, Verdict
 from account_pool.core.waits import Wait, body_reset, first_wait, prose, retry_after
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES
 
-_I = re.IGNORECASE
 _FETCHER = "microsoft/vscode-copilot-chat src/extension/prompt/node/chatMLFetcher.ts"
 _TOKEN = "microsoft/vscode-copilot-chat src/platform/authentication/common/copilotToken.ts"  # noqa: S105
 
@@ -42,7 +54,6 @@ _SESSION_KEY = re.compile(r"\b\d+-hours?\b|\bsession\b|\bdaily\b|\bday\b")
 _WEEKLY_KEY = re.compile(r"\bweekly\b|\bweek\b")
 _MONTHLY_KEY = re.compile(r"\bmonthly\b|\bmonth\b|\bquota_exceeded\b")
 _MODEL_KEY = re.compile(r"\bmodel\b")
-_WEEKLY_TEXT = re.compile(r"\bweekly\b|\bper week\b", _I)
 
 
 def _key_is(pattern: re.Pattern[str]) -> Callable[[Facts], bool]:
@@ -114,182 +125,59 @@ def _is_long(facts: Facts) -> bool:
 
 # -- the rules
 
-_MONEY_CODES = frozenset(
-    {
-        "additional_spend_limit_reached",
-        "billing_not_configured",
-        "free_quota_exceeded",
-        "overage_limit_reached",
-        "quota_exceeded",
-        "session_quota_exceeded",
-    }
-)
+#: Codes that cover windows of seconds and of days.
+_ANY_WINDOW = frozenset({"user_global_rate_limited", "rate_limited", "agent_mode_limit_exceeded"})
 
-COPILOT_RULES: tuple[Rule, ...] = (
-    Rule(
-        why="an extension is blocked",
-        cls=OutcomeClass.REQUEST_ERROR,
-        words=frozenset({"extension_blocked"}),
-        source=_FETCHER,
-    ),
-    Rule(
-        why="an extension asks for its own permission",
-        cls=OutcomeClass.REQUEST_ERROR,
-        status=frozenset({401}),
-        when=lambda facts: "authorize_url" in facts.error,
-        source=_FETCHER,
-    ),
-    Rule(
-        why="the client is too old",
-        cls=OutcomeClass.REQUEST_ERROR,
-        status=frozenset({466}),
-        source=_FETCHER,
-    ),
-    Rule(
-        why="no capacity",
-        cls=OutcomeClass.OVERLOADED,
-        words=frozenset(
-            {"model_overloaded", "service_unavailable", "upstream_provider_rate_limit"}
-        ),
-        source=_FETCHER,
-    ),
-    Rule(
-        why="no capacity",
-        cls=OutcomeClass.OVERLOADED,
-        status=frozenset({0, 429, 503}),
-        phrase=re.compile(r"\bupstream provider rate limit\b", _I),
-        source=_FETCHER,
-    ),
-    Rule(
-        why="the client's integration is limited for all of its users",
-        cls=OutcomeClass.OVERLOADED,
-        words=frozenset({"integration_rate_limited"}),
-        source=_FETCHER,
-    ),
-    Rule(
-        why="the credits of the organisation",
-        cls=OutcomeClass.QUOTA,
-        status=frozenset({402, 403, 429}),
-        when=lambda facts: bool(_OWNER_LIMITED.match(_principal(facts))),
-        shared=True,
-        source="x-ratelimit-exceeded; https://github.com/orgs/community/discussions/197605",
-    ),
-    Rule(
-        why="quota or spending limit",
-        cls=OutcomeClass.QUOTA,
-        words=_MONEY_CODES,
-        source=_FETCHER,
-    ),
-    Rule(
-        why="the model's limit",
-        cls=OutcomeClass.RATE_LIMIT,
-        scope=Scope.MODEL,
-        words=frozenset({"user_model_rate_limited"}),
-        source=_FETCHER,
-    ),
-    Rule(
-        why="the week of the plan",
-        cls=OutcomeClass.QUOTA,
-        words=frozenset({"user_weekly_rate_limited"}),
-        waits=(*WAITS, _monday),
-        source=_FETCHER,
-    ),
-    Rule(
-        why="the week of the plan",
-        cls=OutcomeClass.QUOTA,
-        status=frozenset({0, 402, 429}),
-        when=_key_is(_WEEKLY_KEY),
-        waits=(*WAITS, _monday),
-        source="x-ratelimit-exceeded: global-usage-weekly-key",
-    ),
-    Rule(
-        why="the session window of the plan",
-        cls=OutcomeClass.QUOTA,
-        status=frozenset({0, 402, 429}),
-        when=_key_is(_SESSION_KEY),
-        source="x-ratelimit-exceeded: global-usage-5-hour-key",
-    ),
-    Rule(
-        why="the month of the plan",
-        cls=OutcomeClass.QUOTA,
-        status=frozenset({0, 402, 429}),
-        when=_key_is(_MONTHLY_KEY),
-        source="x-ratelimit-exceeded: quota_exceeded",
-    ),
-    Rule(
-        why="the model's limit",
-        cls=OutcomeClass.RATE_LIMIT,
-        scope=Scope.MODEL,
-        status=frozenset({429}),
-        when=_key_is(_MODEL_KEY),
-        source="x-ratelimit-exceeded",
-    ),
-    Rule(
-        why="the week of the plan",
-        cls=OutcomeClass.QUOTA,
-        status=frozenset({0, 429}),
-        phrase=_WEEKLY_TEXT,
-        waits=(*WAITS, _monday),
-        source="https://github.com/orgs/community/discussions/192620",
-    ),
-    Rule(
-        why="a window of the plan",
-        cls=OutcomeClass.QUOTA,
-        words=frozenset({"user_global_rate_limited", "rate_limited", "agent_mode_limit_exceeded"}),
-        when=_is_long,
-        source="https://github.com/orgs/community/discussions/192485",
-    ),
-    Rule(
-        why="rate limit",
-        cls=OutcomeClass.RATE_LIMIT,
-        words=frozenset({"user_global_rate_limited", "rate_limited", "agent_mode_limit_exceeded"}),
-        source=_FETCHER,
-    ),
-    Rule(
-        why="rate limit",
-        cls=OutcomeClass.RATE_LIMIT,
-        status=frozenset({429}),
-        when=lambda facts: limit_key(facts) != "",
-        source="x-ratelimit-exceeded: global-user-tps-high-...",
-    ),
-    Rule(
-        why="GitHub's own API limit",
-        cls=OutcomeClass.RATE_LIMIT,
-        scope=Scope.ACCOUNT,
-        status=frozenset({403, 429}),
-        phrase=re.compile(r"^(?:api|you have exceeded a secondary) rate limit\b", _I),
+COPILOT_RULES = rules(
+    _FETCHER,
+    Rule("an extension is blocked", REQUEST_ERROR, words={"extension_blocked"}),
+    Rule("an extension asks for its own permission", REQUEST_ERROR, status={401},
+        when=lambda facts: "authorize_url" in facts.error),
+    Rule("the client is too old", REQUEST_ERROR, status={466}),
+    Rule("no capacity", OVERLOADED,
+        words={"model_overloaded", "service_unavailable", "upstream_provider_rate_limit"}),
+    Rule("no capacity", OVERLOADED, status={0, 429, 503},
+        phrase=r"\bupstream provider rate limit\b"),
+    Rule("the client's integration is limited for all of its users", OVERLOADED,
+        words={"integration_rate_limited"}),
+    Rule("the credits of the organisation", QUOTA, status={402, 403, 429},
+        when=lambda facts: bool(_OWNER_LIMITED.match(_principal(facts))), shared=True,
+        source="x-ratelimit-exceeded; https://github.com/orgs/community/discussions/197605"),
+    Rule("quota or spending limit", QUOTA,
+        words={"additional_spend_limit_reached", "billing_not_configured", "free_quota_exceeded",
+        "overage_limit_reached", "quota_exceeded", "session_quota_exceeded"}),
+    Rule("the model's limit", RATE_LIMIT, MODEL, words={"user_model_rate_limited"}),
+    Rule("the week of the plan", QUOTA, words={"user_weekly_rate_limited"},
+        waits=(*WAITS, _monday)),
+    Rule("the week of the plan", QUOTA, status={0, 402, 429}, when=_key_is(_WEEKLY_KEY),
+        waits=(*WAITS, _monday), source="x-ratelimit-exceeded: global-usage-weekly-key"),
+    Rule("the session window of the plan", QUOTA, status={0, 402, 429}, when=_key_is(_SESSION_KEY),
+        source="x-ratelimit-exceeded: global-usage-5-hour-key"),
+    Rule("the month of the plan", QUOTA, status={0, 402, 429}, when=_key_is(_MONTHLY_KEY),
+        source="x-ratelimit-exceeded: quota_exceeded"),
+    Rule("the model's limit", RATE_LIMIT, MODEL, status={429}, when=_key_is(_MODEL_KEY),
+        source="x-ratelimit-exceeded"),
+    Rule("the week of the plan", QUOTA, status={0, 429}, phrase=r"\bweekly\b|\bper week\b",
+        waits=(*WAITS, _monday), source="https://github.com/orgs/community/discussions/192620"),
+    Rule("a window of the plan", QUOTA, words=_ANY_WINDOW, when=_is_long,
+        source="https://github.com/orgs/community/discussions/192485"),
+    Rule("rate limit", RATE_LIMIT, words=_ANY_WINDOW),
+    Rule("rate limit", RATE_LIMIT, status={429}, when=lambda facts: limit_key(facts) != "",
+        source="x-ratelimit-exceeded: global-user-tps-high-..."),
+    Rule("GitHub's own API limit", RATE_LIMIT, ACCOUNT, status={403, 429},
+        phrase=r"^(?:api|you have exceeded a secondary) rate limit\b",
         waits=(retry_after, _github_reset, prose),
-        source="microsoft/vscode-copilot-chat copilotToken.spec.ts; docs.github.com/rest",
-    ),
-    Rule(
-        why="a problem of the vendor's own",
-        cls=OutcomeClass.SERVER_ERROR,
-        words=frozenset({"server_error"}),
-        status=frozenset({0, 403}),
-        source=_TOKEN,
-    ),
-    Rule(
-        why="a credential of the wrong kind",
-        cls=OutcomeClass.AUTH_INVALID,
-        # Answered with 400, in plain text.
-        status=frozenset({400}),
-        phrase=re.compile(
-            # Anchored: other 400s echo what a user wrote.
-            r"^checking third-party user token\b"
-            r"|^(?:bad request: )?[\w ]{0,40}\baccess tokens? (?:is|are) not",
-            _I,
-        ),
-        source="api.githubcopilot.com, recorded",
-    ),
-    Rule(
-        why="the plan does not include this model",
-        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
-        scope=Scope.MODEL,
-        status=frozenset({0, 400, 403}),
-        words=frozenset({"model_not_supported", "model_not_available"}),
-        source=_FETCHER,
-    ),
-)
+        source="microsoft/vscode-copilot-chat copilotToken.spec.ts; docs.github.com/rest"),
+    Rule("a problem of the vendor's own", SERVER_ERROR, status={0, 403}, words={"server_error"},
+        source=_TOKEN),
+    # Answered with 400, in plain text. Anchored: other 400s echo what a user wrote.
+    Rule("a credential of the wrong kind", AUTH_INVALID, status={400},
+        phrase=r"^checking third-party user token\b"
+        r"|^(?:bad request: )?[\w ]{0,40}\baccess tokens? (?:is|are) not",
+        source="api.githubcopilot.com, recorded"),
+    Rule("the plan does not include this model", FORBIDDEN_ACCOUNT, MODEL, status={0, 400, 403},
+        words={"model_not_supported", "model_not_available"}),
+)  # fmt: skip
 
 RULES: tuple[Rule, ...] = (*COPILOT_RULES, *COMPATIBLE_RULES)
 
@@ -301,17 +189,13 @@ def signals(judge: Judge) -> SignalTable:
 
 _EXCHANGE = SignalTable(
     rules=(
-        Rule(
-            why="not a token of this app",
-            cls=OutcomeClass.FORBIDDEN_ACCOUNT,
-            status=frozenset({404}),
-            source="api.github.com/copilot_internal/v2/token with a PAT, recorded",
-        ),
+        Rule("not a token of this app", FORBIDDEN_ACCOUNT, status={404},
+            source="api.github.com/copilot_internal/v2/token with a PAT, recorded"),
         *RULES,
     ),
     judge=lambda _name, _value: Verdict.COMMIT,
     waits=(*WAITS, _github_reset),
-)
+)  # fmt: skip
 
 
 def classify_exchange(answer: Answer) -> Outcome:

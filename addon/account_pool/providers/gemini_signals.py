@@ -15,8 +15,22 @@ from typing import Any
 from account_pool.core import reset_hints
 from account_pool.core.facts import Facts
 from account_pool.core.meaning import Meaning
-from account_pool.core.outcome import OutcomeClass, Scope
-from account_pool.core.signals import RATE_WINDOW_S, Rule, SignalTable
+from account_pool.core.outcome import Scope
+from account_pool.core.signals import (
+    AUTH_EXPIRED,
+    AUTH_INVALID,
+    FORBIDDEN_ACCOUNT,
+    MODEL,
+    OVERLOADED,
+    QUOTA,
+    RATE_LIMIT,
+    RATE_WINDOW_S,
+    REQUEST_ERROR,
+    SERVER_ERROR,
+    Rule,
+    SignalTable,
+    rules,
+)
 from account_pool.core.sse import Judge
 from account_pool.core.waits import Wait, first_wait, prose, retry_after, retry_after_ms
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES
@@ -195,220 +209,69 @@ WAITS: tuple[Wait, ...] = (quota_reset, retry_info, retry_after_ms, retry_after,
 # -- the rules
 
 
-GOOGLE_RULES: tuple[Rule, ...] = (
-    Rule(
-        why="no capacity for the model",
-        cls=OutcomeClass.OVERLOADED,
-        # 429 or 503.
-        words=frozenset({"model_capacity_exhausted"}),
-        source=_GCL,
-    ),
-    Rule(
-        why="no capacity for the model",
-        cls=OutcomeClass.OVERLOADED,
-        # "No capacity available for model x on the server": no reason need stand beside it.
-        status=frozenset({0, 429, 503}),
-        when=lambda facts: facts.meaning is Meaning.CAPACITY,
-        explicit=True,
-        source=_GCL,
-    ),
-    Rule(
-        why="the model is overloaded",
-        cls=OutcomeClass.OVERLOADED,
-        words=frozenset({"unavailable"}),
-        source="https://ai.google.dev/gemini-api/docs/troubleshooting (503)",
-    ),
-    Rule(
-        why="internal error",
-        cls=OutcomeClass.SERVER_ERROR,
-        words=frozenset({"internal", "deadline_exceeded", "data_loss"}),
-        status=frozenset({0, 500, 502, 504}),
-        source="https://ai.google.dev/gemini-api/docs/troubleshooting (500, 504)",
-    ),
-    Rule(
-        why="the key is not accepted",
-        cls=OutcomeClass.AUTH_INVALID,
-        # A 400 here.
-        words=frozenset({"api_key_invalid", "api_key_expired"}),
-        names_credential=True,
-        source=_REASONS,
-    ),
-    Rule(
-        why="the key is not accepted",
-        cls=OutcomeClass.AUTH_INVALID,
-        status=frozenset({0, 400, 401, 403}),
-        phrase=re.compile(
-            # Anchored: other 400s echo what a user wrote.
-            r"^api key (?:not valid|not found|expired)\b|^your api key was reported as leaked\b"
-            r"|^method doesn't allow unregistered callers\b",
-            _I,
-        ),
-        source="https://ai.google.dev/gemini-api/docs/api-key; 403, recorded",
-    ),
-    Rule(
-        why="the token has expired",
-        cls=OutcomeClass.AUTH_EXPIRED,
-        words=frozenset({"access_token_expired"}),
-        source=_REASONS,
-    ),
-    Rule(
-        why="the project or key is barred",
-        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
-        words=frozenset(
-            {
-                "account_state_invalid",
-                "api_key_android_app_blocked",
-                "api_key_http_referrer_blocked",
-                "api_key_ios_app_blocked",
-                "api_key_ip_address_blocked",
-                "api_key_service_blocked",
-                "billing_disabled",
-                "consumer_invalid",
-                "consumer_suspended",
-                "service_disabled",
-                "unsupported_client",
-                "user_project_denied",
-                "validation_required",
-            }
-        ),
-        source=_REASONS,
-    ),
-    Rule(
-        why="the project is barred",
-        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
-        status=frozenset({0, 400, 403}),
-        phrase=re.compile(
-            r"^(?:permission denied: )?consumer \S+ has been suspended\b"
-            r"|^[\w ]{0,40}\bfree tier is not available in your country\b",
-            _I,
-        ),
-        source="Gemini API 403, recorded; troubleshooting (400 FAILED_PRECONDITION)",
-    ),
-    Rule(
-        why="a file or cache of another project",
-        cls=OutcomeClass.REQUEST_ERROR,
-        status=frozenset({0, 403, 404}),
-        # What a request that names a file gets on an account that does not have it.
-        phrase=re.compile(
-            r"\bpermission to access the (?:file|cachedcontent|tunedmodel)\b"
-            r"|\bcachedcontent not found\b",
-            _I,
-        ),
-        source="Gemini API 403, recorded",
-    ),
-    Rule(
-        why="the quota of the project is 0",
-        cls=OutcomeClass.FORBIDDEN_ACCOUNT,
-        scope=Scope.MODEL,
-        status=frozenset({0, 429}),
-        when=_is_zero,
-        model=_named_model,
-        source=_GCL,
-    ),
-    Rule(
-        why="out of credit",
-        cls=OutcomeClass.QUOTA,
-        words=frozenset({"insufficient_g1_credits_balance"}),
-        waits=(),
-        source=_GCL,
-    ),
-    Rule(
-        why="out of credit",
-        cls=OutcomeClass.QUOTA,
-        status=frozenset({0, 402, 403, 429}),
-        phrase=re.compile(r"\bprepa(?:id|yment) credits\b.*\bdepleted\b|\bspending cap\b", _I),
-        waits=(),
-        source="https://ai.google.dev/gemini-api/docs/billing",
-    ),
-    Rule(
-        why="the quota of the day",
-        cls=OutcomeClass.QUOTA,
-        scope=Scope.MODEL,
-        # RetryInfo beside it is a matter of seconds and does not apply.
-        status=frozenset({0, 429}),
-        when=lambda facts: _is_daily(facts) and _is_per_model(facts),
-        waits=(_pacific_midnight,),
-        model=_named_model,
-        owner=_project,
-        source=_LIMITS,
-    ),
-    Rule(
-        why="the quota of the day",
-        cls=OutcomeClass.QUOTA,
-        status=frozenset({0, 429}),
-        when=_is_daily,
-        waits=(_pacific_midnight,),
-        owner=_project,
-        source=_LIMITS,
-    ),
-    Rule(
-        why="the quota of the day",
-        cls=OutcomeClass.QUOTA,
-        scope=Scope.MODEL,
-        # Interactions: codes in words.
-        status=frozenset({0, 429}),
-        words=frozenset({"quota_exceeded"}),
+GOOGLE_RULES = rules(
+    _GCL,
+    # 429 or 503.
+    Rule("no capacity for the model", OVERLOADED, words={"model_capacity_exhausted"}),
+    # "No capacity available for model x on the server": no reason need stand beside it.
+    Rule("no capacity for the model", OVERLOADED, status={0, 429, 503}, means=Meaning.CAPACITY),
+    Rule("the model is overloaded", OVERLOADED, words={"unavailable"},
+        source="https://ai.google.dev/gemini-api/docs/troubleshooting (503)"),
+    Rule("internal error", SERVER_ERROR, status={0, 500, 502, 504},
+        words={"internal", "deadline_exceeded", "data_loss"},
+        source="https://ai.google.dev/gemini-api/docs/troubleshooting (500, 504)"),
+    # A 400 here.
+    Rule("the key is not accepted", AUTH_INVALID, words={"api_key_invalid", "api_key_expired"},
+        names_credential=True, source=_REASONS),
+    # Anchored: other 400s echo what a user wrote.
+    Rule("the key is not accepted", AUTH_INVALID, status={0, 400, 401, 403},
+        phrase=r"^api key (?:not valid|not found|expired)\b|^your api key was reported as leaked\b"
+        r"|^method doesn't allow unregistered callers\b",
+        source="https://ai.google.dev/gemini-api/docs/api-key; 403, recorded"),
+    Rule("the token has expired", AUTH_EXPIRED, words={"access_token_expired"}, source=_REASONS),
+    Rule("the project or key is barred", FORBIDDEN_ACCOUNT,
+        words={"account_state_invalid", "api_key_android_app_blocked",
+        "api_key_http_referrer_blocked", "api_key_ios_app_blocked", "api_key_ip_address_blocked",
+        "api_key_service_blocked", "billing_disabled", "consumer_invalid", "consumer_suspended",
+        "service_disabled", "unsupported_client", "user_project_denied", "validation_required"},
+        source=_REASONS),
+    Rule("the project is barred", FORBIDDEN_ACCOUNT, status={0, 400, 403},
+        phrase=r"^(?:permission denied: )?consumer \S+ has been suspended\b"
+        r"|^[\w ]{0,40}\bfree tier is not available in your country\b",
+        source="Gemini API 403, recorded; troubleshooting (400 FAILED_PRECONDITION)"),
+    # What a request that names a file gets on an account that does not have it.
+    Rule("a file or cache of another project", REQUEST_ERROR, status={0, 403, 404},
+        phrase=r"\bpermission to access the (?:file|cachedcontent|tunedmodel)\b"
+        r"|\bcachedcontent not found\b", source="Gemini API 403, recorded"),
+    Rule("the quota of the project is 0", FORBIDDEN_ACCOUNT, MODEL, status={0, 429}, when=_is_zero,
+        model=_named_model),
+    Rule("out of credit", QUOTA, words={"insufficient_g1_credits_balance"}, waits=()),
+    Rule("out of credit", QUOTA, status={0, 402, 403, 429},
+        phrase=r"\bprepa(?:id|yment) credits\b.*\bdepleted\b|\bspending cap\b", waits=(),
+        source="https://ai.google.dev/gemini-api/docs/billing"),
+    # RetryInfo beside it is a matter of seconds and does not apply.
+    Rule("the quota of the day", QUOTA, MODEL, status={0, 429},
+        when=lambda facts: _is_daily(facts) and _is_per_model(facts), waits=(_pacific_midnight,),
+        model=_named_model, owner=_project, source=_LIMITS),
+    Rule("the quota of the day", QUOTA, status={0, 429}, when=_is_daily, waits=(_pacific_midnight,),
+        owner=_project, source=_LIMITS),
+    # Interactions: codes in words.
+    Rule("the quota of the day", QUOTA, MODEL, status={0, 429}, words={"quota_exceeded"},
         when=lambda facts: facts.window_s is None or facts.window_s >= 86_400.0,
-        waits=(_pacific_midnight,),
-        source="https://ai.google.dev/gemini-api/docs/api-errors",
-    ),
-    Rule(
-        why="the quota of the plan",
-        cls=OutcomeClass.QUOTA,
-        scope=Scope.ACCOUNT,
-        words=frozenset({"quota_exhausted", "resource_exhausted"}),
-        when=_is_of_the_plan,
-        waits=(_long_hint,),
-        shared=False,
-        explicit=True,
-        source="router-for-me/CLIProxyAPI antigravity: Individual quota reached",
-    ),
-    Rule(
-        why="the quota of the model",
-        cls=OutcomeClass.QUOTA,
-        scope=Scope.MODEL,
-        words=frozenset({"quota_exhausted"}),
-        waits=(_long_hint,),
-        model=_named_model,
-        owner=_project,
-        source=_GCL,
-    ),
-    Rule(
-        why="the quota of the model",
-        cls=OutcomeClass.RATE_LIMIT,
-        scope=Scope.MODEL,
-        status=frozenset({0, 429}),
-        when=_is_per_model,
-        model=_named_model,
-        owner=_project,
-        source=_LIMITS,
-    ),
-    Rule(
-        why="out of credit",
-        cls=OutcomeClass.QUOTA,
-        scope=Scope.ACCOUNT,
-        words=_EXHAUSTED,
-        when=lambda facts: facts.meaning is Meaning.MONEY,
-        waits=(),
-        owner=_project,
-        source="Gemini API billing: prepaid credits, spend caps",
-    ),
-    Rule(
-        why="the quota of a longer window",
-        cls=OutcomeClass.QUOTA,
-        words=_EXHAUSTED,
-        when=_is_of_a_long_window,
-        owner=_project,
-        source="Gemini API billing: prepaid credits, spend caps",
-    ),
-    Rule(
-        why="the quota of the project",
-        cls=OutcomeClass.RATE_LIMIT,
-        words=_EXHAUSTED,
-        owner=_project,
-        source=_LIMITS,
-    ),
-)
+        waits=(_pacific_midnight,), source="https://ai.google.dev/gemini-api/docs/api-errors"),
+    Rule("the quota of the plan", QUOTA, words={"quota_exhausted", "resource_exhausted"},
+        when=_is_of_the_plan, waits=(_long_hint,), shared=False,
+        source="router-for-me/CLIProxyAPI antigravity: Individual quota reached"),
+    Rule("the quota of the model", QUOTA, MODEL, words={"quota_exhausted"}, waits=(_long_hint,),
+        model=_named_model, owner=_project),
+    Rule("the quota of the model", RATE_LIMIT, MODEL, status={0, 429}, when=_is_per_model,
+        model=_named_model, owner=_project, source=_LIMITS),
+    Rule("out of credit", QUOTA, words=_EXHAUSTED, means=Meaning.MONEY, waits=(), owner=_project,
+        source="Gemini API billing: prepaid credits, spend caps"),
+    Rule("the quota of a longer window", QUOTA, words=_EXHAUSTED, when=_is_of_a_long_window,
+        owner=_project, source="Gemini API billing: prepaid credits, spend caps"),
+    Rule("the quota of the project", RATE_LIMIT, words=_EXHAUSTED, owner=_project, source=_LIMITS),
+)  # fmt: skip
 
 # OpenAI's sentence for money is Google's for a minute: neither it nor the bare code may
 # be read by the rules of the compatible services.

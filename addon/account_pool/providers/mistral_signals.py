@@ -5,15 +5,10 @@ Limits belong to the workspace and its tier (https://docs.mistral.ai/deployment/
 
 from __future__ import annotations
 
-import re
-
 from account_pool.core import reset_hints
 from account_pool.core.facts import Facts
-from account_pool.core.outcome import OutcomeClass, Scope
-from account_pool.core.signals import Rule
+from account_pool.core.signals import MODEL, QUOTA, RATE_LIMIT, REQUEST_ERROR, Rule
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES
-
-_I = re.IGNORECASE
 
 
 def _month_spent(facts: Facts) -> bool:
@@ -25,46 +20,18 @@ def _month_spent(facts: Facts) -> bool:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule(
-        why="the month of the tier",
-        cls=OutcomeClass.QUOTA,
-        status=frozenset({429}),
-        when=_month_spent,
-        # The reset that is named is that of the minute.
-        waits=(),
-        source="x-ratelimitbysize-remaining-month",
-    ),
-    Rule(
-        why="no subscription, or its allowance is used up",
-        cls=OutcomeClass.QUOTA,
-        status=frozenset({401, 402, 403}),
-        phrase=re.compile(r"\b(?:inactive|no active) subscription\b|\busage limit reached\b", _I),
-        waits=(),
-        source="https://help.mistral.ai",
-    ),
-    Rule(
-        why="capacity of the tier for this model",
-        cls=OutcomeClass.RATE_LIMIT,
-        scope=Scope.MODEL,
-        words=frozenset({"3505", "service_tier_capacity_exceeded"}),
-        source="Mistral 429, recorded",
-    ),
-    Rule(
-        why="capacity of the tier for this model",
-        cls=OutcomeClass.RATE_LIMIT,
-        scope=Scope.MODEL,
-        status=frozenset({0, 429, 503}),
-        # Code and type are not always there.
-        phrase=re.compile(r"^service tier capacity exceeded\b", _I),
-        source="continuedev/continue#6185",
-    ),
-    Rule(
-        why="no such model, or not for this account",
-        cls=OutcomeClass.REQUEST_ERROR,
-        status=frozenset({400, 404}),
-        words=frozenset({"invalid_model"}),
-        missing_model=True,
-        source="Mistral 400, code 1500",
-    ),
+    # The reset that is named is that of the minute.
+    Rule("the month of the tier", QUOTA, status={429}, when=_month_spent, waits=(),
+        source="x-ratelimitbysize-remaining-month"),
+    Rule("no subscription, or its allowance is used up", QUOTA, status={401, 402, 403},
+        phrase=r"\b(?:inactive|no active) subscription\b|\busage limit reached\b", waits=(),
+        source="https://help.mistral.ai"),
+    Rule("capacity of the tier for this model", RATE_LIMIT, MODEL,
+        words={"3505", "service_tier_capacity_exceeded"}, source="Mistral 429, recorded"),
+    # Code and type are not always there.
+    Rule("capacity of the tier for this model", RATE_LIMIT, MODEL, status={0, 429, 503},
+        phrase=r"^service tier capacity exceeded\b", source="continuedev/continue#6185"),
+    Rule("no such model, or not for this account", REQUEST_ERROR, status={400, 404},
+        words={"invalid_model"}, missing_model=True, source="Mistral 400, code 1500"),
     *COMPATIBLE_RULES,
-)
+)  # fmt: skip

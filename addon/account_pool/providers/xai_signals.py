@@ -8,8 +8,7 @@ from __future__ import annotations
 import re
 
 from account_pool.core.facts import Facts
-from account_pool.core.outcome import OutcomeClass
-from account_pool.core.signals import Rule
+from account_pool.core.signals import AUTH_INVALID, QUOTA, REQUEST_ERROR, Rule
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES
 
 _I = re.IGNORECASE
@@ -24,45 +23,18 @@ def team(facts: Facts) -> str | None:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule(
-        why="out of credit",
-        cls=OutcomeClass.QUOTA,
-        status=frozenset({0, 402, 403, 429}),
-        phrase=re.compile(
-            r"\bpurchase (?:more )?credits\b|\bhave any credits\b|\bspending[- ]limit\b", _I
-        ),
-        waits=(),
-        source="continuedev/continue#10373; xAI 403 and 429, recorded",
-    ),
-    Rule(
-        why="the key is not accepted",
-        cls=OutcomeClass.AUTH_INVALID,
-        # A 400 as well.
-        status=frozenset({400, 401, 403}),
-        phrase=re.compile(
-            # Anchored: other 400s echo what a user wrote.
-            r"^incorrect api key provided\b"
-            r"|^[\w' ]{0,40}\bapi key is (?:currently )?(?:blocked|deleted|disabled|expired"
-            r"|inactive|invalid|missing|revoked|suspended"
-            r"|not (?:active|authorized|enabled|valid))\b",
-            _I,
-        ),
-        source=_DEBUGGING,
-    ),
-    Rule(
-        why="the input was flagged",
-        cls=OutcomeClass.REQUEST_ERROR,
-        status=frozenset({0, 403}),
-        phrase=re.compile(r"\bviolates usage guidelines\b|\bsafety_check\w*\b", _I),
-        source=_DEBUGGING + " (403)",
-    ),
-    Rule(
-        why="no such model, or not for this team",
-        cls=OutcomeClass.REQUEST_ERROR,
-        status=frozenset({400, 404}),
-        phrase=re.compile(r"^the model \S+ does not exist or your team\b|^model not found\b", _I),
-        missing_model=True,
-        source=_DEBUGGING + " (404)",
-    ),
+    Rule("out of credit", QUOTA, status={0, 402, 403, 429},
+        phrase=r"\bpurchase (?:more )?credits\b|\bhave any credits\b|\bspending[- ]limit\b",
+        waits=(), source="continuedev/continue#10373; xAI 403 and 429, recorded"),
+    # A 400 as well. Anchored: other 400s echo what a user wrote.
+    Rule("the key is not accepted", AUTH_INVALID, status={400, 401, 403},
+        phrase=r"^incorrect api key provided\b|^[\w' ]{0,40}\bapi key is (?:currently )?(?:blocked"
+        r"|deleted|disabled|expired|inactive|invalid|missing|revoked|suspended|not (?:active"
+        r"|authorized|enabled|valid))\b", source=_DEBUGGING),
+    Rule("the input was flagged", REQUEST_ERROR, status={0, 403},
+        phrase=r"\bviolates usage guidelines\b|\bsafety_check\w*\b", source=_DEBUGGING + " (403)"),
+    Rule("no such model, or not for this team", REQUEST_ERROR, status={400, 404},
+        phrase=r"^the model \S+ does not exist or your team\b|^model not found\b",
+        missing_model=True, source=_DEBUGGING + " (404)"),
     *COMPATIBLE_RULES,
-)
+)  # fmt: skip
