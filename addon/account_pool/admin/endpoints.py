@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from pydantic import BaseModel
@@ -23,17 +23,17 @@ from account_pool.admin.security import REVEAL_PATH
 from account_pool.admin.views import Json
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """One address and what it does.
 
     Attributes:
         path: with `{provider}` where the name of one stands.
         name: unique; the operation id of the description.
-        summary: one sentence.
         answer: called with the desk and what was asked: the query or body as *asked*
             says, the provider in the path, or None.
         returns: name of the schema of a good answer.
+        summary: one sentence.
         query, body: the shape of what is asked.
         status: of a good answer.
         refusals: statuses of its own refusals.
@@ -41,9 +41,10 @@ class Endpoint:
 
     path: str
     name: str
-    summary: str
     answer: Callable[[Desk, Any], Awaitable[Json]]
     returns: str
+    summary: str
+    _: KW_ONLY
     query: type[BaseModel] | None = None
     body: type[BaseModel] | None = None
     status: int = 200
@@ -55,127 +56,38 @@ class Endpoint:
 
 
 ENDPOINTS: tuple[Endpoint, ...] = (
-    Endpoint(
-        path="/account-pool",
-        name="accounts",
-        summary=(
-            "Every account with its state, the cause and the end of its cooldowns, and a summary."
-        ),
-        answer=reading.accounts,
-        returns="Pool",
-    ),
-    Endpoint(
-        path="/account-pool/{provider}",
-        name="accounts_of_provider",
-        summary="The accounts of one provider.",
-        answer=reading.provider,
-        returns="OneProvider",
-        refusals=(404,),
-    ),
-    Endpoint(
-        path="/account-pool/add",
-        name="add",
-        summary="Add an account. It is written to accounts.yaml, or to the store where that "
-        "is read-only or absent.",
-        answer=changing.add,
-        returns="Added",
-        body=NewAccount,
-        status=201,
-        refusals=(409,),
-    ),
-    Endpoint(
-        path="/account-pool/remove",
-        name="remove",
-        summary="Remove an account, also from its file or store. Its running requests finish.",
-        answer=changing.remove,
-        returns="Removed",
-        body=AccountName,
-        refusals=(404, 409),
-    ),
-    Endpoint(
-        path="/account-pool/next",
-        name="next",
-        summary="Skip the account whose turn it is.",
-        answer=changing.next_account,
-        returns="Next",
-        body=ProviderName,
-        refusals=(404,),
-    ),
-    Endpoint(
-        path="/account-pool/clear-cooldown",
-        name="clear_cooldown",
-        summary="End every cooldown of an account, and enable it if it is disabled.",
-        answer=changing.clear_cooldown,
-        returns="Cleared",
-        body=AccountName,
-        refusals=(404,),
-    ),
-    Endpoint(
-        path="/account-pool/enable",
-        name="enable",
-        summary="Enable a disabled account; its cooldowns stay.",
-        answer=changing.enable,
-        returns="OneAccount",
-        body=AccountName,
-        refusals=(404, 409),
-    ),
-    Endpoint(
-        path="/account-pool/disable",
-        name="disable",
-        summary="Disable an account until it is enabled again, across restarts too.",
-        answer=changing.disable,
-        returns="OneAccount",
-        body=AccountName,
-        refusals=(404,),
-    ),
-    Endpoint(
-        path=REVEAL_PATH,
-        name="reveal",
-        summary="Show the credentials of an account, by kind; on this machine, and only while "
-        "pool_show_tokens is set.",
-        answer=changing.reveal,
-        returns="Revealed",
-        body=AccountName,
-        refusals=(404,),
-    ),
-    Endpoint(
-        path="/decisions",
-        name="decisions",
-        summary="The latest decisions and their causes, newest first.",
-        answer=reading.decisions,
-        returns="Decisions",
-        query=DecisionsQuery,
-    ),
-    Endpoint(
-        path="/sessions",
-        name="sessions",
-        summary="The conversations bound to an account, most recently used first.",
-        answer=reading.sessions,
-        returns="Sessions",
-        query=SessionsQuery,
-    ),
-    Endpoint(
-        path="/sessions/close",
-        name="close_session",
-        summary="Forget a conversation; its next request goes where the strategy says.",
-        answer=changing.close_session,
-        returns="Closed",
-        body=SessionKey,
-        refusals=(404,),
-    ),
-    Endpoint(
-        path="/usage",
-        name="usage",
-        summary="Requests and tokens by day (UTC), account and model, newest day first.",
-        answer=reading.usage,
-        returns="Usage",
-        query=UsageQuery,
-    ),
-    Endpoint(
-        path="/health",
-        name="health",
-        summary="Whether the proxy serves. Cheap, and never needs the token.",
-        answer=reading.health,
-        returns="Health",
-    ),
-)
+    Endpoint("/account-pool", "accounts", reading.accounts, "Pool",
+        "Every account with its state, the cause and the end of its cooldowns, and a summary."),
+    Endpoint("/account-pool/{provider}", "accounts_of_provider", reading.provider, "OneProvider",
+        "The accounts of one provider.", refusals=(404,)),
+    Endpoint("/account-pool/add", "add", changing.add, "Added",
+        "Add an account. It is written to accounts.yaml, or to the store where that is read-only "
+        "or absent.", body=NewAccount, status=201, refusals=(409,)),
+    Endpoint("/account-pool/remove", "remove", changing.remove, "Removed",
+        "Remove an account, also from its file or store. Its running requests finish.",
+        body=AccountName, refusals=(404, 409)),
+    Endpoint("/account-pool/next", "next", changing.next_account, "Next",
+        "Skip the account whose turn it is.", body=ProviderName, refusals=(404,)),
+    Endpoint("/account-pool/clear-cooldown", "clear_cooldown", changing.clear_cooldown, "Cleared",
+        "End every cooldown of an account, and enable it if it is disabled.",
+        body=AccountName, refusals=(404,)),
+    Endpoint("/account-pool/enable", "enable", changing.enable, "OneAccount",
+        "Enable a disabled account; its cooldowns stay.", body=AccountName, refusals=(404, 409)),
+    Endpoint("/account-pool/disable", "disable", changing.disable, "OneAccount",
+        "Disable an account until it is enabled again, across restarts too.",
+        body=AccountName, refusals=(404,)),
+    Endpoint(REVEAL_PATH, "reveal", changing.reveal, "Revealed",
+        "Show the credentials of an account, by kind; on this machine, and only while "
+        "pool_show_tokens is set.", body=AccountName, refusals=(404,)),
+    Endpoint("/decisions", "decisions", reading.decisions, "Decisions",
+        "The latest decisions and their causes, newest first.", query=DecisionsQuery),
+    Endpoint("/sessions", "sessions", reading.sessions, "Sessions",
+        "The conversations bound to an account, most recently used first.", query=SessionsQuery),
+    Endpoint("/sessions/close", "close_session", changing.close_session, "Closed",
+        "Forget a conversation; its next request goes where the strategy says.",
+        body=SessionKey, refusals=(404,)),
+    Endpoint("/usage", "usage", reading.usage, "Usage",
+        "Requests and tokens by day (UTC), account and model, newest day first.", query=UsageQuery),
+    Endpoint("/health", "health", reading.health, "Health",
+        "Whether the proxy serves. Cheap, and never needs the token."),
+)  # fmt: skip
