@@ -10,6 +10,7 @@ import sqlite3
 import ssl
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from contextlib import asynccontextmanager, closing, suppress
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -19,7 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from account_pool.demo.exchange import Reply
 from account_pool.demo.scripts import EVENT_STREAM, by_credential, openai
 from tests.e2e import harness
-from tests.e2e.harness import CLIENT, FIRST, TIMEOUT_S, chat, in_order
+from tests.e2e.harness import CLIENT, FIRST, SECOND, TIMEOUT_S, chat, in_order
 from tests.e2e.test_mitmweb import mitmweb  # noqa: F401 - a fixture
 from tests.e2e.test_websocket import ACCEPTED, open_socket
 from tests.patience import PATIENCE_S
@@ -225,6 +226,29 @@ async def test_what_is_held_in_vain_is_told_at_once(provider, pool_proxy):
         status, _, body = await waiting
         assert status == 503
         assert "shutting down" in json.loads(body)["error"]["message"]
+    assert await ended(proxy) == 0
+
+
+async def test_what_is_refused_meanwhile_gets_its_next_attempt(provider, finish, pool_proxy):
+    """Also where it waits a moment for the account of its conversation."""
+    limited = replace(openai.rate_limited(2), steps=(finish, *openai.rate_limited(2).steps))
+    script = by_credential({FIRST: [CHAT, limited, CHAT], SECOND: CHAT})
+    upstream = await provider(script)
+    proxy = await pool_proxy(in_order("first", "second"), provider=upstream, options=LONG)
+    asked = chat()
+    asked["headers"]["session_id"] = "one"
+    async with proxy.client() as http:
+        assert (await http.request(**asked)).content == CHAT.body
+        second = asyncio.create_task(http.request(**asked))
+        async with asyncio.timeout(TIMEOUT_S):
+            while len(upstream.journal.requests) < 2:
+                await asyncio.sleep(0)
+        os.kill(proxy.pid, signal.SIGTERM)
+        await proxy.until_printed(SHUTTING)
+        finish.set()
+        answer = await second
+    assert (answer.status_code, answer.content) == (200, CHAT.body)
+    assert len(upstream.journal.requests) == 3
     assert await ended(proxy) == 0
 
 
