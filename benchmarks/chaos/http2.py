@@ -22,7 +22,7 @@ from benchmarks.chaos.site import Connection
 
 READ_BYTES = 1 << 16
 HIGHEST = (1 << 31) - 1
-#: Every third connection allows so few streams at once.
+#: Every third connection allows so few streams at once, from its first acknowledgement on.
 FEW = 2
 #: Bytes of a stream that may come, once that was shrunk: uploads still end in time.
 WINDOW = 16_000
@@ -34,6 +34,8 @@ UNKNOWN = b"\x00\x00\x08\xfa\x00\x00\x00\x00\x00whatever"
 
 class Http2(Connection):
     """Serves all streams of one connection until either side is done."""
+
+    is_few = False
 
     async def run(self) -> None:
         config = H2Configuration(
@@ -48,9 +50,7 @@ class Http2(Connection):
         #: streams above it are not looked at
         self.last = HIGHEST
         self.h2.initiate_connection()
-        if self.number % 3 == 0:
-            # From the moment on that the proxy says it knows.
-            self.h2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: FEW})
+        self.unacknowledged, self.acknowledged = 1, asyncio.Event()
         try:
             await self.flush()
             while data := await self.reader.read(READ_BYTES):
@@ -91,9 +91,26 @@ class Http2(Connection):
                 self.opening.set()
                 self.opening = asyncio.Event()
             case events.SettingsAcknowledged():
+                self.unacknowledged -= 1
+                self.acknowledged.set()
+                self.acknowledged = asyncio.Event()
                 self._open_windows()
+                if self.number % 3 == 0 and not self.is_few:
+                    self.is_few = True
+                    self._set({SettingCodes.MAX_CONCURRENT_STREAMS: FEW})
             case _:
                 pass
+
+    async def set(self, values: dict[SettingCodes | int, int]) -> None:
+        """Send settings. One at a time: h2 takes any acknowledgement for that of the last."""
+        while self.unacknowledged:
+            await self.acknowledged.wait()
+        self._set(values)
+        await self.flush()
+
+    def _set(self, values: dict[SettingCodes | int, int]) -> None:
+        self.h2.update_settings(values)
+        self.unacknowledged += 1
 
     def _open_windows(self) -> None:
         """Have uploads go on whose window a new setting has shut; h2 waits for more of them."""
@@ -243,14 +260,13 @@ class Stream:
                 if await self._go_away(argument):
                     return
             case "settings":
-                of.h2.update_settings(
+                await of.set(
                     {
                         SettingCodes.MAX_CONCURRENT_STREAMS: 1,
                         SettingCodes.HEADER_TABLE_SIZE: 0,
                         SettingCodes.INITIAL_WINDOW_SIZE: WINDOW,
                     }
                 )
-                await of.flush()
                 await asyncio.sleep(STEP_S)
             case "starve":
                 await asyncio.sleep(10 * STEP_S)
