@@ -249,10 +249,12 @@ async def test_an_addon_that_acts_in_a_hook(provider, setting, fast: str) -> Non
 
 
 NEIGHBOUR = """
+import asyncio
 from mitmproxy import http
 
 def responseheaders(flow: http.HTTPFlow) -> None:
     flow.response.headers["x-neighbour"] = "VERSION"
+    flow.response.headers["x-task"] = asyncio.current_task().get_name()
 """
 
 
@@ -272,6 +274,12 @@ async def test_ways_and_scripts_change_while_answers_flow(provider, setting, tmp
         extra_args=["-s", str(script)],
     )
     ways = {"true": "table, inline", "false": "none", '["table"]': "table"}
+
+    async def neighbour(http) -> tuple[str, bool]:
+        """Which script was asked, and whether that was in the task of a connection."""
+        headers = (await http.request(**chat())).headers
+        return headers["x-neighbour"], "connection handler" in headers["x-task"]
+
     async with proxy, AsyncExitStack() as stack:
         begun = []
         for written, used in ways.items():
@@ -280,14 +288,14 @@ async def test_ways_and_scripts_change_while_answers_flow(provider, setting, tmp
             )
             await proxy.until_printed(f"shorter ways through mitmproxy in use: {used}$")
             http = await stack.enter_async_context(proxy.client())
-            assert (await http.request(**chat())).headers["x-neighbour"] == "1"
+            assert await neighbour(http) == ("1", "inline" in used)
             answer = await stack.enter_async_context(http.stream(**chat("slow")))
             pieces = answer.aiter_raw()
-            begun.append((http, pieces, await anext(pieces)))
+            begun.append((http, used, pieces, await anext(pieces)))
         script.write_text(NEIGHBOUR.replace("VERSION", "second"))
         await proxy.until(lambda: proxy.output.count("Loading script " + str(script)) == 2)
         over.set()
-        for http, pieces, first in begun:
+        for http, used, pieces, first in begun:
             rest = b"".join([piece async for piece in pieces])
             assert first + rest == b"".join(events)
-            assert (await http.request(**chat())).headers["x-neighbour"] == "second"
+            assert await neighbour(http) == ("second", "inline" in used)

@@ -264,6 +264,34 @@ async def test_a_crash_of_a_layer_ends_neither_the_queue_nor_the_client(caplog) 
     assert "mitmproxy has crashed!" in caplog.text
 
 
+async def test_what_was_left_by_an_error_is_not_overtaken() -> None:
+    """One that not even a crash of a layer is: it goes up, and the next event comes last."""
+
+    class Ends(BaseException):
+        pass
+
+    def end(_client: Client):
+        def answer():
+            raise Ends
+            yield
+
+        return answer
+
+    with taddons.context() as tctx:
+        asked = asks(request, lambda _client: HttpResponseHook(FLOW))
+        answers = {"Start": asked, "request completed": end}
+        client = Client(tctx, {"request": now("request")}, answers, ours=True)
+        with pytest.raises(Ends):
+            await client.handler.server_event(events.Start())
+        await client.handler.server_event(events.DataReceived(client.handler.client, b""))
+    assert client.said[-4:] == [
+        "response completed",
+        "response completed handled",
+        "DataReceived",
+        "DataReceived handled",
+    ]
+
+
 async def test_commands_for_a_connection_that_has_gone_are_dropped() -> None:
     gone = tflow.tserver_conn()
     with taddons.context() as tctx:

@@ -59,12 +59,11 @@ class EventQueue:
     def handle(self, event: events.Event) -> None:
         """Handle *event* and what follows from it at once; after those that are there."""
         queue = self._queue
+        queue.append((event, contextvars.copy_context()))
         if self._is_running:
-            queue.append((event, contextvars.copy_context()))
             return
         self._is_running, self._hooks = True, 0
         try:
-            self._handle(event)
             while queue:
                 event, context = queue.popleft()
                 context.run(self._handle, event)

@@ -44,6 +44,9 @@ _WALK = ("trigger_event", "handle_lifecycle", "invoke_addon", "_iter_hooks")
 _OUR_SCRIPT = frozenset({"addon", "addons", "name"})
 
 
+_NOTHING: Iterator[Function] = iter(())
+
+
 class Rest(NamedTuple):
     """A hook that has come to an awaitable.
 
@@ -84,13 +87,29 @@ class _Mixed:
         return itertools.chain.from_iterable(self._parts)
 
 
+class _Late:
+    """Addons that were added since the table was made, in the middle of a walk."""
+
+    __slots__ = ("_chain", "_event", "_known", "_manager")
+
+    def __init__(self, manager: AddonManager, event: Hook) -> None:
+        self._manager, self._chain, self._known = manager, manager.chain, len(manager.chain)
+        self._event = object.__new__(type(event))
+
+    def __iter__(self) -> Iterator[Function]:
+        if len(self._chain) == self._known:
+            return _NOTHING
+        late = itertools.islice(self._chain, self._known, None)
+        return itertools.chain.from_iterable(_Asked(self._manager, x, self._event) for x in late)
+
+
 class HookTable:
     """Stands in for the walk of one addon manager, from `install` to `uninstall`."""
 
     def __init__(self, manager: AddonManager) -> None:
         self._manager = manager
         self._chain: list[object] = []
-        self._counts = (0, 0)
+        self._length = self._names = 0
         self._until = 0.0
         self._groups: dict[str, tuple[Group, ...]] = {}
 
@@ -123,18 +142,22 @@ class HookTable:
 
     def walk(self, event: Hook) -> Iterator[Group]:
         """Return the functions for *event* in their order, those added meanwhile as well."""
-        manager, now = self._manager, time.monotonic()
-        chain = manager.chain
-        counts = (len(chain), len(manager.lookup))
-        # Each way in which mitmproxy adds or removes an addon changes one of them.
-        if now > self._until or chain is not self._chain or counts != self._counts:
-            self._groups, self._until = {}, now + TABLE_S
-            self._chain, self._counts = chain, counts
+        manager = self._manager
+        # Each way in which mitmproxy adds or removes an addon changes one of the first three.
+        if (
+            manager.chain is not self._chain
+            or len(self._chain) != self._length
+            or len(manager.lookup) != self._names
+            or time.monotonic() > self._until
+        ):
+            self._chain, self._until = manager.chain, time.monotonic() + TABLE_S
+            self._length, self._names = len(self._chain), len(manager.lookup)
+            self._groups = {}
         groups = self._groups.get(event.name)
         if groups is None:
-            found = [self._group(addon, event) for addon in chain]
-            groups = self._groups[event.name] = tuple([group for group in found if group])
-        return itertools.chain(groups, self._added(chain, len(chain), event))
+            found = [group for addon in self._chain if (group := self._group(addon, event))]
+            groups = self._groups[event.name] = (*found, _Late(manager, event))
+        return iter(groups)
 
     def _group(self, addon: object, event: Hook) -> Group:
         try:
@@ -148,11 +171,6 @@ class HookTable:
         if all(isinstance(group, tuple) for group in below):
             return tuple(itertools.chain(own, *below))
         return _Mixed([own, *below])
-
-    def _added(self, chain: list[object], at: int, event: Hook) -> Iterator[Group]:
-        while at < len(chain):
-            yield _Asked(self._manager, chain[at], event)
-            at += 1
 
 
 def _is_known(addon: object) -> bool:
