@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -23,15 +21,13 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture
-def nimbus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
-    for name, source in zip(("nimbus_signals", "nimbus"), blocks("python"), strict=True):
-        module = ModuleType(f"account_pool.providers.{name}")
-        # The second imports the first.
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        exec(compile(source, name, "exec"), module.__dict__)
-    provider = module.PROVIDER
+def nimbus(monkeypatch: pytest.MonkeyPatch) -> Provider:
+    [source] = blocks("python")
+    module = ModuleType("nimbus")
+    exec(compile(source, "nimbus", "exec"), module.__dict__)
+    provider = module.NIMBUS
     monkeypatch.setattr(classify, "BUILT_IN", {**BUILT_IN, "nimbus": provider})
-    yield provider
+    return provider
 
 
 def test_its_answers_mean_what_is_expected(nimbus: Provider) -> None:

@@ -1,7 +1,7 @@
 """Builds the providers whose API follows OpenAI's: same bodies, their own paths and words.
 
-A vendor's file says what is its own (hosts, paths, variables, rules, envelope); what
-all of them share stands here. Keys go as `Authorization: Bearer`, and some vendors
+`compatible_vendors.py` says what is each vendor's own (hosts, paths, variables, rules,
+envelope); what all of them share stands here. Keys go as `Authorization: Bearer`, and some vendors
 speak Anthropic's Messages as well.
 """
 
@@ -37,7 +37,7 @@ def compatible(
     hosts: Iterable[str],
     env: tuple[str, ...],
     posts: Iterable[str],
-    rules: tuple[Rule, ...] = COMPATIBLE_RULES,
+    rules: tuple[Rule, ...] = (),
     rate_scope: Scope = Scope.ACCOUNT,
     waits: tuple[Wait, ...] = USUAL_WAITS,
     shared: bool = False,
@@ -56,7 +56,7 @@ def compatible(
         env: variables that hold a key.
         posts: pooled paths below a prefix.
         rules, rate_scope, waits, shared, owner: what its refusals mean: the fields of
-            `SignalTable`.
+            `SignalTable`. `COMPATIBLE_RULES` follow *rules*.
         gets: pooled lists below a prefix, with what is below them.
         prefixes: what stands before the paths, "" included where that is legal.
         refusal: its envelope; default OpenAI's.
@@ -65,7 +65,12 @@ def compatible(
         kept: what it keeps for its accounts; pooled as well.
     """
     signals = SignalTable(
-        rules=rules, judge=judge, rate_scope=rate_scope, waits=waits, shared=shared, owner=owner
+        rules=(*rules, *COMPATIBLE_RULES),
+        judge=judge,
+        rate_scope=rate_scope,
+        waits=waits,
+        shared=shared,
+        owner=owner,
     )
     return Provider(
         name=name,

@@ -7,23 +7,14 @@ from collections.abc import Iterable, Mapping
 from account_pool.providers import (
     anthropic,
     azure,
-    cerebras,
     claude_code,
     codex,
-    cohere,
     compatible,
+    compatible_vendors,
     copilot,
-    deepseek,
-    fireworks,
     gemini,
     gemini_cli,
-    groq,
-    mistral,
     openai,
-    openrouter,
-    perplexity,
-    together,
-    xai,
 )
 from account_pool.providers.base import HostRule, Provider
 from account_pool.providers.built_in import BuiltIn
@@ -32,18 +23,13 @@ from account_pool.providers.like import behind_gateway
 #: What a service may be like that is no provider of its own.
 BASES: Mapping[str, Provider] = {compatible.BASE.name: compatible.BASE}
 
-#: The providers that need no definition in accounts.yaml, by name.
-BUILT_IN = BuiltIn(
-    {
-        module.PROVIDER.name: module.PROVIDER
-        for module in (
-            *(openai, anthropic, claude_code, gemini, gemini_cli, copilot, codex),
-            *(azure, openrouter, groq, mistral, xai, deepseek, together, fireworks, cohere),
-            *(cerebras, perplexity),
-        )
-    },
-    BASES,
+_CODED = (
+    *(openai.PROVIDER, anthropic.PROVIDER, claude_code.PROVIDER, gemini.PROVIDER),
+    *(gemini_cli.PROVIDER, copilot.PROVIDER, codex.PROVIDER, azure.PROVIDER),
+    *compatible_vendors.VENDORS,
 )
+#: The providers that need no definition in accounts.yaml, by name.
+BUILT_IN = BuiltIn({provider.name: provider for provider in _CODED}, BASES)
 
 
 class HostIndex:
