@@ -69,10 +69,6 @@ class UsageQuery(_Query):
     days: int = Field(30, ge=1, le=400, description="Number of days, today included (UTC).")
 
 
-class NoQuery(_Query):
-    """Nothing is asked for."""
-
-
 Model = TypeVar("Model", bound=BaseModel)
 
 

@@ -1,14 +1,21 @@
-"""Every address of the admin API, in one table: the routes and the description are made of it."""
+"""The addresses of the API: one function each. Its name and docstring are published.
+
+Each change is a line in the log.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import BaseModel
 
-from account_pool.admin import changing, reading
+from account_pool import __version__
+from account_pool.admin import views
 from account_pool.admin.bodies import (
     AccountName,
     DecisionsQuery,
@@ -20,7 +27,14 @@ from account_pool.admin.bodies import (
 from account_pool.admin.desk import Desk
 from account_pool.admin.new_account import NewAccount
 from account_pool.admin.security import REVEAL_PATH
-from account_pool.admin.views import Json
+from account_pool.admin.views import Json, iso
+from account_pool.core.decision import Decision
+from account_pool.proxy.told import line
+from account_pool.supervision import tasks
+
+logger = logging.getLogger(__name__)
+
+Answer = Callable[[Desk, Any], Awaitable[Json]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +55,7 @@ class Endpoint:
 
     path: str
     name: str
-    answer: Callable[[Desk, Any], Awaitable[Json]]
+    answer: Answer
     returns: str
     summary: str
     _: KW_ONLY
@@ -52,42 +66,184 @@ class Endpoint:
 
     @property
     def method(self) -> str:
-        return "POST" if self.body else "GET"
+        return "GET" if self.body is None else "POST"
 
 
-ENDPOINTS: tuple[Endpoint, ...] = (
-    Endpoint("/account-pool", "accounts", reading.accounts, "Pool",
-        "Every account with its state, the cause and the end of its cooldowns, and a summary."),
-    Endpoint("/account-pool/{provider}", "accounts_of_provider", reading.provider, "OneProvider",
-        "The accounts of one provider.", refusals=(404,)),
-    Endpoint("/account-pool/add", "add", changing.add, "Added",
-        "Add an account. It is written to accounts.yaml, or to the store where that is read-only "
-        "or absent.", body=NewAccount, status=201, refusals=(409,)),
-    Endpoint("/account-pool/remove", "remove", changing.remove, "Removed",
-        "Remove an account, also from its file or store. Its running requests finish.",
-        body=AccountName, refusals=(404, 409)),
-    Endpoint("/account-pool/next", "next", changing.next_account, "Next",
-        "Skip the account whose turn it is.", body=ProviderName, refusals=(404,)),
-    Endpoint("/account-pool/clear-cooldown", "clear_cooldown", changing.clear_cooldown, "Cleared",
-        "End every cooldown of an account, and enable it if it is disabled.",
-        body=AccountName, refusals=(404,)),
-    Endpoint("/account-pool/enable", "enable", changing.enable, "OneAccount",
-        "Enable a disabled account; its cooldowns stay.", body=AccountName, refusals=(404, 409)),
-    Endpoint("/account-pool/disable", "disable", changing.disable, "OneAccount",
-        "Disable an account until it is enabled again, across restarts too.",
-        body=AccountName, refusals=(404,)),
-    Endpoint(REVEAL_PATH, "reveal", changing.reveal, "Revealed",
-        "Show the credentials of an account, by kind; on this machine, and only while "
-        "pool_show_tokens is set.", body=AccountName, refusals=(404,)),
-    Endpoint("/decisions", "decisions", reading.decisions, "Decisions",
-        "The latest decisions and their causes, newest first.", query=DecisionsQuery),
-    Endpoint("/sessions", "sessions", reading.sessions, "Sessions",
-        "The conversations bound to an account, most recently used first.", query=SessionsQuery),
-    Endpoint("/sessions/close", "close_session", changing.close_session, "Closed",
-        "Forget a conversation; its next request goes where the strategy says.",
-        body=SessionKey, refusals=(404,)),
-    Endpoint("/usage", "usage", reading.usage, "Usage",
-        "Requests and tokens by day (UTC), account and model, newest day first.", query=UsageQuery),
-    Endpoint("/health", "health", reading.health, "Health",
-        "Whether the proxy serves. Cheap, and never needs the token."),
-)  # fmt: skip
+#: In the order of the description.
+ENDPOINTS: list[Endpoint] = []
+
+
+def _at(path: str, returns: str, *, name: str = "", **how: Any) -> Callable[[Answer], Answer]:
+    """Let a function answer *path*; *how* are the other fields of its `Endpoint`."""
+
+    def register(answer: Answer) -> Answer:
+        summary = " ".join((answer.__doc__ or "").split())
+        ENDPOINTS.append(Endpoint(path, name or answer.__name__, answer, returns, summary, **how))
+        return answer
+
+    return register
+
+
+# -- accounts
+
+
+@_at("/account-pool", "Pool")
+async def accounts(desk: Desk, _asked: None) -> Json:
+    """Every account with its state, the cause and the end of its cooldowns, and a summary."""
+    beside = await desk.beside()
+    view = views.pool_view(desk.service.pool, desk.moment(), beside)
+    return {**desk.source(), **view, "warnings": desk.service.warnings()}
+
+
+@_at("/account-pool/{provider}", "OneProvider", refusals=(404,))
+async def accounts_of_provider(desk: Desk, name: str) -> Json:
+    """The accounts of one provider."""
+    beside = await desk.beside()
+    known = desk.actions.provider(name)
+    return views.provider_view(desk.service.pool, known, desk.moment(), beside)
+
+
+@_at("/account-pool/add", "Added", body=NewAccount, status=201, refusals=(409,))
+async def add(desk: Desk, asked: NewAccount) -> Json:
+    """Add an account. It is written to accounts.yaml, or to the store where that is read-only
+    or absent."""
+    state, where = await desk.actions.add(asked.entry())
+    _note(f"added {state.key} ({where})")
+    return {"account": await desk.account(state), "written_to": where}
+
+
+@_at("/account-pool/remove", "Removed", body=AccountName, refusals=(404, 409))
+async def remove(desk: Desk, asked: AccountName) -> Json:
+    """Remove an account, also from its file or store. Its running requests finish."""
+    key, where = await desk.actions.remove(asked.provider, asked.label)
+    _note(f"removed {key}")
+    return {"removed": str(key), "written_to": where}
+
+
+@_at("/account-pool/next", "Next", name="next", body=ProviderName, refusals=(404,))
+async def next_account(desk: Desk, asked: ProviderName) -> Json:
+    """Skip the account whose turn it is."""
+    chosen = desk.actions.next(asked.provider)
+    _note(f"next of {asked.provider.strip().lower()}: {chosen or 'nobody'}")
+    return {"next": None if chosen is None else str(chosen)}
+
+
+@_at("/account-pool/clear-cooldown", "Cleared", body=AccountName, refusals=(404,))
+async def clear_cooldown(desk: Desk, asked: AccountName) -> Json:
+    """End every cooldown of an account, and enable it if it is disabled."""
+    moment = desk.moment()
+    state, ended = desk.actions.clear_cooldown(asked.provider, asked.label)
+    _note(f"cleared {state.key}")
+    return {
+        "cleared": [views.cooldown_view(cooldown, moment) for cooldown in ended],
+        "account": await desk.account(state),
+    }
+
+
+@_at("/account-pool/enable", "OneAccount", body=AccountName, refusals=(404, 409))
+async def enable(desk: Desk, asked: AccountName) -> Json:
+    """Enable a disabled account; its cooldowns stay."""
+    state = desk.actions.enable(asked.provider, asked.label)
+    _note(f"enabled {state.key}")
+    return {"account": await desk.account(state)}
+
+
+@_at("/account-pool/disable", "OneAccount", body=AccountName, refusals=(404,))
+async def disable(desk: Desk, asked: AccountName) -> Json:
+    """Disable an account until it is enabled again, across restarts too."""
+    state = desk.actions.disable(asked.provider, asked.label)
+    _note(f"disabled {state.key}")
+    return {"account": await desk.account(state)}
+
+
+@_at(REVEAL_PATH, "Revealed", body=AccountName, refusals=(404,))
+async def reveal(desk: Desk, asked: AccountName) -> Json:
+    """Show the credentials of an account, by kind; on this machine, and only while
+    pool_show_tokens is set."""
+    state = desk.actions.get(asked.provider, asked.label)
+    _note(f"showed the credential of {state.key}")
+    shown = {kind: held.secret.reveal() for kind, held in state.credentials.items()}
+    return {"key": str(state.key), "credentials": shown}
+
+
+# -- what happened
+
+
+@_at("/decisions", "Decisions", query=DecisionsQuery)
+async def decisions(desk: Desk, asked: DecisionsQuery) -> Json:
+    """The latest decisions and their causes, newest first."""
+    known, now = desk.service.pool.decisions, desk.service.now()
+    rows: list[Json] = []
+    for decision in known:
+        if decision.number <= asked.since or len(rows) >= asked.limit:
+            break
+        if _is_wanted(decision, asked):
+            rows.append(_decision_view(decision, now))
+    return {"decisions": rows, "next": known.made}
+
+
+def _is_wanted(decision: Decision, asked: DecisionsQuery) -> bool:
+    if asked.kind is not None and decision.kind != asked.kind:
+        return False
+    return asked.account is None or asked.account in (str(decision.account), str(decision.to))
+
+
+def _decision_view(decision: Decision, now: float) -> Json:
+    """Return `Decision.as_dict()`, with instants, and its line in the log."""
+    told: Mapping[str, Any] = decision.as_dict(now)
+    instants = {
+        name: None if told[name] is None else iso(told[name])
+        for name in ("at", "until", "ended_at")
+    }
+    return {**told, **instants, "text": line(decision)}
+
+
+@_at("/sessions", "Sessions", query=SessionsQuery)
+async def sessions(desk: Desk, asked: SessionsQuery) -> Json:
+    """The conversations bound to an account, most recently used first."""
+    return views.sessions_view(desk.service.sessions, desk.moment(), asked.limit)
+
+
+@_at("/sessions/close", "Closed", body=SessionKey, refusals=(404,))
+async def close_session(desk: Desk, asked: SessionKey) -> Json:
+    """Forget a conversation; its next request goes where the strategy says."""
+    desk.actions.close_session(asked.key)
+    _note("closed a session")
+    return {"closed": asked.key}
+
+
+@_at("/usage", "Usage", query=UsageQuery)
+async def usage(desk: Desk, asked: UsageQuery) -> Json:
+    """Requests and tokens by day (UTC), account and model, newest day first."""
+    today = datetime.fromtimestamp(desk.service.wall_now(), UTC).date()
+    first = (today - timedelta(days=asked.days - 1)).isoformat()
+    served, resets = [
+        {key: amounts for key, amounts in sums.items() if key[0] >= first}
+        for sums in (await desk.counted("usage"), await desk.counted("resets"))
+    ]
+    return views.usage_view(served, resets)
+
+
+@_at("/health", "Health")
+async def health(desk: Desk, _asked: None) -> Json:
+    """Whether the proxy serves. Cheap, and never needs the token."""
+    return {
+        "status": "ok",
+        "version": __version__,
+        "uptime_s": round(desk.service.now() - desk.started_at, 3),
+        **desk.service.pool.health(),
+        "pid": os.getpid(),
+        "instance": desk.instance,
+        "ready": desk.ready(),
+        "stopping": desk.service.stopping,
+        "failed_tasks": [
+            {"name": name, "failures": f.failures, "error": f.error, "running": f.running}
+            for name, f in tasks.failed.items()
+        ],
+        "state_problem": desk.service.state_problem(),
+        **desk.source(),
+    }
+
+
+def _note(what: str) -> None:
+    logger.info(f"account-pool: by hand (admin API): {what}")
