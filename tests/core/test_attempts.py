@@ -275,6 +275,13 @@ def test_bare_429_of_the_address_still_asks_who_has_not_said_it() -> None:
     assert not first.pool.is_address_limited(PROVIDER, now=play.now)
 
 
+def test_bare_429_of_one_while_the_others_are_busy_is_not_the_addresss() -> None:
+    pool = pool_of(account("a", max_concurrent=1), account("b", max_concurrent=1))
+    Play(pool=pool) >> begin << "send a"
+    Play(pool=pool) >> begin << "send b" >> refused(BARE_429)
+    assert not pool.is_address_limited(PROVIDER, now=0.0)
+
+
 def test_bare_429_then_a_good_answer() -> None:
     play = Play("a", "b")
     play >> begin << "send a" >> refused(BARE_429) << "wait until 0.15"

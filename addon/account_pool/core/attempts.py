@@ -493,9 +493,12 @@ class Attempts:
         if another and self._bare_refusals < BARE_TRIES and self._may_send() and not limited:
             self._avoid = avoid
             return Wait(now + BARE_PAUSE_S + self.chance() * BARE_JITTER_S)
-        if not limited and self._bare_refusals == len(self.history):
+        several = self._bare_refusals > 1
+        # One of many that are busy or on cooldown tells nothing about the others.
+        all_said_so = several or self.pool.is_alone(lease.key)
+        if all_said_so and not limited and self._bare_refusals == len(self.history):
             self.pool.note_address_limited(self.facts.provider, now=now)
-        if limited or self._bare_refusals > 1:
+        if limited or several:
             self._unresolved(now)
             return Deliver()
         return self._choose(now)

@@ -941,6 +941,11 @@ class Pool:
 
     # -- what else answers tell
 
+    def is_alone(self, key: AccountKey) -> bool:
+        """Say whether *key* is the only account of its provider, or was until it was removed."""
+        members = self._members.get(key.provider)
+        return members is None or not members.by_label.keys() - {key.label}
+
     def learn_owner(self, key: AccountKey, owner: str) -> None:
         """Note whose limits *key* runs into; its owner's other accounts share them."""
         if self._find(key) is not None:
