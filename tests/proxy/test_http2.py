@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 
+import h2.connection
 import h2.settings
 import pytest
+from h2.exceptions import ProtocolError
 from hyperframe.frame import (
     DataFrame,
     GoAwayFrame,
@@ -279,6 +281,47 @@ def test_what_came_before_a_wrong_frame_counts(rig, wrong):
         True,
         False,
     ]
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("how", ["limit", "good", "gone", "invalid"])
+def test_what_waits_for_a_free_stream_does_not_follow_a_wrong_frame(rig, wrong, how):
+    """The answer before the frame makes room for it, on a connection that is at its end."""
+    limit_streams(rig, 1)
+    rig.ask()
+    rig.ask()
+    server = rig.server
+    status = {"good": 200, "invalid": 700}.get(how, 429)
+    data = answered(server, 3, status, OK_BODY if how == "good" else LIMIT_BODY)
+    if how == "gone":
+        data = RstStreamFrame(3, error_code=INTERNAL_ERROR).serialize()
+    server.send(data + wrong)
+    assert server.closed == 1
+    for number in range(1, 2 + (how == "limit")):
+        ok(rig.servers[1], 2 * number - 1)
+    assert statuses(rig)[-1] == 200
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_request_that_h2_does_not_take_goes_elsewhere(rig, monkeypatch, closed):
+    """Whatever the reason is: nobody waits for ever on a connection that takes no more."""
+    rig.ask()
+    ok(rig.server, 1)
+    rig.ask()
+    ours = next(iter(rig.layer.http2.values())).h2_conn
+
+    def refuses(*_, **__):
+        if closed:
+            ours.state_machine.state = h2.connection.ConnectionState.CLOSED
+        raise ProtocolError("not now")
+
+    monkeypatch.setattr(ours, "send_headers", refuses)
+    rig.ask()
+    assert rig.servers[0].closed == 1
+    ok(rig.servers[1], 1)
+    rig.ask()
+    ok(rig.servers[1], 3)
+    assert statuses(rig) == [200, BROKE, 200, 200]
 
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)

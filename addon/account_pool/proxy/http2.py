@@ -188,12 +188,29 @@ class PoolHttp2Client(Http2Client):
                 # hpack forgets to tell of a new size that came twice before it could.
                 encoder.header_table.resized = True
         waited = ours is not None and self.streams.get(ours)
-        yield from super()._handle_event(event)
+        try:
+            yield from super()._handle_event(event)
+        except h2.exceptions.ProtocolError as e:
+            yield from self._cannot_go_on(
+                e, stream_id if isinstance(event, RequestHeaders) else None
+            )
+            return
         if isinstance(event, RequestProtocolError):
             self._owed.pop(event.stream_id, None)
             if waited and self._unheard and not self._is_over:
                 yield from self._doubt()
             yield from self._close_if_done()
+
+    def _cannot_go_on(
+        self, error: h2.exceptions.ProtocolError, unsent: int | None = None
+    ) -> CommandGenerator[None]:
+        """End a connection that h2 lets nothing more be sent on; give back what was to be."""
+        self._reading = False
+        self._take_no_more(HIGHEST_ID)
+        if unsent is not None:
+            self._return(NotProcessed(unsent, f"not sent: {error}"))
+        if not self._is_over:
+            yield from self._end(f"HTTP/2 protocol error: {error}")
 
     def _forget(self, stream_id: int) -> None:
         self.stream_queue.pop(stream_id, None)
@@ -220,10 +237,13 @@ class PoolHttp2Client(Http2Client):
         if type(event) is GoAway:
             return (yield from self._going_away(event))
         if isinstance(event, h2.exceptions.ProtocolError):
+            self._take_no_more(HIGHEST_ID)  # nor what the answers before it make room for
             came, self._came = self._came, []
             for before in came:
                 if (yield from self.handle_h2_event(before)):
                     return True
+            if self._is_over:
+                return True
         of = getattr(event, "stream_id", None)
         if self.last_id is not None and of is not None and of > self.last_id:
             return False
@@ -295,11 +315,16 @@ class PoolHttp2Client(Http2Client):
             why = f"HTTP/2 protocol error: {event.why}"
             yield ReceiveHttp(ResponseProtocolError(event.stream_id, why, compat.SERVER_ERROR))
 
-    def _going_away(self, event: GoAway) -> CommandGenerator[bool]:
-        self.last_id = min(event.last_id, self.last_id if self.last_id is not None else 2**31)
+    def _take_no_more(self, last_id: int) -> None:
+        """Give back what has not left, and whatever else is to be sent here."""
+        self.last_id = min(last_id, self.last_id if self.last_id is not None else HIGHEST_ID)
         self.retire()
         for stream_id in [*self.stream_queue, *self._held]:
             self._return(NotProcessed(stream_id, "the server goes away"))
+
+    def _going_away(self, event: GoAway) -> CommandGenerator[bool]:
+        self._take_no_more(event.last_id)
+        assert self.last_id is not None
         for ours in [ours for ours in self.streams if ours > self.last_id]:
             self.streams.pop(ours)
             self.h2_conn.stream_buffers.pop(ours, None)
@@ -315,7 +340,12 @@ class PoolHttp2Client(Http2Client):
 
     @property
     def is_busy(self) -> bool:
-        return any(not self.is_closed(ours) for ours in self.streams)
+        return bool(self._unanswered())
+
+    def _unanswered(self) -> list[int]:
+        """Return the streams that are not at their end, whatever the connection is."""
+        of_h2 = self.h2_conn.streams
+        return [ours for ours in self.streams if ours in of_h2 and not of_h2[ours].closed]
 
     def suspect(self) -> Doubted:
         """Take nothing new until something comes; return what is to be told to ask for it."""
@@ -336,7 +366,7 @@ class PoolHttp2Client(Http2Client):
 
     def _end(self, message: str) -> CommandGenerator[None]:
         """Close the connection, from outside of what translates the ids of streams."""
-        waiting = [ours for ours in self.streams if not self.is_closed(ours)]
+        waiting = self._unanswered()
         self.streams.clear()
         if not self._is_over:
             yield from self.close_connection(message)
@@ -412,7 +442,7 @@ class PoolHttp2Client(Http2Client):
             self.retire()
             yield from self._wake_in(left)
             return
-        silent = [self.their_stream_id[ours] for ours in self.streams if not self.is_closed(ours)]
+        silent = [self.their_stream_id[ours] for ours in self._unanswered()]
         self.streams.clear()
         yield from self._end("no answer to a PING")
         for stream_id in silent:
