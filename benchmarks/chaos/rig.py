@@ -31,6 +31,8 @@ KEYS, AT_ONCE = 60, 2
 LINE_LIMIT = 1 << 24
 #: Seconds between two looks at who is on cooldown.
 TIDY_S = 0.25
+#: Seconds, of a refusal that does not say how long.
+COOLDOWN_S = 2
 ADMIN_TOKEN = "account-pool-admin-token"
 #: What a proxy prints when something in it failed.
 TRACEBACK_LINES = 40
@@ -147,6 +149,8 @@ class Proxy(Mitmdump):
             "flow_detail": 0,
             "pool_accounts": folder.path / f"{name.rstrip('0123456789')}.yaml",
             "pool_max_wait": 20,
+            # A bad answer is one only while an account is good.
+            "pool_cooldown": COOLDOWN_S,
             "ssl_verify_upstream_trusted_ca": folder.certificate.authority,
         }
         given = [arg for n, value in settings.items() for arg in ("--set", f"{n}={value}")]
@@ -200,10 +204,13 @@ class Proxy(Mitmdump):
         """End each cooldown and each disabling, again and again: accounts are to be good."""
         while True:
             with suppress(httpx.HTTPError):
-                for account in (await self.get("/account-pool"))["accounts"]:
-                    if account["state"] in ("cooling", "disabled"):
-                        name = {"provider": account["provider"], "label": account["label"]}
-                        await self.post("/account-pool/clear-cooldown", name)
+                bad = [
+                    {"provider": account["provider"], "label": account["label"]}
+                    for account in (await self.get("/account-pool"))["accounts"]
+                    if account["state"] in ("cooling", "disabled")
+                ]
+                posts = (self.post("/account-pool/clear-cooldown", name) for name in bad)
+                await asyncio.gather(*posts)
             await asyncio.sleep(TIDY_S)
 
     async def at_rest(self, ceiling_s: float) -> int:
