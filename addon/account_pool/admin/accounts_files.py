@@ -1,7 +1,7 @@
 """Where accounts are written down that were added by hand while the proxy runs.
 
 In accounts.yaml; where that is read-only or absent, in the file beside the state database
-(`config/added.py`). Writing a new accounts.yaml would hide the accounts of the
+(`config.with_added`). Writing a new accounts.yaml would hide the accounts of the
 environment. Everything here blocks; nothing here knows the pool.
 """
 

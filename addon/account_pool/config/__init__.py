@@ -3,7 +3,7 @@
 Reading order: `values` (what comes out), `document` (YAML with line numbers), `models`
 (the shape), `accounts`, `user_providers` and `tokens` (what the values
 refer to), `loader` (all of it), `environment` (no file), `pool_options` (the table of
-options), `edit`, `take_out` and `text` (changing the file), `added` (a second one);
+options), `edit`, `take_out` and `text` (changing the file);
 `search`, `trust` and `accounts_file` (which file it is); `set_options` (a command line).
 
 The modules that read files are imported when they are used: without accounts.yaml the
@@ -98,7 +98,7 @@ def with_added(config: Config, path: Path, environ: Mapping[str, str]) -> Config
     """
     if not path.exists():
         return config
-    from account_pool.config.added import with_added as read  # noqa: PLC0415 - see the module
+    from account_pool.config.loader import with_added as read  # noqa: PLC0415 - see the module
 
     return read(config, path, environ)
 

@@ -18,6 +18,7 @@ from account_pool.config.values import AccountEntry, Config
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.sources import ValueSource
 from account_pool.providers.base import HTTPS_PORT, HostRule, Provider
+from account_pool.providers.registry import BUILT_IN
 
 SECTIONS = ("accounts", "providers", "pool")
 
@@ -55,6 +56,25 @@ def load_providers(path: Path, built_in: Mapping[str, Provider]) -> Mapping[str,
     known = read_providers(document, built_in).known
     document.require_right()
     return known
+
+
+def with_added(config: Config, path: Path, environ: Mapping[str, str]) -> Config:
+    """Return *config* with the accounts in *path*. Raises ConfigError.
+
+    They were added while the proxy ran, where accounts.yaml cannot hold them: a file of the
+    same form beside the state database. Of two with the same name, the one of *config* counts.
+    """
+    added = load_file(path, environ, config.described or BUILT_IN)
+    known = {entry.account.key for entry in config.accounts}
+    new = tuple(entry for entry in added.accounts if entry.account.key not in known)
+    accounts = (*config.accounts, *new)
+    return replace(
+        config,
+        accounts=accounts,
+        providers=AtTheirHosts(config.described, accounts),
+        exchanges={**added.exchanges, **config.exchanges},
+        warnings=(*config.warnings, *added.warnings),
+    )
 
 
 class AtTheirHosts(Mapping[str, Provider]):

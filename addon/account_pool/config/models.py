@@ -6,7 +6,6 @@ Only shape: what a value refers to (a provider, a variable, a file) is checked i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
@@ -23,123 +22,89 @@ COMPANIONS = ("account_id", "project", "organization", "openai_project", "host",
 
 _CLASSES = tuple(str(cls) for cls in CLASSES)
 
+Schema = dict[str, Any]
+
+
+def _object(required: str = "", /, **members: Schema) -> Schema:
+    """Return the schema of a mapping with these keys and no others."""
+    schema: Schema = {"type": "object", "properties": members, "additionalProperties": False}
+    return {**schema, "required": [required]} if required else schema
+
+
+def _text(description: str = "", **more: Any) -> Schema:
+    return {"type": "string", **({"description": description} if description else {}), **more}
+
+
 _OAUTH_SCHEMA = {
-    "type": "object",
-    "description": "A login that is refreshed: the tokens, and where new ones come from.",
-    "properties": {
-        "access_token": {"type": "string"},
-        "refresh_token": {"type": "string"},
-        "expires_at": {
+    **_object(
+        "refresh_token",
+        access_token=_text(),
+        refresh_token=_text(),
+        expires_at={
             "type": ["string", "number"],
             "description": "RFC 3339, or seconds since the epoch",
         },
-        "token_url": {"type": "string", "description": "https; built in for codex, claude-code"},
-        "client_id": {"type": "string"},
-        "client_secret": {"type": "string"},
-        "scope": {"type": "string"},
-        "style": {"enum": ["json", "form"], "description": "how the refresh is written"},
-    },
-    "required": ["refresh_token"],
-    "additionalProperties": False,
+        token_url=_text("https; built in for codex, claude-code"),
+        client_id=_text(),
+        client_secret=_text(),
+        scope=_text(),
+        style={"enum": ["json", "form"], "description": "how the refresh is written"},
+    ),
+    "description": "A login that is refreshed: the tokens, and where new ones come from.",
 }
 _TOKEN_SCHEMA = {
     "description": "Where the credential comes from. A string may hold ${ENV}; $$ is a dollar "
     "sign.",
     "oneOf": [
-        {"type": "string", "minLength": 1},
-        {
-            "type": "object",
-            "properties": {"env": {"type": "string", "description": "an environment variable"}},
-            "required": ["env"],
-            "additionalProperties": False,
-        },
-        {
-            "type": "object",
-            "properties": {
-                "file": {"type": "string", "description": "a file only its owner may read"},
-                "pointer": {
-                    "type": "string",
-                    "pattern": "^/",
-                    "description": "RFC 6901: where the token is in the JSON of the file",
-                },
-            },
-            "required": ["file"],
-            "additionalProperties": False,
-        },
-        {
-            "type": "object",
-            "properties": {
-                "keychain": {"type": "string", "description": "an item of the system's keychain"},
-                "pointer": {
-                    "type": "string",
-                    "pattern": "^/",
-                    "description": "RFC 6901: where in the JSON of the item",
-                },
-            },
-            "required": ["keychain"],
-            "additionalProperties": False,
-        },
-        {
-            "type": "object",
-            "properties": {
-                "command": {"type": "string", "description": "prints the token; no shell"}
-            },
-            "required": ["command"],
-            "additionalProperties": False,
-        },
-        {
-            "type": "object",
-            "properties": {"oauth": _OAUTH_SCHEMA},
-            "required": ["oauth"],
-            "additionalProperties": False,
-        },
+        _text(minLength=1),
+        _object("env", env=_text("an environment variable")),
+        _object(
+            "file",
+            file=_text("a file only its owner may read"),
+            pointer=_text("RFC 6901: where the token is in the JSON of the file", pattern="^/"),
+        ),
+        _object(
+            "keychain",
+            keychain=_text("an item of the system's keychain"),
+            pointer=_text("RFC 6901: where in the JSON of the item", pattern="^/"),
+        ),
+        _object("command", command=_text("prints the token; no shell")),
+        _object("oauth", oauth=_OAUTH_SCHEMA),
     ],
 }
-_RESERVE_SCHEMA: dict[str, Any] = {
+_RESERVE_SCHEMA: Schema = {
     "type": "object",
-    "additionalProperties": {"type": "string", "pattern": r"^[0-9]{1,2}(\.[0-9]+)?\s*%$"},
+    "additionalProperties": _text(pattern=r"^[0-9]{1,2}(\.[0-9]+)?\s*%$"),
 }
-_POINTER_SCHEMA = {"type": "string", "pattern": "^/", "description": "RFC 6901"}
-_RESET_SCHEMA: Mapping[str, Any] = {
+_POINTER_SCHEMA = _text("RFC 6901", pattern="^/")
+_RESET_SCHEMA: Schema = {
     "description": "Where the reset is named; default: the usual places.",
     "oneOf": [
         {"enum": ["message", "none"]},
-        {
-            "type": "object",
-            "properties": {
-                "header": {"type": "string"},
-                "pointer": _POINTER_SCHEMA,
-                "as": {"enum": list(SPELLINGS)},
-            },
-            "additionalProperties": False,
-        },
+        _object(header=_text(), pointer=_POINTER_SCHEMA, **{"as": {"enum": list(SPELLINGS)}}),
     ],
 }
 _SCALARS = ["string", "number", "boolean"]
-_EQUALS_SCHEMA: Mapping[str, Any] = {
+_EQUALS_SCHEMA: Schema = {
     "description": "The value required at pointer, or a list of accepted values.",
     "oneOf": [{"type": _SCALARS}, {"type": "array", "items": {"type": _SCALARS}, "minItems": 1}],
 }
-
-
-_CODES_SCHEMA: Mapping[str, Any] = {
+_CODES_SCHEMA: Schema = {
     **_EQUALS_SCHEMA,
     "description": "A code of the error, wherever it stands, or a list of which it must be one.",
 }
-_OWNER_SCHEMA: Mapping[str, Any] = {
+_OWNER_SCHEMA: Schema = {
     "description": "Header that names whose limits an answer is about, or where else it does.",
     "oneOf": [
-        {"type": "string", "minLength": 1},
+        _text(minLength=1),
         {
-            "type": "object",
-            "properties": {
-                "header": {"type": "string"},
-                "pointer": _POINTER_SCHEMA,
-                "message": {"type": "string", "description": "a pattern with one group"},
-            },
+            **_object(
+                header=_text(),
+                pointer=_POINTER_SCHEMA,
+                message=_text("a pattern with one group"),
+            ),
             "minProperties": 1,
             "maxProperties": 1,
-            "additionalProperties": False,
         },
     ],
 }
@@ -211,12 +176,12 @@ class LimitShape(_Shape):
         [], description="HTTP statuses; 200: an error inside a successful answer."
     )
     header: dict[str, Text] = Field({}, description="Header and the pattern it must match.")
-    codes: Annotated[Any, WithJsonSchema(dict(_CODES_SCHEMA))] = None
+    codes: Annotated[Any, WithJsonSchema(_CODES_SCHEMA)] = None
     pointer: Text | None = Field(None, description="RFC 6901: a value of the JSON body or event.")
-    equals: Annotated[Any, WithJsonSchema(dict(_EQUALS_SCHEMA))] = None
+    equals: Annotated[Any, WithJsonSchema(_EQUALS_SCHEMA)] = None
     regex: Text | None = Field(None, description="Pattern for the value at pointer.")
     message: Text | None = Field(None, description="Pattern for the error message.")
-    reset: Annotated[Any, WithJsonSchema(dict(_RESET_SCHEMA))] = None
+    reset: Annotated[Any, WithJsonSchema(_RESET_SCHEMA)] = None
     model: Text | None = Field(None, description="RFC 6901: the model the answer names.")
     missing_model: bool = Field(
         False, description="With class request_error: another account may have the model."
@@ -259,7 +224,7 @@ class ProviderShape(_Shape):
     companions: dict[str, Text] = Field(
         {}, description=("Account key to the header that carries it.")
     )
-    owner: Annotated[Any, WithJsonSchema(dict(_OWNER_SCHEMA))] = None
+    owner: Annotated[Any, WithJsonSchema(_OWNER_SCHEMA)] = None
     time_zone: Text | None = Field(
         None, description="That of dates which name none, such as Asia/Shanghai; default UTC."
     )

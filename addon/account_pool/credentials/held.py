@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret, is_plausible_end
-from account_pool.credentials.backoff import backoff_s
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.exchange_answer import ExchangeFailed, ExchangeRefused
 from account_pool.credentials.files import FileSource
@@ -39,9 +38,22 @@ DOUBTED = "that may be wrong, so it is used when no other account can serve"
 #: A source that fails waits longer at first: a command may open a window each time.
 SOURCE_FIRST_FAILURES = 4
 
+#: Bounds of the wait before something that failed is tried again, in seconds.
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 300.0
+
 #: Takes the account, its credentials by kind, the problem if there is one, and in how many
 #: seconds others come by themselves: 0 for at any moment, None for not before somebody acts.
 Publish = Callable[[AccountKey, Mapping[str, Credential], str | None, float | None], None]
+
+
+def backoff_s(failures: int, chance: float) -> float:
+    """Return the seconds to wait after *failures* (1 or more) in a row.
+
+    Doubles from 1 s to 5 min. *chance*, 0 to 1, takes up to half of it away, so that
+    accounts which failed together do not come back together; never below 1 s.
+    """
+    longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(failures - 1, 30))
+    return max(FIRST_WAIT_S, longest * (1 - chance / 2))
 
 
 class Held:
