@@ -47,6 +47,9 @@ class Recorder:
         self._package = str(Path(file).parent)
         self._server = await asyncio.start_server(self._obey, "127.0.0.1", 0)
         port = self._server.sockets[0].getsockname()[1]
+        # Nobody asks it for hooks from here on, as nobody does where it is not.
+        loaded = ctx.master.addons.get("scriptloader")
+        loaded.addons = [script for script in loaded.addons if script.fullpath != __file__]
         whole = Path(ctx.options.hops_port)
         part = whole.with_suffix(".part")
         part.write_text(str(port))
