@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import NamedTuple
 
 _SPACES = re.compile(r"\s+")
@@ -22,6 +23,7 @@ class AccountKey(NamedTuple):
     provider: str
     label: str
 
+    @lru_cache(maxsize=16_384)  # noqa: B019 - a request asks several times; names are few and small
     def __str__(self) -> str:
         return f"{self.provider}/{self.label}"
 

@@ -74,10 +74,14 @@ class Ticket:
 
 
 class Admission:
-    """All who wait, by provider and line, the oldest first."""
+    """All who wait.
+
+    Attributes:
+        waiting: by provider and line, the oldest first; no provider without anybody.
+    """
 
     def __init__(self) -> None:
-        self._lines: dict[str, dict[LineKey, SortedDict[int, Ticket]]] = {}
+        self.waiting: dict[str, dict[LineKey, SortedDict[int, Ticket]]] = {}
         self._numbers = 0
         self._count = 0
         self._body_bytes = 0
@@ -94,10 +98,6 @@ class Admission:
             return False
         return not self._count or self._body_bytes + body_bytes <= MAX_BODY_BYTES
 
-    def waits(self, provider: str) -> bool:
-        """Say whether anybody waits for an account of *provider*."""
-        return provider in self._lines
-
     def join(self, ticket: Ticket) -> bool:
         """Let *ticket* wait; return whether it is the first of its line."""
         if not ticket.number:
@@ -105,7 +105,7 @@ class Admission:
             ticket.number = self._numbers
         ticket.called = False
         ticket._wake = None
-        lines = self._lines.setdefault(ticket.facts.provider, {})
+        lines = self.waiting.setdefault(ticket.facts.provider, {})
         line = lines.setdefault(ticket.line, SortedDict())
         if ticket.number not in line:
             self._count += 1
@@ -115,7 +115,7 @@ class Admission:
 
     def leave(self, ticket: Ticket) -> None:
         """*ticket* does not wait any more; who is first now is called. No harm if it is gone."""
-        lines = self._lines.get(ticket.facts.provider, {})
+        lines = self.waiting.get(ticket.facts.provider, {})
         line = lines.get(ticket.line)
         if line is None or line.get(ticket.number) is not ticket:
             return
@@ -129,7 +129,7 @@ class Admission:
             return
         del lines[ticket.line]
         if not lines:
-            del self._lines[ticket.facts.provider]
+            del self.waiting[ticket.facts.provider]
 
     def admit(self, provider: str, serve: Callable[[Ticket], Lease | None]) -> None:
         """Offer what is free: *serve* the oldest, then the next, each line until it cannot.
@@ -137,7 +137,7 @@ class Admission:
         Args:
             serve: returns the lease for a ticket, None if nobody can serve it now.
         """
-        heads = [(line.peekitem(0)[0], line) for line in self._lines.get(provider, {}).values()]
+        heads = [(line.peekitem(0)[0], line) for line in self.waiting.get(provider, {}).values()]
         # Numbers are unique: lines are never compared.
         heapify(heads)
         while heads:
@@ -153,7 +153,7 @@ class Admission:
 
     def lines(self, provider: str) -> Iterator[list[Ticket]]:
         """Yield the lines of *provider*, each the oldest first."""
-        for line in list(self._lines.get(provider, {}).values()):
+        for line in list(self.waiting.get(provider, {}).values()):
             yield list(line.values())
 
     def call_all(self, provider: str) -> None:

@@ -660,7 +660,12 @@ class Attempts:
         avoid, owner = self._avoided(now), self.turn.owner
         step = None
         if owner is None:
-            step = self._probe(now) or self._begin_elsewhere(avoid, now) or self._stay(avoid, now)
+            home = self.turn.home(now)
+            step = (
+                self._probe(home, now)
+                or self._begin_elsewhere(home, avoid, now)
+                or self._stay(home, avoid, now)
+            )
         if step is not None:
             return step
         try:
@@ -706,7 +711,7 @@ class Attempts:
         again = untried is not None and not untried.is_suspect(self.facts.model)
         return self._exhausted(self._soonest(now), None, again=again)
 
-    def _probe(self, now: float) -> Step | None:
+    def _probe(self, home: AccountKey | None, now: float) -> Step | None:
         """Ask an account whether a deadline far away still holds, if this request may.
 
         A refusal is replayed: only what is short, and has no account yet, asks.
@@ -718,7 +723,7 @@ class Attempts:
             or self.facts.body_bytes > MAX_PROBE_BYTES
             or self.limits.max_attempts < 2
             or self.turn.near is not None
-            or self.turn.home(now) is not None
+            or home is not None
         ):
             return None
         lease = self.pool.acquire_probe(self.facts, now=now)
@@ -727,7 +732,9 @@ class Attempts:
         self._told().probes(lease.key, now)
         return self._go(lease, now)
 
-    def _begin_elsewhere(self, avoid: set[AccountKey], now: float) -> Step | None:
+    def _begin_elsewhere(
+        self, home: AccountKey | None, avoid: set[AccountKey], now: float
+    ) -> Step | None:
         """Ask another account than one that was overloaded or silent a short while ago.
 
         The conversation moves there when that one serves.
@@ -735,7 +742,7 @@ class Attempts:
         if self.history:
             return None
         troubled = self.pool.troubled(self.facts, now=now)
-        home = self.turn.home(now) or self.turn.near
+        home = home or self.turn.near
         if home is not None and self.pool.is_used_up(home, self.facts, now=now):
             # What goes on there is billed as overage: only where an account has room.
             other = self.pool.pick(self.facts, now=now, avoid=avoid | troubled | {home})
@@ -749,12 +756,11 @@ class Attempts:
             return None
         return self._go(lease, now)
 
-    def _stay(self, avoid: set[AccountKey], now: float) -> Step | None:
+    def _stay(self, home: AccountKey | None, avoid: set[AccountKey], now: float) -> Step | None:
         """Ask the account the conversation lives on, or wait for it; None to go elsewhere.
 
         A short wait costs less than a cold cache; a long one moves it at once.
         """
-        home = self.turn.home(now)
         if home is None:
             return self._begin_near(avoid, now)
         if self._is_asked_last(home, avoid, now):

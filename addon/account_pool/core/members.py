@@ -88,7 +88,7 @@ class Members:
     @property
     def remembers(self) -> bool:
         """Whether anything is known that an answer could end."""
-        return bool(self.refused or self.trouble.keeps_away or self.address_limited_until > -inf)
+        return bool(self.refused or self.trouble.by_request or self.address_limited_until > -inf)
 
     def reset(self, state: AccountState, now: float) -> None:
         """Forget what is no longer true of the windows of *state*, and say which were reset."""

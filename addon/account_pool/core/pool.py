@@ -592,8 +592,9 @@ class Pool:
         if members is None:
             return frozenset()
         found: frozenset[AccountKey] = frozenset()
-        if members.trouble:
-            found = members.trouble.avoided(_what(facts), facts.model, now)
+        trouble = members.trouble
+        if trouble.by_model or trouble.by_request:
+            found = trouble.avoided(_what(facts), facts.model, now)
         # One account is asked then: one that has not said it yet, while there is one.
         return found | members.bare if now < members.address_limited_until else found
 
@@ -669,7 +670,7 @@ class Pool:
 
     def admit(self, provider: str, *, now: float) -> None:
         """Give those who wait what they can use now, the oldest first."""
-        if self._admission.waits(provider):
+        if provider in self._admission.waiting:
             self._admission.admit(provider, lambda ticket: self._serve(ticket, now))
 
     def _serve(self, ticket: Ticket, now: float) -> Lease | None:
@@ -684,7 +685,7 @@ class Pool:
 
     def _let_go_on(self, provider: str, now: float) -> None:
         """Admit whom we can; call those whose wait has become shorter, or vain."""
-        if not self._admission.waits(provider):
+        if provider not in self._admission.waiting:
             return
         self.admit(provider, now=now)
         for line in self._admission.lines(provider):

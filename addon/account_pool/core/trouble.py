@@ -28,47 +28,43 @@ USUAL_FACTOR, LONGEST_S, UNKNOWN_S = 4.0, 60.0, 30.0
 
 
 class Trouble:
-    """What requests to one provider have lately met."""
+    """What requests to one provider have lately met. Mostly nothing, which is quick to see.
+
+    Attributes:
+        by_model: accounts that were overloaded, and until when that is remembered.
+        by_request: the account that did not answer, by what it was: a conversation, or
+            requests of one kind; and until when.
+    """
 
     def __init__(self) -> None:
-        self._overloaded: dict[str | None, dict[AccountKey, float]] = {}
-        self._left: dict[Hashable, tuple[AccountKey, float]] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._overloaded or self._left)
-
-    @property
-    def keeps_away(self) -> bool:
-        """Whether a conversation keeps away from an account that did not answer it."""
-        return bool(self._left)
+        self.by_model: dict[str | None, dict[AccountKey, float]] = {}
+        self.by_request: dict[Hashable, tuple[AccountKey, float]] = {}
 
     def overloaded(self, key: AccountKey, model: str | None, now: float) -> None:
         """*key* was overloaded for *model*."""
-        known = self._overloaded.pop(model, {})
-        if len(self._overloaded) >= MAX_REMEMBERED:
-            del self._overloaded[next(iter(self._overloaded))]
+        known = self.by_model.pop(model, {})
+        if len(self.by_model) >= MAX_REMEMBERED:
+            del self.by_model[next(iter(self.by_model))]
         active = {k: until for k, until in known.items() if now < until}
-        self._overloaded[model] = active | {key: now + OVERLOADED_S}
+        self.by_model[model] = active | {key: now + OVERLOADED_S}
 
     def left(self, what: Hashable, key: AccountKey, now: float) -> None:
         """*key* did not answer *what*: a conversation, or requests of one kind."""
-        self._left.pop(what, None)
-        if len(self._left) >= MAX_REMEMBERED:
-            del self._left[next(iter(self._left))]
-        self._left[what] = (key, now + LEFT_S)
+        self.by_request.pop(what, None)
+        if len(self.by_request) >= MAX_REMEMBERED:
+            del self.by_request[next(iter(self.by_request))]
+        self.by_request[what] = (key, now + LEFT_S)
 
     def served(self, what: Hashable) -> None:
         """*what* was answered: it has found its account."""
-        self._left.pop(what, None)
+        self.by_request.pop(what, None)
 
     def avoided(self, what: Hashable, model: str | None, now: float) -> frozenset[AccountKey]:
         """Return the accounts that a request should not begin on while another can serve."""
-        if not (self._overloaded or self._left):
-            return frozenset()
-        known = self._overloaded.get(model, {})
+        known = self.by_model.get(model, {})
         active = [key for key, until in known.items() if now < until]
         avoided = set(active) if len(active) == 1 else set()
-        key, until = self._left.get(what, (None, now))
+        key, until = self.by_request.get(what, (None, now))
         if key is not None and now < until:
             avoided.add(key)
         return frozenset(avoided)

@@ -113,34 +113,27 @@ class _Refused:
     asked: deque[AccountKey] = field(default_factory=lambda: deque(maxlen=MAX_ASKED))
 
 
-class RefusedByAll:
-    """What all accounts of one provider refused a short while ago."""
+class RefusedByAll(dict[Hashable, _Refused]):
+    """What all accounts of one provider refused a short while ago.
 
-    def __init__(self) -> None:
-        self._known: dict[Hashable, _Refused] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._known)
+    Cleared when another account, or another credential, may serve it.
+    """
 
     def note(self, what: Hashable, now: float) -> None:
         """All accounts have refused *what*."""
-        self._known.pop(what, None)
-        if len(self._known) >= MAX_REFUSED:
-            del self._known[next(iter(self._known))]
-        self._known[what] = _Refused(now + REFUSED_BY_ALL_S)
+        self.pop(what, None)
+        if len(self) >= MAX_REFUSED:
+            del self[next(iter(self))]
+        self[what] = _Refused(now + REFUSED_BY_ALL_S)
 
     def find(self, what: Hashable, now: float) -> deque[AccountKey] | None:
         """Return whom *what* was tried on since all refused it; None if they did not lately.
 
         Whoever tries another adds it.
         """
-        known = self._known.get(what)
+        known = self.get(what)
         return known.asked if known is not None and now < known.until else None
 
     def drop(self, what: Hashable) -> None:
         """An account serves *what*."""
-        self._known.pop(what, None)
-
-    def clear(self) -> None:
-        """Another account, or another credential, may serve it."""
-        self._known.clear()
+        self.pop(what, None)
