@@ -4,7 +4,7 @@ What is read to understand one request, counted: the fewer files and the fewer c
 one to another, the shorter the way. Speed is measured elsewhere. Three scenarios, each on a
 connection that is kept and warm, through a real mitmdump with `addon/pool.py`:
 
-- an ordinary request: the next one of a conversation, a small JSON answer, three accounts;
+- an ordinary request: it begins a conversation, the answer is small JSON, there are three accounts;
 - a failover: the first account answers 429, the second 200;
 - a later chunk: one event of a stream that has been committed.
 
