@@ -168,10 +168,9 @@ class Attempts:
         outcome = outcome.masked(lease.credential.secret)
         self.history[-1].outcome = outcome
         # The limit of one says more than that another was not accepted.
-        self.keeps_earlier = is_about_account(outcome) and any(
-            attempt.outcome is not None and attempt.outcome.cls in _LIMITS
-            for attempt in self.history[:-1]
-        )
+        self.keeps_earlier = any(
+            a.outcome is not None and a.outcome.cls in _LIMITS for a in self.history[:-1]
+        ) and is_about_account(outcome)
         self._refused, self._nobody = True, None
         return self._enter(self._judge(lease, outcome, now), now)
 

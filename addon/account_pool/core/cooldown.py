@@ -7,7 +7,7 @@ the clock, chance or a provider.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from math import inf, isfinite, log2
@@ -185,11 +185,6 @@ def covers(covered: str | None, model: str | None) -> bool:
     if model is None:
         return False
     return model == covered or ("*" in covered and fnmatchcase(model, covered))
-
-
-def covering(cooldowns: Iterable[Cooldown], model: str | None, now: float) -> list[Cooldown]:
-    """Return those of *cooldowns* that a request for *model* falls under now."""
-    return [c for c in cooldowns if now < c.until and covers(c.model, model)]
 
 
 def usable_hint(seconds: float | None) -> float | None:

@@ -6,7 +6,7 @@ through, conversations are told by a hash. docs/why.md describes it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from hashlib import sha256
 
@@ -15,6 +15,8 @@ from account_pool.core.cooldown import Cause
 
 #: Clients choose the names of models; longer ones are cut.
 _MAX_TEXT_CHARS = 200
+#: Of a reason: a host, what there was to say of it, and what helps, which must not be cut off.
+_MAX_REASON_CHARS = 500
 
 
 class Kind(StrEnum):
@@ -134,6 +136,17 @@ class Decision:
         if self.kind is not Kind.WAIT or self.ended_at is None:
             return None
         return self.ended_at - self.at
+
+    def recorded(self, number: int, wall_at: float) -> Decision:
+        """Return it as record *number*, with what a client has named in one line."""
+        return replace(
+            self,
+            number=number,
+            wall_at=wall_at,
+            model=None if self.model is None else one_line(self.model),
+            covers=None if self.covers is None else one_line(self.covers),
+            reason=one_line(self.reason, _MAX_REASON_CHARS),
+        )
 
     def is_over(self, now: float) -> bool:
         """Say whether a cooldown has come to its end, be it by time alone."""

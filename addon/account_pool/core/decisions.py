@@ -14,8 +14,6 @@ from account_pool.core.decision import By, Decision, Kind, one_line
 
 #: Decisions that are kept.
 KEPT = 1000
-#: Of a reason: a host, what there was to say of it, and what helps, which must not be cut off.
-_MAX_REASON_CHARS = 500
 
 #: What a decision that lasts is about.
 _Subject = tuple[Kind, AccountKey | None, str | None]
@@ -59,14 +57,7 @@ class Decisions:
     def add(self, decision: Decision) -> Decision:
         """Number *decision* and keep it; the oldest goes."""
         self.made += 1
-        decision = replace(
-            decision,
-            number=self.made,
-            wall_at=decision.at + self.ahead(),
-            model=_one_line(decision.model),
-            covers=_one_line(decision.covers),
-            reason=one_line(decision.reason, _MAX_REASON_CHARS),
-        )
+        decision = decision.recorded(self.made, decision.at + self.ahead())
         self._records[decision.number] = decision
         if decision.kind in _LASTING:
             self._lasting[_subject(decision)] = decision.number
@@ -93,7 +84,8 @@ class Decisions:
         self, kind: Kind, account: AccountKey, covers: str | None, now: float
     ) -> Decision | None:
         """Return the cooldown or disabling of *account* that is in force, if it is kept."""
-        number = self._lasting.get((kind, account, _one_line(covers)))
+        covers = None if covers is None else one_line(covers)
+        number = self._lasting.get((kind, account, covers))
         decision = None if number is None else self._records.get(number)
         return None if decision is None or decision.is_over(now) else decision
 
@@ -117,7 +109,3 @@ class Decisions:
 
 def _subject(decision: Decision) -> _Subject:
     return decision.kind, decision.account, decision.covers
-
-
-def _one_line(model: str | None) -> str | None:
-    return None if model is None else one_line(model)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import tzinfo
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -90,7 +91,7 @@ _SECONDS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Facts:
     """What rules may look at, read once from an answer.
 
@@ -125,12 +126,12 @@ class Facts:
     payload: Any = None
     zone: tzinfo | None = None
 
-    @property
+    @cached_property
     def meaning(self) -> Meaning | None:
         """What codes and sentence say in the vocabulary all vendors share."""
         return None if self.html else meaning_of(self.status, self.message, self.words)
 
-    @property
+    @cached_property
     def about_model(self) -> bool:
         """Whether the sentence is about one model."""
         return is_about_model(self.message, self.model)

@@ -99,18 +99,19 @@ def _reason(states: list[AccountState], facts: Facts, now: float) -> str:
     """Say in a few words why nobody can serve, without naming secrets."""
     if not states:
         return "the pool has no account"
-    cooling = [s for s in states if s.enabled and s.cooling_until(facts.model, now) > now]
+    in_use = [s for s in states if s.enabled]
+    cooling = [s for s in in_use if s.cooling_until(facts.model, now) > now]
     kept = sum(any(c.active(now) and c.covers(facts.model) for c in s.reserved) for s in cooling)
     parts = {
         "on cooldown": len(cooling) - kept,
         "at its reserve": kept,
-        "disabled": sum(not s.enabled for s in states),
-        "without a usable credential": sum(
-            s.enabled and facts.kind not in s.credentials for s in states
+        "disabled": len(states) - len(in_use),
+        "without a usable credential": len([s for s in in_use if facts.kind not in s.credentials]),
+        "full": len([s for s in in_use if s.full]),
+        "ramping up": len([s for s in in_use if not s.ramps_admit(facts.model, now)]),
+        f"not for {facts.model}": len(
+            [s for s in states if not s.account.models.allows(facts.model)]
         ),
-        "full": sum(s.enabled and s.full for s in states),
-        "ramping up": sum(s.enabled and not s.ramps_admit(facts.model, now) for s in states),
-        f"not for {facts.model}": sum(not s.account.models.allows(facts.model) for s in states),
     }
     listed = ", ".join(f"{n} {what}" for what, n in parts.items() if n)
     total = len(states)

@@ -8,7 +8,7 @@ from math import inf
 from operator import attrgetter
 
 from account_pool.core.account import Account, AccountKey
-from account_pool.core.cooldown import Cause, Cooldown, covering, covers
+from account_pool.core.cooldown import Cause, Cooldown, covers
 from account_pool.core.credential import Credential
 from account_pool.core.headroom import UNKNOWN, Picture
 from account_pool.core.ramp import Ramp
@@ -125,7 +125,7 @@ class AccountState:
 
     def cooling_until(self, model: str | None, now: float) -> float:
         """Return until when (account, *model*) cools; a time not after *now* if it does not."""
-        return max([c.until for c in covering(self.holds(), model, now)], default=-inf)
+        return max([c.until for c in _covering(self.holds(), model, now)], default=-inf)
 
     def is_suspect(self, model: str | None) -> bool:
         """Say whether requests for *model* ask all others first.
@@ -143,7 +143,7 @@ class AccountState:
     def yields(self, model: str | None, now: float) -> bool:
         """Say whether it cools for *model* only as long as another account can serve."""
         causes = self._causes(model, now)
-        if covering(self.reserved, model, now):
+        if _covering(self.reserved, model, now):
             return False
         return bool(causes) and all(cause.yields for cause in causes)
 
@@ -153,11 +153,11 @@ class AccountState:
         return bool(causes) and all(cause.benches for cause in causes)
 
     def _causes(self, model: str | None, now: float) -> list[Cause]:
-        return [c.cause for c in covering(self.holds(), model, now)]
+        return [c.cause for c in _covering(self.holds(), model, now)]
 
     def cooldown_of(self, model: str | None, now: float) -> Cooldown | None:
         """Return the active cooldown that covers (account, *model*) longest."""
-        return max(covering(self.holds(), model, now), key=_UNTIL, default=None)
+        return max(_covering(self.holds(), model, now), key=_UNTIL, default=None)
 
     def next_probe_at(self, now: float) -> float:
         """Return when it is to be probed next while others serve; infinity: it is not."""
@@ -165,14 +165,14 @@ class AccountState:
 
     def is_due(self, model: str | None, now: float) -> bool:
         """Say whether a request for *model* may probe it now, while others serve."""
-        cooling = covering(self.holds(), model, now)
+        cooling = _covering(self.holds(), model, now)
         return (
             bool(cooling)
             and self.enabled
             and not (self.probing or self.full or self.is_suspect(model))
             and self.next_start_at <= now
             and all(c.in_doubt for c in cooling)
-            and not covering(self.reserved, model, now)
+            and not _covering(self.reserved, model, now)
             and max(cooling, key=_UNTIL).probe_at() <= now
         )
 
@@ -199,12 +199,21 @@ class AccountState:
 
         *soon_s*: cooldowns that end within so many seconds need no trying.
         """
-        if covering(self.reserved, model, now):
+        if _covering(self.reserved, model, now):
             return False
-        cooling = covering(self.cooldowns.values(), model, now)
+        cooling = _covering(self.cooldowns.values(), model, now)
         return (
             max([c.until for c in cooling], default=now) > now + soon_s
             and not self.full
             and self.next_start_at <= now
             and all(c.may_be_probed(now) for c in cooling)
         )
+
+
+def _covering(cooldowns: Iterable[Cooldown], model: str | None, now: float) -> list[Cooldown]:
+    """Return those of *cooldowns* that a request for *model* falls under now."""
+    return [
+        c
+        for c in cooldowns
+        if now < c.until and (c.model in (None, model) or covers(c.model, model))
+    ]
