@@ -191,16 +191,16 @@ def test_swap_is_made_once_per_credential():
     assert b"sk-new" in service.swap(call.provider, other).headers[0][1]
 
 
-def attempts_of(service):
+def attempts_of(service, client):
     made = request()
-    return service.attempts(opened(service, made), made, replayable=True)
+    attempts, _stopwatch = service.begin(opened(service, made), made, client)
+    return attempts
 
 
 def test_attempts_under_way_end_with_their_client():
     service = service_of("one")
     client = client_connection()
-    attempts = attempts_of(service)
-    service.begin(client, attempts)
+    attempts = attempts_of(service, client)
     assert isinstance(attempts.begin(0.0), Send)
     service.client_gone(client)
     assert attempts.over
@@ -213,9 +213,7 @@ def test_attempts_under_way_end_with_their_client():
 def test_ends_leave_nothing():
     service = service_of("one")
     client = client_connection()
-    several = [attempts_of(service) for _ in range(3)]
-    for attempts in several:
-        service.begin(client, attempts)
+    several = [attempts_of(service, client) for _ in range(3)]
     for attempts in several:
         service.end(client, attempts)
         service.end(client, attempts)

@@ -15,7 +15,7 @@ from account_pool.proxy import call as call_of
 from account_pool.proxy import wire
 from account_pool.proxy.answer import AnswerReader
 from account_pool.proxy.destination import Destination
-from tests.proxy.helpers import service_of
+from tests.proxy.helpers import client_connection, service_of
 from tests.proxy.test_service import opened, request
 
 PLAN = Destination("api.individual.githubcopilot.com", 443, True)
@@ -23,7 +23,8 @@ STORED = json.dumps({"id": "resp_1", "object": "response"}).encode()
 
 
 def lease_of(service, call, made):
-    step = service.attempts(call, made, replayable=True).begin(service.now())
+    attempts, _stopwatch = service.begin(call, made, client_connection())
+    step = attempts.begin(service.now())
     assert isinstance(step, Send)
     return step.lease
 

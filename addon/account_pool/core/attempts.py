@@ -257,7 +257,8 @@ class Attempts:
         self.pool.answered(lease, now=now)
         self.history[-1].outcome = _OK
         self.turn.served()
-        self._witnessed(now)
+        if self._suspects:
+            self._witnessed(now)
 
     def finished(self, now: float) -> None:
         """The committed answer has ended, or the client hung up when it had enough."""

@@ -73,7 +73,8 @@ class Members:
             at = self.policy.changes_at(state)
             if state.verdicts:
                 at = min(at, *(v.until for v in state.verdicts.values()))
-            self._set_alarm(state, at)
+            if at != state.wake_at:
+                self._set_alarm(state, at)
         else:
             self.policy.discard(state)
             self._set_alarm(state, until)
@@ -97,7 +98,8 @@ class Members:
                 state.untold_at = max(state.untold_at, window.reset_at)
                 self.on_reset(state.key, window)
         state.picture = state.picture.at(now)
-        state.reserved = reserved(state.account.reserve, state.picture, now)
+        kept = state.account.reserve
+        state.reserved = reserved(kept, state.picture, now) if kept else ()
 
     def note_switch(self, covered: str | None, now: float) -> None:
         """Requests for *covered* (None: all) have to go to another account from now on."""

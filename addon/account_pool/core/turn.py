@@ -73,7 +73,8 @@ class Turn:
         if session is None or session.account != account:
             session = sessions.bind(key, account, now, worth_keeping=not self.begins)
         if self._bound != (key, session):
-            self._end_turn(now)
+            if self._bound is not None:
+                self._end_turn(now)
             self._bound = (key, session)
             sessions.start_turn(key, session, now)
 

@@ -70,7 +70,7 @@ def conversation(head: RequestHead, things: Things | None = None) -> Conversatio
         things: what the API keeps for its accounts, if it keeps anything.
     """
     kept = things is not None and things.hold(head.path)
-    socket = is_websocket(head)
+    socket = "upgrade" in head.headers and is_websocket(head)
     if head.method != "POST" and not kept and not socket:
         return NO_CONVERSATION
     session, parent = map(_known_as, _by_header(head))
@@ -127,7 +127,8 @@ def _by_header(head: RequestHead) -> tuple[str | None, str | None]:
 
 
 def _by_body(asked: Body) -> str | None:
-    for member in (asked.prompt_cache_key, asked.session_id, id_of(asked.conversation)):
+    kept = id_of(asked.conversation) if asked.conversation else None
+    for member in (asked.prompt_cache_key, asked.session_id, kept):
         if isinstance(member, str) and member:
             return member
     return _of_metadata(asked.metadata)

@@ -82,6 +82,7 @@ class AnswerReader:
         complete: whether *held* is the whole body.
         broken: it ended before it was complete.
         encoding: its content-encoding, "" for none.
+        first: what the head alone tells.
     """
 
     def __init__(self, response: http.Response, provider: Provider) -> None:
@@ -101,10 +102,10 @@ class AnswerReader:
             # mitmproxy asks the head for its framing a dozen times from here on.
             response.data.headers = headers = IndexedHeaders.of(headers.fields)
         content_type = headers.last(b"content-type")
+        length = headers.last(b"content-length")
         self.encoding = headers.get("content-encoding", "").strip()
         if decoding.is_none(self.encoding):
             self.encoding = ""
-        length = headers.last(b"content-length")
         self._announced = int(length) if length.isascii() and length.isdigit() else -1
         shape = None
         self._streams = gate_shape(content_type) == "sse"
@@ -123,11 +124,7 @@ class AnswerReader:
                 # told from the body, so a success is taken for one.
                 self._gate = None
         self._text = bytearray()
-
-    @property
-    def first(self) -> Reading:
-        """What the head alone tells."""
-        return Reading.MORE if self._refusal or self._gate is not None else Reading.COMMIT
+        self.first = Reading.MORE if self._refusal or self._gate is not None else Reading.COMMIT
 
     def feed(self, data: bytes) -> Reading:
         """Take in the next piece of the body."""

@@ -105,7 +105,7 @@ class QuickClient(_Quick, Http1Client):
             yield from super().read_headers(event)
             return
         while (head := _taken(self, lambda lines: _response(lines, request))) is not None:
-            if not is_interim(head[0].status_code):
+            if head[0].status_code >= 200 or not is_interim(head[0].status_code):
                 break
             if stream_id < 0:
                 yield ReceiveHttp(InterimAnswer(stream_id))

@@ -274,7 +274,8 @@ class Service:
             denied = provider.refusal(of_page.status, of_page.why, None)
         elif route is not Route.PASS:
             denied = self._denied(provider, destination, client)
-            if denied is None and is_websocket(head) and self._refuses_socket(provider, head):
+            is_socket = "upgrade" in head.headers and is_websocket(head)
+            if denied is None and is_socket and self._refuses_socket(provider, head):
                 denied = provider.refusal(426, _NO_SOCKET, None)
         return Call(
             provider=provider,
@@ -314,7 +315,7 @@ class Service:
     def _denied(
         self, provider: Provider, destination: Destination, client: Client
     ) -> LocalAnswer | None:
-        if not destination.private:
+        if not (destination.tls or destination.local):
             return provider.refusal(400, _NO_TLS, None)
         if self.settings.insecure and not destination.local:
             return provider.refusal(400, INSECURE, None)
@@ -328,7 +329,7 @@ class Service:
         A client of another machine may have the proxy connect to its own port: what comes
         in there has an address of this machine.
         """
-        return is_loopback(client.peername[0]) and not self.is_own(client)
+        return not self.is_own(client) and is_loopback(client.peername[0])
 
     def is_own(self, client: Client) -> bool:
         """Say whether *client* is the proxy itself, connected to its own port.
@@ -356,25 +357,22 @@ class Service:
 
     # -- serving
 
-    def attempts(self, call: Call, request: http.Request, *, replayable: bool) -> Attempts:
-        """Begin the attempts of one request."""
-        facts, now = call.facts(request), self.now()
-        return Attempts(
+    def begin(
+        self, call: Call, request: http.Request, client: Client
+    ) -> tuple[Attempts, Stopwatch]:
+        """Return the attempts of one request of *client*, and what times it: it is under way."""
+        stopwatch = Stopwatch(self.measured.timings[call.provider.name], self.now)
+        facts = call.facts(request)
+        attempts = Attempts(
             pool=self.pool,
             facts=facts,
-            turn=turn_of(facts, self.sessions, self.pins, now),
+            turn=turn_of(facts, self.sessions, self.pins, self.now()),
             limits=self.settings.limits,
             chance=self.chance,
-            replayable=replayable,
+            replayable=not request.stream,
         )
-
-    def stopwatch(self, provider: Provider) -> Stopwatch:
-        """Begin to time a request to *provider*."""
-        return Stopwatch(self.measured.timings[provider.name], self.now)
-
-    def begin(self, client: Client, attempts: Attempts) -> None:
-        """Note that *attempts* are under way for *client*."""
         self._under_way.setdefault(client.id, set()).add(attempts)
+        return attempts, stopwatch
 
     def look(self) -> None:
         """Let requests under way notice how long they have waited."""

@@ -159,10 +159,9 @@ class ServingStream(AttemptStream):
 
     def begin(self) -> CommandGenerator[None]:
         """Have the request served by an account of the pool."""
-        call, request = self._call, self.flow.request
-        self.stopwatch = self.service.stopwatch(call.provider)
-        self.attempts = self.service.attempts(call, request, replayable=not request.stream)
-        self.service.begin(self.context.client, self.attempts)
+        self.attempts, self.stopwatch = self.service.begin(
+            self._call, self.flow.request, self.context.client
+        )
         yield from self._perform(self.attempts.begin(self.service.now()))
 
     def _perform(self, step: Step | None) -> CommandGenerator[None]:
@@ -247,13 +246,14 @@ class ServingStream(AttemptStream):
         if provider is None:
             return call.provider.refusal(421, MOVED, None)
         call.provider = provider
+        swap = self.service.swap(provider, lease)
+        if swap.by_path:
+            swap = swap.for_path(call.head.path)
+        returned = self.service.returned(call, lease)
         name = str(lease.key)
         wire.rename(flow.request, call.masked, name)
         flow.metadata["pool.account"] = name
         flow.metadata["pool.attempts"] = len(attempts.history)
-        swap = self.service.swap(provider, lease)
-        if swap.by_path:
-            swap = swap.for_path(call.head.path)
         self._sent_secrets.append(lease.credential.secret)
         if swap.origin is not None and self.service.refuses_origin(swap.origin):
             return provider.refusal(400, INSECURE, None)
@@ -262,7 +262,6 @@ class ServingStream(AttemptStream):
         else:
             address, tls = (flow.request.host, flow.request.port), flow.request.scheme == "https"
         try:
-            returned = self.service.returned(call, lease)
             request = wire.outgoing(flow.request, swap, call.masked, returned)
         except CannotSwap as why:
             return provider.refusal(400, str(why), None)
@@ -506,13 +505,12 @@ class ServingStream(AttemptStream):
         if self._timer is not None:
             self.clear_timer()
         self._committed = True
-        if not attempts.over:
-            assert attempts.lease is not None
+        if (lease := attempts.lease) is not None:
             if secrets is None:
                 # Answers that are only fetched have been counted when they were made.
                 self._to_count = self.flow.request.method == "POST"
                 self.stopwatch.handed_on()
-                self.service.learn_beginning(call, attempts.lease, reader)
+                self.service.learn_beginning(call, lease, reader)
             attempts.committed(self.service.now())
         response = reader.response
         # A complete answer is given in one piece, as mitmproxy does by itself, so that
@@ -823,8 +821,9 @@ class ServingStream(AttemptStream):
             reader, model = self._reader, attempts.facts.model
             body = bytes(self.response_body_buf) if self.copied is None else self.copied
             told = reader.unpacked(body, self.tail)
-            self.service.served(attempts, model, reader.usage(told))
-            if (refused := reader.refused_at_its_end(told)) is not None:
+            refused, usage = reader.refused_at_its_end(told), reader.usage(told)
+            self.service.served(attempts, model, usage)
+            if refused is not None:
                 self._learn_late(attempts, refused)
 
     def _learn_late(self, attempts: Attempts, refused: Decision) -> None:

@@ -387,7 +387,8 @@ class PoolHttpStream(ServingStream, VisitStream):
 
     def _serve(self) -> CommandGenerator[None]:
         """Answer the request: locally, or from an account of the pool."""
-        call = self._call
+        call = self.call
+        assert call is not None
         provider = call.provider
         if call.denied is not None:
             yield from self.answer_locally(call.denied)
