@@ -15,6 +15,7 @@ from pathlib import Path
 from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError, reason_of
 from account_pool.credentials.reading import Reading, Text
+from account_pool.credentials.sources import Source
 from account_pool.credentials.vendors import logged_out, tool_of
 from account_pool.providers.pasted import hidden, remedy
 
@@ -29,7 +30,7 @@ Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class FileSource:
+class FileSource(Source):
     """A file that holds the credential, or JSON with the credential at *pointer*.
 
     It may belong to a tool that renews what is in it: it is read, never written.
@@ -59,9 +60,6 @@ class FileSource:
     async def read(self) -> Secret:
         # A home directory may be on the network.
         return await asyncio.to_thread(self.read_now)
-
-    def refused(self, secret: Secret) -> None:
-        """Nothing is remembered."""
 
     def reading(self) -> Reading:
         """Return the credential and what the file says of it. Raises CredentialError."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.reading import Reading, Text
+from account_pool.credentials.sources import Source
 from account_pool.credentials.vendors import logged_out, tool_of_service
 from account_pool.providers.pasted import hidden, remedy
 
@@ -26,7 +27,7 @@ _AGAIN = "it is looked at again"
 
 
 @dataclass(slots=True)
-class KeychainSource:
+class KeychainSource(Source):
     """The item *service* of the keychain, or JSON in it with the credential at *pointer*.
 
     Attributes:
@@ -53,14 +54,8 @@ class KeychainSource:
         pointer = f" pointer {hidden(self.pointer)}" if self.pointer else ""
         return f"keychain {self.shown}{pointer}"
 
-    def read_now(self) -> None:
-        return None
-
     async def read(self) -> Secret:
         return (await self.reading()).secret
-
-    def refused(self, secret: Secret) -> None:
-        """Nothing is remembered."""
 
     async def reading(self) -> Reading:
         """Return the credential and what is said of it. Raises CredentialError."""

@@ -17,6 +17,7 @@ from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.http import check_token_url
 from account_pool.credentials.instants import read_instant
 from account_pool.credentials.sources import (
+    Source,
     check_written,
     expand,
     usable_expanded,
@@ -69,7 +70,7 @@ class OAuthSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OAuthSource:
+class OAuthSource(Source):
     """A login as it was written down; tokens and client may hold `${NAME}`.
 
     Its newest tokens may be in the store: `Login` knows. Two sources are equal when they
@@ -135,9 +136,6 @@ class OAuthSource:
                 "oauth has no access_token", "start the proxy: it gets one with the refresh token"
             )
         return secret
-
-    def refused(self, secret: Secret) -> None:
-        """Nothing is remembered."""
 
     def tokens(self) -> Tokens:
         """Return the tokens as written. Raises CredentialError."""

@@ -11,7 +11,6 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from account_pool.core.credential import Secret
 from account_pool.credentials.command import COMMAND_TIMEOUT_S, run
@@ -28,31 +27,32 @@ _USUAL_NAME = re.compile(r"(?=.{1,64}\Z)_*[A-Z][A-Z0-9]{0,15}(?:_+[A-Z0-9]{1,16}
 _NOT_A_TOKEN = re.compile(r"[^\x21-\x7e]")
 
 
-class Source(Protocol):
+class Source:
     """Where one credential is read from."""
+
+    __slots__ = ()
 
     def describe(self) -> str:
         """Name the place in a few words, e.g. "env OPENAI_API_KEY"; never the secret."""
-        ...
+        raise NotImplementedError
 
     def read_now(self) -> Secret | None:
         """Return the credential, or None when it takes time (a command): use `read`.
 
         Raises CredentialError.
         """
-        ...
+        return None
 
     async def read(self) -> Secret:
         """Return the credential as it is now. Raises CredentialError."""
-        ...
+        raise NotImplementedError
 
     def refused(self, secret: Secret) -> None:
         """Forget *secret* if it is remembered: the server did not accept it."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
-class ValueSource:
+class ValueSource(Source):
     """A string written down, with `${NAME}` taken from the environment."""
 
     text: Secret
@@ -76,12 +76,9 @@ class ValueSource:
     async def read(self) -> Secret:
         return self.read_now()
 
-    def refused(self, secret: Secret) -> None:
-        """Nothing is remembered."""
-
 
 @dataclass(frozen=True, slots=True)
-class EnvSource:
+class EnvSource(Source):
     """The environment variable *name*."""
 
     name: str
@@ -100,12 +97,9 @@ class EnvSource:
     async def read(self) -> Secret:
         return self.read_now()
 
-    def refused(self, secret: Secret) -> None:
-        """Nothing is remembered."""
-
 
 @dataclass(slots=True)
-class CommandSource:
+class CommandSource(Source):
     """What a command prints. It is run without a shell.
 
     The result is remembered until the server refuses it: some commands ask their user
@@ -124,9 +118,6 @@ class CommandSource:
 
     def describe(self) -> str:
         return f"command {self.shown}"
-
-    def read_now(self) -> None:
-        return None
 
     async def read(self) -> Secret:
         if self._remembered is None:

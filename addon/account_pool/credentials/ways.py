@@ -89,35 +89,38 @@ class Got:
     told: str = ""
 
 
-class Way(Protocol):
-    """How the credentials of one account are had.
+class Way:
+    """How the credentials of one account are had: a source is read for them.
 
     Attributes:
         expired: what to say when they have ended.
         renews: it gets new ones itself, in time.
     """
 
-    expired: str
-    renews: bool
+    expired = "its token has expired"
+    renews = False
+
+    def __init__(self, entry: AccountEntry) -> None:
+        self._entry = entry
 
     def now(self) -> Got | None:
         """Return what can be had at once, None when it takes time. Raises CredentialError."""
-        ...
+        return None
 
     async def renew(self) -> Got:
         """Return what can be had.
 
         Raises CredentialError, ExchangeRefused, ExchangeFailed, or UnderWay (login.py).
         """
-        ...
+        raise NotImplementedError
 
     def refuse(self, secret: Secret) -> None:
         """Note that the provider did not take *secret*: other credentials are wanted."""
-        ...
+        self._entry.source.refused(secret)
 
     def meanwhile(self, held: Credentials) -> Credentials:
         """Return what can be used after a failure; *held* was used before it."""
-        ...
+        return held
 
 
 def way_of(entry: AccountEntry, ways: Ways, wall_clock: Callable[[], float], chance: float) -> Way:
@@ -141,14 +144,8 @@ def way_of(entry: AccountEntry, ways: Ways, wall_clock: Callable[[], float], cha
     return way
 
 
-class SourceWay:
+class SourceWay(Way):
     """Reads a source: what it has is the credential."""
-
-    expired = "its token has expired"
-    renews = False
-
-    def __init__(self, entry: AccountEntry) -> None:
-        self._entry = entry
 
     def now(self) -> Got | None:
         secret = self._entry.source.read_now()
@@ -157,23 +154,15 @@ class SourceWay:
     async def renew(self) -> Got:
         return self._got(await self._entry.source.read())
 
-    def refuse(self, secret: Secret) -> None:
-        self._entry.source.refused(secret)
-
-    def meanwhile(self, held: Credentials) -> Credentials:
-        return held
-
     def _got(self, secret: Secret) -> Got:
         return Got(credentials=credential_of(self._entry, Reading(secret=secret)))
 
 
-class FileWay:
+class FileWay(Way):
     """Reads a file, again and again: only if it was written, or its token was refused."""
 
-    renews = False
-
     def __init__(self, entry: AccountEntry, source: FileSource) -> None:
-        self._entry = entry
+        super().__init__(entry)
         self._source = source
         self._read: tuple[Stamp, Got] | None = None
         self.expired = f"{source.describe()}: {_ITS_TOOL}"
@@ -197,47 +186,29 @@ class FileWay:
     def refuse(self, _secret: Secret) -> None:
         self._read = None
 
-    def meanwhile(self, held: Credentials) -> Credentials:
-        return held
 
-
-class KeychainWay:
+class KeychainWay(Way):
     """Reads an item of the keychain, again and again: its tool renews what is in it."""
 
-    renews = False
-
     def __init__(self, entry: AccountEntry, source: KeychainSource) -> None:
-        self._entry = entry
+        super().__init__(entry)
         self._source = source
         self.expired = f"{source.describe()}: {_ITS_TOOL}"
-
-    def now(self) -> None:
-        """A keychain may ask its user."""
 
     async def renew(self) -> Got:
         credentials = credential_of(self._entry, await self._source.reading())
         return Got(credentials=credentials, again_in_s=KEYCHAIN_LOOK_S)
 
-    def refuse(self, _secret: Secret) -> None:
-        """It is read anew in any case."""
 
-    def meanwhile(self, held: Credentials) -> Credentials:
-        return held
-
-
-class LoginWay:
+class LoginWay(Way):
     """Has the newest tokens of a login, and new ones in time."""
 
-    expired = "its token has expired"
     renews = True
 
     def __init__(self, entry: AccountEntry, login: Login, wall_clock: Callable[[], float]) -> None:
-        self._entry = entry
+        super().__init__(entry)
         self._login = login
         self._wall_clock = wall_clock
-
-    def now(self) -> None:
-        """The store is a file, and a refresh may be due."""
 
     async def renew(self) -> Got:
         tokens = await self._login.tokens()
@@ -271,19 +242,16 @@ class LoginWay:
         return credential_of(self._entry, reading)
 
 
-class ExchangeWay:
+class ExchangeWay(Way):
     """Exchanges what the source has for a Copilot token."""
 
-    expired = "its token has expired"
     renews = True
 
     def __init__(self, entry: AccountEntry, exchange: Exchange) -> None:
+        super().__init__(entry)
         self._account = entry.account
         self._source = entry.source
         self._exchange = exchange
-
-    def now(self) -> None:
-        """An exchange takes its time."""
 
     async def renew(self) -> Got:
         secret = await self._source.read()
@@ -320,31 +288,24 @@ class ExchangeWay:
             "serve editors too",
         )
 
-    def refuse(self, secret: Secret) -> None:
-        self._source.refused(secret)
 
-    def meanwhile(self, held: Credentials) -> Credentials:
-        return held
-
-
-class ProjectWay:
+class ProjectWay(Way):
     """Adds the project of the account, learnt once, to what another way has."""
 
     def __init__(self, entry: AccountEntry, way: Way, assist: CodeAssist) -> None:
-        self._provider = entry.account.provider
+        super().__init__(entry)
         self._way = way
         self._assist = assist
         self._project: str | None = None
         self.expired, self.renews = way.expired, way.renews
 
-    def now(self) -> None:
-        """The project is asked for."""
-
     async def renew(self) -> Got:
         got = await self._way.renew()
         if self._project is None:
             for credential in got.credentials.values():
-                self._project = await self._assist.project(self._provider, credential.secret)
+                self._project = await self._assist.project(
+                    self._entry.account.provider, credential.secret
+                )
         return replace(got, credentials=self._with_project(got.credentials))
 
     def refuse(self, secret: Secret) -> None:
