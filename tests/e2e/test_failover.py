@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from account_pool.demo.exchange import Framing, Reply
-from account_pool.demo.scripts import anthropic, by_credential, encoded, framed, gemini, openai
+from account_pool.demo.scripts import anthropic, by_credential, encoded, framed, openai
 from tests.e2e.harness import (
     CLIENT,
     FIRST,
@@ -18,6 +18,7 @@ from tests.e2e.harness import (
     messages,
     respond,
 )
+from tests.scripts import gemini
 
 WORDS = ["Good", " morning", " to", " you"]
 CHAT = openai.chat_stream(WORDS)

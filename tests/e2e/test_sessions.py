@@ -8,14 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from account_pool.demo.exchange import Framing, Reply, Request
-from account_pool.demo.scripts import (
-    by_credential,
-    framed,
-    gemini,
-    json_reply,
-    openai,
-    stream_reply,
-)
+from account_pool.demo.scripts import by_credential, framed, json_reply, openai, stream_reply
 from tests.e2e.harness import (
     CLIENT,
     FIRST,
@@ -29,6 +22,7 @@ from tests.e2e.harness import (
     respond,
     secret,
 )
+from tests.scripts import gemini
 
 GOOD = openai.chat_complete("Good morning")
 THREE = [account(label) for label in ("first", "second", "third")]

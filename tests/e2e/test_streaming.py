@@ -12,7 +12,7 @@ import hashlib
 import pytest
 
 from account_pool.demo.exchange import Pause, Reply, Step
-from account_pool.demo.scripts import EVENT_STREAM, anthropic, by_credential, gemini, openai
+from account_pool.demo.scripts import EVENT_STREAM, anthropic, by_credential, openai
 from tests.e2e.harness import (
     FIRST,
     SECOND,
@@ -22,6 +22,7 @@ from tests.e2e.harness import (
     messages,
     respond,
 )
+from tests.scripts import gemini
 
 WORDS = [f" word{n}" for n in range(20)]
 

@@ -11,15 +11,9 @@ import pytest
 from mitmproxy.net.encoding import decode, encode
 
 from account_pool.demo.exchange import Request
-from account_pool.demo.scripts import (
-    anthropic,
-    by_credential,
-    code_assist,
-    codex,
-    json_reply,
-    openai,
-)
+from account_pool.demo.scripts import anthropic, by_credential, json_reply, openai
 from tests.e2e.harness import CLIENT, FIRST, SECOND, THIRD, account, secret
+from tests.scripts import code_assist, codex
 
 WORDS = ["Good", " morning"]
 #: Of the client's own account: the provider must never see it on a request of the pool.

@@ -7,8 +7,9 @@ import asyncio
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from account_pool.demo.scripts import anthropic, by_credential, gemini, openai
+from account_pool.demo.scripts import anthropic, by_credential, openai
 from tests.e2e.harness import CLIENT, FIRST, TIMEOUT_S, account, point_clients_at
+from tests.scripts import gemini
 
 WORDS = ["Good", " morning", " to", " you"]
 PROMPT = [{"role": "user", "content": "Hello?"}]

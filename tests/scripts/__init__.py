@@ -1,0 +1,1 @@
+"""What more servers are known to say than the demo shows, as in `account_pool.demo.scripts`."""
