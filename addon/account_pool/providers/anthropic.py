@@ -60,11 +60,6 @@ def is_subscription(head: RequestHead) -> bool:
     )
 
 
-def kind(_head: RequestHead) -> str:
-    """What is pooled takes an API key."""
-    return "key"
-
-
 # -- the credential
 
 
@@ -121,8 +116,7 @@ def refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
     """`{"type": "error", "error": {type, message}}`."""
     usual = "api_error" if status >= 500 else "invalid_request_error"
     error = {"type": _ERROR_TYPES.get(status, usual), "message": message}
-    headers = () if wait_s is None else envelopes.sdk_delay(wait_s)
-    return envelopes.json_answer(status, headers, {"type": "error", "error": error})
+    return envelopes.sdk_answer(status, wait_s, {"type": "error", "error": error})
 
 
 PROVIDER = Provider(
@@ -130,7 +124,6 @@ PROVIDER = Provider(
     hosts=(HostRule("api.anthropic.com"),),
     env=("ANTHROPIC_API_KEY",),
     route=route,
-    kind=kind,
     model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=partial(sessions.conversation, things=things.ANTHROPIC),

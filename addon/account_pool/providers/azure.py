@@ -31,7 +31,7 @@ from account_pool.core.signals import (
     SignalTable,
     rules,
 )
-from account_pool.providers import envelopes, openai, sessions, things
+from account_pool.providers import envelopes, sessions, things
 from account_pool.providers.base import (
     CannotSwap,
     HostRule,
@@ -204,10 +204,9 @@ _CODES = {402: "insufficient_quota", 404: "DeploymentNotFound"}
 
 def refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
     """`{"error": {code, message}}`; the code of most statuses is their number."""
-    headers = () if wait_s is None else envelopes.sdk_delay(wait_s)
     error = {"code": _CODES.get(status, str(status)), "message": message}
     # Money is a 429 here as well: the code tells it from a limit.
-    return envelopes.json_answer(429 if status == 402 else status, headers, {"error": error})
+    return envelopes.sdk_answer(429 if status == 402 else status, wait_s, {"error": error})
 
 
 PROVIDER = Provider(
@@ -219,7 +218,6 @@ PROVIDER = Provider(
     ),
     env=(),
     route=route,
-    kind=openai.kind,
     model=model,
     credential_headers=_CREDENTIAL_HEADERS,
     credential_query=_CREDENTIAL_QUERY,

@@ -247,7 +247,7 @@ class Provider:
     hosts: tuple[HostRule, ...]
     env: tuple[str, ...]
     route: Callable[[RequestHead], Route]
-    kind: Callable[[RequestHead], str]
+    kind: Callable[[RequestHead], str] = lambda _head: "key"
     model: Callable[[RequestHead], str | None]
     credential_headers: frozenset[bytes]
     credential_query: tuple[str, ...] = ()

@@ -54,11 +54,6 @@ def _has_login(head: RequestHead) -> bool:
     return bearer(head).startswith(_OAUTH)
 
 
-def kind(_head: RequestHead) -> str:
-    """Subscriptions are of one kind."""
-    return "oauth"
-
-
 # -- the credential
 
 _OAUTH = "sk-ant-oat"
@@ -174,7 +169,7 @@ PROVIDER = Provider(
     hosts=(HostRule("api.anthropic.com"),),
     env=("CLAUDE_CODE_OAUTH_TOKEN",),
     route=route,
-    kind=kind,
+    kind=lambda _head: "oauth",
     model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=sessions.conversation,

@@ -85,11 +85,6 @@ def _is_signed(head: RequestHead) -> bool:
     return scheme.lower() not in ("", "bearer")
 
 
-def kind(_head: RequestHead) -> str:
-    """Logins are of one kind."""
-    return "oauth"
-
-
 # -- the credential
 
 _AUTH_CLAIM = "https://api.openai.com/auth"
@@ -187,7 +182,7 @@ def refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
         "message": message,
         "resets_in_seconds": envelopes.whole_seconds(wait_s),
     }
-    return envelopes.json_answer(status, envelopes.sdk_delay(wait_s), {"error": error})
+    return envelopes.sdk_answer(status, wait_s, {"error": error})
 
 
 _WAIT = re.compile(r'("resets_in_seconds"\s*:\s*)-?[0-9][0-9.eE+]*')
@@ -206,7 +201,7 @@ PROVIDER = Provider(
     hosts=(HostRule("chatgpt.com"),),
     env=(),
     route=route,
-    kind=kind,
+    kind=lambda _head: "oauth",
     model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=sessions.conversation,

@@ -77,7 +77,6 @@ def compatible(
         hosts=tuple(HostRule(host) for host in hosts),
         env=env,
         route=_route(tuple(prefixes), tuple(posts), tuple(gets), kept),
-        kind=openai.kind,
         model=body_model,
         credential_headers=_CREDENTIAL_HEADERS,
         conversation=partial(sessions.conversation, things=kept),

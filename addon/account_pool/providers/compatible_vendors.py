@@ -8,7 +8,6 @@ account.
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from account_pool.core import reset_hints
 from account_pool.core.facts import Facts
@@ -33,12 +32,6 @@ from account_pool.providers.compatible import CHAT, compatible
 from account_pool.providers.openai_signals import organisation
 from account_pool.providers.things import Things
 
-
-def _refusal(status: int, wait_s: float | None, body: Any) -> LocalAnswer:
-    headers = () if wait_s is None else envelopes.sdk_delay(wait_s)
-    return envelopes.json_answer(status, headers, body)
-
-
 # -- OpenRouter: https://openrouter.ai/docs/api-reference/overview. Its limits are those of the
 # account whatever the key, and more accounts are not meant to raise them. `error.code` is the
 # status, `error.metadata` says more: `limit_source`, the headers of a limit, and the answer of
@@ -49,7 +42,7 @@ _OPENROUTER_RESET = re.compile(r'("x-ratelimit-reset"\s*:\s*"?)[0-9]+', re.IGNOR
 
 def _openrouter_refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
     """`{"error": {code, message}}` with the status as a number."""
-    return _refusal(status, wait_s, {"error": {"code": status, "message": message}})
+    return envelopes.sdk_answer(status, wait_s, {"error": {"code": status, "message": message}})
 
 
 def _epoch_ms(at: float) -> str:
@@ -201,7 +194,7 @@ def _mistral_refusal(status: int, message: str, wait_s: float | None) -> LocalAn
     """`{"object": "error", message, type, param, code}`, flat."""
     type_, code = _MISTRAL_NAMES.get(status, ("invalid_request_error", None))
     error = {"object": "error", "message": message, "type": type_, "param": None, "code": code}
-    return _refusal(status, wait_s, error)
+    return envelopes.sdk_answer(status, wait_s, error)
 
 
 def _month_spent(facts: Facts) -> bool:
@@ -264,7 +257,7 @@ def _xai_refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer
     if status == 402:
         status = 403  # what the vendor says to teams without credits
     code = _XAI_CODES.get(status, "internal" if status >= 500 else "invalid-argument")
-    return _refusal(status, wait_s, {"code": code, "error": message})
+    return envelopes.sdk_answer(status, wait_s, {"code": code, "error": message})
 
 
 XAI = compatible(
@@ -373,7 +366,7 @@ _NATIVE = ("chat", "classify", "detokenize", "embed", "generate", "rerank", "sum
 
 def _cohere_refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
     """`{"message": ...}` and nothing else."""
-    return _refusal(status, wait_s, {"message": message})
+    return envelopes.sdk_answer(status, wait_s, {"message": message})
 
 
 COHERE = compatible(
@@ -414,7 +407,7 @@ def _cerebras_refusal(status: int, message: str, wait_s: float | None) -> LocalA
     """`{message, type, param, code}`, flat."""
     usual = ("server_error" if status >= 500 else "invalid_request_error", None)
     type_, code = _CEREBRAS_NAMES.get(status, usual)
-    return _refusal(
+    return envelopes.sdk_answer(
         status, wait_s, {"message": message, "type": type_, "param": None, "code": code}
     )
 

@@ -74,3 +74,8 @@ def json_answer(status: int, headers: Headers, body: Any) -> LocalAnswer:
     return LocalAnswer(
         status, (("content-type", "application/json"), *headers), msgspec.json.encode(body)
     )
+
+
+def sdk_answer(status: int, wait_s: float | None, body: Any) -> LocalAnswer:
+    """Return *body* as a JSON answer with the wait, if there is one, as `sdk_delay` has it."""
+    return json_answer(status, () if wait_s is None else sdk_delay(wait_s), body)

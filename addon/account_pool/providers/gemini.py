@@ -71,11 +71,6 @@ def _compatible_route(head: RequestHead, prefix_length: int) -> Route:
     return Route.PASS if things.OPENAI.route(as_openai) else openai.route(as_openai)
 
 
-def kind(_head: RequestHead) -> str:
-    """API keys are of one kind."""
-    return "key"
-
-
 def model(head: RequestHead) -> str | None:
     """Return the model of the path, or of the body where the path names none.
 
@@ -202,7 +197,6 @@ PROVIDER = Provider(
     hosts=(HostRule("generativelanguage.googleapis.com"),),
     env=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
     route=route,
-    kind=kind,
     model=model,
     credential_headers=_CREDENTIAL_HEADERS,
     credential_query=_CREDENTIAL_QUERY,

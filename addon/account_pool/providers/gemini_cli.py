@@ -57,11 +57,6 @@ def route(head: RequestHead) -> Route:
     return Route.POOL if asked else Route.PASS
 
 
-def kind(_head: RequestHead) -> str:
-    """Logins are of one kind."""
-    return "oauth"
-
-
 # -- the credential
 
 
@@ -145,7 +140,7 @@ PROVIDER = Provider(
     hosts=(HostRule("cloudcode-pa.googleapis.com"),),
     env=(),
     route=route,
-    kind=kind,
+    kind=lambda _head: "oauth",
     model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=sessions.conversation,

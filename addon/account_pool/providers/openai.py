@@ -85,11 +85,6 @@ def avoids_websocket(head: RequestHead) -> bool:
     return "responses_websockets" in head.headers.get("openai-beta", "")
 
 
-def kind(_head: RequestHead) -> str:
-    """API keys are of one kind."""
-    return "key"
-
-
 # -- the credential
 
 
@@ -184,9 +179,8 @@ def refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
     usual = ("server_error" if status >= 500 else "invalid_request_error", None)
     type_, code = _ERROR_NAMES.get(status, usual)
     error = {"message": message, "type": type_, "param": None, "code": code}
-    headers = () if wait_s is None else envelopes.sdk_delay(wait_s)
     # Money is a 429 here as well: the code tells it from a limit.
-    return envelopes.json_answer(429 if status == 402 else status, headers, {"error": error})
+    return envelopes.sdk_answer(429 if status == 402 else status, wait_s, {"error": error})
 
 
 PROVIDER = Provider(
@@ -194,7 +188,6 @@ PROVIDER = Provider(
     hosts=(HostRule("api.openai.com"),),
     env=("OPENAI_API_KEY",),
     route=route,
-    kind=kind,
     model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=partial(sessions.conversation, things=things.OPENAI),
