@@ -52,32 +52,19 @@ class Timing(NamedTuple):
 
 
 TIMINGS = (
-    Timing(
-        "account_pool_upstream_head_seconds",
-        "From a request sent upstream to the head of its answer.",
-        lambda timings: timings.head,
-    ),
-    Timing(
-        "account_pool_upstream_first_byte_seconds",
+    Timing("account_pool_upstream_head_seconds",
+        "From a request sent upstream to the head of its answer.", lambda timings: timings.head),
+    Timing("account_pool_upstream_first_byte_seconds",
         "From a request sent upstream to the first byte of its answer's body.",
-        lambda timings: timings.first_byte,
-    ),
-    Timing(
-        "account_pool_overhead_seconds",
+        lambda timings: timings.first_byte),
+    Timing("account_pool_overhead_seconds",
         "What the pool adds to a request before it is sent, without waits and connecting.",
-        lambda timings: timings.overhead,
-    ),
-    Timing(
-        "account_pool_held_seconds",
-        "How long the head of a good answer is held back.",
-        lambda timings: timings.held,
-    ),
-    Timing(
-        "account_pool_wait_seconds",
-        "How long requests wait for an account.",
-        lambda timings: timings.wait,
-    ),
-)
+        lambda timings: timings.overhead),
+    Timing("account_pool_held_seconds", "How long the head of a good answer is held back.",
+        lambda timings: timings.held),
+    Timing("account_pool_wait_seconds", "How long requests wait for an account.",
+        lambda timings: timings.wait),
+)  # fmt: skip
 
 
 def text(service: Service, decided: Decided) -> bytes:

@@ -132,185 +132,82 @@ _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or 
 
 #: In the order of design.md, section 5.
 POOL_OPTIONS: tuple[PoolOption, ...] = (
-    PoolOption(
-        "accounts",
-        str,
-        "",
+    PoolOption("accounts", str, "",
         "Path of the file that lists the accounts. Empty: ACCOUNT_POOL_ACCOUNTS, else a confirmed "
         "./accounts.yaml, else your own in ~/.config/account-pool, else one account per provider "
-        "from the usual environment variables.",
-        not_in_file="it names this file",
-    ),
-    PoolOption(
-        "strategy",
-        str,
-        "round-robin",
-        "How the account of a request is selected among the available ones of the best "
-        "priority: the next in turn, the one with the fewest requests in flight, the least "
-        "recently used, always the first, the one with the largest known remaining share, or the "
-        "one whose long window is reset soonest.",
-        choices=(
-            "round-robin",
-            "least-busy",
-            "least-recent",
-            "fill-first",
-            "most-headroom",
-            "soonest-reset",
-        ),
-    ),
-    PoolOption(
-        "max_attempts",
-        int,
-        10,
+        "from the usual environment variables.", not_in_file="it names this file"),
+    PoolOption("strategy", str, "round-robin",
+        "How the account of a request is selected among the available ones of the best priority: "
+        "the next in turn, the one with the fewest requests in flight, the least recently used, "
+        "always the first, the one with the largest known remaining share, or the one whose long "
+        "window is reset soonest.",
+        choices=("round-robin", "least-busy", "least-recent", "fill-first", "most-headroom",
+            "soonest-reset")),
+    PoolOption("max_attempts", int, 10,
         "How many times one request is sent upstream at most, over all accounts together.",
-        minimum=1,
-    ),
-    PoolOption(
-        "max_wait",
-        float,
-        30.0,
-        "How long a request is held, in seconds, when no account can serve it. 0 answers at once.",
-    ),
-    PoolOption(
-        "max_waiting",
-        int,
-        1000,
+        minimum=1),
+    PoolOption("max_wait", float, 30.0,
+        "How long a request is held, in seconds, when no account can serve it. 0 answers at once."),
+    PoolOption("max_waiting", int, 1000,
         "How many requests are held at once at most while no account can serve them, over all "
-        "providers; their bodies may take 512 MiB together. Further ones are refused with 503.",
-    ),
-    PoolOption(
-        "patience",
-        float,
-        3.0,
+        "providers; their bodies may take 512 MiB together. Further ones are refused with 503."),
+    PoolOption("patience", float, 3.0,
         "How long, in seconds, it is worth waiting for the account of a session before the "
-        "session moves to another one.",
-    ),
-    PoolOption(
-        "cooldown",
-        float,
-        300.0,
+        "session moves to another one."),
+    PoolOption("cooldown", float, 300.0,
         "How long an account is on cooldown, in seconds, after a limit that names no reset. "
-        "Doubles "
-        "with each limit in a row, up to half an hour.",
-        minimum=1,
-    ),
-    PoolOption(
-        "state",
-        str,
-        "",
-        "Path of the database that keeps cooldowns and sessions over a restart, or memory: "
-        "for none. Empty: a file in mitmproxy's own directory.",
-    ),
-    PoolOption(
-        "github_token",
-        str,
-        "",
-        "The GitHub token of a single Copilot account, when there is no accounts file. "
-        "Other users of this machine can see it on the command line: prefer GITHUB_TOKEN.",
-        not_in_file="it is for use without this file",
-    ),
-    PoolOption(
-        "account_type",
-        str,
-        "individual",
+        "Doubles with each limit in a row, up to half an hour.", minimum=1),
+    PoolOption("state", str, "",
+        "Path of the database that keeps cooldowns and sessions over a restart, or memory: for "
+        "none. Empty: a file in mitmproxy's own directory."),
+    PoolOption("github_token", str, "",
+        "The GitHub token of a single Copilot account, when there is no accounts file. Other "
+        "users of this machine can see it on the command line: prefer GITHUB_TOKEN.",
+        not_in_file="it is for use without this file"),
+    PoolOption("account_type", str, "individual",
         "The Copilot plan of the account that is used without an accounts file.",
-        choices=("individual", "business", "enterprise"),
-    ),
-    PoolOption(
-        "show_tokens",
-        bool,
-        False,
-        "Let POST /account-pool/reveal show credentials, to this machine and with the admin token.",
-    ),
-    PoolOption(
-        "gate",
-        float,
-        5.0,
+        choices=("individual", "business", "enterprise")),
+    PoolOption("show_tokens", bool, False,
+        "Let POST /account-pool/reveal show credentials, to this machine and with the admin "
+        "token."),
+    PoolOption("gate", float, 5.0,
         "How long, in seconds, the beginning of a stream is held back to see whether it is an "
-        "error. After that the answer goes to the client as it comes.",
-    ),
-    PoolOption(
-        "websockets",
-        str,
-        "",
-        "What to do with a WebSocket to a pool host: refuse it with 426, so that the client "
-        "falls back to HTTP, or pin it to one account. Empty: what suits the provider.",
-        choices=("", "refuse", "pin"),
-    ),
-    PoolOption(
-        "retry_broken",
-        bool,
-        False,
+        "error. After that the answer goes to the client as it comes."),
+    PoolOption("websockets", str, "",
+        "What to do with a WebSocket to a pool host: refuse it with 426, so that the client falls "
+        "back to HTTP, or pin it to one account. Empty: what suits the provider.",
+        choices=("", "refuse", "pin")),
+    PoolOption("retry_broken", bool, False,
         "Retry a request whose connection broke after it may have run. It may then be billed "
-        "twice.",
-    ),
-    PoolOption(
-        "editor_version",
-        str,
-        "",
-        "The Editor-Version to send in a Copilot token exchange until a client was seen, such "
-        "as vscode/1.104.0. Empty: the name of this project.",
-    ),
-    PoolOption(
-        "manual_approve",
-        bool,
-        False,
-        "Hold each request of the pool until it is resumed in mitmproxy or mitmweb.",
-    ),
-    PoolOption(
-        "intercept",
-        str,
-        "providers",
+        "twice."),
+    PoolOption("editor_version", str, "",
+        "The Editor-Version to send in a Copilot token exchange until a client was seen, such as "
+        "vscode/1.104.0. Empty: the name of this project."),
+    PoolOption("manual_approve", bool, False,
+        "Hold each request of the pool until it is resumed in mitmproxy or mitmweb."),
+    PoolOption("intercept", str, "providers",
         "Which hosts are decrypted: only those of the providers, or all of them.",
-        choices=("providers", "all"),
-    ),
-    PoolOption(
-        "allow_remote",
-        bool,
-        False,
-        "Let clients of other machines use the accounts. Otherwise only clients of this "
-        "machine may, or those that proxyauth admits.",
-    ),
-    PoolOption(
-        "allow_origins",
-        str,
-        "",
+        choices=("providers", "all")),
+    PoolOption("allow_remote", bool, False,
+        "Let clients of other machines use the accounts. Otherwise only clients of this machine "
+        "may, or those that proxyauth admits."),
+    PoolOption("allow_origins", str, "",
         "Origins of web pages that may use the accounts, separated by commas, such as "
-        "http://localhost:3000. Requests of all others are refused.",
-        reader=read_origins,
-    ),
-    PoolOption(
-        "allow_hosts",
-        str,
-        "",
+        "http://localhost:3000. Requests of all others are refused.", reader=read_origins),
+    PoolOption("allow_hosts", str, "",
         "Names by which clients may call this proxy in reverse mode, separated by commas, as host "
-        "or host:port. localhost and the address it listens at always may.",
-        reader=read_hosts,
-    ),
-    PoolOption(
-        "drain",
-        float,
-        10.0,
+        "or host:port. localhost and the address it listens at always may.", reader=read_hosts),
+    PoolOption("drain", float, 10.0,
         "How long requests in flight may go on, in seconds, once the proxy was asked to end "
-        "(SIGTERM, Ctrl-C). A second signal ends it at once, as 0 does.",
-    ),
-    PoolOption(
-        "fast",
-        str,
-        "on",
+        "(SIGTERM, Ctrl-C). A second signal ends it at once, as 0 does."),
+    PoolOption("fast", str, "on",
         "Shorter ways through mitmproxy: on, off, or those to use, separated by commas: "
         f"{', '.join(FAST_STEPS)}. What a version of mitmproxy does not allow is left out.",
-        reader=read_fast,
-        is_switch=True,
-    ),
-    PoolOption(
-        "view_kept",
-        int,
-        500,
+        reader=read_fast, is_switch=True),
+    PoolOption("view_kept", int, 500,
         "How many flows of the pool mitmweb and mitmproxy keep in view, with 64 MiB of bodies at "
-        "most; older ones are dropped. Marked ones stay, and all others. 0 keeps all.",
-    ),
-)
+        "most; older ones are dropped. Marked ones stay, and all others. 0 keeps all."),
+)  # fmt: skip
 
 BY_NAME: Mapping[str, PoolOption] = {option.name: option for option in POOL_OPTIONS}
 

@@ -77,54 +77,37 @@ class _Dialect:
 _DIALECTS = (
     # https://platform.openai.com/docs/api-reference/chat/object; all who followed it, and
     # DeepSeek's own name: https://api-docs.deepseek.com/guides/kv_cache
-    _Dialect(
-        told_by=("prompt_tokens", "completion_tokens"),
-        input=("prompt_tokens",),
+    _Dialect(told_by=("prompt_tokens", "completion_tokens"), input=("prompt_tokens",),
         output=("completion_tokens",),
         cached=("prompt_tokens_details.cached_tokens", "prompt_cache_hit_tokens"),
-        reasoning=("completion_tokens_details.reasoning_tokens",),
-    ),
+        reasoning=("completion_tokens_details.reasoning_tokens",)),
     # https://platform.openai.com/docs/api-reference/responses/object, and Anthropic's
     # Messages, whose input_tokens leave out what is read from and written to the cache:
     # https://docs.anthropic.com/en/docs/build-with-claude/prompt-caching
-    _Dialect(
-        told_by=("input_tokens", "output_tokens"),
+    _Dialect(told_by=("input_tokens", "output_tokens"),
         input=("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"),
         output=("output_tokens",),
         cached=("input_tokens_details.cached_tokens", "cache_read_input_tokens"),
-        reasoning=("output_tokens_details.reasoning_tokens",),
-    ),
+        reasoning=("output_tokens_details.reasoning_tokens",)),
     # https://ai.google.dev/api/generate-content#UsageMetadata: the candidates leave out
     # the thoughts, the prompt includes the cached content.
-    _Dialect(
-        told_by=("promptTokenCount", "candidatesTokenCount", "thoughtsTokenCount"),
+    _Dialect(told_by=("promptTokenCount", "candidatesTokenCount", "thoughtsTokenCount"),
         input=("promptTokenCount", "toolUsePromptTokenCount"),
-        output=("candidatesTokenCount", "thoughtsTokenCount"),
-        cached=("cachedContentTokenCount",),
-        reasoning=("thoughtsTokenCount",),
-    ),
+        output=("candidatesTokenCount", "thoughtsTokenCount"), cached=("cachedContentTokenCount",),
+        reasoning=("thoughtsTokenCount",)),
     # https://ai.google.dev/api/interactions-api: the output leaves out the thoughts.
-    _Dialect(
-        told_by=("total_input_tokens", "total_output_tokens"),
+    _Dialect(told_by=("total_input_tokens", "total_output_tokens"),
         input=("total_input_tokens", "total_tool_use_tokens"),
-        output=("total_output_tokens", "total_thought_tokens"),
-        cached=("total_cached_tokens",),
-        reasoning=("total_thought_tokens",),
-    ),
+        output=("total_output_tokens", "total_thought_tokens"), cached=("total_cached_tokens",),
+        reasoning=("total_thought_tokens",)),
     # https://docs.cohere.com/reference/chat; what is billed leaves out what Cohere adds.
-    _Dialect(
-        told_by=("tokens.input_tokens", "tokens.output_tokens"),
-        input=("tokens.input_tokens",),
-        output=("tokens.output_tokens",),
-        cached=("cached_tokens",),
-    ),
+    _Dialect(told_by=("tokens.input_tokens", "tokens.output_tokens"),
+        input=("tokens.input_tokens",), output=("tokens.output_tokens",),
+        cached=("cached_tokens",)),
     # https://docs.cohere.com/reference/embed, which tells nothing else.
-    _Dialect(
-        told_by=("billed_units.input_tokens", "billed_units.output_tokens"),
-        input=("billed_units.input_tokens",),
-        output=("billed_units.output_tokens",),
-    ),
-)
+    _Dialect(told_by=("billed_units.input_tokens", "billed_units.output_tokens"),
+        input=("billed_units.input_tokens",), output=("billed_units.output_tokens",)),
+)  # fmt: skip
 
 
 def of_answer(body: bytes | bytearray, tail: bytes | bytearray = b"") -> Usage | None:

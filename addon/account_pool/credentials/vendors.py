@@ -52,34 +52,21 @@ class ToolLogin:
 
 #: By the name of the tool. Files: `vendor_files.DEFAULT_PATHS`, and where their sources are.
 LOGINS: Mapping[str, ToolLogin] = {
-    "claude": ToolLogin(
-        how="run `claude` and log in",
-        files=frozenset({".credentials.json"}),
-        sections=frozenset({"claudeAiOauth"}),
-        service="Claude Code",
-    ),
-    "codex": ToolLogin(
-        how="run `codex login`",
-        files=frozenset({"auth.json"}),
-        sections=frozenset({"tokens", "OPENAI_API_KEY"}),
-        service="Codex",
-    ),
-    "gemini": ToolLogin(
-        how="run `gemini` and log in",
-        files=frozenset({"oauth_creds.json"}),
-        sections=frozenset({"access_token"}),
-        service="gemini-cli",
-    ),
-    "copilot": ToolLogin(
-        how="run `copilot` and log in", files=frozenset({"apps.json"}), service="copilot-cli"
-    ),
+    "claude": ToolLogin(how="run `claude` and log in", files=frozenset({".credentials.json"}),
+        sections=frozenset({"claudeAiOauth"}), service="Claude Code"),
+    "codex": ToolLogin(how="run `codex login`", files=frozenset({"auth.json"}),
+        sections=frozenset({"tokens", "OPENAI_API_KEY"}), service="Codex"),
+    "gemini": ToolLogin(how="run `gemini` and log in", files=frozenset({"oauth_creds.json"}),
+        sections=frozenset({"access_token"}), service="gemini-cli"),
+    "copilot": ToolLogin(how="run `copilot` and log in", files=frozenset({"apps.json"}),
+        service="copilot-cli"),
     "gh": ToolLogin(how="run `gh auth login`", files=frozenset({"hosts.yml"}), service="gh:"),
     # Programs that people have print a token: `gcloud auth print-access-token`, `op read`, ...
     "gcloud": ToolLogin(how="run `gcloud auth login`"),
     "az": ToolLogin(how="run `az login`"),
     "op": ToolLogin(how="run `op signin`"),
     "bw": ToolLogin(how="run `bw login`"),
-}
+}  # fmt: skip
 
 
 def tool_of(file: str, pointer: str | None) -> str | None:
