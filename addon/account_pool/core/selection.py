@@ -17,7 +17,6 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from math import inf
-from typing import Protocol
 
 from sortedcontainers import SortedDict
 
@@ -25,26 +24,30 @@ from account_pool.core.cooldown import covers
 from account_pool.core.state import AccountState, Rank
 
 
-class SelectionPolicy(Protocol):
+class SelectionPolicy:
     """Keeps ready accounts in the order it prefers."""
 
     #: how much each account has left decides its rank
-    by_headroom: bool
+    by_headroom = False
 
     def add(self, state: AccountState) -> None:
         """Take in a ready account, or one whose rank may have changed."""
+        raise NotImplementedError
 
     def discard(self, state: AccountState) -> None:
         """Forget an account; no harm if it is not here."""
+        raise NotImplementedError
 
     def ranked(self) -> Iterator[AccountState]:
         """Yield ready accounts, best first. Not to be changed while it runs."""
+        raise NotImplementedError
 
     def ranked_for(self, model: str | None, now: float) -> Iterator[AccountState]:
         """Yield those that do not cool for *model*, best first, one perhaps twice.
 
         Not to be changed while it runs.
         """
+        raise NotImplementedError
 
     def chosen(self, state: AccountState) -> None:
         """Take note that *state* was given a request."""
@@ -54,6 +57,7 @@ class SelectionPolicy(Protocol):
 
     def changes_at(self, state: AccountState) -> float:
         """Return when time alone changes the rank of *state*; infinity for never."""
+        return state.picture.spent_changes_at
 
 
 #: How many accounts that cool for its model a request may walk past before the model gets
@@ -134,10 +138,8 @@ class _View:
                 self._free[rank] = state
 
 
-class _Ranked:
+class _Ranked(SelectionPolicy):
     """A policy that is a sort key. Subclasses say which."""
-
-    by_headroom = False
 
     def __init__(self) -> None:
         self._ready: SortedDict[Rank, AccountState] = SortedDict()
@@ -225,14 +227,6 @@ class _Ranked:
         view = self._views[model] = _View(self._ready.values(), model, now, self._rank)
         return view
 
-    def chosen(self, state: AccountState) -> None:
-        """Nothing to note: the rank is made of the account's own state."""
-
-    skipped = chosen
-
-    def changes_at(self, state: AccountState) -> float:
-        return state.picture.spent_changes_at
-
 
 class LeastBusy(_Ranked):
     """Fewest in flight (per weight), on other proxies too; ties to the least recently used."""
@@ -248,17 +242,10 @@ class LeastRecent(_Ranked):
         return (state.last_used,)
 
 
-class MostHeadroom(_Ranked):
-    """Largest known remaining share, then soonest reset, then least recently used.
-
-    The share is that of the tightest window that the request falls under.
-    """
+class _ByHeadroom(_Ranked):
+    """One of what accounts have left, which may be another thing for each model."""
 
     by_headroom = True
-
-    def rank(self, state: AccountState, model: str | None) -> Rank:
-        share, reset_at = state.picture.tightest(model)
-        return (-share, reset_at, state.last_used)
 
     def narrow(self, state: AccountState) -> frozenset[str]:
         return frozenset([str(window.model) for window in state.picture.narrow])
@@ -267,7 +254,18 @@ class MostHeadroom(_Ranked):
         return state.picture.changes_at
 
 
-class SoonestReset(_Ranked):
+class MostHeadroom(_ByHeadroom):
+    """Largest known remaining share, then soonest reset, then least recently used.
+
+    The share is that of the tightest window that the request falls under.
+    """
+
+    def rank(self, state: AccountState, model: str | None) -> Rank:
+        share, reset_at = state.picture.tightest(model)
+        return (-share, reset_at, state.last_used)
+
+
+class SoonestReset(_ByHeadroom):
     """Soonest reset of the longest long window, then least recently used.
 
     What is not used by then is lost. A window is forgotten when it is reset, so that no choice
@@ -275,18 +273,10 @@ class SoonestReset(_Ranked):
     others: its answer tells of the next window. What does not tell of any comes last.
     """
 
-    by_headroom = True
-
     def rank(self, state: AccountState, model: str | None) -> Rank:
         reset_at = state.picture.long_reset(model)
         asked = reset_at < inf or state.untold_at <= state.asked_at > -inf
         return (asked, reset_at, state.last_used)
-
-    def narrow(self, state: AccountState) -> frozenset[str]:
-        return frozenset([str(window.model) for window in state.picture.narrow])
-
-    def changes_at(self, state: AccountState) -> float:
-        return state.picture.changes_at
 
 
 class FillFirst(_Ranked):
@@ -310,15 +300,13 @@ class _Ring:
         self.turns = 0
 
 
-class RoundRobin:
+class RoundRobin(SelectionPolicy):
     """The next candidate after the cursor, in the order accounts were added.
 
     Each tier has its own cursor, and so have the nearly spent accounts of each. An account
     of weight *w* takes *w* turns before the cursor moves on. Plain sorted lists: accounts
     come and go rarely, choices do not.
     """
-
-    by_headroom = False
 
     def __init__(self) -> None:
         self._rings: SortedDict[Rank, _Ring] = SortedDict()
@@ -390,9 +378,6 @@ class RoundRobin:
         assert state.rank is not None
         ring: _Ring = self._rings[state.rank]
         return ring
-
-    def changes_at(self, state: AccountState) -> float:
-        return state.picture.spent_changes_at
 
 
 #: By the name used in `pool_strategy`.
