@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections import deque
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 from mitmproxy.connection import Connection, ConnectionState, Server
@@ -15,7 +16,7 @@ from OpenSSL import SSL
 
 from account_pool.proxy import tls
 from account_pool.proxy.sweep import OPENING_S
-from account_pool.proxy.tls import PoolClientTls, PoolServerTls
+from account_pool.proxy.tls import OpeningServerTls, PoolClientTls, PoolServerTls
 from tests.proxy.helpers import client_connection, options_of
 from tests.proxy.test_interception import client_hello
 
@@ -267,7 +268,7 @@ class Behind(Case):
         self.layer = ServerTLSLayer(self.context)
         self.layer.child_layer = ClientTLSLayer(self.context)
         tls.take(self.layer)
-        assert [type(one) for one in self.context.layers] == [PoolServerTls, PoolClientTls]
+        assert [type(one) for one in self.context.layers] == [OpeningServerTls, PoolClientTls]
         self.hooks: list[str] = []
         self.feed(events.Start())
 
@@ -280,6 +281,12 @@ class Behind(Case):
 
     def begin(self) -> None:
         self.feed(events.DataReceived(self.client, client_hello("api.openai.com")))
+
+    def answer(self) -> None:
+        for _ in range(2):
+            with suppress(ssl.SSLWantReadError):
+                self.peer.do_handshake()
+            self.receive(self.left.read())
 
     @property
     def bound(self) -> commands.RequestWakeup:
@@ -331,13 +338,24 @@ def test_other_connections_are_opened_as_ever(behind):
 
 def test_one_that_answers_in_time_is_left_alone(behind):
     behind.begin()
-    for _ in range(2):
-        with suppress(ssl.SSLWantReadError):
-            behind.peer.do_handshake()
-        behind.receive(behind.left.read())
+    behind.answer()
     assert behind.hooks[2:] == ["tls_established_server", "tls_start_client"]
     behind.feed(events.Wakeup(behind.bound))
     assert behind.closed == 0
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_its_timer_comes_to_nobody_where_a_layer_above_routes_it(behind, runs):
+    """What was arranged for the opening costs nothing afterwards, unless it still comes here."""
+    dropped = []
+    above = SimpleNamespace(drop_timer=lambda timer: dropped.append(timer) or runs)
+    behind.context.layers.insert(0, above)
+    behind.begin()
+    assert type(behind.layer) is OpeningServerTls
+    behind.answer()
+    assert dropped == [behind.bound]
+    assert type(behind.layer) is (PoolServerTls if runs else OpeningServerTls)
+    assert behind.hooks[2:] == ["tls_established_server", "tls_start_client"]
 
 
 # -- where it stands on private parts

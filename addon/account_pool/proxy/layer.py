@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 from mitmproxy.connection import Connection, ConnectionState, Server
@@ -77,23 +76,35 @@ class PoolHttpLayer(HttpLayer):
         """
         held: list[commands.SendData] = []
         size = 0
-        for command in chain(self._handle_event(event), self._turns(), self._look_after()):
-            if type(command) is commands.SendData:
-                length = len(command.data)
-                if held and (
-                    held[0].connection is not command.connection or size + length > MAX_WRITE_BYTES
-                ):
+        source: CommandGenerator[None] | None = self._handle_event(event)
+        while source is not None:
+            for command in source:
+                if type(command) is commands.SendData:
+                    length = len(command.data)
+                    if held and (
+                        held[0].connection is not command.connection
+                        or size + length > MAX_WRITE_BYTES
+                    ):
+                        yield _joined(held)
+                        held, size = [], 0
+                    held.append(command)
+                    size += length
+                    continue
+                if held:
                     yield _joined(held)
                     held, size = [], 0
-                held.append(command)
-                size += length
-                continue
-            if held:
-                yield _joined(held)
-                held, size = [], 0
-            if type(command) is commands.Log:
-                command.message = self.shown(command.message)
-            yield command
+                if type(command) is commands.Log:
+                    command.message = self.shown(command.message)
+                yield command
+            # Looked at here, where control is anyway: mostly there is nothing.
+            if self._next_turns or self._given_back:
+                source = self._turns()
+            elif self._doubts:
+                source = self.event_to_child(*self._doubts.pop())
+            elif self._sweep.timer is None and (self.attempts or self.waiting_for_establishment):
+                source = self._sweep.arm()
+            else:
+                source = None
         if held:
             yield _joined(held)
 
@@ -119,12 +130,6 @@ class PoolHttpLayer(HttpLayer):
             self.connections[client] = _QUICK.quick_server(self.connections[client])
         if _HTTP2 is not None:
             _HTTP2.take_server(self.connections[client])
-
-    def _look_after(self) -> CommandGenerator[None]:
-        while self._doubts:
-            yield from self.event_to_child(*self._doubts.pop())
-        if self.timer is None and (self.attempts or self.waiting_for_establishment):
-            yield from self._sweep.arm()
 
     # -- after a suspend
 
@@ -250,10 +255,12 @@ class PoolHttpLayer(HttpLayer):
         self.streams.pop(attempt_id, None)
         self.attempts.pop(attempt_id, None)
 
-    def drop_timer(self, timer: commands.RequestWakeup) -> None:
-        """Let a timer that still runs hold nothing: its stream may be long over."""
-        if timer in self.command_sources:
-            self.command_sources[timer] = cast(Any, _NOBODY)
+    def drop_timer(self, timer: commands.RequestWakeup) -> bool:
+        """Let a timer hold nothing: its stream may be long over. Say whether it still runs."""
+        if timer not in self.command_sources:
+            return False
+        self.command_sources[timer] = cast(Any, _NOBODY)
+        return True
 
     def get_connection(
         self, event: GetHttpConnection, *, reuse: bool = True

@@ -15,6 +15,7 @@ Stands on private parts of mitmproxy: `take` changes nothing where they are not 
 from __future__ import annotations
 
 import socket
+from itertools import chain
 from typing import Any, cast
 
 from mitmproxy.connection import Connection, ConnectionState
@@ -42,11 +43,15 @@ class _EndingTls(TLSLayer):
         return done, error
 
     def receive_data(self, data: bytes) -> CommandGenerator[None]:
-        if not self._over:
-            yield from super().receive_data(data)
-            # What was read may have been answered: a write was the first to fail then.
-            if not self._over and self._is_dead():
-                yield from self._end()
+        # Generators are returned and chained: each of ours would be resumed for every command.
+        if self._over:
+            return _nothing()
+        return cast(Any, chain(super().receive_data(data), self._end_if_dead()))
+
+    def _end_if_dead(self) -> CommandGenerator[None]:
+        # What was read may have been answered: a write was the first to fail then.
+        if not self._over and self._is_dead():
+            yield from self._end()
 
     def send_data(self, data: bytes) -> CommandGenerator[None]:
         if not self._over:
@@ -92,21 +97,30 @@ class PoolClientTls(_EndingTls, ClientTLSLayer):
 class PoolServerTls(_EndingTls, ServerTLSLayer):
     """The server's side."""
 
+
+class OpeningServerTls(PoolServerTls):
+    """The same until it is open, and nothing comes any more that was arranged for that time."""
+
     _bound: commands.RequestWakeup | None = None
 
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
         if isinstance(event, events.Wakeup) and event.command is self._bound:
-            if self.tunnel_state is TunnelState.ESTABLISHING:
-                error = f"no TLS after {OPENING_S:.0f} s"
-                yield from self.on_handshake_error(error)
-                yield from self._handshake_finished(error)
-            return
-        yield from super()._handle_event(event)
+            return self._opened_too_long()
+        return super()._handle_event(event)
+
+    def _opened_too_long(self) -> CommandGenerator[None]:
+        if self.tunnel_state is TunnelState.ESTABLISHING:
+            error = f"no TLS after {OPENING_S:.0f} s"
+            yield from self.on_handshake_error(error)
+            yield from self._handshake_finished(error)
 
     def _handle_command(self, command: commands.Command) -> CommandGenerator[None]:
         if not isinstance(command, commands.OpenConnection) or not self._awaits(command.connection):
-            yield from super()._handle_command(command)
-        elif self.tunnel_connection.state & ConnectionState.CAN_READ:
+            return super()._handle_command(command)
+        return self._open(command)
+
+    def _open(self, command: commands.OpenConnection) -> CommandGenerator[None]:
+        if self.tunnel_connection.state & ConnectionState.CAN_READ:
             yield from super()._handle_command(command)
             self._bound = commands.RequestWakeup(OPENING_S)
             yield self._bound
@@ -119,15 +133,30 @@ class PoolServerTls(_EndingTls, ServerTLSLayer):
     def _awaits(self, connection: Connection) -> bool:
         return self.wait_for_clienthello and connection is self.conn
 
+    def _handshake_finished(self, err: str | None) -> CommandGenerator[None]:
+        finished = super()._handshake_finished(err)
+        if err is None and (self._bound is None or self._drop(self._bound)):
+            cast(Any, self).__class__ = PoolServerTls
+        return finished
+
+    def _drop(self, timer: commands.RequestWakeup) -> bool:
+        """Let *timer* come to nobody; say whether a layer above sees to it."""
+        drops = (getattr(above, "drop_timer", None) for above in self.context.layers)
+        return any(drop(timer) for drop in drops if drop is not None)
+
 
 _OURS: dict[type[Layer], type[Layer]] = {
     ClientTLSLayer: PoolClientTls,
-    ServerTLSLayer: PoolServerTls,
+    ServerTLSLayer: OpeningServerTls,
 }
 _PARTS = (
     "tls", "receive_handshake_data", "receive_data", "receive_close", "send_data", "event_to_child",
     "on_handshake_error", "_handshake_finished", "_handle_event", "_handle_command",
 )  # fmt: skip
+
+
+def _nothing() -> CommandGenerator[None]:
+    yield from ()
 
 
 def take(outermost: Layer) -> None:
