@@ -13,7 +13,7 @@ from wsproto.events import TextMessage
 from wsproto.extensions import PerMessageDeflate
 
 from account_pool.core.attempts import Limits
-from account_pool.proxy import attempt_stream, serving, stream
+from account_pool.proxy import attempt_stream, serving
 from account_pool.proxy.metering import Tally
 from tests.proxy.helpers import (
     DELTA,
@@ -266,7 +266,7 @@ def test_killed_before_the_answer_resets_the_stream(h2):
 
 def test_refused_during_the_upload_resets_the_stream(h2, monkeypatch):
     """Else it would stay open, and count against the server's limit of streams."""
-    monkeypatch.setattr(stream, "MAX_REPLAYABLE_BYTES", 10)
+    monkeypatch.setattr(serving, "MAX_REPLAYABLE_BYTES", 10)
     rig = h2("one")
     stream_id = rig.ask(b"x" * 50, end=False)
     rig.server.answer(1, 429, LIMIT_BODY, LIMITED_HEADERS)
@@ -276,7 +276,7 @@ def test_refused_during_the_upload_resets_the_stream(h2, monkeypatch):
 
 def test_copy_for_inspection_is_bounded(h2, monkeypatch):
     monkeypatch.setattr(attempt_stream, "MAX_COPY_BYTES", 100)
-    monkeypatch.setattr(stream, "MAX_COPY_BYTES", 100)
+    monkeypatch.setattr(serving, "MAX_COPY_BYTES", 100)
     rig = h2()
     rig.ask()
     rig.server.head(1, 200, [SSE])

@@ -466,7 +466,7 @@ def test_the_length_of_a_body_that_is_not_sent(rig_of, method, status):
 @pytest.mark.parametrize("streamed", [True, False])
 def test_trailers_of_a_request_go_where_they_can(rig_of, monkeypatch, server2, streamed):
     if streamed:
-        monkeypatch.setattr("account_pool.proxy.stream.MAX_REPLAYABLE_BYTES", 10)
+        monkeypatch.setattr("account_pool.proxy.serving.MAX_REPLAYABLE_BYTES", 10)
     rig = rig_of(client2=True, server2=server2)
     number = rig.ask(end=False)
     rig.reader.h2.send_headers(number, [("x-sum", "1")], end_stream=True)

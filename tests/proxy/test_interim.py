@@ -142,7 +142,7 @@ def test_a_path_that_is_not_pooled(rig_of):
 
 
 def test_during_an_upload_that_streams(rig_of, monkeypatch):
-    monkeypatch.setattr("account_pool.proxy.stream.MAX_REPLAYABLE_BYTES", 1000)
+    monkeypatch.setattr("account_pool.proxy.serving.MAX_REPLAYABLE_BYTES", 1000)
     rig = rig_of()
     raw = post1(body=b" " * 2000)
     rig.send(raw[:-500])

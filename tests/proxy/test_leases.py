@@ -9,7 +9,7 @@ from mitmproxy.connection import ConnectionState
 
 from account_pool.core.attempts import Limits
 from account_pool.core.pool import Pool
-from account_pool.proxy import stream
+from account_pool.proxy import serving
 from tests.patience import tries
 from tests.proxy.helpers import (
     CHUNKED,
@@ -471,7 +471,7 @@ class Play:
 @pytest.mark.parametrize("seed", range(tries(2)))
 def test_by_chance(monkeypatch, caplog, seed):
     use_ready_tls(monkeypatch)
-    monkeypatch.setattr(stream, "MAX_REPLAYABLE_BYTES", 200)
+    monkeypatch.setattr(serving, "MAX_REPLAYABLE_BYTES", 200)
     play = Play(seed, rigs=6)
     for _ in range(6000):
         play.step()

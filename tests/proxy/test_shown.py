@@ -12,7 +12,7 @@ from mitmproxy.io import FlowReader, FlowWriter
 from mitmproxy.net.encoding import encode
 from mitmproxy.test import taddons, tflow
 
-from account_pool.proxy import attempt_stream, shown, stream
+from account_pool.proxy import attempt_stream, serving, shown
 from account_pool.proxy.addon import AccountPool
 from account_pool.supervision import tasks
 from tests.proxy.helpers import (
@@ -323,7 +323,7 @@ def test_without_a_front_end_only_the_comment_is_written(rig_of):
 
 
 def test_a_long_answer_says_that_it_is_cut_off(shows, monkeypatch):
-    for module in (attempt_stream, stream):
+    for module in (attempt_stream, serving):
         monkeypatch.setattr(module, "MAX_COPY_BYTES", 100)
     rig = shows()
     rig.send(post1())

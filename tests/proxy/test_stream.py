@@ -20,7 +20,7 @@ from account_pool.core.pool import Pool
 from account_pool.providers import anthropic, copilot, gemini, openai
 from account_pool.providers.base import HostRule, LocalAnswer
 from account_pool.providers.like import add_hosts
-from account_pool.proxy import serving, stream
+from account_pool.proxy import serving
 from account_pool.proxy.decoding import zstd
 from account_pool.proxy.sweep import SWEEP_S
 from tests.proxy.helpers import (
@@ -1216,7 +1216,7 @@ def test_manual_approve_leaves_what_is_not_served_alone(rig_of):
 
 
 def test_manual_approve_holds_large_requests_too(rig_of, monkeypatch):
-    monkeypatch.setattr(stream, "MAX_REPLAYABLE_BYTES", 10)
+    monkeypatch.setattr(serving, "MAX_REPLAYABLE_BYTES", 10)
     rig = rig_of(manual_approve=True)
     seen = []
     for hook in ("requestheaders", "request"):
@@ -1298,7 +1298,7 @@ def test_the_body_limit_of_mitmproxy_holds_for_what_is_not_pooled(rig_of):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(stream, "MAX_REPLAYABLE_BYTES", 100)
+    monkeypatch.setattr(serving, "MAX_REPLAYABLE_BYTES", 100)
 
 
 BIG = b"x" * 300
@@ -1555,7 +1555,7 @@ def test_failing_after_the_commit_point_ends_the_flow(rig_of, caplog, monkeypatc
     rig = rig_of("one")
     rig.send(post1())
     rig.server.send(EVENTS + chunk(DELTA))
-    monkeypatch.setattr(stream.PoolHttpStream, "keep_copy", fail)
+    monkeypatch.setattr(serving.ServingStream, "keep_copy", fail)
     rig.server.send(LAST_CHUNK)
     monkeypatch.undo()
     assert rig.hooks[-1] == "error"

@@ -2,7 +2,7 @@
 
 How an attempt gets its id and loses it, how it is cut off, how a paused stream notices
 that its client left, timers, the way of a chunk after the commit point, and WebSockets.
-What is done with all that is in `stream.py`.
+What is done with all that is in `serving.py`.
 
 Every attempt has a stream id of its own on the server side, because a finished HTTP/2
 stream cannot carry a second request. Events of attempts that were abandoned are dropped
@@ -16,6 +16,7 @@ by their id. Facts about mitmproxy this file rests on:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,7 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import (
     HttpEvent,
+    HttpResponseHeadersHook,
     HttpStream,
     RequestData,
     RequestEndOfMessage,
@@ -37,18 +39,28 @@ from mitmproxy.proxy.layers.http import (
     ResponseProtocolError,
     SendHttp,
 )
+from mitmproxy.proxy.layers.websocket import WebsocketLayer
 
 from account_pool.core.steps import Refresh, Wait
 from account_pool.core.usage import END_BYTES
-from account_pool.proxy import compat, decoding, shown
+from account_pool.providers.base import LocalAnswer, Provider
+from account_pool.proxy import compat, decoding, delivery, shown
+from account_pool.proxy.call import Call
+from account_pool.proxy.harmless import harmless
 from account_pool.proxy.hooks import PoolTurnHook, Turn
 from account_pool.proxy.interim import InterimAnswer
 from account_pool.proxy.layer import PoolHttpLayer
 from account_pool.proxy.shown import MAX_COPY_BYTES
+from account_pool.supervision import where
+
+logger = logging.getLogger(__name__)
 
 #: A connection that was used, or idle so long, may have been closed by the server
 #: before our request reached it.
 KEPT_AFTER_S = 1.0
+#: Says no where mitmproxy wants a generator: what comes of `yield from` is None.
+NO: Any = ()
+INTERNAL = "internal error in the account pool; see its log"
 
 
 class AttemptStream(HttpStream):
@@ -63,7 +75,12 @@ class AttemptStream(HttpStream):
         interim_came: it was received: an answer before the answer says so.
         copied: the bounded copy of the answer while it streams; None before and after.
         tail: the end of an answer that is longer than its copy, without its content-encoding.
+        call: set when the request goes to a host of the pool.
     """
+
+    call: Call | None = None
+    #: an answer is on its way to the client
+    _committed = False
 
     def __init__(self, context: Context, stream_id: int, parent: PoolHttpLayer) -> None:
         super().__init__(context, stream_id)
@@ -149,6 +166,100 @@ class AttemptStream(HttpStream):
     ) -> CommandGenerator[None]:
         event.message = self.layer.shown(event.message)
         return super().handle_protocol_error(event)
+
+    def check_killed(self, emit_error_hook: bool) -> CommandGenerator[bool]:
+        # It looks for the client's departure among the events that wait.
+        for event in self._paused_event_queue:
+            if isinstance(event, RequestProtocolError):
+                event.message = self.layer.shown(event.message)
+        return super().check_killed(emit_error_hook)
+
+    def check_body_size(self, request: bool) -> CommandGenerator[bool]:
+        # Each look at an option of mitmproxy's copies its value; this asks four times.
+        return super().check_body_size(request) if self.service.settings.body_limits else NO
+
+    # -- answers of our own
+
+    @property
+    def provider(self) -> Provider:
+        """Whose request it is. Not to be asked where it is nobody's."""
+        assert self.call is not None
+        return self.call.provider
+
+    def answer_locally(self, answer: LocalAnswer) -> CommandGenerator[None]:
+        """Give the client an answer of our own."""
+        yield from self.respond(delivery.local(answer))
+
+    def respond(self, response: http.Response) -> CommandGenerator[None]:
+        """Give the client an answer that is complete, as the base class does for addons."""
+        self.flow.response = response
+        response.timestamp_start = self.service.wall_now()
+        self.server_state = self.state_done
+        self.settle(served=False)
+        uploading = self.client_state == self.state_stream_request_body
+        yield HttpResponseHeadersHook(self.flow)
+        if (yield from self.client_gone()):
+            return
+        yield from self.send_response()
+        if uploading and self.server_state == self.state_done:
+            # The client still sends; what comes is swallowed.
+            yield from self.flow_done()
+            self.client_state = self.state_errored
+
+    def respond_at_head(self, response: http.Response) -> CommandGenerator[None]:
+        """Give the answer of another addon (proxyauth, say), while the request still comes.
+
+        mitmproxy's class cannot have both.
+        """
+        self.client_state = self.state_stream_request_body
+        yield from self.respond(response)
+
+    def client_gone(self) -> CommandGenerator[bool]:
+        """Look whether the client left, or somebody killed the flow, while we waited."""
+        gone = yield from self.check_killed(True)
+        if gone:
+            self.settle(served=False, left=True)
+            yield from self.cancel_attempt("client left")
+        return gone
+
+    def settle(self, *, served: bool, left: bool = False) -> None:
+        """The request is over: what was held for it goes back, once. *left*: its client has gone.
+
+        Nothing is held here.
+        """
+
+    def fail(self, error: Exception) -> CommandGenerator[None]:
+        """An unexpected error in our code: nothing goes upstream, the client is told."""
+        provider = self.provider
+        logger.error(f"{provider.name}: internal error {where(error)}")
+        self.clear_timer()
+        with harmless:
+            self.settle(served=False)
+        yield from self.cancel_attempt("internal error")
+        if self._committed or self.server_state == self.state_done:
+            # The answer is cut off; the error hook tells every front end.
+            yield from super().handle_protocol_error(
+                ResponseProtocolError(self.stream_id, "internal error", compat.SERVER_ERROR)
+            )
+            self.client_state = self.server_state = self.state_errored
+            return
+        yield from self.answer_locally(provider.refusal(500, INTERNAL, None))
+
+    # -- while the proxy shuts down
+
+    @property
+    def under_way(self) -> bool:
+        """Whether the client waits for something that will end."""
+        flow = getattr(self, "flow", None)
+        if flow is None or not flow.live or flow.request.method == "CONNECT":
+            return False
+        return not self.is_open_socket
+
+    @property
+    def is_open_socket(self) -> bool:
+        """Whether it is a WebSocket of the pool that has been opened and not closed."""
+        is_socket = self.call is not None and isinstance(self.child_layer, WebsocketLayer)
+        return is_socket and self.flow.live
 
     # -- while paused
 
@@ -263,8 +374,8 @@ class AttemptStream(HttpStream):
         """One side of the WebSocket is gone."""
         raise NotImplementedError
 
-    def passthrough(self, event: events.Event) -> CommandGenerator[None]:
-        # Streams that carry no attempt (CONNECT, hosts not ours) bypass this method.
+    def pass_on(self, event: events.Event) -> CommandGenerator[None]:
+        """Give *event*, of the running attempt or the client, to the layer of the socket."""
         ended = False
         if type(event) is InterimAnswer:
             return

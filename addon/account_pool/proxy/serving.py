@@ -1,8 +1,8 @@
-"""From a complete request to the end of its answer: attempts, answers, deliveries, endings.
+"""A request that is served from the pool: its body, attempts, answers, deliveries, endings.
 
 What to do next is decided by `core.attempts`; here it is carried out, and what happened
 is told. Our code stands between the request and the commit point, the base class does
-everything after it. How the request came here is `stream.py`, how attempts work
+everything after it. Whose business the request is, `stream.py` decides; how attempts work
 underneath is `attempt_stream.py`.
 
 States of the server side, in order: `state_wait_for_response_headers` (an attempt runs),
@@ -15,26 +15,32 @@ The file is longer than most: it is one state machine, and reads best in one pla
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, assert_never
+from typing import Any, assert_never, cast
 
 from mitmproxy import http
 from mitmproxy.connection import Connection
 from mitmproxy.proxy import commands, events
-from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import (
-    HttpResponseHeadersHook,
+    HttpEvent,
+    HttpRequestHeadersHook,
+    RequestData,
+    RequestEndOfMessage,
+    RequestHeaders,
     RequestProtocolError,
+    RequestTrailers,
     ResponseData,
     ResponseEndOfMessage,
     ResponseHeaders,
     ResponseProtocolError,
     ResponseTrailers,
+    SendHttp,
 )
 from mitmproxy.proxy.layers.websocket import WebsocketLayer, WebsocketMessageHook
+from mitmproxy.utils import human
 from mitmproxy.websocket import WebSocketMessage
 
 from account_pool.core.attempts import Attempts
@@ -46,20 +52,26 @@ from account_pool.core.sse import Decision
 from account_pool.core.steps import Answer, Deliver, Refresh, Send, Step, Wait
 from account_pool.core.usage import of_frame
 from account_pool.core.verdicts import is_about_account
-from account_pool.providers.base import CannotSwap, LocalAnswer, Provider, RequestHead
-from account_pool.proxy import causes, compat, delivery, interim, scrub, wire
+from account_pool.providers.base import CannotSwap, LocalAnswer, RequestHead, Route
+from account_pool.proxy import approval, causes, delivery, interim, scrub, wire
 from account_pool.proxy.answer import AnswerReader, Reading
-from account_pool.proxy.attempt_stream import AttemptStream, translated
+from account_pool.proxy.attempt_stream import (
+    INTERNAL,
+    NO,
+    AttemptStream,
+    takes_trailers,
+    translated,
+)
 from account_pool.proxy.call import Call
 from account_pool.proxy.endings import NotProcessed, Silent, Withdrawn
 from account_pool.proxy.harmless import harmless
 from account_pool.proxy.hooks import Turn
-from account_pool.proxy.interim import is_answer
-from account_pool.proxy.layer import GetOtherConnection, PoolHttpLayer
+from account_pool.proxy.interim import InterimAnswer, is_answer
+from account_pool.proxy.layer import GetOtherConnection, NextTurn
 from account_pool.proxy.measured import Stopwatch
 from account_pool.proxy.scrub import Secrets
 from account_pool.proxy.service import INSECURE
-from account_pool.proxy.shown import Trail
+from account_pool.proxy.shown import MAX_COPY_BYTES, Trail
 from account_pool.proxy.socket import (
     GOING_AWAY,
     TRY_AGAIN_LATER,
@@ -82,7 +94,8 @@ DRAIN_S = 0.25
 SURELY_READ_BYTES = 1024 * 1024
 #: What is written at once.
 SURELY_SENT_BYTES = 16 * 1024
-INTERNAL = "internal error in the account pool; see its log"
+#: Requests up to this size are kept for replay; larger ones are streamed through once.
+MAX_REPLAYABLE_BYTES = 64 * 1024 * 1024
 MOVED = "accounts.yaml was changed, and this host no longer belongs to the provider"
 
 
@@ -105,39 +118,40 @@ class ServingStream(AttemptStream):
         stopwatch: times the request, from the same moment on.
     """
 
-    def __init__(self, context: Context, stream_id: int, parent: PoolHttpLayer) -> None:
-        super().__init__(context, stream_id, parent)
-        self.call: Call | None = None
-        self.attempts: Attempts | None = None
-        self.reader: AnswerReader | None = None
-        #: the last refusal, which is delivered even if attempts after it bring nothing
-        self._refusal: AnswerReader | None = None
-        #: what comes next once the refused answer is drained, or our turn has come
-        self._pending: Step | None = None
-        self._committed = False
-        #: the answer is a good one, and what it took is still to be counted
-        self._to_count = False
-        self.stopwatch: Stopwatch
-        #: credentials this request has carried: an answer may echo them
-        self._sent_secrets: list[Secret] = []
-        #: masks them in an answer that is handed on before it is complete
-        self.scrubber: scrub.Scrubber | None = None
-        #: for people who look, once something was refused
-        self.trail: Trail | None = None
-        #: of a WebSocket, once it carries messages
-        self.socket: SocketReader | None = None
-        #: of its first turn, if that can be sent elsewhere
-        self.replay: SocketReplay | None = None
-        self._messages: Messages | None = None
+    attempts: Attempts | None = None
+    reader: AnswerReader | None = None
+    stopwatch: Stopwatch
+    #: the last refusal, which is delivered even if attempts after it bring nothing
+    _refusal: AnswerReader | None = None
+    #: what comes next once the refused answer is drained, or our turn has come
+    _pending: Step | None = None
+    #: the answer is a good one, and what it took is still to be counted
+    _to_count = False
+    #: credentials this request has carried: an answer may echo them
+    _sent_secrets: list[Secret]
+    #: masks them in an answer that is handed on before it is complete
+    scrubber: scrub.Scrubber | None = None
+    #: for people who look, once something was refused
+    trail: Trail | None = None
+    #: of a WebSocket, once it carries messages
+    socket: SocketReader | None = None
+    #: of its first turn, if that can be sent elsewhere
+    replay: SocketReplay | None = None
+    _messages: Messages | None = None
+
+    @classmethod
+    def of(cls, stream: AttemptStream) -> ServingStream:
+        """Return *stream*, whose head has just come, as one that serves its request."""
+        cast(Any, stream).__class__ = cls
+        serving = cast(ServingStream, stream)
+        serving.client_state = serving.state_wait_for_request_headers
+        serving._sent_secrets = []
+        return serving
 
     @property
     def _call(self) -> Call:
         assert self.call is not None
         return self.call
-
-    @property
-    def provider(self) -> Provider:
-        return self._call.provider
 
     @property
     def _attempts(self) -> Attempts:
@@ -154,6 +168,175 @@ class ServingStream(AttemptStream):
         if self.trail is None:
             self.trail = Trail(self.flow, self.service.show)
         return self.trail
+
+    @property
+    def under_way(self) -> bool:
+        in_turn = self.socket is not None and self.socket.running
+        return super().under_way or (self.is_open_socket and in_turn)
+
+    # -- events
+
+    def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        if isinstance(event, HttpEvent) and event.stream_id < 0:
+            if event.stream_id != self.attempt_id:
+                return  # a late event of an abandoned attempt
+            event.stream_id = self.stream_id
+            if type(event) is InterimAnswer:
+                # No sign that an answer will come: that is waited for as long as without one.
+                self.interim_came = True
+                return
+            if type(event) is ResponseData and not event.data:
+                return  # an empty frame, which would pass for the end of the body
+            if type(event) is ResponseTrailers and not takes_trailers(self.context.client):
+                return
+            self.heard = True
+            if type(event) is ResponseData and self.copied is not None:
+                # The way of every chunk of a streamed answer: nothing more than needed.
+                if len(self.copied) < MAX_COPY_BYTES:
+                    self.copied += event.data
+                else:
+                    self.keep_tail(event.data)
+                yield SendHttp(event, self.context.client)
+                return
+        elif isinstance(event, HttpEvent):
+            self.heard = True
+        try:
+            yield from self._dispatch(event)
+        except Exception as e:
+            yield from self.fail(e)
+
+    def _dispatch(self, event: events.Event) -> CommandGenerator[None]:
+        # Returns generators instead of being one: each would be resumed for every command.
+        match event:
+            case RequestData() | RequestTrailers() | RequestEndOfMessage():
+                return self.client_state(event)
+            case ResponseEndOfMessage():
+                return self.answer_ended(event)
+            case ResponseData() | ResponseTrailers() if self.scrubber is not None:
+                return self.scrubbed(event)
+            case ResponseHeaders() | ResponseData() | ResponseTrailers():
+                return self.server_state(event)
+            case ResponseProtocolError():
+                return self.attempt_broke(event)
+            case RequestProtocolError():
+                return self.client_left(event)
+            case events.Wakeup():
+                return self.woke(event)
+            case NextTurn():
+                return self.turn_came()
+            case _:
+                return super()._handle_event(event)
+
+    # -- the request
+
+    def state_wait_for_request_headers(self, event: RequestHeaders) -> CommandGenerator[None]:
+        length = _content_length(self._call.head.headers)
+        if length > MAX_REPLAYABLE_BYTES and not self.service.settings.manual_approve:
+            event.request.stream = True
+        return super().state_wait_for_request_headers(event)
+
+    def check_body_size(self, request: bool) -> CommandGenerator[bool]:
+        # Ours are kept for a replay, whatever stream_large_bodies says.
+        return self._check_limit(request=request) if self.service.settings.body_limits else NO
+
+    def check_invalid(self, request: bool) -> CommandGenerator[bool]:
+        # An answer was looked at before; mitmproxy would end its connection, and all others on it.
+        return super().check_invalid(request) if request or self.attempts is None else NO
+
+    def _check_limit(self, *, request: bool) -> CommandGenerator[bool]:
+        """Refuse what is larger than mitmproxy's body_size_limit, in the provider's envelope."""
+        limit = human.parse_size(self.context.options.body_size_limit)
+        size = self._known_size(request=request)
+        if limit is None or size <= limit:
+            return False
+        if request and not self.request_body_buf:
+            yield HttpRequestHeadersHook(self.flow)
+            if (yield from self.check_killed(True)):
+                return True
+        self.request_body_buf.clear()
+        if request:
+            # Its client still sends; `respond` swallows the rest.
+            self.client_state = self.state_stream_request_body
+        answered = self.flow.response if request else None
+        yield from self.cancel_attempt("body_size_limit")
+        if answered is not None:
+            yield from self.respond(answered)
+        else:
+            what, status = ("request", 413) if request else ("answer", 502)
+            text = f"{self.provider.name}: the {what} is larger than mitmproxy's body_size_limit"
+            response = delivery.local(self.provider.refusal(status, text, None))
+            delivery.say_again(response, self.provider, again=False)
+            logger.warning(f"{text} ({size} bytes)")
+            yield from self.respond(response)
+        return True
+
+    def _known_size(self, *, request: bool) -> int:
+        """Return the size of a body as far as it is known, in bytes."""
+        if request:
+            return max(len(self.request_body_buf), _content_length(self._call.head.headers))
+        assert self.flow.response is not None
+        return max(sum(map(len, self._reader.held)), _content_length(self.flow.response.headers))
+
+    def state_consume_request_body(self, event: events.Event) -> CommandGenerator[None]:
+        # A person is to see the request before it goes out, whatever its size.
+        by_hand = self.service.settings.manual_approve
+        if (
+            type(event) is RequestData
+            and len(self.request_body_buf) + len(event.data) > MAX_REPLAYABLE_BYTES
+            and not by_hand
+        ):
+            return self._stream_from_here(event.data)
+        if type(event) is RequestEndOfMessage and by_hand:
+            approval.hold(self.flow)
+        return super().state_consume_request_body(event)
+
+    def _stream_from_here(self, data: bytes) -> CommandGenerator[None]:
+        """The body is longer than it said, or of unknown length: it is streamed."""
+        self.request_body_buf += data
+        body = bytes(self.request_body_buf)
+        self.request_body_buf.clear()
+        self.flow.request.stream = True
+        yield from self.start_request_stream()
+        yield from self.client_state(RequestData(self.stream_id, body))
+
+    def start_request_stream(self) -> CommandGenerator[None]:
+        if self.flow.response is not None:
+            yield from self.respond_at_head(self.flow.response)
+        else:
+            self.client_state = self.state_stream_request_body
+            self.server_state = self.state_wait_for_response_headers
+            yield from self._serve()
+
+    def state_stream_request_body(self, event: Any) -> CommandGenerator[None]:
+        if self.attempt_id is None:
+            self.client_state = self.state_errored  # nobody to stream it to
+            return
+        yield from translated(super().state_stream_request_body(event), self.to_attempt)
+        if isinstance(event, RequestEndOfMessage) and self.server_state == self.state_done:
+            yield from self.let_go()  # its answer was complete before the request
+
+    def make_server_connection(self) -> CommandGenerator[bool]:
+        # The base class comes here when the body is complete and no addon has answered.
+        yield from self._serve()
+        return False  # nothing is left for it to do
+
+    def _serve(self) -> CommandGenerator[None]:
+        """Answer the request: locally, or from an account of the pool."""
+        call = self.call
+        assert call is not None
+        provider = call.provider
+        if call.denied is not None:
+            yield from self.answer_locally(call.denied)
+        elif call.route is Route.LOCAL:
+            turn = yield from self.take_turn(provider.name)
+            if not (yield from self.client_gone()):
+                failed = provider.refusal(500, INTERNAL, None)
+                yield from self.answer_locally(turn.answer or failed)
+        elif wrong := call.misdirected(self.flow.request, self.service.hosts):
+            logger.warning(f"{provider.name}: {wrong}; request refused")
+            yield from self.answer_locally(provider.refusal(421, wrong, None))
+        else:
+            yield from self.begin()
 
     # -- attempts
 
@@ -292,16 +475,13 @@ class ServingStream(AttemptStream):
 
     def state_wait_for_response_headers(self, event: ResponseHeaders) -> CommandGenerator[None]:
         """The attempt runs; nothing has come back yet."""
-        call = self.call
-        if call is None or self.attempts is None:
-            yield from super().state_wait_for_response_headers(event)
-            return
+        call, attempts = self._call, self._attempts
         if wrong := self._wrong_with(event.response):
             yield from self._no_answer(event.response, wrong)
             return
         self.stopwatch.answered()
         self.layer.answered.add(self.context.server)
-        lease, provider = self.attempts.lease, call.provider
+        lease, provider = attempts.lease, call.provider
         assert lease is not None
         self.service.learn_head(provider, lease, event.response)
         self.reader = reader = AnswerReader(event.response, provider)
@@ -576,26 +756,6 @@ class ServingStream(AttemptStream):
             self._trail.answered(self._attempts, step.message, self.service.now())
         yield from self.respond(response)
 
-    def answer_locally(self, answer: LocalAnswer) -> CommandGenerator[None]:
-        """Give the client an answer of our own."""
-        yield from self.respond(delivery.local(answer))
-
-    def respond(self, response: http.Response) -> CommandGenerator[None]:
-        """Give the client an answer that is complete, as the base class does for addons."""
-        self.flow.response = response
-        response.timestamp_start = self.service.wall_now()
-        self.server_state = self.state_done
-        self.settle(served=False)
-        uploading = self.client_state == self.state_stream_request_body
-        yield HttpResponseHeadersHook(self.flow)
-        if (yield from self.client_gone()):
-            return
-        yield from self.send_response()
-        if uploading and self.server_state == self.state_done:
-            # The client still sends; what comes is swallowed.
-            yield from self.flow_done()
-            self.client_state = self.state_errored
-
     def _secrets(self) -> Secrets:
         """What must not be echoed to the client."""
         return scrub.secrets_of([secret.reveal() for secret in self._sent_secrets])
@@ -663,14 +823,6 @@ class ServingStream(AttemptStream):
         yield from self.cancel_attempt(event.message)
         yield from translated(super().handle_protocol_error(event), self.not_upstream)
 
-    def client_gone(self) -> CommandGenerator[bool]:
-        """Look whether the client left, or somebody killed the flow, while we waited."""
-        gone = yield from self.check_killed(True)
-        if gone:
-            self.settle(served=False, left=True)
-            yield from self.cancel_attempt("client left")
-        return gone
-
     # -- inside a WebSocket
 
     def passthrough(self, event: events.Event) -> CommandGenerator[None]:
@@ -701,7 +853,7 @@ class ServingStream(AttemptStream):
         """Give *event* to mitmproxy's layer of the socket."""
         if isinstance(self.child_layer, WebsocketLayer):
             grow_in_place(self.child_layer)
-        return self._watched(super().passthrough(event))
+        return self._watched(self.pass_on(event))
 
     def _watched(self, relay: CommandGenerator[None]) -> CommandGenerator[None]:
         """Relay, and close the socket when a message tells of a limit in time."""
@@ -728,7 +880,7 @@ class ServingStream(AttemptStream):
     def _close_socket(self, code: int) -> CommandGenerator[None]:
         assert isinstance(self.child_layer, WebsocketLayer)
         close = closing_event(self.child_layer, self.service.wall_now(), code)
-        yield from super().passthrough(close)
+        yield from self.pass_on(close)
 
     def _message(self, flow: http.HTTPFlow) -> bool:
         """Look at a message that every addon has seen; say if the socket should close."""
@@ -832,19 +984,8 @@ class ServingStream(AttemptStream):
         answer = self._reader.late_answer(refused, attempts.facts.model, wall_now)
         attempts.refused_late(provider.classify(answer), self.service.now())
 
-    def fail(self, error: Exception) -> CommandGenerator[None]:
-        """An unexpected error in our code: nothing goes upstream, the client is told."""
-        provider = self._call.provider
-        logger.error(f"{provider.name}: internal error {where(error)}")
-        self.clear_timer()
-        with harmless:
-            self.settle(served=False)
-        yield from self.cancel_attempt("internal error")
-        if self._committed or self.server_state == self.state_done:
-            # The answer is cut off; the error hook tells every front end.
-            yield from super().handle_protocol_error(
-                ResponseProtocolError(self.stream_id, "internal error", compat.SERVER_ERROR)
-            )
-            self.client_state = self.server_state = self.state_errored
-            return
-        yield from self.answer_locally(provider.refusal(500, INTERNAL, None))
+
+def _content_length(headers: Mapping[str, str]) -> int:
+    """Return the announced length of the body, 0 if there is none or it is nonsense."""
+    value = headers.get("content-length", "")
+    return int(value) if value.isascii() and value.isdigit() else 0

@@ -9,11 +9,12 @@ page that looks twice a second does not bury the traffic. Who may ask what is de
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 from mitmproxy import http
 from mitmproxy.connection import Client
 from mitmproxy.proxy import events, server_hooks
-from mitmproxy.proxy.layer import CommandGenerator, NextLayer
+from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import (
     DropStream,
     RequestData,
@@ -76,25 +77,20 @@ class VisitStream(AttemptStream):
     #: what it is answered with, where that is known before it is read
     ready: Reply | None = None
 
-    # mitmproxy's own have no types.
+    @classmethod
+    def of(cls, stream: AttemptStream) -> VisitStream:
+        """Return *stream*, whose head has just come, as one that answers its request."""
+        cast(Any, stream).__class__ = cls
+        return cast(VisitStream, stream)
 
-    def handle_connect_regular(self) -> CommandGenerator[None]:
-        if self._is_to_us():
-            return self._connect_to_us()
-        return super().handle_connect_regular()  # type: ignore[no-untyped-call]
+    @property
+    def under_way(self) -> bool:
+        return self.visit is not None and self.ready is not None
 
-    def handle_connect_upstream(self) -> CommandGenerator[None]:
-        if self._is_to_us():
-            return self._connect_to_us()
-        return super().handle_connect_upstream()  # type: ignore[no-untyped-call]
-
-    def _is_to_us(self) -> bool:
-        return self.flow.request.host.rstrip(".").lower() == ADMIN_HOST
-
-    def _connect_to_us(self) -> CommandGenerator[None]:
-        """A tunnel to ourselves: as the base class does, without a server behind it."""
-        self.child_layer = NextLayer(self.context)
-        yield from self.handle_connect_finish()  # type: ignore[no-untyped-call]
+    def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        if self.visit is None:
+            return super()._handle_event(event)
+        return self._visit_event(self.visit, event)
 
     def begin_visit(self, event: RequestHeaders) -> CommandGenerator[None]:
         """Its head has come."""
@@ -133,7 +129,7 @@ class VisitStream(AttemptStream):
             address=(address, port),
         )
 
-    def visit_event(self, visit: Visit, event: events.Event) -> CommandGenerator[None]:
+    def _visit_event(self, visit: Visit, event: events.Event) -> CommandGenerator[None]:
         """Handle an event of a request to the proxy itself."""
         match event:
             case RequestData():
