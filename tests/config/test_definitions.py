@@ -75,6 +75,23 @@ def test_paths_are_those_written(gateway: Provider) -> None:
     assert gateway.route(head("POST", "/v1/chat/completions")) is Route.PASS
 
 
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/models/../keys", Route.PASS),
+        ("/models/%2E%2e/keys", Route.PASS),
+        ("/models/a%2f..%2fkeys", Route.PASS),
+        ("/models\\..\\keys", Route.PASS),
+        ("/models/..;/keys", Route.PASS),
+        ("/models/./..", Route.PASS),
+        ("/models/gpt..4.1", Route.POOL),
+        ("/models/.hidden", Route.POOL),
+    ],
+)
+def test_no_path_leads_out_of_those_written(gateway: Provider, path: str, expected: Route) -> None:
+    assert gateway.route(head("GET", path)) is expected
+
+
 def test_limits_are_those_written_before_those_of_like(gateway: Provider) -> None:
     told = gateway.classify(
         Answer(status=418, headers={"x-back": "2500"}, payload={"model": "m1"}, text="{}")

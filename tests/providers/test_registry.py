@@ -197,6 +197,25 @@ def test_no_request_breaks_a_provider(
         provider.model(request)
 
 
+LISTS = ("", "/v1", "/api/v1", "/v1beta", "/openai", "/openai/v1", "/compatible-mode/v1", "/zen/v1")
+
+
+@pytest.mark.parametrize("step", ["/..", "/%2E.", "/..%2F..", "/a%2f..", "/.", "\\..", "/..;"])
+def test_no_list_of_models_leads_elsewhere(step: str) -> None:
+    """A server that reads `..` would answer of an account's own keys or purse."""
+    for provider in (*BUILT_IN.values(), GATEWAY):
+        for prefix in LISTS:
+            for path in (f"{prefix}/models{step}", f"{prefix}/models{step}%2fkeys"):
+                request = RequestHead(
+                    method="GET",
+                    host="h",
+                    port=1,
+                    path=path,
+                    headers={"user-agent": "claude-cli/2.1"},
+                )
+                assert provider.route(request) is Route.PASS, (provider.name, path)
+
+
 KEYS = [
     *("error", "code", "type", "message", "status", "details", "metadata", "violations"),
     *("quotaId", "quotaDimensions", "model", "retryDelay", "quotaValue", "reason", "choices"),

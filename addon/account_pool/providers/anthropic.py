@@ -18,7 +18,7 @@ from account_pool.core.sse import Verdict
 from account_pool.providers import envelopes, openai, sessions, things
 from account_pool.providers.anthropic_signals import RESETS, signals
 from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
-from account_pool.providers.heads import bearer, body_model
+from account_pool.providers.heads import NO_STEP, bearer, body_model
 
 # -- whose business a request is
 
@@ -30,7 +30,7 @@ _POOL_POST = frozenset(
         "/v1/messages/count_tokens",
     }
 )
-_POOL_GET = re.compile(r"/v1/models(?:/[^/]+)?")
+_POOL_GET = re.compile(NO_STEP + r"/v1/models(?:/[^/]+)?")
 
 
 def route(head: RequestHead) -> Route:

@@ -44,7 +44,7 @@ from account_pool.providers.base import (
 )
 from account_pool.providers.compatible import judge
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES
-from account_pool.providers.heads import body_model, is_websocket
+from account_pool.providers.heads import NO_STEP, body_model, is_websocket
 
 # -- whose business a request is
 
@@ -59,7 +59,7 @@ _IN_BODY = re.compile(
     rf"/openai(?:/v1)?/{_OPERATION}|/models/(?:chat/completions|(?:images/)?embeddings)"
     r"|/anthropic/v1/messages(?:/count_tokens)?"
 )
-_POOL_GET = re.compile(r"/openai(?:/v1)?/models(?:/[^/]+)?")
+_POOL_GET = re.compile(NO_STEP + r"/openai(?:/v1)?/models(?:/[^/]+)?")
 
 
 def route(head: RequestHead) -> Route:

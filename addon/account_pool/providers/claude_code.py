@@ -19,13 +19,13 @@ from account_pool.providers import anthropic, envelopes, sessions, things
 from account_pool.providers.anthropic_signals import signals
 from account_pool.providers.base import HostRule, Provider, RequestHead, Route, Swap
 from account_pool.providers.claude_code_signals import RESETS
-from account_pool.providers.heads import bearer, body_model
+from account_pool.providers.heads import NO_STEP, bearer, body_model
 from account_pool.providers.json_span import member, replaced, top_member
 
 # -- whose business a request is
 
 _POOL_POST = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
-_POOL_GET = re.compile(r"/v1/models(?:/[^/]+)?")
+_POOL_GET = re.compile(NO_STEP + r"/v1/models(?:/[^/]+)?")
 # What it asks when it has just been given a login. A real login is asked about itself.
 _ABOUT_LOGIN = frozenset({"/api/oauth/claude_cli/roles", "/api/oauth/profile"})
 _CLIENT = re.compile(r"claude-(?:cli|code)/", re.IGNORECASE)

@@ -17,7 +17,7 @@ from account_pool.core.sse import Verdict
 from account_pool.providers import envelopes, openai, sessions, things
 from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
 from account_pool.providers.gemini_signals import signals
-from account_pool.providers.heads import bearer, body_model, body_of, is_websocket
+from account_pool.providers.heads import NO_STEP, bearer, body_model, body_of, is_websocket
 
 # -- whose business a request is
 
@@ -30,7 +30,7 @@ _METHOD = (
 _NATIVE_POST = re.compile(rf"{_VERSION}/models/(?P<model>[^/:]+):(?:{_METHOD})")
 # https://ai.google.dev/api/interactions-api; what is stored below it is in things.py.
 _INTERACTIONS = re.compile(rf"{_VERSION}/interactions")
-_NATIVE_GET = re.compile(rf"{_VERSION}/models(?:/[^/:]+)?")
+_NATIVE_GET = re.compile(rf"{NO_STEP}{_VERSION}/models(?:/[^/:]+)?")
 _OPENAI_PREFIX = re.compile(rf"{_VERSION}/openai(?=/)")
 _LIVE = re.compile(
     r"/ws/google\.ai\.generativelanguage\.v1(?:alpha|beta)?"

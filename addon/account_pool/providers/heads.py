@@ -9,6 +9,9 @@ import msgspec
 from account_pool.providers.base import RequestHead
 
 _NOTHING = msgspec.Raw(b"")
+#: Begins a pattern of paths: what has a step up in it, however that is spelled, is another
+#: path to a server. https://www.rfc-editor.org/rfc/rfc3986#section-5.2.4; many decode first.
+NO_STEP = r"(?!(?is:.*(?:[/\\]|%2f|%5c)(?:\.|%2e){1,2}(?:[/\\;]|%2f|%5c|\Z)))"
 
 
 class Body(msgspec.Struct):

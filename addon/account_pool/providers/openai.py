@@ -20,7 +20,7 @@ from account_pool.core.signals import SignalTable
 from account_pool.core.sse import Verdict
 from account_pool.providers import envelopes, sessions, things
 from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
-from account_pool.providers.heads import bearer, body_model, is_websocket
+from account_pool.providers.heads import NO_STEP, bearer, body_model, is_websocket
 from account_pool.providers.openai_signals import RULES
 
 # -- whose business a request is
@@ -44,7 +44,7 @@ _POOL_POST = frozenset(
         "/v1/responses/input_tokens",
     }
 )
-_POOL_GET = re.compile(r"/v1/models(?:/[^/]+)?")
+_POOL_GET = re.compile(NO_STEP + r"/v1/models(?:/[^/]+)?")
 _POOL_WEBSOCKET = frozenset({"/v1/responses", "/v1/realtime"})
 
 

@@ -23,6 +23,7 @@ from account_pool.core.signals import Rule, SignalTable
 from account_pool.core.sse import HAS_FAILURE, Judge, Verdict
 from account_pool.core.waits import Wait
 from account_pool.providers.base import HostRule, Provider, RequestHead, Route, Swap
+from account_pool.providers.heads import NO_STEP
 from account_pool.providers.like import like
 from account_pool.providers.patterns import MAX_TEXT_CHARS, search
 
@@ -53,17 +54,25 @@ CLASSES = (
 )
 
 Pointer = tuple[str, ...]
+_STAYS = re.compile(NO_STEP)
 
 
 @dataclass(frozen=True, slots=True)
 class PathRule:
-    """Requests that accounts of the pool serve: `GET /v1/models*`; `*` is any text."""
+    """Requests that accounts of the pool serve: `GET /v1/models*`.
+
+    `*` is any text that does not lead elsewhere: `/v1/models/../keys` is none of these.
+    """
 
     method: str
     glob: str
 
     def matches(self, head: RequestHead) -> bool:
-        return head.method == self.method and fnmatchcase(head.path, self.glob)
+        return (
+            head.method == self.method
+            and fnmatchcase(head.path, self.glob)
+            and _STAYS.match(head.path) is not None
+        )
 
 
 @dataclass(frozen=True, slots=True)
