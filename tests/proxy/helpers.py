@@ -603,8 +603,11 @@ class Rig:
         self._busy = True
         try:
             while self._inbox:
-                for command in self.layer.handle_event(self._inbox.popleft()):
+                event = self._inbox.popleft()
+                for command in self.layer.handle_event(event):
                     self._carry_out(command)
+                if isinstance(event, events.ConnectionClosed):
+                    self._ended(event.connection)
                 self._answer_requests()
         finally:
             self._busy = False
@@ -716,6 +719,11 @@ class Rig:
         if isinstance(server.reader, Peer2) and (more := server.reader.h2.data_to_send()):
             self._inbox.append(events.DataReceived(connection, more))
 
+    def _ended(self, connection: Connection) -> None:
+        # As proxy/server.py, whose task for the connection ends.
+        if connection.state is ConnectionState.CLOSED:
+            connection.timestamp_end = self.clock.wall_now()
+
     def _closed(self, connection: Connection) -> None:
         if connection is self.client:
             self.client_closed += 1
@@ -727,7 +735,9 @@ class Rig:
         if connection.state is not ConnectionState.CLOSED:
             said = not connection.state & ConnectionState.CAN_READ
             connection.state = ConnectionState.CLOSED
-            if not said:
+            if said:
+                self._ended(connection)
+            else:
                 self._inbox.append(events.ConnectionClosed(connection))
 
     def _attend(self, idle: Iterable[Connection]) -> None:

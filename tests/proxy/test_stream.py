@@ -22,6 +22,7 @@ from account_pool.providers.base import HostRule, LocalAnswer
 from account_pool.providers.like import add_hosts
 from account_pool.proxy import serving
 from account_pool.proxy.decoding import zstd
+from account_pool.proxy.layer import KEPT_CLOSED
 from account_pool.proxy.sweep import SWEEP_S
 from tests.proxy.helpers import (
     CHAT,
@@ -1626,3 +1627,60 @@ def test_a_redirect_that_cannot_be_searched_loses_its_body(rig_of):
     assert (rig.answers[0].status, rig.answers[0].body) == (307, b"")
     assert ONE.encode() not in rig.received
     assert rig.in_flight() == 0
+
+
+# -- a client that stays for days
+
+
+def served(rig) -> None:
+    rig.ask()
+    rig.server.send(http1(200, OK_BODY, [JSON]))
+
+
+@pytest.mark.parametrize("server2", [False, True])
+def test_connections_that_are_over_are_forgotten(rig_of, server2):
+    rig = rig_of(client2=True, server2=server2)
+    for _ in range(5 * KEPT_CLOSED):
+        if server2:
+            rig.ask()
+            rig.server.answer(1, 200, OK_BODY, [JSON])
+        else:
+            served(rig)
+        rig.server.close()
+    layer = rig.layer
+    known = (layer.connections, layer.http2, layer.answered, layer._used, layer._looked_at)
+    assert max(map(len, known)) <= KEPT_CLOSED + 3
+    assert [answer.status for answer in rig.answers] == [200] * 5 * KEPT_CLOSED
+
+
+def test_connections_that_could_not_be_opened_are_forgotten(rig_of):
+    rig = rig_of("one", client2=True)
+    served(rig)
+    for _ in range(2 * KEPT_CLOSED):
+        rig.server.close()
+        rig.held.add("open")
+        rig.ask()
+        while rig.waiting:
+            rig.complete(error="refused")
+        rig.held.clear()
+        served(rig)
+    assert len(rig.layer.connections) <= KEPT_CLOSED + 3
+    assert len(rig.layer._unopened) <= KEPT_CLOSED
+
+
+def test_a_request_under_way_knows_which_connections_are_newer(rig_of):
+    """Also after those before its own were forgotten."""
+    rig = rig_of(client2=True)
+    for _ in range(KEPT_CLOSED - 2):
+        served(rig)
+        rig.server.close()
+    served(rig)
+    rig.ask()  # on the same connection
+    kept, stream = rig.server, next(iter(rig.layer.attempts.values()))
+    rig.ask()
+    rig.server.send(http1(200, OK_BODY, [JSON, "connection: close"]))
+    rig.server.close()
+    rig.ask()
+    assert kept.connection in rig.layer.connections
+    assert len(rig.layer.connections) < KEPT_CLOSED
+    assert [*rig.layer.connections][stream.sent_among - 1] is kept.connection

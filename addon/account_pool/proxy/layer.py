@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, cast
 
 from mitmproxy.connection import Connection, ConnectionState, Server
@@ -31,6 +32,8 @@ _HTTP2 = compat.own_http2()
 
 #: Writes are put together up to this size; beyond it, copying costs more than it saves.
 MAX_WRITE_BYTES = 65536
+#: Connections there may be until those that are over are forgotten.
+KEPT_CLOSED = 8
 _CAN_READ = ConnectionState.CAN_READ
 
 
@@ -47,6 +50,7 @@ class PoolHttpLayer(HttpLayer):
         self.service = service
         self.answered: set[Connection] = set()
         self._used: set[Connection] = set()
+        self._unopened: set[Connection] = set()
         self.attempts: dict[int, AttemptStream] = {}
         self._sweep = Sweep(self)
         #: connections to servers over HTTP/2 that are ours, and those that were looked at
@@ -120,8 +124,32 @@ class PoolHttpLayer(HttpLayer):
             self.service.mind_suspend()  # before anybody takes the time asleep for a silence
             if event.command not in self.command_sources:
                 return _nothing()  # it was brought forward (`waking.attend`)
+        elif type(event) is events.ConnectionClosed and len(self.connections) > KEPT_CLOSED:
+            self._drop_closed()
         handled = super()._handle_event(event)
         return self._started(handled) if isinstance(event, events.Start) else handled
+
+    def _drop_closed(self) -> None:
+        """Forget connections that are over; mitmproxy keeps them until their client leaves.
+
+        No event may come of one any more: its task has ended, or it never had one.
+        """
+        used: set[Connection] = {stream.context.server for stream in self.streams.values()}
+        used.add(self.context.server)  # mitmproxy would take it for one nobody has used yet
+        used.update(self.waiting_for_establishment)
+        at: list[int] = []
+        for number, server in enumerate([*self.connections]):
+            if not isinstance(server, Server) or server in used:
+                continue
+            over = server.timestamp_end or server.via or server in self._unopened
+            if over and server.state is ConnectionState.CLOSED:
+                at.append(number)
+                del self.connections[server]
+                self.http2.pop(server, None)
+                for known in (self.answered, self._used, self._looked_at, self._unopened):
+                    known.discard(server)
+        for stream in {cast("AttemptStream", stream) for stream in self.streams.values()}:
+            stream.sent_among -= bisect_left(at, stream.sent_among)
 
     def _started(self, handled: CommandGenerator[None]) -> CommandGenerator[None]:
         yield from handled
@@ -180,6 +208,8 @@ class PoolHttpLayer(HttpLayer):
             return _nothing()  # it was given up
         if not command.err:
             self._take(command.connection)
+        elif command.connection.timestamp_tcp_setup is None:  # type: ignore[attr-defined]
+            self._unopened.add(command.connection)
         if not command.err and _QUICK is not None:
             _QUICK.make_client_quick(self.connections[command.connection])
         return super().register_connection(command)
