@@ -207,7 +207,7 @@ class Proxy(Mitmdump):
                 bad = [
                     {"provider": account["provider"], "label": account["label"]}
                     for account in (await self.get("/account-pool"))["accounts"]
-                    if account["state"] in ("cooling", "disabled")
+                    if account["state"] == "disabled" or account["asked_last"] or _is_long(account)
                 ]
                 posts = (self.post("/account-pool/clear-cooldown", name) for name in bad)
                 await asyncio.gather(*posts)
@@ -223,6 +223,12 @@ class Proxy(Mitmdump):
                     in_flight = summary["in_flight"]
                     await asyncio.sleep(TIDY_S / 5)
         return in_flight
+
+
+def _is_long(account: Mapping[str, Any]) -> bool:
+    """Say whether an account is on a cooldown, for a model at least, that does not end soon."""
+    left = [cooldown["remaining_s"] for cooldown in account["cooldowns"]]
+    return max(left, default=0) > COOLDOWN_S
 
 
 def accounts_file(
