@@ -17,15 +17,7 @@ from account_pool.core.decision import By
 from account_pool.core.lease import Facts
 from account_pool.core.outcome import Answer, Outcome, OutcomeClass, Scope
 from account_pool.core.steps import Refresh
-from account_pool.providers import (
-    anthropic,
-    claude_code,
-    codex,
-    copilot,
-    gemini,
-    openai,
-    openrouter,
-)
+from account_pool.providers.registry import BUILT_IN
 from account_pool.proxy import status
 from account_pool.proxy.log import REPEAT_S, Log
 from tests.proxy.helpers import FakeClock, service_of
@@ -222,7 +214,8 @@ async def test_nobody_waits_for_the_log(caplog):
 SECRETS = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_.", min_size=8, max_size=60).map(
     lambda text: f"sk-fake-{text}"
 )
-PROVIDERS = (anthropic, claude_code, codex, copilot, gemini, openai, openrouter)
+NAMES = ("anthropic", "claude-code", "codex", "copilot", "gemini", "openai", "openrouter")
+PROVIDERS = [BUILT_IN[name] for name in NAMES]
 HEADERS = (
     *("retry-after", "retry-after-ms", "x-should-retry", "x-ratelimit-reset-tokens"),
     *("x-ratelimit-remaining-requests", "ratelimit-policy", "x-quota-snapshot-chat"),
@@ -247,7 +240,7 @@ def test_an_echoed_credential_is_in_no_record_line_or_table(
     *, secret, provider, status_code, headers, fields, shown
 ):
     clock = FakeClock()
-    service = service_of("one", "two", providers=[provider.PROVIDER], clock=clock)
+    service = service_of("one", "two", providers=[provider], clock=clock)
     for state in service.pool.accounts():
         held = state.credentials["key"]
         held.secret._value = secret
@@ -260,12 +253,12 @@ def test_an_echoed_credential_is_in_no_record_line_or_table(
         in_stream=status_code == 200,
         wall_now=clock.wall_now(),
     )
-    outcome = provider.PROVIDER.classify(answer)
+    outcome = provider.classify(answer)
     if outcome.cls is OutcomeClass.OK:
         return
     lines: list[str] = []
     service.pool.decisions.subscribe(Log(lambda _level, text: lines.append(text)))
-    facts = Facts(provider=provider.PROVIDER.name, kind="key", model="m")
+    facts = Facts(provider=provider.name, kind="key", model="m")
     attempts = Attempts(pool=service.pool, facts=facts, limits=Limits(), chance=lambda: 0.5)
     attempts.begin(clock.now())
     attempts.refused(outcome, clock.now())
