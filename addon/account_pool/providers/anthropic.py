@@ -14,9 +14,10 @@ from typing import Any
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
+from account_pool.core.signals import SignalTable
 from account_pool.core.sse import Verdict
 from account_pool.providers import envelopes, openai, sessions, things
-from account_pool.providers.anthropic_signals import RESETS, signals
+from account_pool.providers.anthropic_signals import RESETS, RULES, WAITS
 from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
 from account_pool.providers.heads import NO_STEP, bearer, body_model
 
@@ -89,7 +90,7 @@ def judge(name: str | None, value: Any) -> Verdict:
     return openai.judge(name, value)
 
 
-SIGNALS = signals(judge, shared=True)
+SIGNALS = SignalTable(rules=RULES, judge=judge, waits=WAITS, shared=True)
 
 
 def owner(headers: Mapping[str, str]) -> str | None:

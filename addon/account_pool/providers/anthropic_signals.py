@@ -21,10 +21,8 @@ from account_pool.core.signals import (
     REQUEST_ERROR,
     SERVER_ERROR,
     Rule,
-    SignalTable,
     rules,
 )
-from account_pool.core.sse import Judge
 from account_pool.core.waits import prose, retry_after, retry_after_ms, spent_window
 from account_pool.providers.claude_code_signals import SUBSCRIPTION_RULES, says_limit
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES
@@ -92,15 +90,4 @@ KEY_RULES = rules(
 
 RULES: tuple[Rule, ...] = (*SUBSCRIPTION_RULES, *KEY_RULES, *COMPATIBLE_RULES)
 
-
-def signals(judge: Judge, *, shared: bool) -> SignalTable:
-    """Return the table; a limit that names nothing reaches the account.
-
-    Args:
-        shared: whether limits are the organisation's: those of keys are, those of a
-            subscription belong to its seat.
-    """
-    waits = (retry_after_ms, retry_after, spent_window, prose)
-    return SignalTable(
-        rules=RULES, judge=judge, rate_scope=Scope.ACCOUNT, waits=waits, shared=shared
-    )
+WAITS = (retry_after_ms, retry_after, spent_window, prose)

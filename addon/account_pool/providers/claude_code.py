@@ -15,8 +15,9 @@ import msgspec
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
+from account_pool.core.signals import SignalTable
 from account_pool.providers import anthropic, envelopes, sessions, things
-from account_pool.providers.anthropic_signals import signals
+from account_pool.providers.anthropic_signals import RULES, WAITS
 from account_pool.providers.base import HostRule, Provider, RequestHead, Route, Swap
 from account_pool.providers.claude_code_signals import RESETS
 from account_pool.providers.heads import NO_STEP, bearer, body_model
@@ -162,7 +163,8 @@ def _user_ids(content: bytes) -> list[tuple[int, int]]:
 
 # -- what an answer says
 
-SIGNALS = signals(anthropic.judge, shared=False)
+#: Limits are those of a seat, not of its organisation.
+SIGNALS = SignalTable(rules=RULES, judge=anthropic.judge, waits=WAITS)
 
 PROVIDER = Provider(
     name="claude-code",

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
+from account_pool.core.signals import SignalTable
 from account_pool.providers import envelopes, jwt, openai, sessions
 from account_pool.providers.base import (
     CannotSwap,
@@ -22,7 +23,7 @@ from account_pool.providers.base import (
     Route,
     Swap,
 )
-from account_pool.providers.codex_signals import signals
+from account_pool.providers.codex_signals import RULES, WAITS
 from account_pool.providers.heads import bearer, body_model, is_websocket
 
 # -- whose business a request is
@@ -168,7 +169,7 @@ def holder(credential: Credential) -> str | None:
 
 # -- what an answer says
 
-SIGNALS = signals(openai.judge)
+SIGNALS = SignalTable(rules=RULES, judge=openai.judge, waits=WAITS)
 
 # -- refusals of our own
 

@@ -28,10 +28,8 @@ from account_pool.core.signals import (
     REQUEST_ERROR,
     SERVER_ERROR,
     Rule,
-    SignalTable,
     rules,
 )
-from account_pool.core.sse import Judge
 from account_pool.core.waits import Wait, body_reset, first_wait, prose, retry_after, retry_after_ms
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES
 from account_pool.providers.openai_signals import OPENAI_RULES
@@ -201,8 +199,3 @@ CODEX_RULES = rules(
 )  # fmt: skip
 
 RULES: tuple[Rule, ...] = (*CODEX_RULES, *OPENAI_RULES, *COMPATIBLE_RULES)
-
-
-def signals(judge: Judge) -> SignalTable:
-    """Return the table; a limit that names nothing reaches the account."""
-    return SignalTable(rules=RULES, judge=judge, rate_scope=Scope.ACCOUNT, waits=WAITS)

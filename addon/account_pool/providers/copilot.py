@@ -9,12 +9,11 @@ are in `copilot_signals.py`.
 from __future__ import annotations
 
 import re
-from typing import Any
 from urllib.parse import unquote
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
-from account_pool.core.sse import Verdict
+from account_pool.core.signals import SignalTable
 from account_pool.providers import anthropic, envelopes, sessions, things
 from account_pool.providers.base import (
     HostRule,
@@ -25,7 +24,7 @@ from account_pool.providers.base import (
     Route,
     Swap,
 )
-from account_pool.providers.copilot_signals import signals
+from account_pool.providers.copilot_signals import RULES, WAITS
 from account_pool.providers.heads import bearer, body_model, is_websocket
 
 # -- whose business a request is
@@ -153,12 +152,8 @@ _CREDENTIAL_HEADERS = frozenset({*_DROPPED, *(name.encode() for name in _SESSION
 # -- what an answer says
 
 
-def judge(name: str | None, value: Any) -> Verdict:
-    """Say what an event, a frame or a JSON body is: Copilot speaks both dialects."""
-    return anthropic.judge(name, value)
-
-
-SIGNALS = signals(judge)
+#: Copilot speaks both dialects.
+SIGNALS = SignalTable(rules=RULES, judge=anthropic.judge, waits=WAITS)
 
 # -- refusals of our own
 
@@ -211,7 +206,7 @@ PROVIDER = Provider(
         "completions",
     ),
     swap=swap,
-    judge=judge,
+    judge=anthropic.judge,
     headroom_marks=(b'"copilot_quota_snapshots"',),
     classify=SIGNALS.classify,
     signals=SIGNALS,

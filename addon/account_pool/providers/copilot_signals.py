@@ -15,7 +15,7 @@ from typing import Any
 from account_pool.core import reset_hints
 from account_pool.core.facts import Facts
 from account_pool.core.headroom_words import snapshot_parts
-from account_pool.core.outcome import Answer, Outcome, Scope
+from account_pool.core.outcome import Answer, Outcome
 from account_pool.core.signals import (
     ACCOUNT,
     AUTH_INVALID,
@@ -30,7 +30,7 @@ from account_pool.core.signals import (
     SignalTable,
     rules,
 )
-from account_pool.core.sse import Judge, Verdict
+from account_pool.core.sse import Verdict
 from account_pool.core.waits import Wait, body_reset, first_wait, prose, retry_after
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES
 
@@ -180,11 +180,6 @@ COPILOT_RULES = rules(
 )  # fmt: skip
 
 RULES: tuple[Rule, ...] = (*COPILOT_RULES, *COMPATIBLE_RULES)
-
-
-def signals(judge: Judge) -> SignalTable:
-    """Return the table; a limit that names nothing reaches the user."""
-    return SignalTable(rules=RULES, judge=judge, rate_scope=Scope.ACCOUNT, waits=WAITS)
 
 
 _EXCHANGE = SignalTable(

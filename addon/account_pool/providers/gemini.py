@@ -13,10 +13,11 @@ from urllib.parse import parse_qs, unquote
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
+from account_pool.core.signals import SignalTable
 from account_pool.core.sse import Verdict
 from account_pool.providers import envelopes, openai, sessions, things
 from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
-from account_pool.providers.gemini_signals import signals
+from account_pool.providers.gemini_signals import RULES, WAITS
 from account_pool.providers.heads import NO_STEP, bearer, body_model, body_of, is_websocket
 
 # -- whose business a request is
@@ -143,7 +144,7 @@ def judge(name: str | None, value: Any) -> Verdict:
     return openai.judge(name, value)
 
 
-SIGNALS = signals(judge)
+SIGNALS = SignalTable(rules=RULES, judge=judge, waits=WAITS, shared=True)
 
 # -- refusals of our own
 

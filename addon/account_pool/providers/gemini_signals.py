@@ -15,7 +15,6 @@ from typing import Any
 from account_pool.core import reset_hints
 from account_pool.core.facts import Facts
 from account_pool.core.meaning import Meaning
-from account_pool.core.outcome import Scope
 from account_pool.core.signals import (
     AUTH_EXPIRED,
     AUTH_INVALID,
@@ -28,10 +27,8 @@ from account_pool.core.signals import (
     REQUEST_ERROR,
     SERVER_ERROR,
     Rule,
-    SignalTable,
     rules,
 )
-from account_pool.core.sse import Judge
 from account_pool.core.waits import Wait, first_wait, prose, retry_after, retry_after_ms
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES
 
@@ -276,8 +273,3 @@ GOOGLE_RULES = rules(
 # OpenAI's sentence for money is Google's for a minute: neither it nor the bare code may
 # be read by the rules of the compatible services.
 RULES: tuple[Rule, ...] = (*GOOGLE_RULES, *COMPATIBLE_RULES)
-
-
-def signals(judge: Judge) -> SignalTable:
-    """Return the table; a limit that names nothing reaches the project and its keys."""
-    return SignalTable(rules=RULES, judge=judge, rate_scope=Scope.ACCOUNT, waits=WAITS, shared=True)
