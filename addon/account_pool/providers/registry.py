@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 
 from account_pool.providers import (
     anthropic,
@@ -36,13 +37,18 @@ class HostIndex:
     """Finds the providers of a host: exact names first, then suffixes at a dot.
 
     What a user added to a built-in provider is taken for a gateway.
+
+    Attributes:
+        find: return the providers of a host, in the order they were given; () if none.
+            Each request asks, mostly for the same few.
     """
 
-    __slots__ = ("_exact", "_suffix")
+    __slots__ = ("_exact", "_suffix", "find")
 
     def __init__(self, providers: Iterable[Provider]) -> None:
         self._exact: dict[str, list[tuple[HostRule, Provider]]] = {}
         self._suffix: dict[str, list[tuple[HostRule, Provider]]] = {}
+        self.find: Callable[[str, int], tuple[Provider, ...]] = lru_cache(1024)(self._find)
         for provider in providers:
             gateway = behind_gateway(provider) if provider.added_hosts else provider
             for rule in provider.hosts:
@@ -61,8 +67,7 @@ class HostIndex:
         """Say whether *host* is one of the provider *name*."""
         return any(provider.name == name for provider in self.find(host, port))
 
-    def find(self, host: str, port: int) -> tuple[Provider, ...]:
-        """Return the providers of *host*, in the order they were given; () if none."""
+    def _find(self, host: str, port: int) -> tuple[Provider, ...]:
         host = host.lower()
         found = list(self._exact.get(host, ()))
         if self._suffix:

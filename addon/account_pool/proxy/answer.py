@@ -104,18 +104,16 @@ class AnswerReader:
         content_type = headers.last(b"content-type")
         length = headers.last(b"content-length")
         self.encoding = headers.get("content-encoding", "").strip()
-        if decoding.is_none(self.encoding):
+        if self.encoding and decoding.is_none(self.encoding):
             self.encoding = ""
         self._announced = int(length) if length.isascii() and length.isdigit() else -1
-        shape = None
-        self._streams = gate_shape(content_type) == "sse"
-        if not self._refusal and 200 <= response.status_code < 300:
-            shape = gate_shape(content_type)
-        if shape is not None:
+        shape = gate_shape(content_type)
+        self._streams = shape == "sse"
+        if shape is not None and 200 <= response.status_code < 300:
             self._gate = Gate(
                 provider.judge, shape, max_bytes=MAX_GATE_BYTES, marks=provider.error_marks
             )
-        if self._gate is not None or self._refusal:
+        if self.encoding and (self._gate is not None or self._refusal):
             most = MAX_PLAIN_BYTES if self._refusal else 2 * MAX_GATE_BYTES
             try:
                 self._decoder = Decoder(self.encoding, max_bytes=most, streams=not self._refusal)
@@ -295,6 +293,8 @@ class AnswerReader:
 
     def _decode(self, data: bytes) -> bytes | None:
         """Return the decoded piece, None when the body cannot be read."""
+        if not self.encoding:
+            return data
         if self._decoder is None:
             return None
         try:

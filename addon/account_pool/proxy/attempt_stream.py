@@ -11,7 +11,7 @@ by their id. Facts about mitmproxy this file rests on:
 - A stream that yields a blocking command is paused; events that come meanwhile are
   queued, and `check_killed` finds the client's departure among them.
 - `HttpLayer` routes events by `streams[id]` and timers by `command_sources[command]`.
-- `Http1Client` emits the end of a message before it resets itself: `give_turn` lets it.
+- `Http1Client` emits the end of a message before it resets itself: `next_turns` let it.
 """
 
 from __future__ import annotations

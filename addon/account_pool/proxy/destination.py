@@ -45,6 +45,7 @@ class Destination:
         return _address(self.name) is None
 
 
+@lru_cache(maxsize=1024)
 def is_loopback(host: str) -> bool:
     """Say whether *host* is this machine, by name or by address."""
     address = _address(host)

@@ -43,6 +43,9 @@ class PoolHttpLayer(HttpLayer):
     Attributes:
         answered: server connections that have carried an answer.
         attempts: those that run, by their ids, and the streams they are of.
+        next_turns: streams that get a `NextTurn` when everybody has handled the current event.
+            `Http1Client` emits the end of a message before it resets itself: a request sent
+            right then on the same connection would crash it.
     """
 
     def __init__(self, context: Context, mode: HTTPMode, service: Service) -> None:
@@ -62,7 +65,7 @@ class PoolHttpLayer(HttpLayer):
         self._last_attempt_id = 0
         #: a request was told why the connection that mitmproxy opened by itself is none
         self._told_early = False
-        self._next_turns: list[AttemptStream] = []
+        self.next_turns: list[AttemptStream] = []
         service.layers.add(self)
         opened = context.server.timestamp_tcp_setup
         if opened is not None and opened < service.woke_at:
@@ -101,7 +104,7 @@ class PoolHttpLayer(HttpLayer):
                     command.message = self.shown(command.message)
                 yield command
             # Looked at here, where control is anyway: mostly there is nothing.
-            if self._next_turns or self._given_back:
+            if self.next_turns or self._given_back:
                 source = self._turns()
             elif self._doubts:
                 source = self.event_to_child(*self._doubts.pop())
@@ -216,21 +219,13 @@ class PoolHttpLayer(HttpLayer):
 
     def _turns(self) -> CommandGenerator[None]:
         """Come after everything else: the connections below have finished with the event."""
-        while self._next_turns or self._given_back:
+        while self.next_turns or self._given_back:
             if self._given_back:
                 ending = self._given_back.pop(0)
                 if (stream := self.streams.get(ending.stream_id)) is not None:
                     yield from self.event_to_child(stream, ending)
                 continue
-            yield from self.event_to_child(self._next_turns.pop(0), NextTurn())
-
-    def give_turn(self, stream: AttemptStream) -> None:
-        """Send *stream* a `NextTurn` when everybody has handled the current event.
-
-        `Http1Client` emits the end of a message before it resets itself: a request sent
-        right then on the same connection would crash it.
-        """
-        self._next_turns.append(stream)
+            yield from self.event_to_child(self.next_turns.pop(0), NextTurn())
 
     def _take(self, server: Connection) -> None:
         """Make the HTTP/2 connection to *server* one of ours, if it is one."""

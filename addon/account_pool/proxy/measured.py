@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from itertools import pairwise
 
 from account_pool.core.attempts import Attempts
@@ -23,6 +24,29 @@ OVERHEAD_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0
 HELD_S = (0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 #: How long requests wait for an account, up to `pool_max_wait`.
 WAIT_S = (0.01, 0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 300.0)
+
+
+class Mark(Enum):
+    """How far a request has come. With it goes when, monotonic seconds, or how long, seconds."""
+
+    #: it was complete: when
+    BEGAN = auto()
+    #: an account, or its credential, was waited for: how long
+    WAITED = auto()
+    #: a connection was opened: how long
+    OPENED = auto()
+    #: an attempt was sent: when, as all that follows
+    SENT = auto()
+    #: the head of an answer came
+    HEAD = auto()
+    #: the first byte of its body came
+    FIRST_BYTE = auto()
+    #: it is good, and its head goes to the client
+    HANDED_ON = auto()
+
+
+#: Those of one request. Noted as it goes, and reduced when it is over.
+Marks = list[tuple[Mark, float]]
 
 
 class Histogram:
@@ -90,9 +114,10 @@ class Measured:
     failovers: Counter[str] = field(default_factory=Counter)
     timings: defaultdict[str, Timings] = field(default_factory=lambda: defaultdict(Timings))
 
-    def ended(self, attempts: Attempts, *, left: bool) -> None:
+    def ended(self, attempts: Attempts, marks: Marks, *, left: bool) -> None:
         """Count a request that is over; *left*: its client did not wait for the end."""
         provider, history = attempts.facts.provider, attempts.history
+        reduce(marks, self.timings[provider])
         for attempt in history:
             outcome = "left" if attempt.outcome is None else attempt.outcome.cls.value
             self.attempts[str(attempt.key), outcome] += 1
@@ -107,55 +132,28 @@ class Measured:
         self.requests[provider, result] += 1
 
 
-class Stopwatch:
-    """Times one request: what is our own part of it, and what is the provider's.
-
-    Made when the request is complete.
-
-    Attributes:
-        elsewhere_s: what of the time so far is not our part: a connection opened, or an
-            account or its credential was waited for.
-    """
-
-    __slots__ = (
-        "_began_at",
-        "_head_at",
-        "_is_first",
-        "_now",
-        "_sent_at",
-        "_timings",
-        "elsewhere_s",
-    )
-
-    def __init__(self, timings: Timings, now: Callable[[], float]) -> None:
-        self._timings = timings
-        self._now = now
-        self._began_at = now()
-        self._is_first = True
-        self._sent_at = self._head_at = 0.0
-        self.elsewhere_s = 0.0
-
-    def waited(self, seconds: float) -> None:
-        """An account, or its credential, was waited for."""
-        self.elsewhere_s += seconds
-        self._timings.wait.observe(seconds)
-
-    def sent(self) -> None:
-        """An attempt was sent. What we added to the request is what came before the first."""
-        self._sent_at = now = self._now()
-        if self._is_first:
-            self._is_first = False
-            self._timings.overhead.observe(max(now - self._began_at - self.elsewhere_s, 0.0))
-
-    def answered(self) -> None:
-        """The head of an answer is here."""
-        self._head_at = now = self._now()
-        self._timings.head.observe(now - self._sent_at)
-
-    def began(self) -> None:
-        """The first byte of its body is here."""
-        self._timings.first_byte.observe(self._now() - self._sent_at)
-
-    def handed_on(self) -> None:
-        """The answer is good, and its head goes to the client."""
-        self._timings.held.observe(self._now() - self._head_at)
+def reduce(marks: Iterable[tuple[Mark, float]], timings: Timings) -> None:
+    """Count in *timings* what the marks of a request say, which are in the order of time."""
+    began_at = sent_at = head_at = elsewhere_s = 0.0
+    is_first = True
+    for mark, at in marks:
+        match mark:
+            case Mark.BEGAN:
+                began_at = at
+            case Mark.WAITED:
+                elsewhere_s += at
+                timings.wait.observe(at)
+            case Mark.OPENED:
+                elsewhere_s += at
+            case Mark.SENT:
+                if is_first:
+                    # What we added to the request is what came before the first attempt.
+                    timings.overhead.observe(max(at - began_at - elsewhere_s, 0.0))
+                sent_at, is_first = at, False
+            case Mark.HEAD:
+                timings.head.observe(at - sent_at)
+                head_at = at
+            case Mark.FIRST_BYTE:
+                timings.first_byte.observe(at - sent_at)
+            case Mark.HANDED_ON:
+                timings.held.observe(at - head_at)

@@ -56,7 +56,7 @@ from account_pool.proxy.destination import Destination, is_loopback
 from account_pool.proxy.harmless import harmless
 from account_pool.proxy.hooks import Turn
 from account_pool.proxy.log import Log
-from account_pool.proxy.measured import Measured, Stopwatch
+from account_pool.proxy.measured import Mark, Marks, Measured
 from account_pool.proxy.metering import Resets, Usages
 from account_pool.proxy.pages import Pages, has_credential, is_reverse
 from account_pool.proxy.scrub import Secrets
@@ -219,7 +219,7 @@ class Service:
         #: the credential with which an account's answers have named its owner, or not
         self._owned: dict[AccountKey, Credential] = {}
         #: attempts under way by client connection, so that none outlives it
-        self._under_way: dict[str, set[Attempts]] = {}
+        self._under_way: dict[str, dict[Attempts, Marks]] = {}
         self.chance = random.random
         self.set_providers(providers)
 
@@ -357,22 +357,20 @@ class Service:
 
     # -- serving
 
-    def begin(
-        self, call: Call, request: http.Request, client: Client
-    ) -> tuple[Attempts, Stopwatch]:
-        """Return the attempts of one request of *client*, and what times it: it is under way."""
-        stopwatch = Stopwatch(self.measured.timings[call.provider.name], self.now)
+    def begin(self, call: Call, request: http.Request, client: Client) -> tuple[Attempts, Marks]:
+        """Return the attempts of one request of *client*, and its marks: it is under way."""
+        now = self.now()
         facts = call.facts(request)
         attempts = Attempts(
             pool=self.pool,
             facts=facts,
-            turn=turn_of(facts, self.sessions, self.pins, self.now()),
+            turn=turn_of(facts, self.sessions, self.pins, now),
             limits=self.settings.limits,
             chance=self.chance,
             replayable=not request.stream,
         )
-        self._under_way.setdefault(client.id, set()).add(attempts)
-        return attempts, stopwatch
+        marks = self._under_way.setdefault(client.id, {})[attempts] = [(Mark.BEGAN, now)]
+        return attempts, marks
 
     def look(self) -> None:
         """Let requests under way notice how long they have waited."""
@@ -408,20 +406,20 @@ class Service:
         under_way = self._under_way.get(client.id)
         if under_way is None or attempts not in under_way:
             return
-        under_way.discard(attempts)
+        marks = under_way.pop(attempts)
         if not under_way:
             del self._under_way[client.id]
         try:
-            self.measured.ended(attempts, left=left)
+            self.measured.ended(attempts, marks, left=left)
         except Exception as e:
             harmless.tell(e)
 
     def client_gone(self, client: Client) -> None:
         """A safety net: whatever *client* still holds comes back."""
-        for attempts in self._under_way.pop(client.id, ()):
+        for attempts, marks in self._under_way.pop(client.id, {}).items():
             attempts.left(self.now())
             with harmless:
-                self.measured.ended(attempts, left=True)
+                self.measured.ended(attempts, marks, left=True)
 
     def served(
         self, attempts: Attempts, model: str | None, usage: Usage | None, *, requests: int = 1
@@ -493,7 +491,11 @@ class Service:
 
     def learn_tokens(self, provider: Provider, lease: Lease, response: http.Response) -> None:
         """Learn from the head of an answer which tokens the account of *lease* issued."""
-        if provider.issued:
+        if not provider.issued:
+            return
+        # Mostly none of them is there: that much is seen without a look at every value.
+        names = {name.lower() for name, _ in response.headers.fields}
+        if not names.isdisjoint([name.encode() for name in provider.issued]):
             headers = fields_by_name(response.headers.fields)
             for name in provider.issued:
                 if token := headers.get(name):

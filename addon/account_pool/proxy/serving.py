@@ -68,7 +68,7 @@ from account_pool.proxy.harmless import harmless
 from account_pool.proxy.hooks import Turn
 from account_pool.proxy.interim import InterimAnswer, is_answer
 from account_pool.proxy.layer import GetOtherConnection, NextTurn
-from account_pool.proxy.measured import Stopwatch
+from account_pool.proxy.measured import Mark, Marks
 from account_pool.proxy.scrub import Secrets
 from account_pool.proxy.service import INSECURE
 from account_pool.proxy.shown import MAX_COPY_BYTES, Trail
@@ -115,12 +115,12 @@ class ServingStream(AttemptStream):
         call: set when the request is the pool's business.
         attempts: the state machine, from the moment an account is wanted.
         reader: of the answer to the running attempt, from its head on.
-        stopwatch: times the request, from the same moment on.
+        marks: how far it has come, from the same moment on.
     """
 
     attempts: Attempts | None = None
     reader: AnswerReader | None = None
-    stopwatch: Stopwatch
+    marks: Marks
     #: the last refusal, which is delivered even if attempts after it bring nothing
     _refusal: AnswerReader | None = None
     #: what comes next once the refused answer is drained, or our turn has come
@@ -342,7 +342,7 @@ class ServingStream(AttemptStream):
 
     def begin(self) -> CommandGenerator[None]:
         """Have the request served by an account of the pool."""
-        self.attempts, self.stopwatch = self.service.begin(
+        self.attempts, self.marks = self.service.begin(
             self._call, self.flow.request, self.context.client
         )
         yield from self._perform(self.attempts.begin(self.service.now()))
@@ -355,7 +355,7 @@ class ServingStream(AttemptStream):
             match step:
                 case Send() if len(attempts.history) > 1 and not turned:
                     self._pending = step
-                    self.layer.give_turn(self)
+                    self.layer.next_turns.append(self)
                     return
                 case Send():
                     step = yield from self._send(step)
@@ -385,7 +385,7 @@ class ServingStream(AttemptStream):
     def _wait(self, step: Wait | Refresh) -> CommandGenerator[Turn]:
         began_at = self.service.now()
         turn = yield from self.take_turn(step)
-        self.stopwatch.waited(self.service.now() - began_at)
+        self.marks.append((Mark.WAITED, self.service.now() - began_at))
         return turn
 
     def turn_came(self) -> CommandGenerator[None]:
@@ -407,7 +407,7 @@ class ServingStream(AttemptStream):
         opening_at = self.service.now()
         older = islice(self.layer.connections, self.sent_among) if step.fresh else ()
         error = yield from self.connect(outgoing, avoided=frozenset(older))
-        self.stopwatch.elsewhere_s += self.service.now() - opening_at
+        self.marks.append((Mark.OPENED, self.service.now() - opening_at))
         if (yield from self.client_gone()):
             return None
         if error:
@@ -416,7 +416,7 @@ class ServingStream(AttemptStream):
         self.reader = None
         self.server_state = self.state_wait_for_response_headers
         yield from self.send_attempt(outgoing.request)
-        self.stopwatch.sent()
+        self.marks.append((Mark.SENT, self.service.now()))
         if len(attempts.history) > 1:
             # Shown when the request is really on its way: nobody waits for it.
             self.service.later(self.show_replay)
@@ -479,7 +479,7 @@ class ServingStream(AttemptStream):
         if wrong := self._wrong_with(event.response):
             yield from self._no_answer(event.response, wrong)
             return
-        self.stopwatch.answered()
+        self.marks.append((Mark.HEAD, self.service.now()))
         self.layer.answered.add(self.context.server)
         lease, provider = attempts.lease, call.provider
         assert lease is not None
@@ -496,7 +496,7 @@ class ServingStream(AttemptStream):
             return
         self.server_state = self.state_read_answer
         # Mostly the answer comes with its head, and no timer is needed.
-        self.layer.give_turn(self)
+        self.layer.next_turns.append(self)
 
     def _wrong_with(self, response: http.Response) -> str | None:
         """Return why *response* is no answer, None if it is one."""
@@ -538,8 +538,9 @@ class ServingStream(AttemptStream):
         reader = self._reader
         if isinstance(event, ResponseData):
             if not reader.held:
-                self.stopwatch.began()
-                self._attempts.began(self.service.now())
+                now = self.service.now()
+                self.marks.append((Mark.FIRST_BYTE, now))
+                self._attempts.began(now)
             reading = reader.feed(event.data)
             if reading is not Reading.MORE:
                 yield from self._read(reading)
@@ -689,7 +690,7 @@ class ServingStream(AttemptStream):
             if secrets is None:
                 # Answers that are only fetched have been counted when they were made.
                 self._to_count = self.flow.request.method == "POST"
-                self.stopwatch.handed_on()
+                self.marks.append((Mark.HANDED_ON, self.service.now()))
                 self.service.learn_beginning(call, lease, reader)
             attempts.committed(self.service.now())
         response = reader.response
