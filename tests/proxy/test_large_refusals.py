@@ -6,10 +6,12 @@ import functools
 import gzip
 import json
 import random
+import tracemalloc
 import zlib
 
 import brotli
 import pytest
+from mitmproxy import http
 
 from account_pool.providers import gemini
 from account_pool.proxy import answer, decoding, service
@@ -220,6 +222,22 @@ def test_a_bomb_is_judged_by_its_head(rig_of, encoding, status):
     assert said.status == status
     assert "cannot read" in json.loads(said.body)["error"]["message"]
     assert rig.cooling() == ({"one"} if status == 429 else set())
+
+
+@pytest.mark.parametrize("encoding", BOMBS)
+def test_many_bombs_at_once_hold_no_memory(encoding):
+    """Each of them becomes 16 MiB before it is known for one."""
+    piece = bomb(encoding)[:65_536]
+    response = http.Response.make(429, b"", {"content-encoding": encoding})
+    readers = [answer.AnswerReader(response.copy(), gemini.PROVIDER) for _ in range(10)]
+    tracemalloc.start()
+    try:
+        for reader in readers:
+            reader.feed(piece)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 2 * MIB
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "zstd"])

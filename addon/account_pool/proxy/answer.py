@@ -290,6 +290,9 @@ class AnswerReader:
         """Take the next piece of a refusal without its encoding, once: it is long work."""
         if self.encoding and self._refusal:
             self._text += self._decode(data) or b""
+            if self._decoder is None or self._decoder.is_full:
+                # It will not be read as a whole: many at once shall not fill the memory.
+                self._text = self._text[:MAX_TEXT_BYTES]
 
     def _decode(self, data: bytes) -> bytes | None:
         """Return the decoded piece, None when the body cannot be read."""
