@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from h2 import events
 from h2.config import H2Configuration
-from h2.connection import H2Connection
+from h2.connection import ConnectionState, H2Connection
 from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
@@ -95,7 +95,8 @@ class Http2(Connection):
                 self.acknowledged.set()
                 self.acknowledged = asyncio.Event()
                 self._open_windows()
-                if self.number % 3 == 0 and not self.is_few:
+                closed = self.h2.state_machine.state is ConnectionState.CLOSED
+                if self.number % 3 == 0 and not self.is_few and not closed:
                     self.is_few = True
                     self._set({SettingCodes.MAX_CONCURRENT_STREAMS: FEW})
             case _:
