@@ -657,15 +657,18 @@ class Attempts:
     def _choose(self, now: float) -> Step:
         if not self._may_send():
             return self._out_of_attempts(now)
-        avoid, owner = self._avoided(now), self.turn.owner
-        step = None
+        # Asked once: mostly nothing is known that would change where a request begins.
+        quiet = self.pool.is_quiet(self.facts.provider)
+        avoid = self._avoid if quiet and not self.facts.socket else self._avoided(now)
+        owner, step = self.turn.owner, None
         if owner is None:
             home = self.turn.home(now)
-            step = (
-                self._probe(home, now)
-                or self._begin_elsewhere(home, avoid, now)
-                or self._stay(home, avoid, now)
-            )
+            if not quiet:
+                step = self._probe(home, now)
+            if step is None and not self.history:
+                troubled = frozenset() if quiet else self.pool.troubled(self.facts, now=now)
+                step = self._begin_elsewhere(home, avoid, troubled, now)
+            step = step or self._stay(home, avoid, now)
         if step is not None:
             return step
         try:
@@ -733,15 +736,16 @@ class Attempts:
         return self._go(lease, now)
 
     def _begin_elsewhere(
-        self, home: AccountKey | None, avoid: set[AccountKey], now: float
+        self,
+        home: AccountKey | None,
+        avoid: set[AccountKey],
+        troubled: frozenset[AccountKey],
+        now: float,
     ) -> Step | None:
-        """Ask another account than one that was overloaded or silent a short while ago.
+        """Ask another account than those *troubled*: overloaded or silent a short while ago.
 
         The conversation moves there when that one serves.
         """
-        if self.history:
-            return None
-        troubled = self.pool.troubled(self.facts, now=now)
         home = home or self.turn.near
         if home is not None and self.pool.is_used_up(home, self.facts, now=now):
             # What goes on there is billed as overage: only where an account has room.

@@ -63,8 +63,14 @@ class Members:
             state.verdicts = {c: v for c, v in state.verdicts.items() if v.active(now)}
         if state.cooldowns or state.probe_at < inf:
             self._set_probe(state, state.next_probe_at(now) if state.enabled else inf)
-        until = inf
-        if state.enabled and state.credentials and not state.full:
+        until, account = inf, state.account
+        # As `enabled` and `full` have it; every request comes here twice.
+        if (
+            account.enabled
+            and state.disabled is None
+            and state.credentials
+            and not (account.max_concurrent is not None and state.full)
+        ):
             until = state.next_start_at
             if state.cooldowns or state.reserved:
                 until = max(until, state.cooling_until(None, now))
@@ -85,11 +91,6 @@ class Members:
         self.trouble.served(what)
         if started_at > self.address_limited_at:
             self.address_limited_until = -inf
-
-    @property
-    def remembers(self) -> bool:
-        """Whether anything is known that an answer could end."""
-        return bool(self.refused or self.trouble.by_request or self.address_limited_until > -inf)
 
     def reset(self, state: AccountState, now: float) -> None:
         """Forget what is no longer true of the windows of *state*, and say which were reset."""

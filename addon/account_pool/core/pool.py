@@ -347,7 +347,7 @@ class Pool:
                 continue
             if (
                 kind in state.credentials
-                and state.account.models.allows(model)
+                and (not (models := state.account.models).globs or models.allows(model))
                 and state.key not in avoid
             ):
                 return state
@@ -484,7 +484,7 @@ class Pool:
             return
         state.served_at = now
         members = self._members[lease.key.provider]
-        if members.remembers:
+        if members.refused or members.trouble.by_request or members.address_limited_until > -inf:
             members.served(_what(lease.facts), lease.started_at)
         began_at = now if lease.began_at is None else lease.began_at
         self._first_bytes.note(lease.key.provider, lease.facts.model, began_at - lease.started_at)
@@ -913,6 +913,20 @@ class Pool:
     def note_unknown_model(self, facts: Facts, *, now: float) -> None:
         """Nobody knew the model of *facts*: for a while only one account is asked for it."""
         self._members[facts.provider].refused.note(_Model(facts.model), now)
+
+    def is_quiet(self, provider: str) -> bool:
+        """Say whether nothing speaks against any account of *provider*, or for one to probe.
+
+        Then nobody was tried since all refused, nobody is troubled, and no probe is due.
+        """
+        members = self._members.get(provider)
+        return members is None or not (
+            members.refused
+            or members.probes
+            or members.trouble.by_model
+            or members.trouble.by_request
+            or members.address_limited_until > -inf
+        )
 
     def tried_since(
         self, facts: Facts, *, now: float, missing_model: bool = False

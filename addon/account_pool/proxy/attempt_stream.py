@@ -113,7 +113,9 @@ class AttemptStream(HttpStream):
             # The body follows as it comes from the client.
             return [SendHttp(RequestHeaders(attempt_id, request, end_stream=False), server)]
         content = request.raw_content
-        trailers = request.trailers if takes_trailers(server) else None
+        trailers = request.trailers
+        if trailers and not takes_trailers(server):
+            trailers = None
         end_stream = not (content or trailers)
         sent: list[HttpEvent] = [RequestHeaders(attempt_id, request, end_stream)]
         if content:
@@ -139,7 +141,8 @@ class AttemptStream(HttpStream):
     def forget_attempt(self) -> None:
         """The running attempt, if any, has ended; what still comes of it is dropped."""
         if self.attempt_id is not None:
-            self.layer.drop_attempt(self.attempt_id)
+            self.layer.streams.pop(self.attempt_id, None)
+            self.layer.attempts.pop(self.attempt_id, None)
             self.attempt_id = None
 
     def _is_kept(self, connection: Connection) -> bool:

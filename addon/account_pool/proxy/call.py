@@ -9,7 +9,7 @@ from functools import lru_cache
 from mitmproxy import http
 from mitmproxy.net.http import url
 
-from account_pool.core.lease import Conversation, Facts
+from account_pool.core.lease import Facts
 from account_pool.providers import sessions
 from account_pool.providers.base import LocalAnswer, Provider, RequestHead, Route
 from account_pool.providers.heads import is_websocket
@@ -74,27 +74,28 @@ class Call:
         """Return what the pool must know, now that the body is there."""
         head, provider = self.head, self.provider
         head.body = _decoded_body(head, request)
+        model, told = bounded(provider.model(head)), provider.conversation(head)
+        if told.session is not None and not sessions.is_hashed(told.session):
+            told = told._replace(session=self._without_credential(told.session))
         return Facts(
             provider=provider.name,
             kind=provider.kind(head),
             path=head.path,
-            model=bounded(provider.model(head)),
+            model=model,
             socket=head.method == "GET" and is_websocket(head),
-            conversation=self._without_credential(provider.conversation(head)),
+            conversation=told,
             body_bytes=len(request.raw_content or b""),
         )
 
-    def _without_credential(self, told: Conversation) -> Conversation:
-        """Return *told* without the client's credential, which some send as an id as well."""
-        if told.session is None or sessions.is_hashed(told.session):
-            return told
-        session = told.session.encode(errors="replace")
+    def _without_credential(self, session: str) -> str:
+        """Return *session* without the client's credential, which some send as an id as well."""
+        text = session.encode(errors="replace")
         for values in self.masked.headers.values():
             for value in values:
                 token = value.rpartition(b" ")[2]
-                if len(token) >= MIN_TOKEN_BYTES and token in session:
-                    return told._replace(session=sessions.hashed(told.session))
-        return told
+                if len(token) >= MIN_TOKEN_BYTES and token in text:
+                    return sessions.hashed(session)
+        return session
 
 
 def bounded(model: str | None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 from mitmproxy.connection import Connection, ConnectionState, Server
@@ -21,7 +22,7 @@ from mitmproxy.proxy.layers.http import (
 from account_pool.proxy import compat, destination, scrub, tls, waking
 from account_pool.proxy.harmless import harmless
 from account_pool.proxy.service import Service
-from account_pool.proxy.sweep import Sweep, is_dead
+from account_pool.proxy.sweep import Sweep
 
 if TYPE_CHECKING:
     from account_pool.proxy.attempt_stream import AttemptStream
@@ -242,6 +243,11 @@ class PoolHttpLayer(HttpLayer):
         stream = self.attempts.get(attempt_id)
         return stream is None or stream.may_go()
 
+    @staticmethod
+    def is_dead(connection: Connection) -> bool:
+        """Say whether nothing can come from *connection* any more."""
+        return connection.timestamp_end is not None or not connection.state & _CAN_READ
+
     def goes_away(self, server: Connection) -> bool:
         """Say whether *server* told which requests it still answers."""
         client = self.http2.get(server)
@@ -275,11 +281,6 @@ class PoolHttpLayer(HttpLayer):
         self.streams[self._last_attempt_id] = self.attempts[self._last_attempt_id] = stream
         return self._last_attempt_id
 
-    def drop_attempt(self, attempt_id: int) -> None:
-        """Route its events nowhere any more."""
-        self.streams.pop(attempt_id, None)
-        self.attempts.pop(attempt_id, None)
-
     def drop_timer(self, timer: commands.RequestWakeup) -> bool:
         """Let a timer hold nothing: its stream may be long over. Say whether it still runs."""
         if timer not in self.command_sources:
@@ -300,7 +301,7 @@ class PoolHttpLayer(HttpLayer):
                 connection.error = None
             if isinstance(connection, Server) and connection.alpn == b"h2":
                 self._take(connection)  # it may have spoken before there was a request
-            if connection.connected and is_dead(connection):
+            if connection.connected and self.is_dead(connection):
                 connection.state = ConnectionState.CLOSED  # nobody reads it any more
         early = self.context.server
         if early.error and early not in self.connections and event.connection_spec_matches(early):
@@ -309,9 +310,15 @@ class PoolHttpLayer(HttpLayer):
             if self._told_early:
                 early.error = None
             self._told_early = True
-        yield from super().get_connection(event, reuse=reuse)
+        # Chained: what is asked for here comes back to streams, and a generator of ours would
+        # be resumed for every command of theirs.
+        found = super().get_connection(event, reuse=reuse)
+        return cast(Any, chain(found, self._take_opening()))
+
+    def _take_opening(self) -> CommandGenerator[None]:
         for connection in self.waiting_for_establishment:
             tls.take(self.connections[connection])
+        yield from ()
 
 
 def _fork(context: Context) -> Context:

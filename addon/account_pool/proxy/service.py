@@ -261,10 +261,11 @@ class Service:
             return None
         head = read_head(request, destination)
         provider, route = self._whose(providers, head)
+        places = providers[0] if len(providers) == 1 else self._places(providers)
         of_page = self.pages.refused(request, head, client, self.settings.allowed)
         if of_page is None and (seen := self.seen.get(provider.name)):
             seen(head.headers)
-        masked = mask(request, self._places(provider, providers), provider.name)
+        masked = mask(request, places, provider.name)
         denied = None
         if of_page is not None:
             if is_reverse(client):
@@ -292,7 +293,8 @@ class Service:
         """Mask *request*, which is recorded, as `open` does one that comes."""
         if providers := self.hosts.find(destination.name, destination.port):
             provider, _ = self._whose(providers, read_head(request, destination))
-            mask(request, self._places(provider, providers), provider.name)
+            places = providers[0] if len(providers) == 1 else self._places(providers)
+            mask(request, places, provider.name)
 
     def _whose(self, providers: tuple[Provider, ...], head: RequestHead) -> tuple[Provider, Route]:
         """Return which of *providers*, who share a host, a request is for: the first to want it."""
@@ -302,10 +304,8 @@ class Service:
                 return candidate, wanted
         return providers[0], Route.PASS
 
-    def _places(self, provider: Provider, sharing: tuple[Provider, ...]) -> Provider | Places:
+    def _places(self, sharing: tuple[Provider, ...]) -> Places:
         """Return where credentials may stand on a request to a host of all in *sharing*."""
-        if len(sharing) == 1:
-            return provider
         names = tuple([p.name for p in sharing])
         known = self._shared.get(names)
         if known is None:
@@ -484,8 +484,8 @@ class Service:
     def learn_beginning(self, call: Call, lease: Lease, reader: AnswerReader) -> None:
         """Learn what a good answer says at its beginning. Raises nothing."""
         try:
-            self.learn_ids(call, lease, reader)
             self.observe_opening(call.provider, lease, reader)
+            self.learn_ids(call, lease, reader)
         except Exception as e:
             harmless.tell(e)
 

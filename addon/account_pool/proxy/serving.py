@@ -243,6 +243,12 @@ class ServingStream(AttemptStream):
         # An answer was looked at before; mitmproxy would end its connection, and all others on it.
         return super().check_invalid(request) if request or self.attempts is None else NO
 
+    def check_killed(self, emit_error_hook: bool) -> CommandGenerator[bool]:
+        # Asked after each hook: mostly nothing waits, and nobody has set an error.
+        if not self._paused_event_queue and self.flow.error is None:
+            return NO
+        return super().check_killed(emit_error_hook)
+
     def _check_limit(self, *, request: bool) -> CommandGenerator[bool]:
         """Refuse what is larger than mitmproxy's body_size_limit, in the provider's envelope."""
         limit = human.parse_size(self.context.options.body_size_limit)
@@ -408,7 +414,8 @@ class ServingStream(AttemptStream):
         older = islice(self.layer.connections, self.sent_among) if step.fresh else ()
         error = yield from self.connect(outgoing, avoided=frozenset(older))
         self.marks.append((Mark.OPENED, self.service.now() - opening_at))
-        if (yield from self.client_gone()):
+        disturbed = self._paused_event_queue or self.flow.error is not None
+        if disturbed and (yield from self.client_gone()):
             return None
         if error:
             reason = causes.unconnected(outgoing.address[0], error, self._not_told())

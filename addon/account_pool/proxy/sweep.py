@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mitmproxy.connection import Connection, ConnectionState
+from mitmproxy.connection import Connection
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import (
@@ -69,7 +69,7 @@ class Sweep:
                 stream.heard, stream.quiet_since = False, now
             if now - stream.quiet_since >= self._timeout_s():
                 yield ReceiveHttp(Silent(attempt_id, f"silence of {self._timeout_s():.0f} s"))
-            elif is_dead(stream.context.server):
+            elif self._layer.is_dead(stream.context.server):
                 yield ReceiveHttp(
                     ResponseProtocolError(
                         attempt_id, "the connection has ended", compat.SERVER_ERROR
@@ -84,9 +84,3 @@ class Sweep:
         now = self._layer.service.wall_now()
         started = connection.timestamp_start or self._not_begun.setdefault(connection, now)
         return now - started > OPENING_S
-
-
-def is_dead(connection: Connection) -> bool:
-    """Say whether nothing can come from *connection* any more."""
-    ended = connection.timestamp_end is not None
-    return ended or not connection.state & ConnectionState.CAN_READ
