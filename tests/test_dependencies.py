@@ -1,13 +1,18 @@
-"""What is imported is declared, and what is declared is used.
+"""What is imported is declared, what is declared is used, and imports run downwards.
 
 mitmproxy 12.3 replaced a package that we had imported because mitmproxy brought it, and
 a fresh install stopped starting. Every import counts here, also one inside a function.
+
+Among the files of the package, imports make no circles, and lead from a folder to those
+below it only, in the order of docs/code.md. Imports for types count too: a file that
+needs another to be understood depends on it.
 """
 
 from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -38,6 +43,38 @@ NOT_IMPORTED = {
 OWNERS = metadata.packages_distributions()
 #: Modules of this repository.
 OURS = {"account_pool", "benchmarks", "tests"}
+
+PACKAGE = ROOT / "addon" / "account_pool"
+#: Folders of the package, the highest first; files beside them are below all.
+[_LINE] = re.findall(
+    r"from a folder to those after it: ([^.]+)\.", (ROOT / "docs" / "code.md").read_text("utf-8")
+)
+FOLDERS = [*re.findall(r"`(\w+)`", _LINE), ""]
+#: Imports that are part of a circle or run upwards, and why they still do.
+EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("admin/actions", "proxy/service"): "names the type of what it changes",
+    ("admin/desk", "proxy/service"): "names the type of what it reads",
+    ("admin/endpoints", "proxy/told"): "puts decisions into words",
+    ("admin/metrics", "proxy/measured"): "reads histograms",
+    ("admin/metrics", "proxy/metering"): "reads tallies",
+    ("admin/metrics", "proxy/service"): "names the type of what it reads",
+    ("credentials/held", "config"): "AccountEntry",
+    ("credentials/keeper", "config"): "AccountEntry",
+    ("credentials/notices", "config"): "AccountEntry",
+    ("credentials/ways", "config"): "AccountEntry",
+    ("credentials/written", "config"): "AccountEntry",
+    ("proxy/compat", "proxy/http1"): "tries whether it fits this mitmproxy",
+    ("proxy/compat", "proxy/http2"): "tries whether it fits this mitmproxy",
+    ("proxy/handover", "proxy/addon"): "names the type of what it keeps",
+    ("proxy/layer", "proxy/attempt_stream"): "names the type of its streams",
+    ("proxy/layer", "proxy/stream"): "makes streams, which need it too",
+    ("proxy/service", "proxy/layer"): "names the type of those it knows",
+    ("proxy/socket_replay", "proxy/serving"): "names the type of its stream",
+    ("proxy/sweep", "proxy/layer"): "names the type of what it looks after",
+    ("proxy/waking", "proxy/layer"): "names the type of what it wakes",
+}
+#: By which file, which one, and in which way.
+Edges = dict[tuple[str, str], str]
 
 
 def requirements(*extras: str) -> list[Requirement]:
@@ -117,6 +154,78 @@ def unused(names: Iterable[str], declared: Iterable[Requirement]) -> set[str]:
     }
 
 
+@cache
+def edges(folder: Path) -> Edges:
+    """Return the imports among the files of the package in *folder*, by names as `core/pool`."""
+    files = {path.relative_to(folder).with_suffix("") for path in folder.rglob("*.py")}
+    names = {file.parent if file.name == "__init__" else file for file in files}
+    found: Edges = {}
+    for file in sorted(files):
+        tree = ast.parse((folder / file).with_suffix(".py").read_text(encoding="utf-8"))
+        name = file.parent if file.name == "__init__" else file
+        for imports, how in ways_of_importing(tree):
+            package, *rest = imports.split(".")
+            if package != folder.name:
+                continue
+            to = Path(*rest)
+            while to not in names:
+                to = to.parent
+            if to != name:
+                found.setdefault((str(name), str(to)), how)
+    return found
+
+
+def ways_of_importing(node: ast.AST, how: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the names imported anywhere in *node*, and how it is if it is not at once."""
+    match node:
+        case ast.Import() | ast.ImportFrom():
+            yield from ((name, how) for name in imported(node))
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda():
+            how = how or "in a function"
+        case ast.If(test=test) if "TYPE_CHECKING" in ast.unparse(test):
+            how = how or "for types"
+    for child in ast.iter_child_nodes(node):
+        yield from ways_of_importing(child, how)
+
+
+def misled(some: Edges, known: Edges) -> Edges:
+    """Return those of *some* that run upwards, or make a circle with those that are *known*."""
+    reached: dict[str, set[str]] = {file: {file} for edge in (*some, *known) for file in edge}
+    is_larger = True
+    while is_larger:
+        size = sum(map(len, reached.values()))
+        for file, to in known:
+            reached[file] |= reached[to]
+        is_larger = sum(map(len, reached.values())) > size
+    return {
+        (file, to): how
+        for (file, to), how in some.items()
+        if file in reached[to] or rank(file) > rank(to)
+    }
+
+
+def rank(file: str) -> int:
+    folder = file.partition("/")[0]
+    return FOLDERS.index(folder if folder in FOLDERS else "")
+
+
+def test_the_order_of_the_folders_is_complete():
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert {*FOLDERS} - {""} == folders
+
+
+def test_imports_run_downwards_and_in_no_circle():
+    known = {edge: how for edge, how in edges(PACKAGE).items() if edge not in EXCEPTIONS}
+    assert misled(known, known) == {}
+
+
+def test_the_exceptions_are_needed():
+    known = edges(PACKAGE).copy()
+    excepted = {edge: known.pop(edge, "not there") for edge in EXCEPTIONS}
+    assert "not there" not in excepted.values()
+    assert misled(excepted, known) == excepted
+
+
 def test_what_the_package_imports_is_declared():
     assert undeclared(imports("addon"), requirements()) == []
 
@@ -178,3 +287,29 @@ def test_a_namespace_is_no_module():
     modules = {"google.genai", "google.genai.types"}
     assert provided("google.genai.Client", modules)
     assert not provided("google.auth", modules)
+
+
+def test_imports_in_circles_and_upwards_are_found(tmp_path):
+    folder = tmp_path / "account_pool"
+    for name, source in {
+        "__init__": "from account_pool.version import x",
+        "version": "",
+        "core/__init__": "",
+        "core/a": "import account_pool.core.b as b",
+        "core/b": "def f():\n    from account_pool.core.c import x",
+        "core/c": "if TYPE_CHECKING:\n    from account_pool.core.a import x",
+        "core/d": "from account_pool.core import a, missing\nfrom account_pool import x",
+        "store/__init__": "from account_pool.core.a import x",
+        "core/e": "from account_pool.store import x",
+    }.items():
+        path = (folder / name).with_suffix(".py")
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(source)
+    found = edges(folder)
+    assert found["core/d", "core/a"] == found["core/d", "."] == ""
+    assert misled(found, found) == {
+        ("core/a", "core/b"): "",
+        ("core/b", "core/c"): "in a function",
+        ("core/c", "core/a"): "for types",
+        ("core/e", "store"): "",
+    }
