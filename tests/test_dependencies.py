@@ -53,7 +53,7 @@ FOLDERS = [*re.findall(r"`(\w+)`", _LINE), ""]
 #: Imports that are part of a circle or run upwards, and why they still do.
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("admin/actions", "proxy/service"): "names the type of what it changes",
-    ("admin/desk", "proxy/service"): "names the type of what it reads",
+    ("admin/context", "proxy/service"): "names the type of what it reads",
     ("admin/endpoints", "proxy/told"): "puts decisions into words",
     ("admin/metrics", "proxy/measured"): "reads histograms",
     ("admin/metrics", "proxy/metering"): "reads tallies",

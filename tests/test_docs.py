@@ -19,7 +19,7 @@ import typer
 from mitmproxy.test import taddons
 
 from account_pool.admin import metrics
-from account_pool.admin.decided import Decided
+from account_pool.admin.decision_counter import DecisionCounter
 from account_pool.admin.endpoints import ENDPOINTS
 from account_pool.admin.token import TOKEN_FILE
 from account_pool.cli.check import check_accounts
@@ -212,7 +212,7 @@ def test_no_endpoint_that_is_not_there():
 def test_the_table_of_metrics():
     rows = {quoted(n)[0]: quoted(labels) for n, labels, _ in table(METRICS_PAGE, "metric")}
     told = {}
-    for family in metrics.read(service_of("one"), Decided()):
+    for family in metrics.read(service_of("one"), DecisionCounter()):
         name = family.name + ("_total" if family.type == "counter" else "")
         # A family that nothing was counted of has its labels here only.
         told[name] = list(family._labelnames)

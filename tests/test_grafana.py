@@ -39,8 +39,8 @@ def told() -> dict[str, set[str]]:
     service.measured.attempts["openai/one", "ok"] += 1
     service.measured.failovers["openai"] += 1
     service.measured.timings["openai"].overhead.observe(0.0)
-    decided = SimpleNamespace(counts={("openai", "cooldown"): 1})
-    text = metrics.text(service, decided).decode()
+    counter = SimpleNamespace(counts={("openai", "cooldown"): 1})
+    text = metrics.text(service, counter).decode()
     labels: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

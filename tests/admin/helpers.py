@@ -1,4 +1,4 @@
-"""Visits, and an office that answers them, without a proxy."""
+"""Requests to the admin API, and a server that answers them, without a proxy."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from account_pool import config
-from account_pool.admin.office import Office
-from account_pool.admin.security import Door, Rules
-from account_pool.admin.visit import Reply, Visit
+from account_pool.admin.request import AdminRequest, AdminResponse
+from account_pool.admin.security import Rules, TokenGuard
+from account_pool.admin.server import AdminServer
 from account_pool.core.credential import Secret
 from account_pool.providers.registry import BUILT_IN
 from account_pool.proxy import hosting
@@ -22,7 +22,7 @@ PORT = 8080
 HOST = f"127.0.0.1:{PORT}"
 
 
-def visit(
+def admin_request(
     target: str = "/account-pool",
     body: Any = None,
     *,
@@ -30,7 +30,7 @@ def visit(
     token: str | None = None,
     headers: dict[str, str] | None = None,
     **settings: Any,
-) -> Visit:
+) -> AdminRequest:
     """A request of this machine to the proxy's own port; with a body a POST with the token."""
     fields = {"host": HOST, **(headers or {})}
     if body is not None:
@@ -40,7 +40,7 @@ def visit(
         fields.setdefault("authorization", f"Bearer {token}")
     settings.setdefault("peer", "127.0.0.1")
     settings.setdefault("address", ("127.0.0.1", PORT))
-    made = Visit(
+    made = AdminRequest(
         method=method or ("GET" if body is None else "POST"),
         target=target,
         headers=tuple((n.encode(), v.encode("latin-1")) for n, v in fields.items() if v),
@@ -51,13 +51,13 @@ def visit(
     return made
 
 
-def told(reply: Reply) -> Any:
+def told(response: AdminResponse) -> Any:
     """The JSON of an answer."""
-    return json.loads(reply.body)
+    return json.loads(response.body)
 
 
-def code(reply: Reply) -> str:
-    return told(reply)["error"]["code"]
+def code(response: AdminResponse) -> str:
+    return told(response)["error"]["code"]
 
 
 class FakeProxy:
@@ -83,14 +83,14 @@ class FakeProxy:
             source=lambda: self.main if self.main.exists() else None,
             rules=lambda: self.rules,
         )
-        self.office: Office = hosting.open_office(self.service, hands, Secret(TOKEN))
+        self.server: AdminServer = hosting.open_admin_server(self.service, hands, Secret(TOKEN))
 
     @property
-    def door(self) -> Door:
-        return self.office.door
+    def guard(self) -> TokenGuard:
+        return self.server.guard
 
-    async def ask(self, *args: Any, **kwargs: Any) -> Reply:
-        return await self.office.answer(visit(*args, **kwargs))
+    async def ask(self, *args: Any, **kwargs: Any) -> AdminResponse:
+        return await self.server.answer(admin_request(*args, **kwargs))
 
     async def _read_again(self) -> None:
         main = config.load(self.main, self.environ) if self.main.exists() else None

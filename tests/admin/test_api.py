@@ -1,4 +1,4 @@
-"""What the addresses do, from the door to the answer."""
+"""What the endpoints do, from a request to its response."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import json
 import pytest
 
 from account_pool.admin.endpoints import ENDPOINTS
+from account_pool.admin.request import MAX_BODY_BYTES
 from account_pool.admin.security import MAX_FAILURES, Rules
-from account_pool.admin.visit import MAX_BODY_BYTES
 from account_pool.config import load
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from account_pool.admin import metrics
-from account_pool.admin.decided import Decided
+from account_pool.admin.decision_counter import DecisionCounter
 from account_pool.core.account import AccountKey
 from account_pool.core.decision import By, Decision, Kind
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
@@ -28,9 +28,9 @@ def service(clock):
     return service_of("one", account("off", enabled=False), clock=clock)
 
 
-def read(service, decided=None) -> dict[tuple[str, ...], float]:
+def read(service, counter=None) -> dict[tuple[str, ...], float]:
     """Scrape; return values by name and label values, in the order of the labels' names."""
-    text = metrics.text(service, decided or Decided()).decode()
+    text = metrics.text(service, counter or DecisionCounter()).decode()
     return {
         (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text)
@@ -39,7 +39,7 @@ def read(service, decided=None) -> dict[tuple[str, ...], float]:
 
 
 def test_every_metric_has_a_type_and_a_help(service):
-    text = metrics.text(service, Decided()).decode()
+    text = metrics.text(service, DecisionCounter()).decode()
     for family in text_string_to_metric_families(text):
         assert family.name.startswith("account_pool_")
         assert family.documentation.endswith(".")
@@ -103,10 +103,10 @@ def test_models_that_clients_make_up_are_bounded(service):
 
 
 def test_decisions_count_once():
-    decided = Decided()
+    counter = DecisionCounter()
     for number, kind in ((1, Kind.COOLDOWN), (2, Kind.MOVE), (1, Kind.COOLDOWN), (3, Kind.MOVE)):
-        decided.note(Decision(kind=kind, at=0.0, by=By.ANSWER, provider="openai", number=number))
-    found = read(service_of("one"), decided)
+        counter.note(Decision(kind=kind, at=0.0, by=By.ANSWER, provider="openai", number=number))
+    found = read(service_of("one"), counter)
     assert found["account_pool_decisions_total", "cooldown", "openai"] == 1
     assert found["account_pool_decisions_total", "move", "openai"] == 2
 

@@ -14,9 +14,9 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from account_pool.admin.endpoints import ENDPOINTS
 from account_pool.admin.openapi import document
+from account_pool.admin.request import AdminRequest
 from account_pool.admin.schemas import SCHEMAS
-from account_pool.admin.security import Door
-from account_pool.admin.visit import Visit
+from account_pool.admin.security import TokenGuard
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Secret
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
@@ -41,7 +41,7 @@ KEPT = AccountKey("openai", "kept")
 
 
 class Hosted:
-    """The office as an ASGI app, on a pool in which there is something of each kind to show."""
+    """The server as an ASGI app, on a pool that has something of each kind to show."""
 
     def __init__(self) -> None:
         self._folder = TemporaryDirectory()
@@ -50,7 +50,7 @@ class Hosted:
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] == "lifespan":
             return
-        asked = Visit(
+        asked = AdminRequest(
             method=scope["method"],
             target=scope["raw_path"].decode("latin-1") + _query(scope),
             headers=tuple((n, HOST.encode() if n == b"host" else v) for n, v in scope["headers"]),
@@ -62,10 +62,10 @@ class Hosted:
             message = await receive()
             asked.take(message.get("body", b""))
             more = message.get("more_body", False)
-        reply = await (await self._made()).office.answer(asked)
-        head = {"type": "http.response.start", "status": reply.status}
-        await send({**head, "headers": list(reply.headers)})
-        await send({"type": "http.response.body", "body": reply.body})
+        response = await (await self._made()).server.answer(asked)
+        head = {"type": "http.response.start", "status": response.status}
+        await send({**head, "headers": list(response.headers)})
+        await send({"type": "http.response.body", "body": response.body})
 
     async def _made(self) -> FakeProxy:
         """Return the proxy; another one when a request has removed what is to be shown."""
@@ -120,8 +120,8 @@ def test_the_description_names_the_refusals(endpoint):
 
 def test_the_hosted_app_answers():
     """What the tests above ask is what the proxy answers."""
-    door = Door(Secret(TOKEN))
-    assert door.token.reveal() == TOKEN
+    guard = TokenGuard(Secret(TOKEN))
+    assert guard.token.reveal() == TOKEN
     sent = []
 
     async def send(message):

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from account_pool.admin.refused import Refused
+from account_pool.admin.errors import ApiError
+from account_pool.admin.request import MAX_BODY_BYTES
 from account_pool.admin.security import (
     FAILURE_WINDOW_S,
     MAX_FAILURES,
     MAX_PEERS,
-    Door,
     Rules,
+    TokenGuard,
     check_body,
     check_place,
     is_this_machine,
     needs_token,
 )
-from account_pool.admin.visit import MAX_BODY_BYTES
 from account_pool.core.credential import Secret
-from tests.admin.helpers import HOST, PORT, TOKEN, visit
+from tests.admin.helpers import HOST, PORT, TOKEN, admin_request
 
 REMOTE = Rules(remote=True)
 LAN = {"peer": "192.168.1.9", "address": ("192.168.1.5", PORT)}
@@ -28,7 +28,7 @@ def verdict(check, *args) -> str:
     """Return the code of the refusal, "" if there is none."""
     try:
         check(*args)
-    except Refused as refused:
+    except ApiError as refused:
         return refused.code
     return ""
 
@@ -67,11 +67,11 @@ def verdict(check, *args) -> str:
     ],
 )
 def test_the_name_we_are_called_by(host, expected):
-    assert verdict(check_place, visit(headers={"host": host}), Rules()) == expected
+    assert verdict(check_place, admin_request(headers={"host": host}), Rules()) == expected
 
 
 def test_two_host_lines():
-    asked = visit()
+    asked = admin_request()
     asked.headers = (*asked.headers, (b"Host", HOST.encode()))
     assert verdict(check_place, asked, Rules()) == "wrong_host"
 
@@ -87,7 +87,7 @@ def test_two_host_lines():
     ],
 )
 def test_the_address_and_the_host_header_agree(authority, host, expected):
-    asked = visit(headers={"host": host}, authority=authority)
+    asked = admin_request(headers={"host": host}, authority=authority)
     assert verdict(check_place, asked, Rules()) == expected
 
 
@@ -122,7 +122,7 @@ def test_the_address_and_the_host_header_agree(authority, host, expected):
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "OPTIONS"])
 def test_other_pages_are_refused(headers, expected, method):
-    asked = visit("/account-pool", method=method, headers=headers)
+    asked = admin_request("/account-pool", method=method, headers=headers)
     assert verdict(check_place, asked, Rules()) == expected
 
 
@@ -142,7 +142,7 @@ def test_a_link_may_lead_to_the_dashboard(target, method, dest, expected):
         "sec-fetch-mode": "navigate",
         "sec-fetch-dest": dest,
     }
-    asked = visit(target, method=method, headers=headers)
+    asked = admin_request(target, method=method, headers=headers)
     assert verdict(check_place, asked, Rules()) == expected
 
 
@@ -158,7 +158,7 @@ def test_a_link_may_lead_to_the_dashboard(target, method, dest, expected):
     ],
 )
 def test_where_one_may_ask_from(rules, place, host, expected):
-    assert verdict(check_place, visit(headers={"host": host}, **place), rules) == expected
+    assert verdict(check_place, admin_request(headers={"host": host}, **place), rules) == expected
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_where_one_may_ask_from(rules, place, host, expected):
     ],
 )
 def test_what_needs_the_token(target, method, rules, place, expected):
-    assert needs_token(visit(target, method=method, **place), rules) is expected
+    assert needs_token(admin_request(target, method=method, **place), rules) is expected
 
 
 @pytest.mark.parametrize(
@@ -201,12 +201,12 @@ def test_what_needs_the_token(target, method, rules, place, expected):
     ],
 )
 def test_a_change_is_json(headers, expected):
-    assert verdict(check_body, visit(body={}, headers=headers)) == expected
+    assert verdict(check_body, admin_request(body={}, headers=headers)) == expected
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_a_long_body_is_not_kept(method):
-    asked = visit(body=b"x", method=method)
+    asked = admin_request(body=b"x", method=method)
     for _ in range(3):
         asked.take(b"y" * MAX_BODY_BYTES)
         assert len(asked.body) <= MAX_BODY_BYTES
@@ -214,7 +214,7 @@ def test_a_long_body_is_not_kept(method):
 
 
 def test_a_body_may_be_as_long_as_we_say():
-    asked = visit(body=b"")
+    asked = admin_request(body=b"")
     asked.take(b"y" * MAX_BODY_BYTES)
     assert verdict(check_body, asked) == ""
     assert len(asked.body) == MAX_BODY_BYTES
@@ -237,42 +237,42 @@ def test_a_body_may_be_as_long_as_we_say():
     ],
 )
 def test_the_token(given, expected):
-    asked = visit(headers={"authorization": given})
-    assert verdict(Door(Secret(TOKEN)).check, asked, 0.0) == expected
+    asked = admin_request(headers={"authorization": given})
+    assert verdict(TokenGuard(Secret(TOKEN)).check, asked, 0.0) == expected
 
 
 def test_two_tokens_are_none():
-    asked = visit(token=TOKEN)
+    asked = admin_request(token=TOKEN)
     asked.headers = (*asked.headers, (b"Authorization", b"Bearer other"))
-    assert verdict(Door(Secret(TOKEN)).check, asked, 0.0) == "wrong_token"
+    assert verdict(TokenGuard(Secret(TOKEN)).check, asked, 0.0) == "wrong_token"
 
 
 def test_who_guesses_is_not_heard_for_a_while():
-    door = Door(Secret(TOKEN))
-    wrong, right = visit(token="guess"), visit(token=TOKEN)
+    guard = TokenGuard(Secret(TOKEN))
+    wrong, right = admin_request(token="guess"), admin_request(token=TOKEN)
     for n in range(MAX_FAILURES):
-        assert verdict(door.check, wrong, float(n)) == "wrong_token"
-    with pytest.raises(Refused) as refused:
-        door.check(right, 10.0)
+        assert verdict(guard.check, wrong, float(n)) == "wrong_token"
+    with pytest.raises(ApiError) as refused:
+        guard.check(right, 10.0)
     assert refused.value.code == "too_many_failures"
     assert refused.value.headers["retry-after"] == "51"
     # Others are heard, and so is everybody a minute after the first guess.
-    assert verdict(door.check, visit(token=TOKEN, peer="127.0.0.2"), 10.0) == ""
-    assert verdict(door.check, right, FAILURE_WINDOW_S) == ""
+    assert verdict(guard.check, admin_request(token=TOKEN, peer="127.0.0.2"), 10.0) == ""
+    assert verdict(guard.check, right, FAILURE_WINDOW_S) == ""
 
 
 def test_a_missing_token_is_no_guess():
-    door = Door(Secret(TOKEN))
+    guard = TokenGuard(Secret(TOKEN))
     for _ in range(3 * MAX_FAILURES):
-        assert verdict(door.check, visit(), 0.0) == "no_token"
-    assert verdict(door.check, visit(token=TOKEN), 0.0) == ""
+        assert verdict(guard.check, admin_request(), 0.0) == "no_token"
+    assert verdict(guard.check, admin_request(token=TOKEN), 0.0) == ""
 
 
 def test_guesses_of_many_addresses_take_no_room():
-    door = Door(Secret(TOKEN))
+    guard = TokenGuard(Secret(TOKEN))
     for n in range(MAX_PEERS + 50):
-        verdict(door.check, visit(token="guess", peer=f"2001:db8::{n:x}"), 0.0)
-    assert len(door.failures) == MAX_PEERS
+        verdict(guard.check, admin_request(token="guess", peer=f"2001:db8::{n:x}"), 0.0)
+    assert len(guard.failures) == MAX_PEERS
 
 
 @pytest.mark.parametrize(
@@ -288,6 +288,6 @@ def test_this_machine(address, expected):
 
 
 def test_a_visit_shows_no_secret():
-    asked = visit("/account-pool/add", {"token": "sk-fake-new-000"})
+    asked = admin_request("/account-pool/add", {"token": "sk-fake-new-000"})
     assert TOKEN not in repr(asked)
     assert "sk-fake" not in repr(asked)

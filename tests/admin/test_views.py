@@ -7,7 +7,7 @@ from math import inf, nan
 import pytest
 
 from account_pool.admin import views
-from account_pool.admin.views import Beside, Moment
+from account_pool.admin.views import AccountExtras, Moment
 from account_pool.core.account import AccountKey
 from account_pool.core.affinity import Sessions
 from account_pool.core.credential import Credential, Secret
@@ -20,7 +20,7 @@ from tests.proxy.helpers import account
 #: 2026-11-21T12:00:00Z, and the monotonic clock then.
 MOMENT = Moment(1000.0, 1795262400.0)
 ONE = AccountKey("openai", "one")
-BESIDE = Beside()
+NO_EXTRAS = AccountExtras()
 
 
 def pool_of(**changes) -> Pool:
@@ -42,7 +42,7 @@ def limit(**changes) -> Outcome:
 
 
 def shown(pool: Pool) -> dict:
-    return views.account_view(pool.get(ONE), MOMENT, BESIDE)
+    return views.account_view(pool.get(ONE), MOMENT, NO_EXTRAS)
 
 
 def test_an_account_as_it_was_written():
@@ -168,12 +168,12 @@ def test_off_without_credential_and_full():
 def test_the_pool_and_one_provider():
     pool = pool_of()
     pool.add(account("two", "anthropic"), now=MOMENT.now)
-    everything = views.pool_view(pool, MOMENT, BESIDE)
+    everything = views.pool_view(pool, MOMENT, NO_EXTRAS)
     assert [one["key"] for one in everything["accounts"]] == ["openai/one", "anthropic/two"]
     assert everything["summary"]["total"] == 2
     assert everything["summary"]["available"] == 1
     assert everything["providers"]["anthropic"]["available"] == 0
-    one = views.provider_view(pool, "openai", MOMENT, BESIDE)
+    one = views.provider_view(pool, "openai", MOMENT, NO_EXTRAS)
     assert [account["key"] for account in one["accounts"]] == ["openai/one"]
     assert one["summary"] == everything["providers"]["openai"]
 

@@ -18,7 +18,7 @@ from mitmproxy.test import taddons
 from account_pool.admin.token import TOKEN_FILE
 from account_pool.proxy.addon import AccountPool
 from account_pool.proxy.hooks import Turn
-from tests.admin.helpers import told, visit
+from tests.admin.helpers import admin_request, told
 
 TWO = (
     "accounts:\n  - {provider: openai, label: one, token: sk-fake-one-000}\n"
@@ -64,7 +64,7 @@ async def start(tmp_path, monkeypatch, caplog):
 async def ask(addon: AccountPool, path: str, body=None):
     """Ask as the stream does: a turn of the addon."""
     token = (Path.cwd() / TOKEN_FILE).read_text().strip()
-    turn = Turn(visit(path, body, token=token))
+    turn = Turn(admin_request(path, body, token=token))
     await addon.pool_turn(turn)
     assert turn.failed is None
     return told(turn.reply)

@@ -7,14 +7,14 @@ from mitmproxy.connection import Server
 from mitmproxy.proxy import server_hooks
 from mitmproxy.proxy.layers.http import HTTPMode
 
-from account_pool.admin.visit import ADMIN_HOST, MAX_BODY_BYTES, Reply, Visit
+from account_pool.admin.request import ADMIN_HOST, MAX_BODY_BYTES, AdminRequest, AdminResponse
 from account_pool.proxy.destination import of_request
 from account_pool.proxy.visits import is_for_us, keep_here
 from tests.proxy.helpers import FakeClock, Rig, client_connection, service_of
 
 OWN = "127.0.0.1:8080"
 SECRET = "sk-fake-new-000"
-DONE = Reply(200, ((b"content-type", b"text/plain"), (b"content-length", b"4")), b"done")
+DONE = AdminResponse(200, ((b"content-type", b"text/plain"), (b"content-length", b"4")), b"done")
 
 
 def asked(target: str = "/health", body: bytes = b"", *lines: str, method: str = "GET") -> bytes:
@@ -37,8 +37,8 @@ def regular(rig_of):
     return build
 
 
-def visits(rig) -> list[Visit]:
-    return [turn.step for turn in rig.turns if isinstance(turn.step, Visit)]
+def visits(rig) -> list[AdminRequest]:
+    return [turn.step for turn in rig.turns if isinstance(turn.step, AdminRequest)]
 
 
 @pytest.mark.parametrize(

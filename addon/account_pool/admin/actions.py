@@ -1,7 +1,7 @@
-"""What a person may change, by REST or by a command.
+"""What a person may change, through the admin API or a command.
 
-Accounts that are added are written down first, then the proxy reads its accounts anew, as
-it does when somebody edits the file: what comes of both is the same.
+An added account is written to a file first, then the proxy reads its accounts again, as it
+does after somebody has edited the file: both ways have the same result.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from account_pool.admin.accounts_files import AccountsFiles
-from account_pool.admin.refused import Refused
+from account_pool.admin.errors import ApiError
 from account_pool.config.edit import WrongAccount
 from account_pool.config.replace import CannotEdit
 from account_pool.core.account import AccountKey, normalise_label
@@ -39,12 +39,12 @@ class Actions:
     """Changes the pool of *service*.
 
     Attributes:
-        service: whose pool.
-        files: returns where accounts are written down.
-        known: returns the providers accounts may be of.
-        read_again: reads the accounts anew and takes them over. Raises ValueError, or
-            what reading them raises, with a text for people.
-        forget: takes an account out of the running pool.
+        service: what the pool belongs to.
+        files: returns the files that accounts are written to.
+        known: returns the providers an account may have.
+        read_again: reads the accounts again and applies them. Raises ValueError, or what
+            reading them raises, with a text for people.
+        forget: removes an account from the running pool.
     """
 
     service: Service
@@ -55,9 +55,9 @@ class Actions:
     _one_by_one: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def add(self, entry: Entry) -> tuple[AccountState, str]:
-        """Add the account that *entry* describes; return it, and where it is written now.
+        """Add the account that *entry* describes; return it and the name of its file.
 
-        *entry* has the keys of accounts.yaml. Raises Refused.
+        *entry* has the keys of accounts.yaml. Raises ApiError.
         """
         async with self._one_by_one:
             key = self.new_key(entry)
@@ -66,9 +66,10 @@ class Actions:
         return self.added(key, where), where
 
     async def remove(self, provider: str, label: str) -> tuple[AccountKey, str | None]:
-        """Take an account out of the pool and of where it is written; return where that was.
+        """Remove an account from the pool and its file; return its key and the file's name.
 
-        None: nowhere that can be changed, so it comes back with the next start.
+        The name is None if no file that may be changed has it: the account returns with the
+        next start. Raises ApiError.
         """
         key = self.get(provider, label).key
         async with self._one_by_one:
@@ -80,7 +81,7 @@ class Actions:
         return key, where
 
     def next(self, provider: str) -> AccountKey | None:
-        """Pass over the account whose turn it is; return who comes then."""
+        """Skip the account that would serve next; return the one that serves instead."""
         return self.service.pool.next(self.provider(provider), now=self.service.now())
 
     def clear_cooldown(self, provider: str, label: str) -> tuple[AccountState, list[Cooldown]]:
@@ -89,42 +90,48 @@ class Actions:
         return state, self.service.pool.clear_cooldown(state.key, now=self.service.now())
 
     def disable(self, provider: str, label: str) -> AccountState:
-        """Use an account no more until somebody enables it, over restarts too."""
+        """Disable an account until somebody enables it, across restarts too. Raises ApiError."""
         state = self.get(provider, label)
         self.service.pool.mark_failure(state.key, _BY_HAND, now=self.service.now(), by=By.HAND)
         return state
 
     def enable(self, provider: str, label: str) -> AccountState:
-        """Use an account again that is disabled or benched, for whatever reason; limits stay."""
+        """Use a disabled or benched account again, whatever the reason; its limits stay.
+
+        Raises ApiError.
+        """
         state = self.get(provider, label)
         if not state.account.enabled:
-            raise Refused(409, "off", "accounts.yaml says `enabled: false`; change it there")
+            raise ApiError(409, "off", "accounts.yaml says `enabled: false`; change it there")
         self.service.pool.enable(state.key, now=self.service.now())
         return state
 
     def close_session(self, key: str) -> None:
-        """Forget a conversation; its next request goes where the strategy says."""
+        """Forget a session: its next request goes to the account that the strategy selects.
+
+        Raises ApiError.
+        """
         if not self.service.sessions.close_session(key):
-            raise Refused(404, "unknown_session", "there is no such session")
+            raise ApiError(404, "unknown_session", "there is no such session")
 
     # -- the steps of an addition
 
     def new_key(self, entry: Entry) -> AccountKey:
-        """Return how the account of *entry* will be named. Raises Refused if one is."""
+        """Return the key that the account of *entry* will have. Raises ApiError if it is taken."""
         key = self._named(entry["provider"], entry["label"])
         if self._find(key) is not None:
-            raise Refused(409, "exists", "this provider already has an account of that label")
+            raise ApiError(409, "exists", "this provider already has an account of that label")
         return key
 
     def write(self, entry: Entry) -> str:
-        """Write *entry* down and return where. Blocks. Raises Refused."""
+        """Write *entry* down and return where. Blocks. Raises ApiError."""
         try:
             with _WRITING:
                 return self.files().add(entry, self.known())
         except WrongAccount as e:
-            raise Refused(422, "invalid_account", str(e)) from None
+            raise ApiError(422, "invalid_account", str(e)) from None
         except CannotEdit as e:
-            raise Refused(409, "cannot_write", str(e)) from None
+            raise ApiError(409, "cannot_write", str(e)) from None
 
     def take_out(self, key: AccountKey) -> str | None:
         """Take *key* out of where it is written, and return where that was. Blocks."""
@@ -132,10 +139,10 @@ class Actions:
             return self.files().remove(key)
 
     def added(self, key: AccountKey, where: str) -> AccountState:
-        """Return the account *key*, which is in the pool by now. Raises Refused."""
+        """Return the account *key*, which is in the pool by now. Raises ApiError."""
         state = self._find(key)
         if state is None:
-            raise Refused(
+            raise ApiError(
                 409, "not_taken", (f"it was written to {where}, but the pool did not load it")
             )
         return state
@@ -143,24 +150,24 @@ class Actions:
     # -- who is meant
 
     def get(self, provider: str, label: str) -> AccountState:
-        """Return an account. Raises Refused."""
+        """Return an account. Raises ApiError."""
         state = self._find(self._named(provider, label))
         if state is None:
-            raise Refused(404, "unknown_account", "the pool has no such account")
+            raise ApiError(404, "unknown_account", "the pool has no such account")
         return state
 
     def provider(self, name: str) -> str:
-        """Return *name* as accounts of it are named. Raises Refused if there are none."""
+        """Return *name* in its normal spelling. Raises ApiError if it has no accounts."""
         provider = name.strip().lower()
         if provider not in self.service.pool.providers():
-            raise Refused(404, "unknown_provider", "the pool has no account of this provider")
+            raise ApiError(404, "unknown_provider", "the pool has no account of this provider")
         return provider
 
     def _named(self, provider: str, label: str) -> AccountKey:
         try:
             return AccountKey(provider.strip().lower(), normalise_label(label))
         except ValueError as e:
-            raise Refused(422, "invalid", f"label: {e}") from None
+            raise ApiError(422, "invalid", f"label: {e}") from None
 
     def _find(self, key: AccountKey) -> AccountState | None:
         try:

@@ -1,4 +1,4 @@
-"""The pages: which address is answered by what, made from `ENDPOINTS`."""
+"""The ASGI application: its routes, made from `ENDPOINTS`."""
 
 from __future__ import annotations
 
@@ -15,64 +15,67 @@ from starlette.types import Receive, Scope, Send
 
 from account_pool.admin import metrics
 from account_pool.admin.bodies import read_body, read_query
-from account_pool.admin.desk import Desk
+from account_pool.admin.context import AdminContext
 from account_pool.admin.endpoints import ENDPOINTS, Endpoint
+from account_pool.admin.errors import ApiError
 from account_pool.admin.openapi import document
 from account_pool.admin.page import dashboard
-from account_pool.admin.refused import Refused
-from account_pool.admin.security import READING
-from account_pool.admin.visit import Visit
+from account_pool.admin.request import AdminRequest
+from account_pool.admin.security import SAFE_METHODS
 
-Page = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request], Awaitable[Response]]
+Admit = Callable[[AdminRequest], None]
 
 
-def make_app(desk: Desk, admit: Callable[[Visit], None]) -> Starlette:
-    """Return the pages.
+def make_app(context: AdminContext, admit: Admit) -> Starlette:
+    """Return the application.
 
     Args:
-        admit: called before anything is answered; raises Refused.
+        admit: called before a request is handled; raises ApiError.
     """
-    pages: tuple[tuple[str, str, Page], ...] = (
+    handlers: tuple[tuple[str, str, Handler], ...] = (
         ("GET", "/", _dashboard),
         ("GET", "/openapi.json", _openapi),
-        ("GET", "/metrics", _metrics_of(desk)),
-        *((e.method, e.path, _page_of(e, desk)) for e in ENDPOINTS),
+        ("GET", "/metrics", _metrics_handler(context)),
+        *((e.method, e.path, _handler_of(e, context)) for e in ENDPOINTS),
     )
-    # What stands for a name comes after the names themselves, and those take any method:
-    # /account-pool/add is no provider for a GET.
-    pages = tuple(sorted(pages, key=lambda page: "{" in page[1]))
-    routes = [Route(path, _Address(method, page, admit)) for method, path, page in pages]
+    # Routes with a parameter come after literal ones, and a literal one matches any method:
+    # /account-pool/add is not a provider, for a GET either.
+    handlers = tuple(sorted(handlers, key=lambda one: "{" in one[1]))
+    routes = [Route(path, _Route(method, handler, admit)) for method, path, handler in handlers]
     app = Starlette(
         routes=routes,
-        exception_handlers={Refused: _refused, HTTPException: _not_found},
+        exception_handlers={ApiError: _refused, HTTPException: _not_found},
     )
     app.router.redirect_slashes = False
     return app
 
 
-class _Address:
-    """One address: takes one method, and lets in whom it may."""
+class _Route:
+    """One route: takes one method, and only requests that *admit* accepts."""
 
-    def __init__(self, method: str, page: Page, admit: Callable[[Visit], None]) -> None:
-        self._methods = sorted(READING) if method in READING else [method]
-        self._page = page
+    def __init__(
+        self, method: str, handler: Handler, admit: Callable[[AdminRequest], None]
+    ) -> None:
+        self._methods = sorted(SAFE_METHODS) if method in SAFE_METHODS else [method]
+        self._handler = handler
         self._admit = admit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         if request.method not in self._methods:
             raise HTTPException(405, headers={"allow": ", ".join(self._methods)})
-        self._admit(scope["visit"])
-        answer = await self._page(request)
-        await answer(scope, receive, send)
+        self._admit(scope["admin_request"])
+        response = await self._handler(request)
+        await response(scope, receive, send)
 
 
-def _page_of(endpoint: Endpoint, desk: Desk) -> Page:
-    async def answer(request: Request) -> Response:
+def _handler_of(endpoint: Endpoint, context: AdminContext) -> Handler:
+    async def handle(request: Request) -> Response:
         asked = await _asked(endpoint, request)
-        return JSONResponse(await endpoint.answer(desk, asked), endpoint.status)
+        return JSONResponse(await endpoint.handler(context, asked), endpoint.status)
 
-    return answer
+    return handle
 
 
 async def _asked(endpoint: Endpoint, request: Request) -> Any:
@@ -92,28 +95,28 @@ async def _openapi(_request: Request) -> Response:
     return JSONResponse(document())
 
 
-def _metrics_of(desk: Desk) -> Page:
-    async def answer(_request: Request) -> Response:
-        # Read at one moment; written while requests go on.
-        families = list(metrics.read(desk.service, desk.decided))
+def _metrics_handler(context: AdminContext) -> Handler:
+    async def handle(_request: Request) -> Response:
+        # Read in one go; formatted in a thread, while requests go on.
+        families = list(metrics.read(context.service, context.decision_counter))
         text = await asyncio.to_thread(metrics.written, families)
         return Response(text, media_type=metrics.MEDIA_TYPE)
 
-    return answer
+    return handle
 
 
 async def _refused(_request: Request, error: Exception) -> Response:
-    refused = cast(Refused, error)
+    refused = cast(ApiError, error)
     return JSONResponse(refused.as_dict(), refused.status, headers=dict(refused.headers))
 
 
 async def _not_found(request: Request, error: Exception) -> Response:
-    """Say in our own words that there is no such address, or no such method for it."""
+    """Return an error response of ours for an unknown path, or a wrong method for it."""
     found = cast(HTTPException, error)
     if found.status_code == 405:
-        refused = Refused(405, "wrong_method", "this endpoint does not accept that method")
+        refused = ApiError(405, "wrong_method", "this endpoint does not accept that method")
     else:
-        refused = Refused(404, "not_found", "there is no such endpoint; see /openapi.json")
-    answer = await _refused(request, refused)
-    answer.headers.update(found.headers or {})
-    return answer
+        refused = ApiError(404, "not_found", "there is no such endpoint; see /openapi.json")
+    response = await _refused(request, refused)
+    response.headers.update(found.headers or {})
+    return response

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from account_pool.admin.refused import Refused
+from account_pool.admin.errors import ApiError
 from account_pool.core.decision import Kind
 
 #: How deep a body may be nested: what accounts.yaml takes is less.
@@ -73,15 +73,15 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_body(shape: type[Model], body: bytes) -> Model:
-    """Return *body* as *shape*. Raises Refused."""
+    """Return *body* as *shape*. Raises ApiError."""
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        raise Refused(400, "not_json", "the body is not JSON") from None
+        raise ApiError(400, "not_json", "the body is not JSON") from None
     if not isinstance(value, dict):
-        raise Refused(422, "invalid", "the body is not a JSON object")
+        raise ApiError(422, "invalid", "the body is not a JSON object")
     if _is_deep(value):
-        raise Refused(422, "invalid", "the body is nested too deeply")
+        raise ApiError(422, "invalid", "the body is nested too deeply")
     return _checked(shape, value)
 
 
@@ -98,10 +98,10 @@ def _is_deep(value: Any) -> bool:
 
 
 def read_query(shape: type[Model], pairs: list[tuple[str, str]]) -> Model:
-    """Return the query *pairs* as *shape*. Raises Refused."""
+    """Return the query *pairs* as *shape*. Raises ApiError."""
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise Refused(422, "invalid", "a query parameter appears twice")
+        raise ApiError(422, "invalid", "a query parameter appears twice")
     return _checked(shape, values)
 
 
@@ -114,4 +114,4 @@ def _checked(shape: type[Model], values: Mapping[str, Any]) -> Model:
         unknown = first["type"] == "extra_forbidden"
         name = "" if unknown else "".join(f"{part}: " for part in first["loc"][:1])
         text = f"there is an unknown key; the keys are: {accepted or 'none'}"
-        raise Refused(422, "invalid", text if unknown else f"{name}{first['msg']}") from None
+        raise ApiError(422, "invalid", text if unknown else f"{name}{first['msg']}") from None

@@ -24,7 +24,7 @@ from account_pool.admin.bodies import (
     SessionsQuery,
     UsageQuery,
 )
-from account_pool.admin.desk import Desk
+from account_pool.admin.context import AdminContext
 from account_pool.admin.new_account import NewAccount
 from account_pool.admin.security import REVEAL_PATH
 from account_pool.admin.views import Json, iso
@@ -34,7 +34,7 @@ from account_pool.supervision import tasks
 
 logger = logging.getLogger(__name__)
 
-Answer = Callable[[Desk, Any], Awaitable[Json]]
+Handler = Callable[[AdminContext, Any], Awaitable[Json]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class Endpoint:
     Attributes:
         path: with `{provider}` where the name of one stands.
         name: unique; the operation id of the description.
-        answer: called with the desk and what was asked: the query or body as *asked*
-            says, the provider in the path, or None.
+        handler: called with the context and what was asked: the parsed body or query, the
+            provider in the path, or None.
         returns: name of the schema of a good answer.
         summary: one sentence.
         query, body: the shape of what is asked.
@@ -55,7 +55,7 @@ class Endpoint:
 
     path: str
     name: str
-    answer: Answer
+    handler: Handler
     returns: str
     summary: str
     _: KW_ONLY
@@ -73,13 +73,13 @@ class Endpoint:
 ENDPOINTS: list[Endpoint] = []
 
 
-def _at(path: str, returns: str, *, name: str = "", **how: Any) -> Callable[[Answer], Answer]:
-    """Let a function answer *path*; *how* are the other fields of its `Endpoint`."""
+def _at(path: str, returns: str, *, name: str = "", **how: Any) -> Callable[[Handler], Handler]:
+    """Register a function as the handler of *path*; *how* are further fields of its `Endpoint`."""
 
-    def register(answer: Answer) -> Answer:
-        summary = " ".join((answer.__doc__ or "").split())
-        ENDPOINTS.append(Endpoint(path, name or answer.__name__, answer, returns, summary, **how))
-        return answer
+    def register(handler: Handler) -> Handler:
+        summary = " ".join((handler.__doc__ or "").split())
+        ENDPOINTS.append(Endpoint(path, name or handler.__name__, handler, returns, summary, **how))
+        return handler
 
     return register
 
@@ -88,79 +88,79 @@ def _at(path: str, returns: str, *, name: str = "", **how: Any) -> Callable[[Ans
 
 
 @_at("/account-pool", "Pool")
-async def accounts(desk: Desk, _asked: None) -> Json:
+async def accounts(context: AdminContext, _asked: None) -> Json:
     """Every account with its state, the cause and the end of its cooldowns, and a summary."""
-    beside = await desk.beside()
-    view = views.pool_view(desk.service.pool, desk.moment(), beside)
-    return {**desk.source(), **view, "warnings": desk.service.warnings()}
+    extras = await context.extras()
+    view = views.pool_view(context.service.pool, context.moment(), extras)
+    return {**context.source(), **view, "warnings": context.service.warnings()}
 
 
 @_at("/account-pool/{provider}", "OneProvider", refusals=(404,))
-async def accounts_of_provider(desk: Desk, name: str) -> Json:
+async def accounts_of_provider(context: AdminContext, name: str) -> Json:
     """The accounts of one provider."""
-    beside = await desk.beside()
-    known = desk.actions.provider(name)
-    return views.provider_view(desk.service.pool, known, desk.moment(), beside)
+    extras = await context.extras()
+    known = context.actions.provider(name)
+    return views.provider_view(context.service.pool, known, context.moment(), extras)
 
 
 @_at("/account-pool/add", "Added", body=NewAccount, status=201, refusals=(409,))
-async def add(desk: Desk, asked: NewAccount) -> Json:
+async def add(context: AdminContext, asked: NewAccount) -> Json:
     """Add an account. It is written to accounts.yaml, or to the store where that is read-only
     or absent."""
-    state, where = await desk.actions.add(asked.entry())
+    state, where = await context.actions.add(asked.entry())
     _note(f"added {state.key} ({where})")
-    return {"account": await desk.account(state), "written_to": where}
+    return {"account": await context.account(state), "written_to": where}
 
 
 @_at("/account-pool/remove", "Removed", body=AccountName, refusals=(404, 409))
-async def remove(desk: Desk, asked: AccountName) -> Json:
+async def remove(context: AdminContext, asked: AccountName) -> Json:
     """Remove an account, also from its file or store. Its running requests finish."""
-    key, where = await desk.actions.remove(asked.provider, asked.label)
+    key, where = await context.actions.remove(asked.provider, asked.label)
     _note(f"removed {key}")
     return {"removed": str(key), "written_to": where}
 
 
 @_at("/account-pool/next", "Next", name="next", body=ProviderName, refusals=(404,))
-async def next_account(desk: Desk, asked: ProviderName) -> Json:
+async def next_account(context: AdminContext, asked: ProviderName) -> Json:
     """Skip the account whose turn it is."""
-    chosen = desk.actions.next(asked.provider)
+    chosen = context.actions.next(asked.provider)
     _note(f"next of {asked.provider.strip().lower()}: {chosen or 'nobody'}")
     return {"next": None if chosen is None else str(chosen)}
 
 
 @_at("/account-pool/clear-cooldown", "Cleared", body=AccountName, refusals=(404,))
-async def clear_cooldown(desk: Desk, asked: AccountName) -> Json:
+async def clear_cooldown(context: AdminContext, asked: AccountName) -> Json:
     """End every cooldown of an account, and enable it if it is disabled."""
-    moment = desk.moment()
-    state, ended = desk.actions.clear_cooldown(asked.provider, asked.label)
+    moment = context.moment()
+    state, ended = context.actions.clear_cooldown(asked.provider, asked.label)
     _note(f"cleared {state.key}")
     return {
         "cleared": [views.cooldown_view(cooldown, moment) for cooldown in ended],
-        "account": await desk.account(state),
+        "account": await context.account(state),
     }
 
 
 @_at("/account-pool/enable", "OneAccount", body=AccountName, refusals=(404, 409))
-async def enable(desk: Desk, asked: AccountName) -> Json:
+async def enable(context: AdminContext, asked: AccountName) -> Json:
     """Enable a disabled account; its cooldowns stay."""
-    state = desk.actions.enable(asked.provider, asked.label)
+    state = context.actions.enable(asked.provider, asked.label)
     _note(f"enabled {state.key}")
-    return {"account": await desk.account(state)}
+    return {"account": await context.account(state)}
 
 
 @_at("/account-pool/disable", "OneAccount", body=AccountName, refusals=(404,))
-async def disable(desk: Desk, asked: AccountName) -> Json:
+async def disable(context: AdminContext, asked: AccountName) -> Json:
     """Disable an account until it is enabled again, across restarts too."""
-    state = desk.actions.disable(asked.provider, asked.label)
+    state = context.actions.disable(asked.provider, asked.label)
     _note(f"disabled {state.key}")
-    return {"account": await desk.account(state)}
+    return {"account": await context.account(state)}
 
 
 @_at(REVEAL_PATH, "Revealed", body=AccountName, refusals=(404,))
-async def reveal(desk: Desk, asked: AccountName) -> Json:
+async def reveal(context: AdminContext, asked: AccountName) -> Json:
     """Show the credentials of an account, by kind; on this machine, and only while
     pool_show_tokens is set."""
-    state = desk.actions.get(asked.provider, asked.label)
+    state = context.actions.get(asked.provider, asked.label)
     _note(f"showed the credential of {state.key}")
     shown = {kind: held.secret.reveal() for kind, held in state.credentials.items()}
     return {"key": str(state.key), "credentials": shown}
@@ -170,9 +170,9 @@ async def reveal(desk: Desk, asked: AccountName) -> Json:
 
 
 @_at("/decisions", "Decisions", query=DecisionsQuery)
-async def decisions(desk: Desk, asked: DecisionsQuery) -> Json:
+async def decisions(context: AdminContext, asked: DecisionsQuery) -> Json:
     """The latest decisions and their causes, newest first."""
-    known, now = desk.service.pool.decisions, desk.service.now()
+    known, now = context.service.pool.decisions, context.service.now()
     rows: list[Json] = []
     for decision in known:
         if decision.number <= asked.since or len(rows) >= asked.limit:
@@ -199,49 +199,49 @@ def _decision_view(decision: Decision, now: float) -> Json:
 
 
 @_at("/sessions", "Sessions", query=SessionsQuery)
-async def sessions(desk: Desk, asked: SessionsQuery) -> Json:
+async def sessions(context: AdminContext, asked: SessionsQuery) -> Json:
     """The conversations bound to an account, most recently used first."""
-    return views.sessions_view(desk.service.sessions, desk.moment(), asked.limit)
+    return views.sessions_view(context.service.sessions, context.moment(), asked.limit)
 
 
 @_at("/sessions/close", "Closed", body=SessionKey, refusals=(404,))
-async def close_session(desk: Desk, asked: SessionKey) -> Json:
+async def close_session(context: AdminContext, asked: SessionKey) -> Json:
     """Forget a conversation; its next request goes where the strategy says."""
-    desk.actions.close_session(asked.key)
+    context.actions.close_session(asked.key)
     _note("closed a session")
     return {"closed": asked.key}
 
 
 @_at("/usage", "Usage", query=UsageQuery)
-async def usage(desk: Desk, asked: UsageQuery) -> Json:
+async def usage(context: AdminContext, asked: UsageQuery) -> Json:
     """Requests and tokens by day (UTC), account and model, newest day first."""
-    today = datetime.fromtimestamp(desk.service.wall_now(), UTC).date()
+    today = datetime.fromtimestamp(context.service.wall_now(), UTC).date()
     first = (today - timedelta(days=asked.days - 1)).isoformat()
     served, resets = [
         {key: amounts for key, amounts in sums.items() if key[0] >= first}
-        for sums in (await desk.counted("usage"), await desk.counted("resets"))
+        for sums in (await context.counted("usage"), await context.counted("resets"))
     ]
     return views.usage_view(served, resets)
 
 
 @_at("/health", "Health")
-async def health(desk: Desk, _asked: None) -> Json:
+async def health(context: AdminContext, _asked: None) -> Json:
     """Whether the proxy serves. Cheap, and never needs the token."""
     return {
         "status": "ok",
         "version": __version__,
-        "uptime_s": round(desk.service.now() - desk.started_at, 3),
-        **desk.service.pool.health(),
+        "uptime_s": round(context.service.now() - context.started_at, 3),
+        **context.service.pool.health(),
         "pid": os.getpid(),
-        "instance": desk.instance,
-        "ready": desk.ready(),
-        "stopping": desk.service.stopping,
+        "instance": context.instance,
+        "ready": context.ready(),
+        "stopping": context.service.stopping,
         "failed_tasks": [
             {"name": name, "failures": f.failures, "error": f.error, "running": f.running}
             for name, f in tasks.failed.items()
         ],
-        "state_problem": desk.service.state_problem(),
-        **desk.source(),
+        "state_problem": context.service.state_problem(),
+        **context.source(),
     }
 
 

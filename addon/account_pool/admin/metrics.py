@@ -21,7 +21,7 @@ from prometheus_client.core import (
 )
 
 from account_pool import __version__
-from account_pool.admin.decided import Decided
+from account_pool.admin.decision_counter import DecisionCounter
 from account_pool.admin.views import Moment, headroom_view, verdict_of
 from account_pool.proxy.measured import Histogram, Timings
 from account_pool.proxy.metering import OTHER, Tally
@@ -67,9 +67,9 @@ TIMINGS = (
 )  # fmt: skip
 
 
-def text(service: Service, decided: Decided) -> bytes:
+def text(service: Service, decision_counter: DecisionCounter) -> bytes:
     """Return every metric in Prometheus' text format."""
-    return written(list(read(service, decided)))
+    return written(list(read(service, decision_counter)))
 
 
 def written(families: list[Metric]) -> bytes:
@@ -89,7 +89,7 @@ class _Read:
         return self._families
 
 
-def read(service: Service, decided: Decided) -> Iterator[Metric]:
+def read(service: Service, decision_counter: DecisionCounter) -> Iterator[Metric]:
     """Yield every metric as it is now."""
     measured, states = service.measured, list(service.pool.accounts())
     yield GaugeMetricFamily("account_pool_up", "1 while the proxy answers.", value=1)
@@ -121,7 +121,7 @@ def read(service: Service, decided: Decided) -> Iterator[Metric]:
         "account_pool_decisions",
         "Cooldowns, releases, moves, waits and refusals, by kind.",
         ("provider", "kind"),
-        decided.counts.items(),
+        decision_counter.counts.items(),
     )
     yield from _timings(measured.timings)
     yield from _served(service.usages.totals)

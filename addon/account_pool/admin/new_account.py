@@ -1,4 +1,4 @@
-"""An account as it is sent to be added: with the credential itself, and nothing to be looked up.
+"""An account to be added, as it is sent: with the credential itself and no references to one.
 
 Who has the admin token may give the pool a credential. A variable, a file, a command or an
 address of the sender's choice would let him read what the proxy can read, and send it
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, StringConstraints, field_validator
 
 from account_pool.admin.bodies import AccountName, Shape
-from account_pool.admin.refused import Refused
+from account_pool.admin.errors import ApiError
 from account_pool.core.credential import Secret
 from account_pool.credentials.sources import literal
 from account_pool.credentials.vendors import VENDORS
@@ -80,7 +80,7 @@ class NewAccount(AccountName):
         return value
 
     def entry(self) -> dict[str, Any]:
-        """Return it as it is written in accounts.yaml. Raises Refused."""
+        """Return it as it is written in accounts.yaml. Raises ApiError."""
         provider = self.provider.strip().lower()
         entry = {**self.model_dump(exclude={"token"}), "provider": provider}
         if isinstance(self.token, str):
@@ -96,8 +96,8 @@ class NewAccount(AccountName):
         return {**entry, "token": {"oauth": tokens}}
 
 
-def _refused(code: str, text: str) -> Refused:
-    return Refused(422, code, f"token: {text}")
+def _refused(code: str, text: str) -> ApiError:
+    return ApiError(422, code, f"token: {text}")
 
 
 def _as_written(text: str) -> str:

@@ -1,10 +1,11 @@
-"""Who may ask the proxy itself for something. Pure: values in, `Refused` out.
+"""Who may send requests to the proxy itself. Pure: values in, `ApiError` out.
 
-Any page that a browser shows can send requests to this machine. So a request must name us
-as we are named (else somebody bound his own name to our address: DNS rebinding), and must
-not come from a page that is not ours: browsers say so in Sec-Fetch-Site (W3C Fetch
-Metadata) and Origin (RFC 6454). What changes something, and everything asked from
-elsewhere, needs the admin token, which no other page has; there are no CORS headers at all.
+Any page in a browser can send requests to this machine. So the Host header must be one of
+our own names (anything else is DNS rebinding: a foreign name bound to our address), and the
+request must not come from a foreign page: browsers say where it comes from in
+Sec-Fetch-Site (W3C Fetch Metadata) and Origin (RFC 6454). Requests that change something,
+and all requests from other machines, need the admin token, which no foreign page has; CORS
+headers are never sent.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from collections import deque
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
 
-from account_pool.admin.refused import Refused
-from account_pool.admin.visit import ADMIN_HOST, MAX_BODY_BYTES, Visit
+from account_pool.admin.errors import ApiError
+from account_pool.admin.request import ADMIN_HOST, MAX_BODY_BYTES, AdminRequest
 from account_pool.core import browser
 from account_pool.core.credential import Secret
 
-#: What only reads (RFC 9110, section 9.2.1).
-READING = frozenset({"GET", "HEAD"})
+#: Methods that only read (RFC 9110, section 9.2.1).
+SAFE_METHODS = frozenset({"GET", "HEAD"})
 #: Holds nothing of the pool: the page that asks for the token, its description, a probe.
 OPEN_PATHS = frozenset({"/", "/openapi.json", "/health"})
 #: Shows a credential.
 REVEAL_PATH = "/account-pool/reveal"
-#: Wrong tokens that are heard within a window, from one address; and how long it is, seconds.
+#: Wrong tokens accepted from one address within a window; and how long that is, in seconds.
 MAX_FAILURES = 10
 FAILURE_WINDOW_S = 60.0
 #: Addresses whose failures are remembered.
@@ -48,95 +49,95 @@ class Rules:
     reveal: bool = False
 
 
-def check_place(visit: Visit, rules: Rules) -> None:
-    """Raise Refused unless the visitor came from where one may, and calls us by our name."""
-    if not (rules.remote or is_this_machine(visit.peer)):
-        raise Refused(403, "not_local", "only this machine may use the admin pages")
-    own = own_names(visit)
-    hosts = visit.values(b"host")
-    named = [*hosts, *([visit.authority] if visit.authority else [])]
+def check_place(request: AdminRequest, rules: Rules) -> None:
+    """Raise ApiError unless *request* comes from an allowed place and names one of our hosts."""
+    if not (rules.remote or is_this_machine(request.peer)):
+        raise ApiError(403, "not_local", "only this machine may use the admin pages")
+    own = own_names(request)
+    hosts = request.values(b"host")
+    named = [*hosts, *([request.authority] if request.authority else [])]
     if not named or len(hosts) > 1 or any(name.lower() not in own for name in named):
-        raise Refused(
+        raise ApiError(
             421,
             "wrong_host",
-            (f"the Host header names another host; use {_url(visit)} or {ADMIN_HOST}"),
+            (f"the Host header names another host; use {_url(request)} or {ADMIN_HOST}"),
         )
-    _check_page(visit, named[0].lower())
+    _check_page(request, named[0].lower())
 
 
-def _check_page(visit: Visit, name: str) -> None:
-    """Raise Refused if a page that is not ours has sent *visit*."""
-    own = browser.origin_of(f"{'https' if visit.tls else 'http'}://{name}")
-    if any(browser.origin_of(origin) != own for origin in visit.values(b"origin")):
-        raise Refused(403, "wrong_origin", "requests from other pages are refused")
-    sites = visit.values(b"sec-fetch-site")
-    if not _is_opened(visit) and browser.sender_of((), sites, own) is browser.Sender.PAGE:
-        raise Refused(403, "cross_site", "requests from other pages are refused")
+def _check_page(request: AdminRequest, name: str) -> None:
+    """Raise ApiError if a foreign page has sent *request*."""
+    own = browser.origin_of(f"{'https' if request.tls else 'http'}://{name}")
+    if any(browser.origin_of(origin) != own for origin in request.values(b"origin")):
+        raise ApiError(403, "wrong_origin", "requests from other pages are refused")
+    sites = request.values(b"sec-fetch-site")
+    if not _is_opened(request) and browser.sender_of((), sites, own) is browser.Sender.PAGE:
+        raise ApiError(403, "cross_site", "requests from other pages are refused")
 
 
-def _is_opened(visit: Visit) -> bool:
-    """Say whether a person follows a link to the dashboard, which may stand anywhere."""
+def _is_opened(request: AdminRequest) -> bool:
+    """Return whether somebody follows a link to the dashboard, from whichever page."""
     return (
-        visit.method in READING
-        and visit.target == "/"
-        and visit.values(b"sec-fetch-mode") == ["navigate"]
-        and visit.values(b"sec-fetch-dest") == ["document"]
+        request.method in SAFE_METHODS
+        and request.target == "/"
+        and request.values(b"sec-fetch-mode") == ["navigate"]
+        and request.values(b"sec-fetch-dest") == ["document"]
     )
 
 
-def needs_token(visit: Visit, rules: Rules) -> bool:
-    """Say whether only the administrator may ask this."""
-    if visit.method not in READING:
+def needs_token(request: AdminRequest, rules: Rules) -> bool:
+    """Return whether only the administrator may send *request*."""
+    if request.method not in SAFE_METHODS:
         return True
-    if visit.target.partition("?")[0] in OPEN_PATHS:
+    if request.target.partition("?")[0] in OPEN_PATHS:
         return False
-    return rules.guarded or not is_this_machine(visit.peer)
+    return rules.guarded or not is_this_machine(request.peer)
 
 
-def check_reveal(visit: Visit, rules: Rules) -> None:
-    """Raise Refused unless credentials may be shown: the owner has said so, and asks here."""
-    if visit.path != REVEAL_PATH:
+def check_reveal(request: AdminRequest, rules: Rules) -> None:
+    """Raise ApiError for a request to reveal a credential, unless enabled and local."""
+    if request.path != REVEAL_PATH:
         return
     if not rules.reveal:
-        raise Refused(403, "not_shown", "set pool_show_tokens to show credentials")
-    if not is_this_machine(visit.peer):
-        raise Refused(403, "not_local", "credentials are shown on this machine only")
+        raise ApiError(403, "not_shown", "set pool_show_tokens to show credentials")
+    if not is_this_machine(request.peer):
+        raise ApiError(403, "not_local", "credentials are shown on this machine only")
 
 
-def check_body(visit: Visit) -> None:
-    """Raise Refused unless the body, if there may be one, is JSON of bearable length."""
-    if visit.too_long:
-        raise Refused(413, "too_long", f"the body is longer than {MAX_BODY_BYTES} bytes")
-    if visit.method in READING:
+def check_body(request: AdminRequest) -> None:
+    """Raise ApiError unless the body, if the method has one, is JSON within the size limit."""
+    if request.too_long:
+        raise ApiError(413, "too_long", f"the body is longer than {MAX_BODY_BYTES} bytes")
+    if request.method in SAFE_METHODS:
         return
     # A form of a foreign page can have three types, and this is none of them.
-    types = [value.partition(";")[0].strip().lower() for value in visit.values(b"content-type")]
+    types = [value.partition(";")[0].strip().lower() for value in request.values(b"content-type")]
     if types != ["application/json"]:
-        raise Refused(415, "not_json", "send JSON with content-type: application/json")
-    if visit.values(b"content-encoding"):
-        raise Refused(415, "encoded", "send the body without content-encoding")
+        raise ApiError(415, "not_json", "send JSON with content-type: application/json")
+    if request.values(b"content-encoding"):
+        raise ApiError(415, "encoded", "send the body without content-encoding")
 
 
 @dataclass(slots=True, eq=False)
-class Door:
-    """Knows the admin token, and who has guessed wrong.
+class TokenGuard:
+    """Checks the admin token, and limits guesses at it.
 
     Attributes:
-        token: what opens it.
+        token: the admin token.
         failures: times of wrong tokens by address, monotonic seconds.
     """
 
     token: Secret
     failures: dict[str, deque[float]] = field(default_factory=dict)
 
-    def check(self, visit: Visit, now: float) -> None:
-        """Raise Refused unless *visit* carries the token.
+    def check(self, request: AdminRequest, now: float) -> None:
+        """Raise ApiError unless *request* carries the token.
 
-        Who has guessed wrong too often is not heard for a while, not even with the right
-        one: otherwise it could go on guessing.
+        After too many wrong tokens an address is refused for a while, with the right one
+        too: otherwise it could go on guessing.
         """
-        self._check_failures(visit.peer, now)
-        given = visit.values(b"authorization")
+        self._check_failures(request.peer, now)
+        given = request.values(b"authorization")
         if not given:
             raise _unauthorised(
                 "no_token", ("this needs the admin token, which account-pool status shows")
@@ -146,9 +147,9 @@ class Door:
             token.strip().encode("latin-1", "replace"), self.token.reveal().encode()
         )
         if len(given) == 1 and scheme.lower() == "bearer" and is_right:
-            self.failures.pop(visit.peer, None)
+            self.failures.pop(request.peer, None)
             return
-        self._note_failure(visit.peer, now)
+        self._note_failure(request.peer, now)
         raise _unauthorised(
             "wrong_token", ("this is not the admin token, which account-pool status shows")
         )
@@ -159,7 +160,7 @@ class Door:
             times.popleft()
         if times is not None and len(times) >= MAX_FAILURES:
             wait_s = int(times[0] + FAILURE_WINDOW_S - now) + 1
-            raise Refused(
+            raise ApiError(
                 429,
                 "too_many_failures",
                 f"too many wrong tokens; try again in {wait_s} s",
@@ -172,25 +173,25 @@ class Door:
         self.failures.setdefault(peer, deque(maxlen=MAX_FAILURES)).append(now)
 
 
-def own_names(visit: Visit) -> frozenset[str]:
-    """Return what a Host header may say: our address, our names, our port."""
-    address, port = visit.address
+def own_names(request: AdminRequest) -> frozenset[str]:
+    """Return the accepted values of a Host header: our addresses and names, with our port."""
+    address, port = request.address
     names = {"localhost", "127.0.0.1", "[::1]", _in_url(address)}
     own = {f"{name}:{port}" for name in names}
     if port == 80:
         own |= names
-    usual = 443 if visit.tls else 80
+    usual = 443 if request.tls else 80
     return frozenset({*own, ADMIN_HOST, f"{ADMIN_HOST}:{usual}"})
 
 
 def is_this_machine(address: str) -> bool:
-    """Say whether *address* is a loopback address. What is no address is not."""
+    """Return whether *address* is a loopback address; False for anything but an address."""
     plain = _plain(address)
     return plain is not None and ip_address(plain).is_loopback
 
 
-def _url(visit: Visit) -> str:
-    address, port = visit.address
+def _url(request: AdminRequest) -> str:
+    address, port = request.address
     return f"{_in_url(address)}:{port}"
 
 
@@ -200,7 +201,7 @@ def _in_url(address: str) -> str:
 
 
 def _plain(address: str) -> str | None:
-    """Return *address* as people write it; None when it is none."""
+    """Return *address* as people write it; None if it is not an address."""
     try:
         parsed = ip_address(address.partition("%")[0])
     except ValueError:
@@ -209,5 +210,5 @@ def _plain(address: str) -> str | None:
     return str(mapped or parsed)
 
 
-def _unauthorised(code: str, message: str) -> Refused:
-    return Refused(401, code, message, {"www-authenticate": 'Bearer realm="account-pool"'})
+def _unauthorised(code: str, message: str) -> ApiError:
+    return ApiError(401, code, message, {"www-authenticate": 'Bearer realm="account-pool"'})

@@ -51,12 +51,12 @@ def iso(wall_at: float) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
-    """What is told of accounts and is not theirs.
+class AccountExtras:
+    """Figures about accounts that are kept outside the pool.
 
     Attributes:
-        sessions: how many live on each account.
-        usage: what each has served today, by name of amount.
+        sessions: number of sessions on each account.
+        usage: what each account has served today (UTC), by name of amount.
     """
 
     sessions: Mapping[AccountKey, int] = field(default_factory=dict)
@@ -66,26 +66,26 @@ class Beside:
 # -- accounts
 
 
-def pool_view(pool: Pool, moment: Moment, beside: Beside) -> Json:
+def pool_view(pool: Pool, moment: Moment, extras: AccountExtras) -> Json:
     """Return all accounts, and what they are altogether and by provider."""
     return {
-        "accounts": [account_view(state, moment, beside) for state in pool.accounts()],
+        "accounts": [account_view(state, moment, extras) for state in pool.accounts()],
         "summary": pool.summary(now=moment.now),
         "providers": {name: pool.summary(name, now=moment.now) for name in pool.providers()},
     }
 
 
-def provider_view(pool: Pool, provider: str, moment: Moment, beside: Beside) -> Json:
+def provider_view(pool: Pool, provider: str, moment: Moment, extras: AccountExtras) -> Json:
     """Return the accounts of one provider."""
     states = pool.accounts(provider)
     return {
         "provider": provider,
-        "accounts": [account_view(state, moment, beside) for state in states],
+        "accounts": [account_view(state, moment, extras) for state in states],
         "summary": pool.summary(provider, now=moment.now),
     }
 
 
-def account_view(state: AccountState, moment: Moment, beside: Beside) -> Json:
+def account_view(state: AccountState, moment: Moment, extras: AccountExtras) -> Json:
     """Return one account: what its owner wrote, but for the token, and how it is."""
     account = state.account
     verdict, reason = verdict_of(state, moment.now)
@@ -100,7 +100,7 @@ def account_view(state: AccountState, moment: Moment, beside: Beside) -> Json:
         "departures": state.departures,
         "broken": state.broken,
         "served": state.served,
-        "sessions": beside.sessions.get(state.key, 0),
+        "sessions": extras.sessions.get(state.key, 0),
         "priority": account.priority,
         "weight": account.weight,
         "models": list(account.models.globs),
@@ -115,7 +115,7 @@ def account_view(state: AccountState, moment: Moment, beside: Beside) -> Json:
         "disabled": _disabling_view(state, moment),
         "problem": state.problem,
         "headroom": headroom_view(state, moment),
-        "usage": {**NOTHING, **beside.usage.get(str(state.key), {})},
+        "usage": {**NOTHING, **extras.usage.get(str(state.key), {})},
     }
 
 

@@ -12,7 +12,7 @@ from typing import cast
 from mitmproxy import ctx
 
 from account_pool import config
-from account_pool.admin.refused import Refused
+from account_pool.admin.errors import ApiError
 from account_pool.admin.security import Rules
 from account_pool.admin.token import TOKEN_FILE
 from account_pool.admin.views import Sums
@@ -64,7 +64,7 @@ class AdminPages(Commands):
     def _open_pages(self) -> None:
         """Let visitors in."""
         token = hosting.token_of(Path(ctx.options.confdir).expanduser() / TOKEN_FILE)
-        hosting.open_office(self.service, self._hands(), token)
+        hosting.open_admin_server(self.service, self._hands(), token)
 
     def _close_pages(self) -> None:
         if self._added is not None:
@@ -109,14 +109,14 @@ class AdminPages(Commands):
         return f"{actions.added(key, where).key} was added ({where})"
 
     async def _read_what_was_written(self) -> None:
-        """Take over what was written by hand. Raises Refused."""
+        """Take over what was written by hand. Raises ApiError."""
         number = self._begin_reading()
         try:
             self._take_over_written(await asyncio.to_thread(self._load), number)
         except RELOAD_ERRORS as e:
             if not self._is_newest(number):
                 return
-            raise Refused(409, "not_taken", f"the accounts cannot be reloaded: {e}") from None
+            raise ApiError(409, "not_taken", f"the accounts cannot be reloaded: {e}") from None
 
     def _take_over_written(self, loaded: config.Config, number: int) -> None:
         if not self._is_newest(number):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mitmproxy import command, exceptions, types
 
-from account_pool.admin.refused import Refused
+from account_pool.admin.errors import ApiError
 from account_pool.config import ConfigError
 from account_pool.config.accounts_file import counted
 from account_pool.core.account import AccountKey
@@ -105,7 +105,7 @@ class Commands:
         entry = {"provider": provider, "label": label, "token": {kind: where}}
         try:
             return self._add(entry)
-        except (Refused, *RELOAD_ERRORS) as e:
+        except (ApiError, *RELOAD_ERRORS) as e:
             raise exceptions.CommandError(str(e)) from None
 
     @command.command("pool.reload")
@@ -131,7 +131,7 @@ class Commands:
         raise NotImplementedError
 
     def _add(self, entry: Mapping[str, object]) -> str:
-        """Add an account. Raises Refused, or one of RELOAD_ERRORS."""
+        """Add an account. Raises ApiError, or one of RELOAD_ERRORS."""
         raise NotImplementedError
 
     def _remove(self, key: AccountKey) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from mitmproxy.proxy.commands import StartHook
 
-from account_pool.admin.visit import Reply, Visit
+from account_pool.admin.request import AdminRequest, AdminResponse
 from account_pool.core.steps import Refresh, Wait
 from account_pool.providers.base import LocalAnswer
 
@@ -31,10 +31,10 @@ class Turn:
         woken: ends a wait at once: the client has left, or the pool has changed.
     """
 
-    step: Wait | Refresh | str | Visit
+    step: Wait | Refresh | str | AdminRequest
     refreshed: bool | None = False
     answer: LocalAnswer | None = None
-    reply: Reply | None = None
+    reply: AdminResponse | None = None
     taken: bool = False
     failed: Exception | None = None
     woken: asyncio.Event = field(default_factory=asyncio.Event)

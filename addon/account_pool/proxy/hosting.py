@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from mitmproxy.log import ALERT
 
-from account_pool.admin.decided import Decided
-from account_pool.admin.office import Office
-from account_pool.admin.security import Door, Rules
+from account_pool.admin.decision_counter import DecisionCounter
+from account_pool.admin.request import AdminRequest
+from account_pool.admin.security import Rules, TokenGuard
+from account_pool.admin.server import AdminServer
 from account_pool.admin.token import NoToken, admin_token, new_token
 from account_pool.admin.views import Sums
-from account_pool.admin.visit import Visit
 from account_pool.config import accounts_file
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Secret
@@ -88,35 +88,37 @@ class Hands:
     rules: Callable[[], Rules]
 
 
-def open_office(service: Service, hands: Hands, token: Secret) -> Office:
+def open_admin_server(service: Service, hands: Hands, token: Secret) -> AdminServer:
     """Let *service* answer requests to the proxy itself. The pages are made later."""
-    decided, started_at, instance = Decided(), service.now(), secrets.token_hex(8)
-    service.pool.decisions.subscribe(decided.note)
+    decision_counter, started_at, instance = DecisionCounter(), service.now(), secrets.token_hex(8)
+    service.pool.decisions.subscribe(decision_counter.note)
 
-    def make_app(admit: Callable[[Visit], None]) -> Starlette:
-        from account_pool.admin.app import make_app  # noqa: PLC0415 - see office.py
-        from account_pool.admin.desk import Desk  # noqa: PLC0415
+    def make_app(admit: Callable[[AdminRequest], None]) -> Starlette:
+        from account_pool.admin.app import make_app  # noqa: PLC0415 - see admin/server.py
+        from account_pool.admin.context import AdminContext  # noqa: PLC0415
 
-        desk = Desk(
+        context = AdminContext(
             service=service,
             actions=actions_on(service, hands),
-            decided=decided,
+            decision_counter=decision_counter,
             counted=hands.counted,
             instance=instance,
             started_at=started_at,
             ready=hands.ready,
             accounts_file=hands.source,
         )
-        return make_app(desk, admit)
+        return make_app(context, admit)
 
-    office = Office(door=Door(token), rules=hands.rules, now=service.now, make_app=make_app)
-    service.visited = office.answer
-    return office
+    server = AdminServer(
+        guard=TokenGuard(token), rules=hands.rules, now=service.now, make_app=make_app
+    )
+    service.visited = server.answer
+    return server
 
 
 def actions_on(service: Service, hands: Hands) -> Actions:
     """Return what changes the pool of *service*."""
-    from account_pool.admin.accounts_files import AccountsFiles  # noqa: PLC0415 - see office.py
+    from account_pool.admin.accounts_files import AccountsFiles  # noqa: PLC0415 - see admin/server.py
     from account_pool.admin.actions import Actions  # noqa: PLC0415
 
     def files() -> AccountsFiles:

@@ -20,7 +20,7 @@ from weakref import WeakSet
 from mitmproxy import http
 from mitmproxy.connection import Client, Connection
 
-from account_pool.admin.visit import CLOSED, Reply, Visit
+from account_pool.admin.request import CLOSED, AdminRequest, AdminResponse
 from account_pool.core import headroom_events, headroom_headers, reset_hints
 from account_pool.core.account import AccountKey
 from account_pool.core.affinity import Sessions
@@ -131,7 +131,7 @@ class StoredRefusal:
     body: bytes
 
 
-async def _closed(_visit: Visit) -> Reply:
+async def _closed(_visit: AdminRequest) -> AdminResponse:
     """The proxy has no accounts yet, and nothing to show."""
     return CLOSED
 
@@ -205,7 +205,7 @@ class Service:
         self._watch = Watch(*self.clocks())
         self.woke_at = -inf
         self.attend: Callable[[PoolHttpLayer, Collection[Connection]], None] = lambda *_: None
-        self.visited: Callable[[Visit], Awaitable[Reply]] = _closed
+        self.visited: Callable[[AdminRequest], Awaitable[AdminResponse]] = _closed
         self.own_ends: set[tuple[End, End]] = set()
         self.layers: WeakSet[PoolHttpLayer] = WeakSet()
         self.stopping = self.turns_away = False

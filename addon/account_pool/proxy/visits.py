@@ -29,7 +29,7 @@ from mitmproxy.proxy.layers.http import (
     validate_request,
 )
 
-from account_pool.admin.visit import ADMIN_HOST, FAILED, Reply, Visit
+from account_pool.admin.request import ADMIN_HOST, FAILED, AdminRequest, AdminResponse
 from account_pool.providers.base import LocalAnswer
 from account_pool.proxy import compat
 from account_pool.proxy.attempt_stream import AttemptStream
@@ -73,9 +73,9 @@ class VisitStream(AttemptStream):
         visit: that request, or one that comes while the proxy shuts down; None for all others.
     """
 
-    visit: Visit | None = None
+    visit: AdminRequest | None = None
     #: what it is answered with, where that is known before it is read
-    ready: Reply | None = None
+    ready: AdminResponse | None = None
 
     @classmethod
     def of(cls, stream: AttemptStream) -> VisitStream:
@@ -110,16 +110,16 @@ class VisitStream(AttemptStream):
         headers = tuple((n.encode(), v.encode()) for n, v in refusal.headers)
         if not request.is_http2:
             headers = (*headers, (b"connection", b"close"))
-        self.ready = Reply(refusal.status, headers, refusal.body)
+        self.ready = AdminResponse(refusal.status, headers, refusal.body)
         yield from self.begin_visit(event)
         if request.method == "CONNECT" and self.visit is not None:
             # Its end is not told.
             yield from self._answer_visit(self.visit)
 
-    def _visit_of(self, request: http.Request) -> Visit:
+    def _visit_of(self, request: http.Request) -> AdminRequest:
         client = self.context.client
         address, port, *_ = client.sockname
-        return Visit(
+        return AdminRequest(
             method=request.method,
             target=request.path,
             headers=tuple(request.headers.fields),
@@ -129,7 +129,7 @@ class VisitStream(AttemptStream):
             address=(address, port),
         )
 
-    def _visit_event(self, visit: Visit, event: events.Event) -> CommandGenerator[None]:
+    def _visit_event(self, visit: AdminRequest, event: events.Event) -> CommandGenerator[None]:
         """Handle an event of a request to the proxy itself."""
         match event:
             case RequestData():
@@ -150,7 +150,7 @@ class VisitStream(AttemptStream):
         self.client_state = self.server_state = self.state_errored
         yield DropStream(self.stream_id)
 
-    def _answer_visit(self, visit: Visit) -> CommandGenerator[None]:
+    def _answer_visit(self, visit: AdminRequest) -> CommandGenerator[None]:
         reply = self.ready
         if reply is None:
             turn = Turn(visit)

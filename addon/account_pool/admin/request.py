@@ -1,4 +1,4 @@
-"""A request to the proxy itself, and what it is answered with. Knows no mitmproxy."""
+"""A request to the proxy itself, and its response. Knows no mitmproxy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Fields = tuple[tuple[bytes, bytes], ...]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Visit:
+class AdminRequest:
     """One request to the proxy itself. Its representation shows no secret.
 
     Attributes:
@@ -25,11 +25,11 @@ class Visit:
         authority: of the address it was sent to (`:authority`, or an absolute address);
             "" where that had none.
         tls: whether it came over TLS (within a tunnel to `pool.mitm.it`).
-        peer: address of the client; "" where it came through the proxy to its own port,
-            so that nobody knows from whom.
-        address: where it came in: address and port of this machine.
-        body: what came of the body, MAX_BODY_BYTES at most.
-        too_long: there was more.
+        peer: address of the client; "" if it came through the proxy to its own port, which
+            hides the client.
+        address: address and port of this machine that it was sent to.
+        body: the body so far, MAX_BODY_BYTES at most.
+        too_long: the body is longer than that.
     """
 
     method: str
@@ -57,7 +57,7 @@ class Visit:
 
     @property
     def query(self) -> str:
-        """What stands behind the path, as sent."""
+        """The part behind the question mark, as sent."""
         return self.target.partition("?")[2]
 
     def values(self, name: bytes) -> list[str]:
@@ -66,21 +66,21 @@ class Visit:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """An answer, complete."""
+class AdminResponse:
+    """A complete response."""
 
     status: int
     headers: Fields
     body: bytes
 
 
-def error_reply(status: int, code: str, message: str) -> Reply:
-    """Return an answer in the form of `Refused`."""
+def error_response(status: int, code: str, message: str) -> AdminResponse:
+    """Return an error response of the form of `ApiError`."""
     body = f'{{"error": {{"code": "{code}", "message": "{message}"}}}}'
-    return Reply(status, ((b"content-type", b"application/json"),), body.encode())
+    return AdminResponse(status, ((b"content-type", b"application/json"),), body.encode())
 
 
 #: Before the pool has started.
-CLOSED = error_reply(503, "starting", "the account pool has not started")
+CLOSED = error_response(503, "starting", "the account pool has not started")
 #: Something of ours has failed; the log says what.
-FAILED = error_reply(500, "internal", "internal error in the account pool")
+FAILED = error_response(500, "internal", "internal error in the account pool")

@@ -1,4 +1,4 @@
-"""The one way to say no to a visitor."""
+"""The one error that becomes an error response of the admin API."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 
-class Refused(Exception):
-    """A request is not carried out.
+class ApiError(Exception):
+    """A request to the admin API that is refused.
 
     Attributes:
-        status: of HTTP.
+        status: HTTP status of the response.
         code: for programs, such as `unknown_account`.
-        message: for people; repeats nothing that was sent.
-        headers: that go with it.
+        message: for people; repeats nothing of the request.
+        headers: further headers of the response.
     """
 
     def __init__(
@@ -30,5 +30,5 @@ class Refused(Exception):
         self.headers = headers
 
     def as_dict(self) -> dict[str, object]:
-        """Return it for JSON."""
+        """Return the body of the response, to be encoded as JSON."""
         return {"error": {"code": self.code, "message": self.message}}

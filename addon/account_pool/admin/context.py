@@ -1,4 +1,4 @@
-"""What the answers are made from."""
+"""What the handlers of the admin API read and change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from account_pool.admin import views
 from account_pool.admin.actions import Actions
-from account_pool.admin.decided import Decided
+from account_pool.admin.decision_counter import DecisionCounter
 from account_pool.admin.views import Json, Moment, Sums
 from account_pool.core.state import AccountState
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class Desk:
-    """The pool, and what is known beside it.
+class AdminContext:
+    """The pool, and what the proxy knows besides.
 
     Attributes:
         service: the pool and its sessions.
-        actions: what changes it.
-        decided: how often what was decided.
+        actions: what changes them.
+        decision_counter: the number of decisions by kind.
         counted: returns the sums of a counter: "usage" by (day, account, model), "resets" by
             (day, account, window).
         instance: a name of this run of the proxy.
         started_at: when it was started, monotonic seconds.
-        ready: returns whether it serves.
-        accounts_file: returns the file that serves, None while there is none.
+        ready: returns whether the proxy serves requests.
+        accounts_file: returns the accounts file in use; None if there is none.
     """
 
     service: Service
     actions: Actions
-    decided: Decided
+    decision_counter: DecisionCounter
     counted: Callable[[str], Awaitable[Sums]]
     instance: str
     started_at: float
@@ -43,22 +43,22 @@ class Desk:
     accounts_file: Callable[[], Path | None]
 
     def source(self) -> Json:
-        """Return which file the accounts are of; null: they are those of the environment."""
+        """Return the accounts file in use; null if the accounts come from the environment."""
         path = self.accounts_file()
         return {"accounts_file": None if path is None else str(path)}
 
     def moment(self) -> Moment:
         return Moment(self.service.now(), self.service.wall_now())
 
-    async def beside(self) -> views.Beside:
-        """Return what is told of accounts beside the accounts themselves."""
+    async def extras(self) -> views.AccountExtras:
+        """Return sessions and usage by account."""
         sums, moment = await self.counted("usage"), self.moment()
-        return views.Beside(
+        return views.AccountExtras(
             sessions=views.sessions_by_account(self.service.sessions, moment.now),
             usage=views.usage_of_day(sums, views.day_of(moment.wall_now)),
         )
 
     async def account(self, state: AccountState) -> Json:
         """Return one account as JSON."""
-        beside = await self.beside()
-        return views.account_view(state, self.moment(), beside)
+        extras = await self.extras()
+        return views.account_view(state, self.moment(), extras)

@@ -1,4 +1,4 @@
-"""How often what was decided: the pool keeps the last decisions only."""
+"""The number of decisions by kind: the pool itself keeps only the last ones."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from account_pool.core.decision import Decision
 
 
 @dataclass(slots=True, eq=False)
-class Decided:
-    """How often what was decided since the proxy started.
+class DecisionCounter:
+    """Counts decisions since the proxy started.
 
     Attributes:
-        counts: by (provider, kind).
+        counts: decisions by (provider, kind).
     """
 
     counts: Counter[tuple[str, ...]] = field(default_factory=Counter)
     _last: int = 0
 
     def note(self, decision: Decision) -> None:
-        """Count *decision*, unless it is told again because it has changed."""
+        """Count *decision*, unless it was counted before and has only changed since."""
         if decision.number > self._last:
             self._last = decision.number
             self.counts[decision.provider, decision.kind.value] += 1

@@ -1,7 +1,7 @@
-"""A visit from the door to its answer.
+"""From a request to the proxy itself to its response.
 
-The pages are imported with the first visit, in a thread: a proxy that nobody looks at
-starts without them, and no request waits for it.
+The ASGI application is imported with the first request, in a thread: the proxy starts
+without it, and no other request waits for the import.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from account_pool.admin.refused import Refused
+from account_pool.admin.errors import ApiError
+from account_pool.admin.request import AdminRequest, AdminResponse
 from account_pool.admin.security import (
-    Door,
     Rules,
+    TokenGuard,
     check_body,
     check_place,
     check_reveal,
     needs_token,
 )
-from account_pool.admin.visit import Reply, Visit
 from account_pool.supervision import tasks
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Of every answer: nothing is kept, sniffed, framed, or read by other pages.
+#: In every response: nothing is stored, sniffed, framed, or read by other pages.
 HEADERS = (
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
@@ -42,43 +42,46 @@ HEADERS = (
 
 
 @dataclass(slots=True, eq=False)
-class Office:
-    """Answers visits.
+class AdminServer:
+    """Answers requests to the proxy itself.
 
     Attributes:
-        door: knows the admin token.
+        guard: checks the admin token.
         rules: returns what is allowed now.
         now: the monotonic clock, seconds.
-        make_app: imports and makes the pages, with *admit*; called once, in a thread.
+        make_app: imports and makes the application, with `admit`; called in a thread, once
+            unless it fails.
     """
 
-    door: Door
+    guard: TokenGuard
     rules: Callable[[], Rules]
     now: Callable[[], float]
-    make_app: Callable[[Callable[[Visit], None]], Starlette]
+    make_app: Callable[[Callable[[AdminRequest], None]], Starlette]
     _app: asyncio.Task[Starlette | None] | None = None
 
-    async def answer(self, visit: Visit) -> Reply:
-        """Return the answer to *visit*. Raises nothing: what fails is told as a 500."""
+    async def answer(self, request: AdminRequest) -> AdminResponse:
+        """Return the response to *request*. Raises nothing: an error becomes a 500."""
         try:
-            check_place(visit, self.rules())
-            return await _ask(await self._pages(), visit)
-        except Refused as refused:
-            return _reply(refused)
+            check_place(request, self.rules())
+            return await _ask(await self._pages(), request)
+        except ApiError as refused:
+            return _error_response(refused)
         except Exception as e:
             # Where, not what: its text may quote what was sent.
             at = traceback.extract_tb(e.__traceback__)[-1]
             where = f"{at.filename}:{at.lineno} {at.name}"
             logger.error(f"account-pool: {type(e).__name__} in an admin page at {where}")
-            return _reply(Refused(500, "internal", "internal error; see the log of the proxy"))
+            return _error_response(
+                ApiError(500, "internal", "internal error; see the log of the proxy")
+            )
 
-    def admit(self, visit: Visit) -> None:
-        """Raise Refused unless the visitor may have what is at the address it asks for."""
+    def admit(self, request: AdminRequest) -> None:
+        """Raise ApiError unless the client may send *request*."""
         rules = self.rules()
-        if needs_token(visit, rules):
-            self.door.check(visit, self.now())
-        check_reveal(visit, rules)
-        check_body(visit)
+        if needs_token(request, rules):
+            self.guard.check(request, self.now())
+        check_reveal(request, rules)
+        check_body(request)
 
     async def _pages(self) -> Starlette:
         if self._app is None:
@@ -87,17 +90,17 @@ class Office:
             )
         app = await asyncio.shield(self._app)
         if app is None:
-            self._app = None  # the next visitor has it tried again
+            self._app = None  # the next request tries again
             raise RuntimeError("the admin pages could not be made")
         return app
 
 
-async def _ask(app: Starlette, visit: Visit) -> Reply:
+async def _ask(app: Starlette, request: AdminRequest) -> AdminResponse:
     """Call *app* as an ASGI server does (ASGI 3.0, HTTP)."""
     status, headers, body = 500, [], bytearray()
 
     async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": bytes(visit.body), "more_body": False}
+        return {"type": "http.request", "body": bytes(request.body), "more_body": False}
 
     async def send(message: Any) -> None:
         nonlocal status, headers
@@ -110,27 +113,29 @@ async def _ask(app: Starlette, visit: Visit) -> Reply:
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
-        "method": visit.method,
-        "scheme": "https" if visit.tls else "http",
-        "path": visit.path,
-        "query_string": visit.query.encode("utf-8", "replace"),
+        "method": request.method,
+        "scheme": "https" if request.tls else "http",
+        "path": request.path,
+        "query_string": request.query.encode("utf-8", "replace"),
         "root_path": "",
-        "headers": [(name.lower(), value) for name, value in visit.headers],
-        "client": (visit.peer, 0),
-        "server": visit.address,
-        "visit": visit,
+        "headers": [(name.lower(), value) for name, value in request.headers],
+        "client": (request.peer, 0),
+        "server": request.address,
+        "admin_request": request,
     }
     await app(scope, receive, send)
-    return Reply(status, _completed(headers), bytes(body))
+    return AdminResponse(status, _completed(headers), bytes(body))
 
 
 def _completed(headers: list[tuple[bytes, bytes]]) -> tuple[tuple[bytes, bytes], ...]:
-    """Return *headers* with those of every answer; a page's own policy is stricter."""
+    """Return *headers* with those of every response, except where the page sets its own."""
     names = {name for name, _ in headers}
     return (*headers, *(pair for pair in HEADERS if pair[0] not in names))
 
 
-def _reply(refused: Refused) -> Reply:
+def _error_response(refused: ApiError) -> AdminResponse:
     own = [(name.encode(), value.encode()) for name, value in refused.headers.items()]
     headers = [(b"content-type", b"application/json"), *own]
-    return Reply(refused.status, _completed(headers), json.dumps(refused.as_dict()).encode())
+    return AdminResponse(
+        refused.status, _completed(headers), json.dumps(refused.as_dict()).encode()
+    )
