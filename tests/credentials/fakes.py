@@ -12,9 +12,9 @@ from typing import Any
 
 from tests.patience import PATIENCE_S
 
-from account_pool.config import AccountEntry
 from account_pool.core.account import Account, AccountKey
 from account_pool.core.credential import Credential, Secret
+from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.sources import Source, ValueSource
 from account_pool.providers.registry import BUILT_IN
 

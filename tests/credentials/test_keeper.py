@@ -23,11 +23,11 @@ from tests.credentials.fakes import (
 )
 from tests.patience import PATIENCE_S
 
-from account_pool.config import AccountEntry
 from account_pool.core.account import Account, AccountKey
 from account_pool.core.credential import Credential, Secret
 from account_pool.credentials.copilot import CopilotExchange, ExchangeSettings
 from account_pool.credentials.editor import EditorHeaders
+from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.exchange_answer import (
     Exchanged,
     ExchangeFailed,

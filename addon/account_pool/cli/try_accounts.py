@@ -24,11 +24,12 @@ from account_pool.cli.check import warn
 from account_pool.cli.places import CONFDIR
 from account_pool.cli.probes import PROBES, REFUSED, USUAL, Probe, verdict
 from account_pool.cli.screen import show
-from account_pool.config import AccountEntry, Config
+from account_pool.config import Config
 from account_pool.config.review import review
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential
 from account_pool.core.outcome import Answer
+from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.http import Http, HttpAnswer, HttpFailed
 from account_pool.credentials.keeper import Keeper
 from account_pool.providers.base import CannotSwap, Origin

@@ -24,13 +24,12 @@ from account_pool.config.pool_options import (
     settings,
 )
 from account_pool.config.problems import ConfigError, Problem, Wrong
-from account_pool.config.values import AccountEntry, Config
+from account_pool.config.values import Config
 from account_pool.providers.base import Provider
 
 __all__ = [
     "BY_NAME",
     "POOL_OPTIONS",
-    "AccountEntry",
     "Config",
     "ConfigError",
     "OptionValue",

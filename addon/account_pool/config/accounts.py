@@ -17,9 +17,9 @@ from account_pool.config.problems import MISSING, NOT_SHOWN, Wrong, shown
 from account_pool.config.provider_names import UNSWAPPABLE_NAMES, unknown_provider
 from account_pool.config.tokens import source_of
 from account_pool.config.user_providers import Providers
-from account_pool.config.values import AccountEntry
 from account_pool.core.account import Account, ModelFilter, normalise_label
 from account_pool.core.reserve import is_window
+from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.sources import Source, ValueSource

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from account_pool.config.values import AccountEntry, Config
+from account_pool.config.values import Config
 from account_pool.core.account import Account
 from account_pool.core.credential import Secret
 from account_pool.credentials.copilot import ExchangeSettings
+from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.files import FileSource
 from account_pool.credentials.sources import EnvSource, Source, ValueSource, literal
 from account_pool.providers.built_in import BuiltIn

@@ -14,7 +14,8 @@ from account_pool.config.document import Document, read
 from account_pool.config.pool_options import BY_NAME, OptionValue
 from account_pool.config.problems import UNKNOWN_KEY, Wrong, unknown
 from account_pool.config.user_providers import read_providers
-from account_pool.config.values import AccountEntry, Config
+from account_pool.config.values import Config
+from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.sources import ValueSource
 from account_pool.providers.base import HTTPS_PORT, HostRule, Provider

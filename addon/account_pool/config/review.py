@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from account_pool.config.problems import Problem
-from account_pool.config.values import AccountEntry, Config
+from account_pool.config.values import Config
 from account_pool.core.credential import Credential
+from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.files import FileSource
 from account_pool.credentials.held import DOUBTED

@@ -13,10 +13,11 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret, is_plausible_end
+from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.exchange_answer import ExchangeFailed, ExchangeRefused
 from account_pool.credentials.files import FileSource
@@ -24,9 +25,6 @@ from account_pool.credentials.instants import doubt
 from account_pool.credentials.login import UnderWay
 from account_pool.credentials.ways import FILE_LOOK_S, Got, Ways, way_of
 from account_pool.supervision import tasks
-
-if TYPE_CHECKING:
-    from account_pool.config import AccountEntry
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ import asyncio
 import math
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterable
-from typing import TYPE_CHECKING
 
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential
 from account_pool.credentials.code_assist import CodeAssist
+from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.held import Held, Publish
 from account_pool.credentials.login import Refresher
 from account_pool.credentials.oauth import OAuthSource
@@ -23,9 +23,6 @@ from account_pool.credentials.placeholder import no_token_answer, token_answer
 from account_pool.credentials.ways import Exchange, Ways
 from account_pool.providers.base import LocalAnswer
 from account_pool.supervision import tasks
-
-if TYPE_CHECKING:
-    from account_pool.config import AccountEntry
 
 #: A sleeping laptop stops the clock that sleeps run on; the wall clock goes on. Looking
 #: at it so often, in seconds, bounds how late a renewal is after waking up.

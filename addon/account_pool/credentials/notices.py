@@ -10,17 +10,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential
+from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.providers.forms import foreign
 from account_pool.providers.registry import BUILT_IN
-
-if TYPE_CHECKING:
-    from account_pool.config import AccountEntry
 
 #: Where these differ the limits do, although the login is the same.
 _SPLITS_LIMITS = ("host", "deployments", "organization", "openai_project", "project")

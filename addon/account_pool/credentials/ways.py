@@ -10,11 +10,12 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential, Secret
 from account_pool.credentials.code_assist import CodeAssist
+from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.exchange_answer import Exchanged, ExchangeRefused
 from account_pool.credentials.files import FileSource, Stamp
@@ -23,9 +24,6 @@ from account_pool.credentials.login import Login, Refresher
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.reading import Reading
 from account_pool.store.tokens import Tokens
-
-if TYPE_CHECKING:
-    from account_pool.config import AccountEntry
 
 #: How often a file is looked at, in seconds: its tool may have renewed what is in it.
 FILE_LOOK_S = 5.0

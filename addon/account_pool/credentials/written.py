@@ -7,14 +7,11 @@ another while the proxy is not running, nothing of it is believed any more.
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import TYPE_CHECKING
 
+from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.sources import EnvSource, Source, ValueSource
-
-if TYPE_CHECKING:
-    from account_pool.config import AccountEntry
 
 
 def mark(entry: AccountEntry) -> str:

@@ -21,7 +21,7 @@ from mitmproxy.proxy import layer
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from account_pool import config
-from account_pool.config import AccountEntry, accounts_file
+from account_pool.config import accounts_file
 from account_pool.config.pool_options import OptionValue
 from account_pool.config.pool_options import settings as merged
 from account_pool.core.account import AccountKey
@@ -29,6 +29,7 @@ from account_pool.core.credential import Credential, identity
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.pool import Pool
 from account_pool.credentials.copilot import CopilotExchange
+from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.keeper import Keeper
 from account_pool.credentials.notices import Notices
 from account_pool.credentials.written import mark

@@ -19,11 +19,12 @@ from mitmproxy.addons.upstream_auth import parse_upstream_auth
 from mitmproxy.options import Options
 from mitmproxy.proxy.mode_specs import ProxyMode, UpstreamMode
 
-from account_pool.config import AccountEntry, Config
+from account_pool.config import Config
 from account_pool.core.account import AccountKey
 from account_pool.credentials.code_assist import CodeAssist, CodeAssistSettings
 from account_pool.credentials.copilot import CopilotExchange
 from account_pool.credentials.editor import EditorHeaders
+from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.held import Publish
 from account_pool.credentials.http import Http, Way
 from account_pool.credentials.keeper import Keeper

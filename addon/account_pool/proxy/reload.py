@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from account_pool.config import AccountEntry
 from account_pool.core.account import AccountKey
+from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.written import mark
 from account_pool.proxy.service import Service
 
