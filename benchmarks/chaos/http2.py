@@ -98,7 +98,8 @@ class Http2(Connection):
                 closed = self.h2.state_machine.state is ConnectionState.CLOSED
                 if self.number % 3 == 0 and not self.is_few and not closed:
                     self.is_few = True
-                    self._set({SettingCodes.MAX_CONCURRENT_STREAMS: FEW})
+                    with suppress(ProtocolError):  # of a connection that ends by now
+                        self._set({SettingCodes.MAX_CONCURRENT_STREAMS: FEW})
             case _:
                 pass
 
