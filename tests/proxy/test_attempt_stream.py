@@ -13,8 +13,8 @@ from wsproto.events import TextMessage
 from wsproto.extensions import PerMessageDeflate
 
 from account_pool.core.attempts import Limits
+from account_pool.core.tallies import Tally
 from account_pool.proxy import attempt_stream, serving
-from account_pool.proxy.metering import Tally
 from tests.proxy.helpers import (
     DELTA,
     DONE,

@@ -6,9 +6,10 @@ import logging
 
 import pytest
 
-from account_pool.proxy import metering, service, serving, shown
+from account_pool.core import tallies
+from account_pool.core.instruments import Measured
+from account_pool.proxy import service, serving, shown
 from account_pool.proxy.harmless import Harmless
-from account_pool.proxy.measured import Measured
 from account_pool.proxy.shown import Trail
 from tests.proxy.helpers import (
     CHUNKED,
@@ -35,7 +36,7 @@ LOOKS_ON = [
     (service.Service, "served"),
     (service.Service, "remember"),
     (serving.AnswerReader, "usage"),
-    (metering.Usages, "count"),
+    (tallies.Usages, "count"),
     (Measured, "ended"),
     (Trail, "refused"),
     (Trail, "replayed"),

@@ -11,11 +11,11 @@ import pytest
 
 from account_pool.core.attempts import Limits
 from account_pool.core.decision import Kind
+from account_pool.core.tallies import Tally
 from account_pool.core.usage import END_BYTES
 from account_pool.providers import anthropic
 from account_pool.proxy import serving, shown
 from account_pool.proxy.decoding import zstd
-from account_pool.proxy.metering import Tally
 from tests.proxy.helpers import (
     CHUNKED,
     DELTA,

@@ -23,8 +23,8 @@ from prometheus_client.core import (
 from account_pool import __version__
 from account_pool.admin.decision_counter import DecisionCounter
 from account_pool.admin.views import Moment, headroom_view, verdict_of
-from account_pool.proxy.measured import Histogram, Timings
-from account_pool.proxy.metering import OTHER, Tally
+from account_pool.core.instruments import Histogram, Timings
+from account_pool.core.tallies import OTHER, Tally
 
 if TYPE_CHECKING:
     from account_pool.core.state import AccountState

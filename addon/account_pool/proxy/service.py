@@ -31,11 +31,13 @@ from account_pool.core.credential import Credential
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.headroom import Window
 from account_pool.core.headroom_words import Asked
+from account_pool.core.instruments import Mark, Marks, Measured
 from account_pool.core.lease import Lease
 from account_pool.core.pins import Pins
 from account_pool.core.pool import Pool
 from account_pool.core.steps import Refresh, Wait
 from account_pool.core.suspend import Gap, Watch
+from account_pool.core.tallies import Resets, Usages
 from account_pool.core.turn import turn_of
 from account_pool.core.usage import Usage
 from account_pool.providers.base import (
@@ -56,8 +58,6 @@ from account_pool.proxy.destination import Destination, is_loopback
 from account_pool.proxy.harmless import harmless
 from account_pool.proxy.hooks import Turn
 from account_pool.proxy.log import Log
-from account_pool.proxy.measured import Mark, Marks, Measured
-from account_pool.proxy.metering import Resets, Usages
 from account_pool.proxy.pages import Pages, has_credential, is_reverse
 from account_pool.proxy.scrub import Secrets
 from account_pool.proxy.told import duration

@@ -46,6 +46,7 @@ from mitmproxy.websocket import WebSocketMessage
 from account_pool.core.attempts import Attempts
 from account_pool.core.broken import Broken, how_broken, how_unconnected
 from account_pool.core.credential import Secret
+from account_pool.core.instruments import Mark, Marks
 from account_pool.core.lease import Lease
 from account_pool.core.outcome import OutcomeClass
 from account_pool.core.sse import Decision
@@ -68,7 +69,6 @@ from account_pool.proxy.harmless import harmless
 from account_pool.proxy.hooks import Turn
 from account_pool.proxy.interim import InterimAnswer, is_answer
 from account_pool.proxy.layer import GetOtherConnection, NextTurn
-from account_pool.proxy.measured import Mark, Marks
 from account_pool.proxy.scrub import Secrets
 from account_pool.proxy.service import INSECURE
 from account_pool.proxy.shown import MAX_COPY_BYTES, Trail

@@ -6,9 +6,9 @@ whatever its clock shows its owner.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from account_pool.core.account import AccountKey
 from account_pool.core.usage import Usage
@@ -76,7 +76,7 @@ class Resets:
             return
         count, left = known or (0, 0.0)
         self.totals[of] = (count + 1, left + share)
-        day = time.strftime("%Y-%m-%d", time.gmtime(wall_now))
+        day = datetime.fromtimestamp(wall_now, UTC).date().isoformat()
         self._book((day, *of), {"resets": 1, "left": share})
 
 
@@ -131,5 +131,5 @@ class Usages:
     def _today(self, wall_now: float) -> str:
         number = int(wall_now // _DAY_S)
         if number != self._day[0]:
-            self._day = (number, time.strftime("%Y-%m-%d", time.gmtime(wall_now)))
+            self._day = (number, datetime.fromtimestamp(wall_now, UTC).date().isoformat())
         return self._day[1]

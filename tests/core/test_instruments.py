@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from account_pool.proxy.measured import Histogram, Mark, Timings, reduce
+from account_pool.core.instruments import Histogram, Mark, Timings, reduce
 
 BOUNDS = (0.1, 1.0, 10.0)
 
