@@ -12,7 +12,7 @@ import brotli
 import pytest
 from mitmproxy import http
 from mitmproxy.net.server_spec import ServerSpec
-from mitmproxy.proxy.layers.http import HTTPMode
+from mitmproxy.proxy.layers.http import HTTPMode, RequestEndOfMessage, ResponseData, ResponseHeaders
 
 from account_pool.core import broken
 from account_pool.core.attempts import Limits
@@ -22,7 +22,7 @@ from account_pool.providers.base import HostRule, LocalAnswer
 from account_pool.providers.like import add_hosts
 from account_pool.proxy import serving
 from account_pool.proxy.decoding import zstd
-from account_pool.proxy.layer import KEPT_CLOSED
+from account_pool.proxy.layer import KEPT_CLOSED, PoolHttpLayer
 from account_pool.proxy.sweep import SWEEP_S
 from tests.proxy.helpers import (
     CHAT,
@@ -1684,3 +1684,54 @@ def test_a_request_under_way_knows_which_connections_are_newer(rig_of):
     assert kept.connection in rig.layer.connections
     assert len(rig.layer.connections) < KEPT_CLOSED
     assert [*rig.layer.connections][stream.sent_among - 1] is kept.connection
+
+
+# -- an error of ours, or of mitmproxy's
+
+
+@pytest.mark.parametrize("server2", [False, True])
+@pytest.mark.parametrize("limited", [False, True])
+def test_an_error_while_an_answer_is_read_ends_its_connection(
+    rig_of, monkeypatch, caplog, server2, limited
+):
+    """A request that hangs would be worse; after a refusal it is tried elsewhere."""
+    rig = rig_of(client2=True, server2=server2)
+    rig.ask()
+    received = ResponseData if limited else ResponseHeaders
+    handle = PoolHttpLayer.event_to_child
+
+    def fails(self, child, event):
+        if isinstance(event, received):
+            monkeypatch.setattr(PoolHttpLayer, "event_to_child", handle)
+            raise KeyError(ONE)
+        return handle(self, child, event)
+
+    monkeypatch.setattr(PoolHttpLayer, "event_to_child", fails)
+    first = rig.server
+    if server2:
+        first.answer(1, 429, LIMIT_BODY, LIMITED_HEADERS)
+    else:
+        first.send(http1(429, LIMIT_BODY, LIMITED_HEADERS))
+    assert first.closed
+    assert "KeyError at" in caplog.text
+    assert ONE not in caplog.text
+    if limited:
+        assert rig.server is not first
+        rig.server.answer(1, 200, OK_BODY, [JSON]) if server2 else rig.server.send(OK)
+    assert [answer.status for answer in rig.answers] == [200 if limited else 502]
+
+
+def test_an_error_while_a_request_is_read_ends_its_clients_connection(rig_of, monkeypatch, caplog):
+    rig = rig_of(client2=True)
+    handle = PoolHttpLayer.event_to_child
+
+    def fails(self, child, event):
+        if isinstance(event, RequestEndOfMessage):
+            raise KeyError(ONE)
+        return handle(self, child, event)
+
+    monkeypatch.setattr(PoolHttpLayer, "event_to_child", fails)
+    rig.ask()
+    assert rig.client_closed
+    assert rig.in_flight() == 0
+    assert "KeyError at" in caplog.text

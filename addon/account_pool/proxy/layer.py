@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
@@ -23,10 +24,12 @@ from account_pool.proxy import compat, destination, scrub, tls, waking
 from account_pool.proxy.harmless import harmless
 from account_pool.proxy.service import Service
 from account_pool.proxy.sweep import Sweep
+from account_pool.supervision import where
 
 if TYPE_CHECKING:
     from account_pool.proxy.attempt_stream import AttemptStream
 
+logger = logging.getLogger(__name__)
 
 _QUICK = compat.quick_http1()
 _HTTP2 = compat.own_http2()
@@ -86,24 +89,28 @@ class PoolHttpLayer(HttpLayer):
         size = 0
         source: CommandGenerator[None] | None = self._handle_event(event)
         while source is not None:
-            for command in source:
-                if type(command) is commands.SendData:
-                    length = len(command.data)
-                    if held and (
-                        held[0].connection is not command.connection
-                        or size + length > MAX_WRITE_BYTES
-                    ):
+            try:
+                for command in source:
+                    if type(command) is commands.SendData:
+                        length = len(command.data)
+                        if held and (
+                            held[0].connection is not command.connection
+                            or size + length > MAX_WRITE_BYTES
+                        ):
+                            yield _joined(held)
+                            held, size = [], 0
+                        held.append(command)
+                        size += length
+                        continue
+                    if held:
                         yield _joined(held)
                         held, size = [], 0
-                    held.append(command)
-                    size += length
-                    continue
-                if held:
-                    yield _joined(held)
-                    held, size = [], 0
-                if type(command) is commands.Log:
-                    command.message = self.shown(command.message)
-                yield command
+                    if type(command) is commands.Log:
+                        command.message = self.shown(command.message)
+                    yield command
+            except Exception as e:
+                source = self._ended(event, e)
+                continue
             # Looked at here, where control is anyway: mostly there is nothing.
             if self.next_turns or self._given_back:
                 source = self._turns()
@@ -115,6 +122,20 @@ class PoolHttpLayer(HttpLayer):
                 source = None
         if held:
             yield _joined(held)
+
+    def _ended(self, event: events.Event, error: Exception) -> CommandGenerator[None]:
+        """Close the connection that *event* is of: what was broken off there waits for ever.
+
+        Nobody knows how far it got. A server's connection takes its requests with it, which
+        are told or sent again; all others end with their client's.
+        """
+        logger.error(f"account-pool: {where(error)}; connection closed")
+        closed: Connection = self.context.client
+        if isinstance(event, events.ConnectionEvent):
+            closed = event.connection
+            if (at := self.connections.get(closed)) is not None:
+                closed = waking.carrier(closed, at.context.layers)
+        yield commands.CloseConnection(closed)
 
     def shown(self, text: str) -> str:
         """Return what may be said of *text*, which is mitmproxy's, on a connection of the pool."""
