@@ -49,8 +49,8 @@ def judge(ask: Ask, seen: Seen) -> Verdict:
     good = expected(ask)
     if seen.end is End.LEFT:
         # What it has seen until then must be right as well.
-        wrong = seen.status == 200 and not _is_beginning(body, ask, good)
-        return Verdict.BAD if wrong else Verdict.LEFT
+        right = seen.status != 200 or _is_beginning(body, ask, good)
+        return Verdict.LEFT if right or _told_again(seen, ask) else Verdict.BAD
     if ask.row.must is Must.DELIVERED:
         return Verdict.DELIVERED if is_delivered(ask, seen) else _collateral(seen, ask)
     if seen.end is End.WHOLE and seen.status == 200 and body in good:
@@ -125,14 +125,22 @@ def is_somebody_elses(ask: Ask, body: bytes) -> bool:
 
 def _collateral(seen: Seen, ask: Ask) -> Verdict:
     """Its own row is no excuse; that a neighbour's ended the connection they shared is one."""
-    if not any(BY_NAME[name].ends_connection for name in seen.company):
-        return Verdict.BAD
-    # An earlier refusal of its own says more than that a later attempt broke; which of them
-    # that was, nobody knows who did not read it.
-    refused = (seen.status or 0) >= 400 or ask.row.name.startswith("200-")
-    if (seen.end is End.WHOLE and refused) or is_cut(seen, ask, expected(ask)):
-        return Verdict.COLLATERAL
-    return Verdict.BAD
+    refused = seen.end is End.WHOLE and ((seen.status or 0) >= 400 or _told_again(seen, ask))
+    cut = is_cut(seen, ask, expected(ask))
+    return Verdict.COLLATERAL if _has_company(seen) and (refused or cut) else Verdict.BAD
+
+
+def _has_company(seen: Seen) -> bool:
+    return any(BY_NAME[name].ends_connection for name in seen.company)
+
+
+def _told_again(seen: Seen, ask: Ask) -> bool:
+    """Say whether this may be an earlier refusal, with the status 200.
+
+    It says more than that a later attempt broke; which of them that was, nobody knows who
+    did not read it.
+    """
+    return ask.row.name.startswith("200-") and _has_company(seen)
 
 
 def _is_beginning(body: bytes, ask: Ask, good: tuple[bytes, ...]) -> bool:
