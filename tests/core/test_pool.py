@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from account_pool.core.errors import (
     UnknownAccount,
 )
 from account_pool.core.headroom import UNKNOWN
-from account_pool.core.lease import Facts
+from account_pool.core.lease import Facts, Lease
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
 from account_pool.core.selection import POLICIES
@@ -45,6 +46,7 @@ from tests.core.helpers import (
     window,
 )
 
+DAY_S = 86_400.0
 MINI = Facts(provider=PROVIDER, kind="key", model="gpt-5-mini")
 NO_MODEL = Facts(provider=PROVIDER, kind="key")
 MODEL_LIMIT = rate_limit(10.0, scope=Scope.MODEL)
@@ -608,6 +610,36 @@ def test_a_full_account_that_cools_counts_by_its_deadline() -> None:
     pool.acquire(FACTS, now=0.0)
     pool.mark_cooldown(key("a"), rate_limit(5.0), now=0.0)
     assert shortage(pool, 1.0).retry_at == 5.0
+
+
+def test_until_when_an_account_surely_cools() -> None:
+    """Where anything else may end it, nobody goes elsewhere without asking."""
+    pool = pool_of(account("a", max_concurrent=1), account("b"))
+    lease = pool.acquire(FACTS, now=0.0, only=key("a"))
+    for label in "ab":
+        pool.mark_cooldown(key(label), rate_limit(5.0), now=0.0)
+    assert [pool.cools_until(key(label), FACTS, now=1.0) for label in "abc"] == [-inf, 5.0, -inf]
+    pool.release(lease, None, now=1.0)
+    pool.set_credentials(key("b"), {}, now=1.0)
+    assert [pool.cools_until(key(label), FACTS, now=1.0) for label in "ab"] == [5.0, -inf]
+
+
+def test_what_speaks_against_an_account_is_not_quiet() -> None:
+    def quiet(learn: Callable[[Pool], object]) -> bool:
+        pool = pool_of("a", "b")
+        assert pool.is_quiet(PROVIDER)
+        learn(pool)
+        return pool.is_quiet(PROVIDER)
+
+    def lease(pool: Pool) -> Lease:
+        return pool.acquire(FACTS, now=0.0)
+
+    assert quiet(lease)
+    assert not quiet(lambda pool: pool.note_address_limited(PROVIDER, now=0.0))
+    assert not quiet(lambda pool: pool.note_overloaded(lease(pool), now=0.0))
+    assert not quiet(lambda pool: pool.note_broken(lease(pool), now=0.0))
+    assert not quiet(lambda pool: pool.mark_cooldown(key("a"), quota(DAY_S), now=0.0))
+    assert pool_of().is_quiet(PROVIDER)
 
 
 def test_a_provider_nobody_has() -> None:

@@ -769,6 +769,9 @@ class Attempts:
             return self._begin_near(avoid, now)
         if self._is_asked_last(home, avoid, now):
             return None
+        until = self.pool.cools_until(home, self.facts, now=now)
+        if until > now and until > self._patient_until(now):
+            return None  # a limit, mostly: seen at once, without a reason for people
         try:
             return self._go(self.pool.acquire(self.facts, now=now, avoid=avoid, only=home), now)
         except NoUsableAccount as nobody:

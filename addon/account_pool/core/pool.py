@@ -515,10 +515,10 @@ class Pool:
             return  # removed while it was out
         state.in_flight -= 1
         state.running.pop(id(lease), None)
-        if outcome is not None and lease.started_at >= state.renewed_at:
-            self._learn(state, outcome, lease, now)
-        self._members[lease.key.provider].place(state, now)
-        self._changed(lease.key, now)
+        learns = outcome is not None and lease.started_at >= state.renewed_at
+        if outcome is None or not learns or not self._learn(state, outcome, lease, now):
+            self._members[lease.key.provider].place(state, now)
+            self._changed(lease.key, now)
 
     def _lease(
         self,
@@ -914,6 +914,16 @@ class Pool:
         """Nobody knew the model of *facts*: for a while only one account is asked for it."""
         self._members[facts.provider].refused.note(_Model(facts.model), now)
 
+    def cools_until(self, key: AccountKey, facts: Facts, *, now: float) -> float:
+        """Return until when *key* cools for *facts*; -infinity if anything else may end that.
+
+        It may be full beside, or lack a credential.
+        """
+        state = self._find(key)
+        if state is None or state.full or facts.kind not in state.credentials:
+            return -inf
+        return state.cooling_until(facts.model, now)
+
     def is_quiet(self, provider: str) -> bool:
         """Say whether nothing speaks against any account of *provider*, or for one to probe.
 
@@ -1149,7 +1159,8 @@ class Pool:
 
     # -- inside
 
-    def _learn(self, state: AccountState, outcome: Outcome, lease: Lease, now: float) -> None:
+    def _learn(self, state: AccountState, outcome: Outcome, lease: Lease, now: float) -> bool:
+        """Learn from *outcome*; say whether *state* has got its place for it, and all know."""
         model = lease.facts.model
         if outcome.cls is OutcomeClass.OK:
             state.served += 1
@@ -1164,6 +1175,8 @@ class Pool:
                 started_at=lease.started_at,
                 probe=lease.probe or lease.last_resort,
             )
+            return True
+        return False
 
     def _reserve(self, state: AccountState, now: float) -> bool:
         """Work out anew what the reserve of *state* keeps back; say if it has or had any."""

@@ -215,5 +215,10 @@ def _covering(cooldowns: Iterable[Cooldown], model: str | None, now: float) -> l
     return [
         c
         for c in cooldowns
-        if now < c.until and (c.model in (None, model) or covers(c.model, model))
+        if now < c.until
+        and (
+            c.model is None
+            or c.model == model
+            or (model is not None and "*" in c.model and covers(c.model, model))
+        )
     ]

@@ -50,7 +50,8 @@ class Story:
         kind = Kind.RETRY if to == came_from else Kind.MOVE
         if kind is Kind.RETRY and refusal is not None and refusal.cls is OutcomeClass.TRANSPORT:
             return  # a connection, not an account
-        self._add(kind, came_from, refusal, self._why_not(came_from, refusal, now), now, to=to)
+        reason = "" if refusal is not None else self._why_not(came_from, now)
+        self._add(kind, came_from, refusal, reason, now, to=to)
 
     def held(
         self, step: Wait, last: Attempt | None, nobody: NoUsableAccount | None, now: float
@@ -172,10 +173,10 @@ class Story:
                 return state.cooldown_of(model, now), state.disabled, state.verdict_of(model)
         return None, None, None
 
-    def _why_not(self, account: AccountKey, refusal: Outcome | None, now: float) -> str:
-        """Say why *account* cannot serve where neither a refusal nor a cooldown says it."""
+    def _why_not(self, account: AccountKey, now: float) -> str:
+        """Say why *account*, which was not asked, cannot serve where no cooldown says it."""
         cooldown, disabled, _ = self._standing(account, now)
-        if refusal is not None or cooldown or disabled:
+        if cooldown or disabled:
             return ""
         if all(state.key != account for state in self.pool.accounts(account.provider)):
             return "it is no longer in the pool"

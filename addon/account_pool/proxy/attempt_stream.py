@@ -1,7 +1,7 @@
 """An HttpStream that can send its request more than once. Mechanics only.
 
-How an attempt gets its id and loses it, how it is cut off, how a paused stream notices
-that its client left, timers, the way of a chunk after the commit point, and WebSockets.
+How an attempt gets its id and loses it, how it is cut off, answers of our own,
+timers, the way of a chunk after the commit point, and WebSockets.
 What is done with all that is in `serving.py`.
 
 Every attempt has a stream id of its own on the server side, because a finished HTTP/2
@@ -41,13 +41,11 @@ from mitmproxy.proxy.layers.http import (
 )
 from mitmproxy.proxy.layers.websocket import WebsocketLayer
 
-from account_pool.core.steps import Refresh, Wait
 from account_pool.core.usage import END_BYTES
 from account_pool.providers.base import LocalAnswer, Provider
 from account_pool.proxy import compat, decoding, delivery, shown
 from account_pool.proxy.call import Call
 from account_pool.proxy.harmless import harmless
-from account_pool.proxy.hooks import PoolTurnHook, Turn
 from account_pool.proxy.interim import InterimAnswer
 from account_pool.proxy.layer import PoolHttpLayer
 from account_pool.proxy.shown import MAX_COPY_BYTES
@@ -263,48 +261,6 @@ class AttemptStream(HttpStream):
         """Whether it is a WebSocket of the pool that has been opened and not closed."""
         is_socket = self.call is not None and isinstance(self.child_layer, WebsocketLayer)
         return is_socket and self.flow.live
-
-    # -- while paused
-
-    def take_turn(self, step: Wait | Refresh | str) -> CommandGenerator[Turn]:
-        """Let the addon wait, refresh or answer for us."""
-        turn = Turn(step)
-
-        def left() -> None:
-            turn.woken.set()
-            # A refresh goes on, for the others; the lease must not wait for it.
-            self.client_leaves()
-
-        self.watch_client(left)
-        yield PoolTurnHook(turn)
-        self.unwatch_client()
-        if turn.failed is not None:
-            raise turn.failed
-        if not turn.taken:
-            # After a live reload that failed there is no addon: better an error than to
-            # ask again and again.
-            raise RuntimeError("nobody takes our turns")
-        return turn
-
-    def client_leaves(self) -> None:
-        """The client has left while this stream is paused."""
-        raise NotImplementedError
-
-    def watch_client(self, on_leaving: Callable[[], None]) -> None:
-        """While paused, call *on_leaving* the moment the client goes.
-
-        The event itself stays queued for `check_killed`, as everywhere in mitmproxy.
-        """
-
-        def handle_event(event: events.Event) -> CommandGenerator[None]:
-            if isinstance(event, RequestProtocolError):
-                on_leaving()
-            return super(AttemptStream, self).handle_event(event)
-
-        self.handle_event = handle_event  # type: ignore[method-assign]  # for a while
-
-    def unwatch_client(self) -> None:
-        self.__dict__.pop("handle_event", None)
 
     # -- timers
 

@@ -15,7 +15,7 @@ The file is longer than most: it is one state machine, and reads best in one pla
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, assert_never, cast
@@ -66,7 +66,7 @@ from account_pool.proxy.attempt_stream import (
 from account_pool.proxy.call import Call
 from account_pool.proxy.endings import NotProcessed, Silent, Withdrawn
 from account_pool.proxy.harmless import harmless
-from account_pool.proxy.hooks import Turn
+from account_pool.proxy.hooks import PoolTurnHook, Turn
 from account_pool.proxy.interim import InterimAnswer, is_answer
 from account_pool.proxy.layer import GetOtherConnection, NextTurn
 from account_pool.proxy.scrub import Secrets
@@ -244,10 +244,9 @@ class ServingStream(AttemptStream):
         return super().check_invalid(request) if request or self.attempts is None else NO
 
     def check_killed(self, emit_error_hook: bool) -> CommandGenerator[bool]:
-        # Asked after each hook: mostly nothing waits, and nobody has set an error.
-        if not self._paused_event_queue and self.flow.error is None:
-            return NO
-        return super().check_killed(emit_error_hook)
+        # Asked after each hook: mostly the client is there, and nobody has set an error.
+        left = [e for e in self._paused_event_queue if isinstance(e, RequestProtocolError)]
+        return super().check_killed(emit_error_hook) if left or self.flow.error else NO
 
     def _check_limit(self, *, request: bool) -> CommandGenerator[bool]:
         """Refuse what is larger than mitmproxy's body_size_limit, in the provider's envelope."""
@@ -475,8 +474,48 @@ class ServingStream(AttemptStream):
 
     def show_replay(self) -> None:
         """Show the people who look that a replay is on its way."""
-        with harmless:
+        try:
             self._trail.replayed(self._attempts, self._secrets, self.service.now())
+        except Exception as e:
+            harmless.tell(e)
+
+    # -- while paused
+
+    def take_turn(self, step: Wait | Refresh | str) -> CommandGenerator[Turn]:
+        """Let the addon wait, refresh or answer for us."""
+        turn = Turn(step)
+
+        def left() -> None:
+            turn.woken.set()
+            # A refresh goes on, for the others; the lease must not wait for it.
+            self.client_leaves()
+
+        self.watch_client(left)
+        yield PoolTurnHook(turn)
+        self.unwatch_client()
+        if turn.failed is not None:
+            raise turn.failed
+        if not turn.taken:
+            # After a live reload that failed there is no addon: better an error than to
+            # ask again and again.
+            raise RuntimeError("nobody takes our turns")
+        return turn
+
+    def watch_client(self, on_leaving: Callable[[], None]) -> None:
+        """While paused, call *on_leaving* the moment the client goes.
+
+        The event itself stays queued for `check_killed`, as everywhere in mitmproxy.
+        """
+
+        def handle_event(event: events.Event) -> CommandGenerator[None]:
+            if isinstance(event, RequestProtocolError):
+                on_leaving()
+            return super(ServingStream, self).handle_event(event)
+
+        self.handle_event = handle_event  # type: ignore[method-assign]  # for a while
+
+    def unwatch_client(self) -> None:
+        self.__dict__.pop("handle_event", None)
 
     # -- the answer
 
@@ -616,7 +655,7 @@ class ServingStream(AttemptStream):
             yield from self._commit(end_stream=False)
             return
         earlier, self._refusal = self._refusal, reader
-        with harmless:
+        try:
             took_s = self.service.now() - self.sent_at
             self._trail.refused(reader, attempts, took_s, self.service.wall_now())
             blamed = is_about_account(outcome)
@@ -624,6 +663,8 @@ class ServingStream(AttemptStream):
             if (limited or blamed) and not reader.in_stream:
                 assert attempts.lease is not None
                 self.service.remember(attempts.lease.key, reader, self._secrets(), blamed=blamed)
+        except Exception as e:
+            harmless.tell(e)
         self._pending = attempts.refused(outcome, self.service.now())
         self.layer.withdraw()
         if attempts.keeps_earlier and earlier is not None:
@@ -965,9 +1006,11 @@ class ServingStream(AttemptStream):
                 attempts.finished(self.service.now())
             else:
                 attempts.left(self.service.now())
-        if self.trail is not None:
-            with harmless:
+        try:
+            if self.trail is not None:
                 self.trail.ended(attempts, self._secrets, self.service.now())
+        except Exception as e:
+            harmless.tell(e)
         try:
             self._count(attempts)
         except Exception as e:
