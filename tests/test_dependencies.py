@@ -54,7 +54,6 @@ FOLDERS = [*re.findall(r"`(\w+)`", _LINE), ""]
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("admin/actions", "proxy/service"): "names the type of what it changes",
     ("admin/context", "proxy/service"): "names the type of what it reads",
-    ("admin/endpoints", "proxy/told"): "puts decisions into words",
     ("admin/metrics", "proxy/service"): "names the type of what it reads",
     ("proxy/compat", "proxy/http1"): "tries whether it fits this mitmproxy",
     ("proxy/compat", "proxy/http2"): "tries whether it fits this mitmproxy",

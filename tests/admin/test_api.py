@@ -12,10 +12,10 @@ from account_pool.admin.security import MAX_FAILURES, Rules
 from account_pool.config import load
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret
+from account_pool.core.decision_text import line
 from account_pool.core.lease import Facts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.credentials.vendors import VENDORS
-from account_pool.proxy.told import line
 from account_pool.supervision import Failed, tasks
 from tests.admin.helpers import HOST, TOKEN, FakeProxy, code, told, write
 from tests.proxy.helpers import account, secret

@@ -26,7 +26,7 @@ from account_pool.cli import api
 from account_pool.cli.places import Places
 from account_pool.cli.screen import show
 from account_pool.config.accounts_file import shown
-from account_pool.proxy.told import MAX_VALUES, duration
+from account_pool.core.decision_text import MAX_VALUES, duration
 
 #: Seconds between two looks.
 _EVERY_S = 1.0

@@ -1,7 +1,7 @@
 """Which decisions become lines of the log, and when: nothing of ordinary requests.
 
 A cooldown and the request that runs into it are one line: where that goes on to, or what
-its client is told, says both. What each line says is in `told.py`.
+its client is told, says both. The text of each line comes from `core/decision_text.py`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from account_pool.core.decision import By, Decision, Kind
+from account_pool.core.decision_text import duration, line
 from account_pool.core.outcome import OutcomeClass
-from account_pool.proxy.told import duration, line
 
 logger = logging.getLogger(__name__)
 

@@ -28,6 +28,7 @@ from account_pool.core.attempts import Attempts, Limits
 from account_pool.core.browser import Allowed
 from account_pool.core.counts import Counts
 from account_pool.core.credential import Credential
+from account_pool.core.decision_text import duration
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.headroom import Window
 from account_pool.core.headroom_words import Asked
@@ -60,7 +61,6 @@ from account_pool.proxy.hooks import Turn
 from account_pool.proxy.log import Log
 from account_pool.proxy.pages import Pages, has_credential, is_reverse
 from account_pool.proxy.scrub import Secrets
-from account_pool.proxy.told import duration
 from account_pool.proxy.wire import Places, mask
 from account_pool.supervision import tasks
 

@@ -16,10 +16,11 @@ from mitmproxy import ctx, http
 from mitmproxy.connection import Server
 from mitmproxy.hooks import UpdateHook
 
+from account_pool.core import decision_text
 from account_pool.core.account import AccountKey
 from account_pool.core.attempts import Attempts
 from account_pool.core.outcome import OutcomeClass
-from account_pool.proxy import delivery, told
+from account_pool.proxy import delivery
 from account_pool.proxy.answer import AnswerReader
 from account_pool.proxy.headers import Fields
 from account_pool.proxy.scrub import Secrets
@@ -141,7 +142,7 @@ class Trail:
     def _judge(self, attempts: Attempts, until: int, now: float) -> None:
         """Note the verdicts on the attempts before number *until* + 1: later they change."""
         for attempt in attempts.history[len(self._verdicts) : until]:
-            self._verdicts.append(told.verdict(attempt, attempts, now))
+            self._verdicts.append(decision_text.verdict(attempt, attempts, now))
 
 
 def _flow_of(

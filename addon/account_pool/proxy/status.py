@@ -16,9 +16,9 @@ from account_pool.core.account import AccountKey
 from account_pool.core.affinity import Sessions
 from account_pool.core.cooldown import Cooldown
 from account_pool.core.decision import Decision, Kind, one_line
+from account_pool.core.decision_text import MAX_VALUES, asked_last, duration, evidence, line
 from account_pool.core.decisions import Decisions
 from account_pool.core.state import AccountState
-from account_pool.proxy.told import MAX_VALUES, asked_last, duration, evidence, line
 
 #: Decisions that are shown.
 LAST = 20
