@@ -28,7 +28,8 @@ from account_pool.core.attempts import Limits
 from account_pool.core.broken import TRIES, Broken
 from account_pool.proxy import compat, http2, layer
 from account_pool.proxy.hooks import PoolTurnHook, Turn
-from account_pool.proxy.http2 import DEAD_S, PROOF_S, QUIET_S
+from account_pool.proxy.http2 import DEAD_S, PROOF_S, QUIET_S, STUCK_S
+from account_pool.proxy.sweep import SWEEP_S
 from tests.proxy.helpers import (
     DELTA,
     JSON,
@@ -502,6 +503,35 @@ def test_a_connection_that_ends_tells_who_waits(rig):
     rig.servers[0].close()
     ok(rig.servers[1], 1)
     assert statuses(rig) == [200, BROKE, 200]
+
+
+def test_whoever_waits_behind_a_silent_one_goes_elsewhere(rig):
+    limit_streams(rig, 1)
+    for _ in range(3):
+        rig.ask()
+    rig.advance(STUCK_S + SWEEP_S)
+    stuck, other = rig.servers
+    ok(other, 1, 3)
+    rig.ask()
+    ok(other, 5)
+    ok(stuck, 3)
+    rig.ask()  # it lives again
+    ok(stuck, 5)
+    assert statuses(rig) == [200] * 6
+
+
+def test_whoever_waits_behind_one_that_speaks_waits(rig):
+    limit_streams(rig, 1)
+    rig.ask()
+    rig.ask()
+    rig.server.head(3, 200, [SSE])
+    for _ in range(5):
+        rig.advance(SWEEP_S)
+        rig.server.data(3, DELTA)
+    rig.server.data(3, b"", end=True)
+    ok(rig.server, 5)
+    assert len(rig.servers) == 1
+    assert statuses(rig) == [200] * 3
 
 
 def test_a_client_that_left_is_not_sent(rig):

@@ -17,7 +17,7 @@ class NotProcessed(_Ending):
 
 
 class Withdrawn(_Ending):
-    """The request did not leave, and its account shall have no more now."""
+    """The request did not leave, and shall not leave here: its account, say, was refused."""
 
 
 class Silent(_Ending):

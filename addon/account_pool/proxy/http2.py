@@ -61,6 +61,8 @@ PROOF_S = 3.0
 #: How long after a PING a connection may be quiet. Also how long a server may take that went
 #: away because of an error, which has to close (RFC 9113, 5.4.1).
 DEAD_S = 20.0
+#: How long a connection may be quiet while requests wait for one of its streams.
+STUCK_S = 10.0
 PING = b"liveness"
 #: Of a stream: no other comes after it.
 HIGHEST_ID = 2**31 - 1
@@ -220,6 +222,17 @@ class PoolHttp2Client(Http2Client):
     def _return(self, ending: ResponseProtocolError) -> None:
         self._forget(ending.stream_id)
         self.give_back(ending)
+
+    def look_at_queue(self) -> None:
+        """Have what waits here go elsewhere when its turn may never come.
+
+        An upload that its server takes no more of, or a long thought, may hold the only
+        stream there is. Called again and again while there are requests.
+        """
+        if self.stream_queue and self.now() - self.heard_at >= STUCK_S:
+            self.retire()
+            for stream_id in [*self.stream_queue]:
+                self._return(Withdrawn(stream_id, f"no free stream for {STUCK_S:.0f} s"))
 
     def withdraw(self) -> None:
         """Give back what waits here for an account that shall have no more now."""

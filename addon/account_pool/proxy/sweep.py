@@ -61,6 +61,8 @@ class Sweep:
             if waiting and self._opens_too_long(connection):
                 yield commands.CloseConnection(connection)
                 yield RegisterHttpConnection(connection, f"not open after {OPENING_S:.0f} s")
+        for client in self._layer.http2.values():
+            client.look_at_queue()
         now = self._layer.service.now()
         for attempt_id, stream in list(self._layer.attempts.items()):
             if attempt_id not in self._layer.attempts:
