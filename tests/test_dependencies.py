@@ -52,9 +52,6 @@ PACKAGE = ROOT / "addon" / "account_pool"
 FOLDERS = [*re.findall(r"`(\w+)`", _LINE), ""]
 #: Imports that are part of a circle or run upwards, and why they still do.
 EXCEPTIONS: dict[tuple[str, str], str] = {
-    ("admin/actions", "proxy/service"): "names the type of what it changes",
-    ("admin/context", "proxy/service"): "names the type of what it reads",
-    ("admin/metrics", "proxy/service"): "names the type of what it reads",
     ("proxy/compat", "proxy/http1"): "tries whether it fits this mitmproxy",
     ("proxy/compat", "proxy/http2"): "tries whether it fits this mitmproxy",
     ("proxy/handover", "proxy/addon"): "names the type of what it keeps",

@@ -10,10 +10,11 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from account_pool.admin.accounts_files import AccountsFiles
 from account_pool.admin.errors import ApiError
+from account_pool.admin.service import PoolService
 from account_pool.config.edit import WrongAccount
 from account_pool.config.replace import CannotEdit
 from account_pool.core.account import AccountKey, normalise_label
@@ -23,9 +24,6 @@ from account_pool.core.errors import UnknownAccount
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.state import AccountState
 from account_pool.providers.base import Provider
-
-if TYPE_CHECKING:
-    from account_pool.proxy.service import Service
 
 Entry = Mapping[str, Any]
 
@@ -47,7 +45,7 @@ class Actions:
         forget: removes an account from the running pool.
     """
 
-    service: Service
+    service: PoolService
     files: Callable[[], AccountsFiles]
     known: Callable[[], Mapping[str, Provider]]
     read_again: Callable[[], Awaitable[object]]

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from account_pool.admin import views
 from account_pool.admin.actions import Actions
 from account_pool.admin.decision_counter import DecisionCounter
+from account_pool.admin.service import PoolService
 from account_pool.admin.views import Json, Moment, Sums
 from account_pool.core.state import AccountState
-
-if TYPE_CHECKING:
-    from account_pool.proxy.service import Service
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -33,7 +30,7 @@ class AdminContext:
         accounts_file: returns the accounts file in use; None if there is none.
     """
 
-    service: Service
+    service: PoolService
     actions: Actions
     decision_counter: DecisionCounter
     counted: Callable[[str], Awaitable[Sums]]

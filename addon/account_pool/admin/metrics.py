@@ -22,13 +22,13 @@ from prometheus_client.core import (
 
 from account_pool import __version__
 from account_pool.admin.decision_counter import DecisionCounter
+from account_pool.admin.service import PoolService
 from account_pool.admin.views import Moment, headroom_view, verdict_of
 from account_pool.core.instruments import Histogram, Timings
 from account_pool.core.tallies import OTHER, Tally
 
 if TYPE_CHECKING:
     from account_pool.core.state import AccountState
-    from account_pool.proxy.service import Service
 
 #: The text format that every Prometheus reads.
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -67,7 +67,7 @@ TIMINGS = (
 )  # fmt: skip
 
 
-def text(service: Service, decision_counter: DecisionCounter) -> bytes:
+def text(service: PoolService, decision_counter: DecisionCounter) -> bytes:
     """Return every metric in Prometheus' text format."""
     return written(list(read(service, decision_counter)))
 
@@ -89,7 +89,7 @@ class _Read:
         return self._families
 
 
-def read(service: Service, decision_counter: DecisionCounter) -> Iterator[Metric]:
+def read(service: PoolService, decision_counter: DecisionCounter) -> Iterator[Metric]:
     """Yield every metric as it is now."""
     measured, states = service.measured, list(service.pool.accounts())
     yield GaugeMetricFamily("account_pool_up", "1 while the proxy answers.", value=1)
