@@ -52,9 +52,6 @@ PACKAGE = ROOT / "addon" / "account_pool"
 FOLDERS = [*re.findall(r"`(\w+)`", _LINE), ""]
 #: Imports that are part of a circle or run upwards, and why they still do.
 EXCEPTIONS: dict[tuple[str, str], str] = {
-    ("proxy/compat", "proxy/http1"): "tries whether it fits this mitmproxy",
-    ("proxy/compat", "proxy/http2"): "tries whether it fits this mitmproxy",
-    ("proxy/handover", "proxy/addon"): "names the type of what it keeps",
     ("proxy/layer", "proxy/attempt_stream"): "names the type of its streams",
     ("proxy/layer", "proxy/stream"): "makes streams, which need it too",
     ("proxy/service", "proxy/layer"): "names the type of those it knows",

@@ -315,7 +315,7 @@ async def test_a_script_that_is_taken_away_ends(addon):
     await asyncio.sleep(0)
     assert kept._stopped
     assert addon._watching.cancelled()
-    assert handover.taken_up() is None
+    assert handover.taken_up(AccountPool) is None
 
 
 async def test_at_the_end_nobody_waits(addon):

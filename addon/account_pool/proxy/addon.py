@@ -94,7 +94,7 @@ def _ends(server: Server) -> tuple[End, End] | None:
 
 def addon() -> AccountPool:
     """Return the addon for mitmproxy: a new one, or that which a reload of pool.py dropped."""
-    left = handover.taken_up()
+    left = handover.taken_up(AccountPool)
     return AccountPool() if left is None else left
 
 

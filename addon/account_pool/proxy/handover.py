@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from mitmproxy import ctx
 
 if TYPE_CHECKING:
     from mitmproxy.master import Master
 
-    from account_pool.proxy.addon import AccountPool
+Addon = TypeVar("Addon")
 
 #: Whoever waits: the addon, whose it was, and how it ends.
-_waiting: list[tuple[AccountPool, Master, Callable[[], None]]] = []
+_waiting: list[tuple[object, Master, Callable[[], None]]] = []
 
 
-def leave(addon: AccountPool, end: Callable[[], None]) -> None:
+def leave(addon: object, end: Callable[[], None]) -> None:
     """*addon* was dropped: call *end*, unless `taken_up` asks for it before."""
     if ctx.master.should_exit.is_set():
         end()
@@ -32,17 +32,17 @@ def leave(addon: AccountPool, end: Callable[[], None]) -> None:
     asyncio.get_running_loop().call_soon(_end, left)
 
 
-def taken_up() -> AccountPool | None:
-    """Return the addon that waits, which goes on then; None if there is none."""
+def taken_up(kind: type[Addon]) -> Addon | None:
+    """Return the addon of *kind* that waits, which goes on then; None if there is none."""
     for left in _waiting:
         addon, master, _ = left
-        if master is ctx.master:
+        if master is ctx.master and isinstance(addon, kind):
             _waiting.remove(left)
             return addon
     return None
 
 
-def _end(left: tuple[AccountPool, Master, Callable[[], None]]) -> None:
+def _end(left: tuple[object, Master, Callable[[], None]]) -> None:
     if left in _waiting:
         _waiting.remove(left)
         left[2]()

@@ -20,7 +20,7 @@ from mitmproxy.proxy.layers.http import (
     ResponseProtocolError,
 )
 
-from account_pool.proxy import compat, destination, scrub, tls, waking
+from account_pool.proxy import destination, own_http, scrub, tls, waking
 from account_pool.proxy.harmless import harmless
 from account_pool.proxy.service import Service
 from account_pool.proxy.sweep import Sweep
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_QUICK = compat.quick_http1()
-_HTTP2 = compat.own_http2()
+_QUICK = own_http.quick_http1()
+_HTTP2 = own_http.own_http2()
 
 #: Writes are put together up to this size; beyond it, copying costs more than it saves.
 MAX_WRITE_BYTES = 65536
