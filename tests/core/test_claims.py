@@ -1,7 +1,8 @@
 """Who may refresh a login: N proxies, kills at each step, and time that passes.
 
 The proxies follow the protocol and nothing else; the server takes each token once. What a
-proxy does with it is tested with the real code in tests/credentials/test_login_machine.py.
+proxy does with it is tested with the real code, in
+tests/credentials/test_refreshable_token_machine.py.
 """
 
 from __future__ import annotations

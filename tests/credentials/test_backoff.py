@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from account_pool.credentials.held import backoff_s
+from account_pool.credentials.account_credential import backoff_s
 
 
 def test_it_doubles_up_to_five_minutes() -> None:

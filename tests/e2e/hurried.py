@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from account_pool.credentials import login
+from account_pool.credentials import refreshable_token
 from account_pool.proxy import draining
 
 
 class Hurried:
     # Not when it is imported: tests do that for its path.
     def load(self, _loader):
-        login.SLOW_S = 0.0
+        refreshable_token.SLOW_S = 0.0
         draining.ANSWER_S = 0.0
 
 

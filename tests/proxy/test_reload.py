@@ -232,11 +232,11 @@ async def test_a_login_that_comes_later_gets_a_store(addon, file, tmp_path):
     oauth = "{oauth: {refresh_token: rt-fake, access_token: fake-access, expires_at: 2099-01-01}}"
     file.write_text(TWO + f"  - {{provider: codex, label: plus, account_id: a, token: {oauth}}}\n")
     assert addon.reload() == "added codex/plus"
-    refresher = addon.keeper.ways.refresher
+    refresher = addon.keeper.context.refresher
     assert refresher is not None
     file.write_text(file.read_text() + "# touched\n")
     addon.reload()
-    assert addon.keeper.ways.refresher is refresher
+    assert addon.keeper.context.refresher is refresher
 
 
 async def test_a_token_that_changed_while_no_proxy_ran_is_new(file, tmp_path, monkeypatch):

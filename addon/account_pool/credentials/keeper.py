@@ -1,8 +1,8 @@
-"""Holds the credentials of all accounts at run time and tells the pool when one changes.
+"""Holds the credentials of all accounts at run time and publishes their changes.
 
-It owns the tasks: a loop per account that must be read by a command, exchanged,
-refreshed, looked at or tried again. What happens within one account is `held.py`. Lives
-in one event loop; nothing here is called from another thread.
+It owns the tasks: one loop per account that runs a command, exchanges, refreshes, checks its
+source or tries again. What happens within one account is `account_credential.py`. It belongs
+to one event loop; nothing here is called from another thread.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential
+from account_pool.credentials.account_credential import AccountCredential, Publish
+from account_pool.credentials.acquire import AcquireContext, Exchange
 from account_pool.credentials.code_assist import CodeAssist
 from account_pool.credentials.entry import AccountEntry
-from account_pool.credentials.held import Held, Publish
-from account_pool.credentials.login import Refresher
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.placeholder import no_token_answer, token_answer
-from account_pool.credentials.ways import Exchange, Ways
+from account_pool.credentials.refreshable_token import Refresher
 from account_pool.providers.base import LocalAnswer
 from account_pool.supervision import tasks
 
@@ -51,17 +51,17 @@ class Keeper:
     ) -> None:
         """Take what it needs; nothing happens before `start`.
 
-        *publish* is called in the loop's thread whenever something of it changes. A problem
-        may be there beside credentials: a token that is still good and the reason why the
-        next is not.
+        *publish* is called in the loop's thread whenever one of its arguments changes. There
+        may be a problem and credentials: a token that is still valid, and the reason why
+        there is no newer one.
         """
         self._entries = {entry.account.key: entry for entry in entries}
         self._publish = publish
-        self._ways = Ways(exchange=exchange, refresher=refresher, assist=assist)
+        self._context = AcquireContext(exchange=exchange, refresher=refresher, assist=assist)
         self._wall_clock = wall_clock
         self._sleep = sleep
         self._chance = chance
-        self._held: dict[AccountKey, Held] = {}
+        self._accounts: dict[AccountKey, AccountCredential] = {}
         self._loops: dict[AccountKey, asyncio.Task[None]] = {}
         self._sought_at: dict[str, float] = {}
 
@@ -73,9 +73,9 @@ class Keeper:
         self.update(self._entries.values())
 
     @property
-    def ways(self) -> Ways:
-        """How credentials are had, for accounts that come."""
-        return self._ways
+    def context(self) -> AcquireContext:
+        """What acquirers of new accounts share."""
+        return self._context
 
     def renewed(self, entries: Iterable[AccountEntry]) -> tuple[AccountKey, ...]:
         """Return which of *entries* lead to another credential than they did."""
@@ -89,31 +89,31 @@ class Keeper:
     def update(
         self,
         entries: Iterable[AccountEntry],
-        ways: Ways | None = None,
+        context: AcquireContext | None = None,
         anew: Collection[AccountKey] = (),
     ) -> None:
-        """Take over a changed list of accounts. Unchanged accounts keep their tokens.
+        """Apply a changed list of accounts. Unchanged accounts keep their tokens.
 
-        *ways*, if given, are those of accounts that come or change; *anew* are accounts
-        that are begun anew although nothing about them changed.
+        *context*, if given, applies to accounts that are new or changed; *anew* are accounts
+        to start again although nothing about them changed.
         """
-        self._ways = ways or self._ways
+        self._context = context or self._context
         self._entries = {entry.account.key: entry for entry in entries}
         for key in anew:
             self._forget(key)
         wanted = {key: entry for key, entry in self._entries.items() if entry.account.enabled}
-        for key in self._held.keys() - wanted.keys():
+        for key in self._accounts.keys() - wanted.keys():
             self._forget(key)
-        order: dict[AccountKey, Held] = {}
+        order: dict[AccountKey, AccountCredential] = {}
         for key, entry in wanted.items():
-            held = self._held.get(key)
-            if held is not None and _same_credential(held.entry, entry):
-                held.entry = entry
-                order[key] = held
+            account = self._accounts.get(key)
+            if account is not None and _same_credential(account.entry, entry):
+                account.entry = entry
+                order[key] = account
             else:
                 self._forget(key)
                 order[key] = self._add(entry)
-        self._held = order
+        self._accounts = order
 
     def stop(self, by: float = 0.0) -> None:
         """Cancel everything. Nothing is published afterwards.
@@ -121,46 +121,48 @@ class Keeper:
         A refresh that was asked for is still written to the store, by its thread, if its
         answer comes until *by*, seconds of `time.monotonic`.
         """
-        if self._ways.refresher is not None:
-            self._ways.refresher.stop(by)
-        for key in list(self._held):
+        if self._context.refresher is not None:
+            self._context.refresher.stop(by)
+        for key in list(self._accounts):
             self._forget(key)
 
     async def refresh(self, key: AccountKey, refused: Credential) -> bool | None:
         """Get another credential after the server refused *refused*.
 
-        Returns whether the account now has one that differs, also when somebody else
-        got it while we waited: there is one refresh at a time per account. None: it takes
-        longer than a request should wait, and goes on, or is tried again.
+        Returns whether the account now has one that differs, also if another task got it
+        meanwhile: there is one refresh at a time per account. None: it takes longer than a
+        request should wait, and goes on, or is tried again.
         """
-        held = self._held.get(key)
-        if held is None:
+        account = self._accounts.get(key)
+        if account is None:
             return False
-        if held.under_way:
-            return True if held.has_other_than(refused) else None
-        async with held.lock:
-            if held.has_other_than(refused):
+        if account.is_renewing:
+            return True if account.differs_from(refused) else None
+        async with account.lock:
+            if account.differs_from(refused):
                 return True
-            if self._held.get(key) is not held:
+            if self._accounts.get(key) is not account:
                 return False
-            if held.under_way:
+            if account.is_renewing:
                 return None
             if refused.kind != "copilot":
-                held.refuse(refused.secret)
-            wait_s = await held.renew()
-            self._restart(held, wait_s)
-            return True if held.has_other_than(refused) else None if held.comes else False
+                account.refuse(refused.secret)
+            wait_s = await account.renew()
+            self._restart(account, wait_s)
+            if account.differs_from(refused):
+                return True
+            return None if account.renewal_expected else False
 
     @property
     def is_refreshing(self) -> bool:
-        """Whether a login is being refreshed: its refresh token serves once."""
+        """Whether a login is being refreshed: its refresh token works only once."""
         return any(
-            held.lock.locked() and isinstance(held.entry.source, OAuthSource)
-            for held in self._held.values()
+            account.lock.locked() and isinstance(account.entry.source, OAuthSource)
+            for account in self._accounts.values()
         )
 
     def seek(self, provider: str) -> bool:
-        """Nobody of *provider* can serve: look at once for what could not be read.
+        """Read the unreadable sources of *provider* at once: none of its accounts can serve.
 
         Returns whether an account has a credential now that had none. Call it in the loop.
         """
@@ -169,79 +171,82 @@ class Keeper:
         if 0 <= now - self._sought_at.get(provider, -math.inf) < SEEK_S:
             return False
         self._sought_at[provider] = now
-        lacking = [h for h in self._held.values() if h.key.provider == provider and h.unreadable]
+        accounts = [one for one in self._accounts.values() if one.key.provider == provider]
+        lacking = [one for one in accounts if one.unreadable]
         # Each of them is read, whatever the first says.
-        return sum(self._look(held, now) for held in lacking) > 0
+        return sum(self._look(account, now) for account in lacking) > 0
 
-    def _look(self, held: Held, now: float) -> bool:
-        """Read the source of *held* again; return whether it had a credential at once."""
-        if held.lock.locked():
+    def _look(self, account: AccountCredential, now: float) -> bool:
+        """Read the source of *account* again; return whether it had a credential at once."""
+        if account.lock.locked():
             return False  # it is being looked for
-        if held.takes_time and 0 <= now - held.looked_at < SLOW_SEEK_S:
+        if account.takes_time and 0 <= now - account.looked_at < SLOW_SEEK_S:
             return False
-        self._restart(held, held.read_now())
-        return bool(held.credentials)
+        self._restart(account, account.read_now())
+        return bool(account.credentials)
 
     async def first_try(self, provider: str) -> None:
         """Wait until every account of *provider* has been tried once.
 
         For a client that asks for its token right after the start; bound the wait.
         """
-        for held in list(self._held.values()):
-            if held.key.provider == provider and held.key in self._loops:
-                await held.tried.wait()
+        for account in list(self._accounts.values()):
+            if account.key.provider == provider and account.key in self._loops:
+                await account.tried.wait()
 
     def exchange_answer(self, wall_now: float, provider: str = "copilot") -> LocalAnswer:
         """Answer a client's own token exchange, without any real token in it.
 
         *wall_now* is in seconds since the epoch. 503 while no account has a token.
         """
-        for held in self._held.values():
-            if held.key.provider == provider:
-                held.drop_expired()
-                if held.for_clients:
-                    return token_answer(held.for_clients, wall_now)
+        for account in self._accounts.values():
+            if account.key.provider == provider:
+                account.drop_expired()
+                if account.for_clients:
+                    return token_answer(account.for_clients, wall_now)
         message = f"account-pool: no account of {provider} has a Copilot token; see the proxy's log"
         return no_token_answer(message, NO_TOKEN_RETRY_S)
 
-    def _add(self, entry: AccountEntry) -> Held:
-        held = Held(entry, self._publish, self._ways, self._wall_clock, self._chance)
-        self._held[held.key] = held
-        self._restart(held, held.read_now())
-        return held
+    def _add(self, entry: AccountEntry) -> AccountCredential:
+        account = AccountCredential(
+            entry, self._publish, self._context, self._wall_clock, self._chance
+        )
+        self._accounts[account.key] = account
+        self._restart(account, account.read_now())
+        return account
 
     def _forget(self, key: AccountKey) -> None:
-        held = self._held.pop(key, None)
-        if held is not None:
-            held.close()
+        account = self._accounts.pop(key, None)
+        if account is not None:
+            account.close()
         loop = self._loops.pop(key, None)
         if loop is not None:
             loop.cancel()
 
-    def _restart(self, held: Held, wait_s: float | None) -> None:
-        """Let the account's loop begin anew with a wait, in seconds; None ends it."""
-        loop = self._loops.pop(held.key, None)
+    def _restart(self, account: AccountCredential, wait_s: float | None) -> None:
+        """Restart the account's loop with a wait, in seconds; None ends it."""
+        loop = self._loops.pop(account.key, None)
         if loop is not None:
             loop.cancel()
-        if wait_s is not None and self._held.get(held.key) is held:
-            self._loops[held.key] = tasks.supervised(
-                f"keeping the credential of {held.key}", lambda: self._keep(held, wait_s)
+        if wait_s is not None and self._accounts.get(account.key) is account:
+            self._loops[account.key] = tasks.supervised(
+                f"keeping the credential of {account.key}", lambda: self._keep(account, wait_s)
             )
 
-    async def _keep(self, held: Held, wait_s: float | None) -> None:
+    async def _keep(self, account: AccountCredential, wait_s: float | None) -> None:
         while wait_s is not None:
-            await self._wait(held, wait_s)
-            async with held.lock:
-                wait_s = await held.renew()
+            await self._wait(account, wait_s)
+            async with account.lock:
+                wait_s = await account.renew()
 
-    async def _wait(self, held: Held, wait_s: float) -> None:
+    async def _wait(self, account: AccountCredential, wait_s: float) -> None:
         """Sleep *wait_s* seconds, by the clock that runs faster; see LONGEST_SLEEP_S."""
         until = self._wall_clock() + wait_s
         while wait_s > 0 and self._wall_clock() < until:
-            step_s = min(wait_s, LONGEST_SLEEP_S, held.ends_in_s())
+            step_s = min(wait_s, LONGEST_SLEEP_S, account.ends_in_s())
             await self._sleep(step_s)
             wait_s -= step_s
-            held.drop_expired()
+            account.drop_expired()
 
 
 def _same_credential(one: AccountEntry, other: AccountEntry) -> bool:

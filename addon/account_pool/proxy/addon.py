@@ -32,7 +32,7 @@ from account_pool.credentials.copilot import CopilotExchange
 from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.keeper import Keeper
 from account_pool.credentials.notices import Notices
-from account_pool.credentials.written import mark
+from account_pool.credentials.source_fingerprint import fingerprint
 from account_pool.proxy import (
     binding,
     compat,
@@ -344,7 +344,8 @@ class AccountPool(AdminPages):
         self.service.set_pool(pool)
         now = self.service.now()
         for entry in loaded.accounts:
-            pool.add(entry.account, now=now, pending=entry.account.enabled, source=mark(entry))
+            pending, source = entry.account.enabled, fingerprint(entry)
+            pool.add(entry.account, now=now, pending=pending, source=source)
         self.service.set_providers(loaded.providers)
         self.service.settings = options.settings(values, ctx.options)
         self._store = exchange.make_store(str(values["state"]), ctx.options)
@@ -423,8 +424,8 @@ class AccountPool(AdminPages):
         if self.keeper is None or self._copilot is None:
             raise exceptions.OptionsError("the pool has not started")
         values = self._values(loaded.options)
-        ways = exchange.make_ways(
-            loaded, self._copilot, self.keeper.ways.refresher, self._store, ctx.options
+        context = exchange.make_acquire_context(
+            loaded, self._copilot, self.keeper.context.refresher, self._store, ctx.options
         )
         self._in_file = loaded.options
         self._described = loaded.described
@@ -433,7 +434,7 @@ class AccountPool(AdminPages):
         self.service.set_providers(loaded.providers)
         self._apply(values)
         exchange.serve(self.service, self.keeper, self._copilot, loaded)
-        self.keeper.update(loaded.accounts, ways, anew=changes.added)
+        self.keeper.update(loaded.accounts, context, anew=changes.added)
         if self.keeping is None:
             self._keep()
             if self.keeping is not None:

@@ -21,16 +21,16 @@ from mitmproxy.proxy.mode_specs import ProxyMode, UpstreamMode
 
 from account_pool.config import Config
 from account_pool.core.account import AccountKey
+from account_pool.credentials.account_credential import Publish
+from account_pool.credentials.acquire import AcquireContext
 from account_pool.credentials.code_assist import CodeAssist, CodeAssistSettings
 from account_pool.credentials.copilot import CopilotExchange
 from account_pool.credentials.editor import EditorHeaders
 from account_pool.credentials.entry import AccountEntry
-from account_pool.credentials.held import Publish
 from account_pool.credentials.http import Http, Way
 from account_pool.credentials.keeper import Keeper
-from account_pool.credentials.login import Refresher, make_refresher
 from account_pool.credentials.oauth import OAuthSource
-from account_pool.credentials.ways import Ways
+from account_pool.credentials.refreshable_token import Refresher, make_refresher
 from account_pool.providers.base import LocalAnswer, Provider
 from account_pool.proxy.service import Service
 from account_pool.store.store import MemoryStore, SqliteStore, Store
@@ -55,25 +55,25 @@ def make_keeper(
     copilot = CopilotExchange(
         {}, EditorHeaders(editor_version), wall_clock=time.time, http=own_http(options)
     )
-    ways = make_ways(loaded, copilot, None, store, options)
+    context = make_acquire_context(loaded, copilot, None, store, options)
     keeper = Keeper(
         loaded.accounts,
         publish,
         copilot,
-        refresher=ways.refresher,
-        assist=ways.assist,
+        refresher=context.refresher,
+        assist=context.assist,
         wall_clock=time.time,
     )
     return keeper, copilot
 
 
-def make_ways(
+def make_acquire_context(
     loaded: Config,
     copilot: CopilotExchange,
     refresher: Refresher | None,
     store: Store,
     options: Options,
-) -> Ways:
+) -> AcquireContext:
     """Return how the accounts of *loaded* have their credentials. Raises StoreError.
 
     *refresher* is the one there is, if any: it stays while the proxy runs.
@@ -90,7 +90,7 @@ def make_ways(
         wall_clock=time.time,
         http=http,
     )
-    return Ways(exchange=copilot, refresher=refresher, assist=assist)
+    return AcquireContext(exchange=copilot, refresher=refresher, assist=assist)
 
 
 def serve(service: Service, keeper: Keeper, exchange: CopilotExchange, loaded: Config) -> None:

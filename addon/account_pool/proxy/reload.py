@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from account_pool.core.account import AccountKey
 from account_pool.credentials.entry import AccountEntry
-from account_pool.credentials.written import mark
+from account_pool.credentials.source_fingerprint import fingerprint
 from account_pool.proxy.service import Service
 
 #: How often the file is looked at, in seconds.
@@ -53,7 +53,7 @@ def update_pool(
     pool, now = service.pool, service.now()
     entries = list(entries)
     before = {state.key: state.account for state in pool.accounts()}
-    source = {entry.account.key: mark(entry) for entry in entries}
+    source = {entry.account.key: fingerprint(entry) for entry in entries}
     wanted = {entry.account.key: entry.account for entry in entries}
     removed = tuple(key for key in before if key not in wanted)
     added = tuple(key for key in wanted if key not in before)

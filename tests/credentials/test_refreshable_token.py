@@ -20,8 +20,13 @@ from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.exchange_answer import ExchangeFailed
 from account_pool.credentials.http import Http, HttpAnswer, HttpFailed
-from account_pool.credentials.login import CLAIM_LOOK_S, Login, Refresher, UnderWay
 from account_pool.credentials.oauth import OAuthSource
+from account_pool.credentials.refreshable_token import (
+    CLAIM_LOOK_S,
+    RefreshableToken,
+    Refresher,
+    RefreshPending,
+)
 from account_pool.credentials.token_answer import LoginEnded
 from account_pool.credentials.token_post import Stop, post_with
 from account_pool.store.errors import StoreError
@@ -44,14 +49,14 @@ class Bench:
         self.store = MemoryTokens(self.clock)
         self.threads = ThreadPoolExecutor(8)
 
-    def login(self, written: OAuthSource | None = None, **changes: Any) -> Login:
+    def login(self, written: OAuthSource | None = None, **changes: Any) -> RefreshableToken:
         refresher = Refresher(
             store=self.store,
             post=self.server.post,
             wall_clock=self.clock,
             threads=self.threads,
         )
-        return Login(
+        return RefreshableToken(
             written or source(), replace(refresher, **changes), expiry=lambda _: None, chance=0.0
         )
 
@@ -103,7 +108,7 @@ class TestWhenItIsRefreshed:
 
     def test_chance_brings_it_forward_by_up_to_a_minute(self, bench: Bench) -> None:
         tokens = source().tokens()
-        login = Login(
+        login = RefreshableToken(
             source(),
             Refresher(store=bench.store, post=bench.server.post, wall_clock=bench.clock),
             expiry=lambda _: None,
@@ -189,7 +194,7 @@ class TestWhatIsKept:
         assert bench.stored() is None
         assert shown(login.still_good()) == ("at-1", "rt-1")
         # Also for who begins anew, as after a reload.
-        again = Login(source(), login._refresher, expiry=lambda _: None, chance=0.0)
+        again = RefreshableToken(source(), login._refresher, expiry=lambda _: None, chance=0.0)
         with pytest.raises(ExchangeFailed, match="free some space"):
             again.tokens_now()
         assert shown(again.still_good()) == ("at-1", "rt-1")
@@ -401,7 +406,7 @@ class TestSeveralProxies:
         login = bench.login()
         login.refuse(Secret("at-0"))
         for _ in range(2):
-            with pytest.raises(UnderWay, match="by another proxy") as told:
+            with pytest.raises(RefreshPending, match="by another proxy") as told:
                 login.tokens_now()
             assert (told.value.again_in_s, told.value.is_refused) == (CLAIM_LOOK_S, True)
         newer = Tokens(access=Secret("at-1"), refresh=Secret("rt-1"), expires_at=START + 7200)
@@ -414,7 +419,7 @@ class TestSeveralProxies:
         login = bench.login()
         login.refuse(Secret("at-0"))
         bench.clock.now += CLAIM_S - 1
-        with pytest.raises(UnderWay):
+        with pytest.raises(RefreshPending):
             login.tokens_now()
         bench.clock.now += 1
         assert shown(login.tokens_now()) == ("at-1", "rt-1")
@@ -571,7 +576,7 @@ class TestAnAnswerThatNeverCame:
         with pytest.raises(ExchangeFailed, match="free some space"):
             before.tokens_now()
         full.full = False
-        after = Login(source(), before._refresher, expiry=lambda _: None, chance=0.0)
+        after = RefreshableToken(source(), before._refresher, expiry=lambda _: None, chance=0.0)
         assert shown(after.tokens_now()) == ("at-1", "rt-1")
         assert len(bench.server.asked) == 1
 
@@ -587,7 +592,7 @@ async def test_nobody_waits_for_a_slow_server_and_its_answer_is_taken(bench: Ben
     login = bench.login(post=post, slow_s=0.0)
     login.refuse(Secret("at-0"))
     for _ in range(3):
-        with pytest.raises(UnderWay, match="the server is slow") as told:
+        with pytest.raises(RefreshPending, match="the server is slow") as told:
             await login.tokens()
         assert told.value.is_refused and told.value.aloud
     await asyncio.to_thread(asked.wait, PATIENCE_S)
@@ -611,8 +616,8 @@ async def test_a_slow_server_holds_no_login_of_another_up(bench: Bench) -> None:
     try:
         for n in range(50):
             slow = source(refresh_token=f"rt-{n}-slow", **written)
-            with pytest.raises(UnderWay):
-                await Login(slow, refresher, expiry=lambda _: None, chance=0.0).tokens()
+            with pytest.raises(RefreshPending):
+                await RefreshableToken(slow, refresher, expiry=lambda _: None, chance=0.0).tokens()
             assert await asyncio.to_thread(asked.acquire, timeout=PATIENCE_S)
         quick = bench.login(source(expires_at=START), threads=refresher.threads, post=post)
         quick._refresher = replace(quick._refresher, slow_s=PATIENCE_S)

@@ -10,8 +10,8 @@ from tests.credentials.fakes import entry
 from account_pool.core.credential import Secret
 from account_pool.credentials.files import FileSource
 from account_pool.credentials.oauth import OAuthSource
+from account_pool.credentials.source_fingerprint import fingerprint
 from account_pool.credentials.sources import CommandSource, EnvSource, ValueSource
-from account_pool.credentials.written import mark
 
 KEY = "sk-fake-000"
 
@@ -35,26 +35,32 @@ def oauth(refresh: str, access: str = "fake-access") -> OAuthSource:
     ids=["value", "env", "reference", "login", "file", "command", "unset"],
 )
 def test_another_credential_has_another_mark(one, other) -> None:
-    assert mark(entry(source=one)) == mark(entry(source=one))
-    assert mark(entry(source=one)) != mark(entry(source=other))
+    assert fingerprint(entry(source=one)) == fingerprint(entry(source=one))
+    assert fingerprint(entry(source=one)) != fingerprint(entry(source=other))
 
 
 def test_the_same_credential_has_the_same_mark_wherever_it_stands() -> None:
     value = ValueSource(Secret(KEY), {})
-    assert mark(entry(source=value)) == mark(entry(source=EnvSource("KEY", {"KEY": KEY})))
-    assert mark(entry(source=oauth("rt"))) == mark(entry(source=oauth("rt", "newer-access")))
+    assert fingerprint(entry(source=value)) == fingerprint(
+        entry(source=EnvSource("KEY", {"KEY": KEY}))
+    )
+    assert fingerprint(entry(source=oauth("rt"))) == fingerprint(
+        entry(source=oauth("rt", "newer-access"))
+    )
 
 
 def test_what_moves_with_it_is_a_part_of_it() -> None:
     value = ValueSource(Secret(KEY), {})
-    marks = {
-        mark(entry(source=value)),
-        mark(entry(source=value, account_type="business")),
-        mark(entry(source=value, companions={"account_id": "1"})),
+    fingerprints = {
+        fingerprint(entry(source=value)),
+        fingerprint(entry(source=value, account_type="business")),
+        fingerprint(entry(source=value, companions={"account_id": "1"})),
     }
-    assert len(marks) == 3
-    assert mark(entry(source=value)) == mark(entry(source=value, weight=3, priority=2))
+    assert len(fingerprints) == 3
+    assert fingerprint(entry(source=value)) == fingerprint(
+        entry(source=value, weight=3, priority=2)
+    )
 
 
 def test_it_does_not_tell_the_secret() -> None:
-    assert KEY not in mark(entry(source=ValueSource(Secret(KEY), {})))
+    assert KEY not in fingerprint(entry(source=ValueSource(Secret(KEY), {})))

@@ -1,9 +1,8 @@
-"""The credentials of one account at run time: had, renewed in time, published.
+"""The credentials of one account at run time: acquired, renewed in time, published.
 
-One object per account, driven by its keeper; how they are had is `ways.py`. Everything
-that changes credentials runs under the account's lock, so that however many requests
-were refused at once there is one refresh. Failure is a text for the owner and a later
-try, never an exception.
+One object per account, driven by the keeper; `acquire.py` gets the credentials. Whatever
+changes them in a task runs under the account's lock, so that any number of refused requests
+cause one refresh. A failure is a text for the owner and a later try, never an exception.
 """
 
 from __future__ import annotations
@@ -17,21 +16,21 @@ from typing import Any
 
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret, is_plausible_end
+from account_pool.credentials.acquire import FILE_LOOK_S, AcquireContext, Acquired, acquirer_of
 from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.exchange_answer import ExchangeFailed, ExchangeRefused
 from account_pool.credentials.files import FileSource
 from account_pool.credentials.instants import doubt
-from account_pool.credentials.login import UnderWay
-from account_pool.credentials.ways import FILE_LOOK_S, Got, Ways, way_of
+from account_pool.credentials.refreshable_token import RefreshPending
 from account_pool.supervision import tasks
 
 logger = logging.getLogger(__name__)
 
-#: Seconds until a token that GitHub refused for good is offered again: its owner may
-#: have bought a seat meanwhile.
+#: Seconds until a token that GitHub refused for good is tried again: its owner may have
+#: bought a seat since.
 REFUSED_WAIT_S = 600.0
-#: What becomes of a token whose end is not believed.
+#: What happens to a token with an implausible expiry.
 DOUBTED = "that may be wrong, so it is used when no other account can serve"
 #: A source that fails waits longer at first: a command may open a window each time.
 SOURCE_FIRST_FAILURES = 4
@@ -39,8 +38,8 @@ SOURCE_FIRST_FAILURES = 4
 #: Bounds of the wait before something that failed is tried again, in seconds.
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 300.0
 
-#: Takes the account, its credentials by kind, the problem if there is one, and in how many
-#: seconds others come by themselves: 0 for at any moment, None for not before somebody acts.
+#: Takes the account, its credentials by kind, the problem or None, and the seconds until others
+#: are tried for: 0 for any moment now, None if that needs somebody to act.
 Publish = Callable[[AccountKey, Mapping[str, Credential], str | None, float | None], None]
 
 
@@ -54,25 +53,25 @@ def backoff_s(failures: int, chance: float) -> float:
     return max(FIRST_WAIT_S, longest * (1 - chance / 2))
 
 
-class Held:
-    """What one account holds now.
+class AccountCredential:
+    """The credentials that one account has now.
 
     Attributes:
-        lock: held by whoever changes the credentials.
+        lock: held while `renew` runs.
         credentials: usable now, by kind.
-        for_clients: what clients may see of the account's last exchange.
-        tried: set once the first try is over, well or badly.
-        unreadable: the source had no usable credential when it was read last.
+        for_clients: the part of the account's last exchange that clients may see.
+        tried: set once the first try is over, successful or not.
+        unreadable: the last read of the source gave no usable credential.
         looked_at: when the source was read last, seconds since the epoch.
-        takes_time: the source could not be read at once, the last time.
-        under_way: a renewal goes on, and nobody waits for it.
+        takes_time: the last read of the source could not finish at once.
+        is_renewing: a renewal goes on in the background.
     """
 
     def __init__(
         self,
         entry: AccountEntry,
         publish: Publish,
-        ways: Ways,
+        context: AcquireContext,
         wall_clock: Callable[[], float],
         chance: Callable[[], float],
     ) -> None:
@@ -85,15 +84,15 @@ class Held:
         self.unreadable = False
         self.looked_at = -math.inf
         self.takes_time = False
-        self.under_way = False
+        self.is_renewing = False
         self._publish = publish
-        self._way = way_of(entry, ways, wall_clock, chance())
+        self._acquirer = acquirer_of(entry, context, wall_clock, chance())
         self._wall_clock = wall_clock
         self._chance = chance
         self._problem: str | None = None
-        #: in how many seconds others come by themselves; None: somebody has to act
+        #: seconds until the next try for others; None: somebody has to act
         self._again_in_s: float | None = 0.0
-        #: by kind: what was read before its end, which is believed therefore
+        #: by kind: secrets that were read before they expired, so that their expiry is plausible
         self._timed: dict[str, Secret] = {}
         self._published: float | None = None
         self._failures = 0
@@ -101,45 +100,45 @@ class Held:
         self._closed = False
 
     def close(self) -> None:
-        """Publish nothing any more: the account is gone, or read anew by another object."""
+        """Publish nothing from now on: the account is gone, or has another object."""
         self._closed = True
 
     def read_now(self) -> float | None:
-        """Publish what can be had at once; return in how many seconds to `renew`.
+        """Publish what is available at once; return the seconds until `renew` is due.
 
-        0 when it takes time, None for never.
+        0 if acquiring takes time, None for never.
         """
         self.looked_at, self.takes_time = self._wall_clock(), False
         try:
-            got = self._way.now()
+            acquired = self._acquirer.now()
         except CredentialError as error:
             self.tried.set()
             return self._source_failed(error)
         except Exception as error:
             self.tried.set()
             return self._unexpected(error)
-        if got is None:
+        if acquired is None:
             self.takes_time = True
             return 0.0
         self.tried.set()
-        return self._accept(got)
+        return self._accept(acquired)
 
     async def renew(self) -> float | None:
-        """Have credentials anew; return in how many seconds again, None for never.
+        """Acquire credentials again; return the seconds until the next time, None for never.
 
         Call it under the lock. Raises nothing but cancellation.
         """
         self.looked_at = self._wall_clock()
         try:
-            got = await self._way.renew()
-            self.under_way = self._said_slow = False
-            return self._accept(got)
-        except UnderWay as error:
+            acquired = await self._acquirer.renew()
+            self.is_renewing = self._said_slow = False
+            return self._accept(acquired)
+        except RefreshPending as error:
             return self._goes_on(error)
         except CredentialError as error:
             return self._source_failed(error)
         except ExchangeRefused as error:
-            self.under_way, self._again_in_s = False, None
+            self.is_renewing, self._again_in_s = False, None
             self._drop(str(error))
             return REFUSED_WAIT_S
         except ExchangeFailed as error:
@@ -152,57 +151,57 @@ class Held:
             self.tried.set()
 
     def refuse(self, secret: Secret) -> None:
-        """Note that the provider did not take *secret*: it is had anew."""
-        self._way.refuse(secret)
+        """Note that the provider refused *secret*; `renew` gets another."""
+        self._acquirer.refuse(secret)
 
-    def has_other_than(self, refused: Credential) -> bool:
-        """Say whether the credential of the same kind is another one by now."""
+    def differs_from(self, refused: Credential) -> bool:
+        """Return whether the credential of the kind of *refused* has changed since."""
         current = self.credentials.get(refused.kind)
         return current is not None and current.secret != refused.secret
 
     @property
-    def comes(self) -> bool:
-        """Whether other credentials come by themselves: they are on their way, or tried for."""
-        return self.under_way or self._again_in_s is not None
+    def renewal_expected(self) -> bool:
+        """Whether other credentials can come without anybody acting: a try is running or due."""
+        return self.is_renewing or self._again_in_s is not None
 
     def ends_in_s(self) -> float:
-        """Return in how many seconds the first of the credentials ends; inf: never."""
+        """Return the seconds until the first of the credentials expires; inf for never."""
         return self._left_s(self.credentials)
 
     def drop_expired(self) -> None:
-        """Withdraw credentials that have ended. The problem of the last try stays."""
+        """Withdraw credentials that have expired. The problem of the last try stays."""
         if self.ends_in_s() > 0:
             return
-        if self._problem is None and self._way.renews:
+        if self._problem is None and self._acquirer.renews:
             self._again_in_s = 0.0  # late, as after sleep, or it goes on
-        self._drop(self._problem or self._way.expired)
+        self._drop(self._problem or self._acquirer.expired)
 
     def _left_s(self, credentials: Mapping[str, Credential]) -> float:
         ends = [c.expires_at for c in credentials.values() if c.expires_at is not None]
         return min(ends) - self._wall_clock() if ends else math.inf
 
-    def _accept(self, got: Got) -> float | None:
-        credentials = {kind: self._with_end(kind, c) for kind, c in got.credentials.items()}
+    def _accept(self, acquired: Acquired) -> float | None:
+        credentials = {kind: self._with_end(kind, c) for kind, c in acquired.credentials.items()}
         self._again_in_s = None
         if self._left_s(credentials) <= 0:
-            self._drop(self._way.expired)
-            return got.again_in_s
-        if got.told and credentials != self.credentials:
+            self._drop(self._acquirer.expired)
+            return acquired.again_in_s
+        if acquired.log_text and credentials != self.credentials:
             # Aloud at first and after a problem.
             is_news = not self.credentials or self._problem is not None
             level = logging.INFO if is_news else logging.DEBUG
-            logger.log(level, "%s: %s", self.key, got.told)
+            logger.log(level, "%s: %s", self.key, acquired.log_text)
         if self.unreadable:
             logger.info("%s: its credential can be read again", self.key)
         self._failures, self.unreadable = 0, False
-        self.for_clients = got.for_clients
-        self._change(credentials, self._doubt_of(got.credentials, credentials))
-        return got.again_in_s
+        self.for_clients = acquired.for_clients
+        self._change(credentials, self._doubt_of(acquired.credentials, credentials))
+        return acquired.again_in_s
 
     def _doubt_of(
         self, read: Mapping[str, Credential], used: Mapping[str, Credential]
     ) -> str | None:
-        """Say what of the ends that were *read* is not believed; None if all of it is."""
+        """Return what is wrong with an expiry that was *read*; None if all are plausible."""
         for kind, credential in used.items():
             ends = read[kind].expires_at
             if credential.doubtful and ends is not None:
@@ -211,10 +210,10 @@ class Held:
         return None
 
     def _with_end(self, kind: str, credential: Credential) -> Credential:
-        """Return *credential* without an end that cannot be true.
+        """Return *credential*, without its expiry if that is implausible.
 
-        One that was read in time has really ended when it has; what had ended before it was
-        ever read, or ends in a hundred years, says nothing.
+        The expiry of a secret that was read before it holds. One that had passed before the
+        secret was first read, or that lies a hundred years ahead, is ignored.
         """
         ends = credential.expires_at
         if ends is None or self._timed.get(kind) == credential.secret:
@@ -229,11 +228,11 @@ class Held:
         self.unreadable = True
         problem = f"{self.entry.source.describe()}: {error}"
         wait_s = self._keep_old(problem, None, source=True, passes=False)
-        # Reading a file costs nothing, and tells that it was written or its mode changed.
+        # Reading a file costs nothing, and notices a write or a changed mode.
         return FILE_LOOK_S if isinstance(self.entry.source, FileSource) else wait_s
 
     def _unexpected(self, error: Exception) -> float:
-        """A mistake of ours ends nothing: neither the account's loop nor what asked for others."""
+        """Log a bug of ours. It ends neither the account's loop nor the request that waits."""
         wait_s = self._keep_old(f"unexpected {type(error).__name__}", None)
         tasks.note(f"keeping the credential of {self.key}", error, f"again in {wait_s:.0f} s")
         return wait_s
@@ -249,21 +248,21 @@ class Held:
     ) -> float:
         """Note a failure; return the seconds until the next try."""
         self._failures += not is_wait
-        self.under_way = self._said_slow = False
+        self.is_renewing = self._said_slow = False
         wait_s = backoff_s(max(self._failures, 1) + SOURCE_FIRST_FAILURES * source, self._chance())
         again_in_s = (retry_after_s or 0.0) if is_wait else max(wait_s, retry_after_s or 0.0)
         self._again_in_s = again_in_s if passes else None
-        self._change(self._way.meanwhile(self.credentials), problem)
+        self._change(self._acquirer.fallback(self.credentials), problem)
         self.drop_expired()
         return again_in_s
 
-    def _goes_on(self, error: UnderWay) -> float:
-        """Use what is still good while the renewal goes on; without it requests are held."""
+    def _goes_on(self, error: RefreshPending) -> float:
+        """Use what is still valid while the renewal goes on; otherwise requests are held."""
         if error.aloud and not self._said_slow:
             logger.warning("%s: %s", self.key, error)
             self._said_slow = True
-        self.under_way, self._again_in_s = True, 0.0
-        self._change({} if error.is_refused else self._way.meanwhile(self.credentials), None)
+        self.is_renewing, self._again_in_s = True, 0.0
+        self._change({} if error.is_refused else self._acquirer.fallback(self.credentials), None)
         return error.again_in_s
 
     def _drop(self, problem: str) -> None:
@@ -271,7 +270,7 @@ class Held:
         self._change({}, problem)
 
     def _change(self, credentials: Mapping[str, Credential], problem: str | None) -> None:
-        """Publish what is new, and say a problem once."""
+        """Publish what has changed; log a problem once."""
         if self._closed:
             return
         if problem is not None and problem != self._problem:

@@ -26,8 +26,8 @@ from account_pool.credentials.exchange_answer import ExchangeFailed, ExchangeRef
 from account_pool.credentials.files import FileSource
 from account_pool.credentials.http import Http
 from account_pool.credentials.keeper import Keeper
-from account_pool.credentials.login import SLOW_S, Refresher
 from account_pool.credentials.oauth import OAuthSource
+from account_pool.credentials.refreshable_token import SLOW_S, Refresher
 from account_pool.credentials.token_post import Post
 from account_pool.providers.registry import BUILT_IN
 from account_pool.store.memory import MemoryTokens
@@ -292,10 +292,10 @@ class TestLogin:
         """As after a machine has slept."""
         keeper = start(login())
         await settle()
-        keeper._held[ME].drop_expired()
+        keeper._accounts[ME].drop_expired()
         assert token(published) == "at-0"
         clock.now += 3600
-        keeper._held[ME].drop_expired()
+        keeper._accounts[ME].drop_expired()
         assert published.all[-1] == ("openai/me", {}, "its token has expired")
         assert published.again_in_s["openai/me"] == 0.0
 

@@ -1,14 +1,14 @@
-"""The tokens of one login at run time: the newest there are, refreshed when they must be.
+"""The newest tokens of one login at run time, refreshed when necessary.
 
-A refresh token is worth one refresh, so asking is done by one at a time (the claim in the
-store, which other proxies respect), and the answer is written before anything else is done.
-Claim, question and write are one piece of work in a thread: a cancelled task or a
-proxy that shuts down cannot end it between the answer and the write. Nobody waits for a
-server that is slow: the work goes on, and its callers are told so.
+A refresh token works only once. So one process at a time refreshes (it holds a claim in the
+store, which other proxies respect), and it stores the response before anything else. Claim,
+request and write are one piece of work in a thread: a cancelled task or a proxy that shuts
+down cannot end it between the response and the write. Callers do not wait for a slow server:
+the work goes on, and they get RefreshPending.
 
-Whoever is told that a token was used already has lost a race, or was paused for long: the
-winner's tokens are in the store, now or soon. So no login is given up for good; a token
-that was refused is just never sent again, and the store is looked at for a newer one.
+If the server says that a token was used before, another process has won a race, or this one
+was paused for long: the winner's tokens are in the store, now or soon. So no login is given
+up for good; a refused token is never sent again, and the store is checked for a newer one.
 """
 
 from __future__ import annotations
@@ -39,33 +39,33 @@ from account_pool.store.tokens import Tokens, TokenStore
 
 logger = logging.getLogger(__name__)
 
-#: How long whoever wants tokens waits for a refresh, in seconds; then it goes on by itself.
+#: How long a caller waits for a refresh, in seconds; it goes on without the caller then.
 SLOW_S = 5.0
-#: How often a claim of somebody else is looked at, in seconds.
+#: How often a claim of another process is checked, in seconds.
 CLAIM_LOOK_S = 0.2
-#: A token is refreshed so long before it ends, in seconds, and up to the second value
-#: earlier still, so that accounts do not refresh together; short lives, at most a fifth.
+#: A token is refreshed this many seconds before it expires, and up to the second value
+#: earlier, so that accounts do not refresh together; at most this share of its lifetime.
 EARLY_S, JITTER_S, EARLY_SHARE = 300.0, 60.0, 0.2
-#: A token that is refused so soon after it was got is not the reason, in seconds.
+#: A token that is refused this soon after its refresh is not the reason, in seconds.
 TOO_FRESH_S = 60.0
-#: How often the store is looked at for the tokens of somebody else, in seconds, when a
-#: login is over here, or was left without an answer.
+#: How often the store is checked for tokens of another process, in seconds, after a refresh
+#: was refused or remained without a response.
 LOOK_AGAIN_S = 30.0
-#: Refreshes of different logins at once: more than anybody has. A server that is slow holds
-#: its own logins up, for minutes, and nobody else's.
+#: Refreshes of different logins at once: more than anybody has. A slow server delays its own
+#: logins, for minutes, and no others.
 MAX_AT_ONCE = 4096
 
 _SLOW = f"its login is being refreshed, and the server is slow: it may take {ANSWER_S / 60:.0f} min"
 _BY_ANOTHER = "its login is being refreshed by another proxy"
 
 
-class UnderWay(Exception):
-    """A refresh goes on, here or elsewhere, and there are no new tokens yet.
+class RefreshPending(Exception):
+    """A refresh is in progress, here or in another process; there are no new tokens yet.
 
     Attributes:
         again_in_s: when to ask again, in seconds.
-        aloud: people want to know.
-        is_refused: the provider has not taken the tokens that there are.
+        aloud: whether the log should say so.
+        is_refused: the provider has refused the current tokens.
     """
 
     def __init__(
@@ -79,13 +79,13 @@ class UnderWay(Exception):
 
 @dataclass(slots=True, eq=False)
 class Family:
-    """What this process knows of a login, and the store may not.
+    """What this process knows of a login that the store may not know.
 
     Attributes:
-        unsaved: got, and not yet written; the refresh token they were got for, and by
-            which claim.
-        spent: refresh tokens that are, and what the server said.
-        lost: why the last answer never came.
+        unsaved: new tokens that are not yet stored, the refresh token they replace, and the
+            fence of the claim they were obtained under.
+        spent: refresh tokens that no longer work, and what the server said.
+        lost: why the last response never came.
     """
 
     unsaved: tuple[Tokens, Secret, int] | None = None
@@ -99,13 +99,13 @@ class Refresher:
 
     Attributes:
         store: the newest tokens of all logins.
-        post: asks a token endpoint; it blocks.
-        wall_clock: seconds since the epoch.
+        post: sends a request to a token endpoint; blocks.
+        wall_clock: returns seconds since the epoch.
         threads: where the work is done.
-        stopping: set when the proxy ends: what was asked is answered and written, and
-            nothing else is begun.
+        stopping: set when the proxy ends: running refreshes are finished and stored, and no
+            others start.
         slow_s: see SLOW_S.
-        families: by name; they stay when an account goes and comes back.
+        families: by name; kept when an account is removed, as it may come back.
     """
 
     store: TokenStore
@@ -119,9 +119,9 @@ class Refresher:
     families: dict[str, Family] = field(default_factory=dict)
 
     def stop(self, by: float) -> None:
-        """Begin nothing any more, and write what could not be written before. Blocks.
+        """Start no more refreshes, and store what could not be stored before. Blocks.
 
-        What was asked may be answered until *by*, seconds of `time.monotonic`.
+        Running refreshes may get their response until *by*, seconds of `time.monotonic`.
         """
         self.stopping.by = by
         try:
@@ -132,9 +132,9 @@ class Refresher:
             logger.error("the newest tokens of a login may be lost: %s", error)
 
     def write(self, name: str, family: Family) -> None:
-        """Put what was got into the store. Raises StoreError.
+        """Store new tokens that are not yet stored. Raises StoreError.
 
-        If that took so long that another proxy has refreshed it since, its tokens stand.
+        If another proxy has refreshed the login since, its tokens stay.
         """
         unsaved = family.unsaved
         if unsaved is not None:
@@ -144,8 +144,8 @@ class Refresher:
                 family.unsaved = None
 
 
-class Login:
-    """One login."""
+class RefreshableToken:
+    """The access token of one login, which its refresh token renews."""
 
     def __init__(
         self,
@@ -157,8 +157,8 @@ class Login:
     ) -> None:
         """Take the login.
 
-        *expiry* says when an access token ends by its own word; *chance*, 0 to 1, spreads
-        the moments of refresh.
+        *expiry* returns the expiry that an access token itself names; *chance*, 0 to 1,
+        spreads refreshes over time.
         """
         self._source = source
         self._expiry = expiry
@@ -166,20 +166,20 @@ class Login:
         self._store = refresher.store
         self._now = refresher.wall_clock
         self._chance = chance
-        #: of this object and no other, on this machine and others
+        #: identifies this object among all on this machine and others
         self._owner = Process.this().owner(str(uuid.uuid4()))
-        #: access tokens that the provider did not take
+        #: the access token that the provider refused
         self._refused: Secret | None = None
-        #: the newest that were seen
+        #: the newest tokens seen
         self._seen: Tokens | None = None
-        #: what is done in a thread for whoever asks
+        #: the work in a thread that callers wait for
         self._work: asyncio.Future[Tokens] | None = None
         self._working = threading.Lock()
 
     def refuse(self, access: Secret) -> None:
-        """Note that the provider did not take *access*, unless it was got just now.
+        """Note that the provider refused *access*, unless it is only just refreshed.
 
-        Some requests are answered 401 whatever the token: they must not make a refresh each.
+        Some requests get a 401 whatever the token: each of them must not cause a refresh.
         """
         seen = self._seen
         got_at = seen.refreshed_at if seen is not None and seen.access == access else None
@@ -187,9 +187,9 @@ class Login:
             self._refused = access
 
     def still_good(self) -> Tokens | None:
-        """Return the newest tokens seen while they have not ended.
+        """Return the newest tokens seen, None once they have expired.
 
-        Refused ones as well: whether that was the token's fault is for the pool to say.
+        Refused ones as well: the pool decides whether that was the token's fault.
         """
         tokens = self._seen
         if tokens is None or tokens.access is None:
@@ -199,20 +199,20 @@ class Login:
         return tokens
 
     async def tokens(self) -> Tokens:
-        """Return tokens whose access token is good, new ones if need be.
+        """Return tokens with a valid access token, refreshed if necessary.
 
-        Raises UnderWay, ExchangeFailed (LoginEnded is one) or CredentialError, whose text is
+        Raises RefreshPending, ExchangeFailed (LoginEnded is one) or CredentialError, whose text is
         for the owner. A caller that is cancelled, or does not wait, stops nothing.
         """
         work = self._work
         if work is None:
             loop = asyncio.get_running_loop()
             work = self._work = loop.run_in_executor(self._refresher.threads, self.tokens_now)
-            # Looked at, although whoever asked may be gone.
+            # The caller may be gone: asyncio warns of an exception that is not retrieved.
             work.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.wait({work}, timeout=self._refresher.slow_s)
         if not work.done():
-            raise UnderWay(_SLOW, again_in_s=0.0, aloud=True, is_refused=self._is_refused())
+            raise RefreshPending(_SLOW, again_in_s=0.0, aloud=True, is_refused=self._is_refused())
         if self._work is work:
             self._work = None
         return work.result()
@@ -240,8 +240,8 @@ class Login:
             try:
                 return self._tokens_now(name, family)
             except StoreError as error:
-                # The answer, if there was one, is kept and written at the next try. That its
-                # access token serves meanwhile takes nothing from it.
+                # New tokens, if there are any, are kept and stored at the next try. Using the
+                # access token meanwhile does no harm.
                 if family.unsaved is not None:
                     self._seen = self._dated(family.unsaved[0])
                 raise ExchangeFailed(str(error)) from None
@@ -271,14 +271,14 @@ class Login:
             unknown = False
             raise
         finally:
-            # Else it ends by itself: at once with a process that ends, which need not wait for
-            # others who write.
+            # Otherwise the claim ends by itself: at once when this process ends, which then
+            # need not wait for other writers.
             if not (unknown and self._refresher.stopping.is_set):
                 with contextlib.suppress(StoreError):
                     self._store.release(name, claim.fence, unknown=unknown)
 
     def _claimed(self, name: str, family: Family, fence: int) -> Tokens:
-        # Somebody may have refreshed it between our look and our claim.
+        # Another process may have refreshed it between our check and our claim.
         newest = self._newest(name)
         if self._is_good(newest):
             return newest
@@ -312,14 +312,14 @@ class Login:
 
     def _newest(self, name: str) -> Tokens:
         if self._seen is None:
-            # What is written serves while the store cannot be read, and the other way round.
+            # The configured tokens serve while the store cannot be read, and vice versa.
             with contextlib.suppress(CredentialError):
                 self._seen = self._dated(self._source.tokens())
         self._seen = tokens = self._dated(self._store.load(name) or self._source.tokens())
         return tokens
 
     def _dated(self, tokens: Tokens) -> Tokens:
-        """Return *tokens* with their end, where only the access token itself names it."""
+        """Return *tokens* with their expiry, also if only the access token names it."""
         if tokens.expires_at is None and tokens.access is not None:
             return replace(tokens, expires_at=self._expiry(tokens.access.reveal()))
         return tokens
@@ -331,7 +331,7 @@ class Login:
         return renew_at is None or self._now() < renew_at
 
     def _is_over(self, tokens: Tokens) -> bool:
-        """Say whether the access token is worth nothing any more."""
+        """Return whether the access token is useless: absent, refused or expired."""
         if tokens.access is None or tokens.access == self._refused:
             return True
         return tokens.expires_at is not None and tokens.expires_at <= self._now()
@@ -343,10 +343,10 @@ class Login:
     def _not_now(self, taken: Taken, tokens: Tokens, family: Family) -> Exception:
         if taken.left_s == 0.0:
             return self._lost(ExchangeFailed(family.lost), tokens)
-        return UnderWay(_BY_ANOTHER, again_in_s=CLAIM_LOOK_S, is_refused=self._is_refused())
+        return RefreshPending(_BY_ANOTHER, again_in_s=CLAIM_LOOK_S, is_refused=self._is_refused())
 
     def _lost(self, error: ExchangeFailed, tokens: Tokens) -> ExchangeFailed:
-        """Say that the server may have spent the refresh token of *tokens*."""
+        """Return the error for a refresh that the server may have done without us knowing."""
         if self._is_over(tokens):
             return ExchangeFailed(str(error), error.retry_after_s)
         ends, wait_s = "is refused", LOOK_AGAIN_S

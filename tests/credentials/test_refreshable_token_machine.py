@@ -28,8 +28,8 @@ from account_pool.core.claims import SENT_S, Claim, Taken
 from account_pool.core.credential import Secret
 from account_pool.credentials.exchange_answer import ExchangeFailed
 from account_pool.credentials.http import HttpAnswer
-from account_pool.credentials.login import Login, Refresher, UnderWay
 from account_pool.credentials.oauth import OAuthSource
+from account_pool.credentials.refreshable_token import RefreshableToken, Refresher, RefreshPending
 from account_pool.credentials.token_answer import LoginEnded
 from account_pool.store.clock import Moment
 from account_pool.store.sqlite import SqliteTokens
@@ -70,7 +70,7 @@ class Proxy:
             is_gone=self.gone.__contains__,
         )
         self.dead, self.known = False, None
-        self.login = Login(
+        self.login = RefreshableToken(
             SOURCE,
             Refresher(store=self, post=self.post, wall_clock=self.wall),
             expiry=lambda _: None,
@@ -111,7 +111,7 @@ class Proxy:
     # -- what runs in the thread
 
     def run(self) -> None:
-        with contextlib.suppress(ExchangeFailed, LoginEnded, UnderWay, Killed):
+        with contextlib.suppress(ExchangeFailed, LoginEnded, RefreshPending, Killed):
             self.known = self.login.tokens_now().access
         self.told.put("idle")
 

@@ -1,7 +1,7 @@
-"""How the credentials of one account are had: one class for each way there is.
+"""How the credentials of one account are acquired: one class for each kind of source.
 
-A way answers with credentials and says when to ask it again, or raises what is the
-matter. It publishes nothing and keeps no time: that is `held.py`.
+An acquirer returns credentials and says when to call it again, or raises. It publishes
+nothing and runs no timer: `account_credential.py` does.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.exchange_answer import Exchanged, ExchangeRefused
 from account_pool.credentials.files import FileSource, Stamp
 from account_pool.credentials.keychain import KeychainSource
-from account_pool.credentials.login import Login, Refresher
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.reading import Reading
+from account_pool.credentials.refreshable_token import RefreshableToken, Refresher
 from account_pool.store.tokens import Tokens
 
-#: How often a file is looked at, in seconds: its tool may have renewed what is in it.
+#: How often a file is checked, in seconds: its tool may have renewed the token in it.
 FILE_LOOK_S = 5.0
 
-#: How often an item of the keychain is looked at, in seconds, for the same reason: each look
-#: may ask its user.
+#: How often an item of the keychain is read, in seconds, for the same reason; rarer, because
+#: each read may prompt the user.
 KEYCHAIN_LOOK_S = 300.0
 
 #: How often an exchange that was not possible is tried again, in seconds.
@@ -56,13 +56,13 @@ class Exchange(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ways:
-    """What the ways of all accounts share.
+class AcquireContext:
+    """What the acquirers of all accounts share.
 
     Attributes:
         exchange: turns GitHub tokens into Copilot tokens.
-        refresher: refreshes logins; None: they are used as they were written.
-        assist: learns the project of an account that needs one.
+        refresher: refreshes logins; None: their tokens are used as configured.
+        assist: looks up the project of an account that needs one.
     """
 
     exchange: Exchange
@@ -71,28 +71,28 @@ class Ways:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Got:
-    """What a way answers.
+class Acquired:
+    """What an acquirer returns.
 
     Attributes:
         credentials: by kind.
-        again_in_s: seconds until it is asked again; None: when the server refuses them.
-        for_clients: what clients may see of an exchange.
-        told: what there is to say of new credentials, "" for nothing.
+        again_in_s: seconds until the next call; None: once the server refuses them.
+        for_clients: the part of an exchange that clients may see.
+        log_text: what the log says of new credentials; "" for nothing.
     """
 
     credentials: Credentials
     again_in_s: float | None = None
     for_clients: Mapping[str, Any] = field(default_factory=dict)
-    told: str = ""
+    log_text: str = ""
 
 
-class Way:
-    """How the credentials of one account are had: a source is read for them.
+class Acquirer:
+    """Acquires the credentials of one account from its source.
 
     Attributes:
-        expired: what to say when they have ended.
-        renews: it gets new ones itself, in time.
+        expired: the problem to report when they have expired.
+        renews: gets new ones itself before they expire.
     """
 
     expired = "its token has expired"
@@ -101,83 +101,85 @@ class Way:
     def __init__(self, entry: AccountEntry) -> None:
         self._entry = entry
 
-    def now(self) -> Got | None:
-        """Return what can be had at once, None when it takes time. Raises CredentialError."""
+    def now(self) -> Acquired | None:
+        """Return what is available at once; None if it takes time. Raises CredentialError."""
         return None
 
-    async def renew(self) -> Got:
-        """Return what can be had.
+    async def renew(self) -> Acquired:
+        """Return new credentials.
 
-        Raises CredentialError, ExchangeRefused, ExchangeFailed, or UnderWay (login.py).
+        Raises CredentialError, ExchangeRefused, ExchangeFailed or RefreshPending.
         """
         raise NotImplementedError
 
     def refuse(self, secret: Secret) -> None:
-        """Note that the provider did not take *secret*: other credentials are wanted."""
+        """Note that the provider refused *secret*: another one is wanted."""
         self._entry.source.refused(secret)
 
-    def meanwhile(self, held: Credentials) -> Credentials:
-        """Return what can be used after a failure; *held* was used before it."""
-        return held
+    def fallback(self, current: Credentials) -> Credentials:
+        """Return what can be used after a failure; *current* was used before it."""
+        return current
 
 
-def way_of(entry: AccountEntry, ways: Ways, wall_clock: Callable[[], float], chance: float) -> Way:
-    """Return how the credentials of *entry* are had. *chance*, 0 to 1, spreads refreshes."""
-    if ways.exchange.handles(entry.account.provider):
-        return ExchangeWay(entry, ways.exchange)
-    way: Way
-    if isinstance(entry.source, OAuthSource) and ways.refresher is not None:
+def acquirer_of(
+    entry: AccountEntry, context: AcquireContext, wall_clock: Callable[[], float], chance: float
+) -> Acquirer:
+    """Return the acquirer for *entry*. *chance*, 0 to 1, spreads refreshes over time."""
+    if context.exchange.handles(entry.account.provider):
+        return ExchangeAcquirer(entry, context.exchange)
+    acquirer: Acquirer
+    if isinstance(entry.source, OAuthSource) and context.refresher is not None:
         expiry = entry.provider.token_expiry
-        login = Login(entry.source, ways.refresher, expiry=expiry, chance=chance)
-        way = LoginWay(entry, login, wall_clock)
+        token = RefreshableToken(entry.source, context.refresher, expiry=expiry, chance=chance)
+        acquirer = RefreshableTokenAcquirer(entry, token, wall_clock)
     elif isinstance(entry.source, FileSource):
-        way = FileWay(entry, entry.source)
+        acquirer = FileAcquirer(entry, entry.source)
     elif isinstance(entry.source, KeychainSource):
-        way = KeychainWay(entry, entry.source)
+        acquirer = KeychainAcquirer(entry, entry.source)
     else:
-        way = SourceWay(entry)
+        acquirer = SourceAcquirer(entry)
     needs_project = "project" not in entry.account.companions
-    if needs_project and ways.assist and ways.assist.handles(entry.account.provider):
-        way = ProjectWay(entry, way, ways.assist)
-    return way
+    if needs_project and context.assist and context.assist.handles(entry.account.provider):
+        acquirer = ProjectAcquirer(entry, acquirer, context.assist)
+    return acquirer
 
 
-class SourceWay(Way):
-    """Reads a source: what it has is the credential."""
+class SourceAcquirer(Acquirer):
+    """Reads a source that holds the credential itself."""
 
-    def now(self) -> Got | None:
+    def now(self) -> Acquired | None:
         secret = self._entry.source.read_now()
-        return None if secret is None else self._got(secret)
+        return None if secret is None else self._acquired(secret)
 
-    async def renew(self) -> Got:
-        return self._got(await self._entry.source.read())
+    async def renew(self) -> Acquired:
+        return self._acquired(await self._entry.source.read())
 
-    def _got(self, secret: Secret) -> Got:
-        return Got(credentials=credential_of(self._entry, Reading(secret=secret)))
+    def _acquired(self, secret: Secret) -> Acquired:
+        return Acquired(credentials=credential_of(self._entry, Reading(secret=secret)))
 
 
-class FileWay(Way):
-    """Reads a file, again and again: only if it was written, or its token was refused."""
+class FileAcquirer(Acquirer):
+    """Reads a file: again only after it was written, or its token was refused."""
 
     def __init__(self, entry: AccountEntry, source: FileSource) -> None:
         super().__init__(entry)
         self._source = source
-        self._read: tuple[Stamp, Got] | None = None
+        self._read: tuple[Stamp, Acquired] | None = None
         self.expired = f"{source.describe()}: {_ITS_TOOL}"
 
-    def now(self) -> Got:
+    def now(self) -> Acquired:
         stamp = self._source.stamp()
         if self._read is not None and stamp == self._read[0]:
             return self._read[1]
-        # Once it fails it is read until it does not: a changed mode is in no stamp.
+        # After a failure it is read every time: a stamp does not show a changed mode.
         self._read = None
         credentials = credential_of(self._entry, self._source.reading())
-        got = Got(credentials=credentials, again_in_s=FILE_LOOK_S)
-        # As it was before it was read: what is written meanwhile is noticed next time.
-        self._read = None if stamp is None else (stamp, got)
-        return got
+        acquired = Acquired(credentials=credentials, again_in_s=FILE_LOOK_S)
+        # The stamp from before the read: a write during it is noticed next time.
+        self._read = None if stamp is None else (stamp, acquired)
+        return acquired
 
-    async def renew(self) -> Got:
+    async def renew(self) -> Acquired:
         # A home directory may be on the network.
         return await asyncio.to_thread(self.now)
 
@@ -185,48 +187,50 @@ class FileWay(Way):
         self._read = None
 
 
-class KeychainWay(Way):
-    """Reads an item of the keychain, again and again: its tool renews what is in it."""
+class KeychainAcquirer(Acquirer):
+    """Reads an item of the keychain from time to time: its tool renews the token in it."""
 
     def __init__(self, entry: AccountEntry, source: KeychainSource) -> None:
         super().__init__(entry)
         self._source = source
         self.expired = f"{source.describe()}: {_ITS_TOOL}"
 
-    async def renew(self) -> Got:
+    async def renew(self) -> Acquired:
         credentials = credential_of(self._entry, await self._source.reading())
-        return Got(credentials=credentials, again_in_s=KEYCHAIN_LOOK_S)
+        return Acquired(credentials=credentials, again_in_s=KEYCHAIN_LOOK_S)
 
 
-class LoginWay(Way):
-    """Has the newest tokens of a login, and new ones in time."""
+class RefreshableTokenAcquirer(Acquirer):
+    """Returns the newest tokens of a login, refreshed before they expire."""
 
     renews = True
 
-    def __init__(self, entry: AccountEntry, login: Login, wall_clock: Callable[[], float]) -> None:
+    def __init__(
+        self, entry: AccountEntry, token: RefreshableToken, wall_clock: Callable[[], float]
+    ) -> None:
         super().__init__(entry)
-        self._login = login
+        self._token = token
         self._wall_clock = wall_clock
 
-    async def renew(self) -> Got:
-        tokens = await self._login.tokens()
+    async def renew(self) -> Acquired:
+        tokens = await self._token.tokens()
         credentials = self._credentials(tokens)
-        renew_at = self._login.renew_at(tokens)
+        renew_at = self._token.renew_at(tokens)
         wait_s = None if renew_at is None else max(renew_at - self._wall_clock(), 1.0)
         refreshed = "when it is refused" if wait_s is None else f"in {in_words(wait_s)}"
         ends = [c.expires_at for c in credentials.values() if c.expires_at is not None]
         until = f" (valid until {_moment(min(ends)):%Y-%m-%d %H:%M:%S} UTC)" if ends else ""
-        return Got(
+        return Acquired(
             credentials=credentials,
             again_in_s=wait_s,
-            told=f"has an access token, refreshed {refreshed}{until}",
+            log_text=f"has an access token, refreshed {refreshed}{until}",
         )
 
     def refuse(self, secret: Secret) -> None:
-        self._login.refuse(secret)
+        self._token.refuse(secret)
 
-    def meanwhile(self, _held: Credentials) -> Credentials:
-        tokens = self._login.still_good()
+    def fallback(self, _current: Credentials) -> Credentials:
+        tokens = self._token.still_good()
         try:
             return {} if tokens is None else self._credentials(tokens)
         except CredentialError:
@@ -240,8 +244,8 @@ class LoginWay(Way):
         return credential_of(self._entry, reading)
 
 
-class ExchangeWay(Way):
-    """Exchanges what the source has for a Copilot token."""
+class ExchangeAcquirer(Acquirer):
+    """Exchanges the GitHub token of the source for a Copilot token."""
 
     renews = True
 
@@ -251,12 +255,12 @@ class ExchangeWay(Way):
         self._source = entry.source
         self._exchange = exchange
 
-    async def renew(self) -> Got:
+    async def renew(self) -> Acquired:
         secret = await self._source.read()
         try:
             exchanged = await self._exchange.exchange(self._account, secret)
         except ExchangeRefused as error:
-            # The owner may have logged in again: what is remembered is outdated then.
+            # The owner may have logged in again since the source was read.
             self._source.refused(secret)
             newer = await self._source.read() if error.status == 401 else secret
             if newer == secret and error.status == 404:
@@ -267,53 +271,53 @@ class ExchangeWay(Way):
             exchanged = await self._exchange.exchange(self._account, secret)
         credentials = self._exchange.credentials(self._account, secret, exchanged)
         token = credentials["copilot"]
-        return Got(
+        return Acquired(
             credentials=credentials,
             again_in_s=exchanged.renew_in_s,
             for_clients=exchanged.for_clients,
-            told=f"has a Copilot token, refreshed in {in_words(exchanged.renew_in_s)} "
+            log_text=f"has a Copilot token, refreshed in {in_words(exchanged.renew_in_s)} "
             f"(valid until {_moment(token.expires_at or 0):%H:%M:%S} UTC, "
             f"host {token.companions.get('host', 'as the client names it')})",
         )
 
-    def _raw(self, secret: Secret) -> Got:
-        """The token is of another app, or a PAT: the Copilot CLI sends such a one itself."""
-        return Got(
+    def _raw(self, secret: Secret) -> Acquired:
+        """Use a token of another app, or a PAT, as it is: the Copilot CLI sends those itself."""
+        return Acquired(
             credentials=self._exchange.credentials(self._account, secret, None),
             again_in_s=NO_EXCHANGE_LOOK_S,
-            told="its token cannot be exchanged (404): it serves only tools that send a GitHub "
+            log_text="its token cannot be exchanged (404): it serves only tools that send a GitHub "
             "token, as the Copilot CLI does; log in with an app that has Copilot access to "
             "serve editors too",
         )
 
 
-class ProjectWay(Way):
-    """Adds the project of the account, learnt once, to what another way has."""
+class ProjectAcquirer(Acquirer):
+    """Adds the account's project, looked up once, to what another acquirer returns."""
 
-    def __init__(self, entry: AccountEntry, way: Way, assist: CodeAssist) -> None:
+    def __init__(self, entry: AccountEntry, acquirer: Acquirer, assist: CodeAssist) -> None:
         super().__init__(entry)
-        self._way = way
+        self._acquirer = acquirer
         self._assist = assist
         self._project: str | None = None
-        self.expired, self.renews = way.expired, way.renews
+        self.expired, self.renews = acquirer.expired, acquirer.renews
 
-    async def renew(self) -> Got:
-        got = await self._way.renew()
+    async def renew(self) -> Acquired:
+        acquired = await self._acquirer.renew()
         if self._project is None:
-            for credential in got.credentials.values():
+            for credential in acquired.credentials.values():
                 self._project = await self._assist.project(
                     self._entry.account.provider, credential.secret
                 )
-        return replace(got, credentials=self._with_project(got.credentials))
+        return replace(acquired, credentials=self._with_project(acquired.credentials))
 
     def refuse(self, secret: Secret) -> None:
-        self._way.refuse(secret)
+        self._acquirer.refuse(secret)
 
-    def meanwhile(self, held: Credentials) -> Credentials:
-        return self._with_project(self._way.meanwhile(held))
+    def fallback(self, current: Credentials) -> Credentials:
+        return self._with_project(self._acquirer.fallback(current))
 
     def _with_project(self, credentials: Credentials) -> Credentials:
-        """Return none at all while the project is not known: they would be refused."""
+        """Return *credentials* with the project; {} while it is unknown: they would be refused."""
         if self._project is None:
             return {}
         added = {"project": self._project}
@@ -324,7 +328,7 @@ class ProjectWay(Way):
 
 
 def credential_of(entry: AccountEntry, reading: Reading) -> Credentials:
-    """Return what was read as a credential of the account. Raises CredentialError."""
+    """Return *reading* as credentials of the account, by kind. Raises CredentialError."""
     provider, token = entry.provider, reading.secret.reveal()
     if where := provider.misplaced(token):
         raise CredentialError(f"this token is not one for {provider.name}", where)
@@ -332,7 +336,7 @@ def credential_of(entry: AccountEntry, reading: Reading) -> Credentials:
     credential = Credential(
         kind=provider.token_kind,
         secret=reading.secret,
-        # What the owner wrote counts before what the token says of itself.
+        # What the owner configured takes precedence over the claims of the token.
         companions={
             **provider.token_companions(token),
             **reading.companions,
@@ -346,7 +350,7 @@ def credential_of(entry: AccountEntry, reading: Reading) -> Credentials:
 
 
 def in_words(seconds: float) -> str:
-    """Return a span of time as a person would say it."""
+    """Return a duration in words, such as "5 min"."""
     if seconds >= 7200:
         return f"{seconds / 3600:.0f} h"
     return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

@@ -1,7 +1,7 @@
-"""How the credential of an account was written down, as a fingerprint to be kept.
+"""A fingerprint of how an account's credential is configured, to be stored.
 
-What answers said of an account was said of its credential: when the owner writes down
-another while the proxy is not running, nothing of it is believed any more.
+What responses said of an account, they said of its credential: if the owner configures
+another while the proxy is not running, all of it is discarded.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.sources import EnvSource, Source, ValueSource
 
 
-def mark(entry: AccountEntry) -> str:
-    """Return what tells the credential of *entry* from another under the same label.
+def fingerprint(entry: AccountEntry) -> str:
+    """Return 32 hex digits that differ if another credential is configured for *entry*.
 
-    A file or a command is told by its name: what is in it may change by itself, as vendors'
+    A file or a command counts by its name: its content may change by itself, as vendors'
     tools refresh their logins, and the account is still the same, unless the credential says
     that it is not (`core.credential.identity`).
     """
     account = entry.account
-    parts = [_told(entry.source), account.account_type or "", sorted(account.companions.items())]
+    source = _described(entry.source)
+    parts = [source, account.account_type or "", sorted(account.companions.items())]
     return sha256(ascii(parts).encode()).hexdigest()[:32]
 
 
-def _told(source: Source) -> str:
+def _described(source: Source) -> str:
     try:
         match source:
             case ValueSource() | EnvSource():
