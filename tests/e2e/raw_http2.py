@@ -34,7 +34,6 @@ class Peer(asyncio.Protocol):
         server.peers.append(self)
         config = h2.config.H2Configuration(client_side=False, header_encoding="utf-8")
         self.h2 = h2.connection.H2Connection(config)
-        self.h2.update_settings(server.settings)
         self.asked: list[tuple[int, str]] = []
         self.began: dict[int, str] = {}
         self.closed = self.deaf = False
@@ -102,10 +101,8 @@ class RawHttp2:
         self,
         certificate: Certificate,
         script: Callable[[Peer, int], None],
-        settings: dict[int, int] | None = None,
     ) -> None:
         self.script = script
-        self.settings = settings or {}
         self.peers: list[Peer] = []
         self._tls = certificate.server_context(["h2"])
 

@@ -7,6 +7,7 @@ from collections import Counter
 
 import httpx
 import pytest
+from h2.settings import SettingCodes
 from hyperframe.frame import DataFrame, GoAwayFrame, WindowUpdateFrame
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.options import Options
@@ -117,6 +118,39 @@ async def test_what_is_no_http2_costs_no_answer_that_came_before(certificate, po
             assert await outcome(http, "after") == 200
     assert Counter(ended) == {200: 2, "RemoteProtocolError": 1}
     assert [len(peer.asked) for peer in upstream.peers] == [4, 1]
+
+
+async def test_what_waits_for_a_stream_does_not_follow_what_is_no_http2(certificate, pool_proxy):
+    """An answer that makes room for it comes in one piece with the end of the connection."""
+    asked = 4
+
+    async def end(peer: Peer, stream_id: int) -> None:
+        async with httpx.AsyncClient() as http:
+            in_flight = 0
+            while in_flight < asked:
+                page = await http.get(f"{proxy.url}/account-pool")
+                in_flight = page.json()["summary"]["in_flight"]
+        peer.h2.send_headers(stream_id, [(":status", "700")], end_stream=True)
+        invalid, wrong = peer.h2.data_to_send(), WindowUpdateFrame(99, window_increment=1)
+        peer.transport.write(invalid + wrong.serialize())
+
+    def script(peer: Peer, stream_id: int) -> None:
+        if not peer.number and len(peer.asked) == 1:
+            peer.h2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: 1})
+        if peer.number or len(peer.asked) == 1:
+            peer.answer(stream_id)
+        else:
+            ending.append(asyncio.create_task(end(peer, stream_id)))
+
+    ending: list[asyncio.Task[None]] = []
+    async with RawHttp2(certificate, script) as upstream:
+        proxy = await pool_proxy(TWO, provider=upstream)
+        async with proxy.client(http2=True) as http:
+            assert await outcome(http, "warm") == 200
+            ended = await asyncio.gather(*(outcome(http, str(n)) for n in range(asked)))
+            assert await outcome(http, "after") == 200
+        await asyncio.gather(*ending)
+    assert Counter(ended) == {200: 3, 502: 1}
 
 
 def _has_timeout() -> bool:
