@@ -52,12 +52,7 @@ PACKAGE = ROOT / "addon" / "account_pool"
 FOLDERS = [*re.findall(r"`(\w+)`", _LINE), ""]
 #: Imports that are part of a circle or run upwards, and why they still do.
 EXCEPTIONS: dict[tuple[str, str], str] = {
-    ("proxy/layer", "proxy/attempt_stream"): "names the type of its streams",
-    ("proxy/layer", "proxy/stream"): "makes streams, which need it too",
-    ("proxy/service", "proxy/layer"): "names the type of those it knows",
     ("proxy/socket_replay", "proxy/serving"): "names the type of its stream",
-    ("proxy/sweep", "proxy/layer"): "names the type of what it looks after",
-    ("proxy/waking", "proxy/layer"): "names the type of what it wakes",
 }
 #: By which file, which one, and in which way.
 Edges = dict[tuple[str, str], str]

@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from mitmproxy import http
 from mitmproxy.connection import Connection, Server
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layer import CommandGenerator
+from mitmproxy.proxy.layer import CommandGenerator, Layer
 from mitmproxy.proxy.layers.http import (
     HttpEvent,
     HttpResponseHeadersHook,
@@ -47,7 +47,7 @@ from account_pool.proxy import compat, decoding, delivery, shown
 from account_pool.proxy.call import Call
 from account_pool.proxy.harmless import harmless
 from account_pool.proxy.interim import InterimAnswer
-from account_pool.proxy.layer import PoolHttpLayer
+from account_pool.proxy.service import Service
 from account_pool.proxy.shown import MAX_COPY_BYTES
 from account_pool.supervision import where
 
@@ -59,6 +59,43 @@ KEPT_AFTER_S = 1.0
 #: Says no where mitmproxy wants a generator: what comes of `yield from` is None.
 NO: Any = ()
 INTERNAL = "internal error in the account pool; see its log"
+
+
+class AttemptRouter(Protocol):
+    """The layer of one client, as its streams know it: see `layer.PoolHttpLayer`.
+
+    Attributes:
+        streams: where events go, by the ids of requests and of attempts.
+        next_turns: streams that get a `NextTurn` when everybody has handled the current event.
+        answered: server connections that have carried an answer.
+        http2: connections to servers over HTTP/2 that are ours.
+    """
+
+    service: Service
+    connections: dict[Connection, Layer]
+    streams: dict[int, HttpStream]
+    attempts: dict[int, AttemptStream]
+    next_turns: list[AttemptStream]
+    answered: set[Connection]
+    http2: dict[Connection, Any]
+
+    def use(self, server: Connection) -> None:
+        """An attempt goes out on *server*."""
+
+    def new_attempt(self, stream: AttemptStream) -> int:
+        """Return an id for an attempt of *stream* and route its events there."""
+
+    def drop_timer(self, timer: commands.RequestWakeup) -> bool:
+        """Let a timer hold nothing. Say whether it still runs."""
+
+    def goes_away(self, server: Connection) -> bool:
+        """Say whether *server* told which requests it still answers."""
+
+    def withdraw(self) -> None:
+        """Have what still waits for an account go elsewhere if it may not be sent any more."""
+
+    def shown(self, text: str) -> str:
+        """Return what may be said of *text*, which is mitmproxy's."""
 
 
 class AttemptStream(HttpStream):
@@ -80,7 +117,7 @@ class AttemptStream(HttpStream):
     #: an answer is on its way to the client
     _committed = False
 
-    def __init__(self, context: Context, stream_id: int, parent: PoolHttpLayer) -> None:
+    def __init__(self, context: Context, stream_id: int, parent: AttemptRouter) -> None:
         super().__init__(context, stream_id)
         self.layer = parent
         self.service = parent.service

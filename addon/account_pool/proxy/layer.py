@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left
 from itertools import chain
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from mitmproxy.connection import Connection, ConnectionState, Server
 from mitmproxy.proxy import commands, events, layer
@@ -21,13 +21,13 @@ from mitmproxy.proxy.layers.http import (
 )
 
 from account_pool.proxy import destination, own_http, scrub, tls, waking
+from account_pool.proxy.attempt_stream import AttemptStream
+from account_pool.proxy.events import NextTurn
 from account_pool.proxy.harmless import harmless
 from account_pool.proxy.service import Service
+from account_pool.proxy.stream import PoolHttpStream
 from account_pool.proxy.sweep import Sweep
 from account_pool.supervision import where
-
-if TYPE_CHECKING:
-    from account_pool.proxy.attempt_stream import AttemptStream
 
 logger = logging.getLogger(__name__)
 
@@ -280,8 +280,6 @@ class PoolHttpLayer(HttpLayer):
             client.withdraw()
 
     def make_stream(self, stream_id: int) -> CommandGenerator[None]:
-        from account_pool.proxy.stream import PoolHttpStream  # noqa: PLC0415 - they need each other
-
         stream = PoolHttpStream(_fork(self.context), stream_id, self)
         self.streams[stream_id] = stream
         yield from self.event_to_child(stream, events.Start())
@@ -359,19 +357,6 @@ def _joined(writes: list[commands.SendData]) -> commands.SendData:
 
 def _nothing() -> CommandGenerator[None]:
     yield from ()
-
-
-class NextTurn(events.Event):
-    """The event that a stream was handling is over for everybody."""
-
-
-class GetOtherConnection(GetHttpConnection):
-    """Get a connection that is none of those `avoided`."""
-
-    avoided: frozenset[Connection] = frozenset()
-
-    def connection_spec_matches(self, connection: Connection) -> bool:
-        return connection not in self.avoided and super().connection_spec_matches(connection)
 
 
 class _Nobody:

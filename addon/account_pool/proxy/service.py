@@ -14,7 +14,6 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
-from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from mitmproxy import http
@@ -61,11 +60,9 @@ from account_pool.proxy.hooks import Turn
 from account_pool.proxy.log import Log
 from account_pool.proxy.pages import Pages, has_credential, is_reverse
 from account_pool.proxy.scrub import Secrets
+from account_pool.proxy.waking import ClientLayer
 from account_pool.proxy.wire import Places, mask
 from account_pool.supervision import tasks
-
-if TYPE_CHECKING:
-    from account_pool.proxy.layer import PoolHttpLayer
 
 logger = logging.getLogger(__name__)
 
@@ -204,10 +201,10 @@ class Service:
         self.clocks = waking.clocks
         self._watch = Watch(*self.clocks())
         self.woke_at = -inf
-        self.attend: Callable[[PoolHttpLayer, Collection[Connection]], None] = lambda *_: None
+        self.attend: Callable[[ClientLayer, Collection[Connection]], None] = lambda *_: None
         self.visited: Callable[[AdminRequest], Awaitable[AdminResponse]] = _closed
         self.own_ends: set[tuple[End, End]] = set()
-        self.layers: WeakSet[PoolHttpLayer] = WeakSet()
+        self.layers: WeakSet[ClientLayer] = WeakSet()
         self.stopping = self.turns_away = False
         #: what is held for an account, and when it looks again
         self._held: dict[asyncio.Event, float] = {}
@@ -392,7 +389,7 @@ class Service:
         kept = "1 kept connection" if closed == 1 else f"{closed} kept connections"
         logger.info(f"account-pool: {what} {duration(gap.seconds)}: {kept} closed")
 
-    def renew(self, layer: PoolHttpLayer) -> int:
+    def renew(self, layer: ClientLayer) -> int:
         """Have nothing go out on connections that *layer* has kept; return how many are closed."""
         idle: Collection[Connection] = ()
         with harmless:

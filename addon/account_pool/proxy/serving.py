@@ -65,10 +65,10 @@ from account_pool.proxy.attempt_stream import (
 )
 from account_pool.proxy.call import Call
 from account_pool.proxy.endings import NotProcessed, Silent, Withdrawn
+from account_pool.proxy.events import GetOtherConnection, NextTurn
 from account_pool.proxy.harmless import harmless
 from account_pool.proxy.hooks import PoolTurnHook, Turn
 from account_pool.proxy.interim import InterimAnswer, is_answer
-from account_pool.proxy.layer import GetOtherConnection, NextTurn
 from account_pool.proxy.scrub import Secrets
 from account_pool.proxy.service import INSECURE
 from account_pool.proxy.shown import MAX_COPY_BYTES, Trail

@@ -10,22 +10,23 @@ Looking counts as activity for mitmproxy, which would end a silent client after
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import defaultdict
+from typing import Protocol
 
 from mitmproxy.connection import Connection
 from mitmproxy.proxy import commands, events
-from mitmproxy.proxy.layer import CommandGenerator
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layer import CommandGenerator, Layer
 from mitmproxy.proxy.layers.http import (
+    GetHttpConnection,
     ReceiveHttp,
     RegisterHttpConnection,
     ResponseProtocolError,
 )
 
 from account_pool.proxy import compat
+from account_pool.proxy.attempt_stream import AttemptRouter
 from account_pool.proxy.endings import Silent
-
-if TYPE_CHECKING:
-    from account_pool.proxy.layer import PoolHttpLayer
 
 #: How often attempts are looked at, seconds.
 SWEEP_S = 5.0
@@ -35,6 +36,17 @@ OPENING_S = 60.0
 TCP_TIMEOUT_S = 600.0
 
 
+class SweptLayer(AttemptRouter, Protocol):
+    """What is looked after: see `layer.PoolHttpLayer`."""
+
+    context: Context
+    command_sources: dict[commands.Command, Layer]
+    waiting_for_establishment: defaultdict[Connection, list[GetHttpConnection]]
+
+    def is_dead(self, connection: Connection) -> bool:
+        """Say whether nothing can come from *connection* any more."""
+
+
 class Sweep:
     """Takes the wake-ups of one layer.
 
@@ -42,7 +54,7 @@ class Sweep:
         timer: the next one, if it is arranged.
     """
 
-    def __init__(self, layer: PoolHttpLayer) -> None:
+    def __init__(self, layer: SweptLayer) -> None:
         self._layer = layer
         self.timer: commands.RequestWakeup | None = None
         #: when connections were looked at first that have not begun to open

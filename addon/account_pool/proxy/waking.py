@@ -20,17 +20,15 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from mitmproxy.connection import Connection, Server
-from mitmproxy.proxy import events, layer, tunnel
-from mitmproxy.proxy.layers.http import HttpConnection
+from mitmproxy.proxy import commands, events, layer, tunnel
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers.http import HttpConnection, HttpStream
 
 from account_pool.proxy import compat
 from account_pool.supervision import tasks
-
-if TYPE_CHECKING:
-    from account_pool.proxy.layer import PoolHttpLayer
 
 #: When the first probe is sent and the following ones are, seconds, and how many are; how
 #: long what was sent before may be unacknowledged, milliseconds. Systems lack some of it.
@@ -41,6 +39,26 @@ PROBES = {
     "TCP_KEEPCNT": 3,
     "TCP_USER_TIMEOUT": 20_000,
 }
+
+
+class ClientLayer(Protocol):
+    """The HTTP layer of one client: see `layer.PoolHttpLayer`.
+
+    Attributes:
+        streams: its requests by their ids, and by those of their attempts, which are negative.
+        connections: its own, and those to servers, each with the outermost of its layers.
+        timer: what wakes it next, if anything does.
+    """
+
+    context: Context
+    streams: dict[int, HttpStream]
+    connections: dict[Connection, layer.Layer]
+
+    @property
+    def timer(self) -> commands.RequestWakeup | None: ...
+
+    def woke(self) -> Collection[Connection]:
+        """Take none of its connections for alive; return those that shall be closed."""
 
 
 def _running_clock() -> Callable[[], float]:
@@ -92,7 +110,7 @@ def probe(writer: object) -> None:
                 sock.setsockopt(socket.IPPROTO_TCP, number, value)
 
 
-def attend(http: PoolHttpLayer, idle: Collection[Connection]) -> None:
+def attend(http: ClientLayer, idle: Collection[Connection]) -> None:
     """Close *idle*, connections of *http*, and have those in use probed."""
     handler = compat.handler_of(http.context.client)
     transports = getattr(handler, "transports", {})
