@@ -50,10 +50,6 @@ PACKAGE = ROOT / "addon" / "account_pool"
     r"from a folder to those after it: ([^.]+)\.", (ROOT / "docs" / "code.md").read_text("utf-8")
 )
 FOLDERS = [*re.findall(r"`(\w+)`", _LINE), ""]
-#: Imports that are part of a circle or run upwards, and why they still do.
-EXCEPTIONS: dict[tuple[str, str], str] = {
-    ("proxy/socket_replay", "proxy/serving"): "names the type of its stream",
-}
 #: By which file, which one, and in which way.
 Edges = dict[tuple[str, str], str]
 
@@ -169,18 +165,18 @@ def ways_of_importing(node: ast.AST, how: str = "") -> Iterator[tuple[str, str]]
         yield from ways_of_importing(child, how)
 
 
-def misled(some: Edges, known: Edges) -> Edges:
-    """Return those of *some* that run upwards, or make a circle with those that are *known*."""
-    reached: dict[str, set[str]] = {file: {file} for edge in (*some, *known) for file in edge}
+def misled(edges: Edges) -> Edges:
+    """Return those of *edges* that are part of a circle, or run upwards."""
+    reached: dict[str, set[str]] = {file: {file} for edge in edges for file in edge}
     is_larger = True
     while is_larger:
         size = sum(map(len, reached.values()))
-        for file, to in known:
+        for file, to in edges:
             reached[file] |= reached[to]
         is_larger = sum(map(len, reached.values())) > size
     return {
         (file, to): how
-        for (file, to), how in some.items()
+        for (file, to), how in edges.items()
         if file in reached[to] or rank(file) > rank(to)
     }
 
@@ -196,15 +192,7 @@ def test_the_order_of_the_folders_is_complete():
 
 
 def test_imports_run_downwards_and_in_no_circle():
-    known = {edge: how for edge, how in edges(PACKAGE).items() if edge not in EXCEPTIONS}
-    assert misled(known, known) == {}
-
-
-def test_the_exceptions_are_needed():
-    known = edges(PACKAGE).copy()
-    excepted = {edge: known.pop(edge, "not there") for edge in EXCEPTIONS}
-    assert "not there" not in excepted.values()
-    assert misled(excepted, known) == excepted
+    assert misled(edges(PACKAGE)) == {}
 
 
 def test_what_the_package_imports_is_declared():
@@ -288,7 +276,7 @@ def test_imports_in_circles_and_upwards_are_found(tmp_path):
         path.write_text(source)
     found = edges(folder)
     assert found["core/d", "core/a"] == found["core/d", "."] == ""
-    assert misled(found, found) == {
+    assert misled(found) == {
         ("core/a", "core/b"): "",
         ("core/b", "core/c"): "in a function",
         ("core/c", "core/a"): "for types",

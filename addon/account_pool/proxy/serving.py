@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, assert_never, cast
 
@@ -82,6 +81,7 @@ from account_pool.proxy.socket import (
 )
 from account_pool.proxy.socket_replay import SocketReplay
 from account_pool.proxy.view import Messages
+from account_pool.proxy.wire import Outgoing
 from account_pool.supervision import where
 
 logger = logging.getLogger(__name__)
@@ -97,15 +97,6 @@ SURELY_SENT_BYTES = 16 * 1024
 #: Requests up to this size are kept for replay; larger ones are streamed through once.
 MAX_REPLAYABLE_BYTES = 64 * 1024 * 1024
 MOVED = "accounts.yaml was changed, and this host no longer belongs to the provider"
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """What is sent upstream, and where to."""
-
-    request: http.Request
-    address: tuple[str, int]
-    tls: bool
 
 
 class ServingStream(AttemptStream):

@@ -15,11 +15,14 @@ account that grants others cannot take over.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, Protocol
 
+from mitmproxy import http
 from mitmproxy.connection import Connection
-from mitmproxy.proxy import events
-from mitmproxy.proxy.layer import CommandGenerator
+from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layer import CommandGenerator, Layer
 from mitmproxy.proxy.layers.http import (
     RequestData,
     RequestEndOfMessage,
@@ -44,15 +47,17 @@ from wsproto.extensions import PerMessageDeflate
 from wsproto.frame_protocol import Opcode
 from wsproto.utilities import RemoteProtocolError, split_comma_header
 
+from account_pool.core.attempts import Attempts
+from account_pool.core.lease import Lease
 from account_pool.core.outcome import Outcome
 from account_pool.core.steps import Send
-from account_pool.providers.base import LocalAnswer
+from account_pool.providers.base import LocalAnswer, Provider
 from account_pool.proxy.answer import MAX_GATE_BYTES, AnswerReader, Reading
+from account_pool.proxy.attempt_stream import AttemptRouter
 from account_pool.proxy.harmless import harmless
-from account_pool.proxy.socket import closing_event, is_limit
-
-if TYPE_CHECKING:
-    from account_pool.proxy.serving import ServingStream
+from account_pool.proxy.service import Service
+from account_pool.proxy.socket import SocketReader, closing_event, is_limit
+from account_pool.proxy.wire import Outgoing
 
 #: Messages that are held at most (design.md, section 7).
 MAX_GATE_MESSAGES = 64
@@ -60,6 +65,46 @@ MAX_GATE_MESSAGES = 64
 HANDSHAKE_S = 30.0
 #: What a handshake promises to its client.
 _PROMISED = ("sec-websocket-extensions", "sec-websocket-protocol")
+
+
+class SocketStream(Protocol):
+    """The stream of the socket, as far as a replay needs it: see `serving.ServingStream`."""
+
+    service: Service
+    layer: AttemptRouter
+    context: Context
+    child_layer: Layer | None
+    stream_id: int
+    flow: http.HTTPFlow
+    attempts: Attempts | None
+    attempt_id: int | None
+    socket: SocketReader | None
+
+    @property
+    def provider(self) -> Provider: ...
+
+    # requests behind the socket
+    def outgoing(self, lease: Lease) -> Outgoing | LocalAnswer: ...
+    def connect(
+        self, outgoing: Outgoing, *, avoided: frozenset[Connection]
+    ) -> Generator[commands.Command, Any, str | None]: ...
+    def send_attempt(self, request: http.Request) -> list[commands.Command]: ...
+    def cancel_attempt(self, reason: str) -> CommandGenerator[None]: ...
+    def forget_attempt(self) -> None: ...
+    def settle(self, *, served: bool, left: bool = False) -> None: ...
+
+    # what is said in it
+    def relay(self, event: events.Event) -> CommandGenerator[None]: ...
+    def passthrough(self, event: events.Event) -> CommandGenerator[None]: ...
+    def learn_messages(self, messages: Iterable[WebSocketMessage]) -> None: ...
+    def show_replay(self) -> None: ...
+
+    # time
+    def set_timer(
+        self, delay_s: float, then: Callable[[], CommandGenerator[None]]
+    ) -> CommandGenerator[None]: ...
+    def clear_timer(self) -> None: ...
+    def woke(self, event: events.Wakeup) -> CommandGenerator[None]: ...
 
 
 class SocketReplay:
@@ -78,7 +123,7 @@ class SocketReplay:
     """
 
     def __init__(
-        self, stream: ServingStream, create: WebSocketMessage, elsewhere: Send | None = None
+        self, stream: SocketStream, create: WebSocketMessage, elsewhere: Send | None = None
     ) -> None:
         self.over = False
         self.spoiled = False

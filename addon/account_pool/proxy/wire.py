@@ -29,6 +29,15 @@ _KEY_PROTOCOL = b"openai-insecure-api-key."
 _SCHEMES = frozenset({b"basic", b"bearer", b"token"})
 
 
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """What is sent upstream, and where to."""
+
+    request: http.Request
+    address: tuple[str, int]
+    tls: bool
+
+
 @dataclass(slots=True)
 class Masked:
     """What the client sent where its credential may be, kept out of sight.
