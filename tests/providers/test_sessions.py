@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from account_pool.core.lease import NO_CONVERSATION, Conversation
-from account_pool.providers import registry, sessions, things
+from account_pool.providers import registry, sessions, stored_objects
 from account_pool.providers.base import RequestHead
 
 SYSTEM = {"role": "system", "content": "You are a tool."}
@@ -301,7 +301,7 @@ def test_garbage_fails_nobody(body: bytes) -> None:
         request = head(body, path=path)
         sessions.conversation(request)
         sessions.copilot(request)
-        things.told(request, lambda: body, {}, things.OPENAI)
+        stored_objects.ids_in_response(request, lambda: body, {}, stored_objects.OPENAI)
 
 
 # -- ids that only their account knows
@@ -357,7 +357,7 @@ CREATED = {"type": "response.created", "sequence_number": 0, "response": STORED}
     ],
 )
 def test_ids_an_answer_made(path: str, asked: Any, answer: bytes, made: tuple[str, ...]) -> None:
-    assert things.told(head(asked, path=path), lambda: answer, {}) == made
+    assert stored_objects.ids_in_response(head(asked, path=path), lambda: answer, {}) == made
 
 
 def test_copilot_tells_a_prompt_from_what_follows_it_and_who_issued_its_tokens() -> None:

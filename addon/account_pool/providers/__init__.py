@@ -9,6 +9,6 @@ host is whose.
 
 What a refusal means stands in `<name>_signals`: tables for the engine in
 `core/signals`, with their sources. `compatible_signals` holds what services with
-an OpenAI-compatible API have in common. `heads` reads requests, `json_span` changes
+an OpenAI-compatible API have in common. `request_head` reads requests, `json_span` changes
 one member of a body, `jwt` reads tokens, `envelopes` writes the pool's own refusals.
 """

@@ -16,10 +16,10 @@ from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.signals import SignalTable
 from account_pool.core.sse import Verdict
-from account_pool.providers import envelopes, openai, sessions, things
+from account_pool.providers import envelopes, openai, sessions, stored_objects
 from account_pool.providers.anthropic_signals import RESETS, RULES, WAITS
 from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
-from account_pool.providers.heads import NO_STEP, bearer, body_model
+from account_pool.providers.request_head import NO_STEP, bearer, body_model
 
 # -- whose business a request is
 
@@ -40,7 +40,7 @@ def route(head: RequestHead) -> Route:
     What is under `/api` (login, settings, telemetry of Claude Code) and under
     `/v1/organizations` passes.
     """
-    if things.ANTHROPIC.route(head):
+    if stored_objects.ANTHROPIC.route(head):
         pooled = True
     elif head.method == "POST":
         pooled = head.path in _POOL_POST
@@ -127,8 +127,8 @@ PROVIDER = Provider(
     route=route,
     model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
-    conversation=partial(sessions.conversation, things=things.ANTHROPIC),
-    made=partial(things.told, things=things.ANTHROPIC),
+    conversation=partial(sessions.conversation, stored=stored_objects.ANTHROPIC),
+    made=partial(stored_objects.ids_in_response, stored=stored_objects.ANTHROPIC),
     swap=swap,
     judge=judge,
     classify=SIGNALS.classify,

@@ -31,7 +31,7 @@ from account_pool.core.signals import (
     SignalTable,
     rules,
 )
-from account_pool.providers import envelopes, sessions, things
+from account_pool.providers import envelopes, sessions, stored_objects
 from account_pool.providers.base import (
     CannotSwap,
     HostRule,
@@ -44,7 +44,7 @@ from account_pool.providers.base import (
 )
 from account_pool.providers.compatible import judge
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES
-from account_pool.providers.heads import NO_STEP, body_model, is_websocket
+from account_pool.providers.request_head import NO_STEP, body_model, is_websocket
 
 # -- whose business a request is
 
@@ -64,7 +64,7 @@ _POOL_GET = re.compile(NO_STEP + r"/openai(?:/v1)?/models(?:/[^/]+)?")
 
 def route(head: RequestHead) -> Route:
     """Pool inference, the list of models, and what is kept; all else is the resource's."""
-    if things.AZURE.route(head) and not is_websocket(head):
+    if stored_objects.AZURE.route(head) and not is_websocket(head):
         return Route.POOL
     if head.method == "POST":
         pooled = _DEPLOYMENT.fullmatch(head.path) or _IN_BODY.fullmatch(head.path)
@@ -221,8 +221,8 @@ PROVIDER = Provider(
     model=model,
     credential_headers=_CREDENTIAL_HEADERS,
     credential_query=_CREDENTIAL_QUERY,
-    conversation=partial(sessions.conversation, things=things.AZURE),
-    made=partial(things.told, things=things.AZURE),
+    conversation=partial(sessions.conversation, stored=stored_objects.AZURE),
+    made=partial(stored_objects.ids_in_response, stored=stored_objects.AZURE),
     swap=swap,
     judge=judge,
     classify=SIGNALS.classify,

@@ -99,7 +99,7 @@ class RequestHead:
         headers: by lower-case name, first value of each.
         body: the complete body with its content-encoding removed; b"" when there is
             none, or when it is streamed through unread.
-        read: what `heads.body_of` has read of the body, so that it is read once.
+        read: what `request_head.body_of` has parsed, so that it is parsed once.
     """
 
     method: str

@@ -16,12 +16,12 @@ import msgspec
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.signals import SignalTable
-from account_pool.providers import anthropic, envelopes, sessions, things
+from account_pool.providers import anthropic, envelopes, sessions, stored_objects
 from account_pool.providers.anthropic_signals import RULES, WAITS
 from account_pool.providers.base import HostRule, Provider, RequestHead, Route, Swap
 from account_pool.providers.claude_code_signals import RESETS
-from account_pool.providers.heads import NO_STEP, bearer, body_model
 from account_pool.providers.json_span import member, replaced, top_member
+from account_pool.providers.request_head import NO_STEP, bearer, body_model
 
 # -- whose business a request is
 
@@ -175,7 +175,7 @@ PROVIDER = Provider(
     model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=sessions.conversation,
-    made=things.told,
+    made=stored_objects.ids_in_response,
     windows=("5h", "7d"),
     swap=swap,
     judge=anthropic.judge,

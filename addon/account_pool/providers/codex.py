@@ -24,7 +24,7 @@ from account_pool.providers.base import (
     Swap,
 )
 from account_pool.providers.codex_signals import RULES, WAITS
-from account_pool.providers.heads import bearer, body_model, is_websocket
+from account_pool.providers.request_head import bearer, body_model, is_websocket
 
 # -- whose business a request is
 

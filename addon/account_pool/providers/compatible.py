@@ -21,11 +21,11 @@ from account_pool.core.outcome import Scope
 from account_pool.core.signals import Rule, SignalTable
 from account_pool.core.sse import Verdict
 from account_pool.core.waits import USUAL_WAITS, Wait
-from account_pool.providers import anthropic, envelopes, openai, sessions, things
+from account_pool.providers import anthropic, envelopes, openai, sessions, stored_objects
 from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES
-from account_pool.providers.heads import body_model, is_websocket
-from account_pool.providers.things import Things
+from account_pool.providers.request_head import body_model, is_websocket
+from account_pool.providers.stored_objects import StoredObjects
 
 #: What every vendor of the family serves.
 CHAT = ("/chat/completions", "/completions", "/embeddings")
@@ -47,7 +47,7 @@ def compatible(
     refusal: Callable[[int, str, float | None], LocalAnswer] = openai.refusal,
     delay_body: Callable[[str, float, float], str] = envelopes.delay_sentence,
     instants: Mapping[str, Callable[[float], str]] | None = None,
-    kept: Things | None = None,
+    kept: StoredObjects | None = None,
 ) -> Provider:
     """Return the provider of one vendor.
 
@@ -79,8 +79,8 @@ def compatible(
         route=_route(tuple(prefixes), tuple(posts), tuple(gets), kept),
         model=body_model,
         credential_headers=_CREDENTIAL_HEADERS,
-        conversation=partial(sessions.conversation, things=kept),
-        made=partial(things.told, things=kept),
+        conversation=partial(sessions.conversation, stored=kept),
+        made=partial(stored_objects.ids_in_response, stored=kept),
         swap=swap,
         judge=judge,
         classify=signals.classify,
@@ -100,7 +100,10 @@ _BELOW = r"(?:/(?!\.)(?:[\w@:~.-]|%2[fF]|%3[aA])+)*"
 
 
 def _route(
-    prefixes: tuple[str, ...], posts: tuple[str, ...], gets: tuple[str, ...], kept: Things | None
+    prefixes: tuple[str, ...],
+    posts: tuple[str, ...],
+    gets: tuple[str, ...],
+    kept: StoredObjects | None,
 ) -> Callable[[RequestHead], Route]:
     pooled_posts = frozenset(prefix + path for prefix in prefixes for path in posts)
     heads = "|".join(re.escape(prefix + path) for prefix in prefixes for path in gets)

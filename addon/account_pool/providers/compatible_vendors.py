@@ -30,7 +30,7 @@ from account_pool.providers import envelopes
 from account_pool.providers.base import LocalAnswer
 from account_pool.providers.compatible import CHAT, compatible
 from account_pool.providers.openai_signals import organisation
-from account_pool.providers.things import Things
+from account_pool.providers.stored_objects import StoredObjects
 
 # -- OpenRouter: https://openrouter.ai/docs/api-reference/overview. Its limits are those of the
 # account whatever the key, and more accounts are not meant to raise them. `error.code` is the
@@ -171,7 +171,7 @@ GROQ = compatible(
             source=f"{_GROQ}/rate-limits"),
     ),
     rate_scope=Scope.MODEL,
-    kept=Things.of("/openai/v1", together=("batches", "files")),
+    kept=StoredObjects.of("/openai/v1", together=("batches", "files")),
     shared=True,
     owner=organisation,
 )  # fmt: skip
@@ -227,7 +227,7 @@ MISTRAL = compatible(
         Rule("no such model, or not for this account", REQUEST_ERROR, status={400, 404},
             words={"invalid_model"}, missing_model=True, source="Mistral 400, code 1500"),
     ),
-    kept=Things.of("/v1", together=("batch/jobs", "files")),
+    kept=StoredObjects.of("/v1", together=("batch/jobs", "files")),
     refusal=_mistral_refusal,
 )  # fmt: skip
 
@@ -284,7 +284,7 @@ XAI = compatible(
             missing_model=True),
     ),
     rate_scope=Scope.MODEL,
-    kept=Things.of("/v1", together=("batches", "files"), apart=("responses(?=/)",)),
+    kept=StoredObjects.of("/v1", together=("batches", "files"), apart=("responses(?=/)",)),
     shared=True,
     owner=_team,
     refusal=_xai_refusal,

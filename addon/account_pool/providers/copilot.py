@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.signals import SignalTable
-from account_pool.providers import anthropic, envelopes, sessions, things
+from account_pool.providers import anthropic, envelopes, sessions, stored_objects
 from account_pool.providers.base import (
     HostRule,
     LocalAnswer,
@@ -25,7 +25,7 @@ from account_pool.providers.base import (
     Swap,
 )
 from account_pool.providers.copilot_signals import RULES, WAITS
-from account_pool.providers.heads import bearer, body_model, is_websocket
+from account_pool.providers.request_head import bearer, body_model, is_websocket
 
 # -- whose business a request is
 
@@ -196,7 +196,7 @@ PROVIDER = Provider(
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=sessions.copilot,
     issued=frozenset(sessions.COPILOT_TOKENS),
-    made=things.told,
+    made=stored_objects.ids_in_response,
     windows=(
         "5h",
         "7d",

@@ -15,10 +15,10 @@ from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.signals import SignalTable
 from account_pool.core.sse import Verdict
-from account_pool.providers import envelopes, openai, sessions, things
+from account_pool.providers import envelopes, openai, sessions, stored_objects
 from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
 from account_pool.providers.gemini_signals import RULES, WAITS
-from account_pool.providers.heads import NO_STEP, bearer, body_model, body_of, is_websocket
+from account_pool.providers.request_head import NO_STEP, bearer, body_model, body_of, is_websocket
 
 # -- whose business a request is
 
@@ -29,7 +29,7 @@ _METHOD = (
     r"|generateAnswer|predict|batchGenerateContent"
 )
 _NATIVE_POST = re.compile(rf"{_VERSION}/models/(?P<model>[^/:]+):(?:{_METHOD})")
-# https://ai.google.dev/api/interactions-api; what is stored below it is in things.py.
+# https://ai.google.dev/api/interactions-api; what is stored below it is in stored_objects.py.
 _INTERACTIONS = re.compile(rf"{_VERSION}/interactions")
 _NATIVE_GET = re.compile(rf"{NO_STEP}{_VERSION}/models(?:/[^/:]+)?")
 _OPENAI_PREFIX = re.compile(rf"{_VERSION}/openai(?=/)")
@@ -52,7 +52,7 @@ def route(head: RequestHead) -> Route:
         return Route.PASS
     if prefix := _OPENAI_PREFIX.match(head.path):
         return _compatible_route(head, prefix.end())
-    if things.GEMINI.route(head):
+    if stored_objects.GEMINI.route(head):
         return Route.POOL
     if head.method == "POST":
         pooled = _NATIVE_POST.fullmatch(head.path) or _INTERACTIONS.fullmatch(head.path)
@@ -69,7 +69,7 @@ def _compatible_route(head: RequestHead, prefix_length: int) -> Route:
         method=head.method, host=head.host, port=head.port, path=path, headers=head.headers
     )
     # What is kept has the names of Google, here and there.
-    return Route.PASS if things.OPENAI.route(as_openai) else openai.route(as_openai)
+    return Route.PASS if stored_objects.OPENAI.route(as_openai) else openai.route(as_openai)
 
 
 def model(head: RequestHead) -> str | None:
@@ -201,8 +201,8 @@ PROVIDER = Provider(
     model=model,
     credential_headers=_CREDENTIAL_HEADERS,
     credential_query=_CREDENTIAL_QUERY,
-    conversation=partial(sessions.conversation, things=things.GEMINI),
-    made=partial(things.told, things=things.GEMINI),
+    conversation=partial(sessions.conversation, stored=stored_objects.GEMINI),
+    made=partial(stored_objects.ids_in_response, stored=stored_objects.GEMINI),
     windows=(),
     swap=swap,
     judge=judge,

@@ -26,8 +26,8 @@ from account_pool.providers.base import (
     Swap,
 )
 from account_pool.providers.gemini_signals import RULES, WAITS
-from account_pool.providers.heads import body_model
 from account_pool.providers.json_span import member, replaced, start_of_object, top_member
+from account_pool.providers.request_head import body_model
 
 # -- whose business a request is
 

@@ -18,10 +18,10 @@ from account_pool.core.facts import is_failure
 from account_pool.core.outcome import Scope
 from account_pool.core.signals import SignalTable
 from account_pool.core.sse import Verdict
-from account_pool.providers import envelopes, sessions, things
+from account_pool.providers import envelopes, sessions, stored_objects
 from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
-from account_pool.providers.heads import NO_STEP, bearer, body_model, is_websocket
 from account_pool.providers.openai_signals import RULES
+from account_pool.providers.request_head import NO_STEP, bearer, body_model, is_websocket
 
 # -- whose business a request is
 
@@ -54,7 +54,7 @@ def route(head: RequestHead) -> Route:
     Fine-tuning, assistants and the like belong to the client's own account and pass, as do
     `/v1/organization/*` (admin keys) and everything unknown.
     """
-    if things.OPENAI.route(head) and not is_websocket(head):
+    if stored_objects.OPENAI.route(head) and not is_websocket(head):
         return Route.POOL
     if head.method == "POST":
         return Route.POOL if head.path in _POOL_POST else Route.PASS
@@ -190,9 +190,9 @@ PROVIDER = Provider(
     route=route,
     model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
-    conversation=partial(sessions.conversation, things=things.OPENAI),
+    conversation=partial(sessions.conversation, stored=stored_objects.OPENAI),
     issued=frozenset({sessions.TURN_STATE}),
-    made=partial(things.told, things=things.OPENAI),
+    made=partial(stored_objects.ids_in_response, stored=stored_objects.OPENAI),
     swap=swap,
     judge=judge,
     classify=SIGNALS.classify,

@@ -18,8 +18,8 @@ import msgspec
 
 from account_pool.core.lease import NO_CONVERSATION, Conversation
 from account_pool.providers.base import RequestHead
-from account_pool.providers.heads import Body, body_from, body_of, is_websocket
-from account_pool.providers.things import TOGETHER, Things, id_of, named
+from account_pool.providers.request_head import Body, body_from, body_of, is_websocket
+from account_pool.providers.stored_objects import TOGETHER, StoredObjects, id_of, ids_in_request
 
 #: Headers that name a conversation. Agents of one tool each have one of their own.
 SESSION_HEADERS = (
@@ -63,13 +63,13 @@ UNCACHED_BYTES = 4096
 _FIRST_BYTES = 32768
 
 
-def conversation(head: RequestHead, things: Things | None = None) -> Conversation:
+def conversation(head: RequestHead, stored: StoredObjects | None = None) -> Conversation:
     """Say what a request is a part of; lists of models and the like are nothing's.
 
     Args:
-        things: what the API keeps for its accounts, if it keeps anything.
+        stored: what the API keeps for its accounts, if it keeps anything.
     """
-    kept = things is not None and things.hold(head.path)
+    kept = stored is not None and stored.covers(head.path)
     socket = "upgrade" in head.headers and is_websocket(head)
     if head.method != "POST" and not kept and not socket:
         return NO_CONVERSATION
@@ -83,11 +83,11 @@ def conversation(head: RequestHead, things: Things | None = None) -> Conversatio
         if session is None and _has_prefix(head, asked):
             session = _prefix(asked)
             begins = session is not None and _begins(head, asked)
-    together = kept and things is not None and things.are_together(head.path)
+    together = kept and stored is not None and stored.are_together(head.path)
     return Conversation(
         session=session,
         parent=parent,
-        named=named(head, asked, things),
+        named=ids_in_request(head, asked, stored),
         sticky=head.headers.get(TURN_STATE) or (TOGETHER if together else None),
         begins=begins,
     )

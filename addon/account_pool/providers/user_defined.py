@@ -23,9 +23,9 @@ from account_pool.core.signals import Rule, SignalTable
 from account_pool.core.sse import HAS_FAILURE, Judge, Verdict
 from account_pool.core.waits import Wait
 from account_pool.providers.base import HostRule, Provider, RequestHead, Route, Swap
-from account_pool.providers.heads import NO_STEP
 from account_pool.providers.like import like
 from account_pool.providers.patterns import MAX_TEXT_CHARS, search
+from account_pool.providers.request_head import NO_STEP
 
 #: The value of a header or field -> seconds from now; given the wall clock, and the time
 #: zone of dates that name none.

@@ -49,8 +49,8 @@ from account_pool.providers.base import (
     Route,
     Swap,
 )
-from account_pool.providers.heads import is_websocket
 from account_pool.providers.registry import HostIndex
+from account_pool.providers.request_head import is_websocket
 from account_pool.proxy import scrub, waking
 from account_pool.proxy.answer import AnswerReader
 from account_pool.proxy.call import Call, fields_by_name, read_head

@@ -1,8 +1,8 @@
-"""What only the account knows that made it: stored answers, files, batches, containers.
+"""Objects that only the account knows which created them: stored responses, files, batches ...
 
-A request names such a thing in its path, its query or its body. The answer that made it
-tells its id, and so do lists. Whose it is, is kept in `core/pins.py`. Which things an API
-has is in providers.md; the paths are those of the vendors' API references.
+A request names such an object in its path, its query or its body. The response that created
+it has its id, and so do lists. `core/pins.py` keeps which account an object belongs to. The
+paths are those of the vendors' API references.
 """
 
 from __future__ import annotations
@@ -16,24 +16,26 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import msgspec
 
 from account_pool.providers.base import RequestHead
-from account_pool.providers.heads import Body, body_of
+from account_pool.providers.request_head import Body, body_of
 
-#: Stands for all things that are kept together: whoever made the last one makes the next.
+#: Stands for all objects that are kept together: the account that created the last one
+#: creates the next.
 TOGETHER = "(things)"
-#: Ids that are learnt from one answer at most: a page of a list has 100 of them.
-MAX_TOLD = 200
+#: Maximum number of ids learnt from one response: a page of a list has 100 of them.
+MAX_IDS = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Things:
-    """Where an API keeps what its accounts made.
+class StoredObjects:
+    """Where an API keeps the objects that its accounts created.
 
     Attributes:
-        path: all its paths.
-        tail: the same below any prefix: what a gateway routes to itself may have one.
-        together: in the path of things of which a request may name several. They are made
-            on one account, as long as that can serve; others where the strategy says.
-        one: in the path of one thing; its id is the group that is there.
+        path: matches the paths of all of them.
+        tail: the same below any prefix, which requests to a gateway may have.
+        together: found in the paths of objects of which one request may name several. They
+            are created on one account, as long as it can serve; others on the account that
+            the strategy selects.
+        one: found in the path of one object; the group that matches is its id.
         mark: occurs in every body that names a file.
     """
 
@@ -52,33 +54,33 @@ class Things:
         apart: Iterable[str] = (),
         mark: bytes = b"file_id",
         with_kind: Iterable[str] = (),
-    ) -> Things:
-        """Return the things of an API. What is text here is part of a regular expression.
+    ) -> StoredObjects:
+        """Return the objects of an API. Strings here are parts of regular expressions.
 
         Args:
-            below: what stands before their kinds in a path.
+            below: the part of a path before the kind of object.
             together, apart: kinds, the first as explained above.
             with_kind: kinds whose ids begin with their kind: `files/abc`.
         """
         several, kinds = "|".join(together), "|".join((*together, *apart))
-        named = rf"/(?:{kinds})/([^/:]+)"
+        ids_in_request = rf"/(?:{kinds})/([^/:]+)"
         if with_kind:
-            named = rf"/((?:{'|'.join(with_kind)})/[^/:]+)|{named}"
+            ids_in_request = rf"/((?:{'|'.join(with_kind)})/[^/:]+)|{ids_in_request}"
         tail = rf"/(?:{kinds})(?:/(?!\.)[\w@:~.-]+)*"
         return cls(
             path=re.compile(rf"(?:{below}){tail}"),
             tail=re.compile(rf"{tail}$"),
             together=re.compile(rf"/(?:{several})(?:/|$)"),
-            one=re.compile(named),
+            one=re.compile(ids_in_request),
             mark=mark,
         )
 
     def route(self, head: RequestHead) -> bool:
-        """Say whether a request is for things, and an account of the pool serves it."""
+        """Return whether *head* asks for objects, with a method that the pool serves."""
         return head.method in _METHODS and self.path.fullmatch(head.path) is not None
 
-    def hold(self, path: str) -> bool:
-        """Say whether a request that an account serves is for things, not for inference."""
+    def covers(self, path: str) -> bool:
+        """Return whether *path*, of a pooled request, is for objects and not for inference."""
         return self.tail.search(path) is not None
 
     def are_together(self, path: str) -> bool:
@@ -91,15 +93,15 @@ _METHODS = frozenset({"DELETE", "GET", "PATCH", "POST"})
 # https://platform.openai.com/docs/api-reference
 _STORED = ("responses(?=/)(?!/(?:compact|input_tokens)$)", "conversations")
 _FILES = ("batches", "containers", "files", "uploads", "vector_stores")
-OPENAI = Things.of("/v1", together=_FILES, apart=_STORED)
-AZURE = Things.of("/openai(?:/v1)?", together=_FILES, apart=_STORED)
+OPENAI = StoredObjects.of("/v1", together=_FILES, apart=_STORED)
+AZURE = StoredObjects.of("/openai(?:/v1)?", together=_FILES, apart=_STORED)
 # https://docs.anthropic.com/en/api
-ANTHROPIC = Things.of("/v1", together=("files", "messages/batches", "skills"))
+ANTHROPIC = StoredObjects.of("/v1", together=("files", "messages/batches", "skills"))
 # https://ai.google.dev/api/files, /caching, /batch-api; the results of a batch are fetched
 # below /download (https://ai.google.dev/gemini-api/docs/batch-api). What creates an
 # interaction is inference; it is stored below /interactions/ (https://ai.google.dev/api/interactions-api).
 _GOOGLE_NAMES = ("batches", "cachedContents", "files")
-GEMINI = Things.of(
+GEMINI = StoredObjects.of(
     "(?:/upload|/download)?/v1(?:alpha|beta)?",
     together=("batches", "files"),
     apart=("cachedContents", "interactions(?=/)(?!/live$)"),
@@ -111,8 +113,10 @@ GEMINI = Things.of(
 # -- what a request names
 
 
-def named(head: RequestHead, asked: Body | None, things: Things | None) -> tuple[str, ...]:
-    """Return the ids a request names; most name none.
+def ids_in_request(
+    head: RequestHead, asked: Body | None, stored: StoredObjects | None
+) -> tuple[str, ...]:
+    """Return the ids of objects that a request names; most name none.
 
     Args:
         asked: its JSON body.
@@ -130,15 +134,15 @@ def named(head: RequestHead, asked: Body | None, things: Things | None) -> tuple
         )
         if any(members):
             found = tuple(thing for member in members if (thing := id_of(member)))
-        if things is not None and (asked.tools or things.mark in head.body):
-            found += tuple(_in_body(head.body, asked, things.mark))
-    if things is not None and things.hold(head.path):
-        found += tuple(_in_path(head, things))
+        if stored is not None and (asked.tools or stored.mark in head.body):
+            found += tuple(_in_body(head.body, asked, stored.mark))
+    if stored is not None and stored.covers(head.path):
+        found += tuple(_in_path(head, stored))
     return found
 
 
 def id_of(member: Any) -> str | None:
-    """Return an id that is given as it is, or as the member `id` of an object."""
+    """Return an id that is given as a string, or as the member `id` of an object."""
     if isinstance(member, dict):
         member = member.get("id")
     return member if isinstance(member, str) and member else None
@@ -171,9 +175,9 @@ def _in_body(body: bytes, asked: Body, mark: bytes) -> Iterator[str]:
 
 
 def _without_host(thing: str) -> str | None:
-    """Return the name of a file of Gemini that is given by its address.
+    """Return the name of a file of Gemini that is given by its URL.
 
-    None for an address of something else: nobody keeps that.
+    None for any other URL: accounts do not store those.
     """
     if "://" not in thing:
         return thing
@@ -182,23 +186,23 @@ def _without_host(thing: str) -> str | None:
 
 
 #: The next page of a list and the next piece of a file belong to the account of the first.
-_GOES_ON = ("after", "after_id", "before", "before_id", "page", "pageToken", "upload_id")
+_CURSORS = ("after", "after_id", "before", "before_id", "page", "pageToken", "upload_id")
 
 
-def _in_path(head: RequestHead, things: Things) -> Iterator[str]:
-    if found := things.one.search(head.path):
+def _in_path(head: RequestHead, stored: StoredObjects) -> Iterator[str]:
+    if found := stored.one.search(head.path):
         yield unquote(found[found.lastindex or 0])
     if head.query:
         query = parse_qs(head.query)
-        for name in _GOES_ON:
+        for name in _CURSORS:
             yield from query.get(name, ())
 
 
-# -- what an answer tells
+# -- what a response contains
 
 
 class _Created(msgspec.Struct):
-    """The object an answer is, or the one its first event speaks of."""
+    """The object that a response is, or that its first event is about."""
 
     id: Any = None
     conversation: Any = None
@@ -212,32 +216,32 @@ _CREATED = msgspec.json.Decoder(_Created)
 _DATA = re.compile(rb"^data:\s*(\{.*\})\s*$", re.MULTILINE)
 
 
-def told(
+def ids_in_response(
     head: RequestHead,
-    opening: Callable[[], bytes],
+    first_part: Callable[[], bytes],
     headers: Mapping[str, str],
-    things: Things | None = None,
+    stored: StoredObjects | None = None,
 ) -> tuple[str, ...]:
-    """Return the ids a good answer tells of, as `Provider.made`."""
-    if things is not None and things.hold(head.path):
-        return _of_things(head, opening, headers, things)
+    """Return the ids in a successful response, as `Provider.made`."""
+    if stored is not None and stored.covers(head.path):
+        return _ids_of_objects(head, first_part, headers, stored)
     if head.path.endswith(("/responses", "/interactions")):
-        return _stored(head, opening)
+        return _ids_of_stored(head, first_part)
     if head.path.endswith("/v1/messages"):
-        return _container(opening())
-    return _started(opening()) if head.path.endswith(":batchGenerateContent") else ()
+        return _container(first_part())
+    return _started(first_part()) if head.path.endswith(":batchGenerateContent") else ()
 
 
-def _stored(head: RequestHead, opening: Callable[[], bytes]) -> tuple[str, ...]:
-    """Return the ids of a stored answer and what it ran in: OpenAI's Responses API, and
+def _ids_of_stored(head: RequestHead, first_part: Callable[[], bytes]) -> tuple[str, ...]:
+    """Return the ids of a stored response and what it ran in: OpenAI's Responses API, and
     Gemini's Interactions API.
 
-    What is not stored (`store: false`) cannot be named again but inside a WebSocket.
+    One that is not stored (`store: false`) cannot be named again except inside a WebSocket.
     """
     body = body_of(head)
     if body is None or body.store is False:
         return ()
-    text = opening()
+    text = first_part()
     event = _DATA.search(text)
     created = _created(event[1] if event else text)
     if created is not None and (inner := created.response or created.interaction):
@@ -251,8 +255,8 @@ def _stored(head: RequestHead, opening: Callable[[], bytes]) -> tuple[str, ...]:
 
 
 def _container(text: bytes) -> tuple[str, ...]:
-    """Return the container of an answer of Anthropic's that does not stream."""
-    # Most answers have none: nothing is read then.
+    """Return the container of a response of Anthropic's that does not stream."""
+    # Most responses have none: they are not parsed.
     created = _created(text) if b'"container"' in text else None
     thing = id_of(created.container) if created is not None else None
     return () if thing is None else (thing,)
@@ -271,17 +275,20 @@ _ID = re.compile(
     rb'"(?:id|[a-z]+_file_id|next_?[pP]age(?:Token)?)"\s*:\s*"([^"\\]{1,256})"'
     rb'|"name"\s*:\s*"((?:batches|cachedContents|files)/[^"\\/]{1,256})"'
 )
-#: What these say is the content of a file, in which anything may stand.
+#: Responses to these paths are the content of a file, which may be anything.
 _CONTENT = ("/content", "/results", ":download")
 
 
-def _of_things(
-    head: RequestHead, opening: Callable[[], bytes], headers: Mapping[str, str], things: Things
+def _ids_of_objects(
+    head: RequestHead,
+    first_part: Callable[[], bytes],
+    headers: Mapping[str, str],
+    stored: StoredObjects,
 ) -> tuple[str, ...]:
-    together, one = things.are_together(head.path), things.one.search(head.path)
+    together, one = stored.are_together(head.path), stored.one.search(head.path)
     if head.path.endswith(_CONTENT) or (one and not together):
         return ()
-    ids = _ids(_ID, opening())
+    ids = _ids(_ID, first_part())
     if upload := headers.get("x-goog-upload-url"):
         ids += tuple(parse_qs(urlsplit(upload).query).get("upload_id", ()))
     made_here = together and one is None and head.method == "POST"
@@ -289,11 +296,11 @@ def _of_things(
 
 
 def _started(text: bytes) -> tuple[str, ...]:
-    """Return the batch that Gemini has begun."""
+    """Return the id of the batch that Gemini has started."""
     return (*_ids(_ID, text), TOGETHER)
 
 
 def _ids(pattern: re.Pattern[bytes], text: bytes) -> tuple[str, ...]:
     """Return what the groups of *pattern* find, each once."""
     found = (value for match in pattern.finditer(text) for value in match.groups() if value)
-    return tuple(dict.fromkeys(v.decode(errors="replace") for v in found))[:MAX_TOLD]
+    return tuple(dict.fromkeys(v.decode(errors="replace") for v in found))[:MAX_IDS]

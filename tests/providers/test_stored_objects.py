@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from account_pool.core.lease import Conversation
-from account_pool.providers import registry, things
+from account_pool.providers import registry, stored_objects
 from account_pool.providers.base import Provider, RequestHead
-from account_pool.providers.heads import body_of
 from account_pool.providers.like import like
+from account_pool.providers.request_head import body_of
 
 OPENAI, ANTHROPIC, GEMINI = (registry.BUILT_IN[n] for n in ("openai", "anthropic", "gemini"))
 GATEWAY = like(OPENAI, "gateway", OPENAI.hosts)
-TOGETHER = Conversation(sticky=things.TOGETHER)
+TOGETHER = Conversation(sticky=stored_objects.TOGETHER)
 
 
 def head(
@@ -163,7 +163,7 @@ UPLOAD = "https://generativelanguage.googleapis.com/upload/v1beta/files?upload_i
 @pytest.mark.parametrize(
     ("provider", "request_head", "answer", "made"),
     [
-        (OPENAI, head("/v1/files"), FILE, ("file-1", things.TOGETHER)),
+        (OPENAI, head("/v1/files"), FILE, ("file-1", stored_objects.TOGETHER)),
         (OPENAI, get("/v1/files"), {"data": [FILE, {"id": "file-2"}]}, ("file-1", "file-2")),
         (OPENAI, get("/v1/batches/batch_1"), BATCH, ("batch_1", "file-1", "file-2")),
         (OPENAI, head("/v1/conversations"), {"id": "conv_1"}, ("conv_1",)),
@@ -174,13 +174,13 @@ UPLOAD = "https://generativelanguage.googleapis.com/upload/v1beta/files?upload_i
             ANTHROPIC,
             head("/v1/messages/batches"),
             {"id": "msgbatch_1", "type": "message_batch"},
-            ("msgbatch_1", things.TOGETHER),
+            ("msgbatch_1", stored_objects.TOGETHER),
         ),
         (
             GEMINI,
             head("/upload/v1beta/files"),
             {"file": {"name": "files/a", "uri": "https://g/v1beta/files/a"}},
-            ("files/a", things.TOGETHER),
+            ("files/a", stored_objects.TOGETHER),
         ),
         (
             GEMINI,
@@ -192,7 +192,7 @@ UPLOAD = "https://generativelanguage.googleapis.com/upload/v1beta/files?upload_i
             GEMINI,
             head("/v1beta/models/m:batchGenerateContent"),
             {"name": "batches/1"},
-            ("batches/1", things.TOGETHER),
+            ("batches/1", stored_objects.TOGETHER),
         ),
         (
             GEMINI,
@@ -219,16 +219,16 @@ def test_ids_an_answer_tells(
 def test_an_upload_in_pieces_goes_on_where_it_began() -> None:
     begun = head("/upload/v1beta/files", {"file": {"display_name": "f"}})
     made = GEMINI.made(begun, lambda: b"", {"x-goog-upload-url": UPLOAD})
-    assert made == ("u", things.TOGETHER)
+    assert made == ("u", stored_objects.TOGETHER)
 
 
 def test_no_answer_tells_more_than_is_kept() -> None:
     listed = json.dumps({"data": [{"id": f"file-{n}"} for n in range(1000)]}).encode()
-    assert len(OPENAI.made(get("/v1/files"), lambda: listed, {})) == things.MAX_TOLD
+    assert len(OPENAI.made(get("/v1/files"), lambda: listed, {})) == stored_objects.MAX_IDS
 
 
 def test_garbage_fails_nobody() -> None:
     for garbage in (b"", b"{", b"\xff\xfe", b'{"file_id": ', b'"file_id": ["a", 7'):
         asked = head("/v1/files", garbage)
-        things.named(asked, body_of(asked), things.OPENAI)
-        things.told(asked, lambda text=garbage: text, {}, things.OPENAI)  # type: ignore[misc]
+        stored_objects.ids_in_request(asked, body_of(asked), stored_objects.OPENAI)
+        stored_objects.ids_in_response(asked, lambda text=garbage: text, {}, stored_objects.OPENAI)  # type: ignore[misc]

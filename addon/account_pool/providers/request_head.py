@@ -1,4 +1,4 @@
-"""What several providers read from a request, none of which may fail on garbage."""
+"""What several providers read from a request. Nothing here fails on malformed input."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import msgspec
 from account_pool.providers.base import RequestHead
 
 _NOTHING = msgspec.Raw(b"")
-#: Begins a pattern of paths: what has a step up in it, however that is spelled, is another
-#: path to a server. https://www.rfc-editor.org/rfc/rfc3986#section-5.2.4; many decode first.
+#: Begins a pattern of paths: one with a step up ("..") in any spelling is another path to a
+#: server. https://www.rfc-editor.org/rfc/rfc3986#section-5.2.4; many decode first.
 NO_STEP = r"(?!(?is:.*(?:[/\\]|%2f|%5c)(?:\.|%2e){1,2}(?:[/\\;]|%2f|%5c|\Z)))"
 
 
 class Body(msgspec.Struct):
-    """What is read of a JSON body: names, and the places of what is long, unread.
+    """The members of a JSON body that are used; long ones are located, not parsed.
 
-    Each member belongs to one API or several (`sessions.py` says which); what is not
-    what it should be stays what it is, so that garbage fails nobody.
+    Each belongs to one API or several (`sessions.py` says which). A member of the wrong type
+    is accepted, so that malformed input fails no request.
     """
 
     model: str | None = None
@@ -49,7 +49,7 @@ _DECODER = msgspec.json.Decoder(Body)
 
 
 def body_of(head: RequestHead) -> Body | None:
-    """Return what is read of the body, None if it is no JSON object. Read once."""
+    """Return the body, parsed once; None if it is not a JSON object."""
     if not head.body or head.body[:1] not in b"{ \t\r\n":
         return None
     known = head.read
@@ -61,7 +61,7 @@ def body_of(head: RequestHead) -> Body | None:
 
 
 def body_from(text: bytes | msgspec.Raw) -> Body | None:
-    """Read a JSON object, None if it is none."""
+    """Return *text* parsed; None if it is not a JSON object."""
     try:
         return _DECODER.decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -81,5 +81,5 @@ def bearer(head: RequestHead) -> str:
 
 
 def is_websocket(head: RequestHead) -> bool:
-    """Say whether the request asks for a WebSocket (RFC 6455 4.2.1)."""
+    """Return whether the request asks for a WebSocket (RFC 6455 4.2.1)."""
     return head.headers.get("upgrade", "").strip().lower() == "websocket"
