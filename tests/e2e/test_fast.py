@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 import ssl
 import sys
@@ -14,8 +15,9 @@ from functools import partial
 import httpx
 import pytest
 
-from account_pool.demo.exchange import Reply
+from account_pool.demo.exchange import Framing, Reply
 from account_pool.demo.scripts import EVENT_STREAM, by_credential, openai
+from account_pool.proxy.fast import direct
 from tests.e2e import other_addons
 from tests.e2e.harness import (
     ACCOUNTS_FILE,
@@ -40,7 +42,7 @@ LIMITED, GOOD = openai.rate_limited(), openai.chat_stream(["Good", " morning"])
 @pytest.mark.parametrize("first", [GOOD, LIMITED], ids=["served", "limited"])
 async def test_other_addons_see_the_same(provider, setting, first, http2: bool) -> None:
     seen = {}
-    for fast in ("off", "table", "on"):
+    for fast in ("off", "table", "inline", "on"):
         upstream = await provider(by_credential({FIRST: first, SECOND: GOOD}))
         proxy = setting.prepare(
             TWO,
@@ -119,7 +121,7 @@ async def ask_bytes(address, data: bytes) -> bytes:
     return answer
 
 
-async def ask_by_socks(address, trusted) -> bytes:
+async def ask_by_socks(address, trusted, text: str = "", head: str = "") -> bytes:
     reader, writer = await asyncio.open_connection(*address)
     writer.write(b"\x05\x01\x00")
     assert await reader.readexactly(2) == b"\x05\x00"
@@ -127,8 +129,8 @@ async def ask_by_socks(address, trusted) -> bytes:
     writer.write(b"\x05\x01\x00\x03" + bytes([len(host)]) + host + (443).to_bytes(2))
     assert (await reader.readexactly(10))[:2] == b"\x05\x00"
     await writer.start_tls(ssl.create_default_context(cafile=trusted), server_hostname=HOST)
-    body = b'{"model":"gpt-5-nano","stream":true,"messages":[]}'
-    head = f"host: {HOST}\r\nauthorization: Bearer {CLIENT}\r\nconnection: close\r\n"
+    body = f'{{"model":"gpt-5-nano","stream":true,"messages":[],"user":"{text}"}}'.encode()
+    head += f"host: {HOST}\r\nauthorization: Bearer {CLIENT}\r\nconnection: close\r\n"
     head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
     writer.write(f"POST /v1/chat/completions HTTP/1.1\r\n{head}\r\n".encode() + body)
     answer = await reader.read()
@@ -162,7 +164,32 @@ async def try_each(at, trusted, proxy) -> list[object]:
     return got
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs more addresses of this machine")
+needs_addresses = pytest.mark.skipif(
+    sys.platform != "linux", reason="needs more addresses of this machine"
+)
+
+
+def hosts_of(modes) -> dict[str, str]:
+    """Return an address of its own for each of *modes*."""
+    return {kind: f"127.0.0.{number}" for number, kind in enumerate(modes, 11)}
+
+
+def at_addresses(modes) -> list[str]:
+    """Return arguments of mitmproxy: each mode at its address, at a free port."""
+    hosts = hosts_of(modes)
+    return [x for k, mode in modes.items() for x in ("--mode", f"{mode}@{hosts[k]}:0")]
+
+
+async def listening(proxy, modes) -> dict[str, tuple[str, int]]:
+    """Return where *proxy* listens, by the name of the mode."""
+    at = {}
+    for kind, host in hosts_of(modes).items():
+        line = await proxy.until_printed(rf"listening at .*{re.escape(host)}:\d")
+        at[kind] = (host, int(line.partition(f"{host}:")[2].rstrip(".")))
+    return at
+
+
+@needs_addresses
 @pytest.mark.parametrize("hold", ["false", "true"], ids=["passes", "held"])
 async def test_each_kind_of_client_and_of_flow(provider, setting, hold: str) -> None:
     def script(request) -> Reply:
@@ -180,21 +207,15 @@ async def test_each_kind_of_client_and_of_flow(provider, setting, hold: str) -> 
             "udp": f"reverse:udp://127.0.0.1:{udp}",
             "dns": "dns",
         }
-        # Each at an address of its own, at a free port.
-        hosts = {kind: f"127.0.0.{number}" for number, kind in enumerate(modes, 11)}
         for fast in ("off", "on"):
             proxy = setting.prepare(
                 TWO,
                 provider=one,
                 options={"pool_fast": fast, "hold": hold},
-                extra_args=["-s", other_addons.__file__]
-                + [x for k, mode in modes.items() for x in ("--mode", f"{mode}@{hosts[k]}:0")],
+                extra_args=["-s", other_addons.__file__, *at_addresses(modes)],
             )
             async with proxy:
-                at = {}
-                for kind, host in hosts.items():
-                    line = await proxy.until_printed(rf"listening at .*{re.escape(host)}:\d")
-                    at[kind] = (host, int(line.partition(f"{host}:")[2].rstrip(".")))
+                at = await listening(proxy, modes)
                 got[fast] = await try_each(at, setting.trusted, proxy)
                 await proxy.until(partial(all_have_left, proxy))
             said = [line for line in proxy.lines if line.startswith("hook: ")]
@@ -211,6 +232,76 @@ def all_have_left(proxy) -> bool:
         proxy.lines.count(f"hook: fails client_{what}") for what in ("connected", "disconnected")
     )
     return came == went + 2
+
+
+BYTES = random.Random(1).randbytes(10_000_001)
+
+
+def as_long(request) -> Reply:
+    """Answer with as much as is asked for, in pieces of an odd size."""
+    size, step = int(request.header("x-size")), 99_991
+    return Reply(
+        headers=(("content-type", "application/octet-stream"),),
+        steps=[BYTES[at : min(at + step, size)] for at in range(0, size, step)],
+        framing=Framing.LENGTH if request.header("x-whole") else Framing.CHUNKED,
+    )
+
+
+async def exchange_long(at, proxy, size: int) -> list[bytes]:
+    """Return what clients of each kind get that send so much, and ask for as much."""
+    url = {kind: "http://{}:{}".format(*address) for kind, address in at.items()}
+    text = "x" * size
+
+    def question(**how):
+        asked = chat(text, **how)
+        return asked | {"headers": asked["headers"] | {"x-size": f"{size}"}}
+
+    async def ask(kind: str, *, http2: bool) -> bytes:
+        async with client(proxy.trusted, url[kind], http2=http2) as http:
+            return (await http.request(**question())).content
+
+    async def ask_in_reverse() -> bytes:
+        async with client(proxy.trusted) as http:
+            return (await http.request(**question(base=url["reverse"]))).content
+
+    async def ask_socks() -> bytes:
+        head = f"x-size: {size}\r\nx-whole: yes\r\n"
+        answer = await ask_by_socks(at["socks"], proxy.trusted, text, head)
+        return answer.partition(b"\r\n\r\n")[2]
+
+    slow = client(proxy.trusted, url["regular"], http2=True)
+    async with slow, slow.stream(**question()) as answer:
+        got = await asyncio.gather(
+            *(ask(kind, http2=h2) for kind in ("regular", "upstream") for h2 in (False, True)),
+            ask_in_reverse(),
+            ask_socks(),
+        )
+        return [*got, await answer.aread()]
+
+
+@needs_addresses
+@pytest.mark.parametrize("size", [100_000, 1_000_000, 10_000_000])
+async def test_long_bodies_are_whole_both_ways(provider, setting, size: int) -> None:
+    """By every way at once, beside a client that takes its answer when all others have theirs."""
+    asked = {}
+    for fast in ("off", "on"):
+        one = await provider(as_long)
+        async with UpstreamProxy(one.port) as upstream:
+            modes = {
+                "regular": "regular",
+                "reverse": f"reverse:{OPENAI}",
+                "socks": "socks5",
+                "upstream": upstream.mode,
+            }
+            options, args = {"pool_fast": fast}, at_addresses(modes)
+            proxy = setting.prepare(TWO, provider=one, options=options, extra_args=args)
+            async with proxy:
+                got = await exchange_long(await listening(proxy, modes), proxy, size)
+                assert [answer == BYTES[:size] for answer in got] == [True] * 7
+        asked[fast] = Counter(r.body_sha256 for r in one.journal.requests)
+        assert all(r.complete and r.body_size > size for r in one.journal.requests)
+    assert asked["on"] == asked["off"]
+    assert asked["on"].total() == 7
 
 
 @pytest.mark.parametrize("fast", ["off", "on"])
@@ -273,7 +364,8 @@ async def test_ways_and_scripts_change_while_answers_flow(provider, setting, tmp
         options={"termlog_verbosity": "debug"},
         extra_args=["-s", str(script)],
     )
-    ways = {"true": "table, inline", "false": "none", '["table"]': "table"}
+    all_of_them = "table, inline" + (", direct" if direct.is_as_known() else "")
+    ways = {"true": all_of_them, "false": "none", '["table"]': "table"}
 
     async def neighbour(http) -> tuple[str, bool]:
         """Which script was asked, and whether that was in the task of a connection."""

@@ -41,12 +41,12 @@ _KEEPS_REF = "keep_ref" in inspect.signature(asyncio_utils.create_task).paramete
 
 
 class EventQueue:
-    """Stands in for `server_event` and `hook_task` of the handler of one client."""
+    """Stands in for `server_event` and `hook_task` of *handler*, that of one client."""
 
-    __slots__ = ("_handler", "_hooks", "_is_running", "_queue", "_table")
+    __slots__ = ("_hooks", "_is_running", "_queue", "_table", "handler")
 
     def __init__(self, handler: ProxyConnectionHandler, table: HookTable) -> None:
-        self._handler = handler
+        self.handler = handler
         self._table = table
         self._queue: collections.deque[tuple[events.Event, Context]] = collections.deque()
         self._is_running = False
@@ -56,10 +56,13 @@ class EventQueue:
         """Handle *event*, as `ConnectionHandler.server_event` does. Never suspends."""
         self.handle(event)
 
-    def handle(self, event: events.Event) -> None:
-        """Handle *event* and what follows from it at once; after those that are there."""
+    def handle(self, event: events.Event, context: Context | None = None) -> None:
+        """Handle *event* and what follows from it at once; after those that are there.
+
+        *context* is what it comes from, by default that of the caller; it stays as it is.
+        """
         queue = self._queue
-        queue.append((event, contextvars.copy_context()))
+        queue.append((event, contextvars.copy_context() if context is None else context.copy()))
         if self._is_running:
             return
         self._is_running, self._hooks = True, 0
@@ -71,7 +74,7 @@ class EventQueue:
             self._is_running = False
 
     def _handle(self, event: events.Event) -> None:
-        handler = self._handler
+        handler = self.handler
         handler.timeout_watchdog.register_activity()
         try:
             for command in handler.layer.handle_event(event):
@@ -80,7 +83,7 @@ class EventQueue:
             handler.log("mitmproxy has crashed!", logging.ERROR, exc_info=True)
 
     def _carry_out(self, command: commands.Command) -> None:
-        handler = self._handler
+        handler = self.handler
         if isinstance(command, commands.StartHook):
             # What hooks leave in context variables is found by those that follow from it only.
             context = contextvars.copy_context()
@@ -130,7 +133,7 @@ class EventQueue:
         elif hook.blocking:
             self._queue.append((events.HookCompleted(hook), context))
         else:
-            self._handler.timeout_watchdog.register_activity()
+            self.handler.timeout_watchdog.register_activity()
 
     def _begin(self, hook: commands.StartHook) -> Awaitable[None] | None:
         """Run *hook*. Returns what is left of it, or None."""
@@ -153,7 +156,7 @@ class EventQueue:
         await flow.wait_for_resume()
 
     async def _finish_hook(self, hook: commands.StartHook, rest: Awaitable[None]) -> None:
-        with self._handler.timeout_watchdog.disarm():
+        with self.handler.timeout_watchdog.disarm():
             await rest
         if hook.blocking:
             self.handle(events.HookCompleted(hook))
@@ -161,7 +164,7 @@ class EventQueue:
     def _create_task(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         more = {"keep_ref": False} if _KEEPS_REF else {}
         return asyncio_utils.create_task(
-            coroutine, name=name, client=self._handler.client.peername, **more
+            coroutine, name=name, client=self.handler.client.peername, **more
         )
 
 
@@ -169,18 +172,19 @@ async def _raise(error: BaseException) -> None:
     raise error
 
 
-def put_into(handler: object, table: HookTable) -> bool:
+def put_into(handler: object, table: HookTable) -> EventQueue | None:
     """Let an `EventQueue` handle the events of *handler*, before its first one.
 
-    Returns whether that is done: only for a client that is connected to a proxy's port, and
+    Returns it, or None: it is only for a client that is connected to a proxy's port, and
     where mitmproxy handles events in the way that this does.
     """
     if type(handler) is not ProxyConnectionHandler or not is_as_known():
-        return False
+        return None
     if {function.__name__ for function in _functions()} & {*vars(handler)}:
-        return False  # Another addon's.
-    handler.server_event = EventQueue(handler, table).server_event  # type: ignore[method-assign]
-    return True
+        return None  # Another addon's.
+    queue = EventQueue(handler, table)
+    handler.server_event = queue.server_event  # type: ignore[method-assign]
+    return queue
 
 
 def _functions() -> tuple[Callable[..., Any], ...]:

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from mitmproxy.addonmanager import AddonManager
 
 from account_pool.config.pool_options import FAST_STEPS
-from account_pool.proxy.fast import inline
+from account_pool.proxy.fast import direct, inline
 from account_pool.proxy.fast.table import HookTable
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,8 @@ class Steps:
             used.add("table")
             if "inline" in chosen and inline.is_as_known():
                 used.add("inline")
+                if "direct" in chosen and direct.is_as_known():
+                    used.add("direct")
         self.used = frozenset(used)
         line = ", ".join(name for name in FAST_STEPS if name in used) or "none"
         if line != self._said:
@@ -39,8 +41,9 @@ class Steps:
 
     def take(self, handler: object) -> bool:
         """Handle the events of one client, from the first on. Returns whether that is done."""
-        return (
-            "inline" in self.used
-            and self._table.is_installed
-            and inline.put_into(handler, self._table)
-        )
+        if "inline" not in self.used or not self._table.is_installed:
+            return False
+        queue = inline.put_into(handler, self._table)
+        if queue is not None and "direct" in self.used:
+            direct.put_into(queue)
+        return queue is not None
