@@ -44,7 +44,7 @@ class Looking:
         if of_pool:
             flow.metadata["pool.account"] = "openai/one"
         self.theirs.add([flow])
-        self.ours.ended(flow)
+        self.ours.ended(flow, self.theirs)
         flow.live = False
         for attribute, value in attributes.items():
             setattr(flow, attribute, value)
@@ -128,12 +128,12 @@ def test_what_its_owner_has_cleared_counts_no_more(looking):
 
 
 def test_nobody_looks_in_mitmdump():
-    ours = View(service_of(view_kept=3))
     flow = tflow.tflow(resp=True)
     flow.metadata["pool.account"] = "openai/one"
     with taddons.context():
-        ours.ended(flow)
-    assert ours._sizes == {}
+        addon = AccountPool()
+        addon.response(flow)
+    assert addon._view._sizes == {}
 
 
 def test_the_addon_is_told_of_every_end_but_of_flows_of_a_file():

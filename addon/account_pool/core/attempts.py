@@ -663,12 +663,8 @@ class Attempts:
         owner, step = self.turn.owner, None
         if owner is None:
             home = self.turn.home(now)
-            if not quiet:
-                step = self._probe(home, now)
-            if step is None and not self.history:
-                troubled = frozenset() if quiet else self.pool.troubled(self.facts, now=now)
-                step = self._begin_elsewhere(home, avoid, troubled, now)
-            step = step or self._stay(home, avoid, now)
+            if not quiet or home is not None or self.turn.near is not None:
+                step = self._preferred(home, avoid, now, quiet=quiet)
         if step is not None:
             return step
         try:
@@ -713,6 +709,16 @@ class Attempts:
         untried = self.pool.pick(self.facts, now=now, avoid=self._avoid, only=self.turn.owner)
         again = untried is not None and not untried.is_suspect(self.facts.model)
         return self._exhausted(self._soonest(now), None, again=again)
+
+    def _preferred(
+        self, home: AccountKey | None, avoid: set[AccountKey], now: float, *, quiet: bool
+    ) -> Step | None:
+        """Ask the account that is the best for this request, whoever's turn it is; None: any."""
+        step = None if quiet else self._probe(home, now)
+        if step is None and not self.history:
+            troubled = frozenset() if quiet else self.pool.troubled(self.facts, now=now)
+            step = self._begin_elsewhere(home, avoid, troubled, now)
+        return step or self._stay(home, avoid, now)
 
     def _probe(self, home: AccountKey | None, now: float) -> Step | None:
         """Ask an account whether a deadline far away still holds, if this request may.

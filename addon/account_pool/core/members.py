@@ -117,9 +117,9 @@ class Members:
             if covered not in ramps and cooldown.covers(model):
                 ramps[covered] = Ramp.half_open(now)
         for covered, at in self.switched.items():
-            if covered not in ramps and now < at + RAMP_S and covers(covered, model):
+            if covered not in ramps and now < at + RAMP_S and _covers(covered, model):
                 ramps[covered] = Ramp.after_switch(now)
-        return tuple(ramp for covered, ramp in ramps.items() if covers(covered, model))
+        return tuple([ramp for covered, ramp in ramps.items() if _covers(covered, model)])
 
     def unplace(self, state: AccountState) -> None:
         self.policy.discard(state)
@@ -160,3 +160,8 @@ class Members:
             if wake_at > now:
                 return
             self.place(state, now)
+
+
+def _covers(covered: str | None, model: str | None) -> bool:
+    # Mostly it is the model itself.
+    return covered == model or covers(covered, model)

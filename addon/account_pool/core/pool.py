@@ -334,7 +334,8 @@ class Pool:
         members = self._members.get(facts.provider)
         if members is None:
             return None
-        members.wake(now)
+        if members.alarms:
+            members.wake(now)
         model, kind = facts.model, facts.kind
         ranked = members.policy.ranked_for(model, now)
         if only is not None:
@@ -535,13 +536,13 @@ class Pool:
         self.touched.add(state.key)
         state.last_used, state.asked_at = next(self._sequence), now
         state.passed_over = 0
-        if chosen:
-            members.policy.chosen(state)
         ramps: tuple[Ramp, ...] = ()
         if state.cooldowns or state.ramps or members.switched:
             ramps = members.ramps_of(state, facts.model, now)
             for ramp in ramps:
                 ramp.sent()
+        if chosen:
+            members.policy.chosen(state)
         return self._start(state, facts, now, ramps, probe=probe, last_resort=last_resort)
 
     def _start(
@@ -1235,7 +1236,8 @@ class Pool:
     def _changed(self, key: AccountKey, now: float) -> None:
         """Something about *key* may let waiting requests go on."""
         self._tell(key)
-        self._let_go_on(key.provider, now)
+        if key.provider in self._admission.waiting:
+            self._let_go_on(key.provider, now)
 
     def _tell(self, key: AccountKey) -> None:
         self.touched.add(key)

@@ -74,7 +74,7 @@ class Turn:
             session = sessions.bind(key, account, now, worth_keeping=not self.begins)
         if self._bound != (key, session):
             if self._bound is not None:
-                self._end_turn(now)
+                sessions.end_turn(*self._bound, now)
             self._bound = (key, session)
             sessions.start_turn(key, session, now)
 

@@ -73,8 +73,8 @@ def conversation(head: RequestHead, stored: StoredObjects | None = None) -> Conv
     socket = "upgrade" in head.headers and is_websocket(head)
     if head.method != "POST" and not kept and not socket:
         return NO_CONVERSATION
-    session, parent = map(_known_as, _by_header(head))
     body = None if socket else body_of(head)
+    session, parent = map(_known_as, _by_header(head))
     # Code Assist wraps the request of Gemini.
     asked = (body_from(body.request) if body is not None and body.request else None) or body
     begins = False

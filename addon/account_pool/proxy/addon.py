@@ -265,8 +265,10 @@ class AccountPool(AdminPages):
             playback.prepare(played, self.service)
 
     def response(self, flow: http.HTTPFlow) -> None:
-        if flow.live or REFUSED in flow.metadata:  # not of a file that somebody opened
-            self._view.ended(flow)
+        view = ctx.master.addons.get("view")  # none where nobody looks
+        # Not of a file that somebody opened.
+        if view is not None and (flow.live or REFUSED in flow.metadata):
+            self._view.ended(flow, view)
 
     def error(self, flow: http.HTTPFlow) -> None:
         self.response(flow)

@@ -82,6 +82,7 @@ class AnswerReader:
         complete: whether *held* is the whole body.
         broken: it ended before it was complete.
         encoding: its content-encoding, "" for none.
+        in_stream: whether a refusal came inside an answer that began as a success.
         first: what the head alone tells.
     """
 
@@ -94,6 +95,7 @@ class AnswerReader:
         self._gate: Gate | None = None
         self._decision: Decision | None = None
         self._refusal = response.status_code >= 400
+        self.in_stream = not self._refusal
         self._judge = provider.judge
         self._marks = provider.error_marks
         self._decoder: Decoder | None = None
@@ -175,11 +177,6 @@ class AnswerReader:
         """
         refuses_key = self.response.status_code in (401, 403)
         return decoding.is_left_alone(self.encoding) and not refuses_key
-
-    @property
-    def in_stream(self) -> bool:
-        """Whether the refusal came inside an answer that began as a success."""
-        return not self._refusal
 
     def answer(self, model: str | None, wall_now: float) -> Answer:
         """Return what was read, as values for `Provider.classify`."""

@@ -120,6 +120,8 @@ class ServingStream(AttemptStream):
     _to_count = False
     #: credentials this request has carried: an answer may echo them
     _sent_secrets: list[Secret]
+    #: how many of them there were when they were last asked for, and what is not to be echoed
+    _known_secrets: tuple[int, Secrets] = (0, frozenset())
     #: masks them in an answer that is handed on before it is complete
     scrubber: scrub.Scrubber | None = None
     #: for people who look, once something was refused
@@ -798,7 +800,11 @@ class ServingStream(AttemptStream):
 
     def _secrets(self) -> Secrets:
         """What must not be echoed to the client."""
-        return scrub.secrets_of([secret.reveal() for secret in self._sent_secrets])
+        count, known = self._known_secrets
+        if count != len(self._sent_secrets):
+            known = scrub.secrets_of([secret.reveal() for secret in self._sent_secrets])
+            self._known_secrets = (len(self._sent_secrets), known)
+        return known
 
     def _not_told(self) -> Secrets:
         """What must not be repeated of that which mitmproxy says of a connection."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from mitmproxy import ctx, http
+from mitmproxy import http
 
 from account_pool.proxy import shown
 from account_pool.proxy.harmless import harmless
@@ -37,10 +37,12 @@ class View:
         self._sizes: OrderedDict[str, int] = OrderedDict()
         self._bytes = 0
 
-    def ended(self, flow: http.HTTPFlow) -> None:
-        """*flow* has ended, or is one of a refused attempt; others may have to go for it."""
-        view = ctx.master.addons.get("view")  # none where nobody looks
-        if view is not None and self._service.settings.view_kept and is_of_pool(flow):
+    def ended(self, flow: http.HTTPFlow, view: Any) -> None:
+        """*flow* has ended, or is one of a refused attempt; others may have to go for it.
+
+        *view*: mitmproxy's.
+        """
+        if self._service.settings.view_kept and is_of_pool(flow):
             with harmless:
                 self._forget(flow.id)
                 self._sizes[flow.id] = size = size_of(flow)
