@@ -29,12 +29,11 @@ class Asleep:
     def running(self):
         http2.DEAD_S = float(ctx.options.asleep_bound)
         service = ctx.master.addons.get("account_pool").service
-        service.clocks = self.clocks
+        service.clocks = tuple(self.ahead(clock) for clock in waking.CLOCKS)
         service.layers = OutermostFirst(service.layers)
 
-    def clocks(self):
-        up, wall = waking.clocks()
-        return up + self.seconds, wall + self.seconds
+    def ahead(self, clock):
+        return lambda: clock() + self.seconds
 
     def requestheaders(self, flow):
         self.seconds += float(flow.request.headers.pop(HEADER, 0))

@@ -80,9 +80,9 @@ class FakeClock:
     def wall_now(self) -> float:
         return self.time + self.asleep + 1_700_000_000.0
 
-    def looks(self) -> tuple[float, float]:
+    def look(self) -> float:
         """What a service compares: time that passes here is looked at all along."""
-        return self.asleep, self.asleep
+        return self.asleep
 
     def advance(self, seconds: float) -> None:
         self.time += max(seconds, 0.0)
@@ -112,7 +112,7 @@ def service_of(
     settings.setdefault("limits", Limits(max_wait_s=0.0))
     service = Service(pool, Settings(**settings), {p.name: p for p in providers})
     service.now, service.wall_now, service.chance = clock.now, clock.wall_now, lambda: 0.5
-    service.clocks = clock.looks
+    service.clocks = (clock.look, clock.look)
     service.mind_suspend()
     return service
 

@@ -198,8 +198,8 @@ class Service:
         self.state_problem: Callable[[], str | None] = lambda: None
         self.connected: Callable[[Client], None] = lambda _client: None
         self.unsent: Callable[[Client, Connection], bool] = lambda _client, _server: False
-        self.clocks = waking.clocks
-        self._watch = Watch(*self.clocks())
+        self.clocks = waking.CLOCKS
+        self._watch = Watch(*[clock() for clock in self.clocks])
         self.woke_at = -inf
         self.attend: Callable[[ClientLayer, Collection[Connection]], None] = lambda *_: None
         self.visited: Callable[[AdminRequest], Awaitable[AdminResponse]] = _closed
@@ -378,7 +378,8 @@ class Service:
 
     def mind_suspend(self) -> None:
         """Have nothing go out on connections that were kept over a suspend."""
-        gap = self._watch.look(*self.clocks())
+        up, wall = self.clocks
+        gap = self._watch.look(up(), wall())
         if gap is not None:
             self._woke(gap)
 

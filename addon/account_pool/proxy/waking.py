@@ -72,12 +72,8 @@ def _running_clock() -> Callable[[], float]:
     return time.monotonic  # on Windows it does; elsewhere the wall clock has to do
 
 
-_up = _running_clock()
-
-
-def clocks() -> tuple[float, float]:
-    """Return what `core.suspend.Watch` compares: the clock that goes on, and the wall clock."""
-    return _up(), time.time()
+#: What `core.suspend.Watch` compares: the clock that goes on, and the wall clock, seconds.
+CLOCKS: tuple[Callable[[], float], Callable[[], float]] = (_running_clock(), time.time)
 
 
 def end_of(outermost: layer.Layer) -> HttpConnection | None:
