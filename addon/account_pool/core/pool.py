@@ -994,9 +994,12 @@ class Pool:
 
         Args:
             lease: of the request that was answered. If the account has got another
-                credential since, or is another one of this name, nothing is learnt.
+                credential since, was removed, or is another one of this name, nothing is
+                learnt.
         """
-        state = self._state(key)
+        state = self._state(key) if lease is None else self._find(key)
+        if state is None:
+            return
         if lease is not None and (
             lease.position != state.position or lease.started_at < state.renewed_at
         ):

@@ -28,7 +28,6 @@ from account_pool.core.browser import Allowed
 from account_pool.core.counts import Counts
 from account_pool.core.credential import Credential
 from account_pool.core.decision_text import duration
-from account_pool.core.errors import UnknownAccount
 from account_pool.core.headroom import Window
 from account_pool.core.headroom_words import Asked
 from account_pool.core.instruments import Mark, Marks, Measured
@@ -590,7 +589,8 @@ class Service:
     def observe(self, lease: Lease, response: http.Response) -> None:
         """Learn from the headers of an answer what the account of *lease* has left."""
         asked = Asked(lease.facts.model, self.now(), self.wall_now())
-        self._observed(lease, headroom_headers.read(response.headers.fields, asked), asked.now)
+        if windows := headroom_headers.read(response.headers.fields, asked):
+            self.pool.observe_headroom(lease.key, windows, now=asked.now, lease=lease)
 
     def observe_events(
         self, provider: Provider, lease: Lease, content: bytes, model: str | None
@@ -599,18 +599,13 @@ class Service:
         marks = provider.headroom_marks
         if any(mark in content for mark in marks):
             asked = Asked(model, self.now(), self.wall_now())
-            self._observed(lease, headroom_events.read(content, marks, asked), asked.now)
+            if windows := headroom_events.read(content, marks, asked):
+                self.pool.observe_headroom(lease.key, windows, now=asked.now, lease=lease)
 
     def observe_opening(self, provider: Provider, lease: Lease, reader: AnswerReader) -> None:
         """Learn it from the events that an answer begins with."""
         if provider.headroom_marks:
             self.observe_events(provider, lease, reader.opening(), lease.facts.model)
-
-    def _observed(self, lease: Lease, windows: list[Window], now: float) -> None:
-        if windows:
-            # The account may have been removed while it answered.
-            with contextlib.suppress(UnknownAccount):
-                self.pool.observe_headroom(lease.key, windows, now=now, lease=lease)
 
     def learn_owner(self, provider: Provider, lease: Lease, response: http.Response) -> None:
         """Learn from the head of an answer whose limits the account of *lease* shares."""
