@@ -20,7 +20,7 @@ from account_pool.core.pool import Pool
 from account_pool.providers import anthropic, copilot, gemini, openai
 from account_pool.providers.base import HostRule, LocalAnswer
 from account_pool.providers.like import add_hosts
-from account_pool.proxy import serving
+from account_pool.proxy import serving, stream
 from account_pool.proxy.decoding import zstd
 from account_pool.proxy.layer import KEPT_CLOSED, PoolHttpLayer
 from account_pool.proxy.sweep import SWEEP_S
@@ -1735,3 +1735,17 @@ def test_an_error_while_a_request_is_read_ends_its_clients_connection(rig_of, mo
     assert rig.client_closed
     assert rig.in_flight() == 0
     assert "KeyError at" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "chosen"),
+    [
+        ("/v1/chat/completions", serving.ServingStream),
+        ("/v1/unknown", stream.PassedStream),
+    ],
+)
+def test_the_head_of_a_request_chooses_the_class_for_the_rest(rig_of, path, chosen):
+    rig = rig_of()
+    rig.send(post1(path, b"", ["content-length: 9"]))
+    (only,) = rig.layer.streams.values()
+    assert type(only) is chosen
