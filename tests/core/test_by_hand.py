@@ -11,7 +11,7 @@ from account_pool.core.errors import UnknownAccount
 from account_pool.core.lease import Facts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
-from account_pool.core.saved import FORGIVEN_S, forgiven
+from account_pool.core.snapshot import FORGIVEN_S, forgiven
 
 KEY = AccountKey("openai", "one")
 FACTS = Facts(provider="openai", kind="key", model="gpt-5")

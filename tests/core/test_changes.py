@@ -21,7 +21,7 @@ from account_pool.core.errors import NoUsableAccount
 from account_pool.core.lease import Facts
 from account_pool.core.outcome import Outcome, Scope
 from account_pool.core.pool import MAX_COOLDOWNS, Pool
-from account_pool.core.saved import Saved
+from account_pool.core.snapshot import PoolSnapshot
 from tests.core.generated import MODELS, SETTINGS, failures, limits, moments, outcomes, requests
 from tests.core.helpers import (
     FACTS,
@@ -204,7 +204,7 @@ class RecordedPool(RuleBasedStateMachine):
         super().__init__()
         self.now = 1000.0
         self.pool = Pool()
-        self.saved: list[Saved] = []
+        self.saved: list[PoolSnapshot] = []
         self.ended: dict[int, By] = {}
         self.pool.decisions.subscribe(self.heard)
 

@@ -17,7 +17,7 @@ from account_pool.core.cooldown import Cause, Cooldown
 from account_pool.core.credential import Secret
 from account_pool.core.headroom import Window
 from account_pool.core.outcome import OutcomeClass, Scope
-from account_pool.core.saved import SavedAccount, SavedDisabling
+from account_pool.core.snapshot import AccountSnapshot, DisablingSnapshot
 from account_pool.store import schema
 from account_pool.store.clock import Moment
 from account_pool.store.errors import StoreError
@@ -51,17 +51,17 @@ COOLS = Cooldown(
 ODD = replace(COOLS, model="gpt-5\ud800")
 HOURS = Window("5h", 0.25, WALL, reset_at=WALL + 7)
 TOKENS = Window("tokens", 0.5, WALL, model="gpt-*", limit=10.0, remaining=5.0)
-FULL = SavedAccount(
+FULL = AccountSnapshot(
     key=WORK,
     cooldowns={None: COOLS, ODD.model: ODD},
-    disabled=SavedDisabling(cause=CAUSE, since=WALL - 5),
+    disabled=DisablingSnapshot(cause=CAUSE, since=WALL - 5),
     refused="abc",
     owner="org-1",
     windows={("5h", None): HOURS, ("tokens", "gpt-*"): TOKENS},
     served=3,
 )
-PLAIN = SavedAccount(key=HOME, served=1)
-UNKNOWN = SavedAccount(key=WORK)
+PLAIN = AccountSnapshot(key=HOME, served=1)
+UNKNOWN = AccountSnapshot(key=WORK)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def state(path: Path, request: pytest.FixtureRequest) -> Iterator[StateStore]:
     made.close()
 
 
-def keep(store: StateStore, *accounts: SavedAccount, at: float = WALL) -> list[SavedAccount]:
+def keep(store: StateStore, *accounts: AccountSnapshot, at: float = WALL) -> list[AccountSnapshot]:
     return list(store.exchange(accounts, (), wall_now=at).accounts)
 
 
@@ -311,7 +311,7 @@ def test_old_rows_are_swept(two) -> None:
     one.exchange((), wall_now=late, counts={"usage": {("2027-09-05", "new"): {"n": 1}}})
     one.sweep([HOME], wall_now=late + 1)
     one._base.clear()
-    assert keep(one, UNKNOWN, SavedAccount(key=HOME)) == [UNKNOWN, PLAIN]
+    assert keep(one, UNKNOWN, AccountSnapshot(key=HOME)) == [UNKNOWN, PLAIN]
     assert [[row[0] for row in one.read_book(book)] for book in BOOK_KEPT_S] == [["new"]] * 2
     assert list(one.read_counts("usage")) == [("2027-09-05", "new")]
 

@@ -11,12 +11,12 @@ from tests.patience import PATIENCE_S
 
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Secret
-from account_pool.core.saved import SavedAccount
+from account_pool.core.snapshot import AccountSnapshot
 from account_pool.store.errors import DamagedError, StoreError
 from account_pool.store.store import MemoryStore, SqliteStore, Store
 from account_pool.store.tokens import Tokens
 
-WORK = SavedAccount(key=AccountKey("openai", "work"), served=3)
+WORK = AccountSnapshot(key=AccountKey("openai", "work"), served=3)
 TOKENS = Tokens(access=None, refresh=Secret("rt-fake"))
 
 

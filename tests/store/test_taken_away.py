@@ -19,7 +19,7 @@ from tests.store.test_sqlite import PACKAGE, Time
 from account_pool.core.account import AccountKey
 from account_pool.core.claims import Claim, Taken
 from account_pool.core.credential import Secret
-from account_pool.core.saved import SavedAccount
+from account_pool.core.snapshot import AccountSnapshot
 from account_pool.store.clock import Moment
 from account_pool.store.database import Database
 from account_pool.store.errors import DamagedError, MovedError
@@ -435,7 +435,7 @@ def test_both_halves_go_on_in_the_file_a_link_leads_to(tmp_path: Path, path: Pat
         state.changed(wall_now=1.0)
     state.close()
     state = store.state()
-    state.exchange([SavedAccount(key=AccountKey("openai", "work"))], wall_now=1.0)
+    state.exchange([AccountSnapshot(key=AccountKey("openai", "work"))], wall_now=1.0)
     assert tokens.load("family") == FIRST
     tokens.close()
     state.close()

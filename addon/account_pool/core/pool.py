@@ -22,7 +22,7 @@ from itertools import count
 from math import inf
 from typing import NamedTuple
 
-from account_pool.core import changes, saved
+from account_pool.core import changes, snapshot
 from account_pool.core.account import Account, AccountKey
 from account_pool.core.admission import Admission, Ticket
 from account_pool.core.changes import Standing
@@ -43,9 +43,9 @@ from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.owners import Owners
 from account_pool.core.ramp import Ramp
 from account_pool.core.reserve import reserved
-from account_pool.core.saved import Saved
 from account_pool.core.selection import POLICIES
 from account_pool.core.shortage import shortage
+from account_pool.core.snapshot import PoolSnapshot
 from account_pool.core.state import AccountState
 from account_pool.core.trouble import FirstBytes
 from account_pool.core.verdicts import (
@@ -1065,7 +1065,7 @@ class Pool:
 
     def snapshot(
         self, keys: Iterable[AccountKey] | None = None, *, now: float, wall_now: float
-    ) -> Saved:
+    ) -> PoolSnapshot:
         """Return what is to be kept of the accounts *keys*, those that are here; None: of all.
 
         Args:
@@ -1073,15 +1073,17 @@ class Pool:
         """
         wanted = [state.key for state in self.accounts()] if keys is None else keys
         states = [state for key in wanted if (state := self._find(key)) is not None]
-        return Saved(
+        return PoolSnapshot(
             accounts=tuple(
-                saved.of_state(state, self._owners.of(state.key), wall_now - now)
+                snapshot.of_state(state, self._owners.of(state.key), wall_now - now)
                 for state in states
             ),
             wall_at=wall_now,
         )
 
-    def restore(self, kept: Saved, *, now: float, wall_now: float, by: By = By.RESTART) -> None:
+    def restore(
+        self, kept: PoolSnapshot, *, now: float, wall_now: float, by: By = By.RESTART
+    ) -> None:
         """Put the accounts of *kept* back into the state they were in; others are ignored.
 
         Leases, credentials and what their owner wrote stay as they are.
@@ -1089,7 +1091,7 @@ class Pool:
         Args:
             by: who or what kept it.
         """
-        behind = saved.behind(kept, wall_now) - now
+        behind = snapshot.behind(kept, wall_now) - now
         for account in kept.accounts:
             state = self._find(account.key)
             if state is None:
@@ -1098,7 +1100,7 @@ class Pool:
             if account.owner is not None:
                 self._owners.learn(account.key, account.owner)
             was = Standing.of(state)
-            saved.into_state(account, state, behind, now)
+            snapshot.into_state(account, state, behind, now)
             self._reserve(state, now)
             changes.record(self.decisions, state, was, by, now)
             self._members[account.key.provider].place(state, now)

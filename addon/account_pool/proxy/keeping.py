@@ -21,7 +21,7 @@ from mitmproxy.log import ALERT
 from account_pool.core.account import AccountKey
 from account_pool.core.counts import Counted, add_to
 from account_pool.core.decision import By
-from account_pool.core.saved import Saved, forgiven, merge
+from account_pool.core.snapshot import PoolSnapshot, forgiven, merge
 from account_pool.proxy.opening import opened, out_of_use
 from account_pool.proxy.service import Service
 from account_pool.proxy.unwritten import Batch, Unwritten, Written
@@ -321,7 +321,7 @@ class Keeping:
         else:
             self._adopt(batch.mine, saved, By.PROXY)
 
-    def _adopt(self, mine: Saved, saved: Saved, by: By) -> None:
+    def _adopt(self, mine: PoolSnapshot, saved: PoolSnapshot, by: By) -> None:
         """Let the pool know what others have learnt; what it has learnt meanwhile stays."""
         before = {account.key: account for account in mine.accounts}
         news = {a.key: a for a in saved.accounts if a != before[a.key]}
@@ -330,7 +330,7 @@ class Keeping:
         wall = self._wall()
         present = self._pool.snapshot(news, now=self._now(), wall_now=wall)
         merged = tuple(merge(before[a.key], a, news[a.key]) for a in present.accounts)
-        merged_at = Saved(accounts=merged, wall_at=saved.wall_at)
+        merged_at = PoolSnapshot(accounts=merged, wall_at=saved.wall_at)
         self._pool.restore(merged_at, now=self._now(), wall_now=wall, by=by)
 
     def _mind_the_clock(self) -> None:

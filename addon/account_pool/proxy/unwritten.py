@@ -9,7 +9,7 @@ from uuid import uuid4
 from account_pool.core.account import AccountKey
 from account_pool.core.counts import Counted
 from account_pool.core.errors import UnknownAccount
-from account_pool.core.saved import Saved, SavedAccount
+from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot
 from account_pool.core.state import AccountState
 from account_pool.proxy.books import Book, Taken
 from account_pool.proxy.service import Service
@@ -33,7 +33,7 @@ class Batch:
         in_flight: requests, where others do not know of them.
     """
 
-    mine: Saved
+    mine: PoolSnapshot
     gone: Collection[AccountKey]
     lines: Mapping[str, Lines]
     taken: Mapping[str, Taken]
@@ -52,7 +52,7 @@ class Batch:
             pass
         return self._write_apart(store)
 
-    def _exchange(self, store: StateStore) -> Saved:
+    def _exchange(self, store: StateStore) -> PoolSnapshot:
         return store.exchange(
             self.mine.accounts,
             self.gone,
@@ -65,7 +65,7 @@ class Batch:
 
     def _write_apart(self, store: StateStore) -> Written:
         """Write all but what cannot be written, which is looked for by halves."""
-        saved: list[Saved] = []
+        saved: list[PoolSnapshot] = []
         unfit: dict[str, str] = {}
         todo = [self._parts()]
         while todo:
@@ -139,7 +139,7 @@ class Written:
         unfit: what of it could not be written, with what was wrong.
     """
 
-    saved: Saved
+    saved: PoolSnapshot
     unfit: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -148,7 +148,7 @@ class _Part:
     """The least of a batch that is written by itself."""
 
     what: str
-    accounts: tuple[SavedAccount, ...] = ()
+    accounts: tuple[AccountSnapshot, ...] = ()
     gone: tuple[AccountKey, ...] = ()
     lines: Mapping[str, Lines] = field(default_factory=dict)
     counts: Mapping[str, Counted] = field(default_factory=dict)
@@ -164,11 +164,11 @@ def _halves(parts: list[_Part]) -> list[list[_Part]]:
     return [parts[middle:], parts[:middle]]
 
 
-def _together(saved: Sequence[Saved], mine: Saved) -> Saved:
+def _together(saved: Sequence[PoolSnapshot], mine: PoolSnapshot) -> PoolSnapshot:
     """Return what is true of all. Others had written last before the first of ours."""
     if not saved:
         return replace(mine, accounts=())
-    return Saved(
+    return PoolSnapshot(
         accounts=tuple(account for one in saved for account in one.accounts),
         wall_at=saved[0].wall_at,
         replaced=frozenset().union(*(one.replaced for one in saved)),

@@ -11,7 +11,7 @@ from account_pool.core.account import AccountKey
 from account_pool.core.claims import Claim, Taken
 from account_pool.core.counts import Counted, add_to
 from account_pool.core.credential import Secret
-from account_pool.core.saved import Saved, SavedAccount, merge, of_another
+from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot, merge, of_another
 from account_pool.store.state import Lines, News, Numbered, Row
 from account_pool.store.tokens import Tokens
 
@@ -83,9 +83,9 @@ class MemoryState:
     """A `StateStore` in memory: that of the only proxy which can see it."""
 
     def __init__(self) -> None:
-        self._accounts: dict[AccountKey, SavedAccount] = {}
+        self._accounts: dict[AccountKey, AccountSnapshot] = {}
         #: what the pool knows of it; an account that came back knows nothing
-        self._base: dict[AccountKey, SavedAccount] = {}
+        self._base: dict[AccountKey, AccountSnapshot] = {}
         self._books: dict[str, dict[str, Row]] = {}
         self._counts: dict[str, Counted] = {}
         self._batches: dict[str, int] = {}
@@ -93,7 +93,7 @@ class MemoryState:
 
     def exchange(
         self,
-        mine: Iterable[SavedAccount],
+        mine: Iterable[AccountSnapshot],
         gone: Collection[AccountKey] = (),
         *,
         wall_now: float,
@@ -101,7 +101,7 @@ class MemoryState:
         counts: Mapping[str, Counted] | None = None,
         batch: Numbered | None = None,
         in_flight: Mapping[AccountKey, int] | None = None,
-    ) -> Saved:
+    ) -> PoolSnapshot:
         for key in gone:
             self._base.pop(key, None)
         mine = list(mine)
@@ -120,7 +120,7 @@ class MemoryState:
         for name, added in (counts or {}).items() if is_new else ():
             add_to(self._counts.setdefault(name, {}), added)
         wall_at, self._wall_at = self._wall_at, wall_now
-        return Saved(accounts=merged, wall_at=wall_at, replaced=replaced)
+        return PoolSnapshot(accounts=merged, wall_at=wall_at, replaced=replaced)
 
     def now(self) -> float | None:
         return None

@@ -12,12 +12,12 @@ from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import Cause, Cooldown
 from account_pool.core.headroom import Key, Window
 from account_pool.core.outcome import OutcomeClass, Scope
-from account_pool.core.saved import SavedAccount, SavedDisabling
+from account_pool.core.snapshot import AccountSnapshot, DisablingSnapshot
 
 
 def read_accounts(
     connection: sqlite3.Connection, keys: Iterable[AccountKey]
-) -> dict[AccountKey, SavedAccount]:
+) -> dict[AccountKey, AccountSnapshot]:
     """Return what is kept of *keys*. Raises LookupError, TypeError or ValueError."""
     wanted = (names(keys),)
     cooldowns: dict[str, dict[str | None, Cooldown]] = {}
@@ -42,10 +42,10 @@ def read_accounts(
         wanted,
     )
     return {
-        (key := AccountKey.parse(account)): SavedAccount(
+        (key := AccountKey.parse(account)): AccountSnapshot(
             key=key,
             cooldowns=cooldowns.get(account, {}),
-            disabled=disabled and SavedDisabling(cause=_cause(disabled), since=disabled_at),
+            disabled=disabled and DisablingSnapshot(cause=_cause(disabled), since=disabled_at),
             refused=refused or "",
             owner=_unquoted(owner),
             windows=_windows(windows),
@@ -66,7 +66,7 @@ def read_accounts(
 
 
 def write_account(
-    connection: sqlite3.Connection, account: SavedAccount, write: int, wall_now: float
+    connection: sqlite3.Connection, account: AccountSnapshot, write: int, wall_now: float
 ) -> None:
     """Write *account*, by the write of this number."""
     name, disabled = str(account.key), account.disabled

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from account_pool.core.account import AccountKey
 from account_pool.core.counts import Counted
-from account_pool.core.saved import Saved, SavedAccount, merge, of_another
+from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot, merge, of_another
 from account_pool.store.clock import Clock
 from account_pool.store.database import Database, with_room
 from account_pool.store.errors import StoreError
@@ -54,7 +54,7 @@ class SqliteState:
         )
         self._me = uuid4().hex
         #: what the file and our pool agreed on last
-        self._base: dict[AccountKey, SavedAccount] = {}
+        self._base: dict[AccountKey, AccountSnapshot] = {}
         #: of the last write we know of; None: look at everything
         self._data_version: int | None = None
         self._seen = 0
@@ -62,7 +62,7 @@ class SqliteState:
     @with_room
     def exchange(
         self,
-        mine: Iterable[SavedAccount],
+        mine: Iterable[AccountSnapshot],
         gone: Collection[AccountKey] = (),
         *,
         wall_now: float,
@@ -70,7 +70,7 @@ class SqliteState:
         counts: Mapping[str, Counted] | None = None,
         batch: Numbered | None = None,
         in_flight: Mapping[AccountKey, int] | None = None,
-    ) -> Saved:
+    ) -> PoolSnapshot:
         mine = list(mine)
         for key in gone:
             self._base.pop(key, None)
@@ -100,7 +100,7 @@ class SqliteState:
             a.key for a in mine if a.key not in self._base and of_another(a, found.get(a.key))
         )
         self._base.update((account.key, account) for account in merged)
-        return Saved(accounts=tuple(merged), wall_at=wall_at, replaced=replaced)
+        return PoolSnapshot(accounts=tuple(merged), wall_at=wall_at, replaced=replaced)
 
     def now(self) -> float | None:
         return self._database.now()
@@ -227,7 +227,7 @@ class SqliteState:
             self.reap([self._me])
         self._database.close()
 
-    def _is_new(self, account: SavedAccount, found: SavedAccount | None) -> bool:
+    def _is_new(self, account: AccountSnapshot, found: AccountSnapshot | None) -> bool:
         """Say whether *account* is to be written.
 
         Another proxy may use this name with another credential: each writes only what is
@@ -256,7 +256,7 @@ class SqliteState:
 
     def _read(
         self, connection: sqlite3.Connection, keys: Iterable[AccountKey]
-    ) -> dict[AccountKey, SavedAccount]:
+    ) -> dict[AccountKey, AccountSnapshot]:
         try:
             return read_accounts(connection, keys)
         except (LookupError, TypeError, ValueError):

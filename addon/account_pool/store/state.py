@@ -1,7 +1,7 @@
 """What the store keeps of a pool, and how several proxies share it.
 
 A store is told what this proxy knows and answers with what is true for all of them
-(`core/saved.py` says how that is found). Everything a proxy has to say goes in one
+(`core/snapshot.py` says how that is found). Everything a proxy has to say goes in one
 `exchange`, which is done as a whole or not at all: a compare-and-swap over one round trip.
 What others have done is one cheap question, `changed`. What a proxy has in flight is a
 lease that ends by itself when the proxy is not seen any more.
@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 from account_pool.core.account import AccountKey
 from account_pool.core.counts import Counted
-from account_pool.core.saved import Saved, SavedAccount
+from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot
 
 #: How often a proxy says that it is there (`StateStore.beat`), seconds.
 BEAT_S = 5.0
@@ -99,7 +99,7 @@ class StateStore(Protocol):
 
     def exchange(
         self,
-        mine: Iterable[SavedAccount],
+        mine: Iterable[AccountSnapshot],
         gone: Collection[AccountKey] = (),
         *,
         wall_now: float,
@@ -107,7 +107,7 @@ class StateStore(Protocol):
         counts: Mapping[str, Counted] | None = None,
         batch: Numbered | None = None,
         in_flight: Mapping[AccountKey, int] | None = None,
-    ) -> Saved:
+    ) -> PoolSnapshot:
         """Merge *mine* with what is there, keep the result and return it.
 
         Args:

@@ -1,8 +1,8 @@
-"""What is kept of a pool over a restart, and how proxies that share it agree.
+"""What is kept of a pool across restarts, and how proxies that share it agree.
 
-Decides what a row means later: on another clock, after a time in which nobody looked, and
-beside what another proxy has learnt. Times in a row are seconds since the epoch, rounded
-to milliseconds, so that a row which was read is written back as it was.
+Decides what a row means later: by another clock, after a time in which no proxy ran, and
+combined with what another proxy has learnt. Times in a row are seconds since the epoch,
+rounded to milliseconds, so that a row that was read is written back unchanged.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from account_pool.core.headroom import Key, Picture, Window
 from account_pool.core.outcome import OutcomeClass
 from account_pool.core.state import AccountState
 
-#: How long a cooldown that is over still counts for a streak, seconds.
+#: How long a cooldown still counts for a streak after it has ended, seconds.
 STREAK_KEPT_S = 86400.0
-#: Clocks of proxies that share a store differ by less than this; one that is further back
-#: than what was written last was set back.
+#: Clocks of proxies that share a store differ by less than this, seconds; one that is further
+#: behind the last write was set back.
 CLOCKS_DIFFER_S = 5.0
-#: How old a disabling must be to end with a restart, seconds. Restarting is how people say
-#: "try it again"; a proxy that is started over and over must not try each time.
+#: Age from which a restart ends a disabling, seconds. People restart to have it tried again;
+#: a proxy that restarts over and over must not try each time.
 FORGIVEN_S = 3600.0
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SavedDisabling:
-    """Why an account is out of use.
+class DisablingSnapshot:
+    """Why an account is disabled.
 
     Attributes:
         cause: the evidence.
-        since: wall clock.
+        since: seconds since the epoch.
     """
 
     cause: Cause
@@ -44,25 +44,24 @@ class SavedDisabling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SavedAccount:
-    """What is kept of one account.
+class AccountSnapshot:
+    """What is kept of one account. All times are seconds since the epoch.
 
     Attributes:
         key: its name.
-        cooldowns: by model (None: whole account), with times of the wall clock; those
-            that are over too.
-        disabled: why it is out of use; None while in use.
-        refused: fingerprint of the credentials that a 401 was about last; "" if none was.
-        owner: whose limits it shares, where answers have named one.
-        windows: what is left of its allowances, with times of the wall clock.
+        cooldowns: by model (None: whole account), including those that have ended.
+        disabled: why it is disabled; None if it is not.
+        refused: fingerprint of the credentials of the last 401; "" if there was none.
+        owner: the owner of its limits, if a response has named one.
+        windows: what is left of its allowances.
         served: requests answered, by all proxies together.
-        source: fingerprint of how its credential was written down, and whose it is, as in
-            `AccountState`; "" if nobody said.
+        source: fingerprint of how its credential is configured, and its owner, as in
+            `AccountState`; "" if unknown.
     """
 
     key: AccountKey
     cooldowns: Mapping[str | None, Cooldown] = field(default_factory=dict)
-    disabled: SavedDisabling | None = None
+    disabled: DisablingSnapshot | None = None
     refused: str = ""
     owner: str | None = None
     windows: Mapping[Key, Window] = field(default_factory=dict)
@@ -71,16 +70,16 @@ class SavedAccount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Saved:
-    """Accounts, and what is to be known with them.
+class PoolSnapshot:
+    """What is kept of a pool.
 
     Attributes:
-        accounts: what is kept of each.
-        wall_at: the wall clock when anything of them was written last.
-        replaced: those that had another credential when the store knew them last.
+        accounts: what is kept of each account.
+        wall_at: when any of them was last written, seconds since the epoch.
+        replaced: accounts whose credential in the store is another one.
     """
 
-    accounts: tuple[SavedAccount, ...] = ()
+    accounts: tuple[AccountSnapshot, ...] = ()
     wall_at: float = 0.0
     replaced: frozenset[AccountKey] = frozenset()
 
@@ -88,18 +87,18 @@ class Saved:
 # -- between a pool and its rows
 
 
-def of_state(state: AccountState, owner: str | None, ahead: float) -> SavedAccount:
+def of_state(state: AccountState, owner: str | None, ahead: float) -> AccountSnapshot:
     """Return the row of *state*.
 
     Args:
-        owner: its owner.
-        ahead: what the wall clock is ahead of the monotonic one, seconds.
+        owner: the owner of its limits.
+        ahead: wall clock minus monotonic clock, seconds.
     """
     disabled = None
     if state.disabled is not None:
         since = _rounded(state.disabled_at + ahead)
-        disabled = SavedDisabling(cause=state.disabled, since=since)
-    return SavedAccount(
+        disabled = DisablingSnapshot(cause=state.disabled, since=since)
+    return AccountSnapshot(
         key=state.key,
         cooldowns={model: _row(c, ahead) for model, c in state.cooldowns.items()},
         disabled=disabled,
@@ -111,11 +110,11 @@ def of_state(state: AccountState, owner: str | None, ahead: float) -> SavedAccou
     )
 
 
-def into_state(account: SavedAccount, state: AccountState, behind: float, now: float) -> None:
-    """Give *state* what *account* says of it.
+def into_state(account: AccountSnapshot, state: AccountState, behind: float, now: float) -> None:
+    """Set *state* to what *account* says.
 
     Args:
-        behind: what the monotonic clock is behind the times in *account*, seconds.
+        behind: the clock of *account* minus the monotonic one, seconds.
         now: monotonic seconds.
     """
     state.cooldowns = {
@@ -133,25 +132,24 @@ def into_state(account: SavedAccount, state: AccountState, behind: float, now: f
     state.source = account.source or state.source
 
 
-def behind(saved: Saved, wall_now: float) -> float:
-    """Return what "now" is on the clock that *saved* was written by.
+def behind(snapshot: PoolSnapshot, wall_now: float) -> float:
+    """Return what "now" is on the clock that *snapshot* was written by.
 
-    Where ours was set back meanwhile, time has stood still since: no cooldown gets longer
-    than it was.
+    If ours was set back since, time has stood still: no cooldown gets longer by that.
     """
-    return saved.wall_at if saved.wall_at - wall_now > CLOCKS_DIFFER_S else wall_now
+    return snapshot.wall_at if snapshot.wall_at - wall_now > CLOCKS_DIFFER_S else wall_now
 
 
-def forgiven(saved: Saved, wall_now: float) -> Saved:
-    """Return *saved* for a pool that begins: old disablings end, those by a 401 stay.
+def forgiven(snapshot: PoolSnapshot, wall_now: float) -> PoolSnapshot:
+    """Return *snapshot* for a pool that begins: old disablings end, those by a 401 stay.
 
-    A refused credential is known, and heals itself when it changes. Nothing tells us when
-    a suspended account is in order again but a request.
+    A refused credential is recognised, and the account returns when it changes. Only a request
+    can show that a suspended account works again.
     """
-    return replace(saved, accounts=tuple(_forgiven(a, wall_now) for a in saved.accounts))
+    return replace(snapshot, accounts=tuple(_forgiven(a, wall_now) for a in snapshot.accounts))
 
 
-def _forgiven(account: SavedAccount, wall_now: float) -> SavedAccount:
+def _forgiven(account: AccountSnapshot, wall_now: float) -> AccountSnapshot:
     disabled = account.disabled
     if disabled is None or disabled.cause.cls is not OutcomeClass.FORBIDDEN_ACCOUNT:
         return account
@@ -192,29 +190,29 @@ def _rounded(seconds: float) -> float:
 
 
 def merge(
-    base: SavedAccount | None, mine: SavedAccount, theirs: SavedAccount | None
-) -> SavedAccount:
-    """Return what is true of an account when two have learnt of it.
+    base: AccountSnapshot | None, mine: AccountSnapshot, theirs: AccountSnapshot | None
+) -> AccountSnapshot:
+    """Return the three-way merge of what two proxies know of an account.
 
     Args:
         base: what both knew; None: nothing.
         mine: what this proxy knows now.
         theirs: what the store says now; None: nothing.
 
-    What only one side changed is as that side says, endings included: a cooldown that
-    one proxy released does not come back from another. Of two new cooldowns the later
-    deadline stands; a new one stands against an ending of the old. What was learnt with
-    another credential says nothing of ours: only what was served counts.
+    A change by one side only is taken, endings included: a cooldown that one proxy released
+    does not come back from another. Of two new cooldowns the later deadline wins, and a new
+    one wins over the end of the old. What was learnt with another credential is dropped,
+    except for the number of requests served.
     """
     if theirs is None:
         return mine
     if base is None:
-        base = SavedAccount(key=mine.key)
+        base = AccountSnapshot(key=mine.key)
     served = theirs.served + mine.served - base.served
     if of_another(mine, theirs):
         return replace(mine, served=served)
     if of_another(mine, base):
-        base = SavedAccount(key=mine.key)
+        base = AccountSnapshot(key=mine.key)
     cooldowns = {
         model: cooldown
         for model in {**theirs.cooldowns, **mine.cooldowns}
@@ -225,7 +223,7 @@ def merge(
         for key in {**theirs.windows, **mine.windows}
         if (window := _window(*(s.windows.get(key) for s in (base, mine, theirs))))
     }
-    return SavedAccount(
+    return AccountSnapshot(
         key=mine.key,
         cooldowns=cooldowns,
         disabled=_changed(base.disabled, mine.disabled, theirs.disabled),
@@ -233,13 +231,13 @@ def merge(
         owner=_changed(base.owner, mine.owner, theirs.owner),
         windows=windows,
         served=served,
-        # Of two that are of the same, the one that also says whose it is.
+        # Of two fingerprints of one credential, the one that also names the owner.
         source=max(mine.source, theirs.source, key=len),
     )
 
 
-def of_another(mine: SavedAccount, theirs: SavedAccount | None) -> bool:
-    """Say whether *theirs* is about another credential under the same name."""
+def of_another(mine: AccountSnapshot, theirs: AccountSnapshot | None) -> bool:
+    """Return whether *theirs* is about another credential under the same name."""
     if theirs is None or not (mine.source and theirs.source):
         return False
     written, _, who = mine.source.partition("/")
@@ -248,12 +246,12 @@ def of_another(mine: SavedAccount, theirs: SavedAccount | None) -> bool:
 
 
 def _changed(base: Value, mine: Value, theirs: Value) -> Value:
-    """Return the one that is new; ours if both are."""
+    """Return the value that has changed; ours if both have."""
     return theirs if mine == base else mine
 
 
 def _window(base: Window | None, mine: Window | None, theirs: Window | None) -> Window | None:
-    """Return what was told last; what one side has forgotten since stays away."""
+    """Return the window that was reported last; one that a side has dropped stays dropped."""
     if mine in (base, theirs):
         return theirs
     if theirs == base or theirs is None:

@@ -12,7 +12,14 @@ from account_pool.core.cooldown import PROBE_EVERY_S, Cause, Cooldown
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.outcome import OutcomeClass, Scope
 from account_pool.core.pool import Pool
-from account_pool.core.saved import FORGIVEN_S, STREAK_KEPT_S, Saved, SavedAccount, forgiven, merge
+from account_pool.core.snapshot import (
+    FORGIVEN_S,
+    STREAK_KEPT_S,
+    AccountSnapshot,
+    PoolSnapshot,
+    forgiven,
+    merge,
+)
 from tests.core.generated import MODELS, REQUESTS, SETTINGS, outcomes
 from tests.core.helpers import (
     FACTS,
@@ -32,11 +39,11 @@ LABELS = ["a", "b", "c"]
 A = key("a")
 
 
-def kept(pool: Pool, now: float, wall_now: float = WALL) -> Saved:
+def kept(pool: Pool, now: float, wall_now: float = WALL) -> PoolSnapshot:
     return pool.snapshot(now=now, wall_now=wall_now)
 
 
-def again(saved: Saved, now: float, wall_now: float, *labels: str) -> Pool:
+def again(saved: PoolSnapshot, now: float, wall_now: float, *labels: str) -> Pool:
     """A pool that begins with what was saved."""
     pool = pool_of(*(labels or LABELS), now=now)
     pool.restore(saved, now=now, wall_now=wall_now)
@@ -86,7 +93,7 @@ def test_a_row_that_was_read_is_written_back_as_it_was(until, ahead, others) -> 
     pool.mark_cooldown(A, rate_limit(until), now=0.0)
     pool.observe_headroom(A, [window(0.5, reset_at=until + 1e6)], now=0.0)
     row = kept(pool, 0.0, ahead).accounts[0]
-    restored = again(Saved(accounts=(row,)), others, ahead, "a")
+    restored = again(PoolSnapshot(accounts=(row,)), others, ahead, "a")
     assert restored.snapshot(now=others, wall_now=ahead).accounts[0].cooldowns.keys() == {None}
     (back,) = restored.snapshot([A], now=others, wall_now=ahead).accounts
     assert back == row
@@ -233,15 +240,15 @@ OLD, SHORT, LONG = cooled(WALL + 10), cooled(WALL + 20, 3), cooled(WALL + 30, 2)
     ],
 )
 def test_what_two_know_of_a_cooldown(base, mine, theirs, expected) -> None:
-    def account(cooldown: Cooldown | None) -> SavedAccount:
-        return SavedAccount(key=A, cooldowns={None: cooldown} if cooldown else {})
+    def account(cooldown: Cooldown | None) -> AccountSnapshot:
+        return AccountSnapshot(key=A, cooldowns={None: cooldown} if cooldown else {})
 
     merged = merge(account(base), account(mine), account(theirs))
     assert merged.cooldowns == ({None: expected} if expected else {})
 
 
 def test_counters_add_up() -> None:
-    base, mine, theirs = (SavedAccount(key=A, served=n) for n in (10, 13, 25))
+    base, mine, theirs = (AccountSnapshot(key=A, served=n) for n in (10, 13, 25))
     assert merge(base, mine, theirs).served == 28
     assert merge(None, mine, theirs).served == 38
     assert merge(base, mine, None) is mine
@@ -263,9 +270,9 @@ def test_counters_add_up() -> None:
     ],
 )
 def test_of_two_proxies_the_one_that_was_told_last_is_right(base, mine, theirs, merged) -> None:
-    def account(told_at: int | None) -> SavedAccount:
+    def account(told_at: int | None) -> AccountSnapshot:
         windows = {} if told_at is None else {("5h", None): window(0.5, told_at=told_at)}
-        return SavedAccount(key=A, windows=windows)
+        return AccountSnapshot(key=A, windows=windows)
 
     assert merge(account(base), account(mine), account(theirs)) == account(merged)
 
@@ -288,7 +295,7 @@ def test_what_was_learnt_of_another_account_is_not_taken_over(
     """None: it is another's; the account that was there last is known by its source."""
     cause = Cause(cls=OutcomeClass.QUOTA, scope=Scope.ACCOUNT, signal="429")
     cooldown = Cooldown(model=None, since=0.0, until=9.0, cause=cause, streak=1)
-    known = SavedAccount(key=A, cooldowns={None: cooldown}, source=theirs)
-    merged = merge(None, SavedAccount(key=A, source=mine), known)
+    known = AccountSnapshot(key=A, cooldowns={None: cooldown}, source=theirs)
+    merged = merge(None, AccountSnapshot(key=A, source=mine), known)
     assert bool(merged.cooldowns) == (kept_source is not None)
     assert merged.source == (mine if kept_source is None else kept_source)
