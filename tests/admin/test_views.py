@@ -11,7 +11,7 @@ from account_pool.admin.views import AccountExtras, Moment
 from account_pool.core.account import AccountKey
 from account_pool.core.affinity import Sessions
 from account_pool.core.credential import Credential, Secret
-from account_pool.core.headroom import Picture, Window
+from account_pool.core.headroom import HeadroomSnapshot, Window
 from account_pool.core.lease import Facts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
@@ -119,7 +119,7 @@ def test_headroom():
         Window("tokens", 0.5, MOMENT.now, model="gpt-5"),
         Window("old", 0.1, MOMENT.now - 100, reset_at=MOMENT.now - 1),
     ]
-    pool.get(ONE).picture = Picture.of(windows, MOMENT.now)
+    pool.get(ONE).headroom = HeadroomSnapshot.of(windows, MOMENT.now)
     assert shown(pool)["headroom"] == [
         {
             "window": "5h",

@@ -13,7 +13,7 @@ from account_pool.core.headroom import (
     NO_RESET_S,
     UNKNOWN,
     UNNAMED_S,
-    Picture,
+    HeadroomSnapshot,
     Window,
     shown,
 )
@@ -48,56 +48,58 @@ def test_a_window_is_believed_until_its_reset(changes: dict[str, float], expires
 
 
 def test_of_two_that_differ_the_new_one_is_true() -> None:
-    picture = UNKNOWN.told([window(0.2), window(0.9, name="7d")], 0.0).told([window(0.8)], 1.0)
-    assert (picture.share, len(picture.windows)) == (0.8, 2)
+    headroom = UNKNOWN.updated([window(0.2), window(0.9, name="7d")], 0.0).updated(
+        [window(0.8)], 1.0
+    )
+    assert (headroom.share, len(headroom.windows)) == (0.8, 2)
 
 
 def test_what_is_not_mentioned_stays_until_it_expires() -> None:
     """Copilot tells of its windows only above half of their use (providers.md, 1.5)."""
-    picture = UNKNOWN.told([window(0.2, reset_at=60.0)], 0.0)
-    assert picture.told([window(0.9, name="7d")], 59.0).share == 0.2
-    assert picture.told([window(0.9, name="7d", told_at=60.0)], 60.0).share == 0.9
+    headroom = UNKNOWN.updated([window(0.2, reset_at=60.0)], 0.0)
+    assert headroom.updated([window(0.9, name="7d")], 59.0).share == 0.2
+    assert headroom.updated([window(0.9, name="7d", told_at=60.0)], 60.0).share == 0.9
 
 
 def test_a_reset_in_the_past_ends_what_was_known() -> None:
-    picture = UNKNOWN.told([window(0.2, reset_at=60.0)], 0.0)
-    assert picture.told([window(0.1, reset_at=5.0)], 5.0) == UNKNOWN
+    headroom = UNKNOWN.updated([window(0.2, reset_at=60.0)], 0.0)
+    assert headroom.updated([window(0.1, reset_at=5.0)], 5.0) == UNKNOWN
 
 
 def test_the_tightest_window_counts_and_the_last_reset_of_equals() -> None:
-    picture = UNKNOWN.told(
+    headroom = UNKNOWN.updated(
         [window(0.5, reset_at=60.0), window(0.5, name="7d", reset_at=90.0), window(0.7, name="x")],
         0.0,
     )
-    assert picture.tightest("gpt-5") == (0.5, 90.0)
+    assert headroom.tightest("gpt-5") == (0.5, 90.0)
 
 
 @given(WINDOWS, st.floats(0.0, 1e7), st.sampled_from([None, "gpt-5", "o3"]))
 def test_what_has_expired_is_never_used(told: list[Window], now: float, model: str | None) -> None:
-    picture = UNKNOWN.told(told, 0.0).at(now)
-    assert all(now < w.expires_at for w in picture.windows.values())
-    assert picture == Picture.of(picture.windows.values(), now)
-    share, reset_at = picture.tightest(model)
+    headroom = UNKNOWN.updated(told, 0.0).at(now)
+    assert all(now < w.expires_at for w in headroom.windows.values())
+    assert headroom == HeadroomSnapshot.of(headroom.windows.values(), now)
+    share, reset_at = headroom.tightest(model)
     assert 0.0 <= share <= 1.0
     covering = [
         w
-        for w in picture.windows.values()
+        for w in headroom.windows.values()
         if w.model is None or (model and w.model[:3] == model[:3])
     ]
     assert share >= min((w.share for w in covering), default=1.0)
     assert reset_at == inf or reset_at > now
-    if picture.is_spent(model):
+    if headroom.is_spent(model):
         assert share < 0.02
 
 
 def test_windows_are_bounded() -> None:
     """Clients choose the names of models."""
-    picture = UNKNOWN
+    headroom = UNKNOWN
     for n in range(MAX_WINDOWS + 9):
         left = window(0.5, model=f"m{n}", told_at=float(n), reset_at=1e6)
-        picture = picture.told([left], float(n))
-    assert len(picture.windows) == MAX_WINDOWS
-    assert ("5h", f"m{MAX_WINDOWS + 8}") in picture.windows
+        headroom = headroom.updated([left], float(n))
+    assert len(headroom.windows) == MAX_WINDOWS
+    assert ("5h", f"m{MAX_WINDOWS + 8}") in headroom.windows
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_another_credential_does_not_inherit(outcome: Outcome) -> None:
     pool.set_credentials(key("a"), keys_of("new"), now=4.0)
     assert available(pool, now=4.0) == {"a"}
     state = pool.get(key("a"))
-    assert (state.in_flight, state.picture, pool.owner_of(key("a"))) == (0, UNKNOWN, None)
+    assert (state.in_flight, state.headroom, pool.owner_of(key("a"))) == (0, UNKNOWN, None)
     assert not state.is_suspect(FACTS.model)
     pool.release(pool.acquire(FACTS, now=5.0), outcome, now=6.0)
     assert state.is_suspect(FACTS.model) or available(pool, now=6.0) == set()
@@ -666,7 +666,7 @@ def test_what_is_left_is_learnt_of_the_account_that_answered() -> None:
     pool.remove(key("a"), now=1.0)
     pool.add(account("a"), keys_of("a"), now=1.0)
     pool.observe_headroom(key("a"), [window(0.1)], now=2.0, lease=lease)
-    assert pool.get(key("a")).picture is UNKNOWN
+    assert pool.get(key("a")).headroom is UNKNOWN
     pool.release(lease, OK, now=3.0)
 
 

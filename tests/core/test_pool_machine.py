@@ -52,7 +52,7 @@ def deadlines(pool: Pool, now: float) -> list[float]:
     times = [c.until for s in pool.accounts() for c in s.cooldowns.values()]
     times += [v.until for s in pool.accounts() for v in s.verdicts.values()]
     times += [s.next_start_at for s in pool.accounts()]
-    times += [w.expires_at for s in pool.accounts() for w in s.picture.windows.values()]
+    times += [w.expires_at for s in pool.accounts() for w in s.headroom.windows.values()]
     return sorted(time for time in times if now < time < inf)
 
 

@@ -9,7 +9,7 @@ import pytest
 from account_pool.core.account import Account
 from account_pool.core.decision import By, Kind
 from account_pool.core.errors import NoUsableAccount
-from account_pool.core.headroom import Picture, Window
+from account_pool.core.headroom import HeadroomSnapshot, Window
 from account_pool.core.pool import Pool
 from account_pool.core.reserve import is_window, reserved
 from tests.core.helpers import FACTS, OK, account, key, pool_of, rate_limit
@@ -148,7 +148,7 @@ def test_names_of_windows(name: str, known: tuple[str, ...], expected: bool) -> 
 
 
 def test_nothing_is_kept_where_nothing_is_known() -> None:
-    assert reserved({"5h": 0.5}, Picture(), 0.0) == ()
+    assert reserved({"5h": 0.5}, HeadroomSnapshot(), 0.0) == ()
 
 
 # -- what is lost when a window is reset

@@ -251,7 +251,7 @@ def test_most_headroom_counts_as_whole_after_its_reset() -> None:
     pool.observe_headroom(key("b"), [window(0.5, reset_at=1000.0)], now=0.0)
     assert order(pool, now=59.9) == ["b", "a"]
     assert order(pool, now=60.0) == ["a", "b"]
-    assert pool.get(key("a")).picture == UNKNOWN
+    assert pool.get(key("a")).headroom == UNKNOWN
 
 
 def test_most_headroom_resets_while_cooling_or_full() -> None:

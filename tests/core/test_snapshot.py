@@ -115,7 +115,7 @@ def test_causes_streaks_counters_owner_and_headroom_are_kept() -> None:
     state = restored.get(A)
     assert state.cooldowns[None].cause == cooldown.cause
     assert state.cooldowns[None].streak == cooldown.streak
-    assert list(state.picture.windows.values()) == [hours.later(-95.0), tokens.later(-95.0)]
+    assert list(state.headroom.windows.values()) == [hours.later(-95.0), tokens.later(-95.0)]
     assert restored.owner_of(A) == "org-1"
 
 

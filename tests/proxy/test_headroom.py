@@ -40,7 +40,7 @@ SNAPSHOTS = {"copilot_quota_snapshots": {"chat": "ent=500&rem=80.0"}, "choices":
 def left(rig, label: str = "one") -> str:
     """What is known of an account, as it is shown."""
     (state,) = [s for s in rig.service.pool.accounts() if s.key.label == label]
-    return shown(state.picture.windows.values(), rig.clock.now())
+    return shown(state.headroom.windows.values(), rig.clock.now())
 
 
 @pytest.mark.parametrize("status", [200, 400])

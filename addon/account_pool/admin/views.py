@@ -171,7 +171,7 @@ def headroom_view(state: AccountState, moment: Moment) -> list[Json]:
             if isfinite(window.reset_at)
             else None,
         }
-        for window in state.picture.at(moment.now).windows.values()
+        for window in state.headroom.at(moment.now).windows.values()
     ]
 
 

@@ -756,7 +756,7 @@ class Attempts:
         if home is not None and self.pool.is_used_up(home, self.facts, now=now):
             # What goes on there is billed as overage: only where an account has room.
             other = self.pool.pick(self.facts, now=now, avoid=avoid | troubled | {home})
-            if other is not None and not other.picture.is_spent(self.facts.model):
+            if other is not None and not other.headroom.is_spent(self.facts.model):
                 troubled |= {home}
         if not troubled or (home is not None and home not in troubled):
             return None

@@ -1,10 +1,10 @@
-"""How much of its allowances an account has left: windows, and what they say together.
+"""How much of its allowances an account has left: windows, and their summary.
 
 A provider counts what an account uses in windows: five hours, a week, a minute of one
-model. Each answer tells of some of them, and what it says is true until the window is
-reset. How answers tell it is read in `headroom_headers.py`, `headroom_events.py` and
-`headroom_words.py`; here is what the pool makes of it. Unknown is whole: nothing
-speaks against an account of which nothing is told.
+model. Each response reports some of them, and a report holds until the window is reset.
+`headroom_headers.py`, `headroom_events.py` and `headroom_words.py` read the reports; here
+is what the pool makes of them. An unknown window counts as full: nothing speaks against an
+account without reports.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from typing import NamedTuple
 
 from account_pool.core.cooldown import covers
 
-#: A window longer than this is a long one, seconds: what is spent of it does not come back
-#: while somebody waits.
+#: A window longer than this is a long one, seconds: no request waits for its reset.
 LONG_S = 3600.0
 #: Used above 98 %: what is left of a long window is for the conversations that live there.
 SPENT_SHARE = 0.02
-#: How long a window is believed that names neither a reset nor its length, seconds. Vendors
-#: who leave both out count per minute (Azure: providers.md, section 8).
+#: How long the report of a window is valid that has neither a reset nor a length, seconds.
+#: Vendors who leave both out count per minute (Azure: providers.md, section 8).
 UNNAMED_S = 60.0
-#: The same with a length but no reset, at most: an account that is left alone for it gets
-#: another chance within the hour, and its next answer tells anew.
+#: The same, at most, with a length but no reset: an account that is avoided because of it
+#: gets another chance within the hour, and its next response reports again.
 NO_RESET_S = 3600.0
 #: Windows kept per account. Clients choose the names of models, so there must be a bound.
 MAX_WINDOWS = 128
@@ -34,19 +33,19 @@ MAX_SHOWN = 4
 
 
 class Window(NamedTuple):
-    """One allowance of an account, as an answer told of it.
+    """One allowance of an account, as a response reported it.
 
-    Not a dataclass: some are made for every answer, and a frozen one costs four times as
-    much. Times are monotonic seconds (wall clock in rows of the store).
+    Not a dataclass: some are made for every response, and a frozen one costs four times as
+    much. Times are monotonic seconds (seconds since the epoch in rows of the store).
 
     Attributes:
         name: short, unique for a model: `5h`, `7d`, `tokens`, `requests-day`.
-        share: what remains of it, 0 to 1.
-        told_at: when it was told.
-        model: the model, or a glob of models, it is counted for; None: all.
-        reset_at: when it is whole again; infinity when the answer does not say.
-        length_s: how long it is, None when the answer does not say.
-        limit, remaining: in its own unit, None when told as a share only.
+        share: the share that remains, 0 to 1.
+        told_at: when it was reported.
+        model: the model, or a glob of models, that it covers; None: all.
+        reset_at: when it is full again; infinity if the response does not say.
+        length_s: its length, None if the response does not say.
+        limit, remaining: in its own unit, None if only a share was reported.
     """
 
     name: str
@@ -60,7 +59,7 @@ class Window(NamedTuple):
 
     @property
     def expires_at(self) -> float:
-        """Until when it is believed."""
+        """When it stops being valid."""
         if self.reset_at < inf:
             return self.reset_at
         return self.told_at + min(self.length_s or UNNAMED_S, NO_RESET_S)
@@ -73,25 +72,26 @@ class Window(NamedTuple):
         return LONG_S < self.reset_at - self.told_at < inf
 
     def later(self, seconds: float) -> Window:
-        """Return it with times of a clock that is ahead by *seconds*."""
+        """Return it by a clock that is *seconds* ahead."""
         return self._replace(told_at=self.told_at + seconds, reset_at=self.reset_at + seconds)
 
 
-#: What a window is known by: its name, and the models it is counted for.
+#: What identifies a window: its name, and the models it covers.
 Key = tuple[str, str | None]
 
 
-class Picture(NamedTuple):
-    """What is known of one account. Made by `Picture.of`, which reads the rest from windows.
+class HeadroomSnapshot(NamedTuple):
+    """What is known of one account's headroom. Made by `of`, which derives the rest from windows.
 
     Attributes:
         windows: by name and models.
         share, reset_at: of the tightest window that covers every model; 1 and infinity
-            while none is known.
+            if none is known.
         narrow: windows that cover some models only.
-        spent: what those above 98 % of a long window cover (None: the account).
+        spent: the models covered by long windows of which less than SPENT_SHARE is left
+            (None: the whole account).
         changes_at: when the first window expires.
-        spent_changes_at: when the first of the spent ones does.
+        spent_changes_at: when the first of the spent windows expires.
     """
 
     windows: Mapping[Key, Window] = MappingProxyType({})
@@ -103,8 +103,8 @@ class Picture(NamedTuple):
     spent_changes_at: float = inf
 
     @classmethod
-    def of(cls, windows: Iterable[Window], now: float) -> Picture:
-        """Return the picture that *windows* make, of two that differ the last one."""
+    def of(cls, windows: Iterable[Window], now: float) -> HeadroomSnapshot:
+        """Return the snapshot of *windows*; of two with one key the last counts."""
         told = {(window.name, window.model): window for window in windows}
         known = {key: window for key, window in told.items() if now < window.expires_at}
         if len(known) > MAX_WINDOWS:
@@ -123,13 +123,13 @@ class Picture(NamedTuple):
             min([window.expires_at for window in spent], default=inf),
         )
 
-    def at(self, now: float) -> Picture:
-        """Return what is left of it at *now*."""
-        return self if now < self.changes_at else Picture.of(self.windows.values(), now)
+    def at(self, now: float) -> HeadroomSnapshot:
+        """Return it without the windows that have expired at *now*."""
+        return self if now < self.changes_at else HeadroomSnapshot.of(self.windows.values(), now)
 
-    def told(self, windows: Iterable[Window], now: float) -> Picture:
-        """Return it with what an answer has told."""
-        return Picture.of([*self.windows.values(), *windows], now)
+    def updated(self, windows: Iterable[Window], now: float) -> HeadroomSnapshot:
+        """Return it with the *windows* that a response has reported."""
+        return HeadroomSnapshot.of([*self.windows.values(), *windows], now)
 
     def tightest(self, model: str | None) -> tuple[float, float]:
         """Return (share, reset) of the tightest window that a request for *model* falls under."""
@@ -137,9 +137,9 @@ class Picture(NamedTuple):
         return _tightest(covering, self.share, self.reset_at)
 
     def long_reset(self, model: str | None) -> float:
-        """Return when the longest of the long windows for *model* is reset; infinity: unknown.
+        """Return when the longest of the long windows for *model* is reset; infinity if unknown.
 
-        A window of hours is part of a week that is lost with it: the longest counts.
+        A window of hours is a part of its week, and lost with it: the longest counts.
         """
         told = [w for w in self.windows.values() if w.long and w.reset_at < inf]
         covering = [w for w in told if covers(w.model, model)]
@@ -147,22 +147,21 @@ class Picture(NamedTuple):
         return inf if longest is None else longest.reset_at
 
     def is_spent(self, model: str | None) -> bool:
-        """Say whether new conversations with *model* should begin elsewhere."""
+        """Return whether new conversations with *model* should begin on another account."""
         return bool(self.spent) and any(covers(covered, model) for covered in self.spent)
 
 
 _NOTHING: frozenset[str | None] = frozenset()
-#: Of an account of which nothing is told.
-UNKNOWN = Picture()
+#: Of an account without reports.
+UNKNOWN = HeadroomSnapshot()
 
 
 def _tightest(
     windows: Iterable[Window], share: float = 1.0, reset_at: float = inf
 ) -> tuple[float, float]:
-    """Return (share, reset) of the tightest; of equals the one that stays so longest.
+    """Return (share, reset) of the tightest window; of equals the one with the latest reset.
 
-    *share*, *reset_at*: of the tightest so far. One that is whole has nothing to be reset:
-    it says no more than if it were unknown.
+    *share*, *reset_at*: of the tightest so far. A full window counts as an unknown one.
     """
     for window in windows:
         if window.share < share or (window.share == share and window.reset_at > reset_at):
@@ -171,10 +170,10 @@ def _tightest(
 
 
 def shown(windows: Iterable[Window], now: float) -> str:
-    """Return what remains, for people: `5h 62% 7d 81%`; "" when nothing is known.
+    """Return what remains, for people: `5h 62% 7d 81%`; "" if nothing is known.
 
-    Those of the whole account first, each kind from the shortest to the longest; beyond
-    some, only how many more there are.
+    Windows of the whole account come first, each kind from the shortest to the longest;
+    beyond MAX_SHOWN only their number.
     """
     known = [w for w in windows if now < w.expires_at]
     known.sort(key=lambda w: (w.model is not None, w.model or "", w.length_s or 0.0, w.name))

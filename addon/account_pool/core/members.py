@@ -57,7 +57,7 @@ class Members:
 
     def place(self, state: AccountState, now: float) -> None:
         """Put *state* where it belongs now, and set the alarm for when that changes."""
-        if state.picture.changes_at <= now:
+        if state.headroom.changes_at <= now:
             self.reset(state, now)
         if state.verdicts:
             state.verdicts = {c: v for c, v in state.verdicts.items() if v.active(now)}
@@ -94,13 +94,13 @@ class Members:
 
     def reset(self, state: AccountState, now: float) -> None:
         """Forget what is no longer true of the windows of *state*, and say which were reset."""
-        for window in state.picture.windows.values():
+        for window in state.headroom.windows.values():
             if window.long and window.reset_at <= now:
                 state.untold_at = max(state.untold_at, window.reset_at)
                 self.on_reset(state.key, window)
-        state.picture = state.picture.at(now)
+        state.headroom = state.headroom.at(now)
         kept = state.account.reserve
-        state.reserved = reserved(kept, state.picture, now) if kept else ()
+        state.reserved = reserved(kept, state.headroom, now) if kept else ()
 
     def note_switch(self, covered: str | None, now: float) -> None:
         """Requests for *covered* (None: all) have to go to another account from now on."""

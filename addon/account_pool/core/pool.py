@@ -222,7 +222,7 @@ class Pool:
             state.doubtful = False
             state.pending = state.account.enabled
             state.cooldowns, state.ramps, state.verdicts, state.disabled = {}, {}, {}, None
-            state.picture, state.reserved, state.untold_at = UNKNOWN, (), now
+            state.headroom, state.reserved, state.untold_at = UNKNOWN, (), now
             state.renewed_at = now
             state.served_at = state.refreshed_at = -inf
 
@@ -602,11 +602,11 @@ class Pool:
     def is_used_up(self, key: AccountKey, facts: Facts, *, now: float) -> bool:
         """Say whether nothing is left of a long window of *key* that *facts* fall under."""
         state = self._find(key)
-        if state is None or not state.picture.spent:
+        if state is None or not state.headroom.spent:
             return False
         return any(
             window.long and window.share <= 0.0 and covers(window.model, facts.model)
-            for window in state.picture.at(now).windows.values()
+            for window in state.headroom.at(now).windows.values()
         )
 
     def note_overloaded(self, lease: Lease, *, now: float) -> None:
@@ -1005,12 +1005,12 @@ class Pool:
         ):
             return
         members = self._members[key.provider]
-        if state.picture.changes_at <= now:
+        if state.headroom.changes_at <= now:
             members.reset(state, now)
-        was, state.picture = state.picture, state.picture.told(windows, now)
+        was, state.headroom = state.headroom, state.headroom.updated(windows, now)
         kept = self._reserve(state, now)
         # Told by every answer; mostly it changes nobody's place.
-        if kept or members.policy.by_headroom or was.spent or state.picture.spent:
+        if kept or members.policy.by_headroom or was.spent or state.headroom.spent:
             members.place(state, now)
         self.touched.add(key)
 
@@ -1027,7 +1027,7 @@ class Pool:
         with self._changing(state, By.HAND, now):
             state.cooldowns, state.ramps, state.verdicts, state.disabled = {}, {}, {}, None
             # Who says that it serves knows better than its last answer.
-            state.picture, state.reserved, state.untold_at = UNKNOWN, (), now
+            state.headroom, state.reserved, state.untold_at = UNKNOWN, (), now
         return ended
 
     def next(self, provider: str, *, now: float) -> AccountKey | None:
@@ -1189,7 +1189,7 @@ class Pool:
         was = state.reserved
         if not (was or state.account.reserve):
             return False
-        state.reserved = reserved(state.account.reserve, state.picture, now)
+        state.reserved = reserved(state.account.reserve, state.headroom, now)
         changes.reserved(self.decisions, state, was, now)
         return bool(was or state.reserved)
 

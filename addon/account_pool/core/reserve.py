@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from math import inf
 
 from account_pool.core.cooldown import Cause, Cooldown
-from account_pool.core.headroom import Picture
+from account_pool.core.headroom import HeadroomSnapshot
 from account_pool.core.outcome import OutcomeClass, Scope
 
 #: Windows of a plan are named by their length, which vendors change: 5h, 7d, 30d.
@@ -26,7 +26,9 @@ def is_window(name: str, known: Collection[str]) -> bool:
     return any(map(_BY_LENGTH.fullmatch, known)) and _BY_LENGTH.fullmatch(name) is not None
 
 
-def reserved(reserve: Mapping[str, float], picture: Picture, now: float) -> tuple[Cooldown, ...]:
+def reserved(
+    reserve: Mapping[str, float], headroom: HeadroomSnapshot, now: float
+) -> tuple[Cooldown, ...]:
     """Return what keeps an account with this *reserve* out of use, and until when.
 
     Args:
@@ -45,7 +47,7 @@ def reserved(reserve: Mapping[str, float], picture: Picture, now: float) -> tupl
                 hinted=window.reset_at < inf,
             ),
         )
-        for window in picture.windows.values()
+        for window in headroom.windows.values()
         if (kept := reserve.get(window.name)) is not None
         and window.share < kept
         and now < window.expires_at

@@ -57,7 +57,7 @@ class SelectionPolicy:
 
     def changes_at(self, state: AccountState) -> float:
         """Return when time alone changes the rank of *state*; infinity for never."""
-        return state.picture.spent_changes_at
+        return state.headroom.spent_changes_at
 
 
 #: How many accounts that cool for its model a request may walk past before the model gets
@@ -155,13 +155,13 @@ class _Ranked(SelectionPolicy):
 
     def narrow(self, state: AccountState) -> frozenset[str]:
         """Return the models (or globs) for which *state* may rank otherwise than for all."""
-        return frozenset(filter(None, state.picture.spent))
+        return frozenset(filter(None, state.headroom.spent))
 
     def _rank(self, state: AccountState, model: str | None) -> Rank:
         return (
             # Most have nothing against them.
             state.is_suspect(model) if state.verdicts else state.doubtful,
-            state.picture.is_spent(model),
+            state.headroom.is_spent(model),
             state.account.priority,
             state.passed_over,
             *self.rank(state, model),
@@ -248,10 +248,10 @@ class _ByHeadroom(_Ranked):
     by_headroom = True
 
     def narrow(self, state: AccountState) -> frozenset[str]:
-        return frozenset([str(window.model) for window in state.picture.narrow])
+        return frozenset([str(window.model) for window in state.headroom.narrow])
 
     def changes_at(self, state: AccountState) -> float:
-        return state.picture.changes_at
+        return state.headroom.changes_at
 
 
 class MostHeadroom(_ByHeadroom):
@@ -261,7 +261,7 @@ class MostHeadroom(_ByHeadroom):
     """
 
     def rank(self, state: AccountState, model: str | None) -> Rank:
-        share, reset_at = state.picture.tightest(model)
+        share, reset_at = state.headroom.tightest(model)
         return (-share, reset_at, state.last_used)
 
 
@@ -274,7 +274,7 @@ class SoonestReset(_ByHeadroom):
     """
 
     def rank(self, state: AccountState, model: str | None) -> Rank:
-        reset_at = state.picture.long_reset(model)
+        reset_at = state.headroom.long_reset(model)
         asked = reset_at < inf or state.untold_at <= state.asked_at > -inf
         return (asked, reset_at, state.last_used)
 
@@ -313,7 +313,7 @@ class RoundRobin(SelectionPolicy):
 
     def add(self, state: AccountState) -> None:
         suspect = state.is_suspect(None) if state.verdicts else state.doubtful
-        rank = (suspect, None in state.picture.spent, state.account.priority)
+        rank = (suspect, None in state.headroom.spent, state.account.priority)
         # Its place changes rarely: nothing is done for one that is there.
         if state.rank == rank:
             return
@@ -353,10 +353,10 @@ class RoundRobin(SelectionPolicy):
         for state in self.ranked():
             if _cooling_until(state, model, now) > now:
                 continue
-            if not (state.verdicts or state.doubtful or state.picture.spent):
+            if not (state.verdicts or state.doubtful or state.headroom.spent):
                 yield state
                 continue
-            place = state.is_suspect(model), state.picture.is_spent(model)
+            place = state.is_suspect(model), state.headroom.is_spent(model)
             if any(place):
                 later.setdefault(place, []).append(state)
             else:

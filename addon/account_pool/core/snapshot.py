@@ -14,7 +14,7 @@ from typing import TypeVar
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import BY_HAND, Cause, Cooldown
 from account_pool.core.credential import are_of_others
-from account_pool.core.headroom import Key, Picture, Window
+from account_pool.core.headroom import HeadroomSnapshot, Key, Window
 from account_pool.core.outcome import OutcomeClass
 from account_pool.core.state import AccountState
 
@@ -104,7 +104,7 @@ def of_state(state: AccountState, owner: str | None, ahead: float) -> AccountSna
         disabled=disabled,
         refused=state.refused,
         owner=owner,
-        windows={key: _moved(w, ahead) for key, w in state.picture.windows.items()},
+        windows={key: _moved(w, ahead) for key, w in state.headroom.windows.items()},
         served=state.served,
         source=state.source,
     )
@@ -127,7 +127,7 @@ def into_state(account: AccountSnapshot, state: AccountState, behind: float, now
         state.disabled = account.disabled.cause
         state.disabled_at = account.disabled.since - behind
     state.refused = account.refused
-    state.picture = Picture.of((w.later(-behind) for w in account.windows.values()), now)
+    state.headroom = HeadroomSnapshot.of((w.later(-behind) for w in account.windows.values()), now)
     state.served = account.served
     state.source = account.source or state.source
 

@@ -10,7 +10,7 @@ from operator import attrgetter
 from account_pool.core.account import Account, AccountKey
 from account_pool.core.cooldown import Cause, Cooldown, covers
 from account_pool.core.credential import Credential
-from account_pool.core.headroom import UNKNOWN, Picture
+from account_pool.core.headroom import UNKNOWN, HeadroomSnapshot
 from account_pool.core.ramp import Ramp
 from account_pool.core.verdicts import Verdict
 
@@ -51,7 +51,7 @@ class AccountState:
         disabled_at: since when, monotonic seconds.
         refused: fingerprint of the credentials that a 401 was about last; "" if none was.
         renewed_at: when its owner last wrote another credential, monotonic seconds.
-        picture: what is left of its allowances, as far as answers have told.
+        headroom: what is left of its allowances, as far as responses have reported it.
         untold_at: when a long window was forgotten last, because it was reset or by hand,
             monotonic seconds.
         asked_at: when it was given a request last, monotonic seconds.
@@ -90,7 +90,7 @@ class AccountState:
     disabled_at: float = -inf
     refused: str = ""
     renewed_at: float = -inf
-    picture: Picture = UNKNOWN
+    headroom: HeadroomSnapshot = UNKNOWN
     untold_at: float = -inf
     asked_at: float = -inf
     reserved: tuple[Cooldown, ...] = ()

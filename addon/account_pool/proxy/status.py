@@ -78,7 +78,7 @@ def _row(
         _in_flight(state),
         str(state.served),
         str(homes[state.key]),
-        headroom.shown(state.picture.windows.values(), now) or "-",
+        headroom.shown(state.headroom.windows.values(), now) or "-",
         "; ".join(why),
     )
 
