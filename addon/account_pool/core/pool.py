@@ -541,9 +541,9 @@ class Pool:
             ramps = members.ramps_of(state, facts.model, now)
             for ramp in ramps:
                 ramp.sent()
-        if chosen:
-            members.policy.chosen(state)
-        return self._start(state, facts, now, ramps, probe=probe, last_resort=last_resort)
+        return self._start(
+            state, facts, now, ramps, chosen=chosen, probe=probe, last_resort=last_resort
+        )
 
     def _start(
         self,
@@ -554,11 +554,15 @@ class Pool:
         *,
         probe: bool,
         last_resort: bool,
+        chosen: bool = False,
     ) -> Lease:
         """Note the start of a request on *state*, which counts it in flight already."""
+        members = self._members[facts.provider]
         if state.account.min_interval_s:
             state.next_start_at = now + state.account.min_interval_s
-        self._members[facts.provider].place(state, now)
+        if chosen:
+            members.policy.chosen(state)
+        members.place(state, now)
         lease = Lease(
             account=state.account,
             key=state.key,

@@ -24,6 +24,7 @@ from mitmproxy.connection import Connection
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import (
+    GetHttpConnection,
     HttpEvent,
     HttpRequestHeadersHook,
     RequestData,
@@ -454,10 +455,11 @@ class ServingStream(AttemptStream):
     ) -> Generator[commands.Command, Any, str | None]:
         """Get a connection for *outgoing*. Returns what went wrong, None if nothing did."""
         server = self.flow.server_conn
-        get = GetOtherConnection(
-            outgoing.address, outgoing.tls, server.via, server.transport_protocol
-        )
-        get.avoided = avoided
+        spec = (outgoing.address, outgoing.tls, server.via, server.transport_protocol)
+        get = GetHttpConnection(*spec)
+        if avoided:
+            get = GetOtherConnection(*spec)
+            get.avoided = avoided
         self.watch_client(self.client_leaves)
         connection, error = yield get
         self.unwatch_client()
