@@ -90,9 +90,9 @@ logger = logging.getLogger(__name__)
 #: How long the rest of a refused stream is read before the attempt is cut off: the end
 #: mostly comes at once, and a connection that was read to its end can be used again.
 DRAIN_S = 0.25
-#: A request that is refused may be so at its beginning. What is longer than this can lie in the
-#: buffers of both systems, read by nobody: the next one takes another connection.
-SURELY_READ_BYTES = 1024 * 1024
+#: A request that is refused may be so at its beginning. What is longer than a usual window can
+#: lie in the peer's buffer, read by nobody: what follows there meets a reset, at any time.
+SURELY_READ_BYTES = 64 * 1024
 #: What is written at once.
 SURELY_SENT_BYTES = 16 * 1024
 #: Requests up to this size are kept for replay; larger ones are streamed through once.
