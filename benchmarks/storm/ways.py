@@ -7,15 +7,15 @@ from random import Random
 from typing import assert_never
 
 from account_pool.core.account import Account
-from account_pool.core.affinity import Sessions
 from account_pool.core.attempts import Attempts, Limits
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.lease import Conversation, Facts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pins import Pins
 from account_pool.core.pool import Pool
+from account_pool.core.session_lease import session_lease_of
+from account_pool.core.sessions import Sessions
 from account_pool.core.steps import Answer, Deliver, Refresh, Send, Step, Wait
-from account_pool.core.turn import turn_of
 from benchmarks.storm.clock import Clock
 from benchmarks.storm.fleet import (
     ANSWERED_S,
@@ -105,7 +105,7 @@ class Pooled:
             facts=facts,
             limits=Limits(),
             chance=self._chance.random,
-            turn=turn_of(facts, self._sessions, self._pins, now),
+            turn=session_lease_of(facts, self._sessions, self._pins, now),
         )
         self._perform(attempts, attempts.begin(now), served, told)
 

@@ -9,12 +9,12 @@ import pytest
 from account_pool.admin import views
 from account_pool.admin.views import AccountExtras, Moment
 from account_pool.core.account import AccountKey
-from account_pool.core.affinity import Sessions
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.headroom import HeadroomSnapshot, Window
 from account_pool.core.lease import Facts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
+from account_pool.core.sessions import Sessions
 from tests.proxy.helpers import account
 
 #: 2026-11-21T12:00:00Z, and the monotonic clock then.

@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from account_pool.core.account import Account
-from account_pool.core.affinity import Sessions
 from account_pool.core.attempts import Attempts, Limits
 from account_pool.core.decision import By, Kind
 from account_pool.core.lease import Conversation, Facts
@@ -23,8 +22,9 @@ from account_pool.core.outcome import Outcome
 from account_pool.core.pins import Pins
 from account_pool.core.pool import Pool
 from account_pool.core.selection import POLICIES
+from account_pool.core.session_lease import session_lease_of
+from account_pool.core.sessions import Sessions
 from account_pool.core.steps import Answer, Deliver, Phase, Refresh, Send, Step, Wait
-from account_pool.core.turn import turn_of
 from account_pool.core.verdicts import MAX_ASKED, MAX_REFUSED, MAX_VERDICTS, VERDICT_S, RefusedByAll
 from tests.core.helpers import (
     EXPIRED,
@@ -80,7 +80,7 @@ class World:
             facts=facts,
             limits=self.limits,
             chance=lambda: 0.5,
-            turn=turn_of(facts, self.sessions, Pins(), self.now),
+            turn=session_lease_of(facts, self.sessions, Pins(), self.now),
         )
         step: Step | None = attempts.begin(self.now)
         while step is not None and attempts.phase is not Phase.OVER:

@@ -17,15 +17,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from account_pool.core.account import AccountKey
 from account_pool.core.admission import Ticket
-from account_pool.core.affinity import Session, Sessions
 from account_pool.core.attempts import BARE_JITTER_S, BARE_PAUSE_S, Attempts, Limits
 from account_pool.core.broken import Broken
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.lease import Conversation, Facts
 from account_pool.core.outcome import Outcome, Scope
 from account_pool.core.pins import Pins
+from account_pool.core.session_lease import session_lease_of
+from account_pool.core.sessions import Session, Sessions
 from account_pool.core.steps import Phase, Send, Step, Wait
-from account_pool.core.turn import turn_of
 from tests.core.helpers import BARE_429, PROVIDER, account, key, pool_of, quota, rate_limit
 from tests.patience import tries
 
@@ -96,7 +96,7 @@ class World(RuleBasedStateMachine):
                 facts=facts,
                 limits=Limits(patience_s=PATIENCE_S, max_wait_s=MAX_WAIT_S),
                 chance=lambda: 0.5,
-                turn=turn_of(facts, self.sessions, self.pins, self.now),
+                turn=session_lease_of(facts, self.sessions, self.pins, self.now),
             )
             client = Client(attempts, self.now)
             older = [ticket for ticket in self.waiting() if ticket.attempts.facts == facts]
@@ -148,7 +148,7 @@ class World(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        busy = {name for name in self.sessions if self.sessions._known[name].turns}
+        busy = {name for name in self.sessions if self.sessions._known[name].in_flight}
         assert busy.isdisjoint(self.sessions.sweep(self.now).removed)
 
     @rule(label=st.sampled_from("abc"))
@@ -282,7 +282,7 @@ class World(RuleBasedStateMachine):
             if bound is not None and not client.attempts.over:
                 name, session = bound
                 assert self.sessions._known.get(name) is session
-                assert session.turns > 0
+                assert session.in_flight > 0
 
     def known(self) -> list[Session]:
         return [self.sessions._known[name] for name in self.sessions]
@@ -298,7 +298,7 @@ class World(RuleBasedStateMachine):
             client.attempts.left(self.now)
         assert self.pool.summary(now=self.now)["in_flight"] == 0
         assert len(self.pool._admission) == 0
-        assert all(session.turns == 0 for session in self.known())
+        assert all(session.in_flight == 0 for session in self.known())
         for state in self.pool.accounts():
             assert all(ramp.unanswered == 0 for ramp in state.ramps.values())
         assert not self.pool._members[PROVIDER].probing

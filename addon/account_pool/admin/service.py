@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from account_pool.core.affinity import Sessions
 from account_pool.core.instruments import Measured
 from account_pool.core.pool import Pool
+from account_pool.core.sessions import Sessions
 from account_pool.core.tallies import Resets, Usages
 
 

@@ -13,9 +13,9 @@ from math import isfinite
 from typing import Any
 
 from account_pool.core.account import AccountKey
-from account_pool.core.affinity import Sessions
 from account_pool.core.cooldown import Cause, Cooldown
 from account_pool.core.pool import Pool
+from account_pool.core.sessions import Sessions
 from account_pool.core.state import AccountState
 from account_pool.core.verdicts import Verdict
 
@@ -210,7 +210,7 @@ def sessions_view(sessions: Sessions, moment: Moment, limit: int) -> Json:
             "account": str(session.account),
             "used_at": moment.iso(session.used_at),
             "idle_s": _seconds(moment.now - session.used_at),
-            "turns": session.turns,
+            "turns": session.in_flight,
         }
         for key, session in known
         if session is not None

@@ -24,6 +24,7 @@ from account_pool.core.errors import IllegalEvent, NoUsableAccount, UnknownAccou
 from account_pool.core.lease import Facts, Lease
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
+from account_pool.core.session_lease import SessionLease
 from account_pool.core.steps import (
     PHASE_AFTER,
     Answer,
@@ -36,7 +37,6 @@ from account_pool.core.steps import (
     Wait,
 )
 from account_pool.core.story import Story
-from account_pool.core.turn import Turn
 from account_pool.core.verdicts import Suspect, is_about_account
 
 #: Longest pause before an overloaded account is tried once more, full jitter (design.md, 7).
@@ -114,7 +114,7 @@ class Attempts:
     limits: Limits
     chance: Callable[[], float]
     replayable: bool = True
-    turn: Turn = field(default_factory=Turn)
+    turn: SessionLease = field(default_factory=SessionLease)
     lease: Lease | None = None
     history: list[Attempt] = field(default_factory=list)
     phase: Phase = Phase.NEW

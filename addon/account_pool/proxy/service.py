@@ -22,7 +22,6 @@ from mitmproxy.connection import Client, Connection
 from account_pool.admin.request import CLOSED, AdminRequest, AdminResponse
 from account_pool.core import headroom_events, headroom_headers, reset_hints
 from account_pool.core.account import AccountKey
-from account_pool.core.affinity import Sessions
 from account_pool.core.attempts import Attempts, Limits
 from account_pool.core.browser import Allowed
 from account_pool.core.counts import Counts
@@ -34,10 +33,11 @@ from account_pool.core.instruments import Mark, Marks, Measured
 from account_pool.core.lease import Lease
 from account_pool.core.pins import Pins
 from account_pool.core.pool import Pool
+from account_pool.core.session_lease import session_lease_of
+from account_pool.core.sessions import Sessions
 from account_pool.core.steps import Refresh, Wait
 from account_pool.core.suspend import Gap, Watch
 from account_pool.core.tallies import Resets, Usages
-from account_pool.core.turn import turn_of
 from account_pool.core.usage import Usage
 from account_pool.providers.base import (
     HTTPS_PORT,
@@ -360,7 +360,7 @@ class Service:
         attempts = Attempts(
             pool=self.pool,
             facts=facts,
-            turn=turn_of(facts, self.sessions, self.pins, now),
+            turn=session_lease_of(facts, self.sessions, self.pins, now),
             limits=self.settings.limits,
             chance=self.chance,
             replayable=not request.stream,

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from account_pool.core.account import AccountKey
-from account_pool.core.affinity import Sessions
 from account_pool.core.attempts import Attempts, Limits
 from account_pool.core.lease import Conversation, Facts
 from account_pool.core.outcome import Outcome, Scope
 from account_pool.core.pins import Pins
+from account_pool.core.session_lease import SessionLease, session_lease_of
+from account_pool.core.sessions import Sessions
 from account_pool.core.steps import Phase
-from account_pool.core.turn import Turn, turn_of
 from tests.core.helpers import (
     BARE_429,
     OK,
@@ -63,7 +63,7 @@ class Conversations(RuleBasedStateMachine):
     @rule(told=st.sampled_from(TOLD), model=st.sampled_from(["big", "small"]))
     def begin(self, told: Conversation, model: str) -> None:
         facts = Facts(provider=PROVIDER, kind="key", model=model, conversation=told)
-        turn = turn_of(facts, self.sessions, self.pins, self.now)
+        turn = session_lease_of(facts, self.sessions, self.pins, self.now)
         home = turn.home(self.now)
         free = home is not None and self.pool.pick(facts, now=self.now, only=home) is not None
         attempts = Attempts(
@@ -118,7 +118,7 @@ class Conversations(RuleBasedStateMachine):
         under_way = [a.turn for a in self.running if not a.over]
         for name in self.sessions:
             session = self.sessions._known[name]
-            assert session.turns == sum(bound(turn) == name for turn in under_way)
+            assert session.in_flight == sum(bound(turn) == name for turn in under_way)
 
     @invariant()
     def sessions_live_on_accounts_of_the_pool(self) -> None:
@@ -128,11 +128,11 @@ class Conversations(RuleBasedStateMachine):
     def teardown(self) -> None:
         for attempts in self.running:
             attempts.left(self.now)
-        assert all(self.sessions._known[name].turns == 0 for name in self.sessions)
+        assert all(self.sessions._known[name].in_flight == 0 for name in self.sessions)
         assert self.pool.summary(now=self.now)["in_flight"] == 0
 
 
-def bound(turn: Turn) -> str | None:
+def bound(turn: SessionLease) -> str | None:
     return turn._bound[0] if turn._bound else None
 
 

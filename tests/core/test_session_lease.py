@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from account_pool.core.affinity import Sessions
 from account_pool.core.lease import Conversation, Facts
 from account_pool.core.outcome import Scope
 from account_pool.core.pins import Pins
-from account_pool.core.turn import session_key, turn_of
+from account_pool.core.session_lease import session_key, session_lease_of
+from account_pool.core.sessions import Sessions
 from tests.core.helpers import (
     BARE_429,
     FORBIDDEN,
@@ -59,7 +59,7 @@ class World:
         facts = Facts(provider=PROVIDER, kind="key", model=model, conversation=told)
         play = Request(pool=self.pool, facts=facts, **limits)
         play.at(at)
-        play.attempts.turn = turn_of(facts, self.sessions, self.pins, at)
+        play.attempts.turn = session_lease_of(facts, self.sessions, self.pins, at)
         return play
 
     def serve(self, told: Conversation = S, *, at: float = 0.0, model: str = "gpt-5") -> str:

@@ -1,9 +1,9 @@
 """Which account a conversation lives on.
 
-Prompt caches, encrypted reasoning and stored answers belong to an account, so a
-conversation stays where it is (design.md, section 8). A session is made when its first
-request is sent, and forgotten when it was idle for long or too many are known; never
-while one of its requests is under way. Where a request goes is decided in `attempts.py`.
+Prompt caches, encrypted reasoning and stored responses belong to an account, so a
+conversation stays where it is. A session is created when its first request is sent, and
+forgotten when it was idle for long or too many are known; never while one of its requests
+is in flight. Where a request goes is decided in `attempts.py`.
 
 Times are monotonic seconds and passed in; only rows for the store carry wall time.
 """
@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 
 from account_pool.core.account import AccountKey
 
-#: How long a session is remembered after its last turn, seconds.
+#: How long a session is remembered after its last request, seconds.
 IDLE_S = 30 * 60.0
-#: Sessions that are known at most, but for those that are busy.
+#: Maximum number of sessions, not counting those with requests in flight.
 MAX_SESSIONS = 10_000
 
-#: Times of a row, from clock to clock and back, differ by less than this, seconds.
+#: Converting a time from clock to clock and back changes it by less than this, seconds.
 ROUNDED_S = 0.01
 
 #: A session as the store keeps it: key, account ("provider/label"), last used (wall seconds).
@@ -34,27 +34,27 @@ class Session:
 
     Attributes:
         account: where it lives.
-        used_at: start or end of its last turn.
-        turns: its requests under way.
-        settled: *account* has answered it. A move that brought no answer can be undone.
+        used_at: start or end of its last request.
+        in_flight: the number of its requests in flight.
+        settled: *account* has answered it. A move without a response can be undone.
     """
 
     account: AccountKey
     used_at: float
-    turns: int = 0
+    in_flight: int = 0
     settled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Swept:
-    """What a sweep did: the keys it removed, and what went wrong with telling others."""
+class SweepResult:
+    """What a sweep did: the keys it removed, and the exceptions of its callbacks."""
 
     removed: tuple[str, ...] = ()
     failures: tuple[Exception, ...] = ()
 
 
 def _ignore(_key: str) -> None:
-    """Nobody wants to know."""
+    """The default callback."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -63,8 +63,8 @@ class Sessions:
 
     Attributes:
         idle_s, max_sessions: bounds; see IDLE_S and MAX_SESSIONS.
-        changed: told the key of each session that was bound, settled or removed. Called in
-            the way of a request: it must be quick and raise nothing.
+        changed: called with the key of each session that was bound, settled or removed, on
+            the path of a request: it must be quick and raise nothing.
     """
 
     idle_s: float = IDLE_S
@@ -82,7 +82,7 @@ class Sessions:
     # -- where it lives
 
     def get(self, key: str, now: float) -> Session | None:
-        """Return the session and count it as used; None if there is none, or it was idle."""
+        """Return the session and count it as used; None if it is unknown, or was idle too long."""
         session = self.peek(key, now)
         if session is not None:
             self._touch(key, session, now)
@@ -96,10 +96,10 @@ class Sessions:
     def bind(
         self, key: str, account: AccountKey, now: float, *, worth_keeping: bool = True
     ) -> Session:
-        """Let the session live on *account*, from now on; make it if it is new.
+        """Let the session live on *account* from now on; create it if it is new.
 
         Args:
-            worth_keeping: *changed* is told at once, and not only when it is settled.
+            worth_keeping: call *changed* at once, not only when the session is settled.
         """
         session = self._known.get(key)
         if session is None or self._is_idle(session, now):
@@ -113,42 +113,42 @@ class Sessions:
         return session
 
     def settle(self, key: str, session: Session) -> None:
-        """The account of *session* has answered it."""
+        """Note that the account of *session* has answered it."""
         if not session.settled:
             session.settled = True
             self.changed(key)
 
-    # -- turns
+    # -- requests
 
-    def start_turn(self, key: str, session: Session, now: float) -> None:
-        """A request of *session* is under way."""
-        session.turns += 1
+    def start_request(self, key: str, session: Session, now: float) -> None:
+        """Note that a request of *session* is in flight."""
+        session.in_flight += 1
         self._touch(key, session, now)
 
-    def end_turn(self, key: str, session: Session, now: float) -> None:
-        """It has ended, whether or not the session is still known."""
-        session.turns -= 1
+    def end_request(self, key: str, session: Session, now: float) -> None:
+        """Note that it has ended, whether or not the session is still known."""
+        session.in_flight -= 1
         if self._known.get(key) is session:
             self._touch(key, session, now)
 
     # -- endings
 
     def close_session(self, key: str) -> bool:
-        """Forget a conversation; say whether it was known. Its requests end in peace."""
+        """Forget a session; return whether it was known. Its requests finish normally."""
         known = self._known.pop(key, None) is not None
         if known:
             self.changed(key)
         return known
 
-    def sweep(self, now: float, dispose: Callable[[str], None] = _ignore) -> Swept:
-        """Remove the sessions that were idle for long, one at a time.
+    def sweep(self, now: float, dispose: Callable[[str], None] = _ignore) -> SweepResult:
+        """Remove the sessions that were idle too long, one at a time.
 
-        Each is looked at again right before it is removed: *dispose*, which is told each
-        key, may have brought others back. What it or *changed* raises does not stop the
-        sweep. A sweep during a sweep does nothing.
+        Each is checked again right before it is removed: *dispose*, called with each key, may
+        have brought others back. An exception of it or of *changed* does not stop the sweep.
+        A sweep during a sweep does nothing.
         """
         if self._sweeping:
-            return Swept()
+            return SweepResult()
         removed: list[str] = []
         failures: list[Exception] = []
         self._sweeping = True
@@ -165,12 +165,12 @@ class Sessions:
                     failures.append(e)
         finally:
             self._sweeping = False
-        return Swept(tuple(removed), tuple(failures))
+        return SweepResult(tuple(removed), tuple(failures))
 
     # -- the store
 
     def row(self, key: str, now: float, wall_now: float) -> SessionRow | None:
-        """Return one session for the store, None if it is not known any more."""
+        """Return one session for the store, None if it is no longer known."""
         session = self._known.get(key)
         if session is None:
             return None
@@ -182,16 +182,17 @@ class Sessions:
         return [row for row in rows if row is not None]
 
     def adopt(self, rows: Iterable[SessionRow], now: float, wall_now: float) -> None:
-        """Take over what a store has kept, or other proxies have bound or used since.
+        """Add sessions that a store has kept, or that other proxies have bound or used since.
 
-        Those idle since, and those busy here, stay as they are. Tells nobody of it.
+        Sessions that were idle too long are left out, those with requests in flight here stay
+        as they are. *changed* is not called.
         """
         for key, account, used_wall in rows:
-            # A clock that was set back makes nobody younger than now.
+            # After a clock was set back, no session was used later than now.
             used_at = now - max(wall_now - used_wall, 0.0)
             known = self._known.get(key)
-            # Times go from clock to clock: our own row may come back a little younger.
-            if known is not None and (known.turns or known.used_at >= used_at - 0.001):
+            # Times are converted between clocks: our own row may come back a little later.
+            if known is not None and (known.in_flight or known.used_at >= used_at - 0.001):
                 continue
             session = Session(AccountKey.parse(account), used_at, settled=True)
             if self._is_idle(session, now):
@@ -203,25 +204,32 @@ class Sessions:
         self._known = OrderedDict(in_order)
 
     def drop(self, gone: Mapping[str, float], now: float, wall_now: float) -> None:
-        """Forget what others have closed, unless it was used here since. Tells nobody."""
+        """Forget sessions that other proxies have closed, unless used here since.
+
+        *changed* is not called.
+        """
         for key, used_wall in gone.items():
             session = self._known.get(key)
             used_at = now - (wall_now - used_wall)
-            if session is not None and not session.turns and session.used_at <= used_at + ROUNDED_S:
+            if (
+                session is not None
+                and not session.in_flight
+                and session.used_at <= used_at + ROUNDED_S
+            ):
                 del self._known[key]
 
     # -- inside
 
     def _is_idle(self, session: Session, now: float) -> bool:
-        return session.turns == 0 and now - session.used_at >= self.idle_s
+        return session.in_flight == 0 and now - session.used_at >= self.idle_s
 
     def _idle(self, now: float) -> list[str]:
-        """Return the keys of the idle ones. In order of use: busy ones aside, the first."""
+        """Return the keys of sessions that were idle too long, least recently used first."""
         idle: list[str] = []
         for key, session in self._known.items():
             if now - session.used_at < self.idle_s:
                 break
-            if session.turns == 0:
+            if session.in_flight == 0:
                 idle.append(key)
         return idle
 
@@ -230,9 +238,9 @@ class Sessions:
         self._known.move_to_end(key)
 
     def _make_room(self, now: float) -> None:
-        """Remove the one that was not used for longest, if there are too many; no busy one."""
+        """Remove the least recently used session if there are too many; no busy one."""
         if len(self._known) < self.max_sessions:
             return
-        oldest = next((key for key, s in self._known.items() if s.turns == 0), None)
+        oldest = next((key for key, s in self._known.items() if s.in_flight == 0), None)
         if oldest is not None:
             self.close_session(oldest)

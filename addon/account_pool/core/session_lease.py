@@ -1,9 +1,9 @@
-"""One request of a conversation: where it should go, and what becomes of the session.
+"""One request's hold on its session: where it should go, and what it does to the session.
 
 A session lives on one account. A model that only had to move because the account is
 limited for that model, or lacks it, gets a binding of its own: caches are per model, and
-the others stay where they are. A sub-agent is a conversation of its own that begins
-where its parent lives: it may carry what the parent's account encrypted.
+the other models stay where they are. A sub-agent is a conversation of its own that begins
+where its parent lives: it may send what the parent's account encrypted.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from account_pool.core.account import AccountKey
-from account_pool.core.affinity import Session, Sessions
 from account_pool.core.lease import Facts
 from account_pool.core.pins import Pins
+from account_pool.core.sessions import Session, Sessions
 
 
 def session_key(session: str, provider: str, model: str | None = None) -> str:
-    """Return what a session is known by: `session:provider`, or that of one of its models."""
+    """Return the key of a session, `session:provider`, or of its binding for one model."""
     return f"{session}:{provider}" if model is None else f"{session}:{provider}:{model}"
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Turn:
+class SessionLease:
     """What the sessions and pins say of one request.
 
     Attributes:
         sessions: None for a request of no conversation.
-        key, model_key: of its session; the second wins where it is bound.
+        key, model_key: keys of its session; the second takes precedence if it is bound.
         owner: the only account that can serve it.
-        near: where it would best begin, if it is a new conversation.
-        begins: it is a new one, wherever one that began alike lives.
+        near: the account where it should begin, if it is a new conversation.
+        begins: it is a new conversation, even if another one that began alike is known.
     """
 
     sessions: Sessions | None = None
@@ -46,7 +46,7 @@ class Turn:
     _over: bool = False
 
     def home(self, now: float) -> AccountKey | None:
-        """Return where the conversation lives; None if it is new, or none."""
+        """Return the account of the conversation; None if it is new, or there is none."""
         if self.sessions is None or (self.begins and self._bound is None):
             return None
         # Both, so that neither is idle while the other is used.
@@ -56,7 +56,7 @@ class Turn:
         return session.account if session else None
 
     def sent_to(self, account: AccountKey, now: float, *, for_model: bool = False) -> None:
-        """The request goes to *account*: there the conversation lives from now on.
+        """Note that the request goes to *account*: the conversation lives there from now on.
 
         *for_model*: it only leaves its home because of its model.
         """
@@ -74,12 +74,12 @@ class Turn:
             session = sessions.bind(key, account, now, worth_keeping=not self.begins)
         if self._bound != (key, session):
             if self._bound is not None:
-                sessions.end_turn(*self._bound, now)
+                sessions.end_request(*self._bound, now)
             self._bound = (key, session)
-            sessions.start_turn(key, session, now)
+            sessions.start_request(key, session, now)
 
     def served(self) -> None:
-        """The answer is good: it stays there. What only begins is kept when it goes on."""
+        """Note a good response: the session stays. One that only begins is kept once it goes on."""
         if self.begins:
             self._came_from = None
             return
@@ -90,9 +90,9 @@ class Turn:
                 self.sessions.settle(key, session)
 
     def ended(self, now: float) -> None:
-        """The request is over. A move that brought no answer is undone.
+        """Note the end of the request. A move without a response is undone.
 
-        Whatever refused it elsewhere, its home may serve it when it is back.
+        Whatever other accounts refused, its own may serve it when it is back.
         """
         if self._over or self.sessions is None:
             return
@@ -103,31 +103,31 @@ class Turn:
             if stands and not session.settled:
                 self.sessions.bind(key, self._came_from, now)
                 self.sessions.settle(key, session)
-        self._end_turn(now)
+        self._end_request(now)
 
-    def _end_turn(self, now: float) -> None:
+    def _end_request(self, now: float) -> None:
         if self._bound is not None and self.sessions is not None:
             key, session = self._bound
-            self.sessions.end_turn(key, session, now)
+            self.sessions.end_request(key, session, now)
 
 
-def turn_of(facts: Facts, sessions: Sessions, pins: Pins, now: float) -> Turn:
-    """Return what is known of the request with these *facts*."""
-    told = facts.conversation
+def session_lease_of(facts: Facts, sessions: Sessions, pins: Pins, now: float) -> SessionLease:
+    """Return the session lease of the request with these *facts*."""
+    conversation = facts.conversation
     provider = facts.provider
-    owners = (pins.owner(provider, thing) for thing in told.named)
+    owners = (pins.owner(provider, thing) for thing in conversation.named)
     owner = next((owner for owner in owners if owner is not None), None)
-    near = None if told.sticky is None else pins.owner(provider, told.sticky)
-    if told.session is None:
-        return Turn(owner=owner, near=near)
-    if near is None and told.parent is not None:
-        parent = sessions.peek(session_key(told.parent, provider), now)
+    near = None if conversation.sticky is None else pins.owner(provider, conversation.sticky)
+    if conversation.session is None:
+        return SessionLease(owner=owner, near=near)
+    if near is None and conversation.parent is not None:
+        parent = sessions.peek(session_key(conversation.parent, provider), now)
         near = parent.account if parent else None
-    return Turn(
+    return SessionLease(
         sessions=sessions,
-        key=session_key(told.session, provider),
-        model_key=session_key(told.session, provider, facts.model or ""),
+        key=session_key(conversation.session, provider),
+        model_key=session_key(conversation.session, provider, facts.model or ""),
         owner=owner,
         near=near,
-        begins=told.begins,
+        begins=conversation.begins,
     )
