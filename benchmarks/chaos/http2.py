@@ -76,11 +76,11 @@ class Http2(Connection):
             case events.DataReceived():
                 stream = self.streams.get(event.stream_id or 0)
                 size = event.flow_controlled_length or 0
-                if stream is None or not stream.starves:
-                    with suppress(ProtocolError):
+                with suppress(ProtocolError):  # of a stream, or a connection, that ends by now
+                    if stream is None or not stream.starves:
                         self.h2.acknowledge_received_data(size, event.stream_id or 0)
-                elif size:
-                    self.h2.increment_flow_control_window(size)
+                    elif size:
+                        self.h2.increment_flow_control_window(size)
             case events.StreamEnded():
                 if stream := self.streams.get(event.stream_id or 0):
                     stream.start()
