@@ -36,11 +36,11 @@ def measure(bench: Bench) -> list[Figure]:
 
 
 def _time(strategy: str, scope: Any, calls: int) -> Figure:
-    from account_pool.core.lease import Facts
+    from account_pool.core.lease import RequestFacts
     from account_pool.core.outcome import Outcome, OutcomeClass
 
     pool = _pool(strategy, scope)
-    facts = Facts(provider="openai", kind="key", model=_MODEL)
+    facts = RequestFacts(provider="openai", kind="key", model=_MODEL)
     served = Outcome(cls=OutcomeClass.OK)
     held: deque[Any] = deque()
     taken: list[float] = []

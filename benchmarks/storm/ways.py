@@ -9,7 +9,7 @@ from typing import assert_never
 from account_pool.core.account import Account
 from account_pool.core.attempts import Attempts, Limits
 from account_pool.core.credential import Credential, Secret
-from account_pool.core.lease import Conversation, Facts
+from account_pool.core.lease import Conversation, RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pins import Pins
 from account_pool.core.pool import Pool
@@ -93,7 +93,7 @@ class Pooled:
             self._pool.add(added, {"key": credential}, now=0.0)
 
     def ask(self, conversation: int, served: Served, told: Told) -> None:
-        facts = Facts(
+        facts = RequestFacts(
             provider=_PROVIDER,
             kind="key",
             model="model",

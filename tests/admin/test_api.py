@@ -13,14 +13,14 @@ from account_pool.config import load
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.decision_text import line
-from account_pool.core.lease import Facts
+from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.credentials.vendors import VENDORS
 from account_pool.supervision import Failed, tasks
 from tests.admin.helpers import HOST, TOKEN, FakeProxy, code, told, write
 from tests.proxy.helpers import account, secret
 
-FACTS = Facts(provider="openai", kind="key", model="gpt-5")
+FACTS = RequestFacts(provider="openai", kind="key", model="gpt-5")
 LIMIT = Outcome(cls=OutcomeClass.RATE_LIMIT, scope=Scope.ACCOUNT, cooldown_s=60, signal="429")
 NEW = {"provider": "openai", "label": "New one", "token": "sk-fake-new-000"}
 FILE = "accounts:\n  # the first\n  - {provider: openai, label: one, token: sk-fake-one-000}\n"

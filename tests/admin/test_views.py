@@ -11,7 +11,7 @@ from account_pool.admin.views import AccountExtras, Moment
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.headroom import HeadroomSnapshot, Window
-from account_pool.core.lease import Facts
+from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
 from account_pool.core.sessions import Sessions
@@ -71,7 +71,7 @@ def test_an_account_as_it_was_written():
 def test_what_makes_an_account_the_last_to_be_asked():
     pool = pool_of()
     refusal = Outcome(cls=OutcomeClass.AUTH_INVALID, scope=Scope.ACCOUNT, signal="401: no")
-    lease = pool.acquire(Facts(provider="openai", kind="key"), now=MOMENT.now - 60)
+    lease = pool.acquire(RequestFacts(provider="openai", kind="key"), now=MOMENT.now - 60)
     pool.release(lease, refusal, now=MOMENT.now - 60)
     (told,) = shown(pool)["asked_last"]
     assert (told["model"], told["class"], told["signal"]) == (None, "auth_invalid", "401: no")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from account_pool.core.lease import Facts
+from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Scope
 from account_pool.core.pool import Pool
 from account_pool.core.state import AccountState
@@ -35,7 +35,7 @@ SETTINGS = settings(max_examples=tries(30), stateful_step_count=40)
 
 MODELS = ["gpt-5", "gpt-5-mini", None]
 REQUESTS = [
-    Facts(provider=PROVIDER, kind=kind, model=m) for kind in ("key", "oauth") for m in MODELS
+    RequestFacts(provider=PROVIDER, kind=kind, model=m) for kind in ("key", "oauth") for m in MODELS
 ]
 
 labels = st.sampled_from(["a", "b", "c", "d"])

@@ -8,12 +8,12 @@ from typing import Any
 from account_pool.core.account import Account, AccountKey, ModelFilter
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.headroom import Window
-from account_pool.core.lease import Facts
+from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
 
 PROVIDER = "openai"
-FACTS = Facts(provider=PROVIDER, kind="key", model="gpt-5")
+FACTS = RequestFacts(provider=PROVIDER, kind="key", model="gpt-5")
 
 OK = Outcome(cls=OutcomeClass.OK)
 BARE_429 = Outcome(cls=OutcomeClass.RATE_LIMIT, replayable=True, signal="429")
@@ -85,7 +85,7 @@ def pool_of(*members: str | Account, now: float = 0.0, **options: Any) -> Pool:
     return pool
 
 
-def served(pool: Pool, times: int, *, now: float = 0.0, facts: Facts = FACTS) -> list[str]:
+def served(pool: Pool, times: int, *, now: float = 0.0, facts: RequestFacts = FACTS) -> list[str]:
     """Labels of the accounts that serve *times* requests one after the other."""
     labels = []
     for _ in range(times):
@@ -95,7 +95,7 @@ def served(pool: Pool, times: int, *, now: float = 0.0, facts: Facts = FACTS) ->
     return labels
 
 
-def available(pool: Pool, *, now: float, facts: Facts = FACTS) -> set[str]:
+def available(pool: Pool, *, now: float, facts: RequestFacts = FACTS) -> set[str]:
     """Labels of all the accounts that could serve *facts* now."""
     labels: set[str] = set()
     while found := pool.pick(facts, now=now, avoid={key(label) for label in labels}):

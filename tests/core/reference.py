@@ -8,7 +8,7 @@ from math import inf
 from account_pool.core.account import Account
 from account_pool.core.cooldown import covers
 from account_pool.core.headroom import Window
-from account_pool.core.lease import Facts
+from account_pool.core.lease import RequestFacts
 from account_pool.core.pool import Pool
 from tests.core.generated import cooling
 
@@ -89,7 +89,7 @@ class Reference:
                 found.append(member)
         return found
 
-    def pick(self, pool: Pool, facts: Facts, now: float) -> Member | None:
+    def pick(self, pool: Pool, facts: RequestFacts, now: float) -> Member | None:
         return self.best(
             pool,
             [

@@ -15,7 +15,7 @@ from hypothesis.stateful import (
 
 from account_pool.core.admission import Ticket
 from account_pool.core.errors import NoUsableAccount
-from account_pool.core.lease import Facts, Lease
+from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.outcome import Outcome
 from account_pool.core.pool import Pool
 from account_pool.core.ramp import RAMP_S, STEP_S
@@ -32,10 +32,10 @@ from tests.core.helpers import (
 )
 from tests.patience import tries
 
-MINI = Facts(provider=PROVIDER, kind="key", model="gpt-5-mini")
+MINI = RequestFacts(provider=PROVIDER, kind="key", model="gpt-5-mini")
 
 
-def waiting(pool: Pool, facts: Facts = FACTS, give_up_at: float = 30.0) -> Ticket:
+def waiting(pool: Pool, facts: RequestFacts = FACTS, give_up_at: float = 30.0) -> Ticket:
     ticket = Ticket(facts=facts, give_up_at=give_up_at)
     nobody = pool.shortage(facts, now=0.0)
     pool.wait(ticket, nobody.retry_at)
@@ -136,7 +136,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.out: list[Lease] = []
 
     @rule(facts=st.sampled_from([FACTS, FACTS, MINI]), count=st.integers(1, 6))
-    def come(self, facts: Facts, count: int) -> None:
+    def come(self, facts: RequestFacts, count: int) -> None:
         for _ in range(count):
             try:
                 self.out.append(self.pool.acquire(facts, now=self.now))

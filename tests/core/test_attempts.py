@@ -12,7 +12,7 @@ from account_pool.core.admission import MAX_BODY_BYTES
 from account_pool.core.attempts import Attempts, Limits
 from account_pool.core.broken import STALE_WITHIN_S, TRIES, Broken, how_broken, how_unconnected
 from account_pool.core.errors import IllegalEvent
-from account_pool.core.lease import Conversation, Facts
+from account_pool.core.lease import Conversation, RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
 from account_pool.core.steps import Answer, Deliver, Phase, Refresh, Send, Step, Wait
@@ -109,7 +109,7 @@ class Play:
         self.alone = pool is None
         chance: float = options.pop("chance", 0.5)
         replayable: bool = options.pop("replayable", True)
-        facts: Facts = options.pop("facts", FACTS)
+        facts: RequestFacts = options.pop("facts", FACTS)
         self.attempts = Attempts(
             pool=self.pool,
             facts=facts,
@@ -169,7 +169,7 @@ class Play:
 def test_an_ordinary_request_looks_nothing_up_that_is_not_there(monkeypatch) -> None:
     """No key is built for what all refused, or who did not answer, while nobody did."""
 
-    def needed(_facts: Facts) -> None:
+    def needed(_facts: RequestFacts) -> None:
         raise AssertionError
 
     monkeypatch.setattr("account_pool.core.pool._what", needed)
@@ -864,7 +864,7 @@ def test_a_refusal_in_hand_is_delivered_after_a_wait_in_vain() -> None:
 
 
 def test_no_account_of_the_provider() -> None:
-    Play("a", facts=Facts(provider="gemini", kind="key")) >> begin << "answer 401"
+    Play("a", facts=RequestFacts(provider="gemini", kind="key")) >> begin << "answer 401"
 
 
 # -- only the owner can cure it
@@ -1231,13 +1231,13 @@ def test_an_account_that_returns_late_may_still_have_the_model() -> None:
 
 def test_a_request_that_names_no_model_says_nothing_about_one() -> None:
     """A look at one fine-tuned model must not take the account out for all."""
-    play = Play("a", "b", facts=Facts(provider=PROVIDER, kind="key"))
+    play = Play("a", "b", facts=RequestFacts(provider=PROVIDER, kind="key"))
     play >> begin << "send a" >> refused(MISSING) << "deliver"
     assert [s.cooldowns for s in play.pool.accounts()] == [{}, {}]
 
 
 def test_a_forbidden_model_that_nobody_names_benches_nobody() -> None:
-    play = Play("a", "b", facts=Facts(provider=PROVIDER, kind="key"))
+    play = Play("a", "b", facts=RequestFacts(provider=PROVIDER, kind="key"))
     play >> begin << "send a" >> refused(FORBIDDEN_MODEL) << "send b" >> refused(FORBIDDEN_MODEL)
     play << "deliver"
     assert [s.cooldowns for s in play.pool.accounts()] == [{}, {}]
@@ -1251,7 +1251,7 @@ def test_another_refusal_benches_nobody_for_a_model() -> None:
 
 # -- limits told inside a WebSocket
 
-SOCKET = Facts(provider=PROVIDER, kind="key", socket=True)
+SOCKET = RequestFacts(provider=PROVIDER, kind="key", socket=True)
 
 
 def test_a_socket_moves_when_another_account_could_serve() -> None:

@@ -20,7 +20,7 @@ from account_pool.core.account import Account
 from account_pool.core.attempts import BARE_JITTER_S, BARE_PAUSE_S, Attempts, Limits
 from account_pool.core.broken import Broken
 from account_pool.core.errors import IllegalEvent
-from account_pool.core.lease import Facts, Lease
+from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.outcome import Outcome
 from account_pool.core.pool import Pool
 from account_pool.core.selection import POLICIES
@@ -116,7 +116,7 @@ class AttemptsMachine(RuleBasedStateMachine):
     )
     def request(
         self,
-        facts: Facts,
+        facts: RequestFacts,
         limits: Limits,
         chance: float,
         replayable: bool,

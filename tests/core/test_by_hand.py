@@ -8,13 +8,13 @@ from account_pool.core.account import Account, AccountKey
 from account_pool.core.cooldown import BY_HAND
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.errors import UnknownAccount
-from account_pool.core.lease import Facts
+from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
 from account_pool.core.snapshot import FORGIVEN_S, forgiven
 
 KEY = AccountKey("openai", "one")
-FACTS = Facts(provider="openai", kind="key", model="gpt-5")
+FACTS = RequestFacts(provider="openai", kind="key", model="gpt-5")
 LIMIT = Outcome(cls=OutcomeClass.RATE_LIMIT, scope=Scope.ACCOUNT, cooldown_s=60, signal="429")
 
 

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 from account_pool.core.account import AccountKey
 from account_pool.core.decision import By, Decision, Kind
 from account_pool.core.errors import NoUsableAccount
-from account_pool.core.lease import Facts
+from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, Scope
 from account_pool.core.pool import MAX_COOLDOWNS, Pool
 from account_pool.core.snapshot import PoolSnapshot
@@ -224,7 +224,7 @@ class RecordedPool(RuleBasedStateMachine):
         return keys[who % len(keys)]
 
     @rule(facts=requests, outcome=outcomes, elapsed=moments)
-    def request(self, facts: Facts, outcome: Outcome | None, elapsed: float) -> None:
+    def request(self, facts: RequestFacts, outcome: Outcome | None, elapsed: float) -> None:
         try:
             lease = self.pool.acquire(facts, now=self.now)
         except NoUsableAccount:

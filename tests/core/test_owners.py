@@ -8,7 +8,7 @@ import pytest
 
 from account_pool.core.account import AccountKey
 from account_pool.core.errors import NoUsableAccount
-from account_pool.core.lease import Facts
+from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Scope
 from account_pool.core.owners import Owners
 from tests.core.helpers import FACTS, key, keys_of, pool_of, quota, rate_limit
@@ -96,7 +96,7 @@ def test_a_removed_account_owns_nothing() -> None:
 
 def test_an_unknown_model_is_looked_for_again_later() -> None:
     pool = pool_of("a")
-    typo = Facts(provider="openai", kind="key", model="gtp-5")
+    typo = RequestFacts(provider="openai", kind="key", model="gtp-5")
     pool.note_unknown_model(typo, now=0.0)
     asked = [
         pool.tried_since(facts, now=now, missing_model=True)

@@ -19,7 +19,7 @@ from account_pool.core.errors import (
     UnknownAccount,
 )
 from account_pool.core.headroom import UNKNOWN
-from account_pool.core.lease import Facts, Lease
+from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
 from account_pool.core.selection import POLICIES
@@ -47,12 +47,14 @@ from tests.core.helpers import (
 )
 
 DAY_S = 86_400.0
-MINI = Facts(provider=PROVIDER, kind="key", model="gpt-5-mini")
-NO_MODEL = Facts(provider=PROVIDER, kind="key")
+MINI = RequestFacts(provider=PROVIDER, kind="key", model="gpt-5-mini")
+NO_MODEL = RequestFacts(provider=PROVIDER, kind="key")
 MODEL_LIMIT = rate_limit(10.0, scope=Scope.MODEL)
 
 
-def shortage(pool: Pool, now: float = 0.0, facts: Facts = FACTS, **avoid: Any) -> NoUsableAccount:
+def shortage(
+    pool: Pool, now: float = 0.0, facts: RequestFacts = FACTS, **avoid: Any
+) -> NoUsableAccount:
     with pytest.raises(NoUsableAccount) as raised:
         pool.acquire(facts, now=now, **avoid)
     return raised.value
@@ -185,7 +187,7 @@ def test_kinds_do_not_mix() -> None:
     pool.add(account("sub"), keys_of("s", "oauth"), now=0.0)
     pool.add(account("key"), keys_of("k", "key"), now=0.0)
     pool.add(account("both"), keys_of("b", "oauth", "key"), now=0.0)
-    oauth = Facts(provider=PROVIDER, kind="oauth", model="gpt-5")
+    oauth = RequestFacts(provider=PROVIDER, kind="oauth", model="gpt-5")
     assert available(pool, now=0.0) == {"key", "both"}
     assert available(pool, now=0.0, facts=oauth) == {"sub", "both"}
     assert pool.acquire(oauth, now=0.0, avoid=[key("sub")]).credential.kind == "oauth"
@@ -359,7 +361,7 @@ def test_the_model_an_answer_names_wins_over_the_requests() -> None:
     outcome = rate_limit(10.0, scope=Scope.MODEL, model="gpt-5*")
     assert pool.mark_cooldown(key("a"), outcome, now=0.0, model="gpt-5").model == "gpt-5*"
     assert pool.pick(MINI, now=1.0) is None
-    other = Facts(provider=PROVIDER, kind="key", model="o3")
+    other = RequestFacts(provider=PROVIDER, kind="key", model="o3")
     assert pool.pick(other, now=1.0) is not None
 
 
@@ -643,7 +645,7 @@ def test_what_speaks_against_an_account_is_not_quiet() -> None:
 
 
 def test_a_provider_nobody_has() -> None:
-    nobody = shortage(pool_of("a"), facts=Facts(provider="gemini", kind="key"))
+    nobody = shortage(pool_of("a"), facts=RequestFacts(provider="gemini", kind="key"))
     assert str(nobody) == "gemini: the pool has no account"
     assert (nobody.retry_at, nobody.may_change) == (None, False)
 

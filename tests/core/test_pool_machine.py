@@ -26,7 +26,7 @@ from account_pool.core.account import Account, AccountKey
 from account_pool.core.credential import Credential, fingerprint
 from account_pool.core.errors import DuplicateAccount, LeaseAlreadyReturned, NoUsableAccount
 from account_pool.core.headroom import Window
-from account_pool.core.lease import Facts, Lease
+from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
 from account_pool.core.selection import POLICIES
@@ -115,11 +115,11 @@ class PoolMachine(RuleBasedStateMachine):
     # -- leases
 
     @rule(target=leases, wanted=st.lists(requests, min_size=1, max_size=5))
-    def acquire(self, wanted: list[Facts]) -> object:
+    def acquire(self, wanted: list[RequestFacts]) -> object:
         return multiple(*[lease for facts in wanted if (lease := self.acquired(facts))])
 
     @rule(wanted=st.lists(requests, min_size=1, max_size=8))
-    def serve(self, wanted: list[Facts]) -> None:
+    def serve(self, wanted: list[RequestFacts]) -> None:
         """Requests one after the other, each ended before the next."""
         for facts in wanted:
             lease = self.acquired(facts)
@@ -127,7 +127,7 @@ class PoolMachine(RuleBasedStateMachine):
                 self.pool.release(lease, OK, now=self.now)
                 self.forget(lease).in_flight -= 1
 
-    def acquired(self, facts: Facts) -> Lease | None:
+    def acquired(self, facts: RequestFacts) -> Lease | None:
         expected = self.reference.pick(self.pool, facts, self.now)
         try:
             lease = self.pool.acquire(facts, now=self.now)
@@ -148,7 +148,7 @@ class PoolMachine(RuleBasedStateMachine):
         limit = member.account.max_concurrent
         assert limit is None or member.in_flight <= limit
 
-    def check_shortage(self, nobody: NoUsableAccount, facts: Facts) -> None:
+    def check_shortage(self, nobody: NoUsableAccount, facts: RequestFacts) -> None:
         """The return it names is the first; nobody can serve a moment earlier."""
         returns: list[tuple[float, AccountKey]] = []
         resorts: list[AccountKey] = []

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from account_pool.core.lease import Conversation, Facts
+from account_pool.core.lease import Conversation, RequestFacts
 from account_pool.core.outcome import Scope
 from account_pool.core.pins import Pins
 from account_pool.core.session_lease import session_key, session_lease_of
@@ -56,7 +56,7 @@ class World:
     def request(
         self, told: Conversation = S, *, at: float = 0.0, model: str = "gpt-5", **limits: Any
     ) -> Request:
-        facts = Facts(provider=PROVIDER, kind="key", model=model, conversation=told)
+        facts = RequestFacts(provider=PROVIDER, kind="key", model=model, conversation=told)
         play = Request(pool=self.pool, facts=facts, **limits)
         play.at(at)
         play.attempts.turn = session_lease_of(facts, self.sessions, self.pins, at)

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from account_pool.core.account import AccountKey
 from account_pool.core.attempts import Attempts, Limits
-from account_pool.core.lease import Conversation, Facts
+from account_pool.core.lease import Conversation, RequestFacts
 from account_pool.core.outcome import Outcome, Scope
 from account_pool.core.pins import Pins
 from account_pool.core.session_lease import SessionLease, session_lease_of
@@ -62,7 +62,7 @@ class Conversations(RuleBasedStateMachine):
 
     @rule(told=st.sampled_from(TOLD), model=st.sampled_from(["big", "small"]))
     def begin(self, told: Conversation, model: str) -> None:
-        facts = Facts(provider=PROVIDER, kind="key", model=model, conversation=told)
+        facts = RequestFacts(provider=PROVIDER, kind="key", model=model, conversation=told)
         turn = session_lease_of(facts, self.sessions, self.pins, self.now)
         home = turn.home(self.now)
         free = home is not None and self.pool.pick(facts, now=self.now, only=home) is not None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from account_pool.core.facts import read_facts
+from account_pool.core.error_facts import read_facts
 from account_pool.core.meaning import Meaning
 from account_pool.core.outcome import Answer, Outcome, OutcomeClass, Scope
 from account_pool.core.signals import Rule, SignalTable, rules

@@ -2,7 +2,7 @@
 
 import pytest
 
-from account_pool.core.facts import read_facts
+from account_pool.core.error_facts import read_facts
 from account_pool.core.outcome import Answer
 from account_pool.core.waits import USUAL_WAITS, first_wait
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from account_pool.core.account import Account
 from account_pool.core.attempts import Attempts, Limits
 from account_pool.core.decision import By, Kind
-from account_pool.core.lease import Conversation, Facts
+from account_pool.core.lease import Conversation, RequestFacts
 from account_pool.core.outcome import Outcome
 from account_pool.core.pins import Pins
 from account_pool.core.pool import Pool
@@ -73,7 +73,7 @@ class World:
     def of(cls, fates: Mapping[str, Outcome], strategy: str = "round-robin") -> World:
         return cls(pool_of(*fates, strategy=strategy), dict(fates))
 
-    def request(self, facts: Facts = FACTS) -> Request:
+    def request(self, facts: RequestFacts = FACTS) -> Request:
         """Send one request and see what becomes of it."""
         attempts = Attempts(
             pool=self.pool,

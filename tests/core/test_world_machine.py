@@ -20,7 +20,7 @@ from account_pool.core.admission import Ticket
 from account_pool.core.attempts import BARE_JITTER_S, BARE_PAUSE_S, Attempts, Limits
 from account_pool.core.broken import Broken
 from account_pool.core.errors import NoUsableAccount
-from account_pool.core.lease import Conversation, Facts
+from account_pool.core.lease import Conversation, RequestFacts
 from account_pool.core.outcome import Outcome, Scope
 from account_pool.core.pins import Pins
 from account_pool.core.session_lease import session_lease_of
@@ -89,7 +89,7 @@ class World(RuleBasedStateMachine):
 
     @rule(told=st.sampled_from(TOLD), model=st.sampled_from(["big", "small"]), n=st.integers(1, 4))
     def come(self, told: Conversation, model: str, n: int) -> None:
-        facts = Facts(provider=PROVIDER, kind="key", model=model, conversation=told)
+        facts = RequestFacts(provider=PROVIDER, kind="key", model=model, conversation=told)
         for _ in range(n):
             attempts = Attempts(
                 pool=self.pool,

@@ -14,7 +14,7 @@ from mitmproxy.test import taddons, tflow
 
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret
-from account_pool.core.lease import Facts
+from account_pool.core.lease import RequestFacts
 from account_pool.core.steps import Wait
 from account_pool.credentials.keeper import Keeper
 from account_pool.proxy import replay_handler
@@ -246,7 +246,7 @@ async def test_a_credential_that_cannot_be_read_stops_nothing(load, caplog, tmp_
     (tmp_path / "key").touch(mode=0o600)
     (tmp_path / "key").write_text("sk-fake-bad-000")
     # A request that nobody else may serve has it looked for.
-    facts = Facts(provider="openai", kind="key", model=None)
+    facts = RequestFacts(provider="openai", kind="key", model=None)
     avoid = [AccountKey("openai", "work")]
     lease = addon.service.pool.acquire(facts, now=addon.service.now(), avoid=avoid)
     assert lease.credential.secret == Secret("sk-fake-bad-000")

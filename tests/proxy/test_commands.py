@@ -12,12 +12,12 @@ from mitmproxy.tools.console.commander.commander import CommandBuffer
 from account_pool.core import headroom
 from account_pool.core.attempts import Attempts, Limits
 from account_pool.core.credential import Credential, Secret
-from account_pool.core.lease import Facts
+from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.proxy.addon import AccountPool
 from tests.proxy.helpers import FakeClock, account, secret, service_of
 
-FACTS = Facts(provider="openai", kind="key", model="gpt-5")
+FACTS = RequestFacts(provider="openai", kind="key", model="gpt-5")
 LIMIT = Outcome(cls=OutcomeClass.RATE_LIMIT, scope=Scope.ACCOUNT, cooldown_s=30.0, signal="429")
 
 

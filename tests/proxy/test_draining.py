@@ -17,7 +17,7 @@ from wsproto.frame_protocol import Opcode
 
 from account_pool.config.pool_options import POOL_OPTIONS
 from account_pool.core.attempts import Attempts, Limits
-from account_pool.core.lease import Facts
+from account_pool.core.lease import RequestFacts
 from account_pool.providers import openai
 from account_pool.proxy import draining
 from account_pool.proxy.draining import Drain
@@ -154,7 +154,7 @@ def test_what_is_held_is_told_when_it_is_in_vain(rig_of):
 async def test_those_who_wait_are_woken(clock: FakeClock, late):
     """Also one that begins to wait when all others were woken."""
     service = service_of(account("one", max_concurrent=1), clock=clock, limits=PATIENT)
-    facts = Facts(provider="openai", kind="key", model="gpt-5")
+    facts = RequestFacts(provider="openai", kind="key", model="gpt-5")
     service.pool.acquire(facts, now=clock.now())
     attempts = Attempts(pool=service.pool, facts=facts, limits=PATIENT, chance=lambda: 0.5)
     turn = Turn(attempts.begin(clock.now()))

@@ -19,7 +19,7 @@ import pytest
 from account_pool.core.account import Account, AccountKey
 from account_pool.core.credential import Secret
 from account_pool.core.errors import NoUsableAccount
-from account_pool.core.lease import Facts
+from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.proxy import keeping
 from account_pool.proxy.keeping import Keeping
@@ -34,7 +34,7 @@ from account_pool.store.tokens import Tokens
 from tests.patience import PATIENCE_S
 from tests.proxy.helpers import FakeClock, service_of
 
-FACTS = Facts(provider="openai", kind="key", model="gpt-5")
+FACTS = RequestFacts(provider="openai", kind="key", model="gpt-5")
 LONE = Account(provider="openai", label="one", max_concurrent=1)
 ONE, TWO = AccountKey("openai", "one"), AccountKey("openai", "two")
 LIMIT = Outcome(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from account_pool.core.attempts import Attempts, Limits
 from account_pool.core.broken import Broken
 from account_pool.core.decision import By
-from account_pool.core.lease import Facts
+from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Answer, Outcome, OutcomeClass, Scope
 from account_pool.core.steps import Refresh
 from account_pool.providers.registry import BUILT_IN
@@ -51,7 +51,7 @@ class Told:
         self.pool.decisions.subscribe(log)
 
     def request(self) -> Attempts:
-        facts = Facts(provider="openai", kind="key", model="gpt-5")
+        facts = RequestFacts(provider="openai", kind="key", model="gpt-5")
         attempts = Attempts(pool=self.pool, facts=facts, limits=self.limits, chance=lambda: 0.0)
         attempts.begin(self.clock.now())
         return attempts
@@ -258,7 +258,7 @@ def test_an_echoed_credential_is_in_no_record_line_or_table(
         return
     lines: list[str] = []
     service.pool.decisions.subscribe(Log(lambda _level, text: lines.append(text)))
-    facts = Facts(provider=provider.name, kind="key", model="m")
+    facts = RequestFacts(provider=provider.name, kind="key", model="m")
     attempts = Attempts(pool=service.pool, facts=facts, limits=Limits(), chance=lambda: 0.5)
     attempts.begin(clock.now())
     attempts.refused(outcome, clock.now())

@@ -19,7 +19,7 @@ from mitmproxy.test import taddons
 from account_pool.config import accounts_file
 from account_pool.config.accounts_file import own_file
 from account_pool.core.account import AccountKey
-from account_pool.core.lease import Facts
+from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.providers.base import Origin
 from account_pool.proxy import handover, reload
@@ -36,7 +36,7 @@ accounts:
 """
 ENTRY = Path(__file__).parents[2] / "addon" / "pool.py"
 ONE, SECOND = AccountKey("openai", "one"), AccountKey("openai", "two")
-FACTS = Facts(provider="openai", kind="key", model="gpt-5")
+FACTS = RequestFacts(provider="openai", kind="key", model="gpt-5")
 FORBIDDEN = Outcome(cls=OutcomeClass.FORBIDDEN_ACCOUNT, scope=Scope.ACCOUNT)
 LIMIT = Outcome(cls=OutcomeClass.QUOTA, scope=Scope.ACCOUNT, cooldown_s=3600.0)
 
@@ -175,7 +175,7 @@ async def test_a_provider_that_changed_sends_its_credential_otherwise(addon, fil
     file.write_text(gateway.format("providers: {gw: {hosts: [a.example]}}"))
     addon.reload()
     pool, service = addon.service.pool, addon.service
-    lease = pool.acquire(Facts(provider="gw", kind="key"), now=service.now())
+    lease = pool.acquire(RequestFacts(provider="gw", kind="key"), now=service.now())
     assert dict(service.swap(service.providers["gw"], lease).headers).keys() == {b"authorization"}
     file.write_text(
         gateway.format("providers: {gw: {hosts: [a.example], credential: {header: x-key}}}")

@@ -14,7 +14,7 @@ import platformdirs
 import account_pool
 from account_pool.config import load
 from account_pool.config.problems import ConfigError, Problem
-from account_pool.config.search import Confirmed, Facts, Found, Local, Named, search
+from account_pool.config.search import Confirmed, Found, Local, Named, SearchInput, search
 from account_pool.config.trust import FILE_NAME, confirmed
 from account_pool.config.values import Config
 from account_pool.providers.base import Provider
@@ -40,7 +40,7 @@ def find(named: str, by: str, environ: Mapping[str, str]) -> Found:
     texts = [(named, by), (environ.get(VARIABLE, ""), VARIABLE)]
     own = own_file()
     return search(
-        Facts(
+        SearchInput(
             named=[_named(text, source) for text, source in texts if text.strip()],
             local=_local(),
             own=own,

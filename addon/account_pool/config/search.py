@@ -64,7 +64,7 @@ class Local:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class SearchInput:
     """What the search decides from.
 
     Attributes:
@@ -113,7 +113,7 @@ class Found:
             raise ConfigError([Problem(self.path, None, "", "the file does not exist", remedy)])
 
 
-def search(facts: Facts) -> Found:
+def search(facts: SearchInput) -> Found:
     """Return the file that serves. Raises nothing: see `Found.require`."""
     if facts.named:
         first = facts.named[0]

@@ -19,7 +19,7 @@ from math import inf
 from sortedcontainers import SortedDict
 
 from account_pool.core.account import AccountKey
-from account_pool.core.lease import Facts, Lease
+from account_pool.core.lease import Lease, RequestFacts
 
 #: Bytes of bodies that are kept for requests that wait, over all providers together: eight
 #: of the largest that are kept at all.
@@ -44,7 +44,7 @@ class Ticket:
         called: it should look again: it has a lease, is first now, or waits in vain.
     """
 
-    facts: Facts
+    facts: RequestFacts
     avoid: frozenset[AccountKey] = frozenset()
     only: AccountKey | None = None
     home: AccountKey | None = None

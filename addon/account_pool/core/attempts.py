@@ -21,7 +21,7 @@ from account_pool.core.broken import TRIES, Broken
 from account_pool.core.cooldown import usable_hint
 from account_pool.core.decision import By
 from account_pool.core.errors import IllegalEvent, NoUsableAccount, UnknownAccount
-from account_pool.core.lease import Facts, Lease
+from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
 from account_pool.core.session_lease import SessionLease
@@ -110,7 +110,7 @@ class Attempts:
     """
 
     pool: Pool
-    facts: Facts
+    facts: RequestFacts
     limits: Limits
     chance: Callable[[], float]
     replayable: bool = True

@@ -37,16 +37,16 @@ NO_CONVERSATION = Conversation()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """What the pool must know about a request to choose an account.
+class RequestFacts:
+    """What the pool must know about a request to select an account.
 
     Attributes:
-        provider: whose API it is.
+        provider: the name of its provider.
         kind: the kind of credential it takes; kinds never mix.
         model: the model it asks for; None if unknown.
-        path: what it asks for, without the query.
-        socket: it opens a WebSocket, whose messages will ask for models nobody knows yet.
-        conversation: what it is a part of.
+        path: its path, without the query.
+        socket: it opens a WebSocket: the models its messages will ask for are unknown.
+        conversation: the conversation it belongs to.
         body_bytes: the size of its body, which is kept until it is served.
     """
 
@@ -61,12 +61,12 @@ class Facts:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Lease:
-    """The span from selecting an account to the end of its answer.
+    """The time from the selection of an account to the end of its response.
 
     Attributes:
-        account, key: who serves.
+        account, key: the account that serves.
         position: of its state; an account removed and added again is another one.
-        credential: what goes on the wire.
+        credential: what is sent to the provider.
         facts: the request it is for.
         started_at: monotonic seconds.
         began_at: when the first byte of an answer came, monotonic seconds.
@@ -81,7 +81,7 @@ class Lease:
     key: AccountKey
     position: int
     credential: Credential
-    facts: Facts
+    facts: RequestFacts
     started_at: float
     began_at: float | None = None
     returned: bool = False

@@ -37,7 +37,7 @@ from account_pool.core.errors import (
     UnknownAccount,
 )
 from account_pool.core.headroom import UNKNOWN, Window
-from account_pool.core.lease import Facts, Lease
+from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.members import Members
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.owners import Owners
@@ -310,7 +310,7 @@ class Pool:
 
     def pick(
         self,
-        facts: Facts,
+        facts: RequestFacts,
         *,
         now: float,
         avoid: Collection[AccountKey] = (),
@@ -324,7 +324,7 @@ class Pool:
 
     def _pick(
         self,
-        facts: Facts,
+        facts: RequestFacts,
         now: float,
         avoid: Collection[AccountKey],
         only: AccountKey | None,
@@ -356,7 +356,7 @@ class Pool:
 
     def acquire(
         self,
-        facts: Facts,
+        facts: RequestFacts,
         *,
         now: float,
         avoid: Collection[AccountKey] = (),
@@ -382,7 +382,7 @@ class Pool:
 
     def acquire_anyway(
         self,
-        facts: Facts,
+        facts: RequestFacts,
         *,
         now: float,
         avoid: Collection[AccountKey] = (),
@@ -421,7 +421,7 @@ class Pool:
         state.note_probe(facts.model, now)
         return self._lease(state, facts, now, chosen=False, probe=True)
 
-    def acquire_probe(self, facts: Facts, *, now: float) -> Lease | None:
+    def acquire_probe(self, facts: RequestFacts, *, now: float) -> Lease | None:
         """Hold an account to see if it really cools so long; None where there is none to probe.
 
         Only while another account can serve *facts*: a refusal is replayed there. For requests
@@ -524,7 +524,7 @@ class Pool:
     def _lease(
         self,
         state: AccountState,
-        facts: Facts,
+        facts: RequestFacts,
         now: float,
         *,
         chosen: bool,
@@ -548,7 +548,7 @@ class Pool:
     def _start(
         self,
         state: AccountState,
-        facts: Facts,
+        facts: RequestFacts,
         now: float,
         ramps: tuple[Ramp, ...],
         *,
@@ -591,7 +591,7 @@ class Pool:
 
     # -- what does not answer
 
-    def troubled(self, facts: Facts, *, now: float) -> frozenset[AccountKey]:
+    def troubled(self, facts: RequestFacts, *, now: float) -> frozenset[AccountKey]:
         """Return the accounts that *facts* should not begin on while another can serve."""
         members = self._members.get(facts.provider)
         if members is None:
@@ -603,7 +603,7 @@ class Pool:
         # One account is asked then: one that has not said it yet, while there is one.
         return found | members.bare if now < members.address_limited_until else found
 
-    def is_used_up(self, key: AccountKey, facts: Facts, *, now: float) -> bool:
+    def is_used_up(self, key: AccountKey, facts: RequestFacts, *, now: float) -> bool:
         """Say whether nothing is left of a long window of *key* that *facts* fall under."""
         state = self._find(key)
         if state is None or not state.headroom.spent:
@@ -647,7 +647,7 @@ class Pool:
 
     # -- waiting
 
-    def may_wait(self, facts: Facts, max_waiting: int) -> bool:
+    def may_wait(self, facts: RequestFacts, max_waiting: int) -> bool:
         """Say whether there is room for one more request that waits."""
         return self._admission.has_room(facts.body_bytes, max_waiting)
 
@@ -911,15 +911,15 @@ class Pool:
         if state is not None:
             state.refreshed_at = now
 
-    def note_refused_by_all(self, facts: Facts, *, now: float) -> None:
+    def note_refused_by_all(self, facts: RequestFacts, *, now: float) -> None:
         """All accounts have refused *facts*: for a while only one is asked."""
         self._members[facts.provider].refused.note(_what(facts), now)
 
-    def note_unknown_model(self, facts: Facts, *, now: float) -> None:
+    def note_unknown_model(self, facts: RequestFacts, *, now: float) -> None:
         """Nobody knew the model of *facts*: for a while only one account is asked for it."""
         self._members[facts.provider].refused.note(_Model(facts.model), now)
 
-    def cools_until(self, key: AccountKey, facts: Facts, *, now: float) -> float:
+    def cools_until(self, key: AccountKey, facts: RequestFacts, *, now: float) -> float:
         """Return until when *key* cools for *facts*; -infinity if anything else may end that.
 
         It may be full beside, or lack a credential.
@@ -944,7 +944,7 @@ class Pool:
         )
 
     def tried_since(
-        self, facts: Facts, *, now: float, missing_model: bool = False
+        self, facts: RequestFacts, *, now: float, missing_model: bool = False
     ) -> deque[AccountKey] | None:
         """Return whom *facts* were tried on since all refused them; None if they did not lately.
 
@@ -1114,7 +1114,7 @@ class Pool:
 
     def shortage(
         self,
-        facts: Facts,
+        facts: RequestFacts,
         *,
         now: float,
         avoid: Collection[AccountKey] = (),
@@ -1254,7 +1254,7 @@ class Pool:
             listener()
 
 
-def _what(facts: Facts) -> Hashable:
+def _what(facts: RequestFacts) -> Hashable:
     """Return what tells a request that all refused from others."""
     session = facts.conversation.session
     return session or facts.path, facts.model, session is None

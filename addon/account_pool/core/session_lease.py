@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from account_pool.core.account import AccountKey
-from account_pool.core.lease import Facts
+from account_pool.core.lease import RequestFacts
 from account_pool.core.pins import Pins
 from account_pool.core.sessions import Session, Sessions
 
@@ -111,7 +111,9 @@ class SessionLease:
             self.sessions.end_request(key, session, now)
 
 
-def session_lease_of(facts: Facts, sessions: Sessions, pins: Pins, now: float) -> SessionLease:
+def session_lease_of(
+    facts: RequestFacts, sessions: Sessions, pins: Pins, now: float
+) -> SessionLease:
     """Return the session lease of the request with these *facts*."""
     conversation = facts.conversation
     provider = facts.provider

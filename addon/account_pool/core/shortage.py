@@ -8,14 +8,14 @@ from math import inf
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import BY_HAND
 from account_pool.core.errors import NoUsableAccount
-from account_pool.core.lease import Facts
+from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import OutcomeClass
 from account_pool.core.state import AccountState
 
 
 def shortage(
     states: Iterable[AccountState],
-    facts: Facts,
+    facts: RequestFacts,
     *,
     now: float,
     avoid: Collection[AccountKey] = (),
@@ -76,7 +76,7 @@ def shortage(
 
 
 def _for_the_owner(
-    states: list[AccountState], facts: Facts
+    states: list[AccountState], facts: RequestFacts
 ) -> tuple[int | None, AccountKey | None]:
     """Return what keeps all *states* out of use, as a status, and which of them said so last.
 
@@ -95,7 +95,7 @@ def _for_the_owner(
     return 403 if last.disabled.cls is OutcomeClass.FORBIDDEN_ACCOUNT else 401, last.key
 
 
-def _reason(states: list[AccountState], facts: Facts, now: float) -> str:
+def _reason(states: list[AccountState], facts: RequestFacts, now: float) -> str:
     """Say in a few words why nobody can serve, without naming secrets."""
     if not states:
         return "the pool has no account"

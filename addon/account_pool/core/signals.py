@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Set
 from dataclasses import KW_ONLY, dataclass, replace
 
-from account_pool.core.facts import Facts, read_facts
+from account_pool.core.error_facts import ErrorFacts, read_facts
 from account_pool.core.meaning import Meaning
 from account_pool.core.outcome import Answer, Outcome, OutcomeClass, Scope
 from account_pool.core.sse import Judge, Verdict
@@ -97,19 +97,19 @@ class Rule:
     words: Set[str] = frozenset()
     phrase: str = ""
     means: Meaning | None = None
-    when: Callable[[Facts], bool] | None = None
+    when: Callable[[ErrorFacts], bool] | None = None
     waits: tuple[Wait, ...] | None = None
-    model: Callable[[Facts], str | None] | None = None
-    feature: Callable[[Facts], str | None] | None = None
+    model: Callable[[ErrorFacts], str | None] | None = None
+    feature: Callable[[ErrorFacts], str | None] | None = None
     shared: bool | None = None
-    owner: Callable[[Facts], str | None] | None = None
+    owner: Callable[[ErrorFacts], str | None] | None = None
     missing_model: bool = False
     names_credential: bool = False
     unknown: bool = False
     explicit: bool = False
     source: str = ""
 
-    def matches(self, facts: Facts) -> bool:
+    def matches(self, facts: ErrorFacts) -> bool:
         """Say whether every condition holds."""
         if self.status and facts.status not in self.status:
             return False
@@ -145,7 +145,7 @@ _REPLAYABLE = frozenset({RATE_LIMIT, QUOTA, AUTH_EXPIRED, AUTH_INVALID, FORBIDDE
 # -- statuses, when the body says nothing a provider knows
 
 
-def _says_nothing(facts: Facts) -> bool:
+def _says_nothing(facts: ErrorFacts) -> bool:
     """Say whether a 429 comes without any header, code, window or wait."""
     return (
         not any(_LIMIT_HEADER.fullmatch(name) for name in facts.headers if name != "x-should-retry")
@@ -210,7 +210,7 @@ class SignalTable:
     plan_scope: Scope | None = None
     waits: tuple[Wait, ...] = USUAL_WAITS
     shared: bool = False
-    owner: Callable[[Facts], str | None] = lambda _facts: None
+    owner: Callable[[ErrorFacts], str | None] = lambda _facts: None
 
     def classify(self, answer: Answer) -> Outcome:
         """Say what *answer* means. Total: never raises, whatever it holds."""
@@ -237,7 +237,7 @@ class SignalTable:
         value = None if isinstance(payload, str) else payload
         return self.judge(answer.event, value) is Verdict.REFUSE
 
-    def _outcome(self, rule: Rule, facts: Facts) -> Outcome:
+    def _outcome(self, rule: Rule, facts: ErrorFacts) -> Outcome:
         cls = rule.cls
         wait = None
         if cls in _WAITING:
@@ -274,11 +274,11 @@ _COUNTED = re.compile(
 )
 
 
-def _is_counted_per_model(facts: Facts) -> bool:
+def _is_counted_per_model(facts: ErrorFacts) -> bool:
     return facts.about_model or bool(_COUNTED.search(facts.message))
 
 
-def _covered(rule: Rule, facts: Facts) -> str | None:
+def _covered(rule: Rule, facts: ErrorFacts) -> str | None:
     """Return what a limit of less than the account is about; None: the request's model."""
     if rule.feature and (feature := rule.feature(facts)):
         return feature
@@ -290,7 +290,7 @@ def _covered(rule: Rule, facts: Facts) -> str | None:
 # -- saying what was seen
 
 
-def _signal(rule: Rule, facts: Facts) -> str:
+def _signal(rule: Rule, facts: ErrorFacts) -> str:
     """Say the evidence without any text of the vendor: it may echo a user or a key."""
     words = sorted(rule.words & facts.words or facts.words)
     code = next((word for word in words if _PRINTABLE_WORD.fullmatch(word)), None)
@@ -298,7 +298,7 @@ def _signal(rule: Rule, facts: Facts) -> str:
     return f"{status} code={code}: {rule.why}" if code else f"{status}: {rule.why}"
 
 
-def _evidence(facts: Facts) -> dict[str, str]:
+def _evidence(facts: ErrorFacts) -> dict[str, str]:
     """Return the values that speak of limits, the most telling first."""
     told = {name: value for name, value in facts.headers.items() if _LIMIT_HEADER.fullmatch(name)}
     named = {name: str(facts.error[name]) for name in _RESET_FIELDS if name in facts.error}

@@ -13,7 +13,7 @@ from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import Cause, Cooldown
 from account_pool.core.decision import By, Decision, Kind, session_hash
 from account_pool.core.errors import NoUsableAccount, UnknownAccount
-from account_pool.core.lease import Facts
+from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass
 from account_pool.core.pool import Pool
 from account_pool.core.steps import Answer, Attempt, Deliver, Wait
@@ -35,7 +35,7 @@ class Story:
     """
 
     pool: Pool
-    facts: Facts
+    facts: RequestFacts
     wait: int | None = None
 
     def sent(

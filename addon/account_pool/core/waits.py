@@ -11,30 +11,30 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from account_pool.core import reset_hints, reset_sentences
-from account_pool.core.facts import Facts
+from account_pool.core.error_facts import ErrorFacts
 
 #: Finds one spelling of a wait in the facts, seconds.
-Wait = Callable[[Facts], float | None]
+Wait = Callable[[ErrorFacts], float | None]
 
 _WINDOW_NAMES = {1.0: "second", 60.0: "minute", 3600.0: "hour", 86_400.0: "day"}
 
 
-def retry_after_ms(facts: Facts) -> float | None:
+def retry_after_ms(facts: ErrorFacts) -> float | None:
     """`retry-after-ms`: OpenAI, Azure."""
     return reset_hints.milliseconds(facts.headers.get("retry-after-ms"))
 
 
-def retry_after(facts: Facts) -> float | None:
+def retry_after(facts: ErrorFacts) -> float | None:
     """`retry-after`."""
     return reset_hints.retry_after(facts.headers.get("retry-after"), facts.now, facts.zone)
 
 
-def prose(facts: Facts) -> float | None:
+def prose(facts: ErrorFacts) -> float | None:
     """The sentence: "Please try again in 1.574s"."""
     return reset_sentences.sentence(facts.message, facts.now, facts.zone)
 
 
-def body_reset(facts: Facts) -> float | None:
+def body_reset(facts: ErrorFacts) -> float | None:
     """Fields of the error object: a wait before a moment, which may be outdated."""
     for holder in (facts.error, _metadata(facts)):
         for key in ("resets_in_seconds", "reset_after_seconds", "retry_after_seconds"):
@@ -46,12 +46,12 @@ def body_reset(facts: Facts) -> float | None:
     return None
 
 
-def _metadata(facts: Facts) -> Mapping[str, Any]:
+def _metadata(facts: ErrorFacts) -> Mapping[str, Any]:
     metadata = facts.error.get("metadata")
     return metadata if isinstance(metadata, dict) else {}
 
 
-def spent_window(facts: Facts) -> float | None:
+def spent_window(facts: ErrorFacts) -> float | None:
     """The latest reset among the windows of which nothing remains.
 
     `x-ratelimit-remaining-tokens: 0` goes with `x-ratelimit-reset-tokens`.
@@ -63,7 +63,7 @@ def spent_window(facts: Facts) -> float | None:
     )
 
 
-def named_window(facts: Facts) -> float | None:
+def named_window(facts: ErrorFacts) -> float | None:
     """The reset header of the window the message names, the right unit before others.
 
     "Tokens per hour limit exceeded" goes with `x-ratelimit-reset-tokens-hour`.
@@ -77,7 +77,7 @@ def named_window(facts: Facts) -> float | None:
     return _latest(reset_hints.reset(facts.headers[n], facts.now) for n in exact or names)
 
 
-def lone_reset(facts: Facts) -> float | None:
+def lone_reset(facts: ErrorFacts) -> float | None:
     """A `...ratelimit-reset` that is the only one, so that it must be the one meant."""
     names = [n for n in facts.headers if "ratelimit" in n and "reset" in n]
     return reset_hints.reset(facts.headers[names[0]], facts.now) if len(names) == 1 else None
@@ -95,7 +95,7 @@ USUAL_WAITS: tuple[Wait, ...] = (
 )
 
 
-def first_wait(facts: Facts, waits: Iterable[Wait]) -> float | None:
+def first_wait(facts: ErrorFacts, waits: Iterable[Wait]) -> float | None:
     """Return the first wait that is not over; 0 if all that are named are; else None."""
     over = None
     for wait in waits:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from account_pool.core.facts import Facts
+from account_pool.core.error_facts import ErrorFacts
 from account_pool.core.outcome import Scope
 from account_pool.core.signals import (
     AUTH_INVALID,
@@ -41,7 +41,7 @@ _HAS_WINDOW_HEADER = re.compile(
 )
 
 
-def _is_about_model(facts: Facts) -> bool:
+def _is_about_model(facts: ErrorFacts) -> bool:
     """Say whether a limit names what is counted per model class: requests or tokens."""
     if any(_HAS_WINDOW_HEADER.fullmatch(name) for name in facts.headers):
         return True
@@ -51,7 +51,7 @@ def _is_about_model(facts: Facts) -> bool:
 _COUNTED = re.compile(r"\b(?:tokens?|requests?)\b", _I)
 
 
-def _only_should_retry(facts: Facts) -> bool:
+def _only_should_retry(facts: ErrorFacts) -> bool:
     """Say whether a 429 carries `x-should-retry` and no window or wait at all."""
     return (
         "x-should-retry" in facts.headers

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 
 from account_pool.core import reset_hints
-from account_pool.core.facts import Facts
+from account_pool.core.error_facts import ErrorFacts
 from account_pool.core.meaning import Meaning
 from account_pool.core.outcome import Scope
 from account_pool.core.signals import (
@@ -43,7 +43,7 @@ _UNIT_S = {"m": 60.0, "h": 3600.0, "d": 86_400.0}
 RESETS = ("reset", "5h-reset", "7d-reset", "7d_oi-reset", "7d_opus-reset", "7d_sonnet-reset")
 
 
-def _rejected_windows(facts: Facts) -> Iterable[tuple[str, str | None]]:
+def _rejected_windows(facts: ErrorFacts) -> Iterable[tuple[str, str | None]]:
     """Yield the spent windows: (name such as "5h", family or None)."""
     for name, value in facts.headers.items():
         found = _WINDOW_STATUS.fullmatch(name)
@@ -51,16 +51,16 @@ def _rejected_windows(facts: Facts) -> Iterable[tuple[str, str | None]]:
             yield found[1], found[2]
 
 
-def _is_spent(facts: Facts) -> bool:
+def _is_spent(facts: ErrorFacts) -> bool:
     """Say whether the answer as a whole is rejected for a window."""
     return facts.headers.get(_UNIFIED + "status", "").strip().lower() in _REJECTED
 
 
-def _account_window_spent(facts: Facts) -> bool:
+def _account_window_spent(facts: ErrorFacts) -> bool:
     return any(family is None for _, family in _rejected_windows(facts))
 
 
-def _short_account_window_spent(facts: Facts) -> bool:
+def _short_account_window_spent(facts: ErrorFacts) -> bool:
     lengths = [
         int(window[:-1]) * _UNIT_S[window[-1]]
         for window, family in _rejected_windows(facts)
@@ -69,7 +69,7 @@ def _short_account_window_spent(facts: Facts) -> bool:
     return bool(lengths) and max(lengths) <= _UNIT_S["h"]
 
 
-def _family_window_spent(facts: Facts) -> bool:
+def _family_window_spent(facts: ErrorFacts) -> bool:
     if any(family is not None for _, family in _rejected_windows(facts)):
         return True
     if not _is_spent(facts):
@@ -86,17 +86,17 @@ def _family_window_spent(facts: Facts) -> bool:
 _CLAIMED = {"five_hour": "5h", "seven_day": "7d"}
 
 
-def _claim(facts: Facts) -> str:
+def _claim(facts: ErrorFacts) -> str:
     return facts.headers.get(_UNIFIED + "representative-claim", "").strip().lower()
 
 
-def _claim_family(facts: Facts) -> str | None:
+def _claim_family(facts: ErrorFacts) -> str | None:
     """Return the family in `representative-claim: seven_day_opus`."""
     found = re.fullmatch(r"(?:five_hour|seven_day)_(\w+)", _claim(facts))
     return found[1] if found else None
 
 
-def _rejected_reset(facts: Facts) -> float | None:
+def _rejected_reset(facts: ErrorFacts) -> float | None:
     """The latest reset of the spent windows; on an allowed one it is information only."""
     spent = list(_rejected_windows(facts))
     account_wide = any(family is None for _, family in spent)
@@ -111,12 +111,12 @@ def _rejected_reset(facts: Facts) -> float | None:
     return max((wait for wait in waits if wait is not None), default=None)
 
 
-def _is_overage(facts: Facts) -> bool:
+def _is_overage(facts: ErrorFacts) -> bool:
     """Say whether paid overage is what was rejected: its reset ends a month of billing."""
     return _claim(facts) == "overage"
 
 
-def _unified_reset(facts: Facts) -> float | None:
+def _unified_reset(facts: ErrorFacts) -> float | None:
     """The aggregate's reset, which belongs to the representative window."""
     if _is_overage(facts):
         return None
@@ -126,7 +126,7 @@ def _unified_reset(facts: Facts) -> float | None:
 _WINDOW_WAITS: tuple[Wait, ...] = (_rejected_reset, retry_after, _unified_reset)
 
 
-def _family(facts: Facts) -> str | None:
+def _family(facts: ErrorFacts) -> str | None:
     for _, family in _rejected_windows(facts):
         if family is not None:
             return family[1:]
@@ -136,7 +136,7 @@ def _family(facts: Facts) -> str | None:
 _FAMILIES = frozenset({"fable", "haiku", "opus", "sonnet"})
 
 
-def _family_models(facts: Facts) -> str | None:
+def _family_models(facts: ErrorFacts) -> str | None:
     """Return the models of a family that goes by the name they have.
 
     None for a code name (`7d_oi`), and where the request was for another family: all that
@@ -156,13 +156,13 @@ _NAMED_FAMILY = re.compile(
 )
 
 
-def _limited_family(facts: Facts) -> str | None:
+def _limited_family(facts: ErrorFacts) -> str | None:
     """Return the models of the family whose limit a sentence says is reached."""
     found = _NAMED_FAMILY.search(facts.message) if facts.meaning is Meaning.PLAN else None
     return f"claude-*{(found[1] or found[2]).lower()}*" if found else None
 
 
-def _is_allowed(facts: Facts) -> bool:
+def _is_allowed(facts: ErrorFacts) -> bool:
     """Say whether the windows that are named still serve, and no wait is."""
     if says_limit(facts):
         return False
@@ -172,7 +172,7 @@ def _is_allowed(facts: Facts) -> bool:
     )
 
 
-def says_limit(facts: Facts) -> bool:
+def says_limit(facts: ErrorFacts) -> bool:
     """Say whether the sentence speaks of the plan or of money, whatever headers say."""
     return facts.meaning in (Meaning.PLAN, Meaning.MONEY)
 

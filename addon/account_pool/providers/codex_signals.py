@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from account_pool.core import reset_hints
-from account_pool.core.facts import Facts
+from account_pool.core.error_facts import ErrorFacts
 from account_pool.core.outcome import Scope
 from account_pool.core.signals import (
     AUTH_EXPIRED,
@@ -44,7 +44,7 @@ _USED = re.compile(r"(?P<window>x-.+-(?:primary|secondary))-used-percent")
 _MAIN = "x-codex"
 
 
-def _limit_name(facts: Facts) -> str | None:
+def _limit_name(facts: ErrorFacts) -> str | None:
     """Return the limit that is spent if it is not the account's own.
 
     The value names the limit in force, on an ordinary account something like `premium`;
@@ -67,12 +67,12 @@ def _family(name: str) -> str:
 _FEATURE = re.compile(r"image|video|audio|voice|realtime|review|search|browser|cloud_task", _I)
 
 
-def _feature(facts: Facts) -> str | None:
+def _feature(facts: ErrorFacts) -> str | None:
     name = _limit_name(facts)
     return name if name and _FEATURE.search(name) else None
 
 
-def _spent_windows(facts: Facts) -> list[str]:
+def _spent_windows(facts: ErrorFacts) -> list[str]:
     """Return how the headers of the spent windows begin, of the limit in force only."""
     name = _limit_name(facts)
     family = _family(name) if name else _MAIN
@@ -85,7 +85,7 @@ def _spent_windows(facts: Facts) -> list[str]:
     ]
 
 
-def _windows_end(facts: Facts) -> float | None:
+def _windows_end(facts: ErrorFacts) -> float | None:
     """The latest reset among the spent windows."""
     waits = []
     for window in _spent_windows(facts):
@@ -97,7 +97,7 @@ def _windows_end(facts: Facts) -> float | None:
     return max((wait for wait in waits if wait is not None), default=None)
 
 
-def _latest(facts: Facts) -> float | None:
+def _latest(facts: ErrorFacts) -> float | None:
     """The end of what is spent: the body's window and those of the headers, the latest."""
     waits = (body_reset(facts), _windows_end(facts))
     return max((wait for wait in waits if wait), default=None)
@@ -106,7 +106,7 @@ def _latest(facts: Facts) -> float | None:
 WAITS: tuple[Wait, ...] = (_latest, body_reset, retry_after_ms, retry_after, prose)
 
 
-def _reached(facts: Facts, *types: str) -> bool:
+def _reached(facts: ErrorFacts, *types: str) -> bool:
     """Say whether `x-codex-rate-limit-reached-type` is one of *types*."""
     return facts.headers.get("x-codex-rate-limit-reached-type", "").strip().lower() in types
 
@@ -114,12 +114,12 @@ def _reached(facts: Facts, *types: str) -> bool:
 # -- errors of the login, in headers
 
 
-def _header_error(*codes: str) -> Callable[[Facts], bool]:
+def _header_error(*codes: str) -> Callable[[ErrorFacts], bool]:
     """Return a condition on the code in `x-error-json` or `x-openai-authorization-error`."""
     return lambda facts: not _header_codes(facts).isdisjoint(codes)
 
 
-def _header_codes(facts: Facts) -> frozenset[str]:
+def _header_codes(facts: ErrorFacts) -> frozenset[str]:
     error = _decoded(facts.headers.get("x-error-json", ""))
     inner = error.get("error") if isinstance(error, dict) else None
     named = [inner.get("code"), inner.get("type")] if isinstance(inner, dict) else [inner]
@@ -141,22 +141,22 @@ _SPENT = frozenset({"usage_limit_reached", "usage_limit_exceeded"})
 _NAMED_MODEL = re.compile(r"\bthe ['\"`]?([\w./:-]{1,80}?)['\"`]? model is not supported\b", _I)
 
 
-def _refused_model(facts: Facts) -> str | None:
+def _refused_model(facts: ErrorFacts) -> str | None:
     found = _NAMED_MODEL.search(facts.message)
     return found[1] if found else None
 
 
-def _is_limit(facts: Facts) -> bool:
+def _is_limit(facts: ErrorFacts) -> bool:
     return facts.status == 429 or not _SPENT.isdisjoint(facts.words)
 
 
-def _credits_spent(facts: Facts) -> bool:
+def _credits_spent(facts: ErrorFacts) -> bool:
     return _is_limit(facts) and _reached(
         facts, "workspace_owner_credits_depleted", "workspace_member_credits_depleted"
     )
 
 
-def _window_spent(facts: Facts) -> bool:
+def _window_spent(facts: ErrorFacts) -> bool:
     return bool(_spent_windows(facts)) or _reached(
         facts,
         *("rate_limit_reached", "workspace_owner_usage_limit_reached"),
@@ -164,7 +164,7 @@ def _window_spent(facts: Facts) -> bool:
     )
 
 
-def _gives_no_reason(facts: Facts) -> bool:
+def _gives_no_reason(facts: ErrorFacts) -> bool:
     return not facts.words and facts.meaning is None and first_wait(facts, WAITS) is None
 
 

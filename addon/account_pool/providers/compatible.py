@@ -16,7 +16,7 @@ from typing import Any
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
-from account_pool.core.facts import Facts
+from account_pool.core.error_facts import ErrorFacts
 from account_pool.core.outcome import Scope
 from account_pool.core.signals import Rule, SignalTable
 from account_pool.core.sse import Verdict
@@ -41,7 +41,7 @@ def compatible(
     rate_scope: Scope = Scope.ACCOUNT,
     waits: tuple[Wait, ...] = USUAL_WAITS,
     shared: bool = False,
-    owner: Callable[[Facts], str | None] = lambda _facts: None,
+    owner: Callable[[ErrorFacts], str | None] = lambda _facts: None,
     gets: Iterable[str] = ("/models",),
     prefixes: Iterable[str] = ("/v1",),
     refusal: Callable[[int, str, float | None], LocalAnswer] = openai.refusal,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 
 from account_pool.core import reset_hints
-from account_pool.core.facts import Facts
+from account_pool.core.error_facts import ErrorFacts
 from account_pool.core.meaning import Meaning
 from account_pool.core.signals import (
     ACCOUNT,
@@ -33,7 +33,7 @@ from account_pool.providers.general_signals import GENERAL_RULES
 REFUSALS = frozenset({0, 402, 403, 412, 429})
 
 
-def _limit_is_zero(facts: Facts) -> bool:
+def _limit_is_zero(facts: ErrorFacts) -> bool:
     """Say whether a limit, not what remains of it, is 0."""
     return any(
         "ratelimit" in name
@@ -46,13 +46,13 @@ def _limit_is_zero(facts: Facts) -> bool:
 _TEAM_MODEL = re.compile(r"\bmodel [`'\"]?([\w./:-]{1,80}?)[`'\"]?(?=[\s,;]|\.\s|\.?$)")
 
 
-def named_model(facts: Facts) -> str | None:
+def named_model(facts: ErrorFacts) -> str | None:
     """Return the model a sentence names: "... and model grok-4.5. Requests per ..."."""
     found = _TEAM_MODEL.search(facts.message)
     return found[1] if found else None
 
 
-def _is_the_vendors(facts: Facts) -> bool:
+def _is_the_vendors(facts: ErrorFacts) -> bool:
     """Say whether nothing speaks of the account: "You have exceeded your quota" does."""
     return facts.meaning not in (Meaning.PLAN, Meaning.MONEY)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from account_pool.core import reset_hints
-from account_pool.core.facts import Facts
+from account_pool.core.error_facts import ErrorFacts
 from account_pool.core.outcome import Scope
 from account_pool.core.signals import (
     ACCOUNT,
@@ -56,19 +56,19 @@ def _openrouter_delay(text: str, wait_s: float, wall_now: float) -> str:
     return envelopes.delay_sentence(_OPENROUTER_RESET.sub(rf"\g<1>{at}", text), wait_s, wall_now)
 
 
-def _user(facts: Facts) -> str | None:
+def _user(facts: ErrorFacts) -> str | None:
     """Return the user an answer names beside the error."""
     user = facts.outer.get("user_id")
     return user if isinstance(user, str) and user else None
 
 
-def _utc_day(facts: Facts) -> float | None:
+def _utc_day(facts: ErrorFacts) -> float | None:
     """The reset that is named, else the end of the day in UTC."""
     named = first_wait(facts, (spent_window, lone_reset, retry_after))
     return reset_hints.until_utc_midnight(facts.now) if named is None else named
 
 
-def _upstream(facts: Facts) -> bool:
+def _upstream(facts: ErrorFacts) -> bool:
     """Say whether the error is that of the provider behind OpenRouter."""
     metadata = facts.error.get("metadata")
     return isinstance(metadata, dict) and any(
@@ -140,7 +140,7 @@ OPENROUTER = compatible(
 _GROQ = "https://console.groq.com/docs"
 
 
-def _day_spent(facts: Facts) -> bool:
+def _day_spent(facts: ErrorFacts) -> bool:
     """Say whether nothing is left of the requests of the day and no window is named."""
     left = facts.headers.get("x-ratelimit-remaining-requests")
     return facts.window_s is None and reset_hints.seconds(left) == 0
@@ -197,7 +197,7 @@ def _mistral_refusal(status: int, message: str, wait_s: float | None) -> LocalAn
     return envelopes.sdk_answer(status, wait_s, error)
 
 
-def _month_spent(facts: Facts) -> bool:
+def _month_spent(facts: ErrorFacts) -> bool:
     """Say whether nothing is left of the month: a header family by size of the request."""
     return any(
         name.endswith("-month") and "remaining" in name and reset_hints.seconds(value) == 0
@@ -246,7 +246,7 @@ _XAI_CODES = {
 }
 
 
-def _team(facts: Facts) -> str | None:
+def _team(facts: ErrorFacts) -> str | None:
     """Return the team a sentence names."""
     found = _TEAM.search(facts.message)
     return found[1].lower() if found else None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from account_pool.core import reset_hints
-from account_pool.core.facts import Facts
+from account_pool.core.error_facts import ErrorFacts
 from account_pool.core.headroom_words import snapshot_parts
 from account_pool.core.outcome import Answer, Outcome
 from account_pool.core.signals import (
@@ -40,7 +40,7 @@ _TOKEN = "microsoft/vscode-copilot-chat src/platform/authentication/common/copil
 # -- reading the evidence
 
 
-def limit_key(facts: Facts) -> str:
+def limit_key(facts: ErrorFacts) -> str:
     """Return the key of `x-ratelimit-exceeded: <service>:<key>:<principal>:<plan>`.
 
     Such as `global-usage-5-hour-key`; "" if there is none.
@@ -56,16 +56,16 @@ _MONTHLY_KEY = re.compile(r"\bmonthly\b|\bmonth\b|\bquota_exceeded\b")
 _MODEL_KEY = re.compile(r"\bmodel\b")
 
 
-def _key_is(pattern: re.Pattern[str]) -> Callable[[Facts], bool]:
+def _key_is(pattern: re.Pattern[str]) -> Callable[[ErrorFacts], bool]:
     return lambda facts: bool(pattern.search(limit_key(facts)))
 
 
-def _user_retry_after(facts: Facts) -> float | None:
+def _user_retry_after(facts: ErrorFacts) -> float | None:
     value = facts.headers.get("x-ratelimit-user-retry-after")
     return reset_hints.retry_after(value, facts.now)
 
 
-def _principal(facts: Facts) -> str:
+def _principal(facts: ErrorFacts) -> str:
     """Return who is limited, of `x-ratelimit-exceeded`: `userID`, `orgID`; "" if not said."""
     parts = facts.headers.get("x-ratelimit-exceeded", "").lower().split(":")
     return parts[2].strip() if len(parts) > 2 else ""
@@ -74,7 +74,7 @@ def _principal(facts: Facts) -> str:
 _OWNER_LIMITED = re.compile(r"(?:org|enterprise|business|billing)")
 
 
-def _snapshots(facts: Facts) -> Iterator[Mapping[str, Any]]:
+def _snapshots(facts: ErrorFacts) -> Iterator[Mapping[str, Any]]:
     """Yield what is left of each quota: headers (query strings) and frames.
 
     `ent=300&ov=0.0&ovPerm=false&rem=29.7&rst=2026-05-01T00%3A00%3A00Z`, in any order.
@@ -94,7 +94,7 @@ def _members(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _spent_snapshot(facts: Facts) -> float | None:
+def _spent_snapshot(facts: ErrorFacts) -> float | None:
     """The latest reset of the quotas of which nothing is left (`rem` is a percentage)."""
     waits = [
         reset_hints.instant(snapshot.get("rst"), facts.now)
@@ -106,18 +106,18 @@ def _spent_snapshot(facts: Facts) -> float | None:
     return max((wait for wait in waits if wait is not None), default=None)
 
 
-def _monday(facts: Facts) -> float | None:
+def _monday(facts: ErrorFacts) -> float | None:
     return reset_hints.until_utc_monday(facts.now)
 
 
-def _github_reset(facts: Facts) -> float | None:
+def _github_reset(facts: ErrorFacts) -> float | None:
     return reset_hints.reset(facts.headers.get("x-ratelimit-reset"), facts.now)
 
 
 WAITS: tuple[Wait, ...] = (retry_after, _user_retry_after, prose, body_reset, _spent_snapshot)
 
 
-def _is_long(facts: Facts) -> bool:
+def _is_long(facts: ErrorFacts) -> bool:
     """Say whether a code without a window is about a plan: by sentence or wait."""
     wait = first_wait(facts, WAITS)
     return max(wait or 0.0, facts.window_s or 0.0) > 3600.0

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from account_pool.core import reset_hints
-from account_pool.core.facts import Facts
+from account_pool.core.error_facts import ErrorFacts
 from account_pool.core.meaning import Meaning
 from account_pool.core.signals import (
     AUTH_EXPIRED,
@@ -44,19 +44,19 @@ _MISLEADING_S = 60.0
 # -- reading the details
 
 
-def _details(facts: Facts) -> Iterator[Mapping[str, Any]]:
+def _details(facts: ErrorFacts) -> Iterator[Mapping[str, Any]]:
     details = facts.error.get("details")
     if isinstance(details, list):
         yield from (item for item in details[:_MAX_ITEMS] if isinstance(item, dict))
 
 
-def _metadata(facts: Facts) -> Iterator[Mapping[str, Any]]:
+def _metadata(facts: ErrorFacts) -> Iterator[Mapping[str, Any]]:
     for detail in _details(facts):
         if isinstance(metadata := detail.get("metadata"), dict):
             yield metadata
 
 
-def _violations(facts: Facts) -> Iterator[Mapping[str, Any]]:
+def _violations(facts: ErrorFacts) -> Iterator[Mapping[str, Any]]:
     for detail in _details(facts):
         if isinstance(violations := detail.get("violations"), list):
             yield from (item for item in violations[:_MAX_ITEMS] if isinstance(item, dict))
@@ -67,7 +67,7 @@ def _texts(holders: Iterable[Mapping[str, Any]], *keys: str) -> list[str]:
     return [value for value in found if isinstance(value, str)]
 
 
-def _quotas(facts: Facts) -> list[str]:
+def _quotas(facts: ErrorFacts) -> list[str]:
     """Return the ids of the quotas that ran out, new form and old."""
     return [
         *_texts(_violations(facts), "quotaId", "quotaMetric"),
@@ -87,7 +87,7 @@ _ZERO_IN_TEXT = re.compile(r"\blimit: ?0(?!\.?\d)", _I)
 _METRIC_IN_TEXT = re.compile(r"\bquota exceeded for (?:quota )?metric\b(?P<named>[^\n]{0,200})", _I)
 
 
-def _is_zero(facts: Facts) -> bool:
+def _is_zero(facts: ErrorFacts) -> bool:
     """Say whether a quota's limit is 0: the model is not offered to this project."""
     values = [violation.get("quotaValue") for violation in _violations(facts)]
     values += [metadata.get("quota_limit_value") for metadata in _metadata(facts)]
@@ -96,13 +96,13 @@ def _is_zero(facts: Facts) -> bool:
     )
 
 
-def _is_daily(facts: Facts) -> bool:
+def _is_daily(facts: ErrorFacts) -> bool:
     return any(_PER_DAY.search(quota) for quota in _quotas(facts)) or (
         facts.window_s == 86_400.0 and bool(_METRIC_IN_TEXT.search(facts.message))
     )
 
 
-def _project(facts: Facts) -> str | None:
+def _project(facts: ErrorFacts) -> str | None:
     """Return the project whose quota it is: `consumer: projects/123`.
 
     None for a quota of each user: there the consumer is Google's own, the same for all.
@@ -112,7 +112,7 @@ def _project(facts: Facts) -> str | None:
     return next(iter(_texts(_metadata(facts), "consumer")), None)
 
 
-def _named_model(facts: Facts) -> str | None:
+def _named_model(facts: ErrorFacts) -> str | None:
     """Return the model the details or the sentence name."""
     for violation in _violations(facts):
         dimensions = violation.get("quotaDimensions")
@@ -124,7 +124,7 @@ def _named_model(facts: Facts) -> str | None:
     return found[1].rstrip(".") if found else None
 
 
-def _is_per_model(facts: Facts) -> bool:
+def _is_per_model(facts: ErrorFacts) -> bool:
     """Say whether what ran out is counted per model.
 
     A sentence that names a metric without saying more means the usual, which is; one of
@@ -148,7 +148,7 @@ _PLAN_WORDS = re.compile(
 )
 
 
-def _is_of_the_plan(facts: Facts) -> bool:
+def _is_of_the_plan(facts: ErrorFacts) -> bool:
     """Say whether a quota is that of the whole account: "Individual quota reached"."""
     if _named_model(facts) is not None or facts.about_model:
         return False
@@ -163,7 +163,7 @@ _EXHAUSTED = frozenset({"resource_exhausted", "rate_limit_exceeded", "ratelimite
 _SPENDING = re.compile(r"\b(?:spend(?:ing)?|budget|free (?:quota|credits?))\b", _I)
 
 
-def _is_of_a_long_window(facts: Facts) -> bool:
+def _is_of_a_long_window(facts: ErrorFacts) -> bool:
     """Say whether the sentence names a window of more than an hour, or what is spent."""
     if facts.meaning is not Meaning.PLAN:
         return False
@@ -173,13 +173,13 @@ def _is_of_a_long_window(facts: Facts) -> bool:
 # -- where a reset is named
 
 
-def retry_info(facts: Facts) -> float | None:
+def retry_info(facts: ErrorFacts) -> float | None:
     """`RetryInfo.retryDelay`, a protobuf Duration."""
     delays = _texts(_details(facts), "retryDelay")
     return next((w for d in delays if (w := reset_hints.duration(d)) is not None), None)
 
 
-def quota_reset(facts: Facts) -> float | None:
+def quota_reset(facts: ErrorFacts) -> float | None:
     """Code Assist: `quotaResetDelay`, else `quotaResetTimeStamp`."""
     for delay in _texts(_metadata(facts), "quotaResetDelay"):
         if (wait := reset_hints.duration(delay)) is not None:
@@ -190,11 +190,11 @@ def quota_reset(facts: Facts) -> float | None:
     return None
 
 
-def _pacific_midnight(facts: Facts) -> float | None:
+def _pacific_midnight(facts: ErrorFacts) -> float | None:
     return reset_hints.until_pacific_midnight(facts.now)
 
 
-def _long_hint(facts: Facts) -> float | None:
+def _long_hint(facts: ErrorFacts) -> float | None:
     """A hint for an exhausted quota; a short one is that of the request rate."""
     wait = first_wait(facts, (quota_reset, retry_info, prose, retry_after))
     return wait if wait is not None and wait > _MISLEADING_S else None

@@ -6,7 +6,7 @@ credits, a plan or a period is a limit whatever the status.
 
 from __future__ import annotations
 
-from account_pool.core.facts import Facts
+from account_pool.core.error_facts import ErrorFacts
 from account_pool.core.meaning import Meaning, is_about_request
 from account_pool.core.signals import (
     FORBIDDEN_ACCOUNT,
@@ -26,12 +26,12 @@ from account_pool.core.waits import USUAL_WAITS, first_wait
 _SOON_S = 60.0
 
 
-def long_context(_facts: Facts) -> str:
+def long_context(_facts: ErrorFacts) -> str:
     """Name what only accounts with credits have; it is no model."""
     return "long-context"
 
 
-def _is_short(facts: Facts) -> bool:
+def _is_short(facts: ErrorFacts) -> bool:
     """Say whether what is called a quota is one of an hour or less."""
     if facts.meaning is not Meaning.PLAN:
         return False
@@ -41,7 +41,7 @@ def _is_short(facts: Facts) -> bool:
     return wait is not None and 0 < wait <= _SOON_S
 
 
-def _is_about_request(facts: Facts) -> bool:
+def _is_about_request(facts: ErrorFacts) -> bool:
     """Say whether code and sentence blame the request, whatever the status."""
     return facts.meaning is None and is_about_request(facts.message)
 

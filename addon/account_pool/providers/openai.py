@@ -14,7 +14,7 @@ from typing import Any
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
-from account_pool.core.facts import is_failure
+from account_pool.core.error_facts import is_failure
 from account_pool.core.outcome import Scope
 from account_pool.core.signals import SignalTable
 from account_pool.core.sse import Verdict

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from account_pool.core.facts import Facts
+from account_pool.core.error_facts import ErrorFacts
 from account_pool.core.signals import FORBIDDEN_ACCOUNT, MODEL, OVERLOADED, QUOTA, RATE_LIMIT, Rule
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES, named_model
 
@@ -17,7 +17,7 @@ _CODES = "https://platform.openai.com/docs/guides/error-codes"
 _ORGANISATION = re.compile(r"\bin organization [`'\"]?(org[-_]\w{1,64})")
 
 
-def organisation(facts: Facts) -> str | None:
+def organisation(facts: ErrorFacts) -> str | None:
     """Return the organisation a sentence names: "... in organization org-x on ..."."""
     found = _ORGANISATION.search(facts.message)
     return found[1] if found else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from account_pool.core.facts import Facts
+from account_pool.core.error_facts import ErrorFacts
 from account_pool.core.outcome import Scope
 from account_pool.core.signals import (
     AUTH_EXPIRED,
@@ -29,10 +29,10 @@ from account_pool.providers.compatible_signals import COMPATIBLE_RULES
 _CODES = "https://docs.aws.amazon.com/bedrock/latest/userguide/troubleshooting-api-error-codes.html"
 
 
-def _is(*exceptions: str) -> Callable[[Facts], bool]:
+def _is(*exceptions: str) -> Callable[[ErrorFacts], bool]:
     """Say whether an answer names one of *exceptions*: in a header, or in the body."""
 
-    def matches(facts: Facts) -> bool:
+    def matches(facts: ErrorFacts) -> bool:
         named = f"{facts.headers.get('x-amzn-errortype', '')} {facts.error.get('__type', '')}"
         return any(exception in named for exception in exceptions)
 

@@ -17,7 +17,7 @@ from typing import Any
 from account_pool.core import json_pointer, reset_hints, waits
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
-from account_pool.core.facts import Facts, read_facts
+from account_pool.core.error_facts import ErrorFacts, read_facts
 from account_pool.core.outcome import Answer, Outcome, OutcomeClass, Scope
 from account_pool.core.signals import Rule, SignalTable
 from account_pool.core.sse import HAS_FAILURE, Judge, Verdict
@@ -115,7 +115,7 @@ class OwnerPlace:
     pointer: Pointer | None = None
     pattern: re.Pattern[str] | None = None
 
-    def find(self, facts: Facts) -> str | None:
+    def find(self, facts: ErrorFacts) -> str | None:
         """Return the owner a refusal names, None if it does not say."""
         if self.header is not None:
             return facts.headers.get(self.header) or None
@@ -201,7 +201,7 @@ class LimitRule:
             return False
         return self.regex is None or (text is not None and search(self.regex, text))
 
-    def matches(self, facts: Facts) -> bool:
+    def matches(self, facts: ErrorFacts) -> bool:
         """Say whether every condition but the status holds."""
         return (
             self.has_code(facts.words)
@@ -404,7 +404,7 @@ def _wait(reset: Reset) -> Wait:
     return waits.prose
 
 
-def _named(facts: Facts, pointer: Pointer) -> str | None:
+def _named(facts: ErrorFacts, pointer: Pointer) -> str | None:
     value = json_pointer.find(facts.payload, pointer)
     return value if isinstance(value, str) and value else None
 

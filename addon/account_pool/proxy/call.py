@@ -9,7 +9,7 @@ from functools import lru_cache
 from mitmproxy import http
 from mitmproxy.net.http import url
 
-from account_pool.core.lease import Facts
+from account_pool.core.lease import RequestFacts
 from account_pool.providers import sessions
 from account_pool.providers.base import LocalAnswer, Provider, RequestHead, Route
 from account_pool.providers.registry import HostIndex
@@ -70,14 +70,14 @@ class Call:
                     return "the Host header names a host that is not the provider's"
         return None
 
-    def facts(self, request: http.Request) -> Facts:
+    def facts(self, request: http.Request) -> RequestFacts:
         """Return what the pool must know, now that the body is there."""
         head, provider = self.head, self.provider
         head.body = _decoded_body(head, request)
         model, told = bounded(provider.model(head)), provider.conversation(head)
         if told.session is not None and not sessions.is_hashed(told.session):
             told = told._replace(session=self._without_credential(told.session))
-        return Facts(
+        return RequestFacts(
             provider=provider.name,
             kind=provider.kind(head),
             path=head.path,

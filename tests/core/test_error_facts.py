@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from account_pool.core.facts import is_failure, read_facts, window_s
+from account_pool.core.error_facts import is_failure, read_facts, window_s
 from account_pool.core.outcome import Answer
 
 

@@ -1,9 +1,8 @@
-"""What an answer says when it refuses, read once for the rules of `signals.py`.
+"""The facts of an error response, read once for the rules of `signals.py`.
 
-Finds the error object in the envelopes vendors use, and takes its codes, its sentence
-and the status and headers that travel inside bodies and frames. Reads envelopes only,
-never what a model wrote, and is total: any JSON value gives some facts. Knows shapes,
-but no vendor.
+Finds the error object in the envelopes that vendors use, and takes its codes, its message
+and the status and headers inside bodies and frames. Reads envelopes only, never what a
+model wrote, and is total: any JSON value gives some facts. Knows shapes, but no vendor.
 """
 
 from __future__ import annotations
@@ -75,25 +74,25 @@ _SECONDS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What rules may look at, read once from an answer.
+class ErrorFacts:
+    """What rules may look at, read once from a response.
 
     Attributes:
-        status: HTTP status of the refusal. Inside a stream the one the event names; 0
-            when it names none.
-        headers: by lower-case name, those inside a WebSocket frame or body included.
+        status: HTTP status of the refusal; inside a stream the one that the event names, 0
+            if it names none.
+        headers: by lower-case name, including those inside a WebSocket frame or body.
         words: every code, type, status and reason of the envelope, in lower case; of
             `code:detail` both the whole and the part before the colon; of `TwoWords` and
             `two-words` also `two_words`.
-        message: what the envelope says in prose, or a plain-text body; "" for HTML.
+        message: the message of the envelope, or a plain-text body; "" for HTML.
         error: the error object, {} if there is none.
-        outer: the whole body or event; the error object itself where there is no wrapper.
-        html: the body is a page: it came from something before the API.
-        window_s: length of the first window *message* names, in seconds.
-        model: the model the request asked for.
-        now: wall clock by which instants are read; None if unknown.
-        payload: the JSON value the error stands in, None if it is not JSON.
-        zone: the vendor's time zone, for dates that name none; None: UTC.
+        outer: the whole body or event; the error object itself if there is no wrapper.
+        html: the body is a page, from something in front of the API.
+        window_s: length of the first window that *message* names, in seconds.
+        model: the model that the request asked for.
+        now: seconds since the epoch that instants are compared with; None if unknown.
+        payload: the JSON value that contains the error, None if it is not JSON.
+        zone: the vendor's time zone, for dates without one; None: UTC.
     """
 
     status: int
@@ -120,7 +119,7 @@ class Facts:
         return is_about_model(self.message, self.model)
 
 
-def read_facts(answer: Answer) -> Facts:
+def read_facts(answer: Answer) -> ErrorFacts:
     """Read what rules look at from *answer*, whatever its shape."""
     payload = _first(answer.payload)
     error, message = _envelope(payload)
@@ -137,7 +136,7 @@ def read_facts(answer: Answer) -> Facts:
         words |= _words(outer)
     message = message[:_MAX_MESSAGE_CHARS]
     status = answer.status if answer.status >= 400 else _status_inside(outer, error)
-    return Facts(
+    return ErrorFacts(
         status=status,
         headers=headers,
         words=words,
