@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from account_pool.core.sse import Decision, EventParser, Gate, StreamEvent, Verdict, gate_shape
+from account_pool.core.sse import EventParser, Gate, StreamEvent, StreamVerdict, Verdict, gate_shape
 
 
 def events(*chunks: bytes, **options: int) -> list[StreamEvent]:
@@ -99,9 +99,9 @@ def gate(shape: Any = "sse", **bounds: int) -> Gate:
     return Gate(judge, shape, **bounds)
 
 
-COMMIT = Decision(Verdict.COMMIT)
+COMMIT = StreamVerdict(Verdict.COMMIT)
 WAIT = b'data: {"wait":1}\n\n'
-REFUSAL = Decision(Verdict.REFUSE, {"error": {"code": 429}})
+REFUSAL = StreamVerdict(Verdict.REFUSE, {"error": {"code": 429}})
 
 
 def test_first_meaningful_event_commits() -> None:
@@ -113,12 +113,12 @@ def test_a_refusal_after_quiet_events_is_seen() -> None:
     assert g.feed(b": hello\n\n" + WAIT) is None
     assert g.feed(b'event: error\ndata: {"error":') is None
     assert g.feed(b'{"code":429}}\n') is None
-    assert g.feed(b"\n") == Decision(Verdict.REFUSE, {"error": {"code": 429}}, "error")
+    assert g.feed(b"\n") == StreamVerdict(Verdict.REFUSE, {"error": {"code": 429}}, "error")
 
 
 def test_data_that_is_not_json_is_judged_as_none_and_kept_as_text() -> None:
     assert gate().feed(b"data: [DONE]\n\n") == COMMIT
-    assert gate().feed(b"event: error\ndata: limited\n\n") == Decision(
+    assert gate().feed(b"event: error\ndata: limited\n\n") == StreamVerdict(
         Verdict.REFUSE, "limited", "error"
     )
 
@@ -178,7 +178,7 @@ def test_end_decides_by_what_there_is() -> None:
         (b'[{"x":"{\\"error\\":1}"},{"error":{"code":429}}]', COMMIT),
     ],
 )
-def test_json(body: bytes, expected: Decision) -> None:
+def test_json(body: bytes, expected: StreamVerdict) -> None:
     g = gate("json")
     assert (g.feed(body) or g.end()) == expected
     g = gate("json")

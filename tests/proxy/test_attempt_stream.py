@@ -552,7 +552,7 @@ def test_another_account_that_cannot_be_reached(socket):
         "account_pool.core.attempts:Attempts.move_inside",
         "account_pool.core.attempts:Attempts._elsewhere",
         "account_pool.core.attempts:Attempts._bench_inside",
-        "account_pool.core.story:Story.sent",
+        "account_pool.core.request_events:RequestEvents.sent",
         "account_pool.proxy.serving:ServingStream.outgoing",
         "account_pool.proxy.serving:ServingStream.connect",
         "account_pool.proxy.serving:ServingStream.send_attempt",

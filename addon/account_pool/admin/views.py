@@ -17,7 +17,7 @@ from account_pool.core.cooldown import Cause, Cooldown
 from account_pool.core.pool import Pool
 from account_pool.core.sessions import Sessions
 from account_pool.core.state import AccountState
-from account_pool.core.verdicts import Verdict
+from account_pool.core.verdicts import AccountVerdict
 
 Json = dict[str, Any]
 #: Amounts by name, by (day, account, model), as the store counts them.
@@ -148,7 +148,7 @@ def cooldown_view(cooldown: Cooldown, moment: Moment) -> Json:
     }
 
 
-def _asked_last_view(verdict: Verdict, moment: Moment) -> Json:
+def _asked_last_view(verdict: AccountVerdict, moment: Moment) -> Json:
     """Return why all others are asked before an account: a refusal that may be its own fault."""
     return {
         "model": verdict.covered,

@@ -24,6 +24,7 @@ from account_pool.core.errors import IllegalEvent, NoUsableAccount, UnknownAccou
 from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
+from account_pool.core.request_events import RequestEvents
 from account_pool.core.session_lease import SessionLease
 from account_pool.core.steps import (
     PHASE_AFTER,
@@ -36,7 +37,6 @@ from account_pool.core.steps import (
     Step,
     Wait,
 )
-from account_pool.core.story import Story
 from account_pool.core.verdicts import Suspect, is_about_account
 
 #: Longest pause before an overloaded account is tried once more, full jitter (design.md, 7).
@@ -142,7 +142,7 @@ class Attempts:
     #: where its conversation lived, when this request takes it elsewhere
     _left: AccountKey | None = None
     #: tells what was decided about it, once there is something to tell
-    _story: Story | None = None
+    _recorded: RequestEvents | None = None
 
     @property
     def over(self) -> bool:
@@ -285,7 +285,7 @@ class Attempts:
         avoided = self._limited_sockets(now) | {lease.key}
         another = outcome.replayable and self.pool.pick(facts, now=now, avoid=avoided) is not None
         closes = may_close and another
-        Story(self.pool, facts).told_inside(lease.key, outcome, now, closes=closes)
+        RequestEvents(self.pool, facts).refused_inside(lease.key, outcome, now, closes=closes)
         return closes
 
     def refused_late(self, outcome: Outcome, now: float) -> None:
@@ -344,8 +344,8 @@ class Attempts:
             return None
         self.phase = Phase.SENT
         self.turn.sent_to(other.key, now)
-        story = Story(self.pool, replace(self.facts, model=model))
-        story.sent(lease.key, other.key, self.history[-1].outcome, now)
+        events = RequestEvents(self.pool, replace(self.facts, model=model))
+        events.sent(lease.key, other.key, self.history[-1].outcome, now)
         return self._send(other)
 
     def next_turn(self, model: str | None, now: float) -> Send | None:
@@ -370,8 +370,8 @@ class Attempts:
         self.pool.release(lease, _OK, now=now)
         self.phase = Phase.SENT
         self.turn.sent_to(other.key, now)
-        story = Story(self.pool, replace(self.facts, model=model))
-        story.sent(lease.key, other.key, None, now)
+        events = RequestEvents(self.pool, replace(self.facts, model=model))
+        events.sent(lease.key, other.key, None, now)
         return self._send(other)
 
     def _elsewhere(
@@ -418,7 +418,7 @@ class Attempts:
         avoid = self._avoided(now) | {lease.key}
         if self.turn.owner is None and self.pool.pick(self.facts, now=now, avoid=avoid) is not None:
             self._silent_on = lease
-            self._told().silent(lease.key, now - lease.started_at, now)
+            self._events().silent(lease.key, now - lease.started_at, now)
 
     def left(self, now: float) -> None:
         """The client has left, or the request was given up: nobody's fault.
@@ -429,8 +429,8 @@ class Attempts:
             self.pool.departed(self.lease, now=now)
         self.phase = Phase.OVER
         self.turn.ended(now)
-        if self._story is not None:
-            self._story.goes_on(By.CLIENT, now)
+        if self._recorded is not None:
+            self._recorded.wait_ended(By.CLIENT, now)
         self._return(None, now)
         given = self._leave_line()
         if given is not None:
@@ -692,7 +692,7 @@ class Attempts:
         )
         if lease is not None:
             if lease.probe:
-                self._told().probes(lease.key, now)
+                self._events().probed(lease.key, now)
             return self._go(lease, now)
         nobody_else = nobody.retry_at is None and not nobody.may_change and owner is None
         refused_by = {suspect.lease.key for suspect in self._suspects}
@@ -738,7 +738,7 @@ class Attempts:
         lease = self.pool.acquire_probe(self.facts, now=now)
         if lease is None:
             return None
-        self._told().probes(lease.key, now)
+        self._events().probed(lease.key, now)
         return self._go(lease, now)
 
     def _begin_elsewhere(
@@ -952,18 +952,18 @@ class Attempts:
             self.turn.ended(now)
         return step
 
-    def _told(self) -> Story:
-        """Return what is told of this request; an ordinary one needs none."""
-        if self._story is None:
-            self._story = Story(self.pool, self.facts)
-        return self._story
+    def _events(self) -> RequestEvents:
+        """Return the recorder of this request; an ordinary one needs none."""
+        if self._recorded is None:
+            self._recorded = RequestEvents(self.pool, self.facts)
+        return self._recorded
 
     def _record(self, before: Phase, step: Step, now: float) -> None:
-        """Have it told what was decided, and why."""
-        story = self._told()
+        """Record what was decided, and why."""
+        events = self._events()
         if before is Phase.WAITING and not isinstance(step, Wait):
             served = isinstance(step, Send) and self._ticket is not None
-            story.goes_on(By.ACCOUNT if served else By.TIME, now)
+            events.wait_ended(By.ACCOUNT if served else By.TIME, now)
         last = self.history[-1] if self.history else None
         match step:
             case Send(lease):
@@ -972,11 +972,11 @@ class Attempts:
                 came_from = refused.key if refused else self._left
                 if came_from is not None:
                     outcome = refused.outcome if refused else None
-                    story.sent(came_from, lease.key, outcome, now)
+                    events.sent(came_from, lease.key, outcome, now)
             case Wait():
-                story.held(step, last, self._nobody, now)
+                events.held(step, last, self._nobody, now)
             case Deliver() | Answer():
-                story.given_up(step, last, self._nobody, now, kept=self.replayable)
+                events.given_up(step, last, self._nobody, now, kept=self.replayable)
             case Refresh():
                 pass
             case _:

@@ -13,8 +13,8 @@ from account_pool.core.cooldown import Cause
 from account_pool.core.decision import By, Decision, Kind, one_line
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.outcome import OutcomeClass
+from account_pool.core.request_events import NOT_KEPT
 from account_pool.core.steps import Attempt
-from account_pool.core.story import NOT_KEPT
 
 _EFFECTS = (Kind.COOLDOWN, Kind.DISABLE, Kind.SUSPECT)
 

@@ -22,10 +22,10 @@ from itertools import count
 from math import inf
 from typing import NamedTuple
 
-from account_pool.core import changes, snapshot
+from account_pool.core import account_events, snapshot
 from account_pool.core.account import Account, AccountKey
+from account_pool.core.account_events import AccountStanding
 from account_pool.core.admission import Admission, Ticket
-from account_pool.core.changes import Standing
 from account_pool.core.cooldown import BENCHING, Cause, Cooldown, covers, next_cooldown
 from account_pool.core.credential import Credential, are_of_others, fingerprint
 from account_pool.core.decision import By
@@ -162,7 +162,7 @@ class Pool:
         members.bare.discard(key)
         del members.by_label[key.label]
         self._owners.forget(key)
-        changes.removed(self.decisions, key, now)
+        account_events.removed(self.decisions, key, now)
         self._tell(key)
         # Nobody can go on for it, but some may wait in vain from now on.
         self._admission.call_all(key.provider)
@@ -753,7 +753,7 @@ class Pool:
         probe: bool,
         by: By,
     ) -> Cooldown:
-        was = Standing.of(state)
+        was = AccountStanding.of(state)
         covered = (outcome.model or model) if outcome.scope is Scope.MODEL else None
         cooldown = next_cooldown(
             state.cooldowns.get(covered),
@@ -767,12 +767,12 @@ class Pool:
         )
         if len(state.cooldowns) >= MAX_COOLDOWNS and covered not in state.cooldowns:
             _forget_some(state, now)
-            changes.record(self.decisions, state, was, By.ROOM, now)
-            was = Standing.of(state)
+            account_events.record(self.decisions, state, was, By.ROOM, now)
+            was = AccountStanding.of(state)
         state.cooldowns[covered] = cooldown
         if cooldown.cause.bare:
             self._members[state.key.provider].bare.add(state.key)
-        changes.refused(self.decisions, state, was, covered, by=by, now=now)
+        account_events.refused(self.decisions, state, was, covered, by=by, now=now)
         state.ramps.pop(covered, None)
         self._members[state.key.provider].place(state, now)
         self.pressing = True
@@ -1103,10 +1103,10 @@ class Pool:
             self._owners.forget(account.key)
             if account.owner is not None:
                 self._owners.learn(account.key, account.owner)
-            was = Standing.of(state)
+            was = AccountStanding.of(state)
             snapshot.into_state(account, state, behind, now)
             self._reserve(state, now)
-            changes.record(self.decisions, state, was, by, now)
+            account_events.record(self.decisions, state, was, by, now)
             self._members[account.key.provider].place(state, now)
             self._changed(account.key, now)
 
@@ -1194,7 +1194,7 @@ class Pool:
         if not (was or state.account.reserve):
             return False
         state.reserved = reserved(state.account.reserve, state.headroom, now)
-        changes.reserved(self.decisions, state, was, now)
+        account_events.reserved(self.decisions, state, was, now)
         return bool(was or state.reserved)
 
     def _window_reset(self, key: AccountKey, window: Window) -> None:
@@ -1207,7 +1207,7 @@ class Pool:
         limit hit says nothing about the limit.
         """
         started_at, model = lease.started_at, lease.facts.model
-        was = Standing.of(state)
+        was = AccountStanding.of(state)
         state.cooldowns = {
             covered: c
             for covered, c in state.cooldowns.items()
@@ -1219,7 +1219,7 @@ class Pool:
             if started_at < v.since or not covers(covered, model)
         }
         by = By.PROBE if lease.probe else By.SUCCESS
-        changes.record(self.decisions, state, was, by, now)
+        account_events.record(self.decisions, state, was, by, now)
         self._members[state.key.provider].place(state, now)
 
     def _find(self, key: AccountKey) -> AccountState | None:
@@ -1235,9 +1235,9 @@ class Pool:
     @contextmanager
     def _changing(self, state: AccountState, by: By, now: float) -> Iterator[None]:
         """Record what *state* becomes, because of *by*, and put it where it belongs then."""
-        was = Standing.of(state)
+        was = AccountStanding.of(state)
         yield
-        changes.record(self.decisions, state, was, by, now)
+        account_events.record(self.decisions, state, was, by, now)
         self.pressing = True
         self._members[state.key.provider].place(state, now)
         self._changed(state.key, now)

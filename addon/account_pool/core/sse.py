@@ -41,7 +41,7 @@ _JSON_BLANK = b" \t\r\n"
 
 
 class Verdict(Enum):
-    """What one event of a stream says about the stream."""
+    """What one event says about the start of its stream."""
 
     #: the answer has begun: hand it to the client
     COMMIT = "commit"
@@ -64,8 +64,8 @@ class StreamEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """How the start of an answer ended.
+class StreamVerdict:
+    """The verdict on the start of a response.
 
     Attributes:
         verdict: COMMIT or REFUSE.
@@ -78,7 +78,7 @@ class Decision:
     event: str | None = None
 
 
-_COMMIT = Decision(Verdict.COMMIT)
+_COMMIT = StreamVerdict(Verdict.COMMIT)
 
 # (name, data); no data: an answer of which it is certain that it does not refuse
 _Item = tuple[str | None, str | bytes | None]
@@ -184,7 +184,7 @@ class Gate:
     """Holds the start of a successful answer until it is known what it is.
 
     A JSON object in which *marks* does not occur is no error; nothing is built of it.
-    Feed it until it returns a `Decision`; call `end` when the answer ends before, and
+    Feed it until it returns a `StreamVerdict`; call `end` when the answer ends before, and
     `expired` when the caller's time is up. Comments and empty lines count towards the
     bytes only. After a decision a gate must not be used again.
     """
@@ -207,7 +207,7 @@ class Gate:
         self._size = 0
         self._source: _Events | _Document = _Events() if shape == "sse" else _Document(marks)
 
-    def feed(self, data: bytes) -> Decision | None:
+    def feed(self, data: bytes) -> StreamVerdict | None:
         """Take more of the answer; return the decision once there is one."""
         self._size += len(data)
         decision = self._decide(self._source.read(data))
@@ -217,15 +217,15 @@ class Gate:
             return _COMMIT
         return decision
 
-    def end(self) -> Decision:
+    def end(self) -> StreamVerdict:
         """Decide by what there is: the answer is complete."""
         return self._decide(self._source.end()) or _COMMIT
 
-    def expired(self) -> Decision:
+    def expired(self) -> StreamVerdict:
         """Decide that the time is up: hand over what there is."""
         return _COMMIT
 
-    def _decide(self, items: Iterator[_Item]) -> Decision | None:
+    def _decide(self, items: Iterator[_Item]) -> StreamVerdict | None:
         for name, data in items:
             if data is None:
                 return _COMMIT
@@ -241,7 +241,7 @@ class Gate:
                 return _COMMIT
             if verdict is Verdict.REFUSE:
                 text = data if isinstance(data, str) else data.decode("utf-8", "replace")
-                return Decision(verdict, text if value is None else value, name)
+                return StreamVerdict(verdict, text if value is None else value, name)
         return None
 
 

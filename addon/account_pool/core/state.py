@@ -12,7 +12,7 @@ from account_pool.core.cooldown import Cause, Cooldown, covers
 from account_pool.core.credential import Credential
 from account_pool.core.headroom import UNKNOWN, HeadroomSnapshot
 from account_pool.core.ramp import Ramp
-from account_pool.core.verdicts import Verdict
+from account_pool.core.verdicts import AccountVerdict
 
 Rank = tuple[float | str, ...]
 _UNTIL = attrgetter("until")
@@ -83,7 +83,7 @@ class AccountState:
     running: dict[int, float] = field(default_factory=dict)
     probing: bool = False
     probe_at: float = inf
-    verdicts: dict[str | None, Verdict] = field(default_factory=dict)
+    verdicts: dict[str | None, AccountVerdict] = field(default_factory=dict)
     served_at: float = -inf
     refreshed_at: float = -inf
     disabled: Cause | None = None
@@ -136,7 +136,7 @@ class AccountState:
             return self.doubtful
         return any(covers(covered, model) for covered in self.verdicts)
 
-    def verdict_of(self, model: str | None) -> Verdict | None:
+    def verdict_of(self, model: str | None) -> AccountVerdict | None:
         """Return the open verdict that makes it a suspect for *model*."""
         return next((v for c, v in self.verdicts.items() if covers(c, model)), None)
 

@@ -35,14 +35,14 @@ ADDRESS_LIMITED_S = 30.0
 
 
 @dataclass(slots=True)
-class Verdict:
-    """An open one.
+class AccountVerdict:
+    """An open question whether a refusal was the account's own fault.
 
     Attributes:
         covered: the model it is about; None for the whole account.
         since, until: monotonic seconds; open exactly while `now < until`.
         cause: the refusal.
-        void: it was the request's fault.
+        void: the refusal turned out to be the request's fault.
     """
 
     covered: str | None
@@ -69,8 +69,8 @@ class Suspect:
     lease: Lease
     outcome: Outcome
     model: str | None
-    verdict: Verdict | None = None
-    before: Verdict | None = None
+    verdict: AccountVerdict | None = None
+    before: AccountVerdict | None = None
 
 
 def is_about_account(outcome: Outcome) -> bool:
@@ -94,14 +94,14 @@ def covered(outcome: Outcome, model: str | None) -> str | None:
 
 
 def opened(
-    verdicts: Mapping[str | None, Verdict], outcome: Outcome, model: str | None, now: float
-) -> dict[str | None, Verdict]:
+    verdicts: Mapping[str | None, AccountVerdict], outcome: Outcome, model: str | None, now: float
+) -> dict[str | None, AccountVerdict]:
     """Return *verdicts* with the one that *outcome* opens, or opens anew; the oldest goes."""
     about = covered(outcome, model)
     kept = {c: v for c, v in verdicts.items() if v.active(now) and c != about}
     if len(kept) >= MAX_VERDICTS:
         del kept[min(kept, key=lambda covers: kept[covers].since)]
-    kept[about] = Verdict(about, now, now + VERDICT_S, Cause.of(outcome, hinted=False))
+    kept[about] = AccountVerdict(about, now, now + VERDICT_S, Cause.of(outcome, hinted=False))
     return kept
 
 

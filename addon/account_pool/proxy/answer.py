@@ -19,7 +19,7 @@ import msgspec
 from mitmproxy import http
 
 from account_pool.core.outcome import Answer
-from account_pool.core.sse import Decision, EventParser, Gate, Verdict, gate_shape
+from account_pool.core.sse import EventParser, Gate, StreamVerdict, Verdict, gate_shape
 from account_pool.core.usage import END_BYTES, Usage, of_answer
 from account_pool.providers.base import Provider
 from account_pool.proxy import decoding
@@ -93,7 +93,7 @@ class AnswerReader:
         self._size = 0
         self._drained = 0
         self._gate: Gate | None = None
-        self._decision: Decision | None = None
+        self._decision: StreamVerdict | None = None
         self._refusal = response.status_code >= 400
         self.in_stream = not self._refusal
         self._judge = provider.judge
@@ -249,7 +249,7 @@ class AnswerReader:
         """Return what a good answer took, None if it does not say."""
         return None if self._gate is None else of_answer(*told)
 
-    def refused_at_its_end(self, told: Told) -> Decision | None:
+    def refused_at_its_end(self, told: Told) -> StreamVerdict | None:
         """Return the error that a stream which began well has ended with, if any."""
         if self._gate is None:
             return None
@@ -260,25 +260,25 @@ class AnswerReader:
         array = told.body[:16].lstrip()[:1] == b"["
         return self._last_item(end) if array else None
 
-    def _last_event(self, end: bytes) -> Decision | None:
+    def _last_event(self, end: bytes) -> StreamVerdict | None:
         if not self._marks.search(end):
             return None
         parser = EventParser()
         for event in reversed([*parser.feed(end), *parser.end()]):
             value = _json(event.data.encode("utf-8", "replace"))
             if isinstance(value, dict) and self._judge(event.name, value) is Verdict.REFUSE:
-                return Decision(Verdict.REFUSE, value, event.name)
+                return StreamVerdict(Verdict.REFUSE, value, event.name)
         return None
 
-    def _last_item(self, end: bytes) -> Decision | None:
+    def _last_item(self, end: bytes) -> StreamVerdict | None:
         found = [*_FAILED_ITEM.finditer(end)]
         text = end[found[-1].start() :] if found else b""
         value = _json(text.rstrip(b"], \t\r\n"))
         if isinstance(value, dict) and self._judge(None, value) is Verdict.REFUSE:
-            return Decision(Verdict.REFUSE, value)
+            return StreamVerdict(Verdict.REFUSE, value)
         return None
 
-    def late_answer(self, decision: Decision, model: str | None, wall_now: float) -> Answer:
+    def late_answer(self, decision: StreamVerdict, model: str | None, wall_now: float) -> Answer:
         """Return what *decision* refused with, as values for `Provider.classify`."""
         told = self.answer(model, wall_now)
         return replace(told, payload=decision.payload, event=decision.event, in_stream=True)

@@ -49,7 +49,7 @@ from account_pool.core.credential import Secret
 from account_pool.core.instruments import Mark, Marks
 from account_pool.core.lease import Lease
 from account_pool.core.outcome import OutcomeClass
-from account_pool.core.sse import Decision
+from account_pool.core.sse import StreamVerdict
 from account_pool.core.steps import Answer, Deliver, Refresh, Send, Step, Wait
 from account_pool.core.usage import of_frame
 from account_pool.core.verdicts import is_about_account
@@ -1028,7 +1028,7 @@ class ServingStream(AttemptStream):
             if refused is not None:
                 self._learn_late(attempts, refused)
 
-    def _learn_late(self, attempts: Attempts, refused: Decision) -> None:
+    def _learn_late(self, attempts: Attempts, refused: StreamVerdict) -> None:
         """Learn from an error that came after the first byte: the client has it, too."""
         wall_now, provider = self.service.wall_now(), self._call.provider
         answer = self._reader.late_answer(refused, attempts.facts.model, wall_now)

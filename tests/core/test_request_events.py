@@ -11,7 +11,7 @@ from account_pool.core.broken import Broken
 from account_pool.core.decision import By, Decision, Kind
 from account_pool.core.lease import Conversation
 from account_pool.core.pool import Pool
-from account_pool.core.story import NOT_KEPT
+from account_pool.core.request_events import NOT_KEPT
 from tests.core.helpers import (
     BARE_429,
     FACTS,

@@ -1,8 +1,8 @@
-"""What became of an account, as decisions: every change of its cooldowns has one record.
+"""Records what became of an account: each change of its cooldowns is one decision.
 
-Compares what an account was in with what it is in now, whatever made the difference.
-That a cooldown ends because its time is over is no decision: nobody does anything then,
-and its record says until when.
+Compares the state of an account before and after, whatever made the difference. The end of
+a cooldown that has run out is not a decision: nothing happens then, and its record says
+until when it lasts.
 """
 
 from __future__ import annotations
@@ -16,26 +16,25 @@ from account_pool.core.cooldown import Cause, Cooldown
 from account_pool.core.decision import By, Decision, Kind
 from account_pool.core.decisions import Decisions
 from account_pool.core.state import AccountState
-from account_pool.core.verdicts import Verdict
+from account_pool.core.verdicts import AccountVerdict
 
 
-class Standing(NamedTuple):
-    """What an account is in: its cooldowns, those that are over too, and why it is disabled.
-
-    And the verdicts that are open, or were.
-    """
+class AccountStanding(NamedTuple):
+    """Cooldowns and verdicts of an account, including ended ones, and why it is disabled."""
 
     cooldowns: Mapping[str | None, Cooldown]
     disabled: Cause | None
-    verdicts: Mapping[str | None, Verdict]
+    verdicts: Mapping[str | None, AccountVerdict]
 
     @classmethod
-    def of(cls, state: AccountState) -> Standing:
+    def of(cls, state: AccountState) -> AccountStanding:
         return cls(dict(state.cooldowns), state.disabled, dict(state.verdicts))
 
 
-def record(decisions: Decisions, state: AccountState, was: Standing, by: By, now: float) -> None:
-    """Record how *state* differs from what it was, because of *by*."""
+def record(
+    decisions: Decisions, state: AccountState, was: AccountStanding, by: By, now: float
+) -> None:
+    """Record how *state* differs from *was*, because of *by*."""
     for covers in {**was.cooldowns, **state.cooldowns}:
         before, after = was.cooldowns.get(covers), state.cooldowns.get(covers)
         if before == after:
@@ -61,13 +60,13 @@ def record(decisions: Decisions, state: AccountState, was: Standing, by: By, now
 def refused(
     decisions: Decisions,
     state: AccountState,
-    was: Standing,
+    was: AccountStanding,
     covers: str | None,
     *,
     by: By,
     now: float,
 ) -> None:
-    """Record that *state* was told to cool for *covers*, be it only what it does anyway."""
+    """Record a limit of *covers* on *state*, even if it only confirms a running cooldown."""
     cooldown = state.cooldowns[covers]
     if cooldown == was.cooldowns.get(covers) and cooldown.active(now):
         _cools(decisions, state.key, cooldown, by, now)
@@ -78,7 +77,7 @@ def refused(
 def reserved(
     decisions: Decisions, state: AccountState, was: Iterable[Cooldown], now: float
 ) -> None:
-    """Record that no more than its owner's reserve is left of a window of *state*."""
+    """Record that only its owner's reserve is left of a window of *state*."""
     kept = {(cooldown.model, cooldown.until) for cooldown in was}
     for cooldown in state.reserved:
         if (cooldown.model, cooldown.until) not in kept:
@@ -87,7 +86,7 @@ def reserved(
 
 
 def removed(decisions: Decisions, key: AccountKey, now: float) -> None:
-    """The account *key* is gone, and what it was in with it."""
+    """Record that the account *key* is gone: its lasting decisions end."""
     for decision in decisions.all_lasting(key, now):
         decisions.end(decision.number, By.REMOVAL, now)
 
@@ -95,8 +94,8 @@ def removed(decisions: Decisions, key: AccountKey, now: float) -> None:
 def _cools(decisions: Decisions, key: AccountKey, cooldown: Cooldown, by: By, now: float) -> None:
     standing = decisions.lasting(Kind.COOLDOWN, key, cooldown.model, now)
     if standing is not None and _alike(standing.cause, cooldown.cause):
-        # Fifty requests that were refused at once, and a probe that was told the same,
-        # are one cooldown: its record says what holds.
+        # Fifty requests that were refused at once, and a probe refused in the same way, are
+        # one cooldown: its record has the latest values.
         decisions.update(
             replace(
                 standing,
@@ -111,7 +110,9 @@ def _cools(decisions: Decisions, key: AccountKey, cooldown: Cooldown, by: By, no
     decisions.add(_of_cooldown(key, Kind.COOLDOWN, cooldown, by, now))
 
 
-def _suspected(decisions: Decisions, key: AccountKey, verdict: Verdict, by: By, now: float) -> None:
+def _suspected(
+    decisions: Decisions, key: AccountKey, verdict: AccountVerdict, by: By, now: float
+) -> None:
     standing = decisions.lasting(Kind.SUSPECT, key, verdict.covered, now)
     if standing is not None and _alike(standing.cause, verdict.cause):
         times = standing.times + (by in _REFUSALS)
@@ -149,7 +150,7 @@ def _enabled(decisions: Decisions, key: AccountKey, cause: Cause, by: By, now: f
 
 
 def _ended(standing: Decision | None, decisions: Decisions, by: By, now: float) -> int | None:
-    """End *standing*; return its number, None if it is no longer kept."""
+    """End *standing*; return its number, None if the record is no longer kept."""
     if standing is None:
         return None
     decisions.end(standing.number, by, now)

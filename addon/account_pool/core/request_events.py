@@ -1,7 +1,7 @@
-"""What became of a request, as decisions: where it moved, how long it was held, why it ended.
+"""Records what became of a request: where it moved, how long it was held, why it ended.
 
-That an ordinary request is sent, answered, or refused by its own fault is no decision of
-ours and has no record. Decides nothing: `attempts.py` does, and tells it here.
+An ordinary request that is sent, answered, or refused through its own fault involves no
+decision of ours and has no record. Decides nothing: `attempts.py` does, and calls this.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass
 from account_pool.core.pool import Pool
 from account_pool.core.steps import Answer, Attempt, Deliver, Wait
-from account_pool.core.verdicts import Verdict
+from account_pool.core.verdicts import AccountVerdict
 
-#: Why a WebSocket whose limit was told ends: another account can serve its client.
+#: Why a WebSocket is closed after its account reported a limit: another account can serve.
 CLOSED = "closed so that its client opens another"
 #: Why a refused request is not sent to another account although one could serve it.
 NOT_KEPT = "not replayed: its body was streamed, not kept (over 64 MiB, or by another addon)"
 
 
 @dataclass(slots=True, eq=False)
-class Story:
+class RequestEvents:
     """Records the decisions about one request.
 
     Attributes:
-        pool, facts: who keeps the records, and what is asked for.
-        wait: number of the wait under way, None if it is not held.
+        pool, facts: the pool that keeps the records, and the request.
+        wait: number of the record of its current wait, None if it is not held.
     """
 
     pool: Pool
@@ -41,41 +41,41 @@ class Story:
     def sent(
         self, came_from: AccountKey, to: AccountKey, refusal: Outcome | None, now: float
     ) -> None:
-        """It was to be served by *came_from*, and goes to *to*.
+        """Record that the request, meant for *came_from*, goes to *to*.
 
         Args:
-            refusal: what *came_from* said; None if it was not asked, because it cannot
+            refusal: how *came_from* refused it; None if it was not asked, because it cannot
                 serve now.
         """
         kind = Kind.RETRY if to == came_from else Kind.MOVE
         if kind is Kind.RETRY and refusal is not None and refusal.cls is OutcomeClass.TRANSPORT:
             return  # a connection, not an account
         reason = "" if refusal is not None else self._why_not(came_from, now)
-        self._add(kind, came_from, refusal, reason, now, to=to)
+        self._record(kind, came_from, refusal, reason, now, to=to)
 
     def held(
         self, step: Wait, last: Attempt | None, nobody: NoUsableAccount | None, now: float
     ) -> None:
-        """It waits: for time to pass before the last account is asked again, or for an account."""
+        """Record that it waits: to ask the last account again, or for any account."""
         if self.wait is not None:
             return
         until = step.until if step.ticket is None else step.ticket.give_up_at
         account = last.key if last else nobody.soonest if nobody else None
         reason = nobody.reason if nobody else ""
         refusal = last.outcome if last else None
-        self.wait = self._add(Kind.WAIT, account, refusal, reason, now, until=until).number
+        self.wait = self._record(Kind.WAIT, account, refusal, reason, now, until=until).number
 
-    def probes(self, account: AccountKey, now: float) -> None:
-        """It asks *account*, which cools, whether it really does: nobody else can serve."""
-        self._add(Kind.PROBE, account, None, "", now)
+    def probed(self, account: AccountKey, now: float) -> None:
+        """Record that it probes *account*, which is on cooldown: no other account can serve."""
+        self._record(Kind.PROBE, account, None, "", now)
 
     def silent(self, account: AccountKey, waited_s: float, now: float) -> None:
-        """*account* has not answered for so long, and another is idle. It may run: it stays."""
+        """Record that *account* is silent while another is idle. It may run, so it stays."""
         reason = f"no answer for {waited_s:.0f} s while another account is idle; it may still run"
-        self._add(Kind.SILENCE, account, None, reason, now)
+        self._record(Kind.SILENCE, account, None, reason, now)
 
-    def goes_on(self, by: By, now: float) -> None:
-        """The wait under way, if there is one, is over because of *by*."""
+    def wait_ended(self, by: By, now: float) -> None:
+        """Record that its wait, if it is held, has ended because of *by*."""
         if self.wait is not None:
             self.pool.decisions.end(self.wait, by, now)
             self.wait = None
@@ -89,7 +89,7 @@ class Story:
         *,
         kept: bool = True,
     ) -> None:
-        """Its client is given a refusal. One that is the request's own fault is no news.
+        """Record that its client gets a refusal, unless that is the request's own fault.
 
         Args:
             kept: its body was kept, so that it could have been sent again.
@@ -103,16 +103,16 @@ class Story:
             reason = step.reason or step.message
         if not (reason or kept) and refusal is not None and refusal.replayable:
             reason = NOT_KEPT
-        self._add(Kind.REFUSAL, account, refusal, reason, now, told_s=step.retry_after_s)
+        self._record(Kind.REFUSAL, account, refusal, reason, now, told_s=step.retry_after_s)
 
-    def told_inside(
+    def refused_inside(
         self, account: AccountKey, refusal: Outcome, now: float, *, closes: bool
     ) -> None:
-        """A message inside its WebSocket was *refusal*, upon which we close it, or not."""
+        """Record a *refusal* inside its WebSocket, which we close because of it, or not."""
         reason = CLOSED if closes else ""
-        self._add(Kind.REFUSAL, account, refusal, reason, now, by=By.SOCKET)
+        self._record(Kind.REFUSAL, account, refusal, reason, now, by=By.SOCKET)
 
-    def _add(
+    def _record(
         self,
         kind: Kind,
         account: AccountKey | None,
@@ -130,7 +130,7 @@ class Story:
             None if refusal is None else Cause.of(refusal, hinted=refusal.cooldown_s is not None)
         )
         effect: Kind | None = None
-        lasting: Cooldown | Verdict | None = None
+        lasting: Cooldown | AccountVerdict | None = None
         if disabled:
             effect = Kind.DISABLE
         elif cooldown:
@@ -162,10 +162,10 @@ class Story:
 
     def _standing(
         self, account: AccountKey | None, now: float
-    ) -> tuple[Cooldown | None, Cause | None, Verdict | None]:
-        """Return what *account* is in now for what is asked.
+    ) -> tuple[Cooldown | None, Cause | None, AccountVerdict | None]:
+        """Return what holds for *account* and this request now.
 
-        Its cooldown, why it is disabled, and the verdict that is open on it.
+        Its cooldown, why it is disabled, and its open verdict.
         """
         if account is not None:
             with suppress(UnknownAccount):
@@ -174,7 +174,7 @@ class Story:
         return None, None, None
 
     def _why_not(self, account: AccountKey, now: float) -> str:
-        """Say why *account*, which was not asked, cannot serve where no cooldown says it."""
+        """Return why *account*, which was not asked, cannot serve; "" if its state says so."""
         cooldown, disabled, _ = self._standing(account, now)
         if cooldown or disabled:
             return ""
