@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from account_pool.config import POOL_OPTIONS, Config, json_schema, load
-from account_pool.core.outcome import Answer, OutcomeClass, Scope
+from account_pool.core.outcome import OutcomeClass, Scope, UpstreamResponse
 from account_pool.credentials.oauth import KEYS as OAUTH_KEYS
 
 
@@ -65,7 +65,7 @@ def test_its_provider_says_everything(config: Config) -> None:
     payload = {"error": {"code": "quota_used_up", "message": "All used up.", "model": "m"}}
     headers = {"x-limit-kind": "day", "x-limit-reset": "1796083260"}
     told = gateway.classify(
-        Answer(status=429, headers=headers, payload=payload, wall_now=1796083200.0)
+        UpstreamResponse(status=429, headers=headers, payload=payload, wall_now=1796083200.0)
     )
     assert (told.cls, told.scope, told.cooldown_s, told.model) == (
         OutcomeClass.QUOTA,

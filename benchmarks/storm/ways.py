@@ -15,7 +15,7 @@ from account_pool.core.pins import Pins
 from account_pool.core.pool import Pool
 from account_pool.core.session_lease import session_lease_of
 from account_pool.core.sessions import Sessions
-from account_pool.core.steps import Answer, Deliver, Refresh, Send, Step, Wait
+from account_pool.core.steps import Deliver, Refresh, Send, Step, Synthesize, Wait
 from benchmarks.storm.clock import Clock
 from benchmarks.storm.fleet import (
     ANSWERED_S,
@@ -115,7 +115,7 @@ class Pooled:
                 self._send(attempts, step, served, told)
             case Wait():
                 self._wait(attempts, step, served, told)
-            case Deliver() | Answer():
+            case Deliver() | Synthesize():
                 told(SLEEP_S[1] if step.retry_after_s is None else step.retry_after_s)
             case Refresh():
                 raise AssertionError("credentials are not refused here")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from account_pool.config import Config, ConfigError, load
-from account_pool.core.outcome import Answer, OutcomeClass, Scope
+from account_pool.core.outcome import OutcomeClass, Scope, UpstreamResponse
 from account_pool.providers.base import Provider, RequestHead, Route, Verdict
 
 HEAD = """\
@@ -94,7 +94,7 @@ def test_no_path_leads_out_of_those_written(gateway: Provider, path: str, expect
 
 def test_limits_are_those_written_before_those_of_like(gateway: Provider) -> None:
     told = gateway.classify(
-        Answer(status=418, headers={"x-back": "2500"}, payload={"model": "m1"}, text="{}")
+        UpstreamResponse(status=418, headers={"x-back": "2500"}, payload={"model": "m1"}, text="{}")
     )
     assert (told.cls, told.scope, told.cooldown_s) == (
         OutcomeClass.RATE_LIMIT,
@@ -103,25 +103,29 @@ def test_limits_are_those_written_before_those_of_like(gateway: Provider) -> Non
     )
     assert (told.model, told.explicit, told.replayable) == ("m1", True, True)
     assert told.signal == "418: accounts.yaml:13"
-    assert gateway.classify(Answer(status=400, payload={"code": 1302})).cls == "overloaded"
-    usual = Answer(status=429, payload={"error": {"code": "insufficient_quota"}})
+    assert (
+        gateway.classify(UpstreamResponse(status=400, payload={"code": 1302})).cls == "overloaded"
+    )
+    usual = UpstreamResponse(status=429, payload={"error": {"code": "insufficient_quota"}})
     assert gateway.classify(usual).cls == "quota"
-    assert gateway.classify(Answer(status=418)).cls == "rate_limit"
+    assert gateway.classify(UpstreamResponse(status=418)).cls == "rate_limit"
 
 
 def test_an_error_inside_a_good_status(gateway: Provider) -> None:
     inside = {"code": 910, "retry_after": 5}
-    told = gateway.classify(Answer(status=200, payload=inside))
+    told = gateway.classify(UpstreamResponse(status=200, payload=inside))
     assert (told.cls, told.cooldown_s) == (OutcomeClass.QUOTA, None)
     assert gateway.judge(None, inside) is Verdict.REFUSE
     assert gateway.judge(None, {"code": 110, "choices": [1]}) is Verdict.COMMIT
-    assert gateway.classify(Answer(status=200, payload={"code": 110})).cls == "ok"
+    assert gateway.classify(UpstreamResponse(status=200, payload={"code": 110})).cls == "ok"
 
 
 def test_every_condition_must_hold(gateway: Provider) -> None:
     def cls(kind: str, message: str) -> str:
         payload = {"message": message, "back": "2026-12-01T00:00:00Z"}
-        answer = Answer(status=409, headers={"x-kind": kind}, payload=payload, wall_now=1796083100)
+        answer = UpstreamResponse(
+            status=409, headers={"x-kind": kind}, payload=payload, wall_now=1796083100
+        )
         return gateway.classify(answer).cls
 
     assert cls("day", "All USED up.") == "quota"
@@ -214,7 +218,7 @@ def test_what_a_built_in_provider_takes(tmp_path: Path) -> None:
         "providers: {openai: {limits: [{status: [418], class: quota}]}}\n"
     )
     openai = loaded(tmp_path, text).providers["openai"]
-    assert openai.classify(Answer(status=418)).cls == "quota"
+    assert openai.classify(UpstreamResponse(status=418)).cls == "quota"
     assert problems_of(tmp_path, text.replace("limits:", "drop: [a], limits:")) == [
         "2: providers.openai.drop: openai is built in, and takes hosts and limits only; define a "
         "provider of another name with like: openai"

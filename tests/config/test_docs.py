@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from account_pool.config import Config, load
-from account_pool.core.outcome import Answer
+from account_pool.core.outcome import UpstreamResponse
 from account_pool.providers.base import RequestHead, Route
 from account_pool.providers.user_defined import CLASSES, SPELLINGS
 
@@ -36,7 +36,9 @@ def test_the_worked_example(tmp_path):
     assert acme.route(head) is Route.PASS
 
     def told(status: int, headers: dict[str, str], body: object) -> tuple[object, ...]:
-        answer = Answer(status=status, headers=headers, payload=body, wall_now=1796083000.0)
+        answer = UpstreamResponse(
+            status=status, headers=headers, payload=body, wall_now=1796083000.0
+        )
         outcome = acme.classify(answer)
         return outcome.cls, outcome.scope, outcome.cooldown_s, outcome.model, outcome.signal
 

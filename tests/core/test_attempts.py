@@ -15,7 +15,7 @@ from account_pool.core.errors import IllegalEvent
 from account_pool.core.lease import Conversation, RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
-from account_pool.core.steps import Answer, Deliver, Phase, Refresh, Send, Step, Wait
+from account_pool.core.steps import Deliver, Phase, Refresh, Send, Step, Synthesize, Wait
 from tests.core.helpers import (
     BARE_429,
     EXPIRED,
@@ -92,7 +92,7 @@ def shown(step: Step | None) -> str | None:
             return f"refresh {lease.key.label}"
         case Deliver(retry_after_s):
             return "deliver" if retry_after_s is None else f"deliver, {retry_after_s:g} s"
-        case Answer():
+        case Synthesize():
             wait = "" if step.retry_after_s is None else f", {step.retry_after_s:g} s"
             like = f", like {step.like.label}" if step.like else ""
             return f"answer {step.status}{wait}{like}"
@@ -674,7 +674,7 @@ def test_a_way_that_is_barred_is_tried_once() -> None:
     play = Play("a", "b")
     play >> begin << "send a" >> broken(Broken.UNREACHABLE, "it is not trusted") << "answer 502"
     step = play.step
-    assert isinstance(step, Answer)
+    assert isinstance(step, Synthesize)
     assert (step.message, step.final) == ("openai/a: it is not trusted", True)
     assert (play.benched, play.cooling) == ([], [])
     # Nor does its conversation leave the account.
@@ -686,7 +686,7 @@ def test_what_this_machine_is_short_of_says_nothing_of_the_account() -> None:
     play >> begin << "send a" >> broken(Broken.SHORT) << "wait until 0.25"
     play.at(0.25) >> resumed << "send a" >> broken(Broken.SHORT, "too many open") << "answer 502"
     step = play.step
-    assert isinstance(step, Answer)
+    assert isinstance(step, Synthesize)
     assert (step.message, step.final) == ("openai/a: too many open", False)
     assert (play.benched, play.cooling) == ([], [])
     assert play.pool.troubled(FACTS, now=0.25) == set()
@@ -695,7 +695,7 @@ def test_what_this_machine_is_short_of_says_nothing_of_the_account() -> None:
 def test_what_may_pass_is_not_final() -> None:
     play = Play("a")
     play >> begin >> broken(Broken.MAYBE_RAN, "closed")
-    assert isinstance(play.step, Answer)
+    assert isinstance(play.step, Synthesize)
     assert (play.step.message, play.step.final) == (
         "openai/a: the upstream connection broke (closed)",
         False,
@@ -834,14 +834,14 @@ def test_exhausted_without_an_answer_names_whose_refusal_to_show() -> None:
     play.pool.mark_cooldown(key("a"), quota(9000.0), now=0.0)
     play.pool.mark_cooldown(key("b"), quota(8000.0), now=0.0)
     play >> begin << "answer 429, 8000 s, like b"
-    assert isinstance(play.step, Answer)
+    assert isinstance(play.step, Synthesize)
     assert play.step.message == "openai: no usable account of 2 (2 on cooldown)"
 
 
 def test_exhausted_without_an_answer_and_without_a_return() -> None:
     play = Play(account("a", enabled=False))
     play >> begin << "answer 401"
-    assert isinstance(play.step, Answer)
+    assert isinstance(play.step, Synthesize)
     assert play.step.message == (
         "openai: no usable account of 1 (1 disabled): renew a credential, or add an account"
     )
@@ -910,7 +910,7 @@ def test_one_that_returns_by_itself_is_waited_for_though_others_lack_money() -> 
     pool.mark_cooldown(key("a"), quota(money=True), now=0.0)
     pool.mark_cooldown(key("b"), quota(9000.0), now=0.0)
     play = Play(pool=pool) >> begin << "answer 429, 300 s, like a"
-    assert isinstance(play.step, Answer)
+    assert isinstance(play.step, Synthesize)
     assert not play.step.final
 
 
@@ -919,7 +919,7 @@ def test_the_last_who_was_disabled_speaks_for_all() -> None:
     for now, label in enumerate("acb"):
         pool.mark_failure(key(label), UNAUTHORIZED, now=float(now))
     play = Play(pool=pool) >> begin << "answer 401, like b"
-    assert isinstance(play.step, Answer)
+    assert isinstance(play.step, Synthesize)
     assert play.step.final
 
 
@@ -1443,7 +1443,7 @@ def test_what_is_held_is_told_that_the_proxy_shuts_down() -> None:
     play = Play("a")
     play >> begin << "send a" >> refused(rate_limit(5.0)) << "wait until 5 or change"
     play.at(1.0) >> stopped << "answer 503, 1 s"
-    assert isinstance(play.step, Answer)
+    assert isinstance(play.step, Synthesize)
     assert "shutting down" in play.step.message
 
 

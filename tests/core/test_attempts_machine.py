@@ -24,7 +24,7 @@ from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.outcome import Outcome
 from account_pool.core.pool import Pool
 from account_pool.core.selection import POLICIES
-from account_pool.core.steps import Answer, Deliver, Phase, Refresh, Send, Wait
+from account_pool.core.steps import Deliver, Phase, Refresh, Send, Synthesize, Wait
 from tests.core.generated import (
     REQUESTS,
     SETTINGS,
@@ -204,7 +204,7 @@ class AttemptsMachine(RuleBasedStateMachine):
             case Deliver():
                 assert attempts.over
                 assert attempts.history
-            case Answer():
+            case Synthesize():
                 assert attempts.over
                 assert step.status in (401, 402, 403, 404, 429, 502, 503, 504)
             case None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from account_pool.core.error_facts import is_failure, read_facts, window_s
-from account_pool.core.outcome import Answer
+from account_pool.core.outcome import UpstreamResponse
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ from account_pool.core.outcome import Answer
     ],
 )
 def test_envelopes(payload: Any, words: set[str], message: str | None) -> None:
-    facts = read_facts(Answer(status=429, payload=payload))
+    facts = read_facts(UpstreamResponse(status=429, payload=payload))
     assert facts.words == words
     assert message is None or facts.message == message
 
@@ -95,7 +95,9 @@ def test_envelopes(payload: Any, words: set[str], message: str | None) -> None:
     ],
 )
 def test_status_inside_a_stream(payload: Any, status: int) -> None:
-    assert read_facts(Answer(status=200, payload=payload, in_stream=True)).status == status
+    assert (
+        read_facts(UpstreamResponse(status=200, payload=payload, in_stream=True)).status == status
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from account_pool.core.error_facts import read_facts
 from account_pool.core.meaning import Meaning
-from account_pool.core.outcome import Answer, Outcome, OutcomeClass, Scope
+from account_pool.core.outcome import Outcome, OutcomeClass, Scope, UpstreamResponse
 from account_pool.core.signals import Rule, SignalTable, rules
 from account_pool.core.sse import Verdict
 
@@ -22,8 +22,8 @@ def table(*rules: Rule, **options: Any) -> SignalTable:
     return SignalTable(rules=rules, judge=judge, **options)
 
 
-def answer(status: int = 429, payload: Any = None, **fields: Any) -> Answer:
-    return Answer(status=status, payload=payload, **fields)
+def answer(status: int = 429, payload: Any = None, **fields: Any) -> UpstreamResponse:
+    return UpstreamResponse(status=status, payload=payload, **fields)
 
 
 def rule(cls: OutcomeClass = OutcomeClass.QUOTA, **conditions: Any) -> Rule:
@@ -270,7 +270,9 @@ JSON = st.recursive(
 def test_classify_is_total(payload: Any, status: int, in_stream: bool, text: str) -> None:
     headers = {"retry-after": text, "x-ratelimit-remaining": "0", "x-ratelimit-reset": text}
     got = EMPTY.classify(
-        Answer(status=status, payload=payload, in_stream=in_stream, text=text, headers=headers)
+        UpstreamResponse(
+            status=status, payload=payload, in_stream=in_stream, text=text, headers=headers
+        )
     )
     assert isinstance(got, Outcome)
     assert got.cooldown_s is None or 0 <= got.cooldown_s <= 366 * 86400

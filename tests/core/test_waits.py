@@ -3,7 +3,7 @@
 import pytest
 
 from account_pool.core.error_facts import read_facts
-from account_pool.core.outcome import Answer
+from account_pool.core.outcome import UpstreamResponse
 from account_pool.core.waits import USUAL_WAITS, first_wait
 
 
@@ -54,7 +54,7 @@ from account_pool.core.waits import USUAL_WAITS, first_wait
 )
 def test_where_a_wait_is_found(headers: dict[str, str], message: str, wait: float | None) -> None:
     payload = {"error": {"code": "limit", "message": message}}
-    facts = read_facts(Answer(status=429, payload=payload, headers=headers))
+    facts = read_facts(UpstreamResponse(status=429, payload=payload, headers=headers))
     assert first_wait(facts, USUAL_WAITS) == wait
 
 
@@ -71,5 +71,5 @@ def test_where_a_wait_is_found(headers: dict[str, str], message: str, wait: floa
     ],
 )
 def test_waits_of_a_body(error: dict[str, object], wait: float | None) -> None:
-    answer = Answer(status=429, payload={"error": error}, wall_now=1_700_000_000.0)
+    answer = UpstreamResponse(status=429, payload={"error": error}, wall_now=1_700_000_000.0)
     assert first_wait(read_facts(answer), USUAL_WAITS) == wait

@@ -24,7 +24,7 @@ from account_pool.core.pool import Pool
 from account_pool.core.selection import POLICIES
 from account_pool.core.session_lease import session_lease_of
 from account_pool.core.sessions import Sessions
-from account_pool.core.steps import Answer, Deliver, Phase, Refresh, Send, Step, Wait
+from account_pool.core.steps import Deliver, Phase, Refresh, Send, Step, Synthesize, Wait
 from account_pool.core.verdicts import MAX_ASKED, MAX_REFUSED, MAX_VERDICTS, VERDICT_S, RefusedByAll
 from tests.core.helpers import (
     EXPIRED,
@@ -103,7 +103,7 @@ class World:
                 return attempts.resumed(self.now)
             case Refresh():
                 return attempts.refreshed(False, self.now)
-            case Deliver() | Answer():
+            case Deliver() | Synthesize():
                 return step
 
     def labels(self, *, disabled: bool = False, benched: bool = False) -> set[str]:

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from account_pool.core.outcome import Answer, Outcome
+from account_pool.core.outcome import Outcome, UpstreamResponse
 from account_pool.providers.base import Provider
 
 
@@ -24,7 +24,7 @@ def classify(
     text = payload if isinstance(payload, str) else json.dumps(payload) if payload else ""
     return brief(
         provider.classify(
-            Answer(
+            UpstreamResponse(
                 status=status,
                 headers=headers or {},
                 payload=None if isinstance(payload, str) else payload,

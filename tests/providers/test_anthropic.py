@@ -8,7 +8,7 @@ from tests.providers.outcomes import classify
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential, Secret
-from account_pool.core.outcome import Answer
+from account_pool.core.outcome import UpstreamResponse
 from account_pool.core.sse import Verdict
 from account_pool.providers.anthropic import PROVIDER
 from account_pool.providers.base import RequestHead, Route
@@ -168,7 +168,7 @@ def test_the_keys_of_an_organisation_share_their_limits() -> None:
     headers = {"anthropic-organization-id": "org-1", "retry-after": "8"}
     assert PROVIDER.owner(headers) == "org-1"
     assert PROVIDER.owner({}) is None
-    assert PROVIDER.classify(Answer(status=429, headers=headers, payload=LIMIT)).shared
+    assert PROVIDER.classify(UpstreamResponse(status=429, headers=headers, payload=LIMIT)).shared
 
 
 def test_resets_are_told_anew_as_anthropic_spells_them() -> None:
@@ -206,5 +206,5 @@ def test_refusal_is_anthropics_envelope(status: int, kind: str) -> None:
     made = PROVIDER.refusal(status, "m", 30)
     assert json.loads(made.body) == {"type": "error", "error": {"type": kind, "message": "m"}}
     assert dict(made.headers)["retry-after"] == "30"
-    got = PROVIDER.classify(Answer(status=status, payload=json.loads(made.body)))
+    got = PROVIDER.classify(UpstreamResponse(status=status, payload=json.loads(made.body)))
     assert str(got.cls) != "ok"

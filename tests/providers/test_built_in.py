@@ -12,7 +12,7 @@ import pytest
 from account_pool.config.models import ProviderShape
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential, Secret
-from account_pool.core.outcome import Answer
+from account_pool.core.outcome import UpstreamResponse
 from account_pool.core.sse import Verdict
 from account_pool.providers import built_in
 from account_pool.providers.base import RequestHead, Route
@@ -167,13 +167,13 @@ def test_what_is_an_answer_stays_one(name: str) -> None:
 def test_an_organisation_that_a_sentence_names_shares_its_limit() -> None:
     message = "Your account org-0abc1234<ak-x> request reached organization TPM rate limit"
     payload = {"error": {"message": message, "type": "rate_limit_reached_error"}}
-    told = BUILT_IN["moonshot"].classify(Answer(status=429, payload=payload))
+    told = BUILT_IN["moonshot"].classify(UpstreamResponse(status=429, payload=payload))
     assert (told.owner, told.shared) == ("org-0abc1234", True)
 
 
 def test_a_code_that_names_the_key_needs_no_witness() -> None:
     payload = {"error": {"code": "1002", "message": "x"}}
-    told = BUILT_IN["zai"].classify(Answer(status=401, payload=payload))
+    told = BUILT_IN["zai"].classify(UpstreamResponse(status=401, payload=payload))
     assert told.names_credential
     assert not told.unknown
 

@@ -10,7 +10,7 @@ from tests.providers.outcomes import classify
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential, Secret
-from account_pool.core.outcome import Answer
+from account_pool.core.outcome import UpstreamResponse
 from account_pool.providers.anthropic import PROVIDER as ANTHROPIC
 from account_pool.providers.base import RequestHead, Route, Swap
 from account_pool.providers.claude_code import PROVIDER, with_flag
@@ -345,7 +345,9 @@ def test_a_family_is_cooled_by_its_name(
     window_name: str, model: str | None, covered: str | None
 ) -> None:
     headers = {f"{UNIFIED}status": "rejected", f"{UNIFIED}{window_name}-status": "rejected"}
-    outcome = PROVIDER.classify(Answer(status=429, headers=headers, payload=LIMIT, model=model))
+    outcome = PROVIDER.classify(
+        UpstreamResponse(status=429, headers=headers, payload=LIMIT, model=model)
+    )
     assert (outcome.scope, outcome.model) == ("account+model", covered)
     assert not outcome.shared
 
@@ -353,7 +355,9 @@ def test_a_family_is_cooled_by_its_name(
 def test_what_is_no_model_does_not_cool_one() -> None:
     message = "Extra usage is required for long context requests."
     payload = error("rate_limit_error", message)
-    outcome = PROVIDER.classify(Answer(status=429, payload=payload, model="claude-opus-5-5"))
+    outcome = PROVIDER.classify(
+        UpstreamResponse(status=429, payload=payload, model="claude-opus-5-5")
+    )
     assert outcome.model == "long-context"
 
 

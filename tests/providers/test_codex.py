@@ -13,7 +13,7 @@ from tests.providers.outcomes import brief, classify
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential, Secret
-from account_pool.core.outcome import Answer
+from account_pool.core.outcome import UpstreamResponse
 from account_pool.core.sse import Verdict
 from account_pool.providers import jwt
 from account_pool.providers.base import CannotSwap, RequestHead, Route
@@ -144,7 +144,7 @@ def test_the_members_of_a_workspace_share_its_credits_only() -> None:
         ("rate_limit_reached", False),
     ):
         headers = {"x-codex-rate-limit-reached-type": kind}
-        outcome = PROVIDER.classify(Answer(status=429, headers=headers, payload=SPENT))
+        outcome = PROVIDER.classify(UpstreamResponse(status=429, headers=headers, payload=SPENT))
         assert (brief(outcome), outcome.shared) == ("quota account -", shared)
 
 
@@ -227,7 +227,9 @@ def test_classify(status: int, headers: dict[str, str], payload: Any, expected: 
     ],
 )
 def test_what_a_named_limit_covers(limit: str, model: str | None, covered: str | None) -> None:
-    answer = Answer(status=429, headers={"x-codex-active-limit": limit}, payload=SPENT, model=model)
+    answer = UpstreamResponse(
+        status=429, headers={"x-codex-active-limit": limit}, payload=SPENT, model=model
+    )
     outcome = PROVIDER.classify(answer)
     assert (outcome.scope, outcome.model) == ("account+model", covered)
 
@@ -275,7 +277,10 @@ def test_a_long_wait_is_told_as_the_limit_codex_stops_at() -> None:
     assert json.loads(long.body)["error"]["type"] == "usage_limit_reached"
     assert dict(long.headers)["x-should-retry"] == "false"
     for made in (short, long):
-        assert str(PROVIDER.classify(Answer(status=429, payload=json.loads(made.body))).cls) != "ok"
+        assert (
+            str(PROVIDER.classify(UpstreamResponse(status=429, payload=json.loads(made.body))).cls)
+            != "ok"
+        )
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tests.providers.outcomes import brief, classify
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential, Secret
-from account_pool.core.outcome import Answer
+from account_pool.core.outcome import UpstreamResponse
 from account_pool.core.sse import Verdict
 from account_pool.providers.base import Origin, RequestHead, Route
 from account_pool.providers.copilot import PROVIDER
@@ -167,7 +167,7 @@ def test_credits_of_an_organisation_are_those_of_all_its_seats(
     principal: str, shared: bool
 ) -> None:
     headers = {"x-ratelimit-exceeded": f"global-chat:quota_exceeded:{principal}:COPILOT_BUSINESS"}
-    outcome = PROVIDER.classify(Answer(status=402, headers=headers))
+    outcome = PROVIDER.classify(UpstreamResponse(status=402, headers=headers))
     assert (brief(outcome), outcome.shared) == ("quota account -", shared)
     companions = {"organization": "acme"}
     credential = Credential(kind="github", secret=Secret("gho_9"), companions=companions)
@@ -326,7 +326,7 @@ def test_a_request_id_is_no_status() -> None:
     ],
 )  # fmt: skip
 def test_the_exchange(status: int, payload: Any, expected: str) -> None:
-    assert brief(classify_exchange(Answer(status=status, payload=payload))) == expected
+    assert brief(classify_exchange(UpstreamResponse(status=status, payload=payload))) == expected
 
 
 def test_refusal_is_copilots_envelope() -> None:

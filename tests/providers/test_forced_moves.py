@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from account_pool.core.outcome import Answer, OutcomeClass, Scope
+from account_pool.core.outcome import OutcomeClass, Scope, UpstreamResponse
 from account_pool.providers import registry
 
 OPENAI = ("openai", "azure", "codex", "copilot")
@@ -67,7 +67,7 @@ def test_it_is_the_requests_fault(
 ) -> None:
     for name in providers:
         outcome = registry.BUILT_IN[name].classify(
-            Answer(
+            UpstreamResponse(
                 status=200 if in_stream else status,
                 text=json.dumps(payload),
                 payload=payload,

@@ -11,7 +11,7 @@ from tests.providers.outcomes import classify
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential, Secret
-from account_pool.core.outcome import Answer
+from account_pool.core.outcome import UpstreamResponse
 from account_pool.core.sse import Verdict
 from account_pool.providers.base import RequestHead, Route
 from account_pool.providers.gemini import PROVIDER
@@ -294,7 +294,7 @@ def test_classify_in_stream() -> None:
 
 def test_the_model_named_is_told_when_the_requests_is_not_known() -> None:
     payload = error(429, SPENT, "", quota(MINUTE, model="gemini-3-pro"))
-    assert PROVIDER.classify(Answer(status=429, payload=payload)).model == "gemini-3-pro"
+    assert PROVIDER.classify(UpstreamResponse(status=429, payload=payload)).model == "gemini-3-pro"
 
 
 def test_refusal_is_googles_envelope() -> None:
@@ -322,7 +322,7 @@ def test_the_delays_of_a_body_are_rewritten() -> None:
     assert 'Please retry in 300s."' in rewritten
     assert "56" not in rewritten
     assert PROVIDER.delay_body("no JSON", 3, 0.0) == "no JSON"
-    got = PROVIDER.classify(Answer(status=429, payload=json.loads(rewritten)))
+    got = PROVIDER.classify(UpstreamResponse(status=429, payload=json.loads(rewritten)))
     assert got.cooldown_s == 300
 
 

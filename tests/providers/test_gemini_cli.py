@@ -8,7 +8,7 @@ from tests.providers.outcomes import classify
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential, Secret
-from account_pool.core.outcome import Answer
+from account_pool.core.outcome import UpstreamResponse
 from account_pool.providers.base import CannotSwap, RequestHead, Route
 from account_pool.providers.gemini_cli import PROVIDER
 
@@ -234,4 +234,6 @@ def test_refusal_is_googles_envelope() -> None:
     made = PROVIDER.refusal(429, "m", 30)
     error = json.loads(made.body)["error"]
     assert (error["status"], error["details"][0]["retryDelay"]) == ("RESOURCE_EXHAUSTED", "30s")
-    assert PROVIDER.classify(Answer(status=429, payload={"error": error})).cooldown_s == 30
+    assert (
+        PROVIDER.classify(UpstreamResponse(status=429, payload={"error": error})).cooldown_s == 30
+    )

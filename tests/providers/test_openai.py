@@ -12,7 +12,7 @@ from tests.providers.outcomes import classify
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential, Secret
-from account_pool.core.outcome import Answer
+from account_pool.core.outcome import UpstreamResponse
 from account_pool.core.sse import Verdict
 from account_pool.providers.base import RequestHead, Route
 from account_pool.providers.openai import PROVIDER
@@ -283,7 +283,7 @@ def test_classify(status: int, headers: dict[str, str], payload: Any, expected: 
     ],
 )  # fmt: skip
 def test_classify_in_stream(payload: Any, expected: tuple[str, float | None]) -> None:
-    got = PROVIDER.classify(Answer(status=200, payload=payload, in_stream=True))
+    got = PROVIDER.classify(UpstreamResponse(status=200, payload=payload, in_stream=True))
     assert (got.cls, got.cooldown_s) == expected
 
 
@@ -309,7 +309,7 @@ def test_refusal_is_openais_envelope() -> None:
 @pytest.mark.parametrize("status", [400, 401, 403, 413, 429, 500, 502, 503])
 def test_a_refusal_is_understood_by_its_own_rules(status: int) -> None:
     made = PROVIDER.refusal(status, "m", None)
-    got = PROVIDER.classify(Answer(status=status, payload=json.loads(made.body)))
+    got = PROVIDER.classify(UpstreamResponse(status=status, payload=json.loads(made.body)))
     assert str(got.cls) != "ok"
     assert dict(made.headers) == {"content-type": "application/json"}
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from account_pool.core.outcome import Answer
+from account_pool.core.outcome import UpstreamResponse
 from account_pool.providers.base import HostRule, RequestHead, Route
 from account_pool.providers.like import add_hosts, like
 from account_pool.providers.registry import BUILT_IN, HostIndex
@@ -92,7 +92,7 @@ def test_a_host_may_have_several_providers_in_order() -> None:
 
 
 ORGANISATION = {"openai-organization": "acme", "anthropic-organization-id": "acme"}
-LIMITED = Answer(
+LIMITED = UpstreamResponse(
     status=429,
     payload={
         "error": {
@@ -247,7 +247,7 @@ HEADERS = st.dictionaries(
 def test_no_answer_breaks_a_provider(
     payload: object, headers: dict[str, str], status: int, in_stream: bool, now: float
 ) -> None:
-    answer = Answer(
+    answer = UpstreamResponse(
         status=status, headers=headers, payload=payload, in_stream=in_stream, wall_now=now
     )
     for provider in BUILT_IN.values():
@@ -296,5 +296,5 @@ def test_a_limit_of_the_plan_reaches_the_account_of_an_unknown_service(
 ) -> None:
     gateway = like(BUILT_IN["openai"], "gw", [HostRule("llm.example.com")])
     payload = {"error": {"code": "odd", "message": message}}
-    told = gateway.classify(Answer(status=429, headers=headers, payload=payload))
+    told = gateway.classify(UpstreamResponse(status=429, headers=headers, payload=payload))
     assert told.scope == scope

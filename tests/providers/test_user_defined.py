@@ -17,7 +17,7 @@ from account_pool.cli.classify import read_answer
 from account_pool.config import load
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential, Secret
-from account_pool.core.outcome import Answer, OutcomeClass
+from account_pool.core.outcome import OutcomeClass, UpstreamResponse
 from account_pool.core.reset_hints import MAX_WAIT_S
 from account_pool.providers.base import HostRule, Provider
 from account_pool.providers.registry import BUILT_IN
@@ -145,7 +145,7 @@ def test_what_is_placed_is_placed_on_every_path(path, placement):
 def test_without_a_definition_it_is_the_built_in_one_elsewhere():
     gateway = build(OPENAI, "gw", HOSTS, Definition())
     assert gateway.swap is OPENAI.swap
-    limited = Answer(status=429, headers={"retry-after": "7"})
+    limited = UpstreamResponse(status=429, headers={"retry-after": "7"})
     assert gateway.classify(limited) == OPENAI.classify(limited)
     assert gateway.judge is OPENAI.judge
     assert (gateway.name, gateway.hosts, gateway.env) == ("gw", HOSTS, ())
@@ -187,7 +187,7 @@ def test_every_spelling_of_a_reset(spelling, value, expected):
             cls=OutcomeClass.RATE_LIMIT, source="x:1", status=frozenset({429}), resets=(reset,)
         )
         gateway = build(OPENAI, "gw", HOSTS, Definition(limits=(rule,)))
-        told = gateway.classify(Answer(status=429, wall_now=1796083200.0, **where))
+        told = gateway.classify(UpstreamResponse(status=429, wall_now=1796083200.0, **where))
         assert told.cooldown_s == expected
 
 
@@ -234,6 +234,8 @@ def test_no_answer_makes_a_rule_fail_or_cool_for_ever(status, payload, header, w
     gateway = build(OPENAI, "gw", HOSTS, Definition(limits=_HOSTILE))
     gateway.judge(None, payload)
     told = gateway.classify(
-        Answer(status=status, headers={"x-kind": header}, payload=payload, wall_now=wall_now)
+        UpstreamResponse(
+            status=status, headers={"x-kind": header}, payload=payload, wall_now=wall_now
+        )
     )
     assert told.cooldown_s is None or 0 <= told.cooldown_s <= MAX_WAIT_S

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from account_pool.core.account import Account
 from account_pool.core.attempts import REMEDIES
 from account_pool.core.credential import Credential, Secret
-from account_pool.core.outcome import Answer, OutcomeClass
+from account_pool.core.outcome import OutcomeClass, UpstreamResponse
 from account_pool.core.sse import Verdict
 from account_pool.providers.base import RequestHead, Route
 from account_pool.providers.registry import BUILT_IN, HostIndex
@@ -164,7 +164,7 @@ def test_what_is_no_limit_cools_nobody(
     name: str, status: int, headers: dict[str, str], body: str, cls: str
 ) -> None:
     payload = json.loads(body) if body.startswith("{") else None
-    answer = Answer(status=status, headers=headers, text=body, payload=payload)
+    answer = UpstreamResponse(status=status, headers=headers, text=body, payload=payload)
     outcome = BUILT_IN[name].classify(answer)
     assert outcome.cls == cls
     assert outcome.scope in ("none", "server")
@@ -177,7 +177,9 @@ def test_what_is_no_limit_cools_nobody(
     model=st.sampled_from(["a-1", "org/b:free"]),
 )
 def test_a_wait_in_retry_after_is_believed(name: str, wait: int, header: str, model: str) -> None:
-    answer = Answer(status=429, headers={header.lower(): str(wait)}, text="slow down", model=model)
+    answer = UpstreamResponse(
+        status=429, headers={header.lower(): str(wait)}, text="slow down", model=model
+    )
     outcome = BUILT_IN[name].classify(answer)
     assert (outcome.cls, outcome.cooldown_s, outcome.replayable) == ("rate_limit", wait, True)
 
@@ -266,7 +268,7 @@ def test_its_own_refusal_is_read_as_a_limit(name: str) -> None:
     """A pool behind a pool understands it."""
     answer = BUILT_IN[name].refusal(429, "no account", 30)
     outcome = BUILT_IN[name].classify(
-        Answer(
+        UpstreamResponse(
             status=429,
             headers=dict(answer.headers),
             text=answer.body.decode(),
@@ -345,7 +347,7 @@ def test_both_hosts_of_together_and_cohere() -> None:
 
 def classified(name: str, status: int, body: Any, headers: dict[str, str] | None = None) -> Any:
     return BUILT_IN[name].classify(
-        Answer(
+        UpstreamResponse(
             status=status,
             headers=headers or {},
             payload=body,
@@ -502,7 +504,7 @@ def test_what_only_the_owner_can_cure_is_read_as_that(name: str, status: int) ->
     made = BUILT_IN[name].refusal(status, f"{name}: {REMEDIES[status]}", None)
     body = json.loads(made.body)
     outcome = BUILT_IN[name].classify(
-        Answer(status=made.status, headers=dict(made.headers), text="", payload=body)
+        UpstreamResponse(status=made.status, headers=dict(made.headers), text="", payload=body)
     )
     # There the code of OpenAI's envelope is that of a minute's limit.
     assert outcome.cls in OURS[status] or (name, outcome.cls) == ("dashscope", "rate_limit")

@@ -15,7 +15,7 @@ from account_pool.core.attempts import Attempts, Limits
 from account_pool.core.broken import Broken
 from account_pool.core.decision import By
 from account_pool.core.lease import RequestFacts
-from account_pool.core.outcome import Answer, Outcome, OutcomeClass, Scope
+from account_pool.core.outcome import Outcome, OutcomeClass, Scope, UpstreamResponse
 from account_pool.core.steps import Refresh
 from account_pool.providers.registry import BUILT_IN
 from account_pool.proxy import status
@@ -246,7 +246,7 @@ def test_an_echoed_credential_is_in_no_record_line_or_table(
         held.secret._value = secret
     echo = shown(secret)
     error = {k: v.format(echo) if isinstance(v, str) else v for k, v in fields.items()}
-    answer = Answer(
+    answer = UpstreamResponse(
         status=status_code,
         headers={name: value.format(echo) for name, value in headers.items()},
         payload={"type": "error", "error": error},

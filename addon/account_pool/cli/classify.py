@@ -25,7 +25,7 @@ from typing import Any, TextIO
 from account_pool import config
 from account_pool.cli.which_file import find
 from account_pool.config.accounts_file import require_confirmed
-from account_pool.core.outcome import Answer, Outcome
+from account_pool.core.outcome import Outcome, UpstreamResponse
 from account_pool.core.sse import Gate, Verdict
 from account_pool.providers.base import Provider
 from account_pool.providers.copilot import EXCHANGE_PATH
@@ -142,7 +142,7 @@ def _provider(name: str, providers: Mapping[str, Provider]) -> Provider:
     return unknown
 
 
-def read_answer(recorded: Mapping[str, Any], provider: Provider) -> Answer:
+def read_answer(recorded: Mapping[str, Any], provider: Provider) -> UpstreamResponse:
     """Return the answer as the proxy would have read it. Raises BadLine."""
     status = recorded.get("status")
     if not isinstance(status, int) or isinstance(status, bool) or not 100 <= status < 600:
@@ -153,7 +153,7 @@ def read_answer(recorded: Mapping[str, Any], provider: Provider) -> Answer:
         raise BadLine('"headers": expected an object of names and values')
     text, payload, event, in_stream = _content(recorded, provider, status)
     model = recorded.get("model")
-    return Answer(
+    return UpstreamResponse(
         status=status,
         headers={str(name).lower(): str(value) for name, value in headers.items()},
         text=text,

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from account_pool.core.outcome import Answer, OutcomeClass
+from account_pool.core.outcome import OutcomeClass, UpstreamResponse
 from account_pool.providers.base import Provider
 
 #: How many of the last lines may say it, and how much of one is read.
@@ -76,7 +76,7 @@ def _errors(line: str) -> Iterator[Any]:
 
 
 def _is_limit(provider: Provider, body: Any) -> bool:
-    outcomes = (provider.classify(Answer(status=s, payload=body)) for s in _STATUSES)
+    outcomes = (provider.classify(UpstreamResponse(status=s, payload=body)) for s in _STATUSES)
     return any(outcome.explicit and outcome.cls in _LIMITS for outcome in outcomes)
 
 

@@ -28,7 +28,7 @@ from account_pool.config import Config
 from account_pool.config.review import review
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential
-from account_pool.core.outcome import Answer
+from account_pool.core.outcome import UpstreamResponse
 from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.http import Http, HttpAnswer, HttpFailed
 from account_pool.credentials.keeper import Keeper
@@ -131,7 +131,7 @@ async def _try(entry: AccountEntry, loaded: Config, keeper: Keeper, had: _Had, a
     except (HttpFailed, CannotSwap) as error:
         return Tried(key, "unreachable", str(error))
     outcome = entry.provider.classify(
-        Answer(
+        UpstreamResponse(
             status=answer.status,
             headers=answer.headers,
             text=answer.body.decode(errors="replace"),

@@ -28,13 +28,13 @@ from account_pool.core.request_events import RequestEvents
 from account_pool.core.session_lease import SessionLease
 from account_pool.core.steps import (
     PHASE_AFTER,
-    Answer,
     Attempt,
     Deliver,
     Phase,
     Refresh,
     Send,
     Step,
+    Synthesize,
     Wait,
 )
 from account_pool.core.verdicts import Suspect, is_about_account
@@ -247,7 +247,7 @@ class Attempts:
         self._return(None, now)
         self._unresolved(now)
         message = f"{self.facts.provider}: {STOPPING}"
-        return self._enter(Answer(503, message, retry_after_s=STOPPING_PAUSE_S), now)
+        return self._enter(Synthesize(503, message, retry_after_s=STOPPING_PAUSE_S), now)
 
     def committed(self, now: float) -> None:
         """The answer is good and its first byte goes to the client: no more attempts."""
@@ -647,7 +647,7 @@ class Attempts:
         elif (of_account and how is not Broken.CONNECT) or not reason:
             reason = "the upstream connection broke" + (f" ({reason})" if reason else "")
         status = 504 if how is Broken.SILENT else 502
-        return Answer(
+        return Synthesize(
             status=status,
             message=f"{lease.key}: {reason}",
             reason=reason,
@@ -801,7 +801,7 @@ class Attempts:
         if self._refused:
             return Deliver(wait_s)
         pause_s = CROWDED_PAUSE_S if wait_s is None else wait_s
-        return Answer(status=503, message=str(crowded), retry_after_s=pause_s)
+        return Synthesize(status=503, message=str(crowded), retry_after_s=pause_s)
 
     def _wait_in_line(
         self,
@@ -915,7 +915,7 @@ class Attempts:
             status = 429 if wait is not None else 503
         else:
             reason = f"{reason}: {REMEDIES[status]}"
-        return Answer(
+        return Synthesize(
             status=status,
             message=f"{self.facts.provider}: {reason}",
             reason=reason,
@@ -975,7 +975,7 @@ class Attempts:
                     events.sent(came_from, lease.key, outcome, now)
             case Wait():
                 events.held(step, last, self._nobody, now)
-            case Deliver() | Answer():
+            case Deliver() | Synthesize():
                 events.given_up(step, last, self._nobody, now, kept=self.replayable)
             case Refresh():
                 pass

@@ -19,7 +19,7 @@ import msgspec
 from account_pool.core import reset_hints
 from account_pool.core.lazy_pattern import LazyPattern
 from account_pool.core.meaning import Meaning, is_about_model, meaning_of
-from account_pool.core.outcome import Answer
+from account_pool.core.outcome import UpstreamResponse
 
 # Bounds on what is read of a hostile body.
 _MAX_MESSAGE_CHARS = 4096
@@ -119,7 +119,7 @@ class ErrorFacts:
         return is_about_model(self.message, self.model)
 
 
-def read_facts(answer: Answer) -> ErrorFacts:
+def read_facts(answer: UpstreamResponse) -> ErrorFacts:
     """Read what rules look at from *answer*, whatever its shape."""
     payload = _first(answer.payload)
     error, message = _envelope(payload)
@@ -170,7 +170,7 @@ def is_failure(value: Mapping[str, Any]) -> bool:
         return False
     if any(value.get(key) for key in _CONTENT):
         return False
-    return read_facts(Answer(status=200, payload=value)).meaning is not None
+    return read_facts(UpstreamResponse(status=200, payload=value)).meaning is not None
 
 
 def window_s(text: str) -> float | None:

@@ -1,6 +1,6 @@
 """What an answer means: for the account that gave it, and for the request.
 
-The vocabulary of design.md section 7. Providers turn an `Answer` into an
+The vocabulary of design.md section 7. Providers turn an `UpstreamResponse` into an
 `Outcome` (see `providers/`); the pool and the attempt machine act on it. This
 module knows no provider.
 """
@@ -113,8 +113,8 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """An answer as far as it was read: values only, already decoded.
+class UpstreamResponse:
+    """A provider's response as far as it was read: values only, already decoded.
 
     Attributes:
         status: HTTP status; for a WebSocket the status of the handshake.

@@ -16,7 +16,7 @@ from account_pool.core.errors import NoUsableAccount, UnknownAccount
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass
 from account_pool.core.pool import Pool
-from account_pool.core.steps import Answer, Attempt, Deliver, Wait
+from account_pool.core.steps import Attempt, Deliver, Synthesize, Wait
 from account_pool.core.verdicts import AccountVerdict
 
 #: Why a WebSocket is closed after its account reported a limit: another account can serve.
@@ -82,7 +82,7 @@ class RequestEvents:
 
     def given_up(
         self,
-        step: Deliver | Answer,
+        step: Deliver | Synthesize,
         last: Attempt | None,
         nobody: NoUsableAccount | None,
         now: float,
@@ -99,7 +99,7 @@ class RequestEvents:
             return
         account = last.key if last else nobody.soonest if nobody else None
         reason = nobody.reason if nobody else ""
-        if not reason and isinstance(step, Answer):
+        if not reason and isinstance(step, Synthesize):
             reason = step.reason or step.message
         if not (reason or kept) and refusal is not None and refusal.replayable:
             reason = NOT_KEPT

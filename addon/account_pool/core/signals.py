@@ -19,7 +19,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 
 from account_pool.core.error_facts import ErrorFacts, read_facts
 from account_pool.core.meaning import Meaning
-from account_pool.core.outcome import Answer, Outcome, OutcomeClass, Scope
+from account_pool.core.outcome import Outcome, OutcomeClass, Scope, UpstreamResponse
 from account_pool.core.sse import Judge, Verdict
 from account_pool.core.waits import USUAL_WAITS, Wait, first_wait, prose
 
@@ -212,24 +212,24 @@ class SignalTable:
     shared: bool = False
     owner: Callable[[ErrorFacts], str | None] = lambda _facts: None
 
-    def classify(self, answer: Answer) -> Outcome:
+    def classify(self, answer: UpstreamResponse) -> Outcome:
         """Say what *answer* means. Total: never raises, whatever it holds."""
         # STATUS_RULES end with a row without conditions.
         found = self._first((*self.rules, *STATUS_RULES), answer)
         return found or Outcome(cls=OutcomeClass.OK, signal=str(answer.status))
 
-    def recognise(self, answer: Answer) -> Outcome | None:
+    def recognise(self, answer: UpstreamResponse) -> Outcome | None:
         """Return what the rows of this table alone say; None if none matches."""
         return self._first(self.rules, answer)
 
-    def _first(self, rules: tuple[Rule, ...], answer: Answer) -> Outcome | None:
+    def _first(self, rules: tuple[Rule, ...], answer: UpstreamResponse) -> Outcome | None:
         if answer.status < 400 and not self._refuses(answer):
             return None
         facts = read_facts(answer)
         rule = next((rule for rule in rules if rule.matches(facts)), None)
         return None if rule is None else self._outcome(rule, facts)
 
-    def _refuses(self, answer: Answer) -> bool:
+    def _refuses(self, answer: UpstreamResponse) -> bool:
         payload = answer.payload
         if isinstance(payload, list):
             return any(self.judge(None, item) is Verdict.REFUSE for item in payload[:1])

@@ -1,4 +1,4 @@
-"""What may come next for a request, and where it stands: the words of `attempts`."""
+"""The steps and phases of a request: what `attempts` returns, and where it stands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Send:
     """Send the request with this lease's credential."""
 
     lease: Lease
-    #: do not reuse a kept connection
+    #: use a new connection
     fresh: bool = False
 
 
@@ -34,7 +34,7 @@ class Wait:
     """Wait until *until* (monotonic seconds), or until *ticket* is called."""
 
     until: float
-    #: the request's place among those who wait for an account. None: only time ends it.
+    #: the request's place among those that wait for an account. None: only time ends the wait.
     ticket: Ticket | None = None
 
 
@@ -47,11 +47,11 @@ class Refresh:
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """Hand the refused answer to the client.
+    """Deliver the provider's refusal to the client.
 
     Attributes:
-        retry_after_s: seconds until an account returns; None: leave the wait as it is.
-        again: accounts are left that were not asked: the client should try again.
+        retry_after_s: seconds until an account returns; None: leave `Retry-After` as it is.
+        again: some accounts were not asked: the client should try again.
     """
 
     retry_after_s: float | None = None
@@ -59,20 +59,20 @@ class Deliver:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """There is no answer to hand on: make one.
+class Synthesize:
+    """Make an error response: there is none of a provider to deliver.
 
     Attributes:
-        status: 429 (limits), 502 (broken), 504 (silent) or 503 (nobody can serve); 401
-            (credentials), 402 (money), 403 (accounts) or 404 (model) where only the owner can
-            cure it.
+        status: 429 (limits), 502 (broken), 504 (silent) or 503 (no account can serve); 401
+            (credentials), 402 (money), 403 (accounts) or 404 (model) if only the owner can
+            help.
         message: for people; no secrets.
         retry_after_s: as in `Deliver`.
-        like: the account whose own last refusal says it best, if it is known.
-        reason: *message* without the name it begins with, for records that name it anyway.
-        unreachable: the way to the provider is barred until its owner does something.
+        like: the account with the refusal to imitate, if there is one.
+        reason: *message* without the provider's name, for records that have it anyway.
+        unreachable: the provider cannot be reached until the owner does something.
 
-    `final`: only the owner can cure it, so trying again is no use.
+    `final`: only the owner can help, so trying again is no use.
     """
 
     status: int
@@ -87,7 +87,7 @@ class Answer:
         return self.unreachable or (400 <= self.status < 500 and self.status != 429)
 
 
-Step = Send | Wait | Refresh | Deliver | Answer
+Step = Send | Wait | Refresh | Deliver | Synthesize
 
 
 class Phase(Enum):
@@ -97,7 +97,7 @@ class Phase(Enum):
     NEW = "new"
     #: an attempt runs: `refused`, `broken` or `committed`
     SENT = "sent"
-    #: nobody can serve, or a pause before the same account is asked again: `resumed`
+    #: no account can serve, or a pause before the same one is asked again: `resumed`
     WAITING = "waiting"
     #: `refreshed`
     REFRESHING = "refreshing"
@@ -112,5 +112,5 @@ PHASE_AFTER = {
     Wait: Phase.WAITING,
     Refresh: Phase.REFRESHING,
     Deliver: Phase.OVER,
-    Answer: Phase.OVER,
+    Synthesize: Phase.OVER,
 }

@@ -18,7 +18,7 @@ from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.headroom_words import COUNTED_WINDOWS
 from account_pool.core.lease import NO_CONVERSATION, Conversation
-from account_pool.core.outcome import Answer, Outcome
+from account_pool.core.outcome import Outcome, UpstreamResponse
 from account_pool.core.signals import SignalTable
 from account_pool.core.sse import HAS_ERROR
 from account_pool.core.sse import Verdict as Verdict  # noqa: PLC0414 - part of this interface
@@ -262,7 +262,7 @@ class Provider:
     error_marks: re.Pattern[bytes] = HAS_ERROR
     headroom_marks: tuple[bytes, ...] = ()
     windows: tuple[str, ...] = COUNTED_WINDOWS
-    classify: Callable[[Answer], Outcome]
+    classify: Callable[[UpstreamResponse], Outcome]
     signals: SignalTable | None = None
     refusal: Callable[[int, str, float | None], LocalAnswer]
     delay: Callable[[float], tuple[tuple[str, str], ...]]

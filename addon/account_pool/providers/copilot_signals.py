@@ -15,7 +15,7 @@ from typing import Any
 from account_pool.core import reset_hints
 from account_pool.core.error_facts import ErrorFacts
 from account_pool.core.headroom_words import snapshot_parts
-from account_pool.core.outcome import Answer, Outcome
+from account_pool.core.outcome import Outcome, UpstreamResponse
 from account_pool.core.signals import (
     ACCOUNT,
     AUTH_INVALID,
@@ -193,6 +193,6 @@ _EXCHANGE = SignalTable(
 )  # fmt: skip
 
 
-def classify_exchange(answer: Answer) -> Outcome:
+def classify_exchange(answer: UpstreamResponse) -> Outcome:
     """Say what an answer of the token exchange means: there, a 404 is about the token."""
     return _EXCHANGE.classify(answer)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from account_pool.core.outcome import Answer, Outcome, Scope
+from account_pool.core.outcome import Outcome, Scope, UpstreamResponse
 from account_pool.core.sse import HAS_ERROR, HAS_FAILURE
 from account_pool.providers.base import HostRule, Provider, RequestHead, Route
 
@@ -49,7 +49,7 @@ def behind_gateway(provider: Provider) -> Provider:
     while each key has its own limits.
     """
 
-    def classify(answer: Answer) -> Outcome:
+    def classify(answer: UpstreamResponse) -> Outcome:
         outcome = provider.classify(answer)
         return outcome if outcome.owner is None else replace(outcome, owner=None)
 

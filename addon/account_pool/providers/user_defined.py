@@ -18,7 +18,7 @@ from account_pool.core import json_pointer, reset_hints, waits
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.error_facts import ErrorFacts, read_facts
-from account_pool.core.outcome import Answer, Outcome, OutcomeClass, Scope
+from account_pool.core.outcome import Outcome, OutcomeClass, Scope, UpstreamResponse
 from account_pool.core.signals import Rule, SignalTable
 from account_pool.core.sse import HAS_FAILURE, Judge, Verdict
 from account_pool.core.waits import Wait
@@ -180,7 +180,7 @@ class LimitRule:
             return True
         if not payload.keys() & _CODED or payload.get("choices"):
             return False
-        return self.has_code(read_facts(Answer(status=200, payload=payload)).words)
+        return self.has_code(read_facts(UpstreamResponse(status=200, payload=payload)).words)
 
     def has_code(self, words: frozenset[str]) -> bool:
         """Say whether one of *words* is a code the rule asks for."""
@@ -286,7 +286,7 @@ def with_limits(provider: Provider, definition: Definition) -> Provider:
     judge = _judge(provider.judge, limits)
     table = SignalTable(rules=tuple(limit.row() for limit in limits), judge=judge)
 
-    def classify(answer: Answer) -> Outcome:
+    def classify(answer: UpstreamResponse) -> Outcome:
         if zone is not None:
             answer = replace(answer, zone=zone)
         told = table.recognise(answer)

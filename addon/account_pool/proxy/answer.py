@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 from mitmproxy import http
 
-from account_pool.core.outcome import Answer
+from account_pool.core.outcome import UpstreamResponse
 from account_pool.core.sse import EventParser, Gate, StreamVerdict, Verdict, gate_shape
 from account_pool.core.usage import END_BYTES, Usage, of_answer
 from account_pool.providers.base import Provider
@@ -178,7 +178,7 @@ class AnswerReader:
         refuses_key = self.response.status_code in (401, 403)
         return decoding.is_left_alone(self.encoding) and not refuses_key
 
-    def answer(self, model: str | None, wall_now: float) -> Answer:
+    def answer(self, model: str | None, wall_now: float) -> UpstreamResponse:
         """Return what was read, as values for `Provider.classify`."""
         headers: dict[str, str] = {}
         for raw_name, raw_value in self.response.headers.fields:
@@ -187,7 +187,7 @@ class AnswerReader:
         decision = self._decision
         body = bytes(self._text) if self.encoding else self._joined()
         text = body[:MAX_TEXT_BYTES].decode("utf-8", "replace")
-        return Answer(
+        return UpstreamResponse(
             status=self.response.status_code,
             headers=headers,
             text=text,
@@ -278,7 +278,9 @@ class AnswerReader:
             return StreamVerdict(Verdict.REFUSE, value)
         return None
 
-    def late_answer(self, decision: StreamVerdict, model: str | None, wall_now: float) -> Answer:
+    def late_answer(
+        self, decision: StreamVerdict, model: str | None, wall_now: float
+    ) -> UpstreamResponse:
         """Return what *decision* refused with, as values for `Provider.classify`."""
         told = self.answer(model, wall_now)
         return replace(told, payload=decision.payload, event=decision.event, in_stream=True)

@@ -50,7 +50,7 @@ from account_pool.core.instruments import Mark, Marks
 from account_pool.core.lease import Lease
 from account_pool.core.outcome import OutcomeClass
 from account_pool.core.sse import StreamVerdict
-from account_pool.core.steps import Answer, Deliver, Refresh, Send, Step, Wait
+from account_pool.core.steps import Deliver, Refresh, Send, Step, Synthesize, Wait
 from account_pool.core.usage import of_frame
 from account_pool.core.verdicts import is_about_account
 from account_pool.providers.base import CannotSwap, LocalAnswer, RequestHead, Route
@@ -320,7 +320,7 @@ class ServingStream(AttemptStream):
         return False  # nothing is left for it to do
 
     def _serve(self) -> CommandGenerator[None]:
-        """Answer the request: locally, or from an account of the pool."""
+        """Synthesize the request: locally, or from an account of the pool."""
         call = self.call
         assert call is not None
         provider = call.provider
@@ -375,7 +375,7 @@ class ServingStream(AttemptStream):
                 case Deliver():
                     yield from self._deliver(step)
                     return
-                case Answer():
+                case Synthesize():
                     yield from self._answer_for_pool(step)
                     return
                 case _:
@@ -785,7 +785,7 @@ class ServingStream(AttemptStream):
             self._trail.delivered(self._attempts, self.service.now())
         yield from self.respond(response)
 
-    def _answer_for_pool(self, step: Answer) -> CommandGenerator[None]:
+    def _answer_for_pool(self, step: Synthesize) -> CommandGenerator[None]:
         """Nothing to hand on: repeat what the provider last said, or say it ourselves."""
         provider, wait_s = self._call.provider, step.retry_after_s
         blamed = step.final and step.status != 402

@@ -27,7 +27,7 @@ from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection, Event, Message
 from wsproto.frame_protocol import CloseReason
 
-from account_pool.core.outcome import Answer, Outcome, OutcomeClass
+from account_pool.core.outcome import Outcome, OutcomeClass, UpstreamResponse
 from account_pool.core.sse import HAS_ERROR, Verdict
 from account_pool.providers.base import Provider
 from account_pool.proxy.call import bounded
@@ -101,7 +101,7 @@ class SocketReader:
             case Verdict.COMMIT:
                 self.answered = True
                 return None
-        answer = Answer(
+        answer = UpstreamResponse(
             status=101, payload=value, in_stream=True, model=self.model, wall_now=wall_now
         )
         outcome = self.provider.classify(answer)
