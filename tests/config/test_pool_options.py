@@ -106,11 +106,12 @@ def test_what_a_file_has_instead_of_commas(name: str, value: object, expected: s
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("on", {"table", "inline"}),
+        ("on", {"table", "inline", "direct"}),
         ("off", set()),
         ("table", {"table"}),
         ("inline", {"table", "inline"}),
         (" table ,inline", {"table", "inline"}),
+        ("direct", {"table", "inline", "direct"}),
     ],
 )
 def test_steps_build_on_those_before_them(text: str, expected: set[str]) -> None:
