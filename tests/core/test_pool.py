@@ -828,21 +828,21 @@ def test_an_account_that_is_switched_on_waits_for_its_credential() -> None:
 
 def test_what_other_proxies_have_in_flight_counts() -> None:
     pool = pool_of("a", "b", strategy="least-busy", now=0.0)
-    pool.set_elsewhere({key("a"): 2, key("gone"): 9}, now=0.0)
+    pool.set_in_flight_remote({key("a"): 2, key("gone"): 9}, now=0.0)
     chosen = [pool.acquire(FACTS, now=0.0).key.label for _ in range(3)]
     assert chosen == ["b", "b", "a"]
-    pool.set_elsewhere({}, now=0.0)
+    pool.set_in_flight_remote({}, now=0.0)
     assert pool.acquire(FACTS, now=0.0).key == key("a")
     assert pool.summary(now=0.0)["in_flight"] == 4, "of this proxy"
 
 
 def test_who_waits_is_served_when_another_proxy_lets_go() -> None:
     pool = pool_of(account("a", max_concurrent=1), now=0.0)
-    pool.set_elsewhere({key("a"): 1}, now=0.0)
+    pool.set_in_flight_remote({key("a"): 1}, now=0.0)
     assert shortage(pool).may_change
     ticket = Ticket(facts=FACTS, give_up_at=10.0)
     pool.wait(ticket, None)
-    pool.set_elsewhere({}, now=1.0)
+    pool.set_in_flight_remote({}, now=1.0)
     assert ticket.lease is not None
 
 

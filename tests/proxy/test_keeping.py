@@ -28,7 +28,7 @@ from account_pool.store.clock import Moment
 from account_pool.store.errors import DamagedError, StoreError, UnfitError
 from account_pool.store.sqlite import SqliteTokens
 from account_pool.store.sqlite_state import SqliteState
-from account_pool.store.state import GRACE_S, Lines
+from account_pool.store.state import GRACE_S, TableChanges
 from account_pool.store.store import MemoryStore, SqliteStore
 from account_pool.store.tokens import Tokens
 from tests.patience import PATIENCE_S
@@ -613,7 +613,7 @@ async def test_max_concurrent_holds_for_both(begin: Begin) -> None:
     lease = mine.pool.acquire(FACTS, now=mine.now())
     await here._round()
     await there._round()
-    assert theirs.pool.get(ONE).elsewhere == 1
+    assert theirs.pool.get(ONE).in_flight_remote == 1
     with pytest.raises(NoUsableAccount):
         theirs.pool.acquire(FACTS, now=theirs.now())
     mine.pool.release(lease, None, now=mine.now())
@@ -629,11 +629,11 @@ async def test_what_a_killed_proxy_held_is_free_after_a_grace(
     mine.pool.acquire(FACTS, now=mine.now())
     await here._round()
     await there._round()
-    assert theirs.pool.get(ONE).elsewhere == 1
+    assert theirs.pool.get(ONE).in_flight_remote == 1
     assert [other.pid for other in there.others] == [os.getpid()]
     clock.advance(GRACE_S)
     await there._round()
-    assert theirs.pool.get(ONE).elsewhere == 0
+    assert theirs.pool.get(ONE).in_flight_remote == 0
     assert there.others == ()
 
 
@@ -649,7 +649,7 @@ async def test_what_a_proxy_held_that_is_known_to_be_dead_is_free_at_once(
         other.commit()
     service, kept = begin(LONE)
     await kept._round()
-    assert service.pool.get(ONE).elsewhere == 0
+    assert service.pool.get(ONE).in_flight_remote == 0
     dead._database.close()
 
 
@@ -736,7 +736,7 @@ async def test_a_row_that_cannot_be_written_keeps_no_other_back(begin, clock, ca
     await kept._round()
 
     def unfit(mine, more) -> bool:
-        rows = more["lines"].get("sessions", Lines()).rows if more["lines"] else ()
+        rows = more["lines"].get("sessions", TableChanges()).rows if more["lines"] else ()
         return any(row[0] == "bad:openai" for row in rows)
 
     kept._store = store = Picky(kept._store, unfit, error)
@@ -815,8 +815,8 @@ def test_sqlite_tells_a_row_from_a_file(path: Path) -> None:
     state = SqliteState(path)
     rows = [("a", "openai/one", 1.0), ("b", "openai/one", None)]
     with pytest.raises(UnfitError):
-        state.exchange([], wall_now=1.0, lines={"sessions": Lines(rows)})
+        state.exchange([], wall_now=1.0, lines={"sessions": TableChanges(rows)})
     with pytest.raises(UnfitError):
-        state.exchange([], wall_now=1.0, lines={"sessions": Lines([("a", object(), 1.0)])})
-    assert state.read_book("sessions") == []
+        state.exchange([], wall_now=1.0, lines={"sessions": TableChanges([("a", object(), 1.0)])})
+    assert state.read_table("sessions") == []
     state.close()

@@ -24,13 +24,13 @@ from account_pool.store.errors import StoreError
 from account_pool.store.memory import MemoryState
 from account_pool.store.sqlite import SqliteTokens
 from account_pool.store.sqlite_state import (
-    BOOK_KEPT_S,
     COUNTS_KEPT_S,
     GONE_KEPT_S,
     ROUNDED_S,
+    TABLE_KEPT_S,
     SqliteState,
 )
-from account_pool.store.state import GRACE_S, Lines, News, Row, StateStore
+from account_pool.store.state import GRACE_S, News, Row, StateStore, TableChanges
 from account_pool.store.tokens import Tokens
 
 WALL = 1_800_000_000.0
@@ -94,9 +94,9 @@ def news(store: StateStore, at: float = WALL) -> News:
 
 
 def write(
-    store: StateStore, book: str, rows: Collection[Row], gone: Mapping[str, float] | None = None
+    store: StateStore, table: str, rows: Collection[Row], gone: Mapping[str, float] | None = None
 ) -> None:
-    store.exchange((), wall_now=WALL, lines={book: Lines(rows, gone or {})})
+    store.exchange((), wall_now=WALL, lines={table: TableChanges(rows, gone or {})})
 
 
 def test_everything_is_there_after_a_restart(path: Path) -> None:
@@ -166,11 +166,11 @@ def test_a_value_that_nobody_wrote_is_damage(path: Path, two, edit: str) -> None
         keep(one, FULL)
 
 
-def test_a_book_with_no_account_is_damage(path: Path, two) -> None:
+def test_a_table_with_no_account_is_damage(path: Path, two) -> None:
     one, _ = two
     write(one, "pins", [("a", "nobody", WALL)])
     with pytest.raises(StoreError, match="is damaged; keep it"):
-        one.read_book("pins")
+        one.read_table("pins")
 
 
 def older(path: Path, steps: int, statement: str, *values: object) -> None:
@@ -229,26 +229,26 @@ def test_a_file_that_knew_one_share_of_each_account_keeps_the_rest(path: Path) -
     store.close()
 
 
-def test_books_keep_the_latest_line_of_a_key(two) -> None:
+def test_tables_keep_the_latest_row_of_a_key(two) -> None:
     one, other = two
-    for book in BOOK_KEPT_S:
-        write(one, book, [("a", "openai/work", WALL), ("b", "openai/work", WALL - 1)])
-        write(other, book, [("a", "openai/home", WALL + 1), ("odd\ud800", "x/y", WALL)])
-        write(one, book, [("a", "openai/work", WALL)], gone={"b": WALL - 1})
-        assert one.read_book(book) == [("a", "openai/home", WALL + 1)]
+    for table in TABLE_KEPT_S:
+        write(one, table, [("a", "openai/work", WALL), ("b", "openai/work", WALL - 1)])
+        write(other, table, [("a", "openai/home", WALL + 1), ("odd\ud800", "x/y", WALL)])
+        write(one, table, [("a", "openai/work", WALL)], gone={"b": WALL - 1})
+        assert one.read_table(table) == [("a", "openai/home", WALL + 1)]
 
 
 def test_a_line_another_has_used_since_stays(state) -> None:
     write(state, "sessions", [("a", "openai/work", WALL), ("b", "openai/work", WALL)])
     write(state, "sessions", [("b", "openai/work", WALL + 9)])
     write(state, "sessions", [], gone={"a": WALL, "b": WALL, "unknown": WALL})
-    assert state.read_book("sessions") == [("b", "openai/work", WALL + 9)]
+    assert state.read_table("sessions") == [("b", "openai/work", WALL + 9)]
 
 
 def test_a_key_that_moves_at_the_moment_of_its_last_use_is_moved(state) -> None:
     write(state, "sessions", [("a", "openai/work", WALL)])
     write(state, "sessions", [("a", "openai/home", WALL)])
-    assert state.read_book("sessions") == [("a", "openai/home", WALL)]
+    assert state.read_table("sessions") == [("a", "openai/home", WALL)]
 
 
 def test_what_is_taken_out_is_news_once_also_if_two_do_it(two) -> None:
@@ -266,12 +266,12 @@ def test_times_that_differ_by_their_rounding_are_the_same_use(two) -> None:
     one, other = two
     write(one, "sessions", [("a", "openai/work", WALL + ROUNDED_S / 2)])
     write(other, "sessions", [], gone={"a": WALL})
-    assert one.read_book("sessions") == []
+    assert one.read_table("sessions") == []
     # Whoever still has it has not used it since.
     write(one, "sessions", [("a", "openai/work", WALL + ROUNDED_S)])
-    assert one.read_book("sessions") == []
+    assert one.read_table("sessions") == []
     write(one, "sessions", [("a", "openai/work", WALL + 1)])
-    assert one.read_book("sessions") == [("a", "openai/work", WALL + 1)]
+    assert one.read_table("sessions") == [("a", "openai/work", WALL + 1)]
 
 
 def test_what_was_taken_out_is_known_for_a_while(two, path: Path) -> None:
@@ -281,7 +281,7 @@ def test_what_was_taken_out_is_known_for_a_while(two, path: Path) -> None:
 
     def known() -> object:
         with closing(SqliteState(path)) as late:
-            return news(late).gone, late.read_book("pins")
+            return news(late).gone, late.read_table("pins")
 
     left = [("b", "openai/work", WALL)]
     one.sweep([], wall_now=WALL + GONE_KEPT_S - 1)
@@ -304,15 +304,15 @@ def test_what_one_binds_is_news_to_the_other(two) -> None:
 def test_old_rows_are_swept(two) -> None:
     one, _ = two
     keep(one, FULL, PLAIN)
-    for book in BOOK_KEPT_S:
-        write(one, book, [("old", "openai/work", WALL), ("new", "openai/work", WALL + 1e8)])
+    for table in TABLE_KEPT_S:
+        write(one, table, [("old", "openai/work", WALL), ("new", "openai/work", WALL + 1e8)])
     one.exchange((), wall_now=WALL, counts={"usage": {("2026-08-01", "old"): {"n": 1}}})
     late = WALL + COUNTS_KEPT_S
     one.exchange((), wall_now=late, counts={"usage": {("2027-09-05", "new"): {"n": 1}}})
     one.sweep([HOME], wall_now=late + 1)
     one._base.clear()
     assert keep(one, UNKNOWN, AccountSnapshot(key=HOME)) == [UNKNOWN, PLAIN]
-    assert [[row[0] for row in one.read_book(book)] for book in BOOK_KEPT_S] == [["new"]] * 2
+    assert [[row[0] for row in one.read_table(table)] for table in TABLE_KEPT_S] == [["new"]] * 2
     assert list(one.read_counts("usage")) == [("2027-09-05", "new")]
 
 
@@ -353,23 +353,23 @@ def test_others_know_what_one_has_in_flight(two) -> None:
     one.beat({WORK: 2}, wall_now=WALL)
     one.exchange((), wall_now=WALL, in_flight={HOME: 1})
     told = news(other)
-    assert told.elsewhere == {WORK: 2, HOME: 1}
+    assert told.in_flight_remote == {WORK: 2, HOME: 1}
     assert told.proxies is not None
     assert [proxy.pid for proxy in told.proxies] == [os.getpid()]
     one.exchange((), wall_now=WALL, in_flight={WORK: 0})
-    assert news(other).elsewhere == {WORK: 0, HOME: 1}
-    assert news(one).elsewhere == {}
+    assert news(other).in_flight_remote == {WORK: 0, HOME: 1}
+    assert news(one).in_flight_remote == {}
 
 
 @pytest.mark.parametrize("later", [GRACE_S, -3600.0], ids=["after a grace", "clock set back"])
 def test_what_a_dead_proxy_held_is_free(two, later: float) -> None:
     dead, other = two
     dead.beat({WORK: 2}, wall_now=WALL)
-    assert news(other).elsewhere == {WORK: 2}
+    assert news(other).in_flight_remote == {WORK: 2}
     other.beat({}, wall_now=WALL + later / 2 if later > 0 else WALL)
-    assert news(other, WALL).elsewhere == {WORK: 2}
+    assert news(other, WALL).in_flight_remote == {WORK: 2}
     other.beat({}, wall_now=WALL + later)
-    assert news(other, WALL + later) == News(elsewhere={}, proxies=())
+    assert news(other, WALL + later) == News(in_flight_remote={}, proxies=())
 
 
 def test_one_that_hung_is_there_again(two) -> None:
@@ -377,7 +377,7 @@ def test_one_that_hung_is_there_again(two) -> None:
     hung.beat({WORK: 2}, wall_now=WALL)
     other.beat({}, wall_now=WALL + GRACE_S)
     hung.beat({WORK: 1}, wall_now=WALL + GRACE_S + 1)
-    assert news(other, WALL + GRACE_S + 1).elsewhere == {WORK: 1}
+    assert news(other, WALL + GRACE_S + 1).in_flight_remote == {WORK: 1}
 
 
 def test_one_that_ends_or_is_known_to_be_dead_holds_nothing(two) -> None:
@@ -388,9 +388,9 @@ def test_one_that_ends_or_is_known_to_be_dead_holds_nothing(two) -> None:
     other.beat({}, wall_now=WALL)
     assert news(other).proxies == ()
     one.beat({WORK: 2}, wall_now=WALL)
-    assert news(other).elsewhere == {WORK: 2}
+    assert news(other).in_flight_remote == {WORK: 2}
     one.close()
-    assert news(other) == News(elsewhere={}, proxies=())
+    assert news(other) == News(in_flight_remote={}, proxies=())
 
 
 # -- another credential under the same name

@@ -81,7 +81,7 @@ import resource
 from pathlib import Path
 from account_pool.core.account import AccountKey
 from account_pool.store.errors import StoreError
-from account_pool.store.state import Lines
+from account_pool.store.state import TableChanges
 from account_pool.store.store import SqliteStore
 
 state = SqliteStore(Path({str(path)!r})).state()
@@ -89,7 +89,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
 for number in range(10_000):
     row = (f"conversation-{{number:0100}}", "openai/work", 1.0)
     try:
-        state.exchange((), wall_now=1.0, lines={{"sessions": Lines([row])}})
+        state.exchange((), wall_now=1.0, lines={{"sessions": TableChanges([row])}})
     except StoreError as error:
         print(number, error)
         break
@@ -106,5 +106,5 @@ for number in range(10_000):
     written, _, said = done.stdout.partition(" ")
     assert "cannot be" in said, done.stderr
     state = SqliteStore(path).state()
-    assert len(state.read_book("sessions")) == int(written) > 0
+    assert len(state.read_table("sessions")) == int(written) > 0
     state.close()

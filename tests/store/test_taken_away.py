@@ -199,7 +199,7 @@ FULL = """
 import resource
 from pathlib import Path
 from account_pool.core.credential import Secret
-from account_pool.store.state import Lines
+from account_pool.store.state import TableChanges
 from account_pool.store.store import SqliteStore
 from account_pool.store.tokens import Tokens
 
@@ -217,7 +217,8 @@ limit = max(path.stat().st_size, Path(f"{{path}}-wal").stat().st_size)
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 for n in range(1, 1000):
     refresh(n)
-    state.exchange((), wall_now=1.0, lines={{"sessions": Lines([(f"s-{{n % 10}}", "a/b", 1.0)])}})
+    changes = TableChanges([(f"s-{{n % 10}}", "a/b", 1.0)])
+    state.exchange((), wall_now=1.0, lines={{"sessions": changes}})
 print(tokens.load("family").refresh.reveal(), limit)
 """
 

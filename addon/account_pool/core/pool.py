@@ -279,16 +279,16 @@ class Pool:
             for state in members.by_label.values():
                 members.place(state, now)
 
-    def set_elsewhere(self, in_flight: Mapping[AccountKey, int], *, now: float) -> None:
+    def set_in_flight_remote(self, in_flight: Mapping[AccountKey, int], *, now: float) -> None:
         """Note how many requests other proxies have in flight; none where *in_flight* has none.
 
         They count for max_concurrent and for who is least busy.
         """
         for state in self.accounts():
             requests = in_flight.get(state.key, 0)
-            if requests == state.elsewhere:
+            if requests == state.in_flight_remote:
                 continue
-            state.elsewhere = requests
+            state.in_flight_remote = requests
             self._members[state.key.provider].place(state, now)
             self._let_go_on(state.key.provider, now)
 

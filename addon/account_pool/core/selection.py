@@ -232,7 +232,7 @@ class LeastBusy(_Ranked):
     """Fewest in flight (per weight), on other proxies too; ties to the least recently used."""
 
     def rank(self, state: AccountState, model: str | None) -> Rank:
-        return ((state.in_flight + state.elsewhere) / state.account.weight, state.last_used)
+        return ((state.in_flight + state.in_flight_remote) / state.account.weight, state.last_used)
 
 
 class LeastRecent(_Ranked):

@@ -59,7 +59,7 @@ class AccountState:
         served: requests answered.
         source: fingerprint of how its credential was written down, and behind a slash whose
             it is, where that is known (`credential.identity`); "" if nobody said.
-        elsewhere: requests in flight on other proxies, as far as is known.
+        in_flight_remote: requests in flight on other proxies, as far as is known.
         rank: the key it stands under in the selection policy; None while not ready.
         wake_at: when to place it again, as time alone changes where it belongs.
     """
@@ -96,7 +96,7 @@ class AccountState:
     reserved: tuple[Cooldown, ...] = ()
     served: int = 0
     source: str = ""
-    elsewhere: int = 0
+    in_flight_remote: int = 0
     rank: Rank | None = None
     wake_at: float = inf
 
@@ -107,7 +107,7 @@ class AccountState:
     @property
     def full(self) -> bool:
         limit = self.account.max_concurrent
-        return limit is not None and self.in_flight + self.elsewhere >= limit
+        return limit is not None and self.in_flight + self.in_flight_remote >= limit
 
     def holds(self) -> Iterable[Cooldown]:
         """Return its cooldowns, those that are over too, and what its reserve keeps back."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from account_pool.store.state import Lines, Row
+from account_pool.store.state import Row, TableChanges
 
 #: A line is written again when it was used so much later, seconds.
 _STEP_S = 1.0
@@ -62,9 +62,9 @@ class Book:
         self.changed.clear()
         return taken
 
-    def lines(self, taken: Taken) -> Lines:
+    def lines(self, taken: Taken) -> TableChanges:
         """Return *taken* as the store wants it."""
-        return Lines(
+        return TableChanges(
             rows=[row for row in taken.values() if row is not None],
             gone={
                 key: self.written[key][2]

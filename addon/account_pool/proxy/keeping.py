@@ -268,8 +268,8 @@ class Keeping:
         for name, gone in news.gone.items():
             if name in self._unwritten.books:
                 self._unwritten.books[name].drop(gone)
-        if news.elsewhere is not None:
-            self._pool.set_elsewhere(news.elsewhere, now=self._now())
+        if news.in_flight_remote is not None:
+            self._pool.set_in_flight_remote(news.in_flight_remote, now=self._now())
         if news.proxies is not None:
             if not self.others and news.proxies:
                 self._beat_at = self._now()  # they do not know of us
@@ -350,7 +350,7 @@ class Keeping:
 
     async def _failed(self, error: StoreError) -> None:
         # Nobody knows any more what others do.
-        self._pool.set_elsewhere({}, now=self._now())
+        self._pool.set_in_flight_remote({}, now=self._now())
         if isinstance(error, DamagedError):
             try:
                 await self._in_thread(lambda: self._put_aside(error))

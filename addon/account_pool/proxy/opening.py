@@ -24,7 +24,7 @@ def opened(source: Store, wall: float) -> tuple[StateStore, dict[str, list[Row]]
         news = store.changed(wall_now=store.now() or wall)
         if dead := [other.id for other in news.proxies or () if _is_dead(other)]:
             store.reap(dead)
-        books = {name: store.read_book(name) for name in BOOKS}
+        books = {name: store.read_table(name) for name in BOOKS}
     except StoreError:
         store.close()
         raise

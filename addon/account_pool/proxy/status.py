@@ -84,7 +84,7 @@ def _row(
 
 
 def _in_flight(state: AccountState) -> str:
-    there = f" + {state.elsewhere} elsewhere" if state.elsewhere else ""
+    there = f" + {state.in_flight_remote} elsewhere" if state.in_flight_remote else ""
     return f"{state.in_flight}{there}"
 
 

@@ -14,7 +14,7 @@ from account_pool.core.state import AccountState
 from account_pool.proxy.books import Book, Taken
 from account_pool.proxy.service import Service
 from account_pool.store.errors import StoreError, UnfitError
-from account_pool.store.state import Lines, Numbered, Row, StateStore
+from account_pool.store.state import Numbered, Row, StateStore, TableChanges
 from account_pool.supervision import where
 
 #: What is kept beside the accounts, by the name of its book.
@@ -35,7 +35,7 @@ class Batch:
 
     mine: PoolSnapshot
     gone: Collection[AccountKey]
-    lines: Mapping[str, Lines]
+    lines: Mapping[str, TableChanges]
     taken: Mapping[str, Taken]
     counts: Mapping[str, Counted]
     number: Numbered | None
@@ -101,20 +101,22 @@ class Batch:
             _Part("requests in flight", in_flight={key: n}) for key, n in self.in_flight.items()
         ]
         for book, lines in self.lines.items():
-            parts += [_Part(book, lines={book: Lines([row], {})}) for row in lines.rows]
-            parts += [_Part(book, lines={book: Lines([], {k: at})}) for k, at in lines.gone.items()]
+            parts += [_Part(book, lines={book: TableChanges([row], {})}) for row in lines.rows]
+            parts += [
+                _Part(book, lines={book: TableChanges([], {k: at})}) for k, at in lines.gone.items()
+            ]
         for name, counted in self.counts.items():
             parts += [_Part(_COUNTS, counts={name: {k: sums}}) for k, sums in counted.items()]
         return parts
 
     def _of(self, parts: Sequence[_Part]) -> Batch:
         """Return a batch of *parts* only."""
-        lines: dict[str, Lines] = {}
+        lines: dict[str, TableChanges] = {}
         counts: dict[str, Counted] = {}
         for part in parts:
             for book, more in part.lines.items():
-                known = lines.get(book, Lines([], {}))
-                lines[book] = Lines([*known.rows, *more.rows], {**known.gone, **more.gone})
+                known = lines.get(book, TableChanges([], {}))
+                lines[book] = TableChanges([*known.rows, *more.rows], {**known.gone, **more.gone})
             for name, counted in part.counts.items():
                 counts.setdefault(name, {}).update(counted)
         accounts = tuple(account for part in parts for account in part.accounts)
@@ -150,7 +152,7 @@ class _Part:
     what: str
     accounts: tuple[AccountSnapshot, ...] = ()
     gone: tuple[AccountKey, ...] = ()
-    lines: Mapping[str, Lines] = field(default_factory=dict)
+    lines: Mapping[str, TableChanges] = field(default_factory=dict)
     counts: Mapping[str, Counted] = field(default_factory=dict)
     in_flight: Mapping[AccountKey, int] = field(default_factory=dict)
 

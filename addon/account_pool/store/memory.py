@@ -12,7 +12,7 @@ from account_pool.core.claims import Claim, Taken
 from account_pool.core.counts import Counted, add_to
 from account_pool.core.credential import Secret
 from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot, merge, of_another
-from account_pool.store.state import Lines, News, Numbered, Row
+from account_pool.store.state import News, Numbered, Row, TableChanges
 from account_pool.store.tokens import Tokens
 
 
@@ -86,7 +86,7 @@ class MemoryState:
         self._accounts: dict[AccountKey, AccountSnapshot] = {}
         #: what the pool knows of it; an account that came back knows nothing
         self._base: dict[AccountKey, AccountSnapshot] = {}
-        self._books: dict[str, dict[str, Row]] = {}
+        self._tables: dict[str, dict[str, Row]] = {}
         self._counts: dict[str, Counted] = {}
         self._batches: dict[str, int] = {}
         self._wall_at = 0.0
@@ -97,7 +97,7 @@ class MemoryState:
         gone: Collection[AccountKey] = (),
         *,
         wall_now: float,
-        lines: Mapping[str, Lines] | None = None,
+        lines: Mapping[str, TableChanges] | None = None,
         counts: Mapping[str, Counted] | None = None,
         batch: Numbered | None = None,
         in_flight: Mapping[AccountKey, int] | None = None,
@@ -112,8 +112,8 @@ class MemoryState:
         )
         for account in merged:
             self._accounts[account.key] = self._base[account.key] = account
-        for book, changes in (lines or {}).items():
-            self._write_lines(book, changes)
+        for table, changes in (lines or {}).items():
+            self._write_lines(table, changes)
         is_new = batch is None or batch.number > self._batches.get(batch.proxy, 0)
         if batch is not None:
             self._batches[batch.proxy] = max(batch.number, self._batches.get(batch.proxy, 0))
@@ -134,8 +134,8 @@ class MemoryState:
     def reap(self, proxies: Collection[str]) -> None:
         """There is no other."""
 
-    def read_book(self, book: str) -> list[Row]:
-        return sorted(self._books.get(book, {}).values(), key=lambda row: row[2])
+    def read_table(self, table: str) -> list[Row]:
+        return sorted(self._tables.get(table, {}).values(), key=lambda row: row[2])
 
     def read_counts(self, name: str) -> Counted:
         return {key: dict(sums) for key, sums in self._counts.get(name, {}).items()}
@@ -146,11 +146,11 @@ class MemoryState:
     def close(self) -> None:
         """Nothing is open."""
 
-    def _write_lines(self, name: str, changes: Lines) -> None:
-        book = self._books.setdefault(name, {})
+    def _write_lines(self, name: str, changes: TableChanges) -> None:
+        table = self._tables.setdefault(name, {})
         for key, used_at in changes.gone.items():
-            if key in book and book[key][2] <= used_at:
-                del book[key]
+            if key in table and table[key][2] <= used_at:
+                del table[key]
         for row in changes.rows:
-            if row[0] not in book or book[row[0]][2] <= row[2]:
-                book[row[0]] = row
+            if row[0] not in table or table[row[0]][2] <= row[2]:
+                table[row[0]] = row

@@ -55,7 +55,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         # The number and the time of the last write of an account; one row.
         "CREATE TABLE writes (write INTEGER NOT NULL, wall_at REAL NOT NULL)",
         "INSERT INTO writes VALUES (0, 0)",
-        # The account a key of a book belongs to: of a session, of an id that was issued.
+        # The account that a key belongs to: of a session, or of an id that was issued.
         """CREATE TABLE bindings (
             book TEXT NOT NULL,
             key TEXT NOT NULL,

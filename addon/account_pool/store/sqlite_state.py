@@ -1,7 +1,7 @@
-"""What a pool has learnt, in the state database, shared by all proxies that name the file.
+"""What a pool has learnt, in the state database, shared by all proxies that use the file.
 
-Each account and each line of a book has the number of the write that changed it last, so
-that what others have changed is found without reading all.
+Each account and each row of a table has the number of the write that changed it last, so
+that what others have changed is found without reading everything.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from account_pool.store.clock import Clock
 from account_pool.store.database import Database, with_room
 from account_pool.store.errors import StoreError
 from account_pool.store.sqlite_rows import is_text, names, read_accounts, write_account
-from account_pool.store.state import GRACE_S, Lines, News, Numbered, OtherProxy, Row
+from account_pool.store.state import GRACE_S, News, Numbered, OtherProxy, Row, TableChanges
 
 #: Another proxy writes for some milliseconds; nobody waits for these rows, seconds.
 BUSY_TIMEOUT_S = 2.0
-#: How long rows are kept that nobody uses, seconds: of accounts that no proxy has (they
-#: may be written down again), of the books, and sums. A session is bound for half an hour;
-#: vendors keep what a pin names for a month (OpenAI: responses, 30 days).
+#: How long unused rows are kept, seconds: accounts that no proxy has (they may be configured
+#: again), the tables by name, and sums. A session is bound for half an hour; vendors keep what
+#: a pin names for a month (OpenAI: responses, 30 days).
 ACCOUNT_KEPT_S = 90 * 86400.0
-BOOK_KEPT_S = {"sessions": 86400.0, "pins": 30 * 86400.0}
+TABLE_KEPT_S = {"sessions": 86400.0, "pins": 30 * 86400.0}
 #: How long it is known that a line was taken out, and which counts of a proxy were added
 #: last, seconds: longer than another proxy leaves a store alone that failed.
 GONE_KEPT_S = 3600.0
@@ -66,7 +66,7 @@ class SqliteState:
         gone: Collection[AccountKey] = (),
         *,
         wall_now: float,
-        lines: Mapping[str, Lines] | None = None,
+        lines: Mapping[str, TableChanges] | None = None,
         counts: Mapping[str, Counted] | None = None,
         batch: Numbered | None = None,
         in_flight: Mapping[AccountKey, int] | None = None,
@@ -84,8 +84,8 @@ class SqliteState:
             new = [account for account in merged if self._is_new(account, found.get(account.key))]
             for account in new:
                 write_account(connection, account, write + 1, wall_now)
-            for book, changes in (lines or {}).items():
-                _write_lines(connection, book, changes, write + 1, wall_now)
+            for table, changes in (lines or {}).items():
+                _write_lines(connection, table, changes, write + 1, wall_now)
             is_new = batch is None or _note_batch(connection, batch, wall_now)
             for name, added in (counts or {}).items() if is_new else ():
                 _add(connection, name, added, wall_now)
@@ -122,7 +122,7 @@ class SqliteState:
                 "WHERE write > ? ORDER BY used_at",
                 since,
             ).fetchall()
-            elsewhere = connection.execute(
+            in_flight_remote = connection.execute(
                 "SELECT account, sum(requests) FROM in_flight JOIN proxies USING (proxy) "
                 "WHERE proxy != ? AND abs(seen_at - ?) < ? GROUP BY account",
                 (self._me, wall_now, GRACE_S),
@@ -133,16 +133,18 @@ class SqliteState:
             ).fetchall()
         lines: dict[str, list[Row]] = {}
         gone: dict[str, dict[str, float]] = {}
-        for book, key, account, used_at, gone_at, _ in bound:
+        for table, key, account, used_at, gone_at, _ in bound:
             if gone_at is None:
-                lines.setdefault(book, []).append((key, account, used_at))
+                lines.setdefault(table, []).append((key, account, used_at))
             else:
-                gone.setdefault(book, {})[key] = used_at
+                gone.setdefault(table, {})[key] = used_at
         news = News(
             accounts=self._keys(account for account, _ in accounts),
             lines=lines,
             gone=gone,
-            elsewhere={self._key(account): requests for account, requests in elsewhere},
+            in_flight_remote={
+                self._key(account): requests for account, requests in in_flight_remote
+            },
             proxies=tuple(
                 OtherProxy(id=id_, host=host, pid=pid, started_at=started_at, seen_at=seen_at)
                 for id_, host, pid, started_at, seen_at in proxies
@@ -177,12 +179,12 @@ class SqliteState:
         with self._database.writing() as connection:
             _reap(connection, proxies)
 
-    def read_book(self, book: str) -> list[Row]:
+    def read_table(self, table: str) -> list[Row]:
         with self._database.reading() as connection:
             rows: list[Row] = connection.execute(
                 "SELECT key, account, used_at FROM bindings "
                 "WHERE book = ? AND gone_at IS NULL ORDER BY used_at",
-                (book,),
+                (table,),
             ).fetchall()
         self._keys({account for _, account, _ in rows})
         return rows
@@ -215,7 +217,7 @@ class SqliteState:
             )
             connection.executemany(
                 "DELETE FROM bindings WHERE book = ? AND used_at < ?",
-                ((book, wall_now - kept_s) for book, kept_s in BOOK_KEPT_S.items()),
+                ((table, wall_now - kept_s) for table, kept_s in TABLE_KEPT_S.items()),
             )
             connection.execute("DELETE FROM bindings WHERE gone_at < ?", (wall_now - GONE_KEPT_S,))
             connection.execute("DELETE FROM batches WHERE at < ?", (wall_now - BATCH_KEPT_S,))
@@ -264,13 +266,13 @@ class SqliteState:
 
 
 def _write_lines(
-    connection: sqlite3.Connection, book: str, lines: Lines, write: int, wall_now: float
+    connection: sqlite3.Connection, table: str, lines: TableChanges, write: int, wall_now: float
 ) -> None:
     connection.executemany(
         "UPDATE bindings SET gone_at = ?, write = ? "
         "WHERE book = ? AND key = ? AND used_at <= ? AND gone_at IS NULL",
         (
-            (wall_now, write, book, key, used_at + ROUNDED_S)
+            (wall_now, write, table, key, used_at + ROUNDED_S)
             for key, used_at in lines.gone.items()
             if is_text(key)
         ),
@@ -281,7 +283,7 @@ def _write_lines(
         "ON CONFLICT (book, key) DO UPDATE SET account = excluded.account, "
         "used_at = excluded.used_at, write = excluded.write, gone_at = NULL "
         "WHERE used_at + ? * (gone_at IS NOT NULL) <= excluded.used_at",
-        ((book, *row, write, ROUNDED_S) for row in lines.rows if is_text(row[0])),
+        ((table, *row, write, ROUNDED_S) for row in lines.rows if is_text(row[0])),
     )
 
 

@@ -1,10 +1,9 @@
 """What the store keeps of a pool, and how several proxies share it.
 
-A store is told what this proxy knows and answers with what is true for all of them
-(`core/snapshot.py` says how that is found). Everything a proxy has to say goes in one
-`exchange`, which is done as a whole or not at all: a compare-and-swap over one round trip.
-What others have done is one cheap question, `changed`. What a proxy has in flight is a
-lease that ends by itself when the proxy is not seen any more.
+A proxy sends the store what it knows, and gets back the merged state of all proxies
+(`core/snapshot.py` merges). Everything goes in one `exchange`, which is done as a whole or
+not at all: a compare-and-swap in one round trip. `changed` is a cheap query for what others
+have done. What a proxy has in flight is a lease that ends by itself once the proxy is gone.
 """
 
 from __future__ import annotations
@@ -17,21 +16,22 @@ from account_pool.core.account import AccountKey
 from account_pool.core.counts import Counted
 from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot
 
-#: How often a proxy says that it is there (`StateStore.beat`), seconds.
+#: How often a proxy sends a heartbeat (`StateStore.beat`), seconds.
 BEAT_S = 5.0
-#: How long it counts as there after it has said so, seconds. Then it is dead, or hangs.
+#: How long a proxy counts as running after a heartbeat, seconds. After that it is dead, or
+#: hangs.
 GRACE_S = 15.0
 
-#: A line of a book: key, account as `provider/label`, wall clock of its last use.
+#: A row of a table: key, account as `provider/label`, last use in seconds since the epoch.
 Row = tuple[str, str, float]
 
 
-class Lines(NamedTuple):
-    """Changes of a book.
+class TableChanges(NamedTuple):
+    """Changes of a table.
 
     Attributes:
-        rows: lines that are new or changed.
-        gone: keys to be taken out, with the last use this proxy knows: a line that another
+        rows: rows that are new or changed.
+        gone: keys to be removed, with the last use that this proxy knows: a row that another
             has used since stays.
     """
 
@@ -41,12 +41,12 @@ class Lines(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherProxy:
-    """Another proxy on the same store. Times are wall clock.
+    """Another proxy on the same store. Times are seconds since the epoch.
 
     Attributes:
-        host, pid: the machine and the process.
-        started_at: when it was seen first.
-        seen_at: when it was seen last.
+        host, pid: its machine and process.
+        started_at: its first heartbeat.
+        seen_at: its last heartbeat.
     """
 
     id: str
@@ -58,29 +58,29 @@ class OtherProxy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class News:
-    """What others have done since this was asked last.
+    """What other proxies have done since the last query.
 
     Attributes:
-        accounts: those that may have been changed: exchange them.
-        lines: lines that are new or changed, by book.
-        gone: keys that were taken out, by book, with the last use that was known of them.
-        elsewhere: requests in flight on all other proxies, by account; None: as before.
-        proxies: who they are; None: as before.
+        accounts: accounts that may have changed: exchange them.
+        lines: rows that are new or changed, by table.
+        gone: keys that were removed, by table, with the last use known of them.
+        in_flight_remote: requests in flight on all other proxies, by account; None: as before.
+        proxies: the other proxies; None: as before.
     """
 
     accounts: Collection[AccountKey] = frozenset()
     gone: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     lines: Mapping[str, list[Row]] = field(default_factory=dict)
-    elsewhere: Mapping[AccountKey, int] | None = None
+    in_flight_remote: Mapping[AccountKey, int] | None = None
     proxies: Collection[OtherProxy] | None = None
 
 
 class Numbered(NamedTuple):
-    """Which counts these are: the same again are added once.
+    """Identifies a batch of counts, which is added once however often it is sent.
 
     Attributes:
-        proxy: of what process.
-        number: grows.
+        proxy: the process that sends it.
+        number: grows with each batch.
     """
 
     proxy: str
@@ -91,9 +91,9 @@ class StateStore(Protocol):
     """Keeps what a pool has learnt.
 
     Its methods block, and are called by one thread at a time. All raise StoreError, or
-    DamagedError when what is kept makes no sense; none of it is done then.
+    DamagedError if the stored data makes no sense; nothing is changed then.
 
-    Books: "sessions" (the account a conversation is bound to) and "pins" (the account
+    Tables: "sessions" (the account that a conversation is bound to) and "pins" (the account
     that issued an id).
     """
 
@@ -103,40 +103,40 @@ class StateStore(Protocol):
         gone: Collection[AccountKey] = (),
         *,
         wall_now: float,
-        lines: Mapping[str, Lines] | None = None,
+        lines: Mapping[str, TableChanges] | None = None,
         counts: Mapping[str, Counted] | None = None,
         batch: Numbered | None = None,
         in_flight: Mapping[AccountKey, int] | None = None,
     ) -> PoolSnapshot:
-        """Merge *mine* with what is there, keep the result and return it.
+        """Merge *mine* with what is stored, store the result and return it.
 
         Args:
-            gone: accounts this proxy has no more, or anew. What is kept of them stays for
-                others, and for the day they come back.
-            lines: changes by book; of two of a key the one used later stays.
+            gone: accounts that this proxy no longer has, or has again. What is stored of them
+                stays, for other proxies and for when they come back.
+            lines: changes by table; of two rows with one key the one used later stays.
             counts: amounts to be added, by name.
-            batch: their number: a write whose answer was lost can be repeated.
-            in_flight: requests of this proxy, for accounts where that has changed.
+            batch: their number, so that a write with an unknown result can be repeated.
+            in_flight: requests of this proxy, for accounts where their number has changed.
 
-        Of the answer `wall_at` is the time of the last write before this.
+        `wall_at` of the result is the time of the last write before this one.
         """
         ...
 
     def now(self) -> float | None:
-        """Return how late it is by the clock that all proxies share; None: the wall clock.
+        """Return the time on the clock that all proxies share; None: that is the wall clock.
 
-        All times that are passed in, and in what is kept, are of this clock.
+        All times that are passed in or stored are times of this clock.
         """
         ...
 
     def changed(self, *, wall_now: float) -> News:
-        """Return what others have done since this was asked last. Cheap if nothing."""
+        """Return what others have done since the last call. Cheap if that is nothing."""
         ...
 
     def beat(self, in_flight: Mapping[AccountKey, int], *, wall_now: float) -> None:
-        """Say that this proxy is there with these requests, and reap those that are not.
+        """Send a heartbeat with the requests in flight, and forget proxies that stopped theirs.
 
-        Every BEAT_S seconds. What a proxy had in flight ends GRACE_S after its last beat.
+        Call it every BEAT_S seconds. What a proxy had in flight ends GRACE_S after its last one.
         """
         ...
 
@@ -144,18 +144,18 @@ class StateStore(Protocol):
         """Forget the proxies with these ids: they are known to be dead."""
         ...
 
-    def read_book(self, book: str) -> list[Row]:
-        """Return all lines of *book*, the least recently used first."""
+    def read_table(self, table: str) -> list[Row]:
+        """Return all rows of *table*, least recently used first."""
         ...
 
     def read_counts(self, name: str) -> Counted:
-        """Return the sums of all proxies that were added under *name*."""
+        """Return the sums over all proxies under *name*."""
         ...
 
     def sweep(self, present: Iterable[AccountKey], *, wall_now: float) -> None:
-        """Drop what is too old for anybody; the accounts *present* are in use."""
+        """Delete what is too old to be used; the accounts *present* are in use."""
         ...
 
     def close(self) -> None:
-        """Give the file back; this proxy is not there any more."""
+        """Close the file; this proxy is gone for the others."""
         ...
