@@ -13,6 +13,8 @@ from benchmarks.hops.scenarios import BOUNDS, CHUNK, FAILOVER, FIRST_FAILOVER, O
 from benchmarks.hops.way import Visits, Way
 from benchmarks.proxies import CHECKOUT
 
+from tests.proxy.fast.known import needs_asyncio, needs_known
+
 
 def test_what_is_counted():
     """a calls b, which calls itself and returns; a calls b again, then its own function."""
@@ -57,6 +59,8 @@ def ways() -> dict[str, Way]:
         return measure(running)
 
 
+@needs_known
+@needs_asyncio
 def test_no_way_gets_longer(ways):
     """Whoever makes one shorter lowers the bound."""
     for name, bound in BOUNDS.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from mitmproxy.version import VERSION
 from packaging.version import Version
@@ -11,6 +13,10 @@ from account_pool.proxy.fast import direct, inline, table
 #: The newest that was read. Older ones that the project supports are known, all of them.
 NEWEST = Version("12.3.1")
 
+needs_asyncio = pytest.mark.skipif(
+    not direct.knows_asyncio(),
+    reason=f"not the asyncio that was read, of Python {sys.version.split()[0]}",
+)
 needs_known = pytest.mark.skipif(
     Version(VERSION) > NEWEST
     and not (table.is_as_known() and inline.is_as_known() and direct.is_as_known()),

@@ -9,7 +9,6 @@ import hashlib
 import random
 import socket
 import struct
-import sys
 import weakref
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from types import SimpleNamespace
@@ -28,12 +27,9 @@ from account_pool.proxy import unread
 from account_pool.proxy.fast import direct, inline
 from account_pool.proxy.fast.steps import Steps
 from tests.patience import PATIENCE_S
-from tests.proxy.fast.known import NEWEST, needs_known
+from tests.proxy.fast.known import NEWEST, needs_asyncio, needs_known
 
-needs_direct = pytest.mark.skipif(
-    sys.version_info >= (3, 14) and not direct.is_as_known(), reason="asyncio has changed there"
-)
-pytestmark = [needs_known, needs_direct]
+pytestmark = [needs_known, needs_asyncio]
 
 STEPS = {"mitmproxy": (), "inline": ("table", "inline"), "direct": ("table", "inline", "direct")}
 each = pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS)

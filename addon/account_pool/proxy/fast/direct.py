@@ -24,7 +24,7 @@ from account_pool.proxy.fast.known import digest
 
 #: Sources that this stands in for: mitmproxy 11.0.2 to 12.3.1; Python 3.11, 3.12 and later.
 KNOWN = frozenset({"f9faab6a"})
-KNOWN_STREAMS = frozenset({"f7156300", "a5e4f309"})
+KNOWN_STREAMS = frozenset({"4c2f10e8", "6364270c"})
 
 #: What mitmproxy reads at most at once.
 READ_BYTES = 65535
@@ -150,6 +150,11 @@ def put_into(queue: EventQueue) -> bool:
 
 def is_as_known() -> bool:
     """Say whether mitmproxy and asyncio read in the way that this does."""
+    return digest(ConnectionHandler.handle_connection) in KNOWN and knows_asyncio()
+
+
+def knows_asyncio() -> bool:
+    """Say whether this Python's asyncio reads in the way that this does."""
     reader: Any = asyncio.StreamReader
     streams = digest(
         reader.read,
@@ -157,5 +162,6 @@ def is_as_known() -> bool:
         reader.feed_data,
         reader._wakeup_waiter,
         asyncio.StreamReaderProtocol.data_received,
+        docs=False,
     )
-    return digest(ConnectionHandler.handle_connection) in KNOWN and streams in KNOWN_STREAMS
+    return streams in KNOWN_STREAMS
