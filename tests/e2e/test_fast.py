@@ -22,6 +22,7 @@ from tests.e2e import other_addons
 from tests.e2e.harness import (
     ACCOUNTS_FILE,
     CLIENT,
+    FAST,
     FIRST,
     OPENAI,
     SECOND,
@@ -350,6 +351,7 @@ def responseheaders(flow: http.HTTPFlow) -> None:
 
 
 @needs_known
+@pytest.mark.skipif(bool(FAST), reason="the command line says which ways, not the file")
 async def test_ways_and_scripts_change_while_answers_flow(provider, setting, tmp_path) -> None:
     """Each connection goes on as it began, and every one of them sees the script as it is."""
     over = asyncio.Event()
