@@ -7,7 +7,7 @@ rounded to milliseconds, so that a row that was read is written back unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -250,29 +250,34 @@ def _changed(base: Value, mine: Value, theirs: Value) -> Value:
     return theirs if mine == base else mine
 
 
-def _window(base: Window | None, mine: Window | None, theirs: Window | None) -> Window | None:
-    """Return the window that was reported last; one that a side has dropped stays dropped."""
+def _merged(
+    base: Value | None,
+    mine: Value | None,
+    theirs: Value | None,
+    both: Callable[[Value, Value], Value],
+) -> Value | None:
+    """Return what has changed, if only one side did that or one has none; else *both*."""
     if mine in (base, theirs):
         return theirs
     if theirs == base or theirs is None:
         return mine
-    if mine is None:
-        return theirs
-    return max(mine, theirs, key=lambda window: window.told_at)
+    return theirs if mine is None else both(mine, theirs)
+
+
+def _window(base: Window | None, mine: Window | None, theirs: Window | None) -> Window | None:
+    """Return the window that was reported last; one that a side has dropped stays dropped."""
+    return _merged(base, mine, theirs, lambda a, b: max(a, b, key=lambda window: window.told_at))
 
 
 def _cooldown(
     base: Cooldown | None, mine: Cooldown | None, theirs: Cooldown | None
 ) -> Cooldown | None:
-    if mine in (base, theirs):
-        return theirs
-    if theirs == base or theirs is None:
-        return mine
-    if mine is None:
-        return theirs
-    later = max(mine, theirs, key=lambda c: c.until)
+    return _merged(base, mine, theirs, _longer)
+
+
+def _longer(mine: Cooldown, theirs: Cooldown) -> Cooldown:
     return replace(
-        later,
+        max(mine, theirs, key=lambda c: c.until),
         streak=max(mine.streak, theirs.streak),
         probed_at=max(mine.probed_at, theirs.probed_at),
     )
