@@ -713,7 +713,7 @@ class Attempts:
     def _preferred(
         self, home: AccountKey | None, avoid: set[AccountKey], now: float, *, quiet: bool
     ) -> Step | None:
-        """Ask the account that is the best for this request, whoever's turn it is; None: any."""
+        """Ask the account that is the best for this request, whose turn it is or not; None: any."""
         step = None if quiet else self._probe(home, now)
         if step is None and not self.history:
             troubled = frozenset() if quiet else self.pool.troubled(self.facts, now=now)

@@ -974,7 +974,7 @@ class Pool:
     def is_alone(self, key: AccountKey) -> bool:
         """Say whether *key* is the only account of its provider, or was until it was removed."""
         members = self._members.get(key.provider)
-        return members is None or not members.by_label.keys() - {key.label}
+        return members is None or members.by_label.keys() <= {key.label}
 
     def learn_owner(self, key: AccountKey, owner: str) -> None:
         """Note whose limits *key* runs into; its owner's other accounts share them."""

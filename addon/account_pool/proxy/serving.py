@@ -320,7 +320,7 @@ class ServingStream(AttemptStream):
         return False  # nothing is left for it to do
 
     def _serve(self) -> CommandGenerator[None]:
-        """Synthesize the request: locally, or from an account of the pool."""
+        """Answer the request: locally, or from an account of the pool."""
         call = self.call
         assert call is not None
         provider = call.provider
