@@ -29,21 +29,11 @@ from account_pool.proxy.fast.steps import Steps
 from tests.patience import PATIENCE_S
 from tests.proxy.fast.known import NEWEST, needs_asyncio, needs_known
 
-pytestmark = [needs_known, needs_asyncio]
+pytestmark = [needs_known, needs_asyncio, pytest.mark.usefixtures("factory")]
 
 STEPS = {"mitmproxy": (), "inline": ("table", "inline"), "direct": ("table", "inline", "direct")}
 each = pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS)
 BLOCK = random.Random(1).randbytes(1 << 16)
-
-
-@pytest.fixture(params=["eager", "lazy"], autouse=True)
-async def factory(request):
-    """Tasks begin at once, as mitmproxy has them from Python 3.12 on, or a little later."""
-    loop = asyncio.get_running_loop()
-    if request.param == "eager":
-        loop.set_task_factory(getattr(asyncio, "eager_task_factory", None))
-    yield
-    loop.set_task_factory(None)
 
 
 class Passing:

@@ -28,17 +28,7 @@ from account_pool.proxy.fast.table import HookTable
 from tests.patience import PATIENCE_S
 from tests.proxy.fast.known import needs_known
 
-pytestmark = needs_known
-
-
-@pytest.fixture(params=["eager", "lazy"], autouse=True)
-async def factory(request):
-    """Tasks begin at once, as mitmproxy has them from Python 3.12 on, or a little later."""
-    loop = asyncio.get_running_loop()
-    if request.param == "eager":
-        loop.set_task_factory(getattr(asyncio, "eager_task_factory", None))
-    yield
-    loop.set_task_factory(None)
+pytestmark = [needs_known, pytest.mark.usefixtures("factory")]
 
 
 class Writer:
