@@ -1,8 +1,8 @@
-"""Background tasks: none ends without a word, and what is to run for ever does.
+"""Errors of our own that no request must suffer from: in background tasks, and in observers.
 
 Every task and thread of the proxy is started here, which `tests/test_supervision.py`
-checks. An error goes to the log by its place and type, not by its text, which may quote
-anything; who failed is told by `/health`.
+checks. An error is logged with its place and type, not with its text, which may quote
+anything. `/health` lists the tasks that failed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, TypeVar
 
 logger = logging.getLogger(__name__)
@@ -134,3 +135,37 @@ def _is_cancelled(error: BaseException) -> bool:
 
 
 tasks = Tasks()
+
+
+class LogAndContinue:
+    """`with log_and_continue:` keeps an error of an observer from the request it observes.
+
+    Each place is logged once. What every request passes catches errors by itself and calls
+    `log`, which saves two calls.
+    """
+
+    def __init__(self) -> None:
+        self._logged: set[str] = set()
+
+    def __enter__(self) -> None:
+        """Nothing is acquired."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self.log(error)
+        return True
+
+    def log(self, error: Exception) -> None:
+        """Log *error*, unless one from the same place was logged before."""
+        if (text := where(error)) not in self._logged:
+            self._logged.add(text)
+            logger.error(f"account-pool: {text}; the request continues without it")
+
+
+log_and_continue = LogAndContinue()

@@ -45,11 +45,10 @@ from account_pool.core.usage import END_BYTES
 from account_pool.providers.base import LocalAnswer, Provider
 from account_pool.proxy import compat, decoding, delivery, shown
 from account_pool.proxy.call import Call
-from account_pool.proxy.harmless import harmless
 from account_pool.proxy.interim import InterimAnswer
 from account_pool.proxy.service import Service
 from account_pool.proxy.shown import MAX_COPY_BYTES
-from account_pool.supervision import where
+from account_pool.supervision import log_and_continue, where
 
 logger = logging.getLogger(__name__)
 
@@ -271,7 +270,7 @@ class AttemptStream(HttpStream):
         provider = self.provider
         logger.error(f"{provider.name}: internal error {where(error)}")
         self.clear_timer()
-        with harmless:
+        with log_and_continue:
             self.settle(served=False)
         yield from self.cancel_attempt("internal error")
         if self._committed or self.server_state == self.state_done:

@@ -24,10 +24,9 @@ from mitmproxy.log import ALERT
 from mitmproxy.websocket import WebSocketMessage
 from wsproto.frame_protocol import Opcode
 
-from account_pool.proxy.harmless import harmless
 from account_pool.proxy.service import Service
 from account_pool.proxy.socket import GoingAway
-from account_pool.supervision import tasks
+from account_pool.supervision import log_and_continue, tasks
 
 if TYPE_CHECKING:
     from mitmproxy.master import Master
@@ -114,7 +113,7 @@ class Drain:
         self._cutting = tasks.once("shutdown at once", self._cut)
 
     async def _run(self) -> None:
-        with harmless:
+        with log_and_continue:
             # Before the first wait: what is killed meanwhile has lost nothing.
             writing = tasks.once("last writing before the shutdown", self._write_and_tell)
             await _shortly(self._stop_listening())
@@ -126,7 +125,7 @@ class Drain:
 
     async def _cut(self) -> None:
         """Hang up on all clients, as mitmproxy does when told to, and end."""
-        with harmless:
+        with log_and_continue:
             if self._service.turn_away():
                 await asyncio.sleep(LOOK_S)  # they are answered
             for handler in self._handlers():
@@ -140,14 +139,14 @@ class Drain:
         self._end_now()
 
     async def _write_and_tell(self) -> None:
-        with harmless:
+        with log_and_continue:
             await self._write()
 
     async def _stop_listening(self) -> None:
         proxyserver = self._proxyserver()
         for server in list(proxyserver.servers) if proxyserver is not None else ():
             if server.is_running:
-                with harmless:
+                with log_and_continue:
                     await server.stop()
 
     async def _wait(self) -> None:
@@ -212,7 +211,7 @@ class Drain:
         for stream in list(self._streams()):
             handler = handlers.get(stream.context.client)
             if handler is not None and stream.is_open_socket:
-                with harmless:
+                with log_and_continue:
                     await handler.server_event(GoingAway(stream.flow, nothing))
 
     def _handlers(self) -> list[Any]:

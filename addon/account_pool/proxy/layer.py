@@ -23,11 +23,10 @@ from mitmproxy.proxy.layers.http import (
 from account_pool.proxy import destination, own_http, scrub, tls, waking
 from account_pool.proxy.attempt_stream import AttemptStream
 from account_pool.proxy.events import NextTurn
-from account_pool.proxy.harmless import harmless
 from account_pool.proxy.service import Service
 from account_pool.proxy.stream import PoolHttpStream
 from account_pool.proxy.sweep import Sweep
-from account_pool.supervision import where
+from account_pool.supervision import log_and_continue, where
 
 logger = logging.getLogger(__name__)
 
@@ -288,7 +287,7 @@ class PoolHttpLayer(HttpLayer):
         """An attempt goes out on *server*."""
         if server not in self._used:
             self._used.add(server)
-            with harmless:
+            with log_and_continue:
                 self.service.connected(self.context.client)
 
     def new_attempt(self, stream: AttemptStream) -> int:

@@ -54,14 +54,13 @@ from account_pool.proxy import scrub, waking
 from account_pool.proxy.answer import AnswerReader
 from account_pool.proxy.call import Call, fields_by_name, read_head
 from account_pool.proxy.destination import Destination, is_loopback
-from account_pool.proxy.harmless import harmless
 from account_pool.proxy.hooks import Turn
 from account_pool.proxy.log import Log
 from account_pool.proxy.pages import Pages, has_credential, is_reverse
 from account_pool.proxy.scrub import Secrets
 from account_pool.proxy.waking import ClientLayer
 from account_pool.proxy.wire import Places, mask
-from account_pool.supervision import tasks
+from account_pool.supervision import log_and_continue, tasks
 
 logger = logging.getLogger(__name__)
 
@@ -223,13 +222,13 @@ class Service:
         """Serve from *pool*, and tell the log what is decided there."""
         self.pool = pool
         pool.decisions.ahead = lambda: self.wall_now() - self.now()
-        pool.decisions.failed = harmless.tell
+        pool.decisions.failed = log_and_continue.log
         pool.decisions.subscribe(Log())
         pool.on_reset = self._note_reset
 
     def _note_reset(self, key: AccountKey, window: Window) -> None:
         """Count what was left of a window when it was reset: that is lost."""
-        with harmless:
+        with log_and_continue:
             name = window.name if window.model is None else f"{window.name} {window.model}"
             self.resets.count(key, name, window.share, self.wall_now())
 
@@ -392,7 +391,7 @@ class Service:
     def renew(self, layer: ClientLayer) -> int:
         """Have nothing go out on connections that *layer* has kept; return how many are closed."""
         idle: Collection[Connection] = ()
-        with harmless:
+        with log_and_continue:
             idle = layer.woke()
             # Not while a layer handles an event, which we may be called in.
             self.later(lambda: self.attend(layer, idle))
@@ -409,13 +408,13 @@ class Service:
         try:
             self.measured.ended(attempts, marks, left=left)
         except Exception as e:
-            harmless.tell(e)
+            log_and_continue.log(e)
 
     def client_gone(self, client: Client) -> None:
         """A safety net: whatever *client* still holds comes back."""
         for attempts, marks in self._under_way.pop(client.id, {}).items():
             attempts.left(self.now())
-            with harmless:
+            with log_and_continue:
                 self.measured.ended(attempts, marks, left=True)
 
     def served(
@@ -476,7 +475,7 @@ class Service:
             self.learn_tokens(provider, lease, response)
             self.observe(lease, response)
         except Exception as e:
-            harmless.tell(e)
+            log_and_continue.log(e)
 
     def learn_beginning(self, call: Call, lease: Lease, reader: AnswerReader) -> None:
         """Learn what a good answer says at its beginning. Raises nothing."""
@@ -484,7 +483,7 @@ class Service:
             self.observe_opening(call.provider, lease, reader)
             self.learn_ids(call, lease, reader)
         except Exception as e:
-            harmless.tell(e)
+            log_and_continue.log(e)
 
     def learn_tokens(self, provider: Provider, lease: Lease, response: http.Response) -> None:
         """Learn from the head of an answer which tokens the account of *lease* issued."""

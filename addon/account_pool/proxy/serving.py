@@ -66,7 +66,6 @@ from account_pool.proxy.attempt_stream import (
 from account_pool.proxy.call import Call
 from account_pool.proxy.endings import NotProcessed, Silent, Withdrawn
 from account_pool.proxy.events import GetOtherConnection, NextTurn
-from account_pool.proxy.harmless import harmless
 from account_pool.proxy.hooks import PoolTurnHook, Turn
 from account_pool.proxy.interim import InterimAnswer, is_answer
 from account_pool.proxy.scrub import Secrets
@@ -83,7 +82,7 @@ from account_pool.proxy.socket import (
 from account_pool.proxy.socket_replay import SocketReplay
 from account_pool.proxy.view import Messages
 from account_pool.proxy.wire import Outgoing
-from account_pool.supervision import where
+from account_pool.supervision import log_and_continue, where
 
 logger = logging.getLogger(__name__)
 
@@ -472,7 +471,7 @@ class ServingStream(AttemptStream):
         try:
             self._trail.replayed(self._attempts, self._secrets, self.service.now())
         except Exception as e:
-            harmless.tell(e)
+            log_and_continue.log(e)
 
     # -- while paused
 
@@ -659,7 +658,7 @@ class ServingStream(AttemptStream):
                 assert attempts.lease is not None
                 self.service.remember(attempts.lease.key, reader, self._secrets(), blamed=blamed)
         except Exception as e:
-            harmless.tell(e)
+            log_and_continue.log(e)
         self._pending = attempts.refused(outcome, self.service.now())
         self.layer.withdraw()
         if attempts.keeps_earlier and earlier is not None:
@@ -683,7 +682,7 @@ class ServingStream(AttemptStream):
                     step.retry_after_s,
                     self.service.wall_now(),
                 )
-            with harmless:
+            with log_and_continue:
                 self._trail.delivered(self._attempts, self.service.now())
             yield from self._commit(end_stream=False, secrets=self._secrets())
             return
@@ -704,7 +703,7 @@ class ServingStream(AttemptStream):
         server = self.context.server
         unread = server in self.layer.http2  # takes no note of what was read to its end
         if self._body_bytes > SURELY_SENT_BYTES and not unread:
-            with harmless:
+            with log_and_continue:
                 unread = self.service.unsent(self.context.client, server)
         if unread:
             yield from self.cancel_attempt("answered early")
@@ -781,7 +780,7 @@ class ServingStream(AttemptStream):
         )
         if step.again:
             delivery.say_again(response, provider, again=True)
-        with harmless:
+        with log_and_continue:
             self._trail.delivered(self._attempts, self.service.now())
         yield from self.respond(response)
 
@@ -796,7 +795,7 @@ class ServingStream(AttemptStream):
             response = delivery.local(provider.refusal(step.status, step.message, wait_s))
         if step.final:
             delivery.say_again(response, provider, again=False)
-        with harmless:
+        with log_and_continue:
             self._trail.answered(self._attempts, step.message, self.service.now())
         yield from self.respond(response)
 
@@ -889,7 +888,7 @@ class ServingStream(AttemptStream):
         """An unexpected error in our code: the socket ends, and its account is free at once."""
         logger.error(f"{self.provider.name}: internal error in a WebSocket: {where(error)}")
         self.clear_timer()
-        with harmless:
+        with log_and_continue:
             self.settle(served=False)
         replay, self.replay = self.replay, None
         if replay is not None and not replay.over:
@@ -913,7 +912,7 @@ class ServingStream(AttemptStream):
                 break
             reply = yield command
             if isinstance(command, WebsocketMessageHook):
-                with harmless:
+                with log_and_continue:
                     closing = self._message(command.flow) or closing
                     if self.service.settings.view_kept:
                         self._messages = self._messages or Messages()
@@ -1009,11 +1008,11 @@ class ServingStream(AttemptStream):
             if self.trail is not None:
                 self.trail.ended(attempts, self._secrets, self.service.now())
         except Exception as e:
-            harmless.tell(e)
+            log_and_continue.log(e)
         try:
             self._count(attempts)
         except Exception as e:
-            harmless.tell(e)
+            log_and_continue.log(e)
         self.service.end(self.context.client, attempts, left=left)
 
     def _count(self, attempts: Attempts) -> None:

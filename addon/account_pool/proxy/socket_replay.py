@@ -54,10 +54,10 @@ from account_pool.core.steps import Send
 from account_pool.providers.base import LocalAnswer, Provider
 from account_pool.proxy.answer import MAX_GATE_BYTES, AnswerReader, Reading
 from account_pool.proxy.attempt_stream import AttemptRouter
-from account_pool.proxy.harmless import harmless
 from account_pool.proxy.service import Service
 from account_pool.proxy.socket import SocketReader, closing_event, is_limit
 from account_pool.proxy.wire import Outgoing
+from account_pool.supervision import log_and_continue
 
 #: Messages that are held at most (design.md, section 7).
 MAX_GATE_MESSAGES = 64
@@ -232,7 +232,7 @@ class SocketReplay:
     def _refused(self, outcome: Outcome) -> CommandGenerator[None]:
         send = None
         if not (self.spoiled or self._said[0].dropped):
-            with harmless:
+            with log_and_continue:
                 self._stream.learn_messages(self._messages)
             send = self._move(outcome)
         if send is None:

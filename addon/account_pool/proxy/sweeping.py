@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from account_pool.proxy.harmless import harmless
 from account_pool.proxy.service import Service
+from account_pool.supervision import log_and_continue
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ async def run(service: Service) -> None:
     while True:
         await asyncio.sleep(LOOK_S)
         service.mind_suspend()
-        with harmless:
+        with log_and_continue:
             service.look()
         if service.now() >= sweep_at:
             sweep_at = service.now() + SWEEP_S

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mitmproxy import http
 
 from account_pool.proxy import shown
-from account_pool.proxy.harmless import harmless
+from account_pool.supervision import log_and_continue
 
 if TYPE_CHECKING:
     from account_pool.proxy.service import Service
@@ -43,7 +43,7 @@ class View:
         *view*: mitmproxy's.
         """
         if self._service.settings.view_kept and is_of_pool(flow):
-            with harmless:
+            with log_and_continue:
                 self._forget(flow.id)
                 self._sizes[flow.id] = size = size_of(flow)
                 self._bytes += size

@@ -1,4 +1,4 @@
-"""Whatever fails in what only looks on, the client gets its answer and the lease comes back."""
+"""Whatever fails in an observer, the client gets its response and the lease comes back."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from account_pool.core import tallies
 from account_pool.core.instruments import Measured
 from account_pool.proxy import service, serving, shown
-from account_pool.proxy.harmless import Harmless
 from account_pool.proxy.shown import Trail
+from account_pool.supervision import LogAndContinue
 from tests.proxy.helpers import (
     CHUNKED,
     DELTA,
@@ -26,8 +26,8 @@ from tests.proxy.helpers import (
 )
 
 STREAM = head1(200, [SSE, CHUNKED]) + chunk(DELTA) + chunk(DONE) + b"0\r\n\r\n"
-#: Everything that looks on, by owner and name.
-LOOKS_ON = [
+#: Every observer of a request, by owner and name.
+OBSERVERS = [
     (service.Service, "learn_owner"),
     (service.Service, "learn_tokens"),
     (service.Service, "learn_ids"),
@@ -51,7 +51,9 @@ def fails(*_args, **_kwargs):
     raise ValueError("sk-fake-in-the-text")
 
 
-@pytest.fixture(params=LOOKS_ON, ids=lambda param: f"{param[0].__name__.split('.')[-1]}.{param[1]}")
+@pytest.fixture(
+    params=OBSERVERS, ids=lambda param: f"{param[0].__name__.split('.')[-1]}.{param[1]}"
+)
 def broken(request, monkeypatch, caplog):
     """One of them fails whenever it is called; the log must not quote the error."""
     monkeypatch.setattr(*request.param, fails)
@@ -111,15 +113,15 @@ def test_a_listener_of_decisions_fails(rig_of, clock, caplog):
 
 
 def test_each_place_is_told_once(caplog):
-    harmless = Harmless()
+    log_and_continue = LogAndContinue()
     for _ in range(3):
-        with harmless:
+        with log_and_continue:
             fails()
-    with harmless:
+    with log_and_continue:
         int("x")
     assert [r.levelno for r in caplog.records] == [logging.ERROR] * 2
 
 
 def test_what_ends_the_process_is_not_held_up():
-    with pytest.raises(KeyboardInterrupt), Harmless():
+    with pytest.raises(KeyboardInterrupt), LogAndContinue():
         raise KeyboardInterrupt
