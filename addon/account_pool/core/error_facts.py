@@ -17,9 +17,9 @@ from typing import Any
 import msgspec
 
 from account_pool.core import reset_hints
-from account_pool.core.lazy_pattern import LazyPattern
 from account_pool.core.meaning import Meaning, is_about_model, meaning_of
 from account_pool.core.outcome import UpstreamResponse
+from account_pool.core.text_patterns import LazyPattern
 
 # Bounds on what is read of a hostile body.
 _MAX_MESSAGE_CHARS = 4096

@@ -23,8 +23,7 @@ from enum import StrEnum
 
 from account_pool.core import vocabulary as english
 from account_pool.core import vocabulary_chinese as chinese
-from account_pool.core.lazy_pattern import LazyPattern
-from account_pool.core.plain_text import plain
+from account_pool.core.text_patterns import LazyPattern, plain
 
 _I = re.IGNORECASE
 

@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
 
 from account_pool.core import time_zones
-from account_pool.core.lazy_pattern import LazyPattern
-from account_pool.core.plain_text import plain
 from account_pool.core.reset_hints import DURATION, believable, sum_of_parts
+from account_pool.core.text_patterns import LazyPattern, plain
 
 # A sentence is searched this far, and so far behind a word that announces a time.
 _MAX_SENTENCE_CHARS = 4096

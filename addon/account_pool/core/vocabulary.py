@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 
-from account_pool.core.lazy_pattern import LazyPattern
+from account_pool.core.text_patterns import LazyPattern
 
 _I = re.IGNORECASE
 
