@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from account_pool.core import time_zones
+from account_pool.core import reset_hints
 from account_pool.core.reset_hints import MAX_WAIT_S
 from account_pool.core.reset_sentences import sentence
 
@@ -98,14 +98,14 @@ def test_the_vendors_own_zone(text: str, expected: float) -> None:
     ],
 )
 def test_zones(text: str, hours: float) -> None:
-    found = time_zones.zone(text)
+    found = reset_hints.time_zone(text)
     assert found is not None
     assert found.utcoffset(datetime(2026, 10, 1)) == timedelta(hours=hours)
 
 
 @pytest.mark.parametrize("text", ["", "Mars/Phobos", "+99:00", "CST", "x" * 99, "../etc/passwd"])
 def test_no_zones(text: str) -> None:
-    assert time_zones.zone(text) is None
+    assert reset_hints.time_zone(text) is None
 
 
 @given(

@@ -12,8 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
 
-from account_pool.core import time_zones
-from account_pool.core.reset_hints import DURATION, believable, sum_of_parts
+from account_pool.core.reset_hints import DURATION, ZONE, believable, sum_of_parts, time_zone
 from account_pool.core.text_patterns import LazyPattern, plain
 
 # A sentence is searched this far, and so far behind a word that announces a time.
@@ -50,7 +49,7 @@ _COUNTDOWN = LazyPattern(
     r"(?:(?P<days>[0-9]{1,3})\.)?(?P<hours>[0-9]{1,2}):(?P<minutes>[0-9]{2})"
     r":(?P<seconds>[0-9]{2})\b"
 )
-_ZONE = rf"\s?\(?(?P<zone>{time_zones.ZONE})?"
+_ZONE = rf"\s?\(?(?P<zone>{ZONE})?"
 _DATE = (
     r"(?P<year>20[0-9]{2})(?:[-/]|\s?年\s?)(?P<month>[0-9]{1,2})(?:[-/]|\s?月\s?)"
     r"(?P<day>[0-9]{1,2})(?!\d)\s?日?"
@@ -151,7 +150,7 @@ def _at(read: _Read, found: re.Match[str], now: float | None, zone: tzinfo | Non
     if now is None:
         return None
     named = found.groupdict().get("zone")
-    there = time_zones.zone(named) if named else zone
+    there = time_zone(named) if named else zone
     if there is None and read is _time_of_day and not (named or zone):
         return None
     try:

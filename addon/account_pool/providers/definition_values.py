@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import tzinfo
 
-from account_pool.core import json_pointer, time_zones
+from account_pool.core import json_pointer, reset_hints
 from account_pool.core.wrong import Wrong, shown, unknown
 from account_pool.providers.patterns import compile_pattern
 from account_pool.providers.user_defined import PathRule, Pointer
@@ -85,7 +85,7 @@ def grouping(text: str) -> re.Pattern[str]:
 
 def time_zone(text: str) -> tzinfo:
     """Read a time zone: `Asia/Shanghai`, `+08:00`, UTC."""
-    if (zone := time_zones.zone(text)) is None:
+    if (zone := reset_hints.time_zone(text)) is None:
         raise Wrong(
             f"{shown(text)} is not a time zone", "write one such as Asia/Shanghai or +08:00"
         )
