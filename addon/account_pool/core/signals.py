@@ -6,22 +6,125 @@ envelope of an error, never at what a model wrote or a user asked: whatever is a
 the body comes before the status, because limits arrive as 200, 400, 402, 403, 412,
 413, 429, 498, 503 and 529, and 429 also carries things that are no limit.
 
-This module knows HTTP statuses (RFC 9110), `facts.py` the shapes of envelopes, and
-`waits.py` where resets are named; neither knows the codes of a vendor.
+This module knows HTTP statuses (RFC 9110) and where resets are named, `error_facts.py` the
+shapes of envelopes; neither knows the codes of a vendor.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any
 
+from account_pool.core import reset_hints, reset_sentences
 from account_pool.core.error_facts import ErrorFacts, read_facts
 from account_pool.core.meaning import Meaning
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope, UpstreamResponse
 from account_pool.core.sse import Judge, Verdict
-from account_pool.core.waits import USUAL_WAITS, Wait, first_wait, prose
+
+# -- where a response names the moment to come back
+
+#: Finds one spelling of a wait in the facts, in seconds from now, or None. `reset_hints.py`
+#: reads the values. A provider lists those its vendor uses, best first.
+Wait = Callable[[ErrorFacts], float | None]
+
+_WINDOW_NAMES = {1.0: "second", 60.0: "minute", 3600.0: "hour", 86_400.0: "day"}
+
+
+def retry_after_ms(facts: ErrorFacts) -> float | None:
+    """`retry-after-ms`: OpenAI, Azure."""
+    return reset_hints.milliseconds(facts.headers.get("retry-after-ms"))
+
+
+def retry_after(facts: ErrorFacts) -> float | None:
+    """`retry-after`."""
+    return reset_hints.retry_after(facts.headers.get("retry-after"), facts.now, facts.zone)
+
+
+def prose(facts: ErrorFacts) -> float | None:
+    """The sentence: "Please try again in 1.574s"."""
+    return reset_sentences.sentence(facts.message, facts.now, facts.zone)
+
+
+def body_reset(facts: ErrorFacts) -> float | None:
+    """Fields of the error object: a wait before a moment, which may be outdated."""
+    for holder in (facts.error, _metadata(facts)):
+        for key in ("resets_in_seconds", "reset_after_seconds", "retry_after_seconds"):
+            if (wait := reset_hints.seconds(holder.get(key))) is not None:
+                return wait
+        for key in ("retry_after", "resets_at", "reset_at"):
+            if (wait := reset_hints.reset(holder.get(key), facts.now, facts.zone)) is not None:
+                return wait
+    return None
+
+
+def _metadata(facts: ErrorFacts) -> Mapping[str, Any]:
+    metadata = facts.error.get("metadata")
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def spent_window(facts: ErrorFacts) -> float | None:
+    """The latest reset among the windows of which nothing remains.
+
+    `x-ratelimit-remaining-tokens: 0` goes with `x-ratelimit-reset-tokens`.
+    """
+    return _latest(
+        reset_hints.reset(facts.headers.get(name.replace("remaining", "reset")), facts.now)
+        for name, value in facts.headers.items()
+        if "remaining" in name and reset_hints.seconds(value) == 0
+    )
+
+
+def named_window(facts: ErrorFacts) -> float | None:
+    """The reset header of the window the message names, the right unit before others.
+
+    "Tokens per hour limit exceeded" goes with `x-ratelimit-reset-tokens-hour`.
+    """
+    window = _WINDOW_NAMES.get(facts.window_s or 0.0)
+    if window is None:
+        return None
+    names = [n for n in facts.headers if "reset" in n and n.endswith("-" + window)]
+    text = facts.message.lower()
+    exact = [n for n in names if any(u in n and u in text for u in ("token", "request"))]
+    return _latest(reset_hints.reset(facts.headers[n], facts.now) for n in exact or names)
+
+
+def lone_reset(facts: ErrorFacts) -> float | None:
+    """A `...ratelimit-reset` that is the only one, so that it must be the one meant."""
+    names = [n for n in facts.headers if "ratelimit" in n and "reset" in n]
+    return reset_hints.reset(facts.headers[names[0]], facts.now) if len(names) == 1 else None
+
+
+#: Explicit waits before sentences before what must be concluded from windows.
+USUAL_WAITS: tuple[Wait, ...] = (
+    body_reset,
+    retry_after_ms,
+    retry_after,
+    prose,
+    named_window,
+    spent_window,
+    lone_reset,
+)
+
+
+def first_wait(facts: ErrorFacts, waits: Iterable[Wait]) -> float | None:
+    """Return the first wait that is not over; 0 if all that are named are; else None."""
+    over = None
+    for wait in waits:
+        seconds = wait(facts)
+        if seconds:
+            return seconds
+        over = seconds if seconds is not None else over
+    return over
+
+
+def _latest(waits: Iterable[float | None]) -> float | None:
+    return max((wait for wait in waits if wait is not None), default=None)
+
+
+# -- rules
 
 #: A window of an hour or less is a rate limit, a longer one a quota (design.md, 7).
 RATE_WINDOW_S = 3600.0
@@ -36,7 +139,7 @@ _LIMIT_HEADER = re.compile(
     r"|x-usage-ratelimit-.*|x-quota-snapshot-.*|x-codex-.*"
     r"-(?:percent|minutes|reset-at|reset-after-seconds|limit|type|credits|unlimited|balance)"
 )
-#: Fields of an error object that name a reset (`waits.body_reset`).
+#: Fields of an error object that name a reset (`body_reset`).
 _RESET_FIELDS = (
     *("resets_in_seconds", "reset_after_seconds", "retry_after_seconds"),
     *("retry_after", "resets_at", "reset_at"),

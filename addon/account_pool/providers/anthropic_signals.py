@@ -21,9 +21,12 @@ from account_pool.core.signals import (
     REQUEST_ERROR,
     SERVER_ERROR,
     Rule,
+    prose,
+    retry_after,
+    retry_after_ms,
     rules,
+    spent_window,
 )
-from account_pool.core.waits import prose, retry_after, retry_after_ms, spent_window
 from account_pool.providers.claude_code_signals import SUBSCRIPTION_RULES, says_limit
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES
 

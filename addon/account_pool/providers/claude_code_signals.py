@@ -24,9 +24,10 @@ from account_pool.core.signals import (
     RATE_LIMIT,
     REQUEST_ERROR,
     Rule,
+    Wait,
+    retry_after,
     rules,
 )
-from account_pool.core.waits import Wait, retry_after
 from account_pool.providers.general_signals import long_context
 
 _I = re.IGNORECASE

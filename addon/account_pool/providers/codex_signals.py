@@ -28,9 +28,14 @@ from account_pool.core.signals import (
     REQUEST_ERROR,
     SERVER_ERROR,
     Rule,
+    Wait,
+    body_reset,
+    first_wait,
+    prose,
+    retry_after,
+    retry_after_ms,
     rules,
 )
-from account_pool.core.waits import Wait, body_reset, first_wait, prose, retry_after, retry_after_ms
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES
 from account_pool.providers.openai_signals import OPENAI_RULES
 

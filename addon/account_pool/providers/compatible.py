@@ -18,9 +18,8 @@ from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.error_facts import ErrorFacts
 from account_pool.core.outcome import Scope
-from account_pool.core.signals import Rule, SignalTable
+from account_pool.core.signals import USUAL_WAITS, Rule, SignalTable, Wait
 from account_pool.core.sse import Verdict
-from account_pool.core.waits import USUAL_WAITS, Wait
 from account_pool.providers import anthropic, envelopes, openai, sessions, stored_objects
 from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES

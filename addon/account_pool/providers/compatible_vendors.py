@@ -23,9 +23,13 @@ from account_pool.core.signals import (
     REQUEST_ERROR,
     SERVER_ERROR,
     Rule,
+    body_reset,
+    first_wait,
+    lone_reset,
+    retry_after,
     rules,
+    spent_window,
 )
-from account_pool.core.waits import body_reset, first_wait, lone_reset, retry_after, spent_window
 from account_pool.providers import envelopes
 from account_pool.providers.base import LocalAnswer
 from account_pool.providers.compatible import CHAT, compatible

@@ -28,10 +28,14 @@ from account_pool.core.signals import (
     SERVER_ERROR,
     Rule,
     SignalTable,
+    Wait,
+    body_reset,
+    first_wait,
+    prose,
+    retry_after,
     rules,
 )
 from account_pool.core.sse import Verdict
-from account_pool.core.waits import Wait, body_reset, first_wait, prose, retry_after
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES
 
 _FETCHER = "microsoft/vscode-copilot-chat src/extension/prompt/node/chatMLFetcher.ts"

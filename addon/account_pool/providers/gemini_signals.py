@@ -27,9 +27,13 @@ from account_pool.core.signals import (
     REQUEST_ERROR,
     SERVER_ERROR,
     Rule,
+    Wait,
+    first_wait,
+    prose,
+    retry_after,
+    retry_after_ms,
     rules,
 )
-from account_pool.core.waits import Wait, first_wait, prose, retry_after, retry_after_ms
 from account_pool.providers.compatible_signals import COMPATIBLE_RULES
 
 _I = re.IGNORECASE

@@ -17,10 +17,11 @@ from account_pool.core.signals import (
     RATE_WINDOW_S,
     REQUEST_CODES,
     REQUEST_ERROR,
+    USUAL_WAITS,
     Rule,
+    first_wait,
     rules,
 )
-from account_pool.core.waits import USUAL_WAITS, first_wait
 
 #: A return as near as this is that of a rate, unless a longer window is named.
 _SOON_S = 60.0

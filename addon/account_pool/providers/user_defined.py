@@ -14,14 +14,13 @@ from datetime import tzinfo
 from fnmatch import fnmatchcase
 from typing import Any
 
-from account_pool.core import json_pointer, reset_hints, waits
+from account_pool.core import json_pointer, reset_hints, signals
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.error_facts import ErrorFacts, read_facts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope, UpstreamResponse
-from account_pool.core.signals import Rule, SignalTable
+from account_pool.core.signals import Rule, SignalTable, Wait
 from account_pool.core.sse import HAS_FAILURE, Judge, Verdict
-from account_pool.core.waits import Wait
 from account_pool.providers.base import HostRule, Provider, RequestHead, Route, Swap
 from account_pool.providers.like import like
 from account_pool.providers.patterns import MAX_TEXT_CHARS, search
@@ -401,7 +400,7 @@ def _wait(reset: Reset) -> Wait:
         return lambda facts: read(facts.headers.get(header), facts.now, facts.zone)
     if (pointer := reset.pointer) is not None:
         return lambda facts: read(json_pointer.find(facts.payload, pointer), facts.now, facts.zone)
-    return waits.prose
+    return signals.prose
 
 
 def _named(facts: ErrorFacts, pointer: Pointer) -> str | None:

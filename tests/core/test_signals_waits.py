@@ -4,7 +4,7 @@ import pytest
 
 from account_pool.core.error_facts import read_facts
 from account_pool.core.outcome import UpstreamResponse
-from account_pool.core.waits import USUAL_WAITS, first_wait
+from account_pool.core.signals import USUAL_WAITS, first_wait
 
 
 @pytest.mark.parametrize(
