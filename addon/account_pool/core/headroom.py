@@ -2,9 +2,8 @@
 
 A provider counts what an account uses in windows: five hours, a week, a minute of one
 model. Each response reports some of them, and a report holds until the window is reset.
-`headroom_headers.py`, `headroom_events.py` and `headroom_words.py` read the reports; here
-is what the pool makes of them. An unknown window counts as full: nothing speaks against an
-account without reports.
+`headroom_parsing.py` reads the reports; here is what the pool makes of them. An unknown
+window counts as full: nothing speaks against an account without reports.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Any
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
-from account_pool.core.headroom_words import COUNTED_WINDOWS
+from account_pool.core.headroom_parsing import COUNTED_WINDOWS
 from account_pool.core.lease import NO_CONVERSATION, Conversation
 from account_pool.core.outcome import Outcome, UpstreamResponse
 from account_pool.core.signals import SignalTable
@@ -212,7 +212,7 @@ class Provider:
         error_marks: what occurs in every JSON object that is an error inside a success.
         windows: names of the windows that its answers report; empty: it reports none.
         headroom_marks: what occurs in every event that tells what the account has left
-            (`core/headroom_events.py`); nothing is looked for where there are none.
+            (`core/headroom_parsing.py`); nothing is looked for where there are none.
         classify: what an answer means. Total: never raises.
         signals: the table *classify* reads, where a service that is like this provider may
             read it otherwise.

@@ -14,7 +14,7 @@ from typing import Any
 
 from account_pool.core import reset_hints
 from account_pool.core.error_facts import ErrorFacts
-from account_pool.core.headroom_words import snapshot_parts
+from account_pool.core.headroom_parsing import snapshot_parts
 from account_pool.core.outcome import Outcome, UpstreamResponse
 from account_pool.core.signals import (
     ACCOUNT,

@@ -20,7 +20,7 @@ from mitmproxy import http
 from mitmproxy.connection import Client, Connection
 
 from account_pool.admin.request import CLOSED, AdminRequest, AdminResponse
-from account_pool.core import headroom_events, headroom_headers, reset_hints
+from account_pool.core import headroom_parsing, reset_hints
 from account_pool.core.account import AccountKey
 from account_pool.core.attempts import Attempts, Limits
 from account_pool.core.browser import Allowed
@@ -28,7 +28,7 @@ from account_pool.core.counts import Counts
 from account_pool.core.credential import Credential
 from account_pool.core.decision_text import duration
 from account_pool.core.headroom import Window
-from account_pool.core.headroom_words import Asked
+from account_pool.core.headroom_parsing import Asked
 from account_pool.core.instruments import Mark, Marks, Measured
 from account_pool.core.lease import Lease
 from account_pool.core.pins import Pins
@@ -588,7 +588,7 @@ class Service:
     def observe(self, lease: Lease, response: http.Response) -> None:
         """Learn from the headers of an answer what the account of *lease* has left."""
         asked = Asked(lease.facts.model, self.now(), self.wall_now())
-        if windows := headroom_headers.read(response.headers.fields, asked):
+        if windows := headroom_parsing.from_headers(response.headers.fields, asked):
             self.pool.observe_headroom(lease.key, windows, now=asked.now, lease=lease)
 
     def observe_events(
@@ -598,7 +598,7 @@ class Service:
         marks = provider.headroom_marks
         if any(mark in content for mark in marks):
             asked = Asked(model, self.now(), self.wall_now())
-            if windows := headroom_events.read(content, marks, asked):
+            if windows := headroom_parsing.from_events(content, marks, asked):
                 self.pool.observe_headroom(lease.key, windows, now=asked.now, lease=lease)
 
     def observe_opening(self, provider: Provider, lease: Lease, reader: AnswerReader) -> None:

@@ -1,26 +1,32 @@
-"""What is said of one window, by a header or an event, and the window that it makes.
+"""How responses report windows: in headers, JSON events and bodies.
 
-Each family of words has a reader here: `remaining` of a `limit`, `used-percent`, `rem`.
-Total: whatever a value is, nothing is raised, and what cannot be read is not told. Sections
-named here are those of providers.md.
+Knows families of spellings, not providers: a service that follows another one's API mostly
+follows its headers too. Each family has a reader, which makes the window of what was said
+of it: `remaining` of a `limit`, `used-percent`, `rem`. Total: whatever a value is, nothing
+is raised, and what cannot be read is left out. Sections named here are those of providers.md.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import msgspec
 
 from account_pool.core import reset_hints
 from account_pool.core.headroom import Window
 
-# What is longer is none of ours.
+# Bounds on what is read of a hostile response.
 _MAX_NAME_CHARS = 100
 _MAX_VALUE_CHARS = 500
 _MAX_NUMBER = 1e15
 _MAX_DIGITS = 15
+_MAX_ITEMS = 16
+_MAX_HEADERS = 64
 _NUMBER = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,15})?")
 
 _UNIT_S = {
@@ -239,3 +245,212 @@ def _reset(value: str | float) -> tuple[float | None, float | None]:
     """
     wait = reset_hints.reset(value, None)
     return wait, reset_hints.moment(value) if wait is None else None
+
+
+# -- headers
+
+
+def _snapshot(name: str, told: Told, asked: Asked) -> Window | None:
+    return snapshot(name, snapshot_parts(told["query"]), asked)
+
+
+#: The headers of each family: who reads their values, and how their names are spelled, with
+#: the window and what is said of it. The first that matches counts.
+_FAMILIES: tuple[tuple[Reader, re.Pattern[str]], ...] = (
+    # Subscriptions of Claude (section 5): `5h`, `7d` of the account, `7d_opus` of a family.
+    (
+        unified,
+        re.compile(
+            r"anthropic-ratelimit-unified-(?P<window>[0-9]{1,3}[mhd](?:_\w+)?)"
+            r"-(?P<what>utilization|status|reset)"
+        ),
+    ),
+    # OpenAI (2.3) and who followed it (8), the window in the name with some (Cerebras,
+    # Mistral); Anthropic's keys (4) put the word last.
+    (
+        counted,
+        re.compile(
+            r"(?:x-|anthropic-)?ratelimit(?:bysize)?(?!-unified-)(?:-(?P<window>[a-z0-9-]+?))?"
+            r"-(?P<what>limit|remaining|reset)"
+        ),
+    ),
+    (
+        counted,
+        re.compile(
+            r"(?:x-|anthropic-)?ratelimit(?:bysize)?-(?P<what>limit|remaining|reset)"
+            r"-(?P<window>[a-z0-9-]+)"
+        ),
+    ),
+    # Plans of ChatGPT (3.4): two windows of the account, and two of each named limit.
+    (
+        plan,
+        re.compile(
+            r"x-(?P<window>[a-z0-9-]+-(?:primary|secondary))"
+            r"-(?P<what>used-percent|window-minutes|reset-at|reset-after-seconds)"
+        ),
+    ),
+    # GitHub Copilot (1.5): quotas of a month, and windows above half of their use.
+    (_snapshot, re.compile(r"x-(?:quota-snapshot|usage-ratelimit)-(?P<window>[\w-]+)")),
+)
+#: What names the limits of a plan: each its own, and the account's the one in force.
+_LIMIT_NAME = re.compile(r"x-(?P<limit>[a-z0-9-]+)-(?P<what>limit-name|active-limit)")
+
+
+class _Part(NamedTuple):
+    """One window, as the headers of an answer spell it.
+
+    Attributes:
+        read: what its values mean.
+        name: of the window.
+        at: what each header says, and where it stands among all.
+    """
+
+    read: Reader
+    name: str
+    at: tuple[tuple[str, int], ...]
+
+
+class _Layout(NamedTuple):
+    """What the headers of an answer tell of: windows, and where its `date` stands."""
+
+    parts: tuple[_Part, ...]
+    date: int | None
+
+
+@lru_cache(maxsize=256)
+def _layout(names: tuple[bytes, ...]) -> _Layout:
+    """Recognise the headers of these *names*.
+
+    Remembered: a provider sends the same names with each answer, and to recognise them costs
+    more than to read the values.
+    """
+    windows: dict[tuple[Reader, str], dict[str, int]] = {}
+    limits: dict[str, dict[str, int]] = {}
+    date = None
+    for index, raw_name in enumerate(names):
+        name = raw_name[:_MAX_NAME_CHARS].decode("latin-1").lower()
+        if name == "date":
+            date = index
+        elif found := _LIMIT_NAME.fullmatch(name):
+            limits.setdefault(found["limit"], {})[found["what"]] = index
+        elif place := _place(name):
+            read, window, what = place
+            windows.setdefault((read, window), {})[what] = index
+    parts = []
+    for (read, window), at in windows.items():
+        if read is plan:
+            at |= {**limits.get("codex", {}), **limits.get(window.rpartition("-")[0], {})}
+        parts.append(_Part(read, window, tuple(at.items())))
+    return _Layout(tuple(parts), date)
+
+
+def _place(name: str) -> tuple[Reader, str, str] | None:
+    """Return whose header *name* is, of which window, and what it says of it."""
+    for read, spelling in _FAMILIES:
+        if found := spelling.fullmatch(name):
+            told = found.groupdict()
+            return read, told["window"] or "", told.get("what", "query")
+    return None
+
+
+def from_headers(fields: Sequence[tuple[bytes, bytes]], asked: Asked) -> list[Window]:
+    """Return the windows that *fields* (raw headers) tell of.
+
+    Moments are read by the answer's own `date`, so that a skewed clock cancels out.
+    """
+    layout = _layout(tuple([name for name, _ in fields]))
+    if not layout.parts:
+        return []
+    if layout.date is not None and (at := _date(fields[layout.date][1])) is not None:
+        asked = Asked(asked.model, asked.now, at)
+    windows = []
+    for part in layout.parts:
+        told = {what: fields[i][1][:_MAX_VALUE_CHARS].decode("latin-1") for what, i in part.at}
+        if window := part.read(part.name, told, asked):
+            windows.append(window)
+    return windows
+
+
+@lru_cache(maxsize=16)
+def _date(value: bytes) -> float | None:
+    return reset_hints.http_date(value.decode("latin-1"))
+
+
+# -- events and bodies: only where a provider says that it sends them (`Provider.headroom_marks`)
+
+
+def from_events(content: bytes, marks: tuple[bytes, ...], asked: Asked) -> list[Window]:
+    """Return the windows told in *content*: one frame, or some events of a stream.
+
+    *marks*: one of them stands in every event that tells of any.
+    """
+    windows: list[Window] = []
+    for line in content.split(b"\n"):
+        if any(mark in line for mark in marks):
+            windows += from_event(_json(line.removeprefix(b"data:")), asked)
+    return windows
+
+
+def from_event(event: Any, asked: Asked) -> list[Window]:
+    """Return the windows that one event tells of."""
+    if not isinstance(event, dict):
+        return []
+    return [window for read_one in _READERS for window in read_one(event, asked)]
+
+
+def _json(line: bytes) -> Any:
+    try:
+        return msgspec.json.decode(line)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None
+
+
+def _members(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+# -- kinds of events
+
+
+def _codex(event: Mapping[str, Any], asked: Asked) -> Iterator[Window]:
+    """`codex.rate_limits` of Codex (3.4), in a stream or a frame.
+
+    Without a name it is about the account; names are those of openai/codex
+    `codex-rs/codex-api/src/rate_limits.rs`, the second one is that of a model.
+    """
+    if event.get("type") != "codex.rate_limits":
+        return
+    limit, name = event.get("metered_limit_name"), event.get("limit_name")
+    named = next((text for text in (name, limit) if isinstance(text, str)), "codex")
+    model = None if "codex" in (limit, named) else named[:_MAX_NAME_CHARS].lower()
+    limits = _members(event.get("rate_limits"))
+    for slot in ("primary", "secondary"):
+        parts = {key.replace("_", "-"): value for key, value in _members(limits.get(slot)).items()}
+        if window := planned(slot, parts, model, asked):
+            yield window
+
+
+def _copilot(event: Mapping[str, Any], asked: Asked) -> Iterator[Window]:
+    """`copilot_quota_snapshots` of Copilot (1.4, 1.5), beside whatever the frame is about."""
+    snapshots = _members(event.get("copilot_quota_snapshots"))
+    for name, value in islice(snapshots.items(), _MAX_ITEMS):
+        if window := snapshot(name, snapshot_parts(value), asked):
+            yield window
+
+
+def _headers_inside(event: Mapping[str, Any], asked: Asked) -> Iterator[Window]:
+    """Frames of Codex that carry headers: errors, `codex.response.metadata` (3.4)."""
+    headers = islice(_members(event.get("headers")).items(), _MAX_HEADERS)
+    fields = [
+        (name.encode(errors="replace"), str(value).encode(errors="replace"))
+        for name, value in headers
+        if isinstance(value, str | int | float)
+    ]
+    yield from from_headers(fields, asked)
+
+
+_READERS: tuple[Callable[[Mapping[str, Any], Asked], Iterator[Window]], ...] = (
+    _codex,
+    _copilot,
+    _headers_inside,
+)
