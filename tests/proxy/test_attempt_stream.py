@@ -13,7 +13,7 @@ from wsproto.events import TextMessage
 from wsproto.extensions import PerMessageDeflate
 
 from account_pool.core.attempts import Limits
-from account_pool.core.tallies import Tally
+from account_pool.core.usage_totals import Tally
 from account_pool.proxy import attempt_stream, serving
 from tests.proxy.helpers import (
     DELTA,

@@ -11,8 +11,8 @@ import pytest
 
 from account_pool.core.attempts import Limits
 from account_pool.core.decision import Kind
-from account_pool.core.tallies import Tally
 from account_pool.core.usage import END_BYTES
+from account_pool.core.usage_totals import Tally
 from account_pool.providers import anthropic
 from account_pool.proxy import serving, shown
 from account_pool.proxy.decoding import zstd

@@ -25,7 +25,7 @@ from account_pool.admin.decision_counter import DecisionCounter
 from account_pool.admin.service import PoolService
 from account_pool.admin.views import Moment, headroom_view, verdict_of
 from account_pool.core.instruments import Histogram, Timings
-from account_pool.core.tallies import OTHER, Tally
+from account_pool.core.usage_totals import OTHER, Tally
 
 if TYPE_CHECKING:
     from account_pool.core.state import AccountState

@@ -7,7 +7,7 @@ from typing import Protocol
 from account_pool.core.instruments import Measured
 from account_pool.core.pool import Pool
 from account_pool.core.sessions import Sessions
-from account_pool.core.tallies import Resets, Usages
+from account_pool.core.usage_totals import Resets, Usages
 
 
 class PoolService(Protocol):

@@ -18,7 +18,7 @@ from account_pool.config.provider_names import UNSWAPPABLE_NAMES, unknown_provid
 from account_pool.config.tokens import source_of
 from account_pool.config.user_providers import Providers
 from account_pool.core.account import Account, ModelFilter, normalise_label
-from account_pool.core.reserve import is_window
+from account_pool.core.headroom import is_window
 from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.oauth import OAuthSource

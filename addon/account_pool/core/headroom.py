@@ -8,12 +8,14 @@ window counts as full: nothing speaks against an account without reports.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from math import inf
 from types import MappingProxyType
 from typing import NamedTuple
 
-from account_pool.core.cooldown import covers
+from account_pool.core.cooldown import Cause, Cooldown, covers
+from account_pool.core.outcome import OutcomeClass, Scope
 
 #: A window longer than this is a long one, seconds: no request waits for its reset.
 LONG_S = 3600.0
@@ -186,3 +188,45 @@ def _shown(window: Window) -> str:
     # Rounded down: "0%" is said of what is spent, and "100%" only of what is whole.
     percent = f"{window.name} {int(window.share * 100 + 1e-9)}%"
     return percent if window.model in (None, window.name) else f"{window.model}: {percent}"
+
+
+# -- the reserve: the share of a window that its owner keeps. Below it an account is no candidate
+# until the window is reset, whoever else can serve. What is unknown or expired excludes nobody.
+
+#: Windows of a plan are named by their length, which vendors change: 5h, 7d, 30d.
+_BY_LENGTH = re.compile(r"[1-9][0-9]{0,2}[mhd]")
+
+
+def is_window(name: str, known: Collection[str]) -> bool:
+    """Say whether a provider that reports the windows *known* may report *name*."""
+    if name in known:
+        return True
+    return any(map(_BY_LENGTH.fullmatch, known)) and _BY_LENGTH.fullmatch(name) is not None
+
+
+def reserved(
+    reserve: Mapping[str, float], headroom: HeadroomSnapshot, now: float
+) -> tuple[Cooldown, ...]:
+    """Return what keeps an account with this *reserve* out of use, and until when.
+
+    Args:
+        reserve: share to be left, 0 to 1, by name of a window.
+    """
+    return tuple(
+        Cooldown(
+            model=window.model,
+            since=window.told_at,
+            until=window.expires_at,
+            streak=0,
+            cause=Cause(
+                signal=f"reserve: {window.share:.0%} of {window.name} left, {kept:.0%} kept",
+                cls=OutcomeClass.QUOTA,
+                scope=Scope.ACCOUNT if window.model is None else Scope.MODEL,
+                hinted=window.reset_at < inf,
+            ),
+        )
+        for window in headroom.windows.values()
+        if (kept := reserve.get(window.name)) is not None
+        and window.share < kept
+        and now < window.expires_at
+    )

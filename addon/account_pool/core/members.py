@@ -14,9 +14,8 @@ from sortedcontainers import SortedDict
 
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import covers
-from account_pool.core.headroom import Window
+from account_pool.core.headroom import Window, reserved
 from account_pool.core.ramp import RAMP_S, Ramp
-from account_pool.core.reserve import reserved
 from account_pool.core.selection import SelectionPolicy
 from account_pool.core.state import AccountState
 from account_pool.core.trouble import Trouble
@@ -165,3 +164,43 @@ class Members:
 def _covers(covered: str | None, model: str | None) -> bool:
     # Mostly it is the model itself.
     return covered == model or covers(covered, model)
+
+
+class Owners:
+    """Whose limits each account runs into: an organisation, team or project, as responses said.
+
+    Accounts of one owner share them. Nobody has to write that down.
+    """
+
+    __slots__ = ("_members", "_owner")
+
+    def __init__(self) -> None:
+        self._owner: dict[AccountKey, str] = {}
+        self._members: dict[tuple[str, str], set[AccountKey]] = {}
+
+    def learn(self, key: AccountKey, owner: str) -> None:
+        """Note that *key* is one of *owner*'s."""
+        if self._owner.get(key) != owner:
+            self.forget(key)
+            self._owner[key] = owner
+            self._members.setdefault((key.provider, owner), set()).add(key)
+
+    def forget(self, key: AccountKey) -> None:
+        """*key* is gone, or has another credential."""
+        owner = self._owner.pop(key, None)
+        if owner is not None:
+            members = self._members[key.provider, owner]
+            members.discard(key)
+            if not members:
+                del self._members[key.provider, owner]
+
+    def of(self, key: AccountKey) -> str | None:
+        """Return the owner of *key*, None while no answer has named one."""
+        return self._owner.get(key)
+
+    def others(self, key: AccountKey) -> list[AccountKey]:
+        """Return the other accounts of the owner of *key*, sorted."""
+        owner = self._owner.get(key)
+        if owner is None:
+            return []
+        return sorted(self._members[key.provider, owner] - {key})

@@ -36,13 +36,11 @@ from account_pool.core.errors import (
     NoUsableAccount,
     UnknownAccount,
 )
-from account_pool.core.headroom import UNKNOWN, Window
+from account_pool.core.headroom import UNKNOWN, Window, reserved
 from account_pool.core.lease import Lease, RequestFacts
-from account_pool.core.members import Members
+from account_pool.core.members import Members, Owners
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
-from account_pool.core.owners import Owners
 from account_pool.core.ramp import Ramp
-from account_pool.core.reserve import reserved
 from account_pool.core.selection import POLICIES
 from account_pool.core.shortage import shortage
 from account_pool.core.snapshot import PoolSnapshot

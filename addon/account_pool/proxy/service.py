@@ -24,7 +24,6 @@ from account_pool.core import headroom_parsing, reset_hints
 from account_pool.core.account import AccountKey
 from account_pool.core.attempts import Attempts, Limits
 from account_pool.core.browser import Allowed
-from account_pool.core.counts import Counts
 from account_pool.core.credential import Credential
 from account_pool.core.decision_text import duration
 from account_pool.core.headroom import Window
@@ -37,8 +36,8 @@ from account_pool.core.session_lease import session_lease_of
 from account_pool.core.sessions import Sessions
 from account_pool.core.steps import Refresh, Wait
 from account_pool.core.suspend import Gap, Watch
-from account_pool.core.tallies import Resets, Usages
 from account_pool.core.usage import Usage
+from account_pool.core.usage_totals import Counts, Resets, Usages
 from account_pool.providers.base import (
     HTTPS_PORT,
     LocalAnswer,

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 from account_pool.core.account import AccountKey
-from account_pool.core.counts import Counted
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot
 from account_pool.core.state import AccountState
+from account_pool.core.usage_totals import Counted
 from account_pool.proxy.books import Book, Taken
 from account_pool.proxy.service import Service
 from account_pool.store.errors import StoreError, UnfitError

@@ -9,9 +9,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from account_pool.core import claims
 from account_pool.core.account import AccountKey
 from account_pool.core.claims import Claim, Taken
-from account_pool.core.counts import Counted, add_to
 from account_pool.core.credential import Secret
 from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot, merge, of_another
+from account_pool.core.usage_totals import Counted, add_to
 from account_pool.store.state import News, Numbered, Row, TableChanges
 from account_pool.store.tokens import Tokens
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from account_pool.core.account import AccountKey
-from account_pool.core.counts import Counted
 from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot, merge, of_another
+from account_pool.core.usage_totals import Counted
 from account_pool.store.clock import Clock
 from account_pool.store.database import Database, with_room
 from account_pool.store.errors import StoreError

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from account_pool.core.account import AccountKey
-from account_pool.core.counts import Counted
 from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot
+from account_pool.core.usage_totals import Counted
 
 #: How often a proxy sends a heartbeat (`StateStore.beat`), seconds.
 BEAT_S = 5.0

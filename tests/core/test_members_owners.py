@@ -9,8 +9,8 @@ import pytest
 from account_pool.core.account import AccountKey
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.lease import RequestFacts
+from account_pool.core.members import Owners
 from account_pool.core.outcome import Scope
-from account_pool.core.owners import Owners
 from tests.core.helpers import FACTS, key, keys_of, pool_of, quota, rate_limit
 
 A, B, C = key("a"), key("b"), key("c")

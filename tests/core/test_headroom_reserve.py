@@ -9,9 +9,8 @@ import pytest
 from account_pool.core.account import Account
 from account_pool.core.decision import By, Kind
 from account_pool.core.errors import NoUsableAccount
-from account_pool.core.headroom import HeadroomSnapshot, Window
+from account_pool.core.headroom import HeadroomSnapshot, Window, is_window, reserved
 from account_pool.core.pool import Pool
-from account_pool.core.reserve import is_window, reserved
 from tests.core.helpers import FACTS, OK, account, key, pool_of, rate_limit
 
 HOURS, WEEK = 5 * 3600.0, 7 * 86400.0

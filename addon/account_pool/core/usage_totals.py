@@ -1,17 +1,69 @@
 """What each account has served: requests and tokens, by model and day.
 
 Days are those of UTC: they begin at the same moment for every proxy that shares a store,
-whatever its clock shows its owner.
+whatever its clock shows its owner. Those proxies add to the same sums, which the store has:
+`Counts` is what one of them has not written yet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from account_pool.core.account import AccountKey
 from account_pool.core.usage import Usage
+
+#: What is counted, from the wide to the narrow: ("2026-08-01", "openai/work", "gpt-5").
+CountKey = tuple[str, ...]
+#: Amounts by name ("requests", "input_tokens"), by key.
+Counted = dict[CountKey, dict[str, float]]
+
+#: Keys that wait to be written at most. Clients choose the names of models, and a store
+#: may fail for long.
+MAX_WAITING = 10_000
+
+
+def _ignore() -> None:
+    """Nobody wants to know."""
+
+
+@dataclass(slots=True, eq=False)
+class Counts:
+    """Numbers that only grow, by key, of which the store has the sums.
+
+    Attributes:
+        changed: called after each change; quick, raises nothing.
+        waiting: what was counted and is not written yet.
+    """
+
+    changed: Callable[[], None] = _ignore
+    waiting: Counted = field(default_factory=dict)
+
+    def add(self, key: CountKey, amounts: Mapping[str, float]) -> None:
+        """Count *amounts* more of *key*. One key too many is not counted."""
+        if key not in self.waiting and len(self.waiting) >= MAX_WAITING:
+            return
+        add_to(self.waiting, {key: amounts})
+        self.changed()
+
+    def take(self) -> Counted:
+        """Return what waits, which is then whoever's who takes it."""
+        taken, self.waiting = self.waiting, {}
+        return taken
+
+    def put_back(self, taken: Counted) -> None:
+        """What was taken could not be written."""
+        add_to(self.waiting, taken)
+
+
+def add_to(sums: Counted, more: Mapping[CountKey, Mapping[str, float]]) -> None:
+    """Add *more* to *sums*, number by number."""
+    for key, amounts in more.items():
+        known = sums.setdefault(key, {})
+        for name, amount in amounts.items():
+            known[name] = known.get(name, 0) + amount
+
 
 #: Models of one account that are counted one by one. Clients choose the names.
 MAX_MODELS = 200
@@ -29,7 +81,7 @@ _DAY_S = 86_400
 Book = Callable[[tuple[str, str, str], Mapping[str, float]], None]
 
 
-def _ignore(_key: tuple[str, str, str], _amounts: Mapping[str, float]) -> None:
+def _keep_nothing(_key: tuple[str, str, str], _amounts: Mapping[str, float]) -> None:
     """Nothing is kept."""
 
 
@@ -63,7 +115,7 @@ class Resets:
             shares that were left.
     """
 
-    def __init__(self, book: Book = _ignore) -> None:
+    def __init__(self, book: Book = _keep_nothing) -> None:
         """Every count also goes to *book*, which keeps it by day."""
         self.totals: dict[tuple[str, str], tuple[int, float]] = {}
         self._book = book
@@ -87,7 +139,7 @@ class Usages:
         totals: since this proxy started, by account and model.
     """
 
-    def __init__(self, book: Book = _ignore) -> None:
+    def __init__(self, book: Book = _keep_nothing) -> None:
         """Every count also goes to *book*, which keeps it by day."""
         self.totals: dict[tuple[str, str], Tally] = {}
         self._book = book
