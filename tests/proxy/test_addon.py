@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 import pytest
 from mitmproxy import exceptions
 from mitmproxy.addons.next_layer import NextLayer
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.log import ALERT
+from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
+from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.test import taddons, tflow
 
 from account_pool.core.account import AccountKey
@@ -20,6 +23,7 @@ from account_pool.credentials.keeper import Keeper
 from account_pool.proxy import replay_handler
 from account_pool.proxy.addon import AccountPool
 from account_pool.proxy.hooks import Turn
+from tests.proxy.fast.known import needs_known
 
 TWO = """
 accounts:
@@ -285,6 +289,26 @@ async def test_a_turn_that_fails_is_told_to_the_stream_and_not_printed(load, cap
 async def test_a_client_that_disconnects(load):
     addon, _ = load()
     addon.client_disconnected(tflow.tclient_conn())
+
+
+@needs_known
+async def test_a_client_that_connects_before_mitmproxy_is_running(load):
+    addon, tctx = load()
+    client = tflow.tclient_conn()
+    handler = ProxyConnectionHandler(
+        tctx.master, *_STREAMS, tctx.options, ProxyMode.parse("regular")
+    )
+    tctx.master.addons.get("proxyserver").connections[client.id] = handler
+    addon.client_connected(client)
+    assert "server_event" in vars(handler)
+
+
+class _Writer:
+    def get_extra_info(self, name, default=None):
+        return {"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)}.get(name, default)
+
+
+_STREAMS: Any = (None, _Writer())
 
 
 def replayed(host="api.openai.com", scheme="https"):

@@ -184,8 +184,6 @@ class AccountPool(AdminPages):
             self.keeper.start()
         if self.keeping is not None:
             self.keeping.start()
-        self._fast = Steps(ctx.master.addons)
-        self._fast.use(self.service.settings.fast)
         self._open_pages()
         ctx.master.addons.add(self._replays)
         self._starting = tasks.once("start", self._announce)
@@ -350,6 +348,9 @@ class AccountPool(AdminPages):
             pool.add(entry.account, now=now, pending=pending, source=source)
         self.service.set_providers(loaded.providers)
         self.service.settings = options.settings(values, ctx.options)
+        # Now: mitmproxy accepts clients before it is running.
+        self._fast = Steps(ctx.master.addons)
+        self._fast.use(self.service.settings.fast)
         self._store = exchange.make_store(str(values["state"]), ctx.options)
         try:
             self.keeper, self._copilot = exchange.make_keeper(
