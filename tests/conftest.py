@@ -41,11 +41,11 @@ def fast_steps() -> Iterator[None]:
     """An addon in the process of the tests takes those shorter ways that POOL_TEST_FAST says."""
     with pytest.MonkeyPatch.context() as patch:
         if harness.FAST:
-            from account_pool.config import pool_options
+            from account_pool.config import options
             from account_pool.proxy import addon
             from account_pool.proxy.fast import steps
 
-            allowed = pool_options.read_fast(harness.FAST)
+            allowed = options.read_fast(harness.FAST)
 
             class Allowed(steps.Steps):
                 def use(self, chosen) -> None:

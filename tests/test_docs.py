@@ -30,7 +30,7 @@ from account_pool.cli.main import app
 from account_pool.cli.placeholders import TOOLS
 from account_pool.cli.places import DEFAULT_PORT, Places
 from account_pool.config import POOL_OPTIONS, json_schema, load
-from account_pool.config.trust import FILE_NAME as CONFIRMED_FILE
+from account_pool.config.accounts_file import TRUST_FILE
 from account_pool.demo.mitmdump import mitmdump_command
 from account_pool.providers.registry import BUILT_IN
 from account_pool.proxy.addon import AccountPool
@@ -281,7 +281,7 @@ def test_every_file_is_named_that_uninstalling_removes():
     names = [STATE_FILE, TOKEN_FILE, *(path.name for path in kept)]
     assert [name for name in names if not name.startswith("account-pool")] == []
     said = quoted(PAGES["docs/install.md"])
-    assert {"accounts.yaml", CONFIRMED_FILE} <= set(said)
+    assert {"accounts.yaml", TRUST_FILE} <= set(said)
     suffixes = [name for name in said if name.startswith(".")]
     assert [n for n in names if n not in said and Path(n).suffix not in suffixes] == []
 

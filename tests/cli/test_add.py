@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from account_pool.cli.main import run
-from account_pool.config import load, trust
+from account_pool.config import accounts_file, load
 from account_pool.config.accounts_file import own_file, trust_store
 from account_pool.providers.registry import BUILT_IN
 
@@ -119,7 +119,7 @@ def test_it_goes_to_the_file_in_use(home, piped, capsys):
     assert run(["add", "openai", "work"]) == 0
     assert only_account().account.label == "work"
     assert "is skipped" in capsys.readouterr().err
-    trust.confirm(local, trust_store())
+    accounts_file.confirm(local, trust_store())
     piped.seek(0)
     assert run(["add", "openai", "work"]) == 0
     assert len(load(local, os.environ).accounts) == 2

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from account_pool.cli.main import run
-from account_pool.config import trust
-from account_pool.config.accounts_file import own_file, trust_store
-from account_pool.config.search import Confirmed
+from account_pool.config import accounts_file
+from account_pool.config.accounts_file import Confirmed, own_file, trust_store
 
 ONE = "accounts:\n  - {provider: openai, label: one, token: sk-fake-one-000}\n"
 ABLE = """\
@@ -140,7 +139,7 @@ def test_a_broken_file_is_not_confirmed(here, capsys):
     local = write(here / "accounts.yaml", ONE.replace("openai", "opnai"))
     assert run(["check", "--trust"]) == 1
     assert "did you mean openai?" in capsys.readouterr().err
-    assert trust.confirmed(local, trust_store()) is Confirmed.NO
+    assert accounts_file.confirmed(local, trust_store()) is Confirmed.NO
 
 
 def test_there_must_be_something_to_confirm(here, capsys):

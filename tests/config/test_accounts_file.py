@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from account_pool.config import accounts_file, trust
+from account_pool.config import accounts_file
 from account_pool.config.accounts_file import (
     OPTION,
     VARIABLE,
+    Why,
     command,
     counted,
     find,
@@ -19,10 +20,8 @@ from account_pool.config.accounts_file import (
     shown,
     trust_store,
 )
-from account_pool.config.edit import add_account
+from account_pool.config.edit import add_account, remove_account
 from account_pool.config.problems import ConfigError
-from account_pool.config.search import Why
-from account_pool.config.take_out import take_out
 from account_pool.core.account import AccountKey
 
 ONE = "accounts:\n  - {provider: openai, label: one, token: sk-fake-one-000}\n"
@@ -75,7 +74,7 @@ def test_a_file_here_serves_once_it_was_confirmed(here):
     mine = write(here / "accounts.yaml")
     found = find("", OPTION, {})
     assert (found.why, found.skipped.path) == (Why.OWN, mine)
-    trust.confirm(mine, trust_store())
+    accounts_file.confirm(mine, trust_store())
     found = find("", OPTION, {})
     assert (found.path, found.skipped) == (mine, None)
     assert len(load_found(found, {}).accounts) == 1
@@ -88,7 +87,7 @@ def test_a_file_here_serves_once_it_was_confirmed(here):
 
 def test_what_changes_while_it_is_read_is_not_taken(here, monkeypatch):
     mine = write(here / "accounts.yaml")
-    trust.confirm(mine, trust_store())
+    accounts_file.confirm(mine, trust_store())
     found = find("", OPTION, {})
     load = accounts_file.load
 
@@ -103,10 +102,10 @@ def test_what_changes_while_it_is_read_is_not_taken(here, monkeypatch):
 
 def test_what_we_add_and_take_out_stays_confirmed(here):
     mine = write(here / "accounts.yaml")
-    trust.confirm(mine, trust_store())
+    accounts_file.confirm(mine, trust_store())
     add_account(mine, {"provider": "openai", "label": "two", "token": "sk-fake-two-000"}, {})
     assert len(load_found(find("", OPTION, {}), {}).accounts) == 2
-    take_out(Path("accounts.yaml"), AccountKey("openai", "one"))
+    remove_account(Path("accounts.yaml"), AccountKey("openai", "one"))
     assert len(load_found(find("", OPTION, {}), {}).accounts) == 1
 
 

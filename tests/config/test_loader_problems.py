@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from account_pool.config import ConfigError, Problem, load, yaml_nodes
-from account_pool.config.provider_names import unknown_provider
+from account_pool.config.providers import unknown_provider
 
 ENVIRON = {"A_KEY": "sk-abcdefgh"}
 ACCOUNT = "accounts:\n  - provider: openai\n    label: work\n    token: ${A_KEY}\n"

@@ -6,7 +6,7 @@ import pytest
 from mitmproxy.options import Options
 
 from account_pool.config import BY_NAME, POOL_OPTIONS, Wrong, settings
-from account_pool.config.pool_options import read_fast
+from account_pool.config.options import read_fast
 
 
 def test_the_table_is_the_contract() -> None:

@@ -8,8 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from account_pool.config.accounts_file import (
+    Confirmed,
+    Local,
+    Named,
+    SearchInput,
+    Why,
+    search,
+    skip_line,
+)
 from account_pool.config.problems import ConfigError
-from account_pool.config.search import Confirmed, Local, Named, SearchInput, Why, search, skip_line
 
 OWN = Path("/home/me/.config/account-pool/accounts.yaml")
 HERE = Path("/work/accounts.yaml")

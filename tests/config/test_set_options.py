@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from account_pool.config.set_options import set_options
+from account_pool.config.options import set_options
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import os
 import pytest
 
 from account_pool.config import load, with_added
+from account_pool.config.edit import LastAccount, remove_account
 from account_pool.config.replace import CannotEdit
-from account_pool.config.take_out import LastAccount, take_out
 from account_pool.core.account import AccountKey
 
 X = AccountKey("openai", "x")
@@ -20,7 +20,7 @@ def taken(directory, text: str) -> str:
     path.touch(mode=0o600)
     path.write_text(text)
     before = [e.account.key for e in load(path, {}).accounts]
-    assert take_out(path, X)
+    assert remove_account(path, X)
     assert [e.account.key for e in load(path, {}).accounts] == [k for k in before if k != X]
     assert (directory / "accounts.yaml.bak").read_text() == text
     return path.read_text()
@@ -53,9 +53,9 @@ def test_without_a_line_break_at_the_end(tmp_path):
 
 def test_what_is_not_there(tmp_path):
     path = tmp_path / "accounts.yaml"
-    assert not take_out(path, X)
+    assert not remove_account(path, X)
     path.write_text("accounts:\n" + A)
-    assert not take_out(path, X)
+    assert not remove_account(path, X)
     assert not (tmp_path / "accounts.yaml.bak").exists()
 
 
@@ -75,7 +75,7 @@ def test_what_a_person_has_to_do(tmp_path, text, error):
     path = tmp_path / "accounts.yaml"
     path.write_text(text)
     with pytest.raises(error):
-        take_out(path, X)
+        remove_account(path, X)
     assert path.read_text() == text
     assert [file.name for file in tmp_path.iterdir()] == ["accounts.yaml"]
 
@@ -85,7 +85,7 @@ def test_modes_stay(tmp_path):
     path = tmp_path / "accounts.yaml"
     path.write_text("accounts:\n" + A + "  - {provider: openai, label: x, token: t}\n")
     path.chmod(0o640)
-    take_out(path, X)
+    remove_account(path, X)
     assert path.stat().st_mode & 0o777 == 0o640
     assert (tmp_path / "accounts.yaml.bak").stat().st_mode & 0o777 == 0o600
 

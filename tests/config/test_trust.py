@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from account_pool.config.search import Confirmed
-from account_pool.config.trust import confirm, confirmed, kept
+from account_pool.config.accounts_file import Confirmed, confirm, confirmed, kept
 
 
 @pytest.fixture

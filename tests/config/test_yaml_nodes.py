@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from account_pool.config import yaml_nodes
-from account_pool.config.text import end_of
+from account_pool.config.edit import end_of
 from account_pool.config.yaml_nodes import Collection, Mapping, Node, Scalar, compose
 
 EXAMPLE = Path(__file__).parents[2] / "accounts.example.yaml"

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from account_pool.config.yaml_scalars import Ambiguous, read_plain
+from account_pool.config.yaml_nodes import Ambiguous, read_plain
 
 
 @pytest.mark.parametrize(

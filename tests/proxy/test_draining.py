@@ -15,7 +15,7 @@ from mitmproxy.websocket import WebSocketMessage
 from ruamel.yaml import YAML
 from wsproto.frame_protocol import Opcode
 
-from account_pool.config.pool_options import POOL_OPTIONS
+from account_pool.config.options import POOL_OPTIONS
 from account_pool.core.attempts import Attempts, Limits
 from account_pool.core.lease import RequestFacts
 from account_pool.providers import openai

@@ -11,7 +11,7 @@ from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.proxy.commands import StartHook
 from mitmproxy.test import taddons
 
-from account_pool.config.pool_options import POOL_OPTIONS
+from account_pool.config.options import POOL_OPTIONS
 from account_pool.proxy.addon import AccountPool
 from account_pool.proxy.hooks import PoolTurnHook, Turn
 

@@ -8,8 +8,8 @@ from mitmproxy.addonmanager import Loader
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.test import taddons
 
-from account_pool.config.pool_options import POOL_OPTIONS
-from account_pool.config.pool_options import settings as merged
+from account_pool.config.options import POOL_OPTIONS
+from account_pool.config.options import settings as merged
 from account_pool.proxy import options
 
 

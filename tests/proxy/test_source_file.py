@@ -10,7 +10,7 @@ from mitmproxy.addons.next_layer import NextLayer
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.test import taddons
 
-from account_pool.config import trust
+from account_pool.config import accounts_file
 from account_pool.config.accounts_file import own_file, trust_store
 from account_pool.config.problems import ConfigError
 from account_pool.proxy.addon import AccountPool
@@ -88,7 +88,7 @@ async def test_a_file_here_is_named_and_taken_once_it_was_confirmed(addon, here,
     await addon._file_written()
     assert caplog.text.count("is skipped") == 1, "said once"
     before = addon._file.stamps()
-    trust.confirm(local, trust_store())
+    accounts_file.confirm(local, trust_store())
     assert addon._file.stamps() != before
     await addon._file_written()
     assert keys(addon) == ["openai/theirs"]
@@ -97,7 +97,7 @@ async def test_a_file_here_is_named_and_taken_once_it_was_confirmed(addon, here,
 async def test_a_change_of_a_file_here_must_be_confirmed_again(addon, here, caplog):
     """Else a `git pull` could bring a command that runs at once."""
     local = write(here / "accounts.yaml", "ours")
-    trust.confirm(local, trust_store())
+    accounts_file.confirm(local, trust_store())
     await addon._file_written()
     write(local, "theirs")
     await addon._file_written()
@@ -105,7 +105,7 @@ async def test_a_change_of_a_file_here_must_be_confirmed_again(addon, here, capl
     assert "was changed since it was confirmed; look at it" in caplog.text
     assert "the accounts stay as they were" in caplog.text
     before = addon._file.stamps()
-    trust.confirm(local, trust_store())
+    accounts_file.confirm(local, trust_store())
     assert addon._file.stamps() != before
     await addon._file_written()
     assert keys(addon) == ["openai/theirs"]
@@ -114,7 +114,7 @@ async def test_a_change_of_a_file_here_must_be_confirmed_again(addon, here, capl
 async def test_a_file_that_serves_is_followed_whatever_appears(addon, here):
     own = write(own_file(), "mine")
     await addon._file_written()
-    trust.confirm(write(here / "accounts.yaml", "ours"), trust_store())
+    accounts_file.confirm(write(here / "accounts.yaml", "ours"), trust_store())
     await addon._file_written()
     assert keys(addon) == ["openai/mine"]
     own.unlink()

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from account_pool.config.edit import WrongAccount, add_account
+from account_pool.config.edit import LastAccount, WrongAccount, add_account, remove_account
 from account_pool.config.replace import CannotEdit
-from account_pool.config.take_out import LastAccount, take_out
 from account_pool.core.account import AccountKey
 from account_pool.providers.base import Provider
 
@@ -65,7 +64,7 @@ class AccountsFiles:
 
     def _took_out(self, path: Path, key: AccountKey) -> bool:
         try:
-            return take_out(path, key)
+            return remove_account(path, key)
         except LastAccount:
             if path == self.added:
                 path.unlink()

@@ -17,7 +17,7 @@ from account_pool.cli.environment import BUNDLE_VARIABLES, Trust
 from account_pool.cli.places import Places, write_whole
 from account_pool.cli.which_file import mitmproxy_config
 from account_pool.config import ConfigError
-from account_pool.config.set_options import set_options
+from account_pool.config.options import set_options
 
 _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 _EXTRA = "NODE_EXTRA_CA_CERTS"

@@ -16,9 +16,9 @@ from account_pool import config
 from account_pool.cli.places import CONFDIR, IN_MEMORY, STATE_FILE
 from account_pool.cli.screen import show
 from account_pool.cli.which_file import find, how_to_add, mitmproxy_config, note
-from account_pool.config import Config, ConfigError, Problem, accounts_file, trust
+from account_pool.config import Config, ConfigError, Problem, accounts_file
+from account_pool.config.accounts_file import Found
 from account_pool.config.review import review
-from account_pool.config.search import Found
 from account_pool.core.account import Account
 from account_pool.credentials.copilot import DEFAULT_TOKEN_URL
 from account_pool.credentials.sources import CommandSource
@@ -89,7 +89,7 @@ def confirm_file(named: Path | None, environ: Mapping[str, str]) -> int:
     _show(loaded, added=False)
     for line in _abilities(loaded):
         print(line)
-    trust.confirm(path, accounts_file.trust_store())
+    accounts_file.confirm(path, accounts_file.trust_store())
     print("confirmed; after a change it must be confirmed again")
     return 0
 

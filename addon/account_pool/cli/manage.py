@@ -19,7 +19,7 @@ from account_pool.cli.screen import show
 from account_pool.cli.status import STATES
 from account_pool.cli.which_file import find, how_to_add, note
 from account_pool.config.accounts_file import command, shown
-from account_pool.config.take_out import take_out
+from account_pool.config.edit import remove_account
 from account_pool.core.account import AccountKey
 
 #: What each command asks for, and what it says afterwards.
@@ -182,7 +182,7 @@ def _remove_from_file(key: AccountKey, named: Path | None, environ: Mapping[str,
     if path is None:
         note(f"{key} is in no accounts file: the accounts come from the environment")
         return 1
-    if not take_out(path, key):
+    if not remove_account(path, key):
         note(f"{key} is not in {shown(path)}")
         return 1
     print(f"removed {key} from {shown(path)}; the previous file is {path.name}.bak")

@@ -14,7 +14,7 @@ import typer
 
 from account_pool.cli.places import DEFAULT_PORT
 from account_pool.cli.shells import Shell
-from account_pool.config.pool_options import BY_NAME
+from account_pool.config.options import BY_NAME
 
 AccountsFile = Annotated[
     Path | None,

@@ -29,8 +29,7 @@ from account_pool.cli.shared import CannotUse, SharedProxy
 from account_pool.cli.tee import Tee
 from account_pool.cli.which_file import find, how_to_add, note
 from account_pool.config import ConfigError
-from account_pool.config.accounts_file import counted, shown
-from account_pool.config.search import Found
+from account_pool.config.accounts_file import Found, counted, shown
 from account_pool.credentials.vendor_files import find_vendor_file
 from account_pool.providers.base import HostRule
 from account_pool.providers.registry import BUILT_IN

@@ -15,7 +15,7 @@ from account_pool.cli.environment import without_own_proxy
 from account_pool.cli.places import CONFDIR, DEFAULT_PORT, HOST, Places
 from account_pool.cli.which_file import mitmproxy_config
 from account_pool.config.accounts_file import OPTION
-from account_pool.config.set_options import set_options
+from account_pool.config.options import set_options
 from account_pool.demo.mitmdump import addon_script, mitmdump_command
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from account_pool.cli.places import CONFDIR
 from account_pool.config import ConfigError, Problem, accounts_file
+from account_pool.config.accounts_file import Found, skip_line
 from account_pool.config.replace import make_private
-from account_pool.config.search import Found, skip_line
 
 #: Of mitmproxy, in its directory; the later one wins.
 CONFIG_NAMES = ("config.yaml", "config.yml")

@@ -1,10 +1,9 @@
 """accounts.yaml and the options: what the owner of the accounts wrote, checked as a whole.
 
-Reading order: `values` (what comes out), `document` (YAML with line numbers), `models`
-(the shape), `accounts`, `user_providers` and `tokens` (what the values
-refer to), `loader` (all of it), `environment` (no file), `pool_options` (the table of
-options), `edit`, `take_out` and `text` (changing the file);
-`search`, `trust` and `accounts_file` (which file it is); `set_options` (a command line).
+Reading order: `values` (what comes out), `document` (YAML with line numbers, from
+`yaml_nodes`), `models` (the shape), `accounts` and `providers` (the two sections), `loader`
+(all of it), `environment` (no file), `options` (the table of options), `accounts_file` (which
+file it is), `edit` (changing it), `review` (credentials that cannot be read now).
 
 The modules that read files are imported when they are used: without accounts.yaml the
 proxy starts without pydantic.
@@ -16,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from account_pool.config.pool_options import (
+from account_pool.config.options import (
     BY_NAME,
     POOL_OPTIONS,
     OptionValue,

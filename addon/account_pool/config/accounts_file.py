@@ -1,11 +1,22 @@
-"""Gathers what `search.py` decides from, and reads the file that it finds."""
+"""Which accounts file serves: one rule for the proxy and for every command.
+
+The first hit wins: the command line or `pool_accounts`, ACCOUNT_POOL_ACCOUNTS,
+`./accounts.yaml`, the user's own. A file that was named is never a reason to look further.
+`./accounts.yaml` may come with a stranger's repository, with commands and hosts in it: the
+search uses it only after its owner has confirmed path and content. `search` decides;
+`find` gathers what it decides from.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 from shutil import which
 
@@ -14,10 +25,178 @@ import platformdirs
 import account_pool
 from account_pool.config import load
 from account_pool.config.problems import ConfigError, Problem
-from account_pool.config.search import Confirmed, Found, Local, Named, SearchInput, search
-from account_pool.config.trust import FILE_NAME, confirmed
+from account_pool.config.replace import make_private, sync, write_beside
 from account_pool.config.values import Config
 from account_pool.providers.base import Provider
+
+
+class Confirmed(Enum):
+    """Whether the owner has confirmed a `./accounts.yaml`."""
+
+    YES = auto()
+    #: Its content is another one than that which was confirmed.
+    CHANGED = auto()
+    NO = auto()
+
+
+class Why(Enum):
+    """Why a file serves."""
+
+    NAMED = auto()
+    LOCAL = auto()
+    OWN = auto()
+    #: No file: the accounts are those of the environment.
+    NONE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A file that the user named.
+
+    Attributes:
+        by: what named it, such as ACCOUNT_POOL_ACCOUNTS.
+    """
+
+    path: Path
+    by: str
+    exists: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """`./accounts.yaml`.
+
+    Attributes:
+        path: absolute.
+        checkout: the working directory is that of the product itself, whose code runs.
+    """
+
+    path: Path
+    confirmed: Confirmed
+    checkout: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SearchInput:
+    """What the search decides from.
+
+    Attributes:
+        named: files that were named, what counts more before what counts less.
+        local: None where there is no such file.
+        own: the user's own file, there or not.
+        own_exists: whether it is there.
+    """
+
+    named: Sequence[Named]
+    local: Local | None
+    own: Path
+    own_exists: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the search found.
+
+    Attributes:
+        path: the file that serves; None: the accounts of the environment do.
+        own: the user's own file, there or not.
+        by: what named it; "" if nothing did.
+        exists: False for a named file that is not there.
+        skipped: the `./accounts.yaml` that was not used for want of confirmation.
+        confirm: its content must be confirmed whenever it is read.
+    """
+
+    path: Path | None
+    why: Why
+    own: Path
+    by: str = ""
+    exists: bool = True
+    skipped: Local | None = None
+    confirm: bool = False
+
+    @property
+    def target(self) -> Path:
+        """Where new accounts are written: the file in use, else the user's own."""
+        return self.path or self.own
+
+    def require(self) -> None:
+        """Raise ConfigError where a file was named that does not exist."""
+        if self.path is not None and not self.exists:
+            remedy = f"{self.by} names it: create it, or correct the path"
+            raise ConfigError([Problem(self.path, None, "", "the file does not exist", remedy)])
+
+
+def search(facts: SearchInput) -> Found:
+    """Return the file that serves. Raises nothing: see `Found.require`."""
+    if facts.named:
+        first = facts.named[0]
+        return Found(first.path, Why.NAMED, facts.own, by=first.by, exists=first.exists)
+    local, skipped = facts.local, None
+    if local is not None and local.path != facts.own:
+        if local.checkout:
+            return Found(local.path, Why.LOCAL, facts.own)
+        if local.confirmed is Confirmed.YES:
+            return Found(local.path, Why.LOCAL, facts.own, confirm=True)
+        skipped = local
+    if facts.own_exists:
+        return Found(facts.own, Why.OWN, facts.own, skipped=skipped)
+    return Found(None, Why.NONE, facts.own, skipped=skipped)
+
+
+def skip_line(local: Local, command: str) -> str:
+    """Return the line about a *local* file that is not used; *command* is account-pool."""
+    why = (
+        "was changed since you confirmed it"
+        if local.confirmed is Confirmed.CHANGED
+        else "has not been confirmed; it may run commands and name hosts"
+    )
+    return f"{local.path} is skipped: it {why}. If it is yours, run: {command} check --trust"
+
+
+TRUST_FILE = "confirmed.json"
+
+
+def confirmed(path: Path, store: Path) -> Confirmed:
+    """Return whether *path* was confirmed as it is now. Blocks, raises nothing."""
+    known = _confirmations(store).get(str(path))
+    if known is None:
+        return Confirmed.NO
+    try:
+        return Confirmed.YES if known == _hash(path) else Confirmed.CHANGED
+    except OSError:
+        return Confirmed.CHANGED
+
+
+def confirm(path: Path, store: Path) -> None:
+    """Keep *path* (absolute) as it is now as confirmed. Raises OSError, CannotEdit."""
+    make_private(store.parent)
+    text = json.dumps({**_confirmations(store), str(path): _hash(path)}, indent=2)
+    write_beside(store, text + "\n", 0o600).replace(store)
+    sync(store.parent)
+
+
+@contextmanager
+def kept(path: Path, store: Path) -> Iterator[None]:
+    """Confirm *path* again after a change of our own, if it was confirmed before."""
+    before = confirmed(path, store)
+    yield
+    if before is Confirmed.YES:
+        confirm(path, store)
+
+
+def _confirmations(store: Path) -> dict[str, str]:
+    """Return hashes by path; nothing where the file says nothing."""
+    try:
+        value = json.loads(store.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    pairs = value.items() if isinstance(value, dict) else ()
+    return {path: known for path, known in pairs if isinstance(known, str)}
+
+
+def _hash(path: Path) -> str:
+    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+
 
 NAME = "accounts.yaml"
 VARIABLE = "ACCOUNT_POOL_ACCOUNTS"
@@ -79,7 +258,7 @@ def own_file() -> Path:
 
 def trust_store() -> Path:
     """Return where confirmations are kept."""
-    return _own_folder() / FILE_NAME
+    return _own_folder() / TRUST_FILE
 
 
 def local_file() -> Path | None:

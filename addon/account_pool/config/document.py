@@ -19,15 +19,18 @@ from account_pool.config.problems import ConfigError, Problem, shown_key
 from account_pool.config.yaml_nodes import (
     FLAT,
     MAX_DEPTH,
+    PREFIX,
+    QUOTE,
     TOO_DEEP,
+    Ambiguous,
     Mapping,
     Node,
     Refused,
     Scalar,
     Sequence,
     compose,
+    read_plain,
 )
-from account_pool.config.yaml_scalars import PREFIX, QUOTE, Ambiguous, read_plain
 
 Loc = tuple[str | int, ...]
 

@@ -1,8 +1,8 @@
-"""Adds an account to accounts.yaml without touching anything else in it.
+"""Adds an account to accounts.yaml, or removes one; everything else in it stays as it is.
 
-The parser says where the text of the new entry belongs; what its owner wrote, comments
-and order included, stays as it is to the byte. The result is read as the proxy would
-before it takes the place of the file, in one step and with a copy of what was there.
+The parser says where the text of an entry is or belongs; what its owner wrote, comments and
+order included, stays as it is to the byte. The result is checked before it takes the place
+of the file, in one step and with a copy of what was there.
 """
 
 from __future__ import annotations
@@ -15,22 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.error import YAMLError
 
 from account_pool.config import load, yaml_nodes
-from account_pool.config.accounts_file import trust_store
+from account_pool.config.accounts_file import kept, trust_store
 from account_pool.config.problems import ConfigError, Problem
 from account_pool.config.replace import CannotEdit, back_up, sync, write_beside
-from account_pool.config.text import (
-    NotYaml,
-    account_keys,
-    compose,
-    end_of,
-    end_of_line,
-    read,
-    section_of,
-)
-from account_pool.config.trust import kept
-from account_pool.config.yaml_scalars import read_plain
+from account_pool.config.yaml_nodes import Collection, Node, Refused, Scalar, read_plain
 from account_pool.core.account import AccountKey, normalise_label
 from account_pool.providers.base import Provider
 from account_pool.providers.pasted import hidden
@@ -40,6 +31,14 @@ Entry = Mapping[str, Any]
 
 class WrongAccount(CannotEdit):
     """The account cannot be taken; the file is as it should be."""
+
+
+class LastAccount(CannotEdit):
+    """The file would have no account left, which is a mistake."""
+
+
+class NotYaml(CannotEdit):
+    """The text cannot be parsed."""
 
 
 def add_account(
@@ -66,11 +65,7 @@ def add_account(
         kept(path.absolute(), trust_store()),
         _edited(path.resolve(), account, environ, provider, private=private, known=known) as new,
     ):
-        path = path.resolve()
-        backup = back_up(path)
-        new.replace(path)
-        sync(path.parent)
-    return backup
+        return _put_in_place(new, path.resolve())
 
 
 def require_editable(
@@ -85,6 +80,23 @@ def require_editable(
         pass
 
 
+def remove_account(path: Path, key: AccountKey) -> bool:
+    """Remove *key* from *path*, a copy of which is kept; return whether it was there.
+
+    Raises CannotEdit, for the last account LastAccount.
+    """
+    with kept(path.absolute(), trust_store()):
+        return _remove(path.resolve(), key)
+
+
+def _put_in_place(new: Path, path: Path) -> Path | None:
+    """Let *new* take the place of *path*; return the copy that is kept of the old file."""
+    backup = back_up(path)
+    new.replace(path)
+    sync(path.parent)
+    return backup
+
+
 @contextmanager
 def _edited(
     path: Path,
@@ -95,7 +107,7 @@ def _edited(
     private: bool,
     known: Mapping[str, Provider] | None,
 ) -> Iterator[Path]:
-    """Write the new file beside *path* and check it; it goes unless it is moved."""
+    """Write the new file beside *path* and check it; it is removed unless it was put in place."""
     before = problems_of(path, environ, known) if path.exists() else ()
     text = read(path)
     key = AccountKey(account["provider"], normalise_label(account["label"]))
@@ -131,6 +143,21 @@ def problems_of(
     except ConfigError as error:
         return error.problems
     return ()
+
+
+def _check(
+    written: Path,
+    path: Path,
+    key: AccountKey,
+    before: Iterable[Problem],
+    after: Iterable[Problem],
+) -> None:
+    """Raise WrongAccount if the new file has a mistake that the old one had not."""
+    known = {(problem.key, problem.wrong) for problem in before}
+    new = [problem for problem in after if (problem.key, problem.wrong) not in known]
+    if new:
+        why = f"{new[0].key}: {new[0].wrong}; {new[0].remedy}".removeprefix(": ")
+        raise WrongAccount(f"{hidden(str(key))} was not added to {path.name}: {why}")
 
 
 # -- what is added
@@ -209,19 +236,111 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _text)
 
 
-# -- is it right?
+# -- what is removed
 
 
-def _check(
-    written: Path,
-    path: Path,
-    key: AccountKey,
-    before: Iterable[Problem],
-    after: Iterable[Problem],
-) -> None:
-    """Raise WrongAccount if the new file has a mistake that the old one had not."""
-    known = {(problem.key, problem.wrong) for problem in before}
-    new = [problem for problem in after if (problem.key, problem.wrong) not in known]
-    if new:
-        why = f"{new[0].key}: {new[0].wrong}; {new[0].remedy}".removeprefix(": ")
-        raise WrongAccount(f"{hidden(str(key))} was not added to {path.name}: {why}")
+def _remove(path: Path, key: AccountKey) -> bool:
+    text = read(path)
+    entries = entries_of(compose(text))
+    found = [number for number, entry in enumerate(entries) if key_of(entry) == key]
+    if not found:
+        return False
+    if len(entries) == 1:
+        raise LastAccount(f"{key} is the last account of {path.name}")
+    changed = _without(text, entries, found[0])
+    if not _is_right(changed, account_keys(text) - {key}):
+        raise CannotEdit(f"{path.name} cannot be edited by this command; remove {key} by hand")
+    written = write_beside(path, changed, stat.S_IMODE(path.stat().st_mode))
+    try:
+        _put_in_place(written, path)
+    finally:
+        written.unlink(missing_ok=True)
+    return True
+
+
+def _is_right(text: str, wanted: set[AccountKey]) -> bool:
+    try:
+        return account_keys(text) == wanted
+    except NotYaml:
+        return False
+
+
+def _without(text: str, entries: list[Node], number: int) -> str:
+    found = section_of(compose(text), "accounts")
+    entry = entries[number]
+    if found is not None and isinstance(found[1], Collection) and found[1].flow:
+        if number + 1 < len(entries):
+            after = entries[number + 1].start
+            return text[: entry.start] + text[after:]
+        return text[: entries[number - 1].end] + text[entry.end :]
+    # The dash stands before the entry, mostly on the same line.
+    dash = text.rfind("-", 0, entry.start)
+    start = text.rfind("\n", 0, dash) + 1
+    return text[:start] + text[end_of_line(text, end_of(entry)) + 1 :]
+
+
+# -- where things are in the text
+
+
+def read(path: Path) -> str:
+    """Return the text of *path*, "" when it is not there. Raises CannotEdit."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise CannotEdit(f"{path} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise CannotEdit(f"{path} is not text in UTF-8; save it as UTF-8") from None
+
+
+def compose(text: str) -> yaml_nodes.Mapping | None:
+    """Return the mapping *text* is, None when it is empty. Raises CannotEdit."""
+    try:
+        root = yaml_nodes.compose(text)
+    except (YAMLError, Refused):
+        # Its text quotes the file.
+        raise NotYaml("the file is not YAML; see account-pool check") from None
+    if root is not None and not isinstance(root, yaml_nodes.Mapping):
+        raise CannotEdit("the file is not a mapping; start it with `accounts:`")
+    return root
+
+
+def section_of(root: yaml_nodes.Mapping | None, name: str) -> tuple[Node, Node] | None:
+    """Return the nodes of a key of *root* and of its value."""
+    pairs = root.pairs if root is not None else []
+    return next(((k, v) for k, v in pairs if isinstance(k, Scalar) and k.text == name), None)
+
+
+def account_keys(text: str) -> set[AccountKey]:
+    """Return which accounts there are, as far as they can be read."""
+    return {key for item in entries_of(compose(text)) if (key := key_of(item)) is not None}
+
+
+def entries_of(root: yaml_nodes.Mapping | None) -> list[Node]:
+    """Return the entries below `accounts:`; none where it is no list."""
+    found = section_of(root, "accounts")
+    return list(found[1].items) if found and isinstance(found[1], yaml_nodes.Sequence) else []
+
+
+def key_of(item: Node) -> AccountKey | None:
+    """Return the account that the entry *item* describes, None where that cannot be read."""
+    pairs = item.pairs if isinstance(item, yaml_nodes.Mapping) else ()
+    written = {k.text: v.text for k, v in pairs if isinstance(k, Scalar) and isinstance(v, Scalar)}
+    if not (written.get("label", "").strip() and written.get("provider")):
+        return None
+    provider = written["provider"].strip().lower()
+    return AccountKey(provider, normalise_label(written["label"]))
+
+
+def end_of(node: Node) -> int:
+    """Return where the text of *node* ends, without the comments behind it."""
+    if isinstance(node, Collection) and not node.flow and (nodes := node.nodes()):
+        return end_of(nodes[-1])
+    return node.end
+
+
+def end_of_line(text: str, index: int) -> int:
+    """Return where the line that *index* is in ends."""
+    found = text.find("\n", index)
+    return len(text) if found == -1 else found

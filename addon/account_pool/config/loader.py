@@ -11,14 +11,14 @@ from typing import Any
 
 from account_pool.config.accounts import read_accounts
 from account_pool.config.document import Document, read
-from account_pool.config.pool_options import BY_NAME, OptionValue
+from account_pool.config.options import BY_NAME, OptionValue
 from account_pool.config.problems import UNKNOWN_KEY, Wrong, unknown
-from account_pool.config.user_providers import read_providers
-from account_pool.config.values import Config
+from account_pool.config.providers import read_providers
+from account_pool.config.values import AtTheirHosts, Config
 from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.sources import ValueSource
-from account_pool.providers.base import HTTPS_PORT, HostRule, Provider
+from account_pool.providers.base import HTTPS_PORT, Provider
 from account_pool.providers.registry import BUILT_IN
 
 SECTIONS = ("accounts", "providers", "pool")
@@ -26,10 +26,7 @@ SECTIONS = ("accounts", "providers", "pool")
 
 def load_file(path: Path, environ: Mapping[str, str], built_in: Mapping[str, Provider]) -> Config:
     """Return what *path* says. Raises ConfigError with every problem there is."""
-    document = read(path)
-    if not isinstance(document.data, dict):
-        document.problem((), "the file is not a mapping", "start it with `accounts:`")
-        document.require_right()
+    document = _read_mapping(path)
     for key in document.data:
         if key not in SECTIONS:
             document.problem((key,), UNKNOWN_KEY, unknown(key, SECTIONS))
@@ -50,13 +47,18 @@ def load_file(path: Path, environ: Mapping[str, str], built_in: Mapping[str, Pro
 
 def load_providers(path: Path, built_in: Mapping[str, Provider]) -> Mapping[str, Provider]:
     """Return the providers *path* knows. Raises ConfigError; of the rest it says nothing."""
+    document = _read_mapping(path)
+    known = read_providers(document, built_in).known
+    document.require_right()
+    return known
+
+
+def _read_mapping(path: Path) -> Document:
     document = read(path)
     if not isinstance(document.data, dict):
         document.problem((), "the file is not a mapping", "start it with `accounts:`")
         document.require_right()
-    known = read_providers(document, built_in).known
-    document.require_right()
-    return known
+    return document
 
 
 def with_added(config: Config, path: Path, environ: Mapping[str, str]) -> Config:
@@ -76,33 +78,6 @@ def with_added(config: Config, path: Path, environ: Mapping[str, str]) -> Config
         exchanges={**added.exchanges, **config.exchanges},
         warnings=(*config.warnings, *added.warnings),
     )
-
-
-class AtTheirHosts(Mapping[str, Provider]):
-    """Providers by name; those whose hosts are their accounts' have these, and no others."""
-
-    def __init__(self, known: Mapping[str, Provider], accounts: Sequence[AccountEntry]) -> None:
-        self._known = known
-        self._made: dict[str, Provider] = {}
-        self._hosts: dict[str, list[HostRule]] = {}
-        for entry in accounts:
-            if entry.account.enabled and (host := entry.account.companions.get("host")):
-                self._hosts.setdefault(entry.account.provider, []).append(HostRule.parse(host))
-
-    def __getitem__(self, name: str) -> Provider:
-        if name not in self._made:
-            provider = self._known[name]
-            if provider.host_per_account:
-                hosts = tuple(dict.fromkeys(self._hosts.get(name, ())))
-                provider = replace(provider, hosts=hosts)
-            self._made[name] = provider
-        return self._made[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._known)
-
-    def __len__(self) -> int:
-        return len(self._known)
 
 
 def _read_options(document: Document) -> dict[str, OptionValue]:

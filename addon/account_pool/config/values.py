@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from account_pool.config.pool_options import OptionValue
+from account_pool.config.options import OptionValue
 from account_pool.credentials.copilot import ExchangeSettings
 from account_pool.credentials.entry import AccountEntry
-from account_pool.providers.base import Provider
+from account_pool.providers.base import HostRule, Provider
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +34,30 @@ class Config:
     path: Path | None
     described: Mapping[str, Provider] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+
+
+class AtTheirHosts(Mapping[str, Provider]):
+    """Providers by name; those whose hosts are their accounts' have these, and no others."""
+
+    def __init__(self, known: Mapping[str, Provider], accounts: Sequence[AccountEntry]) -> None:
+        self._known = known
+        self._made: dict[str, Provider] = {}
+        self._hosts: dict[str, list[HostRule]] = {}
+        for entry in accounts:
+            if entry.account.enabled and (host := entry.account.companions.get("host")):
+                self._hosts.setdefault(entry.account.provider, []).append(HostRule.parse(host))
+
+    def __getitem__(self, name: str) -> Provider:
+        if name not in self._made:
+            provider = self._known[name]
+            if provider.host_per_account:
+                hosts = tuple(dict.fromkeys(self._hosts.get(name, ())))
+                provider = replace(provider, hosts=hosts)
+            self._made[name] = provider
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)

@@ -22,8 +22,8 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from account_pool import config
 from account_pool.config import accounts_file
-from account_pool.config.pool_options import OptionValue
-from account_pool.config.pool_options import settings as merged
+from account_pool.config.options import OptionValue
+from account_pool.config.options import settings as merged
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, identity
 from account_pool.core.errors import UnknownAccount

@@ -1,6 +1,6 @@
 """The mitmproxy options of the pool, and what requests need of them.
 
-Names, types and defaults come from one table (`config.pool_options`); a value given on
+Names, types and defaults come from one table (`config.options`); a value given on
 the command line wins over the `pool:` section of accounts.yaml, which wins over the
 default.
 """
@@ -15,8 +15,7 @@ from mitmproxy import exceptions
 from mitmproxy.addonmanager import Loader
 from mitmproxy.options import Options
 
-from account_pool.config.pool_options import POOL_OPTIONS, OptionValue, read_fast
-from account_pool.config.set_options import set_options
+from account_pool.config.options import POOL_OPTIONS, OptionValue, read_fast, set_options
 from account_pool.core.attempts import Limits
 from account_pool.core.browser import Allowed, read_hosts, read_origins
 from account_pool.proxy.service import Settings

@@ -98,7 +98,7 @@ class Settings:
         allowed: pages that may be given an account, and names of this proxy in reverse mode
             beside its usual ones.
         view_kept: flows of the pool that a front end's view keeps; 0: all.
-        fast: shorter ways through mitmproxy to use, of `config.pool_options.FAST_STEPS`.
+        fast: shorter ways through mitmproxy to use, of `config.options.FAST_STEPS`.
         drain_s: longest time requests under way go on once the proxy shuts down.
     """
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from mitmproxy import ctx
 
 from account_pool.config import accounts_file
-from account_pool.config.search import Found, Why, skip_line
+from account_pool.config.accounts_file import Found, Why, skip_line
 from account_pool.config.values import Config
 
 logger = logging.getLogger(__name__)

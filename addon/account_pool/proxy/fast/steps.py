@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from mitmproxy.addonmanager import AddonManager
 
-from account_pool.config.pool_options import FAST_STEPS
+from account_pool.config.options import FAST_STEPS
 from account_pool.proxy.fast import direct, inline
 from account_pool.proxy.fast.table import HookTable
 

@@ -8,7 +8,8 @@ options of type str there, read here; in accounts.yaml they are plain numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from argparse import ArgumentError, ArgumentParser
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -221,3 +222,14 @@ def settings(
     and that before the defaults. Both are checked already.
     """
     return {option.name: option.default for option in POOL_OPTIONS} | {**in_file, **given}
+
+
+def set_options(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """Return names and values in order; "" where none is given, nothing if it is malformed."""
+    parser = ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--set", action="append", default=[])
+    try:
+        known, _ = parser.parse_known_args(list(arguments))
+    except ArgumentError:
+        return []
+    return [(name, value) for name, _, value in (spec.partition("=") for spec in known.set)]

@@ -1,10 +1,13 @@
-"""The `providers:` section: more hosts for built-in providers, and providers of one's own."""
+"""The `providers:` section: more hosts for built-in providers, and providers of the user's own.
+
+Also how hosts and names of providers are read wherever accounts.yaml has one.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
@@ -12,11 +15,15 @@ from typing import Any
 from pydantic import BaseModel
 
 from account_pool.config.document import Document, Loc
-from account_pool.config.explain import REMEDIES, check_shape
-from account_pool.config.hosts import host_rule
-from account_pool.config.models import AccountShape, OwnerShape, ProviderShape, ResetShape
-from account_pool.config.problems import MISSING, Wrong, shown_key
-from account_pool.config.provider_names import unknown_provider
+from account_pool.config.models import (
+    REMEDIES,
+    AccountShape,
+    OwnerShape,
+    ProviderShape,
+    ResetShape,
+    check_shape,
+)
+from account_pool.config.problems import MISSING, NOT_SHOWN, Wrong, shown, shown_key, unknown
 from account_pool.credentials.copilot import DEFAULT_TOKEN_URL, ExchangeSettings
 from account_pool.credentials.http import check_token_url
 from account_pool.providers.base import HostRule, Provider
@@ -25,6 +32,68 @@ from account_pool.providers.like import add_hosts
 from account_pool.providers.pasted import PASTED, is_token
 from account_pool.providers.registry import BASES
 from account_pool.providers.user_defined import build, with_limits
+
+
+def host_rule(text: str) -> HostRule:
+    """Return the rule *text* stands for. Raises Wrong."""
+    if "://" in text:
+        # Otherwise the colon of the scheme reads as that of a port.
+        raise Wrong(f"{shown(text)} is an address", "write its host or host:port only")
+    if "." not in text and is_token(text):
+        raise Wrong(f"{NOT_SHOWN} is not a host; {PASTED}", "write host or host:port")
+    try:
+        return HostRule.parse(text)
+    except ValueError as error:
+        # Its text is "'<what was written>': <what is accepted>".
+        why = str(error).removeprefix(f"{text!r}: ")
+        raise Wrong(f"{shown(text)} is not a host", why) from None
+
+
+#: Names of vendors, products and models, and the providers they may mean, likeliest first;
+#: only those that there are get named.
+_MEANT: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("github", "gh"), ("copilot", "github-models")),
+    **dict.fromkeys(("github-copilot", "copilot-chat"), ("copilot",)),
+    **dict.fromkeys(
+        ("google", "google-ai", "googleai", "google-genai", "ai-studio", "aistudio"),
+        ("gemini",),
+    ),
+    **dict.fromkeys(("code-assist", "gemini-code-assist"), ("gemini-cli",)),
+    "claude": ("claude-code", "anthropic"),
+    **dict.fromkeys(("claude-max", "claude-pro"), ("claude-code",)),
+    "claude-api": ("anthropic",),
+    "chatgpt": ("codex", "openai"),
+    **dict.fromkeys(("chatgpt-plus", "openai-codex", "codex-cli"), ("codex",)),
+    "gpt": ("openai", "codex"),
+    **dict.fromkeys(("grok", "x-ai", "x.ai"), ("xai",)),
+    **dict.fromkeys(("azure-openai", "azureopenai", "microsoft"), ("azure",)),
+    **dict.fromkeys(("pplx", "sonar"), ("perplexity",)),
+    "open-router": ("openrouter",),
+    **dict.fromkeys(("together-ai", "togetherai"), ("together",)),
+    "fireworks-ai": ("fireworks",),
+    "mistralai": ("mistral",),
+    **dict.fromkeys(("glm", "zhipu", "bigmodel", "z.ai", "z-ai"), ("zai",)),
+    "kimi": ("kimi-code", "moonshot"),
+    "kimi-for-coding": ("kimi-code",),
+    **dict.fromkeys(("qwen", "alibaba", "bailian"), ("dashscope",)),
+    **dict.fromkeys(("doubao", "volcengine", "byteplus"), ("ark",)),
+    **dict.fromkeys(("zen", "opencode"), ("opencode-zen",)),
+    "ollama": ("ollama-cloud",),
+    "weights-and-biases": ("wandb",),
+    **dict.fromkeys(("one-api", "newapi"), ("new-api",)),
+}
+#: Spellings of an API that cannot be pooled, by the name it is known by here.
+UNSWAPPABLE_NAMES: Mapping[str, str] = {
+    **dict.fromkeys(("vertexai", "vertex-ai", "google-vertex"), "vertex"),
+    **dict.fromkeys(("aws", "amazon", "aws-bedrock", "amazon-bedrock"), "bedrock"),
+}
+
+
+def unknown_provider(name: str, known: Collection[str]) -> str:
+    """Return the remedy for *name*, which is none of *known*: who was meant, or all of them."""
+    meant = [provider for provider in _MEANT.get(name.strip().lower(), ()) if provider in known]
+    return f"did you mean {' or '.join(meant)}?" if meant else unknown(name, sorted(known))
+
 
 #: The built-in provider whose accounts exchange their token.
 EXCHANGING = "copilot"
