@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 )
 
 from account_pool.core.account import AccountKey
-from account_pool.core.decision import By, Decision, Kind
+from account_pool.core.decisions import By, Decision, Kind
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, Scope

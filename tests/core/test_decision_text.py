@@ -8,8 +8,8 @@ import pytest
 
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import BY_HAND, Cause
-from account_pool.core.decision import By, Decision, Kind
 from account_pool.core.decision_text import duration, line
+from account_pool.core.decisions import By, Decision, Kind
 from account_pool.core.outcome import OutcomeClass, Scope
 
 WORK, SPARE = AccountKey("openai", "work"), AccountKey("openai", "spare")

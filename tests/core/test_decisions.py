@@ -10,8 +10,7 @@ import pytest
 
 from account_pool.core.broken import remedy
 from account_pool.core.cooldown import Cause
-from account_pool.core.decision import By, Decision, Kind, session_hash
-from account_pool.core.decisions import KEPT, Decisions
+from account_pool.core.decisions import KEPT, By, Decision, Decisions, Kind, session_hash
 from account_pool.core.outcome import OutcomeClass, Scope
 from tests.core.helpers import PROVIDER, key
 

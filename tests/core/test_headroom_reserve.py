@@ -7,7 +7,7 @@ from math import inf
 import pytest
 
 from account_pool.core.account import Account
-from account_pool.core.decision import By, Kind
+from account_pool.core.decisions import By, Kind
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.headroom import HeadroomSnapshot, Window, is_window, reserved
 from account_pool.core.pool import Pool

@@ -10,7 +10,7 @@ import pytest
 
 from account_pool.core.attempts import MAX_PROBE_BYTES
 from account_pool.core.cooldown import BY_HAND, Cause, Cooldown
-from account_pool.core.decision import Kind
+from account_pool.core.decisions import Kind
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
 from tests.core.helpers import FACTS, account, key, pool_of, quota, rate_limit

@@ -8,7 +8,7 @@ import pytest
 
 from account_pool.core.attempts import CROWDED
 from account_pool.core.broken import Broken
-from account_pool.core.decision import By, Decision, Kind
+from account_pool.core.decisions import By, Decision, Kind
 from account_pool.core.lease import Conversation
 from account_pool.core.pool import Pool
 from account_pool.core.request_events import NOT_KEPT

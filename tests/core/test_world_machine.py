@@ -23,8 +23,7 @@ from account_pool.core.errors import NoUsableAccount
 from account_pool.core.lease import Conversation, RequestFacts
 from account_pool.core.outcome import Outcome, Scope
 from account_pool.core.pins import Pins
-from account_pool.core.session_lease import session_lease_of
-from account_pool.core.sessions import Session, Sessions
+from account_pool.core.sessions import Session, Sessions, session_lease_of
 from account_pool.core.steps import Phase, Send, Step, Wait
 from tests.core.helpers import BARE_429, PROVIDER, account, key, pool_of, quota, rate_limit
 from tests.patience import tries

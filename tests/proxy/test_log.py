@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from account_pool.core.attempts import Attempts, Limits
 from account_pool.core.broken import Broken
-from account_pool.core.decision import By
+from account_pool.core.decisions import By
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope, UpstreamResponse
 from account_pool.core.steps import Refresh

@@ -10,7 +10,7 @@ import brotli
 import pytest
 
 from account_pool.core.attempts import Limits
-from account_pool.core.decision import Kind
+from account_pool.core.decisions import Kind
 from account_pool.core.usage import END_BYTES
 from account_pool.core.usage_totals import Tally
 from account_pool.providers import anthropic

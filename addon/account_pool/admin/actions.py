@@ -19,7 +19,7 @@ from account_pool.config.edit import WrongAccount
 from account_pool.config.replace import CannotEdit
 from account_pool.core.account import AccountKey, normalise_label
 from account_pool.core.cooldown import BY_HAND, Cooldown
-from account_pool.core.decision import By
+from account_pool.core.decisions import By
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.state import AccountState

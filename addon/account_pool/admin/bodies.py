@@ -9,7 +9,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from account_pool.admin.errors import ApiError
-from account_pool.core.decision import Kind
+from account_pool.core.decisions import Kind
 
 #: How deep a body may be nested: what accounts.yaml takes is less.
 MAX_DEPTH = 8

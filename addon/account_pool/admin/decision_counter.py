@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from account_pool.core.decision import Decision
+from account_pool.core.decisions import Decision
 
 
 @dataclass(slots=True, eq=False)

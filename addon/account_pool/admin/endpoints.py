@@ -28,8 +28,8 @@ from account_pool.admin.context import AdminContext
 from account_pool.admin.new_account import NewAccount
 from account_pool.admin.security import REVEAL_PATH
 from account_pool.admin.views import Json, iso
-from account_pool.core.decision import Decision
 from account_pool.core.decision_text import line
+from account_pool.core.decisions import Decision
 from account_pool.supervision import tasks
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import Cause, Cooldown
-from account_pool.core.decision import By, Decision, Kind
-from account_pool.core.decisions import Decisions
+from account_pool.core.decisions import By, Decision, Decisions, Kind
 from account_pool.core.state import AccountState
 from account_pool.core.verdicts import AccountVerdict
 

@@ -19,13 +19,13 @@ from account_pool.core.account import AccountKey
 from account_pool.core.admission import Ticket
 from account_pool.core.broken import TRIES, Broken
 from account_pool.core.cooldown import usable_hint
-from account_pool.core.decision import By
+from account_pool.core.decisions import By
 from account_pool.core.errors import IllegalEvent, NoUsableAccount, UnknownAccount
 from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
 from account_pool.core.request_events import RequestEvents
-from account_pool.core.session_lease import SessionLease
+from account_pool.core.sessions import SessionLease
 from account_pool.core.steps import (
     PHASE_AFTER,
     Attempt,

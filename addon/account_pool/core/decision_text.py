@@ -10,7 +10,7 @@ import re
 
 from account_pool.core.attempts import Attempts
 from account_pool.core.cooldown import Cause
-from account_pool.core.decision import By, Decision, Kind, one_line
+from account_pool.core.decisions import By, Decision, Kind, one_line
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.outcome import OutcomeClass
 from account_pool.core.request_events import NOT_KEPT

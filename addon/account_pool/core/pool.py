@@ -28,8 +28,7 @@ from account_pool.core.account_events import AccountStanding
 from account_pool.core.admission import Admission, Ticket
 from account_pool.core.cooldown import BENCHING, Cause, Cooldown, covers, next_cooldown
 from account_pool.core.credential import Credential, are_of_others, fingerprint
-from account_pool.core.decision import By
-from account_pool.core.decisions import Decisions
+from account_pool.core.decisions import By, Decisions
 from account_pool.core.errors import (
     DuplicateAccount,
     LeaseAlreadyReturned,

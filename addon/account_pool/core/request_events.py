@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import Cause, Cooldown
-from account_pool.core.decision import By, Decision, Kind, session_hash
+from account_pool.core.decisions import By, Decision, Kind, session_hash
 from account_pool.core.errors import NoUsableAccount, UnknownAccount
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from mitmproxy.options import Options
 
 from account_pool.core.broken import remedy
-from account_pool.core.decision import one_line
+from account_pool.core.decisions import one_line
 from account_pool.proxy import scrub
 from account_pool.proxy.scrub import Secrets
 

@@ -11,7 +11,7 @@ from account_pool.config import ConfigError
 from account_pool.config.accounts_file import counted
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import BY_HAND
-from account_pool.core.decision import By
+from account_pool.core.decisions import By
 from account_pool.core.errors import PoolError
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.proxy import status

@@ -19,7 +19,7 @@ from typing import TypeVar
 from mitmproxy.log import ALERT
 
 from account_pool.core.account import AccountKey
-from account_pool.core.decision import By
+from account_pool.core.decisions import By
 from account_pool.core.snapshot import PoolSnapshot, forgiven, merge
 from account_pool.core.usage_totals import Counted, add_to
 from account_pool.proxy.opening import opened, out_of_use

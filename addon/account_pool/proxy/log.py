@@ -12,8 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from account_pool.core.decision import By, Decision, Kind
 from account_pool.core.decision_text import duration, line
+from account_pool.core.decisions import By, Decision, Kind
 from account_pool.core.outcome import OutcomeClass
 
 logger = logging.getLogger(__name__)

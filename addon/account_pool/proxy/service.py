@@ -32,8 +32,7 @@ from account_pool.core.instruments import Mark, Marks, Measured
 from account_pool.core.lease import Lease
 from account_pool.core.pins import Pins
 from account_pool.core.pool import Pool
-from account_pool.core.session_lease import session_lease_of
-from account_pool.core.sessions import Sessions
+from account_pool.core.sessions import Sessions, session_lease_of
 from account_pool.core.steps import Refresh, Wait
 from account_pool.core.suspend import Gap, Watch
 from account_pool.core.usage import Usage

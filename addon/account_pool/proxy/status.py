@@ -14,9 +14,8 @@ from itertools import islice
 from account_pool.core import headroom
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import Cooldown
-from account_pool.core.decision import Decision, Kind, one_line
 from account_pool.core.decision_text import MAX_VALUES, asked_last, duration, evidence, line
-from account_pool.core.decisions import Decisions
+from account_pool.core.decisions import Decision, Decisions, Kind, one_line
 from account_pool.core.sessions import Sessions
 from account_pool.core.state import AccountState
 

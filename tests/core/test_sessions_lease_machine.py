@@ -11,8 +11,7 @@ from account_pool.core.attempts import Attempts, Limits
 from account_pool.core.lease import Conversation, RequestFacts
 from account_pool.core.outcome import Outcome, Scope
 from account_pool.core.pins import Pins
-from account_pool.core.session_lease import SessionLease, session_lease_of
-from account_pool.core.sessions import Sessions
+from account_pool.core.sessions import SessionLease, Sessions, session_lease_of
 from account_pool.core.steps import Phase
 from tests.core.helpers import (
     BARE_429,
