@@ -104,7 +104,7 @@ class Pooled:
             facts=facts,
             limits=Limits(),
             chance=self._chance.random,
-            turn=session_lease_of(facts, self._sessions, self._pins, now),
+            session=session_lease_of(facts, self._sessions, self._pins, now),
         )
         self._perform(attempts, attempts.begin(now), served, told)
 

@@ -1432,7 +1432,7 @@ def test_a_conversation_does_not_wait_for_its_account_where_too_many_are_held() 
     lease = pool.acquire(FACTS, now=0.0)
     assert lease.key == key("a")
     play = Play(pool=pool, max_waiting=0)
-    play.attempts.turn.sent_to(key("a"), 0.0)
+    play.attempts.session.sent_to(key("a"), 0.0)
     play >> begin << "send b"
 
 

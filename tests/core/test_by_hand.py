@@ -48,7 +48,7 @@ def test_who_waits_goes_on_when_an_account_is_enabled(pool):
     pool.subscribe(lambda: told.append(pool.get(KEY).enabled))
     pool.enable(KEY, now=1.0)
     assert told == [True]
-    assert KEY in pool.touched
+    assert KEY in pool.dirty
 
 
 def test_nobody_is_enabled_by_another_credential(pool):

@@ -36,7 +36,7 @@ from tests.core.test_attempts import (
     refused,
     resumed,
 )
-from tests.core.test_session_lease import World
+from tests.core.test_sessions_lease import World
 
 OF_REQUESTS = (Kind.MOVE, Kind.RETRY, Kind.WAIT, Kind.REFUSAL, Kind.PROBE)
 

@@ -62,15 +62,15 @@ class Conversations(RuleBasedStateMachine):
     @rule(told=st.sampled_from(TOLD), model=st.sampled_from(["big", "small"]))
     def begin(self, told: Conversation, model: str) -> None:
         facts = RequestFacts(provider=PROVIDER, kind="key", model=model, conversation=told)
-        turn = session_lease_of(facts, self.sessions, self.pins, self.now)
-        home = turn.home(self.now)
+        session = session_lease_of(facts, self.sessions, self.pins, self.now)
+        home = session.home(self.now)
         free = home is not None and self.pool.pick(facts, now=self.now, only=home) is not None
         attempts = Attempts(
-            pool=self.pool, facts=facts, limits=Limits(), chance=lambda: 0.5, turn=turn
+            pool=self.pool, facts=facts, limits=Limits(), chance=lambda: 0.5, session=session
         )
         attempts.begin(self.now)
         self.running.append(attempts)
-        if free and turn.owner is None:
+        if free and session.owner is None:
             # Nothing takes a conversation away from an account that can serve it.
             assert attempts.history[0].key == home
 
@@ -114,10 +114,10 @@ class Conversations(RuleBasedStateMachine):
 
     @invariant()
     def every_turn_is_counted_once(self) -> None:
-        under_way = [a.turn for a in self.running if not a.over]
+        under_way = [a.session for a in self.running if not a.over]
         for name in self.sessions:
             session = self.sessions._known[name]
-            assert session.in_flight == sum(bound(turn) == name for turn in under_way)
+            assert session.in_flight == sum(bound(lease) == name for lease in under_way)
 
     @invariant()
     def sessions_live_on_accounts_of_the_pool(self) -> None:
@@ -131,8 +131,8 @@ class Conversations(RuleBasedStateMachine):
         assert self.pool.summary(now=self.now)["in_flight"] == 0
 
 
-def bound(turn: SessionLease) -> str | None:
-    return turn._bound[0] if turn._bound else None
+def bound(lease: SessionLease) -> str | None:
+    return lease._bound[0] if lease._bound else None
 
 
 TestConversations = Conversations.TestCase

@@ -79,7 +79,7 @@ class World:
             facts=facts,
             limits=self.limits,
             chance=lambda: 0.5,
-            turn=session_lease_of(facts, self.sessions, Pins(), self.now),
+            session=session_lease_of(facts, self.sessions, Pins(), self.now),
         )
         step: Step | None = attempts.begin(self.now)
         while step is not None and attempts.phase is not Phase.OVER:

@@ -95,7 +95,7 @@ class World(RuleBasedStateMachine):
                 facts=facts,
                 limits=Limits(patience_s=PATIENCE_S, max_wait_s=MAX_WAIT_S),
                 chance=lambda: 0.5,
-                turn=session_lease_of(facts, self.sessions, self.pins, self.now),
+                session=session_lease_of(facts, self.sessions, self.pins, self.now),
             )
             client = Client(attempts, self.now)
             older = [ticket for ticket in self.waiting() if ticket.attempts.facts == facts]
@@ -162,7 +162,7 @@ class World(RuleBasedStateMachine):
     def do(self, client: Client, event: Callable[[], Step | None]) -> None:
         """Tell one request what happened; see where that leaves all conversations."""
         attempts, homes, sent = client.attempts, self.homes(), len(client.attempts.history)
-        home, waited = attempts.turn.home(self.now), client.waits_for_anybody
+        home, waited = attempts.session.home(self.now), client.waits_for_anybody
         client.step = event()
         self.only_its_own_has_moved(attempts, homes)
         if client.waits:
@@ -200,9 +200,9 @@ class World(RuleBasedStateMachine):
     # -- what is promised of conversations
 
     def only_its_own_has_moved(self, attempts: Attempts, before: dict[str, AccountKey]) -> None:
-        turn = attempts.turn
+        session = attempts.session
         moved = {name for name, home in self.homes().items() if before.get(name, home) != home}
-        assert moved <= {turn.key, turn.model_key}
+        assert moved <= {session.key, session.model_key}
 
     def could_not_stay(self, client: Client, home: AccountKey) -> None:
         """It went elsewhere: its own account cannot serve it soon, or it has waited for it."""
@@ -277,7 +277,7 @@ class World(RuleBasedStateMachine):
     @invariant()
     def busy_conversations_are_remembered(self) -> None:
         for client in self.clients:
-            bound = client.attempts.turn._bound
+            bound = client.attempts.session._bound
             if bound is not None and not client.attempts.over:
                 name, session = bound
                 assert self.sessions._known.get(name) is session

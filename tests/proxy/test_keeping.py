@@ -155,7 +155,7 @@ async def test_one_takes_over_what_another_has_learnt_and_released(begin: Begin)
         await here._round()
         await there._round()
     assert (cools(mine), cools(theirs)) == (0, 0)
-    assert not mine.pool.touched and not theirs.pool.touched
+    assert not mine.pool.dirty and not theirs.pool.dirty
 
 
 async def test_accounts_that_only_another_has_are_left_to_it(begin: Begin) -> None:

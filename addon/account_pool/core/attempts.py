@@ -102,7 +102,7 @@ class Attempts:
         pool, facts, limits: what is asked of whom, and our bounds.
         chance: a number from 0 to 1, for jitter.
         replayable: False when the body was not kept: one attempt, then deliver.
-        turn: the conversation it is a part of, and where that lives.
+        session: its lease on the session of its conversation, and on where that lives.
         lease: of the running attempt.
         history: attempts so far, oldest first.
         phase: which events may come.
@@ -114,7 +114,7 @@ class Attempts:
     limits: Limits
     chance: Callable[[], float]
     replayable: bool = True
-    turn: SessionLease = field(default_factory=SessionLease)
+    session: SessionLease = field(default_factory=SessionLease)
     lease: Lease | None = None
     history: list[Attempt] = field(default_factory=list)
     phase: Phase = Phase.NEW
@@ -256,7 +256,7 @@ class Attempts:
         self._served_by = lease
         self.pool.answered(lease, now=now)
         self.history[-1].outcome = _OK
-        self.turn.served()
+        self.session.served()
         if self._suspects:
             self._witnessed(now)
 
@@ -264,7 +264,7 @@ class Attempts:
         """The committed answer has ended, or the client hung up when it had enough."""
         self._expect(Phase.COMMITTED)
         self.phase = Phase.OVER
-        self.turn.ended(now)
+        self.session.ended(now)
         self._return(_OK, now)
 
     def refused_inside(
@@ -340,10 +340,10 @@ class Attempts:
         if other is None:
             self._unresolved(now)
             self.phase = Phase.OVER
-            self.turn.ended(now)
+            self.session.ended(now)
             return None
         self.phase = Phase.SENT
-        self.turn.sent_to(other.key, now)
+        self.session.sent_to(other.key, now)
         events = RequestEvents(self.pool, replace(self.facts, model=model))
         events.sent(lease.key, other.key, self.history[-1].outcome, now)
         return self._send(other)
@@ -369,7 +369,7 @@ class Attempts:
         self.lease = other
         self.pool.release(lease, _OK, now=now)
         self.phase = Phase.SENT
-        self.turn.sent_to(other.key, now)
+        self.session.sent_to(other.key, now)
         events = RequestEvents(self.pool, replace(self.facts, model=model))
         events.sent(lease.key, other.key, None, now)
         return self._send(other)
@@ -378,7 +378,7 @@ class Attempts:
         self, lease: Lease, outcome: Outcome | None, model: str | None, now: float
     ) -> Lease | None:
         """Lease another account for the WebSocket of *lease*, without waiting."""
-        if not (self.replayable and self._may_send()) or self.turn.owner is not None:
+        if not (self.replayable and self._may_send()) or self.session.owner is not None:
             return None
         if outcome is not None and not outcome.replayable:
             return None
@@ -416,7 +416,10 @@ class Attempts:
         if not self.pool.is_silent(lease, now=now):
             return
         avoid = self._avoided(now) | {lease.key}
-        if self.turn.owner is None and self.pool.pick(self.facts, now=now, avoid=avoid) is not None:
+        if (
+            self.session.owner is None
+            and self.pool.pick(self.facts, now=now, avoid=avoid) is not None
+        ):
             self._silent_on = lease
             self._events().silent(lease.key, now - lease.started_at, now)
 
@@ -428,7 +431,7 @@ class Attempts:
         if self.phase is Phase.SENT and self.lease is not None:
             self.pool.departed(self.lease, now=now)
         self.phase = Phase.OVER
-        self.turn.ended(now)
+        self.session.ended(now)
         if self._recorded is not None:
             self._recorded.wait_ended(By.CLIENT, now)
         self._return(None, now)
@@ -488,7 +491,7 @@ class Attempts:
         if not (outcome.replayable and self.replayable):
             return self._refuse(now)
         avoid = self._avoid | {lease.key}
-        another = self.turn.owner is None and self.pool.pick(self.facts, now=now, avoid=avoid)
+        another = self.session.owner is None and self.pool.pick(self.facts, now=now, avoid=avoid)
         limited = self.pool.is_address_limited(self.facts.provider, now=now)
         if another and self._bare_refusals < BARE_TRIES and self._may_send() and not limited:
             self._avoid = avoid
@@ -525,7 +528,7 @@ class Attempts:
 
     def _another(self, lease: Lease, now: float) -> Lease | None:
         """Lease another account in place of an overloaded one, once, without waiting."""
-        if self._asked_another or self.turn.owner is not None:
+        if self._asked_another or self.session.owner is not None:
             return None
         avoid = self._avoided(now) | {lease.key} | self.pool.troubled(self.facts, now=now)
         try:
@@ -660,10 +663,10 @@ class Attempts:
         # Asked once: mostly nothing is known that would change where a request begins.
         quiet = self.pool.is_quiet(self.facts.provider)
         avoid = self._avoid if quiet and not self.facts.socket else self._avoided(now)
-        owner, step = self.turn.owner, None
+        owner, step = self.session.owner, None
         if owner is None:
-            home = self.turn.home(now)
-            if not quiet or home is not None or self.turn.near is not None:
+            home = self.session.home(now)
+            if not quiet or home is not None or self.session.near is not None:
                 step = self._preferred(home, avoid, now, quiet=quiet)
         if step is not None:
             return step
@@ -681,7 +684,7 @@ class Attempts:
 
     def _nobody_can(self, nobody: NoUsableAccount, avoid: set[AccountKey], now: float) -> Step:
         """Nobody can serve it, and no wait is worth it: ask where we would rather not, or end."""
-        owner = self.turn.owner
+        owner = self.session.owner
         lease = self.pool.acquire_anyway(
             self.facts,
             now=now,
@@ -706,14 +709,14 @@ class Attempts:
 
     def _out_of_attempts(self, now: float) -> Step:
         self._unresolved(now)
-        untried = self.pool.pick(self.facts, now=now, avoid=self._avoid, only=self.turn.owner)
+        untried = self.pool.pick(self.facts, now=now, avoid=self._avoid, only=self.session.owner)
         again = untried is not None and not untried.is_suspect(self.facts.model)
         return self._exhausted(self._soonest(now), None, again=again)
 
     def _preferred(
         self, home: AccountKey | None, avoid: set[AccountKey], now: float, *, quiet: bool
     ) -> Step | None:
-        """Ask the account that is the best for this request, whose turn it is or not; None: any."""
+        """Ask the account that suits this request best, whoever is next; None: any will do."""
         step = None if quiet else self._probe(home, now)
         if step is None and not self.history:
             troubled = frozenset() if quiet else self.pool.troubled(self.facts, now=now)
@@ -731,7 +734,7 @@ class Attempts:
             or not self.replayable
             or self.facts.body_bytes > MAX_PROBE_BYTES
             or self.limits.max_attempts < 2
-            or self.turn.near is not None
+            or self.session.near is not None
             or home is not None
         ):
             return None
@@ -752,7 +755,7 @@ class Attempts:
 
         The conversation moves there when that one serves.
         """
-        home = home or self.turn.near
+        home = home or self.session.near
         if home is not None and self.pool.is_used_up(home, self.facts, now=now):
             # What goes on there is billed as overage: only where an account has room.
             other = self.pool.pick(self.facts, now=now, avoid=avoid | troubled | {home})
@@ -815,7 +818,7 @@ class Attempts:
         self._nobody = nobody
         ticket = self._ticket = self._ticket or Ticket(facts=self.facts)
         ticket.avoid, ticket.only, ticket.give_up_at = frozenset(avoid), only, give_up_at
-        ticket.home = self.turn.home(now)
+        ticket.home = self.session.home(now)
         return Wait(self.pool.wait(ticket, nobody.retry_at), ticket)
 
     def _has_moved(self, lease: Lease, now: float) -> bool:
@@ -824,8 +827,8 @@ class Attempts:
         It follows: whoever is late does not take the conversation back.
         """
         waited_from = self._ticket.home if self._ticket is not None else None
-        home = self.turn.home(now)
-        return self.turn.owner is None and home not in (None, lease.key, waited_from)
+        home = self.session.home(now)
+        return self.session.owner is None and home not in (None, lease.key, waited_from)
 
     def _leave_line(self) -> Lease | None:
         """Wait no more; return the lease it was given while it waited, if any."""
@@ -833,7 +836,7 @@ class Attempts:
 
     def _begin_near(self, avoid: set[AccountKey], now: float) -> Step | None:
         """A new conversation: ask the account it would best begin on, if there is one."""
-        near = self.turn.near
+        near = self.session.near
         if near is None or self._is_asked_last(near, avoid, now):
             return None
         try:
@@ -851,11 +854,11 @@ class Attempts:
 
     def _go(self, lease: Lease, now: float) -> Step:
         """Send with *lease*; the conversation lives there from now on."""
-        home = self.turn.home(now)
+        home = self.session.home(now)
         moves = home is not None and home != lease.key
         self.lease = lease
         self._left = home if moves else None
-        self.turn.sent_to(lease.key, now, for_model=moves and self._leaves_for_model(home, now))
+        self.session.sent_to(lease.key, now, for_model=moves and self._leaves_for_model(home, now))
         return self._send(lease)
 
     def _leaves_for_model(self, home: AccountKey | None, now: float) -> bool:
@@ -949,7 +952,7 @@ class Attempts:
         if before is not Phase.NEW or self.phase is not Phase.SENT or self._left is not None:
             self._record(before, step, now)
         if self.phase is Phase.OVER:
-            self.turn.ended(now)
+            self.session.ended(now)
         return step
 
     def _events(self) -> RequestEvents:
@@ -1017,7 +1020,7 @@ class Attempts:
 
     def _soonest(self, now: float) -> float | None:
         """Seconds until an account could serve this request; None if unknown."""
-        only = self.turn.owner
+        only = self.session.owner
         if self.pool.pick(self.facts, now=now, only=only) is not None:
             return 0.0
         return self.pool.shortage(self.facts, now=now, only=only).wait_s(now)

@@ -74,7 +74,7 @@ class Pool:
 
     Attributes:
         decisions: what was decided, and why.
-        touched: accounts that are no longer as they were saved; emptied by whoever
+        dirty: accounts that are no longer as they were saved; emptied by whoever
             saves them.
         on_reset: called with an account and a window of it longer than an hour that was reset,
             as it was told last: what was left of it is lost.
@@ -99,12 +99,12 @@ class Pool:
         self._owners = Owners()
         self._admission = Admission()
         self._first_bytes = FirstBytes()
-        self.touched: set[AccountKey] = set()
+        self.dirty: set[AccountKey] = set()
         self.seek: Callable[[str], bool] = lambda _provider: False
         self.on_reset: Callable[[AccountKey, Window], None] = lambda _key, _window: None
         self.decisions = Decisions()
         #: one of those has learnt what must not be lost, or it would be refused again
-        self.pressing = False
+        self.urgent = False
 
     def __repr__(self) -> str:
         parts = [
@@ -530,7 +530,7 @@ class Pool:
     ) -> Lease:
         members = self._members[facts.provider]
         state.in_flight += 1
-        self.touched.add(state.key)
+        self.dirty.add(state.key)
         state.last_used, state.asked_at = next(self._sequence), now
         state.passed_over = 0
         ramps: tuple[Ramp, ...] = ()
@@ -772,7 +772,7 @@ class Pool:
         account_events.refused(self.decisions, state, was, covered, by=by, now=now)
         state.ramps.pop(covered, None)
         self._members[state.key.provider].place(state, now)
-        self.pressing = True
+        self.urgent = True
         self._tell(state.key)
         return cooldown
 
@@ -977,7 +977,7 @@ class Pool:
         """Note whose limits *key* runs into; its owner's other accounts share them."""
         if self._find(key) is not None:
             self._owners.learn(key, owner)
-            self.touched.add(key)
+            self.dirty.add(key)
 
     def owner_of(self, key: AccountKey) -> str | None:
         """Return the owner answers named for *key*, None if none did."""
@@ -1013,7 +1013,7 @@ class Pool:
         # Told by every answer; mostly it changes nobody's place.
         if kept or members.policy.by_headroom or was.spent or state.headroom.spent:
             members.place(state, now)
-        self.touched.add(key)
+        self.dirty.add(key)
 
     def clear_cooldown(self, key: AccountKey, *, now: float) -> list[Cooldown]:
         """End every cooldown and disabling of *key* by hand; return the cooldowns ended.
@@ -1235,7 +1235,7 @@ class Pool:
         was = AccountStanding.of(state)
         yield
         account_events.record(self.decisions, state, was, by, now)
-        self.pressing = True
+        self.urgent = True
         self._members[state.key.provider].place(state, now)
         self._changed(state.key, now)
 
@@ -1246,7 +1246,7 @@ class Pool:
             self._let_go_on(key.provider, now)
 
     def _tell(self, key: AccountKey) -> None:
-        self.touched.add(key)
+        self.dirty.add(key)
         for listener in tuple(self._listeners):
             listener()
 

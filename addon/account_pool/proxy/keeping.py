@@ -180,7 +180,7 @@ class Keeping:
 
     def _changed(self) -> None:
         self._dirty.set()
-        if self._pool.pressing:
+        if self._pool.urgent:
             self._pressing.set()
 
     def _urgent(self) -> None:

@@ -357,7 +357,7 @@ class Service:
         attempts = Attempts(
             pool=self.pool,
             facts=facts,
-            turn=session_lease_of(facts, self.sessions, self.pins, now),
+            session=session_lease_of(facts, self.sessions, self.pins, now),
             limits=self.settings.limits,
             chance=self.chance,
             replayable=not request.stream,

@@ -218,7 +218,7 @@ class Unwritten:
             book.written = {row[0]: row for row in books[name]}
             book.adopt(books[name])
         self.note_used()
-        self._pool.touched.update(state.key for state in self._pool.accounts())
+        self._pool.dirty.update(state.key for state in self._pool.accounts())
 
     def note_used(self) -> None:
         """Have written when sessions and pins were used last."""
@@ -240,7 +240,7 @@ class Unwritten:
             tell: there are others who want to know what is in flight.
         """
         pool = self._pool
-        touched = frozenset(pool.touched)
+        touched = frozenset(pool.dirty)
         keys = touched.union(to_read)
         taken = {name: book.take() for name, book in self.books.items() if book.changed}
         counters = self._service.counters
@@ -252,8 +252,8 @@ class Unwritten:
         if not (keys or taken or self._again):
             return None
         number, added = self._again or (None, {})
-        pool.touched.clear()
-        pool.pressing = False
+        pool.dirty.clear()
+        pool.urgent = False
         return Batch(
             mine=pool.snapshot(keys, now=self._service.now(), wall_now=self._wall()),
             gone=self._not_as_before(touched),
@@ -281,7 +281,7 @@ class Unwritten:
 
     def put_back(self, batch: Batch) -> None:
         """*batch* could not be written, or nobody knows: its counts come again as they are."""
-        self._pool.touched.update(batch.gone, (account.key for account in batch.mine.accounts))
+        self._pool.dirty.update(batch.gone, (account.key for account in batch.mine.accounts))
         for name, taken in batch.taken.items():
             self.books[name].put_back(taken)
         for key in batch.gone:
