@@ -7,7 +7,7 @@ import json
 import multiprocessing
 import ssl
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,8 @@ class Effort:
         stream_rounds: of 200 and of 50 streams.
         wave_rounds, waves: of 10 streams at once; waves per proxy and round.
         failover_rounds, failovers: failing over and plain requests, each, per round.
+        body_rounds: of bodies of each size.
+        connection_rounds, connections: of new connections; connections per proxy and round.
         starts: counted starts of each proxy.
         strategies: with which an account trips.
         acquires: timed calls per strategy.
@@ -45,6 +47,9 @@ class Effort:
     waves: int
     failover_rounds: int
     failovers: int
+    body_rounds: int
+    connection_rounds: int
+    connections: int
     starts: int
     strategies: tuple[str, ...]
     acquires: int
@@ -58,6 +63,9 @@ FULL = Effort(
     waves=10,
     failover_rounds=15,
     failovers=40,
+    body_rounds=12,
+    connection_rounds=20,
+    connections=40,
     starts=7,
     strategies=("fill-first", "least-busy", "round-robin"),
     acquires=2_000,
@@ -70,6 +78,9 @@ QUICK = Effort(
     waves=5,
     failover_rounds=5,
     failovers=20,
+    body_rounds=3,
+    connection_rounds=5,
+    connections=20,
     starts=3,
     strategies=("fill-first",),
     acquires=500,
@@ -86,9 +97,11 @@ class Line:
     pid: int | None
     bench: Bench
 
-    def send(self, requests: Sequence[bytes], *, lockstep: bool = False) -> Sent:
-        """Send *requests*, reading the proxy's CPU time around them."""
-        sent = self.bench.command(Send(self.name, requests, self.pid, lockstep))
+    def send(
+        self, requests: Sequence[bytes], *, lockstep: bool = False, fresh: bool = False
+    ) -> Sent:
+        """Send *requests*, reading the proxy's CPU time around them (see `load.Send`)."""
+        sent = self.bench.command(Send(self.name, requests, self.pid, lockstep, fresh))
         assert isinstance(sent, Sent)
         return sent
 
@@ -113,6 +126,8 @@ class Bench:
         self.effort = effort
         self.certificates = certs.make(directory)
         self._stack = ExitStack()
+        #: processes that run as long as this
+        self.pids: tuple[int, ...] = ()
         self._context = ssl.create_default_context(cafile=self.certificates.authority)
         self._lines = 0
         ready = self._process(upstream.run, self.certificates)
@@ -126,6 +141,8 @@ class Bench:
         process = context.Process(target=target, args=(*arguments, theirs), daemon=True)
         process.start()
         theirs.close()
+        assert process.pid is not None
+        self.pids += (process.pid,)
 
         def end() -> None:
             process.terminate()
@@ -147,6 +164,18 @@ class Bench:
     def proxy_authority(self) -> Path:
         """Return the file of the authority of the proxies; the first start makes it."""
         return self.directory / "confdir" / "mitmproxy-ca-cert.pem"
+
+    def pools(
+        self, accounts: Sequence[Mapping[str, Any]] | None = None, **options: str
+    ) -> list[proxies.Kind]:
+        """Return the kind that runs our addon, with three good accounts if none are given.
+
+        Empty if the addon is not to be measured.
+        """
+        if self.addon is None:
+            return []
+        good = [proxies.account(label, f"sk-bench-good-{label}") for label in "abc"]
+        return [proxies.pool(self.addon, good if accounts is None else accounts, **options)]
 
     def start(self, kind: proxies.Kind) -> proxies.Proxy:
         """Start a proxy; the caller stops it."""
@@ -188,7 +217,7 @@ class Bench:
             yield [stack.enter_context(self.line(count, proxy)) for proxy in running]
 
     def seen(self) -> dict[str, Any]:
-        """Return what the provider saw since `forget`: credentials and digests of streams."""
+        """Return what the provider saw since `forget`, as `upstream.Ledger` has it."""
         return self._ask("GET", "/bench/stats")
 
     def forget(self) -> None:

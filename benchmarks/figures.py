@@ -34,6 +34,8 @@ class Figure:
         target: None for a figure that only informs.
         note: spread, sample or reason, in a few words.
         failed: the measurement itself went wrong, which is worse than a missed target.
+        wall: it was taken by the wall clock, which other work on the machine delays.
+        busy: and there was other work.
     """
 
     scenario: str
@@ -43,17 +45,24 @@ class Figure:
     target: Target | None = None
     note: str = ""
     failed: bool = False
+    wall: bool = False
+    busy: bool = False
 
     @property
     def verdict(self) -> str:
-        """Return met, MISSED, FAILED, not measured, or nothing for one without a target."""
+        """Return met, MISSED, FAILED, busy, not measured, or nothing for one without a target.
+
+        Busy: it was missed, but by a clock that is not to be trusted.
+        """
         if self.failed:
             return "FAILED"
-        if self.value is None:
-            return "not measured"
         if self.target is None:
             return ""
-        return "met" if self.target.is_met_by(self.value) else "MISSED"
+        if self.value is None:
+            return "not measured"
+        if self.target.is_met_by(self.value):
+            return "met"
+        return "busy" if self.wall and self.busy else "MISSED"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figure as JSON values."""
@@ -74,6 +83,8 @@ def ratio(
     ours: Sequence[float | None],
     theirs: Sequence[float | None],
     target: Target | None,
+    *,
+    wall: bool = False,
 ) -> Figure:
     """Return the median of per-round ratios: the rounds of a pair ran side by side.
 
@@ -85,7 +96,7 @@ def ratio(
         return Figure(scenario=scenario, name=name, value=None, target=target, note=note)
     low, centre, high = statistics.quantiles(rounds, method="inclusive")
     note = f"{len(rounds)} rounds, half of them {low:.3f} to {high:.3f}"
-    return Figure(scenario=scenario, name=name, value=centre, target=target, note=note)
+    return Figure(scenario=scenario, name=name, value=centre, target=target, note=note, wall=wall)
 
 
 def middle(
@@ -98,7 +109,12 @@ def middle(
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """Return the figures as plain text, grouped by scenario."""
+    """Return the figures as plain text, grouped by scenario.
+
+    Those that only inform, and could not be measured, are named below it.
+    """
+    unknown = [figure.name for figure in figures if not figure.verdict and figure.value is None]
+    figures = [figure for figure in figures if figure.name not in unknown]
     rows = [("", "figure", "target", "verdict", "note")]
     rows += [(f.name, _number(f), str(f.target or ""), f.verdict, f.note) for f in figures]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -109,6 +125,9 @@ def table(figures: Sequence[Figure]) -> str:
             scenario = figure.scenario
             lines += ["", scenario]
         lines.append(_line(row, widths))
+    if unknown:
+        lines += ["", "not measured, since nothing here tells it of a process:"]
+        lines += [f"  {name}" for name in unknown]
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 
 from benchmarks.client import Client, Reply, Route
@@ -18,6 +19,8 @@ from benchmarks.instructions import Instructions
 
 #: no measurement takes longer; one that does is stuck
 _TIMEOUT_S = 120.0
+#: in which a proxy notices that the last connections were closed
+_CLOSING_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +47,15 @@ class Send:
         pid: the process whose CPU time is read around it; None for none.
         lockstep: begin one request per connection at once, and the next when all of
             them are done; otherwise each connection goes on as soon as it is free.
+        fresh: send each request through a connection of its own along the same route,
+            as many at once as are kept; opening and closing it is counted as well.
     """
 
     name: str
     requests: Sequence[bytes]
     pid: int | None = None
     lockstep: bool = False
+    fresh: bool = False
 
 
 @dataclass(slots=True)
@@ -72,6 +78,7 @@ class Load:
 
     def __init__(self) -> None:
         self._clients: dict[str, list[Client]] = {}
+        self._routes: dict[str, Route] = {}
 
     async def obey(self, command: Open | Close | Send) -> Sent | None:
         """Do what *command* says."""
@@ -79,6 +86,7 @@ class Load:
             case Open(name, route, count):
                 # A few at a time: a listening socket has only so long a queue.
                 clients = self._clients.setdefault(name, [])
+                self._routes[name] = route
                 while missing := min(count - len(clients), 16):
                     clients += await asyncio.gather(
                         *(Client.connect(route) for _ in range(missing))
@@ -107,6 +115,7 @@ class Load:
 
     async def _send_all(self, command: Send, sent: Sent) -> None:
         clients = self._clients[command.name]
+        work = partial(_anew, self._routes[command.name]) if command.fresh else _work
         numbered = list(enumerate(command.requests))
         started = time.perf_counter()
         waves = (
@@ -116,13 +125,24 @@ class Load:
         )
         for wave in waves:
             todo = iter(wave)
-            await asyncio.gather(*(_work(client, todo, sent.replies) for client in clients))
+            await asyncio.gather(*(work(client, todo, sent.replies) for client in clients))
         sent.wall_s = time.perf_counter() - started
+        if command.fresh:
+            await asyncio.sleep(_CLOSING_S)
 
 
 async def _work(client: Client, todo: Iterable[tuple[int, bytes]], replies: list[Reply]) -> None:
     for number, request in todo:
         replies[number] = await client.send(request)
+
+
+async def _anew(
+    route: Route, _: Client, todo: Iterable[tuple[int, bytes]], replies: list[Reply]
+) -> None:
+    for number, request in todo:
+        client = await Client.connect(route)
+        replies[number] = await client.send(request)
+        client.close()
 
 
 def run(commands: Connection) -> None:

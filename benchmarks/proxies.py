@@ -43,6 +43,8 @@ class Kind:
     observer: Path | None = None
 
 
+#: how the figures call our addon
+POOL = "account pool"
 BARE = Kind(name="bare mitmdump")
 FIVE_LINES = Kind(name="5-line addon", script=CHECKOUT / "benchmarks" / "five_lines.py")
 
@@ -153,7 +155,7 @@ def start(kind: Kind, directory: Path, authority: Path, upstream_port: int) -> P
 def pool(
     script: Path,
     accounts: Sequence[Mapping[str, Any]],
-    name: str = "account pool",
+    name: str = POOL,
     **options: str,
 ) -> Kind:
     """Return the kind that runs our addon with these *accounts*."""

@@ -6,7 +6,9 @@ No answer names an organisation: accounts that share one would share their limit
 from __future__ import annotations
 
 import json
+import random
 from email.utils import formatdate
+from functools import lru_cache
 
 _ALWAYS = (
     "access-control-expose-headers: X-Request-ID\r\n"
@@ -19,27 +21,32 @@ _ALWAYS = (
     "x-request-id: req_0123456789abcdef0123456789abcdef\r\n"
 )
 
-_JSON_BODY = json.dumps(
-    {
-        "id": "chatcmpl-bench",
-        "object": "chat.completion",
-        "created": 1700000000,
-        "model": "gpt-5",
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": "Hello from the provider."},
-                "finish_reason": "stop",
-            }
-        ],
-        "usage": {"prompt_tokens": 9, "completion_tokens": 6, "total_tokens": 15},
-    }
-).encode()
+
+@lru_cache
+def json_body(size: int = 0) -> bytes:
+    """Return the body of a good answer of about *size* bytes; 0 for a small one."""
+    message = {"role": "assistant", "content": text(size) or "Hello from the provider."}
+    return json.dumps(
+        {
+            "id": "chatcmpl-bench",
+            "object": "chat.completion",
+            "created": 1700000000,
+            "model": "gpt-5",
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 9, "completion_tokens": 6, "total_tokens": 15},
+        }
+    ).encode()
 
 
-def json_answer() -> bytes:
-    """Return a small good answer."""
-    return _head("200 OK", "application/json", len(_JSON_BODY), 9999) + _JSON_BODY
+def text(size: int) -> str:
+    """Return the same *size* characters each time, in which no two pieces are alike."""
+    return random.Random(size).randbytes(size // 2).hex()
+
+
+def json_answer(size: int = 0) -> bytes:
+    """Return a good answer with the body `json_body(size)`."""
+    body = json_body(size)
+    return _head("200 OK", "application/json", len(body), 9999) + body
 
 
 def limit_answer(reset_ms: int) -> bytes:

@@ -18,6 +18,7 @@ class Wish:
         chunks: events of the stream; 0 for a small JSON answer.
         interval_ms: between two events.
         delay_ms: before an answer of any kind begins.
+        size: bytes of a JSON answer; 0 for a small one.
         held: the event from which on each waits until somebody asks for it; 0 for none.
     """
 
@@ -25,6 +26,7 @@ class Wish:
     chunks: int = 0
     interval_ms: int = 0
     delay_ms: int = 0
+    size: int = 0
     held: int = 0
 
     def __str__(self) -> str:

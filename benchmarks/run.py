@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
+from dataclasses import replace
 from pathlib import Path
 
+from benchmarks import machine
 from benchmarks.bench import FULL, QUICK, Bench, bench
 from benchmarks.figures import Figure, table
 from benchmarks.proxies import CHECKOUT
-from benchmarks.scenarios import acquire, failover, small_json, startup, streams, trip
+from benchmarks.scenarios import (
+    acquire,
+    bodies,
+    connections,
+    failover,
+    small_json,
+    startup,
+    streams,
+    trip,
+)
 
 SCENARIOS: dict[str, Callable[[Bench], list[Figure]]] = {
     "start": startup.measure,
     "json": small_json.measure,
     "streams": streams.measure,
+    "bodies": bodies.measure,
+    "connections": connections.measure,
     "failover": failover.measure,
     "trip": trip.measure,
     "acquire": acquire.measure,
@@ -37,9 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     with bench(addon, QUICK if options.quick else FULL) as running:
         figures = [f for name in options.only or SCENARIOS for f in _run(name, running)]
-    print(f"{_machine()}; {time.monotonic() - started:.0f} s\n\n{table(figures)}")
+    print(f"{machine.describe()}; {time.monotonic() - started:.0f} s\n\n{table(figures)}")
+    if any(figure.busy and figure.wall for figure in figures):
+        print("\nOther work kept the machine busy: do not trust figures by the wall clock.")
     if options.json is not None:
-        values = {"machine": _machine(), "figures": [figure.as_dict() for figure in figures]}
+        values = {
+            "machine": machine.describe(),
+            "figures": [figure.as_dict() for figure in figures],
+        }
         options.json.write_text(json.dumps(values, indent=2) + "\n")
     missed = sum(figure.verdict in ("MISSED", "FAILED") for figure in figures)
     print(f"\n{missed or 'no'} target{'' if missed == 1 else 's'} missed")
@@ -48,11 +63,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(name: str, running: Bench) -> list[Figure]:
     print(f"{name} ...", file=sys.stderr, flush=True)
+    others = machine.Others(running.pids)
     try:
-        return SCENARIOS[name](running)
+        figures = SCENARIOS[name](running)
     except (RuntimeError, OSError) as error:
         # One scenario that cannot run spares the others.
         return [Figure(scenario=name, name="run", value=None, note=repr(error), failed=True)]
+    cores = others.cores()
+    if cores is not None and cores > machine.QUIET_CORES:
+        print(f"  meanwhile, other work kept {cores:.1f} cores busy", file=sys.stderr)
+        figures = [replace(figure, busy=True) for figure in figures]
+    return figures
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,10 +93,3 @@ def _parser() -> argparse.ArgumentParser:
         help="the script to measure (default: addon/pool.py of this checkout)",
     )
     return parser
-
-
-def _machine() -> str:
-    return (
-        f"Python {platform.python_version()}, mitmproxy {metadata.version('mitmproxy')}, "
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    )

@@ -1,9 +1,8 @@
 """The provider: a lean HTTP/1.1 server over TLS, in a process of its own.
 
 It must never be what limits a measurement, so it parses just what the proxies send.
-What a request gets is in the request: the credential `sk-bench-alternates-MS` is refused
-every other time, the first included, and told to come back in MS milliseconds;
-`sk-bench-trips-K` is refused from its request K+1 on, for a minute; the header `x-bench`
+What a request gets is in the request: the credential `sk-bench-trips-K` is refused from
+its request K+1 on, for a minute; the header `x-bench`
 (see `requests.Wish`) tells the shape of a good answer. `GET /bench/stats` returns what
 the server saw, `POST /bench/reset` forgets it, `POST /bench/next` sends the next event of
 the stream that was held last.
@@ -16,7 +15,7 @@ import hashlib
 import json
 import re
 import ssl
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -30,7 +29,6 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CREDENTIAL = re.compile(rb"\r\nauthorization: *Bearer ([^\r]*)", re.IGNORECASE)
 _WISH = re.compile(rb"\r\nx-bench: *([^\r]*)", re.IGNORECASE)
 _TRIPS = re.compile(r"sk-bench-trips-(\d+)")
-_ALTERNATES = re.compile(r"sk-bench-alternates-(\d+)")
 _TRIPPED_MS = 60_000
 
 
@@ -55,14 +53,17 @@ class Seen:
 
 @dataclass(slots=True)
 class Ledger:
-    """All the server saw: by credential, and the digest of each stream by its name.
+    """All the server saw, by credential.
 
     Attributes:
+        digests: SHA-256 of the body of each stream that was sent, by its name.
+        bodies: how many bodies of requests had each SHA-256.
         held: what sends the events that are waiting to be asked for.
     """
 
     credentials: defaultdict[str, Seen] = field(default_factory=lambda: defaultdict(Seen))
     digests: dict[str, str] = field(default_factory=dict)
+    bodies: Counter[str] = field(default_factory=Counter)
     held: deque[Callable[[], None]] = field(default_factory=deque)
 
     def open(self, credential: str) -> int | None:
@@ -71,8 +72,6 @@ class Ledger:
         seen.requests += 1
         seen.in_flight += 1
         seen.peak = max(seen.peak, seen.in_flight)
-        if alternates := _ALTERNATES.match(credential):
-            return int(alternates[1]) if seen.requests % 2 else None
         trips = _TRIPS.match(credential)
         return _TRIPPED_MS if trips and seen.requests > int(trips[1]) else None
 
@@ -88,10 +87,12 @@ class Ledger:
 
     def as_json(self) -> bytes:
         credentials = {name: asdict(seen) for name, seen in self.credentials.items()}
-        return json.dumps({"credentials": credentials, "digests": self.digests}).encode()
+        seen = {"credentials": credentials, "digests": self.digests, "bodies": self.bodies}
+        return json.dumps(seen).encode()
 
     def reset(self) -> None:
         self.digests.clear()
+        self.bodies.clear()
         self.credentials.clear()
 
 
@@ -122,10 +123,12 @@ class Server(asyncio.Protocol):
         end = head_end + 4 + (int(length[1]) if length else 0)
         if len(self._buffer) < end:
             return
+        body = hashlib.sha256(memoryview(self._buffer)[head_end + 4 : end]).hexdigest()
         del self._buffer[:end]
         if b" /bench/" in head[:20]:
             self._control(head)
         else:
+            self._ledger.bodies[body] += 1
             self._answer(head)
 
     def _control(self, head: bytes) -> None:
@@ -154,7 +157,7 @@ class Server(asyncio.Protocol):
             self._stream(wish)
             return
         if reset_ms is None:
-            self._transport.write(replies.json_answer())
+            self._transport.write(replies.json_answer(wish.size))
         else:
             self._ledger.refuse(self._credential)
             self._transport.write(replies.limit_answer(reset_ms))

@@ -1,95 +1,114 @@
-"""What a failover adds to a request, one at a time, on kept connections."""
+"""What a failover adds to a request, one at a time, on kept connections.
+
+Each request that fails over is for a model of its own: the first account has not refused
+that one yet, so it is asked again, and the models that cool there become more and more.
+"""
 
 from __future__ import annotations
 
 import itertools
 import statistics
+from dataclasses import dataclass, field
 
 from benchmarks import proxies
 from benchmarks.bench import NO_PROXY, Bench, Line
 from benchmarks.figures import Figure, Target
+from benchmarks.load import Sent
 from benchmarks.requests import chat
+from benchmarks.rounds import Cost, in_turn
 
 NAME = "failover, one request at a time"
-#: Refuses every other request, and asks to come back in a millisecond.
-_FIRST = "sk-bench-alternates-1"
-#: Models: only the second account may serve the one, both the other.
-_PLAIN, _BOTH = "gpt-5-mini", "gpt-5"
+_REFUSES = "sk-bench-trips-0"
+#: Only the second account may serve this one.
+_PLAIN = "gpt-5-mini"
+_ADDED_MS = 1.0
+#: CPU per failover among the last models, to that among the first: twice the spread of it
+_GROWTH = 1.15
+
+
+@dataclass(slots=True)
+class _Taken:
+    """Rounds of one kind of request on one line."""
+
+    cost: Cost = field(default_factory=Cost)
+    total_ms: list[float] = field(default_factory=list)
+
+    def add(self, sent: Sent) -> None:
+        self.cost.add(sent)
+        self.total_ms += [reply.total_s * 1e3 for reply in sent.replies]
 
 
 def measure(bench: Bench) -> list[Figure]:
-    """Send plain requests and such as fail over in turn, all on one connection.
-
-    The preferred account refuses one request, recovers while a plain one is served,
-    serves the next, which ends its streak of refusals, and so on.
-    """
-    first = proxies.account("first", _FIRST, models=[_BOTH])
-    second = proxies.account("second", "sk-bench-good", priority=1)
-    kinds = [proxies.BARE]
-    if bench.addon is not None:
-        kinds.append(proxies.pool(bench.addon, [first, second]))
-    times: dict[str, list[float]] = {}
+    """Send plain requests, and through the pool as many that the first account refuses."""
+    accounts = [
+        proxies.account("first", _REFUSES, models=["gpt-5-model-*"]),
+        proxies.account("second", "sk-bench-good", priority=1),
+    ]
+    kinds = [proxies.BARE, *bench.pools(accounts)]
+    count = bench.effort.failovers
+    plain, failing = {name: _Taken() for name in (NO_PROXY, *(k.name for k in kinds))}, _Taken()
     numbers = itertools.count()
     bench.forget()
     with bench.running(*kinds) as running, bench.lines(1, None, *running) as lines:
         for line in lines:
             line.warm_up(chat(bench.port, model=_PLAIN), times=50)
-        for _ in range(bench.effort.failover_rounds):
-            for line in lines:
-                _round(bench, line, times, numbers)
-    return _figures(bench, times)
-
-
-def _round(
-    bench: Bench, line: Line, times: dict[str, list[float]], numbers: itertools.count[int]
-) -> None:
-    models = [_BOTH, _PLAIN] * 2 * bench.effort.failovers
-    # A conversation each: none is bound to the account that served another.
-    requests = [chat(bench.port, model=m, text=f"question {next(numbers)}") for m in models]
-    sent = line.send(requests)
-    if sent.not_ok:
-        raise RuntimeError(f"{line.kind}: {sent.not_ok} answers were no 200")
-    taken = [reply.total_s * 1e3 for reply in sent.replies]
-    if line.kind in (NO_PROXY, proxies.BARE.name):
-        times.setdefault(line.kind, []).extend(taken)
-    else:
-        times.setdefault("failover", []).extend(taken[::4])
-        times.setdefault("plain", []).extend(taken[1::2])
-
-
-def _figures(bench: Bench, times: dict[str, list[float]]) -> list[Figure]:
-    medians = {name: statistics.median(taken) for name, taken in times.items()}
-    figures = []
-    if "failover" in medians:
-        added = medians["failover"] - medians["plain"]
-        figures += [
-            _figure("added beyond one round trip", added - medians[NO_PROXY], Target(1.0)),
-            _figure(
-                "added beyond one round trip through bare mitmdump",
-                added - medians[proxies.BARE.name],
-            ),
-            _figure("plain request, account pool", medians["plain"]),
-            _figure("failing over, account pool", medians["failover"]),
-            _failed_over(bench, len(times["failover"])),
-        ]
-    return [
-        *figures,
-        _figure("round trip, no proxy", medians[NO_PROXY]),
-        _figure("round trip, bare mitmdump", medians[proxies.BARE.name]),
+        for line in in_turn(lines, bench.effort.failover_rounds):
+            plain[line.kind].add(_send(bench, line, [_PLAIN] * count, numbers))
+            if line.kind == proxies.POOL:
+                models = [f"gpt-5-model-{next(numbers)}" for _ in range(count)]
+                failing.add(_send(bench, line, models, numbers))
+    figures = _added(bench, plain, failing) if failing.total_ms else []
+    return figures + [
+        _figure(f"plain request, {name}", statistics.median(taken.total_ms))
+        for name, taken in plain.items()
     ]
 
 
-def _failed_over(bench: Bench, expected: int) -> Figure:
-    """Tell whether the times above are those of failovers: one refusal for each."""
-    refused = bench.seen()["credentials"].get(_FIRST, {}).get("refused", 0)
-    return Figure(
-        scenario=NAME,
-        name="requests that failed over",
-        value=float(refused),
-        note=f"of {expected}",
-        failed=refused != expected,
-    )
+def _send(bench: Bench, line: Line, models: list[str], numbers: itertools.count[int]) -> Sent:
+    # A conversation each: none is bound to the account that served another.
+    sent = line.send([chat(bench.port, model=m, text=f"question {next(numbers)}") for m in models])
+    if sent.not_ok:
+        raise RuntimeError(f"{line.kind}: {sent.not_ok} answers were no 200")
+    return sent
+
+
+def _added(bench: Bench, plain: dict[str, _Taken], failing: _Taken) -> list[Figure]:
+    own = plain[proxies.POOL]
+    added = statistics.median(failing.total_ms) - statistics.median(own.total_ms)
+    round_trip = statistics.median(plain[NO_PROXY].total_ms)
+    pairs = zip(failing.cost.cpu_ms, own.cost.cpu_ms, strict=True)
+    cpu_ms = [a - b for a, b in pairs if a is not None and b is not None]
+    third = max(len(cpu_ms) // 3, 1)
+    grown = statistics.median(cpu_ms[-third:]) / statistics.median(cpu_ms[:third]) if cpu_ms else 0
+    refused = bench.seen()["credentials"].get(_REFUSES, {}).get("refused", 0)
+    expected = len(failing.total_ms)
+    return [
+        _figure("added beyond one round trip", added - round_trip, Target(_ADDED_MS)),
+        _figure("added", added),
+        Figure(
+            scenario=NAME,
+            name="CPU added, median of rounds",
+            value=statistics.median(cpu_ms) if cpu_ms else None,
+            unit="ms",
+        ),
+        Figure(
+            scenario=NAME,
+            name="CPU added with many cooling models / with few",
+            value=grown or None,
+            target=Target(_GROWTH),
+            note=f"up to {expected} models, {third} rounds each",
+        ),
+        Figure(
+            scenario=NAME,
+            name="requests that failed over",
+            value=float(refused),
+            note=f"of {expected}",
+            failed=refused != expected,
+        ),
+    ]
 
 
 def _figure(name: str, value: float, target: Target | None = None) -> Figure:
-    return Figure(scenario=NAME, name=f"{name}, median", value=value, unit="ms", target=target)
+    return Figure(
+        scenario=NAME, name=f"{name}, median", value=value, unit="ms", target=target, wall=True
+    )

@@ -1,0 +1,36 @@
+"""The scenarios of `benchmarks/` measure what they say; how fast it is, no test decides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from benchmarks.bench import QUICK, Bench, bench
+from benchmarks.proxies import CHECKOUT
+from benchmarks.scenarios import bodies, connections, failover
+
+EFFORT = replace(
+    QUICK, failover_rounds=3, failovers=3, body_rounds=1, connection_rounds=2, connections=4
+)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Bench]:
+    with bench(CHECKOUT / "addon" / "pool.py", EFFORT) as running:
+        yield running
+
+
+def test_every_request_that_shall_fail_over_does(running):
+    figures = {figure.name: figure for figure in failover.measure(running)}
+    assert figures["requests that failed over"].value == 9
+    assert not any(figure.failed for figure in figures.values())
+
+
+@pytest.mark.parametrize(("scenario", "counted"), [(bodies, 6), (connections, 0)])
+def test_nothing_is_refused_or_altered(running, scenario, counted):
+    figures = scenario.measure(running)
+    assert [f.value for f in figures if f.name == "not 200"]
+    assert not any(f.value for f in figures if f.name == "not 200")
+    altered = [f.value for f in figures if f.name.startswith("bodies altered")]
+    assert altered == [0.0] * counted
