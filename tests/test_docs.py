@@ -34,7 +34,7 @@ from account_pool.config.accounts_file import TRUST_FILE
 from account_pool.demo.mitmdump import mitmdump_command
 from account_pool.providers.registry import BUILT_IN
 from account_pool.proxy.addon import AccountPool
-from account_pool.proxy.exchange import STATE_FILE
+from account_pool.proxy.wiring import STATE_FILE
 from tests.proxy.helpers import service_of
 
 ROOT = Path(__file__).parent.parent

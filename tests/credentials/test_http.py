@@ -26,7 +26,7 @@ from account_pool.credentials import http as http_module
 from account_pool.credentials.http import BARRED_WAIT_S, Http, HttpAnswer, HttpFailed, _plain
 from account_pool.demo.certificates import Certificate
 from account_pool.demo.scripts import json_reply
-from account_pool.proxy.exchange import own_http
+from account_pool.proxy.wiring import own_http
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"\xff", b"[" * 200_000])

@@ -6,11 +6,14 @@ import pytest
 from mitmproxy import exceptions
 from mitmproxy.addonmanager import Loader
 from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.options import Options
 from mitmproxy.test import taddons
 
 from account_pool.config.options import POOL_OPTIONS
 from account_pool.config.options import settings as merged
+from account_pool.providers.base import HostRule
 from account_pool.proxy import options
+from account_pool.proxy.options import conflicts
 
 
 @pytest.fixture
@@ -138,3 +141,42 @@ def test_the_command_line_comes_before_config_yaml(monkeypatch):
         options.add(Loader(tctx.master))
         tctx.options.process_deferred()
         assert options.given(tctx.options)["gate"] == 3.0
+
+
+# -- options of mitmproxy that requests of the pool do not follow
+
+
+HOSTS = [HostRule("api.example.com"), HostRule("api.example.com", 8443)]
+
+
+def options_with(**values) -> Options:
+    options = Options()
+    for name, value in values.items():
+        if name not in options:
+            options.add_option(name, object, value, "")
+        else:
+            options.update(**{name: value})
+    return options
+
+
+@pytest.mark.parametrize(
+    ("values", "lines"),
+    [
+        ({}, []),
+        ({"map_remote": []}, []),
+        ({"map_remote": ["|a|b"]}, ["map_remote"]),
+        ({"websocket": True}, []),
+        ({"websocket": False}, ["websocket"]),
+        ({"ssl_insecure": True}, ["ssl_insecure"]),
+        ({"proxyauth": "a:b"}, []),
+        ({"proxyauth": "a:b", "mode": ["reverse:https://api.example.com"]}, ["proxyauth"]),
+        ({"ignore_hosts": [r"example\.com:443"]}, ["ignore_hosts"]),
+        ({"ignore_hosts": ["API.EXAMPLE"]}, ["ignore_hosts", "ignore_hosts"]),
+        ({"allow_hosts": [r"example\.com:443"]}, ["allow_hosts"]),
+        ({"allow_hosts": ["example"]}, []),
+        ({"tcp_hosts": ["example"]}, ["tcp_hosts", "tcp_hosts"]),
+        ({"tcp_hosts": ["localhost"]}, []),
+    ],
+)
+def test_notes(values, lines):
+    assert [note.partition(":")[0] for note in conflicts(options_with(**values), HOSTS)] == lines

@@ -22,11 +22,10 @@ from account_pool.core.account import AccountKey
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.providers.base import Origin
-from account_pool.proxy import handover, reload
+from account_pool.proxy import reload
 from account_pool.proxy.addon import AccountPool
-from account_pool.proxy.reload import Changes, Watcher
+from account_pool.proxy.reload import Changes, Watcher, stamp_of
 from account_pool.proxy.service import StoredRefusal
-from account_pool.proxy.source_file import stamp_of
 from tests.patience import PATIENCE_S
 
 TWO = """
@@ -315,7 +314,7 @@ async def test_a_script_that_is_taken_away_ends(addon):
     await asyncio.sleep(0)
     assert kept._stopped
     assert addon._watching.cancelled()
-    assert handover.taken_up(AccountPool) is None
+    assert reload.carried_over(AccountPool) is None
 
 
 async def test_at_the_end_nobody_waits(addon):

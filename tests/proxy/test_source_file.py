@@ -14,7 +14,7 @@ from account_pool.config import accounts_file
 from account_pool.config.accounts_file import own_file, trust_store
 from account_pool.config.problems import ConfigError
 from account_pool.proxy.addon import AccountPool
-from account_pool.proxy.source_file import SourceFile
+from account_pool.proxy.reload import SourceFile
 
 
 def text(label: str) -> str:

@@ -19,7 +19,7 @@ from mitmproxy.proxy.server import ConnectionIO
 
 from account_pool.core.attempts import Limits
 from account_pool.core.suspend import GAP_S
-from account_pool.proxy import layer, sweeping, waking
+from account_pool.proxy import addon, layer, waking
 from account_pool.proxy.http2 import DEAD_S, QUIET_S
 from account_pool.proxy.sweep import SWEEP_S, TCP_TIMEOUT_S
 from tests.patience import PATIENCE_S
@@ -356,11 +356,11 @@ def test_one_that_opens_is_left_alone(rig_of):
 
 
 async def test_somebody_looks_without_a_request(monkeypatch):
-    monkeypatch.setattr(sweeping, "LOOK_S", 0.0)
+    monkeypatch.setattr(addon, "LOOK_S", 0.0)
     clock = FakeClock()
     service = service_of("one", clock=clock)
     clock.asleep += HOURS
-    task = asyncio.create_task(sweeping.run(service))
+    task = asyncio.create_task(addon.housekeeping(service))
     async with asyncio.timeout(PATIENCE_S):
         while service.woke_at < 0:
             await asyncio.sleep(0)

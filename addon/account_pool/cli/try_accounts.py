@@ -34,7 +34,7 @@ from account_pool.credentials.http import Http, HttpAnswer, HttpFailed
 from account_pool.credentials.keeper import Keeper
 from account_pool.providers.base import CannotSwap, Origin
 from account_pool.proxy import wire
-from account_pool.proxy.exchange import make_keeper, make_store, own_http
+from account_pool.proxy.wiring import make_keeper, make_store, own_http
 from account_pool.store.errors import StoreError
 
 #: Seconds for one answer, and for an exchange or a refresh before it.

@@ -41,22 +41,19 @@ from account_pool.proxy import (
     descriptors,
     draining,
     event_lock,
-    exchange,
-    handover,
-    hangup,
     interception,
     keeping,
     options,
-    other_options,
-    playback,
+    reload,
     replay,
     shown,
     stream,  # noqa: F401 - so that the first request needs no file to be opened
-    sweeping,
+    terminal,
     tunnels,
     unread,
     visits,
     waking,
+    wiring,
 )
 from account_pool.proxy.admin_pages import AdminPages
 from account_pool.proxy.commands import RELOAD_ERRORS
@@ -65,13 +62,15 @@ from account_pool.proxy.hooks import Turn
 from account_pool.proxy.reload import Changes, Watcher, update_pool
 from account_pool.proxy.service import End, Service, Settings
 from account_pool.proxy.shown import REFUSED
-from account_pool.proxy.terminal import Terminal
-from account_pool.proxy.view import View
+from account_pool.proxy.view_retention import ViewRetention
 from account_pool.store.errors import StoreError
 from account_pool.store.store import MemoryStore, Store
-from account_pool.supervision import tasks, where
+from account_pool.supervision import log_and_continue, tasks, where
 
 logger = logging.getLogger(__name__)
+
+#: How often suspends and long waits are looked for, and idle conversations, seconds.
+LOOK_S, SWEEP_S = 5.0, 60.0
 
 _NOTHING = (
     "account-pool: no accounts, traffic passes untouched. Add one to accounts.yaml with "
@@ -85,6 +84,25 @@ _ANOTHER = (
 _NOT_TAKEN = "has errors; the accounts stay as they were"
 
 
+async def housekeeping(service: Service) -> None:
+    """Notice suspends and long waits, and forget idle conversations, until cancelled."""
+    sweep_at = service.now() + SWEEP_S
+    while True:
+        await asyncio.sleep(LOOK_S)
+        service.mind_suspend()
+        with log_and_continue:
+            service.look()
+        if service.now() >= sweep_at:
+            sweep_at = service.now() + SWEEP_S
+            forget_idle(service)
+
+
+def forget_idle(service: Service) -> None:
+    """Forget conversations that were idle for long; an error with one stops no other."""
+    for failure in service.sessions.sweep(service.now()).failures:
+        logger.error(f"account-pool: forgetting a conversation: {type(failure).__name__}")
+
+
 def _ends(server: Server) -> tuple[End, End] | None:
     """Return where a connection to *server* comes from and goes to, once it is open."""
     if server.sockname is None or server.peername is None:
@@ -94,7 +112,7 @@ def _ends(server: Server) -> tuple[End, End] | None:
 
 def addon() -> AccountPool:
     """Return the addon for mitmproxy: a new one, or that which a reload of pool.py dropped."""
-    left = handover.taken_up(AccountPool)
+    left = reload.carried_over(AccountPool)
     return AccountPool() if left is None else left
 
 
@@ -124,7 +142,7 @@ class AccountPool(AdminPages):
         self._notices = Notices()
         self._file_warnings: tuple[str, ...] = ()
         self._watching: asyncio.Task[None] | None = None
-        self._sweeping: asyncio.Task[None] | None = None
+        self._housekeeping: asyncio.Task[None] | None = None
         self._in_file: Mapping[str, OptionValue] = {}
         self._at_start: frozenset[str] = frozenset()
         self._configured = False
@@ -132,13 +150,13 @@ class AccountPool(AdminPages):
         self._starting: asyncio.Task[object] | None = None
         self._held_back = False
         self._reading: asyncio.Task[object] | None = None
-        self._unlisten: hangup.Undo = lambda _ends: None
+        self._unlisten: terminal.Undo = lambda _ends: None
         self._drain: draining.Drain | None = None
         self._shortage = descriptors.Shortage()
-        self._terminal = Terminal()
+        self._terminal = terminal.Terminal()
         self._replays = replay.Replays(self.service)
         self._fast: Steps | None = None
-        self._view = View(self.service)
+        self._view = ViewRetention(self.service)
 
     def load(self, loader: Loader) -> None:
         # Again when pool.py is reloaded: nothing is waiting to be known then.
@@ -157,7 +175,7 @@ class AccountPool(AdminPages):
             options.WATCHED | {"proxy_debug"}
         ):
             self._apply(self._values(self._in_file))
-        if self._ready and updated & other_options.NAMES:
+        if self._ready and updated & options.CONFLICTING:
             self._tell_of_options()
 
     def running(self) -> Awaitable[None] | None:
@@ -193,12 +211,12 @@ class AccountPool(AdminPages):
             ctx.master, self.service, refreshing=self._is_refreshing, write=self._write
         )
         self._drain.install()
-        self._unlisten = hangup.listen(
+        self._unlisten = terminal.on_sighup(
             self._hung_up, self._terminal_closed, self._terminal.write_nowhere
         )
         self._terminal.watch(getattr(ctx.master, "ui", None), self._terminal_closed)
-        self._sweeping = tasks.supervised(
-            "forgetting conversations", lambda: sweeping.run(self.service)
+        self._housekeeping = tasks.supervised(
+            "forgetting conversations", lambda: housekeeping(self.service)
         )
         # mitmproxy waits: it ends where a server cannot listen. At a reload it cannot wait.
         return self._starting if self._held_back else None
@@ -238,7 +256,7 @@ class AccountPool(AdminPages):
         """Say which options of mitmproxy requests of the pool do not follow."""
         used = {state.key.provider for state in self.service.pool.accounts()}
         hosts = [r for p in self.service.providers.values() if p.name in used for r in p.hosts]
-        for note in other_options.notes(ctx.options, hosts):
+        for note in options.conflicts(ctx.options, hosts):
             logger.warning(f"account-pool: {note}")
 
     def client_connected(self, client: Client) -> None:
@@ -260,7 +278,7 @@ class AccountPool(AdminPages):
             self._replays.begin(flow)
         played = ctx.master.addons.get("serverplayback")
         if getattr(played, "flowmap", None):
-            playback.prepare(played, self.service)
+            replay.prepare_playback(played, self.service)
 
     def response(self, flow: http.HTTPFlow) -> None:
         view = ctx.master.addons.get("view")  # none where nobody looks
@@ -298,10 +316,10 @@ class AccountPool(AdminPages):
         self.service.client_gone(client)
 
     def done(self) -> None:
-        handover.leave(self, self._end)
+        reload.end_unless_reloaded(self, self._end)
 
     def _end(self) -> None:
-        for task in (self._starting, self._watching, self._sweeping, self._reading):
+        for task in (self._starting, self._watching, self._housekeeping, self._reading):
             if task is not None:
                 task.cancel()
         self._unlisten(ctx.master.should_exit.is_set())
@@ -351,9 +369,9 @@ class AccountPool(AdminPages):
         # Now: mitmproxy accepts clients before it is running.
         self._fast = Steps(ctx.master.addons)
         self._fast.use(self.service.settings.fast)
-        self._store = exchange.make_store(str(values["state"]), ctx.options)
+        self._store = wiring.make_store(str(values["state"]), ctx.options)
         try:
-            self.keeper, self._copilot = exchange.make_keeper(
+            self.keeper, self._copilot = wiring.make_keeper(
                 loaded,
                 self._publish,
                 store=self._store,
@@ -364,7 +382,7 @@ class AccountPool(AdminPages):
             self._failed = True
             logger.error(f"account-pool: {e}")
             return
-        exchange.serve(self.service, self.keeper, self._copilot, loaded)
+        wiring.serve(self.service, self.keeper, self._copilot, loaded)
         self.service.refresh = self.keeper.refresh
         pool.seek = self.keeper.seek
         self._keep()
@@ -377,7 +395,7 @@ class AccountPool(AdminPages):
     def _load(self) -> config.Config:
         loaded = self._load_main()
         state = str(self._values(loaded.options)["state"])
-        return self._with_added(loaded, exchange.database_path(state, ctx.options))
+        return self._with_added(loaded, wiring.database_path(state, ctx.options))
 
     def _load_main(self) -> config.Config:
         loaded = self._file.load()
@@ -427,7 +445,7 @@ class AccountPool(AdminPages):
         if self.keeper is None or self._copilot is None:
             raise exceptions.OptionsError("the pool has not started")
         values = self._values(loaded.options)
-        context = exchange.make_acquire_context(
+        context = wiring.make_acquire_context(
             loaded, self._copilot, self.keeper.context.refresher, self._store, ctx.options
         )
         self._in_file = loaded.options
@@ -436,7 +454,7 @@ class AccountPool(AdminPages):
         changes = update_pool(self.service, loaded.accounts, self.keeper.renewed(loaded.accounts))
         self.service.set_providers(loaded.providers)
         self._apply(values)
-        exchange.serve(self.service, self.keeper, self._copilot, loaded)
+        wiring.serve(self.service, self.keeper, self._copilot, loaded)
         self.keeper.update(loaded.accounts, context, anew=changes.added)
         if self.keeping is None:
             self._keep()

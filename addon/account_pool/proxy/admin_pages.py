@@ -21,8 +21,7 @@ from account_pool.providers.base import Provider
 from account_pool.proxy import hosting
 from account_pool.proxy.commands import RELOAD_ERRORS, Commands
 from account_pool.proxy.keeping import Keeping
-from account_pool.proxy.reload import Changes, Watcher
-from account_pool.proxy.source_file import SourceFile
+from account_pool.proxy.reload import Changes, SourceFile, Watcher
 
 
 class AdminPages(Commands):

@@ -15,9 +15,8 @@ from account_pool.core.decisions import By
 from account_pool.core.errors import PoolError
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.proxy import status
-from account_pool.proxy.reload import Changes
+from account_pool.proxy.reload import Changes, SourceFile
 from account_pool.proxy.service import Service
-from account_pool.proxy.source_file import SourceFile
 from account_pool.store.errors import StoreError
 
 #: Why the accounts cannot be read again; the text is for people.

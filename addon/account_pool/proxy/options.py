@@ -2,14 +2,16 @@
 
 Names, types and defaults come from one table (`config.options`); a value given on
 the command line wins over the `pool:` section of accounts.yaml, which wins over the
-default.
+default. Options of mitmproxy itself that requests of the pool do not follow, or not wholly,
+are listed when the proxy starts (`conflicts`); tests/e2e/test_options.py covers both kinds.
 """
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Collection, Mapping
-from typing import cast
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, cast
 
 from mitmproxy import exceptions
 from mitmproxy.addonmanager import Loader
@@ -18,12 +20,34 @@ from mitmproxy.options import Options
 from account_pool.config.options import POOL_OPTIONS, OptionValue, read_fast, set_options
 from account_pool.core.attempts import Limits
 from account_pool.core.browser import Allowed, read_hosts, read_origins
+from account_pool.providers.base import HostRule
 from account_pool.proxy.service import Settings
 
 #: mitmproxy's own options that our settings are made of.
 WATCHED = frozenset({"proxyauth", "ssl_insecure", "stream_large_bodies", "body_size_limit"})
 
 _NAMES = frozenset(option.option for option in POOL_OPTIONS)
+
+#: What follows where the option is set at all; and where it is in reverse mode.
+_CONFLICTS = {
+    "ssl_insecure": "no credential is sent while it is set; trust the CA instead "
+    "(ssl_verify_upstream_trusted_ca)",
+    "stream_large_bodies": "requests of the pool are kept for a replay all the same, up to 64 MiB",
+    "modify_body": "answers of the pool that stream are not changed; over HTTP/2 most do",
+    "map_remote": "a request of the pool that it sends to a host that is not the provider's is "
+    "refused",
+    "stickycookie": "no cookie is sent with an account of the pool",
+    "stickyauth": "the credential of an account takes the place of what it remembers",
+}
+_REVERSE = {
+    "keep_host_header": "a request of the pool needs the provider's own Host, else it is refused",
+    "upstream_auth": "in reverse mode the credential of an account takes its place",
+    "proxyauth": "in reverse mode it reads the header Authorization, which holds the client's "
+    "credential for the pool: such a client is refused",
+}
+_HOSTS = frozenset({"ignore_hosts", "allow_hosts", "tcp_hosts"})
+#: Those whose change may change what `conflicts` returns.
+CONFLICTING = frozenset({*_CONFLICTS, *_REVERSE, *_HOSTS, "websocket", "mode"})
 
 
 def add(loader: Loader) -> frozenset[str]:
@@ -92,3 +116,37 @@ def settings(values: Mapping[str, OptionValue], options: Options) -> Settings:
             read_origins(str(values["allow_origins"])), read_hosts(str(values["allow_hosts"]))
         ),
     )
+
+
+def conflicts(options: Options, hosts: Iterable[HostRule]) -> list[str]:
+    """Return a line for each option of mitmproxy that requests of the pool will not follow.
+
+    Args:
+        hosts: of the providers that have accounts.
+    """
+    lines = [f"{name}: {text}" for name, text in _CONFLICTS.items() if _get(options, name)]
+    if any(mode.startswith("reverse:") for mode in options.mode):
+        lines += [f"{name}: {text}" for name, text in _REVERSE.items() if _get(options, name)]
+    if _get(options, "websocket") is False:
+        lines.append("websocket: limits told inside a WebSocket are not noticed while it is false")
+    for host in dict.fromkeys(f"{rule.host}:{rule.port}" for rule in hosts if not rule.subdomains):
+        ignored, allowed, raw = (
+            _get(options, name) or () for name in ("ignore_hosts", "allow_hosts", "tcp_hosts")
+        )
+        if _matches(ignored, host):
+            lines.append(f"ignore_hosts: it covers {host}, whose requests pass unpooled")
+        elif allowed and not _matches(allowed, host):
+            lines.append(f"allow_hosts: it leaves out {host}, whose requests pass unpooled")
+        elif _matches(raw, host):
+            lines.append(f"tcp_hosts: it covers {host}, whose requests pass unpooled")
+    return lines
+
+
+def _matches(patterns: Iterable[str], host: str) -> bool:
+    # As mitmproxy compares; it has checked the patterns.
+    return any(re.search(pattern, host, re.IGNORECASE) for pattern in patterns)
+
+
+def _get(options: Options, name: str) -> Any:
+    """Return an option, None where this mitmproxy has none of that name."""
+    return getattr(options, name, None)

@@ -1,14 +1,21 @@
-"""A flow replayed from mitmweb, mitmproxy or a dump takes a lease like any other request.
+"""mitmproxy's two replays: of a request (client replay), and of recorded responses (server replay).
 
-Replay builds a plain HTTP layer without asking for ours, and a credential never goes onto
-a flow. So the request is sent by a layer of ours, which nobody but this file sees, and its
-answer is put on the flow that was replayed. Needs no port of the proxy: `mitmdump -nC` works.
+A flow that is sent again from mitmweb, mitmproxy or a dump takes a lease like any other
+request. Replay builds a plain HTTP layer without asking for ours, and a credential never goes
+onto a flow. So the request is sent by a layer of ours, of a copy that nothing else sees, and
+the response is put on the replayed flow. Needs no port of the proxy: `mitmdump -nC` works.
+
+Of recorded flows, clients get the responses that clients got, complete. mitmproxy finds the
+response to a request by the request's address and body. Of a dump of ours it would return the
+first refused attempt, and the beginning of a long response as if it were all of it; and an
+address in which a credential was masked would not be found.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Collection, Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from mitmproxy import ctx, http
@@ -24,6 +31,8 @@ _REPLAYED_BY_ITSELF = (
     "a refused attempt of a request in the same dump; it is replayed there, not here"
 )
 _MOVED = "another addon changed where this request goes"
+#: Metadata of a recorded flow that `prepare_playback` has seen. It is a copy, and never saved.
+_SEEN = "pool.played_back"
 
 
 class Replays:
@@ -100,3 +109,45 @@ def _show(flow: http.HTTPFlow, sent: http.HTTPFlow) -> None:
         flow.metadata.pop(name, None)
     shown.comment(flow, sent.comment)
     flow.metadata.update(sent.metadata)
+
+
+# -- recorded responses
+
+
+def prepare_playback(addon: Any, service: Service) -> None:
+    """Make *addon*, mitmproxy's ServerPlayback, return the responses that clients got."""
+    recorded = getattr(addon, "flowmap", None)
+    if not recorded:
+        return
+    flows = [flow for alike in recorded.values() for flow in alike]
+    if all(_SEEN in flow.metadata for flow in flows):
+        return
+    ids = {flow.id for flow in flows}
+    unfit = [flow for flow in flows if _is_unfit(flow, ids)]
+    if unfit:
+        logger.warning(
+            f"account-pool: server_replay: {len(unfit)} of {len(flows)} recorded answers are not "
+            "played back: refused attempts, WebSockets, and those not kept whole"
+        )
+    addon.load_flows([_masked_copy(flow, service, answered=flow not in unfit) for flow in flows])
+
+
+def _is_unfit(flow: http.HTTPFlow, ids: Collection[str]) -> bool:
+    if shown.REFUSED in flow.metadata and flow.metadata.get("pool.flow") in ids:
+        return True  # the response that its client got is recorded too
+    is_socket = flow.response is not None and flow.response.status_code == 101
+    return is_socket or shown.TRUNCATED in flow.metadata
+
+
+def _masked_copy(flow: http.HTTPFlow, service: Service, *, answered: bool) -> http.HTTPFlow:
+    """Return a copy of *flow* whose request is masked, as a request like it will be."""
+    copy = flow.copy()
+    copy.id = flow.id
+    copy.metadata[_SEEN] = True
+    if not answered:
+        # mitmproxy passes it over; without any flow it would forget `server_replay_extra`.
+        copy.response = None
+    request = copy.request
+    target = destination.of_request(request.pretty_host, request.port, request.scheme)
+    service.mask(request, target)
+    return copy

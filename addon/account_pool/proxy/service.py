@@ -51,9 +51,9 @@ from account_pool.providers.request_head import is_websocket
 from account_pool.proxy import scrub, waking
 from account_pool.proxy.answer import AnswerReader
 from account_pool.proxy.call import Call, fields_by_name, read_head
+from account_pool.proxy.decision_log import DecisionLog
 from account_pool.proxy.destination import Destination, is_loopback
 from account_pool.proxy.hooks import Turn
-from account_pool.proxy.log import Log
 from account_pool.proxy.pages import Pages, has_credential, is_reverse
 from account_pool.proxy.scrub import Secrets
 from account_pool.proxy.waking import ClientLayer
@@ -221,7 +221,7 @@ class Service:
         self.pool = pool
         pool.decisions.ahead = lambda: self.wall_now() - self.now()
         pool.decisions.failed = log_and_continue.log
-        pool.decisions.subscribe(Log())
+        pool.decisions.subscribe(DecisionLog())
         pool.on_reset = self._note_reset
 
     def _note_reset(self, key: AccountKey, window: Window) -> None:

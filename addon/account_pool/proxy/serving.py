@@ -80,7 +80,7 @@ from account_pool.proxy.socket import (
     grow_in_place,
 )
 from account_pool.proxy.socket_replay import SocketReplay
-from account_pool.proxy.view import Messages
+from account_pool.proxy.view_retention import MessageRetention
 from account_pool.proxy.wire import Outgoing
 from account_pool.supervision import log_and_continue, where
 
@@ -130,7 +130,7 @@ class ServingStream(AttemptStream):
     socket: SocketReader | None = None
     #: of its first turn, if that can be sent elsewhere
     replay: SocketReplay | None = None
-    _messages: Messages | None = None
+    _messages: MessageRetention | None = None
 
     @classmethod
     def of(cls, stream: AttemptStream) -> ServingStream:
@@ -915,7 +915,7 @@ class ServingStream(AttemptStream):
                 with log_and_continue:
                     closing = self._message(command.flow) or closing
                     if self.service.settings.view_kept:
-                        self._messages = self._messages or Messages()
+                        self._messages = self._messages or MessageRetention()
                         self._messages.added(command.flow)
                 if self.replay is not None and self.replay.elsewhere is not None:
                     # What follows of the message has no attempt to be sent with.

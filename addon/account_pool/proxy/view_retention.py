@@ -25,7 +25,7 @@ MAX_SOCKET_BYTES = 8 * 1024 * 1024
 _MAX_LOOKS = 64
 
 
-class View:
+class ViewRetention:
     """Lets old flows of the pool go from the view of mitmweb or mitmproxy.
 
     Its number is `Settings.view_kept`.
@@ -90,7 +90,7 @@ def size_of(flow: http.HTTPFlow) -> int:
     return size
 
 
-class Messages:
+class MessageRetention:
     """Bounds the messages that the flow of an open WebSocket keeps."""
 
     def __init__(self) -> None:

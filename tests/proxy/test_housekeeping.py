@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 
 from account_pool.core.account import AccountKey
-from account_pool.proxy import sweeping
+from account_pool.proxy import addon
 from tests.patience import PATIENCE_S
 from tests.proxy.helpers import FakeClock, service_of
 
@@ -24,8 +24,8 @@ def idle_ones(*keys: str):
 
 async def test_they_are_swept_without_a_request(monkeypatch):
     service = idle_ones("old:openai")
-    monkeypatch.setattr(sweeping, "SWEEP_S", 0.0)
-    task = asyncio.create_task(sweeping.run(service))
+    monkeypatch.setattr(addon, "SWEEP_S", 0.0)
+    task = asyncio.create_task(addon.housekeeping(service))
     async with asyncio.timeout(PATIENCE_S):
         while len(service.sessions):
             await asyncio.sleep(0)
@@ -41,6 +41,6 @@ def test_whoever_fails_to_take_note_stops_no_other(caplog):
         raise OSError("sk-fake-secret")
 
     service.sessions.changed = fails
-    sweeping.sweep(service)
+    addon.forget_idle(service)
     assert len(service.sessions) == 0
     assert caplog.messages == ["account-pool: forgetting a conversation: OSError"] * 2

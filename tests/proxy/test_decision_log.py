@@ -19,7 +19,7 @@ from account_pool.core.outcome import Outcome, OutcomeClass, Scope, UpstreamResp
 from account_pool.core.steps import Refresh
 from account_pool.providers.registry import BUILT_IN
 from account_pool.proxy import status
-from account_pool.proxy.log import REPEAT_S, Log
+from account_pool.proxy.decision_log import REPEAT_S, DecisionLog
 from tests.proxy.helpers import FakeClock, service_of
 
 QUOTA = Outcome(
@@ -44,7 +44,7 @@ class Told:
         self.pool = service_of(*labels, clock=self.clock).pool
         self.lines: list[str] = []
         self.due: list[tuple[float, Callable[[], None]]] = []
-        log = Log(
+        log = DecisionLog(
             lambda level, text: self.lines.append(f"{logging.getLevelName(level)} {text}"),
             lambda seconds, act: self.due.append((self.clock.now() + seconds, act)),
         )
@@ -257,7 +257,7 @@ def test_an_echoed_credential_is_in_no_record_line_or_table(
     if outcome.cls is OutcomeClass.OK:
         return
     lines: list[str] = []
-    service.pool.decisions.subscribe(Log(lambda _level, text: lines.append(text)))
+    service.pool.decisions.subscribe(DecisionLog(lambda _level, text: lines.append(text)))
     facts = RequestFacts(provider=provider.name, kind="key", model="m")
     attempts = Attempts(pool=service.pool, facts=facts, limits=Limits(), chance=lambda: 0.5)
     attempts.begin(clock.now())

@@ -11,11 +11,11 @@ from mitmproxy.test import taddons, tflow
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import Ping
 
-from account_pool.proxy import shown, view
+from account_pool.proxy import shown, view_retention
 from account_pool.proxy.addon import AccountPool
 from account_pool.proxy.shown import MARK, REFUSED
 from account_pool.proxy.socket import MAX_FRAMES
-from account_pool.proxy.view import Messages, View
+from account_pool.proxy.view_retention import MessageRetention, ViewRetention
 from tests.proxy.helpers import head1, post1, service_of
 from tests.proxy.test_attempt_stream import (
     CREATE,
@@ -33,7 +33,7 @@ class Looking:
     def __init__(self, tctx) -> None:
         self.theirs, self.service = MitmproxyView(), service_of(view_kept=3)
         tctx.master.addons.add(self.theirs)
-        self.ours = View(self.service)
+        self.ours = ViewRetention(self.service)
 
     def flow(self, name: str, *, size: int = 10, of_pool: bool = True, **attributes):
         """A flow that has ended."""
@@ -108,7 +108,7 @@ def test_all_is_kept_where_that_is_wanted(looking):
 
 
 def test_their_bodies_are_bounded_together(looking, monkeypatch):
-    monkeypatch.setattr(view, "MAX_BYTES", 100)
+    monkeypatch.setattr(view_retention, "MAX_BYTES", 100)
     looking.service.settings = replace(looking.service.settings, view_kept=1000)
     for name in "abcd":
         looking.flow(name, size=40)
@@ -158,8 +158,8 @@ def test_the_addon_is_told_of_every_end_but_of_flows_of_a_file():
 
 
 def test_an_open_socket_keeps_its_last_messages(monkeypatch):
-    monkeypatch.setattr(view, "MAX_SOCKET_BYTES", 100)
-    flow, kept = tflow.twebsocketflow(), Messages()
+    monkeypatch.setattr(view_retention, "MAX_SOCKET_BYTES", 100)
+    flow, kept = tflow.twebsocketflow(), MessageRetention()
     flow.comment = "mine"
     messages = flow.websocket.messages
     some = messages[0]

@@ -24,11 +24,11 @@ REPEAT_S = 5.0
 LONG_WAIT_S = 1.0
 
 #: Those are told in the line of the request, or where accounts are restored.
-_TOLD_ELSEWHERE = frozenset({By.ANSWER, By.SOCKET, By.RESTART, By.CLOCK})
+_LOGGED_ELSEWHERE = frozenset({By.ANSWER, By.SOCKET, By.RESTART, By.CLOCK})
 _WARNINGS = frozenset({Kind.REFUSAL, Kind.DISABLE})
 
 
-def is_told(decision: Decision) -> bool:
+def is_logged(decision: Decision) -> bool:
     """Say whether *decision*, new or just ended, has a line of its own."""
     cause = decision.cause
     match decision.kind:
@@ -44,7 +44,7 @@ def is_told(decision: Decision) -> bool:
         case Kind.RETRY:
             return cause is None or cause.cls is not OutcomeClass.TRANSPORT
         case Kind.COOLDOWN | Kind.DISABLE:
-            return decision.by not in _TOLD_ELSEWHERE
+            return decision.by not in _LOGGED_ELSEWHERE
         case Kind.RELEASE | Kind.ENABLE:
             return decision.by is not By.CLOCK
         case Kind.SUSPECT:
@@ -62,7 +62,7 @@ class _Repeated:
     times: int = 0
 
 
-class Log:
+class DecisionLog:
     """Writes decisions to the log. Subscribe it to `Pool.decisions`.
 
     The same decision again within `REPEAT_S` is counted, and told once more with the
@@ -84,7 +84,7 @@ class Log:
 
     def __call__(self, decision: Decision) -> None:
         """Tell *decision* if it is to be told."""
-        if not is_told(decision):
+        if not is_logged(decision):
             return
         level = logging.WARNING if decision.kind in _WARNINGS else logging.INFO
         signal = decision.cause.signal if decision.cause else ""
