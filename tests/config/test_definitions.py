@@ -8,7 +8,8 @@ import pytest
 
 from account_pool.config import Config, ConfigError, load
 from account_pool.core.outcome import OutcomeClass, Scope, UpstreamResponse
-from account_pool.providers.base import Provider, RequestHead, Route, Verdict
+from account_pool.providers.base import Provider, Route, Verdict
+from account_pool.providers.request_head import RequestHead
 
 HEAD = """\
 accounts:

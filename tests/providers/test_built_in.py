@@ -8,18 +8,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from account_pool.config.models import ProviderShape
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.outcome import UpstreamResponse
 from account_pool.core.sse import Verdict
-from account_pool.providers import built_in
-from account_pool.providers.base import RequestHead, Route
+from account_pool.providers import registry
+from account_pool.providers.base import Route
 from account_pool.providers.registry import BUILT_IN, HostIndex
+from account_pool.providers.request_head import RequestHead
 
-ADDON = Path(built_in.__file__).parents[2]
-WRITTEN = built_in.parse(built_in.source())
+ADDON = Path(registry.__file__).parents[2]
+WRITTEN = registry.parse(registry.source())
 NAMES = pytest.mark.parametrize("name", WRITTEN)
 #: Name: a host, paths that are pooled, and one that is not.
 PATHS = {
@@ -82,9 +84,13 @@ def test_the_file_holds_the_languages_own_keys() -> None:
         assert all(rule.get("why") for rule in written["limits"]), name
 
 
+def test_the_file_is_read_the_same_without_libyaml() -> None:
+    assert yaml.load(registry.source(), Loader=yaml.SafeLoader) == WRITTEN
+
+
 @NAMES
 def test_names_hosts_and_variables_are_known_without_compiling(name: str) -> None:
-    fresh = built_in.BuiltIn({}, BUILT_IN._bases)
+    fresh = registry.BuiltIn({}, BUILT_IN._bases)
     assert fresh.env(name) == tuple(WRITTEN[name]["env"]) == fresh[name].env
     assert fresh.hosts(name) == fresh[name].hosts
     assert [rule.host for rule in fresh[name].hosts] == WRITTEN[name]["hosts"]
@@ -182,10 +188,10 @@ def test_a_start_that_uses_none_reads_nothing() -> None:
     """Neither the YAML nor its parser is touched by importing the providers."""
     code = (
         f"import sys; sys.path.insert(0, {str(ADDON)!r})\n"
-        "from account_pool.providers import built_in, registry\n"
+        "from account_pool.providers import registry\n"
         "assert registry.BUILT_IN['openai'].env == ('OPENAI_API_KEY',)\n"
         "assert registry.BUILT_IN.env('openai') == ('OPENAI_API_KEY',)\n"
-        "assert not built_in._sections.cache_info().currsize\n"
+        "assert not registry._sections.cache_info().currsize\n"
         "assert not [name for name in sys.modules if name.startswith('ruamel')]\n"
         "registry.BUILT_IN.env('zai')\n"
         "assert not [name for name in sys.modules if name.startswith('ruamel')]\n"

@@ -15,9 +15,10 @@ from account_pool.core.account import Account
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.outcome import UpstreamResponse
 from account_pool.core.sse import Verdict
-from account_pool.providers import jwt
-from account_pool.providers.base import CannotSwap, RequestHead, Route
+from account_pool.providers.base import CannotSwap, Route
 from account_pool.providers.codex import PROVIDER
+from account_pool.providers.request_head import RequestHead
+from account_pool.providers.token_forms import jwt_expires_at
 
 NOW = 1_790_000_000
 ACCOUNT_ID = "11111111-2222-4333-8444-555555555555"
@@ -132,7 +133,7 @@ def test_what_is_no_token_says_nothing(text: str) -> None:
 
 @pytest.mark.parametrize("exp", [True, "soon", -1, 0, 1e300, None, [1]])
 def test_a_hostile_end_is_no_end(exp: Any) -> None:
-    assert jwt.expires_at(token(exp=exp)) is None
+    assert jwt_expires_at(token(exp=exp)) is None
 
 
 def test_the_members_of_a_workspace_share_its_credits_only() -> None:

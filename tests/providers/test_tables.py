@@ -5,9 +5,9 @@ import re
 import pytest
 
 from account_pool.core.signals import STATUS_RULES, Rule
-from account_pool.providers.copilot_signals import _EXCHANGE
+from account_pool.providers.copilot import _EXCHANGE
 from account_pool.providers.registry import BUILT_IN
-from account_pool.providers.unswappable_signals import BEDROCK_RULES
+from account_pool.providers.unswappable import BEDROCK_RULES
 
 TABLES = {
     **{name: BUILT_IN[name].signals.rules for name in BUILT_IN if BUILT_IN[name].signals},

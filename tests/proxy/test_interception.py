@@ -17,7 +17,7 @@ from mitmproxy.test import taddons
 
 from account_pool.providers import copilot, openai
 from account_pool.providers.base import HostRule
-from account_pool.providers.like import add_hosts
+from account_pool.providers.definition import add_hosts
 from account_pool.proxy import interception
 from account_pool.proxy.layer import PoolHttpLayer
 from tests.proxy.helpers import client_connection, service_of

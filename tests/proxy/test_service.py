@@ -15,7 +15,7 @@ from account_pool.core.credential import Credential, Secret
 from account_pool.core.steps import Refresh, Send, Wait
 from account_pool.providers import copilot, openai
 from account_pool.providers.base import HostRule, LocalAnswer, Origin, Route
-from account_pool.providers.like import add_hosts, like
+from account_pool.providers.definition import add_hosts, like
 from account_pool.proxy import service as module
 from account_pool.proxy.answer import AnswerReader
 from account_pool.proxy.destination import Destination

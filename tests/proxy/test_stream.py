@@ -19,7 +19,7 @@ from account_pool.core.attempts import Limits
 from account_pool.core.pool import Pool
 from account_pool.providers import anthropic, copilot, gemini, openai
 from account_pool.providers.base import HostRule, LocalAnswer
-from account_pool.providers.like import add_hosts
+from account_pool.providers.definition import add_hosts
 from account_pool.proxy import serving, stream
 from account_pool.proxy.decoding import zstd
 from account_pool.proxy.layer import KEPT_CLOSED, PoolHttpLayer

@@ -28,12 +28,10 @@ from account_pool.config.accounts_file import require_confirmed
 from account_pool.core.outcome import Outcome, UpstreamResponse
 from account_pool.core.sse import Gate, Verdict
 from account_pool.providers.base import Provider
-from account_pool.providers.copilot import EXCHANGE_PATH
-from account_pool.providers.copilot_signals import classify_exchange
-from account_pool.providers.like import like
+from account_pool.providers.copilot import EXCHANGE_PATH, classify_exchange
+from account_pool.providers.definition import like
 from account_pool.providers.registry import BASES, BUILT_IN
-from account_pool.providers.unswappable import named
-from account_pool.providers.unswappable_signals import BEDROCK, VERTEX
+from account_pool.providers.unswappable import BEDROCK, VERTEX, named
 
 #: Those that are recognised and passed through.
 _UNSWAPPABLE = {"bedrock": BEDROCK, "vertex": VERTEX}

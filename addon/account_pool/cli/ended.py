@@ -1,6 +1,6 @@
 """Whether a tool ended because of a limit, by what it wrote to stderr. Pure.
 
-The providers' own tables decide (`providers/*_signals.py`): a line is read as the error
+The providers' own tables decide (`Provider.signals`): a line is read as the error
 of an answer, whole and from each place where a tool may begin to quote. Only a code or
 a sentence counts, never a status or a number. What the tools say in words of their own
 is in `TOOLS_OWN`.

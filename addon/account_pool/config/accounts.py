@@ -31,7 +31,7 @@ from account_pool.credentials.sources import (
 )
 from account_pool.providers import unswappable
 from account_pool.providers.base import Provider
-from account_pool.providers.pasted import PASTED, is_token, remedy
+from account_pool.providers.token_forms import PASTED, is_token, remedy
 
 _TOKEN_HOW = REMEDIES["token"]
 _OAUTH_HOW = "write {oauth: {refresh_token: ..., access_token: ..., expires_at: ...}}"

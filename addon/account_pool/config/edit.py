@@ -24,7 +24,7 @@ from account_pool.config.replace import CannotEdit, back_up, sync, write_beside
 from account_pool.config.yaml_nodes import Collection, Node, Refused, Scalar, read_plain
 from account_pool.core.account import AccountKey, normalise_label
 from account_pool.providers.base import Provider
-from account_pool.providers.pasted import hidden
+from account_pool.providers.token_forms import hidden
 
 Entry = Mapping[str, Any]
 

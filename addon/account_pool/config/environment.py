@@ -12,7 +12,7 @@ from account_pool.credentials.copilot import ExchangeSettings
 from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.files import FileSource
 from account_pool.credentials.sources import EnvSource, Source, ValueSource, literal
-from account_pool.providers.built_in import BuiltIn
+from account_pool.providers.registry import BuiltIn
 
 LABEL = "default"
 COPILOT = "copilot"

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSche
 from account_pool.config.document import Document, Loc
 from account_pool.config.options import POOL_OPTIONS
 from account_pool.config.problems import MISSING, UNKNOWN_KEY, Wrong, shown, unknown
-from account_pool.providers.user_defined import CLASSES, SPELLINGS
+from account_pool.providers.definition import CLASSES, SPELLINGS
 
 Text = Annotated[str, Field(min_length=1)]
 

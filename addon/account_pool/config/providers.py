@@ -27,11 +27,10 @@ from account_pool.config.problems import MISSING, NOT_SHOWN, Wrong, shown, shown
 from account_pool.credentials.copilot import DEFAULT_TOKEN_URL, ExchangeSettings
 from account_pool.credentials.http import check_token_url
 from account_pool.providers.base import HostRule, Provider
-from account_pool.providers.definition import KEYS, WIRE_KEYS, read_definition
-from account_pool.providers.like import add_hosts
-from account_pool.providers.pasted import PASTED, is_token
+from account_pool.providers.definition import add_hosts, build, with_limits
+from account_pool.providers.definition_reader import KEYS, WIRE_KEYS, read_definition
 from account_pool.providers.registry import BASES
-from account_pool.providers.user_defined import build, with_limits
+from account_pool.providers.token_forms import PASTED, is_token
 
 
 def host_rule(text: str) -> HostRule:

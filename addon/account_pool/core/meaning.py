@@ -3,7 +3,7 @@
 Reads sentences and codes by what they are about and what they say of it ("usage limit" +
 "reached", "balance" + "insufficient", 额度 + 用尽), not by one vendor's wording of one year.
 `meaning_of` says which of `Meaning` it is; what follows for an account is the business of
-`providers/general_signals.py`, and a provider's own rules come before either.
+`GENERAL_RULES` of `providers/common_signals.py`, and a provider's own rules come before either.
 
 Errors echo what users wrote, so quoted text is not read, sentences about the request
 itself (length, files, tools, content policy) say nothing of an account, and where a

@@ -20,7 +20,7 @@ from account_pool.core.credential import MASK
 from account_pool.core.wrong import without_secrets
 from account_pool.credentials.errors import CredentialError, reason_of
 from account_pool.credentials.vendors import LOGINS
-from account_pool.providers.pasted import hidden, remedy
+from account_pool.providers.token_forms import hidden, remedy
 
 #: Long enough for a finger print, short enough to notice a command that waits for input.
 COMMAND_TIMEOUT_S = 30.0

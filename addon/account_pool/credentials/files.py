@@ -17,7 +17,7 @@ from account_pool.credentials.errors import CredentialError, reason_of
 from account_pool.credentials.reading import Reading, Text
 from account_pool.credentials.sources import Source
 from account_pool.credentials.vendors import logged_out, tool_of
-from account_pool.providers.pasted import hidden, remedy
+from account_pool.providers.token_forms import hidden, remedy
 
 #: A credential file is a few kilobytes; anything larger is not one.
 MAX_FILE_BYTES = 1024 * 1024

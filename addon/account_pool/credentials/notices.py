@@ -16,8 +16,8 @@ from account_pool.core.credential import Credential
 from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.oauth import OAuthSource
-from account_pool.providers.forms import foreign
 from account_pool.providers.registry import BUILT_IN
+from account_pool.providers.token_forms import foreign
 
 #: Where these differ the limits do, although the login is the same.
 _SPLITS_LIMITS = ("host", "deployments", "organization", "openai_project", "project")

@@ -18,7 +18,7 @@ from account_pool.credentials.instants import read_instant
 from account_pool.credentials.sources import usable
 from account_pool.credentials.vendor_shapes import Shape, recognise
 from account_pool.credentials.vendors import TOOLS, logged_out
-from account_pool.providers.pasted import hidden
+from account_pool.providers.token_forms import hidden
 
 _NOTHING = object()
 #: How the end of a token is named that stands beside it.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from account_pool.core.credential import Secret
 from account_pool.credentials.command import COMMAND_TIMEOUT_S, run
 from account_pool.credentials.errors import CredentialError
-from account_pool.providers.pasted import hidden, remedy
+from account_pool.providers.token_forms import hidden, remedy
 
 #: `$$` is a dollar sign, `${NAME}` a variable; "${" without its "}" is a mistake.
 _REFERENCE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<name>[^}]*)(?P<end>\}?))")

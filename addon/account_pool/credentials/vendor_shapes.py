@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from account_pool.providers import jwt
+from account_pool.providers.token_forms import jwt_claims
 
 #: Prefixes of tokens that GitHub gives to applications and people:
 #: https://github.blog/engineering/platform-security/behind-githubs-new-authentication-token-formats/
@@ -75,7 +75,7 @@ def gemini(document: Any) -> Shape | None:
         refresh=document.get("refresh_token"),
         expires_at=document["expiry_date"],
         # Google's id of the person, OpenID Connect Core 1.0, section 2.
-        companions=_named(user_id=jwt.claims(str(document.get("id_token"))).get("sub")),
+        companions=_named(user_id=jwt_claims(str(document.get("id_token"))).get("sub")),
     )
 
 

@@ -17,9 +17,9 @@ from account_pool.core.credential import Credential
 from account_pool.core.signals import SignalTable
 from account_pool.core.sse import Verdict
 from account_pool.providers import envelopes, openai, sessions, stored_objects
-from account_pool.providers.anthropic_signals import RESETS, RULES, WAITS
-from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
-from account_pool.providers.request_head import NO_STEP, bearer, body_model
+from account_pool.providers.anthropic_signals import KEY_RESETS, RULES, WAITS
+from account_pool.providers.base import HostRule, LocalAnswer, Provider, Route, Swap
+from account_pool.providers.request_head import NO_STEP, RequestHead, bearer, body_model
 
 # -- whose business a request is
 
@@ -136,7 +136,7 @@ PROVIDER = Provider(
     refusal=refusal,
     delay=envelopes.sdk_delay,
     delay_headers=envelopes.SDK_DELAY_HEADERS,
-    instants=dict.fromkeys(RESETS, envelopes.rfc3339),
+    instants=dict.fromkeys(KEY_RESETS, envelopes.rfc3339),
     misplaced=misplaced,
     owner=owner,
 )

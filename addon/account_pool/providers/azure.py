@@ -38,13 +38,12 @@ from account_pool.providers.base import (
     LocalAnswer,
     Origin,
     Provider,
-    RequestHead,
     Route,
     Swap,
 )
+from account_pool.providers.common_signals import COMPATIBLE_RULES
 from account_pool.providers.compatible import judge
-from account_pool.providers.compatible_signals import COMPATIBLE_RULES
-from account_pool.providers.request_head import NO_STEP, body_model, is_websocket
+from account_pool.providers.request_head import NO_STEP, RequestHead, body_model, is_websocket
 
 # -- whose business a request is
 

@@ -22,6 +22,7 @@ from account_pool.core.outcome import Outcome, UpstreamResponse
 from account_pool.core.signals import SignalTable
 from account_pool.core.sse import HAS_ERROR
 from account_pool.core.sse import Verdict as Verdict  # noqa: PLC0414 - part of this interface
+from account_pool.providers.request_head import RequestHead
 
 
 class Route(StrEnum):
@@ -82,34 +83,6 @@ class HostRule:
         if not rest or any(c in rest for c in "/ @?#*"):
             raise ValueError(f"{text!r}: write host or host:port, without a scheme or a path")
         return cls(rest, port, subdomains)
-
-
-@dataclass(slots=True, kw_only=True)
-class RequestHead:
-    """A request as a provider sees it. Not to be changed by one.
-
-    Not frozen: one is made per request, a frozen one costs several times as much, and
-    its body comes later than its head.
-
-    Attributes:
-        method: upper case.
-        host, port: where the connection goes, never the Host header.
-        path: without the query.
-        query: without "?", "" if none.
-        headers: by lower-case name, first value of each.
-        body: the complete body with its content-encoding removed; b"" when there is
-            none, or when it is streamed through unread.
-        read: what `request_head.body_of` has parsed, so that it is parsed once.
-    """
-
-    method: str
-    host: str
-    port: int
-    path: str
-    query: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
-    read: tuple[bytes, object] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 https://code.claude.com/docs/en/authentication. Such a token only serves Claude Code: no
 request of another client is given one, and nobody is made to look like it. Shares its
 host with the API keys of `anthropic`, whose accounts come first for a client that runs
-with a key. Limits are in `claude_code_signals.py`.
+with a key. Limits are in `anthropic_signals.py`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.signals import SignalTable
 from account_pool.providers import anthropic, envelopes, sessions, stored_objects
-from account_pool.providers.anthropic_signals import RULES, WAITS
-from account_pool.providers.base import HostRule, Provider, RequestHead, Route, Swap
-from account_pool.providers.claude_code_signals import RESETS
+from account_pool.providers.anthropic_signals import RULES, WAITS, WINDOW_RESETS
+from account_pool.providers.base import HostRule, Provider, Route, Swap
 from account_pool.providers.json_span import member, replaced, top_member
-from account_pool.providers.request_head import NO_STEP, bearer, body_model
+from account_pool.providers.request_head import NO_STEP, RequestHead, bearer, body_model
 
 # -- whose business a request is
 
@@ -185,7 +184,7 @@ PROVIDER = Provider(
     delay=envelopes.sdk_delay,
     delay_headers=envelopes.SDK_DELAY_HEADERS,
     # Claude Code does not try again by itself: it shows the moment to its user.
-    instants={f"anthropic-ratelimit-unified-{name}": envelopes.epoch_seconds for name in RESETS},
+    instants=dict.fromkeys(WINDOW_RESETS, envelopes.epoch_seconds),
     token_kind="oauth",  # noqa: S106 - the word
     misplaced=misplaced,
     companions=frozenset({"account_id"}),

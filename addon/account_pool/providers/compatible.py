@@ -21,9 +21,9 @@ from account_pool.core.outcome import Scope
 from account_pool.core.signals import USUAL_WAITS, Rule, SignalTable, Wait
 from account_pool.core.sse import Verdict
 from account_pool.providers import anthropic, envelopes, openai, sessions, stored_objects
-from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
-from account_pool.providers.compatible_signals import COMPATIBLE_RULES
-from account_pool.providers.request_head import body_model, is_websocket
+from account_pool.providers.base import HostRule, LocalAnswer, Provider, Route, Swap
+from account_pool.providers.common_signals import COMPATIBLE_RULES
+from account_pool.providers.request_head import RequestHead, body_model, is_websocket
 from account_pool.providers.stored_objects import StoredObjects
 
 #: What every vendor of the family serves.

@@ -1,6 +1,6 @@
 """The vendors whose API follows OpenAI's and that need little of their own: a section each.
 
-What they have in common is in `compatible.py` and `compatible_signals.py`. Paths that are
+What they have in common is in `compatible.py` and `common_signals.py`. Paths that are
 not named pass with the client's own credential: what they leave behind belongs to one
 account.
 """
@@ -33,7 +33,7 @@ from account_pool.core.signals import (
 from account_pool.providers import envelopes
 from account_pool.providers.base import LocalAnswer
 from account_pool.providers.compatible import CHAT, compatible
-from account_pool.providers.openai_signals import organisation
+from account_pool.providers.openai import organisation
 from account_pool.providers.stored_objects import StoredObjects
 
 # -- OpenRouter: https://openrouter.ai/docs/api-reference/overview. Its limits are those of the

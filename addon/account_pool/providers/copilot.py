@@ -2,30 +2,51 @@
 
 Two kinds of credential that never mix: editors send a short-lived token they got for
 their GitHub token ("copilot"), the Copilot CLI the GitHub token itself ("github").
-Hosts: https://docs.github.com/en/copilot/reference/copilot-allowlist-reference. Limits
-are in `copilot_signals.py`.
+Hosts: https://docs.github.com/en/copilot/reference/copilot-allowlist-reference.
+
+Codes of refusals are those of microsoft/vscode-copilot-chat `chatMLFetcher.ts`; what follows
+a colon is the plan. One code covers windows of seconds and of days
+(`user_global_rate_limited`): the key in `x-ratelimit-exceeded`, the wait and the sentence
+tell which.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 from urllib.parse import unquote
 
+from account_pool.core import reset_hints
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
-from account_pool.core.signals import SignalTable
-from account_pool.providers import anthropic, envelopes, sessions, stored_objects
-from account_pool.providers.base import (
-    HostRule,
-    LocalAnswer,
-    Origin,
-    Provider,
-    RequestHead,
-    Route,
-    Swap,
+from account_pool.core.error_facts import ErrorFacts
+from account_pool.core.headroom_parsing import snapshot_parts
+from account_pool.core.outcome import Outcome, UpstreamResponse
+from account_pool.core.signals import (
+    ACCOUNT,
+    AUTH_INVALID,
+    FORBIDDEN_ACCOUNT,
+    MODEL,
+    OVERLOADED,
+    QUOTA,
+    RATE_LIMIT,
+    REQUEST_ERROR,
+    SERVER_ERROR,
+    Rule,
+    SignalTable,
+    Wait,
+    body_reset,
+    first_wait,
+    prose,
+    retry_after,
+    rules,
 )
-from account_pool.providers.copilot_signals import RULES, WAITS
-from account_pool.providers.request_head import bearer, body_model, is_websocket
+from account_pool.core.sse import Verdict
+from account_pool.providers import anthropic, envelopes, sessions, stored_objects
+from account_pool.providers.base import HostRule, LocalAnswer, Origin, Provider, Route, Swap
+from account_pool.providers.common_signals import COMPATIBLE_RULES
+from account_pool.providers.request_head import RequestHead, bearer, body_model, is_websocket
 
 # -- whose business a request is
 
@@ -150,6 +171,170 @@ _DROPPED = frozenset({b"authorization", b"x-api-key"})
 _CREDENTIAL_HEADERS = frozenset({*_DROPPED, *(name.encode() for name in _SESSION_HEADERS)})
 
 # -- what an answer says
+
+
+_FETCHER = "microsoft/vscode-copilot-chat src/extension/prompt/node/chatMLFetcher.ts"
+_TOKEN = "microsoft/vscode-copilot-chat src/platform/authentication/common/copilotToken.ts"  # noqa: S105
+
+# -- reading the evidence
+
+
+def limit_key(facts: ErrorFacts) -> str:
+    """Return the key of `x-ratelimit-exceeded: <service>:<key>:<principal>:<plan>`.
+
+    Such as `global-usage-5-hour-key`; "" if there is none.
+    """
+    parts = facts.headers.get("x-ratelimit-exceeded", "").lower().split(":")
+    return parts[1] if len(parts) > 1 else parts[0]
+
+
+# A key is words joined by "-", some with a date: `global-user-tps-high-2025-04-08`.
+_SESSION_KEY = re.compile(r"\b\d+-hours?\b|\bsession\b|\bdaily\b|\bday\b")
+_WEEKLY_KEY = re.compile(r"\bweekly\b|\bweek\b")
+_MONTHLY_KEY = re.compile(r"\bmonthly\b|\bmonth\b|\bquota_exceeded\b")
+_MODEL_KEY = re.compile(r"\bmodel\b")
+
+
+def _key_is(pattern: re.Pattern[str]) -> Callable[[ErrorFacts], bool]:
+    return lambda facts: bool(pattern.search(limit_key(facts)))
+
+
+def _user_retry_after(facts: ErrorFacts) -> float | None:
+    value = facts.headers.get("x-ratelimit-user-retry-after")
+    return reset_hints.retry_after(value, facts.now)
+
+
+def _principal(facts: ErrorFacts) -> str:
+    """Return who is limited, of `x-ratelimit-exceeded`: `userID`, `orgID`; "" if not said."""
+    parts = facts.headers.get("x-ratelimit-exceeded", "").lower().split(":")
+    return parts[2].strip() if len(parts) > 2 else ""
+
+
+_OWNER_LIMITED = re.compile(r"(?:org|enterprise|business|billing)")
+
+
+def _snapshots(facts: ErrorFacts) -> Iterator[Mapping[str, Any]]:
+    """Yield what is left of each quota: headers (query strings) and frames.
+
+    `ent=300&ov=0.0&ovPerm=false&rem=29.7&rst=2026-05-01T00%3A00%3A00Z`, in any order.
+    """
+    for name, value in facts.headers.items():
+        if name.startswith(("x-usage-ratelimit-", "x-quota-snapshot-")):
+            yield snapshot_parts(value)
+    inside = _members(_members(facts.payload).get("copilot_quota_snapshots"))
+    for value in list(inside.values())[:_MAX_SNAPSHOTS]:
+        yield snapshot_parts(value)
+
+
+_MAX_SNAPSHOTS = 16
+
+
+def _members(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _spent_snapshot(facts: ErrorFacts) -> float | None:
+    """The latest reset of the quotas of which nothing is left (`rem` is a percentage)."""
+    waits = [
+        reset_hints.instant(snapshot.get("rst"), facts.now)
+        for snapshot in _snapshots(facts)
+        if reset_hints.seconds(snapshot.get("rem")) == 0
+        and str(snapshot.get("ent")) != "-1"
+        and str(snapshot.get("ovPerm")).lower() != "true"
+    ]
+    return max((wait for wait in waits if wait is not None), default=None)
+
+
+def _monday(facts: ErrorFacts) -> float | None:
+    return reset_hints.until_utc_monday(facts.now)
+
+
+def _github_reset(facts: ErrorFacts) -> float | None:
+    return reset_hints.reset(facts.headers.get("x-ratelimit-reset"), facts.now)
+
+
+WAITS: tuple[Wait, ...] = (retry_after, _user_retry_after, prose, body_reset, _spent_snapshot)
+
+
+def _is_long(facts: ErrorFacts) -> bool:
+    """Say whether a code without a window is about a plan: by sentence or wait."""
+    wait = first_wait(facts, WAITS)
+    return max(wait or 0.0, facts.window_s or 0.0) > 3600.0
+
+
+# -- the rules
+
+#: Codes that cover windows of seconds and of days.
+_ANY_WINDOW = frozenset({"user_global_rate_limited", "rate_limited", "agent_mode_limit_exceeded"})
+
+COPILOT_RULES = rules(
+    _FETCHER,
+    Rule("an extension is blocked", REQUEST_ERROR, words={"extension_blocked"}),
+    Rule("an extension asks for its own permission", REQUEST_ERROR, status={401},
+        when=lambda facts: "authorize_url" in facts.error),
+    Rule("the client is too old", REQUEST_ERROR, status={466}),
+    Rule("no capacity", OVERLOADED,
+        words={"model_overloaded", "service_unavailable", "upstream_provider_rate_limit"}),
+    Rule("no capacity", OVERLOADED, status={0, 429, 503},
+        phrase=r"\bupstream provider rate limit\b"),
+    Rule("the client's integration is limited for all of its users", OVERLOADED,
+        words={"integration_rate_limited"}),
+    Rule("the credits of the organisation", QUOTA, status={402, 403, 429},
+        when=lambda facts: bool(_OWNER_LIMITED.match(_principal(facts))), shared=True,
+        source="x-ratelimit-exceeded; https://github.com/orgs/community/discussions/197605"),
+    Rule("quota or spending limit", QUOTA,
+        words={"additional_spend_limit_reached", "billing_not_configured", "free_quota_exceeded",
+        "overage_limit_reached", "quota_exceeded", "session_quota_exceeded"}),
+    Rule("the model's limit", RATE_LIMIT, MODEL, words={"user_model_rate_limited"}),
+    Rule("the week of the plan", QUOTA, words={"user_weekly_rate_limited"},
+        waits=(*WAITS, _monday)),
+    Rule("the week of the plan", QUOTA, status={0, 402, 429}, when=_key_is(_WEEKLY_KEY),
+        waits=(*WAITS, _monday), source="x-ratelimit-exceeded: global-usage-weekly-key"),
+    Rule("the session window of the plan", QUOTA, status={0, 402, 429}, when=_key_is(_SESSION_KEY),
+        source="x-ratelimit-exceeded: global-usage-5-hour-key"),
+    Rule("the month of the plan", QUOTA, status={0, 402, 429}, when=_key_is(_MONTHLY_KEY),
+        source="x-ratelimit-exceeded: quota_exceeded"),
+    Rule("the model's limit", RATE_LIMIT, MODEL, status={429}, when=_key_is(_MODEL_KEY),
+        source="x-ratelimit-exceeded"),
+    Rule("the week of the plan", QUOTA, status={0, 429}, phrase=r"\bweekly\b|\bper week\b",
+        waits=(*WAITS, _monday), source="https://github.com/orgs/community/discussions/192620"),
+    Rule("a window of the plan", QUOTA, words=_ANY_WINDOW, when=_is_long,
+        source="https://github.com/orgs/community/discussions/192485"),
+    Rule("rate limit", RATE_LIMIT, words=_ANY_WINDOW),
+    Rule("rate limit", RATE_LIMIT, status={429}, when=lambda facts: limit_key(facts) != "",
+        source="x-ratelimit-exceeded: global-user-tps-high-..."),
+    Rule("GitHub's own API limit", RATE_LIMIT, ACCOUNT, status={403, 429},
+        phrase=r"^(?:api|you have exceeded a secondary) rate limit\b",
+        waits=(retry_after, _github_reset, prose),
+        source="microsoft/vscode-copilot-chat copilotToken.spec.ts; docs.github.com/rest"),
+    Rule("a problem of the vendor's own", SERVER_ERROR, status={0, 403}, words={"server_error"},
+        source=_TOKEN),
+    # Answered with 400, in plain text. Anchored: other 400s echo what a user wrote.
+    Rule("a credential of the wrong kind", AUTH_INVALID, status={400},
+        phrase=r"^checking third-party user token\b"
+        r"|^(?:bad request: )?[\w ]{0,40}\baccess tokens? (?:is|are) not",
+        source="api.githubcopilot.com, recorded"),
+    Rule("the plan does not include this model", FORBIDDEN_ACCOUNT, MODEL, status={0, 400, 403},
+        words={"model_not_supported", "model_not_available"}),
+)  # fmt: skip
+
+RULES: tuple[Rule, ...] = (*COPILOT_RULES, *COMPATIBLE_RULES)
+
+
+_EXCHANGE = SignalTable(
+    rules=(
+        Rule("not a token of this app", FORBIDDEN_ACCOUNT, status={404},
+            source="api.github.com/copilot_internal/v2/token with a PAT, recorded"),
+        *RULES,
+    ),
+    judge=lambda _name, _value: Verdict.COMMIT,
+    waits=(*WAITS, _github_reset),
+)  # fmt: skip
+
+
+def classify_exchange(answer: UpstreamResponse) -> Outcome:
+    """Say what an answer of the token exchange means: there, a 404 is about the token."""
+    return _EXCHANGE.classify(answer)
 
 
 #: Copilot speaks both dialects.

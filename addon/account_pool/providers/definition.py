@@ -1,281 +1,494 @@
-"""Reads what is said of a provider beside `like` and `hosts`: by a user, or in `builtin.yaml`.
+"""Providers made of others: with more hosts, behind a gateway, as somebody described them.
 
-Paths, where the credential goes, headers, limit rules: the shape was checked before,
-here it is what the values say. What comes out is `user_defined.Definition`.
+`definition_reader.py` reads and checks what was written, in accounts.yaml or `builtin.yaml`;
+here it becomes a `Provider`. Pure: values in, a provider out. docs/providers.md explains the
+keys.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import tzinfo
+from fnmatch import fnmatchcase
+from typing import Any
 
-from account_pool.core.outcome import OutcomeClass, Scope
-from account_pool.core.wrong import Wrong, shown
-from account_pool.providers import definition_values as values
-from account_pool.providers.user_defined import (
-    CLASSES,
-    Definition,
-    LimitRule,
-    OwnerPlace,
-    PathRule,
-    Placement,
-    Reset,
+from account_pool.core import json_pointer, reset_hints, signals
+from account_pool.core.account import Account
+from account_pool.core.credential import Credential
+from account_pool.core.error_facts import ErrorFacts, read_facts
+from account_pool.core.outcome import Outcome, OutcomeClass, Scope, UpstreamResponse
+from account_pool.core.signals import Rule, SignalTable, Wait
+from account_pool.core.sse import HAS_ERROR, HAS_FAILURE, Judge, Verdict
+from account_pool.providers.base import HostRule, Provider, Route, Swap
+from account_pool.providers.request_head import NO_STEP, RequestHead
+
+
+def add_hosts(provider: Provider, hosts: Iterable[HostRule]) -> Provider:
+    """Return *provider* with more hosts, for `providers: {openai: {hosts: [...]}}`."""
+    more = [rule for rule in hosts if rule not in provider.hosts]
+    return replace(
+        provider,
+        hosts=tuple(dict.fromkeys((*provider.hosts, *more))),
+        added_hosts=provider.added_hosts.union(more),
+    )
+
+
+def like(base: Provider, name: str, hosts: Iterable[HostRule]) -> Provider:
+    """Return a service of one's own that speaks the API of *base* on other hosts.
+
+    Its paths may stand under any prefix: `/chat/completions`, `/api/v1/chat/completions`
+    and `/team/openai/v1/chat/completions` are one. It has no hosts of *base* and none
+    of its environment variables: a key of one must not be sent to the other.
+    """
+
+    def route(head: RequestHead) -> Route:
+        return _route_under_any_prefix(base, head)
+
+    changed = replace(
+        base, name=name, hosts=tuple(hosts), env=(), route=route, error_marks=_marks(base)
+    )
+    if base.signals is not None:
+        # How far the limits of its plans reach is not known: as far as they say.
+        signals = replace(base.signals, plan_scope=Scope.ACCOUNT)
+        changed = replace(changed, signals=signals, classify=signals.classify)
+    return behind_gateway(changed)
+
+
+def behind_gateway(provider: Provider) -> Provider:
+    """Return *provider*, whose answers do not say whose limits they speak of.
+
+    An organisation or project that is named there may be that of all of a gateway's keys,
+    while each key has its own limits.
+    """
+
+    def classify(answer: UpstreamResponse) -> Outcome:
+        outcome = provider.classify(answer)
+        return outcome if outcome.owner is None else replace(outcome, owner=None)
+
+    return replace(provider, owner=_nobody, classify=classify, signals=None)
+
+
+def _marks(base: Provider) -> re.Pattern[bytes]:
+    """Return the marks of *base*, and those of services that fail without an `error`."""
+    return HAS_FAILURE if base.error_marks is HAS_ERROR else base.error_marks
+
+
+def _nobody(_headers: Mapping[str, str]) -> None:
+    return None
+
+
+#: Deepest prefix that is looked for.
+_MAX_SEGMENTS = 12
+
+
+def _route_under_any_prefix(base: Provider, head: RequestHead) -> Route:
+    """Return the first route other than PASS among the tails of the path."""
+    segments = head.path.split("/")[1:]
+    if len(segments) > _MAX_SEGMENTS:
+        return Route.PASS
+    for start in range(len(segments)):
+        tail = "/" + "/".join(segments[start:])
+        for path in (tail, "/v1" + tail):
+            found = base.route(replace(head, path=path))
+            if found is not Route.PASS:
+                return found
+    return Route.PASS
+
+
+#: The value of a header or field -> seconds from now; given the wall clock, and the time
+#: zone of dates that name none.
+ResetReader = Callable[[object, float | None, tzinfo | None], float | None]
+
+#: How a reset is spelled: the values of `as`.
+SPELLINGS: Mapping[str, ResetReader] = {
+    "seconds": lambda value, _now, _zone: reset_hints.seconds(value),
+    "milliseconds": lambda value, _now, _zone: reset_hints.milliseconds(value),
+    "epoch": reset_hints.instant,
+    "epoch_ms": reset_hints.instant,
+    "duration": lambda value, _now, _zone: reset_hints.duration(value),
+    "rfc3339": reset_hints.instant,
+    "auto": reset_hints.reset,
+}
+#: What a limit rule may conclude. Not `ok` nor `transport`: those are seen, not told.
+CLASSES = (
+    OutcomeClass.RATE_LIMIT,
+    OutcomeClass.QUOTA,
+    OutcomeClass.OVERLOADED,
+    OutcomeClass.REQUEST_ERROR,
+    OutcomeClass.AUTH_EXPIRED,
+    OutcomeClass.AUTH_INVALID,
+    OutcomeClass.FORBIDDEN_ACCOUNT,
+    OutcomeClass.SERVER_ERROR,
 )
 
-T = TypeVar("T")
-Loc = tuple[str | int, ...]
+#: How much of a message or header is searched.
+MAX_TEXT_CHARS = 1024
 
-#: Keys of a provider that are read here.
-KEYS = ("paths", "credential", "drop", "companions", "owner", "time_zone", "limits")
-#: Those of them that say how a credential goes on the wire.
-WIRE_KEYS = ("credential", "drop", "companions")
-
-_COMPANION = re.compile(r"[a-z][a-z0-9_]{0,31}\Z")
-_PREFIX = re.compile(r"[\x20-\x7e]{0,64}\Z")
+Pointer = tuple[str, ...]
+_STAYS = re.compile(NO_STEP)
 
 
-class Notes(Protocol):
-    """Where the values come from: takes what is wrong with them, and knows their place."""
-
-    def problem(self, loc: Loc, wrong: str, remedy: str) -> None:
-        """Note what is wrong at *loc*."""
-
-    def place(self, loc: Loc) -> str:
-        """Return where *loc* is written, such as accounts.yaml:12."""
-
-    def has_shape(self, loc: Loc, kind: str, value: Any) -> bool:
-        """Say whether a mapping has the keys of *kind* ("reset", "owner"); note if not."""
+def search(pattern: re.Pattern[str], text: str) -> bool:
+    """Say whether *pattern* occurs in the beginning of *text*."""
+    return pattern.search(text[:MAX_TEXT_CHARS]) is not None
 
 
-def read_definition(
-    notes: Notes, loc: Loc, written: Mapping[str, Any], taken: Collection[str] = ()
-) -> Definition:
-    """Return what *written* says; what is wrong goes to *notes*.
+@dataclass(frozen=True, slots=True)
+class PathRule:
+    """Requests that accounts of the pool serve: `GET /v1/models*`.
 
-    *taken*: keys that cannot be companions, because accounts have them anyway.
+    `*` is any text that does not lead elsewhere: `/v1/models/../keys` is none of these.
     """
-    return _Reader(notes, taken).definition(loc, written)
 
+    method: str
+    glob: str
 
-@dataclass(slots=True)
-class _Reader:
-    """Reads values; None or nothing for one that is wrong, which is noted."""
-
-    notes: Notes
-    taken: Collection[str]
-
-    def definition(self, loc: Loc, written: Mapping[str, Any]) -> Definition:
-        return Definition(
-            paths=self._paths((*loc, "paths"), written.get("paths")),
-            credential=self._credential((*loc, "credential"), written.get("credential")),
-            drop=self._each((*loc, "drop"), written.get("drop"), values.own_header),
-            companions=self._companions((*loc, "companions"), written.get("companions")),
-            owner=self._owner((*loc, "owner"), written.get("owner")),
-            zone=self._checked((*loc, "time_zone"), written.get("time_zone"), values.time_zone),
-            limits=tuple(
-                rule
-                for i, one in _items(written.get("limits"))
-                if (rule := self._limit((*loc, "limits", i), one))
-            ),
-        )
-
-    def _checked(self, loc: Loc, value: Any, read: Callable[[str], T]) -> T | None:
-        """Return what *read* makes of a text; what is no text was told by its shape."""
-        if not isinstance(value, str) or not value:
-            return None
-        try:
-            return read(value)
-        except Wrong as error:
-            self.notes.problem(loc, error.wrong, error.remedy)
-            return None
-
-    def _each(self, loc: Loc, written: Any, read: Callable[[str], T]) -> tuple[T, ...]:
-        """Return what *read* makes of each text of a list."""
-        made = (self._checked((*loc, i), value, read) for i, value in _items(written))
-        return tuple(value for value in made if value)
-
-    def _paths(self, loc: Loc, written: Any) -> tuple[PathRule, ...]:
-        return self._each(loc, written, values.path_rule)
-
-    def _credential(self, loc: Loc, written: Any) -> Placement | None:
-        if not isinstance(written, dict):
-            return None
-        given = [key for key in ("header", "query") if key in written]
-        if len(given) != 1:
-            wrong = "names both header and query" if given else "names neither header nor query"
-            remedy = 'write {header: authorization, prefix: "Bearer "} or {query: key}'
-            self.notes.problem(loc, wrong, remedy)
-            return None
-        header = self._checked((*loc, "header"), written.get("header"), values.own_header)
-        query = self._checked((*loc, "query"), written.get("query"), values.query_name)
-        usual = "Bearer " if header == "authorization" else ""
-        prefix = written.get("prefix", usual)
-        if "query" in written and "prefix" in written:
-            self.notes.problem((*loc, "prefix"), "belongs to a header", "remove it")
-        elif isinstance(prefix, str) and not _PREFIX.match(prefix):
-            self.notes.problem(
-                (*loc, "prefix"), "cannot be used in a header", 'write one such as "Bearer "'
-            )
-        by_path = self._by_path((*loc, "by_path"), written.get("by_path"))
-        return Placement(header, prefix if isinstance(prefix, str) else "", query, by_path)
-
-    def _by_path(self, loc: Loc, written: Any) -> tuple[tuple[str, Placement], ...]:
-        places = []
-        for part, one in written.items() if isinstance(written, dict) else ():
-            if not part.startswith("/"):
-                self.notes.problem((*loc, part), "is not part of a path", "start it with /")
-            if (place := self._credential((*loc, part), one)) is not None:
-                places.append((part, place))
-        return tuple(places)
-
-    def _companions(self, loc: Loc, written: Any) -> dict[str, str]:
-        companions: dict[str, str] = {}
-        for key, header in written.items() if isinstance(written, dict) else ():
-            if not _COMPANION.match(key) or key in self.taken:
-                self.notes.problem(
-                    (*loc, key),
-                    "cannot be a key of its accounts",
-                    "write a name of its own such as workspace, in lower case",
-                )
-            name = self._checked((*loc, key), header, values.own_header)
-            if name is not None:
-                companions[key] = name
-        return companions
-
-    def _owner(self, loc: Loc, written: Any) -> OwnerPlace | None:
-        """Return where the owner is named: text is the name of a header."""
-        if written is None:
-            return None
-        if not written or not isinstance(written, str | dict):
-            wrong = "is empty" if written == "" else f"{shown(written)} is not text"
-            self.notes.problem(loc, wrong, "put it in quotes")
-            return None
-        if isinstance(written, str):
-            header = self._checked(loc, written, values.header_name)
-            return None if header is None else OwnerPlace(header=header)
-        if not self.notes.has_shape(loc, "owner", written):
-            return None
-        if len(written) != 1:
-            self.notes.problem(loc, "names no one place", "write one of header, pointer, message")
-            return None
-        return OwnerPlace(
-            header=self._checked((*loc, "header"), written.get("header"), values.header_name),
-            pointer=self._checked((*loc, "pointer"), written.get("pointer"), values.pointer),
-            pattern=self._checked((*loc, "message"), written.get("message"), values.grouping),
-        )
-
-    def _limit(self, loc: Loc, written: Any) -> LimitRule | None:
-        if not isinstance(written, dict):
-            return None
-        self._conditions(loc, written)
-        cls, scope = written.get("class"), written.get("scope")
-        headers = self._headers((*loc, "header"), written.get("header"))
-        equals = self._equals((*loc, "equals"), written.get("equals"))
-        codes = self._equals((*loc, "codes"), written.get("codes"))
-        resets = self._resets((*loc, "reset"), written)
-        pointer = self._checked((*loc, "pointer"), written.get("pointer"), values.pointer)
-        regex = self._checked((*loc, "regex"), written.get("regex"), values.pattern)
-        message = self._checked((*loc, "message"), written.get("message"), values.pattern)
-        model = self._checked((*loc, "model"), written.get("model"), values.pointer)
-        if cls not in CLASSES or (scope is not None and scope not in tuple(Scope)):
-            return None
-        return LimitRule(
-            cls=OutcomeClass(cls),
-            scope=None if scope is None else Scope(scope),
-            source=self.notes.place(loc),
-            why=str(written.get("why", "")),
-            status=frozenset(s for _, s in _items(written.get("status")) if isinstance(s, int)),
-            headers=headers,
-            codes=frozenset(code.lower() for code in codes),
-            pointer=pointer,
-            equals=equals,
-            regex=regex,
-            message=message,
-            resets=resets,
-            model=model,
-            missing_model=written.get("missing_model") is True,
-            shared=shared if isinstance(shared := written.get("shared"), bool) else None,
-        )
-
-    def _headers(self, loc: Loc, written: Any) -> tuple[tuple[str, re.Pattern[str]], ...]:
-        headers = written if isinstance(written, dict) else {}
-        read = [
-            (
-                self._checked((*loc, name), name, values.header_name),
-                self._checked((*loc, name), text, values.pattern),
-            )
-            for name, text in headers.items()
-        ]
-        return tuple((name, pattern) for name, pattern in read if name and pattern)
-
-    def _conditions(self, loc: Loc, written: dict[str, Any]) -> None:
-        """Note conditions that are missing or make no sense together."""
-        if not any(written.get(key) for key in ("status", "header", "codes", "pointer", "message")):
-            self.notes.problem(
-                loc, "has no condition", "add one of status, header, codes, pointer, message"
-            )
-        for key in ("equals", "regex"):
-            if key in written and "pointer" not in written:
-                self.notes.problem(
-                    (*loc, key), "has no pointer to a value", "add pointer: /error/code"
-                )
-        statuses = [s for _, s in _items(written.get("status")) if isinstance(s, int)]
-        if any(s < 400 for s in statuses) and not {"pointer", "codes"} & written.keys():
-            self.notes.problem(
-                (*loc, "status"),
-                "a success status is not an error by itself",
-                "add pointer: /error/code, or whatever identifies the error inside",
-            )
-        if written.get("missing_model") and written.get("class") != OutcomeClass.REQUEST_ERROR:
-            self.notes.problem(
-                (*loc, "missing_model"), "belongs to a request_error", "write class: request_error"
-            )
-
-    def _equals(self, loc: Loc, written: Any) -> frozenset[str]:
-        values = written if isinstance(written, list) else [written]
-        if written is None:
-            return frozenset()
-        if not values or not all(isinstance(value, str | int | float) for value in values):
-            self.notes.problem(
-                loc, f"{shown(written)} is not a value", "write text, a number, or a list of them"
-            )
-            return frozenset()
-        return frozenset(
-            str(value).lower() if isinstance(value, bool) else str(value) for value in values
-        )
-
-    def _resets(self, loc: Loc, written: dict[str, Any]) -> tuple[Reset, ...] | None:
-        """Return where resets are named: None for the usual places, () for nowhere."""
-        value = written.get("reset")
-        if "reset" not in written or value == "none":
-            return () if value == "none" else None
-        if value == "message":
-            return (Reset(),)
-        if not isinstance(value, dict):
-            self.notes.problem(
-                loc,
-                f"{shown(value)} is not accepted",
-                "write message, none, or {header: retry-after, as: seconds}",
-            )
-            return None
-        if not self.notes.has_shape(loc, "reset", value):
-            return None
-        given = [key for key in ("header", "pointer") if key in value]
-        if len(given) != 1:
-            wrong = "names both header and pointer" if given else "names neither header nor pointer"
-            self.notes.problem(loc, wrong, "write one of {header: NAME}, {pointer: /a/b}")
-            return None
+    def matches(self, head: RequestHead) -> bool:
         return (
-            Reset(
-                header=self._checked((*loc, "header"), value.get("header"), values.header_name),
-                pointer=self._checked((*loc, "pointer"), value.get("pointer"), values.pointer),
-                spelling=value.get("as", "auto"),
-            ),
+            head.method == self.method
+            and fnmatchcase(head.path, self.glob)
+            and _STAYS.match(head.path) is not None
         )
 
 
-def _items(written: Any) -> Iterator[tuple[int, Any]]:
-    """Yield position and value of a list; nothing for what is none."""
-    yield from enumerate(written if isinstance(written, list) else ())
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the credential goes: behind *prefix* in a header, or in a query parameter.
+
+    Attributes:
+        by_path: for a path that contains the text, that placement in place of this one.
+    """
+
+    header: str | None = None
+    prefix: str = ""
+    query: str | None = None
+    by_path: tuple[tuple[str, Placement], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """Where an answer names its reset, and in which of `SPELLINGS`.
+
+    Neither *header* nor *pointer*: in the sentence.
+    """
+
+    header: str | None = None
+    pointer: Pointer | None = None
+    spelling: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerPlace:
+    """Where an answer names whose limits it speaks of: one of three.
+
+    Attributes:
+        header: lower-case name.
+        pointer: into the JSON body or event.
+        pattern: in the sentence; the first group is the owner.
+    """
+
+    header: str | None = None
+    pointer: Pointer | None = None
+    pattern: re.Pattern[str] | None = None
+
+    def find(self, facts: ErrorFacts) -> str | None:
+        """Return the owner a refusal names, None if it does not say."""
+        if self.header is not None:
+            return facts.headers.get(self.header) or None
+        if self.pointer is not None:
+            return _named(facts, self.pointer)
+        found = self.pattern.search(facts.message[:MAX_TEXT_CHARS]) if self.pattern else None
+        return found[1] if found else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitRule:
+    """One row of `limits:`. Every condition that is given must hold.
+
+    Attributes:
+        cls: what it means.
+        source: where it is written, e.g. accounts.yaml:12.
+        why: what the log says of it; "": *source*.
+        scope: how far it reaches; None: what is usual for the class.
+        status: HTTP statuses; 200 stands for an error inside an answer that began well.
+        headers: lower-case name and pattern of each that must match.
+        codes: one of which must be a code of the error, wherever that stands; lower case,
+            `*` is any text.
+        pointer: into the JSON body or event; what is there must not be null.
+        equals: texts one of which the value at *pointer* must be; empty: any.
+        regex: must occur in the value at *pointer*.
+        message: must occur in what the envelope says in prose.
+        resets: None: wherever resets usually stand; (): no wait cures it.
+        model: pointer to the model the answer names.
+        missing_model: a request error that says that this account does not have the model.
+        shared: whether the limit is that of the account's owner; None: what is usual.
+    """
+
+    cls: OutcomeClass
+    source: str
+    why: str = ""
+    scope: Scope | None = None
+    status: frozenset[int] = frozenset()
+    headers: tuple[tuple[str, re.Pattern[str]], ...] = ()
+    codes: frozenset[str] = frozenset()
+    pointer: Pointer | None = None
+    equals: frozenset[str] = frozenset()
+    regex: re.Pattern[str] | None = None
+    message: re.Pattern[str] | None = None
+    resets: tuple[Reset, ...] | None = None
+    model: Pointer | None = None
+    missing_model: bool = False
+    shared: bool | None = None
+
+    @property
+    def in_success(self) -> bool:
+        """Say whether it finds errors in an answer that began well."""
+        if self.pointer is None and not self.codes:
+            return False
+        # A code is one in any status, unless some are named.
+        return any(status < 400 for status in self.status) or bool(self.codes and not self.status)
+
+    def refuses(self, payload: Mapping[str, Any]) -> bool:
+        """Say whether *payload*, of an answer that began well, is what the rule asks for."""
+        if not self.finds(payload):
+            return False
+        if not self.codes:
+            return True
+        if not payload.keys() & _CODED or payload.get("choices"):
+            return False
+        return self.has_code(read_facts(UpstreamResponse(status=200, payload=payload)).words)
+
+    def has_code(self, words: frozenset[str]) -> bool:
+        """Say whether one of *words* is a code the rule asks for."""
+        if not self.codes or not self.codes.isdisjoint(words):
+            return True
+        globs = [code for code in self.codes if "*" in code]
+        return any(fnmatchcase(word, glob) for glob in globs for word in words)
+
+    def finds(self, payload: Any) -> bool:
+        """Say whether what is at the pointer of *payload* is what the rule asks for."""
+        if self.pointer is None:
+            return True
+        value = json_pointer.find(payload, self.pointer)
+        if value is None:
+            return False
+        text = _text(value)
+        if self.equals and text not in self.equals:
+            return False
+        return self.regex is None or (text is not None and search(self.regex, text))
+
+    def matches(self, facts: ErrorFacts) -> bool:
+        """Say whether every condition but the status holds."""
+        return (
+            self.has_code(facts.words)
+            and self.finds(facts.payload)
+            and (self.message is None or search(self.message, facts.message))
+            and all(search(pattern, facts.headers.get(name, "")) for name, pattern in self.headers)
+        )
+
+    def row(self) -> Rule:
+        """Return the rule as a row for the engine of `core.signals`."""
+        pointer = self.model
+        return Rule(
+            why=self.why or self.source,
+            cls=self.cls,
+            scope=self.scope,
+            # Where no status is named an event inside a success has 0.
+            status=frozenset(0 if status < 400 else status for status in self.status),
+            when=self.matches,
+            waits=None if self.resets is None else tuple(map(_wait, self.resets)),
+            model=None if pointer is None else lambda facts: _named(facts, pointer),
+            missing_model=self.missing_model,
+            names_credential=self.cls is OutcomeClass.AUTH_INVALID
+            and bool(self.codes or self.equals),
+            shared=self.shared,
+            # A rule that somebody wrote for it is as explicit as a code.
+            explicit=True,
+            source=self.source,
+        )
+
+
+#: One of them stands in every object that is an error with a code.
+_CODED = frozenset(
+    {
+        *(
+            "base_resp",
+            "code",
+            "err_code",
+            "errcode",
+            "error",
+            "error_code",
+            "errors",
+            "status_code",
+        ),
+        *("response", "type"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Definition:
+    """What is written about a provider beside `like` and `hosts`.
+
+    Attributes:
+        paths: requests that are pooled, in place of those of the built-in provider.
+        credential: where the credential goes, in place of where that one has it.
+        drop: lower-case names of further headers that belong to the client's account.
+        companions: key of accounts.yaml -> lower-case name of the header it goes into.
+        owner: where answers name whose limits they are about.
+        zone: the time zone of dates that name none; None: UTC.
+        limits: rules that stand before those of the built-in provider.
+    """
+
+    paths: tuple[PathRule, ...] = ()
+    credential: Placement | None = None
+    drop: tuple[str, ...] = ()
+    companions: Mapping[str, str] = field(default_factory=dict)
+    owner: OwnerPlace | None = None
+    zone: tzinfo | None = None
+    limits: tuple[LimitRule, ...] = ()
+
+
+def build(base: Provider, name: str, hosts: Iterable[HostRule], definition: Definition) -> Provider:
+    """Return the provider *name*: *base* on other *hosts*, but for what *definition* says."""
+    return with_limits(_placed(like(base, name, hosts), definition), definition)
+
+
+def with_limits(provider: Provider, definition: Definition) -> Provider:
+    """Return *provider* with the rules, owner and time zone of *definition* before its own."""
+    limits, zone, owner = definition.limits, definition.zone, definition.owner
+    if not limits and zone is None and owner is None:
+        return provider
+    judge = _judge(provider.judge, limits)
+    table = SignalTable(rules=tuple(limit.row() for limit in limits), judge=judge)
+
+    def classify(answer: UpstreamResponse) -> Outcome:
+        if zone is not None:
+            answer = replace(answer, zone=zone)
+        told = table.recognise(answer)
+        outcome = provider.classify(answer) if told is None else told
+        if owner is None or not outcome.is_limit or outcome.owner is not None:
+            return outcome
+        named = owner.find(read_facts(answer))
+        return replace(outcome, owner=named, shared=True) if named else outcome
+
+    marks = _error_marks(provider.error_marks, limits)
+    return replace(provider, judge=judge, error_marks=marks, classify=classify, signals=None)
+
+
+def _error_marks(marks: re.Pattern[bytes], limits: tuple[LimitRule, ...]) -> re.Pattern[bytes]:
+    """Return *marks*, and the names that *limits* look for in a success."""
+    in_success = [limit for limit in limits if limit.in_success]
+    ends = {limit.pointer[-1] for limit in in_success if limit.pointer}
+    names = sorted(end for end in ends if not end.isdecimal())
+    keys = [b'"' + re.escape(name.encode()) + rb'"\s*:' for name in names]
+    patterns = [HAS_FAILURE.pattern] if any(limit.codes for limit in in_success) else []
+    if not keys and not patterns:
+        return marks
+    return re.compile(b"|".join(dict.fromkeys([marks.pattern, *patterns, *keys])))
+
+
+def _judge(judge: Judge, limits: tuple[LimitRule, ...]) -> Judge:
+    """Return *judge*, for which what *limits* find in a success is a refusal as well."""
+    in_success = [limit for limit in limits if limit.in_success]
+    if not in_success:
+        return judge
+
+    def judged(name: str | None, value: Any) -> Verdict:
+        found = isinstance(value, dict) and any(limit.refuses(value) for limit in in_success)
+        return Verdict.REFUSE if found else judge(name, value)
+
+    return judged
+
+
+def _placed(provider: Provider, definition: Definition) -> Provider:
+    """Return *provider* with the paths, headers and parameters of *definition*."""
+    placement = definition.credential
+    placements = (placement, *(other for _, other in placement.by_path)) if placement else ()
+    headers = [one.header for one in placements if one.header]
+    names = {*definition.drop, *definition.companions.values(), *headers}
+    masked = provider.credential_headers.union(name.encode() for name in names)
+    query = tuple(one.query for one in placements if one.query)
+    changed = replace(
+        provider,
+        credential_headers=masked,
+        credential_query=(*provider.credential_query, *query),
+        companions=provider.companions | definition.companions.keys(),
+    )
+    if names or query:
+        changed = replace(changed, swap=_swap(changed, definition))
+    if definition.paths:
+        changed = replace(changed, route=_route(definition.paths))
+    if definition.owner is not None and (owner := definition.owner.header) is not None:
+        changed = replace(changed, owner=lambda headers: headers.get(owner) or None)
+    return changed
+
+
+def _route(paths: tuple[PathRule, ...]) -> Callable[[RequestHead], Route]:
+    def route(head: RequestHead) -> Route:
+        return Route.POOL if any(path.matches(head) for path in paths) else Route.PASS
+
+    return route
+
+
+def _swap(provider: Provider, definition: Definition) -> Callable[[Account, Credential], Swap]:
+    usual, placement = provider.swap, definition.credential
+
+    def swap(account: Account, credential: Credential) -> Swap:
+        companions = {**account.companions, **credential.companions}
+        named = [
+            (header.encode(), companions[key].encode())
+            for key, header in definition.companions.items()
+            if key in companions
+        ]
+
+        def placed(made: Swap, place: Placement | None) -> Swap:
+            if place is not None:
+                made = _put(made, place, credential.secret.reveal())
+            return replace(
+                made,
+                headers=(*made.headers, *named),
+                drop=made.drop | provider.credential_headers,
+                drop_query=provider.credential_query,
+                by_path=(),
+            )
+
+        made = usual(account, credential)
+        own = placement.by_path if placement is not None else ()
+        by_path = [(part, placed(made, place)) for part, place in own]
+        by_path += [(part, placed(other, placement)) for part, other in made.by_path]
+        return replace(placed(made, placement), by_path=tuple(by_path))
+
+    return swap
+
+
+def _put(swap: Swap, placement: Placement, secret: str) -> Swap:
+    """Return *swap* with the credential where *placement* says, and nowhere else."""
+    if placement.query:
+        return replace(swap, headers=(), query=((placement.query, secret),))
+    header = (placement.header or "authorization").encode()
+    return replace(swap, headers=((header, f"{placement.prefix}{secret}".encode()),), query=())
+
+
+def _wait(reset: Reset) -> Wait:
+    """Return the function that reads *reset* from the facts."""
+    read = SPELLINGS[reset.spelling]
+    if (header := reset.header) is not None:
+        return lambda facts: read(facts.headers.get(header), facts.now, facts.zone)
+    if (pointer := reset.pointer) is not None:
+        return lambda facts: read(json_pointer.find(facts.payload, pointer), facts.now, facts.zone)
+    return signals.prose
+
+
+def _named(facts: ErrorFacts, pointer: Pointer) -> str | None:
+    value = json_pointer.find(facts.payload, pointer)
+    return value if isinstance(value, str) and value else None
+
+
+def _text(value: Any) -> str | None:
+    """Return a value of JSON as a rule spells it; None for what is no single value."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, str | int | float) else None

@@ -16,9 +16,16 @@ from account_pool.core.credential import Credential
 from account_pool.core.signals import SignalTable
 from account_pool.core.sse import Verdict
 from account_pool.providers import envelopes, openai, sessions, stored_objects
-from account_pool.providers.base import HostRule, LocalAnswer, Provider, RequestHead, Route, Swap
+from account_pool.providers.base import HostRule, LocalAnswer, Provider, Route, Swap
 from account_pool.providers.gemini_signals import RULES, WAITS
-from account_pool.providers.request_head import NO_STEP, bearer, body_model, body_of, is_websocket
+from account_pool.providers.request_head import (
+    NO_STEP,
+    RequestHead,
+    bearer,
+    body_model,
+    body_of,
+    is_websocket,
+)
 
 # -- whose business a request is
 

@@ -34,7 +34,7 @@ from account_pool.core.signals import (
     retry_after_ms,
     rules,
 )
-from account_pool.providers.compatible_signals import COMPATIBLE_RULES
+from account_pool.providers.common_signals import COMPATIBLE_RULES
 
 _I = re.IGNORECASE
 _LIMITS = "https://ai.google.dev/gemini-api/docs/rate-limits"

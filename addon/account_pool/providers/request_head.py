@@ -1,12 +1,44 @@
-"""What several providers read from a request. Nothing here fails on malformed input."""
+"""What a provider sees of a request, and what several of them read from it.
+
+Nothing here fails on malformed input.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import msgspec
 
-from account_pool.providers.base import RequestHead
+
+@dataclass(slots=True, kw_only=True)
+class RequestHead:
+    """A request as a provider sees it. Not to be changed by one.
+
+    Not frozen: one is made per request, a frozen one costs several times as much, and
+    its body comes later than its head.
+
+    Attributes:
+        method: upper case.
+        host, port: where the connection goes, never the Host header.
+        path: without the query.
+        query: without "?", "" if none.
+        headers: by lower-case name, first value of each.
+        body: the complete body with its content-encoding removed; b"" when there is
+            none, or when it is streamed through unread.
+        read: what `body_of` has parsed, so that it is parsed once.
+    """
+
+    method: str
+    host: str
+    port: int
+    path: str
+    query: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    read: tuple[bytes, object] | None = field(default=None, repr=False, compare=False)
+
 
 _NOTHING = msgspec.Raw(b"")
 #: Begins a pattern of paths: one with a step up ("..") in any spelling is another path to a

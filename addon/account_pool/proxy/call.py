@@ -11,9 +11,9 @@ from mitmproxy.net.http import url
 
 from account_pool.core.lease import RequestFacts
 from account_pool.providers import sessions
-from account_pool.providers.base import LocalAnswer, Provider, RequestHead, Route
+from account_pool.providers.base import LocalAnswer, Provider, Route
 from account_pool.providers.registry import HostIndex
-from account_pool.providers.request_head import is_websocket
+from account_pool.providers.request_head import RequestHead, is_websocket
 from account_pool.proxy.destination import Destination, of_request
 from account_pool.proxy.wire import Masked
 

@@ -19,7 +19,7 @@ from mitmproxy.proxy.mode_specs import ReverseMode
 from account_pool.core import browser
 from account_pool.core.browser import Allowed, Host, Sender
 from account_pool.core.wrong import without_secrets
-from account_pool.providers.base import RequestHead
+from account_pool.providers.request_head import RequestHead
 from account_pool.proxy.wire import Masked
 
 logger = logging.getLogger(__name__)

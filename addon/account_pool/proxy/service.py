@@ -37,17 +37,9 @@ from account_pool.core.steps import Refresh, Wait
 from account_pool.core.suspend import Gap, Watch
 from account_pool.core.usage import Usage
 from account_pool.core.usage_totals import Counts, Resets, Usages
-from account_pool.providers.base import (
-    HTTPS_PORT,
-    LocalAnswer,
-    Origin,
-    Provider,
-    RequestHead,
-    Route,
-    Swap,
-)
+from account_pool.providers.base import HTTPS_PORT, LocalAnswer, Origin, Provider, Route, Swap
 from account_pool.providers.registry import HostIndex
-from account_pool.providers.request_head import is_websocket
+from account_pool.providers.request_head import RequestHead, is_websocket
 from account_pool.proxy import scrub, waking
 from account_pool.proxy.answer import AnswerReader
 from account_pool.proxy.call import Call, fields_by_name, read_head

@@ -53,7 +53,8 @@ from account_pool.core.sse import StreamVerdict
 from account_pool.core.steps import Deliver, Refresh, Send, Step, Synthesize, Wait
 from account_pool.core.usage import of_frame
 from account_pool.core.verdicts import is_about_account
-from account_pool.providers.base import CannotSwap, LocalAnswer, RequestHead, Route
+from account_pool.providers.base import CannotSwap, LocalAnswer, Route
+from account_pool.providers.request_head import RequestHead
 from account_pool.proxy import approval, causes, delivery, interim, scrub, wire
 from account_pool.proxy.answer import AnswerReader, Reading
 from account_pool.proxy.attempt_stream import (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from account_pool.providers.patterns import MAX_TEXT_CHARS, compile_pattern, search
+from account_pool.providers.definition import MAX_TEXT_CHARS, search
+from account_pool.providers.definition_reader import compile_pattern
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,7 @@ from account_pool.core.credential import Credential, Secret
 from account_pool.core.outcome import OutcomeClass, UpstreamResponse
 from account_pool.core.reset_hints import MAX_WAIT_S
 from account_pool.providers.base import HostRule, Provider
-from account_pool.providers.registry import BUILT_IN
-from account_pool.providers.user_defined import (
+from account_pool.providers.definition import (
     SPELLINGS,
     Definition,
     LimitRule,
@@ -30,6 +29,7 @@ from account_pool.providers.user_defined import (
     Reset,
     build,
 )
+from account_pool.providers.registry import BUILT_IN
 
 DATA = Path(__file__).parents[1] / "data"
 VENDORS = (
