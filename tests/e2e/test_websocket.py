@@ -171,8 +171,8 @@ async def test_a_limit_before_an_answer_is_replayed_inside_the_socket(provider, 
     "what",
     [
         "account_pool.core.attempts:Attempts.move_inside",
-        "account_pool.proxy.socket_replay:SocketReplay._open",
-        "account_pool.proxy.socket_replay:SocketReplay._opened",
+        "account_pool.proxy.websocket_replay:WebsocketReplay._open",
+        "account_pool.proxy.websocket_replay:WebsocketReplay._opened",
     ],
 )
 async def test_an_error_of_ours_ends_the_socket_alone(provider, setting, what):

@@ -42,8 +42,8 @@ from account_pool.core.pool import Pool
 from account_pool.core.steps import Refresh, Wait
 from account_pool.providers import openai
 from account_pool.providers.base import LocalAnswer, Provider
-from account_pool.proxy.hooks import PoolTurnHook, Turn
-from account_pool.proxy.layer import PoolHttpLayer
+from account_pool.proxy.hooks import Pause, PoolPauseHook
+from account_pool.proxy.http_layer import PoolHttpLayer
 from account_pool.proxy.service import Service, Settings
 
 API = ("api.openai.com", 443)
@@ -404,8 +404,8 @@ class Rig:
     Attributes:
         held: names of hooks that are not completed by themselves, and "open" for
             connections; what is held waits in `waiting`.
-        on: by name of a hook: called with its flow (or turn) before it completes.
-        turns: every turn that was asked for.
+        on: by name of a hook: called with its flow (or pause) before it completes.
+        pauses: every pause that was asked for.
         hooks: names of the hooks fired, in order.
         refuse: how often opening a connection fails, next ones first: error texts.
         script: called with (server, request) when a request is complete.
@@ -446,7 +446,7 @@ class Rig:
         self.hooks: list[str] = []
         self.flows: list[http.HTTPFlow] = []
         self.ended: Counter[str] = Counter()
-        self.turns: list[Turn] = []
+        self.pauses: list[Pause] = []
         self.logs: list[str] = []
         self.timers: list[tuple[float, commands.RequestWakeup]] = []
         self.servers: list[Upstream] = []
@@ -650,8 +650,8 @@ class Rig:
     def _hook(self, hook: commands.StartHook) -> None:
         name = hook.name
         self.hooks.append(name)
-        if isinstance(hook, PoolTurnHook):
-            self.turns.append(hook.turn)
+        if isinstance(hook, PoolPauseHook):
+            self.pauses.append(hook.pause)
         else:
             flow = hook.args()[0]
             if isinstance(flow, http.HTTPFlow):
@@ -671,8 +671,8 @@ class Rig:
             self._open(command, error)
             return
         assert isinstance(command, commands.StartHook)
-        if isinstance(command, PoolTurnHook):
-            self._take_turn(command.turn)
+        if isinstance(command, PoolPauseHook):
+            self._end_pause(command.pause)
         self._inbox.append(events.HookCompleted(command))
 
     def _open(self, command: commands.OpenConnection, error: str | None) -> None:
@@ -693,17 +693,17 @@ class Rig:
             data = self.servers[-1].reader.h2.data_to_send()
             self._inbox.append(events.DataReceived(connection, data))
 
-    def _take_turn(self, turn: Turn) -> None:
-        """What the addon and Service.take_turn do, without a loop."""
-        turn.taken = True
-        match turn.step:
+    def _end_pause(self, pause: Pause) -> None:
+        """What the addon and Service.carry_out do, without a loop."""
+        pause.taken = True
+        match pause.step:
             case Wait() as wait:
-                if not turn.woken.is_set():
+                if not pause.woken.is_set():
                     self.clock.advance(wait.until - self.clock.now())
             case Refresh():
-                turn.refreshed = self.refreshed
+                pause.refreshed = self.refreshed
             case str():
-                turn.answer = self.local
+                pause.answer = self.local
 
     def _sent(self, connection: Connection, data: bytes) -> None:
         # As proxy/server.py: a connection that only takes no new requests is written to.

@@ -22,7 +22,7 @@ from account_pool.core.steps import Wait
 from account_pool.credentials.keeper import Keeper
 from account_pool.proxy import replay_handler
 from account_pool.proxy.addon import AccountPool
-from account_pool.proxy.hooks import Turn
+from account_pool.proxy.hooks import Pause
 from tests.proxy.fast.known import needs_known
 
 TWO = """
@@ -272,17 +272,17 @@ async def test_the_command_adds_an_account_whose_credential_is_not_there_yet(loa
 
 async def test_turns_are_the_services(load):
     addon, _ = load()
-    turn = Turn(Wait(0.0))
-    await addon.pool_turn(turn)
-    assert turn.failed is None
+    pause = Pause(Wait(0.0))
+    await addon.pool_pause(pause)
+    assert pause.failed is None
 
 
 async def test_a_turn_that_fails_is_told_to_the_stream_and_not_printed(load, caplog):
     """mitmproxy would print the error with its text, and let the request go on."""
     addon, _ = load()
-    turn = Turn("nobody")
-    await addon.pool_turn(turn)
-    assert isinstance(turn.failed, KeyError)
+    pause = Pause("nobody")
+    await addon.pool_pause(pause)
+    assert isinstance(pause.failed, KeyError)
     assert "Traceback" not in caplog.text
 
 

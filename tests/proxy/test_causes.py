@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from mitmproxy.options import Options
 
-from account_pool.proxy import causes, scrub
+from account_pool.proxy import causes, redaction
 
-NOTHING = scrub.secrets_of([])
+NOTHING = redaction.secrets_of([])
 REFUSED = "Upstream proxy 192.0.2.1:3128 refused HTTP CONNECT request: "
 
 

@@ -13,13 +13,13 @@ from mitmproxy.proxy.layers.http import Http1Client, Http1Server
 from mitmproxy.test import tflow
 
 import account_pool.proxy
-from account_pool.proxy import http1, layer, own_http, replay
+from account_pool.proxy import http1, http_layer, own_http, replay
 from tests.proxy.helpers import OK, post1
 
 
 def test_ours_is_used_here():
     assert own_http.quick_http1() is http1
-    assert layer._QUICK is http1
+    assert http_layer._QUICK is http1
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_private_part_behaves_otherwise(monkeypatch, name, function):
 
 
 def test_requests_are_served_without_it(rig_of, monkeypatch):
-    monkeypatch.setattr(layer, "_QUICK", None)
+    monkeypatch.setattr(http_layer, "_QUICK", None)
     rig = rig_of()
     rig.send(post1())
     rig.server.send(OK)

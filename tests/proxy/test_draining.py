@@ -21,8 +21,8 @@ from account_pool.core.lease import RequestFacts
 from account_pool.providers import openai
 from account_pool.proxy import draining
 from account_pool.proxy.draining import Drain
-from account_pool.proxy.hooks import Turn
-from account_pool.proxy.socket import GOING_AWAY, GoingAway, SocketReader
+from account_pool.proxy.hooks import Pause
+from account_pool.proxy.websocket import GOING_AWAY, GoingAway, WebsocketReader
 from account_pool.store.sqlite_state import BUSY_TIMEOUT_S
 from tests.patience import PATIENCE_S
 from tests.proxy.helpers import (
@@ -41,8 +41,8 @@ from tests.proxy.helpers import (
     post1,
     service_of,
 )
-from tests.proxy.test_attempt_stream import ACCEPTED, UPGRADE, closed
-from tests.proxy.test_socket import CREATE
+from tests.proxy.test_http_stream import ACCEPTED, UPGRADE, closed
+from tests.proxy.test_websocket import CREATE
 
 PATIENT = Limits(max_wait_s=60.0)
 
@@ -138,13 +138,13 @@ def test_an_attempt_that_is_refused_is_still_replayed(rig_of):
 def test_what_is_held_is_told_when_it_is_in_vain(rig_of):
     rig = rig_of("one", limits=PATIENT)
     rig.cool("one", 20.0)
-    rig.held.add("pool_turn")
+    rig.held.add("pool_pause")
     rig.send(post1())
     assert rig.answers == []
     rig.service.stop()
     rig.service.turn_away()
     rig.held.clear()
-    rig.complete("pool_turn")
+    rig.complete("pool_pause")
     assert rig.answers[0].status == 503
     assert "shutting down" in json.loads(rig.answers[0].body)["error"]["message"]
     assert under_way(rig) == 0
@@ -157,10 +157,10 @@ async def test_those_who_wait_are_woken(clock: FakeClock, late):
     facts = RequestFacts(provider="openai", kind="key", model="gpt-5")
     service.pool.acquire(facts, now=clock.now())
     attempts = Attempts(pool=service.pool, facts=facts, limits=PATIENT, chance=lambda: 0.5)
-    turn = Turn(attempts.begin(clock.now()))
+    pause = Pause(attempts.begin(clock.now()))
     if late:
         service.stop()
-    waiting = asyncio.ensure_future(service.take_turn(turn))
+    waiting = asyncio.ensure_future(service.carry_out(pause))
     await asyncio.sleep(0)
     service.stop()
     async with asyncio.timeout(PATIENCE_S):
@@ -197,7 +197,7 @@ def test_a_socket_between_two_turns_is_not_waited_for(socket):
     ],
 )
 def test_a_turn_is_under_way_until_its_last_message(last):
-    reader = SocketReader(openai.PROVIDER)
+    reader = WebsocketReader(openai.PROVIDER)
     assert not reader.running
     reader.client_said(CREATE)
     reader.server_said(b'{"type":"response.output_text.delta","delta":"response.completed"}', 0.0)

@@ -13,7 +13,7 @@ from mitmproxy.test import taddons
 
 from account_pool.config.options import POOL_OPTIONS
 from account_pool.proxy.addon import AccountPool
-from account_pool.proxy.hooks import PoolTurnHook, Turn
+from account_pool.proxy.hooks import Pause, PoolPauseHook
 
 ROOT = Path(__file__).parents[2]
 ENTRY = ROOT / "addon" / "pool.py"
@@ -46,7 +46,9 @@ async def test_it_loads_again(tctx):
     entry.loadscript()
     (second,) = entry.ns.addons
     assert first is second, "with all it knows"
-    assert [h for h in StartHook.__subclasses__() if h.__name__ == "PoolTurnHook"] == [PoolTurnHook]
+    assert [h for h in StartHook.__subclasses__() if h.__name__ == "PoolPauseHook"] == [
+        PoolPauseHook
+    ]
 
 
 def test_the_entry_is_nothing_but_a_list():
@@ -56,6 +58,6 @@ def test_the_entry_is_nothing_but_a_list():
 
 
 def test_the_hook_has_the_name_the_addon_answers_to():
-    assert PoolTurnHook(Turn("openai")).name == "pool_turn"
-    assert hasattr(AccountPool, "pool_turn")
-    assert PoolTurnHook(Turn("openai")).blocking
+    assert PoolPauseHook(Pause("openai")).name == "pool_pause"
+    assert hasattr(AccountPool, "pool_pause")
+    assert PoolPauseHook(Pause("openai")).blocking

@@ -9,7 +9,7 @@ import pytest
 
 from account_pool.core.headroom import shown
 from account_pool.providers import codex, copilot, openai
-from account_pool.proxy.answer import AnswerReader
+from account_pool.proxy.response_reader import ResponseReader
 from tests.proxy.helpers import (
     CHUNKED,
     DELTA,
@@ -130,7 +130,7 @@ def test_a_body_tells_beside_its_answer(rig_of):
 def test_nothing_is_looked_for_where_nothing_is_sent(rig_of, monkeypatch):
     """A provider without such events pays nothing for those of others."""
     assert not openai.PROVIDER.headroom_marks
-    monkeypatch.setattr(AnswerReader, "opening", lambda _self: pytest.fail("read for nothing"))
+    monkeypatch.setattr(ResponseReader, "opening", lambda _self: pytest.fail("read for nothing"))
     rig = rig_of()
     rig.send(post1())
     rig.server.send(head1(200, [SSE, CHUNKED]) + chunk(event(RATE_LIMITS) + DELTA) + b"0\r\n\r\n")

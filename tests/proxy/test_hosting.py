@@ -17,7 +17,7 @@ from mitmproxy.test import taddons
 
 from account_pool.admin.token import TOKEN_FILE
 from account_pool.proxy.addon import AccountPool
-from account_pool.proxy.hooks import Turn
+from account_pool.proxy.hooks import Pause
 from tests.admin.helpers import admin_request, told
 
 TWO = (
@@ -62,12 +62,12 @@ async def start(tmp_path, monkeypatch, caplog):
 
 
 async def ask(addon: AccountPool, path: str, body=None):
-    """Ask as the stream does: a turn of the addon."""
+    """Ask as the stream does: a pause of the addon."""
     token = (Path.cwd() / TOKEN_FILE).read_text().strip()
-    turn = Turn(admin_request(path, body, token=token))
-    await addon.pool_turn(turn)
-    assert turn.failed is None
-    return told(turn.reply)
+    pause = Pause(admin_request(path, body, token=token))
+    await addon.pool_pause(pause)
+    assert pause.failed is None
+    return told(pause.reply)
 
 
 def keys(addon: AccountPool) -> list[str]:

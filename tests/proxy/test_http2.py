@@ -26,8 +26,8 @@ from mitmproxy.proxy.layers import http as http_layers
 import account_pool.proxy
 from account_pool.core.attempts import Limits
 from account_pool.core.broken import TRIES, Broken
-from account_pool.proxy import http2, layer, own_http
-from account_pool.proxy.hooks import PoolTurnHook, Turn
+from account_pool.proxy import http2, http_layer, own_http
+from account_pool.proxy.hooks import Pause, PoolPauseHook
 from account_pool.proxy.http2 import DEAD_S, PROOF_S, QUIET_S, STUCK_S
 from account_pool.proxy.sweep import SWEEP_S
 from tests.proxy.helpers import (
@@ -467,7 +467,7 @@ def test_the_length_of_a_body_that_is_not_sent(rig_of, method, status):
 @pytest.mark.parametrize("streamed", [True, False])
 def test_trailers_of_a_request_go_where_they_can(rig_of, monkeypatch, server2, streamed):
     if streamed:
-        monkeypatch.setattr("account_pool.proxy.serving.MAX_REPLAYABLE_BYTES", 10)
+        monkeypatch.setattr("account_pool.proxy.pooled_exchange.MAX_REPLAYABLE_BYTES", 10)
     rig = rig_of(client2=True, server2=server2)
     number = rig.ask(end=False)
     rig.reader.h2.send_headers(number, [("x-sum", "1")], end_stream=True)
@@ -703,9 +703,9 @@ def test_a_keepalive_ping_of_mitmproxy_must_be_answered(rig_of):
     deaf(rig)
     rig.clock.advance(1)
     client.last_activity -= 100
-    rig.layer.command_sources[timer := layer.commands.RequestWakeup(58)] = rig.layer.connections[
-        rig.server.connection
-    ]
+    rig.layer.command_sources[timer := http_layer.commands.RequestWakeup(58)] = (
+        rig.layer.connections[rig.server.connection]
+    )
     rig.feed(events.Wakeup(timer))
     rig.advance(DEAD_S)
     assert statuses(rig) == [504]
@@ -741,7 +741,7 @@ class Agreed(ReadyTls):
 
     def start_handshake(self) -> CommandGenerator[None]:
         self.conn.alpn = b"h2"
-        self.hook = PoolTurnHook(Turn("handshake"))
+        self.hook = PoolPauseHook(Pause("handshake"))
         yield self.hook
         yield from super().start_handshake()
 
@@ -749,11 +749,11 @@ class Agreed(ReadyTls):
 def test_a_request_that_comes_while_the_connection_opens_changes_nothing(rig_of, monkeypatch):
     monkeypatch.setattr(http_layers.tls, "ServerTLSLayer", Agreed)
     rig = rig_of(client2=True, server2=True)
-    rig.held.add("pool_turn")
+    rig.held.add("pool_pause")
     rig.ask()
     rig.ask()
     rig.held.clear()
-    rig.complete("pool_turn")
+    rig.complete("pool_pause")
     assert len(rig.server.requests) == 2
     goaway(rig.servers[0], 1)
     ok(rig.servers[1], 1)
@@ -778,7 +778,7 @@ def test_a_table_of_headers_that_shrinks_twice_before_the_next_request(rig):
 
 def test_ours_is_used_here():
     assert own_http.own_http2() is http2
-    assert layer._HTTP2 is http2
+    assert http_layer._HTTP2 is http2
 
 
 def test_a_private_part_is_gone(monkeypatch, caplog):
@@ -800,7 +800,7 @@ def test_a_private_part_behaves_otherwise(monkeypatch, name):
 
 
 def test_requests_are_served_without_it(rig_of, monkeypatch):
-    monkeypatch.setattr(layer, "_HTTP2", None)
+    monkeypatch.setattr(http_layer, "_HTTP2", None)
     rig = rig_of(client2=True, server2=True)
     rig.ask()
     ok(rig.server, 1)

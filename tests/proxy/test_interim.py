@@ -7,7 +7,7 @@ import json
 import pytest
 
 from account_pool.core.attempts import Limits
-from account_pool.proxy import layer
+from account_pool.proxy import http_layer
 from account_pool.proxy.sweep import SWEEP_S, TCP_TIMEOUT_S
 from tests.proxy.helpers import (
     CHUNKED,
@@ -142,7 +142,7 @@ def test_a_path_that_is_not_pooled(rig_of):
 
 
 def test_during_an_upload_that_streams(rig_of, monkeypatch):
-    monkeypatch.setattr("account_pool.proxy.serving.MAX_REPLAYABLE_BYTES", 1000)
+    monkeypatch.setattr("account_pool.proxy.pooled_exchange.MAX_REPLAYABLE_BYTES", 1000)
     rig = rig_of()
     raw = post1(body=b" " * 2000)
     rig.send(raw[:-500])
@@ -372,7 +372,7 @@ def test_another_protocol_than_asked(rig_of):
 
 
 def test_where_mitmproxys_own_http1_is_used_one_is_never_taken_for_the_answer(rig_of, monkeypatch):
-    monkeypatch.setattr(layer, "_QUICK", None)
+    monkeypatch.setattr(http_layer, "_QUICK", None)
     rig = rig_of()
     rig.send(post1())
     rig.server.send(CONTINUE + OK)

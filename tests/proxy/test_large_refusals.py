@@ -14,7 +14,7 @@ import pytest
 from mitmproxy import http
 
 from account_pool.providers import gemini
-from account_pool.proxy import answer, decoding, service
+from account_pool.proxy import decoding, response_reader, service
 from account_pool.proxy.decoding import zstd
 from tests.proxy.helpers import (
     BR,
@@ -116,7 +116,7 @@ def test_a_page_of_an_edge(rig_of):
 
 
 def test_beyond_all_bounds_it_is_handed_on_as_it_comes(rig_of, monkeypatch):
-    monkeypatch.setattr(answer, "MAX_REFUSAL_BYTES", 100_000)
+    monkeypatch.setattr(response_reader, "MAX_REFUSAL_BYTES", 100_000)
     body = refusal(300_000)
     rig = rig_of()
     rig.send(post1())
@@ -127,7 +127,7 @@ def test_beyond_all_bounds_it_is_handed_on_as_it_comes(rig_of, monkeypatch):
 
 @pytest.mark.parametrize("encoding", ["gzip", BR])
 def test_beyond_all_bounds_and_compressed_it_is_said_in_our_words(rig_of, monkeypatch, encoding):
-    monkeypatch.setattr(answer, "MAX_REFUSAL_BYTES", 100_000)
+    monkeypatch.setattr(response_reader, "MAX_REFUSAL_BYTES", 100_000)
     rig = rig_of()
     rig.send(post1())
     head = [*encoded(encoding), "x-request-id: r1"]
@@ -139,8 +139,8 @@ def test_beyond_all_bounds_and_compressed_it_is_said_in_our_words(rig_of, monkey
 
 
 def test_one_that_was_replayed_and_cut_off_is_not_delivered_in_part(rig_of, monkeypatch):
-    monkeypatch.setattr(answer, "MAX_REFUSAL_BYTES", 1000)
-    monkeypatch.setattr(answer, "MAX_DRAIN_BYTES", 1000)
+    monkeypatch.setattr(response_reader, "MAX_REFUSAL_BYTES", 1000)
+    monkeypatch.setattr(response_reader, "MAX_DRAIN_BYTES", 1000)
     rig = rig_of()
     rig.send(post1())
     sent(rig, http1(429, refusal(50_000), [*LIMITED_HEADERS]), 600)
@@ -229,7 +229,7 @@ def test_many_bombs_at_once_hold_no_memory(encoding):
     """Each of them becomes 16 MiB before it is known for one."""
     piece = bomb(encoding)[:65_536]
     response = http.Response.make(429, b"", {"content-encoding": encoding})
-    readers = [answer.AnswerReader(response.copy(), gemini.PROVIDER) for _ in range(10)]
+    readers = [response_reader.ResponseReader(response.copy(), gemini.PROVIDER) for _ in range(10)]
     tracemalloc.start()
     try:
         for reader in readers:

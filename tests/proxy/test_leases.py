@@ -9,7 +9,7 @@ from mitmproxy.connection import ConnectionState
 
 from account_pool.core.attempts import Limits
 from account_pool.core.pool import Pool
-from account_pool.proxy import serving
+from account_pool.proxy import pooled_exchange
 from tests.patience import tries
 from tests.proxy.helpers import (
     CHUNKED,
@@ -90,10 +90,10 @@ def test_while_connecting_fails(rig_of, returned):
 def test_while_nobody_can_serve(rig_of, returned):
     rig = rig_of("one", limits=PATIENT)
     rig.cool("one", 30)
-    rig.held.add("pool_turn")
+    rig.held.add("pool_pause")
     rig.send(post1())
     rig.leave()
-    assert rig.turns[0].woken.is_set()
+    assert rig.pauses[0].woken.is_set()
     rig.complete()
     assert returned == []
     assert rig.requests == []
@@ -103,7 +103,7 @@ def test_while_waiting_for_a_busy_account(rig_of, returned, clock):
     service = service_of(account("one", max_concurrent=1), clock=clock, limits=PATIENT)
     busy, rig = rig_of(service=service), rig_of(service=service)
     busy.send(post1())
-    rig.held.add("pool_turn")
+    rig.held.add("pool_pause")
     rig.send(post1())
     assert rig.requests == []
     rig.leave()
@@ -115,7 +115,7 @@ def test_while_waiting_for_a_busy_account(rig_of, returned, clock):
 
 def test_while_a_server_short_of_capacity_rests(rig_of, returned):
     rig = rig_of("one", limits=PATIENT)
-    rig.held.add("pool_turn")
+    rig.held.add("pool_pause")
     rig.send(post1())
     rig.server.send(http1(529, b'{"error": {"message": "Overloaded"}}', [JSON]))
     assert rig.in_flight() == 1
@@ -127,7 +127,7 @@ def test_while_a_server_short_of_capacity_rests(rig_of, returned):
 
 def test_while_a_credential_is_renewed(rig_of, returned):
     rig = rig_of("one")
-    rig.held.add("pool_turn")
+    rig.held.add("pool_pause")
     rig.send(post1())
     rig.server.send(http1(401, b'{"error": {"code": "invalid_api_key"}}', [JSON]))
     rig.leave()
@@ -345,7 +345,7 @@ class Play:
             client2=self.chance.random() < 0.5,
             server2=self.chance.random() < 0.5,
         )
-        rig.held = set(self.chance.sample(["open", "pool_turn", "request", "responseheaders"], 2))
+        rig.held = set(self.chance.sample(["open", "pool_pause", "request", "responseheaders"], 2))
         return rig
 
     def step(self) -> None:
@@ -471,7 +471,7 @@ class Play:
 @pytest.mark.parametrize("seed", range(tries(2)))
 def test_by_chance(monkeypatch, caplog, seed):
     use_ready_tls(monkeypatch)
-    monkeypatch.setattr(serving, "MAX_REPLAYABLE_BYTES", 200)
+    monkeypatch.setattr(pooled_exchange, "MAX_REPLAYABLE_BYTES", 200)
     play = Play(seed, rigs=6)
     for _ in range(6000):
         play.step()

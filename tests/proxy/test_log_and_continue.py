@@ -8,8 +8,8 @@ import pytest
 
 from account_pool.core import tallies
 from account_pool.core.instruments import Measured
-from account_pool.proxy import service, serving, shown
-from account_pool.proxy.shown import Trail
+from account_pool.proxy import flow_view, pooled_exchange, service
+from account_pool.proxy.flow_view import AttemptTrail
 from account_pool.supervision import LogAndContinue
 from tests.proxy.helpers import (
     CHUNKED,
@@ -35,15 +35,15 @@ OBSERVERS = [
     (service.Service, "observe_opening"),
     (service.Service, "served"),
     (service.Service, "remember"),
-    (serving.AnswerReader, "usage"),
+    (pooled_exchange.ResponseReader, "usage"),
     (tallies.Usages, "count"),
     (Measured, "ended"),
-    (Trail, "refused"),
-    (Trail, "replayed"),
-    (Trail, "delivered"),
-    (Trail, "answered"),
-    (Trail, "ended"),
-    (shown, "comment"),
+    (AttemptTrail, "refused"),
+    (AttemptTrail, "replayed"),
+    (AttemptTrail, "delivered"),
+    (AttemptTrail, "answered"),
+    (AttemptTrail, "ended"),
+    (flow_view, "comment"),
 ]
 
 

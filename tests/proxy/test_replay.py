@@ -15,7 +15,7 @@ from mitmproxy.test import taddons, tflow
 
 from account_pool.providers import gemini, openai
 from account_pool.providers.base import HostRule
-from account_pool.proxy import replay, shown
+from account_pool.proxy import flow_view, replay
 from tests.proxy.helpers import (
     CHAT,
     CHUNKED,
@@ -143,9 +143,9 @@ async def test_a_replay_fails_over(world):
 async def test_a_refused_attempt_that_is_replayed_becomes_an_ordinary_flow(world):
     async with world(OK) as (upstream, service, _):
         flow = replayed(upstream)
-        flow.marked = shown.MARK
-        flow.metadata = {shown.REFUSED: True, "pool.attempt": 1, "pool.flow": "x"}
-        shown.comment(flow, "openai/old: 429 -> openai/one")
+        flow.marked = flow_view.MARK
+        flow.metadata = {flow_view.REFUSED: True, "pool.attempt": 1, "pool.flow": "x"}
+        flow_view.comment(flow, "openai/old: 429 -> openai/one")
         await replay.answer(flow, service)
         assert flow.response.content == OK_BODY
         assert (flow.marked, flow.comment) == ("", "")
@@ -158,7 +158,7 @@ async def test_refused_attempts_of_a_dump_are_not_sent_again(world, tmp_path):
     async with world() as (upstream, service, tctx):
         tctx.options.client_replay = [str(tmp_path / "dump")]
         flow = replayed(upstream)
-        flow.metadata[shown.REFUSED] = True
+        flow.metadata[flow_view.REFUSED] = True
         await replay.answer(flow, service)
         assert flow.response.status_code == 409
         assert upstream.keys == []
@@ -274,4 +274,4 @@ def test_flows_are_looked_at_once(played, caplog):
 def test_another_mitmproxy_is_left_alone():
     replay.prepare_playback(None, service_of("one"))
     replay.prepare_playback(object(), service_of("one"))
-    assert shown.REFUSED == "pool.refused"
+    assert flow_view.REFUSED == "pool.refused"

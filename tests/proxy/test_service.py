@@ -17,9 +17,9 @@ from account_pool.providers import copilot, openai
 from account_pool.providers.base import HostRule, LocalAnswer, Origin, Route
 from account_pool.providers.definition import add_hosts, like
 from account_pool.proxy import service as module
-from account_pool.proxy.answer import AnswerReader
 from account_pool.proxy.destination import Destination
-from account_pool.proxy.hooks import Turn
+from account_pool.proxy.hooks import Pause
+from account_pool.proxy.response_reader import ResponseReader
 from tests.proxy.helpers import (
     CHAT,
     CLIENT_KEY,
@@ -220,16 +220,16 @@ def test_ends_leave_nothing():
     assert not service._under_way
 
 
-# -- turns
+# -- pauses
 
 
-def turn_of(step) -> Turn:
-    return Turn(step)
+def pause_of(step) -> Pause:
+    return Pause(step)
 
 
 async def test_a_wait_whose_time_has_come():
     service = service_of("one")
-    await service.take_turn(turn_of(Wait(service.now() - 5)))
+    await service.carry_out(pause_of(Wait(service.now() - 5)))
 
 
 def in_line(service) -> Ticket:
@@ -242,7 +242,7 @@ def in_line(service) -> Ticket:
 async def test_a_wait_ends_when_it_is_called():
     service = service_of("one", limits=Limits(max_wait_s=60))
     ticket = in_line(service)
-    waiting = asyncio.create_task(service.take_turn(turn_of(Wait(service.now() + 3600, ticket))))
+    waiting = asyncio.create_task(service.carry_out(pause_of(Wait(service.now() + 3600, ticket))))
     await asyncio.sleep(0)
     service.pool.add(account("two"), {}, now=0)
     await waiting
@@ -253,15 +253,15 @@ async def test_a_call_before_the_wait_began_is_not_missed():
     service = service_of("one")
     ticket = in_line(service)
     ticket.call()
-    await service.take_turn(turn_of(Wait(service.now() + 3600, ticket)))
+    await service.carry_out(pause_of(Wait(service.now() + 3600, ticket)))
 
 
 async def test_a_wait_that_is_abandoned_ends_at_once():
     service = service_of("one")
-    turn = turn_of(Wait(service.now() + 3600))
-    waiting = asyncio.create_task(service.take_turn(turn))
+    pause = pause_of(Wait(service.now() + 3600))
+    waiting = asyncio.create_task(service.carry_out(pause))
     await asyncio.sleep(0)
-    turn.woken.set()
+    pause.woken.set()
     await waiting
 
 
@@ -272,9 +272,9 @@ def lease_of(service):
 async def test_refresh_says_whether_it_changed():
     service = service_of("one")
     lease = lease_of(service)
-    turn = turn_of(Refresh(lease))
-    await service.take_turn(turn)
-    assert turn.refreshed is False
+    pause = pause_of(Refresh(lease))
+    await service.carry_out(pause)
+    assert pause.refreshed is False
     asked = []
 
     async def refresh(key, credential):
@@ -282,8 +282,8 @@ async def test_refresh_says_whether_it_changed():
         return True
 
     service.refresh = refresh
-    await service.take_turn(turn)
-    assert turn.refreshed is True
+    await service.carry_out(pause)
+    assert pause.refreshed is True
     assert asked == [(lease.key, lease.credential)]
 
 
@@ -299,9 +299,9 @@ async def test_a_refresh_that_takes_too_long_goes_on_for_the_others(monkeypatch,
         return True
 
     service.refresh = refresh
-    turn = turn_of(Refresh(lease_of(service)))
-    await service.take_turn(turn)
-    assert turn.refreshed is None
+    pause = pause_of(Refresh(lease_of(service)))
+    await service.carry_out(pause)
+    assert pause.refreshed is None
     assert "takes too long" in caplog.text
     done.set()
     await finished.wait()
@@ -314,9 +314,9 @@ async def test_local_answers():
         return LocalAnswer(200, (), b"x")
 
     service.local["openai"] = answer
-    turn = turn_of("openai")
-    await service.take_turn(turn)
-    assert turn.answer.body == b"x"
+    pause = pause_of("openai")
+    await service.carry_out(pause)
+    assert pause.answer.body == b"x"
 
 
 # -- what is remembered
@@ -327,7 +327,7 @@ def test_refusals_are_remembered_by_account():
     key = next(iter(service.pool.accounts())).key
     assert service.remembered(key) is None
     assert service.remembered(None) is None
-    reader = AnswerReader(http.Response.make(429, b"", {"x": "sk-fake"}), openai.PROVIDER)
+    reader = ResponseReader(http.Response.make(429, b"", {"x": "sk-fake"}), openai.PROVIDER)
     reader.feed(b"the key sk-fake is limited")
     reader.end()
     service.remember(key, reader, frozenset({b"sk-fake"}))

@@ -11,10 +11,10 @@ from mitmproxy import http
 from account_pool.core.steps import Send
 from account_pool.providers import copilot, openai
 from account_pool.providers.base import Route
-from account_pool.proxy import call as call_of
-from account_pool.proxy import wire
-from account_pool.proxy.answer import AnswerReader
+from account_pool.proxy import credential_swap
+from account_pool.proxy import pooled_request as call_of
 from account_pool.proxy.destination import Destination
+from account_pool.proxy.response_reader import ResponseReader
 from tests.proxy.helpers import client_connection, service_of
 from tests.proxy.test_service import opened, request
 
@@ -29,9 +29,9 @@ def lease_of(service, call, made):
     return step.lease
 
 
-def answer(service, call, body=STORED, **headers) -> AnswerReader:
+def answer(service, call, body=STORED, **headers) -> ResponseReader:
     response = http.Response.make(200, b"", {"content-type": "application/json", **headers})
-    reader = AnswerReader(response, call.provider)
+    reader = ResponseReader(response, call.provider)
     reader.held.append(body)
     return reader
 
@@ -101,7 +101,7 @@ def test_a_token_goes_back_to_the_account_that_issued_it_or_not_at_all():
     sent = {}
     for lease in (one, two):
         swap = service.swap(call.provider, lease)
-        copy = wire.outgoing(made, swap, call.masked, service.returned(call, lease))
+        copy = credential_swap.outgoing(made, swap, call.masked, service.returned(call, lease))
         sent[lease.key.label] = copy.headers.get("x-codex-turn-state")
     assert sent == {"one": None, "two": "state"}
     assert made.headers["x-codex-turn-state"] == "pool:openai"

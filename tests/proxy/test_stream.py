@@ -20,9 +20,9 @@ from account_pool.core.pool import Pool
 from account_pool.providers import anthropic, copilot, gemini, openai
 from account_pool.providers.base import HostRule, LocalAnswer
 from account_pool.providers.definition import add_hosts
-from account_pool.proxy import serving, stream
+from account_pool.proxy import pooled_exchange, stream
 from account_pool.proxy.decoding import zstd
-from account_pool.proxy.layer import KEPT_CLOSED, PoolHttpLayer
+from account_pool.proxy.http_layer import KEPT_CLOSED, PoolHttpLayer
 from account_pool.proxy.sweep import SWEEP_S
 from tests.proxy.helpers import (
     CHAT,
@@ -444,7 +444,7 @@ def test_a_refused_stream_that_does_not_end_is_cut_off(rig_of):
     rig.send(post1())
     first = rig.server
     first.send(EVENTS + chunk(LIMIT_EVENT))
-    rig.advance(serving.DRAIN_S)
+    rig.advance(pooled_exchange.DRAIN_S)
     assert first.closed
     assert rig.keys == [ONE, TWO]
     assert rig.received == b""
@@ -907,10 +907,10 @@ def test_a_turn_that_fails_is_answered_locally(rig_of, caplog):
     rig = rig_of("one", limits=PATIENT)
     rig.cool("one", 20)
 
-    def break_it(turn):
-        turn.failed = RuntimeError(f"about {ONE}")
+    def break_it(pause):
+        pause.failed = RuntimeError(f"about {ONE}")
 
-    rig.on["pool_turn"] = break_it
+    rig.on["pool_pause"] = break_it
     rig.send(post1())
     assert rig.answers[0].status == 500
     assert "internal error RuntimeError at" in caplog.text
@@ -1217,7 +1217,7 @@ def test_manual_approve_leaves_what_is_not_served_alone(rig_of):
 
 
 def test_manual_approve_holds_large_requests_too(rig_of, monkeypatch):
-    monkeypatch.setattr(serving, "MAX_REPLAYABLE_BYTES", 10)
+    monkeypatch.setattr(pooled_exchange, "MAX_REPLAYABLE_BYTES", 10)
     rig = rig_of(manual_approve=True)
     seen = []
     for hook in ("requestheaders", "request"):
@@ -1299,7 +1299,7 @@ def test_the_body_limit_of_mitmproxy_holds_for_what_is_not_pooled(rig_of):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(serving, "MAX_REPLAYABLE_BYTES", 100)
+    monkeypatch.setattr(pooled_exchange, "MAX_REPLAYABLE_BYTES", 100)
 
 
 BIG = b"x" * 300
@@ -1556,7 +1556,7 @@ def test_failing_after_the_commit_point_ends_the_flow(rig_of, caplog, monkeypatc
     rig = rig_of("one")
     rig.send(post1())
     rig.server.send(EVENTS + chunk(DELTA))
-    monkeypatch.setattr(serving.ServingStream, "keep_copy", fail)
+    monkeypatch.setattr(pooled_exchange.PooledExchange, "keep_copy", fail)
     rig.server.send(LAST_CHUNK)
     monkeypatch.undo()
     assert rig.hooks[-1] == "error"
@@ -1602,7 +1602,7 @@ def test_an_account_removed_while_it_serves(rig_of):
 def test_a_turn_that_nobody_takes_ends_in_an_error(rig_of, monkeypatch):
     """After a failed live reload there is no addon: no asking again and again."""
     rig = rig_of()
-    monkeypatch.setattr(rig, "_take_turn", lambda turn: None)
+    monkeypatch.setattr(rig, "_end_pause", lambda pause: None)
     rig.send(post1())
     rig.server.send(head1("401 Unauthorized", ["content-length: 0"]))
     assert rig.answers[0].status == 500
@@ -1740,8 +1740,8 @@ def test_an_error_while_a_request_is_read_ends_its_clients_connection(rig_of, mo
 @pytest.mark.parametrize(
     ("path", "chosen"),
     [
-        ("/v1/chat/completions", serving.ServingStream),
-        ("/v1/unknown", stream.PassedStream),
+        ("/v1/chat/completions", pooled_exchange.PooledExchange),
+        ("/v1/unknown", stream.Passthrough),
     ],
 )
 def test_the_head_of_a_request_chooses_the_class_for_the_rest(rig_of, path, chosen):

@@ -18,7 +18,7 @@ from account_pool.proxy import tls
 from account_pool.proxy.sweep import OPENING_S
 from account_pool.proxy.tls import OpeningServerTls, PoolClientTls, PoolServerTls
 from tests.proxy.helpers import client_connection, options_of
-from tests.proxy.test_interception import client_hello
+from tests.proxy.test_next_layer import client_hello
 
 NOT_TLS = pytest.mark.parametrize(
     "garbage",

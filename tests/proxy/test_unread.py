@@ -19,7 +19,7 @@ from mitmproxy.proxy.server import ConnectionHandler, ConnectionIO
 from mitmproxy.test import taddons
 
 from account_pool.proxy import unread
-from account_pool.proxy.serving import SURELY_READ_BYTES, SURELY_SENT_BYTES
+from account_pool.proxy.pooled_exchange import SURELY_READ_BYTES, SURELY_SENT_BYTES
 from tests.proxy.helpers import (
     JSON,
     LIMIT_BODY,
@@ -257,7 +257,7 @@ def test_a_connection_that_leaves_the_request_unread_is_not_used_again(rig_of, a
 
 
 def test_an_answer_that_was_complete_before_a_streamed_request(rig_of, monkeypatch):
-    monkeypatch.setattr("account_pool.proxy.serving.MAX_REPLAYABLE_BYTES", 1000)
+    monkeypatch.setattr("account_pool.proxy.pooled_exchange.MAX_REPLAYABLE_BYTES", 1000)
     rig = rig_of()
     raw = post1(body=b" " * 2000)
     rig.send(raw[:-500])

@@ -14,7 +14,7 @@ from account_pool.core.decisions import Kind
 from account_pool.core.usage import END_BYTES
 from account_pool.core.usage_totals import Tally
 from account_pool.providers import anthropic
-from account_pool.proxy import serving, shown
+from account_pool.proxy import flow_view, pooled_exchange
 from account_pool.proxy.decoding import zstd
 from tests.proxy.helpers import (
     CHUNKED,
@@ -134,14 +134,16 @@ def test_a_stream_of_damaged_compression_counts_as_a_request(rig_of):
 
 
 def test_a_stream_longer_than_its_copy(rig_of, monkeypatch):
-    monkeypatch.setattr(shown, "MAX_COPY_BYTES", 1000)
-    monkeypatch.setattr("account_pool.proxy.serving.MAX_COPY_BYTES", 1000)
+    monkeypatch.setattr(flow_view, "MAX_COPY_BYTES", 1000)
+    monkeypatch.setattr("account_pool.proxy.pooled_exchange.MAX_COPY_BYTES", 1000)
     rig = rig_of()
     rig.send(post1())
     rig.server.send(EVENTS + chunk(DELTA))
     for _ in range(100):
         rig.server.send(chunk(DELTA * 60))
-    [stream] = {s for s in rig.layer.streams.values() if isinstance(s, serving.ServingStream)}
+    [stream] = {
+        s for s in rig.layer.streams.values() if isinstance(s, pooled_exchange.PooledExchange)
+    }
     assert END_BYTES <= len(stream.tail) <= 2 * END_BYTES
     for byte in TOLD:
         rig.server.send(chunk(bytes([byte])))
@@ -158,8 +160,8 @@ def test_a_stream_longer_than_its_copy(rig_of, monkeypatch):
     ],
 )
 def test_a_compressed_stream_longer_than_its_copy(rig_of, monkeypatch, encoding, encode):
-    monkeypatch.setattr(shown, "MAX_COPY_BYTES", 1000)
-    monkeypatch.setattr("account_pool.proxy.serving.MAX_COPY_BYTES", 1000)
+    monkeypatch.setattr(flow_view, "MAX_COPY_BYTES", 1000)
+    monkeypatch.setattr("account_pool.proxy.pooled_exchange.MAX_COPY_BYTES", 1000)
     rig = rig_of()
     chance = Random(1)
     deltas = (event({"choices": [{"delta": {"content": chance.random()}}]}) for _ in range(2000))

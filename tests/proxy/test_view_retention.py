@@ -11,13 +11,13 @@ from mitmproxy.test import taddons, tflow
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import Ping
 
-from account_pool.proxy import shown, view_retention
+from account_pool.proxy import flow_view, view_retention
 from account_pool.proxy.addon import AccountPool
-from account_pool.proxy.shown import MARK, REFUSED
-from account_pool.proxy.socket import MAX_FRAMES
+from account_pool.proxy.flow_view import MARK, REFUSED
 from account_pool.proxy.view_retention import MessageRetention, ViewRetention
+from account_pool.proxy.websocket import MAX_FRAMES
 from tests.proxy.helpers import head1, post1, service_of
-from tests.proxy.test_attempt_stream import (
+from tests.proxy.test_http_stream import (
     CREATE,
     UPGRADE,
     closed,
@@ -168,7 +168,7 @@ def test_an_open_socket_keeps_its_last_messages(monkeypatch):
         messages.append(type(some)(some.type, False, b"%d" % number * 45))
         kept.added(flow)
     assert [message.content[:1] for message in messages] == [b"8", b"9"]
-    assert flow.metadata[shown.TRUNCATED]
+    assert flow.metadata[flow_view.TRUNCATED]
     assert flow.comment == "mine; only the last messages are kept (0 MiB)"
 
 
@@ -201,7 +201,7 @@ def piece(data: bytes, *, first: bool = False, last: bool = False) -> bytes:
 
 @pytest.mark.parametrize("turn", [False, True], ids=["idle", "in a turn"])
 def test_a_message_without_end_is_closed_with(socket, monkeypatch, turn):  # noqa: F811
-    monkeypatch.setattr("account_pool.proxy.socket.MAX_MESSAGE_BYTES", 100_000)
+    monkeypatch.setattr("account_pool.proxy.websocket.MAX_MESSAGE_BYTES", 100_000)
     rig = opened(socket("one", websockets="pin"))
     rig.send(CREATE if turn else frame(b"hello", masked=True))
     rig.server.send(piece(b"", first=True))
@@ -217,7 +217,7 @@ def test_a_message_without_end_is_closed_with(socket, monkeypatch, turn):  # noq
 
 
 def test_messages_are_bounded_each(socket, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("account_pool.proxy.socket.MAX_MESSAGE_BYTES", 100_000)
+    monkeypatch.setattr("account_pool.proxy.websocket.MAX_MESSAGE_BYTES", 100_000)
     rig = opened(socket("one", websockets="pin"))
     rig.send(frame(b"hello", masked=True))
     for _ in range(3):
@@ -227,7 +227,7 @@ def test_messages_are_bounded_each(socket, monkeypatch):  # noqa: F811
 
 
 def test_a_bomb_is_closed_with(rig_of, monkeypatch):
-    monkeypatch.setattr("account_pool.proxy.socket.MAX_MESSAGE_BYTES", 1_000_000)
+    monkeypatch.setattr("account_pool.proxy.websocket.MAX_MESSAGE_BYTES", 1_000_000)
     offered = ["Sec-WebSocket-Extensions: permessage-deflate"]
     rig = rig_of("one")
     rig.send(post1("/v1/responses", b"", [*UPGRADE, *offered], method="GET"))

@@ -19,7 +19,7 @@ from mitmproxy.proxy.server import ConnectionIO
 
 from account_pool.core.attempts import Limits
 from account_pool.core.suspend import GAP_S
-from account_pool.proxy import addon, layer, waking
+from account_pool.proxy import addon, http_layer, waking
 from account_pool.proxy.http2 import DEAD_S, QUIET_S
 from account_pool.proxy.sweep import SWEEP_S, TCP_TIMEOUT_S
 from tests.patience import PATIENCE_S
@@ -215,7 +215,7 @@ def test_nor_where_the_client_says_only_afterwards_what_it_wants(rig_of, asleep)
     early.state = ConnectionState.OPEN
     attended = []
     rig.service.attend = lambda _layer, idle: attended.extend(idle)
-    layer.PoolHttpLayer(rig.context, rig.layer.mode, rig.service)
+    http_layer.PoolHttpLayer(rig.context, rig.layer.mode, rig.service)
     assert attended == ([early] if asleep else [])
     assert early.connected is not asleep
 
@@ -329,7 +329,7 @@ def test_and_is_still_given_up_after_a_silence(rig_of):
 
 
 def test_http2_of_mitmproxy_alone_takes_nothing_new(rig_of, monkeypatch):
-    monkeypatch.setattr(layer, "_HTTP2", None)
+    monkeypatch.setattr(http_layer, "_HTTP2", None)
     rig = rig_of(client2=True, server2=True)
     rig.ask()
     sleep(rig)
@@ -406,7 +406,7 @@ async def test_what_is_in_use_is_probed_by_the_system(monkeypatch):
         handler.transports[connection] = ConnectionIO(reader=reader, writer=writer)
         writers.append(writer)
     proxy_with(monkeypatch, handler)
-    others = layer.HttpLayer(Context(handler.client, options_of()), HTTPMode.regular)
+    others = http_layer.HttpLayer(Context(handler.client, options_of()), HTTPMode.regular)
     connections = {**in_use(ours), tunnel_of_others: others}
     http = SimpleNamespace(
         context=SimpleNamespace(client=handler.client), timer=None, connections=connections

@@ -6,6 +6,6 @@ Reading order: `request` (a request to the proxy itself), `security` (who may se
 as JSON), `actions` (what changes it), `accounts_files` (where added accounts are written),
 `metrics`, `openapi` (the description of the API), `page` (the dashboard).
 
-Requests arrive through `proxy/visits.py`. The handlers are imported with the first of
+Requests arrive through `proxy/admin_exchange.py`. The handlers are imported with the first of
 them: a proxy that gets none starts without them.
 """

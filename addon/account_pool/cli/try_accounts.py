@@ -33,7 +33,7 @@ from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.http import Http, HttpAnswer, HttpFailed
 from account_pool.credentials.keeper import Keeper
 from account_pool.providers.base import CannotSwap, Origin
-from account_pool.proxy import wire
+from account_pool.proxy import credential_swap
 from account_pool.proxy.wiring import make_keeper, make_store, own_http
 from account_pool.store.errors import StoreError
 
@@ -166,8 +166,8 @@ async def _asked(
         headers["content-type"] = "application/json"
     fields = [(name.encode(), value.encode()) for name, value in headers.items()]
     request = http.Request.make(probe.method, url, probe.body, fields)
-    masked = wire.mask(request, entry.provider, str(entry.account.key))
-    sent = wire.outgoing(request, swap, masked)
+    masked = credential_swap.mask(request, entry.provider, str(entry.account.key))
+    sent = credential_swap.outgoing(request, swap, masked)
     return await ask.ask(
         sent.method,
         sent.url,

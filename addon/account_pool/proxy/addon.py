@@ -34,34 +34,34 @@ from account_pool.credentials.keeper import Keeper
 from account_pool.credentials.notices import Notices
 from account_pool.credentials.source_fingerprint import fingerprint
 from account_pool.proxy import (
-    binding,
+    admin_exchange,
     compat,
     connecting,
     crowding,
     descriptors,
     draining,
     event_lock,
-    interception,
+    flow_view,
     keeping,
+    listen,
+    next_layer,
     options,
     reload,
     replay,
-    shown,
     stream,  # noqa: F401 - so that the first request needs no file to be opened
     terminal,
     tunnels,
     unread,
-    visits,
     waking,
     wiring,
 )
 from account_pool.proxy.admin_pages import AdminPages
 from account_pool.proxy.commands import RELOAD_ERRORS
 from account_pool.proxy.fast.steps import Steps
-from account_pool.proxy.hooks import Turn
+from account_pool.proxy.flow_view import REFUSED
+from account_pool.proxy.hooks import Pause
 from account_pool.proxy.reload import Changes, Watcher, update_pool
 from account_pool.proxy.service import End, Service, Settings
-from account_pool.proxy.shown import REFUSED
 from account_pool.proxy.view_retention import ViewRetention
 from account_pool.store.errors import StoreError
 from account_pool.store.store import MemoryStore, Store
@@ -128,7 +128,7 @@ class AccountPool(AdminPages):
     def __init__(self) -> None:
         super().__init__()
         self.service = Service(Pool(), Settings(), {})
-        self.service.show = shown.Loader()
+        self.service.show = flow_view.Loader()
         self.service.warnings = self._warnings
         self.service.state_problem = lambda: self.keeping.problem if self.keeping else None
         self.service.connected = unread.keep
@@ -162,7 +162,7 @@ class AccountPool(AdminPages):
         # Again when pool.py is reloaded: nothing is waiting to be known then.
         descriptors.raise_limit()
         self._at_start |= options.add(loader)
-        self._held_back |= binding.default_to_loopback()
+        self._held_back |= listen.default_to_loopback()
 
     def configure(self, updated: set[str]) -> None:
         if not self._configured:
@@ -240,7 +240,7 @@ class AccountPool(AdminPages):
 
     async def _announce(self) -> None:
         """Say that the pool is ready, once the proxy listens where it should."""
-        if not await binding.bind(held_back=self._held_back):
+        if not await listen.bind(held_back=self._held_back):
             return
         self._ready = True
         states = list(self.service.pool.accounts())
@@ -269,7 +269,7 @@ class AccountPool(AdminPages):
         connecting.watch(handler)
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
-        interception.choose(nextlayer, ctx.master.addons.get("nextlayer"), self.service)
+        next_layer.choose(nextlayer, ctx.master.addons.get("nextlayer"), self.service)
 
     def request(self, flow: http.HTTPFlow) -> None:
         # A live request is served in the layer; only mitmweb's Replay, which builds a
@@ -292,17 +292,17 @@ class AccountPool(AdminPages):
     def websocket_end(self, flow: http.HTTPFlow) -> None:
         self.response(flow)
 
-    async def pool_turn(self, turn: Turn) -> None:
-        turn.taken = True
+    async def pool_pause(self, pause: Pause) -> None:
+        pause.taken = True
         try:
-            await self.service.take_turn(turn)
+            await self.service.carry_out(pause)
         except Exception as e:
             # mitmproxy would print it with its text, which may quote anything; the
             # stream fails closed instead.
-            turn.failed = e
+            pause.failed = e
 
     def server_connect(self, data: ServerConnectionHookData) -> None:
-        visits.keep_here(data)
+        admin_exchange.keep_here(data)
 
     def server_connected(self, data: ServerConnectionHookData) -> None:
         if (ends := _ends(data.server)) is not None:

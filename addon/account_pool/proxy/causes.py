@@ -14,8 +14,8 @@ from mitmproxy.options import Options
 
 from account_pool.core.broken import remedy
 from account_pool.core.decisions import one_line
-from account_pool.proxy import scrub
-from account_pool.proxy.scrub import Secrets
+from account_pool.proxy import redaction
+from account_pool.proxy.redaction import Secrets
 
 #: What Python and OpenSSL write in brackets and quotes, as people write it.
 _PLAIN = (
@@ -26,10 +26,10 @@ _PLAIN = (
 
 def told(message: str, secrets: Secrets) -> str:
     """Return *message* of mitmproxy without *secrets* and quotes, in one line."""
-    text = scrub.body(message.encode("utf-8", "replace"), secrets).decode("utf-8", "replace")
+    text = redaction.body(message.encode("utf-8", "replace"), secrets).decode("utf-8", "replace")
     for pattern, plain in _PLAIN:
         text = pattern.sub(plain, text)
-    return one_line(scrub.without_quotes(text).rstrip(". "))
+    return one_line(redaction.without_quotes(text).rstrip(". "))
 
 
 def unconnected(host: str, message: str, secrets: Secrets) -> str:
@@ -47,4 +47,4 @@ def secrets_of(options: Options, sent: Iterable[str] = ()) -> Secrets:
     auth = getattr(options, "upstream_auth", None) or ""
     password = auth.partition(":")[2]
     encoded = base64.b64encode(auth.encode("utf-8", "surrogateescape")).decode()
-    return scrub.secrets_of([*sent, auth, password, encoded])
+    return redaction.secrets_of([*sent, auth, password, encoded])

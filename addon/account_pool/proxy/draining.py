@@ -25,7 +25,7 @@ from mitmproxy.websocket import WebSocketMessage
 from wsproto.frame_protocol import Opcode
 
 from account_pool.proxy.service import Service
-from account_pool.proxy.socket import GoingAway
+from account_pool.proxy.websocket import GoingAway
 from account_pool.supervision import log_and_continue, tasks
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from mitmproxy.proxy import events
 from mitmproxy.proxy.layers.http import GetHttpConnection
 
 
-class NextTurn(events.Event):
+class EventHandled(events.Event):
     """The event that a stream was handling is over for everybody."""
 
 

@@ -17,7 +17,7 @@ from account_pool.providers.base import LocalAnswer
 
 
 @dataclass(slots=True, eq=False)
-class Turn:
+class Pause:
     """What a stream waits for.
 
     Attributes:
@@ -27,7 +27,7 @@ class Turn:
         answer: set by the addon: the local answer.
         reply: set by the addon: the answer to a request to the proxy itself.
         taken: set by the addon that does it.
-        failed: set by the addon: the error that ended the turn.
+        failed: set by the addon: the error that ended the pause.
         woken: ends a wait at once: the client has left, or the pool has changed.
     """
 
@@ -41,7 +41,7 @@ class Turn:
 
 
 @dataclass
-class PoolTurnHook(StartHook):
+class PoolPauseHook(StartHook):
     """Fired when a request cannot go on at once."""
 
-    turn: Turn
+    pause: Pause

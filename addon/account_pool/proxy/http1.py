@@ -47,7 +47,7 @@ from mitmproxy.proxy.layers.http._http1 import (
 
 from account_pool.proxy import compat
 from account_pool.proxy.headers import IndexedHeaders
-from account_pool.proxy.interim import InterimAnswer, is_interim
+from account_pool.proxy.interim import InterimResponse, is_interim
 
 #: The longest head of an answer, and the longest line of a chunked body, in bytes: more than
 #: the clients of LLM APIs take.
@@ -108,7 +108,7 @@ class QuickClient(_Quick, Http1Client):
             if head[0].status_code >= 200 or not is_interim(head[0].status_code):
                 break
             if stream_id < 0:
-                yield ReceiveHttp(InterimAnswer(stream_id))
+                yield ReceiveHttp(InterimResponse(stream_id))
         else:
             if len(self.buf) > MAX_HEAD_BYTES:
                 why = "the head of the answer is too long"

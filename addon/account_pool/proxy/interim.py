@@ -24,7 +24,7 @@ _CONTROL = re.compile(rb"[\r\n\0]+[ \t]*")
 
 
 @dataclass
-class InterimAnswer(HttpEvent):
+class InterimResponse(HttpEvent):
     """An interim answer has come: whoever sent it has the request."""
 
 

@@ -20,7 +20,7 @@ from account_pool.core import browser
 from account_pool.core.browser import Allowed, Host, Sender
 from account_pool.core.wrong import without_secrets
 from account_pool.providers.request_head import RequestHead
-from account_pool.proxy.wire import Masked
+from account_pool.proxy.credential_swap import Masked
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 from mitmproxy import ctx, http
 
 from account_pool.providers.base import Provider
-from account_pool.proxy import delivery, destination, shown
+from account_pool.proxy import destination, error_response, flow_view
 from account_pool.proxy.service import Service
 
 logger = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ class Replays:
         if not providers or not _is_replayed(flow):
             return None
         if _providers(flow.request, self._service) != providers:
-            # As with one that is not replayed (`Call.misdirected`).
-            flow.response = delivery.local(providers[0].refusal(421, _MOVED, None))
+            # As with one that is not replayed (`PooledRequest.misdirected`).
+            flow.response = error_response.local(providers[0].refusal(421, _MOVED, None))
             return None
         return answer(flow, self._service)
 
@@ -81,8 +81,8 @@ async def answer(flow: http.HTTPFlow, service: Service) -> None:
     providers = _providers(flow.request, service)
     if not providers:
         return
-    if flow.metadata.get(shown.REFUSED) and ctx.options.client_replay:
-        flow.response = delivery.local(providers[0].refusal(409, _REPLAYED_BY_ITSELF, None))
+    if flow.metadata.get(flow_view.REFUSED) and ctx.options.client_replay:
+        flow.response = error_response.local(providers[0].refusal(409, _REPLAYED_BY_ITSELF, None))
         return
     try:
         # Stands on mitmproxy's own replay, and nothing else here does.
@@ -93,7 +93,7 @@ async def answer(flow: http.HTTPFlow, service: Service) -> None:
     except Exception as e:
         # Whatever went wrong: without a response mitmproxy would send the placeholder.
         logger.warning(f"{providers[0].name}: the replay failed ({type(e).__name__})")
-        flow.response = delivery.local(providers[0].refusal(502, _FAILED, None))
+        flow.response = error_response.local(providers[0].refusal(502, _FAILED, None))
         return
     _show(flow, replay.flow)
 
@@ -103,11 +103,11 @@ def _show(flow: http.HTTPFlow, sent: http.HTTPFlow) -> None:
     flow.request.headers.fields = sent.request.headers.fields
     flow.request.data.path = sent.request.data.path
     flow.server_conn = sent.server_conn
-    if flow.metadata.pop(shown.REFUSED, False):
+    if flow.metadata.pop(flow_view.REFUSED, False):
         flow.marked = ""
-    for name in (shown.TRUNCATED, "pool.attempt", "pool.flow"):
+    for name in (flow_view.TRUNCATED, "pool.attempt", "pool.flow"):
         flow.metadata.pop(name, None)
-    shown.comment(flow, sent.comment)
+    flow_view.comment(flow, sent.comment)
     flow.metadata.update(sent.metadata)
 
 
@@ -133,10 +133,10 @@ def prepare_playback(addon: Any, service: Service) -> None:
 
 
 def _is_unfit(flow: http.HTTPFlow, ids: Collection[str]) -> bool:
-    if shown.REFUSED in flow.metadata and flow.metadata.get("pool.flow") in ids:
+    if flow_view.REFUSED in flow.metadata and flow.metadata.get("pool.flow") in ids:
         return True  # the response that its client got is recorded too
     is_socket = flow.response is not None and flow.response.status_code == 101
-    return is_socket or shown.TRUNCATED in flow.metadata
+    return is_socket or flow_view.TRUNCATED in flow.metadata
 
 
 def _masked_copy(flow: http.HTTPFlow, service: Service, *, answered: bool) -> http.HTTPFlow:

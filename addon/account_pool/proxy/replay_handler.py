@@ -22,7 +22,7 @@ from mitmproxy.proxy.layers.http import (
 from mitmproxy.proxy.mode_specs import ProxyMode
 
 from account_pool.proxy import compat
-from account_pool.proxy.layer import PoolHttpLayer
+from account_pool.proxy.http_layer import PoolHttpLayer
 from account_pool.proxy.service import Service
 
 

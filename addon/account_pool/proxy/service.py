@@ -40,16 +40,16 @@ from account_pool.core.usage_totals import Counts, Resets, Usages
 from account_pool.providers.base import HTTPS_PORT, LocalAnswer, Origin, Provider, Route, Swap
 from account_pool.providers.registry import HostIndex
 from account_pool.providers.request_head import RequestHead, is_websocket
-from account_pool.proxy import scrub, waking
-from account_pool.proxy.answer import AnswerReader
-from account_pool.proxy.call import Call, fields_by_name, read_head
+from account_pool.proxy import redaction, waking
+from account_pool.proxy.credential_swap import Places, mask
 from account_pool.proxy.decision_log import DecisionLog
 from account_pool.proxy.destination import Destination, is_loopback
-from account_pool.proxy.hooks import Turn
+from account_pool.proxy.hooks import Pause
 from account_pool.proxy.pages import Pages, has_credential, is_reverse
-from account_pool.proxy.scrub import Secrets
+from account_pool.proxy.pooled_request import PooledRequest, fields_by_name, read_head
+from account_pool.proxy.redaction import Secrets
+from account_pool.proxy.response_reader import ResponseReader
 from account_pool.proxy.waking import ClientLayer
-from account_pool.proxy.wire import Places, mask
 from account_pool.supervision import log_and_continue, tasks
 
 logger = logging.getLogger(__name__)
@@ -236,7 +236,9 @@ class Service:
         """Say whether connections to this host are the pool's business."""
         return bool(self.hosts.find(name, port))
 
-    def open(self, request: http.Request, destination: Destination, client: Client) -> Call | None:
+    def open(
+        self, request: http.Request, destination: Destination, client: Client
+    ) -> PooledRequest | None:
         """Return the call *request* is, with its credentials masked; None if not ours."""
         providers = self.hosts.find(destination.name, destination.port)
         if not providers and destination.port == _HTTP_PORT and not destination.tls:
@@ -263,7 +265,7 @@ class Service:
             is_socket = "upgrade" in head.headers and is_websocket(head)
             if denied is None and is_socket and self._refuses_socket(provider, head):
                 denied = provider.refusal(426, _NO_SOCKET, None)
-        return Call(
+        return PooledRequest(
             provider=provider,
             hosts=self.hosts,
             destination=destination,
@@ -328,7 +330,7 @@ class Service:
             return self.settings.websockets == "refuse"
         return provider.avoids_websocket(head)
 
-    def current(self, call: Call) -> Provider | None:
+    def current(self, call: PooledRequest) -> Provider | None:
         """Return the provider of *call* as accounts.yaml describes it now.
 
         None when its host is not that provider's any more: the file was edited while the
@@ -342,7 +344,9 @@ class Service:
 
     # -- serving
 
-    def begin(self, call: Call, request: http.Request, client: Client) -> tuple[Attempts, Marks]:
+    def begin(
+        self, call: PooledRequest, request: http.Request, client: Client
+    ) -> tuple[Attempts, Marks]:
         """Return the attempts of one request of *client*, and its marks: it is under way."""
         now = self.now()
         facts = call.facts(request)
@@ -448,7 +452,7 @@ class Service:
             and (owner := self.pins.owner(provider.name, token)) is not None
         }
 
-    def returned(self, call: Call, lease: Lease) -> dict[bytes, bytes]:
+    def returned(self, call: PooledRequest, lease: Lease) -> dict[bytes, bytes]:
         """Return the tokens of *call* that the account of *lease* issued, by header."""
         owners = self._owned_tokens(call.provider, call.head) if call.provider.issued else {}
         return {
@@ -467,7 +471,7 @@ class Service:
         except Exception as e:
             log_and_continue.log(e)
 
-    def learn_beginning(self, call: Call, lease: Lease, reader: AnswerReader) -> None:
+    def learn_beginning(self, call: PooledRequest, lease: Lease, reader: ResponseReader) -> None:
         """Learn what a good answer says at its beginning. Raises nothing."""
         try:
             self.observe_opening(call.provider, lease, reader)
@@ -487,22 +491,22 @@ class Service:
                 if token := headers.get(name):
                     self.pins.remember(lease.key, token, self.wall_now())
 
-    def learn_ids(self, call: Call, lease: Lease, reader: AnswerReader) -> None:
+    def learn_ids(self, call: PooledRequest, lease: Lease, reader: ResponseReader) -> None:
         """Learn from the beginning of a good answer what it made on the account of *lease*."""
         for thing in call.provider.made(call.head, reader.opening, reader.response.headers):
             self.pins.remember(lease.key, thing, self.wall_now())
 
-    async def take_turn(self, turn: Turn) -> None:
+    async def carry_out(self, pause: Pause) -> None:
         """Carry out what a stream waits for."""
-        match turn.step:
+        match pause.step:
             case Wait() as wait:
-                await self._wait(wait, turn.woken)
+                await self._wait(wait, pause.woken)
             case Refresh(lease):
-                turn.refreshed = await self._refreshed(lease)
+                pause.refreshed = await self._refreshed(lease)
             case str() as provider:
-                turn.answer = await self.local[provider]()
+                pause.answer = await self.local[provider]()
             case visit:
-                turn.reply = await self.visited(visit)
+                pause.reply = await self.visited(visit)
 
     async def _wait(self, wait: Wait, woken: asyncio.Event) -> None:
         if wait.ticket is not None:
@@ -591,7 +595,7 @@ class Service:
             if windows := headroom_parsing.from_events(content, marks, asked):
                 self.pool.observe_headroom(lease.key, windows, now=asked.now, lease=lease)
 
-    def observe_opening(self, provider: Provider, lease: Lease, reader: AnswerReader) -> None:
+    def observe_opening(self, provider: Provider, lease: Lease, reader: ResponseReader) -> None:
         """Learn it from the events that an answer begins with."""
         if provider.headroom_marks:
             self.observe_events(provider, lease, reader.opening(), lease.facts.model)
@@ -622,20 +626,20 @@ class Service:
     # -- when nobody can serve
 
     def remember(
-        self, key: AccountKey, reader: AnswerReader, secrets: Secrets, *, blamed: bool = False
+        self, key: AccountKey, reader: ResponseReader, secrets: Secrets, *, blamed: bool = False
     ) -> None:
         """Keep a refusal, to be told again to requests that *key* cannot serve.
 
         *blamed*: it was its own fault, and no limit.
         """
         try:
-            text = scrub.body(reader.plain(), secrets)
+            text = redaction.body(reader.plain(), secrets)
         except ValueError:
             return
         if len(text) > MAX_REMEMBERED_BYTES or not (reader.complete or reader.in_stream):
             return
         head = reader.response
-        fields = scrub.masked(head.headers.fields, secrets)
+        fields = redaction.masked(head.headers.fields, secrets)
         self._refusals[key, blamed] = StoredRefusal(head.status_code, fields, text)
 
     def forget(self, key: AccountKey) -> None:

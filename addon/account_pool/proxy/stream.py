@@ -2,8 +2,8 @@
 
 Once its head says so, the stream is of one class for all that follows: requests to other
 hosts stay here and go the way of mitmproxy's own class; those on a pool host that are not
-its business pass as the client sent them (`PassedStream`); those to the proxy itself are
-answered (`visits.py`); the rest is served (`serving.py`).
+its business pass as the client sent them (`Passthrough`); those to the proxy itself are
+answered (`admin_exchange.py`); the rest is served (`pooled_exchange.py`).
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from account_pool.admin.request import ADMIN_HOST
 from account_pool.core.attempts import STOPPING, STOPPING_PAUSE_S
 from account_pool.providers.base import LocalAnswer, Route
 from account_pool.proxy import (
+    admin_exchange,
     causes,
     compat,
-    delivery,
+    credential_swap,
     destination,
+    error_response,
     tunnels,
-    visits,
-    wire,
 )
-from account_pool.proxy.attempt_stream import AttemptStream, translated
+from account_pool.proxy.admin_exchange import AdminExchange
 from account_pool.proxy.destination import Destination
-from account_pool.proxy.serving import ServingStream
-from account_pool.proxy.visits import VisitStream
+from account_pool.proxy.http_stream import AttemptStream, translated
+from account_pool.proxy.pooled_exchange import PooledExchange
 
 logger = logging.getLogger(__name__)
 
@@ -61,15 +61,15 @@ class PoolHttpStream(AttemptStream):
             except Exception as e:
                 return self._refuse_head(e)
             if for_us:
-                return VisitStream.of(self).begin_visit(event)
+                return AdminExchange.of(self).begin_visit(event)
         if self.service.stopping:
             refusal = self._stopping()
-            return VisitStream.of(self).turn_away(event, refusal)
+            return AdminExchange.of(self).turn_away(event, refusal)
         if self.call is None:
             return super()._handle_event(event)
         if self.call.route is not Route.PASS:
-            return ServingStream.of(self)._handle_event(event)
-        cast(Any, self).__class__ = PassedStream
+            return PooledExchange.of(self)._handle_event(event)
+        cast(Any, self).__class__ = Passthrough
         return self._handle_event(event)
 
     # -- tunnels
@@ -149,7 +149,7 @@ class PoolHttpStream(AttemptStream):
             return False
         if transparent:
             return target.name == ADMIN_HOST
-        return visits.is_for_us(target, self.context.client, direct=not request.host)
+        return admin_exchange.is_for_us(target, self.context.client, direct=not request.host)
 
     def _of_host_header(self, request: http.Request) -> Destination | None:
         """Return where mitmproxy will send a request that was sent to the proxy itself."""
@@ -179,7 +179,7 @@ class PoolHttpStream(AttemptStream):
         yield DropStream(self.stream_id)
 
 
-class PassedStream(PoolHttpStream):
+class Passthrough(PoolHttpStream):
     """A request to a host of the pool that is not the pool's: it passes as the client sent it."""
 
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
@@ -207,10 +207,12 @@ class PassedStream(PoolHttpStream):
         if response is not None and response.status_code == 401 and call.denied is None:
             answer = call.provider.instead(call.head)
             if answer is not None:
-                self.flow.response = delivery.local(answer)
+                self.flow.response = error_response.local(answer)
 
     def _restore(self, command: commands.Command) -> commands.Command:
         if isinstance(command, SendHttp) and isinstance(command.event, RequestHeaders):
             assert self.call is not None
-            command.event.request = wire.restored(command.event.request, self.call.masked)
+            command.event.request = credential_swap.restored(
+                command.event.request, self.call.masked
+            )
         return command

@@ -25,8 +25,8 @@ from mitmproxy.proxy.layers.http import (
 )
 
 from account_pool.proxy import compat
-from account_pool.proxy.attempt_stream import AttemptRouter
 from account_pool.proxy.endings import Silent
+from account_pool.proxy.http_stream import AttemptRouter
 
 #: How often attempts are looked at, seconds.
 SWEEP_S = 5.0

@@ -17,7 +17,7 @@ from mitmproxy.proxy.layer import CommandGenerator, Layer
 from mitmproxy.proxy.tunnel import TunnelLayer
 
 from account_pool.proxy import causes
-from account_pool.proxy.scrub import Secrets
+from account_pool.proxy.redaction import Secrets
 
 
 def failed(server: Server, error: str) -> Server:

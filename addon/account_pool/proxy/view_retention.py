@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mitmproxy import http
 
-from account_pool.proxy import shown
+from account_pool.proxy import flow_view
 from account_pool.supervision import log_and_continue
 
 if TYPE_CHECKING:
@@ -70,14 +70,14 @@ class ViewRetention:
 
 def is_of_pool(flow: http.HTTPFlow) -> bool:
     """Say whether *flow* was served by the pool, or is an attempt that was refused."""
-    return "pool.account" in flow.metadata or shown.REFUSED in flow.metadata
+    return "pool.account" in flow.metadata or flow_view.REFUSED in flow.metadata
 
 
 def must_stay(flow: http.HTTPFlow, view: Any) -> bool:
     """Say whether somebody works with *flow*, or it has not ended."""
     if flow.live or flow.intercepted or getattr(view.focus, "flow", None) is flow:
         return True
-    return bool(flow.marked) and flow.marked != shown.MARK
+    return bool(flow.marked) and flow.marked != flow_view.MARK
 
 
 def size_of(flow: http.HTTPFlow) -> int:
@@ -107,8 +107,8 @@ class MessageRetention:
             gone += 1
         if gone:
             del messages[:gone]
-            if not flow.metadata.get(shown.TRUNCATED):
-                flow.metadata[shown.TRUNCATED] = True
+            if not flow.metadata.get(flow_view.TRUNCATED):
+                flow.metadata[flow_view.TRUNCATED] = True
                 note = f"only the last messages are kept ({MAX_SOCKET_BYTES // 1024**2} MiB)"
-                said = flow.metadata.get(shown.COMMENT)
-                shown.comment(flow, f"{said}; {note}" if said else note)
+                said = flow.metadata.get(flow_view.COMMENT)
+                flow_view.comment(flow, f"{said}; {note}" if said else note)

@@ -73,7 +73,7 @@ class Reading(Enum):
     REFUSED = "refused"
 
 
-class AnswerReader:
+class ResponseReader:
     """Reads one answer.
 
     Attributes:

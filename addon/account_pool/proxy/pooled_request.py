@@ -14,8 +14,8 @@ from account_pool.providers import sessions
 from account_pool.providers.base import LocalAnswer, Provider, Route
 from account_pool.providers.registry import HostIndex
 from account_pool.providers.request_head import RequestHead, is_websocket
+from account_pool.proxy.credential_swap import Masked
 from account_pool.proxy.destination import Destination, of_request
-from account_pool.proxy.wire import Masked
 
 #: What is shorter is no credential that anybody would take.
 MIN_TOKEN_BYTES = 8
@@ -24,7 +24,7 @@ MAX_MODEL_CHARS = 200
 
 
 @dataclass(slots=True, eq=False)
-class Call:
+class PooledRequest:
     """A request to a pool host.
 
     Attributes:

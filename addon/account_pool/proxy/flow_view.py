@@ -20,10 +20,10 @@ from account_pool.core import decision_text
 from account_pool.core.account import AccountKey
 from account_pool.core.attempts import Attempts
 from account_pool.core.outcome import OutcomeClass
-from account_pool.proxy import delivery
-from account_pool.proxy.answer import AnswerReader
+from account_pool.proxy import error_response
 from account_pool.proxy.headers import Fields
-from account_pool.proxy.scrub import Secrets
+from account_pool.proxy.redaction import Secrets
+from account_pool.proxy.response_reader import ResponseReader
 from account_pool.supervision import tasks
 
 #: The marker of a refused attempt (`~marker no_entry`).
@@ -69,7 +69,7 @@ class _Refused:
         sent_at, ended_at: seconds since the epoch.
     """
 
-    reader: AnswerReader
+    reader: ResponseReader
     key: AccountKey
     number: int
     server: Server
@@ -79,7 +79,7 @@ class _Refused:
     ended_at: float
 
 
-class Trail:
+class AttemptTrail:
     """How one request went, once something was refused.
 
     Args:
@@ -93,7 +93,7 @@ class Trail:
         self._refused: _Refused | None = None
 
     def refused(
-        self, reader: AnswerReader, attempts: Attempts, took_s: float, wall_now: float
+        self, reader: ResponseReader, attempts: Attempts, took_s: float, wall_now: float
     ) -> None:
         """The running attempt was refused, *took_s* seconds after it was sent."""
         flow, request = self._flow, self._flow.request
@@ -154,7 +154,7 @@ def _flow_of(
     flow.request = request = served.request.copy()
     request.headers.fields, request.data.path = refused.fields, refused.path
     request.timestamp_start = request.timestamp_end = refused.sent_at
-    flow.response = response = delivery.as_refused(refused.reader, secrets())
+    flow.response = response = error_response.as_refused(refused.reader, secrets())
     response.timestamp_end = refused.ended_at
     flow.metadata.update(
         {

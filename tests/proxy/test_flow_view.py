@@ -12,7 +12,7 @@ from mitmproxy.io import FlowReader, FlowWriter
 from mitmproxy.net.encoding import encode
 from mitmproxy.test import taddons, tflow
 
-from account_pool.proxy import attempt_stream, serving, shown
+from account_pool.proxy import flow_view, http_stream, pooled_exchange
 from account_pool.proxy.addon import AccountPool
 from account_pool.supervision import tasks
 from tests.proxy.helpers import (
@@ -200,7 +200,7 @@ def test_a_credential_that_was_renewed(shows):
 
 def test_a_long_request_is_kept_once(shows, monkeypatch):
     """A part of it would pass for the whole when it is replayed."""
-    monkeypatch.setattr(shown, "MAX_COPY_BYTES", len(CHAT) - 1)
+    monkeypatch.setattr(flow_view, "MAX_COPY_BYTES", len(CHAT) - 1)
     rig = shows()
     rig.send(post1())
     rig.server.send(LIMITED)
@@ -233,7 +233,7 @@ def test_the_served_flow_tells_the_chain(shows):
 
 
 def test_nothing_is_built_for_an_ordinary_request(shows, monkeypatch):
-    monkeypatch.setattr(shown, "Trail", None)
+    monkeypatch.setattr(flow_view, "AttemptTrail", None)
     rig = shows()
     rig.send(post1())
     rig.server.send(OK)
@@ -323,7 +323,7 @@ def test_without_a_front_end_only_the_comment_is_written(rig_of):
 
 
 def test_a_long_answer_says_that_it_is_cut_off(shows, monkeypatch):
-    for module in (attempt_stream, serving):
+    for module in (http_stream, pooled_exchange):
         monkeypatch.setattr(module, "MAX_COPY_BYTES", 100)
     rig = shows()
     rig.send(post1())
@@ -360,23 +360,23 @@ def test_an_answer_whose_client_hung_up_can_be_read(shows, encoding):
 def test_what_a_person_wrote_stays():
     flow = tflow.tflow()
     flow.comment = "look here"
-    shown.comment(flow, "a -> b")
+    flow_view.comment(flow, "a -> b")
     assert flow.comment == "look here; a -> b"
-    shown.comment(flow, "a -> b -> c")
+    flow_view.comment(flow, "a -> b -> c")
     assert flow.comment == "look here; a -> b -> c"
-    shown.comment(flow, "")
+    flow_view.comment(flow, "")
     assert flow.comment == "look here"
     flow.comment = "and there"
-    shown.comment(flow, "a")
+    flow_view.comment(flow, "a")
     assert flow.comment == "and there; a"
 
 
 def test_a_comment_of_ours_alone():
     flow = tflow.tflow()
-    shown.comment(flow, "a")
-    shown.not_whole(flow, "half of it")
+    flow_view.comment(flow, "a")
+    flow_view.not_whole(flow, "half of it")
     assert flow.comment == "a; half of it (1024 KiB)"
-    shown.comment(flow, "b")
+    flow_view.comment(flow, "b")
     assert flow.comment == "b"
 
 
@@ -406,7 +406,7 @@ async def load(*addons, **of_recorder):
     vars(recorder).update(of_recorder)
     flow = tflow.tflow(resp=True)
     with taddons.context(recorder, *addons):
-        loader = shown.Loader()
+        loader = flow_view.Loader()
         loader(lambda: flow)
         assert recorder.seen == []  # not before the event is handled
         await asyncio.gather(*tasks._running)

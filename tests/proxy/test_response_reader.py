@@ -13,22 +13,27 @@ from mitmproxy import http
 from account_pool.core.usage import END_BYTES
 from account_pool.providers import anthropic, gemini, openai
 from account_pool.providers.registry import BUILT_IN
-from account_pool.proxy.answer import MAX_GATE_BYTES, MAX_REFUSAL_BYTES, AnswerReader, Reading
 from account_pool.proxy.decoding import End
+from account_pool.proxy.response_reader import (
+    MAX_GATE_BYTES,
+    MAX_REFUSAL_BYTES,
+    Reading,
+    ResponseReader,
+)
 from tests.proxy.helpers import DELTA, DONE, EMPTY_CHOICES, LIMIT_BODY, LIMIT_EVENT, OK_BODY, event
 
 JSON_TYPE = {"content-type": "application/json; charset=utf-8"}
 SSE_TYPE = {"content-type": "text/event-stream"}
 
 
-def reader(status=200, headers=None, provider=openai.PROVIDER) -> AnswerReader:
+def reader(status=200, headers=None, provider=openai.PROVIDER) -> ResponseReader:
     response = http.Response.make(status, b"")
     response.headers = http.Headers(
         [(k.encode(), v.encode()) for k, v in (headers or JSON_TYPE).items()]
         if not isinstance(headers, http.Headers)
         else headers.fields
     )
-    return AnswerReader(response, provider)
+    return ResponseReader(response, provider)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +182,7 @@ def test_gemini_array_with_an_error():
 FAILED = {"type": "response.failed", "response": {"error": {"code": "insufficient_quota"}}}
 
 
-def late(read: AnswerReader, whole: bytes, *, kept: int | None = None):
+def late(read: ResponseReader, whole: bytes, *, kept: int | None = None):
     """What is read of an answer when it has ended; *kept* bytes of it were copied."""
     end = End(read.encoding, keep_bytes=END_BYTES)
     if kept is not None:

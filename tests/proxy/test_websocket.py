@@ -8,7 +8,7 @@ import pytest
 
 from account_pool.core.outcome import OutcomeClass, Scope
 from account_pool.providers import openai
-from account_pool.proxy.socket import SocketReader
+from account_pool.proxy.websocket import WebsocketReader
 
 CREATE = b'{"type":"response.create","model":"gpt-6","input":[]}'
 LIMITED = json.dumps(
@@ -21,8 +21,8 @@ LIMITED = json.dumps(
 ).encode()
 
 
-def reader() -> SocketReader:
-    socket = SocketReader(openai.PROVIDER)
+def reader() -> WebsocketReader:
+    socket = WebsocketReader(openai.PROVIDER)
     socket.client_said(CREATE)
     return socket
 

@@ -8,8 +8,8 @@ from mitmproxy.proxy import server_hooks
 from mitmproxy.proxy.layers.http import HTTPMode
 
 from account_pool.admin.request import ADMIN_HOST, MAX_BODY_BYTES, AdminRequest, AdminResponse
+from account_pool.proxy.admin_exchange import is_for_us, keep_here
 from account_pool.proxy.destination import of_request
-from account_pool.proxy.visits import is_for_us, keep_here
 from tests.proxy.helpers import FakeClock, Rig, client_connection, service_of
 
 OWN = "127.0.0.1:8080"
@@ -26,19 +26,19 @@ def asked(target: str = "/health", body: bytes = b"", *lines: str, method: str =
 
 @pytest.fixture
 def regular(rig_of):
-    """A rig of a proxy's own port whose turns are answered with DONE."""
+    """A rig of a proxy's own port whose pauses are answered with DONE."""
 
     def build(**settings):
         settings.setdefault("mode", HTTPMode.regular)
         rig = rig_of(**settings)
-        rig.on["pool_turn"] = lambda turn: setattr(turn, "reply", DONE)
+        rig.on["pool_pause"] = lambda pause: setattr(pause, "reply", DONE)
         return rig
 
     return build
 
 
 def visits(rig) -> list[AdminRequest]:
-    return [turn.step for turn in rig.turns if isinstance(turn.step, AdminRequest)]
+    return [pause.step for pause in rig.pauses if isinstance(pause.step, AdminRequest)]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_which_requests_are_for_us(regular, target, host, ours):
     assert bool(rig.servers) is not ours
     if ours:
         assert rig.answers[0].body == b"done"
-        assert rig.hooks == ["pool_turn"]
+        assert rig.hooks == ["pool_pause"]
         assert visits(rig)[0].target == "/health"
 
 
@@ -187,10 +187,10 @@ def test_the_client_leaves_in_the_middle(regular):
 
 def test_the_client_leaves_while_it_is_answered(regular):
     rig = regular()
-    rig.held.add("pool_turn")
+    rig.held.add("pool_pause")
     rig.send(asked())
     rig.leave()
-    rig.complete("pool_turn")
+    rig.complete("pool_pause")
     assert rig.received == b""
 
 

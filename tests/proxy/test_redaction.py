@@ -7,26 +7,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mitmproxy import http
 
-from account_pool.proxy import scrub
+from account_pool.proxy import redaction
 
-SECRETS = scrub.secrets_of(["sk-one-1111", "sk-one-1111-longer", ""])
+SECRETS = redaction.secrets_of(["sk-one-1111", "sk-one-1111-longer", ""])
 
 
 def test_nothing_is_made_of_an_empty_secret():
-    assert scrub.secrets_of([""]) == frozenset()
-    assert scrub.Scrubber(frozenset())(b"as it is") == [b"as it is"]
+    assert redaction.secrets_of([""]) == frozenset()
+    assert redaction.Redactor(frozenset())(b"as it is") == [b"as it is"]
 
 
 def test_a_secret_is_found_as_it_stands_in_an_address():
-    secrets = scrub.secrets_of(["a/b+c=="])
-    assert scrub.body(b"?key=a%2Fb%2Bc%3D%3D&k=a/b+c==", secrets) == (
+    secrets = redaction.secrets_of(["a/b+c=="])
+    assert redaction.body(b"?key=a%2Fb%2Bc%3D%3D&k=a/b+c==", secrets) == (
         b"?key=" + b"*" * 15 + b"&k=" + b"*" * 7
     )
 
 
 def test_headers():
     response = http.Response.make(307, b"", {"location": "https://x/?key=sk-one-1111", "a": "b"})
-    scrub.headers(response, SECRETS)
+    redaction.headers(response, SECRETS)
     assert response.headers["location"] == "https://x/?key=***********"
     assert response.headers["a"] == "b"
 
@@ -35,13 +35,13 @@ def test_what_stands_around_a_body():
     response = http.Response.make(429, b"")
     response.reason = "sk-one-1111 is limited"
     response.trailers = http.Headers(note="used by sk-one-1111")
-    scrub.headers(response, SECRETS)
+    redaction.headers(response, SECRETS)
     assert response.reason == "*********** is limited"
     assert response.trailers["note"] == "used by ***********"
 
 
 def test_a_slash_that_json_escapes():
-    assert scrub.body(rb'"a\/b"', scrub.secrets_of(["a/b"])) == b'"****"'
+    assert redaction.body(rb'"a\/b"', redaction.secrets_of(["a/b"])) == b'"****"'
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_slash_that_json_escapes():
     ],
 )
 def test_what_a_parser_could_not_read_is_not_quoted(text, shown):
-    assert scrub.without_quotes(text) == (shown if shown == text else shown + "[not shown]")
+    assert redaction.without_quotes(text) == (shown if shown == text else shown + "[not shown]")
 
 
 @given(
@@ -71,7 +71,7 @@ def test_what_a_parser_could_not_read_is_not_quoted(text, shown):
 )
 def test_any_chunking_masks_the_same(parts, sizes):
     whole = b"".join(parts)
-    scrubber = scrub.Scrubber(frozenset({b"sk-one-1111"}))
+    scrubber = redaction.Redactor(frozenset({b"sk-one-1111"}))
     out, at, turn = b"", 0, 0
     while at < len(whole):
         size = sizes[turn % len(sizes)]
@@ -80,7 +80,7 @@ def test_any_chunking_masks_the_same(parts, sizes):
         out += b"".join(pieces)
         at, turn = at + size, turn + 1
     out += b"".join(scrubber(b""))
-    assert out == scrub.body(whole, frozenset({b"sk-one-1111"}))
+    assert out == redaction.body(whole, frozenset({b"sk-one-1111"}))
     assert len(out) == len(whole)
     assert b"sk-one-1111" not in out
 
@@ -98,8 +98,8 @@ def test_no_secret_gets_through_whatever_the_chunks(secrets, chunks, data):
     echo = data.draw(st.sampled_from(secrets)).encode()
     cut = data.draw(st.integers(0, len(echo)))
     given_ = [chunk for chunk in [*chunks, echo[:cut], echo[cut:], *chunks] if chunk]
-    known = scrub.secrets_of(secrets)
-    scrubber = scrub.Scrubber(known)
+    known = redaction.secrets_of(secrets)
+    scrubber = redaction.Redactor(known)
     out = b"".join(piece for chunk in [*given_, b""] for piece in scrubber(chunk))
     assert len(out) == sum(map(len, given_))
     assert not [secret for secret in known if secret in out]

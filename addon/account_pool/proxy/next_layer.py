@@ -19,7 +19,7 @@ from mitmproxy.proxy.layers.tls import parse_client_hello
 from account_pool.admin.request import ADMIN_HOST
 from account_pool.providers import unswappable
 from account_pool.proxy import destination, tls
-from account_pool.proxy.layer import PoolHttpLayer
+from account_pool.proxy.http_layer import PoolHttpLayer
 from account_pool.proxy.service import Service
 
 logger = logging.getLogger(__name__)

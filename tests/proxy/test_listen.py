@@ -9,7 +9,7 @@ import pytest
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.test import taddons
 
-from account_pool.proxy import binding
+from account_pool.proxy import listen
 
 
 @pytest.fixture
@@ -39,17 +39,17 @@ async def until_resolving(setup: asyncio.Task[bool], proxyserver: Proxyserver) -
 async def test_servers_that_are_about_to_listen_are_held_back(server):
     setup = asyncio.create_task(server.setup_servers())
     await until_resolving(setup, server)
-    assert binding.default_to_loopback()
+    assert listen.default_to_loopback()
     await asyncio.wait([setup])
     assert not server.listen_addrs()
-    assert await binding.bind(held_back=True)
+    assert await listen.bind(held_back=True)
     assert hosts(server) == {"127.0.0.1"}
 
 
 async def test_before_it_begins_the_option_is_enough(server):
-    assert not binding.default_to_loopback()
+    assert not listen.default_to_loopback()
     assert await server.setup_servers()
-    assert await binding.bind(held_back=False)
+    assert await listen.bind(held_back=False)
     assert hosts(server) == {"127.0.0.1"}
 
 
@@ -58,18 +58,18 @@ async def test_what_listens_everywhere_already_is_bound_anew(server):
     assert await server.setup_servers()
     if not hosts(server) & {"0.0.0.0", "::"}:
         pytest.skip("no address but loopback here")
-    assert not binding.default_to_loopback()
-    assert await binding.bind(held_back=False)
+    assert not listen.default_to_loopback()
+    assert await listen.bind(held_back=False)
     assert hosts(server) == {"127.0.0.1"}
 
 
 async def test_a_set_up_of_an_unknown_name_goes_on_and_is_put_right(server, monkeypatch):
-    monkeypatch.setattr(binding, "_SETUP", "Elsewhere.begins")
+    monkeypatch.setattr(listen, "_SETUP", "Elsewhere.begins")
     setup = asyncio.create_task(server.setup_servers())
     await until_resolving(setup, server)
-    assert not binding.default_to_loopback()
+    assert not listen.default_to_loopback()
     assert await setup
-    assert await binding.bind(held_back=False)
+    assert await listen.bind(held_back=False)
     assert hosts(server) == {"127.0.0.1"}
 
 
@@ -82,10 +82,10 @@ async def test_who_asks_for_an_address_gets_it(server, asked):
     ctx.options.update(**asked)
     setup = asyncio.create_task(server.setup_servers())
     await until_resolving(setup, server)
-    assert not binding.default_to_loopback()
+    assert not listen.default_to_loopback()
     assert await setup
     before = server.listen_addrs()
-    assert await binding.bind(held_back=False)
+    assert await listen.bind(held_back=False)
     assert server.listen_addrs() == before
 
 
@@ -96,6 +96,6 @@ async def test_a_port_that_is_taken_is_said(server, caplog):
         ctx.options.update(listen_port=taken.getsockname()[1])
         setup = asyncio.create_task(server.setup_servers())
         await until_resolving(setup, server)
-        assert binding.default_to_loopback()
-        assert not await binding.bind(held_back=True)
+        assert listen.default_to_loopback()
+        assert not await listen.bind(held_back=True)
     assert "address already in use" in caplog.text

@@ -4,7 +4,7 @@ What the server says to the first `response.create` is held back until it is kno
 head of any other answer is: bounded in events, bytes and time. A limit is not handed on.
 Another account is asked for a handshake of its own, and the message is sent there; the
 client keeps its socket and sees the answer only. Past the first turn, or where the message
-names something that an account keeps, a limit is told (`socket.py`); what begins a later
+names something that an account keeps, a limit is told (`websocket.py`); what begins a later
 turn goes elsewhere before it is sent, if the account is limited by then.
 
 Bytes are held, not messages, and read beside mitmproxy's layer, which so has nothing to
@@ -52,11 +52,11 @@ from account_pool.core.lease import Lease
 from account_pool.core.outcome import Outcome
 from account_pool.core.steps import Send
 from account_pool.providers.base import LocalAnswer, Provider
-from account_pool.proxy.answer import MAX_GATE_BYTES, AnswerReader, Reading
-from account_pool.proxy.attempt_stream import AttemptRouter
+from account_pool.proxy.credential_swap import Outgoing
+from account_pool.proxy.http_stream import AttemptRouter
+from account_pool.proxy.response_reader import MAX_GATE_BYTES, Reading, ResponseReader
 from account_pool.proxy.service import Service
-from account_pool.proxy.socket import SocketReader, closing_event, is_limit
-from account_pool.proxy.wire import Outgoing
+from account_pool.proxy.websocket import WebsocketReader, closing_event, is_limit
 from account_pool.supervision import log_and_continue
 
 #: Messages that are held at most (design.md, section 7).
@@ -67,8 +67,8 @@ HANDSHAKE_S = 30.0
 _PROMISED = ("sec-websocket-extensions", "sec-websocket-protocol")
 
 
-class SocketStream(Protocol):
-    """The stream of the socket, as far as a replay needs it: see `serving.ServingStream`."""
+class ReplayedWebsocket(Protocol):
+    """The stream of the socket, as far as a replay needs it: see `serving.PooledExchange`."""
 
     service: Service
     layer: AttemptRouter
@@ -78,7 +78,7 @@ class SocketStream(Protocol):
     flow: http.HTTPFlow
     attempts: Attempts | None
     attempt_id: int | None
-    socket: SocketReader | None
+    socket: WebsocketReader | None
 
     @property
     def provider(self) -> Provider: ...
@@ -107,7 +107,7 @@ class SocketStream(Protocol):
     def woke(self, event: events.Wakeup) -> CommandGenerator[None]: ...
 
 
-class SocketReplay:
+class WebsocketReplay:
     """Holds back the answer to the first message of a socket, and sends that elsewhere.
 
     Args:
@@ -123,7 +123,7 @@ class SocketReplay:
     """
 
     def __init__(
-        self, stream: SocketStream, create: WebSocketMessage, elsewhere: Send | None = None
+        self, stream: ReplayedWebsocket, create: WebSocketMessage, elsewhere: Send | None = None
     ) -> None:
         self.over = False
         self.spoiled = False
@@ -137,7 +137,7 @@ class SocketReplay:
         self._pieces: list[bytes] = []
         self._parser = self._side(stream.context.server)
         #: of the answer to another handshake, while one is under way
-        self._reader: AnswerReader | None = None
+        self._reader: ResponseReader | None = None
         self._opening = False
         #: what the client did meanwhile
         self._queued: list[events.Event] = []
@@ -268,7 +268,7 @@ class SocketReplay:
         stream = self._stream
         match event:
             case ResponseHeaders():
-                self._reader = AnswerReader(event.response, stream.provider)
+                self._reader = ResponseReader(event.response, stream.provider)
             case ResponseData() if self._reader is not None:
                 if self._reader.feed(event.data) is Reading.REFUSED:
                     yield from self._failed(self._handshake_outcome())
@@ -292,7 +292,7 @@ class SocketReplay:
             case _:
                 yield from stream.relay(event)
 
-    def _is_accepted(self, reader: AnswerReader) -> bool:
+    def _is_accepted(self, reader: ResponseReader) -> bool:
         promised, granted = self._stream.flow.response, reader.response
         assert promised is not None
         return granted.status_code == 101 and all(
@@ -309,7 +309,7 @@ class SocketReplay:
         outcome = stream.provider.classify(answer)
         return outcome if is_limit(outcome) else None
 
-    def _opened(self, reader: AnswerReader) -> CommandGenerator[None]:
+    def _opened(self, reader: ResponseReader) -> CommandGenerator[None]:
         """The other account takes the socket over: send it what the client has said."""
         stream = self._stream
         assert stream.attempts is not None

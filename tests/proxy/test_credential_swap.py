@@ -13,7 +13,7 @@ from mitmproxy.test import tflow, tutils
 from account_pool.core.credential import Credential, Secret
 from account_pool.providers import anthropic, copilot, gemini, openai
 from account_pool.providers.base import Origin, Swap
-from account_pool.proxy import wire
+from account_pool.proxy import credential_swap
 from tests.proxy.helpers import account
 
 PROVIDERS = [openai.PROVIDER, anthropic.PROVIDER, gemini.PROVIDER, copilot.PROVIDER]
@@ -62,15 +62,15 @@ def requests(draw, provider):
 def test_nothing_of_the_client_is_left_on_the_flow_and_all_of_it_comes_back(provider, data):
     request, secrets = data.draw(requests(provider))
     before = (request.headers.fields, request.data.path)
-    masked = wire.mask(request, provider, provider.name)
+    masked = credential_swap.mask(request, provider, provider.name)
     for name in ("", "openai/work", "openai/other"):
         if name:
-            wire.rename(request, masked, name)
+            credential_swap.rename(request, masked, name)
         shown = str(tflow.tflow(req=request).get_state())
         assert not [s for s in secrets if s in shown]
         assert not [s for s in secrets if s in repr(masked)]
         assert [n for n, _ in request.headers.fields] == [n for n, _ in before[0]]
-    back = wire.restored(request, masked)
+    back = credential_swap.restored(request, masked)
     assert (back.headers.fields, back.data.path) == before
     assert back.data.content == request.data.content
 
@@ -82,19 +82,19 @@ def test_what_is_sent_has_exactly_one_credential(provider, data):
     others = [
         (n, v)
         for n, v in request.headers.fields
-        if n.lower() not in provider.credential_headers | wire.ALWAYS_MASKED
+        if n.lower() not in provider.credential_headers | credential_swap.ALWAYS_MASKED
     ]
-    masked = wire.mask(request, provider, provider.name)
-    wire.rename(request, masked, f"{provider.name}/work")
+    masked = credential_swap.mask(request, provider, provider.name)
+    credential_swap.rename(request, masked, f"{provider.name}/work")
     kind = KINDS.get(provider.name, "key")
     swap = provider.swap(
         account("work", provider.name), Credential(kind=kind, secret=Secret(ACCOUNT_KEY))
     )
-    sent = wire.outgoing(request, swap, masked)
+    sent = credential_swap.outgoing(request, swap, masked)
     raw = b"\n".join(n + b": " + v for n, v in sent.headers.fields) + b"\n" + sent.data.path
     assert raw.count(ACCOUNT_KEY.encode()) == 1
     assert not [s for s in secrets if s.encode() in raw]
-    assert wire.PLACEHOLDER.encode() not in raw
+    assert credential_swap.PLACEHOLDER.encode() not in raw
     # Everything else is as it was, in its order.
     put = {name for name, _ in swap.headers}
     assert [(n, v) for n, v in sent.headers.fields if n.lower() not in put] == others
@@ -114,24 +114,24 @@ SWAP = Swap(
 
 def test_the_account_stands_where_the_client_stood():
     request = request_of((b"A", b"1"), (b"AUTHORIZATION", b"Bearer x"), (b"B", b"2"))
-    masked = wire.mask(request, openai.PROVIDER, "openai")
-    sent = wire.outgoing(request, SWAP, masked)
+    masked = credential_swap.mask(request, openai.PROVIDER, "openai")
+    sent = credential_swap.outgoing(request, SWAP, masked)
     assert sent.headers.fields == ((b"A", b"1"), (b"AUTHORIZATION", b"Bearer new"), (b"B", b"2"))
 
 
 def test_a_second_credential_of_the_client_goes():
     request = request_of((b"Authorization", b"Bearer x"), (b"authorization", b"Bearer y"))
-    masked = wire.mask(request, openai.PROVIDER, "openai")
-    assert wire.outgoing(request, SWAP, masked).headers.fields == (
+    masked = credential_swap.mask(request, openai.PROVIDER, "openai")
+    assert credential_swap.outgoing(request, SWAP, masked).headers.fields == (
         (b"Authorization", b"Bearer new"),
     )
 
 
 def test_a_client_without_a_credential():
     request = request_of((b"A", b"1"))
-    masked = wire.mask(request, openai.PROVIDER, "openai")
-    wire.rename(request, masked, "openai/work")
-    sent = wire.outgoing(request, SWAP, masked)
+    masked = credential_swap.mask(request, openai.PROVIDER, "openai")
+    credential_swap.rename(request, masked, "openai/work")
+    sent = credential_swap.outgoing(request, SWAP, masked)
     assert sent.headers.fields == ((b"A", b"1"), (b"authorization", b"Bearer new"))
 
 
@@ -148,24 +148,24 @@ def test_a_client_without_a_credential():
 def test_headers_that_another_addon_moved(change):
     """Places noted before must not be used after: the credential would go elsewhere."""
     request = request_of((b"A", b"1"), (b"Authorization", b"Bearer x"), (b"B", b"2"))
-    masked = wire.mask(request, openai.PROVIDER, "openai")
+    masked = credential_swap.mask(request, openai.PROVIDER, "openai")
     change(request.headers)
     for name in ("openai/one", "openai/two"):
-        wire.rename(request, masked, name)
+        credential_swap.rename(request, masked, name)
         others = [f for f in request.headers.fields if f[0].lower() != b"authorization"]
-        sent = wire.outgoing(request, SWAP, masked)
+        sent = credential_swap.outgoing(request, SWAP, masked)
         assert [f for f in sent.headers.fields if f[0].lower() != b"authorization"] == others
         assert sent.headers.get_all("authorization") == ["Bearer new"]
-        wire.restored(request, masked)
+        credential_swap.restored(request, masked)
 
 
 def test_headers_that_are_moved_between_two_attempts():
     request = request_of((b"A", b"1"), (b"Authorization", b"Bearer x"), (b"B", b"2"))
-    masked = wire.mask(request, openai.PROVIDER, "openai")
-    wire.rename(request, masked, "openai/one")
+    masked = credential_swap.mask(request, openai.PROVIDER, "openai")
+    credential_swap.rename(request, masked, "openai/one")
     request.headers.insert(0, "X-First", "1")
-    wire.rename(request, masked, "openai/two")
-    sent = wire.outgoing(request, SWAP, masked)
+    credential_swap.rename(request, masked, "openai/two")
+    sent = credential_swap.outgoing(request, SWAP, masked)
     assert sent.headers["authorization"] == "Bearer new"
     assert request.headers["authorization"] == "Bearer pool:openai/two"
     assert sent.headers["A"] == "1"
@@ -174,8 +174,8 @@ def test_headers_that_are_moved_between_two_attempts():
 def test_a_swap_with_more_headers_than_the_client_may_send():
     swap = Swap(headers=((b"x-new", b"1"), (b"authorization", b"Bearer new")), drop=SWAP.drop)
     request = request_of((b"X-New", b"old"), (b"Authorization", b"Bearer x"))
-    masked = wire.mask(request, openai.PROVIDER, "openai")
-    sent = wire.outgoing(request, swap, masked)
+    masked = credential_swap.mask(request, openai.PROVIDER, "openai")
+    sent = credential_swap.outgoing(request, swap, masked)
     assert sent.headers.fields == ((b"X-New", b"1"), (b"Authorization", b"Bearer new"))
 
 
@@ -195,34 +195,34 @@ def test_a_swap_with_more_headers_than_the_client_may_send():
 )
 def test_key_of_the_query(path, shown, sent):
     request = request_of(path=path)
-    masked = wire.mask(request, gemini.PROVIDER, "gemini")
+    masked = credential_swap.mask(request, gemini.PROVIDER, "gemini")
     assert request.data.path == shown
     swap = Swap(headers=((b"x-goog-api-key", b"new"),), drop_query=("key",))
     if sent is not None:
-        assert wire.outgoing(request, swap, masked).data.path == sent
-    assert wire.restored(request, masked).data.path == path
+        assert credential_swap.outgoing(request, swap, masked).data.path == sent
+    assert credential_swap.restored(request, masked).data.path == path
 
 
 def test_what_another_provider_of_the_host_would_take():
     """Its key is not shown, and neither the key nor what stands for it is sent with ours."""
-    places = wire.Places.of([openai.PROVIDER, gemini.PROVIDER])
+    places = credential_swap.Places.of([openai.PROVIDER, gemini.PROVIDER])
     fields = ((b"A", b"1"), (b"Authorization", b"Bearer x"), (b"x-goog-api-key", b"y"))
     request = request_of(*fields, path=b"/x?key=S&alt=sse")
-    masked = wire.mask(request, places, "openai")
-    wire.rename(request, masked, "openai/work")
+    masked = credential_swap.mask(request, places, "openai")
+    credential_swap.rename(request, masked, "openai/work")
     assert request.headers["x-goog-api-key"] == "pool:openai/work"
     assert request.data.path == b"/x?key=pool:openai/work&alt=sse"
-    sent = wire.outgoing(request, SWAP, masked)
+    sent = credential_swap.outgoing(request, SWAP, masked)
     assert sent.headers.fields == ((b"A", b"1"), (b"Authorization", b"Bearer new"))
     assert sent.data.path == b"/x?alt=sse"
-    back = wire.restored(request, masked)
+    back = credential_swap.restored(request, masked)
     assert (back.headers.fields, back.data.path) == (fields, b"/x?key=S&alt=sse")
 
 
 def test_a_key_that_is_percent_encoded_itself():
     value = quote("s/ecret+key")
     request = request_of(path=f"/x?key={value}".encode())
-    wire.mask(request, gemini.PROVIDER, "gemini")
+    credential_swap.mask(request, gemini.PROVIDER, "gemini")
     assert value.encode() not in request.data.path
 
 
@@ -239,16 +239,16 @@ def test_a_key_that_is_percent_encoded_itself():
 )
 def test_placeholders_keep_a_known_scheme_only(value, shown):
     request = request_of((b"authorization", value))
-    wire.mask(request, openai.PROVIDER, "a")
+    credential_swap.mask(request, openai.PROVIDER, "a")
     assert request.headers.fields[0][1] == shown
 
 
 def test_redirected():
     request = request_of((b"Host", b"a.example"), (b"Authorization", b"Bearer x"))
     request.authority = "a.example"
-    masked = wire.mask(request, copilot.PROVIDER, "copilot")
+    masked = credential_swap.mask(request, copilot.PROVIDER, "copilot")
     swap = Swap(headers=SWAP.headers, origin=Origin("b.example", 8443))
-    sent = wire.outgoing(request, swap, masked)
+    sent = credential_swap.outgoing(request, swap, masked)
     assert (sent.host, sent.port, sent.scheme) == ("b.example", 8443, "https")
     assert sent.headers["host"] == sent.authority == "b.example:8443"
     assert request.headers["host"] == request.authority == "a.example"
@@ -256,8 +256,8 @@ def test_redirected():
 
 def test_the_copy_shares_the_body_and_nothing_that_can_change():
     request = request_of((b"Authorization", b"Bearer x"))
-    masked = wire.mask(request, openai.PROVIDER, "openai")
-    sent = wire.outgoing(request, SWAP, masked)
+    masked = credential_swap.mask(request, openai.PROVIDER, "openai")
+    sent = credential_swap.outgoing(request, SWAP, masked)
     assert sent.raw_content is request.raw_content
     sent.headers["x"] = "1"
     sent.path = "/other"
@@ -267,7 +267,7 @@ def test_the_copy_shares_the_body_and_nothing_that_can_change():
 
 def test_repr_of_a_mask_and_of_a_swap_show_no_value():
     request = request_of((b"Authorization", b"Bearer hidden-1"), path=b"/x?key=hidden-2")
-    masked = wire.mask(request, gemini.PROVIDER, "gemini")
+    masked = credential_swap.mask(request, gemini.PROVIDER, "gemini")
     assert "hidden" not in repr(masked) + repr(SWAP)
 
 
@@ -282,13 +282,13 @@ def test_a_key_among_the_subprotocols():
         (b"Sec-WebSocket-Protocol", b"plain"),
     )
     before = request.headers.fields
-    masked = wire.mask(request, openai.PROVIDER, "openai")
+    masked = credential_swap.mask(request, openai.PROVIDER, "openai")
     assert "sk-" not in str(tflow.tflow(req=request).get_state())
     assert request.headers.fields[0][1].startswith(b"realtime, openai-insecure-api-key.pool:")
-    assert wire.restored(request, masked).headers.fields == before
+    assert credential_swap.restored(request, masked).headers.fields == before
     # An account's credential goes in its own header, and no placeholder goes anywhere.
-    wire.rename(request, masked, "openai/work")
-    assert wire.outgoing(request, SWAP, masked).headers.fields == (
+    credential_swap.rename(request, masked, "openai/work")
+    assert credential_swap.outgoing(request, SWAP, masked).headers.fields == (
         (b"Sec-WebSocket-Protocol", b"realtime, beta-v1"),
         (b"Sec-WebSocket-Protocol", b"plain"),
         (b"authorization", b"Bearer new"),
@@ -298,18 +298,18 @@ def test_a_key_among_the_subprotocols():
 def test_cookies_are_dropped_with_an_account_and_come_back_without():
     request = request_of((b"Cookie", b"a=1"), (b"X", b"1"), (b"cookie", b"b=2"))
     before = request.headers.fields
-    masked = wire.mask(request, openai.PROVIDER, "openai")
+    masked = credential_swap.mask(request, openai.PROVIDER, "openai")
     assert [v for _, v in request.headers.fields] == [b"pool:openai", b"1", b"pool:openai"]
-    sent = wire.outgoing(request, SWAP, masked)
+    sent = credential_swap.outgoing(request, SWAP, masked)
     assert sent.headers.fields == ((b"X", b"1"), (b"authorization", b"Bearer new"))
-    assert wire.restored(request, masked).headers.fields == before
+    assert credential_swap.restored(request, masked).headers.fields == before
 
 
 def test_what_another_addon_set_is_not_taken_back():
     request = request_of((b"Authorization", b"Bearer x"), (b"OpenAI-Organization", b"org"))
-    masked = wire.mask(request, openai.PROVIDER, "openai")
+    masked = credential_swap.mask(request, openai.PROVIDER, "openai")
     request.headers["Authorization"] = "Bearer of-the-addon"
-    assert wire.restored(request, masked).headers.fields == (
+    assert credential_swap.restored(request, masked).headers.fields == (
         (b"Authorization", b"Bearer of-the-addon"),
         (b"OpenAI-Organization", b"org"),
     )
@@ -325,7 +325,7 @@ def test_what_another_addon_set_is_not_taken_back():
 )
 def test_a_credential_in_the_query_takes_the_place_of_the_clients(path, expected):
     request = tutils.treq(path=path)
-    masked = wire.mask(request, gemini.PROVIDER, "gemini")
+    masked = credential_swap.mask(request, gemini.PROVIDER, "gemini")
     swap = Swap(headers=(), drop_query=("key",), query=(("key", "a/b+1"),))
-    assert wire.outgoing(request, swap, masked).data.path == expected
+    assert credential_swap.outgoing(request, swap, masked).data.path == expected
     assert b"of-the-client" not in request.data.path

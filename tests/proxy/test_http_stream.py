@@ -14,7 +14,7 @@ from wsproto.extensions import PerMessageDeflate
 
 from account_pool.core.attempts import Limits
 from account_pool.core.usage_totals import Tally
-from account_pool.proxy import attempt_stream, serving
+from account_pool.proxy import http_stream, pooled_exchange
 from tests.proxy.helpers import (
     DELTA,
     DONE,
@@ -117,7 +117,7 @@ def test_a_refused_stream_that_does_not_end_is_reset(h2):
     rig.server.head(1, 200, [SSE])
     rig.server.data(1, EMPTY_CHOICES + LIMIT_EVENT)
     assert rig.keys == [ONE]
-    rig.advance(serving.DRAIN_S)
+    rig.advance(pooled_exchange.DRAIN_S)
     assert rig.requests[0].reset == CANCEL
     assert rig.keys == [ONE, TWO]
     assert len(rig.servers) == 1
@@ -142,7 +142,7 @@ def test_late_frames_of_an_abandoned_attempt_are_dropped(h2):
     rig.ask()
     rig.server.head(1, 200, [SSE])
     rig.server.data(1, LIMIT_EVENT)
-    rig.advance(serving.DRAIN_S)
+    rig.advance(pooled_exchange.DRAIN_S)
     assert rig.keys == [ONE, TWO]
     raw(rig, DataFrame(1, data=b"late"))
     raw(rig, headers(rig, 1, [("x-late", "trailer")], "END_STREAM"))
@@ -266,7 +266,7 @@ def test_killed_before_the_answer_resets_the_stream(h2):
 
 def test_refused_during_the_upload_resets_the_stream(h2, monkeypatch):
     """Else it would stay open, and count against the server's limit of streams."""
-    monkeypatch.setattr(serving, "MAX_REPLAYABLE_BYTES", 10)
+    monkeypatch.setattr(pooled_exchange, "MAX_REPLAYABLE_BYTES", 10)
     rig = h2("one")
     stream_id = rig.ask(b"x" * 50, end=False)
     rig.server.answer(1, 429, LIMIT_BODY, LIMITED_HEADERS)
@@ -275,8 +275,8 @@ def test_refused_during_the_upload_resets_the_stream(h2, monkeypatch):
 
 
 def test_copy_for_inspection_is_bounded(h2, monkeypatch):
-    monkeypatch.setattr(attempt_stream, "MAX_COPY_BYTES", 100)
-    monkeypatch.setattr(serving, "MAX_COPY_BYTES", 100)
+    monkeypatch.setattr(http_stream, "MAX_COPY_BYTES", 100)
+    monkeypatch.setattr(pooled_exchange, "MAX_COPY_BYTES", 100)
     rig = h2()
     rig.ask()
     rig.server.head(1, 200, [SSE])
@@ -553,11 +553,11 @@ def test_another_account_that_cannot_be_reached(socket):
         "account_pool.core.attempts:Attempts._elsewhere",
         "account_pool.core.attempts:Attempts._bench_inside",
         "account_pool.core.request_events:RequestEvents.sent",
-        "account_pool.proxy.serving:ServingStream.outgoing",
-        "account_pool.proxy.serving:ServingStream.connect",
-        "account_pool.proxy.serving:ServingStream.send_attempt",
-        "account_pool.proxy.socket_replay:SocketReplay._side",
-        "account_pool.proxy.socket_replay:SocketReplay._is_accepted",
+        "account_pool.proxy.pooled_exchange:PooledExchange.outgoing",
+        "account_pool.proxy.pooled_exchange:PooledExchange.connect",
+        "account_pool.proxy.pooled_exchange:PooledExchange.send_attempt",
+        "account_pool.proxy.websocket_replay:WebsocketReplay._side",
+        "account_pool.proxy.websocket_replay:WebsocketReplay._is_accepted",
         "account_pool.proxy.service:Service.learn_head",
         "account_pool.core.attempts:Attempts.committed",
     ],
@@ -583,7 +583,7 @@ def test_an_error_of_ours_while_an_answer_is_held(socket, monkeypatch, caplog):
     rig = opened(socket())
     rig.send(CREATE)
     rig.server.send(CREATED)
-    break_(monkeypatch, "account_pool.proxy.socket:SocketReader.server_said")
+    break_(monkeypatch, "account_pool.proxy.websocket:WebsocketReader.server_said")
     rig.server.send(SAID)
     # What is held has reached the client.
     assert rig.answers[0].body == CREATED + SAID + frame(AGAIN, opcode=8)
@@ -594,7 +594,7 @@ def test_an_error_of_ours_while_an_answer_is_held(socket, monkeypatch, caplog):
 
 def test_an_error_of_ours_in_a_later_turn(socket, monkeypatch, caplog):
     rig = in_its_second_turn(opened(socket()))
-    break_(monkeypatch, "account_pool.proxy.attempt_stream:AttemptStream.to_attempt")
+    break_(monkeypatch, "account_pool.proxy.http_stream:AttemptStream.to_attempt")
     rig.send(CREATE)
     assert rig.in_flight() == 0
     assert "internal error in a WebSocket: RuntimeError at" in caplog.text
@@ -858,12 +858,12 @@ def test_wakeups_of_others_are_ignored(rig_of):
 def test_a_paused_stream_hears_of_its_client_once(rig_of):
     rig = rig_of("one", limits=Limits(max_wait_s=30))
     rig.cool("one", 20)
-    rig.held.add("pool_turn")
+    rig.held.add("pool_pause")
     rig.send(post1())
-    (turn,) = rig.turns
-    assert not turn.woken.is_set()
+    (pause,) = rig.pauses
+    assert not pause.woken.is_set()
     rig.leave()
-    assert turn.woken.is_set()
+    assert pause.woken.is_set()
     assert "handle_event" in vars(rig.layer.streams[1])
     rig.complete()
     assert rig.layer.streams == {}

@@ -1,7 +1,7 @@
 """A WebSocket that stays with its account: what its frames say of limits.
 
 The account of a socket is fixed at the handshake; limits arrive as frames, long after. Those
-in its first turn can be replayed (`socket_replay.py`). Later, and before anything of an
+in its first turn can be replayed (`websocket_replay.py`). Later, and before anything of an
 answer has come, the socket is closed behind the limit, and its client opens another one,
 on another account. Messages are read only, and none is ever made up: a client that cannot
 parse one waits in silence (clients.md, section 4).
@@ -30,7 +30,7 @@ from wsproto.frame_protocol import CloseReason
 from account_pool.core.outcome import Outcome, OutcomeClass, UpstreamResponse
 from account_pool.core.sse import HAS_ERROR, Verdict
 from account_pool.providers.base import Provider
-from account_pool.proxy.call import bounded
+from account_pool.proxy.pooled_request import bounded
 
 #: The status of a Close frame (RFC 6455, 7.4; IANA: "try again later").
 TRY_AGAIN_LATER = 1013
@@ -57,7 +57,7 @@ _CREATE = msgspec.json.Decoder(_Create)
 
 
 @dataclass(slots=True)
-class SocketReader:
+class WebsocketReader:
     """Reads the messages of one socket.
 
     Attributes:

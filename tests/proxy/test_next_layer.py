@@ -18,8 +18,8 @@ from mitmproxy.test import taddons
 from account_pool.providers import copilot, openai
 from account_pool.providers.base import HostRule
 from account_pool.providers.definition import add_hosts
-from account_pool.proxy import interception
-from account_pool.proxy.layer import PoolHttpLayer
+from account_pool.proxy import next_layer
+from account_pool.proxy.http_layer import PoolHttpLayer
 from tests.proxy.helpers import client_connection, service_of
 
 
@@ -63,7 +63,7 @@ class Ask:
 
     def __call__(self, data: bytes) -> layer.Layer | None:
         self.next.events.append(events.DataReceived(self.context.client, data))
-        interception.choose(self.next, self.addon, self.service)
+        next_layer.choose(self.next, self.addon, self.service)
         return self.next.layer
 
 

@@ -11,14 +11,14 @@ from mitmproxy import http
 
 from account_pool.providers.base import LocalAnswer, Provider
 from account_pool.providers.envelopes import SHOULD_RETRY
-from account_pool.proxy import scrub
-from account_pool.proxy.answer import AnswerReader
-from account_pool.proxy.scrub import Secrets
+from account_pool.proxy import redaction
+from account_pool.proxy.redaction import Secrets
+from account_pool.proxy.response_reader import ResponseReader
 from account_pool.proxy.service import StoredRefusal
 
 
 def corrected(
-    reader: AnswerReader,
+    reader: ResponseReader,
     provider: Provider,
     wait_s: float | None,
     secrets: Secrets,
@@ -32,7 +32,7 @@ def corrected(
         wall_now: seconds since the epoch, for waits that are told as moments.
     """
     response = reader.response
-    scrub.headers(response, secrets)
+    redaction.headers(response, secrets)
     if not (reader.complete or reader.in_stream):
         broken = "broke off" if reader.broken else "is too long, or comes too slowly"
         return _in_its_place(response, provider, f"the provider's answer {broken}", wait_s)
@@ -52,7 +52,7 @@ def corrected(
         set_wait(response, provider, wait_s, wall_now)
         plain = text.decode("utf-8", "surrogateescape")
         changed = provider.delay_body(plain, wait_s, wall_now).encode("utf-8", "surrogateescape")
-    _set_body(response, reader, text, scrub.body(changed, secrets))
+    _set_body(response, reader, text, redaction.body(changed, secrets))
     return response
 
 
@@ -70,19 +70,19 @@ def _in_its_place(
     return response
 
 
-def as_refused(reader: AnswerReader, secrets: Secrets) -> http.Response:
+def as_refused(reader: ResponseReader, secrets: Secrets) -> http.Response:
     """Return the refusal that *reader* holds as it came, for people to look at.
 
     Without its body where that cannot be searched for an echo of the credential.
     """
     response = reader.response.copy()
-    scrub.headers(response, secrets)
+    redaction.headers(response, secrets)
     try:
         text = reader.plain()
     except ValueError:
         response.data.content = None
     else:
-        _set_body(response, reader, text, scrub.body(text, secrets))
+        _set_body(response, reader, text, redaction.body(text, secrets))
     return response
 
 
@@ -116,7 +116,7 @@ def local(answer: LocalAnswer) -> http.Response:
     )
 
 
-def _set_body(response: http.Response, reader: AnswerReader, text: bytes, changed: bytes) -> None:
+def _set_body(response: http.Response, reader: ResponseReader, text: bytes, changed: bytes) -> None:
     """Give *response* the body of *reader*, whose *text* has become *changed*."""
     if changed != text or (reader.encoding and not reader.complete):
         response.headers.pop("content-encoding", None)

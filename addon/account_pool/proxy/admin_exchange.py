@@ -32,9 +32,9 @@ from mitmproxy.proxy.layers.http import (
 from account_pool.admin.request import ADMIN_HOST, FAILED, AdminRequest, AdminResponse
 from account_pool.providers.base import LocalAnswer
 from account_pool.proxy import compat
-from account_pool.proxy.attempt_stream import AttemptStream
 from account_pool.proxy.destination import Destination, is_loopback
-from account_pool.proxy.hooks import PoolTurnHook, Turn
+from account_pool.proxy.hooks import Pause, PoolPauseHook
+from account_pool.proxy.http_stream import AttemptStream
 
 
 def is_for_us(target: Destination, client: Client, *, direct: bool) -> bool:
@@ -66,7 +66,7 @@ def keep_here(data: server_hooks.ServerConnectionHookData) -> None:
         data.server.error = "the account pool answers for this name itself"
 
 
-class VisitStream(AttemptStream):
+class AdminExchange(AttemptStream):
     """Answers a request to the proxy itself.
 
     Attributes:
@@ -78,10 +78,10 @@ class VisitStream(AttemptStream):
     ready: AdminResponse | None = None
 
     @classmethod
-    def of(cls, stream: AttemptStream) -> VisitStream:
+    def of(cls, stream: AttemptStream) -> AdminExchange:
         """Return *stream*, whose head has just come, as one that answers its request."""
         cast(Any, stream).__class__ = cls
-        return cast(VisitStream, stream)
+        return cast(AdminExchange, stream)
 
     @property
     def under_way(self) -> bool:
@@ -153,11 +153,11 @@ class VisitStream(AttemptStream):
     def _answer_visit(self, visit: AdminRequest) -> CommandGenerator[None]:
         reply = self.ready
         if reply is None:
-            turn = Turn(visit)
-            yield PoolTurnHook(turn)
+            pause = Pause(visit)
+            yield PoolPauseHook(pause)
             if _has_left(self._paused_event_queue):
                 return  # the event that says so comes next
-            reply = turn.reply or FAILED
+            reply = pause.reply or FAILED
         response = http.Response.make(reply.status, headers=reply.headers)
         response.headers["content-length"] = str(len(reply.body))
         client, body = self.context.client, b"" if visit.method == "HEAD" else reply.body

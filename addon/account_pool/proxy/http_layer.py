@@ -20,9 +20,9 @@ from mitmproxy.proxy.layers.http import (
     ResponseProtocolError,
 )
 
-from account_pool.proxy import destination, own_http, scrub, tls, waking
-from account_pool.proxy.attempt_stream import AttemptStream
-from account_pool.proxy.events import NextTurn
+from account_pool.proxy import destination, own_http, redaction, tls, waking
+from account_pool.proxy.events import EventHandled
+from account_pool.proxy.http_stream import AttemptStream
 from account_pool.proxy.service import Service
 from account_pool.proxy.stream import PoolHttpStream
 from account_pool.proxy.sweep import Sweep
@@ -46,7 +46,7 @@ class PoolHttpLayer(HttpLayer):
     Attributes:
         answered: server connections that have carried an answer.
         attempts: those that run, by their ids, and the streams they are of.
-        next_turns: streams that get a `NextTurn` when everybody has handled the current event.
+        when_handled: streams that get an `EventHandled` once everybody has handled the event.
             `Http1Client` emits the end of a message before it resets itself: a request sent
             right then on the same connection would crash it.
     """
@@ -68,7 +68,7 @@ class PoolHttpLayer(HttpLayer):
         self._last_attempt_id = 0
         #: a request was told why the connection that mitmproxy opened by itself is none
         self._told_early = False
-        self.next_turns: list[AttemptStream] = []
+        self.when_handled: list[AttemptStream] = []
         service.layers.add(self)
         opened = context.server.timestamp_tcp_setup
         if opened is not None and opened < service.woke_at:
@@ -111,8 +111,8 @@ class PoolHttpLayer(HttpLayer):
                 source = self._ended(event, e)
                 continue
             # Looked at here, where control is anyway: mostly there is nothing.
-            if self.next_turns or self._given_back:
-                source = self._turns()
+            if self.when_handled or self._given_back:
+                source = self._after_event()
             elif self._doubts:
                 source = self.event_to_child(*self._doubts.pop())
             elif self._sweep.timer is None and (self.attempts or self.waiting_for_establishment):
@@ -141,7 +141,7 @@ class PoolHttpLayer(HttpLayer):
         target = destination.of_connection(self.context)
         if target is not None and not self.service.claims(target.name, target.port):
             return text
-        return scrub.without_quotes(text)
+        return redaction.without_quotes(text)
 
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
         if type(event) is events.Wakeup:
@@ -238,15 +238,15 @@ class PoolHttpLayer(HttpLayer):
             _QUICK.make_client_quick(self.connections[command.connection])
         return super().register_connection(command)
 
-    def _turns(self) -> CommandGenerator[None]:
+    def _after_event(self) -> CommandGenerator[None]:
         """Come after everything else: the connections below have finished with the event."""
-        while self.next_turns or self._given_back:
+        while self.when_handled or self._given_back:
             if self._given_back:
                 ending = self._given_back.pop(0)
                 if (stream := self.streams.get(ending.stream_id)) is not None:
                     yield from self.event_to_child(stream, ending)
                 continue
-            yield from self.event_to_child(self.next_turns.pop(0), NextTurn())
+            yield from self.event_to_child(self.when_handled.pop(0), EventHandled())
 
     def _take(self, server: Connection) -> None:
         """Make the HTTP/2 connection to *server* one of ours, if it is one."""

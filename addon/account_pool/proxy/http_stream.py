@@ -2,7 +2,7 @@
 
 How an attempt gets its id and loses it, how it is cut off, answers of our own,
 timers, the way of a chunk after the commit point, and WebSockets.
-What is done with all that is in `serving.py`.
+What is done with all that is in `pooled_exchange.py`.
 
 Every attempt has a stream id of its own on the server side, because a finished HTTP/2
 stream cannot carry a second request. Events of attempts that were abandoned are dropped
@@ -11,7 +11,7 @@ by their id. Facts about mitmproxy this file rests on:
 - A stream that yields a blocking command is paused; events that come meanwhile are
   queued, and `check_killed` finds the client's departure among them.
 - `HttpLayer` routes events by `streams[id]` and timers by `command_sources[command]`.
-- `Http1Client` emits the end of a message before it resets itself: `next_turns` let it.
+- `Http1Client` emits the end of a message before it resets itself: `when_handled` let it.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from mitmproxy.proxy.layers.websocket import WebsocketLayer
 
 from account_pool.core.usage import END_BYTES
 from account_pool.providers.base import LocalAnswer, Provider
-from account_pool.proxy import compat, decoding, delivery, shown
-from account_pool.proxy.call import Call
-from account_pool.proxy.interim import InterimAnswer
+from account_pool.proxy import compat, decoding, error_response, flow_view
+from account_pool.proxy.flow_view import MAX_COPY_BYTES
+from account_pool.proxy.interim import InterimResponse
+from account_pool.proxy.pooled_request import PooledRequest
 from account_pool.proxy.service import Service
-from account_pool.proxy.shown import MAX_COPY_BYTES
 from account_pool.supervision import log_and_continue, where
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class AttemptRouter(Protocol):
 
     Attributes:
         streams: where events go, by the ids of requests and of attempts.
-        next_turns: streams that get a `NextTurn` when everybody has handled the current event.
+        when_handled: streams that get an `EventHandled` once everybody has handled the event.
         answered: server connections that have carried an answer.
         http2: connections to servers over HTTP/2 that are ours.
     """
@@ -74,7 +74,7 @@ class AttemptRouter(Protocol):
     connections: dict[Connection, Layer]
     streams: dict[int, HttpStream]
     attempts: dict[int, AttemptStream]
-    next_turns: list[AttemptStream]
+    when_handled: list[AttemptStream]
     answered: set[Connection]
     http2: dict[Connection, Any]
 
@@ -112,7 +112,7 @@ class AttemptStream(HttpStream):
         call: set when the request goes to a host of the pool.
     """
 
-    call: Call | None = None
+    call: PooledRequest | None = None
     #: an answer is on its way to the client
     _committed = False
 
@@ -225,7 +225,7 @@ class AttemptStream(HttpStream):
 
     def answer_locally(self, answer: LocalAnswer) -> CommandGenerator[None]:
         """Give the client an answer of our own."""
-        yield from self.respond(delivery.local(answer))
+        yield from self.respond(error_response.local(answer))
 
     def respond(self, response: http.Response) -> CommandGenerator[None]:
         """Give the client an answer that is complete, as the base class does for addons."""
@@ -361,7 +361,7 @@ class AttemptStream(HttpStream):
             body = decoding.as_whole(body, encoding, max_bytes=MAX_COPY_BYTES)
         response.data.content = body
         if cut_off:
-            shown.not_whole(self.flow, "only the beginning of the answer is kept")
+            flow_view.not_whole(self.flow, "only the beginning of the answer is kept")
 
     # -- after a 101
 
@@ -372,7 +372,7 @@ class AttemptStream(HttpStream):
     def pass_on(self, event: events.Event) -> CommandGenerator[None]:
         """Give *event*, of the running attempt or the client, to the layer of the socket."""
         ended = False
-        if type(event) is InterimAnswer:
+        if type(event) is InterimResponse:
             return
         if isinstance(event, HttpEvent):
             event.stream_id = self.stream_id

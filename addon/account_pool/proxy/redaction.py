@@ -66,7 +66,7 @@ def without_quotes(text: str) -> str:
     return text if quote_begins is None else f"{text[: quote_begins.start()]}[not shown]"
 
 
-class Scrubber:
+class Redactor:
     """Masks credentials in a body that streams; the length stays the same.
 
     What may be the beginning of a credential is

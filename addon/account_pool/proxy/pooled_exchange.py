@@ -3,7 +3,7 @@
 What to do next is decided by `core.attempts`; here it is carried out, and what happened
 is told. Our code stands between the request and the commit point, the base class does
 everything after it. Whose business the request is, `stream.py` decides; how attempts work
-underneath is `attempt_stream.py`.
+underneath is `http_stream.py`.
 
 States of the server side, in order: `state_wait_for_response_headers` (an attempt runs),
 `state_read_answer` (its head is held back), `state_drain` (it is refused, its rest is
@@ -55,34 +55,34 @@ from account_pool.core.usage import of_frame
 from account_pool.core.verdicts import is_about_account
 from account_pool.providers.base import CannotSwap, LocalAnswer, Route
 from account_pool.providers.request_head import RequestHead
-from account_pool.proxy import approval, causes, delivery, interim, scrub, wire
-from account_pool.proxy.answer import AnswerReader, Reading
-from account_pool.proxy.attempt_stream import (
+from account_pool.proxy import approval, causes, credential_swap, error_response, interim, redaction
+from account_pool.proxy.credential_swap import Outgoing
+from account_pool.proxy.endings import NotProcessed, Silent, Withdrawn
+from account_pool.proxy.events import EventHandled, GetOtherConnection
+from account_pool.proxy.flow_view import MAX_COPY_BYTES, AttemptTrail
+from account_pool.proxy.hooks import Pause, PoolPauseHook
+from account_pool.proxy.http_stream import (
     INTERNAL,
     NO,
     AttemptStream,
     takes_trailers,
     translated,
 )
-from account_pool.proxy.call import Call
-from account_pool.proxy.endings import NotProcessed, Silent, Withdrawn
-from account_pool.proxy.events import GetOtherConnection, NextTurn
-from account_pool.proxy.hooks import PoolTurnHook, Turn
-from account_pool.proxy.interim import InterimAnswer, is_answer
-from account_pool.proxy.scrub import Secrets
+from account_pool.proxy.interim import InterimResponse, is_answer
+from account_pool.proxy.pooled_request import PooledRequest
+from account_pool.proxy.redaction import Secrets
+from account_pool.proxy.response_reader import Reading, ResponseReader
 from account_pool.proxy.service import INSECURE
-from account_pool.proxy.shown import MAX_COPY_BYTES, Trail
-from account_pool.proxy.socket import (
+from account_pool.proxy.view_retention import MessageRetention
+from account_pool.proxy.websocket import (
     GOING_AWAY,
     TRY_AGAIN_LATER,
     GoingAway,
-    SocketReader,
+    WebsocketReader,
     closing_event,
     grow_in_place,
 )
-from account_pool.proxy.socket_replay import SocketReplay
-from account_pool.proxy.view_retention import MessageRetention
-from account_pool.proxy.wire import Outgoing
+from account_pool.proxy.websocket_replay import WebsocketReplay
 from account_pool.supervision import log_and_continue, where
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ MAX_REPLAYABLE_BYTES = 64 * 1024 * 1024
 MOVED = "accounts.yaml was changed, and this host no longer belongs to the provider"
 
 
-class ServingStream(AttemptStream):
+class PooledExchange(AttemptStream):
     """One client request that is served from the pool.
 
     Attributes:
@@ -111,11 +111,11 @@ class ServingStream(AttemptStream):
     """
 
     attempts: Attempts | None = None
-    reader: AnswerReader | None = None
+    reader: ResponseReader | None = None
     marks: Marks
     #: the last refusal, which is delivered even if attempts after it bring nothing
-    _refusal: AnswerReader | None = None
-    #: what comes next once the refused answer is drained, or our turn has come
+    _refusal: ResponseReader | None = None
+    #: what comes next once the refused answer is drained, or the event is handled
     _pending: Step | None = None
     #: the answer is a good one, and what it took is still to be counted
     _to_count = False
@@ -124,26 +124,26 @@ class ServingStream(AttemptStream):
     #: how many of them there were when they were last asked for, and what is not to be echoed
     _known_secrets: tuple[int, Secrets] = (0, frozenset())
     #: masks them in an answer that is handed on before it is complete
-    scrubber: scrub.Scrubber | None = None
+    scrubber: redaction.Redactor | None = None
     #: for people who look, once something was refused
-    trail: Trail | None = None
+    trail: AttemptTrail | None = None
     #: of a WebSocket, once it carries messages
-    socket: SocketReader | None = None
+    socket: WebsocketReader | None = None
     #: of its first turn, if that can be sent elsewhere
-    replay: SocketReplay | None = None
+    replay: WebsocketReplay | None = None
     _messages: MessageRetention | None = None
 
     @classmethod
-    def of(cls, stream: AttemptStream) -> ServingStream:
+    def of(cls, stream: AttemptStream) -> PooledExchange:
         """Return *stream*, whose head has just come, as one that serves its request."""
         cast(Any, stream).__class__ = cls
-        serving = cast(ServingStream, stream)
+        serving = cast(PooledExchange, stream)
         serving.client_state = serving.state_wait_for_request_headers
         serving._sent_secrets = []
         return serving
 
     @property
-    def _call(self) -> Call:
+    def _call(self) -> PooledRequest:
         assert self.call is not None
         return self.call
 
@@ -153,14 +153,14 @@ class ServingStream(AttemptStream):
         return self.attempts
 
     @property
-    def _reader(self) -> AnswerReader:
+    def _reader(self) -> ResponseReader:
         assert self.reader is not None
         return self.reader
 
     @property
-    def _trail(self) -> Trail:
+    def _trail(self) -> AttemptTrail:
         if self.trail is None:
-            self.trail = Trail(self.flow, self.service.show)
+            self.trail = AttemptTrail(self.flow, self.service.show)
         return self.trail
 
     @property
@@ -175,7 +175,7 @@ class ServingStream(AttemptStream):
             if event.stream_id != self.attempt_id:
                 return  # a late event of an abandoned attempt
             event.stream_id = self.stream_id
-            if type(event) is InterimAnswer:
+            if type(event) is InterimResponse:
                 # No sign that an answer will come: that is waited for as long as without one.
                 self.interim_came = True
                 return
@@ -216,8 +216,8 @@ class ServingStream(AttemptStream):
                 return self.client_left(event)
             case events.Wakeup():
                 return self.woke(event)
-            case NextTurn():
-                return self.turn_came()
+            case EventHandled():
+                return self.event_handled()
             case _:
                 return super()._handle_event(event)
 
@@ -263,8 +263,8 @@ class ServingStream(AttemptStream):
         else:
             what, status = ("request", 413) if request else ("answer", 502)
             text = f"{self.provider.name}: the {what} is larger than mitmproxy's body_size_limit"
-            response = delivery.local(self.provider.refusal(status, text, None))
-            delivery.say_again(response, self.provider, again=False)
+            response = error_response.local(self.provider.refusal(status, text, None))
+            error_response.say_again(response, self.provider, again=False)
             logger.warning(f"{text} ({size} bytes)")
             yield from self.respond(response)
         return True
@@ -327,10 +327,10 @@ class ServingStream(AttemptStream):
         if call.denied is not None:
             yield from self.answer_locally(call.denied)
         elif call.route is Route.LOCAL:
-            turn = yield from self.take_turn(provider.name)
+            pause = yield from self.pause(provider.name)
             if not (yield from self.client_gone()):
                 failed = provider.refusal(500, INTERNAL, None)
-                yield from self.answer_locally(turn.answer or failed)
+                yield from self.answer_locally(pause.answer or failed)
         elif wrong := call.misdirected(self.flow.request, self.service.hosts):
             logger.warning(f"{provider.name}: {wrong}; request refused")
             yield from self.answer_locally(provider.refusal(421, wrong, None))
@@ -349,17 +349,17 @@ class ServingStream(AttemptStream):
     def _perform(self, step: Step | None) -> CommandGenerator[None]:
         """Carry out steps until the provider or the client is to be waited for."""
         attempts = self._attempts
-        turned = False
+        paused = False
         while step is not None:
             match step:
-                case Send() if len(attempts.history) > 1 and not turned:
+                case Send() if len(attempts.history) > 1 and not paused:
                     self._pending = step
-                    self.layer.next_turns.append(self)
+                    self.layer.when_handled.append(self)
                     return
                 case Send():
                     step = yield from self._send(step)
                 case Wait():
-                    turned = True
+                    paused = True
                     yield from self._wait(step)
                     if (yield from self.client_gone()):
                         return
@@ -367,11 +367,11 @@ class ServingStream(AttemptStream):
                     go_on = attempts.stopped if stopped else attempts.resumed
                     step = go_on(self.service.now())
                 case Refresh():
-                    turned = True
-                    turn = yield from self._wait(step)
+                    paused = True
+                    pause = yield from self._wait(step)
                     if (yield from self.client_gone()):
                         return
-                    step = attempts.refreshed(turn.refreshed, self.service.now())
+                    step = attempts.refreshed(pause.refreshed, self.service.now())
                 case Deliver():
                     yield from self._deliver(step)
                     return
@@ -381,13 +381,13 @@ class ServingStream(AttemptStream):
                 case _:
                     assert_never(step)
 
-    def _wait(self, step: Wait | Refresh) -> CommandGenerator[Turn]:
+    def _wait(self, step: Wait | Refresh) -> CommandGenerator[Pause]:
         began_at = self.service.now()
-        turn = yield from self.take_turn(step)
+        pause = yield from self.pause(step)
         self.marks.append((Mark.WAITED, self.service.now() - began_at))
-        return turn
+        return pause
 
-    def turn_came(self) -> CommandGenerator[None]:
+    def event_handled(self) -> CommandGenerator[None]:
         """Everybody has handled the event: send the replay, or bound the reading in time."""
         if self.server_state == self.state_read_answer:
             yield from self.set_timer(self.service.settings.gate_s, self._reading_expired)
@@ -434,7 +434,7 @@ class ServingStream(AttemptStream):
             swap = swap.for_path(call.head.path)
         returned = self.service.returned(call, lease)
         name = str(lease.key)
-        wire.rename(flow.request, call.masked, name)
+        credential_swap.rename(flow.request, call.masked, name)
         flow.metadata["pool.account"] = name
         flow.metadata["pool.attempts"] = len(attempts.history)
         self._sent_secrets.append(lease.credential.secret)
@@ -445,7 +445,7 @@ class ServingStream(AttemptStream):
         else:
             address, tls = (flow.request.host, flow.request.port), flow.request.scheme == "https"
         try:
-            request = wire.outgoing(flow.request, swap, call.masked, returned)
+            request = credential_swap.outgoing(flow.request, swap, call.masked, returned)
         except CannotSwap as why:
             return provider.refusal(400, str(why), None)
         return Outgoing(request, address, tls)
@@ -476,25 +476,25 @@ class ServingStream(AttemptStream):
 
     # -- while paused
 
-    def take_turn(self, step: Wait | Refresh | str) -> CommandGenerator[Turn]:
+    def pause(self, step: Wait | Refresh | str) -> CommandGenerator[Pause]:
         """Let the addon wait, refresh or answer for us."""
-        turn = Turn(step)
+        pause = Pause(step)
 
         def left() -> None:
-            turn.woken.set()
+            pause.woken.set()
             # A refresh goes on, for the others; the lease must not wait for it.
             self.client_leaves()
 
         self.watch_client(left)
-        yield PoolTurnHook(turn)
+        yield PoolPauseHook(pause)
         self.unwatch_client()
-        if turn.failed is not None:
-            raise turn.failed
-        if not turn.taken:
+        if pause.failed is not None:
+            raise pause.failed
+        if not pause.taken:
             # After a live reload that failed there is no addon: better an error than to
             # ask again and again.
-            raise RuntimeError("nobody takes our turns")
-        return turn
+            raise RuntimeError("nobody carries out our pauses")
+        return pause
 
     def watch_client(self, on_leaving: Callable[[], None]) -> None:
         """While paused, call *on_leaving* the moment the client goes.
@@ -505,7 +505,7 @@ class ServingStream(AttemptStream):
         def handle_event(event: events.Event) -> CommandGenerator[None]:
             if isinstance(event, RequestProtocolError):
                 on_leaving()
-            return super(ServingStream, self).handle_event(event)
+            return super(PooledExchange, self).handle_event(event)
 
         self.handle_event = handle_event  # type: ignore[method-assign]  # for a while
 
@@ -525,7 +525,7 @@ class ServingStream(AttemptStream):
         lease, provider = attempts.lease, call.provider
         assert lease is not None
         self.service.learn_head(provider, lease, event.response)
-        self.reader = reader = AnswerReader(event.response, provider)
+        self.reader = reader = ResponseReader(event.response, provider)
         if reader.first is Reading.COMMIT:
             if not 300 <= event.response.status_code < 400:
                 yield from self._commit(event.end_stream)
@@ -537,7 +537,7 @@ class ServingStream(AttemptStream):
             return
         self.server_state = self.state_read_answer
         # Mostly the answer comes with its head, and no timer is needed.
-        self.layer.next_turns.append(self)
+        self.layer.when_handled.append(self)
 
     def _wrong_with(self, response: http.Response) -> str | None:
         """Return why *response* is no answer, None if it is one."""
@@ -568,7 +568,7 @@ class ServingStream(AttemptStream):
     def _redirect(self, response: http.Response) -> CommandGenerator[None]:
         """Hand on a redirect without its body, which cannot be searched for the key."""
         yield from self.cancel_attempt("redirect")
-        scrub.headers(response, self._secrets())
+        redaction.headers(response, self._secrets())
         for name in ("content-encoding", "transfer-encoding"):
             response.headers.pop(name, None)
         response.content = b""
@@ -677,7 +677,7 @@ class ServingStream(AttemptStream):
         step, self._pending = self._pending, None
         if isinstance(step, Deliver) and self._refusal is self._reader and self._reader.may_follow:
             if step.retry_after_s is not None and not self._reader.in_stream:
-                delivery.set_wait(
+                error_response.set_wait(
                     self._reader.response,
                     self._call.provider,
                     step.retry_after_s,
@@ -741,8 +741,8 @@ class ServingStream(AttemptStream):
         # other addons may look into it; anything else streams.
         response.stream = not (end_stream or reader.complete or response.status_code == 101)
         if secrets is not None:
-            scrub.headers(response, secrets)
-            self.scrubber = scrub.Scrubber(secrets)
+            redaction.headers(response, secrets)
+            self.scrubber = redaction.Redactor(secrets)
         yield from super().state_wait_for_response_headers(
             ResponseHeaders(self.stream_id, response, end_stream)
         )
@@ -766,7 +766,7 @@ class ServingStream(AttemptStream):
         """A piece of an answer in which a credential may be echoed."""
         assert self.scrubber is not None
         if isinstance(event, ResponseTrailers):
-            scrub.fields(event.trailers, self._secrets())
+            redaction.fields(event.trailers, self._secrets())
             yield from self.server_state(event)
             return
         for piece in self.scrubber(event.data):
@@ -776,11 +776,11 @@ class ServingStream(AttemptStream):
         """Hand on the provider's own refusal, with the wait that holds for the pool."""
         provider, wait_s = self._call.provider, step.retry_after_s
         assert self._refusal is not None
-        response = delivery.corrected(
+        response = error_response.corrected(
             self._refusal, provider, wait_s, self._secrets(), self.service.wall_now()
         )
         if step.again:
-            delivery.say_again(response, provider, again=True)
+            error_response.say_again(response, provider, again=True)
         with log_and_continue:
             self._trail.delivered(self._attempts, self.service.now())
         yield from self.respond(response)
@@ -791,11 +791,11 @@ class ServingStream(AttemptStream):
         blamed = step.final and step.status != 402
         stored = self.service.remembered(step.like, blamed=blamed)
         if stored is not None:
-            response = delivery.repeated(stored, provider, wait_s, self.service.wall_now())
+            response = error_response.repeated(stored, provider, wait_s, self.service.wall_now())
         else:
-            response = delivery.local(provider.refusal(step.status, step.message, wait_s))
+            response = error_response.local(provider.refusal(step.status, step.message, wait_s))
         if step.final:
-            delivery.say_again(response, provider, again=False)
+            error_response.say_again(response, provider, again=False)
         with log_and_continue:
             self._trail.answered(self._attempts, step.message, self.service.now())
         yield from self.respond(response)
@@ -804,7 +804,7 @@ class ServingStream(AttemptStream):
         """What must not be echoed to the client."""
         count, known = self._known_secrets
         if count != len(self._sent_secrets):
-            known = scrub.secrets_of([secret.reveal() for secret in self._sent_secrets])
+            known = redaction.secrets_of([secret.reveal() for secret in self._sent_secrets])
             self._known_secrets = (len(self._sent_secrets), known)
         return known
 
@@ -935,7 +935,7 @@ class ServingStream(AttemptStream):
         if self.attempts is None or self.attempts.over:
             return False
         if self.socket is None:
-            self.socket = SocketReader(self._call.provider)
+            self.socket = WebsocketReader(self._call.provider)
         assert flow.websocket is not None
         message = flow.websocket.messages[-1]
         if message.from_client:
@@ -956,7 +956,7 @@ class ServingStream(AttemptStream):
         return self.attempts.refused_inside(outcome, model, now, may_close=may_close)
 
     def _client_said(
-        self, socket: SocketReader, attempts: Attempts, message: WebSocketMessage
+        self, socket: WebsocketReader, attempts: Attempts, message: WebSocketMessage
     ) -> None:
         first, idle = not socket.begun, not socket.running
         if self.replay is not None and not self.replay.over:
@@ -966,7 +966,7 @@ class ServingStream(AttemptStream):
         if idle and socket.turns_only and not self._names_something(message.content):
             send = None if first else attempts.next_turn(socket.model, self.service.now())
             if first or send is not None:
-                self.replay = SocketReplay(self, message, send)
+                self.replay = WebsocketReplay(self, message, send)
         self.service.served(attempts, socket.model, None)
 
     def _names_something(self, content: bytes) -> bool:
