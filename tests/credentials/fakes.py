@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import json
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -12,11 +13,14 @@ from typing import Any
 
 from tests.patience import PATIENCE_S
 
+from account_pool.core import claims
 from account_pool.core.account import Account, AccountKey
+from account_pool.core.claims import Claim, Taken
 from account_pool.core.credential import Credential, Secret
 from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.sources import Source, ValueSource
 from account_pool.providers.registry import BUILT_IN
+from account_pool.store.store import Tokens
 
 START = 1_800_000_000.0
 
@@ -65,6 +69,69 @@ def entry(
         source or ValueSource(Secret(token), {}),
         BUILT_IN.get(provider) or replace(BUILT_IN["copilot"], name=provider),
     )
+
+
+class MemoryTokens:
+    """A `TokenStore` that takes no time and forgets."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._tokens: dict[str, tuple[Tokens, int]] = {}
+        self._claims: dict[str, Claim] = {}
+
+    def load(self, family: str) -> Tokens | None:
+        with self._lock:
+            found = self._tokens.get(family)
+            return None if found is None else found[0]
+
+    def save(
+        self, family: str, tokens: Tokens, *, replaces: Secret | None = None, fence: int = 0
+    ) -> bool:
+        with self._lock:
+            if replaces is not None and family in self._tokens:
+                stored, stored_fence = self._tokens[family]
+                same = stored.refresh == replaces
+                if not claims.may_save(stored_fence, fence, is_same_token=same):
+                    return False
+            self._tokens[family] = tokens, fence
+            self._claims[family] = claims.answered(self._found(family), fence)
+            return True
+
+    def claim(self, family: str, owner: str, *, token: Secret, is_over: bool) -> Claim | Taken:
+        with self._lock:
+            asked = claims.ask(
+                self._found(family),
+                owner,
+                token=token.digest(),
+                now=self._clock(),
+                is_gone=False,  # with its process the store is gone, too
+                is_over=is_over,
+            )
+            if isinstance(asked, Claim):
+                self._claims[family] = asked
+            return asked
+
+    def sending(self, family: str, fence: int, token: Secret) -> bool:
+        with self._lock:
+            found = self._found(family)
+            sent = claims.send(found, fence, token=token.digest(), now=self._clock())
+            if sent is not None:
+                self._claims[family] = sent
+            return sent is not None
+
+    def release(self, family: str, fence: int, *, unknown: bool = False) -> None:
+        with self._lock:
+            self._claims[family] = claims.release(self._found(family), fence, unknown=unknown)
+
+    def keep(self) -> None:
+        """It is."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _found(self, family: str) -> Claim:
+        return self._claims.get(family, Claim())
 
 
 class FakeClock:

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.credentials.fakes import START, FakeClock, NoThreads, Published, entry, settle, until
+from tests.credentials.fakes import (
+    START,
+    FakeClock,
+    MemoryTokens,
+    NoThreads,
+    Published,
+    entry,
+    settle,
+    until,
+)
 from tests.credentials.token_server import FIRST, TokenServer
 from tests.patience import PATIENCE_S
 
@@ -30,7 +39,6 @@ from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.refreshable_token import SLOW_S, Refresher
 from account_pool.credentials.token_post import Post
 from account_pool.providers.registry import BUILT_IN
-from account_pool.store.memory import MemoryTokens
 
 ME = AccountKey("openai", "me")
 WRITTEN = {

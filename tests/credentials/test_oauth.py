@@ -18,7 +18,7 @@ from account_pool.credentials.exchange_answer import ExchangeFailed, ExchangeRef
 from account_pool.credentials.instants import read_instant
 from account_pool.credentials.oauth import OAuthSettings, OAuthSource
 from account_pool.credentials.token_answer import LoginEnded
-from account_pool.store.tokens import Tokens
+from account_pool.store.store import Tokens
 
 DECEMBER = datetime(2026, 12, 1, tzinfo=UTC).timestamp()
 OWN = {"token_url": "https://login.example.com/token", "client_id": "client"}

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.credentials.fakes import START, FakeClock
+from tests.credentials.fakes import START, FakeClock, MemoryTokens
 from tests.credentials.token_server import FIRST, TokenServer, said, serve
 from tests.patience import PATIENCE_S
 
@@ -29,9 +29,7 @@ from account_pool.credentials.refreshable_token import (
 )
 from account_pool.credentials.token_answer import LoginEnded
 from account_pool.credentials.token_post import Stop, post_with
-from account_pool.store.errors import StoreError
-from account_pool.store.memory import MemoryTokens
-from account_pool.store.tokens import Tokens
+from account_pool.store.store import StoreError, Tokens
 
 WRITTEN = {"access_token": "at-0", "refresh_token": FIRST, "expires_at": START + 3600}
 

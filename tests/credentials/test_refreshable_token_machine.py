@@ -31,9 +31,9 @@ from account_pool.credentials.http import HttpAnswer
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.refreshable_token import RefreshableToken, Refresher, RefreshPending
 from account_pool.credentials.token_answer import LoginEnded
-from account_pool.store.clock import Moment
+from account_pool.store.machine import Moment
 from account_pool.store.sqlite import SqliteTokens
-from account_pool.store.tokens import Tokens
+from account_pool.store.store import Tokens
 
 SOURCE = OAuthSource.from_written("codex", "me", {"refresh_token": FIRST}, {})
 PROXIES = st.integers(0, 2)

@@ -24,13 +24,17 @@ from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.proxy import keeping
 from account_pool.proxy.keeping import Keeping
 from account_pool.proxy.service import Service
-from account_pool.store.clock import Moment
-from account_pool.store.errors import DamagedError, StoreError, UnfitError
-from account_pool.store.sqlite import SqliteTokens
+from account_pool.store.machine import Moment
+from account_pool.store.sqlite import MemoryStore, SqliteStore, SqliteTokens
 from account_pool.store.sqlite_state import SqliteState
-from account_pool.store.state import GRACE_S, TableChanges
-from account_pool.store.store import MemoryStore, SqliteStore
-from account_pool.store.tokens import Tokens
+from account_pool.store.store import (
+    GRACE_S,
+    DamagedError,
+    StoreError,
+    TableChanges,
+    Tokens,
+    UnfitError,
+)
 from tests.patience import PATIENCE_S
 from tests.proxy.helpers import FakeClock, service_of
 

@@ -16,12 +16,10 @@ import pytest
 from account_pool.core.claims import CLAIM_S, SENT_S, Claim, Taken
 from account_pool.core.credential import Secret
 from account_pool.store import database, schema
-from account_pool.store.clock import Moment, moment
-from account_pool.store.errors import StoreError
-from account_pool.store.memory import MemoryTokens
-from account_pool.store.process import Process, is_gone
+from account_pool.store.database import IN_MEMORY
+from account_pool.store.machine import Moment, Process, is_gone, moment
 from account_pool.store.sqlite import SqliteTokens
-from account_pool.store.tokens import Tokens, TokenStore
+from account_pool.store.store import StoreError, Tokens, TokenStore
 
 SOME = Tokens(
     access=Secret("at-1"),
@@ -60,11 +58,8 @@ def opened(path: Path) -> Iterator[SqliteTokens]:
 
 @pytest.fixture(params=["memory", "sqlite"])
 def store(request: pytest.FixtureRequest, path: Path, time: Time) -> Iterator[TokenStore]:
-    made: TokenStore
-    if request.param == "memory":
-        made = MemoryTokens(lambda: time.now)
-    else:
-        made = SqliteTokens(path, clock=lambda: Moment("one", time.now, time.now))
+    named = IN_MEMORY if request.param == "memory" else path
+    made = SqliteTokens(named, clock=lambda: Moment("one", time.now, time.now))
     yield made
     made.close()
 
@@ -148,7 +143,7 @@ class TestProcessesThatAreGone:
             import os, signal
             from pathlib import Path
             from account_pool.core.credential import Secret
-            from account_pool.store.process import Process
+            from account_pool.store.machine import Process
             from account_pool.store.sqlite import SqliteTokens
             store = SqliteTokens(Path({str(path)!r}))
             owner = Process.this().owner("one")
@@ -255,7 +250,7 @@ def test_another_process_sees_what_was_saved_and_a_kill_takes_nothing_away(path:
         from pathlib import Path
         from account_pool.core.credential import Secret
         from account_pool.store.sqlite import SqliteTokens
-        from account_pool.store.tokens import Tokens
+        from account_pool.store.store import Tokens
         store = SqliteTokens(Path({str(path)!r}))
         store.claim("family", "gone", token=Secret("rt-0"), is_over=True)
         store.save("family", Tokens(access=Secret("at-1"), refresh=Secret("rt-1")))
@@ -278,7 +273,7 @@ def test_many_processes_may_open_a_new_file_at_once(path: Path) -> None:
         from pathlib import Path
         from account_pool.core.credential import Secret
         from account_pool.store.sqlite import SqliteTokens
-        from account_pool.store.tokens import Tokens
+        from account_pool.store.store import Tokens
         store = SqliteTokens(Path({str(path)!r}))
         for n in range(5):
             store.save("family", Tokens(access=None, refresh=Secret("rt")))

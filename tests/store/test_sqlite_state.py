@@ -19,9 +19,8 @@ from account_pool.core.headroom import Window
 from account_pool.core.outcome import OutcomeClass, Scope
 from account_pool.core.snapshot import AccountSnapshot, DisablingSnapshot
 from account_pool.store import schema
-from account_pool.store.clock import Moment
-from account_pool.store.errors import StoreError
-from account_pool.store.memory import MemoryState
+from account_pool.store.database import IN_MEMORY
+from account_pool.store.machine import Moment
 from account_pool.store.sqlite import SqliteTokens
 from account_pool.store.sqlite_state import (
     COUNTS_KEPT_S,
@@ -30,8 +29,15 @@ from account_pool.store.sqlite_state import (
     TABLE_KEPT_S,
     SqliteState,
 )
-from account_pool.store.state import GRACE_S, News, Row, StateStore, TableChanges
-from account_pool.store.tokens import Tokens
+from account_pool.store.store import (
+    GRACE_S,
+    News,
+    Row,
+    StateStore,
+    StoreError,
+    TableChanges,
+    Tokens,
+)
 
 WALL = 1_800_000_000.0
 WORK, HOME = AccountKey("openai", "work"), AccountKey("openai", "home")
@@ -80,7 +86,7 @@ def two(path: Path) -> Iterator[tuple[SqliteState, SqliteState]]:
 @pytest.fixture(params=["memory", "sqlite"])
 def state(path: Path, request: pytest.FixtureRequest) -> Iterator[StateStore]:
     """Each store there is: what they promise is the same."""
-    made: StateStore = MemoryState() if request.param == "memory" else SqliteState(path)
+    made = SqliteState(IN_MEMORY if request.param == "memory" else path)
     yield made
     made.close()
 

@@ -12,9 +12,8 @@ from tests.patience import PATIENCE_S
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Secret
 from account_pool.core.snapshot import AccountSnapshot
-from account_pool.store.errors import DamagedError, StoreError
-from account_pool.store.store import MemoryStore, SqliteStore, Store
-from account_pool.store.tokens import Tokens
+from account_pool.store.sqlite import MemoryStore, SqliteStore
+from account_pool.store.store import DamagedError, Store, StoreError, Tokens
 
 WORK = AccountSnapshot(key=AccountKey("openai", "work"), served=3)
 TOKENS = Tokens(access=None, refresh=Secret("rt-fake"))
@@ -80,9 +79,8 @@ def test_a_disk_that_is_full_is_said_and_spoils_nothing(path: Path) -> None:
 import resource
 from pathlib import Path
 from account_pool.core.account import AccountKey
-from account_pool.store.errors import StoreError
-from account_pool.store.state import TableChanges
-from account_pool.store.store import SqliteStore
+from account_pool.store.store import StoreError, TableChanges
+from account_pool.store.sqlite import SqliteStore
 
 state = SqliteStore(Path({str(path)!r})).state()
 resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))

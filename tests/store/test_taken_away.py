@@ -20,12 +20,10 @@ from account_pool.core.account import AccountKey
 from account_pool.core.claims import Claim, Taken
 from account_pool.core.credential import Secret
 from account_pool.core.snapshot import AccountSnapshot
-from account_pool.store.clock import Moment
 from account_pool.store.database import Database
-from account_pool.store.errors import DamagedError, MovedError
-from account_pool.store.sqlite import MAX_ASIDES, SETTLE_S, SqliteTokens
-from account_pool.store.store import SqliteStore
-from account_pool.store.tokens import Tokens
+from account_pool.store.machine import Moment
+from account_pool.store.sqlite import MAX_ASIDES, SETTLE_S, SqliteStore, SqliteTokens
+from account_pool.store.store import DamagedError, MovedError, Tokens
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="an open file stays where it is")
 
@@ -199,9 +197,9 @@ FULL = """
 import resource
 from pathlib import Path
 from account_pool.core.credential import Secret
-from account_pool.store.state import TableChanges
-from account_pool.store.store import SqliteStore
-from account_pool.store.tokens import Tokens
+from account_pool.store.store import TableChanges
+from account_pool.store.sqlite import SqliteStore
+from account_pool.store.store import Tokens
 
 path = Path({path!r})
 store = SqliteStore(path)
@@ -304,8 +302,8 @@ def test_letting_go_of_the_old_file_spoils_nothing_of_the_new(path: Path) -> Non
     script = f"""
         from pathlib import Path
         from account_pool.core.credential import Secret
-        from account_pool.store.store import SqliteStore
-        from account_pool.store.tokens import Tokens
+        from account_pool.store.sqlite import SqliteStore
+        from account_pool.store.store import Tokens
         path = Path({str(path)!r})
         store = SqliteStore(path)
         tokens, state = store.tokens(), store.state()
@@ -338,7 +336,7 @@ def in_another_process(path: Path, then: str) -> None:
         from pathlib import Path
         from account_pool.core.credential import Secret
         from account_pool.store.sqlite import SqliteTokens
-        from account_pool.store.tokens import Tokens
+        from account_pool.store.store import Tokens
         tokens = Tokens(access=Secret("at-1"), refresh=Secret("rt-1"), expires_at=2001.0)
         store = SqliteTokens(Path({str(path)!r}))
         {then}

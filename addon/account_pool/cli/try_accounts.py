@@ -35,7 +35,7 @@ from account_pool.credentials.keeper import Keeper
 from account_pool.providers.base import CannotSwap, Origin
 from account_pool.proxy import credential_swap
 from account_pool.proxy.wiring import make_keeper, make_store, own_http
-from account_pool.store.errors import StoreError
+from account_pool.store.store import StoreError
 
 #: Seconds for one answer, and for an exchange or a refresh before it.
 _ASK_S, _CREDENTIAL_S = 15.0, 30.0

@@ -23,7 +23,7 @@ from account_pool.credentials.keychain import KeychainSource
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.reading import Reading
 from account_pool.credentials.refreshable_token import RefreshableToken, Refresher
-from account_pool.store.tokens import Tokens
+from account_pool.store.store import Tokens
 
 #: How often a file is checked, in seconds: its tool may have renewed the token in it.
 FILE_LOOK_S = 5.0

@@ -24,7 +24,7 @@ from account_pool.credentials.sources import (
     variables_in,
 )
 from account_pool.credentials.vendors import VENDORS
-from account_pool.store.tokens import Tokens
+from account_pool.store.store import Tokens
 
 _HOW = "write oauth: {refresh_token: ..., access_token: ..., expires_at: ...}"
 

@@ -33,9 +33,8 @@ from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.token_answer import AnswerLost, LoginEnded
 from account_pool.credentials.token_post import Post, Stop, post_with
 from account_pool.credentials.vendors import log_in_again
-from account_pool.store.errors import StoreError
-from account_pool.store.process import Process
-from account_pool.store.tokens import Tokens, TokenStore
+from account_pool.store.machine import Process
+from account_pool.store.store import StoreError, Tokens, TokenStore
 
 logger = logging.getLogger(__name__)
 

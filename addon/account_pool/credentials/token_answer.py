@@ -24,7 +24,7 @@ from account_pool.credentials.exchange_answer import (
 from account_pool.credentials.http import HttpAnswer
 from account_pool.credentials.oauth import OAuthSettings
 from account_pool.credentials.sources import usable
-from account_pool.store.tokens import Tokens
+from account_pool.store.store import Tokens
 
 #: An access token that says it lives longer than a year is not believed.
 LONGEST_LIFE_S = 366 * 86400.0

@@ -63,8 +63,8 @@ from account_pool.proxy.hooks import Pause
 from account_pool.proxy.reload import Changes, Watcher, update_pool
 from account_pool.proxy.service import End, Service, Settings
 from account_pool.proxy.view_retention import ViewRetention
-from account_pool.store.errors import StoreError
-from account_pool.store.store import MemoryStore, Store
+from account_pool.store.sqlite import MemoryStore
+from account_pool.store.store import Store, StoreError
 from account_pool.supervision import log_and_continue, tasks, where
 
 logger = logging.getLogger(__name__)

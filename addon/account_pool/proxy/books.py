@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from account_pool.store.state import Row, TableChanges
+from account_pool.store.store import Row, TableChanges
 
 #: A line is written again when it was used so much later, seconds.
 _STEP_S = 1.0

@@ -17,7 +17,7 @@ from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.proxy import status
 from account_pool.proxy.reload import Changes, SourceFile
 from account_pool.proxy.service import Service
-from account_pool.store.errors import StoreError
+from account_pool.store.store import StoreError
 
 #: Why the accounts cannot be read again; the text is for people.
 RELOAD_ERRORS = (ConfigError, StoreError, exceptions.OptionsError, OSError)

@@ -25,9 +25,17 @@ from account_pool.core.usage_totals import Counted, add_to
 from account_pool.proxy.opening import opened, out_of_use
 from account_pool.proxy.service import Service
 from account_pool.proxy.unwritten import Batch, Unwritten, Written
-from account_pool.store.errors import DamagedError, MovedError, StoreError
-from account_pool.store.state import BEAT_S, News, OtherProxy, Row, StateStore
-from account_pool.store.store import Store
+from account_pool.store.store import (
+    BEAT_S,
+    DamagedError,
+    MovedError,
+    News,
+    OtherProxy,
+    Row,
+    StateStore,
+    Store,
+    StoreError,
+)
 from account_pool.supervision import tasks, where
 
 logger = logging.getLogger(__name__)

@@ -8,9 +8,7 @@ from collections.abc import Iterable
 
 from account_pool.core.state import AccountState
 from account_pool.proxy.unwritten import BOOKS
-from account_pool.store.errors import StoreError
-from account_pool.store.state import OtherProxy, Row, StateStore
-from account_pool.store.store import Store
+from account_pool.store.store import OtherProxy, Row, StateStore, Store, StoreError
 
 
 def opened(source: Store, wall: float) -> tuple[StateStore, dict[str, list[Row]]]:

@@ -13,8 +13,7 @@ from account_pool.core.state import AccountState
 from account_pool.core.usage_totals import Counted
 from account_pool.proxy.books import Book, Taken
 from account_pool.proxy.service import Service
-from account_pool.store.errors import StoreError, UnfitError
-from account_pool.store.state import Numbered, Row, StateStore, TableChanges
+from account_pool.store.store import Numbered, Row, StateStore, StoreError, TableChanges, UnfitError
 from account_pool.supervision import where
 
 #: What is kept beside the accounts, by the name of its book.

@@ -33,8 +33,8 @@ from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.refreshable_token import Refresher, make_refresher
 from account_pool.providers.base import LocalAnswer, Provider
 from account_pool.proxy.service import Service
-from account_pool.store.store import MemoryStore, SqliteStore, Store
-from account_pool.store.tokens import TokenStore
+from account_pool.store.sqlite import MemoryStore, SqliteStore
+from account_pool.store.store import Store, TokenStore
 
 logger = logging.getLogger(__name__)
 

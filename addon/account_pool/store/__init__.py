@@ -1,6 +1,5 @@
 """What survives a restart.
 
-Reading order: `store` (the protocol as a whole), `tokens` (what is kept of a login),
-`state` (what is kept of a pool), `memory`, then `schema`, `database`, `sqlite`,
-`sqlite_rows` and `sqlite_state`.
+Reading order: `store` (the protocols, and how they fail), `machine` (its clock and its
+processes), then `schema`, `database`, `sqlite` and `sqlite_state`.
 """

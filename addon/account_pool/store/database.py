@@ -3,6 +3,13 @@
 Knows nothing of what is in it: `schema.py` has the tables, `sqlite.py` and
 `sqlite_state.py` the questions. Other processes may use the same file
 (`journal_mode=WAL`).
+
+Its clock is shared by all proxies that use it, and nobody can set it. It is the time since
+the machine was started, sleep included, which goes on whatever becomes of the wall clock, and
+is the same for all processes. The file notes for each run of a machine how far its clock is
+ahead of that; with the first run the wall clock is taken, with another one the clock goes on
+by what the wall clock has gone on: not at all if it was set back meanwhile. Where a machine
+does not tell its runs apart, its wall clock is taken.
 """
 
 from __future__ import annotations
@@ -18,14 +25,17 @@ import sqlite3
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-from account_pool.store.clock import Clock, moment, note, set_up
-from account_pool.store.errors import DamagedError, FullError, MovedError, StoreError, UnfitError
+from account_pool.store.machine import Clock, Moment, moment
 from account_pool.store.schema import MIGRATIONS
+from account_pool.store.store import DamagedError, FullError, MovedError, StoreError, UnfitError
 
+#: The path of a database that is in no file, and stays open until the process ends.
+IN_MEMORY = Path(":memory:")
 #: How long a write waits for another process unless it says otherwise, in seconds.
 BUSY_TIMEOUT_S = 10.0
 #: How often it is tried again where SQLite does not wait by itself, in seconds.
@@ -91,8 +101,9 @@ class Database:
         self._lock = threading.Lock()
         try:
             # What SQLite puts beside the file is beside what a link leads to.
-            self._file = path.resolve()
-            _make_private(self._file)
+            self._file = path if path == IN_MEMORY else path.resolve()
+            if path != IN_MEMORY:
+                _make_private(self._file)
         except OSError as error:
             reason = (error.strerror or type(error).__name__).lower()
             raise StoreError(
@@ -100,11 +111,15 @@ class Database:
                 "set pool_state to a file of your own, or to memory:"
             ) from None
         self._connection = self._open()
+        if path == IN_MEMORY:
+            weakref.finalize(self, self._connection.close)
         self._number = number_of(path)
         #: of what SQLite puts beside it, which is there for as long as anybody has it open
         self._beside = {name: number_of(name) for name in self._names_beside()}
 
     def close(self) -> None:
+        if self.path == IN_MEMORY:
+            return
         try:
             self.check_place()
         except MovedError:
@@ -169,7 +184,7 @@ class Database:
 
     def note_time(self, connection: sqlite3.Connection) -> None:
         """Let the store's clock go on from here after the machine was started anew."""
-        note(connection, self._moment(), self._ahead)
+        _note_time(connection, self._moment(), self._ahead)
 
     def make_room(self) -> None:
         """Let the log begin anew, in the place it has: all in it goes to its place in the file.
@@ -186,6 +201,8 @@ class Database:
 
     def check_place(self) -> None:
         """Raise MovedError when the file is not what was opened: nobody would find it."""
+        if self.path == IN_MEMORY:
+            return
         if number_of(self.path) != self._number or _size(self.path) == 0:
             raise MovedError(
                 f"the state database {self.path} was moved, deleted or replaced; what is there "
@@ -250,7 +267,7 @@ class Database:
             connection.execute(f"PRAGMA synchronous = {self._synchronous}")
             _migrate(connection, self.path)
             connection.execute("BEGIN IMMEDIATE")
-            self._ahead = set_up(connection, self._moment())
+            self._ahead = _set_clock(connection, self._moment())
             connection.execute("COMMIT")
             with contextlib.suppress(sqlite3.Error):
                 _keep_reserve(connection)
@@ -382,6 +399,31 @@ def what_is_left(path: Path, ask: Callable[[sqlite3.Connection], Value]) -> Valu
             return ask(connection)
         except sqlite3.Error:
             return None
+
+
+def _set_clock(connection: sqlite3.Connection, now: Moment) -> float:
+    """Return what the store's clock is ahead of `Moment.up`; note it for a run that is new.
+
+    Call it in a transaction.
+    """
+    if not now.run:
+        return 0.0
+    row = connection.execute("SELECT ahead FROM clock WHERE run = ?", (now.run,)).fetchone()
+    if row is not None:
+        return float(row[0])
+    last = connection.execute("SELECT at, wall FROM clock ORDER BY at DESC LIMIT 1").fetchone()
+    at = now.wall if last is None else last[0] + max(now.wall - last[1], 0.0)
+    # To milliseconds, as all that is kept.
+    ahead = round(at - now.up, 3)
+    connection.execute("INSERT INTO clock VALUES (?, ?, ?, ?)", (now.run, ahead, at, now.wall))
+    return ahead
+
+
+def _note_time(connection: sqlite3.Connection, now: Moment, ahead: float) -> None:
+    """Note how late it is, for the next run of the machine. Call it in a transaction."""
+    connection.execute(
+        "UPDATE clock SET at = ?, wall = ? WHERE run = ?", (now.up + ahead, now.wall, now.run)
+    )
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:

@@ -118,7 +118,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     (
         # What the store's clock is ahead of the time that a run of a machine has lasted, and
-        # how late it was when that was noted last (`clock.py`).
+        # how late it was when that was noted last (`database.py`).
         """CREATE TABLE clock (
             run TEXT PRIMARY KEY,
             ahead REAL NOT NULL,

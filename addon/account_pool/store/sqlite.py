@@ -1,4 +1,7 @@
-"""Tokens in the state database, shared by all proxies that name the same file."""
+"""A store in one SQLite file, shared by all proxies that name it; or in memory, for one.
+
+Here are the store as a whole and the tokens of logins; `sqlite_state.py` has the rest.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,17 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from account_pool.core import claims
 from account_pool.core.claims import Claim, Taken
 from account_pool.core.credential import Secret
-from account_pool.store import process
-from account_pool.store.clock import Clock
-from account_pool.store.database import Database, number_of, put_aside, what_is_left, with_room
-from account_pool.store.errors import DamagedError, MovedError
-from account_pool.store.tokens import Tokens
+from account_pool.store.database import (
+    IN_MEMORY,
+    Database,
+    number_of,
+    put_aside,
+    what_is_left,
+    with_room,
+)
+from account_pool.store.machine import Clock, is_gone
+from account_pool.store.sqlite_state import SqliteState
+from account_pool.store.store import DamagedError, MovedError, StateStore, Tokens, TokenStore
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +65,7 @@ def _lasting(
 class SqliteTokens:
     """A `TokenStore` in a file that only its owner may read.
 
-    Times in the file are of its own clock (`clock.py`): a proxy whose wall clock is set
+    Times in the file are of its own clock (`machine.py`): a proxy whose wall clock is set
     takes no token for older than it is.
 
     What was seen of each login stays in memory. A file that knows less (a new one, after it
@@ -68,7 +77,7 @@ class SqliteTokens:
         path: Path,
         *,
         clock: Clock | None = None,
-        is_gone: Callable[[str], bool] = process.is_gone,
+        is_gone: Callable[[str], bool] = is_gone,
     ) -> None:
         """Open *path*. Raises StoreError. The rest is for tests."""
         self._path = path
@@ -338,3 +347,58 @@ def _moved(tokens: Tokens, seconds: float) -> Tokens:
         expires_at=None if ends is None else round(ends + seconds, 3),
         refreshed_at=None if got is None else round(got + seconds, 3),
     )
+
+
+# -- the store as a whole
+
+
+class SqliteStore:
+    """A `Store` in one file."""
+
+    durable = True
+
+    def __init__(self, path: Path, *, clock: Clock | None = None) -> None:
+        """Name *path*; nothing is opened. *clock* is for tests."""
+        self._path = path
+        self._clock = clock
+        self._tokens: SqliteTokens | None = None
+        self._number: int | None = None
+
+    def tokens(self) -> TokenStore:
+        self._tokens = SqliteTokens(self._path, clock=self._clock)
+        return self._tokens
+
+    def state(self) -> StateStore:
+        if self._tokens is not None:
+            # A file that was taken away is made anew with the newest logins in it.
+            self._tokens.keep()
+        # Known also when it cannot be opened.
+        self._number = number_of(self._path)
+        opened = SqliteState(self._path, clock=self._clock)
+        self._number = number_of(self._path)
+        return opened
+
+    def put_aside(self) -> str | None:
+        if number_of(self._path) != self._number:
+            return None
+        if self._tokens is not None:
+            aside = self._tokens.put_aside()
+            return None if aside is None else str(aside)
+        return str(put_aside(self._path))
+
+
+class MemoryStore(SqliteStore):
+    """A `Store` for `pool_state=memory:`: gone with the process, the same whenever it is opened."""
+
+    durable = False
+
+    def __init__(self) -> None:
+        super().__init__(IN_MEMORY)
+        self._state: SqliteState | None = None
+
+    def tokens(self) -> TokenStore:
+        return self._tokens or super().tokens()
+
+    def state(self) -> StateStore:
+        self._state = self._state or SqliteState(self._path)
+        return self._state

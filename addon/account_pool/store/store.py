@@ -1,23 +1,277 @@
-"""A store as a whole, and the two there are.
+"""What a store keeps over a restart: its two halves as protocols, and how they fail.
 
-A store has two halves, because they are used in two ways. The tokens of logins are asked
-for by any thread and are safe on the disk when they are saved; only pools with such
-logins need them. The state of the pool is written by one thread, in nobody's way. A store
-over the network, for several machines, implements `Store` (docs/state.md says how).
+A store has two halves, because they are used in two ways. The tokens of logins are asked for
+by any thread and are safe on the disk when they are saved; only pools with such logins need
+them. The state of the pool is written by one thread, beside the event loop. A store over the
+network, for several machines, implements `Store` (docs/state.md says how).
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
-from account_pool.store.clock import Clock
-from account_pool.store.database import number_of, put_aside
-from account_pool.store.memory import MemoryState, MemoryTokens
-from account_pool.store.sqlite import SqliteTokens
-from account_pool.store.sqlite_state import SqliteState
-from account_pool.store.state import StateStore
-from account_pool.store.tokens import TokenStore
+from account_pool.core.account import AccountKey
+from account_pool.core.claims import Claim, Taken
+from account_pool.core.credential import Secret
+from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot
+from account_pool.core.usage_totals import Counted
+
+
+class StoreError(Exception):
+    """The store cannot be read or written; the text names the file and the remedy."""
+
+
+class DamagedError(StoreError):
+    """What it holds makes no sense.
+
+    Attributes:
+        wrong: what is wrong, without the remedy.
+    """
+
+    def __init__(self, wrong: str, remedy: str) -> None:
+        super().__init__(f"{wrong}; {remedy}")
+        self.wrong = wrong
+
+
+class FullError(StoreError):
+    """There is no room for more, on the disk or in the quota of its user."""
+
+
+class UnfitError(StoreError):
+    """A value cannot be written, whatever is tried; the rest can."""
+
+
+class MovedError(StoreError):
+    """The file was taken away while we had it open: open it anew."""
+
+
+# -- the tokens of logins
+#
+# A family is all tokens that descend from one login: each refresh replaces its tokens by new
+# ones, and the old refresh token is then worth nothing. So the newest are the login.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """The tokens of a login at one time. Times are wall clock, seconds since the epoch.
+
+    Attributes:
+        access: goes on the wire; None when only a refresh token was written down.
+        refresh: gets the next ones, once.
+        expires_at: when *access* ends; None if nobody said.
+        refreshed_at: when they were got; None for those that were written down.
+        companions: what the server said of the account beside them.
+    """
+
+    access: Secret | None
+    refresh: Secret
+    expires_at: float | None = None
+    refreshed_at: float | None = None
+    companions: Mapping[str, str] = field(default_factory=dict)
+
+
+class TokenStore(Protocol):
+    """Keeps the newest tokens of each family, for all proxies that share the store.
+
+    Its methods block and may be called from any thread. All raise StoreError. Who may
+    refresh is decided in `core/claims.py`, by the store's own clock and in one step that
+    nobody gets between.
+    """
+
+    def load(self, family: str) -> Tokens | None:
+        """Return the newest tokens of *family*, None if it was never refreshed."""
+        ...
+
+    def claim(self, family: str, owner: str, *, token: Secret, is_over: bool) -> Claim | Taken:
+        """Let *owner* (`Process.owner`) alone refresh *family* with *token*, or say who does.
+
+        *is_over*: the access token is worth nothing any more. The claim of a process that is
+        known to be dead has ended.
+        """
+        ...
+
+    def sending(self, family: str, fence: int, token: Secret) -> bool:
+        """Note that *token* leaves now; False: it must not, the claim has ended."""
+        ...
+
+    def save(
+        self, family: str, tokens: Tokens, *, replaces: Secret | None = None, fence: int = 0
+    ) -> bool:
+        """Keep *tokens* as the newest. They survive whatever happens after the return.
+
+        *replaces* is the refresh token they were got for, by the claim *fence*. False, and
+        nothing is done, when the store has the tokens of another refresh by now.
+        """
+        ...
+
+    def release(self, family: str, fence: int, *, unknown: bool = False) -> None:
+        """End the claim with this number. *unknown*: its token was sent, and not answered."""
+        ...
+
+    def keep(self) -> None:
+        """Have all that is known here in the store, also when its file was taken away."""
+        ...
+
+    def close(self) -> None:
+        """Give the file back."""
+        ...
+
+
+# -- the state of a pool
+#
+# A proxy sends the store what it knows, and gets back the merged state of all proxies
+# (`core/snapshot.py` merges). Everything goes in one `exchange`, which is done as a whole or
+# not at all: a compare-and-swap in one round trip. `changed` is a cheap query for what others
+# have done. What a proxy has in flight is a lease that ends by itself once the proxy is gone.
+
+#: How often a proxy sends a heartbeat (`StateStore.beat`), seconds.
+BEAT_S = 5.0
+#: How long a proxy counts as running after a heartbeat, seconds. After that it is dead, or
+#: hangs.
+GRACE_S = 15.0
+
+#: A row of a table: key, account as `provider/label`, last use in seconds since the epoch.
+Row = tuple[str, str, float]
+
+
+class TableChanges(NamedTuple):
+    """Changes of a table.
+
+    Attributes:
+        rows: rows that are new or changed.
+        gone: keys to be removed, with the last use that this proxy knows: a row that another
+            has used since stays.
+    """
+
+    rows: Collection[Row] = ()
+    gone: Mapping[str, float] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherProxy:
+    """Another proxy on the same store. Times are seconds since the epoch.
+
+    Attributes:
+        host, pid: its machine and process.
+        started_at: its first heartbeat.
+        seen_at: its last heartbeat.
+    """
+
+    id: str
+    host: str
+    pid: int
+    started_at: float
+    seen_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """What other proxies have done since the last query.
+
+    Attributes:
+        accounts: accounts that may have changed: exchange them.
+        lines: rows that are new or changed, by table.
+        gone: keys that were removed, by table, with the last use known of them.
+        in_flight_remote: requests in flight on all other proxies, by account; None: as before.
+        proxies: the other proxies; None: as before.
+    """
+
+    accounts: Collection[AccountKey] = frozenset()
+    gone: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    lines: Mapping[str, list[Row]] = field(default_factory=dict)
+    in_flight_remote: Mapping[AccountKey, int] | None = None
+    proxies: Collection[OtherProxy] | None = None
+
+
+class Numbered(NamedTuple):
+    """Identifies a batch of counts, which is added once however often it is sent.
+
+    Attributes:
+        proxy: the process that sends it.
+        number: grows with each batch.
+    """
+
+    proxy: str
+    number: int
+
+
+class StateStore(Protocol):
+    """Keeps what a pool has learnt.
+
+    Its methods block, and are called by one thread at a time. All raise StoreError, or
+    DamagedError if the stored data makes no sense; nothing is changed then.
+
+    Tables: "sessions" (the account that a conversation is bound to) and "pins" (the account
+    that issued an id).
+    """
+
+    def exchange(
+        self,
+        mine: Iterable[AccountSnapshot],
+        gone: Collection[AccountKey] = (),
+        *,
+        wall_now: float,
+        lines: Mapping[str, TableChanges] | None = None,
+        counts: Mapping[str, Counted] | None = None,
+        batch: Numbered | None = None,
+        in_flight: Mapping[AccountKey, int] | None = None,
+    ) -> PoolSnapshot:
+        """Merge *mine* with what is stored, store the result and return it.
+
+        Args:
+            gone: accounts that this proxy no longer has, or has again. What is stored of them
+                stays, for other proxies and for when they come back.
+            lines: changes by table; of two rows with one key the one used later stays.
+            counts: amounts to be added, by name.
+            batch: their number, so that a write with an unknown result can be repeated.
+            in_flight: requests of this proxy, for accounts where their number has changed.
+
+        `wall_at` of the result is the time of the last write before this one.
+        """
+        ...
+
+    def now(self) -> float | None:
+        """Return the time on the clock that all proxies share; None: that is the wall clock.
+
+        All times that are passed in or stored are times of this clock.
+        """
+        ...
+
+    def changed(self, *, wall_now: float) -> News:
+        """Return what others have done since the last call. Cheap if that is nothing."""
+        ...
+
+    def beat(self, in_flight: Mapping[AccountKey, int], *, wall_now: float) -> None:
+        """Send a heartbeat with the requests in flight, and forget proxies that stopped theirs.
+
+        Call it every BEAT_S seconds. What a proxy had in flight ends GRACE_S after its last one.
+        """
+        ...
+
+    def reap(self, proxies: Collection[str]) -> None:
+        """Forget the proxies with these ids: they are known to be dead."""
+        ...
+
+    def read_table(self, table: str) -> list[Row]:
+        """Return all rows of *table*, least recently used first."""
+        ...
+
+    def read_counts(self, name: str) -> Counted:
+        """Return the sums over all proxies under *name*."""
+        ...
+
+    def sweep(self, present: Iterable[AccountKey], *, wall_now: float) -> None:
+        """Delete what is too old to be used; the accounts *present* are in use."""
+        ...
+
+    def close(self) -> None:
+        """Close the file; this proxy is gone for the others."""
+        ...
+
+
+# -- both
 
 
 class Store(Protocol):
@@ -44,57 +298,3 @@ class Store(Protocol):
         has to stay.
         """
         ...
-
-
-class SqliteStore:
-    """A `Store` in one file."""
-
-    durable = True
-
-    def __init__(self, path: Path, *, clock: Clock | None = None) -> None:
-        """Name *path*; nothing is opened. *clock* is for tests."""
-        self._path = path
-        self._clock = clock
-        self._tokens: SqliteTokens | None = None
-        self._number: int | None = None
-
-    def tokens(self) -> TokenStore:
-        self._tokens = SqliteTokens(self._path, clock=self._clock)
-        return self._tokens
-
-    def state(self) -> StateStore:
-        if self._tokens is not None:
-            # A file that was taken away is made anew with the newest logins in it.
-            self._tokens.keep()
-        # Known also when it cannot be opened.
-        self._number = number_of(self._path)
-        opened = SqliteState(self._path, clock=self._clock)
-        self._number = number_of(self._path)
-        return opened
-
-    def put_aside(self) -> str | None:
-        if number_of(self._path) != self._number:
-            return None
-        if self._tokens is not None:
-            aside = self._tokens.put_aside()
-            return None if aside is None else str(aside)
-        return str(put_aside(self._path))
-
-
-class MemoryStore:
-    """A `Store` for `pool_state=memory:`. It is the same however often it is opened."""
-
-    durable = False
-
-    def __init__(self) -> None:
-        self._tokens = MemoryTokens()
-        self._state = MemoryState()
-
-    def tokens(self) -> TokenStore:
-        return self._tokens
-
-    def state(self) -> StateStore:
-        return self._state
-
-    def put_aside(self) -> str | None:
-        raise AssertionError("memory is not damaged")

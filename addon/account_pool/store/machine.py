@@ -1,18 +1,62 @@
-"""Which process did something, and whether that is gone.
+"""The machine as its processes see it: which run of it this is, how long it lasts, who is gone.
 
-Known only where it can be: on this machine, in this run of it, among processes that see
-each other (a container has its own). Anywhere else a process may be alive.
+Known only where it can be. A process may be alive anywhere but on this machine, in
+this run of it, among processes that see each other (a container has its own).
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from account_pool.store.clock import run_of_machine
+
+class Moment(NamedTuple):
+    """Now, as a process sees it.
+
+    Attributes:
+        run: names this run of the machine; "" where that is not known.
+        up: seconds of it.
+        wall: the wall clock.
+    """
+
+    run: str
+    up: float
+    wall: float
+
+
+Clock = Callable[[], Moment]
+
+
+def moment() -> Moment:
+    """Return now."""
+    run, wall = run_of_machine(), time.time()
+    return Moment(run, _up() if run else wall, wall)
+
+
+@functools.cache
+def run_of_machine() -> str:
+    """Return what names this run of the machine, "" where that is not known."""
+    if sys.platform != "linux":
+        return ""
+    try:
+        run = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        # A container may have a clock of its own; older kernels know no such thing.
+        space = Path("/proc/self/ns/time")
+        return f"{run} {space.readlink()}" if space.is_symlink() else run
+    except (OSError, ValueError):
+        return ""
+
+
+def _up() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.time()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
