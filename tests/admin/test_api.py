@@ -15,7 +15,7 @@ from account_pool.core.credential import Credential, Secret
 from account_pool.core.decision_text import line
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
-from account_pool.credentials.vendors import VENDORS
+from account_pool.credentials.vendor_logins import VENDORS
 from account_pool.supervision import Failed, tasks
 from tests.admin.helpers import HOST, TOKEN, FakeProxy, code, told, write
 from tests.proxy.helpers import account, secret

@@ -17,8 +17,7 @@ from account_pool.core import claims
 from account_pool.core.account import Account, AccountKey
 from account_pool.core.claims import Claim, Taken
 from account_pool.core.credential import Credential, Secret
-from account_pool.credentials.entry import AccountEntry
-from account_pool.credentials.sources import Source, ValueSource
+from account_pool.credentials.sources import AccountEntry, Source, ValueSource
 from account_pool.providers.registry import BUILT_IN
 from account_pool.store.store import Tokens
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.credentials.fakes import (
     START,
     FakeClock,
@@ -30,14 +32,15 @@ from tests.patience import PATIENCE_S
 
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret
+from account_pool.credentials.account_credential import backoff_s
 from account_pool.credentials.code_assist import CodeAssist, CodeAssistSettings
-from account_pool.credentials.exchange_answer import ExchangeFailed, ExchangeRefused
+from account_pool.credentials.errors import ExchangeFailed, ExchangeRefused
 from account_pool.credentials.files import FileSource
 from account_pool.credentials.http import Http
 from account_pool.credentials.keeper import Keeper
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.refreshable_token import SLOW_S, Refresher
-from account_pool.credentials.token_post import Post
+from account_pool.credentials.token_endpoint import Post
 from account_pool.providers.registry import BUILT_IN
 
 ME = AccountKey("openai", "me")
@@ -529,3 +532,15 @@ class TestProject:
         await settle()
         assert token(published) == "ya29.me"
         assert held(published).companions == {"project": "project-1"}
+
+
+def test_it_doubles_up_to_five_minutes() -> None:
+    waits = [backoff_s(failures, 0.0) for failures in range(1, 12)]
+    assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+
+
+@given(st.integers(1, 10**6), st.floats(0, 1))
+def test_it_stays_in_its_bounds(failures: int, chance: float) -> None:
+    wait_s = backoff_s(failures, chance)
+    assert 1 <= wait_s <= 300
+    assert wait_s >= backoff_s(failures, 0.0) / 2

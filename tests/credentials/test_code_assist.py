@@ -10,7 +10,7 @@ from tests.credentials.fakes import FakeClock, FakeGitHub
 
 from account_pool.core.credential import Secret
 from account_pool.credentials.code_assist import CodeAssist, CodeAssistSettings
-from account_pool.credentials.exchange_answer import ExchangeFailed, ExchangeRefused
+from account_pool.credentials.errors import ExchangeFailed, ExchangeRefused
 from account_pool.credentials.http import Http
 
 TOKEN = Secret("ya29.secret")

@@ -12,10 +12,9 @@ from tests.credentials.fakes import REAL_TOKEN, START, FakeClock, FakeGitHub, an
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Secret
-from account_pool.credentials.copilot import CopilotExchange, ExchangeSettings
-from account_pool.credentials.editor import OWN_NAME, EditorHeaders
-from account_pool.credentials.exchange_answer import ExchangeFailed, ExchangeRefused
-from account_pool.credentials.http import Http, check_token_url
+from account_pool.credentials.copilot import CopilotExchange, EditorHeaders, ExchangeSettings
+from account_pool.credentials.errors import ExchangeFailed, ExchangeRefused
+from account_pool.credentials.http import OWN_NAME, Http, check_token_url
 from account_pool.providers.base import HostRule
 
 GITHUB = Secret("ghu_secret-of-me")
@@ -240,3 +239,41 @@ def test_addresses_of_an_exchange(url: str, wrong: str | None) -> None:
         return
     with pytest.raises(ValueError, match=wrong):
         ExchangeSettings(token_url=url)
+
+
+CLIENT = {
+    "editor-version": "ed/1.0",
+    "editor-plugin-version": "plug/2.0",
+    "user-agent": "Plug/2.0",
+    "copilot-integration-id": "ed-chat",
+    "x-github-api-version": "2025-04-01",
+    "authorization": "Bearer secret",
+    "x-request-id": "1",
+}
+
+
+def test_without_a_client_it_is_our_own_name() -> None:
+    assert EditorHeaders().headers() == {"user-agent": OWN_NAME, "editor-version": OWN_NAME}
+
+
+def test_the_option_names_the_editor_only() -> None:
+    assert EditorHeaders("ed/9").headers() == {"user-agent": OWN_NAME, "editor-version": "ed/9"}
+
+
+def test_the_client_last_seen_comes_first_and_only_its_editor_headers() -> None:
+    editor = EditorHeaders("ed/9")
+    editor.client_seen(CLIENT)
+    expected = {name: CLIENT[name] for name in list(CLIENT)[:5]}
+    assert editor.headers() == expected
+    editor.client_seen({"editor-version": "other/1"})
+    assert editor.headers() == {"user-agent": OWN_NAME, "editor-version": "other/1"}
+
+
+def test_what_is_no_editor_changes_nothing() -> None:
+    editor = EditorHeaders()
+    editor.client_seen(CLIENT)
+    before = editor.headers()
+    editor.client_seen({"user-agent": "curl/8"})
+    editor.client_seen({"editor-version": "x" * 500})
+    editor.client_seen({"editor-version": "a\r\nb: c"})
+    assert editor.headers() == before

@@ -9,7 +9,7 @@ import pytest
 
 from account_pool.credentials.device_flow import CLIENT_ID, request_code, wait_for_token
 from account_pool.credentials.errors import CredentialError
-from account_pool.credentials.http import HttpAnswer, HttpFailed
+from account_pool.credentials.http import HttpFailed, HttpResponse
 
 CODE = {
     "device_code": "device-fake",
@@ -30,15 +30,15 @@ class Server:
         self.asked: list[tuple[str, dict[str, str]]] = []
         self.slept: list[float] = []
 
-    async def ask(self, _method, url, *, headers, content=None, timeout_s) -> HttpAnswer:
+    async def ask(self, _method, url, *, headers, content=None, timeout_s) -> HttpResponse:
         assert headers["accept"] == "application/json"
         self.asked.append((url, json.loads(content)))
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
         if isinstance(answer, int):
-            return HttpAnswer(status=answer)
-        return HttpAnswer(status=200, body=json.dumps(answer).encode())
+            return HttpResponse(status=answer)
+        return HttpResponse(status=200, body=json.dumps(answer).encode())
 
     async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)

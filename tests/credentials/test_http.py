@@ -23,7 +23,7 @@ from tests.e2e.upstream_proxy import OPEN, UpstreamProxy, refused
 from tests.patience import PATIENCE_S
 
 from account_pool.credentials import http as http_module
-from account_pool.credentials.http import BARRED_WAIT_S, Http, HttpAnswer, HttpFailed, _plain
+from account_pool.credentials.http import BARRED_WAIT_S, Http, HttpFailed, HttpResponse, _plain
 from account_pool.demo.certificates import Certificate
 from account_pool.demo.scripts import json_reply
 from account_pool.proxy.wiring import own_http
@@ -31,7 +31,7 @@ from account_pool.proxy.wiring import own_http
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"\xff", b"[" * 200_000])
 def test_a_body_that_is_no_json_says_nothing(body: bytes) -> None:
-    assert HttpAnswer(status=200, body=body).json() is None
+    assert HttpResponse(status=200, body=body).json() is None
 
 
 async def test_a_question_and_its_answer(github: FakeGitHub) -> None:
@@ -93,7 +93,7 @@ async def server(*pieces: bytes, breaks: bool = False) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{there.sockets[0].getsockname()[1]}/"
 
 
-async def ask_loopback(url: str, **how: Any) -> HttpAnswer:
+async def ask_loopback(url: str, **how: Any) -> HttpResponse:
     http = Http(trust=ssl.create_default_context)
     return await http.ask("GET", url, headers={}, **{"timeout_s": PATIENCE_S, **how})
 
@@ -175,7 +175,7 @@ def asks(certificate: Certificate, way: UpstreamProxy, **how: Any) -> Http:
     )
 
 
-async def ask(http: Http, host: str = "api.github.com") -> HttpAnswer:
+async def ask(http: Http, host: str = "api.github.com") -> HttpResponse:
     return await http.ask("GET", f"https://{host}/", headers={}, timeout_s=PATIENCE_S)
 
 

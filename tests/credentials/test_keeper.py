@@ -25,19 +25,14 @@ from tests.patience import PATIENCE_S
 
 from account_pool.core.account import Account, AccountKey
 from account_pool.core.credential import Credential, Secret
-from account_pool.credentials.copilot import CopilotExchange, ExchangeSettings
-from account_pool.credentials.editor import EditorHeaders
-from account_pool.credentials.entry import AccountEntry
-from account_pool.credentials.exchange_answer import (
-    Exchanged,
-    ExchangeFailed,
-    ExchangeRefused,
-    read_token,
-)
+from account_pool.credentials.command import CommandSource
+from account_pool.credentials.copilot import CopilotExchange, EditorHeaders, ExchangeSettings
+from account_pool.credentials.copilot_token import Exchanged, read_token
+from account_pool.credentials.errors import ExchangeFailed, ExchangeRefused
 from account_pool.credentials.files import FileSource
 from account_pool.credentials.http import Http
 from account_pool.credentials.keeper import Keeper
-from account_pool.credentials.sources import CommandSource, EnvSource
+from account_pool.credentials.sources import AccountEntry, EnvSource
 from account_pool.supervision import tasks
 
 ME = AccountKey("copilot", "me")
@@ -582,12 +577,12 @@ class TestExchangeAnswer:
         exchange.gate.clear()
         exchange.script = [ExchangeRefused("403", 403), "one"]
         keeper = keeper_of(entry("openai/a", "x"), entry("copilot/none"), entry("copilot/me"))
-        early = keeper.exchange_answer(clock())
+        early = keeper.exchange_response(clock())
         assert early.status == 503
         assert json.loads(early.body)["message"].startswith("account-pool: no account of copilot")
         exchange.gate.set()
         await asyncio.wait_for(keeper.first_try("copilot"), PATIENCE_S)
-        body = json.loads(keeper.exchange_answer(clock()).body)
+        body = json.loads(keeper.exchange_response(clock()).body)
         assert body["token"] == f"tid=pool;exp={int(START) + 1800};chat=1:pool"
         assert body["chat_enabled"] is True
         keeper.stop()
@@ -598,9 +593,9 @@ class TestExchangeAnswer:
         exchange.script = ["one", ExchangeFailed("503")]
         keeper = keeper_of(entry())
         await clock.advance(1559)
-        assert keeper.exchange_answer(clock()).status == 200
+        assert keeper.exchange_response(clock()).status == 200
         await clock.advance(1)
-        assert keeper.exchange_answer(clock()).status == 503
+        assert keeper.exchange_response(clock()).status == 503
         keeper.stop()
 
 

@@ -10,9 +10,9 @@ from tests.credentials.fakes import entry
 
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret
-from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.notices import Notices
 from account_pool.credentials.oauth import OAuthSource
+from account_pool.credentials.sources import AccountEntry
 from account_pool.providers.base import HostRule
 from account_pool.providers.registry import BUILT_IN
 

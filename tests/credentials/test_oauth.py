@@ -12,12 +12,11 @@ from tests.credentials.token_server import said
 
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Secret
-from account_pool.credentials import token_answer
-from account_pool.credentials.errors import CredentialError
-from account_pool.credentials.exchange_answer import ExchangeFailed, ExchangeRefused
-from account_pool.credentials.instants import read_instant
+from account_pool.credentials import token_endpoint
+from account_pool.credentials.errors import CredentialError, ExchangeFailed, ExchangeRefused
 from account_pool.credentials.oauth import OAuthSettings, OAuthSource
-from account_pool.credentials.token_answer import LoginEnded
+from account_pool.credentials.reading import read_instant
+from account_pool.credentials.token_endpoint import LoginEnded
 from account_pool.store.store import Tokens
 
 DECEMBER = datetime(2026, 12, 1, tzinfo=UTC).timestamp()
@@ -125,7 +124,7 @@ def test_any_answer_is_tokens_or_an_error_that_shows_none(status: int, body: Any
     asked_with = Tokens(access=Secret("at-secret"), refresh=Secret("rt-secret"))
     answer = said(status, body.decode("latin-1") if isinstance(body, bytes) else body)
     try:
-        tokens = token_answer.read(answer, asked_with, 1000.0)
+        tokens = token_endpoint.read(answer, asked_with, 1000.0)
     except (LoginEnded, ExchangeFailed, ExchangeRefused) as error:
         assert "secret" not in str(error).replace("[secret]", "").replace("client_secret", "")
         assert str(error).isprintable()

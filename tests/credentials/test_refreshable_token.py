@@ -17,9 +17,8 @@ from tests.patience import PATIENCE_S
 
 from account_pool.core.claims import CLAIM_S, Claim
 from account_pool.core.credential import Secret
-from account_pool.credentials.errors import CredentialError
-from account_pool.credentials.exchange_answer import ExchangeFailed
-from account_pool.credentials.http import Http, HttpAnswer, HttpFailed
+from account_pool.credentials.errors import CredentialError, ExchangeFailed
+from account_pool.credentials.http import Http, HttpFailed, HttpResponse
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.refreshable_token import (
     CLAIM_LOOK_S,
@@ -27,8 +26,7 @@ from account_pool.credentials.refreshable_token import (
     Refresher,
     RefreshPending,
 )
-from account_pool.credentials.token_answer import LoginEnded
-from account_pool.credentials.token_post import Stop, post_with
+from account_pool.credentials.token_endpoint import LoginEnded, Stop, post_with
 from account_pool.store.store import StoreError, Tokens
 
 WRITTEN = {"access_token": "at-0", "refresh_token": FIRST, "expires_at": START + 3600}
@@ -360,12 +358,12 @@ class TestRefusals:
     def test_what_may_pass_ends_nothing(
         self,
         bench: Bench,
-        answer: HttpAnswer | Exception,
+        answer: HttpResponse | Exception,
         error: type[Exception],
         text: str,
         wait_s: float | None,
     ) -> None:
-        def post(_url: str, _headers: Any, _content: bytes, sending: Any) -> HttpAnswer:
+        def post(_url: str, _headers: Any, _content: bytes, sending: Any) -> HttpResponse:
             sending()
             if isinstance(answer, Exception):
                 raise answer
@@ -435,7 +433,7 @@ class TestSeveralProxies:
         """Its claim ends with its process; another may be writing for long."""
         stopping = Stop()
 
-        def post(_url: str, _headers: Any, _body: bytes, sending: Any) -> HttpAnswer:
+        def post(_url: str, _headers: Any, _body: bytes, sending: Any) -> HttpResponse:
             sending()
             stopping.by = time.monotonic()
             raise HttpFailed("the proxy is shutting down", sent=True)
@@ -452,7 +450,7 @@ class TestSeveralProxies:
         """The winner wrote its tokens while our question was under way."""
         login = bench.login()
 
-        def post(*args: Any) -> HttpAnswer:
+        def post(*args: Any) -> HttpResponse:
             if not bench.server.asked:
                 bench.server.post(*args)
                 bench.store.save(
@@ -483,7 +481,7 @@ class TestSeveralProxies:
     def test_a_computer_that_was_paused_does_not_send_what_it_once_claimed(
         self, bench: Bench
     ) -> None:
-        def paused(*args: Any) -> HttpAnswer:
+        def paused(*args: Any) -> HttpResponse:
             bench.clock.now += CLAIM_S
             return bench.server.post(*args)
 
@@ -513,15 +511,15 @@ class TestAnAnswerThatNeverCame:
         ],
     )
     def test_the_token_is_sent_again_once_the_access_token_has_ended(
-        self, bench: Bench, answer: HttpAnswer | HttpFailed
+        self, bench: Bench, answer: HttpResponse | HttpFailed
     ) -> None:
         asked = 0
 
-        def post(_url: str, _headers: Any, _content: bytes, sending: Any) -> HttpAnswer:
+        def post(_url: str, _headers: Any, _content: bytes, sending: Any) -> HttpResponse:
             nonlocal asked
             sending()
             asked += 1
-            if isinstance(answer, HttpAnswer):
+            if isinstance(answer, HttpResponse):
                 return answer
             raise answer
 
@@ -548,7 +546,7 @@ class TestAnAnswerThatNeverCame:
         assert shown(login.tokens_now()) == ("at-1", "rt-1")
 
     def test_what_was_never_sent_is_tried_at_once(self, bench: Bench) -> None:
-        def post(*_: Any) -> HttpAnswer:
+        def post(*_: Any) -> HttpResponse:
             raise HttpFailed("cannot reach it")
 
         bench.clock.now += 3310
@@ -582,7 +580,7 @@ class TestAnAnswerThatNeverCame:
 async def test_nobody_waits_for_a_slow_server_and_its_answer_is_taken(bench: Bench) -> None:
     asked, answered = threading.Event(), threading.Event()
 
-    def post(*args: Any) -> HttpAnswer:
+    def post(*args: Any) -> HttpResponse:
         asked.set()
         assert answered.wait(PATIENCE_S)
         return bench.server.post(*args)
@@ -603,7 +601,7 @@ async def test_nobody_waits_for_a_slow_server_and_its_answer_is_taken(bench: Ben
 async def test_a_slow_server_holds_no_login_of_another_up(bench: Bench) -> None:
     asked, answered = threading.Semaphore(0), threading.Event()
 
-    def post(url: str, *how: Any) -> HttpAnswer:
+    def post(url: str, *how: Any) -> HttpResponse:
         if url.startswith("https://slow."):
             asked.release()
             answered.wait()
@@ -628,7 +626,7 @@ async def test_a_slow_server_holds_no_login_of_another_up(bench: Bench) -> None:
 async def test_a_caller_that_leaves_stops_nothing(bench: Bench) -> None:
     asked, answered = threading.Event(), threading.Event()
 
-    def post(*args: Any) -> HttpAnswer:
+    def post(*args: Any) -> HttpResponse:
         asked.set()
         assert answered.wait(PATIENCE_S)
         return bench.server.post(*args)

@@ -26,11 +26,11 @@ from tests.patience import PATIENCE_S, tries
 
 from account_pool.core.claims import SENT_S, Claim, Taken
 from account_pool.core.credential import Secret
-from account_pool.credentials.exchange_answer import ExchangeFailed
-from account_pool.credentials.http import HttpAnswer
+from account_pool.credentials.errors import ExchangeFailed
+from account_pool.credentials.http import HttpResponse
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.refreshable_token import RefreshableToken, Refresher, RefreshPending
-from account_pool.credentials.token_answer import LoginEnded
+from account_pool.credentials.token_endpoint import LoginEnded
 from account_pool.store.machine import Moment
 from account_pool.store.sqlite import SqliteTokens
 from account_pool.store.store import Tokens
@@ -121,7 +121,7 @@ class Proxy:
         if self.dead:
             raise Killed
 
-    def post(self, url: str, headers: dict[str, str], content: bytes, sending: Any) -> HttpAnswer:
+    def post(self, url: str, headers: dict[str, str], content: bytes, sending: Any) -> HttpResponse:
         self.stop("connecting")
         sending()
         self.sending_since = self.clock.now

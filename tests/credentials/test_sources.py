@@ -1,4 +1,7 @@
-"""Where credentials are read. What a wrong source says is in tests/config as well."""
+"""Where credentials are read, and what tells one that was written down from another.
+
+What a wrong source says is in tests/config as well.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.credentials.fakes import until
+from tests.credentials.fakes import entry, until
 
 from account_pool.core.credential import Secret
+from account_pool.credentials.command import CommandSource
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.files import FileSource
-from account_pool.credentials.sources import CommandSource, EnvSource, ValueSource, expand, usable
+from account_pool.credentials.oauth import OAuthSource
+from account_pool.credentials.sources import EnvSource, ValueSource, expand, usable
 
 
 @pytest.mark.parametrize(
@@ -219,3 +224,58 @@ async def test_endless_output_is_read_and_dropped(tmp_path: Path) -> None:
     command = script(tmp_path, "head -c 3000000 /dev/zero | tr '\\0' x")
     secret = await CommandSource(command, dict(os.environ)).read()
     assert len(secret.reveal()) == 64 * 1024
+
+
+KEY = "sk-fake-000"
+
+
+def oauth(refresh: str, access: str = "fake-access") -> OAuthSource:
+    written = {"refresh_token": refresh, "access_token": access}
+    return OAuthSource.from_written("codex", "me", written, {})
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (ValueSource(Secret(KEY), {}), ValueSource(Secret("sk-fake-111"), {})),
+        (EnvSource("KEY", {"KEY": KEY}), EnvSource("KEY", {"KEY": "sk-fake-111"})),
+        (ValueSource(Secret("${KEY}"), {"KEY": KEY}), ValueSource(Secret("${KEY}"), {"KEY": "x"})),
+        (oauth("rt-1"), oauth("rt-2")),
+        (FileSource(Path("a")), FileSource(Path("b"))),
+        (CommandSource("one", {}), CommandSource("other", {})),
+        (EnvSource("KEY", {}), EnvSource("OTHER", {})),
+    ],
+    ids=["value", "env", "reference", "login", "file", "command", "unset"],
+)
+def test_another_credential_has_another_mark(one, other) -> None:
+    assert entry(source=one).fingerprint() == entry(source=one).fingerprint()
+    assert entry(source=one).fingerprint() != entry(source=other).fingerprint()
+
+
+def test_the_same_credential_has_the_same_mark_wherever_it_stands() -> None:
+    value = ValueSource(Secret(KEY), {})
+    assert (
+        entry(source=value).fingerprint()
+        == entry(source=EnvSource("KEY", {"KEY": KEY})).fingerprint()
+    )
+    assert (
+        entry(source=oauth("rt")).fingerprint()
+        == entry(source=oauth("rt", "newer-access")).fingerprint()
+    )
+
+
+def test_what_moves_with_it_is_a_part_of_it() -> None:
+    value = ValueSource(Secret(KEY), {})
+    fingerprints = {
+        entry(source=value).fingerprint(),
+        entry(source=value, account_type="business").fingerprint(),
+        entry(source=value, companions={"account_id": "1"}).fingerprint(),
+    }
+    assert len(fingerprints) == 3
+    assert (
+        entry(source=value).fingerprint() == entry(source=value, weight=3, priority=2).fingerprint()
+    )
+
+
+def test_it_does_not_tell_the_secret() -> None:
+    assert KEY not in entry(source=ValueSource(Secret(KEY), {})).fingerprint()

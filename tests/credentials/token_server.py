@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl
 
-from account_pool.credentials.http import HttpAnswer
+from account_pool.credentials.http import HttpResponse
 
 FIRST = "rt-0"
 
@@ -38,7 +38,7 @@ class TokenServer:
     count: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def answer(self, fields: dict[str, str]) -> HttpAnswer:
+    def answer(self, fields: dict[str, str]) -> HttpResponse:
         with self.lock:
             self.asked.append(fields)
             if self.refusals:
@@ -55,14 +55,14 @@ class TokenServer:
 
     def post(
         self, _url: str, headers: dict[str, str], content: bytes, sending: Callable[[], None]
-    ) -> HttpAnswer:
+    ) -> HttpResponse:
         sending()
         return self.answer(fields_of(headers["content-type"], content))
 
 
-def said(status: int, body: Any, **headers: str) -> HttpAnswer:
+def said(status: int, body: Any, **headers: str) -> HttpResponse:
     text = body if isinstance(body, str) else json.dumps(body)
-    return HttpAnswer(status=status, headers=headers, body=text.encode())
+    return HttpResponse(status=status, headers=headers, body=text.encode())
 
 
 def fields_of(content_type: str, content: bytes) -> dict[str, str]:

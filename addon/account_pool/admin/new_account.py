@@ -15,7 +15,7 @@ from account_pool.admin.bodies import AccountName, Shape
 from account_pool.admin.errors import ApiError
 from account_pool.core.credential import Secret
 from account_pool.credentials.sources import literal
-from account_pool.credentials.vendors import VENDORS
+from account_pool.credentials.vendor_logins import VENDORS
 
 #: The kinds of accounts.yaml that are refused here, by the code of the refusal.
 _READ = {"command": "command", "env": "source", "file": "source", "keychain": "source"}

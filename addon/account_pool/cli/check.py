@@ -20,8 +20,8 @@ from account_pool.config import Config, ConfigError, Problem, accounts_file
 from account_pool.config.accounts_file import Found
 from account_pool.config.review import review
 from account_pool.core.account import Account
+from account_pool.credentials.command import CommandSource
 from account_pool.credentials.copilot import DEFAULT_TOKEN_URL
-from account_pool.credentials.sources import CommandSource
 from account_pool.providers.base import HTTPS_PORT, HostRule
 from account_pool.providers.registry import BUILT_IN
 

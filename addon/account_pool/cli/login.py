@@ -24,14 +24,10 @@ from account_pool.core.account import normalise_label
 from account_pool.core.credential import Secret
 from account_pool.credentials import device_flow
 from account_pool.credentials.errors import CredentialError
+from account_pool.credentials.files import VendorLogin, read_vendor_login
 from account_pool.credentials.http import Http, check_token_url
 from account_pool.credentials.sources import literal
-from account_pool.credentials.vendor_files import (
-    DEFAULT_PATHS,
-    VendorLogin,
-    find_vendor_file,
-    read_vendor_file,
-)
+from account_pool.credentials.vendor_logins import WITH_FILE, find_login_file
 from account_pool.providers.base import HTTPS_PORT, HostRule
 
 #: Exit code when the user presses Ctrl-C, as shells have it.
@@ -59,8 +55,8 @@ def login_from(
     """Add the account that *tool* is logged in with, by its *file*. Returns the exit code."""
     try:
         normalise_label(label)
-        if tool not in DEFAULT_PATHS:
-            raise CannotLogIn(f"--from {tool}: write one of {', '.join(DEFAULT_PATHS)}")
+        if tool not in WITH_FILE:
+            raise CannotLogIn(f"--from {tool}: write one of {', '.join(WITH_FILE)}")
         account, where = _account_of(tool, label, environ, file, copy)
         write(path, account, environ, private=copy)
     except (CredentialError, CannotLogIn, CannotEdit, ValueError) as error:
@@ -123,8 +119,8 @@ def _account_of(
             raise CannotLogIn("gh is not installed, or not on PATH; run account-pool login copilot")
         token = {"command": GH_COMMAND}
         return {"provider": "copilot", "label": label, "token": token}, f"asks {GH_COMMAND}"
-    file = file or find_vendor_file(tool, environ)
-    login = read_vendor_file(tool, file)
+    file = file or find_login_file(tool, environ)
+    login = read_vendor_login(tool, file)
     place = shown(file.absolute())
     account: dict[str, Any] = {"provider": login.provider, "label": label}
     if not copy:

@@ -30,7 +30,7 @@ from account_pool.cli.tee import Tee
 from account_pool.cli.which_file import find, how_to_add, note
 from account_pool.config import ConfigError
 from account_pool.config.accounts_file import Found, counted, shown
-from account_pool.credentials.vendor_files import find_vendor_file
+from account_pool.credentials.vendor_logins import find_login_file
 from account_pool.providers.base import HostRule
 from account_pool.providers.registry import BUILT_IN
 
@@ -202,7 +202,7 @@ def pool_hosts(providers: Collection[str]) -> list[HostRule]:
 
 def _has_login(tool: str, environ: Mapping[str, str]) -> bool:
     try:
-        return find_vendor_file(tool, environ).is_file()
+        return find_login_file(tool, environ).is_file()
     except (KeyError, OSError):
         return False
 

@@ -29,9 +29,9 @@ from account_pool.config.review import review
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential
 from account_pool.core.outcome import UpstreamResponse
-from account_pool.credentials.entry import AccountEntry
-from account_pool.credentials.http import Http, HttpAnswer, HttpFailed
+from account_pool.credentials.http import Http, HttpFailed, HttpResponse
 from account_pool.credentials.keeper import Keeper
+from account_pool.credentials.sources import AccountEntry
 from account_pool.providers.base import CannotSwap, Origin
 from account_pool.proxy import credential_swap
 from account_pool.proxy.wiring import make_keeper, make_store, own_http
@@ -157,7 +157,7 @@ def probe_of(entry: AccountEntry, *, exchanged: bool) -> Probe:
 
 async def _asked(
     entry: AccountEntry, credential: Credential, probe: Probe, ask: Http
-) -> HttpAnswer:
+) -> HttpResponse:
     """Send *probe* with *credential*. Raises HttpFailed, CannotSwap."""
     swap = entry.provider.swap(entry.account, credential)
     url = f"https://{_authority(entry, credential, probe)}{probe.path}"

@@ -17,13 +17,13 @@ from account_pool.config.providers import UNSWAPPABLE_NAMES, Providers, host_rul
 from account_pool.core.account import Account, ModelFilter, normalise_label
 from account_pool.core.credential import Secret
 from account_pool.core.headroom import is_window
-from account_pool.credentials.entry import AccountEntry
+from account_pool.credentials.command import CommandSource
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.files import FileSource
 from account_pool.credentials.keychain import KeychainSource
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.sources import (
-    CommandSource,
+    AccountEntry,
     EnvSource,
     Source,
     ValueSource,

@@ -9,9 +9,8 @@ from account_pool.config.values import Config
 from account_pool.core.account import Account
 from account_pool.core.credential import Secret
 from account_pool.credentials.copilot import ExchangeSettings
-from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.files import FileSource
-from account_pool.credentials.sources import EnvSource, Source, ValueSource, literal
+from account_pool.credentials.sources import AccountEntry, EnvSource, Source, ValueSource, literal
 from account_pool.providers.registry import BuiltIn
 
 LABEL = "default"

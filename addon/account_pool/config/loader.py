@@ -15,9 +15,8 @@ from account_pool.config.options import BY_NAME, OptionValue
 from account_pool.config.problems import UNKNOWN_KEY, Wrong, unknown
 from account_pool.config.providers import read_providers
 from account_pool.config.values import AtTheirHosts, Config
-from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.oauth import OAuthSource
-from account_pool.credentials.sources import ValueSource
+from account_pool.credentials.sources import AccountEntry, ValueSource
 from account_pool.providers.base import HTTPS_PORT, Provider
 from account_pool.providers.registry import BUILT_IN
 

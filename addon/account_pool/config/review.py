@@ -14,15 +14,14 @@ from pathlib import Path
 from account_pool.config.problems import Problem
 from account_pool.config.values import Config
 from account_pool.core.credential import Credential
-from account_pool.credentials.account_credential import DOUBTED
+from account_pool.credentials.account_credential import DOUBTED, doubt
 from account_pool.credentials.acquire import credential_of
-from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.files import FileSource
-from account_pool.credentials.instants import doubt
 from account_pool.credentials.notices import Notices
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.reading import Reading
+from account_pool.credentials.sources import AccountEntry
 
 
 @dataclass(frozen=True, slots=True)

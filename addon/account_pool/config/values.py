@@ -8,7 +8,7 @@ from pathlib import Path
 
 from account_pool.config.options import OptionValue
 from account_pool.credentials.copilot import ExchangeSettings
-from account_pool.credentials.entry import AccountEntry
+from account_pool.credentials.sources import AccountEntry
 from account_pool.providers.base import HostRule, Provider
 
 

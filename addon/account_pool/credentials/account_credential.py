@@ -12,17 +12,16 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret, is_plausible_end
 from account_pool.credentials.acquire import FILE_LOOK_S, AcquireContext, Acquired, acquirer_of
-from account_pool.credentials.entry import AccountEntry
-from account_pool.credentials.errors import CredentialError
-from account_pool.credentials.exchange_answer import ExchangeFailed, ExchangeRefused
+from account_pool.credentials.errors import CredentialError, ExchangeFailed, ExchangeRefused
 from account_pool.credentials.files import FileSource
-from account_pool.credentials.instants import doubt
 from account_pool.credentials.refreshable_token import RefreshPending
+from account_pool.credentials.sources import AccountEntry
 from account_pool.supervision import tasks
 
 logger = logging.getLogger(__name__)
@@ -51,6 +50,16 @@ def backoff_s(failures: int, chance: float) -> float:
     """
     longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(failures - 1, 30))
     return max(FIRST_WAIT_S, longest * (1 - chance / 2))
+
+
+def doubt(expires_at: float, wall_now: float) -> str | None:
+    """Say why an end that is told of a token is not believed; None if it may be true."""
+    if is_plausible_end(expires_at, wall_now):
+        return None
+    when = "in the far future"
+    if expires_at <= wall_now:
+        when = f"on {datetime.fromtimestamp(expires_at, UTC):%Y-%m-%d %H:%M} UTC already"
+    return f"its token ends {when}, by what is said of it"
 
 
 class AccountCredential:

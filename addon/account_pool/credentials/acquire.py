@@ -15,14 +15,14 @@ from typing import Any, Protocol
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential, Secret
 from account_pool.credentials.code_assist import CodeAssist
-from account_pool.credentials.entry import AccountEntry
-from account_pool.credentials.errors import CredentialError
-from account_pool.credentials.exchange_answer import Exchanged, ExchangeRefused
+from account_pool.credentials.copilot_token import Exchanged
+from account_pool.credentials.errors import CredentialError, ExchangeRefused
 from account_pool.credentials.files import FileSource, Stamp
 from account_pool.credentials.keychain import KeychainSource
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.reading import Reading
 from account_pool.credentials.refreshable_token import RefreshableToken, Refresher
+from account_pool.credentials.sources import AccountEntry
 from account_pool.store.store import Tokens
 
 #: How often a file is checked, in seconds: its tool may have renewed the token in it.

@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from account_pool.core.credential import Secret
-from account_pool.credentials.editor import OWN_NAME
-from account_pool.credentials.exchange_answer import (
-    ExchangeFailed,
-    ExchangeRefused,
+from account_pool.credentials.errors import ExchangeFailed, ExchangeRefused
+from account_pool.credentials.http import (
+    OWN_NAME,
+    Http,
+    HttpFailed,
+    HttpResponse,
+    check_token_url,
     quoted,
     retry_after,
 )
-from account_pool.credentials.http import Http, HttpAnswer, HttpFailed, check_token_url
 
 DEFAULT_API_URL = "https://cloudcode-pa.googleapis.com"
 #: Seconds for the question, from the connection to the end of the body.
@@ -96,7 +98,7 @@ class CodeAssist:
         return read_project(answer, token, self._wall_clock())
 
 
-def read_project(answer: HttpAnswer, token: Secret, wall_now: float) -> str:
+def read_project(answer: HttpResponse, token: Secret, wall_now: float) -> str:
     """Return the project the answer names. Raises ExchangeRefused or ExchangeFailed."""
     payload = answer.json()
     fields: dict[str, Any] = payload if isinstance(payload, dict) else {}
@@ -114,7 +116,7 @@ def read_project(answer: HttpAnswer, token: Secret, wall_now: float) -> str:
 
 
 def _refusal(
-    answer: HttpAnswer, fields: Mapping[str, Any], token: Secret, wall_now: float
+    answer: HttpResponse, fields: Mapping[str, Any], token: Secret, wall_now: float
 ) -> ExchangeRefused | ExchangeFailed:
     error = fields.get("error")
     message = error.get("message") if isinstance(error, dict) else None

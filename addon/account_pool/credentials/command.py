@@ -1,8 +1,7 @@
-"""Runs a command that prints a credential, and takes all of it down when it must end.
+"""A credential that a command prints; all of the command is taken down when it must end.
 
-Knows nothing of accounts. No shell is involved, so nothing in the command is expanded.
-What the command prints on its output is a secret and is never repeated; the last line
-of its error output is what its owner needs to read.
+No shell is involved, so nothing in the command is expanded. What it prints on its output is a
+secret and is never repeated; the last line of its error output is what its owner needs to read.
 """
 
 from __future__ import annotations
@@ -10,16 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from account_pool.core.credential import MASK
+from account_pool.core.credential import MASK, Secret
 from account_pool.core.wrong import without_secrets
 from account_pool.credentials.errors import CredentialError, reason_of
-from account_pool.credentials.vendors import LOGINS
+from account_pool.credentials.sources import Source, usable
+from account_pool.credentials.vendor_logins import LOGINS
 from account_pool.providers.token_forms import hidden, remedy
 
 #: Long enough for a finger print, short enough to notice a command that waits for input.
@@ -28,6 +30,44 @@ COMMAND_TIMEOUT_S = 30.0
 MAX_OUTPUT_BYTES = 64 * 1024
 MAX_SHOWN_CHARS = 200
 SHORTEST_MASKED_CHARS = 4
+
+
+@dataclass(slots=True)
+class CommandSource(Source):
+    """What a command prints. It is run without a shell.
+
+    The result is remembered until the server refuses it: some commands ask their user
+    for a finger print.
+    """
+
+    command: str
+    environ: Mapping[str, str] = field(repr=False, compare=False)
+    timeout_s: float = COMMAND_TIMEOUT_S
+    _remembered: Secret | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def shown(self) -> str:
+        """The command as messages name it: one that holds a token does not show it."""
+        return hidden(self.command)
+
+    def describe(self) -> str:
+        return f"command {self.shown}"
+
+    async def read(self) -> Secret:
+        if self._remembered is None:
+            arguments = shlex.split(self.command)
+            printed = await run(arguments, self.shown, self.environ, self.timeout_s)
+            if not printed.strip():
+                raise CredentialError(
+                    f"the command {self.shown} printed nothing",
+                    "run it by hand: it must print the token",
+                )
+            self._remembered = usable(printed, f"what the command {self.shown} printed")
+        return self._remembered
+
+    def refused(self, secret: Secret) -> None:
+        if self._remembered == secret:
+            self._remembered = None
 
 
 async def run(

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError
-from account_pool.credentials.http import HttpAnswer, HttpFailed
+from account_pool.credentials.http import HttpFailed, HttpResponse
 from account_pool.credentials.sources import usable
 
 #: Of GitHub Copilot's editor plugins (providers.md, section 1.3).
@@ -45,7 +45,7 @@ class Ask(Protocol):
         headers: Mapping[str, str],
         content: bytes | None = None,
         timeout_s: float,
-    ) -> HttpAnswer: ...
+    ) -> HttpResponse: ...
 
 
 @dataclass(frozen=True, slots=True)

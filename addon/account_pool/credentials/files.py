@@ -1,22 +1,27 @@
-"""The file a credential is read from; what is in it is read by `reading.py`.
+"""The files credentials are read from; what is in them is read by `reading.py`.
 
-It may belong to a tool that renews what is in it, so it is read and never written.
+A file may belong to a tool that renews what is in it, so it is read and never written. A
+refresh token in one belongs to the tool too: whoever uses it first leaves the other without a
+login (providers.md, section 3.3). So it is for `account-pool login --from`, which says so;
+accounts that name such a file only ever read the access token in it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shlex
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError, reason_of
-from account_pool.credentials.reading import Reading, Text
-from account_pool.credentials.sources import Source
-from account_pool.credentials.vendors import logged_out, tool_of
+from account_pool.credentials.reading import Reading, Text, read_instant
+from account_pool.credentials.sources import Source, usable
+from account_pool.credentials.vendor_logins import LOGINS, logged_out, tool_of
 from account_pool.providers.token_forms import hidden, remedy
 
 #: A credential file is a few kilobytes; anything larger is not one.
@@ -126,3 +131,72 @@ def _require_private(mode: int, path: Path, name: str) -> None:
             f"(mode {stat.S_IMODE(mode):03o})",
             f"run: chmod 600 {shlex.quote(hidden(str(path)))}",
         )
+
+
+# -- the logins of vendors' tools
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VendorLogin:
+    """A login of a vendor's tool.
+
+    Attributes:
+        provider: whose accounts it can serve.
+        access: what goes on the wire, or what is exchanged for it.
+        refresh: gets new ones; it belongs to the tool.
+        expires_at: when *access* ends, seconds since the epoch; None if not said.
+        companions: what moves with it, e.g. account_id.
+    """
+
+    provider: str
+    access: Secret
+    refresh: Secret | None = None
+    expires_at: float | None = None
+    companions: dict[str, str] = field(default_factory=dict)
+
+
+def read_vendor_login(tool: str, path: Path) -> VendorLogin:
+    """Return the login that *tool*, of WITH_FILE, keeps at *path*.
+
+    Raises CredentialError, also when the tool keeps it in the system's keychain.
+    """
+    name = str(path)
+    if not path.exists():
+        raise CredentialError(f"the file {name} does not exist", _otherwise(tool))
+    document = _document(read_private(path, name), name)
+    shape = LOGINS[tool].read(document)
+    if shape is None or not isinstance(shape.access, str) or not shape.access:
+        raise CredentialError(f"the file {name} holds no login of {tool}", _otherwise(tool))
+    refresh = shape.refresh if isinstance(shape.refresh, str) and shape.refresh else None
+    return VendorLogin(
+        provider=shape.provider,
+        access=usable(shape.access, f"the token in {name}"),
+        refresh=None if refresh is None else usable(refresh, f"the refresh token in {name}"),
+        expires_at=read_instant(shape.expires_at),
+        companions=dict(shape.companions),
+    )
+
+
+def _otherwise(tool: str) -> str:
+    return (
+        f"log in with {tool} first, or name its file; where it uses the keychain: "
+        + LOGINS[tool].otherwise
+    )
+
+
+def _document(text: str, name: str) -> Any:
+    """Return *text* as JSON, or as the YAML of gh. Raises CredentialError."""
+    import yaml  # noqa: PLC0415 - only where a login is taken over
+
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    try:
+        # All of it as text: nothing in it is a number or a date.
+        return yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 - makes text, lists, mappings
+    except (yaml.YAMLError, RecursionError):
+        # `from None`: the error quotes the document, which is a secret.
+        raise CredentialError(
+            f"the file {name} is neither JSON nor YAML", "name the file of the login"
+        ) from None

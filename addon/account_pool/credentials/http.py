@@ -15,20 +15,24 @@ import logging
 import re
 import ssl
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from http.client import responses
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from account_pool.core.broken import Broken, how_unconnected, remedy
+from account_pool.core.credential import Secret
+from account_pool.core.wrong import without_secrets
+from account_pool.version import __version__
 
 if TYPE_CHECKING:
     import httpx
 
-MAX_ANSWER_BYTES = 256 * 1024
+MAX_RESPONSE_BYTES = 256 * 1024
 #: Seconds until we try again what only somebody's doing can change: a password, a certificate.
 BARRED_WAIT_S = 300.0
 
@@ -38,6 +42,16 @@ _LEAVES = ".send_request_headers.started"
 LATE_S = 1.0
 #: What may have come meanwhile is listened to for so long then, seconds.
 AGAIN_S = 5.0
+
+
+#: What we call ourselves.
+OWN_NAME = f"mitmproxy-account-pool/{__version__}"
+
+#: How long to wait after a 429 that does not say, in seconds.
+LIMITED_S = 30.0
+#: A wait we were asked for is believed up to here: a token cannot do without for longer.
+LONGEST_RETRY_AFTER_S = 3600.0
+MAX_QUOTED_CHARS = 300
 
 
 class HttpFailed(Exception):
@@ -57,7 +71,7 @@ class HttpFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HttpAnswer:
+class HttpResponse:
     """What came back.
 
     Attributes:
@@ -181,7 +195,7 @@ class Http:
         timeout_s: float,
         answer_s: float | None = None,
         sending: Callable[[], object] | None = None,
-    ) -> HttpAnswer:
+    ) -> HttpResponse:
         """Send one request, *timeout_s* seconds from the connection to the end of the body.
 
         A body that is a complete JSON object is an answer, whatever becomes of the connection.
@@ -218,7 +232,7 @@ class Http:
             ):
                 self.way.taken = True
                 body = await _body(response)
-                return HttpAnswer(
+                return HttpResponse(
                     status=response.status_code, headers=dict(response.headers), body=body
                 )
         except (TimeoutError, library.TimeoutException):
@@ -337,8 +351,48 @@ async def _body(response: httpx.Response) -> bytes:
     body = bytearray()
     async for chunk in response.aiter_bytes():
         body += chunk
-        if len(body) > MAX_ANSWER_BYTES:
-            raise HttpFailed(f"the answer has more than {MAX_ANSWER_BYTES} bytes", sent=True)
+        if len(body) > MAX_RESPONSE_BYTES:
+            raise HttpFailed(f"the answer has more than {MAX_RESPONSE_BYTES} bytes", sent=True)
         if chunk.rstrip().endswith(b"}") and isinstance(_json(body), dict):
             break
     return bytes(body)
+
+
+# -- what a response says
+
+
+def quoted(text: str, secrets: Iterable[Secret | None], max_chars: int = MAX_QUOTED_CHARS) -> str:
+    """Return what a server says as one short line, without *secrets* and what looks like one."""
+    for secret in secrets:
+        if secret is not None:
+            text = secret.masked(text)
+    return one_line(without_secrets(text))[:max_chars]
+
+
+def one_line(text: str) -> str:
+    """Return *text* without line breaks and other characters that do not print."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def retry_after(headers: Mapping[str, str], wall_now: float, status: int) -> float | None:
+    """Return the seconds to wait that the answer names, None if there are none.
+
+    Retry-After (RFC 9110, section 10.2.3) first, then GitHub's own
+    `x-ratelimit-reset`, seconds since the epoch, when nothing remains. A 429 is to be
+    waited after whatever it names.
+    """
+    value = headers.get("retry-after", "").strip()
+    wait_s: float | None = None
+    if value.isascii() and value.isdigit():
+        wait_s = float(value)
+    elif value:
+        try:
+            wait_s = parsedate_to_datetime(value).timestamp() - wall_now
+        except (ValueError, OverflowError):
+            wait_s = None
+    elif headers.get("x-ratelimit-remaining") == "0":
+        reset = headers.get("x-ratelimit-reset", "")
+        wait_s = float(reset) - wall_now if reset.isascii() and reset.isdigit() else None
+    if wait_s is None:
+        return LIMITED_S if status == 429 else None
+    return min(max(wait_s, 0.0), LONGEST_RETRY_AFTER_S)

@@ -17,10 +17,10 @@ from account_pool.core.credential import Credential
 from account_pool.credentials.account_credential import AccountCredential, Publish
 from account_pool.credentials.acquire import AcquireContext, Exchange
 from account_pool.credentials.code_assist import CodeAssist
-from account_pool.credentials.entry import AccountEntry
+from account_pool.credentials.copilot_token import no_token_response, placeholder_response
 from account_pool.credentials.oauth import OAuthSource
-from account_pool.credentials.placeholder import no_token_answer, token_answer
 from account_pool.credentials.refreshable_token import Refresher
+from account_pool.credentials.sources import AccountEntry
 from account_pool.providers.base import LocalAnswer
 from account_pool.supervision import tasks
 
@@ -83,7 +83,7 @@ class Keeper:
             entry.account.key
             for entry in entries
             if (known := self._entries.get(entry.account.key)) is not None
-            and not _same_credential(known, entry)
+            and not known.same_credential(entry)
         )
 
     def update(
@@ -107,7 +107,7 @@ class Keeper:
         order: dict[AccountKey, AccountCredential] = {}
         for key, entry in wanted.items():
             account = self._accounts.get(key)
-            if account is not None and _same_credential(account.entry, entry):
+            if account is not None and account.entry.same_credential(entry):
                 account.entry = entry
                 order[key] = account
             else:
@@ -194,7 +194,7 @@ class Keeper:
             if account.key.provider == provider and account.key in self._loops:
                 await account.tried.wait()
 
-    def exchange_answer(self, wall_now: float, provider: str = "copilot") -> LocalAnswer:
+    def exchange_response(self, wall_now: float, provider: str = "copilot") -> LocalAnswer:
         """Answer a client's own token exchange, without any real token in it.
 
         *wall_now* is in seconds since the epoch. 503 while no account has a token.
@@ -203,9 +203,9 @@ class Keeper:
             if account.key.provider == provider:
                 account.drop_expired()
                 if account.for_clients:
-                    return token_answer(account.for_clients, wall_now)
+                    return placeholder_response(account.for_clients, wall_now)
         message = f"account-pool: no account of {provider} has a Copilot token; see the proxy's log"
-        return no_token_answer(message, NO_TOKEN_RETRY_S)
+        return no_token_response(message, NO_TOKEN_RETRY_S)
 
     def _add(self, entry: AccountEntry) -> AccountCredential:
         account = AccountCredential(
@@ -247,12 +247,3 @@ class Keeper:
             await self._sleep(step_s)
             wait_s -= step_s
             account.drop_expired()
-
-
-def _same_credential(one: AccountEntry, other: AccountEntry) -> bool:
-    """Say whether both entries lead to the same credential and companions."""
-    return (
-        one.source == other.source
-        and one.account.account_type == other.account.account_type
-        and one.account.companions == other.account.companions
-    )

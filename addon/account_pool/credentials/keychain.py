@@ -18,7 +18,7 @@ from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.reading import Reading, Text
 from account_pool.credentials.sources import Source
-from account_pool.credentials.vendors import logged_out, tool_of_service
+from account_pool.credentials.vendor_logins import logged_out, tool_of_service
 from account_pool.providers.token_forms import hidden, remedy
 
 #: Long enough to type a password, short enough to say so when nobody does.

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential
-from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.oauth import OAuthSource
+from account_pool.credentials.sources import AccountEntry
 from account_pool.providers.registry import BUILT_IN
 from account_pool.providers.token_forms import foreign
 

@@ -1,7 +1,7 @@
 """A login that is refreshed, as its owner wrote it: tokens, and where new ones come from.
 
-Values only. What becomes of them at run time is `login.py`; what the vendors' servers
-answer is `token_answer.py`.
+Values only. What becomes of them at run time is `refreshable_token.py`; what the vendors' servers
+answer is `token_endpoint.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from account_pool.core.account import AccountKey, normalise_label
 from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.http import check_token_url
-from account_pool.credentials.instants import read_instant
+from account_pool.credentials.reading import read_instant
 from account_pool.credentials.sources import (
     Source,
     check_written,
@@ -23,7 +23,7 @@ from account_pool.credentials.sources import (
     usable_expanded,
     variables_in,
 )
-from account_pool.credentials.vendors import VENDORS
+from account_pool.credentials.vendor_logins import VENDORS
 from account_pool.store.store import Tokens
 
 _HOW = "write oauth: {refresh_token: ..., access_token: ..., expires_at: ...}"
@@ -73,7 +73,7 @@ class OAuthSettings:
 class OAuthSource(Source):
     """A login as it was written down; tokens and client may hold `${NAME}`.
 
-    Its newest tokens may be in the store: `Login` knows. Two sources are equal when they
+    Its newest tokens may be in the store: `RefreshableToken` knows. Two sources are equal when they
     lead to the same login.
     """
 
@@ -111,6 +111,9 @@ class OAuthSource(Source):
 
     def describe(self) -> str:
         return self.written_in
+
+    def fingerprint(self) -> str:
+        return self.refresh_token.digest()
 
     def check_written(self) -> None:
         """Look for mistakes in the texts themselves. Raises CredentialError."""

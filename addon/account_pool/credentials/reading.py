@@ -1,7 +1,7 @@
 """What a text holds: a token, JSON with one at a pointer, or the login of a known tool.
 
-What is said of the credential (when it ends, whose it is) is read with it. Values in,
-values out; where the text comes from is `files.py` and `keychain.py`.
+What is said of the credential (when it ends, whose it is) is read with it. Values in, values
+out; where the text comes from is `files.py` and `keychain.py`.
 """
 
 from __future__ import annotations
@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
 from typing import Any
 
 from account_pool.core import json_pointer
 from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError
-from account_pool.credentials.instants import read_instant
 from account_pool.credentials.sources import usable
-from account_pool.credentials.vendor_shapes import Shape, recognise
-from account_pool.credentials.vendors import TOOLS, logged_out
+from account_pool.credentials.vendor_logins import TOOLS, Shape, logged_out, recognise
 from account_pool.providers.token_forms import hidden
 
 _NOTHING = object()
@@ -144,3 +143,38 @@ def _instant(value: Any) -> float | None:
         return read_instant(value)
     except CredentialError:
         return None
+
+
+#: A number above this is in milliseconds: as seconds it would be after the year 5000.
+_MILLISECONDS_FROM = 1e11
+
+
+def read_instant(value: Any) -> float | None:
+    """Return *value* as seconds since the epoch, None for None.
+
+    Takes seconds, milliseconds, a date of YAML, or RFC 3339; without a zone it is UTC.
+    Raises CredentialError.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        value = _parsed(value.strip())
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+    if isinstance(value, date):
+        return datetime(value.year, value.month, value.day, tzinfo=UTC).timestamp()
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e14:
+        return value / 1000 if value >= _MILLISECONDS_FROM else float(value)
+    raise CredentialError(
+        "expires_at is not a point in time", "write it as 2026-12-01T00:00:00Z, or leave it out"
+    )
+
+
+def _parsed(text: str) -> datetime | float | None:
+    # A number first: some of them are dates as well to `fromisoformat`.
+    for parse in (float, datetime.fromisoformat):
+        try:
+            return parse(text)
+        except ValueError:
+            continue
+    return None

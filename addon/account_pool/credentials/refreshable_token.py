@@ -25,14 +25,12 @@ from datetime import UTC, datetime
 
 from account_pool.core.claims import ANSWER_S, Taken
 from account_pool.core.credential import Secret
-from account_pool.credentials import token_answer
-from account_pool.credentials.errors import CredentialError
-from account_pool.credentials.exchange_answer import ExchangeFailed
+from account_pool.credentials import token_endpoint
+from account_pool.credentials.errors import CredentialError, ExchangeFailed
 from account_pool.credentials.http import Http, HttpFailed
 from account_pool.credentials.oauth import OAuthSource
-from account_pool.credentials.token_answer import AnswerLost, LoginEnded
-from account_pool.credentials.token_post import Post, Stop, post_with
-from account_pool.credentials.vendors import log_in_again
+from account_pool.credentials.token_endpoint import AnswerLost, LoginEnded, Post, Stop, post_with
+from account_pool.credentials.vendor_logins import log_in_again
 from account_pool.store.machine import Process
 from account_pool.store.store import StoreError, Tokens, TokenStore
 
@@ -283,7 +281,7 @@ class RefreshableToken:
             return newest
         self._require_hope(newest, family)
         settings = self._source.settings_now()
-        headers, content = token_answer.request(settings, newest)
+        headers, content = token_endpoint.request(settings, newest)
 
         def sending() -> None:
             if not self._store.sending(name, fence, newest.refresh):
@@ -291,7 +289,7 @@ class RefreshableToken:
 
         try:
             answer = self._refresher.post(settings.token_url, headers, content, sending)
-            got = token_answer.read(answer, newest, self._now(), settings.client_secret)
+            got = token_endpoint.read(answer, newest, self._now(), settings.client_secret)
             family.unsaved = got, newest.refresh, fence
         except HttpFailed as error:
             text = f"refreshing its login: {error}"

@@ -8,14 +8,15 @@ through the constructor; nothing here reads `os.environ`. Files are in `files.py
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 
+from account_pool.core.account import Account
 from account_pool.core.credential import Secret
-from account_pool.credentials.command import COMMAND_TIMEOUT_S, run
 from account_pool.credentials.errors import CredentialError
-from account_pool.providers.token_forms import hidden, remedy
+from account_pool.providers.base import Provider
+from account_pool.providers.token_forms import remedy
 
 #: `$$` is a dollar sign, `${NAME}` a variable; "${" without its "}" is a mistake.
 _REFERENCE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<name>[^}]*)(?P<end>\}?))")
@@ -45,10 +46,21 @@ class Source:
 
     async def read(self) -> Secret:
         """Return the credential as it is now. Raises CredentialError."""
-        raise NotImplementedError
+        secret = self.read_now()
+        assert secret is not None  # a source that takes time has a `read` of its own
+        return secret
 
     def refused(self, secret: Secret) -> None:
         """Forget *secret* if it is remembered: the server did not accept it."""
+
+    def fingerprint(self) -> str:
+        """Return text that differs if another credential is configured, without a secret.
+
+        A file or a command counts by its name: its content may change by itself, as vendors'
+        tools refresh their logins, and the account is still the same, unless the credential
+        says that it is not (`core.credential.identity`).
+        """
+        return self.describe()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +85,8 @@ class ValueSource(Source):
     def read_now(self) -> Secret:
         return usable_expanded(self.text, self.environ, "the value")
 
-    async def read(self) -> Secret:
-        return self.read_now()
+    def fingerprint(self) -> str:
+        return _digest_or_place(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,46 +106,15 @@ class EnvSource(Source):
             raise _without_value([self.name], "empty")
         return usable(self.environ[self.name], f"the environment variable {_shown_name(self.name)}")
 
-    async def read(self) -> Secret:
-        return self.read_now()
+    def fingerprint(self) -> str:
+        return _digest_or_place(self)
 
 
-@dataclass(slots=True)
-class CommandSource(Source):
-    """What a command prints. It is run without a shell.
-
-    The result is remembered until the server refuses it: some commands ask their user
-    for a finger print.
-    """
-
-    command: str
-    environ: Mapping[str, str] = field(repr=False, compare=False)
-    timeout_s: float = COMMAND_TIMEOUT_S
-    _remembered: Secret | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def shown(self) -> str:
-        """The command as messages name it: one that holds a token does not show it."""
-        return hidden(self.command)
-
-    def describe(self) -> str:
-        return f"command {self.shown}"
-
-    async def read(self) -> Secret:
-        if self._remembered is None:
-            arguments = shlex.split(self.command)
-            printed = await run(arguments, self.shown, self.environ, self.timeout_s)
-            if not printed.strip():
-                raise CredentialError(
-                    f"the command {self.shown} printed nothing",
-                    "run it by hand: it must print the token",
-                )
-            self._remembered = usable(printed, f"what the command {self.shown} printed")
-        return self._remembered
-
-    def refused(self, secret: Secret) -> None:
-        if self._remembered == secret:
-            self._remembered = None
+def _digest_or_place(source: ValueSource | EnvSource) -> str:
+    try:
+        return source.read_now().digest()
+    except CredentialError:
+        return source.describe()  # no credential: nothing was or will be learnt with it
 
 
 def usable(text: str, what: str) -> Secret:
@@ -216,3 +197,42 @@ def _without_value(names: list[str], how: str) -> CredentialError:
 
 def _shown_name(name: str) -> str:
     return name if _USUAL_NAME.match(name) else "[not shown]"
+
+
+# -- an account as it was written down
+
+
+@dataclass(frozen=True, slots=True)
+class AccountEntry:
+    """An account and where its credential comes from.
+
+    Attributes:
+        account: what its owner wrote.
+        source: where the credential is read.
+        provider: whose account it is.
+        line: of accounts.yaml; None when it does not come from there.
+    """
+
+    account: Account
+    source: Source
+    provider: Provider
+    line: int | None = None
+
+    def fingerprint(self) -> str:
+        """Return 32 hex digits that differ if another credential is configured; to be stored.
+
+        What responses said of an account, they said of its credential: if its owner
+        configures another while the proxy is not running, all of it is discarded.
+        """
+        account = self.account
+        companions = sorted(account.companions.items())
+        parts = [self.source.fingerprint(), account.account_type or "", companions]
+        return sha256(ascii(parts).encode()).hexdigest()[:32]
+
+    def same_credential(self, other: AccountEntry) -> bool:
+        """Say whether both entries lead to the same credential and companions."""
+        return (
+            self.source == other.source
+            and self.account.account_type == other.account.account_type
+            and self.account.companions == other.account.companions
+        )

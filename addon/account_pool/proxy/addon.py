@@ -29,10 +29,9 @@ from account_pool.core.credential import Credential, identity
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.pool import Pool
 from account_pool.credentials.copilot import CopilotExchange
-from account_pool.credentials.entry import AccountEntry
 from account_pool.credentials.keeper import Keeper
 from account_pool.credentials.notices import Notices
-from account_pool.credentials.source_fingerprint import fingerprint
+from account_pool.credentials.sources import AccountEntry
 from account_pool.proxy import (
     admin_exchange,
     compat,
@@ -362,7 +361,7 @@ class AccountPool(AdminPages):
         self.service.set_pool(pool)
         now = self.service.now()
         for entry in loaded.accounts:
-            pending, source = entry.account.enabled, fingerprint(entry)
+            pending, source = entry.account.enabled, entry.fingerprint()
             pool.add(entry.account, now=now, pending=pending, source=source)
         self.service.set_providers(loaded.providers)
         self.service.settings = options.settings(values, ctx.options)

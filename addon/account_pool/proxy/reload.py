@@ -29,8 +29,7 @@ from account_pool.config import accounts_file
 from account_pool.config.accounts_file import Found, Why, skip_line
 from account_pool.config.values import Config
 from account_pool.core.account import AccountKey
-from account_pool.credentials.entry import AccountEntry
-from account_pool.credentials.source_fingerprint import fingerprint
+from account_pool.credentials.sources import AccountEntry
 from account_pool.proxy.service import Service
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def update_pool(
     pool, now = service.pool, service.now()
     entries = list(entries)
     before = {state.key: state.account for state in pool.accounts()}
-    source = {entry.account.key: fingerprint(entry) for entry in entries}
+    source = {entry.account.key: entry.fingerprint() for entry in entries}
     wanted = {entry.account.key: entry.account for entry in entries}
     removed = tuple(key for key in before if key not in wanted)
     added = tuple(key for key in wanted if key not in before)

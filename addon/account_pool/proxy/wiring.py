@@ -24,13 +24,12 @@ from account_pool.core.account import AccountKey
 from account_pool.credentials.account_credential import Publish
 from account_pool.credentials.acquire import AcquireContext
 from account_pool.credentials.code_assist import CodeAssist, CodeAssistSettings
-from account_pool.credentials.copilot import CopilotExchange
-from account_pool.credentials.editor import EditorHeaders
-from account_pool.credentials.entry import AccountEntry
+from account_pool.credentials.copilot import CopilotExchange, EditorHeaders
 from account_pool.credentials.http import Http, Way
 from account_pool.credentials.keeper import Keeper
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.refreshable_token import Refresher, make_refresher
+from account_pool.credentials.sources import AccountEntry
 from account_pool.providers.base import LocalAnswer, Provider
 from account_pool.proxy.service import Service
 from account_pool.store.sqlite import MemoryStore, SqliteStore
@@ -103,7 +102,7 @@ def serve(service: Service, keeper: Keeper, exchange: CopilotExchange, loaded: C
 async def _answer(keeper: Keeper, provider: str) -> LocalAnswer:
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(keeper.first_try(provider), FIRST_TRY_S)
-    return keeper.exchange_answer(time.time(), provider)
+    return keeper.exchange_response(time.time(), provider)
 
 
 def make_store(state: str, options: Options) -> Store:

@@ -10,10 +10,10 @@ from typing import Any, cast
 import pytest
 from tests.patience import PATIENCE_S
 
-from account_pool.credentials.http import Http, HttpAnswer, HttpFailed
-from account_pool.credentials.token_post import Stop, post_with
+from account_pool.credentials.http import Http, HttpFailed, HttpResponse
+from account_pool.credentials.token_endpoint import Stop, post_with
 
-ANSWER = HttpAnswer(status=200, headers={}, body=b"{}")
+ANSWER = HttpResponse(status=200, headers={}, body=b"{}")
 
 
 class Server:
@@ -22,7 +22,7 @@ class Server:
     def __init__(self, stop: Stop, by: float, *, leaves: bool, answers: bool) -> None:
         self.stop, self.by, self.leaves, self.answers = stop, by, leaves, answers
 
-    async def ask(self, *_: Any, sending: Any, **how: Any) -> HttpAnswer:
+    async def ask(self, *_: Any, sending: Any, **how: Any) -> HttpResponse:
         if self.leaves:
             sending()
         self.stop.by = self.by
@@ -33,7 +33,7 @@ class Server:
         raise AssertionError("nobody gave up")
 
 
-def ask(by: float, *, leaves: bool = True, answers: bool = False) -> HttpAnswer:
+def ask(by: float, *, leaves: bool = True, answers: bool = False) -> HttpResponse:
     stop = Stop()
     server = Server(stop, by, leaves=leaves, answers=answers)
     return post_with(cast(Http, server), stop)("https://x.test/", {}, b"", lambda: None)

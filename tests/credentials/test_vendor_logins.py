@@ -13,15 +13,9 @@ from hypothesis import strategies as st
 
 from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError
-from account_pool.credentials.files import FileSource
+from account_pool.credentials.files import FileSource, VendorLogin, read_vendor_login
 from account_pool.credentials.reading import Reading
-from account_pool.credentials.vendor_files import (
-    DEFAULT_PATHS,
-    VendorLogin,
-    find_vendor_file,
-    read_vendor_file,
-)
-from account_pool.credentials.vendor_shapes import SHAPES, recognise
+from account_pool.credentials.vendor_logins import LOGINS, WITH_FILE, find_login_file, recognise
 
 #: Layouts: providers.md, sections 1.3, 3.3, 5 and 7.
 CODEX = {
@@ -121,7 +115,7 @@ def file(folder: Path, content: Any) -> Path:
 def test_what_is_read(tmp_path: Path, vendor: str, content: Any, expected: VendorLogin) -> None:
     path = file(tmp_path, content)
     before = path.stat()
-    login = read_vendor_file(vendor, path)
+    login = read_vendor_login(vendor, path)
     assert login == expected
     assert "secret" not in repr(login).replace("[secret]", "")
     after = path.stat()
@@ -143,15 +137,15 @@ def test_what_is_read(tmp_path: Path, vendor: str, content: Any, expected: Vendo
 )
 def test_no_login_there(tmp_path: Path, vendor: str, content: Any, remedy: str) -> None:
     with pytest.raises(CredentialError, match=remedy) as caught:
-        read_vendor_file(vendor, file(tmp_path, content))
+        read_vendor_login(vendor, file(tmp_path, content))
     assert "secret" not in str(caught.value)
     assert caught.value.__cause__ is None
 
 
-@pytest.mark.parametrize("vendor", DEFAULT_PATHS)
+@pytest.mark.parametrize("vendor", WITH_FILE)
 def test_no_file_there(tmp_path: Path, vendor: str) -> None:
     with pytest.raises(CredentialError, match=f"does not exist; log in with {vendor} first"):
-        read_vendor_file(vendor, tmp_path / "x")
+        read_vendor_login(vendor, tmp_path / "x")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are of POSIX")
@@ -159,21 +153,21 @@ def test_a_file_that_others_may_read_is_refused(tmp_path: Path) -> None:
     path = file(tmp_path, CODEX)
     path.chmod(0o644)
     with pytest.raises(CredentialError, match="run: chmod 600"):
-        read_vendor_file("codex", path)
+        read_vendor_login("codex", path)
 
 
 def test_where_the_files_are(tmp_path: Path) -> None:
     home = {"HOME": str(tmp_path)}
-    assert find_vendor_file("codex", home) == tmp_path / ".codex/auth.json"
+    assert find_login_file("codex", home) == tmp_path / ".codex/auth.json"
     moved = {**home, "CODEX_HOME": str(tmp_path / "moved")}
-    assert find_vendor_file("codex", moved) == tmp_path / "moved/auth.json"
+    assert find_login_file("codex", moved) == tmp_path / "moved/auth.json"
     apps = tmp_path / ".config/github-copilot/apps.json"
-    assert find_vendor_file("copilot", home) == apps
+    assert find_login_file("copilot", home) == apps
     other = tmp_path / ".copilot/config.json"
     other.parent.mkdir()
     other.touch()
-    assert find_vendor_file("copilot", home) == other
-    assert set(SHAPES) == set(DEFAULT_PATHS)
+    assert find_login_file("copilot", home) == other
+    assert all(LOGINS[tool].read is not LOGINS["az"].read for tool in WITH_FILE)
 
 
 class TestFileSource:

@@ -1,24 +1,28 @@
-"""Reads what GitHub answers to a Copilot token exchange. Values in, values out.
+"""What GitHub answers to a Copilot token exchange, and what clients are told of it.
 
-The facts are in providers.md, section 1.3. Nothing of the answer is trusted further
-than needed: the host of an account only inside GitHub's own domains or the ones the
-user configured, times only when they are plausible, texts only in one short line.
+Values in, values out; the facts are in providers.md, section 1.3. Nothing of the response is
+trusted further than needed: the host of an account only inside GitHub's own domains or the
+ones the user configured, times only when they are plausible, texts only in one short line.
+
+A client that exchanges its own GitHub token gets a placeholder of the form of a real Copilot
+token and the feature flags of the first account that has one. What identifies an account, and
+every real token, stays here: only fields known to be harmless are repeated, the rest is dropped.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 from account_pool.core.credential import Secret
-from account_pool.core.wrong import without_secrets
-from account_pool.credentials.placeholder import shown_to_clients
-from account_pool.providers.base import HostRule
+from account_pool.credentials.errors import ExchangeFailed, ExchangeRefused
+from account_pool.credentials.http import one_line, quoted, retry_after
+from account_pool.providers.base import HostRule, LocalAnswer
 
 #: GitHub's own homes of the Copilot API: providers.md, section 1.1.
 GITHUB_HOSTS = tuple(HostRule(name, subdomains=True) for name in ("githubcopilot.com", "ghe.com"))
@@ -29,40 +33,7 @@ USUAL_REFRESH_IN_S = 1500.0
 LONGEST_LIFE_S = 86400.0
 #: Refresh so long before the named time, and never sooner than the second value.
 REFRESH_EARLY_S, SHORTEST_REFRESH_S = 60.0, 30.0
-#: How long to wait after a 429 that does not say, in seconds.
-LIMITED_S = 30.0
-#: A wait we were asked for is believed up to here: a token cannot do without for longer.
-LONGEST_RETRY_AFTER_S = 3600.0
-MAX_MESSAGE_CHARS = 300
-
 _NOT_A_TOKEN = re.compile(r"[^\x21-\x7e]")
-
-
-class ExchangeRefused(Exception):
-    """GitHub will not exchange this token; trying again soon changes nothing."""
-
-    def __init__(self, text: str, status: int = 0) -> None:
-        super().__init__(text)
-        self.status = status
-
-
-class ExchangeFailed(Exception):
-    """The exchange did not work this time.
-
-    Attributes:
-        retry_after_s: seconds GitHub asked to wait; None if it named none.
-        is_wait: nothing was tried: that is exactly how long to wait.
-        passes: it may work the next time; False: only the owner can cure it.
-    """
-
-    passes = True
-
-    def __init__(
-        self, text: str, retry_after_s: float | None = None, *, is_wait: bool = False
-    ) -> None:
-        super().__init__(text)
-        self.retry_after_s = retry_after_s
-        self.is_wait = is_wait
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,38 +161,97 @@ def _reason(payload: Any, github: Secret) -> tuple[str, str]:
     return quoted(message, [github]), quoted(notification, [github], 60)
 
 
-def quoted(text: str, secrets: Iterable[Secret | None], max_chars: int = MAX_MESSAGE_CHARS) -> str:
-    """Return what a server says as one short line, without *secrets* and what looks like one."""
-    for secret in secrets:
-        if secret is not None:
-            text = secret.masked(text)
-    return one_line(without_secrets(text))[:max_chars]
+# -- the pool's own response to a client that exchanges its token
+
+#: The client asks again after the first, and its placeholder ends after the second.
+#: Seconds; the values GitHub uses. Nothing ends with them: the pool swaps each request.
+CLIENT_REFRESH_IN_S, CLIENT_LIFE_S = 1500, 1800
+
+#: Text of the answer that names a plan or a setting, not a person or an organisation.
+_KEPT_TEXT = ("sku", "public_suggestions", "telemetry")
+#: Fields inside the token that are switches, 0 or 1 ...
+_KEPT_SWITCHES = frozenset(
+    {"8kp", "ccr", "chat", "cit", "fcv1", "malfil", "mcp", "rt", "sn", "ssc"}
+)
+_KEPT_SWITCHES |= {"agent_mode", "agent_mode_auto_approval", "editor_preview_features"}
+#: ... and those that are short words.
+_KEPT_WORDS = frozenset({"sku", "st"})
+_SHORT_WORD = re.compile(r"[A-Za-z0-9_.-]{1,40}\Z")
+_ENDPOINTS = ("api", "proxy", "telemetry", "origin-tracker")
+
+_HEADERS = (
+    ("content-type", "application/json; charset=utf-8"),
+    ("cache-control", "no-store"),
+    # Without it editors suspect a proxy of intercepting: providers.md, section 1.7.
+    ("x-github-request-id", "account-pool"),
+)
 
 
-def one_line(text: str) -> str:
-    """Return *text* without line breaks and other characters that do not print."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+def shown_to_clients(
+    payload: Mapping[str, Any], token: str, *, api_is_trusted: bool
+) -> dict[str, Any]:
+    """Return the part of a real answer that a client may see, with "token" its fields."""
+    kept: dict[str, Any] = {
+        name: value
+        for name, value in payload.items()
+        if isinstance(value, bool) and _SHORT_WORD.match(name)
+    }
+    for name in _KEPT_TEXT:
+        value = payload.get(name)
+        if isinstance(value, str) and _SHORT_WORD.match(value):
+            kept[name] = value
+    # One account's quota must not switch a client off that has a pool behind it.
+    kept |= {"limited_user_quotas": None, "limited_user_reset_date": None}
+    endpoints = _endpoints(payload.get("endpoints"), api_is_trusted)
+    if endpoints:
+        kept["endpoints"] = endpoints
+    kept["token"] = _token_fields(token)
+    return kept
 
 
-def retry_after(headers: Mapping[str, str], wall_now: float, status: int) -> float | None:
-    """Return the seconds to wait that the answer names, None if there are none.
+def placeholder_response(for_clients: Mapping[str, Any], wall_now: float) -> LocalAnswer:
+    """Answer an exchange with a placeholder. *for_clients* is of `shown_to_clients`."""
+    expires_at = int(wall_now) + CLIENT_LIFE_S
+    fields = {"tid": "pool", "exp": str(expires_at), **for_clients.get("token", {})}
+    token = ";".join(f"{name}={value}" for name, value in fields.items()) + ":pool"
+    times = {"expires_at": expires_at, "refresh_in": CLIENT_REFRESH_IN_S}
+    return LocalAnswer(200, _HEADERS, _json({**for_clients, **times, "token": token}))
 
-    Retry-After (RFC 9110, section 10.2.3) first, then GitHub's own
-    `x-ratelimit-reset`, seconds since the epoch, when nothing remains. A 429 is to be
-    waited after whatever it names.
-    """
-    value = headers.get("retry-after", "").strip()
-    wait_s: float | None = None
-    if value.isascii() and value.isdigit():
-        wait_s = float(value)
-    elif value:
-        try:
-            wait_s = parsedate_to_datetime(value).timestamp() - wall_now
-        except (ValueError, OverflowError):
-            wait_s = None
-    elif headers.get("x-ratelimit-remaining") == "0":
-        reset = headers.get("x-ratelimit-reset", "")
-        wait_s = float(reset) - wall_now if reset.isascii() and reset.isdigit() else None
-    if wait_s is None:
-        return LIMITED_S if status == 429 else None
-    return min(max(wait_s, 0.0), LONGEST_RETRY_AFTER_S)
+
+def no_token_response(message: str, retry_after_s: int) -> LocalAnswer:
+    """Answer an exchange while no account has a token, in GitHub's envelope."""
+    headers = (*_HEADERS, ("retry-after", str(retry_after_s)))
+    return LocalAnswer(503, headers, _json({"message": message}))
+
+
+def _endpoints(endpoints: Any, api_is_trusted: bool) -> dict[str, str]:
+    if not isinstance(endpoints, dict):
+        return {}
+    kept = {name: endpoints.get(name) for name in _ENDPOINTS}
+    if not api_is_trusted:
+        kept["api"] = None
+    return {name: url for name, url in kept.items() if isinstance(url, str) and _is_plain(url)}
+
+
+def _is_plain(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    usual_name = re.fullmatch(r"[A-Za-z0-9.:\[\]-]{1,200}", parts.netloc) is not None
+    return parts.scheme == "https" and usual_name and url == f"https://{parts.netloc}{parts.path}"
+
+
+def _token_fields(token: str) -> dict[str, str]:
+    """Return the harmless fields of `tid=...;exp=...;sku=...;chat=1:<mac>`."""
+    pairs = (part.partition("=") for part in token.partition(":")[0].split(";"))
+    return {
+        name: value
+        for name, _, value in pairs
+        if (name in _KEPT_SWITCHES and value in ("0", "1"))
+        or (name in _KEPT_WORDS and _SHORT_WORD.match(value))
+    }
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()

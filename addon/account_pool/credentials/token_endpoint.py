@@ -1,27 +1,32 @@
-"""What is asked of a token endpoint, and what its answer means. Values in, values out.
+"""The token endpoint of a login: what is asked of it, how long it may take, what it answers.
 
-RFC 6749, sections 5 and 6, and what the vendors make of it: providers.md, sections 3.3,
-5 and 7. Nothing is believed further than needed: tokens must be able to stand in a
-header, times must be plausible, texts are one short line without any token in it.
+RFC 6749, sections 5 and 6, and what the vendors make of it: providers.md, sections 3.3, 5 and
+7. Nothing is believed further than needed: tokens must be able to stand in a header, times
+must be plausible, texts are one short line without any token in it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
+from account_pool.core.claims import ANSWER_S
 from account_pool.core.credential import Secret
-from account_pool.credentials.editor import OWN_NAME
-from account_pool.credentials.errors import CredentialError
-from account_pool.credentials.exchange_answer import (
-    ExchangeFailed,
+from account_pool.credentials.errors import CredentialError, ExchangeFailed
+from account_pool.credentials.http import (
+    OWN_NAME,
+    Http,
+    HttpFailed,
+    HttpResponse,
     quoted,
     retry_after,
 )
-from account_pool.credentials.http import HttpAnswer
 from account_pool.credentials.oauth import OAuthSettings
 from account_pool.credentials.sources import usable
 from account_pool.store.store import Tokens
@@ -102,7 +107,7 @@ def request(settings: OAuthSettings, tokens: Tokens) -> tuple[dict[str, str], by
 
 
 def read(
-    answer: HttpAnswer, asked_with: Tokens, wall_now: float, client_secret: Secret | None = None
+    answer: HttpResponse, asked_with: Tokens, wall_now: float, client_secret: Secret | None = None
 ) -> Tokens:
     """Return the tokens that follow *asked_with*. No text repeats these, or *client_secret*.
 
@@ -131,7 +136,7 @@ def read(
 
 
 def read_refusal(
-    answer: HttpAnswer, secrets: Sequence[Secret | None], wall_now: float
+    answer: HttpResponse, secrets: Sequence[Secret | None], wall_now: float
 ) -> ExchangeFailed:
     """Say what an answer other than 200 means."""
     code, message = _reason(answer.json(), secrets)
@@ -204,3 +209,73 @@ def _reason(payload: Any, secrets: Sequence[Secret | None]) -> tuple[str, str]:
     if not isinstance(message, str):
         return code, ""
     return code, quoted(message, secrets, MAX_MESSAGE_CHARS)
+
+
+# -- sending. Once the request has left, the refresh token may be spent: the response is worth
+# waiting for, for minutes. A proxy that stops waits for it a little longer.
+
+#: Seconds until the request has left; less than the claim lasts (core/claims.py).
+CONNECT_S = 15.0
+#: How often is looked whether it stops, in seconds.
+LOOK_S = 0.1
+
+#: Sends (url, headers, body) and returns the answer; the last is called when the request is
+#: about to leave. Raises HttpFailed, and what that raises.
+Post = Callable[[str, dict[str, str], bytes, Callable[[], None]], HttpResponse]
+
+
+@dataclass(slots=True)
+class Stop:
+    """Whether the proxy ends; for several threads.
+
+    Attributes:
+        by: until when an answer is waited for then, seconds of `time.monotonic`.
+    """
+
+    by: float | None = None
+
+    @property
+    def is_set(self) -> bool:
+        return self.by is not None
+
+
+def post_with(
+    http: Http, stop: Stop, *, connect_s: float = CONNECT_S, answer_s: float = ANSWER_S
+) -> Post:
+    """Return a `Post` that blocks its thread while *http* asks, until *stop* at most."""
+
+    async def ask(
+        url: str, headers: dict[str, str], content: bytes, sending: Callable[[], None]
+    ) -> HttpResponse:
+        left = False
+
+        def leaves() -> None:
+            nonlocal left
+            sending()
+            left = True
+
+        asking = asyncio.create_task(
+            http.ask(
+                "POST",
+                url,
+                headers=headers,
+                content=content,
+                timeout_s=connect_s,
+                answer_s=answer_s,
+                sending=leaves,
+            )
+        )
+        while not (await asyncio.wait({asking}, timeout=LOOK_S))[0]:
+            # What has not left is not worth waiting for.
+            if stop.by is not None and (not left or time.monotonic() >= stop.by):
+                asking.cancel()
+                raise HttpFailed("the proxy is shutting down", sent=left)
+        return asking.result()
+
+    def post(
+        url: str, headers: dict[str, str], content: bytes, sending: Callable[[], None]
+    ) -> HttpResponse:
+        # A loop of its own: that of the proxy must be free to stop meanwhile.
+        return asyncio.run(ask(url, headers, content, sending))
+
+    return post
