@@ -30,12 +30,13 @@ class Effort:
 
     Attributes:
         json_rounds, json_requests: of small JSON; requests per proxy and round.
-        stream_rounds: of 200 and of 50 streams.
+        stream_rounds: of streams of each shape.
         wave_rounds, waves: of 10 streams at once; waves per proxy and round.
         failover_rounds, failovers: failing over and plain requests, each, per round.
         body_rounds: of bodies of each size.
         connection_rounds, connections: of new connections; connections per proxy and round.
         starts: counted starts of each proxy.
+        lasting_requests: after which memory shall not have grown.
         strategies: with which an account trips.
         acquires: timed calls per strategy.
     """
@@ -51,6 +52,7 @@ class Effort:
     connection_rounds: int
     connections: int
     starts: int
+    lasting_requests: int
     strategies: tuple[str, ...]
     acquires: int
 
@@ -67,6 +69,7 @@ FULL = Effort(
     connection_rounds=20,
     connections=40,
     starts=7,
+    lasting_requests=50_000,
     strategies=("fill-first", "least-busy", "round-robin"),
     acquires=2_000,
 )
@@ -82,6 +85,7 @@ QUICK = Effort(
     connection_rounds=5,
     connections=20,
     starts=3,
+    lasting_requests=3_000,
     strategies=("fill-first",),
     acquires=500,
 )

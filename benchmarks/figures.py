@@ -100,12 +100,18 @@ def ratio(
 
 
 def middle(
-    name: str, scenario: str, values: Iterable[float | None], unit: str, note: str = ""
+    name: str,
+    scenario: str,
+    values: Iterable[float | None],
+    unit: str,
+    *,
+    target: Target | None = None,
+    wall: bool = False,
 ) -> Figure:
-    """Return the median of *values* as a figure that only informs."""
+    """Return the median of *values*; without *target* it only informs."""
     known = [value for value in values if value is not None]
     value = statistics.median(known) if known else None
-    return Figure(scenario=scenario, name=name, value=value, unit=unit, note=note)
+    return Figure(scenario=scenario, name=name, value=value, unit=unit, target=target, wall=wall)
 
 
 def table(figures: Sequence[Figure]) -> str:

@@ -58,6 +58,7 @@ class Proxy:
     process: subprocess.Popen[bytes]
     log: Path
     started_at: float
+    accounts: Path
     stopped: bool = False
 
     @property
@@ -101,6 +102,22 @@ class Proxy:
             with context.wrap_socket(plain, server_hostname="localhost") as secured:
                 yield secured
 
+    def write_accounts(self, accounts: Sequence[Mapping[str, Any]], upstream_port: int) -> None:
+        """Replace its accounts.yaml in one step."""
+        new = self.accounts.with_suffix(".new")
+        new.touch(0o600)  # it holds tokens, and the addon says so
+        new.write_text(_accounts_file(accounts, upstream_port))
+        new.replace(self.accounts)
+
+    def pauses(self, since: float) -> list[tuple[float, float]]:
+        """Return pauses of its loop that ended after *since*, as the observer `lag.py` saw them.
+
+        Each is its length and the CPU time of the process in it, seconds.
+        """
+        lines = (self.log.parent / f"lag-{self.pid}").read_text().splitlines()
+        seen = [tuple(map(float, line.split())) for line in lines]
+        return [(length, cpu) for ended_at, length, cpu in seen if ended_at > since]
+
     def resident_mib(self) -> float | None:
         return resident_mib(self.pid)
 
@@ -133,10 +150,10 @@ def start(kind: Kind, directory: Path, authority: Path, upstream_port: int) -> P
         "termlog_verbosity": "warn",
         "ssl_verify_upstream_trusted_ca": str(authority),
     }
+    accounts = directory / f"accounts-{port}.yaml"
     if kind.accounts is not None:
-        accounts = directory / f"accounts-{port}.yaml"
+        accounts.touch(0o600)  # it holds tokens, and the addon says so
         accounts.write_text(_accounts_file(kind.accounts, upstream_port))
-        accounts.chmod(0o600)  # it holds tokens, and the addon says so
         state = str(directory / f"state-{port}.db")
         options |= {"pool_accounts": str(accounts), "pool_state": state, **kind.options}
     command = [*_mitmdump(), "--listen-host", "127.0.0.1", "--listen-port", str(port)]
@@ -149,7 +166,7 @@ def start(kind: Kind, directory: Path, authority: Path, upstream_port: int) -> P
         process = subprocess.Popen(
             command, cwd=directory, stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
-    return Proxy(kind, port, process, log, started_at)
+    return Proxy(kind, port, process, log, started_at, accounts)
 
 
 def pool(
@@ -168,9 +185,10 @@ def account(label: str, token: str, **more: object) -> dict[str, object]:
 
 
 def _accounts_file(accounts: Sequence[Mapping[str, Any]], upstream_port: int) -> str:
-    hosts = [f"localhost:{upstream_port}"]
-    # JSON is YAML.
-    return json.dumps({"accounts": list(accounts), "providers": {"openai": {"hosts": hosts}}})
+    # JSON is YAML, and an account a line is how people write it.
+    listed = "".join(f"  - {json.dumps(dict(account))}\n" for account in accounts)
+    hosts = json.dumps([f"localhost:{upstream_port}"])
+    return f"accounts:\n{listed}providers:\n  openai: {{hosts: {hosts}}}\n"
 
 
 def _mitmdump() -> list[str]:

@@ -1,15 +1,31 @@
-"""From the start of the process to the first 200, and the memory it holds then."""
+"""From the start of the process to the first 200, and the memory it holds then and later."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field
 
 from benchmarks import proxies
 from benchmarks.bench import Bench
+from benchmarks.cpu import cpu_seconds
 from benchmarks.figures import Figure, Target, middle
 from benchmarks.requests import chat
 
 NAME = "start"
+#: beyond bare mitmdump: with three accounts, and with ten thousand
+FEW_S, MANY_S = 0.15, 1.0
+_RESIDENT_MIB, _GROWTH_MIB = 90.0, 2.0
+_CONCURRENCY = 16
+#: requests of one conversation
+_TURNS = 50
+
+
+@dataclass(slots=True)
+class _Starts:
+    """What the starts of one proxy took until the first 200, and the memory then."""
+
+    wall_s: list[float] = field(default_factory=list)
+    cpu_s: list[float | None] = field(default_factory=list)
+    mib: list[float | None] = field(default_factory=list)
 
 
 def measure(bench: Bench) -> list[Figure]:
@@ -17,29 +33,54 @@ def measure(bench: Bench) -> list[Figure]:
 
     It writes mitmproxy's authority and Python's bytecode, once per machine.
     """
-    kinds = [proxies.BARE]
-    if bench.addon is not None:
-        accounts = [proxies.account(label, f"sk-bench-good-{label}") for label in "abc"]
-        kinds.insert(0, proxies.pool(bench.addon, accounts))
-    first_s: dict[str, list[float]] = {kind.name: [] for kind in kinds}
-    resident: dict[str, list[float | None]] = {kind.name: [] for kind in kinds}
-    for number in range(bench.effort.starts + 1):
-        for kind in kinds:
-            answered_s, holds = _start_once(bench, kind)
-            if number:
-                first_s[kind.name].append(answered_s)
-                resident[kind.name].append(holds)
-    figures = []
-    for kind in kinds:
-        ours = kind is not proxies.BARE
-        seconds = middle(f"first 200 after the start, {kind.name}", NAME, first_s[kind.name], "s")
-        mib = middle(f"resident memory then, {kind.name}", NAME, resident[kind.name], "MiB")
-        figures.append(replace(seconds, target=Target(0.8) if ours else None))
-        figures.append(replace(mib, target=Target(90.0) if ours else None))
+    figures = compare(bench, [proxies.BARE, *bench.pools()], NAME, FEW_S)
+    for kind in bench.pools():
+        figures += _growth(bench, kind)
     return figures
 
 
-def _start_once(bench: Bench, kind: proxies.Kind) -> tuple[float, float | None]:
+def compare(bench: Bench, kinds: list[proxies.Kind], scenario: str, most_s: float) -> list[Figure]:
+    """Return what the first 200 of each of *kinds* takes, the first of which is the measure."""
+    starts = {kind.name: _Starts() for kind in kinds}
+    for number in range(bench.effort.starts + 1):
+        for kind in kinds:
+            _start_once(bench, kind, starts[kind.name] if number else _Starts())
+    base = starts[kinds[0].name]
+    figures = []
+    for name, own in starts.items():
+        if own is not base:
+            wall = zip(own.wall_s, base.wall_s, strict=True)
+            cpu = zip(own.cpu_s, base.cpu_s, strict=True)
+            beyond = f"{name}, beyond {kinds[0].name}"
+            most = Target(most_s)
+            figures += [
+                middle(
+                    f"first 200, {beyond}",
+                    scenario,
+                    [a - b for a, b in wall],
+                    "s",
+                    target=most,
+                    wall=True,
+                ),
+                middle(
+                    f"CPU until then, {beyond}",
+                    scenario,
+                    [a and b and a - b for a, b in cpu],
+                    "s",
+                    target=most,
+                ),
+            ]
+    for name, own in starts.items():
+        limit = Target(_RESIDENT_MIB) if name == proxies.POOL and scenario == NAME else None
+        figures += [
+            middle(f"first 200, {name}", scenario, own.wall_s, "s", wall=True),
+            middle(f"CPU until then, {name}", scenario, own.cpu_s, "s"),
+            middle(f"resident memory then, {name}", scenario, own.mib, "MiB", target=limit),
+        ]
+    return figures
+
+
+def _start_once(bench: Bench, kind: proxies.Kind, starts: _Starts) -> None:
     proxy = bench.start(kind)
     try:
         # mitmproxy writes its authority on its first start, before the port opens.
@@ -47,6 +88,37 @@ def _start_once(bench: Bench, kind: proxies.Kind) -> tuple[float, float | None]:
         status, seconds = proxy.first_answer(chat(bench.port), bench.port, bench.proxy_authority)
         if status != 200:
             raise RuntimeError(f"{kind.name}: the first answer was {status}")
-        return seconds, proxy.resident_mib()
+        starts.wall_s.append(seconds)
+        starts.cpu_s.append(cpu_seconds(proxy.pid))
+        starts.mib.append(proxy.resident_mib())
     finally:
         proxy.stop()
+
+
+def _growth(bench: Bench, kind: proxies.Kind) -> list[Figure]:
+    """Return how memory grows with requests, once the first tenth has filled the caches."""
+    count = bench.effort.lasting_requests
+    held: list[float | None] = []
+    with bench.running(kind) as (proxy,), bench.line(_CONCURRENCY, proxy) as line:
+        for tenth in range(10):
+            numbers = range(tenth * count // 10, (tenth + 1) * count // 10)
+            sent = line.send([chat(bench.port, text=f"question {n // _TURNS}") for n in numbers])
+            if sent.not_ok:
+                raise RuntimeError(f"{kind.name}: {sent.not_ok} answers were no 200")
+            held.append(proxy.resident_mib())
+    first, last = held[0], held[-1]
+    return [
+        Figure(
+            scenario=NAME,
+            name=f"resident memory after {count:,} requests, {kind.name}",
+            value=last,
+            unit="MiB",
+        ),
+        Figure(
+            scenario=NAME,
+            name="growth of it since the first tenth of them",
+            value=None if first is None or last is None else last - first,
+            unit="MiB",
+            target=Target(_GROWTH_MIB),
+        ),
+    ]

@@ -1,164 +1,121 @@
-"""Event streams: CPU per chunk at 200 at once, first bytes at 10, and the bytes themselves."""
+"""Event streams: CPU per chunk, first bytes at 10 at once, and the bytes themselves."""
 
 from __future__ import annotations
 
 import itertools
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from benchmarks import proxies
 from benchmarks.bench import NO_PROXY, Bench, Line
-from benchmarks.figures import Figure, Target, middle, ratio
+from benchmarks.figures import Figure, Target, middle
 from benchmarks.load import Sent
 from benchmarks.requests import Wish, chat
+from benchmarks.rounds import Cost, compare, in_turn
 
 NAME = "event streams"
-_CHUNKS, _INTERVAL_MS = 50, 20
-_MANY, _SOME, _FEW = 200, 50, 10
+_CPU, _FIRST_BYTE_MS = 0.50, 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """Streams at once, chunks of each, and the pause between two of them."""
+
+    streams: int
+    chunks: int
+    interval_ms: int
+
+    def __str__(self) -> str:
+        return f"chunk of {self.streams} streams x {self.chunks}"
+
+
+#: The target is about the first. So many streams as in the other bring mitmproxy near its limit.
+_SHAPES = (_Shape(20, 400, 10), _Shape(200, 50, 20))
+_FEW = _Shape(10, 5, 20)
 
 
 @dataclass(slots=True)
-class _Tally:
-    """What one proxy did: CPU per chunk (microseconds), first bytes (ms), and its streams."""
+class _Streams:
+    """The streams through one proxy: CPU per chunk by shape, first bytes, and what was altered."""
 
-    many: list[float | None] = field(default_factory=list)
-    some: list[float | None] = field(default_factory=list)
-    instructions: list[float | None] = field(default_factory=list)
+    costs: dict[_Shape, Cost] = field(default_factory=lambda: {s: Cost() for s in _SHAPES})
     first_byte_ms: list[float] = field(default_factory=list)
-    streams: int = 0
+    count: int = 0
     altered: int = 0
-
-    def check(self, sent: Sent, names: list[str], digests: dict[str, str]) -> None:
-        """Compare every stream with what the provider sent under its name."""
-        self.streams += len(names)
-        pairs = zip(sent.replies, names, strict=True)
-        self.altered += sum(reply.digest != digests.get(name) for reply, name in pairs)
 
 
 def measure(bench: Bench) -> list[Figure]:
     """Compare with an addon of five lines: bare mitmdump does not stream at all."""
-    kinds = [proxies.FIVE_LINES]
-    if bench.addon is not None:
-        accounts = [proxies.account(label, f"sk-bench-good-{label}") for label in "abc"]
-        kinds.append(proxies.pool(bench.addon, accounts))
-    tallies = {name: _Tally() for name in [NO_PROXY, *(kind.name for kind in kinds)]}
-    counter = itertools.count()
+    kinds = [proxies.FIVE_LINES, *bench.pools()]
+    streams = {name: _Streams() for name in [NO_PROXY, *(kind.name for kind in kinds)]}
+    names = (f"stream-{n}" for n in itertools.count())
     with bench.running(*kinds) as running:
-        paths: list[Any] = [None, *running]
-        _first_bytes(bench, paths, tallies, counter)
-        with bench.lines(_MANY, *running) as lines:
+        with bench.lines(_FEW.streams, None, *running) as lines:
             for line in lines:
-                line.warm_up(chat(bench.port))
-            for number in range(bench.effort.stream_rounds):
-                _round(bench, lines[:: -1 if number % 2 else 1], tallies, counter, _MANY)
-        with bench.lines(_SOME, *running) as lines:
-            for line in lines:
-                line.warm_up(chat(bench.port))
-            for number in range(bench.effort.stream_rounds):
-                _round(bench, lines[:: -1 if number % 2 else 1], tallies, counter, _SOME)
-    return _figures(kinds, tallies)
+                line.warm_up(chat(bench.port), times=5)
+            for line in in_turn(lines, bench.effort.wave_rounds):
+                own = streams[line.kind]
+                sent = _send(line, own, _FEW, names, bench.effort.waves)
+                own.first_byte_ms += [reply.first_byte_s * 1e3 for reply in sent.replies]
+        for shape in _SHAPES:
+            with bench.lines(shape.streams, *running) as lines:
+                for line in lines:
+                    line.warm_up(chat(bench.port))
+                for line in in_turn(lines, bench.effort.stream_rounds):
+                    own = streams[line.kind]
+                    sent = _send(line, own, shape, names)
+                    own.costs[shape].add(sent, shape.streams * shape.chunks)
+    return _figures(streams)
 
 
-def _round(
-    bench: Bench,
-    lines: list[Line],
-    tallies: dict[str, _Tally],
-    counter: itertools.count[int],
-    count: int,
-) -> None:
-    for line in lines:
-        tally = tallies[line.kind]
-        names = [f"stream-{next(counter)}" for _ in range(count)]
-        sent = _stream(bench, line, tally, names, _CHUNKS)
-        chunks = count * _CHUNKS
-        per_chunk = sent.cpu_s and sent.cpu_s / chunks * 1e6
-        (tally.many if count == _MANY else tally.some).append(per_chunk)
-        if count == _SOME:
-            # The more a proxy lags, the more chunks it finds in one read: comparable
-            # only where none lags.
-            tally.instructions.append(sent.instructions and sent.instructions / chunks)
-
-
-def _first_bytes(
-    bench: Bench,
-    paths: list[proxies.Proxy | None],
-    tallies: dict[str, _Tally],
-    counter: itertools.count[int],
-) -> None:
-    with bench.lines(_FEW, *paths) as lines:
-        for line in lines:
-            line.warm_up(chat(bench.port), times=5)
-        for number in range(bench.effort.wave_rounds):
-            for line in lines[:: -1 if number % 2 else 1]:
-                names = [f"stream-{next(counter)}" for _ in range(_FEW * bench.effort.waves)]
-                tally = tallies[line.kind]
-                sent = _stream(bench, line, tally, names, chunks=5)
-                tally.first_byte_ms += [reply.first_byte_s * 1e3 for reply in sent.replies]
-
-
-def _stream(bench: Bench, line: Line, tally: _Tally, names: list[str], chunks: int) -> Sent:
+def _send(
+    line: Line, streams: _Streams, shape: _Shape, names: Iterator[str], waves: int = 1
+) -> Sent:
+    bench = line.bench
     bench.forget()
-    wishes = [Wish(name=name, chunks=chunks, interval_ms=_INTERVAL_MS) for name in names]
-    requests = [chat(bench.port, wish, text=wish.name) for wish in wishes]
-    sent = line.send(requests, lockstep=True)
-    tally.check(sent, names, bench.seen()["digests"])
+    wishes = [
+        Wish(name=next(names), chunks=shape.chunks, interval_ms=shape.interval_ms)
+        for _ in range(shape.streams * waves)
+    ]
+    sent = line.send([chat(bench.port, wish, text=wish.name) for wish in wishes], lockstep=True)
+    digests = bench.seen()["digests"]
+    pairs = zip(sent.replies, wishes, strict=True)
+    streams.count += len(wishes)
+    streams.altered += sum(reply.digest != digests.get(wish.name) for reply, wish in pairs)
     return sent
 
 
-def _figures(kinds: list[proxies.Kind], tallies: dict[str, _Tally]) -> list[Figure]:
-    five = tallies[proxies.FIVE_LINES.name]
-    shape = f"{_CHUNKS} chunks x {_INTERVAL_MS} ms"
+def _figures(streams: dict[str, _Streams]) -> list[Figure]:
+    base = proxies.FIVE_LINES.name
     figures = []
-    for kind in kinds[1:]:
-        ours = tallies[kind.name]
-        against = f"{kind.name} / {proxies.FIVE_LINES.name}"
-        figures += [
-            ratio(
-                f"CPU per chunk, {_MANY} x {shape}, {against}",
-                NAME,
-                ours.many,
-                five.many,
-                Target(1.05),
-            ),
-            ratio(f"CPU per chunk, {_SOME} x {shape}, {against}", NAME, ours.some, five.some, None),
-            ratio(
-                f"instructions per chunk, {_SOME} x {shape}, {against}",
-                NAME,
-                ours.instructions,
-                five.instructions,
-                None,
-            ),
-            Figure(
-                scenario=NAME,
-                name=f"added time to first byte, {_FEW} at once, median",
-                value=statistics.median(ours.first_byte_ms) - statistics.median(five.first_byte_ms),
-                unit="ms",
-                target=Target(3.0),
-                note=f"over the {proxies.FIVE_LINES.name}",
-            ),
-        ]
-    for name, tally in tallies.items():
-        note = f"{name}, of {tally.streams} streams"
-        altered = float(tally.altered)
+    for shape in _SHAPES:
+        costs = {name: own.costs[shape] for name, own in streams.items() if name != NO_PROXY}
+        targets = {proxies.POOL: Target(_CPU)} if shape is _SHAPES[0] else {}
+        figures += compare(NAME, costs, base, targets, what=str(shape))
+    if proxies.POOL in streams:
+        ours, theirs = (streams[name].first_byte_ms for name in (proxies.POOL, base))
         figures.append(
             Figure(
-                scenario=NAME, name="streams altered", value=altered, target=Target(0), note=note
+                scenario=NAME,
+                name=f"added time to first byte, {_FEW.streams} at once, median",
+                value=statistics.median(ours) - statistics.median(theirs),
+                unit="ms",
+                target=Target(_FIRST_BYTE_MS),
+                note=f"over the {base}",
+                wall=True,
             )
         )
-    figures += _informations(tallies)
-    return figures
-
-
-def _informations(tallies: dict[str, _Tally]) -> list[Figure]:
-    figures = []
-    for name, tally in tallies.items():
-        if name != NO_PROXY:
-            figures.append(
-                middle(f"CPU per chunk, {_MANY} streams, {name}", NAME, tally.many, "us")
-            )
-            figures.append(
-                middle(f"CPU per chunk, {_SOME} streams, {name}", NAME, tally.some, "us")
-            )
-        figures.append(middle(f"time to first byte, {name}", NAME, tally.first_byte_ms, "ms"))
+    for name, own in streams.items():
+        altered = Figure(
+            scenario=NAME,
+            name=f"streams altered, {name}",
+            value=float(own.altered),
+            target=Target(0),
+            note=f"of {own.count}",
+        )
+        figures += [
+            altered,
+            middle(f"time to first byte, {name}", NAME, own.first_byte_ms, "ms", wall=True),
+        ]
     return figures

@@ -8,10 +8,18 @@ from dataclasses import replace
 import pytest
 from benchmarks.bench import QUICK, Bench, bench
 from benchmarks.proxies import CHECKOUT
-from benchmarks.scenarios import bodies, connections, failover
+from benchmarks.scenarios import bodies, connections, failover, streams
 
 EFFORT = replace(
-    QUICK, failover_rounds=3, failovers=3, body_rounds=1, connection_rounds=2, connections=4
+    QUICK,
+    failover_rounds=3,
+    failovers=3,
+    body_rounds=1,
+    connection_rounds=2,
+    connections=4,
+    stream_rounds=1,
+    wave_rounds=1,
+    waves=1,
 )
 
 
@@ -28,6 +36,12 @@ def test_every_request_that_shall_fail_over_does(running):
 
 
 @pytest.mark.parametrize(("scenario", "counted"), [(bodies, 6), (connections, 0)])
+def test_streams_are_not_altered(running):
+    figures = streams.measure(running)
+    altered = [f.value for f in figures if f.name.startswith("streams altered")]
+    assert altered == [0.0] * 3
+
+
 def test_nothing_is_refused_or_altered(running, scenario, counted):
     figures = scenario.measure(running)
     assert [f.value for f in figures if f.name == "not 200"]
