@@ -39,11 +39,11 @@ def test_rows_outlive_a_restart_and_hold_no_token() -> None:
     before = Pins()
     before.remember(A, "tok-secret", 1.0)
     before.remember(B, "two", 2.0)
-    rows = before.snapshot()
+    rows = before.snapshot(5.0, 1005.0)
     assert "secret" not in repr(rows)
-    assert rows == [before.row(pin_of("openai", x)) for x in ("tok-secret", "two")]
+    assert rows == [before.row(pin_of("openai", x), 5.0, 1005.0) for x in ("tok-secret", "two")]
     after = Pins(max_pins=1)
-    after.adopt(rows)
+    after.adopt(rows, 1.0, 1006.0)
     assert [after.owner("openai", x) for x in ("tok-secret", "two")] == [None, B]
 
 
@@ -53,6 +53,7 @@ def test_what_others_learnt_later_is_taken_over() -> None:
     pins.remember(A, "one", 10.0)
     pins.remember(A, "two", 30.0)
     told.clear()
-    pins.adopt([(pin_of("openai", name), "openai/b", 20.0) for name in ("one", "two", "three")])
+    rows = [(pin_of("openai", name), "openai/b", 1020.0) for name in ("one", "two", "three")]
+    pins.adopt(rows, 40.0, 1040.0)
     assert [pins.owner("openai", name) for name in ("one", "two", "three")] == [B, A, B]
     assert not told

@@ -309,7 +309,7 @@ async def test_an_option_given_at_the_start_is_still_given_after_a_reload_of_the
 
 async def test_a_script_that_is_taken_away_ends(addon):
     ctx.master.addons.remove(addon)
-    kept = addon.keeping
+    kept = addon.persistence
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert kept._stopped
@@ -320,7 +320,7 @@ async def test_a_script_that_is_taken_away_ends(addon):
 async def test_at_the_end_nobody_waits(addon):
     ctx.master.should_exit.set()
     addon.done()
-    assert addon.keeping._stopped
+    assert addon.persistence._stopped
 
 
 # -- noticing it

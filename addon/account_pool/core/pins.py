@@ -2,6 +2,8 @@
 
 A request that names one can be served by its owner alone (design.md, section 8). Ids are
 kept as hashes: some are tokens, and clients choose how long they are.
+
+Times are seconds by any one clock and passed in; rows for the store carry wall time.
 """
 
 from __future__ import annotations
@@ -49,11 +51,11 @@ class Pins:
     def __len__(self) -> int:
         return len(self._known)
 
-    def remember(self, owner: AccountKey, thing: str, wall_now: float) -> None:
+    def remember(self, owner: AccountKey, thing: str, now: float) -> None:
         """Note that *owner* made *thing*."""
         pin = pin_of(owner.provider, thing)
         known = self._known.get(pin)
-        self._known[pin] = (owner, wall_now)
+        self._known[pin] = (owner, now)
         self._known.move_to_end(pin)
         if known is None or known[0] != owner:
             self.changed(pin)
@@ -69,10 +71,10 @@ class Pins:
         self._named.add(pin)
         return known[0]
 
-    def note_used(self, wall_now: float) -> None:
+    def note_used(self, now: float) -> None:
         """Count those that were named as used now: the store forgets what nobody uses."""
         for pin in self._named & self._known.keys():
-            self._known[pin] = (self._known[pin][0], wall_now)
+            self._known[pin] = (self._known[pin][0], now)
         self._named.clear()
 
     def forget(self, owner: AccountKey) -> None:
@@ -83,28 +85,35 @@ class Pins:
 
     # -- the store
 
-    def row(self, pin: str) -> PinRow | None:
+    def row(self, pin: str, now: float, wall_now: float) -> PinRow | None:
         """Return one pin for the store, None if it is not known any more."""
         known = self._known.get(pin)
-        return None if known is None else (pin, str(known[0]), known[1])
+        return None if known is None else (pin, str(known[0]), wall_now - (now - known[1]))
 
-    def snapshot(self) -> list[PinRow]:
+    def snapshot(self, now: float, wall_now: float) -> list[PinRow]:
         """Return all pins for the store, least recently used first."""
-        return [(pin, str(owner), wall) for pin, (owner, wall) in self._known.items()]
+        rows = (self.row(pin, now, wall_now) for pin in self._known)
+        return [row for row in rows if row is not None]
 
-    def adopt(self, rows: Iterable[PinRow]) -> None:
-        """Take over what a store has kept, or other proxies have learnt later. Tells nobody."""
-        for pin, owner, wall in sorted(rows, key=lambda row: row[2]):
-            known = self._known.get(pin)
-            if known is None or known[1] < wall:
-                self._known[pin] = (AccountKey.parse(owner), wall)
+    def adopt(self, rows: Iterable[PinRow], now: float, wall_now: float) -> None:
+        """Add pins that a store has kept, or that other proxies have learnt later.
+
+        *changed* is not called.
+        """
+        for pin, owner, used_wall in sorted(rows, key=lambda row: row[2]):
+            known, used_at = self._known.get(pin), now - (wall_now - used_wall)
+            if known is None or known[1] < used_at:
+                self._known[pin] = (AccountKey.parse(owner), used_at)
                 self._known.move_to_end(pin)
         self._make_room()
 
-    def drop(self, gone: Mapping[str, float]) -> None:
-        """Forget what others have taken out, unless it was used here since. Tells nobody."""
-        for pin, used_at in gone.items():
-            known = self._known.get(pin)
+    def drop(self, gone: Mapping[str, float], now: float, wall_now: float) -> None:
+        """Forget pins that others have removed, unless used here since.
+
+        *changed* is not called.
+        """
+        for pin, used_wall in gone.items():
+            known, used_at = self._known.get(pin), now - (wall_now - used_wall)
             if known is not None and pin not in self._named and known[1] <= used_at + ROUNDED_S:
                 del self._known[pin]
 

@@ -41,10 +41,10 @@ from account_pool.proxy import (
     draining,
     event_lock,
     flow_view,
-    keeping,
     listen,
     next_layer,
     options,
+    persistence,
     reload,
     replay,
     stream,  # noqa: F401 - so that the first request needs no file to be opened
@@ -129,12 +129,12 @@ class AccountPool(AdminPages):
         self.service = Service(Pool(), Settings(), {})
         self.service.show = flow_view.Loader()
         self.service.warnings = self._warnings
-        self.service.state_problem = lambda: self.keeping.problem if self.keeping else None
+        self.service.state_problem = lambda: self.persistence.problem if self.persistence else None
         self.service.connected = unread.keep
         self.service.unsent = unread.is_unsent
         self.service.attend = waking.attend
         self.keeper: Keeper | None = None
-        self.keeping: keeping.Keeping | None = None
+        self.persistence: persistence.Persistence | None = None
         self._store: Store = MemoryStore()
         self._copilot: CopilotExchange | None = None
         self._entries: Mapping[AccountKey, AccountEntry] = {}
@@ -199,8 +199,8 @@ class AccountPool(AdminPages):
         self._shortage.install()
         if self.keeper is not None:
             self.keeper.start()
-        if self.keeping is not None:
-            self.keeping.start()
+        if self.persistence is not None:
+            self.persistence.start()
         self._open_pages()
         ctx.master.addons.add(self._replays)
         self._starting = tasks.once("start", self._announce)
@@ -234,8 +234,8 @@ class AccountPool(AdminPages):
 
     async def _write(self) -> None:
         """Have what the pool has learnt written."""
-        if self.keeping is not None:
-            await self.keeping.write()
+        if self.persistence is not None:
+            await self.persistence.write()
 
     async def _announce(self) -> None:
         """Say that the pool is ready, once the proxy listens where it should."""
@@ -333,8 +333,8 @@ class AccountPool(AdminPages):
             over_at = self._drain.over_at
         if self.keeper is not None:
             self.keeper.stop(over_at + draining.ANSWER_S)
-        if self.keeping is not None:
-            self.keeping.stop(over_at + draining.WRITE_S)
+        if self.persistence is not None:
+            self.persistence.stop(over_at + draining.WRITE_S)
         self._close_pages()
 
     # -- configuration
@@ -388,8 +388,8 @@ class AccountPool(AdminPages):
 
     def _keep(self) -> None:
         """Be as before the last restart, once there are accounts, and keep how they are."""
-        if self.keeping is None and self.service.pool.providers():
-            self.keeping = keeping.begin(self._store, self.service)
+        if self.persistence is None and self.service.pool.providers():
+            self.persistence = persistence.begin(self._store, self.service)
 
     def _load(self) -> config.Config:
         loaded = self._load_main()
@@ -455,10 +455,10 @@ class AccountPool(AdminPages):
         self._apply(values)
         wiring.serve(self.service, self.keeper, self._copilot, loaded)
         self.keeper.update(loaded.accounts, context, anew=changes.added)
-        if self.keeping is None:
+        if self.persistence is None:
             self._keep()
-            if self.keeping is not None:
-                self.keeping.start()
+            if self.persistence is not None:
+                self.persistence.start()
         return changes
 
     def _values(self, in_file: Mapping[str, OptionValue]) -> dict[str, OptionValue]:

@@ -20,7 +20,7 @@ from account_pool.core.account import AccountKey
 from account_pool.providers.base import Provider
 from account_pool.proxy import hosting
 from account_pool.proxy.commands import RELOAD_ERRORS, Commands
-from account_pool.proxy.keeping import Keeping
+from account_pool.proxy.persistence import Persistence
 from account_pool.proxy.reload import Changes, SourceFile, Watcher
 
 
@@ -28,10 +28,10 @@ class AdminPages(Commands):
     """The part of the addon that has to do with them; inherited, as `Commands` is.
 
     Attributes:
-        keeping: set by the addon.
+        persistence: set by the addon.
     """
 
-    keeping: Keeping | None
+    persistence: Persistence | None
 
     def __init__(self) -> None:
         self._file = SourceFile(os.environ)
@@ -150,4 +150,4 @@ class AdminPages(Commands):
         self._remove(key)
 
     async def _counted(self, name: str) -> Sums:
-        return {} if self.keeping is None else await self.keeping.read_counts(name)
+        return {} if self.persistence is None else await self.persistence.read_counts(name)

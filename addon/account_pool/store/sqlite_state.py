@@ -30,12 +30,11 @@ from account_pool.core.snapshot import (
 )
 from account_pool.core.usage_totals import Counted
 from account_pool.store.database import IN_MEMORY, Database, with_room
-from account_pool.store.machine import Clock
+from account_pool.store.machine import Clock, Process
 from account_pool.store.store import (
     GRACE_S,
     News,
     Numbered,
-    OtherProxy,
     Row,
     StoreError,
     TableChanges,
@@ -222,7 +221,7 @@ class SqliteState:
         self._database = Database(
             path, busy_timeout_s=BUSY_TIMEOUT_S, synchronous="NORMAL", clock=clock
         )
-        self._me = uuid4().hex
+        self._me = Process.this().owner(uuid4().hex)
         #: what the file and our pool agreed on last
         self._base: dict[AccountKey, AccountSnapshot] = {}
         #: of the last write we know of; None: look at everything
@@ -298,8 +297,7 @@ class SqliteState:
                 (self._me, wall_now, GRACE_S),
             ).fetchall()
             proxies = connection.execute(
-                "SELECT proxy, host, pid, started_at, seen_at FROM proxies WHERE proxy != ?",
-                (self._me,),
+                "SELECT proxy FROM proxies WHERE proxy != ?", (self._me,)
             ).fetchall()
         lines: dict[str, list[Row]] = {}
         gone: dict[str, dict[str, float]] = {}
@@ -315,10 +313,7 @@ class SqliteState:
             in_flight_remote={
                 self._key(account): requests for account, requests in in_flight_remote
             },
-            proxies=tuple(
-                OtherProxy(id=id_, host=host, pid=pid, started_at=started_at, seen_at=seen_at)
-                for id_, host, pid, started_at, seen_at in proxies
-            ),
+            proxies=tuple(proxy for (proxy,) in proxies),
         )
         self._keys({account for of_book in lines.values() for _, account, _ in of_book})
         self._data_version = data_version

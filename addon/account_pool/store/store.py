@@ -150,23 +150,6 @@ class TableChanges(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OtherProxy:
-    """Another proxy on the same store. Times are seconds since the epoch.
-
-    Attributes:
-        host, pid: its machine and process.
-        started_at: its first heartbeat.
-        seen_at: its last heartbeat.
-    """
-
-    id: str
-    host: str
-    pid: int
-    started_at: float
-    seen_at: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class News:
     """What other proxies have done since the last query.
 
@@ -175,14 +158,14 @@ class News:
         lines: rows that are new or changed, by table.
         gone: keys that were removed, by table, with the last use known of them.
         in_flight_remote: requests in flight on all other proxies, by account; None: as before.
-        proxies: the other proxies; None: as before.
+        proxies: ids of the other proxies (`Process.owner`); None: as before.
     """
 
     accounts: Collection[AccountKey] = frozenset()
     gone: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     lines: Mapping[str, list[Row]] = field(default_factory=dict)
     in_flight_remote: Mapping[AccountKey, int] | None = None
-    proxies: Collection[OtherProxy] | None = None
+    proxies: Collection[str] | None = None
 
 
 class Numbered(NamedTuple):

@@ -1,0 +1,368 @@
+"""What the store does not know yet of a pool: taken for one write, put back if that fails.
+
+Accounts that changed are in `Pool.dirty`; sessions and pins report the keys of their changes,
+which are kept here, as is what the store has of each row: only differences are written. A
+batch with rows that cannot be written is divided until those are found: they keep no other
+back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import uuid4
+
+from account_pool.core.account import AccountKey
+from account_pool.core.errors import UnknownAccount
+from account_pool.core.pins import Pins
+from account_pool.core.sessions import Sessions
+from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot
+from account_pool.core.state import AccountState
+from account_pool.core.usage_totals import Counted, CountKey
+from account_pool.proxy.service import Service
+from account_pool.store.store import (
+    Numbered,
+    Row,
+    StateStore,
+    StoreError,
+    TableChanges,
+    UnfitError,
+)
+from account_pool.supervision import where
+
+#: The tables of the store.
+TABLES = ("sessions", "pins")
+#: A row is written again when it was used so much later than the store knows, seconds.
+_STEP_S = 1.0
+#: What is said of counts that cannot be written.
+_SUMS = "sums"
+
+
+class Table:
+    """How a table of the store differs from what it is kept of.
+
+    Args:
+        clocks: returns now, by the clock of *bindings* and by that of the store.
+        urgent: called after each change.
+
+    Attributes:
+        changed: keys of the rows to be written.
+        written: rows of *bindings* as the store has them, by key.
+    """
+
+    def __init__(
+        self,
+        bindings: Sessions | Pins,
+        clocks: Callable[[], tuple[float, float]],
+        urgent: Callable[[], None],
+    ) -> None:
+        self.changed: set[str] = set()
+        self.written: dict[str, Row] = {}
+        self._bindings = bindings
+        self._clocks = clocks
+        self._urgent = urgent
+        #: what is being written; None: the row is gone
+        self._taken: dict[str, Row | None] = {}
+        bindings.changed = self._note
+
+    def note_used(self) -> None:
+        """Have rows written that were used since, of which there is no report."""
+        for key, account, used_at in self._bindings.snapshot(*self._clocks()):
+            known = self.written.get(key)
+            if known is None or known[1] != account or used_at - known[2] > _STEP_S:
+                self.changed.add(key)
+
+    def adopt(self, rows: Collection[Row]) -> None:
+        """Take over rows that other proxies have written."""
+        clocks = self._clocks()
+        self._bindings.adopt(rows, *clocks)
+        for row in rows:
+            if self._bindings.row(row[0], *clocks) is not None:
+                self.written[row[0]] = row
+
+    def drop(self, gone: Mapping[str, float]) -> None:
+        """Take out rows that others have taken out, unless they were used here since."""
+        self._bindings.drop(gone, *self._clocks())
+        for key in gone:
+            self.written.pop(key, None)
+
+    def take(self) -> TableChanges:
+        """Return what is to be written; `wrote` or `put_back` must follow."""
+        clocks = self._clocks()
+        self._taken = {key: self._bindings.row(key, *clocks) for key in self.changed}
+        self.changed.clear()
+        return TableChanges(
+            rows=[row for row in self._taken.values() if row is not None],
+            gone={
+                key: self.written[key][2]
+                for key, row in self._taken.items()
+                if row is None and key in self.written
+            },
+        )
+
+    def wrote(self) -> None:
+        """The store has what was taken."""
+        taken, self._taken = self._taken, {}
+        for key, row in taken.items():
+            if row is None:
+                self.written.pop(key, None)
+            else:
+                self.written[key] = row
+
+    def put_back(self) -> None:
+        """What was taken could not be written.
+
+        What came and went without ever being written need not be: a store may fail for
+        days, and conversations come by the thousand.
+        """
+        taken, self._taken = self._taken, {}
+        self.changed.update(k for k, row in taken.items() if row is not None or k in self.written)
+
+    def _note(self, key: str) -> None:
+        self.changed.add(key)
+        self._urgent()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What is written at once, row by row, so that it can be divided.
+
+    Attributes:
+        wall_at: when it was taken, on the clock of the store.
+        number: identifies its counts, so that they are added once.
+        gone: accounts that are no longer here, or are here anew; before `accounts`, which
+            the store must not merge with what it knew of them.
+        accounts: accounts as they are.
+        in_flight: requests of those accounts, if there are other proxies.
+        rows: new and changed rows, with their table.
+        removed: table, key and last known use of rows that are gone.
+        counts: name of the counter, key and amounts to be added.
+    """
+
+    wall_at: float
+    number: Numbered | None
+    gone: Sequence[AccountKey]
+    accounts: Sequence[AccountSnapshot]
+    in_flight: Sequence[tuple[AccountKey, int]]
+    rows: Sequence[tuple[str, Row]]
+    removed: Sequence[tuple[str, str, float]]
+    counts: Sequence[tuple[str, CountKey, Mapping[str, float]]]
+
+    def write(self, store: StateStore) -> tuple[PoolSnapshot, Mapping[str, str]]:
+        """Write it; blocks. Raises StoreError.
+
+        Returns what the store has then, and which kinds of rows ("sessions", "an account")
+        could not be written, with what is wrong with them.
+        """
+        saved: list[PoolSnapshot] = []
+        unfit: dict[str, str] = {}
+        todo = [self]
+        while todo:
+            part = todo.pop()
+            try:
+                saved.append(part._exchange(store))
+                continue
+            except Exception as e:
+                if isinstance(e, StoreError) and not isinstance(e, UnfitError):
+                    if not (part.counts and saved):
+                        raise
+                    # Some sums may be in the store: to add them again would be worse.
+                    unfit[_SUMS] = type(e).__name__
+                    continue
+                if not len(part):
+                    raise
+                wrong = str(e) if isinstance(e, StoreError) else where(e)
+            if len(part) == 1:
+                unfit[part._kind()] = wrong
+            else:
+                middle = len(part) // 2
+                todo += [part._rows(middle, len(part)), part._rows(0, middle)]
+        merged = PoolSnapshot(
+            accounts=tuple(account for one in saved for account in one.accounts),
+            # Others had last written before the first part was.
+            wall_at=saved[0].wall_at if saved else self.wall_at,
+            replaced=frozenset().union(*(one.replaced for one in saved)),
+        )
+        return merged, unfit
+
+    def __len__(self) -> int:
+        return sum(len(getattr(self, kind)) for kind in _KINDS)
+
+    def _rows(self, start: int, stop: int) -> Batch:
+        """Return a part of it, without a number: what the store has of it is known."""
+        parts: dict[str, Any] = {}
+        for kind in _KINDS:
+            rows = getattr(self, kind)
+            parts[kind] = rows[max(start, 0) : max(stop, 0)]
+            start, stop = start - len(rows), stop - len(rows)
+        return replace(self, number=None, **parts)
+
+    def _kind(self) -> str:
+        """Say what its only row is."""
+        [(kind, row)] = [(kind, row) for kind in _KINDS for row in getattr(self, kind)]
+        return _KINDS[kind] or str(row[0])
+
+    def _exchange(self, store: StateStore) -> PoolSnapshot:
+        rows: dict[str, list[Row]] = {}
+        gone: dict[str, dict[str, float]] = {}
+        counts: dict[str, Counted] = {}
+        for table, row in self.rows:
+            rows.setdefault(table, []).append(row)
+        for table, key, used_at in self.removed:
+            gone.setdefault(table, {})[key] = used_at
+        for name, count_key, amounts in self.counts:
+            counts.setdefault(name, {})[count_key] = dict(amounts)
+        return store.exchange(
+            self.accounts,
+            self.gone,
+            wall_now=self.wall_at,
+            lines={t: TableChanges(rows.get(t, ()), gone.get(t, {})) for t in {**rows, **gone}},
+            counts=counts,
+            batch=self.number,
+            in_flight=dict(self.in_flight),
+        )
+
+
+#: The kinds of rows of a batch, in the order in which they are written, and what they are
+#: called; "": by their table.
+_KINDS = {
+    "gone": "an account",
+    "accounts": "an account",
+    "in_flight": "requests in flight",
+    "rows": "",
+    "removed": "",
+    "counts": _SUMS,
+}
+
+
+class PendingWrites:
+    """Collects what changes in the pool, the sessions, the pins and the counters.
+
+    Args:
+        service: what has them.
+        wall: returns now, on the clock of the store.
+        changed: called after each change.
+        urgent: called after one that must not be lost.
+
+    Attributes:
+        tables: by their names, `TABLES`.
+        unsubscribe: ends the calls of *changed* by the pool.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        wall: Callable[[], float],
+        changed: Callable[[], None],
+        urgent: Callable[[], None],
+    ) -> None:
+        self._service = service
+        self._pool = service.pool
+        self._wall = wall
+        self._changed = changed
+        #: accounts by the position they had; one that came back has another
+        self._positions: dict[AccountKey, int] = {}
+        #: counts that were taken, and may or may not be in the store, and their number
+        self._counts: Mapping[str, Counted] = {}
+        self._number = Numbered(uuid4().hex, 0)
+        self.tables = {
+            "sessions": Table(service.sessions, lambda: (service.now(), wall()), urgent),
+            "pins": Table(service.pins, lambda: (service.wall_now(), wall()), urgent),
+        }
+        for counter in service.counters.values():
+            counter.changed = changed
+        self.unsubscribe = self._pool.subscribe(changed)
+
+    def begin(self, tables: Mapping[str, list[Row]]) -> None:
+        """Begin with a store that has these *tables*: take them over, and write all we know."""
+        self._positions.clear()
+        for name, table in self.tables.items():
+            table.written.clear()
+            table.adopt(tables[name])
+        self.note_used()
+        self._pool.dirty.update(state.key for state in self._pool.accounts())
+
+    def note_used(self) -> None:
+        """Have written when sessions and pins were used last."""
+        self._service.pins.note_used(self._service.wall_now())
+        for table in self.tables.values():
+            table.note_used()
+
+    def take(self, *, in_flight: bool) -> Batch | None:
+        """Return what has changed, None if nothing has; `wrote` or `put_back` must follow.
+
+        *in_flight*: there are other proxies, which need to know it.
+        """
+        pool, counters = self._pool, self._service.counters
+        dirty = list(pool.dirty)
+        if not self._counts:
+            self._counts = {name: c.take() for name, c in counters.items() if c.waiting}
+            if self._counts:
+                self._number = self._number._replace(number=self._number.number + 1)
+        changes = {name: table.take() for name, table in self.tables.items() if table.changed}
+        if not (dirty or changes or self._counts):
+            return None
+        pool.dirty.clear()
+        pool.urgent = False
+        wall = self._wall()
+        return Batch(
+            wall_at=wall,
+            number=self._number if self._counts else None,
+            gone=self._gone(dirty),
+            accounts=pool.snapshot(dirty, now=self._service.now(), wall_now=wall).accounts,
+            in_flight=self._in_flight(dirty) if in_flight else (),
+            rows=[(name, row) for name, table in changes.items() for row in table.rows],
+            removed=[
+                (n, key, at) for n, table in changes.items() for key, at in table.gone.items()
+            ],
+            counts=[
+                (n, key, sums) for n, more in self._counts.items() for key, sums in more.items()
+            ],
+        )
+
+    def wrote(self, batch: Batch, replaced: Iterable[AccountKey]) -> None:
+        """*batch* is in the store. What the accounts *replaced* have made is not theirs."""
+        if batch.number is not None:
+            self._counts = {}
+            if any(counter.waiting for counter in self._service.counters.values()):
+                self._changed()
+        for table in self.tables.values():
+            table.wrote()
+        for key in replaced:
+            self._service.pins.forget(key)
+
+    def put_back(self, batch: Batch) -> None:
+        """*batch* was not written, as far as is known. Its counts come again with their number."""
+        self._pool.dirty.update(batch.gone, (account.key for account in batch.accounts))
+        for table in self.tables.values():
+            table.put_back()
+        for key in batch.gone:
+            self._positions.pop(key, None)
+
+    def uncertain(self, name: str) -> Counted:
+        """Return the counts of *name* that were taken, and may not be in the store."""
+        return self._counts.get(name, {})
+
+    def _gone(self, dirty: Iterable[AccountKey]) -> list[AccountKey]:
+        """Return which of *dirty* are no longer here, or not the same that were written."""
+        gone = []
+        for key in dirty:
+            state = self._state(key)
+            position = None if state is None else state.position
+            if self._positions.get(key) != position:
+                gone.append(key)
+            if position is None:
+                self._positions.pop(key, None)
+            else:
+                self._positions[key] = position
+        return gone
+
+    def _in_flight(self, dirty: Iterable[AccountKey]) -> list[tuple[AccountKey, int]]:
+        return [(key, state.in_flight if (state := self._state(key)) else 0) for key in dirty]
+
+    def _state(self, key: AccountKey) -> AccountState | None:
+        try:
+            return self._pool.get(key)
+        except UnknownAccount:
+            return None
