@@ -204,6 +204,39 @@ def test_a_first_message_longer_than_what_is_looked_at_first() -> None:
     assert session(chat(long)) != session(chat({"role": "user", "content": "Hé" * 40_001}))
 
 
+def test_it_is_the_same_however_it_is_wrapped_and_not_decoded(monkeypatch) -> None:
+    def scan(text: str, at: int) -> None:
+        assert len(text) <= sessions._FIRST_BYTES
+        raise ValueError
+
+    monkeypatch.setattr(sessions, "_SCAN", scan)
+    text = 'H\u00e9\n"' * 40_000
+    part = {"type": "text", "text": text, "cache_control": {"type": "ephemeral"}}
+    named = {
+        session(chat(SYSTEM, {"role": "user", "content": content}, *more))
+        for content in (text, [part], [part | {"cache_control": None}])
+        for more in ((), (ANSWER, AGAIN))
+    }
+    assert len(named) == 1
+    assert None not in named
+    other = {"role": "user", "content": [part | {"text": text + "."}]}
+    assert session(chat(SYSTEM, other)) not in named
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [["nested"] * 10_000, HELLO],
+        [{"role": "user", "content": [[[[["x" * 70_000]]]]]}],
+        [{"role": "system", "content": "x" * 40_000}, 1],
+    ],
+    ids=["no message", "deep", "no turn of a user"],
+)
+def test_long_messages_of_odd_shapes(messages: Any) -> None:
+    found = session(chat(*messages))
+    assert (found is None) == (messages[-1] in (1, HELLO))
+
+
 def test_what_continues_a_stored_answer_has_no_prefix() -> None:
     found = sessions.conversation(
         head({"previous_response_id": "resp_1", "input": "Hi"}, path="/v1/responses")

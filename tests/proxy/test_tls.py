@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import socket
 import ssl
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -15,6 +18,7 @@ from mitmproxy.proxy.layers.tls import ClientTLSLayer, ServerTLSLayer, TlsClient
 from OpenSSL import SSL
 
 from account_pool.proxy import tls
+from account_pool.proxy.fast import openssl
 from account_pool.proxy.sweep import OPENING_S
 from account_pool.proxy.tls import OpeningServerTls, PoolClientTls, PoolServerTls
 from tests.proxy.helpers import client_connection, options_of
@@ -30,7 +34,20 @@ NOT_TLS = pytest.mark.parametrize(
     ],
     ids=["bytes", "plain text", "a record that was changed", "an alert"],
 )
-BOTH = pytest.mark.parametrize("case", ["server", "client"], indirect=True)
+BOTH = pytest.mark.parametrize(
+    "case",
+    [(side, quick) for side in ("server", "client") for quick in (False, True)],
+    ids=lambda case: case[0] + (", quick" if case[1] else ""),
+    indirect=True,
+)
+
+
+def read_all(peer: ssl.SSLObject) -> bytes:
+    data = b""
+    with suppress(ssl.SSLWantReadError):
+        while True:
+            data += peer.read(1_000_000)
+    return data
 
 
 class Child(layer.Layer):
@@ -60,7 +77,7 @@ class Write(events.Event):
 class Case:
     """One TLS connection, of which the test is the peer."""
 
-    def __init__(self, certificate, side: str) -> None:
+    def __init__(self, certificate, side: str, *, quick: bool = False) -> None:
         self.certificate = certificate
         self.context = Context(client_connection(), options_of())
         self.client, self.server = self.context.client, Server(address=("api.openai.com", 443))
@@ -80,7 +97,7 @@ class Case:
             self.context.layers.append(self.child)
             self.layer = ClientTLSLayer(self.context)
         self.layer.child_layer = self.child
-        tls.take(self.layer)
+        tls.take(self.layer, quick=quick)
 
     def _peer_context(self, side: str) -> ssl.SSLContext:
         if side == "server":
@@ -144,13 +161,23 @@ class Case:
         return [type(event) for event in told if event is not None]
 
 
-def fails(_data: bytes) -> None:
-    raise SSL.Error([])
+@pytest.fixture
+def writes_fail(case, monkeypatch) -> Callable[[], None]:
+    def fails(*_: object) -> None:
+        raise SSL.Error([])
+
+    def begin() -> None:
+        case.layer.tls.sendall = fails
+        monkeypatch.setattr(openssl, "write", fails)
+
+    return begin
 
 
 @pytest.fixture
 def case(certificate, request) -> Case:
-    made = Case(certificate, getattr(request, "param", "server")).establish()
+    side, quick = getattr(request, "param", ("server", False))
+    made = Case(certificate, side, quick=quick).establish()
+    assert made.layer._is_quick is quick
     assert made.told() == []
     assert made.closed == 0
     return made
@@ -164,6 +191,38 @@ def test_what_is_well_goes_on(case):
     assert case.peer.read() == b"a request"
     assert case.told() == [events.DataReceived]
     assert case.closed == 0
+
+
+@BOTH
+@pytest.mark.parametrize("size", [1, 16384, 16385, 65536, 65537, 131072, 1_000_000, 10_000_000])
+def test_long_messages_both_ways(case, size):
+    data = random.Random(size).randbytes(size)
+    case.feed(Write(data))
+    assert read_all(case.peer) == data
+    case.peer.write(data)
+    case.receive(case.left.read())
+    assert b"".join(event.data for event in case.child.told) == data
+
+
+@BOTH
+def test_a_long_message_in_pieces(case):
+    """Records end anywhere in them."""
+    data = random.Random(1).randbytes(300_000)
+    case.peer.write(data)
+    sent = case.left.read()
+    for at in range(0, len(sent), 4097):
+        case.receive(sent[at : at + 4097])
+    assert b"".join(event.data for event in case.child.told) == data
+
+
+@BOTH
+def test_what_came_with_the_end_is_handed_on_first(case):
+    case.peer.write(bytes(100_000))
+    with suppress(ssl.SSLWantReadError):
+        case.peer.unwrap()
+    case.receive(case.left.read())
+    assert set(case.told()) == {events.DataReceived, events.ConnectionClosed}
+    assert case.told() == []
 
 
 @BOTH
@@ -221,8 +280,8 @@ def test_an_alert_of_the_peer_does_the_same(case):
 
 
 @BOTH
-def test_a_write_that_fails_does_the_same(case):
-    case.layer.tls.sendall = fails
+def test_a_write_that_fails_does_the_same(case, writes_fail):
+    writes_fail()
     case.feed(Write(b"a request"))
     case.feed(Write(b"and more"))
     assert (case.told(), case.closed) == ([], 1)
@@ -231,12 +290,12 @@ def test_a_write_that_fails_does_the_same(case):
 
 
 @BOTH
-def test_a_peer_that_ends_in_good_order_is_told_once(case):
+def test_a_peer_that_ends_in_good_order_is_told_once(case, writes_fail):
     with suppress(ssl.SSLWantReadError):
         case.peer.unwrap()
     case.receive(case.left.read())
     assert (case.told(), case.closed) == ([events.ConnectionClosed], 0)
-    case.layer.tls.sendall = fails  # as it may from then on
+    writes_fail()  # as they may from then on
     case.feed(Write(b"a request"))
     case.feed(events.ConnectionClosed(case.of))
     assert (case.told(), case.closed) == ([], 1)
@@ -370,6 +429,20 @@ def test_layers_of_others_are_left_alone(certificate):
     theirs = Theirs(context)
     tls.take(theirs)
     assert type(theirs) is Theirs
+
+
+@pytest.mark.parametrize("gone", [openssl._FUNCTIONS[0], openssl._CODES[0]])
+def test_a_private_part_of_pyopenssl_is_gone(certificate, monkeypatch, gone):
+    kept = {name: None for name in (*openssl._FUNCTIONS, *openssl._CODES) if name != gone}
+    monkeypatch.setattr(SSL, "_lib", SimpleNamespace(**kept))
+    assert not openssl.is_as_known()
+    assert not Case(certificate, "server", quick=True).layer._is_quick
+
+
+def test_another_connection_than_pyopenssls_is_asked_in_its_own_way(certificate):
+    assert not openssl.can_use(SimpleNamespace(_ssl=1, _into_ssl=1, _from_ssl=1))
+    with socket.socket() as sock:
+        assert not openssl.can_use(SSL.Connection(SSL.Context(SSL.TLS_METHOD), sock))
 
 
 def test_a_private_part_is_gone(monkeypatch):

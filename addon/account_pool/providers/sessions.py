@@ -239,8 +239,48 @@ def _until_user(turns: msgspec.Raw) -> list[Any]:
         return [_decoded(turns)]
     found = _read_turns(text)
     if found is None and len(raw) > _FIRST_BYTES:
-        found = _read_turns(str(raw, "utf-8", "replace"))
+        found = _read_long_turns(turns)
+        if found is None:
+            found = _read_turns(str(raw, "utf-8", "replace"))
     return found or []
+
+
+_LIST = msgspec.json.Decoder(list[msgspec.Raw])
+_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+#: How deep a long message is looked into: its list, itself, its content, a part of that.
+_DEPTH = 4
+
+
+def _read_long_turns(turns: msgspec.Raw) -> list[Any] | None:
+    """Do as `_read_turns` without decoding long texts; None if they are not in order."""
+    found = []
+    try:
+        for raw in _LIST.decode(turns):
+            turn = _sampled(raw)
+            if not isinstance(turn, dict):
+                return None
+            found.append(turn)
+            if _role(turn) == "user":
+                return found
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass
+    return None
+
+
+def _sampled(raw: msgspec.Raw, depth: int = _DEPTH) -> Any:
+    """Return a value of JSON; for long texts in it their length and both ends, as written."""
+    text = memoryview(raw)
+    if len(text) <= _FIRST_BYTES or not depth:
+        return msgspec.json.decode(raw)
+    match text[:1]:
+        case b'"':
+            ends = (str(end, "utf-8", "replace") for end in (text[1:_SAMPLE], text[-_SAMPLE:-1]))
+            return "\0".join((str(len(text)), *ends))
+        case b"[":
+            return [_sampled(item, depth - 1) for item in _LIST.decode(raw)]
+        case b"{":
+            return {name: _sampled(x, depth - 1) for name, x in _OBJECT.decode(raw).items()}
+    return msgspec.json.decode(raw)
 
 
 _SCAN = json.JSONDecoder(strict=False).raw_decode

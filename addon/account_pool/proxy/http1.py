@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import product
 from typing import Any, TypeVar, cast
 
 import h11
-from h11._readers import ChunkedReader
+from h11._readers import ChunkedReader, ContentLengthReader
 from h11._receivebuffer import ReceiveBuffer
 from mitmproxy import connection, http
 from mitmproxy.net.http import http1
@@ -60,6 +61,27 @@ _Head = tuple[_T, int | None]
 
 class _Quick(Http1Connection):
     """What both sides have in common."""
+
+    def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        if type(event) is events.DataReceived and self._is_body(event.data):
+            return self._read_whole(event)
+        return super()._handle_event(event)
+
+    def _is_body(self, data: bytes) -> bool:
+        """Say whether *data* is part of a body of known length, and nothing is before it."""
+        if getattr(self.state, "__func__", None) is not Http1Connection.read_body or self.buf:
+            return False
+        reader = self.body_reader
+        return type(reader) is ContentLengthReader and len(data) <= reader._remaining
+
+    def _read_whole(self, event: events.DataReceived) -> CommandGenerator[None]:
+        """Hand on what came as it is; h11 copies each byte of it four times."""
+        reader: Any = self.body_reader
+        reader._remaining -= len(event.data)
+        assert self.stream_id is not None
+        yield ReceiveHttp(self.ReceiveData(self.stream_id, event.data))
+        if not reader._remaining:
+            yield from super().read_body(event)
 
     def read_body(self, event: events.Event) -> CommandGenerator[None]:
         # Comes here once for a message, whoever has read its head.
@@ -152,7 +174,10 @@ def check() -> None:
         raise Differs
 
 
-_BODY = b"Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
+_BODIES = (
+    (b"Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",),
+    (b"Content-Length: 4\r\n\r\n", b"hi", b"hi"),
+)
 
 
 def _tried(server: type[Http1Server], client: type[Http1Client]) -> list[object]:
@@ -160,12 +185,12 @@ def _tried(server: type[Http1Server], client: type[Http1Client]) -> list[object]
     found: list[object] = []
     context = Context(connection.Client(peername=("", 0), sockname=("", 0)), cast(Any, None))
     context.server.state = connection.ConnectionState.OPEN
-    for kind, head in (
-        (server, b"POST /x HTTP/1.1\r\nHost: a\r\n"),
-        (client, b"HTTP/1.1 200 OK\r\n"),
-    ):
+    heads: tuple[tuple[Callable[[Context], Any], bytes], ...]
+    heads = ((server, b"POST /x HTTP/1.1\r\nHost: a\r\n"), (client, b"HTTP/1.1 200 OK\r\n"))
+    for (kind, head), (body, *more) in product(heads, _BODIES):
         side = kind(context)
-        fed: list[events.Event] = [events.Start(), events.DataReceived(side.conn, head + _BODY)]
+        came = [events.DataReceived(side.conn, data) for data in (head + body, *more)]
+        fed: list[events.Event] = [events.Start(), *came]
         if kind is client:
             asked = RequestHeaders(1, http.Request.make("GET", "http://a/"), True)
             fed[1:1] = [asked, RequestEndOfMessage(1)]

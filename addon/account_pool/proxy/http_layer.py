@@ -335,7 +335,8 @@ class PoolHttpLayer(HttpLayer):
 
     def _take_opening(self) -> CommandGenerator[None]:
         for connection in self.waiting_for_establishment:
-            tls.take(self.connections[connection])
+            quick = "direct" in self.service.settings.fast
+            tls.take(self.connections[connection], quick=quick)
         yield from ()
 
 

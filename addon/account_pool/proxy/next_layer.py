@@ -49,7 +49,7 @@ def choose(nextlayer: layer.NextLayer, built_in: BuiltIn, service: Service) -> N
             return  # asked again when there is more
     built_in.next_layer(nextlayer)
     if nextlayer.layer is not None:
-        tls.take(nextlayer.layer)
+        tls.take(nextlayer.layer, quick="direct" in service.settings.fast)
         nextlayer.layer = _with_ours(nextlayer.layer, service)
 
 

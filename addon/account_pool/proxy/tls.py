@@ -14,6 +14,7 @@ Stands on private parts of mitmproxy: `take` changes nothing where they are not 
 
 from __future__ import annotations
 
+import logging
 import socket
 from itertools import chain
 from typing import Any, cast
@@ -25,6 +26,7 @@ from mitmproxy.proxy.layers.tls import ClientTLSLayer, ServerTLSLayer, TLSLayer
 from mitmproxy.proxy.tunnel import TunnelState
 from OpenSSL import SSL
 
+from account_pool.proxy.fast import openssl
 from account_pool.proxy.sweep import OPENING_S
 
 _ENDED = "TLS has ended"
@@ -35,6 +37,8 @@ class _EndingTls(TLSLayer):
     _over = False
     #: the layers above are still to be told that the connection is closed
     _owed = False
+    #: OpenSSL is asked without pyOpenSSL in between (`fast.openssl`)
+    _is_quick = False
 
     def receive_handshake_data(self, data: bytes) -> CommandGenerator[tuple[bool, str | None]]:
         done, error = yield from super().receive_handshake_data(data)
@@ -46,7 +50,25 @@ class _EndingTls(TLSLayer):
         # Generators are returned and chained: each of ours would be resumed for every command.
         if self._over:
             return _nothing()
+        if self._is_quick and openssl.can_use(self.tls):
+            return self._read(data)
         return cast(Any, chain(super().receive_data(data), self._end_if_dead()))
+
+    def _read(self, data: bytes) -> CommandGenerator[None]:
+        """Do as `TLSLayer.receive_data`."""
+        plain, error = openssl.read(self.tls, data)
+        ended = isinstance(error, SSL.ZeroReturnError)
+        if error is not None and not ended:
+            yield commands.Log(f"TLS Error: {error}", logging.WARNING)
+        if answer := openssl.pending(self.tls):
+            yield commands.SendData(self.conn, answer)
+        if plain:
+            yield from self.event_to_child(events.DataReceived(self.conn, plain))
+        if ended:
+            self.conn.state &= ~ConnectionState.CAN_READ
+            yield from self.event_to_child(events.ConnectionClosed(self.conn))
+        if error is not None:
+            yield from self._end_if_dead()
 
     def _end_if_dead(self) -> CommandGenerator[None]:
         # What was read may have been answered: a write was the first to fail then.
@@ -54,11 +76,25 @@ class _EndingTls(TLSLayer):
             yield from self._end()
 
     def send_data(self, data: bytes) -> CommandGenerator[None]:
-        if not self._over:
-            try:
+        if self._over:
+            return
+        try:
+            if self._is_quick and openssl.can_use(self.tls):
+                yield from self._write(data)
+            else:
                 yield from super().send_data(data)
-            except SSL.Error:
-                yield from self._end()
+        except SSL.Error:
+            yield from self._end()
+
+    def _write(self, data: bytes) -> CommandGenerator[None]:
+        """Do as `TLSLayer.send_data`; a piece is on its way before the next is encrypted."""
+        if len(data) <= openssl.WRITE_BYTES:
+            yield commands.SendData(self.conn, openssl.write(self.tls, data))
+            return
+        view = memoryview(data)
+        for at in range(0, len(data), openssl.WRITE_BYTES):
+            piece = openssl.write(self.tls, view[at : at + openssl.WRITE_BYTES])
+            yield commands.SendData(self.conn, piece)
 
     def receive_close(self) -> CommandGenerator[None]:
         if not self._over:
@@ -159,12 +195,17 @@ def _nothing() -> CommandGenerator[None]:
     yield from ()
 
 
-def take(outermost: Layer) -> None:
-    """Make each TLS layer of mitmproxy's in *outermost* and below it one of ours."""
+def take(outermost: Layer, *, quick: bool = False) -> None:
+    """Make each TLS layer of mitmproxy's in *outermost* and below it one of ours.
+
+    *quick* ones ask OpenSSL without pyOpenSSL in between, where that is as known.
+    """
     if not all(hasattr(ServerTLSLayer, name) for name in _PARTS):
         return
-    at: Any = outermost
+    at: Layer | None = outermost
     while isinstance(at, Layer):
         if type(at) in _OURS:
-            cast(Any, at).__class__ = _OURS[type(at)]
+            ours = cast(Any, at)
+            ours.__class__ = _OURS[type(at)]
+            ours._is_quick = quick and at.debug is None and openssl.is_as_known()
         at = getattr(at, "child_layer", None)
