@@ -16,9 +16,9 @@ from time import time
 
 import brotli
 from mitmproxy.net.encoding import encode
+from tests.scripts import anthropic, openai
 
-from account_pool.demo.scripts import anthropic, openai
-from account_pool.demo.scripts import event as block
+from account_pool.demo.replies import event as block
 
 OPENAI, ANTHROPIC = "openai", "anthropic"
 VENDORS = (OPENAI, ANTHROPIC)

@@ -25,7 +25,7 @@ from tests.patience import PATIENCE_S
 from account_pool.credentials import http as http_module
 from account_pool.credentials.http import BARRED_WAIT_S, Http, HttpFailed, HttpResponse, _plain
 from account_pool.demo.certificates import Certificate
-from account_pool.demo.scripts import json_reply
+from account_pool.demo.replies import json_reply
 from account_pool.proxy.wiring import own_http
 
 

@@ -27,13 +27,13 @@ from account_pool.core.usage_totals import Counted
 from account_pool.demo.certificates import make_certificate
 from account_pool.demo.exchange import Headers, Reply
 from account_pool.demo.provider import Provider
-from account_pool.demo.scripts import anthropic, by_credential, json_reply, openai, stream_reply
+from account_pool.demo.replies import by_credential, json_reply, stream_reply
 from account_pool.store.sqlite_state import SqliteState
 from tests.e2e import harness, redirect
 from tests.e2e.harness import ANTHROPIC, GEMINI, OPENAI, TWO, account, secret
 from tests.e2e.test_dashboard import CHROMIUM
 from tests.e2e.test_mitmweb import PASSWORD, free_port
-from tests.scripts import codex, gemini
+from tests.scripts import anthropic, codex, gemini, openai
 
 ACCOUNTS = [
     account("max", "claude-code", priority=0),

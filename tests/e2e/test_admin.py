@@ -13,8 +13,9 @@ import pytest
 from mitmproxy.io import FlowReader
 
 from account_pool.admin.token import TOKEN_FILE
-from account_pool.demo.scripts import by_credential, openai
+from account_pool.demo.replies import by_credential
 from tests.e2e.harness import CONFDIR, FIRST, SECOND, THIRD, TIMEOUT_S, TWO, chat, secret
+from tests.scripts import openai
 
 NEW = {"provider": "openai", "label": "third", "token": THIRD, "priority": 2}
 

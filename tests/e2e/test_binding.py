@@ -8,8 +8,9 @@ import socket
 import httpx
 import pytest
 
-from account_pool.demo.scripts import by_credential, openai
+from account_pool.demo.replies import by_credential
 from tests.e2e.harness import CLIENT, FIRST, OPENAI, TIMEOUT_S, TWO, chat, client
+from tests.scripts import openai
 
 GOOD = openai.chat_stream(["Good"])
 

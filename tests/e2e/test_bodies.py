@@ -8,8 +8,9 @@ import json
 
 import pytest
 
-from account_pool.demo.scripts import by_credential, openai
+from account_pool.demo.replies import by_credential
 from tests.e2e.harness import CLIENT, FIRST, OPENAI, SECOND, TWO, chat
+from tests.scripts import openai
 
 CHAT = openai.chat_stream(["Good", " morning"])
 MIB = 1 << 20

@@ -7,9 +7,10 @@ import asyncio
 import pytest
 
 from account_pool.demo.exchange import Pause, Reply, Request
-from account_pool.demo.scripts import EVENT_STREAM, by_credential, openai
+from account_pool.demo.replies import EVENT_STREAM, by_credential
 from tests.e2e.harness import FIRST, THIRD, account, chat, secret
 from tests.patience import PATIENCE_S
+from tests.scripts import openai
 
 STREAMS = 200
 WORDS = [f" word{n}" for n in range(10)]

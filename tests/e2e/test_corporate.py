@@ -12,11 +12,12 @@ import pytest
 from account_pool.cli import processes
 from account_pool.cli.record import read_record
 from account_pool.demo.certificates import make_certificate
-from account_pool.demo.scripts import by_credential, openai
+from account_pool.demo.replies import by_credential
 from tests.e2e.harness import CLIENT, FIRST, SECOND, TIMEOUT_S, client
 from tests.e2e.test_causes import Server
 from tests.e2e.test_curl import CURL
 from tests.e2e.test_run import Home
+from tests.scripts import openai
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 

@@ -14,8 +14,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from account_pool.admin.token import TOKEN_FILE
-from account_pool.demo.scripts import by_credential, openai
+from account_pool.demo.replies import by_credential
 from tests.e2e.harness import CONFDIR, FIRST, SECOND, THIRD, TIMEOUT_S, TWO, chat
+from tests.scripts import openai
 
 playwright = pytest.importorskip("playwright.async_api", reason="needs the extra `browser`")
 

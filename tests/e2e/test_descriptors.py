@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from account_pool.demo.scripts import by_credential, openai
+from account_pool.demo.replies import by_credential
 from account_pool.proxy.descriptors import TELL_S
 from tests.e2e import few_descriptors
 from tests.e2e.harness import FIRST, chat, in_order
+from tests.scripts import openai
 
 pytest.importorskip("resource")
 

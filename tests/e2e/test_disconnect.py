@@ -11,8 +11,9 @@ import asyncio
 import pytest
 
 from account_pool.demo.exchange import Ending, Fault, Reply
-from account_pool.demo.scripts import EVENT_STREAM, by_credential, openai
+from account_pool.demo.replies import EVENT_STREAM, by_credential
 from tests.e2e.harness import FIRST, SECOND, chat, in_order, leave
+from tests.scripts import openai
 
 CHAT = openai.chat_stream(["Good", " morning"])
 ONE_AT_A_TIME = in_order("first", max_concurrent=1)

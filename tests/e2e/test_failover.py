@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from account_pool.demo.exchange import Framing, Reply
-from account_pool.demo.scripts import anthropic, by_credential, encoded, framed, openai
+from account_pool.demo.replies import by_credential
 from tests.e2e.harness import (
     CLIENT,
     FIRST,
@@ -18,7 +18,7 @@ from tests.e2e.harness import (
     messages,
     respond,
 )
-from tests.scripts import gemini
+from tests.scripts import anthropic, encoded, framed, gemini, openai
 
 WORDS = ["Good", " morning", " to", " you"]
 CHAT = openai.chat_stream(WORDS)

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from account_pool.demo.exchange import Framing, Reply
-from account_pool.demo.scripts import EVENT_STREAM, by_credential, openai
+from account_pool.demo.replies import EVENT_STREAM, by_credential
 from account_pool.proxy.fast import direct
 from tests.e2e import other_addons
 from tests.e2e.harness import (
@@ -35,6 +35,7 @@ from tests.e2e.harness import (
 from tests.e2e.test_websocket import HOST, echo, open_socket
 from tests.e2e.upstream_proxy import UpstreamProxy
 from tests.proxy.fast.known import needs_known
+from tests.scripts import openai
 
 LIMITED, GOOD = openai.rate_limited(), openai.chat_stream(["Good", " morning"])
 

@@ -9,8 +9,8 @@ import pytest
 
 from account_pool.demo.exchange import Ending, Fault, Framing, Reply
 from account_pool.demo.mitmdump import MitmdumpFailed
-from account_pool.demo.scripts import always, framed, openai
 from tests.e2e.harness import CLIENT, chat, client, leave
+from tests.scripts import always, framed, openai
 
 HTTP_VERSIONS = pytest.mark.parametrize(
     ("http2", "version"), [(False, "1.1"), (True, "2")], ids=["http1", "http2"]

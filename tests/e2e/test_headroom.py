@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from account_pool.demo.exchange import Reply
-from account_pool.demo.scripts import by_credential, openai
+from account_pool.demo.replies import by_credential
 from tests.e2e.harness import FIRST, SECOND, THIRD, TWO, account, chat
+from tests.scripts import openai
 
 GOOD = openai.chat_complete("Good morning")
 

@@ -7,10 +7,10 @@ import json
 import pytest
 from h2.events import StreamEnded
 
-from account_pool.demo.scripts import openai
 from account_pool.proxy.http1 import MAX_HEAD_BYTES
 from tests.e2e.harness import FIRST, SECOND, TWO, chat
 from tests.e2e.peer import Line, Line2, Peer
+from tests.scripts import openai
 
 CHAT = openai.chat_stream(["Good", " morning"]).body
 GOOD = (

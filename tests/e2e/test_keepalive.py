@@ -8,8 +8,9 @@ import httpx
 import pytest
 
 from account_pool.demo.exchange import Ending, Fault, Reply
-from account_pool.demo.scripts import by_credential, openai
+from account_pool.demo.replies import by_credential
 from tests.e2e.harness import FIRST, SECOND, TWO, chat, in_order
+from tests.scripts import openai
 
 CHAT = openai.chat_stream(["Good", " morning"])
 

@@ -17,9 +17,10 @@ import pytest
 
 from account_pool.demo.exchange import Reply
 from account_pool.demo.mitmdump import MitmdumpFailed
-from account_pool.demo.scripts import EVENT_STREAM, by_credential, openai
+from account_pool.demo.replies import EVENT_STREAM, by_credential
 from tests.e2e import keeping
 from tests.e2e.harness import FIRST, SECOND, TIMEOUT_S, chat, in_order, secret
+from tests.scripts import openai
 
 GOOD = openai.chat_complete("Good morning")
 LIMITED = openai.rate_limited(3000)

@@ -9,9 +9,9 @@ import random
 import pytest
 from h2.events import StreamEnded, WindowUpdated
 
-from account_pool.demo.scripts import openai
 from tests.e2e.harness import FIRST, SECOND, TWO, chat
 from tests.e2e.peer import Line, Line2, Peer
+from tests.scripts import openai
 
 MIB = 1 << 20
 CHAT = openai.chat_stream(["Good", " morning"]).body

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from account_pool.demo.exchange import Reply
-from account_pool.demo.scripts import anthropic, by_credential, openai, stream_reply
+from account_pool.demo.replies import by_credential, stream_reply
 from tests.e2e.harness import (
     FIRST,
     SECOND,
@@ -19,7 +19,7 @@ from tests.e2e.harness import (
     messages,
     respond,
 )
-from tests.scripts import gemini
+from tests.scripts import anthropic, gemini, openai
 
 
 def event(data: Any, name: str | None = None) -> bytes:

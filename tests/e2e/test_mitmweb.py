@@ -18,9 +18,10 @@ from mitmproxy.io import FlowReader
 
 from account_pool.demo.exchange import Reply, Request
 from account_pool.demo.mitmdump import POOL_READY
-from account_pool.demo.scripts import by_credential, encoded, openai
+from account_pool.demo.replies import by_credential
 from tests.e2e import harness
 from tests.e2e.harness import FIRST, SECOND, TIMEOUT_S, TWO, chat
+from tests.scripts import encoded, openai
 
 CHAT = openai.chat_stream(["Good", " morning"])
 #: With a little jitter.

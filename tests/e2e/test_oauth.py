@@ -21,10 +21,11 @@ import pytest
 from account_pool.core.claims import CLAIM_S
 from account_pool.demo.exchange import Fault, Reply, Request
 from account_pool.demo.mitmdump import MitmdumpFailed
-from account_pool.demo.scripts import by_credential, json_reply, openai
+from account_pool.demo.replies import by_credential, json_reply
 from tests.e2e import die_after_save, hurried
 from tests.e2e.harness import account, chat, secret
 from tests.patience import PATIENCE_S
+from tests.scripts import openai
 
 GOOD = openai.chat_stream(["Good", " morning"])
 EXPIRED = json_reply(

@@ -15,8 +15,8 @@ from dataclasses import replace
 import pytest
 
 from account_pool.demo.exchange import Reply, Request
-from account_pool.demo.scripts import openai
 from tests.e2e.harness import FIRST, OPENAI, TIMEOUT_S, account
+from tests.scripts import openai
 
 playwright = pytest.importorskip("playwright.async_api", reason="needs the extra `browser`")
 

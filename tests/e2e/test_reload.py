@@ -11,9 +11,10 @@ import signal
 import pytest
 
 from account_pool.demo.exchange import Reply
-from account_pool.demo.scripts import EVENT_STREAM, by_credential, json_reply, openai
+from account_pool.demo.replies import EVENT_STREAM, by_credential, json_reply
 from tests.e2e import harness
 from tests.e2e.harness import ACCOUNTS_FILE, FIRST, SECOND, account, chat, in_order, secret
+from tests.scripts import openai
 
 GOOD = openai.chat_complete("Good morning")
 

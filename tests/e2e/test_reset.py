@@ -10,9 +10,9 @@ import pytest
 from h2.errors import ErrorCodes
 from h2.events import RequestReceived, StreamEnded
 
-from account_pool.demo.scripts import openai
 from tests.e2e.harness import CLIENT, FIRST, OPENAI, SECOND, TWO, chat, in_order, leave
 from tests.e2e.peer import Line, Line2, Peer
+from tests.scripts import openai
 
 MIB = 1 << 20
 CHAT = openai.chat_stream(["Good", " morning"]).body

@@ -7,8 +7,9 @@ import asyncio
 import pytest
 
 from account_pool.demo.exchange import Ending, Fault, Reply
-from account_pool.demo.scripts import by_credential, openai
+from account_pool.demo.replies import by_credential
 from tests.e2e.harness import CLIENT, FIRST, OPENAI, SECOND, TWO, chat, client, leave
+from tests.scripts import openai
 
 CHAT = openai.chat_stream(["Good", " morning"])
 

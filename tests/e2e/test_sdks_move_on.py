@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from account_pool.demo.exchange import Reply
-from account_pool.demo.scripts import anthropic, by_credential, openai, stream_reply
+from account_pool.demo.replies import by_credential, stream_reply
 from tests.e2e.harness import CLIENT, FIRST, SECOND, TIMEOUT_S, in_order, point_clients_at
-from tests.scripts import gemini
+from tests.scripts import anthropic, gemini, openai
 
 TEXT = "Good morning"
 WORDS = ["Good", " morning"]

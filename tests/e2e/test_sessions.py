@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from account_pool.demo.exchange import Framing, Reply, Request
-from account_pool.demo.scripts import by_credential, framed, json_reply, openai, stream_reply
+from account_pool.demo.replies import by_credential, json_reply, stream_reply
 from tests.e2e.harness import (
     CLIENT,
     FIRST,
@@ -22,7 +22,7 @@ from tests.e2e.harness import (
     respond,
     secret,
 )
-from tests.scripts import gemini
+from tests.scripts import framed, gemini, openai
 
 GOOD = openai.chat_complete("Good morning")
 THREE = [account(label) for label in ("first", "second", "third")]

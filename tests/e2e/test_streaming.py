@@ -12,7 +12,7 @@ import hashlib
 import pytest
 
 from account_pool.demo.exchange import Pause, Reply, Step
-from account_pool.demo.scripts import EVENT_STREAM, anthropic, by_credential, openai
+from account_pool.demo.replies import EVENT_STREAM, by_credential
 from tests.e2e.harness import (
     FIRST,
     SECOND,
@@ -22,7 +22,7 @@ from tests.e2e.harness import (
     messages,
     respond,
 )
-from tests.scripts import gemini
+from tests.scripts import anthropic, gemini, openai
 
 WORDS = [f" word{n}" for n in range(20)]
 

@@ -11,9 +11,9 @@ import pytest
 from mitmproxy.net.encoding import decode, encode
 
 from account_pool.demo.exchange import Request
-from account_pool.demo.scripts import anthropic, by_credential, json_reply, openai
+from account_pool.demo.replies import by_credential, json_reply
 from tests.e2e.harness import CLIENT, FIRST, SECOND, THIRD, account, secret
-from tests.scripts import code_assist, codex
+from tests.scripts import anthropic, code_assist, codex, openai
 
 WORDS = ["Good", " morning"]
 #: Of the client's own account: the provider must never see it on a request of the pool.

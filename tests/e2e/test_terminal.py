@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from account_pool.demo.scripts import by_credential
+from account_pool.demo.replies import by_credential
 from tests.e2e.harness import FIRST, TIMEOUT_S
 from tests.e2e.test_drain import CHAT, LONG, ONE, answering, bindings_in, slow
 

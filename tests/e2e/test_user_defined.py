@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from account_pool.demo.exchange import find_header
-from account_pool.demo.scripts import by_credential, json_reply, openai
+from account_pool.demo.replies import by_credential, json_reply
 from tests.e2e.harness import CLIENT, FIRST, SECOND, account, chat, in_order
+from tests.scripts import openai
 
 GOOD = openai.chat_complete("Good morning")
 #: Not an error by its status, nor one that OpenAI's API knows.

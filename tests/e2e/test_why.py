@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-from account_pool.demo.scripts import by_credential, openai
+from account_pool.demo.replies import by_credential
 from tests.e2e import status
 from tests.e2e.harness import FIRST, SECOND, chat, in_order
+from tests.scripts import openai
 
 GOOD = openai.chat_complete("Good morning")
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from account_pool.core.selection import POLICIES
-from account_pool.demo.scripts import anthropic, by_credential, json_reply, openai
+from account_pool.demo.replies import by_credential, json_reply
 from tests.e2e import keeping
 from tests.e2e.harness import (
     CLIENT,
@@ -24,7 +24,7 @@ from tests.e2e.harness import (
     secret,
 )
 from tests.e2e.test_admin import admin, direct
-from tests.scripts import gemini
+from tests.scripts import anthropic, gemini, openai
 
 GOOD = openai.chat_complete("Good morning")
 DEAD = openai.invalid_key()

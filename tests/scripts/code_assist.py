@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from account_pool.demo.exchange import Reply
-from account_pool.demo.scripts import json_reply, stream_reply
+from account_pool.demo.replies import json_reply, stream_reply
 
 MODEL = "gemini-3.1-pro-preview"
 _KIND = "type.googleapis.com/google.rpc."

@@ -9,8 +9,8 @@ import time
 from typing import Any
 
 from account_pool.demo.exchange import Headers, Reply
-from account_pool.demo.scripts import event, json_reply, stream_reply
-from account_pool.demo.scripts.openai import response_opening
+from account_pool.demo.replies import event, json_reply, stream_reply
+from tests.scripts.openai import response_opening
 
 
 def windows(primary: float, secondary: float, primary_s: float, secondary_s: float) -> Headers:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from account_pool.demo.exchange import Reply
-from account_pool.demo.scripts import event, json_reply, stream_reply
+from account_pool.demo.replies import event, json_reply, stream_reply
 
 
 def chat_stream(words: Sequence[str], pause_s: float = 0) -> Reply:

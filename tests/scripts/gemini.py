@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from account_pool.demo.exchange import Reply
-from account_pool.demo.scripts import JSON, json_reply, stream_reply
+from account_pool.demo.replies import JSON, json_reply, stream_reply
 
 MODEL = "gemini-3.5-flash"
 

@@ -19,7 +19,6 @@ from account_pool.cli import proxy_commands
 from account_pool.cli.proxy_commands import AccountsFile
 from account_pool.config import ConfigError
 from account_pool.config.replace import CannotEdit
-from account_pool.demo.start_failure import INCOMPLETE
 from account_pool.version import __version__
 
 app = typer.Typer(
@@ -58,6 +57,8 @@ def run(arguments: list[str]) -> int:
         return _fail(str(error))
     except ImportError as error:
         # What a command needs is imported when it runs.
+        from account_pool.demo.mitmdump import INCOMPLETE  # noqa: PLC0415
+
         return _fail(f"{error}; {INCOMPLETE}")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

@@ -17,8 +17,7 @@ from account_pool.cli.environment import without_own_proxy
 from account_pool.cli.places import HOST, Places
 from account_pool.cli.record import Launch
 from account_pool.config.accounts_file import shown
-from account_pool.demo.mitmdump import START_TIMEOUT_S, addon_script, mitmdump_command
-from account_pool.demo.start_failure import cause
+from account_pool.demo.mitmdump import START_TIMEOUT_S, addon_script, cause, mitmdump_command
 
 #: Seconds a proxy has to get ready.
 READY_S = START_TIMEOUT_S

@@ -1,10 +1,9 @@
 """A scripted provider, and a failover to watch without an account.
 
-In reading order: `exchange` and `journal` (what is asked, answered and recorded),
-`http1`, `http2`, `websocket` and `provider` (the server), `certificates`, `scripts`
-(what the vendors' servers say), `mitmdump` (the proxy as a child process); then the
-demo itself: `story` (who says what), `screen` (what one sees), `stage` (runs it).
-The end-to-end tests use all but the last three.
+In reading order: `exchange` (what is asked, answered and recorded), `http1`, `http2` and
+`provider` (the server), `certificates`, `replies` (what a vendor's server says), `mitmdump`
+(the proxy as a child process); then the demo itself: `story` (what it shows), `stage` (runs
+it). The end-to-end tests use all but the last two.
 """
 
 

@@ -14,8 +14,7 @@ from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
 
-from account_pool.demo.exchange import Ending, Exchange, Fault, Reply
-from account_pool.demo.journal import Journal
+from account_pool.demo.exchange import Ending, Exchange, Fault, Journal, Reply
 
 READ_BYTES = 1 << 16
 #: Headers of one connection only; HTTP/2 forbids them (RFC 9113, section 8.2.2).

@@ -16,10 +16,9 @@ from types import TracebackType
 import h11
 
 from account_pool.demo.certificates import Certificate
-from account_pool.demo.exchange import Script
+from account_pool.demo.exchange import Journal, Script
 from account_pool.demo.http1 import Http1Connection
 from account_pool.demo.http2 import Http2Connection
-from account_pool.demo.journal import Journal
 
 
 class Provider:

@@ -29,7 +29,7 @@ from account_pool.demo.mitmdump import (
     addon_script,
 )
 from account_pool.demo.provider import Provider
-from account_pool.demo.screen import Screen
+from account_pool.demo.story import Screen
 
 #: Far more than it needs; the demo must end by itself even where nothing works.
 TIMEOUT_S = START_TIMEOUT_S + 120

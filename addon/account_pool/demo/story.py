@@ -1,15 +1,24 @@
-"""What the demo tells: three accounts of one provider, and three questions.
+"""What the demo shows: three accounts of one provider, three questions, and their transcript.
 
-Every secret below is an obvious fake. They never leave this machine, and the demo
-uses the real machinery to prove that the client never sees one.
+On a terminal in colour; into a file or a pipe plain text, one fact per line. Every secret below
+is an obvious fake. They never leave this machine, and the demo uses the real machinery to prove
+that the client never sees one.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
-from account_pool.demo.exchange import Reply, Request, Script
-from account_pool.demo.scripts import by_credential, openai
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from account_pool.config.accounts_file import command
+from account_pool.demo import replies
+from account_pool.demo.exchange import Exchange, Reply, Request, Script
 
 #: What the client sends: no account of the pool, so the provider would turn it away.
 CLIENT_TOKEN = "sk-fake-client-000"  # noqa: S105
@@ -57,10 +66,10 @@ QUESTIONS = (
 
 def script() -> Script:
     """Return what the provider says: one account limited, one out of money, one fine."""
-    refusals = by_credential(
+    refusals = replies.by_credential(
         {
-            TOKENS["work"]: openai.rate_limited(RATE_LIMIT_S),
-            TOKENS["old"]: openai.insufficient_quota(),
+            TOKENS["work"]: replies.rate_limited(RATE_LIMIT_S),
+            TOKENS["old"]: replies.insufficient_quota(),
         }
     )
 
@@ -69,7 +78,7 @@ def script() -> Script:
             return refusals(request)
         asked = request.json()["messages"][-1]["content"]
         question = next(question for question in QUESTIONS if question.text == asked)
-        return openai.chat_stream(question.words, WORD_PAUSE_S)
+        return replies.chat_stream(question.words, WORD_PAUSE_S)
 
     return answer
 
@@ -82,3 +91,106 @@ def accounts_yaml(port: int) -> str:
     )
     hosts = f"providers:\n  openai: {{hosts: ['localhost:{port}']}}\n"
     return f"accounts:\n{accounts}{hosts}"
+
+
+#: What mitmdump puts before each line.
+_TIME = re.compile(r"^\[\d\d:\d\d:\d\d\.\d+\]\s*")
+#: The pool's own line about an attempt that was refused, e.g. "openai/work: 429
+#: rate_limit, on cooldown for 38 s (gpt-5-nano) -> openai/old (429 code=...)".
+_REFUSED = re.compile(
+    r"openai/(?P<label>[\w-]+): (?P<cause>.+), "
+    r"on cooldown for (?P<time>[\w ]+?)(?: \(.+?\))? -> "
+)
+_UNITS = {"s": "seconds", "min": "minutes", "h": "hours", "d": "days"}
+
+
+class Screen:
+    """Prints the demo. Knows what it has shown, decides nothing."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False, soft_wrap=True)
+        if not self._console.is_terminal:
+            # Nobody looks at it in 80 columns.
+            self._console.width = 1000
+        self._asked: dict[str, int] = dict.fromkeys(LABELS.values(), 0)
+        self._refused: dict[str, int] = dict.fromkeys(LABELS.values(), 0)
+        self._resting: dict[str, str] = {}
+        self._streaming = False
+        self._held: list[str] = []
+
+    def opening(self, provider_url: str, proxy_url: str, script: str) -> None:
+        self._print("One provider, three accounts: work is rate limited, old is out of quota,")
+        self._print("spare is fine. The client holds none of their keys.\n")
+        self._print(f"  provider  {provider_url} (scripted, stands in for OpenAI)", "dim")
+        self._print(f"  proxy     {proxy_url} (mitmdump -s {script})", "dim")
+
+    def question(self, number: int, question: Question) -> None:
+        self._print(f'\n{number}. POST /v1/chat/completions  "{question.text}"', "bold")
+
+    def exchange(self, exchange: Exchange) -> None:
+        """Show what the provider answered to an account, the moment it does."""
+        label = LABELS.get(exchange.request.credential)
+        reply = exchange.reply
+        if label is None or reply is None:
+            self._print("   the provider was asked with an unknown credential", "red")
+            return
+        self._asked[label] += 1
+        if reply.status < 400:
+            self._print(f"   openai/{label:6} {reply.status}", "green")
+            return
+        self._refused[label] += 1
+        code = json.loads(reply.body)["error"]["code"]
+        self._print(f"   openai/{label:6} {reply.status} {code}", "yellow")
+
+    def log_line(self, line: str) -> None:
+        """Show what mitmdump says, if the pool said it; never in the middle of an answer."""
+        line = _TIME.sub("", line)
+        refused = _REFUSED.match(line)
+        if refused is None:
+            return
+        until = _until(refused["time"])
+        self._resting[refused["label"]] = f"on cooldown until {until}: {refused['cause']}"
+        line += f", until {until}"
+        if self._streaming:
+            self._held.append(line)
+        else:
+            self._print(f"     pool: {line}", "cyan")
+
+    def word(self, word: str) -> None:
+        """Show the next piece of the answer as it arrives at the client."""
+        if not self._streaming:
+            self._console.print("   > ", end="")
+        self._streaming = True
+        self._console.print(Text(word), end="")
+
+    def answered(self, status: int, chunks: int) -> None:
+        self._console.print()
+        self._streaming = False
+        held, self._held = self._held, []
+        for line in held:
+            self._print(f"     pool: {line}", "cyan")
+        self._print(f"   the client saw: {status}, streamed in {chunks} chunks", "dim")
+
+    def closing(self) -> None:
+        table = Table("account", "asked", "refused", "now", box=None, padding=(0, 2, 0, 0))
+        for label, asked in self._asked.items():
+            now = self._resting.get(label, "on cooldown" if self._refused[label] else "available")
+            table.add_row(f"openai/{label}", str(asked), str(self._refused[label]), now)
+        self._console.print()
+        self._console.print(table, soft_wrap=False)
+        self._print(
+            f"\nWith accounts of your own: add one with `{command()} add openai work` or "
+            f"`{command()} login --from claude` (or codex, gemini, copilot, gh), then start your "
+            f"tool with `{command()} run -- TOOL`, or a proxy with `{command()} serve`."
+        )
+
+    def _print(self, text: str, style: str = "") -> None:
+        self._console.print(Text(text, style=style))
+
+
+def _until(time: str) -> str:
+    """Return the time of day *time* from now, which is spelt like "1 h 5 min"."""
+    words = time.split()
+    parts = {_UNITS[unit]: int(n) for n, unit in zip(words[::2], words[1::2], strict=True)}
+    until = datetime.now().astimezone() + timedelta(**parts)
+    return f"{until:%H:%M:%S}" if "seconds" in parts else f"about {until:%H:%M}"

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from account_pool.demo.exchange import Headers, Reply
-from account_pool.demo.scripts import event, json_reply, stream_reply
+from account_pool.demo.replies import event, json_reply, stream_reply
 
 MODEL = "claude-haiku-4-5"
 REQUEST_ID: Headers = (("request-id", "req_fake"),)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from account_pool.demo.start_failure import cause
+from account_pool.demo.mitmdump import cause
 
 TRACEBACK = "Traceback (most recent call last):"
 LOADING = "[18:04:36.314] Loading script /usr/lib/account_pool/script/pool.py"
