@@ -42,7 +42,7 @@ from account_pool.core.pool import Pool
 from account_pool.core.steps import Refresh, Wait
 from account_pool.providers import openai
 from account_pool.providers.base import LocalAnswer, Provider
-from account_pool.proxy.hooks import Pause, PoolPauseHook
+from account_pool.proxy.events import Pause, PoolPauseHook
 from account_pool.proxy.http_layer import PoolHttpLayer
 from account_pool.proxy.service import Service, Settings
 

@@ -22,7 +22,7 @@ from account_pool.core.steps import Wait
 from account_pool.credentials.keeper import Keeper
 from account_pool.proxy import replay_handler
 from account_pool.proxy.addon import AccountPool
-from account_pool.proxy.hooks import Pause
+from account_pool.proxy.events import Pause
 from tests.proxy.fast.known import needs_known
 
 TWO = """

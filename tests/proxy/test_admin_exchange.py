@@ -9,7 +9,7 @@ from mitmproxy.proxy.layers.http import HTTPMode
 
 from account_pool.admin.request import ADMIN_HOST, MAX_BODY_BYTES, AdminRequest, AdminResponse
 from account_pool.proxy.admin_exchange import is_for_us, keep_here
-from account_pool.proxy.destination import of_request
+from account_pool.proxy.pooled_request import of_request
 from tests.proxy.helpers import FakeClock, Rig, client_connection, service_of
 
 OWN = "127.0.0.1:8080"

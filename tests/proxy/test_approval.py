@@ -8,14 +8,14 @@ import pytest
 from mitmproxy import exceptions
 from mitmproxy.test import tflow
 
-from account_pool.proxy import approval
+from account_pool.proxy import flow_view
 from tests.proxy.helpers import OK, post1
 
 
 @pytest.fixture
 def flow():
     flow = tflow.tflow()
-    approval.hold(flow)
+    flow_view.hold_for_approval(flow)
     return flow
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from mitmproxy.options import Options
 
-from account_pool.proxy import causes, redaction
+from account_pool.proxy import redaction
 
 NOTHING = redaction.secrets_of([])
 REFUSED = "Upstream proxy 192.0.2.1:3128 refused HTTP CONNECT request: "
@@ -44,11 +44,11 @@ REFUSED = "Upstream proxy 192.0.2.1:3128 refused HTTP CONNECT request: "
     ],
 )
 def test_told(message, told):
-    assert causes.told(message, NOTHING) == told
+    assert redaction.reason_of(message, NOTHING) == told
 
 
 def test_no_more_than_a_line_of_it():
-    assert len(causes.told(REFUSED + "x" * 100_000, NOTHING)) <= 200
+    assert len(redaction.reason_of(REFUSED + "x" * 100_000, NOTHING)) <= 200
 
 
 def options_with(auth: str | None) -> Options:
@@ -59,15 +59,15 @@ def options_with(auth: str | None) -> Options:
 
 @pytest.mark.parametrize("said", ["me:p@ss/1", "p@ss/1", "bWU6cEBzcy8x", "p%40ss%2F1"])
 def test_the_password_of_a_proxy_is_not_told(said):
-    secrets = causes.secrets_of(options_with("me:p@ss/1"), ["sk-one-1111"])
-    assert causes.told(f"{REFUSED}407 No {said} sk-one-1111", secrets) == (
+    secrets = redaction.secrets_and_passwords(options_with("me:p@ss/1"), ["sk-one-1111"])
+    assert redaction.reason_of(f"{REFUSED}407 No {said} sk-one-1111", secrets) == (
         f"{REFUSED}407 No {'*' * len(said)} {'*' * 11}"
     )
 
 
 @pytest.mark.parametrize("options", [Options(), options_with(None), options_with("")])
 def test_without_a_password(options):
-    assert causes.secrets_of(options) == frozenset()
+    assert redaction.secrets_and_passwords(options) == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,9 @@ def test_without_a_password(options):
     ],
 )
 def test_what_helps_is_named(message, remedy):
-    text = causes.unconnected("api.example.com", message, NOTHING)
-    assert text.startswith(f"no connection to api.example.com: {causes.told(message, NOTHING)}")
+    text = redaction.unconnected("api.example.com", message, NOTHING)
+    assert text.startswith(
+        f"no connection to api.example.com: {redaction.reason_of(message, NOTHING)}"
+    )
     assert (";" in text) is (remedy is not None)
     assert remedy is None or remedy in text

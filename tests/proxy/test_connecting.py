@@ -9,7 +9,7 @@ import pytest
 from mitmproxy.connection import ConnectionState, Server
 from mitmproxy.proxy import commands, events, server_hooks
 
-from account_pool.proxy import connecting
+from account_pool.proxy import client_handler
 from tests.patience import PATIENCE_S
 from tests.proxy.test_event_lock import Handler, connected
 
@@ -41,7 +41,7 @@ class Case:
             return self.reader, self.writer
 
         monkeypatch.setattr(asyncio, "open_connection", open_connection)
-        assert connecting.watch(self.handler)
+        assert client_handler.watch_opening(self.handler)
 
     async def open(self) -> list[str | None]:
         """Open it, to its end; return with which words that was told."""
@@ -113,10 +113,10 @@ async def test_an_error_at_the_end_is_not_told_as_one_of_opening(monkeypatch):
 
 
 async def test_a_mitmproxy_that_opens_them_otherwise_is_left_alone():
-    assert not connecting.watch(None)
+    assert not client_handler.watch_opening(None)
     handler = Handler()
     handler.open_connection = None  # type: ignore[assignment,method-assign]
-    assert not connecting.watch(handler)
+    assert not client_handler.watch_opening(handler)
 
 
 async def test_each_client_is_watched():

@@ -10,7 +10,7 @@ import pytest
 from mitmproxy.connection import Server
 from mitmproxy.proxy import commands, events
 
-from account_pool.proxy import crowding
+from account_pool.proxy import client_handler
 from tests.patience import PATIENCE_S
 from tests.proxy.test_event_lock import Handler, connected
 
@@ -49,7 +49,7 @@ async def test_more_than_five(monkeypatch):
 
     monkeypatch.setattr(asyncio, "open_connection", open_connection)
     handler = Opens()
-    assert crowding.lift(handler)
+    assert client_handler.lift_connection_bound(handler)
     servers = [Server(address=("api.openai.com", 443)) for _ in range(MANY)]
     opening = [
         asyncio.create_task(handler.open_connection(commands.OpenConnection(server)))
@@ -66,11 +66,11 @@ async def test_more_than_five(monkeypatch):
 async def test_a_mitmproxy_without_that_bound_is_left_alone(bounds):
     handler = Handler()
     handler.max_conns = bounds
-    assert not crowding.lift(handler)
+    assert not client_handler.lift_connection_bound(handler)
     assert handler.max_conns is bounds
     del handler.max_conns
-    assert not crowding.lift(handler)
-    assert not crowding.lift(None)
+    assert not client_handler.lift_connection_bound(handler)
+    assert not client_handler.lift_connection_bound(None)
 
 
 async def test_each_client_is_free_of_it():

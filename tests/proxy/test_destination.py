@@ -6,8 +6,8 @@ import pytest
 from mitmproxy.net.server_spec import ServerSpec
 from mitmproxy.proxy.context import Context
 
-from account_pool.proxy import destination
-from account_pool.proxy.destination import Destination, is_loopback
+from account_pool.proxy import pooled_request
+from account_pool.proxy.pooled_request import Destination, is_loopback
 from tests.proxy.helpers import client_connection, options_of
 
 
@@ -35,41 +35,41 @@ def context(address, *, tls=True, server_sni=None, client_sni=None) -> Context:
 )
 def test_of_a_tls_connection(address, server_sni, client_sni, name):
     made = context(address, server_sni=server_sni, client_sni=client_sni)
-    assert destination.of_connection(made) == Destination(name, address[1], True)
+    assert pooled_request.of_connection(made) == Destination(name, address[1], True)
 
 
 def test_of_a_plain_connection_the_server_name_of_an_outer_one_is_nothing():
     """A client that talks to the proxy itself by TLS."""
     made = context(("192.0.2.1", 80), tls=False, client_sni="api.openai.com")
-    assert destination.of_connection(made) == Destination("192.0.2.1", 80, False)
+    assert pooled_request.of_connection(made) == Destination("192.0.2.1", 80, False)
 
 
 def test_of_a_connection_the_name_asked_for_now():
     made = context(("192.0.2.1", 443), tls=False)
-    assert destination.of_connection(made, "api.openai.com").name == "api.openai.com"
+    assert pooled_request.of_connection(made, "api.openai.com").name == "api.openai.com"
 
 
 def test_behind_another_proxy():
     made = context(("127.0.0.1", 80), tls=False)
-    assert destination.of_connection(made).private
+    assert pooled_request.of_connection(made).private
     made.server.via = ServerSpec(("http", ("proxy.example", 3128)))
-    found = destination.of_connection(made)
+    found = pooled_request.of_connection(made)
     assert found == Destination("127.0.0.1", 80, False, via=True)
     assert not found.local
     assert not found.private
-    assert not destination.of_request("localhost", 80, "http", via=True).private
-    assert destination.of_request("localhost", 443, "https", via=True).private
+    assert not pooled_request.of_request("localhost", 80, "http", via=True).private
+    assert pooled_request.of_request("localhost", 443, "https", via=True).private
 
 
 def test_of_no_connection():
-    assert destination.of_connection(context(None)) is None
+    assert pooled_request.of_connection(context(None)) is None
 
 
 def test_of_a_request():
-    assert destination.of_request("API.openai.com.", 443, "https") == Destination(
+    assert pooled_request.of_request("API.openai.com.", 443, "https") == Destination(
         "api.openai.com", 443, True
     )
-    assert not destination.of_request("api.openai.com", 80, "http").private
+    assert not pooled_request.of_request("api.openai.com", 80, "http").private
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from account_pool.core.lease import RequestFacts
 from account_pool.providers import openai
 from account_pool.proxy import draining
 from account_pool.proxy.draining import Drain
-from account_pool.proxy.hooks import Pause
+from account_pool.proxy.events import Pause
 from account_pool.proxy.websocket import GOING_AWAY, GoingAway, WebsocketReader
 from account_pool.store.sqlite_state import BUSY_TIMEOUT_S
 from tests.patience import PATIENCE_S

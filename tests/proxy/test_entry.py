@@ -13,7 +13,7 @@ from mitmproxy.test import taddons
 
 from account_pool.config.options import POOL_OPTIONS
 from account_pool.proxy.addon import AccountPool
-from account_pool.proxy.hooks import Pause, PoolPauseHook
+from account_pool.proxy.events import Pause, PoolPauseHook
 
 ROOT = Path(__file__).parents[2]
 ENTRY = ROOT / "addon" / "pool.py"

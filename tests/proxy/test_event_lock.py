@@ -15,9 +15,9 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.server import ConnectionHandler, ConnectionIO
 from mitmproxy.test import taddons
 
-from account_pool.proxy import compat, event_lock
+from account_pool.proxy import client_handler
 from account_pool.proxy.addon import AccountPool
-from account_pool.proxy.event_lock import EventLock
+from account_pool.proxy.client_handler import EventLock
 from tests.patience import PATIENCE_S
 from tests.proxy.helpers import client_connection, options_of
 
@@ -63,7 +63,7 @@ class Case:
 
     def __init__(self) -> None:
         self.handler = Handler()
-        assert event_lock.put_into(self.handler)
+        assert client_handler.keep_events(self.handler)
         self.lock: Any = self.handler._server_event_lock
         self.server = Server(address=("api.openai.com", 443))
         self.server.state = ConnectionState.OPEN
@@ -140,12 +140,12 @@ async def test_a_mitmproxy_without_that_lock_is_left_alone(lock):
     handler = Handler()
     other = lock() if lock is EventLock else lock
     handler._server_event_lock = other
-    assert not event_lock.put_into(handler)
+    assert not client_handler.keep_events(handler)
     assert handler._server_event_lock is other
     del handler._server_event_lock
-    assert not event_lock.put_into(handler)
+    assert not client_handler.keep_events(handler)
     with taddons.context():
-        assert not event_lock.put_into(compat.handler_of(client_connection()))
+        assert not client_handler.keep_events(client_handler.handler_of(client_connection()))
 
 
 async def test_each_client_gets_one():

@@ -17,7 +17,7 @@ from mitmproxy.test import taddons
 
 from account_pool.admin.token import TOKEN_FILE
 from account_pool.proxy.addon import AccountPool
-from account_pool.proxy.hooks import Pause
+from account_pool.proxy.events import Pause
 from tests.admin.helpers import admin_request, told
 
 TWO = (

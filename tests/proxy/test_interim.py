@@ -8,7 +8,7 @@ import pytest
 
 from account_pool.core.attempts import Limits
 from account_pool.proxy import http_layer
-from account_pool.proxy.sweep import SWEEP_S, TCP_TIMEOUT_S
+from account_pool.proxy.http_layer import SWEEP_S, TCP_TIMEOUT_S
 from tests.proxy.helpers import (
     CHUNKED,
     DELTA,

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from account_pool.core import tallies
+from account_pool.core import usage_totals
 from account_pool.core.instruments import Measured
 from account_pool.proxy import flow_view, pooled_exchange, service
 from account_pool.proxy.flow_view import AttemptTrail
@@ -36,7 +36,7 @@ OBSERVERS = [
     (service.Service, "served"),
     (service.Service, "remember"),
     (pooled_exchange.ResponseReader, "usage"),
-    (tallies.Usages, "count"),
+    (usage_totals.Usages, "count"),
     (Measured, "ended"),
     (AttemptTrail, "refused"),
     (AttemptTrail, "replayed"),

@@ -17,8 +17,8 @@ from account_pool.providers import copilot, openai
 from account_pool.providers.base import HostRule, LocalAnswer, Origin, Route
 from account_pool.providers.definition import add_hosts, like
 from account_pool.proxy import service as module
-from account_pool.proxy.destination import Destination
-from account_pool.proxy.hooks import Pause
+from account_pool.proxy.events import Pause
+from account_pool.proxy.pooled_request import Destination
 from account_pool.proxy.response_reader import ResponseReader
 from tests.proxy.helpers import (
     CHAT,

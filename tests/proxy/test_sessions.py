@@ -13,7 +13,7 @@ from account_pool.providers import copilot, openai
 from account_pool.providers.base import Route
 from account_pool.proxy import credential_swap
 from account_pool.proxy import pooled_request as call_of
-from account_pool.proxy.destination import Destination
+from account_pool.proxy.pooled_request import Destination
 from account_pool.proxy.response_reader import ResponseReader
 from tests.proxy.helpers import client_connection, service_of
 from tests.proxy.test_service import opened, request

@@ -22,8 +22,7 @@ from account_pool.providers.base import HostRule, LocalAnswer
 from account_pool.providers.definition import add_hosts
 from account_pool.proxy import pooled_exchange, stream
 from account_pool.proxy.decoding import zstd
-from account_pool.proxy.http_layer import KEPT_CLOSED, PoolHttpLayer
-from account_pool.proxy.sweep import SWEEP_S
+from account_pool.proxy.http_layer import KEPT_CLOSED, SWEEP_S, PoolHttpLayer
 from tests.proxy.helpers import (
     CHAT,
     CHUNKED,

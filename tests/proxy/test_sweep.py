@@ -6,7 +6,7 @@ import pytest
 from mitmproxy.connection import ConnectionState
 
 from account_pool.core.attempts import Limits
-from account_pool.proxy.sweep import OPENING_S, SWEEP_S, TCP_TIMEOUT_S
+from account_pool.proxy.http_layer import OPENING_S, SWEEP_S, TCP_TIMEOUT_S
 from tests.proxy.helpers import JSON, OK, OK_BODY, http1, post1
 
 RETRY = Limits(max_wait_s=0.0, retry_broken=True)

@@ -17,10 +17,9 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.tls import ClientTLSLayer, ServerTLSLayer, TlsClienthelloHook
 from OpenSSL import SSL
 
-from account_pool.proxy import tls
+from account_pool.proxy import tunnels
 from account_pool.proxy.fast import openssl
-from account_pool.proxy.sweep import OPENING_S
-from account_pool.proxy.tls import OpeningServerTls, PoolClientTls, PoolServerTls
+from account_pool.proxy.tunnels import OPENING_S, OpeningServerTls, PoolClientTls, PoolServerTls
 from tests.proxy.helpers import client_connection, options_of
 from tests.proxy.test_next_layer import client_hello
 
@@ -97,7 +96,7 @@ class Case:
             self.context.layers.append(self.child)
             self.layer = ClientTLSLayer(self.context)
         self.layer.child_layer = self.child
-        tls.take(self.layer, quick=quick)
+        tunnels.take_tls(self.layer, quick=quick)
 
     def _peer_context(self, side: str) -> ssl.SSLContext:
         if side == "server":
@@ -326,7 +325,7 @@ class Behind(Case):
         self.context.layers.clear()
         self.layer = ServerTLSLayer(self.context)
         self.layer.child_layer = ClientTLSLayer(self.context)
-        tls.take(self.layer)
+        tunnels.take_tls(self.layer)
         assert [type(one) for one in self.context.layers] == [OpeningServerTls, PoolClientTls]
         self.hooks: list[str] = []
         self.feed(events.Start())
@@ -427,7 +426,7 @@ def test_layers_of_others_are_left_alone(certificate):
         pass
 
     theirs = Theirs(context)
-    tls.take(theirs)
+    tunnels.take_tls(theirs)
     assert type(theirs) is Theirs
 
 
@@ -446,7 +445,7 @@ def test_another_connection_than_pyopenssls_is_asked_in_its_own_way(certificate)
 
 
 def test_a_private_part_is_gone(monkeypatch):
-    monkeypatch.setattr(tls, "_PARTS", (*tls._PARTS, "renamed"))
+    monkeypatch.setattr(tunnels, "_PARTS", (*tunnels._PARTS, "renamed"))
     own = ServerTLSLayer(Context(client_connection(), options_of()))
-    tls.take(own)
+    tunnels.take_tls(own)
     assert type(own) is ServerTLSLayer

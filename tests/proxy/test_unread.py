@@ -18,7 +18,7 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.server import ConnectionHandler, ConnectionIO
 from mitmproxy.test import taddons
 
-from account_pool.proxy import unread
+from account_pool.proxy import client_handler
 from account_pool.proxy.pooled_exchange import SURELY_READ_BYTES, SURELY_SENT_BYTES
 from tests.proxy.helpers import (
     JSON,
@@ -69,8 +69,8 @@ async def write_until_lost(writer: asyncio.StreamWriter) -> None:
 
 async def test_it_is_read_although_writing_fails():
     async with refused() as (connection, reader, writer):
-        unread.keep_of(connection, reader, writer)
-        unread.keep_of(connection, reader, writer)
+        client_handler.keep_unread_of(connection, reader, writer)
+        client_handler.keep_unread_of(connection, reader, writer)
         await write_until_lost(writer)
         assert await reader.read(1000) == SAID
         assert await reader.read(1000) == b""
@@ -79,7 +79,7 @@ async def test_it_is_read_although_writing_fails():
 
 
 async def test_asyncio_by_itself_loses_it():
-    """If this fails, `proxy/unread.py` is not needed any more."""
+    """If this fails, `client_handler.keep_unread` is not needed any more."""
     async with refused() as (_, reader, writer):
         with pytest.raises(ConnectionError):
             await write_until_lost(writer)
@@ -89,7 +89,7 @@ async def test_asyncio_by_itself_loses_it():
 
 async def test_other_errors_are_left_alone():
     async with refused() as (connection, reader, writer):
-        unread.keep_of(connection, reader, writer)
+        client_handler.keep_unread_of(connection, reader, writer)
         reader.set_exception(RuntimeError("another"))
         with pytest.raises(RuntimeError, match="another"):
             await reader.read(1000)
@@ -98,7 +98,7 @@ async def test_other_errors_are_left_alone():
 
 async def test_nothing_is_kept_alive():
     async with refused() as (connection, reader, writer):
-        unread.keep_of(connection, reader, writer)
+        client_handler.keep_unread_of(connection, reader, writer)
         await write_until_lost(writer)
         left = weakref.ref(writer)
     gc.disable()
@@ -120,10 +120,10 @@ async def test_every_server_connection_of_a_client():
         with taddons.context() as tctx:
             proxyserver = SimpleNamespace(connections={client.id: handler}, name="proxyserver")
             tctx.master.addons.lookup["proxyserver"] = proxyserver
-            unread.keep(client)
-            unread.keep(client_connection())
+            client_handler.keep_unread(client)
+            client_handler.keep_unread(client_connection())
             tctx.master.addons.lookup.pop("proxyserver")
-            unread.keep(client)
+            client_handler.keep_unread(client)
         await write_until_lost(writer)
         assert await reader.read(1000) == SAID
 
@@ -134,13 +134,13 @@ async def test_what_waits_to_be_sent():
         _reader, writer = await asyncio.open_connection(*peer.sockets[0].getsockname()[:2])
         handler = SimpleNamespace(transports={server: SimpleNamespace(writer=writer)})
         with taddons.context() as tctx:
-            assert not unread.is_unsent(client, server)
+            assert not client_handler.is_unsent(client, server)
             proxyserver = SimpleNamespace(connections={client.id: handler}, name="proxyserver")
             tctx.master.addons.lookup["proxyserver"] = proxyserver
-            assert not unread.is_unsent(client, server)
+            assert not client_handler.is_unsent(client, server)
             writer.write(bytes(64 << 20))
-            assert unread.is_unsent(client, server)
-            assert not unread.is_unsent(client, Server(address=None))
+            assert client_handler.is_unsent(client, server)
+            assert not client_handler.is_unsent(client, Server(address=None))
         writer.transport.abort()
 
 
@@ -192,16 +192,16 @@ async def stuck() -> AsyncIterator[Handler]:
 
 async def test_a_server_that_does_not_read_holds_up_no_other():
     async with stuck() as handler:
-        unread.keep(handler.client)
+        client_handler.keep_unread(handler.client)
         await handler.drain_writers()
         assert handler.told == 1
-        assert unread.is_unsent(handler.client, handler.stuck)
+        assert client_handler.is_unsent(handler.client, handler.stuck)
 
 
 async def test_nor_a_client_that_wants_to_leave(monkeypatch):
-    monkeypatch.setattr(unread, "DRAIN_S", 0.0)
+    monkeypatch.setattr(client_handler, "DRAIN_S", 0.0)
     async with stuck() as handler:
-        unread.keep(handler.client)
+        client_handler.keep_unread(handler.client)
         handler.transports[handler.client].handler = asyncio.current_task()
         await handler.drain_writers()
         assert handler.told == 0
@@ -213,7 +213,7 @@ async def test_mitmproxy_by_itself_waits_for_all():
         waits = asyncio.create_task(handler.drain_writers())
         while handler.told == 0:
             await asyncio.sleep(0)
-        unread.keep(handler.client)
+        client_handler.keep_unread(handler.client)
         await handler.drain_writers()
         assert not waits.done()
         waits.cancel()
@@ -221,7 +221,7 @@ async def test_mitmproxy_by_itself_waits_for_all():
 
 async def test_what_is_closed_with_the_rest_of_a_request_unsent_is_broken_off():
     async with stuck() as handler:
-        unread.keep(handler.client)
+        client_handler.keep_unread(handler.client)
         transport = handler.transports[handler.stuck]
         transport.writer.close()
         assert await transport.writer.drain() is None

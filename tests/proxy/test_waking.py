@@ -21,7 +21,7 @@ from account_pool.core.attempts import Limits
 from account_pool.core.suspend import GAP_S
 from account_pool.proxy import addon, http_layer, waking
 from account_pool.proxy.http2 import DEAD_S, QUIET_S
-from account_pool.proxy.sweep import SWEEP_S, TCP_TIMEOUT_S
+from account_pool.proxy.http_layer import SWEEP_S, TCP_TIMEOUT_S
 from tests.patience import PATIENCE_S
 from tests.proxy.helpers import (
     JSON,

@@ -34,12 +34,9 @@ from account_pool.credentials.notices import Notices
 from account_pool.credentials.sources import AccountEntry
 from account_pool.proxy import (
     admin_exchange,
-    compat,
-    connecting,
-    crowding,
+    client_handler,
     descriptors,
     draining,
-    event_lock,
     flow_view,
     listen,
     next_layer,
@@ -50,15 +47,14 @@ from account_pool.proxy import (
     stream,  # noqa: F401 - so that the first request needs no file to be opened
     terminal,
     tunnels,
-    unread,
     waking,
     wiring,
 )
 from account_pool.proxy.admin_pages import AdminPages
 from account_pool.proxy.commands import RELOAD_ERRORS
+from account_pool.proxy.events import Pause
 from account_pool.proxy.fast.steps import Steps
 from account_pool.proxy.flow_view import REFUSED
-from account_pool.proxy.hooks import Pause
 from account_pool.proxy.reload import Changes, Watcher, update_pool
 from account_pool.proxy.service import End, Service, Settings
 from account_pool.proxy.view_retention import ViewRetention
@@ -130,8 +126,8 @@ class AccountPool(AdminPages):
         self.service.show = flow_view.Loader()
         self.service.warnings = self._warnings
         self.service.state_problem = lambda: self.persistence.problem if self.persistence else None
-        self.service.connected = unread.keep
-        self.service.unsent = unread.is_unsent
+        self.service.connected = client_handler.keep_unread
+        self.service.unsent = client_handler.is_unsent
         self.service.attend = waking.attend
         self.keeper: Keeper | None = None
         self.persistence: persistence.Persistence | None = None
@@ -260,12 +256,12 @@ class AccountPool(AdminPages):
 
     def client_connected(self, client: Client) -> None:
         self.service.mind_suspend()  # before it has connections, which will be fresh
-        handler = compat.handler_of(client)
+        handler = client_handler.handler_of(client)
         if self._fast is None or not self._fast.take(handler):
-            event_lock.put_into(handler)
-        crowding.lift(handler)
+            client_handler.keep_events(handler)
+        client_handler.lift_connection_bound(handler)
         tunnels.answer_all_the_same(getattr(handler, "layer", None), self.service.claims)
-        connecting.watch(handler)
+        client_handler.watch_opening(handler)
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         next_layer.choose(nextlayer, ctx.master.addons.get("nextlayer"), self.service)

@@ -31,10 +31,9 @@ from mitmproxy.proxy.layers.http import (
 
 from account_pool.admin.request import ADMIN_HOST, FAILED, AdminRequest, AdminResponse
 from account_pool.providers.base import LocalAnswer
-from account_pool.proxy import compat
-from account_pool.proxy.destination import Destination, is_loopback
-from account_pool.proxy.hooks import Pause, PoolPauseHook
+from account_pool.proxy.events import BAD_REQUEST, Pause, PoolPauseHook
 from account_pool.proxy.http_stream import AttemptStream
+from account_pool.proxy.pooled_request import Destination, is_loopback
 
 
 def is_for_us(target: Destination, client: Client, *, direct: bool) -> bool:
@@ -145,7 +144,7 @@ class AdminExchange(AttemptStream):
     def _refuse_visit(self, wrong: str) -> CommandGenerator[None]:
         """The head can be read in two ways: nothing more is read from this connection."""
         yield SendHttp(
-            ResponseProtocolError(self.stream_id, wrong, compat.BAD_REQUEST), self.context.client
+            ResponseProtocolError(self.stream_id, wrong, BAD_REQUEST), self.context.client
         )
         self.client_state = self.server_state = self.state_errored
         yield DropStream(self.stream_id)

@@ -193,3 +193,20 @@ async def _load(make: Make) -> None:
         flow.resume()
         flow.response = response
         await ctx.master.addons.trigger_event(UpdateHook([flow]))
+
+
+def hold_for_approval(flow: http.HTTPFlow) -> None:
+    """Let the hook that follows wait for a person (`pool_manual_approve`).
+
+    No account is chosen before.
+    """
+    flow.intercept()
+
+    def kill() -> None:
+        # mitmproxy's own (12.2) leaves whoever waits for the flow waiting: its client
+        # would hang for good.
+        if flow.killable:
+            flow.resume()
+        http.HTTPFlow.kill(flow)
+
+    flow.kill = kill  # type: ignore[method-assign]  # of this flow only

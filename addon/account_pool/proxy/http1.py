@@ -6,7 +6,7 @@ and every exception keeps the frames around it alive until the garbage collector
 together more than all the rest of this package does with a request. The values come from
 mitmproxy's own parser, which is used here as it is. Whatever is not in order (or not yet
 complete) is left to the base class. All of this stands on private parts of mitmproxy and
-h11: it is imported by `own_http.quick_http1`, and left alone where `check` fails.
+h11: it is imported by `http_layer.quick_http1`, and left alone where `check` fails.
 
 Some things are mended on the way. Trailers end a message as if they were not there;
 mitmproxy's own classes stop at them. Interim answers (100, 102, 103) are read over;
@@ -46,9 +46,9 @@ from mitmproxy.proxy.layers.http._http1 import (
     make_body_reader,
 )
 
-from account_pool.proxy import compat
+from account_pool.proxy.events import SERVER_ERROR, InterimResponse
 from account_pool.proxy.headers import IndexedHeaders
-from account_pool.proxy.interim import InterimResponse, is_interim
+from account_pool.proxy.response_reader import is_interim
 
 #: The longest head of an answer, and the longest line of a chunked body, in bytes: more than
 #: the clients of LLM APIs take.
@@ -135,7 +135,7 @@ class QuickClient(_Quick, Http1Client):
             if len(self.buf) > MAX_HEAD_BYTES:
                 why = "the head of the answer is too long"
                 yield commands.CloseConnection(self.conn)
-                yield ReceiveHttp(ResponseProtocolError(stream_id, why, compat.SERVER_ERROR))
+                yield ReceiveHttp(ResponseProtocolError(stream_id, why, SERVER_ERROR))
             else:
                 yield from super().read_headers(event)
             return

@@ -22,7 +22,7 @@ mitmproxy takes the stream for done then, and goes on with the request.
 
 A connection that takes no new requests says so by its state, which leaves it only the
 reading: `HttpLayer` then opens another one. Stands on private parts of mitmproxy and h2:
-it is imported by `own_http.own_http2`, and left alone where `check` fails.
+it is imported by `http_layer.own_http2`, and left alone where `check` fails.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ from mitmproxy.proxy.layers.http import (
 )
 from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Server, StreamState
 
-from account_pool.proxy import compat
-from account_pool.proxy.endings import NotProcessed, Silent, Withdrawn
+from account_pool.proxy.events import SERVER_ERROR, NotProcessed, Silent, Withdrawn
 
 #: A connection that was quiet for so long is asked whether it lives before it gets a request.
 QUIET_S = 30.0
@@ -326,7 +325,7 @@ class PoolHttp2Client(Http2Client):
     def _malformed(self, event: Malformed) -> CommandGenerator[None]:
         if self.streams.pop(event.stream_id, None) is not None:
             why = f"HTTP/2 protocol error: {event.why}"
-            yield ReceiveHttp(ResponseProtocolError(event.stream_id, why, compat.SERVER_ERROR))
+            yield ReceiveHttp(ResponseProtocolError(event.stream_id, why, SERVER_ERROR))
 
     def _take_no_more(self, last_id: int) -> None:
         """Give back what has not left, and whatever else is to be sent here."""
@@ -384,7 +383,7 @@ class PoolHttp2Client(Http2Client):
         if not self._is_over:
             yield from self.close_connection(message)
         for ours in waiting:
-            ended = ResponseProtocolError(self.their_stream_id[ours], message, compat.SERVER_ERROR)
+            ended = ResponseProtocolError(self.their_stream_id[ours], message, SERVER_ERROR)
             yield ReceiveHttp(ended)
 
     def close_connection(self, msg: str) -> CommandGenerator[None]:

@@ -1,10 +1,15 @@
-"""mitmproxy's HttpLayer with streams that replay."""
+"""mitmproxy's HttpLayer with streams that replay.
+
+Below it are our own HTTP/1 and HTTP/2, each where it fits the mitmproxy that runs. `Sweep`
+looks after the attempts of one client: none waits for a connection that has gone.
+"""
 
 from __future__ import annotations
 
 import logging
 from bisect import bisect_left
 from itertools import chain
+from types import ModuleType
 from typing import Any, cast
 
 from mitmproxy.connection import Connection, ConnectionState, Server
@@ -16,27 +21,57 @@ from mitmproxy.proxy.layers.http import (
     Http1Client,
     HttpLayer,
     HTTPMode,
+    ReceiveHttp,
     RegisterHttpConnection,
     ResponseProtocolError,
 )
 
-from account_pool.proxy import destination, own_http, redaction, tls, waking
-from account_pool.proxy.events import EventHandled
+from account_pool.proxy import pooled_request, redaction, tunnels, waking
+from account_pool.proxy.events import SERVER_ERROR, EventHandled, Silent
 from account_pool.proxy.http_stream import AttemptStream
 from account_pool.proxy.service import Service
 from account_pool.proxy.stream import PoolHttpStream
-from account_pool.proxy.sweep import Sweep
+from account_pool.proxy.tunnels import OPENING_S
 from account_pool.supervision import log_and_continue, where
 
 logger = logging.getLogger(__name__)
 
-_QUICK = own_http.quick_http1()
-_HTTP2 = own_http.own_http2()
+
+def quick_http1() -> ModuleType | None:
+    """Return `http1`, or None where the private parts it stands on are not as it knows them."""
+    try:
+        from account_pool.proxy import http1  # noqa: PLC0415 - may fail
+
+        http1.check()
+    except Exception as e:
+        logger.info(f"account-pool: mitmproxy's own HTTP/1 is used ({type(e).__name__})")
+        return None
+    return http1
+
+
+def own_http2() -> ModuleType | None:
+    """Return `http2`, or None where the private parts it stands on are not as it knows them."""
+    try:
+        from account_pool.proxy import http2  # noqa: PLC0415 - may fail
+
+        http2.check()
+    except Exception as e:
+        logger.info(f"account-pool: mitmproxy's own HTTP/2 is used ({type(e).__name__})")
+        return None
+    return http2
+
+
+_QUICK = quick_http1()
+_HTTP2 = own_http2()
 
 #: Writes are put together up to this size; beyond it, copying costs more than it saves.
 MAX_WRITE_BYTES = 65536
 #: Connections there may be until those that are over are forgotten.
 KEPT_CLOSED = 8
+#: How often attempts are looked at, seconds.
+SWEEP_S = 5.0
+#: mitmproxy's bound where it has no option for it.
+TCP_TIMEOUT_S = 600.0
 _CAN_READ = ConnectionState.CAN_READ
 
 
@@ -138,7 +173,7 @@ class PoolHttpLayer(HttpLayer):
 
     def shown(self, text: str) -> str:
         """Return what may be said of *text*, which is mitmproxy's, on a connection of the pool."""
-        target = destination.of_connection(self.context)
+        target = pooled_request.of_connection(self.context)
         if target is not None and not self.service.claims(target.name, target.port):
             return text
         return redaction.without_quotes(text)
@@ -336,7 +371,7 @@ class PoolHttpLayer(HttpLayer):
     def _take_opening(self) -> CommandGenerator[None]:
         for connection in self.waiting_for_establishment:
             quick = "direct" in self.service.settings.fast
-            tls.take(self.connections[connection], quick=quick)
+            tunnels.take_tls(self.connections[connection], quick=quick)
         yield from ()
 
 
@@ -367,3 +402,60 @@ class _Nobody:
 
 
 _NOBODY = _Nobody()
+
+
+class Sweep:
+    """Takes the wake-ups of one layer.
+
+    The end of a connection is told by an event. Should one not come (mitmproxy may lose it,
+    see `client_handler`), what it would have told is seen here, every few seconds while an
+    attempt runs. What is dead is decided by what mitmproxy notes of a connection. Looking
+    counts as activity for mitmproxy, which would end a silent client after `tcp_timeout`: so
+    that is kept here, for each attempt.
+
+    Attributes:
+        timer: the next one, if it is arranged.
+    """
+
+    def __init__(self, layer: PoolHttpLayer) -> None:
+        self._layer = layer
+        self.timer: commands.RequestWakeup | None = None
+        #: when connections were looked at first that have not begun to open
+        self._not_begun: dict[Connection, float] = {}
+
+    def arm(self) -> CommandGenerator[None]:
+        """Look again soon; not to be called while that is arranged."""
+        self.timer = commands.RequestWakeup(min(SWEEP_S, self._timeout_s() / 4))
+        self._layer.command_sources[self.timer] = self  # type: ignore[assignment]
+        yield self.timer
+
+    def handle_event(self, _event: events.Event) -> CommandGenerator[None]:
+        """Time has passed. Whatever is still looked after, the layer arms this again."""
+        self.timer = None
+        for connection, waiting in list(self._layer.waiting_for_establishment.items()):
+            if waiting and self._opens_too_long(connection):
+                yield commands.CloseConnection(connection)
+                yield RegisterHttpConnection(connection, f"not open after {OPENING_S:.0f} s")
+        for client in self._layer.http2.values():
+            client.look_at_queue()
+        now = self._layer.service.now()
+        for attempt_id, stream in list(self._layer.attempts.items()):
+            if attempt_id not in self._layer.attempts:
+                continue  # what another's end led to has ended it
+            if stream.heard:
+                stream.heard, stream.quiet_since = False, now
+            if now - stream.quiet_since >= self._timeout_s():
+                yield ReceiveHttp(Silent(attempt_id, f"silence of {self._timeout_s():.0f} s"))
+            elif self._layer.is_dead(stream.context.server):
+                yield ReceiveHttp(
+                    ResponseProtocolError(attempt_id, "the connection has ended", SERVER_ERROR)
+                )
+
+    def _timeout_s(self) -> float:
+        """Return how long nothing may come (mitmproxy 11 has no option for it)."""
+        return float(getattr(self._layer.context.options, "tcp_timeout", TCP_TIMEOUT_S))
+
+    def _opens_too_long(self, connection: Connection) -> bool:
+        now = self._layer.service.wall_now()
+        started = connection.timestamp_start or self._not_begun.setdefault(connection, now)
+        return now - started > OPENING_S

@@ -43,9 +43,9 @@ from mitmproxy.proxy.layers.websocket import WebsocketLayer
 
 from account_pool.core.usage import END_BYTES
 from account_pool.providers.base import LocalAnswer, Provider
-from account_pool.proxy import compat, decoding, error_response, flow_view
+from account_pool.proxy import decoding, error_response, flow_view
+from account_pool.proxy.events import CANCEL, SERVER_ERROR, InterimResponse
 from account_pool.proxy.flow_view import MAX_COPY_BYTES
-from account_pool.proxy.interim import InterimResponse
 from account_pool.proxy.pooled_request import PooledRequest
 from account_pool.proxy.service import Service
 from account_pool.supervision import log_and_continue, where
@@ -164,9 +164,7 @@ class AttemptStream(HttpStream):
         attempt_id = self.attempt_id
         if attempt_id is not None:
             self.forget_attempt()
-            yield SendHttp(
-                RequestProtocolError(attempt_id, reason, compat.CANCEL), self.context.server
-            )
+            yield SendHttp(RequestProtocolError(attempt_id, reason, CANCEL), self.context.server)
 
     def may_go(self) -> bool:
         """Say whether the running attempt, if it has not left yet, shall still do so."""
@@ -276,7 +274,7 @@ class AttemptStream(HttpStream):
         if self._committed or self.server_state == self.state_done:
             # The answer is cut off; the error hook tells every front end.
             yield from super().handle_protocol_error(
-                ResponseProtocolError(self.stream_id, "internal error", compat.SERVER_ERROR)
+                ResponseProtocolError(self.stream_id, "internal error", SERVER_ERROR)
             )
             self.client_state = self.server_state = self.state_errored
             return

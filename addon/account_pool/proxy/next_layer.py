@@ -18,7 +18,7 @@ from mitmproxy.proxy.layers.tls import parse_client_hello
 
 from account_pool.admin.request import ADMIN_HOST
 from account_pool.providers import unswappable
-from account_pool.proxy import destination, tls
+from account_pool.proxy import pooled_request, tunnels
 from account_pool.proxy.http_layer import PoolHttpLayer
 from account_pool.proxy.service import Service
 
@@ -49,7 +49,7 @@ def choose(nextlayer: layer.NextLayer, built_in: BuiltIn, service: Service) -> N
             return  # asked again when there is more
     built_in.next_layer(nextlayer)
     if nextlayer.layer is not None:
-        tls.take(nextlayer.layer, quick="direct" in service.settings.fast)
+        tunnels.take_tls(nextlayer.layer, quick="direct" in service.settings.fast)
         nextlayer.layer = _with_ours(nextlayer.layer, service)
 
 
@@ -64,7 +64,7 @@ def _is_tunnel(nextlayer: layer.NextLayer, service: Service) -> bool:
     data = nextlayer.data_client()
     if _proxy_leg(context) or not starts_like_tls_record(data):
         return False
-    target = destination.of_connection(context)
+    target = pooled_request.of_connection(context)
     if target is None:
         return False
     if target.named and _is_not_ours(target, service):
@@ -75,11 +75,11 @@ def _is_tunnel(nextlayer: layer.NextLayer, service: Service) -> bool:
         return True  # TLS that cannot be read is not ours
     if hello is None:
         raise Undecided
-    target = destination.of_connection(context, hello.sni) or target
+    target = pooled_request.of_connection(context, hello.sni) or target
     return _is_not_ours(target, service)
 
 
-def _is_not_ours(target: destination.Destination, service: Service) -> bool:
+def _is_not_ours(target: pooled_request.Destination, service: Service) -> bool:
     """Say whether the pool has no business there; if somebody may wonder, once why."""
     if service.claims(target.name, target.port) or target.name == ADMIN_HOST:
         return False

@@ -55,12 +55,25 @@ from account_pool.core.usage import of_frame
 from account_pool.core.verdicts import is_about_account
 from account_pool.providers.base import CannotSwap, LocalAnswer, Route
 from account_pool.providers.request_head import RequestHead
-from account_pool.proxy import approval, causes, credential_swap, error_response, interim, redaction
+from account_pool.proxy import (
+    credential_swap,
+    error_response,
+    flow_view,
+    redaction,
+    response_reader,
+)
 from account_pool.proxy.credential_swap import Outgoing
-from account_pool.proxy.endings import NotProcessed, Silent, Withdrawn
-from account_pool.proxy.events import EventHandled, GetOtherConnection
+from account_pool.proxy.events import (
+    EventHandled,
+    GetOtherConnection,
+    InterimResponse,
+    NotProcessed,
+    Pause,
+    PoolPauseHook,
+    Silent,
+    Withdrawn,
+)
 from account_pool.proxy.flow_view import MAX_COPY_BYTES, AttemptTrail
-from account_pool.proxy.hooks import Pause, PoolPauseHook
 from account_pool.proxy.http_stream import (
     INTERNAL,
     NO,
@@ -68,10 +81,9 @@ from account_pool.proxy.http_stream import (
     takes_trailers,
     translated,
 )
-from account_pool.proxy.interim import InterimResponse, is_answer
 from account_pool.proxy.pooled_request import PooledRequest
 from account_pool.proxy.redaction import Secrets
-from account_pool.proxy.response_reader import Reading, ResponseReader
+from account_pool.proxy.response_reader import Reading, ResponseReader, is_answer
 from account_pool.proxy.service import INSECURE
 from account_pool.proxy.view_retention import MessageRetention
 from account_pool.proxy.websocket import (
@@ -286,7 +298,7 @@ class PooledExchange(AttemptStream):
         ):
             return self._stream_from_here(event.data)
         if type(event) is RequestEndOfMessage and by_hand:
-            approval.hold(self.flow)
+            flow_view.hold_for_approval(self.flow)
         return super().state_consume_request_body(event)
 
     def _stream_from_here(self, data: bytes) -> CommandGenerator[None]:
@@ -411,7 +423,7 @@ class PooledExchange(AttemptStream):
         if disturbed and (yield from self.client_gone()):
             return None
         if error:
-            reason = causes.unconnected(outgoing.address[0], error, self._not_told())
+            reason = redaction.unconnected(outgoing.address[0], error, self._not_told())
             return attempts.broken(how_unconnected(error), self.service.now(), reason)
         self.reader = None
         self.server_state = self.state_wait_for_response_headers
@@ -543,17 +555,17 @@ class PooledExchange(AttemptStream):
         """Return why *response* is no answer, None if it is one."""
         if not is_answer(response, self.flow.request):
             return "no valid answer"
-        if self.context.client.alpn == b"h2" and interim.is_too_long(response):
+        if self.context.client.alpn == b"h2" and response_reader.is_too_long(response):
             return "no valid answer: its head is too long"
-        interim.in_one_line(response)
+        response_reader.in_one_line(response)
         validates = self.context.options.validate_inbound_headers
-        wrong = interim.wrong_with(response) if validates else None
+        wrong = response_reader.wrong_with(response) if validates else None
         if wrong is None:
             return None
         if response.status_code >= 400:
-            interim.set_right(response)
+            response_reader.set_right(response)
             return None
-        why = causes.told(wrong, self._not_told())
+        why = redaction.reason_of(wrong, self._not_told())
         return f"no valid answer: {why}; see the option validate_inbound_headers"
 
     def _no_answer(self, response: http.Response, why: str) -> CommandGenerator[None]:
@@ -811,7 +823,7 @@ class PooledExchange(AttemptStream):
     def _not_told(self) -> Secrets:
         """What must not be repeated of that which mitmproxy says of a connection."""
         sent = [secret.reveal() for secret in self._sent_secrets]
-        return causes.secrets_of(self.context.options, sent)
+        return redaction.secrets_and_passwords(self.context.options, sent)
 
     # -- endings
 
@@ -842,7 +854,7 @@ class PooledExchange(AttemptStream):
         else:
             how = self._how_broken(event)
             self.server_state = self.state_between_attempts
-            reason = causes.told(event.message, self._not_told())
+            reason = redaction.reason_of(event.message, self._not_told())
             yield from self._perform(self._attempts.broken(how, self.service.now(), reason))
 
     def _how_broken(self, event: ResponseProtocolError) -> Broken:

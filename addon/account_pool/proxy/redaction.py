@@ -1,16 +1,22 @@
 """Takes credentials out of what a provider sends back, and out of what is said of it.
 
-Some providers print the key they were given into an error text or a redirect. What
-reaches a client, and with it flows, dumps and logs, must not hold it.
+Some providers print the key they were given into an error text or a redirect; a proxy on the
+way chooses its reason phrase, and may repeat the password it was given there. What reaches a
+client, and with it flows, dumps and logs, must not hold it.
 """
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterable
 from urllib.parse import quote
 
 from mitmproxy import http
+from mitmproxy.options import Options
+
+from account_pool.core.broken import remedy
+from account_pool.core.decisions import one_line
 
 #: The credentials that may occur.
 Secrets = frozenset[bytes]
@@ -96,3 +102,36 @@ class Redactor:
             if any(secret.startswith(end) for secret in self._secrets):
                 return length
         return 0
+
+
+#: What Python and OpenSSL write in brackets and quotes, as people write it.
+_PLAIN = (
+    (re.compile(r"OpenSSL Error\(\[.*'([^']+)'\)\]\)"), r"TLS: \1"),
+    (re.compile(r"\('([^'\s]+)', (\d+)(?:, \d+, \d+)?\)"), r"(\1 port \2)"),
+)
+
+
+def reason_of(message: str, secrets: Secrets) -> str:
+    """Return *message* of mitmproxy without *secrets* and quotes, in one line."""
+    text = body(message.encode("utf-8", "replace"), secrets).decode("utf-8", "replace")
+    for pattern, plain in _PLAIN:
+        text = pattern.sub(plain, text)
+    return one_line(without_quotes(text).rstrip(". "))
+
+
+def unconnected(host: str, message: str, secrets: Secrets) -> str:
+    """Say that there is no connection to *host*, why, and what helps."""
+    reason = f"no connection to {one_line(host)}: {reason_of(message, secrets)}"
+    return "; ".join(filter(None, (reason, remedy(message))))
+
+
+def secrets_and_passwords(options: Options, sent: Iterable[str] = ()) -> Secrets:
+    """Return what must not be told: credentials that were *sent*, and the user's own for a proxy.
+
+    Args:
+        options: mitmproxy's; `upstream_auth` is user and password.
+    """
+    auth = getattr(options, "upstream_auth", None) or ""
+    password = auth.partition(":")[2]
+    encoded = base64.b64encode(auth.encode("utf-8", "surrogateescape")).decode()
+    return secrets_of([*sent, auth, password, encoded])

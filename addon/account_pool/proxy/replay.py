@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 from mitmproxy import ctx, http
 
 from account_pool.providers.base import Provider
-from account_pool.proxy import destination, error_response, flow_view
+from account_pool.proxy import error_response, flow_view, pooled_request
 from account_pool.proxy.service import Service
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def _is_replayed(flow: http.HTTPFlow) -> bool:
 
 
 def _providers(request: http.Request, service: Service) -> Sequence[Provider]:
-    target = destination.of_request(request.pretty_host, request.port, request.scheme)
+    target = pooled_request.of_request(request.pretty_host, request.port, request.scheme)
     return service.hosts.find(target.name, target.port)
 
 
@@ -148,6 +148,6 @@ def _masked_copy(flow: http.HTTPFlow, service: Service, *, answered: bool) -> ht
         # mitmproxy passes it over; without any flow it would forget `server_replay_extra`.
         copy.response = None
     request = copy.request
-    target = destination.of_request(request.pretty_host, request.port, request.scheme)
+    target = pooled_request.of_request(request.pretty_host, request.port, request.scheme)
     service.mask(request, target)
     return copy

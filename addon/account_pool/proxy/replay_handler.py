@@ -21,7 +21,7 @@ from mitmproxy.proxy.layers.http import (
 )
 from mitmproxy.proxy.mode_specs import ProxyMode
 
-from account_pool.proxy import compat
+from account_pool.proxy.events import CANCEL
 from account_pool.proxy.http_layer import PoolHttpLayer
 from account_pool.proxy.service import Service
 
@@ -61,7 +61,7 @@ class _Client(MockServer):
                 self.over.set()
             case events.ConnectionClosed():
                 if not self.over.is_set():
-                    yield ReceiveHttp(RequestProtocolError(1, "replay ended", compat.CANCEL))
+                    yield ReceiveHttp(RequestProtocolError(1, "replay ended", CANCEL))
             case _:
                 yield from super()._handle_event(event)
 

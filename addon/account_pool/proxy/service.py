@@ -43,10 +43,15 @@ from account_pool.providers.request_head import RequestHead, is_websocket
 from account_pool.proxy import redaction, waking
 from account_pool.proxy.credential_swap import Places, mask
 from account_pool.proxy.decision_log import DecisionLog
-from account_pool.proxy.destination import Destination, is_loopback
-from account_pool.proxy.hooks import Pause
+from account_pool.proxy.events import Pause
 from account_pool.proxy.pages import Pages, has_credential, is_reverse
-from account_pool.proxy.pooled_request import PooledRequest, fields_by_name, read_head
+from account_pool.proxy.pooled_request import (
+    Destination,
+    PooledRequest,
+    fields_by_name,
+    is_loopback,
+    read_head,
+)
 from account_pool.proxy.redaction import Secrets
 from account_pool.proxy.response_reader import ResponseReader
 from account_pool.proxy.waking import ClientLayer

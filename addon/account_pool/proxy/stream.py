@@ -29,17 +29,17 @@ from account_pool.core.attempts import STOPPING, STOPPING_PAUSE_S
 from account_pool.providers.base import LocalAnswer, Route
 from account_pool.proxy import (
     admin_exchange,
-    causes,
-    compat,
     credential_swap,
-    destination,
     error_response,
+    pooled_request,
+    redaction,
     tunnels,
 )
 from account_pool.proxy.admin_exchange import AdminExchange
-from account_pool.proxy.destination import Destination
+from account_pool.proxy.events import SERVER_ERROR
 from account_pool.proxy.http_stream import AttemptStream, translated
 from account_pool.proxy.pooled_exchange import PooledExchange
+from account_pool.proxy.pooled_request import Destination
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class PoolHttpStream(AttemptStream):
 
     def handle_connect_finish(self) -> CommandGenerator[None]:
         if self._claims(self.flow.request):
-            secrets = causes.secrets_of(self.context.options)
+            secrets = redaction.secrets_and_passwords(self.context.options)
             tunnels.keep_error(self.child_layer, self.context.server, secrets)
         yield from super().handle_connect_finish()  # type: ignore[no-untyped-call]
 
@@ -133,10 +133,10 @@ class PoolHttpStream(AttemptStream):
         """
         transparent = self.mode is HTTPMode.transparent
         if transparent:
-            target = destination.of_connection(self.context)
+            target = pooled_request.of_connection(self.context)
         elif request.host:
             via = self.context.server.via is not None
-            target = destination.of_request(request.host, request.port, request.scheme, via=via)
+            target = pooled_request.of_request(request.host, request.port, request.scheme, via=via)
         else:
             target = self._of_host_header(request)
         if target is not None:
@@ -158,7 +158,7 @@ class PoolHttpStream(AttemptStream):
         except ValueError:
             return None  # mitmproxy refuses it
         tls = self.context.client.tls
-        return destination.of_request(
+        return pooled_request.of_request(
             name,
             port or (443 if tls else 80),
             "https" if tls else "http",
@@ -172,7 +172,7 @@ class PoolHttpStream(AttemptStream):
         )
         message = "internal error in the account pool"
         yield SendHttp(
-            ResponseProtocolError(self.stream_id, message, compat.SERVER_ERROR),
+            ResponseProtocolError(self.stream_id, message, SERVER_ERROR),
             self.context.client,
         )
         self.client_state = self.server_state = self.state_errored

@@ -27,7 +27,7 @@ from mitmproxy.proxy import commands, events, layer, tunnel
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import HttpConnection, HttpStream
 
-from account_pool.proxy import compat
+from account_pool.proxy import client_handler
 from account_pool.supervision import tasks
 
 #: When the first probe is sent and the following ones are, seconds, and how many are; how
@@ -108,7 +108,7 @@ def probe(writer: object) -> None:
 
 def attend(http: ClientLayer, idle: Collection[Connection]) -> None:
     """Close *idle*, connections of *http*, and have those in use probed."""
-    handler = compat.handler_of(http.context.client)
+    handler = client_handler.handler_of(http.context.client)
     transports = getattr(handler, "transports", {})
     close = getattr(handler, "close_connection", None)
     tell = getattr(handler, "server_event", None)

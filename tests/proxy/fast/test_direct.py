@@ -23,7 +23,7 @@ from mitmproxy.test import taddons
 from mitmproxy.version import VERSION
 from packaging.version import Version
 
-from account_pool.proxy import unread
+from account_pool.proxy import client_handler
 from account_pool.proxy.fast import direct, inline
 from account_pool.proxy.fast.steps import Steps
 from tests.patience import PATIENCE_S
@@ -203,7 +203,7 @@ async def test_who_does_not_read_is_waited_for(minds: bool, steps) -> None:
 
     async with passing(serve, steps) as (proxy, reader, writer):
         if minds:
-            unread.keep(proxy.handler.client)
+            client_handler.keep_unread(proxy.handler.client)
         server, client = proxy.server, proxy.handler.client
         await until(lambda: proxy.is_waiting(server, client))
         assert await receive(reader) == sent(size)

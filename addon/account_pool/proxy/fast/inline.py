@@ -4,7 +4,7 @@ mitmproxy runs each hook in a task, which ends with an event of its own. Here a 
 where the layers ask for it; only if one of its functions awaits something, or the flow was
 intercepted, does the rest run in a task. Its end is put into a queue, and handled when
 the layers are through with the event before it: that is what mitmproxy's lock is for.
-Nothing waits for that queue, so no event is lost by a cancellation (`proxy.event_lock`).
+Nothing waits for that queue, so no event is lost by a cancellation (`proxy.client_handler`).
 """
 
 from __future__ import annotations
