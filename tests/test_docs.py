@@ -19,9 +19,8 @@ import typer
 from mitmproxy.test import taddons
 
 from account_pool.admin import metrics
-from account_pool.admin.decision_counter import DecisionCounter
-from account_pool.admin.endpoints import ENDPOINTS
-from account_pool.admin.token import TOKEN_FILE
+from account_pool.admin.auth import TOKEN_FILE
+from account_pool.admin.routes import ENDPOINTS
 from account_pool.cli.check import check_accounts
 from account_pool.cli.child import NOT_EXECUTABLE, NOT_FOUND
 from account_pool.cli.environment import ALL_VARIABLES
@@ -31,6 +30,7 @@ from account_pool.cli.placeholders import TOOLS
 from account_pool.cli.places import DEFAULT_PORT, Places
 from account_pool.config import POOL_OPTIONS, json_schema, load
 from account_pool.config.accounts_file import TRUST_FILE
+from account_pool.core.instruments import DecisionCounter
 from account_pool.demo.mitmdump import mitmdump_command
 from account_pool.providers.registry import BUILT_IN
 from account_pool.proxy.addon import AccountPool

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from account_pool import config
-from account_pool.admin.request import AdminRequest, AdminResponse
-from account_pool.admin.security import Rules, TokenGuard
+from account_pool.admin.auth import Rules, TokenGuard
+from account_pool.admin.http import AdminRequest, AdminResponse
 from account_pool.admin.server import AdminServer
 from account_pool.core.credential import Secret
 from account_pool.providers.registry import BUILT_IN

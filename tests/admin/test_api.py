@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from account_pool.admin.endpoints import ENDPOINTS
-from account_pool.admin.request import MAX_BODY_BYTES
-from account_pool.admin.security import MAX_FAILURES, Rules
+from account_pool.admin.auth import MAX_FAILURES, Rules
+from account_pool.admin.http import MAX_BODY_BYTES
+from account_pool.admin.routes import ENDPOINTS
 from account_pool.config import load
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret

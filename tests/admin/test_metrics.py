@@ -8,9 +8,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from account_pool.admin import metrics
-from account_pool.admin.decision_counter import DecisionCounter
 from account_pool.core.account import AccountKey
 from account_pool.core.decisions import By, Decision, Kind
+from account_pool.core.instruments import DecisionCounter
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.usage import Usage
 from tests.proxy.helpers import FakeClock, account, service_of

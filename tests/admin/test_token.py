@@ -7,8 +7,8 @@ import stat
 
 import pytest
 
-from account_pool.admin import token as token_module
-from account_pool.admin.token import NoToken, admin_token
+from account_pool.admin import auth
+from account_pool.admin.auth import NoToken, admin_token
 
 
 def test_it_is_made_once(tmp_path):
@@ -32,13 +32,13 @@ def test_it_is_taken_from_others(tmp_path):
 
 def test_of_two_that_make_it_one_wins(tmp_path, monkeypatch):
     path = tmp_path / "token"
-    real = token_module.os.link
+    real = auth.os.link
 
     def late(source, target):
         path.write_text("the-other-proxy-was-quicker-than-this-one\n")
         return real(source, target)
 
-    monkeypatch.setattr(token_module.os, "link", late)
+    monkeypatch.setattr(auth.os, "link", late)
     assert admin_token(path).reveal() == "the-other-proxy-was-quicker-than-this-one"
 
 
@@ -46,7 +46,7 @@ def test_without_links(tmp_path, monkeypatch):
     def refuse(_source, _target):
         raise PermissionError(1, "not here")
 
-    monkeypatch.setattr(token_module.os, "link", refuse)
+    monkeypatch.setattr(auth.os, "link", refuse)
     path = tmp_path / "token"
     assert admin_token(path).reveal() == path.read_text().strip()
 

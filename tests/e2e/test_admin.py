@@ -12,7 +12,7 @@ import httpx
 import pytest
 from mitmproxy.io import FlowReader
 
-from account_pool.admin.token import TOKEN_FILE
+from account_pool.admin.auth import TOKEN_FILE
 from account_pool.demo.replies import by_credential
 from tests.e2e.harness import CONFDIR, FIRST, SECOND, THIRD, TIMEOUT_S, TWO, chat, secret
 from tests.scripts import openai

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from account_pool.admin.token import TOKEN_FILE
+from account_pool.admin.auth import TOKEN_FILE
 from account_pool.demo.replies import by_credential
 from tests.e2e.harness import CONFDIR, FIRST, SECOND, THIRD, TIMEOUT_S, TWO, chat
 from tests.scripts import openai

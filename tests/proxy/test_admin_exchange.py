@@ -7,7 +7,7 @@ from mitmproxy.connection import Server
 from mitmproxy.proxy import server_hooks
 from mitmproxy.proxy.layers.http import HTTPMode
 
-from account_pool.admin.request import ADMIN_HOST, MAX_BODY_BYTES, AdminRequest, AdminResponse
+from account_pool.admin.http import ADMIN_HOST, MAX_BODY_BYTES, AdminRequest, AdminResponse
 from account_pool.proxy.admin_exchange import is_for_us, keep_here
 from account_pool.proxy.pooled_request import of_request
 from tests.proxy.helpers import FakeClock, Rig, client_connection, service_of

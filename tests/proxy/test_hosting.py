@@ -15,7 +15,7 @@ from mitmproxy.addons.next_layer import NextLayer
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.test import taddons
 
-from account_pool.admin.token import TOKEN_FILE
+from account_pool.admin.auth import TOKEN_FILE
 from account_pool.proxy.addon import AccountPool
 from account_pool.proxy.events import Pause
 from tests.admin.helpers import admin_request, told

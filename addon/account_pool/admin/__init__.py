@@ -1,9 +1,8 @@
 """REST, dashboard and metrics, hosted inside the proxy.
 
-Reading order: `request` (a request to the proxy itself), `security` (who may send it),
-`token` (the administrator's secret), `server` (from a request to its response), `app`
-(the routes), `context` (what handlers read), `endpoints` (the handlers), `views` (the pool
-as JSON), `actions` (what changes it), `accounts_files` (where added accounts are written),
+Reading order: `http` (a request to the proxy itself), `auth` (who may send it), `server`
+(from a request to its response), `app` (the routes), `routes` (the handlers), `models` (what
+may be sent, what is answered), `views` (the pool as JSON), `actions` (what changes it),
 `metrics`, `openapi` (the description of the API), `page` (the dashboard).
 
 Requests arrive through `proxy/admin_exchange.py`. The handlers are imported with the first of

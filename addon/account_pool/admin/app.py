@@ -14,14 +14,12 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from account_pool.admin import metrics
-from account_pool.admin.bodies import read_body, read_query
-from account_pool.admin.context import AdminContext
-from account_pool.admin.endpoints import ENDPOINTS, Endpoint
-from account_pool.admin.errors import ApiError
+from account_pool.admin.auth import SAFE_METHODS
+from account_pool.admin.http import AdminRequest, ApiError
+from account_pool.admin.models import read_body, read_query
 from account_pool.admin.openapi import document
 from account_pool.admin.page import dashboard
-from account_pool.admin.request import AdminRequest
-from account_pool.admin.security import SAFE_METHODS
+from account_pool.admin.routes import ENDPOINTS, AdminContext, Endpoint
 
 Handler = Callable[[Request], Awaitable[Response]]
 Admit = Callable[[AdminRequest], None]

@@ -21,10 +21,9 @@ from prometheus_client.core import (
 )
 
 from account_pool import __version__
-from account_pool.admin.decision_counter import DecisionCounter
-from account_pool.admin.service import PoolService
+from account_pool.admin.actions import PoolService
 from account_pool.admin.views import Moment, headroom_view, verdict_of
-from account_pool.core.instruments import Histogram, Timings
+from account_pool.core.instruments import DecisionCounter, Histogram, Timings
 from account_pool.core.usage_totals import OTHER, Tally
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from account_pool import __version__
-from account_pool.admin.endpoints import ENDPOINTS, Endpoint
 from account_pool.admin.metrics import MEDIA_TYPE
-from account_pool.admin.schemas import SCHEMAS
+from account_pool.admin.models import SCHEMAS
+from account_pool.admin.routes import ENDPOINTS, Endpoint
 
 #: What may be answered instead, and when.
 _REFUSALS: Mapping[int, str] = {

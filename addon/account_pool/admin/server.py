@@ -7,16 +7,13 @@ without it, and no other request waits for the import.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from account_pool.admin.errors import ApiError
-from account_pool.admin.request import AdminRequest, AdminResponse
-from account_pool.admin.security import (
+from account_pool.admin.auth import (
     Rules,
     TokenGuard,
     check_body,
@@ -24,6 +21,7 @@ from account_pool.admin.security import (
     check_reveal,
     needs_token,
 )
+from account_pool.admin.http import AdminRequest, AdminResponse, ApiError, error_response
 from account_pool.supervision import tasks
 
 if TYPE_CHECKING:
@@ -63,17 +61,16 @@ class AdminServer:
         """Return the response to *request*. Raises nothing: an error becomes a 500."""
         try:
             check_place(request, self.rules())
-            return await _ask(await self._pages(), request)
+            return _completed(await _ask(await self._pages(), request))
         except ApiError as refused:
-            return _error_response(refused)
+            return _completed(error_response(refused))
         except Exception as e:
             # Where, not what: its text may quote what was sent.
             at = traceback.extract_tb(e.__traceback__)[-1]
             where = f"{at.filename}:{at.lineno} {at.name}"
             logger.error(f"account-pool: {type(e).__name__} in an admin page at {where}")
-            return _error_response(
-                ApiError(500, "internal", "internal error; see the log of the proxy")
-            )
+            internal = ApiError(500, "internal", "internal error; see the log of the proxy")
+            return _completed(error_response(internal))
 
     def admit(self, request: AdminRequest) -> None:
         """Raise ApiError unless the client may send *request*."""
@@ -124,18 +121,11 @@ async def _ask(app: Starlette, request: AdminRequest) -> AdminResponse:
         "admin_request": request,
     }
     await app(scope, receive, send)
-    return AdminResponse(status, _completed(headers), bytes(body))
+    return AdminResponse(status, tuple(headers), bytes(body))
 
 
-def _completed(headers: list[tuple[bytes, bytes]]) -> tuple[tuple[bytes, bytes], ...]:
-    """Return *headers* with those of every response, except where the page sets its own."""
-    names = {name for name, _ in headers}
-    return (*headers, *(pair for pair in HEADERS if pair[0] not in names))
-
-
-def _error_response(refused: ApiError) -> AdminResponse:
-    own = [(name.encode(), value.encode()) for name, value in refused.headers.items()]
-    headers = [(b"content-type", b"application/json"), *own]
-    return AdminResponse(
-        refused.status, _completed(headers), json.dumps(refused.as_dict()).encode()
-    )
+def _completed(response: AdminResponse) -> AdminResponse:
+    """Return *response* with the headers of every response, except those that it sets itself."""
+    names = {name for name, _ in response.headers}
+    missing = (pair for pair in HEADERS if pair[0] not in names)
+    return replace(response, headers=(*response.headers, *missing))

@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from account_pool.admin.token import TOKEN_FILE
+from account_pool.admin.auth import TOKEN_FILE
 from account_pool.cli.places import DEFAULT_PORT, HOST, Places
 from account_pool.cli.record import running_ports
 from account_pool.config.accounts_file import command

@@ -14,6 +14,7 @@ from enum import Enum, auto
 from itertools import pairwise
 
 from account_pool.core.attempts import Attempts
+from account_pool.core.decisions import Decision
 from account_pool.core.outcome import OutcomeClass
 
 #: Upper bounds in seconds: how long vendors take to answer. Reasoning takes minutes.
@@ -157,3 +158,21 @@ def reduce(marks: Iterable[tuple[Mark, float]], timings: Timings) -> None:
                 timings.first_byte.observe(at - sent_at)
             case Mark.HANDED_ON:
                 timings.held.observe(at - head_at)
+
+
+@dataclass(slots=True, eq=False)
+class DecisionCounter:
+    """Counts decisions since the proxy started.
+
+    Attributes:
+        counts: decisions by (provider, kind).
+    """
+
+    counts: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    _last: int = 0
+
+    def note(self, decision: Decision) -> None:
+        """Count *decision*, unless it was counted before and has only changed since."""
+        if decision.number > self._last:
+            self._last = decision.number
+            self.counts[decision.provider, decision.kind.value] += 1

@@ -29,7 +29,7 @@ from mitmproxy.proxy.layers.http import (
     validate_request,
 )
 
-from account_pool.admin.request import ADMIN_HOST, FAILED, AdminRequest, AdminResponse
+from account_pool.admin.http import ADMIN_HOST, FAILED, AdminRequest, AdminResponse
 from account_pool.providers.base import LocalAnswer
 from account_pool.proxy.events import BAD_REQUEST, Pause, PoolPauseHook
 from account_pool.proxy.http_stream import AttemptStream

@@ -12,9 +12,8 @@ from typing import cast
 from mitmproxy import ctx
 
 from account_pool import config
-from account_pool.admin.errors import ApiError
-from account_pool.admin.security import Rules
-from account_pool.admin.token import TOKEN_FILE
+from account_pool.admin.auth import TOKEN_FILE, Rules
+from account_pool.admin.http import ApiError
 from account_pool.admin.views import Sums
 from account_pool.core.account import AccountKey
 from account_pool.providers.base import Provider

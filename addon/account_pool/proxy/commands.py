@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mitmproxy import command, exceptions, types
 
-from account_pool.admin.errors import ApiError
+from account_pool.admin.http import ApiError
 from account_pool.config import ConfigError
 from account_pool.config.accounts_file import counted
 from account_pool.core.account import AccountKey

@@ -18,7 +18,7 @@ from mitmproxy.proxy.commands import StartHook
 from mitmproxy.proxy.layers import http
 from mitmproxy.proxy.layers.http import GetHttpConnection, HttpEvent, ResponseProtocolError
 
-from account_pool.admin.request import AdminRequest, AdminResponse
+from account_pool.admin.http import AdminRequest, AdminResponse
 from account_pool.core.steps import Refresh, Wait
 from account_pool.providers.base import LocalAnswer
 

@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING
 
 from mitmproxy.log import ALERT
 
-from account_pool.admin.decision_counter import DecisionCounter
-from account_pool.admin.request import AdminRequest
-from account_pool.admin.security import Rules, TokenGuard
+from account_pool.admin.auth import NoToken, Rules, TokenGuard, admin_token, new_token
+from account_pool.admin.http import AdminRequest
 from account_pool.admin.server import AdminServer
-from account_pool.admin.token import NoToken, admin_token, new_token
 from account_pool.admin.views import Sums
 from account_pool.config import accounts_file
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Secret
+from account_pool.core.instruments import DecisionCounter
 from account_pool.providers.base import Provider
 from account_pool.proxy.service import Service
 
@@ -95,7 +94,7 @@ def open_admin_server(service: Service, hands: Hands, token: Secret) -> AdminSer
 
     def make_app(admit: Callable[[AdminRequest], None]) -> Starlette:
         from account_pool.admin.app import make_app  # noqa: PLC0415 - see admin/server.py
-        from account_pool.admin.context import AdminContext  # noqa: PLC0415
+        from account_pool.admin.routes import AdminContext  # noqa: PLC0415
 
         context = AdminContext(
             service=service,
@@ -118,8 +117,7 @@ def open_admin_server(service: Service, hands: Hands, token: Secret) -> AdminSer
 
 def actions_on(service: Service, hands: Hands) -> Actions:
     """Return what changes the pool of *service*."""
-    from account_pool.admin.accounts_files import AccountsFiles  # noqa: PLC0415 - see admin/server.py
-    from account_pool.admin.actions import Actions  # noqa: PLC0415
+    from account_pool.admin.actions import AccountsFiles, Actions  # noqa: PLC0415 - see admin/server.py
 
     def files() -> AccountsFiles:
         added = hands.added()

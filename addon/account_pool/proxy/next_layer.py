@@ -16,7 +16,7 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import modes
 from mitmproxy.proxy.layers.tls import parse_client_hello
 
-from account_pool.admin.request import ADMIN_HOST
+from account_pool.admin.http import ADMIN_HOST
 from account_pool.providers import unswappable
 from account_pool.proxy import pooled_request, tunnels
 from account_pool.proxy.http_layer import PoolHttpLayer

@@ -19,7 +19,7 @@ from weakref import WeakSet
 from mitmproxy import http
 from mitmproxy.connection import Client, Connection
 
-from account_pool.admin.request import CLOSED, AdminRequest, AdminResponse
+from account_pool.admin.http import CLOSED, AdminRequest, AdminResponse
 from account_pool.core import headroom_parsing, reset_hints
 from account_pool.core.account import AccountKey
 from account_pool.core.attempts import Attempts, Limits

@@ -24,7 +24,7 @@ from mitmproxy.proxy.layers.http import (
     SendHttp,
 )
 
-from account_pool.admin.request import ADMIN_HOST
+from account_pool.admin.http import ADMIN_HOST
 from account_pool.core.attempts import STOPPING, STOPPING_PAUSE_S
 from account_pool.providers.base import LocalAnswer, Route
 from account_pool.proxy import (

@@ -1,9 +1,41 @@
-"""A request to the proxy itself, and its response. Knows no mitmproxy."""
+"""A request to the proxy itself, its response, and the one error. Knows no mitmproxy."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from urllib.parse import unquote
+
+
+class ApiError(Exception):
+    """A request to the admin API that is refused.
+
+    Attributes:
+        status: HTTP status of the response.
+        code: for programs, such as `unknown_account`.
+        message: for people; repeats nothing of the request.
+        headers: further headers of the response.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.headers = headers
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the body of the response, to be encoded as JSON."""
+        return {"error": {"code": self.code, "message": self.message}}
+
 
 #: Where the admin pages are, through the proxy.
 ADMIN_HOST = "pool.mitm.it"
@@ -74,13 +106,14 @@ class AdminResponse:
     body: bytes
 
 
-def error_response(status: int, code: str, message: str) -> AdminResponse:
-    """Return an error response of the form of `ApiError`."""
-    body = f'{{"error": {{"code": "{code}", "message": "{message}"}}}}'
-    return AdminResponse(status, ((b"content-type", b"application/json"),), body.encode())
+def error_response(error: ApiError) -> AdminResponse:
+    """Return the response to a request that is refused with *error*."""
+    own = ((name.encode(), value.encode()) for name, value in error.headers.items())
+    headers = ((b"content-type", b"application/json"), *own)
+    return AdminResponse(error.status, headers, json.dumps(error.as_dict()).encode())
 
 
 #: Before the pool has started.
-CLOSED = error_response(503, "starting", "the account pool has not started")
+CLOSED = error_response(ApiError(503, "starting", "the account pool has not started"))
 #: Something of ours has failed; the log says what.
-FAILED = error_response(500, "internal", "internal error in the account pool")
+FAILED = error_response(ApiError(500, "internal", "internal error in the account pool"))

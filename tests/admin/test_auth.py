@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from account_pool.admin.errors import ApiError
-from account_pool.admin.request import MAX_BODY_BYTES
-from account_pool.admin.security import (
+from account_pool.admin.auth import (
     FAILURE_WINDOW_S,
     MAX_FAILURES,
     MAX_PEERS,
@@ -17,6 +15,7 @@ from account_pool.admin.security import (
     is_this_machine,
     needs_token,
 )
+from account_pool.admin.http import MAX_BODY_BYTES, ApiError
 from account_pool.core.credential import Secret
 from tests.admin.helpers import HOST, PORT, TOKEN, admin_request
 

@@ -1,0 +1,377 @@
+"""What may be sent and what is answered: shapes of bodies and queries, schemas of responses.
+
+Nothing that was sent is repeated in an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
+
+from account_pool.admin.http import ApiError
+from account_pool.admin.metrics import STATES
+from account_pool.core.credential import Secret
+from account_pool.core.decisions import Kind
+from account_pool.core.outcome import OutcomeClass
+from account_pool.credentials.sources import literal
+from account_pool.credentials.vendor_logins import VENDORS
+
+#: How deep a body may be nested: what accounts.yaml takes is less.
+MAX_DEPTH = 8
+
+Text = Annotated[str, Field(min_length=1, max_length=256)]
+_KINDS = tuple(kind.value for kind in Kind)
+
+
+class Shape(BaseModel):
+    # What was sent stays out of every text pydantic makes: it may be a token.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+
+
+class ProviderName(Shape):
+    """One provider."""
+
+    provider: Text = Field(description="A provider of the pool, such as openai.")
+
+
+class AccountName(ProviderName):
+    """One account."""
+
+    label: Text = Field(description="The account's name, unique per provider.")
+
+
+class SessionKey(Shape):
+    """One conversation."""
+
+    key: Annotated[str, Field(min_length=1)] = Field(description="As reported by GET /sessions.")
+
+
+class _Query(BaseModel):
+    # Queries are text: "10" is a number there.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class DecisionsQuery(_Query):
+    """Which decisions are asked for."""
+
+    limit: int = Field(100, ge=1, le=1000, description="Maximum number to return.")
+    since: int = Field(0, ge=0, le=2**53, description="Only those with a number above this one.")
+    account: Text | None = Field(None, description="Only those about provider/label.")
+    kind: Literal[_KINDS] | None = Field(  # type: ignore[valid-type]
+        None, description="Only those of this kind."
+    )
+
+
+class SessionsQuery(_Query):
+    """How many sessions are asked for."""
+
+    limit: int = Field(200, ge=1, le=10_000, description="Maximum number to return.")
+
+
+class UsageQuery(_Query):
+    """How many days are asked for."""
+
+    days: int = Field(30, ge=1, le=400, description="Number of days, today included (UTC).")
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_body(shape: type[Model], body: bytes) -> Model:
+    """Return *body* as *shape*. Raises ApiError."""
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise ApiError(400, "not_json", "the body is not JSON") from None
+    if not isinstance(value, dict):
+        raise ApiError(422, "invalid", "the body is not a JSON object")
+    if _is_deep(value):
+        raise ApiError(422, "invalid", "the body is nested too deeply")
+    return _checked(shape, value)
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+    return bool(level)
+
+
+def read_query(shape: type[Model], pairs: list[tuple[str, str]]) -> Model:
+    """Return the query *pairs* as *shape*. Raises ApiError."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ApiError(422, "invalid", "a query parameter appears twice")
+    return _checked(shape, values)
+
+
+def _checked(shape: type[Model], values: Mapping[str, Any]) -> Model:
+    try:
+        return shape.model_validate(values)
+    except ValidationError as e:
+        first = e.errors(include_url=False, include_context=False, include_input=False)[0]
+        accepted = ", ".join(shape.model_fields)
+        unknown = first["type"] == "extra_forbidden"
+        name = "" if unknown else "".join(f"{part}: " for part in first["loc"][:1])
+        text = f"there is an unknown key; the keys are: {accepted or 'none'}"
+        raise ApiError(422, "invalid", text if unknown else f"{name}{first['msg']}") from None
+
+
+# -- an account to be added: with the credential itself, and no reference to one
+#
+# Whoever has the admin token may give the pool a credential. A variable, a file, a command or
+# an address of the sender's choice would let them read what the proxy can read, and send it
+# anywhere: those are for accounts.yaml, whose owner is on this machine.
+
+#: The kinds of accounts.yaml that are refused here, by the code of the refusal.
+_READ = {"command": "command", "env": "source", "file": "source", "keychain": "source"}
+_SEND = "send the credential itself, or {oauth: {refresh_token: ...}}"
+#: What `${NAME}` is read in, below `oauth`.
+_EXPANDED = ("access_token", "refresh_token", "client_id", "client_secret")
+
+Given = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class Tokens(Shape):
+    """A login of a vendor whose refresh is built in."""
+
+    refresh_token: Given
+    access_token: Given | None = None
+    expires_at: str | float | None = Field(
+        None, description="RFC 3339, or seconds since the epoch."
+    )
+    client_id: Given | None = None
+    client_secret: Given | None = None
+    scope: Given | None = None
+    style: Literal["json", "form"] | None = None
+
+
+class Login(Shape):
+    """A login that is refreshed."""
+
+    oauth: Tokens
+
+
+class NewAccount(AccountName):
+    """One account with its credential, and any key that accounts.yaml has for it."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, hide_input_in_errors=True)
+
+    token: Given | Login = Field(
+        description="The credential itself, in which $ is an ordinary character, or the login "
+        f"of {', '.join(VENDORS)}. Variables, files, commands and keychain items are written in "
+        "accounts.yaml. It is never shown again."
+    )
+
+    @field_validator("token", mode="before")
+    @classmethod
+    def _is_given(cls, value: Any) -> Any:
+        """Say what is wrong in fewer words than pydantic has for a union."""
+        if isinstance(value, str):
+            return value
+        if not isinstance(value, dict):
+            raise _refused("invalid", "send text")
+        for kind, code in _READ.items():
+            if kind in value:
+                raise _refused(
+                    code, f"{kind} is for accounts.yaml: the proxy would read it; {_SEND}"
+                )
+        oauth = value.get("oauth")
+        if len(value) != 1 or not isinstance(oauth, dict):
+            raise _refused("invalid", _SEND)
+        if "token_url" in oauth:
+            raise _refused("source", f"a login with a token_url is for accounts.yaml; {_SEND}")
+        if oauth.keys() - Tokens.model_fields.keys():
+            raise _refused("invalid", "oauth takes " + ", ".join(Tokens.model_fields))
+        return value
+
+    def entry(self) -> dict[str, Any]:
+        """Return it as it is written in accounts.yaml. Raises ApiError."""
+        provider = self.provider.strip().lower()
+        entry = {**self.model_dump(exclude={"token"}), "provider": provider}
+        if isinstance(self.token, str):
+            return {**entry, "token": _as_written(self.token)}
+        if provider not in VENDORS:
+            raise _refused(
+                "source", f"oauth is for {', '.join(VENDORS)} here; write it in accounts.yaml"
+            )
+        tokens = self.token.oauth.model_dump(exclude_none=True)
+        for name in _EXPANDED:
+            if name in tokens:
+                tokens[name] = _as_written(tokens[name])
+        return {**entry, "token": {"oauth": tokens}}
+
+
+def _refused(code: str, text: str) -> ApiError:
+    return ApiError(422, code, f"token: {text}")
+
+
+def _as_written(text: str) -> str:
+    return literal(Secret(text))
+
+
+# -- what is answered, in JSON Schema 2020-12, for the description of the API
+
+Schema = Mapping[str, Any]
+
+
+def _of(kind: str, about: str = "", **more: Any) -> Schema:
+    """Return the schema of a *kind*; *about* is its description."""
+    return {"type": kind, **more, **({"description": about} if about else {})}
+
+
+def _or_null(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _object(**members: Schema) -> Schema:
+    """Return the schema of an object that has these members, always, and no others."""
+    return {
+        "type": "object",
+        "properties": members,
+        "required": list(members),
+        "additionalProperties": False,
+    }
+
+
+def _list(of: Schema) -> Schema:
+    return _of("array", items=of)
+
+
+def _by_name(of: Schema) -> Schema:
+    return _of("object", additionalProperties=of)
+
+
+def _about(schema: Schema, about: str) -> Schema:
+    return {**schema, "description": about}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+_TEXT, _BOOL = _of("string"), _of("boolean")
+_COUNT, _SECONDS = _of("integer", minimum=0), _of("number", minimum=0)
+_INSTANT = _of("string", "UTC", format="date-time")
+_DAY = _of("string", format="date")
+_KEY = _of("string", "provider/label")
+_ACCOUNTS_FILE = _or_null(_of("string", "path of the file the accounts are of; null: none"))
+_AMOUNTS: Mapping[str, Schema] = {
+    "requests": _COUNT,
+    "input_tokens": _about(_COUNT, "cached ones included"),
+    "cached_tokens": _COUNT,
+    "output_tokens": _about(_COUNT, "reasoning included"),
+    "reasoning_tokens": _COUNT,
+}
+_CAUSE: Mapping[str, Schema] = {
+    "class": {"enum": [cls.value for cls in OutcomeClass]},
+    "signal": _of("string", "the evidence in a few words"),
+    "evidence": _about(_by_name(_TEXT), "the header values that show it"),
+}
+
+#: By name, in the order of the endpoints.
+SCHEMAS: Mapping[str, Schema] = {
+    "Error": _object(
+        error=_object(code=_of("string", "for programs"), message=_of("string", "for people"))),
+    "Summary": _object(
+        total=_COUNT, available=_COUNT, cooling_down=_COUNT, disabled=_COUNT, in_flight=_COUNT),
+    "Cooldown": _object(
+        model=_or_null(_of("string", "a model or a glob; null: all")), **_CAUSE,
+        since_at=_or_null(_INSTANT), until_at=_or_null(_INSTANT), remaining_s=_SECONDS,
+        streak=_COUNT),
+    "AskedLast": _object(
+        model=_or_null(_of("string", "a model; null: all")), **_CAUSE,
+        since_at=_or_null(_INSTANT), until_at=_or_null(_INSTANT), remaining_s=_SECONDS),
+    "Headroom": _object(
+        window=_of("string", "5h, 7d, tokens ..."), model=_or_null(_TEXT),
+        remaining=_of("number", minimum=0, maximum=1),
+        resets_at=_or_null(_INSTANT), resets_s=_or_null(_SECONDS)),
+    "Account": _object(
+        key=_KEY, provider=_TEXT, label=_TEXT,
+        state={"enum": list(STATES)}, reason=_of("string", "empty while available"),
+        in_flight=_COUNT, oldest_s=_or_null(_SECONDS),
+        departures=_about(_COUNT, "clients that left before the first byte"),
+        broken=_about(_COUNT, "connections that broke before the first byte"),
+        served=_COUNT, sessions=_COUNT,
+        priority=_of("integer"), weight=_of("integer", minimum=1),
+        models=_list(_TEXT), reserve=_by_name(_of("number")),
+        max_concurrent=_or_null(_of("integer", minimum=1)), min_interval_s=_SECONDS,
+        placeholder=_of("string", "what flows show instead of the credential"),
+        cooldowns=_list(_ref("Cooldown")),
+        asked_last=_about(_list(_ref("AskedLast")),
+            "refusals that may be its own fault: others are asked before it"),
+        disabled=_or_null(_object(**_CAUSE, since_at=_or_null(_INSTANT))),
+        problem=_or_null(_of("string", "what is wrong with its credential")),
+        headroom=_list(_ref("Headroom")),
+        usage=_about(_object(**_AMOUNTS), "today, UTC")),
+    "Pool": _object(
+        accounts_file=_ACCOUNTS_FILE, accounts=_list(_ref("Account")), summary=_ref("Summary"),
+        providers=_by_name(_ref("Summary")),
+        warnings=_about(_list(_TEXT),
+            "what looks wrong with accounts.yaml, a credential or the clock, and stops nothing")),
+    "OneProvider": _object(
+        provider=_TEXT, accounts=_list(_ref("Account")), summary=_ref("Summary")),
+    "OneAccount": _object(account=_ref("Account")),
+    "Added": _object(
+        account=_ref("Account"),
+        written_to=_of("string", "the name of accounts.yaml, or `store`")),
+    "Removed": _object(
+        removed=_KEY,
+        written_to=_or_null(_of("string",
+            "where it was removed; null: nowhere, so it comes back when the proxy restarts or "
+            "reloads its accounts"))),
+    "Next": _object(next=_or_null(_KEY)),
+    "Cleared": _object(cleared=_list(_ref("Cooldown")), account=_ref("Account")),
+    "Revealed": _object(key=_KEY, credentials=_by_name(_TEXT)),
+    "Decision": _object(
+        number=_COUNT, kind=_TEXT, at=_INSTANT, by=_TEXT, provider=_TEXT,
+        account=_or_null(_KEY), to=_or_null(_KEY), model=_or_null(_TEXT), scope=_or_null(_TEXT),
+        signal=_or_null(_TEXT), unknown=_or_null(_BOOL), evidence=_by_name(_TEXT),
+        reset_named=_or_null(_BOOL), reason=_or_null(_TEXT), effect=_or_null(_TEXT),
+        covers=_or_null(_TEXT), until=_or_null(_INSTANT), told_s=_or_null(_SECONDS),
+        session=_or_null(_of("string", "a hash")), ends=_or_null(_COUNT),
+        ended_at=_or_null(_INSTANT), released_by=_or_null(_TEXT), waited_s=_or_null(_SECONDS),
+        times=_COUNT, text=_of("string", "one line for people"), **{"class": _or_null(_TEXT)}),
+    "Decisions": _object(
+        decisions=_list(_ref("Decision")),
+        next=_about(_COUNT, "pass it as ?since= in the next request")),
+    "Session": _object(
+        key=_TEXT, account=_KEY, used_at=_INSTANT, idle_s=_SECONDS,
+        turns=_about(_COUNT, "requests in flight")),
+    "Sessions": _object(
+        sessions=_list(_ref("Session")), total=_about(_COUNT, "how many are known")),
+    "Closed": _object(closed=_TEXT),
+    "Usage": _object(
+        days=_list(_object(day=_DAY, account=_KEY, model=_TEXT, **_AMOUNTS)),
+        windows=_list(_object(
+            day=_DAY, account=_KEY, window=_TEXT, resets=_COUNT,
+            left=_of("number",
+                "share that was left when the window was reset, 0 to 1: the mean of the day")))),
+    "Health": _object(
+        status={"const": "ok"}, version=_TEXT, uptime_s=_SECONDS,
+        size=_about(_COUNT, "accounts"), busy=_about(_COUNT, "accounts with a request in flight"),
+        pid=_COUNT, instance=_of("string", "of this run of the proxy"), ready=_BOOL,
+        stopping=_about(_BOOL, "it was asked to end, and finishes what is in flight"),
+        failed_tasks=_about(
+            _list(_object(
+                name=_TEXT, failures=_COUNT, error=_of("string", "the type of the last error"),
+                running=_of("boolean", "it was begun again"))),
+            "background tasks that have failed since the start"),
+        state_problem=_or_null(_of("string", "why the state is kept in memory only")),
+        accounts_file=_ACCOUNTS_FILE),
+}  # fmt: skip
