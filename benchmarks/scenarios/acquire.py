@@ -138,9 +138,9 @@ def _pool(strategy: str, scope: Any, limited: int) -> Any:
     for number in range(_ACCOUNTS):
         account = Account(provider="openai", label=f"account-{number:05}")
         credential = Credential(kind="key", secret=Secret(f"sk-bench-{number}"))
-        keys.append(pool.add(account, {"key": credential}, now=0.0))
+        keys.append(pool.accounts.add(account, {"key": credential}, now=0.0))
     if scope is not None:
         limit = Outcome(cls=OutcomeClass.RATE_LIMIT, scope=scope, cooldown_s=_HOUR_S)
         for key in keys[:limited]:
-            pool.mark_cooldown(key, limit, now=0.5, model=_MODEL)
+            pool.health.mark_cooldown(key, limit, now=0.5, model=_MODEL)
     return pool

@@ -89,7 +89,7 @@ class Pooled:
         for account in accounts:
             credential = Credential(kind="key", secret=Secret(f"sk-fake-{account.name}"))
             added = Account(provider=_PROVIDER, label=account.name)
-            self._pool.add(added, {"key": credential}, now=0.0)
+            self._pool.accounts.add(added, {"key": credential}, now=0.0)
 
     def ask(self, conversation: int, served: Served, told: Told) -> None:
         facts = RequestFacts(

@@ -77,7 +77,7 @@ class FakeProxy:
             added=lambda: self.added,
             known=lambda: BUILT_IN,
             read_again=self._read_again,
-            forget=lambda key: self.service.pool.remove(key, now=self.clock.now()),
+            forget=lambda key: self.service.pool.accounts.remove(key, now=self.clock.now()),
             counted=self._counted,
             ready=lambda: True,
             source=lambda: self.main if self.main.exists() else None,

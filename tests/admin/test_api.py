@@ -27,11 +27,11 @@ FILE = "accounts:\n  # the first\n  - {provider: openai, label: one, token: sk-f
 
 
 def keys(proxy) -> list[str]:
-    return [str(state.key) for state in proxy.service.pool.accounts()]
+    return [str(state.key) for state in proxy.service.pool.accounts]
 
 
 def one(proxy):
-    return proxy.service.pool.get(AccountKey("openai", "one"))
+    return proxy.service.pool.accounts.get(AccountKey("openai", "one"))
 
 
 # -- to look at
@@ -88,7 +88,7 @@ async def test_health_tells_why_the_state_is_not_kept(proxy):
 async def test_decisions(proxy):
     pool, now = proxy.service.pool, proxy.clock.now()
     for label in ("one", "two"):
-        pool.mark_cooldown(AccountKey("openai", label), LIMIT, now=now)
+        pool.health.mark_cooldown(AccountKey("openai", label), LIMIT, now=now)
     await proxy.ask("/account-pool/clear-cooldown", {"provider": "openai", "label": "one"})
     everything = told(await proxy.ask("/decisions"))
     rows = everything["decisions"]
@@ -237,7 +237,7 @@ async def test_a_mistake_of_ours_is_a_500_without_its_text(proxy, caplog):
 
     await proxy.ask("/health")
     proxy._usage = fail
-    proxy.service.pool.summary = None
+    proxy.service.pool.accounts.summary = None
     reply = await proxy.ask("/account-pool")
     assert (reply.status, code(reply)) == (500, "internal")
     assert "in an admin page at" in caplog.text
@@ -249,14 +249,14 @@ async def test_a_mistake_of_ours_is_a_500_without_its_text(proxy, caplog):
 
 async def test_next(proxy):
     key = Credential(kind="key", secret=Secret("sk-fake-peer-000"))
-    proxy.service.pool.add(account("peer"), {"key": key}, now=proxy.clock.now())
+    proxy.service.pool.accounts.add(account("peer"), {"key": key}, now=proxy.clock.now())
     reply = await proxy.ask("/account-pool/next", {"provider": "OpenAI"})
     assert told(reply) == {"next": "openai/peer"}
     assert code(await proxy.ask("/account-pool/next", {"provider": "x"})) == "unknown_provider"
 
 
 async def test_clear_cooldown(proxy):
-    proxy.service.pool.mark_cooldown(one(proxy).key, LIMIT, now=proxy.clock.now())
+    proxy.service.pool.health.mark_cooldown(one(proxy).key, LIMIT, now=proxy.clock.now())
     reply = told(
         await proxy.ask("/account-pool/clear-cooldown", {"provider": "openai", "label": " ONE "})
     )
@@ -266,7 +266,7 @@ async def test_clear_cooldown(proxy):
 
 async def test_disable_and_enable(proxy):
     name = {"provider": "openai", "label": "one"}
-    proxy.service.pool.mark_cooldown(one(proxy).key, LIMIT, now=proxy.clock.now())
+    proxy.service.pool.health.mark_cooldown(one(proxy).key, LIMIT, now=proxy.clock.now())
     reply = told(await proxy.ask("/account-pool/disable", name))
     assert (reply["account"]["state"], reply["account"]["reason"]) == ("disabled", "by hand")
     lease = proxy.service.pool.acquire(FACTS, now=proxy.clock.now())

@@ -48,7 +48,7 @@ def test_every_metric_has_a_type_and_a_help(service):
 
 def test_accounts(service, clock):
     limit = Outcome(cls=OutcomeClass.RATE_LIMIT, scope=Scope.ACCOUNT, cooldown_s=60, signal="429")
-    service.pool.mark_cooldown(ONE, limit, now=clock.now())
+    service.pool.health.mark_cooldown(ONE, limit, now=clock.now())
     found = read(service)
     assert found["account_pool_account_state", "openai/one", "cooling"] == 1
     assert found["account_pool_account_state", "openai/one", "available"] == 0

@@ -70,7 +70,7 @@ class Hosted:
     async def _made(self) -> FakeProxy:
         """Return the proxy; another one when a request has removed what is to be shown."""
         known = self._proxy
-        if known is None or KEPT not in [state.key for state in known.service.pool.accounts()]:
+        if known is None or KEPT not in [state.key for state in known.service.pool.accounts]:
             known = self._proxy = await _proxy(Path(self._folder.name))
         return known
 
@@ -87,7 +87,7 @@ async def _proxy(folder: Path) -> FakeProxy:
     await proxy._read_again()
     pool, now = proxy.service.pool, proxy.clock.now()
     limit = Outcome(cls=OutcomeClass.RATE_LIMIT, scope=Scope.MODEL, cooldown_s=60, signal="429")
-    pool.mark_cooldown(KEPT, limit, now=now, model="gpt-5")
+    pool.health.mark_cooldown(KEPT, limit, now=now, model="gpt-5")
     proxy.service.sessions.bind("a session", KEPT, now)
     proxy.sums["2023-11-14", "openai/kept", "gpt-5"] = {"requests": 1}
     return proxy

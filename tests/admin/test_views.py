@@ -26,7 +26,7 @@ NO_EXTRAS = AccountExtras()
 def pool_of(**changes) -> Pool:
     pool = Pool()
     credential = Credential(kind="key", secret=Secret("sk-fake-one-000"))
-    pool.add(account("one", **changes), {"key": credential}, now=MOMENT.now)
+    pool.accounts.add(account("one", **changes), {"key": credential}, now=MOMENT.now)
     return pool
 
 
@@ -42,7 +42,7 @@ def limit(**changes) -> Outcome:
 
 
 def shown(pool: Pool) -> dict:
-    return views.account_view(pool.get(ONE), MOMENT, NO_EXTRAS)
+    return views.account_view(pool.accounts.get(ONE), MOMENT, NO_EXTRAS)
 
 
 def test_an_account_as_it_was_written():
@@ -81,7 +81,7 @@ def test_what_makes_an_account_the_last_to_be_asked():
 
 def test_a_cooldown_with_its_cause():
     pool = pool_of()
-    pool.mark_cooldown(ONE, limit(), now=MOMENT.now - 8)
+    pool.health.mark_cooldown(ONE, limit(), now=MOMENT.now - 8)
     one = shown(pool)
     assert (one["state"], one["reason"]) == ("cooling", "429 code=rate_limit_exceeded")
     assert one["cooldowns"] == [
@@ -100,7 +100,7 @@ def test_a_cooldown_with_its_cause():
 
 def test_one_model_cools():
     pool = pool_of()
-    pool.mark_cooldown(ONE, limit(scope=Scope.MODEL), now=MOMENT.now, model="gpt-5")
+    pool.health.mark_cooldown(ONE, limit(scope=Scope.MODEL), now=MOMENT.now, model="gpt-5")
     one = shown(pool)
     assert one["state"] == "available"
     assert [c["model"] for c in one["cooldowns"]] == ["gpt-5"]
@@ -108,7 +108,7 @@ def test_one_model_cools():
 
 def test_what_is_over_is_not_shown():
     pool = pool_of()
-    pool.mark_cooldown(ONE, limit(), now=MOMENT.now - 100)
+    pool.health.mark_cooldown(ONE, limit(), now=MOMENT.now - 100)
     assert shown(pool)["cooldowns"] == []
 
 
@@ -119,7 +119,7 @@ def test_headroom():
         Window("tokens", 0.5, MOMENT.now, model="gpt-5"),
         Window("old", 0.1, MOMENT.now - 100, reset_at=MOMENT.now - 1),
     ]
-    pool.get(ONE).headroom = HeadroomSnapshot.of(windows, MOMENT.now)
+    pool.accounts.get(ONE).headroom = HeadroomSnapshot.of(windows, MOMENT.now)
     assert shown(pool)["headroom"] == [
         {
             "window": "5h",
@@ -141,7 +141,7 @@ def test_headroom():
 def test_disabled():
     pool = pool_of()
     refused = Outcome(cls=OutcomeClass.AUTH_INVALID, scope=Scope.ACCOUNT, signal="401")
-    pool.mark_failure(ONE, refused, now=MOMENT.now - 60)
+    pool.health.mark_failure(ONE, refused, now=MOMENT.now - 60)
     one = shown(pool)
     assert (one["state"], one["reason"]) == ("disabled", "401")
     assert one["disabled"] == {
@@ -155,19 +155,19 @@ def test_disabled():
 def test_off_without_credential_and_full():
     assert shown(pool_of(enabled=False))["state"] == "off"
     pool = pool_of()
-    pool.set_credentials(ONE, {}, now=MOMENT.now, problem="no such file")
+    pool.accounts.set_credentials(ONE, {}, now=MOMENT.now, problem="no such file")
     one = shown(pool)
     assert (one["state"], one["reason"], one["problem"]) == (
         "no_credential", "no such file", "no such file",
     )  # fmt: skip
     pool = pool_of(max_concurrent=1)
-    pool.get(ONE).in_flight = 1
+    pool.accounts.get(ONE).in_flight = 1
     assert (shown(pool)["state"], shown(pool)["reason"]) == ("full", "max_concurrent: 1")
 
 
 def test_the_pool_and_one_provider():
     pool = pool_of()
-    pool.add(account("two", "anthropic"), now=MOMENT.now)
+    pool.accounts.add(account("two", "anthropic"), now=MOMENT.now)
     everything = views.pool_view(pool, MOMENT, NO_EXTRAS)
     assert [one["key"] for one in everything["accounts"]] == ["openai/one", "anthropic/two"]
     assert everything["summary"]["total"] == 2

@@ -92,8 +92,8 @@ def cooling(state: AccountState, model: str | None, now: float) -> bool:
 
 def check_counts(pool: Pool, now: float, in_flight: int) -> None:
     """Summary and health add up, whatever is in the pool."""
-    states = list(pool.accounts())
-    summary = pool.summary(now=now)
+    states = list(pool.accounts)
+    summary = pool.accounts.summary(now=now)
     neither = [
         s
         for s in states
@@ -101,9 +101,9 @@ def check_counts(pool: Pool, now: float, in_flight: int) -> None:
         and not cooling(s, None, now)
         and (not s.credentials or s.full or s.next_start_at > now)
     ]
-    assert summary["total"] == len(states) == pool.health()["size"]
+    assert summary["total"] == len(states) == pool.accounts.occupancy()["size"]
     counted = summary["available"] + summary["cooling_down"] + summary["disabled"]
     assert counted + len(neither) == summary["total"]
     assert summary["in_flight"] == in_flight == sum(s.in_flight for s in states)
     assert all(s.in_flight >= 0 for s in states)
-    assert pool.health()["busy"] == sum(1 for s in states if s.in_flight)
+    assert pool.accounts.occupancy()["busy"] == sum(1 for s in states if s.in_flight)

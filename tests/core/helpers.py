@@ -81,7 +81,7 @@ def pool_of(*members: str | Account, now: float = 0.0, **options: Any) -> Pool:
     pool = Pool(**options)
     for member in members:
         added = account(member) if isinstance(member, str) else member
-        pool.add(added, keys_of(added.label), now=now)
+        pool.accounts.add(added, keys_of(added.label), now=now)
     return pool
 
 

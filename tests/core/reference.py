@@ -54,7 +54,7 @@ class Member:
 
 def suspect(pool: Pool, member: Member, model: str | None, now: float) -> bool:
     """Say whether a verdict on *member* is open for *model*."""
-    verdicts = pool.get(member.account.key).verdicts
+    verdicts = pool.accounts.get(member.account.key).verdicts
     return any(v.active(now) and covers(model_of, model) for model_of, v in verdicts.items())
 
 
@@ -78,7 +78,7 @@ class Reference:
         found = []
         for member in self.members.values():
             limit = member.account.max_concurrent
-            state = pool.get(member.account.key)
+            state = pool.accounts.get(member.account.key)
             if (
                 state.enabled
                 and state.credentials
@@ -95,10 +95,10 @@ class Reference:
             [
                 member
                 for member in self.ready(pool, now)
-                if facts.kind in pool.get(member.account.key).credentials
+                if facts.kind in pool.accounts.get(member.account.key).credentials
                 and member.account.models.allows(facts.model)
-                and not cooling(pool.get(member.account.key), facts.model, now)
-                and pool.get(member.account.key).ramps_admit(facts.model, now)
+                and not cooling(pool.accounts.get(member.account.key), facts.model, now)
+                and pool.accounts.get(member.account.key).ramps_admit(facts.model, now)
             ],
             facts.model,
             now,

@@ -82,7 +82,7 @@ def test_a_change_wakes_one_not_the_herd() -> None:
 
 def test_who_leaves_hands_the_clock_on() -> None:
     pool = pool_of("a")
-    pool.mark_cooldown(key("a"), rate_limit(20.0), now=0.0)
+    pool.health.mark_cooldown(key("a"), rate_limit(20.0), now=0.0)
     first, second = waiting(pool), waiting(pool)
     assert (first.look_at, second.look_at) == (20.0, 30.0)
     assert pool.stop_waiting(first) is None
@@ -91,9 +91,9 @@ def test_who_leaves_hands_the_clock_on() -> None:
 
 def test_nobody_waits_in_vain() -> None:
     pool = pool_of("a")
-    pool.mark_cooldown(key("a"), rate_limit(20.0), now=0.0)
+    pool.health.mark_cooldown(key("a"), rate_limit(20.0), now=0.0)
     herd = [waiting(pool) for _ in range(3)]
-    pool.mark_cooldown(key("a"), rate_limit(500.0), now=1.0)
+    pool.health.mark_cooldown(key("a"), rate_limit(500.0), now=1.0)
     assert all(ticket.called for ticket in herd)
 
 
@@ -131,7 +131,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.pool = Pool(strategy=strategy)
         for label in ("a", "b"):
             member = account(label, max_concurrent=limit, min_interval_s=interval)
-            self.pool.add(member, keys_of(label), now=self.now)
+            self.pool.accounts.add(member, keys_of(label), now=self.now)
         self.waits: list[Ticket] = []
         self.out: list[Lease] = []
 
@@ -170,9 +170,9 @@ class AdmissionMachine(RuleBasedStateMachine):
     @rule(label=st.sampled_from("ab"), clear=st.booleans())
     def by_hand(self, label: str, clear: bool) -> None:
         if clear:
-            self.pool.clear_cooldown(key(label), now=self.now)
+            self.pool.accounts.clear_cooldown(key(label), now=self.now)
         else:
-            self.pool.mark_cooldown(key(label), rate_limit(3.0), now=self.now)
+            self.pool.health.mark_cooldown(key(label), rate_limit(3.0), now=self.now)
         self.take_in()
 
     @rule(elapsed=st.sampled_from([0.1, STEP_S, 1.0, 3.0, RAMP_S]))
@@ -233,7 +233,7 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_more_than_a_ramp_allows(self) -> None:
-        for state in self.pool.accounts():
+        for state in self.pool.accounts:
             for ramp in state.ramps.values():
                 assert ramp.over(self.now) or ramp.unanswered <= ramp.allowed(self.now)
                 assert ramp.unanswered == sum(ramp in lease.ramps for lease in self.out)
@@ -245,7 +245,7 @@ class AdmissionMachine(RuleBasedStateMachine):
                 self.pool.stop_waiting(ticket)
             for lease in self.out:
                 self.pool.release(lease, None, now=self.now)
-            assert self.pool.summary(now=self.now)["in_flight"] == 0
+            assert self.pool.accounts.summary(now=self.now)["in_flight"] == 0
             assert len(self.pool._admission) == 0
 
 

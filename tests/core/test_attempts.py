@@ -140,21 +140,21 @@ class Play:
 
     @property
     def in_flight(self) -> int:
-        return self.pool.summary(now=self.now)["in_flight"]
+        return self.pool.accounts.summary(now=self.now)["in_flight"]
 
     @property
     def benched(self) -> list[str]:
-        return [s.key.label for s in self.pool.accounts() if s.disabled]
+        return [s.key.label for s in self.pool.accounts if s.disabled]
 
     @property
     def suspects(self) -> list[str]:
         """Labels of those that are asked after all others."""
         model = self.attempts.facts.model
-        return [s.key.label for s in self.pool.accounts() if s.is_suspect(model)]
+        return [s.key.label for s in self.pool.accounts if s.is_suspect(model)]
 
     @property
     def cooling(self) -> list[str]:
-        return [s.key.label for s in self.pool.accounts() if s.cooling_until(None, self.now) > 0]
+        return [s.key.label for s in self.pool.accounts if s.cooling_until(None, self.now) > 0]
 
     @property
     def tried(self) -> list[tuple[str, OutcomeClass | None]]:
@@ -172,7 +172,7 @@ def test_an_ordinary_request_looks_nothing_up_that_is_not_there(monkeypatch) -> 
     def needed(_facts: RequestFacts) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("account_pool.core.pool._what", needed)
+    monkeypatch.setattr("account_pool.core.recent_failures._what", needed)
     Play("a", "b") >> begin << "send a" >> committed >> finished
 
 
@@ -183,7 +183,7 @@ def test_good_answer() -> None:
     play.at(9.0) >> finished << None
     assert play.tried == [("a", OutcomeClass.OK)]
     assert play.attempts.over
-    assert play.pool.get(key("a")).served == 1
+    assert play.pool.accounts.get(key("a")).served == 1
 
 
 # -- rate_limit, quota: cool, and move
@@ -195,7 +195,7 @@ def test_limit_cools_and_moves(outcome: Outcome) -> None:
     play >> begin << "send a" >> refused(outcome) << "send b"
     play >> committed << None >> finished << None
     assert play.tried == [("a", outcome.cls), ("b", OutcomeClass.OK)]
-    assert play.pool.get(key("a")).cooling_until("gpt-5", 0.0) > 0
+    assert play.pool.accounts.get(key("a")).cooling_until("gpt-5", 0.0) > 0
 
 
 def test_the_answer_is_held_while_the_first_account_returns_soon() -> None:
@@ -227,7 +227,7 @@ def test_bare_429_asks_four_accounts_and_pauses_between_them() -> None:
     play.at(0.3) >> resumed << "send c" >> refused(BARE_429) << "wait until 0.45"
     play.at(0.45) >> resumed << "send d" >> refused(BARE_429) << "deliver"
     assert play.cooling == ["a", "b", "c", "d"]
-    assert play.pool.get(key("a")).cooling_until(None, 0.0) == 1.0
+    assert play.pool.accounts.get(key("a")).cooling_until(None, 0.0) == 1.0
 
 
 @pytest.mark.parametrize(("chance", "until"), [(0.0, "0.05"), (1.0, "0.25")])
@@ -250,7 +250,7 @@ def test_bare_429_of_all_is_taken_for_the_addresss() -> None:
 
 def test_a_limit_of_the_address_is_believed_for_half_a_minute() -> None:
     pool = pool_of("a", "b")
-    pool.note_address_limited(PROVIDER, now=0.0)
+    pool.failures(PROVIDER).limit_address(0.0)
     Play(pool=pool).at(29.9) >> begin << "send a" >> refused(BARE_429) << "deliver"
     Play(pool=pool).at(40.0) >> begin << "send b" >> refused(BARE_429) << "wait until 40.15"
 
@@ -272,14 +272,14 @@ def test_bare_429_of_the_address_still_asks_who_has_not_said_it() -> None:
     # When all have, it is whoever comes first.
     play = Play(pool=first.pool, max_wait_s=0.0).at(first.now + 20.0)
     play >> begin << "send a" >> committed >> finished
-    assert not first.pool.is_address_limited(PROVIDER, now=play.now)
+    assert not first.pool.failures(PROVIDER).is_address_limited(play.now)
 
 
 def test_bare_429_of_one_while_the_others_are_busy_is_not_the_addresss() -> None:
     pool = pool_of(account("a", max_concurrent=1), account("b", max_concurrent=1))
     Play(pool=pool) >> begin << "send a"
     Play(pool=pool) >> begin << "send b" >> refused(BARE_429)
-    assert not pool.is_address_limited(PROVIDER, now=0.0)
+    assert not pool.failures(PROVIDER).is_address_limited(0.0)
 
 
 def test_bare_429_then_a_good_answer() -> None:
@@ -287,7 +287,7 @@ def test_bare_429_then_a_good_answer() -> None:
     play >> begin << "send a" >> refused(BARE_429) << "wait until 0.15"
     play.at(0.15) >> resumed << "send b" >> committed >> finished << None
     assert play.cooling == ["a"]
-    assert not play.pool.is_address_limited(PROVIDER, now=0.2)
+    assert not play.pool.failures(PROVIDER).is_address_limited(0.2)
 
 
 def test_bare_429_then_a_limit_with_evidence_goes_on() -> None:
@@ -296,7 +296,7 @@ def test_bare_429_then_a_limit_with_evidence_goes_on() -> None:
     play.at(0.15) >> resumed << "send b" >> refused(quota(60.0)) << "send c"
     play >> refused(BARE_429) << "deliver"
     # Not all said so: the address is not to blame.
-    assert not play.pool.is_address_limited(PROVIDER, now=0.2)
+    assert not play.pool.failures(PROVIDER).is_address_limited(0.2)
 
 
 def test_a_paused_account_is_asked_when_no_other_can_serve() -> None:
@@ -316,7 +316,7 @@ def test_a_wait_of_0_counts_as_a_second_and_all_are_asked_before_any_twice() -> 
         play << f"send {label}" >> refused(rate_limit(0.0))
     play << "send c" >> refused(rate_limit(0.0)) << "wait until 1 or change"
     play.at(1.0) >> resumed << "send a" >> refused(rate_limit(0.0)) << "send b"
-    assert play.pool.get(key("a")).cooling_until(None, 1.0) == 3.0
+    assert play.pool.accounts.get(key("a")).cooling_until(None, 1.0) == 3.0
 
 
 def test_bare_429_of_the_only_account_waits_its_pause_once() -> None:
@@ -367,7 +367,7 @@ def test_when_two_are_overloaded_it_is_the_servers_and_everybody_stays() -> None
 
 def test_an_overloaded_account_serves_who_has_nowhere_else_to_go() -> None:
     pool = pool_of("a", "b", strategy="fill-first")
-    pool.mark_cooldown(key("b"), quota(60.0), now=0.0)
+    pool.health.mark_cooldown(key("b"), quota(60.0), now=0.0)
     first = Play(pool=pool, chance=0.0)
     first >> begin >> refused(OVERLOADED) >> resumed >> refused(OVERLOADED) << "deliver"
     Play(pool=pool).at(1.0) >> begin << "send a"
@@ -379,7 +379,7 @@ def test_an_overloaded_account_serves_who_has_nowhere_else_to_go() -> None:
 def test_what_broke_is_not_where_the_next_request_begins() -> None:
     pool = pool_of("a", "b", strategy="fill-first")
     Play(pool=pool) >> begin << "send a" >> broken(Broken.MAYBE_RAN) << "answer 502"
-    assert pool.get(key("a")).broken == 1
+    assert pool.accounts.get(key("a")).broken == 1
     Play(pool=pool).at(1.0) >> begin << "send b" >> committed >> finished
     # It was answered: the next goes where the strategy says.
     Play(pool=pool).at(2.0) >> begin << "send a"
@@ -394,7 +394,7 @@ def test_a_client_that_leaves_moves_on_only_after_a_long_silence(
     left_play = Play(pool=pool)
     left_play >> begin << "send a"
     left_play.at(silence) >> left
-    assert pool.get(key("a")).departures == 1
+    assert pool.accounts.get(key("a")).departures == 1
     Play(pool=pool).at(silence + 1) >> begin << following
 
 
@@ -471,15 +471,15 @@ def test_overloaded_waits_as_told_within_patience(hint: float, step: str) -> Non
 def test_overloaded_goes_to_another_account_if_its_own_became_limited() -> None:
     play = Play("a", "b")
     play >> begin << "send a" >> refused(OVERLOADED) << "wait until 0.5"
-    play.pool.mark_cooldown(key("a"), quota(60.0), now=0.2)
+    play.pool.health.mark_cooldown(key("a"), quota(60.0), now=0.2)
     play.at(0.5) >> resumed << "send b"
-    assert play.pool.get(key("a")).in_flight == 0
+    assert play.pool.accounts.get(key("a")).in_flight == 0
 
 
 def test_overloaded_uses_the_credential_renewed_meanwhile() -> None:
     play = Play("a")
     play >> begin >> refused(OVERLOADED)
-    play.pool.set_credentials(key("a"), keys_of("new"), now=0.2)
+    play.pool.accounts.set_credentials(key("a"), keys_of("new"), now=0.2)
     play.at(0.5) >> resumed << "send a"
     assert play.attempts.lease is not None
     assert play.attempts.lease.credential == keys_of("new")["key"]
@@ -493,7 +493,7 @@ def test_refused_credential_is_renewed_and_tried_once_more(refusal: Outcome) -> 
     play = Play("a", "b")
     play >> begin << "send a" >> refused(refusal) << "refresh a"
     assert play.in_flight == 1
-    play.pool.set_credentials(key("a"), keys_of("new"), now=0.0)
+    play.pool.accounts.set_credentials(key("a"), keys_of("new"), now=0.0)
     play >> refreshed(True) << "send a"
     assert play.attempts.lease is not None
     assert play.attempts.lease.credential == keys_of("new")["key"]
@@ -523,7 +523,7 @@ def test_a_renewal_that_goes_on_is_not_waited_for() -> None:
     """It is nobody's fault: the next account serves, and the first is as good as before."""
     play = Play("a", "b")
     play >> begin << "send a" >> refused(EXPIRED) << "refresh a"
-    play.pool.set_credentials(key("a"), {}, now=0.0, pending=True)
+    play.pool.accounts.set_credentials(key("a"), {}, now=0.0, pending=True)
     play >> refreshed(None) << "send b" >> committed >> finished << None
     assert (play.benched, play.suspects) == ([], [])
 
@@ -531,10 +531,10 @@ def test_a_renewal_that_goes_on_is_not_waited_for() -> None:
 def test_without_another_account_it_is_held_until_the_renewal_is_over() -> None:
     play = Play("a")
     play >> begin << "send a" >> refused(EXPIRED) << "refresh a"
-    play.pool.set_credentials(key("a"), {}, now=0.0, pending=True)
+    play.pool.accounts.set_credentials(key("a"), {}, now=0.0, pending=True)
     play >> refreshed(None) << "wait until 30 or change"
     assert play.in_flight == 0
-    play.pool.set_credentials(key("a"), keys_of("new"), now=1.0)
+    play.pool.accounts.set_credentials(key("a"), keys_of("new"), now=1.0)
     play.at(1.0) >> resumed << "send a" >> committed >> finished << None
 
 
@@ -543,7 +543,9 @@ def test_a_refusal_is_not_delivered_while_the_renewal_is_tried_for(pending: bool
     """Told that its credential is bad, a client would log out."""
     play = Play("a", max_wait_s=0.0)
     play >> begin << "send a" >> refused(EXPIRED) << "refresh a"
-    play.pool.set_credentials(key("a"), {}, now=0.0, problem="x", pending=pending, passing=True)
+    play.pool.accounts.set_credentials(
+        key("a"), {}, now=0.0, problem="x", pending=pending, passing=True
+    )
     play >> refreshed(None) << "answer 503"
 
 
@@ -599,7 +601,7 @@ def test_the_only_account_is_not_benched_when_its_refresh_does_not_help() -> Non
 
 def test_a_suspect_is_not_asked_again_while_waiting_for_others() -> None:
     play = Play("a", "b")
-    play.pool.mark_cooldown(key("b"), rate_limit(5.0), now=0.0)
+    play.pool.health.mark_cooldown(key("b"), rate_limit(5.0), now=0.0)
     play >> begin << "send a" >> refused(UNAUTHORIZED) << "refresh a"
     play >> refreshed(False) << "wait until 5 or change"
     play.at(1.0) >> resumed << "wait until 5 or change"
@@ -610,7 +612,7 @@ def test_a_suspect_is_not_asked_again_while_waiting_for_others() -> None:
 def test_a_credential_replaced_since_is_not_benched_for_the_old_one() -> None:
     play = Play("a", "b")
     play >> begin >> refused(UNAUTHORIZED) >> refreshed(False) << "send b"
-    play.pool.set_credentials(key("a"), keys_of("new"), now=1.0)
+    play.pool.accounts.set_credentials(key("a"), keys_of("new"), now=1.0)
     play >> committed >> finished << None
     assert play.benched == []
 
@@ -618,14 +620,14 @@ def test_a_credential_replaced_since_is_not_benched_for_the_old_one() -> None:
 def test_a_suspect_removed_meanwhile() -> None:
     play = Play("a", "b")
     play >> begin >> refused(UNAUTHORIZED) >> refreshed(False) << "send b"
-    play.pool.remove(key("a"), now=play.now)
+    play.pool.accounts.remove(key("a"), now=play.now)
     play >> committed >> finished << None
 
 
 def test_an_account_removed_while_its_credential_is_renewed() -> None:
     play = Play("a", "b")
     play >> begin >> refused(UNAUTHORIZED) << "refresh a"
-    play.pool.remove(key("a"), now=play.now)
+    play.pool.accounts.remove(key("a"), now=play.now)
     play >> refreshed(True) << "send b"
 
 
@@ -678,7 +680,7 @@ def test_a_way_that_is_barred_is_tried_once() -> None:
     assert (step.message, step.final) == ("openai/a: it is not trusted", True)
     assert (play.benched, play.cooling) == ([], [])
     # Nor does its conversation leave the account.
-    assert play.pool.troubled(FACTS, now=0.0) == set()
+    assert play.pool.failures(PROVIDER).avoided(FACTS, 0.0) == set()
 
 
 def test_what_this_machine_is_short_of_says_nothing_of_the_account() -> None:
@@ -689,7 +691,7 @@ def test_what_this_machine_is_short_of_says_nothing_of_the_account() -> None:
     assert isinstance(step, Synthesize)
     assert (step.message, step.final) == ("openai/a: too many open", False)
     assert (play.benched, play.cooling) == ([], [])
-    assert play.pool.troubled(FACTS, now=0.25) == set()
+    assert play.pool.failures(PROVIDER).avoided(FACTS, 0.25) == set()
 
 
 def test_what_may_pass_is_not_final() -> None:
@@ -782,8 +784,8 @@ def test_no_attempt_at_all_makes_an_answer() -> None:
 
 def test_held_for_the_first_to_return() -> None:
     play = Play("a", "b")
-    play.pool.mark_cooldown(key("a"), rate_limit(20.0), now=0.0)
-    play.pool.mark_cooldown(key("b"), rate_limit(30.0), now=0.0)
+    play.pool.health.mark_cooldown(key("a"), rate_limit(20.0), now=0.0)
+    play.pool.health.mark_cooldown(key("b"), rate_limit(30.0), now=0.0)
     play >> begin << "wait until 20 or change"
     play.at(20.0) >> resumed << "send a"
 
@@ -825,14 +827,14 @@ def test_a_return_beyond_max_wait_is_not_waited_for(
     wait: float, max_wait: float, step: str
 ) -> None:
     play = Play("a", max_wait_s=max_wait)
-    play.pool.mark_cooldown(key("a"), rate_limit(wait), now=0.0)
+    play.pool.health.mark_cooldown(key("a"), rate_limit(wait), now=0.0)
     play >> begin << step
 
 
 def test_exhausted_without_an_answer_names_whose_refusal_to_show() -> None:
     play = Play("a", "b")
-    play.pool.mark_cooldown(key("a"), quota(9000.0), now=0.0)
-    play.pool.mark_cooldown(key("b"), quota(8000.0), now=0.0)
+    play.pool.health.mark_cooldown(key("a"), quota(9000.0), now=0.0)
+    play.pool.health.mark_cooldown(key("b"), quota(8000.0), now=0.0)
     play >> begin << "answer 429, 8000 s, like b"
     assert isinstance(play.step, Synthesize)
     assert play.step.message == "openai: no usable account of 2 (2 on cooldown)"
@@ -858,8 +860,8 @@ def test_a_refusal_in_hand_is_delivered_after_a_wait_in_vain() -> None:
     play = Play("a", "b")
     play >> begin << "send a" >> refused(rate_limit(5.0)) << "send b"
     play >> refused(rate_limit(10.0)) << "wait until 5 or change"
-    play.pool.mark_cooldown(key("a"), quota(500.0), now=1.0)
-    play.pool.mark_cooldown(key("b"), quota(400.0), now=1.0)
+    play.pool.health.mark_cooldown(key("a"), quota(500.0), now=1.0)
+    play.pool.health.mark_cooldown(key("b"), quota(400.0), now=1.0)
     play.at(1.0) >> resumed << "deliver, 400 s"
 
 
@@ -871,7 +873,7 @@ def test_no_account_of_the_provider() -> None:
 
 
 def disabled(outcome: Outcome) -> Callable[[Pool], object]:
-    return lambda pool: pool.mark_failure(key("a"), outcome, now=0.0)
+    return lambda pool: pool.health.mark_failure(key("a"), outcome, now=0.0)
 
 
 @pytest.mark.parametrize(
@@ -879,22 +881,28 @@ def disabled(outcome: Outcome) -> Callable[[Pool], object]:
     [
         (disabled(UNAUTHORIZED), "answer 401, like a"),
         (disabled(FORBIDDEN), "answer 403, like a"),
-        (lambda pool: pool.replace(account("a", enabled=False), now=0.0), "answer 401"),
-        (lambda pool: pool.set_credentials(key("a"), {}, now=0.0), "answer 401"),
-        (lambda pool: pool.replace(account("a", "!gpt-5"), now=0.0), "answer 404"),
-        (lambda pool: pool.remove(key("a"), now=0.0), "answer 401"),
+        (lambda pool: pool.accounts.replace(account("a", enabled=False), now=0.0), "answer 401"),
+        (lambda pool: pool.accounts.set_credentials(key("a"), {}, now=0.0), "answer 401"),
+        (lambda pool: pool.accounts.replace(account("a", "!gpt-5"), now=0.0), "answer 404"),
+        (lambda pool: pool.accounts.remove(key("a"), now=0.0), "answer 401"),
         # Paying cures it, and nobody else is limited by anything that ends by itself.
         (
-            lambda pool: pool.mark_cooldown(key("a"), quota(money=True), now=0.0),
+            lambda pool: pool.health.mark_cooldown(key("a"), quota(money=True), now=0.0),
             "answer 402, 300 s, like a",
         ),
         # What ends by itself, or may change, is no such thing.
         (
-            lambda pool: pool.mark_cooldown(key("a"), quota(), now=0.0),
+            lambda pool: pool.health.mark_cooldown(key("a"), quota(), now=0.0),
             "answer 429, 300 s, like a",
         ),
-        (lambda pool: pool.set_credentials(key("a"), {}, now=0.0, pending=True), "answer 503"),
-        (lambda pool: pool.set_credentials(key("a"), {}, now=0.0, passing=True), "answer 503"),
+        (
+            lambda pool: pool.accounts.set_credentials(key("a"), {}, now=0.0, pending=True),
+            "answer 503",
+        ),
+        (
+            lambda pool: pool.accounts.set_credentials(key("a"), {}, now=0.0, passing=True),
+            "answer 503",
+        ),
     ],
 )
 def test_what_a_client_gets_where_only_the_owner_can_help(
@@ -907,8 +915,8 @@ def test_what_a_client_gets_where_only_the_owner_can_help(
 
 def test_one_that_returns_by_itself_is_waited_for_though_others_lack_money() -> None:
     pool = pool_of("a", "b")
-    pool.mark_cooldown(key("a"), quota(money=True), now=0.0)
-    pool.mark_cooldown(key("b"), quota(9000.0), now=0.0)
+    pool.health.mark_cooldown(key("a"), quota(money=True), now=0.0)
+    pool.health.mark_cooldown(key("b"), quota(9000.0), now=0.0)
     play = Play(pool=pool) >> begin << "answer 429, 300 s, like a"
     assert isinstance(play.step, Synthesize)
     assert not play.step.final
@@ -917,7 +925,7 @@ def test_one_that_returns_by_itself_is_waited_for_though_others_lack_money() -> 
 def test_the_last_who_was_disabled_speaks_for_all() -> None:
     pool = pool_of("a", "b", "c")
     for now, label in enumerate("acb"):
-        pool.mark_failure(key(label), UNAUTHORIZED, now=float(now))
+        pool.health.mark_failure(key(label), UNAUTHORIZED, now=float(now))
     play = Play(pool=pool) >> begin << "answer 401, like b"
     assert isinstance(play.step, Synthesize)
     assert play.step.final
@@ -1046,12 +1054,12 @@ PLACES = [(phase, make) for phase, makes in STATES.items() for make in makes]
 def test_client_leaves(phase: Phase, make: Callable[[], Play]) -> None:
     """The lease is free at once, nobody is benched, and nobody cools for it."""
     play = make()
-    cooling, served = play.cooling, play.pool.get(key("a")).served
+    cooling, served = play.cooling, play.pool.accounts.get(key("a")).served
     play >> left << None
     assert play.attempts.over
     assert play.in_flight == 0
     assert (play.benched, play.cooling) == ([], cooling)
-    assert play.pool.get(key("a")).served == served
+    assert play.pool.accounts.get(key("a")).served == served
     play >> left << None
 
 
@@ -1059,7 +1067,7 @@ def test_client_leaves(phase: Phase, make: Callable[[], Play]) -> None:
 
 
 def everything(play: Play) -> str:
-    return f"{play.attempts!r} {[repr(state) for state in play.pool.accounts()]}"
+    return f"{play.attempts!r} {[repr(state) for state in play.pool.accounts]}"
 
 
 @pytest.mark.parametrize(("phase", "make"), PLACES)
@@ -1098,8 +1106,8 @@ def test_two_requests_that_trip_the_same_account_count_once() -> None:
     # Where both go, the first goes ahead.
     second << "wait until 1.25 or change"
     second.at(1.25) >> resumed << "send b"
-    assert pool.get(key("a")).cooldowns[None].streak == 1
-    assert pool.summary(PROVIDER, now=1.1)["in_flight"] == 2
+    assert pool.accounts.get(key("a")).cooldowns[None].streak == 1
+    assert pool.accounts.summary(PROVIDER, now=1.1)["in_flight"] == 2
 
 
 CLOSED = "server closed connection"
@@ -1182,7 +1190,7 @@ def test_how_unconnected(message: str, how: Broken) -> None:
 
 def without(play: Play, model: str = "gpt-5") -> list[str]:
     """Labels of the accounts that are not asked for *model* now."""
-    states = play.pool.accounts()
+    states = play.pool.accounts
     return [s.key.label for s in states if s.cooling_until(model, play.now) > play.now]
 
 
@@ -1216,31 +1224,31 @@ def test_the_only_account_is_not_benched_for_a_model_it_lacks() -> None:
 def test_a_model_is_waited_for_where_it_may_be() -> None:
     """Who cools now may have it; only when all were asked is it nobody's."""
     play = Play("a", "b")
-    play.pool.mark_cooldown(key("b"), rate_limit(5.0), now=0.0)
+    play.pool.health.mark_cooldown(key("b"), rate_limit(5.0), now=0.0)
     play >> begin << "send a" >> refused(MISSING) << "wait until 5 or change"
     play.at(5.0) >> resumed << "send b" >> refused(MISSING) << "deliver"
-    assert play.pool.tried_since(FACTS, now=6.0, missing_model=True) is not None
+    assert play.pool.failures(PROVIDER).tried_since(FACTS, 6.0, missing_model=True) is not None
 
 
 def test_an_account_that_returns_late_may_still_have_the_model() -> None:
     play = Play("a", "b")
-    play.pool.mark_cooldown(key("b"), rate_limit(500.0), now=0.0)
+    play.pool.health.mark_cooldown(key("b"), rate_limit(500.0), now=0.0)
     play >> begin << "send a" >> refused(MISSING) << "deliver"
-    assert play.pool.tried_since(FACTS, now=1.0, missing_model=True) is None
+    assert play.pool.failures(PROVIDER).tried_since(FACTS, 1.0, missing_model=True) is None
 
 
 def test_a_request_that_names_no_model_says_nothing_about_one() -> None:
     """A look at one fine-tuned model must not take the account out for all."""
     play = Play("a", "b", facts=RequestFacts(provider=PROVIDER, kind="key"))
     play >> begin << "send a" >> refused(MISSING) << "deliver"
-    assert [s.cooldowns for s in play.pool.accounts()] == [{}, {}]
+    assert [s.cooldowns for s in play.pool.accounts] == [{}, {}]
 
 
 def test_a_forbidden_model_that_nobody_names_benches_nobody() -> None:
     play = Play("a", "b", facts=RequestFacts(provider=PROVIDER, kind="key"))
     play >> begin << "send a" >> refused(FORBIDDEN_MODEL) << "send b" >> refused(FORBIDDEN_MODEL)
     play << "deliver"
-    assert [s.cooldowns for s in play.pool.accounts()] == [{}, {}]
+    assert [s.cooldowns for s in play.pool.accounts] == [{}, {}]
 
 
 def test_another_refusal_benches_nobody_for_a_model() -> None:
@@ -1304,8 +1312,8 @@ def test_a_socket_moves_before_anything_was_answered() -> None:
     play >> moved(quota(600.0)) << "send c" >> moved(None) << None
     assert play.attempts.over
     assert (play.in_flight, play.cooling) == (0, ["b"])
-    assert play.pool.get(key("a")).cooling_until("gpt-5", play.now) > play.now
-    assert play.pool.get(key("c")).cooling_until("gpt-5", play.now) <= play.now
+    assert play.pool.accounts.get(key("a")).cooling_until("gpt-5", play.now) > play.now
+    assert play.pool.accounts.get(key("c")).cooling_until("gpt-5", play.now) <= play.now
 
 
 def test_a_socket_that_moved_is_served() -> None:
@@ -1324,7 +1332,7 @@ def test_a_socket_nobody_takes_over_stays_as_it_was() -> None:
     play >> begin << "send a" >> committed
     play >> moved(MODEL_LIMIT) << None
     assert (play.attempts.phase, play.in_flight) == (Phase.COMMITTED, 1)
-    assert play.pool.get(key("a")).cooling_until("gpt-5", play.now) <= play.now
+    assert play.pool.accounts.get(key("a")).cooling_until("gpt-5", play.now) <= play.now
     play >> finished
 
 
@@ -1366,27 +1374,27 @@ def test_who_leaves_gives_back_what_it_was_given_while_it_waited() -> None:
     first.at(1.0) >> left
     second.at(1.0) >> resumed << "send a"
     second >> committed >> finished
-    assert pool.get(key("a")).in_flight == 0
+    assert pool.accounts.get(key("a")).in_flight == 0
 
 
 def test_caution_costs_no_answer_when_there_is_no_time_to_wait() -> None:
     pool = pool_of("a", "b", strategy="fill-first")
-    pool.mark_cooldown(key("a"), rate_limit(600.0), now=0.0)
+    pool.health.mark_cooldown(key("a"), rate_limit(600.0), now=0.0)
     Play(pool=pool, max_wait_s=0.0) >> begin << "send b"
     Play(pool=pool, max_wait_s=0.0) >> begin << "send b"
 
 
 def test_when_all_cool_one_request_a_minute_tries() -> None:
     pool = pool_of("a", "b")
-    pool.mark_cooldown(key("a"), quota(9000.0), now=0.0)
-    pool.mark_cooldown(key("b"), quota(8000.0), now=0.0)
+    pool.health.mark_cooldown(key("a"), quota(9000.0), now=0.0)
+    pool.health.mark_cooldown(key("b"), quota(8000.0), now=0.0)
     Play(pool=pool).at(59.0) >> begin << "answer 429, 7941 s, like b"
     probing = Play(pool=pool).at(60.0) >> begin << "send b"
     Play(pool=pool).at(60.0) >> begin << "answer 429, 7940 s, like b"
     probing >> refused(quota(7940.0)) << "deliver, 7940 s"
     Play(pool=pool).at(119.0) >> begin << "answer 429, 7881 s, like b"
     healed = Play(pool=pool).at(120.0) >> begin << "send b" >> committed
-    assert pool.get(key("b")).cooldowns == {}
+    assert pool.accounts.get(key("b")).cooldowns == {}
     healed >> finished
 
 
@@ -1453,9 +1461,9 @@ def test_an_account_that_was_given_to_it_meanwhile_goes_to_another() -> None:
     first >> begin << "send a"
     second >> begin << "wait until 30 or change"
     first >> committed << None >> finished << None
-    assert pool.get(key("a")).in_flight == 1
+    assert pool.accounts.get(key("a")).in_flight == 1
     second >> stopped << "answer 503, 1 s"
-    assert pool.get(key("a")).in_flight == 0
+    assert pool.accounts.get(key("a")).in_flight == 0
 
 
 def test_only_what_is_held_can_be_told() -> None:

@@ -97,9 +97,9 @@ class AttemptsMachine(RuleBasedStateMachine):
         strategy=st.sampled_from(list(POLICIES)),
     )
     def begin(self, members: list[Account], strategy: str) -> None:
-        self.pool.set_strategy(strategy, now=self.now)
+        self.pool.accounts.set_strategy(strategy, now=self.now)
         for member in [account("plain"), *members]:
-            self.pool.add(member, keys_of("old", "key", "oauth"), now=self.now)
+            self.pool.accounts.add(member, keys_of("old", "key", "oauth"), now=self.now)
 
     @precondition(lambda self: len(self.alive) < 4)
     @rule(
@@ -151,7 +151,7 @@ class AttemptsMachine(RuleBasedStateMachine):
             if name == "resumed" and telling.patient:
                 self.now = max(self.now, self.wake_at)
             if name == "refreshed" and telling.changed and attempts.lease in self.held:
-                self.pool.set_credentials(
+                self.pool.accounts.set_credentials(
                     attempts.lease.key, keys_of(f"new-{self.now}", "key", "oauth"), now=self.now
                 )
             self.now += telling.elapsed
@@ -184,7 +184,7 @@ class AttemptsMachine(RuleBasedStateMachine):
             case Send(lease):
                 assert attempts.lease is lease
                 assert len(attempts.history) == sent + 1
-                state = self.pool.get(lease.key)
+                state = self.pool.accounts.get(lease.key)
                 assert state.enabled
                 despite = lease.probe or lease.last_resort
                 assert despite or not cooling(state, attempts.facts.model, self.now)
@@ -213,7 +213,7 @@ class AttemptsMachine(RuleBasedStateMachine):
             assert len(attempts.history) == sent
 
     def everything(self, attempts: Attempts) -> str:
-        return f"{attempts!r} {list(self.pool.accounts())!r}"
+        return f"{attempts!r} {list(self.pool.accounts)!r}"
 
     @rule(
         label=labels,
@@ -226,26 +226,26 @@ class AttemptsMachine(RuleBasedStateMachine):
         self, label: str, change: str, added: Account, outcome: Outcome, elapsed: float
     ) -> None:
         """Other requests, people and time change it."""
-        present = {state.key.label: state.key for state in self.pool.accounts()}
+        present = {state.key.label: state.key for state in self.pool.accounts}
         match change:
             case "cool" if label in present:
-                self.pool.mark_cooldown(present[label], outcome, now=self.now)
+                self.pool.health.mark_cooldown(present[label], outcome, now=self.now)
             case "clear" if label in present:
-                self.pool.clear_cooldown(present[label], now=self.now)
+                self.pool.accounts.clear_cooldown(present[label], now=self.now)
             case "remove" if label in present:
-                self.pool.remove(present[label], now=self.now)
+                self.pool.accounts.remove(present[label], now=self.now)
             case "add" if added.label not in present:
-                self.pool.add(added, keys_of("old", "key", "oauth"), now=self.now)
+                self.pool.accounts.add(added, keys_of("old", "key", "oauth"), now=self.now)
             case "wait":
                 self.now += elapsed
 
     @property
     def held(self) -> list[Lease]:
         """Open leases on accounts that are still in the pool."""
-        present = {state.key: state.position for state in self.pool.accounts()}
+        present = {state.key: state.position for state in self.pool.accounts}
         given = [a._ticket.lease for a in self.all if a._ticket is not None]
         leases = [lease for lease in [*given, *(a.lease for a in self.all)] if lease is not None]
-        return [lease for lease in leases if present.get(lease.key) == lease.position]
+        return [lease for lease in leases if present.get(lease.key) == lease.state.position]
 
     @invariant()
     def bounded(self) -> None:
@@ -273,7 +273,7 @@ class AttemptsMachine(RuleBasedStateMachine):
         for attempts in self.all:
             attempts.left(self.now)
             assert attempts.over
-        assert self.pool.summary(now=self.now)["in_flight"] == 0
+        assert self.pool.accounts.summary(now=self.now)["in_flight"] == 0
 
 
 def test_attempts() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from account_pool.core import snapshot
 from account_pool.core.account import Account, AccountKey
 from account_pool.core.cooldown import BY_HAND
 from account_pool.core.credential import Credential, Secret
@@ -29,42 +30,42 @@ def key(value: str) -> dict[str, Credential]:
 @pytest.fixture
 def pool() -> Pool:
     pool = Pool()
-    pool.add(Account(provider="openai", label="one"), key("sk-fake-one-000"), now=0.0)
+    pool.accounts.add(Account(provider="openai", label="one"), key("sk-fake-one-000"), now=0.0)
     return pool
 
 
 def test_enabling_ends_a_disabling_and_no_cooldown(pool):
-    pool.mark_cooldown(KEY, LIMIT, now=0.0)
-    pool.mark_failure(KEY, refusal("403"), now=0.0)
-    pool.enable(KEY, now=1.0)
-    assert pool.get(KEY).enabled
+    pool.health.mark_cooldown(KEY, LIMIT, now=0.0)
+    pool.health.mark_failure(KEY, refusal("403"), now=0.0)
+    pool.accounts.enable(KEY, now=1.0)
+    assert pool.accounts.get(KEY).enabled
     assert pool.pick(FACTS, now=1.0) is None
     assert pool.pick(FACTS, now=61.0) is not None
 
 
 def test_who_waits_goes_on_when_an_account_is_enabled(pool):
     told = []
-    pool.mark_failure(KEY, refusal(BY_HAND), now=0.0)
-    pool.subscribe(lambda: told.append(pool.get(KEY).enabled))
-    pool.enable(KEY, now=1.0)
+    pool.health.mark_failure(KEY, refusal(BY_HAND), now=0.0)
+    pool.accounts.subscribe(lambda: told.append(pool.accounts.get(KEY).enabled))
+    pool.accounts.enable(KEY, now=1.0)
     assert told == [True]
-    assert KEY in pool.dirty
+    assert KEY in pool.accounts.dirty
 
 
 def test_nobody_is_enabled_by_another_credential(pool):
-    pool.mark_failure(KEY, refusal(BY_HAND), now=0.0)
-    pool.set_credentials(KEY, key("sk-fake-other-000"), now=1.0)
-    assert not pool.get(KEY).enabled
+    pool.health.mark_failure(KEY, refusal(BY_HAND), now=0.0)
+    pool.accounts.set_credentials(KEY, key("sk-fake-other-000"), now=1.0)
+    assert not pool.accounts.get(KEY).enabled
 
 
 def test_an_account_that_is_not_there(pool):
     with pytest.raises(UnknownAccount):
-        pool.enable(AccountKey("openai", "nobody"), now=0.0)
+        pool.accounts.enable(AccountKey("openai", "nobody"), now=0.0)
 
 
 @pytest.mark.parametrize(("signal", "kept"), [(BY_HAND, True), ("403 suspended", False)])
 def test_a_restart_forgives_what_a_provider_said_long_ago_only(pool, signal, kept):
-    pool.mark_failure(KEY, refusal(signal), now=0.0)
+    pool.health.mark_failure(KEY, refusal(signal), now=0.0)
     later = FORGIVEN_S + 1.0
-    saved = forgiven(pool.snapshot(now=0.0, wall_now=0.0), later)
+    saved = forgiven(snapshot.take(pool.accounts, now=0.0, wall_now=0.0), later)
     assert (saved.accounts[0].disabled is not None) is kept

@@ -66,10 +66,10 @@ def test_a_shortage_looks_for_credentials_that_could_not_be_read() -> None:
 
     def seek(provider: str) -> bool:
         sought.append(provider)
-        pool.set_credentials(key("b"), keys_of("b"), now=0.0)
+        pool.accounts.set_credentials(key("b"), keys_of("b"), now=0.0)
         return True
 
-    pool.add(account("b"), now=0.0)
+    pool.accounts.add(account("b"), now=0.0)
     pool.seek = seek
     assert pool.acquire(FACTS, now=0.0).key == key("a")
     assert sought == []
@@ -86,15 +86,15 @@ def test_a_shortage_looks_for_credentials_that_could_not_be_read() -> None:
 def test_duplicates_are_refused(again: str) -> None:
     pool = pool_of("Work")
     with pytest.raises(DuplicateAccount, match="openai/work is already in the pool"):
-        pool.add(account(again), now=0.0)
-    assert pool.health()["size"] == 1
+        pool.accounts.add(account(again), now=0.0)
+    assert pool.accounts.occupancy()["size"] == 1
 
 
 def test_the_same_label_of_two_providers_is_two_accounts() -> None:
     pool = pool_of("work", account("work", provider="gemini"))
-    assert pool.providers() == ["openai", "gemini"]
-    assert [str(state.key) for state in pool.accounts()] == ["openai/work", "gemini/work"]
-    assert [str(state.key) for state in pool.accounts("gemini")] == ["gemini/work"]
+    assert pool.accounts.providers() == ["openai", "gemini"]
+    assert [str(state.key) for state in pool.accounts] == ["openai/work", "gemini/work"]
+    assert [str(state.key) for state in pool.accounts.of("gemini")] == ["gemini/work"]
 
 
 @pytest.mark.parametrize("outcome", [rate_limit(50.0), quota(), UNAUTHORIZED, FORBIDDEN])
@@ -102,17 +102,21 @@ def test_another_credential_does_not_inherit(outcome: Outcome) -> None:
     """Neither what was learnt of the old one, nor what its last requests still learn."""
     pool = pool_of("a")
     first, late = pool.acquire(FACTS, now=0.0), pool.acquire(FACTS, now=0.0)
-    pool.learn_owner(key("a"), "org-1")
-    pool.observe_headroom(key("a"), [window(0.1)], now=0.0)
+    pool.health.learn_owner(key("a"), "org-1")
+    pool.health.observe_headroom(key("a"), [window(0.1)], now=0.0)
     pool.release(first, outcome, now=1.0)
-    pool.renewed(key("a"), now=2.0)
+    pool.accounts.renewed(key("a"), now=2.0)
     assert shortage(pool, 2.0).may_change
-    pool.observe_headroom(key("a"), [window(0.1)], now=3.0, lease=late)
+    pool.health.observe_headroom(key("a"), [window(0.1)], now=3.0, lease=late)
     pool.release(late, outcome, now=3.0)
-    pool.set_credentials(key("a"), keys_of("new"), now=4.0)
+    pool.accounts.set_credentials(key("a"), keys_of("new"), now=4.0)
     assert available(pool, now=4.0) == {"a"}
-    state = pool.get(key("a"))
-    assert (state.in_flight, state.headroom, pool.owner_of(key("a"))) == (0, UNKNOWN, None)
+    state = pool.accounts.get(key("a"))
+    assert (state.in_flight, state.headroom, pool.accounts.owners.of(key("a"))) == (
+        0,
+        UNKNOWN,
+        None,
+    )
     assert not state.is_suspect(FACTS.model)
     pool.release(pool.acquire(FACTS, now=5.0), outcome, now=6.0)
     assert state.is_suspect(FACTS.model) or available(pool, now=6.0) == set()
@@ -120,28 +124,28 @@ def test_another_credential_does_not_inherit(outcome: Outcome) -> None:
 
 def test_remove_gives_the_account_back() -> None:
     pool = pool_of("a", "b")
-    assert pool.remove(key("a"), now=0.0).label == "a"
+    assert pool.accounts.remove(key("a"), now=0.0).label == "a"
     assert served(pool, 2) == ["b", "b"]
-    assert pool.add(account("a"), keys_of("a"), now=0.0) == key("a")
+    assert pool.accounts.add(account("a"), keys_of("a"), now=0.0) == key("a")
 
 
 def test_a_provider_without_accounts_is_not_listed() -> None:
     pool = pool_of("a")
-    pool.remove(key("a"), now=0.0)
-    assert pool.providers() == []
+    pool.accounts.remove(key("a"), now=0.0)
+    assert pool.accounts.providers() == []
     assert shortage(pool).reason == "the pool has no account"
 
 
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda pool, key: pool.remove(key, now=0.0),
-        lambda pool, key: pool.get(key),
-        lambda pool, key: pool.mark_cooldown(key, BARE_429, now=0.0),
-        lambda pool, key: pool.mark_failure(key, UNAUTHORIZED, now=0.0),
-        lambda pool, key: pool.clear_cooldown(key, now=0.0),
-        lambda pool, key: pool.observe_headroom(key, [window(0.5)], now=0.0),
-        lambda pool, key: pool.set_credentials(key, {}, now=0.0),
+        lambda pool, key: pool.accounts.remove(key, now=0.0),
+        lambda pool, key: pool.accounts.get(key),
+        lambda pool, key: pool.health.mark_cooldown(key, BARE_429, now=0.0),
+        lambda pool, key: pool.health.mark_failure(key, UNAUTHORIZED, now=0.0),
+        lambda pool, key: pool.accounts.clear_cooldown(key, now=0.0),
+        lambda pool, key: pool.health.observe_headroom(key, [window(0.5)], now=0.0),
+        lambda pool, key: pool.accounts.set_credentials(key, {}, now=0.0),
     ],
 )
 @pytest.mark.parametrize("unknown", [key("b"), AccountKey("gemini", "a")])
@@ -160,14 +164,14 @@ def test_removal_while_leased(again: bool, outcome: Outcome | None) -> None:
     """The open lease ends in peace, and touches nobody who came after."""
     pool = pool_of("a")
     lease = pool.acquire(FACTS, now=0.0)
-    removed = pool.remove(key("a"), now=0.0)
+    removed = pool.accounts.remove(key("a"), now=0.0)
     if again:
-        pool.add(removed, keys_of("a"), now=0.0)
+        pool.accounts.add(removed, keys_of("a"), now=0.0)
         pool.acquire(FACTS, now=0.0)
     pool.release(lease, outcome, now=1.0)
     assert lease.returned
     if again:
-        state = pool.get(key("a"))
+        state = pool.accounts.get(key("a"))
         assert (state.in_flight, state.served, state.cooldowns, state.disabled) == (1, 0, {}, None)
 
 
@@ -176,17 +180,17 @@ def test_removal_while_leased(again: bool, outcome: Outcome | None) -> None:
 
 def test_an_account_without_a_credential_is_not_selected() -> None:
     pool = Pool()
-    pool.add(account("a"), now=0.0)
+    pool.accounts.add(account("a"), now=0.0)
     assert pool.pick(FACTS, now=0.0) is None
-    pool.set_credentials(key("a"), keys_of("a"), now=0.0)
+    pool.accounts.set_credentials(key("a"), keys_of("a"), now=0.0)
     assert served(pool, 1) == ["a"]
 
 
 def test_kinds_do_not_mix() -> None:
     pool = Pool()
-    pool.add(account("sub"), keys_of("s", "oauth"), now=0.0)
-    pool.add(account("key"), keys_of("k", "key"), now=0.0)
-    pool.add(account("both"), keys_of("b", "oauth", "key"), now=0.0)
+    pool.accounts.add(account("sub"), keys_of("s", "oauth"), now=0.0)
+    pool.accounts.add(account("key"), keys_of("k", "key"), now=0.0)
+    pool.accounts.add(account("both"), keys_of("b", "oauth", "key"), now=0.0)
     oauth = RequestFacts(provider=PROVIDER, kind="oauth", model="gpt-5")
     assert available(pool, now=0.0) == {"key", "both"}
     assert available(pool, now=0.0, facts=oauth) == {"sub", "both"}
@@ -240,7 +244,7 @@ def test_min_interval(strategy: str) -> None:
 def test_clearing_by_hand_does_not_shorten_the_owners_interval() -> None:
     pool = pool_of(account("a", min_interval_s=2.0))
     pool.release(pool.acquire(FACTS, now=0.0), rate_limit(60.0), now=0.5)
-    pool.clear_cooldown(key("a"), now=1.0)
+    pool.accounts.clear_cooldown(key("a"), now=1.0)
     assert shortage(pool, 1.0).retry_at == 2.0
 
 
@@ -263,22 +267,22 @@ def test_a_lease_comes_back_once() -> None:
         pool.release(lease, quota(60.0), now=1.0)
     with pytest.raises(LeaseAlreadyReturned):
         pool.renew(lease, now=1.0)
-    assert pool.get(key("a")).in_flight == 0
-    assert pool.get(key("a")).cooldowns == {}
+    assert pool.accounts.get(key("a")).in_flight == 0
+    assert pool.accounts.get(key("a")).cooldowns == {}
 
 
 def test_renew_takes_the_credential_the_account_holds_now() -> None:
     pool = pool_of(account("a", max_concurrent=1))
     lease = pool.acquire(FACTS, now=0.0)
-    pool.set_credentials(key("a"), keys_of("new"), now=1.0)
+    pool.accounts.set_credentials(key("a"), keys_of("new"), now=1.0)
     renewed = pool.renew(lease, now=2.0)
     assert renewed is not None
     assert lease.returned
     assert renewed.credential == keys_of("new")["key"]
     assert (renewed.key, renewed.started_at) == (key("a"), 2.0)
-    assert pool.get(key("a")).in_flight == 1
+    assert pool.accounts.get(key("a")).in_flight == 1
     pool.release(renewed, OK, now=3.0)
-    assert pool.get(key("a")).in_flight == 0
+    assert pool.accounts.get(key("a")).in_flight == 0
 
 
 def test_renew_is_no_new_turn() -> None:
@@ -293,7 +297,7 @@ def test_renew_keeps_its_place_while_others_wait_for_it() -> None:
     """A waiter must not slip in between: the account would serve two of one."""
     pool = pool_of(account("a", max_concurrent=1))
     lease = pool.acquire(FACTS, now=0.0)
-    pool.subscribe(lambda: pytest.fail("renew lets nobody go on"))
+    pool.accounts.subscribe(lambda: pytest.fail("renew lets nobody go on"))
     assert pool.renew(lease, now=1.0)
 
 
@@ -306,13 +310,15 @@ def test_renew_counts_as_a_start_for_min_interval() -> None:
 @pytest.mark.parametrize(
     "happens",
     [
-        lambda pool: pool.remove(key("a"), now=0.0),
-        lambda pool: pool.add(pool.remove(key("a"), now=0.0), keys_of("a"), now=1.0),
-        lambda pool: pool.set_credentials(key("a"), {}, now=1.0),
-        lambda pool: pool.set_credentials(key("a"), keys_of("a", "oauth"), now=1.0),
-        lambda pool: pool.mark_failure(key("a"), FORBIDDEN, now=1.0),
-        lambda pool: pool.mark_cooldown(key("a"), quota(60.0), now=1.0),
-        lambda pool: pool.mark_cooldown(key("a"), MODEL_LIMIT, now=1.0, model="gpt-5"),
+        lambda pool: pool.accounts.remove(key("a"), now=0.0),
+        lambda pool: pool.accounts.add(
+            pool.accounts.remove(key("a"), now=0.0), keys_of("a"), now=1.0
+        ),
+        lambda pool: pool.accounts.set_credentials(key("a"), {}, now=1.0),
+        lambda pool: pool.accounts.set_credentials(key("a"), keys_of("a", "oauth"), now=1.0),
+        lambda pool: pool.health.mark_failure(key("a"), FORBIDDEN, now=1.0),
+        lambda pool: pool.health.mark_cooldown(key("a"), quota(60.0), now=1.0),
+        lambda pool: pool.health.mark_cooldown(key("a"), MODEL_LIMIT, now=1.0, model="gpt-5"),
     ],
 )
 def test_renew_gives_up_an_account_that_may_not_serve_any_more(
@@ -323,7 +329,7 @@ def test_renew_gives_up_an_account_that_may_not_serve_any_more(
     happens(pool)
     assert pool.renew(lease, now=2.0) is None
     assert lease.returned
-    assert pool.summary(now=2.0)["in_flight"] == 0
+    assert pool.accounts.summary(now=2.0)["in_flight"] == 0
 
 
 # -- cooldowns
@@ -332,34 +338,34 @@ def test_renew_gives_up_an_account_that_may_not_serve_any_more(
 @pytest.mark.parametrize("strategy", POLICIES)
 def test_cooling_exactly_until_the_deadline(strategy: str) -> None:
     pool = pool_of("a", strategy=strategy)
-    pool.mark_cooldown(key("a"), rate_limit(10.0), now=5.0)
+    pool.health.mark_cooldown(key("a"), rate_limit(10.0), now=5.0)
     assert pool.pick(FACTS, now=14.999) is None
-    assert pool.summary(now=14.999)["cooling_down"] == 1
+    assert pool.accounts.summary(now=14.999)["cooling_down"] == 1
     assert pool.pick(FACTS, now=15.0) is not None
-    assert pool.summary(now=15.0)["cooling_down"] == 0
+    assert pool.accounts.summary(now=15.0)["cooling_down"] == 0
 
 
 def test_an_account_scope_covers_every_model() -> None:
     pool = pool_of("a")
-    pool.mark_cooldown(key("a"), quota(10.0), now=0.0, model="gpt-5")
+    pool.health.mark_cooldown(key("a"), quota(10.0), now=0.0, model="gpt-5")
     for facts in (FACTS, MINI, NO_MODEL):
         assert pool.pick(facts, now=1.0) is None
 
 
 def test_a_model_scope_covers_that_model_only() -> None:
     pool = pool_of("a")
-    pool.mark_cooldown(key("a"), MODEL_LIMIT, now=0.0, model="gpt-5")
+    pool.health.mark_cooldown(key("a"), MODEL_LIMIT, now=0.0, model="gpt-5")
     assert pool.pick(FACTS, now=9.9) is None
     assert pool.pick(MINI, now=9.9) is not None
     assert pool.pick(NO_MODEL, now=9.9) is not None
     assert pool.pick(FACTS, now=10.0) is not None
-    assert pool.summary(now=5.0)["cooling_down"] == 0
+    assert pool.accounts.summary(now=5.0)["cooling_down"] == 0
 
 
 def test_the_model_an_answer_names_wins_over_the_requests() -> None:
     pool = pool_of("a")
     outcome = rate_limit(10.0, scope=Scope.MODEL, model="gpt-5*")
-    assert pool.mark_cooldown(key("a"), outcome, now=0.0, model="gpt-5").model == "gpt-5*"
+    assert pool.health.mark_cooldown(key("a"), outcome, now=0.0, model="gpt-5").model == "gpt-5*"
     assert pool.pick(MINI, now=1.0) is None
     other = RequestFacts(provider=PROVIDER, kind="key", model="o3")
     assert pool.pick(other, now=1.0) is not None
@@ -367,14 +373,14 @@ def test_the_model_an_answer_names_wins_over_the_requests() -> None:
 
 def test_a_model_scope_without_a_model_covers_the_account() -> None:
     pool = pool_of("a")
-    assert pool.mark_cooldown(key("a"), MODEL_LIMIT, now=0.0).model is None
+    assert pool.health.mark_cooldown(key("a"), MODEL_LIMIT, now=0.0).model is None
     assert pool.pick(FACTS, now=1.0) is None
 
 
 def test_scopes_cool_side_by_side() -> None:
     pool = pool_of("a")
-    pool.mark_cooldown(key("a"), rate_limit(5.0), now=0.0)
-    pool.mark_cooldown(key("a"), MODEL_LIMIT, now=0.0, model="gpt-5")
+    pool.health.mark_cooldown(key("a"), rate_limit(5.0), now=0.0)
+    pool.health.mark_cooldown(key("a"), MODEL_LIMIT, now=0.0, model="gpt-5")
     assert pool.pick(MINI, now=5.0) is not None
     assert pool.pick(FACTS, now=5.0) is None
     assert pool.pick(FACTS, now=10.0) is not None
@@ -384,7 +390,7 @@ def test_scopes_cool_side_by_side() -> None:
 def test_a_limit_on_release_cools(outcome: Outcome) -> None:
     pool = pool_of("a")
     pool.release(pool.acquire(FACTS, now=0.0), outcome, now=1.0)
-    state = pool.get(key("a"))
+    state = pool.accounts.get(key("a"))
     assert state.cooling_until(None, 1.0) == 11.0
     cooldown = state.cooldown_of("gpt-5", 1.0)
     assert cooldown is not None
@@ -405,7 +411,7 @@ def test_a_limit_on_release_cools(outcome: Outcome) -> None:
 def test_what_is_not_the_accounts_fault_leaves_it_untouched(outcome: Outcome | None) -> None:
     pool = pool_of("a")
     pool.release(pool.acquire(FACTS, now=0.0), outcome, now=1.0)
-    state = pool.get(key("a"))
+    state = pool.accounts.get(key("a"))
     assert (state.cooldowns, state.disabled, state.served) == ({}, None, 0)
     assert pool.pick(FACTS, now=1.0) is not None
 
@@ -415,7 +421,7 @@ def test_concurrent_refusals_count_once() -> None:
     leases = [pool.acquire(FACTS, now=float(n)) for n in range(8)]
     for n, lease in enumerate(leases):
         pool.release(lease, rate_limit(), now=10.0 + n)
-    cooldown = pool.get(key("a")).cooldowns[None]
+    cooldown = pool.accounts.get(key("a")).cooldowns[None]
     assert (cooldown.streak, cooldown.since) == (1, 10.0)
 
 
@@ -425,7 +431,7 @@ def test_streaks_grow_without_a_success_between_and_end_with_one() -> None:
         lease = pool.acquire(FACTS, now=now)
         pool.release(lease, rate_limit() if refused else OK, now=now + 1)
         if refused:
-            waits.append(pool.get(key("a")).cooldowns[None].until - (now + 1))
+            waits.append(pool.accounts.get(key("a")).cooldowns[None].until - (now + 1))
         now += 5000.0
     assert waits == [300.0, 600.0, 1200.0, 300.0]
 
@@ -440,41 +446,41 @@ def test_a_success_under_way_when_the_limit_hit_says_nothing() -> None:
 
 def test_a_success_started_after_clears_what_covers_it() -> None:
     pool = pool_of("a")
-    pool.mark_cooldown(key("a"), rate_limit(5.0), now=0.0)
-    pool.mark_cooldown(key("a"), MODEL_LIMIT, now=0.0, model="gpt-5")
+    pool.health.mark_cooldown(key("a"), rate_limit(5.0), now=0.0)
+    pool.health.mark_cooldown(key("a"), MODEL_LIMIT, now=0.0, model="gpt-5")
     lease = pool.acquire(MINI, now=6.0)
     pool.release(lease, OK, now=7.0)
     # The whole account was shown to be well, the other model was not.
-    assert set(pool.get(key("a")).cooldowns) == {"gpt-5"}
-    assert pool.get(key("a")).served == 1
+    assert set(pool.accounts.get(key("a")).cooldowns) == {"gpt-5"}
+    assert pool.accounts.get(key("a")).served == 1
 
 
 def test_cooldown_by_hand_is_released_by_hand() -> None:
     pool = pool_of("a")
-    pool.mark_cooldown(key("a"), rate_limit(1e6, signal="by hand"), now=0.0)
-    pool.mark_cooldown(key("a"), MODEL_LIMIT, now=0.0, model="gpt-5")
-    ended = pool.clear_cooldown(key("a"), now=20.0)
+    pool.health.mark_cooldown(key("a"), rate_limit(1e6, signal="by hand"), now=0.0)
+    pool.health.mark_cooldown(key("a"), MODEL_LIMIT, now=0.0, model="gpt-5")
+    ended = pool.accounts.clear_cooldown(key("a"), now=20.0)
     assert [(c.model, c.cause.signal) for c in ended] == [(None, "by hand")]
     assert served(pool, 1, now=20.0) == ["a"]
-    assert pool.clear_cooldown(key("a"), now=20.0) == []
+    assert pool.accounts.clear_cooldown(key("a"), now=20.0) == []
 
 
 def test_clearing_ends_a_disabling_but_not_the_owners_own() -> None:
     pool = pool_of("a", account("b", enabled=False))
     for label in "ab":
-        pool.mark_failure(key(label), FORBIDDEN, now=0.0)
-        pool.clear_cooldown(key(label), now=0.0)
+        pool.health.mark_failure(key(label), FORBIDDEN, now=0.0)
+        pool.accounts.clear_cooldown(key(label), now=0.0)
     assert available(pool, now=0.0) == {"a"}
 
 
 def test_jitter_comes_from_the_chance_given() -> None:
     pool = pool_of("a", chance=lambda: 0.5)
-    assert pool.mark_cooldown(key("a"), rate_limit(100.0), now=0.0).until == 101.0
+    assert pool.health.mark_cooldown(key("a"), rate_limit(100.0), now=0.0).until == 101.0
 
 
 def test_the_default_is_the_owners() -> None:
     pool = pool_of("a", default_cooldown_s=7.0)
-    assert pool.mark_cooldown(key("a"), quota(), now=0.0).until == 7.0
+    assert pool.health.mark_cooldown(key("a"), quota(), now=0.0).until == 7.0
 
 
 # -- benched
@@ -483,11 +489,11 @@ def test_the_default_is_the_owners() -> None:
 @pytest.mark.parametrize("outcome", [UNAUTHORIZED, EXPIRED, FORBIDDEN])
 def test_failure_disables_with_its_cause(outcome: Outcome) -> None:
     pool = pool_of("a")
-    pool.mark_failure(key("a"), outcome, now=0.0)
-    disabled = pool.get(key("a")).disabled
+    pool.health.mark_failure(key("a"), outcome, now=0.0)
+    disabled = pool.accounts.get(key("a")).disabled
     assert disabled is not None
     assert (disabled.cls, disabled.signal) == (outcome.cls, outcome.signal)
-    assert pool.summary(now=1e9)["disabled"] == 1
+    assert pool.accounts.summary(now=1e9)["disabled"] == 1
     gone = shortage(pool, 1e9)
     assert (gone.retry_at, gone.soonest, gone.may_change) == (None, None, False)
     assert gone.reason == "no usable account of 1 (1 disabled)"
@@ -496,16 +502,16 @@ def test_failure_disables_with_its_cause(outcome: Outcome) -> None:
 @pytest.mark.parametrize("outcome", [OK, BARE_429, quota(9.0), REQUEST_ERROR, OVERLOADED])
 def test_other_classes_are_no_failure_of_the_account(outcome: Outcome) -> None:
     pool = pool_of("a")
-    pool.mark_failure(key("a"), outcome, now=0.0)
+    pool.health.mark_failure(key("a"), outcome, now=0.0)
     assert available(pool, now=0.0) == {"a"}
 
 
 def test_a_model_the_account_may_not_use_is_benched_alone() -> None:
     pool = pool_of("a")
-    pool.mark_failure(key("a"), FORBIDDEN_MODEL, now=0.0, model="gpt-5")
-    assert pool.get(key("a")).enabled
+    pool.health.mark_failure(key("a"), FORBIDDEN_MODEL, now=0.0, model="gpt-5")
+    assert pool.accounts.get(key("a")).enabled
     assert pool.pick(MINI, now=1.0) is not None
-    assert pool.get(key("a")).cooling_until("gpt-5", 1.0) == BENCH_S
+    assert pool.accounts.get(key("a")).cooling_until("gpt-5", 1.0) == BENCH_S
     # Asked when nobody else can serve, and no promise of a return.
     assert shortage(pool, 1.0).last_resort == key("a")
     assert shortage(pool, 1.0).retry_at is None
@@ -513,34 +519,34 @@ def test_a_model_the_account_may_not_use_is_benched_alone() -> None:
 
 def test_a_forbidden_model_nobody_named_benches_nobody() -> None:
     pool = pool_of("a")
-    pool.mark_failure(key("a"), FORBIDDEN_MODEL, now=0.0)
-    assert pool.pick(FACTS, now=1.0) is pool.get(key("a"))
+    pool.health.mark_failure(key("a"), FORBIDDEN_MODEL, now=0.0)
+    assert pool.pick(FACTS, now=1.0) is pool.accounts.get(key("a"))
 
 
 @pytest.mark.parametrize("outcome", [UNAUTHORIZED, EXPIRED])
 def test_disabled_by_401_until_the_credential_changes(outcome: Outcome) -> None:
     pool = pool_of("a")
-    pool.mark_failure(key("a"), outcome, now=0.0)
-    pool.set_credentials(key("a"), keys_of("a"), now=1.0)
+    pool.health.mark_failure(key("a"), outcome, now=0.0)
+    pool.accounts.set_credentials(key("a"), keys_of("a"), now=1.0)
     assert pool.pick(FACTS, now=1.0) is None
-    pool.set_credentials(key("a"), keys_of("new"), now=2.0)
+    pool.accounts.set_credentials(key("a"), keys_of("new"), now=2.0)
     assert pool.pick(FACTS, now=2.0) is not None
 
 
 def test_losing_the_refused_credential_and_finding_it_again_is_no_change() -> None:
     pool = pool_of("a")
-    pool.mark_failure(key("a"), UNAUTHORIZED, now=0.0)
-    pool.set_credentials(key("a"), {}, now=1.0, problem="the file is gone")
-    assert pool.get(key("a")).problem == "the file is gone"
-    pool.set_credentials(key("a"), keys_of("a"), now=2.0)
+    pool.health.mark_failure(key("a"), UNAUTHORIZED, now=0.0)
+    pool.accounts.set_credentials(key("a"), {}, now=1.0, problem="the file is gone")
+    assert pool.accounts.get(key("a")).problem == "the file is gone"
+    pool.accounts.set_credentials(key("a"), keys_of("a"), now=2.0)
     assert pool.pick(FACTS, now=2.0) is None
-    assert pool.get(key("a")).problem is None
+    assert pool.accounts.get(key("a")).problem is None
 
 
 def test_forbidden_outlives_a_changed_credential() -> None:
     pool = pool_of("a")
-    pool.mark_failure(key("a"), FORBIDDEN, now=0.0)
-    pool.set_credentials(key("a"), keys_of("new"), now=1.0)
+    pool.health.mark_failure(key("a"), FORBIDDEN, now=0.0)
+    pool.accounts.set_credentials(key("a"), keys_of("new"), now=1.0)
     assert pool.pick(FACTS, now=1.0) is None
 
 
@@ -550,10 +556,10 @@ def test_a_401_for_a_credential_replaced_since_says_nothing(
 ) -> None:
     pool = pool_of("a")
     lease = pool.acquire(FACTS, now=0.0)
-    pool.set_credentials(key("a"), keys_of("new"), now=1.0)
+    pool.accounts.set_credentials(key("a"), keys_of("new"), now=1.0)
     pool.release(lease, outcome, now=2.0)
-    assert pool.get(key("a")).enabled
-    assert pool.get(key("a")).is_suspect(FACTS.model) is suspect
+    assert pool.accounts.get(key("a")).enabled
+    assert pool.accounts.get(key("a")).is_suspect(FACTS.model) is suspect
 
 
 # -- when nobody can serve
@@ -562,7 +568,7 @@ def test_a_401_for_a_credential_replaced_since_says_nothing(
 def test_shortage_knows_who_returns_first() -> None:
     pool = pool_of("a", "b", "c")
     for label, seconds in [("a", 30.0), ("b", 10.0), ("c", 20.0)]:
-        pool.mark_cooldown(key(label), rate_limit(seconds), now=0.0)
+        pool.health.mark_cooldown(key(label), rate_limit(seconds), now=0.0)
     nobody = shortage(pool, 1.0)
     assert (nobody.retry_at, nobody.soonest) == (10.0, key("b"))
     assert (nobody.wait_s(1.0), nobody.wait_s(50.0)) == (9.0, 0.0)
@@ -572,8 +578,8 @@ def test_shortage_knows_who_returns_first() -> None:
 
 def test_shortage_counts_the_latest_of_what_covers_the_request() -> None:
     pool = pool_of("a")
-    pool.mark_cooldown(key("a"), rate_limit(5.0), now=0.0)
-    pool.mark_cooldown(key("a"), MODEL_LIMIT, now=0.0, model="gpt-5")
+    pool.health.mark_cooldown(key("a"), rate_limit(5.0), now=0.0)
+    pool.health.mark_cooldown(key("a"), MODEL_LIMIT, now=0.0, model="gpt-5")
     assert shortage(pool, 1.0).retry_at == 10.0
     assert shortage(pool, 1.0, MINI).retry_at == 5.0
 
@@ -587,7 +593,7 @@ def test_shortage_counts_the_latest_of_what_covers_the_request() -> None:
 )
 def test_who_can_never_serve_has_no_return(changes: dict[str, Any], reason: str) -> None:
     pool = pool_of(account("a", **changes))
-    pool.mark_cooldown(key("a"), rate_limit(5.0), now=0.0)
+    pool.health.mark_cooldown(key("a"), rate_limit(5.0), now=0.0)
     nobody = shortage(pool, 10.0)
     assert (nobody.retry_at, nobody.soonest, nobody.may_change) == (None, None, False)
     assert nobody.wait_s(10.0) is None
@@ -596,21 +602,21 @@ def test_who_can_never_serve_has_no_return(changes: dict[str, Any], reason: str)
 
 def test_a_credential_on_its_way_is_worth_waiting_for() -> None:
     pool = Pool()
-    pool.add(account("a"), now=0.0, pending=True)
+    pool.accounts.add(account("a"), now=0.0, pending=True)
     assert shortage(pool).may_change
     assert "1 without a usable credential" in shortage(pool).reason
     assert shortage(pool).status is None
     # It is tried for again, later than anybody is held.
-    pool.set_credentials(key("a"), {}, now=0.0, problem="no answer", passing=True)
+    pool.accounts.set_credentials(key("a"), {}, now=0.0, problem="no answer", passing=True)
     assert (shortage(pool).may_change, shortage(pool).status) == (False, None)
-    pool.set_credentials(key("a"), {}, now=0.0, problem="refused")
+    pool.accounts.set_credentials(key("a"), {}, now=0.0, problem="refused")
     assert (shortage(pool).may_change, shortage(pool).status) == (False, 401)
 
 
 def test_a_full_account_that_cools_counts_by_its_deadline() -> None:
     pool = pool_of(account("a", max_concurrent=1))
     pool.acquire(FACTS, now=0.0)
-    pool.mark_cooldown(key("a"), rate_limit(5.0), now=0.0)
+    pool.health.mark_cooldown(key("a"), rate_limit(5.0), now=0.0)
     assert shortage(pool, 1.0).retry_at == 5.0
 
 
@@ -619,10 +625,10 @@ def test_until_when_an_account_surely_cools() -> None:
     pool = pool_of(account("a", max_concurrent=1), account("b"))
     lease = pool.acquire(FACTS, now=0.0, only=key("a"))
     for label in "ab":
-        pool.mark_cooldown(key(label), rate_limit(5.0), now=0.0)
+        pool.health.mark_cooldown(key(label), rate_limit(5.0), now=0.0)
     assert [pool.cools_until(key(label), FACTS, now=1.0) for label in "abc"] == [-inf, 5.0, -inf]
     pool.release(lease, None, now=1.0)
-    pool.set_credentials(key("b"), {}, now=1.0)
+    pool.accounts.set_credentials(key("b"), {}, now=1.0)
     assert [pool.cools_until(key(label), FACTS, now=1.0) for label in "ab"] == [5.0, -inf]
 
 
@@ -637,10 +643,10 @@ def test_what_speaks_against_an_account_is_not_quiet() -> None:
         return pool.acquire(FACTS, now=0.0)
 
     assert quiet(lease)
-    assert not quiet(lambda pool: pool.note_address_limited(PROVIDER, now=0.0))
-    assert not quiet(lambda pool: pool.note_overloaded(lease(pool), now=0.0))
-    assert not quiet(lambda pool: pool.note_broken(lease(pool), now=0.0))
-    assert not quiet(lambda pool: pool.mark_cooldown(key("a"), quota(DAY_S), now=0.0))
+    assert not quiet(lambda pool: pool.failures(PROVIDER).limit_address(0.0))
+    assert not quiet(lambda pool: pool.failures(PROVIDER).overloaded(lease(pool), 0.0))
+    assert not quiet(lambda pool: pool.health.note_broken(lease(pool), now=0.0))
+    assert not quiet(lambda pool: pool.health.mark_cooldown(key("a"), quota(DAY_S), now=0.0))
     assert pool_of().is_quiet(PROVIDER)
 
 
@@ -665,19 +671,19 @@ def test_next_passes_over_who_would_come(strategy: str) -> None:
 def test_what_is_left_is_learnt_of_the_account_that_answered() -> None:
     pool = pool_of("a")
     lease = pool.acquire(FACTS, now=0.0)
-    pool.remove(key("a"), now=1.0)
-    pool.add(account("a"), keys_of("a"), now=1.0)
-    pool.observe_headroom(key("a"), [window(0.1)], now=2.0, lease=lease)
-    assert pool.get(key("a")).headroom is UNKNOWN
+    pool.accounts.remove(key("a"), now=1.0)
+    pool.accounts.add(account("a"), keys_of("a"), now=1.0)
+    pool.health.observe_headroom(key("a"), [window(0.1)], now=2.0, lease=lease)
+    assert pool.accounts.get(key("a")).headroom is UNKNOWN
     pool.release(lease, OK, now=3.0)
 
 
 def test_clearing_by_hand_forgets_what_was_left() -> None:
     pool = pool_of("a", "b")
     spent = window(0.0, length_s=18000.0, reset_at=9000.0)
-    pool.observe_headroom(key("a"), [spent], now=0.0)
+    pool.health.observe_headroom(key("a"), [spent], now=0.0)
     assert served(pool, 1) == ["b"]
-    pool.clear_cooldown(key("a"), now=1.0)
+    pool.accounts.clear_cooldown(key("a"), now=1.0)
     assert served(pool, 1, now=1.0) == ["a"]
 
 
@@ -691,11 +697,11 @@ def test_next_ends_the_turn_of_a_heavy_account() -> None:
 @pytest.mark.parametrize("strategy", ["fill-first", "most-headroom"])
 def test_next_lasts_until_no_other_can_serve(strategy: str) -> None:
     pool = pool_of("a", "b", strategy=strategy)
-    pool.observe_headroom(key("b"), [window(0.5)], now=0.0)
+    pool.health.observe_headroom(key("b"), [window(0.5)], now=0.0)
     assert served(pool, 1) == ["a"]
     pool.next(PROVIDER, now=0.0)
     assert served(pool, 2) == ["b", "b"]
-    pool.mark_cooldown(key("b"), rate_limit(10.0), now=0.0)
+    pool.health.mark_cooldown(key("b"), rate_limit(10.0), now=0.0)
     assert served(pool, 1, now=1.0) == ["a"]
     assert served(pool, 1, now=20.0) == ["a"]
 
@@ -710,7 +716,7 @@ def test_next_with_nobody(strategy: str) -> None:
     pool = pool_of("a", strategy=strategy)
     assert pool.next("gemini", now=0.0) is None
     assert pool.next(PROVIDER, now=0.0) == key("a")
-    pool.mark_cooldown(key("a"), rate_limit(10.0), now=0.0)
+    pool.health.mark_cooldown(key("a"), rate_limit(10.0), now=0.0)
     assert pool.next(PROVIDER, now=1.0) is None
     assert pool.next(PROVIDER, now=10.0) == key("a")
 
@@ -729,28 +735,30 @@ def test_summary_and_health() -> None:
         account("paced", min_interval_s=10.0),
         account("x", provider="gemini"),
     )
-    pool.add(account("waiting"), now=0.0, pending=True)
+    pool.accounts.add(account("waiting"), now=0.0, pending=True)
     for label in ("busy", "full", "paced"):
-        others = [state.key for state in pool.accounts() if state.key.label != label]
+        others = [state.key for state in pool.accounts if state.key.label != label]
         pool.acquire(FACTS, now=0.0, avoid=others)
-    pool.mark_cooldown(key("cooling"), rate_limit(60.0), now=0.0)
-    pool.mark_failure(key("benched"), UNAUTHORIZED, now=0.0)
-    assert pool.summary(PROVIDER, now=1.0) == {
+    pool.health.mark_cooldown(key("cooling"), rate_limit(60.0), now=0.0)
+    pool.health.mark_failure(key("benched"), UNAUTHORIZED, now=0.0)
+    assert pool.accounts.summary(PROVIDER, now=1.0) == {
         "total": 8,
         "available": 2,
         "cooling_down": 1,
         "disabled": 2,
         "in_flight": 3,
     }
-    assert pool.summary(now=1.0)["total"] == 9
-    assert pool.summary("nobody", now=1.0) == dict.fromkeys(pool.summary(now=1.0), 0)
-    assert pool.health() == {"size": 9, "busy": 3}
+    assert pool.accounts.summary(now=1.0)["total"] == 9
+    assert pool.accounts.summary("nobody", now=1.0) == dict.fromkeys(
+        pool.accounts.summary(now=1.0), 0
+    )
+    assert pool.accounts.occupancy() == {"size": 9, "busy": 3}
     assert repr(pool) == "<Pool openai: 8 accounts, 3 in flight | gemini: 1 accounts, 0 in flight>"
 
 
 def test_an_empty_pool() -> None:
     assert repr(Pool()) == "<Pool empty>"
-    assert Pool().health() == {"size": 0, "busy": 0}
+    assert Pool().accounts.occupancy() == {"size": 0, "busy": 0}
 
 
 def test_an_unknown_strategy_is_a_key_error() -> None:
@@ -765,21 +773,21 @@ def test_an_unknown_strategy_is_a_key_error() -> None:
     "change",
     [
         lambda pool, lease: pool.release(lease, OK, now=1.0),
-        lambda pool, lease: pool.add(account("b"), now=1.0),
-        lambda pool, lease: pool.set_credentials(key("a"), keys_of("new"), now=1.0),
-        lambda pool, lease: pool.clear_cooldown(key("a"), now=1.0),
-        lambda pool, lease: pool.remove(key("a"), now=0.0),
+        lambda pool, lease: pool.accounts.add(account("b"), now=1.0),
+        lambda pool, lease: pool.accounts.set_credentials(key("a"), keys_of("new"), now=1.0),
+        lambda pool, lease: pool.accounts.clear_cooldown(key("a"), now=1.0),
+        lambda pool, lease: pool.accounts.remove(key("a"), now=0.0),
     ],
 )
 def test_who_waits_is_told(change: Callable[[Pool, Any], object]) -> None:
     pool = pool_of("a")
     lease = pool.acquire(FACTS, now=0.0)
     told: list[int] = []
-    unsubscribe = pool.subscribe(lambda: told.append(1))
+    unsubscribe = pool.accounts.subscribe(lambda: told.append(1))
     change(pool, lease)
     assert told == [1]
     unsubscribe()
-    pool.add(account("z"), now=1.0)
+    pool.accounts.add(account("z"), now=1.0)
     assert told == [1]
 
 
@@ -787,39 +795,41 @@ def test_a_listener_may_take_the_place_that_became_free() -> None:
     pool = pool_of(account("a", max_concurrent=1))
     lease = pool.acquire(FACTS, now=0.0)
     taken = []
-    pool.subscribe(lambda: taken.append(pool.acquire(FACTS, now=1.0)) if not taken else None)
+    pool.accounts.subscribe(
+        lambda: taken.append(pool.acquire(FACTS, now=1.0)) if not taken else None
+    )
     pool.release(lease, OK, now=1.0)
     assert len(taken) == 1
-    assert pool.get(key("a")).in_flight == 1
+    assert pool.accounts.get(key("a")).in_flight == 1
 
 
 @pytest.mark.parametrize("strategy", POLICIES)
 def test_what_its_owner_changed_is_taken_over_and_all_else_stays(strategy: str) -> None:
     pool = pool_of("a", "b", strategy=strategy)
     limit = rate_limit(60, scope=Scope.MODEL)
-    pool.mark_cooldown(key("a"), limit, now=0.0, model="another")
+    pool.health.mark_cooldown(key("a"), limit, now=0.0, model="another")
     lease = pool.acquire(FACTS, now=0.0, avoid={key("b")})
-    pool.replace(account("a", priority=9, max_concurrent=2), now=1.0)
+    pool.accounts.replace(account("a", priority=9, max_concurrent=2), now=1.0)
     assert {pool.acquire(FACTS, now=1.0).key for _ in range(3)} == {key("b")}
-    pool.replace(account("a", priority=-1, max_concurrent=2), now=2.0)
+    pool.accounts.replace(account("a", priority=-1, max_concurrent=2), now=2.0)
     assert pool.acquire(FACTS, now=2.0).key == key("a")
     assert pool.acquire(FACTS, now=2.0).key == key("b")  # a is full
     pool.release(lease, OK, now=3.0)
     assert pool.acquire(FACTS, now=3.0).key == key("a")
-    pool.replace(account("a", enabled=False), now=4.0)
+    pool.accounts.replace(account("a", enabled=False), now=4.0)
     assert pool.acquire(FACTS, now=4.0).key == key("b")
-    pool.replace(account("a"), now=5.0)
-    assert pool.get(key("a")).in_flight == 2
-    assert pool.get(key("a")).credentials == keys_of("a")
-    assert pool.get(key("a")).cooling_until("another", 5.0) > 5.0
+    pool.accounts.replace(account("a"), now=5.0)
+    assert pool.accounts.get(key("a")).in_flight == 2
+    assert pool.accounts.get(key("a")).credentials == keys_of("a")
+    assert pool.accounts.get(key("a")).cooling_until("another", 5.0) > 5.0
     with pytest.raises(UnknownAccount):
-        pool.replace(account("z"), now=6.0)
+        pool.accounts.replace(account("z"), now=6.0)
 
 
 def test_an_account_that_is_switched_on_waits_for_its_credential() -> None:
     pool = Pool()
-    pool.add(account("a", enabled=False), now=0.0)
-    pool.replace(account("a"), now=1.0)
+    pool.accounts.add(account("a", enabled=False), now=0.0)
+    pool.accounts.replace(account("a"), now=1.0)
     assert pool.shortage(FACTS, now=1.0).may_change
 
 
@@ -828,21 +838,21 @@ def test_an_account_that_is_switched_on_waits_for_its_credential() -> None:
 
 def test_what_other_proxies_have_in_flight_counts() -> None:
     pool = pool_of("a", "b", strategy="least-busy", now=0.0)
-    pool.set_in_flight_remote({key("a"): 2, key("gone"): 9}, now=0.0)
+    pool.accounts.set_in_flight_remote({key("a"): 2, key("gone"): 9}, now=0.0)
     chosen = [pool.acquire(FACTS, now=0.0).key.label for _ in range(3)]
     assert chosen == ["b", "b", "a"]
-    pool.set_in_flight_remote({}, now=0.0)
+    pool.accounts.set_in_flight_remote({}, now=0.0)
     assert pool.acquire(FACTS, now=0.0).key == key("a")
-    assert pool.summary(now=0.0)["in_flight"] == 4, "of this proxy"
+    assert pool.accounts.summary(now=0.0)["in_flight"] == 4, "of this proxy"
 
 
 def test_who_waits_is_served_when_another_proxy_lets_go() -> None:
     pool = pool_of(account("a", max_concurrent=1), now=0.0)
-    pool.set_in_flight_remote({key("a"): 1}, now=0.0)
+    pool.accounts.set_in_flight_remote({key("a"): 1}, now=0.0)
     assert shortage(pool).may_change
     ticket = Ticket(facts=FACTS, give_up_at=10.0)
     pool.wait(ticket, None)
-    pool.set_in_flight_remote({}, now=1.0)
+    pool.accounts.set_in_flight_remote({}, now=1.0)
     assert ticket.lease is not None
 
 
@@ -856,28 +866,28 @@ def doubtful(secret: str) -> dict[str, Credential]:
 @pytest.mark.parametrize("strategy", POLICIES)
 def test_one_that_may_be_over_is_asked_when_nobody_else_can(strategy: str) -> None:
     pool = pool_of(account("a"), account("b", priority=9), strategy=strategy)
-    pool.set_credentials(key("a"), doubtful("a"), now=0.0, problem="why")
+    pool.accounts.set_credentials(key("a"), doubtful("a"), now=0.0, problem="why")
     for _ in range(3):
         assert pool.acquire(FACTS, now=0.0).key == key("b")
-    pool.mark_cooldown(key("b"), rate_limit(60.0), now=0.0)
+    pool.health.mark_cooldown(key("b"), rate_limit(60.0), now=0.0)
     lease = pool.acquire(FACTS, now=0.0)
     assert lease.key == key("a")
     pool.release(lease, OK, now=1.0)
     # It has served, so it is as good as any.
-    assert pool.get(key("a")).problem is None
+    assert pool.accounts.get(key("a")).problem is None
     assert pool.acquire(FACTS, now=61.0).key == key("a")
 
 
 def test_the_same_may_be_over_again_another_is_judged_anew() -> None:
     pool = pool_of("a", "b")
-    pool.set_credentials(key("a"), doubtful("a"), now=0.0)
+    pool.accounts.set_credentials(key("a"), doubtful("a"), now=0.0)
     pool.release(pool.acquire(FACTS, now=0.0, only=key("a")), OK, now=0.0)
-    pool.set_credentials(key("a"), doubtful("a"), now=1.0)
-    assert not pool.get(key("a")).is_suspect(None)
-    pool.set_credentials(key("a"), doubtful("a2"), now=2.0)
-    assert pool.get(key("a")).is_suspect(None)
-    pool.set_credentials(key("a"), keys_of("a3"), now=3.0)
-    assert not pool.get(key("a")).is_suspect(None)
+    pool.accounts.set_credentials(key("a"), doubtful("a"), now=1.0)
+    assert not pool.accounts.get(key("a")).is_suspect(None)
+    pool.accounts.set_credentials(key("a"), doubtful("a2"), now=2.0)
+    assert pool.accounts.get(key("a")).is_suspect(None)
+    pool.accounts.set_credentials(key("a"), keys_of("a3"), now=3.0)
+    assert not pool.accounts.get(key("a")).is_suspect(None)
 
 
 # -- whose a credential is
@@ -886,15 +896,15 @@ def test_the_same_may_be_over_again_another_is_judged_anew() -> None:
 def test_what_is_known_of_an_account_is_not_believed_of_another() -> None:
     pool = pool_of("a")
     one, other = "account_id=1", "account_id=2"
-    assert not pool.identified(key("a"), one, now=0.0)
-    pool.mark_cooldown(key("a"), rate_limit(3600.0), now=0.0)
-    lease_of = pool.get(key("a"))
+    assert not pool.accounts.identified(key("a"), one, now=0.0)
+    pool.health.mark_cooldown(key("a"), rate_limit(3600.0), now=0.0)
+    lease_of = pool.accounts.get(key("a"))
     for same in (one, "", "account_id=1;user_id=7"):
-        assert not pool.identified(key("a"), same, now=1.0)
+        assert not pool.accounts.identified(key("a"), same, now=1.0)
         assert lease_of.cooling_until(None, 1.0) > 1.0
-    assert pool.identified(key("a"), other, now=2.0)
-    state = pool.get(key("a"))
+    assert pool.accounts.identified(key("a"), other, now=2.0)
+    state = pool.accounts.get(key("a"))
     assert (state.cooldowns, state.credentials, state.source) == ({}, {}, f"/{other}")
-    assert not pool.identified(key("a"), other, now=3.0)
+    assert not pool.accounts.identified(key("a"), other, now=3.0)
     with pytest.raises(UnknownAccount):
-        pool.identified(key("nobody"), one, now=3.0)
+        pool.accounts.identified(key("nobody"), one, now=3.0)

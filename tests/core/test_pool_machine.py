@@ -49,10 +49,10 @@ from tests.core.reference import Member, Reference
 
 
 def deadlines(pool: Pool, now: float) -> list[float]:
-    times = [c.until for s in pool.accounts() for c in s.cooldowns.values()]
-    times += [v.until for s in pool.accounts() for v in s.verdicts.values()]
-    times += [s.next_start_at for s in pool.accounts()]
-    times += [w.expires_at for s in pool.accounts() for w in s.headroom.windows.values()]
+    times = [c.until for s in pool.accounts for c in s.cooldowns.values()]
+    times += [v.until for s in pool.accounts for v in s.verdicts.values()]
+    times += [s.next_start_at for s in pool.accounts]
+    times += [w.expires_at for s in pool.accounts for w in s.headroom.windows.values()]
     return sorted(time for time in times if now < time < inf)
 
 
@@ -78,7 +78,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.take_in(member, keys_of("old", "key", "oauth"))
 
     def take_in(self, added: Account, held: dict[str, Credential]) -> None:
-        self.pool.add(added, held, now=self.now)
+        self.pool.accounts.add(added, held, now=self.now)
         self.reference.members[added.label] = Member(added, self.reference.added)
         self.reference.added += 1
 
@@ -87,16 +87,16 @@ class PoolMachine(RuleBasedStateMachine):
         if added.label not in self.reference.members:
             self.take_in(added, held)
             return
-        before = repr(list(self.pool.accounts()))
+        before = repr(list(self.pool.accounts))
         with pytest.raises(DuplicateAccount):
-            self.pool.add(added, held, now=self.now)
-        assert repr(list(self.pool.accounts())) == before
+            self.pool.accounts.add(added, held, now=self.now)
+        assert repr(list(self.pool.accounts)) == before
 
     @precondition(lambda self: self.reference.members)
     @rule(who=st.integers(0, 5), again=st.booleans())
     def remove(self, who: int, again: bool) -> None:
         key = self.someone(who)
-        removed = self.pool.remove(key, now=self.now)
+        removed = self.pool.accounts.remove(key, now=self.now)
         del self.reference.members[key.label]
         if again:
             self.take_in(removed, keys_of("old", "key", "oauth"))
@@ -105,9 +105,9 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(who=st.integers(0, 5), held=credentials)
     def set_credentials(self, who: int, held: dict[str, Credential]) -> None:
         key = self.someone(who)
-        state = self.pool.get(key)
+        state = self.pool.accounts.get(key)
         was, refused = state.disabled, state.refused
-        self.pool.set_credentials(key, held, now=self.now)
+        self.pool.accounts.set_credentials(key, held, now=self.now)
         forbidden = was is not None and was.cls is OutcomeClass.FORBIDDEN_ACCOUNT
         healed = bool(held) and fingerprint(held) != refused and not forbidden
         assert (state.disabled is None) == (was is None or healed)
@@ -137,7 +137,7 @@ class PoolMachine(RuleBasedStateMachine):
             return None
         assert expected is not None
         assert lease.key == expected.account.key
-        assert lease.credential == self.pool.get(lease.key).credentials[facts.kind]
+        assert lease.credential == self.pool.accounts.get(lease.key).credentials[facts.kind]
         self.reference.use(self.pool, expected, self.now)
         self.hold(lease, expected)
         return lease
@@ -153,7 +153,7 @@ class PoolMachine(RuleBasedStateMachine):
         returns: list[tuple[float, AccountKey]] = []
         resorts: list[AccountKey] = []
         may_change = False
-        for state in self.pool.accounts(facts.provider):
+        for state in self.pool.accounts.of(facts.provider):
             if (
                 not state.enabled
                 or not state.account.models.allows(facts.model)
@@ -213,7 +213,7 @@ class PoolMachine(RuleBasedStateMachine):
             member.in_flight -= 1
             return multiple()
         assert self.reference.members[renewed.key.label] is member
-        state = self.pool.get(renewed.key)
+        state = self.pool.accounts.get(renewed.key)
         assert state.enabled
         assert not cooling(state, lease.facts.model, self.now)
         assert renewed.credential == state.credentials[lease.facts.kind]
@@ -227,21 +227,21 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(who=st.integers(0, 5), outcome=limits, model=st.sampled_from(MODELS), age=moments)
     def mark_cooldown(self, who: int, outcome: Outcome, model: str | None, age: float) -> None:
         key = self.someone(who)
-        before = self.pool.get(key).cooling_until(model, self.now)
-        benched = any(c.cause.benches for c in self.pool.get(key).cooldowns.values())
-        cooldown = self.pool.mark_cooldown(
+        before = self.pool.accounts.get(key).cooling_until(model, self.now)
+        benched = any(c.cause.benches for c in self.pool.accounts.get(key).cooldowns.values())
+        cooldown = self.pool.health.mark_cooldown(
             key, outcome, now=self.now, model=model, started_at=self.now - age
         )
-        assert self.pool.get(key).cooldowns[cooldown.model] is cooldown
+        assert self.pool.accounts.get(key).cooldowns[cooldown.model] is cooldown
         # A later, shorter hint never shortens a deadline; a limit ends a bench.
-        assert benched or self.pool.get(key).cooling_until(model, self.now) >= before
+        assert benched or self.pool.accounts.get(key).cooling_until(model, self.now) >= before
 
     @precondition(lambda self: self.reference.members)
     @rule(who=st.integers(0, 5), outcome=failures, model=st.sampled_from(MODELS))
     def mark_failure(self, who: int, outcome: Outcome, model: str | None) -> None:
-        state = self.pool.get(self.someone(who))
+        state = self.pool.accounts.get(self.someone(who))
         enabled = state.enabled
-        self.pool.mark_failure(state.key, outcome, now=self.now, model=model)
+        self.pool.health.mark_failure(state.key, outcome, now=self.now, model=model)
         disables = outcome.scope is not Scope.MODEL and not outcome.unknown
         assert state.enabled is (enabled and not disables)
 
@@ -249,9 +249,9 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(who=st.integers(0, 5))
     def clear_cooldown(self, who: int) -> None:
         key = self.someone(who)
-        self.pool.clear_cooldown(key, now=self.now)
+        self.pool.accounts.clear_cooldown(key, now=self.now)
         self.reference.members[key.label].forget(self.now)
-        state = self.pool.get(key)
+        state = self.pool.accounts.get(key)
         assert not any(cooling(state, model, self.now) for model in MODELS)
         assert state.enabled is state.account.enabled
 
@@ -270,7 +270,7 @@ class PoolMachine(RuleBasedStateMachine):
     )
     def observe_headroom(self, who: int, told: Window) -> None:
         key, window = self.someone(who), told.later(self.now)
-        self.pool.observe_headroom(key, [window], now=self.now)
+        self.pool.health.observe_headroom(key, [window], now=self.now)
         self.reference.members[key.label].observe(window, self.now)
 
     @rule()
@@ -304,14 +304,14 @@ class PoolMachine(RuleBasedStateMachine):
         self.now = max(self.now, deadline - 1e-6) if just_before else deadline
 
     def someone(self, who: int) -> AccountKey:
-        keys = [state.key for state in self.pool.accounts()]
+        keys = [state.key for state in self.pool.accounts]
         return keys[who % len(keys)]
 
     # -- what always holds
 
     @invariant()
     def labels_are_unique(self) -> None:
-        keys = [state.key for state in self.pool.accounts()]
+        keys = [state.key for state in self.pool.accounts]
         assert len(set(keys)) == len(keys)
         assert {key.label for key in keys} == set(self.reference.members)
 
@@ -324,7 +324,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def cooling_is_told_exactly(self) -> None:
-        for state in self.pool.accounts():
+        for state in self.pool.accounts:
             for model in MODELS:
                 expected = cooling(state, model, self.now)
                 assert (state.cooling_until(model, self.now) > self.now) is expected
@@ -334,7 +334,7 @@ class PoolMachine(RuleBasedStateMachine):
     def what_is_in_flight_is_leased(self) -> None:
         present = self.reference.members.values()
         for member in present:
-            state = self.pool.get(member.account.key)
+            state = self.pool.accounts.get(member.account.key)
             assert state.in_flight == member.in_flight
             held = [lease for at, lease in self.open.items() if self.owner[at] is member]
             assert len(held) == member.in_flight
@@ -343,8 +343,8 @@ class PoolMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         for lease in self.open.values():
             self.pool.release(lease, None, now=self.now)
-        assert self.pool.summary(now=self.now)["in_flight"] == 0
-        assert self.pool.health()["busy"] == 0
+        assert self.pool.accounts.summary(now=self.now)["in_flight"] == 0
+        assert self.pool.accounts.occupancy()["busy"] == 0
 
 
 @pytest.mark.parametrize("views", [False, True])

@@ -71,7 +71,7 @@ def limited(seconds: float = DAY, **changes: Any) -> Outcome:
 
 def pool_with_a_limit(outcome: Outcome | None = None, **options: Any) -> Pool:
     pool = pool_of("a", "b", **({"strategy": "fill-first"} | options))
-    pool.mark_cooldown(key("a"), outcome or limited(), now=0.0, model="gpt-5")
+    pool.health.mark_cooldown(key("a"), outcome or limited(), now=0.0, model="gpt-5")
     return pool
 
 
@@ -81,12 +81,12 @@ def play(pool: Pool, now: float, **options: Any) -> Play:
 
 def test_a_refused_probe_is_replayed_and_changes_nothing() -> None:
     pool = pool_with_a_limit()
-    before = pool.get(key("a")).cooldowns[None]
+    before = pool.accounts.get(key("a")).cooldowns[None]
     play(pool, HOUR - 1) >> begin << "send b" >> committed >> finished
     probing = play(pool, HOUR)
     probing >> begin << "send a" >> refused(replace(limited(), cooldown_s=None)) << "send b"
     probing >> committed >> finished
-    assert pool.get(key("a")).cooldowns[None] == replace(before, probed_at=HOUR)
+    assert pool.accounts.get(key("a")).cooldowns[None] == replace(before, probed_at=HOUR)
     # The schedule goes on; until then nobody asks.
     play(pool, HOUR + 1) >> begin << "send b" >> committed >> finished
     play(pool, 2 * HOUR - 1) >> begin << "send b" >> committed >> finished
@@ -97,7 +97,7 @@ def test_a_refused_probe_is_replayed_and_changes_nothing() -> None:
 def test_a_good_probe_brings_the_account_back() -> None:
     pool = pool_with_a_limit()
     play(pool, HOUR) >> begin << "send a" >> committed >> finished
-    assert pool.get(key("a")).cooldowns == {}
+    assert pool.accounts.get(key("a")).cooldowns == {}
     play(pool, HOUR + 1) >> begin << "send a"
 
 
@@ -126,7 +126,7 @@ def test_what_could_not_be_replayed_asks_nobody(options: dict[str, Any]) -> None
 
 def test_nobody_is_probed_while_no_other_can_serve() -> None:
     pool = pool_with_a_limit()
-    pool.mark_cooldown(key("b"), limited(2 * DAY), now=0.0)
+    pool.health.mark_cooldown(key("b"), limited(2 * DAY), now=0.0)
     # The rule for that case asks the one that returns first.
     play(pool, HOUR, max_wait_s=0.0) >> begin << "send a"
     assert pool.acquire_probe(FACTS, now=HOUR) is None
@@ -143,18 +143,18 @@ def test_a_limit_of_one_model_is_probed_for_that_model() -> None:
 
 def test_a_wider_limit_that_is_not_due_is_not_asked_about() -> None:
     pool = pool_with_a_limit(limited(scope=Scope.MODEL))
-    pool.mark_cooldown(key("a"), replace(quota(5 * DAY), **RESET), now=0.0)
+    pool.health.mark_cooldown(key("a"), replace(quota(5 * DAY), **RESET), now=0.0)
     play(pool, HOUR) >> begin << "send b"
     play(pool, 4 * HOUR) >> begin << "send a"
 
 
 def test_by_hand_or_disabled_is_not_probed() -> None:
     pool = pool_with_a_limit()
-    pool.clear_cooldown(key("a"), now=1.0)
-    assert pool.get(key("a")).probe_at == inf
-    pool.mark_cooldown(key("a"), limited(signal=BY_HAND), now=1.0)
-    assert pool.get(key("a")).probe_at == inf
-    pool.remove(key("a"), now=2.0)
+    pool.accounts.clear_cooldown(key("a"), now=1.0)
+    assert pool.accounts.get(key("a")).probe_at == inf
+    pool.health.mark_cooldown(key("a"), limited(signal=BY_HAND), now=1.0)
+    assert pool.accounts.get(key("a")).probe_at == inf
+    pool.accounts.remove(key("a"), now=2.0)
     play(pool, 2 * DAY) >> begin << "send b"
 
 
@@ -170,10 +170,10 @@ def test_a_probe_does_not_slow_the_others_down() -> None:
 def test_thousands_that_are_due_cost_one_look() -> None:
     pool = pool_of(*(account(f"a{n}", priority=1) for n in range(2000)), "z")
     for n in range(2000):
-        pool.mark_cooldown(key(f"a{n}"), limited(), now=0.0)
+        pool.health.mark_cooldown(key(f"a{n}"), limited(), now=0.0)
     for n in range(5):
         play(pool, HOUR) >> begin
-        assert pool.get(key(f"a{n}")).probing
+        assert pool.accounts.get(key(f"a{n}")).probing
     short = rate_limit(60.0)
-    pool.mark_cooldown(key("z"), short, now=HOUR)
+    pool.health.mark_cooldown(key("z"), short, now=HOUR)
     assert pool.acquire_probe(FACTS, now=HOUR) is None

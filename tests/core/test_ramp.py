@@ -85,12 +85,12 @@ def test_where_the_herd_goes_it_starts_with_one(strategy: str) -> None:
 
 def test_an_answer_counts_when_it_begins_not_when_it_ends() -> None:
     pool = pool_of("a", "b")
-    pool.mark_cooldown(key("a"), rate_limit(600.0), now=0.0)
+    pool.health.mark_cooldown(key("a"), rate_limit(600.0), now=0.0)
     lease = pool.acquire(FACTS, now=0.0)
     assert acquired(pool, 0.1) == 0
     pool.answered(lease, now=0.1)
     assert acquired(pool, 0.1) == 2
-    assert pool.get(key("b")).in_flight == 3
+    assert pool.accounts.get(key("b")).in_flight == 3
     pool.answered(lease, now=0.2)
     pool.release(lease, OK, now=0.2)
     assert acquired(pool, 0.2) == 0
@@ -98,7 +98,7 @@ def test_an_answer_counts_when_it_begins_not_when_it_ends() -> None:
 
 def test_a_refusal_during_the_ramp_stops_the_herd() -> None:
     pool = pool_of("a", "b")
-    pool.mark_cooldown(key("a"), rate_limit(600.0), now=0.0)
+    pool.health.mark_cooldown(key("a"), rate_limit(600.0), now=0.0)
     lease = pool.acquire(FACTS, now=0.0)
     pool.release(lease, rate_limit(600.0), now=0.1)
     assert acquired(pool, 20.0) == 0
@@ -107,20 +107,20 @@ def test_a_refusal_during_the_ramp_stops_the_herd() -> None:
 @pytest.mark.parametrize("outcome", [None, SERVER_ERROR])
 def test_an_end_that_says_nothing_frees_the_place(outcome: object) -> None:
     pool = pool_of("a", "b")
-    pool.mark_cooldown(key("a"), rate_limit(600.0), now=0.0)
+    pool.health.mark_cooldown(key("a"), rate_limit(600.0), now=0.0)
     pool.release(pool.acquire(FACTS, now=0.0), outcome, now=0.0)  # type: ignore[arg-type]
     assert acquired(pool, 0.0) == 1
 
 
 def test_only_what_the_limit_covers_is_ramped() -> None:
     pool = pool_of("a", "b")
-    pool.mark_cooldown(key("a"), rate_limit(600.0, scope=Scope.MODEL, model="o3-*"), now=0.0)
+    pool.health.mark_cooldown(key("a"), rate_limit(600.0, scope=Scope.MODEL, model="o3-*"), now=0.0)
     assert acquired(pool, 0.0) == 50
 
 
 def test_one_request_tries_an_account_that_returns() -> None:
     pool = pool_of("a")
-    pool.mark_cooldown(key("a"), rate_limit(60.0), now=0.0)
+    pool.health.mark_cooldown(key("a"), rate_limit(60.0), now=0.0)
     lease = pool.acquire(FACTS, now=60.0)
     assert acquired(pool, 60.0 + ALONE_S) == 0
     pool.answered(lease, now=60.5)
@@ -129,7 +129,7 @@ def test_one_request_tries_an_account_that_returns() -> None:
 
 def test_a_renewed_lease_keeps_its_place() -> None:
     pool = pool_of("a", "b")
-    pool.mark_cooldown(key("a"), rate_limit(600.0), now=0.0)
+    pool.health.mark_cooldown(key("a"), rate_limit(600.0), now=0.0)
     lease = pool.renew(pool.acquire(FACTS, now=0.0), now=0.1)
     assert lease is not None
     assert acquired(pool, 0.1) == 0
@@ -142,7 +142,7 @@ def test_a_renewed_lease_keeps_its_place() -> None:
 
 def test_our_caution_costs_no_answer() -> None:
     pool = pool_of("a", "b")
-    pool.mark_cooldown(key("a"), rate_limit(600.0), now=0.0)
+    pool.health.mark_cooldown(key("a"), rate_limit(600.0), now=0.0)
     pool.acquire(FACTS, now=0.0)
     assert pool.pick(FACTS, now=0.0) is None
     lease = pool.acquire_anyway(FACTS, now=0.0)
@@ -152,17 +152,17 @@ def test_our_caution_costs_no_answer() -> None:
 
 def test_when_all_cool_one_tries_once_a_minute() -> None:
     pool = pool_of("a", "b")
-    pool.mark_cooldown(key("a"), rate_limit(9000.0), now=0.0)
-    pool.mark_cooldown(key("b"), rate_limit(8000.0), now=0.0)
+    pool.health.mark_cooldown(key("a"), rate_limit(9000.0), now=0.0)
+    pool.health.mark_cooldown(key("b"), rate_limit(8000.0), now=0.0)
     # The provider has just said so.
     assert pool.acquire_anyway(FACTS, now=59.9) is None
     lease = pool.acquire_anyway(FACTS, now=60.0)
     assert lease is not None
     assert (lease.key, lease.probe) == (key("b"), True)
     assert pool.acquire_anyway(FACTS, now=60.0) is None
-    until = pool.get(key("b")).cooling_until(None, 60.0)
+    until = pool.accounts.get(key("b")).cooling_until(None, 60.0)
     pool.release(lease, rate_limit(None), now=61.0)
-    assert pool.get(key("b")).cooling_until(None, 61.0) == until
+    assert pool.accounts.get(key("b")).cooling_until(None, 61.0) == until
     assert pool.acquire_anyway(FACTS, now=119.0) is None
     again = pool.acquire_anyway(FACTS, now=120.0)
     assert again is not None
@@ -173,23 +173,23 @@ def test_when_all_cool_one_tries_once_a_minute() -> None:
 
 def test_a_refused_try_extends_only_what_it_names() -> None:
     pool = pool_of("a")
-    pool.mark_cooldown(key("a"), rate_limit(None), now=0.0)
-    first = pool.get(key("a")).cooldowns[None]
+    pool.health.mark_cooldown(key("a"), rate_limit(None), now=0.0)
+    first = pool.accounts.get(key("a")).cooldowns[None]
     lease = pool.acquire_anyway(FACTS, now=60.0)
     assert lease is not None
     pool.release(lease, rate_limit(None), now=60.0)
-    assert pool.get(key("a")).cooldowns[None] == replace(first, probed_at=60.0)
+    assert pool.accounts.get(key("a")).cooldowns[None] == replace(first, probed_at=60.0)
     lease = pool.acquire_anyway(FACTS, now=120.0)
     assert lease is not None
     pool.release(lease, rate_limit(1000.0), now=120.0)
-    assert pool.get(key("a")).cooldowns[None].until == 1120.0
-    assert pool.get(key("a")).cooldowns[None].streak == 1
+    assert pool.accounts.get(key("a")).cooldowns[None].until == 1120.0
+    assert pool.accounts.get(key("a")).cooldowns[None].streak == 1
 
 
 def test_what_ends_soon_or_was_set_by_hand_is_not_tried() -> None:
     pool = pool_of("a", account("b", max_concurrent=1))
-    pool.mark_cooldown(key("a"), rate_limit(100.0), now=0.0)
-    pool.mark_cooldown(key("b"), rate_limit(9000.0, signal="by hand"), now=0.0)
+    pool.health.mark_cooldown(key("a"), rate_limit(100.0), now=0.0)
+    pool.health.mark_cooldown(key("b"), rate_limit(9000.0, signal="by hand"), now=0.0)
     assert pool.acquire_anyway(FACTS, now=80.0, soon_s=30.0) is None
     assert pool.acquire_anyway(FACTS, now=80.0, soon_s=30.0, only=key("b")) is None
     assert pool.acquire_anyway(FACTS, now=70.0 - 1e-6, soon_s=30.0) is not None
@@ -197,7 +197,7 @@ def test_what_ends_soon_or_was_set_by_hand_is_not_tried() -> None:
 
 def test_clear_ends_the_care() -> None:
     pool = pool_of("a")
-    pool.mark_cooldown(key("a"), rate_limit(1.0), now=0.0)
+    pool.health.mark_cooldown(key("a"), rate_limit(1.0), now=0.0)
     pool.acquire(FACTS, now=50.0)
-    pool.clear_cooldown(key("a"), now=50.0)
+    pool.accounts.clear_cooldown(key("a"), now=50.0)
     assert acquired(pool, 50.0) == 50

@@ -92,7 +92,7 @@ def test_the_last_account_is_refused() -> None:
 
 def test_nobody_can_serve_from_the_start() -> None:
     play = Play("a", max_wait_s=0.0)
-    play.pool.mark_cooldown(key("a"), quota(40.0), now=0.0)
+    play.pool.health.mark_cooldown(key("a"), quota(40.0), now=0.0)
     play >> begin
     (refusal,) = records(play.pool)
     assert _words(refusal) == "refusal a by a shortage (cooldown until 40) told 40 s"
@@ -110,7 +110,7 @@ def test_a_body_that_was_not_kept_is_the_reason_of_a_refusal() -> None:
 
 def test_why_a_request_is_not_held() -> None:
     play = Play("a", max_waiting=0)
-    play.pool.mark_cooldown(key("a"), quota(20.0), now=0.0)
+    play.pool.health.mark_cooldown(key("a"), quota(20.0), now=0.0)
     play >> begin << "answer 503, 20 s"
     assert [d.reason for d in records(play.pool)] == [CROWDED]
 
@@ -125,7 +125,7 @@ def test_what_is_handed_on(outcome) -> None:
 
 def test_a_wait_is_recorded_once_however_often_it_looks() -> None:
     play = Play("a", max_wait_s=30.0)
-    play.pool.mark_cooldown(key("a"), quota(20.0), now=0.0)
+    play.pool.health.mark_cooldown(key("a"), quota(20.0), now=0.0)
     play >> begin
     assert told(play.pool) == ["wait a by a shortage (cooldown until 30)"]
     play.at(5.0) >> resumed
@@ -137,9 +137,9 @@ def test_a_wait_is_recorded_once_however_often_it_looks() -> None:
 
 def test_a_wait_in_vain_is_a_wait_and_a_refusal() -> None:
     play = Play("a", max_wait_s=30.0)
-    play.pool.mark_cooldown(key("a"), quota(20.0), now=0.0)
+    play.pool.health.mark_cooldown(key("a"), quota(20.0), now=0.0)
     play >> begin
-    play.pool.mark_cooldown(key("a"), quota(50.0), now=1.0)
+    play.pool.health.mark_cooldown(key("a"), quota(50.0), now=1.0)
     play.at(30.0) >> resumed
     assert told(play.pool) == [
         "wait a by a shortage (cooldown until 30) for 30 s, ended by time",
@@ -149,7 +149,7 @@ def test_a_wait_in_vain_is_a_wait_and_a_refusal() -> None:
 
 def test_the_client_leaves_while_it_waits() -> None:
     play = Play("a")
-    play.pool.mark_cooldown(key("a"), quota(20.0), now=0.0)
+    play.pool.health.mark_cooldown(key("a"), quota(20.0), now=0.0)
     play >> begin
     play.at(2.0) >> left
     (wait,) = records(play.pool)
@@ -206,11 +206,15 @@ S = Conversation(session="conversation-1")
 @pytest.mark.parametrize(
     ("cause", "effect", "reason"),
     [
-        (lambda pool: pool.mark_cooldown(key("a"), quota(900.0), now=0.0), Kind.COOLDOWN, ""),
-        (lambda pool: pool.mark_failure(key("a"), FORBIDDEN, now=0.0), Kind.DISABLE, ""),
-        (lambda pool: pool.remove(key("a"), now=0.0), None, "it is no longer in the pool"),
         (
-            lambda pool: pool.replace(account("a", "!gpt-5"), now=0.0),
+            lambda pool: pool.health.mark_cooldown(key("a"), quota(900.0), now=0.0),
+            Kind.COOLDOWN,
+            "",
+        ),
+        (lambda pool: pool.health.mark_failure(key("a"), FORBIDDEN, now=0.0), Kind.DISABLE, ""),
+        (lambda pool: pool.accounts.remove(key("a"), now=0.0), None, "it is no longer in the pool"),
+        (
+            lambda pool: pool.accounts.replace(account("a", "!gpt-5"), now=0.0),
             None,
             "no usable account of 1 (1 not for gpt-5)",
         ),
@@ -231,7 +235,7 @@ def test_a_conversation_moves(cause, effect, reason) -> None:
 
 def test_a_probe() -> None:
     play = Play("a", max_wait_s=0.0)
-    play.pool.mark_cooldown(key("a"), quota(900.0), now=0.0)
+    play.pool.health.mark_cooldown(key("a"), quota(900.0), now=0.0)
     play.at(100.0) >> begin << "send a"
     assert told(play.pool) == ["probe a by a shortage (cooldown until 900)"]
 
@@ -261,7 +265,7 @@ def test_an_echoed_secret_is_masked_in_any_case() -> None:
     )
     play >> begin >> refused(echo)
     assert "sk-a" not in repr([d.as_dict(0.0) for d in play.pool.decisions]).lower()
-    assert (play.pool.owner_of(key("a")) or "").lower() == "org-[secret]"
+    assert (play.pool.accounts.owners.of(key("a")) or "").lower() == "org-[secret]"
 
 
 def test_a_model_is_one_line_wherever_it_is_named() -> None:

@@ -210,7 +210,7 @@ def test_who_waits_for_any_account_goes_home_if_that_is_back_as_well() -> None:
     assert world.serve(Conversation(session="other")) == "a"
     assert world.serve() == "b"
     for label in "abc":
-        world.pool.mark_cooldown(key(label), rate_limit(10.0), now=0.0)
+        world.pool.health.mark_cooldown(key(label), rate_limit(10.0), now=0.0)
     play = world.request() >> begin << "wait until 10 or change"
     # The next in turn is another.
     play.at(10.0) >> resumed << "send b" >> committed >> finished
@@ -310,7 +310,7 @@ def test_a_sub_agent_begins_where_its_parent_lives_and_moves_alone() -> None:
 def test_a_sub_agent_of_an_account_that_rests_goes_elsewhere_at_once() -> None:
     world = World("a", "b")
     world.serve()
-    world.pool.mark_cooldown(key("a"), rate_limit(2.0), now=0.0)
+    world.pool.health.mark_cooldown(key("a"), rate_limit(2.0), now=0.0)
     assert world.serve(Conversation(session="s/agent", parent="s")) == "b"
 
 
@@ -318,7 +318,7 @@ def test_a_sticky_token_goes_to_the_account_that_issued_it_if_that_can_serve() -
     world = World("a", "b")
     world.pins.remember(key("b"), "state", 0.0)
     assert world.serve(Conversation(session="new", sticky="state")) == "b"
-    world.pool.mark_cooldown(key("b"), rate_limit(60.0), now=0.0)
+    world.pool.health.mark_cooldown(key("b"), rate_limit(60.0), now=0.0)
     assert world.serve(Conversation(session="newer", sticky="state")) == "a"
 
 
@@ -358,8 +358,8 @@ def test_an_owner_that_returns_late_is_the_one_that_refuses() -> None:
 
 def test_an_owner_that_rests_is_never_replaced() -> None:
     world = pinned()
-    world.pool.mark_cooldown(key("b"), quota(3600.0), now=0.0)
-    world.pool.get(key("b")).note_probe(None, 0.0)
+    world.pool.health.mark_cooldown(key("b"), quota(3600.0), now=0.0)
+    world.pool.accounts.get(key("b")).note_probe(None, 0.0)
     world.request(NAMED) >> begin << "answer 429, 3600 s, like b"
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from account_pool.core import snapshot
 from account_pool.core.cooldown import PROBE_EVERY_S, Cause, Cooldown
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.outcome import OutcomeClass, Scope
@@ -40,19 +41,19 @@ A = key("a")
 
 
 def kept(pool: Pool, now: float, wall_now: float = WALL) -> PoolSnapshot:
-    return pool.snapshot(now=now, wall_now=wall_now)
+    return snapshot.take(pool.accounts, now=now, wall_now=wall_now)
 
 
 def again(saved: PoolSnapshot, now: float, wall_now: float, *labels: str) -> Pool:
     """A pool that begins with what was saved."""
     pool = pool_of(*(labels or LABELS), now=now)
-    pool.restore(saved, now=now, wall_now=wall_now)
+    snapshot.restore(pool.accounts, saved, now=now, wall_now=wall_now)
     return pool
 
 
 def left(pool: Pool, now: float) -> float:
     """How long a still cools."""
-    return max(pool.get(A).cooling_until(None, now) - now, 0.0)
+    return max(pool.accounts.get(A).cooling_until(None, now) - now, 0.0)
 
 
 @SETTINGS
@@ -70,14 +71,14 @@ def test_it_selects_the_same_accounts_at_every_later_time(learnt, away, later) -
     for label, outcome, model, elapsed in learnt:
         now += elapsed
         if outcome is not None:
-            pool.mark_cooldown(key(label), outcome, now=now, model=model) if outcome.cls in (
+            pool.health.mark_cooldown(key(label), outcome, now=now, model=model) if outcome.cls in (
                 OutcomeClass.RATE_LIMIT,
                 OutcomeClass.QUOTA,
-            ) else pool.mark_failure(key(label), outcome, now=now, model=model)
+            ) else pool.health.mark_failure(key(label), outcome, now=now, model=model)
     # The machine was started anew meanwhile: its monotonic clock is another one.
     restored = again(kept(pool, now), 7.0, WALL + away)
     for seconds in sorted(later):
-        deadlines = [c.until - now for s in pool.accounts() for c in s.cooldowns.values()]
+        deadlines = [c.until - now for s in pool.accounts for c in s.cooldowns.values()]
         at = away + seconds
         # Rows are rounded to milliseconds.
         assume(all(abs(deadline - at) > 0.01 for deadline in deadlines))
@@ -90,49 +91,49 @@ def test_it_selects_the_same_accounts_at_every_later_time(learnt, away, later) -
 @given(until=st.floats(0, 1e6), ahead=st.floats(1e9, 2e9), others=st.floats(-1e6, 1e6))
 def test_a_row_that_was_read_is_written_back_as_it_was(until, ahead, others) -> None:
     pool = pool_of("a", now=0.0)
-    pool.mark_cooldown(A, rate_limit(until), now=0.0)
-    pool.observe_headroom(A, [window(0.5, reset_at=until + 1e6)], now=0.0)
+    pool.health.mark_cooldown(A, rate_limit(until), now=0.0)
+    pool.health.observe_headroom(A, [window(0.5, reset_at=until + 1e6)], now=0.0)
     row = kept(pool, 0.0, ahead).accounts[0]
     restored = again(PoolSnapshot(accounts=(row,)), others, ahead, "a")
-    assert restored.snapshot(now=others, wall_now=ahead).accounts[0].cooldowns.keys() == {None}
-    (back,) = restored.snapshot([A], now=others, wall_now=ahead).accounts
+    assert kept(restored, others, ahead).accounts[0].cooldowns.keys() == {None}
+    (back,) = snapshot.take(restored.accounts, [A], now=others, wall_now=ahead).accounts
     assert back == row
 
 
 def test_causes_streaks_counters_owner_and_headroom_are_kept() -> None:
     pool = pool_of("a", now=100.0)
     for _ in range(3):
-        cooldown = pool.mark_cooldown(
+        cooldown = pool.health.mark_cooldown(
             A, rate_limit(evidence={"retry-after": "60"}), now=100.0, started_at=100.0
         )
-    pool.learn_owner(A, "org-1")
+    pool.health.learn_owner(A, "org-1")
     hours = window(0.25, told_at=100.0, reset_at=160.0)
     tokens = window(0.5, name="tokens", model="gpt-5", told_at=100.0, limit=8.0, remaining=4.0)
     over = window(0.1, name="7d", told_at=100.0, reset_at=104.0)
-    pool.observe_headroom(A, [hours, tokens, over], now=100.0)
+    pool.health.observe_headroom(A, [hours, tokens, over], now=100.0)
     # Five seconds later, by another clock.
     restored = again(kept(pool, 100.0), 10.0, WALL + 5, "a")
-    state = restored.get(A)
+    state = restored.accounts.get(A)
     assert state.cooldowns[None].cause == cooldown.cause
     assert state.cooldowns[None].streak == cooldown.streak
     assert list(state.headroom.windows.values()) == [hours.later(-95.0), tokens.later(-95.0)]
-    assert restored.owner_of(A) == "org-1"
+    assert restored.accounts.owners.of(A) == "org-1"
 
 
 def test_what_is_over_counts_for_the_streak_for_a_day() -> None:
     pool = pool_of("a", now=0.0)
-    pool.mark_cooldown(A, rate_limit(60.0), now=0.0)
+    pool.health.mark_cooldown(A, rate_limit(60.0), now=0.0)
     restored = again(kept(pool, 0.0), 0.0, WALL + 61, "a")
     assert left(restored, 0.0) == 0
-    assert restored.mark_cooldown(A, rate_limit(60.0), now=1.0).streak == 2
+    assert restored.health.mark_cooldown(A, rate_limit(60.0), now=1.0).streak == 2
     restored = again(kept(pool, 0.0), 0.0, WALL + 61 + STREAK_KEPT_S, "a")
-    assert restored.get(A).cooldowns == {}
+    assert restored.accounts.get(A).cooldowns == {}
 
 
 @pytest.mark.parametrize("away", [0.0, 59.0, 1000.0])
 def test_after_a_restart_one_request_tries_an_account_that_cooled(away) -> None:
     pool = pool_of("a", now=500.0)
-    pool.mark_cooldown(A, rate_limit(60.0), now=500.0)
+    pool.health.mark_cooldown(A, rate_limit(60.0), now=500.0)
     back = again(kept(pool, 500.0), 0.0, WALL + away, "a")
     now = max(60.0 - away, 0.0)
     lease = back.acquire(FACTS, now=now)
@@ -144,7 +145,7 @@ def test_after_a_restart_one_request_tries_an_account_that_cooled(away) -> None:
 
 def test_whoever_restarts_it_again_and_again_does_not_try_it_each_time() -> None:
     pool = pool_of("a", now=500.0)
-    pool.mark_cooldown(A, rate_limit(3600.0), now=500.0)
+    pool.health.mark_cooldown(A, rate_limit(3600.0), now=500.0)
     back = again(kept(pool, 500.0), 0.0, WALL + 600.0, "a")
     assert back.acquire_anyway(FACTS, now=0.0) is not None
     once_more = again(kept(back, 1.0, WALL + 601.0), 0.0, WALL + 602.0, "a")
@@ -157,7 +158,7 @@ def test_a_restart_neither_skips_nor_repeats_a_probe(away) -> None:
     """Deadlines far away are probed while others serve: after 1 h, 2 h, 4 h ..."""
     hour = 3600.0
     pool = pool_of("a", "b", now=0.0)
-    pool.mark_cooldown(A, quota(86400.0), now=0.0)
+    pool.health.mark_cooldown(A, quota(86400.0), now=0.0)
     back = again(kept(pool, hour + 60.0), 0.0, WALL + away, "a", "b")
     # It came due while nobody looked.
     probe = back.acquire_probe(FACTS, now=1.0)
@@ -172,7 +173,7 @@ def test_a_restart_neither_skips_nor_repeats_a_probe(away) -> None:
 
 def test_a_clock_that_was_set_back_makes_no_cooldown_longer() -> None:
     pool = pool_of("a", now=0.0)
-    pool.mark_cooldown(A, rate_limit(3600.0), now=0.0)
+    pool.health.mark_cooldown(A, rate_limit(3600.0), now=0.0)
     saved = kept(pool, 3000.0, WALL + 3000)
     for set_back in (0.0, 10.0, 1800.0, 1e9):
         assert left(again(saved, 0.0, WALL + 3000 - set_back, "a"), 0.0) <= 600.001
@@ -182,33 +183,33 @@ def test_a_clock_that_was_set_back_makes_no_cooldown_longer() -> None:
 
 def test_accounts_that_are_no_longer_there_are_ignored() -> None:
     pool = pool_of("a", "b", now=0.0)
-    pool.mark_cooldown(A, rate_limit(60.0), now=0.0)
+    pool.health.mark_cooldown(A, rate_limit(60.0), now=0.0)
     restored = again(kept(pool, 0.0), 0.0, WALL, "b")
-    assert [state.key for state in restored.accounts()] == [key("b")]
+    assert [state.key for state in restored.accounts] == [key("b")]
 
 
 class TestDisabled:
     def test_a_refused_credential_stays_refused_until_it_changes(self) -> None:
         pool = pool_of("a", now=0.0)
-        pool.mark_failure(A, UNAUTHORIZED, now=0.0)
+        pool.health.mark_failure(A, UNAUTHORIZED, now=0.0)
         saved = forgiven(kept(pool, 0.0), WALL + 1e6)
         restored = again(saved, 0.0, WALL + 1e6, "a")
-        restored.set_credentials(A, keys_of("a"), now=1.0)
-        disabled = restored.get(A).disabled
+        restored.accounts.set_credentials(A, keys_of("a"), now=1.0)
+        disabled = restored.accounts.get(A).disabled
         assert disabled is not None and disabled.signal == "401"
-        restored.set_credentials(A, keys_of("another"), now=2.0)
-        assert restored.get(A).enabled
+        restored.accounts.set_credentials(A, keys_of("another"), now=2.0)
+        assert restored.accounts.get(A).enabled
 
     def test_a_suspended_account_is_tried_again_by_a_restart_after_an_hour(self) -> None:
         pool = pool_of("a", now=0.0)
-        pool.mark_failure(A, FORBIDDEN, now=0.0)
+        pool.health.mark_failure(A, FORBIDDEN, now=0.0)
         for later, enabled in ((FORGIVEN_S - 1, False), (FORGIVEN_S + 1, True)):
             saved = forgiven(kept(pool, 0.0), WALL + later)
-            assert again(saved, 0.0, WALL + later, "a").get(A).enabled is enabled
+            assert again(saved, 0.0, WALL + later, "a").accounts.get(A).enabled is enabled
 
     def test_no_secret_is_kept(self) -> None:
         pool = pool_of("a", now=0.0)
-        pool.mark_failure(A, UNAUTHORIZED, now=0.0)
+        pool.health.mark_failure(A, UNAUTHORIZED, now=0.0)
         assert "sk-a" not in repr(kept(pool, 0.0))
 
 

@@ -21,10 +21,11 @@ from account_pool.core.lease import Conversation, RequestFacts
 from account_pool.core.outcome import Outcome
 from account_pool.core.pins import Pins
 from account_pool.core.pool import Pool
+from account_pool.core.recent_failures import MAX_ASKED, MAX_REMEMBERED, RecentFailures
 from account_pool.core.selection import POLICIES
 from account_pool.core.sessions import Sessions, session_lease_of
 from account_pool.core.steps import Deliver, Phase, Refresh, Send, Step, Synthesize, Wait
-from account_pool.core.verdicts import MAX_ASKED, MAX_REFUSED, MAX_VERDICTS, VERDICT_S, RefusedByAll
+from account_pool.core.verdicts import MAX_VERDICTS, VERDICT_S
 from tests.core.helpers import (
     EXPIRED,
     FACTS,
@@ -32,6 +33,7 @@ from tests.core.helpers import (
     FORBIDDEN_MODEL,
     INVALID_KEY,
     OK,
+    PROVIDER,
     REQUEST_ERROR,
     UNAUTHORIZED,
     UNKNOWN_401,
@@ -108,7 +110,7 @@ class World:
     def labels(self, *, disabled: bool = False, benched: bool = False) -> set[str]:
         return {
             state.key.label
-            for state in self.pool.accounts()
+            for state in self.pool.accounts
             if (disabled and state.disabled is not None)
             or (benched and any(c.active(self.now) for c in state.cooldowns.values()))
         }
@@ -145,7 +147,7 @@ def test_two_dead_accounts_before_a_good_one(strategy: str, blame: Outcome) -> N
 def test_a_witness_decides_as_the_evidence_allows(blame: Outcome) -> None:
     world = World.of({"a": blame, "b": GOOD}, "fill-first")
     assert world.request().asked == ["a", "b"]
-    state = world.pool.get(key("a"))
+    state = world.pool.accounts.get(key("a"))
     assert state.verdicts == {}
     known = not blame.unknown and blame is not FORBIDDEN_MODEL
     assert (state.disabled is not None) is known
@@ -222,7 +224,7 @@ def test_what_all_refuse_disables_nobody(
     assert world.labels(disabled=True) == set()
     assert world.labels(benched=True) == {x for x, fate in named.items() if fate is INVALID_KEY}
     # It was the request's fault: nobody is asked later for it.
-    assert not any(state.verdicts for state in world.pool.accounts())
+    assert not any(state.verdicts for state in world.pool.accounts)
 
 
 @given(
@@ -268,7 +270,7 @@ def test_what_all_refused_costs_one_attempt_for_a_minute(blame: Outcome) -> None
     other = replace(FACTS, conversation=Conversation(session="other"))
     assert len(world.request(mine).asked) == 3
     assert [len(world.request(mine).asked) for _ in range(3)] == [1, 1, 1]
-    assert not any(state.verdicts for state in world.pool.accounts())
+    assert not any(state.verdicts for state in world.pool.accounts)
     # Another conversation is another request.
     assert len(world.request(other).asked) == 3
     world.now += 60.0
@@ -293,19 +295,19 @@ def test_retries_of_what_all_refused_ask_another_each_time() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda pool: pool.add(account("new"), keys_of("new"), now=1.0),
-        lambda pool: pool.renewed(key("a"), now=1.0),
-        lambda pool: pool.clear_cooldown(key("a"), now=1.0),
-        lambda pool: pool.enable(key("a"), now=1.0),
-        lambda pool: pool.replace(account("a", priority=1), now=1.0),
-        lambda pool: pool.set_credentials(key("a"), keys_of("new"), now=1.0),
+        lambda pool: pool.accounts.add(account("new"), keys_of("new"), now=1.0),
+        lambda pool: pool.accounts.renewed(key("a"), now=1.0),
+        lambda pool: pool.accounts.clear_cooldown(key("a"), now=1.0),
+        lambda pool: pool.accounts.enable(key("a"), now=1.0),
+        lambda pool: pool.accounts.replace(account("a", priority=1), now=1.0),
+        lambda pool: pool.accounts.set_credentials(key("a"), keys_of("new"), now=1.0),
     ],
 )
 def test_what_may_help_ends_that_memory(change) -> None:  # type: ignore[no-untyped-def]
     world = World.of(dict.fromkeys("ab", UNAUTHORIZED))
     world.request()
     change(world.pool)
-    assert world.pool.tried_since(FACTS, now=1.0) is None
+    assert world.pool.failures(PROVIDER).tried_since(FACTS, 1.0) is None
 
 
 # -- "all" means each that could be asked now
@@ -314,9 +316,9 @@ def test_what_may_help_ends_that_memory(change) -> None:  # type: ignore[no-unty
 @pytest.mark.parametrize(
     "keep_out",
     [
-        lambda w: w.pool.mark_cooldown(key("b"), quota(4000.0), now=0.0),
+        lambda w: w.pool.health.mark_cooldown(key("b"), quota(4000.0), now=0.0),
         lambda w: w.pool.acquire(FACTS, now=0.0, only=key("b")),
-        lambda w: w.pool.set_credentials(key("b"), {}, now=0.0, pending=True),
+        lambda w: w.pool.accounts.set_credentials(key("b"), {}, now=0.0, pending=True),
     ],
     ids=["on cooldown", "full", "without a credential yet"],
 )
@@ -331,9 +333,9 @@ def test_who_cannot_be_asked_now_leaves_the_verdict_open(blame: Outcome, keep_ou
     request = world.request()
     assert request.asked == ["a"]
     assert world.labels(disabled=True) == set()
-    assert world.pool.get(key("a")).is_suspect(FACTS.model)
-    assert world.pool.tried_since(FACTS, now=0.0) is None
-    assert world.pool.tried_since(FACTS, now=0.0, missing_model=True) is None
+    assert world.pool.accounts.get(key("a")).is_suspect(FACTS.model)
+    assert world.pool.failures(PROVIDER).tried_since(FACTS, 0.0) is None
+    assert world.pool.failures(PROVIDER).tried_since(FACTS, 0.0, missing_model=True) is None
 
 
 @pytest.mark.parametrize(
@@ -342,15 +344,15 @@ def test_who_cannot_be_asked_now_leaves_the_verdict_open(blame: Outcome, keep_ou
 def test_who_is_not_there_for_it_is_not_missed(who: Account) -> None:
     world = World(pool_of("a", who), {"a": UNKNOWN_403, "b": GOOD})
     world.request()
-    assert world.pool.tried_since(FACTS, now=0.0) is not None
-    assert not world.pool.get(key("a")).is_suspect(FACTS.model)
+    assert world.pool.failures(PROVIDER).tried_since(FACTS, 0.0) is not None
+    assert not world.pool.accounts.get(key("a")).is_suspect(FACTS.model)
 
 
 def test_attempts_that_run_out_leave_verdicts_open() -> None:
     world = World.of(dict.fromkeys("abcd", UNKNOWN_403))
     world.limits = Limits(max_attempts=2)
     assert world.request().asked == ["a", "b"]
-    assert world.pool.get(key("a")).is_suspect(FACTS.model)
+    assert world.pool.accounts.get(key("a")).is_suspect(FACTS.model)
     assert world.request().asked == ["c", "d"]
 
 
@@ -362,7 +364,7 @@ def test_a_verdict_closes_after_ten_minutes_or_when_the_account_serves() -> None
     assert world.request().asked == ["a", "b"]
     world.fates |= {"a": GOOD, "b": quota(9000.0)}
     assert world.request().asked == ["b", "a"]
-    assert not world.pool.get(key("a")).verdicts
+    assert not world.pool.accounts.get(key("a")).verdicts
 
 
 def test_an_older_verdict_outlives_a_request_that_all_refuse() -> None:
@@ -370,7 +372,7 @@ def test_an_older_verdict_outlives_a_request_that_all_refuse() -> None:
     world.request()
     world.fates["b"] = UNKNOWN_403
     assert sorted(world.request().asked) == ["a", "b"]
-    assert [s.is_suspect(FACTS.model) for s in world.pool.accounts()] == [True, False]
+    assert [s.is_suspect(FACTS.model) for s in world.pool.accounts] == [True, False]
 
 
 def test_requests_side_by_side_that_all_refuse_leave_no_verdict_behind() -> None:
@@ -383,13 +385,13 @@ def test_requests_side_by_side_that_all_refuse_leave_no_verdict_behind() -> None
         for attempts in twins:
             attempts.refused(UNKNOWN_403, 0.0)
     assert all(attempts.over for attempts in twins)
-    assert not any(state.verdicts for state in world.pool.accounts())
+    assert not any(state.verdicts for state in world.pool.accounts)
 
 
 def test_a_model_that_nobody_names_opens_no_verdict() -> None:
     world = World.of({"a": FORBIDDEN_MODEL, "b": REQUEST_ERROR})
     world.request(replace(FACTS, model=None))
-    assert not world.pool.get(key("a")).verdicts
+    assert not world.pool.accounts.get(key("a")).verdicts
 
 
 # -- how far it reaches
@@ -399,9 +401,9 @@ def test_what_was_not_understood_covers_the_model_then_the_account() -> None:
     world = World.of({"a": UNKNOWN_403, "b": GOOD}, "fill-first")
     other = replace(FACTS, model="gpt-6")
     world.request()
-    assert set(world.pool.get(key("a")).cooldowns) == {"gpt-5"}
+    assert set(world.pool.accounts.get(key("a")).cooldowns) == {"gpt-5"}
     assert world.request(other).asked == ["a", "b"]
-    assert set(world.pool.get(key("a")).cooldowns) == {"gpt-5", None}
+    assert set(world.pool.accounts.get(key("a")).cooldowns) == {"gpt-5", None}
     assert world.request(replace(FACTS, model="gpt-7")).asked == ["b"]
 
 
@@ -413,7 +415,7 @@ def test_an_account_that_serves_something_is_not_benched_as_a_whole() -> None:
     assert world.request(replace(FACTS, model="gpt-6")).asked == ["a"]
     world.fates["a"] = UNKNOWN_403
     world.request(replace(FACTS, model="gpt-7"))
-    assert set(world.pool.get(key("a")).cooldowns) == {"gpt-5", "gpt-7"}
+    assert set(world.pool.accounts.get(key("a")).cooldowns) == {"gpt-5", "gpt-7"}
 
 
 def test_benches_double_while_the_account_does_not_serve() -> None:
@@ -421,7 +423,7 @@ def test_benches_double_while_the_account_does_not_serve() -> None:
     waits = []
     for _ in range(10):
         world.request()
-        until = world.pool.get(key("a")).cooling_until(FACTS.model, world.now)
+        until = world.pool.accounts.get(key("a")).cooling_until(FACTS.model, world.now)
         waits.append((until - world.now) / 60)
         world.now = until
     assert waits == [5, 10, 20, 40, 80, 160, 320, 640, 1280, 1440]
@@ -447,7 +449,7 @@ def test_a_400_benches_nobody_and_costs_one_attempt(outcome: Outcome) -> None:
     world = World.of({"a": outcome, "b": GOOD}, "fill-first")
     assert world.request().asked == ["a"]
     assert world.labels(disabled=True, benched=True) == set()
-    assert not world.pool.get(key("a")).verdicts
+    assert not world.pool.accounts.get(key("a")).verdicts
 
 
 # -- a changed credential
@@ -458,11 +460,11 @@ def test_a_400_benches_nobody_and_costs_one_attempt(outcome: Outcome) -> None:
 def test_a_changed_credential_ends_what_a_401_led_to(blame: Outcome, witness: Outcome) -> None:
     world = World.of({"a": blame, "b": witness}, "fill-first")
     world.request()
-    state = world.pool.get(key("a"))
+    state = world.pool.accounts.get(key("a"))
     was = state.disabled, dict(state.cooldowns), dict(state.verdicts)
-    world.pool.set_credentials(key("a"), keys_of("a"), now=1.0)  # the same again
+    world.pool.accounts.set_credentials(key("a"), keys_of("a"), now=1.0)  # the same again
     assert (state.disabled, state.cooldowns, state.verdicts) == was
-    world.pool.set_credentials(key("a"), keys_of("new"), now=2.0)
+    world.pool.accounts.set_credentials(key("a"), keys_of("new"), now=2.0)
     assert state.enabled
     assert not state.verdicts
     assert state.cooling_until(FACTS.model, world.now) <= world.now
@@ -475,7 +477,7 @@ def test_a_credential_that_served_or_was_renewed_a_moment_ago_is_not_renewed() -
     world.request()
     refused(world.pool, UNAUTHORIZED, 59.0, Deliver)
     renewed = refused(world.pool, UNAUTHORIZED, 60.0, Refresh)
-    world.pool.set_credentials(key("a"), keys_of("new"), now=60.0)
+    world.pool.accounts.set_credentials(key("a"), keys_of("new"), now=60.0)
     assert isinstance(renewed.refreshed(True, 60.0), Send)
     renewed.left(61.0)
     refused(world.pool, UNAUTHORIZED, 119.0, Deliver)
@@ -515,18 +517,19 @@ def test_verdicts_are_bounded_per_account() -> None:
     for n in range(3 * MAX_VERDICTS):
         world.now += 1.0
         world.request(replace(FACTS, model=f"gpt-{n}"))
-        assert len(world.pool.get(key("a")).verdicts) <= MAX_VERDICTS
-    newest = sorted(v.since for v in world.pool.get(key("a")).verdicts.values())
+        assert len(world.pool.accounts.get(key("a")).verdicts) <= MAX_VERDICTS
+    newest = sorted(v.since for v in world.pool.accounts.get(key("a")).verdicts.values())
     assert newest[0] > world.now - 3 * MAX_VERDICTS
 
 
 def test_what_all_refused_is_bounded() -> None:
-    memory = RefusedByAll()
-    for n in range(2 * MAX_REFUSED):
-        memory.note(n, float(n))
-    kept = [n for n in range(2 * MAX_REFUSED) if memory.find(n, 0.0) is not None]
-    assert kept == list(range(MAX_REFUSED, 2 * MAX_REFUSED))
-    asked = memory.find(kept[-1], 0.0)
+    failures = RecentFailures()
+    requests = [replace(FACTS, path=f"/{n}") for n in range(2 * MAX_REMEMBERED)]
+    for n, facts in enumerate(requests):
+        failures.refused_by_all(facts, float(n))
+    kept = [facts for facts in requests if failures.tried_since(facts, 0.0) is not None]
+    assert kept == requests[MAX_REMEMBERED:]
+    asked = failures.tried_since(kept[-1], 0.0)
     assert asked is not None
     asked.extend(key(str(n)) for n in range(2 * MAX_ASKED))
     assert len(asked) == MAX_ASKED

@@ -153,7 +153,7 @@ class World(RuleBasedStateMachine):
     @rule(label=st.sampled_from("abc"))
     def release_by_hand(self, label: str) -> None:
         homes = self.homes()
-        self.pool.clear_cooldown(key(label), now=self.now)
+        self.pool.accounts.clear_cooldown(key(label), now=self.now)
         assert self.homes() == homes
         self.settle()
 
@@ -213,7 +213,10 @@ class World(RuleBasedStateMachine):
         if home in attempts._avoid or any(a.outcome == BARE_429 for a in attempts.history):
             return
         # An overloaded account, or one that did not answer, is left for others.
-        if home in self.pool.troubled(attempts.facts, now=self.now) or attempts._asked_another:
+        if (
+            home in self.pool.failures(PROVIDER).avoided(attempts.facts, self.now)
+            or attempts._asked_another
+        ):
             return
         assert self.pool.pick(attempts.facts, now=self.now, only=home) is None
         nobody = self.pool.shortage(attempts.facts, now=self.now, only=home)
@@ -224,7 +227,7 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def no_account_has_more_than_it_takes(self) -> None:
-        for state in self.pool.accounts():
+        for state in self.pool.accounts:
             assert state.account.max_concurrent is None or (
                 state.in_flight <= state.account.max_concurrent
             )
@@ -232,13 +235,13 @@ class World(RuleBasedStateMachine):
     @invariant()
     def every_slot_belongs_to_a_request(self) -> None:
         held = [c.attempts.lease for c in self.clients if c.attempts.lease]
-        for state in self.pool.accounts():
+        for state in self.pool.accounts:
             assert state.in_flight == sum(lease.key == state.key for lease in held)
 
     @invariant()
     def ramps_count_what_is_unanswered(self) -> None:
         held = [c.attempts.lease for c in self.clients if c.attempts.lease]
-        for state in self.pool.accounts():
+        for state in self.pool.accounts:
             for ramp in state.ramps.values():
                 assert ramp.unanswered == sum(ramp in lease.ramps for lease in held)
 
@@ -295,10 +298,10 @@ class World(RuleBasedStateMachine):
     def teardown(self) -> None:
         for client in self.clients:
             client.attempts.left(self.now)
-        assert self.pool.summary(now=self.now)["in_flight"] == 0
+        assert self.pool.accounts.summary(now=self.now)["in_flight"] == 0
         assert len(self.pool._admission) == 0
         assert all(session.in_flight == 0 for session in self.known())
-        for state in self.pool.accounts():
+        for state in self.pool.accounts:
             assert all(ramp.unanswered == 0 for ramp in state.ramps.values())
         assert not self.pool._members[PROVIDER].probing
 

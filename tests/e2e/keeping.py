@@ -14,7 +14,7 @@ import signal
 from mitmproxy import ctx, http
 from mitmproxy.log import ALERT
 
-from account_pool.core.pool import Pool
+from account_pool.core import snapshot
 from account_pool.store.sqlite_state import SqliteState
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ HOST = "pool.test"
 DIE = "DIE_AFTER_COOLDOWN"
 
 exchange = SqliteState.exchange
-restore = Pool.restore
+restore = snapshot.restore
 
 
 def exchange_and_die(self, mine, gone, **when):
@@ -33,8 +33,8 @@ def exchange_and_die(self, mine, gone, **when):
     return saved
 
 
-def restore_and_tell(self, kept, **when) -> None:
-    restore(self, kept, **when)
+def restore_and_tell(accounts, kept, **when) -> None:
+    restore(accounts, kept, **when)
     for account in kept.accounts:
         cooldowns = len(account.cooldowns)
         logger.log(ALERT, f"restored {account.key} with {cooldowns} cooldowns")
@@ -42,7 +42,7 @@ def restore_and_tell(self, kept, **when) -> None:
 
 def load(_loader) -> None:
     """mitmproxy calls it; a test that imports this file for its path must live on."""
-    Pool.restore = restore_and_tell
+    snapshot.restore = restore_and_tell
     if DIE in os.environ:
         SqliteState.exchange = exchange_and_die
 

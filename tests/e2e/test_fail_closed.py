@@ -18,7 +18,7 @@ BEFORE_THE_FIRST_ATTEMPT = [
 AFTER_THE_FIRST_ATTEMPT = [
     "account_pool.proxy.service:Service.take_turn",
     "account_pool.core.pool:Pool.release",
-    "account_pool.core.pool:Pool.mark_cooldown",
+    "account_pool.core.health:PassiveHealth.mark_cooldown",
 ]
 
 

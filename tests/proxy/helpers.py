@@ -108,7 +108,7 @@ def service_of(
         credential = Credential(
             kind=kind, secret=Secret(secret(new.label)), companions=companions or {}
         )
-        pool.add(new, {kind: credential}, now=clock.now())
+        pool.accounts.add(new, {kind: credential}, now=clock.now())
     settings.setdefault("limits", Limits(max_wait_s=0.0))
     service = Service(pool, Settings(**settings), {p.name: p for p in providers})
     service.now, service.wall_now, service.chance = clock.now, clock.wall_now, lambda: 0.5
@@ -560,21 +560,21 @@ class Rig:
     # -- at the end
 
     def in_flight(self) -> int:
-        return sum(state.in_flight for state in self.service.pool.accounts())
+        return sum(state.in_flight for state in self.service.pool.accounts)
 
     def cool(self, label: str, seconds: float) -> None:
         """Let a whole account rest."""
-        key = next(s.key for s in self.service.pool.accounts() if s.key.label == label)
+        key = next(s.key for s in self.service.pool.accounts if s.key.label == label)
         limit = Outcome(
             cls=OutcomeClass.RATE_LIMIT, scope=Scope.ACCOUNT, cooldown_s=seconds, signal="test"
         )
-        self.service.pool.mark_cooldown(key, limit, now=self.clock.now())
+        self.service.pool.health.mark_cooldown(key, limit, now=self.clock.now())
 
     def cooling(self) -> set[str]:
         now = self.clock.now()
         return {
             state.key.label
-            for state in self.service.pool.accounts()
+            for state in self.service.pool.accounts
             if state.disabled or any(c.active(now) for c in state.cooldowns.values())
         }
 

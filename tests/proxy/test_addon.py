@@ -67,7 +67,7 @@ async def load(tmp_path, monkeypatch, caplog):
 
 
 def keys(addon) -> list[str]:
-    return [str(state.key) for state in addon.service.pool.accounts()]
+    return [str(state.key) for state in addon.service.pool.accounts]
 
 
 async def started(addon) -> None:
@@ -91,7 +91,7 @@ async def test_accounts_of_the_file(load, caplog):
         "account-pool: ready with 2 accounts of ~/accounts.yaml: openai/work, anthropic/home"
     ]
     assert "sk-fake" not in caplog.text
-    assert [bool(s.credentials) for s in addon.service.pool.accounts()] == [True, True]
+    assert [bool(s.credentials) for s in addon.service.pool.accounts] == [True, True]
 
 
 async def test_accounts_of_the_environment(load, monkeypatch, caplog):
@@ -163,7 +163,7 @@ async def test_options_are_taken_over_while_it_runs(load):
     addon, tctx = load()
     tctx.options.update(pool_max_wait="3", pool_strategy="least-busy", pool_cooldown="60")
     assert addon.service.settings.limits.max_wait_s == 3.0
-    assert addon.service.pool.default_cooldown_s == 60.0
+    assert addon.service.pool.health.default_cooldown_s == 60.0
     tctx.options.update(pool_allow_remote=True)
     assert addon.service.settings.remote
     tctx.options.update(ssl_insecure=True)
@@ -212,7 +212,7 @@ async def test_credentials_of_an_account_removed_by_hand_are_dropped(load):
     """Its renewal goes on: an error there would end the task, and be printed."""
     addon, _ = load()
     key = AccountKey("openai", "work")
-    addon.service.pool.remove(key, now=addon.service.now())
+    addon.service.pool.accounts.remove(key, now=addon.service.now())
     addon._publish(key, {"key": Credential(kind="key", secret=Secret("x"))}, None, None)
     assert keys(addon) == ["anthropic/home"]
 
@@ -235,7 +235,7 @@ async def test_a_credential_that_comes_by_itself_is_waited_for(load, share, expe
     assert max_wait_s > 0
     again_in_s = None if share is None else share * max_wait_s
     addon._publish(key, {}, "no answer", again_in_s)
-    state = addon.service.pool.get(key)
+    state = addon.service.pool.accounts.get(key)
     assert (state.pending, state.passing) == expected
 
 

@@ -46,7 +46,7 @@ def keys() -> dict[str, Credential]:
 
 
 def key(service, label):
-    return next(s.key for s in service.pool.accounts() if s.key.label == label)
+    return next(s.key for s in service.pool.accounts if s.key.label == label)
 
 
 def test_commands_are_there_with_help(call):
@@ -54,7 +54,13 @@ def test_commands_are_there_with_help(call):
     with taddons.context() as tctx:
         tctx.master.commands.collect_commands(addon)
         names = {n for n in tctx.master.commands.commands if n.startswith("pool.")}
-        assert names >= {"pool.status", "pool.next", "pool.cooldown", "pool.clear", "pool.remove"}
+        assert names >= {
+            "pool.status",
+            "pool.next",
+            "pool.cooldown",
+            "pool.clear",
+            "pool.remove",
+        }
         for name in names:
             assert tctx.master.commands.commands[name].help
 
@@ -91,7 +97,7 @@ def test_status(call, service, clock):
         signal="429 code=insufficient_quota",
         evidence={"retry-after": "3600"},
     )
-    service.pool.mark_cooldown(key(service, "two"), quota, now=clock.now())
+    service.pool.health.mark_cooldown(key(service, "two"), quota, now=clock.now())
     lines = call("pool.status")
     assert lines[:6] == [
         "account     state                   in flight  served  sessions  left  why",
@@ -114,15 +120,17 @@ def test_status(call, service, clock):
 
 def test_status_of_one_model_of_a_full_and_of_a_disabled_account(call, service, clock):
     limit = Outcome(cls=OutcomeClass.RATE_LIMIT, scope=Scope.MODEL, cooldown_s=30, signal="429")
-    service.pool.mark_cooldown(key(service, "one"), limit, now=clock.now(), model="gpt-5")
+    service.pool.health.mark_cooldown(key(service, "one"), limit, now=clock.now(), model="gpt-5")
     refused = Outcome(cls=OutcomeClass.AUTH_INVALID, scope=Scope.ACCOUNT, signal="401")
-    service.pool.mark_failure(key(service, "two"), refused, now=clock.now())
+    service.pool.health.mark_failure(key(service, "two"), refused, now=clock.now())
     clock.advance(3)
     _, one, two, *_ = call("pool.status")
     assert "available" in one
     assert "gpt-5 on cooldown for 27 s: 429" in one
     assert "disabled 3 s ago" in two
-    service.pool.set_credentials(key(service, "one"), {}, now=clock.now(), problem="no such file")
+    service.pool.accounts.set_credentials(
+        key(service, "one"), {}, now=clock.now(), problem="no such file"
+    )
     assert "no such file" in call("pool.status")[1]
 
 
@@ -131,9 +139,9 @@ def test_status_shows_conversations_what_is_left_and_who_waits(call, service, cl
     for name in ("s", "t"):
         service.sessions.bind(name, one, clock.now())
     week = headroom.Window("7d", 0.62, clock.now(), reset_at=clock.now() + 9000.0)
-    service.pool.observe_headroom(one, [week], now=clock.now())
+    service.pool.health.observe_headroom(one, [week], now=clock.now())
     for label in ("one", "two"):
-        service.pool.mark_cooldown(key(service, label), LIMIT, now=clock.now())
+        service.pool.health.mark_cooldown(key(service, label), LIMIT, now=clock.now())
     attempts = Attempts(
         pool=service.pool, facts=FACTS, limits=Limits(max_wait_s=60), chance=lambda: 0.0
     )
@@ -147,10 +155,10 @@ def test_status_shows_conversations_what_is_left_and_who_waits(call, service, cl
 
 def test_status_says_how_cooldowns_ended(call, service, clock):
     one = key(service, "one")
-    service.pool.mark_cooldown(one, LIMIT, now=clock.now())
-    service.pool.mark_cooldown(one, LIMIT, now=clock.now())
+    service.pool.health.mark_cooldown(one, LIMIT, now=clock.now())
+    service.pool.health.mark_cooldown(one, LIMIT, now=clock.now())
     clock.advance(60)
-    service.pool.mark_cooldown(one, LIMIT, now=clock.now())
+    service.pool.health.mark_cooldown(one, LIMIT, now=clock.now())
     clock.advance(5)
     call("pool.clear", "openai/one")
     _, again, second, first = call("pool.status")[-4:]
@@ -169,7 +177,7 @@ def test_status_says_how_cooldowns_ended(call, service, clock):
 )
 def test_status_of_some(call, service, clock, only, shown):
     for label in ("one", "two"):
-        service.pool.mark_cooldown(key(service, label), LIMIT, now=clock.now())
+        service.pool.health.mark_cooldown(key(service, label), LIMIT, now=clock.now())
     lines = call("pool.status", only)
     table = lines[1 : lines.index("")]
     assert [line.split()[0] for line in table] == shown
@@ -179,7 +187,7 @@ def test_status_of_some(call, service, clock, only, shown):
 def test_a_model_a_client_has_named_forges_no_line(call, service, clock):
     forged = "m\nopenai/forged  available"
     limit = replace(LIMIT, scope=Scope.MODEL)
-    service.pool.mark_cooldown(key(service, "one"), limit, now=clock.now(), model=forged)
+    service.pool.health.mark_cooldown(key(service, "one"), limit, now=clock.now(), model=forged)
     assert "m?openai/forged  available on cooldown for 30 s" in call("pool.status")[1]
     assert all(line.isprintable() for line in call("pool.status"))
 
@@ -187,7 +195,7 @@ def test_a_model_a_client_has_named_forges_no_line(call, service, clock):
 def test_status_of_one_account_is_whole(call, service, clock):
     evidence = {f"x-ratelimit-{number}": "0" for number in range(5)}
     limit = replace(LIMIT, cooldown_s=None, evidence=evidence)
-    service.pool.mark_cooldown(key(service, "one"), limit, now=clock.now())
+    service.pool.health.mark_cooldown(key(service, "one"), limit, now=clock.now())
     assert call("pool.status")[1].endswith("x-ratelimit-2: 0; no reset was named")
     assert call("pool.status", "openai/one")[1].endswith("x-ratelimit-4: 0; no reset was named")
 
@@ -204,8 +212,8 @@ def test_status_of_an_empty_pool():
 
 
 def test_next(call, service, clock):
-    service.pool.remove(key(service, "two"), now=clock.now())
-    service.pool.add(account("two"), keys(), now=clock.now())
+    service.pool.accounts.remove(key(service, "two"), now=clock.now())
+    service.pool.accounts.add(account("two"), keys(), now=clock.now())
     assert call("pool.next", "openai") == "openai/two"
 
 
@@ -225,7 +233,7 @@ def test_cooldown_and_clear(call, service, clock):
 
 def test_clear_enables_again(call, service, clock):
     refused = Outcome(cls=OutcomeClass.FORBIDDEN_ACCOUNT, scope=Scope.ACCOUNT, signal="403")
-    service.pool.mark_failure(key(service, "one"), refused, now=clock.now())
+    service.pool.health.mark_failure(key(service, "one"), refused, now=clock.now())
     call("pool.clear", "openai/one")
     assert "available" in call("pool.status")[1]
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from account_pool.core import snapshot
 from account_pool.core.attempts import Attempts, Limits
 from account_pool.core.broken import Broken
 from account_pool.core.decisions import By
@@ -64,7 +65,7 @@ class Told:
 
     @property
     def keys(self):
-        return [state.key for state in self.pool.accounts()]
+        return [state.key for state in self.pool.accounts]
 
 
 def test_an_ordinary_request_is_no_line():
@@ -99,7 +100,7 @@ def test_the_last_refusal_is_one_warning():
 def test_an_account_that_was_removed_since():
     told = Told("one")
     attempts = told.request()
-    told.pool.remove(told.keys[0], now=told.clock.now())
+    told.pool.accounts.remove(told.keys[0], now=told.clock.now())
     attempts.refused(QUOTA, told.clock.now())
     assert told.lines == [
         "WARNING openai/one: 429 quota: delivered to the client (429 code=insufficient_quota)"
@@ -120,9 +121,9 @@ def test_what_is_disabled_after_its_failover_was_told_is_a_line_more():
 
 def test_what_people_do_is_a_line():
     told = Told("one")
-    told.pool.mark_cooldown(told.keys[0], QUOTA, now=told.clock.now(), by=By.HAND)
+    told.pool.health.mark_cooldown(told.keys[0], QUOTA, now=told.clock.now(), by=By.HAND)
     told.advance(60)
-    told.pool.clear_cooldown(told.keys[0], now=told.clock.now())
+    told.pool.accounts.clear_cooldown(told.keys[0], now=told.clock.now())
     assert told.lines == [
         "INFO openai/one: on cooldown for 2 h, by hand",
         "INFO openai/one: back in use, 119 min early, by hand (429 code=insufficient_quota)",
@@ -132,12 +133,12 @@ def test_what_people_do_is_a_line():
 @pytest.mark.parametrize(("waited", "lines"), [(0.5, 0), (12.0, 1)])
 def test_a_wait_is_told_when_it_was_long(waited, lines):
     told = Told("one", max_wait_s=30.0)
-    told.pool.mark_cooldown(told.keys[0], QUOTA, now=told.clock.now())
-    told.pool.clear_cooldown(told.keys[0], now=told.clock.now())
+    told.pool.health.mark_cooldown(told.keys[0], QUOTA, now=told.clock.now())
+    told.pool.accounts.clear_cooldown(told.keys[0], now=told.clock.now())
     limit = Outcome(
         cls=OutcomeClass.RATE_LIMIT, scope=Scope.ACCOUNT, cooldown_s=waited, signal="429"
     )
-    told.pool.mark_cooldown(told.keys[0], limit, now=told.clock.now())
+    told.pool.health.mark_cooldown(told.keys[0], limit, now=told.clock.now())
     told.lines.clear()
     attempts = told.request()
     told.advance(waited)
@@ -174,7 +175,7 @@ def test_fifty_at_once_are_two_lines():
     told.advance(REPEAT_S)
     assert len(told.lines) == 2
     assert told.lines[1].endswith(" [49 more times in 5 s]")
-    told.pool.clear_cooldown(told.keys[0], now=told.clock.now())
+    told.pool.accounts.clear_cooldown(told.keys[0], now=told.clock.now())
     told.request().refused(QUOTA, told.clock.now())
     assert told.lines[-1].endswith("-> openai/two (429 code=insufficient_quota)")
 
@@ -182,18 +183,18 @@ def test_fifty_at_once_are_two_lines():
 def test_what_is_restored_at_the_start_is_told_elsewhere():
     told = Told("one")
     now = told.clock.now()
-    told.pool.mark_cooldown(told.keys[0], QUOTA, now=now)
-    saved = told.pool.snapshot(now=now, wall_now=now)
+    told.pool.health.mark_cooldown(told.keys[0], QUOTA, now=now)
+    saved = snapshot.take(told.pool.accounts, now=now, wall_now=now)
     other = Told("one")
-    other.pool.restore(saved, now=now, wall_now=now)
+    snapshot.restore(other.pool.accounts, saved, now=now, wall_now=now)
     assert other.lines == []
     assert len(other.pool.decisions) == 1
 
 
 def test_records_have_wall_time():
     service = service_of("one")
-    (key,) = [state.key for state in service.pool.accounts()]
-    service.pool.mark_cooldown(key, QUOTA, now=service.now())
+    (key,) = [state.key for state in service.pool.accounts]
+    service.pool.health.mark_cooldown(key, QUOTA, now=service.now())
     (record,) = service.pool.decisions
     assert record.as_dict(service.now())["at"] == service.wall_now()
 
@@ -201,8 +202,8 @@ def test_records_have_wall_time():
 async def test_nobody_waits_for_the_log(caplog):
     caplog.set_level(logging.INFO)
     service = service_of("one")
-    service.pool.mark_cooldown(
-        next(iter(service.pool.accounts())).key, QUOTA, now=service.now(), by=By.HAND
+    service.pool.health.mark_cooldown(
+        next(iter(service.pool.accounts)).key, QUOTA, now=service.now(), by=By.HAND
     )
     assert caplog.text == ""
     await asyncio.sleep(0)
@@ -241,7 +242,7 @@ def test_an_echoed_credential_is_in_no_record_line_or_table(
 ):
     clock = FakeClock()
     service = service_of("one", "two", providers=[provider], clock=clock)
-    for state in service.pool.accounts():
+    for state in service.pool.accounts:
         held = state.credentials["key"]
         held.secret._value = secret
     echo = shown(secret)
@@ -264,7 +265,7 @@ def test_an_echoed_credential_is_in_no_record_line_or_table(
     attempts.refused(outcome, clock.now())
     records = json.dumps([d.as_dict(clock.now()) for d in service.pool.decisions])
     table = status.lines(
-        service.pool.accounts(), service.sessions, service.pool.decisions, clock.now()
+        service.pool.accounts, service.sessions, service.pool.decisions, clock.now()
     )
     everything = "\n".join([records, *lines, *table]).lower()
     assert secret not in everything

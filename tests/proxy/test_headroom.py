@@ -39,7 +39,7 @@ SNAPSHOTS = {"copilot_quota_snapshots": {"chat": "ent=500&rem=80.0"}, "choices":
 
 def left(rig, label: str = "one") -> str:
     """What is known of an account, as it is shown."""
-    (state,) = [s for s in rig.service.pool.accounts() if s.key.label == label]
+    (state,) = [s for s in rig.service.pool.accounts if s.key.label == label]
     return shown(state.headroom.windows.values(), rig.clock.now())
 
 
@@ -75,11 +75,11 @@ def test_an_account_that_is_removed_meanwhile_teaches_nothing(rig_of):
     rig = rig_of("one")
     rig.send(post1())
     pool = rig.service.pool
-    (state,) = pool.accounts()
-    pool.remove(state.key, now=rig.clock.now())
+    (state,) = pool.accounts
+    pool.accounts.remove(state.key, now=rig.clock.now())
     rig.server.send(http1(200, OK_BODY, [JSON, *TOLD]))
     assert rig.answers[-1].status == 200
-    pool.add(account("one"), {}, now=rig.clock.now())
+    pool.accounts.add(account("one"), {}, now=rig.clock.now())
     assert left(rig) == ""
 
 

@@ -71,7 +71,7 @@ async def ask(addon: AccountPool, path: str, body=None):
 
 
 def keys(addon: AccountPool) -> list[str]:
-    return [str(state.key) for state in addon.service.pool.accounts()]
+    return [str(state.key) for state in addon.service.pool.accounts]
 
 
 def named(label: str) -> dict[str, str]:
@@ -135,7 +135,7 @@ async def test_disabled_by_hand_outlives_a_restart(start, caplog):
     pool = await ask(again, "/account-pool")
     assert [account["state"] for account in pool["accounts"]] == ["disabled", "available"]
     await ask(again, "/account-pool/enable", named("one"))
-    assert next(iter(again.service.pool.accounts())).enabled
+    assert next(iter(again.service.pool.accounts)).enabled
 
 
 async def test_the_command(start, tmp_path):

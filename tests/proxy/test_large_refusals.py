@@ -103,7 +103,7 @@ def test_what_it_says_at_its_end_is_understood(rig_of, encoding, size):
     sent(rig, http1(429, PACK[encoding](refusal(size, "insufficient_quota")), encoded(encoding)))
     rig.server.send(OK)
     assert rig.received == OK
-    state = next(iter(rig.service.pool.accounts()))
+    state = next(iter(rig.service.pool.accounts))
     assert "insufficient_quota" in state.cooldowns[None].cause.signal
 
 

@@ -21,9 +21,9 @@ LONG_LIMIT = http1(
 
 def disable(rig, cls=OutcomeClass.AUTH_INVALID) -> None:
     """Take all accounts out of use, as an earlier run has left them."""
-    for state in list(rig.service.pool.accounts()):
+    for state in list(rig.service.pool.accounts):
         cause = Outcome(cls=cls, scope=Scope.ACCOUNT, signal="of an earlier run")
-        rig.service.pool.mark_failure(state.key, cause, now=rig.clock.now())
+        rig.service.pool.health.mark_failure(state.key, cause, now=rig.clock.now())
 
 
 def test_all_disabled_repeat_what_the_last_of_them_was_told(rig_of):
@@ -45,9 +45,9 @@ def test_the_words_of_the_account_that_was_disabled(rig_of):
     rig.send(post1())
     rig.server.send(DEAD_KEY)
     rig.server.send(OK)
-    first, second = rig.service.pool.accounts()
+    first, second = rig.service.pool.accounts
     assert first.disabled is not None
-    rig.service.pool.remove(second.key, now=rig.clock.now())
+    rig.service.pool.accounts.remove(second.key, now=rig.clock.now())
     rig.send(post1())
     answer = rig.answers[-1]
     assert (answer.status, answer.body) == (401, KEY_BODY)
@@ -71,9 +71,9 @@ def test_where_nobody_remembers_the_envelope_says_it(rig_of, cls, status):
 
 def test_money_is_told_as_money(rig_of):
     rig = rig_of("one")
-    (state,) = rig.service.pool.accounts()
+    (state,) = rig.service.pool.accounts
     cause = Outcome(cls=OutcomeClass.QUOTA, scope=Scope.ACCOUNT, money=True, signal="429")
-    rig.service.pool.mark_cooldown(state.key, cause, now=rig.clock.now())
+    rig.service.pool.health.mark_cooldown(state.key, cause, now=rig.clock.now())
     rig.send(post1())
     (answer,) = rig.answers
     assert (answer.status, json.loads(answer.body)["error"]["code"]) == (429, "insufficient_quota")

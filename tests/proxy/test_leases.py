@@ -232,7 +232,7 @@ def test_hanging_up_with_the_last_event_is_a_success(rig_of, returned):
     rig.server.send(EVENTS + chunk(DELTA) + chunk(DONE))
     rig.leave()
     gone(rig, returned, ["ok"])
-    assert next(iter(rig.service.pool.accounts())).served == 1
+    assert next(iter(rig.service.pool.accounts)).served == 1
 
 
 def test_after_the_last_byte(rig_of, returned):
@@ -425,10 +425,10 @@ class Play:
             rig.complete(error="refused" if self.chance.random() < 0.1 else None)
 
     def time(self, rig: Rig) -> None:
-        for state in self.service.pool.accounts():
+        for state in self.service.pool.accounts:
             # Else everybody would rest for most of the play.
             if self.chance.random() < 0.2:
-                self.service.pool.clear_cooldown(state.key, now=self.clock.now())
+                self.service.pool.accounts.clear_cooldown(state.key, now=self.clock.now())
         seconds = self.chance.choice([0.1, 0.3, 1.0, 6.0])
         self.clock.advance(seconds)
         for each in self.rigs:
@@ -479,6 +479,6 @@ def test_by_chance(monkeypatch, caplog, seed):
         play.end(rig)
     assert play.asked > 500
     assert {200, 429} <= play.statuses
-    assert [s.in_flight for s in play.service.pool.accounts()] == [0] * 4
+    assert [s.in_flight for s in play.service.pool.accounts] == [0] * 4
     assert not play.service._under_way
     assert "internal error" not in caplog.text

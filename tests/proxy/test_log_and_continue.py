@@ -62,7 +62,7 @@ def broken(request, monkeypatch, caplog):
 
 
 def at_rest(rig):
-    return all(state.in_flight == 0 for state in rig.service.pool.accounts())
+    return all(state.in_flight == 0 for state in rig.service.pool.accounts)
 
 
 @pytest.mark.usefixtures("broken")

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from account_pool.core import snapshot
 from account_pool.core.account import Account, AccountKey
 from account_pool.core.credential import Secret
 from account_pool.core.errors import NoUsableAccount
@@ -87,21 +88,21 @@ def begin(path: Path, clock: FakeClock) -> Iterator[Begin]:
 def cools(service: Service, key: AccountKey = ONE) -> float:
     """How long *key* cools, in whole seconds."""
     now = service.now()
-    return round(max(service.pool.get(key).cooling_until(None, now) - now, 0.0))
+    return round(max(service.pool.accounts.get(key).cooling_until(None, now) - now, 0.0))
 
 
 def limit(service: Service, key: AccountKey = ONE) -> None:
-    service.pool.mark_cooldown(key, LIMIT, now=service.now())
+    service.pool.health.mark_cooldown(key, LIMIT, now=service.now())
 
 
 async def test_what_was_written_is_there_without_an_ending(begin: Begin, clock: FakeClock) -> None:
     service, kept = begin()
     limit(service)
-    service.pool.mark_failure(TWO, FORBIDDEN, now=service.now())
+    service.pool.health.mark_failure(TWO, FORBIDDEN, now=service.now())
     await kept._round()
     again, _ = begin()
     assert cools(again) == 600
-    disabled = again.pool.get(TWO).disabled
+    disabled = again.pool.accounts.get(TWO).disabled
     assert disabled is not None and disabled.signal == "403 suspended"
     clock.advance(601)
     assert cools(again) == 0
@@ -138,7 +139,7 @@ async def test_it_writes_by_itself_when_something_has_changed(begin: Begin, path
     kept.start()
     limit(service)
     other = SqliteState(path)
-    unknown = service_of("one").pool.snapshot(now=0, wall_now=0).accounts
+    unknown = snapshot.take(service_of("one").pool.accounts, now=0, wall_now=0).accounts
     while not other.exchange(unknown, [ONE], wall_now=0).accounts[0].cooldowns:
         # The other thread writes meanwhile.
         await asyncio.sleep(0)
@@ -151,7 +152,7 @@ async def test_one_takes_over_what_another_has_learnt_and_released(begin: Begin)
     await here._round()
     await there._round()
     assert cools(theirs) == 600
-    theirs.pool.clear_cooldown(ONE, now=theirs.now())
+    theirs.pool.accounts.clear_cooldown(ONE, now=theirs.now())
     await there._round()
     await here._round()
     assert cools(mine) == 0
@@ -159,7 +160,7 @@ async def test_one_takes_over_what_another_has_learnt_and_released(begin: Begin)
         await here._round()
         await there._round()
     assert (cools(mine), cools(theirs)) == (0, 0)
-    assert not mine.pool.dirty and not theirs.pool.dirty
+    assert not mine.pool.accounts.dirty and not theirs.pool.accounts.dirty
 
 
 async def test_accounts_that_only_another_has_are_left_to_it(begin: Begin) -> None:
@@ -175,14 +176,14 @@ async def test_an_account_that_was_removed_is_as_it_was_when_it_comes_back(begin
     service, kept = begin()
     limit(service)
     await kept._round()
-    account = service.pool.remove(ONE, now=service.now())
+    account = service.pool.accounts.remove(ONE, now=service.now())
     await kept._round()
     for _ in range(2):
-        service.pool.add(account, now=service.now())
+        service.pool.accounts.add(account, now=service.now())
         await kept._round()
         assert cools(service) == 600
         # The second time it is away for less than a write.
-        service.pool.remove(ONE, now=service.now())
+        service.pool.accounts.remove(ONE, now=service.now())
     await kept._round()
     assert cools(begin()[0]) == 600
 
@@ -190,17 +191,17 @@ async def test_an_account_that_was_removed_is_as_it_was_when_it_comes_back(begin
 async def test_one_that_comes_back_with_another_credential_is_new(begin: Begin) -> None:
     service, kept = begin()
     limit(service)
-    service.pool.get(ONE).source = "old"
+    service.pool.accounts.get(ONE).source = "old"
     service.pins.remember(ONE, "resp_1", service.wall_now())
     await kept._round()
     again = service_of("one", "two")
-    again.pool.get(ONE).source = "new"
+    again.pool.accounts.get(ONE).source = "new"
     restored = persistence.begin(kept._source, again)
     restored.stop()
     assert cools(again) == 0
     assert again.pins.owner("openai", "resp_1") is None
     third = service_of("one", "two")
-    third.pool.get(ONE).source = "new"
+    third.pool.accounts.get(ONE).source = "new"
     restored = persistence.begin(kept._source, third)
     restored.stop()
     assert third.pins.owner("openai", "resp_1") is None
@@ -617,7 +618,7 @@ async def test_max_concurrent_holds_for_both(begin: Begin) -> None:
     lease = mine.pool.acquire(FACTS, now=mine.now())
     await here._round()
     await there._round()
-    assert theirs.pool.get(ONE).in_flight_remote == 1
+    assert theirs.pool.accounts.get(ONE).in_flight_remote == 1
     with pytest.raises(NoUsableAccount):
         theirs.pool.acquire(FACTS, now=theirs.now())
     mine.pool.release(lease, None, now=mine.now())
@@ -633,11 +634,11 @@ async def test_what_a_killed_proxy_held_is_free_after_a_grace(
     mine.pool.acquire(FACTS, now=mine.now())
     await here._round()
     await there._round()
-    assert theirs.pool.get(ONE).in_flight_remote == 1
+    assert theirs.pool.accounts.get(ONE).in_flight_remote == 1
     assert len(there.others) == 1
     clock.advance(GRACE_S)
     await there._round()
-    assert theirs.pool.get(ONE).in_flight_remote == 0
+    assert theirs.pool.accounts.get(ONE).in_flight_remote == 0
     assert there.others == ()
 
 
@@ -659,7 +660,7 @@ async def test_what_a_proxy_held_that_is_known_to_be_dead_is_free_at_once(
         other.commit()
     service, kept = begin(LONE)
     await kept._round()
-    assert service.pool.get(ONE).in_flight_remote == held
+    assert service.pool.accounts.get(ONE).in_flight_remote == held
     dead._database.close()
 
 
@@ -681,7 +682,7 @@ async def test_what_must_not_be_lost_is_not_held_back(begin: Begin) -> None:
     assert not kept._urgent.is_set(), "a count may wait"
     for learn in (
         lambda: limit(service),
-        lambda: service.pool.clear_cooldown(ONE, now=service.now()),
+        lambda: service.pool.accounts.clear_cooldown(ONE, now=service.now()),
         lambda: service.sessions.bind("a", ONE, service.now()),
         lambda: service.pins.remember(ONE, "resp_1", service.wall_now()),
     ):
@@ -697,9 +698,9 @@ async def test_in_memory_it_counts_and_remembers_who_comes_back() -> None:
     limit(service)
     service.counters["usage"].add(("today",), {"requests": 1})
     await kept._round()
-    account = service.pool.remove(ONE, now=service.now())
+    account = service.pool.accounts.remove(ONE, now=service.now())
     await kept._round()
-    service.pool.add(account, now=service.now())
+    service.pool.accounts.add(account, now=service.now())
     await kept._round()
     assert cools(service) == 600
     assert await kept.read_counts("usage") == {("today",): {"requests": 1}}
@@ -711,7 +712,7 @@ def test_who_is_out_of_use_since_before_is_said(
 ) -> None:
     caplog.set_level(logging.INFO)
     service, kept = begin()
-    service.pool.mark_failure(TWO, FORBIDDEN, now=service.now())
+    service.pool.health.mark_failure(TWO, FORBIDDEN, now=service.now())
     kept.stop()
     begin()
     assert (
@@ -780,7 +781,7 @@ async def test_a_write_of_nothing_that_fails_is_an_error_of_ours(begin):
     _, kept = begin()
     await kept._round()
     kept._store = Picky(kept._store, lambda *_: True, ValueError())
-    kept._pool.dirty.add(AccountKey("openai", "of another proxy"))
+    kept._pool.accounts.dirty.add(AccountKey("openai", "of another proxy"))
     with pytest.raises(ValueError, match=r"^$"):
         await kept._round()
 

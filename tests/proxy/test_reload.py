@@ -65,11 +65,11 @@ async def addon(file, tmp_path, monkeypatch, caplog):
 
 
 def keys(addon) -> list[str]:
-    return [str(state.key) for state in addon.service.pool.accounts()]
+    return [str(state.key) for state in addon.service.pool.accounts]
 
 
 def secret(addon, key) -> str:
-    return addon.service.pool.get(key).credentials["key"].secret.reveal()
+    return addon.service.pool.accounts.get(key).credentials["key"].secret.reveal()
 
 
 async def test_accounts_come_and_go(addon, file):
@@ -82,17 +82,17 @@ async def test_accounts_come_and_go(addon, file):
 
 async def test_cooldowns_credentials_and_leases_of_those_that_stay_are_kept(addon, file):
     pool, now = addon.service.pool, addon.service.now()
-    pool.mark_cooldown(ONE, LIMIT, now=now)
+    pool.health.mark_cooldown(ONE, LIMIT, now=now)
     lease = pool.acquire(FACTS, now=now)
-    credential = pool.get(SECOND).credentials["key"]
+    credential = pool.accounts.get(SECOND).credentials["key"]
     file.write_text(TWO.replace("label: two", "label: two, weight: 3, priority: 2"))
     assert addon.reload() == "changed openai/two"
-    assert pool.get(ONE).cooling_until(None, now) > now + 3000
-    state = pool.get(SECOND)
+    assert pool.accounts.get(ONE).cooling_until(None, now) > now + 3000
+    state = pool.accounts.get(SECOND)
     assert (state.account.weight, state.in_flight) == (3, 1)
     assert state.credentials["key"] is credential
     pool.release(lease, None, now=now)
-    assert pool.get(SECOND).in_flight == 0
+    assert pool.accounts.get(SECOND).in_flight == 0
 
 
 async def test_a_lease_of_an_account_that_goes_ends_in_peace(addon, file):
@@ -101,7 +101,7 @@ async def test_a_lease_of_an_account_that_goes_ends_in_peace(addon, file):
     file.write_text(TWO.replace(lease.key.label, "other"))
     addon.reload()
     pool.release(lease, None, now=now)
-    assert lease.key.label not in {state.key.label for state in pool.accounts()}
+    assert lease.key.label not in {state.key.label for state in pool.accounts}
 
 
 async def test_a_token_that_changed_is_used(addon, file):
@@ -114,8 +114,8 @@ async def test_a_token_that_changed_is_used(addon, file):
 async def test_what_was_said_of_the_old_token_is_not_said_of_the_new(addon, file):
     pool, service = addon.service.pool, addon.service
     now = service.now()
-    pool.mark_cooldown(ONE, replace(LIMIT, owner="org-1"), now=now)
-    pool.mark_failure(SECOND, FORBIDDEN, now=now)
+    pool.health.mark_cooldown(ONE, replace(LIMIT, owner="org-1"), now=now)
+    pool.health.mark_failure(SECOND, FORBIDDEN, now=now)
     service._refusals[ONE] = StoredRefusal(429, (), b"")
     file.write_text(TWO.replace("-one-", "-first-").replace("-two-", "-second-"))
     assert addon.reload() == "new credential for openai/one, openai/two"
@@ -123,20 +123,20 @@ async def test_what_was_said_of_the_old_token_is_not_said_of_the_new(addon, file
         "sk-fake-first-000",
         "sk-fake-second-000",
     ]
-    assert pool.summary(now=service.now())["available"] == 2
-    assert pool.owner_of(ONE) is None
+    assert pool.accounts.summary(now=service.now())["available"] == 2
+    assert pool.accounts.owners.of(ONE) is None
     assert service.remembered(ONE) is None
 
 
 async def test_a_token_that_changed_while_the_account_was_off_is_new(addon, file):
     pool = addon.service.pool
-    pool.mark_failure(SECOND, FORBIDDEN, now=addon.service.now())
+    pool.health.mark_failure(SECOND, FORBIDDEN, now=addon.service.now())
     off = TWO.replace("label: two", "label: two, enabled: false")
     file.write_text(off)
     assert addon.reload() == "changed openai/two"
     file.write_text(TWO.replace("sk-fake-two-000", "sk-fake-new-000"))
     assert addon.reload() == "changed openai/two; new credential for openai/two"
-    assert pool.get(SECOND).enabled
+    assert pool.accounts.get(SECOND).enabled
     assert secret(addon, SECOND) == "sk-fake-new-000"
 
 
@@ -144,11 +144,11 @@ async def test_accounts_are_switched_off_and_on(addon, file):
     pool, now = addon.service.pool, addon.service.now()
     file.write_text(TWO.replace("label: one", "label: one, enabled: false"))
     addon.reload()
-    assert not pool.get(ONE).enabled
+    assert not pool.accounts.get(ONE).enabled
     assert {pool.acquire(FACTS, now=now).key for _ in range(2)} == {SECOND}
     file.write_text(TWO)
     addon.reload()
-    assert pool.get(ONE).enabled
+    assert pool.accounts.get(ONE).enabled
     assert secret(addon, ONE) == "sk-fake-one-000"
 
 
@@ -251,9 +251,9 @@ async def test_a_token_that_changed_while_no_proxy_ran_is_new(file, tmp_path, mo
             tctx.master.addons.add(addon)
             tctx.configure(addon)
             pool, now = addon.service.pool, addon.service.now()
-            cooling.append([key.label for key in (ONE, SECOND) if pool.get(key).cooldowns])
+            cooling.append([key.label for key in (ONE, SECOND) if pool.accounts.get(key).cooldowns])
             for key in (ONE, SECOND):
-                pool.mark_cooldown(key, LIMIT, now=now)
+                pool.health.mark_cooldown(key, LIMIT, now=now)
             tctx.master.should_exit.set()
             addon.done()
     assert cooling == [[], ["one"], ["one", "two"]]
@@ -275,7 +275,7 @@ def reload_script(addon) -> AccountPool:
 
 async def test_a_reload_of_the_script_keeps_all_there_is(addon, file, caplog):
     service, pool, now = addon.service, addon.service.pool, addon.service.now()
-    pool.mark_cooldown(ONE, LIMIT, now=now)
+    pool.health.mark_cooldown(ONE, LIMIT, now=now)
     lease = pool.acquire(FACTS, now=now)
     service.sessions.bind("a", SECOND, now)
     service.pins.remember(SECOND, "resp_1", service.wall_now())
@@ -285,12 +285,12 @@ async def test_a_reload_of_the_script_keeps_all_there_is(addon, file, caplog):
         await asyncio.sleep(0)  # whoever was dropped for good would end now
     assert again.service is service
     assert service.settings.limits.max_attempts == 3
-    assert pool.get(ONE).cooling_until(None, now) > now + 3000
-    assert pool.get(SECOND).in_flight == 1
+    assert pool.accounts.get(ONE).cooling_until(None, now) > now + 3000
+    assert pool.accounts.get(SECOND).in_flight == 1
     assert service.sessions.peek("a", now).account == SECOND
     assert service.pins.owner("openai", "resp_1") == SECOND
     pool.release(lease, Outcome(cls=OutcomeClass.OK, scope=Scope.NONE), now=now)
-    assert (pool.get(SECOND).in_flight, pool.get(SECOND).served) == (0, 1)
+    assert (pool.accounts.get(SECOND).in_flight, pool.accounts.get(SECOND).served) == (0, 1)
     await again._reading
     assert "reloaded: no account changed" in caplog.text
     # The keeper and the file are still looked after.

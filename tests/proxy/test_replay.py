@@ -85,7 +85,7 @@ async def world():
         with taddons.context(Proxyserver(), ClientPlayback()) as tctx:
             async with server:
                 yield upstream, service, tctx
-        assert sum(state.in_flight for state in service.pool.accounts()) == 0
+        assert sum(state.in_flight for state in service.pool.accounts) == 0
         assert not service._under_way
 
     return build

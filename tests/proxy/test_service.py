@@ -173,7 +173,7 @@ def test_only_the_vendor_says_whose_limits_an_account_has(host, owner):
     lease = service.pool.acquire(call.facts(request()), now=0)
     answer = http.Response.make(200, headers={"openai-organization": "acme"})
     service.learn_owner(call.provider, lease, answer)
-    assert service.pool.owner_of(lease.key) == owner
+    assert service.pool.accounts.owners.of(lease.key) == owner
 
 
 def test_swap_is_made_once_per_credential():
@@ -184,7 +184,7 @@ def test_swap_is_made_once_per_credential():
     swap = service.swap(call.provider, lease)
     assert service.swap(call.provider, lease) is swap
     key = lease.key
-    service.pool.set_credentials(
+    service.pool.accounts.set_credentials(
         key, {"key": Credential(kind="key", secret=Secret("sk-new"))}, now=0
     )
     other = service.pool.acquire(facts, now=0)
@@ -204,7 +204,7 @@ def test_attempts_under_way_end_with_their_client():
     assert isinstance(attempts.begin(0.0), Send)
     service.client_gone(client)
     assert attempts.over
-    assert service.pool.summary(now=0.0)["in_flight"] == 0
+    assert service.pool.accounts.summary(now=0.0)["in_flight"] == 0
     service.end(client, attempts)
     service.client_gone(client)
     assert not service._under_way
@@ -244,7 +244,7 @@ async def test_a_wait_ends_when_it_is_called():
     ticket = in_line(service)
     waiting = asyncio.create_task(service.carry_out(pause_of(Wait(service.now() + 3600, ticket))))
     await asyncio.sleep(0)
-    service.pool.add(account("two"), {}, now=0)
+    service.pool.accounts.add(account("two"), {}, now=0)
     await waiting
     assert service.pool.stop_waiting(ticket) is not None
 
@@ -324,7 +324,7 @@ async def test_local_answers():
 
 def test_refusals_are_remembered_by_account():
     service = service_of("one")
-    key = next(iter(service.pool.accounts())).key
+    key = next(iter(service.pool.accounts)).key
     assert service.remembered(key) is None
     assert service.remembered(None) is None
     reader = ResponseReader(http.Response.make(429, b"", {"x": "sk-fake"}), openai.PROVIDER)

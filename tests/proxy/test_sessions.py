@@ -55,7 +55,7 @@ def test_what_continues_an_answer_goes_to_the_account_that_made_it(body, headers
 def lease_on_second(service):
     """Return a lease on the second account."""
     facts = opened(service).facts(request())
-    key = [state.key for state in service.pool.accounts()][1]
+    key = [state.key for state in service.pool.accounts][1]
     return service.pool.acquire(facts, now=service.now(), only=key)
 
 
@@ -96,7 +96,7 @@ def test_a_token_goes_back_to_the_account_that_issued_it_or_not_at_all():
     issued = http.Response.make(200, b"", {"x-codex-turn-state": "state"})
     service.learn_tokens(openai.PROVIDER, two, issued)
     facts = call.facts(made)
-    key_one = next(iter(service.pool.accounts())).key
+    key_one = next(iter(service.pool.accounts)).key
     one = service.pool.acquire(facts, now=service.now(), only=key_one)
     sent = {}
     for lease in (one, two):
@@ -112,7 +112,7 @@ def test_a_session_of_copilot_is_ours_where_one_of_ours_opened_it(name):
     service = service_of("one", "two", providers=[copilot.PROVIDER], kind="copilot")
     made = request("/chat/completions", **{name: "token"})
     assert opened(service, made, PLAN).route is Route.PASS
-    key_two = [state.key for state in service.pool.accounts()][1]
+    key_two = [state.key for state in service.pool.accounts][1]
     service.pins.remember(key_two, "token", service.wall_now())
     made = request("/chat/completions", **{name: "token"})
     call = opened(service, made, PLAN)
@@ -124,7 +124,7 @@ def test_a_session_of_copilot_is_ours_where_one_of_ours_opened_it(name):
 
 def test_what_an_account_made_is_forgotten_with_it():
     service = service_of("one")
-    key = next(iter(service.pool.accounts())).key
+    key = next(iter(service.pool.accounts)).key
     service.pins.remember(key, "resp_1", service.wall_now())
     service.forget(key)
     assert len(service.pins) == 0

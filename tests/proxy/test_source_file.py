@@ -67,7 +67,7 @@ async def addon(here, caplog):
 
 
 def keys(addon) -> list[str]:
-    return [str(state.key) for state in addon.service.pool.accounts()]
+    return [str(state.key) for state in addon.service.pool.accounts]
 
 
 async def test_your_own_file_is_picked_up_when_it_appears(addon, caplog):

@@ -144,7 +144,7 @@ def test_compressed_refusals_are_understood(rig_of, encoding, encode, chunked):
     rig.server.send(http1(429, body, [JSON, f"content-encoding: {encoding}"], chunked=chunked))
     rig.server.send(OK)
     ok(rig)
-    state = next(iter(rig.service.pool.accounts()))
+    state = next(iter(rig.service.pool.accounts))
     assert "insufficient_quota" in state.cooldowns[None].cause.signal
 
 
@@ -269,7 +269,7 @@ def test_what_all_accounts_refuse_disables_nobody(rig_of):
     rig.server.send(DEAD_KEY)
     assert rig.answers[0].status == 401
     assert rig.cooling() == {"one", "two"}
-    assert all(state.enabled for state in rig.service.pool.accounts())
+    assert all(state.enabled for state in rig.service.pool.accounts)
     assert rig.keys == [ONE, TWO]
 
 
@@ -280,7 +280,7 @@ def test_a_good_account_behind_dead_ones_is_asked(rig_of):
     rig.server.send(DEAD_KEY)
     rig.server.send(OK)
     ok(rig)
-    assert [state.enabled for state in rig.service.pool.accounts()] == [False, False, True]
+    assert [state.enabled for state in rig.service.pool.accounts] == [False, False, True]
 
 
 def test_an_echoed_credential_does_not_reach_the_client(rig_of):
@@ -1521,7 +1521,7 @@ def test_a_pool_that_fails_is_answered_locally(rig_of, clock, caplog, monkeypatc
     if part == "release":
         rig.server.send(LIMITED)
         assert rig.answers[0].status == 500
-        next(iter(rig.service.pool.accounts())).in_flight = 0
+        next(iter(rig.service.pool.accounts)).in_flight = 0
         return
     assert_failed_locally(rig, caplog)
     assert rig.opened == []
@@ -1591,7 +1591,7 @@ def test_an_account_that_may_not_serve_the_model_is_not_asked(rig_of, clock):
 def test_an_account_removed_while_it_serves(rig_of):
     rig = rig_of()
     rig.send(post1())
-    rig.service.pool.remove(next(iter(rig.service.pool.accounts())).key, now=0.0)
+    rig.service.pool.accounts.remove(next(iter(rig.service.pool.accounts)).key, now=0.0)
     rig.server.send(LIMITED)
     assert rig.keys == [ONE, TWO]
     rig.server.send(OK)

@@ -123,12 +123,14 @@ class Actions:
     def clear_cooldown(self, provider: str, label: str) -> tuple[AccountState, list[Cooldown]]:
         """End every cooldown and disabling of an account; return it and what ended."""
         state = self.get(provider, label)
-        return state, self.service.pool.clear_cooldown(state.key, now=self.service.now())
+        return state, self.service.pool.accounts.clear_cooldown(state.key, now=self.service.now())
 
     def disable(self, provider: str, label: str) -> AccountState:
         """Disable an account until somebody enables it, across restarts too. Raises ApiError."""
         state = self.get(provider, label)
-        self.service.pool.mark_failure(state.key, _BY_HAND, now=self.service.now(), by=By.HAND)
+        self.service.pool.health.mark_failure(
+            state.key, _BY_HAND, now=self.service.now(), by=By.HAND
+        )
         return state
 
     def enable(self, provider: str, label: str) -> AccountState:
@@ -139,7 +141,7 @@ class Actions:
         state = self.get(provider, label)
         if not state.account.enabled:
             raise ApiError(409, "off", "accounts.yaml says `enabled: false`; change it there")
-        self.service.pool.enable(state.key, now=self.service.now())
+        self.service.pool.accounts.enable(state.key, now=self.service.now())
         return state
 
     def close_session(self, key: str) -> None:
@@ -195,7 +197,7 @@ class Actions:
     def provider(self, name: str) -> str:
         """Return *name* in its normal spelling. Raises ApiError if it has no accounts."""
         provider = name.strip().lower()
-        if provider not in self.service.pool.providers():
+        if provider not in self.service.pool.accounts.providers():
             raise ApiError(404, "unknown_provider", "the pool has no account of this provider")
         return provider
 
@@ -207,7 +209,7 @@ class Actions:
 
     def _find(self, key: AccountKey) -> AccountState | None:
         try:
-            return self.service.pool.get(key)
+            return self.service.pool.accounts.get(key)
         except UnknownAccount:
             return None
 

@@ -90,7 +90,7 @@ class _Read:
 
 def read(service: PoolService, decision_counter: DecisionCounter) -> Iterator[Metric]:
     """Yield every metric as it is now."""
-    measured, states = service.measured, list(service.pool.accounts())
+    measured, states = service.measured, list(service.pool.accounts)
     yield GaugeMetricFamily("account_pool_up", "1 while the proxy answers.", value=1)
     yield _gauge(
         "account_pool_build_info",

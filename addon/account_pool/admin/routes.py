@@ -282,7 +282,7 @@ async def health(context: AdminContext, _asked: None) -> Json:
         "status": "ok",
         "version": __version__,
         "uptime_s": round(context.service.now() - context.started_at, 3),
-        **context.service.pool.health(),
+        **context.service.pool.accounts.occupancy(),
         "pid": os.getpid(),
         "instance": context.instance,
         "ready": context.ready(),

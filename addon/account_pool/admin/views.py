@@ -69,19 +69,21 @@ class AccountExtras:
 def pool_view(pool: Pool, moment: Moment, extras: AccountExtras) -> Json:
     """Return all accounts, and what they are altogether and by provider."""
     return {
-        "accounts": [account_view(state, moment, extras) for state in pool.accounts()],
-        "summary": pool.summary(now=moment.now),
-        "providers": {name: pool.summary(name, now=moment.now) for name in pool.providers()},
+        "accounts": [account_view(state, moment, extras) for state in pool.accounts],
+        "summary": pool.accounts.summary(now=moment.now),
+        "providers": {
+            name: pool.accounts.summary(name, now=moment.now) for name in pool.accounts.providers()
+        },
     }
 
 
 def provider_view(pool: Pool, provider: str, moment: Moment, extras: AccountExtras) -> Json:
     """Return the accounts of one provider."""
-    states = pool.accounts(provider)
+    states = pool.accounts.of(provider)
     return {
         "provider": provider,
         "accounts": [account_view(state, moment, extras) for state in states],
-        "summary": pool.summary(provider, now=moment.now),
+        "summary": pool.accounts.summary(provider, now=moment.now),
     }
 
 

@@ -21,9 +21,11 @@ from account_pool.core.broken import TRIES, Broken
 from account_pool.core.cooldown import usable_hint
 from account_pool.core.decisions import By
 from account_pool.core.errors import IllegalEvent, NoUsableAccount, UnknownAccount
+from account_pool.core.health import Suspect
 from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
+from account_pool.core.recent_failures import RecentFailures
 from account_pool.core.request_events import RequestEvents
 from account_pool.core.sessions import SessionLease
 from account_pool.core.steps import (
@@ -37,7 +39,7 @@ from account_pool.core.steps import (
     Synthesize,
     Wait,
 )
-from account_pool.core.verdicts import Suspect, is_about_account
+from account_pool.core.verdicts import is_about_account
 
 #: Longest pause before an overloaded account is tried once more, full jitter (design.md, 7).
 OVERLOAD_PAUSE_S = 1.0
@@ -149,6 +151,10 @@ class Attempts:
         """The request has ended: no lease is held and no event can come any more."""
         return self.phase is Phase.OVER
 
+    @property
+    def _failures(self) -> RecentFailures:
+        return self.pool.failures(self.facts.provider)
+
     # -- events
 
     def begin(self, now: float) -> Step:
@@ -193,7 +199,7 @@ class Attempts:
         if self.phase is not Phase.SENT or lease is None or lease.probe or lease.last_resort:
             return True
         try:
-            state = self.pool.get(lease.key)
+            state = self.pool.accounts.get(lease.key)
         except UnknownAccount:
             return False
         return state.enabled and state.cooling_until(self.facts.model, now) <= now
@@ -217,7 +223,7 @@ class Attempts:
             return self._enter(self._choose(now) if can_go else self._refuse(now), now)
         if not changed:
             return self._enter(self._account_refused(lease, refusal, now), now)
-        self.pool.note_renewed(lease.key, now=now)
+        self.pool.health.note_renewed(lease, now=now)
         if self.replayable and self._may_send():
             return self._enter(self._again(lease, now), now)
         # It came too late for this request, but it is there for the next.
@@ -301,7 +307,7 @@ class Attempts:
         limits = (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA)
         if outcome.cls in limits and outcome.scope is not Scope.NONE:
             with suppress(UnknownAccount):
-                self.pool.mark_cooldown(
+                self.pool.health.mark_cooldown(
                     lease.key,
                     outcome,
                     now=now,
@@ -309,7 +315,7 @@ class Attempts:
                     started_at=lease.started_at,
                 )
         elif outcome.cls in (OutcomeClass.OVERLOADED, OutcomeClass.SERVER_ERROR):
-            self.pool.note_overloaded(lease, now=now)
+            self._failures.overloaded(lease, now)
 
     def move_inside(self, outcome: Outcome | None, model: str | None, now: float) -> Send | None:
         """Take a WebSocket elsewhere that was refused before anything of an answer came.
@@ -360,7 +366,7 @@ class Attempts:
         # Those that refused an earlier turn are limited, or may serve again.
         self._avoid = set()
         try:
-            limited = self.pool.get(lease.key).cooling_until(model, now) > now
+            limited = self.pool.accounts.get(lease.key).cooling_until(model, now) > now
         except UnknownAccount:
             limited = True
         other = self._elsewhere(lease, None, model, now) if limited else None
@@ -399,13 +405,13 @@ class Attempts:
         by, suspect = By.SOCKET, None
         with suppress(UnknownAccount):
             if is_about_account(outcome):
-                suspect = self.pool.suspect(lease, outcome, now=now, model=model, by=by)
+                suspect = self.pool.health.suspect(lease, outcome, now=now, model=model, by=by)
             else:
-                self.pool.mark_cooldown(lease.key, outcome, now=now, model=model, by=by)
+                self.pool.health.mark_cooldown(lease.key, outcome, now=now, model=model, by=by)
             if outcome.scope is Scope.MODEL or outcome.unknown:
                 # The next handshake names no model; it must not come back here.
                 of_sockets = replace(outcome, model=SOCKETS, scope=Scope.MODEL)
-                self.pool.mark_cooldown(lease.key, of_sockets, now=now, by=by)
+                self.pool.health.mark_cooldown(lease.key, of_sockets, now=now, by=by)
         return suspect
 
     def look(self, now: float) -> None:
@@ -413,7 +419,7 @@ class Attempts:
         lease = self.lease
         if self.phase is not Phase.SENT or lease is None or self._silent_on is lease:
             return
-        if not self.pool.is_silent(lease, now=now):
+        if not self._failures.is_silent(lease, now):
             return
         avoid = self._avoided(now) | {lease.key}
         if (
@@ -429,7 +435,7 @@ class Attempts:
         May come at any time, also when all is over.
         """
         if self.phase is Phase.SENT and self.lease is not None:
-            self.pool.departed(self.lease, now=now)
+            self.pool.health.departed(self.lease, now=now)
         self.phase = Phase.OVER
         self.session.ended(now)
         if self._recorded is not None:
@@ -492,15 +498,15 @@ class Attempts:
             return self._refuse(now)
         avoid = self._avoid | {lease.key}
         another = self.session.owner is None and self.pool.pick(self.facts, now=now, avoid=avoid)
-        limited = self.pool.is_address_limited(self.facts.provider, now=now)
+        limited = self._failures.is_address_limited(now)
         if another and self._bare_refusals < BARE_TRIES and self._may_send() and not limited:
             self._avoid = avoid
             return Wait(now + BARE_PAUSE_S + self.chance() * BARE_JITTER_S)
         several = self._bare_refusals > 1
         # One of many that are busy or on cooldown tells nothing about the others.
-        all_said_so = several or self.pool.is_alone(lease.key)
+        all_said_so = several or self.pool.accounts.is_only(lease.key)
         if all_said_so and not limited and self._bare_refusals == len(self.history):
-            self.pool.note_address_limited(self.facts.provider, now=now)
+            self._failures.limit_address(now)
         if limited or several:
             self._unresolved(now)
             return Deliver()
@@ -513,7 +519,7 @@ class Attempts:
 
     def _overloaded(self, lease: Lease, outcome: Outcome, now: float) -> Step:
         """Try once in place, then one other account; more would make the overload worse."""
-        self.pool.note_overloaded(lease, now=now)
+        self._failures.overloaded(lease, now)
         self._overloads += 1
         if self.replayable and self._may_send():
             named = usable_hint(outcome.cooldown_s)
@@ -530,7 +536,7 @@ class Attempts:
         """Lease another account in place of an overloaded one, once, without waiting."""
         if self._asked_another or self.session.owner is not None:
             return None
-        avoid = self._avoided(now) | {lease.key} | self.pool.troubled(self.facts, now=now)
+        avoid = self._avoided(now) | {lease.key} | self._failures.avoided(self.facts, now)
         try:
             other = self.pool.acquire(self.facts, now=now, avoid=avoid)
         except NoUsableAccount:
@@ -543,7 +549,7 @@ class Attempts:
         # Also when this request cannot be sent again: nobody is benched before its
         # credential was renewed, and the next request will need it.
         expired = outcome.cls is OutcomeClass.AUTH_EXPIRED and outcome.explicit
-        worth_it = expired or self.pool.may_renew(lease, now=now)
+        worth_it = expired or self.pool.health.may_renew(lease, now=now)
         if lease.key not in self._refreshed and worth_it:
             self._refreshed.add(lease.key)
             return Refresh(lease)
@@ -560,7 +566,7 @@ class Attempts:
         self._avoid.add(lease.key)
         if outcome.names_credential or not self.facts.conversation.named:
             # What is stored on one account is refused by all others.
-            self._suspects.append(self.pool.suspect(lease, outcome, now=now))
+            self._suspects.append(self.pool.health.suspect(lease, outcome, now=now))
         tried = self._tried_since(now)
         if tried is not None:
             tried.append(lease.key)
@@ -572,7 +578,7 @@ class Attempts:
 
     def _lacks_credential(self, lease: Lease) -> bool:
         with suppress(UnknownAccount):
-            return self.facts.kind not in self.pool.get(lease.key).credentials
+            return self.facts.kind not in self.pool.accounts.get(lease.key).credentials
         return True
 
     def _model_missing(self, lease: Lease, outcome: Outcome, now: float) -> Step:
@@ -596,22 +602,21 @@ class Attempts:
     def _tried_since(self, now: float) -> deque[AccountKey] | None:
         """Return whom this was tried on since all accounts refused it; None: they did not."""
         missing = self._misses_model()
-        return self.pool.tried_since(self.facts, now=now, missing_model=missing)
+        return self._failures.tried_since(self.facts, now, missing_model=missing)
 
     def _witnessed(self, now: float) -> None:
         """The answer is good: those who refused this request were at fault."""
         if self.facts.conversation.named:
             self._unresolved(now)
         for suspect in self._suspects:
-            self.pool.convict(suspect, now=now)
+            self.pool.health.convict(suspect, now=now)
         self._suspects = []
 
     def _refused_by_all(self, now: float) -> None:
         """Nobody is left who could serve it: it is the request's own fault."""
         if self._suspects:
             missing = self._misses_model()
-            note = self.pool.note_unknown_model if missing else self.pool.note_refused_by_all
-            note(self.facts, now=now)
+            self._failures.refused_by_all(self.facts, now, missing_model=missing)
         self._unresolved(now, acquit=True)
 
     def _unresolved(self, now: float, *, acquit: bool = False) -> None:
@@ -623,8 +628,8 @@ class Attempts:
         suspects, self._suspects = self._suspects, []
         for suspect in suspects:
             if acquit:
-                self.pool.acquit(suspect, now=now)
-            self.pool.bench_named(suspect, now=now)
+                self.pool.health.acquit(suspect, now=now)
+            self.pool.health.bench_named(suspect, now=now)
 
     def _reconnect(self, lease: Lease, how: Broken, now: float, reason: str) -> Step:
         self._breaks[how] = self._breaks.get(how, 0) + 1
@@ -640,7 +645,7 @@ class Attempts:
                 return Wait(now + CONNECT_PAUSE_S * (0.5 + self.chance()))
             return self._again(lease, now, fresh=True)
         of_account = how not in (Broken.UNREACHABLE, Broken.SHORT)
-        self.pool.note_broken(lease, now=now, of_account=of_account)
+        self.pool.health.note_broken(lease, now=now, of_account=of_account)
         self._return(None, now)
         self._unresolved(now)
         if self._refused:
@@ -719,7 +724,7 @@ class Attempts:
         """Ask the account that suits this request best, whoever is next; None: any will do."""
         step = None if quiet else self._probe(home, now)
         if step is None and not self.history:
-            troubled = frozenset() if quiet else self.pool.troubled(self.facts, now=now)
+            troubled = frozenset() if quiet else self._failures.avoided(self.facts, now)
             step = self._begin_elsewhere(home, avoid, troubled, now)
         return step or self._stay(home, avoid, now)
 
@@ -847,7 +852,7 @@ class Attempts:
     def _is_asked_last(self, key: AccountKey, avoid: set[AccountKey], now: float) -> bool:
         """Say whether a verdict on *key* is open, and another can be asked before it."""
         with suppress(UnknownAccount):
-            if self.pool.get(key).is_suspect(self.facts.model):
+            if self.pool.accounts.get(key).is_suspect(self.facts.model):
                 first = self.pool.pick(self.facts, now=now, avoid=avoid)
                 return first is not None and not first.is_suspect(self.facts.model)
         return False
@@ -868,7 +873,7 @@ class Attempts:
         if self._misses_model():
             return True
         try:
-            state = self.pool.get(home)
+            state = self.pool.accounts.get(home)
         except UnknownAccount:
             return False
         if not state.enabled or home in self._avoid or state.cooling_until(None, now) > now:
@@ -879,7 +884,7 @@ class Attempts:
     def _cools(self, key: AccountKey, now: float) -> bool:
         """Say whether *key* cools for what is asked."""
         with suppress(UnknownAccount):
-            return self.pool.get(key).cooling_until(self.facts.model, now) > now
+            return self.pool.accounts.get(key).cooling_until(self.facts.model, now) > now
         return False
 
     def _avoided(self, now: float) -> set[AccountKey]:
@@ -887,7 +892,7 @@ class Attempts:
         was told of a limit, and for what all refused lately those it was tried on since,
         unless nobody else is left.
         """
-        avoided = self._avoid.union(self.pool.tried_since(self.facts, now=now) or ())
+        avoided = self._avoid.union(self._failures.tried_since(self.facts, now) or ())
         if self.facts.socket:
             avoided |= self._limited_sockets(now)
         if avoided == self._avoid:
@@ -901,7 +906,7 @@ class Attempts:
     def _limited_sockets(self, now: float) -> set[AccountKey]:
         return {
             state.key
-            for state in self.pool.accounts(self.facts.provider)
+            for state in self.pool.accounts.of(self.facts.provider)
             if SOCKETS in state.cooldowns and state.cooldowns[SOCKETS].active(now)
         }
 

@@ -142,7 +142,7 @@ def verdict(attempt: Attempt, attempts: Attempts, now: float) -> str:
         return f"{attempt.key}: {outcome.cls} ({outcome.signal})"
     text = f"{attempt.key}: {_verdict(Cause.of(outcome, hinted=False))}"
     try:
-        state = attempts.pool.get(attempt.key)
+        state = attempts.pool.accounts.get(attempt.key)
     except UnknownAccount:
         return text
     if state.disabled is not None:

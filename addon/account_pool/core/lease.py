@@ -8,6 +8,7 @@ from typing import NamedTuple
 from account_pool.core.account import Account, AccountKey
 from account_pool.core.credential import Credential
 from account_pool.core.ramp import Ramp
+from account_pool.core.state import AccountState
 
 
 class Conversation(NamedTuple):
@@ -64,8 +65,8 @@ class Lease:
     """The time from the selection of an account to the end of its response.
 
     Attributes:
-        account, key: the account that serves.
-        position: of its state; an account removed and added again is another one.
+        account, key: the account that serves, as its owner had written it down then.
+        state: what is known of it; that of an account removed and added again is another one.
         credential: what is sent to the provider.
         facts: the request it is for.
         started_at: monotonic seconds.
@@ -79,7 +80,7 @@ class Lease:
 
     account: Account
     key: AccountKey
-    position: int
+    state: AccountState
     credential: Credential
     facts: RequestFacts
     started_at: float
@@ -89,3 +90,8 @@ class Lease:
     ramps: tuple[Ramp, ...] = ()
     probe: bool = False
     last_resort: bool = False
+
+    @property
+    def asked_anyway(self) -> bool:
+        """Whether the account was asked although it cooled."""
+        return self.probe or self.last_resort

@@ -7,7 +7,7 @@ so that the next account is given them one by one (`ramp`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from math import inf
 
 from sortedcontainers import SortedDict
@@ -16,10 +16,9 @@ from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import covers
 from account_pool.core.headroom import Window, reserved
 from account_pool.core.ramp import RAMP_S, Ramp
+from account_pool.core.recent_failures import RecentFailures
 from account_pool.core.selection import SelectionPolicy
 from account_pool.core.state import AccountState
-from account_pool.core.trouble import Trouble
-from account_pool.core.verdicts import RefusedByAll
 
 #: Models whose requests have lately had to move, remembered per provider.
 MAX_SWITCHES = 128
@@ -44,15 +43,7 @@ class Members:
         self.switched: dict[str | None, float] = {}
         #: a request is out on an account that cools, to see whether it really does
         self.probing = False
-        #: whom requests should not begin on now
-        self.trouble = Trouble()
-        #: what all of them refused a short while ago
-        self.refused = RefusedByAll()
-        #: until when 429s without evidence are taken for a limit of the address, and since when
-        self.address_limited_until = -inf
-        self.address_limited_at = -inf
-        #: who said 429 without evidence, and has not served since
-        self.bare: set[AccountKey] = set()
+        self.failures = RecentFailures()
 
     def place(self, state: AccountState, now: float) -> None:
         """Put *state* where it belongs now, and set the alarm for when that changes."""
@@ -83,13 +74,6 @@ class Members:
         else:
             self.policy.discard(state)
             self._set_alarm(state, until)
-
-    def served(self, what: Hashable, started_at: float) -> None:
-        """An account has served *what*, by a request that began then."""
-        self.refused.drop(what)
-        self.trouble.served(what)
-        if started_at > self.address_limited_at:
-            self.address_limited_until = -inf
 
     def reset(self, state: AccountState, now: float) -> None:
         """Forget what is no longer true of the windows of *state*, and say which were reset."""

@@ -169,7 +169,7 @@ class RequestEvents:
         """
         if account is not None:
             with suppress(UnknownAccount):
-                state, model = self.pool.get(account), self.facts.model
+                state, model = self.pool.accounts.get(account), self.facts.model
                 return state.cooldown_of(model, now), state.disabled, state.verdict_of(model)
         return None, None, None
 
@@ -178,6 +178,6 @@ class RequestEvents:
         cooldown, disabled, _ = self._standing(account, now)
         if cooldown or disabled:
             return ""
-        if all(state.key != account for state in self.pool.accounts(account.provider)):
+        if all(state.key != account for state in self.pool.accounts.of(account.provider)):
             return "it is no longer in the pool"
         return self.pool.shortage(self.facts, now=now, only=account).reason

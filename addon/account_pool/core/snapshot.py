@@ -7,16 +7,19 @@ rounded to milliseconds, so that a row that was read is written back unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from account_pool.core.account import AccountKey
+from account_pool.core.accounts import Accounts
 from account_pool.core.cooldown import BY_HAND, Cause, Cooldown
 from account_pool.core.credential import are_of_others
+from account_pool.core.decisions import By
 from account_pool.core.headroom import HeadroomSnapshot, Key, Window
 from account_pool.core.outcome import OutcomeClass
 from account_pool.core.state import AccountState
+from account_pool.core.transitions import Transition
 
 #: How long a cooldown still counts for a streak after it has ended, seconds.
 STREAK_KEPT_S = 86400.0
@@ -87,6 +90,51 @@ class PoolSnapshot:
 # -- between a pool and its rows
 
 
+def take(
+    accounts: Accounts, keys: Iterable[AccountKey] | None = None, *, now: float, wall_now: float
+) -> PoolSnapshot:
+    """Return what is to be kept of the accounts *keys*, those that are here; None: of all.
+
+    Args:
+        wall_now: *now* in seconds since the epoch: what is kept outlives our clock.
+    """
+    wanted = [state.key for state in accounts] if keys is None else keys
+    states = [state for key in wanted if (state := accounts.find(key)) is not None]
+    ahead = wall_now - now
+    return PoolSnapshot(
+        accounts=tuple(of_state(state, accounts.owners.of(state.key), ahead) for state in states),
+        wall_at=wall_now,
+    )
+
+
+def restore(
+    accounts: Accounts,
+    kept: PoolSnapshot,
+    *,
+    now: float,
+    wall_now: float,
+    by: By = By.RESTART,
+) -> None:
+    """Put the accounts of *kept* back into the state they were in; others are ignored.
+
+    Leases, credentials and what their owner wrote stay as they are.
+
+    Args:
+        by: who or what kept it.
+    """
+    behind_s = behind(kept, wall_now) - now
+    for account in kept.accounts:
+        state = accounts.find(account.key)
+        if state is None:
+            continue
+        accounts.owners.forget(account.key)
+        if account.owner is not None:
+            accounts.owners.learn(account.key, account.owner)
+        with accounts.changing(state, by, now) as change:
+            into_state(account, change, behind_s)
+            accounts.update_reserve(state, now)
+
+
 def of_state(state: AccountState, owner: str | None, ahead: float) -> AccountSnapshot:
     """Return the row of *state*.
 
@@ -110,22 +158,24 @@ def of_state(state: AccountState, owner: str | None, ahead: float) -> AccountSna
     )
 
 
-def into_state(account: AccountSnapshot, state: AccountState, behind: float, now: float) -> None:
-    """Set *state* to what *account* says.
+def into_state(account: AccountSnapshot, change: Transition, behind: float) -> None:
+    """Set the account of *change* to what *account* says.
 
     Args:
         behind: the clock of *account* minus the monotonic one, seconds.
-        now: monotonic seconds.
     """
-    state.cooldowns = {
-        model: _later(c, -behind)
-        for model, c in account.cooldowns.items()
-        if now + behind - c.until < STREAK_KEPT_S
-    }
-    state.disabled = None
-    if account.disabled is not None:
-        state.disabled = account.disabled.cause
-        state.disabled_at = account.disabled.since - behind
+    state, now = change.state, change.now
+    change.adopt(
+        {
+            model: _later(c, -behind)
+            for model, c in account.cooldowns.items()
+            if now + behind - c.until < STREAK_KEPT_S
+        }
+    )
+    if account.disabled is None:
+        change.enable()
+    else:
+        change.disable(account.disabled.cause, account.disabled.since - behind)
     state.refused = account.refused
     state.headroom = HeadroomSnapshot.of((w.later(-behind) for w in account.windows.values()), now)
     state.served = account.served

@@ -1,4 +1,8 @@
-"""The run-time state of one account. Changed by `pool.py` only."""
+"""What is known of one account while the proxy runs, and what follows from it.
+
+Only values and questions: what responses, people and time change is in `transitions.py` and
+`accounts.py`, what requests count in `pool.py`.
+"""
 
 from __future__ import annotations
 
@@ -62,6 +66,7 @@ class AccountState:
         in_flight_remote: requests in flight on other proxies, as far as is known.
         rank: the key it stands under in the selection policy; None while not ready.
         wake_at: when to place it again, as time alone changes where it belongs.
+        removed: it is no longer in the pool; a lease may still refer to it.
     """
 
     account: Account
@@ -99,6 +104,7 @@ class AccountState:
     in_flight_remote: int = 0
     rank: Rank | None = None
     wake_at: float = inf
+    removed: bool = False
 
     @property
     def enabled(self) -> bool:

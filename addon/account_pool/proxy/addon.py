@@ -238,7 +238,7 @@ class AccountPool(AdminPages):
         if not await listen.bind(held_back=self._held_back):
             return
         self._ready = True
-        states = list(self.service.pool.accounts())
+        states = list(self.service.pool.accounts)
         if not states:
             logger.log(ALERT, _NOTHING.format(command=accounts_file.command()))
             return
@@ -249,7 +249,7 @@ class AccountPool(AdminPages):
 
     def _tell_of_options(self) -> None:
         """Say which options of mitmproxy requests of the pool do not follow."""
-        used = {state.key.provider for state in self.service.pool.accounts()}
+        used = {state.key.provider for state in self.service.pool.accounts}
         hosts = [r for p in self.service.providers.values() if p.name in used for r in p.hosts]
         for note in options.conflicts(ctx.options, hosts):
             logger.warning(f"account-pool: {note}")
@@ -358,7 +358,7 @@ class AccountPool(AdminPages):
         now = self.service.now()
         for entry in loaded.accounts:
             pending, source = entry.account.enabled, entry.fingerprint()
-            pool.add(entry.account, now=now, pending=pending, source=source)
+            pool.accounts.add(entry.account, now=now, pending=pending, source=source)
         self.service.set_providers(loaded.providers)
         self.service.settings = options.settings(values, ctx.options)
         # Now: mitmproxy accepts clients before it is running.
@@ -384,7 +384,7 @@ class AccountPool(AdminPages):
 
     def _keep(self) -> None:
         """Be as before the last restart, once there are accounts, and keep how they are."""
-        if self.persistence is None and self.service.pool.providers():
+        if self.persistence is None and self.service.pool.accounts.providers():
             self.persistence = persistence.begin(self._store, self.service)
 
     def _load(self) -> config.Config:
@@ -468,8 +468,8 @@ class AccountPool(AdminPages):
     def _apply(self, values: Mapping[str, OptionValue]) -> None:
         """Take over options that were changed while the proxy runs."""
         pool = self.service.pool
-        pool.default_cooldown_s = float(values["cooldown"])
-        pool.set_strategy(str(values["strategy"]), now=self.service.now())
+        pool.health.default_cooldown_s = float(values["cooldown"])
+        pool.accounts.set_strategy(str(values["strategy"]), now=self.service.now())
         self.service.settings = options.settings(values, ctx.options)
         if self._fast is not None:
             self._fast.use(self.service.settings.fast)
@@ -485,11 +485,11 @@ class AccountPool(AdminPages):
         pool, now = self.service.pool, self.service.now()
         # Removed by hand: its loop still runs, and must not end in an error.
         with contextlib.suppress(UnknownAccount):
-            if pool.identified(key, identity(credentials), now=now):
+            if pool.accounts.identified(key, identity(credentials), now=now):
                 self.service.forget(key)
                 logger.info(f"account-pool: {key}: {_ANOTHER}")
             waits = again_in_s is not None and again_in_s <= self.service.settings.limits.max_wait_s
-            pool.set_credentials(
+            pool.accounts.set_credentials(
                 key,
                 credentials,
                 now=now,

@@ -43,9 +43,9 @@ class Commands:
         All of them, those of one provider, or one account (provider/label) in full detail.
         """
         service = self.service
-        states = [state for state in service.pool.accounts() if _is_meant(state.key, only)]
+        states = [state for state in service.pool.accounts if _is_meant(state.key, only)]
         if only and not states:
-            known = ", ".join(str(state.key) for state in service.pool.accounts()) or "none"
+            known = ", ".join(str(state.key) for state in service.pool.accounts) or "none"
             raise exceptions.CommandError(f"{only!r} has no account; the accounts are: {known}")
         if not states:
             return ["the pool has no account"]
@@ -78,13 +78,13 @@ class Commands:
             signal=BY_HAND,
         )
         pool = self.service.pool
-        self._on(key, lambda k: pool.mark_cooldown(k, by_hand, now=self._now(), by=By.HAND))
+        self._on(key, lambda k: pool.health.mark_cooldown(k, by_hand, now=self._now(), by=By.HAND))
 
     @command.command("pool.clear")
     @_KEY
     def clear(self, key: str) -> None:
         """End every cooldown of an account (provider/label) and enable it."""
-        self._on(key, lambda k: self.service.pool.clear_cooldown(k, now=self._now()))
+        self._on(key, lambda k: self.service.pool.accounts.clear_cooldown(k, now=self._now()))
 
     @command.command("pool.remove")
     @_KEY
@@ -118,12 +118,12 @@ class Commands:
     @command.command("pool.options.providers")
     def provider_options(self) -> Sequence[str]:
         """List every provider that has an account."""
-        return sorted(self.service.pool.providers())
+        return sorted(self.service.pool.accounts.providers())
 
     @command.command("pool.options.accounts")
     def account_options(self) -> Sequence[str]:
         """List every account, as provider/label."""
-        return [str(state.key) for state in self.service.pool.accounts()]
+        return [str(state.key) for state in self.service.pool.accounts]
 
     def _reload(self) -> Changes:
         """Read the accounts again. Raises one of RELOAD_ERRORS."""
@@ -134,7 +134,7 @@ class Commands:
         raise NotImplementedError
 
     def _remove(self, key: AccountKey) -> None:
-        self.service.pool.remove(key, now=self._now())
+        self.service.pool.accounts.remove(key, now=self._now())
         self.service.forget(key)
 
     def _now(self) -> float:

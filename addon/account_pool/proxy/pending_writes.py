@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
+from account_pool.core import snapshot
 from account_pool.core.account import AccountKey
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.pins import Pins
@@ -272,7 +273,7 @@ class PendingWrites:
         }
         for counter in service.counters.values():
             counter.changed = changed
-        self.unsubscribe = self._pool.subscribe(changed)
+        self.unsubscribe = self._pool.accounts.subscribe(changed)
 
     def begin(self, tables: Mapping[str, list[Row]]) -> None:
         """Begin with a store that has these *tables*: take them over, and write all we know."""
@@ -281,7 +282,7 @@ class PendingWrites:
             table.written.clear()
             table.adopt(tables[name])
         self.note_used()
-        self._pool.dirty.update(state.key for state in self._pool.accounts())
+        self._pool.accounts.dirty.update(state.key for state in self._pool.accounts)
 
     def note_used(self) -> None:
         """Have written when sessions and pins were used last."""
@@ -295,7 +296,7 @@ class PendingWrites:
         *in_flight*: there are other proxies, which need to know it.
         """
         pool, counters = self._pool, self._service.counters
-        dirty = list(pool.dirty)
+        dirty = list(pool.accounts.dirty)
         if not self._counts:
             self._counts = {name: c.take() for name, c in counters.items() if c.waiting}
             if self._counts:
@@ -303,14 +304,16 @@ class PendingWrites:
         changes = {name: table.take() for name, table in self.tables.items() if table.changed}
         if not (dirty or changes or self._counts):
             return None
-        pool.dirty.clear()
-        pool.urgent = False
+        pool.accounts.dirty.clear()
+        pool.accounts.urgent = False
         wall = self._wall()
         return Batch(
             wall_at=wall,
             number=self._number if self._counts else None,
             gone=self._gone(dirty),
-            accounts=pool.snapshot(dirty, now=self._service.now(), wall_now=wall).accounts,
+            accounts=snapshot.take(
+                pool.accounts, dirty, now=self._service.now(), wall_now=wall
+            ).accounts,
             in_flight=self._in_flight(dirty) if in_flight else (),
             rows=[(name, row) for name, table in changes.items() for row in table.rows],
             removed=[
@@ -334,7 +337,7 @@ class PendingWrites:
 
     def put_back(self, batch: Batch) -> None:
         """*batch* was not written, as far as is known. Its counts come again with their number."""
-        self._pool.dirty.update(batch.gone, (account.key for account in batch.accounts))
+        self._pool.accounts.dirty.update(batch.gone, (account.key for account in batch.accounts))
         for table in self.tables.values():
             table.put_back()
         for key in batch.gone:
@@ -363,6 +366,6 @@ class PendingWrites:
 
     def _state(self, key: AccountKey) -> AccountState | None:
         try:
-            return self._pool.get(key)
+            return self._pool.accounts.get(key)
         except UnknownAccount:
             return None

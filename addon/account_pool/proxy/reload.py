@@ -77,7 +77,7 @@ def update_pool(
     """
     pool, now = service.pool, service.now()
     entries = list(entries)
-    before = {state.key: state.account for state in pool.accounts()}
+    before = {state.key: state.account for state in pool.accounts}
     source = {entry.account.key: entry.fingerprint() for entry in entries}
     wanted = {entry.account.key: entry.account for entry in entries}
     removed = tuple(key for key in before if key not in wanted)
@@ -86,16 +86,16 @@ def update_pool(
         key for key, account in wanted.items() if key in before and before[key] != account
     )
     for key in removed:
-        pool.remove(key, now=now)
+        pool.accounts.remove(key, now=now)
         service.forget(key)
     for key in changed:
-        pool.replace(wanted[key], now=now)
+        pool.accounts.replace(wanted[key], now=now)
     others = tuple(key for key in renewed if key in wanted and key in before)
     for key in others:
-        pool.renewed(key, now=now, source=source[key])
+        pool.accounts.renewed(key, now=now, source=source[key])
         service.forget(key)
     for key in added:
-        pool.add(wanted[key], now=now, pending=wanted[key].enabled, source=source[key])
+        pool.accounts.add(wanted[key], now=now, pending=wanted[key].enabled, source=source[key])
     return Changes(added, removed, changed, others)
 
 

@@ -219,7 +219,7 @@ class Service:
         pool.decisions.ahead = lambda: self.wall_now() - self.now()
         pool.decisions.failed = log_and_continue.log
         pool.decisions.subscribe(DecisionLog())
-        pool.on_reset = self._note_reset
+        pool.accounts.on_reset = self._note_reset
 
     def _note_reset(self, key: AccountKey, window: Window) -> None:
         """Count what was left of a window when it was reset: that is lost."""
@@ -232,7 +232,7 @@ class Service:
         self.providers = providers
         self._swaps.clear()
         self._shared.clear()
-        active = set(self.pool.providers())
+        active = set(self.pool.accounts.providers())
         self.hosts = HostIndex([providers[name] for name in providers if name in active])
 
     # -- is it ours?
@@ -588,7 +588,7 @@ class Service:
         """Learn from the headers of an answer what the account of *lease* has left."""
         asked = Asked(lease.facts.model, self.now(), self.wall_now())
         if windows := headroom_parsing.from_headers(response.headers.fields, asked):
-            self.pool.observe_headroom(lease.key, windows, now=asked.now, lease=lease)
+            self.pool.health.observe_headroom(lease.key, windows, now=asked.now, lease=lease)
 
     def observe_events(
         self, provider: Provider, lease: Lease, content: bytes, model: str | None
@@ -598,7 +598,7 @@ class Service:
         if any(mark in content for mark in marks):
             asked = Asked(model, self.now(), self.wall_now())
             if windows := headroom_parsing.from_events(content, marks, asked):
-                self.pool.observe_headroom(lease.key, windows, now=asked.now, lease=lease)
+                self.pool.health.observe_headroom(lease.key, windows, now=asked.now, lease=lease)
 
     def observe_opening(self, provider: Provider, lease: Lease, reader: ResponseReader) -> None:
         """Learn it from the events that an answer begins with."""
@@ -617,7 +617,7 @@ class Service:
             found = self.hosts.find(origin.host, origin.port)
             provider = next((p for p in found if p.name == provider.name), provider)
         if owner := provider.owner(fields_by_name(response.headers.fields)):
-            self.pool.learn_owner(lease.key, owner)
+            self.pool.health.learn_owner(lease.key, owner)
 
     def learn_holder(self, key: AccountKey, credentials: Mapping[str, Credential]) -> None:
         """Learn the same from the credentials of *key*, where they say it."""
@@ -626,7 +626,7 @@ class Service:
             return
         for credential in credentials.values():
             if owner := provider.holder(credential):
-                self.pool.learn_owner(key, owner)
+                self.pool.health.learn_owner(key, owner)
 
     # -- when nobody can serve
 

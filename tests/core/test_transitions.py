@@ -15,12 +15,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from account_pool.core import snapshot
 from account_pool.core.account import AccountKey
 from account_pool.core.decisions import By, Decision, Kind
 from account_pool.core.errors import NoUsableAccount
+from account_pool.core.health import MAX_COOLDOWNS
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, Scope
-from account_pool.core.pool import MAX_COOLDOWNS, Pool
+from account_pool.core.pool import Pool
 from account_pool.core.snapshot import PoolSnapshot
 from tests.core.generated import MODELS, SETTINGS, failures, limits, moments, outcomes, requests
 from tests.core.helpers import (
@@ -58,7 +60,7 @@ Act = Callable[[Pool], object]
 
 
 def limited(seconds: float = 60.0, at: float = 10.0, **changes: object) -> Act:
-    return lambda pool: pool.mark_cooldown(A, rate_limit(seconds, **changes), now=at)
+    return lambda pool: pool.health.mark_cooldown(A, rate_limit(seconds, **changes), now=at)
 
 
 def asked(outcome: Outcome, at: float = 10.0) -> Act:
@@ -89,7 +91,7 @@ def slow(outcome: Outcome, began: float, ended: float) -> Act:
         # Refused at once by several, or once more: one cooldown, which says how often.
         ([limited(), limited(), limited(60.0, 11.0)], ["cooldown a by a refusal x3"]),
         (
-            [limited(), lambda p: p.mark_cooldown(A, quota(3600.0), now=20.0)],
+            [limited(), lambda p: p.health.mark_cooldown(A, quota(3600.0), now=20.0)],
             [
                 "cooldown a by a refusal, ended by a later deadline",
                 "cooldown a by a refusal",
@@ -97,7 +99,7 @@ def slow(outcome: Outcome, began: float, ended: float) -> Act:
         ),
         # Another cause that ends earlier changes nothing.
         (
-            [limited(), lambda p: p.mark_cooldown(A, quota(5.0), now=20.0)],
+            [limited(), lambda p: p.health.mark_cooldown(A, quota(5.0), now=20.0)],
             ["cooldown a by a refusal x2"],
         ),
         # One that was over is not the same as the next.
@@ -107,11 +109,14 @@ def slow(outcome: Outcome, began: float, ended: float) -> Act:
             ["cooldown a m by a refusal"],
         ),
         (
-            [limited(), lambda p: p.clear_cooldown(A, now=20.0)],
+            [limited(), lambda p: p.accounts.clear_cooldown(A, now=20.0)],
             ["cooldown a by a refusal, ended by hand", "release a of 1 by hand"],
         ),
         # Nothing is released that was over already.
-        ([limited(), lambda p: p.clear_cooldown(A, now=99.0)], ["cooldown a by a refusal"]),
+        (
+            [limited(), lambda p: p.accounts.clear_cooldown(A, now=99.0)],
+            ["cooldown a by a refusal"],
+        ),
         (
             [limited(900.0), slow(OK, 100.0, 101.0)],
             [
@@ -120,13 +125,13 @@ def slow(outcome: Outcome, began: float, ended: float) -> Act:
             ],
         ),
         (
-            [lambda p: p.mark_failure(A, FORBIDDEN, now=5.0, by=By.WITNESS)],
+            [lambda p: p.health.mark_failure(A, FORBIDDEN, now=5.0, by=By.WITNESS)],
             ["disable a by a comparison with other accounts"],
         ),
         (
             [
-                lambda p: p.mark_failure(A, UNAUTHORIZED, now=5.0),
-                lambda p: p.set_credentials(A, keys_of("new"), now=6.0),
+                lambda p: p.health.mark_failure(A, UNAUTHORIZED, now=5.0),
+                lambda p: p.accounts.set_credentials(A, keys_of("new"), now=6.0),
             ],
             [
                 "disable a by a refusal, ended by a new credential",
@@ -136,26 +141,26 @@ def slow(outcome: Outcome, began: float, ended: float) -> Act:
         # The same again is no change.
         (
             [
-                lambda p: p.mark_failure(A, FORBIDDEN, now=5.0),
-                lambda p: p.mark_failure(A, FORBIDDEN, now=6.0),
+                lambda p: p.health.mark_failure(A, FORBIDDEN, now=5.0),
+                lambda p: p.health.mark_failure(A, FORBIDDEN, now=6.0),
             ],
             ["disable a by a refusal"],
         ),
         (
-            [limited(), lambda p: p.renewed(A, now=20.0)],
+            [limited(), lambda p: p.accounts.renewed(A, now=20.0)],
             [
                 "cooldown a by a refusal, ended by a new credential in accounts.yaml",
                 "release a of 1 by a new credential in accounts.yaml",
             ],
         ),
         (
-            [limited(), lambda p: p.remove(A, now=20.0)],
+            [limited(), lambda p: p.accounts.remove(A, now=20.0)],
             ["cooldown a by a refusal, ended by the removal of the account"],
         ),
         (
             [
-                lambda p: p.learn_owner(A, "org"),
-                lambda p: p.learn_owner(B, "org"),
+                lambda p: p.health.learn_owner(A, "org"),
+                lambda p: p.health.learn_owner(B, "org"),
                 limited(shared=True),
             ],
             [
@@ -174,13 +179,13 @@ def test_changes(acts: list[Act], expected: list[str]) -> None:
 
 def test_another_proxy_has_learnt_it_and_released_it() -> None:
     one, other = pool_of("a"), pool_of("a")
-    one.mark_cooldown(A, rate_limit(60.0), now=0.0)
+    one.health.mark_cooldown(A, rate_limit(60.0), now=0.0)
     for pool, at in ((one, 1.0), (one, 2.0)):
-        saved = pool.snapshot(now=at, wall_now=WALL + at)
-        other.restore(saved, now=at, wall_now=WALL + at, by=By.PROXY)
-    one.clear_cooldown(A, now=3.0)
-    saved = one.snapshot(now=3.0, wall_now=WALL + 3.0)
-    other.restore(saved, now=3.0, wall_now=WALL + 3.0, by=By.PROXY)
+        saved = snapshot.take(pool.accounts, now=at, wall_now=WALL + at)
+        snapshot.restore(other.accounts, saved, now=at, wall_now=WALL + at, by=By.PROXY)
+    one.accounts.clear_cooldown(A, now=3.0)
+    saved = snapshot.take(one.accounts, now=3.0, wall_now=WALL + 3.0)
+    snapshot.restore(other.accounts, saved, now=3.0, wall_now=WALL + 3.0, by=By.PROXY)
     assert told(other) == [
         "cooldown a by another proxy, ended by another proxy",
         "release a of 1 by another proxy",
@@ -191,7 +196,7 @@ def test_the_model_that_has_to_go_for_another() -> None:
     pool = pool_of("a")
     for number in range(MAX_COOLDOWNS + 1):
         limit = rate_limit(60.0 + number, scope=Scope.MODEL, model=f"m{number}")
-        pool.mark_cooldown(A, limit, now=0.0)
+        pool.health.mark_cooldown(A, limit, now=0.0)
     assert [_words(d) for d in pool.decisions if d.kind is Kind.RELEASE] == [
         "release a m0 of 1 by room for others"
     ]
@@ -217,10 +222,10 @@ class RecordedPool(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         for label in ("a", "b", "c"):
-            self.pool.add(account(label), keys_of("old", "key", "oauth"), now=self.now)
+            self.pool.accounts.add(account(label), keys_of("old", "key", "oauth"), now=self.now)
 
     def key(self, who: int) -> AccountKey:
-        keys = [state.key for state in self.pool.accounts()]
+        keys = [state.key for state in self.pool.accounts]
         return keys[who % len(keys)]
 
     @rule(facts=requests, outcome=outcomes, elapsed=moments)
@@ -237,13 +242,13 @@ class RecordedPool(RuleBasedStateMachine):
 
     @rule(who=st.integers(0, 2), outcome=limits, model=st.sampled_from(MODELS), age=moments)
     def limit(self, who: int, outcome: Outcome, model: str | None, age: float) -> None:
-        self.pool.mark_cooldown(
+        self.pool.health.mark_cooldown(
             self.key(who), outcome, now=self.now, model=model, started_at=self.now - age
         )
 
     @rule(who=st.integers(0, 2), outcome=failures, model=st.sampled_from(MODELS))
     def fail(self, who: int, outcome: Outcome, model: str | None) -> None:
-        self.pool.mark_failure(self.key(who), outcome, now=self.now, model=model)
+        self.pool.health.mark_failure(self.key(who), outcome, now=self.now, model=model)
 
     @rule(who=st.integers(0, 2), what=st.sampled_from(["clear", "renewed", "new", "remove", "own"]))
     def change(self, who: int, what: str) -> None:
@@ -251,27 +256,27 @@ class RecordedPool(RuleBasedStateMachine):
         new = keys_of(f"new-{self.now}", "key", "oauth")
         match what:
             case "clear":
-                pool.clear_cooldown(key, now=self.now)
+                pool.accounts.clear_cooldown(key, now=self.now)
             case "renewed":
-                pool.renewed(key, now=self.now)
-                pool.set_credentials(key, new, now=self.now)
+                pool.accounts.renewed(key, now=self.now)
+                pool.accounts.set_credentials(key, new, now=self.now)
             case "new":
-                pool.set_credentials(key, new, now=self.now)
+                pool.accounts.set_credentials(key, new, now=self.now)
             case "remove":
-                pool.add(pool.remove(key, now=self.now), new, now=self.now)
+                pool.accounts.add(pool.accounts.remove(key, now=self.now), new, now=self.now)
             case "own":
-                pool.learn_owner(key, "org")
+                pool.health.learn_owner(key, "org")
 
     @rule()
     def save(self) -> None:
-        self.saved.append(self.pool.snapshot(now=self.now, wall_now=WALL + self.now))
+        self.saved.append(snapshot.take(self.pool.accounts, now=self.now, wall_now=WALL + self.now))
 
     @precondition(lambda self: self.saved)
     @rule(which=st.integers(0, 5), slept=moments)
     def restore(self, which: int, slept: float) -> None:
         saved = self.saved[which % len(self.saved)]
         wall_now = WALL + self.now + slept
-        self.pool.restore(saved, now=self.now, wall_now=wall_now, by=By.PROXY)
+        snapshot.restore(self.pool.accounts, saved, now=self.now, wall_now=wall_now, by=By.PROXY)
 
     @rule(elapsed=moments)
     def time_passes(self, elapsed: float) -> None:
@@ -279,7 +284,7 @@ class RecordedPool(RuleBasedStateMachine):
 
     @invariant()
     def records_and_accounts_agree(self) -> None:
-        for state in self.pool.accounts():
+        for state in self.pool.accounts:
             recorded = {
                 (d.kind, d.covers): (d.cause, d.until)
                 for d in self.pool.decisions.all_lasting(state.key, self.now)

@@ -1,0 +1,381 @@
+"""What responses teach about accounts: passive health checks.
+
+Limits cool an account down. A refusal that may be the account's own fault opens a verdict
+(`verdicts.py`); what another account then serves, or all refuse, decides it. Good responses
+disprove both. How long a cooldown lasts is decided in `cooldown.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from account_pool.core.account import AccountKey
+from account_pool.core.accounts import Accounts, is_401
+from account_pool.core.cooldown import Cause, Cooldown, covers, next_cooldown
+from account_pool.core.credential import Credential, fingerprint
+from account_pool.core.decisions import By
+from account_pool.core.errors import UnknownAccount
+from account_pool.core.headroom import Window
+from account_pool.core.lease import Lease
+from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from account_pool.core.state import AccountState
+from account_pool.core.transitions import Transition
+from account_pool.core.verdicts import AccountVerdict, covered, is_about_account
+
+#: Cooldowns kept per account. Clients choose the names of models, so there must be a
+#: bound; no provider has so many models.
+MAX_COOLDOWNS = 128
+#: How long a credential that has served, or was renewed, is not renewed again, seconds.
+FRESH_S = 60.0
+
+_LIMITS = (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA)
+
+
+@dataclass(slots=True, eq=False)
+class Suspect:
+    """A refusal of one request that may be the fault of the account of *lease*.
+
+    Attributes:
+        model: what was asked for.
+        verdict: the one it opened; None if the account is gone, or has got another
+            credential since.
+        before: the one that was open before.
+    """
+
+    lease: Lease
+    outcome: Outcome
+    model: str | None
+    verdict: AccountVerdict | None = None
+    before: AccountVerdict | None = None
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class PassiveHealth:
+    """Learns from responses what *accounts* can serve.
+
+    Attributes:
+        default_cooldown_s: cooldown when no reset is named (`pool_cooldown`).
+        chance: returns a number from 0 to 1; adds a little jitter to deadlines.
+    """
+
+    accounts: Accounts
+    default_cooldown_s: float
+    chance: Callable[[], float]
+
+    def learn(self, lease: Lease, outcome: Outcome, *, now: float) -> bool:
+        """Learn from the refusal *outcome* of *lease*; say if its account has changed for it."""
+        if lease.started_at < lease.state.renewed_at:
+            return False  # it has another credential since
+        if is_about_account(outcome):
+            return self.suspect(lease, outcome, now=now).verdict is not None
+        if outcome.cls in _LIMITS:
+            self.mark_cooldown(
+                lease.key,
+                outcome,
+                now=now,
+                model=lease.facts.model,
+                started_at=lease.started_at,
+                probe=lease.asked_anyway,
+            )
+            return True
+        return False
+
+    # -- limits
+
+    def mark_cooldown(
+        self,
+        key: AccountKey,
+        outcome: Outcome,
+        *,
+        now: float,
+        model: str | None = None,
+        started_at: float | None = None,
+        probe: bool = False,
+        by: By = By.ANSWER,
+    ) -> Cooldown:
+        """Let *key* cool as far and as long as *outcome* says. Raises UnknownAccount.
+
+        Args:
+            model: the model of the request, for outcomes whose scope is a model and
+                that name none themselves. A MODEL scope without any model is believed
+                for the whole account: there is nothing narrower to cool.
+            started_at: when the refused attempt began; default now.
+            probe: it was one we made although the account cooled.
+            by: who or what says so.
+        """
+        accounts = self.accounts
+        state = accounts.get(key)
+        began = now if started_at is None else started_at
+        covered = (outcome.model or model) if outcome.scope is Scope.MODEL else None
+        if outcome.owner:
+            accounts.owners.learn(key, outcome.owner)
+        if outcome.shared:
+            for other in accounts.owners.others(key):
+                with accounts.changing(accounts.get(other), By.OWNER, now, alone=False) as change:
+                    self._cool(change, outcome, covered, began, probe=probe)
+        with accounts.changing(state, by, now, alone=False) as change:
+            cooldown = self._cool(change, outcome, covered, began, probe=probe)
+        if not probe:
+            # Nothing was sent there for long: nobody has to go elsewhere.
+            accounts.members[key.provider].note_switch(cooldown.model, now)
+        accounts.on_change(key.provider, now)
+        return cooldown
+
+    def _cool(
+        self,
+        change: Transition,
+        outcome: Outcome,
+        covered: str | None,
+        started_at: float,
+        *,
+        probe: bool,
+    ) -> Cooldown:
+        state, now = change.state, change.now
+        cooldown = next_cooldown(
+            state.cooldowns.get(covered),
+            outcome,
+            model=covered,
+            now=now,
+            started_at=started_at,
+            default_s=self.default_cooldown_s,
+            chance=self.chance(),
+            probe=probe,
+        )
+        if len(state.cooldowns) >= MAX_COOLDOWNS and covered not in state.cooldowns:
+            _make_room(change)
+        change.cool(cooldown)
+        state.ramps.pop(covered, None)
+        if cooldown.cause.bare:
+            self.accounts.members[state.key.provider].failures.bare.add(state.key)
+        return cooldown
+
+    # -- whose fault a refusal is
+
+    def suspect(
+        self,
+        lease: Lease,
+        outcome: Outcome,
+        *,
+        now: float,
+        model: str | None = None,
+        by: By = By.ANSWER,
+    ) -> Suspect:
+        """Open a verdict on the account of *lease*: others are asked before it meanwhile.
+
+        Args:
+            model: that was asked for, if it is another than that of the request.
+            by: who or what says so.
+        """
+        model = model or lease.facts.model
+        suspect = Suspect(lease, outcome, model)
+        state = lease.state
+        if state.removed or _is_outdated(state, outcome, lease.credential):
+            return suspect
+        _note_refused(state, outcome)
+        about = covered(outcome, model)
+        if about is None and outcome.scope is Scope.MODEL:
+            return suspect  # nobody knows which
+        suspect.before = state.verdicts.get(about)
+        with self.accounts.changing(state, by, now) as change:
+            suspect.verdict = change.suspect(outcome, model)
+        return suspect
+
+    def acquit(self, suspect: Suspect, *, now: float) -> None:
+        """It was the request's fault: the account stands as it did before."""
+        state, verdict, before = suspect.lease.state, suspect.verdict, suspect.before
+        if verdict is None:
+            return
+        # Another request may have opened its own since, and would bring this one back.
+        verdict.void = True
+        if state.removed or state.verdicts.get(verdict.covered) is not verdict:
+            return
+        with self.accounts.changing(state, By.ALL, now) as change:
+            if before is not None and not before.void:
+                change.reopen(before)
+            else:
+                change.end_verdicts(lambda open_one: open_one is verdict)
+
+    def convict(self, suspect: Suspect, *, now: float) -> None:
+        """Another account has served what the account refused."""
+        lease = suspect.lease
+        if suspect.verdict is not None and not lease.state.removed:
+            self.mark_failure(
+                lease.key,
+                suspect.outcome,
+                now=now,
+                model=suspect.model,
+                credential=lease.credential,
+                probe=lease.probe,
+                by=By.WITNESS,
+            )
+
+    def bench_named(self, suspect: Suspect, *, now: float) -> None:
+        """Bench the account without a witness, if a code said that its credential is refused."""
+        outcome, lease = suspect.outcome, suspect.lease
+        if outcome.names_credential and suspect.verdict is not None and not lease.state.removed:
+            self.mark_cooldown(
+                lease.key,
+                outcome,
+                now=now,
+                model=suspect.model,
+                started_at=lease.started_at,
+                probe=lease.asked_anyway,
+            )
+
+    def mark_failure(
+        self,
+        key: AccountKey,
+        outcome: Outcome,
+        *,
+        now: float,
+        model: str | None = None,
+        credential: Credential | None = None,
+        probe: bool = False,
+        by: By = By.ANSWER,
+    ) -> None:
+        """Bench or disable *key* for a refusal that is its own fault: a witness has shown it.
+
+        What is known of one model cools that model; what was not understood benches
+        (account, *model*), and the account once a second model was refused so; anything
+        else disables. Outcomes that do not blame the account change nothing. Raises
+        UnknownAccount.
+
+        Args:
+            credential: the one that was refused. If the account has got another since,
+                a 401 says nothing about it.
+            probe: as in `mark_cooldown`.
+            by: who or what says so.
+        """
+        state = self.accounts.get(key)
+        if not is_about_account(outcome) or _is_outdated(state, outcome, credential):
+            return
+        _note_refused(state, outcome)
+        about = covered(outcome, model)
+        narrow = outcome.unknown or outcome.scope is Scope.MODEL
+        with self.accounts.changing(state, by, now) as change:
+            change.end_verdicts(lambda verdict: verdict.covered == about)
+            if not narrow:
+                change.disable(Cause.of(outcome, hinted=False), now)
+        # Without its name nothing is known to be missing, least of all the account.
+        if narrow and about is not None:
+            scope = Scope.ACCOUNT if _fails_whole(state, about, outcome) else Scope.MODEL
+            benched = replace(outcome, scope=scope)
+            self.mark_cooldown(key, benched, now=now, model=about, probe=probe, by=by)
+
+    # -- good responses, and what else they tell
+
+    def disprove(self, lease: Lease, now: float) -> None:
+        """End the cooldowns and verdicts that the good response to *lease* disproves.
+
+        Only what began before this attempt: a success that was already under way when the
+        limit hit says nothing about the limit.
+        """
+        started_at, model = lease.started_at, lease.facts.model
+        by = By.PROBE if lease.probe else By.SUCCESS
+        with self.accounts.changing(lease.state, by, now) as change:
+            change.end_cooldowns(lambda c: c.covers(model) and not c.overtook(started_at))
+            change.end_verdicts(lambda v: covers(v.covered, model) and started_at >= v.since)
+
+    def observe_headroom(
+        self,
+        key: AccountKey,
+        windows: Iterable[Window],
+        *,
+        now: float,
+        lease: Lease | None = None,
+    ) -> None:
+        """Note what *key* has left: a response has told of *windows*. Raises UnknownAccount.
+
+        Args:
+            lease: of the request that was answered. If the account has got another
+                credential since, was removed, or is another one of this name, nothing is
+                learnt.
+        """
+        state = self.accounts.get(key) if lease is None else lease.state
+        if lease is not None and (state.removed or lease.started_at < state.renewed_at):
+            return
+        members = self.accounts.members[key.provider]
+        if state.headroom.changes_at <= now:
+            members.reset(state, now)
+        was, state.headroom = state.headroom, state.headroom.updated(windows, now)
+        kept = self.accounts.update_reserve(state, now)
+        # Told by every response; mostly it changes nobody's place.
+        if kept or members.policy.by_headroom or was.spent or state.headroom.spent:
+            members.place(state, now)
+        self.accounts.dirty.add(key)
+
+    def learn_owner(self, key: AccountKey, owner: str) -> None:
+        """Note whose limits *key* runs into; its owner's other accounts share them."""
+        with suppress(UnknownAccount):
+            self.accounts.owners.learn(self.accounts.get(key).key, owner)
+            self.accounts.dirty.add(key)
+
+    # -- its credential
+
+    def may_renew(self, lease: Lease, *, now: float) -> bool:
+        """Say whether the credential of *lease*, which was refused, is worth renewing.
+
+        Not one that served, or was renewed, a moment ago.
+        """
+        state = lease.state
+        return state.removed or now >= max(state.served_at, state.refreshed_at) + FRESH_S
+
+    def note_renewed(self, lease: Lease, *, now: float) -> None:
+        """The credential of *lease* was renewed because it was refused."""
+        lease.state.refreshed_at = now
+
+    # -- no response
+
+    def note_broken(self, lease: Lease, *, now: float, of_account: bool = True) -> None:
+        """The connection of *lease* broke before a response, and its client was told.
+
+        Unless the way is barred to every account, its conversation begins elsewhere next.
+        """
+        lease.state.broken += 1
+        if of_account:
+            self.accounts.members[lease.key.provider].failures.unanswered(lease, now)
+
+    def departed(self, lease: Lease, *, now: float) -> None:
+        """The client of *lease* left before its response began.
+
+        After a long silence its conversation begins elsewhere next; a person who stops
+        waiting moves nothing.
+        """
+        lease.state.departures += 1
+        failures = self.accounts.members[lease.key.provider].failures
+        if failures.is_silent(lease, now):
+            failures.unanswered(lease, now)
+
+
+def _is_outdated(state: AccountState, outcome: Outcome, credential: Credential | None) -> bool:
+    """Say whether *outcome* is about a credential that *state* does not have any more."""
+    held = state.credentials.values()
+    return is_401(outcome) and credential is not None and credential not in held
+
+
+def _note_refused(state: AccountState, outcome: Outcome) -> None:
+    """Remember which credentials a 401 was about: others end what it leads to."""
+    if is_401(outcome):
+        state.refused = fingerprint(state.credentials)
+
+
+def _fails_whole(state: AccountState, about: str, outcome: Outcome) -> bool:
+    """Say whether *outcome*, which was not understood, is the second of its kind in a row.
+
+    It was refused for another model than *about*, and has not served since.
+    """
+    return outcome.unknown and any(
+        c.cause.benches and c.cause.unknown and c.model != about and c.since > state.served_at
+        for c in state.cooldowns.values()
+    )
+
+
+def _make_room(change: Transition) -> None:
+    """Drop what is over, or else the model that returns first."""
+    change.end_cooldowns(lambda c: c.model is not None and not c.active(change.now))
+    kept = change.state.cooldowns.values()
+    if len(kept) >= MAX_COOLDOWNS:
+        soonest = min((c for c in kept if c.model is not None), key=lambda c: c.until)
+        change.end_cooldowns(lambda cooldown: cooldown is soonest, by=By.ROOM)
