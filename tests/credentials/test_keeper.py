@@ -548,7 +548,7 @@ class TestRefresh:
         exchange.gate.set()
         assert not await refresh
         assert len(published.all) == 1
-        assert not [t for t in asyncio.all_tasks() if t.get_name().startswith("credentials of")]
+        assert not [t for t in asyncio.all_tasks() if "credential of" in t.get_name()]
 
 
 class TestUpdate:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.files import FileSource, VendorLogin, read_vendor_login
-from account_pool.credentials.reading import Reading
+from account_pool.credentials.sources import Reading
 from account_pool.credentials.vendor_logins import LOGINS, WITH_FILE, find_login_file, recognise
 
 #: Layouts: providers.md, sections 1.3, 3.3, 5 and 7.
@@ -222,7 +222,7 @@ class TestFileSource:
         self, tmp_path: Path, content: Any, pointer: str | None, expected: Reading
     ) -> None:
         source = FileSource(file(tmp_path, content), pointer)
-        assert source.reading() == expected
+        assert source.reading_now() == expected
         assert source.read_now() == expected.secret
 
     def test_its_stamp_changes_when_it_is_written(self, tmp_path: Path) -> None:

@@ -17,10 +17,8 @@ from account_pool.core.credential import Credential
 from account_pool.credentials.account_credential import DOUBTED, doubt
 from account_pool.credentials.acquire import credential_of
 from account_pool.credentials.errors import CredentialError
-from account_pool.credentials.files import FileSource
 from account_pool.credentials.notices import Notices
 from account_pool.credentials.oauth import OAuthSource
-from account_pool.credentials.reading import Reading
 from account_pool.credentials.sources import AccountEntry
 
 
@@ -62,12 +60,7 @@ def review(config: Config, *, wall_now: float) -> Review:
 
 def _credentials_now(entry: AccountEntry) -> Mapping[str, Credential]:
     """Return what *entry* has, nothing when it takes time. Raises CredentialError."""
-    reading: Reading | None
-    if isinstance(entry.source, FileSource):
-        reading = entry.source.reading()
-    else:
-        secret = entry.source.read_now()
-        reading = None if secret is None else Reading(secret=secret)
+    reading = entry.source.reading_now()
     return {} if reading is None else credential_of(entry, reading)
 
 

@@ -1,8 +1,10 @@
-"""The credentials of one account at run time: acquired, renewed in time, published.
+"""The credentials of one account at run time: obtained, renewed in time, published.
 
-One object per account, driven by the keeper; `acquire.py` gets the credentials. Whatever
-changes them in a task runs under the account's lock, so that any number of refused requests
-cause one refresh. A failure is a text for the owner and a later try, never an exception.
+Each account has a task that runs a command, exchanges, refreshes, checks its source or tries
+again; `acquire.py` says how. Whatever changes the credentials in a task runs under the
+account's lock, so that any number of refused requests cause one refresh. A failure is a text
+for the owner and a later try, never an exception. It belongs to one event loop; nothing here is
+called from another thread.
 """
 
 from __future__ import annotations
@@ -10,16 +12,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret, is_plausible_end
-from account_pool.credentials.acquire import FILE_LOOK_S, AcquireContext, Acquired, acquirer_of
+from account_pool.credentials.acquire import AcquireContext, Acquired, strategy_of
 from account_pool.credentials.errors import CredentialError, ExchangeFailed, ExchangeRefused
-from account_pool.credentials.files import FileSource
+from account_pool.credentials.files import FILE_LOOK_S, FileSource
+from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.refreshable_token import RefreshPending
 from account_pool.credentials.sources import AccountEntry
 from account_pool.supervision import tasks
@@ -33,6 +36,12 @@ REFUSED_WAIT_S = 600.0
 DOUBTED = "that may be wrong, so it is used when no other account can serve"
 #: A source that fails waits longer at first: a command may open a window each time.
 SOURCE_FIRST_FAILURES = 4
+#: A sleeping laptop stops the clock that sleeps run on; the wall clock goes on. Looking
+#: at it so often, in seconds, bounds how late a renewal is after waking up.
+LONGEST_SLEEP_S = 60.0
+#: How often a source that takes time, such as a command that may open a window, is read for
+#: a shortage, in seconds.
+SLOW_SEEK_S = 60.0
 
 #: Bounds of the wait before something that failed is tried again, in seconds.
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 300.0
@@ -53,7 +62,7 @@ def backoff_s(failures: int, chance: float) -> float:
 
 
 def doubt(expires_at: float, wall_now: float) -> str | None:
-    """Say why an end that is told of a token is not believed; None if it may be true."""
+    """Return why an expiry that is said of a token is implausible; None if it may be true."""
     if is_plausible_end(expires_at, wall_now):
         return None
     when = "in the far future"
@@ -62,42 +71,57 @@ def doubt(expires_at: float, wall_now: float) -> str | None:
     return f"its token ends {when}, by what is said of it"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """The time and the chance of all accounts.
+
+    Attributes:
+        wall_clock: returns seconds since the epoch.
+        sleep: waits for so many seconds.
+        chance: returns 0 to 1, to spread tries over time.
+    """
+
+    wall_clock: Callable[[], float]
+    sleep: Callable[[float], Awaitable[object]]
+    chance: Callable[[], float]
+
+
+class _SourceFailed(ExchangeFailed):
+    """The source has no usable credential: its owner has to act."""
+
+    passes = False
+
+
 class AccountCredential:
     """The credentials that one account has now.
 
     Attributes:
-        lock: held while `renew` runs.
         credentials: usable now, by kind.
         for_clients: the part of the account's last exchange that clients may see.
-        tried: set once the first try is over, successful or not.
         unreadable: the last read of the source gave no usable credential.
-        looked_at: when the source was read last, seconds since the epoch.
-        takes_time: the last read of the source could not finish at once.
-        is_renewing: a renewal goes on in the background.
     """
 
     def __init__(
-        self,
-        entry: AccountEntry,
-        publish: Publish,
-        context: AcquireContext,
-        wall_clock: Callable[[], float],
-        chance: Callable[[], float],
+        self, entry: AccountEntry, publish: Publish, context: AcquireContext, timing: Timing
     ) -> None:
         self.entry = entry
         self.key = entry.account.key
-        self.lock = asyncio.Lock()
-        self.tried = asyncio.Event()
         self.credentials: Mapping[str, Credential] = {}
         self.for_clients: Mapping[str, Any] = {}
         self.unreadable = False
-        self.looked_at = -math.inf
-        self.takes_time = False
-        self.is_renewing = False
         self._publish = publish
-        self._acquirer = acquirer_of(entry, context, wall_clock, chance())
-        self._wall_clock = wall_clock
-        self._chance = chance
+        self._strategy = strategy_of(entry, context, timing.wall_clock, timing.chance())
+        self._timing = timing
+        self._wall_clock = timing.wall_clock
+        #: held while `_obtain` runs
+        self._lock = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+        #: set once the first try is over, successful or not
+        self._tried = asyncio.Event()
+        #: when the source was read last, seconds since the epoch; whether that took time
+        self._looked_at, self._takes_time = -math.inf, False
+        #: a renewal goes on in the background
+        self._is_renewing = False
         self._problem: str | None = None
         #: seconds until the next try for others; None: somebody has to act
         self._again_in_s: float | None = 0.0
@@ -108,92 +132,137 @@ class AccountCredential:
         self._said_slow = False
         self._closed = False
 
+    # -- what the keeper asks for
+
+    def start(self) -> None:
+        """Publish what is available at once, and keep it from now on."""
+        self._restart(self._read_now())
+
     def close(self) -> None:
-        """Publish nothing from now on: the account is gone, or has another object."""
+        """End the task and publish nothing more: the account is gone, or has another object."""
         self._closed = True
+        self._restart(None)
 
-    def read_now(self) -> float | None:
-        """Publish what is available at once; return the seconds until `renew` is due.
+    async def refresh(self, refused: Credential) -> bool | None:
+        """Get another credential after the server refused *refused*; see `Keeper.refresh`."""
+        if self._is_renewing:
+            return True if self._differs_from(refused) else None
+        async with self._lock:
+            if self._differs_from(refused):
+                return True
+            if self._closed:
+                return False
+            if self._is_renewing:
+                return None
+            if refused.kind != "copilot":
+                self._strategy.refuse(refused.secret)
+            self._restart(await self._obtain())
+            if self._differs_from(refused):
+                return True
+            # Others can come without anybody acting where a try is running or due.
+            return None if self._is_renewing or self._again_in_s is not None else False
 
-        0 if acquiring takes time, None for never.
-        """
-        self.looked_at, self.takes_time = self._wall_clock(), False
+    def seek(self, now: float) -> bool:
+        """Read the source again; return whether it had a credential at once."""
+        if self._lock.locked():
+            return False  # it is being looked for
+        if self._takes_time and 0 <= now - self._looked_at < SLOW_SEEK_S:
+            return False
+        self.start()
+        return bool(self.credentials)
+
+    async def first_try(self) -> None:
+        """Wait until it has been tried once."""
+        if self._task is not None:
+            await self._tried.wait()
+
+    @property
+    def is_refreshing(self) -> bool:
+        """Whether a login is being refreshed: its refresh token works only once."""
+        return self._lock.locked() and isinstance(self.entry.source, OAuthSource)
+
+    def drop_expired(self) -> None:
+        """Withdraw credentials that have expired. The problem of the last try stays."""
+        if self._left_s(self.credentials) > 0:
+            return
+        if self._problem is None and self._strategy.renews:
+            self._again_in_s = 0.0  # late, as after sleep, or it goes on
+        self._drop(self._problem or self._strategy.expired)
+
+    # -- its task
+
+    def _restart(self, wait_s: float | None) -> None:
+        """Restart the task with a wait, in seconds; None ends it."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        if wait_s is not None and not self._closed:
+            self._task = tasks.supervised(
+                f"keeping the credential of {self.key}", lambda: self._keep(wait_s)
+            )
+
+    async def _keep(self, wait_s: float | None) -> None:
+        while wait_s is not None:
+            await self._wait(wait_s)
+            async with self._lock:
+                wait_s = await self._obtain()
+
+    async def _wait(self, wait_s: float) -> None:
+        """Sleep *wait_s* seconds, by the clock that runs faster; see LONGEST_SLEEP_S."""
+        until = self._wall_clock() + wait_s
+        while wait_s > 0 and self._wall_clock() < until:
+            step_s = min(wait_s, LONGEST_SLEEP_S, self._left_s(self.credentials))
+            await self._timing.sleep(step_s)
+            wait_s -= step_s
+            self.drop_expired()
+
+    # -- one try: each returns the seconds until the next, None for never
+
+    def _read_now(self) -> float | None:
+        """Publish what is available at once; 0 if acquiring takes time."""
+        self._looked_at, self._takes_time = self._wall_clock(), False
+        wait_s: float | None
         try:
-            acquired = self._acquirer.now()
+            acquired = self._strategy.acquire_now()
         except CredentialError as error:
-            self.tried.set()
-            return self._source_failed(error)
+            wait_s = self._source_failed(error)
         except Exception as error:
-            self.tried.set()
-            return self._unexpected(error)
-        if acquired is None:
-            self.takes_time = True
-            return 0.0
-        self.tried.set()
-        return self._accept(acquired)
+            wait_s = self._unexpected(error)
+        else:
+            if acquired is None:
+                self._takes_time = True
+                return 0.0
+            wait_s = self._accept(acquired)
+        self._tried.set()
+        return wait_s
 
-    async def renew(self) -> float | None:
-        """Acquire credentials again; return the seconds until the next time, None for never.
-
-        Call it under the lock. Raises nothing but cancellation.
-        """
-        self.looked_at = self._wall_clock()
+    async def _obtain(self) -> float | None:
+        """Acquire credentials and publish them, under the lock. Raises only cancellation."""
+        self._looked_at = self._wall_clock()
         try:
-            acquired = await self._acquirer.renew()
-            self.is_renewing = self._said_slow = False
+            acquired = await self._strategy.acquire()
+            self._is_renewing = self._said_slow = False
             return self._accept(acquired)
         except RefreshPending as error:
             return self._goes_on(error)
         except CredentialError as error:
             return self._source_failed(error)
         except ExchangeRefused as error:
-            self.is_renewing, self._again_in_s = False, None
+            self._is_renewing, self._again_in_s = False, None
             self._drop(str(error))
             return REFUSED_WAIT_S
         except ExchangeFailed as error:
-            return self._keep_old(
-                str(error), error.retry_after_s, is_wait=error.is_wait, passes=error.passes
-            )
+            return self._failed(error)
         except Exception as error:
             return self._unexpected(error)
         finally:
-            self.tried.set()
-
-    def refuse(self, secret: Secret) -> None:
-        """Note that the provider refused *secret*; `renew` gets another."""
-        self._acquirer.refuse(secret)
-
-    def differs_from(self, refused: Credential) -> bool:
-        """Return whether the credential of the kind of *refused* has changed since."""
-        current = self.credentials.get(refused.kind)
-        return current is not None and current.secret != refused.secret
-
-    @property
-    def renewal_expected(self) -> bool:
-        """Whether other credentials can come without anybody acting: a try is running or due."""
-        return self.is_renewing or self._again_in_s is not None
-
-    def ends_in_s(self) -> float:
-        """Return the seconds until the first of the credentials expires; inf for never."""
-        return self._left_s(self.credentials)
-
-    def drop_expired(self) -> None:
-        """Withdraw credentials that have expired. The problem of the last try stays."""
-        if self.ends_in_s() > 0:
-            return
-        if self._problem is None and self._acquirer.renews:
-            self._again_in_s = 0.0  # late, as after sleep, or it goes on
-        self._drop(self._problem or self._acquirer.expired)
-
-    def _left_s(self, credentials: Mapping[str, Credential]) -> float:
-        ends = [c.expires_at for c in credentials.values() if c.expires_at is not None]
-        return min(ends) - self._wall_clock() if ends else math.inf
+            self._tried.set()
 
     def _accept(self, acquired: Acquired) -> float | None:
         credentials = {kind: self._with_end(kind, c) for kind, c in acquired.credentials.items()}
         self._again_in_s = None
         if self._left_s(credentials) <= 0:
-            self._drop(self._acquirer.expired)
+            self._drop(self._strategy.expired)
             return acquired.again_in_s
         if acquired.log_text and credentials != self.credentials:
             # Aloud at first and after a problem.
@@ -207,16 +276,52 @@ class AccountCredential:
         self._change(credentials, self._doubt_of(acquired.credentials, credentials))
         return acquired.again_in_s
 
-    def _doubt_of(
-        self, read: Mapping[str, Credential], used: Mapping[str, Credential]
-    ) -> str | None:
-        """Return what is wrong with an expiry that was *read*; None if all are plausible."""
-        for kind, credential in used.items():
-            ends = read[kind].expires_at
-            if credential.doubtful and ends is not None:
-                why = doubt(ends, self._wall_clock())
-                return f"{self.entry.source.describe()}: {why}; {DOUBTED}"
-        return None
+    def _goes_on(self, error: RefreshPending) -> float:
+        """Use what is still valid while the renewal goes on; otherwise requests are held."""
+        if error.aloud and not self._said_slow:
+            logger.warning("%s: %s", self.key, error)
+            self._said_slow = True
+        self._is_renewing, self._again_in_s = True, 0.0
+        self._change({} if error.is_refused else self._strategy.fallback(self.credentials), None)
+        return error.again_in_s
+
+    def _source_failed(self, error: CredentialError) -> float:
+        # Nothing to fall back on but a token that is still good.
+        self.unreadable = True
+        failed = _SourceFailed(f"{self.entry.source.describe()}: {error}")
+        wait_s = self._failed(failed, SOURCE_FIRST_FAILURES)
+        # Reading a file costs nothing, and notices a write or a changed mode.
+        return FILE_LOOK_S if isinstance(self.entry.source, FileSource) else wait_s
+
+    def _unexpected(self, error: Exception) -> float:
+        """Log a bug of ours. It ends neither the account's task nor the request that waits."""
+        wait_s = self._failed(ExchangeFailed(f"unexpected {type(error).__name__}"))
+        tasks.note(f"keeping the credential of {self.key}", error, f"again in {wait_s:.0f} s")
+        return wait_s
+
+    def _failed(self, error: ExchangeFailed, more_failures: int = 0) -> float:
+        """Keep what is still good; wait as after *more_failures* more of them."""
+        self._failures += not error.is_wait
+        self._is_renewing = self._said_slow = False
+        wait_s = backoff_s(max(self._failures, 1) + more_failures, self._timing.chance())
+        asked_s = error.retry_after_s or 0.0
+        wait_s = asked_s if error.is_wait else max(wait_s, asked_s)
+        self._again_in_s = wait_s if error.passes else None
+        self._change(self._strategy.fallback(self.credentials), str(error))
+        self.drop_expired()
+        return wait_s
+
+    # -- what is published
+
+    def _differs_from(self, refused: Credential) -> bool:
+        """Return whether the credential of the kind of *refused* has changed since."""
+        current = self.credentials.get(refused.kind)
+        return current is not None and current.secret != refused.secret
+
+    def _left_s(self, credentials: Mapping[str, Credential]) -> float:
+        """Return the seconds until the first of *credentials* expires; inf for never."""
+        ends = [c.expires_at for c in credentials.values() if c.expires_at is not None]
+        return min(ends) - self._wall_clock() if ends else math.inf
 
     def _with_end(self, kind: str, credential: Credential) -> Credential:
         """Return *credential*, without its expiry if that is implausible.
@@ -232,47 +337,16 @@ class AccountCredential:
             return credential
         return replace(credential, expires_at=None, doubtful=True)
 
-    def _source_failed(self, error: CredentialError) -> float:
-        # Nothing to fall back on but a token that is still good.
-        self.unreadable = True
-        problem = f"{self.entry.source.describe()}: {error}"
-        wait_s = self._keep_old(problem, None, source=True, passes=False)
-        # Reading a file costs nothing, and notices a write or a changed mode.
-        return FILE_LOOK_S if isinstance(self.entry.source, FileSource) else wait_s
-
-    def _unexpected(self, error: Exception) -> float:
-        """Log a bug of ours. It ends neither the account's loop nor the request that waits."""
-        wait_s = self._keep_old(f"unexpected {type(error).__name__}", None)
-        tasks.note(f"keeping the credential of {self.key}", error, f"again in {wait_s:.0f} s")
-        return wait_s
-
-    def _keep_old(
-        self,
-        problem: str,
-        retry_after_s: float | None,
-        *,
-        source: bool = False,
-        is_wait: bool = False,
-        passes: bool = True,
-    ) -> float:
-        """Note a failure; return the seconds until the next try."""
-        self._failures += not is_wait
-        self.is_renewing = self._said_slow = False
-        wait_s = backoff_s(max(self._failures, 1) + SOURCE_FIRST_FAILURES * source, self._chance())
-        again_in_s = (retry_after_s or 0.0) if is_wait else max(wait_s, retry_after_s or 0.0)
-        self._again_in_s = again_in_s if passes else None
-        self._change(self._acquirer.fallback(self.credentials), problem)
-        self.drop_expired()
-        return again_in_s
-
-    def _goes_on(self, error: RefreshPending) -> float:
-        """Use what is still valid while the renewal goes on; otherwise requests are held."""
-        if error.aloud and not self._said_slow:
-            logger.warning("%s: %s", self.key, error)
-            self._said_slow = True
-        self.is_renewing, self._again_in_s = True, 0.0
-        self._change({} if error.is_refused else self._acquirer.fallback(self.credentials), None)
-        return error.again_in_s
+    def _doubt_of(
+        self, read: Mapping[str, Credential], used: Mapping[str, Credential]
+    ) -> str | None:
+        """Return what is wrong with an expiry that was *read*; None if all are plausible."""
+        for kind, credential in used.items():
+            ends = read[kind].expires_at
+            if credential.doubtful and ends is not None:
+                why = doubt(ends, self._wall_clock())
+                return f"{self.entry.source.describe()}: {why}; {DOUBTED}"
+        return None
 
     def _drop(self, problem: str) -> None:
         self.for_clients = {}

@@ -15,12 +15,12 @@ import shlex
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError, reason_of
-from account_pool.credentials.reading import Reading, Text, read_instant
-from account_pool.credentials.sources import Source, usable
+from account_pool.credentials.reading import Text, read_instant
+from account_pool.credentials.sources import Reading, Source, usable
 from account_pool.credentials.vendor_logins import LOGINS, logged_out, tool_of
 from account_pool.providers.token_forms import hidden, remedy
 
@@ -30,11 +30,13 @@ MAX_FILE_BYTES = 1024 * 1024
 _DO_NOT_WAIT = getattr(os, "O_NONBLOCK", 0)
 
 
+#: How often a file is checked, in seconds: its tool may have renewed the token in it.
+FILE_LOOK_S = 5.0
 #: What tells that a file was written: time in ns, size, number.
 Stamp = tuple[int, int, int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FileSource(Source):
     """A file that holds the credential, or JSON with the credential at *pointer*.
 
@@ -47,9 +49,12 @@ class FileSource(Source):
         written: the path as the owner wrote it, for messages.
     """
 
+    look_s: ClassVar[float | None] = FILE_LOOK_S
+
     path: Path
     pointer: str | None = None
     written: str = ""
+    _read: tuple[Stamp, Reading] | None = field(default=None, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -60,14 +65,34 @@ class FileSource(Source):
         return f"file {self.name}" + (f" pointer {hidden(self.pointer)}" if self.pointer else "")
 
     def read_now(self) -> Secret:
-        return self.reading().secret
+        return self._reading().secret
 
     async def read(self) -> Secret:
         # A home directory may be on the network.
         return await asyncio.to_thread(self.read_now)
 
-    def reading(self) -> Reading:
-        """Return the credential and what the file says of it. Raises CredentialError."""
+    def reading_now(self) -> Reading:
+        """Return what the file holds: read again only after it was written, or refused.
+
+        Raises CredentialError.
+        """
+        stamp = self.stamp()
+        if self._read is not None and stamp == self._read[0]:
+            return self._read[1]
+        # After a failure it is read every time: a stamp does not show a changed mode.
+        self._read = None
+        reading = self._reading()
+        # The stamp from before the read: a write during it is noticed next time.
+        self._read = None if stamp is None else (stamp, reading)
+        return reading
+
+    async def reading(self) -> Reading:
+        return await asyncio.to_thread(self.reading_now)
+
+    def refused(self, _secret: Secret) -> None:
+        self._read = None
+
+    def _reading(self) -> Reading:
         tool = tool_of(self.path.name, self.pointer)
         text = read_private(self.path, self.name, logged_out(tool))
         return Text(f"the file {self.name}", self.name, self.pointer, tool).read(text)

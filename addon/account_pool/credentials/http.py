@@ -328,7 +328,7 @@ def _plain(text: str) -> str:
 async def _import_httpx() -> Any:
     """Import the HTTP client when it is first needed, off the loop: it takes 0.1 s."""
     library = await asyncio.to_thread(importlib.import_module, "httpx")
-    # It logs each request at INFO; the account has its own line (`keeper.py`).
+    # It logs each request at INFO; the account has its own line (`acquire.py`).
     for name in ("httpx", "httpcore"):
         log = logging.getLogger(name)
         if log.level == logging.NOTSET:

@@ -13,16 +13,20 @@ import getpass
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError
-from account_pool.credentials.reading import Reading, Text
-from account_pool.credentials.sources import Source
+from account_pool.credentials.reading import Text
+from account_pool.credentials.sources import Reading, Source
 from account_pool.credentials.vendor_logins import logged_out, tool_of_service
 from account_pool.providers.token_forms import hidden, remedy
 
 #: Long enough to type a password, short enough to say so when nobody does.
 KEYCHAIN_TIMEOUT_S = 30.0
+#: How often an item is read, in seconds: its tool may have renewed the token in it. Rarer than
+#: a file, because each read may prompt the user.
+KEYCHAIN_LOOK_S = 300.0
 _AGAIN = "it is looked at again"
 
 
@@ -35,6 +39,8 @@ class KeychainSource(Source):
             accounts below it the one named as the user of this process comes first.
         pointer: RFC 6901; None: all of it, or the login of a known tool.
     """
+
+    look_s: ClassVar[float | None] = KEYCHAIN_LOOK_S
 
     service: str
     pointer: str | None = None

@@ -7,36 +7,20 @@ out; where the text comes from is `files.py` and `keychain.py`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
 
 from account_pool.core import json_pointer
 from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError
-from account_pool.credentials.sources import usable
+from account_pool.credentials.sources import Reading, usable
 from account_pool.credentials.vendor_logins import TOOLS, Shape, logged_out, recognise
 from account_pool.providers.token_forms import hidden
 
 _NOTHING = object()
 #: How the end of a token is named that stands beside it.
 _EXPIRY_NAMES = ("expires_at", "expiresAt", "expiry_date", "expiry", "expires")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """What a file says of a credential.
-
-    Attributes:
-        secret: the credential.
-        expires_at: when it ends, seconds since the epoch; None if the file does not say.
-        companions: what belongs to it, e.g. account_id.
-    """
-
-    secret: Secret
-    expires_at: float | None = None
-    companions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

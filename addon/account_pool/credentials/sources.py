@@ -1,8 +1,9 @@
-"""Where the credential of an account comes from: a value, the environment, a command.
+"""Where the credential of an account comes from: a value, or the environment.
 
 A source reads, checks that what it read can be a credential at all, and says in words
 what is missing. It does not know what the credential is for. The environment comes in
-through the constructor; nothing here reads `os.environ`. Files are in `files.py`.
+through the constructor; nothing here reads `os.environ`. The other sources:
+`command.py`, `files.py`, `keychain.py`, `oauth.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import ClassVar
 
 from account_pool.core.account import Account
 from account_pool.core.credential import Secret
@@ -28,10 +30,31 @@ _USUAL_NAME = re.compile(r"(?=.{1,64}\Z)_*[A-Z][A-Z0-9]{0,15}(?:_+[A-Z0-9]{1,16}
 _NOT_A_TOKEN = re.compile(r"[^\x21-\x7e]")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """A credential, and what is said of it where it was read.
+
+    Attributes:
+        secret: the credential.
+        expires_at: when it ends, seconds since the epoch; None if that is not said.
+        companions: what belongs to it, e.g. account_id.
+    """
+
+    secret: Secret
+    expires_at: float | None = None
+    companions: Mapping[str, str] = field(default_factory=dict)
+
+
 class Source:
-    """Where one credential is read from."""
+    """Where one credential is read from; each has a `read` or a `reading` of its own.
+
+    Attributes:
+        look_s: seconds until it is read again, as its tool may have renewed the token in it;
+            None: not before the server refuses that.
+    """
 
     __slots__ = ()
+    look_s: ClassVar[float | None] = None
 
     def describe(self) -> str:
         """Name the place in a few words, e.g. "env OPENAI_API_KEY"; never the secret."""
@@ -49,6 +72,15 @@ class Source:
         secret = self.read_now()
         assert secret is not None  # a source that takes time has a `read` of its own
         return secret
+
+    def reading_now(self) -> Reading | None:
+        """As `read_now`, with what is said of the credential."""
+        secret = self.read_now()
+        return None if secret is None else Reading(secret=secret)
+
+    async def reading(self) -> Reading:
+        """As `read`, with what is said of the credential."""
+        return Reading(secret=await self.read())
 
     def refused(self, secret: Secret) -> None:
         """Forget *secret* if it is remembered: the server did not accept it."""
