@@ -203,7 +203,9 @@ class SessionsMachine(RuleBasedStateMachine):
         known = list(self.sessions._known.values())
         idle = [s for s in known if not s.in_flight]
         assert len(known) <= 3 or not idle or len(known) - len(idle) >= 3
-        assert [s.used_at for s in known] == sorted(s.used_at for s in known)
+        in_order = [session for _, session in self.sessions._oldest_first()]
+        assert {id(s) for s in in_order} == {id(s) for s in known}
+        assert [s.used_at for s in in_order] == sorted(s.used_at for s in known)
 
 
 TestSessionsMachine = SessionsMachine.TestCase
@@ -217,3 +219,23 @@ def test_an_idle_session_that_is_bound_again_is_a_new_one_unless_it_is_busy(in_f
     for _ in range(in_flight):
         sessions.start_request("s", session, 0.0)
     assert (sessions.bind("s", B, 50.0) is session) is bool(in_flight)
+
+
+def test_a_session_of_another_proxy_costs_the_same_with_many_known(monkeypatch) -> None:
+    """It is put in its place: the others are not sorted anew."""
+    sessions = Sessions(max_sessions=100_000)
+    sessions.adopt([(f"s{n}", "openai/a", n / 10) for n in range(2_000)], 200.0, 200.0)
+    compared = 0
+
+    class Counted(float):
+        def __lt__(self, other: float) -> bool:
+            nonlocal compared
+            compared += 1
+            return float(self) < float(other)
+
+        __hash__ = float.__hash__
+
+    monkeypatch.setattr(sessions, "_by_use", [(Counted(t), *rest) for t, *rest in sessions._by_use])
+    sessions.adopt([("old", "openai/b", 0.15)], 200.0, 200.0)
+    assert list(sessions)[:4] == ["s0", "s1", "old", "s2"]
+    assert compared < 50

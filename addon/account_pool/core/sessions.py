@@ -16,9 +16,11 @@ Times are monotonic seconds and passed in; only rows for the store carry wall ti
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
 
 from account_pool.core.account import AccountKey
 from account_pool.core.lease import RequestFacts
@@ -78,14 +80,19 @@ class Sessions:
     idle_s: float = IDLE_S
     max_sessions: int = MAX_SESSIONS
     changed: Callable[[str], None] = _ignore
-    _known: OrderedDict[str, Session] = field(default_factory=OrderedDict)
+    _known: dict[str, Session] = field(default_factory=dict)
+    #: A heap of (when it was used, as far as is noted here; a number; key; session), one entry
+    #: for each session, which is brought up to date when it comes to the top: a request notes
+    #: its use for nothing, and one session more costs the logarithm of their number.
+    _by_use: list[tuple[float, int, str, Session]] = field(default_factory=list)
+    _numbers: Iterator[int] = field(default_factory=count)
     _sweeping: bool = False
 
     def __len__(self) -> int:
         return len(self._known)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._known)
+        return iter(sorted(self._known, key=lambda key: self._known[key].used_at))
 
     # -- where it lives
 
@@ -93,7 +100,7 @@ class Sessions:
         """Return the session and count it as used; None if it is unknown, or was idle too long."""
         session = self.peek(key, now)
         if session is not None:
-            self._touch(key, session, now)
+            session.used_at = now
         return session
 
     def peek(self, key: str, now: float) -> Session | None:
@@ -112,10 +119,10 @@ class Sessions:
         session = self._known.get(key)
         if session is None or self._is_idle(session, now):
             self._make_room(now)
-            session = self._known[key] = Session(account, now)
+            session = self._add(key, Session(account, now))
         elif session.account != account:
             session.account, session.settled = account, False
-        self._touch(key, session, now)
+        session.used_at = now
         if worth_keeping:
             self.changed(key)
         return session
@@ -131,13 +138,12 @@ class Sessions:
     def start_request(self, key: str, session: Session, now: float) -> None:
         """Note that a request of *session* is in flight."""
         session.in_flight += 1
-        self._touch(key, session, now)
+        session.used_at = now
 
     def end_request(self, key: str, session: Session, now: float) -> None:
         """Note that it has ended, whether or not the session is still known."""
         session.in_flight -= 1
-        if self._known.get(key) is session:
-            self._touch(key, session, now)
+        session.used_at = now
 
     # -- endings
 
@@ -186,7 +192,7 @@ class Sessions:
 
     def snapshot(self, now: float, wall_now: float) -> list[SessionRow]:
         """Return all sessions for the store, least recently used first."""
-        rows = (self.row(key, now, wall_now) for key in self._known)
+        rows = (self.row(key, now, wall_now) for key in self)
         return [row for row in rows if row is not None]
 
     def adopt(self, rows: Iterable[SessionRow], now: float, wall_now: float) -> None:
@@ -207,9 +213,7 @@ class Sessions:
                 continue
             if known is None:
                 self._make_room(now)
-            self._known[key] = session
-        in_order = sorted(self._known.items(), key=lambda item: item[1].used_at)
-        self._known = OrderedDict(in_order)
+            self._add(key, session)
 
     def drop(self, gone: Mapping[str, float], now: float, wall_now: float) -> None:
         """Forget sessions that other proxies have closed, unless used here since.
@@ -234,22 +238,45 @@ class Sessions:
     def _idle(self, now: float) -> list[str]:
         """Return the keys of sessions that were idle too long, least recently used first."""
         idle: list[str] = []
-        for key, session in self._known.items():
-            if now - session.used_at < self.idle_s:
-                break
-            if session.in_flight == 0:
-                idle.append(key)
+        with closing(self._oldest_first()) as sessions:
+            for key, session in sessions:
+                if now - session.used_at < self.idle_s:
+                    break
+                if session.in_flight == 0:
+                    idle.append(key)
         return idle
 
-    def _touch(self, key: str, session: Session, now: float) -> None:
-        session.used_at = now
-        self._known.move_to_end(key)
+    def _add(self, key: str, session: Session) -> Session:
+        self._known[key] = session
+        self._note_use(key, session)
+        return session
+
+    def _note_use(self, key: str, session: Session) -> None:
+        heappush(self._by_use, (session.used_at, next(self._numbers), key, session))
+
+    def _oldest_first(self) -> Iterator[tuple[str, Session]]:
+        """Yield key and session, least recently used first. To be closed by who leaves it early."""
+        looked_at: list[tuple[str, Session]] = []
+        try:
+            while self._by_use:
+                noted_at, _, key, session = heappop(self._by_use)
+                if self._known.get(key) is not session:
+                    continue
+                if noted_at < session.used_at:
+                    self._note_use(key, session)
+                    continue
+                looked_at.append((key, session))
+                yield key, session
+        finally:
+            for key, session in looked_at:
+                self._note_use(key, session)
 
     def _make_room(self, now: float) -> None:
         """Remove the least recently used session if there are too many; no busy one."""
         if len(self._known) < self.max_sessions:
             return
-        oldest = next((key for key, s in self._known.items() if s.in_flight == 0), None)
+        with closing(self._oldest_first()) as sessions:
+            oldest = next((key for key, s in sessions if s.in_flight == 0), None)
         if oldest is not None:
             self.close_session(oldest)
 
