@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from account_pool.config.document import Document, Loc, name_of
-from account_pool.config.models import COMPANIONS, REMEDIES, TOKEN_KEYS, AccountShape, check_shape
-from account_pool.config.problems import MISSING, NOT_SHOWN, Wrong, shown, unknown
+from account_pool.config.problems import MISSING, NOT_SHOWN, REMEDIES, Wrong, shown, unknown
 from account_pool.config.providers import UNSWAPPABLE_NAMES, Providers, host_rule, unknown_provider
+from account_pool.config.shapes import COMPANIONS, TOKEN_KEYS, AccountShape, read_account
 from account_pool.core.account import Account, ModelFilter, normalise_label
 from account_pool.core.credential import Secret
 from account_pool.core.headroom import is_window
@@ -33,6 +33,7 @@ from account_pool.providers import unswappable
 from account_pool.providers.base import Provider
 from account_pool.providers.token_forms import PASTED, is_token, remedy
 
+_KEYS = frozenset(AccountShape.__struct_fields__)
 _TOKEN_HOW = REMEDIES["token"]
 _OAUTH_HOW = "write {oauth: {refresh_token: ..., access_token: ..., expires_at: ...}}"
 #: RFC 9110, section 5.5.
@@ -95,16 +96,15 @@ class _Reader:
         known = self.providers.known.get(provider)
         own = self._own_companions(loc, value, known)
         shaped = {key: part for key, part in value.items() if key not in own}
-        check_shape(document, loc, AccountShape, shaped)
+        shape = read_account(document, loc, shaped)
         label = self._label((*loc, "label"), provider, value.get("label"))
         self._models((*loc, "models"), value.get("models"))
         self._host((*loc, "host"), value.get("host"), known)
         reserve = self._reserve((*loc, "reserve"), value.get("reserve"), known)
         self._companions(loc, value, known)
         source = self._source((*loc, "token"), value, known, label)
-        if len(document.problems) > before or source is None or known is None:
+        if len(document.problems) > before or shape is None or source is None or known is None:
             return None
-        shape = AccountShape.model_validate(shaped)
         account = replace(_account(shape, provider, label, own), reserve=reserve)
         return AccountEntry(account, source, known, document.line(loc))
 
@@ -207,7 +207,7 @@ class _Reader:
         self, loc: Loc, value: dict[str, Any], known: Provider | None
     ) -> dict[str, str]:
         """Return the companions that only this provider of the user's own has."""
-        names = known.companions - AccountShape.model_fields.keys() if known else frozenset()
+        names = known.companions - _KEYS if known else frozenset()
         own = {name: value[name] for name in sorted(names) if name in value}
         for name, written in own.items():
             if not isinstance(written, str) or not written:

@@ -1,7 +1,8 @@
 """The shape of accounts.yaml: its keys, what they take, and what is said of any other value.
 
 Only shape: what a value refers to (a provider, a variable, a file) is checked in
-`accounts.py` and `providers.py`. The descriptions are what an editor shows.
+`accounts.py` and `providers.py`. The descriptions are what an editor shows. Most files are
+right: `shapes.py` sees that of them in no time, and this is imported for what it does not take.
 """
 
 from __future__ import annotations
@@ -14,15 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSche
 
 from account_pool.config.document import Document, Loc
 from account_pool.config.options import POOL_OPTIONS
-from account_pool.config.problems import MISSING, UNKNOWN_KEY, Wrong, shown, unknown
+from account_pool.config.problems import MISSING, REMEDIES, UNKNOWN_KEY, Wrong, shown, unknown
 from account_pool.providers.definition import CLASSES, SPELLINGS
 
 Text = Annotated[str, Field(min_length=1)]
-
-#: The keys of a `token:` mapping.
-TOKEN_KEYS = ("env", "file", "pointer", "command", "keychain", "oauth")
-#: Keys of an account that travel with its credential: `Account.companions`.
-COMPANIONS = ("account_id", "project", "organization", "openai_project", "host", "deployments")
 
 _CLASSES = tuple(str(cls) for cls in CLASSES)
 
@@ -237,6 +233,10 @@ class ProviderShape(_Shape):
     )
 
 
+#: What a definition has besides, by the name `definition_reader` has for it.
+PARTS: Mapping[str, type[BaseModel]] = {"owner": OwnerShape, "reset": ResetShape}
+
+
 def _pool_shape() -> type[_Shape]:
     """Make the shape of `pool:` from the table of options, for the JSON schema only."""
     fields: dict[str, Any] = {}
@@ -265,32 +265,6 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-#: What is accepted, by key.
-REMEDIES: Mapping[str, str] = {
-    "provider": "write the name of a provider, such as openai",
-    "label": "write a name for the account, such as work",
-    "token": "write token: ${NAME_OF_A_VARIABLE}, or one of {env: ...}, {file: ...}, "
-    "{command: ...}, {keychain: ...}, {oauth: ...}",
-    "account_type": "write one of individual, business, enterprise",
-    "priority": "write a number such as 0 or 1",
-    "weight": "write a number such as 1 or 2",
-    "models": 'write a list such as ["gpt-*", "!gpt-5-pro*"]',
-    "max_concurrent": "write a number such as 8, or leave it out for no limit",
-    "min_interval": "write seconds, such as 0.5",
-    "enabled": "write true or false",
-    "deployments": "write a mapping such as {gpt-4o: my-deployment}",
-    "like": "write the name of a built-in provider, such as openai",
-    "hosts": 'write a list such as ["llm.example.com", "localhost:9443"]',
-    "token_url": "write an address such as https://api.github.com/copilot_internal/v2/token",
-    "paths": 'write a list such as ["/v1/chat/completions", "GET /v1/models*"]',
-    "credential": 'write {header: authorization, prefix: "Bearer "} or {query: key}',
-    "drop": 'write a list of headers such as ["x-team"]',
-    "companions": "write a mapping such as {organization: x-organization}",
-    "limits": "list rules such as {status: [429], class: rate_limit}",
-    "status": "write a list of statuses such as [429]",
-    "class": "write one of " + ", ".join(CLASSES),
-    "header": 'write {x-some-header: "pattern"} in a rule, the name of a header elsewhere',
-}
 _TEXT_REMEDY = "write text, in quotes"
 _SECTION_REMEDY = "write `hosts: [...]` below it"
 

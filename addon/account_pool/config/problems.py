@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from account_pool.core.wrong import MAX_SHOWN_CHARS, NOT_SHOWN, Wrong, shown, shown_key, unknown
+from account_pool.providers.definition import CLASSES
 
 __all__ = [
     "MAX_SHOWN_CHARS",
     "MISSING",
     "NOT_SHOWN",
+    "REMEDIES",
     "UNKNOWN_KEY",
     "ConfigError",
     "Problem",
@@ -75,3 +77,31 @@ def _one_each(problems: Iterable[Problem]) -> list[Problem]:
 def _beside(name: str, key: str) -> str:
     """Return the name of *key* in the mapping that *name* stands in."""
     return f"{name.rpartition('.')[0]}.{key}".removeprefix(".")
+
+
+#: What is accepted, by key.
+REMEDIES: Mapping[str, str] = {
+    "provider": "write the name of a provider, such as openai",
+    "label": "write a name for the account, such as work",
+    "token": "write token: ${NAME_OF_A_VARIABLE}, or one of {env: ...}, {file: ...}, "
+    "{command: ...}, {keychain: ...}, {oauth: ...}",
+    "account_type": "write one of individual, business, enterprise",
+    "priority": "write a number such as 0 or 1",
+    "weight": "write a number such as 1 or 2",
+    "models": 'write a list such as ["gpt-*", "!gpt-5-pro*"]',
+    "max_concurrent": "write a number such as 8, or leave it out for no limit",
+    "min_interval": "write seconds, such as 0.5",
+    "enabled": "write true or false",
+    "deployments": "write a mapping such as {gpt-4o: my-deployment}",
+    "like": "write the name of a built-in provider, such as openai",
+    "hosts": 'write a list such as ["llm.example.com", "localhost:9443"]',
+    "token_url": "write an address such as https://api.github.com/copilot_internal/v2/token",
+    "paths": 'write a list such as ["/v1/chat/completions", "GET /v1/models*"]',
+    "credential": 'write {header: authorization, prefix: "Bearer "} or {query: key}',
+    "drop": 'write a list of headers such as ["x-team"]',
+    "companions": "write a mapping such as {organization: x-organization}",
+    "limits": "list rules such as {status: [429], class: rate_limit}",
+    "status": "write a list of statuses such as [429]",
+    "class": "write one of " + ", ".join(CLASSES),
+    "header": 'write {x-some-header: "pattern"} in a rule, the name of a header elsewhere',
+}

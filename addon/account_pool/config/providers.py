@@ -12,18 +12,17 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from pydantic import BaseModel
-
 from account_pool.config.document import Document, Loc
-from account_pool.config.models import (
+from account_pool.config.problems import (
+    MISSING,
+    NOT_SHOWN,
     REMEDIES,
-    AccountShape,
-    OwnerShape,
-    ProviderShape,
-    ResetShape,
-    check_shape,
+    Wrong,
+    shown,
+    shown_key,
+    unknown,
 )
-from account_pool.config.problems import MISSING, NOT_SHOWN, Wrong, shown, shown_key, unknown
+from account_pool.config.shapes import AccountShape, check_part, check_provider
 from account_pool.credentials.copilot import DEFAULT_TOKEN_URL, ExchangeSettings
 from account_pool.credentials.http import check_token_url
 from account_pool.providers.base import HostRule, Provider
@@ -104,13 +103,12 @@ _NOT_MOVED = frozenset({EXCHANGING, "codex", "claude-code", "gemini-cli", "azure
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")
 #: Keys an account has anyway.
-_TAKEN = frozenset(AccountShape.model_fields) - {
+_TAKEN = frozenset(AccountShape.__struct_fields__) - {
     "account_id",
     "organization",
     "openai_project",
     "project",
 }
-_SHAPES: Mapping[str, type[BaseModel]] = {"owner": OwnerShape, "reset": ResetShape}
 
 
 @dataclass(slots=True)
@@ -126,7 +124,7 @@ class _Notes:
         return f"{self.document.path.name}:{self.document.line(loc)}"
 
     def has_shape(self, loc: Loc, kind: str, value: Any) -> bool:
-        return check_shape(self.document, loc, _SHAPES[kind], value)
+        return check_part(self.document, loc, kind, value)
 
 
 @dataclass(slots=True)
@@ -180,7 +178,7 @@ class _Reader:
             )
         elif is_token(name):
             document.problem(loc, f"is not a name; {PASTED}", "write one such as my-gateway")
-        check_shape(document, loc, ProviderShape, value)
+        check_provider(document, loc, value)
         if not isinstance(value, dict):
             self.result.unclear.add(name)
             return

@@ -16,7 +16,7 @@ Times are monotonic seconds and passed in; only rows for the store carry wall ti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -254,7 +254,7 @@ class Sessions:
     def _note_use(self, key: str, session: Session) -> None:
         heappush(self._by_use, (session.used_at, next(self._numbers), key, session))
 
-    def _oldest_first(self) -> Iterator[tuple[str, Session]]:
+    def _oldest_first(self) -> Generator[tuple[str, Session]]:
         """Yield key and session, least recently used first. To be closed by who leaves it early."""
         looked_at: list[tuple[str, Session]] = []
         try:

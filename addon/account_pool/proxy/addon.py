@@ -250,7 +250,9 @@ class AccountPool(AdminPages):
     def _tell_of_options(self) -> None:
         """Say which options of mitmproxy requests of the pool do not follow."""
         used = {state.key.provider for state in self.service.pool.accounts}
-        hosts = [r for p in self.service.providers.values() if p.name in used for r in p.hosts]
+        # Those of other providers are not even made.
+        known = self.service.providers
+        hosts = [rule for name in used if name in known for rule in known[name].hosts]
         for note in options.conflicts(ctx.options, hosts):
             logger.warning(f"account-pool: {note}")
 
