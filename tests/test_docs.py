@@ -23,10 +23,9 @@ from account_pool.admin.auth import TOKEN_FILE
 from account_pool.admin.routes import ENDPOINTS
 from account_pool.cli.check import check_accounts
 from account_pool.cli.child import NOT_EXECUTABLE, NOT_FOUND
-from account_pool.cli.environment import ALL_VARIABLES
+from account_pool.cli.environment import ALL_VARIABLES, TOOLS
 from account_pool.cli.login import INTERRUPTED
 from account_pool.cli.main import app
-from account_pool.cli.placeholders import TOOLS
 from account_pool.cli.places import DEFAULT_PORT, Places
 from account_pool.config import POOL_OPTIONS, json_schema, load
 from account_pool.config.accounts_file import TRUST_FILE

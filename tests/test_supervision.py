@@ -21,8 +21,8 @@ ALLOWED = {
     "credentials/keychain.py": "a thread that may hang for ever, and catches everything",
     "credentials/token_post.py": "in the loop of a thread, awaited where it is started",
     "proxy/fast/inline.py": "in the place of mitmproxy's own tasks, and named as they are",
-    "cli/guard.py": "the thread of `run`, without a loop; each step catches everything",
-    "cli/tee.py": "the thread of `run` that copies; its errors are those of its descriptors",
+    "cli/shared.py": "the thread of `run`, without a loop; each step catches everything",
+    "cli/child.py": "the thread of `run` that copies; its errors are those of its descriptors",
     # The scripted provider is no part of the proxy; whoever starts these awaits them.
     "demo/http1.py": "awaited where it is started",
     "demo/http2.py": "awaited where it is started",

@@ -13,7 +13,7 @@ import pytest
 from account_pool.cli import processes, proxy_process
 from account_pool.cli.environment import ALL_VARIABLES
 from account_pool.cli.places import Places
-from account_pool.cli.record import Launch, read_record
+from account_pool.cli.processes import Launch, read_record
 from account_pool.demo.certificates import make_certificate
 from tests.cli import stub_proxy
 

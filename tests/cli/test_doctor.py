@@ -11,7 +11,7 @@ import pytest
 
 from account_pool.cli import bundle, doctor
 from account_pool.cli.main import run
-from account_pool.cli.record import Launch
+from account_pool.cli.processes import Launch
 from account_pool.cli.shared import SharedProxy
 
 GOOD = "accounts:\n  - {provider: openai, label: work, token: sk-fake-1}\n"

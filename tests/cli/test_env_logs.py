@@ -11,10 +11,10 @@ import threading
 
 import pytest
 
-from account_pool.cli import api, logs, proxy_process
+from account_pool.cli import api, history, proxy_process
 from account_pool.cli.environment import ALL_VARIABLES
 from account_pool.cli.main import run
-from account_pool.cli.record import Launch
+from account_pool.cli.processes import Launch
 from account_pool.cli.shared import SharedProxy
 
 
@@ -147,7 +147,7 @@ def test_logs_follow_what_is_written_also_into_a_new_file(places, capsys, monkey
             raise KeyboardInterrupt
         todo.pop(0)()
 
-    monkeypatch.setattr(logs.time, "sleep", sleep)
+    monkeypatch.setattr(history.time, "sleep", sleep)
     assert run(["logs", "--port", str(places.port), "-f"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "first"

@@ -9,11 +9,14 @@ import pytest
 from account_pool.cli.environment import (
     ALL_VARIABLES,
     BUNDLE_VARIABLES,
+    TOOLS,
     Trust,
+    missing,
+    placeholders,
+    tool_of,
     variables,
     without_hosts,
 )
-from account_pool.cli.placeholders import TOOLS, missing, placeholders, tool_of
 from account_pool.providers.base import HostRule
 from account_pool.providers.registry import BUILT_IN
 

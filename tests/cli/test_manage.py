@@ -13,7 +13,7 @@ from rich.console import Console
 from account_pool.cli.history import as_table, grouped
 from account_pool.cli.main import run
 from account_pool.cli.manage import _meant
-from account_pool.cli.record import Launch
+from account_pool.cli.processes import Launch
 from account_pool.cli.shared import SharedProxy
 
 FILE = """accounts:

@@ -175,7 +175,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(capsys, arguments):
 
 
 def test_options_of_the_proxy_reach_it_by_whole_paths(stub, places, tmp_path, monkeypatch):
-    from account_pool.cli.record import read_record
+    from account_pool.cli.processes import read_record
 
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").touch(mode=0o600)

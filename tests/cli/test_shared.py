@@ -15,11 +15,10 @@ from pathlib import Path
 import pytest
 
 from account_pool.cli import api, processes, proxy_process
-from account_pool.cli.guard import Guard
 from account_pool.cli.places import Places
+from account_pool.cli.processes import Launch, Record, read_record, write_record
 from account_pool.cli.proxy_process import CannotStart
-from account_pool.cli.record import Launch, Record, read_record, write_record
-from account_pool.cli.shared import CannotUse, SharedProxy
+from account_pool.cli.shared import CannotUse, Guard, SharedProxy
 from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from account_pool.cli.main import run
-from account_pool.cli.probes import PROBES, verdict
+from account_pool.cli.try_accounts import PROBES, verdict
 from account_pool.core.outcome import Outcome, OutcomeClass
 from account_pool.demo.exchange import Reply, Request
 from account_pool.demo.replies import json_reply

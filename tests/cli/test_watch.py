@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from account_pool.cli.watch import (
+from account_pool.cli.shared import (
     GRACE_S,
     LONGEST_WAIT_S,
     LOOK_CLOSER_S,

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from account_pool.cli import processes
-from account_pool.cli.record import read_record
+from account_pool.cli.processes import read_record
 from account_pool.demo.certificates import make_certificate
 from account_pool.demo.replies import by_credential
 from tests.e2e.harness import CLIENT, FIRST, SECOND, TIMEOUT_S, client

@@ -18,7 +18,7 @@ import pytest
 import account_pool
 from account_pool.cli import processes
 from account_pool.cli.places import Places
-from account_pool.cli.record import read_record
+from account_pool.cli.processes import read_record
 from account_pool.demo.replies import by_credential
 from tests.e2e.harness import FIRST, SECOND, TIMEOUT_S, secret
 from tests.scripts import openai

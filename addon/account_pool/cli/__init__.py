@@ -1,7 +1,7 @@
 """The `account-pool` command.
 
-`main.py` and `proxy_commands.py` name the commands and turn errors into one line and an
-exit code; what a command does is in a module of its own, imported when it is asked for.
+`commands.py` is the table of commands; `main.py` runs one and turns its error into a line and
+an exit code. What a command does is in a module of its own, imported when it runs.
 """
 
 from account_pool.cli.main import main

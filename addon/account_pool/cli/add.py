@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from account_pool.cli.check import warn
-from account_pool.cli.which_file import note
+from account_pool.cli.output import fail, note, warn
 from account_pool.config import ConfigError, load
 from account_pool.config.accounts_file import command, shown
 from account_pool.config.edit import Entry, add_account, require_editable
@@ -83,8 +82,7 @@ def add_key(new: NewAccount, path: Path, environ: Mapping[str, str]) -> int:
         token = source or literal(_ask(key))
         write(path, {**new.entry(), "token": token}, environ, private=source is None)
     except (CredentialError, CannotEdit, ValueError) as error:
-        note(str(error))
-        return 1
+        return fail(error)
     print(f"added {key} to {shown(path)}")
     _review(path, key, environ)
     return 0

@@ -13,7 +13,7 @@ from typing import Any
 
 from account_pool.admin.auth import TOKEN_FILE
 from account_pool.cli.places import DEFAULT_PORT, HOST, Places
-from account_pool.cli.record import running_ports
+from account_pool.cli.processes import running_ports
 from account_pool.config.accounts_file import command
 
 #: A proxy that is well answers within milliseconds, also under load.

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from account_pool.cli.accounts import mitmproxy_config
 from account_pool.cli.environment import BUNDLE_VARIABLES, Trust
 from account_pool.cli.places import Places, write_whole
-from account_pool.cli.which_file import mitmproxy_config
 from account_pool.config import ConfigError
 from account_pool.config.options import set_options
 

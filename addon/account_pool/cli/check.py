@@ -5,7 +5,6 @@ Shows names and settings only: what a `Secret` holds never reaches this module.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,11 +12,9 @@ from pathlib import Path
 from rich.table import Table
 
 from account_pool import config
-from account_pool.cli.places import CONFDIR, IN_MEMORY, STATE_FILE
-from account_pool.cli.screen import show
-from account_pool.cli.which_file import find, how_to_add, mitmproxy_config, note
+from account_pool.cli.accounts import added_file, find, how_to_add, read_accounts
+from account_pool.cli.output import fail, show, warn
 from account_pool.config import Config, ConfigError, Problem, accounts_file
-from account_pool.config.accounts_file import Found
 from account_pool.config.review import review
 from account_pool.core.account import Account
 from account_pool.credentials.command import CommandSource
@@ -34,45 +31,9 @@ def check_accounts(named: Path | None, environ: Mapping[str, str]) -> int:
     """
     loaded = read_accounts(find(named, environ), environ)
     if not loaded.accounts:
-        note(f"no account: {how_to_add()}")
-        return 1
+        return fail(f"no account: {how_to_add()}")
     _show(loaded)
     return 0
-
-
-def read_accounts(found: Found, environ: Mapping[str, str]) -> Config:
-    """Return the accounts of *found*, or of the environment, and those that were added.
-
-    Raises ConfigError.
-    """
-    loaded = _read_main(found, environ)
-    added = added_file(loaded)
-    return loaded if added is None else config.with_added(loaded, added, environ)
-
-
-def added_file(loaded: Config) -> Path | None:
-    """Return the file beside the state database, None where there is none.
-
-    Accounts are there that were added while a proxy ran and *loaded* could not hold.
-    """
-    state = mitmproxy_config().get("pool_state") or loaded.options.get("state")
-    if state == IN_MEMORY:
-        return None
-    database = Path(str(state)) if state else Path(CONFDIR) / STATE_FILE
-    path = accounts_file.beside(database.expanduser())
-    return path if path.exists() else None
-
-
-def _read_main(found: Found, environ: Mapping[str, str]) -> Config:
-    if found.path is not None:
-        return accounts_file.load_found(found, environ)
-    settings = mitmproxy_config()
-    return config.from_environment(
-        environ,
-        github_token=settings.get("pool_github_token"),
-        account_type=settings.get("pool_account_type", "individual"),
-        directories=(Path.cwd(), Path(CONFDIR).expanduser()),
-    )
 
 
 def confirm_file(named: Path | None, environ: Mapping[str, str]) -> int:
@@ -92,12 +53,6 @@ def confirm_file(named: Path | None, environ: Mapping[str, str]) -> int:
     accounts_file.confirm(path, accounts_file.trust_store())
     print("confirmed; after a change it must be confirmed again")
     return 0
-
-
-def warn(*warnings: object) -> None:
-    """Show what looks wrong and stops nothing."""
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
 
 
 def accounts_table(accounts: list[Account]) -> Table:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from account_pool import config
-from account_pool.cli.which_file import find
+from account_pool.cli.accounts import find
 from account_pool.config.accounts_file import require_confirmed
 from account_pool.core.outcome import Outcome, UpstreamResponse
 from account_pool.core.sse import Gate, Verdict
@@ -50,7 +50,7 @@ def classify_recorded(path: Path, provider: str, accounts_file: Path | None) -> 
     found.require()
     if found.confirm and found.path is not None:
         require_confirmed(found.path)
-    known = config.providers(found.path) if found.path else None
+    known = config.load_providers(found.path) if found.path else None
     return classify_file(path, sys.stdout, provider=provider, providers=known)
 
 

@@ -6,7 +6,6 @@ machine. `check --try` is what asks the providers.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sqlite3
@@ -28,7 +27,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from account_pool.cli import api, bundle
-from account_pool.cli.check import added_file, read_accounts
+from account_pool.cli.accounts import added_file, find, how_to_add, mitmproxy_config, read_accounts
 from account_pool.cli.environment import (
     BUNDLE_VARIABLES,
     EXTRA_VARIABLES,
@@ -36,9 +35,9 @@ from account_pool.cli.environment import (
     PROXY_VARIABLES,
     without_hosts,
 )
+from account_pool.cli.output import note, show_json
 from account_pool.cli.places import HOST, STATE_FILE, Places
-from account_pool.cli.record import running_ports
-from account_pool.cli.which_file import find, how_to_add, mitmproxy_config, note
+from account_pool.cli.processes import running_ports
 from account_pool.config import Config, ConfigError
 from account_pool.config.accounts_file import command, shown
 from account_pool.config.review import review
@@ -104,7 +103,7 @@ def diagnose(named: Path | None, port: int, environ: Mapping[str, str], *, as_js
             for finding in new:
                 print(as_text(finding, width), flush=True)
     if as_json:
-        print(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=2))
+        show_json({"findings": [asdict(finding) for finding in findings]})
     else:
         note(_summary(findings))
     return int(any(finding.level is Level.BAD for finding in findings))

@@ -1,4 +1,4 @@
-"""`account-pool usage` and `decisions`: what a proxy has served, and what it decided.
+"""`account-pool usage`, `decisions` and `logs`: what a proxy has served, decided and said.
 
 `grouped` and `as_table` are pure: values of GET /usage in, rows out.
 """
@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 from urllib.parse import urlencode
 
 from rich.console import Console
 from rich.table import Table
 
 from account_pool.cli import api
-from account_pool.cli.screen import show
-from account_pool.cli.which_file import note
+from account_pool.cli.output import fail, note, show, show_json
+from account_pool.cli.places import Places
+from account_pool.cli.processes import running_ports
 from account_pool.core.account import AccountKey
 
 #: What usage can be summed by: fields of GET /usage, and the provider in an account's key.
@@ -36,11 +40,10 @@ def show_usage(port: int, *, days: int, by: str, as_json: bool, as_csv: bool) ->
     try:
         value = api.ask(port, f"/usage?{urlencode({'days': days})}")
     except api.NoAnswer as error:
-        note(str(error))
-        return 1
+        return fail(error)
     sums = grouped(value.get("days", []), by)
     if as_json:
-        print(json.dumps({"by": by, "days": days, "usage": sums}, indent=2))
+        show_json({"by": by, "days": days, "usage": sums})
     elif as_csv:
         writer = csv.DictWriter(sys.stdout, (by, *AMOUNTS), lineterminator="\n")
         writer.writeheader()
@@ -122,8 +125,7 @@ def show_decisions(
             lines = 1000
             time.sleep(_EVERY_S)
     except (api.NoAnswer, ValueError) as error:
-        note(str(error))
-        return 1
+        return fail(error)
     except KeyboardInterrupt:
         # The usual way to leave it.
         return 0
@@ -132,3 +134,73 @@ def show_decisions(
 def _line(decision: Mapping[str, Any]) -> str:
     at = datetime.fromisoformat(decision["at"]).astimezone()
     return f"{at:%Y-%m-%d %H:%M:%S} {decision['text']}"
+
+
+_LOOK_S = 0.2
+#: What mitmdump says of each connection.
+_CONNECTION = re.compile(r"^\[[\d:.]+\]\[[^\]]+\S* (?:client|server) (?:dis)?connect\b")
+
+
+def show_logs(port: int, *, lines: int, follow: bool, path_only: bool, everything: bool) -> int:
+    """Print the last *lines* of the log, then what comes. Returns 0, or 1 without a log.
+
+    Connections that come and go are left out, unless *everything* is asked for.
+    """
+    log = Places.usual(port).log
+    wanted = None if everything else _is_telling
+    if path_only:
+        print(log)
+        return 0
+    try:
+        with _open(log) as file:
+            _print(deque(filter(wanted, file), lines))
+            while follow:
+                _print(filter(wanted, _written(file)))
+                time.sleep(_LOOK_S)
+                if _set_aside(file, log):
+                    return show_logs(
+                        port, lines=lines, follow=True, path_only=False, everything=everything
+                    )
+    except FileNotFoundError:
+        others = running_ports(log.parent)
+        elsewhere = "One you started yourself says everything where you started it"
+        if others:
+            elsewhere = f"It has one at port {' and '.join(map(str, others))}: name it with -p"
+        print(
+            f"account-pool: {log} does not exist: `account-pool run` has not started a proxy at "
+            f"port {port}. {elsewhere}",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        # The usual way to leave it.
+        return 0
+    except BrokenPipeError:
+        # `| head` has seen enough; what is left must not be flushed into it at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _is_telling(line: str) -> bool:
+    return _CONNECTION.search(line) is None
+
+
+def _open(log: Path) -> TextIO:
+    return log.open(encoding="utf-8", errors="replace")
+
+
+def _written(file: TextIO) -> Iterator[str]:
+    """Yield what was written since; a line may come in pieces."""
+    while text := file.readline():
+        yield text
+
+
+def _print(texts: Iterable[str]) -> None:
+    for text in texts:
+        sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _set_aside(file: TextIO, log: Path) -> bool:
+    """Say whether *file* is not the log any more: it grew large, and a proxy started."""
+    return log.exists() and not os.path.samestat(os.fstat(file.fileno()), log.stat())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import ssl
-import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from account_pool.cli.add import write
+from account_pool.cli.output import fail
 from account_pool.config.accounts_file import shown
 from account_pool.config.edit import require_editable
 from account_pool.config.replace import CannotEdit
@@ -60,7 +60,7 @@ def login_from(
         account, where = _account_of(tool, label, environ, file, copy)
         write(path, account, environ, private=copy)
     except (CredentialError, CannotLogIn, CannotEdit, ValueError) as error:
-        return _failed(error)
+        return fail(error)
     print(f"added {account['provider']}/{normalise_label(label)} to {shown(path)}: {where}")
     if copy and "oauth" in account["token"]:
         print(
@@ -94,17 +94,11 @@ def login_copilot(
         account["token"] = literal(token)
         write(path, account, environ, private=True, provider=provider)
     except KeyboardInterrupt:
-        print("account-pool: interrupted; nothing was written", file=sys.stderr)
-        return INTERRUPTED
+        return fail("interrupted; nothing was written", INTERRUPTED)
     except (CredentialError, CannotLogIn, CannotEdit, ValueError) as error:
-        return _failed(error)
+        return fail(error)
     print(f"added {account['provider']}/{normalise_label(label)} to {shown(path)}")
     return 0
-
-
-def _failed(error: Exception) -> int:
-    print(f"account-pool: {error}", file=sys.stderr)
-    return 1
 
 
 # -- from a vendor's tool

@@ -6,18 +6,17 @@ They ask the proxy that runs, with the admin token of this machine. Without one,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from account_pool.cli import api
-from account_pool.cli.check import accounts_table, added_file, read_accounts
+from account_pool.cli.accounts import added_file, find, how_to_add, read_accounts
+from account_pool.cli.check import accounts_table
+from account_pool.cli.output import fail, note, show, show_json
 from account_pool.cli.places import DEFAULT_PORT
-from account_pool.cli.screen import show
 from account_pool.cli.status import STATES
-from account_pool.cli.which_file import find, how_to_add, note
 from account_pool.config.accounts_file import command, shown
 from account_pool.config.edit import remove_account
 from account_pool.core.account import AccountKey
@@ -47,11 +46,10 @@ def list_accounts(
     except api.NoProxy:
         return _list_file(named, environ, as_json=as_json)
     except api.NoAnswer as error:
-        note(str(error))
-        return 1
+        return fail(error)
     accounts = value["accounts"]
     if as_json:
-        print(json.dumps({"proxy": True, "accounts": [_entry(one) for one in accounts]}, indent=2))
+        show_json({"proxy": True, "accounts": [_entry(one) for one in accounts]})
     else:
         width = max((len(one["key"]) for one in accounts), default=0)
         for one in accounts:
@@ -85,7 +83,7 @@ def _list_file(named: Path | None, environ: Mapping[str, str], *, as_json: bool)
             }
             for one in accounts
         ]
-        print(json.dumps({"proxy": False, "accounts": entries}, indent=2))
+        show_json({"proxy": False, "accounts": entries})
         return _found(len(accounts))
     if accounts:
         show(accounts_table(accounts))
@@ -109,8 +107,7 @@ def change(verb: str, name: str, port: int) -> int:
         key = AccountKey.parse(name)
         api.change(port, path, {"provider": key.provider, "label": key.label})
     except (api.NoAnswer, ValueError) as error:
-        note(_why_not(error, name, port))
-        return 1
+        return fail(_why_not(error, name, port))
     print(f"{key}: {done}")
     return 0
 
@@ -149,8 +146,7 @@ def select_next(provider: str, port: int) -> int:
     try:
         value = api.change(port, "/account-pool/next", {"provider": provider})
     except api.NoAnswer as error:
-        note(_why_not(error, provider, port))
-        return 1
+        return fail(_why_not(error, provider, port))
     print(f"next: {value.get('next') or 'none can serve now'}")
     return 0
 
@@ -170,8 +166,7 @@ def remove(name: str, named: Path | None, port: int, environ: Mapping[str, str])
     except api.NoProxy:
         return _remove_from_file(key, named, environ)
     except (api.NoAnswer, ValueError) as error:
-        note(_why_not(error, name, port))
-        return 1
+        return fail(_why_not(error, name, port))
     where = value.get("written_to")
     print(f"removed {key}" + (f" from {where}" if where else "; it comes back at the next start"))
     return 0
@@ -180,10 +175,8 @@ def remove(name: str, named: Path | None, port: int, environ: Mapping[str, str])
 def _remove_from_file(key: AccountKey, named: Path | None, environ: Mapping[str, str]) -> int:
     path = find(named, environ).path
     if path is None:
-        note(f"{key} is in no accounts file: the accounts come from the environment")
-        return 1
+        return fail(f"{key} is in no accounts file: the accounts come from the environment")
     if not remove_account(path, key):
-        note(f"{key} is not in {shown(path)}")
-        return 1
+        return fail(f"{key} is not in {shown(path)}")
     print(f"removed {key} from {shown(path)}; the previous file is {path.name}.bak")
     return 0

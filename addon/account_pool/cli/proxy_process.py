@@ -15,7 +15,7 @@ from account_pool.cli.api import Health, probe
 from account_pool.cli.bundle import upstream_trust
 from account_pool.cli.environment import without_own_proxy
 from account_pool.cli.places import HOST, Places
-from account_pool.cli.record import Launch
+from account_pool.cli.processes import Launch
 from account_pool.config.accounts_file import shown
 from account_pool.demo.mitmdump import START_TIMEOUT_S, addon_script, cause, mitmdump_command
 

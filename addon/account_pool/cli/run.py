@@ -16,18 +16,31 @@ from pathlib import Path
 from typing import Any
 
 from account_pool.cli import api
+from account_pool.cli.accounts import find, how_to_add
 from account_pool.cli.bundle import write_trust
-from account_pool.cli.child import SIGNALLED, CannotRun, Signals, Stopped, find_program
-from account_pool.cli.ended import limit_in
-from account_pool.cli.environment import PROXY_VARIABLES, variables
-from account_pool.cli.guard import Guard
-from account_pool.cli.placeholders import TOOLS, has_key, missing, placeholders, tool_of
+from account_pool.cli.child import (
+    SIGNALLED,
+    CannotRun,
+    Signals,
+    Stopped,
+    Tee,
+    find_program,
+    limit_in,
+)
+from account_pool.cli.environment import (
+    PROXY_VARIABLES,
+    TOOLS,
+    has_key,
+    missing,
+    placeholders,
+    tool_of,
+    variables,
+)
+from account_pool.cli.output import fail, note
 from account_pool.cli.places import HOST, Places
+from account_pool.cli.processes import Launch
 from account_pool.cli.proxy_process import CannotStart
-from account_pool.cli.record import Launch
-from account_pool.cli.shared import CannotUse, SharedProxy
-from account_pool.cli.tee import Tee
-from account_pool.cli.which_file import find, how_to_add, note
+from account_pool.cli.shared import CannotUse, Guard, SharedProxy
 from account_pool.config import ConfigError
 from account_pool.config.accounts_file import Found, counted, shown
 from account_pool.credentials.vendor_logins import find_login_file
@@ -76,11 +89,11 @@ def run_tool(wanted: Wanted, environ: Mapping[str, str]) -> int:
         program = find_program(wanted.command[0], environ)
         return _with_proxy(wanted, program, environ)
     except CannotRun as error:
-        return _fail(str(error), error.code)
+        return fail(error, error.code)
     except (CannotUse, CannotStart, ConfigError, api.NoAnswer) as error:
-        return _fail(str(error), 1)
+        return fail(error)
     except OSError as error:
-        return _fail(f"{error.filename or 'the proxy'}: {error.strerror or error}", 1)
+        return fail(f"{error.filename or 'the proxy'}: {error.strerror or error}")
 
 
 def _with_proxy(wanted: Wanted, program: str, environ: Mapping[str, str]) -> int:
@@ -253,8 +266,3 @@ def usable(accounts: Iterable[Mapping[str, Any]], providers: Collection[str]) ->
         and (not providers or account["provider"] in providers)
         for account in accounts
     )
-
-
-def _fail(why: str, code: int) -> int:
-    note(why)
-    return code

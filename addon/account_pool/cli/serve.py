@@ -10,10 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
+from account_pool.cli.accounts import mitmproxy_config
 from account_pool.cli.bundle import upstream_trust
 from account_pool.cli.environment import without_own_proxy
 from account_pool.cli.places import CONFDIR, DEFAULT_PORT, HOST, Places
-from account_pool.cli.which_file import mitmproxy_config
 from account_pool.config.accounts_file import OPTION
 from account_pool.config.options import set_options
 from account_pool.demo.mitmdump import addon_script, mitmdump_command

@@ -1,8 +1,8 @@
-"""The proxy of a port: used by several, started by the first, ended by the last.
+"""The proxy of a port: used by several, started by the first, watched, ended by the last.
 
 Only a proxy that a `run` started is ever ended or replaced, and only with proof that the
-process still is that one (`processes.identity`). A mitmproxy somebody else started is
-used as it is.
+process still is that one (`processes.identity`). A mitmproxy somebody else started is used as
+it is. `Watch` decides whether the proxy needs help, `Guard` watches it while a tool runs.
 """
 
 from __future__ import annotations
@@ -13,12 +13,117 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 
 from account_pool.cli import processes, proxy_process
 from account_pool.cli.api import Health, Line, Missing, probe
 from account_pool.cli.places import HOST, Places
-from account_pool.cli.record import Launch, Record, locked, read_record, write_record
-from account_pool.cli.watch import LOOK_CLOSER_S, Seen, Step, Watch
+from account_pool.cli.processes import Launch, Record, locked, read_record, write_record
+from account_pool.cli.proxy_process import CannotStart, note
+from account_pool.supervision import where
+
+# -- whether it needs help: dead, hung, or well
+#
+# A dead proxy serves nobody, so it is started at once. A hung one may still carry answers that
+# stream: it is ended only when nothing was in flight, or when the grace has passed.
+
+#: Seconds between two looks at a proxy that is well, and at one that is not.
+LOOK_S, LOOK_CLOSER_S = 2.0, 0.5
+#: A probe or two may be lost on a machine that is busy or just woke up.
+MISSES = 3
+#: Seconds a silent proxy is left alone while requests were in flight.
+GRACE_S = 60.0
+#: Seconds before the second start in a row; doubles up to the last.
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
+#: Starts in a row that did not help.
+MAX_STARTS = 10
+#: After so many seconds of answering, the next start is a first one again.
+STEADY_S = 60.0
+
+
+class Step(StrEnum):
+    """What to do now."""
+
+    NOTHING = "nothing"
+    #: it is dead: start another
+    START = "start"
+    #: it is hung: end it, then start another
+    REPLACE = "replace"
+    #: starting it again and again does not help
+    GIVE_UP = "give up"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one look shows.
+
+    Attributes:
+        alive: the process is there.
+        busy: requests in flight, None when it did not answer.
+    """
+
+    alive: bool
+    busy: int | None = None
+
+
+class Watch:
+    """Decides, look by look, for one proxy and those started in its place.
+
+    Attributes:
+        starts: how often in a row it was started without being well for STEADY_S.
+    """
+
+    def __init__(self, now: float, *, busy: int = 0) -> None:
+        """Begin at *now*; *busy* requests may be in flight until it says otherwise."""
+        self.starts = 0
+        self._well_since: float | None = None
+        self._silent_since: float | None = None
+        self._misses = 0
+        self._busy = busy
+        self._start_at = now
+
+    def look(self, seen: Seen, now: float) -> Step:
+        """Return what to do; *now* in monotonic seconds. After a step it is called again."""
+        if seen.alive and seen.busy is not None:
+            self._answered(seen.busy, now)
+            return Step.NOTHING
+        if seen.alive and not self._hung(now):
+            return Step.NOTHING
+        return self._begin(Step.REPLACE if seen.alive else Step.START, now)
+
+    def look_again_in_s(self) -> float:
+        """Return how long to wait before the next look."""
+        return LOOK_S if self._well_since is not None and not self._misses else LOOK_CLOSER_S
+
+    def _answered(self, busy: int, now: float) -> None:
+        self._busy, self._misses, self._silent_since = busy, 0, None
+        if self._well_since is None:
+            self._well_since = now
+        if now - self._well_since >= STEADY_S:
+            self.starts = 0
+
+    def _hung(self, now: float) -> bool:
+        self._misses += 1
+        if self._silent_since is None:
+            self._silent_since = now
+        if self._busy and now - self._silent_since < GRACE_S:
+            return False
+        return self._misses >= MISSES
+
+    def _begin(self, step: Step, now: float) -> Step:
+        if self.starts >= MAX_STARTS:
+            return Step.GIVE_UP
+        if now < self._start_at:
+            return Step.NOTHING
+        wait_s = min(FIRST_WAIT_S * 2.0**self.starts, LONGEST_WAIT_S)
+        self.starts += 1
+        self._start_at = now + wait_s
+        self._well_since = self._silent_since = None
+        self._misses = self._busy = 0
+        return step
+
+
+# -- one use of it
 
 
 class CannotUse(Exception):
@@ -207,3 +312,84 @@ def _is_left_over(record: Record | None, health: Health) -> bool:
 
 def _me() -> dict[int, str]:
     return {os.getpid(): processes.identity(os.getpid()) or ""}
+
+
+# -- watched while a tool runs: nothing is said on the terminal, which is the tool's
+
+#: How often a process of our own is asked whether it is there, in seconds: it costs nothing.
+_NOTICE_S = 0.1
+
+
+class Guard:
+    """Runs in a thread of its own for as long as its block lasts."""
+
+    def __init__(self, proxy: SharedProxy) -> None:
+        self._proxy = proxy
+        self._thread = threading.Thread(target=self._run, name="guard of the proxy", daemon=True)
+        self._restarts = 0
+        self._given_up = False
+
+    def __enter__(self) -> Guard:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._proxy.over.set()
+        self._thread.join()
+
+    def summary(self) -> str | None:
+        """Return what the user should know of the proxy, None if it was well."""
+        if self._given_up:
+            return (
+                "the proxy kept crashing and is not restarted any more; account-pool logs says why"
+            )
+        if self._restarts:
+            times = "once" if self._restarts == 1 else f"{self._restarts} times"
+            return f"the proxy had to be restarted {times}; account-pool logs says why"
+        return None
+
+    def _run(self) -> None:
+        watch = Watch(time.monotonic())
+        while not self._wait(watch.look_again_in_s()):
+            seen = self._seen()
+            if seen is None:
+                # Not started by a `run`: whoever did takes care of it. It may also be
+                # between two starts of another `run`.
+                continue
+            step = watch.look(seen, time.monotonic())
+            if step is Step.GIVE_UP:
+                self._given_up = True
+                note(self._proxy.places, "gave up: restarting the proxy does not help")
+                return
+            if step is not Step.NOTHING:
+                self._revive(step)
+
+    def _seen(self) -> Seen | None:
+        """Return how the proxy is; the tool runs on, and is watched, whatever fails here."""
+        try:
+            return self._proxy.look()
+        except Exception as error:
+            note(self._proxy.places, f"looking at the proxy failed: {where(error)}")
+            return None
+
+    def _revive(self, step: Step) -> None:
+        found = "is dead" if step is Step.START else "does not answer"
+        note(self._proxy.places, f"the proxy {found}; restarting it")
+        try:
+            self._restarts += self._proxy.revive()
+        except (CannotStart, OSError) as error:
+            if self._proxy.over.is_set():
+                return
+            note(self._proxy.places, str(error))
+        except Exception as error:
+            note(self._proxy.places, f"restarting the proxy failed: {where(error)}")
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait, less if a process of ours ends; say whether it is all over."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if self._proxy.over.wait(min(left, _NOTICE_S)):
+                return True
+            if seconds > LOOK_CLOSER_S and self._proxy.has_ended():
+                return False
+        return self._proxy.over.is_set()

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +21,8 @@ from rich.text import Text
 
 from account_pool.admin.auth import TOKEN_FILE
 from account_pool.cli import api
+from account_pool.cli.output import fail, show, show_json
 from account_pool.cli.places import Places
-from account_pool.cli.screen import show
 from account_pool.config.accounts_file import shown
 from account_pool.core.decision_text import MAX_VALUES, duration
 
@@ -48,14 +46,13 @@ def show_status(port: int, *, as_json: bool, once: bool) -> int:
     console = Console(highlight=False)
     try:
         if as_json:
-            print(json.dumps(api.accounts(port), indent=2))
+            show_json(api.accounts(port))
         elif once or not console.is_terminal:
             _show_once(console, port)
         else:
             _show_live(console, port)
     except api.NoAnswer as error:
-        print(f"account-pool: {error}", file=sys.stderr)
-        return 1
+        return fail(error)
     except KeyboardInterrupt:
         # The usual way to leave it.
         return 0

@@ -38,7 +38,7 @@ __all__ = [
     "from_environment",
     "json_schema",
     "load",
-    "providers",
+    "load_providers",
     "settings",
     "with_added",
 ]
@@ -59,15 +59,15 @@ def load(
     return load_file(path, environ, known or BUILT_IN)
 
 
-def providers(path: Path) -> Mapping[str, Provider]:
+def load_providers(path: Path) -> Mapping[str, Provider]:
     """Return the providers *path* knows, the built-in ones included; reads no credential.
 
     Raises ConfigError that lists what is wrong with its `providers:`.
     """
-    from account_pool.config.loader import load_providers  # noqa: PLC0415 - see the module
+    from account_pool.config.loader import load_providers as read  # noqa: PLC0415 - as above
     from account_pool.providers.registry import BUILT_IN  # noqa: PLC0415 - see the module
 
-    return load_providers(path, BUILT_IN)
+    return read(path, BUILT_IN)
 
 
 def from_environment(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from account_pool.cli.shells import Shell, detect, hint, named, quote, set_lines, unset_lines
+from account_pool.cli.env import Shell, detect, hint, named, quote, set_lines, unset_lines
 from tests.patience import tries
 
 #: How each shell runs a script and prints a variable without changing it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from account_pool.cli.ended import LAST_LINES, limit_in
+from account_pool.cli.child import LAST_LINES, limit_in
 from account_pool.providers.registry import BUILT_IN
 
 

@@ -1,14 +1,15 @@
-"""Which accounts file a command reads or writes: the one its proxy would serve from."""
+"""Which accounts a command means: those of the file its proxy would serve from, and of the rest."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from account_pool.cli.places import CONFDIR
-from account_pool.config import ConfigError, Problem, accounts_file
+from account_pool import config
+from account_pool.cli.output import note
+from account_pool.cli.places import CONFDIR, IN_MEMORY, STATE_FILE
+from account_pool.config import Config, ConfigError, Problem, accounts_file
 from account_pool.config.accounts_file import Found, skip_line
 from account_pool.config.replace import make_private
 
@@ -70,6 +71,36 @@ def how_to_add() -> str:
     )
 
 
-def note(text: str) -> None:
-    """Say *text* on stderr, as all that is no answer to the command."""
-    print(f"account-pool: {text}", file=sys.stderr)
+def read_accounts(found: Found, environ: Mapping[str, str]) -> Config:
+    """Return the accounts of *found*, or of the environment, and those that were added.
+
+    Raises ConfigError.
+    """
+    loaded = _read_main(found, environ)
+    added = added_file(loaded)
+    return loaded if added is None else config.with_added(loaded, added, environ)
+
+
+def added_file(loaded: Config) -> Path | None:
+    """Return the file beside the state database, None where there is none.
+
+    Accounts are there that were added while a proxy ran and *loaded* could not hold.
+    """
+    state = mitmproxy_config().get("pool_state") or loaded.options.get("state")
+    if state == IN_MEMORY:
+        return None
+    database = Path(str(state)) if state else Path(CONFDIR) / STATE_FILE
+    path = accounts_file.beside(database.expanduser())
+    return path if path.exists() else None
+
+
+def _read_main(found: Found, environ: Mapping[str, str]) -> Config:
+    if found.path is not None:
+        return accounts_file.load_found(found, environ)
+    settings = mitmproxy_config()
+    return config.from_environment(
+        environ,
+        github_token=settings.get("pool_github_token"),
+        account_type=settings.get("pool_account_type", "individual"),
+        directories=(Path.cwd(), Path(CONFDIR).expanduser()),
+    )

@@ -1,20 +1,22 @@
-"""The commands that have to do with a proxy that runs: run, env, status, list, usage ...
+"""The commands of `account-pool`: names, arguments and help, in the order of the help.
 
-Only their names, arguments and help, as in `main.py`.
+What a command does is in a module of its own, imported when it runs: `--version` must not
+wait for mitmproxy.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from account_pool.cli.env import Shell
+from account_pool.cli.output import fail
 from account_pool.cli.places import DEFAULT_PORT
-from account_pool.cli.shells import Shell
 from account_pool.config.options import BY_NAME
+from account_pool.version import __version__
 
 AccountsFile = Annotated[
     Path | None,
@@ -23,35 +25,40 @@ AccountsFile = Annotated[
         show_default=False,
     ),
 ]
+Key = Annotated[str, typer.Argument(help="The account, as provider/label.", metavar="ACCOUNT")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Port = Annotated[
     int,
     typer.Option("--port", "-p", min=1, max=65535, help="The proxy's port on this machine."),
 ]
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the commands to *app*."""
-    # What comes after the tool's name is the tool's, also without `--`.
-    app.command(context_settings={"allow_interspersed_args": False})(run)
-    passing_on = {"ignore_unknown_options": True, "allow_extra_args": True}
-    app.command(context_settings=passing_on)(serve)
-    commands: dict[str, Callable[..., int]] = {
-        "script": script,
-        "env": env,
-        "status": status,
-        "logs": logs,
-        "list": list_accounts,
-        "remove": remove,
-        "enable": enable,
-        "disable": disable,
-        "clear": clear,
-        "next": select_next,
-        "usage": usage,
-        "decisions": decisions,
-        "doctor": doctor,
-    }
-    for name, command in commands.items():
-        app.command(name)(command)
+app = typer.Typer(
+    name="account-pool",
+    help="A pool of LLM accounts inside mitmproxy.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"account-pool {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", "-V", callback=_show_version, is_eager=True, help="Show the version."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 def _strategy(value: str | None) -> str | None:
@@ -61,6 +68,8 @@ def _strategy(value: str | None) -> str | None:
     return value
 
 
+# What comes after the tool's name is the tool's, also without `--`.
+@app.command(context_settings={"allow_interspersed_args": False})
 def run(
     command: Annotated[
         list[str], typer.Argument(help="The tool and its arguments, after --.", metavar="COMMAND")
@@ -97,7 +106,7 @@ def run(
     tool's, 128 + n after signal n; 126 and 127 if it cannot be started, 1 if no proxy can
     be used.
     """
-    from account_pool.cli.run import Wanted, run_tool  # noqa: PLC0415 - see main.py
+    from account_pool.cli.run import Wanted, run_tool
 
     wanted = Wanted(
         command=command,
@@ -111,6 +120,7 @@ def run(
     return run_tool(wanted, os.environ)
 
 
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def serve(
     context: typer.Context,
     *,
@@ -131,7 +141,7 @@ def serve(
     Listens on this machine only, unless --listen-host says otherwise. Signals and exit code
     are those of mitmdump, which takes the place of this command.
     """
-    from account_pool.cli.serve import serve as start  # noqa: PLC0415 - see main.py
+    from account_pool.cli.serve import serve as start
 
     if web and console:
         raise typer.BadParameter("write --web or --console, not both")
@@ -139,14 +149,16 @@ def serve(
     start(program, port, accounts_file, context.args, os.environ)
 
 
+@app.command()
 def script() -> int:
     """Print the path of the script for mitmproxy's -s: mitmdump -s "$(account-pool script)"."""
-    from account_pool.demo.mitmdump import addon_script  # noqa: PLC0415 - see main.py
+    from account_pool.demo.mitmdump import addon_script
 
     print(addon_script())
     return 0
 
 
+@app.command()
 def env(
     *,
     port: Port = DEFAULT_PORT,
@@ -157,11 +169,12 @@ def env(
     unset: Annotated[bool, typer.Option("--unset", help="Remove the variables.")] = False,
 ) -> int:
     """Print what points a shell's tools at the proxy: eval "$(account-pool env)"."""
-    from account_pool.cli.env import print_env  # noqa: PLC0415 - see main.py
+    from account_pool.cli.env import print_env
 
     return print_env(port, shell, os.environ, unset=unset)
 
 
+@app.command()
 def status(
     *,
     port: Port = DEFAULT_PORT,
@@ -172,11 +185,12 @@ def status(
 
     On a terminal it is live, and also shows the admin token, which changes need.
     """
-    from account_pool.cli.status import show_status  # noqa: PLC0415 - see main.py
+    from account_pool.cli.status import show_status
 
     return show_status(port, as_json=as_json, once=once)
 
 
+@app.command()
 def logs(
     *,
     port: Port = DEFAULT_PORT,
@@ -190,71 +204,74 @@ def logs(
     path: Annotated[bool, typer.Option("--path", help="Print where the log is.")] = False,
 ) -> int:
     """Show the log of the proxy that `run` started."""
-    from account_pool.cli.logs import show_logs  # noqa: PLC0415 - see main.py
+    from account_pool.cli.history import show_logs
 
     return show_logs(port, lines=lines, follow=follow, path_only=path, everything=everything)
 
 
-Key = Annotated[str, typer.Argument(help="The account, as provider/label.", metavar="ACCOUNT")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
+@app.command("list")
 def list_accounts(
     *, port: Port = DEFAULT_PORT, accounts_file: AccountsFile = None, as_json: AsJson = False
 ) -> int:
     """List the accounts: those of the proxy with their states, without one those of the file."""
-    from account_pool.cli.manage import list_accounts as show  # noqa: PLC0415 - see main.py
+    from account_pool.cli.manage import list_accounts as show
 
     return show(accounts_file, port, os.environ, as_json=as_json)
 
 
+@app.command()
 def remove(account: Key, *, port: Port = DEFAULT_PORT, accounts_file: AccountsFile = None) -> int:
     """Remove an account from the proxy and its file, without a proxy from the file alone."""
-    from account_pool.cli.manage import remove as take_away  # noqa: PLC0415 - see main.py
+    from account_pool.cli.manage import remove as take_away
 
     return take_away(account, accounts_file, port, os.environ)
 
 
+@app.command()
 def enable(account: Key, *, port: Port = DEFAULT_PORT) -> int:
     """Put an account back in use; cooldowns by limits stay."""
-    from account_pool.cli.manage import change  # noqa: PLC0415 - see main.py
+    from account_pool.cli.manage import change
 
     return change("enable", account, port)
 
 
+@app.command()
 def disable(account: Key, *, port: Port = DEFAULT_PORT) -> int:
     """Take an account out of use until it is enabled, across restarts too."""
-    from account_pool.cli.manage import change  # noqa: PLC0415 - see main.py
+    from account_pool.cli.manage import change
 
     return change("disable", account, port)
 
 
+@app.command()
 def clear(account: Key, *, port: Port = DEFAULT_PORT) -> int:
     """End every cooldown of an account, and enable it if it is disabled."""
-    from account_pool.cli.manage import change  # noqa: PLC0415 - see main.py
+    from account_pool.cli.manage import change
 
     return change("clear", account, port)
 
 
+@app.command("next")
 def select_next(
     provider: Annotated[str, typer.Argument(help="Such as openai.", metavar="PROVIDER")],
     *,
     port: Port = DEFAULT_PORT,
 ) -> int:
     """Skip the account whose turn it is; prints the one that is next."""
-    from account_pool.cli.manage import select_next as skip  # noqa: PLC0415 - see main.py
+    from account_pool.cli.manage import select_next as skip
 
     return skip(provider, port)
 
 
 def _group(value: str) -> str:
-    from account_pool.cli.history import GROUPS  # noqa: PLC0415 - see main.py
+    from account_pool.cli.history import GROUPS
 
     if value not in GROUPS:
         raise typer.BadParameter(f"{value} is not one of {', '.join(GROUPS)}")
     return value
 
 
+@app.command()
 def usage(
     *,
     port: Port = DEFAULT_PORT,
@@ -266,13 +283,14 @@ def usage(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> int:
     """Show how many requests and tokens were served, by account, provider, model or day."""
-    from account_pool.cli.history import show_usage  # noqa: PLC0415 - see main.py
+    from account_pool.cli.history import show_usage
 
     if as_json and as_csv:
         raise typer.BadParameter("write --json or --csv, not both")
     return show_usage(port, days=days, by=by, as_json=as_json, as_csv=as_csv)
 
 
+@app.command()
 def decisions(
     *,
     port: Port = DEFAULT_PORT,
@@ -289,17 +307,177 @@ def decisions(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> int:
     """Show what the proxy decided, and why: cooldowns, moves, waits, refusals ..."""
-    from account_pool.cli.history import show_decisions  # noqa: PLC0415 - see main.py
+    from account_pool.cli.history import show_decisions
 
     return show_decisions(
         port, lines=lines, follow=follow, account=account, kind=kind, as_json=as_json
     )
 
 
+@app.command()
 def doctor(
     *, port: Port = DEFAULT_PORT, accounts_file: AccountsFile = None, as_json: AsJson = False
 ) -> int:
     """Look for what may keep the pool from working, and name the remedy. Sends nothing."""
-    from account_pool.cli.doctor import diagnose  # noqa: PLC0415 - see main.py
+    from account_pool.cli.doctor import diagnose
 
     return diagnose(accounts_file, port, os.environ, as_json=as_json)
+
+
+@app.command()
+def demo() -> int:
+    """Show a failover as it happens. Needs no account; ends by itself."""
+    from account_pool import demo as package
+
+    return package.run()
+
+
+@app.command()
+def classify(
+    jsonl: Annotated[
+        Path, typer.Option(help="Responses, one JSON object a line; - for standard input.")
+    ],
+    provider: Annotated[
+        str, typer.Option(help="Read all of them as responses of this provider.")
+    ] = "",
+    accounts_file: AccountsFile = None,
+) -> int:
+    """Say what recorded responses mean: class, scope, cooldown and whether to replay.
+
+    Each goes the way it would go in the proxy. The providers are the built-in ones and those
+    of accounts.yaml, if there is one; no credential is read.
+    """
+    from account_pool.cli.classify import classify_recorded
+
+    return classify_recorded(jsonl, provider, accounts_file)
+
+
+@app.command()
+def check(
+    accounts_file: AccountsFile = None,
+    try_each: Annotated[
+        bool,
+        typer.Option(
+            "--try",
+            help="Also send one cheap request with each account's credential, straight to its "
+            "provider.",
+        ),
+    ] = False,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="Confirm the accounts.yaml of this directory as it is now; until then only "
+            "commands that name it use it.",
+        ),
+    ] = False,
+) -> int:
+    """Validate the accounts that `run` would use, and show them. Sends nothing without --try."""
+    from account_pool.cli.check import check_accounts, confirm_file
+
+    if trust:
+        return confirm_file(accounts_file, os.environ)
+    if not try_each:
+        return check_accounts(accounts_file, os.environ)
+    from account_pool.cli.accounts import find, read_accounts
+    from account_pool.cli.try_accounts import try_all
+
+    return try_all(read_accounts(find(accounts_file, os.environ), os.environ))
+
+
+@app.command()
+def login(
+    provider: Annotated[
+        str, typer.Argument(help="copilot: log in to GitHub in a browser.", show_default=False)
+    ] = "",
+    *,
+    tool: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            help="Use the login of claude, codex, gemini, copilot or gh. Its file is "
+            "read in place and never written; the tool keeps it fresh.",
+            show_default=False,
+        ),
+    ] = "",
+    label: Annotated[str, typer.Option(help="The account's name.")] = "default",
+    accounts_file: AccountsFile = None,
+    file: Annotated[
+        Path | None, typer.Option(help="With --from: where the tool stored its login.")
+    ] = None,
+    copy: Annotated[
+        bool,
+        typer.Option(
+            "--copy",
+            help="With --from: copy the tokens into the accounts file, which becomes readable by "
+            "you only. The tool must log in again: a refresh token works only once.",
+        ),
+    ] = False,
+    host: Annotated[
+        str | None, typer.Option(help="With copilot: a tenant such as acme.ghe.com.")
+    ] = None,
+    proxy: Annotated[
+        str | None, typer.Option(help="With copilot: a proxy through which to reach GitHub.")
+    ] = None,
+    base_url: Annotated[str | None, typer.Option(hidden=True)] = None,
+) -> int:
+    """Add an account to accounts.yaml: the login of a vendor's tool, or a login to GitHub.
+
+    The file keeps its comments and order; a copy of it is made first (.bak). Exit codes:
+    0 added, 1 not added, 2 wrong usage, 130 interrupted.
+    """
+    from account_pool.cli.accounts import to_write
+    from account_pool.cli.login import login_copilot, login_from
+
+    if bool(provider) == bool(tool):
+        return fail("login: write either copilot or --from TOOL", 2)
+    if tool:
+        if host or proxy or base_url:
+            return fail("login: --host and --proxy belong to copilot", 2)
+        path = to_write(accounts_file, os.environ)
+        return login_from(tool, label, path, os.environ, file=file, copy=copy)
+    if provider != "copilot" or copy or file:
+        return fail("login: write copilot, or --from TOOL; --copy and --file belong to it", 2)
+    path = to_write(accounts_file, os.environ)
+    return login_copilot(label, path, os.environ, host=host, base_url=base_url, proxy=proxy)
+
+
+@app.command()
+def add(
+    provider: Annotated[
+        str, typer.Argument(help="A provider, such as openai.", metavar="PROVIDER")
+    ],
+    label: Annotated[str, typer.Argument(help="The account's name.", metavar="LABEL")],
+    *,
+    env: Annotated[
+        str | None, typer.Option(help="The environment variable that holds the key.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="The file that holds the key.")] = None,
+    pointer: Annotated[
+        str | None, typer.Option(help="With --file: where in its JSON, such as /key.")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="With azure: the resource, my-name.openai.azure.com.")
+    ] = None,
+    accounts_file: AccountsFile = None,
+) -> int:
+    """Add an account with a key: account-pool add openai work.
+
+    Asks for the key without showing it, or reads it from standard input, and stores it in
+    the accounts file, which only you can read then. With --env or --file the key stays
+    where it is. A proxy that runs reads the file again by itself.
+    """
+    from account_pool.cli.accounts import to_write
+    from account_pool.cli.add import NewAccount, add_key
+
+    if (env and file) or (pointer and not file):
+        return fail("add: write --env NAME, or --file PATH and perhaps --pointer", 2)
+    new = NewAccount(
+        provider=provider.strip().lower(),
+        label=label,
+        env=env,
+        file=file,
+        pointer=pointer,
+        host=host,
+    )
+    return add_key(new, to_write(accounts_file, os.environ), os.environ)
