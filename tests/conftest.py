@@ -42,7 +42,7 @@ def fast_steps() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if harness.FAST:
             from account_pool.config import options
-            from account_pool.proxy import addon
+            from account_pool.proxy import wiring
             from account_pool.proxy.fast import steps
 
             allowed = options.read_fast(harness.FAST)
@@ -51,7 +51,7 @@ def fast_steps() -> Iterator[None]:
                 def use(self, chosen) -> None:
                     super().use(allowed.intersection(chosen))
 
-            patch.setattr(addon, "Steps", Allowed)
+            patch.setattr(wiring, "Steps", Allowed)
         yield
 
 

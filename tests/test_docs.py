@@ -110,7 +110,7 @@ def commands():
     """Return what each takes, by name."""
     with taddons.context() as tctx:
         known = tctx.master.commands
-        known.collect_commands(AccountPool())
+        known.collect_commands(AccountPool().commands)
         return {
             name: [p.name.upper() for p in command.parameters]
             for name, command in known.commands.items()

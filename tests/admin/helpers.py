@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from account_pool import config
+from account_pool.admin.actions import AccountsFiles, Actions
 from account_pool.admin.auth import Rules, TokenGuard
 from account_pool.admin.http import AdminRequest, AdminResponse
 from account_pool.admin.server import AdminServer
+from account_pool.core.account import AccountKey
 from account_pool.core.credential import Secret
 from account_pool.providers.registry import BUILT_IN
-from account_pool.proxy import hosting
-from account_pool.proxy.reload import update_pool
+from account_pool.proxy import admin_host
+from account_pool.proxy.reload import AddedFile
 from account_pool.proxy.service import Service
+from account_pool.proxy.wiring import update_pool
 from tests.proxy.helpers import FakeClock, service_of
 
 TOKEN = "fake-admin-token-0000000000000000000000000"
@@ -68,22 +71,19 @@ class FakeProxy:
         self.service: Service = service_of(*labels, clock=self.clock)
         self.main = folder / "accounts.yaml"
         self.environ: dict[str, str] = {}
-        self.added = hosting.AddedFile(None if in_memory else folder / "state.sqlite")
+        self.added = AddedFile(None if in_memory else folder / "state.sqlite")
         self.sums: dict[tuple[str, ...], dict[str, float]] = {}
         self.resets: dict[tuple[str, ...], dict[str, float]] = {}
         self.rules = Rules()
-        hands = hosting.Hands(
-            main=lambda: self.main,
-            added=lambda: self.added,
-            known=lambda: BUILT_IN,
-            read_again=self._read_again,
-            forget=lambda key: self.service.pool.accounts.remove(key, now=self.clock.now()),
+        self.server: AdminServer = admin_host.open_admin_server(
+            self.service,
+            Secret(TOKEN),
+            make_actions=self._actions,
             counted=self._counted,
             ready=lambda: True,
-            source=lambda: self.main if self.main.exists() else None,
+            accounts_file=lambda: self.main if self.main.exists() else None,
             rules=lambda: self.rules,
         )
-        self.server: AdminServer = hosting.open_admin_server(self.service, hands, Secret(TOKEN))
 
     @property
     def guard(self) -> TokenGuard:
@@ -91,6 +91,15 @@ class FakeProxy:
 
     async def ask(self, *args: Any, **kwargs: Any) -> AdminResponse:
         return await self.server.answer(admin_request(*args, **kwargs))
+
+    def _actions(self) -> Actions:
+        def files() -> AccountsFiles:
+            return AccountsFiles(self.main, self.added.path, self.added.name, self.environ)
+
+        def forget(key: AccountKey) -> None:
+            self.service.pool.accounts.remove(key, now=self.clock.now())
+
+        return Actions(self.service, files, lambda: BUILT_IN, self._read_again, forget)
 
     async def _read_again(self) -> None:
         main = config.load(self.main, self.environ) if self.main.exists() else None

@@ -213,14 +213,14 @@ async def test_credentials_of_an_account_removed_by_hand_are_dropped(load):
     addon, _ = load()
     key = AccountKey("openai", "work")
     addon.service.pool.accounts.remove(key, now=addon.service.now())
-    addon._publish(key, {"key": Credential(kind="key", secret=Secret("x"))}, None, None)
+    addon.wiring.publish(key, {"key": Credential(kind="key", secret=Secret("x"))}, None, None)
     assert keys(addon) == ["anthropic/home"]
 
 
 async def test_a_problem_is_shown(load):
     addon, _ = load()
-    addon._publish(AccountKey("openai", "work"), {}, "no such file", None)
-    assert "no such file" in addon.status()[1]
+    addon.wiring.publish(AccountKey("openai", "work"), {}, "no such file", None)
+    assert "no such file" in addon.commands.status()[1]
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ async def test_a_credential_that_comes_by_itself_is_waited_for(load, share, expe
     max_wait_s = addon.service.settings.limits.max_wait_s
     assert max_wait_s > 0
     again_in_s = None if share is None else share * max_wait_s
-    addon._publish(key, {}, "no answer", again_in_s)
+    addon.wiring.publish(key, {}, "no answer", again_in_s)
     state = addon.service.pool.accounts.get(key)
     assert (state.pending, state.passing) == expected
 
@@ -245,7 +245,7 @@ async def test_a_credential_that_cannot_be_read_stops_nothing(load, caplog, tmp_
     await started(addon)
     assert keys(addon) == ["openai/work", "openai/bad", "anthropic/home"]
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
-    rows = [row for row in addon.status() if row.startswith("openai/bad")]
+    rows = [row for row in addon.commands.status() if row.startswith("openai/bad")]
     assert "no credential" in rows[0] and "the file key does not exist" in rows[0]
     (tmp_path / "key").touch(mode=0o600)
     (tmp_path / "key").write_text("sk-fake-bad-000")
@@ -262,7 +262,7 @@ async def test_the_command_adds_an_account_whose_credential_is_not_there_yet(loa
     await started(addon)
     told = tctx.master.commands.call_strings("pool.add", ["openai", "late", "env:FAKE_UNSET"])
     assert told == "openai/late was added (accounts.yaml)"
-    assert "FAKE_UNSET is not set" in "".join(addon.status())
+    assert "FAKE_UNSET is not set" in "".join(addon.commands.status())
     with pytest.raises(exceptions.CommandError, match="not the name of a variable"):
         tctx.master.commands.call_strings("pool.add", ["openai", "worse", "env:NOT A NAME"])
 

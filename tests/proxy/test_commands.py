@@ -15,6 +15,9 @@ from account_pool.core.credential import Credential, Secret
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.proxy.addon import AccountPool
+from account_pool.proxy.commands import Commands
+from account_pool.proxy.reload import Reloader
+from account_pool.proxy.wiring import Wiring
 from tests.proxy.helpers import FakeClock, account, secret, service_of
 
 FACTS = RequestFacts(provider="openai", kind="key", model="gpt-5")
@@ -31,13 +34,15 @@ def service(clock):
     return service_of("one", "two", account("off", enabled=False), clock=clock)
 
 
+def commands_of(service) -> Commands:
+    return Commands(service, Reloader(Wiring(service)))
+
+
 @pytest.fixture
 def call(service, clock):
     """Call a command by its name with texts, as mitmproxy's prompt does."""
-    addon = AccountPool()
-    addon.service = service
     with taddons.context() as tctx:
-        tctx.master.commands.collect_commands(addon)
+        tctx.master.commands.collect_commands(commands_of(service))
         yield lambda name, *args: tctx.master.commands.call_strings(name, list(args))
 
 
@@ -49,10 +54,8 @@ def key(service, label):
     return next(s.key for s in service.pool.accounts if s.key.label == label)
 
 
-def test_commands_are_there_with_help(call):
-    addon = AccountPool()
-    with taddons.context() as tctx:
-        tctx.master.commands.collect_commands(addon)
+def test_commands_are_there_with_help():
+    with taddons.context(AccountPool()) as tctx:
         names = {n for n in tctx.master.commands.commands if n.startswith("pool.")}
         assert names >= {
             "pool.status",
@@ -76,10 +79,8 @@ def test_commands_are_there_with_help(call):
     ],
 )
 def test_providers_and_accounts_are_completed(service, typed, offered):
-    addon = AccountPool()
-    addon.service = service
     with taddons.context() as tctx:
-        tctx.master.commands.collect_commands(addon)
+        tctx.master.commands.collect_commands(commands_of(service))
         prompt = CommandBuffer(tctx.master, typed)
         seen = []
         for _ in offered:
@@ -208,7 +209,7 @@ def test_status_of_nobody_is_a_users_mistake(call, only):
 
 def test_status_of_an_empty_pool():
     addon = AccountPool()
-    assert addon.status() == ["the pool has no account"]
+    assert addon.commands.status() == ["the pool has no account"]
 
 
 def test_next(call, service, clock):

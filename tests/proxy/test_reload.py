@@ -24,8 +24,9 @@ from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.providers.base import Origin
 from account_pool.proxy import reload
 from account_pool.proxy.addon import AccountPool
-from account_pool.proxy.reload import Changes, Watcher, stamp_of
+from account_pool.proxy.reload import Watcher, stamp_of
 from account_pool.proxy.service import StoredRefusal
+from account_pool.proxy.wiring import Changes
 from tests.patience import PATIENCE_S
 
 TWO = """
@@ -74,7 +75,7 @@ def secret(addon, key) -> str:
 
 async def test_accounts_come_and_go(addon, file):
     file.write_text(TWO.replace("label: one", "label: three") + "pool: {max_wait: 7}\n")
-    assert addon.reload() == "added openai/three; removed openai/one"
+    assert addon.commands.reload() == "added openai/three; removed openai/one"
     assert keys(addon) == ["openai/two", "openai/three"]
     assert secret(addon, AccountKey("openai", "three")) == "sk-fake-one-000"
     assert addon.service.settings.limits.max_wait_s == 7.0
@@ -86,7 +87,7 @@ async def test_cooldowns_credentials_and_leases_of_those_that_stay_are_kept(addo
     lease = pool.acquire(FACTS, now=now)
     credential = pool.accounts.get(SECOND).credentials["key"]
     file.write_text(TWO.replace("label: two", "label: two, weight: 3, priority: 2"))
-    assert addon.reload() == "changed openai/two"
+    assert addon.commands.reload() == "changed openai/two"
     assert pool.accounts.get(ONE).cooling_until(None, now) > now + 3000
     state = pool.accounts.get(SECOND)
     assert (state.account.weight, state.in_flight) == (3, 1)
@@ -99,16 +100,16 @@ async def test_a_lease_of_an_account_that_goes_ends_in_peace(addon, file):
     pool, now = addon.service.pool, addon.service.now()
     lease = pool.acquire(FACTS, now=now)
     file.write_text(TWO.replace(lease.key.label, "other"))
-    addon.reload()
+    addon.commands.reload()
     pool.release(lease, None, now=now)
     assert lease.key.label not in {state.key.label for state in pool.accounts}
 
 
 async def test_a_token_that_changed_is_used(addon, file):
     file.write_text(TWO.replace("sk-fake-two-000", "sk-fake-new-000"))
-    assert addon.reload() == "new credential for openai/two"
+    assert addon.commands.reload() == "new credential for openai/two"
     assert secret(addon, SECOND) == "sk-fake-new-000"
-    assert addon.reload() == "no account changed"
+    assert addon.commands.reload() == "no account changed"
 
 
 async def test_what_was_said_of_the_old_token_is_not_said_of_the_new(addon, file):
@@ -118,7 +119,7 @@ async def test_what_was_said_of_the_old_token_is_not_said_of_the_new(addon, file
     pool.health.mark_failure(SECOND, FORBIDDEN, now=now)
     service._refusals[ONE] = StoredRefusal(429, (), b"")
     file.write_text(TWO.replace("-one-", "-first-").replace("-two-", "-second-"))
-    assert addon.reload() == "new credential for openai/one, openai/two"
+    assert addon.commands.reload() == "new credential for openai/one, openai/two"
     assert [secret(addon, key) for key in (ONE, SECOND)] == [
         "sk-fake-first-000",
         "sk-fake-second-000",
@@ -133,9 +134,9 @@ async def test_a_token_that_changed_while_the_account_was_off_is_new(addon, file
     pool.health.mark_failure(SECOND, FORBIDDEN, now=addon.service.now())
     off = TWO.replace("label: two", "label: two, enabled: false")
     file.write_text(off)
-    assert addon.reload() == "changed openai/two"
+    assert addon.commands.reload() == "changed openai/two"
     file.write_text(TWO.replace("sk-fake-two-000", "sk-fake-new-000"))
-    assert addon.reload() == "changed openai/two; new credential for openai/two"
+    assert addon.commands.reload() == "changed openai/two; new credential for openai/two"
     assert pool.accounts.get(SECOND).enabled
     assert secret(addon, SECOND) == "sk-fake-new-000"
 
@@ -143,18 +144,18 @@ async def test_a_token_that_changed_while_the_account_was_off_is_new(addon, file
 async def test_accounts_are_switched_off_and_on(addon, file):
     pool, now = addon.service.pool, addon.service.now()
     file.write_text(TWO.replace("label: one", "label: one, enabled: false"))
-    addon.reload()
+    addon.commands.reload()
     assert not pool.accounts.get(ONE).enabled
     assert {pool.acquire(FACTS, now=now).key for _ in range(2)} == {SECOND}
     file.write_text(TWO)
-    addon.reload()
+    addon.commands.reload()
     assert pool.accounts.get(ONE).enabled
     assert secret(addon, ONE) == "sk-fake-one-000"
 
 
 async def test_what_was_removed_by_hand_is_there_again(addon):
-    addon.remove("openai/one")
-    assert addon.reload() == "added openai/one"
+    addon.commands.remove("openai/one")
+    assert addon.commands.reload() == "added openai/one"
     assert secret(addon, ONE) == "sk-fake-one-000"
 
 
@@ -164,7 +165,7 @@ async def test_new_providers_are_ours_and_those_without_accounts_are_not(addon, 
         "accounts: [{provider: gw, label: a, token: sk-fake-a-000}]\n"
         "providers: {gw: {hosts: [llm.example.com]}}\n"
     )
-    addon.reload()
+    addon.commands.reload()
     assert addon.service.claims("llm.example.com", 443)
     assert not addon.service.claims("api.openai.com", 443)
 
@@ -172,14 +173,14 @@ async def test_new_providers_are_ours_and_those_without_accounts_are_not(addon, 
 async def test_a_provider_that_changed_sends_its_credential_otherwise(addon, file):
     gateway = "accounts: [{{provider: gw, label: a, token: sk-fake-a-000}}]\n{}\n"
     file.write_text(gateway.format("providers: {gw: {hosts: [a.example]}}"))
-    addon.reload()
+    addon.commands.reload()
     pool, service = addon.service.pool, addon.service
     lease = pool.acquire(RequestFacts(provider="gw", kind="key"), now=service.now())
     assert dict(service.swap(service.providers["gw"], lease).headers).keys() == {b"authorization"}
     file.write_text(
         gateway.format("providers: {gw: {hosts: [a.example], credential: {header: x-key}}}")
     )
-    addon.reload()
+    addon.commands.reload()
     assert dict(service.swap(service.providers["gw"], lease).headers).keys() == {b"x-key"}
 
 
@@ -188,7 +189,7 @@ async def test_an_account_of_one_host_is_sent_there(addon, file):
         "accounts: [{provider: openai, label: a, token: sk-fake-a-000, host: 'localhost:9443'}]\n"
         "providers: {openai: {hosts: ['localhost:9443']}}\n"
     )
-    addon.reload()
+    addon.commands.reload()
     service = addon.service
     lease = service.pool.acquire(FACTS, now=service.now())
     assert service.swap(service.providers["openai"], lease).origin == Origin("localhost", 9443)
@@ -199,7 +200,7 @@ async def test_an_account_of_one_host_is_sent_there(addon, file):
 )
 async def test_a_broken_edit_changes_nothing_and_says_so(addon, file, caplog, broken):
     file.write_text(broken)
-    await addon._file_written()
+    await addon.reloader.reload_in_background()
     assert keys(addon) == ["openai/one", "openai/two"]
     assert "the accounts stay as they were" in caplog.text
     assert "accounts.yaml" in caplog.text
@@ -208,14 +209,14 @@ async def test_a_broken_edit_changes_nothing_and_says_so(addon, file, caplog, br
 
 async def test_a_file_that_is_gone_changes_nothing(addon, file, caplog):
     file.unlink()
-    await addon._file_written()
+    await addon.reloader.reload_in_background()
     assert keys(addon) == ["openai/one", "openai/two"]
     assert "does not exist" in caplog.text
 
 
 async def test_a_wrong_option_in_the_file_changes_nothing(addon, file, caplog):
     file.write_text("accounts: [{provider: openai, label: x, token: y}]\npool: {gate: -1}\n")
-    await addon._file_written()
+    await addon.reloader.reload_in_background()
     assert keys(addon) == ["openai/one", "openai/two"]
 
 
@@ -224,18 +225,18 @@ async def test_the_command_says_what_is_wrong(addon, file):
 
     file.write_text(TWO.replace("openai", "opnai", 1))
     with pytest.raises(exceptions.CommandError, match="did you mean openai"):
-        addon.reload()
+        addon.commands.reload()
 
 
 async def test_a_login_that_comes_later_gets_a_store(addon, file, tmp_path):
     oauth = "{oauth: {refresh_token: rt-fake, access_token: fake-access, expires_at: 2099-01-01}}"
     file.write_text(TWO + f"  - {{provider: codex, label: plus, account_id: a, token: {oauth}}}\n")
-    assert addon.reload() == "added codex/plus"
-    refresher = addon.keeper.context.refresher
+    assert addon.commands.reload() == "added codex/plus"
+    refresher = addon.wiring.keeper.context.refresher
     assert refresher is not None
     file.write_text(file.read_text() + "# touched\n")
-    addon.reload()
-    assert addon.keeper.context.refresher is refresher
+    addon.commands.reload()
+    assert addon.wiring.keeper.context.refresher is refresher
 
 
 async def test_a_token_that_changed_while_no_proxy_ran_is_new(file, tmp_path, monkeypatch):
@@ -296,20 +297,20 @@ async def test_a_reload_of_the_script_keeps_all_there_is(addon, file, caplog):
     # The keeper and the file are still looked after.
     assert not again._watching.done()
     file.write_text(TWO.replace("sk-fake-two-000", "sk-fake-new-000"))
-    assert again.reload() == "new credential for openai/two"
+    assert again.commands.reload() == "new credential for openai/two"
     assert secret(again, SECOND) == "sk-fake-new-000"
 
 
 async def test_an_option_given_at_the_start_is_still_given_after_a_reload_of_the_script(
     addon, tmp_path
 ):
-    assert "pool_state" in addon._at_start
-    assert "pool_state" in reload_script(addon)._at_start
+    assert "pool_state" in addon.wiring.at_start
+    assert "pool_state" in reload_script(addon).wiring.at_start
 
 
 async def test_a_script_that_is_taken_away_ends(addon):
     ctx.master.addons.remove(addon)
-    kept = addon.persistence
+    kept = addon.wiring.persistence
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert kept._stopped
@@ -320,7 +321,7 @@ async def test_a_script_that_is_taken_away_ends(addon):
 async def test_at_the_end_nobody_waits(addon):
     ctx.master.should_exit.set()
     addon.done()
-    assert addon.persistence._stopped
+    assert addon.wiring.persistence._stopped
 
 
 # -- noticing it
@@ -438,7 +439,7 @@ async def test_a_file_that_comes_later_takes_the_place_of_the_environment(
         assert "openai/default" in keys(addon)
         own_file().parent.mkdir(parents=True)
         own_file().write_text(TWO)
-        await addon._file_written()
+        await addon.reloader.reload_in_background()
         assert keys(addon) == ["openai/one", "openai/two"]
         addon.done()
 
@@ -448,7 +449,7 @@ async def test_a_file_that_comes_later_takes_the_place_of_the_environment(
 
 async def test_what_was_read_earlier_does_not_win_over_what_was_read_later(addon, file, caplog):
     """A home directory may be slow: the one that began first ends last."""
-    real, slow, go_on = addon._load, asyncio.Event(), threading.Event()
+    real, slow, go_on = addon.reloader.load, asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
     def load():
@@ -458,12 +459,12 @@ async def test_what_was_read_earlier_does_not_win_over_what_was_read_later(addon
             assert go_on.wait(PATIENCE_S)
         return loaded
 
-    addon._load = load
-    first = asyncio.create_task(addon._file_written())
+    addon.reloader.load = load
+    first = asyncio.create_task(addon.reloader.reload_in_background())
     async with asyncio.timeout(PATIENCE_S):
         await slow.wait()
     file.write_text(TWO.replace("label: one", "label: three"))
-    assert addon.reload() == "added openai/three; removed openai/one"
+    assert addon.commands.reload() == "added openai/three; removed openai/one"
     caplog.clear()
     go_on.set()
     async with asyncio.timeout(PATIENCE_S):
@@ -474,7 +475,7 @@ async def test_what_was_read_earlier_does_not_win_over_what_was_read_later(addon
 
 async def test_a_mistake_that_was_read_earlier_is_not_told_either(addon, file, caplog):
     slow, go_on = asyncio.Event(), threading.Event()
-    real, loop = addon._load, asyncio.get_running_loop()
+    real, loop = addon.reloader.load, asyncio.get_running_loop()
 
     def load():
         if slow.is_set():
@@ -483,12 +484,12 @@ async def test_a_mistake_that_was_read_earlier_is_not_told_either(addon, file, c
         assert go_on.wait(PATIENCE_S)
         raise OptionsError("a mistake")
 
-    addon._load = load
-    first = asyncio.create_task(addon._file_written())
+    addon.reloader.load = load
+    first = asyncio.create_task(addon.reloader.reload_in_background())
     async with asyncio.timeout(PATIENCE_S):
         await slow.wait()
     # As POST /account-pool/add does.
-    await addon._read_what_was_written()
+    await addon.reloader.read_written()
     caplog.clear()
     go_on.set()
     async with asyncio.timeout(PATIENCE_S):
@@ -498,7 +499,7 @@ async def test_a_mistake_that_was_read_earlier_is_not_told_either(addon, file, c
 
 async def test_what_is_removed_while_the_file_is_read_does_not_come_back(addon):
     slow, go_on = asyncio.Event(), threading.Event()
-    real, loop = addon._load, asyncio.get_running_loop()
+    real, loop = addon.reloader.load, asyncio.get_running_loop()
 
     def load():
         loaded = real()
@@ -506,14 +507,14 @@ async def test_what_is_removed_while_the_file_is_read_does_not_come_back(addon):
         assert go_on.wait(PATIENCE_S)
         return loaded
 
-    addon._load = load
-    reading = asyncio.create_task(addon._file_written())
+    addon.reloader.load = load
+    reading = asyncio.create_task(addon.reloader.reload_in_background())
     async with asyncio.timeout(PATIENCE_S):
         await slow.wait()
-    addon.remove("openai/one")
+    addon.commands.remove("openai/one")
     go_on.set()
     async with asyncio.timeout(PATIENCE_S):
         await reading
     assert keys(addon) == ["openai/two"]
-    addon._load = real
-    assert addon.reload() == "added openai/one"
+    addon.reloader.load = real
+    assert addon.commands.reload() == "added openai/one"

@@ -71,26 +71,26 @@ def keys(addon) -> list[str]:
 
 
 async def test_your_own_file_is_picked_up_when_it_appears(addon, caplog):
-    before = addon._file.stamps()
+    before = addon.reloader.file.stamps()
     write(own_file(), "mine")
-    assert addon._file.stamps() != before
-    await addon._file_written()
+    assert addon.reloader.file.stamps() != before
+    await addon.reloader.reload_in_background()
     assert keys(addon) == ["openai/mine"]
-    assert addon._file.path == own_file()
+    assert addon.reloader.file.path == own_file()
     assert f"{own_file()} reloaded: added openai/mine" in caplog.text
 
 
 async def test_a_file_here_is_named_and_taken_once_it_was_confirmed(addon, here, caplog):
     local = write(here / "accounts.yaml", "theirs")
-    await addon._file_written()
+    await addon.reloader.reload_in_background()
     assert keys(addon) == []
     assert caplog.text.count("accounts.yaml is skipped: it has not been confirmed") == 1
-    await addon._file_written()
+    await addon.reloader.reload_in_background()
     assert caplog.text.count("is skipped") == 1, "said once"
-    before = addon._file.stamps()
+    before = addon.reloader.file.stamps()
     accounts_file.confirm(local, trust_store())
-    assert addon._file.stamps() != before
-    await addon._file_written()
+    assert addon.reloader.file.stamps() != before
+    await addon.reloader.reload_in_background()
     assert keys(addon) == ["openai/theirs"]
 
 
@@ -98,33 +98,33 @@ async def test_a_change_of_a_file_here_must_be_confirmed_again(addon, here, capl
     """Else a `git pull` could bring a command that runs at once."""
     local = write(here / "accounts.yaml", "ours")
     accounts_file.confirm(local, trust_store())
-    await addon._file_written()
+    await addon.reloader.reload_in_background()
     write(local, "theirs")
-    await addon._file_written()
+    await addon.reloader.reload_in_background()
     assert keys(addon) == ["openai/ours"]
     assert "was changed since it was confirmed; look at it" in caplog.text
     assert "the accounts stay as they were" in caplog.text
-    before = addon._file.stamps()
+    before = addon.reloader.file.stamps()
     accounts_file.confirm(local, trust_store())
-    assert addon._file.stamps() != before
-    await addon._file_written()
+    assert addon.reloader.file.stamps() != before
+    await addon.reloader.reload_in_background()
     assert keys(addon) == ["openai/theirs"]
 
 
 async def test_a_file_that_serves_is_followed_whatever_appears(addon, here):
     own = write(own_file(), "mine")
-    await addon._file_written()
+    await addon.reloader.reload_in_background()
     accounts_file.confirm(write(here / "accounts.yaml", "ours"), trust_store())
-    await addon._file_written()
+    await addon.reloader.reload_in_background()
     assert keys(addon) == ["openai/mine"]
     own.unlink()
-    await addon._file_written()
+    await addon.reloader.reload_in_background()
     assert keys(addon) == ["openai/mine"], "gone is a mistake, no wish for other accounts"
 
 
 async def test_a_broken_file_that_appears_is_named(addon, caplog):
     write(own_file(), "mine").write_text("accounts: [")
-    await addon._file_written()
+    await addon.reloader.reload_in_background()
     assert keys(addon) == []
     assert f"{own_file()} has errors; the accounts stay as they were" in caplog.text
 

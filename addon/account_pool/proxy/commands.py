@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from mitmproxy import command, exceptions, types
 
 from account_pool.admin.http import ApiError
-from account_pool.config import ConfigError
 from account_pool.config.accounts_file import counted
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import BY_HAND
@@ -15,12 +14,9 @@ from account_pool.core.decisions import By
 from account_pool.core.errors import PoolError
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.proxy import status
-from account_pool.proxy.reload import Changes, SourceFile
+from account_pool.proxy.reload import RELOAD_ERRORS, Reloader
 from account_pool.proxy.service import Service
-from account_pool.store.store import StoreError
 
-#: Why the accounts cannot be read again; the text is for people.
-RELOAD_ERRORS = (ConfigError, StoreError, exceptions.OptionsError, OSError)
 #: Completed by mitmproxy as it is typed, and checked.
 _PROVIDER = command.argument("provider", type=types.Choice("pool.options.providers"))
 _KEY = command.argument("key", type=types.Choice("pool.options.accounts"))
@@ -29,12 +25,13 @@ _KEY = command.argument("key", type=types.Choice("pool.options.accounts"))
 class Commands:
     """What a person can ask of the pool and tell it.
 
-    Attributes:
-        service: set by the addon that inherits this.
+    Registered by `AccountPool`, and no addon: mitmproxy walks over every addon eight times
+    per request.
     """
 
-    service: Service
-    _file: SourceFile
+    def __init__(self, service: Service, reloader: Reloader) -> None:
+        self._service = service
+        self._reloader = reloader
 
     @command.command("pool.status")
     def status(self, only: str = "") -> Sequence[str]:
@@ -42,7 +39,7 @@ class Commands:
 
         All of them, those of one provider, or one account (provider/label) in full detail.
         """
-        service = self.service
+        service = self._service
         states = [state for state in service.pool.accounts if _is_meant(state.key, only)]
         if only and not states:
             known = ", ".join(str(state.key) for state in service.pool.accounts) or "none"
@@ -52,7 +49,7 @@ class Commands:
         lines = status.lines(
             states, service.sessions, service.pool.decisions, service.now(), whole="/" in only
         )
-        if not only and (path := self._file.path) is not None:
+        if not only and (path := self._reloader.file.path) is not None:
             lines += ["", counted(len(states), path)]
         return lines
 
@@ -60,7 +57,7 @@ class Commands:
     @_PROVIDER
     def next(self, provider: str) -> str:
         """Skip the account whose turn it is; print the one that is next."""
-        chosen = self.service.pool.next(provider, now=self.service.now())
+        chosen = self._service.pool.next(provider, now=self._service.now())
         if chosen is None:
             raise exceptions.CommandError(f"{provider}: no account is available")
         return str(chosen)
@@ -77,20 +74,20 @@ class Commands:
             cooldown_s=float(seconds),
             signal=BY_HAND,
         )
-        pool = self.service.pool
+        pool = self._service.pool
         self._on(key, lambda k: pool.health.mark_cooldown(k, by_hand, now=self._now(), by=By.HAND))
 
     @command.command("pool.clear")
     @_KEY
     def clear(self, key: str) -> None:
         """End every cooldown of an account (provider/label) and enable it."""
-        self._on(key, lambda k: self.service.pool.accounts.clear_cooldown(k, now=self._now()))
+        self._on(key, lambda k: self._service.pool.accounts.clear_cooldown(k, now=self._now()))
 
     @command.command("pool.remove")
     @_KEY
     def remove(self, key: str) -> None:
         """Take an account (provider/label) out of the pool until accounts.yaml is reloaded."""
-        self._on(key, self._remove)
+        self._on(key, self._reloader.remove)
 
     @command.command("pool.add")
     def add(self, provider: str, label: str, token: str) -> str:
@@ -103,7 +100,7 @@ class Commands:
             )
         entry = {"provider": provider, "label": label, "token": {kind: where}}
         try:
-            return self._add(entry)
+            return self._reloader.add(entry)
         except (ApiError, *RELOAD_ERRORS) as e:
             raise exceptions.CommandError(str(e)) from None
 
@@ -111,34 +108,22 @@ class Commands:
     def reload(self) -> str:
         """Reload accounts.yaml and print what changed; a mistake in it changes nothing."""
         try:
-            return str(self._reload())
+            return str(self._reloader.reload())
         except RELOAD_ERRORS as e:
             raise exceptions.CommandError(str(e)) from None
 
     @command.command("pool.options.providers")
     def provider_options(self) -> Sequence[str]:
         """List every provider that has an account."""
-        return sorted(self.service.pool.accounts.providers())
+        return sorted(self._service.pool.accounts.providers())
 
     @command.command("pool.options.accounts")
     def account_options(self) -> Sequence[str]:
         """List every account, as provider/label."""
-        return [str(state.key) for state in self.service.pool.accounts]
-
-    def _reload(self) -> Changes:
-        """Read the accounts again. Raises one of RELOAD_ERRORS."""
-        raise NotImplementedError
-
-    def _add(self, entry: Mapping[str, object]) -> str:
-        """Add an account. Raises ApiError, or one of RELOAD_ERRORS."""
-        raise NotImplementedError
-
-    def _remove(self, key: AccountKey) -> None:
-        self.service.pool.accounts.remove(key, now=self._now())
-        self.service.forget(key)
+        return [str(state.key) for state in self._service.pool.accounts]
 
     def _now(self) -> float:
-        return self.service.now()
+        return self._service.now()
 
     def _on(self, text: str, act: Callable[[AccountKey], object]) -> None:
         try:

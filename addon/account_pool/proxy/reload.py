@@ -18,22 +18,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import os
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from mitmproxy import ctx
+from mitmproxy import ctx, exceptions
+from mitmproxy.log import ALERT
 
-from account_pool.config import accounts_file
+from account_pool import config
+from account_pool.admin.http import ApiError
+from account_pool.config import Config, ConfigError, accounts_file
 from account_pool.config.accounts_file import Found, Why, skip_line
-from account_pool.config.values import Config
 from account_pool.core.account import AccountKey
-from account_pool.credentials.sources import AccountEntry
-from account_pool.proxy.service import Service
+from account_pool.proxy.wiring import Changes, Wiring, database_path
+from account_pool.store.store import StoreError
+from account_pool.supervision import tasks
 
 if TYPE_CHECKING:
     from mitmproxy.master import Master
+
+    from account_pool.admin.actions import Actions
 
 logger = logging.getLogger(__name__)
 
@@ -45,62 +53,160 @@ Stamp = tuple[int, int, int] | None
 Addon = TypeVar("Addon")
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """What a reload did to the pool. Prints as a line for the log."""
+#: Why the accounts cannot be read again; the text is for people.
+RELOAD_ERRORS = (ConfigError, StoreError, exceptions.OptionsError, OSError)
 
-    added: tuple[AccountKey, ...] = ()
-    removed: tuple[AccountKey, ...] = ()
-    changed: tuple[AccountKey, ...] = ()
-    renewed: tuple[AccountKey, ...] = ()
-
-    def __str__(self) -> str:
-        parts = [
-            f"{verb} {', '.join(map(str, keys))}"
-            for verb, keys in (
-                ("added", self.added),
-                ("removed", self.removed),
-                ("changed", self.changed),
-                ("new credential for", self.renewed),
-            )
-            if keys
-        ]
-        return "; ".join(parts) or "no account changed"
+_NOT_TAKEN = "has errors; the accounts stay as they were"
 
 
-def update_pool(
-    service: Service, entries: Iterable[AccountEntry], renewed: Collection[AccountKey] = ()
-) -> Changes:
-    """Make the accounts of *service* those of *entries*.
+class Reloader:
+    """Reads the accounts, and reads them again: when their file was written, or by hand.
 
-    *renewed* are those whose entry leads to another credential than it did.
+    Files are read in threads, some slowly: of readings that overlap, the one that began last
+    counts.
+
+    Attributes:
+        file: the accounts file that serves.
+        added: where accounts are written that it cannot hold; None before the first reading.
+        watcher: what notices that the file was written; None before `watch`.
     """
-    pool, now = service.pool, service.now()
-    entries = list(entries)
-    before = {state.key: state.account for state in pool.accounts}
-    source = {entry.account.key: entry.fingerprint() for entry in entries}
-    wanted = {entry.account.key: entry.account for entry in entries}
-    removed = tuple(key for key in before if key not in wanted)
-    added = tuple(key for key in wanted if key not in before)
-    changed = tuple(
-        key for key, account in wanted.items() if key in before and before[key] != account
-    )
-    for key in removed:
-        pool.accounts.remove(key, now=now)
-        service.forget(key)
-    for key in changed:
-        pool.accounts.replace(wanted[key], now=now)
-    others = tuple(key for key in renewed if key in wanted and key in before)
-    for key in others:
-        pool.accounts.renewed(key, now=now, source=source[key])
-        service.forget(key)
-    for key in added:
-        pool.accounts.add(wanted[key], now=now, pending=wanted[key].enabled, source=source[key])
-    return Changes(added, removed, changed, others)
+
+    def __init__(self, wiring: Wiring) -> None:
+        self.file = SourceFile(os.environ)
+        self.added: AddedFile | None = None
+        self.watcher: Watcher | None = None
+        self._wiring = wiring
+        #: removed by hand, and still in a file that must not be changed
+        self._left_out: set[AccountKey] = set()
+        #: readings that began, and the latest of those that are over
+        self._readings = self._read = 0
+
+    def load(self) -> Config:
+        """Read the accounts. Blocks. Raises one of RELOAD_ERRORS."""
+        loaded = self.file.load() or config.from_environment(
+            os.environ,
+            github_token=ctx.options.pool_github_token or None,
+            account_type=ctx.options.pool_account_type,
+            directories=(Path.cwd(), Path(ctx.options.confdir).expanduser()),
+        )
+        if self.added is None:
+            state = str(self._wiring.values(loaded.options)["state"])
+            self.added = AddedFile(database_path(state, ctx.options))
+        if self.added.known is None:
+            return loaded
+        return config.with_added(loaded, self.added.known, os.environ)
+
+    def watch(self) -> asyncio.Task[None]:
+        """Take the accounts over whenever the file is written."""
+        self.watcher = Watcher(self.file.stamps, self.reload_in_background, self.file.read)
+        return tasks.supervised("watching the accounts file", self.watcher.run)
+
+    def reload(self) -> Changes:
+        """Read the accounts again and take them over. Blocks. Raises one of RELOAD_ERRORS."""
+        self._left_out.clear()
+        number = self._begin()
+        loaded = self.load()
+        self._is_newest(number)
+        return self._wiring.take_over(loaded)
+
+    async def reload_in_background(self) -> None:
+        """Do the same in a thread, and log the result."""
+        self._left_out.clear()
+        number = self._begin()
+        try:
+            loaded = await asyncio.to_thread(self.load)
+            if not self._is_newest(number):
+                return
+            changes = self._wiring.take_over(self._without_left_out(loaded))
+        except RELOAD_ERRORS as e:
+            if not self._is_newest(number):
+                return
+            for line in str(e).splitlines():
+                logger.warning(f"account-pool: {line}")
+            logger.log(ALERT, f"account-pool: {self.file} {_NOT_TAKEN}")
+        else:
+            logger.log(ALERT, f"account-pool: {self.file} reloaded: {changes}")
+
+    # -- by hand
+
+    def actions(self) -> Actions:
+        """Return what changes the pool by hand."""
+        from account_pool.admin.actions import AccountsFiles, Actions  # noqa: PLC0415 - see admin/server.py
+
+        def files() -> AccountsFiles:
+            assert self.added is not None
+            return AccountsFiles(self.file.target, self.added.path, self.added.name, os.environ)
+
+        service, wiring = self._wiring.service, self._wiring
+        return Actions(service, files, lambda: wiring.known, self.read_written, self.remove)
+
+    def add(self, entry: Mapping[str, object]) -> str:
+        """Add an account; return what was done. Raises ApiError, or one of RELOAD_ERRORS."""
+        actions = self.actions()
+        key = actions.new_key(entry)
+        where = actions.write(entry)
+        number = self._begin()
+        self._take_over_written(self.load(), number)
+        return f"{actions.added(key, where).key} was added ({where})"
+
+    def remove(self, key: AccountKey) -> None:
+        """Take an account out of the pool until the file is read again by itself.
+
+        Raises UnknownAccount.
+        """
+        self._wiring.remove(key)
+        # What is being read at this moment must not bring it back.
+        self._left_out.add(key)
+
+    async def read_written(self) -> None:
+        """Take over what was just written to a file. Raises ApiError."""
+        number = self._begin()
+        try:
+            self._take_over_written(await asyncio.to_thread(self.load), number)
+        except RELOAD_ERRORS as e:
+            if self._is_newest(number):
+                wrong = f"the accounts cannot be reloaded: {e}"
+                raise ApiError(409, "not_taken", wrong) from None
+
+    def close(self) -> None:
+        if self.added is not None:
+            self.added.close()
+
+    # -- inside
+
+    def _take_over_written(self, loaded: Config, number: int) -> None:
+        if not self._is_newest(number):
+            return
+        if self.watcher is not None:
+            self.watcher.seen = self.file.read
+        self._wiring.take_over(self._without_left_out(loaded))
+
+    def _without_left_out(self, loaded: Config) -> Config:
+        left = [e for e in loaded.accounts if e.account.key not in self._left_out]
+        return replace(loaded, accounts=tuple(left))
+
+    def _begin(self) -> int:
+        """Return the number of a reading that begins."""
+        self._readings += 1
+        return self._readings
+
+    def _is_newest(self, number: int) -> bool:
+        """End the reading *number*; return whether none that began later is over."""
+        if number < self._read:
+            return False
+        self._read = number
+        return True
 
 
 class Watcher:
-    """Notices that files were written. No library: a look every two seconds is enough."""
+    """Notices that files were written. A look every two seconds needs no library.
+
+    Args:
+        look: returns what changes when they are written. Blocks.
+        written: called after each change.
+        seen: what *look* returned before they were read: what was written in between is
+            noticed, too.
+    """
 
     def __init__(
         self,
@@ -109,17 +215,13 @@ class Watcher:
         seen: object,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        """Take what tells that they were written, what to do then, and what it told before.
-
-        *seen* is from before they were read: what was written in between is noticed, too.
-        """
         self._look = look
         self._written = written
         self._sleep = sleep
         self.seen = seen
 
     async def run(self) -> None:
-        """Look at the files for ever."""
+        """Look at the files until cancelled."""
         while True:
             await self._sleep(LOOK_S)
             # A home directory may be on the network.
@@ -215,6 +317,33 @@ def stamp_of(path: Path) -> Stamp:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+class AddedFile:
+    """Where accounts are written that accounts.yaml cannot hold.
+
+    Beside the state database; without one, in a folder that is deleted when the proxy ends.
+    """
+
+    def __init__(self, database: Path | None) -> None:
+        self._folder: Path | None = None
+        self.name = "memory" if database is None else "store"
+        #: None until one is needed
+        self.known = database and accounts_file.beside(database)
+
+    @property
+    def path(self) -> Path:
+        """The file, there or not; its folder is."""
+        if self.known is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="account-pool-"))
+            self.known = self._folder / "accounts.yaml"
+        self.known.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return self.known
+
+    def close(self) -> None:
+        """Delete the folder that no other run of the proxy reads."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 # -- pool.py

@@ -1,7 +1,7 @@
-"""Wires exchanges and refreshes of tokens into the proxy.
+"""Connects the service with what the configuration names, and again when that changes.
 
-What they trust, which upstream proxy they take, where tokens are kept, and the client's
-own exchange.
+Accounts, providers and options; what keeps their credentials and what was learnt; how the
+proxy itself reaches token servers: what it trusts, which upstream proxy it takes.
 """
 
 from __future__ import annotations
@@ -12,25 +12,38 @@ import functools
 import logging
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from mitmproxy import ctx, exceptions
 from mitmproxy.addons.upstream_auth import parse_upstream_auth
 from mitmproxy.options import Options
 from mitmproxy.proxy.mode_specs import ProxyMode, UpstreamMode
 
+from account_pool.admin.auth import Rules
 from account_pool.config import Config
+from account_pool.config.options import OptionValue
+from account_pool.config.options import settings as merged
 from account_pool.core.account import AccountKey
+from account_pool.core.credential import Credential, identity
+from account_pool.core.errors import UnknownAccount
+from account_pool.core.pool import Pool
+from account_pool.core.usage_totals import Counted
 from account_pool.credentials.account_credential import Publish
 from account_pool.credentials.acquire import AcquireContext
 from account_pool.credentials.code_assist import CodeAssist, CodeAssistSettings
 from account_pool.credentials.copilot import CopilotExchange, EditorHeaders
 from account_pool.credentials.http import Http, Way
 from account_pool.credentials.keeper import Keeper
+from account_pool.credentials.notices import Notices
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.refreshable_token import Refresher, make_refresher
 from account_pool.credentials.sources import AccountEntry
 from account_pool.providers.base import LocalAnswer, Provider
+from account_pool.proxy import draining, options, persistence
+from account_pool.proxy.fast.steps import Steps
+from account_pool.proxy.persistence import Persistence
 from account_pool.proxy.service import Service
 from account_pool.store.sqlite import MemoryStore, SqliteStore
 from account_pool.store.store import Store, TokenStore
@@ -42,6 +55,274 @@ FIRST_TRY_S = 15.0
 #: The file of `pool_state` when none is named, in mitmproxy's own directory.
 STATE_FILE = "account-pool.sqlite"
 IN_MEMORY = "memory:"
+_ANOTHER = (
+    "its credential is of another account now; cooldowns, headroom and pins of the former are "
+    "dropped"
+)
+
+
+class Wiring:
+    """The parts of a pool, connected as the configuration says, and again when it changes.
+
+    Attributes:
+        service: what requests are served by.
+        at_start: names of the options that were given when the proxy started.
+        known: the providers accounts may be of.
+        keeper: what keeps the credentials; None before `start`.
+        persistence: what keeps what was learnt; None while there never was an account.
+        fast: the shorter ways through mitmproxy; None before `start`.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        service.warnings = self._warnings
+        service.state_problem = lambda: self.persistence.problem if self.persistence else None
+        self.at_start: frozenset[str] = frozenset()
+        self.known: Mapping[str, Provider] = {}
+        self.keeper: Keeper | None = None
+        self.persistence: Persistence | None = None
+        self.fast: Steps | None = None
+        self._store: Store = MemoryStore()
+        self._copilot: CopilotExchange | None = None
+        self._entries: Mapping[AccountKey, AccountEntry] = {}
+        self._notices = Notices()
+        self._file_warnings: tuple[str, ...] = ()
+        self._in_file: Mapping[str, OptionValue] = {}
+
+    # -- options
+
+    def values(self, in_file: Mapping[str, OptionValue] | None = None) -> dict[str, OptionValue]:
+        """Return the value of each option of the pool. Raises OptionsError.
+
+        *in_file* are those of accounts.yaml; None: of the one that serves.
+        """
+        if getattr(ctx.options, "proxy_debug", False):
+            raise exceptions.OptionsError(
+                "proxy_debug: prints every byte sent, credentials included; "
+                "leave it off while the account pool runs"
+            )
+        in_file = self._in_file if in_file is None else in_file
+        return merged(in_file, options.given(ctx.options, self.at_start))
+
+    def apply(self) -> None:
+        """Take over options that were changed while the proxy runs. Raises OptionsError."""
+        self._apply(self.values())
+
+    def _apply(self, values: Mapping[str, OptionValue]) -> None:
+        pool = self.service.pool
+        pool.health.default_cooldown_s = float(values["cooldown"])
+        pool.accounts.set_strategy(str(values["strategy"]), now=self.service.now())
+        self.service.settings = options.settings(values, ctx.options)
+        if self.fast is not None:
+            self.fast.use(self.service.settings.fast)
+
+    def rules(self) -> Rules:
+        """Return who may do what through the admin API."""
+        return Rules(
+            remote=self.service.settings.remote,
+            guarded=bool(getattr(ctx.options, "proxyauth", None)),
+            reveal=bool(self.values()["show_tokens"]),
+        )
+
+    # -- accounts and their credentials
+
+    def start(self, loaded: Config) -> None:
+        """Connect everything for the first time. Raises OptionsError or StoreError."""
+        values = self.values(loaded.options)
+        service, now = self.service, self.service.now()
+        self._note(loaded)
+        pool = Pool(
+            strategy=str(values["strategy"]),
+            default_cooldown_s=float(values["cooldown"]),
+            chance=service.chance,
+        )
+        service.set_pool(pool)
+        for entry in loaded.accounts:
+            pending, source = entry.account.enabled, entry.fingerprint()
+            pool.accounts.add(entry.account, now=now, pending=pending, source=source)
+        service.set_providers(loaded.providers)
+        # Now: mitmproxy accepts clients before it is running.
+        self.fast = Steps(ctx.master.addons)
+        self._apply(values)
+        self._store = make_store(str(values["state"]), ctx.options)
+        self.keeper, self._copilot = make_keeper(
+            loaded,
+            self.publish,
+            store=self._store,
+            editor_version=str(values["editor_version"]),
+            options=ctx.options,
+        )
+        serve(service, self.keeper, self._copilot, loaded)
+        service.refresh = self.keeper.refresh
+        pool.seek = self.keeper.seek
+        self._persist()
+
+    def run(self) -> None:
+        """Begin to renew credentials and to write. Needs a running event loop."""
+        if self.keeper is not None:
+            self.keeper.start()
+        if self.persistence is not None:
+            self.persistence.start()
+
+    def take_over(self, loaded: Config) -> Changes:
+        """Replace accounts, providers and options by those of *loaded*.
+
+        Raises OptionsError or StoreError; nothing is changed then.
+        """
+        if self.keeper is None or self._copilot is None:
+            raise exceptions.OptionsError("the pool has not started")
+        values = self.values(loaded.options)
+        context = make_acquire_context(
+            loaded, self._copilot, self.keeper.context.refresher, self._store, ctx.options
+        )
+        self._note(loaded)
+        changes = update_pool(self.service, loaded.accounts, self.keeper.renewed(loaded.accounts))
+        self.service.set_providers(loaded.providers)
+        self._apply(values)
+        serve(self.service, self.keeper, self._copilot, loaded)
+        self.keeper.update(loaded.accounts, context, anew=changes.added)
+        if self.persistence is None:
+            self._persist()
+            if self.persistence is not None:
+                self.persistence.start()
+        return changes
+
+    def remove(self, key: AccountKey) -> None:
+        """Take an account out of the running pool. Raises UnknownAccount."""
+        self.service.pool.accounts.remove(key, now=self.service.now())
+        self.service.forget(key)
+        self._notices.forget(key)
+
+    def stop(self, over_at: float) -> None:
+        """Stop all of it; monotonic seconds: what *over_at* leaves time for is waited for."""
+        if self.fast is not None:
+            self.fast.use(())
+        if self.keeper is not None:
+            self.keeper.stop(over_at + draining.ANSWER_S)
+        if self.persistence is not None:
+            self.persistence.stop(over_at + draining.WRITE_S)
+
+    def publish(
+        self,
+        key: AccountKey,
+        credentials: Mapping[str, Credential],
+        problem: str | None,
+        again_in_s: float | None,
+    ) -> None:
+        """Put the credentials of an account into the pool, as the keeper has them now."""
+        pool, now = self.service.pool, self.service.now()
+        # Removed by hand: its loop still runs, and must not end in an error.
+        with contextlib.suppress(UnknownAccount):
+            if pool.accounts.identified(key, identity(credentials), now=now):
+                self.service.forget(key)
+                logger.info(f"account-pool: {key}: {_ANOTHER}")
+            waits = again_in_s is not None and again_in_s <= self.service.settings.limits.max_wait_s
+            pool.accounts.set_credentials(
+                key,
+                credentials,
+                now=now,
+                problem=problem,
+                pending=waits,
+                passing=again_in_s is not None,
+            )
+        self.service.learn_holder(key, credentials)
+        if (entry := self._entries.get(key)) is not None:
+            for notice in self._notices.take(entry, credentials):
+                logger.warning(f"account-pool: {notice}")
+
+    # -- what the end and the admin API ask
+
+    def is_refreshing(self) -> bool:
+        return self.keeper is not None and self.keeper.is_refreshing
+
+    async def write(self) -> None:
+        """Have what the pool has learnt written."""
+        if self.persistence is not None:
+            await self.persistence.write()
+
+    async def read_counts(self, name: str) -> Counted:
+        """Return the sums of a counter, of all proxies."""
+        return {} if self.persistence is None else await self.persistence.read_counts(name)
+
+    # -- inside
+
+    def _persist(self) -> None:
+        """Once there are accounts, restore what was learnt of them, and keep it."""
+        if self.persistence is None and self.service.pool.accounts.providers():
+            self.persistence = persistence.begin(self._store, self.service)
+
+    def _note(self, loaded: Config) -> None:
+        """Note what *loaded* says, and log what looks wrong with it, once."""
+        self._in_file = loaded.options
+        self.known = loaded.described
+        self._entries = {entry.account.key: entry for entry in loaded.accounts}
+        self._notices.keep(self._entries)
+        for warning in loaded.warnings:
+            if warning not in self._file_warnings:
+                logger.warning(f"account-pool: {warning}")
+        self._file_warnings = loaded.warnings
+
+    def _warnings(self) -> list[str]:
+        """Return what looks wrong with accounts and stops nothing, for people."""
+        clock = self.service.wrong_clock
+        return [*self._file_warnings, *map(str, self._notices), *([clock] if clock else ())]
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """How taking over a configuration changed the pool. Prints as a line for the log."""
+
+    added: tuple[AccountKey, ...] = ()
+    removed: tuple[AccountKey, ...] = ()
+    changed: tuple[AccountKey, ...] = ()
+    renewed: tuple[AccountKey, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [
+            f"{verb} {', '.join(map(str, keys))}"
+            for verb, keys in (
+                ("added", self.added),
+                ("removed", self.removed),
+                ("changed", self.changed),
+                ("new credential for", self.renewed),
+            )
+            if keys
+        ]
+        return "; ".join(parts) or "no account changed"
+
+
+def update_pool(
+    service: Service, entries: Iterable[AccountEntry], renewed: Collection[AccountKey] = ()
+) -> Changes:
+    """Make the accounts of *service* those of *entries*.
+
+    *renewed* are those that have another credential now.
+    """
+    pool, now = service.pool, service.now()
+    entries = list(entries)
+    before = {state.key: state.account for state in pool.accounts}
+    source = {entry.account.key: entry.fingerprint() for entry in entries}
+    wanted = {entry.account.key: entry.account for entry in entries}
+    removed = tuple(key for key in before if key not in wanted)
+    added = tuple(key for key in wanted if key not in before)
+    changed = tuple(
+        key for key, account in wanted.items() if key in before and before[key] != account
+    )
+    for key in removed:
+        pool.accounts.remove(key, now=now)
+        service.forget(key)
+    for key in changed:
+        pool.accounts.replace(wanted[key], now=now)
+    others = tuple(key for key in renewed if key in wanted and key in before)
+    for key in others:
+        pool.accounts.renewed(key, now=now, source=source[key])
+        service.forget(key)
+    for key in added:
+        pool.accounts.add(wanted[key], now=now, pending=wanted[key].enabled, source=source[key])
+    return Changes(added, removed, changed, others)
+
+
+# -- credentials
 
 
 def make_keeper(

@@ -84,8 +84,8 @@ async def test_an_addition_counts_at_once(start, tmp_path, caplog):
     assert (added["written_to"], added["account"]["state"]) == ("accounts.yaml", "available")
     assert "token: sk-fake-new-000" in (tmp_path / "accounts.yaml").read_text()
     # Who has written the file himself does not read it again.
-    assert addon._watcher.seen[0][1] is not None
-    assert addon._watcher.seen == addon._file.stamps()
+    assert addon.reloader.watcher.seen[0][1] is not None
+    assert addon.reloader.watcher.seen == addon.reloader.file.stamps()
     assert "added openai/new (accounts.yaml)" in caplog.text
     assert "reloaded" not in caplog.text
 
@@ -110,8 +110,8 @@ async def test_who_was_removed_stays_away_while_others_come(start, tmp_path):
     body = {**named("new"), "token": "sk-fake-new-000"}
     assert (await ask(addon, "/account-pool/add", body))["written_to"] == "memory"
     assert keys(addon) == ["openai/two", "openai/new"]
-    folder = addon._added.path.parent
-    addon.reload()
+    folder = addon.reloader.added.path.parent
+    addon.commands.reload()
     assert "openai/one" in keys(addon)
     addon._end()
     assert not folder.exists()
@@ -140,7 +140,9 @@ async def test_disabled_by_hand_outlives_a_restart(start, caplog):
 
 async def test_the_command(start, tmp_path):
     addon = await start()
-    assert addon.add("openai", "New", "env:NEW_KEY") == "openai/new was added (accounts.yaml)"
+    assert (
+        addon.commands.add("openai", "New", "env:NEW_KEY") == "openai/new was added (accounts.yaml)"
+    )
     assert keys(addon) == ["openai/one", "openai/two", "openai/new"]
     for args in (
         ("openai", "new", "env:NEW_KEY"),
@@ -151,12 +153,12 @@ async def test_the_command(start, tmp_path):
         ("openai", "x", "env:"),
     ):
         with pytest.raises(exceptions.CommandError) as error:
-            addon.add(*args)
+            addon.commands.add(*args)
         assert "sk-fake" not in str(error.value)
     assert len(keys(addon)) == 3
     # What cannot be read now is the state of its account.
-    assert "openai/later was added" in addon.add("openai", "later", "env:NOT_SET")
-    assert "openai/file was added" in addon.add("openai", "file", "file:nothing.txt")
+    assert "openai/later was added" in addon.commands.add("openai", "later", "env:NOT_SET")
+    assert "openai/file was added" in addon.commands.add("openai", "file", "file:nothing.txt")
     assert len(keys(addon)) == 5
 
 
