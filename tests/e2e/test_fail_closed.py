@@ -16,7 +16,7 @@ BEFORE_THE_FIRST_ATTEMPT = [
     "account_pool.core.attempts:Attempts.__init__",
 ]
 AFTER_THE_FIRST_ATTEMPT = [
-    "account_pool.proxy.service:Service.take_turn",
+    "account_pool.proxy.service:Service.carry_out",
     "account_pool.core.pool:Pool.release",
     "account_pool.core.health:PassiveHealth.mark_cooldown",
 ]

@@ -44,7 +44,8 @@ from account_pool.providers import openai
 from account_pool.providers.base import LocalAnswer, Provider
 from account_pool.proxy.events import Pause, PoolPauseHook
 from account_pool.proxy.http_layer import PoolHttpLayer
-from account_pool.proxy.service import Service, Settings
+from account_pool.proxy.options import Settings
+from account_pool.proxy.service import Service
 
 API = ("api.openai.com", 443)
 #: What the client sends; no account has it.

@@ -83,8 +83,8 @@ async def test_accounts_of_the_file(load, caplog):
     addon, _ = load()
     assert keys(addon) == ["openai/work", "anthropic/home"]
     assert addon.service.settings.limits.max_wait_s == 7.0
-    assert addon.service.claims("api.openai.com", 443)
-    assert not addon.service.claims("generativelanguage.googleapis.com", 443)
+    assert addon.service.recognizer.claims("api.openai.com", 443)
+    assert not addon.service.recognizer.claims("generativelanguage.googleapis.com", 443)
     await started(addon)
     alerts = [r.getMessage() for r in caplog.records if r.levelno == ALERT]
     assert alerts == [
@@ -111,7 +111,7 @@ async def test_nothing_at_all_is_one_line(load, caplog):
     ]
     assert record.levelno == ALERT
     assert "traffic passes untouched" in record.getMessage()
-    assert not addon.service.claims("api.openai.com", 443)
+    assert not addon.service.recognizer.claims("api.openai.com", 443)
 
 
 async def test_every_error_of_the_file_is_an_error_with_all_its_lines(load, caplog):

@@ -98,24 +98,24 @@ def test_tls_to_our_port_is_not_for_us():
 
 def test_what_comes_through_ourselves_comes_from_nobody(regular):
     rig = regular()
-    rig.service.own_ends.add((rig.client.peername[:2], rig.client.sockname[:2]))
+    rig.service.recognizer.own_ends.add((rig.client.peername[:2], rig.client.sockname[:2]))
     rig.send(asked())
     assert visits(rig)[0].peer == ""
 
 
 def test_an_account_is_not_had_that_way_either():
     service, client = service_of("one"), client_connection()
-    assert service.is_local(client)
-    service.own_ends.add((client.peername[:2], client.sockname[:2]))
-    assert not service.is_local(client)
-    assert not service.is_local(client_connection("10.0.0.9"))
+    assert service.recognizer.is_local(client)
+    service.recognizer.own_ends.add((client.peername[:2], client.sockname[:2]))
+    assert not service.recognizer.is_local(client)
+    assert not service.recognizer.is_local(client_connection("10.0.0.9"))
 
 
 def test_a_client_may_come_from_a_port_that_the_proxy_uses_to_a_server():
     """Two connections of one machine may, to different ports: a model served here, say."""
     service, client = service_of("one"), client_connection()
-    service.own_ends.add((client.peername[:2], ("127.0.0.1", 11434)))
-    assert service.is_local(client)
+    service.recognizer.own_ends.add((client.peername[:2], ("127.0.0.1", 11434)))
+    assert service.recognizer.is_local(client)
 
 
 def test_secrets_come_in_and_are_on_no_flow(regular):

@@ -96,7 +96,7 @@ async def test_the_first_account_of_a_pool_without_any(start, tmp_path):
     body = {**named("new"), "token": "sk-fake-new-000"}
     assert (await ask(addon, "/account-pool/add", body))["written_to"] == "store"
     assert keys(addon) == ["openai/new"]
-    assert addon.service.claims("api.openai.com", 443)
+    assert addon.service.recognizer.claims("api.openai.com", 443)
     again = await start(None)
     assert keys(again) == ["openai/new"]
 

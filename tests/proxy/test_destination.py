@@ -6,8 +6,9 @@ import pytest
 from mitmproxy.net.server_spec import ServerSpec
 from mitmproxy.proxy.context import Context
 
+from account_pool.core.browser import is_loopback
 from account_pool.proxy import pooled_request
-from account_pool.proxy.pooled_request import Destination, is_loopback
+from account_pool.proxy.pooled_request import Destination
 from tests.proxy.helpers import client_connection, options_of
 
 

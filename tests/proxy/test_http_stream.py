@@ -558,7 +558,7 @@ def test_another_account_that_cannot_be_reached(socket):
         "account_pool.proxy.pooled_exchange:PooledExchange.send_attempt",
         "account_pool.proxy.websocket_replay:WebsocketReplay._side",
         "account_pool.proxy.websocket_replay:WebsocketReplay._is_accepted",
-        "account_pool.proxy.service:Service.learn_head",
+        "account_pool.proxy.response_observer:ResponseObserver.head",
         "account_pool.core.attempts:Attempts.committed",
     ],
 )

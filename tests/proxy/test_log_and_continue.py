@@ -6,10 +6,11 @@ import logging
 
 import pytest
 
-from account_pool.core import usage_totals
+from account_pool.core import headroom_parsing, pins, usage_totals
 from account_pool.core.instruments import Measured
-from account_pool.proxy import flow_view, pooled_exchange, service
+from account_pool.proxy import error_response, flow_view, response_observer
 from account_pool.proxy.flow_view import AttemptTrail
+from account_pool.proxy.response_reader import ResponseReader
 from account_pool.supervision import LogAndContinue
 from tests.proxy.helpers import (
     CHUNKED,
@@ -28,14 +29,15 @@ from tests.proxy.helpers import (
 STREAM = head1(200, [SSE, CHUNKED]) + chunk(DELTA) + chunk(DONE) + b"0\r\n\r\n"
 #: Every observer of a request, by owner and name.
 OBSERVERS = [
-    (service.Service, "learn_owner"),
-    (service.Service, "learn_tokens"),
-    (service.Service, "learn_ids"),
-    (service.Service, "observe"),
-    (service.Service, "observe_opening"),
-    (service.Service, "served"),
-    (service.Service, "remember"),
-    (pooled_exchange.ResponseReader, "usage"),
+    (response_observer.ResponseObserver, "_check_clock"),
+    (response_observer.ResponseObserver, "_learn_owner"),
+    (response_observer.ResponseObserver, "_learn_tokens"),
+    (response_observer.ResponseObserver, "events"),
+    (response_observer.ResponseObserver, "served"),
+    (headroom_parsing, "from_headers"),
+    (pins.Pins, "remember"),
+    (error_response.Refusals, "remember"),
+    (ResponseReader, "ended"),
     (usage_totals.Usages, "count"),
     (Measured, "ended"),
     (AttemptTrail, "refused"),

@@ -24,8 +24,8 @@ from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.providers.base import Origin
 from account_pool.proxy import reload
 from account_pool.proxy.addon import AccountPool
+from account_pool.proxy.error_response import StoredRefusal
 from account_pool.proxy.reload import Watcher, stamp_of
-from account_pool.proxy.service import StoredRefusal
 from account_pool.proxy.wiring import Changes
 from tests.patience import PATIENCE_S
 
@@ -117,7 +117,7 @@ async def test_what_was_said_of_the_old_token_is_not_said_of_the_new(addon, file
     now = service.now()
     pool.health.mark_cooldown(ONE, replace(LIMIT, owner="org-1"), now=now)
     pool.health.mark_failure(SECOND, FORBIDDEN, now=now)
-    service._refusals[ONE] = StoredRefusal(429, (), b"")
+    service.refusals._stored[ONE, False] = StoredRefusal(429, (), b"")
     file.write_text(TWO.replace("-one-", "-first-").replace("-two-", "-second-"))
     assert addon.commands.reload() == "new credential for openai/one, openai/two"
     assert [secret(addon, key) for key in (ONE, SECOND)] == [
@@ -126,7 +126,7 @@ async def test_what_was_said_of_the_old_token_is_not_said_of_the_new(addon, file
     ]
     assert pool.accounts.summary(now=service.now())["available"] == 2
     assert pool.accounts.owners.of(ONE) is None
-    assert service.remembered(ONE) is None
+    assert service.refusals.find(ONE) is None
 
 
 async def test_a_token_that_changed_while_the_account_was_off_is_new(addon, file):
@@ -160,14 +160,14 @@ async def test_what_was_removed_by_hand_is_there_again(addon):
 
 
 async def test_new_providers_are_ours_and_those_without_accounts_are_not(addon, file):
-    assert addon.service.claims("api.openai.com", 443)
+    assert addon.service.recognizer.claims("api.openai.com", 443)
     file.write_text(
         "accounts: [{provider: gw, label: a, token: sk-fake-a-000}]\n"
         "providers: {gw: {hosts: [llm.example.com]}}\n"
     )
     addon.commands.reload()
-    assert addon.service.claims("llm.example.com", 443)
-    assert not addon.service.claims("api.openai.com", 443)
+    assert addon.service.recognizer.claims("llm.example.com", 443)
+    assert not addon.service.recognizer.claims("api.openai.com", 443)
 
 
 async def test_a_provider_that_changed_sends_its_credential_otherwise(addon, file):
@@ -176,12 +176,14 @@ async def test_a_provider_that_changed_sends_its_credential_otherwise(addon, fil
     addon.commands.reload()
     pool, service = addon.service.pool, addon.service
     lease = pool.acquire(RequestFacts(provider="gw", kind="key"), now=service.now())
-    assert dict(service.swap(service.providers["gw"], lease).headers).keys() == {b"authorization"}
+    assert dict(service.swaps.of(service.providers["gw"], lease).headers).keys() == {
+        b"authorization"
+    }
     file.write_text(
         gateway.format("providers: {gw: {hosts: [a.example], credential: {header: x-key}}}")
     )
     addon.commands.reload()
-    assert dict(service.swap(service.providers["gw"], lease).headers).keys() == {b"x-key"}
+    assert dict(service.swaps.of(service.providers["gw"], lease).headers).keys() == {b"x-key"}
 
 
 async def test_an_account_of_one_host_is_sent_there(addon, file):
@@ -192,7 +194,7 @@ async def test_an_account_of_one_host_is_sent_there(addon, file):
     addon.commands.reload()
     service = addon.service
     lease = service.pool.acquire(FACTS, now=service.now())
-    assert service.swap(service.providers["openai"], lease).origin == Origin("localhost", 9443)
+    assert service.swaps.of(service.providers["openai"], lease).origin == Origin("localhost", 9443)
 
 
 @pytest.mark.parametrize(

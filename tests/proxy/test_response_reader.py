@@ -187,7 +187,7 @@ def late(read: ResponseReader, whole: bytes, *, kept: int | None = None):
     end = End(read.encoding, keep_bytes=END_BYTES)
     if kept is not None:
         end.feed(whole)
-    decision = read.refused_at_its_end(read.unpacked(whole[:kept], end.kept))
+    _usage, decision = read.ended(whole[:kept], end.kept)
     return decision and decision.payload
 
 

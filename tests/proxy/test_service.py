@@ -14,11 +14,12 @@ from account_pool.core.attempts import Limits
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.steps import Refresh, Send, Wait
 from account_pool.providers import copilot, openai
-from account_pool.providers.base import HostRule, LocalAnswer, Origin, Route
+from account_pool.providers.base import CannotSwap, HostRule, LocalAnswer, Route
 from account_pool.providers.definition import add_hosts, like
 from account_pool.proxy import service as module
 from account_pool.proxy.events import Pause
 from account_pool.proxy.pooled_request import Destination
+from account_pool.proxy.response_observer import CHECK_CLOCK_S
 from account_pool.proxy.response_reader import ResponseReader
 from tests.proxy.helpers import (
     CHAT,
@@ -43,13 +44,16 @@ def request(path="/v1/chat/completions", method="POST", **headers) -> http.Reque
 
 
 def opened(service, made=None, destination=TLS, peer="127.0.0.1"):
-    return service.open(made or request(), destination, client_connection(peer))
+    recognizer = service.recognizer
+    return recognizer.recognize(
+        made or request(), destination, client_connection(peer), service.settings
+    )
 
 
 # -- is it ours?
 
 
-def test_open_masks_and_remembers():
+def test_a_recognized_request_is_masked_and_remembered():
     made = request()
     call = opened(service_of("one"), made)
     assert call.provider is openai.PROVIDER
@@ -66,8 +70,8 @@ def test_hosts_of_others_are_not_touched():
 
 def test_providers_without_an_account_have_no_hosts():
     service = service_of("one", providers=[openai.PROVIDER, copilot.PROVIDER])
-    assert service.claims("api.openai.com", 443)
-    assert not service.claims("api.githubcopilot.com", 443)
+    assert service.recognizer.claims("api.openai.com", 443)
+    assert not service.recognizer.claims("api.githubcopilot.com", 443)
 
 
 def test_of_several_providers_at_a_host_the_first_that_wants_it_has_it():
@@ -141,7 +145,20 @@ def test_this_machine_is_another_one_behind_another_proxy(tls, insecure):
     [(False, "a.example", False), (True, "a.example", True), (True, "localhost", False)],
 )
 def test_origins_that_no_certificate_proves(insecure, host, refused):
-    assert service_of("one", insecure=insecure).refuses_origin(Origin(host)) is refused
+    service = service_of(account("one", companions={"host": host}))
+    made = request()
+    call = opened(service, made)
+    lease = service.pool.acquire(call.facts(made), now=0)
+
+    def send():
+        sent = (made, call.masked, call.head, call.provider, lease)
+        return service.swaps.outgoing(*sent, insecure=insecure)
+
+    if refused:
+        with pytest.raises(CannotSwap, match="ssl_insecure"):
+            send()
+    else:
+        assert send().address == (host, 443)
 
 
 @pytest.mark.parametrize("settings", [{}, {"insecure": True}])
@@ -153,7 +170,7 @@ def test_nobody_is_denied_what_passes(settings):
 def test_headers_are_shown_to_who_learns_from_them():
     service = service_of("one")
     seen = []
-    service.seen["openai"] = lambda headers: seen.append(headers["user-agent"])
+    service.recognizer.seen["openai"] = lambda headers: seen.append(headers["user-agent"])
     opened(service, request(**{"User-Agent": "x/1"}))
     assert seen == ["x/1"]
 
@@ -172,7 +189,7 @@ def test_only_the_vendor_says_whose_limits_an_account_has(host, owner):
     call = opened(service)
     lease = service.pool.acquire(call.facts(request()), now=0)
     answer = http.Response.make(200, headers={"openai-organization": "acme"})
-    service.learn_owner(call.provider, lease, answer)
+    service.observer.head(call.provider, lease, answer)
     assert service.pool.accounts.owners.of(lease.key) == owner
 
 
@@ -181,14 +198,14 @@ def test_swap_is_made_once_per_credential():
     call = opened(service)
     facts = call.facts(request())
     lease = service.pool.acquire(facts, now=0)
-    swap = service.swap(call.provider, lease)
-    assert service.swap(call.provider, lease) is swap
+    swap = service.swaps.of(call.provider, lease)
+    assert service.swaps.of(call.provider, lease) is swap
     key = lease.key
     service.pool.accounts.set_credentials(
         key, {"key": Credential(kind="key", secret=Secret("sk-new"))}, now=0
     )
     other = service.pool.acquire(facts, now=0)
-    assert b"sk-new" in service.swap(call.provider, other).headers[0][1]
+    assert b"sk-new" in service.swaps.of(call.provider, other).headers[0][1]
 
 
 def attempts_of(service, client):
@@ -325,28 +342,29 @@ async def test_local_answers():
 def test_refusals_are_remembered_by_account():
     service = service_of("one")
     key = next(iter(service.pool.accounts)).key
-    assert service.remembered(key) is None
-    assert service.remembered(None) is None
+    assert service.refusals.find(key) is None
+    assert service.refusals.find(None) is None
     reader = ResponseReader(http.Response.make(429, b"", {"x": "sk-fake"}), openai.PROVIDER)
     reader.feed(b"the key sk-fake is limited")
     reader.end()
-    service.remember(key, reader, frozenset({b"sk-fake"}))
-    stored = service.remembered(key)
+    service.refusals.remember(key, reader, frozenset({b"sk-fake"}))
+    stored = service.refusals.find(key)
     assert (stored.status, stored.body) == (429, b"the key ******* is limited")
     assert (b"x", b"*******") in stored.headers
     service.forget(key)
-    assert service.remembered(key) is None
+    assert service.refusals.find(key) is None
 
 
 def test_a_clock_that_is_wrong_is_reported_once(caplog):
     clock = FakeClock()
     service = service_of("one", clock=clock)
     service.wall_now = lambda: 1_700_000_000.0
+    lease = lease_of(service)
 
     def answer(date: str) -> None:
         headers = http.Headers([(b"date", date.encode())])
-        service.check_clock(openai.PROVIDER, http.Response.make(200, b"", headers))
-        clock.advance(module.CHECK_CLOCK_S)
+        service.observer.head(openai.PROVIDER, lease, http.Response.make(200, b"", headers))
+        clock.advance(CHECK_CLOCK_S)
 
     answer("Tue, 14 Nov 2023 22:13:20 GMT")
     answer("nonsense")
@@ -356,6 +374,6 @@ def test_a_clock_that_is_wrong_is_reported_once(caplog):
     answer("Tue, 14 Nov 2023 22:03:20 GMT")
     (line,) = caplog.messages
     assert line.startswith("this machine's clock is 10 min ahead of that of openai")
-    assert service.wrong_clock == line
+    assert service.observer.wrong_clock == line
     answer("Tue, 14 Nov 2023 22:13:20 GMT")
-    assert service.wrong_clock == ""
+    assert service.observer.wrong_clock == ""

@@ -45,7 +45,7 @@ def test_what_continues_an_answer_goes_to_the_account_that_made_it(body, headers
     first = request("/v1/responses")
     call = opened(service, first)
     lease = lease_of(service, call, first)
-    service.learn_ids(call, lease_on_second(service), answer(service, call, body, **headers))
+    service.observer.body(call, lease_on_second(service), answer(service, call, body, **headers))
     follow = request("/v1/responses")
     follow.content = json.dumps({"previous_response_id": "resp_1", "input": "Hi"}).encode()
     assert lease.key.label == "one"
@@ -82,9 +82,9 @@ def test_garbage_in_an_answer_is_nobodys():
     call = opened(service, made)
     lease = lease_of(service, call, made)
     for body in (b"", b"{", b"\x1f\x8b nonsense"):
-        service.learn_ids(call, lease, answer(service, call, body))
+        service.observer.body(call, lease, answer(service, call, body))
     broken = answer(service, call, b"nonsense", **{"content-encoding": "gzip"})
-    service.learn_ids(call, lease, broken)
+    service.observer.body(call, lease, broken)
     assert len(service.pins) == 0
 
 
@@ -94,14 +94,16 @@ def test_a_token_goes_back_to_the_account_that_issued_it_or_not_at_all():
     call = opened(service, made)
     two = lease_on_second(service)
     issued = http.Response.make(200, b"", {"x-codex-turn-state": "state"})
-    service.learn_tokens(openai.PROVIDER, two, issued)
+    service.observer.head(openai.PROVIDER, two, issued)
     facts = call.facts(made)
     key_one = next(iter(service.pool.accounts)).key
     one = service.pool.acquire(facts, now=service.now(), only=key_one)
     sent = {}
     for lease in (one, two):
-        swap = service.swap(call.provider, lease)
-        copy = credential_swap.outgoing(made, swap, call.masked, service.returned(call, lease))
+        swap = service.swaps.of(call.provider, lease)
+        copy = credential_swap.outgoing(
+            made, swap, call.masked, service.swaps.returned(call.provider, call.head, lease)
+        )
         sent[lease.key.label] = copy.headers.get("x-codex-turn-state")
     assert sent == {"one": None, "two": "state"}
     assert made.headers["x-codex-turn-state"] == "pool:openai"
@@ -119,7 +121,7 @@ def test_a_session_of_copilot_is_ours_where_one_of_ours_opened_it(name):
     assert call.route is Route.POOL
     lease = lease_of(service, call, made)
     assert lease.key == key_two
-    assert service.returned(call, lease) == {name.encode(): b"token"}
+    assert service.swaps.returned(call.provider, call.head, lease) == {name.encode(): b"token"}
 
 
 def test_what_an_account_made_is_forgotten_with_it():

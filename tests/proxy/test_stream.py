@@ -23,6 +23,7 @@ from account_pool.providers.definition import add_hosts
 from account_pool.proxy import pooled_exchange, stream
 from account_pool.proxy.decoding import zstd
 from account_pool.proxy.http_layer import KEPT_CLOSED, SWEEP_S, PoolHttpLayer
+from account_pool.proxy.pooled_request import Recognizer
 from tests.proxy.helpers import (
     CHAT,
     CHUNKED,
@@ -1527,11 +1528,11 @@ def test_a_pool_that_fails_is_answered_locally(rig_of, clock, caplog, monkeypatc
     assert rig.opened == []
 
 
-@pytest.mark.parametrize("part", ["open", "_denied"])
+@pytest.mark.parametrize("part", ["recognize", "_denied"])
 def test_failing_before_it_is_known_whose_request_it_is(rig_of, caplog, monkeypatch, part):
     caplog.set_level(logging.DEBUG)
     rig = rig_of("one")
-    monkeypatch.setattr(type(rig.service), part, fail)
+    monkeypatch.setattr(Recognizer, part, fail)
     rig.send(post1())
     assert rig.answers[0].status == 502
     assert rig.client_closed
@@ -1541,7 +1542,7 @@ def test_failing_before_it_is_known_whose_request_it_is(rig_of, caplog, monkeypa
 
 def test_failing_before_it_is_known_whose_request_it_is_over_http2(rig_of, monkeypatch):
     rig = rig_of("one", client2=True)
-    monkeypatch.setattr(type(rig.service), "open", fail)
+    monkeypatch.setattr(Recognizer, "recognize", fail)
     stream_id = rig.ask(end=False)
     assert rig.answers[0].status == 502
     assert rig.layer.streams == {}

@@ -15,7 +15,8 @@ import enum
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from account_pool.core.wrong import Wrong, shown
 
@@ -131,12 +132,23 @@ def host_name(text: str) -> str:
     return str(mapped or address)
 
 
-def is_loopback(name: str) -> bool:
-    """Say whether *name*, as `host_name` returns it, is this machine."""
+@lru_cache(maxsize=1024)
+def is_loopback(host: str) -> bool:
+    """Say whether *host* is this machine, by name or by address."""
+    address = address_of(host)
+    if address is None:
+        return host == "localhost" or host.endswith(".localhost")
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+@lru_cache(maxsize=1024)
+def address_of(host: str) -> IPv4Address | IPv6Address | None:
+    """Return the address that *host* is, in brackets or not; None if it is a name."""
     try:
-        return ip_address(name).is_loopback
+        return ip_address(host.strip("[]"))
     except ValueError:
-        return name == "localhost" or name.endswith(".localhost")
+        return None
 
 
 # -- what the owner allows

@@ -42,8 +42,10 @@ from account_pool.proxy import (
 from account_pool.proxy.commands import Commands
 from account_pool.proxy.events import Pause
 from account_pool.proxy.flow_view import REFUSED
+from account_pool.proxy.options import Settings
+from account_pool.proxy.pooled_request import End
 from account_pool.proxy.reload import Reloader
-from account_pool.proxy.service import End, Service, Settings
+from account_pool.proxy.service import Service
 from account_pool.proxy.view_retention import ViewRetention
 from account_pool.proxy.wiring import Wiring
 from account_pool.store.store import StoreError
@@ -245,7 +247,7 @@ class AccountPool:
         if fast is None or not fast.take(handler):
             client_handler.keep_events(handler)
         client_handler.lift_connection_bound(handler)
-        tunnels.answer_all_the_same(getattr(handler, "layer", None), self.service.claims)
+        tunnels.answer_all_the_same(getattr(handler, "layer", None), self.service.recognizer.claims)
         client_handler.watch_opening(handler)
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
@@ -286,11 +288,11 @@ class AccountPool:
 
     def server_connected(self, data: ServerConnectionHookData) -> None:
         if (ends := _ends(data.server)) is not None:
-            self.service.own_ends.add(ends)
+            self.service.recognizer.own_ends.add(ends)
 
     def server_disconnected(self, data: ServerConnectionHookData) -> None:
         if (ends := _ends(data.server)) is not None:
-            self.service.own_ends.discard(ends)
+            self.service.recognizer.own_ends.discard(ends)
 
     def client_disconnected(self, client: Client) -> None:
         self.service.client_gone(client)

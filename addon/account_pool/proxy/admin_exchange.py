@@ -30,10 +30,11 @@ from mitmproxy.proxy.layers.http import (
 )
 
 from account_pool.admin.http import ADMIN_HOST, FAILED, AdminRequest, AdminResponse
+from account_pool.core.browser import is_loopback
 from account_pool.providers.base import LocalAnswer
 from account_pool.proxy.events import BAD_REQUEST, Pause, PoolPauseHook
 from account_pool.proxy.http_stream import AttemptStream
-from account_pool.proxy.pooled_request import Destination, is_loopback
+from account_pool.proxy.pooled_request import Destination
 
 
 def is_for_us(target: Destination, client: Client, *, direct: bool) -> bool:
@@ -124,7 +125,7 @@ class AdminExchange(AttemptStream):
             headers=tuple(request.headers.fields),
             authority=request.authority,
             tls=client.tls,
-            peer="" if self.service.is_own(client) else client.peername[0],
+            peer="" if self.service.recognizer.is_own(client) else client.peername[0],
             address=(address, port),
         )
 

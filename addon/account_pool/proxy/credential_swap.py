@@ -8,7 +8,7 @@ that names the account, also in place of what the client itself sent.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import MappingProxyType
 from urllib.parse import unquote_plus, urlencode
@@ -16,9 +16,16 @@ from urllib.parse import unquote_plus, urlencode
 from mitmproxy import http
 from mitmproxy.net.http import url
 
+from account_pool.core.account import AccountKey
+from account_pool.core.browser import is_loopback
+from account_pool.core.credential import Credential
+from account_pool.core.lease import Lease
+from account_pool.core.pins import Pins
 from account_pool.providers.base import CannotSwap, Origin, Provider, Swap
+from account_pool.providers.request_head import RequestHead
 from account_pool.proxy.headers import Fields, IndexedHeaders
 
+INSECURE = "the pool sends no credential while ssl_insecure is set; trust the CA instead"
 #: What stands before the name of an account in a placeholder.
 PLACEHOLDER = "pool:"
 #: Masked whatever the provider, and never sent with an account's credential: cookies
@@ -301,3 +308,83 @@ def _map_query(path: bytes, names: Iterable[str], value: str | None) -> bytes:
         elif value is not None and equals:
             kept.append(key + b"=" + value.encode())
     return before + (b"?" + b"&".join(kept) if kept else b"")
+
+
+def fields_by_name(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return the headers of a message by lower-case name, first value of each."""
+    by_name: dict[str, str] = {}
+    for name, value in fields:
+        by_name.setdefault(name.lower().decode("latin-1"), value.decode("latin-1"))
+    return by_name
+
+
+def owners_of_tokens(provider: Provider, head: RequestHead, pins: Pins) -> dict[str, AccountKey]:
+    """Return who issued the tokens *head* returns, by header; only those that are known."""
+    return {
+        name: owner
+        for name in provider.issued
+        if (token := head.headers.get(name))
+        and (owner := pins.owner(provider.name, token)) is not None
+    }
+
+
+class Swaps:
+    """How the credentials of accounts go on the wire, made once per credential."""
+
+    def __init__(self, pins: Pins) -> None:
+        self._pins = pins
+        self._swaps: dict[AccountKey, tuple[Credential, Swap]] = {}
+
+    def forget(self, key: AccountKey | None = None) -> None:
+        """Forget what was made for *key*, or for all."""
+        if key is None:
+            self._swaps.clear()
+        else:
+            self._swaps.pop(key, None)
+
+    def outgoing(
+        self,
+        request: http.Request,
+        masked: Masked,
+        head: RequestHead,
+        provider: Provider,
+        lease: Lease,
+        *,
+        insecure: bool,
+    ) -> Outgoing:
+        """Return what to send of *request* for *lease*, which its placeholders name from here on.
+
+        Raises CannotSwap. *insecure*: upstream certificates are not verified.
+        """
+        swap = self.of(provider, lease)
+        if swap.by_path:
+            swap = swap.for_path(head.path)
+        rename(request, masked, str(lease.key))
+        origin = swap.origin
+        if origin is None:
+            address, tls = (request.host, request.port), request.scheme == "https"
+        elif insecure and not is_loopback(origin.host):
+            raise CannotSwap(INSECURE)  # No certificate proves it.
+        else:
+            address, tls = (origin.host, origin.port), True
+        returned = self.returned(provider, head, lease) if provider.issued else {}
+        return Outgoing(outgoing(request, swap, masked, returned), address, tls)
+
+    def of(self, provider: Provider, lease: Lease) -> Swap:
+        """Return how the credential of *lease* goes on the wire."""
+        known = self._swaps.get(lease.key)
+        if known is not None and known[0] is lease.credential:
+            return known[1]
+        swap = provider.swap(lease.account, lease.credential)
+        if swap.origin is None and (host := lease.account.companions.get("host")):
+            swap = replace(swap, origin=Origin.parse(host))
+        self._swaps[lease.key] = (lease.credential, swap)
+        return swap
+
+    def returned(self, provider: Provider, head: RequestHead, lease: Lease) -> dict[bytes, bytes]:
+        """Return the tokens of a request that the account of *lease* issued, by header."""
+        return {
+            name.encode(): head.headers[name].encode("latin-1")
+            for name, owner in owners_of_tokens(provider, head, self._pins).items()
+            if owner == lease.key
+        }

@@ -174,7 +174,7 @@ class PoolHttpLayer(HttpLayer):
     def shown(self, text: str) -> str:
         """Return what may be said of *text*, which is mitmproxy's, on a connection of the pool."""
         target = pooled_request.of_connection(self.context)
-        if target is not None and not self.service.claims(target.name, target.port):
+        if target is not None and not self.service.recognizer.claims(target.name, target.port):
             return text
         return redaction.without_quotes(text)
 

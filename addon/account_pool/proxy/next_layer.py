@@ -81,11 +81,11 @@ def _is_tunnel(nextlayer: layer.NextLayer, service: Service) -> bool:
 
 def _is_not_ours(target: pooled_request.Destination, service: Service) -> bool:
     """Say whether the pool has no business there; if somebody may wonder, once why."""
-    if service.claims(target.name, target.port) or target.name == ADMIN_HOST:
+    if service.recognizer.claims(target.name, target.port) or target.name == ADMIN_HOST:
         return False
     if api := unswappable.find(target.name):
         _say_once(service, f"{target.name} ({api.name})", api.why)
-    elif ports := service.hosts.ports(target.name):
+    elif ports := service.recognizer.hosts.ports(target.name):
         at = " and ".join(map(str, ports))
         why = f"the pool serves it at port {at}; name another one in hosts of accounts.yaml"
         _say_once(service, f"{target.name}:{target.port}", why)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from mitmproxy import exceptions
@@ -21,7 +22,6 @@ from account_pool.config.options import POOL_OPTIONS, OptionValue, read_fast, se
 from account_pool.core.attempts import Limits
 from account_pool.core.browser import Allowed, read_hosts, read_origins
 from account_pool.providers.base import HostRule
-from account_pool.proxy.service import Settings
 
 #: mitmproxy's own options that our settings are made of.
 WATCHED = frozenset({"proxyauth", "ssl_insecure", "stream_large_bodies", "body_size_limit"})
@@ -48,6 +48,40 @@ _REVERSE = {
 _HOSTS = frozenset({"ignore_hosts", "allow_hosts", "tcp_hosts"})
 #: Those whose change may change what `conflicts` returns.
 CONFLICTING = frozenset({*_CONFLICTS, *_REVERSE, *_HOSTS, "websocket", "mode"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The options a request is served by; names as in design.md section 5.
+
+    Attributes:
+        limits: bounds on one request.
+        gate_s: longest time the head of an answer is held back.
+        intercept_all: decrypt every host, as mitmproxy does by itself.
+        remote: clients of other machines may be given an account.
+        insecure: upstream certificates are not verified (mitmproxy's ssl_insecure).
+        body_limits: mitmproxy's stream_large_bodies or body_size_limit is set.
+        websockets: "refuse", "pin", or "" for what suits the provider.
+        manual_approve: hold each request of the pool until a person resumes it.
+        allowed: pages that may be given an account, and names of this proxy in reverse mode
+            beside its usual ones.
+        view_kept: flows of the pool that a front end's view keeps; 0: all.
+        fast: shorter ways through mitmproxy to use, of `config.options.FAST_STEPS`.
+        drain_s: longest time requests under way go on once the proxy shuts down.
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    gate_s: float = 5.0
+    intercept_all: bool = False
+    remote: bool = False
+    insecure: bool = False
+    body_limits: bool = True
+    websockets: str = ""
+    manual_approve: bool = False
+    allowed: Allowed = field(default_factory=Allowed)
+    fast: frozenset[str] = frozenset()
+    drain_s: float = 10.0
+    view_kept: int = 500
 
 
 def add(loader: Loader) -> frozenset[str]:

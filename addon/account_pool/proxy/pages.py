@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from mitmproxy import http
 from mitmproxy.connection import Client
-from mitmproxy.proxy.mode_specs import ReverseMode
 
 from account_pool.core import browser
 from account_pool.core.browser import Allowed, Host, Sender
@@ -49,12 +48,13 @@ class Pages:
         head: RequestHead,
         client: Client,
         allowed: Allowed,
+        *,
+        reverse: bool,
     ) -> Refusal | None:
-        """Return why *request* is given no account; None where no page has to do with it."""
-        reverse = is_reverse(client)
-        said = "origin" in head.headers or "sec-fetch-site" in head.headers
-        if not (said or reverse):
-            return None
+        """Return why *request* is given no account; None where no page has to do with it.
+
+        *reverse*: the client has the proxy for a server.
+        """
         if reverse and not _names_us(request, head, client, allowed.hosts):
             return self._tell(
                 Refusal(
@@ -64,7 +64,7 @@ class Pages:
                 ),
                 "a request with a Host of somebody else's",
             )
-        if not said:
+        if not ("origin" in head.headers or "sec-fetch-site" in head.headers):
             return None
         sent_origins = [*_values(request, b"origin")]
         sites = [*_values(request, b"sec-fetch-site")]
@@ -89,11 +89,6 @@ class Pages:
             self._said.add(what)
             logger.warning(f"account-pool: {what} was given no account ({refusal.status})")
         return refusal
-
-
-def is_reverse(client: Client) -> bool:
-    """Say whether *client* has the proxy for a server."""
-    return isinstance(client.proxy_mode, ReverseMode)
 
 
 def has_credential(request: http.Request, masked: Masked) -> bool:

@@ -49,14 +49,12 @@ from account_pool.core.credential import Secret
 from account_pool.core.instruments import Mark, Marks
 from account_pool.core.lease import Lease
 from account_pool.core.outcome import OutcomeClass
-from account_pool.core.sse import StreamVerdict
 from account_pool.core.steps import Deliver, Refresh, Send, Step, Synthesize, Wait
 from account_pool.core.usage import of_frame
 from account_pool.core.verdicts import is_about_account
 from account_pool.providers.base import CannotSwap, LocalAnswer, Route
 from account_pool.providers.request_head import RequestHead
 from account_pool.proxy import (
-    credential_swap,
     error_response,
     flow_view,
     redaction,
@@ -84,7 +82,6 @@ from account_pool.proxy.http_stream import (
 from account_pool.proxy.pooled_request import PooledRequest
 from account_pool.proxy.redaction import Secrets
 from account_pool.proxy.response_reader import Reading, ResponseReader, is_answer
-from account_pool.proxy.service import INSECURE
 from account_pool.proxy.view_retention import MessageRetention
 from account_pool.proxy.websocket import (
     GOING_AWAY,
@@ -343,7 +340,7 @@ class PooledExchange(AttemptStream):
             if not (yield from self.client_gone()):
                 failed = provider.refusal(500, INTERNAL, None)
                 yield from self.answer_locally(pause.answer or failed)
-        elif wrong := call.misdirected(self.flow.request, self.service.hosts):
+        elif wrong := call.misdirected(self.flow.request, self.service.recognizer.hosts):
             logger.warning(f"{provider.name}: {wrong}; request refused")
             yield from self.answer_locally(provider.refusal(421, wrong, None))
         else:
@@ -437,30 +434,25 @@ class PooledExchange(AttemptStream):
     def outgoing(self, lease: Lease) -> Outgoing | LocalAnswer:
         """Return the request with the credential of *lease*, or why it must not be sent."""
         call, attempts, flow = self._call, self._attempts, self.flow
-        provider = self.service.current(call)
-        if provider is None:
-            return call.provider.refusal(421, MOVED, None)
-        call.provider = provider
-        swap = self.service.swap(provider, lease)
-        if swap.by_path:
-            swap = swap.for_path(call.head.path)
-        returned = self.service.returned(call, lease)
-        name = str(lease.key)
-        credential_swap.rename(flow.request, call.masked, name)
-        flow.metadata["pool.account"] = name
+        if call.hosts is not self.service.recognizer.hosts:
+            current = self.service.recognizer.current(call)
+            if current is None:
+                return call.provider.refusal(421, MOVED, None)
+            call.provider = current
+        flow.metadata["pool.account"] = str(lease.key)
         flow.metadata["pool.attempts"] = len(attempts.history)
         self._sent_secrets.append(lease.credential.secret)
-        if swap.origin is not None and self.service.refuses_origin(swap.origin):
-            return provider.refusal(400, INSECURE, None)
-        if swap.origin is not None:
-            address, tls = (swap.origin.host, swap.origin.port), True
-        else:
-            address, tls = (flow.request.host, flow.request.port), flow.request.scheme == "https"
         try:
-            request = credential_swap.outgoing(flow.request, swap, call.masked, returned)
+            return self.service.swaps.outgoing(
+                flow.request,
+                call.masked,
+                call.head,
+                call.provider,
+                lease,
+                insecure=self.service.settings.insecure,
+            )
         except CannotSwap as why:
-            return provider.refusal(400, str(why), None)
-        return Outgoing(request, address, tls)
+            return call.provider.refusal(400, str(why), None)
 
     def connect(
         self, outgoing: Outgoing, *, avoided: frozenset[Connection] = frozenset()
@@ -536,7 +528,7 @@ class PooledExchange(AttemptStream):
         self.layer.answered.add(self.context.server)
         lease, provider = attempts.lease, call.provider
         assert lease is not None
-        self.service.learn_head(provider, lease, event.response)
+        self.service.observer.head(provider, lease, event.response)
         self.reader = reader = ResponseReader(event.response, provider)
         if reader.first is Reading.COMMIT:
             if not 300 <= event.response.status_code < 400:
@@ -669,7 +661,9 @@ class PooledExchange(AttemptStream):
             limited = outcome.cls in (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA)
             if (limited or blamed) and not reader.in_stream:
                 assert attempts.lease is not None
-                self.service.remember(attempts.lease.key, reader, self._secrets(), blamed=blamed)
+                self.service.refusals.remember(
+                    attempts.lease.key, reader, self._secrets(), blamed=blamed
+                )
         except Exception as e:
             log_and_continue.log(e)
         self._pending = attempts.refused(outcome, self.service.now())
@@ -746,7 +740,7 @@ class PooledExchange(AttemptStream):
                 # Answers that are only fetched have been counted when they were made.
                 self._to_count = self.flow.request.method == "POST"
                 self.marks.append((Mark.HANDED_ON, self.service.now()))
-                self.service.learn_beginning(call, lease, reader)
+                self.service.observer.body(call, lease, reader)
             attempts.committed(self.service.now())
         response = reader.response
         # A complete answer is given in one piece, as mitmproxy does by itself, so that
@@ -801,7 +795,7 @@ class PooledExchange(AttemptStream):
         """Nothing to hand on: repeat what the provider last said, or say it ourselves."""
         provider, wait_s = self._call.provider, step.retry_after_s
         blamed = step.final and step.status != 402
-        stored = self.service.remembered(step.like, blamed=blamed)
+        stored = self.service.refusals.find(step.like, blamed=blamed)
         if stored is not None:
             response = error_response.repeated(stored, provider, wait_s, self.service.wall_now())
         else:
@@ -956,10 +950,10 @@ class PooledExchange(AttemptStream):
             self._client_said(self.socket, self.attempts, message)
             return False
         if usage := of_frame(message.content):
-            self.service.served(self.attempts, self.socket.model, usage, requests=0)
+            self.service.observer.served(self.attempts, self.socket.model, usage, requests=0)
         lease, provider = self.attempts.lease, self._call.provider
         assert lease is not None
-        self.service.observe_events(provider, lease, message.content, self.socket.model)
+        self.service.observer.events(provider, lease, message.content, self.socket.model)
         outcome = self.socket.server_said(message.content, self.service.wall_now())
         if outcome is None:
             return False
@@ -979,7 +973,7 @@ class PooledExchange(AttemptStream):
             send = None if first else attempts.next_turn(socket.model, self.service.now())
             if first or send is not None:
                 self.replay = WebsocketReplay(self, message, send)
-        self.service.served(attempts, socket.model, None)
+        self.service.observer.served(attempts, socket.model, None)
 
     def _names_something(self, content: bytes) -> bool:
         """Say whether a message names what only the account knows that made it."""
@@ -995,7 +989,7 @@ class PooledExchange(AttemptStream):
         lease = self._attempts.lease
         assert lease is not None
         for message in messages:
-            self.service.observe_events(
+            self.service.observer.events(
                 self._call.provider, lease, message.content, self.socket.model
             )
 
@@ -1022,29 +1016,11 @@ class PooledExchange(AttemptStream):
                 self.trail.ended(attempts, self._secrets, self.service.now())
         except Exception as e:
             log_and_continue.log(e)
-        try:
-            self._count(attempts)
-        except Exception as e:
-            log_and_continue.log(e)
-        self.service.end(self.context.client, attempts, left=left)
-
-    def _count(self, attempts: Attempts) -> None:
-        """Count what was served, once; of an answer that was cut off, what it had told."""
         if self._to_count:
             self._to_count = False
-            reader, model = self._reader, attempts.facts.model
             body = bytes(self.response_body_buf) if self.copied is None else self.copied
-            told = reader.unpacked(body, self.tail)
-            refused, usage = reader.refused_at_its_end(told), reader.usage(told)
-            self.service.served(attempts, model, usage)
-            if refused is not None:
-                self._learn_late(attempts, refused)
-
-    def _learn_late(self, attempts: Attempts, refused: StreamVerdict) -> None:
-        """Learn from an error that came after the first byte: the client has it, too."""
-        wall_now, provider = self.service.wall_now(), self._call.provider
-        answer = self._reader.late_answer(refused, attempts.facts.model, wall_now)
-        attempts.refused_late(provider.classify(answer), self.service.now())
+            self.service.observer.end(self._call.provider, attempts, self._reader, body, self.tail)
+        self.service.end(self.context.client, attempts, left=left)
 
 
 def _content_length(headers: Mapping[str, str]) -> int:

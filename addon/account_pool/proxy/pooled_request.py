@@ -6,26 +6,104 @@ header: a credential follows the connection, not what a client claims.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from mitmproxy import http
+from mitmproxy.connection import Client
 from mitmproxy.net.http import url
 from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.mode_specs import ReverseMode
 
+from account_pool.core.browser import address_of, is_loopback
 from account_pool.core.lease import RequestFacts
+from account_pool.core.pins import Pins
 from account_pool.providers import sessions
-from account_pool.providers.base import LocalAnswer, Provider, Route
+from account_pool.providers.base import HTTPS_PORT, LocalAnswer, Provider, Route
 from account_pool.providers.registry import HostIndex
 from account_pool.providers.request_head import RequestHead, is_websocket
-from account_pool.proxy.credential_swap import Masked
+from account_pool.proxy.credential_swap import (
+    INSECURE,
+    Masked,
+    Places,
+    fields_by_name,
+    mask,
+    owners_of_tokens,
+)
+from account_pool.proxy.options import Settings
+from account_pool.proxy.pages import Pages, has_credential
 
 #: What is shorter is no credential that anybody would take.
 MIN_TOKEN_BYTES = 8
 #: The longest name of a model that is told apart; it is kept with cooldowns and sessions.
 MAX_MODEL_CHARS = 200
+
+
+_HTTP_PORT = 80
+#: Address and port of one end of a connection.
+End = tuple[str, int]
+_NO_SOCKET = "the account pool serves this over HTTP, where a limited request can be replayed"
+_NO_TLS = "the pool sends no credential over plain HTTP; use https"
+_REMOTE = (
+    "the pool serves this machine only; set pool_allow_remote or proxyauth to let other hosts in"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """The end of an upstream connection.
+
+    Attributes:
+        name: host name in lower case; with TLS the server name, which the certificate
+            must carry, also where the client connected to another name or an address.
+        port: TCP port.
+        tls: whether it is, or will be, TLS.
+        via: whether the way there leads through another proxy.
+    """
+
+    name: str
+    port: int
+    tls: bool
+    via: bool = False
+
+    @property
+    def local(self) -> bool:
+        """Whether it is this machine. A name means that to us, not to another proxy."""
+        return not self.via and is_loopback(self.name)
+
+    @property
+    def private(self) -> bool:
+        """Whether a credential may be sent: TLS, or this machine."""
+        return self.tls or self.local
+
+    @property
+    def named(self) -> bool:
+        """Whether the destination is a name, not an address."""
+        return address_of(self.name) is None
+
+
+def of_connection(context: Context, sni: str | None = None) -> Destination | None:
+    """Return the destination of *context*'s server connection, None if there is none yet.
+
+    Args:
+        sni: the server name the client asked for, where it is not on the context yet.
+    """
+    server = context.server
+    if server.address is None:
+        return None
+    name, port = server.address[0], server.address[1]
+    if server.tls:
+        sni = server.sni or sni or context.client.sni
+    # Not the name the client connected to: a front end that several share answers for
+    # the server name, and the upstream certificate is verified against it.
+    name = sni or name
+    return Destination(name.rstrip(".").lower(), port, bool(server.tls), bool(server.via))
+
+
+def of_request(host: str, port: int, scheme: str, *, via: bool = False) -> Destination:
+    """Return the destination of an absolute-form request."""
+    return Destination(host.rstrip(".").lower(), port, scheme == "https", via)
 
 
 @dataclass(slots=True, eq=False)
@@ -118,14 +196,6 @@ def _named(authority: bytes, usual_port: int) -> tuple[str, int] | None:
     return name.rstrip(".").lower(), port or usual_port
 
 
-def fields_by_name(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Return the headers of a message by lower-case name, first value of each."""
-    by_name: dict[str, str] = {}
-    for name, value in fields:
-        by_name.setdefault(name.lower().decode("latin-1"), value.decode("latin-1"))
-    return by_name
-
-
 def read_head(request: http.Request, destination: Destination) -> RequestHead:
     """Return *request* as a provider sees it, without its body."""
     data = request.data
@@ -152,75 +222,148 @@ def _decoded_body(head: RequestHead, request: http.Request) -> bytes:
     return body or b""
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
-    """The end of an upstream connection.
+class Recognizer:
+    """Tells which requests are the pool's business, and whom they are refused to.
 
     Attributes:
-        name: host name in lower case; with TLS the server name, which the certificate
-            must carry, also where the client connected to another name or an address.
-        port: TCP port.
-        tls: whether it is, or will be, TLS.
-        via: whether the way there leads through another proxy.
+        hosts: of the providers that have accounts.
+        seen: told the headers of each request, by provider name (editor versions).
+        own_ends: of the connections the proxy has to servers now: address and port it is
+            connected from, and to.
     """
 
-    name: str
-    port: int
-    tls: bool
-    via: bool = False
+    def __init__(self, pins: Pins) -> None:
+        self._pins = pins
+        self.hosts = HostIndex([])
+        self.seen: dict[str, Callable[[Mapping[str, str]], None]] = {}
+        self.own_ends: set[tuple[End, End]] = set()
+        self._pages = Pages()
+        #: where credentials may stand, by the names of the providers that share a host
+        self._shared: dict[tuple[str, ...], Places] = {}
 
-    @property
-    def local(self) -> bool:
-        """Whether it is this machine. A name means that to us, not to another proxy."""
-        return not self.via and is_loopback(self.name)
+    def set_providers(self, providers: Sequence[Provider]) -> None:
+        """Recognise requests to hosts of *providers*; the first that wants one has it."""
+        self.hosts = HostIndex(providers)
+        self._shared.clear()
 
-    @property
-    def private(self) -> bool:
-        """Whether a credential may be sent: TLS, or this machine."""
-        return self.tls or self.local
+    def claims(self, name: str, port: int) -> bool:
+        """Say whether connections to this host are the pool's business."""
+        return bool(self.hosts.find(name, port))
 
-    @property
-    def named(self) -> bool:
-        """Whether the destination is a name, not an address."""
-        return _address(self.name) is None
+    def recognize(
+        self, request: http.Request, destination: Destination, client: Client, settings: Settings
+    ) -> PooledRequest | None:
+        """Return *request* as one of the pool's, its credentials masked; None if it is none."""
+        providers = self.hosts.find(destination.name, destination.port)
+        if not providers and destination.port == _HTTP_PORT and not destination.tls:
+            # A slip: refused in words rather than sent on in the clear.
+            providers = self.hosts.find(destination.name, HTTPS_PORT)
+        if not providers:
+            return None
+        head = read_head(request, destination)
+        provider, route = self._whose(providers, head)
+        page = None
+        reverse = isinstance(client.proxy_mode, ReverseMode)
+        if reverse or "origin" in head.headers or "sec-fetch-site" in head.headers:
+            page = self._pages.refused(request, head, client, settings.allowed, reverse=reverse)
+        if page is None and (seen := self.seen.get(provider.name)):
+            seen(head.headers)
+        places = providers[0] if len(providers) == 1 else self._places(providers)
+        masked = mask(request, places, provider.name)
+        denied = None
+        if page is not None:
+            if reverse:
+                route = Route.POOL  # nothing of it passes, not even to be refused there
+            elif has_credential(request, masked):
+                route = Route.PASS
+            denied = provider.refusal(page.status, page.why, None)
+        elif route is not Route.PASS:
+            denied = self._denied(provider, head, destination, client, settings)
+        return PooledRequest(
+            provider=provider,
+            hosts=self.hosts,
+            destination=destination,
+            address=(request.host, request.port),
+            route=route,
+            masked=masked,
+            head=head,
+            denied=denied,
+        )
 
+    def mask(self, request: http.Request, destination: Destination) -> None:
+        """Mask *request*, which is recorded, as `recognize` does one that comes."""
+        if providers := self.hosts.find(destination.name, destination.port):
+            provider, _ = self._whose(providers, read_head(request, destination))
+            places = providers[0] if len(providers) == 1 else self._places(providers)
+            mask(request, places, provider.name)
 
-@lru_cache(maxsize=1024)
-def is_loopback(host: str) -> bool:
-    """Say whether *host* is this machine, by name or by address."""
-    address = _address(host)
-    if address is None:
-        return host == "localhost" or host.endswith(".localhost")
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return (mapped or address).is_loopback
+    def current(self, call: PooledRequest) -> Provider | None:
+        """Return the provider of *call* as accounts.yaml describes it now.
 
+        None when its host is not that provider's any more: the file was edited while the
+        request waited.
+        """
+        name = call.provider.name
+        found = self.hosts.find(call.destination.name, call.destination.port)
+        return next((provider for provider in found if provider.name == name), None)
 
-def of_connection(context: Context, sni: str | None = None) -> Destination | None:
-    """Return the destination of *context*'s server connection, None if there is none yet.
+    def is_local(self, client: Client) -> bool:
+        """Say whether *client* is a program of this machine, and not the proxy itself.
 
-    Args:
-        sni: the server name the client asked for, where it is not on the context yet.
-    """
-    server = context.server
-    if server.address is None:
-        return None
-    name, port = server.address[0], server.address[1]
-    if server.tls:
-        sni = server.sni or sni or context.client.sni
-    # Not the name the client connected to: a front end that several share answers for
-    # the server name, and the upstream certificate is verified against it.
-    name = sni or name
-    return Destination(name.rstrip(".").lower(), port, bool(server.tls), bool(server.via))
+        A client of another machine may have the proxy connect to its own port: what comes
+        in there has an address of this machine.
+        """
+        return not self.is_own(client) and is_loopback(client.peername[0])
 
+    def is_own(self, client: Client) -> bool:
+        """Say whether *client* is the proxy itself, connected to its own port.
 
-def of_request(host: str, port: int, scheme: str, *, via: bool = False) -> Destination:
-    """Return the destination of an absolute-form request."""
-    return Destination(host.rstrip(".").lower(), port, scheme == "https", via)
+        Both ends tell: a client may come from a port that the proxy uses to a server as well.
+        """
+        return (client.peername[:2], client.sockname[:2]) in self.own_ends
 
+    def _whose(self, providers: tuple[Provider, ...], head: RequestHead) -> tuple[Provider, Route]:
+        """Return which of *providers*, who share a host, a request is for: the first to want it."""
+        for candidate in providers:
+            wanted = candidate.route(head)
+            if wanted is Route.PASS and candidate.issued:
+                wanted = self._route_without_tokens(candidate, head)
+            if wanted is not Route.PASS:
+                return candidate, wanted
+        return providers[0], Route.PASS
 
-@lru_cache(maxsize=1024)
-def _address(host: str) -> IPv4Address | IPv6Address | None:
-    try:
-        return ip_address(host.strip("[]"))
-    except ValueError:
+    def _route_without_tokens(self, provider: Provider, head: RequestHead) -> Route:
+        """Say whose business a request is that may return a token of an account: ours, too."""
+        if not owners_of_tokens(provider, head, self._pins):
+            return Route.PASS
+        kept = {n: value for n, value in head.headers.items() if n not in provider.issued}
+        return provider.route(replace(head, headers=kept))
+
+    def _places(self, sharing: tuple[Provider, ...]) -> Places:
+        """Return where credentials may stand on a request to a host of all in *sharing*."""
+        names = tuple([p.name for p in sharing])
+        known = self._shared.get(names)
+        if known is None:
+            known = self._shared[names] = Places.of(sharing)
+        return known
+
+    def _denied(
+        self,
+        provider: Provider,
+        head: RequestHead,
+        destination: Destination,
+        client: Client,
+        settings: Settings,
+    ) -> LocalAnswer | None:
+        """Return why no account may serve a request; None if one may."""
+        if not (destination.tls or destination.local):
+            return provider.refusal(400, _NO_TLS, None)
+        if settings.insecure and not destination.local:
+            return provider.refusal(400, INSECURE, None)
+        if not settings.remote and not self.is_local(client):
+            return provider.refusal(403, _REMOTE, None)
+        if "upgrade" in head.headers and is_websocket(head):
+            refused = settings.websockets == "refuse"
+            if refused or (not settings.websockets and provider.avoids_websocket(head)):
+                return provider.refusal(426, _NO_SOCKET, None)
         return None

@@ -73,7 +73,7 @@ def _is_replayed(flow: http.HTTPFlow) -> bool:
 
 def _providers(request: http.Request, service: Service) -> Sequence[Provider]:
     target = pooled_request.of_request(request.pretty_host, request.port, request.scheme)
-    return service.hosts.find(target.name, target.port)
+    return service.recognizer.hosts.find(target.name, target.port)
 
 
 async def answer(flow: http.HTTPFlow, service: Service) -> None:
@@ -149,5 +149,5 @@ def _masked_copy(flow: http.HTTPFlow, service: Service, *, answered: bool) -> ht
         copy.response = None
     request = copy.request
     target = pooled_request.of_request(request.pretty_host, request.port, request.scheme)
-    service.mask(request, target)
+    service.recognizer.mask(request, target)
     return copy

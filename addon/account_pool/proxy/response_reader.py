@@ -18,7 +18,7 @@ import json
 import re
 from dataclasses import replace
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from mitmproxy import http
@@ -55,18 +55,6 @@ MAX_OPENING_BYTES = 64 * 1024
 LATE_EVENTS = 16
 #: An item of an array that is an error.
 _FAILED_ITEM = re.compile(rb'\{\s*"error"\s*:\s*\{')
-
-
-class Told(NamedTuple):
-    """What came of an answer, without its content-encoding.
-
-    Attributes:
-        body: from its beginning on.
-        tail: its end, where *body* is not all.
-    """
-
-    body: bytes | bytearray
-    tail: bytes | bytearray
 
 
 class Reading(Enum):
@@ -232,38 +220,44 @@ class ResponseReader:
             raise ValueError("the body cannot be unpacked, or is too large then")
         return plain
 
-    def unpacked(self, body: bytes | bytearray, tail: bytearray) -> Told:
-        """Return what came of a good answer without its content-encoding, when it has ended.
+    def ended(
+        self, body: bytes | bytearray, tail: bytes | bytearray
+    ) -> tuple[Usage | None, StreamVerdict | None]:
+        """Return what a good response took, and the error it ended with, where it says so.
 
         Args:
             body: from its beginning on, as it came.
-            tail: its end without the encoding, where *body* is not all.
+            tail: its end without the content-encoding, where *body* is not all.
         """
-        if not self.encoding:
-            return Told(body, tail)
+        if self._gate is None:
+            return None, None
+        if self.encoding:
+            body, tail = self._unpacked(body, tail)
+        return of_answer(body, tail), self._refused_at_its_end(body, tail)
+
+    def _unpacked(
+        self, body: bytes | bytearray, tail: bytes | bytearray
+    ) -> tuple[bytes, bytes | bytearray]:
+        """Return beginning and end of a body without its content-encoding."""
         if not tail:
             end = End(self.encoding, keep_bytes=END_BYTES)
             end.feed(body)
             tail = end.kept
         try:
             opening = Decoder(self.encoding, max_bytes=MAX_OPENING_BYTES)
-            return Told(opening.feed(bytes(body[:MAX_OPENING_BYTES])), tail)
+            return opening.feed(bytes(body[:MAX_OPENING_BYTES])), tail
         except ValueError:
-            return Told(b"", tail)
+            return b"", tail
 
-    def usage(self, told: Told) -> Usage | None:
-        """Return what a good answer took, None if it does not say."""
-        return None if self._gate is None else of_answer(*told)
-
-    def refused_at_its_end(self, told: Told) -> StreamVerdict | None:
+    def _refused_at_its_end(
+        self, body: bytes | bytearray, tail: bytes | bytearray
+    ) -> StreamVerdict | None:
         """Return the error that a stream which began well has ended with, if any."""
-        if self._gate is None:
-            return None
-        end = bytes((told.tail or told.body)[-END_BYTES:])
+        end = bytes((tail or body)[-END_BYTES:])
         if self._streams:
             return self._last_event(_last_events(end))
         # Gemini streams an array where no events are asked for.
-        array = told.body[:16].lstrip()[:1] == b"["
+        array = body[:16].lstrip()[:1] == b"["
         return self._last_item(end) if array else None
 
     def _last_event(self, end: bytes) -> StreamVerdict | None:

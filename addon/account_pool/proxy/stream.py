@@ -75,7 +75,7 @@ class PoolHttpStream(AttemptStream):
     # -- tunnels
 
     def _claims(self, request: http.Request) -> bool:
-        return self.service.claims(request.host.rstrip(".").lower(), request.port)
+        return self.service.recognizer.claims(request.host.rstrip(".").lower(), request.port)
 
     # mitmproxy's own have no types.
 
@@ -140,7 +140,9 @@ class PoolHttpStream(AttemptStream):
         else:
             target = self._of_host_header(request)
         if target is not None:
-            self.call = self.service.open(request, target, self.context.client)
+            self.call = self.service.recognizer.recognize(
+                request, target, self.context.client, self.service.settings
+            )
         if self.call is not None and transparent:
             # mitmproxy sends it there, whatever the request says.
             assert self.context.server.address is not None

@@ -317,7 +317,7 @@ class WebsocketReplay:
         stream.attempts.committed(stream.service.now())
         lease = stream.attempts.lease
         assert lease is not None
-        stream.service.learn_head(stream.provider, lease, reader.response)
+        stream.service.observer.head(stream.provider, lease, reader.response)
         self._parser = self._side(stream.context.server)
         side = self._socket.server_ws
         for message in (m for m in self._said if not m.dropped):

@@ -264,7 +264,7 @@ class Wiring:
 
     def _warnings(self) -> list[str]:
         """Return what looks wrong with accounts and stops nothing, for people."""
-        clock = self.service.wrong_clock
+        clock = self.service.observer.wrong_clock
         return [*self._file_warnings, *map(str, self._notices), *([clock] if clock else ())]
 
 
@@ -377,7 +377,7 @@ def serve(service: Service, keeper: Keeper, exchange: CopilotExchange, loaded: C
     """Let *service* answer clients that exchange a token, and learn their editor."""
     for name in loaded.exchanges:
         service.local[name] = functools.partial(_answer, keeper, name)
-        service.seen[name] = exchange.client_seen
+        service.recognizer.seen[name] = exchange.client_seen
 
 
 async def _answer(keeper: Keeper, provider: str) -> LocalAnswer:
