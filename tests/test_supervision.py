@@ -23,6 +23,7 @@ ALLOWED = {
     "proxy/fast/inline.py": "in the place of mitmproxy's own tasks, and named as they are",
     "cli/shared.py": "the thread of `run`, without a loop; each step catches everything",
     "cli/child.py": "the thread of `run` that copies; its errors are those of its descriptors",
+    "workers/worker.py": "a thread that waits, and ends the process; it cannot fail",
     # The scripted provider is no part of the proxy; whoever starts these awaits them.
     "demo/http1.py": "awaited where it is started",
     "demo/http2.py": "awaited where it is started",

@@ -93,6 +93,37 @@ def test_both_front_ends_at_once_are_wrong_usage(capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_several_workers_are_started_with_the_same_arguments(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(serve.sys, "platform", "linux")
+    seen = []
+    monkeypatch.setattr(serve, "launch", lambda *how: seen.append(how) or 7)
+    with pytest.raises(SystemExit, match="7"):
+        run(["serve", "--workers", "3", "--port", "0", "--set", "a=1"])
+    command, workers, environ, _ = seen.pop()
+    assert command[: len(serve.WORKER)] == list(serve.WORKER)
+    assert workers == 3
+    assert environ["PYTHONUNBUFFERED"] == "1"
+    # Any port, and the same for all.
+    assert command[-2] == "--listen-port"
+    assert int(command[-1]) > 0
+    with pytest.raises(SystemExit, match="7"):
+        run(["serve", "--workers", "2", "-p", "8081"])
+    assert seen.pop()[0].count("--listen-port") == 1
+
+
+@pytest.mark.parametrize("front_end", ["--web", "--console"])
+def test_a_front_end_has_one_worker(front_end, capsys):
+    assert run(["serve", front_end, "--workers", "2"]) == 2
+    assert "--workers is for mitmdump" in capsys.readouterr().err
+
+
+def test_elsewhere_than_on_linux_there_is_one_worker(became, monkeypatch, capsys):
+    monkeypatch.setattr(serve.sys, "platform", "darwin")
+    assert became("--workers", "2")[0] == "mitmdump"
+    assert capsys.readouterr().err == "account-pool: --workers is for Linux; one worker serves\n"
+
+
 def test_a_configuration_that_mitmproxy_cannot_read_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".mitmproxy").mkdir()

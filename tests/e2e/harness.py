@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import ssl
 import sys
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,6 +39,8 @@ TIMEOUT_S = PATIENCE_S
 
 #: What `pool_fast` is where a test sets none; "" for the default.
 FAST = os.environ.get("POOL_TEST_FAST", "")
+#: By how many workers a proxy serves where a test does not say it.
+WORKERS = int(os.environ.get("POOL_TEST_WORKERS", "1"))
 
 ACCOUNTS_FILE = "accounts.yaml"
 CONFDIR = "mitmproxy"
@@ -69,16 +73,41 @@ PATH_OF_PACKAGE = {"PYTHONPATH": str(Path(account_pool.__file__).parents[1])}
 
 
 class Proxy(Mitmdump):
-    """A mitmdump, and clients that go through it."""
+    """A mitmdump, or several on one port, and clients that go through it."""
 
-    def __init__(self, trusted: Path, *args: str, **settings: Any) -> None:
+    def __init__(self, trusted: Path, *args: str, workers: int = 1, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.trusted = trusted
+        self.workers = workers
+
+    async def __aenter__(self) -> Proxy:
+        await super().__aenter__()
+        if self.workers > 1:
+            await self.until(lambda: len(self.ready_workers()) == self.workers)
+        return self
+
+    def ready_workers(self) -> set[str]:
+        """Return the names of the workers that have said that they are ready."""
+        said = [re.match(rf"(worker \d+): .*{POOL_READY}", line) for line in self.lines]
+        return {one[1] for one in said if one}
 
     def client(self, **settings: Any) -> httpx.AsyncClient:
         return client(self.trusted, self.url, **settings)
 
     async def _launch(self) -> Any:
+        if self.workers > 1:
+            return await asyncio.create_subprocess_exec(
+                *SERVE,
+                "--workers",
+                str(self.workers),
+                *self._args,
+                cwd=self.folder,
+                env={**self._env, **PATH_OF_PACKAGE},
+                stdin=DEVNULL,
+                stdout=PIPE,
+                stderr=STDOUT,
+                limit=1 << 20,
+            )
         if not forked.is_possible(self._env):
             return await super()._launch()
         return await forked.FORKS.start(
@@ -115,6 +144,7 @@ class Setting:
         extra_args: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         addon: bool = True,
+        workers: int = WORKERS,
         **how: Any,
     ) -> Proxy:
         """Return a mitmdump that is ready to be started.
@@ -127,6 +157,7 @@ class Setting:
             extra_args: given as they are.
             env: added to an environment that holds no account of its own.
             addon: False for mitmdump without us.
+            workers: how many processes serve; more than one share a file in any case.
             how: more of what `Mitmdump` takes; it wins.
         """
         folder = self.folder / f"proxy-{len(list(self.folder.glob('proxy-*')))}"
@@ -135,10 +166,11 @@ class Setting:
             # As it should be kept; the addon says so when it is not.
             (folder / ACCOUNTS_FILE).touch(mode=0o600)
             (folder / ACCOUNTS_FILE).write_text(_yaml(accounts, providers), encoding="utf-8")
+        workers = workers if addon and how.get("program", "mitmdump") == "mitmdump" else 1
         settings = {
             "confdir": CONFDIR,
             "flow_detail": 0,
-            "pool_state": "memory:",
+            "pool_state": "memory:" if workers == 1 else "state.sqlite",
             # Where a test is not about it, the gate waits for events, not for a busy machine.
             "pool_gate": PATIENCE_S,
             **({"pool_fast": FAST} if FAST else {}),
@@ -151,12 +183,13 @@ class Setting:
         args = [arg for name, value in settings.items() for arg in ("--set", f"{name}={value}")]
         if provider:
             args += ["-s", redirect.__file__]
-        if addon:
+        if addon and workers == 1:
             args += ["-s", str(addon_script())]
         return Proxy(
             self.trusted,
             *args,
             *extra_args,
+            workers=workers,
             **{
                 "folder": folder,
                 "env": _environment(folder, env),

@@ -135,6 +135,9 @@ def serve(
         ),
     ] = None,
     accounts_file: AccountsFile = None,
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, help="Processes that serve, one for each core.")
+    ] = 1,
 ) -> int:
     """Start a proxy and stay with it: account-pool serve. Takes every option of mitmproxy.
 
@@ -145,8 +148,10 @@ def serve(
 
     if web and console:
         raise typer.BadParameter("write --web or --console, not both")
+    if workers > 1 and (web or console):
+        raise typer.BadParameter("--workers is for mitmdump, without --web and --console")
     program = "mitmweb" if web else "mitmproxy" if console else "mitmdump"
-    start(program, port, accounts_file, context.args, os.environ)
+    start(program, port, accounts_file, context.args, os.environ, workers=workers)
 
 
 @app.command()

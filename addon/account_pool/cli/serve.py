@@ -1,8 +1,13 @@
-"""`account-pool serve`: becomes the mitmproxy of this environment, with the pool in it."""
+"""`account-pool serve`: becomes the mitmproxy of this environment, with the pool in it.
+
+Or the launcher of several (`workers/launcher.py`).
+"""
 
 from __future__ import annotations
 
+import itertools
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +22,11 @@ from account_pool.cli.places import CONFDIR, DEFAULT_PORT, HOST, Places
 from account_pool.config.accounts_file import OPTION
 from account_pool.config.options import set_options
 from account_pool.demo.mitmdump import addon_script, mitmdump_command
+from account_pool.proxy.terminal import on_sighup
+from account_pool.workers.launcher import launch
+
+#: How a worker is started. Without what lies about in the working directory.
+WORKER = (sys.executable, "-P", "-m", "account_pool.workers")
 
 
 def serve(
@@ -25,15 +35,22 @@ def serve(
     accounts_file: Path | None,
     arguments: Sequence[str],
     environ: Mapping[str, str],
+    *,
+    workers: int = 1,
 ) -> NoReturn:
     """Replace this process by *program*, mitmdump or one of its sisters.
 
-    *arguments* are its own. Which file serves is found, and said, there. Raises
-    ConfigError, ImportError, and OSError where there is no such program.
+    *arguments* are its own. Which file serves is found, and said, there. With more than one
+    of *workers*, stay, and have so many mitmdumps serve one port. Raises ConfigError,
+    ImportError, and OSError where there is no such program.
     """
     if find_spec("mitmproxy") is None:
         raise ModuleNotFoundError("No module named 'mitmproxy'")
-    command = [*mitmdump_command(program), "-s", str(addon_script())]
+    if workers > 1 and sys.platform != "linux":
+        print("account-pool: --workers is for Linux; one worker serves", file=sys.stderr)
+        workers = 1
+    start = mitmdump_command(program) if workers == 1 else WORKER
+    command = [*start, "-s", str(addon_script())]
     if not _names_address(arguments):
         command += ["--listen-host", HOST]
     if port is not None:
@@ -44,7 +61,28 @@ def serve(
     command += upstream_trust(places, environ, arguments)
     # Else a log that goes to a file or a pipe comes in pieces of 8 KiB.
     environ = {"PYTHONUNBUFFERED": "1", **without_own_proxy(environ, places.url)}
-    _become([*command, *arguments], environ)
+    if workers == 1:
+        _become([*command, *arguments], environ)
+    sys.exit(
+        launch([*command, *arguments, *_one_port(port, arguments)], workers, environ, on_sighup)
+    )
+
+
+def _one_port(port: int | None, arguments: Sequence[str]) -> list[str]:
+    """Return what makes port 0, where any will do, the same one for all workers."""
+    named = [str(port), *_values("--listen-port", arguments)]
+    named += [value for name, value in set_options(arguments) if name == "listen_port"]
+    if "0" not in named:
+        return []
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return ["--listen-port", str(free.getsockname()[1])]
+
+
+def _values(option: str, arguments: Sequence[str]) -> list[str]:
+    """Return what *arguments* give for *option*."""
+    after = [b for a, b in itertools.pairwise(arguments) if a == option]
+    return after + [w.partition("=")[2] for w in arguments if w.startswith(f"{option}=")]
 
 
 def _names_address(arguments: Sequence[str]) -> bool:

@@ -46,6 +46,7 @@ from account_pool.proxy.options import Settings
 from account_pool.proxy.pooled_request import End
 from account_pool.proxy.reload import Reloader
 from account_pool.proxy.service import Service
+from account_pool.proxy.siblings import Siblings
 from account_pool.proxy.view_retention import ViewRetention
 from account_pool.proxy.wiring import Wiring
 from account_pool.store.store import StoreError
@@ -122,6 +123,7 @@ class AccountPool:
         self._terminal = terminal.Terminal()
         self._replays = replay.Replays(self.service)
         self._view = ViewRetention(self.service)
+        self._siblings = Siblings(self.service)
 
     def load(self, loader: Loader) -> None:
         # Again when pool.py is reloaded: no option is deferred then.
@@ -141,13 +143,18 @@ class AccountPool:
             options.WATCHED | {"proxy_debug"}
         ):
             self.wiring.apply()
+            self._siblings.settings_changed()
         if self._ready and updated & options.CONFLICTING:
             self._log_conflicts()
 
     def _start(self) -> None:
         """Read the accounts for the first time."""
         try:
-            self.wiring.start(self.reloader.load())
+            loaded = self.reloader.load()
+            self._siblings.check(
+                ctx.options, state=str(self.wiring.values(loaded.options)["state"])
+            )
+            self.wiring.start(loaded)
         except (config.ConfigError, exceptions.OptionsError, StoreError) as e:
             # An ERROR during startup makes mitmproxy exit before it serves anybody.
             self._failed = True
@@ -194,6 +201,7 @@ class AccountPool:
             write=self.wiring.write,
         )
         self._drain.install()
+        self._siblings.begin(self._drain)
         self._ignore_sighup = terminal.on_sighup(
             self._hung_up, self._terminal_closed, self._terminal.write_nowhere
         )
@@ -222,6 +230,7 @@ class AccountPool:
         if not await listen.bind(held_back=self._held_back):
             return
         self._ready = True
+        self._siblings.ready()
         states = list(self.service.pool.accounts)
         if not states:
             logger.log(ALERT, _NOTHING.format(command=accounts_file.command()))
@@ -296,6 +305,7 @@ class AccountPool:
 
     def client_disconnected(self, client: Client) -> None:
         self.service.client_gone(client)
+        self._siblings.connection_closed()
 
     def done(self) -> None:
         reload.end_unless_reloaded(self, self._end)
