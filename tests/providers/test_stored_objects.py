@@ -213,18 +213,18 @@ UPLOAD = "https://generativelanguage.googleapis.com/upload/v1beta/files?upload_i
 def test_ids_an_answer_tells(
     provider: Provider, request_head: RequestHead, answer: Any, made: tuple[str, ...]
 ) -> None:
-    assert provider.made(request_head, lambda: json.dumps(answer).encode(), {}) == made
+    assert provider.created_ids(request_head, lambda: json.dumps(answer).encode(), {}) == made
 
 
 def test_an_upload_in_pieces_goes_on_where_it_began() -> None:
     begun = head("/upload/v1beta/files", {"file": {"display_name": "f"}})
-    made = GEMINI.made(begun, lambda: b"", {"x-goog-upload-url": UPLOAD})
+    made = GEMINI.created_ids(begun, lambda: b"", {"x-goog-upload-url": UPLOAD})
     assert made == ("u", stored_objects.TOGETHER)
 
 
 def test_no_answer_tells_more_than_is_kept() -> None:
     listed = json.dumps({"data": [{"id": f"file-{n}"} for n in range(1000)]}).encode()
-    assert len(OPENAI.made(get("/v1/files"), lambda: listed, {})) == stored_objects.MAX_IDS
+    assert len(OPENAI.created_ids(get("/v1/files"), lambda: listed, {})) == stored_objects.MAX_IDS
 
 
 def test_garbage_fails_nobody() -> None:

@@ -41,7 +41,7 @@ from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
 from account_pool.core.steps import Refresh, Wait
 from account_pool.providers import openai
-from account_pool.providers.base import LocalAnswer, Provider
+from account_pool.providers.base import LocalResponse, Provider
 from account_pool.proxy.events import Pause, PoolPauseHook
 from account_pool.proxy.http_layer import PoolHttpLayer
 from account_pool.proxy.options import Settings
@@ -455,7 +455,7 @@ class Rig:
         self.half_closed: list[Connection] = []
         self.refuse: deque[str] = deque()
         self.refreshed = False
-        self.local: LocalAnswer | None = None
+        self.local: LocalResponse | None = None
         self.script = script
         self.reader: Reader1 | Peer2 = Peer2(client_side=True) if client2 else Reader1()
         self.client_closed = 0

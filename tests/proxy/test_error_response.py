@@ -9,7 +9,7 @@ import pytest
 from mitmproxy import http
 
 from account_pool.providers import copilot, gemini, openai
-from account_pool.providers.base import LocalAnswer
+from account_pool.providers.base import LocalResponse
 from account_pool.proxy import error_response
 from account_pool.proxy.error_response import StoredRefusal
 from account_pool.proxy.response_reader import ResponseReader
@@ -138,5 +138,5 @@ def test_local(provider):
 
 
 def test_local_without_a_body():
-    response = error_response.local(LocalAnswer(204, (), b""))
+    response = error_response.local(LocalResponse(204, (), b""))
     assert (response.status_code, response.raw_content) == (204, b"")

@@ -14,7 +14,7 @@ from account_pool.core.attempts import Limits
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.steps import Refresh, Send, Wait
 from account_pool.providers import copilot, openai
-from account_pool.providers.base import CannotSwap, HostRule, LocalAnswer, Route
+from account_pool.providers.base import CannotSwap, HostRule, LocalResponse, Route
 from account_pool.providers.definition import add_hosts, like
 from account_pool.proxy import service as module
 from account_pool.proxy.events import Pause
@@ -328,7 +328,7 @@ async def test_local_answers():
     service = service_of("one")
 
     async def answer():
-        return LocalAnswer(200, (), b"x")
+        return LocalResponse(200, (), b"x")
 
     service.local["openai"] = answer
     pause = pause_of("openai")

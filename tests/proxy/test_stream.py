@@ -18,7 +18,7 @@ from account_pool.core import broken
 from account_pool.core.attempts import Limits
 from account_pool.core.pool import Pool
 from account_pool.providers import anthropic, copilot, gemini, openai
-from account_pool.providers.base import HostRule, LocalAnswer
+from account_pool.providers.base import HostRule, LocalResponse
 from account_pool.providers.definition import add_hosts
 from account_pool.proxy import pooled_exchange, stream
 from account_pool.proxy.decoding import zstd
@@ -897,7 +897,7 @@ def test_without_verification_nothing_is_sent(rig_of):
 def test_a_local_answer(rig_of, clock):
     service = service_of("one", clock=clock, providers=[copilot.PROVIDER], kind="copilot")
     rig = rig_of(service=service, address=("api.github.com", 443))
-    rig.local = LocalAnswer(200, (("content-type", "application/json"),), b'{"token":"x"}')
+    rig.local = LocalResponse(200, (("content-type", "application/json"),), b'{"token":"x"}')
     rig.send(post1(copilot.EXCHANGE_PATH, b"", method="GET", host="api.github.com"))
     assert (rig.answers[0].status, rig.answers[0].body) == (200, b'{"token":"x"}')
     assert rig.opened == []

@@ -90,20 +90,20 @@ class CodeAssist:
             "user-agent": OWN_NAME,
         }
         try:
-            answer = await self._http.ask(
+            response = await self._http.ask(
                 "POST", url, headers=headers, content=_QUESTION, timeout_s=TIMEOUT_S
             )
         except HttpFailed as error:
             raise ExchangeFailed(f"asking for its project: {error}", error.retry_after_s) from None
-        return read_project(answer, token, self._wall_clock())
+        return read_project(response, token, self._wall_clock())
 
 
-def read_project(answer: HttpResponse, token: Secret, wall_now: float) -> str:
-    """Return the project the answer names. Raises ExchangeRefused or ExchangeFailed."""
-    payload = answer.json()
+def read_project(response: HttpResponse, token: Secret, wall_now: float) -> str:
+    """Return the project the response names. Raises ExchangeRefused or ExchangeFailed."""
+    payload = response.json()
     fields: dict[str, Any] = payload if isinstance(payload, dict) else {}
-    if answer.status != 200:
-        raise _refusal(answer, fields, token, wall_now)
+    if response.status != 200:
+        raise _refusal(response, fields, token, wall_now)
     project = fields.get("cloudaicompanionProject")
     if isinstance(project, dict):
         project = project.get("id")
@@ -116,17 +116,17 @@ def read_project(answer: HttpResponse, token: Secret, wall_now: float) -> str:
 
 
 def _refusal(
-    answer: HttpResponse, fields: Mapping[str, Any], token: Secret, wall_now: float
+    response: HttpResponse, fields: Mapping[str, Any], token: Secret, wall_now: float
 ) -> ExchangeRefused | ExchangeFailed:
     error = fields.get("error")
     message = error.get("message") if isinstance(error, dict) else None
     told = quoted(message, [token], MAX_MESSAGE_CHARS) if isinstance(message, str) else ""
     described = f": {told}" if told else ""
-    text = f"the request for its project was answered with {answer.status}{described}"
+    text = f"the request for its project was answered with {response.status}{described}"
     # 401 included: the token is renewed by then, or its account says why not.
-    if answer.status in (401, 408, 425, 429) or answer.status >= 500:
-        return ExchangeFailed(text, retry_after(answer.headers, wall_now, answer.status))
-    return ExchangeRefused(f"{text}; {_HOW}", answer.status)
+    if response.status in (401, 408, 425, 429) or response.status >= 500:
+        return ExchangeFailed(text, retry_after(response.headers, wall_now, response.status))
+    return ExchangeRefused(f"{text}; {_HOW}", response.status)
 
 
 def _why(tiers: Any, token: Secret) -> str:

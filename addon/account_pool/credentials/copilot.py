@@ -134,11 +134,11 @@ class CopilotExchange:
         """
         settings = self._settings[account.provider]
         async with self._places:
-            answer = await self._ask(settings.token_url, github)
+            response = await self._ask(settings.token_url, github)
         wall_now = self._wall_clock()
-        if answer.status != 200:
-            raise read_refusal(answer.status, answer.headers, answer.json(), github, wall_now)
-        exchanged = read_token(answer.json(), wall_now, settings.hosts)
+        if response.status != 200:
+            raise read_refusal(response.status, response.headers, response.json(), github, wall_now)
+        exchanged = read_token(response.json(), wall_now, settings.hosts)
         if exchanged.distrusted is not None:
             logger.warning(
                 "%s: the exchange names the host %s, which is neither GitHub's nor configured; "
@@ -188,7 +188,7 @@ class CopilotExchange:
         return f"api.{account.account_type or 'individual'}.githubcopilot.com"
 
     async def _ask(self, url: str, github: Secret) -> HttpResponse:
-        """Send the request and return the answer. Raises ExchangeFailed."""
+        """Send the request and return the response. Raises ExchangeFailed."""
         headers = {
             **self._editor.headers(),
             "authorization": f"token {github.reveal()}",

@@ -22,14 +22,14 @@ from urllib.parse import urlsplit
 from account_pool.core.credential import Secret
 from account_pool.credentials.errors import ExchangeFailed, ExchangeRefused
 from account_pool.credentials.http import one_line, quoted, retry_after
-from account_pool.providers.base import HostRule, LocalAnswer
+from account_pool.providers.base import HostRule, LocalResponse
 
 #: GitHub's own homes of the Copilot API: providers.md, section 1.1.
 GITHUB_HOSTS = tuple(HostRule(name, subdomains=True) for name in ("githubcopilot.com", "ghe.com"))
 
-#: Seconds until the refresh when the answer names none; what GitHub usually names.
+#: Seconds until the refresh when the response names none; what GitHub usually names.
 USUAL_REFRESH_IN_S = 1500.0
-#: Beyond a day a time in the answer is a mistake or a broken clock.
+#: Beyond a day a time in the response is a mistake or a broken clock.
 LONGEST_LIFE_S = 86400.0
 #: Refresh so long before the named time, and never sooner than the second value.
 REFRESH_EARLY_S, SHORTEST_REFRESH_S = 60.0, 30.0
@@ -44,11 +44,11 @@ class Exchanged:
         token: the Copilot token.
         expires_at: wall clock, seconds since the epoch, by our own clock.
         renew_in_s: seconds from now after which to exchange again.
-        host: host[:port] of this account's API, None when the answer names none that
+        host: host[:port] of this account's API, None when the response names none that
             can be trusted.
         completions_host: the same for completions, which live beside it.
         distrusted: the API endpoint that was ignored, for a warning.
-        for_clients: the parts of the answer that a client may see.
+        for_clients: the parts of the response that a client may see.
     """
 
     token: Secret
@@ -61,7 +61,7 @@ class Exchanged:
 
 
 def read_token(payload: Any, wall_now: float, hosts: tuple[HostRule, ...]) -> Exchanged:
-    """Read a successful answer. Raises ExchangeFailed when it has no token in it."""
+    """Read a successful response. Raises ExchangeFailed when it has no token in it."""
     token = payload.get("token") if isinstance(payload, dict) else None
     if not isinstance(token, str) or not token or _NOT_A_TOKEN.search(token):
         raise ExchangeFailed("the exchange answered 200 without a Copilot token")
@@ -83,7 +83,7 @@ def read_token(payload: Any, wall_now: float, hosts: tuple[HostRule, ...]) -> Ex
 def read_refusal(
     status: int, headers: Mapping[str, str], payload: Any, github: Secret, wall_now: float
 ) -> ExchangeRefused | ExchangeFailed:
-    """Say what an answer other than 200 means. Header names in lower case."""
+    """Say what a response other than 200 means. Header names in lower case."""
     message, notification = _reason(payload, github)
     described = f": {message}" if message else ""
     if notification:
@@ -167,7 +167,7 @@ def _reason(payload: Any, github: Secret) -> tuple[str, str]:
 #: Seconds; the values GitHub uses. Nothing ends with them: the pool swaps each request.
 CLIENT_REFRESH_IN_S, CLIENT_LIFE_S = 1500, 1800
 
-#: Text of the answer that names a plan or a setting, not a person or an organisation.
+#: Text of the response that names a plan or a setting, not a person or an organisation.
 _KEPT_TEXT = ("sku", "public_suggestions", "telemetry")
 #: Fields inside the token that are switches, 0 or 1 ...
 _KEPT_SWITCHES = frozenset(
@@ -190,7 +190,7 @@ _HEADERS = (
 def shown_to_clients(
     payload: Mapping[str, Any], token: str, *, api_is_trusted: bool
 ) -> dict[str, Any]:
-    """Return the part of a real answer that a client may see, with "token" its fields."""
+    """Return the part of a real response that a client may see, with "token" its fields."""
     kept: dict[str, Any] = {
         name: value
         for name, value in payload.items()
@@ -209,19 +209,19 @@ def shown_to_clients(
     return kept
 
 
-def placeholder_response(for_clients: Mapping[str, Any], wall_now: float) -> LocalAnswer:
+def placeholder_response(for_clients: Mapping[str, Any], wall_now: float) -> LocalResponse:
     """Answer an exchange with a placeholder. *for_clients* is of `shown_to_clients`."""
     expires_at = int(wall_now) + CLIENT_LIFE_S
     fields = {"tid": "pool", "exp": str(expires_at), **for_clients.get("token", {})}
     token = ";".join(f"{name}={value}" for name, value in fields.items()) + ":pool"
     times = {"expires_at": expires_at, "refresh_in": CLIENT_REFRESH_IN_S}
-    return LocalAnswer(200, _HEADERS, _json({**for_clients, **times, "token": token}))
+    return LocalResponse(200, _HEADERS, _json({**for_clients, **times, "token": token}))
 
 
-def no_token_response(message: str, retry_after_s: int) -> LocalAnswer:
+def no_token_response(message: str, retry_after_s: int) -> LocalResponse:
     """Answer an exchange while no account has a token, in GitHub's envelope."""
     headers = (*_HEADERS, ("retry-after", str(retry_after_s)))
-    return LocalAnswer(503, headers, _json({"message": message}))
+    return LocalResponse(503, headers, _json({"message": message}))
 
 
 def _endpoints(endpoints: Any, api_is_trusted: bool) -> dict[str, str]:

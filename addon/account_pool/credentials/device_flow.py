@@ -69,21 +69,21 @@ class Code:
 async def request_code(ask: Ask, base: str = GITHUB) -> Code:
     """Return a new code. Raises CredentialError."""
     try:
-        answer = await _post(
+        response = await _post(
             ask, f"{base}/login/device/code", {"client_id": CLIENT_ID, "scope": SCOPE}
         )
     except HttpFailed as error:
         raise CredentialError(str(error), "check the connection, then " + _AGAIN) from None
-    page, text = answer.get("verification_uri"), answer.get("user_code")
-    device = answer.get("device_code")
+    page, text = response.get("verification_uri"), response.get("user_code")
+    device = response.get("device_code")
     if not (isinstance(page, str) and isinstance(text, str) and isinstance(device, str)):
         raise CredentialError(f"{base} returned no login code", "check --host, then " + _AGAIN)
     return Code(
         page=_printable(page),
         text=_printable(text),
         device=usable(device, "the device code"),
-        interval_s=_seconds(answer.get("interval"), USUAL_INTERVAL_S, MAX_INTERVAL_S),
-        lasts_s=_seconds(answer.get("expires_in"), 900.0, MAX_WAIT_S),
+        interval_s=_seconds(response.get("interval"), USUAL_INTERVAL_S, MAX_INTERVAL_S),
+        lasts_s=_seconds(response.get("expires_in"), 900.0, MAX_WAIT_S),
     )
 
 
@@ -108,17 +108,17 @@ async def wait_for_token(
     while clock() + interval_s < ends_at:
         await sleep(interval_s)
         try:
-            answer = await _post(ask, f"{base}/login/oauth/access_token", fields)
+            response = await _post(ask, f"{base}/login/oauth/access_token", fields)
         except HttpFailed:
-            # RFC 8628, 3.5: less often while there is no answer.
+            # RFC 8628, 3.5: less often while there is no response.
             interval_s = min(interval_s * 2, MAX_INTERVAL_S)
             continue
-        token, error = answer.get("access_token"), answer.get("error")
+        token, error = response.get("access_token"), response.get("error")
         if isinstance(token, str):
             return usable(token, "the token")
         if error == "slow_down":
             slower = interval_s + SLOWER_BY_S
-            interval_s = max(slower, _seconds(answer.get("interval"), slower, MAX_INTERVAL_S))
+            interval_s = max(slower, _seconds(response.get("interval"), slower, MAX_INTERVAL_S))
         elif error != "authorization_pending":
             raise _refused(error)
     raise CredentialError("the code was not entered in time", _AGAIN)
@@ -140,17 +140,17 @@ def _refused(error: Any) -> CredentialError:
 
 
 async def _post(ask: Ask, url: str, fields: Mapping[str, str]) -> Mapping[str, Any]:
-    """Return the answer as a mapping, {} when it is none. Raises HttpFailed."""
-    answer = await ask(
+    """Return the response as a mapping, {} when it is none. Raises HttpFailed."""
+    response = await ask(
         "POST",
         url,
         headers={"accept": "application/json", "content-type": "application/json"},
         content=json.dumps(fields).encode(),
         timeout_s=REQUEST_TIMEOUT_S,
     )
-    if answer.status >= 500 or answer.status == 429:
-        raise HttpFailed(f"the server answered {answer.status}")
-    value = answer.json()
+    if response.status >= 500 or response.status == 429:
+        raise HttpFailed(f"the server answered {response.status}")
+    value = response.json()
     return value if isinstance(value, dict) else {}
 
 

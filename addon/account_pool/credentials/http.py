@@ -1,7 +1,7 @@
 """One HTTP request of our own: to exchange or refresh a token, to learn a project.
 
 Not through our own proxy, whatever the environment says, but through the upstream
-proxy the user told mitmproxy of. Bounded in time and size; redirects are answers. Its
+proxy the user told mitmproxy of. Bounded in time and size; redirects are responses. Its
 errors are readable and hold nothing of what was sent or received.
 """
 
@@ -55,7 +55,7 @@ MAX_QUOTED_CHARS = 300
 
 
 class HttpFailed(Exception):
-    """There was no answer, or too much of one; the text says why, for the account's owner.
+    """There was no response, or too much of one; the text says why, for the account's owner.
 
     Attributes:
         sent: the request has left, or some of it: it may have been done.
@@ -92,7 +92,7 @@ class _Deadline:
     """Ends what runs within *limit* at a time, but not before what came was listened to.
 
     A process that is stopped (Ctrl-Z, a debugger, a frozen container) finds both when it
-    goes on: the answer, and that its time is over.
+    goes on: the response, and that its time is over.
     """
 
     def __init__(self, limit: asyncio.Timeout) -> None:
@@ -198,10 +198,10 @@ class Http:
     ) -> HttpResponse:
         """Send one request, *timeout_s* seconds from the connection to the end of the body.
 
-        A body that is a complete JSON object is an answer, whatever becomes of the connection.
+        A body that is a complete JSON object is a response, whatever becomes of the connection.
 
         Args:
-            answer_s: seconds for the answer, from the moment at which the request leaves;
+            answer_s: seconds for the response, from the moment at which the request leaves;
                 *timeout_s* is for the time before it then.
             sending: called at that moment. What it raises is raised, and nothing is sent.
 
@@ -352,7 +352,7 @@ async def _body(response: httpx.Response) -> bytes:
     async for chunk in response.aiter_bytes():
         body += chunk
         if len(body) > MAX_RESPONSE_BYTES:
-            raise HttpFailed(f"the answer has more than {MAX_RESPONSE_BYTES} bytes", sent=True)
+            raise HttpFailed(f"the response has more than {MAX_RESPONSE_BYTES} bytes", sent=True)
         if chunk.rstrip().endswith(b"}") and isinstance(_json(body), dict):
             break
     return bytes(body)
@@ -375,7 +375,7 @@ def one_line(text: str) -> str:
 
 
 def retry_after(headers: Mapping[str, str], wall_now: float, status: int) -> float | None:
-    """Return the seconds to wait that the answer names, None if there are none.
+    """Return the seconds to wait that the response names, None if there are none.
 
     Retry-After (RFC 9110, section 10.2.3) first, then GitHub's own
     `x-ratelimit-reset`, seconds since the epoch, when nothing remains. A 429 is to be

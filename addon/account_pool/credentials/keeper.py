@@ -20,7 +20,7 @@ from account_pool.credentials.copilot import CopilotExchange
 from account_pool.credentials.copilot_token import no_token_response, placeholder_response
 from account_pool.credentials.refreshable_token import Refresher
 from account_pool.credentials.sources import AccountEntry
-from account_pool.providers.base import LocalAnswer
+from account_pool.providers.base import LocalResponse
 
 #: How often a shortage has credentials looked for that cannot be read, in seconds: at most,
 #: by provider.
@@ -112,7 +112,7 @@ class Keeper:
         """Cancel everything. Nothing is published afterwards.
 
         A refresh that was asked for is still written to the store, by its thread, if its
-        answer comes until *by*, seconds of `time.monotonic`.
+        response comes until *by*, seconds of `time.monotonic`.
         """
         if self._context.refresher is not None:
             self._context.refresher.stop(by)
@@ -157,7 +157,7 @@ class Keeper:
         for account in self._of(provider):
             await account.first_try()
 
-    def exchange_response(self, wall_now: float, provider: str = "copilot") -> LocalAnswer:
+    def exchange_response(self, wall_now: float, provider: str = "copilot") -> LocalResponse:
         """Answer a client's own token exchange, without any real token in it.
 
         *wall_now* is in seconds since the epoch. 503 while no account has a token.

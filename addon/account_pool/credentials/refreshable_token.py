@@ -288,8 +288,8 @@ class RefreshableToken:
                 raise ExchangeFailed("this computer was paused during a refresh", 0.0)
 
         try:
-            answer = self._refresher.post(settings.token_url, headers, content, sending)
-            got = token_endpoint.read(answer, newest, self._now(), settings.client_secret)
+            response = self._refresher.post(settings.token_url, headers, content, sending)
+            got = token_endpoint.read(response, newest, self._now(), settings.client_secret)
             family.unsaved = got, newest.refresh, fence
         except HttpFailed as error:
             text = f"refreshing its login: {error}"

@@ -107,7 +107,7 @@ def request(settings: OAuthSettings, tokens: Tokens) -> tuple[dict[str, str], by
 
 
 def read(
-    answer: HttpResponse, asked_with: Tokens, wall_now: float, client_secret: Secret | None = None
+    response: HttpResponse, asked_with: Tokens, wall_now: float, client_secret: Secret | None = None
 ) -> Tokens:
     """Return the tokens that follow *asked_with*. No text repeats these, or *client_secret*.
 
@@ -115,17 +115,17 @@ def read(
     or LoginEnded or AnswerLost, which are some.
     """
     secrets = (asked_with.refresh, asked_with.access, client_secret)
-    if not 200 <= answer.status < 300:
-        raise read_refusal(answer, secrets, wall_now)
-    payload = answer.json()
+    if not 200 <= response.status < 300:
+        raise read_refusal(response, secrets, wall_now)
+    payload = response.json()
     fields: dict[str, Any] = payload if isinstance(payload, dict) else {}
     # Each is kept whatever is wrong with the other: the old refresh token is spent.
     following = _refresh(fields.get("refresh_token")) or asked_with.refresh
     secret = _access(fields.get("access_token"))
     if secret is None and following == asked_with.refresh:
         if _reason(payload, secrets)[0]:  # some say with 200 what is wrong, as GitHub does
-            raise read_refusal(answer, secrets, wall_now)
-        raise AnswerLost(f"the refresh answered {answer.status} without a usable access token")
+            raise read_refusal(response, secrets, wall_now)
+        raise AnswerLost(f"the refresh answered {response.status} without a usable access token")
     return Tokens(
         access=secret,
         refresh=following,
@@ -136,23 +136,23 @@ def read(
 
 
 def read_refusal(
-    answer: HttpResponse, secrets: Sequence[Secret | None], wall_now: float
+    response: HttpResponse, secrets: Sequence[Secret | None], wall_now: float
 ) -> ExchangeFailed:
-    """Say what an answer other than 200 means."""
-    code, message = _reason(answer.json(), secrets)
+    """Say what a response other than 200 means."""
+    code, message = _reason(response.json(), secrets)
     told = " ".join(part for part in (code, f"({message})" if message else "") if part)
     if code in ENDED_CODES:
         return LoginEnded(told)
-    described = f"the refresh answered {answer.status}" + (f": {told}" if told else "")
-    if code in SETTINGS_CODES and answer.status in (400, 401, 403):
+    described = f"the refresh answered {response.status}" + (f": {told}" if told else "")
+    if code in SETTINGS_CODES and response.status in (400, 401, 403):
         return WrongSettings(
             f"{described}; correct client_id, client_secret, scope and style of its oauth",
             SETTINGS_WAIT_S,
         )
-    wait_s = retry_after(answer.headers, wall_now, answer.status)
+    wait_s = retry_after(response.headers, wall_now, response.status)
     # Only what says that the request was wrong was not done (RFC 9110, section 15.5): a gateway
-    # may have lost the answer of a server that did it, and have its own instead.
-    lost = not 400 <= answer.status < 500
+    # may have lost the response of a server that did it, and have its own instead.
+    lost = not 400 <= response.status < 500
     return (AnswerLost if lost else ExchangeFailed)(described, wait_s)
 
 
@@ -176,7 +176,7 @@ def _refresh(text: Any) -> Secret | None:
 
 
 def _expiry(expires_in: Any, wall_now: float) -> float | None:
-    """Return when the token ends by our own clock, None if the answer does not say."""
+    """Return when the token ends by our own clock, None if the response does not say."""
     if isinstance(expires_in, str) and expires_in.isascii() and expires_in.isdigit():
         expires_in = int(expires_in[:10])
     if isinstance(expires_in, bool) or not isinstance(expires_in, int | float):
@@ -219,7 +219,7 @@ CONNECT_S = 15.0
 #: How often is looked whether it stops, in seconds.
 LOOK_S = 0.1
 
-#: Sends (url, headers, body) and returns the answer; the last is called when the request is
+#: Sends (url, headers, body) and returns the response; the last is called when the request is
 #: about to leave. Raises HttpFailed, and what that raises.
 Post = Callable[[str, dict[str, str], bytes, Callable[[], None]], HttpResponse]
 
@@ -229,7 +229,7 @@ class Stop:
     """Whether the proxy ends; for several threads.
 
     Attributes:
-        by: until when an answer is waited for then, seconds of `time.monotonic`.
+        by: until when a response is waited for then, seconds of `time.monotonic`.
     """
 
     by: float | None = None

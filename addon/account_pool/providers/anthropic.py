@@ -18,7 +18,7 @@ from account_pool.core.signals import SignalTable
 from account_pool.core.sse import Verdict
 from account_pool.providers import envelopes, openai, sessions, stored_objects
 from account_pool.providers.anthropic_signals import KEY_RESETS, RULES, WAITS
-from account_pool.providers.base import HostRule, LocalAnswer, Provider, Route, Swap
+from account_pool.providers.base import HostRule, LocalResponse, Provider, Route, Swap
 from account_pool.providers.request_head import NO_STEP, RequestHead, bearer, body_model
 
 # -- whose business a request is
@@ -80,7 +80,7 @@ def misplaced(token: str) -> str | None:
     return None
 
 
-# -- what an answer says
+# -- what a response says
 
 
 def judge(name: str | None, value: Any) -> Verdict:
@@ -113,11 +113,11 @@ _ERROR_TYPES = {
 }
 
 
-def refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
+def refusal(status: int, message: str, wait_s: float | None) -> LocalResponse:
     """`{"type": "error", "error": {type, message}}`."""
     usual = "api_error" if status >= 500 else "invalid_request_error"
     error = {"type": _ERROR_TYPES.get(status, usual), "message": message}
-    return envelopes.sdk_answer(status, wait_s, {"type": "error", "error": error})
+    return envelopes.sdk_response(status, wait_s, {"type": "error", "error": error})
 
 
 PROVIDER = Provider(
@@ -128,7 +128,7 @@ PROVIDER = Provider(
     model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=partial(sessions.conversation, stored=stored_objects.ANTHROPIC),
-    made=partial(stored_objects.ids_in_response, stored=stored_objects.ANTHROPIC),
+    created_ids=partial(stored_objects.ids_in_response, stored=stored_objects.ANTHROPIC),
     swap=swap,
     judge=judge,
     classify=SIGNALS.classify,

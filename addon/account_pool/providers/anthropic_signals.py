@@ -61,7 +61,7 @@ def _rejected_windows(facts: ErrorFacts) -> Iterable[tuple[str, str | None]]:
 
 
 def _is_spent(facts: ErrorFacts) -> bool:
-    """Say whether the answer as a whole is rejected for a window."""
+    """Say whether the response as a whole is rejected for a window."""
     return facts.headers.get(_UNIFIED + "status", "").strip().lower() in _REJECTED
 
 
@@ -188,7 +188,7 @@ def says_limit(facts: ErrorFacts) -> bool:
 
 SUBSCRIPTION_RULES = rules(
     "tombii/better-ccflare docs/routing-architecture.md",
-    # Windows only at a 429: one may be rejected on an answer that is refused for another
+    # Windows only at a 429: one may be rejected on a response that is refused for another
     # reason, or served by extra usage.
     Rule("a window of an hour or less is spent", RATE_LIMIT, ACCOUNT, status={429},
         when=_short_account_window_spent, waits=_WINDOW_WAITS),

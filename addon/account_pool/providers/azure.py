@@ -35,7 +35,7 @@ from account_pool.providers import envelopes, sessions, stored_objects
 from account_pool.providers.base import (
     CannotSwap,
     HostRule,
-    LocalAnswer,
+    LocalResponse,
     Origin,
     Provider,
     Route,
@@ -156,7 +156,7 @@ def _body_of(deployments: Mapping[str, str]) -> Callable[[str, bytes], bytes]:
     return body
 
 
-# -- what an answer says. Limits belong to a deployment (subscription, region, model). API
+# -- what a response says. Limits belong to a deployment (subscription, region, model). API
 # Management in front of it counts per subscription key: its rate is a 429, its quota a 403.
 
 _GUIDES = "https://learn.microsoft.com/azure/ai-services/openai/how-to"
@@ -201,11 +201,11 @@ SIGNALS = SignalTable(rules=_RULES, judge=judge, rate_scope=Scope.MODEL)
 _CODES = {402: "insufficient_quota", 404: "DeploymentNotFound"}
 
 
-def refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
+def refusal(status: int, message: str, wait_s: float | None) -> LocalResponse:
     """`{"error": {code, message}}`; the code of most statuses is their number."""
     error = {"code": _CODES.get(status, str(status)), "message": message}
     # Money is a 429 here as well: the code tells it from a limit.
-    return envelopes.sdk_answer(429 if status == 402 else status, wait_s, {"error": error})
+    return envelopes.sdk_response(429 if status == 402 else status, wait_s, {"error": error})
 
 
 PROVIDER = Provider(
@@ -221,7 +221,7 @@ PROVIDER = Provider(
     credential_headers=_CREDENTIAL_HEADERS,
     credential_query=_CREDENTIAL_QUERY,
     conversation=partial(sessions.conversation, stored=stored_objects.AZURE),
-    made=partial(stored_objects.ids_in_response, stored=stored_objects.AZURE),
+    created_ids=partial(stored_objects.ids_in_response, stored=stored_objects.AZURE),
     swap=swap,
     judge=judge,
     classify=SIGNALS.classify,

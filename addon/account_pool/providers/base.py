@@ -147,8 +147,8 @@ class Swap:
 
 
 @dataclass(frozen=True, slots=True)
-class LocalAnswer:
-    """An answer the pool gives itself, in the provider's envelope."""
+class LocalResponse:
+    """A response the pool gives itself, in the provider's envelope."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
@@ -172,21 +172,21 @@ class Provider:
             companions of it; masked on everything that is shown or saved.
         credential_query: query parameters that may.
         conversation: what a request is a part of, by the ids its client gave it.
-        issued: lower-case names of headers in which an account hands out tokens that its
-            client returns: they go back to that account, or not at all.
-        made: the ids a good answer tells of that only its account knows: (request, the
+        issued_headers: lower-case names of headers in which an account hands out tokens that
+            its client returns: they go back to that account, or not at all.
+        created_ids: the ids in a good response that only its account knows: (request, the
             beginning of the body, read when it is asked for, the headers).
-        instead: what a client is told on a request that passes, when the provider does not
-            know the client's own login (401); None: that.
+        unknown_login_response: what a client gets for a request that passes, when the
+            provider does not know the client's own login (401); None: that response.
         swap: how an account's credential goes on the wire.
         judge: what one event says: (name of the event or None, its JSON value or None
             when the data is not JSON, such as "[DONE]"). A whole JSON body is judged
             the same way, with the name None.
         error_marks: what occurs in every JSON object that is an error inside a success.
-        windows: names of the windows that its answers report; empty: it reports none.
+        windows: names of the windows that its responses report; empty: it reports none.
         headroom_marks: what occurs in every event that tells what the account has left
             (`core/headroom_parsing.py`); nothing is looked for where there are none.
-        classify: what an answer means. Total: never raises.
+        classify: what a response means. Total: never raises.
         signals: the table *classify* reads, where a service that is like this provider may
             read it otherwise.
         refusal: an error of the pool's own in the provider's envelope:
@@ -205,12 +205,12 @@ class Provider:
             if it can. Never quotes it.
         token_companions: what a token says of itself: account ids, host.
         token_expiry: when a token ends by its own word, seconds since the epoch.
-        owner: whose limits an answer speaks of: an organisation, team or project that
+        owner: whose limits a response speaks of: an organisation, team or project that
             several accounts may share; None if it does not say. Given the headers.
-        holder: the same, where the credential says it and no answer does.
+        holder: the same, where the credential says it and no response does.
         lacking: why a credential cannot be used although its token is a good one: what
             the owner must write beside it; None if it can.
-        added_hosts: those of its hosts that a user added: an answer there does not say whose
+        added_hosts: those of its hosts that a user added: a response there does not say whose
             limits it speaks of.
         host_per_account: its hosts are those its accounts name, and no others.
         companions: keys of accounts.yaml that its accounts may set beside the token.
@@ -225,11 +225,11 @@ class Provider:
     credential_headers: frozenset[bytes]
     credential_query: tuple[str, ...] = ()
     conversation: Callable[[RequestHead], Conversation] = lambda _head: NO_CONVERSATION
-    issued: frozenset[str] = frozenset()
-    made: Callable[[RequestHead, Callable[[], bytes], Mapping[str, str]], tuple[str, ...]] = (
-        lambda _head, _read, _headers: ()
-    )
-    instead: Callable[[RequestHead], LocalAnswer | None] = lambda _head: None
+    issued_headers: frozenset[str] = frozenset()
+    created_ids: Callable[
+        [RequestHead, Callable[[], bytes], Mapping[str, str]], tuple[str, ...]
+    ] = lambda _head, _read, _headers: ()
+    unknown_login_response: Callable[[RequestHead], LocalResponse | None] = lambda _head: None
     swap: Callable[[Account, Credential], Swap]
     judge: Callable[[str | None, Any], Verdict]
     error_marks: re.Pattern[bytes] = HAS_ERROR
@@ -237,7 +237,7 @@ class Provider:
     windows: tuple[str, ...] = COUNTED_WINDOWS
     classify: Callable[[UpstreamResponse], Outcome]
     signals: SignalTable | None = None
-    refusal: Callable[[int, str, float | None], LocalAnswer]
+    refusal: Callable[[int, str, float | None], LocalResponse]
     delay: Callable[[float], tuple[tuple[str, str], ...]]
     delay_headers: frozenset[str] = frozenset({"retry-after"})
     avoids_websocket: Callable[[RequestHead], bool] = lambda _head: False

@@ -160,7 +160,7 @@ def _user_ids(content: bytes) -> list[tuple[int, int]]:
     return [span for start, _ in metadata for span in member(content, "user_id", start)]
 
 
-# -- what an answer says
+# -- what a response says
 
 #: Limits are those of a seat, not of its organisation.
 SIGNALS = SignalTable(rules=RULES, judge=anthropic.judge, waits=WAITS)
@@ -174,7 +174,7 @@ PROVIDER = Provider(
     model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=sessions.conversation,
-    made=stored_objects.ids_in_response,
+    created_ids=stored_objects.ids_in_response,
     windows=("5h", "7d"),
     swap=swap,
     judge=anthropic.judge,

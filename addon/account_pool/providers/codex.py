@@ -44,7 +44,7 @@ from account_pool.core.signals import (
     rules,
 )
 from account_pool.providers import envelopes, openai, sessions
-from account_pool.providers.base import CannotSwap, HostRule, LocalAnswer, Provider, Route, Swap
+from account_pool.providers.base import CannotSwap, HostRule, LocalResponse, Provider, Route, Swap
 from account_pool.providers.common_signals import COMPATIBLE_RULES
 from account_pool.providers.request_head import RequestHead, bearer, body_model, is_websocket
 from account_pool.providers.token_forms import jwt_claims, jwt_expires_at
@@ -80,11 +80,11 @@ _CHECK = "/backend-api/wham/accounts/check"
 _ACCOUNT = "chatgpt-account-id"
 
 
-def instead(head: RequestHead) -> LocalAnswer | None:
+def unknown_login_response(head: RequestHead) -> LocalResponse | None:
     """Tell a Codex with a placeholder login that its account is there.
 
     It looks for that before its first prompt, and without it sends none. A login that is
-    good gets the real answer. NO_CONSTRAINT: its requests go to this host, whoever
+    good gets the real response. NO_CONSTRAINT: its requests go to this host, whoever
     serves them (null is fatal to Codex 0.169).
     """
     account_id = head.headers.get(_ACCOUNT)
@@ -100,7 +100,7 @@ def instead(head: RequestHead) -> LocalAnswer | None:
         "account_ordering": [account_id],
         "default_account_id": account_id,
     }
-    return envelopes.json_answer(200, (), body)
+    return envelopes.json_response(200, (), body)
 
 
 def _is_signed(head: RequestHead) -> bool:
@@ -190,7 +190,7 @@ def holder(credential: Credential) -> str | None:
     return credential.companions.get("account_id")
 
 
-# -- what an answer says
+# -- what a response says
 
 _I = re.IGNORECASE
 _BRIDGE = "just-every/code codex-api/src/api_bridge.rs, api_bridge_tests.rs"
@@ -346,7 +346,7 @@ CODEX_RULES = rules(
     Rule("a window of the plan is spent", QUOTA, words=_SPENT,
         source=f"{_BRIDGE}; router-for-me/CLIProxyAPI codex_executor_retry_test.go"),
     Rule("a window of the plan is spent", QUOTA, status={429}, when=_window_spent),
-    # The windows are told on every answer: they are no evidence by themselves.
+    # The windows are told on every response: they are no evidence by themselves.
     Rule("no window is spent and no reason given", RATE_LIMIT, Scope.NONE, status={429},
         when=_gives_no_reason, source="just-every/code codex-api/src/api_bridge.rs"),
     Rule("not a model of this plan", FORBIDDEN_ACCOUNT, MODEL, status={0, 400, 403, 404},
@@ -364,7 +364,7 @@ SIGNALS = SignalTable(rules=RULES, judge=openai.judge, waits=WAITS)
 # -- refusals of our own
 
 
-def refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
+def refusal(status: int, message: str, wait_s: float | None) -> LocalResponse:
     """As the OpenAI API; a long wait as the limit at which Codex stops and says so."""
     if status != 429 or wait_s is None or wait_s <= envelopes.LONG_WAIT_S:
         return openai.refusal(status, message, wait_s)
@@ -373,7 +373,7 @@ def refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
         "message": message,
         "resets_in_seconds": envelopes.whole_seconds(wait_s),
     }
-    return envelopes.sdk_answer(status, wait_s, {"error": error})
+    return envelopes.sdk_response(status, wait_s, {"error": error})
 
 
 _WAIT = re.compile(r'("resets_in_seconds"\s*:\s*)-?[0-9][0-9.eE+]*')
@@ -396,8 +396,8 @@ PROVIDER = Provider(
     model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=sessions.conversation,
-    issued=frozenset({sessions.TURN_STATE}),
-    instead=instead,
+    issued_headers=frozenset({sessions.TURN_STATE}),
+    unknown_login_response=unknown_login_response,
     windows=("5h", "7d", "primary", "secondary"),
     swap=swap,
     judge=openai.judge,

@@ -21,7 +21,7 @@ from account_pool.core.outcome import Scope
 from account_pool.core.signals import USUAL_WAITS, Rule, SignalTable, Wait
 from account_pool.core.sse import Verdict
 from account_pool.providers import anthropic, envelopes, openai, sessions, stored_objects
-from account_pool.providers.base import HostRule, LocalAnswer, Provider, Route, Swap
+from account_pool.providers.base import HostRule, LocalResponse, Provider, Route, Swap
 from account_pool.providers.common_signals import COMPATIBLE_RULES
 from account_pool.providers.request_head import RequestHead, body_model, is_websocket
 from account_pool.providers.stored_objects import StoredObjects
@@ -43,10 +43,10 @@ def compatible(
     owner: Callable[[ErrorFacts], str | None] = lambda _facts: None,
     gets: Iterable[str] = ("/models",),
     prefixes: Iterable[str] = ("/v1",),
-    refusal: Callable[[int, str, float | None], LocalAnswer] = openai.refusal,
+    refusal: Callable[[int, str, float | None], LocalResponse] = openai.refusal,
     delay_body: Callable[[str, float, float], str] = envelopes.delay_sentence,
     instants: Mapping[str, Callable[[float], str]] | None = None,
-    kept: StoredObjects | None = None,
+    stored: StoredObjects | None = None,
 ) -> Provider:
     """Return the provider of one vendor.
 
@@ -61,7 +61,7 @@ def compatible(
         refusal: its envelope; default OpenAI's.
         delay_body: rewrites a wait inside its refusals; default the sentence.
         instants: its headers that name the moment of return.
-        kept: what it keeps for its accounts; pooled as well.
+        stored: what it keeps for its accounts; pooled as well.
     """
     signals = SignalTable(
         rules=(*rules, *COMPATIBLE_RULES),
@@ -75,11 +75,11 @@ def compatible(
         name=name,
         hosts=tuple(HostRule(host) for host in hosts),
         env=env,
-        route=_route(tuple(prefixes), tuple(posts), tuple(gets), kept),
+        route=_route(tuple(prefixes), tuple(posts), tuple(gets), stored),
         model=body_model,
         credential_headers=_CREDENTIAL_HEADERS,
-        conversation=partial(sessions.conversation, stored=kept),
-        made=partial(stored_objects.ids_in_response, stored=kept),
+        conversation=partial(sessions.conversation, stored=stored),
+        created_ids=partial(stored_objects.ids_in_response, stored=stored),
         swap=swap,
         judge=judge,
         classify=signals.classify,
@@ -102,7 +102,7 @@ def _route(
     prefixes: tuple[str, ...],
     posts: tuple[str, ...],
     gets: tuple[str, ...],
-    kept: StoredObjects | None,
+    stored: StoredObjects | None,
 ) -> Callable[[RequestHead], Route]:
     pooled_posts = frozenset(prefix + path for prefix in prefixes for path in posts)
     heads = "|".join(re.escape(prefix + path) for prefix in prefixes for path in gets)
@@ -110,7 +110,7 @@ def _route(
 
     def route(head: RequestHead) -> Route:
         """Pool inference, the list of models and what is kept; all else is the client's."""
-        if kept is not None and kept.route(head) and not is_websocket(head):
+        if stored is not None and stored.route(head) and not is_websocket(head):
             return Route.POOL
         if head.method == "POST":
             return Route.POOL if head.path in pooled_posts else Route.PASS
@@ -132,7 +132,7 @@ def swap(_account: Account, credential: Credential) -> Swap:
     return Swap(headers=(key,), drop=_CREDENTIAL_HEADERS)
 
 
-# -- what an answer says
+# -- what a response says
 
 
 def judge(name: str | None, value: Any) -> Verdict:
@@ -152,7 +152,7 @@ def _choice_failed(choices: Any) -> bool:
     return bool(choices[0].get("error")) or choices[0].get("finish_reason") == "error"
 
 
-def refusal_for_both(status: int, message: str, wait_s: float | None) -> LocalAnswer:
+def refusal_for_both(status: int, message: str, wait_s: float | None) -> LocalResponse:
     """One envelope that the SDKs of OpenAI and of Anthropic both read.
 
     `{"type": "error", "error": {message, type, param, code}}`; the type is Anthropic's.

@@ -31,22 +31,22 @@ from account_pool.core.signals import (
     spent_window,
 )
 from account_pool.providers import envelopes
-from account_pool.providers.base import LocalAnswer
+from account_pool.providers.base import LocalResponse
 from account_pool.providers.compatible import CHAT, compatible
 from account_pool.providers.openai import organisation
 from account_pool.providers.stored_objects import StoredObjects
 
 # -- OpenRouter: https://openrouter.ai/docs/api-reference/overview. Its limits are those of the
 # account whatever the key, and more accounts are not meant to raise them. `error.code` is the
-# status, `error.metadata` says more: `limit_source`, the headers of a limit, and the answer of
+# status, `error.metadata` says more: `limit_source`, the headers of a limit, and the response of
 # the provider behind it. Keys, credits, logins and records of a generation belong to the account.
 
 _OPENROUTER_RESET = re.compile(r'("x-ratelimit-reset"\s*:\s*"?)[0-9]+', re.IGNORECASE)
 
 
-def _openrouter_refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
+def _openrouter_refusal(status: int, message: str, wait_s: float | None) -> LocalResponse:
     """`{"error": {code, message}}` with the status as a number."""
-    return envelopes.sdk_answer(status, wait_s, {"error": {"code": status, "message": message}})
+    return envelopes.sdk_response(status, wait_s, {"error": {"code": status, "message": message}})
 
 
 def _epoch_ms(at: float) -> str:
@@ -61,7 +61,7 @@ def _openrouter_delay(text: str, wait_s: float, wall_now: float) -> str:
 
 
 def _user(facts: ErrorFacts) -> str | None:
-    """Return the user an answer names beside the error."""
+    """Return the user a response names beside the error."""
     user = facts.outer.get("user_id")
     return user if isinstance(user, str) and user else None
 
@@ -175,7 +175,7 @@ GROQ = compatible(
             source=f"{_GROQ}/rate-limits"),
     ),
     rate_scope=Scope.MODEL,
-    kept=StoredObjects.of("/openai/v1", together=("batches", "files")),
+    stored=StoredObjects.of("/openai/v1", together=("batches", "files")),
     shared=True,
     owner=organisation,
 )  # fmt: skip
@@ -194,11 +194,11 @@ _MISTRAL_NAMES: dict[int, tuple[str, str | None]] = {
 }
 
 
-def _mistral_refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
+def _mistral_refusal(status: int, message: str, wait_s: float | None) -> LocalResponse:
     """`{"object": "error", message, type, param, code}`, flat."""
     type_, code = _MISTRAL_NAMES.get(status, ("invalid_request_error", None))
     error = {"object": "error", "message": message, "type": type_, "param": None, "code": code}
-    return envelopes.sdk_answer(status, wait_s, error)
+    return envelopes.sdk_response(status, wait_s, error)
 
 
 def _month_spent(facts: ErrorFacts) -> bool:
@@ -231,7 +231,7 @@ MISTRAL = compatible(
         Rule("no such model, or not for this account", REQUEST_ERROR, status={400, 404},
             words={"invalid_model"}, missing_model=True, source="Mistral 400, code 1500"),
     ),
-    kept=StoredObjects.of("/v1", together=("batch/jobs", "files")),
+    stored=StoredObjects.of("/v1", together=("batch/jobs", "files")),
     refusal=_mistral_refusal,
 )  # fmt: skip
 
@@ -256,12 +256,12 @@ def _team(facts: ErrorFacts) -> str | None:
     return found[1].lower() if found else None
 
 
-def _xai_refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
+def _xai_refusal(status: int, message: str, wait_s: float | None) -> LocalResponse:
     """`{"code": ..., "error": "text"}`: here `error` is a string."""
     if status == 402:
         status = 403  # what the vendor says to teams without credits
     code = _XAI_CODES.get(status, "internal" if status >= 500 else "invalid-argument")
-    return envelopes.sdk_answer(status, wait_s, {"code": code, "error": message})
+    return envelopes.sdk_response(status, wait_s, {"code": code, "error": message})
 
 
 XAI = compatible(
@@ -288,7 +288,7 @@ XAI = compatible(
             missing_model=True),
     ),
     rate_scope=Scope.MODEL,
-    kept=StoredObjects.of("/v1", together=("batches", "files"), apart=("responses(?=/)",)),
+    stored=StoredObjects.of("/v1", together=("batches", "files"), apart=("responses(?=/)",)),
     shared=True,
     owner=_team,
     refusal=_xai_refusal,
@@ -368,9 +368,9 @@ FIREWORKS = compatible(
 _NATIVE = ("chat", "classify", "detokenize", "embed", "generate", "rerank", "summarize", "tokenize")
 
 
-def _cohere_refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
+def _cohere_refusal(status: int, message: str, wait_s: float | None) -> LocalResponse:
     """`{"message": ...}` and nothing else."""
-    return envelopes.sdk_answer(status, wait_s, {"message": message})
+    return envelopes.sdk_response(status, wait_s, {"message": message})
 
 
 COHERE = compatible(
@@ -407,11 +407,11 @@ _CEREBRAS_NAMES = {
 }
 
 
-def _cerebras_refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
+def _cerebras_refusal(status: int, message: str, wait_s: float | None) -> LocalResponse:
     """`{message, type, param, code}`, flat."""
     usual = ("server_error" if status >= 500 else "invalid_request_error", None)
     type_, code = _CEREBRAS_NAMES.get(status, usual)
-    return envelopes.sdk_answer(
+    return envelopes.sdk_response(
         status, wait_s, {"message": message, "type": type_, "param": None, "code": code}
     )
 

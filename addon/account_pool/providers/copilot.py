@@ -44,7 +44,7 @@ from account_pool.core.signals import (
 )
 from account_pool.core.sse import Verdict
 from account_pool.providers import anthropic, envelopes, sessions, stored_objects
-from account_pool.providers.base import HostRule, LocalAnswer, Origin, Provider, Route, Swap
+from account_pool.providers.base import HostRule, LocalResponse, Origin, Provider, Route, Swap
 from account_pool.providers.common_signals import COMPATIBLE_RULES
 from account_pool.providers.request_head import RequestHead, bearer, body_model, is_websocket
 
@@ -170,7 +170,7 @@ def holder(credential: Credential) -> str | None:
 _DROPPED = frozenset({b"authorization", b"x-api-key"})
 _CREDENTIAL_HEADERS = frozenset({*_DROPPED, *(name.encode() for name in _SESSION_HEADERS)})
 
-# -- what an answer says
+# -- what a response says
 
 
 _FETCHER = "microsoft/vscode-copilot-chat src/extension/prompt/node/chatMLFetcher.ts"
@@ -332,9 +332,9 @@ _EXCHANGE = SignalTable(
 )  # fmt: skip
 
 
-def classify_exchange(answer: UpstreamResponse) -> Outcome:
-    """Say what an answer of the token exchange means: there, a 404 is about the token."""
-    return _EXCHANGE.classify(answer)
+def classify_exchange(response: UpstreamResponse) -> Outcome:
+    """Say what a response of the token exchange means: there, a 404 is about the token."""
+    return _EXCHANGE.classify(response)
 
 
 #: Copilot speaks both dialects.
@@ -353,12 +353,12 @@ _CODES = {
 _REQUEST_ID = ("x-github-request-id", "0000:000000:0000000:0000000:00000000")
 
 
-def refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
+def refusal(status: int, message: str, wait_s: float | None) -> LocalResponse:
     """`{"error": {message, code}}` with a request id."""
     code = _CODES.get(status, "server_error" if status >= 500 else "bad_request")
     headers = () if wait_s is None else delay(wait_s)
     body = {"error": {"message": message, "code": code}}
-    return envelopes.json_answer(status, (_REQUEST_ID, *headers), body)
+    return envelopes.json_response(status, (_REQUEST_ID, *headers), body)
 
 
 def delay(wait_s: float) -> envelopes.Headers:
@@ -380,8 +380,8 @@ PROVIDER = Provider(
     model=model,
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=sessions.copilot,
-    issued=frozenset(sessions.COPILOT_TOKENS),
-    made=stored_objects.ids_in_response,
+    issued_headers=frozenset(sessions.COPILOT_TOKENS),
+    created_ids=stored_objects.ids_in_response,
     windows=(
         "5h",
         "7d",

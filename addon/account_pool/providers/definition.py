@@ -57,14 +57,14 @@ def like(base: Provider, name: str, hosts: Iterable[HostRule]) -> Provider:
 
 
 def behind_gateway(provider: Provider) -> Provider:
-    """Return *provider*, whose answers do not say whose limits they speak of.
+    """Return *provider*, whose responses do not say whose limits they speak of.
 
     An organisation or project that is named there may be that of all of a gateway's keys,
     while each key has its own limits.
     """
 
-    def classify(answer: UpstreamResponse) -> Outcome:
-        outcome = provider.classify(answer)
+    def classify(response: UpstreamResponse) -> Outcome:
+        outcome = provider.classify(response)
         return outcome if outcome.owner is None else replace(outcome, owner=None)
 
     return replace(provider, owner=_nobody, classify=classify, signals=None)
@@ -169,7 +169,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """Where an answer names its reset, and in which of `SPELLINGS`.
+    """Where a response names its reset, and in which of `SPELLINGS`.
 
     Neither *header* nor *pointer*: in the sentence.
     """
@@ -181,7 +181,7 @@ class Reset:
 
 @dataclass(frozen=True, slots=True)
 class OwnerPlace:
-    """Where an answer names whose limits it speaks of: one of three.
+    """Where a response names whose limits it speaks of: one of three.
 
     Attributes:
         header: lower-case name.
@@ -212,7 +212,7 @@ class LimitRule:
         source: where it is written, e.g. accounts.yaml:12.
         why: what the log says of it; "": *source*.
         scope: how far it reaches; None: what is usual for the class.
-        status: HTTP statuses; 200 stands for an error inside an answer that began well.
+        status: HTTP statuses; 200 stands for an error inside a response that began well.
         headers: lower-case name and pattern of each that must match.
         codes: one of which must be a code of the error, wherever that stands; lower case,
             `*` is any text.
@@ -221,7 +221,7 @@ class LimitRule:
         regex: must occur in the value at *pointer*.
         message: must occur in what the envelope says in prose.
         resets: None: wherever resets usually stand; (): no wait cures it.
-        model: pointer to the model the answer names.
+        model: pointer to the model the response names.
         missing_model: a request error that says that this account does not have the model.
         shared: whether the limit is that of the account's owner; None: what is usual.
     """
@@ -244,14 +244,14 @@ class LimitRule:
 
     @property
     def in_success(self) -> bool:
-        """Say whether it finds errors in an answer that began well."""
+        """Say whether it finds errors in a response that began well."""
         if self.pointer is None and not self.codes:
             return False
         # A code is one in any status, unless some are named.
         return any(status < 400 for status in self.status) or bool(self.codes and not self.status)
 
     def refuses(self, payload: Mapping[str, Any]) -> bool:
-        """Say whether *payload*, of an answer that began well, is what the rule asks for."""
+        """Say whether *payload*, of a response that began well, is what the rule asks for."""
         if not self.finds(payload):
             return False
         if not self.codes:
@@ -337,7 +337,7 @@ class Definition:
         credential: where the credential goes, in place of where that one has it.
         drop: lower-case names of further headers that belong to the client's account.
         companions: key of accounts.yaml -> lower-case name of the header it goes into.
-        owner: where answers name whose limits they are about.
+        owner: where responses name whose limits they are about.
         zone: the time zone of dates that name none; None: UTC.
         limits: rules that stand before those of the built-in provider.
     """
@@ -364,14 +364,14 @@ def with_limits(provider: Provider, definition: Definition) -> Provider:
     judge = _judge(provider.judge, limits)
     table = SignalTable(rules=tuple(limit.row() for limit in limits), judge=judge)
 
-    def classify(answer: UpstreamResponse) -> Outcome:
+    def classify(response: UpstreamResponse) -> Outcome:
         if zone is not None:
-            answer = replace(answer, zone=zone)
-        told = table.recognise(answer)
-        outcome = provider.classify(answer) if told is None else told
+            response = replace(response, zone=zone)
+        told = table.recognise(response)
+        outcome = provider.classify(response) if told is None else told
         if owner is None or not outcome.is_limit or outcome.owner is not None:
             return outcome
-        named = owner.find(read_facts(answer))
+        named = owner.find(read_facts(response))
         return replace(outcome, owner=named, shared=True) if named else outcome
 
     marks = _error_marks(provider.error_marks, limits)

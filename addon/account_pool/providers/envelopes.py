@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from account_pool.core.reset_hints import MAX_WAIT_S
-from account_pool.providers.base import LocalAnswer
+from account_pool.providers.base import LocalResponse
 
 #: From here on a vendor's client is told not to wait and try again by itself.
 LONG_WAIT_S = 60.0
@@ -69,13 +69,13 @@ def delay_sentence(text: str, wait_s: float, _wall_now: float) -> str:
     return _WAIT_SENTENCE.sub(rf"\g<1>{whole_seconds(wait_s)} seconds", text)
 
 
-def json_answer(status: int, headers: Headers, body: Any) -> LocalAnswer:
-    """Return *body* as a JSON answer."""
-    return LocalAnswer(
+def json_response(status: int, headers: Headers, body: Any) -> LocalResponse:
+    """Return *body* as a JSON response."""
+    return LocalResponse(
         status, (("content-type", "application/json"), *headers), msgspec.json.encode(body)
     )
 
 
-def sdk_answer(status: int, wait_s: float | None, body: Any) -> LocalAnswer:
-    """Return *body* as a JSON answer with the wait, if there is one, as `sdk_delay` has it."""
-    return json_answer(status, () if wait_s is None else sdk_delay(wait_s), body)
+def sdk_response(status: int, wait_s: float | None, body: Any) -> LocalResponse:
+    """Return *body* as a JSON response with the wait, if there is one, as `sdk_delay` has it."""
+    return json_response(status, () if wait_s is None else sdk_delay(wait_s), body)

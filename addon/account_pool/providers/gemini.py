@@ -16,7 +16,7 @@ from account_pool.core.credential import Credential
 from account_pool.core.signals import SignalTable
 from account_pool.core.sse import Verdict
 from account_pool.providers import envelopes, openai, sessions, stored_objects
-from account_pool.providers.base import HostRule, LocalAnswer, Provider, Route, Swap
+from account_pool.providers.base import HostRule, LocalResponse, Provider, Route, Swap
 from account_pool.providers.gemini_signals import RULES, WAITS
 from account_pool.providers.request_head import (
     NO_STEP,
@@ -123,10 +123,10 @@ def swap(_account: Account, credential: Credential) -> Swap:
 _CREDENTIAL_HEADERS = frozenset({b"authorization", b"x-goog-api-key", b"x-goog-user-project"})
 _CREDENTIAL_QUERY = ("key", "access_token")
 
-# -- what an answer says
+# -- what a response says
 
 #: Members of an item that says nothing yet: a verdict on the prompt is no limit, and
-#: usage alone is no answer.
+#: usage alone is no response.
 _QUIET_MEMBERS = frozenset(
     {"createTime", "modelVersion", "promptFeedback", "responseId", "traceId", "usageMetadata"}
 )
@@ -169,7 +169,7 @@ _ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
 _RETRY_INFO = "type.googleapis.com/google.rpc.RetryInfo"
 
 
-def refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
+def refusal(status: int, message: str, wait_s: float | None) -> LocalResponse:
     """`{"error": {code, message, status, details}}` with the wait as RetryInfo."""
     details: list[dict[str, Any]] = []
     if status == 402:
@@ -186,7 +186,7 @@ def refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
     if details:
         error["details"] = details
     headers = () if wait_s is None else envelopes.retry_after(wait_s)
-    return envelopes.json_answer(status, headers, {"error": error})
+    return envelopes.json_response(status, headers, {"error": error})
 
 
 _DELAY_MEMBER = re.compile(r'("(?:retryDelay|quotaResetDelay)"\s*:\s*")[^"]*(")')
@@ -209,7 +209,7 @@ PROVIDER = Provider(
     credential_headers=_CREDENTIAL_HEADERS,
     credential_query=_CREDENTIAL_QUERY,
     conversation=partial(sessions.conversation, stored=stored_objects.GEMINI),
-    made=partial(stored_objects.ids_in_response, stored=stored_objects.GEMINI),
+    created_ids=partial(stored_objects.ids_in_response, stored=stored_objects.GEMINI),
     windows=(),
     swap=swap,
     judge=judge,

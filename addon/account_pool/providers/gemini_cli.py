@@ -110,7 +110,7 @@ def _with_first_member(content: bytes, start: int, pair: bytes) -> bytes:
     return content[: start + 1] + pair + comma + rest
 
 
-# -- what an answer says
+# -- what a response says
 
 #: Nearly all quotas here are counted per model.
 SIGNALS = SignalTable(rules=RULES, judge=gemini.judge, rate_scope=Scope.MODEL, waits=WAITS)

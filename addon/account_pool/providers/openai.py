@@ -28,7 +28,7 @@ from account_pool.core.signals import (
 )
 from account_pool.core.sse import Verdict
 from account_pool.providers import envelopes, sessions, stored_objects
-from account_pool.providers.base import HostRule, LocalAnswer, Provider, Route, Swap
+from account_pool.providers.base import HostRule, LocalResponse, Provider, Route, Swap
 from account_pool.providers.common_signals import COMPATIBLE_RULES, named_model
 from account_pool.providers.request_head import (
     NO_STEP,
@@ -129,7 +129,7 @@ _CREDENTIAL_HEADERS = frozenset(
     }
 )
 
-# -- what an answer says
+# -- what a response says
 
 #: Events that may precede an error (Responses API, realtime sessions, Codex).
 _QUIET_EVENTS = frozenset(
@@ -201,7 +201,7 @@ SIGNALS = SignalTable(rules=RULES, judge=judge, rate_scope=Scope.MODEL, shared=T
 
 
 def owner(headers: Mapping[str, str]) -> str | None:
-    """Return whose limits an answer speaks of: the organisation, or its project if named.
+    """Return whose limits a response speaks of: the organisation, or its project if named.
 
     https://platform.openai.com/docs/guides/rate-limits: limits are those of both.
     """
@@ -220,13 +220,13 @@ _ERROR_NAMES = {
 }
 
 
-def refusal(status: int, message: str, wait_s: float | None) -> LocalAnswer:
+def refusal(status: int, message: str, wait_s: float | None) -> LocalResponse:
     """`{"error": {message, type, param, code}}`."""
     usual = ("server_error" if status >= 500 else "invalid_request_error", None)
     type_, code = _ERROR_NAMES.get(status, usual)
     error = {"message": message, "type": type_, "param": None, "code": code}
     # Money is a 429 here as well: the code tells it from a limit.
-    return envelopes.sdk_answer(429 if status == 402 else status, wait_s, {"error": error})
+    return envelopes.sdk_response(429 if status == 402 else status, wait_s, {"error": error})
 
 
 PROVIDER = Provider(
@@ -237,8 +237,8 @@ PROVIDER = Provider(
     model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=partial(sessions.conversation, stored=stored_objects.OPENAI),
-    issued=frozenset({sessions.TURN_STATE}),
-    made=partial(stored_objects.ids_in_response, stored=stored_objects.OPENAI),
+    issued_headers=frozenset({sessions.TURN_STATE}),
+    created_ids=partial(stored_objects.ids_in_response, stored=stored_objects.OPENAI),
     swap=swap,
     judge=judge,
     classify=SIGNALS.classify,

@@ -172,7 +172,7 @@ def is_hashed(session: str) -> bool:
 def _has_prefix(head: RequestHead, asked: Body) -> bool:
     """Say whether a body holds its conversation from the first message on.
 
-    What continues a stored answer does not. `input` is a conversation in the Responses and
+    What continues a stored response does not. `input` is a conversation in the Responses and
     the Interactions API only: what is embedded or spoken is none.
     """
     if asked.previous_response_id or asked.previous_interaction_id:
@@ -192,7 +192,7 @@ def _begins(head: RequestHead, asked: Body) -> bool:
 
 
 def _is_asked(turn: Any) -> bool:
-    """Say whether *turn* is said before the first answer."""
+    """Say whether *turn* is said before the first response."""
     if not isinstance(turn, dict):
         return False
     return _role(turn) in _BEFORE_ANSWERS

@@ -221,7 +221,7 @@ def ids_in_response(
     headers: Mapping[str, str],
     stored: StoredObjects | None = None,
 ) -> tuple[str, ...]:
-    """Return the ids in a successful response, as `Provider.made`."""
+    """Return the ids in a successful response, as `Provider.created_ids`."""
     if stored is not None and stored.covers(head.path):
         return _ids_of_objects(head, first_part, headers, stored)
     if head.path.endswith(("/responses", "/interactions")):

@@ -82,7 +82,7 @@ _CODES = "https://docs.aws.amazon.com/bedrock/latest/userguide/troubleshooting-a
 
 
 def _is(*exceptions: str) -> Callable[[ErrorFacts], bool]:
-    """Say whether an answer names one of *exceptions*: in a header, or in the body."""
+    """Say whether a response names one of *exceptions*: in a header, or in the body."""
 
     def matches(facts: ErrorFacts) -> bool:
         named = f"{facts.headers.get('x-amzn-errortype', '')} {facts.error.get('__type', '')}"

@@ -31,7 +31,7 @@ from mitmproxy.proxy.layers.http import (
 
 from account_pool.admin.http import ADMIN_HOST, FAILED, AdminRequest, AdminResponse
 from account_pool.core.browser import is_loopback
-from account_pool.providers.base import LocalAnswer
+from account_pool.providers.base import LocalResponse
 from account_pool.proxy.events import BAD_REQUEST, Pause, PoolPauseHook
 from account_pool.proxy.http_stream import AttemptStream
 from account_pool.proxy.pooled_request import Destination
@@ -104,7 +104,7 @@ class AdminExchange(AttemptStream):
             go_on.headers.clear()
             yield SendHttp(ResponseHeaders(self.stream_id, go_on), self.context.client)
 
-    def turn_away(self, event: RequestHeaders, refusal: LocalAnswer) -> CommandGenerator[None]:
+    def turn_away(self, event: RequestHeaders, refusal: LocalResponse) -> CommandGenerator[None]:
         """Answer a request that comes while the proxy shuts down, whoever it is meant for."""
         request = event.request
         headers = tuple((n.encode(), v.encode()) for n, v in refusal.headers)

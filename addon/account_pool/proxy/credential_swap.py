@@ -322,7 +322,7 @@ def owners_of_tokens(provider: Provider, head: RequestHead, pins: Pins) -> dict[
     """Return who issued the tokens *head* returns, by header; only those that are known."""
     return {
         name: owner
-        for name in provider.issued
+        for name in provider.issued_headers
         if (token := head.headers.get(name))
         and (owner := pins.owner(provider.name, token)) is not None
     }
@@ -367,7 +367,7 @@ class Swaps:
             raise CannotSwap(INSECURE)  # No certificate proves it.
         else:
             address, tls = (origin.host, origin.port), True
-        returned = self.returned(provider, head, lease) if provider.issued else {}
+        returned = self.returned(provider, head, lease) if provider.issued_headers else {}
         return Outgoing(outgoing(request, swap, masked, returned), address, tls)
 
     def of(self, provider: Provider, lease: Lease) -> Swap:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from mitmproxy import http
 
 from account_pool.core.account import AccountKey
-from account_pool.providers.base import LocalAnswer, Provider
+from account_pool.providers.base import LocalResponse, Provider
 from account_pool.providers.envelopes import SHOULD_RETRY
 from account_pool.proxy import redaction
 from account_pool.proxy.redaction import Secrets
@@ -112,7 +112,7 @@ def say_again(response: http.Response, provider: Provider, *, again: bool) -> No
         response.headers[SHOULD_RETRY] = "true" if again else "false"
 
 
-def local(answer: LocalAnswer) -> http.Response:
+def local(answer: LocalResponse) -> http.Response:
     """Return an answer of our own."""
     return http.Response.make(
         answer.status,

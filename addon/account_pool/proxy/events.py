@@ -20,7 +20,7 @@ from mitmproxy.proxy.layers.http import GetHttpConnection, HttpEvent, ResponsePr
 
 from account_pool.admin.http import AdminRequest, AdminResponse
 from account_pool.core.steps import Refresh, Wait
-from account_pool.providers.base import LocalAnswer
+from account_pool.providers.base import LocalResponse
 
 #: Cancels a stream upstream. mitmproxy 12 has an enum, 11 used status codes.
 CANCEL: Any
@@ -94,7 +94,7 @@ class Pause:
 
     step: Wait | Refresh | str | AdminRequest
     refreshed: bool | None = False
-    answer: LocalAnswer | None = None
+    answer: LocalResponse | None = None
     reply: AdminResponse | None = None
     taken: bool = False
     failed: Exception | None = None

@@ -42,7 +42,7 @@ from mitmproxy.proxy.layers.http import (
 from mitmproxy.proxy.layers.websocket import WebsocketLayer
 
 from account_pool.core.usage import END_BYTES
-from account_pool.providers.base import LocalAnswer, Provider
+from account_pool.providers.base import LocalResponse, Provider
 from account_pool.proxy import decoding, error_response, flow_view
 from account_pool.proxy.events import CANCEL, SERVER_ERROR, InterimResponse
 from account_pool.proxy.flow_view import MAX_COPY_BYTES
@@ -221,7 +221,7 @@ class AttemptStream(HttpStream):
         assert self.call is not None
         return self.call.provider
 
-    def answer_locally(self, answer: LocalAnswer) -> CommandGenerator[None]:
+    def answer_locally(self, answer: LocalResponse) -> CommandGenerator[None]:
         """Give the client an answer of our own."""
         yield from self.respond(error_response.local(answer))
 

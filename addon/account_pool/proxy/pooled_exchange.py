@@ -52,7 +52,7 @@ from account_pool.core.outcome import OutcomeClass
 from account_pool.core.steps import Deliver, Refresh, Send, Step, Synthesize, Wait
 from account_pool.core.usage import of_frame
 from account_pool.core.verdicts import is_about_account
-from account_pool.providers.base import CannotSwap, LocalAnswer, Route
+from account_pool.providers.base import CannotSwap, LocalResponse, Route
 from account_pool.providers.request_head import RequestHead
 from account_pool.proxy import (
     error_response,
@@ -409,7 +409,7 @@ class PooledExchange(AttemptStream):
         """Send one attempt. Returns the next step if no connection could be made."""
         attempts = self._attempts
         outgoing = self.outgoing(step.lease)
-        if isinstance(outgoing, LocalAnswer):
+        if isinstance(outgoing, LocalResponse):
             yield from self.answer_locally(outgoing)
             return None
         opening_at = self.service.now()
@@ -431,7 +431,7 @@ class PooledExchange(AttemptStream):
             self.service.later(self.show_replay)
         return None
 
-    def outgoing(self, lease: Lease) -> Outgoing | LocalAnswer:
+    def outgoing(self, lease: Lease) -> Outgoing | LocalResponse:
         """Return the request with the credential of *lease*, or why it must not be sent."""
         call, attempts, flow = self._call, self._attempts, self.flow
         if call.hosts is not self.service.recognizer.hosts:

@@ -20,7 +20,7 @@ from account_pool.core.browser import address_of, is_loopback
 from account_pool.core.lease import RequestFacts
 from account_pool.core.pins import Pins
 from account_pool.providers import sessions
-from account_pool.providers.base import HTTPS_PORT, LocalAnswer, Provider, Route
+from account_pool.providers.base import HTTPS_PORT, LocalResponse, Provider, Route
 from account_pool.providers.registry import HostIndex
 from account_pool.providers.request_head import RequestHead, is_websocket
 from account_pool.proxy.credential_swap import (
@@ -129,7 +129,7 @@ class PooledRequest:
     route: Route
     masked: Masked
     head: RequestHead
-    denied: LocalAnswer | None = None
+    denied: LocalResponse | None = None
 
     def misdirected(self, request: http.Request, hosts: HostIndex) -> str | None:
         """Say why *request* must not carry a credential where it goes; None if it may.
@@ -336,7 +336,7 @@ class Recognizer:
         """Say whose business a request is that may return a token of an account: ours, too."""
         if not owners_of_tokens(provider, head, self._pins):
             return Route.PASS
-        kept = {n: value for n, value in head.headers.items() if n not in provider.issued}
+        kept = {n: value for n, value in head.headers.items() if n not in provider.issued_headers}
         return provider.route(replace(head, headers=kept))
 
     def _places(self, sharing: tuple[Provider, ...]) -> Places:
@@ -354,7 +354,7 @@ class Recognizer:
         destination: Destination,
         client: Client,
         settings: Settings,
-    ) -> LocalAnswer | None:
+    ) -> LocalResponse | None:
         """Return why no account may serve a request; None if one may."""
         if not (destination.tls or destination.local):
             return provider.refusal(400, _NO_TLS, None)

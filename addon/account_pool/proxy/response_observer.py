@@ -80,7 +80,7 @@ class ResponseObserver:
                 self._check_clock(provider, response, wall_now)
             if self._owned.get(lease.key) is not lease.credential:
                 self._learn_owner(provider, lease, response)
-            if provider.issued:
+            if provider.issued_headers:
                 self._learn_tokens(provider, lease, response, wall_now)
             asked = Asked(lease.facts.model, now, wall_now)
             if windows := headroom_parsing.from_headers(response.headers.fields, asked):
@@ -94,7 +94,7 @@ class ResponseObserver:
             provider = call.provider
             if provider.headroom_marks:
                 self.events(provider, lease, reader.opening(), lease.facts.model)
-            for made in provider.made(call.head, reader.opening, reader.response.headers):
+            for made in provider.created_ids(call.head, reader.opening, reader.response.headers):
                 self._pins.remember(lease.key, made, self._clock.wall_now())
         except Exception as e:
             log_and_continue.log(e)
@@ -177,8 +177,8 @@ class ResponseObserver:
         """Learn which tokens the account of *lease* issued."""
         # Mostly none of them is there: that much is seen without a look at every value.
         names = {name.lower() for name, _ in response.headers.fields}
-        if not names.isdisjoint([name.encode() for name in provider.issued]):
+        if not names.isdisjoint([name.encode() for name in provider.issued_headers]):
             headers = fields_by_name(response.headers.fields)
-            for name in provider.issued:
+            for name in provider.issued_headers:
                 if token := headers.get(name):
                     self._pins.remember(lease.key, token, wall_now)

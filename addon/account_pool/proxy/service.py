@@ -32,7 +32,7 @@ from account_pool.core.sessions import Sessions, session_lease_of
 from account_pool.core.steps import Refresh, Wait
 from account_pool.core.suspend import Gap, Watch
 from account_pool.core.usage_totals import Counts, Resets, Usages
-from account_pool.providers.base import LocalAnswer, Provider
+from account_pool.providers.base import LocalResponse, Provider
 from account_pool.proxy import waking
 from account_pool.proxy.credential_swap import Swaps
 from account_pool.proxy.decision_log import DecisionLog
@@ -111,7 +111,7 @@ class Service:
         self.refusals = Refusals()
         self.set_pool(pool)
         self.refresh = refresh
-        self.local: dict[str, Callable[[], Awaitable[LocalAnswer]]] = {}
+        self.local: dict[str, Callable[[], Awaitable[LocalResponse]]] = {}
         self.passed: set[str] = set()
         self.show: Callable[[Callable[[], http.HTTPFlow]], None] | None = None
         self.later: Callable[[Callable[[], None]], object] = lambda act: act()

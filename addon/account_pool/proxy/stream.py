@@ -26,7 +26,7 @@ from mitmproxy.proxy.layers.http import (
 
 from account_pool.admin.http import ADMIN_HOST
 from account_pool.core.attempts import STOPPING, STOPPING_PAUSE_S
-from account_pool.providers.base import LocalAnswer, Route
+from account_pool.providers.base import LocalResponse, Route
 from account_pool.proxy import (
     admin_exchange,
     credential_swap,
@@ -118,12 +118,12 @@ class PoolHttpStream(AttemptStream):
 
     # -- the head
 
-    def _stopping(self) -> LocalAnswer:
+    def _stopping(self) -> LocalResponse:
         """Return what is said to a request that comes while the proxy shuts down."""
         call, self.call = self.call, None
         if call is None:
             headers = (("content-type", "text/plain; charset=utf-8"), ("retry-after", "1"))
-            return LocalAnswer(503, headers, f"account-pool: {STOPPING}\n".encode())
+            return LocalResponse(503, headers, f"account-pool: {STOPPING}\n".encode())
         return call.provider.refusal(503, STOPPING, STOPPING_PAUSE_S)
 
     def _open(self, request: http.Request) -> bool:
@@ -207,7 +207,7 @@ class Passthrough(PoolHttpStream):
         assert call is not None
         # Not for a page: it was refused as what it is.
         if response is not None and response.status_code == 401 and call.denied is None:
-            answer = call.provider.instead(call.head)
+            answer = call.provider.unknown_login_response(call.head)
             if answer is not None:
                 self.flow.response = error_response.local(answer)
 

@@ -51,7 +51,7 @@ from account_pool.core.attempts import Attempts
 from account_pool.core.lease import Lease
 from account_pool.core.outcome import Outcome
 from account_pool.core.steps import Send
-from account_pool.providers.base import LocalAnswer, Provider
+from account_pool.providers.base import LocalResponse, Provider
 from account_pool.proxy.credential_swap import Outgoing
 from account_pool.proxy.http_stream import AttemptRouter
 from account_pool.proxy.response_reader import MAX_GATE_BYTES, Reading, ResponseReader
@@ -84,7 +84,7 @@ class ReplayedWebsocket(Protocol):
     def provider(self) -> Provider: ...
 
     # requests behind the socket
-    def outgoing(self, lease: Lease) -> Outgoing | LocalAnswer: ...
+    def outgoing(self, lease: Lease) -> Outgoing | LocalResponse: ...
     def connect(
         self, outgoing: Outgoing, *, avoided: frozenset[Connection]
     ) -> Generator[commands.Command, Any, str | None]: ...
@@ -254,7 +254,7 @@ class WebsocketReplay:
         yield from stream.cancel_attempt("refused")
         self._opening, self._reader = True, None
         outgoing = stream.outgoing(send.lease)
-        if isinstance(outgoing, LocalAnswer) or (
+        if isinstance(outgoing, LocalResponse) or (
             yield from stream.connect(outgoing, avoided=frozenset(stream.layer.connections))
         ):
             yield from self._failed(None)

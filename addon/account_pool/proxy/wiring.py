@@ -40,7 +40,7 @@ from account_pool.credentials.notices import Notices
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.refreshable_token import Refresher, make_refresher
 from account_pool.credentials.sources import AccountEntry
-from account_pool.providers.base import LocalAnswer, Provider
+from account_pool.providers.base import LocalResponse, Provider
 from account_pool.proxy import draining, options, persistence
 from account_pool.proxy.fast.steps import Steps
 from account_pool.proxy.persistence import Persistence
@@ -380,7 +380,7 @@ def serve(service: Service, keeper: Keeper, exchange: CopilotExchange, loaded: C
         service.recognizer.seen[name] = exchange.client_seen
 
 
-async def _answer(keeper: Keeper, provider: str) -> LocalAnswer:
+async def _answer(keeper: Keeper, provider: str) -> LocalResponse:
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(keeper.first_try(provider), FIRST_TRY_S)
     return keeper.exchange_response(time.time(), provider)
