@@ -167,11 +167,21 @@ async def test_one_that_waits_for_its_user_holds_up_nothing(keychain: Memory) ->
     with pytest.raises(CredentialError, match="has not answered yet"):
         await source.read()
     assert keychain.asked == 1
-    assert source._asking is not None and source._asking.daemon
+    thread = source._asking
+    assert thread is not None and thread.daemon
     keychain.open.set()
-    await asyncio.to_thread(source._asking.join, PATIENCE_S)
+    await asyncio.to_thread(thread.join, PATIENCE_S)
     source.timeout_s = PATIENCE_S
     assert await source.read() == Secret("sk-late")
+
+
+async def test_an_answer_ends_a_question_whenever_its_thread_does(
+    keychain: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threading.Thread, "is_alive", lambda _thread: True)
+    keychain.items["X", getpass.getuser()] = "sk-1"
+    source = KeychainSource("X")
+    assert await source.read() == await source.read() == Secret("sk-1")
 
 
 async def test_the_package_may_be_absent(keychain: Memory, monkeypatch: Any) -> None:

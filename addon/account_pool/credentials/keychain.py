@@ -76,7 +76,7 @@ class KeychainSource(Source):
         return Text(self.name, self.name, self.pointer, tool).read(text)
 
     async def _ask(self) -> str | None:
-        if self._asking is not None and self._asking.is_alive():
+        if self._asking is not None:
             raise CredentialError("the keychain has not answered yet", f"unlock it; {_AGAIN}")
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[str | None] = loop.create_future()
@@ -91,6 +91,8 @@ class KeychainSource(Source):
             except Exception as error:
                 name = type(error).__name__
                 failed = CredentialError(f"the keychain cannot be read ({name})", _AGAIN)
+            # Not the thread's end, which may come after the next question.
+            self._asking = None
             # The proxy may have ended meanwhile.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(_settle, answer, found, failed)
