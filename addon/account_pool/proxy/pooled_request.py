@@ -326,7 +326,7 @@ class Recognizer:
         """Return which of *providers*, who share a host, a request is for: the first to want it."""
         for candidate in providers:
             wanted = candidate.route(head)
-            if wanted is Route.PASS and candidate.issued:
+            if wanted is Route.PASS and candidate.issued_headers:
                 wanted = self._route_without_tokens(candidate, head)
             if wanted is not Route.PASS:
                 return candidate, wanted
