@@ -19,7 +19,7 @@ STARTS = {"create_task", "ensure_future", "Thread", "TaskGroup", "Timer"}
 #: Where such a thing is allowed beside `supervision.py`, and why.
 ALLOWED = {
     "credentials/keychain.py": "a thread that may hang for ever, and catches everything",
-    "credentials/token_post.py": "in the loop of a thread, awaited where it is started",
+    "credentials/token_endpoint.py": "in the loop of a thread, awaited where it is started",
     "proxy/fast/inline.py": "in the place of mitmproxy's own tasks, and named as they are",
     "cli/shared.py": "the thread of `run`, without a loop; each step catches everything",
     "cli/child.py": "the thread of `run` that copies; its errors are those of its descriptors",
