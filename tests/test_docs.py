@@ -27,8 +27,10 @@ from account_pool.cli.environment import ALL_VARIABLES, TOOLS
 from account_pool.cli.login import INTERRUPTED
 from account_pool.cli.main import app
 from account_pool.cli.places import DEFAULT_PORT, Places
-from account_pool.config import POOL_OPTIONS, json_schema, load
 from account_pool.config.accounts_file import TRUST_FILE
+from account_pool.config.loader import load
+from account_pool.config.models import json_schema
+from account_pool.config.options import POOL_OPTIONS
 from account_pool.core.instruments import DecisionCounter
 from account_pool.demo.mitmdump import mitmdump_command
 from account_pool.providers.registry import BUILT_IN

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from account_pool.config import POOL_OPTIONS, Config, json_schema, load
+from account_pool.config.loader import load
+from account_pool.config.models import json_schema
+from account_pool.config.options import POOL_OPTIONS
+from account_pool.config.values import Config
 from account_pool.core.outcome import OutcomeClass, Scope, UpstreamResponse
 from account_pool.credentials.oauth import KEYS as OAUTH_KEYS
 

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from account_pool import config
 from account_pool.admin.actions import AccountsFiles, Actions
 from account_pool.admin.auth import Rules, TokenGuard
 from account_pool.admin.http import AdminRequest, AdminResponse
 from account_pool.admin.server import AdminServer
+from account_pool.config import accounts_file
+from account_pool.config.loader import load
+from account_pool.config.values import Config
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Secret
 from account_pool.providers.registry import BUILT_IN
@@ -102,10 +104,10 @@ class FakeProxy:
         return Actions(self.service, files, lambda: BUILT_IN, self._read_again, forget)
 
     async def _read_again(self) -> None:
-        main = config.load(self.main, self.environ) if self.main.exists() else None
-        kept = main or config.Config((), BUILT_IN, {}, {}, None, BUILT_IN)
+        main = load(self.main, self.environ) if self.main.exists() else None
+        kept = main or Config((), BUILT_IN, {}, {}, None, BUILT_IN)
         if self.added.known is not None:
-            kept = config.with_added(kept, self.added.known, self.environ)
+            kept = accounts_file.with_added(kept, self.added.known, self.environ)
         update_pool(self.service, kept.accounts)
 
     async def _counted(self, name: str) -> dict[tuple[str, ...], dict[str, float]]:

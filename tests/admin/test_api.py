@@ -9,7 +9,7 @@ import pytest
 from account_pool.admin.auth import MAX_FAILURES, Rules
 from account_pool.admin.http import MAX_BODY_BYTES
 from account_pool.admin.routes import ENDPOINTS
-from account_pool.config import load
+from account_pool.config.loader import load
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.decision_text import line

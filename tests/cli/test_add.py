@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from account_pool.cli.main import run
-from account_pool.config import accounts_file, load
+from account_pool.config import accounts_file
 from account_pool.config.accounts_file import own_file, trust_store
+from account_pool.config.loader import load
 from account_pool.providers.registry import BUILT_IN
 
 KEY = "sk-fake-added-000"

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from account_pool import config
 from account_pool.cli.classify import classify, classify_file, classify_line
 from account_pool.cli.main import run
+from account_pool.config.loader import load_providers
 
 DATA = Path(__file__).parent.parent / "data"
 LINES: list[dict[str, Any]] = [
@@ -196,7 +196,7 @@ def test_a_definition_is_read_as_the_proxy_reads_it(tmp_path: Path) -> None:
         "      - {codes: [7001, plan.*], class: quota, scope: account, why: the plan is spent}\n"
         "  my-gateway: {like: new-api, hosts: [gw.example.com]}\n"
     )
-    known = config.load_providers(path)
+    known = load_providers(path)
     now = "2026-10-01T00:00:00Z"
     body = {"org": "o-1", "state": {"code": 7001}, "code": 7001, "msg": "until 2026-10-01 10:00:00"}
     line = json.dumps({"provider": "acme", "status": 200, "body": body, "now": now})

@@ -14,7 +14,7 @@ import pytest
 
 from account_pool.cli import login as module
 from account_pool.cli.main import run
-from account_pool.config import load
+from account_pool.config.loader import load
 from account_pool.credentials.oauth import OAuthSource
 
 TOKENS = ("fake-access-000", "fake-refresh-000", "gho_fake000")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from account_pool.config import accounts_file
+from account_pool.config import accounts_file, loader
 from account_pool.config.accounts_file import (
     OPTION,
     VARIABLE,
@@ -89,13 +89,13 @@ def test_what_changes_while_it_is_read_is_not_taken(here, monkeypatch):
     mine = write(here / "accounts.yaml")
     accounts_file.confirm(mine, trust_store())
     found = find("", OPTION, {})
-    load = accounts_file.load
+    load = loader.load
 
     def changed(path, *args):
         mine.write_text(EVIL)
         return load(path, *args)
 
-    monkeypatch.setattr(accounts_file, "load", changed)
+    monkeypatch.setattr(loader, "load", changed)
     with pytest.raises(ConfigError, match="changed since it was confirmed"):
         load_found(found, {})
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from account_pool.config import Config, load
+from account_pool.config.loader import load
+from account_pool.config.values import Config
 from account_pool.core.outcome import UpstreamResponse
 from account_pool.providers.base import Route
 from account_pool.providers.definition import CLASSES, SPELLINGS

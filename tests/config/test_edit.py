@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from account_pool.config import edit, load
+from account_pool.config import edit
 from account_pool.config.edit import add_account, require_editable
+from account_pool.config.loader import load
 from account_pool.config.replace import CannotEdit
 
 ACCOUNT = {"provider": "openai", "label": "new", "token": {"env": "NEW_KEY"}}

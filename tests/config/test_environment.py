@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from account_pool.config import Config, from_environment
+from account_pool.config.environment import from_environment
+from account_pool.config.values import Config
 
 
 def found(

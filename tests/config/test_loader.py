@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from account_pool.config import Config, load
+from account_pool.config.loader import load
+from account_pool.config.values import Config
 from account_pool.core.account import Account, AccountKey, ModelFilter
 from account_pool.credentials.copilot import DEFAULT_TOKEN_URL, ExchangeSettings
 from account_pool.credentials.oauth import OAuthSource

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from account_pool.config import ConfigError, Problem, load, yaml_nodes
+from account_pool.config import yaml_nodes
+from account_pool.config.loader import load
+from account_pool.config.problems import ConfigError, Problem
 from account_pool.config.providers import unknown_provider
 
 ENVIRON = {"A_KEY": "sk-abcdefgh"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from mitmproxy.options import Options
 
-from account_pool.config import BY_NAME, POOL_OPTIONS, Wrong, settings
-from account_pool.config.options import read_fast
+from account_pool.config.options import BY_NAME, POOL_OPTIONS, read_fast, settings
+from account_pool.config.problems import Wrong
 
 
 def test_the_table_is_the_contract() -> None:

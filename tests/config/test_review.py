@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from account_pool.config import from_environment, load
+from account_pool.config.environment import from_environment
+from account_pool.config.loader import load
 from account_pool.config.review import review
 
 ENVIRON = {"A_KEY": "sk-abcdefgh", "EMPTY": " ", "SPACED": "sk-a b"}

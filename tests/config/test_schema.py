@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from account_pool.config import POOL_OPTIONS, json_schema
+from account_pool.config.models import json_schema
+from account_pool.config.options import POOL_OPTIONS
 
 
 def parts() -> tuple[dict[str, Any], dict[str, Any]]:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from account_pool.config import ConfigError, load
+from account_pool.config.loader import load
+from account_pool.config.problems import ConfigError
 from account_pool.config.review import review
 
 #: Without vowels, so that no part of a token is in a message by chance. Each token has a

@@ -82,8 +82,8 @@ def test_a_usual_file_is_read_without_pydantic(tmp_path: Path) -> None:
     file.chmod(0o600)
     said = (
         f"import sys; sys.path.insert(0, {str(Path(account_pool.__file__).parents[1])!r})\n"
-        "from pathlib import Path; from account_pool import config\n"
-        f"print(len(config.load(Path({str(file)!r}), {{}}).accounts), 'pydantic' in sys.modules)"
+        "from pathlib import Path; from account_pool.config.loader import load\n"
+        f"print(len(load(Path({str(file)!r}), {{}}).accounts), 'pydantic' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", said], check=True, capture_output=True, text=True)
     assert ran.stdout.split() == ["1", "False"]

@@ -6,8 +6,9 @@ import os
 
 import pytest
 
-from account_pool.config import load, with_added
+from account_pool.config.accounts_file import with_added
 from account_pool.config.edit import LastAccount, remove_account
+from account_pool.config.loader import load
 from account_pool.config.replace import CannotEdit
 from account_pool.core.account import AccountKey
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from account_pool.cli.classify import read_answer
-from account_pool.config import load
+from account_pool.config.loader import load
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.outcome import OutcomeClass, UpstreamResponse

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from account_pool.config import ConfigError, load
+from account_pool.config.loader import load
+from account_pool.config.problems import ConfigError
 from account_pool.providers import unswappable
 
 

@@ -217,7 +217,7 @@ class Actions:
 # -- where added accounts are written down
 #
 # In accounts.yaml; where that is read-only or absent, in the file beside the state database
-# (`config.with_added`). Writing a new accounts.yaml would hide the accounts of the
+# (`accounts_file.with_added`). Writing a new accounts.yaml would hide the accounts of the
 # environment. Everything below blocks; nothing below knows the pool.
 
 

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from account_pool import config
 from account_pool.cli.output import note
 from account_pool.cli.places import CONFDIR, IN_MEMORY, STATE_FILE
-from account_pool.config import Config, ConfigError, Problem, accounts_file
+from account_pool.config import accounts_file
 from account_pool.config.accounts_file import Found, skip_line
+from account_pool.config.environment import from_environment
+from account_pool.config.problems import ConfigError, Problem
 from account_pool.config.replace import make_private
+from account_pool.config.values import Config
 
 #: Of mitmproxy, in its directory; the later one wins.
 CONFIG_NAMES = ("config.yaml", "config.yml")
@@ -78,7 +80,7 @@ def read_accounts(found: Found, environ: Mapping[str, str]) -> Config:
     """
     loaded = _read_main(found, environ)
     added = added_file(loaded)
-    return loaded if added is None else config.with_added(loaded, added, environ)
+    return loaded if added is None else accounts_file.with_added(loaded, added, environ)
 
 
 def added_file(loaded: Config) -> Path | None:
@@ -98,7 +100,7 @@ def _read_main(found: Found, environ: Mapping[str, str]) -> Config:
     if found.path is not None:
         return accounts_file.load_found(found, environ)
     settings = mitmproxy_config()
-    return config.from_environment(
+    return from_environment(
         environ,
         github_token=settings.get("pool_github_token"),
         account_type=settings.get("pool_account_type", "individual"),

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from account_pool.cli.output import fail, note, warn
-from account_pool.config import ConfigError, load
 from account_pool.config.accounts_file import command, shown
 from account_pool.config.edit import Entry, add_account, require_editable
+from account_pool.config.loader import load
+from account_pool.config.problems import ConfigError
 from account_pool.config.replace import CannotEdit
 from account_pool.config.review import review
 from account_pool.core.account import AccountKey, normalise_label

@@ -16,8 +16,8 @@ from pathlib import Path
 from account_pool.cli.accounts import mitmproxy_config
 from account_pool.cli.environment import BUNDLE_VARIABLES, Trust
 from account_pool.cli.places import Places, write_whole
-from account_pool.config import ConfigError
 from account_pool.config.options import set_options
+from account_pool.config.problems import ConfigError
 
 _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 _EXTRA = "NODE_EXTRA_CA_CERTS"

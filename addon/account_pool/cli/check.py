@@ -11,11 +11,13 @@ from pathlib import Path
 
 from rich.table import Table
 
-from account_pool import config
 from account_pool.cli.accounts import added_file, find, how_to_add, read_accounts
 from account_pool.cli.output import fail, show, warn
-from account_pool.config import Config, ConfigError, Problem, accounts_file
+from account_pool.config import accounts_file
+from account_pool.config.loader import load
+from account_pool.config.problems import ConfigError, Problem
 from account_pool.config.review import review
+from account_pool.config.values import Config
 from account_pool.core.account import Account
 from account_pool.credentials.command import CommandSource
 from account_pool.credentials.copilot import DEFAULT_TOKEN_URL
@@ -46,7 +48,7 @@ def confirm_file(named: Path | None, environ: Mapping[str, str]) -> int:
         where = Path.cwd() / accounts_file.NAME
         remedy = "change to the directory of the file, or name it with --accounts-file"
         raise ConfigError([Problem(where, None, "", "the file does not exist", remedy)])
-    loaded = config.load(path, environ)
+    loaded = load(path, environ)
     _show(loaded, added=False)
     for line in _abilities(loaded):
         print(line)

@@ -22,9 +22,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from account_pool import config
 from account_pool.cli.accounts import find
 from account_pool.config.accounts_file import require_confirmed
+from account_pool.config.loader import load_providers
 from account_pool.core.outcome import Outcome, UpstreamResponse
 from account_pool.core.sse import Gate, Verdict
 from account_pool.providers.base import Provider
@@ -50,7 +50,7 @@ def classify_recorded(path: Path, provider: str, accounts_file: Path | None) -> 
     found.require()
     if found.confirm and found.path is not None:
         require_confirmed(found.path)
-    known = config.load_providers(found.path) if found.path else None
+    known = load_providers(found.path) if found.path else None
     return classify_file(path, sys.stdout, provider=provider, providers=known)
 
 

@@ -38,9 +38,10 @@ from account_pool.cli.environment import (
 from account_pool.cli.output import note, show_json
 from account_pool.cli.places import HOST, STATE_FILE, Places
 from account_pool.cli.processes import running_ports
-from account_pool.config import Config, ConfigError
 from account_pool.config.accounts_file import command, shown
+from account_pool.config.problems import ConfigError
 from account_pool.config.review import review
+from account_pool.config.values import Config
 from account_pool.core.cooldown import BY_HAND
 from account_pool.providers.registry import BUILT_IN
 from account_pool.version import __version__

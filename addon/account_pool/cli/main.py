@@ -14,7 +14,7 @@ import typer
 
 from account_pool.cli.commands import app
 from account_pool.cli.output import fail
-from account_pool.config import ConfigError
+from account_pool.config.problems import ConfigError
 from account_pool.config.replace import CannotEdit
 
 

@@ -41,8 +41,8 @@ from account_pool.cli.places import HOST, Places
 from account_pool.cli.processes import Launch
 from account_pool.cli.proxy_process import CannotStart
 from account_pool.cli.shared import CannotUse, Guard, SharedProxy
-from account_pool.config import ConfigError
 from account_pool.config.accounts_file import Found, counted, shown
+from account_pool.config.problems import ConfigError
 from account_pool.credentials.vendor_logins import find_login_file
 from account_pool.providers.base import HostRule
 from account_pool.providers.registry import BUILT_IN

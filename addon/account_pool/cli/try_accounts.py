@@ -21,8 +21,8 @@ from rich.text import Text
 
 from account_pool.cli.output import fail, show, warn
 from account_pool.cli.places import CONFDIR
-from account_pool.config import Config
 from account_pool.config.review import review
+from account_pool.config.values import Config
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential
 from account_pool.core.outcome import Outcome, OutcomeClass, UpstreamResponse

@@ -23,11 +23,9 @@ from shutil import which
 import platformdirs
 
 import account_pool
-from account_pool.config import load
 from account_pool.config.problems import ConfigError, Problem
 from account_pool.config.replace import make_private, sync, write_beside
 from account_pool.config.values import Config
-from account_pool.providers.base import Provider
 
 
 class Confirmed(Enum):
@@ -228,19 +226,31 @@ def find(named: str, by: str, environ: Mapping[str, str]) -> Found:
     )
 
 
-def load_found(
-    found: Found, environ: Mapping[str, str], known: Mapping[str, Provider] | None = None
-) -> Config:
+def load_found(found: Found, environ: Mapping[str, str]) -> Config:
     """Read the file of *found*, which has one. Raises ConfigError."""
+    from account_pool.config.loader import load  # noqa: PLC0415 - only where there is a file
+
     found.require()
     assert found.path is not None
     if found.confirm:
         require_confirmed(found.path)
-    loaded = load(found.path, environ, known)
+    loaded = load(found.path, environ)
     if found.confirm:
         # Again: what was read may have been written after the first look.
         require_confirmed(found.path)
     return loaded
+
+
+def with_added(config: Config, path: Path, environ: Mapping[str, str]) -> Config:
+    """Return *config* with the accounts in *path*, which were added by hand, if it is there.
+
+    Raises ConfigError.
+    """
+    if not path.exists():
+        return config
+    from account_pool.config import loader  # noqa: PLC0415 - as above
+
+    return loader.with_added(config, path, environ)
 
 
 def require_confirmed(path: Path) -> None:

@@ -17,13 +17,15 @@ from typing import Any
 import yaml
 from yaml.error import YAMLError
 
-from account_pool.config import load, yaml_nodes
+from account_pool.config import yaml_nodes
 from account_pool.config.accounts_file import kept, trust_store
+from account_pool.config.loader import load
 from account_pool.config.problems import ConfigError, Problem
 from account_pool.config.replace import CannotEdit, back_up, sync, write_beside
 from account_pool.config.yaml_nodes import Collection, Node, Refused, Scalar, read_plain
 from account_pool.core.account import AccountKey, normalise_label
 from account_pool.providers.base import Provider
+from account_pool.providers.registry import BUILT_IN
 from account_pool.providers.token_forms import hidden
 
 Entry = Mapping[str, Any]
@@ -139,7 +141,7 @@ def problems_of(
 ) -> tuple[Problem, ...]:
     """Return what is wrong with *path*."""
     try:
-        load(path, environ, known)
+        load(path, environ, known or BUILT_IN)
     except ConfigError as error:
         return error.problems
     return ()

@@ -11,7 +11,7 @@ from account_pool.core.credential import Secret
 from account_pool.credentials.copilot import ExchangeSettings
 from account_pool.credentials.files import FileSource
 from account_pool.credentials.sources import AccountEntry, EnvSource, Source, ValueSource, literal
-from account_pool.providers.registry import BuiltIn
+from account_pool.providers.registry import BUILT_IN
 
 LABEL = "default"
 COPILOT = "copilot"
@@ -20,37 +20,39 @@ GITHUB_VARIABLES = ("GITHUB_TOKEN", "GH_TOKEN")
 GITHUB_FILE = "github_token"
 
 
-def accounts_of_environment(
+def from_environment(
     environ: Mapping[str, str],
+    *,
     github_token: str | None,
     account_type: str | None,
     directories: Sequence[Path],
-    built_in: BuiltIn,
 ) -> Config:
     """Return one account per provider that has a credential in one of the usual places.
 
-    Whether it can be used is the state of that account.
+    Copilot takes *github_token*, else GITHUB_TOKEN, GH_TOKEN or a file `github_token` in one of
+    *directories*; the others the variables their provider names (`Provider.env`). None at all
+    is no error. Whether a credential can be used is the state of its account.
     """
     entries = []
-    for name in built_in:
+    for name in BUILT_IN:
         is_copilot = name == COPILOT
         found = (
-            _github_sources(environ, github_token, directories, built_in.env(name))
+            _github_sources(environ, github_token, directories, BUILT_IN.env(name))
             if is_copilot
-            else _variables(environ, built_in.env(name))
+            else _variables(environ, BUILT_IN.env(name))
         )
         source = next(found, None)
         if source is None:
             continue
-        provider = built_in[name]
+        provider = BUILT_IN[name]
         if provider.host_per_account:
             continue  # a variable does not say where
         account = Account(
             provider=name, label=LABEL, account_type=account_type if is_copilot else None
         )
         entries.append(AccountEntry(account, source, provider))
-    exchanges = {COPILOT: ExchangeSettings()} if COPILOT in built_in else {}
-    return Config(tuple(entries), built_in, exchanges, {}, None, built_in)
+    exchanges = {COPILOT: ExchangeSettings()} if COPILOT in BUILT_IN else {}
+    return Config(tuple(entries), BUILT_IN, exchanges, {}, None, BUILT_IN)
 
 
 def _variables(environ: Mapping[str, str], names: Sequence[str]) -> Iterator[Source]:

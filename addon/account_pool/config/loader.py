@@ -23,13 +23,20 @@ from account_pool.providers.registry import BUILT_IN
 SECTIONS = ("accounts", "providers", "pool")
 
 
-def load_file(path: Path, environ: Mapping[str, str], built_in: Mapping[str, Provider]) -> Config:
-    """Return what *path* says. Raises ConfigError with every problem there is."""
+def load(
+    path: Path, environ: Mapping[str, str], known: Mapping[str, Provider] = BUILT_IN
+) -> Config:
+    """Read accounts.yaml. Raises ConfigError that lists all problems at once.
+
+    Credentials in variables, files and the like are not read: that one cannot be had now is
+    the state of its account. The sources keep *environ* and look into it later. *known* are the
+    providers there are without the file.
+    """
     document = _read_mapping(path)
     for key in document.data:
         if key not in SECTIONS:
             document.problem((key,), UNKNOWN_KEY, unknown(key, SECTIONS))
-    providers = read_providers(document, built_in)
+    providers = read_providers(document, known)
     accounts = read_accounts(document, providers, environ, path.parent)
     options = _read_options(document)
     document.require_right()
@@ -44,10 +51,13 @@ def load_file(path: Path, environ: Mapping[str, str], built_in: Mapping[str, Pro
     )
 
 
-def load_providers(path: Path, built_in: Mapping[str, Provider]) -> Mapping[str, Provider]:
-    """Return the providers *path* knows. Raises ConfigError; of the rest it says nothing."""
+def load_providers(path: Path) -> Mapping[str, Provider]:
+    """Return the providers *path* knows, the built-in ones included; reads no credential.
+
+    Raises ConfigError that lists what is wrong with its `providers:`.
+    """
     document = _read_mapping(path)
-    known = read_providers(document, built_in).known
+    known = read_providers(document, BUILT_IN).known
     document.require_right()
     return known
 
@@ -66,7 +76,7 @@ def with_added(config: Config, path: Path, environ: Mapping[str, str]) -> Config
     They were added while the proxy ran, where accounts.yaml cannot hold them: a file of the
     same form beside the state database. Of two with the same name, the one of *config* counts.
     """
-    added = load_file(path, environ, config.described or BUILT_IN)
+    added = load(path, environ, config.described or BUILT_IN)
     known = {entry.account.key for entry in config.accounts}
     new = tuple(entry for entry in added.accounts if entry.account.key not in known)
     accounts = (*config.accounts, *new)

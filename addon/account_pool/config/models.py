@@ -21,6 +21,7 @@ from account_pool.providers.definition import CLASSES, SPELLINGS
 Text = Annotated[str, Field(min_length=1)]
 
 _CLASSES = tuple(str(cls) for cls in CLASSES)
+_REMEDIES = {**REMEDIES, "class": "write one of " + ", ".join(_CLASSES)}
 
 Schema = dict[str, Any]
 
@@ -332,7 +333,7 @@ def _explain(
     value = document.value(at)
     if kind == "extra_forbidden":
         return Wrong(UNKNOWN_KEY, unknown(key, accepted))
-    remedy = _SECTION_REMEDY if kind == "model_type" else REMEDIES.get(key, _TEXT_REMEDY)
+    remedy = _SECTION_REMEDY if kind == "model_type" else _REMEDIES.get(key, _TEXT_REMEDY)
     if kind == "missing":
         return Wrong(MISSING, remedy)
     if value is None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from account_pool.core.wrong import MAX_SHOWN_CHARS, NOT_SHOWN, Wrong, shown, shown_key, unknown
-from account_pool.providers.definition import CLASSES
 
 __all__ = [
     "MAX_SHOWN_CHARS",
@@ -102,6 +101,5 @@ REMEDIES: Mapping[str, str] = {
     "companions": "write a mapping such as {organization: x-organization}",
     "limits": "list rules such as {status: [429], class: rate_limit}",
     "status": "write a list of statuses such as [429]",
-    "class": "write one of " + ", ".join(CLASSES),
     "header": 'write {x-some-header: "pattern"} in a rule, the name of a header elsewhere',
 }

@@ -18,9 +18,9 @@ from mitmproxy.log import ALERT
 from mitmproxy.proxy import layer
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
-from account_pool import config
 from account_pool.admin.auth import TOKEN_FILE
 from account_pool.config import accounts_file
+from account_pool.config.problems import ConfigError
 from account_pool.core.pool import Pool
 from account_pool.proxy import (
     admin_exchange,
@@ -155,7 +155,7 @@ class AccountPool:
                 ctx.options, state=str(self.wiring.values(loaded.options)["state"])
             )
             self.wiring.start(loaded)
-        except (config.ConfigError, exceptions.OptionsError, StoreError) as e:
+        except (ConfigError, exceptions.OptionsError, StoreError) as e:
             # An ERROR during startup makes mitmproxy exit before it serves anybody.
             self._failed = True
             for line in str(e).splitlines():

@@ -29,10 +29,12 @@ from typing import TYPE_CHECKING, TypeVar
 from mitmproxy import ctx, exceptions
 from mitmproxy.log import ALERT
 
-from account_pool import config
 from account_pool.admin.http import ApiError
-from account_pool.config import Config, ConfigError, accounts_file
+from account_pool.config import accounts_file
 from account_pool.config.accounts_file import Found, Why, skip_line
+from account_pool.config.environment import from_environment
+from account_pool.config.problems import ConfigError
+from account_pool.config.values import Config
 from account_pool.core.account import AccountKey
 from account_pool.proxy.wiring import Changes, Wiring, database_path
 from account_pool.store.store import StoreError
@@ -83,7 +85,7 @@ class Reloader:
 
     def load(self) -> Config:
         """Read the accounts. Blocks. Raises one of RELOAD_ERRORS."""
-        loaded = self.file.load() or config.from_environment(
+        loaded = self.file.load() or from_environment(
             os.environ,
             github_token=ctx.options.pool_github_token or None,
             account_type=ctx.options.pool_account_type,
@@ -94,7 +96,7 @@ class Reloader:
             self.added = AddedFile(database_path(state, ctx.options))
         if self.added.known is None:
             return loaded
-        return config.with_added(loaded, self.added.known, os.environ)
+        return accounts_file.with_added(loaded, self.added.known, os.environ)
 
     def watch(self) -> asyncio.Task[None]:
         """Take the accounts over whenever the file is written."""

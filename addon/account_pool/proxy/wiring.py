@@ -22,9 +22,9 @@ from mitmproxy.options import Options
 from mitmproxy.proxy.mode_specs import ProxyMode, UpstreamMode
 
 from account_pool.admin.auth import Rules
-from account_pool.config import Config
 from account_pool.config.options import OptionValue
 from account_pool.config.options import settings as merged
+from account_pool.config.values import Config
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, identity
 from account_pool.core.errors import UnknownAccount
