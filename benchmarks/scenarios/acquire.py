@@ -78,8 +78,9 @@ def _time(strategy: str, scope: Any, limited: int, calls: int) -> Figure:
 
 def _time_begin(scope: Any, calls: int) -> Figure:
     """Begin requests that nobody can serve, for a client that does not wait."""
-    from account_pool.core.attempts import Attempts, Limits
+    from account_pool.core.attempts import Attempts
     from account_pool.core.lease import RequestFacts
+    from account_pool.core.retry_policy import Limits
 
     pool = _pool("round-robin", scope, _ACCOUNTS)
     limits = Limits(max_wait_s=0.0)

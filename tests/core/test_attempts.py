@@ -8,13 +8,21 @@ from typing import Any
 
 import pytest
 
+from account_pool.core import websocket_moves
 from account_pool.core.admission import MAX_BODY_BYTES
-from account_pool.core.attempts import Attempts, Limits
-from account_pool.core.broken import STALE_WITHIN_S, TRIES, Broken, how_broken, how_unconnected
+from account_pool.core.attempts import Attempts
 from account_pool.core.errors import IllegalEvent
 from account_pool.core.lease import Conversation, RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
+from account_pool.core.retry_policy import (
+    STALE_WITHIN_S,
+    TRIES,
+    Broken,
+    Limits,
+    how_broken,
+    how_unconnected,
+)
 from account_pool.core.steps import Deliver, Phase, Refresh, Send, Step, Synthesize, Wait
 from tests.core.helpers import (
     BARE_429,
@@ -1265,11 +1273,11 @@ SOCKET = RequestFacts(provider=PROVIDER, kind="key", socket=True)
 def test_a_socket_moves_when_another_account_could_serve() -> None:
     play = Play("a", "b", facts=SOCKET)
     play >> begin << "send a" >> committed
-    assert play.attempts.refused_inside(MODEL_LIMIT, "gpt-5", play.now)
+    assert websocket_moves.refused_inside(play.attempts, MODEL_LIMIT, "gpt-5", play.now)
     again = Play(pool=play.pool, facts=SOCKET, strategy="fill-first")
     again >> begin << "send b" >> committed
     # Now both are limited: the frame is for the client, and no socket opens in a circle.
-    assert not again.attempts.refused_inside(MODEL_LIMIT, "gpt-5", again.now)
+    assert not websocket_moves.refused_inside(again.attempts, MODEL_LIMIT, "gpt-5", again.now)
     assert without(play, "other") == []
 
 
@@ -1281,7 +1289,7 @@ def test_a_socket_is_not_opened_in_a_circle() -> None:
     for _ in range(4):
         turn = Play(pool=play.pool, facts=SOCKET)
         turn >> begin >> committed
-        closed.append(turn.attempts.refused_inside(named, None, play.now))
+        closed.append(websocket_moves.refused_inside(turn.attempts, named, None, play.now))
         turn >> finished
     assert closed == [True, False, False, False]
 
@@ -1290,18 +1298,18 @@ def test_a_socket_whose_limit_others_share_stays() -> None:
     play = Play("a", "b", facts=SOCKET)
     play >> begin << "send a" >> committed
     bare = Outcome(cls=OutcomeClass.RATE_LIMIT, replayable=False, signal="429")
-    assert not play.attempts.refused_inside(bare, "gpt-5", play.now)
+    assert not websocket_moves.refused_inside(play.attempts, bare, "gpt-5", play.now)
 
 
 def test_an_account_forbidden_inside_a_socket_is_asked_last() -> None:
     play = Play("a", "b", facts=SOCKET)
     play >> begin << "send a" >> committed
-    assert play.attempts.refused_inside(FORBIDDEN, "gpt-5", play.now)
+    assert websocket_moves.refused_inside(play.attempts, FORBIDDEN, "gpt-5", play.now)
     assert (play.benched, play.suspects) == ([], ["a"])
 
 
 def moved(outcome: Outcome | None, model: str | None = "gpt-5") -> Event:
-    return lambda attempts, now: attempts.move_inside(outcome, model, now)
+    return lambda attempts, now: websocket_moves.move(attempts, outcome, model, now)
 
 
 def test_a_socket_moves_before_anything_was_answered() -> None:

@@ -17,12 +17,12 @@ from hypothesis.stateful import (
 )
 
 from account_pool.core.account import Account
-from account_pool.core.attempts import BARE_JITTER_S, BARE_PAUSE_S, Attempts, Limits
-from account_pool.core.broken import Broken
+from account_pool.core.attempts import Attempts
 from account_pool.core.errors import IllegalEvent
 from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.outcome import Outcome
 from account_pool.core.pool import Pool
+from account_pool.core.retry_policy import BARE_JITTER_S, BARE_PAUSE_S, Broken, Limits
 from account_pool.core.selection import POLICIES
 from account_pool.core.steps import Deliver, Phase, Refresh, Send, Synthesize, Wait
 from tests.core.generated import (
@@ -243,7 +243,7 @@ class AttemptsMachine(RuleBasedStateMachine):
     def held(self) -> list[Lease]:
         """Open leases on accounts that are still in the pool."""
         present = {state.key: state.position for state in self.pool.accounts}
-        given = [a._ticket.lease for a in self.all if a._ticket is not None]
+        given = [a.choice.ticket.lease for a in self.all if a.choice.ticket is not None]
         leases = [lease for lease in [*given, *(a.lease for a in self.all)] if lease is not None]
         return [lease for lease in leases if present.get(lease.key) == lease.state.position]
 

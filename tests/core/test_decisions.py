@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from account_pool.core.broken import remedy
 from account_pool.core.cooldown import Cause
 from account_pool.core.decisions import KEPT, By, Decision, Decisions, Kind, session_hash
 from account_pool.core.outcome import OutcomeClass, Scope
+from account_pool.core.retry_policy import remedy
 from tests.core.helpers import PROVIDER, key
 
 A = key("a")

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from account_pool.core.attempts import CROWDED
-from account_pool.core.broken import Broken
+from account_pool.core import websocket_moves
 from account_pool.core.decisions import By, Decision, Kind
+from account_pool.core.errors import CROWDED
 from account_pool.core.lease import Conversation
 from account_pool.core.pool import Pool
 from account_pool.core.request_events import NOT_KEPT
+from account_pool.core.retry_policy import Broken
 from tests.core.helpers import (
     BARE_429,
     FACTS,
@@ -248,7 +249,10 @@ def test_inside_a_websocket(may_close: bool, closes: bool, reason: str) -> None:
     play = Play("a", "b")
     play >> begin >> committed
     limit = rate_limit(60.0)
-    assert play.attempts.refused_inside(limit, "gpt-5", 1.0, may_close=may_close) is closes
+    assert (
+        websocket_moves.refused_inside(play.attempts, limit, "gpt-5", 1.0, may_close=may_close)
+        is closes
+    )
     (refusal,) = records(play.pool)
     assert (refusal.by, refusal.reason) == (By.SOCKET, reason)
     assert refusal.until == 61.0

@@ -58,7 +58,8 @@ class World:
         facts = RequestFacts(provider=PROVIDER, kind="key", model=model, conversation=told)
         play = Request(pool=self.pool, facts=facts, **limits)
         play.at(at)
-        play.attempts.session = session_lease_of(facts, self.sessions, self.pins, at)
+        session = session_lease_of(facts, self.sessions, self.pins, at)
+        play.attempts.session = play.attempts.choice.session = session
         return play
 
     def serve(self, told: Conversation = S, *, at: float = 0.0, model: str = "gpt-5") -> str:

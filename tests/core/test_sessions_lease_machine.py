@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from account_pool.core.account import AccountKey
-from account_pool.core.attempts import Attempts, Limits
+from account_pool.core.attempts import Attempts
 from account_pool.core.lease import Conversation, RequestFacts
 from account_pool.core.outcome import Outcome, Scope
 from account_pool.core.pins import Pins
+from account_pool.core.retry_policy import Limits
 from account_pool.core.sessions import SessionLease, Sessions, session_lease_of
 from account_pool.core.steps import Phase
 from tests.core.helpers import (

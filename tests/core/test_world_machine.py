@@ -17,12 +17,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from account_pool.core.account import AccountKey
 from account_pool.core.admission import Ticket
-from account_pool.core.attempts import BARE_JITTER_S, BARE_PAUSE_S, Attempts, Limits
-from account_pool.core.broken import Broken
+from account_pool.core.attempts import Attempts
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.lease import Conversation, RequestFacts
 from account_pool.core.outcome import Outcome, Scope
 from account_pool.core.pins import Pins
+from account_pool.core.retry_policy import BARE_JITTER_S, BARE_PAUSE_S, Broken, Limits
 from account_pool.core.sessions import Session, Sessions, session_lease_of
 from account_pool.core.steps import Phase, Send, Step, Wait
 from tests.core.helpers import BARE_429, PROVIDER, account, key, pool_of, quota, rate_limit
@@ -210,7 +210,7 @@ class World(RuleBasedStateMachine):
         if attempts.facts.conversation.named:
             assert attempts.history[-1].key == OWNER
             return
-        if home in attempts._avoid or any(a.outcome == BARE_429 for a in attempts.history):
+        if home in attempts.choice.avoid or any(a.outcome == BARE_429 for a in attempts.history):
             return
         # An overloaded account, or one that did not answer, is left for others.
         if (
@@ -255,10 +255,10 @@ class World(RuleBasedStateMachine):
             assert client.waits.until <= self.give_up_at(client)
 
     def give_up_at(self, client: Client) -> float:
-        assert client.attempts._give_up_at is not None
+        assert client.attempts.choice.give_up_at is not None
         # The clock starts at the first wait, which is not before it came.
-        assert client.attempts._give_up_at <= self.now + MAX_WAIT_S
-        return client.attempts._give_up_at
+        assert client.attempts.choice.give_up_at <= self.now + MAX_WAIT_S
+        return client.attempts.choice.give_up_at
 
     @invariant()
     def lines_are_first_come_first_served(self) -> None:

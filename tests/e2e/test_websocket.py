@@ -171,7 +171,7 @@ async def test_a_limit_before_an_answer_is_replayed_inside_the_socket(provider, 
 @pytest.mark.parametrize(
     "what",
     [
-        "account_pool.core.attempts:Attempts.move_inside",
+        "account_pool.core.websocket_moves:move",
         "account_pool.proxy.websocket_replay:WebsocketReplay._open",
         "account_pool.proxy.websocket_replay:WebsocketReplay._opened",
     ],

@@ -35,10 +35,10 @@ from mitmproxy.proxy.layers.http._hooks import HttpErrorHook, HttpResponseHook
 from mitmproxy.proxy.mode_specs import ProxyMode
 
 from account_pool.core.account import Account
-from account_pool.core.attempts import Limits
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
+from account_pool.core.retry_policy import Limits
 from account_pool.core.steps import Refresh, Wait
 from account_pool.providers import openai
 from account_pool.providers.base import LocalResponse, Provider

@@ -10,10 +10,11 @@ from mitmproxy.test import taddons
 from mitmproxy.tools.console.commander.commander import CommandBuffer
 
 from account_pool.core import headroom
-from account_pool.core.attempts import Attempts, Limits
+from account_pool.core.attempts import Attempts
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from account_pool.core.retry_policy import Limits
 from account_pool.proxy.addon import AccountPool
 from account_pool.proxy.commands import Commands
 from account_pool.proxy.reload import Reloader

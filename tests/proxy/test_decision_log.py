@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from account_pool.core import snapshot
-from account_pool.core.attempts import Attempts, Limits
-from account_pool.core.broken import Broken
+from account_pool.core.attempts import Attempts
 from account_pool.core.decisions import By
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope, UpstreamResponse
+from account_pool.core.retry_policy import Broken, Limits
 from account_pool.core.steps import Refresh
 from account_pool.providers.registry import BUILT_IN
 from account_pool.proxy import status

@@ -12,7 +12,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import TextMessage
 from wsproto.extensions import PerMessageDeflate
 
-from account_pool.core.attempts import Limits
+from account_pool.core.retry_policy import Limits
 from account_pool.core.usage_totals import Tally
 from account_pool.proxy import http_stream, pooled_exchange
 from tests.proxy.helpers import (
@@ -549,9 +549,9 @@ def test_another_account_that_cannot_be_reached(socket):
 @pytest.mark.parametrize(
     "what",
     [
-        "account_pool.core.attempts:Attempts.move_inside",
-        "account_pool.core.attempts:Attempts._elsewhere",
-        "account_pool.core.attempts:Attempts._bench_inside",
+        "account_pool.core.websocket_moves:move",
+        "account_pool.core.websocket_moves:_another",
+        "account_pool.core.websocket_moves:_bench",
         "account_pool.core.request_events:RequestEvents.sent",
         "account_pool.proxy.pooled_exchange:PooledExchange.outgoing",
         "account_pool.proxy.pooled_exchange:PooledExchange.connect",
@@ -609,7 +609,8 @@ def break_(monkeypatch, what: str) -> None:
     def broken(*_args, **_kwargs):
         raise RuntimeError("on purpose")
 
-    monkeypatch.setattr(getattr(importlib.import_module(module), owner), name, broken)
+    holder = importlib.import_module(module)
+    monkeypatch.setattr(getattr(holder, owner) if owner else holder, name, broken)
 
 
 def test_the_client_leaves_while_another_account_is_asked(socket):

@@ -7,8 +7,8 @@ import random
 import pytest
 from mitmproxy.connection import ConnectionState
 
-from account_pool.core.attempts import Limits
 from account_pool.core.pool import Pool
+from account_pool.core.retry_policy import Limits
 from account_pool.proxy import pooled_exchange
 from tests.patience import tries
 from tests.proxy.helpers import (

@@ -14,9 +14,9 @@ from mitmproxy import http
 from mitmproxy.net.server_spec import ServerSpec
 from mitmproxy.proxy.layers.http import HTTPMode, RequestEndOfMessage, ResponseData, ResponseHeaders
 
-from account_pool.core import broken
-from account_pool.core.attempts import Limits
+from account_pool.core import retry_policy
 from account_pool.core.pool import Pool
+from account_pool.core.retry_policy import Limits
 from account_pool.providers import anthropic, copilot, gemini, openai
 from account_pool.providers.base import HostRule, LocalResponse
 from account_pool.providers.definition import add_hosts
@@ -645,7 +645,7 @@ def test_a_kept_connection_that_closes_late_may_have_run_it(rig_of):
     rig.send(post1())
     rig.server.send(OK)
     rig.send(post1())
-    rig.advance(broken.STALE_WITHIN_S + 0.1)
+    rig.advance(retry_policy.STALE_WITHIN_S + 0.1)
     rig.server.close()
     assert rig.answers[1].status == 502
     assert len(rig.requests) == 2

@@ -9,8 +9,8 @@ from random import Random
 import brotli
 import pytest
 
-from account_pool.core.attempts import Limits
 from account_pool.core.decisions import Kind
+from account_pool.core.retry_policy import Limits
 from account_pool.core.usage import END_BYTES
 from account_pool.core.usage_totals import Tally
 from account_pool.providers import anthropic

@@ -17,7 +17,7 @@ from mitmproxy.proxy.layers import http as http_layers
 from mitmproxy.proxy.layers.http import HTTPMode
 from mitmproxy.proxy.server import ConnectionIO
 
-from account_pool.core.attempts import Limits
+from account_pool.core.retry_policy import Limits
 from account_pool.core.suspend import GAP_S
 from account_pool.proxy import addon, http_layer, waking
 from account_pool.proxy.http2 import DEAD_S, QUIET_S

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from account_pool.core.account import AccountKey
 
+#: Why a request is not held although an account may return in time.
+CROWDED = "too many requests wait for an account already (pool_max_waiting, or 512 MiB of bodies)"
+
 
 class PoolError(Exception):
     """Something the pool was asked for cannot be done."""
@@ -48,6 +51,8 @@ class NoUsableAccount(PoolError):
             money, 403 accounts, 404 the model is not for them; None while waiting helps.
         like: the account that said so last.
         reason: a few words for people.
+        crowded: an account may return in time, but too many wait for one already.
+        all_refused: no account is left that has not refused this request.
     """
 
     def __init__(
@@ -62,7 +67,7 @@ class NoUsableAccount(PoolError):
         like: AccountKey | None = None,
         reason: str,
     ) -> None:
-        super().__init__(f"{provider}: {reason}")
+        super().__init__(provider, reason)
         self.provider = provider
         self.retry_at = retry_at
         self.soonest = soonest
@@ -71,20 +76,20 @@ class NoUsableAccount(PoolError):
         self.status = status
         self.like = like or soonest
         self.reason = reason
+        self.crowded = self.all_refused = False
 
-    def because(self, reason: str) -> NoUsableAccount:
-        """Return the same with another reason."""
-        return NoUsableAccount(
-            self.provider,
-            retry_at=self.retry_at,
-            soonest=self.soonest,
-            may_change=self.may_change,
-            last_resort=self.last_resort,
-            status=self.status,
-            like=self.like,
-            reason=reason,
-        )
+    def __str__(self) -> str:
+        return f"{self.provider}: {self.reason}"
+
+    def crowd_out(self) -> None:
+        """One could be waited for, but too many wait already."""
+        self.reason, self.crowded = CROWDED, True
 
     def wait_s(self, now: float) -> float | None:
         """Seconds until the first account returns; None when no deadline is known."""
         return None if self.retry_at is None else max(self.retry_at - now, 0.0)
+
+    def frees_by(self, until: float, now: float) -> bool:
+        """Say whether an account may serve before *until*, which is worth a wait."""
+        soon = self.retry_at is not None and self.retry_at <= until
+        return now < until and (soon or self.may_change)

@@ -7,9 +7,10 @@ disprove both. How long a cooldown lasts is decided in `cooldown.py`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import Accounts, is_401
@@ -18,8 +19,9 @@ from account_pool.core.credential import Credential, fingerprint
 from account_pool.core.decisions import By
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.headroom import Window
-from account_pool.core.lease import Lease
+from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from account_pool.core.recent_failures import RecentFailures
 from account_pool.core.state import AccountState
 from account_pool.core.transitions import Transition
 from account_pool.core.verdicts import AccountVerdict, covered, is_about_account
@@ -347,6 +349,65 @@ class PassiveHealth:
         failures = self.accounts.members[lease.key.provider].failures
         if failures.is_silent(lease, now):
             failures.unanswered(lease, now)
+
+
+@dataclass(slots=True, eq=False)
+class Suspects:
+    """The refusals of one request that may be the fault of their accounts, or of the request.
+
+    An address or a client that is locked out gets the same response for every account: one
+    request must not take the whole pool out of use. An account that serves it is the witness;
+    what all refused is for a while delivered after one attempt.
+    """
+
+    health: PassiveHealth
+    facts: RequestFacts
+    found: list[Suspect] = field(default_factory=list)
+
+    @property
+    def miss_model(self) -> bool:
+        """Whether an account said that it does not have the model."""
+        return any(suspect.outcome.missing_model for suspect in self.found)
+
+    def add(self, lease: Lease, outcome: Outcome, now: float) -> None:
+        """The account of *lease* has refused the request with *outcome*."""
+        # What is stored on one account is refused by all others.
+        if outcome.names_credential or not self.facts.conversation.named:
+            self.found.append(self.health.suspect(lease, outcome, now=now))
+
+    def tried_since(self, now: float) -> deque[AccountKey] | None:
+        """Return whom the request was tried on since all refused it; None: they did not."""
+        return self._failures.tried_since(self.facts, now, missing_model=self.miss_model)
+
+    def witnessed(self, now: float) -> None:
+        """Another account serves the request: those who refused it were at fault."""
+        if self.facts.conversation.named:
+            self.drop(now)
+        for suspect in self.found:
+            self.health.convict(suspect, now=now)
+        self.found = []
+
+    def refused_by_all(self, now: float) -> None:
+        """Nobody is left who could serve it: it is the request's own fault."""
+        if self.found:
+            self._failures.refused_by_all(self.facts, now, missing_model=self.miss_model)
+        self.drop(now, acquit=True)
+
+    def drop(self, now: float, *, acquit: bool = False) -> None:
+        """No other account serves it now: nobody is benched but whose key was named.
+
+        Args:
+            acquit: it is the request's own fault.
+        """
+        suspects, self.found = self.found, []
+        for suspect in suspects:
+            if acquit:
+                self.health.acquit(suspect, now=now)
+            self.health.bench_named(suspect, now=now)
+
+    @property
+    def _failures(self) -> RecentFailures:
+        return self.health.accounts.members[self.facts.provider].failures
 
 
 def _is_outdated(state: AccountState, outcome: Outcome, credential: Credential | None) -> bool:

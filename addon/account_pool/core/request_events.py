@@ -6,8 +6,10 @@ decision of ours and has no record. Decides nothing: `attempts.py` does, and cal
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import assert_never
 
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import Cause, Cooldown
@@ -16,7 +18,7 @@ from account_pool.core.errors import NoUsableAccount, UnknownAccount
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass
 from account_pool.core.pool import Pool
-from account_pool.core.steps import Attempt, Deliver, Synthesize, Wait
+from account_pool.core.steps import Attempt, Deliver, Refresh, Send, Step, Synthesize, Wait
 from account_pool.core.verdicts import AccountVerdict
 
 #: Why a WebSocket is closed after its account reported a limit: another account can serve.
@@ -37,6 +39,40 @@ class RequestEvents:
     pool: Pool
     facts: RequestFacts
     wait: int | None = None
+
+    def decided(
+        self,
+        step: Step,
+        history: Sequence[Attempt],
+        nobody: NoUsableAccount | None,
+        now: float,
+        *,
+        left: AccountKey | None,
+        kept: bool,
+    ) -> None:
+        """Record what *step* decides.
+
+        Args:
+            history: its attempts; where it is sent, the last one is the one that begins.
+            nobody: why nobody could serve it when that was asked last.
+            left: where its conversation lived, which is taken elsewhere.
+            kept: its body was kept, so that it could have been sent again.
+        """
+        last = history[-1] if history else None
+        match step:
+            case Send(lease):
+                refused = history[-2] if len(history) > 1 else None
+                came_from = refused.key if refused else left
+                if came_from is not None:
+                    self.sent(came_from, lease.key, refused.outcome if refused else None, now)
+            case Wait():
+                self.held(step, last, nobody, now)
+            case Deliver() | Synthesize():
+                self.given_up(step, last, nobody, now, kept=kept)
+            case Refresh():
+                pass
+            case _:
+                assert_never(step)
 
     def sent(
         self, came_from: AccountKey, to: AccountKey, refusal: Outcome | None, now: float

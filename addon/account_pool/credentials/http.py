@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
-from account_pool.core.broken import Broken, how_unconnected, remedy
 from account_pool.core.credential import Secret
+from account_pool.core.retry_policy import Broken, how_unconnected, remedy
 from account_pool.core.wrong import without_secrets
 from account_pool.version import __version__
 

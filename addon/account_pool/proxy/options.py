@@ -19,8 +19,8 @@ from mitmproxy.addonmanager import Loader
 from mitmproxy.options import Options
 
 from account_pool.config.options import POOL_OPTIONS, OptionValue, read_fast, set_options
-from account_pool.core.attempts import Limits
 from account_pool.core.browser import Allowed, read_hosts, read_origins
+from account_pool.core.retry_policy import Limits
 from account_pool.providers.base import HostRule
 
 #: mitmproxy's own options that our settings are made of.

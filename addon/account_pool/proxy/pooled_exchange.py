@@ -43,12 +43,13 @@ from mitmproxy.proxy.layers.websocket import WebsocketLayer, WebsocketMessageHoo
 from mitmproxy.utils import human
 from mitmproxy.websocket import WebSocketMessage
 
+from account_pool.core import websocket_moves
 from account_pool.core.attempts import Attempts
-from account_pool.core.broken import Broken, how_broken, how_unconnected
 from account_pool.core.credential import Secret
 from account_pool.core.instruments import Mark, Marks
 from account_pool.core.lease import Lease
 from account_pool.core.outcome import OutcomeClass
+from account_pool.core.retry_policy import Broken, how_broken, how_unconnected
 from account_pool.core.steps import Deliver, Refresh, Send, Step, Synthesize, Wait
 from account_pool.core.usage import of_frame
 from account_pool.core.verdicts import is_about_account
@@ -959,7 +960,9 @@ class PooledExchange(AttemptStream):
             return False
         now, model = self.service.now(), self.socket.model
         may_close = not self.socket.answered
-        return self.attempts.refused_inside(outcome, model, now, may_close=may_close)
+        return websocket_moves.refused_inside(
+            self.attempts, outcome, model, now, may_close=may_close
+        )
 
     def _client_said(
         self, socket: WebsocketReader, attempts: Attempts, message: WebSocketMessage
@@ -970,7 +973,11 @@ class PooledExchange(AttemptStream):
         if not socket.client_said(message.content):
             return
         if idle and socket.turns_only and not self._names_something(message.content):
-            send = None if first else attempts.next_turn(socket.model, self.service.now())
+            send = (
+                None
+                if first
+                else websocket_moves.next_turn(attempts, socket.model, self.service.now())
+            )
             if first or send is not None:
                 self.replay = WebsocketReplay(self, message, send)
         self.service.observer.served(attempts, socket.model, None)

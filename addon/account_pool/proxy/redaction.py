@@ -15,8 +15,8 @@ from urllib.parse import quote
 from mitmproxy import http
 from mitmproxy.options import Options
 
-from account_pool.core.broken import remedy
 from account_pool.core.decisions import one_line
+from account_pool.core.retry_policy import remedy
 
 #: The credentials that may occur.
 Secrets = frozenset[bytes]

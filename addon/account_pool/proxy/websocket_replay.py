@@ -47,6 +47,7 @@ from wsproto.extensions import PerMessageDeflate
 from wsproto.frame_protocol import Opcode
 from wsproto.utilities import RemoteProtocolError, split_comma_header
 
+from account_pool.core import websocket_moves
 from account_pool.core.attempts import Attempts
 from account_pool.core.lease import Lease
 from account_pool.core.outcome import Outcome
@@ -245,7 +246,9 @@ class WebsocketReplay:
         stream = self._stream
         assert stream.attempts is not None
         assert stream.socket is not None
-        return stream.attempts.move_inside(outcome, stream.socket.model, stream.service.now())
+        return websocket_moves.move(
+            stream.attempts, outcome, stream.socket.model, stream.service.now()
+        )
 
     def _open(self, send: Send) -> CommandGenerator[None]:
         """Ask the account of *send* for a handshake behind the open socket."""
