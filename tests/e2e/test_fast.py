@@ -44,7 +44,7 @@ LIMITED, GOOD = openai.rate_limited(), openai.chat_stream(["Good", " morning"])
 @pytest.mark.parametrize("first", [GOOD, LIMITED], ids=["served", "limited"])
 async def test_other_addons_see_the_same(provider, setting, first, http2: bool) -> None:
     seen = {}
-    for fast in ("off", "table", "inline", "on"):
+    for fast in ("off", "table", "inline", "direct", "on"):
         upstream = await provider(by_credential({FIRST: first, SECOND: GOOD}))
         proxy = setting.prepare(
             TWO,
@@ -367,7 +367,7 @@ async def test_ways_and_scripts_change_while_answers_flow(provider, setting, tmp
         options={"termlog_verbosity": "debug"},
         extra_args=["-s", str(script)],
     )
-    all_of_them = "table, inline" + (", direct" if direct.is_as_known() else "")
+    all_of_them = "table, inline" + (", direct, short" if direct.is_as_known() else "")
     ways = {"true": all_of_them, "false": "none", '["table"]': "table"}
 
     async def neighbour(http) -> tuple[str, bool]:

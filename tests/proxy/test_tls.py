@@ -176,7 +176,7 @@ def writes_fail(case, monkeypatch) -> Callable[[], None]:
 def case(certificate, request) -> Case:
     side, quick = getattr(request, "param", ("server", False))
     made = Case(certificate, side, quick=quick).establish()
-    assert made.layer._is_quick is quick
+    assert made.layer.is_quick is quick
     assert made.told() == []
     assert made.closed == 0
     return made
@@ -435,7 +435,7 @@ def test_a_private_part_of_pyopenssl_is_gone(certificate, monkeypatch, gone):
     kept = {name: None for name in (*openssl._FUNCTIONS, *openssl._CODES) if name != gone}
     monkeypatch.setattr(SSL, "_lib", SimpleNamespace(**kept))
     assert not openssl.is_as_known()
-    assert not Case(certificate, "server", quick=True).layer._is_quick
+    assert not Case(certificate, "server", quick=True).layer.is_quick
 
 
 def test_another_connection_than_pyopenssls_is_asked_in_its_own_way(certificate):

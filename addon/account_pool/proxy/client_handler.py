@@ -43,7 +43,9 @@ DRAIN_S = 5.0
 
 def handler_of(client: Client) -> Any:
     """Return what handles *client*; None where mitmproxy does not list it, or not at all."""
-    connections = getattr(ctx.master.addons.get("proxyserver"), "connections", None)
+    master = getattr(ctx, "master", None)  # none where layers run by themselves
+    proxyserver = None if master is None else master.addons.get("proxyserver")
+    connections = getattr(proxyserver, "connections", None)
     return connections.get(client.id) if isinstance(connections, Mapping) else None
 
 

@@ -33,6 +33,7 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import (
     HttpClient,
+    HttpEvent,
     ReceiveHttp,
     RequestEndOfMessage,
     RequestHeaders,
@@ -62,33 +63,40 @@ _Head = tuple[_T, int | None]
 class _Quick(Http1Connection):
     """What both sides have in common."""
 
-    def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
-        if type(event) is events.DataReceived and self._is_body(event.data):
+    def read_body(self, event: events.Event) -> CommandGenerator[None]:
+        # Comes here once for a message, whoever has read its head.
+        reader: Any = self.body_reader
+        if type(reader) is ChunkedReader:
+            self.body_reader = _Chunks()
+        elif type(reader) is ContentLengthReader and reader._remaining > len(self.buf):
+            self._handle_event = self._in_body  # type: ignore[method-assign]  # while it comes
+        self.state = super().read_body
+        return self.state(event)
+
+    def _in_body(self, event: events.Event) -> CommandGenerator[None]:
+        if isinstance(event, events.DataReceived) and self._is_body(event.data):
             return self._read_whole(event)
+        if not isinstance(event, HttpEvent):
+            del self._handle_event
         return super()._handle_event(event)
 
     def _is_body(self, data: bytes) -> bool:
-        """Say whether *data* is part of a body of known length, and nothing is before it."""
-        if getattr(self.state, "__func__", None) is not Http1Connection.read_body or self.buf:
-            return False
-        reader = self.body_reader
-        return type(reader) is ContentLengthReader and len(data) <= reader._remaining
+        """Say whether *data* is a part of the body, and nothing of it is still to be read."""
+        reader: Any = self.body_reader
+        reads = getattr(self.state, "__func__", None) is Http1Connection.read_body
+        return reads and not self.buf and 0 < len(data) <= reader._remaining
 
     def _read_whole(self, event: events.DataReceived) -> CommandGenerator[None]:
         """Hand on what came as it is; h11 copies each byte of it four times."""
         reader: Any = self.body_reader
         reader._remaining -= len(event.data)
+        over = not reader._remaining
+        if over:
+            del self._handle_event
         assert self.stream_id is not None
         yield ReceiveHttp(self.ReceiveData(self.stream_id, event.data))
-        if not reader._remaining:
+        if over:
             yield from super().read_body(event)
-
-    def read_body(self, event: events.Event) -> CommandGenerator[None]:
-        # Comes here once for a message, whoever has read its head.
-        if type(self.body_reader) is ChunkedReader:
-            self.body_reader = _Chunks()
-        self.state = super().read_body
-        return self.state(event)
 
 
 class _Chunks(ChunkedReader):

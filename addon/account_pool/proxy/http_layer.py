@@ -28,6 +28,7 @@ from mitmproxy.proxy.layers.http import (
 
 from account_pool.proxy import pooled_request, redaction, tunnels, waking
 from account_pool.proxy.events import SERVER_ERROR, EventHandled, Silent
+from account_pool.proxy.fast import short
 from account_pool.proxy.http_stream import AttemptStream
 from account_pool.proxy.service import Service
 from account_pool.proxy.stream import PoolHttpStream
@@ -81,6 +82,7 @@ class PoolHttpLayer(HttpLayer):
     Attributes:
         answered: server connections that have carried an answer.
         attempts: those that run, by their ids, and the streams they are of.
+        doubts: what is to be told after a suspend, and to whom.
         when_handled: streams that get an `EventHandled` once everybody has handled the event.
             `Http1Client` emits the end of a message before it resets itself: a request sent
             right then on the same connection would crash it.
@@ -97,8 +99,7 @@ class PoolHttpLayer(HttpLayer):
         #: connections to servers over HTTP/2 that are ours, and those that were looked at
         self.http2: dict[Connection, Any] = {}
         self._looked_at: set[Connection] = set()
-        #: what is to be told after a suspend, and to whom
-        self._doubts: list[tuple[layer.Layer, events.Event]] = []
+        self.doubts: list[tuple[layer.Layer, events.Event]] = []
         self._given_back: list[ResponseProtocolError] = []
         self._last_attempt_id = 0
         #: a request was told why the connection that mitmproxy opened by itself is none
@@ -148,8 +149,8 @@ class PoolHttpLayer(HttpLayer):
             # Looked at here, where control is anyway: mostly there is nothing.
             if self.when_handled or self._given_back:
                 source = self._after_event()
-            elif self._doubts:
-                source = self.event_to_child(*self._doubts.pop())
+            elif self.doubts:
+                source = self.event_to_child(*self.doubts.pop())
             elif self._sweep.timer is None and (self.attempts or self.waiting_for_establishment):
                 source = self._sweep.arm()
             else:
@@ -217,6 +218,7 @@ class PoolHttpLayer(HttpLayer):
             self.connections[client] = _QUICK.quick_server(self.connections[client])
         if _HTTP2 is not None:
             _HTTP2.take_server(self.connections[client])
+        short.begin(self)
 
     # -- after a suspend
 
@@ -254,7 +256,7 @@ class PoolHttpLayer(HttpLayer):
         ours: Any = next((client for client in self.http2.values() if client is end), None)
         if ours is not None:
             if ours.is_busy:
-                self._doubts.append((outermost, ours.suspect()))
+                self.doubts.append((outermost, ours.suspect()))
             return not ours.is_busy
         if isinstance(end, Http1Client):
             return end.stream_id is None  # an answer that comes to its end proves it alive

@@ -99,40 +99,42 @@ def _watch(tunnel: TunnelLayer, server: Server, secrets: Secrets) -> None:
     tunnel.event_to_child = event_to_child  # type: ignore[method-assign]  # of this one only
 
 
-#: How long a connection may take_tls to open, its TLS and its turn included, seconds.
+#: How long a connection may take to open, its TLS and its turn included, seconds.
 OPENING_S = 60.0
 
 _ENDED = "TLS has ended"
 
 
-class _EndingTls(TLSLayer):
+class EndingTls(TLSLayer):
+    """One whose connection ends when TLS has come to an end."""
+
     #: nothing is read or written any more
-    _over = False
+    is_over = False
     #: the layers above are still to be told that the connection is closed
     _owed = False
     #: OpenSSL is asked without pyOpenSSL in between (`fast.openssl`)
-    _is_quick = False
+    is_quick = False
 
     def receive_handshake_data(self, data: bytes) -> CommandGenerator[tuple[bool, str | None]]:
         done, error = yield from super().receive_handshake_data(data)
-        if done and self._over:
+        if done and self.is_over:
             return False, _ENDED
         return done, error
 
     def receive_data(self, data: bytes) -> CommandGenerator[None]:
         # Generators are returned and chained: each of ours would be resumed for every command.
-        if self._over:
+        if self.is_over:
             return _nothing()
-        if self._is_quick and openssl.can_use(self.tls):
+        if self.is_quick and openssl.can_use(self.tls):
             return self._read(data)
-        return cast(Any, chain(super().receive_data(data), self._end_if_dead()))
+        return cast(Any, chain(super().receive_data(data), self.end_if_dead()))
 
     def _read(self, data: bytes) -> CommandGenerator[None]:
         """Do as `TLSLayer.receive_data`."""
         plain, error = openssl.read(self.tls, data)
         ended = isinstance(error, SSL.ZeroReturnError)
         if error is not None and not ended:
-            yield commands.Log(f"TLS Error: {error}", logging.WARNING)
+            yield error_log(error)
         if answer := openssl.pending(self.tls):
             yield commands.SendData(self.conn, answer)
         if plain:
@@ -141,36 +143,32 @@ class _EndingTls(TLSLayer):
             self.conn.state &= ~ConnectionState.CAN_READ
             yield from self.event_to_child(events.ConnectionClosed(self.conn))
         if error is not None:
-            yield from self._end_if_dead()
+            yield from self.end_if_dead()
 
-    def _end_if_dead(self) -> CommandGenerator[None]:
+    def end_if_dead(self) -> CommandGenerator[None]:
+        """Close the connection if nothing can be read or written any more."""
         # What was read may have been answered: a write was the first to fail then.
-        if not self._over and self._is_dead():
-            yield from self._end()
+        if not self.is_over and self._is_dead():
+            yield from self.end()
 
     def send_data(self, data: bytes) -> CommandGenerator[None]:
-        if self._over:
+        if self.is_over:
             return
         try:
-            if self._is_quick and openssl.can_use(self.tls):
+            if self.is_quick and openssl.can_use(self.tls):
                 yield from self._write(data)
             else:
                 yield from super().send_data(data)
         except SSL.Error:
-            yield from self._end()
+            yield from self.end()
 
     def _write(self, data: bytes) -> CommandGenerator[None]:
         """Do as `TLSLayer.send_data`; a piece is on its way before the next is encrypted."""
-        if len(data) <= openssl.WRITE_BYTES:
-            yield commands.SendData(self.conn, openssl.write(self.tls, data))
-            return
-        view = memoryview(data)
-        for at in range(0, len(data), openssl.WRITE_BYTES):
-            piece = openssl.write(self.tls, view[at : at + openssl.WRITE_BYTES])
-            yield commands.SendData(self.conn, piece)
+        for piece in openssl.pieces(data):
+            yield commands.SendData(self.conn, openssl.write(self.tls, piece))
 
     def receive_close(self) -> CommandGenerator[None]:
-        if not self._over:
+        if not self.is_over:
             yield from super().receive_close()
         elif self._owed:
             yield from self.event_to_child(events.ConnectionClosed(self.conn))
@@ -192,18 +190,23 @@ class _EndingTls(TLSLayer):
     def _is_read(self) -> bool:
         return bool(self.conn.state & ConnectionState.CAN_READ)
 
-    def _end(self) -> CommandGenerator[None]:
+    def end(self) -> CommandGenerator[None]:
         """Close the connection. That it is closed comes back as an event, as from its peer."""
-        self._over, self._owed = True, self._is_read
+        self.is_over, self._owed = True, self._is_read
         if self.tunnel_state is TunnelState.OPEN:
             yield commands.CloseConnection(self.conn)
 
 
-class PoolClientTls(_EndingTls, ClientTLSLayer):
+def error_log(error: SSL.Error) -> commands.Log:
+    """Return what mitmproxy says of an error of a peer."""
+    return commands.Log(f"TLS Error: {error}", logging.WARNING)
+
+
+class PoolClientTls(EndingTls, ClientTLSLayer):
     """The client's side."""
 
 
-class PoolServerTls(_EndingTls, ServerTLSLayer):
+class PoolServerTls(EndingTls, ServerTLSLayer):
     """The server's side."""
 
 
@@ -280,5 +283,5 @@ def take_tls(outermost: Layer, *, quick: bool = False) -> None:
         if type(at) in _OURS:
             ours = cast(Any, at)
             ours.__class__ = _OURS[type(at)]
-            ours._is_quick = quick and at.debug is None and openssl.is_as_known()
+            ours.is_quick = quick and at.debug is None and openssl.is_as_known()
         at = getattr(at, "child_layer", None)

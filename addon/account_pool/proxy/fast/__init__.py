@@ -5,7 +5,9 @@ them, in a task of its own. The steps here do the same in the same order with le
 
 - `table`: hooks are called from a table (name of the hook -> functions) instead of a walk.
 - `inline`: a hook that awaits nothing runs where it is triggered, without a task.
-- `direct`: what a connection receives is handled where it arrives, without waking a task.
+- `direct`: what a connection receives is handled where it arrives, without waking a task, and
+  OpenSSL is asked without an exception for each read (`openssl`).
+- `short`: events of a client's CONNECT tunnel go straight to the HTTP layer inside it.
 
 Nothing of mitmproxy is replaced but on its objects (the addon manager, the handler of one
 client, the streams of one connection), and only where the functions that are stood in for

@@ -16,7 +16,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
-from typing import Any
+from typing import Any, Protocol
 
 from mitmproxy.flow import Flow
 from mitmproxy.hooks import UpdateHook
@@ -40,10 +40,22 @@ _RUNNING: set[asyncio.Task[None]] = set()
 _KEEPS_REF = "keep_ref" in inspect.signature(asyncio_utils.create_task).parameters
 
 
-class EventQueue:
-    """Stands in for `server_event` and `hook_task` of *handler*, that of one client."""
+class Way(Protocol):
+    """Another way for events than through all layers."""
 
-    __slots__ = ("_hooks", "_is_running", "_queue", "_table", "handler")
+    def handle(self, event: events.Event) -> bool:
+        """Handle *event* if it may come this way; return whether it did."""
+
+
+class EventQueue:
+    """Stands in for `server_event` and `hook_task` of *handler*, that of one client.
+
+    Attributes:
+        may_shorten: events may go another way than through all layers (`fast.short`).
+        way: that way, once it is known.
+    """
+
+    __slots__ = ("_hooks", "_is_running", "_queue", "_table", "handler", "may_shorten", "way")
 
     def __init__(self, handler: ProxyConnectionHandler, table: HookTable) -> None:
         self.handler = handler
@@ -51,6 +63,8 @@ class EventQueue:
         self._queue: collections.deque[tuple[events.Event, Context]] = collections.deque()
         self._is_running = False
         self._hooks = 0
+        self.may_shorten = False
+        self.way: Way | None = None
 
     async def server_event(self, event: events.Event) -> None:
         """Handle *event*, as `ConnectionHandler.server_event` does. Never suspends."""
@@ -77,12 +91,14 @@ class EventQueue:
         handler = self.handler
         handler.timeout_watchdog.register_activity()
         try:
-            for command in handler.layer.handle_event(event):
-                self._carry_out(command)
+            if self.way is None or not self.way.handle(event):
+                for command in handler.layer.handle_event(event):
+                    self.carry_out(command)
         except Exception:
             handler.log("mitmproxy has crashed!", logging.ERROR, exc_info=True)
 
-    def _carry_out(self, command: commands.Command) -> None:
+    def carry_out(self, command: commands.Command) -> None:
+        """Do what a layer has asked for."""
         handler = self.handler
         if isinstance(command, commands.StartHook):
             # What hooks leave in context variables is found by those that follow from it only.

@@ -11,6 +11,7 @@ SSL_write takes one record at a time (pyOpenSSL sets SSL_MODE_ENABLE_PARTIAL_WRI
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 from OpenSSL import SSL
@@ -92,6 +93,14 @@ def pending(tls: Any) -> bytes:
         return b""
     found: bytes = _buffer.bytes[:count]
     return found if count < _BUFFER_BYTES else found + pending(tls)
+
+
+def pieces(data: bytes) -> Iterable[bytes | memoryview]:
+    """Return *data* in pieces for `write`."""
+    if len(data) <= WRITE_BYTES:
+        return (data,)
+    view = memoryview(data)
+    return [view[at : at + WRITE_BYTES] for at in range(0, len(data), WRITE_BYTES)]
 
 
 def write(tls: Any, data: bytes | memoryview) -> bytes:

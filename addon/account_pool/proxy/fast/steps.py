@@ -8,7 +8,7 @@ from collections.abc import Collection
 from mitmproxy.addonmanager import AddonManager
 
 from account_pool.config.options import FAST_STEPS
-from account_pool.proxy.fast import direct, inline
+from account_pool.proxy.fast import direct, inline, short
 from account_pool.proxy.fast.table import HookTable
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,8 @@ class Steps:
                 used.add("inline")
                 if "direct" in chosen and direct.is_as_known():
                     used.add("direct")
+                    if "short" in chosen and short.is_as_known():
+                        used.add("short")
         self.used = frozenset(used)
         line = ", ".join(name for name in FAST_STEPS if name in used) or "none"
         if line != self._said:
@@ -46,4 +48,5 @@ class Steps:
         queue = inline.put_into(handler, self._table)
         if queue is not None and "direct" in self.used:
             direct.put_into(queue)
+            queue.may_shorten = "short" in self.used
         return queue is not None
