@@ -177,6 +177,6 @@ def test_a_proxy_that_answers_otherwise_is_no_pool(places):
 
 
 def test_a_guarded_pool_is_told_from_a_stranger(places, monkeypatch):
-    monkeypatch.setattr(api, "_get", lambda _connection, _path: (401, {"error": {}}))
+    monkeypatch.setattr(api, "_exchange", lambda *_request: (401, {"error": {}}))
     with pytest.raises(api.NoAnswer, match="proxyauth"):
         api.accounts(places.port)

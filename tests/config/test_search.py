@@ -12,7 +12,6 @@ from account_pool.config.accounts_file import (
     Confirmed,
     Local,
     Named,
-    SearchInput,
     Why,
     search,
     skip_line,
@@ -56,23 +55,23 @@ YES, NO, CHANGED = (local(c) for c in (Confirmed.YES, Confirmed.NO, Confirmed.CH
     ],
 )
 def test_the_first_hit_wins(named, here, own, path, why):
-    found = search(SearchInput(named=named, local=here, own=OWN, own_exists=own))
+    found = search(named=named, local=here, own=OWN, own_exists=own)
     assert (found.path, found.why) == (Path(path) if path else None, why)
     assert found.target == (found.path or OWN)
 
 
 @pytest.mark.parametrize("named", [option(exists=False), variable(exists=False)])
 def test_a_file_that_was_named_and_is_not_there_is_an_error_that_says_who_named_it(named):
-    found = search(SearchInput(named=[named], local=YES, own=OWN, own_exists=True))
+    found = search(named=[named], local=YES, own=OWN, own_exists=True)
     with pytest.raises(ConfigError, match=f"{named.path}: the file does not exist; {named.by}"):
         found.require()
 
 
 @pytest.mark.parametrize(("here", "why"), [(NO, "has not been confirmed"), (CHANGED, "changed")])
 def test_what_was_not_confirmed_is_named_with_the_remedy(here, why):
-    found = search(SearchInput(named=[], local=here, own=OWN, own_exists=True))
+    found = search(named=[], local=here, own=OWN, own_exists=True)
     assert found.skipped == here
-    line = skip_line(here, "account-pool")
+    line = skip_line(here)
     assert line.startswith(f"{HERE} is skipped: it ")
     assert why in line
     assert "account-pool check --trust" in line
@@ -81,17 +80,19 @@ def test_what_was_not_confirmed_is_named_with_the_remedy(here, why):
 def test_only_what_the_search_found_here_is_looked_at_again():
     """What was named, the user's own and the product's checkout need no confirmation."""
     cases = [
-        (SearchInput(named=[], local=YES, own=OWN, own_exists=True), True),
-        (SearchInput(named=[], local=local(Confirmed.NO, True), own=OWN, own_exists=True), False),
-        (SearchInput(named=[option()], local=YES, own=OWN, own_exists=True), False),
-        (SearchInput(named=[], local=None, own=OWN, own_exists=True), False),
+        ([], YES, True),
+        ([], local(Confirmed.NO, True), False),
+        ([option()], YES, False),
+        ([], None, False),
     ]
-    assert [search(facts).confirm for facts, _ in cases] == [again for _, again in cases]
+    for named, here, again in cases:
+        found = search(named=named, local=here, own=OWN, own_exists=True)
+        assert found.confirm is again
 
 
 def test_your_own_file_needs_no_confirmation_where_you_stand_beside_it():
     beside = Local(OWN, Confirmed.NO)
-    found = search(SearchInput(named=[], local=beside, own=OWN, own_exists=True))
+    found = search(named=[], local=beside, own=OWN, own_exists=True)
     assert (found.why, found.skipped) == (Why.OWN, None)
 
 
@@ -101,4 +102,4 @@ def test_your_own_file_needs_no_confirmation_where_you_stand_beside_it():
     own=st.booleans(),
 )
 def test_what_nobody_confirmed_never_serves(named, here, own):
-    assert search(SearchInput(named=named, local=here, own=OWN, own_exists=own)).path != HERE
+    assert search(named=named, local=here, own=OWN, own_exists=own).path != HERE

@@ -8,7 +8,8 @@ nothing: the request path does not know of it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -40,6 +41,7 @@ _KINDS = ("input", "cached", "output", "reasoning")
 Labels = tuple[str, ...]
 #: Values by labels.
 Values = Iterable[tuple[Labels, float]]
+_Family = type[CounterMetricFamily] | type[GaugeMetricFamily]
 
 
 class Timing(NamedTuple):
@@ -168,32 +170,36 @@ def _served(totals: Mapping[tuple[str, str], Tally]) -> Iterator[Metric]:
     )
 
 
-def _accounts(states: Iterable[AccountState], now: float) -> Iterator[Metric]:
-    states = list(states)
-    yield _gauge(
-        "account_pool_in_flight",
-        "Requests in flight.",
-        ("account",),
-        [((str(state.key),), state.in_flight) for state in states],
-    )
-    yield _gauge(
-        "account_pool_in_flight_oldest_seconds",
+def _remaining(state: AccountState, now: float) -> float:
+    return max((c.until - now for c in state.holds() if c.active(now)), default=0.0)
+
+
+#: Of each account, at a monotonic instant: the kind of metric, its name, its help, its value.
+_OF_ACCOUNT: tuple[tuple[_Family, str, str, Callable[[AccountState, float], float]], ...] = (
+    (GaugeMetricFamily, "account_pool_in_flight", "Requests in flight.",
+        lambda state, _: state.in_flight),
+    (GaugeMetricFamily, "account_pool_in_flight_oldest_seconds",
         "Age of the oldest request in flight; 0 when there is none.",
-        ("account",),
-        [((str(s.key),), now - min(s.running.values(), default=now)) for s in states],
-    )
-    yield _counter(
-        "account_pool_departures",
+        lambda state, now: now - min(state.running.values(), default=now)),
+    (CounterMetricFamily, "account_pool_departures",
         "Clients that left before the first byte of an answer.",
-        ("account",),
-        [((str(state.key),), state.departures) for state in states],
-    )
-    yield _counter(
-        "account_pool_broken",
+        lambda state, _: state.departures),
+    (CounterMetricFamily, "account_pool_broken",
         "Requests whose connection broke before the first byte of an answer.",
-        ("account",),
-        [((str(state.key),), state.broken) for state in states],
-    )
+        lambda state, _: state.broken),
+    (GaugeMetricFamily, "account_pool_cooling",
+        "1 while an account, or a model of it, is on cooldown.",
+        lambda state, now: float(_remaining(state, now) > 0)),
+    (GaugeMetricFamily, "account_pool_cooldown_remaining_seconds",
+        "Time until the last cooldown of an account ends; 0 when none is active.",
+        _remaining),
+)  # fmt: skip
+
+
+def _accounts(states: Sequence[AccountState], now: float) -> Iterator[Metric]:
+    for kind, name, about, value in _OF_ACCOUNT:
+        values = [((str(state.key),), value(state, now)) for state in states]
+        yield _family(kind, name, about, ("account",), values)
     verdicts = [(str(state.key), verdict_of(state, now)[0]) for state in states]
     yield _gauge(
         "account_pool_account_state",
@@ -201,22 +207,6 @@ def _accounts(states: Iterable[AccountState], now: float) -> Iterator[Metric]:
         ("account", "state"),
         [((key, state), float(state == is_in)) for key, is_in in verdicts for state in STATES],
     )
-    yield _gauge(
-        "account_pool_cooling",
-        "1 while an account, or a model of it, is on cooldown.",
-        ("account",),
-        [((str(s.key),), float(_remaining(s, now) > 0)) for s in states],
-    )
-    yield _gauge(
-        "account_pool_cooldown_remaining_seconds",
-        "Time until the last cooldown of an account ends; 0 when none is active.",
-        ("account",),
-        [((str(s.key),), _remaining(s, now)) for s in states],
-    )
-
-
-def _remaining(state: AccountState, now: float) -> float:
-    return max((c.until - now for c in state.holds() if c.active(now)), default=0.0)
 
 
 def _resets(totals: Mapping[tuple[str, str], tuple[int, float]]) -> Iterator[Metric]:
@@ -250,15 +240,12 @@ def _headroom(states: Iterable[AccountState], moment: Moment) -> Metric:
     )
 
 
-def _gauge(name: str, about: str, labels: Labels, values: Values) -> Metric:
-    family = GaugeMetricFamily(name, about, labels=labels)
+def _family(kind: _Family, name: str, about: str, labels: Labels, values: Values) -> Metric:
+    family = kind(name, about, labels=labels)
     for of, value in values:
         family.add_metric(of, value)
     return family
 
 
-def _counter(name: str, about: str, labels: Labels, values: Values) -> Metric:
-    family = CounterMetricFamily(name, about, labels=labels)
-    for of, value in values:
-        family.add_metric(of, value)
-    return family
+_gauge = partial(_family, GaugeMetricFamily)
+_counter = partial(_family, CounterMetricFamily)

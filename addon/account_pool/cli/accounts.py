@@ -32,7 +32,7 @@ def find(named: Path | None, environ: Mapping[str, str], *, confdir: str = CONFD
         option = mitmproxy_config(confdir).get(accounts_file.OPTION) or ""
         found = accounts_file.find(str(option), accounts_file.OPTION, environ)
     if found.skipped:
-        note(skip_line(found.skipped, accounts_file.command()))
+        note(skip_line(found.skipped))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Asks the proxy: whether it is there and well, and what its accounts do."""
+"""The client of the REST API of a proxy on this machine: is it there, what does it say, changes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MAX_BYTES = 16 * 1024 * 1024
 
 
 class Missing(StrEnum):
-    """Why there is no health to tell."""
+    """Why the health of a proxy is not known."""
 
     NOBODY = "nobody"
     #: something listens and does not answer in time
@@ -64,7 +64,7 @@ class NoAnswer(Exception):
 
 
 class NoProxy(NoAnswer):
-    """Nobody answers at that port."""
+    """No proxy answers at that port."""
 
 
 class Line:
@@ -93,7 +93,7 @@ class Line:
         if self._kept is None:
             self._kept = http.client.HTTPConnection(HOST, self._port, timeout=PROBE_S)
         try:
-            return _health(*_get(self._kept, "/health"))
+            return _health(*_exchange(self._kept, "GET", "/health"))
         except ConnectionRefusedError:
             return Missing.NOBODY
         except (TimeoutError, ConnectionError):
@@ -113,60 +113,54 @@ def accounts(port: int) -> Mapping[str, Any]:
     """Return what GET /account-pool answers: `accounts` and `summary`. Raises NoAnswer."""
     value = ask(port, "/account-pool")
     if not isinstance(value.get("accounts"), list) or not isinstance(value.get("summary"), dict):
-        raise NoAnswer(f"{HOST}:{port} is used by something that is not the pool")
+        raise _not_the_pool(port)
     return value
 
 
 def ask(port: int, path: str) -> Mapping[str, Any]:
     """Return the object the pool on *port* answers to a GET of *path*. Raises NoAnswer."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=ASK_S)
-    try:
-        with contextlib.closing(connection):
-            status, value = _get(connection, path)
-    except (OSError, http.client.HTTPException):
-        raise NoProxy(no_proxy(port)) from None
-    if status == 401:
-        raise NoAnswer(
-            f"the proxy at {HOST}:{port} requires its admin token because proxyauth is set; "
-            f"its dashboard, http://{HOST}:{port}/, asks for it"
-        )
-    return _answer(port, status, value)
+    return _call(port, "GET", path)
 
 
 def change(port: int, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the object the pool on *port* answers to a POST of *body* to *path*.
 
     With the admin token of this machine, which nothing but a pool gets to see. Raises
-    NoAnswer, with the proxy's own words where it refuses; NoProxy where nobody answers.
+    NoAnswer, with the proxy's own words where it refuses; NoProxy where none answers.
     """
     if (found := probe(port)) is not Missing.NOBODY and not isinstance(found, Health):
-        raise NoAnswer(f"{HOST}:{port} is used by something that is not the pool")
-    headers = {"content-type": "application/json", "accept": "application/json"}
-    if token := local_token(port):
-        headers["authorization"] = f"Bearer {token}"
+        raise _not_the_pool(port)
+    return _call(port, "POST", path, body, local_token(port))
+
+
+def _call(port: int, method: str, path: str, *sent: Any) -> Mapping[str, Any]:
+    """Return the object that answers one request; *sent*: its body and token."""
     connection = http.client.HTTPConnection(HOST, port, timeout=ASK_S)
     try:
         with contextlib.closing(connection):
-            connection.request("POST", path, json.dumps(body), headers)
-            status, value = _read(connection)
+            status, value = _exchange(connection, method, path, *sent)
     except (OSError, http.client.HTTPException):
         raise NoProxy(no_proxy(port)) from None
+    if status == 401 and method == "GET":
+        raise NoAnswer(
+            f"the proxy at {HOST}:{port} requires its admin token because proxyauth is set; "
+            f"its dashboard, http://{HOST}:{port}/, asks for it"
+        )
     if status == 401:
         raise NoAnswer(
             f"the proxy at {HOST}:{port} does not accept the admin token in "
             f"{Places.usual(port).confdir / TOKEN_FILE}: its own is beside its state database"
         )
-    return _answer(port, status, value)
-
-
-def _answer(port: int, status: int, value: Any) -> Mapping[str, Any]:
-    """Return *value* if it is a good answer of the pool. Raises NoAnswer."""
     if isinstance(value, dict) and status in {200, 201}:
         return value
     said = value.get("error") if isinstance(value, dict) else None
     if isinstance(said, dict) and isinstance(said.get("message"), str) and "code" in said:
         raise NoAnswer(said["message"], str(said["code"]))
-    raise NoAnswer(f"{HOST}:{port} is used by something that is not the pool")
+    raise _not_the_pool(port)
+
+
+def _not_the_pool(port: int) -> NoAnswer:
+    return NoAnswer(f"{HOST}:{port} is used by something that is not the pool")
 
 
 def local_token(port: int) -> str | None:
@@ -178,7 +172,7 @@ def local_token(port: int) -> str | None:
 
 
 def no_proxy(port: int) -> str:
-    """Return the sentence for a port where nobody is."""
+    """Return what to say of a port where no proxy answers."""
     at = "" if port == DEFAULT_PORT else f" -p {port}"
     if others := running_ports(Places.usual(port).confdir):
         one = " and ".join(map(str, others))
@@ -189,17 +183,22 @@ def no_proxy(port: int) -> str:
     )
 
 
-def _get(connection: http.client.HTTPConnection, path: str) -> tuple[int, Any]:
+def _exchange(
+    connection: http.client.HTTPConnection,
+    method: str,
+    path: str,
+    body: Mapping[str, Any] | None = None,
+    token: str | None = None,
+) -> tuple[int, Any]:
     """Return the status and the JSON value, None if it is none. Never by a proxy."""
-    connection.request("GET", path, headers={"accept": "application/json"})
-    return _read(connection)
-
-
-def _read(connection: http.client.HTTPConnection) -> tuple[int, Any]:
+    headers = {"accept": "application/json", "content-type": "application/json"}
+    if token:
+        headers["authorization"] = f"Bearer {token}"
+    connection.request(method, path, None if body is None else json.dumps(body), headers)
     response = connection.getresponse()
-    body = response.read(_MAX_BYTES)
+    text = response.read(_MAX_BYTES)
     try:
-        return response.status, json.loads(body)
+        return response.status, json.loads(text)
     except (ValueError, RecursionError):
         return response.status, None
 

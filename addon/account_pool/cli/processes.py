@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from account_pool.cli.places import Places, write_whole
+from account_pool.store import machine
 
 #: A proxy ends within milliseconds of a SIGTERM, once what is under way has had the time of
 #: `pool_drain`; a hung one never.
@@ -63,15 +64,8 @@ def _from_proc(pid: int) -> str | None:
 
     Not its command line, which is empty for a moment after a process was started.
     """
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return None
-    # The name of the program, in brackets, may hold anything.
-    fields = stat.rpartition(")")[2].split()
-    state, started = fields[0], fields[19]
-    return None if state in "ZX" else f"{boot} {started}"
+    started, boot = machine.started(pid), machine.run_of_machine().partition(" ")[0]
+    return None if started is None else f"{boot} {started}"
 
 
 def _from_ps(pid: int) -> str | None:

@@ -75,23 +75,6 @@ class Local:
 
 
 @dataclass(frozen=True, slots=True)
-class SearchInput:
-    """What the search decides from.
-
-    Attributes:
-        named: files that were named, what counts more before what counts less.
-        local: None where there is no such file.
-        own: the user's own file, there or not.
-        own_exists: whether it is there.
-    """
-
-    named: Sequence[Named]
-    local: Local | None
-    own: Path
-    own_exists: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Found:
     """What the search found.
 
@@ -124,31 +107,37 @@ class Found:
             raise ConfigError([Problem(self.path, None, "", "the file does not exist", remedy)])
 
 
-def search(facts: SearchInput) -> Found:
-    """Return the file that serves. Raises nothing: see `Found.require`."""
-    if facts.named:
-        first = facts.named[0]
-        return Found(first.path, Why.NAMED, facts.own, by=first.by, exists=first.exists)
-    local, skipped = facts.local, None
-    if local is not None and local.path != facts.own:
+def search(*, named: Sequence[Named], local: Local | None, own: Path, own_exists: bool) -> Found:
+    """Return the file that serves. Raises nothing: see `Found.require`.
+
+    Args:
+        named: files that were named, what counts more before what counts less.
+        local: None where there is no such file.
+        own: the user's own file, there or not.
+    """
+    if named:
+        first = named[0]
+        return Found(first.path, Why.NAMED, own, by=first.by, exists=first.exists)
+    skipped = None
+    if local is not None and local.path != own:
         if local.checkout:
-            return Found(local.path, Why.LOCAL, facts.own)
+            return Found(local.path, Why.LOCAL, own)
         if local.confirmed is Confirmed.YES:
-            return Found(local.path, Why.LOCAL, facts.own, confirm=True)
+            return Found(local.path, Why.LOCAL, own, confirm=True)
         skipped = local
-    if facts.own_exists:
-        return Found(facts.own, Why.OWN, facts.own, skipped=skipped)
-    return Found(None, Why.NONE, facts.own, skipped=skipped)
+    if own_exists:
+        return Found(own, Why.OWN, own, skipped=skipped)
+    return Found(None, Why.NONE, own, skipped=skipped)
 
 
-def skip_line(local: Local, command: str) -> str:
-    """Return the line about a *local* file that is not used; *command* is account-pool."""
+def skip_line(local: Local) -> str:
+    """Return the line about a *local* file that is not used."""
     why = (
         "was changed since you confirmed it"
         if local.confirmed is Confirmed.CHANGED
         else "has not been confirmed; it may run commands and name hosts"
     )
-    return f"{local.path} is skipped: it {why}. If it is yours, run: {command} check --trust"
+    return f"{local.path} is skipped: it {why}. If it is yours, run: {command()} check --trust"
 
 
 TRUST_FILE = "confirmed.json"
@@ -203,7 +192,7 @@ COMMAND = "account-pool"
 
 
 def beside(database: Path) -> Path:
-    """Return the file beside the state *database*: accounts that were added (`added.py`)."""
+    """Return the file beside the state *database*: accounts that were added by hand."""
     return database.with_name(f"{database.name}.accounts.yaml")
 
 
@@ -217,12 +206,10 @@ def find(named: str, by: str, environ: Mapping[str, str]) -> Found:
     texts = [(named, by), (environ.get(VARIABLE, ""), VARIABLE)]
     own = own_file()
     return search(
-        SearchInput(
-            named=[_named(text, source) for text, source in texts if text.strip()],
-            local=_local(),
-            own=own,
-            own_exists=_is_file(own),
-        )
+        named=[_named(text, source) for text, source in texts if text.strip()],
+        local=_local(),
+        own=own,
+        own_exists=_is_file(own),
     )
 
 

@@ -297,7 +297,7 @@ class SourceFile:
         return "the environment" if self._tried is None else accounts_file.shown(self._tried)
 
     def _note_skipped(self, found: Found) -> None:
-        line = skip_line(found.skipped, accounts_file.command()) if found.skipped else ""
+        line = skip_line(found.skipped) if found.skipped else ""
         if line and line != self._skipped:
             logger.warning(f"account-pool: {line}")
         self._skipped = line

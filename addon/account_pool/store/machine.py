@@ -86,7 +86,7 @@ class Process:
             run=run_of_machine(),
             space=_space(),
             pid=pid,
-            started=_started(pid) or "",
+            started=started(pid) or "",
         )
 
     def owner(self, unique: str) -> str:
@@ -115,7 +115,7 @@ def _is_dead(other: Process) -> bool:
     except OSError:
         return False  # somebody else's, and there
     # Of one that has ended, and whose parent has not asked how, nothing is found either.
-    return other.started != "" and _started(other.pid) != other.started
+    return other.started != "" and started(other.pid) != other.started
 
 
 def _space() -> str:
@@ -125,8 +125,8 @@ def _space() -> str:
         return ""
 
 
-def _started(pid: int) -> str | None:
-    """Return when the process began; None: it is dead, or nobody knows."""
+def started(pid: int) -> str | None:
+    """Return when the process *pid* began, as the system counts; None: dead, or not known."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
