@@ -91,9 +91,8 @@ def _ends(server: Server) -> tuple[End, End] | None:
 
 
 def addon() -> AccountPool:
-    """Return the addon for mitmproxy: a new one, or that which a reload of pool.py dropped."""
-    left = reload.carried_over(AccountPool)
-    return AccountPool() if left is None else left
+    """Return the addon for mitmproxy: a new one, or the one that a reload of pool.py dropped."""
+    return reload.carried_over(AccountPool) or AccountPool()
 
 
 class AccountPool:
@@ -117,7 +116,7 @@ class AccountPool:
         self._watching: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[object] | None = None
         self._housekeeping: asyncio.Task[None] | None = None
-        self._ignore_sighup: terminal.Undo = lambda _ends: None
+        self._undo_sighup: terminal.Undo = lambda _ends: None
         self._drain: draining.Drain | None = None
         self._shortage = descriptors.Shortage()
         self._terminal = terminal.Terminal()
@@ -139,9 +138,7 @@ class AccountPool:
                 self._start()
             except Exception as e:
                 self._cannot_start(e)
-        elif any(name.startswith("pool_") for name in updated) or updated & (
-            options.WATCHED | {"proxy_debug"}
-        ):
+        elif updated & options.WATCHED:
             self.wiring.apply()
             self._siblings.settings_changed()
         if self._ready and updated & options.CONFLICTING:
@@ -202,7 +199,7 @@ class AccountPool:
         )
         self._drain.install()
         self._siblings.begin(self._drain)
-        self._ignore_sighup = terminal.on_sighup(
+        self._undo_sighup = terminal.on_sighup(
             self._hung_up, self._terminal_closed, self._terminal.write_nowhere
         )
         self._terminal.watch(getattr(ctx.master, "ui", None), self._terminal_closed)
@@ -226,7 +223,7 @@ class AccountPool:
             self._drain.begin()
 
     async def _announce(self) -> None:
-        """Say that the pool is ready, once the proxy listens where it should."""
+        """Log that the pool is ready, once the proxy listens where it should."""
         if not await listen.bind(held_back=self._held_back):
             return
         self._ready = True
@@ -241,16 +238,16 @@ class AccountPool:
         self._log_conflicts()
 
     def _log_conflicts(self) -> None:
-        """Say which options of mitmproxy requests of the pool do not follow."""
+        """Log which options of mitmproxy requests of the pool do not follow."""
         used = {state.key.provider for state in self.service.pool.accounts}
-        # Those of other providers are not even made.
+        # Only of those: the others are not made yet.
         known = self.service.providers
         hosts = [rule for name in used if name in known for rule in known[name].hosts]
         for note in options.conflicts(ctx.options, hosts):
             logger.warning(f"account-pool: {note}")
 
     def client_connected(self, client: Client) -> None:
-        self.service.mind_suspend()  # before it has connections, which will be fresh
+        self.service.mind_suspend()  # before the client has connections, which are not stale
         handler = client_handler.handler_of(client)
         fast = self.wiring.fast
         if fast is None or not fast.take(handler):
@@ -272,8 +269,8 @@ class AccountPool:
             replay.prepare_playback(played, self.service)
 
     def response(self, flow: http.HTTPFlow) -> None:
-        view = ctx.master.addons.get("view")  # none where nobody looks
-        # Not of a file that somebody opened.
+        view = ctx.master.addons.get("view")  # mitmdump has none
+        # A flow of a file that was opened is neither.
         if view is not None and (flow.live or REFUSED in flow.metadata):
             self._view.ended(flow, view)
 
@@ -314,7 +311,7 @@ class AccountPool:
         for task in (self._starting, self._watching, self._housekeeping, self._reading):
             if task is not None:
                 task.cancel()
-        self._ignore_sighup(ctx.master.should_exit.is_set())
+        self._undo_sighup(ctx.master.should_exit.is_set())
         self._shortage.uninstall()
         if self._replays in ctx.master.addons:
             ctx.master.addons.remove(self._replays)

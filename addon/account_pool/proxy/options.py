@@ -23,10 +23,11 @@ from account_pool.core.browser import Allowed, read_hosts, read_origins
 from account_pool.core.retry_policy import Limits
 from account_pool.providers.base import HostRule
 
-#: mitmproxy's own options that our settings are made of.
-WATCHED = frozenset({"proxyauth", "ssl_insecure", "stream_large_bodies", "body_size_limit"})
-
 _NAMES = frozenset(option.option for option in POOL_OPTIONS)
+#: Options whose change changes our settings, or is refused.
+WATCHED = _NAMES | {
+    "proxyauth", "ssl_insecure", "stream_large_bodies", "body_size_limit", "proxy_debug"
+}  # fmt: skip
 
 #: What follows where the option is set at all; and where it is in reverse mode.
 _CONFLICTS = {

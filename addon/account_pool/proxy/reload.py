@@ -52,13 +52,12 @@ LOOK_S = 2.0
 #: Changes when a file is written: time in ns, size, number; None while it is not there.
 Stamp = tuple[int, int, int] | None
 
-Addon = TypeVar("Addon")
-
-
 #: Why the accounts cannot be read again; the text is for people.
 RELOAD_ERRORS = (ConfigError, StoreError, exceptions.OptionsError, OSError)
 
 _NOT_TAKEN = "has errors; the accounts stay as they were"
+
+Addon = TypeVar("Addon")
 
 
 class Reloader:
@@ -152,9 +151,9 @@ class Reloader:
         return f"{actions.added(key, where).key} was added ({where})"
 
     def remove(self, key: AccountKey) -> None:
-        """Take an account out of the pool until the file is read again by itself.
+        """Take an account out of the pool. Raises UnknownAccount.
 
-        Raises UnknownAccount.
+        It returns, if a file still has it, when that was edited, or by `reload`.
         """
         self._wiring.remove(key)
         # What is being read at this moment must not bring it back.

@@ -129,21 +129,10 @@ class Wiring:
     def start(self, loaded: Config) -> None:
         """Connect everything for the first time. Raises OptionsError or StoreError."""
         values = self.values(loaded.options)
-        service, now = self.service, self.service.now()
-        self._note(loaded)
-        pool = Pool(
-            strategy=str(values["strategy"]),
-            default_cooldown_s=float(values["cooldown"]),
-            chance=service.chance,
-        )
-        service.set_pool(pool)
-        for entry in loaded.accounts:
-            pending, source = entry.account.enabled, entry.fingerprint()
-            pool.accounts.add(entry.account, now=now, pending=pending, source=source)
-        service.set_providers(loaded.providers)
+        pool = Pool(chance=self.service.chance)
+        self.service.set_pool(pool)
         # Now: mitmproxy accepts clients before it is running.
         self.fast = Steps(ctx.master.addons)
-        self._apply(values)
         self._store = make_store(str(values["state"]), ctx.options)
         self.keeper, self._copilot = make_keeper(
             loaded,
@@ -152,8 +141,8 @@ class Wiring:
             editor_version=str(values["editor_version"]),
             options=ctx.options,
         )
-        serve(service, self.keeper, self._copilot, loaded)
-        service.refresh = self.keeper.refresh
+        self._connect(loaded, values, self.keeper, self._copilot)
+        self.service.refresh = self.keeper.refresh
         pool.seek = self.keeper.seek
         self._persist()
 
@@ -175,11 +164,7 @@ class Wiring:
         context = make_acquire_context(
             loaded, self._copilot, self.keeper.context.refresher, self._store, ctx.options
         )
-        self._note(loaded)
-        changes = update_pool(self.service, loaded.accounts, self.keeper.renewed(loaded.accounts))
-        self.service.set_providers(loaded.providers)
-        self._apply(values)
-        serve(self.service, self.keeper, self._copilot, loaded)
+        changes = self._connect(loaded, values, self.keeper, self._copilot)
         self.keeper.update(loaded.accounts, context, anew=changes.added)
         if self.persistence is None:
             self._persist()
@@ -245,6 +230,20 @@ class Wiring:
         return {} if self.persistence is None else await self.persistence.read_counts(name)
 
     # -- inside
+
+    def _connect(
+        self,
+        loaded: Config,
+        values: Mapping[str, OptionValue],
+        keeper: Keeper,
+        copilot: CopilotExchange,
+    ) -> Changes:
+        self._note(loaded)
+        changes = update_pool(self.service, loaded.accounts, keeper.renewed(loaded.accounts))
+        self.service.set_providers(loaded.providers)
+        self._apply(values)
+        serve(self.service, keeper, copilot, loaded)
+        return changes
 
     def _persist(self) -> None:
         """Once there are accounts, restore what was learnt of them, and keep it."""
