@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 logger = logging.getLogger(__name__)
 
-#: Pause before what failed is begun anew, seconds: at first, and at most; doubles.
+#: Pause before a task that failed is started again, seconds: at first, and at most; doubles.
 PAUSE_S = 1.0
 MAX_PAUSE_S = 60.0
 
@@ -26,7 +26,7 @@ Value = TypeVar("Value")
 
 
 def where(error: BaseException) -> str:
-    """Say what *error* is and where it came from, not its text: that may quote anything."""
+    """Return the type of *error* and where it was raised, without its text."""
     frames = traceback.extract_tb(error.__traceback__)[-4:]
     places = " < ".join(f"{f.filename}:{f.lineno} {f.name}" for f in reversed(frames))
     return f"{type(error).__name__} at {places}"
@@ -39,7 +39,7 @@ class Failed:
     Attributes:
         failures: how often.
         error: the type of the last error.
-        running: it was begun anew.
+        running: it was started again.
     """
 
     failures: int = 0
@@ -62,19 +62,19 @@ class Tasks:
         self.failed: dict[str, Failed] = {}
         self._now = now
         self._sleep = sleep
-        #: a task that nobody holds may vanish
+        #: asyncio itself keeps only weak references
         self._running: set[asyncio.Task[Any]] = set()
 
     def supervised(
         self, name: str, work: Callable[[], Coroutine[Any, Any, None]]
     ) -> asyncio.Task[None]:
-        """Run *work*; when it fails, say so and begin it anew. Where it returns, it is over."""
+        """Run *work* until it returns; when it fails, log that and start it again."""
         return self._start(name, self._for_ever(name, work))
 
     def once(
         self, name: str, work: Callable[[], Coroutine[Any, Any, Value]]
     ) -> asyncio.Task[Value | None]:
-        """Run *work*; when it fails, say so and return None."""
+        """Run *work*; when it fails, log that and return None."""
         return self._start(name, self._once(name, work))
 
     def _start(self, name: str, work: Coroutine[Any, Any, Value]) -> asyncio.Task[Value]:
@@ -94,7 +94,7 @@ class Tasks:
                 if _is_cancelled(e):
                     raise
                 if self._now() - began_at >= MAX_PAUSE_S:
-                    pause_s = PAUSE_S  # it did its work for long
+                    pause_s = PAUSE_S  # it had worked for long
                 self._failed(name, e, f"it is begun again in {pause_s:g} s")
             await self._sleep(pause_s)
             self.failed[name].running = True
@@ -112,7 +112,7 @@ class Tasks:
             return None
 
     def note(self, name: str, error: BaseException, then: str) -> None:
-        """Say that a part of what *name* does has failed; it goes on, as *then* says."""
+        """Log that a part of the task *name* has failed; the task goes on, as *then* says."""
         self._failed(name, error, then)
         self.failed[name].running = True
 
@@ -120,15 +120,14 @@ class Tasks:
         failed = self.failed.setdefault(name, Failed())
         failed.failures += 1
         failed.error, failed.running = type(error).__name__, False
-        # No error to the log: one during the start would end mitmproxy.
+        # Not as an error: one during the start would end mitmproxy.
         logger.warning(f"account-pool: {name} failed: {where(error)}; {then}")
 
 
 def _is_cancelled(error: BaseException) -> bool:
-    """Say whether *error* is that of a task which is to end.
+    """Return whether *error* is that of a task which is to end.
 
-    One that comes out of something else it waited for, which was cancelled, would end the task
-    and look as if somebody had wanted that.
+    A CancelledError of something else that it waited for must not end it.
     """
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from account_pool.demo.replies import by_credential
-from account_pool.proxy.descriptors import TELL_S
+from account_pool.proxy.descriptors import LOG_S
 from tests.e2e import few_descriptors
 from tests.e2e.harness import FIRST, chat, in_order
 from tests.scripts import openai
@@ -55,7 +55,7 @@ async def test_more_clients_than_descriptors(provider, pool_proxy):
         assert status == 200 or (status == 502 and CAUSE in text), (status, text)
     # It may be as slow as it likes: a line a minute.
     lines: Any = Counter("out of file descriptors" in line for line in proxy.lines)
-    assert lines[True] <= 1 + (time.monotonic() - began_at) / TELL_S
+    assert lines[True] <= 1 + (time.monotonic() - began_at) / LOG_S
     # mitmproxy has a few lines for each client; asyncio had a hundred tracebacks a second.
     assert lines.total() < 12 * CLIENTS
     assert not any("accept" in line for line in proxy.lines)

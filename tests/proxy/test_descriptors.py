@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from account_pool.proxy import descriptors
-from account_pool.proxy.descriptors import ACCEPT, TELL_S, Shortage, queued
+from account_pool.proxy.descriptors import ACCEPT, LOG_S, Shortage, queued
 from tests.patience import PATIENCE_S
 from tests.proxy.helpers import FakeClock
 
@@ -118,11 +118,11 @@ async def test_it_is_told_once_a_minute(accepting: Accepting, said: Any) -> None
     for waiting in (5, 11, 1):
         await fail(waiting)
     assert said() == []
-    accepting.clock.advance(TELL_S)
+    accepting.clock.advance(LOG_S)
     await fail(1)
     # The most that waited at a time, of all that was not told.
     assert "): 11 connections had to wait;" in "".join(said())
-    accepting.clock.advance(TELL_S)
+    accepting.clock.advance(LOG_S)
     await fail(1)
     assert "): 1 connection had to wait;" in "".join(said())
 

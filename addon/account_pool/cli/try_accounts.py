@@ -101,9 +101,7 @@ async def _try_all(loaded: Config, options: Options) -> list[Tried]:
     had = _Had()
     store = make_store(str(loaded.options.get("state", "")), options)
     editor = str(loaded.options.get("editor_version", ""))
-    keeper, _ = make_keeper(
-        loaded, had.publish, store=store, editor_version=editor, options=options
-    )
+    keeper = make_keeper(loaded, had.publish, store=store, editor_version=editor, options=options)
     ask = own_http(options)
     keeper.start()
     try:

@@ -23,7 +23,7 @@ _KEY = command.argument("key", type=types.Choice("pool.options.accounts"))
 
 
 class Commands:
-    """What a person can ask of the pool and tell it.
+    """The commands. Each docstring is the help that mitmproxy shows.
 
     Registered by `AccountPool`, and no addon: mitmproxy walks over every addon eight times
     per request.
@@ -94,7 +94,7 @@ class Commands:
         """Add an account whose credential is env:NAME (a variable) or file:PATH (a file)."""
         kind, _, where = token.partition(":")
         if kind not in ("env", "file") or not where:
-            # mitmproxy keeps a history of what is typed.
+            # mitmproxy writes what is typed to a file.
             raise exceptions.CommandError(
                 "token: write env:NAME or file:PATH, never the token itself"
             )
@@ -133,7 +133,7 @@ class Commands:
 
 
 def _is_meant(key: AccountKey, only: str) -> bool:
-    """Say whether *only*, a provider or provider/label as people write it, means *key*."""
+    """Return whether *only*, a provider or provider/label as people write it, is *key*."""
     if "/" not in only:
         return only.strip().lower() in ("", key.provider)
     try:

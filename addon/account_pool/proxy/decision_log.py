@@ -1,7 +1,7 @@
-"""Which decisions become lines of the log, and when: nothing of ordinary requests.
+"""Which decisions are logged, and when; nothing of ordinary requests.
 
-A cooldown and the request that runs into it are one line: where that goes on to, or what
-its client is told, says both. The text of each line comes from `core/decision_text.py`.
+A cooldown and the request that caused it are one line, that of the request: it says where the
+request went, or what its client got. The text of a line comes from `core/decision_text.py`.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from account_pool.core.outcome import OutcomeClass
 
 logger = logging.getLogger(__name__)
 
-#: Within so many seconds the same decision is not told again, but counted.
+#: For so many seconds the same decision is counted, not logged again.
 REPEAT_S = 5.0
-#: Waits shorter than this are no news, seconds.
+#: Waits shorter than this are not logged, seconds.
 LONG_WAIT_S = 1.0
 
-#: Those are told in the line of the request, or where accounts are restored.
+#: Who decides what is logged in the line of the request, or where accounts are restored.
 _LOGGED_ELSEWHERE = frozenset({By.ANSWER, By.SOCKET, By.RESTART, By.CLOCK})
 _WARNINGS = frozenset({Kind.REFUSAL, Kind.DISABLE})
 
 
 def is_logged(decision: Decision) -> bool:
-    """Say whether *decision*, new or just ended, has a line of its own."""
+    """Return whether *decision*, new or just ended, has a line of its own."""
     cause = decision.cause
     match decision.kind:
         case Kind.WAIT:
             if decision.waited_s is None:
-                return False  # told when it is over
+                return False  # logged when it is over
             if decision.by is By.ANSWER:
-                # What comes next tells of the refusal, unless nothing does.
+                # The next decision logs the refusal, unless the client has left.
                 return decision.released_by is By.CLIENT
             return decision.waited_s >= LONG_WAIT_S
         case _ if decision.ended_at is not None or decision.times > 1:
-            return False  # told when it was made
+            return False  # logged when it was made
         case Kind.RETRY:
             return cause is None or cause.cls is not OutcomeClass.TRANSPORT
         case Kind.COOLDOWN | Kind.DISABLE:
@@ -55,7 +55,7 @@ def is_logged(decision: Decision) -> bool:
 
 @dataclass(slots=True)
 class _Repeated:
-    """A line that was told, and how often it was not told again."""
+    """A line that was logged, and how often it was the same again."""
 
     text: str
     since: float
@@ -65,12 +65,12 @@ class _Repeated:
 class DecisionLog:
     """Writes decisions to the log. Subscribe it to `Pool.decisions`.
 
-    The same decision again within `REPEAT_S` is counted, and told once more with the
+    The same decision again within `REPEAT_S` is counted, and logged once more with the
     count: fifty agents that are limited at once are two lines.
 
     Args:
         write: takes the level and the text.
-        later: calls a function in so many seconds, if anything can.
+        later: calls a function after so many seconds, where there is an event loop.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class DecisionLog:
         self._repeated: dict[tuple[object, ...], _Repeated] = {}
 
     def __call__(self, decision: Decision) -> None:
-        """Tell *decision* if it is to be told."""
+        """Log *decision* if `is_logged` says so."""
         if not is_logged(decision):
             return
         level = logging.WARNING if decision.kind in _WARNINGS else logging.INFO
@@ -108,7 +108,7 @@ class DecisionLog:
         self._write(level, line(decision))
 
     def _end(self, same: tuple[object, ...], level: int) -> None:
-        """Say how often it was the same, if it was."""
+        """Log how often it was the same, if it was."""
         known = self._repeated.pop(same, None)
         if known is not None and known.times:
             times = "once more" if known.times == 1 else f"{known.times} more times"
@@ -116,7 +116,7 @@ class DecisionLog:
 
 
 def _write(level: int, text: str) -> None:
-    """Write to the log as soon as what is under way has been done: nobody waits for it."""
+    """Log once the current event is handled, which does not wait for it."""
     try:
         asyncio.get_running_loop().call_soon(logger.log, level, text)
     except RuntimeError:

@@ -1,7 +1,7 @@
-"""Out of file descriptors: said once a minute, with what helps, and served on by itself.
+"""Out of file descriptors: logged once a minute with the remedy; the proxy recovers by itself.
 
-asyncio tells the loop's exception handler of each `accept` that fails so, a hundred times in
-a row, and asks to try again in a second as often: soon the proxy would do nothing else.
+asyncio reports each `accept` that fails for it to the loop's exception handler, a hundred times
+in a row, and schedules as many retries in a second: soon the proxy would do nothing else.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ except ImportError:  # Windows has no such limit
 
 logger = logging.getLogger(__name__)
 
-#: What asyncio says of it (selector_events.py, 3.11 to 3.14), and what it tries again with.
+#: How asyncio reports it (selector_events.py, 3.11 to 3.14), and the name of its retry.
 ACCEPT = "socket.accept() out of system resource"
 RETRY = "_start_serving"
-#: How often it is told at most, seconds.
-TELL_S = 60.0
-#: How many are asked for, the first that the system lets us have. A request needs two, so
-#: this is more than mitmproxy serves; macOS allows 10,240 in its older versions.
+#: How often it is logged at most, seconds.
+LOG_S = 60.0
+#: How many are asked for; the first that the system grants. A request needs two, so this is
+#: more than mitmproxy serves; older versions of macOS allow 10,240.
 ENOUGH = (65_536, 10_240)
 #: Of `struct tcp_info`: eight bytes, four other numbers, `tcpi_unacked`.
 _TCP_INFO = struct.Struct("@8x16xI")
 
 
 def raise_limit() -> None:
-    """Have as many file descriptors as this user may have, up to `ENOUGH`; never fewer."""
+    """Raise the limit of file descriptors as far as this user may, up to `ENOUGH`."""
     if resource is None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -52,26 +52,26 @@ def raise_limit() -> None:
 
 
 class Shortage:
-    """Tells of connections that cannot be accepted; all else is for the former handler."""
+    """Logs connections that cannot be accepted; all else is for the former handler."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._loop: asyncio.AbstractEventLoop | None = None
         self._former: Any = None
-        self._tell_at = now()
-        #: the most that waited since it was told last
+        self._log_at = now()
+        #: the most that waited since it was logged last
         self._waited = 0
-        #: of each listening socket: when it is tried again
+        #: the next try of each listening socket
         self._retries: dict[int, asyncio.TimerHandle] = {}
 
     def install(self) -> None:
-        """Handle what the running loop is told, until `uninstall`."""
+        """Become the exception handler of the running loop, until `uninstall`."""
         self._loop = asyncio.get_running_loop()
         self._former = self._loop.get_exception_handler()
         self._loop.set_exception_handler(self._handle)
 
     def uninstall(self) -> None:
-        """Leave it to the former handler again. What is to be tried again still is."""
+        """Restore the former handler. Retries that are scheduled still run."""
         if self._loop is not None and self._loop.get_exception_handler() == self._handle:
             self._loop.set_exception_handler(self._former)
 
@@ -79,7 +79,7 @@ class Shortage:
         listener = context.get("socket")
         if context.get("message") == ACCEPT and listener is not None:
             if listener.fileno() not in self._retries:
-                self._tell(context.get("exception"), queued(listener))
+                self._log(context.get("exception"), queued(listener))
             self._retry_once(loop, listener)
         elif self._former is not None:
             self._former(loop, context)
@@ -87,7 +87,7 @@ class Shortage:
             loop.default_exception_handler(context)
 
     def _retry_once(self, loop: asyncio.AbstractEventLoop, listener: Any) -> None:
-        """Let only one of the retries be that asyncio asks for next, by `call_later`."""
+        """Schedule only one of the retries that asyncio is about to, by `call_later`."""
 
         def call_later(delay: float, callback: Any, *args: Any, context: Any = None) -> Any:
             del loop.call_later
@@ -100,20 +100,20 @@ class Shortage:
 
         def again(number: int, callback: Any, args: Any) -> None:
             del self._retries[number]
-            # Unless it was closed meanwhile: the proxy ends.
+            # Else it was closed meanwhile: the proxy ends.
             if listener.fileno() == number:
                 callback(*args)
 
-        # A loop that is not Python's own may not let us.
+        # A loop that is not Python's own may have fixed attributes.
         with suppress(AttributeError):
             loop.call_later = call_later  # type: ignore[method-assign, assignment]
 
-    def _tell(self, error: BaseException | None, waiting: int | None) -> None:
-        """Tell of it, unless that was done a moment ago or *waiting* is 0: nobody is kept out."""
+    def _log(self, error: BaseException | None, waiting: int | None) -> None:
+        """Log it, unless that was done a moment ago or *waiting* is 0: no client is kept out."""
         self._waited = max(self._waited, waiting or 0)
-        if waiting == 0 or self._now() < self._tell_at:
+        if waiting == 0 or self._now() < self._log_at:
             return
-        self._tell_at = self._now() + TELL_S
+        self._log_at = self._now() + LOG_S
         count, self._waited = self._waited, 0
         who = "1 connection" if count == 1 else f"{count or 'new'} connections"
         logger.warning(f"account-pool: {_what(error)}: {who} had to wait{_remedy(error)}")

@@ -1,14 +1,13 @@
-"""How the proxy ends: what is under way finishes first, for a while, and nothing begins.
+"""How the proxy ends: requests in flight finish first, for a while, and none begins.
 
-Whoever ends mitmproxy (SIGTERM, Ctrl-C, `q` in the console) calls `Master.shutdown`;
-`Drain` stands in its place. Asked once, it stops listening, has new requests answered with
-503 (`stream.py`), and waits; asked again, it waits no more. A terminal that is closed asks
-once, however often that is said. What nobody could see an end of is not waited for:
-tunnels that are not decrypted, and WebSockets between two turns, which are told that the
-proxy goes away.
+SIGTERM, Ctrl-C and `q` in the console call `Master.shutdown`, which `Drain` replaces. The
+first call stops listening, has new requests answered with 503 (`stream.py`), and waits; a
+second one ends the wait. A terminal that is closed counts once, however often that is
+reported. What has no end that could be seen is not waited for: tunnels that are not decrypted,
+and WebSockets between two turns, which are closed as going away.
 
-All of it has one deadline, that of the drain, from which whatever comes after counts: whoever
-sends SIGTERM kills later (`stop_grace_period` in compose.yaml).
+All of it has one deadline, that of the drain; what comes after counts from there: SIGTERM is
+followed by SIGKILL (`stop_grace_period` in compose.yaml).
 """
 
 from __future__ import annotations
@@ -35,23 +34,23 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: How often is looked whether all has finished, seconds.
+#: How often it is checked whether all has finished, seconds.
 LOOK_S = 0.05
-#: How often, once all clients were hung up on: what is not told by then is not waited for.
+#: How many times once all clients were disconnected; what is left then is not waited for.
 CUT_LOOKS = 20
-#: How long a step lasts at most that mostly takes no time, seconds.
+#: How long a step may take that usually takes no time, seconds.
 STEP_S = 1.0
-#: How long after the drain the answer to a refresh of a login is waited for, and the last
+#: How long after the drain the response to a refresh of a login is waited for, and the last
 #: write of what the pool has learnt, seconds. The process has ended `AFTER_S` after it.
 ANSWER_S, WRITE_S, AFTER_S = 4.0, 6.0, 8.0
 
 
 class Drain:
-    """Ends *master*, once what *service* has under way has finished.
+    """Ends *master*, once the requests of *service* in flight have finished.
 
     Args:
-        refreshing: says whether a login is being refreshed.
-        write: has all that was learnt written, and returns then.
+        refreshing: returns whether a login is being refreshed.
+        write: writes all that was learnt, and returns then.
     """
 
     def __init__(
@@ -74,18 +73,15 @@ class Drain:
 
     @property
     def over_at(self) -> float:
-        """When it was over, or should have been: what comes after counts from there.
-
-        Monotonic seconds; now, if nobody has asked for it.
-        """
+        """When it was over, or should have been, monotonic seconds; now if it never began."""
         return min(self._over_at, self._service.now())
 
     def install(self) -> None:
-        """Stand in the place of `Master.shutdown`, which mitmproxy looks up when it is called."""
+        """Replace `Master.shutdown`, which mitmproxy looks up when it is called."""
         self._master.shutdown = self.shutdown  # type: ignore[method-assign]
 
     def uninstall(self) -> None:
-        """Leave everything as it was; wait for nothing."""
+        """Restore `Master.shutdown`; wait for nothing."""
         if self._master.__dict__.get("shutdown") == self.shutdown:
             del self._master.shutdown
         if self._task is not None:
@@ -96,7 +92,7 @@ class Drain:
         self._loop.call_soon_threadsafe(self._asked)
 
     def begin(self) -> None:
-        """Drain, then end; does nothing where that has begun. Call it in the loop."""
+        """Drain, then end; does nothing if that has begun. Call it in the event loop."""
         if not self._service.stopping:
             self._asked()
 
@@ -114,20 +110,20 @@ class Drain:
 
     async def _run(self) -> None:
         with log_and_continue:
-            # Before the first wait: what is killed meanwhile has lost nothing.
-            writing = tasks.once("last writing before the shutdown", self._write_and_tell)
+            # Before the first wait: a proxy that is killed meanwhile loses nothing.
+            writing = tasks.once("last writing before the shutdown", self._write_safely)
             await _shortly(self._stop_listening())
             await self._wait()
             await _shortly(self._close_sockets())
             writing.cancel()
-        # Whatever failed, the proxy ends.
+        # Whatever has failed, the proxy ends.
         await self._cut()
 
     async def _cut(self) -> None:
-        """Hang up on all clients, as mitmproxy does when told to, and end."""
+        """Disconnect all clients, as mitmproxy's shutdown does, and end."""
         with log_and_continue:
             if self._service.turn_away():
-                await asyncio.sleep(LOOK_S)  # they are answered
+                await asyncio.sleep(LOOK_S)  # their responses are sent
             for handler in self._handlers():
                 io = handler.transports.get(handler.client)
                 if io is not None and io.handler is not None:
@@ -138,7 +134,7 @@ class Drain:
                 await asyncio.sleep(LOOK_S)
         self._end_now()
 
-    async def _write_and_tell(self) -> None:
+    async def _write_safely(self) -> None:
         with log_and_continue:
             await self._write()
 
@@ -150,11 +146,11 @@ class Drain:
                     await server.stop()
 
     async def _wait(self) -> None:
-        """Wait for what is under way, at most as long as is allowed."""
+        """Wait for what is in flight, until the deadline."""
         drain_s = self._service.settings.drain_s
         if self._is_futile() and self._service.turn_away():
             await asyncio.sleep(LOOK_S)
-        left = self._under_way()
+        left = self._in_flight()
         if not left:
             return
         logger.log(
@@ -166,23 +162,23 @@ class Drain:
             if self._is_futile():
                 self._service.turn_away()
             await asyncio.sleep(LOOK_S)
-            left = self._under_way()
+            left = self._in_flight()
         if self._service.turn_away():
             await asyncio.sleep(LOOK_S)
-            left = self._under_way()
+            left = self._in_flight()
         if left:
             logger.warning(f"account-pool: cut off after {drain_s:g} s: {left}")
 
     def _is_futile(self) -> bool:
-        """Say whether what is held for an account is all there is, and none returns in time."""
+        """Return whether all requests are held for an account, and none returns in time."""
         held, looks_at = self._service.held()
         return held == self._requests() and looks_at >= self._over_at
 
     def _requests(self) -> int:
         return sum(stream.under_way for stream in self._streams())
 
-    def _under_way(self) -> str:
-        """Return in words what is under way; "" if nothing is."""
+    def _in_flight(self) -> str:
+        """Return in words what is in flight; "" if nothing is."""
         requests = self._requests()
         if requests:
             return "1 request" if requests == 1 else f"{requests} requests"
@@ -191,13 +187,13 @@ class Drain:
         return "an answer" if self._is_writing() else ""
 
     def _streams(self) -> Iterator[PoolHttpStream]:
-        """Return the requests of all clients, those that have been answered not among them."""
+        """Return the requests of all clients that are not answered yet."""
         for layer in list(self._service.layers):
             # Attempts are routed to the same streams, by negative ids.
             yield from [s for i, s in layer.streams.items() if i > 0]  # type: ignore[misc]
 
     def _is_writing(self) -> bool:
-        """Say whether a client has not taken yet what it was sent."""
+        """Return whether something is sent to a client that has not read it yet."""
         for handler in self._handlers():
             io = handler.transports.get(handler.client)
             transport = getattr(io.writer, "transport", None) if io is not None else None
@@ -223,7 +219,7 @@ class Drain:
 
 
 async def _shortly(step: Awaitable[object]) -> None:
-    """Wait for *step*, at most as long as is worth it."""
+    """Wait for *step*, for `STEP_S` at most."""
     with suppress(TimeoutError):
         async with asyncio.timeout(STEP_S):
             await step

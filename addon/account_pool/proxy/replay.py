@@ -36,10 +36,10 @@ _SEEN = "pool.played_back"
 
 
 class Replays:
-    """An addon that comes after every other: what those make of a request counts.
+    """Serves requests that are sent again. An addon, and the last one.
 
-    `map_local` and `server_replay` may answer it, `modify_body` and scripts may change it,
-    as they do with a request that is not replayed.
+    So `map_local` and `server_replay` may answer a request first, `modify_body` and scripts may
+    change it, as they do with a request that is not replayed.
     """
 
     name = "account_pool_replays"
@@ -50,7 +50,7 @@ class Replays:
         self._before = WeakKeyDictionary()
 
     def begin(self, flow: http.HTTPFlow) -> None:
-        """Note where *flow* goes, before others may change that."""
+        """Note where *flow* goes, before other addons may change that."""
         if _is_replayed(flow) and (providers := _providers(flow.request, self._service)):
             self._before[flow] = providers
 
@@ -67,7 +67,7 @@ class Replays:
 
 
 def _is_replayed(flow: http.HTTPFlow) -> bool:
-    """Say whether somebody replays *flow*, and nobody has answered it yet."""
+    """Return whether *flow* is replayed, and not answered yet."""
     return bool(flow.is_replay == "request" and flow.live and not flow.response and not flow.error)
 
 
@@ -85,13 +85,13 @@ async def answer(flow: http.HTTPFlow, service: Service) -> None:
         flow.response = error_response.local(providers[0].refusal(409, _REPLAYED_BY_ITSELF, None))
         return
     try:
-        # Stands on mitmproxy's own replay, and nothing else here does.
+        # Only this depends on mitmproxy's own replay, which another version may lack.
         from account_pool.proxy.replay_handler import Replay  # noqa: PLC0415 - may fail
 
         replay = Replay(flow, service)
         flow.response = await replay.answered()
     except Exception as e:
-        # Whatever went wrong: without a response mitmproxy would send the placeholder.
+        # Whatever is wrong: without a response mitmproxy would send the placeholder.
         logger.warning(f"{providers[0].name}: the replay failed ({type(e).__name__})")
         flow.response = error_response.local(providers[0].refusal(502, _FAILED, None))
         return
@@ -99,7 +99,7 @@ async def answer(flow: http.HTTPFlow, service: Service) -> None:
 
 
 def _show(flow: http.HTTPFlow, sent: http.HTTPFlow) -> None:
-    """Let *flow* show how its replay went, which was *sent* in its place."""
+    """Let *flow* show how its replay went: *sent* is the copy that was."""
     flow.request.headers.fields = sent.request.headers.fields
     flow.request.data.path = sent.request.data.path
     flow.server_conn = sent.server_conn
@@ -145,7 +145,7 @@ def _masked_copy(flow: http.HTTPFlow, service: Service, *, answered: bool) -> ht
     copy.id = flow.id
     copy.metadata[_SEEN] = True
     if not answered:
-        # mitmproxy passes it over; without any flow it would forget `server_replay_extra`.
+        # mitmproxy skips it; without any flow it would forget `server_replay_extra`.
         copy.response = None
     request = copy.request
     target = pooled_request.of_request(request.pretty_host, request.port, request.scheme)

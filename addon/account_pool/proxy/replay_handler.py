@@ -1,4 +1,8 @@
-"""Sends the request of a flow that is replayed by a layer of ours, as mitmproxy's replays do."""
+"""Sends a flow that is replayed by a layer of ours.
+
+Depends on mitmproxy's own replay (`addons/clientplayback.py`), and is imported when there is
+something to replay: where a version of mitmproxy has no such thing, only replays fail.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +31,11 @@ from account_pool.proxy.service import Service
 
 
 class CutOff(Exception):
-    """The answer ended before it was complete."""
+    """The response ended before it was complete."""
 
 
 class _Client(MockServer):
-    """Asks for a flow, as mitmproxy's replays do, and keeps the answer.
+    """Requests a flow, as mitmproxy's replays do, and keeps the response.
 
     Attributes:
         response: None until its head has come.
@@ -66,7 +70,7 @@ class _Client(MockServer):
                 yield from super()._handle_event(event)
 
     def whole(self) -> http.Response:
-        """Return the answer. Raises CutOff."""
+        """Return the response. Raises CutOff."""
         if self.response is None or not self._complete:
             raise CutOff
         response = self.response.copy()
@@ -89,7 +93,7 @@ class Replay(ReplayHandler):
         self.layer.connections[context.client] = self._client
 
     async def answered(self) -> http.Response:
-        """Return the answer, whole. Raises CutOff."""
+        """Return the complete response. Raises CutOff."""
         try:
             await self.server_event(events.Start())
             await self._client.over.wait()
@@ -99,7 +103,7 @@ class Replay(ReplayHandler):
 
     async def handle_hook(self, hook: commands.StartHook) -> None:
         # Other addons see the flow that was replayed, not this one. Nor is it held for
-        # approval: whoever replays it has approved.
+        # approval: who replays it has approved it.
         if not isinstance(hook.args()[0], http.HTTPFlow):
             await ctx.master.addons.handle_lifecycle(hook)
 
@@ -116,7 +120,7 @@ class Replay(ReplayHandler):
 
 
 def _copy(flow: http.HTTPFlow) -> http.HTTPFlow:
-    """Return what is sent in the place of *flow*, as the request of a client of this machine."""
+    """Return what is sent instead of *flow*, as the request of a client on this machine."""
     here = ("127.0.0.1", 0)
     mode = ProxyMode.parse(ctx.options.mode[0]) if ctx.options.mode else ProxyMode.parse("regular")
     client = connection.Client(

@@ -1,7 +1,7 @@
 """The table of `pool.status`: every account, who waits, and the last decisions.
 
-Lines of text in columns: mitmproxy's console and mitmweb show a list of lines one below
-the other, and scripts get what people read.
+Lines of text in columns: mitmproxy's console and mitmweb show a list of lines, and scripts
+get what people read.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def lines(
     *,
     whole: bool = False,
 ) -> list[str]:
-    """Return what is to be known of the accounts *states*, and what was decided about them.
+    """Return the table of the accounts *states*, and the decisions about them.
 
-    *whole*: with every header value that is known, not only the most telling ones.
+    *whole*: with every header value that is known, not only the first `MAX_VALUES`.
     """
     most = None if whole else MAX_VALUES
     states = list(states)
@@ -59,7 +59,7 @@ def _is_about(decision: Decision, keys: set[AccountKey]) -> bool:
 
 def _columns(rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    # The last one is as long as it likes.
+    # The last column is not padded.
     widths[-1] = 0
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -88,7 +88,7 @@ def _in_flight(state: AccountState) -> str:
 
 
 def _state(state: AccountState, most: int | None, now: float) -> tuple[str, list[str]]:
-    """Return what an account does now, and why."""
+    """Return the state of an account, and the reasons."""
     active = sorted(
         (c for c in state.holds() if c.active(now)),
         key=lambda c: (c.model or "", c.until),
@@ -124,7 +124,7 @@ def _cools(cooldown: Cooldown, now: float) -> str:
 
 
 def _entry(decision: Decision, now: float) -> str:
-    """Return one decision with its time of day, and how it ended where that is known."""
+    """Return one decision with its time of day, and how it ended if that is known."""
     at = f"{datetime.fromtimestamp(decision.wall_at).astimezone():%H:%M:%S}"
     text = f"{at}  {decision.kind.value:8}  {line(decision)}"
     return text + "".join(_marks(decision, now))

@@ -1,6 +1,6 @@
-"""How much of the pool's traffic a front end's view keeps: mitmproxy itself lets nothing go.
+"""How much of the pool's traffic the view of a front end keeps; mitmproxy itself keeps all.
 
-Only flows of the pool that ended here are dropped, oldest first; never what a person has
+Only flows of the pool that ended here are removed, oldest first; never one that a person has
 marked, intercepted or in focus, nor flows of other hosts or of a file that was opened.
 """
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 #: The bodies and messages of the flows that are kept, together, in bytes.
 MAX_BYTES = 64 * 1024 * 1024
-#: The messages of one WebSocket that is open, in bytes; the last two are always kept.
+#: The messages of an open WebSocket, in bytes; the last two are always kept.
 MAX_SOCKET_BYTES = 8 * 1024 * 1024
-#: How many flows at the old end that must stay are passed over, at each flow that ends.
+#: How many old flows that must stay are skipped for each flow that ends.
 _MAX_LOOKS = 64
 
 
 class ViewRetention:
-    """Lets old flows of the pool go from the view of mitmweb or mitmproxy.
+    """Removes old flows of the pool from the view of mitmweb or mitmproxy.
 
-    Its number is `Settings.view_kept`.
+    Keeps `Settings.view_kept` of them, and `MAX_BYTES`.
     """
 
     def __init__(self, service: Service) -> None:
@@ -38,10 +38,7 @@ class ViewRetention:
         self._bytes = 0
 
     def ended(self, flow: http.HTTPFlow, view: Any) -> None:
-        """*flow* has ended, or is one of a refused attempt; others may have to go for it.
-
-        *view*: mitmproxy's.
-        """
+        """Count *flow*, which has ended or is a refused attempt, and remove others from *view*."""
         if self._service.settings.view_kept and is_of_pool(flow):
             with log_and_continue:
                 self._forget(flow.id)
@@ -69,12 +66,12 @@ class ViewRetention:
 
 
 def is_of_pool(flow: http.HTTPFlow) -> bool:
-    """Say whether *flow* was served by the pool, or is an attempt that was refused."""
+    """Return whether *flow* was served by the pool, or is an attempt that was refused."""
     return "pool.account" in flow.metadata or flow_view.REFUSED in flow.metadata
 
 
 def must_stay(flow: http.HTTPFlow, view: Any) -> bool:
-    """Say whether somebody works with *flow*, or it has not ended."""
+    """Return whether a person works with *flow*, or it has not ended."""
     if flow.live or flow.intercepted or getattr(view.focus, "flow", None) is flow:
         return True
     return bool(flow.marked) and flow.marked != flow_view.MARK
@@ -97,7 +94,7 @@ class MessageRetention:
         self._bytes = 0
 
     def added(self, flow: http.HTTPFlow) -> None:
-        """The last message of *flow* is new: let the oldest go, if there are too many."""
+        """Count the last message of *flow*, and remove the oldest if there are too many."""
         assert flow.websocket is not None
         messages = flow.websocket.messages
         self._bytes += len(messages[-1].content)

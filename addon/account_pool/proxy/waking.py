@@ -1,14 +1,13 @@
 """After a suspend: connections that were kept over it are closed, those in use are probed.
 
-NATs and providers forget a connection that is silent for minutes, and nobody learns of it:
-what is sent there vanishes. That there was a suspend is noticed by `core.suspend`; which
-connections take no more requests is decided in `PoolHttpLayer.woke`, at once. Here it is
-told to mitmproxy, which closes their sockets and lets the layers act. HTTP/2 has a PING to
-find out whether an answer can still come; HTTP/1 has none, but TCP has: the system probes
-the peer, and ends the connection if nothing comes back. Stands on
-`Proxyserver.connections`, `ConnectionHandler.transports`, `close_connection` and
-`server_event`; where they are missing, what is idle stays open, unused, until its client
-leaves, and what is in use is asked when the layer wakes by itself.
+NATs and providers forget a connection that is silent for minutes without a notice: what is
+sent there vanishes. `core.suspend` notices the suspend; `PoolHttpLayer.woke` decides, at once,
+which connections take no more requests. Here mitmproxy is made to close their sockets and to
+let the layers act. HTTP/2 has a PING to find out whether a response can still come; HTTP/1 has
+none, but TCP has: the system probes the peer, and ends the connection if nothing comes back.
+Needs `Proxyserver.connections`, `ConnectionHandler.transports`, `close_connection` and
+`server_event` of mitmproxy; where they are missing, an idle connection stays open, unused,
+until its client leaves, and one in use is probed when the layer wakes by itself.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from mitmproxy.proxy.layers.http import HttpConnection, HttpStream
 from account_pool.proxy import client_handler
 from account_pool.supervision import tasks
 
-#: When the first probe is sent and the following ones are, seconds, and how many are; how
-#: long what was sent before may be unacknowledged, milliseconds. Systems lack some of it.
+#: Options of TCP: seconds to the first probe and between the following ones, their number, and
+#: for how long what was sent may be unacknowledged, milliseconds. Systems lack some of them.
 PROBES = {
     "TCP_KEEPIDLE": 5,
     "TCP_KEEPALIVE": 5,  # what macOS calls that one
@@ -58,26 +57,26 @@ class ClientLayer(Protocol):
     def timer(self) -> commands.RequestWakeup | None: ...
 
     def woke(self) -> Collection[Connection]:
-        """Take none of its connections for alive; return those that shall be closed."""
+        """Stop using all of its connections; return those to be closed."""
 
 
 def _running_clock() -> Callable[[], float]:
-    """Return the clock that goes on in a suspend."""
+    """Return the clock that runs during a suspend."""
     name = "CLOCK_MONOTONIC_RAW" if sys.platform == "darwin" else "CLOCK_BOOTTIME"
     number: int | None = getattr(time, name, None)
     if number is not None:
         with suppress(OSError):
             time.clock_gettime(number)
             return partial(time.clock_gettime, number)
-    return time.monotonic  # on Windows it does; elsewhere the wall clock has to do
+    return time.monotonic  # it does on Windows; elsewhere the wall clock has to do
 
 
-#: What `core.suspend.Watch` compares: the clock that goes on, and the wall clock, seconds.
+#: What `core.suspend.Watch` compares: a clock that runs during a suspend, and the wall clock.
 CLOCKS: tuple[Callable[[], float], Callable[[], float]] = (_running_clock(), time.time)
 
 
 def end_of(outermost: layer.Layer) -> HttpConnection | None:
-    """Return the HTTP at the end of a connection, if it is there."""
+    """Return the HTTP layer of a connection; None if it has none."""
     at: Any = outermost
     while at is not None and not isinstance(at, HttpConnection):
         at = getattr(at, "child_layer", None)
@@ -85,7 +84,7 @@ def end_of(outermost: layer.Layer) -> HttpConnection | None:
 
 
 def carrier(connection: Connection, layers: Collection[layer.Layer]) -> Connection:
-    """Return the connection with the socket: another one if this goes through a proxy."""
+    """Return the connection with the socket, which is the upstream proxy's if there is one."""
     for at in reversed(list(layers)):
         if isinstance(at, tunnel.TunnelLayer) and at.conn is connection:
             connection = at.tunnel_connection
@@ -93,7 +92,7 @@ def carrier(connection: Connection, layers: Collection[layer.Layer]) -> Connecti
 
 
 def probe(writer: object) -> None:
-    """Have the system find out, in 20 s as with a PING, whether the peer is still there."""
+    """Make the system find out, in 20 s as with a PING, whether the peer is still there."""
     sock = writer.get_extra_info("socket") if type(writer) is asyncio.StreamWriter else None
     if sock is None:
         return
@@ -107,7 +106,7 @@ def probe(writer: object) -> None:
 
 
 def attend(http: ClientLayer, idle: Collection[Connection]) -> None:
-    """Close *idle*, connections of *http*, and have those in use probed."""
+    """Close *idle*, connections of *http*, and probe those in use."""
     handler = client_handler.handler_of(http.context.client)
     transports = getattr(handler, "transports", {})
     close = getattr(handler, "close_connection", None)
@@ -117,11 +116,11 @@ def attend(http: ClientLayer, idle: Collection[Connection]) -> None:
             if connection in transports:
                 close(connection)
     for server, outermost in http.connections.items():
-        # Not a tunnel of somebody else, which is none of our business.
+        # Not a tunnel, which is not ours.
         if isinstance(server, Server) and end_of(outermost) is not None:
             io = transports.get(carrier(server, outermost.context.layers))
             probe(getattr(io, "writer", None))
     timer = http.timer
     if tell is not None and timer is not None:
-        # It would come by itself, a little later: any event makes the layer ask.
+        # Any event makes the layer send its PINGs; this one would come a little later.
         tasks.once("waking a connection", lambda: tell(events.Wakeup(timer)))

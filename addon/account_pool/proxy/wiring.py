@@ -83,7 +83,6 @@ class Wiring:
         self.persistence: Persistence | None = None
         self.fast: Steps | None = None
         self._store: Store = MemoryStore()
-        self._copilot: CopilotExchange | None = None
         self._entries: Mapping[AccountKey, AccountEntry] = {}
         self._notices = Notices()
         self._file_warnings: tuple[str, ...] = ()
@@ -134,14 +133,14 @@ class Wiring:
         # Now: mitmproxy accepts clients before it is running.
         self.fast = Steps(ctx.master.addons)
         self._store = make_store(str(values["state"]), ctx.options)
-        self.keeper, self._copilot = make_keeper(
+        self.keeper = make_keeper(
             loaded,
             self.publish,
             store=self._store,
             editor_version=str(values["editor_version"]),
             options=ctx.options,
         )
-        self._connect(loaded, values, self.keeper, self._copilot)
+        self._connect(loaded, values, self.keeper)
         self.service.refresh = self.keeper.refresh
         pool.seek = self.keeper.seek
         self._persist()
@@ -158,13 +157,14 @@ class Wiring:
 
         Raises OptionsError or StoreError; nothing is changed then.
         """
-        if self.keeper is None or self._copilot is None:
+        if self.keeper is None:
             raise exceptions.OptionsError("the pool has not started")
         values = self.values(loaded.options)
+        known = self.keeper.context
         context = make_acquire_context(
-            loaded, self._copilot, self.keeper.context.refresher, self._store, ctx.options
+            loaded, known.exchange, known.refresher, self._store, ctx.options
         )
-        changes = self._connect(loaded, values, self.keeper, self._copilot)
+        changes = self._connect(loaded, values, self.keeper)
         self.keeper.update(loaded.accounts, context, anew=changes.added)
         if self.persistence is None:
             self._persist()
@@ -232,17 +232,13 @@ class Wiring:
     # -- inside
 
     def _connect(
-        self,
-        loaded: Config,
-        values: Mapping[str, OptionValue],
-        keeper: Keeper,
-        copilot: CopilotExchange,
+        self, loaded: Config, values: Mapping[str, OptionValue], keeper: Keeper
     ) -> Changes:
         self._note(loaded)
         changes = update_pool(self.service, loaded.accounts, keeper.renewed(loaded.accounts))
         self.service.set_providers(loaded.providers)
         self._apply(values)
-        serve(self.service, keeper, copilot, loaded)
+        serve(self.service, keeper, loaded)
         return changes
 
     def _persist(self) -> None:
@@ -326,7 +322,7 @@ def update_pool(
 
 def make_keeper(
     loaded: Config, publish: Publish, *, store: Store, editor_version: str, options: Options
-) -> tuple[Keeper, CopilotExchange]:
+) -> Keeper:
     """Return what keeps the credentials of *loaded*; nothing is sent or read yet.
 
     *store* keeps the tokens of logins that are refreshed. Raises StoreError.
@@ -335,7 +331,7 @@ def make_keeper(
         {}, EditorHeaders(editor_version), wall_clock=time.time, http=own_http(options)
     )
     context = make_acquire_context(loaded, copilot, None, store, options)
-    keeper = Keeper(
+    return Keeper(
         loaded.accounts,
         publish,
         copilot,
@@ -343,7 +339,6 @@ def make_keeper(
         assist=context.assist,
         wall_clock=time.time,
     )
-    return keeper, copilot
 
 
 def make_acquire_context(
@@ -353,9 +348,9 @@ def make_acquire_context(
     store: Store,
     options: Options,
 ) -> AcquireContext:
-    """Return how the accounts of *loaded* have their credentials. Raises StoreError.
+    """Return how the accounts of *loaded* get their credentials. Raises StoreError.
 
-    *refresher* is the one there is, if any: it stays while the proxy runs.
+    *refresher* is the present one, if any: it stays while the proxy runs.
     """
     http = own_http(options)
     entries = [entry for entry in loaded.accounts if entry.account.enabled]
@@ -372,11 +367,11 @@ def make_acquire_context(
     return AcquireContext(exchange=copilot, refresher=refresher, assist=assist)
 
 
-def serve(service: Service, keeper: Keeper, exchange: CopilotExchange, loaded: Config) -> None:
-    """Let *service* answer clients that exchange a token, and learn their editor."""
+def serve(service: Service, keeper: Keeper, loaded: Config) -> None:
+    """Let *service* answer the token exchanges of clients, and learn their editor."""
     for name in loaded.exchanges:
         service.local[name] = functools.partial(_answer, keeper, name)
-        service.recognizer.seen[name] = exchange.client_seen
+        service.recognizer.seen[name] = keeper.context.exchange.client_seen
 
 
 async def _answer(keeper: Keeper, provider: str) -> LocalResponse:
@@ -415,7 +410,7 @@ def _has_projects(entry: AccountEntry) -> bool:
 
 
 def _code_assist(provider: Provider) -> CodeAssistSettings:
-    """Return where the projects are asked for: at the API itself."""
+    """Return where projects are looked up: at the API itself."""
     rule = provider.hosts[0]
     host = f"[{rule.host}]" if ":" in rule.host else rule.host
     return CodeAssistSettings(api_url=f"https://{host}:{rule.port}")
@@ -423,12 +418,12 @@ def _code_assist(provider: Provider) -> CodeAssistSettings:
 
 @functools.lru_cache(maxsize=1)
 def _way_of(_proxy: str | None, _auth: str | None) -> Way:
-    """Return what is known of the upstream proxy; another password begins anew."""
+    """Return what is known of the upstream proxy, with this password."""
     return Way()
 
 
 def own_http(options: Options) -> Http:
-    """Return how this process reaches others by itself: as mitmproxy does for requests."""
+    """Return how the proxy itself reaches servers: as mitmproxy does for requests."""
     proxy, auth = _upstream_proxy(options), getattr(options, "upstream_auth", None)
     return Http(
         trust=functools.cache(lambda: _trust(options)),
@@ -441,7 +436,7 @@ def own_http(options: Options) -> Http:
 
 
 def _trust(options: Options) -> ssl.SSLContext:
-    """Return what mitmproxy itself trusts upstream, verification always on."""
+    """Return the trust of mitmproxy upstream; verification is always on."""
     import certifi  # noqa: PLC0415 - only where there is an exchange
 
     context = ssl.create_default_context(
@@ -460,7 +455,7 @@ def _trust_for(options: Options, host: str) -> ssl.SSLContext | None:
     path = Path(options.client_certs).expanduser()
     if not path.is_file():
         path /= f"{host}.pem"
-        # A name of a host holds no slash; what does must not lead elsewhere.
+        # A host name has no slash; one that has must not lead to another folder.
         if "/" in host or not path.is_file():
             return None
     context = _trust(options)
