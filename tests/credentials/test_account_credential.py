@@ -8,7 +8,7 @@ import logging
 import os
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -78,21 +78,16 @@ class Projects(CodeAssist):
         return result
 
 
-@pytest.fixture
-def server() -> TokenServer:
-    return TokenServer()
+class Rig:
+    """A clock, a token server, and what the keepers of one account started here publish."""
 
+    def __init__(self, clock: FakeClock, published: Published) -> None:
+        self.clock, self.published, self.server = clock, published, TokenServer()
+        self.store = MemoryTokens(clock)
+        self.keepers: list[Keeper] = []
 
-@pytest.fixture
-async def start(
-    clock: FakeClock, published: Published, server: TokenServer
-) -> AsyncIterator[Callable[..., Keeper]]:
-    """Return a function that starts a keeper of one account."""
-    asyncio.get_running_loop().set_default_executor(NoThreads())
-    keepers = []
-    store = MemoryTokens(clock)
-
-    def make(
+    def start(
+        self,
         source: Any,
         *,
         token: str = "",
@@ -102,33 +97,44 @@ async def start(
         threads: ThreadPoolExecutor | None = None,
         **account: Any,
     ) -> Keeper:
-        one = entry("openai/me", token, source=source, **account)
         provider = replace(
             BUILT_IN["openai"], token_expiry=lambda t: None, misplaced=lambda t: None
         )
-        keepers.append(
+        self.keepers.append(
             Keeper(
-                [replace(one, provider=provider)],
-                published,
+                [replace(entry("openai/me", token, source=source, **account), provider=provider)],
+                self.published,
                 NoExchange(),
                 refresher=Refresher(
-                    store=store,
-                    post=post or server.post,
-                    wall_clock=clock,
+                    store=self.store,
+                    post=post or self.server.post,
+                    wall_clock=self.clock,
                     threads=threads or NoThreads(),
                     slow_s=slow_s,
                 ),
                 assist=assist,
-                wall_clock=clock,
-                sleep=clock.sleep,
+                wall_clock=self.clock,
+                sleep=self.clock.sleep,
                 chance=lambda: 0.0,
             )
         )
-        keepers[-1].start()
-        return keepers[-1]
+        self.keepers[-1].start()
+        return self.keepers[-1]
 
-    yield make
-    for keeper in keepers:
+    def held(self) -> Credential | None:
+        return self.published.credentials["openai/me"].get("key")
+
+    def token(self) -> str | None:
+        credential = self.held() if self.published.all else None
+        return None if credential is None else credential.secret.reveal()
+
+
+@pytest.fixture
+async def rig(clock: FakeClock, published: Published) -> AsyncIterator[Rig]:
+    asyncio.get_running_loop().set_default_executor(NoThreads())
+    rig = Rig(clock, published)
+    yield rig
+    for keeper in rig.keepers:
         keeper.stop()
 
 
@@ -136,36 +142,22 @@ def login(**written: Any) -> OAuthSource:
     return OAuthSource.from_written("openai", "me", {**WRITTEN, **written}, {})
 
 
-def held(published: Published) -> Credential | None:
-    return published.credentials["openai/me"].get("key")
-
-
-def token(published: Published) -> str | None:
-    credential = held(published) if published.all else None
-    return None if credential is None else credential.secret.reveal()
-
-
 class TestLogin:
     async def test_the_written_token_is_published_and_refreshed_in_time(
-        self,
-        start: Callable[..., Keeper],
-        published: Published,
-        clock: FakeClock,
-        server: TokenServer,
-        caplog: pytest.LogCaptureFixture,
+        self, rig: Rig, caplog: pytest.LogCaptureFixture
     ) -> None:
         with caplog.at_level(logging.DEBUG):
-            start(login(), companions={"organization": "o"})
+            rig.start(login(), companions={"organization": "o"})
             await settle()
-            assert token(published) == "at-0"
-            assert held(published).expires_at == START + 3600
-            assert held(published).companions == {"organization": "o"}
-            await clock.advance(3299)
-            assert server.asked == []
-            await clock.advance(1)
-            assert token(published) == "at-1"
-            await clock.advance(3300)
-            assert token(published) == "at-2"
+            assert rig.token() == "at-0"
+            assert rig.held().expires_at == START + 3600
+            assert rig.held().companions == {"organization": "o"}
+            await rig.clock.advance(3299)
+            assert rig.server.asked == []
+            await rig.clock.advance(1)
+            assert rig.token() == "at-1"
+            await rig.clock.advance(3300)
+            assert rig.token() == "at-2"
         lines = [r.message for r in caplog.records if r.name.startswith("account_pool")]
         assert lines[:2] == [
             "openai/me: has an access token, refreshed in 55 min "
@@ -175,98 +167,84 @@ class TestLogin:
         ]
         assert "at-" not in caplog.text and "rt-" not in caplog.text
 
-    async def test_one_refresh_serves_all_who_were_refused(
-        self, start: Callable[..., Keeper], published: Published, server: TokenServer
-    ) -> None:
-        keeper = start(login())
+    async def test_one_refresh_serves_all_who_were_refused(self, rig: Rig) -> None:
+        keeper = rig.start(login())
         await settle()
-        assert token(published) == "at-0"
-        refused = held(published)
+        assert rig.token() == "at-0"
+        refused = rig.held()
         results = await asyncio.gather(*(keeper.refresh(ME, refused) for _ in range(50)))
         assert results == [True] * 50
-        assert len(server.asked) == 1 and token(published) == "at-1"
+        assert len(rig.server.asked) == 1 and rig.token() == "at-1"
 
-    async def test_an_outage_leaves_the_old_token_while_it_is_good(
-        self,
-        start: Callable[..., Keeper],
-        published: Published,
-        clock: FakeClock,
-        server: TokenServer,
-    ) -> None:
-        server.refusals = [(503, "")] * 100
-        start(login())
+    async def test_an_outage_leaves_the_old_token_while_it_is_good(self, rig: Rig) -> None:
+        rig.server.refusals = [(503, "")] * 100
+        rig.start(login())
         await settle()
-        assert token(published) == "at-0"
-        await clock.advance(3300)
-        assert published.problems["openai/me"] is not None
+        assert rig.token() == "at-0"
+        await rig.clock.advance(3300)
+        assert rig.published.problems["openai/me"] is not None
         ends = "it is tried again when the access token ends (2027-01-15 09:00:00 UTC)"
         lost = f"the refresh answered 503; it may have been done, so {ends}"
-        assert published.all[-1] == ("openai/me", {"key": "at-0"}, lost)
+        assert rig.published.all[-1] == ("openai/me", {"key": "at-0"}, lost)
         for _ in range(19):
-            await clock.advance(15)
-        assert len(server.asked) == 1
-        assert [problem for _, _, problem in published.all].count(lost) == 1
-        await clock.advance(15)
-        assert published.all[-1] == ("openai/me", {}, "the refresh answered 503")
-        server.refusals = []
-        await clock.advance(301)
-        assert token(published) == "at-1"
-        assert published.problems["openai/me"] is None
+            await rig.clock.advance(15)
+        assert len(rig.server.asked) == 1
+        assert [problem for _, _, problem in rig.published.all].count(lost) == 1
+        await rig.clock.advance(15)
+        assert rig.published.all[-1] == ("openai/me", {}, "the refresh answered 503")
+        rig.server.refusals = []
+        await rig.clock.advance(301)
+        assert rig.token() == "at-1"
+        assert rig.published.problems["openai/me"] is None
 
-    async def test_an_outage_at_the_start_too(
-        self, start: Callable[..., Keeper], published: Published, server: TokenServer
-    ) -> None:
-        server.refusals = [(503, "")]
-        start(login(expires_at=START + 60))
+    async def test_an_outage_at_the_start_too(self, rig: Rig) -> None:
+        rig.server.refusals = [(503, "")]
+        rig.start(login(expires_at=START + 60))
         await settle()
-        assert bool(published.all)
-        _, tokens, problem = published.all[0]
+        assert bool(rig.published.all)
+        _, tokens, problem = rig.published.all[0]
         assert tokens == {"key": "at-0"}
         assert problem is not None and problem.startswith("the refresh answered 503; ")
 
     async def test_nobody_waits_for_a_server_that_is_slow(
-        self,
-        start: Callable[..., Keeper],
-        published: Published,
-        server: TokenServer,
-        caplog: pytest.LogCaptureFixture,
+        self, rig: Rig, caplog: pytest.LogCaptureFixture
     ) -> None:
         """Requests go elsewhere, or are held: no problem, and no token that was refused."""
         answered = threading.Event()
 
         def slow(*args: Any) -> Any:
             assert answered.wait(PATIENCE_S)
-            return server.post(*args)
+            return rig.server.post(*args)
 
-        keeper = start(login(), post=slow, slow_s=0.0, threads=ThreadPoolExecutor(1))
-        await until(lambda: token(published) == "at-0")
+        keeper = rig.start(login(), post=slow, slow_s=0.0, threads=ThreadPoolExecutor(1))
+        await until(lambda: rig.token() == "at-0")
         caplog.clear()  # reading the store may have been slow as well
-        refused = held(published)
+        refused = rig.held()
         results = await asyncio.gather(*(keeper.refresh(ME, refused) for _ in range(50)))
         assert results == [None] * 50
-        assert published.all[-1] == ("openai/me", {}, None)
-        assert published.again_in_s["openai/me"] == 0.0  # it comes: who asks waits for it
+        assert rig.published.all[-1] == ("openai/me", {}, None)
+        assert rig.published.again_in_s["openai/me"] == 0.0  # it comes: who asks waits for it
         answered.set()
-        await until(lambda: token(published) == "at-1")
-        assert len(server.asked) == 1
+        await until(lambda: rig.token() == "at-1")
+        assert len(rig.server.asked) == 1
         assert await keeper.refresh(ME, refused) is True
         assert [m for m in caplog.messages if "the server is slow" in m] == [
             "openai/me: its login is being refreshed, and the server is slow: it may take 5 min"
         ]
 
-    async def test_a_slow_server_leaves_the_old_token_while_it_is_good(
-        self, start: Callable[..., Keeper], published: Published, server: TokenServer
-    ) -> None:
+    async def test_a_slow_server_leaves_the_old_token_while_it_is_good(self, rig: Rig) -> None:
         answered = threading.Event()
 
         def slow(*args: Any) -> Any:
             assert answered.wait(PATIENCE_S)
-            return server.post(*args)
+            return rig.server.post(*args)
 
-        start(login(expires_at=START + 60), post=slow, slow_s=0.0, threads=ThreadPoolExecutor(1))
-        await until(lambda: token(published) == "at-0")
+        rig.start(
+            login(expires_at=START + 60), post=slow, slow_s=0.0, threads=ThreadPoolExecutor(1)
+        )
+        await until(lambda: rig.token() == "at-0")
         answered.set()
-        await until(lambda: token(published) == "at-1")
+        await until(lambda: rig.token() == "at-1")
 
     @pytest.mark.parametrize(
         ("refusal", "again_in_s"),
@@ -279,91 +257,68 @@ class TestLogin:
         ],
     )
     async def test_what_may_pass_is_waited_for(
-        self,
-        start: Callable[..., Keeper],
-        published: Published,
-        server: TokenServer,
-        refusal: Any,
-        again_in_s: float | None,
+        self, rig: Rig, refusal: Any, again_in_s: float | None
     ) -> None:
         """Only what its owner has to cure is no reason to hold a request, or to say 503."""
-        server.refusals = [refusal] * 2
-        keeper = start(login(access_token=None))
+        rig.server.refusals = [refusal] * 2
+        keeper = rig.start(login(access_token=None))
         await settle()
-        assert token(published) is None
-        assert published.again_in_s["openai/me"] == again_in_s
+        assert rig.token() is None
+        assert rig.published.again_in_s["openai/me"] == again_in_s
         refused = Credential(kind="key", secret=Secret("at-0"))
         assert await keeper.refresh(ME, refused) is (False if again_in_s is None else None)
 
-    async def test_a_token_that_ends_before_the_next_is_there_is_waited_for(
-        self,
-        start: Callable[..., Keeper],
-        published: Published,
-        clock: FakeClock,
-    ) -> None:
+    async def test_a_token_that_ends_before_the_next_is_there_is_waited_for(self, rig: Rig) -> None:
         """As after a machine has slept."""
-        keeper = start(login())
+        keeper = rig.start(login())
         await settle()
         keeper._accounts[ME].drop_expired()
-        assert token(published) == "at-0"
-        clock.now += 3600
+        assert rig.token() == "at-0"
+        rig.clock.now += 3600
         keeper._accounts[ME].drop_expired()
-        assert published.all[-1] == ("openai/me", {}, "its token has expired")
-        assert published.again_in_s["openai/me"] == 0.0
+        assert rig.published.all[-1] == ("openai/me", {}, "its token has expired")
+        assert rig.published.again_in_s["openai/me"] == 0.0
 
     async def test_the_end_of_a_login_is_one_line_and_a_new_one_is_found(
-        self,
-        start: Callable[..., Keeper],
-        published: Published,
-        clock: FakeClock,
-        server: TokenServer,
-        caplog: pytest.LogCaptureFixture,
+        self, rig: Rig, caplog: pytest.LogCaptureFixture
     ) -> None:
-        server.refusals = [(400, {"error": "invalid_grant"})]
-        keeper = start(login())
+        rig.server.refusals = [(400, {"error": "invalid_grant"})]
+        keeper = rig.start(login())
         await settle()
-        assert token(published) == "at-0"
-        assert not await keeper.refresh(ME, held(published))
+        assert rig.token() == "at-0"
+        assert not await keeper.refresh(ME, rig.held())
         problem = (
             "its login is no longer valid: invalid_grant; write the tokens of a new login in "
             "accounts.yaml"
         )
         # Whether it was the token's fault is for the pool to say.
-        assert published.all[-1] == ("openai/me", {"key": "at-0"}, problem)
-        await clock.advance(3600)
-        assert published.all[-1] == ("openai/me", {}, problem)
+        assert rig.published.all[-1] == ("openai/me", {"key": "at-0"}, problem)
+        await rig.clock.advance(3600)
+        assert rig.published.all[-1] == ("openai/me", {}, problem)
         assert caplog.messages == [f"openai/me: {problem}"]
-        assert len(server.asked) == 1
-        server.newest = "rt-new"
+        assert len(rig.server.asked) == 1
+        rig.server.newest = "rt-new"
         keeper.update([replace(keeper._entries[ME], source=login(refresh_token="rt-new"))])
         await settle()
-        assert token(published) == "at-1"
+        assert rig.token() == "at-1"
 
-    async def test_a_login_that_ends_leaves_its_last_token(
-        self,
-        start: Callable[..., Keeper],
-        published: Published,
-        clock: FakeClock,
-        server: TokenServer,
-    ) -> None:
-        server.refusals = [(400, {"error": "invalid_grant"})]
-        start(login())
+    async def test_a_login_that_ends_leaves_its_last_token(self, rig: Rig) -> None:
+        rig.server.refusals = [(400, {"error": "invalid_grant"})]
+        rig.start(login())
         await settle()
-        assert token(published) == "at-0"
-        await clock.advance(3300)
-        assert published.problems["openai/me"] is not None
-        assert token(published) == "at-0"
-        await clock.advance(330)
-        assert token(published) is None
+        assert rig.token() == "at-0"
+        await rig.clock.advance(3300)
+        assert rig.published.problems["openai/me"] is not None
+        assert rig.token() == "at-0"
+        await rig.clock.advance(330)
+        assert rig.token() is None
 
-    async def test_what_the_server_says_of_the_account_goes_with_the_token(
-        self, start: Callable[..., Keeper], published: Published, server: TokenServer
-    ) -> None:
-        server.refusals = [(200, {"access_token": "at-x", "account": {"uuid": "0-1"}})]
-        start(login(access_token=None))
+    async def test_what_the_server_says_of_the_account_goes_with_the_token(self, rig: Rig) -> None:
+        rig.server.refusals = [(200, {"access_token": "at-x", "account": {"uuid": "0-1"}})]
+        rig.start(login(access_token=None))
         await settle()
-        assert token(published) == "at-x"
-        assert held(published).companions == {"account_id": "0-1"}
+        assert rig.token() == "at-x"
+        assert rig.held().companions == {"account_id": "0-1"}
 
 
 class TestFile:
@@ -372,55 +327,49 @@ class TestFile:
         path.chmod(0o600)
         os.utime(path, ns=(at, at))
 
-    async def test_it_is_read_again_when_it_was_written(
-        self, start: Callable[..., Keeper], published: Published, clock: FakeClock, tmp_path: Path
-    ) -> None:
+    async def test_it_is_read_again_when_it_was_written(self, rig: Rig, tmp_path: Path) -> None:
         path = tmp_path / "token"
         self.write(path, "sk-1", at=1)
-        start(FileSource(path))
-        assert token(published) == "sk-1"
+        rig.start(FileSource(path))
+        assert rig.token() == "sk-1"
         self.write(path, "sk-2", at=2)
-        await clock.advance(5)
-        assert token(published) == "sk-2"
-        assert len(published.all) == 2
+        await rig.clock.advance(5)
+        assert rig.token() == "sk-2"
+        assert len(rig.published.all) == 2
 
-    async def test_it_is_not_read_when_nothing_changed(
-        self, start: Callable[..., Keeper], published: Published, clock: FakeClock, tmp_path: Path
-    ) -> None:
+    async def test_it_is_not_read_when_nothing_changed(self, rig: Rig, tmp_path: Path) -> None:
         path = tmp_path / "token"
         self.write(path, "sk-1", at=1)
-        start(FileSource(path))
+        rig.start(FileSource(path))
         self.write(path, "sk-2", at=1)
-        await clock.advance(5)
-        assert token(published) == "sk-1"
+        await rig.clock.advance(5)
+        assert rig.token() == "sk-1"
 
-    async def test_a_refusal_reads_it_in_any_case(
-        self, start: Callable[..., Keeper], published: Published, tmp_path: Path
-    ) -> None:
+    async def test_a_refusal_reads_it_in_any_case(self, rig: Rig, tmp_path: Path) -> None:
         path = tmp_path / "token"
         self.write(path, "sk-1", at=1)
-        keeper = start(FileSource(path))
+        keeper = rig.start(FileSource(path))
         self.write(path, "sk-2", at=1)
-        assert await keeper.refresh(ME, held(published))
-        assert token(published) == "sk-2"
+        assert await keeper.refresh(ME, rig.held())
+        assert rig.token() == "sk-2"
 
     async def test_a_file_caught_while_it_is_written_is_read_again(
-        self, start: Callable[..., Keeper], published: Published, clock: FakeClock, tmp_path: Path
+        self, rig: Rig, tmp_path: Path
     ) -> None:
         path = tmp_path / "token"
         self.write(path, '{"a": "sk-1"}', at=1)
-        start(FileSource(path, "/a"))
+        rig.start(FileSource(path, "/a"))
         self.write(path, '{"a": "s', at=2)
-        await clock.advance(5)
-        assert published.problems["openai/me"] is not None
-        assert token(published) == "sk-1"
+        await rig.clock.advance(5)
+        assert rig.published.problems["openai/me"] is not None
+        assert rig.token() == "sk-1"
         self.write(path, '{"a": "sk-2"}', at=2)
-        await clock.advance(20)
-        assert token(published) == "sk-2"
-        assert published.problems["openai/me"] is None
+        await rig.clock.advance(20)
+        assert rig.token() == "sk-2"
+        assert rig.published.problems["openai/me"] is None
 
     async def test_a_token_that_ends_is_withdrawn_and_its_tool_renews_it(
-        self, start: Callable[..., Keeper], published: Published, clock: FakeClock, tmp_path: Path
+        self, rig: Rig, tmp_path: Path
     ) -> None:
         path = tmp_path / "creds"
 
@@ -429,18 +378,18 @@ class TestFile:
             self.write(path, json.dumps({"claudeAiOauth": content}), at=at)
 
         login("sk-1", START + 8, 1)
-        start(FileSource(path, written="~/creds"))
-        assert held(published).expires_at == START + 8
-        await clock.advance(10)
-        assert published.all[-1] == (
+        rig.start(FileSource(path, written="~/creds"))
+        assert rig.held().expires_at == START + 8
+        await rig.clock.advance(10)
+        assert rig.published.all[-1] == (
             "openai/me",
             {},
             "file ~/creds: the token in it has expired; its tool renews it when it is used, or "
             "give this account a login of its own",
         )
         login("sk-2", START + 3600, 2)
-        await clock.advance(5)
-        assert token(published) == "sk-2"
+        await rig.clock.advance(5)
+        assert rig.token() == "sk-2"
 
     @pytest.mark.parametrize(
         ("ends", "said"),
@@ -451,88 +400,72 @@ class TestFile:
         ],
     )
     async def test_an_end_that_cannot_be_true_is_no_end(
-        self,
-        *,
-        start: Callable[..., Keeper],
-        published: Published,
-        clock: FakeClock,
-        tmp_path: Path,
-        caplog: pytest.LogCaptureFixture,
-        ends: float,
-        said: str,
+        self, rig: Rig, tmp_path: Path, caplog: pytest.LogCaptureFixture, ends: float, said: str
     ) -> None:
         path = tmp_path / "creds"
         content = {"accessToken": "sk-1", "expiresAt": int(ends * 1000)}
         self.write(path, json.dumps({"claudeAiOauth": content}), at=1)
-        start(FileSource(path, written="~/creds"))
-        await clock.advance(20)
-        (credential,) = published.credentials["openai/me"].values()
+        rig.start(FileSource(path, written="~/creds"))
+        await rig.clock.advance(20)
+        (credential,) = rig.published.credentials["openai/me"].values()
         assert (credential.expires_at, credential.doubtful) == (None, True)
         problem = (
             f"file ~/creds: its token {said}, by what is said of it; that may be wrong, so it is "
             "used when no other account can serve"
         )
-        assert published.all == [("openai/me", {"key": "sk-1"}, problem)]
+        assert rig.published.all == [("openai/me", {"key": "sk-1"}, problem)]
         assert caplog.messages == [f"openai/me: {problem}"]
         self.write(
             path,
             json.dumps({"claudeAiOauth": {**content, "expiresAt": int((START + 3600) * 1000)}}),
             at=2,
         )
-        await clock.advance(5)
-        (credential,) = published.credentials["openai/me"].values()
+        await rig.clock.advance(5)
+        (credential,) = rig.published.credentials["openai/me"].values()
         assert (credential.expires_at, credential.doubtful) == (START + 3600, False)
-        assert published.problems["openai/me"] is None
+        assert rig.published.problems["openai/me"] is None
 
 
 class TestProject:
-    async def test_it_is_learnt_once(
-        self, start: Callable[..., Keeper], published: Published, clock: FakeClock
-    ) -> None:
+    async def test_it_is_learnt_once(self, rig: Rig) -> None:
         projects = Projects()
-        start(login(), assist=projects)
+        rig.start(login(), assist=projects)
         await settle()
-        assert token(published) == "at-0"
-        assert held(published).companions == {"project": "project-1"}
-        await clock.advance(3300)
-        assert token(published) == "at-1"
-        assert held(published).companions == {"project": "project-1"}
+        assert rig.token() == "at-0"
+        assert rig.held().companions == {"project": "project-1"}
+        await rig.clock.advance(3300)
+        assert rig.token() == "at-1"
+        assert rig.held().companions == {"project": "project-1"}
         assert projects.asked == ["at-0"]
 
-    async def test_its_owner_knows_better(
-        self, start: Callable[..., Keeper], published: Published
-    ) -> None:
+    async def test_its_owner_knows_better(self, rig: Rig) -> None:
         projects = Projects()
-        start(login(), assist=projects, companions={"project": "mine"})
+        rig.start(login(), assist=projects, companions={"project": "mine"})
         await settle()
-        assert token(published) == "at-0"
-        assert held(published).companions == {"project": "mine"}
+        assert rig.token() == "at-0"
+        assert rig.held().companions == {"project": "mine"}
         assert projects.asked == []
 
-    async def test_without_it_there_is_no_credential(
-        self, start: Callable[..., Keeper], published: Published, clock: FakeClock
-    ) -> None:
+    async def test_without_it_there_is_no_credential(self, rig: Rig) -> None:
         projects = Projects()
         projects.script = [ExchangeFailed("503"), ExchangeRefused("none"), "project-1"]
-        start(login(), assist=projects)
+        rig.start(login(), assist=projects)
         await settle()
-        assert bool(published.all)
-        assert published.all == [("openai/me", {}, "503")]
-        await clock.advance(1)
-        assert len(published.all) == 2
-        assert published.all[-1] == ("openai/me", {}, "none")
-        await clock.advance(600)
-        assert token(published) == "at-0"
+        assert bool(rig.published.all)
+        assert rig.published.all == [("openai/me", {}, "503")]
+        await rig.clock.advance(1)
+        assert len(rig.published.all) == 2
+        assert rig.published.all[-1] == ("openai/me", {}, "none")
+        await rig.clock.advance(600)
+        assert rig.token() == "at-0"
 
-    async def test_a_written_token_waits_for_it_too(
-        self, start: Callable[..., Keeper], published: Published
-    ) -> None:
+    async def test_a_written_token_waits_for_it_too(self, rig: Rig) -> None:
         projects = Projects()
-        start(None, token="ya29.me", assist=projects)
-        assert published.all == []
+        rig.start(None, token="ya29.me", assist=projects)
+        assert rig.published.all == []
         await settle()
-        assert token(published) == "ya29.me"
-        assert held(published).companions == {"project": "project-1"}
+        assert rig.token() == "ya29.me"
+        assert rig.held().companions == {"project": "project-1"}
 
 
 def test_it_doubles_up_to_five_minutes() -> None:

@@ -6,8 +6,9 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.credentials.fakes import (
@@ -79,45 +80,53 @@ class ScriptedExchange:
         }
 
 
-@pytest.fixture
-def exchange(clock: FakeClock) -> ScriptedExchange:
-    return ScriptedExchange(clock)
+class Rig:
+    """A clock, a scripted exchange, and what the keepers started here publish."""
 
+    def __init__(self, clock: FakeClock, published: Published) -> None:
+        self.clock, self.published = clock, published
+        self.exchange = ScriptedExchange(clock)
+        self.keepers: list[Keeper] = []
 
-KeeperOf = Callable[..., Keeper]
-
-
-@pytest.fixture
-def keeper_of(clock: FakeClock, published: Published, exchange: ScriptedExchange) -> KeeperOf:
-    """Return a function that makes a keeper of entries and starts it."""
-
-    def start(*entries: AccountEntry) -> Keeper:
-        keeper = Keeper(
-            entries, published, exchange, wall_clock=clock, sleep=clock.sleep, chance=lambda: 0.0
+    def start(self, *entries: AccountEntry, sleep: Callable[..., Any] | None = None) -> Keeper:
+        self.keepers.append(
+            Keeper(
+                entries,
+                self.published,
+                self.exchange,
+                wall_clock=self.clock,
+                sleep=sleep or self.clock.sleep,
+                chance=lambda: 0.0,
+            )
         )
-        keeper.start()
-        return keeper
+        self.keepers[-1].start()
+        return self.keepers[-1]
 
-    return start
+    def tokens(self, key: AccountKey = ME) -> dict[str, str]:
+        return {kind: c.secret.reveal() for kind, c in self.published.credentials[str(key)].items()}
 
 
-def tokens(published: Published, key: AccountKey = ME) -> dict[str, str]:
-    return {kind: c.secret.reveal() for kind, c in published.credentials[str(key)].items()}
+@pytest.fixture
+async def rig(clock: FakeClock, published: Published) -> AsyncIterator[Rig]:
+    rig = Rig(clock, published)
+    yield rig
+    for keeper in rig.keepers:
+        keeper.stop()
 
 
 class TestStart:
     async def test_what_can_be_read_is_published_before_start_returns(
-        self, keeper_of: KeeperOf, published: Published, tmp_path: Path
+        self, rig: Rig, tmp_path: Path
     ) -> None:
         (tmp_path / "key").write_text("sk-file")
         (tmp_path / "key").chmod(0o600)
-        keeper_of(
+        rig.start(
             entry("openai/a", "sk-value", companions={"organization": "o"}),
             entry("openai/b", source=EnvSource("KEY", {"KEY": "sk-env"})),
             entry("gemini/c", source=FileSource(tmp_path / "key")),
             entry("anthropic/d", "sk-ant-oat-subscription"),
         )
-        assert published.all == [
+        assert rig.published.all == [
             ("openai/a", {"key": "sk-value"}, None),
             ("openai/b", {"key": "sk-env"}, None),
             ("gemini/c", {"key": "sk-file"}, None),
@@ -128,52 +137,43 @@ class TestStart:
                 "subscription: write provider: claude-code",
             ),
         ]
-        assert published.credentials["openai/a"]["key"].companions == {"organization": "o"}
+        assert rig.published.credentials["openai/a"]["key"].companions == {"organization": "o"}
 
     def test_it_needs_no_loop_when_there_is_nothing_to_wait_for(
-        self, keeper_of: KeeperOf, published: Published
+        self, clock: FakeClock, published: Published
     ) -> None:
-        keeper_of(entry("openai/a", "sk-value")).stop()
+        Rig(clock, published).start(entry("openai/a", "sk-value")).stop()
         assert published.problems == {"openai/a": None}
 
-    async def test_disabled_accounts_are_not_read(
-        self, keeper_of: KeeperOf, published: Published, exchange: ScriptedExchange
-    ) -> None:
-        keeper = keeper_of(entry(enabled=False), entry("openai/a", "x", enabled=False))
+    async def test_disabled_accounts_are_not_read(self, rig: Rig) -> None:
+        keeper = rig.start(entry(enabled=False), entry("openai/a", "x", enabled=False))
         await settle()
-        assert published.all == [] and exchange.asked == []
+        assert rig.published.all == [] and rig.exchange.asked == []
         assert not await keeper.refresh(KEY, Credential(kind="key", secret=Secret("x")))
 
-    async def test_exchanges_run_in_parallel(
-        self, keeper_of: KeeperOf, published: Published, exchange: ScriptedExchange
-    ) -> None:
-        exchange.gate.clear()
-        keeper = keeper_of(*(entry(f"copilot/{n}", f"ghu_{n}") for n in range(5)))
+    async def test_exchanges_run_in_parallel(self, rig: Rig) -> None:
+        rig.exchange.gate.clear()
+        keeper = rig.start(*(entry(f"copilot/{n}", f"ghu_{n}") for n in range(5)))
         await settle()
-        assert [label for label, _, _ in exchange.asked] == list("01234")
-        assert published.all == []
-        exchange.gate.set()
+        assert [label for label, _, _ in rig.exchange.asked] == list("01234")
+        assert rig.published.all == []
+        rig.exchange.gate.set()
         await asyncio.wait_for(keeper.first_try("copilot"), PATIENCE_S)
-        assert len(published.all) == 5
-        keeper.stop()
+        assert len(rig.published.all) == 5
 
-    async def test_a_command_is_read_in_its_own_time(
-        self, published: Published, exchange: ScriptedExchange, clock: FakeClock
-    ) -> None:
+    async def test_a_command_is_read_in_its_own_time(self, rig: Rig) -> None:
         source = CommandSource("echo sk-command", dict(os.environ))
-        keeper = Keeper([entry("openai/a", source=source)], published, exchange, wall_clock=clock)
-        keeper.start()
-        assert published.all == []
+        keeper = rig.start(entry("openai/a", source=source), sleep=asyncio.sleep)
+        assert rig.published.all == []
         await asyncio.wait_for(keeper.first_try("openai"), PATIENCE_S)
-        assert published.all == [("openai/a", {"key": "sk-command"}, None)]
-        keeper.stop()
+        assert rig.published.all == [("openai/a", {"key": "sk-command"}, None)]
 
     async def test_the_token_is_announced_once_without_the_token(
-        self, keeper_of: KeeperOf, clock: FakeClock, caplog: pytest.LogCaptureFixture
+        self, rig: Rig, caplog: pytest.LogCaptureFixture
     ) -> None:
         with caplog.at_level(logging.DEBUG):
-            keeper = keeper_of(entry())
-            await clock.advance(1500)
+            keeper = rig.start(entry())
+            await rig.clock.advance(1500)
         keeper.stop()
         assert [(r.levelname, r.message) for r in caplog.records if "Copilot" in r.message] == [
             (
@@ -191,130 +191,88 @@ class TestStart:
 
 
 class TestRenewal:
-    async def test_each_account_is_renewed_before_its_token_ends(
-        self,
-        keeper_of: KeeperOf,
-        published: Published,
-        exchange: ScriptedExchange,
-        clock: FakeClock,
-    ) -> None:
-        exchange.script = ["one", "two", "three"]
-        keeper = keeper_of(entry())
-        await clock.advance(1439)
-        assert tokens(published)["copilot"] == "tid=one;chat=1:x"
-        await clock.advance(1)
-        assert tokens(published) == {
+    async def test_each_account_is_renewed_before_its_token_ends(self, rig: Rig) -> None:
+        rig.exchange.script = ["one", "two", "three"]
+        rig.start(entry())
+        await rig.clock.advance(1439)
+        assert rig.tokens()["copilot"] == "tid=one;chat=1:x"
+        await rig.clock.advance(1)
+        assert rig.tokens() == {
             "copilot": "tid=two;chat=1:x",
             "github": "ghu_secret-of-me",
         }
-        await clock.advance(1440)
-        assert [at for _, _, at in exchange.asked] == [0, 1440, 2880]
-        keeper.stop()
+        await rig.clock.advance(1440)
+        assert [at for _, _, at in rig.exchange.asked] == [0, 1440, 2880]
 
     async def test_a_failing_renewal_keeps_the_token_until_it_ends(
-        self,
-        keeper_of: KeeperOf,
-        published: Published,
-        exchange: ScriptedExchange,
-        clock: FakeClock,
-        caplog: pytest.LogCaptureFixture,
+        self, rig: Rig, caplog: pytest.LogCaptureFixture
     ) -> None:
-        exchange.script = ["one", ExchangeFailed("503")]
-        keeper = keeper_of(entry())
-        await clock.advance(1440 + 119)
-        assert tokens(published)["copilot"] == "tid=one;chat=1:x"
-        assert published.problems["copilot/me"] == "503"
+        rig.exchange.script = ["one", ExchangeFailed("503")]
+        rig.start(entry())
+        await rig.clock.advance(1440 + 119)
+        assert rig.tokens()["copilot"] == "tid=one;chat=1:x"
+        assert rig.published.problems["copilot/me"] == "503"
         # 1, 2, 4 ... seconds apart
-        assert [at - 1440 for _, _, at in exchange.asked[1:]] == [0, 1, 3, 7, 15, 31, 63]
-        await clock.advance(61)
-        assert tokens(published) == {}
-        assert published.problems["copilot/me"] == "503"
+        assert [at - 1440 for _, _, at in rig.exchange.asked[1:]] == [0, 1, 3, 7, 15, 31, 63]
+        await rig.clock.advance(61)
+        assert rig.tokens() == {}
+        assert rig.published.problems["copilot/me"] == "503"
         assert caplog.messages.count("copilot/me: 503") == 1
-        exchange.script = ["two"]
-        await clock.advance(300)
-        assert tokens(published)["copilot"] == "tid=two;chat=1:x"
-        assert published.problems["copilot/me"] is None
-        keeper.stop()
+        rig.exchange.script = ["two"]
+        await rig.clock.advance(300)
+        assert rig.tokens()["copilot"] == "tid=two;chat=1:x"
+        assert rig.published.problems["copilot/me"] is None
 
-    async def test_the_wait_github_asks_for_is_kept(
-        self, keeper_of: KeeperOf, exchange: ScriptedExchange, clock: FakeClock
-    ) -> None:
-        exchange.script = [ExchangeFailed("429", 200.0), "one"]
-        keeper = keeper_of(entry())
-        await clock.advance(199)
-        assert len(exchange.asked) == 1
-        await clock.advance(1)
-        assert len(exchange.asked) == 2
-        keeper.stop()
+    async def test_the_wait_github_asks_for_is_kept(self, rig: Rig) -> None:
+        rig.exchange.script = [ExchangeFailed("429", 200.0), "one"]
+        rig.start(entry())
+        await rig.clock.advance(199)
+        assert len(rig.exchange.asked) == 1
+        await rig.clock.advance(1)
+        assert len(rig.exchange.asked) == 2
 
     async def test_a_refusal_withdraws_the_account_and_is_tried_every_ten_minutes(
-        self,
-        keeper_of: KeeperOf,
-        published: Published,
-        exchange: ScriptedExchange,
-        clock: FakeClock,
-        caplog: pytest.LogCaptureFixture,
+        self, rig: Rig, caplog: pytest.LogCaptureFixture
     ) -> None:
-        exchange.script = ["one", ExchangeRefused("403: no Copilot access", 403)]
-        keeper = keeper_of(entry())
-        await clock.advance(1440)
-        assert published.all[-1] == ("copilot/me", {}, "403: no Copilot access")
-        await clock.advance(1800)
-        assert [at for _, _, at in exchange.asked] == [0, 1440, 2040, 2640, 3240]
-        assert len(published.all) == 2
+        rig.exchange.script = ["one", ExchangeRefused("403: no Copilot access", 403)]
+        rig.start(entry())
+        await rig.clock.advance(1440)
+        assert rig.published.all[-1] == ("copilot/me", {}, "403: no Copilot access")
+        await rig.clock.advance(1800)
+        assert [at for _, _, at in rig.exchange.asked] == [0, 1440, 2040, 2640, 3240]
+        assert len(rig.published.all) == 2
         assert caplog.messages == ["copilot/me: 403: no Copilot access"]
-        keeper.stop()
 
     async def test_a_token_that_cannot_be_exchanged_serves_as_it_is(
-        self,
-        keeper_of: KeeperOf,
-        published: Published,
-        exchange: ScriptedExchange,
-        clock: FakeClock,
-        caplog: pytest.LogCaptureFixture,
+        self, rig: Rig, caplog: pytest.LogCaptureFixture
     ) -> None:
         """What `gh auth token` prints: the Copilot CLI sends such a one itself."""
         caplog.set_level(logging.INFO)
-        exchange.script = [ExchangeRefused("404", 404), ExchangeRefused("404", 404), "one"]
-        keeper = keeper_of(entry())
-        await clock.advance(0)
-        assert tokens(published) == {"github": "ghu_secret-of-me"}
-        await clock.advance(600)
+        rig.exchange.script = [ExchangeRefused("404", 404), ExchangeRefused("404", 404), "one"]
+        rig.start(entry())
+        await rig.clock.advance(0)
+        assert rig.tokens() == {"github": "ghu_secret-of-me"}
+        await rig.clock.advance(600)
         assert len([m for m in caplog.messages if "cannot be exchanged" in m]) == 1
-        await clock.advance(600)
-        assert set(tokens(published)) == {"copilot", "github"}
-        keeper.stop()
+        await rig.clock.advance(600)
+        assert set(rig.tokens()) == {"copilot", "github"}
 
-    async def test_a_computer_that_slept_renews_soon_after_waking_up(
-        self, keeper_of: KeeperOf, exchange: ScriptedExchange, clock: FakeClock
-    ) -> None:
-        keeper = keeper_of(entry())
-        await clock.advance(100)
-        clock.now += 8 * 3600  # the wall clock goes on while all sleeps stand still
-        await clock.advance(60)
-        assert len(exchange.asked) == 2
-        keeper.stop()
+    async def test_a_computer_that_slept_renews_soon_after_waking_up(self, rig: Rig) -> None:
+        rig.start(entry())
+        await rig.clock.advance(100)
+        rig.clock.now += 8 * 3600  # the wall clock goes on while all sleeps stand still
+        await rig.clock.advance(60)
+        assert len(rig.exchange.asked) == 2
 
-    async def test_a_mistake_of_ours_does_not_end_the_loop(
-        self,
-        keeper_of: KeeperOf,
-        published: Published,
-        exchange: ScriptedExchange,
-        clock: FakeClock,
-    ) -> None:
-        exchange.script = [KeyError("ghu_secret-of-me"), "one"]
-        keeper = keeper_of(entry())
-        await clock.advance(5)
-        assert published.all[0] == ("copilot/me", {}, "unexpected KeyError")
-        assert tokens(published)["copilot"] == "tid=one;chat=1:x"
-        keeper.stop()
+    async def test_a_mistake_of_ours_does_not_end_the_loop(self, rig: Rig) -> None:
+        rig.exchange.script = [KeyError("ghu_secret-of-me"), "one"]
+        rig.start(entry())
+        await rig.clock.advance(5)
+        assert rig.published.all[0] == ("copilot/me", {}, "unexpected KeyError")
+        assert rig.tokens()["copilot"] == "tid=one;chat=1:x"
 
     async def test_a_mistake_of_ours_at_once_keeps_nobody_else_from_starting(
-        self,
-        keeper_of: KeeperOf,
-        published: Published,
-        clock: FakeClock,
-        caplog: pytest.LogCaptureFixture,
+        self, rig: Rig, caplog: pytest.LogCaptureFixture
     ) -> None:
         class Broken(EnvSource):
             def read_now(self) -> Secret:
@@ -324,8 +282,8 @@ class TestRenewal:
 
         environ: dict[str, str] = {}
         broken = entry("openai/a", source=Broken("KEY", environ))
-        keeper = keeper_of(broken, entry("openai/b", "sk-b"))
-        assert published.problems == {
+        rig.start(broken, entry("openai/b", "sk-b"))
+        assert rig.published.problems == {
             "openai/a": "unexpected UnicodeDecodeError", "openai/b": None,
         }  # fmt: skip
         said = "account-pool: keeping the credential of openai/a failed: UnicodeDecodeError at "
@@ -334,269 +292,208 @@ class TestRenewal:
         failed = tasks.failed.pop("keeping the credential of openai/a")
         assert (failed.failures, failed.error, failed.running) == (1, "UnicodeDecodeError", True)
         environ["KEY"] = "sk-a"
-        await clock.advance(5)
-        assert tokens(published, KEY) == {"key": "sk-a"}
-        keeper.stop()
+        await rig.clock.advance(5)
+        assert rig.tokens(KEY) == {"key": "sk-a"}
 
-    async def test_a_missing_source_is_tried_again(
-        self, keeper_of: KeeperOf, published: Published, clock: FakeClock
-    ) -> None:
+    async def test_a_missing_source_is_tried_again(self, rig: Rig) -> None:
         environ: dict[str, str] = {}
-        keeper = keeper_of(entry("openai/a", source=EnvSource("KEY", environ)))
-        assert published.problems["openai/a"] == (
+        rig.start(entry("openai/a", source=EnvSource("KEY", environ)))
+        assert rig.published.problems["openai/a"] == (
             "env KEY: the environment variable KEY is not set; set it where the proxy is "
             "started, or name another source"
         )
         environ["KEY"] = "sk-late"
-        await clock.advance(60)
-        assert published.all[-1] == ("openai/a", {"key": "sk-late"}, None)
-        keeper.stop()
+        await rig.clock.advance(60)
+        assert rig.published.all[-1] == ("openai/a", {"key": "sk-late"}, None)
 
     async def test_what_can_be_read_again_is_one_line(
-        self,
-        keeper_of: KeeperOf,
-        published: Published,
-        clock: FakeClock,
-        caplog: pytest.LogCaptureFixture,
-        tmp_path: Path,
+        self, rig: Rig, caplog: pytest.LogCaptureFixture, tmp_path: Path
     ) -> None:
         asyncio.get_running_loop().set_default_executor(NoThreads())
         caplog.set_level(logging.INFO, "account_pool")
         path = tmp_path / "key"
-        keeper = keeper_of(entry("openai/a", source=FileSource(path)))
-        await clock.advance(12)
+        rig.start(entry("openai/a", source=FileSource(path)))
+        await rig.clock.advance(12)
         path.touch(mode=0o600)
         path.write_text("sk-late")
-        await clock.advance(5)
-        assert published.all[-1] == ("openai/a", {"key": "sk-late"}, None)
+        await rig.clock.advance(5)
+        assert rig.published.all[-1] == ("openai/a", {"key": "sk-late"}, None)
         assert [message.split(";")[0] for message in caplog.messages] == [
             f"openai/a: file {path}: the file {path} does not exist",
             "openai/a: its credential can be read again",
         ]
-        keeper.stop()
 
 
 class TestSeek:
     """Nobody can serve: what could not be read is looked for at once."""
 
-    async def test_a_file_is_read_at_once(
-        self, keeper_of: KeeperOf, published: Published, tmp_path: Path
-    ) -> None:
+    async def test_a_file_is_read_at_once(self, rig: Rig, tmp_path: Path) -> None:
         path = tmp_path / "key"
-        keeper = keeper_of(entry("openai/a", source=FileSource(path)), entry("openai/b", "sk-b"))
+        keeper = rig.start(entry("openai/a", source=FileSource(path)), entry("openai/b", "sk-b"))
         path.touch(mode=0o600)
         path.write_text("sk-late")
         assert not keeper.seek("gemini")
         assert keeper.seek("openai")
-        assert tokens(published, AccountKey("openai", "a")) == {"key": "sk-late"}
+        assert rig.tokens(AccountKey("openai", "a")) == {"key": "sk-late"}
         assert not keeper.seek("openai")
-        keeper.stop()
 
-    async def test_not_more_often_than_it_may_whatever_the_clock_does(
-        self, keeper_of: KeeperOf, clock: FakeClock
-    ) -> None:
+    async def test_not_more_often_than_it_may_whatever_the_clock_does(self, rig: Rig) -> None:
         environ: dict[str, str] = {}
-        keeper = keeper_of(entry("openai/a", source=EnvSource("KEY", environ)))
+        keeper = rig.start(entry("openai/a", source=EnvSource("KEY", environ)))
         assert not keeper.seek("openai")
         environ["KEY"] = "sk-late"
-        clock.now += 1.9
+        rig.clock.now += 1.9
         assert not keeper.seek("openai")
-        clock.now -= 3600
+        rig.clock.now -= 3600
         assert keeper.seek("openai")
-        keeper.stop()
 
     async def test_a_command_is_run_again_after_a_minute_at_most(
-        self, keeper_of: KeeperOf, published: Published, clock: FakeClock, tmp_path: Path
+        self, rig: Rig, tmp_path: Path
     ) -> None:
         path = tmp_path / "key"
         source = CommandSource(f"cat {path}", dict(os.environ))
-        keeper = keeper_of(entry("openai/a", source=source))
-        await until(lambda: bool(published.all))
+        keeper = rig.start(entry("openai/a", source=source))
+        await until(lambda: bool(rig.published.all))
         path.write_text("sk-late")
-        clock.now += 59
+        rig.clock.now += 59
         assert not keeper.seek("openai")
-        clock.now += 2
+        rig.clock.now += 2
         assert not keeper.seek("openai")
-        await until(lambda: bool(published.credentials["openai/a"]))
-        keeper.stop()
+        await until(lambda: bool(rig.published.credentials["openai/a"]))
 
-    async def test_what_a_server_refuses_is_not_asked_again_for_it(
-        self, keeper_of: KeeperOf, exchange: ScriptedExchange, clock: FakeClock
-    ) -> None:
-        exchange.script = [ExchangeRefused("403: no Copilot access", 403)]
-        keeper = keeper_of(entry())
+    async def test_what_a_server_refuses_is_not_asked_again_for_it(self, rig: Rig) -> None:
+        rig.exchange.script = [ExchangeRefused("403: no Copilot access", 403)]
+        keeper = rig.start(entry())
         await settle()
-        clock.now += 120
+        rig.clock.now += 120
         assert not keeper.seek("copilot")
         await settle()
-        assert len(exchange.asked) == 1
-        keeper.stop()
+        assert len(rig.exchange.asked) == 1
 
 
 class TestRefresh:
-    async def test_a_changed_source_is_found(
-        self, keeper_of: KeeperOf, published: Published
-    ) -> None:
+    async def test_a_changed_source_is_found(self, rig: Rig) -> None:
         environ = {"KEY": "sk-old"}
-        keeper = keeper_of(entry("openai/a", source=EnvSource("KEY", environ)))
-        refused = published.credentials["openai/a"]["key"]
+        keeper = rig.start(entry("openai/a", source=EnvSource("KEY", environ)))
+        refused = rig.published.credentials["openai/a"]["key"]
         assert not await keeper.refresh(KEY, refused)
         environ["KEY"] = "sk-new"
         assert await keeper.refresh(KEY, refused)
-        assert published.all == [
+        assert rig.published.all == [
             ("openai/a", {"key": "sk-old"}, None),
             ("openai/a", {"key": "sk-new"}, None),
         ]
 
-    async def test_a_command_is_run_again(
-        self, published: Published, exchange: ScriptedExchange, clock: FakeClock, tmp_path: Path
-    ) -> None:
+    async def test_a_command_is_run_again(self, rig: Rig, tmp_path: Path) -> None:
         (tmp_path / "token").write_text("sk-old")
         source = CommandSource(f"cat '{tmp_path}/token'", dict(os.environ))
-        keeper = Keeper([entry("openai/a", source=source)], published, exchange, wall_clock=clock)
-        keeper.start()
+        keeper = rig.start(entry("openai/a", source=source), sleep=asyncio.sleep)
         await asyncio.wait_for(keeper.first_try("openai"), PATIENCE_S)
         (tmp_path / "token").write_text("sk-new")
-        assert await keeper.refresh(KEY, published.credentials["openai/a"]["key"])
-        assert tokens(published, KEY) == {"key": "sk-new"}
-        keeper.stop()
+        assert await keeper.refresh(KEY, rig.published.credentials["openai/a"]["key"])
+        assert rig.tokens(KEY) == {"key": "sk-new"}
 
-    async def test_one_exchange_serves_all_who_were_refused(
-        self,
-        keeper_of: KeeperOf,
-        published: Published,
-        exchange: ScriptedExchange,
-        clock: FakeClock,
-    ) -> None:
-        exchange.script = ["one", "two"]
-        keeper = keeper_of(entry())
+    async def test_one_exchange_serves_all_who_were_refused(self, rig: Rig) -> None:
+        rig.exchange.script = ["one", "two"]
+        keeper = rig.start(entry())
         await settle()
-        refused = published.credentials["copilot/me"]["copilot"]
-        exchange.gate.clear()
+        refused = rig.published.credentials["copilot/me"]["copilot"]
+        rig.exchange.gate.clear()
         waiting = [asyncio.create_task(keeper.refresh(ME, refused)) for _ in range(20)]
         await settle()
-        exchange.gate.set()
+        rig.exchange.gate.set()
         assert await asyncio.gather(*waiting) == [True] * 20
-        assert len(exchange.asked) == 2
+        assert len(rig.exchange.asked) == 2
         # and the loop counts from the new token
-        await clock.advance(1439)
-        assert len(exchange.asked) == 2
-        await clock.advance(1)
-        assert len(exchange.asked) == 3
-        keeper.stop()
+        await rig.clock.advance(1439)
+        assert len(rig.exchange.asked) == 2
+        await rig.clock.advance(1)
+        assert len(rig.exchange.asked) == 3
 
-    async def test_the_same_token_again_is_no_refresh(
-        self, keeper_of: KeeperOf, published: Published, exchange: ScriptedExchange
-    ) -> None:
-        keeper = keeper_of(entry())
+    async def test_the_same_token_again_is_no_refresh(self, rig: Rig) -> None:
+        keeper = rig.start(entry())
         await settle()
         for kind in ("copilot", "github"):
-            assert not await keeper.refresh(ME, published.credentials["copilot/me"][kind])
-        exchange.script = [ExchangeFailed("503")]
-        assert not await keeper.refresh(ME, published.credentials["copilot/me"]["copilot"])
-        keeper.stop()
+            assert not await keeper.refresh(ME, rig.published.credentials["copilot/me"][kind])
+        rig.exchange.script = [ExchangeFailed("503")]
+        assert not await keeper.refresh(ME, rig.published.credentials["copilot/me"]["copilot"])
 
-    async def test_a_new_login_is_found_when_github_refuses_the_old_token(
-        self,
-        published: Published,
-        exchange: ScriptedExchange,
-        clock: FakeClock,
-        keeper_of: KeeperOf,
-    ) -> None:
+    async def test_a_new_login_is_found_when_github_refuses_the_old_token(self, rig: Rig) -> None:
         environ = {"KEY": "ghu_old"}
-        exchange.script = ["one", ExchangeRefused("401", 401), "two"]
-        keeper = keeper_of(entry(source=EnvSource("KEY", environ)))
+        rig.exchange.script = ["one", ExchangeRefused("401", 401), "two"]
+        keeper = rig.start(entry(source=EnvSource("KEY", environ)))
         await settle()
-        exchange.gate.clear()
+        rig.exchange.gate.clear()
         refresh = asyncio.create_task(
-            keeper.refresh(ME, published.credentials["copilot/me"]["copilot"])
+            keeper.refresh(ME, rig.published.credentials["copilot/me"]["copilot"])
         )
         await settle()
         environ["KEY"] = "ghu_new"
-        exchange.gate.set()
+        rig.exchange.gate.set()
         assert await refresh
-        assert tokens(published) == {"copilot": "tid=two;chat=1:x", "github": "ghu_new"}
-        keeper.stop()
+        assert rig.tokens() == {"copilot": "tid=two;chat=1:x", "github": "ghu_new"}
 
-    async def test_a_caller_who_leaves_frees_the_lock(
-        self, keeper_of: KeeperOf, published: Published, exchange: ScriptedExchange
-    ) -> None:
-        exchange.script = ["one", "two"]
-        keeper = keeper_of(entry())
+    async def test_a_caller_who_leaves_frees_the_lock(self, rig: Rig) -> None:
+        rig.exchange.script = ["one", "two"]
+        keeper = rig.start(entry())
         await settle()
-        refused = published.credentials["copilot/me"]["copilot"]
-        exchange.gate.clear()
+        refused = rig.published.credentials["copilot/me"]["copilot"]
+        rig.exchange.gate.clear()
         first = asyncio.create_task(keeper.refresh(ME, refused))
         second = asyncio.create_task(keeper.refresh(ME, refused))
         await settle()
         first.cancel()
-        exchange.gate.set()
+        rig.exchange.gate.set()
         assert await second
-        keeper.stop()
 
-    async def test_nothing_is_published_after_stop(
-        self, keeper_of: KeeperOf, published: Published, exchange: ScriptedExchange
-    ) -> None:
-        exchange.script = ["one", "two"]
-        keeper = keeper_of(entry())
+    async def test_nothing_is_published_after_stop(self, rig: Rig) -> None:
+        rig.exchange.script = ["one", "two"]
+        keeper = rig.start(entry())
         await settle()
-        exchange.gate.clear()
-        refused = published.credentials["copilot/me"]["copilot"]
+        rig.exchange.gate.clear()
+        refused = rig.published.credentials["copilot/me"]["copilot"]
         refresh = asyncio.create_task(keeper.refresh(ME, refused))
         await settle()
         keeper.stop()
-        exchange.gate.set()
+        rig.exchange.gate.set()
         assert not await refresh
-        assert len(published.all) == 1
+        assert len(rig.published.all) == 1
         assert not [t for t in asyncio.all_tasks() if "credential of" in t.get_name()]
 
 
 class TestUpdate:
-    async def test_unchanged_accounts_keep_their_tokens(
-        self,
-        keeper_of: KeeperOf,
-        published: Published,
-        exchange: ScriptedExchange,
-        clock: FakeClock,
-    ) -> None:
-        keeper = keeper_of(entry(), entry("copilot/gone"), entry("openai/a", "sk-old"))
+    async def test_unchanged_accounts_keep_their_tokens(self, rig: Rig) -> None:
+        keeper = rig.start(entry(), entry("copilot/gone"), entry("openai/a", "sk-old"))
         await settle()
         keeper.update([entry(priority=3), entry("openai/a", "sk-new"), entry("copilot/more")])
         await settle()
-        assert [label for label, _, _ in exchange.asked] == ["me", "gone", "more"]
-        assert tokens(published, KEY) == {"key": "sk-new"}
-        await clock.advance(1440)
-        assert [label for label, _, _ in exchange.asked[3:]] == ["me", "more"]
-        keeper.stop()
+        assert [label for label, _, _ in rig.exchange.asked] == ["me", "gone", "more"]
+        assert rig.tokens(KEY) == {"key": "sk-new"}
+        await rig.clock.advance(1440)
+        assert [label for label, _, _ in rig.exchange.asked[3:]] == ["me", "more"]
 
 
 class TestExchangeAnswer:
-    async def test_it_is_of_the_first_account_with_a_token(
-        self, keeper_of: KeeperOf, exchange: ScriptedExchange, clock: FakeClock
-    ) -> None:
-        exchange.gate.clear()
-        exchange.script = [ExchangeRefused("403", 403), "one"]
-        keeper = keeper_of(entry("openai/a", "x"), entry("copilot/none"), entry("copilot/me"))
-        early = keeper.exchange_response(clock())
+    async def test_it_is_of_the_first_account_with_a_token(self, rig: Rig) -> None:
+        rig.exchange.gate.clear()
+        rig.exchange.script = [ExchangeRefused("403", 403), "one"]
+        keeper = rig.start(entry("openai/a", "x"), entry("copilot/none"), entry("copilot/me"))
+        early = keeper.exchange_response(rig.clock())
         assert early.status == 503
         assert json.loads(early.body)["message"].startswith("account-pool: no account of copilot")
-        exchange.gate.set()
+        rig.exchange.gate.set()
         await asyncio.wait_for(keeper.first_try("copilot"), PATIENCE_S)
-        body = json.loads(keeper.exchange_response(clock()).body)
+        body = json.loads(keeper.exchange_response(rig.clock()).body)
         assert body["token"] == f"tid=pool;exp={int(START) + 1800};chat=1:pool"
         assert body["chat_enabled"] is True
-        keeper.stop()
 
-    async def test_an_ended_token_answers_no_more(
-        self, keeper_of: KeeperOf, exchange: ScriptedExchange, clock: FakeClock
-    ) -> None:
-        exchange.script = ["one", ExchangeFailed("503")]
-        keeper = keeper_of(entry())
-        await clock.advance(1559)
-        assert keeper.exchange_response(clock()).status == 200
-        await clock.advance(1)
-        assert keeper.exchange_response(clock()).status == 503
-        keeper.stop()
+    async def test_an_ended_token_answers_no_more(self, rig: Rig) -> None:
+        rig.exchange.script = ["one", ExchangeFailed("503")]
+        keeper = rig.start(entry())
+        await rig.clock.advance(1559)
+        assert keeper.exchange_response(rig.clock()).status == 200
+        await rig.clock.advance(1)
+        assert keeper.exchange_response(rig.clock()).status == 503
 
 
 async def test_everything_together_over_real_http(
@@ -624,4 +521,3 @@ async def test_everything_together_over_real_http(
         {},
         "403: no Copilot access: No seat. (no_copilot_access)",
     )
-    keeper.stop()
