@@ -214,7 +214,7 @@ async def test_a_password_that_was_good_is_no_queue(provider, certificate: Certi
     async with UpstreamProxy(upstream.port, [OPEN]) as way:
         http = asks(certificate, way)
         await ask(http)
-        async with http.way.turn(guarded=True), http.way.turn(guarded=True):
+        async with http.gate.enter(guarded=True), http.gate.enter(guarded=True):
             pass  # two at once
 
 
@@ -292,9 +292,9 @@ def test_the_options_of_a_company() -> None:
         sent = base64.b64decode(http.proxy_auth.removeprefix("Basic "))
         assert sent.decode() == f"me:{PASSWORD}"
         # Whoever asks shares what is known of the proxy; a new password begins anew.
-        assert own_http(context.options).way is http.way
+        assert own_http(context.options).gate is http.gate
         context.options.update(upstream_auth="me:another")
-        assert own_http(context.options).way is not http.way
+        assert own_http(context.options).gate is not http.gate
 
 
 @pytest.mark.parametrize("as_folder", [False, True], ids=["file", "folder"])

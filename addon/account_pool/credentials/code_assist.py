@@ -120,8 +120,8 @@ def _refusal(
 ) -> ExchangeRefused | ExchangeFailed:
     error = fields.get("error")
     message = error.get("message") if isinstance(error, dict) else None
-    told = quoted(message, [token], MAX_MESSAGE_CHARS) if isinstance(message, str) else ""
-    described = f": {told}" if told else ""
+    reason = quoted(message, [token], MAX_MESSAGE_CHARS) if isinstance(message, str) else ""
+    described = f": {reason}" if reason else ""
     text = f"the request for its project was answered with {response.status}{described}"
     # 401 included: the token is renewed by then, or its account says why not.
     if response.status in (401, 408, 425, 429) or response.status >= 500:

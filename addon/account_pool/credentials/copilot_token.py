@@ -1,4 +1,4 @@
-"""What GitHub answers to a Copilot token exchange, and what clients are told of it.
+"""What GitHub answers to a Copilot token exchange, and what clients get of it.
 
 Values in, values out; the facts are in providers.md, section 1.3. Nothing of the response is
 trusted further than needed: the host of an account only inside GitHub's own domains or the
@@ -27,7 +27,7 @@ from account_pool.providers.base import HostRule, LocalResponse
 #: GitHub's own homes of the Copilot API: providers.md, section 1.1.
 GITHUB_HOSTS = tuple(HostRule(name, subdomains=True) for name in ("githubcopilot.com", "ghe.com"))
 
-#: Seconds until the refresh when the response names none; what GitHub usually names.
+#: Seconds until the refresh when the response names none: the value GitHub usually names.
 USUAL_REFRESH_IN_S = 1500.0
 #: Beyond a day a time in the response is a mistake or a broken clock.
 LONGEST_LIFE_S = 86400.0

@@ -97,7 +97,7 @@ async def wait_for_token(
 ) -> Secret:
     """Ask until the user has typed *code* in; return the GitHub token.
 
-    Raises CredentialError when the code ended, was refused, or nobody typed it in.
+    Raises CredentialError when the code expired, was refused, or was not entered.
     """
     interval_s, ends_at = code.interval_s, clock() + code.lasts_s
     fields = {

@@ -26,13 +26,13 @@ from account_pool.providers.token_forms import hidden, remedy
 
 #: A credential file is a few kilobytes; anything larger is not one.
 MAX_FILE_BYTES = 1024 * 1024
-#: Whoever opens a pipe that nobody writes to would wait for ever.
+#: Opening a pipe that has no writer would block for ever.
 _DO_NOT_WAIT = getattr(os, "O_NONBLOCK", 0)
 
 
 #: How often a file is checked, in seconds: its tool may have renewed the token in it.
 FILE_LOOK_S = 5.0
-#: What tells that a file was written: time in ns, size, number.
+#: Changes when a file is written: modification time in ns, size, inode.
 Stamp = tuple[int, int, int]
 
 
@@ -98,7 +98,7 @@ class FileSource(Source):
         return Text(f"the file {self.name}", self.name, self.pointer, tool).read(text)
 
     def stamp(self) -> Stamp | None:
-        """Return what changes when the file is written, None while it is not there."""
+        """Return the stamp of the file, None while it does not exist."""
         try:
             found = self.path.stat()
         except (OSError, ValueError):

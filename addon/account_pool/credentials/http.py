@@ -36,11 +36,11 @@ MAX_RESPONSE_BYTES = 256 * 1024
 #: Seconds until we try again what only somebody's doing can change: a password, a certificate.
 BARRED_WAIT_S = 300.0
 
-#: What the library tells when the first byte of a request is about to leave.
+#: The library's trace event for the first byte of a request.
 _LEAVES = ".send_request_headers.started"
-#: A time that is over so late was not waited for: the process stood still, seconds.
+#: A deadline that fires this late, in seconds, was not waited for: the process stood still.
 LATE_S = 1.0
-#: What may have come meanwhile is listened to for so long then, seconds.
+#: How much longer is waited then for what may have arrived meanwhile, in seconds.
 AGAIN_S = 5.0
 
 
@@ -89,10 +89,10 @@ class HttpResponse:
 
 
 class _Deadline:
-    """Ends what runs within *limit* at a time, but not before what came was listened to.
+    """Ends what runs within *limit* at a time, but not before what has arrived was read.
 
-    A process that is stopped (Ctrl-Z, a debugger, a frozen container) finds both when it
-    goes on: the response, and that its time is over.
+    A process that was stopped (Ctrl-Z, a debugger, a frozen container) finds both when it
+    goes on: the response, and that its deadline has passed.
     """
 
     def __init__(self, limit: asyncio.Timeout) -> None:
@@ -100,20 +100,20 @@ class _Deadline:
         self._loop = asyncio.get_running_loop()
         self._due: asyncio.TimerHandle | None = None
 
-    def be_in(self, seconds: float) -> None:
-        """Let it be in so many seconds."""
+    def set(self, seconds: float) -> None:
+        """Set it to so many seconds from now."""
         self.cancel()
-        self._due = self._loop.call_at(self._loop.time() + seconds, self._come)
+        self._due = self._loop.call_at(self._loop.time() + seconds, self._expire)
 
     def cancel(self) -> None:
-        """It does not come."""
+        """Take it back."""
         if self._due is not None:
             self._due.cancel()
 
-    def _come(self) -> None:
+    def _expire(self) -> None:
         assert self._due is not None
         if self._loop.time() - self._due.when() >= LATE_S:
-            self.be_in(AGAIN_S)
+            self.set(AGAIN_S)
         else:
             self._limit.reschedule(self._loop.time())
 
@@ -123,24 +123,24 @@ async def _within(seconds: float) -> AsyncGenerator[_Deadline, None]:
     """As `asyncio.timeout`, with a `_Deadline`. Raises TimeoutError."""
     async with asyncio.timeout(None) as limit:
         deadline = _Deadline(limit)
-        deadline.be_in(seconds)
+        deadline.set(seconds)
         try:
             yield deadline
         finally:
             deadline.cancel()
 
 
-class Way:
-    """Asks an upstream proxy one by one until it has taken us, and not again once it refused.
+class ProxyGate:
+    """Lets requests to an upstream proxy through one by one, until it accepts or refuses us.
 
-    Each account asks for itself: three wrong passwords are enough to lock their owner out.
+    Each account has requests of its own: three wrong passwords may lock their owner out.
 
     Attributes:
-        taken: somebody got through.
+        accepted: a request got through.
     """
 
     def __init__(self) -> None:
-        self.taken = False
+        self.accepted = False
         self._refused = ""
         self._until = 0.0
         #: by event loop: a login is refreshed in a thread of its own
@@ -149,9 +149,9 @@ class Way:
         )
 
     @asynccontextmanager
-    async def turn(self, *, guarded: bool) -> AsyncGenerator[None, None]:
-        """Wait for one's turn. Raises HttpFailed if the proxy has refused us meanwhile."""
-        if self.taken or not guarded:
+    async def enter(self, *, guarded: bool) -> AsyncGenerator[None, None]:
+        """Wait until a request may be made. Raises HttpFailed if the proxy has refused us."""
+        if self.accepted or not guarded:
             yield
             return
         async with self._first.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
@@ -162,7 +162,7 @@ class Way:
 
     def refused(self, text: str) -> None:
         """The proxy does not take our password."""
-        self.taken, self._refused, self._until = False, text, time.monotonic() + BARRED_WAIT_S
+        self.accepted, self._refused, self._until = False, text, time.monotonic() + BARRED_WAIT_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,14 +176,14 @@ class Http:
         proxy: address of the user's upstream proxy. The environment's is not used: it
             is this very process.
         proxy_auth: what is sent to it as `Proxy-Authorization`.
-        way: what is known of it; shared by all who ask through it.
+        gate: whether it accepts us; shared by all who ask through it.
     """
 
     trust: Callable[[], ssl.SSLContext]
     trust_for: Callable[[str], ssl.SSLContext | None] = lambda _host: None
     proxy: str | None = None
     proxy_auth: str | None = field(default=None, repr=False)
-    way: Way = field(default_factory=Way, repr=False)
+    gate: ProxyGate = field(default_factory=ProxyGate, repr=False)
 
     async def ask(
         self,
@@ -220,7 +220,7 @@ class Http:
                 sending()
             sent = True
             if answer_s is not None:
-                deadline.be_in(answer_s)
+                deadline.set(answer_s)
 
         try:
             async with (
@@ -230,7 +230,7 @@ class Http:
                     method, url, headers=headers, content=content, extensions={"trace": trace}
                 ) as response,
             ):
-                self.way.taken = True
+                self.gate.accepted = True
                 body = await _body(response)
                 return HttpResponse(
                     status=response.status_code, headers=dict(response.headers), body=body
@@ -249,10 +249,10 @@ class Http:
         """Make a client for one request: the next is half an hour away."""
         proxy = None
         if self.proxy is not None:
-            way = urlsplit(self.proxy)
+            address = urlsplit(self.proxy)
             proxy = library.Proxy(
                 self.proxy,
-                ssl_context=self._trust(way.hostname) if way.scheme == "https" else None,
+                ssl_context=self._trust(address.hostname) if address.scheme == "https" else None,
                 headers={"Proxy-Authorization": self.proxy_auth} if self.proxy_auth else None,
             )
         transport = library.AsyncHTTPTransport(
@@ -261,22 +261,22 @@ class Http:
         client = library.AsyncClient(
             transport=transport, trust_env=False, timeout=None, follow_redirects=False
         )
-        async with self.way.turn(guarded=proxy is not None), client:
+        async with self.gate.enter(guarded=proxy is not None), client:
             yield client
 
     def _trust(self, host: str | None) -> ssl.SSLContext:
         return self.trust_for(host or "") or self.trust()
 
     def _failed(self, library: Any, url: str, error: Exception, *, sent: bool) -> HttpFailed:
-        """Return *error* of the library in mitmproxy's words, which requests are told as well."""
+        """Return *error* of the library in mitmproxy's words, as clients get it too."""
         message = type(error).__name__
         if isinstance(error, library.ProxyError):
             # Its reason phrase is the proxy's, which may repeat the password.
             status = re.match(r"\d{3}\b", str(error))
             if status is not None:
-                way = urlsplit(self.proxy or "")
+                proxy = urlsplit(self.proxy or "")
                 message = (
-                    f"Upstream proxy {way.hostname}:{way.port} refused HTTP CONNECT request: "
+                    f"Upstream proxy {proxy.hostname}:{proxy.port} refused HTTP CONNECT request: "
                     f"{status[0]} {responses.get(int(status[0]), '')}".rstrip()
                 )
         elif isinstance(error, library.ConnectError):
@@ -287,7 +287,7 @@ class Http:
         if how_unconnected(message) is not Broken.UNREACHABLE:
             return HttpFailed(text, sent=sent)
         if "CONNECT request: 407" in message:
-            self.way.refused(text)
+            self.gate.refused(text)
         return HttpFailed(text, sent=sent, retry_after_s=BARRED_WAIT_S)
 
 
@@ -346,7 +346,7 @@ def _json(body: bytes | bytearray) -> Any:
 async def _body(response: httpx.Response) -> bytes:
     """Return the body; of one that is a JSON object, what comes after it is not waited for.
 
-    A connection that is not ended, or breaks, after the last brace has told everything.
+    A connection that stays open, or breaks, after the last brace has delivered everything.
     """
     body = bytearray()
     async for chunk in response.aiter_bytes():

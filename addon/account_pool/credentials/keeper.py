@@ -25,7 +25,7 @@ from account_pool.providers.base import LocalResponse
 #: How often a shortage has credentials looked for that cannot be read, in seconds: at most,
 #: by provider.
 SEEK_S = 2.0
-#: What a client is told to wait, in seconds, while no account has a token yet.
+#: The `retry-after` a client gets, in seconds, while no account has a token yet.
 NO_TOKEN_RETRY_S = 5
 
 

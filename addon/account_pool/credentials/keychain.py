@@ -2,8 +2,8 @@
 
 Read through the package `keyring`, which is imported when the first one is read; never
 written. A keychain may ask its user to unlock it, for as long as it likes, and a question
-to it cannot be taken back: it is asked by a thread that nobody waits for at the end, one
-at a time for each item. What its errors say is not repeated: it may quote anything.
+to it cannot be taken back: it is asked by a daemon thread, one at a
+time for each item. What its errors say is not repeated: it may quote anything.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from account_pool.credentials.sources import Reading, Source
 from account_pool.credentials.vendor_logins import logged_out, tool_of_service
 from account_pool.providers.token_forms import hidden, remedy
 
-#: Long enough to type a password, short enough to say so when nobody does.
+#: Long enough to type a password, short enough to report soon that it was not typed.
 KEYCHAIN_TIMEOUT_S = 30.0
 #: How often an item is read, in seconds: its tool may have renewed the token in it. Rarer than
 #: a file, because each read may prompt the user.
@@ -87,7 +87,7 @@ class KeychainSource(Source):
                 found = _find(self.service)
             except CredentialError as error:
                 failed = error
-            # A thread's own way to tell would print its text, and leave us waiting.
+            # Raised in the thread, its text would be printed, and nothing would answer us.
             except Exception as error:
                 name = type(error).__name__
                 failed = CredentialError(f"the keychain cannot be read ({name})", _AGAIN)
@@ -112,7 +112,7 @@ def _settle(
     answer: asyncio.Future[str | None], found: str | None, failed: CredentialError | None
 ) -> None:
     if answer.done():
-        return  # nobody waited so long
+        return  # the caller has given up
     if failed is None:
         answer.set_result(found)
     else:

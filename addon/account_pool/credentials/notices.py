@@ -26,13 +26,13 @@ _ONE_LIMIT = "a limit of one is a limit of both: remove one of them"
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """One thing to look at.
+    """Something that looks wrong.
 
     Attributes:
         key: the account.
         wrong: what looks wrong.
         remedy: what to do about it.
-        about: what makes it the same notice when it is found again, the other way round too.
+        about: equal for the same notice found again, also with the two accounts exchanged.
     """
 
     key: AccountKey

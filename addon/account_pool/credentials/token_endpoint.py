@@ -1,4 +1,4 @@
-"""The token endpoint of a login: what is asked of it, how long it may take, what it answers.
+"""The token endpoint of a login: what is sent, how long it may take, what the response means.
 
 RFC 6749, sections 5 and 6, and what the vendors make of it: providers.md, sections 3.3, 5 and
 7. Nothing is believed further than needed: tokens must be able to stand in a header, times
@@ -119,7 +119,7 @@ def read(
         raise read_refusal(response, secrets, wall_now)
     payload = response.json()
     fields: dict[str, Any] = payload if isinstance(payload, dict) else {}
-    # Each is kept whatever is wrong with the other: the old refresh token is spent.
+    # Each is used whatever is wrong with the other: the old refresh token is spent.
     following = _refresh(fields.get("refresh_token")) or asked_with.refresh
     secret = _access(fields.get("access_token"))
     if secret is None and following == asked_with.refresh:
@@ -140,10 +140,10 @@ def read_refusal(
 ) -> ExchangeFailed:
     """Say what a response other than 200 means."""
     code, message = _reason(response.json(), secrets)
-    told = " ".join(part for part in (code, f"({message})" if message else "") if part)
+    reason = " ".join(part for part in (code, f"({message})" if message else "") if part)
     if code in ENDED_CODES:
-        return LoginEnded(told)
-    described = f"the refresh answered {response.status}" + (f": {told}" if told else "")
+        return LoginEnded(reason)
+    described = f"the refresh answered {response.status}" + (f": {reason}" if reason else "")
     if code in SETTINGS_CODES and response.status in (400, 401, 403):
         return WrongSettings(
             f"{described}; correct client_id, client_secret, scope and style of its oauth",
@@ -216,7 +216,7 @@ def _reason(payload: Any, secrets: Sequence[Secret | None]) -> tuple[str, str]:
 
 #: Seconds until the request has left; less than the claim lasts (core/claims.py).
 CONNECT_S = 15.0
-#: How often is looked whether it stops, in seconds.
+#: How often it is checked whether the proxy stops, in seconds.
 LOOK_S = 0.1
 
 #: Sends (url, headers, body) and returns the response; the last is called when the request is
@@ -226,10 +226,10 @@ Post = Callable[[str, dict[str, str], bytes, Callable[[], None]], HttpResponse]
 
 @dataclass(slots=True)
 class Stop:
-    """Whether the proxy ends; for several threads.
+    """Whether the proxy is shutting down; shared by threads.
 
     Attributes:
-        by: until when a response is waited for then, seconds of `time.monotonic`.
+        by: until when a response is waited for then, seconds of `time.monotonic`; None: it runs.
     """
 
     by: float | None = None

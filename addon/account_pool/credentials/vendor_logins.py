@@ -1,7 +1,7 @@
 """The vendors' own logins: how they are refreshed, and where their tools keep them.
 
-How a login looks on disk is told by the shape of the document, so that the name of the file
-does not matter. Values in, values out, but for `find_login_file`. Facts with their sources:
+A login on disk is recognised by the shape of the document: the name of the file does not
+matter. Values in, values out, but for `find_login_file`. Facts with their sources:
 providers.md, sections 1.3, 3.3, 5 and 7; hosts.yml: `gh help environment`,
 https://cli.github.com/manual/gh_auth_login.
 """

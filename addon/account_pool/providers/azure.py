@@ -62,7 +62,7 @@ _POOL_GET = re.compile(NO_STEP + r"/openai(?:/v1)?/models(?:/[^/]+)?")
 
 
 def route(head: RequestHead) -> Route:
-    """Pool inference, the list of models, and what is kept; all else is the resource's."""
+    """Pool inference, the list of models, and what is stored; all else is the resource's."""
     if stored_objects.AZURE.route(head) and not is_websocket(head):
         return Route.POOL
     if head.method == "POST":
@@ -204,7 +204,7 @@ _CODES = {402: "insufficient_quota", 404: "DeploymentNotFound"}
 def refusal(status: int, message: str, wait_s: float | None) -> LocalResponse:
     """`{"error": {code, message}}`; the code of most statuses is their number."""
     error = {"code": _CODES.get(status, str(status)), "message": message}
-    # Money is a 429 here as well: the code tells it from a limit.
+    # Out of credit is a 429 here as well: the code distinguishes it from a limit.
     return envelopes.sdk_response(429 if status == 402 else status, wait_s, {"error": error})
 
 

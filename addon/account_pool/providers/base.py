@@ -169,7 +169,7 @@ class Provider:
             by the client that sent it.
         model: the model a request asks for, None if it names none.
         credential_headers: lower-case names that may carry the client's credential or
-            companions of it; masked on everything that is shown or saved.
+            companions of it; masked on everything that is shown or written to disk.
         credential_query: query parameters that may.
         conversation: what a request is a part of, by the ids its client gave it.
         issued_headers: lower-case names of headers in which an account hands out tokens that
@@ -184,7 +184,7 @@ class Provider:
             the same way, with the name None.
         error_marks: what occurs in every JSON object that is an error inside a success.
         windows: names of the windows that its responses report; empty: it reports none.
-        headroom_marks: what occurs in every event that tells what the account has left
+        headroom_marks: what occurs in every event that reports what the account has left
             (`core/headroom_parsing.py`); nothing is looked for where there are none.
         classify: what a response means. Total: never raises.
         signals: the table *classify* reads, where a service that is like this provider may

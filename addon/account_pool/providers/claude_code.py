@@ -1,7 +1,7 @@
 """Claude subscriptions, as Claude Code uses them: api.anthropic.com with an OAuth token.
 
 https://code.claude.com/docs/en/authentication. Such a token only serves Claude Code: no
-request of another client is given one, and nobody is made to look like it. Shares its
+request of another client is given one, and no client is made to look like it. Shares its
 host with the API keys of `anthropic`, whose accounts come first for a client that runs
 with a key. Limits are in `anthropic_signals.py`.
 """

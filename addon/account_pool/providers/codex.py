@@ -178,7 +178,7 @@ _CREDENTIAL_HEADERS = frozenset(
         b"openai-organization",
         b"openai-project",
         b"x-codex-turn-state",
-        # The region of the client's workspace, as /wham/accounts/check told it.
+        # The region of the client's workspace, from /wham/accounts/check.
         b"x-openai-account-routing-override",
         b"x-openai-fedramp",
     }
@@ -346,7 +346,7 @@ CODEX_RULES = rules(
     Rule("a window of the plan is spent", QUOTA, words=_SPENT,
         source=f"{_BRIDGE}; router-for-me/CLIProxyAPI codex_executor_retry_test.go"),
     Rule("a window of the plan is spent", QUOTA, status={429}, when=_window_spent),
-    # The windows are told on every response: they are no evidence by themselves.
+    # Windows are on every response: they are no evidence by themselves.
     Rule("no window is spent and no reason given", RATE_LIMIT, Scope.NONE, status={429},
         when=_gives_no_reason, source="just-every/code codex-api/src/api_bridge.rs"),
     Rule("not a model of this plan", FORBIDDEN_ACCOUNT, MODEL, status={0, 400, 403, 404},

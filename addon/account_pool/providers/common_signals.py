@@ -140,7 +140,7 @@ COMPATIBLE_RULES: tuple[Rule, ...] = (
         "project_spend_limit_exceeded", "spend_limit_exceeded", "spending_limit_reached"},
         waits=(),
         source="https://platform.openai.com/docs/guides/error-codes and vendors' clients"),
-    # -- the vendor's own trouble, told by a status that leaves no doubt
+    # -- the vendor's own trouble, by a status that leaves no doubt
     Rule("no capacity", OVERLOADED, status={498, 503, 529}, when=_is_the_vendors,
         source="https://console.groq.com/docs/errors (498), RFC 9110 (503)"),
     Rule("server error", SERVER_ERROR,

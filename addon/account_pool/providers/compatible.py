@@ -109,7 +109,7 @@ def _route(
     pooled_gets = re.compile(rf"(?:{heads}){_BELOW}")
 
     def route(head: RequestHead) -> Route:
-        """Pool inference, the list of models and what is kept; all else is the client's."""
+        """Pool inference, the list of models and what is stored; all else is the client's."""
         if stored is not None and stored.route(head) and not is_websocket(head):
             return Route.POOL
         if head.method == "POST":

@@ -111,7 +111,7 @@ SPELLINGS: Mapping[str, ResetReader] = {
     "rfc3339": reset_hints.instant,
     "auto": reset_hints.reset,
 }
-#: What a limit rule may conclude. Not `ok` nor `transport`: those are seen, not told.
+#: What a limit rule may conclude. Not `ok` nor `transport`, which need no rule.
 CLASSES = (
     OutcomeClass.RATE_LIMIT,
     OutcomeClass.QUOTA,
@@ -367,8 +367,7 @@ def with_limits(provider: Provider, definition: Definition) -> Provider:
     def classify(response: UpstreamResponse) -> Outcome:
         if zone is not None:
             response = replace(response, zone=zone)
-        told = table.recognise(response)
-        outcome = provider.classify(response) if told is None else told
+        outcome = table.recognise(response) or provider.classify(response)
         if owner is None or not outcome.is_limit or outcome.owner is not None:
             return outcome
         named = owner.find(read_facts(response))

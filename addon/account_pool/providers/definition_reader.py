@@ -244,7 +244,7 @@ class _Reader:
         )
 
     def _checked(self, loc: Loc, value: Any, read: Callable[[str], T]) -> T | None:
-        """Return what *read* makes of a text; what is no text was told by its shape."""
+        """Return what *read* makes of a text; what is no text was reported with its shape."""
         if not isinstance(value, str) or not value:
             return None
         try:

@@ -12,7 +12,7 @@ import msgspec
 from account_pool.core.reset_hints import MAX_WAIT_S
 from account_pool.providers.base import LocalResponse
 
-#: From here on a vendor's client is told not to wait and try again by itself.
+#: From this wait on, in seconds, a vendor's client must not wait and try again by itself.
 LONG_WAIT_S = 60.0
 
 Headers = tuple[tuple[str, str], ...]

@@ -75,7 +75,7 @@ def _compatible_route(head: RequestHead, prefix_length: int) -> Route:
     as_openai = RequestHead(
         method=head.method, host=head.host, port=head.port, path=path, headers=head.headers
     )
-    # What is kept has the names of Google, here and there.
+    # What is stored has Google's names on either path.
     return Route.PASS if stored_objects.OPENAI.route(as_openai) else openai.route(as_openai)
 
 

@@ -225,7 +225,7 @@ def refusal(status: int, message: str, wait_s: float | None) -> LocalResponse:
     usual = ("server_error" if status >= 500 else "invalid_request_error", None)
     type_, code = _ERROR_NAMES.get(status, usual)
     error = {"message": message, "type": type_, "param": None, "code": code}
-    # Money is a 429 here as well: the code tells it from a limit.
+    # Out of credit is a 429 here as well: the code distinguishes it from a limit.
     return envelopes.sdk_response(429 if status == 402 else status, wait_s, {"error": error})
 
 

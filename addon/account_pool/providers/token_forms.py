@@ -163,7 +163,7 @@ _PIECES = re.compile(r"[^A-Za-z0-9]+")
 #: One word, or several that are written as one, perhaps numbered; a number such as a date.
 _WORD = re.compile(r"(?:(?:[A-Z]?[a-z]{2,15}|[A-Z]{2,15}){1,4}|[A-Za-z]{1,3})?[0-9]{0,8}\Z")
 _VOWEL = re.compile(r"[aeiouy]", re.I)
-#: Shorter ones are told by their beginning only.
+#: Shorter ones are recognised by their beginning only.
 _LONG = 20
 #: A label this long without a word in it is no label.
 _LONG_LABEL = 32

@@ -34,7 +34,7 @@ from account_pool.credentials.account_credential import Publish
 from account_pool.credentials.acquire import AcquireContext
 from account_pool.credentials.code_assist import CodeAssist, CodeAssistSettings
 from account_pool.credentials.copilot import CopilotExchange, EditorHeaders
-from account_pool.credentials.http import Http, Way
+from account_pool.credentials.http import Http, ProxyGate
 from account_pool.credentials.keeper import Keeper
 from account_pool.credentials.notices import Notices
 from account_pool.credentials.oauth import OAuthSource
@@ -417,9 +417,9 @@ def _code_assist(provider: Provider) -> CodeAssistSettings:
 
 
 @functools.lru_cache(maxsize=1)
-def _way_of(_proxy: str | None, _auth: str | None) -> Way:
+def _gate_of(_proxy: str | None, _auth: str | None) -> ProxyGate:
     """Return what is known of the upstream proxy, with this password."""
-    return Way()
+    return ProxyGate()
 
 
 def own_http(options: Options) -> Http:
@@ -431,7 +431,7 @@ def own_http(options: Options) -> Http:
         proxy=proxy,
         # Made as mitmproxy makes it: whatever characters a password has.
         proxy_auth=parse_upstream_auth(auth).decode("ascii") if auth else None,
-        way=_way_of(proxy, auth),
+        gate=_gate_of(proxy, auth),
     )
 
 
