@@ -172,8 +172,8 @@ async def test_a_limit_before_an_answer_is_replayed_inside_the_socket(provider, 
     "what",
     [
         "account_pool.core.websocket_moves:move",
-        "account_pool.proxy.websocket_replay:WebsocketReplay._open",
-        "account_pool.proxy.websocket_replay:WebsocketReplay._opened",
+        "account_pool.proxy.websocket_exchange:WebsocketReplay._open",
+        "account_pool.proxy.websocket_exchange:WebsocketReplay._opened",
     ],
 )
 async def test_an_error_of_ours_ends_the_socket_alone(provider, setting, what):

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from mitmproxy import http
 from mitmproxy.options import Options
 
+from account_pool.core.credential import Secret
 from account_pool.core.decisions import one_line
 from account_pool.core.retry_policy import remedy
 
@@ -135,3 +136,26 @@ def secrets_and_passwords(options: Options, sent: Iterable[str] = ()) -> Secrets
     password = auth.partition(":")[2]
     encoded = base64.b64encode(auth.encode("utf-8", "surrogateescape")).decode()
     return secrets_of([*sent, auth, password, encoded])
+
+
+class SentSecrets:
+    """The credentials that a request has carried: what comes back may echo them."""
+
+    def __init__(self) -> None:
+        self._sent: list[Secret] = []
+        self._echoes: Secrets | None = frozenset()
+
+    def add(self, secret: Secret) -> None:
+        """It carries *secret* now."""
+        self._sent.append(secret)
+        self._echoes = None
+
+    def echoes(self) -> Secrets:
+        """Return what must not be echoed to the client."""
+        if self._echoes is None:
+            self._echoes = secrets_of([secret.reveal() for secret in self._sent])
+        return self._echoes
+
+    def and_passwords(self, options: Options) -> Secrets:
+        """Return what must not be repeated of that which mitmproxy says of a connection."""
+        return secrets_and_passwords(options, [secret.reveal() for secret in self._sent])

@@ -1,7 +1,7 @@
 """A WebSocket that stays with its account: what its frames say of limits.
 
 The account of a socket is fixed at the handshake; limits arrive as frames, long after. Those
-in its first turn can be replayed (`websocket_replay.py`). Later, and before anything of an
+in its first turn can be replayed (`websocket_exchange.py`). Later, and before anything of an
 answer has come, the socket is closed behind the limit, and its client opens another one,
 on another account. Messages are read only, and none is ever made up: a client that cannot
 parse one waits in silence (clients.md, section 4).

@@ -1,4 +1,4 @@
-"""A turn of a WebSocket on another account inside the open socket.
+"""A WebSocket of the pool: it stays with its account, or a turn goes to another one inside it.
 
 What the server says to the first `response.create` is held back until it is known, as the
 head of any other answer is: bounded in events, bytes and time. A limit is not handed on.
@@ -15,6 +15,7 @@ account that grants others cannot take over.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, Protocol
 
@@ -52,13 +53,27 @@ from account_pool.core.attempts import Attempts
 from account_pool.core.lease import Lease
 from account_pool.core.outcome import Outcome
 from account_pool.core.steps import Send
-from account_pool.providers.base import LocalResponse, Provider
+from account_pool.core.usage import of_frame
+from account_pool.providers.base import LocalResponse
+from account_pool.providers.request_head import RequestHead
 from account_pool.proxy.credential_swap import Outgoing
 from account_pool.proxy.http_stream import AttemptRouter
+from account_pool.proxy.pooled_request import PooledRequest
 from account_pool.proxy.response_reader import MAX_GATE_BYTES, Reading, ResponseReader
 from account_pool.proxy.service import Service
-from account_pool.proxy.websocket import WebsocketReader, closing_event, is_limit
-from account_pool.supervision import log_and_continue
+from account_pool.proxy.view_retention import MessageRetention
+from account_pool.proxy.websocket import (
+    GOING_AWAY,
+    TRY_AGAIN_LATER,
+    GoingAway,
+    WebsocketReader,
+    closing_event,
+    grow_in_place,
+    is_limit,
+)
+from account_pool.supervision import log_and_continue, where
+
+logger = logging.getLogger(__name__)
 
 #: Messages that are held at most (design.md, section 7).
 MAX_GATE_MESSAGES = 64
@@ -68,8 +83,8 @@ HANDSHAKE_S = 30.0
 _PROMISED = ("sec-websocket-extensions", "sec-websocket-protocol")
 
 
-class ReplayedWebsocket(Protocol):
-    """The stream of the socket, as far as a replay needs it: see `serving.PooledExchange`."""
+class UpgradedStream(Protocol):
+    """The stream of a WebSocket, as far as that needs it: see `pooled_exchange.PooledExchange`."""
 
     service: Service
     layer: AttemptRouter
@@ -77,12 +92,9 @@ class ReplayedWebsocket(Protocol):
     child_layer: Layer | None
     stream_id: int
     flow: http.HTTPFlow
+    call: PooledRequest | None
     attempts: Attempts | None
     attempt_id: int | None
-    socket: WebsocketReader | None
-
-    @property
-    def provider(self) -> Provider: ...
 
     # requests behind the socket
     def outgoing(self, lease: Lease) -> Outgoing | LocalResponse: ...
@@ -93,11 +105,7 @@ class ReplayedWebsocket(Protocol):
     def cancel_attempt(self, reason: str) -> CommandGenerator[None]: ...
     def forget_attempt(self) -> None: ...
     def settle(self, *, served: bool, left: bool = False) -> None: ...
-
-    # what is said in it
-    def relay(self, event: events.Event) -> CommandGenerator[None]: ...
-    def passthrough(self, event: events.Event) -> CommandGenerator[None]: ...
-    def learn_messages(self, messages: Iterable[WebSocketMessage]) -> None: ...
+    def pass_on(self, event: events.Event) -> CommandGenerator[None]: ...
     def show_replay(self) -> None: ...
 
     # time
@@ -108,11 +116,146 @@ class ReplayedWebsocket(Protocol):
     def woke(self, event: events.Wakeup) -> CommandGenerator[None]: ...
 
 
+class PooledWebsocket:
+    """What happens inside one WebSocket of the pool, once it carries messages.
+
+    Attributes:
+        stream: of the socket.
+        request: its handshake.
+        reader: of its messages.
+        replay: of its first turn, if that can be sent elsewhere.
+    """
+
+    def __init__(self, stream: UpgradedStream) -> None:
+        assert stream.call is not None
+        self.stream, self.request = stream, stream.call
+        self.reader = WebsocketReader(self.request.provider)
+        self.replay: WebsocketReplay | None = None
+        self._messages: MessageRetention | None = None
+
+    def handle(self, event: events.Event) -> CommandGenerator[None]:
+        """Handle an event of the socket; an error of ours closes it."""
+        replay = self.replay
+        try:
+            if isinstance(event, GoingAway):
+                yield from self._close(GOING_AWAY)
+            elif replay is None or replay.over:
+                yield from self.relay(event)
+            else:
+                yield from replay.handle(event)
+        except Exception as e:
+            yield from self._fail(e)
+
+    def _fail(self, error: Exception) -> CommandGenerator[None]:
+        """An unexpected error in our code: the socket ends, and its account is free at once."""
+        stream = self.stream
+        logger.error(f"{self.request.provider.name}: internal error in a WebSocket: {where(error)}")
+        stream.clear_timer()
+        with log_and_continue:
+            stream.settle(served=False)
+        replay, self.replay = self.replay, None
+        if replay is not None and not replay.over:
+            yield from replay.fail()
+        else:
+            yield from self._close(TRY_AGAIN_LATER)
+
+    def relay(self, event: events.Event) -> CommandGenerator[None]:
+        """Give *event* to mitmproxy's layer of the socket."""
+        if isinstance(self.stream.child_layer, WebsocketLayer):
+            grow_in_place(self.stream.child_layer)
+        return self._watched(self.stream.pass_on(event))
+
+    def _watched(self, relay: CommandGenerator[None]) -> CommandGenerator[None]:
+        """Relay, and close the socket when a message tells of a limit in time."""
+        reply, closing = None, False
+        while True:
+            try:
+                command = relay.send(reply)
+            except StopIteration:
+                break
+            reply = yield command
+            if isinstance(command, WebsocketMessageHook):
+                with log_and_continue:
+                    closing = self._look_at(command.flow) or closing
+                    if self.stream.service.settings.view_kept:
+                        self._messages = self._messages or MessageRetention()
+                        self._messages.added(command.flow)
+                if self.replay is not None and self.replay.elsewhere is not None:
+                    # What follows of the message has no attempt to be sent with.
+                    self.replay.hook = command
+                    yield from self.stream.cancel_attempt("limited")
+        if closing:
+            yield from self._close(TRY_AGAIN_LATER)
+
+    def _close(self, code: int) -> CommandGenerator[None]:
+        stream = self.stream
+        assert isinstance(stream.child_layer, WebsocketLayer)
+        close = closing_event(stream.child_layer, stream.service.wall_now(), code)
+        yield from stream.pass_on(close)
+
+    def _look_at(self, flow: http.HTTPFlow) -> bool:
+        """Look at a message that every addon has seen; say if the socket should close."""
+        attempts, service = self.stream.attempts, self.stream.service
+        if attempts is None or attempts.over:
+            return False
+        assert flow.websocket is not None
+        message = flow.websocket.messages[-1]
+        if message.from_client:
+            if self.replay is not None:
+                self.replay.client_said(message)
+            self._client_said(attempts, message)
+            return False
+        if usage := of_frame(message.content):
+            service.observer.served(attempts, self.reader.model, usage, requests=0)
+        lease, provider = attempts.lease, self.request.provider
+        assert lease is not None
+        service.observer.events(provider, lease, message.content, self.reader.model)
+        outcome = self.reader.server_said(message.content, service.wall_now())
+        if outcome is None:
+            return False
+        now, model = service.now(), self.reader.model
+        may_close = not self.reader.answered
+        return websocket_moves.refused_inside(attempts, outcome, model, now, may_close=may_close)
+
+    def _client_said(self, attempts: Attempts, message: WebSocketMessage) -> None:
+        reader, service = self.reader, self.stream.service
+        first, idle = not reader.begun, not reader.running
+        if self.replay is not None and not self.replay.over:
+            idle = False
+        if not reader.client_said(message.content):
+            return
+        if idle and reader.turns_only and not self._names_something(message.content):
+            send = (
+                None if first else websocket_moves.next_turn(attempts, reader.model, service.now())
+            )
+            if first or send is not None:
+                self.replay = WebsocketReplay(self, message, send)
+        service.observer.served(attempts, reader.model, None)
+
+    def _names_something(self, content: bytes) -> bool:
+        """Say whether a message names what only the account knows that made it."""
+        head = self.request.head
+        asked = RequestHead(
+            method="POST", host=head.host, port=head.port, path=head.path, headers={}, body=content
+        )
+        return bool(self.request.provider.conversation(asked).named)
+
+    def learn_messages(self, messages: Iterable[WebSocketMessage]) -> None:
+        """Learn what messages of the server say of the account, which nobody else will see."""
+        attempts, observer = self.stream.attempts, self.stream.service.observer
+        assert attempts is not None
+        assert attempts.lease is not None
+        for message in messages:
+            observer.events(
+                self.request.provider, attempts.lease, message.content, self.reader.model
+            )
+
+
 class WebsocketReplay:
     """Holds back the answer to the first message of a socket, and sends that elsewhere.
 
     Args:
-        stream: of the socket.
+        websocket: what it is of.
         create: the message that began the turn.
         elsewhere: it goes there at once, and has not been sent anywhere.
 
@@ -124,11 +267,12 @@ class WebsocketReplay:
     """
 
     def __init__(
-        self, stream: ReplayedWebsocket, create: WebSocketMessage, elsewhere: Send | None = None
+        self, websocket: PooledWebsocket, create: WebSocketMessage, elsewhere: Send | None = None
     ) -> None:
         self.over = False
         self.spoiled = False
-        self._stream = stream
+        self._websocket = websocket
+        self._stream = stream = websocket.stream
         self._said = [create]
         self.elsewhere = elsewhere
         self.hook: WebsocketMessageHook | None = None
@@ -160,7 +304,7 @@ class WebsocketReplay:
 
     def _while_leaving(self, send: Send, event: events.Event) -> CommandGenerator[None]:
         stream = self._stream
-        yield from stream.relay(event)
+        yield from self._websocket.relay(event)
         assert stream.flow.websocket is not None
         ended = stream.flow.websocket.timestamp_end is not None
         if ended or stream.attempts is None or stream.attempts.over:
@@ -182,7 +326,7 @@ class WebsocketReplay:
             return
         if isinstance(event, ResponseEndOfMessage | ResponseProtocolError):
             yield from self._release()
-        yield from self._stream.relay(event)
+        yield from self._websocket.relay(event)
 
     def _hold(self, data: bytes) -> CommandGenerator[None]:
         self._held.append(data)
@@ -212,12 +356,11 @@ class WebsocketReplay:
         content, self._pieces = b"".join(self._pieces), []
         kind = Opcode.TEXT if is_text else Opcode.BINARY
         self._messages.append(WebSocketMessage(kind, False, content))
-        socket, stream = self._stream.socket, self._stream
-        assert socket is not None
-        outcome = socket.server_said(content, stream.service.wall_now())
+        reader = self._websocket.reader
+        outcome = reader.server_said(content, self._stream.service.wall_now())
         if outcome is not None:
             yield from self._refused(outcome)
-        elif socket.answered or not socket.running:
+        elif reader.answered or not reader.running:
             yield from self._release()
 
     def _release(self) -> CommandGenerator[None]:
@@ -226,7 +369,7 @@ class WebsocketReplay:
         self._stream.clear_timer()
         held, self._held = self._held, []
         for data in held:
-            yield from self._stream.relay(ResponseData(self._stream.stream_id, data))
+            yield from self._websocket.relay(ResponseData(self._stream.stream_id, data))
 
     # -- elsewhere
 
@@ -234,7 +377,7 @@ class WebsocketReplay:
         send = None
         if not (self.spoiled or self._said[0].dropped):
             with log_and_continue:
-                self._stream.learn_messages(self._messages)
+                self._websocket.learn_messages(self._messages)
             send = self._move(outcome)
         if send is None:
             # Nothing has changed: it is treated as in any later turn.
@@ -245,9 +388,8 @@ class WebsocketReplay:
     def _move(self, outcome: Outcome | None) -> Send | None:
         stream = self._stream
         assert stream.attempts is not None
-        assert stream.socket is not None
         return websocket_moves.move(
-            stream.attempts, outcome, stream.socket.model, stream.service.now()
+            stream.attempts, outcome, self._websocket.reader.model, stream.service.now()
         )
 
     def _open(self, send: Send) -> CommandGenerator[None]:
@@ -271,7 +413,7 @@ class WebsocketReplay:
         stream = self._stream
         match event:
             case ResponseHeaders():
-                self._reader = ResponseReader(event.response, stream.provider)
+                self._reader = ResponseReader(event.response, self._websocket.request.provider)
             case ResponseData() if self._reader is not None:
                 if self._reader.feed(event.data) is Reading.REFUSED:
                     yield from self._failed(self._handshake_outcome())
@@ -289,11 +431,11 @@ class WebsocketReplay:
                 stream.clear_timer()
                 stream.settle(served=False, left=True)
                 yield from stream.cancel_attempt("client left")
-                yield from stream.relay(event)
+                yield from self._websocket.relay(event)
             case RequestData() | events.MessageInjected():
                 self._queued.append(event)
             case _:
-                yield from stream.relay(event)
+                yield from self._websocket.relay(event)
 
     def _is_accepted(self, reader: ResponseReader) -> bool:
         promised, granted = self._stream.flow.response, reader.response
@@ -307,9 +449,8 @@ class WebsocketReplay:
         reader, stream = self._reader, self._stream
         if reader is None or reader.response.status_code < 400:
             return None
-        assert stream.socket is not None
-        answer = reader.answer(stream.socket.model, stream.service.wall_now())
-        outcome = stream.provider.classify(answer)
+        answer = reader.answer(self._websocket.reader.model, stream.service.wall_now())
+        outcome = self._websocket.request.provider.classify(answer)
         return outcome if is_limit(outcome) else None
 
     def _opened(self, reader: ResponseReader) -> CommandGenerator[None]:
@@ -320,7 +461,7 @@ class WebsocketReplay:
         stream.attempts.committed(stream.service.now())
         lease = stream.attempts.lease
         assert lease is not None
-        stream.service.observer.head(stream.provider, lease, reader.response)
+        stream.service.observer.head(self._websocket.request.provider, lease, reader.response)
         self._parser = self._side(stream.context.server)
         side = self._socket.server_ws
         for message in (m for m in self._said if not m.dropped):
@@ -332,7 +473,7 @@ class WebsocketReplay:
         self._opening = False
         queued, self._queued = self._queued, []
         for event in queued:
-            yield from stream.passthrough(event)
+            yield from self._websocket.handle(event)
 
     def _failed(self, outcome: Outcome | None) -> CommandGenerator[None]:
         """Ask yet another account; if there is none, hand on the refusal, and close."""
@@ -357,8 +498,8 @@ class WebsocketReplay:
         stream.clear_timer()
         stream.settle(served=False)
         for message in self._messages:
-            yield from stream.relay(WebSocketMessageInjected(stream.flow, message))
-        yield from stream.relay(closing_event(self._socket, stream.service.wall_now()))
+            yield from self._websocket.relay(WebSocketMessageInjected(stream.flow, message))
+        yield from self._websocket.relay(closing_event(self._socket, stream.service.wall_now()))
 
     # -- the socket
 

@@ -1,0 +1,394 @@
+"""The attempts of a request that is served from the pool, and what its client gets of them.
+
+An account is chosen, sent to, waited for or refreshed as `core.attempts` says; here its steps
+are carried out. The response that is good, or the refusal that is the last word, is delivered:
+from that commit point on there is no further attempt, and the base class does everything.
+How an attempt works underneath is `http_stream.py`; when one is over, `pooled_exchange.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator
+from itertools import islice
+from typing import Any, assert_never
+
+from mitmproxy.connection import Connection
+from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.layer import CommandGenerator
+from mitmproxy.proxy.layers.http import (
+    GetHttpConnection,
+    RequestProtocolError,
+    ResponseData,
+    ResponseHeaders,
+    ResponseTrailers,
+)
+
+from account_pool.core.attempts import Attempts
+from account_pool.core.instruments import Mark, Marks
+from account_pool.core.lease import Lease
+from account_pool.core.retry_policy import how_unconnected
+from account_pool.core.steps import Deliver, Refresh, Send, Step, Synthesize, Wait
+from account_pool.providers.base import CannotSwap, LocalResponse
+from account_pool.proxy import error_response, redaction
+from account_pool.proxy.credential_swap import Outgoing
+from account_pool.proxy.events import GetOtherConnection, Pause, PoolPauseHook
+from account_pool.proxy.flow_view import AttemptTrail
+from account_pool.proxy.http_stream import AttemptStream
+from account_pool.proxy.pooled_request import PooledRequest
+from account_pool.proxy.redaction import Secrets
+from account_pool.proxy.response_reader import ResponseReader
+from account_pool.proxy.websocket_exchange import PooledWebsocket
+from account_pool.supervision import log_and_continue
+
+logger = logging.getLogger(__name__)
+
+#: A request that is refused may be so at its beginning. What is longer than a usual window can
+#: lie in the peer's buffer, read by nobody: what follows there meets a reset, at any time.
+SURELY_READ_BYTES = 64 * 1024
+#: What is written at once.
+SURELY_SENT_BYTES = 16 * 1024
+MOVED = "accounts.yaml was changed, and this host no longer belongs to the provider"
+
+
+class PooledAttempts(AttemptStream):
+    """The attempts of one client request.
+
+    Attributes:
+        attempts: the state machine, from the moment an account is wanted.
+        reader: of the response to the running attempt, from its head on.
+        marks: how far it has come, from the same moment on.
+        sent_secrets: credentials it has carried.
+        redactor: masks them in a response that is handed on before it is complete.
+        trail: for people who look, once something was refused.
+        websocket: what happens inside, once it carries messages.
+    """
+
+    attempts: Attempts | None = None
+    reader: ResponseReader | None = None
+    marks: Marks
+    sent_secrets: redaction.SentSecrets
+    redactor: redaction.Redactor | None = None
+    trail: AttemptTrail | None = None
+    websocket: PooledWebsocket | None = None
+    #: the last refusal, which is delivered even if attempts after it bring nothing
+    _refusal: ResponseReader | None = None
+    #: what comes next once the refused response is drained, or the event is handled
+    _pending: Step | None = None
+    #: the response is a good one, and what it took is still to be counted
+    _to_count = False
+
+    @property
+    def _call(self) -> PooledRequest:
+        assert self.call is not None
+        return self.call
+
+    @property
+    def _attempts(self) -> Attempts:
+        assert self.attempts is not None
+        return self.attempts
+
+    @property
+    def _reader(self) -> ResponseReader:
+        assert self.reader is not None
+        return self.reader
+
+    @property
+    def _trail(self) -> AttemptTrail:
+        if self.trail is None:
+            self.trail = AttemptTrail(self.flow, self.service.show)
+        return self.trail
+
+    # -- attempts
+
+    def begin(self) -> CommandGenerator[None]:
+        """Have the request served by an account of the pool."""
+        self.attempts, self.marks = self.service.begin(
+            self._call, self.flow.request, self.context.client
+        )
+        yield from self._perform(self.attempts.begin(self.service.now()))
+
+    def _perform(self, step: Step | None) -> CommandGenerator[None]:
+        """Carry out steps until the provider or the client is to be waited for."""
+        attempts = self._attempts
+        paused = False
+        while step is not None:
+            match step:
+                case Send() if len(attempts.history) > 1 and not paused:
+                    self._pending = step
+                    self.layer.when_handled.append(self)
+                    return
+                case Send():
+                    step = yield from self._send(step)
+                case Wait():
+                    paused = True
+                    yield from self._wait(step)
+                    if (yield from self.client_gone()):
+                        return
+                    stopped = self.service.turns_away and step.ticket is not None
+                    go_on = attempts.stopped if stopped else attempts.resumed
+                    step = go_on(self.service.now())
+                case Refresh():
+                    paused = True
+                    pause = yield from self._wait(step)
+                    if (yield from self.client_gone()):
+                        return
+                    step = attempts.refreshed(pause.refreshed, self.service.now())
+                case Deliver():
+                    yield from self._deliver(step)
+                    return
+                case Synthesize():
+                    yield from self._answer_for_pool(step)
+                    return
+                case _:
+                    assert_never(step)
+
+    def _wait(self, step: Wait | Refresh) -> CommandGenerator[Pause]:
+        began_at = self.service.now()
+        pause = yield from self.pause(step)
+        self.marks.append((Mark.WAITED, self.service.now() - began_at))
+        return pause
+
+    def _send(self, step: Send) -> Generator[commands.Command, Any, Step | None]:
+        """Send one attempt. Returns the next step if no connection could be made."""
+        attempts = self._attempts
+        outgoing = self.outgoing(step.lease)
+        if isinstance(outgoing, LocalResponse):
+            yield from self.answer_locally(outgoing)
+            return None
+        opening_at = self.service.now()
+        older = islice(self.layer.connections, self.sent_among) if step.fresh else ()
+        error = yield from self.connect(outgoing, avoided=frozenset(older))
+        self.marks.append((Mark.OPENED, self.service.now() - opening_at))
+        disturbed = self._paused_event_queue or self.flow.error is not None
+        if disturbed and (yield from self.client_gone()):
+            return None
+        if error:
+            secrets = self.sent_secrets.and_passwords(self.context.options)
+            reason = redaction.unconnected(outgoing.address[0], error, secrets)
+            return attempts.broken(how_unconnected(error), self.service.now(), reason)
+        self.reader = None
+        self.server_state = self.state_wait_for_response_headers
+        yield from self.send_attempt(outgoing.request)
+        self.marks.append((Mark.SENT, self.service.now()))
+        if len(attempts.history) > 1:
+            # Shown when the request is really on its way: nobody waits for it.
+            self.service.later(self.show_replay)
+        return None
+
+    def outgoing(self, lease: Lease) -> Outgoing | LocalResponse:
+        """Return the request with the credential of *lease*, or why it must not be sent."""
+        call, attempts, flow = self._call, self._attempts, self.flow
+        if call.hosts is not self.service.recognizer.hosts:
+            current = self.service.recognizer.current(call)
+            if current is None:
+                return call.provider.refusal(421, MOVED, None)
+            call.provider = current
+        flow.metadata["pool.account"] = str(lease.key)
+        flow.metadata["pool.attempts"] = len(attempts.history)
+        self.sent_secrets.add(lease.credential.secret)
+        try:
+            return self.service.swaps.outgoing(
+                flow.request,
+                call.masked,
+                call.head,
+                call.provider,
+                lease,
+                insecure=self.service.settings.insecure,
+            )
+        except CannotSwap as why:
+            return call.provider.refusal(400, str(why), None)
+
+    def connect(
+        self, outgoing: Outgoing, *, avoided: frozenset[Connection] = frozenset()
+    ) -> Generator[commands.Command, Any, str | None]:
+        """Get a connection for *outgoing*. Returns what went wrong, None if nothing did."""
+        server = self.flow.server_conn
+        spec = (outgoing.address, outgoing.tls, server.via, server.transport_protocol)
+        get = GetHttpConnection(*spec)
+        if avoided:
+            get = GetOtherConnection(*spec)
+            get.avoided = avoided
+        self.watch_client(self.client_leaves)
+        connection, error = yield get
+        self.unwatch_client()
+        if not error:
+            self.context.server = self.flow.server_conn = connection
+        return error
+
+    def show_replay(self) -> None:
+        """Show the people who look that a replay is on its way."""
+        try:
+            self._trail.replayed(self._attempts, self.sent_secrets.echoes, self.service.now())
+        except Exception as e:
+            log_and_continue.log(e)
+
+    def may_go(self) -> bool:
+        return self.attempts is None or self.attempts.may_go(self.service.now())
+
+    def let_go(self) -> CommandGenerator[None]:
+        """The answer is complete, and our request has been handed over.
+
+        What its server has not read of it would be in the way of all that follows there.
+        """
+        server = self.context.server
+        unread = server in self.layer.http2  # takes no note of what was read to its end
+        if self._body_bytes > SURELY_SENT_BYTES and not unread:
+            with log_and_continue:
+                unread = self.service.unsent(self.context.client, server)
+        if unread:
+            yield from self.cancel_attempt("answered early")
+        else:
+            self.forget_attempt()
+
+    @property
+    def _body_bytes(self) -> int:
+        """The length of the request; one that was streamed is a long one."""
+        if self.flow.request.stream:
+            return SURELY_READ_BYTES
+        return len(self.flow.request.raw_content or b"")
+
+    # -- while paused
+
+    def pause(self, step: Wait | Refresh | str) -> CommandGenerator[Pause]:
+        """Let the addon wait, refresh or answer for us."""
+        pause = Pause(step)
+
+        def left() -> None:
+            pause.woken.set()
+            # A refresh goes on, for the others; the lease must not wait for it.
+            self.client_leaves()
+
+        self.watch_client(left)
+        yield PoolPauseHook(pause)
+        self.unwatch_client()
+        if pause.failed is not None:
+            raise pause.failed
+        if not pause.taken:
+            # After a live reload that failed there is no addon: better an error than to
+            # ask again and again.
+            raise RuntimeError("nobody carries out our pauses")
+        return pause
+
+    def watch_client(self, on_leaving: Callable[[], None]) -> None:
+        """While paused, call *on_leaving* the moment the client goes.
+
+        The event itself stays queued for `check_killed`, as everywhere in mitmproxy.
+        """
+
+        def handle_event(event: events.Event) -> CommandGenerator[None]:
+            if isinstance(event, RequestProtocolError):
+                on_leaving()
+            return super(PooledAttempts, self).handle_event(event)
+
+        self.handle_event = handle_event  # type: ignore[method-assign]  # for a while
+
+    def unwatch_client(self) -> None:
+        self.__dict__.pop("handle_event", None)
+
+    def client_leaves(self) -> None:
+        if self.attempts is not None:
+            self.attempts.left(self.service.now())
+
+    # -- delivering
+
+    def _commit(self, end_stream: bool, secrets: Secrets | None = None) -> CommandGenerator[None]:
+        """Hand the answer to the client: no further attempt from here on.
+
+        *secrets* must not be echoed in it; None for a success, which echoes nothing.
+        """
+        call, reader, attempts = self._call, self._reader, self._attempts
+        if self._timer is not None:
+            self.clear_timer()
+        self._committed = True
+        if (lease := attempts.lease) is not None:
+            if secrets is None:
+                # Answers that are only fetched have been counted when they were made.
+                self._to_count = self.flow.request.method == "POST"
+                self.marks.append((Mark.HANDED_ON, self.service.now()))
+                self.service.observer.body(call, lease, reader)
+            attempts.committed(self.service.now())
+        response = reader.response
+        # A complete answer is given in one piece, as mitmproxy does by itself, so that
+        # other addons may look into it; anything else streams.
+        response.stream = not (end_stream or reader.complete or response.status_code == 101)
+        if secrets is not None:
+            redaction.headers(response, secrets)
+            self.redactor = redaction.Redactor(secrets)
+        yield from super().state_wait_for_response_headers(
+            ResponseHeaders(self.stream_id, response, end_stream)
+        )
+        if self.server_state == self.state_errored:
+            self.settle(served=False, left=True)
+            yield from self.cancel_attempt("client left")
+            return
+        if self.flow.response is not response:
+            return  # it was larger than `body_size_limit`
+        held, reader.held = reader.held, []
+        if self.redactor is not None:
+            held = [piece for data in held for piece in self.redactor(data)]
+        elif self.server_state == self.state_stream_response_body and response.stream is True:
+            self.begin_copy()
+        for data in held:
+            if self.copied is not None:
+                self.copied += data
+            yield from self.server_state(ResponseData(self.stream_id, data))
+
+    def redacted(self, event: ResponseData | ResponseTrailers) -> CommandGenerator[None]:
+        """A piece of an answer in which a credential may be echoed."""
+        assert self.redactor is not None
+        if isinstance(event, ResponseTrailers):
+            redaction.fields(event.trailers, self.sent_secrets.echoes())
+            yield from self.server_state(event)
+            return
+        for piece in self.redactor(event.data):
+            yield from self.server_state(ResponseData(self.stream_id, piece))
+
+    def _deliver(self, step: Deliver) -> CommandGenerator[None]:
+        """Hand on the provider's own refusal, with the wait that holds for the pool."""
+        provider, wait_s = self._call.provider, step.retry_after_s
+        assert self._refusal is not None
+        response = error_response.corrected(
+            self._refusal, provider, wait_s, self.sent_secrets.echoes(), self.service.wall_now()
+        )
+        if step.again:
+            error_response.say_again(response, provider, again=True)
+        with log_and_continue:
+            self._trail.delivered(self._attempts, self.service.now())
+        yield from self.respond(response)
+
+    def _answer_for_pool(self, step: Synthesize) -> CommandGenerator[None]:
+        """Nothing to hand on: repeat what the provider last said, or say it ourselves."""
+        provider, wait_s = self._call.provider, step.retry_after_s
+        blamed = step.final and step.status != 402
+        stored = self.service.refusals.find(step.like, blamed=blamed)
+        if stored is not None:
+            response = error_response.repeated(stored, provider, wait_s, self.service.wall_now())
+        else:
+            response = error_response.local(provider.refusal(step.status, step.message, wait_s))
+        if step.final:
+            error_response.say_again(response, provider, again=False)
+        with log_and_continue:
+            self._trail.answered(self._attempts, step.message, self.service.now())
+        yield from self.respond(response)
+
+    def settle(self, *, served: bool, left: bool = False) -> None:
+        """The request is over: its lease goes back, once. *left*: the client has gone."""
+        attempts = self.attempts
+        if attempts is None:
+            return
+        if not attempts.over:
+            if served:
+                attempts.finished(self.service.now())
+            else:
+                attempts.left(self.service.now())
+        try:
+            if self.trail is not None:
+                self.trail.ended(attempts, self.sent_secrets.echoes, self.service.now())
+        except Exception as e:
+            log_and_continue.log(e)
+        if self._to_count:
+            self._to_count = False
+            body = bytes(self.response_body_buf) if self.copied is None else self.copied
+            self.service.observer.end(self._call.provider, attempts, self._reader, body, self.tail)
+        self.service.end(self.context.client, attempts, left=left)
