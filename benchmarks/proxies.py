@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import shutil
 import socket
@@ -163,8 +164,15 @@ def start(kind: Kind, directory: Path, authority: Path, upstream_port: int) -> P
         command += ["-s", str(script)]
     with log.open("wb") as output:
         started_at = time.monotonic()
+        # An installed program has its bytecode.
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         process = subprocess.Popen(
-            command, cwd=directory, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            command,
+            cwd=directory,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
         )
     return Proxy(kind, port, process, log, started_at, accounts)
 
