@@ -20,6 +20,8 @@ from account_pool.core.cooldown import (
     Cooldown,
     bare_wait,
     bench_wait,
+    covering,
+    covers,
     default_wait,
     next_cooldown,
     usable_hint,
@@ -306,3 +308,9 @@ def test_cooling_exactly_while_now_is_before_until() -> None:
 )
 def test_what_a_cooldown_covers(covered: str | None, model: str | None, expected: bool) -> None:
     assert after(None, model=covered).covers(model) is expected
+
+
+@pytest.mark.parametrize("model", [None, "gpt-5", "gpt-5-mini", "other"])
+def test_what_covers_a_model_is_found_among_many(model: str | None) -> None:
+    known = ["gpt-5", None, "gpt-*", "*", "other", "gpt-5-mini"]
+    assert covering(known, model) == [one for one in known if covers(one, model)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from mitmproxy.proxy.commands import StartHook
 from mitmproxy.test import taddons
 
 from account_pool.config.options import POOL_OPTIONS
-from account_pool.proxy.addon import AccountPool
+from account_pool.proxy.addon import SWITCH_S, AccountPool
 from account_pool.proxy.events import Pause, PoolPauseHook
 
 ROOT = Path(__file__).parents[2]
@@ -61,3 +62,10 @@ def test_the_hook_has_the_name_the_addon_answers_to():
     assert PoolPauseHook(Pause("openai")).name == "pool_pause"
     assert hasattr(AccountPool, "pool_pause")
     assert PoolPauseHook(Pause("openai")).blocking
+
+
+async def test_a_thread_that_computes_lets_the_loop_go_on(tctx):
+    before = sys.getswitchinterval()
+    tctx.script(str(ENTRY))
+    assert sys.getswitchinterval() <= SWITCH_S
+    sys.setswitchinterval(before)

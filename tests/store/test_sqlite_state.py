@@ -429,3 +429,24 @@ def test_who_has_taken_over_the_new_credential_shares_again(two) -> None:
     cooling = replace(NEW, cooldowns={None: COOLS})
     keep(one, cooling)
     assert keep(other, NEW) == [cooling]
+
+
+def test_a_cooldown_that_stays_is_neither_read_nor_written_again(two) -> None:
+    """An account may cool for a hundred models, and each refusal is one more."""
+    store, other = two
+    models = [f"gpt-{n}" for n in range(4)]
+    for count in (1, 2, 3):
+        cooldowns = {model: replace(COOLS, model=model) for model in models[:count]}
+        statements: list[str] = []
+        with store._database.reading() as connection:
+            connection.set_trace_callback(statements.append)
+        keep(store, replace(UNKNOWN, cooldowns=cooldowns), at=WALL + count)
+        connection.set_trace_callback(None)
+        assert sum("INSERT INTO cooldowns" in s for s in statements) == 1
+        assert any("FROM cooldowns WHERE account IN" in s for s in statements) == (count == 1)
+    # Whatever another connection does, all is read again, and only what is over is taken out.
+    keep(other, PLAIN)
+    [left] = keep(store, replace(UNKNOWN, cooldowns={models[1]: replace(COOLS, model=models[1])}))
+    assert left.cooldowns.keys() == {models[1]}
+    [found] = keep(other, UNKNOWN)
+    assert found.cooldowns == left.cooldowns

@@ -7,7 +7,7 @@ the clock, chance or a provider.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from math import inf, isfinite, log2
@@ -185,6 +185,17 @@ def covers(covered: str | None, model: str | None) -> bool:
     if model is None:
         return False
     return model == covered or ("*" in covered and fnmatchcase(model, covered))
+
+
+def covering(known: Iterable[str | None], model: str | None) -> list[str | None]:
+    """Return those of *known* (models, globs, or None for all) that *model* falls under."""
+    return [
+        covered
+        for covered in known
+        if covered is None
+        or covered == model
+        or (model is not None and "*" in covered and fnmatchcase(model, covered))
+    ]
 
 
 def usable_hint(seconds: float | None) -> float | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from math import inf
+from operator import attrgetter
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -106,22 +107,34 @@ class HeadroomSnapshot(NamedTuple):
     @classmethod
     def of(cls, windows: Iterable[Window], now: float) -> HeadroomSnapshot:
         """Return the snapshot of *windows*; of two with one key the last counts."""
-        told = {(window.name, window.model): window for window in windows}
-        known = {key: window for key, window in told.items() if now < window.expires_at}
-        if len(known) > MAX_WINDOWS:
-            known = dict(sorted(known.items(), key=lambda item: item[1].told_at)[-MAX_WINDOWS:])
+        told = {(window[0], window[3]): window for window in windows}  # name and model
+        known: dict[Key, Window] = {}
+        wide: list[Window] = []
+        narrow: list[Window] = []
+        spent = []
+        changes_at = spent_changes_at = inf
+        # One pass, for every response comes here, perhaps with a hundred models' windows.
+        for key, window in told.items():
+            expires_at = window.expires_at
+            if now >= expires_at:
+                continue
+            known[key] = window
+            changes_at = min(changes_at, expires_at)
+            (wide if window.model is None else narrow).append(window)
+            if window.share < SPENT_SHARE and window.long:
+                spent.append(window.model)
+                spent_changes_at = min(spent_changes_at, expires_at)
         if not known:
             return UNKNOWN
-        narrow = [window for window in known.values() if window.model is not None]
-        wide = [window for window in known.values() if window.model is None]
-        spent = [w for w in known.values() if w.share < SPENT_SHARE and w.long]
+        if len(known) > MAX_WINDOWS:
+            return cls.of(sorted(known.values(), key=attrgetter("told_at"))[-MAX_WINDOWS:], now)
         return cls(
             known,
             *_tightest(wide),
             tuple(narrow),
-            frozenset([window.model for window in spent]) if spent else _NOTHING,
-            min([window.expires_at for window in known.values()]),
-            min([window.expires_at for window in spent], default=inf),
+            frozenset(spent) if spent else _NOTHING,
+            changes_at,
+            spent_changes_at,
         )
 
     def at(self, now: float) -> HeadroomSnapshot:

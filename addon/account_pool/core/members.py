@@ -13,7 +13,7 @@ from math import inf
 from sortedcontainers import SortedDict
 
 from account_pool.core.account import AccountKey
-from account_pool.core.cooldown import covers
+from account_pool.core.cooldown import covering
 from account_pool.core.headroom import Window, reserved
 from account_pool.core.ramp import RAMP_S, Ramp
 from account_pool.core.recent_failures import RecentFailures
@@ -78,7 +78,7 @@ class Members:
     def reset(self, state: AccountState, now: float) -> None:
         """Forget what is no longer true of the windows of *state*, and say which were reset."""
         for window in state.headroom.windows.values():
-            if window.long and window.reset_at <= now:
+            if window.reset_at <= now and window.long:
                 state.untold_at = max(state.untold_at, window.reset_at)
                 self.on_reset(state.key, window)
         state.headroom = state.headroom.at(now)
@@ -95,14 +95,14 @@ class Members:
     def ramps_of(self, state: AccountState, model: str | None, now: float) -> tuple[Ramp, ...]:
         """Return the ramps a new request for *model* falls under, begun where they must be."""
         ramps = state.ramps = {c: r for c, r in state.ramps.items() if not r.over(now)}
-        for covered, cooldown in state.cooldowns.items():
+        for covered in covering(state.cooldowns, model):
             # One that is over stays until a good answer: nothing is known of it yet.
-            if covered not in ramps and cooldown.covers(model):
+            if covered not in ramps:
                 ramps[covered] = Ramp.half_open(now)
-        for covered, at in self.switched.items():
-            if covered not in ramps and now < at + RAMP_S and _covers(covered, model):
+        for covered in covering(self.switched, model):
+            if covered not in ramps and now < self.switched[covered] + RAMP_S:
                 ramps[covered] = Ramp.after_switch(now)
-        return tuple([ramp for covered, ramp in ramps.items() if _covers(covered, model)])
+        return tuple([ramps[covered] for covered in covering(ramps, model)])
 
     def unplace(self, state: AccountState) -> None:
         self.policy.discard(state)
@@ -143,11 +143,6 @@ class Members:
             if wake_at > now:
                 return
             self.place(state, now)
-
-
-def _covers(covered: str | None, model: str | None) -> bool:
-    # Mostly it is the model itself.
-    return covered == model or covers(covered, model)
 
 
 class Owners:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TypeVar
 
 from account_pool.core.account import AccountKey
@@ -148,7 +149,7 @@ def of_state(state: AccountState, owner: str | None, ahead: float) -> AccountSna
         disabled = DisablingSnapshot(cause=state.disabled, since=since)
     return AccountSnapshot(
         key=state.key,
-        cooldowns={model: _row(c, ahead) for model, c in state.cooldowns.items()},
+        cooldowns=_rows(state, ahead),
         disabled=disabled,
         refused=state.refused,
         owner=owner,
@@ -208,13 +209,23 @@ def _forgiven(account: AccountSnapshot, wall_now: float) -> AccountSnapshot:
     return account if wall_now - disabled.since < FORGIVEN_S else replace(account, disabled=None)
 
 
+def _rows(state: AccountState, ahead: float) -> dict[str | None, Cooldown]:
+    """Return the rows of the cooldowns of *state*; those that have not changed are known."""
+    known, state.rows = state.rows, {}
+    for model, cooldown in state.cooldowns.items():
+        row = known.get(model)
+        if row is None or row[0] is not cooldown or row[1] != ahead:
+            row = cooldown, ahead, _row(cooldown, ahead)
+        state.rows[model] = row
+    return {model: row for model, (_, _, row) in state.rows.items()}
+
+
 def _row(cooldown: Cooldown, ahead: float) -> Cooldown:
-    later = _later(cooldown, ahead)
     return replace(
-        later,
-        since=_rounded(later.since),
-        until=_rounded(later.until),
-        probed_at=_rounded(later.probed_at),
+        cooldown,
+        since=_rounded(cooldown.since + ahead),
+        until=_rounded(cooldown.until + ahead),
+        probed_at=_rounded(cooldown.probed_at + ahead),
     )
 
 
@@ -227,9 +238,11 @@ def _later(cooldown: Cooldown, seconds: float) -> Cooldown:
     )
 
 
+@lru_cache(maxsize=1024)
 def _moved(window: Window, ahead: float) -> Window:
-    later = window.later(ahead)
-    return later._replace(told_at=_rounded(later.told_at), reset_at=_rounded(later.reset_at))
+    return window._replace(
+        told_at=_rounded(window.told_at + ahead), reset_at=_rounded(window.reset_at + ahead)
+    )
 
 
 def _rounded(seconds: float) -> float:

@@ -12,7 +12,7 @@ from math import inf
 from operator import attrgetter
 
 from account_pool.core.account import Account, AccountKey
-from account_pool.core.cooldown import Cause, Cooldown, covers
+from account_pool.core.cooldown import Cause, Cooldown, covering, covers
 from account_pool.core.credential import Credential
 from account_pool.core.headroom import UNKNOWN, HeadroomSnapshot
 from account_pool.core.ramp import Ramp
@@ -65,6 +65,8 @@ class AccountState:
             it is, where that is known (`credential.identity`); "" if nobody said.
         in_flight_remote: requests in flight on other proxies, as far as is known.
         rank: the key it stands under in the selection policy; None while not ready.
+        rows: its cooldowns as they were saved last, by model: the cooldown, by how much the
+            clock of the store was ahead, and the row.
         wake_at: when to place it again, as time alone changes where it belongs.
         removed: it is no longer in the pool; a lease may still refer to it.
     """
@@ -103,6 +105,7 @@ class AccountState:
     source: str = ""
     in_flight_remote: int = 0
     rank: Rank | None = None
+    rows: dict[str | None, tuple[Cooldown, float, Cooldown]] = field(default_factory=dict)
     wake_at: float = inf
     removed: bool = False
 
@@ -191,14 +194,11 @@ class AccountState:
 
     def ramps_admit(self, model: str | None, now: float) -> bool:
         """Say whether one more request for *model* may wait for its answer here."""
-        for covered, ramp in self.ramps.items():
-            if not ramp.admits(now) and covers(covered, model):
-                return False
-        return True
+        return all(self.ramps[covered].admits(now) for covered in covering(self.ramps, model))
 
     def ramps_admit_at(self, model: str | None) -> float:
         """Return when time alone lets one more request for *model* go."""
-        return max((r.admits_at() for c, r in self.ramps.items() if covers(c, model)), default=-inf)
+        return max((self.ramps[c].admits_at() for c in covering(self.ramps, model)), default=-inf)
 
     def may_be_probed(self, model: str | None, now: float, soon_s: float) -> bool:
         """Say whether a request for *model* may try if this really cools so long.

@@ -49,8 +49,11 @@ class Transition:
     ) -> list[Cooldown]:
         """Drop the cooldowns that *ended* says; return those that had not run out."""
         known = self.state.cooldowns
-        self.state.cooldowns = {model: c for model, c in known.items() if not ended(c)}
-        active = [c for c in known.values() if c.active(self.now) and ended(c)]
+        over = [cooldown for cooldown in known.values() if ended(cooldown)]
+        if over:
+            gone = {cooldown.model for cooldown in over}
+            self.state.cooldowns = {model: c for model, c in known.items() if model not in gone}
+        active = [cooldown for cooldown in over if cooldown.active(self.now)]
         for cooldown in active:
             self._released(cooldown, by or self.by)
         return active

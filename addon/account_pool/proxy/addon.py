@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Awaitable
 from pathlib import Path
 
@@ -53,6 +54,10 @@ from account_pool.store.store import StoreError
 from account_pool.supervision import log_and_continue, tasks, where
 
 logger = logging.getLogger(__name__)
+
+#: How long a thread that computes may keep the event loop waiting, seconds: Python lets it go on
+#: for 5 ms each time, and a request passes the loop several times.
+SWITCH_S = 0.0005
 
 #: How often suspends and long waits are looked for, and idle conversations, seconds.
 LOOK_S, SWEEP_S = 5.0, 60.0
@@ -127,6 +132,7 @@ class AccountPool:
     def load(self, loader: Loader) -> None:
         # Again when pool.py is reloaded: no option is deferred then.
         descriptors.raise_limit()
+        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_S))
         self.wiring.at_start |= options.add(loader)
         self._held_back |= listen.default_to_loopback()
         loader.master.commands.collect_commands(self.commands)

@@ -12,6 +12,7 @@ import os
 import socket
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,13 @@ def read_accounts(
 
 
 def write_account(
-    connection: sqlite3.Connection, account: AccountSnapshot, write: int, wall_now: float
+    connection: sqlite3.Connection,
+    account: AccountSnapshot,
+    write: int,
+    wall_now: float,
+    found: AccountSnapshot | None = None,
 ) -> None:
-    """Write *account*, by the write of this number."""
+    """Write *account*, by the write of this number. *found* is what is there."""
     name, disabled = str(account.key), account.disabled
     connection.execute(
         "INSERT INTO accounts VALUES (:name, :now, :now, :served, :owner, "
@@ -116,13 +121,20 @@ def write_account(
             "source": account.source,
         },
     )
-    connection.execute("DELETE FROM cooldowns WHERE account = ?", (name,))
+    before = found.cooldowns if found else {}
+    after = account.cooldowns
+    # An account may cool for a hundred models: what stays as it is costs nothing.
+    connection.executemany(
+        "DELETE FROM cooldowns WHERE account = ? AND model IS ?",
+        [(name, _quoted(model)) for model, c in before.items() if c != after.get(model)],
+    )
     connection.executemany(
         "INSERT INTO cooldowns VALUES (?, ?, ?, ?, ?, ?)",
-        (
+        [
             (name, _quoted(c.model), c.since, c.until, c.streak, _cause_text(c.cause, c.probed_at))
-            for c in account.cooldowns.values()
-        ),
+            for model, c in after.items()
+            if c != before.get(model)
+        ],
     )
 
 
@@ -146,10 +158,13 @@ def _unquoted(text: str | None) -> str | None:
 
 def _listed(windows: Iterable[Window]) -> str:
     """Return *windows* as JSON, which knows no infinity: null."""
-    told = [window._asdict() for window in windows]
-    return json.dumps(
-        [{**w, "reset_at": None if w["reset_at"] == inf else w["reset_at"]} for w in told]
-    )
+    return f"[{', '.join(map(_window_text, windows))}]"
+
+
+@lru_cache(maxsize=1024)
+def _window_text(window: Window) -> str:
+    reset_at = None if window.reset_at == inf else window.reset_at
+    return json.dumps({**window._asdict(), "reset_at": reset_at})
 
 
 def _windows(text: str) -> dict[Key, Window]:
@@ -224,6 +239,9 @@ class SqliteState:
         self._me = Process.this().owner(uuid4().hex)
         #: what the file and our pool agreed on last
         self._base: dict[AccountKey, AccountSnapshot] = {}
+        #: what the file has, as long as others write nothing
+        self._stored: dict[AccountKey, AccountSnapshot] = {}
+        self._stored_version: int | None = None
         #: of the last write we know of; None: look at everything
         self._data_version: int | None = None
         self._seen = 0
@@ -248,11 +266,20 @@ class SqliteState:
             if last is None:
                 raise self._database.damaged()
             write, wall_at = last
-            found = self._read(connection, [account.key for account in mine])
+            # What no other connection has written since is as we left it.
+            version = connection.execute("PRAGMA data_version").fetchone()[0]
+            # None is known if this fails: it may have been written all the same.
+            known, self._stored = self._stored, {}
+            if version != self._stored_version:
+                known = {}
+            self._stored_version = version
+            found = {a.key: known[a.key] for a in mine if a.key in known}
+            if unread := [a.key for a in mine if a.key not in known]:
+                found |= self._read(connection, unread)
             merged = [merge(self._base.get(a.key), a, found.get(a.key)) for a in mine]
             new = [account for account in merged if self._is_new(account, found.get(account.key))]
             for account in new:
-                write_account(connection, account, write + 1, wall_now)
+                write_account(connection, account, write + 1, wall_now, found.get(account.key))
             for table, changes in (lines or {}).items():
                 _write_lines(connection, table, changes, write + 1, wall_now)
             is_new = batch is None or _note_batch(connection, batch, wall_now)
@@ -269,6 +296,8 @@ class SqliteState:
             a.key for a in mine if a.key not in self._base and of_another(a, found.get(a.key))
         )
         self._base.update((account.key, account) for account in merged)
+        written = {account.key: account for account in new}
+        self._stored = known | found | written
         return PoolSnapshot(accounts=tuple(merged), wall_at=wall_at, replaced=replaced)
 
     def now(self) -> float | None:
@@ -368,6 +397,7 @@ class SqliteState:
         return sums
 
     def sweep(self, present: Iterable[AccountKey], *, wall_now: float) -> None:
+        self._stored.clear()
         with self._database.writing() as connection:
             connection.execute(
                 "UPDATE accounts SET last_seen = ? "
