@@ -93,7 +93,6 @@ def swap(account: Account, credential: Credential) -> Swap:
     host = companions.get("host")
     if not host:
         raise CannotSwap(f"{account.key} has no host: write that of its resource")
-    rule = HostRule.parse(host)
     token = credential.secret.reveal()
     is_entra = _JWT.fullmatch(token) is not None
     bearer = (b"authorization", f"Bearer {token}".encode())
@@ -102,7 +101,7 @@ def swap(account: Account, credential: Credential) -> Swap:
         headers=(bearer if is_entra else (b"api-key", token.encode()),),
         drop=_CREDENTIAL_HEADERS,
         drop_query=_CREDENTIAL_QUERY,
-        origin=Origin(rule.host, rule.port),
+        origin=Origin.parse(host),
     )
     in_path = replace(of_account, path=_path_of(deployments) if deployments else None)
     in_body = replace(of_account, body=_body_of(deployments) if deployments else None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import msgspec
 
@@ -75,21 +76,13 @@ def swap(_account: Account, credential: Credential) -> Swap:
     A client that runs with an API key sends `x-api-key` and not the flag; with the one or
     without the other every subscription is refused.
     """
-    headers = ((b"authorization", f"Bearer {credential.secret.reveal()}".encode()),)
-    edit = ((b"anthropic-beta", with_flag),)
-    of_account = Swap(headers=headers, drop=_CREDENTIAL_HEADERS, edit=edit)
-    with_body = Swap(
-        headers=headers,
+    of_account = Swap(
+        headers=((b"authorization", f"Bearer {credential.secret.reveal()}".encode()),),
         drop=_CREDENTIAL_HEADERS,
-        edit=edit,
-        body=_body_for(credential.companions.get("account_id", "")),
+        edit=((b"anthropic-beta", with_flag),),
     )
-    return Swap(
-        headers=of_account.headers,
-        drop=of_account.drop,
-        edit=of_account.edit,
-        by_path=(("/v1/messages", with_body),),
-    )
+    body = _body_for(credential.companions.get("account_id", ""))
+    return replace(of_account, by_path=(("/v1/messages", replace(of_account, body=body)),))
 
 
 _CREDENTIAL_HEADERS = frozenset({b"authorization", b"x-api-key"})

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
 
@@ -133,15 +134,17 @@ def swap(_account: Account, credential: Credential) -> Swap:
     Completions live on a host of their own beside it.
     """
     headers = ((b"authorization", f"Bearer {credential.secret.reveal()}".encode()),)
-    # GitHub's own API is where the client found it, not at the host of the plan.
-    about_user = (_USER_PATH, Swap(headers=headers, drop=_DROPPED))
+    where_asked = Swap(headers=headers, drop=_DROPPED)
     host = credential.companions.get("host")
     if not host:
-        return Swap(headers=headers, drop=_DROPPED)
-    completions = credential.companions.get("proxy") or _completions_host(host)
-    beside = Swap(headers=headers, drop=_DROPPED, origin=_origin(completions))
-    by_path = (("/v1/engines/", beside), about_user)
-    return Swap(headers=headers, drop=_DROPPED, origin=_origin(host), by_path=by_path)
+        return where_asked
+    completions = Origin.parse(credential.companions.get("proxy") or _completions_host(host))
+    # GitHub's own API is where the client found it, not at the host of the plan.
+    by_path = (
+        ("/v1/engines/", replace(where_asked, origin=completions)),
+        (_USER_PATH, where_asked),
+    )
+    return replace(where_asked, origin=Origin.parse(host), by_path=by_path)
 
 
 def _completions_host(host: str) -> str:
@@ -151,12 +154,6 @@ def _completions_host(host: str) -> str:
     if host.startswith("api.") and host.endswith(".githubcopilot.com"):
         return "proxy." + host.removeprefix("api.")
     return host
-
-
-def _origin(text: str) -> Origin:
-    """Read `host` or `host:port`. Raises ValueError for anything else."""
-    rule = HostRule.parse(text)
-    return Origin(rule.host, rule.port)
 
 
 def holder(credential: Credential) -> str | None:

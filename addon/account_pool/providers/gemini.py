@@ -7,6 +7,7 @@ https://ai.google.dev/api. The model of a native request is in its path. Limits 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, unquote
@@ -106,17 +107,13 @@ def swap(_account: Account, credential: Credential) -> Swap:
     https://ai.google.dev/gemini-api/docs/openai
     """
     key = credential.secret.reveal().encode()
-    compatible = Swap(
-        headers=((b"authorization", b"Bearer " + key),),
-        drop=_CREDENTIAL_HEADERS,
-        drop_query=_CREDENTIAL_QUERY,
-    )
-    return Swap(
+    native = Swap(
         headers=((b"x-goog-api-key", key),),
         drop=_CREDENTIAL_HEADERS,
         drop_query=_CREDENTIAL_QUERY,
-        by_path=(("/openai/", compatible),),
     )
+    compatible = replace(native, headers=((b"authorization", b"Bearer " + key),))
+    return replace(native, by_path=(("/openai/", compatible),))
 
 
 # The user project is a companion: it names whose quota is used.
