@@ -265,7 +265,7 @@ class AccountCredential:
             self._drop(self._strategy.expired)
             return acquired.again_in_s
         if acquired.log_text and credentials != self.credentials:
-            # Aloud at first and after a problem.
+            # At INFO the first time and after a problem.
             is_news = not self.credentials or self._problem is not None
             level = logging.INFO if is_news else logging.DEBUG
             logger.log(level, "%s: %s", self.key, acquired.log_text)

@@ -248,7 +248,7 @@ class RefreshableToken:
         newest = self._newest(name)
         if self._is_good(newest):
             return newest
-        self._require_hope(newest, family)
+        self._require_unspent(newest, family)
         if self._refresher.stopping.is_set:
             raise ExchangeFailed("the proxy is shutting down")
         claim = self._store.claim(
@@ -279,7 +279,7 @@ class RefreshableToken:
         newest = self._newest(name)
         if self._is_good(newest):
             return newest
-        self._require_hope(newest, family)
+        self._require_unspent(newest, family)
         settings = self._source.settings_now()
         headers, content = token_endpoint.request(settings, newest)
 
@@ -299,7 +299,7 @@ class RefreshableToken:
         except LoginEnded as error:
             family.spent[newest.refresh] = str(error)
             following = self._newest(name)
-            self._require_hope(following, family)
+            self._require_unspent(following, family)
             return following if self._is_good(following) else self._claimed(name, family, fence)
         self._refresher.write(name, family)
         got = self._newest(name)
@@ -356,7 +356,7 @@ class RefreshableToken:
             is_wait=True,
         )
 
-    def _require_hope(self, tokens: Tokens, family: Family) -> None:
+    def _require_unspent(self, tokens: Tokens, family: Family) -> None:
         """Never send a spent token again. Raises LoginEnded."""
         if tokens.refresh in family.spent:
             raise LoginEnded(

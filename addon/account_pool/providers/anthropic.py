@@ -113,10 +113,14 @@ _ERROR_TYPES = {
 }
 
 
+def error_type(status: int) -> str:
+    usual = "api_error" if status >= 500 else "invalid_request_error"
+    return _ERROR_TYPES.get(status, usual)
+
+
 def refusal(status: int, message: str, wait_s: float | None) -> LocalResponse:
     """`{"type": "error", "error": {type, message}}`."""
-    usual = "api_error" if status >= 500 else "invalid_request_error"
-    error = {"type": _ERROR_TYPES.get(status, usual), "message": message}
+    error = {"type": error_type(status), "message": message}
     return envelopes.sdk_response(status, wait_s, {"type": "error", "error": error})
 
 

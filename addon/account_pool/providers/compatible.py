@@ -7,10 +7,8 @@ speak Anthropic's Messages as well.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -157,11 +155,10 @@ def refusal_for_both(status: int, message: str, wait_s: float | None) -> LocalRe
 
     `{"type": "error", "error": {message, type, param, code}}`; the type is Anthropic's.
     """
-    theirs = openai.refusal(status, message, wait_s)
-    body = json.loads(theirs.body)
-    type_ = json.loads(anthropic.refusal(status, message, wait_s).body)["error"]["type"]
-    error = {**body["error"], "type": type_}
-    return replace(theirs, body=json.dumps({"type": "error", "error": error}).encode())
+    error = openai.error_object(status, message, openai.ERROR_NAMES)
+    error["type"] = anthropic.error_type(status)
+    status = 429 if status == 402 else status  # as `openai.refusal`
+    return envelopes.sdk_response(status, wait_s, {"type": "error", "error": error})
 
 
 #: A service that speaks OpenAI's API, and Anthropic's Messages: many coding plans and gateways

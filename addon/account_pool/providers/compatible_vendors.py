@@ -33,7 +33,7 @@ from account_pool.core.signals import (
 from account_pool.providers import envelopes
 from account_pool.providers.base import LocalResponse
 from account_pool.providers.compatible import CHAT, compatible
-from account_pool.providers.openai import organisation
+from account_pool.providers.openai import ErrorNames, error_object, organisation
 from account_pool.providers.stored_objects import StoredObjects
 
 # -- OpenRouter: https://openrouter.ai/docs/api-reference/overview. Its limits are those of the
@@ -398,7 +398,7 @@ COHERE = compatible(
 # and the model, per minute, hour and day: the sentence names the window, and each has headers of
 # its own (`x-ratelimit-reset-tokens-minute`). Bodies are flat; `quota` in a code says nothing.
 
-_CEREBRAS_NAMES = {
+_CEREBRAS_NAMES: ErrorNames = {
     401: ("invalid_request_error", "wrong_api_key"),
     402: ("payment_required_error", "payment_required"),
     404: ("not_found_error", "model_not_found"),
@@ -409,11 +409,7 @@ _CEREBRAS_NAMES = {
 
 def _cerebras_refusal(status: int, message: str, wait_s: float | None) -> LocalResponse:
     """`{message, type, param, code}`, flat."""
-    usual = ("server_error" if status >= 500 else "invalid_request_error", None)
-    type_, code = _CEREBRAS_NAMES.get(status, usual)
-    return envelopes.sdk_response(
-        status, wait_s, {"message": message, "type": type_, "param": None, "code": code}
-    )
+    return envelopes.sdk_response(status, wait_s, error_object(status, message, _CEREBRAS_NAMES))
 
 
 CEREBRAS = compatible(

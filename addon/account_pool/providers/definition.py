@@ -312,19 +312,18 @@ class LimitRule:
 
 #: One of them stands in every object that is an error with a code.
 _CODED = frozenset(
-    {
-        *(
-            "base_resp",
-            "code",
-            "err_code",
-            "errcode",
-            "error",
-            "error_code",
-            "errors",
-            "status_code",
-        ),
-        *("response", "type"),
-    }
+    [
+        "base_resp",
+        "code",
+        "err_code",
+        "errcode",
+        "error",
+        "error_code",
+        "errors",
+        "response",
+        "status_code",
+        "type",
+    ]
 )
 
 

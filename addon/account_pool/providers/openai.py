@@ -211,7 +211,9 @@ def owner(headers: Mapping[str, str]) -> str | None:
 
 # -- refusals of our own
 
-_ERROR_NAMES = {
+#: Type and code by status.
+ErrorNames = Mapping[int, tuple[str, str | None]]
+ERROR_NAMES: ErrorNames = {
     401: ("invalid_request_error", "invalid_api_key"),
     402: ("insufficient_quota", "insufficient_quota"),
     404: ("invalid_request_error", "model_not_found"),
@@ -220,11 +222,16 @@ _ERROR_NAMES = {
 }
 
 
+def error_object(status: int, message: str, names: ErrorNames) -> dict[str, Any]:
+    """Return `{message, type, param, code}`."""
+    usual = ("server_error" if status >= 500 else "invalid_request_error", None)
+    type_, code = names.get(status, usual)
+    return {"message": message, "type": type_, "param": None, "code": code}
+
+
 def refusal(status: int, message: str, wait_s: float | None) -> LocalResponse:
     """`{"error": {message, type, param, code}}`."""
-    usual = ("server_error" if status >= 500 else "invalid_request_error", None)
-    type_, code = _ERROR_NAMES.get(status, usual)
-    error = {"message": message, "type": type_, "param": None, "code": code}
+    error = error_object(status, message, ERROR_NAMES)
     # Out of credit is a 429 here as well: the code distinguishes it from a limit.
     return envelopes.sdk_response(429 if status == 402 else status, wait_s, {"error": error})
 

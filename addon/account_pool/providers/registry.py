@@ -46,17 +46,17 @@ class BuiltIn(Mapping[str, Provider]):
     """
 
     def __init__(self, coded: Mapping[str, Provider], bases: Mapping[str, Provider]) -> None:
-        self._made = dict(coded)
+        self._providers = dict(coded)
         self._coded = tuple(coded)
         self._bases = {**coded, **bases}
 
     def __getitem__(self, name: str) -> Provider:
-        if name not in self._made:
-            self._made[name] = self._compile(name, _sections()[name])
-        return self._made[name]
+        if name not in self._providers:
+            self._providers[name] = self._compile(name, _sections()[name])
+        return self._providers[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._made or name in _sections()
+        return name in self._providers or name in _sections()
 
     def __iter__(self) -> Iterator[str]:
         yield from self._coded
@@ -67,12 +67,14 @@ class BuiltIn(Mapping[str, Provider]):
 
     def env(self, name: str) -> tuple[str, ...]:
         """Return the variables that hold a credential of *name*, without compiling it."""
-        return self._made[name].env if name in self._made else _list(_ENV, _sections()[name])
+        return (
+            self._providers[name].env if name in self._providers else _list(_ENV, _sections()[name])
+        )
 
     def hosts(self, name: str) -> tuple[HostRule, ...]:
         """Return the hosts of *name*, without compiling it."""
-        if name in self._made:
-            return self._made[name].hosts
+        if name in self._providers:
+            return self._providers[name].hosts
         return tuple(map(HostRule.parse, _list(_HOSTS, _sections()[name])))
 
     def _compile(self, name: str, text: str) -> Provider:
