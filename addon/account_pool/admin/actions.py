@@ -1,7 +1,7 @@
 """What a person may change, through the admin API or a command.
 
 An added account is written to a file first, then the proxy reads its accounts again, as it
-does after somebody has edited the file: both ways have the same result.
+does after an edit of the file: both ways have the same result.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Actions:
         return state, self.service.pool.accounts.clear_cooldown(state.key, now=self.service.now())
 
     def disable(self, provider: str, label: str) -> AccountState:
-        """Disable an account until somebody enables it, across restarts too. Raises ApiError."""
+        """Disable an account until it is enabled, across restarts too. Raises ApiError."""
         state = self.get(provider, label)
         self.service.pool.health.mark_failure(
             state.key, _BY_HAND, now=self.service.now(), by=By.HAND

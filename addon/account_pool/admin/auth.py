@@ -31,7 +31,7 @@ REVEAL_PATH = "/account-pool/reveal"
 #: Wrong tokens accepted from one address within a window; and how long that is, in seconds.
 MAX_FAILURES = 10
 FAILURE_WINDOW_S = 60.0
-#: Addresses whose failures are remembered.
+#: How many addresses have their failures remembered.
 MAX_PEERS = 1024
 
 
@@ -78,7 +78,7 @@ def _check_page(request: AdminRequest, name: str) -> None:
 
 
 def _is_opened(request: AdminRequest) -> bool:
-    """Return whether somebody follows a link to the dashboard, from whichever page."""
+    """Return whether a person follows a link to the dashboard, from whichever page."""
     return (
         request.method in SAFE_METHODS
         and request.target == "/"
@@ -221,7 +221,7 @@ def _unauthorised(code: str, message: str) -> ApiError:
 #: The file, beside the state database.
 TOKEN_FILE = "account-pool-admin-token"  # noqa: S105 - the name of the file
 _BYTES = 32
-#: Shorter ones were cut off while they were written, or were made up by somebody.
+#: Shorter ones were cut off while they were written, or made up.
 _MIN_CHARS = 32
 
 

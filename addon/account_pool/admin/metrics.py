@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 #: The text format that every Prometheus reads.
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-#: Models that are told apart, over all accounts: each is a series for every account.
+#: Models that have series of their own, over all accounts: each has one for every account.
 MAX_MODELS = 50
 #: What an account can be, as `/account-pool` says it.
 STATES = ("available", "full", "cooling", "disabled", "off", "no_credential")

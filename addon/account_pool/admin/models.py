@@ -148,7 +148,7 @@ Given = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class Tokens(Shape):
-    """A login of a vendor whose refresh is built in."""
+    """A login of a vendor with a built-in refresh."""
 
     refresh_token: Given
     access_token: Given | None = None

@@ -213,7 +213,7 @@ async def reveal(context: AdminContext, asked: AccountName) -> Json:
     pool_show_tokens is set."""
     state = context.actions.get(asked.provider, asked.label)
     _note(f"showed the credential of {state.key}")
-    shown = {kind: held.secret.reveal() for kind, held in state.credentials.items()}
+    shown = {kind: one.secret.reveal() for kind, one in state.credentials.items()}
     return {"key": str(state.key), "credentials": shown}
 
 
@@ -241,12 +241,12 @@ def _is_wanted(decision: Decision, asked: DecisionsQuery) -> bool:
 
 def _decision_view(decision: Decision, now: float) -> Json:
     """Return `Decision.as_dict()`, with instants, and its line in the log."""
-    told: Mapping[str, Any] = decision.as_dict(now)
+    view: Mapping[str, Any] = decision.as_dict(now)
     instants = {
-        name: None if told[name] is None else iso(told[name])
+        name: None if view[name] is None else iso(view[name])
         for name in ("at", "until", "ended_at")
     }
-    return {**told, **instants, "text": line(decision)}
+    return {**view, **instants, "text": line(decision)}
 
 
 @_at("/sessions", "Sessions", query=SessionsQuery)

@@ -24,7 +24,7 @@ def find(named: Path | None, environ: Mapping[str, str], *, confdir: str = CONFD
 
     Args:
         named: by --accounts-file.
-        confdir: mitmproxy's directory, whose config.yaml may name a file.
+        confdir: mitmproxy's directory; its config.yaml may name a file.
     """
     if named is not None:
         found = accounts_file.find(str(named), "--accounts-file", environ)
@@ -84,9 +84,9 @@ def read_accounts(found: Found, environ: Mapping[str, str]) -> Config:
 
 
 def added_file(loaded: Config) -> Path | None:
-    """Return the file beside the state database, None where there is none.
+    """Return the file beside the state database, None if it does not exist.
 
-    Accounts are there that were added while a proxy ran and *loaded* could not hold.
+    It has the accounts that were added while a proxy ran and *loaded* could not hold.
     """
     state = mitmproxy_config().get("pool_state") or loaded.options.get("state")
     if state == IN_MEMORY:

@@ -78,7 +78,7 @@ def add_key(new: NewAccount, path: Path, environ: Mapping[str, str]) -> int:
             )
         source = new.source()
         if source is None:
-            # Nobody should look for a key that then has no place.
+            # Before the user looks for a key that could not be stored.
             require_editable(path, {**new.entry(), "token": _NO_KEY}, environ)
         token = source or literal(_ask(key))
         write(path, {**new.entry(), "token": token}, environ, private=source is None)

@@ -55,7 +55,7 @@ class NoAnswer(Exception):
     """The pool did not answer as it should; the text says so to the user.
 
     Attributes:
-        code: the proxy's own for what it refused, such as unknown_account; "" if there is none.
+        code: that of the error response, such as unknown_account; "" without one.
     """
 
     def __init__(self, text: str = "", code: str = "") -> None:

@@ -56,7 +56,7 @@ def upstream_trust(
     """Return the arguments with which a proxy trusts what tools trust without it.
 
     mitmproxy by itself trusts certifi's list only, and a company's own authority is in the
-    system's or in a variable. None where the user told mitmproxy what to trust, in
+    system's or in a variable. None where the user has named what to trust, in
     *arguments* or its configuration, or where the file cannot be written.
     """
     given = dict(set_options(arguments))

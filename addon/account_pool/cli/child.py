@@ -111,7 +111,7 @@ class Signals:
         if self._closing:
             return
         if self._starting:
-            # The tool may be there already, and nobody knows its number yet.
+            # The tool may be running already, and its process id is not known yet.
             self._early.append(number)
         elif self._tool is None:
             raise Stopped(number)
@@ -158,7 +158,7 @@ def _in_front(tool: int) -> bool:
 # -- its stderr: read, and passed on at once
 #
 # A tool looks whether its stderr is a terminal before it draws: where ours is one, it gets a
-# terminal of the same size. Stdin and stdout are never touched.
+# terminal of the same size. Stdin and stdout are left as they are.
 
 #: The end of what was written: enough for the words a tool ends with.
 KEPT_BYTES = 16 * 1024
@@ -208,12 +208,12 @@ class Tee:
         return bytes(self._kept).decode(errors="replace")
 
     def _copy(self) -> None:
-        # A terminal whose last user is gone ends with an error, a pipe with nothing.
+        # A terminal without users ends with an error, a pipe with nothing.
         with contextlib.suppress(OSError):
             while chunk := os.read(self._ours, 65536):
                 self._kept += chunk
                 del self._kept[:-KEPT_BYTES]
-                # Nobody may read it any more; the tool must not stand still for that.
+                # Our stderr may be closed; the tool must not block on that.
                 with contextlib.suppress(OSError):
                     _write(chunk)
 

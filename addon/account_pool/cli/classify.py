@@ -68,7 +68,7 @@ def classify_file(
     is standard input. Raises OSError.
 
     Args:
-        provider: whose answers they are, whatever they say; "": as they say.
+        provider: the provider of all of them, whatever they say; "": as they say.
         providers: those there are; None: the built-in ones.
     """
     failed = 0
@@ -77,8 +77,8 @@ def classify_file(
             if not line.strip():
                 continue
             try:
-                told = classify_line(line, provider=provider, providers=providers)
-                out.write(json.dumps(told) + "\n")
+                meaning = classify_line(line, provider=provider, providers=providers)
+                out.write(json.dumps(meaning) + "\n")
             except BadLine as error:
                 failed = 1
                 print(f"{path}: line {number}: {error}", file=sys.stderr)

@@ -106,9 +106,9 @@ def run(
     tool's, 128 + n after signal n; 126 and 127 if it cannot be started, 1 if no proxy can
     be used.
     """
-    from account_pool.cli.run import Wanted, run_tool
+    from account_pool.cli.run import RunOptions, run_tool
 
-    wanted = Wanted(
+    options = RunOptions(
         command=command,
         port=port,
         accounts_file=accounts_file,
@@ -117,7 +117,7 @@ def run(
         join=join,
         allow_empty=allow_empty,
     )
-    return run_tool(wanted, os.environ)
+    return run_tool(options, os.environ)
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})

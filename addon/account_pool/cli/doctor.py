@@ -78,7 +78,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Patient:
+class Setup:
     """What is looked at: the user's files, environment, and the proxy of a port."""
 
     places: Places
@@ -89,13 +89,13 @@ class Patient:
 
 def diagnose(named: Path | None, port: int, environ: Mapping[str, str], *, as_json: bool) -> int:
     """Print what was found. Returns 1 where something does not work, else 0."""
-    patient = Patient(Places.usual(port), named, environ, time.time())
+    setup = Setup(Places.usual(port), named, environ, time.time())
     # Whoever reads a pipe wants a line a finding.
     width = get_terminal_size().columns if sys.stdout.isatty() else None
     findings: list[Finding] = []
     for check in CHECKS:
         try:
-            new = list(check(patient))
+            new = list(check(setup))
         except Exception as error:  # one thing that cannot be looked at hides no other
             name = check.__name__.strip("_")
             new = [Finding(Level.NOTE, name, f"could not be looked at ({type(error).__name__})")]
@@ -142,7 +142,7 @@ def _summary(findings: Sequence[Finding]) -> str:
     return said + {0: "", 1: "; 1 note"}.get(notes, f"; {notes} notes")
 
 
-def _versions(_patient: Patient) -> Iterator[Finding]:
+def _versions(_setup: Setup) -> Iterator[Finding]:
     here = f"{platform.python_implementation()} {platform.python_version()}, {platform.platform()}"
     yield Finding(Level.OK, "python", f"{here}: {sys.executable}")
     yield Finding(Level.OK, "account-pool", f"{__version__}: {Path(__file__).parents[1]}")
@@ -166,10 +166,10 @@ def _versions(_patient: Patient) -> Iterator[Finding]:
             yield Finding(Level.OK, "mitmproxy", version)
 
 
-def _accounts(patient: Patient) -> Iterator[Finding]:
+def _accounts(setup: Setup) -> Iterator[Finding]:
     try:
-        found = find(patient.accounts_file, patient.environ)
-        loaded = read_accounts(found, patient.environ)
+        found = find(setup.accounts_file, setup.environ)
+        loaded = read_accounts(found, setup.environ)
     except ConfigError as error:
         for line in str(error).splitlines():
             yield Finding(Level.BAD, "accounts", line)
@@ -187,45 +187,45 @@ def _accounts(patient: Patient) -> Iterator[Finding]:
     yield Finding(Level.OK, "accounts", f"{number} {noun} of {where}")
     for warning in loaded.warnings:
         yield Finding(Level.NOTE, "accounts", str(warning))
-    reviewed = review(loaded, wall_now=patient.wall_now)
+    reviewed = review(loaded, wall_now=setup.wall_now)
     for problem in reviewed.unreadable:
         yield Finding(Level.BAD, "credential", str(problem))
     for problem in reviewed.notices:
         yield Finding(Level.NOTE, "credential", str(problem))
-    yield from _ways_round(patient, loaded)
+    yield from _bypasses(setup, loaded)
 
 
-def _ways_round(patient: Patient, loaded: Config) -> Iterator[Finding]:
+def _bypasses(setup: Setup, loaded: Config) -> Iterator[Finding]:
     """Variables of this shell that lead a tool past the pool, or the proxy in a circle."""
-    own = patient.places.url
+    own = setup.places.url
     names = {entry.account.key.provider for entry in loaded.accounts}
     providers = {**BUILT_IN, **loaded.providers}
     hosts = [rule for name in names if name in providers for rule in providers[name].hosts]
     for name in NO_PROXY_VARIABLES:
-        value = patient.environ.get(name, "")
+        value = setup.environ.get(name, "")
         if value and without_hosts(value, hosts) != value:
             text = f"{name} leads past the pool to hosts of your accounts"
             remedy = f"`{command()} run` takes that out for its tool; elsewhere correct it"
             yield Finding(Level.NOTE, "environment", text, remedy)
     for name in PROXY_VARIABLES:
-        value = patient.environ.get(name, "")
+        value = setup.environ.get(name, "")
         if value and value.rstrip("/") != own:
             text = f"{name} names another proxy: tools of this shell do not use the pool"
             remedy = f"`{command()} run` replaces it for its tool"
             yield Finding(Level.NOTE, "environment", text, remedy)
     for name in (*BUNDLE_VARIABLES, *EXTRA_VARIABLES):
-        value = patient.environ.get(name, "")
+        value = setup.environ.get(name, "")
         if value and not Path(value).expanduser().is_file():
             text = f"{name} names {value}, which is not a file"
             yield Finding(Level.NOTE, "environment", text, "correct it or unset it")
 
 
-def _proxy(patient: Patient) -> Iterator[Finding]:
-    port = patient.places.port
+def _proxy(setup: Setup) -> Iterator[Finding]:
+    port = setup.places.port
     found = api.probe(port)
     if found is api.Missing.NOBODY:
         text = f"none at {HOST}:{port}"
-        if others := running_ports(patient.places.confdir):
+        if others := running_ports(setup.places.confdir):
             text += f"; `{command()} run` has one at port {' and '.join(map(str, others))}"
         remedy = (
             f"`{command()} run` starts one when it is needed, `{command()} serve` one that stays"
@@ -253,7 +253,7 @@ def _proxy(patient: Patient) -> Iterator[Finding]:
         yield Finding(Level.NOTE, "proxy", text, remedy)
     else:
         yield Finding(Level.OK, "proxy", text)
-    if (other := _other_file(patient, found.accounts_file)) is not None:
+    if (other := _other_file(setup, found.accounts_file)) is not None:
         text = f"it does not serve those of {shown(other)}, which commands here would use"
         remedy = f"end it and start it here, or use it as it is with `{command()} run --join`"
         yield Finding(Level.NOTE, "proxy", text, remedy)
@@ -266,10 +266,10 @@ def _who_listens(port: int) -> str:
     return of_system.get(platform.system(), f"`lsof -nP -iTCP:{port} -sTCP:LISTEN`")
 
 
-def _other_file(patient: Patient, served: Path | None) -> Path | None:
+def _other_file(setup: Setup, served: Path | None) -> Path | None:
     """Return the accounts file that is found here, if the proxy's is another one."""
     try:
-        here = find(patient.accounts_file, patient.environ).path
+        here = find(setup.accounts_file, setup.environ).path
     except ConfigError:
         return None  # which is a finding of its own
     if here is None or served is None or not here.exists():
@@ -297,8 +297,8 @@ def _states(port: int) -> Iterator[Finding]:
         yield Finding(Level.NOTE, "proxy", str(warning))
 
 
-def _certificate(patient: Patient) -> Iterator[Finding]:
-    path = patient.places.authority
+def _certificate(setup: Setup) -> Iterator[Finding]:
+    path = setup.places.authority
     if not path.is_file():
         text = f"{shown(path)} does not exist yet; the first start makes it"
         yield Finding(Level.OK, "certificate", text)
@@ -306,7 +306,7 @@ def _certificate(patient: Patient) -> Iterator[Finding]:
     from cryptography import x509  # noqa: PLC0415 - takes a while
 
     certificate = x509.load_pem_x509_certificate(path.read_bytes())
-    left_s = certificate.not_valid_after_utc.timestamp() - patient.wall_now
+    left_s = certificate.not_valid_after_utc.timestamp() - setup.wall_now
     until = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
     remedy = f"remove {shown(path.parent)}/mitmproxy-ca* and start the proxy again"
     if left_s < 0:
@@ -320,7 +320,7 @@ def _certificate(patient: Patient) -> Iterator[Finding]:
     if key.is_file() and _is_open(key):
         text = f"others can read {shown(key)}, and with it what your tools send"
         yield Finding(Level.BAD, "certificate", text, f"chmod 600 {key}")
-    trusting = _trusting(path, patient.environ)
+    trusting = _trusting(path, setup.environ)
     text = (
         f"programs that use {' or '.join(trusting)} trust it"
         if trusting
@@ -341,14 +341,14 @@ def _trusting(authority: Path, environ: Mapping[str, str]) -> list[str]:
     return trusting
 
 
-def _clock(patient: Patient) -> Iterator[Finding]:
+def _clock(setup: Setup) -> Iterator[Finding]:
     """A clock that was never set is behind files that were written before."""
-    places = patient.places
+    places = setup.places
     files = (places.authority, places.confdir / STATE_FILE, Path(__file__))
     newest = max((path for path in files if path.exists()), key=_written_at)
-    if _written_at(newest) > patient.wall_now + _CLOCK_S:
+    if _written_at(newest) > setup.wall_now + _CLOCK_S:
         written = datetime.fromtimestamp(_written_at(newest), UTC)
-        now = datetime.fromtimestamp(patient.wall_now, UTC)
+        now = datetime.fromtimestamp(setup.wall_now, UTC)
         text = (
             f"this machine's clock says {now:%Y-%m-%d %H:%M} UTC, but {shown(newest)} was written "
             f"{written:%Y-%m-%d %H:%M} UTC"
@@ -361,8 +361,8 @@ def _written_at(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def _state(patient: Patient) -> Iterator[Finding]:
-    confdir = patient.places.confdir
+def _state(setup: Setup) -> Iterator[Finding]:
+    confdir = setup.places.confdir
     if not confdir.exists():
         yield Finding(Level.OK, "state", f"{shown(confdir)} does not exist yet")
         return
@@ -405,7 +405,7 @@ def _is_open(path: Path) -> bool:
     return os.name == "posix" and bool(stat.S_IMODE(path.stat().st_mode) & 0o077)
 
 
-CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
+CHECKS: tuple[Callable[[Setup], Iterator[Finding]], ...] = (
     _versions,
     _accounts,
     _proxy,

@@ -132,7 +132,7 @@ class Needed:
     """What a tool may start with.
 
     Attributes:
-        provider: whose accounts can serve it then.
+        provider: its accounts can serve the tool then.
         variables: what to set.
     """
 

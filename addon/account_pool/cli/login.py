@@ -87,7 +87,7 @@ def login_copilot(
         check_token_url(base)
         provider = None if tenant is None else _provider_of(tenant)
         account = {"provider": provider[0] if provider else "copilot", "label": label}
-        # Nobody should type in a code for a token that then has no place.
+        # Before the user types in a code for a token that could not be stored.
         require_editable(path, {**account, "token": _NO_TOKEN}, environ, provider=provider)
         http = Http(trust=ssl.create_default_context, proxy=proxy)
         token = asyncio.run(_device_login(http, base.rstrip("/")))

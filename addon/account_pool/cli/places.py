@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-#: mitmproxy's directory unless it is told otherwise, and the port it listens on.
+#: The defaults of mitmproxy: its directory, and the port it listens on.
 CONFDIR = "~/.mitmproxy"
 DEFAULT_PORT = 8080
 #: The state database, in that directory unless `pool_state` names another.

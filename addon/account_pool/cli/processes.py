@@ -32,7 +32,7 @@ _LOOK_S = 0.02
 
 
 def identity(pid: int) -> str | None:
-    """Return what tells the process *pid* from every other; None if there is none.
+    """Return what identifies the process *pid* among all others; None if it does not exist.
 
     A process that has ended and was not collected yet is none.
     """
@@ -51,7 +51,7 @@ def end(pid: int, proof: str) -> None:
     for number, patience_s in steps:
         if identity(pid) != proof:
             return
-        # It may end of itself, or belong to somebody else.
+        # It may end by itself, or belong to another user.
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
         until = time.monotonic() + patience_s
@@ -139,7 +139,7 @@ class Record:
 
 
 def read_record(places: Places) -> Record | None:
-    """Return the record of the port; None if there is none, or none that can be read."""
+    """Return the record of the port; None if there is none that can be read."""
     try:
         value = json.loads(places.record.read_text(encoding="utf-8"))
         return Record(

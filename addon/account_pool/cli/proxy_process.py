@@ -69,7 +69,7 @@ def wait_until_ready(
 
     Args:
         log_from: the size of the log before it started.
-        over: nobody waits for it any more.
+        over: set when no tool waits for it any more.
     """
     until = time.monotonic() + READY_S
     while time.monotonic() < until:

@@ -59,7 +59,7 @@ _NOT_UPSTREAM = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class RunOptions:
     """What the user asked for.
 
     Attributes:
@@ -80,14 +80,14 @@ class Wanted:
     allow_empty: bool = False
 
 
-def run_tool(wanted: Wanted, environ: Mapping[str, str]) -> int:
+def run_tool(options: RunOptions, environ: Mapping[str, str]) -> int:
     """Run the tool and return its exit code, 128 + n after signal n.
 
     Of our own: 1 where there is no proxy to use, 126 and 127 where there is no program.
     """
     try:
-        program = find_program(wanted.command[0], environ)
-        return _with_proxy(wanted, program, environ)
+        program = find_program(options.command[0], environ)
+        return _with_proxy(options, program, environ)
     except CannotRun as error:
         return fail(error, error.code)
     except (CannotUse, CannotStart, ConfigError, api.NoAnswer) as error:
@@ -96,47 +96,47 @@ def run_tool(wanted: Wanted, environ: Mapping[str, str]) -> int:
         return fail(f"{error.filename or 'the proxy'}: {error.strerror or error}")
 
 
-def _with_proxy(wanted: Wanted, program: str, environ: Mapping[str, str]) -> int:
-    places = Places.usual(wanted.port)
-    found = find(wanted.accounts_file, environ)
+def _with_proxy(options: RunOptions, program: str, environ: Mapping[str, str]) -> int:
+    places = Places.usual(options.port)
+    found = find(options.accounts_file, environ)
     found.require()
     proxy = SharedProxy(places, environ)
     with Signals() as signals:
         try:
-            health = proxy.attach(_launch(wanted), lambda health: _unfit(wanted, found, health))
-            if health.size == 0 and not wanted.allow_empty:
+            health = proxy.attach(_launch(options), lambda health: _unfit(options, found, health))
+            if health.size == 0 and not options.allow_empty:
                 raise CannotUse(f"the pool has no account: {how_to_add()}; or --allow-empty")
             note(counted(health.size, health.accounts_file))
             if proxy.started and _has_proxy_of_its_own(places, environ):
                 note(_NOT_UPSTREAM)
-            changed = _for_tool(wanted.command[0], places, environ)
+            changed = _for_tool(options.command[0], places, environ)
             guard = Guard(proxy)
             with guard:
-                code = _run(wanted, program, {**environ, **changed}, signals)
+                code = _run(options, program, {**environ, **changed}, signals)
                 signals.closing()
         except Stopped as stopped:
             return SIGNALLED + stopped.number
         finally:
             signals.closing()
             _detach(proxy)
-    if told := guard.summary():
-        note(told)
+    if summary := guard.summary():
+        note(summary)
     return code
 
 
-def _unfit(wanted: Wanted, found: Found, health: api.Health) -> str:
+def _unfit(options: RunOptions, found: Found, health: api.Health) -> str:
     """Say why a proxy that runs already is not the one the user wants, "" if it is."""
-    if wanted.join:
+    if options.join:
         return ""
     served = counted(health.size, health.accounts_file)
     if found.path is not None and not _same(found.path, health.accounts_file):
         why = f"serves {served}, not of {shown(found.path)}"
-    elif wanted.strategy is not None:
+    elif options.strategy is not None:
         why = f"serves {served}, with options of its own"
     else:
         return ""
     return (
-        f"a proxy that runs already at {HOST}:{wanted.port} {why}; --join uses it as it is, "
+        f"a proxy that runs already at {HOST}:{options.port} {why}; --join uses it as it is, "
         "--port N starts another one"
     )
 
@@ -149,7 +149,7 @@ def _same(path: Path, other: Path | None) -> bool:
 
 
 def _has_proxy_of_its_own(places: Places, environ: Mapping[str, str]) -> bool:
-    """Say whether the user reaches the internet by a proxy that mitmproxy is not told of."""
+    """Say whether the user reaches the internet by a proxy that mitmproxy does not use."""
     named = {environ.get(name) for name in PROXY_VARIABLES} - {None, "", places.url}
     config = places.confdir / "config.yaml"
     return bool(named) and not (
@@ -165,13 +165,13 @@ def _detach(proxy: SharedProxy) -> None:
         note(f"the proxy may still be running: {error.filename or 'its record'}: {error.strerror}")
 
 
-def _launch(wanted: Wanted) -> Launch:
+def _launch(options: RunOptions) -> Launch:
     arguments = []
-    if wanted.accounts_file is not None:
-        path = wanted.accounts_file.expanduser().absolute()
+    if options.accounts_file is not None:
+        path = options.accounts_file.expanduser().absolute()
         arguments += ["--set", f"pool_accounts={path}"]
-    if wanted.strategy is not None:
-        arguments += ["--set", f"pool_strategy={wanted.strategy}"]
+    if options.strategy is not None:
+        arguments += ["--set", f"pool_strategy={options.strategy}"]
     return Launch(str(Path.cwd()), tuple(arguments))
 
 
@@ -223,20 +223,20 @@ def _has_login(tool: str, environ: Mapping[str, str]) -> bool:
 # -- the tool, again and again
 
 
-def _run(wanted: Wanted, program: str, environ: Mapping[str, str], signals: Signals) -> int:
-    if not wanted.restart:
-        return signals.run(wanted.command, program, environ, None)
+def _run(options: RunOptions, program: str, environ: Mapping[str, str], signals: Signals) -> int:
+    if not options.restart:
+        return signals.run(options.command, program, environ, None)
     for restarts in range(MAX_RESTARTS + 1):
         with Tee() as tee:
-            code = signals.run(wanted.command, program, environ, tee)
+            code = signals.run(options.command, program, environ, tee)
         line = limit_in(tee.text(), BUILT_IN.values())
-        # A tool that somebody stopped stays stopped.
+        # A tool that was stopped by a signal stays stopped.
         if code == 0 or code >= SIGNALLED or signals.passed or line is None:
             return code
         if restarts == MAX_RESTARTS:
             note(f"ended {restarts + 1} times in a row because of a limit; giving up")
             return code
-        if not _can_serve(wanted):
+        if not _can_serve(options):
             note(f"ended because of a limit ({line}), and no account of the pool can serve now")
             return code
         again = f"{restarts + 1} of {MAX_RESTARTS}"
@@ -250,12 +250,12 @@ def wait_s(restarts: int) -> float:
     return min(_FIRST_WAIT_S * 2.0 ** (restarts - 1), _LONGEST_WAIT_S) if restarts else 0.0
 
 
-def _can_serve(wanted: Wanted) -> bool:
+def _can_serve(options: RunOptions) -> bool:
     try:
-        accounts = api.accounts(wanted.port)["accounts"]
+        accounts = api.accounts(options.port)["accounts"]
     except api.NoAnswer:
         return False
-    tool = tool_of(wanted.command[0])
+    tool = tool_of(options.command[0])
     return usable(accounts, TOOLS[tool].served_by if tool else ())
 
 

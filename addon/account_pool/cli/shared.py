@@ -1,8 +1,8 @@
 """The proxy of a port: used by several, started by the first, watched, ended by the last.
 
 Only a proxy that a `run` started is ever ended or replaced, and only with proof that the
-process still is that one (`processes.identity`). A mitmproxy somebody else started is used as
-it is. `Watch` decides whether the proxy needs help, `Guard` watches it while a tool runs.
+process still is that one (`processes.identity`). A mitmproxy that was started otherwise is used
+as it is. `Watch` decides whether the proxy needs help, `Guard` watches it while a tool runs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from account_pool.supervision import where
 
 # -- whether it needs help: dead, hung, or well
 #
-# A dead proxy serves nobody, so it is started at once. A hung one may still carry answers that
+# A dead proxy serves no request, so it is started at once. A hung one may still carry answers that
 # stream: it is ended only when nothing was in flight, or when the grace has passed.
 
 #: Seconds between two looks at a proxy that is well, and at one that is not.
@@ -138,7 +138,7 @@ class SharedProxy:
         places: its files.
         environ: the environment a proxy is started with.
         started: the processes started here, to be collected when they end.
-        over: set when the tool has ended: nobody waits for a proxy any more.
+        over: set when the tool has ended, and no proxy is waited for any more.
     """
 
     places: Places
@@ -180,7 +180,7 @@ class SharedProxy:
             return self._start(launch, record)
 
     def detach(self) -> None:
-        """Use it no more; end it when nobody else does."""
+        """Stop using it; end it unless another `run` uses it."""
         if self._line is not None:
             self._line.close()
         if read_record(self.places) is None:
@@ -246,7 +246,7 @@ class SharedProxy:
         if record is None:
             return
         if record.instance not in ("", health.instance):
-            # Not the one of the record: somebody started another there by hand.
+            # Not the one of the record: another was started there by hand.
             self.places.record.unlink(missing_ok=True)
             return
         users = {**record.living_users(processes.identity), **_me()}
@@ -304,7 +304,7 @@ class SharedProxy:
 
 
 def _is_left_over(record: Record | None, health: Health) -> bool:
-    """Say whether it is a proxy of ours that nobody uses: its `run` was killed."""
+    """Say whether it is a proxy of ours without users: its `run` was killed."""
     if record is None or record.instance not in ("", health.instance):
         return False
     return not record.living_users(processes.identity)

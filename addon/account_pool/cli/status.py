@@ -62,14 +62,14 @@ def show_status(port: int, *, as_json: bool, once: bool) -> int:
 def _show_once(console: Console, port: int) -> None:
     show(_view(port, bars=console.is_terminal), console)
     if console.is_terminal:
-        console.print(_doors(port))
+        console.print(_access(port))
 
 
 def _show_live(console: Console, port: int) -> None:
-    view, doors = _view(port, bars=True), _doors(port)
+    view, access = _view(port, bars=True), _access(port)
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(Group(view, doors), refresh=True)
+            live.update(Group(view, access), refresh=True)
             time.sleep(_EVERY_S)
             try:
                 view = _view(port, bars=True)
@@ -83,7 +83,7 @@ def _view(port: int, *, bars: bool) -> RenderableType:
 
 
 def _decisions(port: int) -> Sequence[Mapping[str, Any]]:
-    """Return the last decisions, the newest first; none where they are not told."""
+    """Return the last decisions, the newest first; none from a proxy that does not report them."""
     try:
         decisions: list[Mapping[str, Any]] = api.ask(port, f"/decisions?limit={_LAST}")["decisions"]
     except (api.NoAnswer, KeyError):
@@ -100,7 +100,7 @@ def render(
         return Text("the pool has no account: traffic passes untouched")
     summary = Text(f"{_summary(status['summary'])}{_source(status)}")
     rows = [row for account in accounts for row in _rows(account)]
-    return Group(_Table(rows, bars), Text(), summary, *_told(decisions))
+    return Group(_Table(rows, bars), Text(), summary, *_decision_lines(decisions))
 
 
 def _source(status: Mapping[str, Any]) -> str:
@@ -109,7 +109,7 @@ def _source(status: Mapping[str, Any]) -> str:
     return f"; {shown(Path(path))}" if isinstance(path, str) else ""
 
 
-def _told(decisions: Sequence[Mapping[str, Any]]) -> list[Text]:
+def _decision_lines(decisions: Sequence[Mapping[str, Any]]) -> list[Text]:
     """Return the decisions as lines, the newest last as in a log."""
     lines = []
     for decision in reversed(decisions):
@@ -231,7 +231,7 @@ def _summary(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _doors(port: int) -> Text:
+def _access(port: int) -> Text:
     """Return where the dashboard is, and the token to change things with."""
     token = api.local_token(port) or f"in the file {TOKEN_FILE} beside the state database"
     return Text(f"dashboard: {Places.usual(port).url}/   admin token: {token}", style="dim")

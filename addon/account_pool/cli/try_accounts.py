@@ -1,7 +1,7 @@
 """`account-pool check --try`: does each credential work? One cheap request for each.
 
 Straight to the provider, not through the pool, so that every account is asked itself.
-The credential is had as the proxy has it: exchanged, refreshed, kept in its database.
+The credential is acquired as the proxy has it: exchanged, refreshed, kept in its database.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Tried:
 
     key: AccountKey
     verdict: str
-    told: str
+    evidence: str
 
 
 @dataclass(slots=True)
-class _Had:
+class _Acquired:
     """The credentials of all accounts, as the keeper publishes them."""
 
     credentials: dict[AccountKey, Mapping[str, Credential]] = field(default_factory=dict)
@@ -84,7 +84,7 @@ def try_all(loaded: Config) -> int:
         table.add_column(title, overflow="fold")
     for one in tried:
         said = Text(one.verdict, style=_STYLES.get(one.verdict, "red"))
-        table.add_row(str(one.key), said, Text(one.told))
+        table.add_row(str(one.key), said, Text(one.evidence))
     show(table)
     return int(any(one.verdict in _BAD for one in tried))
 
@@ -98,28 +98,32 @@ def _options() -> Options:
 
 async def _try_all(loaded: Config, options: Options) -> list[Tried]:
     """Try one account after the other. Raises StoreError."""
-    had = _Had()
+    acquired = _Acquired()
     store = make_store(str(loaded.options.get("state", "")), options)
     editor = str(loaded.options.get("editor_version", ""))
-    keeper = make_keeper(loaded, had.publish, store=store, editor_version=editor, options=options)
+    keeper = make_keeper(
+        loaded, acquired.publish, store=store, editor_version=editor, options=options
+    )
     ask = own_http(options)
     keeper.start()
     try:
         entries = [entry for entry in loaded.accounts if entry.account.enabled]
-        return [await _try(entry, loaded, keeper, had, ask) for entry in entries]
+        return [await _try(entry, loaded, keeper, acquired, ask) for entry in entries]
     finally:
         keeper.stop()
 
 
-async def _try(entry: AccountEntry, loaded: Config, keeper: Keeper, had: _Had, ask: Http) -> Tried:
+async def _try(
+    entry: AccountEntry, loaded: Config, keeper: Keeper, acquired: _Acquired, ask: Http
+) -> Tried:
     key = entry.account.key
     probe = probe_of(entry, exchanged=key.provider in loaded.exchanges)
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(keeper.first_try(key.provider), _CREDENTIAL_S)
-    held = had.credentials.get(key, {})
-    credential = held.get(probe.kind) if probe.kind else next(iter(held.values()), None)
+    kinds = acquired.credentials.get(key, {})
+    credential = kinds.get(probe.kind) if probe.kind else next(iter(kinds.values()), None)
     if credential is None:
-        why = had.problems.get(key) or f"not obtained within {_CREDENTIAL_S:g} s"
+        why = acquired.problems.get(key) or f"not obtained within {_CREDENTIAL_S:g} s"
         return Tried(key, "no credential", why)
     try:
         answer = await _asked(entry, credential, probe, ask)
@@ -225,7 +229,7 @@ PROBES: Mapping[str, Probe] = {
     # What the account is; the exchange has been tried by then.
     "copilot": Probe(path="/copilot_internal/user", kind="github", host="api.github.com"),
     "azure": Probe(path="/openai/models?api-version=2024-10-21"),
-    # /models answers anybody.
+    # /models asks for no key.
     "openrouter": Probe(path="/api/v1/key"),
     "groq": Probe(path="/openai/v1/models"),
     "mistral": Probe(path="/v1/models"),

@@ -66,7 +66,7 @@ class Local:
 
     Attributes:
         path: absolute.
-        checkout: the working directory is that of the product itself, whose code runs.
+        checkout: the working directory is the checkout that the running code comes from.
     """
 
     path: Path
@@ -259,7 +259,7 @@ def trust_store() -> Path:
 
 
 def local_file() -> Path | None:
-    """Return `./accounts.yaml` by its absolute path, None where there is none."""
+    """Return the absolute path of `./accounts.yaml`; None if it does not exist."""
     try:
         path = Path.cwd() / NAME
     except OSError:
@@ -331,6 +331,6 @@ def _local() -> Local | None:
 
 
 def _checkouts() -> Sequence[Path]:
-    """Return the working directory that counts as named: of the checkout whose code runs."""
+    """Return the directory that counts as named: the checkout that the running code comes from."""
     addon = Path(account_pool.__file__).resolve().parents[1]
     return (addon.parent,) if (addon / "pool.py").is_file() and addon.name == "addon" else ()

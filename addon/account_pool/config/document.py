@@ -67,14 +67,14 @@ class Document:
         self._misread.append(Problem(self.path, self.line(loc), name_of(loc), wrong, remedy))
 
     def require_right(self) -> None:
-        """Raise ConfigError with all that is wrong; of what was misread nothing further."""
+        """Raise ConfigError with all that is wrong; of a misread value only that it is."""
         misread = {problem.key for problem in self._misread}
-        told = [problem for problem in self.problems if problem.key not in misread]
-        if told or misread:
-            raise ConfigError([*self._misread, *told])
+        others = [problem for problem in self.problems if problem.key not in misread]
+        if others or misread:
+            raise ConfigError([*self._misread, *others])
 
     def value(self, loc: Loc) -> Any:
-        """Return the value at *loc*, None if there is none."""
+        """Return the value at *loc*, None if it has none."""
         value = self.data
         for step in loc:
             try:
@@ -100,7 +100,7 @@ def name_of(loc: Loc) -> str:
 def read(path: Path) -> Document:
     """Read the file. Raises ConfigError when nothing can be made of it.
 
-    Duplicate keys and the like do not prevent reading: `Document.require_right` tells them.
+    Duplicate keys and the like do not prevent reading: `Document.require_right` raises for them.
     """
 
     def fail(line: int | None, wrong: str, remedy: str) -> ConfigError:
@@ -151,11 +151,11 @@ def _unquoted(message: str) -> str:
     '<block end>'.
     """
 
-    def harmless(found: re.Match[str]) -> str:
+    def shortened(found: re.Match[str]) -> str:
         quoted = found[1] or found[2] or ""
         return found[0] if len(quoted) <= 2 or quoted[:1] == "<" else "[...]"
 
-    return _QUOTED.sub(harmless, message)
+    return _QUOTED.sub(shortened, message)
 
 
 _EMPTY_REMEDY = "list accounts in it, or run account-pool add PROVIDER LABEL"

@@ -178,7 +178,7 @@ def _with_provider(text: str, name: str, definition: Entry) -> str:
 
 
 def _with(text: str, section: str, entry: list[Any] | dict[str, Any], in_brackets: str) -> str:
-    """Return *text* with *entry* at the end of *section*, whose kind is that of *entry*."""
+    """Return *text* with *entry* at the end of *section*, a list or a mapping as *entry* is."""
     found = section_of(compose(text), section)
     if found is None:
         return _appended(text, _block({section: entry}))

@@ -93,12 +93,12 @@ def unknown_provider(name: str, known: Collection[str]) -> str:
     return f"did you mean {' or '.join(meant)}?" if meant else unknown(name, sorted(known))
 
 
-#: The built-in provider whose accounts exchange their token.
+#: The built-in provider that exchanges the tokens of its accounts.
 EXCHANGING = "copilot"
 #: What a provider without `like` is like, unless its name looks like a misspelt one.
 DEFAULT_BASE = "openai"
 
-#: Those whose credential is more than a key in one place.
+#: Their credential is more than a key in one place.
 _NOT_MOVED = frozenset({EXCHANGING, "codex", "claude-code", "gemini-cli", "azure"})
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")
@@ -133,7 +133,7 @@ class Providers:
 
     Attributes:
         known: by name.
-        exchanges: for those whose accounts exchange their token.
+        exchanges: for those that exchange the tokens of their accounts.
         unclear: names that had problems; their accounts cannot be judged.
     """
 

@@ -19,12 +19,12 @@ class Config:
     Attributes:
         accounts: in the order of the file, disabled ones included.
         providers: by name: the built-in ones, with the hosts added, and the user's own.
-        exchanges: by name of provider, for those whose accounts exchange their token.
+        exchanges: by name of provider, for those that exchange the tokens of their accounts.
         options: the `pool:` section, by name without prefix, checked.
         path: the file; None when the accounts come from the environment.
         warnings: what looks wrong with the file and stops nothing.
-        described: the providers as they are described: those whose hosts are their
-            accounts' have all that accounts may name.
+        described: the providers as they are described: where each account has a host of
+            its own, with all hosts that accounts may name.
     """
 
     accounts: tuple[AccountEntry, ...]
@@ -37,7 +37,7 @@ class Config:
 
 
 class AtTheirHosts(Mapping[str, Provider]):
-    """Providers by name; those whose hosts are their accounts' have these, and no others."""
+    """Providers by name; one with a host per account has the hosts of its accounts only."""
 
     def __init__(self, known: Mapping[str, Provider], accounts: Sequence[AccountEntry]) -> None:
         self._known = known

@@ -103,9 +103,9 @@ class Refused(Exception):
 
 
 def compose(text: str) -> Node | None:
-    """Return the one document in *text*, None if there is none.
+    """Return the one document in *text*, None if it has none.
 
-    Raises YAMLError, whose text quotes the file, and Refused.
+    Raises YAMLError, which quotes the file, and Refused.
     """
     error: YAMLError | None = None
     for parser in PARSERS:

@@ -1,6 +1,6 @@
 """A decision in one line, for the log and for `pool.status`.
 
-The demo reads these lines too (`demo/story.py`).
+The demo reads these lines too (`demo/scenario.py`).
 """
 
 from __future__ import annotations

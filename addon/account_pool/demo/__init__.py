@@ -2,7 +2,7 @@
 
 In reading order: `exchange` (what is asked, answered and recorded), `http1`, `http2` and
 `provider` (the server), `certificates`, `replies` (what a vendor's server says), `mitmdump`
-(the proxy as a child process); then the demo itself: `story` (what it shows), `stage` (runs
+(the proxy as a child process); then the demo itself: `scenario` (what it shows), `runner` (runs
 it). The end-to-end tests use all but the last two.
 """
 
@@ -10,6 +10,6 @@ it). The end-to-end tests use all but the last two.
 def run() -> int:
     """Run `account-pool demo`; return its exit code."""
     # Here and not above: the tests and the command line want only parts of this package.
-    from account_pool.demo.stage import perform  # noqa: PLC0415
+    from account_pool.demo.runner import run_demo  # noqa: PLC0415
 
-    return perform()
+    return run_demo()

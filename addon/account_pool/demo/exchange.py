@@ -39,7 +39,7 @@ Step = bytes | Pause | asyncio.Event
 
 
 class Framing(Enum):
-    """How the end of a body is told on HTTP/1.1. HTTP/2 has one way only."""
+    """How HTTP/1.1 marks the end of a body. HTTP/2 has one way only."""
 
     #: content-length
     LENGTH = "length"
@@ -212,13 +212,13 @@ class Exchange:
 
 
 def find_header(headers: Headers, name: str) -> str | None:
-    """Return the first value of *name*, None if there is none."""
+    """Return the first value of *name*, None without one."""
     wanted = name.lower()
     return next((value for key, value in headers if key.lower() == wanted), None)
 
 
 def find_credential(headers: Headers, path: str) -> str:
-    """Return the secret a request carries, without its scheme; "" if there is none."""
+    """Return the secret a request carries, without its scheme; "" without one."""
     for name in CREDENTIAL_HEADERS:
         if value := find_header(headers, name):
             return value.rpartition(" ")[2]

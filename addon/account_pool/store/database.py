@@ -4,7 +4,7 @@ Knows nothing of what is in it: `schema.py` has the tables, `sqlite.py` and
 `sqlite_state.py` the questions. Other processes may use the same file
 (`journal_mode=WAL`).
 
-Its clock is shared by all proxies that use it, and nobody can set it. It is the time since
+Its clock is shared by all proxies that use it, and cannot be set. It is the time since
 the machine was started, sleep included, which goes on whatever becomes of the wall clock, and
 is the same for all processes. The file notes for each run of a machine how far its clock is
 ahead of that; with the first run the wall clock is taken, with another one the clock goes on
@@ -114,7 +114,7 @@ class Database:
         if path == IN_MEMORY:
             weakref.finalize(self, self._connection.close)
         self._number = number_of(path)
-        #: of what SQLite puts beside it, which is there for as long as anybody has it open
+        #: of the files that SQLite puts beside it while any process has it open
         self._beside = {name: number_of(name) for name in self._names_beside()}
 
     def close(self) -> None:
@@ -130,7 +130,7 @@ class Database:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """Give the connection out for questions. SQLite's errors become StoreError."""
+        """Lend the connection for queries. SQLite's errors become StoreError."""
         with self._lock:
             try:
                 yield self._connection
@@ -143,7 +143,7 @@ class Database:
 
     @contextlib.contextmanager
     def looking(self) -> Iterator[sqlite3.Connection]:
-        """Give the connection out for several questions, with answers of one moment."""
+        """Lend the connection for several queries that see the same state."""
         with self.reading() as connection:
             connection.execute("BEGIN")
             try:
@@ -154,9 +154,9 @@ class Database:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """Give the connection out for one transaction: all of it is on the disk, or nothing.
+        """Lend the connection for one transaction: all of it is on the disk, or nothing.
 
-        Nobody else writes between its questions and its answers.
+        No other process writes between its statements.
         """
         with self.reading() as connection:
             connection.execute("BEGIN IMMEDIATE")
@@ -169,7 +169,7 @@ class Database:
                 raise
 
     def now(self) -> float:
-        """Return how late it is by the store's clock, seconds."""
+        """Return the time on the store's clock, seconds."""
         return self._moment().up + self._ahead
 
     @property
@@ -195,12 +195,12 @@ class Database:
             self._connection.execute("PRAGMA wal_checkpoint(RESTART)")
 
     def keep_reserve(self) -> None:
-        """Have RESERVE_BYTES of the file free. Where there is no room for that, there is none."""
+        """Have RESERVE_BYTES of the file free, if the disk has room for that."""
         with self._lock, contextlib.suppress(sqlite3.Error):
             _keep_reserve(self._connection)
 
     def check_place(self) -> None:
-        """Raise MovedError when the file is not what was opened: nobody would find it."""
+        """Raise MovedError when the path names another file than the one that was opened."""
         if self.path == IN_MEMORY:
             return
         if number_of(self.path) != self._number or _size(self.path) == 0:
@@ -236,7 +236,7 @@ class Database:
                     connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
                     connection.close()
             else:
-                # It cannot be told: never close it.
+                # SQLite cannot be stopped from deleting them on close: never close it.
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
     def _make_another(self) -> None:
@@ -383,7 +383,7 @@ def _free_name(path: Path) -> Path:
 
 
 def _holds_logins(path: Path) -> bool:
-    """Say whether a login can be read from it. Nobody can use one that cannot."""
+    """Say whether a login can be read from it: one that cannot is of no use."""
     return bool(what_is_left(path, lambda c: c.execute("SELECT 1 FROM tokens").fetchone()))
 
 

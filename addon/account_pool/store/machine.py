@@ -97,9 +97,9 @@ class Process:
 def is_gone(owner: str) -> bool:
     """Say whether the process that *owner* names is known to be dead."""
     try:
-        told = json.loads(owner)
-        del told["of"]
-        return _is_dead(Process(**told))
+        named = json.loads(owner)
+        del named["of"]
+        return _is_dead(Process(**named))
     except (ValueError, TypeError, KeyError, AttributeError):
         return False  # of another version
 
@@ -113,8 +113,8 @@ def _is_dead(other: Process) -> bool:
     except ProcessLookupError:
         return True
     except OSError:
-        return False  # somebody else's, and there
-    # Of one that has ended, and whose parent has not asked how, nothing is found either.
+        return False  # of another user, and alive
+    # A zombie has not started at that time either.
     return other.started != "" and started(other.pid) != other.started
 
 

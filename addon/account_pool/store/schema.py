@@ -66,7 +66,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     (
         # The proxies that use this file, and how many requests each has in flight. One
-        # that has not been seen for a while is dead, and what it held is free.
+        # that has not been seen for a while is dead, and its requests no longer count.
         """CREATE TABLE proxies (
             proxy TEXT PRIMARY KEY,
             host TEXT NOT NULL,

@@ -34,8 +34,8 @@ from account_pool.store.store import DamagedError, MovedError, StateStore, Token
 
 logger = logging.getLogger(__name__)
 
-#: How long nobody claims in a file that has taken the place of another, seconds: the proxies
-#: that use it notice within one or two, and write what they know.
+#: How long no claim is granted in a file that has replaced another, seconds: the proxies that
+#: use it notice within one or two, and write what they know.
 SETTLE_S = 3.0
 #: How many damaged files are put aside by one proxy: a disk, or a mistake of ours, may
 #: damage each new one.
@@ -65,8 +65,8 @@ def _lasting(
 class SqliteTokens:
     """A `TokenStore` in a file that only its owner may read.
 
-    Times in the file are of its own clock (`machine.py`): a proxy whose wall clock is set
-    takes no token for older than it is.
+    Times in the file are of its own clock (`machine.py`): setting the wall clock of
+    a proxy makes no token older.
 
     What was seen of each login stays in memory. A file that knows less (a new one, after it
     was deleted; a backup) gets it before anything else is done with it.
@@ -194,7 +194,7 @@ class SqliteTokens:
             yield connection
 
     def _stay(self) -> None:
-        """Go on in the file that has the name now. Raises StoreError."""
+        """Continue in the file that has the name now. Raises StoreError."""
         try:
             self._database.check_place()
         except MovedError as moved:
@@ -212,7 +212,7 @@ class SqliteTokens:
                 for family in families:
                     self._mend(connection, family)
             self._settles_at = self._database.now() + SETTLE_S
-            # The other half, which looks every second, tells people.
+            # The other half, which checks every second, logs it for people.
             logger.debug("account-pool: %s (%d logins)", moved, len(self._tokens))
 
     def _mend(self, connection: sqlite3.Connection, family: str) -> None:
@@ -242,7 +242,7 @@ class SqliteTokens:
         return aside
 
     def _remember_all(self) -> None:
-        """Have in mind what can still be read of logins that nobody has used here."""
+        """Read what can still be read of logins that were not used here."""
         tokens = what_is_left(self._path, lambda c: _readable(c, _TOKENS, _tokens_of))
         for family, newest, fence in tokens or ():
             self._tokens.setdefault(family, (newest, fence))
@@ -277,7 +277,7 @@ _CLAIMS = "SELECT family, owner, until, fence, sent FROM claims"
 
 
 def _tokens_of(row: tuple[Any, ...]) -> tuple[str, Tokens, int]:
-    """Raises TypeError or ValueError for what none of us has written."""
+    """Return family, tokens and fence. Raises TypeError or ValueError for a damaged row."""
     family, access, refresh, expires_at, refreshed_at, companions, fence = row
     tokens = Tokens(
         access=None if access is None else Secret(_is(str, access)),
@@ -290,7 +290,7 @@ def _tokens_of(row: tuple[Any, ...]) -> tuple[str, Tokens, int]:
 
 
 def _claim_of(row: tuple[Any, ...]) -> tuple[str, Claim]:
-    """Raises TypeError for what none of us has written."""
+    """Return family and claim. Raises TypeError for a damaged row."""
     family, owner, until, fence, sent = row
     claim = Claim(
         fence=_is(int, fence), owner=_is(str, owner), until=_is(float, until), sent=_is(str, sent)

@@ -168,15 +168,15 @@ def _window_text(window: Window) -> str:
 
 
 def _windows(text: str) -> dict[Key, Window]:
-    told = [
+    windows = [
         Window(**{**window, "reset_at": inf if window["reset_at"] is None else window["reset_at"]})
         for window in json.loads(text)
     ]
-    return {(window.name, window.model): window for window in told}
+    return {(window.name, window.model): window for window in windows}
 
 
 def _cause_text(cause: Cause, probed_at: float = -inf) -> str:
-    told: Mapping[str, Any] = {
+    value: Mapping[str, Any] = {
         "signal": cause.signal,
         "class": cause.cls,
         "scope": cause.scope,
@@ -186,19 +186,19 @@ def _cause_text(cause: Cause, probed_at: float = -inf) -> str:
         "money": cause.money,
         "probed_at": None if probed_at == -inf else probed_at,
     }
-    return json.dumps(told)
+    return json.dumps(value)
 
 
 def _cause_of(text: str) -> Cause:
-    told = json.loads(text)
+    value = json.loads(text)
     return Cause(
-        signal=told["signal"],
-        cls=OutcomeClass(told["class"]),
-        scope=Scope(told["scope"]),
-        evidence=told["evidence"],
-        hinted=told["hinted"],
-        unknown=told.get("unknown", False),
-        money=told.get("money", False),
+        signal=value["signal"],
+        cls=OutcomeClass(value["class"]),
+        scope=Scope(value["scope"]),
+        evidence=value["evidence"],
+        hinted=value["hinted"],
+        unknown=value.get("unknown", False),
+        money=value.get("money", False),
     )
 
 
@@ -208,7 +208,7 @@ def _probed_at(text: str) -> float:
     return -inf if at is None else float(at)
 
 
-#: Another proxy writes for some milliseconds; nobody waits for these rows, seconds.
+#: Another proxy writes for some milliseconds; no request waits for these rows. Seconds.
 BUSY_TIMEOUT_S = 2.0
 #: How long unused rows are kept, seconds: accounts that no proxy has (they may be configured
 #: again), the tables by name, and sums. A session is bound for half an hour; vendors keep what
@@ -291,7 +291,7 @@ class SqliteState:
                     "UPDATE writes SET write = ?, wall_at = ?", (write + 1, wall_now)
                 )
         if (new or lines) and write == self._seen:
-            self._seen = write + 1  # nobody else has written since: no news to us
+            self._seen = write + 1  # no other proxy has written since: no news to us
         replaced = frozenset(
             a.key for a in mine if a.key not in self._base and of_another(a, found.get(a.key))
         )

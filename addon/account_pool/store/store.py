@@ -60,7 +60,7 @@ class Tokens:
     Attributes:
         access: goes on the wire; None when only a refresh token was written down.
         refresh: gets the next ones, once.
-        expires_at: when *access* ends; None if nobody said.
+        expires_at: when *access* ends; None if that is not known.
         refreshed_at: when they were got; None for those that were written down.
         companions: what the server said of the account beside them.
     """
@@ -76,8 +76,7 @@ class TokenStore(Protocol):
     """Keeps the newest tokens of each family, for all proxies that share the store.
 
     Its methods block and may be called from any thread. All raise StoreError. Who may
-    refresh is decided in `core/claims.py`, by the store's own clock and in one step that
-    nobody gets between.
+    refresh is decided in `core/claims.py`, by the store's own clock and in one atomic step.
     """
 
     def load(self, family: str) -> Tokens | None:
@@ -111,11 +110,11 @@ class TokenStore(Protocol):
         ...
 
     def keep(self) -> None:
-        """Have all that is known here in the store, also when its file was taken away."""
+        """Have all that is known here in the store, also when its file was removed."""
         ...
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         ...
 
 

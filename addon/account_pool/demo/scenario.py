@@ -104,13 +104,13 @@ _REFUSED = re.compile(
 _UNITS = {"s": "seconds", "min": "minutes", "h": "hours", "d": "days"}
 
 
-class Screen:
+class Transcript:
     """Prints the demo. Knows what it has shown, decides nothing."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False, soft_wrap=True)
         if not self._console.is_terminal:
-            # Nobody looks at it in 80 columns.
+            # A file or a pipe has no 80 columns.
             self._console.width = 1000
         self._asked: dict[str, int] = dict.fromkeys(LABELS.values(), 0)
         self._refused: dict[str, int] = dict.fromkeys(LABELS.values(), 0)
@@ -166,8 +166,8 @@ class Screen:
     def answered(self, status: int, chunks: int) -> None:
         self._console.print()
         self._streaming = False
-        held, self._held = self._held, []
-        for line in held:
+        lines, self._held = self._held, []
+        for line in lines:
             self._print(f"     pool: {line}", "cyan")
         self._print(f"   the client saw: {status}, streamed in {chunks} chunks", "dim")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 
 from account_pool.config.replace import CannotEdit, make_private, write_beside
-from account_pool.demo import story
+from account_pool.demo import scenario
 from account_pool.demo.certificates import make_certificate
 from account_pool.demo.mitmdump import (
     POOL_READY,
@@ -29,7 +29,7 @@ from account_pool.demo.mitmdump import (
     addon_script,
 )
 from account_pool.demo.provider import Provider
-from account_pool.demo.story import Screen
+from account_pool.demo.scenario import Transcript
 
 #: Far more than it needs; the demo must end by itself even where nothing works.
 TIMEOUT_S = START_TIMEOUT_S + 120
@@ -42,10 +42,10 @@ class DemoFailed(Exception):
     """The client saw something else than the good answer."""
 
 
-def perform() -> int:
+def run_demo() -> int:
     """Run the demo. Returns 0, or 1 after one line on stderr, or 128 + signal."""
     try:
-        asyncio.run(_perform())
+        asyncio.run(_run())
     except KeyboardInterrupt:
         return _fail("interrupted", 128 + signal.SIGINT)
     except asyncio.CancelledError:
@@ -62,7 +62,7 @@ def _fail(why: str, code: int = 1) -> int:
     return code
 
 
-async def _perform() -> None:
+async def _run() -> None:
     task = asyncio.current_task()
     assert task is not None
     # So that a SIGTERM runs the same cleaning up as a Ctrl-C. Windows has none.
@@ -70,16 +70,16 @@ async def _perform() -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     with tempfile.TemporaryDirectory(prefix="account-pool-demo-") as folder:
         async with asyncio.timeout(TIMEOUT_S):
-            await _perform_in(Path(folder))
+            await _run_in(Path(folder))
 
 
-async def _perform_in(folder: Path) -> None:
-    screen = Screen()
+async def _run_in(folder: Path) -> None:
+    transcript = Transcript()
     certificate = make_certificate(folder)
-    async with Provider(story.script(), certificate) as provider:
+    async with Provider(scenario.script(), certificate) as provider:
         accounts = folder / "accounts.yaml"
         accounts.touch(mode=0o600)
-        accounts.write_text(story.accounts_yaml(provider.port), encoding="utf-8")
+        accounts.write_text(scenario.accounts_yaml(provider.port), encoding="utf-8")
         options = {
             "confdir": folder / "mitmproxy",
             "flow_detail": 0,
@@ -90,18 +90,18 @@ async def _perform_in(folder: Path) -> None:
         sets = [arg for name, value in options.items() for arg in ("--set", f"{name}={value}")]
         script = str(addon_script())
         mitmdump = Mitmdump(
-            "-s", script, *sets, folder=folder, ready=POOL_READY, on_line=screen.log_line
+            "-s", script, *sets, folder=folder, ready=POOL_READY, on_line=transcript.log_line
         )
         async with _kept_on_failure(mitmdump), mitmdump as proxy:
-            screen.opening(provider.url, proxy.url, script)
-            provider.journal.on_reply = screen.exchange
+            transcript.opening(provider.url, proxy.url, script)
+            provider.journal.on_reply = transcript.exchange
             authority = folder / "mitmproxy" / "mitmproxy-ca-cert.pem"
             async with _client(proxy.url, authority) as client:
-                for number, question in enumerate(story.QUESTIONS, 1):
-                    screen.question(number, question)
-                    await _ask(client, provider.url, question, screen)
+                for number, question in enumerate(scenario.QUESTIONS, 1):
+                    transcript.question(number, question)
+                    await _ask(client, provider.url, question, transcript)
             _check_journal(provider)
-            screen.closing()
+            transcript.closing()
 
 
 @asynccontextmanager
@@ -133,13 +133,16 @@ def _client(proxy_url: str, authority: Path) -> httpx.AsyncClient:
 
 
 async def _ask(
-    client: httpx.AsyncClient, provider_url: str, question: story.Question, screen: Screen
+    client: httpx.AsyncClient,
+    provider_url: str,
+    question: scenario.Question,
+    transcript: Transcript,
 ) -> None:
     """Send *question* as a client would and show its answer as it comes."""
     request = client.build_request(
         "POST",
         f"{provider_url}/v1/chat/completions",
-        headers={"authorization": f"Bearer {story.CLIENT_TOKEN}"},
+        headers={"authorization": f"Bearer {scenario.CLIENT_TOKEN}"},
         json={
             "model": "gpt-5-nano",
             "stream": True,
@@ -154,12 +157,12 @@ async def _ask(
             raise DemoFailed(f"the client saw {response.status_code}: {' '.join(body.split())}")
         async for word in _words(response):
             words.append(word)
-            screen.word(word)
+            transcript.word(word)
     finally:
         await response.aclose()
     if "".join(words) != question.answer:
         raise DemoFailed(f"the answer was damaged: {''.join(words)!r}")
-    screen.answered(response.status_code, len(words))
+    transcript.answered(response.status_code, len(words))
 
 
 async def _words(response: httpx.Response) -> AsyncIterator[str]:
@@ -176,7 +179,7 @@ async def _words(response: httpx.Response) -> AsyncIterator[str]:
 def _check_journal(provider: Provider) -> None:
     """Raise DemoFailed unless the provider saw the accounts of the pool and only those."""
     seen = set(provider.journal.credentials)
-    if story.CLIENT_TOKEN in seen or not seen <= set(story.LABELS):
+    if scenario.CLIENT_TOKEN in seen or not seen <= set(scenario.LABELS):
         raise DemoFailed("the provider saw a credential that is not in the pool")
     if provider.journal.errors:
         raise DemoFailed(f"the scripted provider failed: {provider.journal.errors[0]!r}")
