@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from account_pool.demo.certificates import Certificate, make_certificate
+from account_pool.demo.exchange import Script
 from account_pool.demo.provider import Provider
 from tests import patience
 from tests.e2e import harness, redirect
@@ -48,7 +49,7 @@ def fast_steps() -> Iterator[None]:
             allowed = options.read_fast(harness.FAST)
 
             class Allowed(steps.Steps):
-                def use(self, chosen) -> None:
+                def use(self, chosen: Collection[str]) -> None:
                     super().use(allowed.intersection(chosen))
 
             patch.setattr(wiring, "Steps", Allowed)
@@ -94,7 +95,7 @@ async def provider(certificate: Certificate) -> AsyncIterator[StartProvider]:
     started: list[Provider] = []
     async with AsyncExitStack() as stack:
 
-        async def start(script, **settings) -> Provider:
+        async def start(script: Script, **settings: Any) -> Provider:
             settings.setdefault("certificate", certificate)
             started.append(await stack.enter_async_context(Provider(script, **settings)))
             return started[-1]
@@ -113,7 +114,7 @@ async def pool_proxy(setting: harness.Setting) -> AsyncIterator[StartProxy]:
     started: list[harness.Proxy] = []
     async with AsyncExitStack() as stack:
 
-        async def start(*args, **kwargs) -> harness.Proxy:
+        async def start(*args: Any, **kwargs: Any) -> harness.Proxy:
             started.append(setting.prepare(*args, **kwargs))
             return await stack.enter_async_context(started[-1])
 

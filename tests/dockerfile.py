@@ -111,9 +111,9 @@ def build(context: Path, folder: Path, environ: Mapping[str, str]) -> Image:
     image: Image | None = None
     for step in parse((context / "Dockerfile").read_text(encoding="utf-8")):
         if step.keyword == "FROM":
-            base, *name = re.split(r"\s+AS\s+", _filled(step.text, args), flags=re.IGNORECASE)
+            base, *names = re.split(r"\s+AS\s+", _filled(step.text, args), flags=re.IGNORECASE)
             image = _from(base, folder / f"stage{len(stages)}", environ)
-            stages[name[0] if name else str(len(stages))] = image
+            stages[names[0] if names else str(len(stages))] = image
         elif step.keyword == "ARG":
             name, _, value = step.text.partition("=")
             args[name] = value

@@ -62,7 +62,7 @@ def told(response: AdminResponse) -> Any:
 
 
 def code(response: AdminResponse) -> str:
-    return told(response)["error"]["code"]
+    return str(told(response)["error"]["code"])
 
 
 class FakeProxy:

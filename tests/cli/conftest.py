@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import socket
 import sys
-from contextlib import closing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from account_pool.cli.places import Places
 from account_pool.cli.processes import Launch, read_record
 from account_pool.demo.certificates import make_certificate
 from tests.cli import stub_proxy
+from tests.e2e import harness
 
 
 @pytest.fixture
@@ -32,14 +32,12 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, authority: Path):
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, authority: Path) -> Iterator[Places]:
     """Yield the files of a port nobody uses, in a home of their own."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ALL_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        port = listener.getsockname()[1]
-    places = Places.usual(port)
+    places = Places.usual(harness.free_port())
     places.confdir.mkdir()
     # One that is there already: making one takes a second.
     places.authority.write_bytes(authority.read_bytes())

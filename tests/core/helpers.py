@@ -73,7 +73,8 @@ def keys_of(secret: str, *kinds: str) -> dict[str, Credential]:
 
 def window(share: float, **changes: Any) -> Window:
     """A window of the whole account, told at 0, of which *share* remains."""
-    return Window(**({"name": "5h", "share": share, "told_at": 0.0} | changes))
+    usual: dict[str, Any] = {"name": "5h", "share": share, "told_at": 0.0}
+    return Window(**(usual | changes))
 
 
 def pool_of(*members: str | Account, now: float = 0.0, **options: Any) -> Pool:

@@ -67,7 +67,7 @@ def said(status: int, body: Any, **headers: str) -> HttpResponse:
 
 def fields_of(content_type: str, content: bytes) -> dict[str, str]:
     if content_type == "application/json":
-        return json.loads(content)
+        return dict(json.loads(content))
     assert content_type == "application/x-www-form-urlencoded"
     return dict(parse_qsl(content.decode(), strict_parsing=True))
 

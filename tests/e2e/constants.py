@@ -9,13 +9,14 @@ import importlib
 from collections.abc import Sequence
 
 from mitmproxy import ctx
+from mitmproxy.addonmanager import Loader
 
 
 class Constants:
-    def load(self, loader):
+    def load(self, loader: Loader) -> None:
         loader.add_option("set_constant", Sequence[str], [], "module:NAME=seconds")
 
-    def running(self):
+    def running(self) -> None:
         for said in ctx.options.set_constant:
             path, _, value = said.partition("=")
             module, _, name = path.partition(":")

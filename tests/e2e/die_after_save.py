@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import Any
 
 from account_pool.store.sqlite import SqliteTokens
 
 DIE = "DIE_AFTER"
 
 
-def load(_loader) -> None:
+def load(_loader: object) -> None:
     """mitmproxy calls it; a test that imports this file for its path must live on."""
     name = os.environ.get(DIE, "save")
     done = getattr(SqliteTokens, name)
 
-    def do_and_die(self, *args, **how) -> None:
+    def do_and_die(self: SqliteTokens, *args: Any, **how: Any) -> None:
         done(self, *args, **how)
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -7,5 +7,5 @@ import resource
 LIMIT = 64
 
 
-def load(_loader):
+def load(_loader: object) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (LIMIT, LIMIT))

@@ -11,10 +11,11 @@ import json
 import os
 import re
 import shutil
+import socket
 import ssl
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,16 @@ WORKERS = int(os.environ.get("POOL_TEST_WORKERS", "1"))
 
 ACCOUNTS_FILE = "accounts.yaml"
 CONFDIR = "mitmproxy"
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+#: Path of a Chromium; None where there is none.
+CHROMIUM = next((path for name in _BROWSERS if (path := shutil.which(name))), None)
+
+
+def free_port() -> int:
+    """Return a port for a program that does not say which one it took."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 def secret(label: str) -> str:
@@ -230,7 +241,7 @@ def point_clients_at(proxy: Proxy, monkeypatch: Any) -> None:
 class PreferHttp2(ssl.SSLContext):
     """Offers HTTP/2 first, as browsers and curl do: mitmproxy may take the first it knows."""
 
-    def set_alpn_protocols(self, alpn_protocols) -> None:
+    def set_alpn_protocols(self, alpn_protocols: Iterable[str]) -> None:
         super().set_alpn_protocols(sorted(alpn_protocols))
 
 

@@ -8,7 +8,7 @@ from account_pool.proxy import draining
 
 class Hurried:
     # Not when it is imported: tests do that for its path.
-    def load(self, _loader):
+    def load(self, _loader: object) -> None:
         refreshable_token.SLOW_S = 0.0
         draining.ANSWER_S = 0.0
 

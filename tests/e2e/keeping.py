@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from typing import Any
 
 from mitmproxy import ctx, http
 from mitmproxy.log import ALERT
 
 from account_pool.core import snapshot
+from account_pool.core.snapshot import PoolSnapshot
 from account_pool.store.sqlite_state import SqliteState
 
 logger = logging.getLogger(__name__)
@@ -26,25 +28,25 @@ exchange = SqliteState.exchange
 restore = snapshot.restore
 
 
-def exchange_and_die(self, mine, gone, **when):
-    saved = exchange(self, mine, gone, **when)
+def exchange_and_die(self: SqliteState, *what: Any, **when: Any) -> PoolSnapshot:
+    saved = exchange(self, *what, **when)
     if any(account.cooldowns and str(account.key) == os.environ[DIE] for account in saved.accounts):
         os.kill(os.getpid(), signal.SIGKILL)
     return saved
 
 
-def restore_and_tell(accounts, kept, **when) -> None:
+def restore_and_tell(accounts: Any, kept: PoolSnapshot, **when: Any) -> None:
     restore(accounts, kept, **when)
     for account in kept.accounts:
         cooldowns = len(account.cooldowns)
         logger.log(ALERT, f"restored {account.key} with {cooldowns} cooldowns")
 
 
-def load(_loader) -> None:
+def load(_loader: object) -> None:
     """mitmproxy calls it; a test that imports this file for its path must live on."""
     snapshot.restore = restore_and_tell
     if DIE in os.environ:
-        SqliteState.exchange = exchange_and_die
+        SqliteState.exchange = exchange_and_die  # type: ignore[method-assign]  # on purpose
 
 
 def request(flow: http.HTTPFlow) -> None:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
 
-from mitmproxy import ctx, exceptions, http
+from mitmproxy import ctx, dns, exceptions, flow, http
+from mitmproxy.addonmanager import Loader
+
+Hook = Callable[[object], Awaitable[None] | None]
 
 HOOKS = (
     "client_connected",
@@ -41,8 +46,8 @@ def say(name: str, hook: str, data: object) -> None:
     sys.stdout.flush()
 
 
-def now(name: str, hook: str, *, fails: bool = False):
-    def called(data) -> None:
+def now(name: str, hook: str, *, fails: bool = False) -> Hook:
+    def called(data: object) -> None:
         say(name, hook, data)
         if fails:
             raise ValueError(f"{name} does not like {hook}")
@@ -50,8 +55,8 @@ def now(name: str, hook: str, *, fails: bool = False):
     return called
 
 
-def later(name: str, hook: str):
-    async def called(data) -> None:
+def later(name: str, hook: str) -> Hook:
+    async def called(data: object) -> None:
         await asyncio.sleep(0)
         say(name, hook, data)
 
@@ -61,7 +66,13 @@ def later(name: str, hook: str):
 class Other:
     """Has every hook of HOOKS, all of one kind, and children."""
 
-    def __init__(self, name: str, kind=now, children: tuple[Other, ...] = (), **how) -> None:
+    def __init__(
+        self,
+        name: str,
+        kind: Callable[..., Hook] = now,
+        children: tuple[Other, ...] = (),
+        **how: Any,
+    ) -> None:
         self.name, self.addons = name, list(children)
         for hook in HOOKS:
             setattr(self, hook, kind(name, hook, **how))
@@ -78,7 +89,7 @@ class Host:
     requests = 0
     guest = Guest("guest")
 
-    def response(self, _flow) -> None:
+    def response(self, _flow: object) -> None:
         self.requests += 1
         # Between two hooks: whoever is added in one is asked by mitmproxy in the same.
         later = asyncio.get_running_loop().call_soon
@@ -93,7 +104,7 @@ class Halting:
 
     name = "halting"
 
-    def tls_established_client(self, _data) -> None:
+    def tls_established_client(self, _data: object) -> None:
         raise exceptions.AddonHalt
 
 
@@ -106,15 +117,15 @@ class Holding:
 
     name = "holding"
 
-    def load(self, loader) -> None:
+    def load(self, loader: Loader) -> None:
         loader.add_option("hold", bool, False, "Hold flows.")
         for hook in HELD:
             setattr(self, hook, self._hold)
 
-    def _hold(self, flow) -> None:
+    def _hold(self, held: flow.Flow) -> None:
         if ctx.options.hold:
-            flow.intercept()
-            asyncio.get_running_loop().call_soon(flow.resume)
+            held.intercept()
+            asyncio.get_running_loop().call_soon(held.resume)
 
 
 class Resolver:
@@ -122,7 +133,7 @@ class Resolver:
 
     name = "resolver"
 
-    def dns_request(self, flow) -> None:
+    def dns_request(self, flow: dns.DNSFlow) -> None:
         flow.response = flow.request.fail(3)
 
 
@@ -131,7 +142,7 @@ class Acting:
 
     name = "acting"
 
-    def request(self, flow) -> None:
+    def request(self, flow: http.HTTPFlow) -> None:
         server = ctx.master.addons.get("proxyserver")
         match flow.request.query.get("act"):
             case "close":
@@ -143,12 +154,12 @@ class Acting:
                 handler = server.connections[flow.client_conn.id]
                 handler.layer.handle_event = self._crash
 
-    def response(self, flow) -> None:
+    def response(self, flow: http.HTTPFlow) -> None:
         if flow.request.query.get("act") == "replay":
             flow.request.query["act"] = "no more"
             ctx.master.commands.call("replay.client", [flow.copy()])
 
-    def _crash(self, _event) -> None:
+    def _crash(self, _event: object) -> None:
         raise RuntimeError("of a layer")
 
 

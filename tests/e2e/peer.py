@@ -105,14 +105,14 @@ class Line2:
             found = 0
             for event in self.h2.receive_data(data):
                 if isinstance(event, h2.events.RequestReceived):
-                    headers = dict(event.headers)
+                    headers = {str(name): str(value) for name, value in event.headers}
                     self.keys[event.stream_id] = headers.get("authorization", "")[7:]
                 if isinstance(event, h2.events.DataReceived) and self.acknowledge:
                     size = event.flow_controlled_length
                     with suppress(h2.exceptions.ProtocolError):
                         self.h2.acknowledge_received_data(size, event.stream_id)
                 if isinstance(event, kind):
-                    found = event.stream_id
+                    found = int(getattr(event, "stream_id", 0))
             await self.flush()
             if found:
                 return found

@@ -30,10 +30,19 @@ from account_pool.demo.provider import Provider
 from account_pool.demo.replies import by_credential, json_reply, stream_reply
 from account_pool.store.sqlite_state import SqliteState
 from tests.e2e import harness, redirect
-from tests.e2e.harness import ANTHROPIC, GEMINI, OPENAI, TWO, account, secret
-from tests.e2e.test_dashboard import CHROMIUM
-from tests.e2e.test_mitmweb import PASSWORD, free_port
+from tests.e2e.harness import (
+    ANTHROPIC,
+    CHROMIUM,
+    GEMINI,
+    OPENAI,
+    TWO,
+    account,
+    free_port,
+    secret,
+)
 from tests.scripts import anthropic, codex, gemini, openai
+
+PASSWORD = "open-sesame"
 
 ACCOUNTS = [
     account("max", "claude-code", priority=0),

@@ -53,8 +53,9 @@ class Peer(asyncio.Protocol):
         for event in self.h2.receive_data(data):
             match event:
                 case h2.events.RequestReceived():
-                    key = dict(event.headers).get("authorization", "")
-                    self.began[event.stream_id] = str(key).removeprefix("Bearer ")
+                    headers = {str(name): str(value) for name, value in event.headers}
+                    key = headers.get("authorization", "")
+                    self.began[event.stream_id] = key.removeprefix("Bearer ")
                 case h2.events.DataReceived():
                     self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
                 case h2.events.StreamEnded():

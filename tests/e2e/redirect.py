@@ -7,8 +7,10 @@ changes is where the event loop connects to, not a word of what mitmproxy believ
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from mitmproxy import ctx
+from mitmproxy.addonmanager import Loader
 
 #: Every name a test may use; the provider's certificate holds them all.
 HOSTS = (
@@ -47,20 +49,22 @@ HTTPS = 443
 
 
 class Redirect:
-    def load(self, loader):
+    def load(self, loader: Loader) -> None:
         loader.add_option("redirect_port", int, 0, "Port of the scripted provider.")
-        loop = asyncio.get_running_loop()
+        loop: Any = asyncio.get_running_loop()
         self._connect = loop.create_connection
         self._resolve = loop.getaddrinfo
         loop.create_connection = self.create_connection
         loop.getaddrinfo = self.getaddrinfo
 
-    async def create_connection(self, factory, host=None, port=None, **kwargs):
+    async def create_connection(
+        self, factory: Any, host: Any = None, port: Any = None, **kwargs: Any
+    ) -> Any:
         if port == HTTPS and host in (*HOSTS, LOOPBACK):
             host, port = LOOPBACK, ctx.options.redirect_port
         return await self._connect(factory, host, port, **kwargs)
 
-    async def getaddrinfo(self, host, port, **kwargs):
+    async def getaddrinfo(self, host: Any, port: Any, **kwargs: Any) -> Any:
         # A client that resolves by itself (httpx does) then connects to the address.
         name = host.decode() if isinstance(host, bytes) else host
         return await self._resolve(LOOPBACK if name in HOSTS else host, port, **kwargs)

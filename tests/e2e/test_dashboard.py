@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 from collections.abc import AsyncIterator
 
 import pytest
 
 from account_pool.admin.auth import TOKEN_FILE
 from account_pool.demo.replies import by_credential
-from tests.e2e.harness import CONFDIR, FIRST, SECOND, THIRD, TIMEOUT_S, TWO, chat
+from tests.e2e.harness import CHROMIUM, CONFDIR, FIRST, SECOND, THIRD, TIMEOUT_S, TWO, chat
 from tests.scripts import openai
 
 playwright = pytest.importorskip("playwright.async_api", reason="needs the extra `browser`")
 
-_NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next((path for name in _NAMES if (path := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium")
 
 GOOD = openai.chat_complete("Good morning", model="gpt-5-nano")

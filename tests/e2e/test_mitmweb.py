@@ -6,7 +6,6 @@ import asyncio
 import io
 import json
 import re
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -20,7 +19,7 @@ from account_pool.demo.exchange import Reply, Request
 from account_pool.demo.mitmdump import POOL_READY
 from account_pool.demo.replies import by_credential
 from tests.e2e import harness
-from tests.e2e.harness import FIRST, SECOND, TIMEOUT_S, TWO, chat
+from tests.e2e.harness import FIRST, SECOND, TIMEOUT_S, TWO, chat, free_port
 from tests.scripts import encoded, openai
 
 CHAT = openai.chat_stream(["Good", " morning"])
@@ -109,13 +108,6 @@ async def mitmweb(pool_proxy):
             yield proxy, Web(http)
 
     return start
-
-
-def free_port() -> int:
-    """mitmweb does not say which port it took."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def key_of(flow: Flow) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,13 +14,11 @@ from dataclasses import replace
 import pytest
 
 from account_pool.demo.exchange import Reply, Request
-from tests.e2e.harness import FIRST, OPENAI, TIMEOUT_S, account
+from tests.e2e.harness import CHROMIUM, FIRST, OPENAI, TIMEOUT_S, account
 from tests.scripts import openai
 
 playwright = pytest.importorskip("playwright.async_api", reason="needs the extra `browser`")
 
-_NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next((path for name in _NAMES if (path := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium")
 
 #: The page's own credential, which is nobody's here.

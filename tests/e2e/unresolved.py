@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from typing import Any
 
 HOST = "api.openai.com"
 
 
 class Unresolved:
-    def load(self, _loader):
-        loop = asyncio.get_running_loop()
+    def load(self, _loader: object) -> None:
+        loop: Any = asyncio.get_running_loop()
         self._connect = loop.create_connection
         loop.create_connection = self.create_connection
 
-    async def create_connection(self, factory, host=None, port=None, **kwargs):
+    async def create_connection(
+        self, factory: Any, host: Any = None, port: Any = None, **kwargs: Any
+    ) -> Any:
         if host == HOST:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return await self._connect(factory, host, port, **kwargs)

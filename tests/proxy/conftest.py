@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+from account_pool.core.account import Account
+from account_pool.proxy.service import Service
 from tests.proxy.helpers import FakeClock, Rig, service_of, use_ready_tls
 
 Build = Callable[..., Rig]
@@ -28,7 +31,7 @@ def rig_of(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> Iterator[Build]
         "client2", "server2", "mode", "address", "tls", "sni", "peer", "options", "script",
     }  # fmt: skip
 
-    def build(*accounts, service=None, **settings) -> Rig:
+    def build(*accounts: str | Account, service: Service | None = None, **settings: Any) -> Rig:
         how = {name: settings.pop(name) for name in of_rig & settings.keys()}
         if service is None:
             service = service_of(*(accounts or ("one", "two")), clock=clock, **settings)

@@ -121,7 +121,7 @@ def service_of(
 def options_of(**changes: Any) -> Options:
     """The options a proxy layer looks at."""
     options = Options()
-    Proxyserver().load(options)  # type: ignore[arg-type]  # it only adds options
+    Proxyserver().load(options)  # it only adds options
     options.update(http2_ping_keepalive=0, **changes)
     return options
 
@@ -147,7 +147,9 @@ class ReadyTls(tunnel.TunnelLayer):
 # -- what goes over the wire
 
 
-def http1(status: int, body: bytes = b"", headers: Iterable[str] = (), *, chunked=False) -> bytes:
+def http1(
+    status: int, body: bytes = b"", headers: Iterable[str] = (), *, chunked: bool = False
+) -> bytes:
     """An HTTP/1 answer, complete."""
     how = "transfer-encoding: chunked" if chunked else f"content-length: {len(body)}"
     if chunked:
@@ -324,11 +326,12 @@ class Peer2:
         for e in self.h2.receive_data(data):
             match e:
                 case h2.events.RequestReceived() | h2.events.ResponseReceived():
-                    pseudo = dict(e.headers)
+                    headers = [(str(name), str(value)) for name, value in e.headers]
+                    pseudo = dict(headers)
                     start = f"{pseudo.get(':method', 'HTTP/2')} " + (
                         pseudo.get(":path") or pseudo[":status"]
                     )
-                    self.messages.append(Message(start, list(e.headers), stream_id=e.stream_id))
+                    self.messages.append(Message(start, headers, stream_id=e.stream_id))
                 case h2.events.DataReceived():
                     if e.data:
                         self.of(e.stream_id).add(e.data)
@@ -376,18 +379,25 @@ class Upstream:
 
     # HTTP/2
 
-    def flush(self) -> None:
+    @property
+    def h2(self) -> h2.connection.H2Connection:
         assert isinstance(self.reader, Peer2)
-        if data := self.reader.h2.data_to_send():
+        return self.reader.h2
+
+    def flush(self) -> None:
+        if data := self.h2.data_to_send():
             self.send(data)
 
-    def head(self, stream_id: int, status: int, headers: Iterable[str] = (), *, end=False) -> None:
-        pairs = [(":status", str(status)), *(tuple(h.split(": ", 1)) for h in headers)]
-        self.reader.h2.send_headers(stream_id, pairs, end_stream=end)
+    def head(
+        self, stream_id: int, status: int, headers: Iterable[str] = (), *, end: bool = False
+    ) -> None:
+        fields = [header.partition(": ") for header in headers]
+        pairs = [(":status", str(status)), *((name, value) for name, _, value in fields)]
+        self.h2.send_headers(stream_id, pairs, end_stream=end)
         self.flush()
 
-    def data(self, stream_id: int, data: bytes, *, end=False) -> None:
-        self.reader.h2.send_data(stream_id, data, end_stream=end)
+    def data(self, stream_id: int, data: bytes, *, end: bool = False) -> None:
+        self.h2.send_data(stream_id, data, end_stream=end)
         self.flush()
 
     def answer(self, stream_id: int, status: int, body: bytes, headers: Iterable[str]) -> None:
@@ -395,7 +405,7 @@ class Upstream:
         self.data(stream_id, body, end=True)
 
     def reset(self, stream_id: int, code: int) -> None:
-        self.reader.h2.reset_stream(stream_id, code)
+        self.h2.reset_stream(stream_id, code)
         self.flush()
 
 
@@ -691,7 +701,7 @@ class Rig:
             self.servers.append(Upstream(self, connection, self.server2, reader))
         self._inbox.append(events.OpenConnectionCompleted(command, error))
         if self.server2 and not error:
-            data = self.servers[-1].reader.h2.data_to_send()
+            data = self.servers[-1].h2.data_to_send()
             self._inbox.append(events.DataReceived(connection, data))
 
     def _end_pause(self, pause: Pause) -> None:

@@ -30,6 +30,7 @@ class Echo(asyncio.Protocol):
         self._link = link
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.write(f"{self._link.number} {os.getpid()}\n".encode())
 

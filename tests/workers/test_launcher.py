@@ -16,6 +16,7 @@ import pytest
 import account_pool
 from account_pool.workers import launcher
 from account_pool.workers.launcher import Launcher
+from tests.e2e.harness import free_port
 from tests.patience import PATIENCE_S
 from tests.workers import echo
 
@@ -26,12 +27,6 @@ ENVIRON = {
     "PYTHONUNBUFFERED": "1",
     "PYTHONPATH": str(Path(account_pool.__file__).parents[1]),
 }
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 class Running:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 
 
 @pytest.fixture(params=["eager", "lazy"])
-async def factory(request):
+async def factory(request: pytest.FixtureRequest) -> AsyncIterator[None]:
     """Tasks begin at once, as mitmproxy has them from Python 3.12 on, or a little later."""
     loop = asyncio.get_running_loop()
     if request.param == "eager":
