@@ -19,7 +19,7 @@ from mitmproxy.proxy.server import ConnectionHandler, ConnectionIO
 from mitmproxy.test import taddons
 
 from account_pool.proxy import client_handler
-from account_pool.proxy.pooled_attempts import SURELY_READ_BYTES, SURELY_SENT_BYTES
+from account_pool.proxy.pooled_exchange import SURELY_READ_BYTES, SURELY_SENT_BYTES
 from tests.proxy.helpers import (
     JSON,
     LIMIT_BODY,

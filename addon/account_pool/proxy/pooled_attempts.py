@@ -11,8 +11,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator
 from itertools import islice
-from typing import Any, assert_never
+from operator import attrgetter
+from typing import Any, assert_never, cast
 
+from mitmproxy import http
 from mitmproxy.connection import Connection
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layer import CommandGenerator
@@ -20,14 +22,13 @@ from mitmproxy.proxy.layers.http import (
     GetHttpConnection,
     RequestProtocolError,
     ResponseData,
-    ResponseHeaders,
     ResponseTrailers,
 )
 
 from account_pool.core.attempts import Attempts
 from account_pool.core.instruments import Mark, Marks
 from account_pool.core.lease import Lease
-from account_pool.core.retry_policy import how_unconnected
+from account_pool.core.retry_policy import Broken, how_unconnected
 from account_pool.core.steps import Deliver, Refresh, Send, Step, Synthesize, Wait
 from account_pool.providers.base import CannotSwap, LocalResponse
 from account_pool.proxy import error_response, redaction
@@ -36,18 +37,13 @@ from account_pool.proxy.events import GetOtherConnection, Pause, PoolPauseHook
 from account_pool.proxy.flow_view import AttemptTrail
 from account_pool.proxy.http_stream import AttemptStream
 from account_pool.proxy.pooled_request import PooledRequest
-from account_pool.proxy.redaction import Secrets
+from account_pool.proxy.redaction import SentSecrets
 from account_pool.proxy.response_reader import ResponseReader
 from account_pool.proxy.websocket_exchange import PooledWebsocket
 from account_pool.supervision import log_and_continue
 
 logger = logging.getLogger(__name__)
 
-#: A request that is refused may be so at its beginning. What is longer than a usual window can
-#: lie in the peer's buffer, read by nobody: what follows there meets a reset, at any time.
-SURELY_READ_BYTES = 64 * 1024
-#: What is written at once.
-SURELY_SENT_BYTES = 16 * 1024
 MOVED = "accounts.yaml was changed, and this host no longer belongs to the provider"
 
 
@@ -67,7 +63,7 @@ class PooledAttempts(AttemptStream):
     attempts: Attempts | None = None
     reader: ResponseReader | None = None
     marks: Marks
-    sent_secrets: redaction.SentSecrets
+    sent_secrets: SentSecrets
     redactor: redaction.Redactor | None = None
     trail: AttemptTrail | None = None
     websocket: PooledWebsocket | None = None
@@ -77,21 +73,10 @@ class PooledAttempts(AttemptStream):
     _pending: Step | None = None
     #: the response is a good one, and what it took is still to be counted
     _to_count = False
-
-    @property
-    def _call(self) -> PooledRequest:
-        assert self.call is not None
-        return self.call
-
-    @property
-    def _attempts(self) -> Attempts:
-        assert self.attempts is not None
-        return self.attempts
-
-    @property
-    def _reader(self) -> ResponseReader:
-        assert self.reader is not None
-        return self.reader
+    # The same where they are there. Without a call: they are asked for a lot.
+    _call = cast(PooledRequest, property(attrgetter("call")))
+    _attempts = cast(Attempts, property(attrgetter("attempts")))
+    _reader = cast(ResponseReader, property(attrgetter("reader")))
 
     @property
     def _trail(self) -> AttemptTrail:
@@ -106,7 +91,7 @@ class PooledAttempts(AttemptStream):
         self.attempts, self.marks = self.service.begin(
             self._call, self.flow.request, self.context.client
         )
-        yield from self._perform(self.attempts.begin(self.service.now()))
+        return self._perform(self.attempts.begin(self.service.now()))
 
     def _perform(self, step: Step | None) -> CommandGenerator[None]:
         """Carry out steps until the provider or the client is to be waited for."""
@@ -186,7 +171,7 @@ class PooledAttempts(AttemptStream):
             call.provider = current
         flow.metadata["pool.account"] = str(lease.key)
         flow.metadata["pool.attempts"] = len(attempts.history)
-        self.sent_secrets.add(lease.credential.secret)
+        self.sent_secrets.append(lease.credential.secret)
         try:
             return self.service.swaps.outgoing(
                 flow.request,
@@ -216,6 +201,10 @@ class PooledAttempts(AttemptStream):
             self.context.server = self.flow.server_conn = connection
         return error
 
+    def state_between_attempts(self, event: events.Event) -> CommandGenerator[None]:
+        """No attempt runs. Only the events of one could come here, and none is left."""
+        raise AssertionError(f"unexpected event between attempts: {event}")
+
     def show_replay(self) -> None:
         """Show the people who look that a replay is on its way."""
         try:
@@ -225,28 +214,6 @@ class PooledAttempts(AttemptStream):
 
     def may_go(self) -> bool:
         return self.attempts is None or self.attempts.may_go(self.service.now())
-
-    def let_go(self) -> CommandGenerator[None]:
-        """The answer is complete, and our request has been handed over.
-
-        What its server has not read of it would be in the way of all that follows there.
-        """
-        server = self.context.server
-        unread = server in self.layer.http2  # takes no note of what was read to its end
-        if self._body_bytes > SURELY_SENT_BYTES and not unread:
-            with log_and_continue:
-                unread = self.service.unsent(self.context.client, server)
-        if unread:
-            yield from self.cancel_attempt("answered early")
-        else:
-            self.forget_attempt()
-
-    @property
-    def _body_bytes(self) -> int:
-        """The length of the request; one that was streamed is a long one."""
-        if self.flow.request.stream:
-            return SURELY_READ_BYTES
-        return len(self.flow.request.raw_content or b"")
 
     # -- while paused
 
@@ -292,58 +259,6 @@ class PooledAttempts(AttemptStream):
 
     # -- delivering
 
-    def _commit(self, end_stream: bool, secrets: Secrets | None = None) -> CommandGenerator[None]:
-        """Hand the answer to the client: no further attempt from here on.
-
-        *secrets* must not be echoed in it; None for a success, which echoes nothing.
-        """
-        call, reader, attempts = self._call, self._reader, self._attempts
-        if self._timer is not None:
-            self.clear_timer()
-        self._committed = True
-        if (lease := attempts.lease) is not None:
-            if secrets is None:
-                # Answers that are only fetched have been counted when they were made.
-                self._to_count = self.flow.request.method == "POST"
-                self.marks.append((Mark.HANDED_ON, self.service.now()))
-                self.service.observer.body(call, lease, reader)
-            attempts.committed(self.service.now())
-        response = reader.response
-        # A complete answer is given in one piece, as mitmproxy does by itself, so that
-        # other addons may look into it; anything else streams.
-        response.stream = not (end_stream or reader.complete or response.status_code == 101)
-        if secrets is not None:
-            redaction.headers(response, secrets)
-            self.redactor = redaction.Redactor(secrets)
-        yield from super().state_wait_for_response_headers(
-            ResponseHeaders(self.stream_id, response, end_stream)
-        )
-        if self.server_state == self.state_errored:
-            self.settle(served=False, left=True)
-            yield from self.cancel_attempt("client left")
-            return
-        if self.flow.response is not response:
-            return  # it was larger than `body_size_limit`
-        held, reader.held = reader.held, []
-        if self.redactor is not None:
-            held = [piece for data in held for piece in self.redactor(data)]
-        elif self.server_state == self.state_stream_response_body and response.stream is True:
-            self.begin_copy()
-        for data in held:
-            if self.copied is not None:
-                self.copied += data
-            yield from self.server_state(ResponseData(self.stream_id, data))
-
-    def redacted(self, event: ResponseData | ResponseTrailers) -> CommandGenerator[None]:
-        """A piece of an answer in which a credential may be echoed."""
-        assert self.redactor is not None
-        if isinstance(event, ResponseTrailers):
-            redaction.fields(event.trailers, self.sent_secrets.echoes())
-            yield from self.server_state(event)
-            return
-        for piece in self.redactor(event.data):
-            yield from self.server_state(ResponseData(self.stream_id, piece))
-
     def _deliver(self, step: Deliver) -> CommandGenerator[None]:
         """Hand on the provider's own refusal, with the wait that holds for the pool."""
         provider, wait_s = self._call.provider, step.retry_after_s
@@ -372,23 +287,30 @@ class PooledAttempts(AttemptStream):
             self._trail.answered(self._attempts, step.message, self.service.now())
         yield from self.respond(response)
 
-    def settle(self, *, served: bool, left: bool = False) -> None:
-        """The request is over: its lease goes back, once. *left*: the client has gone."""
-        attempts = self.attempts
-        if attempts is None:
+    def _redirect(self, response: http.Response) -> CommandGenerator[None]:
+        """Hand on a redirect without its body, which cannot be searched for the key."""
+        yield from self.cancel_attempt("redirect")
+        redaction.headers(response, self.sent_secrets.echoes())
+        for name in ("content-encoding", "transfer-encoding"):
+            response.headers.pop(name, None)
+        response.content = b""
+        yield from self.respond(response)
+
+    def redacted(self, event: ResponseData | ResponseTrailers) -> CommandGenerator[None]:
+        """A piece of an answer in which a credential may be echoed."""
+        assert self.redactor is not None
+        if isinstance(event, ResponseTrailers):
+            redaction.fields(event.trailers, self.sent_secrets.echoes())
+            yield from self.server_state(event)
             return
-        if not attempts.over:
-            if served:
-                attempts.finished(self.service.now())
-            else:
-                attempts.left(self.service.now())
-        try:
-            if self.trail is not None:
-                self.trail.ended(attempts, self.sent_secrets.echoes, self.service.now())
-        except Exception as e:
-            log_and_continue.log(e)
-        if self._to_count:
-            self._to_count = False
-            body = bytes(self.response_body_buf) if self.copied is None else self.copied
-            self.service.observer.end(self._call.provider, attempts, self._reader, body, self.tail)
-        self.service.end(self.context.client, attempts, left=left)
+        for piece in self.redactor(event.data):
+            yield from self.server_state(ResponseData(self.stream_id, piece))
+
+    def _not_a_response(self, response: http.Response, why: str) -> CommandGenerator[None]:
+        """What came is none: a protocol nobody asked for, a status or a head there is not."""
+        provider = self._call.provider
+        logger.warning(f"{provider.name}: invalid answer with status {response.status_code}")
+        yield from self.cancel_attempt("invalid answer")
+        self.server_state = self.state_between_attempts
+        step = self._attempts.broken(Broken.MAYBE_RAN, self.service.now(), why)
+        yield from self._perform(step)

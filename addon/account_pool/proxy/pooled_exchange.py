@@ -40,12 +40,13 @@ from account_pool.core.outcome import OutcomeClass
 from account_pool.core.retry_policy import Broken, how_broken
 from account_pool.core.steps import Deliver, Send
 from account_pool.core.verdicts import is_about_account
-from account_pool.providers.base import Route
+from account_pool.providers.base import Provider, Route
 from account_pool.proxy import error_response, flow_view, redaction, response_reader
 from account_pool.proxy.events import EventHandled, InterimResponse, NotProcessed, Silent, Withdrawn
 from account_pool.proxy.flow_view import MAX_COPY_BYTES
 from account_pool.proxy.http_stream import INTERNAL, NO, AttemptStream, takes_trailers, translated
-from account_pool.proxy.pooled_attempts import SURELY_READ_BYTES, PooledAttempts
+from account_pool.proxy.pooled_attempts import PooledAttempts
+from account_pool.proxy.redaction import Secrets, SentSecrets
 from account_pool.proxy.response_reader import Reading, ResponseReader, is_answer
 from account_pool.proxy.websocket_exchange import PooledWebsocket
 from account_pool.supervision import log_and_continue
@@ -55,6 +56,11 @@ logger = logging.getLogger(__name__)
 #: How long the rest of a refused stream is read before the attempt is cut off: the end
 #: mostly comes at once, and a connection that was read to its end can be used again.
 DRAIN_S = 0.25
+#: A request that is refused may be so at its beginning. What is longer than a usual window can
+#: lie in the peer's buffer, read by nobody: what follows there meets a reset, at any time.
+SURELY_READ_BYTES = 64 * 1024
+#: What is written at once.
+SURELY_SENT_BYTES = 16 * 1024
 #: Requests up to this size are kept for replay; larger ones are streamed through once.
 MAX_REPLAYABLE_BYTES = 64 * 1024 * 1024
 
@@ -154,27 +160,51 @@ class PooledUpload(PooledAttempts):
             yield from self.let_go()  # its answer was complete before the request
 
     def make_server_connection(self) -> CommandGenerator[bool]:
-        # The base class comes here when the body is complete and no addon has answered.
-        yield from self._serve()
-        return False  # nothing is left for it to do
+        # The base class comes here when the body is complete and no addon has answered. It has
+        # nothing left to do. Generators are passed on: each is resumed for every command.
+        return cast(CommandGenerator[bool], self._serve())
 
     def _serve(self) -> CommandGenerator[None]:
         """Answer the request: locally, or from an account of the pool."""
-        call = self.call
-        assert call is not None
+        call = self._call
         provider = call.provider
         if call.denied is not None:
-            yield from self.answer_locally(call.denied)
-        elif call.route is Route.LOCAL:
-            pause = yield from self.pause(provider.name)
-            if not (yield from self.client_gone()):
-                failed = provider.refusal(500, INTERNAL, None)
-                yield from self.answer_locally(pause.answer or failed)
-        elif wrong := call.misdirected(self.flow.request, self.service.recognizer.hosts):
+            return self.answer_locally(call.denied)
+        if call.route is Route.LOCAL:
+            return self._answer_for_account(provider)
+        if wrong := call.misdirected(self.flow.request, self.service.recognizer.hosts):
             logger.warning(f"{provider.name}: {wrong}; request refused")
-            yield from self.answer_locally(provider.refusal(421, wrong, None))
+            return self.answer_locally(provider.refusal(421, wrong, None))
+        return self.begin()
+
+    def _answer_for_account(self, provider: Provider) -> CommandGenerator[None]:
+        """Answer what a client asks about its login, for the pool's."""
+        pause = yield from self.pause(provider.name)
+        if not (yield from self.client_gone()):
+            failed = provider.refusal(500, INTERNAL, None)
+            yield from self.answer_locally(pause.answer or failed)
+
+    def let_go(self) -> CommandGenerator[None]:
+        """The answer is complete, and our request has been handed over.
+
+        What its server has not read of it would be in the way of all that follows there.
+        """
+        server = self.context.server
+        unread = server in self.layer.http2  # takes no note of what was read to its end
+        if self._body_bytes > SURELY_SENT_BYTES and not unread:
+            with log_and_continue:
+                unread = self.service.unsent(self.context.client, server)
+        if unread:
+            yield from self.cancel_attempt("answered early")
         else:
-            yield from self.begin()
+            self.forget_attempt()
+
+    @property
+    def _body_bytes(self) -> int:
+        """The length of the request; one that was streamed is a long one."""
+        if self.flow.request.stream:
+            return SURELY_READ_BYTES
+        return len(self.flow.request.raw_content or b"")
 
 
 class PooledExchange(PooledUpload):
@@ -186,7 +216,7 @@ class PooledExchange(PooledUpload):
         cast(Any, stream).__class__ = cls
         exchange = cast(PooledExchange, stream)
         exchange.client_state = exchange.state_wait_for_request_headers
-        exchange.sent_secrets = redaction.SentSecrets()
+        exchange.sent_secrets = SentSecrets()
         return exchange
 
     @property
@@ -300,24 +330,6 @@ class PooledExchange(PooledUpload):
         why = redaction.reason_of(wrong, self.sent_secrets.and_passwords(self.context.options))
         return f"no valid answer: {why}; see the option validate_inbound_headers"
 
-    def _not_a_response(self, response: http.Response, why: str) -> CommandGenerator[None]:
-        """What came is none: a protocol nobody asked for, a status or a head there is not."""
-        provider = self._call.provider
-        logger.warning(f"{provider.name}: invalid answer with status {response.status_code}")
-        yield from self.cancel_attempt("invalid answer")
-        self.server_state = self.state_between_attempts
-        step = self._attempts.broken(Broken.MAYBE_RAN, self.service.now(), why)
-        yield from self._perform(step)
-
-    def _redirect(self, response: http.Response) -> CommandGenerator[None]:
-        """Hand on a redirect without its body, which cannot be searched for the key."""
-        yield from self.cancel_attempt("redirect")
-        redaction.headers(response, self.sent_secrets.echoes())
-        for name in ("content-encoding", "transfer-encoding"):
-            response.headers.pop(name, None)
-        response.content = b""
-        yield from self.respond(response)
-
     def state_read_response(self, event: events.Event) -> CommandGenerator[None]:
         """The head is held back until it is known what the answer is."""
         reader = self._reader
@@ -336,10 +348,6 @@ class PooledExchange(PooledUpload):
         """The answer is refused; its rest is read so that the connection stays good."""
         if isinstance(event, ResponseData) and not self._reader.drain(event.data):
             yield from self._drained()
-
-    def state_between_attempts(self, event: events.Event) -> CommandGenerator[None]:
-        """No attempt runs. Only the events of one could come here, and none is left."""
-        raise AssertionError(f"unexpected event between attempts: {event}")
 
     def response_ended(self, event: ResponseEndOfMessage) -> CommandGenerator[None]:
         """The answer of the running attempt is complete, whatever state we are in."""
@@ -442,7 +450,72 @@ class PooledExchange(PooledUpload):
         self.server_state = self.state_between_attempts
         yield from self._perform(step)
 
+    # -- delivering
+
+    def _commit(self, end_stream: bool, secrets: Secrets | None = None) -> CommandGenerator[None]:
+        """Hand the answer to the client: no further attempt from here on.
+
+        *secrets* must not be echoed in it; None for a success, which echoes nothing.
+        """
+        call, reader, attempts = self._call, self._reader, self._attempts
+        if self._timer is not None:
+            self.clear_timer()
+        self._committed = True
+        if (lease := attempts.lease) is not None:
+            if secrets is None:
+                # Answers that are only fetched have been counted when they were made.
+                self._to_count = self.flow.request.method == "POST"
+                self.marks.append((Mark.HANDED_ON, self.service.now()))
+                self.service.observer.body(call, lease, reader)
+            attempts.committed(self.service.now())
+        response = reader.response
+        # A complete answer is given in one piece, as mitmproxy does by itself, so that
+        # other addons may look into it; anything else streams.
+        response.stream = not (end_stream or reader.complete or response.status_code == 101)
+        if secrets is not None:
+            redaction.headers(response, secrets)
+            self.redactor = redaction.Redactor(secrets)
+        yield from super().state_wait_for_response_headers(
+            ResponseHeaders(self.stream_id, response, end_stream)
+        )
+        if self.server_state == self.state_errored:
+            self.settle(served=False, left=True)
+            yield from self.cancel_attempt("client left")
+            return
+        if self.flow.response is not response:
+            return  # it was larger than `body_size_limit`
+        held, reader.held = reader.held, []
+        if self.redactor is not None:
+            held = [piece for data in held for piece in self.redactor(data)]
+        elif self.server_state == self.state_stream_response_body and response.stream is True:
+            self.begin_copy()
+        for data in held:
+            if self.copied is not None:
+                self.copied += data
+            yield from self.server_state(ResponseData(self.stream_id, data))
+
     # -- endings
+
+    def settle(self, *, served: bool, left: bool = False) -> None:
+        """The request is over: its lease goes back, once. *left*: the client has gone."""
+        attempts = self.attempts
+        if attempts is None:
+            return
+        if not attempts.over:
+            if served:
+                attempts.finished(self.service.now())
+            else:
+                attempts.left(self.service.now())
+        try:
+            if self.trail is not None:
+                self.trail.ended(attempts, self.sent_secrets.echoes, self.service.now())
+        except Exception as e:
+            log_and_continue.log(e)
+        if self._to_count:
+            self._to_count = False
+            body = bytes(self.response_body_buf) if self.copied is None else self.copied
+            self.service.observer.end(self._call.provider, attempts, self._reader, body, self.tail)
+        self.service.end(self.context.client, attempts, left=left)
 
     def attempt_broke(self, event: ResponseProtocolError) -> CommandGenerator[None]:
         """The connection or stream of the attempt has ended before its answer."""

@@ -138,24 +138,19 @@ def secrets_and_passwords(options: Options, sent: Iterable[str] = ()) -> Secrets
     return secrets_of([*sent, auth, password, encoded])
 
 
-class SentSecrets:
+class SentSecrets(list[Secret]):
     """The credentials that a request has carried: what comes back may echo them."""
 
-    def __init__(self) -> None:
-        self._sent: list[Secret] = []
-        self._echoes: Secrets | None = frozenset()
-
-    def add(self, secret: Secret) -> None:
-        """It carries *secret* now."""
-        self._sent.append(secret)
-        self._echoes = None
+    _known: tuple[int, Secrets] = (0, frozenset())
 
     def echoes(self) -> Secrets:
         """Return what must not be echoed to the client."""
-        if self._echoes is None:
-            self._echoes = secrets_of([secret.reveal() for secret in self._sent])
-        return self._echoes
+        count, known = self._known
+        if count != len(self):
+            known = secrets_of([secret.reveal() for secret in self])
+            self._known = (len(self), known)
+        return known
 
     def and_passwords(self, options: Options) -> Secrets:
         """Return what must not be repeated of that which mitmproxy says of a connection."""
-        return secrets_and_passwords(options, [secret.reveal() for secret in self._sent])
+        return secrets_and_passwords(options, [secret.reveal() for secret in self])
