@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import httpx
 
 MAX_RESPONSE_BYTES = 256 * 1024
-#: Seconds until we try again what only somebody's doing can change: a password, a certificate.
+#: Seconds until another try where somebody has to act first: on a password, a certificate.
 BARRED_WAIT_S = 300.0
 
 #: The library's trace event for the first byte of a request.
@@ -42,7 +42,6 @@ _LEAVES = ".send_request_headers.started"
 LATE_S = 1.0
 #: How much longer is waited then for what may have arrived meanwhile, in seconds.
 AGAIN_S = 5.0
-
 
 #: What we call ourselves.
 OWN_NAME = f"mitmproxy-account-pool/{__version__}"

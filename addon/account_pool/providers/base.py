@@ -20,8 +20,7 @@ from account_pool.core.headroom_parsing import COUNTED_WINDOWS
 from account_pool.core.lease import NO_CONVERSATION, Conversation
 from account_pool.core.outcome import Outcome, UpstreamResponse
 from account_pool.core.signals import SignalTable
-from account_pool.core.sse import HAS_ERROR
-from account_pool.core.sse import Verdict as Verdict  # noqa: PLC0414 - part of this interface
+from account_pool.core.sse import HAS_ERROR, Verdict
 from account_pool.providers.request_head import RequestHead
 
 

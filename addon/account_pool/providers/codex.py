@@ -326,7 +326,7 @@ def _gives_no_reason(facts: ErrorFacts) -> bool:
     return not facts.words and facts.meaning is None and first_wait(facts, WAITS) is None
 
 
-CODEX_RULES = rules(
+RULES = rules(
     _BRIDGE,
     Rule("a page of the edge: about the address or the client", SERVER_ERROR,
         status={401, 403, 429}, when=lambda facts: facts.html),
@@ -354,10 +354,9 @@ CODEX_RULES = rules(
         model=_refused_model, source="Soju06/codex-lb"),
     Rule("the token has expired", AUTH_EXPIRED, status={401},
         when=_header_error("token_expired", "expired_token"), source=_LB),
+    *openai.OPENAI_RULES,
+    *COMPATIBLE_RULES,
 )  # fmt: skip
-
-RULES: tuple[Rule, ...] = (*CODEX_RULES, *openai.OPENAI_RULES, *COMPATIBLE_RULES)
-
 
 SIGNALS = SignalTable(rules=RULES, judge=openai.judge, waits=WAITS)
 

@@ -169,7 +169,6 @@ _CREDENTIAL_HEADERS = frozenset({*_DROPPED, *(name.encode() for name in _SESSION
 
 # -- what a response says
 
-
 _FETCHER = "microsoft/vscode-copilot-chat src/extension/prompt/node/chatMLFetcher.ts"
 _TOKEN = "microsoft/vscode-copilot-chat src/platform/authentication/common/copilotToken.ts"  # noqa: S105
 
@@ -264,7 +263,7 @@ def _is_long(facts: ErrorFacts) -> bool:
 #: Codes that cover windows of seconds and of days.
 _ANY_WINDOW = frozenset({"user_global_rate_limited", "rate_limited", "agent_mode_limit_exceeded"})
 
-COPILOT_RULES = rules(
+RULES = rules(
     _FETCHER,
     Rule("an extension is blocked", REQUEST_ERROR, words={"extension_blocked"}),
     Rule("an extension asks for its own permission", REQUEST_ERROR, status={401},
@@ -313,10 +312,11 @@ COPILOT_RULES = rules(
         source="api.githubcopilot.com, recorded"),
     Rule("the plan does not include this model", FORBIDDEN_ACCOUNT, MODEL, status={0, 400, 403},
         words={"model_not_supported", "model_not_available"}),
+    *COMPATIBLE_RULES,
 )  # fmt: skip
 
-RULES: tuple[Rule, ...] = (*COPILOT_RULES, *COMPATIBLE_RULES)
-
+#: Copilot speaks both dialects.
+SIGNALS = SignalTable(rules=RULES, judge=anthropic.judge, waits=WAITS)
 
 _EXCHANGE = SignalTable(
     rules=(
@@ -333,9 +333,6 @@ def classify_exchange(response: UpstreamResponse) -> Outcome:
     """Say what a response of the token exchange means: there, a 404 is about the token."""
     return _EXCHANGE.classify(response)
 
-
-#: Copilot speaks both dialects.
-SIGNALS = SignalTable(rules=RULES, judge=anthropic.judge, waits=WAITS)
 
 # -- refusals of our own
 

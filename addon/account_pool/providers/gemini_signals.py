@@ -210,7 +210,7 @@ WAITS: tuple[Wait, ...] = (quota_reset, retry_info, retry_after_ms, retry_after,
 # -- the rules
 
 
-GOOGLE_RULES = rules(
+RULES = rules(
     _GCL,
     # 429 or 503.
     Rule("no capacity for the model", OVERLOADED, words={"model_capacity_exhausted"}),
@@ -272,8 +272,7 @@ GOOGLE_RULES = rules(
     Rule("the quota of a longer window", QUOTA, words=_EXHAUSTED, when=_is_of_a_long_window,
         owner=_project, source="Gemini API billing: prepaid credits, spend caps"),
     Rule("the quota of the project", RATE_LIMIT, words=_EXHAUSTED, owner=_project, source=_LIMITS),
+    # OpenAI's sentence for money is Google's for a minute: neither it nor the bare code may
+    # get this far.
+    *COMPATIBLE_RULES,
 )  # fmt: skip
-
-# OpenAI's sentence for money is Google's for a minute: neither it nor the bare code may
-# be read by the rules of the compatible services.
-RULES: tuple[Rule, ...] = (*GOOGLE_RULES, *COMPATIBLE_RULES)
