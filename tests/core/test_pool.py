@@ -908,3 +908,12 @@ def test_what_is_known_of_an_account_is_not_believed_of_another() -> None:
     assert not pool.accounts.identified(key("a"), other, now=3.0)
     with pytest.raises(UnknownAccount):
         pool.accounts.identified(key("nobody"), one, now=3.0)
+
+
+def test_a_strategy_that_stays_keeps_whose_turn_it_is() -> None:
+    """An edit of accounts.yaml sets it again."""
+    pool = pool_of("a", "b", "c")
+    served = [pool.acquire(FACTS, now=0.0).key.label]
+    pool.accounts.set_strategy("round-robin", now=0.0)
+    served += [pool.acquire(FACTS, now=0.0).key.label for _ in range(2)]
+    assert served == ["a", "b", "c"]

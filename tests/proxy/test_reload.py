@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import runpy
 import threading
@@ -22,7 +23,7 @@ from account_pool.core.account import AccountKey
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.providers.base import Origin
-from account_pool.proxy import reload
+from account_pool.proxy import reload, wiring
 from account_pool.proxy.addon import AccountPool
 from account_pool.proxy.error_response import StoredRefusal
 from account_pool.proxy.reload import Watcher, stamp_of
@@ -520,3 +521,16 @@ async def test_what_is_removed_while_the_file_is_read_does_not_come_back(addon):
     assert keys(addon) == ["openai/two"]
     addon.reloader.load = real
     assert addon.commands.reload() == "added openai/one"
+
+
+@pytest.mark.parametrize(("many", "frozen"), [(0, 1), (1_000_000, 0)])
+def test_no_collection_goes_through_many_accounts(monkeypatch, many, frozen):
+    """It would stop the loop for 100 ms with 10,000 of them."""
+    spared: list[bool] = []
+    monkeypatch.setattr(wiring, "MANY_OBJECTS", many)
+    monkeypatch.setattr(wiring.gc, "freeze", lambda: spared.append(gc.isenabled()))
+    with wiring.without_collections():
+        assert not gc.isenabled()
+        made = [[] for _ in range(10)]
+    assert gc.isenabled() and made
+    assert spared == [False] * frozen

@@ -84,6 +84,7 @@ class Account:
         reserve: share of a window that is left to its owner, 0 to 1, by the window's name.
         companions: what moves together with the credential: account_id, project,
             organization, openai_project, host, deployments...
+        key: its unique name.
 
     Raises ValueError for a label without a character, and for a weight or
     max_concurrent below 1, which could never serve.
@@ -100,10 +101,12 @@ class Account:
     account_type: str | None = None
     reserve: Mapping[str, float] = field(default_factory=dict)
     companions: Mapping[str, str] = field(default_factory=dict)
+    key: AccountKey = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Here and not in the callers: two spellings of a label are never two accounts.
         object.__setattr__(self, "label", normalise_label(self.label))
+        object.__setattr__(self, "key", AccountKey(self.provider, self.label))
         if self.weight < 1:
             raise ValueError(f"{self.key}: weight is {self.weight}; it must be 1 or more")
         if self.max_concurrent is not None and self.max_concurrent < 1:
@@ -111,7 +114,3 @@ class Account:
                 f"{self.key}: max_concurrent is {self.max_concurrent}; it must be 1 or more, "
                 "or absent for no limit"
             )
-
-    @property
-    def key(self) -> AccountKey:
-        return AccountKey(self.provider, self.label)

@@ -275,6 +275,8 @@ class Accounts:
 
     def set_strategy(self, strategy: str, *, now: float) -> None:
         """Change the selection policy. Raises KeyError for an unknown name."""
+        if POLICIES[strategy] is self.policy:
+            return  # whose turn it is stays as it is
         self.policy = POLICIES[strategy]
         for members in self.members.values():
             for state in members.by_label.values():

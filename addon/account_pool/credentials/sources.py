@@ -106,7 +106,8 @@ class ValueSource(Source):
     @property
     def refers(self) -> bool:
         """Say whether (a part of) it comes from the environment."""
-        return any(found["dollar"] is None for found in _REFERENCE.finditer(self.text.reveal()))
+        text = self.text.reveal()
+        return "$" in text and any(f["dollar"] is None for f in _REFERENCE.finditer(text))
 
     def describe(self) -> str:
         return self.written_in
@@ -180,6 +181,8 @@ def expand(text: str, environ: Mapping[str, str]) -> str:
 
 def variables_in(text: str) -> list[str]:
     """Return the variables that *text* refers to. Raises CredentialError for a mistake in it."""
+    if "$" not in text:
+        return []
     references = [found for found in _REFERENCE.finditer(text) if found["dollar"] is None]
     if not all(found["end"] and is_variable(found["name"]) for found in references):
         raise CredentialError(

@@ -36,7 +36,7 @@ from account_pool.config.environment import from_environment
 from account_pool.config.problems import ConfigError
 from account_pool.config.values import Config
 from account_pool.core.account import AccountKey
-from account_pool.proxy.wiring import Changes, Wiring, database_path
+from account_pool.proxy.wiring import Changes, Wiring, database_path, without_collections
 from account_pool.store.store import StoreError
 from account_pool.supervision import tasks
 
@@ -82,6 +82,7 @@ class Reloader:
         #: readings that began, and the latest of those that are over
         self._readings = self._read = 0
 
+    @without_collections()
     def load(self) -> Config:
         """Read the accounts. Blocks. Raises one of RELOAD_ERRORS."""
         loaded = self.file.load() or from_environment(
