@@ -781,7 +781,7 @@ async def test_a_write_of_nothing_that_fails_is_an_error_of_ours(begin):
     _, kept = begin()
     await kept._round()
     kept._store = Picky(kept._store, lambda *_: True, ValueError())
-    kept._pool.accounts.dirty.add(AccountKey("openai", "of another proxy"))
+    kept._accounts.dirty.add(AccountKey("openai", "of another proxy"))
     with pytest.raises(ValueError, match=r"^$"):
         await kept._round()
 

@@ -1,6 +1,6 @@
 """What the store does not know yet of a pool: taken for one write, put back if that fails.
 
-Accounts that changed are in `Pool.dirty`; sessions and pins report the keys of their changes,
+Accounts that changed are in `Accounts.dirty`; sessions and pins report the keys of their changes,
 which are kept here, as is what the store has of each row: only differences are written. A
 batch with rows that cannot be written is divided until those are found: they keep no other
 back.
@@ -15,11 +15,9 @@ from uuid import uuid4
 
 from account_pool.core import snapshot
 from account_pool.core.account import AccountKey
-from account_pool.core.errors import UnknownAccount
 from account_pool.core.pins import Pins
 from account_pool.core.sessions import Sessions
 from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot
-from account_pool.core.state import AccountState
 from account_pool.core.usage_totals import Counted, CountKey
 from account_pool.proxy.service import Service
 from account_pool.store.store import (
@@ -259,7 +257,7 @@ class PendingWrites:
         urgent: Callable[[], None],
     ) -> None:
         self._service = service
-        self._pool = service.pool
+        self._accounts = service.pool.accounts
         self._wall = wall
         self._changed = changed
         #: accounts by the position they had; one that came back has another
@@ -273,7 +271,7 @@ class PendingWrites:
         }
         for counter in service.counters.values():
             counter.changed = changed
-        self.unsubscribe = self._pool.accounts.subscribe(changed)
+        self.unsubscribe = self._accounts.subscribe(changed)
 
     def begin(self, tables: Mapping[str, list[Row]]) -> None:
         """Begin with a store that has these *tables*: take them over, and write all we know."""
@@ -282,7 +280,7 @@ class PendingWrites:
             table.written.clear()
             table.adopt(tables[name])
         self.note_used()
-        self._pool.accounts.dirty.update(state.key for state in self._pool.accounts)
+        self._accounts.dirty.update(state.key for state in self._accounts)
 
     def note_used(self) -> None:
         """Have written when sessions and pins were used last."""
@@ -295,8 +293,8 @@ class PendingWrites:
 
         *in_flight*: there are other proxies, which need to know it.
         """
-        pool, counters = self._pool, self._service.counters
-        dirty = list(pool.accounts.dirty)
+        accounts, counters = self._accounts, self._service.counters
+        dirty = list(accounts.dirty)
         if not self._counts:
             self._counts = {name: c.take() for name, c in counters.items() if c.waiting}
             if self._counts:
@@ -304,17 +302,20 @@ class PendingWrites:
         changes = {name: table.take() for name, table in self.tables.items() if table.changed}
         if not (dirty or changes or self._counts):
             return None
-        pool.accounts.dirty.clear()
-        pool.accounts.urgent = False
+        accounts.dirty.clear()
+        accounts.urgent = False
         wall = self._wall()
         return Batch(
             wall_at=wall,
             number=self._number if self._counts else None,
             gone=self._gone(dirty),
             accounts=snapshot.take(
-                pool.accounts, dirty, now=self._service.now(), wall_now=wall
+                accounts, dirty, now=self._service.now(), wall_now=wall
             ).accounts,
-            in_flight=self._in_flight(dirty) if in_flight else (),
+            in_flight=[
+                (key, state.in_flight if (state := accounts.find(key)) else 0)
+                for key in (dirty if in_flight else ())
+            ],
             rows=[(name, row) for name, table in changes.items() for row in table.rows],
             removed=[
                 (n, key, at) for n, table in changes.items() for key, at in table.gone.items()
@@ -337,7 +338,7 @@ class PendingWrites:
 
     def put_back(self, batch: Batch) -> None:
         """*batch* was not written, as far as is known. Its counts come again with their number."""
-        self._pool.accounts.dirty.update(batch.gone, (account.key for account in batch.accounts))
+        self._accounts.dirty.update(batch.gone, (account.key for account in batch.accounts))
         for table in self.tables.values():
             table.put_back()
         for key in batch.gone:
@@ -351,7 +352,7 @@ class PendingWrites:
         """Return which of *dirty* are no longer here, or not the same that were written."""
         gone = []
         for key in dirty:
-            state = self._state(key)
+            state = self._accounts.find(key)
             position = None if state is None else state.position
             if self._positions.get(key) != position:
                 gone.append(key)
@@ -360,12 +361,3 @@ class PendingWrites:
             else:
                 self._positions[key] = position
         return gone
-
-    def _in_flight(self, dirty: Iterable[AccountKey]) -> list[tuple[AccountKey, int]]:
-        return [(key, state.in_flight if (state := self._state(key)) else 0) for key in dirty]
-
-    def _state(self, key: AccountKey) -> AccountState | None:
-        try:
-            return self._pool.accounts.get(key)
-        except UnknownAccount:
-            return None

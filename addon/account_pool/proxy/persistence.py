@@ -98,7 +98,7 @@ class Persistence:
         #: None while it cannot be opened
         self._store: StateStore | None = None
         self._service = service
-        self._pool = service.pool
+        self._accounts = service.pool.accounts
         self._now = now = service.now
         #: what the wall clock is ahead of the monotonic one: measured once, so that a
         #: deadline is the same instant each time it is written
@@ -195,7 +195,7 @@ class Persistence:
 
     def _note_change(self) -> None:
         self._dirty.set()
-        if self._pool.accounts.urgent:
+        if self._accounts.urgent:
             self._urgent.set()
 
     def _note_urgent(self) -> None:
@@ -253,14 +253,14 @@ class Persistence:
     async def _do_what_is_due(self, store: StateStore, now: float, wall: float) -> None:
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_S
-            present = [state.key for state in self._pool.accounts]
+            present = [state.key for state in self._accounts]
             await self._in_thread(lambda: store.sweep(present, wall_now=wall))
         if now >= self._used_at:
             self._used_at = now + USED_S
             self._pending.note_used()
         if now >= self._beat_at:
             self._beat_at = now + BEAT_S
-            in_flight = {s.key: s.in_flight for s in self._pool.accounts if s.in_flight}
+            in_flight = {s.key: s.in_flight for s in self._accounts if s.in_flight}
             await self._in_thread(lambda: store.beat(in_flight, wall_now=wall))
 
     async def _in_thread(self, ask: Callable[[], Value]) -> Value:
@@ -280,14 +280,14 @@ class Persistence:
 
     def _take_over(self, news: News) -> None:
         """Take over what others have done; accounts are exchanged by the next write."""
-        self._pool.accounts.dirty.update(news.accounts)
+        self._accounts.dirty.update(news.accounts)
         for name, table in self._pending.tables.items():
             if rows := news.lines.get(name):
                 table.adopt(rows)
             if gone := news.gone.get(name):
                 table.drop(gone)
         if news.in_flight_remote is not None:
-            self._pool.accounts.set_in_flight_remote(news.in_flight_remote, now=self._now())
+            self._accounts.set_in_flight_remote(news.in_flight_remote, now=self._now())
         if news.proxies is not None:
             if not self.others and news.proxies:
                 self._beat_at = self._now()  # they do not know of us
@@ -300,10 +300,10 @@ class Persistence:
         if not news:
             return
         wall = self._wall()
-        present = snapshot.take(self._pool.accounts, news, now=self._now(), wall_now=wall)
+        present = snapshot.take(self._accounts, news, now=self._now(), wall_now=wall)
         merged = tuple(merge(before[a.key], a, news[a.key]) for a in present.accounts)
         merged_at = PoolSnapshot(accounts=merged, wall_at=saved.wall_at)
-        snapshot.restore(self._pool.accounts, merged_at, now=self._now(), wall_now=wall, by=by)
+        snapshot.restore(self._accounts, merged_at, now=self._now(), wall_now=wall, by=by)
 
     # -- writing
 
@@ -351,9 +351,9 @@ class Persistence:
         if abs(ahead - self._ahead) < CLOCK_STEP_S:
             return
         now = self._now()
-        saved = snapshot.take(self._pool.accounts, now=now, wall_now=now + self._ahead)
+        saved = snapshot.take(self._accounts, now=now, wall_now=now + self._ahead)
         self._ahead = ahead
-        snapshot.restore(self._pool.accounts, saved, now=now, wall_now=now + ahead, by=By.CLOCK)
+        snapshot.restore(self._accounts, saved, now=now, wall_now=now + ahead, by=By.CLOCK)
 
     def _wall(self) -> float:
         return self._now() + self._ahead
@@ -362,7 +362,7 @@ class Persistence:
 
     async def _failed(self, error: StoreError) -> None:
         # What others have in flight is not known any more.
-        self._pool.accounts.set_in_flight_remote({}, now=self._now())
+        self._accounts.set_in_flight_remote({}, now=self._now())
         if isinstance(error, DamagedError):
             try:
                 await self._in_thread(lambda: self._put_aside(error))
