@@ -7,7 +7,7 @@ from math import inf, nan
 import pytest
 
 from account_pool.admin import views
-from account_pool.admin.views import AccountExtras, Moment
+from account_pool.admin.views import AccountExtras, Clocks
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.headroom import HeadroomSnapshot, Window
@@ -18,7 +18,7 @@ from account_pool.core.sessions import Sessions
 from tests.proxy.helpers import account
 
 #: 2026-11-21T12:00:00Z, and the monotonic clock then.
-MOMENT = Moment(1000.0, 1795262400.0)
+MOMENT = Clocks(1000.0, 1795262400.0)
 ONE = AccountKey("openai", "one")
 NO_EXTRAS = AccountExtras()
 

@@ -23,7 +23,7 @@ from prometheus_client.core import (
 
 from account_pool import __version__
 from account_pool.admin.actions import PoolService
-from account_pool.admin.views import Moment, headroom_view, verdict_of
+from account_pool.admin.views import Clocks, headroom_view, verdict_of
 from account_pool.core.instruments import DecisionCounter, Histogram, Timings
 from account_pool.core.usage_totals import OTHER, Tally
 
@@ -127,7 +127,7 @@ def read(service: PoolService, decision_counter: DecisionCounter) -> Iterator[Me
     yield from _timings(measured.timings)
     yield from _served(service.usages.totals)
     yield from _accounts(states, service.now())
-    yield _headroom(states, Moment(service.now(), service.wall_now()))
+    yield _headroom(states, Clocks(service.now(), service.wall_now()))
     yield from _resets(service.resets.totals)
     yield GaugeMetricFamily(
         "account_pool_sessions", "Conversations that are known.", value=len(service.sessions)
@@ -225,11 +225,11 @@ def _resets(totals: Mapping[tuple[str, str], tuple[int, float]]) -> Iterator[Met
     )
 
 
-def _headroom(states: Iterable[AccountState], moment: Moment) -> Metric:
+def _headroom(states: Iterable[AccountState], clocks: Clocks) -> Metric:
     values = [
         ((str(state.key), window["window"]), window["remaining"])
         for state in states
-        for window in headroom_view(state, moment)
+        for window in headroom_view(state, clocks)
         if window["model"] is None
     ]
     return _gauge(

@@ -28,7 +28,7 @@ from account_pool.admin.models import (
     SessionsQuery,
     UsageQuery,
 )
-from account_pool.admin.views import Json, Moment, Sums, iso
+from account_pool.admin.views import Clocks, Json, Sums, iso
 from account_pool.core.decision_text import line
 from account_pool.core.decisions import Decision
 from account_pool.core.instruments import DecisionCounter
@@ -66,21 +66,21 @@ class AdminContext:
         path = self.accounts_file()
         return {"accounts_file": None if path is None else str(path)}
 
-    def moment(self) -> Moment:
-        return Moment(self.service.now(), self.service.wall_now())
+    def clocks(self) -> Clocks:
+        return Clocks(self.service.now(), self.service.wall_now())
 
     async def extras(self) -> views.AccountExtras:
         """Return sessions and usage by account."""
-        sums, moment = await self.counted("usage"), self.moment()
+        sums, clocks = await self.counted("usage"), self.clocks()
         return views.AccountExtras(
-            sessions=views.sessions_by_account(self.service.sessions, moment.now),
-            usage=views.usage_of_day(sums, views.day_of(moment.wall_now)),
+            sessions=views.sessions_by_account(self.service.sessions, clocks.now),
+            usage=views.usage_of_day(sums, views.day_of(clocks.wall_now)),
         )
 
     async def account(self, state: AccountState) -> Json:
         """Return one account as JSON."""
         extras = await self.extras()
-        return views.account_view(state, self.moment(), extras)
+        return views.account_view(state, self.clocks(), extras)
 
 
 logger = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ def _at(path: str, returns: str, *, name: str = "", **how: Any) -> Callable[[Han
 async def accounts(context: AdminContext, _asked: None) -> Json:
     """Every account with its state, the cause and the end of its cooldowns, and a summary."""
     extras = await context.extras()
-    view = views.pool_view(context.service.pool, context.moment(), extras)
+    view = views.pool_view(context.service.pool, context.clocks(), extras)
     return {**context.source(), **view, "warnings": context.service.warnings()}
 
 
@@ -151,7 +151,7 @@ async def accounts_of_provider(context: AdminContext, name: str) -> Json:
     """The accounts of one provider."""
     extras = await context.extras()
     known = context.actions.provider(name)
-    return views.provider_view(context.service.pool, known, context.moment(), extras)
+    return views.provider_view(context.service.pool, known, context.clocks(), extras)
 
 
 @_at("/account-pool/add", "Added", body=NewAccount, status=201, refusals=(409,))
@@ -182,11 +182,11 @@ async def next_account(context: AdminContext, asked: ProviderName) -> Json:
 @_at("/account-pool/clear-cooldown", "Cleared", body=AccountName, refusals=(404,))
 async def clear_cooldown(context: AdminContext, asked: AccountName) -> Json:
     """End every cooldown of an account, and enable it if it is disabled."""
-    moment = context.moment()
+    clocks = context.clocks()
     state, ended = context.actions.clear_cooldown(asked.provider, asked.label)
     _note(f"cleared {state.key}")
     return {
-        "cleared": [views.cooldown_view(cooldown, moment) for cooldown in ended],
+        "cleared": [views.cooldown_view(cooldown, clocks) for cooldown in ended],
         "account": await context.account(state),
     }
 
@@ -252,7 +252,7 @@ def _decision_view(decision: Decision, now: float) -> Json:
 @_at("/sessions", "Sessions", query=SessionsQuery)
 async def sessions(context: AdminContext, asked: SessionsQuery) -> Json:
     """The conversations bound to an account, most recently used first."""
-    return views.sessions_view(context.service.sessions, context.moment(), asked.limit)
+    return views.sessions_view(context.service.sessions, context.clocks(), asked.limit)
 
 
 @_at("/sessions/close", "Closed", body=SessionKey, refusals=(404,))

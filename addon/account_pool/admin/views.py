@@ -30,7 +30,7 @@ NOTHING: Mapping[str, int] = dict.fromkeys(AMOUNTS, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class Clocks:
     """Now, on both clocks, in seconds."""
 
     now: float
@@ -66,31 +66,31 @@ class AccountExtras:
 # -- accounts
 
 
-def pool_view(pool: Pool, moment: Moment, extras: AccountExtras) -> Json:
+def pool_view(pool: Pool, clocks: Clocks, extras: AccountExtras) -> Json:
     """Return all accounts, and what they are altogether and by provider."""
     return {
-        "accounts": [account_view(state, moment, extras) for state in pool.accounts],
-        "summary": pool.accounts.summary(now=moment.now),
+        "accounts": [account_view(state, clocks, extras) for state in pool.accounts],
+        "summary": pool.accounts.summary(now=clocks.now),
         "providers": {
-            name: pool.accounts.summary(name, now=moment.now) for name in pool.accounts.providers()
+            name: pool.accounts.summary(name, now=clocks.now) for name in pool.accounts.providers()
         },
     }
 
 
-def provider_view(pool: Pool, provider: str, moment: Moment, extras: AccountExtras) -> Json:
+def provider_view(pool: Pool, provider: str, clocks: Clocks, extras: AccountExtras) -> Json:
     """Return the accounts of one provider."""
     states = pool.accounts.of(provider)
     return {
         "provider": provider,
-        "accounts": [account_view(state, moment, extras) for state in states],
-        "summary": pool.accounts.summary(provider, now=moment.now),
+        "accounts": [account_view(state, clocks, extras) for state in states],
+        "summary": pool.accounts.summary(provider, now=clocks.now),
     }
 
 
-def account_view(state: AccountState, moment: Moment, extras: AccountExtras) -> Json:
+def account_view(state: AccountState, clocks: Clocks, extras: AccountExtras) -> Json:
     """Return one account: what its owner wrote, but for the token, and how it is."""
     account = state.account
-    verdict, reason = verdict_of(state, moment.now)
+    verdict, reason = verdict_of(state, clocks.now)
     return {
         "key": str(state.key),
         "provider": account.provider,
@@ -98,7 +98,7 @@ def account_view(state: AccountState, moment: Moment, extras: AccountExtras) -> 
         "state": verdict,
         "reason": reason,
         "in_flight": state.in_flight,
-        "oldest_s": _seconds(moment.now - min(state.running.values())) if state.running else None,
+        "oldest_s": _seconds(clocks.now - min(state.running.values())) if state.running else None,
         "departures": state.departures,
         "broken": state.broken,
         "served": state.served,
@@ -110,13 +110,13 @@ def account_view(state: AccountState, moment: Moment, extras: AccountExtras) -> 
         "max_concurrent": account.max_concurrent,
         "min_interval_s": account.min_interval_s,
         "placeholder": f"pool:{state.key}",
-        "cooldowns": [cooldown_view(c, moment) for c in _active(state, moment.now)],
+        "cooldowns": [cooldown_view(c, clocks) for c in _active(state, clocks.now)],
         "asked_last": [
-            _asked_last_view(v, moment) for v in state.verdicts.values() if v.active(moment.now)
+            _asked_last_view(v, clocks) for v in state.verdicts.values() if v.active(clocks.now)
         ],
-        "disabled": _disabling_view(state, moment),
+        "disabled": _disabling_view(state, clocks),
         "problem": state.problem,
-        "headroom": headroom_view(state, moment),
+        "headroom": headroom_view(state, clocks),
         "usage": {**NOTHING, **extras.usage.get(str(state.key), {})},
     }
 
@@ -138,49 +138,49 @@ def verdict_of(state: AccountState, now: float) -> tuple[str, str]:
     return "available", ""
 
 
-def cooldown_view(cooldown: Cooldown, moment: Moment) -> Json:
+def cooldown_view(cooldown: Cooldown, clocks: Clocks) -> Json:
     """Return one cooldown: what it covers, why, since when and until when."""
     return {
         "model": cooldown.model,
         **_cause_view(cooldown.cause),
-        "since_at": moment.iso(cooldown.since),
-        "until_at": moment.iso(cooldown.until),
-        "remaining_s": _seconds(cooldown.until - moment.now),
+        "since_at": clocks.iso(cooldown.since),
+        "until_at": clocks.iso(cooldown.until),
+        "remaining_s": _seconds(cooldown.until - clocks.now),
         "streak": cooldown.streak,
     }
 
 
-def _asked_last_view(verdict: AccountVerdict, moment: Moment) -> Json:
+def _asked_last_view(verdict: AccountVerdict, clocks: Clocks) -> Json:
     """Return why all others are asked before an account: a refusal that may be its own fault."""
     return {
         "model": verdict.covered,
         **_cause_view(verdict.cause),
-        "since_at": moment.iso(verdict.since),
-        "until_at": moment.iso(verdict.until),
-        "remaining_s": _seconds(verdict.until - moment.now),
+        "since_at": clocks.iso(verdict.since),
+        "until_at": clocks.iso(verdict.until),
+        "remaining_s": _seconds(verdict.until - clocks.now),
     }
 
 
-def headroom_view(state: AccountState, moment: Moment) -> list[Json]:
+def headroom_view(state: AccountState, clocks: Clocks) -> list[Json]:
     """Return what is left of each allowance that is known."""
     return [
         {
             "window": window.name,
             "model": window.model,
             "remaining": round(window.share, 4),
-            "resets_at": moment.iso(window.reset_at),
-            "resets_s": _seconds(window.reset_at - moment.now)
+            "resets_at": clocks.iso(window.reset_at),
+            "resets_s": _seconds(window.reset_at - clocks.now)
             if isfinite(window.reset_at)
             else None,
         }
-        for window in state.headroom.at(moment.now).windows.values()
+        for window in state.headroom.at(clocks.now).windows.values()
     ]
 
 
-def _disabling_view(state: AccountState, moment: Moment) -> Json | None:
+def _disabling_view(state: AccountState, clocks: Clocks) -> Json | None:
     if state.disabled is None:
         return None
-    return {**_cause_view(state.disabled), "since_at": moment.iso(state.disabled_at)}
+    return {**_cause_view(state.disabled), "since_at": clocks.iso(state.disabled_at)}
 
 
 def _cause_view(cause: Cause) -> Json:
@@ -202,16 +202,16 @@ def _seconds(duration: float) -> float:
 # -- sessions
 
 
-def sessions_view(sessions: Sessions, moment: Moment, limit: int) -> Json:
+def sessions_view(sessions: Sessions, clocks: Clocks, limit: int) -> Json:
     """Return the sessions used last, the newest first, *limit* at most, and how many there are."""
     keys = list(sessions)[::-1][:limit]
-    known = [(key, sessions.peek(key, moment.now)) for key in keys]
+    known = [(key, sessions.peek(key, clocks.now)) for key in keys]
     rows = [
         {
             "key": key,
             "account": str(session.account),
-            "used_at": moment.iso(session.used_at),
-            "idle_s": _seconds(moment.now - session.used_at),
+            "used_at": clocks.iso(session.used_at),
+            "idle_s": _seconds(clocks.now - session.used_at),
             "turns": session.in_flight,
         }
         for key, session in known

@@ -37,7 +37,7 @@ _LOGINS: Mapping[str, str] = {"codex": "codex", "gemini-cli": "gemini"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NewAccount:
+class AddOptions:
     """What the user asked for.
 
     Attributes:
@@ -68,20 +68,20 @@ class NewAccount:
         return source | {"pointer": self.pointer} if self.pointer else source
 
 
-def add_key(new: NewAccount, path: Path, environ: Mapping[str, str]) -> int:
+def add_key(options: AddOptions, path: Path, environ: Mapping[str, str]) -> int:
     """Add an account to *path*, asking for its key. Returns the exit code."""
     try:
-        key = AccountKey(new.provider, normalise_label(new.label))
+        key = AccountKey(options.provider, normalise_label(options.label))
         if tool := _LOGINS.get(key.provider):
             raise CannotEdit(
                 f"accounts of {key.provider} are logins: {command()} login --from {tool}"
             )
-        source = new.source()
+        source = options.source()
         if source is None:
             # Before the user looks for a key that could not be stored.
-            require_editable(path, {**new.entry(), "token": _NO_KEY}, environ)
+            require_editable(path, {**options.entry(), "token": _NO_KEY}, environ)
         token = source or literal(_ask(key))
-        write(path, {**new.entry(), "token": token}, environ, private=source is None)
+        write(path, {**options.entry(), "token": token}, environ, private=source is None)
     except (CredentialError, CannotEdit, ValueError) as error:
         return fail(error)
     print(f"added {key} to {shown(path)}")

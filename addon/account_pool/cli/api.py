@@ -67,7 +67,7 @@ class NoProxy(NoAnswer):
     """No proxy answers at that port."""
 
 
-class Line:
+class PoolConnection:
     """A connection to the pool of a port, kept open: a new one is two lines in its log."""
 
     def __init__(self, port: int) -> None:
@@ -105,8 +105,8 @@ class Line:
 
 def probe(port: int) -> Health | Missing:
     """Return how the pool on *port* of this machine is, or why that is not known."""
-    with contextlib.closing(Line(port)) as line:
-        return line.probe()
+    with contextlib.closing(PoolConnection(port)) as connection:
+        return connection.probe()
 
 
 def accounts(port: int) -> Mapping[str, Any]:

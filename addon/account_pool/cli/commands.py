@@ -473,11 +473,11 @@ def add(
     where it is. A proxy that runs reads the file again by itself.
     """
     from account_pool.cli.accounts import to_write
-    from account_pool.cli.add import NewAccount, add_key
+    from account_pool.cli.add import AddOptions, add_key
 
     if (env and file) or (pointer and not file):
         return fail("add: write --env NAME, or --file PATH and perhaps --pointer", 2)
-    new = NewAccount(
+    options = AddOptions(
         provider=provider.strip().lower(),
         label=label,
         env=env,
@@ -485,4 +485,4 @@ def add(
         pointer=pointer,
         host=host,
     )
-    return add_key(new, to_write(accounts_file, os.environ), os.environ)
+    return add_key(options, to_write(accounts_file, os.environ), os.environ)

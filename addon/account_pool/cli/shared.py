@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from account_pool.cli import processes, proxy_process
-from account_pool.cli.api import Health, Line, Missing, probe
+from account_pool.cli.api import Health, Missing, PoolConnection, probe
 from account_pool.cli.places import HOST, Places
 from account_pool.cli.processes import Launch, Record, locked, read_record, write_record
 from account_pool.cli.proxy_process import CannotStart, note
@@ -145,7 +145,7 @@ class SharedProxy:
     environ: Mapping[str, str]
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
-    _line: Line | None = None
+    _connection: PoolConnection | None = None
 
     def attach(self, launch: Launch, unfit: Callable[[Health], str] = lambda _health: "") -> Health:
         """Use the proxy of the port, started by *launch* if there is none.
@@ -181,8 +181,8 @@ class SharedProxy:
 
     def detach(self) -> None:
         """Stop using it; end it unless another `run` uses it."""
-        if self._line is not None:
-            self._line.close()
+        if self._connection is not None:
+            self._connection.close()
         if read_record(self.places) is None:
             return
         with locked(self.places):
@@ -219,8 +219,8 @@ class SharedProxy:
         record = read_record(self.places)
         if record is None:
             return None
-        self._line = self._line or Line(self.places.port)
-        health = self._line.probe()
+        self._connection = self._connection or PoolConnection(self.places.port)
+        health = self._connection.probe()
         alive = processes.identity(record.pid) == record.proof
         return Seen(alive=alive, busy=health.busy if isinstance(health, Health) else None)
 

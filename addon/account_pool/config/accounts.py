@@ -66,7 +66,7 @@ def read_accounts(
 
 
 def shown_kind(value: Any) -> str:
-    """Return what *value* is; where a secret may stand, not even a likely text of it."""
+    """Return what kind of value *value* is; nothing of a text, which may be a secret."""
     return "text" if isinstance(value, str) else shown(value)
 
 

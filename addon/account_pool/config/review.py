@@ -1,7 +1,7 @@
-"""What there is to say of the accounts of a configuration and stops nothing.
+"""What looks wrong with the accounts of a configuration, and stops nothing.
 
-accounts.yaml is right by then. Whether each credential can be had now is the state of its
-account: the proxy says so when it starts, `account-pool check` without it, from here.
+accounts.yaml is right by then. Whether each credential can be read now is the state of its
+account: the proxy logs it when it starts, and `account-pool check` prints it, from here.
 Blocks: files and variables are read, commands are not run. Raises nothing.
 """
 

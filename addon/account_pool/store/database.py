@@ -90,11 +90,11 @@ class Database:
             busy_timeout_s: how long a write waits for another process.
             synchronous: "FULL": a write has reached the disk when it returns; "NORMAL":
                 it has left the process, so that only the machine can lose it.
-            clock: says how late it is; for tests.
+            clock: the machine's clocks; for tests.
         """
         self.path = path
         self._moment = clock or moment
-        #: what the store's clock is ahead of this process's
+        #: how far the store's clock is ahead of that of this process
         self._ahead = 0.0
         self._busy_timeout_s = busy_timeout_s
         self._synchronous = synchronous
@@ -174,11 +174,11 @@ class Database:
 
     @property
     def ahead(self) -> float:
-        """What the store's clock is ahead of the time that this run of the machine has lasted."""
+        """How far the store's clock is ahead of the age of this run of the machine, seconds."""
         return self._ahead
 
     def ahead_of_wall(self) -> float:
-        """Return what the store's clock is ahead of our wall clock, seconds."""
+        """Return how far the store's clock is ahead of our wall clock, seconds."""
         now = self._moment()
         return round(now.up + self._ahead - now.wall, 3)
 
@@ -280,7 +280,7 @@ class Database:
         return connection
 
     def damaged(self) -> DamagedError:
-        """Return what to say of a value that none of us has written."""
+        """Return the error for a value that no proxy has written."""
         return self._damaged("is damaged")
 
     def _explained(self, error: sqlite3.Error) -> StoreError:
@@ -402,7 +402,7 @@ def what_is_left(path: Path, ask: Callable[[sqlite3.Connection], Value]) -> Valu
 
 
 def _set_clock(connection: sqlite3.Connection, now: Moment) -> float:
-    """Return what the store's clock is ahead of `Moment.up`; note it for a run that is new.
+    """Return how far the store's clock is ahead of `Moment.up`; note it for a new run.
 
     Call it in a transaction.
     """
@@ -420,7 +420,7 @@ def _set_clock(connection: sqlite3.Connection, now: Moment) -> float:
 
 
 def _note_time(connection: sqlite3.Connection, now: Moment, ahead: float) -> None:
-    """Note how late it is, for the next run of the machine. Call it in a transaction."""
+    """Note the time, for the next run of the machine. Call it in a transaction."""
     connection.execute(
         "UPDATE clock SET at = ?, wall = ? WHERE run = ?", (now.up + ahead, now.wall, now.run)
     )

@@ -65,7 +65,7 @@ def _lasting(
 class SqliteTokens:
     """A `TokenStore` in a file that only its owner may read.
 
-    Times in the file are of its own clock (`machine.py`): setting the wall clock of
+    Times in the file are of its own clock (`database.py`): setting the wall clock of
     a proxy makes no token older.
 
     What was seen of each login stays in memory. A file that knows less (a new one, after it
