@@ -848,11 +848,11 @@ def test_what_other_proxies_have_in_flight_counts() -> None:
 
 def test_who_waits_is_served_when_another_proxy_lets_go() -> None:
     pool = pool_of(account("a", max_concurrent=1), now=0.0)
-    pool.accounts.set_in_flight_remote({key("a"): 1}, now=0.0)
+    pool.accounts.set_shares({key("a"): 0}, now=0.0)
     assert shortage(pool).may_change
     ticket = Ticket(facts=FACTS, give_up_at=10.0)
     pool.wait(ticket, None)
-    pool.accounts.set_in_flight_remote({}, now=1.0)
+    pool.accounts.set_shares({key("a"): 1}, now=1.0)
     assert ticket.lease is not None
 
 

@@ -9,14 +9,15 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 
-from account_pool.demo.exchange import Reply
+from account_pool.demo.exchange import Reply, Request
 from account_pool.demo.replies import EVENT_STREAM, by_credential
-from tests.e2e.harness import FIRST, SECOND, TIMEOUT_S, TWO, Proxy, chat
+from tests.e2e.harness import FIRST, SECOND, TIMEOUT_S, TWO, Proxy, account, chat, in_order
 from tests.scripts import openai
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are for Linux")
@@ -128,3 +129,83 @@ async def test_a_mistake_in_the_accounts_is_said_once(setting):
     assert await proxy.run_to_end() == 1
     assert proxy.output.count("nobody") == 1
     assert "worker 2: " not in proxy.output
+
+
+class AtOnce:
+    """A script whose answers take a moment; knows how many it owed at once at most."""
+
+    def __init__(self) -> None:
+        self.owed = self.most = 0
+
+    def __call__(self, _request: Request) -> Reply:
+        self.owed += 1
+        self.most = max(self.most, self.owed)
+        go_on = asyncio.Event()
+
+        def answer() -> None:
+            self.owed -= 1
+            go_on.set()
+
+        asyncio.get_running_loop().call_later(0.01, answer)
+        return replace(GOOD, not_before=go_on)
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+async def test_all_workers_together_keep_to_max_concurrent(provider, pool_proxy, limit):
+    script = AtOnce()
+    upstream = await provider(script)
+    accounts = in_order("first", max_concurrent=limit)
+    options = {"pool_max_wait": TIMEOUT_S}
+    proxy = await pool_proxy(accounts, provider=upstream, workers=2, options=options)
+    async with one_each(proxy) as clients:
+        asked = [client.request(**chat(stream=False)) for client in clients for _ in range(15)]
+        answers = await asyncio.gather(*asked)
+    assert {answer.status_code for answer in answers} == {200}
+    assert script.most == limit
+
+
+async def test_a_conversation_has_one_account_in_all_workers(provider, pool_proxy):
+    """Its second turn comes to the other worker, as soon as the first one is answered."""
+
+    def answer(_request: Request) -> Reply:
+        go_on = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.5, go_on.set)  # as a model would take at least
+        return replace(GOOD, not_before=go_on)
+
+    upstream = await provider(answer)
+    proxy = await pool_proxy([account("first"), account("second")], provider=upstream, workers=2)
+    async with one_each(proxy) as clients:
+        for number in range(4):
+            asked = chat(stream=False)
+            asked["headers"]["x-session-id"] = f"session-{number}"
+            before = len(upstream.journal.credentials)
+            for client in clients if number % 2 else reversed(clients):
+                assert (await client.request(**asked)).status_code == 200
+            first, second = upstream.journal.credentials[before:]
+            assert first == second
+
+
+async def test_a_limit_is_known_to_all_workers(provider, pool_proxy):
+    limited = openai.rate_limited(3000)
+    upstream = await provider(by_credential({FIRST: [GOOD, GOOD, limited], SECOND: GOOD}))
+    proxy = await pool_proxy(TWO, provider=upstream, workers=2)
+    async with one_each(proxy) as (first, second):
+        assert (await first.request(**chat(stream=False))).status_code == 200
+        await proxy.until_printed(r"worker 2: .*openai/first.*cooldown")
+        assert (await second.request(**chat(stream=False))).status_code == 200
+    assert upstream.journal.credentials[2:] == [FIRST, SECOND, SECOND]
+
+
+async def test_many_requests_at_a_limited_account_are_refused_few_times(provider, pool_proxy):
+    limited = openai.rate_limited(3000)
+    upstream = await provider(by_credential({FIRST: [*[GOOD] * 50, limited], SECOND: GOOD}))
+    proxy = await pool_proxy(TWO, provider=upstream, workers=2)
+    clients = [proxy.client() for _ in range(8)]
+
+    async def ask(client: httpx.AsyncClient) -> set[int]:
+        answers = [await client.request(**chat(stream=False)) for _ in range(50)]
+        await client.aclose()
+        return {answer.status_code for answer in answers}
+
+    assert set().union(*await asyncio.gather(*map(ask, clients))) == {200}
+    assert upstream.journal.credentials.count(FIRST) <= 50 + 8

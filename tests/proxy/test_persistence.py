@@ -622,7 +622,11 @@ async def test_max_concurrent_holds_for_both(begin: Begin) -> None:
     with pytest.raises(NoUsableAccount):
         theirs.pool.acquire(FACTS, now=theirs.now())
     mine.pool.release(lease, None, now=mine.now())
+    # It is asked for, given up, and taken.
+    await there._round()
     await here._round()
+    with pytest.raises(NoUsableAccount):
+        mine.pool.acquire(FACTS, now=mine.now())
     await there._round()
     theirs.pool.release(theirs.pool.acquire(FACTS, now=theirs.now()), None, now=theirs.now())
 
@@ -841,3 +845,56 @@ def test_sqlite_tells_a_row_from_a_file(path: Path) -> None:
         state.exchange([], wall_now=1.0, lines={"sessions": TableChanges([("a", object(), 1.0)])})
     assert state.read_table("sessions") == []
     state.close()
+
+
+async def test_what_is_bound_is_pushed_before_it_is_written(begin: Begin) -> None:
+    (mine, here), (theirs, there) = begin(), begin()
+    there_rows: list[object] = []
+    pushed = asyncio.Event()
+
+    def push(tables: Any) -> None:
+        there_rows.append(tables)
+        there.take_rows(tables)
+        pushed.set()
+
+    here.push = push
+    for session in ("a:openai", "b:openai"):
+        mine.sessions.bind(session, ONE, mine.now())
+    async with asyncio.timeout(PATIENCE_S):
+        await pushed.wait()
+    assert len(there_rows) == 1, "both at once"
+    found = [theirs.sessions.peek(session, theirs.now()) for session in ("a:openai", "b:openai")]
+    assert [session and session.account for session in found] == [ONE, ONE]
+
+
+async def test_what_others_have_written_waits_for_no_pause(begin: Begin) -> None:
+    (mine, here), (theirs, there) = begin(), begin()
+    announced = asyncio.Event()
+
+    def announce() -> None:
+        announced.set()
+        there.look()
+
+    here.announce = announce
+    there.start()
+    here.start()
+    limit(mine)
+    async with asyncio.timeout(PATIENCE_S):
+        await announced.wait()
+        while not cools(theirs):
+            await asyncio.sleep(0)
+
+
+async def test_the_shares_of_a_dead_proxy_are_free_once_that_is_known(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (mine, here), (theirs, there) = begin(LONE), begin(LONE)
+    mine.pool.acquire(FACTS, now=mine.now())
+    await here._round()
+    await there._round()
+    monkeypatch.setattr(persistence, "is_gone", lambda proxy: proxy in there.others)
+    there.look(died=True)
+    with pytest.raises(NoUsableAccount):
+        theirs.pool.acquire(FACTS, now=theirs.now())
+    await there._round()
+    theirs.pool.acquire(FACTS, now=theirs.now())

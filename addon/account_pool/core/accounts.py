@@ -55,6 +55,8 @@ class Accounts:
         dirty: accounts that are no longer as they were saved; emptied by whoever
             saves them.
         urgent: one of those has learnt what must not be lost, or it would be refused again.
+        sharing: `max_concurrent` is divided with other proxies (`shares.py`).
+        starved: accounts that were full when nobody else could serve.
         on_reset: called with an account and a window of it longer than an hour that was reset,
             as it was told last: what was left of it is lost.
         on_change: called with a provider, and now: waiting requests may go on.
@@ -69,6 +71,8 @@ class Accounts:
         self.owners = Owners()
         self.dirty: set[AccountKey] = set()
         self.urgent = False
+        self.sharing = False
+        self.starved: set[AccountKey] = set()
         self.on_reset: Callable[[AccountKey, Window], None] = lambda _key, _window: None
         self.on_change: Callable[[str, float], None] = lambda _provider, _now: None
         self.on_removal: Callable[[str], None] = lambda _provider: None
@@ -155,6 +159,7 @@ class Accounts:
             credentials=dict(credentials or {}),
             pending=pending,
             source=source,
+            share=0.0 if self.sharing else inf,
         )
         members.by_label[account.label] = state
         members.failures.forget_refused()
@@ -314,7 +319,7 @@ class Accounts:
     def set_in_flight_remote(self, in_flight: Mapping[AccountKey, int], *, now: float) -> None:
         """Note how many requests other proxies have in flight; none where *in_flight* has none.
 
-        They count for max_concurrent and for who is least busy.
+        They count for who is least busy.
         """
         for state in self:
             requests = in_flight.get(state.key, 0)
@@ -322,6 +327,36 @@ class Accounts:
                 state.in_flight_remote = requests
                 self.members[state.key.provider].place(state, now)
                 self.on_change(state.key.provider, now)
+
+    def set_shares(self, shares: Mapping[AccountKey, float], *, now: float) -> None:
+        """Let as many requests be in flight here as *shares* says, of accounts with a limit.
+
+        From the first call on an account has none until it is given one.
+        """
+        if not self.sharing and shares:
+            self.sharing = True
+            shares = {state.key: 0.0 for state in self} | dict(shares)
+        for key, share in shares.items():
+            state = self.get(key)
+            if share != state.share:
+                state.share = share
+                if state.account.max_concurrent is not None:
+                    self.members[key.provider].place(state, now)
+                    self.on_change(key.provider, now)
+
+    def note_share_used(self, state: AccountState, *, starved: bool = False) -> None:
+        """*state* has become full, or was found so: a greater share may be had.
+
+        *starved*: nobody else can serve.
+        """
+        limit = state.account.max_concurrent
+        if not self.sharing or limit is None:
+            return
+        if starved:
+            self.starved.add(state.key)
+        if state.share < limit:
+            self.urgent = True
+            self.mark_dirty(state.key)
 
     # -- how they change
 

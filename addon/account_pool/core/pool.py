@@ -127,6 +127,10 @@ class Pool:
         """
         by_label = self._members[facts.provider].by_label
         asked = by_label if only is None else {only.label} & by_label.keys()
+        if self.accounts.sharing:
+            for state in [by_label[label] for label in asked]:
+                if state.full and state.account.models.allows(facts.model):
+                    self.accounts.note_share_used(state, starved=True)
         return shortage((by_label[label] for label in asked), facts, now=now, avoid=avoid)
 
     def next(self, provider: str, *, now: float) -> AccountKey | None:
@@ -303,6 +307,8 @@ class Pool:
         state = lease.state
         if state.removed:
             return
+        if state.in_flight > state.share:
+            self.accounts.note_share_used(state)  # another waits for it
         state.in_flight -= 1
         state.running.pop(id(lease), None)
         if is_good:
@@ -354,6 +360,8 @@ class Pool:
         if chosen:
             members.policy.chosen(state)
         members.place(state, now)
+        if state.full:
+            self.accounts.note_share_used(state)
         lease = Lease(
             account=state.account,
             key=state.key,

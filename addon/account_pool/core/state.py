@@ -64,6 +64,8 @@ class AccountState:
         source: fingerprint of how its credential was written down, and behind a slash whose
             it is, where that is known (`credential.identity`); "" if nobody said.
         in_flight_remote: requests in flight on other proxies, as far as is known.
+        share: how many requests this proxy may have in flight, of `max_concurrent`, which it
+            divides with others (`shares.py`); infinity where it does not.
         rank: the key it stands under in the selection policy; None while not ready.
         rows: its cooldowns as they were saved last, by model: the cooldown, by how much the
             clock of the store was ahead, and the row.
@@ -104,6 +106,7 @@ class AccountState:
     served: int = 0
     source: str = ""
     in_flight_remote: int = 0
+    share: float = inf
     rank: Rank | None = None
     rows: dict[str | None, tuple[Cooldown, float, Cooldown]] = field(default_factory=dict)
     wake_at: float = inf
@@ -116,7 +119,7 @@ class AccountState:
     @property
     def full(self) -> bool:
         limit = self.account.max_concurrent
-        return limit is not None and self.in_flight + self.in_flight_remote >= limit
+        return limit is not None and self.in_flight >= min(limit, self.share)
 
     def holds(self) -> Iterable[Cooldown]:
         """Return its cooldowns, those that are over too, and what its reserve keeps back."""

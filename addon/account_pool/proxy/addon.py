@@ -204,7 +204,7 @@ class AccountPool:
             write=self.wiring.write,
         )
         self._drain.install()
-        self._siblings.begin(self._drain)
+        self._siblings.begin(self._drain, self.wiring)
         self._undo_sighup = terminal.on_sighup(
             self._hung_up, self._terminal_closed, self._terminal.write_nowhere
         )

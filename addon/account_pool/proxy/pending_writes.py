@@ -47,6 +47,7 @@ class Table:
 
     Attributes:
         changed: keys of the rows to be written.
+        fresh: those of them that changed since `fresh_rows`, or the last write.
         written: rows of *bindings* as the store has them, by key.
     """
 
@@ -57,6 +58,7 @@ class Table:
         urgent: Callable[[], None],
     ) -> None:
         self.changed: set[str] = set()
+        self.fresh: set[str] = set()
         self.written: dict[str, Row] = {}
         self._bindings = bindings
         self._clocks = clocks
@@ -71,6 +73,13 @@ class Table:
             known = self.written.get(key)
             if known is None or known[1] != account or used_at - known[2] > _STEP_S:
                 self.changed.add(key)
+
+    def fresh_rows(self) -> list[Row]:
+        """Return what has just changed, once; rows that are gone come with the write."""
+        clocks = self._clocks()
+        rows = [self._bindings.row(key, *clocks) for key in self.fresh]
+        self.fresh.clear()
+        return [row for row in rows if row is not None]
 
     def adopt(self, rows: Collection[Row]) -> None:
         """Take over rows that other proxies have written."""
@@ -91,6 +100,7 @@ class Table:
         clocks = self._clocks()
         self._taken = {key: self._bindings.row(key, *clocks) for key in self.changed}
         self.changed.clear()
+        self.fresh.clear()
         return TableChanges(
             rows=[row for row in self._taken.values() if row is not None],
             gone={
@@ -120,6 +130,7 @@ class Table:
 
     def _note(self, key: str) -> None:
         self.changed.add(key)
+        self.fresh.add(key)
         self._urgent()
 
 

@@ -19,7 +19,9 @@ from typing import TypeVar
 from mitmproxy.log import ALERT
 
 from account_pool.core import snapshot
+from account_pool.core.account import AccountKey
 from account_pool.core.decisions import By
+from account_pool.core.shares import Ask, Shares
 from account_pool.core.snapshot import PoolSnapshot, forgiven, merge
 from account_pool.core.usage_totals import Counted, add_to
 from account_pool.proxy.pending_writes import TABLES, Batch, PendingWrites
@@ -90,10 +92,16 @@ class Persistence:
 
     Attributes:
         others: ids of the other proxies on the store.
+        announce: called when something was written that others should know at once.
+        push: called with rows, by table, that others should know before they are written;
+            None where there is nobody who could be told.
     """
 
     def __init__(self, source: Store, service: Service) -> None:
         self.others: Collection[str] = ()
+        self.announce: Callable[[], object] = lambda: None
+        self.push: Callable[[Mapping[str, list[Row]]], object] | None = None
+        self._pushing = False
         self._source = source
         #: None while it cannot be opened
         self._store: StateStore | None = None
@@ -106,6 +114,10 @@ class Persistence:
         self._ahead = self._clock() - now()
         self._dirty = asyncio.Event()
         self._urgent = asyncio.Event()
+        #: others have written
+        self._news = asyncio.Event()
+        self._reap_due = False
+        self._shares = Shares(service.pool.accounts)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="account-pool-store")
         #: what is being written, and the result
         self._work: tuple[Batch, Future[tuple[PoolSnapshot, Mapping[str, str]]]] | None = None
@@ -144,6 +156,10 @@ class Persistence:
         self._take_up(*_open(self._source, self._wall()))
         self._begin_write()
         self._finish_write(at_start=True)
+        if self._store is not None and (asks := self._asks()):
+            # What a proxy holds goes with its heartbeat.
+            self._store.beat({}, wall_now=self._wall())
+            self._shares.granted(self._store.share(asks, wall_now=self._wall()), now=self._now())
 
     def start(self) -> None:
         """Begin to write. Needs a running event loop."""
@@ -182,6 +198,12 @@ class Persistence:
         with suppress(TimeoutError):
             await asyncio.wait_for(written, STOP_TIMEOUT_S)
 
+    def look(self, *, died: bool = False) -> None:
+        """Look at once for what others have written; *died*: one of them may have."""
+        self._reap_due = self._reap_due or died
+        self._news.set()
+        self._dirty.set()
+
     async def read_counts(self, name: str) -> Counted:
         """Return the sums of *name*: of all proxies, and what is not written yet."""
         store, waiting = self._store, self._service.counters[name].waiting
@@ -198,7 +220,23 @@ class Persistence:
         if self._accounts.urgent:
             self._urgent.set()
 
+    def take_rows(self, tables: Mapping[str, list[Row]]) -> None:
+        """Take over what another proxy has pushed."""
+        for name, rows in tables.items():
+            self._pending.tables[name].adopt(rows)
+
+    def _push_rows(self) -> None:
+        self._pushing = False
+        found = {name: table.fresh_rows() for name, table in self._pending.tables.items()}
+        tables = {name: rows for name, rows in found.items() if rows}
+        if tables and self.push is not None:
+            self.push(tables)
+
     def _note_urgent(self) -> None:
+        if self.push is not None and not self._pushing:
+            # All that one event of the loop changes goes at once.
+            self._pushing = True
+            asyncio.get_running_loop().call_soon(self._push_rows)
         self._dirty.set()
         self._urgent.set()
 
@@ -227,30 +265,42 @@ class Persistence:
         if self._failures:
             await asyncio.sleep(min(PAUSE_S * 2 ** (self._failures - 1), MAX_PAUSE_S))
             return
-        await asyncio.sleep(URGENT_S)
+        # What others have learnt does not wait for what is to be written.
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._news.wait(), URGENT_S)
+            return
         with suppress(TimeoutError):
             await asyncio.wait_for(self._urgent.wait(), WRITE_S - URGENT_S)
 
     async def _round(self) -> None:
         """Read and write once. Raises StoreError."""
         wall = self._wall()
+        self._news.clear()
         if self._store is None:
             self._take_up(*await self._in_thread(lambda: _open(self._source, wall)))
         store = self._store
         assert store is not None
         await self._do_what_is_due(store, self._now(), wall)
         self._take_over(await self._in_thread(lambda: store.changed(wall_now=wall)))
+        await self._divide(store, wall)
+        urgent = self._urgent.is_set()
         self._begin_write()
         if self._work is not None:
             # `_finish_write` raises what went wrong.
             with suppress(Exception):
                 await asyncio.wrap_future(self._work[1])
         self._finish_write()
+        if urgent:
+            self.announce()
         if self._failures:
             self._failures, self._reported = 0, ""
             logger.log(ALERT, "account-pool: the state database can be written again")
 
     async def _do_what_is_due(self, store: StateStore, now: float, wall: float) -> None:
+        if self._reap_due:
+            self._reap_due = False
+            dead = [proxy for proxy in self.others if is_gone(proxy)]
+            await self._in_thread(lambda: store.reap(dead))
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_S
             present = [state.key for state in self._accounts]
@@ -263,19 +313,32 @@ class Persistence:
             in_flight = {s.key: s.in_flight for s in self._accounts if s.in_flight}
             await self._in_thread(lambda: store.beat(in_flight, wall_now=wall))
 
+    async def _divide(self, store: StateStore, wall: float) -> None:
+        """Hold what this proxy needs of the accounts that take so many requests only."""
+        if asks := self._asks():
+            shares = await self._in_thread(lambda: store.share(asks, wall_now=wall))
+            self._shares.granted(shares, now=self._now())
+            self.announce()
+
+    def _asks(self) -> dict[AccountKey, Ask]:
+        return self._shares.asks(1 + len(self.others), self._now())
+
     async def _in_thread(self, ask: Callable[[], Value]) -> Value:
         return await asyncio.wrap_future(self._thread.submit(ask))
 
     # -- reading
 
-    def _take_up(self, store: StateStore, tables: Mapping[str, list[Row]]) -> None:
+    def _take_up(
+        self, store: StateStore, tables: Mapping[str, list[Row]], others: Collection[str]
+    ) -> None:
         """Begin with *store*: take over its tables, and have all that we know written."""
-        self._store = store
+        self._store, self.others = store, others
         if store.now() is not None:
             # Nobody can set that clock, and it is the same for all proxies.
             self._clock = lambda: store.now() or 0.0
             self._ahead = self._clock() - self._now()
         self._beat_at = self._now()
+        self._shares.forget()
         self._pending.begin(tables)
 
     def _take_over(self, news: News) -> None:
@@ -289,6 +352,7 @@ class Persistence:
         if news.in_flight_remote is not None:
             self._accounts.set_in_flight_remote(news.in_flight_remote, now=self._now())
         if news.proxies is not None:
+            self._shares.heard(news.shares or {})
             if not self.others and news.proxies:
                 self._beat_at = self._now()  # they do not know of us
             self.others = news.proxies
@@ -361,6 +425,7 @@ class Persistence:
     # -- a store that cannot be used
 
     async def _failed(self, error: StoreError) -> None:
+        self._shares.forget()
         # What others have in flight is not known any more.
         self._accounts.set_in_flight_remote({}, now=self._now())
         if isinstance(error, DamagedError):
@@ -419,8 +484,8 @@ class Persistence:
                 )
 
 
-def _open(source: Store, wall: float) -> tuple[StateStore, dict[str, list[Row]]]:
-    """Open *source*, and read its tables. Blocks. Raises StoreError.
+def _open(source: Store, wall: float) -> tuple[StateStore, dict[str, list[Row]], Collection[str]]:
+    """Open *source*, and read its tables and who else uses it. Blocks. Raises StoreError.
 
     What proxies have left that are known to be dead is removed.
     """
@@ -434,4 +499,4 @@ def _open(source: Store, wall: float) -> tuple[StateStore, dict[str, list[Row]]]
     except StoreError:
         store.close()
         raise
-    return store, tables
+    return store, tables, [proxy for proxy in news.proxies or () if proxy not in dead]

@@ -11,9 +11,11 @@ from mitmproxy.options import Options
 from mitmproxy.proxy.mode_specs import ProxyMode
 
 from account_pool.proxy.draining import Drain
+from account_pool.proxy.persistence import Persistence
 from account_pool.proxy.service import Service
-from account_pool.proxy.wiring import IN_MEMORY
+from account_pool.proxy.wiring import IN_MEMORY, Wiring
 from account_pool.workers import worker
+from account_pool.workers.channel import Message
 from account_pool.workers.worker import Link
 
 #: Options of mitmproxy by which one process alone writes or sends something.
@@ -32,6 +34,7 @@ class Siblings:
     def __init__(self, service: Service) -> None:
         self.link: Link | None = worker.LINK
         self._service = service
+        self._wiring: Wiring | None = None
 
     def check(self, options: Options, *, state: str) -> None:
         """Raise OptionsError where several workers cannot do what *options* (mitmproxy's) say.
@@ -53,8 +56,11 @@ class Siblings:
         if wrong:
             raise OptionsError("\n".join(f"--workers: {what}" for what in wrong))
 
-    def begin(self, drain: Drain) -> None:
-        """Let the launcher end this proxy by *drain*. Needs the running loop."""
+    def begin(self, drain: Drain, wiring: Wiring) -> None:
+        """Let the launcher end this proxy by *drain*, and the others share what *wiring* learns.
+
+        Needs the running loop.
+        """
         if (link := self.link) is None:
             return
 
@@ -65,6 +71,11 @@ class Siblings:
                 drain.shutdown()
 
         link.end = end
+        link.heard = self._heard
+        self._wiring = wiring
+        if wiring.persistence is not None:
+            self._share(wiring.persistence)
+        wiring.on_persistence = self._share
         # To end all processes of a service, some send it to each: that is asking once.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end, False)
 
@@ -82,6 +93,28 @@ class Siblings:
         """A client's connection has ended."""
         if self.link is not None:
             self.link.closed()
+
+    def _share(self, persistence: Persistence) -> None:
+        """Let the others know at once what *persistence* learns."""
+        link = self.link
+        assert link is not None
+        persistence.announce = lambda: link.tell({"do": "look"})
+        persistence.push = lambda tables: link.tell({"do": "rows", "tables": tables})
+
+    def _heard(self, message: Message) -> None:
+        """Take note of what another worker, or the launcher, says."""
+        persistence = self._wiring.persistence if self._wiring is not None else None
+        if persistence is None:
+            return
+        match message["do"]:
+            case "look":
+                persistence.look()
+            case "died":
+                persistence.look(died=True)
+            case "rows":
+                persistence.take_rows(
+                    {name: [(*row,) for row in rows] for name, rows in message["tables"].items()}
+                )
 
 
 def _descriptors() -> float:

@@ -13,7 +13,7 @@ import gc
 import logging
 import ssl
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +92,7 @@ class Wiring:
         keeper: what keeps the credentials; None before `start`.
         persistence: what keeps what was learnt; None while there never was an account.
         fast: the shorter ways through mitmproxy; None before `start`.
+        on_persistence: called with it once there is one.
     """
 
     def __init__(self, service: Service) -> None:
@@ -103,6 +104,7 @@ class Wiring:
         self.keeper: Keeper | None = None
         self.persistence: Persistence | None = None
         self.fast: Steps | None = None
+        self.on_persistence: Callable[[Persistence], object] = lambda _persistence: None
         self._store: Store = MemoryStore()
         self._entries: Mapping[AccountKey, AccountEntry] = {}
         self._notices = Notices()
@@ -269,6 +271,7 @@ class Wiring:
         """Once there are accounts, restore what was learnt of them, and keep it."""
         if self.persistence is None and self.service.pool.accounts.providers():
             self.persistence = persistence.begin(self._store, self.service)
+            self.on_persistence(self.persistence)
 
     def _note(self, loaded: Config) -> None:
         """Note what *loaded* says, and log what looks wrong with it, once."""

@@ -141,4 +141,15 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             at REAL NOT NULL
         )""",
     ),
+    (
+        # How the proxies divide `max_concurrent` of an account (core/shares.py).
+        """CREATE TABLE shares (
+            proxy TEXT NOT NULL,
+            account TEXT NOT NULL,
+            slots INTEGER NOT NULL,
+            wants INTEGER NOT NULL,
+            asked_at REAL NOT NULL,
+            PRIMARY KEY (account, proxy)
+        )""",
+    ),
 )

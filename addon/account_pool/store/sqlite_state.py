@@ -22,6 +22,7 @@ from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import Cause, Cooldown
 from account_pool.core.headroom import Key, Window
 from account_pool.core.outcome import OutcomeClass, Scope
+from account_pool.core.shares import ME, Ask, Share, grant
 from account_pool.core.snapshot import (
     AccountSnapshot,
     DisablingSnapshot,
@@ -328,6 +329,11 @@ class SqliteState:
             proxies = connection.execute(
                 "SELECT proxy FROM proxies WHERE proxy != ?", (self._me,)
             ).fetchall()
+            shares = connection.execute(
+                "SELECT account, proxy, slots, wants, asked_at FROM shares WHERE account IN "
+                "(SELECT account FROM shares WHERE proxy != ? AND wants > slots)",
+                (self._me,),
+            ).fetchall()
         lines: dict[str, list[Row]] = {}
         gone: dict[str, dict[str, float]] = {}
         for table, key, account, used_at, gone_at, _ in bound:
@@ -342,6 +348,7 @@ class SqliteState:
             in_flight_remote={
                 self._key(account): requests for account, requests in in_flight_remote
             },
+            shares=self._shares(shares) or None,
             proxies=tuple(proxy for (proxy,) in proxies),
         )
         self._keys({account for of_book in lines.values() for _, account, _ in of_book})
@@ -368,6 +375,36 @@ class SqliteState:
             self._note_in_flight(connection, in_flight)
         # Who is dead has written nothing: look, whether or not others have.
         self._data_version = None
+
+    @with_room
+    def share(self, asks: Mapping[AccountKey, Ask], *, wall_now: float) -> dict[AccountKey, Share]:
+        granted: dict[AccountKey, Share] = {}
+        with self._database.writing() as connection:
+            for key, ask in asks.items():
+                rows = connection.execute(
+                    "SELECT account, proxy, slots, wants, asked_at FROM shares WHERE account = ?",
+                    (str(key),),
+                ).fetchall()
+                granted[key] = mine = grant(ask, self._shares(rows).get(key, {}), wall_now)
+                if ask.limit:
+                    connection.execute(
+                        "INSERT OR REPLACE INTO shares VALUES (?, ?, ?, ?, ?)",
+                        (self._me, str(key), *mine),
+                    )
+                else:
+                    connection.execute(
+                        "DELETE FROM shares WHERE proxy = ? AND account = ?", (self._me, str(key))
+                    )
+        return granted
+
+    def _shares(
+        self, rows: Iterable[tuple[str, str, int, int, float]]
+    ) -> dict[AccountKey, dict[str, Share]]:
+        shares: dict[AccountKey, dict[str, Share]] = {}
+        for account, proxy, slots, wants, asked_at in rows:
+            name = ME if proxy == self._me else proxy
+            shares.setdefault(self._key(account), {})[name] = Share(slots, wants, asked_at)
+        return shares
 
     def reap(self, proxies: Collection[str]) -> None:
         with self._database.writing() as connection:
@@ -507,4 +544,5 @@ def _add(connection: sqlite3.Connection, name: str, added: Counted, wall_now: fl
 def _reap(connection: sqlite3.Connection, proxies: Iterable[str]) -> None:
     for proxy in proxies:
         connection.execute("DELETE FROM in_flight WHERE proxy = ?", (proxy,))
+        connection.execute("DELETE FROM shares WHERE proxy = ?", (proxy,))
         connection.execute("DELETE FROM proxies WHERE proxy = ?", (proxy,))

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 from account_pool.core.account import AccountKey
 from account_pool.core.claims import Claim, Taken
 from account_pool.core.credential import Secret
+from account_pool.core.shares import Ask, Share
 from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot
 from account_pool.core.usage_totals import Counted
 
@@ -164,6 +165,7 @@ class News:
     gone: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     lines: Mapping[str, list[Row]] = field(default_factory=dict)
     in_flight_remote: Mapping[AccountKey, int] | None = None
+    shares: Mapping[AccountKey, Mapping[str, Share]] | None = None
     proxies: Collection[str] | None = None
 
 
@@ -229,6 +231,13 @@ class StateStore(Protocol):
         """Send a heartbeat with the requests in flight, and forget proxies that stopped theirs.
 
         Call it every BEAT_S seconds. What a proxy had in flight ends GRACE_S after its last one.
+        """
+        ...
+
+    def share(self, asks: Mapping[AccountKey, Ask], *, wall_now: float) -> dict[AccountKey, Share]:
+        """Hold of each account what `core.shares.grant` says, and return that.
+
+        One transaction: all that is held of an account is never above its limit.
         """
         ...
 
