@@ -40,12 +40,11 @@ def route(head: RequestHead) -> Route:
     What is under `/api` (login, settings, telemetry of Claude Code) and under
     `/v1/organizations` passes.
     """
-    if stored_objects.ANTHROPIC.route(head):
-        pooled = True
-    elif head.method == "POST":
-        pooled = head.path in _POOL_POST
-    else:
-        pooled = head.method == "GET" and _POOL_GET.fullmatch(head.path) is not None
+    pooled = (
+        (head.method == "POST" and head.path in _POOL_POST)
+        or (head.method == "GET" and _POOL_GET.fullmatch(head.path) is not None)
+        or stored_objects.ANTHROPIC.route(head)
+    )
     return Route.POOL if pooled and not is_subscription(head) else Route.PASS
 
 

@@ -165,7 +165,7 @@ class Provider:
             accounts.yaml, in order of preference.
         route: whose business a request is.
         kind: which kind of credential the request takes (`Credential.kind`), judged
-            by the client that sent it.
+            by the client that sent it; None: *token_kind*.
         model: the model a request asks for, None if it names none.
         credential_headers: lower-case names that may carry the client's credential or
             companions of it; masked on everything that is shown or written to disk.
@@ -219,7 +219,7 @@ class Provider:
     hosts: tuple[HostRule, ...]
     env: tuple[str, ...]
     route: Callable[[RequestHead], Route]
-    kind: Callable[[RequestHead], str] = lambda _head: "key"
+    kind: Callable[[RequestHead], str] | None = None
     model: Callable[[RequestHead], str | None]
     credential_headers: frozenset[bytes]
     credential_query: tuple[str, ...] = ()

@@ -163,7 +163,6 @@ PROVIDER = Provider(
     hosts=(HostRule("api.anthropic.com"),),
     env=("CLAUDE_CODE_OAUTH_TOKEN",),
     route=route,
-    kind=lambda _head: "oauth",
     model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=sessions.conversation,

@@ -391,7 +391,6 @@ PROVIDER = Provider(
     hosts=(HostRule("chatgpt.com"),),
     env=(),
     route=route,
-    kind=lambda _head: "oauth",
     model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=sessions.conversation,

@@ -108,10 +108,10 @@ def _route(
 
     def route(head: RequestHead) -> Route:
         """Pool inference, the list of models and what is stored; all else is the client's."""
+        if head.method == "POST" and head.path in pooled_posts:
+            return Route.POOL
         if stored is not None and stored.route(head) and not is_websocket(head):
             return Route.POOL
-        if head.method == "POST":
-            return Route.POOL if head.path in pooled_posts else Route.PASS
         if head.method != "GET" or is_websocket(head) or ".." in head.path:
             return Route.PASS
         return Route.POOL if pooled_gets.fullmatch(head.path) else Route.PASS

@@ -133,7 +133,6 @@ PROVIDER = Provider(
     hosts=(HostRule("cloudcode-pa.googleapis.com"),),
     env=(),
     route=route,
-    kind=lambda _head: "oauth",
     model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=sessions.conversation,

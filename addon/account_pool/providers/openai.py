@@ -69,10 +69,10 @@ def route(head: RequestHead) -> Route:
     Fine-tuning, assistants and the like belong to the client's own account and pass, as do
     `/v1/organization/*` (admin keys) and everything unknown.
     """
+    if head.method == "POST" and head.path in _POOL_POST:
+        return Route.POOL
     if stored_objects.OPENAI.route(head) and not is_websocket(head):
         return Route.POOL
-    if head.method == "POST":
-        return Route.POOL if head.path in _POOL_POST else Route.PASS
     if head.method != "GET":
         return Route.PASS
     if is_websocket(head):

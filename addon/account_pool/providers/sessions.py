@@ -50,8 +50,8 @@ _ID = re.compile(
     r"(?!.*(?:(?<![A-Za-z0-9])(?:sk[-_]|gh[a-z]_|github_pat_|AIza|xai-|gsk_|ya29\.)|tid=|eyJ))"
     r"[ -~]{1,128}"
 )
-#: How the names begin that we give to conversations.
-_HASHED = "prefix-"
+#: Beginning of the names that we give to conversations whose own must not be shown.
+HASHED = "prefix-"
 #: How much of either end of a long text is hashed.
 _SAMPLE = 4096
 #: Requests up to this length, bytes, are in nobody's cache: no vendor caches prompts of less
@@ -68,7 +68,7 @@ def conversation(head: RequestHead, stored: StoredObjects | None = None) -> Conv
     Args:
         stored: what the API keeps for its accounts, if it keeps anything.
     """
-    kept = stored is not None and stored.covers(head.path)
+    kept = stored is not None and stored.tail.search(head.path) is not None
     socket = "upgrade" in head.headers and is_websocket(head)
     if head.method != "POST" and not kept and not socket:
         return NO_CONVERSATION
@@ -82,7 +82,7 @@ def conversation(head: RequestHead, stored: StoredObjects | None = None) -> Conv
         if session is None and _has_prefix(head, asked):
             session = _prefix(asked)
             begins = session is not None and _begins(head, asked)
-    together = kept and stored is not None and stored.are_together(head.path)
+    together = kept and stored is not None and stored.together.search(head.path)
     return Conversation(
         session=session,
         parent=parent,
@@ -159,11 +159,6 @@ def _known_as(session: str | None) -> str | None:
 def hashed(session: str) -> str:
     """Return what a conversation is known by whose id must not be shown."""
     return _digest([session])
-
-
-def is_hashed(session: str) -> bool:
-    """Say whether *session* is a name of ours already."""
-    return session.startswith(_HASHED)
 
 
 # -- what stays the same all along
@@ -333,4 +328,4 @@ def _digest(texts: Iterable[str]) -> str:
         else:
             sampled = text
         digest.update(sampled.encode(errors="replace") + b"\0")
-    return _HASHED + digest.hexdigest()
+    return HASHED + digest.hexdigest()

@@ -30,7 +30,8 @@ class StoredObjects:
 
     Attributes:
         path: matches the paths of all of them.
-        tail: the same below any prefix, which requests to a gateway may have.
+        tail: found in them below any prefix, which requests to a gateway may have;
+            distinguishes pooled requests for objects from inference.
         together: found in the paths of objects of which one request may name several. They
             are created on one account, as long as it can serve; others on the account that
             the strategy selects.
@@ -77,13 +78,6 @@ class StoredObjects:
     def route(self, head: RequestHead) -> bool:
         """Return whether *head* asks for objects, with a method that the pool serves."""
         return head.method in _METHODS and self.path.fullmatch(head.path) is not None
-
-    def covers(self, path: str) -> bool:
-        """Return whether *path*, of a pooled request, is for objects and not for inference."""
-        return self.tail.search(path) is not None
-
-    def are_together(self, path: str) -> bool:
-        return self.together.search(path) is not None
 
 
 # PATCH: https://ai.google.dev/api/caching#method:-cachedcontents.patch
@@ -135,7 +129,7 @@ def ids_in_request(
             found = tuple(thing for member in members if (thing := id_of(member)))
         if stored is not None and (asked.tools or stored.mark in head.body):
             found += tuple(_in_body(head.body, asked, stored.mark))
-    if stored is not None and stored.covers(head.path):
+    if stored is not None and stored.tail.search(head.path):
         found += tuple(_in_path(head, stored))
     return found
 
@@ -222,7 +216,7 @@ def ids_in_response(
     stored: StoredObjects | None = None,
 ) -> tuple[str, ...]:
     """Return the ids in a successful response, as `Provider.created_ids`."""
-    if stored is not None and stored.covers(head.path):
+    if stored is not None and stored.tail.search(head.path):
         return _ids_of_objects(head, first_part, headers, stored)
     if head.path.endswith(("/responses", "/interactions")):
         return _ids_of_stored(head, first_part)
@@ -284,7 +278,7 @@ def _ids_of_objects(
     headers: Mapping[str, str],
     stored: StoredObjects,
 ) -> tuple[str, ...]:
-    together, one = stored.are_together(head.path), stored.one.search(head.path)
+    together, one = stored.together.search(head.path), stored.one.search(head.path)
     if head.path.endswith(_CONTENT) or (one and not together):
         return ()
     ids = _ids(_ID, first_part())

@@ -158,11 +158,11 @@ class PooledRequest:
         head, provider = self.head, self.provider
         head.body = _decoded_body(head, request)
         model, told = bounded(provider.model(head)), provider.conversation(head)
-        if told.session is not None and not sessions.is_hashed(told.session):
+        if told.session is not None and not told.session.startswith(sessions.HASHED):
             told = told._replace(session=self._without_credential(told.session))
         return RequestFacts(
             provider=provider.name,
-            kind=provider.kind(head),
+            kind=provider.kind(head) if provider.kind else provider.token_kind,
             path=head.path,
             model=model,
             socket=head.method == "GET" and is_websocket(head),
