@@ -97,6 +97,7 @@ class Attempts:
         lease: of the running attempt.
         history: attempts so far, oldest first.
         phase: which events may come.
+        over: the request has ended: no lease is held and no event can come any more.
         keeps_earlier: an earlier refusal is to be delivered rather than the last.
         choice: which accounts it is sent to.
         suspects: refusals that are the fault of their accounts, or of the request.
@@ -113,6 +114,7 @@ class Attempts:
     lease: Lease | None = None
     history: list[Attempt] = field(default_factory=list)
     phase: Phase = Phase.NEW
+    over: bool = False
     keeps_earlier: bool = False
     suspects: Suspects = field(init=False)
     choice: AccountChoice = field(init=False)
@@ -140,11 +142,6 @@ class Attempts:
             suspects=self.suspects,
             replayable=self.replayable,
         )
-
-    @property
-    def over(self) -> bool:
-        """The request has ended: no lease is held and no event can come any more."""
-        return self.phase is Phase.OVER
 
     @property
     def may_send(self) -> bool:
@@ -268,8 +265,7 @@ class Attempts:
     def finished(self, now: float) -> None:
         """The committed response has ended, or the client hung up when it had enough."""
         self._expect(Phase.COMMITTED)
-        self.phase = Phase.OVER
-        self.session.ended(now)
+        self.end(now)
         self._return(OK, now)
 
     def refused_late(self, outcome: Outcome, now: float) -> None:
@@ -313,8 +309,7 @@ class Attempts:
         """
         if self.phase is Phase.SENT and self.lease is not None:
             self.pool.health.departed(self.lease, now=now)
-        self.phase = Phase.OVER
-        self.session.ended(now)
+        self.end(now)
         if self._events is not None:
             self._events.wait_ended(By.CLIENT, now)
         self._return(None, now)
@@ -380,8 +375,13 @@ class Attempts:
             left, kept = self._left, self.replayable
             self.events.decided(step, self.history, self.choice.nobody, now, left=left, kept=kept)
         if self.phase is Phase.OVER:
-            self.session.ended(now)
+            self.end(now)
         return step
+
+    def end(self, now: float) -> None:
+        """The request is over."""
+        self.phase, self.over = Phase.OVER, True
+        self.session.ended(now)
 
     def _return(self, outcome: Outcome | None, now: float) -> None:
         lease, self.lease = self.lease, None

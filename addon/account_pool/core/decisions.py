@@ -19,6 +19,7 @@ from account_pool.core.cooldown import Cause
 _MAX_TEXT_CHARS = 200
 #: Of a reason: a host, what there was to say of it, and what helps, which must not be cut off.
 _MAX_REASON_CHARS = 500
+_TEXTS = (("model", _MAX_TEXT_CHARS), ("covers", _MAX_TEXT_CHARS), ("reason", _MAX_REASON_CHARS))
 
 
 class Kind(StrEnum):
@@ -132,23 +133,19 @@ class Decision:
     released_by: By | None = None
     times: int = 1
 
+    def __post_init__(self) -> None:
+        # What a client has named stands in one line.
+        for name, max_chars in _TEXTS:
+            text = getattr(self, name)
+            if text and not (len(text) <= max_chars and text.isprintable()):
+                object.__setattr__(self, name, one_line(text, max_chars))
+
     @property
     def waited_s(self) -> float | None:
         """How long a request was held, seconds; None while it is, or for other kinds."""
         if self.kind is not Kind.WAIT or self.ended_at is None:
             return None
         return self.ended_at - self.at
-
-    def recorded(self, number: int, wall_at: float) -> Decision:
-        """Return it as record *number*, with what a client has named in one line."""
-        return replace(
-            self,
-            number=number,
-            wall_at=wall_at,
-            model=None if self.model is None else one_line(self.model),
-            covers=None if self.covers is None else one_line(self.covers),
-            reason=one_line(self.reason, _MAX_REASON_CHARS),
-        )
 
     def is_over(self, now: float) -> bool:
         """Say whether a cooldown has come to its end, be it by time alone."""
@@ -258,7 +255,9 @@ class Decisions:
     def add(self, decision: Decision) -> Decision:
         """Number *decision* and keep it; the oldest goes."""
         self.made += 1
-        decision = decision.recorded(self.made, decision.at + self.ahead())
+        # It is new, and nobody else has it: a copy would cost more than all the rest.
+        object.__setattr__(decision, "number", self.made)
+        object.__setattr__(decision, "wall_at", decision.at + self.ahead())
         self._records[decision.number] = decision
         if decision.kind in _LASTING:
             self._lasting[_subject(decision)] = decision.number

@@ -24,6 +24,7 @@ from account_pool.core.cooldown import covers
 from account_pool.core.errors import LeaseAlreadyReturned, NoUsableAccount
 from account_pool.core.health import PassiveHealth
 from account_pool.core.lease import Lease, RequestFacts
+from account_pool.core.members import Members
 from account_pool.core.outcome import Outcome, OutcomeClass
 from account_pool.core.ramp import Ramp
 from account_pool.core.recent_failures import RecentFailures
@@ -315,8 +316,11 @@ class Pool:
             state.served += lease.started_at >= state.renewed_at
         elif outcome is not None and self.health.learn(lease, outcome, now=now):
             return
-        self._members[lease.key.provider].place(state, now)
-        self.accounts.changed(lease.key, now)
+        provider = lease.key.provider
+        self._place(state, self._members[provider], now)
+        self.accounts.mark_dirty(lease.key)
+        if provider in self._admission.waiting:
+            self._let_go_on(provider, now)
 
     def _lease(
         self,
@@ -332,15 +336,19 @@ class Pool:
         state.in_flight += 1
         self.accounts.dirty.add(state.key)
         state.last_used, state.asked_at = next(self._sequence), now
-        state.passed_over = 0
+        # It ranks with its tier again.
+        moved, state.passed_over = state.passed_over > 0, 0
         ramps: tuple[Ramp, ...] = ()
         if state.cooldowns or state.ramps or members.switched:
             ramps = members.ramps_of(state, facts.model, now)
             for ramp in ramps:
                 ramp.sent()
-        return self._start(
+        lease = self._start(
             state, facts, now, ramps, chosen=chosen, probe=probe, last_resort=last_resort
         )
+        if moved:
+            members.place(state, now)
+        return lease
 
     def _start(
         self,
@@ -359,8 +367,8 @@ class Pool:
             state.next_start_at = now + state.account.min_interval_s
         if chosen:
             members.policy.chosen(state)
-        members.place(state, now)
-        if state.full:
+        self._place(state, members, now)
+        if state.account.max_concurrent is not None and state.full:
             self.accounts.note_share_used(state)
         lease = Lease(
             account=state.account,
@@ -375,6 +383,24 @@ class Pool:
         )
         state.running[id(lease)] = now
         return lease
+
+    def _place(self, state: AccountState, members: Members, now: float) -> None:
+        """Put *state* where it belongs after a request began or ended, if that may be elsewhere.
+
+        Mostly it is not: nothing speaks against it, and its rank does not depend on requests.
+        """
+        account = state.account
+        if (
+            state.rank is None
+            or members.policy.by_use
+            or account.max_concurrent is not None
+            or account.min_interval_s
+            or state.cooldowns
+            or state.verdicts
+            or state.reserved
+            or state.headroom.changes_at <= now
+        ):
+            members.place(state, now)
 
     def _end_care(self, lease: Lease, now: float, *, good: bool) -> bool:
         """*lease* has its response, or ends without; return whether others may go on for it."""

@@ -29,6 +29,8 @@ class SelectionPolicy:
 
     #: how much each account has left decides its rank
     by_headroom = False
+    #: so do the requests it was given, or has in flight
+    by_use = True
 
     def add(self, state: AccountState) -> None:
         """Take in a ready account, or one whose rank may have changed."""
@@ -282,6 +284,8 @@ class SoonestReset(_ByHeadroom):
 class FillFirst(_Ranked):
     """Lowest priority number, then label: one account until it cannot serve."""
 
+    by_use = False
+
     def rank(self, state: AccountState, model: str | None) -> Rank:
         return (state.account.label,)
 
@@ -307,6 +311,8 @@ class RoundRobin(SelectionPolicy):
     of weight *w* takes *w* turns before the cursor moves on. Plain sorted lists: accounts
     come and go rarely, choices do not.
     """
+
+    by_use = False
 
     def __init__(self) -> None:
         self._rings: SortedDict[Rank, _Ring] = SortedDict()

@@ -97,8 +97,8 @@ class Transition:
         cause, self.state.disabled = self.state.disabled, None
         if cause is not None:
             ends = self._ended(Kind.DISABLE, None)
-            enabled = _about(self.state.key, Kind.ENABLE, cause, self.by, self.now)
-            self.decisions.add(replace(enabled, ends=ends))
+            enabled = _about(self.state.key, Kind.ENABLE, cause, self.by, self.now, ends=ends)
+            self.decisions.add(enabled)
 
     # -- all of it
 
@@ -150,12 +150,32 @@ def decision_of(
     key: AccountKey, kind: Kind, what: Cooldown | AccountVerdict, by: By, now: float
 ) -> Decision:
     """Return the record of a cooldown or verdict on the account *key*."""
-    about = _about(key, kind, what.cause, by, now)
-    return replace(about, model=what.covered, covers=what.covered, until=what.until)
+    return _about(key, kind, what.cause, by, now, covers=what.covered, until=what.until)
 
 
-def _about(key: AccountKey, kind: Kind, cause: Cause, by: By, now: float) -> Decision:
-    return Decision(kind=kind, at=now, by=by, provider=key.provider, account=key, cause=cause)
+def _about(
+    key: AccountKey,
+    kind: Kind,
+    cause: Cause,
+    by: By,
+    now: float,
+    *,
+    covers: str | None = None,
+    until: float | None = None,
+    ends: int | None = None,
+) -> Decision:
+    return Decision(
+        kind=kind,
+        at=now,
+        by=by,
+        provider=key.provider,
+        account=key,
+        cause=cause,
+        model=covers,
+        covers=covers,
+        until=until,
+        ends=ends,
+    )
 
 
 def _alike(one: Cause | None, other: Cause) -> bool:

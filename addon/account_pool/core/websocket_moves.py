@@ -76,8 +76,7 @@ def move(attempts: Attempts, outcome: Outcome | None, model: str | None, now: fl
     attempts.choice.avoid.add(lease.key)
     if other is None:
         attempts.suspects.drop(now)
-        attempts.phase = Phase.OVER
-        attempts.session.ended(now)
+        attempts.end(now)
         return None
     return _send(attempts, lease.key, model, now)
 
