@@ -5,7 +5,7 @@
 a row of `faults` that says what goes wrong with it and what must be true afterwards.
 
 Reading order: `faults` (the rows), `replies` (what is answered), `plan` (which request meets
-which row: a function of the seed), `book` (what the provider saw), `acts`, `breaking`, `site`,
+which row: a function of the seed), `site` (what the provider sees and does), `breaking`,
 `http1`, `http2`, `provider` (how it misbehaves), `clients`, `oracle` (the verdict), `rig`
 (processes), `campaign`, `logins` and `kills` (single-use refresh tokens and `kill -9`), `run`.
 """

@@ -154,7 +154,8 @@ class Campaign:
             history = await self.provider.ask("history", nonce=ask.nonce)
         self.result.note(ask, verdict)
         if verdict.fails:
-            self.result.failures.append(told(ask, seen, verdict, history, self.settings.seed))
+            seed = self.settings.seed
+            self.result.failures.append(failure_text(ask, seen, verdict, history, seed))
 
     async def _afterwards(self, proxy: Proxy) -> None:
         """Nothing is in flight, and nothing was seen that must not be."""
@@ -179,8 +180,8 @@ class Campaign:
         self.result.figures["bytes of dumped flows searched"] = size
 
 
-def told(ask: Ask, seen: Seen, verdict: Verdict, history: Sequence[str], seed: int) -> str:
-    """Return what went wrong with *ask*, and how to see it again."""
+def failure_text(ask: Ask, seen: Seen, verdict: Verdict, history: Sequence[str], seed: int) -> str:
+    """Say what went wrong with *ask*, and how to repeat it."""
     again = f"--seed {seed} --faults {ask.row.name} --protocol {ask.protocol}"
     return (
         f"{verdict.value}: {ask.row.name} over {ask.protocol} ({ask.vendor}, {ask.shape}, "

@@ -6,10 +6,9 @@ import asyncio
 from contextlib import suppress
 
 from benchmarks.chaos import replies
-from benchmarks.chaos.acts import STEP_S, TWICE, Incoming, perform
 from benchmarks.chaos.breaking import GARBAGE
 from benchmarks.chaos.replies import Headers, Said
-from benchmarks.chaos.site import Connection
+from benchmarks.chaos.site import STEP_S, TWICE, Connection, Incoming, perform
 
 MAX_HEAD = 1 << 16
 

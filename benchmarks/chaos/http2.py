@@ -14,11 +14,9 @@ from h2.settings import SettingCodes
 from hyperframe.frame import DataFrame, Frame, GoAwayFrame, HeadersFrame, WindowUpdateFrame
 
 from benchmarks.chaos import replies
-from benchmarks.chaos.acts import STEP_S, Incoming, perform
-from benchmarks.chaos.book import Open
 from benchmarks.chaos.breaking import GARBAGE
 from benchmarks.chaos.replies import Headers, Said
-from benchmarks.chaos.site import Connection
+from benchmarks.chaos.site import STEP_S, Connection, Incoming, Open, perform
 
 READ_BYTES = 1 << 16
 HIGHEST = (1 << 31) - 1

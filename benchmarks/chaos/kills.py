@@ -18,7 +18,7 @@ from random import Random
 from typing import Any
 
 from account_pool.demo.mitmdump import MitmdumpFailed
-from benchmarks.chaos.campaign import Result, Settings, told
+from benchmarks.chaos.campaign import Result, Settings, failure_text
 from benchmarks.chaos.clients import End, H1Client, H2Client, Seen
 from benchmarks.chaos.faults import BY_NAME
 from benchmarks.chaos.logins import LIFE_S
@@ -203,7 +203,7 @@ class Kills:
             self.outcomes["in flight at a SIGTERM, and cut"] += 1
         self.result.note(ask, verdict)
         if verdict.fails:
-            failure = told(ask, seen, verdict, history, self.settings.seed)
+            failure = failure_text(ask, seen, verdict, history, self.settings.seed)
             end = f"{slot.name}, {'running' if slot.proxy is proxy else 'ended'}"
             self.result.failures.append(f"two proxies ({end}): {failure}")
 

@@ -16,14 +16,12 @@ from contextlib import suppress
 from random import Random
 from typing import Any
 
-from benchmarks.chaos.acts import STEP_S
-from benchmarks.chaos.book import Book
 from benchmarks.chaos.breaking import GARBAGE, reset
 from benchmarks.chaos.http1 import Http1
 from benchmarks.chaos.http2 import Http2
 from benchmarks.chaos.logins import Logins
 from benchmarks.chaos.replies import OPENAI, VENDORS
-from benchmarks.chaos.site import Site
+from benchmarks.chaos.site import STEP_S, Book, Site
 
 LINE_LIMIT = 1 << 22
 #: A fatal alert (handshake_failure) in the place of a ServerHello.
