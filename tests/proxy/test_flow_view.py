@@ -12,7 +12,7 @@ from mitmproxy.io import FlowReader, FlowWriter
 from mitmproxy.net.encoding import encode
 from mitmproxy.test import taddons, tflow
 
-from account_pool.proxy import flow_view, http_stream, pooled_exchange
+from account_pool.proxy import flow_view, pooled_exchange
 from account_pool.proxy.addon import AccountPool
 from account_pool.supervision import tasks
 from tests.proxy.helpers import (
@@ -323,18 +323,18 @@ def test_without_a_front_end_only_the_comment_is_written(rig_of):
 
 
 def test_a_long_answer_says_that_it_is_cut_off(shows, monkeypatch):
-    for module in (http_stream, pooled_exchange):
-        monkeypatch.setattr(module, "MAX_COPY_BYTES", 100)
+    for module in (flow_view, pooled_exchange):
+        monkeypatch.setattr(module, "MAX_COPY_BYTES", 1024)
     rig = shows()
     rig.send(post1())
     rig.server.send(LIMITED)
     rig.server.send(EVENTS + chunk(DELTA))
-    for _ in range(20):
+    for _ in range(100):
         rig.server.send(chunk(DELTA))
     rig.server.send(chunk(DONE) + b"0\r\n\r\n")
     (served,) = rig.flows
     assert served.comment == (
-        f"openai/one: {COOLS} -> openai/two; only the beginning of the answer is kept (1024 KiB)"
+        f"openai/one: {COOLS} -> openai/two; only the beginning of the answer is kept (1 KiB)"
     )
 
 

@@ -14,7 +14,7 @@ from wsproto.extensions import PerMessageDeflate
 
 from account_pool.core.retry_policy import Limits
 from account_pool.core.usage_totals import Tally
-from account_pool.proxy import http_stream, pooled_exchange
+from account_pool.proxy import flow_view, pooled_exchange
 from tests.proxy.helpers import (
     DELTA,
     DONE,
@@ -275,7 +275,7 @@ def test_refused_during_the_upload_resets_the_stream(h2, monkeypatch):
 
 
 def test_copy_for_inspection_is_bounded(h2, monkeypatch):
-    monkeypatch.setattr(http_stream, "MAX_COPY_BYTES", 100)
+    monkeypatch.setattr(flow_view, "MAX_COPY_BYTES", 100)
     monkeypatch.setattr(pooled_exchange, "MAX_COPY_BYTES", 100)
     rig = h2()
     rig.ask()

@@ -33,7 +33,6 @@ OBSERVERS = [
     (response_observer.ResponseObserver, "_learn_owner"),
     (response_observer.ResponseObserver, "_learn_tokens"),
     (response_observer.ResponseObserver, "events"),
-    (response_observer.ResponseObserver, "served"),
     (headroom_parsing, "from_headers"),
     (pins.Pins, "remember"),
     (error_response.Refusals, "remember"),

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mitmproxy import http
 
+from account_pool.core.sse import Verdict
 from account_pool.core.usage import END_BYTES
 from account_pool.providers import anthropic, gemini, openai
 from account_pool.providers.registry import BUILT_IN
@@ -17,7 +18,6 @@ from account_pool.proxy.decoding import End
 from account_pool.proxy.response_reader import (
     MAX_GATE_BYTES,
     MAX_REFUSAL_BYTES,
-    Reading,
     ResponseReader,
 )
 from tests.proxy.helpers import DELTA, DONE, EMPTY_CHOICES, LIMIT_BODY, LIMIT_EVENT, OK_BODY, event
@@ -39,17 +39,17 @@ def reader(status=200, headers=None, provider=openai.PROVIDER) -> ResponseReader
 @pytest.mark.parametrize(
     ("status", "headers", "first"),
     [
-        (200, JSON_TYPE, Reading.MORE),
-        (200, SSE_TYPE, Reading.MORE),
-        (201, JSON_TYPE, Reading.MORE),
-        (200, {"content-type": "audio/mpeg"}, Reading.COMMIT),
-        (200, {"x": "1"}, Reading.COMMIT),
-        (101, SSE_TYPE, Reading.COMMIT),
-        (302, JSON_TYPE, Reading.COMMIT),
-        (400, {"x": "1"}, Reading.MORE),
-        (429, {"content-type": "text/html"}, Reading.MORE),
-        (200, {**SSE_TYPE, "content-encoding": "x-own"}, Reading.COMMIT),
-        (429, {**JSON_TYPE, "content-encoding": "x-own"}, Reading.MORE),
+        (200, JSON_TYPE, Verdict.CONTINUE),
+        (200, SSE_TYPE, Verdict.CONTINUE),
+        (201, JSON_TYPE, Verdict.CONTINUE),
+        (200, {"content-type": "audio/mpeg"}, Verdict.COMMIT),
+        (200, {"x": "1"}, Verdict.COMMIT),
+        (101, SSE_TYPE, Verdict.COMMIT),
+        (302, JSON_TYPE, Verdict.COMMIT),
+        (400, {"x": "1"}, Verdict.CONTINUE),
+        (429, {"content-type": "text/html"}, Verdict.CONTINUE),
+        (200, {**SSE_TYPE, "content-encoding": "x-own"}, Verdict.COMMIT),
+        (429, {**JSON_TYPE, "content-encoding": "x-own"}, Verdict.CONTINUE),
     ],
 )
 def test_what_the_head_tells(status, headers, first):
@@ -65,18 +65,18 @@ def test_any_split_of_a_stream_with_a_limit(cuts):
         if at < len(body):
             readings.append(read.feed(body[at : at + size]))
             at += size
-        if readings[-1] is Reading.REFUSED:
+        if readings[-1] is Verdict.REFUSE:
             break
-    assert readings[-1] is Reading.REFUSED
-    assert set(readings[:-1]) <= {Reading.MORE}
+    assert readings[-1] is Verdict.REFUSE
+    assert set(readings[:-1]) <= {Verdict.CONTINUE}
     assert read.in_stream
     assert read.answer("m", 0.0).payload["error"]["code"] == "rate_limit_exceeded"
 
 
 def test_committing_event():
     read = reader(headers=SSE_TYPE)
-    assert read.feed(EMPTY_CHOICES) is Reading.MORE
-    assert read.feed(DELTA) is Reading.COMMIT
+    assert read.feed(EMPTY_CHOICES) is Verdict.CONTINUE
+    assert read.feed(DELTA) is Verdict.COMMIT
     assert b"".join(read.held) == EMPTY_CHOICES + DELTA
 
 
@@ -86,22 +86,22 @@ def test_compressed_stream_is_judged_before_it_ends():
     packer = zlib.compressobj(wbits=31)
     read = reader(headers={**SSE_TYPE, "content-encoding": "gzip"})
     first = packer.compress(EMPTY_CHOICES) + packer.flush(zlib.Z_SYNC_FLUSH)
-    assert read.feed(first) is Reading.MORE
+    assert read.feed(first) is Verdict.CONTINUE
     then = packer.compress(LIMIT_EVENT) + packer.flush(zlib.Z_SYNC_FLUSH)
-    assert read.feed(then) is Reading.REFUSED
+    assert read.feed(then) is Verdict.REFUSE
 
 
 def test_damaged_compression_of_a_success_is_handed_over():
     read = reader(headers={**SSE_TYPE, "content-encoding": "gzip"})
-    assert read.feed(b"no gzip at all") is Reading.COMMIT
+    assert read.feed(b"no gzip at all") is Verdict.COMMIT
 
 
 def test_json_is_judged_when_it_is_whole():
     read = reader()
-    assert read.feed(LIMIT_BODY[:20]) is Reading.MORE
-    assert read.feed(LIMIT_BODY[20:]) is Reading.REFUSED
+    assert read.feed(LIMIT_BODY[:20]) is Verdict.CONTINUE
+    assert read.feed(LIMIT_BODY[20:]) is Verdict.REFUSE
     good = reader()
-    assert good.feed(OK_BODY) is Reading.COMMIT
+    assert good.feed(OK_BODY) is Verdict.COMMIT
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"nothing"])
@@ -109,30 +109,30 @@ def test_the_end_of_a_success_that_says_nothing(body):
     read = reader()
     if body:
         read.feed(body)
-    assert read.end() is Reading.COMMIT
+    assert read.end() is Verdict.COMMIT
     assert read.complete
 
 
 def test_refusals_are_read_to_their_end_or_bound():
     read = reader(429)
-    assert read.feed(LIMIT_BODY) is Reading.MORE
+    assert read.feed(LIMIT_BODY) is Verdict.CONTINUE
     assert not read.complete
-    assert read.end() is Reading.REFUSED
+    assert read.end() is Verdict.REFUSE
     assert (read.complete, read.in_stream) == (True, False)
     assert read.plain() == LIMIT_BODY
     large = reader(429)
-    assert large.feed(b"x" * MAX_REFUSAL_BYTES) is Reading.MORE
-    assert large.feed(b"x") is Reading.REFUSED
+    assert large.feed(b"x" * MAX_REFUSAL_BYTES) is Verdict.CONTINUE
+    assert large.feed(b"x") is Verdict.REFUSE
 
 
 def test_gate_bound():
     read = reader(headers=SSE_TYPE)
-    assert read.feed(b":" + b"x" * MAX_GATE_BYTES) is Reading.COMMIT
+    assert read.feed(b":" + b"x" * MAX_GATE_BYTES) is Verdict.COMMIT
 
 
 def test_time_is_over():
-    assert reader(429).expired() is Reading.REFUSED
-    assert reader(200).expired() is Reading.COMMIT
+    assert reader(429).expired() is Verdict.REFUSE
+    assert reader(200).expired() is Verdict.COMMIT
 
 
 def test_answer_as_values():
@@ -167,16 +167,16 @@ def test_gzip_refusal_text():
 def test_anthropic_overloaded_after_message_start():
     read = reader(headers=SSE_TYPE, provider=anthropic.PROVIDER)
     start = b'event: message_start\ndata: {"type":"message_start","message":{}}\n\n'
-    assert read.feed(start) is Reading.MORE
+    assert read.feed(start) is Verdict.CONTINUE
     error = b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error"}}\n\n'
-    assert read.feed(error) is Reading.REFUSED
+    assert read.feed(error) is Verdict.REFUSE
     assert read.answer(None, 0.0).event == "error"
 
 
 def test_gemini_array_with_an_error():
     read = reader(provider=gemini.PROVIDER)
     body = b'[{"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "q"}}\n]'
-    assert read.feed(body) is Reading.REFUSED
+    assert read.feed(body) is Verdict.REFUSE
 
 
 FAILED = {"type": "response.failed", "response": {"error": {"code": "insufficient_quota"}}}

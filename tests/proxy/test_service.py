@@ -210,7 +210,7 @@ def test_swap_is_made_once_per_credential():
 
 def attempts_of(service, client):
     made = request()
-    attempts, _marks = service.begin(opened(service, made), made, client)
+    attempts, _marks = service.begin(opened(service, made).facts(made), client, replayable=True)
     return attempts
 
 

@@ -23,7 +23,7 @@ STORED = json.dumps({"id": "resp_1", "object": "response"}).encode()
 
 
 def lease_of(service, call, made):
-    attempts, _marks = service.begin(call, made, client_connection())
+    attempts, _marks = service.begin(call.facts(made), client_connection(), replayable=True)
     step = attempts.begin(service.now())
     assert isinstance(step, Send)
     return step.lease

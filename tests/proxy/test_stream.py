@@ -20,7 +20,7 @@ from account_pool.core.retry_policy import Limits
 from account_pool.providers import anthropic, copilot, gemini, openai
 from account_pool.providers.base import HostRule, LocalResponse
 from account_pool.providers.definition import add_hosts
-from account_pool.proxy import pooled_exchange, stream
+from account_pool.proxy import flow_view, pooled_exchange, stream
 from account_pool.proxy.decoding import zstd
 from account_pool.proxy.http_layer import KEPT_CLOSED, SWEEP_S, PoolHttpLayer
 from account_pool.proxy.pooled_request import Recognizer
@@ -1556,7 +1556,7 @@ def test_failing_after_the_commit_point_ends_the_flow(rig_of, caplog, monkeypatc
     rig = rig_of("one")
     rig.send(post1())
     rig.server.send(EVENTS + chunk(DELTA))
-    monkeypatch.setattr(pooled_exchange.PooledExchange, "keep_copy", fail)
+    monkeypatch.setattr(flow_view.BodyCopy, "put_on", fail)
     rig.server.send(LAST_CHUNK)
     monkeypatch.undo()
     assert rig.hooks[-1] == "error"

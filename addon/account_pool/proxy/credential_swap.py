@@ -274,7 +274,8 @@ def _copy(request: http.Request, fields: Fields, path: bytes) -> http.Request:
     copy = http.Request.__new__(http.Request)
     copy.data = http.RequestData.__new__(http.RequestData)
     copy.data.__dict__.update(data.__dict__)
-    copy.data.headers = IndexedHeaders.of(fields)
+    copy.data.headers = headers = IndexedHeaders.__new__(IndexedHeaders)
+    headers.fields = fields
     copy.data.path = path
     return copy
 
@@ -308,14 +309,6 @@ def _map_query(path: bytes, names: Iterable[str], value: str | None) -> bytes:
         elif value is not None and equals:
             kept.append(key + b"=" + value.encode())
     return before + (b"?" + b"&".join(kept) if kept else b"")
-
-
-def fields_by_name(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Return the headers of a message by lower-case name, first value of each."""
-    by_name: dict[str, str] = {}
-    for name, value in fields:
-        by_name.setdefault(name.lower().decode("latin-1"), value.decode("latin-1"))
-    return by_name
 
 
 def owners_of_tokens(provider: Provider, head: RequestHead, pins: Pins) -> dict[str, AccountKey]:

@@ -20,7 +20,8 @@ from account_pool.core import decision_text
 from account_pool.core.account import AccountKey
 from account_pool.core.attempts import Attempts
 from account_pool.core.outcome import OutcomeClass
-from account_pool.proxy import error_response
+from account_pool.core.usage import END_BYTES
+from account_pool.proxy import decoding, error_response
 from account_pool.proxy.headers import Fields
 from account_pool.proxy.redaction import Secrets
 from account_pool.proxy.response_reader import ResponseReader
@@ -54,6 +55,41 @@ def not_whole(flow: http.HTTPFlow, what: str) -> None:
     flow.metadata[TRUNCATED] = True
     note = f"{what} ({MAX_COPY_BYTES // 1024} KiB)"
     comment(flow, "; ".join(filter(None, (flow.metadata.get(COMMENT), note))))
+
+
+class BodyCopy:
+    """The bounded copy of a body while it streams.
+
+    Attributes:
+        head: its beginning, as it came.
+        tail: the end of a body that is longer than that, without its content-encoding.
+    """
+
+    def __init__(self, encoding: str) -> None:
+        self.head, self.tail = bytearray(), bytearray()
+        self._encoding = encoding
+        self._end: decoding.End | None = None
+
+    def keep_tail(self, data: bytes) -> None:
+        """Keep the end of a long body: it tells what the response took, and how it ended."""
+        if self._end is None:
+            self._end = decoding.End(self._encoding, keep_bytes=END_BYTES)
+            self.tail = self._end.kept
+            self._end.feed(self.head)
+        self._end.feed(data)
+
+    def put_on(self, flow: http.HTTPFlow, *, ended: bool) -> None:
+        """Let *flow* have the copy for its body; *ended* tells if that has an end."""
+        # Of a replay by hand the whole body is kept (`replay.py`).
+        if flow.response is None or flow.is_replay:
+            return
+        cut_off = len(self.head) >= MAX_COPY_BYTES
+        body = bytes(self.head)
+        if cut_off or not ended:
+            body = decoding.as_whole(body, self._encoding, max_bytes=MAX_COPY_BYTES)
+        flow.response.data.content = body
+        if cut_off:
+            not_whole(flow, "only the beginning of the answer is kept")
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,97 @@ class Malformed(h2.events.Event):
         self.stream_id, self.why = stream_id, why
 
 
-class PoolHttp2Client(Http2Client):
+class Http2Frames(Http2Client):
+    """What comes on a connection to a server, and what of it is no HTTP."""
+
+    #: what has come of the frames of the piece that is read; it is being handled
+    _came: list[Any]
+    _reading: bool
+    #: bytes that are still to come of bodies whose length was announced, by stream
+    _owed: dict[int, int]
+
+    def goaway(self, frame: Any) -> tuple[list[Any], list[GoAway]]:
+        """Take a frame in h2's place."""
+        return [], [GoAway(frame.last_stream_id, int(frame.error_code))]
+
+    def receive_frame(self, frame: Any) -> list[Any]:
+        """Take a frame in by h2, and note what comes of it."""
+        try:
+            came = type(self.h2_conn)._receive_frame(self.h2_conn, frame)
+        except h2.exceptions.ProtocolError as e:
+            if not self._is_of_one_stream(frame, e):
+                raise
+            with suppress(h2.exceptions.StreamClosedError):
+                self.h2_conn.reset_stream(frame.stream_id, ErrorCodes.PROTOCOL_ERROR)
+            came = [Malformed(frame.stream_id, str(e))]
+        if any(self._lacks(one) for one in came):
+            came = [*_going_on(came), Malformed(frame.stream_id, "a body shorter than announced")]
+        # mitmproxy's h2 acts on these at once.
+        self._came += [one for one in came if type(one) is not h2.events.WindowUpdated]
+        return came
+
+    def _lacks(self, event: Any) -> bool:
+        """Count what comes of a body; say whether it has ended before that was all.
+
+        h2 compares at the end of DATA only, not where headers or trailers are the end. A
+        client over HTTP/1 would wait for the rest.
+        """
+        match event:
+            case h2.events.ResponseReceived():
+                self._owed[event.stream_id] = self._announced(event)
+            case h2.events.DataReceived() if event.stream_id in self._owed:
+                self._owed[event.stream_id] -= len(event.data or b"")
+            case h2.events.StreamEnded():
+                return self._owed.pop(event.stream_id, 0) > 0
+            case h2.events.StreamReset():
+                self._owed.pop(event.stream_id, None)
+        return False
+
+    def _announced(self, response: h2.events.ResponseReceived) -> int:
+        headers = dict(response.headers or ())
+        stream = self.h2_conn.streams.get(response.stream_id)
+        # The length of what is not sent.
+        bare = headers.get(b":status") in (b"204", b"304")
+        if bare or getattr(stream, "request_method", None) == b"HEAD":
+            return 0
+        length = headers.get(b"content-length", b"")
+        return int(length) if length.isdigit() else 0
+
+    def _is_of_one_stream(self, frame: Any, error: h2.exceptions.ProtocolError) -> bool:
+        """Say whether *error* leaves the connection as both sides know it.
+
+        What names another error as its cause was met on the way: while headers were unpacked,
+        whose table both sides share, or in a state that knows no such frame.
+        """
+        kinds = (h2.exceptions.ProtocolError, h2.exceptions.InvalidBodyLengthError)
+        of_message = type(error) in kinds and type(frame).__name__ in _OF_MESSAGES
+        return of_message and error.__context__ is None and frame.stream_id in self.streams
+
+    def _malformed(self, event: Malformed) -> CommandGenerator[None]:
+        if self.streams.pop(event.stream_id, None) is not None:
+            why = f"HTTP/2 protocol error: {event.why}"
+            yield ReceiveHttp(ResponseProtocolError(event.stream_id, why, SERVER_ERROR))
+
+    @property
+    def _is_over(self) -> bool:
+        return "_handle_event" in self.__dict__
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._unanswered())
+
+    def _unanswered(self) -> list[int]:
+        """Return the streams that are not at their end, whatever the connection is."""
+        of_h2 = self.h2_conn.streams
+        return [ours for ours in self.streams if ours in of_h2 and not of_h2[ours].closed]
+
+    @property
+    def _max_streams(self) -> int:
+        said: int = self.h2_conn.remote_settings.max_concurrent_streams
+        return self.provisional_max_concurrency or said
+
+
+class PoolHttp2Client(Http2Frames):
     """What `take` makes of a connection of mitmproxy's.
 
     Attributes:
@@ -110,11 +200,6 @@ class PoolHttp2Client(Http2Client):
     #: what we asked to be woken by: the last one counts, and none is mitmproxy's
     _timer: commands.RequestWakeup | None
     _timers: set[commands.RequestWakeup]
-    #: what has come of the frames of the piece that is read; it is being handled
-    _came: list[Any]
-    _reading: bool
-    #: bytes that are still to come of bodies whose length was announced, by stream
-    _owed: dict[int, int]
 
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
         if isinstance(event, HttpEvent):
@@ -154,11 +239,6 @@ class PoolHttp2Client(Http2Client):
             waited: list[Any] = self.stream_queue.pop(next(iter(self.stream_queue)))
             for event in waited:
                 yield from self._outgoing(event)
-
-    @property
-    def _max_streams(self) -> int:
-        said: int = self.h2_conn.remote_settings.max_concurrent_streams
-        return self.provisional_max_concurrency or said
 
     def _outgoing(self, event: HttpEvent) -> CommandGenerator[None]:
         stream_id = event.stream_id
@@ -241,10 +321,6 @@ class PoolHttp2Client(Http2Client):
 
     # -- the server goes away
 
-    def goaway(self, frame: Any) -> tuple[list[Any], list[GoAway]]:
-        """Take a frame in h2's place."""
-        return [], [GoAway(frame.last_stream_id, int(frame.error_code))]
-
     def handle_h2_event(self, event: Any) -> CommandGenerator[bool]:
         if type(event) is GoAway:
             return (yield from self._going_away(event))
@@ -267,66 +343,6 @@ class PoolHttp2Client(Http2Client):
             yield from self._going_away(GoAway(HIGHEST_ID, ErrorCodes.NO_ERROR))
         return (yield from super().handle_h2_event(event))
 
-    # -- what is not HTTP/2
-
-    def receive_frame(self, frame: Any) -> list[Any]:
-        """Take a frame in by h2, and note what comes of it."""
-        try:
-            came = type(self.h2_conn)._receive_frame(self.h2_conn, frame)
-        except h2.exceptions.ProtocolError as e:
-            if not self._is_of_one_stream(frame, e):
-                raise
-            with suppress(h2.exceptions.StreamClosedError):
-                self.h2_conn.reset_stream(frame.stream_id, ErrorCodes.PROTOCOL_ERROR)
-            came = [Malformed(frame.stream_id, str(e))]
-        if any(self._lacks(one) for one in came):
-            came = [*_going_on(came), Malformed(frame.stream_id, "a body shorter than announced")]
-        # mitmproxy's h2 acts on these at once.
-        self._came += [one for one in came if type(one) is not h2.events.WindowUpdated]
-        return came
-
-    def _lacks(self, event: Any) -> bool:
-        """Count what comes of a body; say whether it has ended before that was all.
-
-        h2 compares at the end of DATA only, not where headers or trailers are the end. A
-        client over HTTP/1 would wait for the rest.
-        """
-        match event:
-            case h2.events.ResponseReceived():
-                self._owed[event.stream_id] = self._announced(event)
-            case h2.events.DataReceived() if event.stream_id in self._owed:
-                self._owed[event.stream_id] -= len(event.data or b"")
-            case h2.events.StreamEnded():
-                return self._owed.pop(event.stream_id, 0) > 0
-            case h2.events.StreamReset():
-                self._owed.pop(event.stream_id, None)
-        return False
-
-    def _announced(self, response: h2.events.ResponseReceived) -> int:
-        headers = dict(response.headers or ())
-        stream = self.h2_conn.streams.get(response.stream_id)
-        # The length of what is not sent.
-        bare = headers.get(b":status") in (b"204", b"304")
-        if bare or getattr(stream, "request_method", None) == b"HEAD":
-            return 0
-        length = headers.get(b"content-length", b"")
-        return int(length) if length.isdigit() else 0
-
-    def _is_of_one_stream(self, frame: Any, error: h2.exceptions.ProtocolError) -> bool:
-        """Say whether *error* leaves the connection as both sides know it.
-
-        What names another error as its cause was met on the way: while headers were unpacked,
-        whose table both sides share, or in a state that knows no such frame.
-        """
-        kinds = (h2.exceptions.ProtocolError, h2.exceptions.InvalidBodyLengthError)
-        of_message = type(error) in kinds and type(frame).__name__ in _OF_MESSAGES
-        return of_message and error.__context__ is None and frame.stream_id in self.streams
-
-    def _malformed(self, event: Malformed) -> CommandGenerator[None]:
-        if self.streams.pop(event.stream_id, None) is not None:
-            why = f"HTTP/2 protocol error: {event.why}"
-            yield ReceiveHttp(ResponseProtocolError(event.stream_id, why, SERVER_ERROR))
-
     def _take_no_more(self, last_id: int) -> None:
         """Give back what has not left, and whatever else is to be sent here."""
         self.last_id = min(last_id, self.last_id if self.last_id is not None else HIGHEST_ID)
@@ -345,19 +361,6 @@ class PoolHttp2Client(Http2Client):
             self.failed_at = self.now()
             yield from self._wake_in(DEAD_S)
         return False  # what came with it is still to be handled
-
-    @property
-    def _is_over(self) -> bool:
-        return "_handle_event" in self.__dict__
-
-    @property
-    def is_busy(self) -> bool:
-        return bool(self._unanswered())
-
-    def _unanswered(self) -> list[int]:
-        """Return the streams that are not at their end, whatever the connection is."""
-        of_h2 = self.h2_conn.streams
-        return [ours for ours in self.streams if ours in of_h2 and not of_h2[ours].closed]
 
     def suspect(self) -> Doubted:
         """Take nothing new until something comes; return what is to be told to ask for it."""

@@ -41,11 +41,10 @@ from mitmproxy.proxy.layers.http import (
 )
 from mitmproxy.proxy.layers.websocket import WebsocketLayer
 
-from account_pool.core.usage import END_BYTES
 from account_pool.providers.base import LocalResponse, Provider
-from account_pool.proxy import decoding, error_response, flow_view
+from account_pool.proxy import error_response
 from account_pool.proxy.events import CANCEL, SERVER_ERROR, InterimResponse
-from account_pool.proxy.flow_view import MAX_COPY_BYTES
+from account_pool.proxy.flow_view import BodyCopy
 from account_pool.proxy.pooled_request import PooledRequest
 from account_pool.proxy.service import Service
 from account_pool.supervision import log_and_continue, where
@@ -107,8 +106,7 @@ class AttemptStream(HttpStream):
         heard: something came, from either side, since `quiet_since` was last looked at.
         on_kept_connection: it went out on a connection that may have gone stale.
         interim_came: it was received: an answer before the answer says so.
-        copied: the bounded copy of the answer while it streams; None before and after.
-        tail: the end of an answer that is longer than its copy, without its content-encoding.
+        copy: of the response while it streams; None before and after.
         call: set when the request goes to a host of the pool.
     """
 
@@ -126,9 +124,7 @@ class AttemptStream(HttpStream):
         self.heard, self.quiet_since = False, 0.0
         self.on_kept_connection = False
         self.interim_came = False
-        self.copied: bytearray | None = None
-        self.tail = bytearray()
-        self._end: decoding.End | None = None
+        self.copy: BodyCopy | None = None
         self._timer: commands.RequestWakeup | None = None
         self._on_timer: Callable[[], CommandGenerator[None]] | None = None
 
@@ -137,7 +133,8 @@ class AttemptStream(HttpStream):
     def send_attempt(self, request: http.Request) -> list[commands.Command]:
         """Return what sends *request*, the copy with a credential, to the current connection."""
         server = self.context.server
-        self.on_kept_connection = self._is_kept(server)
+        idle = _is_idle(server, self.service.wall_now())
+        self.on_kept_connection = idle or server in self.layer.answered
         self.layer.use(server)
         self.attempt_id = attempt_id = self.layer.new_attempt(self)
         self.sent_at, self.sent_among = self.service.now(), len(self.layer.connections)
@@ -176,14 +173,6 @@ class AttemptStream(HttpStream):
             self.layer.streams.pop(self.attempt_id, None)
             self.layer.attempts.pop(self.attempt_id, None)
             self.attempt_id = None
-
-    def _is_kept(self, connection: Connection) -> bool:
-        # When it was ready; `timestamp_start` is before a look-up that may take long.
-        opened = connection.timestamp_tls_setup or connection.timestamp_start or 0.0
-        if isinstance(connection, Server):
-            opened = max(opened, connection.timestamp_tcp_setup or 0.0)
-        idle = self.service.wall_now() - opened > KEPT_AFTER_S
-        return idle or connection in self.layer.answered
 
     def untie(self) -> None:
         """All is over: refer to nothing that refers to this stream.
@@ -329,38 +318,6 @@ class AttemptStream(HttpStream):
         )
         self.server_state = self.state_stream_response_body
 
-    def begin_copy(self) -> None:
-        """Keep a bounded copy of the answer that streams from here on."""
-        # Where mitmproxy 12 is told to keep whole bodies, the copy is its own.
-        if not getattr(self.context.options, "store_streamed_bodies", False):
-            self.copied = bytearray()
-
-    def keep_tail(self, data: bytes) -> None:
-        """Keep the end of a long answer: it tells what the answer took, and how it ended."""
-        if self._end is None:
-            assert self.copied is not None
-            assert self.flow.response is not None
-            encoding = self.flow.response.headers.get("content-encoding", "")
-            self._end = decoding.End(encoding, keep_bytes=END_BYTES)
-            self.tail = self._end.kept
-            self._end.feed(self.copied)
-        self._end.feed(data)
-
-    def keep_copy(self, *, ended: bool) -> None:
-        """Put the bounded copy of a streamed body on the flow; *ended* tells if that has an end."""
-        response, copied, self.copied = self.flow.response, self.copied, None
-        # Of a replay by hand the whole body is kept (`replay.py`).
-        if copied is None or response is None or self.flow.is_replay:
-            return
-        cut_off = len(copied) >= MAX_COPY_BYTES
-        body = bytes(copied)
-        if cut_off or not ended:
-            encoding = response.headers.get("content-encoding", "")
-            body = decoding.as_whole(body, encoding, max_bytes=MAX_COPY_BYTES)
-        response.data.content = body
-        if cut_off:
-            flow_view.not_whole(self.flow, "only the beginning of the answer is kept")
-
     # -- after a 101
 
     def socket_ended(self) -> None:
@@ -394,11 +351,13 @@ class AttemptStream(HttpStream):
             command.event.stream_id = self.attempt_id
         return command
 
-    def not_upstream(self, command: commands.Command) -> commands.Command | None:
-        """The base class knows no attempt ids: the server is told by `cancel_attempt`."""
-        if isinstance(command, SendHttp) and command.connection is not self.context.client:
-            return None
-        return command
+
+def _is_idle(connection: Connection, wall_now: float) -> bool:
+    # When it was ready; `timestamp_start` is before a look-up that may take long.
+    opened = connection.timestamp_tls_setup or connection.timestamp_start or 0.0
+    if isinstance(connection, Server):
+        opened = max(opened, connection.timestamp_tcp_setup or 0.0)
+    return wall_now - opened > KEPT_AFTER_S
 
 
 def takes_trailers(connection: Connection) -> bool:
@@ -419,6 +378,19 @@ _SOCKET_ENDS = (
 
 def _over(event: events.Event) -> CommandGenerator[None]:
     raise AssertionError(f"unexpected event after the end: {event}")
+
+
+def only_to(client: Connection) -> Callable[[commands.Command], commands.Command | None]:
+    """Return what drops commands to servers: the base class knows no ids of attempts.
+
+    A server is told by `cancel_attempt`.
+    """
+
+    def translate(command: commands.Command) -> commands.Command | None:
+        upstream = isinstance(command, SendHttp) and command.connection is not client
+        return None if upstream else command
+
+    return translate
 
 
 def translated(

@@ -34,7 +34,7 @@ from account_pool.providers.base import CannotSwap, LocalResponse
 from account_pool.proxy import error_response, redaction
 from account_pool.proxy.credential_swap import Outgoing
 from account_pool.proxy.events import GetOtherConnection, Pause, PoolPauseHook
-from account_pool.proxy.flow_view import AttemptTrail
+from account_pool.proxy.flow_view import AttemptTrail, BodyCopy
 from account_pool.proxy.http_stream import AttemptStream
 from account_pool.proxy.pooled_request import PooledRequest
 from account_pool.proxy.redaction import SentSecrets
@@ -85,13 +85,6 @@ class PooledAttempts(AttemptStream):
         return self.trail
 
     # -- attempts
-
-    def begin(self) -> CommandGenerator[None]:
-        """Have the request served by an account of the pool."""
-        self.attempts, self.marks = self.service.begin(
-            self._call, self.flow.request, self.context.client
-        )
-        return self._perform(self.attempts.begin(self.service.now()))
 
     def _perform(self, step: Step | None) -> CommandGenerator[None]:
         """Carry out steps until the provider or the client is to be waited for."""
@@ -314,3 +307,15 @@ class PooledAttempts(AttemptStream):
         self.server_state = self.state_between_attempts
         step = self._attempts.broken(Broken.MAYBE_RAN, self.service.now(), why)
         yield from self._perform(step)
+
+    def begin_copy(self) -> None:
+        """Keep a bounded copy of the response that streams from here on."""
+        # Where mitmproxy 12 is told to keep whole bodies, the copy is its own.
+        if not getattr(self.context.options, "store_streamed_bodies", False):
+            self.copy = BodyCopy(self._reader.encoding)
+
+    def put_copy(self, *, ended: bool) -> None:
+        """Put the copy, if there is one, on the flow; *ended* tells if the body has an end."""
+        copy, self.copy = self.copy, None
+        if copy is not None:
+            copy.put_on(self.flow, ended=ended)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, assert_never, cast
+from typing import Any, cast
 
 from mitmproxy import http
 from mitmproxy.proxy import events
@@ -38,16 +38,24 @@ from mitmproxy.utils import human
 from account_pool.core.instruments import Mark
 from account_pool.core.outcome import OutcomeClass
 from account_pool.core.retry_policy import Broken, how_broken
+from account_pool.core.sse import Verdict
 from account_pool.core.steps import Deliver, Send
 from account_pool.core.verdicts import is_about_account
 from account_pool.providers.base import Provider, Route
 from account_pool.proxy import error_response, flow_view, redaction, response_reader
 from account_pool.proxy.events import EventHandled, InterimResponse, NotProcessed, Silent, Withdrawn
 from account_pool.proxy.flow_view import MAX_COPY_BYTES
-from account_pool.proxy.http_stream import INTERNAL, NO, AttemptStream, takes_trailers, translated
+from account_pool.proxy.http_stream import (
+    INTERNAL,
+    NO,
+    AttemptStream,
+    only_to,
+    takes_trailers,
+    translated,
+)
 from account_pool.proxy.pooled_attempts import PooledAttempts
 from account_pool.proxy.redaction import Secrets, SentSecrets
-from account_pool.proxy.response_reader import Reading, ResponseReader, is_answer
+from account_pool.proxy.response_reader import ResponseReader, is_answer
 from account_pool.proxy.websocket_exchange import PooledWebsocket
 from account_pool.supervision import log_and_continue
 
@@ -175,7 +183,11 @@ class PooledUpload(PooledAttempts):
         if wrong := call.misdirected(self.flow.request, self.service.recognizer.hosts):
             logger.warning(f"{provider.name}: {wrong}; request refused")
             return self.answer_locally(provider.refusal(421, wrong, None))
-        return self.begin()
+        facts = call.facts(self.flow.request)
+        self.attempts, self.marks = self.service.begin(
+            facts, self.context.client, replayable=not self.flow.request.stream
+        )
+        return self._perform(self.attempts.begin(self.service.now()))
 
     def _answer_for_account(self, provider: Provider) -> CommandGenerator[None]:
         """Answer what a client asks about its login, for the pool's."""
@@ -240,12 +252,12 @@ class PooledExchange(PooledUpload):
             if type(event) is ResponseTrailers and not takes_trailers(self.context.client):
                 return
             self.heard = True
-            if type(event) is ResponseData and self.copied is not None:
+            if type(event) is ResponseData and (copy := self.copy) is not None:
                 # The way of every chunk of a streamed answer: nothing more than needed.
-                if len(self.copied) < MAX_COPY_BYTES:
-                    self.copied += event.data
+                if len(copy.head) < MAX_COPY_BYTES:
+                    copy.head += event.data
                 else:
-                    self.keep_tail(event.data)
+                    copy.keep_tail(event.data)
                 yield SendHttp(event, self.context.client)
                 return
         elif isinstance(event, HttpEvent):
@@ -298,9 +310,9 @@ class PooledExchange(PooledUpload):
         self.layer.answered.add(self.context.server)
         lease, provider = attempts.lease, call.provider
         assert lease is not None
-        self.service.observer.head(provider, lease, event.response)
         self.reader = reader = ResponseReader(event.response, provider)
-        if reader.first is Reading.COMMIT:
+        self.service.observer.head(provider, lease, event.response)
+        if reader.first is Verdict.COMMIT:
             if not 300 <= event.response.status_code < 400:
                 yield from self._commit(event.end_stream)
             elif reader.encoding:
@@ -338,9 +350,9 @@ class PooledExchange(PooledUpload):
                 now = self.service.now()
                 self.marks.append((Mark.FIRST_BYTE, now))
                 self._attempts.began(now)
-            reading = reader.feed(event.data)
-            if reading is not Reading.MORE:
-                yield from self._read(reading)
+            verdict = reader.feed(event.data)
+            if verdict is not Verdict.CONTINUE:
+                yield from self._read(verdict)
         elif isinstance(event, ResponseTrailers):
             reader.response.trailers = event.trailers
 
@@ -368,22 +380,20 @@ class PooledExchange(PooledUpload):
             if self.client_state == self.state_done:
                 yield from self.let_go()
             self.settle(served=True)
-        if self.copied is not None:
-            self.keep_copy(ended=True)
+        if self.copy is not None:
+            self.put_copy(ended=True)
         yield from self.server_state(event)
         if self.stream_id not in self.layer.streams:
             self.untie()
 
-    def _read(self, reading: Reading) -> CommandGenerator[None]:
-        match reading:
-            case Reading.MORE:
-                pass
-            case Reading.COMMIT:
-                yield from self._commit(end_stream=False)
-            case Reading.REFUSED:
-                yield from self._refused()
-            case _:
-                assert_never(reading)
+    def _read(self, verdict: Verdict) -> CommandGenerator[None]:
+        match verdict:
+            case Verdict.CONTINUE:
+                return NO
+            case Verdict.COMMIT:
+                return self._commit(end_stream=False)
+            case Verdict.REFUSE:
+                return self._refused()
 
     def _reading_expired(self) -> CommandGenerator[None]:
         if self.server_state == self.state_read_response:
@@ -490,8 +500,8 @@ class PooledExchange(PooledUpload):
         elif self.server_state == self.state_stream_response_body and response.stream is True:
             self.begin_copy()
         for data in held:
-            if self.copied is not None:
-                self.copied += data
+            if self.copy is not None:
+                self.copy.head += data
             yield from self.server_state(ResponseData(self.stream_id, data))
 
     # -- endings
@@ -513,8 +523,11 @@ class PooledExchange(PooledUpload):
             log_and_continue.log(e)
         if self._to_count:
             self._to_count = False
-            body = bytes(self.response_body_buf) if self.copied is None else self.copied
-            self.service.observer.end(self._call.provider, attempts, self._reader, body, self.tail)
+            body: bytes | bytearray = bytes(self.response_body_buf)
+            tail = bytearray()
+            if self.copy is not None:
+                body, tail = self.copy.head, self.copy.tail
+            self.service.observer.end(self._call.provider, attempts, self._reader, body, tail)
         self.service.end(self.context.client, attempts, left=left)
 
     def attempt_broke(self, event: ResponseProtocolError) -> CommandGenerator[None]:
@@ -526,7 +539,7 @@ class PooledExchange(PooledUpload):
         reader = self.reader
         if self._committed:
             self.settle(served=False)
-            self.keep_copy(ended=False)
+            self.put_copy(ended=False)
             yield from super().handle_protocol_error(event)
         elif self.server_state == self.state_drain:
             step, self._pending = self._pending, None
@@ -567,9 +580,9 @@ class PooledExchange(PooledUpload):
         # Clients hang up as soon as they have the last event (clients.md, section 7): a
         # departure after the commit point is a success.
         self.settle(served=self._committed, left=True)
-        self.keep_copy(ended=False)
+        self.put_copy(ended=False)
         yield from self.cancel_attempt(event.message)
-        yield from translated(super().handle_protocol_error(event), self.not_upstream)
+        yield from translated(super().handle_protocol_error(event), only_to(self.context.client))
 
     def socket_ended(self) -> None:
         self.settle(served=True)

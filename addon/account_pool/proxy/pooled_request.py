@@ -6,7 +6,7 @@ header: a credential follows the connection, not what a client claims.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -27,7 +27,6 @@ from account_pool.proxy.credential_swap import (
     INSECURE,
     Masked,
     Places,
-    fields_by_name,
     mask,
     owners_of_tokens,
 )
@@ -194,6 +193,14 @@ def _named(authority: bytes, usual_port: int) -> tuple[str, int] | None:
     except ValueError:
         return None
     return name.rstrip(".").lower(), port or usual_port
+
+
+def fields_by_name(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return the headers of a message by lower-case name, first value of each."""
+    by_name: dict[str, str] = {}
+    for name, value in fields:
+        by_name.setdefault(name.lower().decode("latin-1"), value.decode("latin-1"))
+    return by_name
 
 
 def read_head(request: http.Request, destination: Destination) -> RequestHead:

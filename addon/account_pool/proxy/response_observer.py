@@ -27,8 +27,7 @@ from account_pool.core.usage import Usage
 from account_pool.core.usage_totals import Usages
 from account_pool.providers.base import Origin, Provider
 from account_pool.providers.registry import HostIndex
-from account_pool.proxy.credential_swap import fields_by_name
-from account_pool.proxy.pooled_request import PooledRequest
+from account_pool.proxy.pooled_request import PooledRequest, fields_by_name
 from account_pool.proxy.response_reader import ResponseReader
 from account_pool.supervision import log_and_continue
 
@@ -123,9 +122,10 @@ class ResponseObserver:
         try:
             model = attempts.facts.model
             usage, refused = reader.ended(body, tail)
-            self.served(attempts, model, usage)
+            key, wall_now = attempts.history[-1].key, self._clock.wall_now()
+            self._usages.count(key, model, usage, wall_now)
             if refused is not None:
-                response = reader.late_answer(refused, model, self._clock.wall_now())
+                response = reader.late_answer(refused, model, wall_now)
                 attempts.refused_late(provider.classify(response), self._clock.now())
         except Exception as e:
             log_and_continue.log(e)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from enum import Enum
 from typing import Any
 
 import msgspec
@@ -55,16 +54,6 @@ MAX_OPENING_BYTES = 64 * 1024
 LATE_EVENTS = 16
 #: An item of an array that is an error.
 _FAILED_ITEM = re.compile(rb'\{\s*"error"\s*:\s*\{')
-
-
-class Reading(Enum):
-    """What is known after a piece of an answer."""
-
-    MORE = "more"
-    #: hand it to the client
-    COMMIT = "commit"
-    #: classify it
-    REFUSED = "refused"
 
 
 class ResponseReader:
@@ -118,9 +107,9 @@ class ResponseReader:
                 # told from the body, so a success is taken for one.
                 self._gate = None
         self._text = bytearray()
-        self.first = Reading.MORE if self._refusal or self._gate is not None else Reading.COMMIT
+        self.first = Verdict.CONTINUE if self._refusal or self._gate is not None else Verdict.COMMIT
 
-    def feed(self, data: bytes) -> Reading:
+    def feed(self, data: bytes) -> Verdict:
         """Take in the next piece of the body."""
         self.held.append(data)
         self._size += len(data)
@@ -132,9 +121,9 @@ class ResponseReader:
                 )
             # All of it is here, and its end comes with it: an answer in one piece costs
             # less to hand on than one that streams.
-            return Reading.MORE if self._size == self._announced else self._decided()
+            return Verdict.CONTINUE if self._size == self._announced else self._decided()
         self._unpack(data)
-        return Reading.REFUSED if self._size > MAX_REFUSAL_BYTES else Reading.MORE
+        return Verdict.REFUSE if self._size > MAX_REFUSAL_BYTES else Verdict.CONTINUE
 
     def drain(self, data: bytes) -> bool:
         """Take in a piece of what is refused already; say whether to go on reading."""
@@ -143,18 +132,18 @@ class ResponseReader:
         self._unpack(data)
         return self._drained <= MAX_DRAIN_BYTES
 
-    def end(self) -> Reading:
+    def end(self) -> Verdict:
         """The body has ended."""
         self.complete = True
         if self._gate is None:
-            return Reading.REFUSED
+            return Verdict.REFUSE
         self._decision = self._decision or self._gate.end()
         return self._decided()
 
-    def expired(self) -> Reading:
+    def expired(self) -> Verdict:
         """The time bound has come. What was decided before it stays."""
         if self._gate is None:
-            return Reading.REFUSED
+            return Verdict.REFUSE
         self._decision = self._decision or self._gate.expired()
         return self._decided()
 
@@ -305,11 +294,8 @@ class ResponseReader:
             self._decoder = None
             return None
 
-    def _decided(self) -> Reading:
-        if self._decision is None:
-            return Reading.MORE
-        refused = self._decision.verdict is Verdict.REFUSE
-        return Reading.REFUSED if refused else Reading.COMMIT
+    def _decided(self) -> Verdict:
+        return Verdict.CONTINUE if self._decision is None else self._decision.verdict
 
 
 def _last_events(end: bytes) -> bytes:

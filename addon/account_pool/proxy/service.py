@@ -25,7 +25,7 @@ from account_pool.core.credential import Credential
 from account_pool.core.decision_text import duration
 from account_pool.core.headroom import Window
 from account_pool.core.instruments import Mark, Marks, Measured
-from account_pool.core.lease import Lease
+from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.pins import Pins
 from account_pool.core.pool import Pool
 from account_pool.core.sessions import Sessions, session_lease_of
@@ -39,7 +39,7 @@ from account_pool.proxy.decision_log import DecisionLog
 from account_pool.proxy.error_response import Refusals
 from account_pool.proxy.events import Pause
 from account_pool.proxy.options import Settings
-from account_pool.proxy.pooled_request import PooledRequest, Recognizer
+from account_pool.proxy.pooled_request import Recognizer
 from account_pool.proxy.response_observer import ResponseObserver
 from account_pool.proxy.waking import ClientLayer
 from account_pool.supervision import log_and_continue, tasks
@@ -158,18 +158,17 @@ class Service:
     # -- serving
 
     def begin(
-        self, call: PooledRequest, request: http.Request, client: Client
+        self, facts: RequestFacts, client: Client, *, replayable: bool
     ) -> tuple[Attempts, Marks]:
         """Return the attempts of one request of *client*, and its marks: it is under way."""
         now = self.now()
-        facts = call.facts(request)
         attempts = Attempts(
             pool=self.pool,
             facts=facts,
             session=session_lease_of(facts, self.sessions, self.pins, now),
             limits=self.settings.limits,
             chance=self.chance,
-            replayable=not request.stream,
+            replayable=replayable,
         )
         marks = self._under_way.setdefault(client.id, {})[attempts] = [(Mark.BEGAN, now)]
         return attempts, marks

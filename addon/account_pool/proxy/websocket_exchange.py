@@ -52,6 +52,7 @@ from account_pool.core import websocket_moves
 from account_pool.core.attempts import Attempts
 from account_pool.core.lease import Lease
 from account_pool.core.outcome import Outcome
+from account_pool.core.sse import Verdict
 from account_pool.core.steps import Send
 from account_pool.core.usage import of_frame
 from account_pool.providers.base import LocalResponse
@@ -59,7 +60,7 @@ from account_pool.providers.request_head import RequestHead
 from account_pool.proxy.credential_swap import Outgoing
 from account_pool.proxy.http_stream import AttemptRouter
 from account_pool.proxy.pooled_request import PooledRequest
-from account_pool.proxy.response_reader import MAX_GATE_BYTES, Reading, ResponseReader
+from account_pool.proxy.response_reader import MAX_GATE_BYTES, ResponseReader
 from account_pool.proxy.service import Service
 from account_pool.proxy.view_retention import MessageRetention
 from account_pool.proxy.websocket import (
@@ -415,7 +416,7 @@ class WebsocketReplay:
             case ResponseHeaders():
                 self._reader = ResponseReader(event.response, self._websocket.request.provider)
             case ResponseData() if self._reader is not None:
-                if self._reader.feed(event.data) is Reading.REFUSED:
+                if self._reader.feed(event.data) is Verdict.REFUSE:
                     yield from self._failed(self._handshake_outcome())
             case ResponseEndOfMessage() if self._reader is not None:
                 if self._is_accepted(self._reader):
