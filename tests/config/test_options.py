@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from mitmproxy.options import Options
 
-from account_pool.config.options import BY_NAME, POOL_OPTIONS, read_fast, settings
+from account_pool.config.options import BY_NAME, POOL_OPTIONS, read_fast, set_options, settings
 from account_pool.config.problems import Wrong
 
 
@@ -122,3 +122,22 @@ def test_the_command_line_comes_before_the_file_and_that_before_the_defaults() -
     merged = settings({"max_wait": 1.0, "gate": 2.0}, {"gate": 3.0})
     assert (merged["max_wait"], merged["gate"], merged["patience"]) == (1.0, 3.0, 3.0)
     assert merged.keys() == BY_NAME.keys()
+
+
+# -- what a command line of mitmproxy sets
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("", []),
+        ("-s pool.py --set a=1 -w x --set=b=2=3", [("a", "1"), ("b", "2=3")]),
+        ("--set flag", [("flag", "")]),
+        ("--se a=1", [("a", "1")]),
+        ("--setup-show -s --set-not x", []),
+        ("--set", []),
+        ("-nC dump ~q --set a=1 -- --set b=2", [("a", "1")]),
+    ],
+)
+def test_set(arguments, expected):
+    assert set_options(arguments.split()) == expected
