@@ -314,6 +314,17 @@ def test_links_lead_somewhere(page):
             assert anchor in slugs(file.read_text(encoding="utf-8")), target
 
 
+#: A page that is named without a folder is one of ours, whose headings have no numbers.
+_PAGE = re.compile(r"(?<![\w/-])(\w+\.md)(,? (?:sections? )?\d)?")
+
+
+@pytest.mark.parametrize("folder", ["providers", "credentials"])
+def test_pages_that_code_names_are_there(folder):
+    for path in (ROOT / "addon" / "account_pool" / folder).glob("*.py"):
+        for page, section in _PAGE.findall(path.read_text(encoding="utf-8")):
+            assert f"docs/{page}" in PAGES and not section, f"{path.name}: {page}{section}"
+
+
 def test_every_page_is_linked_from_the_readme():
     assert [page for page in PAGES if page.startswith("docs/") and f"({page}" not in README] == []
 

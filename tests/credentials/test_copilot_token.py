@@ -1,4 +1,4 @@
-"""What GitHub's responses mean (providers.md, section 1.3); what its clients get."""
+"""What GitHub's responses to an exchange mean; what clients get."""
 
 from __future__ import annotations
 

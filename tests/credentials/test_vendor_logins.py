@@ -17,7 +17,7 @@ from account_pool.credentials.files import FileSource, VendorLogin, read_vendor_
 from account_pool.credentials.sources import Reading
 from account_pool.credentials.vendor_logins import LOGINS, WITH_FILE, find_login_file, recognise
 
-#: Layouts: providers.md, sections 1.3, 3.3, 5 and 7.
+#: Layouts: their sources are those of `vendor_logins.py`.
 CODEX = {
     "auth_mode": "chatgpt",
     "OPENAI_API_KEY": None,

@@ -1,6 +1,6 @@
 """What a vendor says of a thing it does not know is the request's fault, and benches nobody.
 
-A conversation that had to move may name what its old account made: providers.md, trap 19.
+A conversation that had to move may name what its old account made.
 """
 
 from __future__ import annotations

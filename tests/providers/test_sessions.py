@@ -37,7 +37,7 @@ CLAUDE_USER = {"device_id": "d", "account_uuid": "", "session_id": "1b2c3d4e-000
 
 #: body, headers, session
 NAMED = {
-    # clients.md, section 3
+    # as recorded from these clients
     "claude code": ({}, {"x_claude_code_session_id": "c-1"}, "c-1"),
     "codex": ({"prompt_cache_key": "t-1"}, {"session_id": "s-1", "thread_id": "t-1"}, "t-1"),
     "copilot cli": ({}, {"x_client_session_id": "v-1", "x_interaction_id": "i"}, "v-1"),

@@ -1,7 +1,8 @@
 """Learns the project of a gemini-cli account, as its own tool does when it starts.
 
 `POST {base}/v1internal:loadCodeAssist` with the account's token names
-`cloudaicompanionProject`; each request carries it (providers.md, section 7). An account
+`cloudaicompanionProject`; each request carries it (google-gemini/gemini-cli
+`packages/core/src/code_assist/server.ts`). An account
 that names its `project` in accounts.yaml is never asked for.
 """
 

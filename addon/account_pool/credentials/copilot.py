@@ -5,7 +5,7 @@ It keeps no account and no timer: that is `account_credential.py`. GitHub wants 
 editor asks. The honest answer is the client that is using the proxy, so its headers are
 remembered; until one was seen, the version the user wrote in `pool_editor_version`, else this
 project's own name. No client is imitated.
-Facts: providers.md, sections 1.2, 1.3 and 11, item 14.
+https://github.com/microsoft/vscode-copilot-chat, `copilotToken.ts`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from account_pool.credentials.copilot_token import Exchanged, read_refusal, read
 from account_pool.credentials.errors import ExchangeFailed
 from account_pool.credentials.http import OWN_NAME, Http, HttpFailed, HttpResponse, check_token_url
 from account_pool.providers.base import HostRule
+
+logger = logging.getLogger(__name__)
 
 #: What an exchange of a real editor carries beside its credential, lower case.
 EDITOR_HEADERS = (
@@ -65,8 +67,6 @@ class EditorHeaders:
         # A client that has no user-agent of its own gets ours: GitHub requires one.
         return {**own, **self._seen}
 
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_TOKEN_URL = "https://api.github.com/copilot_internal/v2/token"  # noqa: S105 - an address
 #: Seconds for one exchange, from the connection to the end of the body.

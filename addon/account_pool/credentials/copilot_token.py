@@ -1,8 +1,9 @@
 """What GitHub answers to a Copilot token exchange, and what clients get of it.
 
-Values in, values out; the facts are in providers.md, section 1.3. Nothing of the response is
-trusted further than needed: the host of an account only inside GitHub's own domains or the
-ones the user configured, times only when they are plausible, texts only in one short line.
+Values in, values out. The fields are those that microsoft/vscode-copilot-chat reads
+(`src/platform/authentication/common/copilotToken.ts`). Nothing of the response is trusted
+further than needed: the host of an account only inside GitHub's own domains or the ones the
+user configured, times only when they are plausible, texts only in one short line.
 
 A client that exchanges its own GitHub token gets a placeholder of the form of a real Copilot
 token and the feature flags of the first account that has one. What identifies an account, and
@@ -24,7 +25,8 @@ from account_pool.credentials.errors import ExchangeFailed, ExchangeRefused
 from account_pool.credentials.http import one_line, quoted, retry_after
 from account_pool.providers.base import HostRule, LocalResponse
 
-#: GitHub's own homes of the Copilot API: providers.md, section 1.1.
+#: GitHub's own homes of the Copilot API:
+#: https://docs.github.com/en/copilot/reference/copilot-allowlist-reference
 GITHUB_HOSTS = tuple(HostRule(name, subdomains=True) for name in ("githubcopilot.com", "ghe.com"))
 
 #: Seconds until the refresh when the response names none: the value GitHub usually names.
@@ -182,7 +184,7 @@ _ENDPOINTS = ("api", "proxy", "telemetry", "origin-tracker")
 _HEADERS = (
     ("content-type", "application/json; charset=utf-8"),
     ("cache-control", "no-store"),
-    # Without it editors suspect a proxy of intercepting: providers.md, section 1.7.
+    # Without it VS Code suspects a proxy of intercepting (`completions-core`, `fetch.ts`).
     ("x-github-request-id", "account-pool"),
 )
 

@@ -17,7 +17,7 @@ from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.http import HttpFailed, HttpResponse
 from account_pool.credentials.sources import usable
 
-#: Of GitHub Copilot's editor plugins (providers.md, section 1.3).
+#: Of GitHub Copilot's editor plugins: ericc-ch/copilot-api `src/lib/api-config.ts`.
 CLIENT_ID = "Iv1.b507a08c87ecfe98"
 SCOPE = "read:user"
 GITHUB = "https://github.com"

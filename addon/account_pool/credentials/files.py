@@ -1,9 +1,9 @@
 """The files credentials are read from; what is in them is read by `reading.py`.
 
 A file may belong to a tool that renews what is in it, so it is read and never written. A
-refresh token in one belongs to the tool too: whoever uses it first leaves the other without a
-login (providers.md, section 3.3). So it is for `account-pool login --from`, which says so;
-accounts that name such a file only ever read the access token in it.
+refresh token in one belongs to the tool too: they rotate (RFC 9700, section 4.14.2), and
+whoever uses it first leaves the other without a login. So it is for `account-pool login
+--from`, which says so; accounts that name such a file only ever read the access token in it.
 """
 
 from __future__ import annotations

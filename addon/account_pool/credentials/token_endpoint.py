@@ -1,8 +1,8 @@
 """The token endpoint of a login: what is sent, how long it may take, what the response means.
 
-RFC 6749, sections 5 and 6, and what the vendors make of it: providers.md, sections 3.3, 5 and
-7. Nothing is believed further than needed: tokens must be able to stand in a header, times
-must be plausible, texts are one short line without any token in it.
+RFC 6749, sections 5 and 6, and what the vendors make of it (`vendor_logins.py` names their
+clients). Nothing is believed further than needed: tokens must be able to stand in a header,
+times must be plausible, texts are one short line without any token in it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ SETTINGS_WAIT_S = 600.0
 #: Words: what has other digits may be a token.
 _USUAL_CODE = re.compile(r"(?=.{1,60}\Z)[a-z]+[0-9]{0,2}(?:[_.-][a-z]+[0-9]{0,2})*\Z")
 
-#: The refresh token is worth nothing any more: RFC 6749, section 5.2; providers.md, 3.3.
+#: The refresh token is worth nothing any more: RFC 6749, section 5.2; codes of
+#: ChatGPT logins: openai/codex `codex-rs/login/src/auth/manager.rs`.
 ENDED_CODES = frozenset(
     {
         "invalid_grant",
@@ -51,7 +52,7 @@ ENDED_CODES = frozenset(
         "bad_refresh_token",
         "token_revoked",
         "revoked",
-        # Codex, providers.md, section 3.4: the account itself.
+        # The ChatGPT account itself: Soju06/codex-lb `app/core/balancer/logic.py`.
         "account_deactivated",
         "app_session_terminated",
     }
@@ -185,7 +186,7 @@ def _expiry(expires_in: Any, wall_now: float) -> float | None:
 
 
 def _companions(fields: Mapping[str, Any]) -> dict[str, str]:
-    """Return what Claude says of the account beside the tokens: providers.md, section 5."""
+    """Return what Claude says of the account beside the tokens."""
     account = fields.get("account")
     uuid = account.get("uuid") if isinstance(account, dict) else None
     return {"account_id": uuid} if isinstance(uuid, str) and _ACCOUNT_ID.match(uuid) else {}

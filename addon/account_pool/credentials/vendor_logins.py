@@ -1,8 +1,10 @@
 """The vendors' own logins: how they are refreshed, and where their tools keep them.
 
 A login on disk is recognised by the shape of the document: the name of the file does not
-matter. Values in, values out, but for `find_login_file`. Facts with their sources:
-providers.md, sections 1.3, 3.3, 5 and 7; hosts.yml: `gh help environment`,
+matter. Values in, values out, but for `find_login_file`. Sources:
+openai/codex `codex-rs/login/src/auth/{manager,storage}.rs`; steipete/CodexBar `docs/claude.md`,
+router-for-me/CLIProxyAPI `internal/auth/claude/anthropic_auth.go`; google-gemini/gemini-cli
+`code_assist/oauth2.ts`, `config/storage.ts`; hosts.yml: `gh help environment`,
 https://cli.github.com/manual/gh_auth_login.
 """
 
@@ -242,11 +244,7 @@ def tool_of(file: str, pointer: str | None) -> str | None:
     """Return the tool that keeps its login in a file of this name, at *pointer* in it."""
     section = (pointer or "").split("/")[1:2]
     for name, login in LOGINS.items():
-        if (
-            login.file
-            and file == login.file
-            and (not section or login.sections.issuperset(section))
-        ):
+        if file == login.file and (not section or login.sections.issuperset(section)):
             return name
     return None
 

@@ -95,7 +95,7 @@ def avoids_websocket(head: RequestHead) -> bool:
     """Say whether the client is Codex, which opens a socket first.
 
     A 426 to its upgrade makes it use HTTP at once and for good, without a message to the
-    user (clients.md, section 4); inside a socket no request can be replayed.
+    user; inside a WebSocket not every request can be replayed.
     """
     return "responses_websockets" in head.headers.get("openai-beta", "")
 

@@ -1,9 +1,9 @@
 """Which conversation a request is a part of: what real clients send, best first.
 
 A header of the client, else a member of its body, else a hash of what stays the same all
-along: system prompt and first message of the user. What was measured of the clients is
-in clients.md, section 3; providers.md names the ids of each API. Ids that stand for a
-person, a machine or an editor's window are no conversation and are not used.
+along: system prompt and first message of the user. The headers were recorded from the
+clients that are named beside them (docs/conversations.md). Ids that stand for a person, a
+machine or an editor's window are no conversation and are not used.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from account_pool.providers.stored_objects import TOGETHER, StoredObjects, id_of
 
 #: Headers that name a conversation. Agents of one tool each have one of their own.
 SESSION_HEADERS = (
-    # Codex: one per agent; providers.md, section 3
+    # Codex: one per agent; openai/codex `codex-rs/core/src/client.rs`
     "thread-id",
     "conversation_id",
     # Codex and opencode; the second in older ones
@@ -106,7 +106,7 @@ def copilot(head: RequestHead) -> Conversation:
     )
 
 
-#: providers.md, section 1.6
+#: microsoft/vscode-copilot-chat `autoChatEndpoint.ts`, `chatMLFetcher.ts`
 COPILOT_TOKENS = ("copilot-session-token", "copilot-edits-session")
 
 
