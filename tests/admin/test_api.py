@@ -237,7 +237,7 @@ async def test_a_mistake_of_ours_is_a_500_without_its_text(proxy, caplog):
 
     await proxy.ask("/health")
     proxy._usage = fail
-    proxy.service.pool.accounts.summary = None
+    proxy.service.pool.accounts.providers = None
     reply = await proxy.ask("/account-pool")
     assert (reply.status, code(reply)) == (500, "internal")
     assert "in an admin page at" in caplog.text

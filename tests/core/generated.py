@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from account_pool.core.accounts import occupancy, summary
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Scope
 from account_pool.core.pool import Pool
@@ -93,7 +94,7 @@ def cooling(state: AccountState, model: str | None, now: float) -> bool:
 def check_counts(pool: Pool, now: float, in_flight: int) -> None:
     """Summary and health add up, whatever is in the pool."""
     states = list(pool.accounts)
-    summary = pool.accounts.summary(now=now)
+    counts = summary(pool.accounts, now=now)
     neither = [
         s
         for s in states
@@ -101,9 +102,9 @@ def check_counts(pool: Pool, now: float, in_flight: int) -> None:
         and not cooling(s, None, now)
         and (not s.credentials or s.full or s.next_start_at > now)
     ]
-    assert summary["total"] == len(states) == pool.accounts.occupancy()["size"]
-    counted = summary["available"] + summary["cooling_down"] + summary["disabled"]
-    assert counted + len(neither) == summary["total"]
-    assert summary["in_flight"] == in_flight == sum(s.in_flight for s in states)
+    assert counts["total"] == len(states) == occupancy(pool.accounts)["size"]
+    counted = counts["available"] + counts["cooling_down"] + counts["disabled"]
+    assert counted + len(neither) == counts["total"]
+    assert counts["in_flight"] == in_flight == sum(s.in_flight for s in states)
     assert all(s.in_flight >= 0 for s in states)
-    assert pool.accounts.occupancy()["busy"] == sum(1 for s in states if s.in_flight)
+    assert occupancy(pool.accounts)["busy"] == sum(1 for s in states if s.in_flight)

@@ -13,6 +13,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from account_pool.core.accounts import summary
 from account_pool.core.admission import Ticket
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.lease import Lease, RequestFacts
@@ -245,7 +246,7 @@ class AdmissionMachine(RuleBasedStateMachine):
                 self.pool.stop_waiting(ticket)
             for lease in self.out:
                 self.pool.release(lease, None, now=self.now)
-            assert self.pool.accounts.summary(now=self.now)["in_flight"] == 0
+            assert summary(self.pool.accounts, now=self.now)["in_flight"] == 0
             assert len(self.pool._admission) == 0
 
 

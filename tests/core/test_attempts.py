@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from account_pool.core import websocket_moves
+from account_pool.core.accounts import summary
 from account_pool.core.admission import MAX_BODY_BYTES
 from account_pool.core.attempts import Attempts
 from account_pool.core.errors import IllegalEvent
@@ -148,7 +149,7 @@ class Play:
 
     @property
     def in_flight(self) -> int:
-        return self.pool.accounts.summary(now=self.now)["in_flight"]
+        return summary(self.pool.accounts, now=self.now)["in_flight"]
 
     @property
     def benched(self) -> list[str]:
@@ -1115,7 +1116,7 @@ def test_two_requests_that_trip_the_same_account_count_once() -> None:
     second << "wait until 1.25 or change"
     second.at(1.25) >> resumed << "send b"
     assert pool.accounts.get(key("a")).cooldowns[None].streak == 1
-    assert pool.accounts.summary(PROVIDER, now=1.1)["in_flight"] == 2
+    assert summary(pool.accounts.of(PROVIDER), now=1.1)["in_flight"] == 2
 
 
 CLOSED = "server closed connection"

@@ -17,6 +17,7 @@ from hypothesis.stateful import (
 )
 
 from account_pool.core.account import Account
+from account_pool.core.accounts import summary
 from account_pool.core.attempts import Attempts
 from account_pool.core.errors import IllegalEvent
 from account_pool.core.lease import Lease, RequestFacts
@@ -273,7 +274,7 @@ class AttemptsMachine(RuleBasedStateMachine):
         for attempts in self.all:
             attempts.left(self.now)
             assert attempts.over
-        assert self.pool.accounts.summary(now=self.now)["in_flight"] == 0
+        assert summary(self.pool.accounts, now=self.now)["in_flight"] == 0
 
 
 def test_attempts() -> None:

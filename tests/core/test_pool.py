@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from account_pool.core.account import AccountKey
+from account_pool.core.accounts import occupancy, summary
 from account_pool.core.admission import Ticket
 from account_pool.core.cooldown import BENCH_S
 from account_pool.core.credential import Credential, Secret
@@ -87,7 +88,7 @@ def test_duplicates_are_refused(again: str) -> None:
     pool = pool_of("Work")
     with pytest.raises(DuplicateAccount, match="openai/work is already in the pool"):
         pool.accounts.add(account(again), now=0.0)
-    assert pool.accounts.occupancy()["size"] == 1
+    assert occupancy(pool.accounts)["size"] == 1
 
 
 def test_the_same_label_of_two_providers_is_two_accounts() -> None:
@@ -329,7 +330,7 @@ def test_renew_gives_up_an_account_that_may_not_serve_any_more(
     happens(pool)
     assert pool.renew(lease, now=2.0) is None
     assert lease.returned
-    assert pool.accounts.summary(now=2.0)["in_flight"] == 0
+    assert summary(pool.accounts, now=2.0)["in_flight"] == 0
 
 
 # -- cooldowns
@@ -340,9 +341,9 @@ def test_cooling_exactly_until_the_deadline(strategy: str) -> None:
     pool = pool_of("a", strategy=strategy)
     pool.health.mark_cooldown(key("a"), rate_limit(10.0), now=5.0)
     assert pool.pick(FACTS, now=14.999) is None
-    assert pool.accounts.summary(now=14.999)["cooling_down"] == 1
+    assert summary(pool.accounts, now=14.999)["cooling_down"] == 1
     assert pool.pick(FACTS, now=15.0) is not None
-    assert pool.accounts.summary(now=15.0)["cooling_down"] == 0
+    assert summary(pool.accounts, now=15.0)["cooling_down"] == 0
 
 
 def test_an_account_scope_covers_every_model() -> None:
@@ -359,7 +360,7 @@ def test_a_model_scope_covers_that_model_only() -> None:
     assert pool.pick(MINI, now=9.9) is not None
     assert pool.pick(NO_MODEL, now=9.9) is not None
     assert pool.pick(FACTS, now=10.0) is not None
-    assert pool.accounts.summary(now=5.0)["cooling_down"] == 0
+    assert summary(pool.accounts, now=5.0)["cooling_down"] == 0
 
 
 def test_the_model_an_answer_names_wins_over_the_requests() -> None:
@@ -493,7 +494,7 @@ def test_failure_disables_with_its_cause(outcome: Outcome) -> None:
     disabled = pool.accounts.get(key("a")).disabled
     assert disabled is not None
     assert (disabled.cls, disabled.signal) == (outcome.cls, outcome.signal)
-    assert pool.accounts.summary(now=1e9)["disabled"] == 1
+    assert summary(pool.accounts, now=1e9)["disabled"] == 1
     gone = shortage(pool, 1e9)
     assert (gone.retry_at, gone.soonest, gone.may_change) == (None, None, False)
     assert gone.reason == "no usable account of 1 (1 disabled)"
@@ -626,10 +627,14 @@ def test_until_when_an_account_surely_cools() -> None:
     lease = pool.acquire(FACTS, now=0.0, only=key("a"))
     for label in "ab":
         pool.health.mark_cooldown(key(label), rate_limit(5.0), now=0.0)
-    assert [pool.cools_until(key(label), FACTS, now=1.0) for label in "abc"] == [-inf, 5.0, -inf]
+
+    def cools(label: str) -> float:
+        return pool.accounts.get(key(label)).cools_for(FACTS.kind, FACTS.model, 1.0)
+
+    assert [cools(label) for label in "ab"] == [-inf, 5.0]
     pool.release(lease, None, now=1.0)
     pool.accounts.set_credentials(key("b"), {}, now=1.0)
-    assert [pool.cools_until(key(label), FACTS, now=1.0) for label in "ab"] == [5.0, -inf]
+    assert [cools(label) for label in "ab"] == [5.0, -inf]
 
 
 def test_what_speaks_against_an_account_is_not_quiet() -> None:
@@ -741,24 +746,24 @@ def test_summary_and_health() -> None:
         pool.acquire(FACTS, now=0.0, avoid=others)
     pool.health.mark_cooldown(key("cooling"), rate_limit(60.0), now=0.0)
     pool.health.mark_failure(key("benched"), UNAUTHORIZED, now=0.0)
-    assert pool.accounts.summary(PROVIDER, now=1.0) == {
+    assert summary(pool.accounts.of(PROVIDER), now=1.0) == {
         "total": 8,
         "available": 2,
         "cooling_down": 1,
         "disabled": 2,
         "in_flight": 3,
     }
-    assert pool.accounts.summary(now=1.0)["total"] == 9
-    assert pool.accounts.summary("nobody", now=1.0) == dict.fromkeys(
-        pool.accounts.summary(now=1.0), 0
+    assert summary(pool.accounts, now=1.0)["total"] == 9
+    assert summary(pool.accounts.of("nobody"), now=1.0) == dict.fromkeys(
+        summary(pool.accounts, now=1.0), 0
     )
-    assert pool.accounts.occupancy() == {"size": 9, "busy": 3}
+    assert occupancy(pool.accounts) == {"size": 9, "busy": 3}
     assert repr(pool) == "<Pool openai: 8 accounts, 3 in flight | gemini: 1 accounts, 0 in flight>"
 
 
 def test_an_empty_pool() -> None:
     assert repr(Pool()) == "<Pool empty>"
-    assert Pool().accounts.occupancy() == {"size": 0, "busy": 0}
+    assert occupancy(Pool().accounts) == {"size": 0, "busy": 0}
 
 
 def test_an_unknown_strategy_is_a_key_error() -> None:
@@ -843,7 +848,7 @@ def test_what_other_proxies_have_in_flight_counts() -> None:
     assert chosen == ["b", "b", "a"]
     pool.accounts.set_in_flight_remote({}, now=0.0)
     assert pool.acquire(FACTS, now=0.0).key == key("a")
-    assert pool.accounts.summary(now=0.0)["in_flight"] == 4, "of this proxy"
+    assert summary(pool.accounts, now=0.0)["in_flight"] == 4, "of this proxy"
 
 
 def test_who_waits_is_served_when_another_proxy_lets_go() -> None:

@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 
 from account_pool.core import selection
 from account_pool.core.account import Account, AccountKey
+from account_pool.core.accounts import occupancy, summary
 from account_pool.core.credential import Credential, fingerprint
 from account_pool.core.errors import DuplicateAccount, LeaseAlreadyReturned, NoUsableAccount
 from account_pool.core.headroom import Window
@@ -343,8 +344,8 @@ class PoolMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         for lease in self.open.values():
             self.pool.release(lease, None, now=self.now)
-        assert self.pool.accounts.summary(now=self.now)["in_flight"] == 0
-        assert self.pool.accounts.occupancy()["busy"] == 0
+        assert summary(self.pool.accounts, now=self.now)["in_flight"] == 0
+        assert occupancy(self.pool.accounts)["busy"] == 0
 
 
 @pytest.mark.parametrize("views", [False, True])

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from account_pool.core.account import AccountKey
+from account_pool.core.accounts import summary
 from account_pool.core.attempts import Attempts
 from account_pool.core.lease import Conversation, RequestFacts
 from account_pool.core.outcome import Outcome, Scope
@@ -130,7 +131,7 @@ class Conversations(RuleBasedStateMachine):
         for attempts in self.running:
             attempts.left(self.now)
         assert all(self.sessions._known[name].in_flight == 0 for name in self.sessions)
-        assert self.pool.accounts.summary(now=self.now)["in_flight"] == 0
+        assert summary(self.pool.accounts, now=self.now)["in_flight"] == 0
 
 
 def bound(lease: SessionLease) -> str | None:

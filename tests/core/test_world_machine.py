@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from account_pool.core.account import AccountKey
+from account_pool.core.accounts import summary
 from account_pool.core.admission import Ticket
 from account_pool.core.attempts import Attempts
 from account_pool.core.errors import NoUsableAccount
@@ -298,7 +299,7 @@ class World(RuleBasedStateMachine):
     def teardown(self) -> None:
         for client in self.clients:
             client.attempts.left(self.now)
-        assert self.pool.accounts.summary(now=self.now)["in_flight"] == 0
+        assert summary(self.pool.accounts, now=self.now)["in_flight"] == 0
         assert len(self.pool._admission) == 0
         assert all(session.in_flight == 0 for session in self.known())
         for state in self.pool.accounts:

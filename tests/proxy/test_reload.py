@@ -20,6 +20,7 @@ from mitmproxy.test import taddons
 from account_pool.config import accounts_file
 from account_pool.config.accounts_file import own_file
 from account_pool.core.account import AccountKey
+from account_pool.core.accounts import summary
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.providers.base import Origin
@@ -125,7 +126,7 @@ async def test_what_was_said_of_the_old_token_is_not_said_of_the_new(addon, file
         "sk-fake-first-000",
         "sk-fake-second-000",
     ]
-    assert pool.accounts.summary(now=service.now())["available"] == 2
+    assert summary(pool.accounts, now=service.now())["available"] == 2
     assert pool.accounts.owners.of(ONE) is None
     assert service.refusals.find(ONE) is None
 

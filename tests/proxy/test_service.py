@@ -9,6 +9,7 @@ import pytest
 from mitmproxy import http
 from mitmproxy.test import tutils
 
+from account_pool.core.accounts import summary
 from account_pool.core.admission import Ticket
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.retry_policy import Limits
@@ -221,7 +222,7 @@ def test_attempts_under_way_end_with_their_client():
     assert isinstance(attempts.begin(0.0), Send)
     service.client_gone(client)
     assert attempts.over
-    assert service.pool.accounts.summary(now=0.0)["in_flight"] == 0
+    assert summary(service.pool.accounts, now=0.0)["in_flight"] == 0
     service.end(client, attempts)
     service.client_gone(client)
     assert not service._under_way

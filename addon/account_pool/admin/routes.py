@@ -29,6 +29,7 @@ from account_pool.admin.models import (
     UsageQuery,
 )
 from account_pool.admin.views import Clocks, Json, Sums, iso
+from account_pool.core.accounts import occupancy
 from account_pool.core.decision_text import line
 from account_pool.core.decisions import Decision
 from account_pool.core.instruments import DecisionCounter
@@ -282,7 +283,7 @@ async def health(context: AdminContext, _asked: None) -> Json:
         "status": "ok",
         "version": __version__,
         "uptime_s": round(context.service.now() - context.started_at, 3),
-        **context.service.pool.accounts.occupancy(),
+        **occupancy(context.service.pool.accounts),
         "pid": os.getpid(),
         "instance": context.instance,
         "ready": context.ready(),

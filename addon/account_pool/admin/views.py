@@ -13,6 +13,7 @@ from math import isfinite
 from typing import Any
 
 from account_pool.core.account import AccountKey
+from account_pool.core.accounts import summary
 from account_pool.core.cooldown import Cause, Cooldown
 from account_pool.core.pool import Pool
 from account_pool.core.sessions import Sessions
@@ -70,9 +71,10 @@ def pool_view(pool: Pool, clocks: Clocks, extras: AccountExtras) -> Json:
     """Return all accounts, and what they are altogether and by provider."""
     return {
         "accounts": [account_view(state, clocks, extras) for state in pool.accounts],
-        "summary": pool.accounts.summary(now=clocks.now),
+        "summary": summary(pool.accounts, now=clocks.now),
         "providers": {
-            name: pool.accounts.summary(name, now=clocks.now) for name in pool.accounts.providers()
+            name: summary(pool.accounts.of(name), now=clocks.now)
+            for name in pool.accounts.providers()
         },
     }
 
@@ -83,7 +85,7 @@ def provider_view(pool: Pool, provider: str, clocks: Clocks, extras: AccountExtr
     return {
         "provider": provider,
         "accounts": [account_view(state, clocks, extras) for state in states],
-        "summary": pool.accounts.summary(provider, now=clocks.now),
+        "summary": summary(pool.accounts.of(provider), now=clocks.now),
     }
 
 

@@ -21,15 +21,17 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import inf
 
 from account_pool.core.account import AccountKey
 from account_pool.core.admission import Ticket
-from account_pool.core.errors import NoUsableAccount, UnknownAccount
+from account_pool.core.errors import NoUsableAccount
 from account_pool.core.health import Suspects
 from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.pool import Pool
 from account_pool.core.retry_policy import FOLLOW_UP_PATIENCE, MAX_PROBE_BYTES, Limits
 from account_pool.core.sessions import SessionLease
+from account_pool.core.state import AccountState
 from account_pool.core.steps import Wait
 
 #: Stands for the models of a WebSocket, which its handshake does not name.
@@ -45,6 +47,7 @@ class AccountChoice:
         replayable: its body was kept: it can be sent again.
         avoid: accounts that have refused it.
         home: the account of its conversation when it was chosen for last.
+        at_home: what is known of that one; None if it is gone.
         ticket: its place among those who wait, once it had to.
         nobody: why nobody could serve it when that was asked last, after the last refusal.
         give_up_at: until when it is held at most; None: it has not had to wait.
@@ -59,6 +62,7 @@ class AccountChoice:
     replayable: bool
     avoid: set[AccountKey] = field(default_factory=set)
     home: AccountKey | None = None
+    at_home: AccountState | None = None
     ticket: Ticket | None = None
     nobody: NoUsableAccount | None = None
     give_up_at: float | None = None
@@ -75,7 +79,7 @@ class AccountChoice:
         avoid = self.avoid if quiet and not self.facts.socket else self.avoided(now)
         owner, self.home = self.session.owner, None
         if owner is None:
-            home = self.home = self.session.home(now)
+            home = self._find_home(now)
             if not quiet or home is not None or self.session.near is not None:
                 preferred = self._preferred(avoid, now, tries, quiet=quiet)
                 if preferred is not None:
@@ -89,7 +93,7 @@ class AccountChoice:
         """Lease another account than that of *lease*, without waiting; None if there is none."""
         if self.session.owner is not None:
             return None
-        self.home = self.session.home(now)
+        self._find_home(now)
         failures = self.pool.failures(self.facts.provider)
         avoid = self.avoided(now) | {lease.key} | failures.avoided(self.facts, now)
         with suppress(NoUsableAccount):
@@ -127,6 +131,11 @@ class AccountChoice:
         if self.pool.pick(self.facts, now=now, only=only) is not None:
             return 0.0
         return self.pool.shortage(self.facts, now=now, only=only).wait_s(now)
+
+    def _find_home(self, now: float) -> AccountKey | None:
+        home = self.home = self.session.home(now)
+        self.at_home = None if home is None else self.pool.accounts.find(home)
+        return home
 
     # -- the best one
 
@@ -166,11 +175,14 @@ class AccountChoice:
         if not quiet:
             troubled = self.pool.failures(self.facts.provider).avoided(self.facts, now)
         home = self.home or self.session.near
-        if home is not None and self.pool.is_used_up(home, self.facts, now=now):
+        state = self.at_home
+        if self.home is None and home is not None:
+            state = self.pool.accounts.find(home)
+        if state is not None and state.is_used_up(self.facts.model, now):
             # What goes on there is billed as overage: only where an account has room.
-            other = self.pool.pick(self.facts, now=now, avoid=avoid | troubled | {home})
+            other = self.pool.pick(self.facts, now=now, avoid=avoid | troubled | {state.key})
             if other is not None and not other.headroom.is_spent(self.facts.model):
-                troubled |= {home}
+                troubled |= {state.key}
         if not troubled or (home is not None and home not in troubled):
             return None
         with suppress(NoUsableAccount):
@@ -179,11 +191,11 @@ class AccountChoice:
 
     def _stay(self, avoid: set[AccountKey], now: float) -> Lease | Wait | None:
         """Ask the account the conversation lives on, or wait for it; None to go elsewhere."""
-        home = self.home
-        assert home is not None
-        if self._is_asked_last(home, avoid, now):
+        home, state = self.home, self.at_home
+        if state is not None and self._is_asked_last(state, avoid, now):
             return None
-        until = self.pool.cools_until(home, self.facts, now=now)
+        kind, model = self.facts.kind, self.facts.model
+        until = -inf if state is None else state.cools_for(kind, model, now)
         if until > now and until > self._patient_until(now):
             return None  # a limit, mostly: seen at once, without a reason for people
         try:
@@ -197,30 +209,28 @@ class AccountChoice:
     def _begin_near(self, avoid: set[AccountKey], now: float) -> Lease | None:
         """A new conversation: ask the account it would best begin on, if there is one."""
         near = self.session.near
-        if near is not None and not self._is_asked_last(near, avoid, now):
+        state = None if near is None else self.pool.accounts.find(near)
+        if state is not None and not self._is_asked_last(state, avoid, now):
             with suppress(NoUsableAccount):
                 return self.pool.acquire(self.facts, now=now, avoid=avoid, only=near)
         return None
 
-    def _is_asked_last(self, key: AccountKey, avoid: set[AccountKey], now: float) -> bool:
-        """Say whether a verdict on *key* is open, and another can be asked before it."""
-        state, model = self.pool.accounts.find(key), self.facts.model
-        if state is None or not state.is_suspect(model):
+    def _is_asked_last(self, state: AccountState, avoid: set[AccountKey], now: float) -> bool:
+        """Say whether a verdict on *state* is open, and another can be asked before it."""
+        model = self.facts.model
+        if not state.is_suspect(model):
             return False
         first = self.pool.pick(self.facts, now=now, avoid=avoid)
         return first is not None and not first.is_suspect(model)
 
     def leaves_for_model(self, now: float) -> bool:
         """Say whether *home* would go on serving the conversation, but for this model."""
-        if self.home is None:
-            return False
-        if self.suspects.miss_model:
+        state = self.at_home
+        if self.home is not None and self.suspects.miss_model:
             return True
-        try:
-            state = self.pool.accounts.get(self.home)
-        except UnknownAccount:
+        if state is None or not state.enabled or state.key in self.avoid:
             return False
-        if not state.enabled or self.home in self.avoid or state.cooling_until(None, now) > now:
+        if state.cooling_until(None, now) > now:
             return False
         model = self.facts.model
         return not state.account.models.allows(model) or state.cooling_until(model, now) > now
@@ -277,7 +287,7 @@ class AccountChoice:
         if lease is None:
             return None
         waited_from = self.ticket.home if self.ticket is not None else None
-        self.home = self.session.home(now)
+        self._find_home(now)
         # Whoever is late does not take a conversation back that went elsewhere meanwhile.
         if self.session.owner is None and self.home not in (None, lease.key, waited_from):
             self.pool.release(lease, None, now=now)

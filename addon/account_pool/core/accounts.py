@@ -8,7 +8,7 @@ Times are monotonic seconds and passed in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from math import inf
@@ -108,28 +108,6 @@ class Accounts:
     def is_only(self, key: AccountKey) -> bool:
         """Say whether *key* is the only account of its provider, or was until it was removed."""
         return self.members[key.provider].by_label.keys() <= {key.label}
-
-    def summary(self, provider: str | None = None, *, now: float) -> dict[str, int]:
-        """Count accounts: total, available, cooling_down, disabled, in_flight.
-
-        `available` can be given a request now; `cooling_down` cools as a whole. An
-        account that does neither and is not disabled is full, between two starts
-        (min_interval) or without a credential.
-        """
-        states = list(self.of(provider))
-        cooling = [s for s in states if s.enabled and s.cooling_until(None, now) > now]
-        return {
-            "total": len(states),
-            "available": sum(s.is_ready(None, now) and bool(s.credentials) for s in states),
-            "cooling_down": len(cooling),
-            "disabled": sum(not s.enabled for s in states),
-            "in_flight": sum(s.in_flight for s in states),
-        }
-
-    def occupancy(self) -> dict[str, int]:
-        """Return size (accounts) and busy (accounts with a request in flight)."""
-        states = list(self)
-        return {"size": len(states), "busy": sum(s.in_flight > 0 for s in states)}
 
     # -- what their owner writes
 
@@ -423,3 +401,26 @@ class Accounts:
 def is_401(cause: Cause | Outcome) -> bool:
     """Say whether *cause* is a refusal of a credential: another one ends it."""
     return cause.cls in _BY_401
+
+
+def summary(states: Iterable[AccountState], *, now: float) -> dict[str, int]:
+    """Count *states*: total, available, cooling_down, disabled, in_flight.
+
+    `available` can be given a request now; `cooling_down` cools as a whole. An
+    account that does neither and is not disabled is full, between two starts
+    (min_interval) or without a credential.
+    """
+    states = list(states)
+    return {
+        "total": len(states),
+        "available": sum(s.is_ready(None, now) and bool(s.credentials) for s in states),
+        "cooling_down": sum(s.enabled and s.cooling_until(None, now) > now for s in states),
+        "disabled": sum(not s.enabled for s in states),
+        "in_flight": sum(s.in_flight for s in states),
+    }
+
+
+def occupancy(states: Iterable[AccountState]) -> dict[str, int]:
+    """Return size (accounts) and busy (accounts with a request in flight)."""
+    in_flight = [state.in_flight for state in states]
+    return {"size": len(in_flight), "busy": sum(n > 0 for n in in_flight)}

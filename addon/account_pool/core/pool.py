@@ -20,7 +20,6 @@ from math import inf
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import Accounts
 from account_pool.core.admission import Admission, Ticket
-from account_pool.core.cooldown import covers
 from account_pool.core.errors import LeaseAlreadyReturned, NoUsableAccount
 from account_pool.core.health import PassiveHealth
 from account_pool.core.lease import Lease, RequestFacts
@@ -432,26 +431,6 @@ class Pool:
             or failures.by_request
             or failures.address_limited_until > -inf
         )
-
-    def is_used_up(self, key: AccountKey, facts: RequestFacts, *, now: float) -> bool:
-        """Say whether nothing is left of a long window of *key* that *facts* fall under."""
-        state = self.accounts.find(key)
-        if state is None or not state.headroom.spent:
-            return False
-        return any(
-            window.long and window.share <= 0.0 and covers(window.model, facts.model)
-            for window in state.headroom.at(now).windows.values()
-        )
-
-    def cools_until(self, key: AccountKey, facts: RequestFacts, *, now: float) -> float:
-        """Return until when *key* cools for *facts*; -infinity if anything else may end that.
-
-        It may be full beside, or lack a credential.
-        """
-        state = self.accounts.find(key)
-        if state is None or state.full or facts.kind not in state.credentials:
-            return -inf
-        return state.cooling_until(facts.model, now)
 
     # -- waiting
 

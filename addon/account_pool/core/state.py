@@ -139,6 +139,22 @@ class AccountState:
         """Return until when (account, *model*) cools; a time not after *now* if it does not."""
         return max([c.until for c in _covering(self.holds(), model, now)], default=-inf)
 
+    def cools_for(self, kind: str, model: str | None, now: float) -> float:
+        """Return until when it cools for *model*; minus infinity if anything else may end that.
+
+        It may be full beside, or lack a credential.
+        """
+        if self.full or kind not in self.credentials:
+            return -inf
+        return self.cooling_until(model, now)
+
+    def is_used_up(self, model: str | None, now: float) -> bool:
+        """Say whether nothing is left of a long window that a request for *model* falls under."""
+        return bool(self.headroom.spent) and any(
+            window.long and window.share <= 0.0 and covers(window.model, model)
+            for window in self.headroom.at(now).windows.values()
+        )
+
     def is_suspect(self, model: str | None) -> bool:
         """Say whether requests for *model* ask all others first.
 
