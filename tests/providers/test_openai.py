@@ -1,4 +1,4 @@
-"""OpenAI: whose business a request is, the swap, events, limits, refusals."""
+"""OpenAI: who serves a request, the swap, events, limits, refusals."""
 
 # ruff: noqa: E501 - a table reads better with a row in a line
 

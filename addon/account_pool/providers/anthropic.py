@@ -21,7 +21,7 @@ from account_pool.providers.anthropic_signals import KEY_RESETS, RULES, WAITS
 from account_pool.providers.base import HostRule, LocalResponse, Provider, Route, Swap
 from account_pool.providers.request_head import NO_STEP, RequestHead, bearer, body_model
 
-# -- whose business a request is
+# -- who serves a request
 
 _POOL_POST = frozenset(
     {
@@ -35,7 +35,7 @@ _POOL_GET = re.compile(NO_STEP + r"/v1/models(?:/[^/]+)?")
 
 
 def route(head: RequestHead) -> Route:
-    """Say whose business a request is.
+    """Say who serves a request.
 
     What is under `/api` (login, settings, telemetry of Claude Code) and under
     `/v1/organizations` passes.

@@ -45,7 +45,7 @@ from account_pool.providers.common_signals import COMPATIBLE_RULES
 from account_pool.providers.compatible import judge
 from account_pool.providers.request_head import NO_STEP, RequestHead, body_model, is_websocket
 
-# -- whose business a request is
+# -- who serves a request
 
 _OPERATION = (
     r"(?:audio/(?:speech|transcriptions|translations)|chat/completions|completions|embeddings"

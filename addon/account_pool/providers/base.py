@@ -25,7 +25,7 @@ from account_pool.providers.request_head import RequestHead
 
 
 class Route(StrEnum):
-    """Whose business a request is."""
+    """Who serves a request."""
 
     #: an account of the pool serves it
     POOL = "pool"
@@ -163,7 +163,7 @@ class Provider:
         hosts: where its API lives.
         env: environment variables that hold a credential when there is no
             accounts.yaml, in order of preference.
-        route: whose business a request is.
+        route: who serves a request.
         kind: which kind of credential the request takes (`Credential.kind`), judged
             by the client that sent it; None: *token_kind*.
         model: the model a request asks for, None if it names none.

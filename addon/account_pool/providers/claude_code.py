@@ -23,7 +23,7 @@ from account_pool.providers.base import HostRule, Provider, Route, Swap
 from account_pool.providers.json_span import member, replaced, top_member
 from account_pool.providers.request_head import NO_STEP, RequestHead, bearer, body_model
 
-# -- whose business a request is
+# -- who serves a request
 
 _POOL_POST = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
 _POOL_GET = re.compile(NO_STEP + r"/v1/models(?:/[^/]+)?")
@@ -33,7 +33,7 @@ _CLIENT = re.compile(r"claude-(?:cli|code)/", re.IGNORECASE)
 
 
 def route(head: RequestHead) -> Route:
-    """Say whose business a request is.
+    """Say who serves a request.
 
     Batches and files belong to the account that made them and pass, as do settings and
     telemetry. `/api/oauth/usage` passes too: it is limited by itself, and its 429 must

@@ -49,7 +49,7 @@ from account_pool.providers.common_signals import COMPATIBLE_RULES
 from account_pool.providers.request_head import RequestHead, bearer, body_model, is_websocket
 from account_pool.providers.token_forms import jwt_claims, jwt_expires_at
 
-# -- whose business a request is
+# -- who serves a request
 
 _PREFIX = "/backend-api/codex"
 _POOL_POST = frozenset({f"{_PREFIX}/responses", f"{_PREFIX}/responses/compact"})
@@ -58,12 +58,12 @@ _WEBSOCKET = f"{_PREFIX}/responses"
 
 
 def route(head: RequestHead) -> Route:
-    """Say whose business a request is.
+    """Say who serves a request.
 
-    Everything else under `/backend-api` is about the login the client holds: Codex looks
-    for its own account in `/wham/accounts/check` and does not start without it. With an
-    API key it asks here for its models; what is signed (agent identity) cannot be made
-    another account's.
+    Inference and the list of models are pooled. Everything else under `/backend-api` is about
+    the login the client holds: Codex looks for its own account in `/wham/accounts/check` and
+    does not start without it. With an API key it asks here for its models; what is signed
+    (agent identity) cannot be made another account's.
     """
     if bearer(head).startswith("sk-") or _is_signed(head):
         return Route.PASS

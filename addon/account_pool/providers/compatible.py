@@ -90,7 +90,7 @@ def compatible(
     )
 
 
-# -- whose business a request is
+# -- who serves a request
 
 # Names of models have slashes and colons: `deepseek/deepseek-v4:free`.
 _BELOW = r"(?:/(?!\.)(?:[\w@:~.-]|%2[fF]|%3[aA])+)*"
@@ -146,7 +146,7 @@ def judge(name: str | None, value: Any) -> Verdict:
 def _choice_failed(choices: Any) -> bool:
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         return False
-    # https://openrouter.ai/docs/api-reference/errors: both, and seldom the reason alone.
+    # https://openrouter.ai/docs/api-reference/errors: both; rarely the reason alone.
     return bool(choices[0].get("error")) or choices[0].get("finish_reason") == "error"
 
 

@@ -167,7 +167,7 @@ GROQ = compatible(
         Rule("the organisation may not use this model", FORBIDDEN_ACCOUNT, MODEL,
             words={"model_permission_blocked_org", "model_permission_blocked_project",
             "model_terms_required"}, source=f"{_GROQ}/model-permissions"),
-        # About the address: every account would be benched in turn.
+        # About the address: one account after another would be on cooldown for it.
         Rule("the network is not served", SERVER_ERROR, status={403},
             phrase=r"^access denied\. please check your network settings\b",
             source="groq/groq-python issues"),
@@ -296,7 +296,7 @@ XAI = compatible(
 
 
 # -- DeepSeek: https://api-docs.deepseek.com. It sends no limit headers, and comments or empty
-# lines while it waits for capacity. Its codes are noise (`invalid_request_error` beside an empty
+# lines while it waits for capacity. Its codes say nothing (`invalid_request_error` beside an empty
 # balance): status and sentence count. The balance of the account passes.
 
 DEEPSEEK = compatible(
@@ -324,7 +324,7 @@ TOGETHER = compatible(
         Rule("the limit of this model", RATE_LIMIT, MODEL,
             words={"dynamic_request_limited", "dynamic_token_limited", "model_rate_limit"},
             source="https://docs.together.ai/docs/rate-limits: per organization and model"),
-        # With the type of an empty purse.
+        # With the type that stands for no credit.
         Rule("rate limit", RATE_LIMIT, status={429},
             phrase=r"\byou have been rate limited\b|\brequest rate limiting\b",
             source="togethercomputer/MoA#27"),
@@ -335,7 +335,7 @@ TOGETHER = compatible(
 )  # fmt: skip
 
 
-# -- Fireworks: https://docs.fireworks.ai/api-reference. Limits are the account's; an empty purse
+# -- Fireworks: https://docs.fireworks.ai/api-reference. Limits are the account's; no credit
 # is a 412. Names of models carry an account (`accounts/fireworks/models/...`); one of the client's
 # own is not found on another, which is learnt per account and model. Whatever is below
 # `/v1/accounts/` passes.
@@ -430,7 +430,7 @@ CEREBRAS = compatible(
 
 
 # -- Perplexity: https://docs.perplexity.ai/api-reference. Limits belong to the tier of the account.
-# No headers; an empty purse is a 401, a bad key the page of the server in front. Asynchronous jobs
+# No headers; no credit is a 401, a bad key the page of the server in front. Asynchronous jobs
 # belong to the account.
 
 PERPLEXITY = compatible(

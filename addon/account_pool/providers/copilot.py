@@ -49,7 +49,7 @@ from account_pool.providers.base import HostRule, LocalResponse, Origin, Provide
 from account_pool.providers.common_signals import COMPATIBLE_RULES
 from account_pool.providers.request_head import RequestHead, bearer, body_model, is_websocket
 
-# -- whose business a request is
+# -- who serves a request
 
 GITHUB_API = "api.github.com"
 EXCHANGE_PATH = "/copilot_internal/v2/token"
@@ -78,11 +78,11 @@ _SESSION_HEADERS = sessions.COPILOT_TOKENS
 
 
 def route(head: RequestHead) -> Route:
-    """Say whose business a request is.
+    """Say who serves a request.
 
-    At GitHub's own API only the exchange, which is answered locally, and what an account
-    is. Elsewhere inference and the list of models; agents, MCP, skills, search, telemetry
-    and whatever carries a session token of the client's account pass.
+    At GitHub's own API the exchange is answered locally, and an account is asked about itself.
+    Elsewhere inference and the list of models are pooled; agents, MCP, skills, search,
+    telemetry and whatever carries a session token of the client's account pass.
     """
     if head.method == "GET" and head.path == EXCHANGE_PATH:
         return Route.LOCAL

@@ -28,7 +28,7 @@ from account_pool.providers.request_head import (
     is_websocket,
 )
 
-# -- whose business a request is
+# -- who serves a request
 
 _VERSION = r"/v1(?:alpha|beta)?"
 # `async...` and `predictLongRunning` start operations that belong to the project.
@@ -49,7 +49,7 @@ _LIVE = re.compile(
 
 
 def route(head: RequestHead) -> Route:
-    """Say whose business a request is.
+    """Say who serves a request.
 
     Tuned models and operations belong to the project that made them and pass; so does a
     request with a Google login (`ya29.`), which is no API key.

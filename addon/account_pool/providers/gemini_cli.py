@@ -22,7 +22,7 @@ from account_pool.providers.gemini_signals import RULES, WAITS
 from account_pool.providers.json_span import member, replaced, start_of_object, top_member
 from account_pool.providers.request_head import RequestHead, body_model
 
-# -- whose business a request is
+# -- who serves a request
 
 _METHOD = re.compile(r"/v1internal:(?P<method>[A-Za-z]+)")
 _INFERENCE = frozenset({"countTokens", "generateContent", "streamGenerateContent"})
@@ -36,7 +36,7 @@ _CLIENT_AT_START = re.compile(r"GeminiCLI\b|google-api-nodejs-client/", re.IGNOR
 
 
 def route(head: RequestHead) -> Route:
-    """Say whose business a request is: Gemini CLI's, and only what leaves nothing behind.
+    """Pool requests of Gemini CLI, and only those that leave nothing behind.
 
     Signing up (`:onboardUser`), settings and telemetry pass.
     """

@@ -38,7 +38,7 @@ from account_pool.providers.request_head import (
     is_websocket,
 )
 
-# -- whose business a request is
+# -- who serves a request
 
 #: Everything that any account can answer: inference, and the list of models, without
 #: which a tool that holds a placeholder key does not start.
@@ -64,7 +64,7 @@ _POOL_WEBSOCKET = frozenset({"/v1/responses", "/v1/realtime"})
 
 
 def route(head: RequestHead) -> Route:
-    """Say whose business a request is.
+    """Say who serves a request.
 
     Fine-tuning, assistants and the like belong to the client's own account and pass, as do
     `/v1/organization/*` (admin keys) and everything unknown.
