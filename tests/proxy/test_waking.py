@@ -36,7 +36,7 @@ from tests.proxy.helpers import (
     post1,
     service_of,
 )
-from tests.proxy.test_event_lock import Handler
+from tests.proxy.test_client_handler import Handler
 
 HOURS = 3 * 3600.0
 

@@ -1,9 +1,9 @@
 """The mitmproxy shell: translates between mitmproxy and the core, decides nothing.
 
 Reading order: `addon` (what mitmproxy calls), `options`, `service` (what all requests
-share), `interception` (which connections are ours), then one request: `destination`,
-`call`, `stream` (the HTTP layer that replays), `answer` (how far an answer is read),
-`wire` (the copy that is sent).
+share), `next_layer` (which connections are ours), then one request: `pooled_request` (whose
+it is, and where it goes), `stream`, `pooled_exchange` with `pooled_attempts`,
+`response_reader` (how far a response is read), `credential_swap` (the copy that is sent).
 """
 
 import logging

@@ -33,7 +33,7 @@ from account_pool.proxy.tunnels import take_tls
 from tests.patience import PATIENCE_S
 from tests.proxy.fast.known import needs_known
 from tests.proxy.helpers import options_of
-from tests.proxy.test_tls import read_all
+from tests.proxy.test_tunnels import read_all
 
 pytestmark = [needs_known, pytest.mark.usefixtures("factory")]
 
