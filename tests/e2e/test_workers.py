@@ -15,9 +15,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from account_pool.admin.auth import TOKEN_FILE
 from account_pool.demo.exchange import Reply, Request
 from account_pool.demo.replies import EVENT_STREAM, by_credential
-from tests.e2e.harness import FIRST, SECOND, TIMEOUT_S, TWO, Proxy, account, chat, in_order
+from tests.e2e.harness import CONFDIR, FIRST, SECOND, TIMEOUT_S, TWO, Proxy, account, chat, in_order
 from tests.scripts import openai
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are for Linux")
@@ -209,3 +210,88 @@ async def test_many_requests_at_a_limited_account_are_refused_few_times(provider
 
     assert set().union(*await asyncio.gather(*map(ask, clients))) == {200}
     assert upstream.journal.credentials.count(FIRST) <= 50 + 8
+
+
+def sample(text: str, name: str) -> float:
+    """Return the sum of the samples *name* of metrics."""
+    found = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE)
+    return sum(map(float, found))
+
+
+async def test_the_admin_pages_speak_for_all_workers(provider, pool_proxy):
+    finish = asyncio.Event()
+    first, second, *rest = openai.chat_events(["Good", " morning"])
+    slow = Reply(headers=EVENT_STREAM, steps=(first, second, finish, *rest))
+    upstream = await provider(by_credential({FIRST: [GOOD, GOOD, slow, slow]}))
+    accounts = in_order("first", max_concurrent=5)
+    proxy = await pool_proxy(accounts, provider=upstream, workers=2)
+    asked = chat()
+    async with (
+        one_each(proxy) as (one, other),
+        one.stream(**asked) as here,
+        other.stream(**asked) as there,
+    ):
+        pieces = [here.aiter_raw(), there.aiter_raw()]
+        for body in pieces:
+            await anext(body)
+        seen = set()
+        while len(seen) < 2:
+            async with httpx.AsyncClient(base_url=proxy.url, timeout=TIMEOUT_S) as admin:
+                health = (await admin.get("/health")).json()
+                (state,) = (await admin.get("/account-pool")).json()["accounts"]
+                metrics = (await admin.get("/metrics")).text
+                await proxy.until(lambda: proxy.output.count("client connect") > 2 + len(seen))
+                seen.add(connects(proxy)[-1])
+            assert (health["size"], health["busy"], health["pid"]) == (1, 1, proxy.pid)
+            assert {w["pid"] for w in health["workers"]} == set(pids(proxy).values())
+            assert (state["in_flight"], state["state"]) == (2, "available")
+            assert sample(metrics, "account_pool_in_flight") == 2
+            assert sample(metrics, "account_pool_requests_total") == 2
+        finish.set()
+        for body in pieces:
+            assert b"[DONE]" in b"".join([piece async for piece in body])
+    # What a worker has counted is counted when it is gone.
+    async with httpx.AsyncClient(base_url=proxy.url, timeout=TIMEOUT_S) as admin:
+        assert sample((await admin.get("/metrics")).text, "account_pool_requests_total") == 4
+        os.kill(pids(proxy)["worker 2"], signal.SIGKILL)
+        await proxy.until_printed(r"worker 2 has ended")
+    async with httpx.AsyncClient(base_url=proxy.url, timeout=TIMEOUT_S) as admin:
+        assert sample((await admin.get("/metrics")).text, "account_pool_requests_total") == 4
+
+
+async def test_what_is_changed_at_one_worker_is_changed_at_all(provider, pool_proxy):
+    upstream = await provider(by_credential({FIRST: GOOD, SECOND: GOOD}))
+    proxy = await pool_proxy(TWO, provider=upstream, workers=2)
+    token = (proxy.folder / CONFDIR / TOKEN_FILE).read_text().strip()
+    headers = {"authorization": f"Bearer {token}"}
+    async with (
+        one_each(proxy) as clients,
+        httpx.AsyncClient(base_url=proxy.url, timeout=TIMEOUT_S, headers=headers) as admin,
+    ):
+
+        async def served_by() -> list[str]:
+            before = len(upstream.journal.credentials)
+            for client in clients:
+                assert (await client.request(**chat(stream=False))).status_code == 200
+            return upstream.journal.credentials[before:]
+
+        async def do(what: str, label: str = "first", **more: str) -> None:
+            body = {"provider": "openai", "label": label, **more}
+            answer = await admin.post(f"/account-pool/{what}", json=body)
+            assert answer.is_success, answer.text
+
+        await do("disable")
+        assert await served_by() == [SECOND, SECOND]
+        decisions = (await admin.get("/decisions")).json()
+        assert [(d["kind"], d["account"]) for d in decisions["decisions"]] == [
+            ("disable", "openai/first")
+        ]
+        since = {"since": decisions["next"]}
+        assert (await admin.get("/decisions", params=since)).json()["decisions"] == []
+        await do("enable")
+        assert await served_by() == [FIRST, FIRST]
+        await do("remove")
+        assert await served_by() == [SECOND, SECOND]
+        await do("add", token=FIRST)
+        await do("disable", "second")
+        assert await served_by() == [FIRST, FIRST]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -13,13 +14,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from account_pool.admin import metrics
+from account_pool.admin import metrics, workers
 from account_pool.admin.auth import SAFE_METHODS
 from account_pool.admin.http import AdminRequest, ApiError
 from account_pool.admin.models import read_body, read_query
 from account_pool.admin.openapi import document
 from account_pool.admin.page import dashboard
 from account_pool.admin.routes import ENDPOINTS, AdminContext, Endpoint
+from account_pool.workers.worker import Link
 
 Handler = Callable[[Request], Awaitable[Response]]
 Admit = Callable[[AdminRequest], None]
@@ -63,7 +65,8 @@ class _Route:
         request = Request(scope, receive)
         if request.method not in self._methods:
             raise HTTPException(405, headers={"allow": ", ".join(self._methods)})
-        self._admit(scope["admin_request"])
+        if not scope["admin_request"].of_worker:
+            self._admit(scope["admin_request"])
         response = await self._handler(request)
         await response(scope, receive, send)
 
@@ -71,9 +74,31 @@ class _Route:
 def _handler_of(endpoint: Endpoint, context: AdminContext) -> Handler:
     async def handle(request: Request) -> Response:
         asked = await _asked(endpoint, request)
-        return JSONResponse(await endpoint.handler(context, asked), endpoint.status)
+        sent: AdminRequest = request.scope["admin_request"]
+        if sent.of_worker and endpoint.name in workers.FOLLOWED:
+            return JSONResponse(await workers.follow(endpoint.name, context, asked))
+        said = await endpoint.handler(context, asked)
+        if context.link is not None and not sent.of_worker:
+            said = await _of_all(endpoint, context.link, sent, said, asked)
+        return JSONResponse(said, endpoint.status)
 
     return handle
+
+
+async def _of_all(endpoint: Endpoint, link: Link, sent: AdminRequest, mine: Any, asked: Any) -> Any:
+    """Return what all workers say, or have the others do what this one has done."""
+    if endpoint.name in workers.FOLLOWED:
+        await link.ask(_question(sent))
+    elif endpoint.name in workers.MERGED:
+        said = await link.ask(_question(sent))
+        others = [one for one in said.values() if "error" not in one]
+        return workers.MERGED[endpoint.name](mine, others, asked)
+    return mine
+
+
+def _question(sent: AdminRequest) -> str:
+    body = bytes(sent.body).decode("utf-8", "replace")
+    return json.dumps({"method": sent.method, "target": sent.target, "body": body})
 
 
 async def _asked(endpoint: Endpoint, request: Request) -> Any:
@@ -94,9 +119,16 @@ async def _openapi(_request: Request) -> Response:
 
 
 def _metrics_handler(context: AdminContext) -> Handler:
-    async def handle(_request: Request) -> Response:
+    async def handle(request: Request) -> Response:
         # Read in one go; formatted in a thread, while requests go on.
         families = list(metrics.read(context.service, context.decision_counter))
+        sent: AdminRequest = request.scope["admin_request"]
+        if sent.of_worker:
+            return JSONResponse(workers.values(families))
+        if context.link is not None:
+            mine = workers.values(families)
+            said = await context.link.ask(_question(sent), mine=mine)
+            families = workers.merge_metrics(families, said.values())
         text = await asyncio.to_thread(metrics.written, families)
         return Response(text, media_type=metrics.MEDIA_TYPE)
 

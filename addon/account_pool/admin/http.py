@@ -62,6 +62,7 @@ class AdminRequest:
         address: address and port of this machine that it was sent to.
         body: the body so far, MAX_BODY_BYTES at most.
         too_long: the body is longer than that.
+        of_worker: another worker of this proxy asks, of its own accord or for a client that may.
     """
 
     method: str
@@ -72,6 +73,7 @@ class AdminRequest:
     peer: str
     address: tuple[str, int]
     body: bytearray = field(default_factory=bytearray, repr=False)
+    of_worker: bool = False
     too_long: bool = False
 
     def take(self, data: bytes) -> None:

@@ -373,5 +373,8 @@ SCHEMAS: Mapping[str, Schema] = {
                 running=_of("boolean", "it was begun again"))),
             "background tasks that have failed since the start"),
         state_problem=_or_null(_of("string", "why the state is kept in memory only")),
-        accounts_file=_ACCOUNTS_FILE),
+        accounts_file=_ACCOUNTS_FILE,
+        workers=_about(
+            _list(_object(number=_COUNT, pid=_COUNT, uptime_s=_SECONDS, busy=_COUNT)),
+            "the processes that serve, where there are several; `pid` is that of their launcher")),
 }  # fmt: skip

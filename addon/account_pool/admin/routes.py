@@ -35,6 +35,7 @@ from account_pool.core.decisions import Decision
 from account_pool.core.instruments import DecisionCounter
 from account_pool.core.state import AccountState
 from account_pool.supervision import tasks
+from account_pool.workers.worker import Link
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -51,6 +52,7 @@ class AdminContext:
         started_at: when it was started, monotonic seconds.
         ready: returns whether the proxy serves requests.
         accounts_file: returns the accounts file in use; None if there is none.
+        link: the launcher, where this is one of several workers.
     """
 
     service: PoolService
@@ -61,6 +63,7 @@ class AdminContext:
     started_at: float
     ready: Callable[[], bool]
     accounts_file: Callable[[], Path | None]
+    link: Link | None = None
 
     def source(self) -> Json:
         """Return the accounts file in use; null if the accounts come from the environment."""
@@ -227,11 +230,13 @@ async def decisions(context: AdminContext, asked: DecisionsQuery) -> Json:
     known, now = context.service.pool.decisions, context.service.now()
     rows: list[Json] = []
     for decision in known:
-        if decision.number <= asked.since or len(rows) >= asked.limit:
+        # Of several workers each counts for itself: microseconds are the same for all.
+        number = decision.number if context.link is None else int(decision.at * 1e6)
+        if number <= asked.since or len(rows) >= asked.limit:
             break
         if _is_wanted(decision, asked):
-            rows.append(_decision_view(decision, now))
-    return {"decisions": rows, "next": known.made}
+            rows.append({**_decision_view(decision, now), "number": number})
+    return {"decisions": rows, "next": known.made if context.link is None else int(now * 1e6)}
 
 
 def _is_wanted(decision: Decision, asked: DecisionsQuery) -> bool:
@@ -279,13 +284,21 @@ async def usage(context: AdminContext, asked: UsageQuery) -> Json:
 @_at("/health", "Health")
 async def health(context: AdminContext, _asked: None) -> Json:
     """Whether the proxy serves. Cheap, and never needs the token."""
+    link, pid = context.link, os.getpid()
+    uptime_s = round(context.service.now() - context.started_at, 3)
+    of_workers: Json = {"workers": []}
+    if link is not None:
+        busy = [str(state.key) for state in context.service.pool.accounts if state.in_flight]
+        worker = {"number": link.number, "pid": pid, "uptime_s": uptime_s, "busy": len(busy)}
+        of_workers = {"worker": worker, "busy_accounts": busy}
+        pid, uptime_s = link.launcher, round(context.service.now() - link.started_at, 3)
     return {
         "status": "ok",
         "version": __version__,
-        "uptime_s": round(context.service.now() - context.started_at, 3),
+        "uptime_s": uptime_s,
         **occupancy(context.service.pool.accounts),
-        "pid": os.getpid(),
-        "instance": context.instance,
+        "pid": pid,
+        "instance": context.instance if link is None else link.instance,
         "ready": context.ready(),
         "stopping": context.service.stopping,
         "failed_tasks": [
@@ -294,6 +307,7 @@ async def health(context: AdminContext, _asked: None) -> Json:
         ],
         "state_problem": context.service.state_problem(),
         **context.source(),
+        **of_workers,
     }
 
 

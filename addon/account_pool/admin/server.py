@@ -7,6 +7,7 @@ without it, and no other request waits for the import.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import traceback
 from collections.abc import Callable
@@ -71,6 +72,20 @@ class AdminServer:
             logger.error(f"account-pool: {type(e).__name__} in an admin page at {where}")
             internal = ApiError(500, "internal", "internal error; see the log of the proxy")
             return _completed(error_response(internal))
+
+    async def answer_worker(self, what: str) -> Any:
+        """Return what another worker asks for (`admin/workers.py`), as JSON values."""
+        asked = json.loads(what)
+        request = AdminRequest(
+            method=asked["method"],
+            target=asked["target"],
+            headers=((b"content-type", b"application/json"),),
+            peer="",
+            address=("", 0),
+            body=bytearray(asked["body"].encode()),
+            of_worker=True,
+        )
+        return json.loads((await _ask(await self._pages(), request)).body)
 
     def admit(self, request: AdminRequest) -> None:
         """Raise ApiError unless the client may send *request*."""

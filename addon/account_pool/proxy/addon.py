@@ -193,6 +193,7 @@ class AccountPool:
             ready=lambda: self._ready,
             accounts_file=lambda: self.reloader.file.path,
             rules=self.wiring.rules,
+            link=self._siblings.link,
         )
         ctx.master.addons.add(self._replays)
         self._starting = tasks.once("start", self._announce)

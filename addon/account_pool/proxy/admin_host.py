@@ -17,6 +17,7 @@ from account_pool.admin.views import Sums
 from account_pool.core.credential import Secret
 from account_pool.core.instruments import DecisionCounter
 from account_pool.proxy.service import Service
+from account_pool.workers.worker import Link
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -35,6 +36,7 @@ def open_admin_server(
     ready: Callable[[], bool],
     accounts_file: Callable[[], Path | None],
     rules: Callable[[], Rules],
+    link: Link | None = None,
 ) -> AdminServer:
     """Let *service* answer requests to the proxy itself.
 
@@ -45,6 +47,7 @@ def open_admin_server(
         make_actions: returns what changes the pool.
         counted, ready, accounts_file: see `AdminContext`.
         rules: returns who may do what, at the moment.
+        link: the launcher, where this is one of several workers.
     """
     decision_counter, started_at, instance = DecisionCounter(), service.now(), secrets.token_hex(8)
     service.pool.decisions.subscribe(decision_counter.note)
@@ -62,11 +65,14 @@ def open_admin_server(
             started_at=started_at,
             ready=ready,
             accounts_file=accounts_file,
+            link=link,
         )
         return make_app(context, admit)
 
     server = AdminServer(guard=TokenGuard(token), rules=rules, now=service.now, make_app=make_app)
     service.visited = server.answer
+    if link is not None:
+        link.say = server.answer_worker
     return server
 
 

@@ -18,7 +18,7 @@ import sys
 import time
 from asyncio.subprocess import PIPE, STDOUT, Process
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from typing import Any
@@ -36,7 +36,7 @@ SERVED_S = 10.0
 #: itself before that (`proxy/draining.py`).
 GRACE_S = 10.0
 #: How long the others may take to say what a worker asks them, seconds.
-ANSWER_S = 2.0
+ANSWER_S = 5.0
 #: Signals that are passed on as they are.
 PASSED_ON = ("SIGUSR1", "SIGUSR2")
 
@@ -52,6 +52,7 @@ class Worker:
         stopping: it takes no connections any more.
         drain_s: how long it lets requests finish when it ends.
         ready_at: since when it serves, monotonic seconds.
+        sums: those it has reported last (`admin/workers.py`), by name.
     """
 
     number: int
@@ -62,6 +63,7 @@ class Worker:
     stopping: bool = False
     drain_s: float = 10.0
     ready_at: float = 0.0
+    sums: Mapping[str, float] = field(default_factory=dict)
 
     def send(self, message: Message) -> None:
         self.seat.channel.send(message)
@@ -97,6 +99,8 @@ class Launcher:
         #: what a worker has asked the others, by number: what they have said, who is to say it
         self._asked: dict[int, tuple[dict[str, Any], set[int], asyncio.Event]] = {}
         self._questions = count(1)
+        #: of workers that have ended: a sum that was reported never falls
+        self._ended: dict[str, float] = {}
 
     async def run(self) -> int:
         """Serve until the end; return the exit code."""
@@ -184,6 +188,8 @@ class Launcher:
     def _bury(self, worker: Worker) -> None:
         """Give what *worker* did not get to read to others."""
         del self._workers[worker.number]
+        for name, amount in worker.sums.items():
+            self._ended[name] = self._ended.get(name, 0.0) + amount
         left = worker.seat.channel.close()
         left += unread(worker.theirs)
         worker.theirs.close()
@@ -264,6 +270,9 @@ class Launcher:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(all_said.wait(), ANSWER_S)
         del self._asked[number]
+        if message["mine"] is not None:
+            asker.sums = message["mine"]["sums"]
+            said["ended"] = {"sums": self._ended, "now": {}}
         if self._workers.get(asker.number) is asker:
             asker.send({"do": "said", "number": message["number"], "by": said})
 
@@ -271,6 +280,8 @@ class Launcher:
         if message["number"] in self._asked:
             said, awaited, all_said = self._asked[message["number"]]
             said[str(number)] = message["said"]
+            if isinstance(message["said"], dict) and "sums" in message["said"]:
+                self._workers[number].sums = message["said"]["sums"]
             awaited.discard(number)
             if not awaited:
                 all_said.set()

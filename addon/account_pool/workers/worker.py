@@ -166,11 +166,15 @@ class Link:
         """Tell the others."""
         self._send({"do": "tell", "message": message})
 
-    async def ask(self, what: str) -> dict[str, Any]:
-        """Return what each of the others says, by its number; none of one that hangs."""
+    async def ask(self, what: str, *, mine: Any = None) -> dict[str, Any]:
+        """Return what each of the others says, by its number; none of one that hangs.
+
+        *mine* is what this one would say; with it, the sums of what those said that have ended
+        come as "ended".
+        """
         number = next(self._numbers)
         said = self._asked[number] = asyncio.get_running_loop().create_future()
-        self._send({"do": "ask", "number": number, "what": what})
+        self._send({"do": "ask", "number": number, "what": what, "mine": mine})
         try:
             answers: dict[str, Any] = await said
         finally:

@@ -1,0 +1,236 @@
+"""One response for all workers: what each of them says, put together.
+
+The worker that is asked asks the others the same, and merges what they respond. What it
+changes, they change too, before it responds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client.core import Metric
+from prometheus_client.samples import Sample
+
+from account_pool.admin.http import ApiError
+from account_pool.admin.views import Json
+
+if TYPE_CHECKING:
+    from account_pool.admin.routes import AdminContext
+
+#: Kinds of metrics whose values add up, and gauges that do, or whose greatest counts. Of all
+#: others each worker knows the same.
+_SUMMED_KINDS = ("counter", "histogram")
+_SUMMED = ("account_pool_in_flight",)
+_GREATEST = ("account_pool_in_flight_oldest_seconds",)
+#: Within so many seconds a worker takes over what another has decided.
+_SAME_S = 5.0
+
+#: Merges what this worker responds and what others do, asked with a limit or without one.
+Merge = Callable[[Json, list[Json], Any], Json]
+
+
+# -- GET
+
+
+def _health(mine: Json, others: list[Json], _asked: Any) -> Json:
+    workers = sorted([mine, *others], key=lambda one: int(one["worker"]["number"]))
+    busy = {account for one in workers for account in one["busy_accounts"]}
+    tasks = [
+        {**task, "name": f"worker {one['worker']['number']}: {task['name']}"}
+        for one in workers
+        for task in one["failed_tasks"]
+    ]
+    merged = {
+        **mine,
+        "busy": len(busy),
+        "ready": any(one["ready"] for one in workers),
+        "stopping": all(one["stopping"] for one in workers),
+        "failed_tasks": tasks,
+        "state_problem": next((p for one in workers if (p := one["state_problem"])), None),
+        "workers": [one["worker"] for one in workers],
+    }
+    return {key: value for key, value in merged.items() if key not in ("worker", "busy_accounts")}
+
+
+def _accounts(mine: Json, others: list[Json], _asked: Any) -> Json:
+    there = [{account["key"]: account for account in one["accounts"]} for one in others]
+    accounts = [
+        _account(account, [one[account["key"]] for one in there if account["key"] in one])
+        for account in mine["accounts"]
+    ]
+    merged = {**mine, "accounts": accounts, "summary": _summary(mine["summary"], accounts)}
+    if "providers" in mine:
+        merged["providers"] = {
+            name: _summary(summary, [a for a in accounts if a["provider"] == name])
+            for name, summary in mine["providers"].items()
+        }
+    return merged
+
+
+def _account(mine: Json, others: list[Json]) -> Json:
+    of_all = [mine, *others]
+    sums = {
+        name: sum(one[name] for one in of_all) for name in ("in_flight", "departures", "broken")
+    }
+    merged = {
+        **mine,
+        **sums,
+        "oldest_s": max((s for one in of_all if (s := one["oldest_s"]) is not None), default=None),
+    }
+    limit = mine["max_concurrent"]
+    if limit is not None and mine["state"] in ("available", "full"):
+        # Each knows whether its own share is used up.
+        is_full = sums["in_flight"] >= limit
+        merged["state"] = "full" if is_full else "available"
+        merged["reason"] = f"max_concurrent: {limit}" if is_full else ""
+    return merged
+
+
+def _summary(mine: Json, accounts: Iterable[Json]) -> Json:
+    return {**mine, "in_flight": sum(account["in_flight"] for account in accounts)}
+
+
+def _decisions(mine: Json, others: list[Json], asked: Any) -> Json:
+    # What one has decided since the first of them responded comes the next time.
+    upto = min(one["next"] for one in (mine, *others))
+    theirs = [row for one in others for row in one["decisions"] if not _is_heard(row)]
+    heard = {_subject(row): row["number"] for row in theirs}
+    own = [
+        row
+        for row in mine["decisions"]
+        if not _is_heard(row)
+        or abs(row["number"] - heard.get(_subject(row), -1e18)) > _SAME_S * 1e6
+    ]
+    rows = sorted([*own, *theirs], key=lambda row: int(row["number"]), reverse=True)
+    rows = [row for row in rows if row["number"] <= upto]
+    return {"decisions": rows[: asked.limit], "next": upto}
+
+
+def _is_heard(row: Json) -> bool:
+    """Say whether *row* is what a worker has taken over from another proxy."""
+    return bool(row["by"] == "another proxy")
+
+
+def _subject(row: Json) -> tuple[Any, ...]:
+    return row["kind"], row["account"], row.get("covers")
+
+
+def _sessions(mine: Json, others: list[Json], asked: Any) -> Json:
+    found: dict[str, Json] = {}
+    for row in [row for one in (mine, *others) for row in one["sessions"]]:
+        known = found.setdefault(row["key"], row)
+        if known is not row:
+            newer = min(known, row, key=lambda one: float(one["idle_s"]))
+            found[row["key"]] = {**newer, "turns": known["turns"] + row["turns"]}
+    rows = sorted(found.values(), key=lambda row: float(row["idle_s"]))
+    return {"sessions": rows[: asked.limit], "total": max(one["total"] for one in (mine, *others))}
+
+
+#: By the name of the endpoint. Others respond with what all workers know.
+MERGED: Mapping[str, Merge] = {
+    "health": _health,
+    "accounts": _accounts,
+    "accounts_of_provider": _accounts,
+    "decisions": _decisions,
+    "sessions": _sessions,
+}
+
+
+# -- POST
+
+
+async def _read_again(context: AdminContext, _asked: Any) -> None:
+    await context.actions.read_again()
+
+
+async def _remove(context: AdminContext, asked: Any) -> None:
+    await context.actions.read_again()
+    context.actions.forget(context.actions.get(asked.provider, asked.label).key)
+
+
+async def _next(context: AdminContext, asked: Any) -> None:
+    context.actions.next(asked.provider)
+
+
+async def _clear(context: AdminContext, asked: Any) -> None:
+    context.actions.clear_cooldown(asked.provider, asked.label)
+
+
+async def _enable(context: AdminContext, asked: Any) -> None:
+    context.actions.enable(asked.provider, asked.label)
+
+
+async def _disable(context: AdminContext, asked: Any) -> None:
+    context.actions.disable(asked.provider, asked.label)
+
+
+async def _close_session(context: AdminContext, asked: Any) -> None:
+    context.actions.close_session(asked.key)
+
+
+#: What a worker does once another has done it, by the name of the endpoint.
+FOLLOWED: Mapping[str, Callable[[AdminContext, Any], Awaitable[None]]] = {
+    "add": _read_again,
+    "remove": _remove,
+    "next": _next,
+    "clear_cooldown": _clear,
+    "enable": _enable,
+    "disable": _disable,
+    "close_session": _close_session,
+}
+
+
+async def follow(name: str, context: AdminContext, asked: Any) -> Json:
+    """Do what another worker has done at the endpoint *name*."""
+    with suppress(ApiError):  # it is so already
+        await FOLLOWED[name](context, asked)
+    return {}
+
+
+# -- metrics
+
+
+def values(families: Iterable[Metric]) -> Json:
+    """Return what *families* say, to be merged by another worker.
+
+    "sums" add up, over workers that have ended too; "now" are values of this moment.
+    """
+    found: Json = {"sums": {}, "now": {}}
+    for family in families:
+        which = "sums" if family.type in _SUMMED_KINDS else "now"
+        if which == "sums" or family.name in _SUMMED + _GREATEST:
+            for sample in family.samples:
+                found[which][_key(family, sample)] = sample.value
+    return found
+
+
+def merge_metrics(families: Iterable[Metric], others: Iterable[Json]) -> list[Metric]:
+    """Return *families* with what *others* (`values`) say added."""
+    others, merged = list(others), []
+    for family in families:
+        greatest = family.name in _GREATEST
+        which = "sums" if family.type in _SUMMED_KINDS else "now"
+        more: dict[str, float] = {}
+        for one in others:
+            for key, value in one[which].items():
+                if key.startswith(f'["{family.name}",'):
+                    known = more.get(key, 0.0)
+                    more[key] = max(known, value) if greatest else known + value
+        samples = []
+        for sample in family.samples:
+            value = more.pop(_key(family, sample), 0.0)
+            total = max(sample.value, value) if greatest else sample.value + value
+            samples.append(sample._replace(value=total))
+        for key, value in more.items():
+            _, name, labels = json.loads(key)
+            samples.append(Sample(name, labels, value))
+        family.samples = samples
+        merged.append(family)
+    return merged
+
+
+def _key(family: Metric, sample: Sample) -> str:
+    return json.dumps([family.name, sample.name, sample.labels])

@@ -1,0 +1,123 @@
+"""What several workers say, put together."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+from account_pool.admin import metrics
+from account_pool.admin.routes import ENDPOINTS
+from account_pool.admin.workers import FOLLOWED, MERGED, merge_metrics, values
+
+LIMIT_50 = SimpleNamespace(limit=50)
+
+
+def test_every_change_is_followed() -> None:
+    changes = {e.name for e in ENDPOINTS if e.method == "POST"}
+    assert changes == FOLLOWED.keys() | {"reveal"}
+    assert MERGED.keys() <= {e.name for e in ENDPOINTS if e.method == "GET"}
+
+
+def health(number: int, **fields: Any) -> dict[str, Any]:
+    return {
+        "size": 3, "busy": 1, "ready": True, "stopping": False, "failed_tasks": [],
+        "state_problem": None, "busy_accounts": ["openai/a"],
+        "worker": {"number": number, "pid": number, "uptime_s": 1.0, "busy": 1}, **fields,
+    }  # fmt: skip
+
+
+def test_health_counts_an_account_once() -> None:
+    task = {"name": "keeping", "failures": 1, "error": "E", "running": True}
+    other = health(
+        1, busy_accounts=["openai/a", "openai/b"], failed_tasks=[task], state_problem="full"
+    )
+    merged = MERGED["health"](health(2), [other], None)
+    assert (merged["size"], merged["busy"], merged["state_problem"]) == (3, 2, "full")
+    assert merged["failed_tasks"] == [{**task, "name": "worker 1: keeping"}]
+    assert [worker["number"] for worker in merged["workers"]] == [1, 2]
+    assert not {"worker", "busy_accounts"} & merged.keys()
+
+
+def account(**fields: Any) -> dict[str, Any]:
+    return {
+        "key": "openai/a", "provider": "openai", "in_flight": 2, "departures": 1, "broken": 0,
+        "oldest_s": None, "max_concurrent": 8, "state": "full", "reason": "max_concurrent: 8",
+        "served": 7, **fields,
+    }  # fmt: skip
+
+
+def pool(**fields: Any) -> dict[str, Any]:
+    summary = {"total": 1, "in_flight": 2}
+    return {
+        "accounts": [account(**fields)],
+        "summary": summary,
+        "providers": {"openai": summary},
+    }
+
+
+def test_what_is_in_flight_adds_up_and_what_all_know_does_not() -> None:
+    merged = MERGED["accounts"](pool(), [pool(in_flight=3, oldest_s=4.0)], None)
+    (one,) = merged["accounts"]
+    assert (one["in_flight"], one["departures"], one["served"], one["oldest_s"]) == (5, 2, 7, 4.0)
+    assert (one["state"], one["reason"]) == ("available", ""), "its share is used up, not the limit"
+    assert merged["summary"] == merged["providers"]["openai"] == {"total": 1, "in_flight": 5}
+    merged = MERGED["accounts"](pool(), [pool(in_flight=6)], None)
+    assert merged["accounts"][0]["state"] == "full"
+
+
+def decision(number: int, by: str = "a refusal") -> dict[str, Any]:
+    return {"number": number, "kind": "cooldown", "account": "openai/a", "covers": None, "by": by}
+
+
+def test_a_decision_is_said_once_and_none_is_missed() -> None:
+    mine = {"decisions": [decision(9_000_000), decision(2_000_000, "another proxy")], "next": 10**7}
+    theirs = {"decisions": [decision(1_900_000), decision(100, "another proxy")], "next": 8_000_000}
+    merged = MERGED["decisions"](mine, [theirs], LIMIT_50)
+    # The first one comes with the next question: of that time the other has not said all.
+    assert [row["number"] for row in merged["decisions"]] == [1_900_000]
+    assert merged["next"] == 8_000_000
+    outside = {"decisions": [decision(2_000_000, "another proxy")], "next": 10**7}
+    merged = MERGED["decisions"](outside, [{"decisions": [], "next": 10**7}], LIMIT_50)
+    assert len(merged["decisions"]) == 1, "it is from no worker"
+
+
+def test_a_session_is_said_once() -> None:
+    def one(idle_s: float, turns: int, key: str = "a") -> dict[str, Any]:
+        return {"key": key, "idle_s": idle_s, "turns": turns}
+
+    mine = {"sessions": [one(3.0, 0), one(9.0, 0, "b")], "total": 2}
+    theirs = {"sessions": [one(1.0, 1)], "total": 2}
+    merged = MERGED["sessions"](mine, [theirs], LIMIT_50)
+    assert merged == {"sessions": [one(1.0, 1), one(9.0, 0, "b")], "total": 2}
+
+
+def families(amount: float, label: str = "a") -> list[Any]:
+    counter = CounterMetricFamily("account_pool_requests", "r", labels=("account",))
+    counter.add_metric((label,), amount)
+    histogram = HistogramMetricFamily("account_pool_wait_seconds", "w", labels=("provider",))
+    histogram.add_metric(("openai",), [("1.0", amount), ("+Inf", amount)], amount)
+    flying = GaugeMetricFamily("account_pool_in_flight", "f", labels=("account",))
+    flying.add_metric(("a",), amount)
+    oldest = GaugeMetricFamily("account_pool_in_flight_oldest_seconds", "o", labels=("account",))
+    oldest.add_metric(("a",), amount)
+    return [counter, histogram, flying, oldest, GaugeMetricFamily("account_pool_up", "u", value=1)]
+
+
+def test_metrics_of_workers_add_up() -> None:
+    ended = {"sums": values(families(100, "a"))["sums"], "now": {}}
+    others = [values(families(2)), values(families(5, "b")), ended]
+    text = metrics.written(merge_metrics(families(1), others)).decode()
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    assert lines == [
+        'account_pool_requests_total{account="a"} 103.0',
+        'account_pool_requests_total{account="b"} 5.0',
+        'account_pool_wait_seconds_bucket{le="1.0",provider="openai"} 108.0',
+        'account_pool_wait_seconds_bucket{le="+Inf",provider="openai"} 108.0',
+        'account_pool_wait_seconds_count{provider="openai"} 108.0',
+        'account_pool_wait_seconds_sum{provider="openai"} 108.0',
+        'account_pool_in_flight{account="a"} 8.0',
+        'account_pool_in_flight_oldest_seconds{account="a"} 5.0',
+        "account_pool_up 1.0",
+    ]
