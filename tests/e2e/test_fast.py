@@ -367,7 +367,7 @@ async def test_ways_and_scripts_change_while_answers_flow(provider, setting, tmp
         options={"termlog_verbosity": "debug"},
         extra_args=["-s", str(script)],
     )
-    all_of_them = "table, inline" + (", direct, short" if direct.is_as_known() else "")
+    all_of_them = "table, inline" + (", direct, short, relay" if direct.is_as_known() else "")
     ways = {"true": all_of_them, "false": "none", '["table"]': "table"}
 
     async def neighbour(http) -> tuple[str, bool]:

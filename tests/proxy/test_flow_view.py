@@ -12,7 +12,7 @@ from mitmproxy.io import FlowReader, FlowWriter
 from mitmproxy.net.encoding import encode
 from mitmproxy.test import taddons, tflow
 
-from account_pool.proxy import flow_view, pooled_exchange
+from account_pool.proxy import flow_view
 from account_pool.proxy.addon import AccountPool
 from account_pool.supervision import tasks
 from tests.proxy.helpers import (
@@ -323,8 +323,7 @@ def test_without_a_front_end_only_the_comment_is_written(rig_of):
 
 
 def test_a_long_answer_says_that_it_is_cut_off(shows, monkeypatch):
-    for module in (flow_view, pooled_exchange):
-        monkeypatch.setattr(module, "MAX_COPY_BYTES", 1024)
+    monkeypatch.setattr(flow_view, "MAX_COPY_BYTES", 1024)
     rig = shows()
     rig.send(post1())
     rig.server.send(LIMITED)

@@ -276,7 +276,6 @@ def test_refused_during_the_upload_resets_the_stream(h2, monkeypatch):
 
 def test_copy_for_inspection_is_bounded(h2, monkeypatch):
     monkeypatch.setattr(flow_view, "MAX_COPY_BYTES", 100)
-    monkeypatch.setattr(pooled_exchange, "MAX_COPY_BYTES", 100)
     rig = h2()
     rig.ask()
     rig.server.head(1, 200, [SSE])

@@ -135,7 +135,6 @@ def test_a_stream_of_damaged_compression_counts_as_a_request(rig_of):
 
 def test_a_stream_longer_than_its_copy(rig_of, monkeypatch):
     monkeypatch.setattr(flow_view, "MAX_COPY_BYTES", 1000)
-    monkeypatch.setattr("account_pool.proxy.pooled_exchange.MAX_COPY_BYTES", 1000)
     rig = rig_of()
     rig.send(post1())
     rig.server.send(EVENTS + chunk(DELTA))
@@ -161,7 +160,6 @@ def test_a_stream_longer_than_its_copy(rig_of, monkeypatch):
 )
 def test_a_compressed_stream_longer_than_its_copy(rig_of, monkeypatch, encoding, encode):
     monkeypatch.setattr(flow_view, "MAX_COPY_BYTES", 1000)
-    monkeypatch.setattr("account_pool.proxy.pooled_exchange.MAX_COPY_BYTES", 1000)
     rig = rig_of()
     chance = Random(1)
     deltas = (event({"choices": [{"delta": {"content": chance.random()}}]}) for _ in range(2000))

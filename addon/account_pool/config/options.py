@@ -18,7 +18,7 @@ from account_pool.core.browser import read_hosts, read_origins
 
 OptionValue = str | int | float | bool
 #: Shorter ways through mitmproxy, in the order in which they build on each other.
-FAST_STEPS = ("table", "inline", "direct", "short")
+FAST_STEPS = ("table", "inline", "direct", "short", "relay")
 
 ValueType = type[str] | type[int] | type[float] | type[bool]
 

@@ -70,7 +70,14 @@ class BodyCopy:
         self._encoding = encoding
         self._end: decoding.End | None = None
 
-    def keep_tail(self, data: bytes) -> None:
+    def add(self, data: bytes) -> None:
+        """Copy what follows; beyond the bound only its end."""
+        if len(self.head) < MAX_COPY_BYTES:
+            self.head += data
+        else:
+            self._keep_tail(data)
+
+    def _keep_tail(self, data: bytes) -> None:
         """Keep the end of a long body: it tells what the response took, and how it ended."""
         if self._end is None:
             self._end = decoding.End(self._encoding, keep_bytes=END_BYTES)

@@ -55,19 +55,33 @@ from account_pool.proxy.response_reader import is_interim
 #: the clients of LLM APIs take.
 MAX_HEAD_BYTES = 256 * 1024
 
+#: Of a connection to a server and what came on it.
+Relay = Callable[[Http1Client, bytes], commands.SendData | None]
+
 _T = TypeVar("_T", http.Request, http.Response)
 #: A message and the length of its body, as `http1.expected_http_body_size` tells it.
 _Head = tuple[_T, int | None]
 
 
 class _Quick(Http1Connection):
-    """What both sides have in common."""
+    """What both sides have in common.
+
+    Attributes:
+        relay: what sends on chunks as they came, None for those that it does not (`fast.relay`).
+        is_chunked: the body of the last message that came is, or was.
+    """
+
+    relay: Relay | None = None
+    is_chunked = False
 
     def read_body(self, event: events.Event) -> CommandGenerator[None]:
         # Comes here once for a message, whoever has read its head.
         reader: Any = self.body_reader
-        if type(reader) is ChunkedReader:
+        self.is_chunked = type(reader) is ChunkedReader
+        if self.is_chunked:
             self.body_reader = _Chunks()
+            if self.relay is not None:
+                self._handle_event = self._in_chunks  # type: ignore[method-assign]  # so long
         elif type(reader) is ContentLengthReader and reader._remaining > len(self.buf):
             self._handle_event = self._in_body  # type: ignore[method-assign]  # while it comes
         self.state = super().read_body
@@ -97,6 +111,23 @@ class _Quick(Http1Connection):
         yield ReceiveHttp(self.ReceiveData(self.stream_id, event.data))
         if over:
             yield from super().read_body(event)
+
+    def _in_chunks(self, event: events.Event) -> CommandGenerator[None]:
+        if isinstance(event, events.DataReceived):
+            sent = self.relay and self.relay(cast(Any, self), event.data)
+            return self._read_chunks(event) if sent is None else _one(sent)
+        if not isinstance(event, HttpEvent):
+            del self._handle_event
+        return super()._handle_event(event)
+
+    def _read_chunks(self, event: events.DataReceived) -> CommandGenerator[None]:
+        yield from super()._handle_event(event)
+        if getattr(self.state, "__func__", None) is not Http1Connection.read_body:
+            self.__dict__.pop("_handle_event", None)
+
+
+def _one(command: commands.Command) -> CommandGenerator[None]:
+    yield command
 
 
 class _Chunks(ChunkedReader):
@@ -159,13 +190,14 @@ def quick_server(chosen: layer.Layer) -> layer.Layer:
     return _in_place(chosen, QuickServer) if type(chosen) is Http1Server else chosen
 
 
-def make_client_quick(outermost: layer.Layer) -> None:
+def make_client_quick(outermost: layer.Layer, relay: Relay | None = None) -> None:
     """Put ours in place of the HTTP/1 at the end of a connection that has just opened."""
     at: Any = outermost
     while not (at is None or isinstance(at, HttpClient)):
         at = getattr(at, "child_layer", None)
     if at is not None and type(getattr(at, "child_layer", None)) is Http1Client:
-        at.child_layer = _in_place(at.child_layer, QuickClient)
+        quick: Any = _in_place(at.child_layer, QuickClient)
+        quick.relay, at.child_layer = relay, quick
         at._handle_event = at.child_layer.handle_event
 
 

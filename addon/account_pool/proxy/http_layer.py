@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
+from functools import partial
 from itertools import chain
 from types import ModuleType
 from typing import Any, cast
@@ -28,7 +29,7 @@ from mitmproxy.proxy.layers.http import (
 
 from account_pool.proxy import pooled_request, redaction, tunnels, waking
 from account_pool.proxy.events import SERVER_ERROR, EventHandled, Silent
-from account_pool.proxy.fast import short
+from account_pool.proxy.fast import relay, short
 from account_pool.proxy.http_stream import AttemptStream
 from account_pool.proxy.service import Service
 from account_pool.proxy.stream import PoolHttpStream
@@ -105,6 +106,8 @@ class PoolHttpLayer(HttpLayer):
         #: a request was told why the connection that mitmproxy opened by itself is none
         self._told_early = False
         self.when_handled: list[AttemptStream] = []
+        quick = "relay" in service.settings.fast and relay.is_as_known()
+        self._relay = partial(relay.relayed, self) if quick else None
         service.layers.add(self)
         opened = context.server.timestamp_tcp_setup
         if opened is not None and opened < service.woke_at:
@@ -272,7 +275,7 @@ class PoolHttpLayer(HttpLayer):
         elif command.connection.timestamp_tcp_setup is None:  # type: ignore[attr-defined]
             self._unopened.add(command.connection)
         if not command.err and _QUICK is not None:
-            _QUICK.make_client_quick(self.connections[command.connection])
+            _QUICK.make_client_quick(self.connections[command.connection], self._relay)
         return super().register_connection(command)
 
     def _after_event(self) -> CommandGenerator[None]:

@@ -44,7 +44,6 @@ from account_pool.core.verdicts import is_about_account
 from account_pool.providers.base import Provider, Route
 from account_pool.proxy import error_response, flow_view, redaction, response_reader
 from account_pool.proxy.events import EventHandled, InterimResponse, NotProcessed, Silent, Withdrawn
-from account_pool.proxy.flow_view import MAX_COPY_BYTES
 from account_pool.proxy.http_stream import (
     INTERNAL,
     NO,
@@ -254,10 +253,7 @@ class PooledExchange(PooledUpload):
             self.heard = True
             if type(event) is ResponseData and (copy := self.copy) is not None:
                 # The way of every chunk of a streamed answer: nothing more than needed.
-                if len(copy.head) < MAX_COPY_BYTES:
-                    copy.head += event.data
-                else:
-                    copy.keep_tail(event.data)
+                copy.add(event.data)
                 yield SendHttp(event, self.context.client)
                 return
         elif isinstance(event, HttpEvent):

@@ -8,7 +8,7 @@ import pytest
 from mitmproxy.version import VERSION
 from packaging.version import Version
 
-from account_pool.proxy.fast import direct, inline, short, table
+from account_pool.proxy.fast import direct, inline, relay, short, table
 
 #: The newest that was read. Older ones that the project supports are known, all of them.
 NEWEST = Version("12.3.1")
@@ -19,6 +19,6 @@ needs_asyncio = pytest.mark.skipif(
 )
 needs_known = pytest.mark.skipif(
     Version(VERSION) > NEWEST
-    and not all(step.is_as_known() for step in (table, inline, direct, short)),
+    and not all(step.is_as_known() for step in (table, inline, direct, short, relay)),
     reason=f"no shorter ways through mitmproxy {VERSION}: it has changed there (proxy/fast)",
 )

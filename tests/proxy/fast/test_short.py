@@ -7,7 +7,7 @@ import contextlib
 import random
 import ssl
 from collections.abc import Callable, Iterator
-from types import MethodType
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,7 +43,7 @@ BYTES = random.Random(2).randbytes(1_000_000)
 class Pool(HttpLayer):
     """That of a CONNECT, or the one in its tunnel, which does what its test says."""
 
-    doubts: tuple[()] = ()
+    doubts: tuple[object, ...] = ()
     script: Callable[[events.Event], list[commands.Command]] | None = None
 
     def shown(self, text: str) -> str:
@@ -292,6 +292,25 @@ async def test_what_a_server_says(tunnels) -> None:
         seen.append((said, tunnel.shown()))
     assert seen[0] == seen[1]
     assert seen[0][0] == b"echo" + BYTES
+
+
+async def test_what_is_relayed(tunnels) -> None:
+    tunnel = tunnels[1]
+
+    def relay(server, data: bytes) -> commands.SendData | None:
+        return commands.SendData(tunnel.client, data) if data == b"whole" else None
+
+    end = SimpleNamespace(is_chunked=True, relay=relay)
+    tunnel.http.connections[tunnel.server] = SimpleNamespace(child_layer=end)
+    for text in (b"whole", b"half", b"whole"):
+        tunnel.receive(tunnel.server, tunnel.bob.says(text))
+    assert (tunnel.said, tunnel.alice.heard) == ([("server", b"half")], b"wholewhole")
+    tunnel.tell(b"whole")
+    end.is_chunked = False
+    tunnel.receive(tunnel.server, tunnel.bob.says(b"whole"))
+    end.is_chunked, tunnel.http.doubts = True, (1,)
+    tunnel.receive(tunnel.server, tunnel.bob.says(b"whole"))
+    assert [name for name, data in tunnel.said if data == b"whole"] == ["client"] + ["server"] * 2
 
 
 async def test_a_connection_that_was_opened_meanwhile(tunnels) -> None:

@@ -8,6 +8,7 @@ them, in a task of its own. The steps here do the same in the same order with le
 - `direct`: what a connection receives is handled where it arrives, without waking a task, and
   OpenSSL is asked without an exception for each read (`openssl`).
 - `short`: events of a client's CONNECT tunnel go straight to the HTTP layer inside it.
+- `relay`: whole chunks of a streamed response are copied through, not read and framed again.
 
 Nothing of mitmproxy is replaced but on its objects (the addon manager, the handler of one
 client, the streams of one connection), and only where the functions that are stood in for

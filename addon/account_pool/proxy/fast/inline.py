@@ -43,8 +43,8 @@ _KEEPS_REF = "keep_ref" in inspect.signature(asyncio_utils.create_task).paramete
 class Way(Protocol):
     """Another way for events than through all layers."""
 
-    def handle(self, event: events.Event) -> bool:
-        """Handle *event* if it may come this way; return whether it did."""
+    def run(self, event: events.Event) -> None:
+        """Handle *event*; raises nothing."""
 
 
 class EventQueue:
@@ -83,19 +83,24 @@ class EventQueue:
         try:
             while queue:
                 event, context = queue.popleft()
-                context.run(self._handle, event)
+                way = self.way
+                context.run(self.hand_on if way is None else way.run, event)
         finally:
             self._is_running = False
 
-    def _handle(self, event: events.Event) -> None:
+    def hand_on(self, event: events.Event) -> None:
+        """Hand *event* to the layers, and do what they ask for."""
         handler = self.handler
         handler.timeout_watchdog.register_activity()
         try:
-            if self.way is None or not self.way.handle(event):
-                for command in handler.layer.handle_event(event):
-                    self.carry_out(command)
+            for command in handler.layer.handle_event(event):
+                self.carry_out(command)
         except Exception:
-            handler.log("mitmproxy has crashed!", logging.ERROR, exc_info=True)
+            self.crashed()
+
+    def crashed(self) -> None:
+        """Say so, as mitmproxy does."""
+        self.handler.log("mitmproxy has crashed!", logging.ERROR, exc_info=True)
 
     def carry_out(self, command: commands.Command) -> None:
         """Do what a layer has asked for."""

@@ -43,11 +43,23 @@ class Short:
     def __init__(
         self, queue: EventQueue, http: HttpLayer, stream: HttpStream, *ends: tunnels.EndingTls
     ) -> None:
-        self._queue, self._http, self._stream = queue, http, stream
+        self._queue, self._stream = queue, stream
+        self._http: Any = http
         self._server_tls, self._client_tls = ends
         self._client, self._server = http.context.client, http.context.server
         self._top = queue.handler.layer
         self._outer: Any = http.context.layers[1]
+
+    def run(self, event: events.Event) -> None:
+        """Handle *event*, by either way. Raises nothing."""
+        self._queue.handler.timeout_watchdog.register_activity()
+        try:
+            done = self.handle(event)
+        except Exception:
+            self._queue.crashed()
+            return
+        if not done:
+            self._queue.hand_on(event)
 
     def handle(self, event: events.Event) -> bool:
         """Handle *event* if it may come this way; return whether it did."""
@@ -110,6 +122,10 @@ class Short:
             self._carry_out(tunnels.error_log(error))
         if answer := openssl.pending(tunnel.tls):
             self._queue.carry_out(commands.SendData(connection, answer))
+        at: Any = self._http.connections.get(connection)
+        server = getattr(at, "child_layer", None)
+        if getattr(server, "is_chunked", False) and plain and self._relay(server, plain):
+            plain = b""
         if plain:
             for command in self._http.handle_event(events.DataReceived(connection, plain)):
                 self._carry_out(command)
@@ -118,6 +134,16 @@ class Short:
             self._run(self._http.handle_event(events.ConnectionClosed(connection)))
         if error is not None:
             self._run(tunnel.end_if_dead())
+
+    def _relay(self, server: Any, data: bytes) -> bool:
+        """Send on *data*, which came on *server*, if `fast.relay` does; return whether it did."""
+        if server.relay is None or self._http.doubts:
+            return False
+        sent = server.relay(server, data)
+        if sent is None:
+            return False
+        self._send(sent.connection, sent.data)
+        return True
 
     def _run(self, source: CommandGenerator[None]) -> None:
         for command in source:

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from mitmproxy.addonmanager import AddonManager
 
 from account_pool.config.options import FAST_STEPS
-from account_pool.proxy.fast import direct, inline, short
+from account_pool.proxy.fast import direct, inline, relay, short
 from account_pool.proxy.fast.table import HookTable
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,8 @@ class Steps:
                     used.add("direct")
                     if "short" in chosen and short.is_as_known():
                         used.add("short")
+                        if "relay" in chosen and relay.is_as_known():
+                            used.add("relay")
         self.used = frozenset(used)
         line = ", ".join(name for name in FAST_STEPS if name in used) or "none"
         if line != self._said:
