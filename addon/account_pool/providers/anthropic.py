@@ -19,7 +19,7 @@ from account_pool.core.sse import Verdict
 from account_pool.providers import envelopes, openai, sessions, stored_objects
 from account_pool.providers.anthropic_signals import KEY_RESETS, RULES, WAITS
 from account_pool.providers.base import HostRule, LocalResponse, Provider, Route, Swap
-from account_pool.providers.request_head import NO_STEP, RequestHead, bearer, body_model
+from account_pool.providers.request_head import NO_STEP, RequestHead, bearer
 
 # -- who serves a request
 
@@ -128,7 +128,6 @@ PROVIDER = Provider(
     hosts=(HostRule("api.anthropic.com"),),
     env=("ANTHROPIC_API_KEY",),
     route=route,
-    model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=partial(sessions.conversation, stored=stored_objects.ANTHROPIC),
     created_ids=partial(stored_objects.ids_in_response, stored=stored_objects.ANTHROPIC),

@@ -21,7 +21,7 @@ from account_pool.core.lease import NO_CONVERSATION, Conversation
 from account_pool.core.outcome import Outcome, UpstreamResponse
 from account_pool.core.signals import SignalTable
 from account_pool.core.sse import HAS_ERROR, Verdict
-from account_pool.providers.request_head import RequestHead
+from account_pool.providers.request_head import RequestHead, body_model
 
 
 class Route(StrEnum):
@@ -166,7 +166,7 @@ class Provider:
         route: who serves a request.
         kind: which kind of credential the request takes (`Credential.kind`), judged
             by the client that sent it; None: *token_kind*.
-        model: the model a request asks for, None if it names none.
+        model: the model a request asks for, None if it names none; by default that of its body.
         credential_headers: lower-case names that may carry the client's credential or
             companions of it; masked on everything that is shown or written to disk.
         credential_query: query parameters that may.
@@ -220,7 +220,7 @@ class Provider:
     env: tuple[str, ...]
     route: Callable[[RequestHead], Route]
     kind: Callable[[RequestHead], str] | None = None
-    model: Callable[[RequestHead], str | None]
+    model: Callable[[RequestHead], str | None] = body_model
     credential_headers: frozenset[bytes]
     credential_query: tuple[str, ...] = ()
     conversation: Callable[[RequestHead], Conversation] = lambda _head: NO_CONVERSATION

@@ -21,7 +21,7 @@ from account_pool.providers import anthropic, envelopes, sessions, stored_object
 from account_pool.providers.anthropic_signals import RULES, WAITS, WINDOW_RESETS
 from account_pool.providers.base import HostRule, Provider, Route, Swap
 from account_pool.providers.json_span import member, replaced, top_member
-from account_pool.providers.request_head import NO_STEP, RequestHead, bearer, body_model
+from account_pool.providers.request_head import NO_STEP, RequestHead, bearer
 
 # -- who serves a request
 
@@ -163,7 +163,6 @@ PROVIDER = Provider(
     hosts=(HostRule("api.anthropic.com"),),
     env=("CLAUDE_CODE_OAUTH_TOKEN",),
     route=route,
-    model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=sessions.conversation,
     created_ids=stored_objects.ids_in_response,

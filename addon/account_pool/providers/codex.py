@@ -46,7 +46,7 @@ from account_pool.core.signals import (
 from account_pool.providers import envelopes, openai, sessions
 from account_pool.providers.base import CannotSwap, HostRule, LocalResponse, Provider, Route, Swap
 from account_pool.providers.common_signals import COMPATIBLE_RULES
-from account_pool.providers.request_head import RequestHead, bearer, body_model, is_websocket
+from account_pool.providers.request_head import RequestHead, bearer, is_websocket
 from account_pool.providers.token_forms import jwt_claims, jwt_expires_at
 
 # -- who serves a request
@@ -391,7 +391,6 @@ PROVIDER = Provider(
     hosts=(HostRule("chatgpt.com"),),
     env=(),
     route=route,
-    model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=sessions.conversation,
     issued_headers=frozenset({sessions.TURN_STATE}),

@@ -21,7 +21,7 @@ from account_pool.core.sse import Verdict
 from account_pool.providers import anthropic, envelopes, openai, sessions, stored_objects
 from account_pool.providers.base import HostRule, LocalResponse, Provider, Route, Swap
 from account_pool.providers.common_signals import COMPATIBLE_RULES
-from account_pool.providers.request_head import RequestHead, body_model, is_websocket
+from account_pool.providers.request_head import RequestHead, is_websocket
 from account_pool.providers.stored_objects import StoredObjects
 
 #: What every vendor of the family serves.
@@ -74,7 +74,6 @@ def compatible(
         hosts=tuple(HostRule(host) for host in hosts),
         env=env,
         route=_route(tuple(prefixes), tuple(posts), tuple(gets), stored),
-        model=body_model,
         credential_headers=_CREDENTIAL_HEADERS,
         conversation=partial(sessions.conversation, stored=stored),
         created_ids=partial(stored_objects.ids_in_response, stored=stored),

@@ -20,7 +20,7 @@ from account_pool.providers import envelopes, gemini, sessions
 from account_pool.providers.base import CannotSwap, HostRule, Provider, Route, Swap
 from account_pool.providers.gemini_signals import RULES, WAITS
 from account_pool.providers.json_span import member, replaced, start_of_object, top_member
-from account_pool.providers.request_head import RequestHead, body_model
+from account_pool.providers.request_head import RequestHead
 
 # -- who serves a request
 
@@ -133,7 +133,6 @@ PROVIDER = Provider(
     hosts=(HostRule("cloudcode-pa.googleapis.com"),),
     env=(),
     route=route,
-    model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=sessions.conversation,
     windows=(),

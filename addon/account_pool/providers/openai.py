@@ -34,7 +34,6 @@ from account_pool.providers.request_head import (
     NO_STEP,
     RequestHead,
     bearer,
-    body_model,
     is_websocket,
 )
 
@@ -241,7 +240,6 @@ PROVIDER = Provider(
     hosts=(HostRule("api.openai.com"),),
     env=("OPENAI_API_KEY",),
     route=route,
-    model=body_model,
     credential_headers=_CREDENTIAL_HEADERS,
     conversation=partial(sessions.conversation, stored=stored_objects.OPENAI),
     issued_headers=frozenset({sessions.TURN_STATE}),
