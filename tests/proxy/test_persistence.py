@@ -22,7 +22,7 @@ from account_pool.core.credential import Secret
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
-from account_pool.proxy import persistence
+from account_pool.proxy import persistence, store_access
 from account_pool.proxy.persistence import Persistence
 from account_pool.proxy.service import Service
 from account_pool.store.machine import Moment, Process
@@ -196,13 +196,13 @@ async def test_one_that_comes_back_with_another_credential_is_new(begin: Begin) 
     await kept._round()
     again = service_of("one", "two")
     again.pool.accounts.get(ONE).source = "new"
-    restored = persistence.begin(kept._source, again)
+    restored = persistence.begin(kept._access.source, again)
     restored.stop()
     assert cools(again) == 0
     assert again.pins.owner("openai", "resp_1") is None
     third = service_of("one", "two")
     third.pool.accounts.get(ONE).source = "new"
-    restored = persistence.begin(kept._source, third)
+    restored = persistence.begin(kept._access.source, third)
     restored.stop()
     assert third.pins.owner("openai", "resp_1") is None
 
@@ -246,7 +246,7 @@ async def test_a_machine_that_slept_has_not_stopped_the_clock_of_the_vendor(
     assert cools(service) == 100
     await kept._round()
     again = service_of("one", clock=clock)
-    persistence.begin(kept._source, again).stop()
+    persistence.begin(kept._access.source, again).stop()
     assert cools(again) == 100
 
 
@@ -268,7 +268,7 @@ async def test_a_wall_clock_that_is_set_changes_no_deadline_here_or_elsewhere(
     for wrong in (hours, -hours):
         other = service_of("one", "two", clock=clock)
         other.wall_now = lambda wrong=wrong: clock.wall_now() + wrong * 3600
-        there = persistence.begin(kept._source, other)
+        there = persistence.begin(kept._access.source, other)
         await there._round()
         assert cools(other) == 500
         session = other.sessions.peek("a", other.now())
@@ -297,8 +297,8 @@ async def test_a_session_that_was_closed_does_not_come_back_from_another(
     mine.pins.forget(ONE)
     await here._round()
     # It may have been about to write all that it knows, as after its store had failed.
-    there._pending.tables["sessions"].written.clear()
-    there._pending.note_used()
+    there.pending.tables["sessions"].written.clear()
+    there.pending.note_used()
     await there._round()
     await here._round()
     for service in (mine, theirs, begin()[0]):
@@ -408,7 +408,7 @@ async def test_a_disk_that_is_full_for_a_while_loses_nothing(
 ) -> None:
     caplog.set_level(logging.INFO)
     service, kept = begin()
-    database = kept._store._database._connection  # type: ignore[union-attr]
+    database = kept._access.store._database._connection  # type: ignore[union-attr]
     pages = database.execute("PRAGMA page_count").fetchone()[0]
     database.execute(f"PRAGMA max_page_count = {pages}")
     for number in range(2000):
@@ -443,7 +443,7 @@ async def test_a_disk_that_is_full_for_days_does_not_fill_the_memory(
             await failed(kept)
             service.sessions.close_session(key)
             await failed(kept)
-    assert kept._pending.tables["sessions"].changed == {"kept"}
+    assert kept.pending.tables["sessions"].changed == {"kept"}
 
 
 async def test_a_damaged_file_is_put_aside_and_a_new_one_begun(
@@ -491,13 +491,13 @@ async def test_a_disk_that_damages_each_new_file_is_not_filled_with_them(
         raise DamagedError("the state database is damaged", "keep it")
 
     monkeypatch.setattr(SqliteState, "exchange", damaged)
-    for _ in range(persistence.MAX_ASIDES + 3):
+    for _ in range(store_access.MAX_ASIDES + 3):
         limit(service)
         await failed(kept)
-    assert len(list(path.parent.glob("pool.sqlite.damaged*-wal"))) <= persistence.MAX_ASIDES
-    assert caplog.text.count("and a new one was created") == persistence.MAX_ASIDES
+    assert len(list(path.parent.glob("pool.sqlite.damaged*-wal"))) <= store_access.MAX_ASIDES
+    assert caplog.text.count("and a new one was created") == store_access.MAX_ASIDES
     assert caplog.text.count("is damaged; keep it") == 1
-    assert kept._failures == 3
+    assert kept._access.failures == 3
 
 
 async def test_a_damaged_file_that_keeps_logins_stays(
@@ -529,7 +529,7 @@ async def test_a_file_that_was_deleted_is_begun_anew(
     path.unlink()
     await failed(kept)
     assert "was moved, deleted or replaced" in caplog.text
-    assert kept._failures == 0, "there is nothing to wait for"
+    assert kept._access.failures == 0, "there is nothing to wait for"
     await kept._round()
     assert cools(begin()[0]) == 600
 
@@ -571,7 +571,7 @@ async def test_sessions_and_pins_of_one_are_known_to_the_other(begin: Begin) -> 
     session = theirs.sessions.peek("a", theirs.now())
     assert session is not None and session.account == ONE
     assert theirs.pins.owner("openai", "resp_1") == TWO
-    assert not any(book.changed for book in there._pending.tables.values()), (
+    assert not any(book.changed for book in there.pending.tables.values()), (
         "that is no change of theirs"
     )
 
@@ -754,7 +754,7 @@ async def test_a_row_that_cannot_be_written_keeps_no_other_back(begin, clock, ca
         rows = more["lines"].get("sessions", TableChanges()).rows if more["lines"] else ()
         return any(row[0] == "bad:openai" for row in rows)
 
-    kept._store = store = Picky(kept._store, unfit, error)
+    kept._access.store = store = Picky(kept._access.store, unfit, error)
     for key in ("a:openai", "bad:openai", "b:openai"):
         service.sessions.bind(key, ONE, clock.now())
     limit(service, TWO)
@@ -784,7 +784,7 @@ async def test_a_write_of_nothing_that_fails_is_an_error_of_ours(begin):
     """It was divided for ever."""
     _, kept = begin()
     await kept._round()
-    kept._store = Picky(kept._store, lambda *_: True, ValueError())
+    kept._access.store = Picky(kept._access.store, lambda *_: True, ValueError())
     kept._accounts.dirty.add(AccountKey("openai", "of another proxy"))
     with pytest.raises(ValueError, match=r"^$"):
         await kept._round()
@@ -793,7 +793,7 @@ async def test_a_write_of_nothing_that_fails_is_an_error_of_ours(begin):
 async def test_a_disk_that_fails_while_they_are_looked_for_loses_nothing(begin, clock):
     service, kept = begin()
     await kept._round()
-    kept._store = picky = Picky(kept._store, lambda *_: True, ValueError())
+    kept._access.store = picky = Picky(kept._access.store, lambda *_: True, ValueError())
     real = picky.exchange
 
     def exchange(mine, gone=(), **more):
@@ -806,7 +806,7 @@ async def test_a_disk_that_fails_while_they_are_looked_for_loses_nothing(begin, 
     service.usages.count(ONE, "gpt-5", None, service.wall_now())
     with pytest.raises(StoreError):
         await kept._round()
-    kept._store = picky._store
+    kept._access.store = picky._store
     await kept._round()
     again, _ = begin()
     assert list(again.sessions) == ["a:openai"]
@@ -823,7 +823,7 @@ async def test_an_error_of_ours_ends_a_round_and_not_the_keeping(begin, clock, c
         raise ValueError("sk-fake-secret")
 
     with monkeypatch.context() as patch:
-        patch.setattr(kept._store, "changed", changed)
+        patch.setattr(kept._access.store, "changed", changed)
         patch.setattr("account_pool.supervision.PAUSE_S", 0.0)
         kept.start()
         async with asyncio.timeout(PATIENCE_S):
@@ -854,10 +854,10 @@ async def test_what_is_bound_is_pushed_before_it_is_written(begin: Begin) -> Non
 
     def push(tables: Any) -> None:
         there_rows.append(tables)
-        there.take_rows(tables)
+        there.pending.adopt(tables)
         pushed.set()
 
-    here.push = push
+    here.pending.push = push
     for session in ("a:openai", "b:openai"):
         mine.sessions.bind(session, ONE, mine.now())
     async with asyncio.timeout(PATIENCE_S):

@@ -8,6 +8,7 @@ back.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,8 +31,6 @@ from account_pool.store.store import (
 )
 from account_pool.supervision import where
 
-#: The tables of the store.
-TABLES = ("sessions", "pins")
 #: A row is written again when it was used so much later than the store knows, seconds.
 _STEP_S = 1.0
 #: What is said of counts that cannot be written.
@@ -256,7 +255,9 @@ class PendingWrites:
         urgent: called after one that must not be lost.
 
     Attributes:
-        tables: by their names, `TABLES`.
+        tables: by name ("sessions", "pins").
+        push: called with rows, by table, that other proxies should know before they are
+            written; None where there is none to be told.
         unsubscribe: ends the calls of *changed* by the pool.
     """
 
@@ -271,14 +272,17 @@ class PendingWrites:
         self._accounts = service.pool.accounts
         self._wall = wall
         self._changed = changed
+        self._urgent = urgent
+        self.push: Callable[[Mapping[str, list[Row]]], object] | None = None
+        self._pushing = False
         #: accounts by the position they had; one that came back has another
         self._positions: dict[AccountKey, int] = {}
         #: counts that were taken, and may or may not be in the store, and their number
         self._counts: Mapping[str, Counted] = {}
         self._number = Numbered(uuid4().hex, 0)
         self.tables = {
-            "sessions": Table(service.sessions, lambda: (service.now(), wall()), urgent),
-            "pins": Table(service.pins, lambda: (service.wall_now(), wall()), urgent),
+            "sessions": Table(service.sessions, lambda: (service.now(), wall()), self._note_urgent),
+            "pins": Table(service.pins, lambda: (service.wall_now(), wall()), self._note_urgent),
         }
         for counter in service.counters.values():
             counter.changed = changed
@@ -292,6 +296,11 @@ class PendingWrites:
             table.adopt(tables[name])
         self.note_used()
         self._accounts.dirty.update(state.key for state in self._accounts)
+
+    def adopt(self, tables: Mapping[str, list[Row]]) -> None:
+        """Take over rows that another proxy has pushed."""
+        for name, rows in tables.items():
+            self.tables[name].adopt(rows)
 
     def note_used(self) -> None:
         """Have written when sessions and pins were used last."""
@@ -358,6 +367,20 @@ class PendingWrites:
     def uncertain(self, name: str) -> Counted:
         """Return the counts of *name* that were taken, and may not be in the store."""
         return self._counts.get(name, {})
+
+    def _note_urgent(self) -> None:
+        if self.push is not None and not self._pushing:
+            # All that one event of the loop changes goes at once.
+            self._pushing = True
+            asyncio.get_running_loop().call_soon(self._push)
+        self._urgent()
+
+    def _push(self) -> None:
+        self._pushing = False
+        found = {name: table.fresh_rows() for name, table in self.tables.items()}
+        tables = {name: rows for name, rows in found.items() if rows}
+        if tables and self.push is not None:
+            self.push(tables)
 
     def _gone(self, dirty: Iterable[AccountKey]) -> list[AccountKey]:
         """Return which of *dirty* are no longer here, or not the same that were written."""

@@ -99,7 +99,7 @@ class Siblings:
         link = self.link
         assert link is not None
         persistence.announce = lambda: link.tell({"do": "look"})
-        persistence.push = lambda tables: link.tell({"do": "rows", "tables": tables})
+        persistence.pending.push = lambda tables: link.tell({"do": "rows", "tables": tables})
 
     def _heard(self, message: Message) -> None:
         """Take note of what another worker, or the launcher, says."""
@@ -112,7 +112,7 @@ class Siblings:
             case "died":
                 persistence.look(died=True)
             case "rows":
-                persistence.take_rows(
+                persistence.pending.adopt(
                     {name: [(*row,) for row in rows] for name, rows in message["tables"].items()}
                 )
 
