@@ -146,7 +146,7 @@ class Accounts:
         return state.key
 
     def remove(self, key: AccountKey, *, now: float) -> Account:
-        """Take *key* out. Its open leases end in peace. Raises UnknownAccount."""
+        """Take *key* out. Its open leases end normally. Raises UnknownAccount."""
         state = self.get(key)
         members = self.members[key.provider]
         members.unplace(state)
@@ -157,7 +157,7 @@ class Accounts:
         for decision in self.decisions.all_lasting(key, now):
             self.decisions.end(decision.number, By.REMOVAL, now)
         self.mark_dirty(key)
-        # Nobody can go on for it, but some may wait in vain from now on.
+        # No request can go on for it, but some may wait in vain from now on.
         self.on_removal(key.provider)
         return state.account
 
@@ -373,18 +373,17 @@ class Accounts:
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
-    def update_reserve(self, state: AccountState, now: float) -> bool:
-        """Work out anew what the reserve of *state* keeps back; say if it has or had any."""
+    def update_reserve(self, state: AccountState, now: float) -> None:
+        """Work out anew what the reserve of *state* keeps back."""
         was = state.reserved
         if not (was or state.account.reserve):
-            return False
+            return
         state.reserved = reserved(state.account.reserve, state.headroom, now)
         known = {(cooldown.model, cooldown.until) for cooldown in was}
         for cooldown in state.reserved:
             if (cooldown.model, cooldown.until) not in known:
                 decision = decision_of(state.key, Kind.COOLDOWN, cooldown, By.RESERVE, now)
                 self.decisions.add(decision)
-        return bool(was or state.reserved)
 
     def _forget(self, change: Transition) -> list[Cooldown]:
         """Forget what responses have said; return the cooldowns that this ends."""

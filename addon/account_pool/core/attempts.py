@@ -279,12 +279,9 @@ class Attempts:
             return
         outcome = outcome.masked(lease.credential.secret)
         if outcome.cls in _LIMITS and outcome.scope is not Scope.NONE:
+            model, began = self.facts.model, lease.started_at
             self.pool.health.mark_cooldown(
-                lease.key,
-                outcome,
-                now=now,
-                model=self.facts.model,
-                started_at=lease.started_at,
+                lease.key, outcome, now=now, model=model, started_at=began
             )
         elif outcome.cls in (OutcomeClass.OVERLOADED, OutcomeClass.SERVER_ERROR):
             self.pool.failures(self.facts.provider).overloaded(lease, now)

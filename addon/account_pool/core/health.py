@@ -73,18 +73,18 @@ class PassiveHealth:
         if is_about_account(outcome):
             return self.suspect(lease, outcome, now=now).verdict is not None
         if outcome.cls in _LIMITS:
-            self.mark_cooldown(
-                lease.key,
-                outcome,
-                now=now,
-                model=lease.facts.model,
-                started_at=lease.started_at,
-                probe=lease.asked_anyway,
-            )
+            self.cool_down(lease, outcome, lease.facts.model, now)
             return True
         return False
 
     # -- limits
+
+    def cool_down(self, lease: Lease, outcome: Outcome, model: str | None, now: float) -> None:
+        """Let the account of *lease* cool, which *outcome* has refused for *model*."""
+        started_at, probe = lease.started_at, lease.asked_anyway
+        self.mark_cooldown(
+            lease.key, outcome, now=now, model=model, started_at=started_at, probe=probe
+        )
 
     def mark_cooldown(
         self,
@@ -217,14 +217,7 @@ class PassiveHealth:
         """Bench the account without a witness, if a code said that its credential is refused."""
         outcome, lease = suspect.outcome, suspect.lease
         if outcome.names_credential and suspect.verdict is not None and not lease.state.removed:
-            self.mark_cooldown(
-                lease.key,
-                outcome,
-                now=now,
-                model=suspect.model,
-                started_at=lease.started_at,
-                probe=lease.asked_anyway,
-            )
+            self.cool_down(lease, outcome, suspect.model, now)
 
     def mark_failure(
         self,
@@ -302,8 +295,10 @@ class PassiveHealth:
         if state.headroom.changes_at <= now:
             members.reset(state, now)
         was, state.headroom = state.headroom, state.headroom.updated(windows, now)
-        kept = self.accounts.update_reserve(state, now)
-        # Told by every response; mostly it changes nobody's place.
+        kept = bool(state.reserved or state.account.reserve)
+        if kept:
+            self.accounts.update_reserve(state, now)
+        # Reported by every response; mostly no account changes its place for it.
         if kept or members.policy.by_headroom or was.spent or state.headroom.spent:
             members.place(state, now)
         self.accounts.dirty.add(key)
