@@ -77,7 +77,7 @@ def open_admin_server(
 
 
 def token_of(path: Path) -> Secret:
-    """Return the admin token in *path*; where it cannot be kept, one that nobody knows."""
+    """Return the admin token in *path*; where it cannot be kept, a random one."""
     try:
         return admin_token(path)
     except NoToken as e:

@@ -48,7 +48,7 @@ def is_logged(decision: Decision) -> bool:
         case Kind.RELEASE | Kind.ENABLE:
             return decision.by is not By.CLOCK
         case Kind.SUSPECT:
-            return False  # the line of the request says what it did then
+            return False  # the line of the request has it
         case _:
             return True
 

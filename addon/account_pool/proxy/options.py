@@ -24,7 +24,7 @@ from account_pool.core.retry_policy import Limits
 from account_pool.providers.base import HostRule
 
 _NAMES = frozenset(option.option for option in POOL_OPTIONS)
-#: Options whose change changes our settings, or is refused.
+#: Options that our settings depend on, or that are refused.
 WATCHED = _NAMES | {
     "proxyauth", "ssl_insecure", "stream_large_bodies", "body_size_limit", "proxy_debug"
 }  # fmt: skip
@@ -47,7 +47,7 @@ _REVERSE = {
     "credential for the pool: such a client is refused",
 }
 _HOSTS = frozenset({"ignore_hosts", "allow_hosts", "tcp_hosts"})
-#: Those whose change may change what `conflicts` returns.
+#: Options that `conflicts` depends on.
 CONFLICTING = frozenset({*_CONFLICTS, *_REVERSE, *_HOSTS, "websocket", "mode"})
 
 
@@ -88,8 +88,8 @@ class Settings:
 def add(loader: Loader) -> frozenset[str]:
     """Declare every option; return the names of those that were given at the start.
 
-    mitmproxy keeps what is set before it is known. That tells a default given by hand
-    from one that nobody gave: the first wins over accounts.yaml.
+    mitmproxy defers what is set before it is declared. So a default that was given by hand is
+    known from one that was not: the first wins over accounts.yaml.
     """
     options = loader.master.options
     if POOL_OPTIONS[0].option not in options:

@@ -33,7 +33,7 @@ from account_pool.supervision import where
 
 #: A row is written again when it was used so much later than the store knows, seconds.
 _STEP_S = 1.0
-#: What is said of counts that cannot be written.
+#: What counts are called in the log.
 _SUMS = "sums"
 
 
@@ -140,8 +140,8 @@ class Batch:
     Attributes:
         wall_at: when it was taken, on the clock of the store.
         number: identifies its counts, so that they are added once.
-        gone: accounts that are no longer here, or are here anew; before `accounts`, which
-            the store must not merge with what it knew of them.
+        gone: accounts that were removed, or removed and added again; written before `accounts`,
+            which the store must not merge with what it knew of them.
         accounts: accounts as they are.
         in_flight: requests of those accounts, if there are other proxies.
         rows: new and changed rows, with their table.
@@ -257,7 +257,7 @@ class PendingWrites:
     Attributes:
         tables: by name ("sessions", "pins").
         push: called with rows, by table, that other proxies should know before they are
-            written; None where there is none to be told.
+            written; None where there are no other workers.
         unsubscribe: ends the calls of *changed* by the pool.
     """
 

@@ -66,8 +66,7 @@ Value = TypeVar("Value")
 def begin(source: Store, service: Service) -> Persistence:
     """Restore *service* from *source* and return what keeps it there.
 
-    A source that cannot be used is no reason not to serve: the log says so, and it is
-    tried again.
+    A source that cannot be used does not stop the proxy: that is logged, and it is tried again.
     """
     persistence = Persistence(source, service)
     persistence.restore()
@@ -161,7 +160,7 @@ class Persistence:
         with self._access.reporting("written"):
             self._finish_write(by=by)
             self.pending.note_used()
-            # Counts whose first write was not answered are written alone, others after them.
+            # Counts of a write with an unknown result go alone; newer ones follow.
             for _ in range(2):
                 self._begin_write()
                 self._finish_write(by=by)
@@ -354,7 +353,7 @@ class Persistence:
             saved, unfit = result.result(max(0.0, min(STOP_TIMEOUT_S, by - self._now())))
         except (Exception, CancelledError) as e:
             self.pending.put_back(batch)
-            self._beat_at = self._now()  # others are told all of it
+            self._beat_at = self._now()  # a heartbeat reports all that is in flight
             if isinstance(e, TimeoutError):
                 raise StoreError(_TOO_LONG) from None  # it may be written yet
             if isinstance(e, CancelledError):

@@ -9,9 +9,9 @@ also when another comes that the search would prefer, until the proxy starts aga
 `pool_accounts` is set to something else. A `./accounts.yaml` that the search found must be
 confirmed again after every change: a `git pull` may have brought a `command:`.
 
-mitmproxy watches pool.py and runs it anew when it was written: it ends the addons it had
-(`done`), asks the file for others and starts those, all before anything else happens. So an
-addon that ends waits for a moment whether it is wanted again: it keeps all that it knows.
+mitmproxy watches pool.py and runs it again when it was written: it ends the addons it had
+(`done`), takes new ones from the file and starts those, all before anything else happens. So an
+addon that was ended waits for a moment, and goes on with its state if the file asks for it.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ class Watcher:
                     await self._written()
                 except BaseException:
                     if self.seen is found:
-                        self.seen = before  # they are read again once this has begun anew
+                        self.seen = before  # they are read once this task is started again
                     raise
 
 

@@ -66,10 +66,10 @@ _ANOTHER = (
 
 @contextlib.contextmanager
 def without_collections() -> Iterator[None]:
-    """Let nobody look for garbage among many objects that are made now, and stay.
+    """Collect no garbage while many objects are made that stay, nor among them later.
 
-    A collection stops everything while it goes through all there is: with 10,000 accounts for
-    100 ms, several times while they are read, and again and again later.
+    A collection stops everything: with 10,000 accounts for 100 ms, several times while they
+    are read, and again and again later.
     """
     collects = gc.isenabled()
     gc.disable()
