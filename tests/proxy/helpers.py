@@ -714,7 +714,7 @@ class Rig:
             case Refresh():
                 pause.refreshed = self.refreshed
             case str():
-                pause.answer = self.local
+                pause.response = self.local
 
     def _sent(self, connection: Connection, data: bytes) -> None:
         # As proxy/server.py: a connection that only takes no new requests is written to.

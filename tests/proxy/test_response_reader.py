@@ -70,7 +70,7 @@ def test_any_split_of_a_stream_with_a_limit(cuts):
     assert readings[-1] is Verdict.REFUSE
     assert set(readings[:-1]) <= {Verdict.CONTINUE}
     assert read.in_stream
-    assert read.answer("m", 0.0).payload["error"]["code"] == "rate_limit_exceeded"
+    assert read.upstream_response("m", 0.0).payload["error"]["code"] == "rate_limit_exceeded"
 
 
 def test_committing_event():
@@ -140,7 +140,7 @@ def test_answer_as_values():
     read = reader(429, headers)
     read.feed(LIMIT_BODY)
     read.end()
-    answer = read.answer("gpt-5", 12.5)
+    answer = read.upstream_response("gpt-5", 12.5)
     assert answer.headers["x-a"] == "1, 2"
     assert (answer.status, answer.model, answer.wall_now) == (429, "gpt-5", 12.5)
     assert answer.payload == json.loads(LIMIT_BODY)
@@ -153,7 +153,7 @@ def test_a_body_that_is_no_json_has_no_payload(body):
     if body:
         read.feed(body)
     read.end()
-    assert read.answer(None, 0.0).payload is None
+    assert read.upstream_response(None, 0.0).payload is None
 
 
 def test_gzip_refusal_text():
@@ -170,7 +170,7 @@ def test_anthropic_overloaded_after_message_start():
     assert read.feed(start) is Verdict.CONTINUE
     error = b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error"}}\n\n'
     assert read.feed(error) is Verdict.REFUSE
-    assert read.answer(None, 0.0).event == "error"
+    assert read.upstream_response(None, 0.0).event == "error"
 
 
 def test_gemini_array_with_an_error():

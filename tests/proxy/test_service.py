@@ -334,7 +334,7 @@ async def test_local_answers():
     service.local["openai"] = answer
     pause = pause_of("openai")
     await service.carry_out(pause)
-    assert pause.answer.body == b"x"
+    assert pause.response.body == b"x"
 
 
 # -- what is remembered

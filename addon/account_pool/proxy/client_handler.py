@@ -187,7 +187,7 @@ def keep_unread(client: Client) -> None:
 def is_unsent(client: Client, server: Connection) -> bool:
     """Say whether a part of what was written to *server* waits for it to read on.
 
-    After an early answer that may be for ever: nothing else can be sent there.
+    After an early response that may be for ever: nothing else can be sent there.
     """
     writer = getattr(_transports(client).get(server), "writer", None)
     return type(writer) is asyncio.StreamWriter and writer.transport.get_write_buffer_size() > 0

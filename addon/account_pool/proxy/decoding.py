@@ -39,7 +39,7 @@ _FREE_FRAMES, _BYTES_PER_FRAME = 1000, 32
 _WINDOW_LOG_MAX = 23
 
 
-#: How much an answer may unpack to while its end is kept: a million tokens, each an event.
+#: How much a response may unpack to while its end is kept: a million tokens, each an event.
 MAX_PASSED_BYTES = 256 * 1024 * 1024
 #: How much may come of few bytes meanwhile, and of each byte of many.
 _FREE_BYTES, _MAX_RATIO = 8 * 1024 * 1024, 512

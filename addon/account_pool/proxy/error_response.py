@@ -1,4 +1,4 @@
-"""The answers a client gets when no account could serve: the provider's own, corrected.
+"""The responses a client gets when no account could serve: the provider's own, corrected.
 
 Honest: status, envelope and text stay the provider's. Two things change: the wait, set
 to the soonest return in the pool in every spelling the vendor's clients read, and any
@@ -113,7 +113,7 @@ def say_again(response: http.Response, provider: Provider, *, again: bool) -> No
 
 
 def local(answer: LocalResponse) -> http.Response:
-    """Return an answer of our own."""
+    """Return a response of our own."""
     return http.Response.make(
         answer.status,
         answer.body,

@@ -82,11 +82,11 @@ class Pause:
     """What a stream waits for.
 
     Attributes:
-        step: a wait, a refresh, the name of a provider whose local answer is wanted, or a
+        step: a wait, a refresh, the name of a provider whose local response is wanted, or a
             request to the proxy itself.
         refreshed: set by the addon: the credential has changed; None: its renewal goes on.
-        answer: set by the addon: the local answer.
-        reply: set by the addon: the answer to a request to the proxy itself.
+        response: set by the addon: the local response.
+        reply: set by the addon: the response to a request to the proxy itself.
         taken: set by the addon that does it.
         failed: set by the addon: the error that ended the pause.
         woken: ends a wait at once: the client has left, or the pool has changed.
@@ -94,7 +94,7 @@ class Pause:
 
     step: Wait | Refresh | str | AdminRequest
     refreshed: bool | None = False
-    answer: LocalResponse | None = None
+    response: LocalResponse | None = None
     reply: AdminResponse | None = None
     taken: bool = False
     failed: Exception | None = None

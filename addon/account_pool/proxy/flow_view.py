@@ -1,7 +1,7 @@
 """What mitmweb, mitmproxy and dumps show of a request beside its own flow.
 
 Each refused attempt is a flow of its own, marked and commented; the flow that the client
-got its answer from tells the chain of attempts. Nothing is built unless something was
+got its response from tells the chain of attempts. Nothing is built unless something was
 refused, and then after the replay was sent.
 """
 
@@ -104,7 +104,7 @@ class _Refused:
     """An attempt as it was when it was refused; the rest of it is on the flow.
 
     Attributes:
-        reader: of its answer.
+        reader: of its response.
         key: of its account.
         number: of the attempt, from 1.
         server: the connection it went over.
@@ -167,7 +167,7 @@ class AttemptTrail:
         comment(self._flow, " -> ".join(self._verdicts))
 
     def answered(self, attempts: Attempts, message: str, now: float) -> None:
-        """The client gets an answer of our own, which *message* explains."""
+        """The client gets a response of our own, which *message* explains."""
         self._judge(attempts, len(attempts.history), now)
         comment(self._flow, " -> ".join([*self._verdicts, message]))
 

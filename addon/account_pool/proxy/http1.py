@@ -9,8 +9,8 @@ complete) is left to the base class. All of this stands on private parts of mitm
 h11: it is imported by `http_layer.quick_http1`, and left alone where `check` fails.
 
 Some things are mended on the way. Trailers end a message as if they were not there;
-mitmproxy's own classes stop at them. Interim answers (100, 102, 103) are read over;
-mitmproxy's own client takes the first for the answer, and throws the answer away. Blank
+mitmproxy's own classes stop at them. Interim responses (100, 102, 103) are read over;
+mitmproxy's own client takes the first for the response, and throws the response away. Blank
 lines before a message are read over; mitmproxy waits behind them. What a server sends
 without an end is not collected for ever.
 """
@@ -51,7 +51,7 @@ from account_pool.proxy.events import SERVER_ERROR, InterimResponse
 from account_pool.proxy.headers import IndexedHeaders
 from account_pool.proxy.response_reader import is_interim
 
-#: The longest head of an answer, and the longest line of a chunked body, in bytes: more than
+#: The longest head of a response, and the longest line of a chunked body, in bytes: more than
 #: the clients of LLM APIs take.
 MAX_HEAD_BYTES = 256 * 1024
 

@@ -13,7 +13,7 @@ Of a server:
   is gone. A request for a connection that was quiet for long leaves when the PING was
   answered; it goes elsewhere if it is not. What a client gave up without one byte of an
   answer is a reason to doubt: the next one goes elsewhere until a byte comes.
-- An answer that is malformed ends its stream, not all the others (section 8.1.1). What
+- A response that is malformed ends its stream, not all the others (section 8.1.1). What
   came in good order before the end of a connection is handed on; h2 forgets what came in
   the same piece as a frame that it does not take.
 
@@ -325,7 +325,7 @@ class PoolHttp2Client(Http2Frames):
         if type(event) is GoAway:
             return (yield from self._going_away(event))
         if isinstance(event, h2.exceptions.ProtocolError):
-            self._take_no_more(HIGHEST_ID)  # nor what the answers before it make room for
+            self._take_no_more(HIGHEST_ID)  # nor what the responses before it make room for
             came, self._came = self._came, []
             for before in came:
                 if (yield from self.handle_h2_event(before)):
@@ -531,7 +531,7 @@ _EMPTY_PING = b"\0\0\0\6\0\0\0\0\0"
 
 
 def check() -> None:
-    """Let a server go away between two requests, and send what is no HTTP/2 behind an answer.
+    """Let a server go away between two requests, and send what is no HTTP/2 behind a response.
 
     Raises Differs, or whatever else comes of it.
     """

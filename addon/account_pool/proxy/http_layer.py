@@ -81,7 +81,7 @@ class PoolHttpLayer(HttpLayer):
     """Routes the events of attempts, which have ids of their own, to their streams.
 
     Attributes:
-        answered: server connections that have carried an answer.
+        answered: server connections that have carried a response.
         attempts: those that run, by their ids, and the streams they are of.
         doubts: what is to be told after a suspend, and to whom.
         when_handled: streams that get an `EventHandled` once everybody has handled the event.
@@ -262,7 +262,7 @@ class PoolHttpLayer(HttpLayer):
                 self.doubts.append((outermost, ours.suspect()))
             return not ours.is_busy
         if isinstance(end, Http1Client):
-            return end.stream_id is None  # an answer that comes to its end proves it alive
+            return end.stream_id is None  # a response that comes to its end proves it alive
         if end is not None and server.state is ConnectionState.OPEN:
             server.state = _CAN_READ
         return False

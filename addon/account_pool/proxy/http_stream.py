@@ -1,6 +1,6 @@
 """An HttpStream that can send its request more than once. Mechanics only.
 
-How an attempt gets its id and loses it, how it is cut off, answers of our own,
+How an attempt gets its id and loses it, how it is cut off, responses of our own,
 timers, the way of a chunk after the commit point, and WebSockets.
 What is done with all that is in `pooled_exchange.py`.
 
@@ -65,7 +65,7 @@ class AttemptRouter(Protocol):
     Attributes:
         streams: where events go, by the ids of requests and of attempts.
         when_handled: streams that get an `EventHandled` once everybody has handled the event.
-        answered: server connections that have carried an answer.
+        answered: server connections that have carried a response.
         http2: connections to servers over HTTP/2 that are ours.
     """
 
@@ -105,13 +105,13 @@ class AttemptStream(HttpStream):
         sent_among: connections there were then; one that comes after them is newer.
         heard: something came, from either side, since `quiet_since` was last looked at.
         on_kept_connection: it went out on a connection that may have gone stale.
-        interim_came: it was received: an answer before the answer says so.
+        interim_came: it was received: a response before the response says so.
         copy: of the response while it streams; None before and after.
         call: set when the request goes to a host of the pool.
     """
 
     call: PooledRequest | None = None
-    #: an answer is on its way to the client
+    #: a response is on its way to the client
     _committed = False
 
     def __init__(self, context: Context, stream_id: int, parent: AttemptRouter) -> None:
@@ -202,7 +202,7 @@ class AttemptStream(HttpStream):
         # Each look at an option of mitmproxy's copies its value; this asks four times.
         return super().check_body_size(request) if self.service.settings.body_limits else NO
 
-    # -- answers of our own
+    # -- responses of our own
 
     @property
     def provider(self) -> Provider:
@@ -210,12 +210,12 @@ class AttemptStream(HttpStream):
         assert self.call is not None
         return self.call.provider
 
-    def answer_locally(self, answer: LocalResponse) -> CommandGenerator[None]:
-        """Give the client an answer of our own."""
+    def respond_locally(self, answer: LocalResponse) -> CommandGenerator[None]:
+        """Give the client a response of our own."""
         yield from self.respond(error_response.local(answer))
 
     def respond(self, response: http.Response) -> CommandGenerator[None]:
-        """Give the client an answer that is complete, as the base class does for addons."""
+        """Give the client a response that is complete, as the base class does for addons."""
         self.flow.response = response
         response.timestamp_start = self.service.wall_now()
         self.server_state = self.state_done
@@ -231,7 +231,7 @@ class AttemptStream(HttpStream):
             self.client_state = self.state_errored
 
     def respond_at_head(self, response: http.Response) -> CommandGenerator[None]:
-        """Give the answer of another addon (proxyauth, say), while the request still comes.
+        """Give the response of another addon (proxyauth, say), while the request still comes.
 
         mitmproxy's class cannot have both.
         """
@@ -261,13 +261,13 @@ class AttemptStream(HttpStream):
             self.settle(served=False)
         yield from self.cancel_attempt("internal error")
         if self._committed or self.server_state == self.state_done:
-            # The answer is cut off; the error hook tells every front end.
+            # The response is cut off; the error hook tells every front end.
             yield from super().handle_protocol_error(
                 ResponseProtocolError(self.stream_id, "internal error", SERVER_ERROR)
             )
             self.client_state = self.server_state = self.state_errored
             return
-        yield from self.answer_locally(provider.refusal(500, INTERNAL, None))
+        yield from self.respond_locally(provider.refusal(500, INTERNAL, None))
 
     # -- while the proxy shuts down
 
@@ -307,10 +307,10 @@ class AttemptStream(HttpStream):
             self._timer = self._on_timer = None
             yield from then()
 
-    # -- the answer
+    # -- the response
 
     def start_response_stream(self) -> CommandGenerator[None]:
-        # As the base class does, without its log line per answer.
+        # As the base class does, without its log line per response.
         assert self.flow.response is not None
         yield SendHttp(
             ResponseHeaders(self.stream_id, self.flow.response, end_stream=False),

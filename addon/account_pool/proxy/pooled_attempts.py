@@ -116,7 +116,7 @@ class PooledAttempts(AttemptStream):
                     yield from self._deliver(step)
                     return
                 case Synthesize():
-                    yield from self._answer_for_pool(step)
+                    yield from self._synthesize(step)
                     return
                 case _:
                     assert_never(step)
@@ -132,7 +132,7 @@ class PooledAttempts(AttemptStream):
         attempts = self._attempts
         outgoing = self.outgoing(step.lease)
         if isinstance(outgoing, LocalResponse):
-            yield from self.answer_locally(outgoing)
+            yield from self.respond_locally(outgoing)
             return None
         opening_at = self.service.now()
         older = islice(self.layer.connections, self.sent_among) if step.fresh else ()
@@ -265,7 +265,7 @@ class PooledAttempts(AttemptStream):
             self._trail.delivered(self._attempts, self.service.now())
         yield from self.respond(response)
 
-    def _answer_for_pool(self, step: Synthesize) -> CommandGenerator[None]:
+    def _synthesize(self, step: Synthesize) -> CommandGenerator[None]:
         """Nothing to hand on: repeat what the provider last said, or say it ourselves."""
         provider, wait_s = self._call.provider, step.retry_after_s
         blamed = step.final and step.status != 402
@@ -290,7 +290,7 @@ class PooledAttempts(AttemptStream):
         yield from self.respond(response)
 
     def redacted(self, event: ResponseData | ResponseTrailers) -> CommandGenerator[None]:
-        """A piece of an answer in which a credential may be echoed."""
+        """A piece of a response in which a credential may be echoed."""
         assert self.redactor is not None
         if isinstance(event, ResponseTrailers):
             redaction.fields(event.trailers, self.sent_secrets.echoes())

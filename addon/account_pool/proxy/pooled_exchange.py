@@ -54,7 +54,7 @@ from account_pool.proxy.http_stream import (
 )
 from account_pool.proxy.pooled_attempts import PooledAttempts
 from account_pool.proxy.redaction import Secrets, SentSecrets
-from account_pool.proxy.response_reader import ResponseReader, is_answer
+from account_pool.proxy.response_reader import ResponseReader, is_response
 from account_pool.proxy.websocket_exchange import PooledWebsocket
 from account_pool.supervision import log_and_continue
 
@@ -86,7 +86,7 @@ class PooledUpload(PooledAttempts):
         return self._check_limit(request=request) if self.service.settings.body_limits else NO
 
     def check_invalid(self, request: bool) -> CommandGenerator[bool]:
-        # An answer was looked at before; mitmproxy would end its connection, and all others on it.
+        # A response was looked at before; mitmproxy would end its connection, and all others on it.
         return super().check_invalid(request) if request or self.attempts is None else NO
 
     def check_killed(self, emit_error_hook: bool) -> CommandGenerator[bool]:
@@ -164,7 +164,7 @@ class PooledUpload(PooledAttempts):
             return
         yield from translated(super().state_stream_request_body(event), self.to_attempt)
         if isinstance(event, RequestEndOfMessage) and self.server_state == self.state_done:
-            yield from self.let_go()  # its answer was complete before the request
+            yield from self.let_go()  # its response was complete before the request
 
     def make_server_connection(self) -> CommandGenerator[bool]:
         # The base class comes here when the body is complete and no addon has answered. It has
@@ -176,27 +176,27 @@ class PooledUpload(PooledAttempts):
         call = self._call
         provider = call.provider
         if call.denied is not None:
-            return self.answer_locally(call.denied)
+            return self.respond_locally(call.denied)
         if call.route is Route.LOCAL:
-            return self._answer_for_account(provider)
+            return self._respond_to_login(provider)
         if wrong := call.misdirected(self.flow.request, self.service.recognizer.hosts):
             logger.warning(f"{provider.name}: {wrong}; request refused")
-            return self.answer_locally(provider.refusal(421, wrong, None))
+            return self.respond_locally(provider.refusal(421, wrong, None))
         facts = call.facts(self.flow.request)
         self.attempts, self.marks = self.service.begin(
             facts, self.context.client, replayable=not self.flow.request.stream
         )
         return self._perform(self.attempts.begin(self.service.now()))
 
-    def _answer_for_account(self, provider: Provider) -> CommandGenerator[None]:
+    def _respond_to_login(self, provider: Provider) -> CommandGenerator[None]:
         """Answer what a client asks about its login, for the pool's."""
         pause = yield from self.pause(provider.name)
         if not (yield from self.client_gone()):
             failed = provider.refusal(500, INTERNAL, None)
-            yield from self.answer_locally(pause.answer or failed)
+            yield from self.respond_locally(pause.response or failed)
 
     def let_go(self) -> CommandGenerator[None]:
-        """The answer is complete, and our request has been handed over.
+        """The response is complete, and our request has been handed over.
 
         What its server has not read of it would be in the way of all that follows there.
         """
@@ -243,7 +243,7 @@ class PooledExchange(PooledUpload):
                 return  # a late event of an abandoned attempt
             event.stream_id = self.stream_id
             if type(event) is InterimResponse:
-                # No sign that an answer will come: that is waited for as long as without one.
+                # No sign that a response will come: that is waited for as long as without one.
                 self.interim_came = True
                 return
             if type(event) is ResponseData and not event.data:
@@ -252,7 +252,7 @@ class PooledExchange(PooledUpload):
                 return
             self.heard = True
             if type(event) is ResponseData and (copy := self.copy) is not None:
-                # The way of every chunk of a streamed answer: nothing more than needed.
+                # The way of every chunk of a streamed response: nothing more than needed.
                 copy.add(event.data)
                 yield SendHttp(event, self.context.client)
                 return
@@ -318,12 +318,12 @@ class PooledExchange(PooledUpload):
                 yield from self._commit(event.end_stream, self.sent_secrets.echoes())
             return
         self.server_state = self.state_read_response
-        # Mostly the answer comes with its head, and no timer is needed.
+        # Mostly the response comes with its head, and no timer is needed.
         self.layer.when_handled.append(self)
 
     def _wrong_with(self, response: http.Response) -> str | None:
-        """Return why *response* is no answer, None if it is one."""
-        if not is_answer(response, self.flow.request):
+        """Return why *response* is no valid response, None if it is one."""
+        if not is_response(response, self.flow.request):
             return "no valid answer"
         if self.context.client.alpn == b"h2" and response_reader.is_too_long(response):
             return "no valid answer: its head is too long"
@@ -339,7 +339,7 @@ class PooledExchange(PooledUpload):
         return f"no valid answer: {why}; see the option validate_inbound_headers"
 
     def state_read_response(self, event: events.Event) -> CommandGenerator[None]:
-        """The head is held back until it is known what the answer is."""
+        """The head is held back until it is known what the response is."""
         reader = self._reader
         if isinstance(event, ResponseData):
             if not reader.held:
@@ -353,12 +353,12 @@ class PooledExchange(PooledUpload):
             reader.response.trailers = event.trailers
 
     def state_drain(self, event: events.Event) -> CommandGenerator[None]:
-        """The answer is refused; its rest is read so that the connection stays good."""
+        """The response is refused; its rest is read so that the connection stays good."""
         if isinstance(event, ResponseData) and not self._reader.drain(event.data):
             yield from self._drained()
 
     def response_ended(self, event: ResponseEndOfMessage) -> CommandGenerator[None]:
-        """The answer of the running attempt is complete, whatever state we are in."""
+        """The response of the running attempt is complete, whatever state we are in."""
         if self.server_state == self.state_read_response:
             yield from self._read(self._reader.end())
             if not self._committed:
@@ -402,7 +402,7 @@ class PooledExchange(PooledUpload):
         if attempts.over:
             return  # the client has left: `Service.client_gone` was quicker than its event
         outcome = self._call.provider.classify(
-            reader.answer(attempts.facts.model, self.service.wall_now())
+            reader.upstream_response(attempts.facts.model, self.service.wall_now())
         )
         if outcome.cls is OutcomeClass.OK:
             yield from self._commit(end_stream=False)
@@ -431,7 +431,7 @@ class PooledExchange(PooledUpload):
             yield from self.set_timer(DRAIN_S, self._drained)
 
     def _drained(self) -> CommandGenerator[None]:
-        """The refused answer was read as far as it will be: go on."""
+        """The refused response was read as far as it will be: go on."""
         self.clear_timer()
         complete = self._reader.complete
         step, self._pending = self._pending, None
@@ -451,7 +451,7 @@ class PooledExchange(PooledUpload):
         if complete and sent:
             yield from self.let_go()
         else:
-            # Its answer or our request is not at its end: nothing else can follow there.
+            # Its response or our request is not at its end: nothing else can follow there.
             yield from self.cancel_attempt("refused")
         self.server_state = self.state_between_attempts
         yield from self._perform(step)
@@ -459,7 +459,7 @@ class PooledExchange(PooledUpload):
     # -- delivering
 
     def _commit(self, end_stream: bool, secrets: Secrets | None = None) -> CommandGenerator[None]:
-        """Hand the answer to the client: no further attempt from here on.
+        """Hand the response to the client: no further attempt from here on.
 
         *secrets* must not be echoed in it; None for a success, which echoes nothing.
         """
@@ -469,13 +469,13 @@ class PooledExchange(PooledUpload):
         self._committed = True
         if (lease := attempts.lease) is not None:
             if secrets is None:
-                # Answers that are only fetched have been counted when they were made.
+                # Responses that are only fetched have been counted when they were made.
                 self._to_count = self.flow.request.method == "POST"
                 self.marks.append((Mark.HANDED_ON, self.service.now()))
                 self.service.observer.body(call, lease, reader)
             attempts.committed(self.service.now())
         response = reader.response
-        # A complete answer is given in one piece, as mitmproxy does by itself, so that
+        # A complete response is given in one piece, as mitmproxy does by itself, so that
         # other addons may look into it; anything else streams.
         response.stream = not (end_stream or reader.complete or response.status_code == 101)
         if secrets is not None:
@@ -527,7 +527,7 @@ class PooledExchange(PooledUpload):
         self.service.end(self.context.client, attempts, left=left)
 
     def attempt_broke(self, event: ResponseProtocolError) -> CommandGenerator[None]:
-        """The connection or stream of the attempt has ended before its answer."""
+        """The connection or stream of the attempt has ended before its response."""
         self.clear_timer()
         if isinstance(event, Silent):
             yield from self.cancel_attempt("silent")

@@ -118,7 +118,7 @@ class PooledRequest:
         route: whose business it is.
         masked: what the client sent where its credential may be.
         head: the request as the provider sees it, without the body.
-        denied: why no account may serve it, as the answer to give; None otherwise.
+        denied: why no account may serve it, as the response to give; None otherwise.
     """
 
     provider: Provider

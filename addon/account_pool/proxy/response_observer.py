@@ -125,7 +125,7 @@ class ResponseObserver:
             key, wall_now = attempts.history[-1].key, self._clock.wall_now()
             self._usages.count(key, model, usage, wall_now)
             if refused is not None:
-                response = reader.late_answer(refused, model, wall_now)
+                response = reader.late_response(refused, model, wall_now)
                 attempts.refused_late(provider.classify(response), self._clock.now())
         except Exception as e:
             log_and_continue.log(e)

@@ -1,9 +1,9 @@
-"""How far an answer is read before it is known what it is.
+"""How far a response is read before it is known what it is.
 
 A refusal (status 400 and up) is read to its end, so that it can be understood and, if
 need be, delivered. A success is read up to its first committing event. Both are bounded
 in bytes; the stream bounds them in time. What was read is held as it came, byte for
-byte, and goes to the client if the answer turns out to be the one to deliver. What is not
+byte, and goes to the client if the response turns out to be the one to deliver. What is not
 there to its end is never delivered as if it were.
 
 Also what is no response at all, and what is made one. Any number of interim responses (100,
@@ -42,11 +42,11 @@ MAX_GATE_BYTES = 65536
 
 #: Longest body a refusal may unpack to.
 MAX_PLAIN_BYTES = 16 * 1024 * 1024
-#: How much of the beginning of an answer is looked at for ids and the like.
+#: How much of the beginning of a response is looked at for ids and the like.
 MAX_HELD_PLAIN_BYTES = 4 * 1024 * 1024
 #: How much of a refusal is looked at as a text.
 MAX_TEXT_BYTES = 65536
-#: How much of the beginning of a compressed answer is unpacked to find what it took.
+#: How much of the beginning of a compressed response is unpacked to find what it took.
 MAX_OPENING_BYTES = 64 * 1024
 
 
@@ -57,7 +57,7 @@ _FAILED_ITEM = re.compile(rb'\{\s*"error"\s*:\s*\{')
 
 
 class ResponseReader:
-    """Reads one answer.
+    """Reads one response.
 
     Attributes:
         response: its head, as it came.
@@ -65,7 +65,7 @@ class ResponseReader:
         complete: whether *held* is the whole body.
         broken: it ended before it was complete.
         encoding: its content-encoding, "" for none.
-        in_stream: whether a refusal came inside an answer that began as a success.
+        in_stream: whether a refusal came inside a response that began as a success.
         first: what the head alone tells.
     """
 
@@ -119,7 +119,7 @@ class ResponseReader:
                 self._decision = (
                     self._gate.expired() if decoded is None else self._gate.feed(decoded)
                 )
-            # All of it is here, and its end comes with it: an answer in one piece costs
+            # All of it is here, and its end comes with it: a response in one piece costs
             # less to hand on than one that streams.
             return Verdict.CONTINUE if self._size == self._announced else self._decided()
         self._unpack(data)
@@ -161,7 +161,7 @@ class ResponseReader:
         refuses_key = self.response.status_code in (401, 403)
         return decoding.is_left_alone(self.encoding) and not refuses_key
 
-    def answer(self, model: str | None, wall_now: float) -> UpstreamResponse:
+    def upstream_response(self, model: str | None, wall_now: float) -> UpstreamResponse:
         """Return what was read, as values for `Provider.classify`."""
         headers: dict[str, str] = {}
         for raw_name, raw_value in self.response.headers.fields:
@@ -267,11 +267,11 @@ class ResponseReader:
             return StreamVerdict(Verdict.REFUSE, value)
         return None
 
-    def late_answer(
+    def late_response(
         self, decision: StreamVerdict, model: str | None, wall_now: float
     ) -> UpstreamResponse:
         """Return what *decision* refused with, as values for `Provider.classify`."""
-        told = self.answer(model, wall_now)
+        told = self.upstream_response(model, wall_now)
         return replace(told, payload=decision.payload, event=decision.event, in_stream=True)
 
     def _unpack(self, data: bytes) -> None:
@@ -338,12 +338,12 @@ _CONTROL = re.compile(rb"[\r\n\0]+[ \t]*")
 
 
 def is_interim(status: int) -> bool:
-    """Say whether another answer follows one of *status* on the same connection."""
+    """Say whether another response follows one of *status* on the same connection."""
     return 100 <= status < 200 and status != SWITCHING_PROTOCOLS
 
 
-def is_answer(response: http.Response, request: http.Request) -> bool:
-    """Say whether *response* can be the final answer to *request*.
+def is_response(response: http.Response, request: http.Request) -> bool:
+    """Say whether *response* can be the final response to *request*.
 
     A protocol is switched only where the client asked for that (RFC 9110, 7.8), and never
     over HTTP/2 (RFC 9113, 8.6). A status outside 100 to 599 is invalid (RFC 9110, 15).

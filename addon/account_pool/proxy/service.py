@@ -231,7 +231,7 @@ class Service:
             case Refresh(lease):
                 pause.refreshed = await self._refreshed(lease)
             case str() as provider:
-                pause.answer = await self.local[provider]()
+                pause.response = await self.local[provider]()
             case visit:
                 pause.reply = await self.visited(visit)
 

@@ -62,7 +62,7 @@ class WebsocketReader:
 
     Attributes:
         model: that of the running turn, if the client named one.
-        answered: something of the turn's answer has come, and be it that it failed.
+        answered: something of the turn's response has come, and be it that it failed.
         begun: there was a turn.
         running: a turn has begun and not ended yet.
         turns_only: the client has said nothing but what begins a turn.

@@ -1,9 +1,9 @@
 """A WebSocket of the pool: it stays with its account, or a turn goes to another one inside it.
 
 What the server says to the first `response.create` is held back until it is known, as the
-head of any other answer is: bounded in events, bytes and time. A limit is not handed on.
+head of any other response is: bounded in events, bytes and time. A limit is not handed on.
 Another account is asked for a handshake of its own, and the message is sent there; the
-client keeps its socket and sees the answer only. Past the first turn, or where the message
+client keeps its socket and sees the response only. Past the first turn, or where the message
 names something that an account keeps, a limit is told (`websocket.py`); what begins a later
 turn goes elsewhere before it is sent, if the account is limited by then.
 
@@ -253,7 +253,7 @@ class PooledWebsocket:
 
 
 class WebsocketReplay:
-    """Holds back the answer to the first message of a socket, and sends that elsewhere.
+    """Holds back the response to the first message of a socket, and sends that elsewhere.
 
     Args:
         websocket: what it is of.
@@ -282,7 +282,7 @@ class WebsocketReplay:
         self._messages: list[WebSocketMessage] = []
         self._pieces: list[bytes] = []
         self._parser = self._side(stream.context.server)
-        #: of the answer to another handshake, while one is under way
+        #: of the response to another handshake, while one is under way
         self._reader: ResponseReader | None = None
         self._opening = False
         #: what the client did meanwhile
@@ -316,7 +316,7 @@ class WebsocketReplay:
             self.elsewhere = None
             yield from self._open(send)
 
-    # -- the answer is held back
+    # -- the response is held back
 
     def _while_holding(self, event: events.Event) -> CommandGenerator[None]:
         if isinstance(event, ResponseData):
@@ -450,7 +450,7 @@ class WebsocketReplay:
         reader, stream = self._reader, self._stream
         if reader is None or reader.response.status_code < 400:
             return None
-        answer = reader.answer(self._websocket.reader.model, stream.service.wall_now())
+        answer = reader.upstream_response(self._websocket.reader.model, stream.service.wall_now())
         outcome = self._websocket.request.provider.classify(answer)
         return outcome if is_limit(outcome) else None
 
