@@ -922,3 +922,24 @@ def test_a_strategy_that_stays_keeps_whose_turn_it_is() -> None:
     pool.accounts.set_strategy("round-robin", now=0.0)
     served += [pool.acquire(FACTS, now=0.0).key.label for _ in range(2)]
     assert served == ["a", "b", "c"]
+
+
+def test_why_nobody_can_serve_is_looked_up_again_when_that_changes() -> None:
+    pool = pool_of("a", "b")
+    for label, seconds in (("a", 60.0), ("b", 30.0)):
+        pool.health.mark_cooldown(key(label), rate_limit(seconds), now=0.0)
+
+    def retry_at(now: float) -> float | None:
+        with pytest.raises(NoUsableAccount) as nobody:
+            pool.acquire(FACTS, now=now)
+        return nobody.value.retry_at
+
+    assert retry_at(1.0) == 30.0
+    pool.health.mark_cooldown(key("b"), rate_limit(90.0), now=2.0)
+    assert retry_at(2.0) == 60.0
+    pool.accounts.remove(key("a"), now=3.0)
+    assert retry_at(3.0) == 92.0
+    # Nothing but the time: who has returned could not be asked before.
+    assert pool.shortage(FACTS, now=91.0).retry_at == 92.0
+    assert pool.acquire(FACTS, now=92.0).key == key("b")
+    assert pool.shortage(FACTS, now=93.0).may_change

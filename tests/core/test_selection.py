@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from account_pool.core.account import Account
+from account_pool.core.errors import NoUsableAccount
 from account_pool.core.headroom import UNKNOWN, Window
 from account_pool.core.lease import Lease
+from account_pool.core.outcome import Scope
 from account_pool.core.pool import Pool
 from account_pool.core.selection import POLICIES
+from account_pool.core.state import AccountState
 from tests.core.helpers import (
     FACTS,
     OK,
@@ -445,3 +448,31 @@ def test_a_policy_can_be_changed_while_it_works() -> None:
     with pytest.raises(KeyError):
         pool.accounts.set_strategy("luck", now=10.0)
     assert order(pool, now=10.0) == ["a", "c", "b"]
+
+
+@pytest.mark.parametrize("strategy", POLICIES)
+@pytest.mark.parametrize("cooling", [99, 100])
+def test_many_that_cool_for_a_model_are_looked_at_once(
+    strategy: str, cooling: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next request for it costs what it costs with few, whether one can serve or nobody."""
+    pool = pool_of(*(f"a{n}" for n in range(100)), strategy=strategy)
+    for n in range(cooling):
+        limit = rate_limit(600.0, scope=Scope.MODEL)
+        pool.health.mark_cooldown(key(f"a{n}"), limit, now=0.0, model=FACTS.model)
+    looked: list[float] = []
+    until = AccountState.cooling_until
+
+    def cooling_until(state: AccountState, model: str | None, now: float) -> float:
+        looked.append(now)
+        return until(state, model, now)
+
+    monkeypatch.setattr(AccountState, "cooling_until", cooling_until)
+    for now in (1.0, 2.0, 3.0):
+        try:
+            pool.release(pool.acquire(FACTS, now=now), OK, now=now)
+        except NoUsableAccount as nobody:
+            assert nobody.retry_at == 600.0
+    assert looked.count(3.0) < 10
+    pool.accounts.clear_cooldown(key("a5"), now=4.0)
+    assert pool.acquire(FACTS, now=4.0, avoid=[key("a99")]).key == key("a5")

@@ -18,6 +18,7 @@ from account_pool.core.headroom import Window, reserved
 from account_pool.core.ramp import RAMP_S, Ramp
 from account_pool.core.recent_failures import RecentFailures
 from account_pool.core.selection import SelectionPolicy
+from account_pool.core.shortage import Shortage
 from account_pool.core.state import AccountState
 
 #: Models whose requests have lately had to move, remembered per provider.
@@ -41,12 +42,16 @@ class Members:
         self.alarms: SortedDict[tuple[float, int], AccountState] = SortedDict()
         #: what a cooldown has covered lately, and when it began: its requests go elsewhere
         self.switched: dict[str | None, float] = {}
+        #: why nobody could serve, by model, kind and who is not asked; until anything changes
+        self.shortages: dict[tuple[str | None, str, frozenset[AccountKey]], Shortage] = {}
         #: a request is out on an account that cools, to see whether it really does
         self.probing = False
         self.failures = RecentFailures()
 
     def place(self, state: AccountState, now: float) -> None:
         """Put *state* where it belongs now, and set the alarm for when that changes."""
+        if self.shortages:
+            self.shortages.clear()
         if state.headroom.changes_at <= now:
             self.reset(state, now)
         if state.verdicts:
@@ -105,6 +110,7 @@ class Members:
         return tuple([ramps[covered] for covered in covering(ramps, model)])
 
     def unplace(self, state: AccountState) -> None:
+        self.shortages.clear()
         self.policy.discard(state)
         self._set_alarm(state, inf)
         self._set_probe(state, inf)

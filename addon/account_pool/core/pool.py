@@ -30,6 +30,9 @@ from account_pool.core.recent_failures import RecentFailures
 from account_pool.core.shortage import shortage
 from account_pool.core.state import AccountState
 
+#: Why nobody could serve is remembered for so many kinds of requests.
+MAX_SHORTAGES = 64
+
 
 class Pool:
     """Leases accounts to requests.
@@ -123,15 +126,27 @@ class Pool:
     ) -> NoUsableAccount:
         """Say why nobody serves *facts* now, and who returns when. Looks at every account.
 
+        Until something changes: where nobody can serve, many ask, and ask again.
+
         *only*: at this one alone.
         """
-        by_label = self._members[facts.provider].by_label
-        asked = by_label if only is None else {only.label} & by_label.keys()
+        members = self._members[facts.provider]
+        one = None if only is None else members.by_label.get(only.label)
+        asked = members.by_label.values() if only is None else (one,) if one else ()
         if self.accounts.sharing:
-            for state in [by_label[label] for label in asked]:
+            for state in asked:
                 if state.full and state.account.models.allows(facts.model):
                     self.accounts.note_share_used(state, starved=True)
-        return shortage((by_label[label] for label in asked), facts, now=now, avoid=avoid)
+        if only is not None:
+            return shortage(asked, facts, now=now, avoid=avoid).error()
+        what = facts.model, facts.kind, frozenset(avoid)
+        known = members.shortages.get(what)
+        if known is None or now >= known.holds_until:
+            if len(members.shortages) >= MAX_SHORTAGES:
+                members.shortages.clear()
+            known = shortage(asked, facts, now=now, avoid=avoid)
+            members.shortages[what] = known
+        return known.error()
 
     def next(self, provider: str, *, now: float) -> AccountKey | None:
         """Pass over the account that would be chosen now; return who comes then.
@@ -406,6 +421,7 @@ class Pool:
         ramps, lease.ramps = lease.ramps, ()
         for ramp in ramps:
             ramp.done(good=good, now=now)
+            self._members[lease.key.provider].shortages.clear()
         ends_probe = lease.probe and (good or not lease.answered)
         if ends_probe:
             self._members[lease.key.provider].probing = lease.state.probing = False

@@ -15,8 +15,11 @@ otherwise.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from math import inf
+from typing import Any
 
 from sortedcontainers import SortedDict
 
@@ -221,13 +224,18 @@ class _Ranked(SelectionPolicy):
         return any("*" in covered and covers(covered, model) for covered in self._narrow)
 
     def _new_view(self, model: str | None, now: float) -> _View:
-        for known, view in list(self._views.items()):
-            if not view.needed:
-                del self._views[known]
-        if len(self._views) == _MAX_VIEWS:
-            del self._views[next(iter(self._views))]
+        _make_room(self._views)
         view = self._views[model] = _View(self._ready.values(), model, now, self._rank)
         return view
+
+
+def _make_room(views: dict[str | None, Any]) -> None:
+    """Forget views that are not needed any more, or else the oldest, if there are too many."""
+    for known, view in list(views.items()):
+        if not view.needed:
+            del views[known]
+    if len(views) == _MAX_VIEWS:
+        del views[next(iter(views))]
 
 
 class LeastBusy(_Ranked):
@@ -290,18 +298,107 @@ class FillFirst(_Ranked):
         return (state.account.label,)
 
 
-class _Ring:
-    """The ready accounts of one tier in the order they were added, and the cursor."""
+@dataclass(slots=True)
+class _Cursor:
+    """Whose turn it is in a ring: the position served last, and its turns in a row."""
 
-    __slots__ = ("cursor", "positions", "states", "turns")
+    position: int = -1
+    turns: int = 0
+
+
+class _Rings:
+    """Accounts by their rank, each rank in the order they were added."""
 
     def __init__(self) -> None:
-        self.positions: list[int] = []
-        self.states: list[AccountState] = []
-        #: position of the account served last
-        self.cursor = -1
-        #: turns it has had in a row
-        self.turns = 0
+        self._by_rank: SortedDict[Rank, tuple[list[int], list[AccountState]]] = SortedDict()
+
+    def __iter__(self) -> Iterator[AccountState]:
+        for _, states in self._by_rank.values():
+            yield from states
+
+    def add(self, state: AccountState) -> None:
+        positions, states = self._by_rank.setdefault(state.rank, ([], []))
+        at = bisect_left(positions, state.position)
+        positions.insert(at, state.position)
+        states.insert(at, state)
+
+    def discard(self, state: AccountState) -> None:
+        positions, states = self._by_rank[state.rank]
+        at = bisect_left(positions, state.position)
+        del positions[at]
+        del states[at]
+
+    def ranked(self, cursors: Mapping[Rank, _Cursor]) -> Iterator[AccountState]:
+        """Yield each ring from its cursor on. Not to be changed while it runs."""
+        for rank, (positions, states) in self._by_rank.items():
+            cursor = cursors[rank]
+            after = bisect_right(positions, cursor.position)
+            if after and positions[after - 1] == cursor.position:
+                current = states[after - 1]
+                if cursor.turns < current.account.weight:
+                    yield current
+            for i in range(after, len(states)):
+                yield states[i]
+            for i in range(after):
+                yield states[i]
+
+
+class _RingView:
+    """The rings as requests for one model see them: those that cool for it are aside."""
+
+    def __init__(self, ready: Iterable[AccountState], model: str | None, now: float) -> None:
+        self._model = model
+        self._rings = _Rings()
+        #: (when it returns, position), and the former by position
+        self._aside: SortedDict[tuple[float, int], AccountState] = SortedDict()
+        self._until: dict[int, float] = {}
+        for state in ready:
+            until = _cooling_until(state, model, now)
+            if until > now:
+                self._put_aside(state, until)
+            else:
+                self._rings.add(state)
+
+    @property
+    def needed(self) -> bool:
+        return bool(self._aside)
+
+    def add(self, state: AccountState) -> None:
+        self._rings.add(state)
+
+    def discard(self, state: AccountState) -> None:
+        until = self._until.pop(state.position, None)
+        if until is None:
+            self._rings.discard(state)
+        else:
+            del self._aside[until, state.position]
+
+    def look_again(self, state: AccountState) -> None:
+        """Something about *state* has changed: it may not cool any more."""
+        if state.position in self._until:
+            self.discard(state)
+            self.add(state)
+
+    def ranked(self, cursors: Mapping[Rank, _Cursor], now: float) -> Iterator[AccountState]:
+        while self._aside and self._aside.peekitem(0)[0][0] <= now:
+            self.look_again(self._aside.peekitem(0)[1])
+        # The one whose turn it is may come twice.
+        cooling: dict[AccountState, float] = {}
+        try:
+            for state in self._rings.ranked(cursors):
+                until = _cooling_until(state, self._model, now)
+                if until <= now:
+                    yield state
+                else:
+                    cooling[state] = until
+        finally:
+            for state, until in cooling.items():
+                self._rings.discard(state)
+                self._put_aside(state, until)
+
+    def _put_aside(self, state: AccountState, until: float) -> None:
+        self._until[state.position] = until
+        self._aside[until, state.position] = state
 
 
 class RoundRobin(SelectionPolicy):
@@ -315,50 +412,39 @@ class RoundRobin(SelectionPolicy):
     by_use = False
 
     def __init__(self) -> None:
-        self._rings: SortedDict[Rank, _Ring] = SortedDict()
+        self._rings = _Rings()
+        self._cursors: defaultdict[Rank, _Cursor] = defaultdict(_Cursor)
+        #: of the models for which many cool; the oldest first
+        self._views: dict[str | None, _RingView] = {}
 
     def add(self, state: AccountState) -> None:
         suspect = state.is_suspect(None) if state.verdicts else state.doubtful
         rank = (suspect, None in state.headroom.spent, state.account.priority)
-        # Its place changes rarely: nothing is done for one that is there.
+        # Its place changes rarely: little is done for one that is there.
         if state.rank == rank:
+            for view in self._views.values():
+                view.look_again(state)
             return
         self.discard(state)
-        ring = self._rings.get(rank)
-        if ring is None:
-            ring = self._rings[rank] = _Ring()
-        at = bisect_left(ring.positions, state.position)
-        ring.positions.insert(at, state.position)
-        ring.states.insert(at, state)
         state.rank = rank
+        self._rings.add(state)
+        for view in self._views.values():
+            view.add(state)
 
     def discard(self, state: AccountState) -> None:
         if state.rank is None:
             return
-        ring = self._rings[state.rank]
-        at = bisect_left(ring.positions, state.position)
-        del ring.positions[at]
-        del ring.states[at]
+        self._rings.discard(state)
+        for view in self._views.values():
+            view.discard(state)
         state.rank = None
 
     def ranked(self) -> Iterator[AccountState]:
-        for ring in self._rings.values():
-            states, after = ring.states, bisect_right(ring.positions, ring.cursor)
-            if after and ring.positions[after - 1] == ring.cursor:
-                current = states[after - 1]
-                if ring.turns < current.account.weight:
-                    yield current
-            for i in range(after, len(states)):
-                yield states[i]
-            for i in range(after):
-                yield states[i]
+        return self._rings.ranked(self._cursors)
 
     def ranked_for(self, model: str | None, now: float) -> Iterator[AccountState]:
-        # The cursor has passed those that cool: no index is needed.
         later: dict[tuple[bool, bool], list[AccountState]] = {}
-        for state in self.ranked():
-            if _cooling_until(state, model, now) > now:
-                continue
+        for state in self._ranked_for(model, now):
             if not (state.verdicts or state.doubtful or state.headroom.spent):
                 yield state
                 continue
@@ -370,20 +456,36 @@ class RoundRobin(SelectionPolicy):
         for place in sorted(later):
             yield from later[place]
 
+    def _ranked_for(self, model: str | None, now: float) -> Iterator[AccountState]:
+        view = self._views.get(model)
+        if view is None:
+            passed = 0
+            for state in self.ranked():
+                if _cooling_until(state, model, now) <= now:
+                    yield state
+                    continue
+                passed += 1
+                if passed > _MAX_PASSED:
+                    break
+            else:
+                return
+            _make_room(self._views)
+            view = self._views[model] = _RingView(self._rings, model, now)
+        yield from view.ranked(self._cursors, now)
+
     def chosen(self, state: AccountState) -> None:
-        ring = self._ring(state)
-        in_turn = ring.cursor == state.position and ring.turns < state.account.weight
-        ring.turns = ring.turns + 1 if in_turn else 1
-        ring.cursor = state.position
+        cursor = self._cursor(state)
+        in_turn = cursor.position == state.position and cursor.turns < state.account.weight
+        cursor.turns = cursor.turns + 1 if in_turn else 1
+        cursor.position = state.position
 
     def skipped(self, state: AccountState) -> None:
-        ring = self._ring(state)
-        ring.cursor, ring.turns = state.position, state.account.weight
+        cursor = self._cursor(state)
+        cursor.position, cursor.turns = state.position, state.account.weight
 
-    def _ring(self, state: AccountState) -> _Ring:
+    def _cursor(self, state: AccountState) -> _Cursor:
         assert state.rank is not None
-        ring: _Ring = self._rings[state.rank]
-        return ring
+        return self._cursors[state.rank]
 
 
 #: By the name used in `pool_strategy`.

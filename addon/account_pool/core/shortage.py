@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from math import inf
+from typing import NamedTuple
 
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import BY_HAND
@@ -13,13 +15,25 @@ from account_pool.core.outcome import OutcomeClass
 from account_pool.core.state import AccountState
 
 
+class Shortage(NamedTuple):
+    """Why nobody could serve.
+
+    Attributes:
+        error: makes the error that says it.
+        holds_until: until when that is so if nothing changes but the time, monotonic seconds.
+    """
+
+    error: Callable[[], NoUsableAccount]
+    holds_until: float
+
+
 def shortage(
     states: Iterable[AccountState],
     facts: RequestFacts,
     *,
     now: float,
     avoid: Collection[AccountKey] = (),
-) -> NoUsableAccount:
+) -> Shortage:
     """Return what is to be said to *facts*, which none of *states* can serve now.
 
     Args:
@@ -32,7 +46,12 @@ def shortage(
     may_change = False
     resort: AccountState | None = None
     only_money = True
+    holds_until = inf
     for state in states:
+        times = [state.next_start_at, *[cooldown.until for cooldown in state.holds()]]
+        if state.ramps:
+            times.append(state.ramps_admit_at(facts.model))
+        holds_until = min([holds_until, *[at for at in times if at > now]])
         if not state.enabled or state.key in avoid:
             continue
         if not state.account.models.allows(facts.model):
@@ -63,7 +82,8 @@ def shortage(
         status, like = _for_the_owner(states, facts)
     elif soonest is not None and only_money and not may_change:
         status = 402
-    return NoUsableAccount(
+    error = partial(
+        NoUsableAccount,
         facts.provider,
         retry_at=retry_at if soonest else None,
         soonest=soonest.key if soonest else None,
@@ -73,6 +93,7 @@ def shortage(
         like=like,
         reason=_reason(states, facts, now),
     )
+    return Shortage(error, holds_until)
 
 
 def _for_the_owner(
