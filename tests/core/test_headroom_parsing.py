@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from account_pool.core import headroom_parsing
 from account_pool.core.headroom import Window
-from account_pool.core.headroom_parsing import Asked
+from account_pool.core.headroom_parsing import ResponseContext
 from account_pool.providers import codex, copilot
 
 WALL = 1_767_225_600.0  # 2026-01-01T00:00:00Z
@@ -24,7 +24,7 @@ DAY = 86_400.0
 
 def read(headers: dict[str, str], model: str | None = "gpt-5") -> list[Window]:
     fields = tuple((name.encode(), value.encode("latin-1")) for name, value in headers.items())
-    return headroom_parsing.from_headers(fields, Asked(model, NOW, WALL))
+    return headroom_parsing.from_headers(fields, ResponseContext(model, NOW, WALL))
 
 
 def told(name: str, share: float, reset_s: float = inf, **changes: Any) -> Window:
@@ -250,7 +250,9 @@ VALUES = st.one_of(
 def test_hostile_headers_are_survived(
     hostile: list[tuple[bytes, bytes]], wall_now: float | None
 ) -> None:
-    for window in headroom_parsing.from_headers(tuple(hostile), Asked("gpt-5", NOW, wall_now)):
+    for window in headroom_parsing.from_headers(
+        tuple(hostile), ResponseContext("gpt-5", NOW, wall_now)
+    ):
         assert 0.0 <= window.share <= 1.0
         assert window.reset_at >= NOW
         assert NOW <= window.expires_at < inf
@@ -259,10 +261,10 @@ def test_hostile_headers_are_survived(
 
 @given(st.lists(st.tuples(st.binary(max_size=200), st.binary(max_size=20))))
 def test_names_that_nobody_knows_are_survived(hostile: list[tuple[bytes, bytes]]) -> None:
-    headroom_parsing.from_headers(tuple(hostile), Asked(None, NOW, None))
+    headroom_parsing.from_headers(tuple(hostile), ResponseContext(None, NOW, None))
 
 
-ASKED = Asked("gpt-5", 1000.0, WALL)
+ASKED = ResponseContext("gpt-5", 1000.0, WALL)
 CODEX, COPILOT = codex.PROVIDER.headroom_marks, copilot.PROVIDER.headroom_marks
 LIMITS = Path(__file__).parents[1] / "data" / "limits.jsonl"
 

@@ -393,7 +393,7 @@ class Accounts:
         change.end_verdicts()
         change.enable()
         state.ramps = {}
-        state.headroom, state.reserved, state.untold_at = UNKNOWN, (), change.now
+        state.headroom, state.reserved, state.forgotten_at = UNKNOWN, (), change.now
         return ended
 
 

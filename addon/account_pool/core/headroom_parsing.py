@@ -40,7 +40,7 @@ _UNIT_S = {
 _LETTER_S = {"m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
-class Asked(NamedTuple):
+class ResponseContext(NamedTuple):
     """What an answer belongs to, and when it came.
 
     Attributes:
@@ -65,28 +65,28 @@ COUNTED_WINDOWS = (
 )
 
 #: What is said of one window, by the word that says it: `limit`, `reset`.
-Told = Mapping[str, object]
-#: (name of the window, what is told, of which answer) -> the window
-Reader = Callable[[str, Told, Asked], Window | None]
+Parts = Mapping[str, object]
+#: (name of the window, what is parts, of which answer) -> the window
+Reader = Callable[[str, Parts, ResponseContext], Window | None]
 
 
 # -- what the words of a family mean
 
 
-def counted(name: str, told: Told, asked: Asked) -> Window | None:
+def counted(name: str, parts: Parts, context: ResponseContext) -> Window | None:
     """Read `limit`, `remaining` and `reset`, counted for the model that was asked for.
 
     A limit without what remains says nothing, nor does the reverse, unless that is 0.
     """
-    limit, remaining = _number(told.get("limit")), _number(told.get("remaining"))
+    limit, remaining = _number(parts.get("limit")), _number(parts.get("remaining"))
     if remaining is None or limit == 0.0 or (limit is None and remaining > 0.0):
         return None
     return Window(
         name=name or "requests",
         share=min(remaining / limit, 1.0) if limit else 0.0,
-        told_at=asked.now,
-        model=asked.model,
-        reset_at=_reset_at(told.get("reset"), asked),
+        told_at=context.now,
+        model=context.model,
+        reset_at=_reset_at(parts.get("reset"), context),
         length_s=_UNIT_S.get(name.rpartition("-")[2]),
         limit=limit,
         remaining=remaining,
@@ -97,10 +97,10 @@ def counted(name: str, told: Told, asked: Asked) -> Window | None:
 _REJECTED = frozenset({"rejected", "rate_limited", "blocked", "queueing_hard", "payment_required"})
 
 
-def unified(name: str, told: Told, asked: Asked) -> Window | None:
+def unified(name: str, parts: Parts, context: ResponseContext) -> Window | None:
     """Read `utilization` (0 to 1, may exceed 1), `status` and `reset` (epoch seconds)."""
-    used = _number(told.get("utilization"))
-    if str(told.get("status")).strip().lower() in _REJECTED:
+    used = _number(parts.get("utilization"))
+    if str(parts.get("status")).strip().lower() in _REJECTED:
         used = 1.0
     if used is None:
         return None
@@ -108,41 +108,41 @@ def unified(name: str, told: Told, asked: Asked) -> Window | None:
     return Window(
         name=length,
         share=_left(used),
-        told_at=asked.now,
+        told_at=context.now,
         # A code name (`7d_oi`) is part of no model's name, and covers none.
         model=f"*{family}*" if family else None,
-        reset_at=_reset_at(told.get("reset"), asked),
+        reset_at=_reset_at(parts.get("reset"), context),
         length_s=float(length[:-1]) * _LETTER_S[length[-1]],
     )
 
 
-def plan(name: str, told: Told, asked: Asked) -> Window | None:
+def plan(name: str, parts: Parts, context: ResponseContext) -> Window | None:
     """Read a window of the account (`codex-primary`), or of a named limit."""
     limit, _, slot = name.rpartition("-")
     if limit == "codex":
-        return planned(slot, told, None, asked)
+        return planned(slot, parts, None, context)
     # The answer says by which limit the request was counted. The others have a name that is
     # a model's ("GPT-5.3-Codex-Spark") or that of a feature, which covers none.
-    active = str(told.get("active-limit")).strip().lower().replace("_", "-")
-    counts = active == limit and asked.model is not None
-    model = asked.model if counts else str(told.get("limit-name", limit)).strip().lower()
-    return planned(slot, told, model, asked)
+    active = str(parts.get("active-limit")).strip().lower().replace("_", "-")
+    counts = active == limit and context.model is not None
+    model = context.model if counts else str(parts.get("limit-name", limit)).strip().lower()
+    return planned(slot, parts, model, context)
 
 
-def planned(slot: str, told: Told, model: str | None, asked: Asked) -> Window | None:
+def planned(slot: str, parts: Parts, model: str | None, context: ResponseContext) -> Window | None:
     """Read `used-percent`, `window-minutes`, and `reset-at` or `reset-after-seconds`."""
-    used = _number(told.get("used-percent"))
+    used = _number(parts.get("used-percent"))
     if used is None:
         return None
-    minutes = _number(told.get("window-minutes"))
-    reset_at = _reset_at(told.get("reset-at"), asked)
-    if (reset_at <= asked.now or reset_at == inf) and "reset-after-seconds" in told:
+    minutes = _number(parts.get("window-minutes"))
+    reset_at = _reset_at(parts.get("reset-at"), context)
+    if (reset_at <= context.now or reset_at == inf) and "reset-after-seconds" in parts:
         # By a clock that is wrong the moment may have passed while the wait is right.
-        reset_at = _reset_at(told["reset-after-seconds"], asked)
+        reset_at = _reset_at(parts["reset-after-seconds"], context)
     return Window(
         name=_length_name(minutes) if minutes else slot,
         share=_left(used / 100.0),
-        told_at=asked.now,
+        told_at=context.now,
         model=model,
         reset_at=reset_at,
         length_s=minutes * 60.0 if minutes else None,
@@ -169,31 +169,31 @@ _LONG_NAMES = {
 }
 
 
-def snapshot_parts(value: object) -> Told:
+def snapshot_parts(value: object) -> Parts:
     """Return the parts of a snapshot: `ent=300&rem=29.7&rst=2026-05-01T00:00:00Z`, or an object.
 
     What is encoded in a part is left to those who read it.
     """
     if isinstance(value, str):
         pairs = (part.partition("=") for part in value[:_MAX_VALUE_CHARS].split("&"))
-        return {name: told for name, _, told in pairs}
-    told = value if isinstance(value, dict) else {}
-    return {short: told.get(long) for short, long in _LONG_NAMES.items()}
+        return {name: said for name, _, said in pairs}
+    parts = value if isinstance(value, dict) else {}
+    return {short: parts.get(long) for short, long in _LONG_NAMES.items()}
 
 
-def snapshot(name: str, told: Told, asked: Asked) -> Window | None:
+def snapshot(name: str, parts: Parts, context: ResponseContext) -> Window | None:
     """Read the parts of a snapshot: `rem` is a percentage, `ent=-1` says that it has no limit."""
-    percent = _number(told.get("rem"))
-    if percent is None or str(told.get("ent")) in ("-1", "-1.0"):
+    percent = _number(parts.get("rem"))
+    if percent is None or str(parts.get("ent")) in ("-1", "-1.0"):
         return None
     name = name.lower()[:_MAX_NAME_CHARS]
     short, length_s = _SNAPSHOTS.get(name, (name, _UNIT_S["month"]))
     return Window(
         name=short,
         share=min(percent / 100.0, 1.0),
-        told_at=asked.now,
+        told_at=context.now,
         model=_COMPLETIONS if short == _COMPLETIONS else None,
-        reset_at=_reset_at(told.get("rst"), asked),
+        reset_at=_reset_at(parts.get("rst"), context),
         length_s=length_s,
     )
 
@@ -225,16 +225,16 @@ def _number(value: object) -> float | None:
     return float(value) if 0 <= value <= _MAX_NUMBER else None
 
 
-def _reset_at(value: object, asked: Asked) -> float:
+def _reset_at(value: object, context: ResponseContext) -> float:
     """Return when a window is whole again, infinity when that cannot be read."""
     if not isinstance(value, str):
         value = _number(value)
         if value is None:
             return inf
     wait, moment = _reset(value)
-    if moment is not None and asked.wall_now is not None:
-        wait = max(moment - asked.wall_now, 0.0)
-    return inf if wait is None or wait > reset_hints.MAX_WAIT_S else asked.now + wait
+    if moment is not None and context.wall_now is not None:
+        wait = max(moment - context.wall_now, 0.0)
+    return inf if wait is None or wait > reset_hints.MAX_WAIT_S else context.now + wait
 
 
 @lru_cache(maxsize=1024)
@@ -250,8 +250,8 @@ def _reset(value: str | float) -> tuple[float | None, float | None]:
 # -- headers
 
 
-def _snapshot(name: str, told: Told, asked: Asked) -> Window | None:
-    return snapshot(name, snapshot_parts(told["query"]), asked)
+def _snapshot(name: str, parts: Parts, context: ResponseContext) -> Window | None:
+    return snapshot(name, snapshot_parts(parts["query"]), context)
 
 
 #: The headers of each family: who reads their values, and how their names are spelled, with
@@ -348,12 +348,12 @@ def _place(name: str) -> tuple[Reader, str, str] | None:
     """Return whose header *name* is, of which window, and what it says of it."""
     for read, spelling in _FAMILIES:
         if found := spelling.fullmatch(name):
-            told = found.groupdict()
-            return read, told["window"] or "", told.get("what", "query")
+            parts = found.groupdict()
+            return read, parts["window"] or "", parts.get("what", "query")
     return None
 
 
-def from_headers(fields: Sequence[tuple[bytes, bytes]], asked: Asked) -> list[Window]:
+def from_headers(fields: Sequence[tuple[bytes, bytes]], context: ResponseContext) -> list[Window]:
     """Return the windows that *fields* (raw headers) tell of.
 
     Moments are read by the answer's own `date`, so that a skewed clock cancels out.
@@ -362,11 +362,11 @@ def from_headers(fields: Sequence[tuple[bytes, bytes]], asked: Asked) -> list[Wi
     if not layout.parts:
         return []
     if layout.date is not None and (at := _date(fields[layout.date][1])) is not None:
-        asked = Asked(asked.model, asked.now, at)
+        context = ResponseContext(context.model, context.now, at)
     windows = []
     for part in layout.parts:
-        told = {what: fields[i][1][:_MAX_VALUE_CHARS].decode("latin-1") for what, i in part.at}
-        if window := part.read(part.name, told, asked):
+        parts = {what: fields[i][1][:_MAX_VALUE_CHARS].decode("latin-1") for what, i in part.at}
+        if window := part.read(part.name, parts, context):
             windows.append(window)
     return windows
 
@@ -379,23 +379,23 @@ def _date(value: bytes) -> float | None:
 # -- events and bodies: only where a provider says that it sends them (`Provider.headroom_marks`)
 
 
-def from_events(content: bytes, marks: tuple[bytes, ...], asked: Asked) -> list[Window]:
-    """Return the windows told in *content*: one frame, or some events of a stream.
+def from_events(content: bytes, marks: tuple[bytes, ...], context: ResponseContext) -> list[Window]:
+    """Return the windows that *content* reports: one frame, or some events of a stream.
 
     *marks*: one of them stands in every event that tells of any.
     """
     windows: list[Window] = []
     for line in content.split(b"\n"):
         if any(mark in line for mark in marks):
-            windows += from_event(_json(line.removeprefix(b"data:")), asked)
+            windows += from_event(_json(line.removeprefix(b"data:")), context)
     return windows
 
 
-def from_event(event: Any, asked: Asked) -> list[Window]:
+def from_event(event: Any, context: ResponseContext) -> list[Window]:
     """Return the windows that one event tells of."""
     if not isinstance(event, dict):
         return []
-    return [window for read_one in _READERS for window in read_one(event, asked)]
+    return [window for read_one in _READERS for window in read_one(event, context)]
 
 
 def _json(line: bytes) -> Any:
@@ -412,7 +412,7 @@ def _members(value: Any) -> Mapping[str, Any]:
 # -- kinds of events
 
 
-def _codex(event: Mapping[str, Any], asked: Asked) -> Iterator[Window]:
+def _codex(event: Mapping[str, Any], context: ResponseContext) -> Iterator[Window]:
     """`codex.rate_limits` of Codex (3.4), in a stream or a frame.
 
     Without a name it is about the account; names are those of openai/codex
@@ -426,19 +426,19 @@ def _codex(event: Mapping[str, Any], asked: Asked) -> Iterator[Window]:
     limits = _members(event.get("rate_limits"))
     for slot in ("primary", "secondary"):
         parts = {key.replace("_", "-"): value for key, value in _members(limits.get(slot)).items()}
-        if window := planned(slot, parts, model, asked):
+        if window := planned(slot, parts, model, context):
             yield window
 
 
-def _copilot(event: Mapping[str, Any], asked: Asked) -> Iterator[Window]:
+def _copilot(event: Mapping[str, Any], context: ResponseContext) -> Iterator[Window]:
     """`copilot_quota_snapshots` of Copilot (1.4, 1.5), beside whatever the frame is about."""
     snapshots = _members(event.get("copilot_quota_snapshots"))
     for name, value in islice(snapshots.items(), _MAX_ITEMS):
-        if window := snapshot(name, snapshot_parts(value), asked):
+        if window := snapshot(name, snapshot_parts(value), context):
             yield window
 
 
-def _headers_inside(event: Mapping[str, Any], asked: Asked) -> Iterator[Window]:
+def _headers_inside(event: Mapping[str, Any], context: ResponseContext) -> Iterator[Window]:
     """Frames of Codex that carry headers: errors, `codex.response.metadata` (3.4)."""
     headers = islice(_members(event.get("headers")).items(), _MAX_HEADERS)
     fields = [
@@ -446,10 +446,10 @@ def _headers_inside(event: Mapping[str, Any], asked: Asked) -> Iterator[Window]:
         for name, value in headers
         if isinstance(value, str | int | float)
     ]
-    yield from from_headers(fields, asked)
+    yield from from_headers(fields, context)
 
 
-_READERS: tuple[Callable[[Mapping[str, Any], Asked], Iterator[Window]], ...] = (
+_READERS: tuple[Callable[[Mapping[str, Any], ResponseContext], Iterator[Window]], ...] = (
     _codex,
     _copilot,
     _headers_inside,

@@ -84,7 +84,7 @@ class Members:
         """Forget what is no longer true of the windows of *state*, and say which were reset."""
         for window in state.headroom.windows.values():
             if window.reset_at <= now and window.long:
-                state.untold_at = max(state.untold_at, window.reset_at)
+                state.forgotten_at = max(state.forgotten_at, window.reset_at)
                 self.on_reset(state.key, window)
         state.headroom = state.headroom.at(now)
         kept = state.account.reserve

@@ -285,7 +285,7 @@ class SoonestReset(_ByHeadroom):
 
     def rank(self, state: AccountState, model: str | None) -> Rank:
         reset_at = state.headroom.long_reset(model)
-        asked = reset_at < inf or state.untold_at <= state.asked_at > -inf
+        asked = reset_at < inf or state.forgotten_at <= state.asked_at > -inf
         return (asked, reset_at, state.last_used)
 
 

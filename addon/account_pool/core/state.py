@@ -56,7 +56,7 @@ class AccountState:
         refused: fingerprint of the credentials that a 401 was about last; "" if none was.
         renewed_at: when its owner last wrote another credential, monotonic seconds.
         headroom: what is left of its allowances, as far as responses have reported it.
-        untold_at: when a long window was forgotten last, because it was reset or by hand,
+        forgotten_at: when a long window was forgotten last, because it was reset or by hand,
             monotonic seconds.
         asked_at: when it was given a request last, monotonic seconds.
         reserved: windows of which no more than its owner's reserve is left, as cooldowns.
@@ -100,7 +100,7 @@ class AccountState:
     refused: str = ""
     renewed_at: float = -inf
     headroom: HeadroomSnapshot = UNKNOWN
-    untold_at: float = -inf
+    forgotten_at: float = -inf
     asked_at: float = -inf
     reserved: tuple[Cooldown, ...] = ()
     served: int = 0

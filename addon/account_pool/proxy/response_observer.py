@@ -19,7 +19,7 @@ from account_pool.core.account import AccountKey
 from account_pool.core.attempts import Attempts
 from account_pool.core.credential import Credential
 from account_pool.core.decision_text import duration
-from account_pool.core.headroom_parsing import Asked
+from account_pool.core.headroom_parsing import ResponseContext
 from account_pool.core.lease import Lease
 from account_pool.core.pins import Pins
 from account_pool.core.pool import Pool
@@ -81,8 +81,8 @@ class ResponseObserver:
                 self._learn_owner(provider, lease, response)
             if provider.issued_headers:
                 self._learn_tokens(provider, lease, response, wall_now)
-            asked = Asked(lease.facts.model, now, wall_now)
-            if windows := headroom_parsing.from_headers(response.headers.fields, asked):
+            context = ResponseContext(lease.facts.model, now, wall_now)
+            if windows := headroom_parsing.from_headers(response.headers.fields, context):
                 self.pool.health.observe_headroom(lease.key, windows, now=now, lease=lease)
         except Exception as e:
             log_and_continue.log(e)
@@ -102,9 +102,9 @@ class ResponseObserver:
         """Learn limits from *content*, a frame or some events, of a turn with *model*."""
         marks = provider.headroom_marks
         if any(mark in content for mark in marks):
-            asked = Asked(model, self._clock.now(), self._clock.wall_now())
-            if windows := headroom_parsing.from_events(content, marks, asked):
-                self.pool.health.observe_headroom(lease.key, windows, now=asked.now, lease=lease)
+            context = ResponseContext(model, self._clock.now(), self._clock.wall_now())
+            if windows := headroom_parsing.from_events(content, marks, context):
+                self.pool.health.observe_headroom(lease.key, windows, now=context.now, lease=lease)
 
     def end(
         self,
