@@ -556,13 +556,19 @@ def test_wrong_providers_are_all_named() -> None:
         ("pool_gate: 1", "the prefix pool_ is for the command line; write gate"),
         ("editor_version: 3", "3 is not text; write text, in quotes"),
         ('websockets: "no"', '"no" is not accepted; write one of "", refuse, pin'),
-        ('fast: "yes"', '"yes" is no step; write on, off, or some of table, inline, direct, short'),
+        (
+            'fast: "yes"',
+            '"yes" is no step; write on, off, or some of table, inline, direct, short, relay',
+        ),
         ("fast: on", f"{DIFFER}; write true or false, or put it in quotes if it is text"),
         (
             "fast: [table, tabel]",
-            '"tabel" is no step; write on, off, or some of table, inline, direct, short',
+            '"tabel" is no step; write on, off, or some of table, inline, direct, short, relay',
         ),
-        ("fast: []", "a step is missing; write on, off, or some of table, inline, direct, short"),
+        (
+            "fast: []",
+            "a step is missing; write on, off, or some of table, inline, direct, short, relay",
+        ),
         ("fast: 3", "3 is not text; write text, in quotes, or a list of texts"),
         ("fast:", "no value is not text; write text, in quotes, or a list of texts"),
         ("fast: [1]", "a list is not text; write text, in quotes, or a list of texts"),

@@ -106,7 +106,7 @@ def test_what_a_file_has_instead_of_commas(name: str, value: object, expected: s
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("on", {"table", "inline", "direct", "short"}),
+        ("on", {"table", "inline", "direct", "short", "relay"}),
         ("off", set()),
         ("table", {"table"}),
         ("inline", {"table", "inline"}),
