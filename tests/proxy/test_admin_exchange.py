@@ -8,7 +8,7 @@ from mitmproxy.proxy import server_hooks
 from mitmproxy.proxy.layers.http import HTTPMode
 
 from account_pool.admin.http import ADMIN_HOST, MAX_BODY_BYTES, AdminRequest, AdminResponse
-from account_pool.proxy.admin_exchange import is_for_us, keep_here
+from account_pool.proxy.admin_exchange import is_for_us, refuse_connection
 from account_pool.proxy.pooled_request import of_request
 from tests.proxy.helpers import FakeClock, Rig, client_connection, service_of
 
@@ -229,5 +229,5 @@ def test_a_tunnel_to_us_leads_nowhere_else():
 )
 def test_our_name_is_never_connected_to(name, kept):
     server = Server(address=(name, 443))
-    keep_here(server_hooks.ServerConnectionHookData(server, client_connection()))
+    refuse_connection(server_hooks.ServerConnectionHookData(server, client_connection()))
     assert bool(server.error) is kept

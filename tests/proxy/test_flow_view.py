@@ -373,7 +373,7 @@ def test_what_a_person_wrote_stays():
 def test_a_comment_of_ours_alone():
     flow = tflow.tflow()
     flow_view.comment(flow, "a")
-    flow_view.not_whole(flow, "half of it")
+    flow_view.mark_truncated(flow, "half of it")
     assert flow.comment == "a; half of it (1024 KiB)"
     flow_view.comment(flow, "b")
     assert flow.comment == "b"

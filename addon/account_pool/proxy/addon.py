@@ -260,7 +260,9 @@ class AccountPool:
         if fast is None or not fast.take(handler):
             client_handler.keep_events(handler)
         client_handler.lift_connection_bound(handler)
-        tunnels.answer_all_the_same(getattr(handler, "layer", None), self.service.recognizer.claims)
+        tunnels.go_on_without_connection(
+            getattr(handler, "layer", None), self.service.recognizer.claims
+        )
         client_handler.watch_opening(handler)
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
@@ -297,7 +299,7 @@ class AccountPool:
             pause.failed = e
 
     def server_connect(self, data: ServerConnectionHookData) -> None:
-        admin_exchange.keep_here(data)
+        admin_exchange.refuse_connection(data)
 
     def server_connected(self, data: ServerConnectionHookData) -> None:
         if (ends := _ends(data.server)) is not None:

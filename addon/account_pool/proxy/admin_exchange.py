@@ -56,7 +56,7 @@ def is_for_us(target: Destination, client: Client, *, direct: bool) -> bool:
     return direct and is_loopback(client.peername[0])
 
 
-def keep_here(data: server_hooks.ServerConnectionHookData) -> None:
+def refuse_connection(data: server_hooks.ServerConnectionHookData) -> None:
     """Refuse connections to the name of the admin pages: they are nowhere but here.
 
     Whatever leads there (a tunnel, SOCKS), an admin token must not leave this machine.

@@ -106,7 +106,7 @@ def repeated(
     return response
 
 
-def say_again(response: http.Response, provider: Provider, *, again: bool) -> None:
+def set_should_retry(response: http.Response, provider: Provider, *, again: bool) -> None:
     """Say whether the client should try again, where the vendor's clients obey that."""
     if SHOULD_RETRY in provider.delay_headers:
         response.headers[SHOULD_RETRY] = "true" if again else "false"

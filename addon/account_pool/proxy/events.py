@@ -44,7 +44,7 @@ class EventHandled(events.Event):
     """The event that a stream was handling is over for everybody."""
 
 
-class GetOtherConnection(GetHttpConnection):
+class GetFreshConnection(GetHttpConnection):
     """Get a connection that is none of those `avoided`."""
 
     avoided: frozenset[Connection] = frozenset()

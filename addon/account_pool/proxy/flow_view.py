@@ -50,7 +50,7 @@ def comment(flow: http.HTTPFlow, text: str) -> None:
     flow.metadata[COMMENT] = text
 
 
-def not_whole(flow: http.HTTPFlow, what: str) -> None:
+def mark_truncated(flow: http.HTTPFlow, what: str) -> None:
     """Say that a body on *flow* is not all of it."""
     flow.metadata[TRUNCATED] = True
     note = f"{what} ({MAX_COPY_BYTES // 1024} KiB)"
@@ -96,7 +96,7 @@ class BodyCopy:
             body = decoding.as_whole(body, self._encoding, max_bytes=MAX_COPY_BYTES)
         flow.response.data.content = body
         if cut_off:
-            not_whole(flow, "only the beginning of the answer is kept")
+            mark_truncated(flow, "only the beginning of the answer is kept")
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,10 +211,10 @@ def _flow_of(
     if len(request.raw_content or b"") > MAX_COPY_BYTES:
         # A part of it would pass for the whole when it is replayed.
         request.data.content = None
-        not_whole(flow, "a request this long is kept only on the flow that was served")
+        mark_truncated(flow, "a request this long is kept only on the flow that was served")
     if len(response.raw_content or b"") > MAX_COPY_BYTES:
         response.data.content = (response.raw_content or b"")[:MAX_COPY_BYTES]
-        not_whole(flow, "only the beginning of the answer is kept")
+        mark_truncated(flow, "only the beginning of the answer is kept")
     return flow
 
 

@@ -1,9 +1,8 @@
-"""The attempts of a request that is served from the pool, and what its client gets of them.
+"""How the attempts of a request that is served from the pool are made, and refusals delivered.
 
-An account is chosen, sent to, waited for or refreshed as `core.attempts` says; here its steps
-are carried out. The response that is good, or the refusal that is the last word, is delivered:
-from that commit point on there is no further attempt, and the base class does everything.
-How an attempt works underneath is `http_stream.py`; when one is over, `pooled_exchange.py`.
+`core.attempts` says what comes next: an account is sent to, waited for or refreshed, or a
+refusal is the last word; here that is carried out. How an attempt works underneath is
+`http_stream.py`; what its response leads to, `pooled_exchange.py`.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from account_pool.core.steps import Deliver, Refresh, Send, Step, Synthesize, Wa
 from account_pool.providers.base import CannotSwap, LocalResponse
 from account_pool.proxy import error_response, redaction
 from account_pool.proxy.credential_swap import Outgoing
-from account_pool.proxy.events import GetOtherConnection, Pause, PoolPauseHook
+from account_pool.proxy.events import GetFreshConnection, Pause, PoolPauseHook
 from account_pool.proxy.flow_view import AttemptTrail, BodyCopy
 from account_pool.proxy.http_stream import AttemptStream
 from account_pool.proxy.pooled_request import PooledRequest
@@ -73,7 +72,7 @@ class PooledAttempts(AttemptStream):
     _pending: Step | None = None
     #: the response is a good one, and what it took is still to be counted
     _to_count = False
-    # The same where they are there. Without a call: they are asked for a lot.
+    # The same for where they are known to be set; read at each event, so without a Python call.
     _call = cast(PooledRequest, property(attrgetter("call")))
     _attempts = cast(Attempts, property(attrgetter("attempts")))
     _reader = cast(ResponseReader, property(attrgetter("reader")))
@@ -185,7 +184,7 @@ class PooledAttempts(AttemptStream):
         spec = (outgoing.address, outgoing.tls, server.via, server.transport_protocol)
         get = GetHttpConnection(*spec)
         if avoided:
-            get = GetOtherConnection(*spec)
+            get = GetFreshConnection(*spec)
             get.avoided = avoided
         self.watch_client(self.client_leaves)
         connection, error = yield get
@@ -260,7 +259,7 @@ class PooledAttempts(AttemptStream):
             self._refusal, provider, wait_s, self.sent_secrets.echoes(), self.service.wall_now()
         )
         if step.again:
-            error_response.say_again(response, provider, again=True)
+            error_response.set_should_retry(response, provider, again=True)
         with log_and_continue:
             self._trail.delivered(self._attempts, self.service.now())
         yield from self.respond(response)
@@ -275,7 +274,7 @@ class PooledAttempts(AttemptStream):
         else:
             response = error_response.local(provider.refusal(step.status, step.message, wait_s))
         if step.final:
-            error_response.say_again(response, provider, again=False)
+            error_response.set_should_retry(response, provider, again=False)
         with log_and_continue:
             self._trail.answered(self._attempts, step.message, self.service.now())
         yield from self.respond(response)

@@ -116,7 +116,7 @@ class PooledUpload(PooledAttempts):
             what, status = ("request", 413) if request else ("answer", 502)
             text = f"{self.provider.name}: the {what} is larger than mitmproxy's body_size_limit"
             response = error_response.local(self.provider.refusal(status, text, None))
-            error_response.say_again(response, self.provider, again=False)
+            error_response.set_should_retry(response, self.provider, again=False)
             logger.warning(f"{text} ({size} bytes)")
             yield from self.respond(response)
         return True
@@ -327,13 +327,13 @@ class PooledExchange(PooledUpload):
             return "no valid answer"
         if self.context.client.alpn == b"h2" and response_reader.is_too_long(response):
             return "no valid answer: its head is too long"
-        response_reader.in_one_line(response)
+        response_reader.unfold_fields(response)
         validates = self.context.options.validate_inbound_headers
         wrong = response_reader.wrong_with(response) if validates else None
         if wrong is None:
             return None
         if response.status_code >= 400:
-            response_reader.set_right(response)
+            response_reader.drop_invalid_fields(response)
             return None
         why = redaction.reason_of(wrong, self.sent_secrets.and_passwords(self.context.options))
         return f"no valid answer: {why}; see the option validate_inbound_headers"

@@ -354,7 +354,7 @@ def is_response(response: http.Response, request: http.Request) -> bool:
     return 200 <= response.status_code < 600
 
 
-def in_one_line(response: http.Response) -> None:
+def unfold_fields(response: http.Response) -> None:
     """Put a space in place of what breaks a line (RFC 9110, 5.5).
 
     Clients end the connection at it, over HTTP/2 with all that is on it.
@@ -383,7 +383,7 @@ def is_too_long(response: http.Response) -> bool:
     return sum(sizes) > MAX_LIST_BYTES
 
 
-def set_right(response: http.Response) -> None:
+def drop_invalid_fields(response: http.Response) -> None:
     """Leave out of a refusal what is wrong with its head: what it says counts."""
     fields = response.headers.fields
     chunked = any(name.lower() == b"transfer-encoding" for name, _ in fields)

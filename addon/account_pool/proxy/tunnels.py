@@ -50,7 +50,7 @@ def failed(server: Server, error: str) -> Server:
     return new
 
 
-def answer_all_the_same(way: Layer | None, claims: Callable[[str, int], bool]) -> None:
+def go_on_without_connection(way: Layer | None, claims: Callable[[str, int], bool]) -> None:
     """Let *way*, the layer of a mode, go on without the connection to a host of the pool.
 
     The request is told why then. *claims* says whether host and port are the pool's.
