@@ -621,6 +621,16 @@ def test_a_full_account_that_cools_counts_by_its_deadline() -> None:
     assert shortage(pool, 1.0).retry_at == 5.0
 
 
+def test_a_request_more_on_a_ramp_changes_why_nobody_can_serve() -> None:
+    pool = pool_of("a", "b")
+    pool.health.mark_cooldown(key("b"), rate_limit(60.0), now=0.0)
+    pool.acquire(FACTS, now=0.0)
+    soon = shortage(pool, 0.0).retry_at
+    assert pool.acquire_anyway(FACTS, now=0.0) is not None
+    later = shortage(pool, 0.0).retry_at
+    assert soon is not None and later is not None and later > soon
+
+
 def test_until_when_an_account_surely_cools() -> None:
     """Where anything else may end it, nobody goes elsewhere without asking."""
     pool = pool_of(account("a", max_concurrent=1), account("b"))

@@ -402,6 +402,7 @@ class Pool:
         """Put *state* where it belongs after a request began or ended, if that may be elsewhere.
 
         Mostly it is not: nothing speaks against it, and its rank does not depend on requests.
+        Why nobody could serve is another matter then, where that is remembered.
         """
         account = state.account
         if (
@@ -413,6 +414,7 @@ class Pool:
             or state.verdicts
             or state.reserved
             or state.headroom.changes_at <= now
+            or members.shortages
         ):
             members.place(state, now)
 
