@@ -40,7 +40,7 @@ def told() -> dict[str, set[str]]:
     service.measured.failovers["openai"] += 1
     service.measured.timings["openai"].overhead.observe(0.0)
     counter = SimpleNamespace(counts={("openai", "cooldown"): 1})
-    text = metrics.text(service, counter).decode()
+    text = metrics.written(list(metrics.read(service, counter))).decode()
     labels: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

@@ -30,7 +30,7 @@ def service(clock):
 
 def read(service, counter=None) -> dict[tuple[str, ...], float]:
     """Scrape; return values by name and label values, in the order of the labels' names."""
-    text = metrics.text(service, counter or DecisionCounter()).decode()
+    text = metrics.written(list(metrics.read(service, counter or DecisionCounter()))).decode()
     return {
         (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text)
@@ -39,7 +39,7 @@ def read(service, counter=None) -> dict[tuple[str, ...], float]:
 
 
 def test_every_metric_has_a_type_and_a_help(service):
-    text = metrics.text(service, DecisionCounter()).decode()
+    text = metrics.written(list(metrics.read(service, DecisionCounter()))).decode()
     for family in text_string_to_metric_families(text):
         assert family.name.startswith("account_pool_")
         assert family.documentation.endswith(".")

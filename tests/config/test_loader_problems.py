@@ -9,6 +9,7 @@ import yaml
 
 from account_pool.config import yaml_nodes
 from account_pool.config.loader import load
+from account_pool.config.options import FAST_STEPS
 from account_pool.config.problems import ConfigError, Problem
 from account_pool.config.providers import unknown_provider
 
@@ -27,6 +28,7 @@ HOW_ACCOUNTS = "list accounts below it, each beginning with `- provider: ...`"
 HOSTS = 'write a list such as ["llm.example.com", "localhost:9443"]'
 DIFFER = "YAML 1.1 and 1.2 read this value differently"
 DECIMALS = "write a number in decimals, or put it in quotes if it is text"
+STEPS = ", ".join(FAST_STEPS)
 UNREAD = "check indentation, quotes and brackets on this line and the ones before"
 
 
@@ -556,19 +558,13 @@ def test_wrong_providers_are_all_named() -> None:
         ("pool_gate: 1", "the prefix pool_ is for the command line; write gate"),
         ("editor_version: 3", "3 is not text; write text, in quotes"),
         ('websockets: "no"', '"no" is not accepted; write one of "", refuse, pin'),
-        (
-            'fast: "yes"',
-            '"yes" is no step; write on, off, or some of table, inline, direct, short, relay',
-        ),
+        ('fast: "yes"', f'"yes" is no step; write on, off, or some of {STEPS}'),
         ("fast: on", f"{DIFFER}; write true or false, or put it in quotes if it is text"),
         (
             "fast: [table, tabel]",
-            '"tabel" is no step; write on, off, or some of table, inline, direct, short, relay',
+            f'"tabel" is no step; write on, off, or some of {STEPS}',
         ),
-        (
-            "fast: []",
-            "a step is missing; write on, off, or some of table, inline, direct, short, relay",
-        ),
+        ("fast: []", f"a step is missing; write on, off, or some of {STEPS}"),
         ("fast: 3", "3 is not text; write text, in quotes, or a list of texts"),
         ("fast:", "no value is not text; write text, in quotes, or a list of texts"),
         ("fast: [1]", "a list is not text; write text, in quotes, or a list of texts"),

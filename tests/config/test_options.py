@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 from mitmproxy.options import Options
 
-from account_pool.config.options import BY_NAME, POOL_OPTIONS, read_fast, set_options, settings
+from account_pool.config.options import (
+    BY_NAME,
+    FAST_STEPS,
+    POOL_OPTIONS,
+    read_fast,
+    set_options,
+    settings,
+)
 from account_pool.config.problems import Wrong
 
 
@@ -106,7 +113,7 @@ def test_what_a_file_has_instead_of_commas(name: str, value: object, expected: s
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("on", {"table", "inline", "direct", "short", "relay"}),
+        ("on", set(FAST_STEPS)),
         ("off", set()),
         ("table", {"table"}),
         ("inline", {"table", "inline"}),

@@ -68,11 +68,6 @@ TIMINGS = (
 )  # fmt: skip
 
 
-def text(service: PoolService, decision_counter: DecisionCounter) -> bytes:
-    """Return every metric in Prometheus' text format."""
-    return written(list(read(service, decision_counter)))
-
-
 def written(families: list[Metric]) -> bytes:
     """Return *families* in Prometheus' text format. Takes long with thousands of accounts."""
     registry = CollectorRegistry(auto_describe=False)

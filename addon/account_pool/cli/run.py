@@ -1,9 +1,8 @@
 """`account-pool run`: a proxy if none answers, the tool with what it needs to use it.
 
-Reading order: `places` and `record` (what is kept), `api` and `processes` (how others
-are asked and ended), `proxy_process`, `shared` and `guard` (the proxy), `environment`,
-`placeholders` and `bundle` (what the tool gets), `tee` and `child` (the tool), `ended`
-(whether it ended because of a limit).
+Reading order: `places` and `processes` (what is kept), `api` (how a proxy is asked),
+`proxy_process` and `shared` (the proxy), `environment` and `bundle` (what the tool gets),
+`child` (the tool, and whether it ended because of a limit).
 """
 
 from __future__ import annotations

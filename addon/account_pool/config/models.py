@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, create_model
 
@@ -24,6 +24,7 @@ _CLASSES = tuple(str(cls) for cls in CLASSES)
 _REMEDIES = {**REMEDIES, "class": "write one of " + ", ".join(_CLASSES)}
 
 Schema = dict[str, Any]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def _object(required: str = "", /, **members: Schema) -> Schema:
@@ -285,10 +286,10 @@ _KINDS: Mapping[str, str] = {
 }
 
 
-def check_shape(document: Document, loc: Loc, shape: type[BaseModel], value: Any) -> bool:
-    """Note everything wrong with the shape of *value*; return whether it is right."""
+def check_shape(document: Document, loc: Loc, shape: type[Model], value: Any) -> Model | None:
+    """Return *value* in its *shape*; None if that is wrong, and all that is wrong is noted."""
     try:
-        shape.model_validate(value)
+        return shape.model_validate(value)
     except ValidationError as found:
         for error in found.errors(include_url=False, include_input=False):
             steps = tuple(step for step in error["loc"] if step != "[key]")
@@ -296,8 +297,7 @@ def check_shape(document: Document, loc: Loc, shape: type[BaseModel], value: Any
             accepted = keys_of(_shape_at(shape, steps[:-1]))
             wrong = _explain(error["type"], error.get("ctx", {}), at, document, accepted)
             document.problem(at, wrong.wrong, wrong.remedy)
-        return False
-    return True
+        return None
 
 
 def _choices(context: Mapping[str, Any]) -> list[str]:

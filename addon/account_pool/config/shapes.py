@@ -65,9 +65,8 @@ def read_account(document: Document, loc: Loc, value: Mapping[str, Any]) -> Acco
     except msgspec.ValidationError:
         from account_pool.config import models  # noqa: PLC0415 - pydantic, as said above
 
-        if not models.check_shape(document, loc, models.AccountShape, value):
-            return None
-        return AccountShape(**models.AccountShape.model_validate(value).model_dump())
+        made = models.check_shape(document, loc, models.AccountShape, value)
+        return None if made is None else AccountShape(**made.model_dump())
 
 
 def check_provider(document: Document, loc: Loc, value: Any) -> None:
@@ -84,4 +83,4 @@ def check_part(document: Document, loc: Loc, kind: str, value: Any) -> bool:
     """Note everything wrong with a part of a definition; return whether it is right."""
     from account_pool.config import models  # noqa: PLC0415 - as above
 
-    return models.check_shape(document, loc, models.PARTS[kind], value)
+    return models.check_shape(document, loc, models.PARTS[kind], value) is not None
