@@ -86,7 +86,7 @@ QUICK = Effort(
     connections=20,
     starts=3,
     lasting_requests=3_000,
-    strategies=("fill-first",),
+    strategies=("round-robin", "fill-first"),
     acquires=500,
 )
 

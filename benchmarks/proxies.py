@@ -35,6 +35,7 @@ class Kind:
         accounts: of the pool, as in accounts.yaml; None if there is no pool.
         options: further `--set` options.
         observer: a second addon, which looks on.
+        workers: with more than one, so many mitmdumps serve one port.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Kind:
     accounts: Sequence[Mapping[str, Any]] | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     observer: Path | None = None
+    workers: int = 1
 
 
 #: how the figures call our addon
@@ -157,10 +159,11 @@ def start(kind: Kind, directory: Path, authority: Path, upstream_port: int) -> P
         accounts.write_text(_accounts_file(kind.accounts, upstream_port))
         state = str(directory / f"state-{port}.db")
         options |= {"pool_accounts": str(accounts), "pool_state": state, **kind.options}
-    command = [*_mitmdump(), "--listen-host", "127.0.0.1", "--listen-port", str(port)]
+    command = [*_program(kind), "--listen-host", "127.0.0.1", "--listen-port", str(port)]
     for name, value in options.items():
         command += ["--set", f"{name}={value}"]
-    for script in filter(None, (kind.script, kind.observer)):
+    # The launcher of several workers loads the addon itself.
+    for script in filter(None, (kind.workers == 1 and kind.script, kind.observer)):
         command += ["-s", str(script)]
     with log.open("wb") as output:
         started_at = time.monotonic()
@@ -197,6 +200,13 @@ def _accounts_file(accounts: Sequence[Mapping[str, Any]], upstream_port: int) ->
     listed = "".join(f"  - {json.dumps(dict(account))}\n" for account in accounts)
     hosts = json.dumps([f"localhost:{upstream_port}"])
     return f"accounts:\n{listed}providers:\n  openai: {{hosts: {hosts}}}\n"
+
+
+def _program(kind: Kind) -> list[str]:
+    if kind.workers == 1:
+        return _mitmdump()
+    code = "import sys; from account_pool.cli import main; sys.exit(main())"
+    return [sys.executable, "-c", code, "serve", "--workers", str(kind.workers)]
 
 
 def _mitmdump() -> list[str]:

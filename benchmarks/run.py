@@ -25,6 +25,7 @@ from benchmarks.scenarios import (
     startup,
     streams,
     trip,
+    workers,
 )
 
 SCENARIOS: dict[str, Callable[[Bench], list[Figure]]] = {
@@ -35,6 +36,7 @@ SCENARIOS: dict[str, Callable[[Bench], list[Figure]]] = {
     "connections": connections.measure,
     "failover": failover.measure,
     "trip": trip.measure,
+    "workers": workers.measure,
     "accounts": many_accounts.measure,
     "acquire": acquire.measure,
 }

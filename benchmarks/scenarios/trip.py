@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from benchmarks import proxies
 from benchmarks.bench import Bench
 from benchmarks.figures import Figure, Target
@@ -18,13 +20,17 @@ _BURNT = 6
 
 def measure(bench: Bench) -> list[Figure]:
     """Count the 429s it gave, and the requests that were open on it at once."""
-    if bench.addon is None:
-        return []
-    return [figure for strategy in bench.effort.strategies for figure in _run(bench, strategy)]
+    return [
+        figure
+        for strategy in bench.effort.strategies
+        for figure in count(bench, NAME, _BURNT, strategy=strategy)
+    ]
 
 
-def _run(bench: Bench, strategy: str) -> list[Figure]:
-    assert bench.addon is not None
+def count(
+    bench: Bench, scenario: str, most: int, *, strategy: str = "round-robin", workers: int = 1
+) -> list[Figure]:
+    """Let an account trip; *most* is the target for its 429s."""
     accounts = [
         proxies.account("a", _TRIPPING),
         proxies.account("b", "sk-bench-good-b"),
@@ -32,8 +38,10 @@ def _run(bench: Bench, strategy: str) -> list[Figure]:
     ]
     wish = Wish(delay_ms=_DELAY_MS)
     requests = [chat(bench.port, wish, text=f"question {n}") for n in range(_REQUESTS)]
-    kind = proxies.pool(bench.addon, accounts, pool_strategy=strategy)
-    with bench.running(kind) as running, bench.lines(_CONCURRENCY, *running) as (line,):
+    kinds = [replace(k, workers=workers) for k in bench.pools(accounts, pool_strategy=strategy)]
+    if not kinds:
+        return []
+    with bench.running(*kinds) as running, bench.lines(_CONCURRENCY, *running) as (line,):
         bench.forget()
         sent = line.send(requests)
     seen = bench.seen()["credentials"][_TRIPPING]
@@ -41,14 +49,14 @@ def _run(bench: Bench, strategy: str) -> list[Figure]:
         raise RuntimeError(f"{strategy}: the account never tripped: {seen}")
     return [
         Figure(
-            scenario=NAME,
+            scenario=scenario,
             name=f"429s burnt, {strategy}",
             value=float(seen["refused"]),
-            target=Target(_BURNT),
+            target=Target(most),
             note=f"at most {seen['peak']} were in flight on it, {seen['at_trip']} when it tripped",
         ),
         Figure(
-            scenario=NAME,
+            scenario=scenario,
             name=f"answers other than 200, {strategy}",
             value=float(sent.not_ok),
             target=Target(0),
