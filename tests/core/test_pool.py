@@ -871,6 +871,14 @@ def test_who_waits_is_served_when_another_proxy_lets_go() -> None:
     assert ticket.lease is not None
 
 
+def test_several_proxies_spread_the_interval_between_requests() -> None:
+    pool = pool_of(account("a", min_interval_s=5.0))
+    pool.accounts.proxies = 3
+    pool.release(pool.acquire(FACTS, now=0.0), OK, now=0.0)
+    assert pool.pick(FACTS, now=14.9) is None
+    assert pool.pick(FACTS, now=15.0) is not None
+
+
 # -- a credential that may be over
 
 

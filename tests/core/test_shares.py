@@ -208,3 +208,15 @@ def test_an_account_that_is_added_has_none_until_it_is_granted_one():
     proxy.pool.accounts.add(other, CREDENTIALS, now=0.0)
     assert proxy.pool.accounts.get(other.key).full
     assert proxy.begin_look()[other.key] == Ask(2, 0, 2)
+
+
+def test_without_a_store_each_uses_an_even_part_of_what_was_never_granted():
+    proxy = Proxy("a", Store(), 8, 2)
+    proxy.shares.use_without_store(2, 0.0)
+    assert sum(proxy.request() for _ in range(9)) == 4
+    while proxy.leases:
+        proxy.finish()
+    proxy.look()
+    proxy.shares.forget()
+    proxy.shares.use_without_store(4, 0.0)
+    assert sum(proxy.request() for _ in range(9)) == 4, "that is what it held"

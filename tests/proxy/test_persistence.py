@@ -640,6 +640,7 @@ async def test_what_a_killed_proxy_held_is_free_after_a_grace(
     await there._round()
     assert theirs.pool.accounts.get(ONE).in_flight_remote == 1
     assert len(there.others) == 1
+    assert theirs.pool.accounts.proxies == 2
     clock.advance(GRACE_S)
     await there._round()
     assert theirs.pool.accounts.get(ONE).in_flight_remote == 0
@@ -898,3 +899,14 @@ async def test_the_shares_of_a_dead_proxy_are_free_once_that_is_known(
         theirs.pool.acquire(FACTS, now=theirs.now())
     await there._round()
     theirs.pool.acquire(FACTS, now=theirs.now())
+
+
+async def test_workers_without_a_usable_file_divide_evenly(path: Path, clock: FakeClock) -> None:
+    path.mkdir()
+    service = service_of(Account(provider="openai", label="one", max_concurrent=6), clock=clock)
+    kept = persistence.begin(SqliteStore(path), service, workers=3)
+    for _ in range(2):
+        service.pool.acquire(FACTS, now=service.now())
+    with pytest.raises(NoUsableAccount):
+        service.pool.acquire(FACTS, now=service.now())
+    kept.stop()

@@ -56,6 +56,7 @@ class Accounts:
             saves them.
         urgent: one of those has learnt what must not be lost, or it would be refused again.
         sharing: `max_concurrent` is divided with other proxies (`shares.py`).
+        proxies: how many there are, over which `min_interval` is spread.
         starved: accounts that were full when nobody else could serve.
         on_reset: called with an account and a window of it longer than an hour that was reset,
             as it was told last: what was left of it is lost.
@@ -72,6 +73,7 @@ class Accounts:
         self.dirty: set[AccountKey] = set()
         self.urgent = False
         self.sharing = False
+        self.proxies = 1
         self.starved: set[AccountKey] = set()
         self.on_reset: Callable[[AccountKey, Window], None] = lambda _key, _window: None
         self.on_change: Callable[[str, float], None] = lambda _provider, _now: None

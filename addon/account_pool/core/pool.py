@@ -378,7 +378,7 @@ class Pool:
         """Note the start of a request on *state*, which counts it in flight already."""
         members = self._members[facts.provider]
         if state.account.min_interval_s:
-            state.next_start_at = now + state.account.min_interval_s
+            state.next_start_at = now + state.account.min_interval_s * self.accounts.proxies
         if chosen:
             members.policy.chosen(state)
         self._place(state, members, now)

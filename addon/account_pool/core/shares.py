@@ -121,6 +121,8 @@ class Shares:
         self._new: set[AccountKey] = set()
         #: others have written since the last question
         self._heard = False
+        #: those of which it had one, whatever became of the store
+        self._once: set[AccountKey] = set()
         #: all accounts are to be asked for
         self._all = True
 
@@ -132,6 +134,18 @@ class Shares:
         """The store has nothing of ours any more: all is to be asked for again."""
         self._held.clear()
         self._of_all, self._all = {}, True
+
+    def use_without_store(self, proxies: int, now: float) -> None:
+        """Use an even part of each account of which the store never granted anything.
+
+        The rest stays as it is: what was granted is nobody else's.
+        """
+        shares: dict[AccountKey, float] = {}
+        for state in self._accounts:
+            limit = state.account.max_concurrent
+            if limit is not None and state.key not in self._once:
+                shares[state.key] = max(limit // proxies, 1)
+        self._accounts.set_shares(shares, now=now)
 
     def asks(self, proxies: int, now: float) -> dict[AccountKey, Ask]:
         """Return what to ask the store for; what is given up is not used any more.
@@ -176,6 +190,7 @@ class Shares:
                 continue
             before = self._held.get(key)
             self._held[key] = share
+            self._once.add(key)
             # What is held beyond its share is in flight yet.
             if before is None or share.slots > before.slots or share.slots < state.share:
                 usable[key] = share.slots

@@ -128,6 +128,7 @@ class AccountPool:
         self._replays = replay.Replays(self.service)
         self._view = ViewRetention(self.service)
         self._siblings = Siblings(self.service)
+        self.wiring.workers = self._siblings.count
 
     def load(self, loader: Loader) -> None:
         # Again when pool.py is reloaded: no option is deferred then.

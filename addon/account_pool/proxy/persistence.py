@@ -63,12 +63,14 @@ _TOO_LONG = "the state database takes too long to write; check the disk"
 Value = TypeVar("Value")
 
 
-def begin(source: Store, service: Service) -> Persistence:
+def begin(source: Store, service: Service, *, workers: int = 1) -> Persistence:
     """Restore *service* from *source* and return what keeps it there.
 
     A source that cannot be used does not stop the proxy: that is logged, and it is tried again.
+
+    *workers* is the number of proxies that are certain to use it, this one too.
     """
-    persistence = Persistence(source, service)
+    persistence = Persistence(source, service, workers)
     persistence.restore()
     for state in service.pool.accounts:
         if state.disabled is not None:
@@ -89,12 +91,14 @@ class Persistence:
         pending: what is not written yet.
     """
 
-    def __init__(self, source: Store, service: Service) -> None:
+    def __init__(self, source: Store, service: Service, workers: int = 1) -> None:
         self.others: Collection[str] = ()
+        self._workers = workers
         self.announce: Callable[[], object] = lambda: None
         self._access = StoreAccess(source)
         self._service = service
         self._accounts = service.pool.accounts
+        self._accounts.proxies = workers
         self._now = now = service.now
         self._clock = StoreClock(now, service.wall_now)
         self._dirty = asyncio.Event()
@@ -131,6 +135,8 @@ class Persistence:
             except DamagedError as e:
                 self._access.put_aside(e)
                 self._restore()
+        if not self._accounts.sharing:
+            self._divide_alone()
 
     def _restore(self) -> None:
         self._take_up(*self._access.read(self._clock.wall()))
@@ -283,7 +289,7 @@ class Persistence:
             self.announce()
 
     def _asks(self) -> dict[AccountKey, Ask]:
-        return self._shares.asks(1 + len(self.others), self._now())
+        return self._shares.asks(self._proxies(), self._now())
 
     async def _in_thread(self, ask: Callable[[], Value]) -> Value:
         return await asyncio.wrap_future(self._thread.submit(ask))
@@ -315,6 +321,7 @@ class Persistence:
             if not self.others and news.proxies:
                 self._beat_at = self._now()  # they do not know of us
             self.others = news.proxies
+            self._accounts.proxies = self._proxies()
 
     def _adopt(self, batch: Batch, saved: PoolSnapshot, by: By) -> None:
         """Let the pool know what others have learnt; what it has learnt meanwhile stays."""
@@ -380,8 +387,16 @@ class Persistence:
 
     # -- a store that cannot be used
 
-    async def _failed(self, error: StoreError) -> None:
+    def _divide_alone(self) -> None:
+        """Take an even part of what the store has not granted, and ask for all when it can be."""
         self._shares.forget()
+        self._shares.use_without_store(self._proxies(), self._now())
+
+    def _proxies(self) -> int:
+        return max(1 + len(self.others), self._workers)
+
+    async def _failed(self, error: StoreError) -> None:
+        self._divide_alone()
         # What others have in flight is not known any more.
         self._accounts.set_in_flight_remote({}, now=self._now())
         if isinstance(error, DamagedError):

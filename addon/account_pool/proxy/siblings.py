@@ -29,10 +29,12 @@ class Siblings:
 
     Attributes:
         link: the launcher; None where this is no worker.
+        count: how many workers there are, this one too.
     """
 
     def __init__(self, service: Service) -> None:
         self.link: Link | None = worker.LINK
+        self.count = 1 if self.link is None else self.link.count
         self._service = service
         self._wiring: Wiring | None = None
 

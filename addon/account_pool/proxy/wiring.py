@@ -93,6 +93,7 @@ class Wiring:
         persistence: what keeps what was learnt; None while there never was an account.
         fast: the shorter ways through mitmproxy; None before `start`.
         on_persistence: called with it once there is one.
+        workers: how many workers this proxy is one of.
     """
 
     def __init__(self, service: Service) -> None:
@@ -104,6 +105,7 @@ class Wiring:
         self.keeper: Keeper | None = None
         self.persistence: Persistence | None = None
         self.fast: Steps | None = None
+        self.workers = 1
         self.on_persistence: Callable[[Persistence], object] = lambda _persistence: None
         self._store: Store = MemoryStore()
         self._entries: Mapping[AccountKey, AccountEntry] = {}
@@ -270,7 +272,7 @@ class Wiring:
     def _persist(self) -> None:
         """Once there are accounts, restore what was learnt of them, and keep it."""
         if self.persistence is None and self.service.pool.accounts.providers():
-            self.persistence = persistence.begin(self._store, self.service)
+            self.persistence = persistence.begin(self._store, self.service, workers=self.workers)
             self.on_persistence(self.persistence)
 
     def _note(self, loaded: Config) -> None:
