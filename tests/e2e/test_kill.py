@@ -18,7 +18,7 @@ import pytest
 from account_pool.demo.exchange import Reply
 from account_pool.demo.mitmdump import MitmdumpFailed
 from account_pool.demo.replies import EVENT_STREAM, by_credential
-from tests.e2e import keeping
+from tests.e2e import die_after_cooldown
 from tests.e2e.harness import FIRST, SECOND, TIMEOUT_S, chat, in_order, secret
 from tests.scripts import openai
 
@@ -31,11 +31,11 @@ LABELS = ["one", "two", "three", "four"]
 def kept(tmp_path):
     """Arguments of proxies that keep their state in one file, and tell about it."""
     options = {"pool_state": tmp_path / "state" / "pool.sqlite"}
-    return {"options": options, "extra_args": ["-s", keeping.__file__]}
+    return {"options": options, "extra_args": ["-s", die_after_cooldown.__file__]}
 
 
 async def told(http: httpx.AsyncClient, command: str) -> str:
-    answer = await http.get(f"http://{keeping.HOST}/{command}")
+    answer = await http.get(f"http://{die_after_cooldown.HOST}/{command}")
     assert answer.status_code == 200, answer.text
     return answer.text
 
@@ -53,7 +53,7 @@ async def test_what_a_killed_proxy_had_learnt_is_there_again(provider, pool_prox
     accounts = in_order(*LABELS)
     for round_, label in enumerate(LABELS[:3]):
         limited.add(secret(label))
-        env = {keeping.DIE: f"openai/{label}"}
+        env = {die_after_cooldown.DIE: f"openai/{label}"}
         proxy = await pool_proxy(accounts, provider=upstream, env=env, **kept)
         async with proxy.client() as http:
             assert await cooling(http) == LABELS[:round_]

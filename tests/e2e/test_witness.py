@@ -9,7 +9,7 @@ import pytest
 
 from account_pool.core.selection import POLICIES
 from account_pool.demo.replies import by_credential, json_reply
-from tests.e2e import keeping
+from tests.e2e import die_after_cooldown
 from tests.e2e.harness import (
     CLIENT,
     FIRST,
@@ -171,7 +171,7 @@ async def test_benches_and_disablings_outlive_the_proxy_and_are_cleared_by_hand(
     kept = {
         "provider": upstream,
         "options": {"pool_state": tmp_path / "pool.sqlite"},
-        "extra_args": ["-s", keeping.__file__],
+        "extra_args": ["-s", die_after_cooldown.__file__],
     }
     accounts = in_order("first", "second", "third")
     first = await pool_proxy(accounts, **kept)

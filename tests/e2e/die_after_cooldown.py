@@ -1,4 +1,4 @@
-"""A mitmproxy script: tells what is restored, runs commands, and dies where a test wants it.
+"""A mitmproxy script: logs what is restored, runs commands, and kills the proxy on demand.
 
 With `DIE_AFTER_COOLDOWN=provider/label` in its environment the proxy is killed, as `kill -9`
 does, right after a cooldown of that account was written. `GET http://pool.test/COMMAND/ARGUMENT`
