@@ -164,6 +164,37 @@ def test_all_together_never_exceed_it(limit, count, steps):
     assert len(busy.leases) >= limit - (count - 1)
 
 
+def test_what_is_given_up_is_not_used_while_the_store_is_asked():
+    a, b = proxies_on(Store(), 1, 2)
+    assert not a.request()
+    a.look()
+    assert not b.request()
+    b.look()
+    asks = a.begin_look()
+    assert not a.request()
+    a.end_look(asks)
+    b.look()
+    assert b.request()
+
+
+def test_what_is_in_flight_is_given_up_once_it_ends():
+    a, b = proxies_on(Store(), 2, 2)
+    assert a.request()
+    while not a.request():
+        a.look()
+        b.look()
+    assert not b.request()
+    b.look()
+    a.look()
+    b.look()
+    assert not b.request()
+    a.finish()
+    assert not a.request(), "it is wanted elsewhere"
+    a.look()
+    b.look()
+    assert b.request()
+
+
 def test_each_begins_with_its_part_of_it():
     a, b = proxies_on(Store(), 8, 2)
     a.look()
