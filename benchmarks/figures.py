@@ -52,7 +52,7 @@ class Figure:
     def verdict(self) -> str:
         """Return met, MISSED, FAILED, busy, not measured, or nothing for one without a target.
 
-        Busy: it was missed, but by a clock that is not to be trusted.
+        Busy: it was taken by a clock that was not to be trusted.
         """
         if self.failed:
             return "FAILED"
@@ -60,9 +60,9 @@ class Figure:
             return ""
         if self.value is None:
             return "not measured"
-        if self.target.is_met_by(self.value):
-            return "met"
-        return "busy" if self.wall and self.busy else "MISSED"
+        if self.wall and self.busy:
+            return "busy"
+        return "met" if self.target.is_met_by(self.value) else "MISSED"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figure as JSON values."""

@@ -20,9 +20,9 @@ FIGURE = Figure(scenario="s", name="n", value=2.0, target=Target(1.0), wall=True
         (replace(FIGURE, value=None), "not measured"),
         (replace(FIGURE, target=None), ""),
         (replace(FIGURE, failed=True), "FAILED"),
-        # What other work has delayed tells nothing, but what was quick beside it was quick.
+        # What other work has delayed tells nothing: perhaps it delayed what is compared with.
         (replace(FIGURE, busy=True), "busy"),
-        (replace(FIGURE, busy=True, value=0.5), "met"),
+        (replace(FIGURE, busy=True, value=0.5), "busy"),
         # CPU time does not feel it.
         (replace(FIGURE, busy=True, wall=False), "MISSED"),
     ],

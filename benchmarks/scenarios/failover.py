@@ -48,10 +48,13 @@ def measure(bench: Bench) -> list[Figure]:
     count = bench.effort.failovers
     plain, failing = {name: _Taken() for name in (NO_PROXY, *(k.name for k in kinds))}, _Taken()
     numbers = itertools.count()
-    bench.forget()
     with bench.running(*kinds) as running, bench.lines(1, None, *running) as lines:
         for line in lines:
             line.warm_up(chat(bench.port, model=_PLAIN), times=50)
+            if line.kind == proxies.POOL:
+                # The first refusals compile the patterns that all others meet.
+                _send(bench, line, [f"gpt-5-model-{next(numbers)}" for _ in range(20)], numbers)
+        bench.forget()
         for line in in_turn(lines, bench.effort.failover_rounds):
             plain[line.kind].add(_send(bench, line, [_PLAIN] * count, numbers))
             if line.kind == proxies.POOL:
