@@ -196,13 +196,13 @@ async def test_one_that_comes_back_with_another_credential_is_new(begin: Begin) 
     await kept._round()
     again = service_of("one", "two")
     again.pool.accounts.get(ONE).source = "new"
-    restored = persistence.begin(kept._access.source, again)
+    restored = persistence.begin(kept.access.source, again)
     restored.stop()
     assert cools(again) == 0
     assert again.pins.owner("openai", "resp_1") is None
     third = service_of("one", "two")
     third.pool.accounts.get(ONE).source = "new"
-    restored = persistence.begin(kept._access.source, third)
+    restored = persistence.begin(kept.access.source, third)
     restored.stop()
     assert third.pins.owner("openai", "resp_1") is None
 
@@ -246,7 +246,7 @@ async def test_a_machine_that_slept_has_not_stopped_the_clock_of_the_vendor(
     assert cools(service) == 100
     await kept._round()
     again = service_of("one", clock=clock)
-    persistence.begin(kept._access.source, again).stop()
+    persistence.begin(kept.access.source, again).stop()
     assert cools(again) == 100
 
 
@@ -268,7 +268,7 @@ async def test_a_wall_clock_that_is_set_changes_no_deadline_here_or_elsewhere(
     for wrong in (hours, -hours):
         other = service_of("one", "two", clock=clock)
         other.wall_now = lambda wrong=wrong: clock.wall_now() + wrong * 3600
-        there = persistence.begin(kept._access.source, other)
+        there = persistence.begin(kept.access.source, other)
         await there._round()
         assert cools(other) == 500
         session = other.sessions.peek("a", other.now())
@@ -408,19 +408,19 @@ async def test_a_disk_that_is_full_for_a_while_loses_nothing(
 ) -> None:
     caplog.set_level(logging.INFO)
     service, kept = begin()
-    database = kept._access.store._database._connection  # type: ignore[union-attr]
+    database = kept.access.store._database._connection  # type: ignore[union-attr]
     pages = database.execute("PRAGMA page_count").fetchone()[0]
     database.execute(f"PRAGMA max_page_count = {pages}")
     for number in range(2000):
         service.sessions.bind(f"conversation-{number:0200}", ONE, service.now())
     limit(service)
-    assert kept.problem is None
+    assert kept.access.problem is None
     await failed(kept)
     assert "cannot be written: the disk is full; free some space" in caplog.text
-    assert kept.problem is not None and "the disk is full" in kept.problem
+    assert kept.access.problem is not None and "the disk is full" in kept.access.problem
     database.execute("PRAGMA max_page_count = 100000")
     await kept._round()
-    assert kept.problem is None
+    assert kept.access.problem is None
     again, _ = begin()
     assert (cools(again), len(again.sessions)) == (600, 2000)
 
@@ -497,7 +497,7 @@ async def test_a_disk_that_damages_each_new_file_is_not_filled_with_them(
     assert len(list(path.parent.glob("pool.sqlite.damaged*-wal"))) <= store_access.MAX_ASIDES
     assert caplog.text.count("and a new one was created") == store_access.MAX_ASIDES
     assert caplog.text.count("is damaged; keep it") == 1
-    assert kept._access.failures == 3
+    assert kept.access.failures == 3
 
 
 async def test_a_damaged_file_that_keeps_logins_stays(
@@ -529,7 +529,7 @@ async def test_a_file_that_was_deleted_is_begun_anew(
     path.unlink()
     await failed(kept)
     assert "was moved, deleted or replaced" in caplog.text
-    assert kept._access.failures == 0, "there is nothing to wait for"
+    assert kept.access.failures == 0, "there is nothing to wait for"
     await kept._round()
     assert cools(begin()[0]) == 600
 
@@ -755,7 +755,7 @@ async def test_a_row_that_cannot_be_written_keeps_no_other_back(begin, clock, ca
         rows = more["lines"].get("sessions", TableChanges()).rows if more["lines"] else ()
         return any(row[0] == "bad:openai" for row in rows)
 
-    kept._access.store = store = Picky(kept._access.store, unfit, error)
+    kept.access.store = store = Picky(kept.access.store, unfit, error)
     for key in ("a:openai", "bad:openai", "b:openai"):
         service.sessions.bind(key, ONE, clock.now())
     limit(service, TWO)
@@ -769,7 +769,7 @@ async def test_a_row_that_cannot_be_written_keeps_no_other_back(begin, clock, ca
     assert [amounts["requests"] for amounts in sums.values()] == [1]
     assert len(caplog.messages) == 1
     assert "of sessions something cannot be written" in caplog.text
-    assert kept.problem == "cannot be written: something of sessions"
+    assert kept.access.problem == "cannot be written: something of sessions"
     assert "sk-fake" not in caplog.text
     # It is neither tried again for ever nor told again.
     asked = store.asked
@@ -785,7 +785,7 @@ async def test_a_write_of_nothing_that_fails_is_an_error_of_ours(begin):
     """It was divided for ever."""
     _, kept = begin()
     await kept._round()
-    kept._access.store = Picky(kept._access.store, lambda *_: True, ValueError())
+    kept.access.store = Picky(kept.access.store, lambda *_: True, ValueError())
     kept._accounts.dirty.add(AccountKey("openai", "of another proxy"))
     with pytest.raises(ValueError, match=r"^$"):
         await kept._round()
@@ -794,7 +794,7 @@ async def test_a_write_of_nothing_that_fails_is_an_error_of_ours(begin):
 async def test_a_disk_that_fails_while_they_are_looked_for_loses_nothing(begin, clock):
     service, kept = begin()
     await kept._round()
-    kept._access.store = picky = Picky(kept._access.store, lambda *_: True, ValueError())
+    kept.access.store = picky = Picky(kept.access.store, lambda *_: True, ValueError())
     real = picky.exchange
 
     def exchange(mine, gone=(), **more):
@@ -807,7 +807,7 @@ async def test_a_disk_that_fails_while_they_are_looked_for_loses_nothing(begin, 
     service.usages.count(ONE, "gpt-5", None, service.wall_now())
     with pytest.raises(StoreError):
         await kept._round()
-    kept._access.store = picky._store
+    kept.access.store = picky._store
     await kept._round()
     again, _ = begin()
     assert list(again.sessions) == ["a:openai"]
@@ -824,7 +824,7 @@ async def test_an_error_of_ours_ends_a_round_and_not_the_keeping(begin, clock, c
         raise ValueError("sk-fake-secret")
 
     with monkeypatch.context() as patch:
-        patch.setattr(kept._access.store, "changed", changed)
+        patch.setattr(kept.access.store, "changed", changed)
         patch.setattr("account_pool.supervision.PAUSE_S", 0.0)
         kept.start()
         async with asyncio.timeout(PATIENCE_S):

@@ -89,13 +89,14 @@ class Persistence:
         others: ids of the other proxies on the store.
         announce: called when something was written that others should know at once.
         pending: what is not written yet.
+        access: the store, and why it cannot be used.
     """
 
     def __init__(self, source: Store, service: Service, workers: int = 1) -> None:
         self.others: Collection[str] = ()
         self._workers = workers
         self.announce: Callable[[], object] = lambda: None
-        self._access = StoreAccess(source)
+        self.access = StoreAccess(source)
         self._service = service
         self._accounts = service.pool.accounts
         self._accounts.proxies = workers
@@ -120,29 +121,25 @@ class Persistence:
             service, self._clock.wall, self._note_change, self._note_urgent
         )
 
-    @property
-    def problem(self) -> str | None:
-        """Why what is learnt, or a part of it, is kept in memory only; None where it is not."""
-        return self._access.problem
-
     # -- start and end
 
     def restore(self) -> None:
         """Put pool, sessions and pins into the state the store has kept, if it can be used."""
-        with self._access.reporting("restored"):
+        with self.access.reporting("restored"):
             try:
                 self._restore()
             except DamagedError as e:
-                self._access.put_aside(e)
+                self.access.put_aside(e)
                 self._restore()
         if not self._accounts.sharing:
-            self._divide_alone()
+            # An even part, until the store can be asked.
+            self._shares.use_without_store(self._proxies(), self._now())
 
     def _restore(self) -> None:
-        self._take_up(*self._access.read(self._clock.wall()))
+        self._take_up(*self.access.read(self._clock.wall()))
         self._begin_write()
         self._finish_write(at_start=True)
-        store, wall = self._access.store, self._clock.wall()
+        store, wall = self.access.store, self._clock.wall()
         if store is not None and (asks := self._asks()):
             # What a proxy holds goes with its heartbeat.
             store.beat({}, wall_now=wall)
@@ -163,7 +160,7 @@ class Persistence:
         self.pending.unsubscribe()
         if self._task is not None:
             self._task.cancel()
-        with self._access.reporting("written"):
+        with self.access.reporting("written"):
             self._finish_write(by=by)
             self.pending.note_used()
             # Counts of a write with an unknown result go alone; newer ones follow.
@@ -171,7 +168,7 @@ class Persistence:
                 self._begin_write()
                 self._finish_write(by=by)
         self._thread.shutdown(wait=False, cancel_futures=True)
-        self._access.close()
+        self.access.close()
 
     async def write(self) -> None:
         """Have all that is known now written, and return then; waits as `stop` does."""
@@ -192,7 +189,7 @@ class Persistence:
 
     async def read_counts(self, name: str) -> Counted:
         """Return the sums of *name*: of all proxies, and what is not written yet."""
-        store, waiting = self._access.store, self._service.counters[name].waiting
+        store, waiting = self.access.store, self._service.counters[name].waiting
         waiting = {key: dict(amounts) for key, amounts in waiting.items()}
         # Its thread does one thing after the other: what is being written will be in the result.
         if self._work is None:
@@ -224,7 +221,7 @@ class Persistence:
             except StoreError as e:
                 await self._failed(e)
             except Exception:
-                self._access.close()  # what was read and not taken over is read again
+                self.access.close()  # what was read and not taken over is read again
                 raise
             for written in waiting:
                 if not written.done():
@@ -232,8 +229,8 @@ class Persistence:
             await self._pause()
 
     async def _pause(self) -> None:
-        if self._access.failures:
-            await asyncio.sleep(self._access.pause_s)
+        if self.access.failures:
+            await asyncio.sleep(self.access.pause_s)
             return
         # What others have learnt does not wait for what is to be written.
         with suppress(TimeoutError):
@@ -246,9 +243,9 @@ class Persistence:
         """Read and write once. Raises StoreError."""
         wall = self._clock.wall()
         self._news.clear()
-        if self._access.store is None:
-            self._take_up(*await self._in_thread(lambda: self._access.read(wall)))
-        store = self._access.store
+        if self.access.store is None:
+            self._take_up(*await self._in_thread(lambda: self.access.read(wall)))
+        store = self.access.store
         assert store is not None
         await self._do_what_is_due(store, self._now(), wall)
         self._take_over(await self._in_thread(lambda: store.changed(wall_now=wall)))
@@ -262,7 +259,7 @@ class Persistence:
         self._finish_write()
         if urgent:
             self.announce()
-        self._access.used()
+        self.access.used()
 
     async def _do_what_is_due(self, store: StateStore, now: float, wall: float) -> None:
         if self._reap_due:
@@ -300,7 +297,7 @@ class Persistence:
         self, store: StateStore, tables: Mapping[str, list[Row]], others: Collection[str]
     ) -> None:
         """Begin with *store*: take over its tables, and have all that we know written."""
-        self._access.store, self.others = store, others
+        self.access.store, self.others = store, others
         self._clock.follow(store)
         self._beat_at = self._now()
         self._shares.forget()
@@ -339,7 +336,7 @@ class Persistence:
 
     def _begin_write(self) -> None:
         """Hand what has changed to the thread, if anything has."""
-        store = self._access.store
+        store = self.access.store
         if store is None:
             return
         batch = self.pending.take(in_flight=bool(self.others))
@@ -366,7 +363,7 @@ class Persistence:
             if isinstance(e, CancelledError):
                 return
             raise
-        self._access.report_unfit(unfit)
+        self.access.report_unfit(unfit)
         self.pending.wrote(batch, saved.replaced)
         if at_start:
             self._adopt(batch, forgiven(saved, self._clock.wall()), By.RESTART)
@@ -387,26 +384,22 @@ class Persistence:
 
     # -- a store that cannot be used
 
-    def _divide_alone(self) -> None:
-        """Take an even part of what the store has not granted, and ask for all when it can be."""
-        self._shares.forget()
-        self._shares.use_without_store(self._proxies(), self._now())
-
     def _proxies(self) -> int:
         return max(1 + len(self.others), self._workers)
 
     async def _failed(self, error: StoreError) -> None:
-        self._divide_alone()
+        # An even part of what was not granted; all is asked for once the store can be used.
+        self._shares.use_without_store(self._proxies(), self._now())
         # What others have in flight is not known any more.
         self._accounts.set_in_flight_remote({}, now=self._now())
         if isinstance(error, DamagedError):
             try:
-                await self._in_thread(lambda: self._access.put_aside(error))
+                await self._in_thread(lambda: self.access.put_aside(error))
             except StoreError as e:
-                self._access.report(e)
+                self.access.report(e)
         elif isinstance(error, MovedError):
             # No reason to wait: a proxy that starts now must find what we know.
-            self._access.close()
+            self.access.close()
             logger.warning("account-pool: %s", error)
         else:
-            self._access.report(error)
+            self.access.report(error)

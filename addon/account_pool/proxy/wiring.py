@@ -99,7 +99,7 @@ class Wiring:
     def __init__(self, service: Service) -> None:
         self.service = service
         service.warnings = self._warnings
-        service.state_problem = lambda: self.persistence.problem if self.persistence else None
+        service.state_problem = self._state_problem
         self.at_start: frozenset[str] = frozenset()
         self.known: Mapping[str, Provider] = {}
         self.keeper: Keeper | None = None
@@ -285,6 +285,9 @@ class Wiring:
             if warning not in self._file_warnings:
                 logger.warning(f"account-pool: {warning}")
         self._file_warnings = loaded.warnings
+
+    def _state_problem(self) -> str | None:
+        return None if self.persistence is None else self.persistence.access.problem
 
     def _warnings(self) -> list[str]:
         """Return what looks wrong with accounts and stops nothing, for people."""
