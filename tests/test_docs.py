@@ -318,11 +318,17 @@ def test_links_lead_somewhere(page):
 _PAGE = re.compile(r"(?<![\w/-])(\w+\.md)(,? (?:sections? )?\d)?")
 
 
-@pytest.mark.parametrize("folder", ["providers", "credentials"])
-def test_pages_that_code_names_are_there(folder):
-    for path in (ROOT / "addon" / "account_pool" / folder).glob("*.py"):
-        for page, section in _PAGE.findall(path.read_text(encoding="utf-8")):
-            assert f"docs/{page}" in PAGES and not section, f"{path.name}: {page}{section}"
+_SPEAKING = [
+    p for folder in ("addon", "tests", "benchmarks") for p in (ROOT / folder).rglob("*.py")
+]
+
+
+@pytest.mark.parametrize("path", _SPEAKING, ids=lambda path: str(path.relative_to(ROOT)))
+def test_pages_that_code_names_are_there(path):
+    for page, section in _PAGE.findall(path.read_text(encoding="utf-8")):
+        assert not section and any((at / page).exists() for at in (ROOT, ROOT / "docs")), (
+            page + section
+        )
 
 
 def test_every_page_is_linked_from_the_readme():

@@ -55,7 +55,7 @@ def test_of_two_that_differ_the_new_one_is_true() -> None:
 
 
 def test_what_is_not_mentioned_stays_until_it_expires() -> None:
-    """Copilot tells of its windows only above half of their use (providers.md, 1.5)."""
+    """Copilot tells of its windows only above half of their use."""
     headroom = UNKNOWN.updated([window(0.2, reset_at=60.0)], 0.0)
     assert headroom.updated([window(0.9, name="7d")], 59.0).share == 0.2
     assert headroom.updated([window(0.9, name="7d", told_at=60.0)], 60.0).share == 0.9

@@ -313,7 +313,7 @@ def frame(event: Any) -> bytes:
             ),
             [Window("primary", 0.0, 1000.0, "gpt-5.3-codex-spark", inf)],
         ),
-        # Headers inside an error frame (providers.md, 3.4).
+        # Headers inside an error frame.
         (
             CODEX,
             frame(
@@ -328,7 +328,7 @@ def frame(event: Any) -> bytes:
             ),
             [Window("5h", 0.0, 1000.0, None, inf, 18000.0)],
         ),
-        # Both spellings of a snapshot in a frame (providers.md, 1.4 and 1.5).
+        # Both spellings of a snapshot in a frame.
         (
             COPILOT,
             frame(

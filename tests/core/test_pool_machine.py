@@ -1,4 +1,4 @@
-"""A pool under whatever happens in whatever order holds the invariants of design.md, 6.
+"""A pool under whatever happens in whatever order holds its invariants.
 
 After every step each choice is compared with that of the naive picker in `reference.py`.
 """

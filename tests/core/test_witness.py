@@ -1,4 +1,4 @@
-"""Whose fault is a refusal? The promises of design.md section 7, whatever accounts answer.
+"""Whose fault is a refusal? The promises of docs/why.md, whatever accounts answer.
 
 Each account has a fate: it serves, or refuses everything in one way. Clients send request
 after request, and everything between is carried out as the shell does it.

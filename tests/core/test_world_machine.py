@@ -1,4 +1,4 @@
-"""Conversations, waiting, ramps and cooldowns together: the promises of design.md, 6 and 8.
+"""Conversations, waiting, ramps and cooldowns together: what is promised of them.
 
 A small world in any order of events: three accounts of different size, a few
 conversations, clients that come, are refused, served, and leave. It is driven as the shell

@@ -163,7 +163,7 @@ def _tenant(host: str) -> str:
 
 
 def _provider_of(tenant: str) -> tuple[str, dict[str, Any]]:
-    """Return the provider of a tenant: name and definition (providers.md, section 1)."""
+    """Return the provider, name and definition, of a tenant with data residency."""
     return f"ghe-{tenant.removesuffix('.ghe.com').replace('.', '-')}", {
         "like": "copilot",
         "hosts": [f"copilot-api.{tenant}", f"api.{tenant}"],

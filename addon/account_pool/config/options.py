@@ -131,7 +131,7 @@ def read_fast(text: str) -> frozenset[str]:
 
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
-#: In the order of design.md, section 5.
+#: In the order of docs/options.md.
 POOL_OPTIONS: tuple[PoolOption, ...] = (
     PoolOption("accounts", str, "",
         "Path of the file that lists the accounts. Empty: ACCOUNT_POOL_ACCOUNTS, else a confirmed "

@@ -16,7 +16,7 @@ from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 
 #: Longest wait that is believed. The longest real one known is a yearly plan.
 MAX_HINT_S = 366 * 86400.0
-#: Longest cooldown made of `pool_cooldown` doubled per streak (design.md section 7).
+#: Longest cooldown made of `pool_cooldown` doubled per streak.
 MAX_DEFAULT_S = 1800.0
 #: First pause after a 429 that says nothing about whose limit it is; doubles up to
 #: `pool_cooldown`. A named reset of 0 s is taken for it: one request would otherwise spend
@@ -28,10 +28,10 @@ MAX_BENCH_S = 86400.0
 #: Jitter: at most this share of the wait, and at most so many seconds.
 JITTER_SHARE = 0.02
 MAX_JITTER_S = 5.0
-#: How often an account that cools is asked whether it really does, at most, seconds
-#: (design.md section 7: a wrong or outdated deadline heals itself).
+#: How often an account that cools is asked whether it really does, at most, seconds:
+#: a wrong or outdated deadline heals itself.
 PROBE_EVERY_S = 60.0
-#: Cooldowns longer than this are probed while others serve, seconds (design.md section 7).
+#: Cooldowns longer than this are probed while others serve, seconds.
 PROBED_FROM_S = 3600.0
 #: When the first probe of a deadline that was made up, or read from a sentence, comes after the
 #: cooldown began; each next one comes after twice the time.

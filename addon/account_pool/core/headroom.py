@@ -23,7 +23,7 @@ LONG_S = 3600.0
 #: Used above 98 %: what is left of a long window is for the conversations that live there.
 SPENT_SHARE = 0.02
 #: How long the report of a window is valid that has neither a reset nor a length, seconds.
-#: Vendors who leave both out count per minute (Azure: providers.md, section 8).
+#: Vendors who leave both out count per minute (Azure OpenAI).
 UNNAMED_S = 60.0
 #: The same, at most, with a length but no reset: an account that is avoided because of it
 #: gets another chance within the hour, and its next response reports again.

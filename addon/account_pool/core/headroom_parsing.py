@@ -3,7 +3,7 @@
 Knows families of spellings, not providers: a service that follows another one's API mostly
 follows its headers too. Each family has a reader, which makes the window of what was said
 of it: `remaining` of a `limit`, `used-percent`, `rem`. Total: whatever a value is, nothing
-is raised, and what cannot be read is left out. Sections named here are those of providers.md.
+is raised, and what cannot be read is left out.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ResponseContext(NamedTuple):
 
 _COUNTS = ("requests", "tokens", "input-tokens", "output-tokens")
 _PER = ("minute", "hour", "day", "month")
-#: What providers call windows that they count in requests or tokens (sections 2.3, 4, 8).
+#: What providers call windows that they count in requests or tokens.
 COUNTED_WINDOWS = (
     *_COUNTS,
     *(f"{count}-{per}" for count in _COUNTS[:2] for per in _PER),
@@ -93,7 +93,7 @@ def counted(name: str, parts: Parts, context: ResponseContext) -> Window | None:
     )
 
 
-#: Of a window that is spent, whatever its share (section 5).
+#: Of a window that is spent, whatever its share.
 _REJECTED = frozenset({"rejected", "rate_limited", "blocked", "queueing_hard", "payment_required"})
 
 
@@ -257,7 +257,7 @@ def _snapshot(name: str, parts: Parts, context: ResponseContext) -> Window | Non
 #: The headers of each family: who reads their values, and how their names are spelled, with
 #: the window and what is said of it. The first that matches counts.
 _FAMILIES: tuple[tuple[Reader, re.Pattern[str]], ...] = (
-    # Subscriptions of Claude (section 5): `5h`, `7d` of the account, `7d_opus` of a family.
+    # Subscriptions of Claude: `5h`, `7d` of the account, `7d_opus` of a family.
     (
         unified,
         re.compile(

@@ -1,6 +1,6 @@
 """What an answer means: for the account that gave it, and for the request.
 
-The vocabulary of design.md section 7. Providers turn an `UpstreamResponse` into an
+Its words are those of docs/why.md. Providers turn an `UpstreamResponse` into an
 `Outcome` (see `providers/`); the pool and the attempt machine act on it. This
 module knows no provider.
 """

@@ -1,6 +1,6 @@
 """Which account made a thing that only it knows: a stored answer, a sticky token.
 
-A request that names one can be served by its owner alone (design.md, section 8). Ids are
+A request that names one can be served by its owner alone. Ids are
 kept as hashes: some are tokens, and clients choose how long they are.
 
 Times are seconds by any one clock and passed in; rows for the store carry wall time.

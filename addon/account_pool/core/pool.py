@@ -237,7 +237,7 @@ class Pool:
         """Hold an account to see if it really cools so long; None where there is none to probe.
 
         Only while another account can serve *facts*: a refusal is replayed there. For requests
-        that begin a conversation, can be sent again, and are short (design.md section 7).
+        that begin a conversation, can be sent again, and are short.
         """
         members = self._members[facts.provider]
         if not members.probes:

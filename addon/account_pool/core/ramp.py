@@ -1,7 +1,7 @@
 """How much traffic an account takes at once that has just been given it.
 
 The herd of an account that became limited would throttle the next one as well: where it
-goes, concurrency starts at one and grows (design.md section 1, promise 5). The same holds
+goes, concurrency starts at one and grows (docs/storms.md). The same holds
 for an account that returns from a cooldown, where one request tries first. Counted are
 requests nobody has answered yet: an answer's head tells whether there is a limit, its
 body may stream for minutes.

@@ -5,7 +5,7 @@ go. An overload is remembered by account and model for a minute, unless a second
 overloaded as well: then it is the server's, and nobody gains by moving. Silence and broken
 connections are remembered for the conversation that met them. What all accounts refused is
 the request's own fault, and for a minute costs one attempt; a 429 without evidence from all
-who were asked is taken for a limit of the address (design.md section 7).
+who were asked is taken for a limit of the address.
 
 Mostly there is nothing, which is quick to see.
 """

@@ -1,9 +1,9 @@
 """When a request is sent again, where, and how often. Decides from values; holds nothing.
 
-`attempts.py` asks, and does it. The rules, with their reasons, are those of design.md
-section 7: a limit moves the request, a refused credential is renewed or its account blamed, an
-overload is tried once more in place and then once elsewhere, and what may have run is not sent
-again unless its owner wants that.
+`attempts.py` asks, and does it. The rules, with their reasons, are in
+docs/requests.md: a limit moves the request, a refused credential is renewed or its account
+blamed, an overload is tried once more in place and then once elsewhere, and what may have run
+is not sent again unless its owner wants that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.steps import Synthesize
 from account_pool.core.verdicts import is_about_account
 
-#: Longest pause before an overloaded account is tried once more, full jitter (design.md, 7).
+#: Longest pause before an overloaded account is tried once more, full jitter.
 OVERLOAD_PAUSE_S = 1.0
 #: Accounts a request asks that say 429 without evidence, and the pause between them.
 BARE_TRIES = 4
@@ -31,7 +31,7 @@ CONNECT_PAUSE_S = 0.25
 #: Copilot counts a prompt of its user when it is sent to an account, not what follows it.
 FOLLOW_UP_PATIENCE = 3.0
 
-#: Longest body of a request that probes an account, bytes (design.md, 7).
+#: Longest body of a request that probes an account, bytes.
 MAX_PROBE_BYTES = 256 * 1024
 
 #: What the owner can do where nobody else can, by the status of the response.
@@ -45,7 +45,7 @@ REMEDIES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Our own bounds on one request (options of design.md section 5).
+    """Our own bounds on one request (docs/options.md).
 
     Attributes:
         max_attempts: requests sent upstream at most.

@@ -126,7 +126,7 @@ def _latest(waits: Iterable[float | None]) -> float | None:
 
 # -- rules
 
-#: A window of an hour or less is a rate limit, a longer one a quota (design.md, 7).
+#: A window of an hour or less is a rate limit, a longer one a quota.
 RATE_WINDOW_S = 3600.0
 
 # Bounds on the evidence an outcome keeps.

@@ -2,7 +2,7 @@
 
 A refusal about a credential or an account opens a *verdict*. Another account that serves
 the same request is the witness: then the account is benched or disabled. Until then, for
-ten minutes or until it serves, it is asked after all others (design.md section 7).
+ten minutes or until it serves, it is asked after all others (docs/why.md).
 
 Decides from values and the times it is given; `health.py` applies it.
 """

@@ -53,7 +53,7 @@ CONFLICTING = frozenset({*_CONFLICTS, *_REVERSE, *_HOSTS, "websocket", "mode"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The options a request is served by; names as in design.md section 5.
+    """The options a request is served by; names as in docs/options.md.
 
     Attributes:
         limits: bounds on one request.

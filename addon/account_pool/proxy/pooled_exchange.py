@@ -573,7 +573,7 @@ class PooledExchange(PooledUpload):
     def client_left(self, event: RequestProtocolError) -> CommandGenerator[None]:
         """The client is gone: the lease is free at once, and nobody is to blame."""
         self.clear_timer()
-        # Clients hang up as soon as they have the last event (clients.md, section 7): a
+        # Clients hang up as soon as they have the last event: a
         # departure after the commit point is a success.
         self.settle(served=self._committed, left=True)
         self.put_copy(ended=False)

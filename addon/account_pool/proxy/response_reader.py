@@ -37,7 +37,7 @@ MAX_REFUSAL_BYTES = 8 * 1024 * 1024
 #: How much more of a refusal is read before the attempt is cut off: beyond that a new
 #: connection costs less than its rest.
 MAX_DRAIN_BYTES = 1024 * 1024
-#: Bound of the first-event gate (design.md section 7).
+#: Bound of the first-event gate, bytes.
 MAX_GATE_BYTES = 65536
 
 #: Longest body a refusal may unpack to.

@@ -4,7 +4,7 @@ The account of a socket is fixed at the handshake; limits arrive as frames, long
 in its first turn can be replayed (`websocket_exchange.py`). Later, and before anything of an
 answer has come, the socket is closed behind the limit, and its client opens another one,
 on another account. Messages are read only, and none is ever made up: a client that cannot
-parse one waits in silence (clients.md, section 4).
+parse one waits in silence.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ from account_pool.supervision import log_and_continue, where
 
 logger = logging.getLogger(__name__)
 
-#: Messages that are held at most (design.md, section 7).
+#: Messages that are held at most before the answer is known.
 MAX_GATE_MESSAGES = 64
 #: How long another account may take to accept a handshake.
 HANDSHAKE_S = 30.0
