@@ -350,8 +350,15 @@ def test_symptoms_are_what_is_really_said():
     assert [text for text in ours if text not in CODE] == []
 
 
-MAP = PAGES["docs/code.md"].split("## Three rules")[0]
+MAP = PAGES["docs/code.md"].split("## Every file")[1]
 FOLDERS = re.findall(r"^      (\w+)/ .*\n((?:        .*\n)*)", MAP, re.MULTILINE)
+
+
+def test_the_way_of_a_request_names_files_that_are_there():
+    way = PAGES["docs/code.md"].partition("## The way of a request")[2].partition("\n## ")[0]
+    named = re.findall(r"`((?:core|providers|proxy)/\w+)`", way)
+    assert len(named) > 25
+    assert [name for name in named if not (PACKAGE / f"{name}.py").exists()] == []
 
 
 @pytest.mark.parametrize(("folder", "lines"), FOLDERS, ids=[name for name, _ in FOLDERS])
