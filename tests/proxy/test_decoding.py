@@ -248,3 +248,16 @@ def test_of_what_is_no_answer_no_end_is_kept(monkeypatch):
     end.feed(gzip.compress(bytes(100_000)))
     end.feed(gzip.compress(b"more"))
     assert not end.kept
+
+
+@pytest.mark.parametrize("encoding", ["", "identity"])
+def test_the_end_of_what_is_not_packed_is_kept_in_one_piece(monkeypatch, encoding: str) -> None:
+    monkeypatch.setattr(Decoder, "feed", None)  # each piece of it would be a call
+    end = End(encoding, keep_bytes=100)
+    whole = b""
+    for number in range(50):
+        data = b"%d " % number * (number % 7 * 40)
+        end.feed(data)
+        whole += data
+        assert whole.endswith(end.kept)
+        assert min(len(whole), 100) <= len(end.kept) <= 200

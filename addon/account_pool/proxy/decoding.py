@@ -107,6 +107,7 @@ class End:
         self.kept = bytearray()
         self._allowed = _FREE_BYTES
         self._keep = keep_bytes
+        self._is_plain = is_none(encoding)
         try:
             self._decoder: Decoder | None = Decoder(encoding, max_bytes=MAX_PASSED_BYTES)
         except UnknownEncoding:
@@ -114,6 +115,9 @@ class End:
 
     def feed(self, data: bytes | bytearray) -> None:
         """Take in what follows."""
+        if self._is_plain:
+            self._add(data)  # nothing grows: it may come in one piece
+            return
         for start in range(0, len(data), _SLICE):
             if self._decoder is None:
                 return
@@ -123,12 +127,15 @@ class End:
             except ValueError:
                 self._give_up()
                 return
-            self.kept += unpacked
+            self._add(unpacked)
             self._allowed += len(piece) * _MAX_RATIO - len(unpacked)
             if self._decoder.is_full or self._allowed < 0:
                 self._give_up()
-            if len(self.kept) > 2 * self._keep:
-                del self.kept[: -self._keep]
+
+    def _add(self, data: bytes | bytearray) -> None:
+        self.kept += data
+        if len(self.kept) > 2 * self._keep:
+            del self.kept[: -self._keep]
 
     def _give_up(self) -> None:
         """Its end will not be known."""
