@@ -366,6 +366,28 @@ async def test_long_pieces_come_as_mitmproxy_reads_them(steps) -> None:
     assert [len(x.data) for x in came[1:-1]] == [65535, 65535, 65535, 3395]
 
 
+async def test_long_pieces_come_whole_where_they_take_the_short_way() -> None:
+    """They are encrypted: in which pieces they come, nobody sees."""
+
+    class Noting(Closing):
+        def _handle_event(self, event):
+            self.came.append(event)
+            if isinstance(event, events.ConnectionClosed):
+                yield commands.CloseConnection(event.connection)
+
+    async with passing(echo, STEPS["direct"], make=Noting) as (proxy, _reader, writer):
+        io = proxy.handler.transports[proxy.handler.client]
+        queue = proxy.handler.server_event.__self__
+        queue.way = SimpleNamespace(run=queue.hand_on)
+        protocol = io.writer.transport.get_protocol()
+        asyncio.get_running_loop().call_soon(lambda: protocol.data_received(bytes(200_000)))
+        came = proxy.handler.layer.came
+        await until(lambda: sum(len(x.data) for x in came[1:]) == 200_000)
+        writer.close()
+        await proxy.over.wait()
+    assert [len(x.data) for x in came[1:-1]] == [200_000]
+
+
 VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
 

@@ -89,13 +89,15 @@ class _Received:
     def data_received(self, data: bytes) -> None:
         """Hand *data* to the layers; into the buffer what comes before its turn."""
         at, size = 0, len(data)
+        # The short way has no use for pieces: what comes there is encrypted.
+        most = READ_BYTES if self._queue.way is None else size
         while at < size:
             # Its task waits for data: there is none before this, and it was not cancelled.
             waiter = self._reader._waiter
             if waiter is None or waiter.done() or asyncio.current_task() is not None:
                 self._put(data[at:])
                 return
-            piece = bytes(data[at : at + READ_BYTES])
+            piece = bytes(data[at : at + most])
             at += len(piece)
             # Hooks find the task of the connection, as where it does this by itself.
             asyncio.tasks._enter_task(self._loop, self._task)
