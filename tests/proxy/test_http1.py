@@ -9,9 +9,15 @@ from mitmproxy import http
 from mitmproxy.connection import ConnectionState, Server
 from mitmproxy.proxy import events
 from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layers.http import ReceiveHttp, RequestEndOfMessage, RequestHeaders
+from mitmproxy.proxy.layers.http import (
+    ReceiveHttp,
+    RequestData,
+    RequestEndOfMessage,
+    RequestHeaders,
+)
 from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Server
 
+from account_pool.proxy.events import WholeRequest
 from account_pool.proxy.http1 import MAX_HEAD_BYTES, QuickClient, QuickServer
 from tests.proxy.helpers import client_connection, options_of
 
@@ -224,3 +230,24 @@ def test_ours_are_used(rig_of) -> None:
     rig.server.send(OK)
     kinds = {type(layer.context.layers[-1]) for layer in rig.layer.connections.values()}
     assert kinds == {QuickServer, QuickClient}
+
+
+WHOLE = [(), ((b"content-length", b"2"),), ((b"transfer-encoding", b"chunked"),)]
+
+
+@pytest.mark.parametrize("fields", WHOLE)
+@pytest.mark.parametrize("body", [b"", b"hi"])
+def test_a_whole_request_is_sent_as_its_parts_are(fields, body) -> None:
+    request = http.Request.make("POST", "http://a/x", headers=fields)
+    whole = WholeRequest(-1, request, not body, content=body)
+    parts: list[Any] = [RequestHeaders(-1, request, not body), RequestEndOfMessage(-1)]
+    if body:
+        parts.insert(1, RequestData(-1, body))
+    sent = []
+    for events_of in ([whole], parts):
+        client = QuickClient(context())
+        client.state = client.read_headers
+        commands_of = [c for event in events_of for c in client.handle_event(event)]
+        sent.append(([c.data for c in commands_of], client.request_done, client.stream_id))
+    assert sent[0] == sent[1]
+    assert sent[0][1:] == (True, -1)

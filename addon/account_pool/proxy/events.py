@@ -16,7 +16,12 @@ from mitmproxy.net.http import status_codes
 from mitmproxy.proxy import events
 from mitmproxy.proxy.commands import StartHook
 from mitmproxy.proxy.layers import http
-from mitmproxy.proxy.layers.http import GetHttpConnection, HttpEvent, ResponseProtocolError
+from mitmproxy.proxy.layers.http import (
+    GetHttpConnection,
+    HttpEvent,
+    RequestHeaders,
+    ResponseProtocolError,
+)
 
 from account_pool.admin.http import AdminRequest, AdminResponse
 from account_pool.core.steps import Refresh, Wait
@@ -51,6 +56,16 @@ class GetFreshConnection(GetHttpConnection):
 
     def connection_spec_matches(self, connection: Connection) -> bool:
         return connection not in self.avoided and super().connection_spec_matches(connection)
+
+
+@dataclass
+class WholeRequest(RequestHeaders):
+    """A request with its body and its end, for an HTTP/1 connection of ours (`http1`).
+
+    Three events would pass through every layer in between, one after the other.
+    """
+
+    content: bytes = b""
 
 
 @dataclass

@@ -33,23 +33,35 @@ class IndexedHeaders(http.Headers):
         return values[-1].decode("latin-1") if values else ""
 
     def _values(self, name: str | bytes) -> list[bytes] | None:
-        fields = self.fields
-        if self._indexed is not fields:
-            self._indexed, self._index = fields, {}
-            for field, value in fields:
-                self._index.setdefault(field.lower(), []).append(value)
+        if self._indexed is not self.fields:
+            self._make_index()
         if isinstance(name, str):
             name = name.encode("utf-8", "surrogateescape")
         return self._index.get(name.lower())
 
+    def _make_index(self) -> None:
+        self._indexed, self._index = self.fields, {}
+        for field, value in self.fields:
+            self._index.setdefault(field.lower(), []).append(value)
+
     def get_all(self, name: str | bytes) -> list[str]:
         return [value.decode("utf-8", "surrogateescape") for value in self._values(name) or ()]
 
+    # These two are asked most: they do what `_values` does without a call of it.
+
     def get(self, name: str | bytes, default: Any = None) -> Any:
-        values = self._values(name)
+        if self._indexed is not self.fields:
+            self._make_index()
+        if isinstance(name, str):
+            name = name.encode("utf-8", "surrogateescape")
+        values = self._index.get(name.lower())
         if values is None:
             return default
         return b", ".join(values).decode("utf-8", "surrogateescape")
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str | bytes) and self._values(name) is not None
+        if self._indexed is not self.fields:
+            self._make_index()
+        if isinstance(name, str):
+            name = name.encode("utf-8", "surrogateescape")
+        return isinstance(name, bytes) and name.lower() in self._index

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from itertools import product
+from itertools import chain, product
 from typing import Any, TypeVar, cast
 
 import h11
@@ -35,6 +35,7 @@ from mitmproxy.proxy.layers.http import (
     HttpClient,
     HttpEvent,
     ReceiveHttp,
+    RequestData,
     RequestEndOfMessage,
     RequestHeaders,
     ResponseHeaders,
@@ -47,7 +48,7 @@ from mitmproxy.proxy.layers.http._http1 import (
     make_body_reader,
 )
 
-from account_pool.proxy.events import SERVER_ERROR, InterimResponse
+from account_pool.proxy.events import SERVER_ERROR, InterimResponse, WholeRequest
 from account_pool.proxy.headers import IndexedHeaders
 from account_pool.proxy.response_reader import is_interim
 
@@ -159,6 +160,15 @@ class QuickServer(_Quick, Http1Server):
 class QuickClient(_Quick, Http1Client):
     """The connection to a server."""
 
+    def send(self, event: HttpEvent) -> CommandGenerator[None]:
+        head = super().send(event)
+        if type(event) is not WholeRequest:
+            return head
+        # Chained: a generator of ours would be resumed for every command.
+        body = super().send(RequestData(event.stream_id, event.content)) if event.content else ()
+        end = super().send(RequestEndOfMessage(event.stream_id))
+        return cast(Any, chain(head, body, end))
+
     def read_headers(self, event: events.ConnectionEvent) -> CommandGenerator[None]:
         request, stream_id = self.request, self.stream_id
         if request is None or stream_id is None or not isinstance(event, events.DataReceived):
@@ -190,15 +200,20 @@ def quick_server(chosen: layer.Layer) -> layer.Layer:
     return _in_place(chosen, QuickServer) if type(chosen) is Http1Server else chosen
 
 
-def make_client_quick(outermost: layer.Layer, relay: Relay | None = None) -> None:
-    """Put ours in place of the HTTP/1 at the end of a connection that has just opened."""
+def make_client_quick(outermost: layer.Layer, relay: Relay | None = None) -> bool:
+    """Put ours in place of the HTTP/1 at the end of a connection that has just opened.
+
+    Returns whether it is one.
+    """
     at: Any = outermost
     while not (at is None or isinstance(at, HttpClient)):
         at = getattr(at, "child_layer", None)
-    if at is not None and type(getattr(at, "child_layer", None)) is Http1Client:
-        quick: Any = _in_place(at.child_layer, QuickClient)
-        quick.relay, at.child_layer = relay, quick
-        at._handle_event = at.child_layer.handle_event
+    if at is None or type(getattr(at, "child_layer", None)) is not Http1Client:
+        return False
+    quick: Any = _in_place(at.child_layer, QuickClient)
+    quick.relay, at.child_layer = relay, quick
+    at._handle_event = at.child_layer.handle_event
+    return True
 
 
 class Differs(Exception):

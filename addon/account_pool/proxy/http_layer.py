@@ -82,6 +82,7 @@ class PoolHttpLayer(HttpLayer):
 
     Attributes:
         answered: server connections that have carried a response.
+        quick: server connections that take a `WholeRequest`.
         attempts: those that run, by their ids, and the streams they are of.
         doubts: what is to be told after a suspend, and to whom.
         when_handled: streams that get an `EventHandled` once everybody has handled the event.
@@ -93,6 +94,7 @@ class PoolHttpLayer(HttpLayer):
         super().__init__(context, mode)
         self.service = service
         self.answered: set[Connection] = set()
+        self.quick: set[Connection] = set()
         self._used: set[Connection] = set()
         self._unopened: set[Connection] = set()
         self.attempts: dict[int, AttemptStream] = {}
@@ -209,7 +211,13 @@ class PoolHttpLayer(HttpLayer):
                 at.append(number)
                 del self.connections[server]
                 self.http2.pop(server, None)
-                for known in (self.answered, self._used, self._looked_at, self._unopened):
+                for known in (
+                    self.answered,
+                    self.quick,
+                    self._used,
+                    self._looked_at,
+                    self._unopened,
+                ):
                     known.discard(server)
         for stream in {cast("AttemptStream", stream) for stream in self.streams.values()}:
             stream.sent_among -= bisect_left(at, stream.sent_among)
@@ -275,7 +283,9 @@ class PoolHttpLayer(HttpLayer):
         elif command.connection.timestamp_tcp_setup is None:  # type: ignore[attr-defined]
             self._unopened.add(command.connection)
         if not command.err and _QUICK is not None:
-            _QUICK.make_client_quick(self.connections[command.connection], self._relay)
+            outermost = self.connections[command.connection]
+            if _QUICK.make_client_quick(outermost, self._relay):
+                self.quick.add(command.connection)
         return super().register_connection(command)
 
     def _after_event(self) -> CommandGenerator[None]:

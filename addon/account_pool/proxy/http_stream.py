@@ -43,7 +43,7 @@ from mitmproxy.proxy.layers.websocket import WebsocketLayer
 
 from account_pool.providers.base import LocalResponse, Provider
 from account_pool.proxy import error_response
-from account_pool.proxy.events import CANCEL, SERVER_ERROR, InterimResponse
+from account_pool.proxy.events import CANCEL, SERVER_ERROR, InterimResponse, WholeRequest
 from account_pool.proxy.flow_view import BodyCopy
 from account_pool.proxy.pooled_request import PooledRequest
 from account_pool.proxy.service import Service
@@ -66,6 +66,7 @@ class AttemptRouter(Protocol):
         streams: where events go, by the ids of requests and of attempts.
         when_handled: streams that get an `EventHandled` once everybody has handled the event.
         answered: server connections that have carried a response.
+        quick: server connections that take a `WholeRequest`.
         http2: connections to servers over HTTP/2 that are ours.
     """
 
@@ -75,6 +76,7 @@ class AttemptRouter(Protocol):
     attempts: dict[int, AttemptStream]
     when_handled: list[AttemptStream]
     answered: set[Connection]
+    quick: set[Connection]
     http2: dict[Connection, Any]
 
     def use(self, server: Connection) -> None:
@@ -147,6 +149,9 @@ class AttemptStream(HttpStream):
         trailers = request.trailers
         if trailers and not takes_trailers(server):
             trailers = None
+        if server in self.layer.quick and not trailers:
+            whole = WholeRequest(attempt_id, request, not content, content=content or b"")
+            return [SendHttp(whole, server)]
         end_stream = not (content or trailers)
         sent: list[HttpEvent] = [RequestHeaders(attempt_id, request, end_stream)]
         if content:
