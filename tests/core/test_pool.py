@@ -806,6 +806,13 @@ def test_who_waits_is_told(change: Callable[[Pool, Any], object]) -> None:
     assert told == [1]
 
 
+def test_a_credential_alone_is_nothing_to_save() -> None:
+    pool = pool_of("a")
+    pool.accounts.dirty.clear()
+    pool.accounts.set_credentials(key("a"), keys_of("new"), now=1.0)
+    assert not pool.accounts.dirty
+
+
 def test_a_listener_may_take_the_place_that_became_free() -> None:
     pool = pool_of(account("a", max_concurrent=1))
     lease = pool.acquire(FACTS, now=0.0)

@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ class _Reader:
         source = self._source((*loc, "token"), value, known, label)
         if len(document.problems) > before or shape is None or source is None or known is None:
             return None
-        account = replace(_account(shape, provider, label, own), reserve=reserve)
+        account = _account(shape, provider, label, own, reserve)
         return AccountEntry(account, source, known, document.line(loc))
 
     def _provider(self, loc: Loc, written: Any) -> str:
@@ -274,7 +274,13 @@ def _host_like(provider: Provider) -> str:
     return f"my-resource.{rule.host}" if rule.subdomains else rule.host
 
 
-def _account(shape: AccountShape, provider: str, label: str, own: Mapping[str, str]) -> Account:
+def _account(
+    shape: AccountShape,
+    provider: str,
+    label: str,
+    own: Mapping[str, str],
+    reserve: Mapping[str, float],
+) -> Account:
     companions = {name: getattr(shape, name) for name in COMPANIONS} | dict(own)
     if shape.deployments is not None:
         companions["deployments"] = json.dumps(shape.deployments, sort_keys=True)
@@ -288,6 +294,7 @@ def _account(shape: AccountShape, provider: str, label: str, own: Mapping[str, s
         min_interval_s=shape.min_interval,
         enabled=shape.enabled,
         account_type=shape.account_type,
+        reserve=reserve,
         companions={name: value for name, value in companions.items() if value is not None},
     )
 

@@ -7,14 +7,11 @@ logs, comments and placeholders.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import NamedTuple
-
-_SPACES = re.compile(r"\s+")
 
 
 class AccountKey(NamedTuple):
@@ -41,7 +38,7 @@ def normalise_label(label: str) -> str:
 
     Raises ValueError when nothing is left: an account needs a name.
     """
-    normalised = _SPACES.sub("-", label.strip()).lower()
+    normalised = "-".join(label.split()).lower()
     if not normalised:
         raise ValueError("a label needs at least one character other than a space")
     return normalised

@@ -256,7 +256,9 @@ class Accounts:
                     change.enable()
             return
         members.place(state, now)
-        self.changed(key, now)
+        # Nothing of this is saved.
+        self._notify()
+        self.on_change(key.provider, now)
 
     def set_strategy(self, strategy: str, *, now: float) -> None:
         """Change the selection policy. Raises KeyError for an unknown name."""
@@ -364,6 +366,9 @@ class Accounts:
     def mark_dirty(self, key: AccountKey) -> None:
         """*key* is no longer as it was saved."""
         self.dirty.add(key)
+        self._notify()
+
+    def _notify(self) -> None:
         for listener in tuple(self._listeners):
             listener()
 

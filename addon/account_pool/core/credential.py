@@ -124,6 +124,8 @@ def identity(credentials: Mapping[str, Credential]) -> str:
 
 def are_of_others(one: str, other: str) -> bool:
     """Say whether two identities are those of different accounts; unknown ones are not."""
+    if not (one and other):
+        return False
     said = dict(part.split("=", 1) for part in one.split(";") if "=" in part)
     also = dict(part.split("=", 1) for part in other.split(";") if "=" in part)
     return any(said[name] != also[name] for name in said.keys() & also.keys())

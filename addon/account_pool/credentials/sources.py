@@ -173,6 +173,8 @@ def expand(text: str, environ: Mapping[str, str]) -> str:
     A "$" before anything else stands for itself. Raises CredentialError that names all
     the variables that are not set.
     """
+    if "$" not in text:
+        return text
     unset = [name for name in variables_in(text) if name not in environ]
     if unset:
         raise _without_value(unset, "not set")
@@ -267,7 +269,7 @@ class AccountEntry:
     def same_credential(self, other: AccountEntry) -> bool:
         """Say whether both entries lead to the same credential and companions."""
         return (
-            self.source == other.source
+            (self.source is other.source or self.source == other.source)
             and self.account.account_type == other.account.account_type
             and self.account.companions == other.account.companions
         )

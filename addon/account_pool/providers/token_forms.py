@@ -93,10 +93,15 @@ FORMS: tuple[KeyForm, ...] = (
         source="https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html"),
 )  # fmt: skip
 
+#: Most labels and many keys have none: one pattern says so.
+_ANY_FORM = re.compile("|".join(f"(?:{form.pattern.pattern})" for form in FORMS))
+
 
 def form_of(token: str) -> KeyForm | None:
     """Return the form of *token*, None if it has none that is known."""
-    return next((form for form in FORMS if form.pattern.match(token)), None)
+    if not _ANY_FORM.match(token):
+        return None
+    return next(form for form in FORMS if form.pattern.match(token))
 
 
 def foreign(token: str, provider: str, known: Collection[str]) -> tuple[str, str] | None:
@@ -188,12 +193,11 @@ def is_token(text: str) -> bool:
     text = text.strip()
     if _begins_as_one(text):
         return True
-    pieces = _PIECES.split(text)
     return (
         len(text) >= _LONG_LABEL
         and _RUN.fullmatch(text) is not None
         and not _UUID.match(text)
-        and any(len(piece) >= _LONG and not _is_word(piece) for piece in pieces)
+        and any(len(piece) >= _LONG and not _is_word(piece) for piece in _PIECES.split(text))
     )
 
 
