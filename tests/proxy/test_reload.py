@@ -98,6 +98,16 @@ async def test_cooldowns_credentials_and_leases_of_those_that_stay_are_kept(addo
     assert pool.accounts.get(SECOND).in_flight == 0
 
 
+async def test_what_is_read_again_shares_what_is_the_same(addon, file):
+    one, second = addon.reloader.load().accounts
+    file.write_text("# one line more" + TWO.replace("label: two", "label: two, weight: 3"))
+    again, changed = addon.reloader.load().accounts
+    assert (again.account is one.account, again.source is one.source) == (True, True)
+    assert (changed.account.weight, changed.source is second.source) == (3, True)
+    file.write_text(TWO.replace("sk-fake-one-000", "sk-fake-new-000"))
+    assert addon.reloader.load().accounts[0].source != one.source
+
+
 async def test_a_lease_of_an_account_that_goes_ends_in_peace(addon, file):
     pool, now = addon.service.pool, addon.service.now()
     lease = pool.acquire(FACTS, now=now)

@@ -266,10 +266,18 @@ class AccountEntry:
         parts = [self.source.fingerprint(), account.account_type or "", companions]
         return sha256(ascii(parts).encode()).hexdigest()[:32]
 
+    def sharing(self, known: AccountEntry) -> AccountEntry:
+        """Return this entry with the parts of *known* that are the same: quick to compare then."""
+        account = known.account if known.account == self.account else self.account
+        source = known.source if known.source == self.source else self.source
+        return AccountEntry(account, source, self.provider, self.line)
+
     def same_credential(self, other: AccountEntry) -> bool:
         """Say whether both entries lead to the same credential and companions."""
+        if self.account is other.account and self.source is other.source:
+            return True
         return (
-            (self.source is other.source or self.source == other.source)
+            self.source == other.source
             and self.account.account_type == other.account.account_type
             and self.account.companions == other.account.companions
         )

@@ -94,9 +94,9 @@ class Reloader:
         if self.added is None:
             state = str(self._wiring.values(loaded.options)["state"])
             self.added = AddedFile(database_path(state, ctx.options))
-        if self.added.known is None:
-            return loaded
-        return accounts_file.with_added(loaded, self.added.known, os.environ)
+        if self.added.known is not None:
+            loaded = accounts_file.with_added(loaded, self.added.known, os.environ)
+        return self._wiring.sharing_known(loaded)
 
     def watch(self) -> asyncio.Task[None]:
         """Take the accounts over whenever the file is written."""

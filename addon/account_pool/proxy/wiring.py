@@ -14,7 +14,7 @@ import logging
 import ssl
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mitmproxy import ctx, exceptions
@@ -179,6 +179,18 @@ class Wiring:
         if self.persistence is not None:
             self.persistence.start()
 
+    def sharing_known(self, loaded: Config) -> Config:
+        """Return *loaded*, which shares what is the same with the accounts that serve now.
+
+        Call it where the file was read: the loop stands still while accounts are compared.
+        """
+        known = self._entries
+        accounts = tuple(
+            entry if (served := known.get(entry.account.key)) is None else entry.sharing(served)
+            for entry in loaded.accounts
+        )
+        return replace(loaded, accounts=accounts) if known else loaded
+
     @without_collections()
     def take_over(self, loaded: Config) -> Changes:
         """Replace accounts, providers and options by those of *loaded*.
@@ -333,7 +345,9 @@ def update_pool(
     removed = tuple(key for key in before if key not in wanted)
     added = tuple(key for key in wanted if key not in before)
     changed = tuple(
-        key for key, account in wanted.items() if key in before and before[key] != account
+        key
+        for key, account in wanted.items()
+        if (known := before.get(key)) is not None and known is not account and known != account
     )
     for key in removed:
         pool.accounts.remove(key, now=now)
