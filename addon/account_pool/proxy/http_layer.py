@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left
 from functools import partial
-from itertools import chain
 from types import ModuleType
 from typing import Any, cast
 
@@ -125,7 +124,8 @@ class PoolHttpLayer(HttpLayer):
         Nothing pauses this layer (a command that blocks, blocks the stream it is of), so
         the base class's part in that is left out: every command would pass through it.
         """
-        held: list[commands.SendData] = []
+        held: list[bytes] = []
+        to: Connection = self.context.client
         size = 0
         source: CommandGenerator[None] | None = self._handle_event(event)
         while source is not None:
@@ -134,16 +134,16 @@ class PoolHttpLayer(HttpLayer):
                     if type(command) is commands.SendData:
                         length = len(command.data)
                         if held and (
-                            held[0].connection is not command.connection
-                            or size + length > MAX_WRITE_BYTES
+                            to is not command.connection or size + length > MAX_WRITE_BYTES
                         ):
-                            yield _joined(held)
+                            yield commands.SendData(to, b"".join(held))
                             held, size = [], 0
-                        held.append(command)
+                        to = command.connection
+                        held.append(command.data)
                         size += length
                         continue
                     if held:
-                        yield _joined(held)
+                        yield commands.SendData(to, b"".join(held))
                         held, size = [], 0
                     if type(command) is commands.Log:
                         command.message = self.shown(command.message)
@@ -152,6 +152,8 @@ class PoolHttpLayer(HttpLayer):
                 source = self._ended(event, e)
                 continue
             # Looked at here, where control is anyway: mostly there is nothing.
+            if self.waiting_for_establishment:
+                self._take_opening()
             if self.when_handled or self._given_back:
                 source = self._after_event()
             elif self.doubts:
@@ -161,7 +163,7 @@ class PoolHttpLayer(HttpLayer):
             else:
                 source = None
         if held:
-            yield _joined(held)
+            yield commands.SendData(to, b"".join(held))
 
     def _ended(self, event: events.Event, error: Exception) -> CommandGenerator[None]:
         """Close the connection that *event* is of: what was broken off there waits for ever.
@@ -378,16 +380,12 @@ class PoolHttpLayer(HttpLayer):
             if self._told_early:
                 early.error = None
             self._told_early = True
-        # Chained: what is asked for here comes back to streams, and a generator of ours would
-        # be resumed for every command of theirs.
-        found = super().get_connection(event, reuse=reuse)
-        return cast(Any, chain(found, self._take_opening()))
+        return super().get_connection(event, reuse=reuse)
 
-    def _take_opening(self) -> CommandGenerator[None]:
+    def _take_opening(self) -> None:
         for connection in self.waiting_for_establishment:
             quick = "direct" in self.service.settings.fast
             tunnels.take_tls(self.connections[connection], quick=quick)
-        yield from ()
 
 
 def _fork(context: Context) -> Context:
@@ -396,13 +394,6 @@ def _fork(context: Context) -> Context:
     fork.__dict__.update(context.__dict__)
     fork.layers = context.layers.copy()
     return fork
-
-
-def _joined(writes: list[commands.SendData]) -> commands.SendData:
-    """Return one write for several of the same connection."""
-    if len(writes) == 1:
-        return writes[0]
-    return commands.SendData(writes[0].connection, b"".join([write.data for write in writes]))
 
 
 def _nothing() -> CommandGenerator[None]:

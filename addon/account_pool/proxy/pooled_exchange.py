@@ -467,6 +467,8 @@ class PooledExchange(PooledUpload):
         if self._timer is not None:
             self.clear_timer()
         self._committed = True
+        if self in self.layer.when_handled:
+            self.layer.when_handled.remove(self)  # there is no reading to be bounded any more
         if (lease := attempts.lease) is not None:
             if secrets is None:
                 # Responses that are only fetched have been counted when they were made.
