@@ -85,7 +85,7 @@ def is_about_model(message: str, model: str | None) -> bool:
     Advice in other sentences ("to go on with this model, upgrade") does not count.
     """
     clauses = _END.compiled.split(plain(message[:_MAX_CHARS]))[:_MAX_CLAUSES]
-    limits = [one for one in clauses if one and _meaning_of_clause(_plain(one)) in _LIMITS]
+    limits = [one for one in clauses if one and _meaning_of_clause(_bare(one)) in _LIMITS]
     text = " ".join(limits) or message[:_MAX_CHARS]
     # A pattern for each model takes longer to compile than all else here.
     named = model if model and model.casefold() in text.casefold() else ""
@@ -133,7 +133,11 @@ def _clauses(message: str) -> Iterator[str]:
 
 
 def _plain(message: str) -> str:
-    text = plain(message[:_MAX_CHARS])
+    return _bare(plain(message[:_MAX_CHARS]))
+
+
+def _bare(text: str) -> str:
+    """Return *text*, which is plain, without addresses, names and what is quoted."""
     for pattern, instead in ((_URL, " "), (_QUOTED, " "), (_NAME, "_"), (_BLANKS, " ")):
         text = pattern.compiled.sub(instead, text)
     return text

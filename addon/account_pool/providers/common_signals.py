@@ -85,11 +85,15 @@ GENERAL_RULES = rules(
 REFUSALS = frozenset({0, 402, 403, 412, 429})
 
 
+_NOT_ZERO = tuple("123456789")
+
+
 def _limit_is_zero(facts: ErrorFacts) -> bool:
     """Say whether a limit, not what remains of it, is 0."""
     return any(
         "ratelimit" in name
         and "limit" in name.partition("ratelimit")[2]
+        and not value.startswith(_NOT_ZERO)  # mostly, and seen without reading it
         and reset_hints.seconds(value) == 0
         for name, value in facts.headers.items()
     )
