@@ -38,8 +38,7 @@ class Others:
         everybody = _everybody()
         if everybody is None:
             return None
-        ended = os.times()
-        ours = time.process_time() + ended.children_user + ended.children_system
+        ours = sum(os.times()[:4])  # ours and that of children that have ended
         return everybody - ours - sum(cpu_seconds(pid) or 0.0 for pid in self._pids)
 
 

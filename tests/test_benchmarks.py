@@ -51,7 +51,7 @@ def test_only_work_of_others_makes_the_machine_busy(monkeypatch, everybody_s, co
     monkeypatch.setattr(machine, "_everybody", lambda: spent["everybody"])
     monkeypatch.setattr(machine, "cpu_seconds", lambda _pid: spent["ours"])
     monkeypatch.setattr(machine.time, "monotonic", lambda: spent["now"])
-    monkeypatch.setattr(machine.time, "process_time", lambda: 0.0)
+    monkeypatch.setattr(machine.os, "times", lambda: (0.0,) * 5)
     others = machine.Others([1234])
     spent = {"everybody": 100.0 + everybody_s, "ours": 8.0, "now": 52.0}
     assert others.cores() == cores
