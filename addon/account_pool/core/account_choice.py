@@ -74,16 +74,15 @@ class AccountChoice:
         Args:
             tries: how often it was sent already.
         """
+        owner, self.home = self.session.owner, None
+        home = self._find_home(now) if owner is None else None
         # Asked once: mostly nothing is known that would change where a request begins.
         quiet = self.pool.is_quiet(self.facts.provider)
         avoid = self.avoid if quiet and not self.facts.socket else self.avoided(now)
-        owner, self.home = self.session.owner, None
-        if owner is None:
-            home = self._find_home(now)
-            if not quiet or home is not None or self.session.near is not None:
-                preferred = self._preferred(avoid, now, tries, quiet=quiet)
-                if preferred is not None:
-                    return preferred
+        if owner is None and not (quiet and home is None and self.session.near is None):
+            preferred = self._preferred(avoid, now, tries, quiet=quiet)
+            if preferred is not None:
+                return preferred
         try:
             return self.pool.acquire(self.facts, now=now, avoid=avoid, only=owner)
         except NoUsableAccount as nobody:

@@ -154,8 +154,13 @@ class PoolHttpLayer(HttpLayer):
             # Looked at here, where control is anyway: mostly there is nothing.
             if self.waiting_for_establishment:
                 self._take_opening()
-            if self.when_handled or self._given_back:
-                source = self._after_event()
+            # Connections below have finished with the event by now.
+            if self._given_back:
+                ending = self._given_back.pop(0)
+                stream = self.streams.get(ending.stream_id)
+                source = _nothing() if stream is None else self.event_to_child(stream, ending)
+            elif self.when_handled:
+                source = self.event_to_child(self.when_handled.pop(0), EventHandled())
             elif self.doubts:
                 source = self.event_to_child(*self.doubts.pop())
             elif self._sweep.timer is None and (self.attempts or self.waiting_for_establishment):
@@ -289,16 +294,6 @@ class PoolHttpLayer(HttpLayer):
             if _QUICK.make_client_quick(outermost, self._relay):
                 self.quick.add(command.connection)
         return super().register_connection(command)
-
-    def _after_event(self) -> CommandGenerator[None]:
-        """Come after everything else: the connections below have finished with the event."""
-        while self.when_handled or self._given_back:
-            if self._given_back:
-                ending = self._given_back.pop(0)
-                if (stream := self.streams.get(ending.stream_id)) is not None:
-                    yield from self.event_to_child(stream, ending)
-                continue
-            yield from self.event_to_child(self.when_handled.pop(0), EventHandled())
 
     def _take(self, server: Connection) -> None:
         """Make the HTTP/2 connection to *server* one of ours, if it is one."""
