@@ -95,7 +95,7 @@ class _Reader:
         provider = self._provider((*loc, "provider"), value.get("provider"))
         known = self.providers.known.get(provider)
         own = self._own_companions(loc, value, known)
-        shaped = {key: part for key, part in value.items() if key not in own}
+        shaped = {key: part for key, part in value.items() if key not in own} if own else value
         shape = read_account(document, loc, shaped)
         label = self._label((*loc, "label"), provider, value.get("label"))
         self._models((*loc, "models"), value.get("models"))
@@ -207,8 +207,8 @@ class _Reader:
         self, loc: Loc, value: dict[str, Any], known: Provider | None
     ) -> dict[str, str]:
         """Return the companions that only this provider of the user's own has."""
-        names = known.companions - _KEYS if known else frozenset()
-        own = {name: value[name] for name in sorted(names) if name in value}
+        names = (known.companions & value.keys()) - _KEYS if known else frozenset()
+        own = {name: value[name] for name in sorted(names)}
         for name, written in own.items():
             if not isinstance(written, str) or not written:
                 self.document.problem(
@@ -220,8 +220,8 @@ class _Reader:
         """Note companions that an account of this provider has no use for."""
         if known is None:
             return
-        for name in sorted(known.companions):
-            written = value.get(name)
+        for name in sorted(known.companions & value.keys()):
+            written = value[name]
             # A line break would let it write headers of its own.
             if isinstance(written, str) and not _HEADER_VALUE.match(written):
                 self.document.problem(
@@ -229,9 +229,9 @@ class _Reader:
                     "has a line break or a character outside ASCII in it",
                     "write it as the provider shows it",
                 )
-        accepted = [name for name in COMPANIONS if name in known.companions]
         for name in COMPANIONS:
             if name in value and name not in known.companions:
+                accepted = [one for one in COMPANIONS if one in known.companions]
                 self.document.problem(
                     (*loc, name),
                     f"does not belong to an account of {known.name}",

@@ -113,6 +113,8 @@ def identity(credentials: Mapping[str, Credential]) -> str:
 
     By the name of each companion that says so, a hash of it.
     """
+    if not any(held.companions for held in credentials.values()):
+        return ""
     said = {
         name: sha256(value.encode()).hexdigest()[:16]
         for held in credentials.values()

@@ -108,7 +108,7 @@ def _marks(entry: AccountEntry, credentials: Mapping[str, Credential]) -> dict[s
     marks: dict[str, str] = {}
     for credential in credentials.values():
         companions = {**credential.companions, **account.companions}
-        scope = [account.provider, *(companions.get(name, "") for name in _SPLITS_LIMITS)]
+        scope = [account.provider, *[companions.get(name, "") for name in _SPLITS_LIMITS]]
         marks[_mark(scope, "token", credential.secret.digest())] = "has the same token as"
     if isinstance(entry.source, OAuthSource):
         # It may have an access token, and nothing to renew it with now.

@@ -125,18 +125,14 @@ def write_account(
     before = found.cooldowns if found else {}
     after = account.cooldowns
     # An account may cool for a hundred models: what stays as it is costs nothing.
-    connection.executemany(
-        "DELETE FROM cooldowns WHERE account = ? AND model IS ?",
-        [(name, _quoted(model)) for model, c in before.items() if c != after.get(model)],
-    )
-    connection.executemany(
-        "INSERT INTO cooldowns VALUES (?, ?, ?, ?, ?, ?)",
-        [
-            (name, _quoted(c.model), c.since, c.until, c.streak, _cause_text(c.cause, c.probed_at))
-            for model, c in after.items()
-            if c != before.get(model)
-        ],
-    )
+    if ended := [(name, _quoted(model)) for model, c in before.items() if c != after.get(model)]:
+        connection.executemany("DELETE FROM cooldowns WHERE account = ? AND model IS ?", ended)
+    if new := [
+        (name, _quoted(c.model), c.since, c.until, c.streak, _cause_text(c.cause, c.probed_at))
+        for model, c in after.items()
+        if c != before.get(model)
+    ]:
+        connection.executemany("INSERT INTO cooldowns VALUES (?, ?, ?, ?, ?, ?)", new)
 
 
 def names(keys: Iterable[AccountKey]) -> str:
