@@ -32,7 +32,9 @@ MINE = Claim(fence=3, owner="me", until=100.0 + CLAIM_S)
 
 
 def asked(found: Claim, **changes: object) -> Claim | Taken:
-    usual = {"token": "rt-1", "now": 100.0, "is_gone": False, "is_over": False}
+    usual = {
+        "stored_fence": 0, "token": "rt-1", "now": 100.0, "is_gone": False, "is_over": False
+    }  # fmt: skip
     return ask(found, "other", **{**usual, **changes})  # type: ignore[arg-type]
 
 
@@ -44,6 +46,9 @@ LEFT = Claim(fence=3, sent="rt-1")
     ("found", "changes", "gets"),
     [
         (FREE, {}, 1),
+        # The row was lost, the tokens were not.
+        (FREE, {"stored_fence": 7}, 8),
+        (LEFT, {"stored_fence": 2, "is_over": True}, 4),
         (MINE, {}, Taken(CLAIM_S, False)),
         (MINE, {"now": 100.0 + CLAIM_S}, 4),
         (MINE, {"is_gone": True}, 4),
@@ -123,6 +128,7 @@ class Shared(RuleBasedStateMachine):
             got = ask(
                 world.claim,
                 proxy.owner,
+                stored_fence=world.stored_by,
                 token=str(world.stored),
                 now=world.now,
                 is_gone=world.claim.owner in world.gone,
@@ -185,6 +191,12 @@ class Shared(RuleBasedStateMachine):
                 self.lost.add(proxy.token)
             world.claim = release(world.claim, proxy.claim, unknown=True)
             proxy.state = "idle"
+
+    @rule()
+    def the_row_is_lost(self) -> None:
+        """The file was taken away, and whoever made the claims has ended; tokens are known."""
+        if self.world.claim.sent == "" and all(proxy.state == "idle" for proxy in self.proxies):
+            self.world.claim = FREE
 
     @rule(seconds=st.sampled_from([1.0, 24.0, 60.0, 400.0, 1100.0]))
     def passes(self, seconds: float) -> None:

@@ -102,6 +102,7 @@ class MemoryTokens:
             asked = claims.ask(
                 self._found(family),
                 owner,
+                stored_fence=0,
                 token=token.digest(),
                 now=self._clock(),
                 is_gone=False,  # with its process the store is gone, too

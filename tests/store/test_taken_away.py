@@ -297,6 +297,22 @@ def test_a_number_is_never_given_twice(
     assert isinstance(claim, Claim) and claim.fence == 4
 
 
+def test_who_has_only_read_gives_no_number_twice(
+    path: Path, time: Time, opened: Callable[[], SqliteTokens]
+) -> None:
+    """Who made the claims has ended, and its row of the last one is lost with the file."""
+    ended, reads = opened(), opened()
+    for n in range(3):
+        refresh(ended, time, Secret(f"rt-{n}"), Tokens(access=None, refresh=Secret(f"rt-{n + 1}")))
+    assert reads.load("family") == Tokens(access=None, refresh=Secret("rt-3"))
+    path.unlink()
+    reads.keep()
+    time.now += SETTLE_S
+    # Stores the tokens, or fails.
+    refresh(reads, time, Secret("rt-3"), Tokens(access=None, refresh=Secret("rt-4")))
+    assert opened().load("family") == Tokens(access=None, refresh=Secret("rt-4"))
+
+
 def test_letting_go_of_the_old_file_spoils_nothing_of_the_new(path: Path) -> None:
     """To close the last connection to a file deletes the log that has its name."""
     script = f"""

@@ -57,11 +57,21 @@ class Taken(NamedTuple):
 
 
 def ask(
-    found: Claim, owner: str, *, token: str, now: float, is_gone: bool, is_over: bool
+    found: Claim,
+    owner: str,
+    *,
+    stored_fence: int,
+    token: str,
+    now: float,
+    is_gone: bool,
+    is_over: bool,
 ) -> Claim | Taken:
     """Return the claim of *owner*, or why it gets none.
 
     Args:
+        stored_fence: by which claim the stored tokens came. It is more than that of *found*
+            where the row was lost with its file and the tokens, which more proxies know,
+            were not; tokens of a lower number would not be stored.
         token: digest of the refresh token that is to be sent.
         is_gone: the process of whoever has the claim is known to be dead.
         is_over: the access token that came with *token* is worth nothing any more.
@@ -72,7 +82,8 @@ def ask(
         return Taken(found.until - now, found.sent != "")
     if found.sent == token and not is_over:
         return Taken(0.0, True)
-    return Claim(fence=found.fence + 1, owner=owner, until=now + CLAIM_S, sent=found.sent)
+    fence = max(found.fence, stored_fence) + 1
+    return Claim(fence=fence, owner=owner, until=now + CLAIM_S, sent=found.sent)
 
 
 def send(found: Claim, fence: int, *, token: str, now: float) -> Claim | None:

@@ -134,9 +134,11 @@ class SqliteTokens:
                 return Taken(self._settles_at - now, False)
             found = self._claim(connection, family)
             self._claims[family] = found
+            stored = self._read(connection, family)
             asked = claims.ask(
                 found,
                 owner,
+                stored_fence=0 if stored is None else stored[1],
                 token=token.digest(),
                 now=now,
                 is_gone=found.owner != "" and self._is_gone(found.owner),
