@@ -213,7 +213,7 @@ class Accounts:
             state.credentials, state.refused, state.problem = {}, "", None
             state.doubtful = False
             state.pending = state.account.enabled
-            self._forget(change)
+            _forget(self.members[key.provider], change)
             state.renewed_at = now
             state.served_at = state.refreshed_at = -inf
 
@@ -282,7 +282,7 @@ class Accounts:
         state = self.get(key)
         with self.changing(state, By.HAND, now) as change:
             # Who says that it serves knows better than its last response.
-            return self._forget(change)
+            return _forget(self.members[key.provider], change)
 
     def enable(self, key: AccountKey, *, now: float) -> None:
         """End the disabling of *key* by hand, and its benches; limits stay.
@@ -392,17 +392,6 @@ class Accounts:
                 decision = decision_of(state.key, Kind.COOLDOWN, cooldown, By.RESERVE, now)
                 self.decisions.add(decision)
 
-    def _forget(self, change: Transition) -> list[Cooldown]:
-        """Forget what responses have said; return the cooldowns that this ends."""
-        state = change.state
-        self.members[state.key.provider].failures.forget_refused(state.key)
-        ended = change.end_cooldowns()
-        change.end_verdicts()
-        change.enable()
-        state.ramps = {}
-        state.headroom, state.reserved, state.forgotten_at = UNKNOWN, (), change.now
-        return ended
-
 
 def is_401(cause: Cause | Outcome) -> bool:
     """Say whether *cause* is a refusal of a credential: another one ends it."""
@@ -430,3 +419,15 @@ def occupancy(states: Iterable[AccountState]) -> dict[str, int]:
     """Return size (accounts) and busy (accounts with a request in flight)."""
     in_flight = [state.in_flight for state in states]
     return {"size": len(in_flight), "busy": sum(n > 0 for n in in_flight)}
+
+
+def _forget(members: Members, change: Transition) -> list[Cooldown]:
+    """Forget what responses have said; return the cooldowns that this ends."""
+    state = change.state
+    members.failures.forget_refused(state.key)
+    ended = change.end_cooldowns()
+    change.end_verdicts()
+    change.enable()
+    state.ramps = {}
+    state.headroom, state.reserved, state.forgotten_at = UNKNOWN, (), change.now
+    return ended
