@@ -94,7 +94,9 @@ def ratio(
     if not rounds or len(rounds) < len(ours):
         note = "nothing here tells it of a process"
         return Figure(scenario=scenario, name=name, value=None, target=target, note=note)
-    low, centre, high = statistics.quantiles(rounds, method="inclusive")
+    # Before Python 3.13 one is too few.
+    of = rounds if len(rounds) > 1 else rounds * 2
+    low, centre, high = statistics.quantiles(of, method="inclusive")
     note = f"{len(rounds)} rounds, half of them {low:.3f} to {high:.3f}"
     return Figure(scenario=scenario, name=name, value=centre, target=target, note=note, wall=wall)
 

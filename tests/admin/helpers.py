@@ -80,7 +80,7 @@ class FakeProxy:
         self.server: AdminServer = admin_host.open_admin_server(
             self.service,
             Secret(TOKEN),
-            make_actions=self._actions,
+            make_actions=self.actions,
             counted=self._counted,
             ready=lambda: True,
             accounts_file=lambda: self.main if self.main.exists() else None,
@@ -94,7 +94,7 @@ class FakeProxy:
     async def ask(self, *args: Any, **kwargs: Any) -> AdminResponse:
         return await self.server.answer(admin_request(*args, **kwargs))
 
-    def _actions(self) -> Actions:
+    def actions(self) -> Actions:
         def files() -> AccountsFiles:
             return AccountsFiles(self.main, self.added.path, self.added.name, self.environ)
 

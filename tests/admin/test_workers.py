@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from account_pool.admin import metrics
 from account_pool.admin.routes import ENDPOINTS
-from account_pool.admin.workers import FOLLOWED, MERGED, merge_metrics, values
+from account_pool.admin.workers import FOLLOWED, MERGED, follow, merge_metrics, values
 
 LIMIT_50 = SimpleNamespace(limit=50)
 
@@ -81,6 +81,19 @@ def test_a_decision_is_said_once_and_none_is_missed() -> None:
     outside = {"decisions": [decision(2_000_000, "another proxy")], "next": 10**7}
     merged = MERGED["decisions"](outside, [{"decisions": [], "next": 10**7}], LIMIT_50)
     assert len(merged["decisions"]) == 1, "it is from no worker"
+
+
+async def test_who_follows_says_that_it_does(proxy) -> None:
+    """The one that was asked has said it already, by hand."""
+    asked = SimpleNamespace(provider="openai", label="one")
+    context: Any = SimpleNamespace(actions=proxy.actions())
+    for name in ("disable", "enable", "disable", "clear_cooldown"):
+        await follow(name, context, asked)
+    decisions = [(d.kind, d.by) for d in reversed([*proxy.service.pool.decisions])]
+    assert decisions == [
+        ("disable", "another proxy"), ("enable", "another proxy"),
+        ("disable", "another proxy"), ("enable", "another proxy"),
+    ]  # fmt: skip
 
 
 def test_a_session_is_said_once() -> None:

@@ -72,7 +72,7 @@ _BY_HAND = Outcome(cls=OutcomeClass.FORBIDDEN_ACCOUNT, scope=Scope.ACCOUNT, sign
 
 @dataclass(slots=True, eq=False)
 class Actions:
-    """Changes the pool of *service*.
+    """Changes the pool of *service*, by hand or, where it follows another worker, by that.
 
     Attributes:
         service: what the pool belongs to.
@@ -120,20 +120,21 @@ class Actions:
         """Skip the account that would serve next; return the one that serves instead."""
         return self.service.pool.next(self.provider(provider), now=self.service.now())
 
-    def clear_cooldown(self, provider: str, label: str) -> tuple[AccountState, list[Cooldown]]:
+    def clear_cooldown(
+        self, provider: str, label: str, by: By = By.HAND
+    ) -> tuple[AccountState, list[Cooldown]]:
         """End every cooldown and disabling of an account; return it and what ended."""
         state = self.get(provider, label)
-        return state, self.service.pool.accounts.clear_cooldown(state.key, now=self.service.now())
+        accounts, now = self.service.pool.accounts, self.service.now()
+        return state, accounts.clear_cooldown(state.key, now=now, by=by)
 
-    def disable(self, provider: str, label: str) -> AccountState:
+    def disable(self, provider: str, label: str, by: By = By.HAND) -> AccountState:
         """Disable an account until it is enabled, across restarts too. Raises ApiError."""
         state = self.get(provider, label)
-        self.service.pool.health.mark_failure(
-            state.key, _BY_HAND, now=self.service.now(), by=By.HAND
-        )
+        self.service.pool.health.mark_failure(state.key, _BY_HAND, now=self.service.now(), by=by)
         return state
 
-    def enable(self, provider: str, label: str) -> AccountState:
+    def enable(self, provider: str, label: str, by: By = By.HAND) -> AccountState:
         """Use a disabled or benched account again, whatever the reason; its limits stay.
 
         Raises ApiError.
@@ -141,7 +142,7 @@ class Actions:
         state = self.get(provider, label)
         if not state.account.enabled:
             raise ApiError(409, "off", "accounts.yaml says `enabled: false`; change it there")
-        self.service.pool.accounts.enable(state.key, now=self.service.now())
+        self.service.pool.accounts.enable(state.key, now=self.service.now(), by=by)
         return state
 
     def close_session(self, key: str) -> None:

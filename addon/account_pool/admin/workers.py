@@ -16,6 +16,7 @@ from prometheus_client.samples import Sample
 
 from account_pool.admin.http import ApiError
 from account_pool.admin.views import Json
+from account_pool.core.decisions import By
 
 if TYPE_CHECKING:
     from account_pool.admin.routes import AdminContext
@@ -111,7 +112,7 @@ def _decisions(mine: Json, others: list[Json], asked: Any) -> Json:
 
 def _is_heard(row: Json) -> bool:
     """Say whether *row* is what a worker has taken over from another proxy."""
-    return bool(row["by"] == "another proxy")
+    return bool(row["by"] == By.PROXY)
 
 
 def _subject(row: Json) -> tuple[Any, ...]:
@@ -156,15 +157,15 @@ async def _next(context: AdminContext, asked: Any) -> None:
 
 
 async def _clear(context: AdminContext, asked: Any) -> None:
-    context.actions.clear_cooldown(asked.provider, asked.label)
+    context.actions.clear_cooldown(asked.provider, asked.label, By.PROXY)
 
 
 async def _enable(context: AdminContext, asked: Any) -> None:
-    context.actions.enable(asked.provider, asked.label)
+    context.actions.enable(asked.provider, asked.label, By.PROXY)
 
 
 async def _disable(context: AdminContext, asked: Any) -> None:
-    context.actions.disable(asked.provider, asked.label)
+    context.actions.disable(asked.provider, asked.label, By.PROXY)
 
 
 async def _close_session(context: AdminContext, asked: Any) -> None:

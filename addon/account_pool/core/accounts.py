@@ -274,24 +274,24 @@ class Accounts:
 
     # -- what people say
 
-    def clear_cooldown(self, key: AccountKey, *, now: float) -> list[Cooldown]:
-        """End every cooldown and disabling of *key* by hand; return the cooldowns ended.
+    def clear_cooldown(self, key: AccountKey, *, now: float, by: By = By.HAND) -> list[Cooldown]:
+        """End every cooldown and disabling of *key*; return the cooldowns ended.
 
         Raises UnknownAccount.
         """
         state = self.get(key)
-        with self.changing(state, By.HAND, now) as change:
+        with self.changing(state, by, now) as change:
             # Who says that it serves knows better than its last response.
             return _forget(self.members[key.provider], change)
 
-    def enable(self, key: AccountKey, *, now: float) -> None:
-        """End the disabling of *key* by hand, and its benches; limits stay.
+    def enable(self, key: AccountKey, *, now: float, by: By = By.HAND) -> None:
+        """End the disabling of *key*, and its benches; limits stay.
 
         Raises UnknownAccount.
         """
         state = self.get(key)
         self.members[key.provider].failures.forget_refused()
-        with self.changing(state, By.HAND, now) as change:
+        with self.changing(state, by, now) as change:
             change.end_cooldowns(lambda cooldown: cooldown.cause.benches)
             change.end_verdicts()
             change.enable()
