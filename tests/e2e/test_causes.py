@@ -338,7 +338,8 @@ async def test_a_host_that_is_not_the_pools_is_left_to_mitmproxy(pool_proxy, set
         extra_args=["--mode", "reverse:https://www.example.com"],
     )
     if strategy == "eager":
-        with pytest.raises(httpx.RemoteProtocolError):
+        # An end, or a reset: the request may be sent while mitmproxy hangs up.
+        with pytest.raises((httpx.RemoteProtocolError, httpx.NetworkError)):
             await ask_base(proxy, setting.trusted, "http")
     else:
         assert (await ask_base(proxy, setting.trusted, "http")).status_code == 502
