@@ -160,12 +160,13 @@ async def test_those_who_wait_are_woken(clock: FakeClock, late):
     attempts = Attempts(pool=service.pool, facts=facts, limits=PATIENT, chance=lambda: 0.5)
     pause = Pause(attempts.begin(clock.now()))
     if late:
-        service.stop()
+        service.turn_away()
     waiting = asyncio.ensure_future(service.carry_out(pause))
     await asyncio.sleep(0)
-    service.stop()
+    service.turn_away()
     async with asyncio.timeout(PATIENCE_S):
         await waiting
+    assert pause.woken.is_set(), "it has not merely waited as long as it may"
     attempts.left(clock.now())
 
 
