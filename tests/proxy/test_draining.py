@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from mitmproxy.proxy.layers.http import HTTPMode
@@ -408,3 +408,22 @@ async def test_servers_stop_listening_and_clients_are_sent_what_is_written(proxy
     await proxy.until(lambda: proxy.master.ended)
     assert len(stopped) == 2
     assert left == []
+
+
+async def test_what_http2_keeps_for_a_client_is_waited_for(proxy):
+    """It is in front of the client's window, and in no buffer of its socket."""
+    client = object()
+    kept = {1: [b"the rest"], 3: []}
+
+    class Layer:
+        streams: ClassVar[dict[int, object]] = {}
+        context = SimpleNamespace(client=client)
+        connections: ClassVar[dict[object, object]] = {
+            client: SimpleNamespace(h2_conn=SimpleNamespace(stream_buffers=kept))
+        }
+
+    layer = Layer()
+    proxy.service.layers.add(layer)
+    assert proxy.drain._in_flight() == "an answer"
+    kept[1].clear()
+    assert proxy.drain._in_flight() == ""

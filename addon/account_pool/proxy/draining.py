@@ -199,6 +199,12 @@ class Drain:
             transport = getattr(io.writer, "transport", None) if io is not None else None
             if transport is not None and transport.get_write_buffer_size():
                 return True
+        # Of HTTP/2, what a client has not opened its window for is kept in front of it.
+        for layer in list(self._service.layers):
+            connection: Any = layer.connections.get(layer.context.client)
+            kept = getattr(getattr(connection, "h2_conn", None), "stream_buffers", {})
+            if any(kept.values()):
+                return True
         return False
 
     async def _close_sockets(self) -> None:
