@@ -29,6 +29,7 @@ HOSTS = 'write a list such as ["llm.example.com", "localhost:9443"]'
 DIFFER = "YAML 1.1 and 1.2 read this value differently"
 DECIMALS = "write a number in decimals, or put it in quotes if it is text"
 STEPS = ", ".join(FAST_STEPS)
+NO_CHARACTER = "an escape such as \\ud800 stands for no character; write the character itself"
 UNREAD = "check indentation, quotes and brackets on this line and the ones before"
 
 
@@ -409,6 +410,10 @@ def test_a_provider_that_is_like_none() -> None:
             "1: lists and mappings are nested more than 50 deep; check the brackets and the "
             "indentation",
         ),
+        ('a: 1\nb: "secret-thing \\ud800"\n', f"2: {NO_CHARACTER}"),
+        ('a: 1\n"\\ud83d\\ude00": b\n', f"2: {NO_CHARACTER}"),
+        ('a: 1\nb: "secret-thing \\U00110000"\n', f"2: {NO_CHARACTER}"),
+        ('a: 1\nb: "secret-thing \\Uffffffff"\n', f"2: {NO_CHARACTER}"),
     ],
 )
 def test_broken_yaml_is_explained_without_quoting_the_file(text: str, expected: str) -> None:

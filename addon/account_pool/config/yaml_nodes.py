@@ -30,6 +30,9 @@ MAX_ALIASED_NODES = 100_000
 MAX_DEPTH = 50
 TOO_DEEP = f"lists and mappings are nested more than {MAX_DEPTH} deep"
 FLAT = "write it out, without aliases"
+_NO_CHARACTER = "an escape such as \\ud800 stands for no character", "write the character itself"
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_BEYOND_UNICODE = re.compile(r"\\U(?!000|0010)")
 
 #: The Python parser has the last word: its errors are the ones that are explained.
 PARSERS: tuple[Any, ...] = (
@@ -113,6 +116,11 @@ def compose(text: str) -> Node | None:
             return _Composer().compose(yaml.parse(text, Loader=parser))
         except YAMLError as e:
             error = e
+        except (ValueError, OverflowError):
+            # Of `chr`, in PyYAML's own parser.
+            found = _BEYOND_UNICODE.search(text)
+            line = text.count("\n", 0, found.start() if found else 0) + 1
+            raise Refused(line, *_NO_CHARACTER) from None
     assert error is not None
     raise error
 
@@ -172,6 +180,9 @@ class _Composer:
 
     def _scalar(self, event: Any) -> None:
         mark, tag = event.start_mark, event.tag
+        # PyYAML's own parser lets it pass; no file, log or database takes it.
+        if not event.value.isascii() and _SURROGATE.search(event.value):
+            raise Refused(_line(event), *_NO_CHARACTER)
         plain = tag is None and not event.style
         node = Scalar(
             tag, mark.line + 1, mark.column, mark.index, _end_of(event), event.value, plain
