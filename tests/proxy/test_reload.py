@@ -17,6 +17,7 @@ from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.exceptions import OptionsError
 from mitmproxy.test import taddons
 
+from account_pool.admin.http import ApiError
 from account_pool.config import accounts_file
 from account_pool.config.accounts_file import own_file
 from account_pool.core.account import AccountKey
@@ -29,6 +30,7 @@ from account_pool.proxy.addon import AccountPool
 from account_pool.proxy.error_response import StoredRefusal
 from account_pool.proxy.reload import Watcher, stamp_of
 from account_pool.proxy.wiring import Changes
+from account_pool.store.store import StoreError
 from tests.patience import PATIENCE_S
 
 TWO = """
@@ -240,6 +242,8 @@ async def test_the_command_says_what_is_wrong(addon, file):
     file.write_text(TWO.replace("openai", "opnai", 1))
     with pytest.raises(exceptions.CommandError, match="did you mean openai"):
         addon.commands.reload()
+    # The watcher goes on with it.
+    assert addon.reloader.watcher.seen is None
 
 
 async def test_a_login_that_comes_later_gets_a_store(addon, file, tmp_path):
@@ -386,6 +390,49 @@ async def test_what_could_not_be_taken_over_is_read_again(tmp_path):
         with pytest.raises(error):
             await watcher.run()
     assert watcher.seen == "new"
+
+
+async def test_what_fails_is_tried_again_and_logged_once(addon, file, caplog, monkeypatch):
+    """Nothing need change in the file: the disk or the database may have been the reason."""
+    monkeypatch.setattr(reload, "RETRY_S", 0.0)
+    addon._watching.cancel()
+    reloader, wiring = addon.reloader, addon.wiring
+    take_over, tries = wiring.take_over, []
+
+    def take_over_later(loaded):
+        tries.append(loaded)
+        if len(tries) < 3:
+            raise StoreError("the state database is locked")
+        return take_over(loaded)
+
+    monkeypatch.setattr(wiring, "take_over", take_over_later)
+    reloader.watcher = Watcher(
+        reloader.file.stamps,
+        reloader.reload_in_background,
+        reloader.file.read,
+        lambda _seconds: asyncio.sleep(0),
+    )
+    file.write_text(TWO.replace("label: one", "label: three"))
+    watching = asyncio.create_task(reloader.watcher.run())
+    async with asyncio.timeout(PATIENCE_S):
+        while keys(addon) != ["openai/two", "openai/three"]:
+            await asyncio.sleep(0)
+    watching.cancel()
+    assert len(tries) == 3
+    assert caplog.text.count("the state database is locked") == 1
+    assert caplog.text.count("the accounts stay as they were") == 1
+
+
+async def test_what_was_written_and_not_taken_over_is_read_again(addon, file, monkeypatch):
+    def fail(_loaded):
+        raise StoreError("the state database is locked")
+
+    addon._watching.cancel()
+    file.write_text(TWO.replace("label: one", "label: three"))
+    monkeypatch.setattr(addon.wiring, "take_over", fail)
+    with pytest.raises(ApiError):
+        await addon.reloader.read_written()
+    assert addon.reloader.watcher.seen != addon.reloader.file.stamps()
 
 
 async def test_another_path_is_another_file(tmp_path):

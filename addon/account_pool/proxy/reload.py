@@ -49,6 +49,9 @@ logger = logging.getLogger(__name__)
 
 #: How often the file is looked at, in seconds.
 LOOK_S = 2.0
+#: How soon accounts that could not be taken over are read again, in seconds: the reason may have
+#: been the disk, the state database or another file.
+RETRY_S = 60.0
 #: Changes when a file is written: time in ns, size, number; None while it is not there.
 Stamp = tuple[int, int, int] | None
 
@@ -81,6 +84,8 @@ class Reloader:
         self._left_out: set[AccountKey] = set()
         #: readings that began, and the latest of those that are over
         self._readings = self._read = 0
+        #: the error of the reading that is tried again, which need not be logged twice
+        self._logged = ""
 
     @without_collections()
     def load(self) -> Config:
@@ -107,12 +112,17 @@ class Reloader:
         """Read the accounts again and take them over. Blocks. Raises one of RELOAD_ERRORS."""
         self._left_out.clear()
         number = self._begin()
-        loaded = self.load()
-        self._is_newest(number)
-        return self._wiring.take_over(loaded)
+        try:
+            loaded = self.load()
+            self._is_newest(number)
+            return self._wiring.take_over(loaded)
+        except RELOAD_ERRORS:
+            self._try_again(number)
+            raise
 
     async def reload_in_background(self) -> None:
-        """Do the same in a thread, and log the result."""
+        """Do the same in a thread, and log the result; what fails is tried again."""
+        logged, self._logged = self._logged, ""
         self._left_out.clear()
         number = self._begin()
         try:
@@ -122,6 +132,9 @@ class Reloader:
             changes = self._wiring.take_over(self._without_left_out(loaded))
         except RELOAD_ERRORS as e:
             if not self._is_newest(number):
+                return
+            asyncio.get_running_loop().call_later(RETRY_S, self._try_again, number, str(e))
+            if str(e) == logged:
                 return
             for line in str(e).splitlines():
                 logger.warning(f"account-pool: {line}")
@@ -179,9 +192,19 @@ class Reloader:
     def _take_over_written(self, loaded: Config, number: int) -> None:
         if not self._is_newest(number):
             return
-        if self.watcher is not None:
-            self.watcher.seen = self.file.read
+        read = self.file.read
         self._wiring.take_over(self._without_left_out(loaded))
+        if self.watcher is not None:
+            self.watcher.seen = read
+
+    def _try_again(self, number: int, logged: str = "") -> None:
+        """Have the watcher do what the reading *number* could not, unless another has begun.
+
+        *logged*: the error, where it was logged.
+        """
+        if number == self._readings and self.watcher is not None:
+            self._logged = logged
+            self.watcher.seen = None
 
     def _without_left_out(self, loaded: Config) -> Config:
         left = [e for e in loaded.accounts if e.account.key not in self._left_out]
