@@ -251,3 +251,15 @@ def test_without_a_store_each_uses_an_even_part_of_what_was_never_granted():
     proxy.shares.forget()
     proxy.shares.use_without_store(4, 0.0)
     assert sum(proxy.request() for _ in range(9)) == 4, "that is what it held"
+
+
+def test_what_is_granted_for_an_account_that_has_gone_meanwhile_is_given_back():
+    store = Store()
+    proxy = Proxy("a", store, 4, 2)
+    asks = proxy.begin_look()
+    proxy.pool.accounts.remove(KEY, now=0.0)
+    proxy.end_look(asks)
+    assert store.shares["a"].slots == 2
+    proxy.look()
+    assert store.shares["a"][:2] == (0, 0)
+    assert proxy.begin_look() == {}

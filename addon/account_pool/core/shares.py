@@ -155,12 +155,12 @@ class Shares:
             now: monotonic seconds.
         """
         changed = {s.key for s in self._accounts} if self._all else self._accounts.dirty
-        short = [key for key, share in self._held.items() if share.is_short]
+        # Whatever was granted for what has no limit here any more is to be given back.
+        again = [k for k, s in self._held.items() if s.is_short or self._limit(k) is None]
         asks: dict[AccountKey, Ask] = {}
         lower: dict[AccountKey, float] = {}
-        for key in {*changed, *self._accounts.starved, *short, *self._of_all}:
-            state, held = self._accounts.find(key), self._held.get(key)
-            limit = state.account.max_concurrent if state is not None else None
+        for key in {*changed, *self._accounts.starved, *again, *self._of_all}:
+            state, held, limit = self._accounts.find(key), self._held.get(key), self._limit(key)
             if state is None or limit is None:
                 if held is not None:
                     asks[key] = Ask(0, 0, 0)
@@ -184,12 +184,14 @@ class Shares:
         self._all = False
         usable: dict[AccountKey, float] = {}
         for key, share in shares.items():
-            state = self._accounts.find(key)
-            if state is None or state.account.max_concurrent is None:
-                self._held.pop(key, None)
-                continue
-            before = self._held.get(key)
+            state, before = self._accounts.find(key), self._held.get(key)
             self._held[key] = share
+            if state is None or state.account.max_concurrent is None:
+                # What was asked for before it went is held until it is given back.
+                if not (share.slots or share.wants):
+                    del self._held[key]
+                    self._once.discard(key)
+                continue
             self._once.add(key)
             # What is held beyond its share is in flight yet.
             if before is None or share.slots > before.slots or share.slots < state.share:
@@ -226,6 +228,10 @@ class Shares:
             return True
         is_short = ask.wants > ask.slots
         return is_short != held.is_short or (is_short and heard)
+
+    def _limit(self, key: AccountKey) -> int | None:
+        state = self._accounts.find(key)
+        return None if state is None else state.account.max_concurrent
 
     def _in_flight(self, key: AccountKey) -> int:
         state = self._accounts.find(key)
