@@ -647,6 +647,22 @@ async def test_what_a_killed_proxy_held_is_free_after_a_grace(
     assert there.others == ()
 
 
+async def test_one_that_hung_does_not_use_what_others_have_taken(
+    begin: Begin, clock: FakeClock
+) -> None:
+    (mine, here), (theirs, there) = begin(LONE), begin(LONE)
+    await here._round()
+    await there._round()
+    clock.advance(GRACE_S)
+    with pytest.raises(NoUsableAccount):
+        theirs.pool.acquire(FACTS, now=theirs.now())
+    await there._round()
+    theirs.pool.acquire(FACTS, now=theirs.now())
+    await here._round()
+    with pytest.raises(NoUsableAccount):
+        mine.pool.acquire(FACTS, now=mine.now())
+
+
 @pytest.mark.parametrize(("elsewhere", "held"), [(False, 0), (True, 1)])
 async def test_what_a_proxy_held_that_is_known_to_be_dead_is_free_at_once(
     begin: Begin, path: Path, clock: FakeClock, elsewhere: bool, held: int

@@ -379,8 +379,9 @@ def test_what_a_dead_proxy_held_is_free(two, later: float) -> None:
 def test_one_that_hung_is_there_again(two) -> None:
     hung, other = two
     hung.beat({WORK: 2}, wall_now=WALL)
+    assert hung.beat({WORK: 2}, wall_now=WALL)
     other.beat({}, wall_now=WALL + GRACE_S)
-    hung.beat({WORK: 1}, wall_now=WALL + GRACE_S + 1)
+    assert not hung.beat({WORK: 1}, wall_now=WALL + GRACE_S + 1)
     assert news(other, WALL + GRACE_S + 1).in_flight_remote == {WORK: 1}
 
 

@@ -276,7 +276,8 @@ class Persistence:
         if now >= self._beat_at:
             self._beat_at = now + BEAT_S
             in_flight = {s.key: s.in_flight for s in self._accounts if s.in_flight}
-            await self._in_thread(lambda: store.beat(in_flight, wall_now=wall))
+            if not await self._in_thread(lambda: store.beat(in_flight, wall_now=wall)):
+                self._shares.forget()  # it hung, and others may have what it held
 
     async def _divide(self, store: StateStore, wall: float) -> None:
         """Hold what this proxy needs of the accounts that take so many requests only."""

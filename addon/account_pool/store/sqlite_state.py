@@ -353,8 +353,10 @@ class SqliteState:
         return news
 
     @with_room
-    def beat(self, in_flight: Mapping[AccountKey, int], *, wall_now: float) -> None:
+    def beat(self, in_flight: Mapping[AccountKey, int], *, wall_now: float) -> bool:
         with self._database.writing() as connection:
+            known = connection.execute("SELECT 1 FROM proxies WHERE proxy = ?", (self._me,))
+            is_known = known.fetchone() is not None
             # One further ahead than any could be was seen before the clock was set back.
             dead = connection.execute(
                 "SELECT proxy FROM proxies WHERE proxy != ? AND abs(seen_at - ?) >= ?",
@@ -371,6 +373,7 @@ class SqliteState:
             self._note_in_flight(connection, in_flight)
         # Who is dead has written nothing: look, whether or not others have.
         self._data_version = None
+        return is_known
 
     @with_room
     def share(self, asks: Mapping[AccountKey, Ask], *, wall_now: float) -> dict[AccountKey, Share]:

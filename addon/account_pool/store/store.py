@@ -227,10 +227,11 @@ class StateStore(Protocol):
         """Return what others have done since the last call. Cheap if that is nothing."""
         ...
 
-    def beat(self, in_flight: Mapping[AccountKey, int], *, wall_now: float) -> None:
+    def beat(self, in_flight: Mapping[AccountKey, int], *, wall_now: float) -> bool:
         """Send a heartbeat with the requests in flight, and forget proxies that stopped theirs.
 
-        Call it every BEAT_S seconds. What a proxy had in flight ends GRACE_S after its last one.
+        Call it every BEAT_S seconds. What a proxy had in flight, and its shares, end GRACE_S
+        after its last one. Return whether this one counted as running: else it holds no share.
         """
         ...
 
