@@ -39,7 +39,10 @@ from tests.core.helpers import (
     SERVER_ERROR,
     UNAUTHORIZED,
     UNKNOWN_401,
+    UNKNOWN_402,
+    UNKNOWN_403,
     account,
+    available,
     key,
     keys_of,
     pool_of,
@@ -624,6 +627,67 @@ def test_a_credential_replaced_since_is_not_benched_for_the_old_one() -> None:
     play.pool.accounts.set_credentials(key("a"), keys_of("new"), now=1.0)
     play >> committed >> finished << None
     assert play.benched == []
+
+
+def test_a_key_replaced_since_is_not_benched_for_the_name_of_the_old_one() -> None:
+    play = Play("a", "b")
+    play >> begin >> refused(INVALID_KEY) >> refreshed(False) << "send b"
+    play.pool.accounts.set_credentials(key("a"), keys_of("new"), now=1.0)
+    play >> left
+    assert available(play.pool, now=1.0) == {"a", "b"}
+
+
+def renewed(play: Play, now: float) -> None:
+    """The owner writes another credential for account a."""
+    play.pool.accounts.renewed(key("a"), now=now)
+    play.pool.accounts.set_credentials(key("a"), keys_of("new"), now=now)
+
+
+BLAMES = [FORBIDDEN, UNKNOWN_402, UNKNOWN_403, FORBIDDEN_MODEL]
+
+
+@pytest.mark.parametrize("blame", BLAMES)
+@pytest.mark.parametrize("late", [False, True], ids=["before the refusal", "before the witness"])
+def test_what_was_refused_with_the_old_credential_is_not_the_new_ones_fault(
+    blame: Outcome, late: bool
+) -> None:
+    play = Play("a", "b")
+    play >> begin << "send a"
+    if not late:
+        renewed(play, 1.0)
+    play.at(2.0) >> refused(blame) << "send b"
+    if late:
+        renewed(play, 2.5)
+    assert play.suspects == []
+    play.at(3.0) >> committed >> finished
+    assert (play.benched, play.suspects) == ([], [])
+    assert available(play.pool, now=3.0) == {"a", "b"}
+
+
+@pytest.mark.parametrize("outcome", [quota(600.0), FORBIDDEN, UNKNOWN_403])
+def test_a_socket_of_the_old_credential_says_nothing_of_the_new_one(outcome: Outcome) -> None:
+    play = Play("a", "b", facts=SOCKET)
+    play >> begin << "send a" >> committed
+    renewed(play, 1.0)
+    assert websocket_moves.refused_inside(play.attempts, outcome, "gpt-5", 2.0)
+    assert available(play.pool, now=2.0, facts=SOCKET) == {"a", "b"}
+    assert play.suspects == []
+
+
+def test_a_response_to_the_old_credential_that_ends_in_a_limit() -> None:
+    play = Play("a", "b")
+    play >> begin << "send a" >> committed
+    renewed(play, 1.0)
+    play.attempts.refused_late(quota(600.0), 2.0)
+    assert available(play.pool, now=2.0) == {"a", "b"}
+
+
+def test_a_response_that_ends_in_what_was_not_understood_benches_nobody_alone() -> None:
+    play = Play("a", "b")
+    play >> begin << "send a" >> committed
+    play.attempts.refused_late(UNKNOWN_402, 2.0)
+    assert available(play.pool, now=2.0) == {"a", "b"}
+    assert play.suspects == ["a"]
 
 
 def test_a_suspect_removed_meanwhile() -> None:

@@ -908,6 +908,17 @@ def test_one_that_may_be_over_is_asked_when_nobody_else_can(strategy: str) -> No
     assert pool.acquire(FACTS, now=61.0).key == key("a")
 
 
+def test_a_response_to_the_credential_before_ends_no_doubt() -> None:
+    pool = pool_of("a")
+    late = pool.acquire(FACTS, now=0.0)
+    pool.accounts.renewed(key("a"), now=1.0)
+    pool.accounts.set_credentials(key("a"), doubtful("new"), now=1.0, problem="why")
+    pool.release(late, OK, now=2.0)
+    state = pool.accounts.get(key("a"))
+    assert (state.doubtful, state.problem) == (True, "why")
+    assert pool.health.may_renew(pool.acquire(FACTS, now=3.0), now=3.0)
+
+
 def test_the_same_may_be_over_again_another_is_judged_anew() -> None:
     pool = pool_of("a", "b")
     pool.accounts.set_credentials(key("a"), doubtful("a"), now=0.0)

@@ -275,14 +275,11 @@ class Attempts:
         May come when all is over.
         """
         lease = self.served_by
-        if lease is None or lease.state.removed:
+        if lease is None or not lease.is_current:
             return
         outcome = outcome.masked(lease.credential.secret)
-        if outcome.cls in _LIMITS and outcome.scope is not Scope.NONE:
-            model, began = self.facts.model, lease.started_at
-            self.pool.health.mark_cooldown(
-                lease.key, outcome, now=now, model=model, started_at=began
-            )
+        if outcome.is_limit:
+            self.pool.health.learn(lease, outcome, now=now)
         elif outcome.cls in (OutcomeClass.OVERLOADED, OutcomeClass.SERVER_ERROR):
             self.pool.failures(self.facts.provider).overloaded(lease, now)
 

@@ -68,8 +68,8 @@ class PassiveHealth:
 
     def learn(self, lease: Lease, outcome: Outcome, *, now: float) -> bool:
         """Learn from the refusal *outcome* of *lease*; say if its account has changed for it."""
-        if lease.started_at < lease.state.renewed_at:
-            return False  # it has another credential since
+        if not lease.is_current:
+            return False
         if is_about_account(outcome):
             return self.suspect(lease, outcome, now=now).verdict is not None
         if outcome.cls in _LIMITS:
@@ -173,7 +173,7 @@ class PassiveHealth:
         model = model or lease.facts.model
         suspect = Suspect(lease, outcome, model)
         state = lease.state
-        if state.removed or _is_outdated(state, outcome, lease.credential):
+        if not lease.is_current or _is_outdated(state, outcome, lease.credential):
             return suspect
         _note_refused(state, outcome)
         about = covered(outcome, model)
@@ -202,7 +202,7 @@ class PassiveHealth:
     def convict(self, suspect: Suspect, *, now: float) -> None:
         """Another account has served what the account refused."""
         lease = suspect.lease
-        if suspect.verdict is not None and not lease.state.removed:
+        if suspect.verdict is not None and lease.is_current:
             self.mark_failure(
                 lease.key,
                 suspect.outcome,
@@ -216,7 +216,12 @@ class PassiveHealth:
     def bench_named(self, suspect: Suspect, *, now: float) -> None:
         """Bench the account without a witness, if a code said that its credential is refused."""
         outcome, lease = suspect.outcome, suspect.lease
-        if outcome.names_credential and suspect.verdict is not None and not lease.state.removed:
+        if (
+            outcome.names_credential
+            and suspect.verdict is not None
+            and lease.is_current
+            and not _is_outdated(lease.state, outcome, lease.credential)
+        ):
             self.cool_down(lease, outcome, suspect.model, now)
 
     def mark_failure(
@@ -289,7 +294,7 @@ class PassiveHealth:
                 learnt.
         """
         state = self.accounts.get(key) if lease is None else lease.state
-        if lease is not None and (state.removed or lease.started_at < state.renewed_at):
+        if lease is not None and not lease.is_current:
             return
         members = self.accounts.members[key.provider]
         if state.headroom.changes_at <= now:

@@ -92,6 +92,14 @@ class Lease:
     last_resort: bool = False
 
     @property
+    def is_current(self) -> bool:
+        """Whether its response still says something of its account.
+
+        Not once that is removed, or its owner has written another credential.
+        """
+        return not self.state.removed and self.started_at >= self.state.renewed_at
+
+    @property
     def asked_anyway(self) -> bool:
         """Whether the account was asked although it cooled."""
         return self.probe or self.last_resort

@@ -293,16 +293,17 @@ class Pool:
         state = lease.state
         if state.removed:
             return
-        state.served_at = now
         members = self._members[lease.key.provider]
         members.failures.served(lease, now)
-        if state.cooldowns or state.verdicts:
-            members.failures.bare.discard(state.key)
-            self.health.disprove(lease, now)
-        if state.doubtful:
-            state.doubtful, state.problem = False, None
-            members.place(state, now)
-            others_may_go = True
+        if lease.is_current:
+            state.served_at = now
+            if state.cooldowns or state.verdicts:
+                members.failures.bare.discard(state.key)
+                self.health.disprove(lease, now)
+            if state.doubtful:
+                state.doubtful, state.problem = False, None
+                members.place(state, now)
+                others_may_go = True
         if others_may_go:
             self.accounts.changed(lease.key, now)
 
@@ -327,7 +328,7 @@ class Pool:
         state.in_flight -= 1
         state.running.pop(id(lease), None)
         if is_good:
-            state.served += lease.started_at >= state.renewed_at
+            state.served += lease.is_current
         elif outcome is not None and self.health.learn(lease, outcome, now=now):
             return
         provider = lease.key.provider

@@ -18,7 +18,7 @@ from account_pool.core.account import AccountKey
 from account_pool.core.account_choice import SOCKETS
 from account_pool.core.attempts import OK, Attempts
 from account_pool.core.decisions import By
-from account_pool.core.errors import NoUsableAccount, UnknownAccount
+from account_pool.core.errors import NoUsableAccount
 from account_pool.core.health import Suspect
 from account_pool.core.lease import Lease
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
@@ -137,13 +137,14 @@ def _bench(
     Returns what is open where it may be the account's own fault.
     """
     health, by, suspect = attempts.pool.health, By.SOCKET, None
-    with suppress(UnknownAccount):
-        if is_about_account(outcome):
-            suspect = health.suspect(lease, outcome, now=now, model=model, by=by)
-        else:
-            health.mark_cooldown(lease.key, outcome, now=now, model=model, by=by)
-        if outcome.scope is Scope.MODEL or outcome.unknown:
-            # The next handshake names no model; it must not come back here.
-            of_sockets = replace(outcome, model=SOCKETS, scope=Scope.MODEL)
-            health.mark_cooldown(lease.key, of_sockets, now=now, by=by)
+    if not lease.is_current:
+        return None
+    if is_about_account(outcome):
+        suspect = health.suspect(lease, outcome, now=now, model=model, by=by)
+    else:
+        health.mark_cooldown(lease.key, outcome, now=now, model=model, by=by)
+    if outcome.scope is Scope.MODEL or outcome.unknown:
+        # The next handshake names no model; it must not come back here.
+        of_sockets = replace(outcome, model=SOCKETS, scope=Scope.MODEL)
+        health.mark_cooldown(lease.key, of_sockets, now=now, by=by)
     return suspect
