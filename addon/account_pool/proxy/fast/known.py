@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import re
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 #: What a patch version of Python may word anew.
@@ -15,14 +16,16 @@ _DOCSTRING = re.compile(r'^\s*""".*?"""\n', re.DOTALL | re.MULTILINE)
 
 @functools.cache
 def digest(*functions: Callable[..., Any], docs: bool = True) -> str:
-    """Return eight hexadecimal digits of SHA-256 of the source of *functions*; "" if unread.
+    """Return eight hexadecimal digits of SHA-256 of the source of *functions*; "" if unknown.
 
     Args:
         docs: their docstrings count too.
 
     A step compares it with those of the sources that it was written for. What other addons
-    have put in their place has a source of its own.
+    have put in their place has a source of its own, and one that they have wrapped has none.
     """
+    if not all(map(_is_bare, functions)):
+        return ""
     try:
         sources = [inspect.getsource(function).strip() for function in functions]
         if not docs:
@@ -30,3 +33,19 @@ def digest(*functions: Callable[..., Any], docs: bool = True) -> str:
     except (OSError, TypeError):
         return ""
     return hashlib.sha256("\n".join(sources).encode()).hexdigest()[:8]
+
+
+def _is_bare(function: Callable[..., Any]) -> bool:
+    """Say whether *function* is one of Python's, with nothing of another package around it.
+
+    `inspect` reads what was wrapped (`functools.wraps`), and not what is around it. mitmproxy
+    has decorators of its own.
+    """
+    packages = set()
+    at: Any = function
+    while at is not None:
+        if type(at) is not FunctionType:
+            return False
+        packages.add(str(at.__globals__.get("__name__")).partition(".")[0])
+        at = getattr(at, "__wrapped__", None)
+    return len(packages) == 1
