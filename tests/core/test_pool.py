@@ -806,6 +806,22 @@ def test_who_waits_is_told(change: Callable[[Pool, Any], object]) -> None:
     assert told == [1]
 
 
+def test_what_had_changed_when_an_error_ended_it_stands() -> None:
+    """The account cools: it is not asked, and that is saved."""
+    pool = pool_of("a", "b")
+
+    def failing() -> float:
+        raise OverflowError
+
+    pool.accounts.dirty.clear()
+    pool.decisions.ahead = failing
+    with pytest.raises(OverflowError):
+        pool.health.mark_cooldown(key("a"), rate_limit(60.0), now=1.0)
+    assert available(pool, now=2.0) == {"b"}
+    assert (pool.accounts.dirty, pool.accounts.urgent) == ({key("a")}, True)
+    assert available(pool, now=61.0) == {"a", "b"}
+
+
 def test_a_credential_alone_is_nothing_to_save() -> None:
     pool = pool_of("a")
     pool.accounts.dirty.clear()

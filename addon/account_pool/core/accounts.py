@@ -348,15 +348,19 @@ class Accounts:
     ) -> Iterator[Transition]:
         """Change *state* because of *by*, and put it where it belongs then.
 
+        Also where an error ends it midway: what has changed by then stands.
+
         Args:
             alone: no other account changes with it: waiting requests may go on at once.
         """
-        yield Transition(state, self.decisions, by, now)
-        self.urgent = self.urgent or by not in _NOT_URGENT
-        self.members[state.key.provider].place(state, now)
-        self.mark_dirty(state.key)
-        if alone:
-            self.on_change(state.key.provider, now)
+        try:
+            yield Transition(state, self.decisions, by, now)
+        finally:
+            self.urgent = self.urgent or by not in _NOT_URGENT
+            self.members[state.key.provider].place(state, now)
+            self.mark_dirty(state.key)
+            if alone:
+                self.on_change(state.key.provider, now)
 
     def changed(self, key: AccountKey, now: float) -> None:
         """Something about *key* may let waiting requests go on."""
