@@ -1389,6 +1389,16 @@ def test_a_socket_moves_before_anything_was_answered() -> None:
     assert play.pool.accounts.get(key("c")).cooling_until("gpt-5", play.now) <= play.now
 
 
+def test_one_model_refused_inside_a_socket_benches_that_one_alone() -> None:
+    """What keeps new sockets away meanwhile is not the refusal of a second model."""
+    play = Play("a", "b", facts=SOCKET, strategy="fill-first")
+    play >> begin << "send a" >> committed
+    play.at(5.0) >> moved(UNKNOWN_403) << "send b" >> committed
+    state = play.pool.accounts.get(key("a"))
+    assert state.cooling_until("gpt-5", play.now) > play.now
+    assert state.cooling_until("gpt-4", play.now) <= play.now
+
+
 def test_a_socket_that_moved_is_served() -> None:
     play = Play("a", "b", facts=SOCKET, strategy="fill-first")
     play >> begin << "send a" >> committed

@@ -25,6 +25,7 @@ from math import inf
 
 from account_pool.core.account import AccountKey
 from account_pool.core.admission import Ticket
+from account_pool.core.cooldown import SOCKETS
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.health import Suspects
 from account_pool.core.lease import Lease, RequestFacts
@@ -33,9 +34,6 @@ from account_pool.core.retry_policy import FOLLOW_UP_PATIENCE, MAX_PROBE_BYTES, 
 from account_pool.core.sessions import SessionLease
 from account_pool.core.state import AccountState
 from account_pool.core.steps import Wait
-
-#: Stands for the models of a WebSocket, which its handshake does not name.
-SOCKETS = "(websocket)"
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -41,6 +41,8 @@ GUESSED_PROBE_S = 3600.0
 #: The same for one that the account's own window named, and how often it is probed then: vendors
 #: do reset early. The last probe comes within the last twentieth of the time.
 CONFIRMED_PROBE_S, CONFIRMED_EVERY_S, LAST_SHARE = 4 * 3600.0, 86400.0, 0.05
+#: Stands for the models of a WebSocket, which its handshake does not name.
+SOCKETS = "(websocket)"
 #: The signal of a cooldown its owner set: nobody but him knows better.
 BY_HAND = "by hand"
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import Accounts, is_401
-from account_pool.core.cooldown import Cause, Cooldown, covers, next_cooldown
+from account_pool.core.cooldown import SOCKETS, Cause, Cooldown, covers, next_cooldown
 from account_pool.core.credential import Credential, fingerprint
 from account_pool.core.decisions import By
 from account_pool.core.errors import UnknownAccount
@@ -425,10 +425,14 @@ def _note_refused(state: AccountState, outcome: Outcome) -> None:
 def _fails_whole(state: AccountState, about: str, outcome: Outcome) -> bool:
     """Say whether *outcome*, which was not understood, is the second of its kind in a row.
 
-    It was refused for another model than *about*, and has not served since.
+    It was refused for another model than *about*, and has not served since. That new
+    WebSockets go elsewhere because of the same refusal makes it no second one.
     """
     return outcome.unknown and any(
-        c.cause.benches and c.cause.unknown and c.model != about and c.since > state.served_at
+        c.cause.benches
+        and c.cause.unknown
+        and c.model not in (about, SOCKETS)
+        and c.since > state.served_at
         for c in state.cooldowns.values()
     )
 

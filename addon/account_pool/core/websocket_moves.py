@@ -15,8 +15,8 @@ from contextlib import suppress
 from dataclasses import replace
 
 from account_pool.core.account import AccountKey
-from account_pool.core.account_choice import SOCKETS
 from account_pool.core.attempts import OK, Attempts
+from account_pool.core.cooldown import SOCKETS
 from account_pool.core.decisions import By
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.health import Suspect
