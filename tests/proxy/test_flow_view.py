@@ -12,7 +12,7 @@ from mitmproxy.io import FlowReader, FlowWriter
 from mitmproxy.net.encoding import encode
 from mitmproxy.test import taddons, tflow
 
-from account_pool.proxy import flow_view
+from account_pool.proxy import flow_view, pooled_attempts
 from account_pool.proxy.addon import AccountPool
 from account_pool.supervision import tasks
 from tests.proxy.helpers import (
@@ -233,11 +233,13 @@ def test_the_served_flow_tells_the_chain(shows):
 
 
 def test_nothing_is_built_for_an_ordinary_request(shows, monkeypatch):
-    monkeypatch.setattr(flow_view, "AttemptTrail", None)
+    built = []
+    monkeypatch.setattr(pooled_attempts, "AttemptTrail", lambda *args: built.append(args))
     rig = shows()
     rig.send(post1())
     rig.server.send(OK)
     (served,) = rig.flows
+    assert built == []
     assert (served.comment, rig.shown) == ("", [])
     assert served.metadata == {"pool.account": "openai/one", "pool.attempts": 1}
 
