@@ -1,7 +1,7 @@
 """An HttpStream that can send its request more than once. Mechanics only.
 
 How an attempt gets its id and loses it, how it is cut off, responses of our own,
-timers, the way of a chunk after the commit point, and WebSockets.
+timers, and what goes on to the layer of a WebSocket.
 What is done with all that is in `pooled_exchange.py`.
 
 Every attempt has a stream id of its own on the server side, because a finished HTTP/2
@@ -60,7 +60,7 @@ INTERNAL = "internal error in the account pool; see its log"
 
 
 class AttemptRouter(Protocol):
-    """The layer of one client, as its streams know it: see `layer.PoolHttpLayer`.
+    """The layer of one client, as its streams know it: see `http_layer.PoolHttpLayer`.
 
     Attributes:
         streams: where events go, by the ids of requests and of attempts.

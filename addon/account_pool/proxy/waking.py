@@ -41,7 +41,7 @@ PROBES = {
 
 
 class ClientLayer(Protocol):
-    """The HTTP layer of one client: see `layer.PoolHttpLayer`.
+    """The HTTP layer of one client: see `http_layer.PoolHttpLayer`.
 
     Attributes:
         streams: its requests by their ids, and by those of their attempts, which are negative.
