@@ -271,6 +271,12 @@ def test_repr_of_a_mask_and_of_a_swap_show_no_value():
     assert "hidden" not in repr(masked) + repr(SWAP)
 
 
+def test_repr_of_what_is_sent_shows_no_credential():
+    request = request_of((b"Authorization", b"Bearer hidden-1"), path=b"/x?key=hidden-2")
+    sent = credential_swap.Outgoing(request, ("api.example.com", 443), True)
+    assert "hidden" not in repr(sent)
+
+
 PROTOCOLS = b"realtime, openai-insecure-api-key.sk-one,openai-insecure-api-key.sk-two, beta-v1"
 
 

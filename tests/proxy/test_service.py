@@ -14,7 +14,7 @@ from account_pool.core.admission import Ticket
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.retry_policy import Limits
 from account_pool.core.steps import Refresh, Send, Wait
-from account_pool.providers import copilot, openai
+from account_pool.providers import copilot, gemini, openai
 from account_pool.providers.base import CannotSwap, HostRule, LocalResponse, Route
 from account_pool.providers.definition import add_hosts, like
 from account_pool.proxy import service as module
@@ -61,6 +61,14 @@ def test_a_recognized_request_is_masked_and_remembered():
     assert (call.route, call.denied) == (Route.POOL, None)
     assert made.headers["authorization"] == "Bearer pool:openai"
     assert call.head.headers["authorization"] == f"Bearer {CLIENT_KEY}"
+
+
+def test_repr_of_a_recognized_request_shows_no_credential():
+    service = service_of(account("one", "gemini"), providers=[gemini.PROVIDER])
+    made = request(f"/v1beta/models/m:generateContent?key={CLIENT_KEY}")
+    call = opened(service, made, Destination("generativelanguage.googleapis.com", 443, True))
+    assert call.head.query == f"key={CLIENT_KEY}"
+    assert CLIENT_KEY not in repr(call)
 
 
 def test_hosts_of_others_are_not_touched():

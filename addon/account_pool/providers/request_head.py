@@ -14,7 +14,7 @@ import msgspec
 
 @dataclass(slots=True, kw_only=True)
 class RequestHead:
-    """A request as a provider sees it. Not to be changed by one.
+    """A request as a provider sees it. Not to be changed by one. `repr()` shows no credential.
 
     Not frozen: one is made per request, a frozen one costs several times as much, and
     its body comes later than its head.
@@ -34,9 +34,9 @@ class RequestHead:
     host: str
     port: int
     path: str
-    query: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
+    query: str = field(default="", repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    body: bytes = field(default=b"", repr=False)
     read: tuple[bytes, object] | None = field(default=None, repr=False, compare=False)
 
 

@@ -38,9 +38,9 @@ _SCHEMES = frozenset({b"basic", b"bearer", b"token"})
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """What is sent upstream, and where to."""
+    """What is sent upstream, and where to. `repr()` shows no credential."""
 
-    request: http.Request
+    request: http.Request = field(repr=False)
     address: tuple[str, int]
     tls: bool
 
