@@ -830,6 +830,54 @@ async def test_a_disk_that_fails_while_they_are_looked_for_loses_nothing(begin, 
     assert [a["requests"] for a in (await kept.read_counts("usage")).values()] == [1]
 
 
+async def test_counts_that_come_again_are_added_once_beside_a_row_that_cannot_be_written(
+    begin, clock, monkeypatch
+):
+    service, kept = begin()
+    await kept._round()
+    exchange, store = SqliteState.exchange, kept.access.store
+
+    def lost(*args, **how):
+        exchange(*args, **how)
+        raise StoreError("nobody knows")
+
+    for day in ("today", "yesterday"):
+        service.counters["usage"].add((day,), {"requests": 1})
+    with monkeypatch.context() as without_answers:
+        without_answers.setattr(SqliteState, "exchange", lost)
+        await failed(kept)
+    kept.access.store = Picky(store, lambda _mine, more: bool(more["lines"]), ValueError())
+    service.sessions.bind("bad:openai", ONE, clock.now())
+    await kept._round()
+    sums = await kept.read_counts("usage")
+    assert sums == {("today",): {"requests": 1}, ("yesterday",): {"requests": 1}}
+
+
+async def test_what_others_have_learnt_outlives_a_disk_that_fails_halfway(begin, clock):
+    """What came back with the first part looked as if this proxy had released it."""
+    (service, kept), (other, its) = begin(), begin()
+    for one in (kept, its):
+        await one._round()
+    limit(other)
+    await its._round()
+    store = kept.access.store
+
+    class Failing(Picky):
+        def exchange(self, mine, gone=(), **more):
+            if self.asked and more["lines"]:
+                raise StoreError("the disk is full")
+            return super().exchange(mine, gone, **more)
+
+    kept.access.store = Failing(store, lambda _mine, more: bool(more["lines"]), ValueError())
+    service.sessions.bind("a:openai", ONE, clock.now())
+    await failed(kept)
+    kept.access.store = store
+    for one in (kept, its):
+        await one._round()
+    assert [cools(one) for one in (service, other, begin()[0])] == [600, 600, 600]
+    assert list(begin()[0].sessions) == ["a:openai"]
+
+
 async def test_an_error_of_ours_ends_a_round_and_not_the_keeping(begin, clock, caplog, monkeypatch):
     """The writer used to end for good, without a word."""
     service, kept = begin()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from account_pool.core import snapshot
@@ -133,6 +133,21 @@ class Table:
         self._urgent()
 
 
+class Written(NamedTuple):
+    """What has become of a batch.
+
+    Attributes:
+        saved: what the store has of it.
+        unfit: which kinds of rows ("sessions", "an account") could not be written, with what is
+            wrong with them.
+        failed: why the store could not be used for the rest.
+    """
+
+    saved: PoolSnapshot
+    unfit: Mapping[str, str]
+    failed: StoreError | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """What is written at once, row by row, so that it can be divided.
@@ -158,14 +173,11 @@ class Batch:
     removed: Sequence[tuple[str, str, float]]
     counts: Sequence[tuple[str, CountKey, Mapping[str, float]]]
 
-    def write(self, store: StateStore) -> tuple[PoolSnapshot, Mapping[str, str]]:
-        """Write it; blocks. Raises StoreError.
-
-        Returns what the store has then, and which kinds of rows ("sessions", "an account")
-        could not be written, with what is wrong with them.
-        """
+    def write(self, store: StateStore) -> Written:
+        """Write it; blocks. Raises StoreError where nothing was written."""
         saved: list[PoolSnapshot] = []
         unfit: dict[str, str] = {}
+        failed: StoreError | None = None
         todo = [self]
         while todo:
             part = todo.pop()
@@ -174,32 +186,47 @@ class Batch:
                 continue
             except Exception as e:
                 if isinstance(e, StoreError) and not isinstance(e, UnfitError):
-                    if not (part.counts and saved):
+                    if part.counts and part.number is None:
+                        # Some sums may be in the store: to add them again would be worse.
+                        unfit[_SUMS] = type(e).__name__
+                        continue
+                    if not saved:
                         raise
-                    # Some sums may be in the store: to add them again would be worse.
-                    unfit[_SUMS] = type(e).__name__
-                    continue
+                    failed = e
+                    break
                 if not len(part):
                     raise
                 wrong = str(e) if isinstance(e, StoreError) else where(e)
             if len(part) == 1:
                 unfit[part._kind()] = wrong
             else:
-                middle = len(part) // 2
-                todo += [part._rows(middle, len(part)), part._rows(0, middle)]
+                todo += part._divided()
         merged = PoolSnapshot(
             accounts=tuple(account for one in saved for account in one.accounts),
             # Others had last written before the first part was.
             wall_at=saved[0].wall_at if saved else self.wall_at,
             replaced=frozenset().union(*(one.replaced for one in saved)),
         )
-        return merged, unfit
+        return Written(merged, unfit, failed)
 
     def __len__(self) -> int:
         return sum(len(getattr(self, kind)) for kind in _KINDS)
 
+    def _divided(self) -> list[Batch]:
+        """Return its second part, and its first.
+
+        Counts stay together as long as they may be in the store already: those that have a number
+        are not added again, and once they are refused it is known that they are not there.
+        """
+        others = len(self) - len(self.counts)
+        if self.number is not None and others:
+            counts = replace(self._rows(others, len(self)), number=self.number)
+            return [counts, self._rows(0, others)]
+        middle = len(self) // 2
+        return [self._rows(middle, len(self)), self._rows(0, middle)]
+
     def _rows(self, start: int, stop: int) -> Batch:
-        """Return a part of it, without a number: what the store has of it is known."""
+        """Return a part of it, without a number."""
         parts: dict[str, Any] = {}
         for kind in _KINDS:
             rows = getattr(self, kind)
@@ -353,16 +380,23 @@ class PendingWrites:
                 self._changed()
         for table in self.tables.values():
             table.wrote()
-        for key in replaced:
-            self._service.pins.forget(key)
+        self._forget_pins(replaced)
 
-    def put_back(self, batch: Batch) -> None:
-        """*batch* was not written, as far as is known. Its counts come again with their number."""
+    def put_back(self, batch: Batch, replaced: Iterable[AccountKey] = ()) -> None:
+        """*batch* was not written, as far as is known. Its counts come again with their number.
+
+        *replaced*: of what was written of it, as for `wrote`.
+        """
         self._accounts.dirty.update(batch.gone, (account.key for account in batch.accounts))
         for table in self.tables.values():
             table.put_back()
         for key in batch.gone:
             self._positions.pop(key, None)
+        self._forget_pins(replaced)
+
+    def _forget_pins(self, replaced: Iterable[AccountKey]) -> None:
+        for key in replaced:
+            self._service.pins.forget(key)
 
     def uncertain(self, name: str) -> Counted:
         """Return the counts of *name* that were taken, and may not be in the store."""

@@ -24,7 +24,7 @@ from account_pool.core.decisions import By
 from account_pool.core.shares import Ask, Shares
 from account_pool.core.snapshot import PoolSnapshot, forgiven, merge
 from account_pool.core.usage_totals import Counted, add_to
-from account_pool.proxy.pending_writes import Batch, PendingWrites
+from account_pool.proxy.pending_writes import Batch, PendingWrites, Written
 from account_pool.proxy.service import Service
 from account_pool.proxy.store_access import StoreAccess, StoreClock
 from account_pool.store.machine import is_gone
@@ -110,7 +110,7 @@ class Persistence:
         self._shares = Shares(service.pool.accounts)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="account-pool-store")
         #: what is being written, and the result
-        self._work: tuple[Batch, Future[tuple[PoolSnapshot, Mapping[str, str]]]] | None = None
+        self._work: tuple[Batch, Future[Written]] | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
         #: callers of `write`
@@ -355,7 +355,7 @@ class Persistence:
             return
         (batch, result), self._work = self._work, None
         try:
-            saved, unfit = result.result(max(0.0, min(STOP_TIMEOUT_S, by - self._now())))
+            saved, unfit, failed = result.result(max(0.0, min(STOP_TIMEOUT_S, by - self._now())))
         except (Exception, CancelledError) as e:
             self.pending.put_back(batch)
             self._beat_at = self._now()  # a heartbeat reports all that is in flight
@@ -365,11 +365,18 @@ class Persistence:
                 return
             raise
         self.access.report_unfit(unfit)
-        self.pending.wrote(batch, saved.replaced)
+        if failed is None:
+            self.pending.wrote(batch, saved.replaced)
+        else:
+            self.pending.put_back(batch, saved.replaced)
+        # Of a part as well: what we do not take over would look as if we had ended it.
         if at_start:
             self._adopt(batch, forgiven(saved, self._clock.wall()), By.RESTART)
         else:
             self._adopt(batch, saved, By.PROXY)
+        if failed is not None:
+            self._beat_at = self._now()
+            raise failed
 
     # -- the clock
 
