@@ -184,6 +184,21 @@ async def test_an_answer_ends_a_question_whenever_its_thread_does(
     assert await source.read() == await source.read() == Secret("sk-1")
 
 
+async def test_a_question_that_never_came_is_asked_again(
+    keychain: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more_threads(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    keychain.items["X", getpass.getuser()] = "sk-1"
+    source = KeychainSource("X")
+    with monkeypatch.context() as busy:
+        busy.setattr(threading.Thread, "start", no_more_threads)
+        with pytest.raises(RuntimeError):
+            await source.read()
+    assert await source.read() == Secret("sk-1")
+
+
 async def test_the_package_may_be_absent(keychain: Memory, monkeypatch: Any) -> None:
     monkeypatch.setitem(__import__("sys").modules, "keyring", None)
     with pytest.raises(CredentialError, match="the package keyring is not there; install it"):

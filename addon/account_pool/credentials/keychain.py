@@ -76,7 +76,8 @@ class KeychainSource(Source):
         return Text(self.name, self.name, self.pointer, tool).read(text)
 
     async def _ask(self) -> str | None:
-        if self._asking is not None:
+        # A thread that could not be started, or was ended by its backend, asks nothing.
+        if self._asking is not None and self._asking.is_alive():
             raise CredentialError("the keychain has not answered yet", f"unlock it; {_AGAIN}")
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[str | None] = loop.create_future()
@@ -91,7 +92,7 @@ class KeychainSource(Source):
             except Exception as error:
                 name = type(error).__name__
                 failed = CredentialError(f"the keychain cannot be read ({name})", _AGAIN)
-            # Not the thread's end, which may come after the next question.
+            # Now: the next question may come before the end of the thread.
             self._asking = None
             # The proxy may have ended meanwhile.
             with suppress(RuntimeError):
