@@ -2,8 +2,8 @@
 
 `POST {base}/v1internal:loadCodeAssist` with the account's token names
 `cloudaicompanionProject`; each request carries it (google-gemini/gemini-cli
-`packages/core/src/code_assist/server.ts`). An account
-that names its `project` in accounts.yaml is never asked for.
+`packages/core/src/code_assist/server.ts`). An account that names its `project` in
+accounts.yaml is never asked for.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Read through the package `keyring`, which is imported when the first one is read; never
 written. A keychain may ask its user to unlock it, for as long as it likes, and a question
-to it cannot be taken back: it is asked by a daemon thread, one at a
-time for each item. What its errors say is not repeated: it may quote anything.
+to it cannot be taken back: it is asked by a daemon thread, one at a time for each item. What
+its errors say is not repeated: it may quote anything.
 """
 
 from __future__ import annotations

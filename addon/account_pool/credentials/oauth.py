@@ -1,7 +1,7 @@
 """A login that is refreshed, as its owner wrote it: tokens, and where new ones come from.
 
-Values only. What becomes of them at run time is `refreshable_token.py`; what the vendors' servers
-response is `token_endpoint.py`.
+Values only. What becomes of them at run time is `refreshable_token.py`; what the vendors'
+servers answer is `token_endpoint.py`.
 """
 
 from __future__ import annotations
