@@ -1,7 +1,7 @@
 """A worker without mitmproxy, run by the tests of the launcher. Argument: the port.
 
 Says its number and process id to whoever connects, and does what it is sent: `hang`, `ask`,
-`tell`; anything else comes back.
+`ask nonsense`, `tell`; anything else comes back.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ class Echo(asyncio.Protocol):
         word = data.decode().strip()
         if word == "hang":
             time.sleep(3600)
-        elif word == "ask":
-            self._asking = asyncio.ensure_future(self._ask())
+        elif word.startswith("ask"):
+            self._asking = asyncio.ensure_future(self._ask(word[4:] or "name"))
         elif word.startswith("tell "):
             self._link.tell({"do": "heard", "text": word[5:]})
         else:
             self._transport.write(data)
 
-    async def _ask(self) -> None:
-        said = await self._link.ask("name")
+    async def _ask(self, what: str) -> None:
+        said = await self._link.ask(what)
         self._transport.write(json.dumps(said).encode() + b"\n")
 
 
@@ -62,6 +62,8 @@ async def main() -> None:
     link.heard = lambda message: say_line(f"heard {message}")
 
     async def say(what: str) -> str:
+        if what == "nonsense":
+            raise ValueError(what)
         return f"{what} {link.number} " + "x" * 100_000
 
     link.say = say

@@ -9,12 +9,16 @@ import signal
 import socket
 import sys
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import account_pool
 from account_pool.workers import launcher
+from account_pool.workers.channel import Message, pair
+from account_pool.workers.front import Seat
 from account_pool.workers.launcher import Launcher
 from tests.e2e.harness import free_port
 from tests.patience import PATIENCE_S
@@ -247,6 +251,82 @@ async def test_what_hangs_is_not_waited_for(launch, monkeypatch):
         numbers = [(await one.served_by())[0] for one in (asker, hangs, other)]
         hangs.writer.write(b"hang\n")
         assert list(json.loads(await asker.ask("ask"))) == [str(numbers[2])]
+
+
+async def test_what_hangs_delays_one_response_and_counts_again_once_it_responds(
+    launch, monkeypatch
+):
+    async with launch() as running:
+        await running.printed("ready", 2)
+        asker, hangs = [await running.connect() for _ in range(2)]
+        await asker.served_by()
+        number, pid = await hangs.served_by()
+        os.kill(pid, signal.SIGSTOP)
+        monkeypatch.setattr(launcher, "ANSWER_S", 0.1)
+        assert await asker.ask("ask") == "{}"
+        monkeypatch.setattr(launcher, "ANSWER_S", 10 * PATIENCE_S)
+        assert await asker.ask("ask") == "{}"
+        os.kill(pid, signal.SIGCONT)
+        async with asyncio.timeout(PATIENCE_S):
+            while str(number) not in json.loads(await asker.ask("ask")):
+                await asyncio.sleep(0.01)
+
+
+async def test_what_cannot_respond_is_not_waited_for(launch, monkeypatch):
+    monkeypatch.setattr(launcher, "ANSWER_S", 10 * PATIENCE_S)
+    async with launch() as running:
+        await running.printed("ready", 2)
+        connection = await running.connect()
+        await connection.served_by()
+        assert await connection.ask("ask nonsense") == "{}"
+        await running.printed("answering another worker failed: ValueError")
+
+
+class Sent:
+    """In the place of a channel: keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+
+    def send(self, message: Message) -> None:
+        self.messages.append(message)
+
+    def close(self) -> list[object]:
+        return []
+
+
+@pytest.mark.parametrize("fate", ["it hangs", "it has said them, and ends"])
+async def test_sums_that_were_reported_never_fall(fate, monkeypatch):
+    monkeypatch.setattr(launcher, "ANSWER_S", 0.0)
+    asked = Launcher([], 3, {}, lambda _data: None)
+    for number in (1, 2):
+        theirs, other = pair()
+        other.close()
+        asked._workers[number] = launcher.Worker(
+            number=number, process=SimpleNamespace(pid=number), theirs=theirs,
+            seat=Seat(channel=Sent()), ready=True, sums={"served": 5.0},
+        )  # fmt: skip
+    one, other = asked._workers.values()
+    mine = {"sums": {"served": 1.0}, "now": {}}
+    question = {"number": 7, "what": "metrics", "mine": mine}
+    if fate == "it hangs":
+        await asked._ask(one, question)
+    else:
+        asking = asyncio.create_task(asked._ask(one, question))
+        monkeypatch.setattr(launcher, "ANSWER_S", 10 * PATIENCE_S)
+        asked._workers[3] = replace(one, number=3, sums={}, seat=Seat(channel=Sent()))
+        await asyncio.sleep(0)
+        say = other.seat.channel.messages[-1]["number"]
+        for number in (2, 3):
+            theirs = {"number": say, "said": {"sums": {"served": 5.0 if number == 2 else 0.0}}}
+            asked._note_said(number, theirs)
+            if number == 2:
+                asked._bury(other)
+        await asking
+    by = one.seat.channel.messages[-1]["by"]
+    assert sum(said["sums"].get("served", 0.0) for said in by.values()) == 5.0
+    for worker in (one, other):
+        worker.theirs.close()
 
 
 async def test_the_end_of_the_launcher_is_that_of_its_workers(tmp_path):

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from asyncio.subprocess import PIPE, STDOUT, Process
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,7 +36,8 @@ SERVED_S = 10.0
 #: How long after its drain a worker that has been asked to end is killed, seconds: it ends by
 #: itself before that (`proxy/draining.py`).
 GRACE_S = 10.0
-#: How long the others may take to say what a worker asks them, seconds.
+#: How long the others may take to say what a worker asks them, seconds. One that has taken
+#: longer is asked, and not waited for until it has said something.
 ANSWER_S = 5.0
 #: Signals that are passed on as they are.
 PASSED_ON = ("SIGUSR1", "SIGUSR2")
@@ -52,6 +54,7 @@ class Worker:
         stopping: it takes no connections any more.
         drain_s: how long it lets requests finish when it ends.
         ready_at: since when it serves, monotonic seconds.
+        silent: it did not say in time what it was asked, and has said nothing since.
         sums: those it has reported last (`admin/workers.py`), by name.
     """
 
@@ -63,6 +66,7 @@ class Worker:
     stopping: bool = False
     drain_s: float = 10.0
     ready_at: float = 0.0
+    silent: bool = False
     sums: Mapping[str, float] = field(default_factory=dict)
 
     def send(self, message: Message) -> None:
@@ -100,7 +104,7 @@ class Launcher:
         self._asked: dict[int, tuple[dict[str, Any], set[int], asyncio.Event]] = {}
         self._questions = count(1)
         #: of workers that have ended: a sum that was reported never falls
-        self._ended: dict[str, float] = {}
+        self._ended: Counter[str] = Counter()
 
     async def run(self) -> int:
         """Serve until the end; return the exit code."""
@@ -188,18 +192,16 @@ class Launcher:
     def _bury(self, worker: Worker) -> None:
         """Give what *worker* did not get to read to others."""
         del self._workers[worker.number]
-        for name, amount in worker.sums.items():
-            self._ended[name] = self._ended.get(name, 0.0) + amount
+        self._ended.update(worker.sums)
         left = worker.seat.channel.close()
         left += unread(worker.theirs)
         worker.theirs.close()
         for message, connection in left:
             self._front.give(_address(message), connection)
         self._tell({"do": "died", "pid": worker.process.pid})
-        for _, awaited, all_said in self._asked.values():
-            awaited.discard(worker.number)
-            if not awaited:
-                all_said.set()
+        for said, _, _ in self._asked.values():
+            said.pop(str(worker.number), None)  # its sums are among those that have ended
+        self._wait_no_more(worker.number)
         self._front.look()
 
     def _serving(self) -> list[Worker]:
@@ -260,28 +262,51 @@ class Launcher:
 
     async def _ask(self, asker: Worker, message: Message) -> None:
         """Have the others say what *asker* wants to know, and pass that on."""
-        others = {w.number for w in self._workers.values() if w.ready} - {asker.number}
-        number = next(self._questions)
-        said: dict[str, Any] = {}
-        self._asked[number] = said, others, (all_said := asyncio.Event())
-        for other in others.copy():
-            self._workers[other].send({"do": "say", "number": number, "what": message["what"]})
-        if others:
+        others = [w for w in self._workers.values() if w.ready and w is not asker]
+        number, said = next(self._questions), dict[str, Any]()
+        awaited, all_said = {w.number for w in others if not w.silent}, asyncio.Event()
+        self._asked[number] = said, awaited, all_said
+        for other in others:
+            other.send({"do": "say", "number": number, "what": message["what"]})
+        if awaited:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(all_said.wait(), ANSWER_S)
         del self._asked[number]
+        for late in awaited:
+            # One that hangs delays one response, not each.
+            self._workers[late].silent = True
+            self._wait_no_more(late)
         if message["mine"] is not None:
             asker.sums = message["mine"]["sums"]
-            said["ended"] = {"sums": self._ended, "now": {}}
+            said["ended"] = {"sums": self._sums_but(asker, said), "now": {}}
         if self._workers.get(asker.number) is asker:
             asker.send({"do": "said", "number": message["number"], "by": said})
 
+    def _sums_but(self, asker: Worker, said: Mapping[str, Any]) -> Mapping[str, float]:
+        """Return the sums of all who have not *said* theirs now, as they reported them last."""
+        sums = self._ended.copy()
+        for worker in self._workers.values():
+            if worker is not asker and str(worker.number) not in said:
+                sums.update(worker.sums)
+        return sums
+
     def _note_said(self, number: int, message: Message) -> None:
-        if message["number"] in self._asked:
-            said, awaited, all_said = self._asked[message["number"]]
-            said[str(number)] = message["said"]
-            if isinstance(message["said"], dict) and "sums" in message["said"]:
-                self._workers[number].sums = message["said"]["sums"]
+        worker, answer = self._workers[number], message["said"]
+        worker.silent = False
+        if message["number"] not in self._asked:
+            return
+        said, awaited, all_said = self._asked[message["number"]]
+        if answer is not None:
+            said[str(number)] = answer
+        if isinstance(answer, dict) and "sums" in answer:
+            worker.sums = answer["sums"]
+        awaited.discard(number)
+        if not awaited:
+            all_said.set()
+
+    def _wait_no_more(self, number: int) -> None:
+        """Let no question wait for what worker *number* says."""
+        for _, awaited, all_said in self._asked.values():
             awaited.discard(number)
             if not awaited:
                 all_said.set()

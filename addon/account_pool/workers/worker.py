@@ -167,10 +167,10 @@ class Link:
         self._send({"do": "tell", "message": message})
 
     async def ask(self, what: str, *, mine: Any = None) -> dict[str, Any]:
-        """Return what each of the others says, by its number; none of one that hangs.
+        """Return what each of the others says, by its number; none of one that hangs or cannot.
 
-        *mine* is what this one would say; with it, the sums of what those said that have ended
-        come as "ended".
+        *mine* is what this one would say; with it, the sums that those reported last who have
+        ended, or say none now, come as "ended".
         """
         number = next(self._numbers)
         said = self._asked[number] = asyncio.get_running_loop().create_future()
@@ -224,8 +224,11 @@ class Link:
                 self.heard(message)
 
     async def _say(self, message: Message) -> None:
-        said = await self.say(message["what"])
-        self._send({"do": "said", "number": message["number"], "said": said})
+        said = None
+        try:
+            said = await self.say(message["what"])
+        finally:  # whoever asks does not wait for what cannot be said
+            self._send({"do": "said", "number": message["number"], "said": said})
 
     def _end_with_launcher(self, end: socket.socket) -> None:
         """End the process once the launcher is gone, even if its loop hangs."""
