@@ -14,12 +14,13 @@ import pytest
 from mitmproxy.connection import Connection, ConnectionState, Server
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layers.tls import ClientTLSLayer, ServerTLSLayer, TlsClienthelloHook
+from mitmproxy.proxy.layers.tls import ClientTLSLayer, ServerTLSLayer, TlsClienthelloHook, TLSLayer
 from OpenSSL import SSL
 
 from account_pool.proxy import tunnels
 from account_pool.proxy.fast import openssl
 from account_pool.proxy.tunnels import OPENING_S, OpeningServerTls, PoolClientTls, PoolServerTls
+from tests.proxy.fast.known import needs_known
 from tests.proxy.helpers import client_connection, options_of
 from tests.proxy.test_next_layer import client_hello
 
@@ -35,7 +36,11 @@ NOT_TLS = pytest.mark.parametrize(
 )
 BOTH = pytest.mark.parametrize(
     "case",
-    [(side, quick) for side in ("server", "client") for quick in (False, True)],
+    [
+        pytest.param((side, quick), marks=needs_known if quick else ())
+        for side in ("server", "client")
+        for quick in (False, True)
+    ],
     ids=lambda case: case[0] + (", quick" if case[1] else ""),
     indirect=True,
 )
@@ -436,6 +441,28 @@ def test_a_private_part_of_pyopenssl_is_gone(certificate, monkeypatch, gone):
     monkeypatch.setattr(SSL, "_lib", SimpleNamespace(**kept))
     assert not openssl.is_as_known()
     assert not Case(certificate, "server", quick=True).layer.is_quick
+
+
+@needs_known
+@pytest.mark.parametrize("name", ["receive_data", "send_data"])
+@pytest.mark.parametrize("kind", [TLSLayer, ClientTLSLayer])
+def test_what_another_addon_reads_and_writes_it_is_asked_for(certificate, monkeypatch, kind, name):
+    assert Case(certificate, "client", quick=True).layer.is_quick
+    own, seen = getattr(kind, name), []
+
+    def theirs(self, data):
+        seen.append(data)
+        return own(self, data)
+
+    monkeypatch.setattr(kind, name, theirs)
+    case = Case(certificate, "client", quick=True).establish()
+    assert not case.layer.is_quick
+    seen.clear()
+    case.peer.write(b"hello")
+    case.receive(case.left.read())
+    case.feed(Write(b"world"))
+    assert len(seen) == 1
+    assert read_all(case.peer) == b"world"
 
 
 def test_another_connection_than_pyopenssls_is_asked_in_its_own_way(certificate):

@@ -37,6 +37,7 @@ from OpenSSL import SSL
 
 from account_pool.proxy import redaction
 from account_pool.proxy.fast import openssl
+from account_pool.proxy.fast.known import digest
 from account_pool.proxy.redaction import Secrets
 
 
@@ -103,6 +104,9 @@ def _watch(tunnel: TunnelLayer, server: Server, secrets: Secrets) -> None:
 OPENING_S = 60.0
 
 _ENDED = "TLS has ended"
+
+#: Sources that a quick layer stands in for: mitmproxy 11.0.2 to 11.1.3, and 12.0 to 12.3.1.
+KNOWN = frozenset({"d37d02d1", "95bf89ee"})
 
 
 class EndingTls(TLSLayer):
@@ -271,17 +275,22 @@ def _nothing() -> CommandGenerator[None]:
     yield from ()
 
 
+def _can_be_quick(kind: Any) -> bool:
+    """Say whether layers of *kind*, mitmproxy's, read and write in the way that quick ones do."""
+    return digest(kind.receive_data, kind.send_data) in KNOWN and openssl.is_as_known()
+
+
 def take_tls(outermost: Layer, *, quick: bool = False) -> None:
     """Make each TLS layer of mitmproxy's in *outermost* and below it one of ours.
 
-    *quick* ones ask OpenSSL without pyOpenSSL in between, where that is as known.
+    *quick* ones ask OpenSSL without pyOpenSSL in between, where both are as known.
     """
     if not all(hasattr(ServerTLSLayer, name) for name in _PARTS):
         return
     at: Layer | None = outermost
     while isinstance(at, Layer):
         if type(at) in _OURS:
-            ours = cast(Any, at)
-            ours.__class__ = _OURS[type(at)]
-            ours.is_quick = quick and at.debug is None and openssl.is_as_known()
+            ours, kind = cast(Any, at), type(at)
+            ours.__class__ = _OURS[kind]
+            ours.is_quick = quick and at.debug is None and _can_be_quick(kind)
         at = getattr(at, "child_layer", None)

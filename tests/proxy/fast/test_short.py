@@ -27,11 +27,13 @@ from mitmproxy.proxy.tunnel import TunnelState
 from mitmproxy.test import taddons, tflow
 from OpenSSL import SSL
 
+from account_pool.config.options import FAST_STEPS
 from account_pool.proxy.fast import inline, short
+from account_pool.proxy.fast.steps import Steps
 from account_pool.proxy.fast.table import HookTable
 from account_pool.proxy.tunnels import take_tls
 from tests.patience import PATIENCE_S
-from tests.proxy.fast.known import needs_known
+from tests.proxy.fast.known import needs_asyncio, needs_known
 from tests.proxy.helpers import options_of
 from tests.proxy.test_tunnels import read_all
 
@@ -426,6 +428,7 @@ OTHERWISE = {
     "TLS that is not quick": lambda t: setattr(t.client_tls, "is_quick", False),
     "TLS that another addon made": lambda t: setattr(t.server_tls, "tls", object()),
     "a function that was replaced": lambda t: setattr(t.client_tls, "event_to_child", print),
+    "a function that writes": lambda t: setattr(t.server_tls, "send_data", print),
     "another layer above": lambda t: t.http.context.layers.insert(0, t.outer),
 }
 
@@ -451,3 +454,22 @@ def test_a_mitmproxy_that_is_not_as_known(monkeypatch) -> None:
     assert short.is_as_known()
     monkeypatch.setattr(HttpStream, "passthrough", lambda self, event: iter(()))
     assert not short.is_as_known()
+
+
+@needs_asyncio
+async def test_an_addon_that_changes_mitmproxy_after_the_start(monkeypatch) -> None:
+    """What it has put there is asked, for each client that connects from then on."""
+    with taddons.context(Proxyserver()) as tctx:
+        steps = Steps(tctx.master.addons)
+        steps.use(FAST_STEPS)
+
+        def may_shorten() -> bool:
+            mode = ProxyMode.parse("regular")
+            handler = ProxyConnectionHandler(tctx.master, None, Writer(), options_of(), mode)
+            assert steps.take(handler)
+            return handler.server_event.__self__.may_shorten
+
+        assert may_shorten()
+        monkeypatch.setattr(HttpStream, "passthrough", lambda self, event: iter(()))
+        assert not may_shorten()
+        steps.use(())

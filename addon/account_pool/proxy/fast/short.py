@@ -34,7 +34,10 @@ from account_pool.proxy.fast.known import digest
 KNOWN = frozenset({"54335298", "59ee6c37"})
 
 #: What nobody may have put their own in place of.
-_OWN = ("handle_event", "_handle_event", "_handle_command", "event_to_child", "receive_data")
+_OWN = (
+    "handle_event", "_handle_event", "_handle_command", "event_to_child", "receive_data",
+    "send_data", "send_close",
+)  # fmt: skip
 
 
 class Short:

@@ -50,5 +50,5 @@ class Steps:
         queue = inline.put_into(handler, self._table)
         if queue is not None and "direct" in self.used:
             direct.put_into(queue)
-            queue.may_shorten = "short" in self.used
+            queue.may_shorten = "short" in self.used and short.is_as_known()
         return queue is not None
