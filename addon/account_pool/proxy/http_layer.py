@@ -149,7 +149,7 @@ class PoolHttpLayer(HttpLayer):
                         command.message = self.shown(command.message)
                     yield command
             except Exception as e:
-                source = self._ended(event, e)
+                source = self.broke_off(event, e)
                 continue
             # Looked at here, where control is anyway: mostly there is nothing.
             if self.waiting_for_establishment:
@@ -170,7 +170,7 @@ class PoolHttpLayer(HttpLayer):
         if held:
             yield commands.SendData(to, b"".join(held))
 
-    def _ended(self, event: events.Event, error: Exception) -> CommandGenerator[None]:
+    def broke_off(self, event: events.Event, error: Exception) -> CommandGenerator[None]:
         """Close the connection that *event* is of: what was broken off there waits for ever.
 
         Nobody knows how far it got. A server's connection takes its requests with it, which

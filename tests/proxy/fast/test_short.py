@@ -28,9 +28,10 @@ from mitmproxy.test import taddons, tflow
 from OpenSSL import SSL
 
 from account_pool.config.options import FAST_STEPS
-from account_pool.proxy.fast import inline, short
+from account_pool.proxy.fast import inline, openssl, short
 from account_pool.proxy.fast.steps import Steps
 from account_pool.proxy.fast.table import HookTable
+from account_pool.proxy.http_layer import PoolHttpLayer
 from account_pool.proxy.tunnels import take_tls
 from tests.patience import PATIENCE_S
 from tests.proxy.fast.known import needs_asyncio, needs_known
@@ -39,6 +40,7 @@ from tests.proxy.test_tunnels import read_all
 
 pytestmark = [needs_known, pytest.mark.usefixtures("factory")]
 
+PEERS = {"client": "alice", "server": "bob"}
 BYTES = random.Random(2).randbytes(1_000_000)
 
 
@@ -48,8 +50,16 @@ class Pool(HttpLayer):
     doubts: tuple[object, ...] = ()
     script: Callable[[events.Event], list[commands.Command]] | None = None
 
+    broke_off = PoolHttpLayer.broke_off
+
     def shown(self, text: str) -> str:
         return f"shown: {text}"
+
+    def handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        try:
+            yield from super().handle_event(event)
+        except Exception as error:
+            yield from self.broke_off(event, error)
 
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
         if self.script is None:
@@ -356,6 +366,31 @@ async def test_an_end(tunnels, who: str, what: str) -> None:
         seen.append(tunnel.shown())
     assert seen[0] == seen[1]
     assert any("Error" in repr(line) or b"ended" in line for line in tunnels[1].said)
+
+
+@pytest.mark.parametrize("does", ["read", "write"])
+@pytest.mark.parametrize("who", ["client", "server"])
+async def test_what_fails_unexpectedly_ends_the_connection(
+    tunnels, monkeypatch, caplog, who: str, does: str
+) -> None:
+    """Nobody knows how far it got, and nothing more would come of it."""
+
+    def fails(*_: object) -> None:
+        raise MemoryError
+
+    seen = []
+    for tunnel in tunnels:
+        peer, connection = getattr(tunnel, PEERS[who]), getattr(tunnel, who)
+        with monkeypatch.context() as patch:
+            patch.setattr(openssl, does, fails)
+            tunnel.receive(connection, peer.says(b"echo"))
+        assert peer.writer.ended
+        assert connection.state is ConnectionState.CLOSED
+        seen.append(tunnel.shown())
+    assert seen[0] == seen[1]
+    lines = [message for message in caplog.messages if "connection closed" in message]
+    assert len(lines) == 2
+    assert all("MemoryError" in line for line in lines)
 
 
 def pause(tunnel: Tunnel, layer: Any) -> None:

@@ -58,11 +58,19 @@ class Short:
         self._queue.handler.timeout_watchdog.register_activity()
         try:
             done = self.handle(event)
-        except Exception:
-            self._queue.crashed()
+        except Exception as error:
+            self._break_off(event, error)
             return
         if not done:
             self._queue.hand_on(event)
+
+    def _break_off(self, event: events.Event, error: Exception) -> None:
+        """Close the connection that *event* is of, as the outer layer does after *error*."""
+        try:
+            for command in self._outer.broke_off(event, error):
+                self._queue.carry_out(command)
+        except Exception:
+            self._queue.crashed()
 
     def handle(self, event: events.Event) -> bool:
         """Handle *event* if it may come this way; return whether it did."""
