@@ -223,6 +223,44 @@ def test_it_is_the_same_however_it_is_wrapped_and_not_decoded(monkeypatch) -> No
     assert session(chat(SYSTEM, other)) not in named
 
 
+def _image(filling: str, size: int = 90_000) -> dict[str, Any]:
+    """An image of *size* bytes that begins and ends as all of its kind do."""
+    data = f"{'A' * 5000}{filling * (size // len(filling))}"[:size] + "=" * 5000
+    return {"type": "image", "source": {"type": "base64", "media_type": "image/bmp", "data": data}}
+
+
+def _said(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+FORM = "Fill in the form. " * 1000
+
+
+@pytest.mark.parametrize(
+    ("content", "other"),
+    [
+        (f"{FORM} for customer 12345. {FORM}", f"{FORM} for customer 12346. {FORM}"),
+        ([_said(FORM), _said("12345"), _said(FORM)], [_said(FORM), _said("12346"), _said(FORM)]),
+        ([_image("ab")], [_image("cd")]),
+        ([_image("ab", 4_000_000)], [_image("cd", 4_000_000)]),
+        (
+            [_image("ab"), _image("ab"), _said(FORM)],
+            [_image("ab"), _image("ab", 91_000), _said(FORM)],
+        ),
+    ],
+    ids=["a number in a form", "in parts", "an image", "a large one", "the second of two"],
+)
+def test_what_differs_in_the_middle_only_is_another_conversation(content: Any, other: Any) -> None:
+    one, two = (chat(SYSTEM, {"role": "user", "content": said}) for said in (content, other))
+    assert session(one) == session(one)
+    assert session(one) != session(two)
+    if isinstance(content, str):
+        responses = [{"instructions": "Be.", "input": said} for said in (content, other)]
+        assert len({session(body, path="/v1/responses") for body in responses}) == 2
+        systems = [{"system": said, "messages": [HELLO]} for said in (content, other)]
+        assert len({session(body, path="/v1/messages") for body in systems}) == 2
+
+
 @pytest.mark.parametrize(
     "messages",
     [

@@ -52,8 +52,9 @@ _ID = re.compile(
 )
 #: Beginning of the names that we give to conversations whose own must not be shown.
 HASHED = "prefix-"
-#: How much of either end of a long text is hashed.
-_SAMPLE = 4096
+#: A text up to the product of these, bytes, is hashed as a whole; of a longer one so many
+#: pieces of this length, evenly spread, and its end. Images are megabytes, and come each time.
+_PIECES, _PIECE = 128, 2048
 #: Requests up to this length, bytes, are in nobody's cache: no vendor caches prompts of less
 #: than 1,024 tokens, https://platform.openai.com/docs/guides/prompt-caching,
 #: https://docs.anthropic.com/en/docs/build-with-claude/prompt-caching
@@ -242,8 +243,9 @@ def _until_user(turns: msgspec.Raw) -> list[Any]:
 
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
-#: How deep a long message is looked into: its list, itself, its content, a part of that.
-_DEPTH = 4
+#: How deep a long message is looked into: itself, its content, a part of that, an image in it,
+#: the data of that.
+_DEPTH = 5
 
 
 def _read_long_turns(turns: msgspec.Raw) -> list[Any] | None:
@@ -263,19 +265,27 @@ def _read_long_turns(turns: msgspec.Raw) -> list[Any] | None:
 
 
 def _sampled(raw: msgspec.Raw, depth: int = _DEPTH) -> Any:
-    """Return a value of JSON; for long texts in it their length and both ends, as written."""
+    """Return a value of JSON; for long texts in it their hash, as they are written."""
     text = memoryview(raw)
     if len(text) <= _FIRST_BYTES or not depth:
         return msgspec.json.decode(raw)
     match text[:1]:
         case b'"':
-            ends = (str(end, "utf-8", "replace") for end in (text[1:_SAMPLE], text[-_SAMPLE:-1]))
-            return "\0".join((str(len(text)), *ends))
+            return _sample(text)
         case b"[":
             return [_sampled(item, depth - 1) for item in _LIST.decode(raw)]
         case b"{":
             return {name: _sampled(x, depth - 1) for name, x in _OBJECT.decode(raw).items()}
     return msgspec.json.decode(raw)
+
+
+def _sample(text: memoryview) -> str:
+    """Return a hash of a long text, which is not decoded: of its length and pieces of it."""
+    digest = blake2b(str(len(text)).encode(), digest_size=16)
+    for at in range(0, len(text), max(len(text) // _PIECES, _PIECE)):
+        digest.update(text[at : at + _PIECE])
+    digest.update(text[-_PIECE:])
+    return digest.hexdigest()
 
 
 _SCAN = json.JSONDecoder(strict=False).raw_decode
@@ -313,19 +323,16 @@ def _text(value: Any) -> str:
 
 
 def _decoded(raw: msgspec.Raw) -> Any:
+    """Do as `_sampled`; None if *raw* is not in order."""
     try:
-        return msgspec.json.decode(raw)
+        return _sampled(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
 def _digest(texts: Iterable[str]) -> str:
-    """Return a short name for *texts*; of long ones, length and both ends."""
+    """Return a short name for *texts*."""
     digest = blake2b(digest_size=16)
     for text in texts:
-        if len(text) > 2 * _SAMPLE:
-            sampled = f"{len(text)}\0{text[:_SAMPLE]}\0{text[-_SAMPLE:]}"
-        else:
-            sampled = text
-        digest.update(sampled.encode(errors="replace") + b"\0")
+        digest.update(text.encode(errors="replace") + b"\0")
     return HASHED + digest.hexdigest()
