@@ -140,6 +140,19 @@ async def test_a_worker_that_is_killed_takes_only_its_own_connections_along(laun
         await running.printed("worker 2: ready", 2)
 
 
+async def test_a_connection_for_which_a_worker_has_no_descriptor_is_over(launch):
+    resource = pytest.importorskip("resource")
+    async with launch(1) as running:
+        await running.printed("ready")
+        _, pid = await (await running.connect()).served_by()
+        _, most = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (0, most))
+        assert await (await running.connect()).line() == ""
+        async with asyncio.timeout(PATIENCE_S):
+            while running.launcher._workers[1].seat.connections > 1:
+                await asyncio.sleep(0)
+
+
 async def test_connections_that_a_dead_worker_did_not_take_go_to_another(launch):
     async with launch() as running:
         await running.printed("ready", 2)

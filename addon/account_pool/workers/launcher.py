@@ -234,7 +234,8 @@ class Launcher:
                 worker.seat.connections -= 1
             case "returned":
                 worker.seat.connections -= 1
-                self._front.give(_address(message), connection)
+                if connection is not None:  # else the kernel had no descriptor for it
+                    self._front.give(_address(message), connection)
             case "tell":
                 self._tell(message["message"], but=number)
             case "ask":

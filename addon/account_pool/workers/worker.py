@@ -202,8 +202,10 @@ class Link:
     def _received(self, message: Message, connection: socket.socket | None) -> None:
         match message["do"]:
             case "serve":
-                assert connection is not None
-                self._serve(message, connection)
+                if connection is None:
+                    self.closed()  # the kernel had no descriptor for it, and has closed it
+                else:
+                    self._serve(message, connection)
             case "listening" | "cannot_listen":
                 host, port, number = message["at"]
                 said = self._listening.get((host, port, number))
