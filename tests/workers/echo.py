@@ -1,7 +1,7 @@
 """A worker without mitmproxy, run by the tests of the launcher. Argument: the port.
 
 Says its number and process id to whoever connects, and does what it is sent: `hang`, `ask`,
-`ask nonsense`, `tell`; anything else comes back.
+`ask nonsense`, `start`, `tell`; anything else comes back.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -43,6 +44,9 @@ class Echo(asyncio.Protocol):
             time.sleep(3600)
         elif word.startswith("ask"):
             self._asking = asyncio.ensure_future(self._ask(word[4:] or "name"))
+        elif word == "start":
+            helper = subprocess.Popen(["sleep", "3600"])  # its output is ours
+            self._transport.write(f"{helper.pid}\n".encode())
         elif word.startswith("tell "):
             self._link.tell({"do": "heard", "text": word[5:]})
         else:

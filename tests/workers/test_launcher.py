@@ -140,6 +140,22 @@ async def test_a_worker_that_is_killed_takes_only_its_own_connections_along(laun
         await running.printed("worker 2: ready", 2)
 
 
+async def test_a_worker_is_replaced_while_what_it_has_started_goes_on(launch):
+    async with launch(1) as running:
+        await running.printed("ready")
+        connection = await running.connect()
+        _, pid = await connection.served_by()
+        helper = int(await connection.ask("start"))
+        try:
+            os.kill(pid, signal.SIGKILL)
+            await running.printed("worker 1: ready", 2)
+            running.launcher.terminal_closed()
+            await running.code()
+            os.kill(helper, 0)
+        finally:
+            os.kill(helper, signal.SIGKILL)
+
+
 async def test_a_connection_for_which_a_worker_has_no_descriptor_is_over(launch):
     resource = pytest.importorskip("resource")
     async with launch(1) as running:
@@ -317,7 +333,7 @@ async def test_sums_that_were_reported_never_fall(fate, monkeypatch):
         other.close()
         asked._workers[number] = launcher.Worker(
             number=number, process=SimpleNamespace(pid=number), theirs=theirs,
-            seat=Seat(channel=Sent()), ready=True, sums={"served": 5.0},
+            seat=Seat(channel=Sent()), log=None, ready=True, sums={"served": 5.0},
         )  # fmt: skip
     one, other = asked._workers.values()
     mine = {"sums": {"served": 1.0}, "now": {}}

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from asyncio.subprocess import PIPE, STDOUT, Process
+from asyncio.subprocess import STDOUT, Process
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +39,9 @@ GRACE_S = 10.0
 #: How long the others may take to say what a worker asks them, seconds. One that has taken
 #: longer is asked, and not waited for until it has said something.
 ANSWER_S = 5.0
+#: How long the last lines of a worker that has ended may take, seconds: a process that it has
+#: started may go on, with the same output.
+LOG_S = 1.0
 #: Signals that are passed on as they are.
 PASSED_ON = ("SIGUSR1", "SIGUSR2")
 
@@ -50,6 +53,7 @@ class Worker:
     Attributes:
         number: from 1; whoever is started in its place has the same.
         theirs: its end of the channel: what it has not read when it dies is read there.
+        log: reads what it prints, and what others print there.
         ready: it serves.
         stopping: it takes no connections any more.
         drain_s: how long it lets requests finish when it ends.
@@ -62,6 +66,7 @@ class Worker:
     process: Process
     theirs: Any
     seat: Seat
+    log: asyncio.Task[None]
     ready: bool = False
     stopping: bool = False
     drain_s: float = 10.0
@@ -126,8 +131,8 @@ class Launcher:
             await self._first_is_ready.wait()
         while not self._ending:
             worker = await self._start(number)
-            await self._read_log(worker)
             code = await worker.process.wait()
+            await asyncio.wait({worker.log}, timeout=LOG_S)
             self._bury(worker)
             if self._ending:
                 # One that has not begun to serve ends by the signal.
@@ -150,6 +155,8 @@ class Launcher:
 
     async def _start(self, number: int) -> Worker:
         ours, theirs = pair()
+        # A pipe of asyncio's would be waited for with the process.
+        printed, output = os.pipe()
         about = {
             "channel": theirs.fileno(),
             "number": number,
@@ -158,28 +165,43 @@ class Launcher:
             "instance": self._instance,
             "started_at": self._started_at,
         }
-        process = await asyncio.create_subprocess_exec(
-            *self._command,
-            env={**self._environ, VARIABLE: json.dumps(about)},
-            stdin=subprocess.DEVNULL,
-            stdout=PIPE,
-            stderr=STDOUT,
-            pass_fds=[theirs.fileno()],
-            # Ctrl-C and a closed terminal are for us; we ask the workers.
-            start_new_session=True,
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                env={**self._environ, VARIABLE: json.dumps(about)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=STDOUT,
+                pass_fds=[theirs.fileno()],
+                # Ctrl-C and a closed terminal are for us; we ask the workers.
+                start_new_session=True,
+            )
+        except BaseException:
+            ours.close()
+            theirs.close()
+            os.close(printed)
+            raise
+        finally:
+            os.close(output)
+        self._workers[number] = worker = Worker(
+            number=number,
+            process=process,
+            theirs=theirs,
+            seat=Seat(channel=Channel(ours, partial(self._received, number))),
+            log=tasks.once("the log of a worker", partial(self._read_log, number, printed)),
         )
-        channel = Channel(ours, partial(self._received, number))
-        worker = Worker(number=number, process=process, theirs=theirs, seat=Seat(channel=channel))
-        self._workers[number] = worker
         if self._ending:
             self._ask_to_end(worker, at_once=True)
         return worker
 
-    async def _read_log(self, worker: Worker) -> None:
-        """Write what *worker* says, line by line, until it has ended."""
-        assert worker.process.stdout is not None
-        name, rest = b"worker %d: " % worker.number, b""
-        while data := await worker.process.stdout.read(65536):
+    async def _read_log(self, number: int, printed: int) -> None:
+        """Write what worker *number* prints, line by line, until the pipe *printed* ends."""
+        reader = asyncio.StreamReader()
+        await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(printed, "rb", 0)
+        )
+        name, rest = b"worker %d: " % number, b""
+        while data := await reader.read(65536):
             *lines, rest = (rest + data).split(b"\n")
             if lines:
                 self._write(b"".join(name + line + b"\n" for line in lines))
