@@ -295,7 +295,7 @@ class Pool:
             return
         members = self._members[lease.key.provider]
         members.failures.served(lease, now)
-        if lease.is_current:
+        if lease.started_at >= state.renewed_at:  # `is_current`, without its call
             state.served_at = now
             if state.cooldowns or state.verdicts:
                 members.failures.bare.discard(state.key)
@@ -328,7 +328,7 @@ class Pool:
         state.in_flight -= 1
         state.running.pop(id(lease), None)
         if is_good:
-            state.served += lease.is_current
+            state.served += lease.started_at >= state.renewed_at
         elif outcome is not None and self.health.learn(lease, outcome, now=now):
             return
         provider = lease.key.provider
