@@ -472,6 +472,21 @@ class TestUpdate:
         await rig.clock.advance(1440)
         assert [label for label, _, _ in rig.exchange.asked[3:]] == ["me", "more"]
 
+    async def test_a_refresh_goes_on_with_what_replaced_its_account(self, rig: Rig) -> None:
+        rig.exchange.script = ["one", "gone", "two"]
+        keeper = rig.start(entry(), entry("copilot/gone"))
+        await settle()
+        rig.exchange.gate.clear()
+        refreshes = [
+            asyncio.create_task(keeper.refresh(key, rig.published.credentials[str(key)]["copilot"]))
+            for key in (ME, ME, AccountKey("copilot", "gone"))
+        ]
+        await settle()
+        keeper.update([entry(token="ghu_new")])
+        rig.exchange.gate.set()
+        assert await asyncio.gather(*refreshes) == [True, True, False]
+        assert rig.tokens() == {"copilot": "tid=two;chat=1:x", "github": "ghu_new"}
+
 
 class TestExchangeAnswer:
     async def test_it_is_of_the_first_account_with_a_token(self, rig: Rig) -> None:

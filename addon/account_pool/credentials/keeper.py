@@ -127,8 +127,12 @@ class Keeper:
         meanwhile: there is one refresh at a time per account. None: it takes longer than a
         request should wait, and goes on, or is tried again.
         """
-        account = self._accounts.get(key)
-        return False if account is None else await account.refresh(refused)
+        while (account := self._accounts.get(key)) is not None:
+            changed = await account.refresh(refused)
+            if self._accounts.get(key) is account:
+                return changed
+            # A reload replaced it meanwhile: what is there now has the newer credential.
+        return False
 
     @property
     def is_refreshing(self) -> bool:
