@@ -63,6 +63,7 @@ def test_an_account_as_it_was_written():
         "disabled": None,
         "problem": None,
         "headroom": [],
+        "tightest": None,
         "usage": dict.fromkeys(views.AMOUNTS, 0),
     }
     assert expected.items() <= one.items()
@@ -136,6 +137,7 @@ def test_headroom():
             "resets_s": None,
         },
     ]
+    assert shown(pool)["tightest"] == shown(pool)["headroom"][0]
 
 
 def test_disabled():

@@ -16,6 +16,7 @@ from account_pool.core.headroom import (
     HeadroomSnapshot,
     Window,
     shown,
+    tightest_window,
 )
 from tests.core.helpers import window
 
@@ -31,6 +32,27 @@ WINDOWS = st.lists(
     ),
     max_size=8,
 )
+
+
+@pytest.mark.parametrize(
+    ("windows", "expected"),
+    [
+        ([], None),
+        ([window(0.6, name="5h"), window(0.2, name="7d")], "7d"),
+        # What has been reset counts no longer, however little of it was left.
+        ([window(0.0, name="5h", reset_at=10.0), window(0.2, name="7d", reset_at=900.0)], "7d"),
+        # A model's own window counts like any other ...
+        ([window(0.6, name="5h"), window(0.1, name="tokens", model="gpt-5")], "tokens"),
+        # ... and of equals the last one to be reset, then the one of all models.
+        ([window(0.0, name="5h", reset_at=500.0), window(0.0, name="7d", reset_at=900.0)], "7d"),
+        ([window(0.5, name="a", model="gpt-5"), window(0.5, name="b")], "b"),
+        # Full is not the same as unknown.
+        ([window(1.0, name="5h")], "5h"),
+    ],
+)
+def test_the_tightest_window_of_an_account(windows, expected) -> None:
+    tightest = tightest_window(windows, 50.0)
+    assert (tightest and tightest.name) == expected
 
 
 @pytest.mark.parametrize(

@@ -318,6 +318,8 @@ SCHEMAS: Mapping[str, Schema] = {
         disabled=_or_null(_object(**_CAUSE, since_at=_or_null(_INSTANT))),
         problem=_or_null(_of("string", "what is wrong with its credential")),
         headroom=_list(_ref("Headroom")),
+        tightest=_about(_or_null(_ref("Headroom")),
+            "the window with the least left; null: none is known"),
         usage=_about(_object(**_AMOUNTS), "today, UTC")),
     "Pool": _object(
         accounts_file=_ACCOUNTS_FILE, accounts=_list(_ref("Account")), summary=_ref("Summary"),

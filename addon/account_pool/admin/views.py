@@ -6,7 +6,7 @@ Instants are ISO 8601 in UTC (`..._at`), durations seconds (`..._s`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import isfinite
@@ -15,6 +15,7 @@ from typing import Any
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import summary
 from account_pool.core.cooldown import Cause, Cooldown
+from account_pool.core.headroom import Window, tightest_window
 from account_pool.core.pool import Pool
 from account_pool.core.sessions import Sessions
 from account_pool.core.state import AccountState
@@ -119,6 +120,7 @@ def account_view(state: AccountState, clocks: Clocks, extras: AccountExtras) -> 
         "disabled": _disabling_view(state, clocks),
         "problem": state.problem,
         "headroom": headroom_view(state, clocks),
+        "tightest": _tightest_view(state, clocks),
         "usage": {**NOTHING, **extras.usage.get(str(state.key), {})},
     }
 
@@ -165,18 +167,27 @@ def _asked_last_view(verdict: AccountVerdict, clocks: Clocks) -> Json:
 
 def headroom_view(state: AccountState, clocks: Clocks) -> list[Json]:
     """Return what is left of each allowance that is known."""
-    return [
-        {
-            "window": window.name,
-            "model": window.model,
-            "remaining": round(window.share, 4),
-            "resets_at": clocks.iso(window.reset_at),
-            "resets_s": _seconds(window.reset_at - clocks.now)
-            if isfinite(window.reset_at)
-            else None,
-        }
-        for window in state.headroom.at(clocks.now).windows.values()
-    ]
+    return [_window_view(window, clocks) for window in _windows(state, clocks)]
+
+
+def _tightest_view(state: AccountState, clocks: Clocks) -> Json | None:
+    """Return the allowance with the least left: the one figure of an account in a list."""
+    tightest = tightest_window(_windows(state, clocks), clocks.now)
+    return None if tightest is None else _window_view(tightest, clocks)
+
+
+def _windows(state: AccountState, clocks: Clocks) -> Collection[Window]:
+    return state.headroom.at(clocks.now).windows.values()
+
+
+def _window_view(window: Window, clocks: Clocks) -> Json:
+    return {
+        "window": window.name,
+        "model": window.model,
+        "remaining": round(window.share, 4),
+        "resets_at": clocks.iso(window.reset_at),
+        "resets_s": _seconds(window.reset_at - clocks.now) if isfinite(window.reset_at) else None,
+    }
 
 
 def _disabling_view(state: AccountState, clocks: Clocks) -> Json | None:

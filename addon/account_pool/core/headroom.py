@@ -183,6 +183,20 @@ def _tightest(
     return share, reset_at
 
 
+def tightest_window(windows: Iterable[Window], now: float) -> Window | None:
+    """Return the window with the least left, whatever it covers; None if none is known.
+
+    Of equals the one that is reset last, as in `HeadroomSnapshot.tightest`; then one of the
+    whole account.
+    """
+    known = [w for w in windows if now < w.expires_at]
+    return min(
+        known,
+        key=lambda w: (w.share, -w.reset_at, w.model is not None, w.model or "", w.name),
+        default=None,
+    )
+
+
 def shown(windows: Iterable[Window], now: float) -> str:
     """Return what remains, for people: `5h 62% 7d 81%`; "" if nothing is known.
 
