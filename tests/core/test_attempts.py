@@ -184,7 +184,7 @@ def test_an_ordinary_request_looks_nothing_up_that_is_not_there(monkeypatch) -> 
     def needed(_facts: RequestFacts) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("account_pool.core.recent_failures._what", needed)
+    monkeypatch.setattr("account_pool.core.members._what", needed)
     Play("a", "b") >> begin << "send a" >> committed >> finished
 
 

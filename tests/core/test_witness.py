@@ -18,10 +18,10 @@ from account_pool.core.account import Account
 from account_pool.core.attempts import Attempts
 from account_pool.core.decisions import By, Kind
 from account_pool.core.lease import Conversation, RequestFacts
+from account_pool.core.members import MAX_ASKED, MAX_REMEMBERED, RecentFailures
 from account_pool.core.outcome import Outcome
 from account_pool.core.pins import Pins
 from account_pool.core.pool import Pool
-from account_pool.core.recent_failures import MAX_ASKED, MAX_REMEMBERED, RecentFailures
 from account_pool.core.retry_policy import Limits
 from account_pool.core.selection import POLICIES
 from account_pool.core.sessions import Sessions, session_lease_of

@@ -20,8 +20,8 @@ from account_pool.core.decisions import By
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.headroom import Window
 from account_pool.core.lease import Lease, RequestFacts
+from account_pool.core.members import RecentFailures
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
-from account_pool.core.recent_failures import RecentFailures
 from account_pool.core.state import AccountState
 from account_pool.core.transitions import Transition
 from account_pool.core.verdicts import AccountVerdict, covered, is_about_account

@@ -23,10 +23,9 @@ from account_pool.core.admission import Admission, Ticket
 from account_pool.core.errors import LeaseAlreadyReturned, NoUsableAccount
 from account_pool.core.health import PassiveHealth
 from account_pool.core.lease import Lease, RequestFacts
-from account_pool.core.members import Members
+from account_pool.core.members import Members, RecentFailures
 from account_pool.core.outcome import Outcome, OutcomeClass
 from account_pool.core.ramp import Ramp
-from account_pool.core.recent_failures import RecentFailures
 from account_pool.core.shortage import shortage
 from account_pool.core.state import AccountState
 
