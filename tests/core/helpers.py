@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 from account_pool.core.account import Account, AccountKey, ModelFilter
@@ -75,6 +78,25 @@ def window(share: float, **changes: Any) -> Window:
     """A window of the whole account, told at 0, of which *share* remains."""
     usual: dict[str, Any] = {"name": "5h", "share": share, "told_at": 0.0}
     return Window(**(usual | changes))
+
+
+def instructions(act: Callable[[], object]) -> int:
+    """How many instructions of Python *act* takes: its cost, whatever the machine is busy with."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal count
+        frame.f_trace_opcodes = True
+        count += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        act()
+    finally:
+        sys.settrace(before)
+    return count
 
 
 def pool_of(*members: str | Account, now: float = 0.0, **options: Any) -> Pool:

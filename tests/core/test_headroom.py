@@ -18,7 +18,7 @@ from account_pool.core.headroom import (
     shown,
     tightest_window,
 )
-from tests.core.helpers import window
+from tests.core.helpers import instructions, window
 
 WINDOWS = st.lists(
     st.builds(
@@ -96,11 +96,24 @@ def test_the_tightest_window_counts_and_the_last_reset_of_equals() -> None:
     assert headroom.tightest("gpt-5") == (0.5, 90.0)
 
 
-@given(WINDOWS, st.floats(0.0, 1e7), st.sampled_from([None, "gpt-5", "o3"]))
-def test_what_has_expired_is_never_used(told: list[Window], now: float, model: str | None) -> None:
-    headroom = UNKNOWN.updated(told, 0.0).at(now)
+@given(
+    st.lists(WINDOWS, max_size=3),
+    st.lists(st.floats(0.0, 1e7), min_size=4, max_size=4).map(sorted),
+    st.sampled_from([None, "gpt-5", "o3"]),
+)
+def test_what_has_expired_is_never_used(
+    told: list[list[Window]], times: list[float], model: str | None
+) -> None:
+    """And what responses report one by one counts as if one had reported it all."""
+    headroom = UNKNOWN
+    for windows, at in zip(told, times, strict=False):
+        headroom = headroom.updated([w._replace(told_at=at) for w in windows], at)
+    now = times[-1]
+    headroom = headroom.at(now)
     assert all(now < w.expires_at for w in headroom.windows.values())
     assert headroom == HeadroomSnapshot.of(headroom.windows.values(), now)
+    expiries = [w.expires_at for w in headroom.windows.values()]
+    assert headroom.changes_at == min(expiries, default=inf)
     share, reset_at = headroom.tightest(model)
     assert 0.0 <= share <= 1.0
     covering = [
@@ -122,6 +135,16 @@ def test_windows_are_bounded() -> None:
         headroom = headroom.updated([left], float(n))
     assert len(headroom.windows) == MAX_WINDOWS
     assert ("5h", f"m{MAX_WINDOWS + 8}") in headroom.windows
+    assert ("5h", "m8") not in headroom.windows
+
+
+def test_a_report_costs_the_same_however_many_models_are_known() -> None:
+    def cost(models: int) -> int:
+        told = [window(0.5, model=f"m{n}", reset_at=1e6 + n) for n in range(models)]
+        headroom = UNKNOWN.updated(told, 0.0)
+        return instructions(lambda: headroom.updated([window(0.4, reset_at=1e6, model="m2")], 1.0))
+
+    assert cost(120) <= cost(4) + 50
 
 
 @pytest.mark.parametrize(

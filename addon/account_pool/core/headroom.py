@@ -9,7 +9,8 @@ window counts as full: nothing speaks against an account without reports.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from bisect import bisect_left, insort
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import inf
 from operator import attrgetter
 from types import MappingProxyType
@@ -80,70 +81,80 @@ class Window(NamedTuple):
 
 #: What identifies a window: its name, and the models it covers.
 Key = tuple[str, str | None]
+#: When a window expires, and its key: what None would not sort with is behind a flag.
+_Expiry = tuple[float, str, bool, str]
 
 
 class HeadroomSnapshot(NamedTuple):
-    """What is known of one account's headroom. Made by `of`, which derives the rest from windows.
+    """What is known of one account's headroom. All but the windows follows from them.
 
     Attributes:
-        windows: by name and models.
+        windows: by name and models, those first that were told of longest ago.
         share, reset_at: of the tightest window that covers every model; 1 and infinity
             if none is known.
-        narrow: windows that cover some models only.
         spent: the models covered by long windows of which less than SPENT_SHARE is left
             (None: the whole account).
         changes_at: when the first window expires.
         spent_changes_at: when the first of the spent windows expires.
+        expiries: the windows in the order in which they expire.
     """
 
     windows: Mapping[Key, Window] = MappingProxyType({})
     share: float = 1.0
     reset_at: float = inf
-    narrow: tuple[Window, ...] = ()
     spent: frozenset[str | None] = frozenset()
     changes_at: float = inf
     spent_changes_at: float = inf
+    expiries: Sequence[_Expiry] = ()
 
     @classmethod
     def of(cls, windows: Iterable[Window], now: float) -> HeadroomSnapshot:
         """Return the snapshot of *windows*; of two with one key the last counts."""
-        told = {(window[0], window[3]): window for window in windows}  # name and model
-        known: dict[Key, Window] = {}
-        wide: list[Window] = []
-        narrow: list[Window] = []
-        spent = []
-        changes_at = spent_changes_at = inf
-        # One pass, for every response comes here, perhaps with a hundred models' windows.
-        for key, window in told.items():
-            expires_at = window.expires_at
-            if now >= expires_at:
-                continue
-            known[key] = window
-            changes_at = min(changes_at, expires_at)
-            (wide if window.model is None else narrow).append(window)
-            if window.share < SPENT_SHARE and window.long:
-                spent.append(window.model)
-                spent_changes_at = min(spent_changes_at, expires_at)
-        if not known:
-            return UNKNOWN
-        if len(known) > MAX_WINDOWS:
-            return cls.of(sorted(known.values(), key=attrgetter("told_at"))[-MAX_WINDOWS:], now)
-        return cls(
-            known,
-            *_tightest(wide),
-            tuple(narrow),
-            frozenset(spent) if spent else _NOTHING,
-            changes_at,
-            spent_changes_at,
-        )
+        told = {(window.name, window.model): window for window in windows}
+        return UNKNOWN.updated(sorted(told.values(), key=attrgetter("told_at")), now)
+
+    @property
+    def narrow(self) -> list[Window]:
+        """The windows that cover some models only."""
+        return [window for window in self.windows.values() if window.model is not None]
 
     def at(self, now: float) -> HeadroomSnapshot:
         """Return it without the windows that have expired at *now*."""
-        return self if now < self.changes_at else HeadroomSnapshot.of(self.windows.values(), now)
+        return self if now < self.changes_at else self.updated((), now)
 
     def updated(self, windows: Iterable[Window], now: float) -> HeadroomSnapshot:
-        """Return it with the *windows* that a response has reported."""
-        return HeadroomSnapshot.of([*self.windows.values(), *windows], now)
+        """Return it with the *windows* that a response has reported.
+
+        Every response comes here, perhaps with a hundred models' windows known: only what
+        has changed is looked at.
+        """
+        known, expiries = dict(self.windows), list(self.expiries)
+        changed: list[Window] = []
+        for window in windows:
+            key = window[0], window[3]  # name and model
+            if key in known:
+                changed.append(_drop(key, known, expiries))
+            known[key] = window
+            insort(expiries, _expiry(window))
+            changed.append(window)
+        while expiries and expiries[0][0] <= now:
+            _, name, narrow, model = expiries[0]
+            changed.append(_drop((name, model if narrow else None), known, expiries))
+        while len(known) > MAX_WINDOWS:
+            changed.append(_drop(next(iter(known)), known, expiries))
+        if not known:
+            return UNKNOWN
+        _, share, reset_at, spent, _, spent_changes_at, _ = self
+        if None in [window.model for window in changed]:
+            share, reset_at = _tightest(w for w in known.values() if w.model is None)
+        if spent or min([window.share for window in changed], default=1.0) < SPENT_SHARE:
+            over = [w for w in known.values() if w.share < SPENT_SHARE and w.long]
+            spent = frozenset([window.model for window in over])
+            spent_changes_at = min([window.expires_at for window in over], default=inf)
+        changes_at = expiries[0][0]
+        return HeadroomSnapshot(
+            known, share, reset_at, spent, changes_at, spent_changes_at, expiries
+        )
 
     def tightest(self, model: str | None) -> tuple[float, float]:
         """Return (share, reset) of the tightest window that a request for *model* falls under."""
@@ -165,9 +176,18 @@ class HeadroomSnapshot(NamedTuple):
         return bool(self.spent) and any(covers(covered, model) for covered in self.spent)
 
 
-_NOTHING: frozenset[str | None] = frozenset()
 #: Of an account without reports.
 UNKNOWN = HeadroomSnapshot()
+
+
+def _expiry(window: Window) -> _Expiry:
+    return window.expires_at, window.name, window.model is not None, window.model or ""
+
+
+def _drop(key: Key, known: dict[Key, Window], expiries: list[_Expiry]) -> Window:
+    window = known.pop(key)
+    del expiries[bisect_left(expiries, _expiry(window))]
+    return window
 
 
 def _tightest(
