@@ -29,6 +29,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 #: Declared, and of use without an import.
 NOT_IMPORTED = {
     "tzdata": "data that zoneinfo reads",
+    "mkdocs-material": "a theme",
     "pytest-asyncio": "a plugin",
     "pytest-cov": "a plugin",
     "pytest-timeout": "a plugin",
@@ -42,7 +43,7 @@ NOT_IMPORTED = {
 #: Which distributions install something below a name.
 OWNERS = metadata.packages_distributions()
 #: Modules of this repository.
-OURS = {"account_pool", "benchmarks", "tests"}
+OURS = {"account_pool", "benchmarks", "docs", "tests"}
 
 PACKAGE = ROOT / "addon" / "account_pool"
 #: Folders of the package, the highest first; files beside them are below all.
@@ -210,11 +211,11 @@ def test_what_the_package_declares_is_imported():
 
 def test_what_tests_import_is_declared():
     declared = requirements() + requirements(*EXTRAS)
-    assert undeclared(imports("tests", "benchmarks"), declared) == []
+    assert undeclared(imports("tests", "benchmarks", "docs"), declared) == []
 
 
 def test_what_the_extras_declare_is_imported():
-    names = imports("tests", "benchmarks")
+    names = imports("tests", "benchmarks", "docs")
     assert unused(names, requirements(*EXTRAS)) == set()
 
 
