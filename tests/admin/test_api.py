@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from account_pool.admin.auth import MAX_FAILURES, Rules
+from account_pool.admin.auth import MAX_CODES, MAX_FAILURES, Rules
 from account_pool.admin.http import MAX_BODY_BYTES
 from account_pool.admin.routes import ENDPOINTS
 from account_pool.config.loader import load
@@ -168,13 +168,17 @@ async def test_addresses(proxy, target, status, expected):
     assert b"x-injected" not in dict(reply.headers)
 
 
-@pytest.mark.parametrize("endpoint", [e for e in ENDPOINTS if e.body], ids=lambda e: e.name)
+def guarded():
+    return [e for e in ENDPOINTS if e.body and not e.open]
+
+
+@pytest.mark.parametrize("endpoint", guarded(), ids=lambda e: e.name)
 async def test_no_change_without_the_token(proxy, endpoint):
     before, proxy.rules = keys(proxy), Rules(reveal=True)
     for settings in ({"token": ""}, {"token": "wrong"}, {"method": "PUT"}, {"method": "DELETE"}):
         reply = await proxy.ask(endpoint.path, {}, **settings)
         assert reply.status in (401, 405)
-    assert (await proxy.ask(endpoint.path, {})).status == 422
+    assert (await proxy.ask(endpoint.path, {"what": 1})).status == 422
     form = {"content-type": "text/plain"}
     assert (await proxy.ask(endpoint.path, b"{}", headers=form)).status == 415
     assert (await proxy.ask(endpoint.path, {}, headers={"origin": "http://evil"})).status == 403
@@ -494,3 +498,57 @@ async def test_no_answer_holds_a_secret(tmp_path):
     assert b"sk-fake" not in everything
     assert TOKEN.encode() not in everything
     assert json.dumps(HOST).encode() not in everything
+
+
+# -- a link to the dashboard
+
+
+async def redeemed(proxy, url, **how):
+    return await proxy.ask("/link/redeem", {"code": url.partition("#code=")[2]}, token="", **how)
+
+
+async def test_a_link_gives_the_token_once(proxy):
+    made = await proxy.ask("/link", {})
+    assert made.status == 201
+    link = told(made)
+    assert link["url"].startswith(f"http://{HOST}/#code=")
+    assert link["expires_in_s"] == 60
+    assert TOKEN not in link["url"]
+    assert told(await redeemed(proxy, link["url"])) == {"token": TOKEN}
+    again = await redeemed(proxy, link["url"])
+    assert (again.status, code(again)) == (401, "wrong_code")
+
+
+async def test_a_link_leads_to_the_name_we_were_asked_by(proxy):
+    made = await proxy.ask("/link", {}, headers={"host": "pool.mitm.it"}, tls=True)
+    assert told(made)["url"].startswith("https://pool.mitm.it/#code=")
+
+
+async def test_a_link_is_valid_for_a_minute(proxy):
+    links = [told(await proxy.ask("/link", {}))["url"] for _ in range(2)]
+    proxy.clock.advance(59)
+    assert (await redeemed(proxy, links[0])).status == 200
+    proxy.clock.advance(1)
+    assert code(await redeemed(proxy, links[1])) == "wrong_code"
+
+
+async def test_codes_are_not_guessed(proxy):
+    link = told(await proxy.ask("/link", {}))["url"]
+    for _ in range(MAX_FAILURES):
+        assert code(await redeemed(proxy, "#code=guess")) == "wrong_code"
+    refused = await redeemed(proxy, link)
+    assert (refused.status, code(refused)) == (429, "too_many_failures")
+    assert code(await proxy.ask("/link", {})) == "too_many_failures"
+
+
+async def test_other_pages_redeem_nothing(proxy):
+    link = told(await proxy.ask("/link", {}))["url"]
+    foreign = await redeemed(proxy, link, headers={"origin": "http://evil.example"})
+    assert code(foreign) == "wrong_origin"
+    assert (await redeemed(proxy, link)).status == 200
+
+
+async def test_there_are_never_many_codes(proxy):
+    links = [told(await proxy.ask("/link", {}))["url"] for _ in range(MAX_CODES + 1)]
+    assert code(await redeemed(proxy, links[0])) == "wrong_code"
+    assert (await redeemed(proxy, links[-1])).status == 200

@@ -16,7 +16,7 @@ LIMIT_50 = SimpleNamespace(limit=50)
 
 def test_every_change_is_followed() -> None:
     changes = {e.name for e in ENDPOINTS if e.method == "POST"}
-    assert changes == FOLLOWED.keys() | {"reveal"}
+    assert changes == FOLLOWED.keys() | {"reveal", "link", "redeem_link"}
     assert MERGED.keys() <= {e.name for e in ENDPOINTS if e.method == "GET"}
 
 

@@ -220,6 +220,14 @@ async def test_the_commands_of_every_day(provider, pool_proxy, tmp_path):
     code, _out, err = await command("decisions", "--kind", "nonsense")
     assert (code, "kind" in err) == (1, True)
 
+    link = (await command("dashboard", "--print"))[1].strip()
+    async with direct(proxy) as own:
+        path, _, login = link.removeprefix(proxy.url).partition("#code=")
+        assert (await own.get(path)).status_code == 200
+        redeemed = await own.post("/link/redeem", json={"code": login})
+        assert {"authorization": f"Bearer {redeemed.json()['token']}"} == admin(proxy)
+        assert (await own.post("/link/redeem", json={"code": login})).status_code == 401
+
     usage = json.loads((await command("usage", "--by", "provider", "--json"))[1])["usage"]
     assert [(one["provider"], one["requests"]) for one in usage] == [("openai", 1)]
     code, out, _err = await command("decisions", "--json")

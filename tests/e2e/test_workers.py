@@ -295,3 +295,18 @@ async def test_what_is_changed_at_one_worker_is_changed_at_all(provider, pool_pr
         await do("add", token=FIRST)
         await do("disable", "second")
         assert await served_by() == [FIRST, FIRST]
+
+
+async def test_a_link_of_one_worker_is_redeemed_once_at_any(provider, pool_proxy):
+    upstream = await provider(by_credential({FIRST: GOOD}))
+    proxy = await pool_proxy(in_order("first"), provider=upstream, workers=2)
+    token = (proxy.folder / CONFDIR / TOKEN_FILE).read_text().strip()
+    async with one_each(proxy) as clients:
+        for here, there in (clients, reversed(clients)):
+            made = await here.post(
+                f"{proxy.url}/link", json={}, headers={"authorization": f"Bearer {token}"}
+            )
+            code = {"code": made.json()["url"].partition("#code=")[2]}
+            asked = [await there.post(f"{proxy.url}/link/redeem", json=code) for _ in range(2)]
+            assert [response.status_code for response in asked] == [200, 401]
+            assert asked[0].json() == {"token": token}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -77,7 +76,8 @@ def _handler_of(endpoint: Endpoint, context: AdminContext) -> Handler:
         sent: AdminRequest = request.scope["admin_request"]
         if sent.of_worker and endpoint.name in workers.FOLLOWED:
             return JSONResponse(await workers.follow(endpoint.name, context, asked))
-        said = await endpoint.handler(context, asked)
+        given = (asked, sent) if endpoint.sender else (asked,)
+        said = await endpoint.handler(context, *given)
         if context.link is not None and not sent.of_worker:
             said = await _of_all(endpoint, context.link, sent, said, asked)
         return JSONResponse(said, endpoint.status)
@@ -88,17 +88,12 @@ def _handler_of(endpoint: Endpoint, context: AdminContext) -> Handler:
 async def _of_all(endpoint: Endpoint, link: Link, sent: AdminRequest, mine: Any, asked: Any) -> Any:
     """Return what all workers say, or have the others do what this one has done."""
     if endpoint.name in workers.FOLLOWED:
-        await link.ask(_question(sent))
+        await link.ask(sent.for_workers())
     elif endpoint.name in workers.MERGED:
-        said = await link.ask(_question(sent))
+        said = await link.ask(sent.for_workers())
         others = [one for one in said.values() if "error" not in one]
         return workers.MERGED[endpoint.name](mine, others, asked)
     return mine
-
-
-def _question(sent: AdminRequest) -> str:
-    body = bytes(sent.body).decode("utf-8", "replace")
-    return json.dumps({"method": sent.method, "target": sent.target, "body": body})
 
 
 async def _asked(endpoint: Endpoint, request: Request) -> Any:
@@ -127,7 +122,7 @@ def _metrics_handler(context: AdminContext) -> Handler:
             return JSONResponse(workers.values(families))
         if context.link is not None:
             mine = workers.values(families)
-            said = await context.link.ask(_question(sent), mine=mine)
+            said = await context.link.ask(sent.for_workers(), mine=mine)
             families = workers.merge_metrics(families, said.values())
         text = await asyncio.to_thread(metrics.written, families)
         return Response(text, media_type=metrics.MEDIA_TYPE)

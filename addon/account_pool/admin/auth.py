@@ -26,11 +26,16 @@ from account_pool.core.credential import Secret
 SAFE_METHODS = frozenset({"GET", "HEAD"})
 #: Holds nothing of the pool: the page that asks for the token, its description, a probe.
 OPEN_PATHS = frozenset({"/", "/openapi.json", "/health"})
+#: Exchanges the code of a link for the admin token.
+REDEEM_PATH = "/link/redeem"
 #: Shows a credential.
 REVEAL_PATH = "/account-pool/reveal"
 #: Wrong tokens accepted from one address within a window; and how long that is, in seconds.
 MAX_FAILURES = 10
 FAILURE_WINDOW_S = 60.0
+#: How long the code of a link is valid, seconds, and how many are at once.
+CODE_S = 60.0
+MAX_CODES = 16
 #: How many addresses have their failures remembered.
 MAX_PEERS = 1024
 
@@ -89,6 +94,8 @@ def _is_opened(request: AdminRequest) -> bool:
 
 def needs_token(request: AdminRequest, rules: Rules) -> bool:
     """Return whether only the administrator may send *request*."""
+    if request.path == REDEEM_PATH:
+        return False
     if request.method not in SAFE_METHODS:
         return True
     if request.target.partition("?")[0] in OPEN_PATHS:
@@ -138,7 +145,7 @@ class TokenGuard:
         After too many wrong tokens an address is refused for a while, with the right one
         too: otherwise it could go on guessing.
         """
-        self._check_failures(request.peer, now)
+        self.check_failures(request.peer, now)
         given = request.values(b"authorization")
         if not given:
             raise _unauthorised(
@@ -151,12 +158,13 @@ class TokenGuard:
         if len(given) == 1 and scheme.lower() == "bearer" and is_right:
             self.failures.pop(request.peer, None)
             return
-        self._note_failure(request.peer, now)
+        self.note_failure(request.peer, now)
         raise _unauthorised(
             "wrong_token", ("this is not the admin token, which account-pool status shows")
         )
 
-    def _check_failures(self, peer: str, now: float) -> None:
+    def check_failures(self, peer: str, now: float) -> None:
+        """Raise ApiError while *peer* has guessed wrongly too often."""
         times = self.failures.get(peer)
         while times and now - times[0] >= FAILURE_WINDOW_S:
             times.popleft()
@@ -169,10 +177,36 @@ class TokenGuard:
                 {"retry-after": str(wait_s)},
             )
 
-    def _note_failure(self, peer: str, now: float) -> None:
+    def note_failure(self, peer: str, now: float) -> None:
+        """Note that *peer* has sent a wrong token, or a wrong code."""
         if peer not in self.failures and len(self.failures) >= MAX_PEERS:
             del self.failures[next(iter(self.failures))]
         self.failures.setdefault(peer, deque(maxlen=MAX_FAILURES)).append(now)
+
+
+@dataclass(slots=True, eq=False)
+class OneTimeCodes:
+    """Codes that are exchanged for the admin token, once: links to the dashboard carry them."""
+
+    _valid_until: dict[str, float] = field(default_factory=dict)
+
+    def make(self, now: float) -> str:
+        """Return a new code, valid for CODE_S. The oldest go where there are too many."""
+        self._expire(now)
+        while len(self._valid_until) >= MAX_CODES:
+            del self._valid_until[next(iter(self._valid_until))]
+        code = new_token().reveal()
+        self._valid_until[code] = now + CODE_S
+        return code
+
+    def redeem(self, code: str, now: float) -> bool:
+        """Return whether *code* is valid. It is not from then on."""
+        self._expire(now)
+        return self._valid_until.pop(code, None) is not None
+
+    def _expire(self, now: float) -> None:
+        for code in [code for code, until in self._valid_until.items() if now >= until]:
+            del self._valid_until[code]
 
 
 def own_names(request: AdminRequest) -> frozenset[str]:

@@ -94,6 +94,11 @@ class AdminRequest:
         """The part behind the question mark, as sent."""
         return self.target.partition("?")[2]
 
+    def for_workers(self) -> str:
+        """Return what `AdminServer.answer_worker` is asked to do the same in another worker."""
+        body = bytes(self.body).decode("utf-8", "replace")
+        return json.dumps({"method": self.method, "target": self.target, "body": body})
+
     def values(self, name: bytes) -> list[str]:
         """Return the values of header *name* (lower case), one for each line."""
         return [v.decode("latin-1") for n, v in self.headers if n.lower() == name]

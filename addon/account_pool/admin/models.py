@@ -38,6 +38,16 @@ class Shape(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
 
 
+class Nothing(Shape):
+    """An empty object."""
+
+
+class LinkCode(Shape):
+    """The code of a link to the dashboard."""
+
+    code: Text = Field(description="What follows `#code=` in the link.")
+
+
 class ProviderName(Shape):
     """One provider."""
 
@@ -340,6 +350,9 @@ SCHEMAS: Mapping[str, Schema] = {
     "Next": _object(next=_or_null(_KEY)),
     "Cleared": _object(cleared=_list(_ref("Cooldown")), account=_ref("Account")),
     "Revealed": _object(key=_KEY, credentials=_by_name(_TEXT)),
+    "Link": _object(
+        url=_of("string", "opens the dashboard, logged in"), expires_in_s=_SECONDS),
+    "Token": _object(token=_of("string", "the admin token")),
     "Decision": _object(
         number=_COUNT, kind=_TEXT, at=_INSTANT, by=_TEXT, provider=_TEXT,
         account=_or_null(_KEY), to=_or_null(_KEY), model=_or_null(_TEXT), scope=_or_null(_TEXT),

@@ -82,6 +82,7 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
             "required": True,
             "content": _json(f"#/components/schemas/{endpoint.body.__name__}"),
         }
+    if endpoint.body is not None and not endpoint.open:
         operation["security"] = [{"adminToken": []}]
     if parameters := _parameters(endpoint):
         operation["parameters"] = parameters

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ from pydantic import BaseModel
 from account_pool import __version__
 from account_pool.admin import views
 from account_pool.admin.actions import Actions, PoolService
-from account_pool.admin.auth import REVEAL_PATH
+from account_pool.admin.auth import CODE_S, REDEEM_PATH, REVEAL_PATH, OneTimeCodes, TokenGuard
+from account_pool.admin.http import AdminRequest, ApiError
 from account_pool.admin.models import (
     AccountName,
     DecisionsQuery,
+    LinkCode,
     NewAccount,
+    Nothing,
     ProviderName,
     SessionKey,
     SessionsQuery,
@@ -52,6 +55,8 @@ class AdminContext:
         started_at: when it was started, monotonic seconds.
         ready: returns whether the proxy serves requests.
         accounts_file: returns the accounts file in use; None if there is none.
+        guard: knows the admin token.
+        codes: those of links to the dashboard.
         link: the launcher, where this is one of several workers.
     """
 
@@ -63,6 +68,8 @@ class AdminContext:
     started_at: float
     ready: Callable[[], bool]
     accounts_file: Callable[[], Path | None]
+    guard: TokenGuard
+    codes: OneTimeCodes = field(default_factory=OneTimeCodes)
     link: Link | None = None
 
     def source(self) -> Json:
@@ -89,7 +96,7 @@ class AdminContext:
 
 logger = logging.getLogger(__name__)
 
-Handler = Callable[[AdminContext, Any], Awaitable[Json]]
+Handler = Callable[..., Awaitable[Json]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +113,8 @@ class Endpoint:
         query, body: the shape of what is asked.
         status: of a good answer.
         refusals: statuses of its own refusals.
+        open: needs no token.
+        sender: the handler is also given the request itself, behind what was asked.
     """
 
     path: str
@@ -118,6 +127,8 @@ class Endpoint:
     body: type[BaseModel] | None = None
     status: int = 200
     refusals: tuple[int, ...] = ()
+    open: bool = False
+    sender: bool = False
 
     @property
     def method(self) -> str:
@@ -219,6 +230,38 @@ async def reveal(context: AdminContext, asked: AccountName) -> Json:
     _note(f"showed the credential of {state.key}")
     shown = {kind: one.secret.reveal() for kind, one in state.credentials.items()}
     return {"key": str(state.key), "credentials": shown}
+
+
+# -- a link to the dashboard that logs in
+
+
+@_at("/link", "Link", body=Nothing, status=201, sender=True)
+async def link(context: AdminContext, _asked: Nothing, sent: AdminRequest) -> Json:
+    """Make a link that opens the dashboard logged in: once, and for a minute."""
+    code = context.codes.make(context.service.now())
+    _note("made a link to the dashboard")
+    # The name by which we were asked, which is one of our own, leads back here.
+    host = sent.authority or sent.values(b"host")[0]
+    url = f"{'https' if sent.tls else 'http'}://{host}/#code={code}"
+    return {"url": url, "expires_in_s": CODE_S}
+
+
+@_at(REDEEM_PATH, "Token", body=LinkCode, open=True, sender=True)
+async def redeem_link(context: AdminContext, asked: LinkCode, sent: AdminRequest) -> Json:
+    """Exchange the code of a link for the admin token. It is valid once."""
+    now = context.service.now()
+    if not sent.of_worker:
+        context.guard.check_failures(sent.peer, now)
+    good = context.codes.redeem(asked.code, now)
+    if not good and context.link is not None and not sent.of_worker:
+        # The worker that has made it is the only one that knows it.
+        said = await context.link.ask(sent.for_workers())
+        good = any("token" in one for one in said.values())
+    if not good:
+        if not sent.of_worker:
+            context.guard.note_failure(sent.peer, now)
+        raise ApiError(401, "wrong_code", "this link was used, or is too old; make a new one")
+    return {"token": context.guard.token.reveal()}
 
 
 # -- what happened

@@ -196,6 +196,21 @@ def status(
 
 
 @app.command()
+def dashboard(
+    *,
+    port: Port = DEFAULT_PORT,
+    only_print: Annotated[
+        bool, typer.Option("--print", help="Print the link instead of opening a browser.")
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Open the dashboard in a browser, logged in: by a link that is valid once, for a minute."""
+    from account_pool.cli.dashboard import open_dashboard
+
+    return open_dashboard(port, os.environ, only_print=only_print, as_json=as_json)
+
+
+@app.command()
 def logs(
     *,
     port: Port = DEFAULT_PORT,

@@ -50,6 +50,7 @@ def open_admin_server(
         link: the launcher, where this is one of several workers.
     """
     decision_counter, started_at, instance = DecisionCounter(), service.now(), secrets.token_hex(8)
+    guard = TokenGuard(token)
     service.pool.decisions.subscribe(decision_counter.note)
 
     def make_app(admit: Callable[[AdminRequest], None]) -> Starlette:
@@ -65,11 +66,12 @@ def open_admin_server(
             started_at=started_at,
             ready=ready,
             accounts_file=accounts_file,
+            guard=guard,
             link=link,
         )
         return make_app(context, admit)
 
-    server = AdminServer(guard=TokenGuard(token), rules=rules, now=service.now, make_app=make_app)
+    server = AdminServer(guard=guard, rules=rules, now=service.now, make_app=make_app)
     service.visited = server.answer
     if link is not None:
         link.say = server.answer_worker
