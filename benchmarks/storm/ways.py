@@ -11,10 +11,9 @@ from account_pool.core.attempts import Attempts
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.lease import Conversation, RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
-from account_pool.core.pins import Pins
 from account_pool.core.pool import Pool
 from account_pool.core.retry_policy import Limits
-from account_pool.core.sessions import Sessions, session_lease_of
+from account_pool.core.sessions import Pins, Sessions, session_lease_of
 from account_pool.core.steps import Deliver, Refresh, Send, Step, Synthesize, Wait
 from benchmarks.storm.clock import Clock
 from benchmarks.storm.fleet import (

@@ -14,12 +14,11 @@ from hypothesis.stateful import (
 )
 
 from account_pool.core.accounts import summary
-from account_pool.core.admission import Ticket
+from account_pool.core.cooldown import RAMP_S, STEP_S
 from account_pool.core.errors import NoUsableAccount
-from account_pool.core.lease import Lease, RequestFacts
+from account_pool.core.lease import Lease, RequestFacts, Ticket
 from account_pool.core.outcome import Outcome
 from account_pool.core.pool import Pool
-from account_pool.core.ramp import RAMP_S, STEP_S
 from tests.core.generated import SETTINGS
 from tests.core.helpers import (
     FACTS,

@@ -10,10 +10,9 @@ import pytest
 
 from account_pool.core import websocket_moves
 from account_pool.core.accounts import summary
-from account_pool.core.admission import MAX_BODY_BYTES
 from account_pool.core.attempts import Attempts
 from account_pool.core.errors import IllegalEvent
-from account_pool.core.lease import Conversation, RequestFacts
+from account_pool.core.lease import MAX_BODY_BYTES, Conversation, RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
 from account_pool.core.retry_policy import (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from account_pool.core.pins import Pins, pin_of
+from account_pool.core.sessions import Pins, pin_of
 from tests.core.helpers import key
 
 A, B = key("a"), key("b")

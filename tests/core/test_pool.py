@@ -10,7 +10,6 @@ import pytest
 
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import occupancy, summary
-from account_pool.core.admission import Ticket
 from account_pool.core.cooldown import BENCH_S
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.errors import (
@@ -20,7 +19,7 @@ from account_pool.core.errors import (
     UnknownAccount,
 )
 from account_pool.core.headroom import UNKNOWN
-from account_pool.core.lease import Lease, RequestFacts
+from account_pool.core.lease import Lease, RequestFacts, Ticket
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
 from account_pool.core.selection import POLICIES

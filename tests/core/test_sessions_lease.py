@@ -8,8 +8,7 @@ import pytest
 
 from account_pool.core.lease import Conversation, RequestFacts
 from account_pool.core.outcome import Scope
-from account_pool.core.pins import Pins
-from account_pool.core.sessions import Sessions, session_key, session_lease_of
+from account_pool.core.sessions import Pins, Sessions, session_key, session_lease_of
 from tests.core.helpers import (
     BARE_429,
     FORBIDDEN,

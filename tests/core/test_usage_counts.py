@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from account_pool.core import usage_totals as module
-from account_pool.core.usage_totals import Counted, Counts, add_to
+from account_pool.core import usage as module
+from account_pool.core.usage import Counted, Counts, add_to
 
 amounts = st.dictionaries(st.sampled_from(["requests", "tokens"]), st.integers(0, 100))
 keys = st.tuples(st.sampled_from(["2026-08-01", "2026-08-02"]), st.sampled_from(["a", "b"]))

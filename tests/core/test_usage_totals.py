@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from account_pool.core.account import AccountKey
-from account_pool.core.usage import Usage
-from account_pool.core.usage_totals import MAX_MODELS, OTHER, UNNAMED, Tally, Usages
+from account_pool.core.usage import MAX_MODELS, OTHER, UNNAMED, Tally, Usage, Usages
 
 WORK, HOME = AccountKey("openai", "work"), AccountKey("openai", "home")
 #: 2026-11-21 23:59:59 UTC

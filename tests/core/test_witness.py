@@ -16,17 +16,16 @@ from hypothesis import strategies as st
 
 from account_pool.core.account import Account
 from account_pool.core.attempts import Attempts
+from account_pool.core.cooldown import MAX_VERDICTS, VERDICT_S
 from account_pool.core.decisions import By, Kind
 from account_pool.core.lease import Conversation, RequestFacts
 from account_pool.core.members import MAX_ASKED, MAX_REMEMBERED, RecentFailures
 from account_pool.core.outcome import Outcome
-from account_pool.core.pins import Pins
 from account_pool.core.pool import Pool
 from account_pool.core.retry_policy import Limits
 from account_pool.core.selection import POLICIES
-from account_pool.core.sessions import Sessions, session_lease_of
+from account_pool.core.sessions import Pins, Sessions, session_lease_of
 from account_pool.core.steps import Deliver, Phase, Refresh, Send, Step, Synthesize, Wait
-from account_pool.core.verdicts import MAX_VERDICTS, VERDICT_S
 from tests.core.helpers import (
     EXPIRED,
     FACTS,

@@ -17,14 +17,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import summary
-from account_pool.core.admission import Ticket
 from account_pool.core.attempts import Attempts
 from account_pool.core.errors import NoUsableAccount
-from account_pool.core.lease import Conversation, RequestFacts
+from account_pool.core.lease import Conversation, RequestFacts, Ticket
 from account_pool.core.outcome import Outcome, Scope
-from account_pool.core.pins import Pins
 from account_pool.core.retry_policy import BARE_JITTER_S, BARE_PAUSE_S, Broken, Limits
-from account_pool.core.sessions import Session, Sessions, session_lease_of
+from account_pool.core.sessions import Pins, Session, Sessions, session_lease_of
 from account_pool.core.steps import Phase, Send, Step, Wait
 from tests.core.helpers import BARE_429, PROVIDER, account, key, pool_of, quota, rate_limit
 from tests.patience import tries

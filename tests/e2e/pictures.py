@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 from mitmproxy.certs import CertStore
 from playwright.async_api import Browser, FloatRect, async_playwright
 
-from account_pool.core.usage_totals import Counted
+from account_pool.core.usage import Counted
 from account_pool.demo.certificates import make_certificate
 from account_pool.demo.exchange import Headers, Reply
 from account_pool.demo.provider import Provider

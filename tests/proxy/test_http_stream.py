@@ -13,7 +13,7 @@ from wsproto.events import TextMessage
 from wsproto.extensions import PerMessageDeflate
 
 from account_pool.core.retry_policy import Limits
-from account_pool.core.usage_totals import Tally
+from account_pool.core.usage import Tally
 from account_pool.proxy import flow_view, pooled_exchange
 from tests.proxy.helpers import (
     DELTA,

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from account_pool.core import headroom_parsing, pins, usage_totals
+from account_pool.core import headroom_parsing, sessions, usage
 from account_pool.core.instruments import Measured
 from account_pool.proxy import error_response, flow_view, response_observer
 from account_pool.proxy.flow_view import AttemptTrail
@@ -34,10 +34,10 @@ OBSERVERS = [
     (response_observer.ResponseObserver, "_learn_tokens"),
     (response_observer.ResponseObserver, "events"),
     (headroom_parsing, "from_headers"),
-    (pins.Pins, "remember"),
+    (sessions.Pins, "remember"),
     (error_response.Refusals, "remember"),
     (ResponseReader, "ended"),
-    (usage_totals.Usages, "count"),
+    (usage.Usages, "count"),
     (Measured, "ended"),
     (AttemptTrail, "refused"),
     (AttemptTrail, "replayed"),

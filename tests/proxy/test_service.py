@@ -10,8 +10,8 @@ from mitmproxy import http
 from mitmproxy.test import tutils
 
 from account_pool.core.accounts import summary
-from account_pool.core.admission import Ticket
 from account_pool.core.credential import Credential, Secret
+from account_pool.core.lease import Ticket
 from account_pool.core.retry_policy import Limits
 from account_pool.core.steps import Refresh, Send, Wait
 from account_pool.providers import copilot, gemini, openai

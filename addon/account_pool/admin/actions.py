@@ -27,7 +27,7 @@ from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
 from account_pool.core.sessions import Sessions
 from account_pool.core.state import AccountState
-from account_pool.core.usage_totals import Resets, Usages
+from account_pool.core.usage import Resets, Usages
 from account_pool.providers.base import Provider
 
 

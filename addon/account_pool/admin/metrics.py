@@ -25,7 +25,7 @@ from account_pool import __version__
 from account_pool.admin.actions import PoolService
 from account_pool.admin.views import Clocks, headroom_view, verdict_of
 from account_pool.core.instruments import DecisionCounter, Histogram, Timings
-from account_pool.core.usage_totals import OTHER, Tally
+from account_pool.core.usage import OTHER, Tally
 
 if TYPE_CHECKING:
     from account_pool.core.state import AccountState

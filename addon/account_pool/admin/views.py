@@ -14,12 +14,11 @@ from typing import Any
 
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import summary
-from account_pool.core.cooldown import Cause, Cooldown
+from account_pool.core.cooldown import AccountVerdict, Cause, Cooldown
 from account_pool.core.headroom import Window, tightest_window
 from account_pool.core.pool import Pool
 from account_pool.core.sessions import Sessions
 from account_pool.core.state import AccountState
-from account_pool.core.verdicts import AccountVerdict
 
 Json = dict[str, Any]
 #: Amounts by name, by (day, account, model), as the store counts them.

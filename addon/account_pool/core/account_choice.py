@@ -24,11 +24,10 @@ from dataclasses import dataclass, field
 from math import inf
 
 from account_pool.core.account import AccountKey
-from account_pool.core.admission import Ticket
 from account_pool.core.cooldown import SOCKETS
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.health import Suspects
-from account_pool.core.lease import Lease, RequestFacts
+from account_pool.core.lease import Lease, RequestFacts, Ticket
 from account_pool.core.pool import Pool
 from account_pool.core.retry_policy import FOLLOW_UP_PATIENCE, MAX_PROBE_BYTES, Limits
 from account_pool.core.sessions import SessionLease

@@ -22,8 +22,7 @@ from account_pool.core.headroom import UNKNOWN, Window, reserved
 from account_pool.core.members import Members, Owners
 from account_pool.core.outcome import Outcome, OutcomeClass
 from account_pool.core.selection import POLICIES, SelectionPolicy
-from account_pool.core.state import AccountState
-from account_pool.core.transitions import Transition, decision_of
+from account_pool.core.state import AccountState, Transition, decision_of
 
 _BY_401 = BENCHING - {OutcomeClass.FORBIDDEN_ACCOUNT}
 #: What others know already, or the next response shows again.

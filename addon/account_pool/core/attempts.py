@@ -38,7 +38,7 @@ from dataclasses import dataclass, field, replace
 
 from account_pool.core.account import AccountKey
 from account_pool.core.account_choice import AccountChoice
-from account_pool.core.cooldown import usable_hint
+from account_pool.core.cooldown import is_about_account, usable_hint
 from account_pool.core.decisions import By
 from account_pool.core.errors import IllegalEvent, NoUsableAccount
 from account_pool.core.health import Suspects
@@ -73,7 +73,6 @@ from account_pool.core.steps import (
     Synthesize,
     Wait,
 )
-from account_pool.core.verdicts import is_about_account
 
 #: What its client is told to wait where no deadline is known, seconds.
 CROWDED_PAUSE_S = 1.0

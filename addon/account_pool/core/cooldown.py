@@ -1,8 +1,19 @@
-"""When a refused account may be asked again, and why it may not be until then.
+"""When a refused account may be asked again, why not before, and how much it takes then.
 
 Decides deadlines from values; the pool keeps the results. A cooldown covers a whole
 account (`model is None`) or one model, family or feature of it. Nothing here knows
 the clock, chance or a provider.
+
+A refusal about a credential or an account may be the request's fault. It opens a *verdict*.
+Another account that serves the same request is the witness: then the account is benched or
+disabled. Until then, for ten minutes or until it serves, it is asked after all others
+(docs/why.md); `health.py` applies it.
+
+The herd of an account that became limited would throttle the next one as well: where it
+goes, concurrency starts at one and grows (docs/storms.md). The same holds for an account
+that returns from a cooldown, where one request tries first: both have a `Ramp`. Counted are
+requests nobody has answered yet: an answer's head tells whether there is a limit, its
+body may stream for minutes.
 """
 
 from __future__ import annotations
@@ -41,6 +52,17 @@ GUESSED_PROBE_S = 3600.0
 #: The same for one that the account's own window named, and how often it is probed then: vendors
 #: do reset early. The last probe comes within the last twentieth of the time.
 CONFIRMED_PROBE_S, CONFIRMED_EVERY_S, LAST_SHARE = 4 * 3600.0, 86400.0, 0.05
+#: How long a verdict stays open, seconds.
+VERDICT_S = 600.0
+#: Verdicts open at a time per account. Clients choose the names of models.
+MAX_VERDICTS = 16
+#: Time in which concurrency grows by one, seconds, also when nobody has answered.
+STEP_S = 0.25
+#: Longest time an account is treated with care, seconds.
+RAMP_S = 30.0
+#: How long the first request after a cooldown is alone while it is not answered, seconds.
+#: Refusals come at once; a good answer may take as long as the model thinks.
+ALONE_S = 1.0
 #: Stands for the models of a WebSocket, which its handshake does not name.
 SOCKETS = "(websocket)"
 #: The signal of a cooldown its owner set: nobody but him knows better.
@@ -295,3 +317,123 @@ def _wait(cause: Cause, hint: float | None, streak: int, default_s: float) -> fl
     if hint == 0 or cause.bare:
         return bare_wait(default_s, streak)
     return default_wait(default_s, streak)
+
+
+# -- whose fault a refusal is
+
+
+@dataclass(slots=True)
+class AccountVerdict:
+    """An open question whether a refusal was the account's own fault.
+
+    Attributes:
+        covered: the model it is about; None for the whole account.
+        since, until: monotonic seconds; open exactly while `now < until`.
+        cause: the refusal.
+        void: the refusal turned out to be the request's fault.
+    """
+
+    covered: str | None
+    since: float
+    until: float
+    cause: Cause
+    void: bool = False
+
+    def active(self, now: float) -> bool:
+        return now < self.until
+
+
+def is_about_account(outcome: Outcome) -> bool:
+    """Say whether *outcome* blames the account or its credential, so that a witness is needed.
+
+    A 402 that says nothing else is one; a limit that is known speaks for itself.
+    """
+    if outcome.cls in BENCHING:
+        return True
+    return outcome.cls is OutcomeClass.QUOTA and outcome.unknown
+
+
+def covered(outcome: Outcome, model: str | None) -> str | None:
+    """Return what *outcome* to a request for *model* is about; None for the whole account.
+
+    What was not understood is believed of that model only.
+    """
+    if outcome.scope is Scope.MODEL or outcome.unknown:
+        return outcome.model or model
+    return None
+
+
+def opened(
+    verdicts: Mapping[str | None, AccountVerdict], outcome: Outcome, model: str | None, now: float
+) -> dict[str | None, AccountVerdict]:
+    """Return *verdicts* with the one that *outcome* opens, or opens anew; the oldest goes."""
+    about = covered(outcome, model)
+    kept = {c: v for c, v in verdicts.items() if v.active(now) and c != about}
+    if len(kept) >= MAX_VERDICTS:
+        del kept[min(kept, key=lambda covers: kept[covers].since)]
+    kept[about] = AccountVerdict(about, now, now + VERDICT_S, Cause.of(outcome, hinted=False))
+    return kept
+
+
+# -- how it comes back
+
+
+@dataclass(slots=True, eq=False)
+class Ramp:
+    """The growing number of requests that may wait for their answers at once.
+
+    Attributes:
+        grows_from: when time began, or begins, to add to it, monotonic seconds.
+        answered: good answers so far, each of which added one.
+        unanswered: requests sent under it whose answers have not begun.
+    """
+
+    grows_from: float
+    answered: int = 0
+    unanswered: int = 0
+
+    @classmethod
+    def after_switch(cls, now: float) -> Ramp:
+        """Return that of an account which takes over from one that became limited."""
+        return cls(now)
+
+    @classmethod
+    def half_open(cls, now: float) -> Ramp:
+        """Return that of an account which returns: one request tries, then it grows."""
+        return cls(now + ALONE_S)
+
+    def allowed(self, now: float) -> int:
+        """Return how many requests may be unanswered at *now*."""
+        # Rounded up a little: at the moment `admits_at` names, the step is made.
+        steps = int((now - self.grows_from) / STEP_S + 1e-4) if now > self.grows_from else 0
+        return 1 + self.answered + steps
+
+    def admits(self, now: float) -> bool:
+        """Say whether one more request may be sent."""
+        return (
+            self.unanswered <= self.answered
+            or self.unanswered < self.allowed(now)
+            or self.over(now)
+        )
+
+    def admits_at(self) -> float:
+        """Return when time alone lets one more request go; minus infinity if it may now."""
+        missing = self.unanswered - self.answered
+        if missing <= 0:
+            return -inf
+        return self.grows_from + min(missing * STEP_S, RAMP_S)
+
+    def over(self, now: float) -> bool:
+        return now >= self.grows_from + RAMP_S
+
+    def sent(self) -> None:
+        """One more request waits for its answer."""
+        self.unanswered += 1
+
+    def done(self, *, good: bool, now: float) -> None:
+        """One of them has its answer, or ended without; *good*: it was no refusal."""
+        self.unanswered -= 1
+        if good:
+            self.answered += 1
+            # Whoever tried first has come through: the others may follow.
+            self.grows_from = min(self.grows_from, now)

@@ -2,7 +2,7 @@
 
 A record carries no secret and no text of a user: evidence is what `signals.py` lets
 through, conversations are told by a hash. docs/why.md describes it. What became of accounts
-is recorded by `transitions.py`, what became of requests by `request_events.py`.
+is recorded by a `Transition` (`state.py`), what became of requests by `request_events.py`.
 """
 
 from __future__ import annotations

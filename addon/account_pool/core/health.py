@@ -1,7 +1,7 @@
 """What responses teach about accounts: passive health checks.
 
 Limits cool an account down. A refusal that may be the account's own fault opens a verdict
-(`verdicts.py`); what another account then serves, or all refuse, decides it. Good responses
+(`cooldown.py`); what another account then serves, or all refuse, decides it. Good responses
 disprove both. How long a cooldown lasts is decided in `cooldown.py`.
 """
 
@@ -14,7 +14,16 @@ from dataclasses import dataclass, field, replace
 
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import Accounts, is_401
-from account_pool.core.cooldown import SOCKETS, Cause, Cooldown, covers, next_cooldown
+from account_pool.core.cooldown import (
+    SOCKETS,
+    AccountVerdict,
+    Cause,
+    Cooldown,
+    covered,
+    covers,
+    is_about_account,
+    next_cooldown,
+)
 from account_pool.core.credential import Credential, fingerprint
 from account_pool.core.decisions import By
 from account_pool.core.errors import UnknownAccount
@@ -22,9 +31,7 @@ from account_pool.core.headroom import Window
 from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.members import RecentFailures
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
-from account_pool.core.state import AccountState
-from account_pool.core.transitions import Transition
-from account_pool.core.verdicts import AccountVerdict, covered, is_about_account
+from account_pool.core.state import AccountState, Transition
 
 #: Cooldowns kept per account. Clients choose the names of models, so there must be a
 #: bound; no provider has so many models.

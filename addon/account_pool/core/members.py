@@ -2,7 +2,7 @@
 
 Ready accounts stand in the selection policy, those whose place will change with time
 have an alarm, the rest stand nowhere. An account that takes over from one that became
-limited is given requests one by one (`ramp`).
+limited is given requests one by one (`cooldown.Ramp`).
 
 What requests lately met is no cooldown: the account is as it was, and serves whoever has
 nowhere else to go. An overload is remembered by account and model for a minute, unless a
@@ -24,12 +24,10 @@ from typing import Any, NamedTuple
 from sortedcontainers import SortedDict
 
 from account_pool.core.account import AccountKey
-from account_pool.core.cooldown import covering
+from account_pool.core.cooldown import RAMP_S, Ramp, covering
 from account_pool.core.headroom import Window, reserved
-from account_pool.core.lease import Lease, RequestFacts
-from account_pool.core.ramp import RAMP_S, Ramp
+from account_pool.core.lease import Lease, RequestFacts, Shortage
 from account_pool.core.selection import SelectionPolicy
-from account_pool.core.shortage import Shortage
 from account_pool.core.state import AccountState
 
 #: How long an overload of an account for a model is remembered, seconds.

@@ -5,7 +5,7 @@ is not full and may start a request (min_interval). Ready accounts stand in the
 selection policy, those whose place will change with time have an alarm, the rest stand
 nowhere (`members`), so a choice costs the same with three accounts and with ten thousand.
 One that takes over from a limited account, or returns, is given requests one by one
-(`ramp`). Requests that cannot be served wait in a line (`admission`).
+(`cooldown.Ramp`). Requests that cannot be served wait in a line (`lease`).
 
 Times are monotonic seconds and passed in; chance is passed in. Not thread-safe: one event
 loop calls it.
@@ -19,14 +19,12 @@ from math import inf
 
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import Accounts
-from account_pool.core.admission import Admission, Ticket
+from account_pool.core.cooldown import Ramp
 from account_pool.core.errors import LeaseAlreadyReturned, NoUsableAccount
 from account_pool.core.health import PassiveHealth
-from account_pool.core.lease import Lease, RequestFacts
+from account_pool.core.lease import Admission, Lease, RequestFacts, Ticket, shortage
 from account_pool.core.members import Members, RecentFailures
 from account_pool.core.outcome import Outcome, OutcomeClass
-from account_pool.core.ramp import Ramp
-from account_pool.core.shortage import shortage
 from account_pool.core.state import AccountState
 
 #: Why nobody could serve is remembered for so many kinds of requests.

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from account_pool.core.account import AccountKey
-from account_pool.core.cooldown import Cause, Cooldown
+from account_pool.core.cooldown import AccountVerdict, Cause, Cooldown
 from account_pool.core.decisions import By, Decision, Kind, session_hash
 from account_pool.core.errors import NoUsableAccount, UnknownAccount
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass
 from account_pool.core.pool import Pool
 from account_pool.core.steps import Attempt, Deliver, Refresh, Send, Step, Synthesize, Wait
-from account_pool.core.verdicts import AccountVerdict
 
 #: Why a WebSocket is closed after its account reported a limit: another account can serve.
 CLOSED = "closed so that its client opens another"

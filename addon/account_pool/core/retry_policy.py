@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from account_pool.core.account import AccountKey
-from account_pool.core.cooldown import usable_hint
+from account_pool.core.cooldown import is_about_account, usable_hint
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.steps import Synthesize
-from account_pool.core.verdicts import is_about_account
 
 #: Longest pause before an overloaded account is tried once more, full jitter.
 OVERLOAD_PAUSE_S = 1.0

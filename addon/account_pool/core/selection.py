@@ -5,7 +5,7 @@ as a whole, not full). What else depends on the request is checked by the pool w
 walks `ranked_for()`, so the first it takes is usually the only one looked at: the cost of
 a choice does not grow with the number of accounts, nor of those that cool for its model.
 
-An account that has refused what may be its own fault (`verdicts`) comes after all others,
+An account that has refused what may be its own fault (a verdict) comes after all others,
 whatever its tier. So does, before those, one that has used up nearly all of a long window:
 what is left is for the conversations that live there. Priority tiers come before
 every policy. Ties break by the order in which accounts were added, unless a policy says

@@ -19,8 +19,7 @@ from account_pool.core.credential import are_of_others
 from account_pool.core.decisions import By
 from account_pool.core.headroom import HeadroomSnapshot, Key, Window
 from account_pool.core.outcome import OutcomeClass
-from account_pool.core.state import AccountState
-from account_pool.core.transitions import Transition
+from account_pool.core.state import AccountState, Transition
 
 #: How long a cooldown still counts for a streak after it has ended, seconds.
 STREAK_KEPT_S = 86400.0

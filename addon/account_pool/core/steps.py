@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from account_pool.core.account import AccountKey
-from account_pool.core.admission import Ticket
-from account_pool.core.lease import Lease
+from account_pool.core.lease import Lease, Ticket
 from account_pool.core.outcome import Outcome
 
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from account_pool.core.account import AccountKey
 from account_pool.core.attempts import OK, Attempts
-from account_pool.core.cooldown import SOCKETS
+from account_pool.core.cooldown import SOCKETS, is_about_account
 from account_pool.core.decisions import By
 from account_pool.core.errors import NoUsableAccount
 from account_pool.core.health import Suspect
@@ -24,7 +24,6 @@ from account_pool.core.lease import Lease
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.request_events import RequestEvents
 from account_pool.core.steps import Phase, Send
-from account_pool.core.verdicts import is_about_account
 
 
 def refused_inside(

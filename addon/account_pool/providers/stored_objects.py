@@ -1,7 +1,7 @@
 """Objects that only the account knows which created them: stored responses, files, batches ...
 
 A request names such an object in its path, its query or its body. The response that created
-it has its id, and so do lists. `core/pins.py` keeps which account an object belongs to. The
+it has its id, and so do lists. `core/sessions.py` keeps which account an object belongs to. The
 paths are those of the vendors' API references.
 """
 

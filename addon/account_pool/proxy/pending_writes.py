@@ -16,10 +16,9 @@ from uuid import uuid4
 
 from account_pool.core import snapshot
 from account_pool.core.account import AccountKey
-from account_pool.core.pins import Pins
-from account_pool.core.sessions import Sessions
+from account_pool.core.sessions import Pins, Sessions
 from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot
-from account_pool.core.usage_totals import Counted, CountKey
+from account_pool.core.usage import Counted, CountKey
 from account_pool.proxy.service import Service
 from account_pool.store.store import (
     Numbered,

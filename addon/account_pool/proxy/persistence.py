@@ -23,7 +23,7 @@ from account_pool.core.account import AccountKey
 from account_pool.core.decisions import By
 from account_pool.core.shares import Ask, Shares
 from account_pool.core.snapshot import PoolSnapshot, forgiven, merge
-from account_pool.core.usage_totals import Counted, add_to
+from account_pool.core.usage import Counted, add_to
 from account_pool.proxy.pending_writes import Batch, PendingWrites, Written
 from account_pool.proxy.service import Service
 from account_pool.proxy.store_access import StoreAccess, StoreClock

@@ -35,12 +35,12 @@ from mitmproxy.proxy.layers.http import (
 )
 from mitmproxy.utils import human
 
+from account_pool.core.cooldown import is_about_account
 from account_pool.core.instruments import Mark
 from account_pool.core.outcome import OutcomeClass
 from account_pool.core.retry_policy import Broken, how_broken
 from account_pool.core.sse import Verdict
 from account_pool.core.steps import Deliver, Send
-from account_pool.core.verdicts import is_about_account
 from account_pool.providers.base import Provider, Route
 from account_pool.proxy import error_response, flow_view, redaction, response_reader
 from account_pool.proxy.events import EventHandled, InterimResponse, NotProcessed, Silent, Withdrawn

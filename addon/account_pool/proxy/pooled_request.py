@@ -18,7 +18,7 @@ from mitmproxy.proxy.mode_specs import ReverseMode
 
 from account_pool.core.browser import address_of, is_loopback
 from account_pool.core.lease import RequestFacts
-from account_pool.core.pins import Pins
+from account_pool.core.sessions import Pins
 from account_pool.providers import sessions
 from account_pool.providers.base import HTTPS_PORT, LocalResponse, Provider, Route
 from account_pool.providers.registry import HostIndex

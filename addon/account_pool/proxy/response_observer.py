@@ -21,10 +21,9 @@ from account_pool.core.credential import Credential
 from account_pool.core.decision_text import duration
 from account_pool.core.headroom_parsing import ResponseContext
 from account_pool.core.lease import Lease
-from account_pool.core.pins import Pins
 from account_pool.core.pool import Pool
-from account_pool.core.usage import Usage
-from account_pool.core.usage_totals import Usages
+from account_pool.core.sessions import Pins
+from account_pool.core.usage import Usage, Usages
 from account_pool.providers.base import Origin, Provider
 from account_pool.providers.registry import HostIndex
 from account_pool.proxy.pooled_request import PooledRequest, fields_by_name

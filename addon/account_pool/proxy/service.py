@@ -26,12 +26,11 @@ from account_pool.core.decision_text import duration
 from account_pool.core.headroom import Window
 from account_pool.core.instruments import Mark, Marks, Measured
 from account_pool.core.lease import Lease, RequestFacts
-from account_pool.core.pins import Pins
 from account_pool.core.pool import Pool
-from account_pool.core.sessions import Sessions, session_lease_of
+from account_pool.core.sessions import Pins, Sessions, session_lease_of
 from account_pool.core.steps import Refresh, Wait
 from account_pool.core.suspend import Gap, Watch
-from account_pool.core.usage_totals import Counts, Resets, Usages
+from account_pool.core.usage import Counts, Resets, Usages
 from account_pool.providers.base import LocalResponse, Provider
 from account_pool.proxy import waking
 from account_pool.proxy.credential_swap import Swaps

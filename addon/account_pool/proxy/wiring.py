@@ -30,7 +30,7 @@ from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, identity
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.pool import Pool
-from account_pool.core.usage_totals import Counted
+from account_pool.core.usage import Counted
 from account_pool.credentials.account_credential import Publish
 from account_pool.credentials.acquire import AcquireContext
 from account_pool.credentials.code_assist import CodeAssist, CodeAssistSettings

@@ -30,7 +30,7 @@ from account_pool.core.snapshot import (
     merge,
     of_another,
 )
-from account_pool.core.usage_totals import Counted
+from account_pool.core.usage import Counted
 from account_pool.store.database import IN_MEMORY, Database, with_room
 from account_pool.store.machine import Clock, Process
 from account_pool.store.store import (

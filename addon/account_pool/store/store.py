@@ -17,7 +17,7 @@ from account_pool.core.claims import Claim, Taken
 from account_pool.core.credential import Secret
 from account_pool.core.shares import Ask, Share
 from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot
-from account_pool.core.usage_totals import Counted
+from account_pool.core.usage import Counted
 
 
 class StoreError(Exception):
