@@ -16,17 +16,18 @@ from account_pool.core.cooldown import (
     MAX_DEFAULT_S,
     MAX_HINT_S,
     MAX_JITTER_S,
+    ByModel,
     Cause,
     Cooldown,
+    Cooldowns,
     bare_wait,
     bench_wait,
-    covering,
     covers,
     default_wait,
     next_cooldown,
     usable_hint,
 )
-from account_pool.core.outcome import Outcome, OutcomeClass
+from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from tests.core.helpers import (
     BARE_429,
     FORBIDDEN_MODEL,
@@ -310,7 +311,49 @@ def test_what_a_cooldown_covers(covered: str | None, model: str | None, expected
     assert after(None, model=covered).covers(model) is expected
 
 
-@pytest.mark.parametrize("model", [None, "gpt-5", "gpt-5-mini", "other"])
-def test_what_covers_a_model_is_found_among_many(model: str | None) -> None:
-    known = ["gpt-5", None, "gpt-*", "*", "other", "gpt-5-mini"]
-    assert covering(known, model) == [one for one in known if covers(one, model)]
+MODELS = st.sampled_from([None, "gpt-5", "gpt-*", "*", "other", "gpt-5-mini"])
+
+
+@given(st.lists(st.tuples(st.sampled_from(["set", "last", "drop"]), MODELS)), MODELS)
+def test_what_covers_a_model_is_found_among_many(
+    changes: list[tuple[str, str | None]], model: str | None
+) -> None:
+    known = ByModel[int](dict.fromkeys(["other", "gpt-*"], 0))
+    for number, (change, covered) in enumerate(changes):
+        if change == "set":
+            known[covered] = number
+        elif change == "last":
+            known.put_last(covered, number)
+            assert list(known)[-1] == covered
+        elif covered in known:
+            del known[covered]
+    found = known.covering(model)
+    assert len(found) == len(set(found))
+    assert set(found) == {one for one in known if covers(one, model)}
+
+
+@given(
+    st.lists(
+        st.tuples(MODELS, st.sampled_from([None, 60.0, 86400.0]), st.floats(0.0, 86400.0)),
+        max_size=12,
+    )
+)
+def test_the_next_probe_is_known_after_each_change(
+    changes: list[tuple[str | None, float | None, float]],
+) -> None:
+    cooldowns, now = Cooldowns(), 0.0
+    for model, length_s, later_s in changes:
+        now += later_s
+        if length_s is not None:
+            cause = Cause(signal="429", cls=OutcomeClass.RATE_LIMIT, scope=Scope.MODEL)
+            cooldowns[model] = Cooldown(
+                model=model, since=now, until=now + length_s, streak=1, cause=cause
+            )
+        elif model in cooldowns:
+            del cooldowns[model]
+        active = [c for c in cooldowns.values() if c.active(now)]
+        expected = min((c.probe_at() for c in active), default=inf)
+        assert cooldowns.next_probe_at(now) == expected
+        assert {c.model for c in active if c.covers("gpt-5")} == {
+            c.model for c in cooldowns.cooling("gpt-5", now)
+        }

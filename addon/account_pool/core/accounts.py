@@ -14,7 +14,7 @@ from itertools import count
 from math import inf
 
 from account_pool.core.account import Account, AccountKey
-from account_pool.core.cooldown import BENCHING, Cause, Cooldown
+from account_pool.core.cooldown import BENCHING, ByModel, Cause, Cooldown
 from account_pool.core.credential import Credential, are_of_others, fingerprint
 from account_pool.core.decisions import By, Decisions, Kind
 from account_pool.core.errors import DuplicateAccount, UnknownAccount
@@ -431,6 +431,6 @@ def _forget(members: Members, change: Transition) -> list[Cooldown]:
     ended = change.end_cooldowns()
     change.end_verdicts()
     change.enable()
-    state.ramps = {}
+    state.ramps = ByModel()
     state.headroom, state.reserved, state.forgotten_at = UNKNOWN, (), change.now
     return ended

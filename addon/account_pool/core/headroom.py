@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, insort
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import takewhile
 from math import inf
 from operator import attrgetter
 from types import MappingProxyType
@@ -117,6 +118,11 @@ class HeadroomSnapshot(NamedTuple):
     def narrow(self) -> list[Window]:
         """The windows that cover some models only."""
         return [window for window in self.windows.values() if window.model is not None]
+
+    def expired(self, now: float) -> list[Window]:
+        """Return the windows that have expired at *now*."""
+        over = takewhile(lambda expiry: expiry[0] <= now, self.expiries)
+        return [self.windows[name, model if narrow else None] for _, name, narrow, model in over]
 
     def at(self, now: float) -> HeadroomSnapshot:
         """Return it without the windows that have expired at *now*."""

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import Accounts, is_401
@@ -39,6 +40,7 @@ MAX_COOLDOWNS = 128
 #: How long a credential that has served, or was renewed, is not renewed again, seconds.
 FRESH_S = 60.0
 
+_UNTIL = attrgetter("until")
 _LIMITS = (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA)
 
 
@@ -155,7 +157,8 @@ class PassiveHealth:
         if len(state.cooldowns) >= MAX_COOLDOWNS and covered not in state.cooldowns:
             _make_room(change)
         change.cool(cooldown)
-        state.ramps.pop(covered, None)
+        if covered in state.ramps:
+            del state.ramps[covered]
         if cooldown.cause.bare:
             self.accounts.members[state.key.provider].failures.bare.add(state.key)
         return cooldown
@@ -282,7 +285,8 @@ class PassiveHealth:
         started_at, model = lease.started_at, lease.facts.model
         by = By.PROBE if lease.probe else By.SUCCESS
         with self.accounts.changing(lease.state, by, now) as change:
-            change.end_cooldowns(lambda c: c.covers(model) and not c.overtook(started_at))
+            covering = lease.state.cooldowns.covering(model)
+            change.end_cooldowns(lambda c: not c.overtook(started_at), among=covering)
             change.end_verdicts(lambda v: covers(v.covered, model) and started_at >= v.since)
 
     def observe_headroom(
@@ -445,9 +449,9 @@ def _fails_whole(state: AccountState, about: str, outcome: Outcome) -> bool:
 
 
 def _make_room(change: Transition) -> None:
-    """Drop what is over, or else the model that returns first."""
-    change.end_cooldowns(lambda c: c.model is not None and not c.active(change.now))
-    kept = change.state.cooldowns.values()
-    if len(kept) >= MAX_COOLDOWNS:
-        soonest = min((c for c in kept if c.model is not None), key=lambda c: c.until)
-        change.end_cooldowns(lambda cooldown: cooldown is soonest, by=By.ROOM)
+    """Drop the model that returns first, or has returned."""
+    cooldowns = change.state.cooldowns
+    first = min(cooldowns.values(), key=_UNTIL)
+    if first.model is None:  # the account as a whole, which is no client's choice
+        first = min([c for c in cooldowns.values() if c.model is not None], key=_UNTIL)
+    change.end_cooldowns(among=[first.model], by=By.ROOM)

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from sortedcontainers import SortedDict
 
 from account_pool.core.account import AccountKey
-from account_pool.core.cooldown import RAMP_S, Ramp, covering
+from account_pool.core.cooldown import RAMP_S, ByModel, Ramp
 from account_pool.core.headroom import Window, reserved
 from account_pool.core.lease import Lease, RequestFacts, Shortage
 from account_pool.core.selection import SelectionPolicy
@@ -230,7 +230,7 @@ class Members:
         self.probes: SortedDict[tuple[float, int], AccountState] = SortedDict()
         self.alarms: SortedDict[tuple[float, int], AccountState] = SortedDict()
         #: what a cooldown has covered lately, and when it began: its requests go elsewhere
-        self.switched: dict[str | None, float] = {}
+        self.switched: ByModel[float] = ByModel()
         #: why nobody could serve, by model, kind and who is not asked; until anything changes
         self.shortages: dict[tuple[str | None, str, frozenset[AccountKey]], Shortage] = {}
         #: a request is out on an account that cools, to see whether it really does
@@ -246,7 +246,7 @@ class Members:
         if state.verdicts:
             state.verdicts = {c: v for c, v in state.verdicts.items() if v.active(now)}
         if state.cooldowns or state.probe_at < inf:
-            self._set_probe(state, state.next_probe_at(now) if state.enabled else inf)
+            self._set_probe(state, state.cooldowns.next_probe_at(now) if state.enabled else inf)
         until, account = inf, state.account
         # As `enabled` and `full` have it; every request comes here twice.
         if (
@@ -271,8 +271,8 @@ class Members:
 
     def reset(self, state: AccountState, now: float) -> None:
         """Forget what is no longer true of the windows of *state*, and say which were reset."""
-        for window in state.headroom.windows.values():
-            if window.reset_at <= now and window.long:
+        for window in state.headroom.expired(now):
+            if window.long and window.reset_at < inf:
                 state.forgotten_at = max(state.forgotten_at, window.reset_at)
                 self.on_reset(state.key, window)
         state.headroom = state.headroom.at(now)
@@ -281,22 +281,26 @@ class Members:
 
     def note_switch(self, covered: str | None, now: float) -> None:
         """Requests for *covered* (None: all) have to go to another account from now on."""
-        recent = {c: at for c, at in self.switched.items() if now < at + RAMP_S and c != covered}
-        if len(recent) == MAX_SWITCHES:
-            del recent[next(iter(recent))]
-        self.switched = {**recent, covered: now}
+        self.switched.drop_first(lambda at: at + RAMP_S <= now)
+        self.switched.put_last(covered, now)
+        if len(self.switched) > MAX_SWITCHES:
+            del self.switched[next(iter(self.switched))]
 
     def ramps_of(self, state: AccountState, model: str | None, now: float) -> tuple[Ramp, ...]:
         """Return the ramps a new request for *model* falls under, begun where they must be."""
-        ramps = state.ramps = {c: r for c, r in state.ramps.items() if not r.over(now)}
-        for covered in covering(state.cooldowns, model):
-            # One that is over stays until a good answer: nothing is known of it yet.
-            if covered not in ramps:
-                ramps[covered] = Ramp.half_open(now)
-        for covered in covering(self.switched, model):
-            if covered not in ramps and now < self.switched[covered] + RAMP_S:
-                ramps[covered] = Ramp.after_switch(now)
-        return tuple([ramps[covered] for covered in covering(ramps, model)])
+        ramps = state.ramps
+        # Begun one after the other, they end so, but for a second: another is over already.
+        ramps.drop_first(lambda ramp: ramp.over(now))
+        # A cooldown that is over stays until a good answer: nothing is known of it yet.
+        for covered in state.cooldowns.covering(model):
+            if covered not in ramps or ramps[covered].over(now):
+                ramps.put_last(covered, Ramp.half_open(now))
+        for covered in self.switched.covering(model):
+            known = covered in ramps and not ramps[covered].over(now)
+            if not known and now < self.switched[covered] + RAMP_S:
+                ramps.put_last(covered, Ramp.after_switch(now))
+        found = [ramps[covered] for covered in ramps.covering(model)]
+        return tuple([ramp for ramp in found if not ramp.over(now)])
 
     def unplace(self, state: AccountState) -> None:
         self.shortages.clear()

@@ -16,11 +16,12 @@ from operator import attrgetter
 from account_pool.core.account import Account, AccountKey
 from account_pool.core.cooldown import (
     AccountVerdict,
+    ByModel,
     Cause,
     Cooldown,
+    Cooldowns,
     Ramp,
     covered,
-    covering,
     covers,
     opened,
 )
@@ -97,8 +98,8 @@ class AccountState:
     last_used: int = 0
     passed_over: int = 0
     next_start_at: float = -inf
-    cooldowns: dict[str | None, Cooldown] = field(default_factory=dict)
-    ramps: dict[str | None, Ramp] = field(default_factory=dict)
+    cooldowns: Cooldowns = field(default_factory=Cooldowns)
+    ramps: ByModel[Ramp] = field(default_factory=ByModel)
     departures: int = 0
     broken: int = 0
     running: dict[int, float] = field(default_factory=dict)
@@ -149,7 +150,7 @@ class AccountState:
 
     def cooling_until(self, model: str | None, now: float) -> float:
         """Return until when (account, *model*) cools; a time not after *now* if it does not."""
-        return max([c.until for c in _covering(self.holds(), model, now)], default=-inf)
+        return max([c.until for c in self._cooling(model, now)], default=-inf)
 
     def cools_for(self, kind: str, model: str | None, now: float) -> float:
         """Return until when it cools for *model*; minus infinity if anything else may end that.
@@ -183,7 +184,7 @@ class AccountState:
     def yields(self, model: str | None, now: float) -> bool:
         """Say whether it cools for *model* only as long as another account can serve."""
         causes = self._causes(model, now)
-        if _covering(self.reserved, model, now):
+        if self._reserved(model, now):
             return False
         return bool(causes) and all(cause.yields for cause in causes)
 
@@ -193,52 +194,46 @@ class AccountState:
         return bool(causes) and all(cause.benches for cause in causes)
 
     def _causes(self, model: str | None, now: float) -> list[Cause]:
-        return [c.cause for c in _covering(self.holds(), model, now)]
+        return [c.cause for c in self._cooling(model, now)]
 
     def cooldown_of(self, model: str | None, now: float) -> Cooldown | None:
         """Return the active cooldown that covers (account, *model*) longest."""
-        return max(_covering(self.holds(), model, now), key=_UNTIL, default=None)
-
-    def next_probe_at(self, now: float) -> float:
-        """Return when it is to be probed next while others serve; infinity: it is not."""
-        return min([c.probe_at() for c in self.cooldowns.values() if now < c.until], default=inf)
+        return max(self._cooling(model, now), key=_UNTIL, default=None)
 
     def is_due(self, model: str | None, now: float) -> bool:
         """Say whether a request for *model* may probe it now, while others serve."""
-        cooling = _covering(self.holds(), model, now)
+        cooling = self._cooling(model, now)
         return (
             bool(cooling)
             and self.enabled
             and not (self.probing or self.full or self.is_suspect(model))
             and self.next_start_at <= now
             and all(c.in_doubt for c in cooling)
-            and not _covering(self.reserved, model, now)
+            and not self._reserved(model, now)
             and max(cooling, key=_UNTIL).probe_at() <= now
         )
 
     def note_probe(self, model: str | None, now: float) -> None:
         """A request for *model* tries whether it really cools so long."""
-        self.cooldowns = {
-            covered: replace(c, probed_at=now) if c.active(now) and c.covers(model) else c
-            for covered, c in self.cooldowns.items()
-        }
+        for cooldown in self.cooldowns.cooling(model, now):
+            self.cooldowns[cooldown.model] = replace(cooldown, probed_at=now)
 
     def ramps_admit(self, model: str | None, now: float) -> bool:
         """Say whether one more request for *model* may wait for its answer here."""
-        return all(self.ramps[covered].admits(now) for covered in covering(self.ramps, model))
+        return all(self.ramps[covered].admits(now) for covered in self.ramps.covering(model))
 
     def ramps_admit_at(self, model: str | None) -> float:
         """Return when time alone lets one more request for *model* go."""
-        return max((self.ramps[c].admits_at() for c in covering(self.ramps, model)), default=-inf)
+        return max((self.ramps[c].admits_at() for c in self.ramps.covering(model)), default=-inf)
 
     def may_be_probed(self, model: str | None, now: float, soon_s: float) -> bool:
         """Say whether a request for *model* may try if this really cools so long.
 
         *soon_s*: cooldowns that end within so many seconds need no trying.
         """
-        if _covering(self.reserved, model, now):
+        if self._reserved(model, now):
             return False
-        cooling = _covering(self.cooldowns.values(), model, now)
+        cooling = self.cooldowns.cooling(model, now)
         return (
             max([c.until for c in cooling], default=now) > now + soon_s
             and not self.full
@@ -246,19 +241,14 @@ class AccountState:
             and all(c.may_be_probed(now) for c in cooling)
         )
 
+    def _cooling(self, model: str | None, now: float) -> list[Cooldown]:
+        """Return what keeps it from serving *model* now."""
+        cooling = self.cooldowns.cooling(model, now) if self.cooldowns else []
+        return cooling + self._reserved(model, now) if self.reserved else cooling
 
-def _covering(cooldowns: Iterable[Cooldown], model: str | None, now: float) -> list[Cooldown]:
-    """Return those of *cooldowns* that a request for *model* falls under now."""
-    return [
-        c
-        for c in cooldowns
-        if now < c.until
-        and (
-            c.model is None
-            or c.model == model
-            or (model is not None and "*" in c.model and covers(c.model, model))
-        )
-    ]
+    def _reserved(self, model: str | None, now: float) -> list[Cooldown]:
+        """Return what its reserve keeps back of *model* now."""
+        return [c for c in self.reserved if now < c.until and c.covers(model)]
 
 
 # -- what changes it
@@ -289,14 +279,22 @@ class Transition:
             self._released(before, self.by)
 
     def end_cooldowns(
-        self, ended: Callable[[Cooldown], bool] = _any, by: By | None = None
+        self,
+        ended: Callable[[Cooldown], bool] = _any,
+        by: By | None = None,
+        *,
+        among: Iterable[str | None] | None = None,
     ) -> list[Cooldown]:
-        """Drop the cooldowns that *ended* says; return those that had not run out."""
+        """Drop the cooldowns that *ended* says; return those that had not run out.
+
+        Args:
+            among: those of these models only.
+        """
         known = self.state.cooldowns
-        over = [cooldown for cooldown in known.values() if ended(cooldown)]
-        if over:
-            gone = {cooldown.model for cooldown in over}
-            self.state.cooldowns = {model: c for model, c in known.items() if model not in gone}
+        looked_at = known.values() if among is None else [known[model] for model in among]
+        over = [cooldown for cooldown in looked_at if ended(cooldown)]
+        for cooldown in over:
+            del known[cooldown.model]
         active = [cooldown for cooldown in over if cooldown.active(self.now)]
         for cooldown in active:
             self._released(cooldown, by or self.by)
@@ -349,7 +347,7 @@ class Transition:
     def adopt(self, cooldowns: Mapping[str | None, Cooldown]) -> None:
         """Take over the *cooldowns* that the account has elsewhere, in place of its own."""
         before = self.state.cooldowns
-        self.state.cooldowns = dict(cooldowns)
+        self.state.cooldowns = Cooldowns(cooldowns)
         for model in {**before, **cooldowns}:
             was, cooldown = before.get(model), cooldowns.get(model)
             if was == cooldown:
