@@ -16,7 +16,7 @@ from account_pool.config.values import Config
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Secret
 from account_pool.providers.registry import BUILT_IN
-from account_pool.proxy import admin_host
+from account_pool.proxy import admin_exchange
 from account_pool.proxy.reload import AddedFile
 from account_pool.proxy.service import Service
 from account_pool.proxy.wiring import update_pool
@@ -77,7 +77,7 @@ class FakeProxy:
         self.sums: dict[tuple[str, ...], dict[str, float]] = {}
         self.resets: dict[tuple[str, ...], dict[str, float]] = {}
         self.rules = Rules()
-        self.server: AdminServer = admin_host.open_admin_server(
+        self.server: AdminServer = admin_exchange.open_admin_server(
             self.service,
             Secret(TOKEN),
             make_actions=self.actions,

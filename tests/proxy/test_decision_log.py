@@ -19,7 +19,7 @@ from account_pool.core.outcome import Outcome, OutcomeClass, Scope, UpstreamResp
 from account_pool.core.retry_policy import Broken, Limits
 from account_pool.core.steps import Refresh
 from account_pool.providers.registry import BUILT_IN
-from account_pool.proxy import status
+from account_pool.proxy.commands import status_table
 from account_pool.proxy.decision_log import REPEAT_S, DecisionLog
 from tests.proxy.helpers import FakeClock, service_of
 
@@ -264,7 +264,7 @@ def test_an_echoed_credential_is_in_no_record_line_or_table(
     attempts.begin(clock.now())
     attempts.refused(outcome, clock.now())
     records = json.dumps([d.as_dict(clock.now()) for d in service.pool.decisions])
-    table = status.lines(
+    table = status_table(
         service.pool.accounts, service.sessions, service.pool.decisions, clock.now()
     )
     everything = "\n".join([records, *lines, *table]).lower()

@@ -3,7 +3,7 @@
 https://code.claude.com/docs/en/authentication. Such a token only serves Claude Code: no
 request of another client is given one, and no client is made to look like it. Shares its
 host with the API keys of `anthropic`, whose accounts come first for a client that runs
-with a key. Limits are in `anthropic_signals.py`.
+with a key. Limits are in `anthropic.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from account_pool.core.account import Account
 from account_pool.core.credential import Credential
 from account_pool.core.signals import SignalTable
 from account_pool.providers import anthropic, envelopes, sessions, stored_objects
-from account_pool.providers.anthropic_signals import RULES, WAITS, WINDOW_RESETS
+from account_pool.providers.anthropic import RULES, WAITS, WINDOW_RESETS
 from account_pool.providers.base import HostRule, Provider, Route, Swap
 from account_pool.providers.json_span import member, replaced, top_member
 from account_pool.providers.request_head import NO_STEP, RequestHead, bearer

@@ -1,24 +1,51 @@
 """Gemini API keys: generativelanguage.googleapis.com.
 
-https://ai.google.dev/api. The model of a native request is in its path. Limits are in
-`gemini_signals.py`.
+https://ai.google.dev/api. The model of a native request is in its path.
+
+Refusals, also those of Code Assist, are google.rpc.Status with details
+(https://google.aip.dev/193): `ErrorInfo` names a reason, `QuotaFailure` the quotas that ran out,
+`RetryInfo` a delay. Quotas belong to the project, most of them per model; those of a day end at
+midnight Pacific (https://ai.google.dev/gemini-api/docs/rate-limits).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
+from account_pool.core import reset_hints
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential
-from account_pool.core.signals import SignalTable
+from account_pool.core.error_facts import ErrorFacts
+from account_pool.core.meaning import Meaning
+from account_pool.core.signals import (
+    AUTH_EXPIRED,
+    AUTH_INVALID,
+    FORBIDDEN_ACCOUNT,
+    MODEL,
+    OVERLOADED,
+    QUOTA,
+    RATE_LIMIT,
+    RATE_WINDOW_S,
+    REQUEST_ERROR,
+    SERVER_ERROR,
+    Rule,
+    SignalTable,
+    Wait,
+    first_wait,
+    prose,
+    retry_after,
+    retry_after_ms,
+    rules,
+)
 from account_pool.core.sse import Verdict
 from account_pool.providers import envelopes, openai, sessions, stored_objects
 from account_pool.providers.base import HostRule, LocalResponse, Provider, Route, Swap
-from account_pool.providers.gemini_signals import RULES, WAITS
+from account_pool.providers.common_signals import COMPATIBLE_RULES
 from account_pool.providers.request_head import (
     NO_STEP,
     RequestHead,
@@ -27,6 +54,14 @@ from account_pool.providers.request_head import (
     body_of,
     is_websocket,
 )
+
+_I = re.IGNORECASE
+_LIMITS = "https://ai.google.dev/gemini-api/docs/rate-limits"
+_GCL = "google-gemini/gemini-cli packages/core/src/utils/googleQuotaErrors.test.ts"
+_REASONS = "https://cloud.google.com/apis/docs/reference: google.api.ErrorReason"
+_MAX_ITEMS = 16
+#: A hint shorter than this beside "the quota is exhausted" belongs to another window.
+_MISLEADING_S = 60.0
 
 # -- who serves a request
 
@@ -119,6 +154,240 @@ def swap(_account: Account, credential: Credential) -> Swap:
 # The user project is a companion: it names whose quota is used.
 _CREDENTIAL_HEADERS = frozenset({b"authorization", b"x-goog-api-key", b"x-goog-user-project"})
 _CREDENTIAL_QUERY = ("key", "access_token")
+
+
+# -- reading the details
+
+
+def _details(facts: ErrorFacts) -> Iterator[Mapping[str, Any]]:
+    details = facts.error.get("details")
+    if isinstance(details, list):
+        yield from (item for item in details[:_MAX_ITEMS] if isinstance(item, dict))
+
+
+def _metadata(facts: ErrorFacts) -> Iterator[Mapping[str, Any]]:
+    for detail in _details(facts):
+        if isinstance(metadata := detail.get("metadata"), dict):
+            yield metadata
+
+
+def _violations(facts: ErrorFacts) -> Iterator[Mapping[str, Any]]:
+    for detail in _details(facts):
+        if isinstance(violations := detail.get("violations"), list):
+            yield from (item for item in violations[:_MAX_ITEMS] if isinstance(item, dict))
+
+
+def _texts(holders: Iterable[Mapping[str, Any]], *keys: str) -> list[str]:
+    found = [holder.get(key) for holder in holders for key in keys]
+    return [value for value in found if isinstance(value, str)]
+
+
+def _quotas(facts: ErrorFacts) -> list[str]:
+    """Return the ids of the quotas that ran out, new form and old."""
+    return [
+        *_texts(_violations(facts), "quotaId", "quotaMetric"),
+        *_texts(_metadata(facts), "quota_limit", "quota_metric"),
+    ]
+
+
+_PER_DAY = re.compile(r"per[_ ]?day", _I)
+# Also a model's name: `Gemini25ProRequestsPerDayPerUserPerTier`, "Gemini 2.5 Pro Requests".
+_PER_MODEL = re.compile(
+    r"per[_ ]?(?:base[_ ]?)?model|_model_|gemini[ _-]?\d|(?:pro|flash)[ _-]?req", _I
+)
+_PER_USER = re.compile(r"per[_ ]?user", _I)
+_MODEL_IN_TEXT = re.compile(r"\bmodel: ?([\w./-]{1,80})")
+# "limit: 0", but neither "limit: 0.5" nor "limit: 07"
+_ZERO_IN_TEXT = re.compile(r"\blimit: ?0(?!\.?\d)", _I)
+_METRIC_IN_TEXT = re.compile(r"\bquota exceeded for (?:quota )?metric\b(?P<named>[^\n]{0,200})", _I)
+
+
+def _is_zero(facts: ErrorFacts) -> bool:
+    """Say whether a quota's limit is 0: the model is not offered to this project."""
+    values = [violation.get("quotaValue") for violation in _violations(facts)]
+    values += [metadata.get("quota_limit_value") for metadata in _metadata(facts)]
+    return any(reset_hints.seconds(v) == 0 for v in values) or bool(
+        _ZERO_IN_TEXT.search(facts.message)
+    )
+
+
+def _is_daily(facts: ErrorFacts) -> bool:
+    return any(_PER_DAY.search(quota) for quota in _quotas(facts)) or (
+        facts.window_s == 86_400.0 and bool(_METRIC_IN_TEXT.search(facts.message))
+    )
+
+
+def _project(facts: ErrorFacts) -> str | None:
+    """Return the project whose quota it is: `consumer: projects/123`.
+
+    None for a quota of each user: there the consumer is Google's own, the same for all.
+    """
+    if any(_PER_USER.search(text) for text in (*_quotas(facts), facts.message)):
+        return None
+    return next(iter(_texts(_metadata(facts), "consumer")), None)
+
+
+def _named_model(facts: ErrorFacts) -> str | None:
+    """Return the model the details or the sentence name."""
+    for violation in _violations(facts):
+        dimensions = violation.get("quotaDimensions")
+        if isinstance(dimensions, dict) and isinstance(model := dimensions.get("model"), str):
+            return model or None
+    for name in _texts(_metadata(facts), "model"):
+        return name or None
+    found = _MODEL_IN_TEXT.search(facts.message)
+    return found[1].rstrip(".") if found else None
+
+
+def _is_per_model(facts: ErrorFacts) -> bool:
+    """Say whether what ran out is counted per model.
+
+    A sentence that names a metric without saying more means the usual, which is; one of
+    each user without a model is the whole account's.
+    """
+    if _named_model(facts) is not None:
+        return True
+    quotas = _quotas(facts)
+    if quotas:
+        return any(_PER_MODEL.search(quota) for quota in quotas)
+    found = _METRIC_IN_TEXT.search(facts.message)
+    if found is None:
+        return False
+    return bool(_PER_MODEL.search(found["named"])) or not _PER_USER.search(found["named"])
+
+
+_PLAN_WORDS = re.compile(
+    r"\bindividual quota\b|\b(?:of|for) your (?:plan|subscription)\b"
+    r"|\bupgrade your (?:plan|subscription)\b",
+    _I,
+)
+
+
+def _is_of_the_plan(facts: ErrorFacts) -> bool:
+    """Say whether a quota is that of the whole account: "Individual quota reached"."""
+    if _named_model(facts) is not None or facts.about_model:
+        return False
+    return bool(_PLAN_WORDS.search(facts.message))
+
+
+#: Google's codes for every quota, of a minute or of money.
+_EXHAUSTED = frozenset({"resource_exhausted", "rate_limit_exceeded", "ratelimitexceeded"})
+
+
+#: What is spent is money, whatever the window.
+_SPENDING = re.compile(r"\b(?:spend(?:ing)?|budget|free (?:quota|credits?))\b", _I)
+
+
+def _is_of_a_long_window(facts: ErrorFacts) -> bool:
+    """Say whether the sentence names a window of more than an hour, or what is spent."""
+    if facts.meaning is not Meaning.PLAN:
+        return False
+    return (facts.window_s or 0.0) > RATE_WINDOW_S or bool(_SPENDING.search(facts.message))
+
+
+# -- where a reset is named
+
+
+def retry_info(facts: ErrorFacts) -> float | None:
+    """`RetryInfo.retryDelay`, a protobuf Duration."""
+    delays = _texts(_details(facts), "retryDelay")
+    return next((w for d in delays if (w := reset_hints.duration(d)) is not None), None)
+
+
+def quota_reset(facts: ErrorFacts) -> float | None:
+    """Code Assist: `quotaResetDelay`, else `quotaResetTimeStamp`."""
+    for delay in _texts(_metadata(facts), "quotaResetDelay"):
+        if (wait := reset_hints.duration(delay)) is not None:
+            return wait
+    for stamp in _texts(_metadata(facts), "quotaResetTimeStamp"):
+        if (wait := reset_hints.instant(stamp, facts.now)) is not None:
+            return wait
+    return None
+
+
+def _pacific_midnight(facts: ErrorFacts) -> float | None:
+    return reset_hints.until_pacific_midnight(facts.now)
+
+
+def _long_hint(facts: ErrorFacts) -> float | None:
+    """A hint for an exhausted quota; a short one is that of the request rate."""
+    wait = first_wait(facts, (quota_reset, retry_info, prose, retry_after))
+    return wait if wait is not None and wait > _MISLEADING_S else None
+
+
+WAITS: tuple[Wait, ...] = (quota_reset, retry_info, retry_after_ms, retry_after, prose)
+
+
+# -- the rules
+
+
+RULES = rules(
+    _GCL,
+    # 429 or 503.
+    Rule("no capacity for the model", OVERLOADED, words={"model_capacity_exhausted"}),
+    # "No capacity available for model x on the server": no reason need stand beside it.
+    Rule("no capacity for the model", OVERLOADED, status={0, 429, 503}, means=Meaning.CAPACITY),
+    Rule("the model is overloaded", OVERLOADED, words={"unavailable"},
+        source="https://ai.google.dev/gemini-api/docs/troubleshooting (503)"),
+    Rule("internal error", SERVER_ERROR, status={0, 500, 502, 504},
+        words={"internal", "deadline_exceeded", "data_loss"},
+        source="https://ai.google.dev/gemini-api/docs/troubleshooting (500, 504)"),
+    # A 400 here.
+    Rule("the key is not accepted", AUTH_INVALID, words={"api_key_invalid", "api_key_expired"},
+        names_credential=True, source=_REASONS),
+    # Anchored: other 400s echo what a user wrote.
+    Rule("the key is not accepted", AUTH_INVALID, status={0, 400, 401, 403},
+        phrase=r"^api key (?:not valid|not found|expired)\b|^your api key was reported as leaked\b"
+        r"|^method doesn't allow unregistered callers\b",
+        source="https://ai.google.dev/gemini-api/docs/api-key; 403, recorded"),
+    Rule("the token has expired", AUTH_EXPIRED, words={"access_token_expired"}, source=_REASONS),
+    Rule("the project or key is barred", FORBIDDEN_ACCOUNT,
+        words={"account_state_invalid", "api_key_android_app_blocked",
+        "api_key_http_referrer_blocked", "api_key_ios_app_blocked", "api_key_ip_address_blocked",
+        "api_key_service_blocked", "billing_disabled", "consumer_invalid", "consumer_suspended",
+        "service_disabled", "unsupported_client", "user_project_denied", "validation_required"},
+        source=_REASONS),
+    Rule("the project is barred", FORBIDDEN_ACCOUNT, status={0, 400, 403},
+        phrase=r"^(?:permission denied: )?consumer \S+ has been suspended\b"
+        r"|^[\w ]{0,40}\bfree tier is not available in your country\b",
+        source="Gemini API 403, recorded; troubleshooting (400 FAILED_PRECONDITION)"),
+    # What a request that names a file gets on an account that does not have it.
+    Rule("a file or cache of another project", REQUEST_ERROR, status={0, 403, 404},
+        phrase=r"\bpermission to access the (?:file|cachedcontent|tunedmodel)\b"
+        r"|\bcachedcontent not found\b", source="Gemini API 403, recorded"),
+    Rule("the quota of the project is 0", FORBIDDEN_ACCOUNT, MODEL, status={0, 429}, when=_is_zero,
+        model=_named_model),
+    Rule("out of credit", QUOTA, words={"insufficient_g1_credits_balance"}, waits=()),
+    Rule("out of credit", QUOTA, status={0, 402, 403, 429},
+        phrase=r"\bprepa(?:id|yment) credits\b.*\bdepleted\b|\bspending cap\b", waits=(),
+        source="https://ai.google.dev/gemini-api/docs/billing"),
+    # RetryInfo beside it is a matter of seconds and does not apply.
+    Rule("the quota of the day", QUOTA, MODEL, status={0, 429},
+        when=lambda facts: _is_daily(facts) and _is_per_model(facts), waits=(_pacific_midnight,),
+        model=_named_model, owner=_project, source=_LIMITS),
+    Rule("the quota of the day", QUOTA, status={0, 429}, when=_is_daily, waits=(_pacific_midnight,),
+        owner=_project, source=_LIMITS),
+    # Interactions: codes in words.
+    Rule("the quota of the day", QUOTA, MODEL, status={0, 429}, words={"quota_exceeded"},
+        when=lambda facts: facts.window_s is None or facts.window_s >= 86_400.0,
+        waits=(_pacific_midnight,), source="https://ai.google.dev/gemini-api/docs/api-errors"),
+    Rule("the quota of the plan", QUOTA, words={"quota_exhausted", "resource_exhausted"},
+        when=_is_of_the_plan, waits=(_long_hint,), shared=False,
+        source="router-for-me/CLIProxyAPI antigravity: Individual quota reached"),
+    Rule("the quota of the model", QUOTA, MODEL, words={"quota_exhausted"}, waits=(_long_hint,),
+        model=_named_model, owner=_project),
+    Rule("the quota of the model", RATE_LIMIT, MODEL, status={0, 429}, when=_is_per_model,
+        model=_named_model, owner=_project, source=_LIMITS),
+    Rule("out of credit", QUOTA, words=_EXHAUSTED, means=Meaning.MONEY, waits=(), owner=_project,
+        source="Gemini API billing: prepaid credits, spend caps"),
+    Rule("the quota of a longer window", QUOTA, words=_EXHAUSTED, when=_is_of_a_long_window,
+        owner=_project, source="Gemini API billing: prepaid credits, spend caps"),
+    Rule("the quota of the project", RATE_LIMIT, words=_EXHAUSTED, owner=_project, source=_LIMITS),
+    # OpenAI's sentence for money is Google's for a minute: neither it nor the bare code may
+    # get this far.
+    *COMPATIBLE_RULES,
+)  # fmt: skip
+
 
 # -- what a response says
 

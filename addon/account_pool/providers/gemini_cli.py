@@ -2,7 +2,7 @@
 
 Paths, bodies and headers are those of google-gemini/gemini-cli `packages/core/src/
 code_assist`. A login goes with the project Google made for its account, which stands in
-the body of every request. Limits are those of `gemini_signals.py`.
+the body of every request. Limits are those of `gemini.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from account_pool.core.outcome import Scope
 from account_pool.core.signals import SignalTable
 from account_pool.providers import envelopes, gemini, sessions
 from account_pool.providers.base import CannotSwap, HostRule, Provider, Route, Swap
-from account_pool.providers.gemini_signals import RULES, WAITS
+from account_pool.providers.gemini import RULES, WAITS
 from account_pool.providers.json_span import member, replaced, start_of_object, top_member
 from account_pool.providers.request_head import RequestHead
 

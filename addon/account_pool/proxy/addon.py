@@ -25,7 +25,6 @@ from account_pool.config.problems import ConfigError
 from account_pool.core.pool import Pool
 from account_pool.proxy import (
     admin_exchange,
-    admin_host,
     client_handler,
     descriptors,
     draining,
@@ -186,9 +185,9 @@ class AccountPool:
             return None
         self._shortage.install()
         self.wiring.run()
-        admin_host.open_admin_server(
+        admin_exchange.open_admin_server(
             self.service,
-            admin_host.token_of(Path(ctx.options.confdir).expanduser() / TOKEN_FILE),
+            admin_exchange.token_of(Path(ctx.options.confdir).expanduser() / TOKEN_FILE),
             make_actions=self.reloader.actions,
             counted=self.wiring.read_counts,
             ready=lambda: self._ready,

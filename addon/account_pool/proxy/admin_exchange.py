@@ -8,11 +8,15 @@ page that looks twice a second does not bury the traffic. Who may ask what is de
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from mitmproxy import http
 from mitmproxy.connection import Client
+from mitmproxy.log import ALERT
 from mitmproxy.proxy import events, server_hooks
 from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import (
@@ -29,12 +33,26 @@ from mitmproxy.proxy.layers.http import (
     validate_request,
 )
 
+from account_pool.admin.auth import NoToken, Rules, TokenGuard, admin_token, new_token
 from account_pool.admin.http import ADMIN_HOST, FAILED, AdminRequest, AdminResponse
+from account_pool.admin.server import AdminServer
+from account_pool.admin.views import Sums
 from account_pool.core.browser import is_loopback
+from account_pool.core.credential import Secret
+from account_pool.core.instruments import DecisionCounter
 from account_pool.providers.base import LocalResponse
 from account_pool.proxy.events import BAD_REQUEST, Pause, PoolPauseHook
 from account_pool.proxy.http_stream import AttemptStream
 from account_pool.proxy.pooled_request import Destination
+from account_pool.proxy.service import Service
+from account_pool.workers.worker import Link
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+    from account_pool.admin.actions import Actions
+
+logger = logging.getLogger(__name__)
 
 
 def is_for_us(target: Destination, client: Client, *, direct: bool) -> bool:
@@ -171,3 +189,66 @@ class AdminExchange(AttemptStream):
 
 def _has_left(waiting: Sequence[events.Event]) -> bool:
     return any(isinstance(event, RequestProtocolError) for event in waiting)
+
+
+# -- the server that answers them
+
+
+def open_admin_server(
+    service: Service,
+    token: Secret,
+    *,
+    make_actions: Callable[[], Actions],
+    counted: Callable[[str], Awaitable[Sums]],
+    ready: Callable[[], bool],
+    accounts_file: Callable[[], Path | None],
+    rules: Callable[[], Rules],
+    link: Link | None = None,
+) -> AdminServer:
+    """Let *service* answer requests to the proxy itself.
+
+    The web application is made, and what it needs imported, at the first request.
+
+    Args:
+        token: what changes need.
+        make_actions: returns what changes the pool.
+        counted, ready, accounts_file: see `AdminContext`.
+        rules: returns who may do what, at the moment.
+        link: the launcher, where this is one of several workers.
+    """
+    decision_counter, started_at, instance = DecisionCounter(), service.now(), secrets.token_hex(8)
+    guard = TokenGuard(token)
+    service.pool.decisions.subscribe(decision_counter.note)
+
+    def make_app(admit: Callable[[AdminRequest], None]) -> Starlette:
+        from account_pool.admin.app import make_app  # noqa: PLC0415 - see admin/server.py
+        from account_pool.admin.routes import AdminContext  # noqa: PLC0415
+
+        context = AdminContext(
+            service=service,
+            actions=make_actions(),
+            decision_counter=decision_counter,
+            counted=counted,
+            instance=instance,
+            started_at=started_at,
+            ready=ready,
+            accounts_file=accounts_file,
+            guard=guard,
+            link=link,
+        )
+        return make_app(context, admit)
+
+    server = AdminServer(guard=guard, rules=rules, now=service.now, make_app=make_app)
+    service.visited = server.answer
+    if link is not None:
+        link.say = server.answer_worker
+    return server
+
+
+def token_of(path: Path) -> Secret:
+    """Return the admin token in *path*; where it cannot be kept, a random one."""
+    try:
+        return admin_token(path)
+    except NoToken as e:
+        logger.log(ALERT, f"account-pool: {e}. Until this is fixed, the REST API is read-only")
+        return new_token()
