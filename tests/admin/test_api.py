@@ -295,6 +295,43 @@ async def test_close_a_session(proxy):
     assert code(await proxy.ask("/sessions/close", {"key": "abc"})) == "unknown_session"
 
 
+async def test_pin_a_session(proxy):
+    sessions, now = proxy.service.sessions, proxy.clock.now()
+    sessions.bind("abc:openai", one(proxy).key, now)
+    sessions.bind("abc:openai:gpt-5", one(proxy).key, now)
+    two = {"provider": "openai", "label": "two"}
+    pinned = {"key": "abc:openai", "account": "openai/two"}
+    assert told(await proxy.ask("/sessions/pin", {**two, "key": "abc:openai:gpt-5"})) == pinned
+    rows = told(await proxy.ask("/sessions"))["sessions"]
+    assert {row["pinned"] for row in rows} == {True}
+    assert {row["key"]: row["account"] for row in rows}["abc:openai"] == "openai/two"
+    assert proxy.service.pins.session_owner("openai", "abc") == AccountKey("openai", "two")
+    # One that has not begun, by the client's own id.
+    assert told(await proxy.ask("/sessions/pin", {**two, "session": "new"}))["key"] == "new:openai"
+    assert proxy.service.pins.is_pinned("openai", "new")
+    # Closed, it is pinned no more.
+    assert (await proxy.ask("/sessions/close", {"key": "abc:openai"})).status == 200
+    assert not proxy.service.pins.is_pinned("openai", "abc")
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"label": "two"}, "invalid"),
+        ({"label": "two", "key": "abc:openai", "session": "abc"}, "invalid"),
+        ({"label": "two", "key": ""}, "invalid"),
+        ({"label": "nobody", "session": "abc"}, "unknown_account"),
+        ({"label": "two", "key": "unknown:openai"}, "unknown_session"),
+        ({"label": "two", "key": "abc:azure"}, "unknown_session"),
+    ],
+)
+async def test_what_cannot_be_pinned(proxy, body, expected):
+    proxy.service.sessions.bind("abc:openai", one(proxy).key, proxy.clock.now())
+    reply = await proxy.ask("/sessions/pin", {"provider": "openai", **body})
+    assert code(reply) == expected
+    assert not proxy.service.pins.has_sessions
+
+
 async def test_credentials_are_shown_when_the_owner_says_so(proxy):
     name = {"provider": "openai", "label": "one"}
     for path in ("/account-pool/reveal", "/account-pool/revea%6c"):

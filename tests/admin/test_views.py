@@ -14,7 +14,7 @@ from account_pool.core.headroom import HeadroomSnapshot, Window
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
-from account_pool.core.sessions import Sessions
+from account_pool.core.sessions import Pins, Sessions
 from tests.proxy.helpers import account
 
 #: 2026-11-21T12:00:00Z, and the monotonic clock then.
@@ -184,7 +184,7 @@ def test_sessions_the_newest_first():
     sessions = Sessions()
     for number, key in enumerate(("a", "b", "c")):
         sessions.bind(key, ONE, MOMENT.now - 30 + number)
-    told = views.sessions_view(sessions, MOMENT, 2)
+    told = views.sessions_view(sessions, Pins(), MOMENT, 2)
     assert [row["key"] for row in told["sessions"]] == ["c", "b"]
     assert told["total"] == 3
     assert told["sessions"][0] == {
@@ -193,6 +193,7 @@ def test_sessions_the_newest_first():
         "used_at": "2026-11-21T11:59:32.000Z",
         "idle_s": 28.0,
         "turns": 0,
+        "pinned": False,
     }
     assert views.sessions_by_account(sessions, MOMENT.now) == {ONE: 3}
 

@@ -57,3 +57,29 @@ def test_what_others_learnt_later_is_taken_over() -> None:
     pins.adopt(rows, 40.0, 1040.0)
     assert [pins.owner("openai", name) for name in ("one", "two", "three")] == [B, A, B]
     assert not told
+
+
+def test_a_conversation_is_pinned_until_it_is_not() -> None:
+    told: list[str] = []
+    pins = Pins(changed=told.append)
+    assert not pins.has_sessions
+    pins.pin_session(A, "chat", 1.0)
+    assert pins.session_owner("openai", "chat") == A
+    pins.pin_session(B, "chat", 2.0)
+    assert pins.session_owner("openai", "chat") == B
+    assert pins.is_pinned("openai", "chat")
+    assert not pins.is_pinned("azure", "chat")
+    # It is not a thing of that name.
+    assert pins.owner("openai", "chat") is None
+    assert pins.unpin_session("openai", "chat")
+    assert not pins.unpin_session("openai", "chat")
+    assert not pins.is_pinned("openai", "chat")
+    assert len(told) == 3
+
+
+def test_pinned_conversations_outlive_a_restart() -> None:
+    before, after = Pins(), Pins()
+    before.pin_session(A, "chat", 1.0)
+    after.adopt(before.snapshot(5.0, 1005.0), 1.0, 1006.0)
+    assert after.has_sessions
+    assert after.session_owner("openai", "chat") == A

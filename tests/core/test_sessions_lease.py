@@ -8,7 +8,7 @@ import pytest
 
 from account_pool.core.lease import Conversation, RequestFacts
 from account_pool.core.outcome import Scope
-from account_pool.core.sessions import Pins, Sessions, session_key, session_lease_of
+from account_pool.core.sessions import Pins, Sessions, session_key, session_lease_of, session_of
 from tests.core.helpers import (
     BARE_429,
     FORBIDDEN,
@@ -368,3 +368,36 @@ def test_no_refusal_sends_it_elsewhere(outcome: Any) -> None:
     play = pinned().request(NAMED, max_wait_s=0.0) >> begin >> refused(outcome)
     assert {label for label, _ in play.tried} == {"b"}
     assert play.attempts.over
+
+
+# -- what a person has chosen
+
+
+def test_a_pinned_conversation_is_never_moved() -> None:
+    world = World("a", "b")
+    assert world.serve() == "a"
+    world.pins.pin_session(key("b"), "s", 0.0)
+    assert world.serve() == "b"
+    assert world.home() == "b"
+    # Its account is limited for long, and another could serve: the client is told.
+    limited = world.request(at=1.0) >> begin
+    limited >> refused(quota(3600))
+    assert limited.tried[-1][0] == "b"
+    assert {label for label, *_ in limited.tried} == {"b"}
+    # Other conversations go on.
+    assert world.serve(Conversation(session="t"), at=2.0) == "a"
+
+
+def test_what_the_client_has_chosen_comes_first() -> None:
+    world = World("a", "b", "c")
+    world.pins.pin_session(key("b"), "s", 0.0)
+    facts = RequestFacts(provider=PROVIDER, kind="key", conversation=S, only=key("c"))
+    assert session_lease_of(facts, world.sessions, world.pins, 0.0).owner == key("c")
+
+
+def test_the_session_of_a_key() -> None:
+    for session in ("s", "s:t", "s:openai"):
+        assert session_of(session_key(session, "openai"), "openai") == session
+    assert session_of(session_key("s", "openai", "llama:free"), "openai") == "s"
+    assert session_of(session_key("s", "openai"), "azure") is None
+    assert session_of(session_key("s", "openai-eu"), "openai") is None

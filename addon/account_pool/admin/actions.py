@@ -25,10 +25,11 @@ from account_pool.core.errors import UnknownAccount
 from account_pool.core.instruments import Measured
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
-from account_pool.core.sessions import Sessions
+from account_pool.core.sessions import Pins, Sessions, session_key, session_of
 from account_pool.core.state import AccountState
 from account_pool.core.usage import Resets, Usages
 from account_pool.providers.base import Provider
+from account_pool.providers.sessions import known_as
 
 
 class PoolService(Protocol):
@@ -37,6 +38,7 @@ class PoolService(Protocol):
     Attributes:
         pool: its accounts.
         sessions: its conversations.
+        pins: which account alone can serve what.
         measured: how long requests took, and their results.
         usages: what each account has served.
         resets: what was left of windows when they were reset.
@@ -45,6 +47,7 @@ class PoolService(Protocol):
 
     pool: Pool
     sessions: Sessions
+    pins: Pins
     measured: Measured
     usages: Usages
     resets: Resets
@@ -148,10 +151,37 @@ class Actions:
     def close_session(self, key: str) -> None:
         """Forget a session: its next request goes to the account that the strategy selects.
 
+        Also where it was pinned. Raises ApiError.
+        """
+        known, pins = self.service.sessions.close_session(key), self.service.pins
+        for provider in self.service.pool.accounts.providers():
+            session = session_of(key, provider)
+            known |= session is not None and pins.unpin_session(provider, session)
+        if not known:
+            raise ApiError(404, "unknown_session", "there is no such session")
+
+    def pin_session(
+        self, provider: str, label: str, *, key: str = "", session: str = ""
+    ) -> tuple[AccountState, str]:
+        """Have one account alone serve a conversation; return it and the key of that.
+
+        Args:
+            key: as GET /sessions reports it.
+            session: the client's own id of it, instead; it need not have begun.
+
         Raises ApiError.
         """
-        if not self.service.sessions.close_session(key):
-            raise ApiError(404, "unknown_session", "there is no such session")
+        state, now = self.get(provider, label), self.service.now()
+        account = state.key
+        if key:
+            session = session_of(key, account.provider) or ""
+            if not session or self.service.sessions.peek(key, now) is None:
+                raise ApiError(404, "unknown_session", "this provider has no such session")
+        session = known_as(session)
+        self.service.pins.pin_session(account, session, self.service.wall_now())
+        made = session_key(session, account.provider)
+        self.service.sessions.bind(made, account, now)
+        return state, made
 
     # -- the steps of an addition
 

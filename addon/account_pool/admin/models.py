@@ -6,7 +6,7 @@ Nothing that was sent is repeated in an error.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import msgspec
 from pydantic import (
@@ -16,6 +16,7 @@ from pydantic import (
     StringConstraints,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from account_pool.admin.http import ApiError
@@ -64,6 +65,29 @@ class SessionKey(Shape):
     """One conversation."""
 
     key: Annotated[str, Field(min_length=1)] = Field(description="As reported by GET /sessions.")
+
+
+class PinnedSession(AccountName):
+    """One conversation, and the account that alone shall serve it."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        hide_input_in_errors=True,
+        json_schema_extra={"oneOf": [{"required": ["key"]}, {"required": ["session"]}]},
+    )
+
+    key: Annotated[str, Field(min_length=1)] = Field("", description="As GET /sessions reports it.")
+    session: Text = Field(
+        "", description="Instead of `key`: the client's own id; it need not have begun."
+    )
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if bool(self.key) is bool(self.session):
+            raise ValueError("send either key or session")
+        return self
 
 
 class _Query(BaseModel):
@@ -367,9 +391,11 @@ SCHEMAS: Mapping[str, Schema] = {
         next=_about(_COUNT, "pass it as ?since= in the next request")),
     "Session": _object(
         key=_TEXT, account=_KEY, used_at=_INSTANT, idle_s=_SECONDS,
+        pinned=_of("boolean", "this account alone serves it"),
         turns=_about(_COUNT, "requests in flight")),
     "Sessions": _object(
         sessions=_list(_ref("Session")), total=_about(_COUNT, "how many are known")),
+    "Pinned": _object(key=_about(_TEXT, "as GET /sessions reports it"), account=_KEY),
     "Closed": _object(closed=_TEXT),
     "Usage": _object(
         days=_list(_object(day=_DAY, account=_KEY, model=_TEXT, **_AMOUNTS)),

@@ -26,6 +26,7 @@ from account_pool.admin.models import (
     LinkCode,
     NewAccount,
     Nothing,
+    PinnedSession,
     ProviderName,
     SessionKey,
     SessionsQuery,
@@ -301,7 +302,19 @@ def _decision_view(decision: Decision, now: float) -> Json:
 @_at("/sessions", "Sessions", query=SessionsQuery)
 async def sessions(context: AdminContext, asked: SessionsQuery) -> Json:
     """The conversations bound to an account, most recently used first."""
-    return views.sessions_view(context.service.sessions, context.clocks(), asked.limit)
+    return views.sessions_view(
+        context.service.sessions, context.service.pins, context.clocks(), asked.limit
+    )
+
+
+@_at("/sessions/pin", "Pinned", body=PinnedSession, refusals=(404,))
+async def pin_session(context: AdminContext, asked: PinnedSession) -> Json:
+    """Have one account alone serve a conversation, until that is closed."""
+    state, key = context.actions.pin_session(
+        asked.provider, asked.label, key=asked.key, session=asked.session
+    )
+    _note(f"pinned a session to {state.key}")
+    return {"key": key, "account": str(state.key)}
 
 
 @_at("/sessions/close", "Closed", body=SessionKey, refusals=(404,))

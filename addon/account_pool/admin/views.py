@@ -17,7 +17,7 @@ from account_pool.core.accounts import summary
 from account_pool.core.cooldown import AccountVerdict, Cause, Cooldown
 from account_pool.core.headroom import Window, tightest_window
 from account_pool.core.pool import Pool
-from account_pool.core.sessions import Sessions
+from account_pool.core.sessions import Pins, Sessions, session_of
 from account_pool.core.state import AccountState
 
 Json = dict[str, Any]
@@ -214,7 +214,7 @@ def _seconds(duration: float) -> float:
 # -- sessions
 
 
-def sessions_view(sessions: Sessions, clocks: Clocks, limit: int) -> Json:
+def sessions_view(sessions: Sessions, pins: Pins, clocks: Clocks, limit: int) -> Json:
     """Return the sessions used last, the newest first, *limit* at most, and how many there are."""
     keys = list(sessions)[::-1][:limit]
     known = [(key, sessions.peek(key, clocks.now)) for key in keys]
@@ -225,11 +225,17 @@ def sessions_view(sessions: Sessions, clocks: Clocks, limit: int) -> Json:
             "used_at": clocks.iso(session.used_at),
             "idle_s": _seconds(clocks.now - session.used_at),
             "turns": session.in_flight,
+            "pinned": _is_pinned(key, session.account.provider, pins),
         }
         for key, session in known
         if session is not None
     ]
     return {"sessions": rows, "total": len(sessions)}
+
+
+def _is_pinned(key: str, provider: str, pins: Pins) -> bool:
+    session = session_of(key, provider) if pins.has_sessions else None
+    return session is not None and pins.is_pinned(provider, session)
 
 
 def sessions_by_account(sessions: Sessions, now: float) -> Mapping[AccountKey, int]:

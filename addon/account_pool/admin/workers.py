@@ -17,6 +17,7 @@ from prometheus_client.samples import Sample
 from account_pool.admin.http import ApiError
 from account_pool.admin.views import Json
 from account_pool.core.decisions import By
+from account_pool.core.sessions import session_of
 
 if TYPE_CHECKING:
     from account_pool.admin.routes import AdminContext
@@ -168,6 +169,14 @@ async def _disable(context: AdminContext, asked: Any) -> None:
     context.actions.disable(asked.provider, asked.label, By.PROXY)
 
 
+async def _pin_session(context: AdminContext, asked: Any) -> None:
+    account = context.actions.get(asked.provider, asked.label).key
+    # The other worker has checked the key; this one may not have heard of that conversation.
+    session = asked.session or session_of(asked.key, account.provider) or ""
+    if session:
+        context.actions.pin_session(asked.provider, asked.label, session=session)
+
+
 async def _close_session(context: AdminContext, asked: Any) -> None:
     context.actions.close_session(asked.key)
 
@@ -181,6 +190,7 @@ FOLLOWED: Mapping[str, Callable[[AdminContext, Any], Awaitable[None]]] = {
     "enable": _enable,
     "disable": _disable,
     "close_session": _close_session,
+    "pin_session": _pin_session,
 }
 
 

@@ -283,6 +283,38 @@ def select_next(
     return skip(provider, port)
 
 
+@app.command()
+def pin(
+    session: Annotated[
+        str,
+        typer.Argument(
+            help="A conversation, its beginning, or the tool's own id of it.", show_default=False
+        ),
+    ] = "",
+    account: Annotated[
+        str, typer.Argument(help="The account, as provider/label.", show_default=False)
+    ] = "",
+    *,
+    port: Port = DEFAULT_PORT,
+    off: Annotated[bool, typer.Option("--off", help="Pin it no more.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Keep a conversation on one account; without arguments, list the conversations.
+
+    A pinned one waits or is refused where its account cannot serve, and is never moved. For
+    all that a tool sends, see `run --account`.
+    """
+    from account_pool.cli import manage
+
+    if not session:
+        return manage.list_sessions(port, as_json=as_json)
+    if off is bool(account):
+        return fail("pin: write SESSION ACCOUNT, or SESSION --off", 2)
+    if off:
+        return manage.unpin(session, port, as_json=as_json)
+    return manage.pin(session, account, port, as_json=as_json)
+
+
 def _group(value: str) -> str:
     from account_pool.cli.history import GROUPS
 

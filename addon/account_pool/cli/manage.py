@@ -1,4 +1,4 @@
-"""`account-pool list`, `remove`, `enable`, `disable`, `clear` and `next`.
+"""`account-pool list`, `remove`, `enable`, `disable`, `clear`, `next` and `pin`.
 
 They ask the proxy that runs, with the admin token of this machine. Without one, `list` and
 `remove` work on the accounts file; the others change only what a proxy knows.
@@ -11,6 +11,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from account_pool.cli import api
 from account_pool.cli.accounts import added_file, find, how_to_add, read_accounts
 from account_pool.cli.check import accounts_table
@@ -20,6 +22,8 @@ from account_pool.cli.status import STATES
 from account_pool.config.accounts_file import command, shown
 from account_pool.config.edit import remove_account
 from account_pool.core.account import AccountKey
+from account_pool.core.decision_text import duration
+from account_pool.core.sessions import session_of
 
 #: What each command asks for, and what it says afterwards.
 _CHANGES = {
@@ -180,3 +184,77 @@ def _remove_from_file(key: AccountKey, named: Path | None, environ: Mapping[str,
         return fail(f"{key} is not in {shown(path)}")
     print(f"removed {key} from {shown(path)}; the previous file is {path.name}.bak")
     return 0
+
+
+# -- conversations
+
+
+def list_sessions(port: int, *, as_json: bool) -> int:
+    """Print a conversation a line, the one used last first. Returns 0, or 1."""
+    try:
+        value = api.ask(port, "/sessions")
+        rows = value["sessions"]
+    except api.NoAnswer as error:
+        return fail(error)
+    if as_json:
+        show_json(value)
+        return 0
+    if not rows:
+        note("no conversation is known; those of the last 30 minutes are")
+        return 0
+    table = Table(box=None, pad_edge=False)
+    for title in ("conversation", "account", "idle", ""):
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        pinned = "pinned" if row.get("pinned") else ""
+        table.add_row(row["key"], row["account"], duration(row["idle_s"]), pinned)
+    show(table)
+    return 0
+
+
+def pin(session: str, name: str, port: int, *, as_json: bool) -> int:
+    """Have the account called *name* alone serve *session*: a key, its beginning, or an id."""
+    try:
+        account = AccountKey.parse(name)
+        found = _key_of(session, account.provider, port)
+        which = {"session": session} if found is None else {"key": found}
+        body = {"provider": account.provider, "label": account.label, **which}
+        value = api.change(port, "/sessions/pin", body)
+    except (api.NoAnswer, ValueError) as error:
+        return fail(_why_not(error, name, port))
+    if as_json:
+        show_json(value)
+    else:
+        new = "; it has not begun yet, or is idle" if found is None else ""
+        print(f"{value['key']}: {value['account']} alone serves it{new}")
+    return 0
+
+
+def unpin(session: str, port: int, *, as_json: bool) -> int:
+    """Let *session* go where the strategy says. Returns 0, or 1."""
+    try:
+        value = api.change(port, "/sessions/close", {"key": _key_of(session, "", port) or session})
+    except (api.NoAnswer, ValueError) as error:
+        return fail(error)
+    if as_json:
+        show_json(value)
+    else:
+        print(f"{value['closed']}: its next request goes where the strategy says")
+    return 0
+
+
+def _key_of(session: str, provider: str, port: int) -> str | None:
+    """Return the key of the conversation that *session* is, or begins. Raises ValueError.
+
+    *provider*: of that provider; "" for any.
+    """
+    keys = [str(row["key"]) for row in api.ask(port, "/sessions?limit=10000")["sessions"]]
+    keys = [key for key in keys if not provider or session_of(key, provider) is not None]
+    begun = [key for key in keys if key.startswith(session)]
+    if session in begun or len(begun) == 1:
+        return session if session in begun else begun[0]
+    # The same conversation may have a key for each of its models.
+    shortest = min(begun, key=len, default=None)
+    if shortest is None or all(key.startswith(f"{shortest}:") for key in begun if key != shortest):
+        return shortest
+    raise ValueError(f"{len(begun)} conversations begin with {session}; write more of it")

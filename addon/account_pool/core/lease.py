@@ -74,6 +74,7 @@ class RequestFacts:
         socket: it opens a WebSocket: the models its messages will ask for are unknown.
         conversation: the conversation it belongs to.
         body_bytes: the size of its body, which is kept until it is served.
+        only: the account that its client has chosen for all that it sends.
     """
 
     provider: str
@@ -83,6 +84,7 @@ class RequestFacts:
     socket: bool = False
     conversation: Conversation = NO_CONVERSATION
     body_bytes: int = 0
+    only: AccountKey | None = None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

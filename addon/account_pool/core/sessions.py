@@ -58,13 +58,24 @@ def pin_of(provider: str, thing: str) -> str:
     return blake2b(f"{provider}\0{thing}".encode(errors="replace"), digest_size=16).hexdigest()
 
 
+#: Before the hash of a conversation that was pinned by hand.
+_BY_HAND = "session-"
+
+
+def _session_pin(provider: str, session: str) -> str:
+    return _BY_HAND + pin_of(provider, session)
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Pins:
     """Owners by the hash of what they made, least recently used first.
 
+    A conversation that a person has pinned to an account is one of its things, too.
+
     Attributes:
         max_pins: see MAX_PINS.
         changed: told the hash of each pin that is new or removed; quick, raises nothing.
+        has_sessions: whether a conversation may be pinned by hand.
     """
 
     max_pins: int = MAX_PINS
@@ -72,13 +83,16 @@ class Pins:
     _known: OrderedDict[str, tuple[AccountKey, float]] = field(default_factory=OrderedDict)
     #: named since `note_used`
     _named: set[str] = field(default_factory=set)
+    has_sessions: bool = False
 
     def __len__(self) -> int:
         return len(self._known)
 
     def remember(self, owner: AccountKey, thing: str, now: float) -> None:
         """Note that *owner* made *thing*."""
-        pin = pin_of(owner.provider, thing)
+        self._remember(pin_of(owner.provider, thing), owner, now)
+
+    def _remember(self, pin: str, owner: AccountKey, now: float) -> None:
         known = self._known.get(pin)
         self._known[pin] = (owner, now)
         self._known.move_to_end(pin)
@@ -88,13 +102,38 @@ class Pins:
 
     def owner(self, provider: str, thing: str) -> AccountKey | None:
         """Return who made *thing*, None if that is not known; it was used then."""
-        pin = pin_of(provider, thing)
+        return self._owner(pin_of(provider, thing))
+
+    def _owner(self, pin: str) -> AccountKey | None:
         known = self._known.get(pin)
         if known is None:
             return None
         self._known.move_to_end(pin)
         self._named.add(pin)
         return known[0]
+
+    # -- conversations that were pinned by hand
+
+    def pin_session(self, owner: AccountKey, session: str, now: float) -> None:
+        """Have *owner* alone serve the conversation *session*."""
+        self.has_sessions = True
+        self._remember(_session_pin(owner.provider, session), owner, now)
+
+    def unpin_session(self, provider: str, session: str) -> bool:
+        """Undo that; return whether it was pinned."""
+        pin = _session_pin(provider, session)
+        known = self._known.pop(pin, None) is not None
+        if known:
+            self.changed(pin)
+        return known
+
+    def session_owner(self, provider: str, session: str) -> AccountKey | None:
+        """Return the account that the conversation *session* is pinned to, if any."""
+        return self._owner(_session_pin(provider, session))
+
+    def is_pinned(self, provider: str, session: str) -> bool:
+        """Say whether that conversation is pinned, without using the pin."""
+        return _session_pin(provider, session) in self._known
 
     def note_used(self, now: float) -> None:
         """Count those that were named as used now: the store forgets what nobody uses."""
@@ -130,6 +169,7 @@ class Pins:
             if known is None or known[1] < used_at:
                 self._known[pin] = (AccountKey.parse(owner), used_at)
                 self._known.move_to_end(pin)
+                self.has_sessions |= pin.startswith(_BY_HAND)
         self._make_room()
 
     def drop(self, gone: Mapping[str, float], now: float, wall_now: float) -> None:
@@ -398,6 +438,15 @@ def session_key(session: str, provider: str, model: str | None = None) -> str:
     return f"{session}:{provider}" if model is None else f"{session}:{provider}:{model}"
 
 
+def session_of(key: str, provider: str) -> str | None:
+    """Return the session that `session_key` made *key* of; None if it is of another provider."""
+    end = f":{provider}"
+    if key.endswith(end):
+        return key.removesuffix(end)
+    session, found, _model = key.partition(f"{end}:")
+    return session if found else None
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class SessionLease:
     """What the sessions and pins say of one request.
@@ -494,8 +543,12 @@ def session_lease_of(
     """Return the session lease of the request with these *facts*."""
     conversation = facts.conversation
     provider = facts.provider
-    owners = (pins.owner(provider, thing) for thing in conversation.named)
-    owner = next((owner for owner in owners if owner is not None), None)
+    owner = facts.only
+    if owner is None and pins.has_sessions and conversation.session is not None:
+        owner = pins.session_owner(provider, conversation.session)
+    if owner is None:
+        owners = (pins.owner(provider, thing) for thing in conversation.named)
+        owner = next((owner for owner in owners if owner is not None), None)
     near = None if conversation.sticky is None else pins.owner(provider, conversation.sticky)
     if conversation.session is None:
         return SessionLease(owner=owner, near=near)

@@ -154,7 +154,12 @@ def _of_metadata(metadata: msgspec.Raw) -> str | None:
 
 
 def _known_as(session: str | None) -> str | None:
-    return session if session is None or _ID.fullmatch(session) else hashed(session)
+    return None if session is None else known_as(session)
+
+
+def known_as(session: str) -> str:
+    """Return what the conversation with this id of the client is known by."""
+    return session if _ID.fullmatch(session) else hashed(session)
 
 
 def hashed(session: str) -> str:
