@@ -67,5 +67,5 @@ def test_an_account_that_is_not_there(pool):
 def test_a_restart_forgives_what_a_provider_said_long_ago_only(pool, signal, kept):
     pool.health.mark_failure(KEY, refusal(signal), now=0.0)
     later = FORGIVEN_S + 1.0
-    saved = forgiven(snapshot.take(pool.accounts, now=0.0, wall_now=0.0), later)
+    saved = forgiven(snapshot.take(pool.accounts, wall_now=0.0, ahead=0.0), later)
     assert (saved.accounts[0].disabled is not None) is kept

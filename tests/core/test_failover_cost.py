@@ -24,7 +24,7 @@ def observe(pool: Pool, lease: Lease, now: float) -> None:
     """Both windows of a model, one of which is over when the next response comes."""
     model = lease.facts.model
     windows = [
-        Window("requests", 0.5, now, model, now + 60.0),
+        Window("requests", 0.0, now, model, now + 60.0),
         Window("tokens", 0.5, now, model, now + 0.005),
     ]
     pool.health.observe_headroom(lease.key, windows, now=now, lease=lease)

@@ -127,7 +127,7 @@ def test_another_reserve_counts_at_once_and_by_hand_it_is_forgotten() -> None:
 def test_it_outlives_a_restart() -> None:
     pool = pool_of(keeper(w5h=0.15))
     pool.health.observe_headroom(key("a"), [window(0.1)], now=0.0)
-    kept = snapshot.take(pool.accounts, now=0.0, wall_now=1000.0)
+    kept = snapshot.take(pool.accounts, wall_now=1000.0, ahead=1000.0)
     again = pool_of(keeper(w5h=0.15))
     snapshot.restore(again.accounts, kept, now=50.0, wall_now=1100.0)
     assert order(again, 50.0) == []

@@ -41,7 +41,7 @@ A = key("a")
 
 
 def kept(pool: Pool, now: float, wall_now: float = WALL) -> PoolSnapshot:
-    return snapshot.take(pool.accounts, now=now, wall_now=wall_now)
+    return snapshot.take(pool.accounts, wall_now=wall_now, ahead=wall_now - now)
 
 
 def again(saved: PoolSnapshot, now: float, wall_now: float, *labels: str) -> Pool:
@@ -96,7 +96,7 @@ def test_a_row_that_was_read_is_written_back_as_it_was(until, ahead, others) -> 
     row = kept(pool, 0.0, ahead).accounts[0]
     restored = again(PoolSnapshot(accounts=(row,)), others, ahead, "a")
     assert kept(restored, others, ahead).accounts[0].cooldowns.keys() == {None}
-    (back,) = snapshot.take(restored.accounts, [A], now=others, wall_now=ahead).accounts
+    (back,) = snapshot.take(restored.accounts, [A], wall_now=ahead, ahead=ahead - others).accounts
     assert back == row
 
 
@@ -246,6 +246,9 @@ def test_what_two_know_of_a_cooldown(base, mine, theirs, expected) -> None:
 
     merged = merge(account(base), account(mine), account(theirs))
     assert merged.cooldowns == ({None: expected} if expected else {})
+    if base == theirs:
+        both = account(base)
+        assert merge(both, account(mine), both) == merged
 
 
 def test_counters_add_up() -> None:

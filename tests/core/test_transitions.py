@@ -181,10 +181,10 @@ def test_another_proxy_has_learnt_it_and_released_it() -> None:
     one, other = pool_of("a"), pool_of("a")
     one.health.mark_cooldown(A, rate_limit(60.0), now=0.0)
     for pool, at in ((one, 1.0), (one, 2.0)):
-        saved = snapshot.take(pool.accounts, now=at, wall_now=WALL + at)
+        saved = snapshot.take(pool.accounts, wall_now=WALL + at, ahead=WALL)
         snapshot.restore(other.accounts, saved, now=at, wall_now=WALL + at, by=By.PROXY)
     one.accounts.clear_cooldown(A, now=3.0)
-    saved = snapshot.take(one.accounts, now=3.0, wall_now=WALL + 3.0)
+    saved = snapshot.take(one.accounts, wall_now=WALL + 3.0, ahead=WALL)
     snapshot.restore(other.accounts, saved, now=3.0, wall_now=WALL + 3.0, by=By.PROXY)
     assert told(other) == [
         "cooldown a by another proxy, ended by another proxy",
@@ -269,7 +269,7 @@ class RecordedPool(RuleBasedStateMachine):
 
     @rule()
     def save(self) -> None:
-        self.saved.append(snapshot.take(self.pool.accounts, now=self.now, wall_now=WALL + self.now))
+        self.saved.append(snapshot.take(self.pool.accounts, wall_now=WALL + self.now, ahead=WALL))
 
     @precondition(lambda self: self.saved)
     @rule(which=st.integers(0, 5), slept=moments)

@@ -184,7 +184,7 @@ def test_what_is_restored_at_the_start_is_told_elsewhere():
     told = Told("one")
     now = told.clock.now()
     told.pool.health.mark_cooldown(told.keys[0], QUOTA, now=now)
-    saved = snapshot.take(told.pool.accounts, now=now, wall_now=now)
+    saved = snapshot.take(told.pool.accounts, wall_now=now, ahead=0.0)
     other = Told("one")
     snapshot.restore(other.pool.accounts, saved, now=now, wall_now=now)
     assert other.lines == []

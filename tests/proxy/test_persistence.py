@@ -108,6 +108,23 @@ async def test_what_was_written_is_there_without_an_ending(begin: Begin, clock: 
     assert cools(again) == 0
 
 
+def test_what_has_not_changed_is_taken_as_the_objects_it_was(
+    begin: Begin, clock: FakeClock
+) -> None:
+    """An account may cool for a hundred models: then nobody has to compare them."""
+    service, kept = begin()
+    limit(service)
+    cooldowns = []
+    for seconds in (0.1, 0.7, 1e5):
+        clock.advance(seconds)
+        service.pool.accounts.mark_dirty(ONE)
+        batch = kept.pending.take(in_flight=False)
+        assert batch is not None
+        [account] = [one for one in batch.accounts if one.key == ONE]
+        cooldowns.append(account.cooldowns[None])
+    assert cooldowns[0] is cooldowns[1] is cooldowns[2]
+
+
 def test_all_accounts_are_in_it_from_the_start(begin: Begin, path: Path) -> None:
     begin()
     with closing(sqlite3.connect(path)) as other:
@@ -139,7 +156,7 @@ async def test_it_writes_by_itself_when_something_has_changed(begin: Begin, path
     kept.start()
     limit(service)
     other = SqliteState(path)
-    unknown = snapshot.take(service_of("one").pool.accounts, now=0, wall_now=0).accounts
+    unknown = snapshot.take(service_of("one").pool.accounts, wall_now=0, ahead=0).accounts
     while not other.exchange(unknown, [ONE], wall_now=0).accounts[0].cooldowns:
         # The other thread writes meanwhile.
         await asyncio.sleep(0)

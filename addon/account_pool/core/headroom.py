@@ -153,7 +153,7 @@ class HeadroomSnapshot(NamedTuple):
         _, share, reset_at, spent, _, spent_changes_at, _ = self
         if None in [window.model for window in changed]:
             share, reset_at = _tightest(w for w in known.values() if w.model is None)
-        if spent or min([window.share for window in changed], default=1.0) < SPENT_SHARE:
+        if spent or [w for w in changed if w.share < SPENT_SHARE and w.long]:
             over = [w for w in known.values() if w.share < SPENT_SHARE and w.long]
             spent = frozenset([window.model for window in over])
             spent_changes_at = min([window.expires_at for window in over], default=inf)

@@ -91,16 +91,17 @@ class PoolSnapshot:
 
 
 def take(
-    accounts: Accounts, keys: Iterable[AccountKey] | None = None, *, now: float, wall_now: float
+    accounts: Accounts, keys: Iterable[AccountKey] | None = None, *, wall_now: float, ahead: float
 ) -> PoolSnapshot:
     """Return what is to be kept of the accounts *keys*, those that are here; None: of all.
 
     Args:
-        wall_now: *now* in seconds since the epoch: what is kept outlives our clock.
+        wall_now: now, seconds since the epoch: what is kept outlives our clock.
+        ahead: what that clock is ahead of ours, seconds. Rows are known again as long as it
+            stays the same to the last bit.
     """
     wanted = [state.key for state in accounts] if keys is None else keys
     states = [state for key in wanted if (state := accounts.find(key)) is not None]
-    ahead = wall_now - now
     return PoolSnapshot(
         accounts=tuple(of_state(state, accounts.owners.of(state.key), ahead) for state in states),
         wall_at=wall_now,
@@ -268,6 +269,8 @@ def merge(
     """
     if theirs is None:
         return mine
+    if theirs is base and len(mine.source) >= len(theirs.source):
+        return mine  # only this proxy has written: an account may cool for a hundred models
     if base is None:
         base = AccountSnapshot(key=mine.key)
     served = theirs.served + mine.served - base.served

@@ -20,6 +20,7 @@ from account_pool.core.sessions import Pins, Sessions
 from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot
 from account_pool.core.usage import Counted, CountKey
 from account_pool.proxy.service import Service
+from account_pool.proxy.store_access import StoreClock
 from account_pool.store.store import (
     Numbered,
     Row,
@@ -276,7 +277,7 @@ class PendingWrites:
 
     Args:
         service: what has them.
-        wall: returns now, on the clock of the store.
+        clock: that of the store.
         changed: called after each change.
         urgent: called after one that must not be lost.
 
@@ -290,13 +291,13 @@ class PendingWrites:
     def __init__(
         self,
         service: Service,
-        wall: Callable[[], float],
+        clock: StoreClock,
         changed: Callable[[], None],
         urgent: Callable[[], None],
     ) -> None:
         self._service = service
         self._accounts = service.pool.accounts
-        self._wall = wall
+        self._clock, wall = clock, clock.wall
         self._changed = changed
         self._urgent = urgent
         self.push: Callable[[Mapping[str, list[Row]]], object] | None = None
@@ -350,13 +351,13 @@ class PendingWrites:
             return None
         accounts.dirty.clear()
         accounts.urgent = False
-        wall = self._wall()
+        wall = self._clock.wall()
         return Batch(
             wall_at=wall,
             number=self._number if self._counts else None,
             gone=self._gone(dirty),
             accounts=snapshot.take(
-                accounts, dirty, now=self._service.now(), wall_now=wall
+                accounts, dirty, wall_now=wall, ahead=self._clock.ahead
             ).accounts,
             in_flight=[
                 (key, state.in_flight if (state := accounts.find(key)) else 0)

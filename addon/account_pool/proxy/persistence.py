@@ -117,9 +117,7 @@ class Persistence:
         self._waiting: list[asyncio.Future[None]] = []
         self._used_at = now() + USED_S
         self._sweep_at = self._beat_at = now()
-        self.pending = PendingWrites(
-            service, self._clock.wall, self._note_change, self._note_urgent
-        )
+        self.pending = PendingWrites(service, self._clock, self._note_change, self._note_urgent)
 
     # -- start and end
 
@@ -328,7 +326,7 @@ class Persistence:
         if not news:
             return
         wall = self._clock.wall()
-        present = snapshot.take(self._accounts, news, now=self._now(), wall_now=wall)
+        present = snapshot.take(self._accounts, news, wall_now=wall, ahead=self._clock.ahead)
         merged = tuple(merge(before[a.key], a, news[a.key]) for a in present.accounts)
         merged_at = PoolSnapshot(accounts=merged, wall_at=saved.wall_at)
         snapshot.restore(self._accounts, merged_at, now=self._now(), wall_now=wall, by=by)
@@ -386,7 +384,8 @@ class Persistence:
         if abs(ahead - clock.ahead) < CLOCK_STEP_S:
             return
         now = self._now()
-        saved = snapshot.take(self._accounts, now=now, wall_now=now + clock.ahead)
+        wall = now + clock.ahead
+        saved = snapshot.take(self._accounts, wall_now=wall, ahead=clock.ahead)
         clock.ahead = ahead
         snapshot.restore(self._accounts, saved, now=now, wall_now=now + ahead, by=By.CLOCK)
 

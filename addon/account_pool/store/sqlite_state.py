@@ -124,13 +124,18 @@ def write_account(
     )
     before = found.cooldowns if found else {}
     after = account.cooldowns
-    # An account may cool for a hundred models: what stays as it is costs nothing.
-    if ended := [(name, _quoted(model)) for model, c in before.items() if c != after.get(model)]:
+    # An account may cool for a hundred models: what stays as it is, mostly the same object,
+    # costs nothing.
+    if ended := [
+        (name, _quoted(model))
+        for model, c in before.items()
+        if c is not (now := after.get(model)) and c != now
+    ]:
         connection.executemany("DELETE FROM cooldowns WHERE account = ? AND model IS ?", ended)
     if new := [
         (name, _quoted(c.model), c.since, c.until, c.streak, _cause_text(c.cause, c.probed_at))
         for model, c in after.items()
-        if c != before.get(model)
+        if c is not (was := before.get(model)) and c != was
     ]:
         connection.executemany("INSERT INTO cooldowns VALUES (?, ?, ?, ?, ?, ?)", new)
 
