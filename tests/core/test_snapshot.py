@@ -92,7 +92,7 @@ def test_it_selects_the_same_accounts_at_every_later_time(learnt, away, later) -
 def test_a_row_that_was_read_is_written_back_as_it_was(until, ahead, others) -> None:
     pool = pool_of("a", now=0.0)
     pool.health.mark_cooldown(A, rate_limit(until), now=0.0)
-    pool.health.observe_headroom(A, [window(0.5, reset_at=until + 1e6)], now=0.0)
+    pool.accounts.observe_headroom(A, [window(0.5, reset_at=until + 1e6)], now=0.0)
     row = kept(pool, 0.0, ahead).accounts[0]
     restored = again(PoolSnapshot(accounts=(row,)), others, ahead, "a")
     assert kept(restored, others, ahead).accounts[0].cooldowns.keys() == {None}
@@ -110,7 +110,7 @@ def test_causes_streaks_counters_owner_and_headroom_are_kept() -> None:
     hours = window(0.25, told_at=100.0, reset_at=160.0)
     tokens = window(0.5, name="tokens", model="gpt-5", told_at=100.0, limit=8.0, remaining=4.0)
     over = window(0.1, name="7d", told_at=100.0, reset_at=104.0)
-    pool.health.observe_headroom(A, [hours, tokens, over], now=100.0)
+    pool.accounts.observe_headroom(A, [hours, tokens, over], now=100.0)
     # Five seconds later, by another clock.
     restored = again(kept(pool, 100.0), 10.0, WALL + 5, "a")
     state = restored.accounts.get(A)

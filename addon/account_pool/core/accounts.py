@@ -19,6 +19,7 @@ from account_pool.core.credential import Credential, are_of_others, fingerprint
 from account_pool.core.decisions import By, Decisions, Kind
 from account_pool.core.errors import DuplicateAccount, UnknownAccount
 from account_pool.core.headroom import UNKNOWN, Window, reserved
+from account_pool.core.lease import Lease
 from account_pool.core.members import Members, Owners
 from account_pool.core.outcome import Outcome, OutcomeClass
 from account_pool.core.selection import POLICIES, SelectionPolicy
@@ -61,6 +62,7 @@ class Accounts:
             as it was told last: what was left of it is lost.
         on_change: called with a provider, and now: waiting requests may go on.
         on_removal: called with a provider: some may wait in vain from now on.
+        on_urgent: called when *urgent* is set, perhaps again.
     """
 
     def __init__(self, strategy: str) -> None:
@@ -77,6 +79,7 @@ class Accounts:
         self.on_reset: Callable[[AccountKey, Window], None] = lambda _key, _window: None
         self.on_change: Callable[[str, float], None] = lambda _provider, _now: None
         self.on_removal: Callable[[str], None] = lambda _provider: None
+        self.on_urgent: Callable[[], None] = lambda: None
         self._positions = count()
         self._listeners: list[Callable[[], None]] = []
 
@@ -154,6 +157,7 @@ class Accounts:
         members.failures.bare.discard(key)
         del members.by_label[key.label]
         state.removed = True
+        state.epoch += 1
         self.owners.forget(key)
         for decision in self.decisions.all_lasting(key, now):
             self.decisions.end(decision.number, By.REMOVAL, now)
@@ -213,7 +217,7 @@ class Accounts:
             state.doubtful = False
             state.pending = state.account.enabled
             _forget(self.members[key.provider], change)
-            state.renewed_at = now
+            state.epoch += 1
             state.served_at = state.refreshed_at = -inf
 
     def set_credentials(
@@ -255,8 +259,8 @@ class Accounts:
                     change.enable()
             return
         members.place(state, now)
-        # Nothing of this is saved.
-        self._notify()
+        for listener in tuple(self._listeners):
+            listener()  # and not dirty: nothing of this is saved
         self.on_change(key.provider, now)
 
     def set_strategy(self, strategy: str, *, now: float) -> None:
@@ -337,6 +341,7 @@ class Accounts:
             self.starved.add(state.key)
         if state.share < limit:
             self.urgent = True
+            self.on_urgent()
             self.mark_dirty(state.key)
 
     # -- how they change
@@ -355,7 +360,9 @@ class Accounts:
         try:
             yield Transition(state, self.decisions, by, now)
         finally:
-            self.urgent = self.urgent or by not in _NOT_URGENT
+            if by not in _NOT_URGENT:
+                self.urgent = True
+                self.on_urgent()
             self.members[state.key.provider].place(state, now)
             self.mark_dirty(state.key)
             if alone:
@@ -369,9 +376,6 @@ class Accounts:
     def mark_dirty(self, key: AccountKey) -> None:
         """*key* is no longer as it was saved."""
         self.dirty.add(key)
-        self._notify()
-
-    def _notify(self) -> None:
         for listener in tuple(self._listeners):
             listener()
 
@@ -382,6 +386,36 @@ class Accounts:
         """
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
+
+    def observe_headroom(
+        self,
+        key: AccountKey,
+        windows: Iterable[Window],
+        *,
+        now: float,
+        lease: Lease | None = None,
+    ) -> None:
+        """Note what *key* has left: a response has told of *windows*. Raises UnknownAccount.
+
+        Args:
+            lease: of the request that was answered. If the account has got another
+                credential since, was removed, or is another one of this name, nothing is
+                learnt.
+        """
+        state = self.get(key) if lease is None else lease.state
+        if lease is not None and lease.epoch != lease.state.epoch:
+            return
+        members = self.members[key.provider]
+        if state.headroom.changes_at <= now:
+            members.reset(state, now)
+        was, state.headroom = state.headroom, state.headroom.updated(windows, now)
+        kept = bool(state.reserved or state.account.reserve)
+        if kept:
+            self.update_reserve(state, now)
+        # Reported by every response; mostly no account changes its place for it.
+        if kept or members.policy.by_headroom or was.spent or state.headroom.spent:
+            members.place(state, now)
+        self.dirty.add(key)
 
     def update_reserve(self, state: AccountState, now: float) -> None:
         """Work out anew what the reserve of *state* keeps back."""

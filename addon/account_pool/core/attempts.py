@@ -265,7 +265,9 @@ class Attempts:
         """The committed response has ended, or the client hung up when it had enough."""
         self._expect(Phase.COMMITTED)
         self.end(now)
-        self._return(OK, now)
+        lease, self.lease = self.lease, None
+        if lease is not None:
+            self.pool.release(lease, OK, now=now)
 
     def refused_late(self, outcome: Outcome, now: float) -> None:
         """A committed response has ended in a refusal: it went on unchanged, the pool learns.
@@ -274,7 +276,7 @@ class Attempts:
         May come when all is over.
         """
         lease = self.served_by
-        if lease is None or not lease.is_current:
+        if lease is None or lease.epoch != lease.state.epoch:
             return
         outcome = outcome.masked(lease.credential.secret)
         if outcome.is_limit:

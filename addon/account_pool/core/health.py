@@ -8,7 +8,7 @@ disprove both. How long a cooldown lasts is decided in `cooldown.py`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
@@ -28,7 +28,6 @@ from account_pool.core.cooldown import (
 from account_pool.core.credential import Credential, fingerprint
 from account_pool.core.decisions import By
 from account_pool.core.errors import UnknownAccount
-from account_pool.core.headroom import Window
 from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.members import RecentFailures
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
@@ -77,7 +76,7 @@ class PassiveHealth:
 
     def learn(self, lease: Lease, outcome: Outcome, *, now: float) -> bool:
         """Learn from the refusal *outcome* of *lease*; say if its account has changed for it."""
-        if not lease.is_current:
+        if lease.epoch != lease.state.epoch:
             return False
         if is_about_account(outcome):
             return self.suspect(lease, outcome, now=now).verdict is not None
@@ -183,7 +182,7 @@ class PassiveHealth:
         model = model or lease.facts.model
         suspect = Suspect(lease, outcome, model)
         state = lease.state
-        if not lease.is_current or _is_outdated(state, outcome, lease.credential):
+        if lease.epoch != lease.state.epoch or _is_outdated(state, outcome, lease.credential):
             return suspect
         _note_refused(state, outcome)
         about = covered(outcome, model)
@@ -212,7 +211,7 @@ class PassiveHealth:
     def convict(self, suspect: Suspect, *, now: float) -> None:
         """Another account has served what the account refused."""
         lease = suspect.lease
-        if suspect.verdict is not None and lease.is_current:
+        if suspect.verdict is not None and lease.epoch == lease.state.epoch:
             self.mark_failure(
                 lease.key,
                 suspect.outcome,
@@ -229,7 +228,7 @@ class PassiveHealth:
         if (
             outcome.names_credential
             and suspect.verdict is not None
-            and lease.is_current
+            and lease.epoch == lease.state.epoch
             and not _is_outdated(lease.state, outcome, lease.credential)
         ):
             self.cool_down(lease, outcome, suspect.model, now)
@@ -288,36 +287,6 @@ class PassiveHealth:
             covering = lease.state.cooldowns.covering(model)
             change.end_cooldowns(lambda c: not c.overtook(started_at), among=covering)
             change.end_verdicts(lambda v: covers(v.covered, model) and started_at >= v.since)
-
-    def observe_headroom(
-        self,
-        key: AccountKey,
-        windows: Iterable[Window],
-        *,
-        now: float,
-        lease: Lease | None = None,
-    ) -> None:
-        """Note what *key* has left: a response has told of *windows*. Raises UnknownAccount.
-
-        Args:
-            lease: of the request that was answered. If the account has got another
-                credential since, was removed, or is another one of this name, nothing is
-                learnt.
-        """
-        state = self.accounts.get(key) if lease is None else lease.state
-        if lease is not None and not lease.is_current:
-            return
-        members = self.accounts.members[key.provider]
-        if state.headroom.changes_at <= now:
-            members.reset(state, now)
-        was, state.headroom = state.headroom, state.headroom.updated(windows, now)
-        kept = bool(state.reserved or state.account.reserve)
-        if kept:
-            self.accounts.update_reserve(state, now)
-        # Reported by every response; mostly no account changes its place for it.
-        if kept or members.policy.by_headroom or was.spent or state.headroom.spent:
-            members.place(state, now)
-        self.accounts.dirty.add(key)
 
     def learn_owner(self, key: AccountKey, owner: str) -> None:
         """Note whose limits *key* runs into; its owner's other accounts share them."""

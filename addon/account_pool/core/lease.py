@@ -97,6 +97,8 @@ class Lease:
         credential: what is sent to the provider.
         facts: the request it is for.
         started_at: monotonic seconds.
+        epoch: that of *state* then. Once it has another, this lease teaches nothing: the
+            account was removed, or has another credential.
         began_at: when the first byte of an answer came, monotonic seconds.
         returned: set by `Pool.release`, exactly once.
         answered: its answer has begun and is good.
@@ -111,20 +113,13 @@ class Lease:
     credential: Credential
     facts: RequestFacts
     started_at: float
+    epoch: int
     began_at: float | None = None
     returned: bool = False
     answered: bool = False
     ramps: tuple[Ramp, ...] = ()
     probe: bool = False
     last_resort: bool = False
-
-    @property
-    def is_current(self) -> bool:
-        """Whether its response still says something of its account.
-
-        Not once that is removed, or its owner has written another credential.
-        """
-        return not self.state.removed and self.started_at >= self.state.renewed_at
 
     @property
     def asked_anyway(self) -> bool:

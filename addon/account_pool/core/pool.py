@@ -189,7 +189,9 @@ class Pool:
             state = self.pick(facts, now=now, avoid=avoid, only=only)
         if state is None:
             raise self.shortage(facts, now=now, avoid=avoid, only=only)
-        return self._lease(state, facts, now, chosen=only is None)
+        if only is None:
+            self._members[facts.provider].policy.chosen(state)
+        return self._lease(state, facts, now)
 
     def acquire_anyway(
         self,
@@ -214,9 +216,11 @@ class Pool:
             first: the request was not sent yet.
         """
         state = self.pick(facts, now=now, avoid=avoid, only=only, heed_ramps=False)
-        if state is not None:
-            return self._lease(state, facts, now, chosen=only is None)
         members = self._members[facts.provider]
+        if state is not None:
+            if only is None:
+                members.policy.chosen(state)
+            return self._lease(state, facts, now)
         nobody = self.shortage(facts, now=now, avoid=avoid, only=only)
         if nobody.last_resort is not None and (first or nobody.retry_at is None):
             state = members.by_label[nobody.last_resort.label]
@@ -292,7 +296,7 @@ class Pool:
             return
         members = self._members[lease.key.provider]
         members.failures.served(lease, now)
-        if lease.started_at >= state.renewed_at:  # `is_current`, without its call
+        if lease.epoch == state.epoch:
             state.served_at = now
             if state.cooldowns or state.verdicts:
                 members.failures.bare.discard(state.key)
@@ -325,7 +329,7 @@ class Pool:
         state.in_flight -= 1
         state.running.pop(id(lease), None)
         if is_good:
-            state.served += lease.started_at >= state.renewed_at
+            state.served += lease.epoch == state.epoch
         elif outcome is not None and self.health.learn(lease, outcome, now=now):
             return
         provider = lease.key.provider
@@ -340,7 +344,6 @@ class Pool:
         facts: RequestFacts,
         now: float,
         *,
-        chosen: bool = False,
         probe: bool = False,
         last_resort: bool = False,
     ) -> Lease:
@@ -355,9 +358,7 @@ class Pool:
             ramps = members.ramps_of(state, facts.model, now)
             for ramp in ramps:
                 ramp.sent()
-        lease = self._start(
-            state, facts, now, ramps, chosen=chosen, probe=probe, last_resort=last_resort
-        )
+        lease = self._start(state, facts, now, ramps, probe=probe, last_resort=last_resort)
         if moved:
             members.place(state, now)
         return lease
@@ -371,14 +372,11 @@ class Pool:
         *,
         probe: bool,
         last_resort: bool,
-        chosen: bool = False,
     ) -> Lease:
         """Note the start of a request on *state*, which counts it in flight already."""
         members = self._members[facts.provider]
         if state.account.min_interval_s:
             state.next_start_at = now + state.account.min_interval_s * self.accounts.proxies
-        if chosen:
-            members.policy.chosen(state)
         self._place(state, members, now)
         if state.account.max_concurrent is not None and state.full:
             self.accounts.note_share_used(state)
@@ -389,6 +387,7 @@ class Pool:
             credential=state.credentials[facts.kind],
             facts=facts,
             started_at=now,
+            epoch=state.epoch,
             ramps=ramps,
             probe=probe,
             last_resort=last_resort,
@@ -483,13 +482,14 @@ class Pool:
 
     def _serve(self, ticket: Ticket, now: float) -> Lease | None:
         facts, avoid, home = ticket.facts, ticket.avoid, ticket.home
-        state, chosen = None, False
+        state = None
         if home is not None and ticket.only is None:
             state = self.pick(facts, now=now, avoid=avoid, only=home)
         if state is None or state.is_suspect(facts.model):
             state = self.pick(facts, now=now, avoid=avoid, only=ticket.only)
-            chosen = ticket.only is None
-        return None if state is None else self._lease(state, facts, now, chosen=chosen)
+            if state is not None and ticket.only is None:
+                self._members[facts.provider].policy.chosen(state)
+        return None if state is None else self._lease(state, facts, now)
 
     def _let_go_on(self, provider: str, now: float) -> None:
         """Admit whom we can; call those whose wait has become shorter, or vain."""

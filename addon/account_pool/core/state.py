@@ -67,7 +67,7 @@ class AccountState:
         disabled: why an operator must act; None while in use.
         disabled_at: since when, monotonic seconds.
         refused: fingerprint of the credentials that a 401 was about last; "" if none was.
-        renewed_at: when its owner last wrote another credential, monotonic seconds.
+        epoch: one more each time its owner writes another credential, and when it is removed.
         headroom: what is left of its allowances, as far as responses have reported it.
         forgotten_at: when a long window was forgotten last, because it was reset or by hand,
             monotonic seconds.
@@ -111,7 +111,7 @@ class AccountState:
     disabled: Cause | None = None
     disabled_at: float = -inf
     refused: str = ""
-    renewed_at: float = -inf
+    epoch: int = 0
     headroom: HeadroomSnapshot = UNKNOWN
     forgotten_at: float = -inf
     asked_at: float = -inf

@@ -136,7 +136,7 @@ def _bench(
     Returns what is open where it may be the account's own fault.
     """
     health, by, suspect = attempts.pool.health, By.SOCKET, None
-    if not lease.is_current:
+    if lease.epoch != lease.state.epoch:
         return None
     if is_about_account(outcome):
         suspect = health.suspect(lease, outcome, now=now, model=model, by=by)

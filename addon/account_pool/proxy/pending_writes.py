@@ -313,6 +313,7 @@ class PendingWrites:
         }
         for counter in service.counters.values():
             counter.changed = changed
+        self._accounts.on_urgent = urgent
         self.unsubscribe = self._accounts.subscribe(changed)
 
     def begin(self, tables: Mapping[str, list[Row]]) -> None:

@@ -117,7 +117,7 @@ class Persistence:
         self._waiting: list[asyncio.Future[None]] = []
         self._used_at = now() + USED_S
         self._sweep_at = self._beat_at = now()
-        self.pending = PendingWrites(service, self._clock, self._note_change, self._note_urgent)
+        self.pending = PendingWrites(service, self._clock, self._dirty.set, self._note_urgent)
 
     # -- start and end
 
@@ -195,11 +195,6 @@ class Persistence:
         sums = await self._in_thread(lambda: store.read_counts(name)) if store else {}
         add_to(sums, waiting)
         return sums
-
-    def _note_change(self) -> None:
-        self._dirty.set()
-        if self._accounts.urgent:
-            self._urgent.set()
 
     def _note_urgent(self) -> None:
         self._dirty.set()

@@ -222,7 +222,8 @@ class ResponseReader:
             return None, None
         if self.encoding:
             body, tail = self._unpacked(body, tail)
-        return of_answer(body, tail), self._refused_at_its_end(body, tail)
+        refused = self._refused_at_its_end(body, tail)
+        return of_answer(body, tail), refused
 
     def _unpacked(
         self, body: bytes | bytearray, tail: bytes | bytearray
