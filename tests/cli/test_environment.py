@@ -11,11 +11,14 @@ from account_pool.cli.environment import (
     BUNDLE_VARIABLES,
     TOOLS,
     Trust,
+    is_proxy,
     missing,
     placeholders,
+    proxy_url,
     tool_of,
     variables,
     without_hosts,
+    without_own_proxy,
 )
 from account_pool.providers.base import HostRule
 from account_pool.providers.registry import BUILT_IN
@@ -145,3 +148,17 @@ def test_a_placeholder_is_of_the_kind_its_account_has(tool):
         provider = BUILT_IN[needed.provider]
         for value in needed.variables.values():
             assert provider.misplaced(value) is None
+
+
+def test_a_proxy_is_the_same_by_whatever_user_name():
+    own = "http://127.0.0.1:8080"
+    url = proxy_url(own, ["openai/work", "anthropic/me"])
+    assert url == "http://openai%2Fwork%2Canthropic%2Fme:pool@127.0.0.1:8080"
+    assert proxy_url(own, []) == own
+    assert is_proxy(url, own)
+    assert is_proxy(f"{own}/", own)
+    assert not is_proxy("http://127.0.0.1:8081", own)
+    assert not is_proxy("http://127.0.0.1:8080@proxy.example.com", own)
+    assert without_own_proxy({"HTTPS_PROXY": url, "https_proxy": "http://p:1"}, own) == {
+        "https_proxy": "http://p:1"
+    }

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from account_pool.cli.accounts import nearest
 from account_pool.cli.history import as_table, grouped
 from account_pool.cli.main import run
-from account_pool.cli.manage import _meant
 from account_pool.cli.processes import Launch
 from account_pool.cli.shared import SharedProxy
 
@@ -170,7 +170,7 @@ def running(stub, places):
     shared.detach()
 
 
-def test_what_was_meant_is_named(running, capsys):
+def test_what_wasnearest_is_named(running, capsys):
     assert run(["enable", "openai/wrok", "-p", str(running)]) == 1
     said = capsys.readouterr().err
     assert said == (
@@ -191,9 +191,9 @@ def test_what_was_meant_is_named(running, capsys):
         ("opnai", "openai"),
     ],
 )
-def test_meant(name, meant):
+def testnearest(name, meant):
     known = ["openai/work", "openai/private-2"] if "/" in name else ["openai", "gemini"]
-    assert _meant(name, known) == meant
+    assert nearest(name, known) == meant
 
 
 def test_a_list_is_in_columns(running, capsys):

@@ -13,7 +13,7 @@ import pytest
 
 from account_pool.admin.auth import TOKEN_FILE
 from account_pool.demo.replies import by_credential
-from tests.e2e.harness import CONFDIR, FIRST, SECOND, TIMEOUT_S, TWO, Proxy, chat
+from tests.e2e.harness import CONFDIR, FIRST, SECOND, TIMEOUT_S, TWO, Proxy, chat, client
 from tests.scripts import openai
 
 GOOD = openai.chat_complete("Good morning")
@@ -80,3 +80,53 @@ async def test_a_conversation_is_kept_on_one_account(provider, pool_proxy, cli):
         await command("pin", "my-conv", "--off")
         assert (await client.request(**asked)).status_code == 200
         assert upstream.journal.credentials[-1] == FIRST
+
+
+# -- one account for all that a tool sends
+
+
+def by(user: str, url: str) -> str:
+    return url.replace("://", f"://{user}@")
+
+
+@pytest.mark.parametrize("http2", [False, True])
+@pytest.mark.parametrize("fast", ["on", "off"])
+async def test_a_tool_is_kept_on_the_account_it_names(provider, pool_proxy, setting, fast, http2):
+    """By the user name of the proxy's address, which goes no further."""
+    script = {FIRST: GOOD, SECOND: [GOOD, GOOD, openai.rate_limited(3000)]}
+    upstream = await provider(by_credential(script))
+    proxy = await pool_proxy(TWO, provider=upstream, options={"pool_fast": fast})
+
+    async def asked(user: str) -> tuple[int, list[str], str]:
+        before = len(upstream.journal.credentials)
+        async with client(setting.trusted, by(user, proxy.url), http2=http2) as tool:
+            response = await tool.request(**chat(stream=False))
+        said = response.json().get("error", {}).get("message", "")
+        return response.status_code, upstream.journal.credentials[before:], said
+
+    # Some clients send it inside the tunnel, too: it is said to this proxy.
+    async with client(setting.trusted, by("openai%2Fsecond:x", proxy.url), http2=http2) as tool:
+        for headers in ({}, {"proxy-authorization": "Basic c29tZWJvZHk6c2VjcmV0"}):
+            request = chat(stream=False)
+            request["headers"] |= headers
+            assert (await tool.request(**request)).status_code == 200
+    assert upstream.journal.credentials == [SECOND, SECOND]
+    # Limited: it is told so, though the other account could serve.
+    several = "anthropic%2Fme,openai%2Fsecond:x"
+    assert (await asked(several))[:2] == (429, [SECOND])
+    assert (await asked("somebody:secret"))[:2] == (200, [FIRST])
+    for user in ("openai%2Fnobody:x", "anthropic%2Fme:x"):
+        status, credentials, said = await asked(user)
+        assert (status, credentials) == (403, [])
+        assert "user name in the proxy's URL" in said
+    names = {name.lower() for one in upstream.journal.requests for name, _ in one.headers}
+    assert "authorization" in names
+    assert "proxy-authorization" not in names
+
+
+async def test_a_users_name_is_no_account_where_proxyauth_is_set(provider, pool_proxy, setting):
+    upstream = await provider(by_credential({FIRST: GOOD, SECOND: GOOD}))
+    proxy = await pool_proxy(TWO, provider=upstream, extra_args=["--proxyauth", "any"])
+    async with client(setting.trusted, by("openai%2Fsecond:pool", proxy.url)) as tool:
+        assert (await tool.request(**chat(stream=False))).status_code == 200
+    assert upstream.journal.credentials == [FIRST]

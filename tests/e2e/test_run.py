@@ -123,6 +123,30 @@ async def test_a_tool_is_served_by_the_pool_and_nothing_is_left(home):
     assert home.is_left_alone()
 
 
+async def test_a_tool_is_served_by_the_account_it_was_given(home):
+    process = await home.run("print(ask())", "--account", "openai/second")
+    out, err = await process.communicate()
+    assert (process.returncode, out.decode()) == (0, "Good morning\n"), err.decode()
+    assert home.server.journal.credentials == [SECOND]
+    assert home.is_left_alone()
+
+
+async def test_a_tool_does_not_start_without_the_account_it_was_given(home):
+    process = await home.run("print(ask())", "--account", "openai/secnd")
+    out, err = await process.communicate()
+    assert (process.returncode, out) == (1, b"")
+    assert "the pool has no account openai/secnd; did you mean openai/second?" in err.decode()
+    config = home.places.confdir / "config.yaml"
+    config.write_text(config.read_text() + 'proxyauth: "me:sesame"\n')
+    process = await home.run("print(ask())", "--account", "openai/second")
+    out, err = await process.communicate()
+    assert (process.returncode, out) == (1, b"")
+    assert "--account cannot be used" in err.decode()
+    assert "proxyauth" in err.decode()
+    assert home.server.journal.credentials == []
+    assert home.is_left_alone()
+
+
 async def test_what_looks_wrong_is_told_before_the_tool_starts(home):
     """A file that others may read, one token under two labels, a variable that is not set."""
     path = home.folder / "mine.yaml"

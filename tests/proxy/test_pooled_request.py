@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 from mitmproxy.net.server_spec import ServerSpec
 from mitmproxy.proxy.context import Context
@@ -104,3 +106,25 @@ def test_is_loopback(host, expected):
 )
 def test_named(name, named):
     assert Destination(name, 443, True).named is named
+
+
+@pytest.mark.parametrize(
+    ("user", "expected"),
+    [
+        ("openai/work:x", "openai/work"),
+        ("openai/work", "openai/work"),
+        ("openai%2Fwork:", "openai/work"),
+        ("openai/work,gemini/me:x", "openai/work,gemini/me"),
+        ("somebody:secret", None),
+        ("a\nb/c:x", None),
+        ("", None),
+    ],
+)
+def test_the_accounts_that_a_user_name_names(user, expected):
+    header = "Basic " + base64.b64encode(user.encode()).decode()
+    assert pooled_request.user_of(header) == expected
+
+
+@pytest.mark.parametrize("header", ["", "Basic", "Basic ***", "Basic /w==", "Bearer b3BlbmFpL3g="])
+def test_other_authorizations_name_no_account(header):
+    assert pooled_request.user_of(header) is None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,20 @@ def how_to_add() -> str:
         f"add one with `{command} add PROVIDER LABEL`, or use the login of a tool with "
         f"`{command} login --from claude`"
     )
+
+
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """Return which of *known*, accounts or providers, was probably meant by *name*."""
+    if len(begun := [one for one in known if one.startswith(name)]) == 1:
+        return begun[0]
+    provider, slash, label = name.partition("/")
+    if not slash:
+        return next(iter(get_close_matches(name, known, 1)), None)
+    # By the label alone: what they have in common makes all accounts of a provider alike.
+    labels = [key.partition("/")[2] for key in known if key.partition("/")[0] == provider]
+    if close := get_close_matches(label, labels, 1):
+        return f"{provider}/{close[0]}"
+    return next((key for key in known if key.partition("/")[2] == label), None)
 
 
 def read_accounts(found: Found, environ: Mapping[str, str]) -> Config:

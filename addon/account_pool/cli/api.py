@@ -144,7 +144,8 @@ def _call(port: int, method: str, path: str, *sent: Any) -> Mapping[str, Any]:
     if status == 401 and method == "GET":
         raise NoAnswer(
             f"the proxy at {HOST}:{port} requires its admin token because proxyauth is set; "
-            f"its dashboard, http://{HOST}:{port}/, asks for it"
+            f"its dashboard, http://{HOST}:{port}/, asks for it",
+            "no_token",
         )
     if status == 401:
         raise NoAnswer(

@@ -7,6 +7,7 @@ wait for mitmproxy.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from account_pool.cli.env import Shell
 from account_pool.cli.output import fail
 from account_pool.cli.places import DEFAULT_PORT
 from account_pool.config.options import BY_NAME
+from account_pool.core.account import AccountKey
 from account_pool.version import __version__
 
 AccountsFile = Annotated[
@@ -68,6 +70,17 @@ def _strategy(value: str | None) -> str | None:
     return value
 
 
+def _one_each(names: Collection[str]) -> list[AccountKey]:
+    """Return the accounts of those *names*, one of a provider."""
+    try:
+        keys = {key.provider: key for key in map(AccountKey.parse, names)}
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if len(keys) < len(names):
+        raise typer.BadParameter("--account: name one account of each provider")
+    return list(keys.values())
+
+
 # What comes after the tool's name is the tool's, also without `--`.
 @app.command(context_settings={"allow_interspersed_args": False})
 def run(
@@ -98,6 +111,14 @@ def run(
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="Run the tool even if the pool has no account.")
     ] = False,
+    account: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The account, as provider/label, that alone serves the tool; again for another "
+            "provider.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> int:
     """Run a tool through the pool: account-pool run -- claude.
 
@@ -116,6 +137,7 @@ def run(
         restart=restart,
         join=join,
         allow_empty=allow_empty,
+        accounts=_one_each(account or ()),
     )
     return run_tool(options, os.environ)
 

@@ -33,6 +33,7 @@ from account_pool.cli.environment import (
     EXTRA_VARIABLES,
     NO_PROXY_VARIABLES,
     PROXY_VARIABLES,
+    is_proxy,
     without_hosts,
 )
 from account_pool.cli.output import note, show_json
@@ -209,7 +210,7 @@ def _bypasses(setup: Setup, loaded: Config) -> Iterator[Finding]:
             yield Finding(Level.NOTE, "environment", text, remedy)
     for name in PROXY_VARIABLES:
         value = setup.environ.get(name, "")
-        if value and value.rstrip("/") != own:
+        if value and not is_proxy(value, own):
             text = f"{name} names another proxy: tools of this shell do not use the pool"
             remedy = f"`{command()} run` replaces it for its tool"
             yield Finding(Level.NOTE, "environment", text, remedy)

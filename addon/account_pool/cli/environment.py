@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from urllib.parse import quote
 
 from account_pool.providers.base import HostRule
 from account_pool.providers.registry import BUILT_IN
@@ -85,9 +86,22 @@ def variables(
     return chosen | SWITCHES
 
 
-def without_own_proxy(environ: Mapping[str, str], proxy_url: str) -> dict[str, str]:
-    """Return the environment of the proxy at *proxy_url*: it must not go through itself."""
-    return {n: v for n, v in environ.items() if n not in PROXY_VARIABLES or v != proxy_url}
+def proxy_url(url: str, accounts: Iterable[str]) -> str:
+    """Return *url* of the proxy with *accounts* as the user name, by which they alone serve."""
+    user = quote(",".join(accounts), safe="")
+    # Some clients send no user name without a password, which says nothing here.
+    return url.replace("://", f"://{user}:pool@", 1) if user else url
+
+
+def is_proxy(url: str, own: str) -> bool:
+    """Say whether *url* leads to the proxy at *own*, by whatever user name."""
+    scheme, _, rest = url.rstrip("/").partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}" == own
+
+
+def without_own_proxy(environ: Mapping[str, str], own: str) -> dict[str, str]:
+    """Return the environment of the proxy at *own*: it must not go through itself."""
+    return {n: v for n, v in environ.items() if n not in PROXY_VARIABLES or not is_proxy(v, own)}
 
 
 def without_hosts(no_proxy: str, hosts: Collection[HostRule]) -> str:

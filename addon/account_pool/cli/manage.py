@@ -6,15 +6,14 @@ They ask the proxy that runs, with the admin token of this machine. Without one,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from account_pool.cli import api
-from account_pool.cli.accounts import added_file, find, how_to_add, read_accounts
+from account_pool.cli.accounts import added_file, find, how_to_add, nearest, read_accounts
 from account_pool.cli.check import accounts_table
 from account_pool.cli.output import fail, note, show, show_json
 from account_pool.cli.places import DEFAULT_PORT
@@ -125,24 +124,10 @@ def _why_not(error: Exception, name: str, port: int) -> str:
         known = list(dict.fromkeys(str(one[field]) for one in api.accounts(port)["accounts"]))
     except (api.NoAnswer, KeyError):
         known = []
-    meant = _meant(name.strip().lower(), known)
+    meant = nearest(name.strip().lower(), known)
     at = "" if port == DEFAULT_PORT else f" -p {port}"
     remedy = f"did you mean {meant}?" if meant else f"`{command()} list{at}` shows those it has"
     return f"{name}: {error}; {remedy}"
-
-
-def _meant(name: str, known: Sequence[str]) -> str | None:
-    """Return which of *known*, accounts or providers, was probably meant by *name*."""
-    if len(begun := [one for one in known if one.startswith(name)]) == 1:
-        return begun[0]
-    provider, slash, label = name.partition("/")
-    if not slash:
-        return next(iter(get_close_matches(name, known, 1)), None)
-    # By the label alone: what they have in common makes all accounts of a provider alike.
-    labels = [key.partition("/")[2] for key in known if key.partition("/")[0] == provider]
-    if close := get_close_matches(label, labels, 1):
-        return f"{provider}/{close[0]}"
-    return next((key for key in known if key.partition("/")[2] == label), None)
 
 
 def select_next(provider: str, port: int) -> int:

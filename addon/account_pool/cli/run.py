@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from account_pool.cli import api
-from account_pool.cli.accounts import find, how_to_add
+from account_pool.cli.accounts import find, how_to_add, nearest
 from account_pool.cli.bundle import write_trust
 from account_pool.cli.child import (
     SIGNALLED,
@@ -30,8 +30,10 @@ from account_pool.cli.environment import (
     PROXY_VARIABLES,
     TOOLS,
     has_key,
+    is_proxy,
     missing,
     placeholders,
+    proxy_url,
     tool_of,
     variables,
 )
@@ -42,6 +44,7 @@ from account_pool.cli.proxy_process import CannotStart
 from account_pool.cli.shared import CannotUse, Guard, SharedProxy
 from account_pool.config.accounts_file import Found, counted, shown
 from account_pool.config.problems import ConfigError
+from account_pool.core.account import AccountKey
 from account_pool.credentials.vendor_logins import find_login_file
 from account_pool.providers.base import HostRule
 from account_pool.providers.registry import BUILT_IN
@@ -68,6 +71,7 @@ class RunOptions:
         restart: start the tool again when a limit ended it.
         join: use a proxy that runs already whatever its accounts and options are.
         allow_empty: run the tool also where no account can serve it.
+        accounts: the only ones that may serve it; none: any.
     """
 
     command: Sequence[str]
@@ -77,6 +81,7 @@ class RunOptions:
     restart: bool = False
     join: bool = False
     allow_empty: bool = False
+    accounts: Sequence[AccountKey] = ()
 
 
 def run_tool(options: RunOptions, environ: Mapping[str, str]) -> int:
@@ -108,7 +113,7 @@ def _with_proxy(options: RunOptions, program: str, environ: Mapping[str, str]) -
             note(counted(health.size, health.accounts_file))
             if proxy.started and _has_proxy_of_its_own(places, environ):
                 note(_NOT_UPSTREAM)
-            changed = _for_tool(options.command[0], places, environ)
+            changed = _for_tool(options, places, environ)
             guard = Guard(proxy)
             with guard:
                 code = _run(options, program, {**environ, **changed}, signals)
@@ -149,9 +154,9 @@ def _same(path: Path, other: Path | None) -> bool:
 
 def _has_proxy_of_its_own(places: Places, environ: Mapping[str, str]) -> bool:
     """Say whether the user reaches the internet by a proxy that mitmproxy does not use."""
-    named = {environ.get(name) for name in PROXY_VARIABLES} - {None, "", places.url}
+    named = [v for name in PROXY_VARIABLES if (v := environ.get(name))]
     config = places.confdir / "config.yaml"
-    return bool(named) and not (
+    return not all(is_proxy(url, places.url) for url in named) and not (
         config.exists() and "upstream:" in config.read_text("utf-8", "replace")
     )
 
@@ -174,16 +179,20 @@ def _launch(options: RunOptions) -> Launch:
     return Launch(str(Path.cwd()), tuple(arguments))
 
 
-def _for_tool(name: str, places: Places, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of the tool *name*: proxy, trust, a key where it needs one."""
-    trust = write_trust(places, environ)
-    pool = api.accounts(places.port)
+def _for_tool(options: RunOptions, places: Places, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of the tool: proxy, trust, a key where it needs one."""
+    name, trust = options.command[0], write_trust(places, environ)
+    pool = _accounts(options)
     for warning in warnings_of(pool):
         note(f"warning: {warning}")
     providers = {account["provider"] for account in pool["accounts"]}
+    if options.accounts:
+        providers = {key.provider for key in options.accounts}
+        _mind(options, pool["accounts"])
     if not providers:
         note("the pool has no account: the requests of the tool pass untouched")
-    changed = variables(places.url, trust, pool_hosts(providers), environ)
+    url = proxy_url(places.url, map(str, options.accounts))
+    changed = variables(url, trust, pool_hosts(providers), environ)
     tool = tool_of(name)
     if tool is None or not providers:
         return changed
@@ -192,6 +201,30 @@ def _for_tool(name: str, places: Places, environ: Mapping[str, str]) -> dict[str
     if not (keys or logged_in or has_key(tool, environ)) and (why := missing(tool, providers)):
         note(why)
     return changed | keys
+
+
+def _accounts(options: RunOptions) -> Mapping[str, Any]:
+    try:
+        return api.accounts(options.port)
+    except api.NoAnswer as error:
+        if not (options.accounts and error.code == "no_token"):
+            raise
+        raise CannotUse(
+            f"--account cannot be used at {HOST}:{options.port}: its proxyauth is set, and takes "
+            "the user name by which an account is chosen"
+        ) from None
+
+
+def _mind(options: RunOptions, known: Sequence[Mapping[str, Any]]) -> None:
+    """Say how the chosen accounts are. Raises CannotUse for one that is not there."""
+    reasons = {str(account["key"]): account["reason"] for account in known}
+    for key in map(str, options.accounts):
+        if key not in reasons:
+            meant = nearest(key, list(reasons))
+            remedy = f"did you mean {meant}?" if meant else f"it has {', '.join(reasons)}"
+            raise CannotUse(f"the pool has no account {key}; {remedy}")
+        if reasons[key]:
+            note(f"{key}: {reasons[key]}")
 
 
 def warnings_of(pool: Mapping[str, Any]) -> list[str]:
@@ -255,13 +288,19 @@ def _can_serve(options: RunOptions) -> bool:
     except api.NoAnswer:
         return False
     tool = tool_of(options.command[0])
-    return usable(accounts, TOOLS[tool].served_by if tool else ())
+    keys = [str(key) for key in options.accounts]
+    return usable(accounts, TOOLS[tool].served_by if tool else (), keys)
 
 
-def usable(accounts: Iterable[Mapping[str, Any]], providers: Collection[str]) -> bool:
-    """Say whether one of *accounts* can serve; of *providers* only, where there are any."""
+def usable(
+    accounts: Iterable[Mapping[str, Any]],
+    providers: Collection[str],
+    keys: Collection[str] = (),
+) -> bool:
+    """Say whether one of *accounts* can serve; of *providers*, of *keys*, where there are any."""
     return any(
         account["state"] in ("available", "full")
         and (not providers or account["provider"] in providers)
+        and (not keys or account["key"] in keys)
         for account in accounts
     )

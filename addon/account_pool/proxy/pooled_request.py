@@ -11,10 +11,12 @@ its own passes as it is; without one it would be ours that it spends.
 
 from __future__ import annotations
 
+import base64
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from urllib.parse import unquote
 
 from mitmproxy import http
 from mitmproxy.connection import Client
@@ -23,6 +25,8 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.mode_specs import ReverseMode
 
 from account_pool.core import browser
+from account_pool.core.account import AccountKey
+from account_pool.core.accounts import Accounts
 from account_pool.core.browser import Allowed, Host, Sender, address_of, is_loopback
 from account_pool.core.lease import RequestFacts
 from account_pool.core.sessions import Pins
@@ -31,6 +35,7 @@ from account_pool.providers import sessions
 from account_pool.providers.base import HTTPS_PORT, LocalResponse, Provider, Route
 from account_pool.providers.registry import HostIndex
 from account_pool.providers.request_head import RequestHead, is_websocket
+from account_pool.providers.token_forms import hidden
 from account_pool.proxy.credential_swap import (
     INSECURE,
     Masked,
@@ -133,6 +138,7 @@ class PooledRequest:
         masked: what the client sent where its credential may be.
         head: the request as the provider sees it, without the body.
         denied: why no account may serve it, as the response to give; None otherwise.
+        only: the one account that may serve it; None for any.
     """
 
     provider: Provider
@@ -143,6 +149,21 @@ class PooledRequest:
     masked: Masked
     head: RequestHead
     denied: LocalResponse | None = None
+    only: AccountKey | None = None
+
+    def choose(self, user: str, accounts: Accounts) -> None:
+        """Have one of the accounts serve it that the client has named as its *user* name."""
+        provider = self.provider.name
+        keys = [key for key in map(_key_of, user.split(",")) if key is not None]
+        self.only = next((key for key in keys if key.provider == provider), None)
+        shown, where = hidden(user), "the user name in the proxy's URL"
+        if self.only is None:
+            why = f"{where} allows {shown} alone, which is no account of {provider}"
+        elif accounts.find(self.only) is None:
+            why = f"{where} names {shown}, and the pool has no account {hidden(str(self.only))}"
+        else:
+            return
+        self.denied = self.denied or self.provider.refusal(403, why, None)
 
     def misdirected(self, request: http.Request, hosts: HostIndex) -> str | None:
         """Say why *request* must not carry a credential where it goes; None if it may.
@@ -181,6 +202,7 @@ class PooledRequest:
             socket=head.method == "GET" and is_websocket(head),
             conversation=told,
             body_bytes=len(request.raw_content or b""),
+            only=self.only,
         )
 
     def _without_credential(self, session: str) -> str:
@@ -192,6 +214,30 @@ class PooledRequest:
                 if len(token) >= MIN_TOKEN_BYTES and token in text:
                     return sessions.hashed(session)
         return session
+
+
+def _key_of(name: str) -> AccountKey | None:
+    try:
+        return AccountKey.parse(name)
+    except ValueError:
+        return None
+
+
+def user_of(header: str) -> str | None:
+    """Return the accounts that a Proxy-Authorization names as its user; None if it names none.
+
+    That is `provider/label`, or several with commas between them: the password says nothing.
+    """
+    scheme, _, credentials = header.partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        text = base64.b64decode(credentials.strip(), validate=True).decode()
+    except ValueError:
+        return None
+    # Not every client decodes what stands in an address.
+    user = unquote(text.partition(":")[0])
+    return user if "/" in user and user.isprintable() else None
 
 
 def bounded(model: str | None) -> str | None:

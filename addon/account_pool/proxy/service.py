@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from math import inf
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from mitmproxy import http
 from mitmproxy.connection import Client, Connection
@@ -85,6 +85,7 @@ class Service:
         attend: told of a layer after a suspend, and of its connections that shall be closed.
         visited: answers a request to the proxy itself.
         layers: one for each client connection that speaks HTTP.
+        users: accounts that a client has named as its user name at this proxy, comma-separated.
         stopping: the proxy shuts down: what is under way finishes, nothing begins.
         turns_away: no request is held for an account any more.
     """
@@ -124,6 +125,7 @@ class Service:
         self.attend: Callable[[ClientLayer, Collection[Connection]], None] = lambda *_: None
         self.visited: Callable[[AdminRequest], Awaitable[AdminResponse]] = _closed
         self.layers: WeakSet[ClientLayer] = WeakSet()
+        self.users: WeakKeyDictionary[Client, str] = WeakKeyDictionary()
         self.stopping = self.turns_away = False
         #: what is held for an account, and when it looks again
         self._held: dict[asyncio.Event, float] = {}

@@ -39,9 +39,11 @@ from account_pool.proxy.admin_exchange import AdminExchange
 from account_pool.proxy.events import SERVER_ERROR
 from account_pool.proxy.http_stream import AttemptStream, translated
 from account_pool.proxy.pooled_exchange import PooledExchange
-from account_pool.proxy.pooled_request import Destination
+from account_pool.proxy.pooled_request import Destination, PooledRequest
 
 logger = logging.getLogger(__name__)
+
+_PROXY_AUTHORIZATION = "proxy-authorization"
 
 
 class PoolHttpStream(AttemptStream):
@@ -55,7 +57,9 @@ class PoolHttpStream(AttemptStream):
     def _chosen(self, event: RequestHeaders) -> CommandGenerator[None]:
         """Find out whose business the request is: from here on the stream is of a class for it."""
         request = event.request
-        if request.method != "CONNECT":
+        if request.method == "CONNECT":
+            self._note_user(request)
+        else:
             try:
                 for_us = self._open(request)
             except Exception as e:
@@ -71,6 +75,34 @@ class PoolHttpStream(AttemptStream):
             return PooledExchange.of(self)._handle_event(event)
         cast(Any, self).__class__ = Passthrough
         return self._handle_event(event)
+
+    # -- the account that the client has chosen, as its user name at this proxy
+
+    def _note_user(self, connect: http.Request) -> None:
+        """Note whom the client has named for all that comes through this tunnel."""
+        user = self._user(connect)
+        if user is None:
+            self.service.users.pop(self.context.client, None)
+        else:
+            self.service.users[self.context.client] = user
+
+    def _user(self, request: http.Request) -> str | None:
+        header = request.headers.get(_PROXY_AUTHORIZATION)
+        # With proxyauth it is the name of a user, and mitmproxy takes it off.
+        if header is None or getattr(self.context.options, "proxyauth", None):
+            return None
+        return pooled_request.user_of(header)
+
+    def _choose(self, call: PooledRequest, request: http.Request) -> None:
+        """Have the chosen account alone serve *call*. What is said to this proxy ends here."""
+        users = self.service.users
+        user = users.get(self.context.client) if users else None
+        if _PROXY_AUTHORIZATION in call.head.headers:
+            user = self._user(request) or user
+            if not getattr(self.context.options, "proxyauth", None):
+                del request.headers[_PROXY_AUTHORIZATION]
+        if user is not None and call.route is not Route.PASS:
+            call.choose(user, self.service.pool.accounts)
 
     # -- tunnels
 
@@ -147,7 +179,12 @@ class PoolHttpStream(AttemptStream):
             # mitmproxy sends it there, whatever the request says.
             assert self.context.server.address is not None
             self.call.address = self.context.server.address[:2]
-        if self.call is not None or target is None:
+        if self.call is not None:
+            self._choose(self.call, request)
+            return False
+        if not transparent and self._user(request) is not None:
+            del request.headers[_PROXY_AUTHORIZATION]
+        if target is None:
             return False
         if transparent:
             return target.name == ADMIN_HOST
