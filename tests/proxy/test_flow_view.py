@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+from types import ModuleType
 
 import pytest
 from mitmproxy import exceptions, flowfilter, http
+from mitmproxy.addons.view import View
 from mitmproxy.io import FlowReader, FlowWriter
 from mitmproxy.net.encoding import encode
+from mitmproxy.options import Options
 from mitmproxy.test import taddons, tflow
+from mitmproxy.tools.dump import DumpMaster
 
 from account_pool.proxy import flow_view, pooled_attempts
 from account_pool.proxy.addon import AccountPool
@@ -434,6 +438,53 @@ async def test_an_attempt_keeps_its_answer():
     )
     assert flow.response.status_code == 200
     assert recorder.seen[-1] == ("update", flow)
+
+
+def master_with(tmp_path, **options) -> DumpMaster:
+    """mitmdump with the pool, as `-s addon/pool.py` loads it."""
+    master = DumpMaster(Options(confdir=str(tmp_path)), with_termlog=True)
+    script = ModuleType("pool")
+    script.addons = [AccountPool()]
+    script.addon, script.name = AccountPool, "pool.py"
+    master.options.update(**{"flow_detail": 0, **options})
+    master.addons.get("scriptloader").addons = [script]
+    return master
+
+
+class Unknown:
+    """An addon of somebody else."""
+
+
+@pytest.mark.parametrize(
+    ("options", "looks"),
+    [
+        ({}, False),
+        ({"flow_detail": 1}, True),
+        ({"save_stream_file": "dump"}, True),
+        ({"hardump": "dump.har"}, True),
+        ({"stickycookie": "."}, True),
+        ({"modify_headers": ["/~q/x/y"]}, False),
+    ],
+)
+async def test_it_is_made_where_somebody_looks(tmp_path, monkeypatch, options, looks):
+    monkeypatch.chdir(tmp_path)
+    master = master_with(tmp_path, **options)
+    made = []
+    flow_view.Loader()(lambda: made.append(tflow.tflow(resp=True)) or made[0])
+    await asyncio.gather(*tasks._running)
+    assert bool(made) is looks
+    master.addons.get("save").done()
+
+
+@pytest.mark.parametrize("addon", [Unknown(), View(), ModuleType("other")])
+async def test_who_is_not_known_may_look(tmp_path, addon):
+    master = master_with(tmp_path)
+    assert not flow_view.is_looked_at()
+    master.addons.chain.append(addon)
+    assert flow_view.is_looked_at()
+    master.addons.chain.remove(addon)
+    master.addons.get("scriptloader").addons.append(addon)
+    assert flow_view.is_looked_at()
 
 
 def test_our_own_hooks_leave_it_alone(failover):

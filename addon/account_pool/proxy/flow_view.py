@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 from mitmproxy import ctx, http
 from mitmproxy.connection import Server
@@ -22,6 +22,7 @@ from account_pool.core.attempts import Attempts
 from account_pool.core.outcome import OutcomeClass
 from account_pool.core.usage import END_BYTES
 from account_pool.proxy import decoding, error_response
+from account_pool.proxy.fast.known import is_our_script
 from account_pool.proxy.headers import Fields
 from account_pool.proxy.redaction import Secrets
 from account_pool.proxy.response_reader import ResponseReader
@@ -219,10 +220,83 @@ def _flow_of(
 
 
 class Loader:
-    """Gives flows to every front end and dump, once whatever is going on is over."""
+    """Gives flows to every front end and dump, once whatever is going on is over.
+
+    Where there is none, none is made: it costs as much as all else that a failover takes.
+    """
 
     def __call__(self, make: Make) -> None:
-        tasks.once("showing a refused attempt", lambda: _load(make))
+        if is_looked_at():
+            tasks.once("showing a refused attempt", lambda: _load(make))
+
+
+#: Addons of mitmproxy that neither show nor keep a flow, by module; others may.
+_BLIND = frozenset(
+    {
+        "anticache",
+        "anticomp",
+        "block",
+        "blocklist",
+        "browser",
+        "clientplayback",
+        "command_history",
+        "comment",
+        "core",
+        "cut",
+        "disable_h2c",
+        "dns_resolver",
+        "errorcheck",
+        "export",
+        "keepserving",
+        "maplocal",
+        "mapremote",
+        "modifybody",
+        "modifyheaders",
+        "next_layer",
+        "onboarding",
+        "proxyauth",
+        "proxyserver",
+        "readfile",
+        "script",
+        "serverplayback",
+        "strip_dns_https_records",
+        "termlog",
+        "tlsconfig",
+        "update_alt_svc",
+        "upstream_auth",
+    }
+)
+#: Those that do so only with an option.
+_LOOKS_WITH = {
+    "dumper": "flow_detail",
+    "save": "save_stream_file",
+    "savehar": "hardump",
+    "stickyauth": "stickyauth",
+    "stickycookie": "stickycookie",
+}
+_ALWAYS = "(always)"
+
+
+def is_looked_at() -> bool:
+    """Say whether an addon may show, keep or use a flow; one that is not known to us may."""
+    addons = list(ctx.master.addons.chain)
+    for addon in addons:
+        option = _looks_with(type(addon).__module__)
+        if option == _ALWAYS and not is_our_script(addon):
+            return True
+        if option and option != _ALWAYS and getattr(ctx.options, option):
+            return True
+        addons += getattr(addon, "addons", ())
+    return False
+
+
+@cache
+def _looks_with(module: str) -> str:
+    """Return the option with which an addon of *module* looks at flows, "" if it never does."""
+    package, _, name = module.rpartition(".")
+    if package == "mitmproxy.addons":
+        return "" if name in _BLIND else _LOOKS_WITH.get(name, _ALWAYS)
+    return "" if package.partition(".")[0] == "account_pool" else _ALWAYS
 
 
 async def _load(make: Make) -> None:

@@ -1,4 +1,7 @@
-"""Is a function of mitmproxy's still the one that was read when a step was written?"""
+"""What is known of others: is a function of mitmproxy's the one that a step was written for?
+
+And is a script ours?
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,20 @@ import hashlib
 import inspect
 import re
 from collections.abc import Callable
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 #: What a patch version of Python may word anew.
 _DOCSTRING = re.compile(r'^\s*""".*?"""\n', re.DOTALL | re.MULTILINE)
+#: All that pool.py has of its own, wherever it is.
+_OUR_SCRIPT = frozenset({"addon", "addons", "name"})
+
+
+def is_our_script(addon: object) -> bool:
+    """Say whether *addon* is pool.py, as mitmproxy has loaded it."""
+    if type(addon) is not ModuleType:
+        return False
+    return {name for name in vars(addon) if not name.startswith("__")} == _OUR_SCRIPT
 
 
 @functools.cache

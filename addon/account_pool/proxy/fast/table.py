@@ -24,7 +24,7 @@ from mitmproxy import exceptions
 from mitmproxy.addonmanager import AddonManager
 from mitmproxy.hooks import Hook
 
-from account_pool.proxy.fast.known import digest
+from account_pool.proxy.fast.known import digest, is_our_script
 
 #: Whose addons they are; that is where such errors have always been logged.
 logger = logging.getLogger("mitmproxy.addonmanager")
@@ -40,8 +40,6 @@ KNOWN = frozenset({"faddf672"})
 
 #: What takes part in a walk. Where another addon has put something in its place, it stays.
 _WALK = ("trigger_event", "handle_lifecycle", "invoke_addon", "_iter_hooks")
-#: All that pool.py has of its own, wherever it is.
-_OUR_SCRIPT = frozenset({"addon", "addons", "name"})
 
 
 _NOTHING: Iterator[Function] = iter(())
@@ -176,7 +174,7 @@ class HookTable:
 def _is_known(addon: object) -> bool:
     """Say whether *addon* is of a kind that does not change its hooks while it serves."""
     if type(addon) is ModuleType:
-        return {name for name in vars(addon) if not name.startswith("__")} == _OUR_SCRIPT
+        return is_our_script(addon)
     return type(addon).__module__.startswith(("mitmproxy.", "account_pool."))
 
 
