@@ -175,9 +175,11 @@ def test_a_second_account_keeps_the_first_and_its_comments(home, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "why"),
     [
-        (["login"], 2, "write either copilot or --from TOOL"),
-        (["login", "copilot", "--from", "gh"], 2, "write either copilot or --from TOOL"),
-        (["login", "openai"], 2, "write copilot, or --from TOOL"),
+        (["login"], 2, "write one of claude, codex, gemini, copilot, or --from TOOL"),
+        (["login", "copilot", "--from", "gh"], 2, "gemini, copilot, or --from TOOL"),
+        (["login", "openai"], 2, "gemini, copilot, or --from TOOL"),
+        (["login", "copilot", "--renew"], 2, "belong to claude, codex and gemini"),
+        (["login", "codex", "--copy"], 2, "codex takes --label, --program, --renew"),
         (["login", "copilot", "--copy"], 2, "--copy and --file belong to it"),
         (["login", "--from", "gh", "--host", "a.ghe.com"], 2, "belong to copilot"),
         (["login", "--from", "emacs"], 1, "write one of codex, claude, gemini, copilot, gh"),

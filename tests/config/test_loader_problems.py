@@ -205,7 +205,7 @@ def test_a_wrong_key_of_an_account_is_named_with_line_and_remedy(line: str, expe
         (
             "{oauth: {sk-abc}}",
             "oauth has an unknown key; its keys are access_token, refresh_token, expires_at, "
-            "token_url, client_id, client_secret, scope, style",
+            "refresh_expires_at, token_url, client_id, client_secret, scope, style",
         ),
         (
             "{oauth: {access_token: sk-abc, token_url: 'https://x.example/token', client_id: c}}",

@@ -311,7 +311,7 @@ class TestRefusals:
             assert str(caught.value).startswith("its login is no longer valid: ")
             assert text in str(caught.value)
             assert str(caught.value).endswith(
-                "; log in with codex again and run: account-pool login --from codex --copy"
+                "; log in again: account-pool login codex --label me --renew"
             )
         assert len(bench.server.asked) == 1
 

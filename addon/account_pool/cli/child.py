@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -86,15 +87,24 @@ class Signals:
         self._closing = True
 
     def run(
-        self, command: Sequence[str], program: str, environ: Mapping[str, str], tee: Tee | None
+        self,
+        command: Sequence[str],
+        program: str,
+        environ: Mapping[str, str],
+        tee: Tee | None,
+        *,
+        cwd: Path | None = None,
+        stdout: int | None = None,
     ) -> int:
         """Run *command* and return its exit code, 128 + n if signal n ended it.
+
+        *cwd* and *stdout* are its own folder and descriptor; None: ours.
 
         Raises CannotRun.
         """
         self._starting = True
         try:
-            self._tool = tool = _start(command, program, environ, tee)
+            self._tool = tool = _start(command, program, environ, tee, cwd=cwd, stdout=stdout)
         finally:
             self._starting = False
         try:
@@ -127,13 +137,24 @@ class Signals:
 
 
 def _start(
-    command: Sequence[str], program: str, environ: Mapping[str, str], tee: Tee | None
+    command: Sequence[str],
+    program: str,
+    environ: Mapping[str, str],
+    tee: Tee | None,
+    *,
+    cwd: Path | None,
+    stdout: int | None,
 ) -> subprocess.Popen[bytes]:
     # Windows finds scripts (.cmd) by their whole name only.
     words = [program, *command[1:]] if os.name == "nt" else command
     try:
         return subprocess.Popen(  # noqa: S603 - what the user wrote, no shell
-            words, executable=program, env=environ, stderr=tee.end if tee else None
+            words,
+            executable=program,
+            env=environ,
+            cwd=cwd,
+            stdout=stdout,
+            stderr=tee.end if tee else None,
         )
     except OSError as error:
         raise CannotRun(f"{command[0]}: {error.strerror}", NOT_EXECUTABLE) from None

@@ -462,8 +462,20 @@ def check(
 @app.command()
 def login(
     provider: Annotated[
-        str, typer.Argument(help="copilot: log in to GitHub in a browser.", show_default=False)
+        str,
+        typer.Argument(
+            help="claude, codex or gemini: have that tool log in. copilot: log in to GitHub.",
+            show_default=False,
+        ),
     ] = "",
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="After --: more arguments for the tool, such as --device-auth for codex.",
+            metavar="[-- ARGUMENT...]",
+            show_default=False,
+        ),
+    ] = None,
     *,
     tool: Annotated[
         str,
@@ -493,25 +505,54 @@ def login(
     proxy: Annotated[
         str | None, typer.Option(help="With copilot: a proxy through which to reach GitHub.")
     ] = None,
+    program: Annotated[
+        Path | None,
+        typer.Option(help="With claude, codex, gemini: the tool. [default: found on PATH]"),
+    ] = None,
+    renew: Annotated[
+        bool,
+        typer.Option(
+            "--renew",
+            help="With claude, codex, gemini: log in again to an account that is in the pool.",
+        ),
+    ] = False,
     base_url: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> int:
-    """Add an account to accounts.yaml: the login of a vendor's tool, or a login to GitHub.
+    """Add an account to accounts.yaml by logging in: account-pool login claude --label work.
 
-    The file keeps its comments and order; a copy of it is made first (.bak). Exit codes:
-    0 added, 1 not added, 2 wrong usage, 130 interrupted.
+    claude, codex and gemini log in as they always do, in a folder of their own: your own login
+    with them stays as it is, and the pool alone refreshes the new one. --from uses a login
+    that a tool has already. The file keeps its comments and order; a copy of it is made first
+    (.bak). Exit codes:
+    0 added, 1 not added, 2 wrong usage, 126 and 127 if the tool cannot be started, 130
+    interrupted.
     """
     from account_pool.cli.accounts import to_write
     from account_pool.cli.login import login_copilot, login_from
+    from account_pool.cli.tool_login import TOOLS_THAT_LOG_IN, LogIn, log_in
 
+    names = f"{', '.join(TOOLS_THAT_LOG_IN)}, copilot"
     if bool(provider) == bool(tool):
-        return fail("login: write either copilot or --from TOOL", 2)
+        return fail(f"login: write one of {names}, or --from TOOL", 2)
+    if provider in TOOLS_THAT_LOG_IN:
+        if copy or file or host or proxy or base_url:
+            return fail(f"login: {provider} takes --label, --program, --renew and -- ARGUMENT", 2)
+        path = to_write(accounts_file, os.environ)
+        asked = LogIn(
+            tool=provider, label=label, program=program, renew=renew, more=tuple(more or ())
+        )
+        return log_in(asked, path, os.environ)
+    if program or renew or more:
+        return fail("login: --program, --renew and -- belong to claude, codex and gemini", 2)
     if tool:
         if host or proxy or base_url:
             return fail("login: --host and --proxy belong to copilot", 2)
         path = to_write(accounts_file, os.environ)
         return login_from(tool, label, path, os.environ, file=file, copy=copy)
     if provider != "copilot" or copy or file:
-        return fail("login: write copilot, or --from TOOL; --copy and --file belong to it", 2)
+        return fail(
+            f"login: write one of {names}, or --from TOOL; --copy and --file belong to it", 2
+        )
     path = to_write(accounts_file, os.environ)
     return login_copilot(label, path, os.environ, host=host, base_url=base_url, proxy=proxy)
 

@@ -22,13 +22,14 @@ from account_pool.config.edit import require_editable
 from account_pool.config.replace import CannotEdit
 from account_pool.core.account import normalise_label
 from account_pool.core.credential import Secret
-from account_pool.credentials import device_flow
+from account_pool.credentials import device_flow, gemini_client
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.files import VendorLogin, read_vendor_login
 from account_pool.credentials.http import Http, check_token_url
 from account_pool.credentials.sources import literal
-from account_pool.credentials.vendor_logins import WITH_FILE, find_login_file
+from account_pool.credentials.vendor_logins import VENDORS, WITH_FILE, find_login_file
 from account_pool.providers.base import HTTPS_PORT, HostRule
+from account_pool.providers.registry import BUILT_IN
 
 #: Exit code when the user presses Ctrl-C, as shells have it.
 INTERRUPTED = 130
@@ -119,12 +120,34 @@ def _account_of(
     account: dict[str, Any] = {"provider": login.provider, "label": label}
     if not copy:
         return {**account, "token": {"file": place}}, f"reads {place}, which {tool} keeps fresh"
-    account["token"] = _copied(tool, login)
-    return {**account, **login.companions}, f"holds a copy of what is in {place}"
+    client: Mapping[str, str] = {}
+    if tool == "gemini" and login.refresh is not None:
+        program = shutil.which("gemini", path=environ.get("PATH"))
+        if program is None:
+            raise CannotLogIn(
+                "gemini is not on PATH: Google refreshes its logins only for its own client_id "
+                "and client_secret, which are read from it; omit --copy, so that it keeps its "
+                "login fresh"
+            )
+        client = gemini_client.find(program, login.client_id)
+    written = copied(tool, login, client, login.companions)
+    return {**account, **written}, f"holds a copy of what is in {place}"
 
 
-def _copied(tool: str, login: VendorLogin) -> Any:
-    """Return the tokens of *login* as they are written down."""
+def copied(
+    tool: str, login: VendorLogin, client: Mapping[str, str], companions: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return *login* as it is written down: its `token:`, and what belongs to it.
+
+    *client* is the application that was logged in with, where the pool does not know it.
+    Raises CannotLogIn.
+    """
+    known = BUILT_IN[login.provider].companions
+    belongs = {name: value for name, value in companions.items() if name in known}
+    return {"token": _tokens(tool, login, client), **belongs}
+
+
+def _tokens(tool: str, login: VendorLogin, client: Mapping[str, str]) -> Any:
     if login.refresh is None:
         if login.expires_at is not None:
             raise CannotLogIn(
@@ -134,9 +157,19 @@ def _copied(tool: str, login: VendorLogin) -> Any:
         return literal(login.access)
     oauth = {"access_token": literal(login.access), "refresh_token": literal(login.refresh)}
     if login.expires_at is not None:
-        ends = datetime.fromtimestamp(login.expires_at, UTC).replace(microsecond=0)
-        oauth["expires_at"] = ends.isoformat().replace("+00:00", "Z")
-    return {"oauth": oauth}
+        oauth["expires_at"] = _written(login.expires_at)
+    if login.login_ends_at is not None:
+        oauth["refresh_expires_at"] = _written(login.login_ends_at)
+    usual = VENDORS.get(login.provider, {}).get("client_id")
+    if login.client_id not in (None, usual) and not client:
+        client = {"client_id": login.client_id}
+    return {"oauth": oauth | {name: literal(Secret(text)) for name, text in client.items()}}
+
+
+def _written(moment: float) -> str:
+    """Return seconds since the epoch as RFC 3339."""
+    whole = datetime.fromtimestamp(moment, UTC).replace(microsecond=0)
+    return whole.isoformat().replace("+00:00", "Z")
 
 
 # -- with GitHub

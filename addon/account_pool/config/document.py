@@ -36,8 +36,8 @@ Loc = tuple[str | int, ...]
 
 #: Below this key every name and value may be a secret.
 SECRET_KEY = "token"  # noqa: S105 - the name of a key
-#: The only key below which a point in time may stand without quotes.
-_INSTANT = "expires_at"
+#: The only keys below which a point in time may stand without quotes.
+_INSTANTS = frozenset({"expires_at", "refresh_expires_at"})
 
 #: What the parser quotes in its messages.
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
@@ -258,7 +258,7 @@ class _Reader:
         value = read_plain(text)
         if not isinstance(value, Ambiguous):
             return value
-        if not (value.is_timestamp and loc[-1:] == (_INSTANT,)):
+        if not (value.is_timestamp and loc and loc[-1] in _INSTANTS):
             self._document.misread(
                 loc, "YAML 1.1 and 1.2 read this value differently", value.remedy
             )

@@ -22,6 +22,7 @@ from account_pool.config.accounts_file import kept, trust_store
 from account_pool.config.loader import load
 from account_pool.config.problems import ConfigError, Problem
 from account_pool.config.replace import CannotEdit, back_up, sync, write_beside
+from account_pool.config.values import Config
 from account_pool.config.yaml_nodes import Collection, Node, Refused, Scalar, read_plain
 from account_pool.core.account import AccountKey, normalise_label
 from account_pool.providers.base import Provider
@@ -51,6 +52,7 @@ def add_account(
     provider: tuple[str, Entry] | None = None,
     private: bool = False,
     known: Mapping[str, Provider] | None = None,
+    renew: bool = False,
 ) -> Path | None:
     """Add *account* at the end of the accounts in *path*; return the copy of the old file.
 
@@ -59,13 +61,22 @@ def add_account(
         provider: name and definition of a provider to add, unless it is there.
         private: make the file readable by its owner only: it holds tokens now.
         known: providers there are without *path*; default: the built-in ones.
+        renew: the account is there: it gets the token of *account*, and what belongs to it.
 
     None when there was no file; it is made then. Raises CannotEdit; WrongAccount where
     it is the account that cannot be taken.
     """
     with (
         kept(path.absolute(), trust_store()),
-        _edited(path.resolve(), account, environ, provider, private=private, known=known) as new,
+        _edited(
+            path.resolve(),
+            account,
+            environ,
+            provider,
+            private=private,
+            known=known,
+            renew=renew,
+        ) as new,
     ):
         return _put_in_place(new, path.resolve())
 
@@ -76,10 +87,19 @@ def require_editable(
     environ: Mapping[str, str],
     *,
     provider: tuple[str, Entry] | None = None,
-) -> None:
-    """Raise CannotEdit where `add_account` would; the file stays as it is."""
-    with _edited(path.resolve(), account, environ, provider, private=True, known=None):
-        pass
+    renew: bool = False,
+) -> Config:
+    """Return what the file would say after `add_account`; it stays as it is.
+
+    Raises CannotEdit where that would.
+    """
+    with _edited(
+        path.resolve(), account, environ, provider, private=True, known=None, renew=renew
+    ) as new:
+        try:
+            return load(new, environ)
+        except ConfigError:  # it was wrong before
+            return Config((), BUILT_IN, {}, {}, None, BUILT_IN)
 
 
 def remove_account(path: Path, key: AccountKey) -> bool:
@@ -108,12 +128,16 @@ def _edited(
     *,
     private: bool,
     known: Mapping[str, Provider] | None,
+    renew: bool = False,
 ) -> Iterator[Path]:
     """Write the new file beside *path* and check it; it is removed unless it was put in place."""
     before = problems_of(path, environ, known) if path.exists() else ()
     text = read(path)
     key = AccountKey(account["provider"], normalise_label(account["label"]))
-    if key in account_keys(text):
+    is_there = key in account_keys(text)
+    if renew and not is_there:
+        raise WrongAccount(f"{path.name} has no account {hidden(str(key))}")
+    if is_there and not renew:
         raise WrongAccount(
             f"{path.name} already has an account {hidden(str(key))}; choose another label"
         )
@@ -121,7 +145,7 @@ def _edited(
         changed = text
         if provider is not None:
             changed = _with_provider(changed, *provider)
-        changed = _with_account(changed, account)
+        changed = _with_token(changed, key, account) if renew else _with_account(changed, account)
         found = key in account_keys(changed)
     except NotYaml:
         found = False
@@ -236,6 +260,27 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _text)
+
+
+# -- what takes the place of another
+
+
+def _with_token(text: str, key: AccountKey, account: Entry) -> str:
+    """Return *text* where *key* has the token of *account*, and what belongs to it."""
+    belongs = {name: value for name, value in account.items() if name not in ("provider", "label")}
+    for name, value in belongs.items():
+        entry = next(item for item in entries_of(compose(text)) if key_of(item) == key)
+        assert isinstance(entry, yaml_nodes.Mapping)
+        written = f"{name}: {json.dumps(value)}"
+        found = section_of(entry, name)
+        if found is not None:
+            start, end = found[0].start, max(end_of(found[1]), found[0].end)
+            text = text[:start] + written + text[end:]
+        elif entry.flow:
+            text = _in_brackets(text, entry, written)
+        else:
+            text = _inserted(text, end_of_line(text, end_of(entry)), " " * entry.column + written)
+    return text
 
 
 # -- what is removed

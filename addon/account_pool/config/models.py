@@ -46,6 +46,10 @@ _OAUTH_SCHEMA = {
             "type": ["string", "number"],
             "description": "RFC 3339, or seconds since the epoch",
         },
+        refresh_expires_at={
+            "type": ["string", "number"],
+            "description": "When the login ends however often it is refreshed",
+        },
         token_url=_text("https; built in for codex, claude-code"),
         client_id=_text(),
         client_secret=_text(),
@@ -141,9 +145,9 @@ class AccountShape(_Shape):
     reserve: Annotated[dict[str, Any], WithJsonSchema(_RESERVE_SCHEMA)] = Field(
         {}, description="Share of each window that is left to the owner, such as 5h: 15%."
     )
-    account_id: Text | None = Field(None, description="ChatGPT account of a Codex token.")
+    account_id: Text | None = Field(None, description="Account of a Codex or Claude login.")
     project: Text | None = Field(None, description="Project of a Gemini CLI account.")
-    organization: Text | None = Field(None, description="OpenAI organization.")
+    organization: Text | None = Field(None, description="Organization, as the vendor names it.")
     openai_project: Text | None = Field(None, description="OpenAI project.")
     host: Text | None = Field(None, description="The one host this account's requests go to.")
     deployments: dict[str, Text] | None = Field(None, description="Azure: model to deployment.")

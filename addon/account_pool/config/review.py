@@ -17,7 +17,7 @@ from account_pool.core.credential import Credential
 from account_pool.credentials.account_credential import DOUBTED, doubt
 from account_pool.credentials.acquire import credential_of
 from account_pool.credentials.errors import CredentialError
-from account_pool.credentials.notices import Notices
+from account_pool.credentials.notices import Notice, Notices, ending_logins
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.sources import AccountEntry
 
@@ -54,7 +54,9 @@ def review(config: Config, *, wall_now: float) -> Review:
         if ends and not isinstance(entry.source, OAuthSource) and (why := doubt(ends[0], wall_now)):
             found.append(_about(config, entry, f"{entry.source.describe()}: {why}", DOUBTED))
         new = notices.take(entry, credentials)
-        found += [_about(config, entry, notice.wrong, notice.remedy) for notice in new]
+        found += [_noticed(config, notice) for notice in new]
+    # Last: a file has been read by now, and says when its login ends.
+    found += [_noticed(config, one) for one in ending_logins(config.accounts, wall_now)]
     return Review(tuple(unreadable), tuple(found))
 
 
@@ -62,6 +64,11 @@ def _credentials_now(entry: AccountEntry) -> Mapping[str, Credential]:
     """Return what *entry* has, nothing when it takes time. Raises CredentialError."""
     reading = entry.source.reading_now()
     return {} if reading is None else credential_of(entry, reading)
+
+
+def _noticed(config: Config, notice: Notice) -> Problem:
+    entry = next(one for one in config.accounts if one.account.key == notice.key)
+    return _about(config, entry, notice.wrong, notice.remedy)
 
 
 def _about(config: Config, entry: AccountEntry, wrong: str, remedy: str) -> Problem:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from account_pool.core.credential import Secret
 from account_pool.credentials.errors import CredentialError, reason_of
-from account_pool.credentials.reading import Text, read_instant
+from account_pool.credentials.reading import Text, instant, read_instant
 from account_pool.credentials.sources import Reading, Source, usable
 from account_pool.credentials.vendor_logins import LOGINS, logged_out, tool_of
 from account_pool.providers.token_forms import hidden, remedy
@@ -91,6 +91,10 @@ class FileSource(Source):
 
     def refused(self, _secret: Secret) -> None:
         self._read = None
+
+    @property
+    def login_ends_at(self) -> float | None:
+        return None if self._read is None else self._read[1].login_ends_at
 
     def _reading(self) -> Reading:
         tool = tool_of(self.path.name, self.pointer)
@@ -171,6 +175,10 @@ class VendorLogin:
         refresh: gets new ones; it belongs to the tool.
         expires_at: when *access* ends, seconds since the epoch; None if not said.
         companions: what moves with it, e.g. account_id.
+        login_ends_at: when it ends however often it is refreshed, seconds since the epoch;
+            None if not said.
+        client_id: the application that was logged in with; None if not said.
+        owner: the address of who logged in, for people; None if not said.
     """
 
     provider: str
@@ -178,6 +186,9 @@ class VendorLogin:
     refresh: Secret | None = None
     expires_at: float | None = None
     companions: dict[str, str] = field(default_factory=dict)
+    login_ends_at: float | None = None
+    client_id: str | None = None
+    owner: str | None = None
 
 
 def read_vendor_login(tool: str, path: Path) -> VendorLogin:
@@ -188,8 +199,12 @@ def read_vendor_login(tool: str, path: Path) -> VendorLogin:
     name = str(path)
     if not path.exists():
         raise CredentialError(f"the file {name} does not exist", _otherwise(tool))
-    document = _document(read_private(path, name), name)
-    shape = LOGINS[tool].read(document)
+    return login_in(tool, read_private(path, name), name)
+
+
+def login_in(tool: str, text: str, name: str) -> VendorLogin:
+    """Return the login of *tool* in *text*, called *name* in messages. Raises CredentialError."""
+    shape = LOGINS[tool].read(_document(text, name))
     if shape is None or not isinstance(shape.access, str) or not shape.access:
         raise CredentialError(f"the file {name} holds no login of {tool}", _otherwise(tool))
     refresh = shape.refresh if isinstance(shape.refresh, str) and shape.refresh else None
@@ -199,6 +214,9 @@ def read_vendor_login(tool: str, path: Path) -> VendorLogin:
         refresh=None if refresh is None else usable(refresh, f"the refresh token in {name}"),
         expires_at=read_instant(shape.expires_at),
         companions=dict(shape.companions),
+        login_ends_at=instant(shape.login_ends_at),
+        client_id=shape.client_id,
+        owner=shape.owner,
     )
 
 

@@ -46,6 +46,7 @@ class KeychainSource(Source):
     pointer: str | None = None
     timeout_s: float = field(default=KEYCHAIN_TIMEOUT_S, compare=False)
     _asking: threading.Thread | None = field(default=None, repr=False, compare=False)
+    _login_ends_at: float | None = field(default=None, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -73,7 +74,13 @@ class KeychainSource(Source):
                 logged_out(tool)
                 or remedy(self.service, "correct its name, or name another source"),
             )
-        return Text(self.name, self.name, self.pointer, tool).read(text)
+        reading = Text(self.name, self.name, self.pointer, tool).read(text)
+        self._login_ends_at = reading.login_ends_at
+        return reading
+
+    @property
+    def login_ends_at(self) -> float | None:
+        return self._login_ends_at
 
     async def _ask(self) -> str | None:
         # A thread that could not be started, or was ended by its backend, asks nothing.

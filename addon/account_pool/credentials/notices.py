@@ -7,20 +7,24 @@ are compared by their hashes, and no text has a part of one.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.sources import AccountEntry
+from account_pool.credentials.vendor_logins import DAY_S, TOOLS, log_in_again
 from account_pool.providers.registry import BUILT_IN
 from account_pool.providers.token_forms import foreign
 
 #: Where these differ the limits do, although the login is the same.
 _SPLITS_LIMITS = ("host", "deployments", "organization", "openai_project", "project")
+#: How long before the end of a login its owner is told, seconds.
+WARNED_S = 7 * DAY_S
 _ONE_LIMIT = "a limit of one is a limit of both: remove one of them"
 
 
@@ -97,6 +101,27 @@ class Notices:
                 yield Notice(key, f"{how} {first}", _ONE_LIMIT, frozenset({key, first}))
         if key in self._foreign:
             yield self._foreign[key]
+
+
+def ending_logins(entries: Iterable[AccountEntry], wall_now: float) -> list[Notice]:
+    """Return a notice for each login that its owner has to make anew within days, or now.
+
+    However often it is refreshed: only a person can. *wall_now* is in seconds since the epoch.
+    """
+    found = []
+    for entry in entries:
+        ends_at, account = entry.source.login_ends_at, entry.account
+        if ends_at is None or not account.enabled or ends_at - wall_now > WARNED_S:
+            continue
+        day = f"{datetime.fromtimestamp(ends_at, UTC):%Y-%m-%d %H:%M} UTC"
+        wrong = f"its login ends on {day}" if ends_at > wall_now else f"its login ended on {day}"
+        # What a tool keeps, the tool logs in to.
+        tool = TOOLS.get(account.provider, "its tool")
+        remedy = f"log in with {tool} again"
+        if isinstance(entry.source, OAuthSource):
+            remedy = log_in_again(account.provider, account.label)
+        found.append(Notice(account.key, wrong, remedy, frozenset({account.key, wrong})))
+    return found
 
 
 def _marks(entry: AccountEntry, credentials: Mapping[str, Credential]) -> dict[str, str]:

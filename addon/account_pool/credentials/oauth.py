@@ -33,6 +33,7 @@ KEYS = (
     "access_token",
     "refresh_token",
     "expires_at",
+    "refresh_expires_at",
     "token_url",
     "client_id",
     "client_secret",
@@ -82,6 +83,7 @@ class OAuthSource(Source):
     refresh_token: Secret
     access_token: Secret | None = None
     expires_at: float | None = None
+    refresh_expires_at: float | None = None
     environ: Mapping[str, str] = field(repr=False, compare=False)
     written_in: str = "accounts.yaml"
 
@@ -106,11 +108,18 @@ class OAuthSource(Source):
             refresh_token=Secret(refresh),
             access_token=None if access is None else Secret(access),
             expires_at=read_instant(written.get("expires_at")),
+            refresh_expires_at=read_instant(
+                written.get("refresh_expires_at"), "refresh_expires_at"
+            ),
             environ=environ,
         )
 
     def describe(self) -> str:
         return self.written_in
+
+    @property
+    def login_ends_at(self) -> float | None:
+        return self.refresh_expires_at
 
     def fingerprint(self) -> str:
         return self.refresh_token.digest()

@@ -56,8 +56,9 @@ class Text:
         if shape is not None and shape.access == secret.reveal():
             return Reading(
                 secret=secret,
-                expires_at=_instant(shape.expires_at),
+                expires_at=instant(shape.expires_at),
                 companions=shape.companions,
+                login_ends_at=instant(shape.login_ends_at),
             )
         return Reading(secret=secret, expires_at=_expiry_beside(document, self.pointer))
 
@@ -118,10 +119,10 @@ def _expiry_beside(document: Any, pointer: str | None) -> float | None:
     document = json_pointer.find(document, json_pointer.steps(pointer)[:-1])
     if not isinstance(document, dict):
         return None
-    return next((_instant(document[name]) for name in _EXPIRY_NAMES if name in document), None)
+    return next((instant(document[name]) for name in _EXPIRY_NAMES if name in document), None)
 
 
-def _instant(value: Any) -> float | None:
+def instant(value: Any) -> float | None:
     """Return *value* as seconds since the epoch; what cannot be read says nothing."""
     try:
         return read_instant(value)
@@ -133,7 +134,7 @@ def _instant(value: Any) -> float | None:
 _MILLISECONDS_FROM = 1e11
 
 
-def read_instant(value: Any) -> float | None:
+def read_instant(value: Any, name: str = "expires_at") -> float | None:
     """Return *value* as seconds since the epoch, None for None.
 
     Takes seconds, milliseconds, a date of YAML, or RFC 3339; without a zone it is UTC.
@@ -150,7 +151,7 @@ def read_instant(value: Any) -> float | None:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e14:
         return value / 1000 if value >= _MILLISECONDS_FROM else float(value)
     raise CredentialError(
-        "expires_at is not a point in time", "write it as 2026-12-01T00:00:00Z, or leave it out"
+        f"{name} is not a point in time", "write it as 2026-12-01T00:00:00Z, or leave it out"
     )
 
 

@@ -361,7 +361,7 @@ class RefreshableToken:
         if tokens.refresh in family.spent:
             raise LoginEnded(
                 f"its login is no longer valid: {family.spent[tokens.refresh]}; "
-                f"{log_in_again(self._source.key.provider)}",
+                f"{log_in_again(self._source.key.provider, self._source.key.label)}",
                 LOOK_AGAIN_S,
             )
 

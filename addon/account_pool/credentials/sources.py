@@ -38,11 +38,13 @@ class Reading:
         secret: the credential.
         expires_at: when it ends, seconds since the epoch; None if that is not said.
         companions: what belongs to it, e.g. account_id.
+        login_ends_at: when the login it comes from ends, however often it is renewed.
     """
 
     secret: Secret
     expires_at: float | None = None
     companions: Mapping[str, str] = field(default_factory=dict)
+    login_ends_at: float | None = None
 
 
 class Source:
@@ -59,6 +61,11 @@ class Source:
     def describe(self) -> str:
         """Name the place in a few words, e.g. "env OPENAI_API_KEY"; never the secret."""
         raise NotImplementedError
+
+    @property
+    def login_ends_at(self) -> float | None:
+        """When the owner has to log in again, seconds since the epoch; None if not known."""
+        return None
 
     def read_now(self) -> Secret | None:
         """Return the credential, or None when it takes time (a command): use `read`.

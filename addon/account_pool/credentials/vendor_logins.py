@@ -11,6 +11,7 @@ https://cli.github.com/manual/gh_auth_login.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,10 @@ class Shape:
         access, refresh: text, or whatever stood in their place.
         expires_at: seconds or milliseconds since the epoch, or text; None if not said.
         companions: what belongs to it.
+        login_ends_at: as *expires_at*, when it ends however often it is refreshed.
+        client_id: the application that was logged in with, which alone may refresh it; None
+            if not said.
+        owner: the address of who logged in, for people; None if not said.
     """
 
     provider: str
@@ -65,6 +70,9 @@ class Shape:
     refresh: Any = field(default=None, repr=False)
     expires_at: Any = None
     companions: Mapping[str, str] = field(default_factory=dict)
+    login_ends_at: Any = None
+    client_id: str | None = None
+    owner: str | None = None
 
 
 def codex(document: Any) -> Shape | None:
@@ -73,11 +81,14 @@ def codex(document: Any) -> Shape | None:
         return None
     tokens = document.get("tokens")
     if isinstance(tokens, dict) and tokens.get("access_token"):
+        claims = jwt_claims(str(tokens.get("id_token")))
         return Shape(
             provider="codex",
             access=tokens["access_token"],
             refresh=tokens.get("refresh_token"),
             companions=_texts(tokens, "account_id"),
+            client_id=_client(claims),
+            owner=_text(claims.get("email")),
         )
     return Shape(provider="openai", access=document.get("OPENAI_API_KEY"))
 
@@ -92,6 +103,11 @@ def claude(document: Any) -> Shape | None:
         access=login.get("accessToken"),
         refresh=login.get("refreshToken"),
         expires_at=login.get("expiresAt"),
+        companions=_named(
+            account_id=login.get("accountUuid"), organization=login.get("organizationUuid")
+        ),
+        login_ends_at=login.get("refreshTokenExpiresAt"),
+        client_id=_text(login.get("clientId")),
     )
 
 
@@ -99,13 +115,16 @@ def gemini(document: Any) -> Shape | None:
     """`~/.gemini/oauth_creds.json`."""
     if not isinstance(document, dict) or not {"access_token", "expiry_date"} <= document.keys():
         return None
+    claims = jwt_claims(str(document.get("id_token")))
     return Shape(
         provider="gemini-cli",
         access=document["access_token"],
         refresh=document.get("refresh_token"),
         expires_at=document["expiry_date"],
         # Google's id of the person, OpenID Connect Core 1.0, section 2.
-        companions=_named(user_id=jwt_claims(str(document.get("id_token"))).get("sub")),
+        companions=_named(user_id=claims.get("sub")),
+        client_id=_client(claims),
+        owner=_text(claims.get("email")),
     )
 
 
@@ -116,6 +135,16 @@ def github(document: Any) -> Shape | None:
     """
     token = next(_github_tokens(document), None)
     return None if token is None else Shape(provider="copilot", access=token)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _client(claims: Mapping[str, Any]) -> str | None:
+    """Return whom a token was made for (OpenID Connect Core 1.0, section 2)."""
+    audience = claims.get("aud")
+    return _text(audience[0] if isinstance(audience, list) and audience else audience)
 
 
 def _named(**values: Any) -> dict[str, str]:
@@ -263,9 +292,9 @@ def logged_out(tool: str | None) -> str | None:
     return None if login is None else f"its tool is logged out: {login.how}"
 
 
-def log_in_again(provider: str) -> str:
+def log_in_again(provider: str, label: str) -> str:
     """Say what the owner of an account does whose login has ended."""
     tool = TOOLS.get(provider)
     if tool is None:
         return "write the tokens of a new login in accounts.yaml"
-    return f"log in with {tool} again and run: account-pool login --from {tool} --copy"
+    return f"log in again: account-pool login {tool} --label {shlex.quote(label)} --renew"

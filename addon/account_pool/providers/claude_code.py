@@ -178,5 +178,5 @@ PROVIDER = Provider(
     instants=dict.fromkeys(WINDOW_RESETS, envelopes.epoch_seconds),
     token_kind="oauth",  # noqa: S106 - the word
     misplaced=misplaced,
-    companions=frozenset({"account_id"}),
+    companions=frozenset({"account_id", "organization"}),
 )

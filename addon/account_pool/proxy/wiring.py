@@ -37,7 +37,7 @@ from account_pool.credentials.code_assist import CodeAssist, CodeAssistSettings
 from account_pool.credentials.copilot import CopilotExchange, EditorHeaders
 from account_pool.credentials.http import Http, ProxyGate
 from account_pool.credentials.keeper import Keeper
-from account_pool.credentials.notices import Notices
+from account_pool.credentials.notices import Notices, ending_logins
 from account_pool.credentials.oauth import OAuthSource
 from account_pool.credentials.refreshable_token import Refresher, make_refresher
 from account_pool.credentials.sources import AccountEntry
@@ -304,7 +304,9 @@ class Wiring:
     def _warnings(self) -> list[str]:
         """Return what looks wrong with accounts and stops nothing, for people."""
         clock = self.service.observer.wrong_clock
-        return [*self._file_warnings, *map(str, self._notices), *([clock] if clock else ())]
+        ending = ending_logins(self._entries.values(), time.time())
+        notices = map(str, (*self._notices, *ending))
+        return [*self._file_warnings, *notices, *([clock] if clock else ())]
 
 
 @dataclass(frozen=True, slots=True)
