@@ -23,7 +23,7 @@ def test_every_change_is_followed() -> None:
 def health(number: int, **fields: Any) -> dict[str, Any]:
     return {
         "size": 3, "busy": 1, "ready": True, "stopping": False, "failed_tasks": [],
-        "state_problem": None, "busy_accounts": ["openai/a"],
+        "state_problem": None, "notify": [], "busy_accounts": ["openai/a"],
         "worker": {"number": number, "pid": number, "uptime_s": 1.0, "busy": 1}, **fields,
     }  # fmt: skip
 
@@ -38,6 +38,13 @@ def test_health_counts_an_account_once() -> None:
     assert merged["failed_tasks"] == [{**task, "name": "worker 1: keeping"}]
     assert [worker["number"] for worker in merged["workers"]] == [1, 2]
     assert not {"worker", "busy_accounts"} & merged.keys()
+
+
+def test_health_knows_which_notification_did_not_arrive() -> None:
+    hook = {"target": "https://hooks.example.com", "problem": None}
+    failed = {**hook, "problem": "it answered with status 404"}
+    merged = MERGED["health"](health(1, notify=[hook]), [health(2, notify=[failed])], None)
+    assert merged["notify"] == [failed]
 
 
 def account(**fields: Any) -> dict[str, Any]:

@@ -38,6 +38,7 @@ def test_the_table_is_the_contract() -> None:
         "allow_remote": False,
         "drain": 10.0,
         "fast": "on",
+        "notify": "",
         "view_kept": 500,
         "allow_origins": "",
         "allow_hosts": "",

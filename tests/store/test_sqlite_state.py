@@ -15,6 +15,7 @@ from account_pool.core.claims import Claim, Taken
 from account_pool.core.cooldown import Cause, Cooldown
 from account_pool.core.credential import Secret
 from account_pool.core.headroom import Window
+from account_pool.core.notifications import Event, Subject, Verdict
 from account_pool.core.outcome import OutcomeClass, Scope
 from account_pool.core.snapshot import AccountSnapshot, DisablingSnapshot
 from account_pool.store import schema
@@ -451,3 +452,22 @@ def test_a_cooldown_that_stays_is_neither_read_nor_written_again(two) -> None:
     assert left.cooldowns.keys() == {models[1]}
     [found] = keep(other, UNKNOWN)
     assert found.cooldowns == left.cooldowns
+
+
+# -- what the owner was notified of
+
+
+def test_of_two_proxies_one_tells(two, path: Path) -> None:
+    one, other = two
+    gone = Subject(Event.DISABLED, str(WORK))
+    assert one.note([gone], [], wall_now=WALL) == {gone: Verdict.TELL}
+    assert other.note([gone], [], wall_now=WALL) == {gone: Verdict.KNOWN}
+    assert other.noted() == [gone]
+    assert other.note([], [gone], wall_now=WALL + 1) == {gone: Verdict.TELL}
+    assert one.note([], [gone], wall_now=WALL + 1) == {gone: Verdict.KNOWN}
+    assert one.note([gone], [], wall_now=WALL + 2) == {gone: Verdict.LATER}
+    assert one.noted() == []
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("INSERT INTO notices VALUES ('of a newer version', '', '', 1, 0)")
+        database.commit()
+    assert one.noted() == []

@@ -62,6 +62,9 @@ class PoolService(Protocol):
     def warnings(self) -> list[str]:
         """Return what looks wrong with the accounts and stops nothing, for people."""
 
+    def notify_targets(self) -> list[dict[str, str | None]]:
+        """Return where notifications go, without what is a secret, and why one did not arrive."""
+
     def state_problem(self) -> str | None:
         """Return why what is learnt is kept in memory only; None if it is not."""
 

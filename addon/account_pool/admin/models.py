@@ -414,6 +414,11 @@ SCHEMAS: Mapping[str, Schema] = {
                 running=_of("boolean", "it was begun again"))),
             "background tasks that have failed since the start"),
         state_problem=_or_null(_of("string", "why the state is kept in memory only")),
+        notify=_about(
+            _list(_object(
+                target=_of("string", "its scheme and host, or its program"),
+                problem=_or_null(_of("string", "why the last notification did not arrive")))),
+            "where notifications go"),
         accounts_file=_ACCOUNTS_FILE,
         workers=_about(
             _list(_object(number=_COUNT, pid=_COUNT, uptime_s=_SECONDS, busy=_COUNT)),

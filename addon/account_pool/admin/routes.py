@@ -362,6 +362,7 @@ async def health(context: AdminContext, _asked: None) -> Json:
             for name, f in tasks.failed.items()
         ],
         "state_problem": context.service.state_problem(),
+        "notify": context.service.notify_targets(),
         **context.source(),
         **of_workers,
     }

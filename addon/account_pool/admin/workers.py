@@ -52,9 +52,18 @@ def _health(mine: Json, others: list[Json], _asked: Any) -> Json:
         "stopping": all(one["stopping"] for one in workers),
         "failed_tasks": tasks,
         "state_problem": next((p for one in workers if (p := one["state_problem"])), None),
+        "notify": _targets([one["notify"] for one in workers]),
         "workers": [one["worker"] for one in workers],
     }
     return {key: value for key, value in merged.items() if key not in ("worker", "busy_accounts")}
+
+
+def _targets(of_each: list[list[Json]]) -> list[Json]:
+    """Merge where notifications go: the worker that has sent one knows whether it arrived."""
+    return [
+        {**same[0], "problem": next((p for one in same if (p := one["problem"])), None)}
+        for same in zip(*of_each, strict=False)
+    ]
 
 
 def _accounts(mine: Json, others: list[Json], _asked: Any) -> Json:

@@ -78,6 +78,15 @@ _TOKEN_SCHEMA = {
         _object("oauth", oauth=_OAUTH_SCHEMA),
     ],
 }
+_TARGET_SCHEMA: Schema = {
+    "oneOf": [
+        _text("https://..., ntfy:TOPIC, desktop, or a command; no shell"),
+        _object("env", env=_text("an environment variable that holds one of these")),
+    ]
+}
+_TARGETS_SCHEMA: Schema = {
+    "oneOf": [*_TARGET_SCHEMA["oneOf"], {"type": "array", "items": _TARGET_SCHEMA}]
+}
 _RESERVE_SCHEMA: Schema = {
     "type": "object",
     "additionalProperties": _text(pattern=r"^[0-9]{1,2}(\.[0-9]+)?\s*%$"),
@@ -251,6 +260,7 @@ def _pool_shape() -> type[_Shape]:
             continue
         kind: Any = Literal[option.choices] if option.choices else option.type
         kind = kind | list[str] if option.reader else kind
+        kind = Annotated[Any, WithJsonSchema(_TARGETS_SCHEMA)] if option.writer else kind
         kind = kind | bool if option.is_switch else kind
         minimum = option.minimum if option.type in (int, float) else None
         field: Any = Field(option.default, description=option.help, ge=minimum)

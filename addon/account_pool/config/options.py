@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from account_pool.config.notify import read_targets, shown_targets, write_targets
 from account_pool.config.problems import Wrong, shown
 from account_pool.core.browser import read_hosts, read_origins
 
@@ -37,6 +38,8 @@ class PoolOption:
         not_in_file: why accounts.yaml cannot set it; "" when it can.
         reader: of several values, separated by commas; raises Wrong. A file may list them.
         is_switch: the text may be `on` or `off`, for which a file may have true or false.
+        writer: returns the text for a list or mapping that a file may have; raises Wrong.
+        conceal: returns what may be seen of the text, which is a secret.
     """
 
     name: str
@@ -48,6 +51,8 @@ class PoolOption:
     not_in_file: str = ""
     reader: Callable[[str], object] | None = None
     is_switch: bool = False
+    writer: Callable[[Any], str] | None = None
+    conceal: Callable[[str], str] | None = None
 
     @property
     def option(self) -> str:
@@ -81,7 +86,9 @@ class PoolOption:
             value = float(value)
         if self.is_switch and isinstance(value, bool):
             value = "on" if value else "off"
-        if self.reader is not None and isinstance(value, list) and _are_texts(value):
+        if self.writer is not None and isinstance(value, list | dict):
+            value = self.writer(value)
+        elif self.reader is not None and isinstance(value, list) and _are_texts(value):
             value = ", ".join(value)
         if type(value) is not self.type:
             raise Wrong(f"{self._shown(value)} is not {_NAMES[self.type]}", self._accepted())
@@ -97,7 +104,8 @@ class PoolOption:
         return checked
 
     def _shown(self, value: Any) -> str:
-        return "the value" if self.name == "github_token" else shown(value)
+        is_secret = self.name == "github_token" or self.conceal is not None
+        return "the value" if is_secret else shown(value)
 
     def _accepted(self) -> str:
         if self.choices is not None:
@@ -105,7 +113,8 @@ class PoolOption:
         if self.type is bool:
             return "write true or false"
         if self.type is str:
-            return "write text, in quotes" + (", or a list of texts" if self.reader else "")
+            more = ", a mapping, or a list of these" if self.writer else ", or a list of texts"
+            return "write text, in quotes" + (more if self.reader else "")
         at_least = f" of {self.minimum:g} or more" if self.minimum else ""
         return f"write a number{at_least} such as {self.default:g}"
 
@@ -205,6 +214,11 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
         "Shorter ways through mitmproxy: on, off, or those to use, separated by commas: "
         f"{', '.join(FAST_STEPS)}. What a version of mitmproxy does not allow is left out.",
         reader=read_fast, is_switch=True),
+    PoolOption("notify", str, "",
+        "Where to send a notification when an account goes or comes back: https://... for a "
+        "webhook, ntfy:TOPIC, desktop, or a command, which gets JSON on its input; a list of "
+        "these in accounts.yaml, where {env: NAME} names a variable that holds one.",
+        reader=read_targets, writer=write_targets, conceal=shown_targets),
     PoolOption("view_kept", int, 500,
         "How many flows of the pool mitmweb and mitmproxy keep in view, with 64 MiB of bodies at "
         "most; older ones are dropped. Marked ones stay, and all others. 0 keeps all."),

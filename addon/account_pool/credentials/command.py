@@ -94,7 +94,7 @@ async def run(
         ) from None
     finally:
         if not ended:
-            await _kill(process)
+            await kill_group(process)
     if status != 0:
         raise CredentialError(
             f"the command {shown} exited with status {status}{_last_line(errors, output)}",
@@ -135,7 +135,7 @@ async def _read(stream: asyncio.StreamReader | None) -> str:
     return kept.decode("utf-8", "replace")
 
 
-async def _kill(process: Process) -> None:
+async def kill_group(process: Process) -> None:
     """End the process and everything in its group."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if sys.platform != "win32":

@@ -128,6 +128,7 @@ class AccountPool:
         self._view = ViewRetention(self.service)
         self._siblings = Siblings(self.service)
         self.wiring.workers = self._siblings.count
+        self.wiring.notifier.is_first = self._siblings.is_first
 
     def load(self, loader: Loader) -> None:
         # Again when pool.py is reloaded: no option is deferred then.
@@ -138,6 +139,7 @@ class AccountPool:
         loader.master.commands.collect_commands(self.commands)
 
     def configure(self, updated: set[str]) -> None:
+        self.wiring.concealed.take(ctx.options)
         if not self._configured:
             self._configured = True
             try:

@@ -104,19 +104,53 @@ def add(loader: Loader) -> frozenset[str]:
     return at_start
 
 
-def given(options: Options, at_start: Collection[str] = ()) -> dict[str, OptionValue]:
+class Concealed:
+    """Values that are secrets: taken out of mitmproxy's options, which mitmweb and dumps show.
+
+    In their place stands what may be seen of them. What is set by hand later is taken out, too.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, str] = {}
+
+    def take(self, options: Options) -> None:
+        """Take out of *options* what is a secret and stands there openly. Raises OptionsError."""
+        for option in POOL_OPTIONS:
+            if option.conceal is None or option.option not in options:
+                continue
+            found, known = getattr(options, option.option), self._values.get(option.option, "")
+            if found == option.conceal(known):
+                continue
+            try:
+                option.read(found)
+            except ValueError as e:
+                raise exceptions.OptionsError(f"{option.option}: {e}") from None
+            self._values[option.option] = found
+            if found != option.conceal(found):
+                options.update(**{option.option: option.conceal(found)})
+
+    def value(self, options: Options, name: str) -> Any:
+        """Return the value of the option *name*, in the open."""
+        return self._values.get(name, getattr(options, name))
+
+
+def given(
+    options: Options, at_start: Collection[str] = (), concealed: Concealed | None = None
+) -> dict[str, OptionValue]:
     """Return the options that were set by hand, read and checked.
 
     Args:
         at_start: names that were given when the proxy started, by `add`.
+        concealed: has the values that do not stand in *options*.
 
     Raises OptionsError that names the option, what is wrong and what is accepted.
     """
     values: dict[str, OptionValue] = {}
+    concealed = concealed or Concealed()
     for option in POOL_OPTIONS:
         if option.option in at_start or options.has_changed(option.option):
             try:
-                values[option.name] = option.read(getattr(options, option.option))
+                values[option.name] = option.read(concealed.value(options, option.option))
             except ValueError as e:
                 raise exceptions.OptionsError(f"{option.option}: {e}") from None
     return values

@@ -21,6 +21,7 @@ from mitmproxy.log import ALERT
 from account_pool.core import snapshot
 from account_pool.core.account import AccountKey
 from account_pool.core.decisions import By
+from account_pool.core.notifications import Subject, Verdict
 from account_pool.core.shares import Ask, Shares
 from account_pool.core.snapshot import PoolSnapshot, forgiven, merge
 from account_pool.core.usage import Counted, add_to
@@ -195,6 +196,25 @@ class Persistence:
         sums = await self._in_thread(lambda: store.read_counts(name)) if store else {}
         add_to(sums, waiting)
         return sums
+
+    async def note(
+        self, begun: Collection[Subject], ended: Collection[Subject]
+    ) -> dict[Subject, Verdict]:
+        """Decide with the other proxies which of these conditions this one tells.
+
+        Raises StoreError while the store cannot be used.
+        """
+        store, wall = self._usable(), self._clock.wall()
+        return await self._in_thread(lambda: store.note(begun, ended, wall_now=wall))
+
+    async def noted(self) -> list[Subject]:
+        """Return the conditions that were told and are not over. Raises StoreError."""
+        return await self._in_thread(self._usable().noted)
+
+    def _usable(self) -> StateStore:
+        if self.access.store is None or self._stopped:
+            raise StoreError("the store is not open")
+        return self.access.store
 
     def _note_urgent(self) -> None:
         self._dirty.set()

@@ -77,6 +77,7 @@ class Service:
         show: shows the flow of a refused attempt; None where nobody looks.
         later: calls something once the current event is handled; at once without a loop.
         warnings: returns what looks wrong with the accounts and stops nothing, for people.
+        notify_targets: returns where notifications go, as it may be shown.
         state_problem: returns why what is learnt is kept in memory only; None if it is not.
         unsent: says whether something waits to be sent behind a client, to a server.
         connected: told of a client, behind which a connection to a server is used.
@@ -117,6 +118,7 @@ class Service:
         self.later: Callable[[Callable[[], None]], object] = lambda act: act()
         self.warnings: Callable[[], list[str]] = list
         self.state_problem: Callable[[], str | None] = lambda: None
+        self.notify_targets: Callable[[], list[dict[str, str | None]]] = list
         self.connected: Callable[[Client], None] = lambda _client: None
         self.unsent: Callable[[Client, Connection], bool] = lambda _client, _server: False
         self.clocks = waking.CLOCKS

@@ -30,11 +30,13 @@ class Siblings:
     Attributes:
         link: the launcher; None where this is no worker.
         count: how many workers there are, this one too.
+        is_first: this is the one that acts where one of them has to.
     """
 
     def __init__(self, service: Service) -> None:
         self.link: Link | None = worker.LINK
         self.count = 1 if self.link is None else self.link.count
+        self.is_first = self.link is None or self.link.number == 1
         self._service = service
         self._wiring: Wiring | None = None
 

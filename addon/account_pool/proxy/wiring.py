@@ -23,6 +23,7 @@ from mitmproxy.options import Options
 from mitmproxy.proxy.mode_specs import ProxyMode, UpstreamMode
 
 from account_pool.admin.auth import Rules
+from account_pool.config.notify import read_targets
 from account_pool.config.options import OptionValue
 from account_pool.config.options import settings as merged
 from account_pool.config.values import Config
@@ -44,6 +45,7 @@ from account_pool.credentials.sources import AccountEntry
 from account_pool.providers.base import LocalResponse, Provider
 from account_pool.proxy import draining, options, persistence
 from account_pool.proxy.fast.steps import Steps
+from account_pool.proxy.notifier import Notifier
 from account_pool.proxy.persistence import Persistence
 from account_pool.proxy.service import Service
 from account_pool.store.sqlite import MemoryStore, SqliteStore
@@ -88,6 +90,8 @@ class Wiring:
     Attributes:
         service: what requests are served by.
         at_start: names of the options that were given when the proxy started.
+        concealed: values of options that are secrets.
+        notifier: tells the owner when an account goes.
         known: the providers accounts may be of.
         keeper: what keeps the credentials; None before `start`.
         persistence: what keeps what was learnt; None while there never was an account.
@@ -101,6 +105,9 @@ class Wiring:
         service.warnings = self._warnings
         service.state_problem = self._state_problem
         self.at_start: frozenset[str] = frozenset()
+        self.concealed = options.Concealed()
+        self.notifier = Notifier(service, own_http)
+        service.notify_targets = self.notifier.targets
         self.known: Mapping[str, Provider] = {}
         self.keeper: Keeper | None = None
         self.persistence: Persistence | None = None
@@ -126,7 +133,7 @@ class Wiring:
                 "leave it off while the account pool runs"
             )
         in_file = self._in_file if in_file is None else in_file
-        return merged(in_file, options.given(ctx.options, self.at_start))
+        return merged(in_file, options.given(ctx.options, self.at_start, self.concealed))
 
     def apply(self) -> None:
         """Take over options that were changed while the proxy runs. Raises OptionsError."""
@@ -139,6 +146,7 @@ class Wiring:
         self.service.settings = options.settings(values, ctx.options)
         if self.fast is not None:
             self.fast.use(self.service.settings.fast)
+        self.notifier.use(read_targets(str(values["notify"])), ctx.options)
 
     def rules(self) -> Rules:
         """Return who may do what through the admin API."""
@@ -178,6 +186,7 @@ class Wiring:
             self.keeper.start()
         if self.persistence is not None:
             self.persistence.start()
+        self.notifier.start(lambda: self.persistence)
 
     def sharing_known(self, loaded: Config) -> Config:
         """Return *loaded*, which shares what is the same with the accounts that serve now.
@@ -222,6 +231,7 @@ class Wiring:
         """Stop all of it; monotonic seconds: what *over_at* leaves time for is waited for."""
         if self.fast is not None:
             self.fast.use(())
+        self.notifier.stop()
         if self.keeper is not None:
             self.keeper.stop(over_at + draining.ANSWER_S)
         if self.persistence is not None:

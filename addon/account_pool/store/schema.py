@@ -152,4 +152,15 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (account, proxy)
         )""",
     ),
+    (
+        # What the owner was notified of (core/notifications.py).
+        """CREATE TABLE notices (
+            event TEXT NOT NULL,
+            about TEXT NOT NULL,
+            detail TEXT NOT NULL,
+            standing INTEGER NOT NULL,
+            at REAL NOT NULL,
+            PRIMARY KEY (event, about, detail)
+        )""",
+    ),
 )

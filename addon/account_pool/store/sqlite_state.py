@@ -21,6 +21,8 @@ from uuid import uuid4
 from account_pool.core.account import AccountKey
 from account_pool.core.cooldown import Cause, Cooldown
 from account_pool.core.headroom import Key, Window
+from account_pool.core.notifications import Event, Subject, Verdict, note
+from account_pool.core.notifications import Row as NoticeRow
 from account_pool.core.outcome import OutcomeClass, Scope
 from account_pool.core.shares import ME, Ask, Share, grant
 from account_pool.core.snapshot import (
@@ -437,6 +439,32 @@ class SqliteState:
             raise self._database.damaged() from None
         return sums
 
+    @with_room
+    def note(
+        self, begun: Collection[Subject], ended: Collection[Subject], *, wall_now: float
+    ) -> dict[Subject, Verdict]:
+        with self._database.writing() as connection:
+            verdicts, changed = note(self._notices(connection), begun, ended, wall_now)
+            connection.executemany(
+                "INSERT OR REPLACE INTO notices VALUES (?, ?, ?, ?, ?)",
+                ((*subject, *row) for subject, row in changed.items()),
+            )
+        return verdicts
+
+    def noted(self) -> list[Subject]:
+        with self._database.reading() as connection:
+            rows = self._notices(connection)
+        return [subject for subject, row in rows.items() if row.standing]
+
+    def _notices(self, connection: sqlite3.Connection) -> dict[Subject, NoticeRow]:
+        rows = connection.execute("SELECT event, about, detail, standing, at FROM notices")
+        known = {event.value for event in Event}  # a newer version may have more
+        return {
+            Subject(Event(event), about, detail): NoticeRow(bool(standing), at)
+            for event, about, detail, standing, at in rows
+            if event in known
+        }
+
     def sweep(self, present: Iterable[AccountKey], *, wall_now: float) -> None:
         self._stored.clear()
         with self._database.writing() as connection:
@@ -458,6 +486,7 @@ class SqliteState:
             connection.execute("DELETE FROM bindings WHERE gone_at < ?", (wall_now - GONE_KEPT_S,))
             connection.execute("DELETE FROM batches WHERE at < ?", (wall_now - BATCH_KEPT_S,))
             connection.execute("DELETE FROM counts WHERE added_at < ?", (wall_now - COUNTS_KEPT_S,))
+            connection.execute("DELETE FROM notices WHERE at < ?", (wall_now - ACCOUNT_KEPT_S,))
         self._database.keep_reserve()
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 from account_pool.core.account import AccountKey
 from account_pool.core.claims import Claim, Taken
 from account_pool.core.credential import Secret
+from account_pool.core.notifications import Subject, Verdict
 from account_pool.core.shares import Ask, Share
 from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot
 from account_pool.core.usage import Counted
@@ -252,6 +253,16 @@ class StateStore(Protocol):
 
     def read_counts(self, name: str) -> Counted:
         """Return the sums over all proxies under *name*."""
+        ...
+
+    def note(
+        self, begun: Collection[Subject], ended: Collection[Subject], *, wall_now: float
+    ) -> dict[Subject, Verdict]:
+        """Decide by `core.notifications.note` what this proxy tells, in one atomic step."""
+        ...
+
+    def noted(self) -> list[Subject]:
+        """Return the conditions that were told and are not over."""
         ...
 
     def sweep(self, present: Iterable[AccountKey], *, wall_now: float) -> None:
