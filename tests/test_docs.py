@@ -67,7 +67,8 @@ CODE = re.sub(
 #: Of the command line.
 CLI = typer.main.get_command(app).commands
 #: Answered by the proxy too, but no rows of the table of endpoints.
-BESIDE = {("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/")}
+STREAMED = {("GET", "/metrics"), ("GET", "/events")}
+BESIDE = {*STREAMED, ("GET", "/openapi.json"), ("GET", "/")}
 
 
 def table(text: str, head: str) -> list[list[str]]:
@@ -190,7 +191,7 @@ def test_every_command_line_is_one_that_works(page):
 
 def test_the_table_of_endpoints():
     rows = {tuple(e.replace("`", "").split()): quoted(asked) for e, asked, _ in endpoints()}
-    assert rows.keys() == {(e.method, e.path) for e in ENDPOINTS} | {("GET", "/metrics")}
+    assert rows.keys() == {(e.method, e.path) for e in ENDPOINTS} | STREAMED
     for endpoint in ENDPOINTS:
         asked = endpoint.query or endpoint.body
         names = set(asked.model_fields) if asked else set()

@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from account_pool.admin import metrics
 from account_pool.admin.routes import ENDPOINTS
+from account_pool.admin.views import number_at
 from account_pool.admin.workers import FOLLOWED, MERGED, follow, merge_metrics, values
 
 LIMIT_50 = SimpleNamespace(limit=50)
@@ -141,3 +142,10 @@ def test_metrics_of_workers_add_up() -> None:
         'account_pool_in_flight_oldest_seconds{account="a"} 5.0',
         "account_pool_up 1.0",
     ]
+
+
+def test_two_decisions_of_one_moment_are_two() -> None:
+    numbers = [number_at(40_000.5, number) for number in (7, 8)]
+    assert numbers[0] < numbers[1] < number_at(40_000.500_01, 1)
+    # A year after the machine was started; JSON has no more.
+    assert number_at(365 * 86_400.0, 63) < 2**53

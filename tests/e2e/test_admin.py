@@ -7,12 +7,15 @@ import json
 import os
 import stat
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
 from mitmproxy.io import FlowReader
 
 from account_pool.admin.auth import TOKEN_FILE
+from account_pool.admin.events import MAX_CLIENTS
 from account_pool.demo.replies import by_credential
 from tests.e2e.harness import CONFDIR, FIRST, SECOND, THIRD, TIMEOUT_S, TWO, chat, secret
 from tests.scripts import openai
@@ -104,6 +107,81 @@ async def test_look_and_change(provider, pool_proxy):
     with (proxy.folder / "dump").open("rb") as file:
         hosts = {flow.request.host for flow in FlowReader(file).stream()}
     assert hosts == {"api.openai.com"}
+
+
+class Events:
+    """Reads GET /events, event by event."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._lines = response.aiter_lines()
+        self.name = ""
+
+    async def next(self) -> tuple[str, Any]:
+        """Return the next event: its name, and what it says."""
+        async with asyncio.timeout(TIMEOUT_S):
+            async for line in self._lines:
+                field, _, value = line.partition(": ")
+                if field == "event":
+                    self.name = value
+                elif field == "data":
+                    return self.name, json.loads(value)
+        return "end", None
+
+    async def until(self, wanted: Callable[[str, Any], bool]) -> list[tuple[str, Any]]:
+        """Return events up to the first that is *wanted*."""
+        found = [await self.next()]
+        while not wanted(*found[-1]):
+            assert found[-1][0] != "end", found
+            found.append(await self.next())
+        return found
+
+
+def shows(key: str, state: str) -> Callable[[str, Any], bool]:
+    def is_shown(name: str, said: Any) -> bool:
+        known = said["accounts"] if name == "accounts" else ()
+        return any((one["key"], one["state"]) == (key, state) for one in known)
+
+    return is_shown
+
+
+@pytest.mark.parametrize("way", ["own port", "through http", "through https with http2"])
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_events_are_told_as_they_happen(provider, pool_proxy, way, workers):
+    if workers > 1 and sys.platform != "linux":
+        pytest.skip("workers are for Linux")
+    good = openai.chat_complete("Good morning")
+    upstream = await provider(by_credential({FIRST: openai.insufficient_quota(), SECOND: good}))
+    proxy = await pool_proxy(TWO, provider=upstream, workers=workers)
+    url = {"own port": proxy.url, "through http": "http://pool.mitm.it"}.get(way)
+    client = direct(proxy) if way == "own port" else proxy.client(http2="http2" in way)
+    async with (
+        client,
+        proxy.client() as tool,
+        client.stream("GET", f"{url or 'https://pool.mitm.it'}/events") as response,
+    ):
+        assert response.status_code == 200
+        assert response.http_version == ("HTTP/2" if "http2" in way else "HTTP/1.1")
+        events = Events(response)
+        await events.until(shows("openai/first", "available"))
+        # Whichever worker serves it.
+        assert (await tool.request(**chat(stream=False))).status_code == 200
+        told = await events.until(shows("openai/first", "cooling"))
+        while not any(n == "decision" and said["kind"] == "move" for n, said in told):
+            told.append(await events.next())
+        ending = asyncio.create_task(proxy.stop())
+        assert (await events.until(lambda name, _: name == "bye"))[-1][1]["reason"]
+        assert await events.next() == ("end", None)
+        await ending
+    assert "cut off" not in proxy.output and "internal error" not in proxy.output
+
+
+async def test_a_reader_of_events_that_leaves_is_forgotten(provider, pool_proxy):
+    upstream = await provider(by_credential({FIRST: openai.chat_complete("Good morning")}))
+    proxy = await pool_proxy(TWO, provider=upstream)
+    # More than there is room for, one after the other.
+    for _ in range(MAX_CLIENTS + 4):
+        async with direct(proxy) as client, client.stream("GET", "/events") as response:
+            await Events(response).until(lambda name, _: name == "accounts")
 
 
 @pytest.mark.parametrize("mode", ["regular", "upstream:http://127.0.0.1:9"])

@@ -9,6 +9,7 @@ from mitmproxy.proxy.layers.http import HTTPMode
 
 from account_pool.admin.http import ADMIN_HOST, MAX_BODY_BYTES, AdminRequest, AdminResponse
 from account_pool.proxy.admin_exchange import is_for_us, refuse_connection
+from account_pool.proxy.events import Chunks
 from account_pool.proxy.pooled_request import of_request
 from tests.proxy.helpers import FakeClock, Rig, client_connection, service_of
 
@@ -231,3 +232,67 @@ def test_our_name_is_never_connected_to(name, kept):
     server = Server(address=(name, 443))
     refuse_connection(server_hooks.ServerConnectionHookData(server, client_connection()))
     assert bool(server.error) is kept
+
+
+# -- a response that goes on
+
+
+class Source:
+    """Chunks that a test hands out, and whether they were closed."""
+
+    def __init__(self) -> None:
+        self.chunks = self._chunks()
+
+    async def _chunks(self):
+        yield b""
+
+
+@pytest.fixture
+def streaming(rig_of):
+    """A rig whose visits are answered with a stream; `chunk` is what comes next."""
+
+    def build(*chunks: bytes, **settings):
+        rig = rig_of(mode=HTTPMode.regular, **settings)
+        left = list(chunks)
+        head = AdminResponse(200, ((b"content-type", b"text/event-stream"),), b"", Source().chunks)
+
+        def on_pause(pause):
+            if isinstance(pause.step, Chunks):
+                pause.chunk = left.pop(0) if left else b""
+            else:
+                pause.reply = head
+
+        rig.on["pool_pause"] = on_pause
+        return rig
+
+    return build
+
+
+def test_chunks_come_as_they_are_and_the_connection_is_kept(streaming):
+    rig = streaming(b"one", b"two")
+    rig.send(asked("/events") + asked("/health"))
+    assert [answer.body for answer in rig.answers][:1] == [b"onetwo"]
+    assert b"transfer-encoding: chunked" in rig.received.lower()
+    assert not rig.client_closed
+
+
+def test_an_old_client_gets_no_chunks(streaming):
+    rig = streaming(b"one")
+    rig.send(asked("/events").replace(b"HTTP/1.1", b"HTTP/1.0"))
+    assert b"chunked" not in rig.received
+    assert rig.received.endswith(b"one")
+    assert rig.client_closed
+
+
+def test_the_client_leaves_a_stream(streaming):
+    rig = streaming(b"one")
+    rig.held.add("pool_pause")
+    rig.send(asked("/events"))
+    rig.complete("pool_pause")
+    pause = rig.pauses[-1]
+    assert isinstance(pause.step, Chunks)
+    rig.leave()
+    # It need not wait for the next event.
+    assert pause.woken.is_set()
+    rig.complete("pool_pause")
+    assert b"one" not in rig.received

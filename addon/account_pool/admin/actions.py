@@ -43,6 +43,7 @@ class PoolService(Protocol):
         usages: what each account has served.
         resets: what was left of windows when they were reset.
         stopping: whether the proxy shuts down.
+        at_stop: called when it begins to.
     """
 
     pool: Pool
@@ -52,6 +53,7 @@ class PoolService(Protocol):
     usages: Usages
     resets: Resets
     stopping: bool
+    at_stop: list[Callable[[], object]]
 
     def now(self) -> float:
         """Return monotonic seconds."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, cast
 
 from starlette.applications import Starlette
@@ -13,14 +13,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from account_pool.admin import metrics, workers
+from account_pool.admin import events, metrics, workers
 from account_pool.admin.auth import SAFE_METHODS
-from account_pool.admin.http import AdminRequest, ApiError
-from account_pool.admin.models import read_body, read_query
+from account_pool.admin.events import Broadcaster
+from account_pool.admin.http import STREAM, AdminRequest, ApiError
+from account_pool.admin.models import DecisionsQuery, read_body, read_query
 from account_pool.admin.openapi import document
 from account_pool.admin.page import dashboard
 from account_pool.admin.routes import ENDPOINTS, AdminContext, Endpoint
-from account_pool.workers.worker import Link
 
 Handler = Callable[[Request], Awaitable[Response]]
 Admit = Callable[[AdminRequest], None]
@@ -36,6 +36,7 @@ def make_app(context: AdminContext, admit: Admit) -> Starlette:
         ("GET", "/", _dashboard),
         ("GET", "/openapi.json", _openapi),
         ("GET", "/metrics", _metrics_handler(context)),
+        ("GET", "/events", _events_handler(context)),
         *((e.method, e.path, _handler_of(e, context)) for e in ENDPOINTS),
     )
     # Routes with a parameter come after literal ones, and a literal one matches any method:
@@ -76,17 +77,17 @@ def _handler_of(endpoint: Endpoint, context: AdminContext) -> Handler:
         sent: AdminRequest = request.scope["admin_request"]
         if sent.of_worker and endpoint.name in workers.FOLLOWED:
             return JSONResponse(await workers.follow(endpoint.name, context, asked))
-        given = (asked, sent) if endpoint.sender else (asked,)
-        said = await endpoint.handler(context, *given)
-        if context.link is not None and not sent.of_worker:
-            said = await _of_all(endpoint, context.link, sent, said, asked)
-        return JSONResponse(said, endpoint.status)
+        return JSONResponse(await _said(endpoint, context, sent, asked), endpoint.status)
 
     return handle
 
 
-async def _of_all(endpoint: Endpoint, link: Link, sent: AdminRequest, mine: Any, asked: Any) -> Any:
+async def _said(endpoint: Endpoint, context: AdminContext, sent: AdminRequest, asked: Any) -> Any:
     """Return what all workers say, or have the others do what this one has done."""
+    given = (asked, sent) if endpoint.sender else (asked,)
+    mine, link = await endpoint.handler(context, *given), context.link
+    if link is None or sent.of_worker:
+        return mine
     if endpoint.name in workers.FOLLOWED:
         await link.ask(sent.for_workers())
     elif endpoint.name in workers.MERGED:
@@ -126,6 +127,50 @@ def _metrics_handler(context: AdminContext) -> Handler:
             families = workers.merge_metrics(families, said.values())
         text = await asyncio.to_thread(metrics.written, families)
         return Response(text, media_type=metrics.MEDIA_TYPE)
+
+    return handle
+
+
+class _EventStream(Response):
+    """Hands its chunks over to the server, instead of a body."""
+
+    media_type = events.MEDIA_TYPE
+
+    def __init__(self, chunks: AsyncGenerator[bytes]) -> None:
+        super().__init__()
+        self._chunks = chunks
+        # It has no end that is known.
+        del self.headers["content-length"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        head = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **head})
+        if scope["method"] != "HEAD":
+            await send({"type": STREAM, "chunks": self._chunks})
+
+
+def _events_handler(context: AdminContext) -> Handler:
+    named = {endpoint.name: endpoint for endpoint in ENDPOINTS}
+
+    async def said(name: str, target: str, asked: Any) -> Any:
+        sent = AdminRequest(method="GET", target=target, headers=(), peer="", address=("", 0))
+        return await _said(named[name], context, sent, asked)
+
+    async def read() -> tuple[Any, Any, Any]:
+        latest = read_query(DecisionsQuery, [("limit", str(events.MAX_DECISIONS))])
+        decisions = await said("decisions", f"/decisions?limit={latest.limit}", latest)
+        pool, health = (
+            await said("accounts", "/account-pool", None),
+            await said("health", "/health", None),
+        )
+        return pool, health, decisions["decisions"]
+
+    broadcaster = Broadcaster(read)
+    context.service.pool.decisions.subscribe(lambda _decision: broadcaster.stir())
+    context.service.at_stop.append(broadcaster.stop)
+
+    async def handle(_request: Request) -> Response:
+        return _EventStream(broadcaster.listen())
 
     return handle
 

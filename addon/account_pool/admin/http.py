@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from urllib.parse import unquote
@@ -41,6 +41,10 @@ class ApiError(Exception):
 ADMIN_HOST = "pool.mitm.it"
 #: Longest body that is read; an account with a login of its own has some KiB.
 MAX_BODY_BYTES = 64 * 1024
+
+#: Message and extension of ASGI (3.0, "Extensions") by which the application hands over a body
+#: that goes on: `chunks` is pulled at the pace of the client, and closed when it leaves.
+STREAM = "account_pool.response.stream"
 
 #: Names and values as they came, in order.
 Fields = tuple[tuple[bytes, bytes], ...]
@@ -106,11 +110,16 @@ class AdminRequest:
 
 @dataclass(frozen=True, slots=True)
 class AdminResponse:
-    """A complete response."""
+    """A complete response, or the head of one that goes on.
+
+    Attributes:
+        chunks: what comes after *body*, as it comes; None: nothing.
+    """
 
     status: int
     headers: Fields
     body: bytes
+    chunks: AsyncGenerator[bytes] | None = None
 
 
 def error_response(error: ApiError) -> AdminResponse:

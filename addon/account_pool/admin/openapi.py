@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from account_pool import __version__
+from account_pool.admin.events import MEDIA_TYPE as EVENTS
 from account_pool.admin.metrics import MEDIA_TYPE
 from account_pool.admin.models import SCHEMAS
 from account_pool.admin.routes import ENDPOINTS, Endpoint
@@ -47,6 +48,7 @@ def document() -> dict[str, Any]:
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint)
     for path, name, summary, media_type in (
         ("/metrics", "metrics", "Metrics for Prometheus.", MEDIA_TYPE.partition(";")[0]),
+        ("/events", "events", "What the dashboard shows, as server-sent events.", EVENTS),
         ("/openapi.json", "openapi", "This description.", "application/json"),
         ("/", "dashboard", "The dashboard.", "text/html"),
     ):

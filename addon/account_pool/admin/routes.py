@@ -72,6 +72,7 @@ class AdminContext:
     guard: TokenGuard
     codes: OneTimeCodes = field(default_factory=OneTimeCodes)
     link: Link | None = None
+    _ahead: float = 0.0
 
     def source(self) -> Json:
         """Return the accounts file in use; null if the accounts come from the environment."""
@@ -79,7 +80,15 @@ class AdminContext:
         return {"accounts_file": None if path is None else str(path)}
 
     def clocks(self) -> Clocks:
-        return Clocks(self.service.now(), self.service.wall_now())
+        """Return now, on both clocks.
+
+        What the one is ahead of the other is measured again when it has changed: an instant in
+        the future stays the same to the millisecond, however often it is read.
+        """
+        now, wall_now = self.service.now(), self.service.wall_now()
+        if abs(wall_now - now - self._ahead) > CLOCKS_DIFFER_S:
+            self._ahead = wall_now - now
+        return Clocks(now, now + self._ahead)
 
     async def extras(self) -> views.AccountExtras:
         """Return sessions and usage by account."""
@@ -96,6 +105,9 @@ class AdminContext:
 
 
 logger = logging.getLogger(__name__)
+
+#: By how much the two clocks may have gone apart, seconds.
+CLOCKS_DIFFER_S = 0.1
 
 Handler = Callable[..., Awaitable[Json]]
 
@@ -274,13 +286,15 @@ async def decisions(context: AdminContext, asked: DecisionsQuery) -> Json:
     known, now = context.service.pool.decisions, context.service.now()
     rows: list[Json] = []
     for decision in known:
-        # Of several workers each counts for itself: microseconds are the same for all.
-        number = decision.number if context.link is None else int(decision.at * 1e6)
+        number = decision.number
+        if context.link is not None:
+            number = views.number_at(decision.at, number)
         if number <= asked.since or len(rows) >= asked.limit:
             break
         if _is_wanted(decision, asked):
             rows.append({**_decision_view(decision, now), "number": number})
-    return {"decisions": rows, "next": known.made if context.link is None else int(now * 1e6)}
+    upto = known.made if context.link is None else views.number_at(now)
+    return {"decisions": rows, "next": upto}
 
 
 def _is_wanted(decision: Decision, asked: DecisionsQuery) -> bool:

@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,13 @@ from account_pool.admin.auth import (
     check_reveal,
     needs_token,
 )
-from account_pool.admin.http import AdminRequest, AdminResponse, ApiError, error_response
+from account_pool.admin.http import (
+    STREAM,
+    AdminRequest,
+    AdminResponse,
+    ApiError,
+    error_response,
+)
 from account_pool.supervision import tasks
 
 if TYPE_CHECKING:
@@ -62,7 +68,10 @@ class AdminServer:
         """Return the response to *request*. Raises nothing: an error becomes a 500."""
         try:
             check_place(request, self.rules())
-            return _completed(await _ask(await self._pages(), request))
+            response = await _ask(await self._pages(), request)
+            if response.chunks is not None:
+                response = replace(response, chunks=self._while_admitted(request, response.chunks))
+            return _completed(response)
         except ApiError as refused:
             return _completed(error_response(refused))
         except Exception as e:
@@ -95,6 +104,21 @@ class AdminServer:
         check_reveal(request, rules)
         check_body(request)
 
+    async def _while_admitted(
+        self, request: AdminRequest, chunks: AsyncGenerator[bytes]
+    ) -> AsyncGenerator[bytes]:
+        """Pass *chunks* on for as long as *request* would be accepted: rules change."""
+        try:
+            async for chunk in chunks:
+                try:
+                    check_place(request, self.rules())
+                    self.admit(request)
+                except ApiError:
+                    return
+                yield chunk
+        finally:
+            await chunks.aclose()
+
     async def _pages(self) -> Starlette:
         if self._app is None:
             self._app = tasks.once(
@@ -109,15 +133,17 @@ class AdminServer:
 
 async def _ask(app: Starlette, request: AdminRequest) -> AdminResponse:
     """Call *app* as an ASGI server does (ASGI 3.0, HTTP)."""
-    status, headers, body = 500, [], bytearray()
+    status, headers, body, chunks = 500, [], bytearray(), None
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": bytes(request.body), "more_body": False}
 
     async def send(message: Any) -> None:
-        nonlocal status, headers
+        nonlocal status, headers, chunks
         if message["type"] == "http.response.start":
             status, headers = message["status"], list(message.get("headers", ()))
+        elif message["type"] == STREAM:
+            chunks = message["chunks"]
         else:
             body.extend(message.get("body", b""))
 
@@ -134,9 +160,10 @@ async def _ask(app: Starlette, request: AdminRequest) -> AdminResponse:
         "client": (request.peer, 0),
         "server": request.address,
         "admin_request": request,
+        "extensions": {STREAM: {}},
     }
     await app(scope, receive, send)
-    return AdminResponse(status, tuple(headers), bytes(body))
+    return AdminResponse(status, tuple(headers), bytes(body), chunks)
 
 
 def _completed(response: AdminResponse) -> AdminResponse:

@@ -211,6 +211,20 @@ def _seconds(duration: float) -> float:
     return round(max(duration, 0.0), 3)
 
 
+# -- decisions of several workers
+#
+# Each counts for itself, so they are numbered by the clock that is the same for all. Those of
+# one moment differ in the rest.
+
+NUMBERS_A_SECOND = 64e6
+_REST = 64
+
+
+def number_at(now: float, number: int = 0) -> int:
+    """Return what the decision *number* of one worker, made at *now*, is called for all."""
+    return int(now * NUMBERS_A_SECOND / _REST) * _REST + number % _REST
+
+
 # -- sessions
 
 

@@ -15,7 +15,7 @@ from prometheus_client.core import Metric
 from prometheus_client.samples import Sample
 
 from account_pool.admin.http import ApiError
-from account_pool.admin.views import Json
+from account_pool.admin.views import NUMBERS_A_SECOND, Json
 from account_pool.core.decisions import By
 from account_pool.core.sessions import session_of
 
@@ -113,7 +113,7 @@ def _decisions(mine: Json, others: list[Json], asked: Any) -> Json:
         row
         for row in mine["decisions"]
         if not _is_heard(row)
-        or abs(row["number"] - heard.get(_subject(row), -1e18)) > _SAME_S * 1e6
+        or abs(row["number"] - heard.get(_subject(row), -1e18)) > _SAME_S * NUMBERS_A_SECOND
     ]
     rows = sorted([*own, *theirs], key=lambda row: int(row["number"]), reverse=True)
     rows = [row for row in rows if row["number"] <= upto]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -41,7 +41,7 @@ from account_pool.core.browser import is_loopback
 from account_pool.core.credential import Secret
 from account_pool.core.instruments import DecisionCounter
 from account_pool.providers.base import LocalResponse
-from account_pool.proxy.events import BAD_REQUEST, Pause, PoolPauseHook
+from account_pool.proxy.events import BAD_REQUEST, Chunks, Pause, PoolPauseHook
 from account_pool.proxy.http_stream import AttemptStream
 from account_pool.proxy.pooled_request import Destination
 from account_pool.proxy.service import Service
@@ -94,6 +94,8 @@ class AdminExchange(AttemptStream):
     visit: AdminRequest | None = None
     #: what it is answered with, where that is known before it is read
     ready: AdminResponse | None = None
+    #: of the request
+    http_version = ""
 
     @classmethod
     def of(cls, stream: AttemptStream) -> AdminExchange:
@@ -116,7 +118,7 @@ class AdminExchange(AttemptStream):
         if wrong := validate_request(self.mode, request, True):
             yield from self._refuse_visit(wrong)
             return
-        self.visit = self._visit_of(request)
+        self.visit, self.http_version = self._visit_of(request), request.http_version
         if request.headers.get("expect", "").lower() == "100-continue":
             go_on = http.Response.make(100)
             go_on.headers.clear()
@@ -176,6 +178,9 @@ class AdminExchange(AttemptStream):
             if _has_left(self._paused_event_queue):
                 return  # the event that says so comes next
             reply = pause.reply or FAILED
+        if reply.chunks is not None:
+            yield from self._stream_visit(reply, reply.chunks)
+            return
         response = http.Response.make(reply.status, headers=reply.headers)
         response.headers["content-length"] = str(len(reply.body))
         client, body = self.context.client, b"" if visit.method == "HEAD" else reply.body
@@ -185,6 +190,41 @@ class AdminExchange(AttemptStream):
         yield DropStream(self.stream_id)
         yield SendHttp(ResponseEndOfMessage(self.stream_id), client)
         self.untie()
+
+    def _stream_visit(
+        self, reply: AdminResponse, source: AsyncGenerator[bytes]
+    ) -> CommandGenerator[None]:
+        """Send the chunks of *source* as they come, for as long as the client reads them."""
+        client = self.context.client
+        response = http.Response.make(reply.status, headers=reply.headers)
+        response.headers.pop("content-length", None)
+        if self.http_version == "HTTP/1.1":
+            response.headers["transfer-encoding"] = "chunked"
+        elif self.http_version == "HTTP/1.0":
+            response.headers["connection"] = "close"
+        self.is_streaming = True
+        yield SendHttp(ResponseHeaders(self.stream_id, response), client)
+        while True:
+            pause = Pause(Chunks(source, self._is_unread))
+            self.watch_client(pause.woken.set)
+            yield PoolPauseHook(pause)
+            self.unwatch_client()
+            if _has_left(self._paused_event_queue):
+                return  # the event that says so comes next
+            if not pause.chunk:
+                break
+            yield SendHttp(ResponseData(self.stream_id, pause.chunk), client)
+        yield DropStream(self.stream_id)
+        yield SendHttp(ResponseEndOfMessage(self.stream_id), client)
+        self.untie()
+
+    def _is_unread(self) -> bool:
+        """Say whether a part of what was sent waits for the client to read on."""
+        client = self.context.client
+        # Of HTTP/2, what its window has no room for waits in front of the connection.
+        http2 = getattr(self.layer.connections.get(client), "h2_conn", None)
+        waiting = getattr(http2, "stream_buffers", {}).get(self.stream_id)
+        return bool(waiting) or self.service.unsent(client, client)
 
 
 def _has_left(waiting: Sequence[events.Event]) -> bool:

@@ -124,6 +124,11 @@ class Drain:
         with log_and_continue:
             if self._service.turn_away():
                 await asyncio.sleep(LOOK_S)  # their responses are sent
+            for _ in range(CUT_LOOKS):
+                # They were told to end, and say so to their clients.
+                if not any(stream.is_streaming for stream in self._streams()):
+                    break
+                await asyncio.sleep(LOOK_S)
             for handler in self._handlers():
                 io = handler.transports.get(handler.client)
                 if io is not None and io.handler is not None:

@@ -8,6 +8,7 @@ define the hook twice.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,24 +94,39 @@ class Silent(_Ending):
 
 
 @dataclass(slots=True, eq=False)
+class Chunks:
+    """A response of the admin pages that goes on.
+
+    Attributes:
+        source: its chunks, as they come.
+        unread: returns whether the client has not read yet what it was sent.
+    """
+
+    source: AsyncGenerator[bytes]
+    unread: Callable[[], bool]
+
+
+@dataclass(slots=True, eq=False)
 class Pause:
     """What a stream waits for.
 
     Attributes:
-        step: a wait, a refresh, the name of a provider whose local response is wanted, or a
-            request to the proxy itself.
+        step: a wait, a refresh, the name of a provider whose local response is wanted, a
+            request to the proxy itself, or the response to one that goes on.
         refreshed: set by the addon: the credential has changed; None: its renewal goes on.
         response: set by the addon: the local response.
         reply: set by the addon: the response to a request to the proxy itself.
+        chunk: set by the addon: more of that response; nothing: it has ended.
         taken: set by the addon that does it.
         failed: set by the addon: the error that ended the pause.
         woken: ends a wait at once: the client has left, or the pool has changed.
     """
 
-    step: Wait | Refresh | str | AdminRequest
+    step: Wait | Refresh | str | AdminRequest | Chunks
     refreshed: bool | None = False
     response: LocalResponse | None = None
     reply: AdminResponse | None = None
+    chunk: bytes = b""
     taken: bool = False
     failed: Exception | None = None
     woken: asyncio.Event = field(default_factory=asyncio.Event)

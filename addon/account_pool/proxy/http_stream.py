@@ -113,6 +113,8 @@ class AttemptStream(HttpStream):
     """
 
     call: PooledRequest | None = None
+    #: a response of the admin pages goes on until the proxy ends
+    is_streaming = False
     #: a response is on its way to the client
     _committed = False
 
@@ -129,6 +131,24 @@ class AttemptStream(HttpStream):
         self.copy: BodyCopy | None = None
         self._timer: commands.RequestWakeup | None = None
         self._on_timer: Callable[[], CommandGenerator[None]] | None = None
+
+    # -- while paused
+
+    def watch_client(self, on_leaving: Callable[[], None]) -> None:
+        """While paused, call *on_leaving* the moment the client goes.
+
+        The event itself stays queued for `check_killed`, as everywhere in mitmproxy.
+        """
+
+        def handle_event(event: events.Event) -> CommandGenerator[None]:
+            if isinstance(event, RequestProtocolError):
+                on_leaving()
+            return type(self).handle_event(self, event)
+
+        self.handle_event = handle_event  # type: ignore[method-assign]  # for a while
+
+    def unwatch_client(self) -> None:
+        self.__dict__.pop("handle_event", None)
 
     # -- attempts
 

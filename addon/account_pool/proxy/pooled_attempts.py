@@ -8,7 +8,7 @@ refusal is the last word; here that is carried out. How an attempt works underne
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from itertools import islice
 from operator import attrgetter
 from typing import Any, assert_never, cast
@@ -19,7 +19,6 @@ from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import (
     GetHttpConnection,
-    RequestProtocolError,
     ResponseData,
     ResponseTrailers,
 )
@@ -228,22 +227,6 @@ class PooledAttempts(AttemptStream):
             # ask again and again.
             raise RuntimeError("nobody carries out our pauses")
         return pause
-
-    def watch_client(self, on_leaving: Callable[[], None]) -> None:
-        """While paused, call *on_leaving* the moment the client goes.
-
-        The event itself stays queued for `check_killed`, as everywhere in mitmproxy.
-        """
-
-        def handle_event(event: events.Event) -> CommandGenerator[None]:
-            if isinstance(event, RequestProtocolError):
-                on_leaving()
-            return super(PooledAttempts, self).handle_event(event)
-
-        self.handle_event = handle_event  # type: ignore[method-assign]  # for a while
-
-    def unwatch_client(self) -> None:
-        self.__dict__.pop("handle_event", None)
 
     def client_leaves(self) -> None:
         if self.attempts is not None:

@@ -36,7 +36,7 @@ from account_pool.proxy import waking
 from account_pool.proxy.credential_swap import Swaps
 from account_pool.proxy.decision_log import DecisionLog
 from account_pool.proxy.error_response import Refusals
-from account_pool.proxy.events import Pause
+from account_pool.proxy.events import Chunks, Pause
 from account_pool.proxy.options import Settings
 from account_pool.proxy.pooled_request import Recognizer
 from account_pool.proxy.response_observer import ResponseObserver
@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 #: Longest time a request waits for its account's credential to be renewed.
 REFRESH_TIMEOUT_S = 20.0
+#: How long a client of a stream of ours may leave it unread, and how often that is looked at.
+UNREAD_S, UNREAD_LOOK_S = 60.0, 0.1
 
 
 async def _closed(_visit: AdminRequest) -> AdminResponse:
@@ -88,6 +90,7 @@ class Service:
         layers: one for each client connection that speaks HTTP.
         users: accounts that a client has named as its user name at this proxy, comma-separated.
         stopping: the proxy shuts down: what is under way finishes, nothing begins.
+        at_stop: called when it begins to.
         turns_away: no request is held for an account any more.
     """
 
@@ -129,6 +132,7 @@ class Service:
         self.layers: WeakSet[ClientLayer] = WeakSet()
         self.users: WeakKeyDictionary[Client, str] = WeakKeyDictionary()
         self.stopping = self.turns_away = False
+        self.at_stop: list[Callable[[], object]] = []
         #: what is held for an account, and when it looks again
         self._held: dict[asyncio.Event, float] = {}
         #: attempts under way by client connection, so that none outlives it
@@ -235,6 +239,8 @@ class Service:
                 pause.refreshed = await self._refreshed(lease)
             case str() as provider:
                 pause.response = await self.local[provider]()
+            case Chunks() as chunks:
+                pause.chunk = await self._next_chunk(chunks, pause.woken)
             case visit:
                 pause.reply = await self.visited(visit)
 
@@ -252,9 +258,35 @@ class Service:
         finally:
             self._held.pop(woken, None)
 
+    async def _next_chunk(self, chunks: Chunks, left: asyncio.Event) -> bytes:
+        """Return the next of *chunks*; nothing once there is none, or nobody reads."""
+        taking = tasks.once("a stream of the admin pages", lambda: self._chunk(chunks))
+        leaving = tasks.once("a client that leaves", left.wait)
+        try:
+            await asyncio.wait((taking, leaving), return_when=asyncio.FIRST_COMPLETED)
+            chunk = (taking.result() if taking.done() else None) or b""
+        finally:
+            leaving.cancel()
+            taking.cancel()
+            await asyncio.wait((taking,))
+        if not chunk:
+            await chunks.source.aclose()
+        return chunk
+
+    async def _chunk(self, chunks: Chunks) -> bytes:
+        give_up_at = self.now() + UNREAD_S
+        while chunks.unread():
+            if self.stopping or self.now() >= give_up_at:
+                return b""
+            await asyncio.sleep(UNREAD_LOOK_S)
+        return await anext(chunks.source, b"")
+
     def stop(self) -> None:
         """Begin nothing any more; what is under way goes on, and what is held is held."""
         self.stopping = True
+        for tell in self.at_stop:
+            with log_and_continue:
+                tell()
 
     def held(self) -> tuple[int, float]:
         """Return how many requests are held for an account, and when the first looks again.

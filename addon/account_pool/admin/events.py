@@ -1,0 +1,223 @@
+"""GET /events: what the dashboard shows, as server-sent events (WHATWG HTML, section 9.2).
+
+The pool is read once for all clients, a second after the last time or when something is
+decided, and only what differs is sent. What a client has not taken yet is merged, so a slow
+one costs no more memory than the pool has accounts and `MAX_DECISIONS` decisions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from account_pool.admin.http import ApiError
+from account_pool.admin.views import Json
+from account_pool.supervision import tasks
+
+MEDIA_TYPE = "text/event-stream"
+#: How many may listen at once; a browser needs one, for all its tabs.
+MAX_CLIENTS = 32
+#: Decisions that are sent to begin with, and kept for a client that does not read on.
+MAX_DECISIONS = 200
+#: The pool is read so often while somebody listens, at most so soon again, and a line without
+#: meaning is sent after so much silence, seconds. Middleboxes cut what is silent for a minute.
+LOOK_S, AGAIN_S, HEARTBEAT_S = 1.0, 0.2, 15.0
+
+_HEARTBEAT = b": still here\n\n"
+#: They count down or up: whoever shows them goes by the instants, and an idle pool sends nothing.
+_COUNTING = frozenset({"remaining_s", "resets_s", "oldest_s", "uptime_s"})
+
+
+@dataclass(slots=True)
+class Change:
+    """What differs from what was sent before.
+
+    Attributes:
+        whole: it is not a difference but all there is.
+        accounts: by key, as in GET /account-pool but for what counts down; None: removed.
+        latest: `health` and `summary`, where they differ.
+        decisions: new or changed ones by number, as in GET /decisions.
+        lost: older decisions are missing.
+    """
+
+    whole: bool = False
+    accounts: dict[str, Json | None] = field(default_factory=dict)
+    latest: dict[str, Json] = field(default_factory=dict)
+    decisions: dict[int, Json] = field(default_factory=dict)
+    lost: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.whole or self.accounts or self.latest or self.decisions or self.lost)
+
+    def add(self, later: Change) -> None:
+        """Become the difference up to *later*, which begins where this one ends."""
+        if later.whole:
+            self.whole, self.accounts = True, {}
+        self.accounts |= later.accounts
+        self.latest |= later.latest
+        self.decisions |= later.decisions
+        over = len(self.decisions) - MAX_DECISIONS
+        for number in sorted(self.decisions)[: max(over, 0)]:
+            del self.decisions[number]
+            self.lost = True
+        self.lost |= later.lost
+
+    def events(self) -> bytes:
+        """Return it as server-sent events."""
+        told = [_event(name, said) for name, said in self.latest.items()]
+        if self.whole or self.accounts:
+            there = [account for account in self.accounts.values() if account is not None]
+            gone = [key for key, account in self.accounts.items() if account is None]
+            said = {"all": self.whole, "accounts": there, "removed": [] if self.whole else gone}
+            told.append(_event("accounts", said))
+        told += [_event("decision", self.decisions[number]) for number in sorted(self.decisions)]
+        if self.lost:
+            told.append(_event("lost", {}))
+        return b"".join(told)
+
+
+class Board:
+    """What was read last, and so what a client that comes now must be told."""
+
+    def __init__(self) -> None:
+        self._shown = Change(whole=True)
+
+    def everything(self) -> Change:
+        """Return all there is."""
+        shown = self._shown
+        return Change(True, {**shown.accounts}, {**shown.latest}, {**shown.decisions})
+
+    def update(self, pool: Json, health: Json, decisions: Iterable[Json]) -> Change:
+        """Take what GET /account-pool, /health and /decisions say; return what differs."""
+        shown, change = self._shown, Change()
+        accounts = {account["key"]: _steady(account) for account in pool["accounts"]}
+        change.accounts = {
+            **{key: new for key, new in accounts.items() if shown.accounts.get(key) != new},
+            **{key: None for key in shown.accounts if key not in accounts},
+        }
+        summary = {key: value for key, value in pool.items() if key != "accounts"}
+        latest = {"health": _steady(health), "summary": summary}
+        change.latest = {k: v for k, v in latest.items() if shown.latest.get(k) != v}
+        by_number = {row["number"]: row for row in decisions}
+        change.decisions = {n: r for n, r in by_number.items() if shown.decisions.get(n) != r}
+        self._shown = Change(True, {**accounts}, latest, by_number)
+        return change
+
+
+def _steady(value: Json) -> Json:
+    def of(inner: object) -> object:
+        if isinstance(inner, Mapping):
+            return {k: of(v) for k, v in inner.items() if k not in _COUNTING}
+        return [of(one) for one in inner] if isinstance(inner, list) else inner
+
+    return {key: of(inner) for key, inner in value.items() if key not in _COUNTING}
+
+
+def _event(name: str, said: Json) -> bytes:
+    # JSON escapes line breaks.
+    return f"event: {name}\ndata: {json.dumps(said, separators=(',', ':'))}\n\n".encode()
+
+
+@dataclass(slots=True, eq=False)
+class _Client:
+    unsent: Change = field(default_factory=Change)
+    stirred: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def add(self, change: Change) -> None:
+        self.unsent.add(change)
+        self.stirred.set()
+
+    def take(self) -> bytes:
+        self.stirred.clear()
+        unsent, self.unsent = self.unsent, Change()
+        return unsent.events()
+
+
+class Broadcaster:
+    """Reads the pool while somebody listens, and sends what differs to all who do.
+
+    Args:
+        read: returns what GET /account-pool, /health and /decisions say, of all workers.
+        heartbeat_s, look_s, again_s: see `HEARTBEAT_S`, `LOOK_S`, `AGAIN_S`.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Awaitable[tuple[Json, Json, list[Json]]]],
+        *,
+        heartbeat_s: float = HEARTBEAT_S,
+        look_s: float = LOOK_S,
+        again_s: float = AGAIN_S,
+    ) -> None:
+        self._read = read
+        self._heartbeat_s, self._look_s, self._again_s = heartbeat_s, look_s, again_s
+        self._clients: set[_Client] = set()
+        self._board: Board | None = None
+        self._stirred = asyncio.Event()
+        self._reading: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    @property
+    def clients(self) -> int:
+        """How many listen."""
+        return len(self._clients)
+
+    def stir(self) -> None:
+        """Something has changed: read the pool soon."""
+        self._stirred.set()
+
+    def stop(self) -> None:
+        """The proxy ends: so does every stream, with an event that says so."""
+        self._stopped = True
+        for client in self._clients:
+            client.stirred.set()
+
+    def listen(self) -> AsyncGenerator[bytes]:
+        """Return the events for one more client; closing it ends its part. Raises ApiError."""
+        if len(self._clients) >= MAX_CLIENTS:
+            raise ApiError(503, "too_many_streams", f"{MAX_CLIENTS} clients listen already")
+        return self._events()
+
+    async def _events(self) -> AsyncGenerator[bytes]:
+        client = _Client()
+        if self._board is not None:
+            client.add(self._board.everything())
+        self._clients.add(client)
+        if self._reading is None or self._reading.done():
+            self._reading = tasks.supervised("reading the pool for /events", self._look)
+        try:
+            # The head goes out at once, whatever reading takes.
+            yield _HEARTBEAT
+            while not self._stopped:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._heartbeat_s):
+                        await client.stirred.wait()
+                yield client.take() or _HEARTBEAT
+            yield _event("bye", {"reason": "stopping"})
+        finally:
+            self._clients.discard(client)
+
+    async def _look(self) -> None:
+        """Read and send, until nobody listens."""
+        try:
+            while self._clients:
+                self._stirred.clear()
+                read = await self._read()
+                begins = self._board is None
+                board = self._board = self._board or Board()
+                change = board.update(*read)
+                change.whole = begins
+                if change:
+                    for client in self._clients:
+                        client.add(change)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._look_s):
+                        await self._stirred.wait()
+                    # Decisions come in groups.
+                    await asyncio.sleep(self._again_s)
+        finally:
+            # What is known grows old while nobody listens.
+            self._board = None

@@ -1,0 +1,226 @@
+"""GET /events: what is sent, to whom, and that nobody's slowness costs the others."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from account_pool.admin import events
+from account_pool.admin.auth import Rules
+from account_pool.admin.events import Board, Broadcaster, Change
+from account_pool.admin.http import ApiError
+from tests.admin.helpers import TOKEN, FakeProxy, admin_request, code
+from tests.patience import PATIENCE_S
+
+HEALTH = {"instance": "a", "uptime_s": 1.0}
+
+
+def pool(**states: str) -> dict[str, Any]:
+    """What GET /account-pool says of accounts in these states."""
+    accounts = [
+        {"key": key, "state": state, "cooldowns": [{"until_at": "2026", "remaining_s": 3.0}]}
+        for key, state in states.items()
+    ]
+    return {"accounts": accounts, "summary": {"total": len(accounts)}}
+
+
+def decision(number: int, **more: Any) -> dict[str, Any]:
+    return {"number": number, "kind": "move", **more}
+
+
+def read_events(data: bytes) -> list[tuple[str, Any]]:
+    """Read server-sent events; comments say nothing."""
+    found = []
+    for block in data.decode().split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.splitlines() if line[0] != ":")
+        if lines:
+            found.append((lines["event"], json.loads(lines["data"])))
+    return found
+
+
+class TestBoard:
+    def test_only_what_differs_is_sent(self):
+        board = Board()
+        board.update(pool(one="available", two="available"), HEALTH, [decision(1)])
+        change = board.update(
+            pool(one="cooling", two="available"), {**HEALTH, "uptime_s": 2.0}, [decision(1)]
+        )
+        assert list(change.accounts) == ["one"]
+        assert (change.latest, change.decisions) == ({}, {})
+
+    def test_what_counts_down_is_neither_sent_nor_a_difference(self):
+        board = Board()
+        board.update(pool(one="cooling"), HEALTH, [])
+        later = pool(one="cooling")
+        later["accounts"][0]["cooldowns"][0]["remaining_s"] = 2.0
+        assert not board.update(later, HEALTH, [])
+        assert board.everything().accounts["one"]["cooldowns"] == [{"until_at": "2026"}]
+
+    def test_a_removed_account_and_a_decision_that_changed(self):
+        board = Board()
+        board.update(pool(one="full", two="full"), HEALTH, [decision(1), decision(2)])
+        change = board.update(pool(two="full"), HEALTH, [decision(1, ended_at="x"), decision(2)])
+        assert change.accounts == {"one": None}
+        assert list(change.decisions) == [1]
+        name, said = read_events(change.events())[1]
+        assert (name, said) == ("accounts", {"all": False, "accounts": [], "removed": ["one"]})
+
+
+def test_what_a_slow_client_has_missed_is_merged_and_bounded():
+    unsent = Change()
+    for number in range(3 * events.MAX_DECISIONS):
+        state = {"key": "one", "state": f"{number}"}
+        unsent.add(Change(accounts={"one": state}, decisions={number: decision(number)}))
+    sent = read_events(unsent.events())
+    assert next(said for name, said in sent if name == "accounts")["accounts"] == [state]
+    numbers = [said["number"] for name, said in sent if name == "decision"]
+    assert numbers == list(range(2 * events.MAX_DECISIONS, 3 * events.MAX_DECISIONS))
+    assert sent[-1] == ("lost", {})
+
+
+def test_line_breaks_end_no_event():
+    told = Change(decisions={1: decision(1, text="a\n\nevent: bye\r\u2028")}).events()
+    assert [name for name, _ in read_events(told)] == ["decision"]
+
+
+class Reads:
+    """Stands for the pool, and counts how often it is read."""
+
+    def __init__(self) -> None:
+        self.pool, self.decisions, self.count = pool(one="available"), [], 0
+        self.error: Exception | None = None
+
+    async def __call__(self) -> Any:
+        self.count += 1
+        if self.error is not None:
+            raise self.error
+        return self.pool, HEALTH, self.decisions
+
+
+@pytest.fixture
+def reads() -> Reads:
+    return Reads()
+
+
+def quick(reads: Reads, **how: Any) -> Broadcaster:
+    """A broadcaster that waits for what happens, and never just for time."""
+    slow = {"heartbeat_s": PATIENCE_S, "look_s": PATIENCE_S, "again_s": 0}
+    return Broadcaster(reads, **slow | how)
+
+
+async def take(stream: AsyncGenerator[bytes]) -> list[tuple[str, Any]]:
+    """Return the next events of *stream*, past lines without a meaning."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not (found := read_events(await anext(stream))):
+            pass
+    return found
+
+
+async def test_all_clients_are_told_of_one_reading(reads):
+    broadcaster = quick(reads)
+    async with aclosing(broadcaster.listen()) as first, aclosing(broadcaster.listen()) as second:
+        assert [name for name, _ in await take(first)] == ["health", "summary", "accounts"]
+        assert reads.count == 1
+        told = dict(await take(second))
+        assert told["accounts"]["all"] is True
+        reads.pool = pool(one="cooling")
+        broadcaster.stir()
+        for stream in (first, second):
+            ((name, said),) = await take(stream)
+            assert (name, said["all"], said["accounts"][0]["state"]) == (
+                "accounts",
+                False,
+                "cooling",
+            )
+        assert reads.count == 2
+    assert broadcaster.clients == 0
+
+
+async def test_nobody_listens_and_nothing_is_read(reads):
+    broadcaster = quick(reads)
+    async with aclosing(broadcaster.listen()) as stream:
+        await take(stream)
+    broadcaster.stir()
+    async with aclosing(broadcaster.listen()) as stream:
+        # What was known grew old: all of it is read again.
+        reads.pool = pool(two="full")
+        broadcaster.stir()
+        said = dict(await take(stream))["accounts"]
+    assert said["all"] is True
+
+
+async def test_a_silent_pool_sends_lines_without_meaning(reads):
+    broadcaster = quick(reads, heartbeat_s=0.001)
+    async with aclosing(broadcaster.listen()) as stream, asyncio.timeout(PATIENCE_S):
+        await take(stream)
+        assert await anext(stream) == b": still here\n\n"
+
+
+async def test_the_end_is_told(reads):
+    broadcaster = quick(reads)
+    async with aclosing(broadcaster.listen()) as stream:
+        await take(stream)
+        broadcaster.stop()
+        assert (await take(stream))[-1][0] == "bye"
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+
+
+async def test_so_many_and_no_more(reads, monkeypatch):
+    monkeypatch.setattr(events, "MAX_CLIENTS", 1)
+    broadcaster = quick(reads)
+    async with aclosing(broadcaster.listen()) as stream:
+        await take(stream)
+        with pytest.raises(ApiError, match="listen already"):
+            broadcaster.listen()
+    await broadcaster.listen().aclose()
+
+
+# -- through the admin server
+
+
+async def test_the_pool_is_told_and_a_decision_at_once(proxy: FakeProxy):
+    response = await proxy.ask("/events")
+    assert response.status == 200
+    assert dict(response.headers)[b"content-type"] == b"text/event-stream; charset=utf-8"
+    assert response.chunks is not None
+    async with aclosing(response.chunks) as stream:
+        told = dict(await take(stream))
+        assert [one["key"] for one in told["accounts"]["accounts"]] == ["openai/one", "openai/two"]
+        assert (
+            await proxy.ask("/account-pool/disable", {"provider": "openai", "label": "one"})
+        ).status == 200
+        found: dict[str, Any] = {}
+        while not {"accounts", "decision"} <= found.keys():
+            found |= dict(await take(stream))
+        assert found["accounts"]["accounts"][0]["state"] == "disabled"
+        assert found["decision"]["kind"] == "disable"
+        proxy.service.stop()
+        while "bye" not in found:
+            found |= dict(await take(stream))
+
+
+async def test_the_token_is_asked_for_and_rules_that_change_end_a_stream(proxy: FakeProxy):
+    proxy.rules = Rules(guarded=True)
+    refused = await proxy.ask("/events")
+    assert (refused.status, code(refused)) == (401, "no_token")
+    assert (await proxy.ask("/events", token=TOKEN)).chunks is not None
+    proxy.rules = Rules()
+    response = await proxy.ask("/events")
+    assert response.chunks is not None
+    async with aclosing(response.chunks) as stream:
+        await take(stream)
+        proxy.rules = Rules(guarded=True)
+        await proxy.ask("/account-pool/disable", {"provider": "openai", "label": "one"})
+        with pytest.raises(StopAsyncIteration):
+            await take(stream)
+
+
+async def test_head_has_no_stream(proxy: FakeProxy):
+    response = await proxy.server.answer(admin_request("/events", method="HEAD"))
+    assert (response.status, response.chunks) == (200, None)
