@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from account_pool.cli.main import run
 from account_pool.config import accounts_file
 from account_pool.config.accounts_file import own_file, trust_store
 from account_pool.config.loader import load
+from account_pool.core.credential import Secret
+from account_pool.credentials.keychain import KeychainSource
 from account_pool.providers.registry import BUILT_IN
 
 KEY = "sk-fake-added-000"
@@ -156,9 +159,9 @@ def test_services_of_ones_own(home, piped):
         (["azure", "x"], KEY, 1, "host"),
         (["codex", "x"], KEY, 1, "login --from codex"),
         (["gemini-cli", "x"], KEY, 1, "login --from gemini"),
-        (["openai", "x", "--env", "A", "--file", "b"], KEY, 2, "write --env NAME, or --file"),
-        (["openai", "x", "--pointer", "/a"], KEY, 2, "write --env NAME, or --file"),
-        (["openai"], KEY, 2, "label"),
+        (["openai", "x", "--env", "A", "--file", "b"], KEY, 2, "write one of --env, --file"),
+        (["openai", "x", "--pointer", "/a"], KEY, 2, "write one of --env, --file"),
+        (["a", "b", "c"], KEY, 2, "the key is asked for"),
     ],
 )
 def test_what_cannot_be_added_is_one_line(monkeypatch, capsys, *, arguments, key, code, why):
@@ -188,3 +191,81 @@ def test_a_label_that_is_taken_is_told_before_the_key_is_asked_for(piped, capsys
     assert run(["add", "openai", "Work"]) == 1
     assert "choose another label" in capsys.readouterr().err
     assert piped.tell() == 0
+
+
+# -- what need not be said
+
+
+def typed(monkeypatch, key: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(key))
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "expected"),
+    [
+        ([], "sk-ant-api03-fake", "anthropic/default"),
+        ([], "sk-proj-fake", "openai/default"),
+        (["work"], "AIzaSyFake", "gemini/work"),
+        (["openai"], "sk-fake", "openai/default"),
+        (["OpenAI/Work"], "sk-fake", "openai/work"),
+        (["openai", "work"], "sk-fake", "openai/work"),
+    ],
+)
+def test_the_key_tells_the_provider_where_nobody_does(words, key, expected, monkeypatch, capsys):
+    typed(monkeypatch, key)
+    assert run(["add", *words]) == 0
+    assert str(only_account().account.key) == expected
+    assert f"added {expected} to" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "why"),
+    [
+        ([], "sk-fake-000", "does not tell whose it is; name the provider"),
+        ([], "gho_fake", "copilot or github-models; name the provider"),
+        ([], "sk-ant-admin01-fake", "an Admin API key of Anthropic"),
+        (["opnai"], "sk-proj-fake", "did you mean openai?"),
+        (["sk-proj-fake00000000"], "", "leave it out, it is asked for"),
+        (["openai", "sk-proj-fake00000000"], "", "leave it out, it is asked for"),
+    ],
+)
+def test_what_cannot_be_told(words, key, why, monkeypatch, capsys):
+    typed(monkeypatch, key)
+    assert run(["add", *words]) == 1
+    out, err = capsys.readouterr()
+    assert why in err
+    assert "fake" not in out + err
+    assert not own_file().exists()
+
+
+def test_a_key_that_stays_where_it_is_tells_it_too(home, monkeypatch):
+    typed(monkeypatch, "")
+    monkeypatch.setenv("MY_KEY", "sk-ant-api03-fake")
+    assert run(["add", "--env", "MY_KEY"]) == 0
+    assert str(only_account().account.key) == "anthropic/default"
+    (home / "work" / "key.json").touch(mode=0o600)
+    (home / "work" / "key.json").write_text('{"key": "xai-fake"}')
+    assert run(["add", "--file", "key.json", "--pointer", "/key"]) == 0
+    keys = [str(entry.account.key) for entry in load(own_file(), os.environ).accounts]
+    assert keys == ["anthropic/default", "xai/default"]
+
+
+def test_an_item_of_the_keychain(monkeypatch):
+    async def read(source: KeychainSource) -> Secret:
+        return Secret("gsk_fake" if source.pointer == "/key" else "none")
+
+    monkeypatch.setattr(KeychainSource, "read", read)
+    assert run(["add", "--keychain", "my groq", "--pointer", "/key"]) == 0
+    entry = only_account()
+    assert str(entry.account.key) == "groq/default"
+    assert entry.source.describe() == "keychain my groq pointer /key"
+    assert "gsk_" not in own_file().read_text()
+
+
+def test_what_was_added_as_json(piped, capsys):
+    assert run(["add", "openai", "work", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "added": "openai/work",
+        "written_to": str(own_file()),
+        "backup": None,
+    }

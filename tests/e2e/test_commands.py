@@ -26,17 +26,20 @@ class Cli:
     proxy: Proxy
     home: Path
 
-    async def __call__(self, *words: str, code: int = 0) -> tuple[str, str]:
+    async def __call__(
+        self, *words: str, code: int = 0, typed: str = "", port: bool = True
+    ) -> tuple[str, str]:
         """Run one command; return what it says, and what it says beside it."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", "from account_pool.cli import main; main()", *words),
-            *("-p", str(self.proxy.port)),
+            *(("-p", str(self.proxy.port)) if port else ()),
+            stdin=asyncio.subprocess.PIPE,
             env={**os.environ, "HOME": str(self.home)},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
         async with asyncio.timeout(TIMEOUT_S):
-            out, err = await process.communicate()
+            out, err = await process.communicate(typed.encode())
         assert process.returncode == code, err.decode()
         return out.decode(), err.decode()
 
@@ -130,3 +133,19 @@ async def test_a_users_name_is_no_account_where_proxyauth_is_set(provider, pool_
     async with client(setting.trusted, by("openai%2Fsecond:pool", proxy.url)) as tool:
         assert (await tool.request(**chat(stream=False))).status_code == 200
     assert upstream.journal.credentials == [FIRST]
+
+
+async def test_an_account_is_added_while_the_proxy_runs(provider, pool_proxy, cli):
+    key = "sk-proj-fake-added-000"
+    upstream = await provider(by_credential({FIRST: openai.insufficient_quota(), key: GOOD}))
+    proxy = await pool_proxy(TWO[:1], provider=upstream)
+    file = proxy.folder / "accounts.yaml"
+    out, _ = await cli(proxy)(
+        "add", "new", "--json", "--accounts-file", str(file), typed=f"{key}\n", port=False
+    )
+    added = json.loads(out)
+    assert (added["added"], added["written_to"]) == ("openai/new", str(file))
+    await proxy.until_printed("openai/new")
+    async with proxy.client() as tool:
+        assert (await tool.request(**chat(stream=False))).status_code == 200
+    assert upstream.journal.credentials == [FIRST, key]

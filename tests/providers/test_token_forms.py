@@ -19,6 +19,7 @@ KEYS = (
     ("sk-proj-fake", {"openai"}),
     ("sk-svcacct-fake", {"openai"}),
     ("sk-admin-fake", set()),
+    ("sk-fakefakefakefakefakT3BlbkFJfake", {"openai"}),
     ("AIzaSyFake", {"gemini"}),
     ("ya29.fake", {"gemini-cli"}),
     ("1//fake", set()),

@@ -559,40 +559,52 @@ def login(
 
 @app.command()
 def add(
-    provider: Annotated[
-        str, typer.Argument(help="A provider, such as openai.", metavar="PROVIDER")
-    ],
-    label: Annotated[str, typer.Argument(help="The account's name.", metavar="LABEL")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="The provider, such as openai, and the account's name. Both may be omitted: the "
+            "key's form mostly tells the provider, and the name is default then.",
+            metavar="[PROVIDER] [LABEL]",
+            show_default=False,
+        ),
+    ] = None,
     *,
     env: Annotated[
         str | None, typer.Option(help="The environment variable that holds the key.")
     ] = None,
     file: Annotated[Path | None, typer.Option(help="The file that holds the key.")] = None,
+    keychain: Annotated[
+        str | None, typer.Option(help="The item of the system's keychain that holds the key.")
+    ] = None,
     pointer: Annotated[
-        str | None, typer.Option(help="With --file: where in its JSON, such as /key.")
+        str | None,
+        typer.Option(help="With --file and --keychain: where in its JSON, such as /key."),
     ] = None,
     host: Annotated[
         str | None, typer.Option(help="With azure: the resource, my-name.openai.azure.com.")
     ] = None,
     accounts_file: AccountsFile = None,
+    as_json: AsJson = False,
 ) -> int:
     """Add an account with a key: account-pool add openai work.
 
     Asks for the key without showing it, or reads it from standard input, and stores it in
-    the accounts file, which only you can read then. With --env or --file the key stays
-    where it is. A proxy that runs reads the file again by itself.
+    the accounts file, which only you can read then. With --env, --file or --keychain the key
+    stays where it is. A proxy that runs reads the file again by itself.
     """
     from account_pool.cli.accounts import to_write
     from account_pool.cli.add import AddOptions, add_key
 
-    if (env and file) or (pointer and not file):
-        return fail("add: write --env NAME, or --file PATH and perhaps --pointer", 2)
+    words = words or []
+    if len(words) > 2:
+        # Whatever stands there may be the key.
+        return fail("add: write PROVIDER and LABEL; the key is asked for", 2)
+    sources = [one for one in (env, file, keychain) if one]
+    if len(sources) > 1 or (pointer and not (file or keychain)):
+        return fail(
+            "add: write one of --env, --file, --keychain; --pointer belongs to a file or item", 2
+        )
     options = AddOptions(
-        provider=provider.strip().lower(),
-        label=label,
-        env=env,
-        file=file,
-        pointer=pointer,
-        host=host,
+        words=words, env=env, file=file, keychain=keychain, pointer=pointer, host=host
     )
-    return add_key(options, to_write(accounts_file, os.environ), os.environ)
+    return add_key(options, to_write(accounts_file, os.environ), os.environ, as_json=as_json)

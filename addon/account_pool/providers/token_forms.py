@@ -69,6 +69,9 @@ FORMS: tuple[KeyForm, ...] = (
         source="https://platform.openai.com/docs/api-reference/admin-api-keys"),
     _form(r"sk-(?:proj|svcacct|None)-", "an API key of OpenAI", "openai",
         source="https://platform.openai.com/docs/api-reference/authentication"),
+    # Older ones. Others have keys that begin with sk- only, and none of these letters in them.
+    _form(r"sk-[A-Za-z0-9_-]{20}T3BlbkFJ", "an API key of OpenAI", "openai",
+        source="https://github.com/gitleaks/gitleaks/blob/master/config/gitleaks.toml"),
     _form(r"AIza", "an API key of Google", "gemini",
         source="https://cloud.google.com/docs/authentication/api-keys"),
     _form(r"ya29\.", "an OAuth token of Google", "gemini-cli",
