@@ -10,9 +10,8 @@ from types import ModuleType
 import pytest
 
 from account_pool.cli import classify
-from account_pool.providers.base import Provider, Route
+from account_pool.providers.base import Provider, RequestHead, Route
 from account_pool.providers.registry import BUILT_IN
-from account_pool.providers.request_head import RequestHead
 
 TEXT = (Path(__file__).parent.parent / "docs" / "adding-a-provider.md").read_text("utf-8")
 

@@ -11,9 +11,8 @@ from account_pool.cli.try_accounts import PROBES, verdict
 from account_pool.core.outcome import Outcome, OutcomeClass
 from account_pool.demo.exchange import Reply, Request
 from account_pool.demo.replies import json_reply
-from account_pool.providers.base import Route
+from account_pool.providers.base import RequestHead, Route
 from account_pool.providers.registry import BUILT_IN
-from account_pool.providers.request_head import RequestHead
 from tests.scripts import openai
 
 #: Whose probe the pool itself would not serve, and why.

@@ -11,8 +11,7 @@ from account_pool.config.problems import ConfigError
 from account_pool.config.values import Config
 from account_pool.core.outcome import OutcomeClass, Scope, UpstreamResponse
 from account_pool.core.sse import Verdict
-from account_pool.providers.base import Provider, Route
-from account_pool.providers.request_head import RequestHead
+from account_pool.providers.base import Provider, RequestHead, Route
 
 HEAD = """\
 accounts:

@@ -10,9 +10,8 @@ import pytest
 from account_pool.config.loader import load
 from account_pool.config.values import Config
 from account_pool.core.outcome import UpstreamResponse
-from account_pool.providers.base import Route
+from account_pool.providers.base import RequestHead, Route
 from account_pool.providers.definition import CLASSES, SPELLINGS
-from account_pool.providers.request_head import RequestHead
 
 TEXT = (Path(__file__).parents[2] / "docs" / "providers.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)

@@ -11,8 +11,7 @@ from account_pool.core.credential import Credential, Secret
 from account_pool.core.outcome import UpstreamResponse
 from account_pool.core.sse import Verdict
 from account_pool.providers.anthropic import PROVIDER
-from account_pool.providers.base import Route
-from account_pool.providers.request_head import RequestHead
+from account_pool.providers.base import RequestHead, Route
 
 
 def head(method: str = "POST", path: str = "/v1/messages", **headers: str) -> RequestHead:

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential, Secret
 from account_pool.providers.azure import PROVIDER
-from account_pool.providers.base import CannotSwap, Origin, Route, Swap
-from account_pool.providers.request_head import RequestHead
+from account_pool.providers.base import CannotSwap, Origin, RequestHead, Route, Swap
 
 HOST = "second.openai.azure.com"
 JWT = "eyJfake.eyJfake.sig"

@@ -16,9 +16,8 @@ from account_pool.core.credential import Credential, Secret
 from account_pool.core.outcome import UpstreamResponse
 from account_pool.core.sse import Verdict
 from account_pool.providers import registry
-from account_pool.providers.base import Route
+from account_pool.providers.base import RequestHead, Route
 from account_pool.providers.registry import BUILT_IN, HostIndex
-from account_pool.providers.request_head import RequestHead
 
 ADDON = Path(registry.__file__).parents[2]
 WRITTEN = registry.parse(registry.source())

@@ -12,9 +12,8 @@ from account_pool.core.account import Account
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.outcome import UpstreamResponse
 from account_pool.providers.anthropic import PROVIDER as ANTHROPIC
-from account_pool.providers.base import Route, Swap
+from account_pool.providers.base import RequestHead, Route, Swap
 from account_pool.providers.claude_code import PROVIDER, with_flag
-from account_pool.providers.request_head import RequestHead
 
 CLAUDE = "claude-cli/2.1.329 (external, cli)"
 OURS = "11111111-2222-4333-8444-555555555555"

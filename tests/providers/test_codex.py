@@ -15,9 +15,8 @@ from account_pool.core.account import Account
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.outcome import UpstreamResponse
 from account_pool.core.sse import Verdict
-from account_pool.providers.base import CannotSwap, Route
+from account_pool.providers.base import CannotSwap, RequestHead, Route
 from account_pool.providers.codex import PROVIDER
-from account_pool.providers.request_head import RequestHead
 from account_pool.providers.token_forms import jwt_expires_at
 
 NOW = 1_790_000_000

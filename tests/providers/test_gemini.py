@@ -13,9 +13,8 @@ from account_pool.core.account import Account
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.outcome import UpstreamResponse
 from account_pool.core.sse import Verdict
-from account_pool.providers.base import Route
+from account_pool.providers.base import RequestHead, Route
 from account_pool.providers.gemini import PROVIDER
-from account_pool.providers.request_head import RequestHead
 
 NOW = datetime(2026, 10, 1, 10, tzinfo=UTC).timestamp()
 

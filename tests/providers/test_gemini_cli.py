@@ -9,9 +9,8 @@ from tests.providers.outcomes import classify
 from account_pool.core.account import Account
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.outcome import UpstreamResponse
-from account_pool.providers.base import CannotSwap, Route
+from account_pool.providers.base import CannotSwap, RequestHead, Route
 from account_pool.providers.gemini_cli import PROVIDER
-from account_pool.providers.request_head import RequestHead
 
 GEMINI_CLI = "GeminiCLI/0.61.0/gemini-3.1-pro-preview (linux; x64; terminal)"
 AT_START = "google-api-nodejs-client/9.15.1"

@@ -14,9 +14,8 @@ from account_pool.core.account import Account
 from account_pool.core.credential import Credential, Secret
 from account_pool.core.outcome import UpstreamResponse
 from account_pool.core.sse import Verdict
-from account_pool.providers.base import Route
+from account_pool.providers.base import RequestHead, Route
 from account_pool.providers.openai import PROVIDER
-from account_pool.providers.request_head import RequestHead
 
 
 def head(method: str = "POST", path: str = "/v1/responses", **fields: Any) -> RequestHead:

@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from account_pool.core.outcome import UpstreamResponse
-from account_pool.providers.base import HostRule, Route
+from account_pool.providers.base import HostRule, RequestHead, Route
 from account_pool.providers.definition import add_hosts, like
 from account_pool.providers.registry import BUILT_IN, HostIndex
-from account_pool.providers.request_head import RequestHead
 
 INDEX = HostIndex(BUILT_IN.values())
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from account_pool.core.lease import NO_CONVERSATION, Conversation
 from account_pool.providers import registry, sessions, stored_objects
-from account_pool.providers.request_head import RequestHead
+from account_pool.providers.base import RequestHead
 
 SYSTEM = {"role": "system", "content": "You are a tool."}
 HELLO = {"role": "user", "content": "Hello?"}

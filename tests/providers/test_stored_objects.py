@@ -9,9 +9,8 @@ import pytest
 
 from account_pool.core.lease import Conversation
 from account_pool.providers import registry, stored_objects
-from account_pool.providers.base import Provider
+from account_pool.providers.base import Provider, RequestHead, body_of
 from account_pool.providers.definition import like
-from account_pool.providers.request_head import RequestHead, body_of
 
 OPENAI, ANTHROPIC, GEMINI = (registry.BUILT_IN[n] for n in ("openai", "anthropic", "gemini"))
 GATEWAY = like(OPENAI, "gateway", OPENAI.hosts)

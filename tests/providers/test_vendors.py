@@ -14,9 +14,8 @@ from account_pool.core.credential import Credential, Secret
 from account_pool.core.outcome import OutcomeClass, UpstreamResponse
 from account_pool.core.retry_policy import REMEDIES
 from account_pool.core.sse import Verdict
-from account_pool.providers.base import Route
+from account_pool.providers.base import RequestHead, Route
 from account_pool.providers.registry import BUILT_IN, HostIndex
-from account_pool.providers.request_head import RequestHead
 
 #: Vendor: host, a pooled path, and one that belongs to the client's account.
 VENDORS = {

@@ -557,7 +557,7 @@ def test_another_account_that_cannot_be_reached(socket):
         "account_pool.proxy.pooled_attempts:PooledAttempts.send_attempt",
         "account_pool.proxy.websocket_exchange:WebsocketReplay._side",
         "account_pool.proxy.websocket_exchange:WebsocketReplay._is_accepted",
-        "account_pool.proxy.response_observer:ResponseObserver.head",
+        "account_pool.proxy.response_reader:ResponseObserver.head",
         "account_pool.core.attempts:Attempts.committed",
     ],
 )

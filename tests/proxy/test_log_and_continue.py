@@ -8,7 +8,7 @@ import pytest
 
 from account_pool.core import headroom_parsing, sessions, usage
 from account_pool.core.instruments import Measured
-from account_pool.proxy import error_response, flow_view, response_observer
+from account_pool.proxy import error_response, flow_view, response_reader
 from account_pool.proxy.flow_view import AttemptTrail
 from account_pool.proxy.response_reader import ResponseReader
 from account_pool.supervision import LogAndContinue
@@ -29,10 +29,10 @@ from tests.proxy.helpers import (
 STREAM = head1(200, [SSE, CHUNKED]) + chunk(DELTA) + chunk(DONE) + b"0\r\n\r\n"
 #: Every observer of a request, by owner and name.
 OBSERVERS = [
-    (response_observer.ResponseObserver, "_check_clock"),
-    (response_observer.ResponseObserver, "_learn_owner"),
-    (response_observer.ResponseObserver, "_learn_tokens"),
-    (response_observer.ResponseObserver, "events"),
+    (response_reader.ResponseObserver, "_check_clock"),
+    (response_reader.ResponseObserver, "_learn_owner"),
+    (response_reader.ResponseObserver, "_learn_tokens"),
+    (response_reader.ResponseObserver, "events"),
     (headroom_parsing, "from_headers"),
     (sessions.Pins, "remember"),
     (error_response.Refusals, "remember"),

@@ -20,8 +20,7 @@ from account_pool.providers.definition import add_hosts, like
 from account_pool.proxy import service as module
 from account_pool.proxy.events import Pause
 from account_pool.proxy.pooled_request import Destination
-from account_pool.proxy.response_observer import CHECK_CLOCK_S
-from account_pool.proxy.response_reader import ResponseReader
+from account_pool.proxy.response_reader import CHECK_CLOCK_S, ResponseReader
 from tests.proxy.helpers import (
     CHAT,
     CLIENT_KEY,

@@ -18,10 +18,10 @@ from mitmproxy.proxy.layers.http import HTTPMode
 from mitmproxy.proxy.server import ConnectionIO
 
 from account_pool.core.retry_policy import Limits
-from account_pool.core.suspend import GAP_S
 from account_pool.proxy import addon, http_layer, waking
 from account_pool.proxy.http2 import DEAD_S, QUIET_S
 from account_pool.proxy.http_layer import SWEEP_S, TCP_TIMEOUT_S
+from account_pool.proxy.waking import GAP_S
 from tests.patience import PATIENCE_S
 from tests.proxy.helpers import (
     JSON,

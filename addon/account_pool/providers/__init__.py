@@ -1,6 +1,6 @@
 """What the pool knows about each API family. Values and pure functions, no I/O.
 
-Reading order: `base` (the shape of a provider), `request_head` (what it sees), `openai` (the
+Reading order: `base` (the shape of a provider, and what it sees of a request), `openai` (the
 one to copy), then `anthropic`, `gemini`, `copilot`; then the subscriptions, whose tokens serve
 one client each: `claude_code`, `codex`, `gemini_cli`. `compatible` builds the vendors with
 OpenAI's API that `compatible_vendors` describes; `azure` is beside them. `unswappable` says

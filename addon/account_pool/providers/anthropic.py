@@ -44,9 +44,17 @@ from account_pool.core.signals import (
 )
 from account_pool.core.sse import Verdict
 from account_pool.providers import envelopes, openai, sessions, stored_objects
-from account_pool.providers.base import HostRule, LocalResponse, Provider, Route, Swap
+from account_pool.providers.base import (
+    NO_STEP,
+    HostRule,
+    LocalResponse,
+    Provider,
+    RequestHead,
+    Route,
+    Swap,
+    bearer,
+)
 from account_pool.providers.common_signals import COMPATIBLE_RULES, long_context
-from account_pool.providers.request_head import NO_STEP, RequestHead, bearer
 
 _I = re.IGNORECASE
 

@@ -33,17 +33,20 @@ from account_pool.core.signals import (
 )
 from account_pool.providers import envelopes, sessions, stored_objects
 from account_pool.providers.base import (
+    NO_STEP,
     CannotSwap,
     HostRule,
     LocalResponse,
     Origin,
     Provider,
+    RequestHead,
     Route,
     Swap,
+    body_model,
+    is_websocket,
 )
 from account_pool.providers.common_signals import COMPATIBLE_RULES
 from account_pool.providers.compatible import judge
-from account_pool.providers.request_head import NO_STEP, RequestHead, body_model, is_websocket
 
 # -- who serves a request
 

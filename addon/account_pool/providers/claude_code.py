@@ -19,9 +19,16 @@ from account_pool.core.credential import Credential
 from account_pool.core.signals import SignalTable
 from account_pool.providers import anthropic, envelopes, sessions, stored_objects
 from account_pool.providers.anthropic import RULES, WAITS, WINDOW_RESETS
-from account_pool.providers.base import HostRule, Provider, Route, Swap
+from account_pool.providers.base import (
+    NO_STEP,
+    HostRule,
+    Provider,
+    RequestHead,
+    Route,
+    Swap,
+    bearer,
+)
 from account_pool.providers.json_span import member, replaced, top_member
-from account_pool.providers.request_head import NO_STEP, RequestHead, bearer
 
 # -- who serves a request
 

@@ -44,9 +44,18 @@ from account_pool.core.signals import (
     rules,
 )
 from account_pool.providers import envelopes, openai, sessions
-from account_pool.providers.base import CannotSwap, HostRule, LocalResponse, Provider, Route, Swap
+from account_pool.providers.base import (
+    CannotSwap,
+    HostRule,
+    LocalResponse,
+    Provider,
+    RequestHead,
+    Route,
+    Swap,
+    bearer,
+    is_websocket,
+)
 from account_pool.providers.common_signals import COMPATIBLE_RULES
-from account_pool.providers.request_head import RequestHead, bearer, is_websocket
 from account_pool.providers.token_forms import jwt_claims, jwt_expires_at
 
 # -- who serves a request

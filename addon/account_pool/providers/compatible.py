@@ -19,9 +19,16 @@ from account_pool.core.outcome import Scope
 from account_pool.core.signals import USUAL_WAITS, Rule, SignalTable, Wait
 from account_pool.core.sse import Verdict
 from account_pool.providers import anthropic, envelopes, openai, sessions, stored_objects
-from account_pool.providers.base import HostRule, LocalResponse, Provider, Route, Swap
+from account_pool.providers.base import (
+    HostRule,
+    LocalResponse,
+    Provider,
+    RequestHead,
+    Route,
+    Swap,
+    is_websocket,
+)
 from account_pool.providers.common_signals import COMPATIBLE_RULES
-from account_pool.providers.request_head import RequestHead, is_websocket
 from account_pool.providers.stored_objects import StoredObjects
 
 #: What every vendor of the family serves.

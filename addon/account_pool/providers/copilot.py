@@ -45,9 +45,19 @@ from account_pool.core.signals import (
 )
 from account_pool.core.sse import Verdict
 from account_pool.providers import anthropic, envelopes, sessions, stored_objects
-from account_pool.providers.base import HostRule, LocalResponse, Origin, Provider, Route, Swap
+from account_pool.providers.base import (
+    HostRule,
+    LocalResponse,
+    Origin,
+    Provider,
+    RequestHead,
+    Route,
+    Swap,
+    bearer,
+    body_model,
+    is_websocket,
+)
 from account_pool.providers.common_signals import COMPATIBLE_RULES
-from account_pool.providers.request_head import RequestHead, bearer, body_model, is_websocket
 
 # -- who serves a request
 

@@ -21,8 +21,7 @@ from account_pool.core.error_facts import ErrorFacts, read_facts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope, UpstreamResponse
 from account_pool.core.signals import Rule, SignalTable, Wait
 from account_pool.core.sse import HAS_ERROR, HAS_FAILURE, Judge, Verdict
-from account_pool.providers.base import HostRule, Provider, Route, Swap
-from account_pool.providers.request_head import NO_STEP, RequestHead
+from account_pool.providers.base import NO_STEP, HostRule, Provider, RequestHead, Route, Swap
 
 
 def add_hosts(provider: Provider, hosts: Iterable[HostRule]) -> Provider:

@@ -44,16 +44,20 @@ from account_pool.core.signals import (
 )
 from account_pool.core.sse import Verdict
 from account_pool.providers import envelopes, openai, sessions, stored_objects
-from account_pool.providers.base import HostRule, LocalResponse, Provider, Route, Swap
-from account_pool.providers.common_signals import COMPATIBLE_RULES
-from account_pool.providers.request_head import (
+from account_pool.providers.base import (
     NO_STEP,
+    HostRule,
+    LocalResponse,
+    Provider,
     RequestHead,
+    Route,
+    Swap,
     bearer,
     body_model,
     body_of,
     is_websocket,
 )
+from account_pool.providers.common_signals import COMPATIBLE_RULES
 
 _I = re.IGNORECASE
 _LIMITS = "https://ai.google.dev/gemini-api/docs/rate-limits"

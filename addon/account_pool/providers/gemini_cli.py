@@ -17,10 +17,9 @@ from account_pool.core.credential import Credential
 from account_pool.core.outcome import Scope
 from account_pool.core.signals import SignalTable
 from account_pool.providers import envelopes, gemini, sessions
-from account_pool.providers.base import CannotSwap, HostRule, Provider, Route, Swap
+from account_pool.providers.base import CannotSwap, HostRule, Provider, RequestHead, Route, Swap
 from account_pool.providers.gemini import RULES, WAITS
 from account_pool.providers.json_span import member, replaced, start_of_object, top_member
-from account_pool.providers.request_head import RequestHead
 
 # -- who serves a request
 

@@ -28,14 +28,18 @@ from account_pool.core.signals import (
 )
 from account_pool.core.sse import Verdict
 from account_pool.providers import envelopes, sessions, stored_objects
-from account_pool.providers.base import HostRule, LocalResponse, Provider, Route, Swap
-from account_pool.providers.common_signals import COMPATIBLE_RULES, named_model
-from account_pool.providers.request_head import (
+from account_pool.providers.base import (
     NO_STEP,
+    HostRule,
+    LocalResponse,
+    Provider,
     RequestHead,
+    Route,
+    Swap,
     bearer,
     is_websocket,
 )
+from account_pool.providers.common_signals import COMPATIBLE_RULES, named_model
 
 # -- who serves a request
 

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from account_pool.core.lease import NO_CONVERSATION, Conversation
-from account_pool.providers.request_head import Body, RequestHead, body_from, body_of, is_websocket
+from account_pool.providers.base import Body, RequestHead, body_from, body_of, is_websocket
 from account_pool.providers.stored_objects import TOGETHER, StoredObjects, id_of, ids_in_request
 
 #: Headers that name a conversation. Agents of one tool each have one of their own.

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 
-from account_pool.providers.request_head import Body, RequestHead, body_of
+from account_pool.providers.base import Body, RequestHead, body_of
 
 #: Stands for all objects that are kept together: the account that created the last one
 #: creates the next.

@@ -197,7 +197,6 @@ class AccountPool:
             rules=self.wiring.rules,
             link=self._siblings.link,
         )
-        ctx.master.addons.add(self._replays)
         self._starting = tasks.once("start", self._announce)
         self._watching = self.reloader.watch()
         self._drain = draining.Drain(
@@ -274,6 +273,8 @@ class AccountPool:
         # A live request is served in the layer; only mitmweb's Replay, which builds a
         # plain one, has to be caught, once every other addon has seen it.
         if flow.is_replay:
+            if self._replays not in ctx.master.addons:
+                ctx.master.addons.add(self._replays)  # the last one: its turn comes
             self._replays.begin(flow)
         played = ctx.master.addons.get("serverplayback")
         if getattr(played, "flowmap", None):

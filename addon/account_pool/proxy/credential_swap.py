@@ -21,8 +21,7 @@ from account_pool.core.browser import is_loopback
 from account_pool.core.credential import Credential
 from account_pool.core.lease import Lease
 from account_pool.core.sessions import Pins
-from account_pool.providers.base import CannotSwap, Origin, Provider, Swap
-from account_pool.providers.request_head import RequestHead
+from account_pool.providers.base import CannotSwap, Origin, Provider, RequestHead, Swap
 from account_pool.proxy.headers import Fields, IndexedHeaders
 
 INSECURE = "the pool sends no credential while ssl_insecure is set; trust the CA instead"

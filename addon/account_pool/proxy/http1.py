@@ -49,8 +49,7 @@ from mitmproxy.proxy.layers.http._http1 import (
 )
 
 from account_pool.proxy.events import SERVER_ERROR, InterimResponse, WholeRequest
-from account_pool.proxy.headers import IndexedHeaders
-from account_pool.proxy.response_reader import is_interim
+from account_pool.proxy.headers import IndexedHeaders, is_interim
 
 #: The longest head of a response, and the longest line of a chunked body, in bytes: more than
 #: the clients of LLM APIs take.

@@ -42,8 +42,15 @@ from account_pool.core.retry_policy import Broken, how_broken
 from account_pool.core.sse import Verdict
 from account_pool.core.steps import Deliver, Send
 from account_pool.providers.base import Provider, Route
-from account_pool.proxy import error_response, flow_view, redaction, response_reader
+from account_pool.proxy import error_response, flow_view, redaction
 from account_pool.proxy.events import EventHandled, InterimResponse, NotProcessed, Silent, Withdrawn
+from account_pool.proxy.headers import (
+    drop_invalid_fields,
+    is_response,
+    is_too_long,
+    unfold_fields,
+    wrong_with,
+)
 from account_pool.proxy.http_stream import (
     INTERNAL,
     NO,
@@ -54,7 +61,7 @@ from account_pool.proxy.http_stream import (
 )
 from account_pool.proxy.pooled_attempts import PooledAttempts
 from account_pool.proxy.redaction import Secrets, SentSecrets
-from account_pool.proxy.response_reader import ResponseReader, is_response
+from account_pool.proxy.response_reader import ResponseReader
 from account_pool.proxy.websocket_exchange import PooledWebsocket
 from account_pool.supervision import log_and_continue
 
@@ -325,15 +332,15 @@ class PooledExchange(PooledUpload):
         """Return why *response* is no valid response, None if it is one."""
         if not is_response(response, self.flow.request):
             return "no valid answer"
-        if self.context.client.alpn == b"h2" and response_reader.is_too_long(response):
+        if self.context.client.alpn == b"h2" and is_too_long(response):
             return "no valid answer: its head is too long"
-        response_reader.unfold_fields(response)
+        unfold_fields(response)
         validates = self.context.options.validate_inbound_headers
-        wrong = response_reader.wrong_with(response) if validates else None
+        wrong = wrong_with(response) if validates else None
         if wrong is None:
             return None
         if response.status_code >= 400:
-            response_reader.drop_invalid_fields(response)
+            drop_invalid_fields(response)
             return None
         why = redaction.reason_of(wrong, self.sent_secrets.and_passwords(self.context.options))
         return f"no valid answer: {why}; see the option validate_inbound_headers"

@@ -32,9 +32,15 @@ from account_pool.core.lease import RequestFacts
 from account_pool.core.sessions import Pins
 from account_pool.core.wrong import without_secrets
 from account_pool.providers import sessions
-from account_pool.providers.base import HTTPS_PORT, LocalResponse, Provider, Route
+from account_pool.providers.base import (
+    HTTPS_PORT,
+    LocalResponse,
+    Provider,
+    RequestHead,
+    Route,
+    is_websocket,
+)
 from account_pool.providers.registry import HostIndex
-from account_pool.providers.request_head import RequestHead, is_websocket
 from account_pool.providers.token_forms import hidden
 from account_pool.proxy.credential_swap import (
     INSECURE,

@@ -6,30 +6,46 @@ in bytes; the stream bounds them in time. What was read is held as it came, byte
 byte, and goes to the client if the response turns out to be the one to deliver. What is not
 there to its end is never delivered as if it were.
 
-Also what is no response at all, and what is made one. Any number of interim responses (100,
-102, 103) may precede the final one (RFC 9110, 15.2). They are not handed on: mitmproxy sends
-its own 100 to a client that expects it, and the rest is advice on an attempt whose response
-the client may never see.
+`ResponseObserver` learns meanwhile what it says of the account that gave it: what that has
+left, whose limits it shares, what it made that only it knows, how many tokens it served, and by
+the way what this machine's clock is worth. Looking on must not fail a request: `head`, `body`
+and `end` raise nothing.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from math import inf
+from typing import Any, Protocol
 
 import msgspec
 from mitmproxy import http
-from mitmproxy.net.http.validate import validate_headers
 
+from account_pool.core import headroom_parsing, reset_hints
+from account_pool.core.account import AccountKey
+from account_pool.core.attempts import Attempts
+from account_pool.core.credential import Credential
+from account_pool.core.decision_text import duration
+from account_pool.core.headroom_parsing import ResponseContext
+from account_pool.core.lease import Lease
 from account_pool.core.outcome import UpstreamResponse
+from account_pool.core.pool import Pool
+from account_pool.core.sessions import Pins
 from account_pool.core.sse import EventParser, Gate, StreamVerdict, Verdict, gate_shape
-from account_pool.core.usage import END_BYTES, Usage, of_answer
-from account_pool.providers.base import Provider
+from account_pool.core.usage import END_BYTES, Usage, Usages, of_answer
+from account_pool.providers.base import Origin, Provider
+from account_pool.providers.registry import HostIndex
 from account_pool.proxy import decoding
 from account_pool.proxy.decoding import Decoder, End
 from account_pool.proxy.headers import IndexedHeaders
+from account_pool.proxy.pooled_request import PooledRequest, fields_by_name
+from account_pool.supervision import log_and_continue
+
+logger = logging.getLogger(__name__)
 
 #: Longest refusal that is kept. The longest recorded one is under 3 KiB; some repeat the
 #: whole request.
@@ -50,6 +66,9 @@ MAX_TEXT_BYTES = 65536
 MAX_OPENING_BYTES = 64 * 1024
 
 
+#: How often a response's `date` is compared with our clock, and how far they may differ: what
+#: is further apart is a clock that was never set, not a slow response. Seconds.
+CHECK_CLOCK_S, CLOCK_TOLERANCE_S = 60.0, 120.0
 #: How many of the last events of a stream may tell that it failed.
 LATE_EVENTS = 16
 #: An item of an array that is an error.
@@ -327,74 +346,152 @@ def _json(body: bytes) -> Any:
         return None
 
 
-# -- valid and interim responses
-
-SWITCHING_PROTOCOLS = 101
-#: What HTTP/2 clients take as a head. At more they end the connection, with all that is on it.
-MAX_LIST_BYTES = 65536 - 100  # of which our status is a part
-#: A name that clients take (RFC 9110, 5.6.2), and what they do not take in a value. A line
-#: that was folded has it, too (RFC 9112, 5.2).
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-zA-Z]+")
-_CONTROL = re.compile(rb"[\r\n\0]+[ \t]*")
+# -- what it says of the account that gave it
 
 
-def is_interim(status: int) -> bool:
-    """Say whether another response follows one of *status* on the same connection."""
-    return 100 <= status < 200 and status != SWITCHING_PROTOCOLS
+class Clock(Protocol):
+    """What tells the time: monotonic seconds, and seconds since the epoch."""
+
+    now: Callable[[], float]
+    wall_now: Callable[[], float]
 
 
-def is_response(response: http.Response, request: http.Request) -> bool:
-    """Say whether *response* can be the final response to *request*.
+class ResponseObserver:
+    """Observes the responses of one proxy.
 
-    A protocol is switched only where the client asked for that (RFC 9110, 7.8), and never
-    over HTTP/2 (RFC 9113, 8.6). A status outside 100 to 599 is invalid (RFC 9110, 15).
+    Attributes:
+        pool: learns limits and owners.
+        hosts: of the providers that have accounts.
+        wrong_clock: what is wrong with this machine's clock, for people; "" if nothing is.
     """
-    if response.status_code == SWITCHING_PROTOCOLS:
-        asked = _protocols(request)
-        return bool(asked) and asked >= _protocols(response)
-    return 200 <= response.status_code < 600
 
+    def __init__(
+        self,
+        pool: Pool,
+        pins: Pins,
+        usages: Usages,
+        clock: Clock,
+    ) -> None:
+        self.pool = pool
+        self.hosts = HostIndex([])
+        self._pins, self._usages = pins, usages
+        self._clock = clock
+        self.wrong_clock, self._clock_said = "", False
+        self._check_clock_at = -inf
+        #: the credential with which an account's responses have named its owner, or not
+        self._owned: dict[AccountKey, Credential] = {}
 
-def unfold_fields(response: http.Response) -> None:
-    """Put a space in place of what breaks a line (RFC 9110, 5.5).
+    def head(self, provider: Provider, lease: Lease, response: http.Response) -> None:
+        """Learn what the head of a response says of the account of *lease*."""
+        try:
+            now, wall_now = self._clock.now(), self._clock.wall_now()
+            if now >= self._check_clock_at:
+                self._check_clock_at = now + CHECK_CLOCK_S
+                self._check_clock(provider, response, wall_now)
+            if self._owned.get(lease.key) is not lease.credential:
+                self._learn_owner(provider, lease, response)
+            if provider.issued_headers:
+                self._learn_tokens(provider, lease, response, wall_now)
+            context = ResponseContext(lease.facts.model, now, wall_now)
+            if windows := headroom_parsing.from_headers(response.headers.fields, context):
+                self.pool.accounts.observe_headroom(lease.key, windows, now=now, lease=lease)
+        except Exception as e:
+            log_and_continue.log(e)
 
-    Clients end the connection at it, over HTTP/2 with all that is on it.
-    """
-    fields = response.headers.fields
-    if _CONTROL.search(b"".join([value for _, value in fields])):
-        response.headers.fields = tuple(
-            (name, _CONTROL.sub(b" ", value).strip(b" \t")) for name, value in fields
+    def body(self, call: PooledRequest, lease: Lease, reader: ResponseReader) -> None:
+        """Learn what the beginning of a good response says, and what was made on the account."""
+        try:
+            provider = call.provider
+            if provider.headroom_marks:
+                self.events(provider, lease, reader.opening(), lease.facts.model)
+            for made in provider.created_ids(call.head, reader.opening, reader.response.headers):
+                self._pins.remember(lease.key, made, self._clock.wall_now())
+        except Exception as e:
+            log_and_continue.log(e)
+
+    def events(self, provider: Provider, lease: Lease, content: bytes, model: str | None) -> None:
+        """Learn limits from *content*, a frame or some events, of a turn with *model*."""
+        marks = provider.headroom_marks
+        if any(mark in content for mark in marks):
+            context = ResponseContext(model, self._clock.now(), self._clock.wall_now())
+            if windows := headroom_parsing.from_events(content, marks, context):
+                self.pool.accounts.observe_headroom(
+                    lease.key, windows, now=context.now, lease=lease
+                )
+
+    def end(
+        self,
+        provider: Provider,
+        attempts: Attempts,
+        reader: ResponseReader,
+        body: bytes | bytearray,
+        tail: bytearray,
+    ) -> None:
+        """Count what a good response took, and learn from an error it ended with.
+
+        The client has that error, too. Of one that was cut off counts what it had told.
+        *body* and *tail* are as in `ResponseReader.ended`.
+        """
+        try:
+            model = attempts.facts.model
+            usage, refused = reader.ended(body, tail)
+            key, wall_now = attempts.history[-1].key, self._clock.wall_now()
+            self._usages.count(key, model, usage, wall_now)
+            if refused is not None:
+                response = reader.late_response(refused, model, wall_now)
+                attempts.refused_late(provider.classify(response), self._clock.now())
+        except Exception as e:
+            log_and_continue.log(e)
+
+    def served(
+        self, attempts: Attempts, model: str | None, usage: Usage | None, *, requests: int = 1
+    ) -> None:
+        """Count what the account of the committed attempt has served."""
+        key = attempts.history[-1].key
+        self._usages.count(key, model, usage, self._clock.wall_now(), requests=requests)
+
+    def forget(self, key: AccountKey) -> None:
+        """*key* is gone: nothing of it is kept."""
+        self._owned.pop(key, None)
+
+    def _check_clock(self, provider: Provider, response: http.Response, wall_now: float) -> None:
+        """Note whether this machine's clock is minutes away from the providers'; say so once."""
+        date = reset_hints.http_date(response.headers.get("date", ""))
+        if date is None:
+            return
+        ahead_s = wall_now - date
+        if abs(ahead_s) <= CLOCK_TOLERANCE_S:
+            self.wrong_clock = ""
+            return
+        side = "ahead of" if ahead_s > 0 else "behind"
+        self.wrong_clock = (
+            f"this machine's clock is {duration(abs(ahead_s))} {side} that of {provider.name}; "
+            "synchronise it: until then resets and logins end at the wrong time"
         )
-    if _CONTROL.search(response.data.reason):
-        response.data.reason = _CONTROL.sub(b" ", response.data.reason)
+        if not self._clock_said:
+            self._clock_said = True
+            logger.warning(self.wrong_clock)
 
+    def _learn_owner(self, provider: Provider, lease: Lease, response: http.Response) -> None:
+        """Learn whose limits the account of *lease* shares."""
+        if response.status_code < 400:
+            self._owned[lease.key] = lease.credential
+        if host := lease.account.companions.get("host"):
+            # Sent elsewhere than the client sent it: perhaps to a gateway.
+            origin = Origin.parse(host)
+            found = self.hosts.find(origin.host, origin.port)
+            provider = next((p for p in found if p.name == provider.name), provider)
+        if owner := provider.owner(fields_by_name(response.headers.fields)):
+            self.pool.health.learn_owner(lease.key, owner)
 
-def wrong_with(response: http.Response) -> str | None:
-    """Return what mitmproxy's validate_inbound_headers refuses in *response*, if anything."""
-    try:
-        validate_headers(response)
-    except ValueError as e:
-        return str(e)
-    return None
-
-
-def is_too_long(response: http.Response) -> bool:
-    """Say whether the head of *response* is more than an HTTP/2 client takes (RFC 9113, 6.5.2)."""
-    sizes = (len(name) + len(value) + 32 for name, value in response.headers.fields)
-    return sum(sizes) > MAX_LIST_BYTES
-
-
-def drop_invalid_fields(response: http.Response) -> None:
-    """Leave out of a refusal what is wrong with its head: what it says counts."""
-    fields = response.headers.fields
-    chunked = any(name.lower() == b"transfer-encoding" for name, _ in fields)
-    response.headers.fields = tuple(
-        (name, value)
-        for name, value in fields
-        if _TOKEN.fullmatch(name) and not (chunked and name.lower() == b"content-length")
-    )
-
-
-def _protocols(message: http.Message) -> set[str]:
-    named = ",".join(message.headers.get_all("upgrade"))
-    return {name.strip().lower() for name in named.split(",") if name.strip()}
+    def _learn_tokens(
+        self, provider: Provider, lease: Lease, response: http.Response, wall_now: float
+    ) -> None:
+        """Learn which tokens the account of *lease* issued."""
+        # Mostly none of them is there: that much is seen without a look at every value.
+        names = {name.lower() for name, _ in response.headers.fields}
+        if not names.isdisjoint([name.encode() for name in provider.issued_headers]):
+            headers = fields_by_name(response.headers.fields)
+            for name in provider.issued_headers:
+                if token := headers.get(name):
+                    self._pins.remember(lease.key, token, wall_now)

@@ -29,7 +29,6 @@ from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.pool import Pool
 from account_pool.core.sessions import Pins, Sessions, session_lease_of
 from account_pool.core.steps import Refresh, Wait
-from account_pool.core.suspend import Gap, Watch
 from account_pool.core.usage import Counts, Resets, Usages
 from account_pool.providers.base import LocalResponse, Provider
 from account_pool.proxy import waking
@@ -39,8 +38,8 @@ from account_pool.proxy.error_response import Refusals
 from account_pool.proxy.events import Chunks, Pause
 from account_pool.proxy.options import Settings
 from account_pool.proxy.pooled_request import Recognizer
-from account_pool.proxy.response_observer import ResponseObserver
-from account_pool.proxy.waking import ClientLayer
+from account_pool.proxy.response_reader import ResponseObserver
+from account_pool.proxy.waking import ClientLayer, Gap, Watch
 from account_pool.supervision import log_and_continue, tasks
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """After a suspend: connections that were kept over it are closed, those in use are probed.
 
 NATs and providers forget a connection that is silent for minutes without a notice: what is
-sent there vanishes. `core.suspend` notices the suspend; `PoolHttpLayer.woke` decides, at once,
+sent there vanishes. `Watch` notices the suspend; `PoolHttpLayer.woke` decides, at once,
 which connections take no more requests. Here mitmproxy is made to close their sockets and to
 let the layers act. HTTP/2 has a PING to find out whether a response can still come; HTTP/1 has
 none, but TCP has: the system probes the peer, and ends the connection if nothing comes back.
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from mitmproxy.connection import Connection, Server
 from mitmproxy.proxy import commands, events, layer, tunnel
@@ -28,6 +28,52 @@ from mitmproxy.proxy.layers.http import HttpConnection, HttpStream
 
 from account_pool.proxy import client_handler
 from account_pool.supervision import tasks
+
+#: Looks that are so far apart had a gap between them, seconds: more than a busy machine
+#: delays the look that is due every five, less than it takes until connections are
+#: forgotten on their way.
+GAP_S = 30.0
+
+
+class Gap(NamedTuple):
+    """A time in which nothing ran.
+
+    Attributes:
+        seconds: how long it was.
+        slept: false where only the wall clock has it, which may have been set.
+    """
+
+    seconds: float
+    slept: bool
+
+
+class Watch:
+    """Compares each look with the one before, to notice that the proxy did not run for a while.
+
+    The machine slept, or the process was stopped. No system tells a process of it in time, and
+    which clocks go on meanwhile differs from one to the next. But somebody looks every few
+    seconds, and before each request that would use a connection again: where two looks are far
+    apart, nothing ran in between. Two clocks are compared, because each has its blind spot. One
+    goes on in a suspend and cannot be set, but stands still with a virtual machine that is
+    paused; the wall clock is put right afterwards, but may be set by anybody. What is done about
+    it is harmless where it was only set, so that either will do.
+
+    Args:
+        up: a clock that goes on in a suspend, seconds.
+        wall: the wall clock, seconds.
+    """
+
+    def __init__(self, up: float, wall: float) -> None:
+        self._up, self._wall = up, wall
+
+    def look(self, up: float, wall: float) -> Gap | None:
+        """Return the gap since the last look; None: there was none."""
+        slept, ahead = up - self._up, wall - self._wall
+        self._up, self._wall = up, wall
+        if slept >= GAP_S:
+            return Gap(slept, slept=True)
+        return Gap(ahead, slept=False) if ahead >= GAP_S else None
+
 
 #: Options of TCP: seconds to the first probe and between the following ones, their number, and
 #: for how long what was sent may be unacknowledged, milliseconds. Systems lack some of them.
@@ -71,7 +117,7 @@ def _running_clock() -> Callable[[], float]:
     return time.monotonic  # it does on Windows; elsewhere the wall clock has to do
 
 
-#: What `core.suspend.Watch` compares: a clock that runs during a suspend, and the wall clock.
+#: What `Watch` compares: a clock that runs during a suspend, and the wall clock.
 CLOCKS: tuple[Callable[[], float], Callable[[], float]] = (_running_clock(), time.time)
 
 

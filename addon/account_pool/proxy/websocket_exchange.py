@@ -55,8 +55,7 @@ from account_pool.core.outcome import Outcome
 from account_pool.core.sse import Verdict
 from account_pool.core.steps import Send
 from account_pool.core.usage import of_frame
-from account_pool.providers.base import LocalResponse
-from account_pool.providers.request_head import RequestHead
+from account_pool.providers.base import LocalResponse, RequestHead
 from account_pool.proxy.credential_swap import Outgoing
 from account_pool.proxy.http_stream import AttemptRouter
 from account_pool.proxy.pooled_request import PooledRequest
