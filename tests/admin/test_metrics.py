@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -10,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from account_pool.admin import metrics
 from account_pool.core.account import AccountKey
 from account_pool.core.decisions import By, Decision, Kind
+from account_pool.core.headroom import Window
 from account_pool.core.instruments import DecisionCounter
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.usage import Usage
@@ -41,8 +43,8 @@ def read(service, counter=None) -> dict[tuple[str, ...], float]:
 def test_every_metric_has_a_type_and_a_help(service):
     text = metrics.written(list(metrics.read(service, DecisionCounter()))).decode()
     for family in text_string_to_metric_families(text):
-        assert family.name.startswith("account_pool_")
-        assert family.documentation.endswith(".")
+        assert family.name.startswith(("account_pool_", "process_"))
+        assert family.documentation.endswith(".") or family.name.startswith("process_")
         assert family.type in ("counter", "gauge", "histogram")
 
 
@@ -102,6 +104,41 @@ def test_models_that_clients_make_up_are_bounded(service):
     assert sum(before.values()) == 3 * metrics.MAX_MODELS
 
 
+def test_headroom_names_models_up_to_a_bound(service, clock):
+    state = service.pool.accounts.get(ONE)
+
+    def window(share, name="tokens", model=None):
+        return Window(name, share, clock.now(), model=model, reset_at=clock.now() + 60)
+
+    models = [f"model-{number:03}" for number in range(metrics.MAX_MODELS + 2)]
+    windows = [window(0.5 + n / 1000, model=model) for n, model in enumerate(models)]
+    state.headroom = state.headroom.updated([window(0.25, "5h"), *windows], clock.now())
+    service.usages.count(ONE, models[-1], Usage(1, 1, 1, 1), 0.0)
+    left = {k[2:]: v for k, v in read(service).items() if k[0] == "account_pool_headroom_ratio"}
+    assert len(left) == 1 + metrics.MAX_MODELS + 1
+    assert left["", "5h"] == 0.25
+    assert left[models[0], "tokens"] == 0.5
+    # One that is served comes first; of the others together the least counts.
+    assert left[models[-1], "tokens"] == 0.551
+    assert left["other", "tokens"] == 0.549
+
+
+def test_what_waits_and_a_state_in_memory(service):
+    found = read(service)
+    assert (found["account_pool_waiting",], found["account_pool_state_in_memory",]) == (0, 0)
+    service.state_problem = lambda: "the disk is full"
+    service._held[object()] = 0.0
+    found = read(service)
+    assert (found["account_pool_waiting",], found["account_pool_state_in_memory",]) == (1, 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports it")
+def test_figures_of_the_process(service):
+    found = read(service)
+    assert found["process_resident_memory_bytes",] > 1e6
+    assert found["process_open_fds",] > 0
+
+
 def test_decisions_count_once():
     counter = DecisionCounter()
     for number, kind in ((1, Kind.COOLDOWN), (2, Kind.MOVE), (1, Kind.COOLDOWN), (3, Kind.MOVE)):
@@ -112,6 +149,9 @@ def test_decisions_count_once():
 
 
 def test_a_scrape_changes_nothing(service):
-    first = read(service)
-    assert read(service) == first
+    first, second = read(service), read(service)
+    for found in (first, second):
+        for name in [name for name in found if name[0].startswith("process_")]:
+            del found[name]
+    assert second == first
     assert not service.measured.timings

@@ -64,6 +64,9 @@ class PoolService(Protocol):
     def warnings(self) -> list[str]:
         """Return what looks wrong with the accounts and stops nothing, for people."""
 
+    def held(self) -> tuple[int, float]:
+        """Return how many requests are held for an account, and when the first looks again."""
+
     def notify_targets(self) -> list[dict[str, str | None]]:
         """Return where notifications go, without what is a secret, and why one did not arrive."""
 

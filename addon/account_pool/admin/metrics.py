@@ -13,7 +13,7 @@ from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -122,11 +122,21 @@ def read(service: PoolService, decision_counter: DecisionCounter) -> Iterator[Me
     yield from _timings(measured.timings)
     yield from _served(service.usages.totals)
     yield from _accounts(states, service.now())
-    yield _headroom(states, Clocks(service.now(), service.wall_now()))
+    yield _headroom(states, Clocks(service.now(), service.wall_now()), service.usages.totals)
     yield from _resets(service.resets.totals)
     yield GaugeMetricFamily(
         "account_pool_sessions", "Conversations that are known.", value=len(service.sessions)
     )
+    yield GaugeMetricFamily(
+        "account_pool_waiting", "Requests held for an account.", value=service.held()[0]
+    )
+    yield GaugeMetricFamily(
+        "account_pool_state_in_memory",
+        "1 while what is learnt is kept in memory only.",
+        value=float(service.state_problem() is not None),
+    )
+    # Of this process, as every program names them; only Linux reports them.
+    yield from ProcessCollector(registry=None).collect()
 
 
 def _timings(timings: Mapping[str, Timings]) -> Iterator[Metric]:
@@ -220,18 +230,25 @@ def _resets(totals: Mapping[tuple[str, str], tuple[int, float]]) -> Iterator[Met
     )
 
 
-def _headroom(states: Iterable[AccountState], clocks: Clocks) -> Metric:
-    values = [
-        ((str(state.key), window["window"]), window["remaining"])
-        for state in states
-        for window in headroom_view(state, clocks)
-        if window["model"] is None
-    ]
+def _headroom(
+    states: Iterable[AccountState], clocks: Clocks, totals: Mapping[tuple[str, str], Tally]
+) -> Metric:
+    """What is left, with models that are served before those that are not, and a bound."""
+    windows = [(str(state.key), w) for state in states for w in headroom_view(state, clocks)]
+    served = dict.fromkeys(model for _, model in totals)
+    models = {window["model"] for _, window in windows if window["model"] is not None}
+    named = [model for model in served if model in models] + sorted(models - served.keys())
+    labels = {None: "", **dict.fromkeys(models, OTHER)}
+    labels |= {model: model for model in named[:MAX_MODELS]}
+    values: dict[Labels, float] = {}
+    for account, window in windows:
+        of = account, window["window"], labels[window["model"]]
+        values[of] = min(window["remaining"], values.get(of, 1.0))
     return _gauge(
         "account_pool_headroom_ratio",
-        "Remaining share of an allowance of the whole account, 0 to 1.",
-        ("account", "window"),
-        values,
+        "Remaining share of an allowance, 0 to 1; no model: of the whole account.",
+        ("account", "window", "model"),
+        values.items(),
     )
 
 

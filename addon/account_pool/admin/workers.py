@@ -25,8 +25,20 @@ if TYPE_CHECKING:
 #: Kinds of metrics whose values add up, and gauges that do, or whose greatest counts. Of all
 #: others each worker knows the same.
 _SUMMED_KINDS = ("counter", "histogram")
-_SUMMED = ("account_pool_in_flight",)
-_GREATEST = ("account_pool_in_flight_oldest_seconds",)
+_SUMMED = (
+    "account_pool_in_flight",
+    "account_pool_waiting",
+    "process_virtual_memory_bytes",
+    "process_resident_memory_bytes",
+    "process_open_fds",
+    "process_max_fds",
+)
+_GREATEST = (
+    "account_pool_in_flight_oldest_seconds",
+    "account_pool_state_in_memory",
+    # Of several the one that was started last: a restart is seen, whoever answers.
+    "process_start_time_seconds",
+)
 #: Within so many seconds a worker takes over what another has decided.
 _SAME_S = 5.0
 
