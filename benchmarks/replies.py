@@ -20,6 +20,8 @@ _ALWAYS = (
     "x-ratelimit-reset-tokens: 30ms\r\n"
     "x-request-id: req_0123456789abcdef0123456789abcdef\r\n"
 )
+#: requests that are left where nobody counts them
+PLENTY = 9999
 
 
 @lru_cache
@@ -43,10 +45,10 @@ def text(size: int) -> str:
     return random.Random(size).randbytes(size // 2).hex()
 
 
-def json_answer(size: int = 0) -> bytes:
-    """Return a good answer with the body `json_body(size)`."""
+def json_answer(size: int = 0, remaining: int = PLENTY) -> bytes:
+    """Return a good answer with the body `json_body(size)`, and so many requests left."""
     body = json_body(size)
-    return _head("200 OK", "application/json", len(body), 9999) + body
+    return _head("200 OK", "application/json", len(body), remaining) + body
 
 
 def limit_answer(reset_ms: int) -> bytes:
@@ -66,7 +68,7 @@ def limit_answer(reset_ms: int) -> bytes:
 
 def stream_head() -> bytes:
     """Return the head of an event stream; its chunks follow."""
-    return _head("200 OK", "text/event-stream; charset=utf-8", None, 9999)
+    return _head("200 OK", "text/event-stream; charset=utf-8", None, PLENTY)
 
 
 def events(name: str, count: int) -> list[bytes]:

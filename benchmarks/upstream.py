@@ -28,7 +28,7 @@ from benchmarks.requests import Wish
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CREDENTIAL = re.compile(rb"\r\nauthorization: *Bearer ([^\r]*)", re.IGNORECASE)
 _WISH = re.compile(rb"\r\nx-bench: *([^\r]*)", re.IGNORECASE)
-_TRIPS = re.compile(r"sk-bench-trips-(\d+)")
+_TRIPS = re.compile(r"sk-bench-(trips|counts)-(\d+)")
 _TRIPPED_MS = 60_000
 
 
@@ -73,7 +73,14 @@ class Ledger:
         seen.in_flight += 1
         seen.peak = max(seen.peak, seen.in_flight)
         trips = _TRIPS.match(credential)
-        return _TRIPPED_MS if trips and seen.requests > int(trips[1]) else None
+        return _TRIPPED_MS if trips and seen.requests > int(trips[2]) else None
+
+    def remaining(self, credential: str) -> int:
+        """Return what responses to *credential* say is left now: plenty, if it does not count."""
+        counts = _TRIPS.match(credential)
+        if counts is None or counts[1] == "trips":
+            return replies.PLENTY
+        return max(int(counts[2]) - self.credentials[credential].requests, 0)
 
     def refuse(self, credential: str) -> None:
         """Count a 429 at the moment it leaves."""
@@ -143,21 +150,22 @@ class Server(asyncio.Protocol):
         credential = _CREDENTIAL.search(head)
         self._credential = credential[1].decode() if credential else "none"
         reset_ms = self._ledger.open(self._credential)
+        remaining = self._ledger.remaining(self._credential)
         asked = _WISH.search(head)
         wish = Wish.parse(asked[1].decode()) if asked else Wish()
         if wish.delay_ms:
-            self._loop.call_later(wish.delay_ms / 1000, self._reply, wish, reset_ms)
+            self._loop.call_later(wish.delay_ms / 1000, self._reply, wish, reset_ms, remaining)
         else:
-            self._reply(wish, reset_ms)
+            self._reply(wish, reset_ms, remaining)
 
-    def _reply(self, wish: Wish, reset_ms: int | None) -> None:
+    def _reply(self, wish: Wish, reset_ms: int | None, remaining: int) -> None:
         if self._credential is None:
             return  # the connection was closed meanwhile
         if wish.chunks and reset_ms is None:
             self._stream(wish)
             return
         if reset_ms is None:
-            self._transport.write(replies.json_answer(wish.size))
+            self._transport.write(replies.json_answer(wish.size, remaining))
         else:
             self._ledger.refuse(self._credential)
             self._transport.write(replies.limit_answer(reset_ms))

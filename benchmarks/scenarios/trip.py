@@ -11,7 +11,8 @@ from benchmarks.requests import Wish, chat
 
 NAME = "an account trips among 400 requests, 16 at once"
 _REQUESTS, _CONCURRENCY, _TRIPS_AFTER = 400, 16, 100
-_TRIPPING = f"sk-bench-trips-{_TRIPS_AFTER}"
+#: Its responses say nothing of what is coming, or how many requests are left.
+_TRIPPING, _COUNTING = f"sk-bench-trips-{_TRIPS_AFTER}", f"sk-bench-counts-{_TRIPS_AFTER}"
 #: long enough that many requests are in flight on the account when it trips
 _DELAY_MS = 30
 #: 429s that it may cost
@@ -23,16 +24,23 @@ def measure(bench: Bench) -> list[Figure]:
     return [
         figure
         for strategy in bench.effort.strategies
-        for figure in count(bench, NAME, _BURNT, strategy=strategy)
+        for tripping in (_TRIPPING, _COUNTING)
+        for figure in count(bench, NAME, _BURNT, strategy=strategy, tripping=tripping)
     ]
 
 
 def count(
-    bench: Bench, scenario: str, most: int, *, strategy: str = "round-robin", workers: int = 1
+    bench: Bench,
+    scenario: str,
+    most: int,
+    *,
+    strategy: str = "round-robin",
+    workers: int = 1,
+    tripping: str = _TRIPPING,
 ) -> list[Figure]:
-    """Let an account trip; *most* is the target for its 429s."""
+    """Let the account *tripping* trip; *most* is the target for its 429s."""
     accounts = [
-        proxies.account("a", _TRIPPING),
+        proxies.account("a", tripping),
         proxies.account("b", "sk-bench-good-b"),
         proxies.account("c", "sk-bench-good-c"),
     ]
@@ -44,20 +52,21 @@ def count(
     with bench.running(*kinds) as running, bench.lines(_CONCURRENCY, *running) as (line,):
         bench.forget()
         sent = line.send(requests)
-    seen = bench.seen()["credentials"][_TRIPPING]
-    if not seen["refused"]:
+    seen = bench.seen()["credentials"][tripping]
+    told = ", which says what is left" if tripping == _COUNTING else ""
+    if not seen["refused"] and not told:
         raise RuntimeError(f"{strategy}: the account never tripped: {seen}")
     return [
         Figure(
             scenario=scenario,
-            name=f"429s burnt, {strategy}",
+            name=f"429s burnt, {strategy}{told}",
             value=float(seen["refused"]),
             target=Target(most),
             note=f"at most {seen['peak']} were in flight on it, {seen['at_trip']} when it tripped",
         ),
         Figure(
             scenario=scenario,
-            name=f"answers other than 200, {strategy}",
+            name=f"answers other than 200, {strategy}{told}",
             value=float(sent.not_ok),
             target=Target(0),
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -37,6 +38,7 @@ from tests.core.helpers import (
     UNAUTHORIZED,
     account,
     available,
+    instructions,
     key,
     keys_of,
     pool_of,
@@ -994,3 +996,60 @@ def test_why_nobody_can_serve_is_looked_up_again_when_that_changes() -> None:
     assert pool.shortage(FACTS, now=91.0).retry_at == 92.0
     assert pool.acquire(FACTS, now=92.0).key == key("b")
     assert pool.shortage(FACTS, now=93.0).may_change
+
+
+# -- how many requests are left
+
+
+def few_left(pool: Pool, label: str, remaining: float, **changes: Any) -> None:
+    told = window(0.1, name="requests", remaining=remaining, reset_at=60.0, **changes)
+    pool.accounts.observe_headroom(key(label), [told], now=0.0)
+
+
+def served_by(pool: Pool, facts: RequestFacts = FACTS, now: float = 0.0, **how: Any) -> str:
+    return pool.acquire(facts, now=now, **how).key.label
+
+
+@pytest.mark.parametrize("strategy", ["fill-first", "round-robin"])
+def test_no_more_are_in_flight_than_it_said_it_takes(strategy: str) -> None:
+    pool = pool_of("a", "b", strategy=strategy)
+    few_left(pool, "a", 3)
+    assert [served_by(pool) for _ in range(9)].count("a") == 3
+
+
+def test_who_has_few_left_is_asked_where_no_other_can_serve() -> None:
+    pool = pool_of("a", "b", strategy="fill-first")
+    few_left(pool, "a", 0)
+    few_left(pool, "b", 0)
+    assert served_by(pool) == "a"
+    assert served_by(pool, avoid=[key("a")]) == "b"
+
+
+def test_a_conversation_stays_where_few_are_left() -> None:
+    pool = pool_of("a", "b", strategy="fill-first")
+    few_left(pool, "a", 0)
+    assert served_by(pool, only=key("a")) == "a"
+
+
+def test_few_are_left_of_what_the_request_falls_under_until_it_is_reset() -> None:
+    pool = pool_of("a", "b", strategy="fill-first")
+    few_left(pool, "a", 0, model="gpt-5")
+    assert served_by(pool) == "b"
+    assert served_by(pool, replace(FACTS, model="gpt-5-mini")) == "a"
+    assert served_by(pool, now=60.0) == "a"
+
+
+def test_those_in_flight_elsewhere_count() -> None:
+    pool = pool_of("a", "b", strategy="fill-first")
+    few_left(pool, "a", 3)
+    pool.accounts.set_in_flight_remote({key("a"): 3}, now=0.0)
+    assert served_by(pool) == "b"
+
+
+def test_of_many_with_few_left_not_all_are_looked_at() -> None:
+    labels = [f"a{n:03}" for n in range(200)]
+    pool = pool_of(*labels, strategy="fill-first")
+    for label in labels:
+        few_left(pool, label, 0)
+    looked_at = instructions(lambda: pool.pick(FACTS, now=0.0))
+    assert looked_at < 20 * instructions(lambda: pool.pick(FACTS, now=0.0, only=key("a000")))

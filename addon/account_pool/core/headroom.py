@@ -32,6 +32,8 @@ UNNAMED_S = 60.0
 NO_RESET_S = 3600.0
 #: Windows kept per account. Clients choose the names of models, so there must be a bound.
 MAX_WINDOWS = 128
+#: Windows that count requests.
+REQUEST_WINDOWS = ("requests", "requests-minute", "requests-hour", "requests-day")
 #: Windows that fit in a column.
 MAX_SHOWN = 4
 

@@ -27,6 +27,8 @@ from account_pool.core.members import Members, RecentFailures
 from account_pool.core.outcome import Outcome, OutcomeClass
 from account_pool.core.state import AccountState
 
+#: Accounts with few requests left that are passed over for one that has room.
+MAX_SHORT = 8
 #: Why nobody could serve is remembered for so many kinds of requests.
 MAX_SHORTAGES = 64
 
@@ -100,6 +102,7 @@ class Pool:
         if only is not None:
             one = members.by_label.get(only.label)
             ranked = iter((one,) if one is not None and one.is_ready(model, now) else ())
+        short: list[AccountState] = []
         for state in ranked:
             # What is left to ask depends on the request. Accounts whose ramps are full are
             # walked past: they are no more than there are requests without an answer.
@@ -110,8 +113,14 @@ class Pool:
                 and (not (models := state.account.models).globs or models.allows(model))
                 and state.key not in avoid
             ):
-                return state
-        return None
+                # Whoever is about to reach a limit gets no more while another has room, so that
+                # what is in flight then is not refused.
+                if not (state.headroom.windows and state.has_few_left(model, now)):
+                    return state
+                short.append(state)
+                if only is not None or len(short) == MAX_SHORT:
+                    break
+        return short[0] if short else None
 
     def shortage(
         self,
