@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from account_pool.proxy import admin_exchange
 from account_pool.proxy.reload import AddedFile
 from account_pool.proxy.service import Service
 from account_pool.proxy.wiring import update_pool
+from account_pool.store.sqlite import MemoryStore
+from account_pool.store.store import StateStore
 from tests.proxy.helpers import FakeClock, service_of
 
 TOKEN = "fake-admin-token-0000000000000000000000000"
@@ -77,11 +80,13 @@ class FakeProxy:
         self.sums: dict[tuple[str, ...], dict[str, float]] = {}
         self.resets: dict[tuple[str, ...], dict[str, float]] = {}
         self.rules = Rules()
+        self.store: StateStore | None = MemoryStore().state()
         self.server: AdminServer = admin_exchange.open_admin_server(
             self.service,
             Secret(TOKEN),
             make_actions=self.actions,
             counted=self._counted,
+            ask_store=self._ask_store,
             ready=lambda: True,
             accounts_file=lambda: self.main if self.main.exists() else None,
             rules=lambda: self.rules,
@@ -109,6 +114,9 @@ class FakeProxy:
         if self.added.known is not None:
             kept = accounts_file.with_added(kept, self.added.known, self.environ)
         update_pool(self.service, kept.accounts)
+
+    async def _ask_store(self, question: Callable[[StateStore], Any]) -> Any:
+        return None if self.store is None else question(self.store)
 
     async def _counted(self, name: str) -> dict[tuple[str, ...], dict[str, float]]:
         return self.sums if name == "usage" else self.resets

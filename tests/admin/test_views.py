@@ -230,7 +230,7 @@ def test_usage_of_today():
     today = views.usage_of_day(SUMS, "2026-11-21")
     assert today["openai/one"] == {
         "requests": 5, "input_tokens": 10, "cached_tokens": 4, "output_tokens": 7,
-        "reasoning_tokens": 0,
+        "reasoning_tokens": 0, "cache_write_tokens": 0,
     }  # fmt: skip
 
 

@@ -40,6 +40,7 @@ def test_the_table_is_the_contract() -> None:
         "fast": "on",
         "notify": "",
         "view_kept": 500,
+        "requests_kept": 30,
         "allow_origins": "",
         "allow_hosts": "",
     }

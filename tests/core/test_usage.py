@@ -73,6 +73,7 @@ COHERE = {
 DELTA = {"choices": [{"index": 0, "delta": {"content": "hi"}}], "usage": None}
 ALL = Usage(120, 100, 30, 20)
 PLAIN = Usage(120, 100, 30)
+CACHED = PLAIN._replace(cache_write_tokens=15)
 STARTED = {**ANTHROPIC, "output_tokens": 1}
 MESSAGE_START = {"type": "message_start", "message": {"id": "msg_1", "usage": STARTED}}
 MESSAGE_DELTA = {"type": "message_delta", "delta": {}, "usage": {"output_tokens": 30}}
@@ -130,8 +131,8 @@ ANSWERS = {
         ),
         ALL,
     ),
-    "messages": (document(type="message", content=[], usage=ANTHROPIC), PLAIN),
-    "messages stream": (stream(MESSAGE_START, TEXT_DELTA, MESSAGE_DELTA), PLAIN),
+    "messages": (document(type="message", content=[], usage=ANTHROPIC), CACHED),
+    "messages stream": (stream(MESSAGE_START, TEXT_DELTA, MESSAGE_DELTA), CACHED),
     "messages stream, all of it at the end": (
         stream(
             {
@@ -140,11 +141,11 @@ ANSWERS = {
             },
             {**MESSAGE_DELTA, "usage": ANTHROPIC},
         ),
-        PLAIN,
+        CACHED,
     ),
     "messages stream that was cut off": (
         stream(MESSAGE_START, TEXT_DELTA),
-        Usage(120, 100, 1),
+        Usage(120, 100, 1, 0, 15),
     ),
     "generateContent": (document(candidates=[{}], usageMetadata=GEMINI), ALL),
     "generateContent, pretty": (
@@ -247,7 +248,7 @@ def test_an_answer_full_of_beginnings_takes_no_time():
 
 def test_arguments_of_a_tool_are_not_believed():
     content = [{"type": "tool_use", "input": {"usage": {"input_tokens": 10**6}}}]
-    assert of_answer(document(content=content, usage=ANTHROPIC)) == PLAIN
+    assert of_answer(document(content=content, usage=ANTHROPIC)) == CACHED
 
 
 @pytest.mark.parametrize("size", [END_BYTES, 20 * END_BYTES])
@@ -258,7 +259,7 @@ def test_long_answers(size):
     assert of_answer(words + completed) == ALL
     assert of_answer(words, completed[-END_BYTES:]) == ALL
     opening = stream(MESSAGE_START)
-    assert of_answer(opening + words, words + stream(MESSAGE_DELTA)) == PLAIN
+    assert of_answer(opening + words, words + stream(MESSAGE_DELTA)) == CACHED
     assert of_answer(document(usage=CHAT, choices=[words.decode()])) == ALL
 
 

@@ -32,6 +32,7 @@ def test_tokens_are_added_by_account_and_model():
             "cached_tokens": 100,
             "output_tokens": 30,
             "reasoning_tokens": 20,
+            "cache_write_tokens": 0,
         },
     )
 

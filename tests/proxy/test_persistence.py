@@ -17,12 +17,14 @@ from typing import Any
 
 import pytest
 
-from account_pool.core import snapshot
+from account_pool.core import request_rows, snapshot
 from account_pool.core.account import Account, AccountKey
 from account_pool.core.credential import Secret
 from account_pool.core.errors import NoUsableAccount
+from account_pool.core.instruments import Mark
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from account_pool.core.request_rows import Ended
 from account_pool.proxy import persistence, store_access
 from account_pool.proxy.persistence import Persistence
 from account_pool.proxy.service import Service
@@ -32,6 +34,7 @@ from account_pool.store.sqlite_state import SqliteState
 from account_pool.store.store import (
     GRACE_S,
     DamagedError,
+    RequestQuery,
     StoreError,
     TableChanges,
     Tokens,
@@ -369,6 +372,102 @@ async def test_counts_whose_write_was_not_answered_are_added_once(
     service.counters["usage"].add(("today",), {"requests": 1})
     kept.stop()
     assert await begin()[1].read_counts("usage") == {("today",): {"requests": 5}}
+
+
+def end_request(service: Service, model: str = "gpt-5") -> None:
+    """A request ends."""
+    facts, now = replace(FACTS, model=model), service.now()
+    service.ended.add(
+        Ended(facts, (), [(Mark.BEGAN, now)], now, service.wall_now(), 503, whole=True)
+    )
+
+
+async def rows(kept: Persistence) -> list[str | None]:
+    """The models of the rows in the file, in the order of their ends."""
+    page = await kept.ask(lambda store: store.read_requests(RequestQuery(limit=1000)))
+    assert page is not None
+    return [row.model for _, row in reversed(page.rows)]
+
+
+async def test_rows_whose_write_was_not_answered_are_there_once(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, kept = begin()
+    await kept._round()
+    exchange = SqliteState.exchange
+
+    def lost(*args: Any, **how: Any) -> None:
+        exchange(*args, **how)
+        raise StoreError("nobody knows")
+
+    end_request(service, "a")
+    with monkeypatch.context() as without_answers:
+        without_answers.setattr(SqliteState, "exchange", lost)
+        for name in "bcd":
+            await failed(kept)
+            end_request(service, name)
+    for _ in range(2):
+        await kept._round()
+    assert await rows(kept) == ["a", "b", "c", "d"]
+    end_request(service, "e")
+    kept.stop()
+    assert await rows(begin()[1]) == ["a", "b", "c", "d", "e"]
+
+
+async def test_what_is_too_much_for_a_store_that_hangs_is_told(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    service, kept = begin()
+    await kept._round()
+    monkeypatch.setattr(request_rows, "MAX_WAITING", 3)
+    for number in range(5):
+        end_request(service, str(number))
+    await kept._round()
+    assert await rows(kept) == ["0", "1", "2"]
+    assert caplog.text.count("2 requests are missing from GET /requests") == 1
+    await kept._round()
+    assert caplog.text.count("missing") == 1
+
+
+async def test_a_row_that_cannot_be_made_keeps_no_other_back(
+    begin: Begin, caplog: pytest.LogCaptureFixture
+) -> None:
+    service, kept = begin()
+    await kept._round()
+    for name in ("a", None, "b"):
+        end_request(service, name or "x")
+        if name is None:
+            service.ended.waiting[-1] = service.ended.waiting[-1]._replace(marks=None)
+    service.usages.count(ONE, "gpt-5", None, service.wall_now())
+    await kept._round()
+    assert await rows(kept) == ["a", "b"]
+    assert "of a request something cannot be written" in caplog.text
+    sums = await kept.read_counts("usage")
+    assert [amounts["requests"] for amounts in sums.values()] == [1]
+
+
+async def test_old_rows_go_and_with_0_all(begin: Begin, clock: FakeClock) -> None:
+    service, kept = begin()
+    end_request(service, "old")
+    await kept._round()
+    clock.advance(29 * 86_400)
+    end_request(service, "new")
+    await kept._round()
+    assert await rows(kept) == ["old", "new"]
+    clock.advance(2 * 86_400)
+    await kept._round()
+    assert await rows(kept) == ["new"]
+    service.ended.kept_days = 0
+    end_request(service, "unwanted")
+    clock.advance(persistence.PRUNE_S)
+    await kept._round()
+    assert await rows(kept) == []
+
+
+async def test_without_a_store_nothing_is_answered(begin: Begin) -> None:
+    _, kept = begin()
+    kept.access.close()
+    assert await kept.ask(lambda store: store.read_requests(RequestQuery())) is None
 
 
 async def test_a_store_that_fails_is_told_once_and_tried_again(

@@ -25,6 +25,7 @@ from account_pool.core.errors import UnknownAccount
 from account_pool.core.instruments import Measured
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
+from account_pool.core.request_rows import RequestLog
 from account_pool.core.sessions import Pins, Sessions, session_key, session_of
 from account_pool.core.state import AccountState
 from account_pool.core.usage import Resets, Usages
@@ -42,6 +43,7 @@ class PoolService(Protocol):
         measured: how long requests took, and their results.
         usages: what each account has served.
         resets: what was left of windows when they were reset.
+        ended: requests that are over and not written yet.
         stopping: whether the proxy shuts down.
         at_stop: called when it begins to.
     """
@@ -52,6 +54,7 @@ class PoolService(Protocol):
     measured: Measured
     usages: Usages
     resets: Resets
+    ended: RequestLog
     stopping: bool
     at_stop: list[Callable[[], object]]
 

@@ -6,15 +6,18 @@ Nothing that was sent is repeated in an error.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import msgspec
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -24,14 +27,40 @@ from account_pool.admin.metrics import STATES
 from account_pool.core.credential import Secret
 from account_pool.core.decisions import Kind
 from account_pool.core.outcome import OutcomeClass
+from account_pool.core.request_rows import Status
 from account_pool.credentials.sources import literal
 from account_pool.credentials.vendor_logins import VENDORS
+from account_pool.store.store import RequestQuery
 
 #: How deep a body may be nested: what accounts.yaml takes is less.
 MAX_DEPTH = 8
 
 Text = Annotated[str, Field(min_length=1, max_length=256)]
 _KINDS = tuple(kind.value for kind in Kind)
+_STATUSES = tuple(status.value for status in Status)
+#: The kinds of tokens, as rows name them.
+TOKENS = ("input", "cached", "cache_write", "output", "reasoning")
+#: What usage can be summed up by.
+GROUPS = ("account", "provider", "model", "day", "hour", "tool")
+
+
+def _instant(value: object) -> float:
+    """Return seconds since the epoch. Raises ValueError."""
+    try:
+        at = datetime.fromisoformat(str(value))
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        raise ValueError(
+            "write a day or an instant, such as 2026-08-01 or 2026-08-01T13:00:00Z (in a URL, + is "
+            "%2B)"
+        ) from None
+
+
+Instant = Annotated[
+    float,
+    BeforeValidator(_instant),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
 
 
 class Shape(BaseModel):
@@ -112,10 +141,66 @@ class SessionsQuery(_Query):
     limit: int = Field(200, ge=1, le=10_000, description="Maximum number to return.")
 
 
-class UsageQuery(_Query):
-    """How many days are asked for."""
+class _SomeRequests(_Query):
+    """Which requests are asked for."""
 
-    days: int = Field(30, ge=1, le=400, description="Number of days, today included (UTC).")
+    from_: Instant | None = Field(
+        None, alias="from", description="Only what began then or later: a day or an instant (UTC)."
+    )
+    to: Instant | None = Field(None, description="Only what began before.")
+    account: Text | None = Field(None, description="Only of provider/label, or of a provider.")
+    model: Text | None = Field(None, description="Only of this model.")
+    tool: Text | None = Field(None, description="Only of this tool, as rows name it.")
+
+    def which(self, **more: Any) -> RequestQuery:
+        return RequestQuery(
+            from_at=self.from_,
+            to_at=self.to,
+            account=self.account,
+            model=self.model,
+            tool=self.tool,
+            **more,
+        )
+
+
+class RequestsQuery(_SomeRequests):
+    """Which rows are asked for."""
+
+    status: Literal[_STATUSES] | None = Field(  # type: ignore[valid-type]
+        None, description="Only those that ended so."
+    )
+    limit: int = Field(100, ge=1, le=1000, description="Maximum number to return.")
+    since: int | None = Field(
+        None, ge=0, le=2**53, description="Only those with a number above this one, the oldest."
+    )
+    before: int | None = Field(
+        None, ge=0, le=2**53, description="Only those with a number below this one: the next page."
+    )
+
+
+class SeriesQuery(_SomeRequests):
+    """Which time is asked for, and in which steps."""
+
+    status: Literal[_STATUSES] | None = Field(  # type: ignore[valid-type]
+        None, description="Only those that ended so."
+    )
+    step: int = Field(
+        900,
+        ge=1,
+        le=31 * 86_400,
+        description="Seconds of a bucket; more where that would be over 2,000 buckets.",
+    )
+
+
+class UsageQuery(_SomeRequests):
+    """Which usage is asked for."""
+
+    days: int = Field(
+        30, ge=1, le=400, description="Number of days, today included (UTC), without from."
+    )
+    group: Literal[GROUPS] | None = Field(  # type: ignore[valid-type]
+        None, description="What `groups` is summed up by."
+    )
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -159,7 +244,7 @@ def _checked(shape: type[Model], values: Mapping[str, Any]) -> Model:
         return shape.model_validate(values)
     except ValidationError as e:
         first = e.errors(include_url=False, include_context=False, include_input=False)[0]
-        accepted = ", ".join(shape.model_fields)
+        accepted = ", ".join(field.alias or name for name, field in shape.model_fields.items())
         unknown = first["type"] == "extra_forbidden"
         name = "" if unknown else "".join(f"{part}: " for part in first["loc"][:1])
         text = f"there is an unknown key; the keys are: {accepted or 'none'}"
@@ -311,7 +396,9 @@ _AMOUNTS: Mapping[str, Schema] = {
     "cached_tokens": _COUNT,
     "output_tokens": _about(_COUNT, "reasoning included"),
     "reasoning_tokens": _COUNT,
+    "cache_write_tokens": _about(_COUNT, "part of the input, where the provider tells"),
 }
+_MIDDLE = _or_null(_object(p50=_SECONDS, p95=_SECONDS))
 _CAUSE: Mapping[str, Schema] = {
     "class": {"enum": [cls.value for cls in OutcomeClass]},
     "signal": _of("string", "the evidence in a few words"),
@@ -399,10 +486,49 @@ SCHEMAS: Mapping[str, Schema] = {
     "Closed": _object(closed=_TEXT),
     "Usage": _object(
         days=_list(_object(day=_DAY, account=_KEY, model=_TEXT, **_AMOUNTS)),
+        group=_or_null(_about({"enum": list(GROUPS)}, "as asked")),
+        groups=_about(
+            _list(_of("object", "", required=list(_AMOUNTS), properties=dict(_AMOUNTS),
+                additionalProperties=_TEXT)),
+            "with `group`: the sums by it, under its name; days and hours newest first, all else "
+            "by tokens"),
         windows=_list(_object(
             day=_DAY, account=_KEY, window=_TEXT, resets=_COUNT,
             left=_of("number",
                 "share that was left when the window was reset, 0 to 1: the mean of the day")))),
+    "Request": _object(
+        number=_about(_COUNT, "ascending in the order in which requests ended"),
+        at=_about(_INSTANT, "when it was complete"), provider=_TEXT,
+        account=_or_null(_about(_KEY, "who served it, or refused it last; null: none was asked")),
+        model=_or_null(_TEXT), endpoint=_of("string", "its path without ids"),
+        tool=_of("string", "by User-Agent, or the name given to proxyauth"),
+        session=_or_null(_of("string", "a hash, as of decisions")),
+        status={"enum": list(_STATUSES)},
+        http_status=_or_null(_of("integer",
+            "of the response; 101: the handshake of a WebSocket, whose turns have null")),
+        attempts=_COUNT, failovers=_COUNT, wait_s=_SECONDS,
+        first_byte_s=_or_null(_about(_SECONDS, "null: there was no good answer")),
+        duration_s=_SECONDS,
+        tokens=_object(**{name: _or_null(_COUNT) for name in TOKENS}),
+        cost_usd=_or_null(_of("number", "null: no price is known")),
+        saved=_about(_BOOL, "a subscription has paid: `cost_usd` was saved"),
+        premium_requests=_or_null(_of("number", "of Copilot's allowance"))),
+    "Requests": _object(
+        requests=_about(_list(_ref("Request")), "newest first"),
+        next=_about(_COUNT, "pass it as ?since= in the next request"),
+        older=_or_null(_of("integer", "pass it as ?before= for the next page; null: no more")),
+        kept_days=_about(_COUNT, "pool_requests_kept"),
+        problem=_or_null(_of("string", "why the state database cannot be asked"))),
+    "Series": _object(
+        **{"from": _INSTANT}, to=_INSTANT, step_s=_COUNT,
+        buckets=_list(_object(
+            at=_INSTANT, requests=_COUNT, ok=_COUNT, refused=_COUNT, aborted=_COUNT,
+            failovers=_COUNT, waited=_about(_COUNT, "requests that were held"), wait_s=_SECONDS,
+            tokens=_object(**dict.fromkeys(TOKENS, _COUNT)), cost_usd=_of("number"),
+            saved_usd=_of("number"),
+            duration_s=_about(_MIDDLE, "of good answers, null: there was none"),
+            first_byte_s=_MIDDLE)),
+        problem=_or_null(_of("string", "why the state database cannot be asked"))),
     "Health": _object(
         status={"const": "ok"}, version=_TEXT, uptime_s=_SECONDS,
         size=_about(_COUNT, "accounts"), busy=_about(_COUNT, "accounts with a request in flight"),

@@ -28,6 +28,7 @@ _REFUSALS: Mapping[int, str] = {
     422: "The body or the query has a mistake.",
     429: "Too many wrong tokens; wait as Retry-After says.",
     500: "Internal error; the log of the proxy says where.",
+    503: "The state database cannot be read.",
 }
 #: Of every address; those that read need the token when asked from another machine.
 _ALWAYS = (401, 403, 405, 421, 429, 500)

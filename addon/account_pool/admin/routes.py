@@ -9,14 +9,13 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from account_pool import __version__
-from account_pool.admin import views
+from account_pool.admin import requests, views
 from account_pool.admin.actions import Actions, PoolService
 from account_pool.admin.auth import CODE_S, REDEEM_PATH, REVEAL_PATH, OneTimeCodes, TokenGuard
 from account_pool.admin.http import AdminRequest, ApiError
@@ -28,10 +27,13 @@ from account_pool.admin.models import (
     Nothing,
     PinnedSession,
     ProviderName,
+    RequestsQuery,
+    SeriesQuery,
     SessionKey,
     SessionsQuery,
     UsageQuery,
 )
+from account_pool.admin.requests import AskStore
 from account_pool.admin.views import Clocks, Json, Sums, iso
 from account_pool.core.accounts import occupancy
 from account_pool.core.decision_text import line
@@ -52,6 +54,7 @@ class AdminContext:
         decision_counter: the number of decisions by kind.
         counted: returns the sums of a counter: "usage" by (day, account, model), "resets" by
             (day, account, window).
+        ask_store: returns what the state database answers.
         instance: a name of this run of the proxy.
         started_at: when it was started, monotonic seconds.
         ready: returns whether the proxy serves requests.
@@ -65,6 +68,7 @@ class AdminContext:
     actions: Actions
     decision_counter: DecisionCounter
     counted: Callable[[str], Awaitable[Sums]]
+    ask_store: AskStore
     instance: str
     started_at: float
     ready: Callable[[], bool]
@@ -341,14 +345,21 @@ async def close_session(context: AdminContext, asked: SessionKey) -> Json:
 
 @_at("/usage", "Usage", query=UsageQuery)
 async def usage(context: AdminContext, asked: UsageQuery) -> Json:
-    """Requests and tokens by day (UTC), account and model, newest day first."""
-    today = datetime.fromtimestamp(context.service.wall_now(), UTC).date()
-    first = (today - timedelta(days=asked.days - 1)).isoformat()
-    served, resets = [
-        {key: amounts for key, amounts in sums.items() if key[0] >= first}
-        for sums in (await context.counted("usage"), await context.counted("resets"))
-    ]
-    return views.usage_view(served, resets)
+    """Requests and tokens by day (UTC), account and model, newest day first; with `group` also
+    summed up by that."""
+    return await requests.usage(context, asked)
+
+
+@_at("/requests", "Requests", query=RequestsQuery, name="requests", refusals=(503,))
+async def ended_requests(context: AdminContext, asked: RequestsQuery) -> Json:
+    """Requests that have ended, newest first. No prompt, answer or header is kept."""
+    return await requests.page(context, asked)
+
+
+@_at("/requests/series", "Series", query=SeriesQuery, name="series", refusals=(503,))
+async def requests_series(context: AdminContext, asked: SeriesQuery) -> Json:
+    """What requests were like in each step of time: the last 24 hours unless others are named."""
+    return await requests.series(context, asked)
 
 
 @_at("/health", "Health")

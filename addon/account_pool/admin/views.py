@@ -25,7 +25,14 @@ Json = dict[str, Any]
 Sums = Mapping[tuple[str, ...], Mapping[str, float]]
 
 #: What is counted of a request.
-AMOUNTS = ("requests", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
+AMOUNTS = (
+    "requests",
+    "input_tokens",
+    "cached_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "cache_write_tokens",
+)
 #: Of an account that has served nothing.
 NOTHING: Mapping[str, int] = dict.fromkeys(AMOUNTS, 0)
 

@@ -345,23 +345,106 @@ def _group(value: str) -> str:
     return value
 
 
+_From = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        help="Only what began then or later: 2026-08-01, 2026-08-01T13:00:00Z, or 24h, 7d ago.",
+        show_default=False,
+    ),
+]
+_To = Annotated[
+    str | None, typer.Option("--to", help="Only what began before.", show_default=False)
+]
+_Account = Annotated[
+    str | None,
+    typer.Option("--account", help="Only of provider/label, or of a provider.", show_default=False),
+]
+_Model = Annotated[
+    str | None, typer.Option("--model", help="Only of this model.", show_default=False)
+]
+_Tool = Annotated[
+    str | None,
+    typer.Option("--tool", help="Only of this tool, such as claude-code.", show_default=False),
+]
+
+
+def _which(
+    from_: str | None, to: str | None, account: str | None, model: str | None, tool: str | None
+) -> dict[str, str]:
+    """Return the parameters of the REST API that were given."""
+    from account_pool.cli.requests import instant
+
+    times = {"from": from_ and instant(from_), "to": to and instant(to)}
+    given = {**times, "account": account, "model": model, "tool": tool}
+    return {name: text for name, text in given.items() if text}
+
+
 @app.command()
 def usage(
     *,
     port: Port = DEFAULT_PORT,
     days: Annotated[int, typer.Option(min=1, max=400, help="How many days, today included.")] = 30,
     by: Annotated[
-        str, typer.Option(callback=_group, help="account, provider, model or day (UTC).")
+        str,
+        typer.Option(callback=_group, help="account, provider, model, day, hour (UTC) or tool."),
     ] = "account",
+    from_: _From = None,
+    to: _To = None,
+    account: _Account = None,
+    model: _Model = None,
+    tool: _Tool = None,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> int:
-    """Show how many requests and tokens were served, by account, provider, model or day."""
+    """Show how many requests and tokens were served, by account, model, day, tool ..."""
     from account_pool.cli.history import show_usage
 
     if as_json and as_csv:
         raise typer.BadParameter("write --json or --csv, not both")
-    return show_usage(port, days=days, by=by, as_json=as_json, as_csv=as_csv)
+    which = _which(from_, to, account, model, tool)
+    if not from_:
+        which = {"days": str(days), **which}
+    return show_usage(port, which, by=by, as_json=as_json, as_csv=as_csv)
+
+
+def _status(value: str | None) -> str | None:
+    if value not in (None, "ok", "refused", "aborted"):
+        raise typer.BadParameter(f"{value} is not one of ok, refused, aborted")
+    return value
+
+
+@app.command()
+def requests(
+    *,
+    port: Port = DEFAULT_PORT,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=1, max=1000, help="How many, from the newest.")
+    ] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for new ones.")] = False,
+    from_: _From = None,
+    to: _To = None,
+    account: _Account = None,
+    model: _Model = None,
+    tool: _Tool = None,
+    status: Annotated[
+        str | None,
+        typer.Option(
+            "--status",
+            callback=_status,
+            help="Only those that ended so: ok, refused or aborted.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> int:
+    """Show the requests that have ended: who served them, how they ended, what they took."""
+    from account_pool.cli.requests import show_requests
+
+    which = _which(from_, to, account, model, tool)
+    if status:
+        which["status"] = status
+    return show_requests(port, which, lines=lines, follow=follow, as_json=as_json)
 
 
 @app.command()

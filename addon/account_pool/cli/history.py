@@ -1,7 +1,4 @@
-"""`account-pool usage`, `decisions` and `logs`: what a proxy has served, decided and said.
-
-`grouped` and `as_table` are pure: values of GET /usage in, rows out.
-"""
+"""`account-pool usage`, `decisions` and `logs`: what a proxy has served, decided and said."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ import os
 import re
 import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -27,52 +24,39 @@ from account_pool.cli.places import Places
 from account_pool.cli.processes import running_ports
 from account_pool.core.account import AccountKey
 
-#: What usage can be summed by: fields of GET /usage, and the provider in an account's key.
-GROUPS = ("account", "provider", "model", "day")
+#: What usage can be summed by: `group` of GET /usage.
+GROUPS = ("account", "provider", "model", "day", "hour", "tool")
 #: The columns after the group, in their order.
 AMOUNTS = ("requests", "input_tokens", "cached_tokens", "output_tokens")
 #: Seconds between two questions of `decisions --follow`.
 _EVERY_S = 1.0
 
 
-def show_usage(port: int, *, days: int, by: str, as_json: bool, as_csv: bool) -> int:
-    """Print what was served in the last *days*, summed by one of GROUPS. Returns 0, or 1."""
+def show_usage(port: int, which: Mapping[str, str], *, by: str, as_json: bool, as_csv: bool) -> int:
+    """Print what was served, summed by one of GROUPS. Returns 0, or 1.
+
+    *which* are parameters of GET /usage: days, from, to, account, model, tool.
+    """
     try:
-        value = api.ask(port, f"/usage?{urlencode({'days': days})}")
+        value = api.ask(port, f"/usage?{urlencode({**which, 'group': by})}")
     except api.NoAnswer as error:
         return fail(error)
-    sums = grouped(value.get("days", []), by)
+    sums = value.get("groups", [])
     if as_json:
-        show_json({"by": by, "days": days, "usage": sums})
+        show_json({"by": by, **which, "usage": sums})
     elif as_csv:
-        writer = csv.DictWriter(sys.stdout, (by, *AMOUNTS), lineterminator="\n")
+        writer = csv.DictWriter(
+            sys.stdout, (by, *AMOUNTS), extrasaction="ignore", lineterminator="\n"
+        )
         writer.writeheader()
         writer.writerows(sums)
     elif sums:
         console = Console(highlight=False)
         show(as_table(sums, by, console.width if console.is_terminal else None), console)
     else:
-        note(f"nothing was served in the last {days} days")
+        asked = ", ".join(f"{name} {text}" for name, text in which.items())
+        note(f"nothing was served ({asked})")
     return 0
-
-
-def grouped(days: Iterable[Mapping[str, Any]], by: str) -> list[dict[str, Any]]:
-    """Return the sums of *days*, rows of GET /usage, by one of GROUPS.
-
-    Days stand newest first, everything else by the most tokens.
-    """
-    sums: dict[str, Counter[str]] = {}
-    for row in days:
-        name = row["account"].partition("/")[0] if by == "provider" else row[by]
-        sums.setdefault(name, Counter()).update({k: row.get(k, 0) for k in AMOUNTS})
-
-    def weight(name: str) -> tuple[int, int]:
-        amounts = sums[name]
-        return amounts["input_tokens"] + amounts["output_tokens"], amounts["requests"]
-
-    # A day is its own order.
-    order = sorted(sums, reverse=True) if by == "day" else sorted(sums, key=weight, reverse=True)
-    return [{by: name, **{k: sums[name][k] for k in AMOUNTS}} for name in order]
 
 
 def as_table(sums: Sequence[Mapping[str, Any]], by: str, width: int | None = None) -> Table:

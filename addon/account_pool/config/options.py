@@ -222,6 +222,9 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
     PoolOption("view_kept", int, 500,
         "How many flows of the pool mitmweb and mitmproxy keep in view, with 64 MiB of bodies at "
         "most; older ones are dropped. Marked ones stay, and all others. 0 keeps all."),
+    PoolOption("requests_kept", int, 30,
+        "How many days a row about each request is kept in the state database: when, which account "
+        "and model, how it ended, tokens, cost. Never a prompt or an answer. 0 keeps none."),
 )  # fmt: skip
 
 BY_NAME: Mapping[str, PoolOption] = {option.name: option for option in POOL_OPTIONS}

@@ -75,6 +75,8 @@ class RequestFacts:
         conversation: the conversation it belongs to.
         body_bytes: the size of its body, which is kept until it is served.
         only: the account that its client has chosen for all that it sends.
+        agent, user: what its client calls itself, `User-Agent` and the name given to
+            `proxyauth`; for `request_labels`, and never shown.
     """
 
     provider: str
@@ -85,6 +87,8 @@ class RequestFacts:
     conversation: Conversation = NO_CONVERSATION
     body_bytes: int = 0
     only: AccountKey | None = None
+    agent: str = ""
+    user: str = ""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

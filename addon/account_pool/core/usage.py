@@ -56,12 +56,15 @@ class Usage(NamedTuple):
         cached_tokens: what of it came from the cache.
         output_tokens: all that was generated, reasoning included.
         reasoning_tokens: what of it was reasoning, where the vendor tells.
+        cache_write_tokens: what of the input was written to the cache, where that is told:
+            vendors that tell it have a price of its own for it.
     """
 
     input_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
+    cache_write_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ class _Dialect:
     Attributes:
         told_by: an object that has one of them is of this dialect.
         input, output: are added up.
-        cached, reasoning: the first that is there counts.
+        cached, reasoning, cache_write: the first that is there counts.
     """
 
     told_by: tuple[str, ...]
@@ -79,6 +82,7 @@ class _Dialect:
     output: tuple[str, ...]
     cached: tuple[str, ...] = ()
     reasoning: tuple[str, ...] = ()
+    cache_write: tuple[str, ...] = ()
 
 
 # The first that fits. An answer of two dialects at once gives the same numbers in both.
@@ -88,7 +92,9 @@ _DIALECTS = (
     _Dialect(told_by=("prompt_tokens", "completion_tokens"), input=("prompt_tokens",),
         output=("completion_tokens",),
         cached=("prompt_tokens_details.cached_tokens", "prompt_cache_hit_tokens"),
-        reasoning=("completion_tokens_details.reasoning_tokens",)),
+        reasoning=("completion_tokens_details.reasoning_tokens",),
+        # https://openrouter.ai/docs/use-cases/usage-accounting
+        cache_write=("prompt_tokens_details.cache_write_tokens",)),
     # https://platform.openai.com/docs/api-reference/responses/object, and Anthropic's
     # Messages, whose input_tokens leave out what is read from and written to the cache:
     # https://docs.anthropic.com/en/docs/build-with-claude/prompt-caching
@@ -96,7 +102,8 @@ _DIALECTS = (
         input=("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"),
         output=("output_tokens",),
         cached=("input_tokens_details.cached_tokens", "cache_read_input_tokens"),
-        reasoning=("output_tokens_details.reasoning_tokens",)),
+        reasoning=("output_tokens_details.reasoning_tokens",),
+        cache_write=("cache_creation_input_tokens",)),
     # https://ai.google.dev/api/generate-content#UsageMetadata: the candidates leave out
     # the thoughts, the prompt includes the cached content.
     _Dialect(told_by=("promptTokenCount", "candidatesTokenCount", "thoughtsTokenCount"),
@@ -188,11 +195,13 @@ def _in(dialect: _Dialect, value: Mapping[str, Any]) -> Usage:
     # which its own total shows.
     if reasoning and _count(value, "total_tokens") == sent + generated + reasoning:
         generated += reasoning
+    cached = min(_first_of(value, dialect.cached), sent)
     return Usage(
         input_tokens=sent,
-        cached_tokens=min(_first_of(value, dialect.cached), sent),
+        cached_tokens=cached,
         output_tokens=generated,
         reasoning_tokens=min(reasoning, generated),
+        cache_write_tokens=min(_first_of(value, dialect.cache_write), sent - cached),
     )
 
 
@@ -315,6 +324,7 @@ class Tally:
     cached_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
+    cache_write_tokens: int = 0
 
     def add(self, more: Usage) -> None:
         """Add the tokens of one answer."""
@@ -322,6 +332,7 @@ class Tally:
         self.cached_tokens += more.cached_tokens
         self.output_tokens += more.output_tokens
         self.reasoning_tokens += more.reasoning_tokens
+        self.cache_write_tokens += more.cache_write_tokens
 
 
 class Resets:
@@ -371,8 +382,11 @@ class Usages:
         wall_now: float,
         *,
         requests: int = 1,
-    ) -> None:
-        """Count *requests* answers of *key*, and what they took as far as it is told."""
+    ) -> tuple[str, str, str]:
+        """Count *requests* answers of *key*, and what they took as far as it is told.
+
+        Return what they were counted as: day, account and model.
+        """
         account = str(key)
         name = self._name(account, model)
         total = self.totals.get((account, name))
@@ -383,7 +397,9 @@ class Usages:
         if usage is not None:
             amounts.update(usage._asdict())
             total.add(usage)
-        self._book((self._today(wall_now), account, name), amounts)
+        counted = self._today(wall_now), account, name
+        self._book(counted, amounts)
+        return counted
 
     def _name(self, account: str, model: str | None) -> str:
         """Return what *model* counts as."""

@@ -192,6 +192,7 @@ class AccountPool:
             admin_exchange.token_of(Path(ctx.options.confdir).expanduser() / TOKEN_FILE),
             make_actions=self.reloader.actions,
             counted=self.wiring.read_counts,
+            ask_store=self.wiring.ask_store,
             ready=lambda: self._ready,
             accounts_file=lambda: self.reloader.file.path,
             rules=self.wiring.rules,

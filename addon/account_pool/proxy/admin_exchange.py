@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from account_pool.admin.actions import Actions
+    from account_pool.admin.requests import AskStore
 
 logger = logging.getLogger(__name__)
 
@@ -240,6 +241,7 @@ def open_admin_server(
     *,
     make_actions: Callable[[], Actions],
     counted: Callable[[str], Awaitable[Sums]],
+    ask_store: AskStore,
     ready: Callable[[], bool],
     accounts_file: Callable[[], Path | None],
     rules: Callable[[], Rules],
@@ -252,7 +254,7 @@ def open_admin_server(
     Args:
         token: what changes need.
         make_actions: returns what changes the pool.
-        counted, ready, accounts_file: see `AdminContext`.
+        counted, ask_store, ready, accounts_file: see `AdminContext`.
         rules: returns who may do what, at the moment.
         link: the launcher, where this is one of several workers.
     """
@@ -269,6 +271,7 @@ def open_admin_server(
             actions=make_actions(),
             decision_counter=decision_counter,
             counted=counted,
+            ask_store=ask_store,
             instance=instance,
             started_at=started_at,
             ready=ready,

@@ -16,6 +16,7 @@ from uuid import uuid4
 
 from account_pool.core import snapshot
 from account_pool.core.account import AccountKey
+from account_pool.core.request_rows import Ended, row_of
 from account_pool.core.sessions import Pins, Sessions
 from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot
 from account_pool.core.usage import Counted, CountKey
@@ -162,6 +163,7 @@ class Batch:
         rows: new and changed rows, with their table.
         removed: table, key and last known use of rows that are gone.
         counts: name of the counter, key and amounts to be added.
+        ended: requests of which a row is written; like counts once.
     """
 
     wall_at: float
@@ -172,6 +174,7 @@ class Batch:
     rows: Sequence[tuple[str, Row]]
     removed: Sequence[tuple[str, str, float]]
     counts: Sequence[tuple[str, CountKey, Mapping[str, float]]]
+    ended: Sequence[Ended] = ()
 
     def write(self, store: StateStore) -> Written:
         """Write it; blocks. Raises StoreError where nothing was written."""
@@ -186,8 +189,8 @@ class Batch:
                 continue
             except Exception as e:
                 if isinstance(e, StoreError) and not isinstance(e, UnfitError):
-                    if part.counts and part.number is None:
-                        # Some sums may be in the store: to add them again would be worse.
+                    if (part.counts or part.ended) and part.number is None:
+                        # Some may be in the store: to add them again would be worse.
                         unfit[_SUMS] = type(e).__name__
                         continue
                     if not saved:
@@ -215,10 +218,11 @@ class Batch:
     def _divided(self) -> list[Batch]:
         """Return its second part, and its first.
 
-        Counts stay together as long as they may be in the store already: those that have a number
-        are not added again, and once they are refused it is known that they are not there.
+        Counts and rows of requests stay together as long as they may be in the store already:
+        those that have a number are not added again, and once they are refused it is known that
+        they are not there.
         """
-        others = len(self) - len(self.counts)
+        others = len(self) - len(self.counts) - len(self.ended)
         if self.number is not None and others:
             counts = replace(self._rows(others, len(self)), number=self.number)
             return [counts, self._rows(0, others)]
@@ -257,6 +261,7 @@ class Batch:
             counts=counts,
             batch=self.number,
             in_flight=dict(self.in_flight),
+            requests=[row_of(ended) for ended in self.ended],
         )
 
 
@@ -269,6 +274,7 @@ _KINDS = {
     "rows": "",
     "removed": "",
     "counts": _SUMS,
+    "ended": "a request",
 }
 
 
@@ -304,8 +310,9 @@ class PendingWrites:
         self._pushing = False
         #: accounts by the position they had; one that came back has another
         self._positions: dict[AccountKey, int] = {}
-        #: counts that were taken, and may or may not be in the store, and their number
+        #: counts and requests that were taken, and may or may not be in the store; their number
         self._counts: Mapping[str, Counted] = {}
+        self._ended: Sequence[Ended] = ()
         self._number = Numbered(uuid4().hex, 0)
         self.tables = {
             "sessions": Table(service.sessions, lambda: (service.now(), wall()), self._note_urgent),
@@ -314,6 +321,7 @@ class PendingWrites:
         for counter in service.counters.values():
             counter.changed = changed
         self._accounts.on_urgent = urgent
+        service.ended.changed = changed
         self.unsubscribe = self._accounts.subscribe(changed)
 
     def begin(self, tables: Mapping[str, list[Row]]) -> None:
@@ -343,19 +351,20 @@ class PendingWrites:
         """
         accounts, counters = self._accounts, self._service.counters
         dirty = list(accounts.dirty)
-        if not self._counts:
+        if not (self._counts or self._ended):
             self._counts = {name: c.take() for name, c in counters.items() if c.waiting}
-            if self._counts:
+            self._ended = self._service.ended.take()
+            if self._counts or self._ended:
                 self._number = self._number._replace(number=self._number.number + 1)
         changes = {name: table.take() for name, table in self.tables.items() if table.changed}
-        if not (dirty or changes or self._counts):
+        if not (dirty or changes or self._counts or self._ended):
             return None
         accounts.dirty.clear()
         accounts.urgent = False
         wall = self._clock.wall()
         return Batch(
             wall_at=wall,
-            number=self._number if self._counts else None,
+            number=self._number if self._counts or self._ended else None,
             gone=self._gone(dirty),
             accounts=snapshot.take(
                 accounts, dirty, wall_now=wall, ahead=self._clock.ahead
@@ -371,13 +380,15 @@ class PendingWrites:
             counts=[
                 (n, key, sums) for n, more in self._counts.items() for key, sums in more.items()
             ],
+            ended=self._ended,
         )
 
     def wrote(self, batch: Batch, replaced: Iterable[AccountKey]) -> None:
         """*batch* is in the store. What the accounts *replaced* have made is not theirs."""
         if batch.number is not None:
-            self._counts = {}
-            if any(counter.waiting for counter in self._service.counters.values()):
+            self._counts, self._ended = {}, ()
+            waiting = any(counter.waiting for counter in self._service.counters.values())
+            if waiting or self._service.ended.waiting:
                 self._changed()
         for table in self.tables.values():
             table.wrote()

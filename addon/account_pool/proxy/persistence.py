@@ -53,9 +53,14 @@ LOOK_S = 1.0
 USED_S = 60.0
 #: How often old rows are swept, seconds.
 SWEEP_S = 3600.0
+#: How often rows about requests are looked through for old ones, seconds.
+PRUNE_S = 300.0
+DAY_S = 86_400.0
 #: A wall clock that moved by more than this against the monotonic one was set, or the
 #: machine slept: monotonic time stands still then, and the limits of a vendor do not.
 CLOCK_STEP_S = 2.0
+#: How long a question to the store may take, seconds: those of a page are asked again.
+ASK_S = 15.0
 #: How long the start and the end of the proxy wait for a write, seconds.
 STOP_TIMEOUT_S = 5.0
 
@@ -114,10 +119,12 @@ class Persistence:
         self._work: tuple[Batch, Future[Written]] | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
+        #: so many questions at once
+        self._asking = asyncio.Semaphore(2)
         #: callers of `write`
         self._waiting: list[asyncio.Future[None]] = []
         self._used_at = now() + USED_S
-        self._sweep_at = self._beat_at = now()
+        self._sweep_at = self._beat_at = self._prune_at = now()
         self.pending = PendingWrites(service, self._clock, self._dirty.set, self._note_urgent)
 
     # -- start and end
@@ -216,6 +223,20 @@ class Persistence:
             raise StoreError("the store is not open")
         return self.access.store
 
+    async def ask(self, question: Callable[[StateStore], Value]) -> Value | None:
+        """Return what the store answers to *question*, beside what is written.
+
+        None: it cannot be used. Raises StoreError, also where that takes too long.
+        """
+        store = self.access.store
+        if store is None:
+            return None
+        async with self._asking:
+            try:
+                return await asyncio.wait_for(asyncio.to_thread(question, store), ASK_S)
+            except TimeoutError:
+                raise StoreError(_TOO_LONG) from None
+
     def _note_urgent(self) -> None:
         self._dirty.set()
         self._urgent.set()
@@ -273,6 +294,17 @@ class Persistence:
         if urgent:
             self.announce()
         self.access.used()
+        self._report_lost()
+
+    def _report_lost(self) -> None:
+        """Say how many requests have no row because the store took too long."""
+        log = self._service.ended
+        lost, log.lost = log.lost, 0
+        if lost:
+            logger.warning(
+                f"account-pool: the state database could not be written in time: {lost} requests "
+                "are missing from GET /requests (their tokens are counted)"
+            )
 
     async def _do_what_is_due(self, store: StateStore, now: float, wall: float) -> None:
         if self._reap_due:
@@ -283,6 +315,11 @@ class Persistence:
             self._sweep_at = now + SWEEP_S
             present = [state.key for state in self._accounts]
             await self._in_thread(lambda: store.sweep(present, wall_now=wall))
+            self._prune_at = now
+        if now >= self._prune_at:
+            kept_s = self._service.ended.kept_days * DAY_S
+            more = await self._in_thread(lambda: store.prune_requests(kept_s, wall_now=wall))
+            self._prune_at = now + (LOOK_S if more else PRUNE_S)
         if now >= self._used_at:
             self._used_at = now + USED_S
             self.pending.note_used()

@@ -61,7 +61,7 @@ from account_pool.proxy.http_stream import (
 )
 from account_pool.proxy.pooled_attempts import PooledAttempts
 from account_pool.proxy.redaction import Secrets, SentSecrets
-from account_pool.proxy.response_reader import ResponseReader
+from account_pool.proxy.response_reader import NOT_COUNTED, ResponseReader
 from account_pool.proxy.websocket_exchange import PooledWebsocket
 from account_pool.supervision import log_and_continue
 
@@ -189,11 +189,17 @@ class PooledUpload(PooledAttempts):
         if wrong := call.misdirected(self.flow.request, self.service.recognizer.hosts):
             logger.warning(f"{provider.name}: {wrong}; request refused")
             return self.respond_locally(provider.refusal(421, wrong, None))
-        facts = call.facts(self.flow.request)
+        facts = call.facts(self.flow.request, self._user)
         self.attempts, self.marks = self.service.begin(
             facts, self.context.client, replayable=not self.flow.request.stream
         )
         return self._perform(self.attempts.begin(self.service.now()))
+
+    @property
+    def _user(self) -> str:
+        """The name its client gave to `proxyauth`, if that is set."""
+        given = self.flow.metadata.get("proxyauth")
+        return str(given[0]) if given else ""
 
     def _respond_to_login(self, provider: Provider) -> CommandGenerator[None]:
         """Answer what a client asks about its login, for the pool's."""
@@ -227,6 +233,9 @@ class PooledUpload(PooledAttempts):
 
 class PooledExchange(PooledUpload):
     """One client request that is served from the pool."""
+
+    #: it was refused without an attempt, and that is noted
+    _noted = False
 
     @classmethod
     def of(cls, stream: AttemptStream) -> PooledExchange:
@@ -515,6 +524,7 @@ class PooledExchange(PooledUpload):
         """The request is over: its lease goes back, once. *left*: the client has gone."""
         attempts = self.attempts
         if attempts is None:
+            self._refused_at_once()
             return
         if not attempts.over:
             if served:
@@ -526,14 +536,32 @@ class PooledExchange(PooledUpload):
                 self.trail.ended(attempts, self.sent_secrets.echoes, self.service.now())
         except Exception as e:
             log_and_continue.log(e)
+        served_as = NOT_COUNTED
         if self._to_count:
             self._to_count = False
             body: bytes | bytearray = bytes(self.response_body_buf)
             tail = bytearray()
             if self.copy is not None:
                 body, tail = self.copy.head, self.copy.tail
-            self.service.observer.end(self._call.provider, attempts, self._reader, body, tail)
-        self.service.end(self.context.client, attempts, left=left)
+            served_as = self.service.observer.end(
+                self._call.provider, attempts, self._reader, body, tail, cut_off=left or not served
+            )
+        elif self._committed:
+            served_as = NOT_COUNTED._replace(whole=served and not left)
+        if self.websocket is not None:
+            self.websocket.ended()
+        response = self.flow.response
+        status = None if response is None else response.status_code
+        self.service.end(self.context.client, attempts, status, served_as, left=left)
+
+    def _refused_at_once(self) -> None:
+        """Note a request that no account may serve, once."""
+        call, response = self._call, self.flow.response
+        if response is None or call.route is Route.LOCAL or self._noted:
+            return
+        self._noted = True
+        with log_and_continue:
+            self.service.refused_at_once(call.bare_facts(self._user), response.status_code)
 
     def attempt_broke(self, event: ResponseProtocolError) -> CommandGenerator[None]:
         """The connection or stream of the attempt has ended before its response."""

@@ -193,8 +193,11 @@ class PooledRequest:
                     return "the Host header names a host that is not the provider's"
         return None
 
-    def facts(self, request: http.Request) -> RequestFacts:
-        """Return what the pool must know, now that the body is there."""
+    def facts(self, request: http.Request, user: str = "") -> RequestFacts:
+        """Return what the pool must know, now that the body is there.
+
+        *user* is the name that its client gave to `proxyauth`.
+        """
         head, provider = self.head, self.provider
         head.body = _decoded_body(head, request)
         model, told = bounded(provider.model(head)), provider.conversation(head)
@@ -209,7 +212,15 @@ class PooledRequest:
             conversation=told,
             body_bytes=len(request.raw_content or b""),
             only=self.only,
+            agent=head.headers.get("user-agent", ""),
+            user=user,
         )
+
+    def bare_facts(self, user: str = "") -> RequestFacts:
+        """Return what the head alone tells, of a request that is refused."""
+        agent = self.head.headers.get("user-agent", "")
+        name, kind = self.provider.name, self.provider.token_kind
+        return RequestFacts(provider=name, kind=kind, path=self.head.path, agent=agent, user=user)
 
     def _without_credential(self, session: str) -> str:
         """Return *session* without the client's credential, which some send as an id as well."""

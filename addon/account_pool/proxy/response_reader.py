@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from math import inf
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 from mitmproxy import http
@@ -36,7 +36,7 @@ from account_pool.core.outcome import UpstreamResponse
 from account_pool.core.pool import Pool
 from account_pool.core.sessions import Pins
 from account_pool.core.sse import EventParser, Gate, StreamVerdict, Verdict, gate_shape
-from account_pool.core.usage import END_BYTES, Usage, Usages, of_answer
+from account_pool.core.usage import END_BYTES, CountKey, Usage, Usages, of_answer
 from account_pool.providers.base import Origin, Provider
 from account_pool.providers.registry import HostIndex
 from account_pool.proxy import decoding
@@ -73,6 +73,11 @@ CHECK_CLOCK_S, CLOCK_TOLERANCE_S = 60.0, 120.0
 LATE_EVENTS = 16
 #: An item of an array that is an error.
 _FAILED_ITEM = re.compile(rb'\{\s*"error"\s*:\s*\{')
+#: How the streams of vendors say that nothing follows.
+_SAYS_END = re.compile(
+    rb'data: ?\[DONE\]|"message_stop"|"(?:response|interaction)\.(?:completed|incomplete|failed)"|'
+    rb'"(?:finish_?[rR]eason|stop_reason)"\s*:\s*"'
+)
 
 
 class ResponseReader:
@@ -244,6 +249,12 @@ class ResponseReader:
         refused = self._refused_at_its_end(body, tail)
         return of_answer(body, tail), refused
 
+    def is_whole(self, body: bytes | bytearray, tail: bytes | bytearray) -> bool:
+        """Say whether a response that was cut off had said that it ends; see `ended`."""
+        if self.encoding:
+            body, tail = self._unpacked(body, tail)
+        return _SAYS_END.search(bytes((tail or body)[-END_BYTES:])) is not None
+
     def _unpacked(
         self, body: bytes | bytearray, tail: bytes | bytearray
     ) -> tuple[bytes, bytes | bytearray]:
@@ -349,6 +360,23 @@ def _json(body: bytes) -> Any:
 # -- what it says of the account that gave it
 
 
+class ServedAs(NamedTuple):
+    """What a good response was counted as.
+
+    Attributes:
+        whole: it came to its end.
+        usage: what it took, as far as it told.
+        counted: day, account and model; None: not at all.
+    """
+
+    whole: bool
+    usage: Usage | None = None
+    counted: CountKey | None = None
+
+
+NOT_COUNTED = ServedAs(whole=True)
+
+
 class Clock(Protocol):
     """What tells the time: monotonic seconds, and seconds since the epoch."""
 
@@ -426,29 +454,36 @@ class ResponseObserver:
         reader: ResponseReader,
         body: bytes | bytearray,
         tail: bytearray,
-    ) -> None:
+        *,
+        cut_off: bool = False,
+    ) -> ServedAs:
         """Count what a good response took, and learn from an error it ended with.
 
-        The client has that error, too. Of one that was cut off counts what it had told.
-        *body* and *tail* are as in `ResponseReader.ended`.
+        The client has that error, too. Of one that was *cut_off* counts what it had told: its
+        client may have left because it had all. *body* and *tail* are as in
+        `ResponseReader.ended`.
         """
+        served_as = NOT_COUNTED
         try:
             model = attempts.facts.model
             usage, refused = reader.ended(body, tail)
             key, wall_now = attempts.history[-1].key, self._clock.wall_now()
-            self._usages.count(key, model, usage, wall_now)
+            counted = self._usages.count(key, model, usage, wall_now)
+            whole = refused is None and not (cut_off and not reader.is_whole(body, tail))
+            served_as = ServedAs(whole, usage, counted)
             if refused is not None:
                 response = reader.late_response(refused, model, wall_now)
                 attempts.refused_late(provider.classify(response), self._clock.now())
         except Exception as e:
             log_and_continue.log(e)
+        return served_as
 
     def served(
         self, attempts: Attempts, model: str | None, usage: Usage | None, *, requests: int = 1
-    ) -> None:
-        """Count what the account of the committed attempt has served."""
-        key = attempts.history[-1].key
-        self._usages.count(key, model, usage, self._clock.wall_now(), requests=requests)
+    ) -> CountKey:
+        """Count what the account of the committed attempt has served; return as what."""
+        key, wall_now = attempts.history[-1].key, self._clock.wall_now()
+        return self._usages.count(key, model, usage, wall_now, requests=requests)
 
     def forget(self, key: AccountKey) -> None:
         """*key* is gone: nothing of it is kept."""

@@ -27,6 +27,7 @@ from account_pool.core.headroom import Window
 from account_pool.core.instruments import Mark, Marks, Measured
 from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.pool import Pool
+from account_pool.core.request_rows import Ended, RequestLog
 from account_pool.core.sessions import Pins, Sessions, session_lease_of
 from account_pool.core.steps import Refresh, Wait
 from account_pool.core.usage import Counts, Resets, Usages
@@ -38,7 +39,7 @@ from account_pool.proxy.error_response import Refusals
 from account_pool.proxy.events import Chunks, Pause
 from account_pool.proxy.options import Settings
 from account_pool.proxy.pooled_request import Recognizer
-from account_pool.proxy.response_reader import ResponseObserver
+from account_pool.proxy.response_reader import NOT_COUNTED, ResponseObserver, ServedAs
 from account_pool.proxy.waking import ClientLayer, Gap, Watch
 from account_pool.supervision import log_and_continue, tasks
 
@@ -48,6 +49,8 @@ logger = logging.getLogger(__name__)
 REFRESH_TIMEOUT_S = 20.0
 #: How long a client of a stream of ours may leave it unread, and how often that is looked at.
 UNREAD_S, UNREAD_LOOK_S = 60.0, 0.1
+#: How long a request whose client has gone waits for the event that says so, seconds.
+GONE_S = 5.0
 
 
 async def _closed(_visit: AdminRequest) -> AdminResponse:
@@ -66,6 +69,7 @@ class Service:
         counters: what is counted and kept, by name: "usage", and "resets" of windows.
         usages: what each account has served.
         measured: how long it took, and what became of requests.
+        ended: requests that are over, until a row is written of each.
         providers: by name, those of the user included.
         recognizer: tells which requests are the pool's business.
         swaps: how the credentials of accounts go on the wire.
@@ -109,6 +113,7 @@ class Service:
         self.usages = Usages(self.counters["usage"].add)
         self.resets = Resets(self.counters["resets"].add)
         self.measured = Measured()
+        self.ended = RequestLog()
         self.recognizer, self.swaps = Recognizer(self.pins), Swaps(self.pins)
         self.observer = ResponseObserver(pool, self.pins, self.usages, self)
         self.refusals = Refusals()
@@ -136,6 +141,8 @@ class Service:
         self._held: dict[asyncio.Event, float] = {}
         #: attempts under way by client connection, so that none outlives it
         self._under_way: dict[str, dict[Attempts, Marks]] = {}
+        #: of clients that have gone, whose own event is still to say what came of it
+        self._gone: dict[Attempts, tuple[Marks, float]] = {}
         self.chance = random.random
         self.set_providers(providers)
 
@@ -185,6 +192,10 @@ class Service:
         for under_way in list(self._under_way.values()):
             for attempts in list(under_way):
                 attempts.look(now)
+        for attempts, (marks, gone_at) in list(self._gone.items()):
+            if now - gone_at > GONE_S:
+                del self._gone[attempts]
+                self._note_end(attempts, marks, None, NOT_COUNTED)
 
     def mind_suspend(self) -> None:
         """Have nothing go out on connections that were kept over a suspend."""
@@ -209,23 +220,56 @@ class Service:
             self.later(lambda: self.attend(layer, idle))
         return len(idle)
 
-    def end(self, client: Client, attempts: Attempts, *, left: bool = False) -> None:
-        """They have ended; *left*: because their client did not wait for it."""
+    def end(
+        self,
+        client: Client,
+        attempts: Attempts,
+        status: int | None = None,
+        served_as: ServedAs = NOT_COUNTED,
+        *,
+        left: bool = False,
+    ) -> None:
+        """They have ended.
+
+        Args:
+            status: of the response that the client got; None: it got none.
+            served_as: what it was counted as.
+            left: its client did not wait for it.
+        """
         under_way = self._under_way.get(client.id)
         if under_way is None or attempts not in under_way:
+            if (gone := self._gone.pop(attempts, None)) is not None:
+                self._note_end(attempts, gone[0], status, served_as)
             return
         marks = under_way.pop(attempts)
         if not under_way:
             del self._under_way[client.id]
         try:
             self.measured.ended(attempts, marks, left=left)
+            self._note_end(attempts, marks, status, served_as)
         except Exception as e:
             log_and_continue.log(e)
+
+    def _note_end(
+        self, attempts: Attempts, marks: Marks, status: int | None, served_as: ServedAs
+    ) -> None:
+        whole, usage, counted = served_as
+        now, wall_now, facts = self.now(), self.wall_now(), attempts.facts
+        self.ended.add(
+            Ended(facts, attempts.history, marks, now, wall_now, status, whole, usage, counted)
+        )
+
+    def refused_at_once(self, facts: RequestFacts, status: int) -> None:
+        """A request was refused that no account may serve."""
+        now = self.now()
+        marks = [(Mark.BEGAN, now)]
+        self.ended.add(Ended(facts, (), marks, now, self.wall_now(), status, whole=True))
 
     def client_gone(self, client: Client) -> None:
         """A safety net: whatever *client* still holds comes back."""
         for attempts, marks in self._under_way.pop(client.id, {}).items():
             attempts.left(self.now())
+            self._gone[attempts] = marks, self.now()
             with log_and_continue:
                 self.measured.ended(attempts, marks, left=True)
 

@@ -43,7 +43,7 @@ MAX_FRAMES = 1000
 #: What ends a turn says so where it begins.
 _HEAD_BYTES = 256
 _ENDS = re.compile(
-    rb'"type"\s*:\s*"(?:error|response\.(?:completed|failed|incomplete|cancelled|done))"'
+    rb'"type"\s*:\s*"(?:error|response\.(completed|failed|incomplete|cancelled|done))"'
 )
 _LIMITS = frozenset({OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA, OutcomeClass.FORBIDDEN_ACCOUNT})
 
@@ -66,6 +66,7 @@ class WebsocketReader:
         begun: there was a turn.
         running: a turn has begun and not ended yet.
         turns_only: the client has said nothing but what begins a turn.
+        end: how the turn ends with the last message, such as "completed"; "" if it does not.
     """
 
     provider: Provider
@@ -74,6 +75,7 @@ class WebsocketReader:
     begun: bool = False
     running: bool = False
     turns_only: bool = True
+    end: str = ""
 
     def client_said(self, content: bytes) -> bool:
         """A message of the client: `response.create` begins a turn. Says if one began."""
@@ -84,13 +86,15 @@ class WebsocketReader:
         if create.type != "response.create":
             self.turns_only = False
             return False
-        self.answered, self.begun, self.running = False, True, True
+        self.answered, self.begun, self.running, self.end = False, True, True, ""
         self.model = bounded(create.model) or self.model
         return True
 
     def server_said(self, content: bytes, wall_now: float) -> Outcome | None:
         """Return what a message says against the account; None if nothing."""
-        if _ENDS.search(content, 0, _HEAD_BYTES):
+        found = _ENDS.search(content, 0, _HEAD_BYTES)
+        self.end = (found[1] or b"failed").decode() if found else ""
+        if found:
             self.running = False
         if self.answered and not HAS_ERROR.search(content):
             return None

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from mitmproxy import http
@@ -50,11 +51,13 @@ from wsproto.utilities import RemoteProtocolError, split_comma_header
 
 from account_pool.core import websocket_moves
 from account_pool.core.attempts import Attempts
+from account_pool.core.instruments import Mark, Marks
 from account_pool.core.lease import Lease
-from account_pool.core.outcome import Outcome
+from account_pool.core.outcome import Outcome, OutcomeClass
+from account_pool.core.request_rows import Ended, Status
 from account_pool.core.sse import Verdict
 from account_pool.core.steps import Send
-from account_pool.core.usage import of_frame
+from account_pool.core.usage import CountKey, Usage, of_frame
 from account_pool.providers.base import LocalResponse, RequestHead
 from account_pool.proxy.credential_swap import Outgoing
 from account_pool.proxy.http_stream import AttemptRouter
@@ -116,6 +119,34 @@ class UpgradedStream(Protocol):
     def woke(self, event: events.Wakeup) -> CommandGenerator[None]: ...
 
 
+#: How a turn has ended, by the provider's last word.
+_HOW_ENDED = {
+    "completed": Status.OK,
+    "done": Status.OK,
+    "incomplete": Status.OK,
+    "cancelled": Status.ABORTED,
+}
+
+
+@dataclass(slots=True, eq=False)
+class WebsocketTurn:
+    """A turn that runs. Times are monotonic seconds.
+
+    Attributes:
+        began_at: when its client began it.
+        first_attempt: its first one, in the history of the socket.
+        counted: as what it was counted.
+        first_at: when the first message of its answer came.
+        usage: what it took, as far as that was told.
+    """
+
+    began_at: float
+    first_attempt: int
+    counted: CountKey
+    first_at: float | None = None
+    usage: Usage | None = None
+
+
 class PooledWebsocket:
     """What happens inside one WebSocket of the pool, once it carries messages.
 
@@ -132,6 +163,7 @@ class PooledWebsocket:
         self.reader = WebsocketReader(self.request.provider)
         self.replay: WebsocketReplay | None = None
         self._messages: MessageRetention | None = None
+        self._turn: WebsocketTurn | None = None
 
     def handle(self, event: events.Event) -> CommandGenerator[None]:
         """Handle an event of the socket; an error of ours closes it."""
@@ -205,12 +237,19 @@ class PooledWebsocket:
                 self.replay.client_said(message)
             self._client_said(attempts, message)
             return False
+        turn = self._turn
+        if turn is not None and turn.first_at is None:
+            turn.first_at = service.now()
         if usage := of_frame(message.content):
             service.observer.served(attempts, self.reader.model, usage, requests=0)
+            if turn is not None:
+                turn.usage = usage
         lease, provider = attempts.lease, self.request.provider
         assert lease is not None
         service.observer.events(provider, lease, message.content, self.reader.model)
         outcome = self.reader.server_said(message.content, service.wall_now())
+        if outcome is not None or self.reader.end:
+            self._turn_ended(_HOW_ENDED.get(self.reader.end, Status.REFUSED))
         if outcome is None:
             return False
         now, model = service.now(), self.reader.model
@@ -230,7 +269,42 @@ class PooledWebsocket:
             )
             if first or send is not None:
                 self.replay = WebsocketReplay(self, message, send)
-        service.observer.served(attempts, reader.model, None)
+        self._turn_ended(Status.ABORTED)
+        counted = service.observer.served(attempts, reader.model, None)
+        self._turn = WebsocketTurn(service.now(), len(attempts.history) - 1, counted)
+
+    def ended(self) -> None:
+        """The socket has ended, and with it a turn that still runs."""
+        attempts = self.stream.attempts
+        last = attempts.history[-1].outcome if attempts and attempts.history else None
+        is_refused = last is not None and last.cls is not OutcomeClass.OK
+        self._turn_ended(Status.REFUSED if is_refused else Status.ABORTED)
+
+    def _turn_ended(self, status: Status) -> None:
+        """Note the running turn, if there is one, as over."""
+        turn, self._turn = self._turn, None
+        if turn is None:
+            return
+        attempts, service = self.stream.attempts, self.stream.service
+        assert attempts is not None
+        now = service.now()
+        marks: Marks = [(Mark.BEGAN, turn.began_at)]
+        if turn.first_at is not None:
+            marks.append((Mark.HANDED_ON, turn.first_at))
+        service.ended.add(
+            Ended(
+                facts=replace(attempts.facts, model=self.reader.model),
+                history=attempts.history[turn.first_attempt :],
+                marks=marks,
+                at=now,
+                wall_at=service.wall_now(),
+                http_status=None,
+                whole=status is not Status.ABORTED,
+                usage=turn.usage,
+                counted=turn.counted,
+                status=status,
+            )
+        )
 
     def _names_something(self, content: bytes) -> bool:
         """Say whether a message names what only the account knows that made it."""

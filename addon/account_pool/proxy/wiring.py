@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from mitmproxy import ctx, exceptions
 from mitmproxy.addons.upstream_auth import parse_upstream_auth
@@ -49,9 +50,11 @@ from account_pool.proxy.notifier import Notifier
 from account_pool.proxy.persistence import Persistence
 from account_pool.proxy.service import Service
 from account_pool.store.sqlite import MemoryStore, SqliteStore
-from account_pool.store.store import Store, TokenStore
+from account_pool.store.store import StateStore, Store, TokenStore
 
 logger = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
 
 #: How long a client's own exchange waits for the first one of ours, right after start.
 FIRST_TRY_S = 15.0
@@ -144,6 +147,7 @@ class Wiring:
         pool.health.default_cooldown_s = float(values["cooldown"])
         pool.accounts.set_strategy(str(values["strategy"]), now=self.service.now())
         self.service.settings = options.settings(values, ctx.options)
+        self.service.ended.kept_days = int(values["requests_kept"])
         if self.fast is not None:
             self.fast.use(self.service.settings.fast)
         self.notifier.use(read_targets(str(values["notify"])), ctx.options)
@@ -278,6 +282,10 @@ class Wiring:
     async def read_counts(self, name: str) -> Counted:
         """Return the sums of a counter, of all proxies."""
         return {} if self.persistence is None else await self.persistence.read_counts(name)
+
+    async def ask_store(self, question: Callable[[StateStore], Value]) -> Value | None:
+        """Return what the store answers; None where it cannot be used. Raises StoreError."""
+        return None if self.persistence is None else await self.persistence.ask(question)
 
     # -- inside
 

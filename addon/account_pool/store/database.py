@@ -38,6 +38,8 @@ from account_pool.store.store import DamagedError, FullError, MovedError, StoreE
 IN_MEMORY = Path(":memory:")
 #: How long a write waits for another process unless it says otherwise, in seconds.
 BUSY_TIMEOUT_S = 10.0
+#: How long a query may take that runs beside writes, in seconds.
+LOOK_TIMEOUT_S = 10.0
 #: How often it is tried again where SQLite does not wait by itself, in seconds.
 BUSY_LOOK_S = 0.02
 #: Bytes in the file that are free, so that what is small can be written on a full disk.
@@ -151,6 +153,27 @@ class Database:
             finally:
                 with contextlib.suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
+
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[sqlite3.Connection]:
+        """Lend a connection of its own for queries that take long, from any thread.
+
+        What is written meanwhile does not wait. Raises StoreError, also after LOOK_TIMEOUT_S.
+        """
+        if self.path == IN_MEMORY:
+            with self.reading() as connection:
+                yield connection
+            return
+        give_up_at = time.monotonic() + LOOK_TIMEOUT_S
+        try:
+            connection = sqlite3.connect(f"{self._file.as_uri()}?mode=ro", uri=True)
+            with contextlib.closing(connection):
+                connection.set_progress_handler(lambda: time.monotonic() > give_up_at, 100_000)
+                yield connection
+        except sqlite3.Error as error:
+            if time.monotonic() > give_up_at:
+                raise StoreError(f"the state database {self.path} takes too long") from None
+            raise self._explained(error) from None
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:

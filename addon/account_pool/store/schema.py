@@ -163,4 +163,37 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (event, about, detail)
         )""",
     ),
+    (
+        # A row about each request that has ended (core/request_rows.py). Times in seconds: `at`
+        # by the wall clock of its proxy, `added_at` by the clock of the store. A number is
+        # never given twice.
+        """CREATE TABLE requests (
+            number INTEGER PRIMARY KEY AUTOINCREMENT,
+            added_at REAL NOT NULL,
+            at REAL NOT NULL,
+            provider TEXT NOT NULL,
+            account TEXT,
+            model TEXT,
+            endpoint TEXT NOT NULL,
+            tool TEXT NOT NULL,
+            session TEXT,
+            status TEXT NOT NULL,
+            http_status INTEGER,
+            attempts INTEGER NOT NULL,
+            failovers INTEGER NOT NULL,
+            wait_s REAL NOT NULL,
+            first_byte_s REAL,
+            duration_s REAL NOT NULL,
+            counted INTEGER NOT NULL,
+            input_tokens INTEGER,
+            cached_tokens INTEGER,
+            cache_write_tokens INTEGER,
+            output_tokens INTEGER,
+            reasoning_tokens INTEGER,
+            cost_usd REAL,
+            covered INTEGER NOT NULL,
+            premium_requests REAL
+        )""",
+        "CREATE INDEX requests_by_time ON requests (at)",
+    ),
 )

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import sqlite3
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from math import inf
 from pathlib import Path
@@ -24,6 +24,7 @@ from account_pool.core.headroom import Key, Window
 from account_pool.core.notifications import Event, Subject, Verdict, note
 from account_pool.core.notifications import Row as NoticeRow
 from account_pool.core.outcome import OutcomeClass, Scope
+from account_pool.core.request_rows import RequestRow
 from account_pool.core.shares import ME, Ask, Share, grant
 from account_pool.core.snapshot import (
     AccountSnapshot,
@@ -33,12 +34,17 @@ from account_pool.core.snapshot import (
     of_another,
 )
 from account_pool.core.usage import Counted
+from account_pool.store import sqlite_requests
 from account_pool.store.database import IN_MEMORY, Database, with_room
 from account_pool.store.machine import Clock, Process
 from account_pool.store.store import (
     GRACE_S,
     News,
     Numbered,
+    RequestBucket,
+    RequestPage,
+    RequestQuery,
+    RequestSums,
     Row,
     StoreError,
     TableChanges,
@@ -261,6 +267,7 @@ class SqliteState:
         counts: Mapping[str, Counted] | None = None,
         batch: Numbered | None = None,
         in_flight: Mapping[AccountKey, int] | None = None,
+        requests: Sequence[RequestRow] = (),
     ) -> PoolSnapshot:
         mine = list(mine)
         for key in gone:
@@ -289,6 +296,8 @@ class SqliteState:
             is_new = batch is None or _note_batch(connection, batch, wall_now)
             for name, added in (counts or {}).items() if is_new else ():
                 _add(connection, name, added, wall_now)
+            if requests and is_new:
+                sqlite_requests.add(connection, requests, wall_now)
             self._note_in_flight(connection, in_flight or {})
             if new or lines:
                 connection.execute(
@@ -464,6 +473,24 @@ class SqliteState:
             for event, about, detail, standing, at in rows
             if event in known
         }
+
+    def read_requests(self, query: RequestQuery) -> RequestPage:
+        with self._database.beside() as connection:
+            return sqlite_requests.read(connection, query)
+
+    def sum_requests(self, query: RequestQuery, *, by_hour: bool) -> list[RequestSums]:
+        with self._database.beside() as connection:
+            return sqlite_requests.sums(connection, query, by_hour=by_hour)
+
+    def request_series(self, query: RequestQuery, step_s: float) -> list[RequestBucket]:
+        with self._database.beside() as connection:
+            return sqlite_requests.series(connection, query, step_s)
+
+    def prune_requests(self, kept_s: float, *, wall_now: float) -> bool:
+        in_memory = self._database.path == IN_MEMORY
+        most = sqlite_requests.MAX_ROWS_IN_MEMORY if in_memory else sqlite_requests.MAX_ROWS
+        with self._database.writing() as connection:
+            return sqlite_requests.prune(connection, kept_s, wall_now, max_rows=most)
 
     def sweep(self, present: Iterable[AccountKey], *, wall_now: float) -> None:
         self._stored.clear()

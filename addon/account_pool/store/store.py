@@ -8,7 +8,7 @@ network, for several machines, implements `Store` (docs/state.md says how).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -16,6 +16,7 @@ from account_pool.core.account import AccountKey
 from account_pool.core.claims import Claim, Taken
 from account_pool.core.credential import Secret
 from account_pool.core.notifications import Subject, Verdict
+from account_pool.core.request_rows import RequestRow
 from account_pool.core.shares import Ask, Share
 from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot
 from account_pool.core.usage import Counted
@@ -182,6 +183,67 @@ class Numbered(NamedTuple):
     number: int
 
 
+class RequestQuery(NamedTuple):
+    """Which requests are asked for.
+
+    Attributes:
+        from_at, to_at: those that began in between, seconds since the epoch, *to_at* excluded.
+        account: `provider/label`, or a provider.
+        since: those with a larger number: of these the oldest.
+        before: those with a smaller number.
+        limit: how many at most.
+    """
+
+    from_at: float | None = None
+    to_at: float | None = None
+    account: str | None = None
+    model: str | None = None
+    tool: str | None = None
+    status: str | None = None
+    since: int | None = None
+    before: int | None = None
+    limit: int = 100
+
+
+class RequestPage(NamedTuple):
+    """Rows of requests with their numbers, the newest first.
+
+    Attributes:
+        last: the largest number given out so far.
+    """
+
+    rows: list[tuple[int, RequestRow]]
+    last: int
+
+
+class RequestSums(NamedTuple):
+    """What was counted of requests.
+
+    Attributes:
+        key: day (2026-08-01) or hour (2026-08-01T13:00:00Z), account, model and tool.
+        amounts: by name, as `usage_totals` counts them.
+    """
+
+    key: tuple[str, str, str, str]
+    amounts: Mapping[str, float]
+
+
+class RequestBucket(NamedTuple):
+    """What the requests were like that began within one step.
+
+    Attributes:
+        step: its number, from 0.
+        amounts: by name: requests, ok, refused, aborted, failovers, waited, wait_s, tokens of each
+            kind, cost_usd.
+        duration_s, first_byte_s: of good answers, the median and the 95th percentile.
+    """
+
+    step: int
+    amounts: Mapping[str, float]
+    duration_s: tuple[float, float] | None
+    first_byte_s: tuple[float, float] | None
+
+
 class StateStore(Protocol):
     """Keeps what a pool has learnt.
 
@@ -202,6 +264,7 @@ class StateStore(Protocol):
         counts: Mapping[str, Counted] | None = None,
         batch: Numbered | None = None,
         in_flight: Mapping[AccountKey, int] | None = None,
+        requests: Sequence[RequestRow] = (),
     ) -> PoolSnapshot:
         """Merge *mine* with what is stored, store the result and return it.
 
@@ -210,8 +273,10 @@ class StateStore(Protocol):
                 stays, for other proxies and for when they come back.
             lines: changes by table; of two rows with one key the one used later stays.
             counts: amounts to be added, by name.
-            batch: their number, so that a write with an unknown result can be repeated.
+            batch: the number of counts and requests, so that a write with an unknown result can
+                be repeated.
             in_flight: requests of this proxy, for accounts where their number has changed.
+            requests: rows about requests that have ended, to be added.
 
         `wall_at` of the result is the time of the last write before this one.
         """
@@ -265,8 +330,30 @@ class StateStore(Protocol):
         """Return the conditions that were told and are not over."""
         ...
 
+    def read_requests(self, query: RequestQuery) -> RequestPage:
+        """Return rows about requests, the newest first. From any thread, and beside writes."""
+        ...
+
+    def sum_requests(self, query: RequestQuery, *, by_hour: bool) -> list[RequestSums]:
+        """Return what was counted of requests by day or hour, account, model and tool.
+
+        From any thread, and beside writes.
+        """
+        ...
+
+    def request_series(self, query: RequestQuery, step_s: float) -> list[RequestBucket]:
+        """Return what requests were like in each *step_s* seconds that any began in.
+
+        From any thread, and beside writes.
+        """
+        ...
+
     def sweep(self, present: Iterable[AccountKey], *, wall_now: float) -> None:
         """Delete what is too old to be used; the accounts *present* are in use."""
+        ...
+
+    def prune_requests(self, kept_s: float, *, wall_now: float) -> bool:
+        """Delete rows about requests older than *kept_s*; return whether more are to go."""
         ...
 
     def close(self) -> None:

@@ -1,0 +1,174 @@
+"""The rows about requests, in the state database: added, asked for, summed up, deleted.
+
+Functions over a connection; `sqlite_state.py` lends it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+from account_pool.core.request_rows import RequestRow
+from account_pool.store.store import RequestBucket, RequestPage, RequestQuery, RequestSums
+
+#: Rows that are kept at most, whatever their age: some 250 bytes each.
+MAX_ROWS = 4_000_000
+#: The same of a database in memory.
+MAX_ROWS_IN_MEMORY = 20_000
+#: Rows that are deleted at once: others wait to write meanwhile.
+PRUNED_AT_ONCE = 20_000
+#: What was held for less did not wait, but was sent again at once. Seconds.
+WAITED_S = 0.05
+
+_COLUMNS = ", ".join(("at", *RequestRow._fields[1:]))
+_INSERT = (
+    f"INSERT INTO requests (added_at, {_COLUMNS}) "  # noqa: S608 - names of columns
+    f"VALUES ({', '.join('?' * (1 + len(RequestRow._fields)))})"
+)
+_TOKENS = (
+    "input_tokens",
+    "cached_tokens",
+    "cache_write_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+)
+_COSTS = {
+    "cost_usd": "CASE WHEN covered THEN 0 ELSE cost_usd END",
+    "saved_usd": "CASE WHEN covered THEN cost_usd ELSE 0 END",
+    "premium_requests": "premium_requests",
+}
+#: A handshake that was accepted is no request beside the turns that followed.
+_IS_REQUEST = "http_status IS NOT 101"
+_HOUR, _DAY = "%Y-%m-%dT%H:00:00Z", "%Y-%m-%d"
+
+
+def add(connection: sqlite3.Connection, rows: Sequence[RequestRow], store_now: float) -> None:
+    """Add *rows*. Call it in a transaction."""
+    connection.executemany(_INSERT, ((store_now, *row) for row in rows))
+
+
+def prune(
+    connection: sqlite3.Connection, kept_s: float, store_now: float, *, max_rows: int
+) -> bool:
+    """Delete the oldest rows, as far as they are too old or too many; say if more are to go.
+
+    At most PRUNED_AT_ONCE. Call it in a transaction.
+    """
+    # Numbers are in the order of `added_at`: only rows that go are looked at.
+    first, last = connection.execute("SELECT min(number), max(number) FROM requests").fetchone()
+    if first is None:
+        return False
+    young: int
+    [young] = connection.execute(
+        "SELECT number FROM requests WHERE added_at >= ? ORDER BY number LIMIT 1",
+        (store_now - kept_s,),
+    ).fetchone() or [last + 1]
+    wanted = max(young, last + 1 - max_rows) if kept_s > 0 else last + 1
+    upto = min(wanted, first + PRUNED_AT_ONCE)
+    connection.execute("DELETE FROM requests WHERE number < ?", (upto,))
+    return bool(upto < wanted)
+
+
+def read(connection: sqlite3.Connection, query: RequestQuery) -> RequestPage:
+    """Return the rows that *query* asks for."""
+    where, values = _where(query)
+    order = "ASC" if query.since is not None else "DESC"
+    found = connection.execute(
+        f"SELECT number, {_COLUMNS} FROM requests WHERE {where} ORDER BY number {order} LIMIT ?",  # noqa: S608 - no value is in it
+        (*values, query.limit),
+    ).fetchall()
+    last = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'requests'").fetchone()
+    rows = [(row[0], RequestRow(*row[1:])) for row in found]
+    if query.since is not None:
+        rows.reverse()
+    return RequestPage(rows, last[0] if last else 0)
+
+
+def sums(
+    connection: sqlite3.Connection, query: RequestQuery, *, by_hour: bool
+) -> list[RequestSums]:
+    """Return what was counted, by day or hour, account, model and tool."""
+    where, values = _where(query)
+    # What has no price is told apart from what costs nothing.
+    unpriced = "cost_usd IS NULL AND input_tokens IS NOT NULL AND premium_requests IS NULL"
+    amounts = {
+        "requests": "counted",
+        **{name: name for name in _TOKENS},
+        **_COSTS,
+        "unpriced_requests": unpriced,
+    }
+    selected = ", ".join(f"coalesce(sum({what}), 0)" for what in amounts.values())
+    rows = connection.execute(
+        f"SELECT strftime(?, at, 'unixepoch'), account, coalesce(model, '-'), tool, {selected} "  # noqa: S608 - no value is in it
+        f"FROM requests WHERE counted AND {where} GROUP BY 1, 2, 3, 4",
+        (_HOUR if by_hour else _DAY, *values),
+    ).fetchall()
+    names = tuple(amounts)
+    return [
+        RequestSums((row[0], row[1], row[2], row[3]), dict(zip(names, row[4:], strict=True)))
+        for row in rows
+    ]
+
+
+def series(
+    connection: sqlite3.Connection, query: RequestQuery, step_s: float
+) -> list[RequestBucket]:
+    """Return what requests were like in each *step_s* seconds from `query.from_at` on."""
+    where, values = _where(query)
+    where = f"{where} AND {_IS_REQUEST}"
+    index, at_and_step = "CAST((at - ?) / ? AS INTEGER)", (query.from_at or 0.0, step_s)
+    amounts = {
+        "requests": "1",
+        **{status: f"status = '{status}'" for status in ("ok", "refused", "aborted")},
+        "failovers": "failovers",
+        "waited": f"wait_s > {WAITED_S}",
+        "wait_s": "wait_s",
+        **{name: name for name in _TOKENS},
+        **_COSTS,
+    }
+    selected = ", ".join(f"coalesce(sum({what}), 0)" for what in amounts.values())
+    rows = connection.execute(
+        f"SELECT {index} AS step, {selected} FROM requests WHERE {where} GROUP BY step",  # noqa: S608 - no value is in it
+        (*at_and_step, *values),
+    ).fetchall()
+    middle: dict[str, dict[int, tuple[float, float]]] = {}
+    for name in ("duration_s", "first_byte_s"):
+        # The nearest rank: a value that there was.
+        found = connection.execute(
+            f"SELECT step, min(value) FILTER (WHERE rank * 100 >= total * 50), "  # noqa: S608 - no value is in it
+            "min(value) FILTER (WHERE rank * 100 >= total * 95) FROM ("
+            f"SELECT {index} AS step, {name} AS value, "
+            f"row_number() OVER (PARTITION BY {index} ORDER BY {name}) AS rank, "
+            f"count(*) OVER (PARTITION BY {index}) AS total FROM requests "
+            f"WHERE {where} AND status = 'ok' AND {name} IS NOT NULL) GROUP BY step",
+            (*at_and_step * 3, *values),
+        ).fetchall()
+        middle[name] = {step: (median, high) for step, median, high in found}
+    names = tuple(amounts)
+    return [
+        RequestBucket(
+            row[0],
+            dict(zip(names, row[1:], strict=True)),
+            middle["duration_s"].get(row[0]),
+            middle["first_byte_s"].get(row[0]),
+        )
+        for row in rows
+    ]
+
+
+def _where(query: RequestQuery) -> tuple[str, tuple[Any, ...]]:
+    """Return the condition of *query*, and its values."""
+    account = query.account
+    conditions = {
+        "at >= ?": query.from_at,
+        "at < ?": query.to_at,
+        "account = ?" if account and "/" in account else "provider = ?": account,
+        "model = ?": query.model,
+        "tool = ?": query.tool,
+        "status = ?": query.status,
+        "number > ?": query.since,
+        "number < ?": query.before,
+    }
+    given = {text: value for text, value in conditions.items() if value is not None}
+    return " AND ".join(given) or "1", tuple(given.values())

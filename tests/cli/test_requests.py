@@ -1,0 +1,57 @@
+"""Rows about requests as lines for people."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from account_pool.cli.requests import _aligned, cells, instant
+
+ROW = {
+    "number": 1, "at": "2026-08-01T12:00:00.000Z", "provider": "openai", "account": "openai/work",
+    "model": "gpt-5", "endpoint": "/v1/responses", "tool": "codex", "session": None, "status": "ok",
+    "http_status": 200, "attempts": 1, "failovers": 0, "wait_s": 0.0, "first_byte_s": 0.5,
+    "duration_s": 2.0, "cost_usd": None, "saved": False, "premium_requests": None,
+    "tokens": {"input": 1200, "cached": 0, "cache_write": 0, "output": 34, "reasoning": 0},
+}  # fmt: skip
+NOTHING = dict.fromkeys(ROW["tokens"])
+
+
+def test_a_line():
+    assert cells(ROW)[1:] == ["ok", "openai/work", "gpt-5", "codex", "", "1,200+34", "2.0 s", ""]
+
+
+@pytest.mark.parametrize(
+    ("changes", "column", "text"),
+    [
+        ({"status": "refused", "http_status": 429}, 1, "refused 429"),
+        ({"status": "aborted", "http_status": None}, 1, "aborted"),
+        ({"account": None}, 2, "openai"),
+        ({"model": None}, 3, "/v1/responses"),
+        ({"attempts": 3}, 5, "3x"),
+        ({"tokens": NOTHING}, 6, ""),
+        ({"duration_s": 125.0}, 7, "2 min 5 s"),
+        ({"cost_usd": 0.12345}, 8, "$0.1235"),
+        ({"cost_usd": 0.5, "saved": True}, 8, "($0.5000)"),
+    ],
+)
+def test_what_is_different(changes, column, text):
+    assert cells({**ROW, **changes})[column] == text
+
+
+def test_columns_stay_where_they_are():
+    widths: list[int] = []
+    rows = [ROW, {**ROW, "account": "openai/a-longer-label"}]
+    first, second = _aligned(rows, widths)
+    assert first.index("gpt-5") == second.index("gpt-5")
+    [third] = _aligned([ROW], widths)
+    assert third == first
+
+
+def test_how_long_ago():
+    at = datetime.fromisoformat(instant("24h"))
+    assert abs(datetime.now(UTC) - timedelta(hours=24) - at) < timedelta(minutes=1)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", instant("7d"))
+    assert instant("2026-08-01") == "2026-08-01"
