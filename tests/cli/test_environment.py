@@ -11,6 +11,7 @@ from account_pool.cli.environment import (
     BUNDLE_VARIABLES,
     TOOLS,
     Trust,
+    for_any_program,
     is_proxy,
     missing,
     placeholders,
@@ -122,10 +123,35 @@ def test_a_tool_gets_a_key_only_where_it_has_none(tool, providers, present, chos
 
 
 @pytest.mark.parametrize(
+    ("providers", "present", "logged_in", "chosen", "left"),
+    [
+        ({"openai"}, {}, (), {"OPENAI_API_KEY"}, []),
+        ({"openai", "groq"}, {"OPENAI_API_KEY": "sk-fake"}, (), {"GROQ_API_KEY"}, []),
+        ({"openai"}, {"CODEX_API_KEY": "sk-fake"}, (), set(), []),
+        ({"gemini"}, {"GOOGLE_API_KEY": "sk-fake"}, (), set(), []),
+        ({"together"}, {"TOGETHERAI_API_KEY": "sk-fake"}, (), set(), []),
+        # Claude Code would take them instead of its login.
+        ({"anthropic", "openai"}, {}, ("claude",), {"OPENAI_API_KEY"}, ["ANTHROPIC_API_KEY"]),
+        ({"claude-code"}, {"ANTHROPIC_API_KEY": "sk-fake"}, (), set(), []),
+        # GITHUB_TOKEN belongs to gh, git and others too.
+        ({"copilot"}, {}, (), {"COPILOT_GITHUB_TOKEN"}, []),
+        ({"copilot"}, {"GH_TOKEN": "gho_fake"}, (), set(), []),
+        ({"azure", "codex", "my-own"}, {}, (), set(), []),
+    ],
+)
+def test_any_program_gets_a_key_for_each_provider_that_has_none(
+    providers, present, logged_in, chosen, left
+):
+    keys, without = for_any_program(sorted(providers), present, logged_in)
+    assert (set(keys), without) == (chosen, left)
+    assert not keys.keys() & present.keys()
+
+
+@pytest.mark.parametrize(
     ("tool", "providers", "why"),
     [
         ("claude", {"openai"}, "no account for claude: it is served by claude-code and anthropic"),
-        ("codex", {"codex"}, "codex is not logged in"),
+        ("codex", {"codex"}, "codex may have a login in the keychain"),
         # These may serve it.
         ("claude", {"openai", "my-gateway"}, None),
         ("opencode", {"mistral"}, None),

@@ -17,8 +17,10 @@ import pytest
 
 import account_pool
 from account_pool.cli import api, child, processes
+from account_pool.cli import run as module
 from account_pool.cli.main import run
 from account_pool.cli.run import MAX_RESTARTS, usable, wait_s
+from account_pool.providers.token_forms import jwt_claims
 from tests.cli import stub_proxy
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
@@ -83,8 +85,8 @@ def test_the_tool_alone_gets_the_variables(stub, places, tmp_path):
     assert variables["HTTPS_PROXY"] == variables["https_proxy"] == places.url
     assert variables["SSL_CERT_FILE"] == variables["REQUESTS_CA_BUNDLE"] == str(places.bundle)
     assert variables["NODE_EXTRA_CA_CERTS"] == str(places.authority)
-    # Not one of the tools that need a key to start.
-    assert "OPENAI_API_KEY" not in variables
+    assert variables["OPENAI_API_KEY"] == "sk-account-pool-placeholder"
+    assert "ANTHROPIC_API_KEY" not in variables
     assert dict(os.environ) == before
 
 
@@ -475,3 +477,91 @@ def test_a_file_that_was_named_must_be_there(stub, places, capsys):
     assert "missing.yaml: the file does not exist; --accounts-file names it" in err
     assert err.count("\n") == 1
     assert not places.log.exists()
+
+
+# -- codex without a login
+
+
+@pytest.fixture
+def codex(stub, places, tmp_path, monkeypatch):
+    """A pool of ChatGPT accounts, and a codex that notes what it finds in its home."""
+    for name in ("CODEX_HOME", "CODEX_API_KEY", "OPENAI_API_KEY", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    accounts(stub, "available", provider="codex")
+    tool = tmp_path / "codex"
+    tool.write_text(
+        f"#!{sys.executable}\n"
+        "import json, os, pathlib, sys\n"
+        "home = os.environ.get('CODEX_HOME')\n"
+        "files = {p.name: p.read_text() for p in pathlib.Path(home).iterdir() if p.is_file()}"
+        " if home else None\n"
+        f"pathlib.Path({str(tmp_path / 'seen.json')!r}).write_text(json.dumps([home, files]))\n"
+        "if home and 'write' in sys.argv:\n"
+        "    pathlib.Path(home, 'config.toml').write_text('model = 1')\n"
+        "    pathlib.Path(home, 'new.json').write_text('new')\n"
+    )
+    tool.chmod(0o755)
+    return tool
+
+
+def home_seen(tmp_path: Path):
+    return json.loads((tmp_path / "seen.json").read_text())
+
+
+def test_codex_without_a_login_gets_a_placeholder_and_its_own_settings(
+    codex, places, tmp_path, capsys
+):
+    own = tmp_path / ".codex"
+    (own / "sessions").mkdir(parents=True)
+    (own / "config.toml").write_text('model = "x"')
+    assert run(["run", "-p", str(places.port), "--", str(codex), "write"]) == 0
+    home, files = home_seen(tmp_path)
+    assert Path(home) != own
+    assert files["config.toml"] == 'model = "x"'
+    login = json.loads(files["auth.json"])
+    assert login["tokens"]["refresh_token"] == "account-pool-placeholder"
+    assert jwt_claims(login["tokens"]["access_token"])["exp"] == 4102444800
+    assert (Path(home) / "sessions").resolve() == own / "sessions"
+    assert (Path(home) / "auth.json").stat().st_mode & 0o777 == 0o600
+    # What it writes goes where it always went; a login never does.
+    assert (own / "config.toml").read_text() == "model = 1"
+    assert sorted(path.name for path in own.iterdir()) == ["config.toml", "sessions"]
+    assert "codex has no login: it gets a placeholder" in capsys.readouterr().err
+    (own / "config.toml").unlink()
+    assert run(["run", "-p", str(places.port), "--", str(codex)]) == 0
+    assert home_seen(tmp_path)[1].keys() == {"auth.json", "new.json"}
+
+
+@pytest.mark.parametrize("has", ["login", "key", "keychain", "command"])
+def test_codex_that_may_have_a_login_keeps_its_home(codex, places, tmp_path, monkeypatch, has):
+    own = tmp_path / ".codex"
+    own.mkdir()
+    if has == "login":
+        (own / "auth.json").write_text('{"tokens": {"access_token": "fake"}}')
+    if has == "key":
+        monkeypatch.setenv("CODEX_API_KEY", "sk-fake")
+    if has == "keychain":
+        (own / "config.toml").write_text('cli_auth_credentials_store = "keyring"')
+    more = ["login"] if has == "command" else []
+    assert run(["run", "-p", str(places.port), "--", str(codex), *more]) == 0
+    assert home_seen(tmp_path)[0] is None
+
+
+def test_a_login_that_was_made_in_the_placeholder_home_stays(codex, places, tmp_path):
+    assert run(["run", "-p", str(places.port), "--", str(codex)]) == 0
+    login = Path(home_seen(tmp_path)[0]) / "auth.json"
+    login.write_text('{"tokens": {"access_token": "fake-mine"}}')
+    assert run(["run", "-p", str(places.port), "--", str(codex)]) == 0
+    assert "fake-mine" in login.read_text()
+
+
+def test_claude_on_macos_may_be_logged_in_by_the_keychain(
+    stub, places, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.delenv("CLAUDE_CONFIG_DIR", raising=False)
+    accounts(stub, "available", provider="claude-code")
+    (tmp_path / ".claude.json").write_text('{"oauthAccount": {}}')
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert module._has_login("claude", dict(os.environ))
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert not module._has_login("claude", dict(os.environ))

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import hashlib
+import json
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import keyring
@@ -239,3 +243,76 @@ def test_check_does_not_ask_it(keychain: Memory) -> None:
     one = entry("openai/me", source=KeychainSource("X"))
     assert review(Config((one,), {}, {}, {}, None), wall_now=0.0).unreadable == ()
     assert keychain.asked == 0
+
+
+# -- as the keychains of the systems find their items
+
+
+class FileKeychain(KeyringBackend):
+    """Keeps its items in a file, by target, as Windows does, or by service and user (macOS)."""
+
+    priority = 1.0
+
+    def __init__(self, file: Path, *, windows: bool) -> None:
+        super().__init__()
+        self.file = file
+        self.windows = windows
+
+    def put(self, target: str, user: str, secret: str) -> None:
+        items = json.loads(self.file.read_text()) if self.file.exists() else []
+        self.file.write_text(json.dumps([*items, [target, user, secret]]))
+
+    def get_password(self, service: str, username: str) -> str | None:
+        for target, user, secret in json.loads(self.file.read_text()):
+            if target == service and user == username:
+                return str(secret)
+        return None
+
+    def get_credential(self, service: str, username: str | None) -> Any:
+        # Of macOS: without a name nothing is found.
+        for target, user, secret in json.loads(self.file.read_text()) if self.windows else ():
+            if target == service:
+                return SimpleCredential(user, secret)
+        return None
+
+    def set_password(self, service: str, username: str, password: str) -> None:
+        raise NotImplementedError
+
+
+LOGIN = json.dumps({"tokens": {"access_token": "fake-access", "account_id": "a"}})
+AS_UTF_16 = b"gho_fake000!".decode("utf-16-le")
+
+
+@pytest.mark.parametrize(
+    ("platform", "item", "expected"),
+    [
+        ("darwin", ("Codex Auth", "Codex Auth", "cli|HOME", LOGIN), "fake-access"),
+        ("darwin", ("gh:github.com", "gh:github.com", "", "gho_fake000"), "gho_fake000"),
+        ("win32", ("Codex Auth", "cli|HOME.Codex Auth", "cli|HOME", LOGIN), "fake-access"),
+        ("win32", ("gh:github.com", "gh:github.com:", "", AS_UTF_16), "gho_fake000!"),
+        ("win32", ("mine", "mine", "somebody", "sk-fake"), "sk-fake"),
+    ],
+)
+async def test_an_item_is_found_where_its_tool_keeps_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    platform: str,
+    item: tuple[str, str, str, str],
+    expected: str,
+) -> None:
+    """*item*: the service as it is written down; the target, the user and the secret."""
+    home = tmp_path.resolve()
+    spelt = f"\\\\?\\{home}" if platform == "win32" else str(home)
+    name = f"cli|{hashlib.sha256(spelt.encode()).hexdigest()[:16]}"
+    before = keyring.get_keyring()
+    made = FileKeychain(tmp_path / "items.json", windows=platform == "win32")
+    made.put("another", "me", "sk-other")
+    service, target, user, secret = (text.replace("cli|HOME", name) for text in item)
+    made.put(target, user, secret)
+    monkeypatch.setenv("CODEX_HOME", str(home))
+    monkeypatch.setattr(sys, "platform", platform)
+    keyring.set_keyring(made)
+    try:
+        assert (await KeychainSource(service).read()).reveal() == expected
+    finally:
+        keyring.set_keyring(before)

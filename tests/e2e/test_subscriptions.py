@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import os
+import shutil
 import time
 from typing import Any
 
 import pytest
 from mitmproxy.net.encoding import decode, encode
 
+from account_pool.cli.codex_home import placeholder_home
 from account_pool.demo.exchange import Request
 from account_pool.demo.replies import by_credential, json_reply
 from tests.e2e.harness import CLIENT, FIRST, SECOND, THIRD, account, secret
+from tests.patience import PATIENCE_S
 from tests.scripts import anthropic, code_assist, codex, openai
 
 WORDS = ["Good", " morning"]
@@ -492,3 +497,35 @@ async def test_a_request_that_cannot_be_swapped_whole_is_not_sent(provider, pool
     for answer in (broken, unreadable):
         assert (answer.status_code, answer.json()["error"]["status"]) == (400, "INVALID_ARGUMENT")
     assert upstream.journal.requests == []
+
+
+@pytest.mark.skipif(shutil.which("codex") is None, reason="npm install -g @openai/codex")
+async def test_a_codex_without_a_login_works_from_a_placeholder_home(
+    provider, pool_proxy, tmp_path, monkeypatch
+):
+    """The real one: it starts, finds its account, and gets an answer from the pool's."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    upstream = await provider(by_credential({FIRST: RESPONSE, SECOND: RESPONSE}))
+    proxy = await pool_proxy(CODEX_TWO, provider=upstream)
+    own = tmp_path / ".codex"
+    own.mkdir()
+    environ = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "CODEX_HOME": str(placeholder_home(own)),
+        "HTTPS_PROXY": f"http://127.0.0.1:{proxy.port}",
+        "SSL_CERT_FILE": str(proxy.trusted),
+    }
+    tool = await asyncio.create_subprocess_exec(
+        *("codex", "exec", "--skip-git-repo-check", "Hello?"),
+        env=environ,
+        cwd=tmp_path,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    async with asyncio.timeout(PATIENCE_S):
+        said, _ = await tool.communicate()
+    assert tool.returncode == 0, said.decode()
+    assert FIRST in upstream.journal.credentials, said.decode()
+    assert not list(own.iterdir())

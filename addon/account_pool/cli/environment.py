@@ -212,6 +212,46 @@ TOOLS: Mapping[str, Tool] = {
 }
 
 
+#: What a program that is not one of TOOLS gets of a provider, where it is not as usual: these
+#: variables belong to other programs too, or to none.
+_FOR_ANY: Mapping[str, Mapping[str, str]] = {
+    "anthropic": _ANTHROPIC.variables,
+    "claude-code": TOOLS["claude"].needs[0].variables,
+    "gemini": _GEMINI.variables,
+    "copilot": TOOLS["copilot"].needs[0].variables,
+}
+
+
+def for_any_program(
+    providers: Iterable[str], present: Mapping[str, str], logged_in: Collection[str]
+) -> tuple[dict[str, str], list[str]]:
+    """Return the keys a program that is not one of TOOLS gets, and the variables left out.
+
+    It may be a shell, from which any tool is started: a key in the environment would come before
+    the login that the tool has.
+
+    Args:
+        providers: names of those the pool has accounts of.
+        present: the environment as it is.
+        logged_in: those of TOOLS that keep a login of their own on this machine.
+    """
+    chosen: dict[str, str] = {}
+    left: list[str] = []
+    for name in providers:
+        usual = BUILT_IN.env(name) if name in BUILT_IN else ()
+        keys = {usual[0]: f"sk-{_TEXT}"} if usual else {}
+        keys = dict(_FOR_ANY.get(name, keys))
+        tools = [tool for tool, rules in TOOLS.items() if name in rules.served_by]
+        taken = {*usual, *keys, *(key for tool in tools for key in TOOLS[tool].keys)}
+        if any(present.get(key) for key in taken):
+            continue
+        if any(tool in logged_in for tool in tools):
+            left += keys
+        else:
+            chosen |= keys
+    return chosen, left
+
+
 def tool_of(command: str) -> str | None:
     """Return which of TOOLS the program *command*, a name or a path, is."""
     name = PurePath(command.replace("\\", "/")).name.lower()
@@ -258,4 +298,6 @@ def missing(tool: str, providers: Collection[str]) -> str | None:
         return None
     if not set(served_by) & set(providers):
         return f"the pool has no account for {tool}: it is served by {' and '.join(served_by)}"
+    if tool == "codex":
+        return "codex may have a login in the keychain, as its config.toml says: it is left to it"
     return f"{tool} is not logged in and does not accept a placeholder; log in with it once"

@@ -8,6 +8,7 @@ Reading order: `places` and `processes` (what is kept), `api` (how a proxy is as
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,9 +27,11 @@ from account_pool.cli.child import (
     find_program,
     limit_in,
 )
+from account_pool.cli.codex_home import may_have_login, own_home, placeholder_home
 from account_pool.cli.environment import (
     PROXY_VARIABLES,
     TOOLS,
+    for_any_program,
     has_key,
     is_proxy,
     missing,
@@ -181,7 +184,7 @@ def _launch(options: RunOptions) -> Launch:
 
 def _for_tool(options: RunOptions, places: Places, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of the tool: proxy, trust, a key where it needs one."""
-    name, trust = options.command[0], write_trust(places, environ)
+    trust = write_trust(places, environ)
     pool = _accounts(options)
     for warning in warnings_of(pool):
         note(f"warning: {warning}")
@@ -193,14 +196,33 @@ def _for_tool(options: RunOptions, places: Places, environ: Mapping[str, str]) -
         note("the pool has no account: the requests of the tool pass untouched")
     url = proxy_url(places.url, map(str, options.accounts))
     changed = variables(url, trust, pool_hosts(providers), environ)
-    tool = tool_of(name)
-    if tool is None or not providers:
-        return changed
-    logged_in = _has_login(tool, {**os.environ, **environ})
+    return changed | _keys(options.command, providers, environ) if providers else changed
+
+
+def _keys(
+    command: Sequence[str], providers: Collection[str], environ: Mapping[str, str]
+) -> dict[str, str]:
+    """Return what makes the tool start: placeholders, where it has no key and no login."""
+    tool = tool_of(command[0])
+    whole = {**os.environ, **environ}
+    if tool is None:
+        logged_in_tools = [name for name in TOOLS if _has_login(name, whole)]
+        keys, left = for_any_program(sorted(providers), environ, logged_in_tools)
+        if left:
+            note(
+                f"no placeholder in {', '.join(left)}: the vendor's own tool is logged in on this "
+                "machine; set it to any text if the command needs it"
+            )
+        return keys
+    logged_in = _has_login(tool, whole)
+    if tool == "codex" and "codex" in providers and not (logged_in or has_key(tool, environ)):
+        home = _codex_home(command, environ)
+        if home is not None:
+            return {"CODEX_HOME": str(home)}
     keys = placeholders(tool, providers, environ, logged_in=logged_in)
     if not (keys or logged_in or has_key(tool, environ)) and (why := missing(tool, providers)):
         note(why)
-    return changed | keys
+    return keys
 
 
 def _accounts(options: RunOptions) -> Mapping[str, Any]:
@@ -247,9 +269,29 @@ def pool_hosts(providers: Collection[str]) -> list[HostRule]:
 
 def _has_login(tool: str, environ: Mapping[str, str]) -> bool:
     try:
-        return find_login_file(tool, environ).is_file()
+        file = find_login_file(tool, environ)
+        return file.is_file() or (tool == "claude" and _has_claude_account(file))
     except (KeyError, OSError):
         return False
+
+
+def _has_claude_account(file: Path) -> bool:
+    """Say whether Claude Code, whose login would be in *file*, has one in the keychain."""
+    # Beside the login where a variable moves both, else in the home directory.
+    notes = (file.parent / ".claude.json", file.parent.parent / ".claude.json")
+    return sys.platform == "darwin" and any(
+        '"oauthAccount"' in one.read_text("utf-8", "replace") for one in notes if one.is_file()
+    )
+
+
+def _codex_home(command: Sequence[str], environ: Mapping[str, str]) -> Path | None:
+    """Return a home with a placeholder login; None where Codex may have a login, or gets one."""
+    own = own_home(environ)
+    if may_have_login(own) or {"login", "logout"} & set(command[1:]):
+        return None
+    home = placeholder_home(own)
+    note("codex has no login: it gets a placeholder for one, and your own settings and sessions")
+    return home
 
 
 # -- the tool, again and again

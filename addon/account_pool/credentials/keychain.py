@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import hashlib
+import os
+import sys
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 from account_pool.core.credential import Secret
@@ -138,8 +142,10 @@ def _find(service: str) -> str | None:
             "install it where the proxy runs: pip install keyring",
         ) from None
     try:
-        # Not every keychain can be asked for a service alone: that of macOS wants a name.
-        found = keyring.get_password(service, _user())
+        places = _places(service)
+        answers = (keyring.get_password(name, user) for name, user in places)
+        found = next((answer for answer in answers if isinstance(answer, str)), None)
+        # The last resort: not every keychain can be asked for a service alone, macOS' cannot.
         if found is None and (one := keyring.get_credential(service, None)) is not None:
             found = one.password
     except errors.NoKeyringError:
@@ -155,7 +161,40 @@ def _find(service: str) -> str | None:
             f"the keychain cannot be read ({type(error).__name__})",
             f"try `keyring get` by hand; {_AGAIN}",
         ) from None
-    return found if isinstance(found, str) else None
+    return _as_written(found) if isinstance(found, str) else None
+
+
+def _places(service: str) -> list[tuple[str, str]]:
+    """Return where tools keep an item *service*: its name, and that of the user it is for.
+
+    Sources: openai/codex `codex-rs/login/src/auth/storage.rs`; cli/cli `internal/keyring`, which
+    keeps the token in use without a name. Windows has targets and no services: the libraries
+    of those tools put both names together, each in its own way.
+    """
+    user = _user()
+    users = [user, _codex_account()] if service.startswith("Codex") else [user]
+    places = [(service, name) for name in (*users, "")]
+    if sys.platform == "win32":
+        places += [(f"{name}.{service}", name) for name in users]
+        places += [(f"{service}:{name}", name) for name in (*users, "")]
+    return places
+
+
+def _codex_account() -> str:
+    """Return the name under which Codex keeps its login: its home, hashed."""
+    named = os.environ.get("CODEX_HOME")
+    home = (Path(named) if named else Path.home() / ".codex").resolve()
+    # As Rust spells an absolute path of Windows.
+    text = f"\\\\?\\{home}" if sys.platform == "win32" else str(home)
+    return f"cli|{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _as_written(text: str) -> str:
+    """Return *text* as its tool wrote it: on Windows some write bytes that read as UTF-16."""
+    if not text.isascii():
+        with suppress(UnicodeError):
+            return text.encode("utf-16-le").decode("ascii")
+    return text
 
 
 def _user() -> str:
