@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,19 @@ def test_a_place_for_confirmations_that_cannot_be_written_is_one_line(tmp_path, 
     err = capsys.readouterr().err
     assert str(tmp_path / ".config") in err
     assert err.count("\n") == 1
+
+
+def test_as_json_for_programs(here, capsys):
+    path = write(
+        here / "mine.yaml", ONE + "  - {provider: gemini, label: two, token: {env: FAKE_UNSET}}\n"
+    )
+    assert run(["check", "--json", "--accounts-file", str(path)]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["file"] == str(path)
+    assert [(one["key"], one["enabled"]) for one in value["accounts"]] == [
+        ("openai/one", True),
+        ("gemini/two", True),
+    ]
+    assert value["accounts"][0]["problem"] is None
+    assert "FAKE_UNSET is not set" in value["accounts"][1]["problem"]
+    assert "sk-fake" not in json.dumps(value)

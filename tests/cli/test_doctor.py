@@ -9,7 +9,7 @@ from socket import create_server
 
 import pytest
 
-from account_pool.cli import bundle, doctor
+from account_pool.cli import bundle, ca, doctor
 from account_pool.cli.main import run
 from account_pool.cli.processes import Launch
 from account_pool.cli.shared import SharedProxy
@@ -147,9 +147,9 @@ def test_what_trusts_the_certificate(places, tmp_path, monkeypatch, capsys):
         return next(line for line in lines if " trust" in line)
 
     assert "no program trusts it by itself" in said("", "")
-    system_text = f"programs that use {doctor._SYSTEM} trust it"
+    system_text = f"programs that use {ca.SYSTEM} trust it"
     named_text = "programs that use SSL_CERT_FILE of this shell trust it"
-    both = f"programs that use {doctor._SYSTEM} or SSL_CERT_FILE of this shell trust it"
+    both = f"programs that use {ca.SYSTEM} or SSL_CERT_FILE of this shell trust it"
     assert said(own, "").endswith(system_text)
     assert said("", own).endswith(named_text)
     assert said(own, own).endswith(both)

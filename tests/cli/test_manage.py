@@ -209,3 +209,18 @@ def test_into_a_pipe_lines_end_where_their_text_does(file, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("account ")
     assert [line.rstrip() for line in lines] == lines
+
+
+def test_what_was_removed_as_json(file, places, capsys):
+    words = ["remove", "openai/old", "--json", "-p", str(places.port)]
+    assert run([*words, "--accounts-file", str(file)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"removed": "openai/old", "written_to": str(file)}
+
+
+@pytest.mark.parametrize("verb", ["enable", "disable", "clear"])
+def test_without_a_proxy_the_offline_half_is_offered(verb, places, capsys):
+    assert run([verb, "openai/work", "-p", str(places.port)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "no proxy answers" in err
+    assert "list, add, remove, check and doctor work without one" in err

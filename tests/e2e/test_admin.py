@@ -291,7 +291,8 @@ async def test_the_commands_of_every_day(provider, pool_proxy, tmp_path):
     assert (await command("disable", "openai/second"))[0] == 0
     assert (await command("clear", "openai/first"))[0] == 0
     assert json.loads((await command("list", "--json"))[1])["accounts"][1]["state"] == "disabled"
-    assert (await command("enable", "openai/second"))[0] == 0
+    enabled = json.loads((await command("enable", "openai/second", "--json"))[1])
+    assert enabled["account"]["state"] == "available"
     assert (await command("next", "openai"))[1].startswith("next: openai/")
     code, _out, err = await command("disable", "openai/nobody")
     assert (code, err.count("\n")) == (1, 1)

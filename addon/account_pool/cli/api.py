@@ -180,7 +180,8 @@ def no_proxy(port: int) -> str:
         return f"no proxy answers at {HOST}:{port}; one runs at port {one}: name it with -p"
     return (
         f"no proxy answers at {HOST}:{port}; start one with `{command()} run{at} -- COMMAND` or "
-        f"`{command()} serve{at}`, or name another --port"
+        f"`{command()} serve{at}`, or name another --port; list, add, remove, check and doctor "
+        "work without one"
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.table import Table
 
 from account_pool.cli.accounts import added_file, find, how_to_add, read_accounts
-from account_pool.cli.output import fail, show, warn
+from account_pool.cli.output import fail, show, show_json, warn
 from account_pool.config import accounts_file
 from account_pool.config.loader import load
 from account_pool.config.problems import ConfigError, Problem
@@ -25,7 +25,7 @@ from account_pool.providers.base import HTTPS_PORT, HostRule
 from account_pool.providers.registry import BUILT_IN
 
 
-def check_accounts(named: Path | None, environ: Mapping[str, str]) -> int:
+def check_accounts(named: Path | None, environ: Mapping[str, str], *, as_json: bool = False) -> int:
     """Show the accounts `run` would use. Returns 0, or 1 where there are none.
 
     A credential that cannot be read now is a warning: the proxy starts without it. Raises
@@ -34,8 +34,37 @@ def check_accounts(named: Path | None, environ: Mapping[str, str]) -> int:
     loaded = read_accounts(find(named, environ), environ)
     if not loaded.accounts:
         return fail(f"no account: {how_to_add()}")
-    _show(loaded)
+    if as_json:
+        show_json(_as_json(loaded))
+    else:
+        _show(loaded)
     return 0
+
+
+def _as_json(loaded: Config) -> dict[str, object]:
+    reviewed = review(loaded, wall_now=time.time())
+    problems = {problem.key: problem for problem in reviewed.unreadable}
+    added = added_file(loaded)
+    return {
+        "file": loaded.path and str(loaded.path),
+        "added": added and str(added),
+        "accounts": [
+            {
+                "key": str(one.key),
+                "provider": one.key.provider,
+                "label": one.key.label,
+                "enabled": one.enabled,
+                "priority": one.priority,
+                "weight": one.weight,
+                "models": list(one.models.globs),
+                "max_concurrent": one.max_concurrent,
+                "min_interval_s": one.min_interval_s,
+                "problem": str(problems[str(one.key)].wrong) if str(one.key) in problems else None,
+            }
+            for one in (entry.account for entry in loaded.accounts)
+        ],
+        "warnings": [str(one) for one in (*loaded.warnings, *reviewed.notices)],
+    }
 
 
 def confirm_file(named: Path | None, environ: Mapping[str, str]) -> int:

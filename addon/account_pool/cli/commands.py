@@ -27,7 +27,18 @@ AccountsFile = Annotated[
         show_default=False,
     ),
 ]
-Key = Annotated[str, typer.Argument(help="The account, as provider/label.", metavar="ACCOUNT")]
+
+
+def _keys(incomplete: str) -> list[str]:
+    from account_pool.cli.completion import accounts
+
+    return list(accounts(incomplete))
+
+
+Key = Annotated[
+    str,
+    typer.Argument(help="The account, as provider/label.", metavar="ACCOUNT", autocompletion=_keys),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Port = Annotated[
     int,
@@ -262,35 +273,41 @@ def list_accounts(
 
 
 @app.command()
-def remove(account: Key, *, port: Port = DEFAULT_PORT, accounts_file: AccountsFile = None) -> int:
+def remove(
+    account: Key,
+    *,
+    port: Port = DEFAULT_PORT,
+    accounts_file: AccountsFile = None,
+    as_json: AsJson = False,
+) -> int:
     """Remove an account from the proxy and its file, without a proxy from the file alone."""
     from account_pool.cli.manage import remove as take_away
 
-    return take_away(account, accounts_file, port, os.environ)
+    return take_away(account, accounts_file, port, os.environ, as_json=as_json)
 
 
 @app.command()
-def enable(account: Key, *, port: Port = DEFAULT_PORT) -> int:
+def enable(account: Key, *, port: Port = DEFAULT_PORT, as_json: AsJson = False) -> int:
     """Put an account back in use; cooldowns by limits stay."""
     from account_pool.cli.manage import change
 
-    return change("enable", account, port)
+    return change("enable", account, port, as_json=as_json)
 
 
 @app.command()
-def disable(account: Key, *, port: Port = DEFAULT_PORT) -> int:
+def disable(account: Key, *, port: Port = DEFAULT_PORT, as_json: AsJson = False) -> int:
     """Take an account out of use until it is enabled, across restarts too."""
     from account_pool.cli.manage import change
 
-    return change("disable", account, port)
+    return change("disable", account, port, as_json=as_json)
 
 
 @app.command()
-def clear(account: Key, *, port: Port = DEFAULT_PORT) -> int:
+def clear(account: Key, *, port: Port = DEFAULT_PORT, as_json: AsJson = False) -> int:
     """End every cooldown of an account, and enable it if it is disabled."""
     from account_pool.cli.manage import change
 
-    return change("clear", account, port)
+    return change("clear", account, port, as_json=as_json)
 
 
 @app.command("next")
@@ -298,11 +315,12 @@ def select_next(
     provider: Annotated[str, typer.Argument(help="Such as openai.", metavar="PROVIDER")],
     *,
     port: Port = DEFAULT_PORT,
+    as_json: AsJson = False,
 ) -> int:
     """Skip the account whose turn it is; prints the one that is next."""
     from account_pool.cli.manage import select_next as skip
 
-    return skip(provider, port)
+    return skip(provider, port, as_json=as_json)
 
 
 @app.command()
@@ -482,6 +500,38 @@ def doctor(
 
 
 @app.command()
+def ca(
+    *,
+    port: Port = DEFAULT_PORT,
+    only_path: Annotated[bool, typer.Option("--path", help="Print its path alone.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Show mitmproxy's certificate: where it is, which stores trust it, how to change that.
+
+    Changes nothing. Tools that `run` and `env` prepare need none of it.
+    """
+    from account_pool.cli.ca import show_authority
+
+    return show_authority(port, os.environ, only_path=only_path, as_json=as_json)
+
+
+@app.command()
+def completion(
+    shell: Annotated[
+        Shell | None,
+        typer.Argument(help="bash, zsh, fish or powershell. [default: the current one]"),
+    ] = None,
+) -> int:
+    """Print what completes commands in a shell: source <(account-pool completion bash)."""
+    from account_pool.cli.env import detect
+
+    # As typer is asked by its own --show-completion.
+    os.environ["_ACCOUNT_POOL_COMPLETE"] = f"source_{shell or detect(os.environ)}"
+    app([], prog_name="account-pool", standalone_mode=False)
+    return 0
+
+
+@app.command()
 def demo() -> int:
     """Show a failover as it happens. Needs no account; ends by itself."""
     from account_pool import demo as package
@@ -528,6 +578,7 @@ def check(
             "commands that name it use it.",
         ),
     ] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Validate the accounts that `run` would use, and show them. Sends nothing without --try."""
     from account_pool.cli.check import check_accounts, confirm_file
@@ -535,11 +586,11 @@ def check(
     if trust:
         return confirm_file(accounts_file, os.environ)
     if not try_each:
-        return check_accounts(accounts_file, os.environ)
+        return check_accounts(accounts_file, os.environ, as_json=as_json)
     from account_pool.cli.accounts import find, read_accounts
     from account_pool.cli.try_accounts import try_all
 
-    return try_all(read_accounts(find(accounts_file, os.environ), os.environ))
+    return try_all(read_accounts(find(accounts_file, os.environ), os.environ), as_json=as_json)
 
 
 @app.command()

@@ -26,7 +26,7 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from account_pool.cli import api, bundle
+from account_pool.cli import api, ca
 from account_pool.cli.accounts import added_file, find, how_to_add, mitmproxy_config, read_accounts
 from account_pool.cli.environment import (
     BUNDLE_VARIABLES,
@@ -50,8 +50,6 @@ from account_pool.version import __version__
 _PACKAGE = "mitmproxy-account-pool"
 #: Days before the end of mitmproxy's certificate that are worth a word.
 _SOON_S = 30 * 86400
-#: What programs ask that are not given anything else. On macOS many ask the Keychain instead.
-_SYSTEM = "OpenSSL's store" if sys.platform == "darwin" else "the system's store"
 #: Clocks and files may disagree by as much, seconds.
 _CLOCK_S = 120
 #: Columns of a terminal below which each finding begins with a line of its own.
@@ -321,7 +319,7 @@ def _certificate(setup: Setup) -> Iterator[Finding]:
     if key.is_file() and _is_open(key):
         text = f"others can read {shown(key)}, and with it what your tools send"
         yield Finding(Level.BAD, "certificate", text, f"chmod 600 {key}")
-    trusting = _trusting(path, setup.environ)
+    trusting = ca.trusting(path, setup.environ)
     text = (
         f"programs that use {' or '.join(trusting)} trust it"
         if trusting
@@ -329,17 +327,6 @@ def _certificate(setup: Setup) -> Iterator[Finding]:
         "tools do so"
     )
     yield Finding(Level.OK, "certificate", text)
-
-
-def _trusting(authority: Path, environ: Mapping[str, str]) -> list[str]:
-    """Return what holds *authority*. Programs that ask neither are not known (Java, Firefox)."""
-    trusting = []
-    if bundle.is_in_system(authority):
-        trusting.append(_SYSTEM)
-    named = environ.get("SSL_CERT_FILE")
-    if named and bundle.holds(Path(named).expanduser(), authority):
-        trusting.append("SSL_CERT_FILE of this shell")
-    return trusting
 
 
 def _clock(setup: Setup) -> Iterator[Finding]:

@@ -103,14 +103,17 @@ def _found(number: int) -> int:
     return 0 if number else 1
 
 
-def change(verb: str, name: str, port: int) -> int:
+def change(verb: str, name: str, port: int, *, as_json: bool = False) -> int:
     """Do what the command *verb* does to the account called *name*. Returns 0, or 1."""
     path, done = _CHANGES[verb]
     try:
         key = AccountKey.parse(name)
-        api.change(port, path, {"provider": key.provider, "label": key.label})
+        value = api.change(port, path, {"provider": key.provider, "label": key.label})
     except (api.NoAnswer, ValueError) as error:
         return fail(_why_not(error, name, port))
+    if as_json:
+        show_json(value)
+        return 0
     print(f"{key}: {done}")
     return 0
 
@@ -130,17 +133,27 @@ def _why_not(error: Exception, name: str, port: int) -> str:
     return f"{name}: {error}; {remedy}"
 
 
-def select_next(provider: str, port: int) -> int:
+def select_next(provider: str, port: int, *, as_json: bool = False) -> int:
     """Skip the account whose turn it is at *provider*. Returns 0, or 1."""
     try:
         value = api.change(port, "/account-pool/next", {"provider": provider})
     except api.NoAnswer as error:
         return fail(_why_not(error, provider, port))
+    if as_json:
+        show_json(value)
+        return 0
     print(f"next: {value.get('next') or 'none can serve now'}")
     return 0
 
 
-def remove(name: str, named: Path | None, port: int, environ: Mapping[str, str]) -> int:
+def remove(
+    name: str,
+    named: Path | None,
+    port: int,
+    environ: Mapping[str, str],
+    *,
+    as_json: bool = False,
+) -> int:
     """Remove an account from the proxy and its file; without a proxy from the file alone.
 
     Returns 0, or 1. Raises ConfigError, CannotEdit, OSError.
@@ -153,20 +166,28 @@ def remove(name: str, named: Path | None, port: int, environ: Mapping[str, str])
             port, "/account-pool/remove", {"provider": key.provider, "label": key.label}
         )
     except api.NoProxy:
-        return _remove_from_file(key, named, environ)
+        return _remove_from_file(key, named, environ, as_json=as_json)
     except (api.NoAnswer, ValueError) as error:
         return fail(_why_not(error, name, port))
+    if as_json:
+        show_json(value)
+        return 0
     where = value.get("written_to")
     print(f"removed {key}" + (f" from {where}" if where else "; it comes back at the next start"))
     return 0
 
 
-def _remove_from_file(key: AccountKey, named: Path | None, environ: Mapping[str, str]) -> int:
+def _remove_from_file(
+    key: AccountKey, named: Path | None, environ: Mapping[str, str], *, as_json: bool
+) -> int:
     path = find(named, environ).path
     if path is None:
         return fail(f"{key} is in no accounts file: the accounts come from the environment")
     if not remove_account(path, key):
         return fail(f"{key} is not in {shown(path)}")
+    if as_json:
+        show_json({"removed": str(key), "written_to": str(path)})
+        return 0
     print(f"removed {key} from {shown(path)}; the previous file is {path.name}.bak")
     return 0
 

@@ -19,7 +19,7 @@ from mitmproxy.options import Options
 from rich.table import Table
 from rich.text import Text
 
-from account_pool.cli.output import fail, show, warn
+from account_pool.cli.output import fail, show, show_json, warn
 from account_pool.cli.places import CONFDIR
 from account_pool.config.review import review
 from account_pool.config.values import Config
@@ -68,7 +68,7 @@ class _Acquired:
         self.credentials[key], self.problems[key] = credentials, problem
 
 
-def try_all(loaded: Config) -> int:
+def try_all(loaded: Config, *, as_json: bool = False) -> int:
     """Try each account. Returns 0, or 1 if one cannot be used."""
     try:
         options = _options()
@@ -76,9 +76,18 @@ def try_all(loaded: Config) -> int:
         logging.getLogger("account_pool").addHandler(logging.NullHandler())
         tried = asyncio.run(_try_all(loaded, options))
         # Those that cannot be read are in the table.
-        warn(*loaded.warnings, *review(loaded, wall_now=time.time()).notices)
+        warnings = [*loaded.warnings, *review(loaded, wall_now=time.time()).notices]
     except (StoreError, exceptions.OptionsError) as error:
         return fail(error)
+    code = int(any(one.verdict in _BAD for one in tried))
+    if as_json:
+        rows = [
+            {"key": str(one.key), "credential": one.verdict, "evidence": one.evidence}
+            for one in tried
+        ]
+        show_json({"accounts": rows, "warnings": [str(one) for one in warnings]})
+        return code
+    warn(*warnings)
     table = Table(box=None, pad_edge=False)
     for title in ("account", "credential", "evidence"):
         table.add_column(title, overflow="fold")
@@ -86,7 +95,7 @@ def try_all(loaded: Config) -> int:
         said = Text(one.verdict, style=_STYLES.get(one.verdict, "red"))
         table.add_row(str(one.key), said, Text(one.evidence))
     show(table)
-    return int(any(one.verdict in _BAD for one in tried))
+    return code
 
 
 def _options() -> Options:
