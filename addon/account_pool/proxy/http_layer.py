@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
+from collections.abc import Callable
 from functools import partial
 from types import ModuleType
 from typing import Any, cast
@@ -151,24 +152,69 @@ class PoolHttpLayer(HttpLayer):
             except Exception as e:
                 source = self.broke_off(event, e)
                 continue
-            # Looked at here, where control is anyway: mostly there is nothing.
-            if self.waiting_for_establishment:
-                self._take_opening()
-            # Connections below have finished with the event by now.
-            if self._given_back:
-                ending = self._given_back.pop(0)
-                stream = self.streams.get(ending.stream_id)
-                source = _nothing() if stream is None else self.event_to_child(stream, ending)
-            elif self.when_handled:
-                source = self.event_to_child(self.when_handled.pop(0), EventHandled())
-            elif self.doubts:
-                source = self.event_to_child(*self.doubts.pop())
-            elif self._sweep.timer is None and (self.attempts or self.waiting_for_establishment):
-                source = self._sweep.arm()
-            else:
-                source = None
+            source = self._next_source()
         if held:
             yield commands.SendData(to, b"".join(held))
+
+    def drive(self, event: events.Event, carry_out: Callable[[commands.Command], object]) -> None:
+        """Handle *event* as `handle_event` does, and have each command carried out at once.
+
+        The same without a generator that is resumed for each command.
+        """
+        held: list[bytes] = []
+        to: Connection = self.context.client
+        size = 0
+        source: CommandGenerator[None] | None = self._handle_event(event)
+        while source is not None:
+            try:
+                command = next(source, None)
+            except Exception as e:
+                source = self.broke_off(event, e)
+                continue
+            if command is None:
+                idle = self._sweep.timer is not None or not self.attempts
+                if idle and not (
+                    self.when_handled
+                    or self.waiting_for_establishment
+                    or self._given_back
+                    or self.doubts
+                ):
+                    break
+                source = self._next_source()
+                continue
+            if type(command) is commands.SendData:
+                size += len(command.data)
+                if held and (to is not command.connection or size > MAX_WRITE_BYTES):
+                    carry_out(commands.SendData(to, b"".join(held)))
+                    held, size = [], len(command.data)
+                to = command.connection
+                held.append(command.data)
+                continue
+            if held:
+                carry_out(commands.SendData(to, b"".join(held)))
+                held, size = [], 0
+            if type(command) is commands.Log:
+                command.message = self.shown(command.message)
+            carry_out(command)
+        if held:
+            carry_out(commands.SendData(to, b"".join(held)))
+
+    def _next_source(self) -> CommandGenerator[None] | None:
+        """Return what is to be done once the event was handled; mostly there is nothing."""
+        if self.waiting_for_establishment:
+            self._take_opening()
+        # Connections below have finished with the event by now.
+        if self._given_back:
+            ending = self._given_back.pop(0)
+            stream = self.streams.get(ending.stream_id)
+            return _nothing() if stream is None else self.event_to_child(stream, ending)
+        if self.when_handled:
+            return self.event_to_child(self.when_handled.pop(0), EventHandled())
+        if self.doubts:
+            return self.event_to_child(*self.doubts.pop())
+        if self._sweep.timer is None and (self.attempts or self.waiting_for_establishment):
+            return self._sweep.arm()
+        return None
 
     def broke_off(self, event: events.Event, error: Exception) -> CommandGenerator[None]:
         """Close the connection that *event* is of: what was broken off there waits for ever.

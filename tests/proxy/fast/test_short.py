@@ -61,6 +61,10 @@ class Pool(HttpLayer):
         except Exception as error:
             yield from self.broke_off(event, error)
 
+    def drive(self, event: events.Event, carry_out: Callable[[commands.Command], None]) -> None:
+        for command in self.handle_event(event):
+            carry_out(command)
+
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
         if self.script is None:
             for command in super()._handle_event(event):

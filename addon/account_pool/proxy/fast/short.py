@@ -84,8 +84,7 @@ class Short:
         if command not in self._http.command_sources or sources.get(command) is not self._stream:
             return False
         del sources[command]
-        for command in self._http.handle_event(event):
-            self._carry_out(command)
+        self._http.drive(event, self._carry_out)
         return True
 
     def _is_as_begun(self) -> bool:
@@ -116,7 +115,7 @@ class Short:
             connection in self._http.connections
             and self._outer.connections.get(connection) is self._stream
         ):
-            self._run(self._http.handle_event(event))
+            self._http.drive(event, self._carry_out)
             return True
         else:
             return False
@@ -138,11 +137,10 @@ class Short:
         if getattr(server, "is_chunked", False) and plain and self._relay(server, plain):
             plain = b""
         if plain:
-            for command in self._http.handle_event(events.DataReceived(connection, plain)):
-                self._carry_out(command)
+            self._http.drive(events.DataReceived(connection, plain), self._carry_out)
         if ended:
             connection.state &= ~ConnectionState.CAN_READ
-            self._run(self._http.handle_event(events.ConnectionClosed(connection)))
+            self._http.drive(events.ConnectionClosed(connection), self._carry_out)
         if error is not None:
             self._run(tunnel.end_if_dead())
 
