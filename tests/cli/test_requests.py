@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from account_pool.cli.requests import _aligned, cells, instant
+from account_pool.cli.requests import aligned, cells, instant
 
 ROW = {
     "number": 1, "at": "2026-08-01T12:00:00.000Z", "provider": "openai", "account": "openai/work",
@@ -44,9 +44,9 @@ def test_what_is_different(changes, column, text):
 def test_columns_stay_where_they_are():
     widths: list[int] = []
     rows = [ROW, {**ROW, "account": "openai/a-longer-label"}]
-    first, second = _aligned(rows, widths)
+    first, second = aligned(rows, widths)
     assert first.index("gpt-5") == second.index("gpt-5")
-    [third] = _aligned([ROW], widths)
+    [third] = aligned([ROW], widths)
     assert third == first
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -70,14 +71,40 @@ class NoProxy(NoAnswer):
 class PoolConnection:
     """A connection to the pool of a port, kept open: a new one is two lines in its log."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, port: int, timeout_s: float | None = None) -> None:
+        self._port, self._timeout_s = port, timeout_s or PROBE_S
         self._kept: http.client.HTTPConnection | None = None
 
     def close(self) -> None:
         if self._kept is not None:
             self._kept.close()
             self._kept = None
+
+    def cut_off(self) -> None:
+        """Let what another thread waits for fail at once."""
+        sock = None if self._kept is None else self._kept.sock
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def accounts(self) -> Mapping[str, Any]:
+        """Return what GET /account-pool answers: `accounts` and `summary`. Raises NoAnswer."""
+        value = self.ask("/account-pool")
+        if not _is_pool(value):
+            raise _not_the_pool(self._port)
+        return value
+
+    def ask(self, path: str) -> Mapping[str, Any]:
+        """Return the object the pool answers to a GET of *path*. Raises NoAnswer."""
+        had_one = self._kept is not None
+        try:
+            return _call_on(self._connection(), self._port, "GET", path)
+        except NoProxy:
+            self.close()
+            # An old connection may have ended by itself; that says nothing of the proxy.
+            if not had_one:
+                raise
+        return self.ask(path)
 
     def probe(self) -> Health | Missing:
         """Return how the pool is, or why that is not known."""
@@ -89,11 +116,16 @@ class PoolConnection:
         # An old connection may have ended by itself; that says nothing of the proxy.
         return self.probe() if had_one else found
 
-    def _probe(self) -> Health | Missing:
+    def _connection(self) -> http.client.HTTPConnection:
         if self._kept is None:
-            self._kept = http.client.HTTPConnection(HOST, self._port, timeout=PROBE_S)
+            self._kept = http.client.HTTPConnection(
+                HOST, self._port, timeout=self._timeout_s or PROBE_S
+            )
+        return self._kept
+
+    def _probe(self) -> Health | Missing:
         try:
-            return _health(*_exchange(self._kept, "GET", "/health"))
+            return _health(*_exchange(self._connection(), "GET", "/health"))
         except ConnectionRefusedError:
             return Missing.NOBODY
         except (TimeoutError, ConnectionError):
@@ -111,10 +143,16 @@ def probe(port: int) -> Health | Missing:
 
 def accounts(port: int) -> Mapping[str, Any]:
     """Return what GET /account-pool answers: `accounts` and `summary`. Raises NoAnswer."""
-    value = ask(port, "/account-pool")
-    if not isinstance(value.get("accounts"), list) or not isinstance(value.get("summary"), dict):
-        raise _not_the_pool(port)
-    return value
+    with contextlib.closing(PoolConnection(port, ASK_S)) as connection:
+        return connection.accounts()
+
+
+def _is_pool(value: Mapping[str, Any]) -> bool:
+    accounts, summary = value.get("accounts"), value.get("summary")
+    named = isinstance(accounts, list) and all(
+        isinstance(one, dict) and isinstance(one.get("key"), str) for one in accounts
+    )
+    return named and isinstance(summary, dict)
 
 
 def ask(port: int, path: str) -> Mapping[str, Any]:
@@ -135,10 +173,15 @@ def change(port: int, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _call(port: int, method: str, path: str, *sent: Any) -> Mapping[str, Any]:
     """Return the object that answers one request; *sent*: its body and token."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=ASK_S)
+    with contextlib.closing(http.client.HTTPConnection(HOST, port, timeout=ASK_S)) as connection:
+        return _call_on(connection, port, method, path, *sent)
+
+
+def _call_on(
+    connection: http.client.HTTPConnection, port: int, method: str, path: str, *sent: Any
+) -> Mapping[str, Any]:
     try:
-        with contextlib.closing(connection):
-            status, value = _exchange(connection, method, path, *sent)
+        status, value = _exchange(connection, method, path, *sent)
     except (OSError, http.client.HTTPException):
         raise NoProxy(no_proxy(port)) from None
     if status == 401 and method == "GET":

@@ -217,15 +217,21 @@ def status(
     *,
     port: Port = DEFAULT_PORT,
     as_json: Annotated[bool, typer.Option("--json", help="Print the proxy's own answer.")] = False,
-    once: Annotated[bool, typer.Option("--once", help="Show it once, on a terminal too.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print it once, on a terminal too.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Print it every two seconds, as lines.")
+    ] = False,
 ) -> int:
-    """Show the accounts: available, on cooldown or disabled, why and until when.
+    """Show the accounts: what is left of each, who is on cooldown or disabled, and why.
 
-    On a terminal it is live, and also shows the admin token, which changes need.
+    On a terminal it is a screen that follows the proxy; ? there lists its keys. With --watch
+    --json it prints one object a line.
     """
     from account_pool.cli.status import show_status
 
-    return show_status(port, as_json=as_json, once=once)
+    if once and watch:
+        raise typer.BadParameter("write --once or --watch, not both")
+    return show_status(port, as_json=as_json, once=once, watch=watch)
 
 
 @app.command()

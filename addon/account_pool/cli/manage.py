@@ -17,7 +17,7 @@ from account_pool.cli.accounts import added_file, find, how_to_add, nearest, rea
 from account_pool.cli.check import accounts_table
 from account_pool.cli.output import fail, note, show, show_json
 from account_pool.cli.places import DEFAULT_PORT
-from account_pool.cli.status import STATES
+from account_pool.cli.status_view import STATES
 from account_pool.config.accounts_file import command, shown
 from account_pool.config.edit import remove_account
 from account_pool.core.account import AccountKey
@@ -105,17 +105,25 @@ def _found(number: int) -> int:
 
 def change(verb: str, name: str, port: int, *, as_json: bool = False) -> int:
     """Do what the command *verb* does to the account called *name*. Returns 0, or 1."""
-    path, done = _CHANGES[verb]
     try:
-        key = AccountKey.parse(name)
-        value = api.change(port, path, {"provider": key.provider, "label": key.label})
+        value, said = changed(verb, AccountKey.parse(name), port)
     except (api.NoAnswer, ValueError) as error:
         return fail(_why_not(error, name, port))
     if as_json:
         show_json(value)
         return 0
-    print(f"{key}: {done}")
+    print(said)
     return 0
+
+
+def changed(verb: str, key: AccountKey, port: int) -> tuple[Mapping[str, Any], str]:
+    """Do what the command *verb* does to an account; return the answer, also in words.
+
+    Raises NoAnswer.
+    """
+    path, done = _CHANGES[verb]
+    value = api.change(port, path, {"provider": key.provider, "label": key.label})
+    return value, f"{key}: {done}"
 
 
 def _why_not(error: Exception, name: str, port: int) -> str:
@@ -136,14 +144,23 @@ def _why_not(error: Exception, name: str, port: int) -> str:
 def select_next(provider: str, port: int, *, as_json: bool = False) -> int:
     """Skip the account whose turn it is at *provider*. Returns 0, or 1."""
     try:
-        value = api.change(port, "/account-pool/next", {"provider": provider})
+        value, said = skipped(provider, port)
     except api.NoAnswer as error:
         return fail(_why_not(error, provider, port))
     if as_json:
         show_json(value)
         return 0
-    print(f"next: {value.get('next') or 'none can serve now'}")
+    print(said)
     return 0
+
+
+def skipped(provider: str, port: int) -> tuple[Mapping[str, Any], str]:
+    """Skip the account whose turn it is at *provider*; return the answer, also in words.
+
+    Raises NoAnswer.
+    """
+    value = api.change(port, "/account-pool/next", {"provider": provider})
+    return value, f"next: {value.get('next') or 'none can serve now'}"
 
 
 def remove(

@@ -54,7 +54,7 @@ def show_requests(
             if problem := value.get("problem"):
                 return fail(problem)
             found = list(reversed(value.get("requests", [])))
-            for line in map(json.dumps, found) if as_json else _aligned(found, widths):
+            for line in map(json.dumps, found) if as_json else aligned(found, widths):
                 print(line, flush=True)
             if not follow:
                 if not found:
@@ -72,7 +72,7 @@ def show_requests(
         return 0
 
 
-def _aligned(rows: Iterable[Mapping[str, Any]], widths: list[int]) -> list[str]:
+def aligned(rows: Iterable[Mapping[str, Any]], widths: list[int]) -> list[str]:
     """Return a line for each of *rows*; *widths* are those of the columns so far, and grow."""
     table = [cells(row) for row in rows]
     for row in table:

@@ -1,56 +1,91 @@
-"""`account-pool status`: who serves, who cools, why and until when; live on a terminal.
+"""`account-pool status`: who serves, what is left of whom, who is on cooldown, why and until when.
 
-`render` is pure: the answer of GET /account-pool in, something for rich out.
+On a terminal it is a screen that follows the proxy (`status_app.py`); elsewhere, or asked to,
+lines. `render` is pure: the answer of GET /account-pool in, something for rich out.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.live import Live
 from rich.padding import Padding
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from account_pool.admin.auth import TOKEN_FILE
-from account_pool.cli import api
+from account_pool.cli import api, history, manage, requests
 from account_pool.cli.output import fail, show, show_json
-from account_pool.cli.places import Places
-from account_pool.config.accounts_file import shown
-from account_pool.core.decision_text import MAX_VALUES, duration
+from account_pool.cli.places import HOST, Places
+from account_pool.cli.status_screen import (
+    Change,
+    Page,
+    PageKind,
+    StatusScreen,
+    Verb,
+    decision_lines,
+)
+from account_pool.cli.status_view import (
+    BAR_WIDTH,
+    STATES,
+    attention,
+    bar,
+    cause_in_full,
+    clean,
+    details,
+    file_of,
+    fit,
+    left_s,
+    percent,
+    served_words,
+    share_of,
+    state_of,
+    state_word,
+    style_of,
+    summary_of,
+    whole_cooldown,
+)
+from account_pool.core.account import AccountKey
+from account_pool.core.decision_text import duration
 
-#: Seconds between two looks.
-_EVERY_S = 1.0
-_BAR_WIDTH = 16
+#: Seconds between two looks of `--watch`.
+_EVERY_S = 2.0
 #: Columns that reasons need beside the others, to be legible.
 _WHY_WIDTH = 40
 _ANY_WIDTH = 10_000
-#: How many decisions are shown below.
-_LAST = 5
-_STYLES = {"available": "green", "full": "yellow", "cooling": "yellow"}
-#: How states are shown, where not as the JSON spells them.
-STATES = {"cooling": "on cooldown", "no_credential": "no credential"}
-#: Everything else needs its owner.
-_NEEDS_OWNER = "red"
+#: How many decisions are shown below, on the page of decisions, and on that of an account.
+_LAST, _MANY, _SOME = 5, 200, 20
+#: Days that the page of usage sums.
+_DAYS = 30
 
 
-def show_status(port: int, *, as_json: bool, once: bool) -> int:
-    """Show the accounts, again and again on a terminal. Returns 0, or 1 without a pool."""
-    console = Console(highlight=False)
+def show_status(port: int, *, as_json: bool, once: bool, watch: bool) -> int:
+    """Show the accounts; again and again on a terminal, or if asked to *watch*.
+
+    Returns 0, or 1 without a pool.
+    """
+    connection = api.PoolConnection(port, api.ASK_S)
     try:
-        if as_json:
-            show_json(api.accounts(port))
-        elif once or not console.is_terminal:
-            _show_once(console, port)
-        else:
-            _show_live(console, port)
+        with contextlib.closing(connection):
+            if watch:
+                return _watch(connection, port, as_json=as_json)
+            status = connection.accounts()
+            if as_json:
+                show_json(status)
+            elif once or not _is_screen():
+                _show_once(connection, status, port)
+            else:
+                _show_screen(status, port)
     except api.NoAnswer as error:
         return fail(error)
     except KeyboardInterrupt:
@@ -59,63 +94,158 @@ def show_status(port: int, *, as_json: bool, once: bool) -> int:
     return 0
 
 
-def _show_once(console: Console, port: int) -> None:
-    show(_view(port, bars=console.is_terminal), console)
+def _is_screen() -> bool:
+    """Say whether there is a terminal that keys come from and lines can be moved about on."""
+    on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    return on_terminal and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+def _show_once(connection: api.PoolConnection, status: Mapping[str, Any], port: int) -> None:
+    console = Console(highlight=False)
+    show(render(status, _decisions(connection), now=time.time(), bars=console.is_terminal), console)
     if console.is_terminal:
-        console.print(_access(port))
+        console.print(Text("\n".join(_access(port)), style="dim"))
 
 
-def _show_live(console: Console, port: int) -> None:
-    view, access = _view(port, bars=True), _access(port)
-    with Live(console=console, auto_refresh=False) as live:
-        while True:
-            live.update(Group(view, access), refresh=True)
-            time.sleep(_EVERY_S)
-            try:
-                view = _view(port, bars=True)
-            except api.NoAnswer as error:
-                # It may be started again just now.
-                view = Text(str(error), style=_NEEDS_OWNER)
+def _watch(connection: api.PoolConnection, port: int, *, as_json: bool) -> int:
+    """Print it every few seconds; a proxy that goes and comes back is a line each."""
+    console = Console(highlight=False)
+    status: Mapping[str, Any] | None = connection.accounts()
+    while True:
+        if status is not None and as_json:
+            print(json.dumps(status), flush=True)
+        elif status is not None:
+            print(f"{datetime.now():%H:%M:%S}")
+            show(render(status, now=time.time(), bars=console.is_terminal), console)
+            print(flush=True)
+        time.sleep(_EVERY_S)
+        was_there = status is not None
+        try:
+            status = connection.accounts()
+        except api.NoAnswer as error:
+            # It may be started again just now.
+            status = None
+            if was_there:
+                print(f"{datetime.now():%H:%M:%S} {error}", file=sys.stderr, flush=True)
 
 
-def _view(port: int, *, bars: bool) -> RenderableType:
-    return render(api.accounts(port), _decisions(port), bars=bars)
+def _show_screen(status: Mapping[str, Any], port: int) -> None:
+    from account_pool.cli.status_app import StatusApp  # noqa: PLC0415 - for this screen alone
+
+    screen = StatusScreen(status, time.time(), f"{HOST}:{port}", _access(port))
+    # Without it the mouse is the terminal's: what is on the screen can be selected and copied.
+    StatusApp(_Proxy(port), screen).run(mouse=False)
 
 
-def _decisions(port: int) -> Sequence[Mapping[str, Any]]:
+class _Proxy:
+    """What the screen asks the proxy for."""
+
+    failure = api.NoAnswer
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._connection = api.PoolConnection(port, api.ASK_S)
+
+    def accounts(self) -> Mapping[str, Any]:
+        return self._connection.accounts()
+
+    def decisions(self) -> Sequence[Mapping[str, Any]]:
+        return _decisions(self._connection, _SOME)
+
+    def close(self) -> None:
+        self._connection.cut_off()
+
+    def change(self, change: Change) -> str:
+        if change.verb is Verb.NEXT:
+            _, said = manage.skipped(change.key.partition("/")[0], self._port)
+        else:
+            key = AccountKey.parse(change.key)
+            _, said = manage.changed(change.verb.value, key, self._port)
+        return said
+
+    def page(self, page: Page, width: int) -> Sequence[Text]:
+        match page.kind:
+            case PageKind.DECISIONS:
+                return decision_lines(_decisions(self._connection, _MANY, page.account))
+            case PageKind.USAGE:
+                usage = self._connection.ask(f"/usage?days={_DAYS}&group=account")
+                return _usage_lines(usage.get("groups", []), width)
+            case PageKind.ACCOUNT:
+                return list(self._account(str(page.account)))
+            case PageKind.HELP:
+                return page.lines or ()
+
+    def _account(self, key: str) -> Iterator[Text]:
+        """Yield what is known of one account: its conversations and decisions, too."""
+        now = time.time()
+        for account in self.accounts()["accounts"]:
+            if account["key"] == key:
+                yield from details(account, now)
+        sessions = self._connection.ask("/sessions?limit=1000").get("sessions", [])
+        if theirs := [one for one in sessions if one["account"] == key]:
+            yield from (Text(), Text("conversations", "bold"))
+            yield from (_session(one) for one in theirs[:_SOME])
+        asked = urlencode({"account": key, "limit": _SOME})
+        if rows := self._connection.ask(f"/requests?{asked}").get("requests"):
+            yield from (Text(), Text("requests", "bold"))
+            yield from (Text(clean(line)) for line in requests.aligned(rows, []))
+        yield from (Text(), Text("decisions", "bold"))
+        yield from decision_lines(_decisions(self._connection, _SOME, key))
+
+
+def _session(session: Mapping[str, Any]) -> Text:
+    idle = "in flight" if session["turns"] else f"idle for {duration(session['idle_s'])}"
+    return Text.assemble((idle, "dim"), f"  {clean(session['key'])}")
+
+
+def _usage_lines(sums: Sequence[Mapping[str, Any]], width: int) -> list[Text]:
+    """Return sums by account as a table; as sentences where that needs more than *width*."""
+    console = Console(width=_ANY_WIDTH, color_system=None, highlight=False)
+    with console.capture() as captured:
+        console.print(history.as_table(sums, "account"))
+    lines = [Text(line.rstrip()) for line in captured.get().splitlines()]
+    if not sums or max(line.cell_len for line in lines) <= width:
+        return lines if sums else [Text("nothing was served")]
+    return [Text(f"{clean(one['account'])}: {served_words(one)}") for one in sums]
+
+
+def _decisions(
+    connection: api.PoolConnection, limit: int = _LAST, account: str | None = None
+) -> Sequence[Mapping[str, Any]]:
     """Return the last decisions, the newest first; none from a proxy that does not report them."""
+    query = {"limit": limit, **({"account": account} if account else {})}
     try:
-        decisions: list[Mapping[str, Any]] = api.ask(port, f"/decisions?limit={_LAST}")["decisions"]
+        decisions: list[Mapping[str, Any]] = connection.ask(f"/decisions?{urlencode(query)}")[
+            "decisions"
+        ]
     except (api.NoAnswer, KeyError):
         return []
     return decisions
 
 
 def render(
-    status: Mapping[str, Any], decisions: Sequence[Mapping[str, Any]] = (), *, bars: bool
+    status: Mapping[str, Any],
+    decisions: Sequence[Mapping[str, Any]] = (),
+    *,
+    now: float,
+    bars: bool,
 ) -> RenderableType:
-    """Return what GET /account-pool answered as a table, with a summary and *decisions*."""
+    """Return what GET /account-pool answered as a table, with a summary and *decisions*.
+
+    What needs attention comes first. *now*: seconds since the epoch.
+    """
     accounts: Sequence[Mapping[str, Any]] = status["accounts"]
     if not accounts:
         return Text("the pool has no account: traffic passes untouched")
-    summary = Text(f"{_summary(status['summary'])}{_source(status)}")
-    rows = [row for account in accounts for row in _rows(account)]
-    return Group(_Table(rows, bars), Text(), summary, *_decision_lines(decisions))
-
-
-def _source(status: Mapping[str, Any]) -> str:
-    """Name the file the accounts are of, where the proxy says it."""
-    path = status.get("accounts_file")
-    return f"; {shown(Path(path))}" if isinstance(path, str) else ""
+    summary = Text("; ".join(filter(None, (summary_of(status["summary"]), file_of(status)))))
+    in_order = sorted(accounts, key=lambda account: attention(account, now))
+    rows = [row for account in in_order for row in _rows(account, bars)]
+    return Group(_Table(rows, now), Text(), summary, *_decision_lines(decisions))
 
 
 def _decision_lines(decisions: Sequence[Mapping[str, Any]]) -> list[Text]:
     """Return the decisions as lines, the newest last as in a log."""
-    lines = []
-    for decision in reversed(decisions):
-        at = datetime.fromisoformat(decision["at"]).astimezone()
-        lines.append(Text(f"{at:%H:%M:%S} {decision['text']}", style="dim"))
-    return [Text(), *lines] if lines else []
+    return [Text(), *reversed(decision_lines(decisions))] if decisions else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +253,7 @@ class _Row:
     """An account, or a model of it that is on cooldown.
 
     Attributes:
+        left: of the tightest window.
         cooldown: of the account as a whole, or of the model.
         in_flight, served: None for a model.
     """
@@ -130,29 +261,42 @@ class _Row:
     name: str
     state: str
     style: str
+    left: Text
     why: Text
     cooldown: Mapping[str, Any] | None
     in_flight: int | None = None
     served: int | None = None
 
 
-def _rows(account: Mapping[str, Any]) -> list[_Row]:
-    """Return the row of an account, and one for each model of it that cools."""
-    cooldowns = sorted(account["cooldowns"], key=lambda c: (c["model"] is not None, c["until_at"]))
-    whole = [c for c in cooldowns if c["model"] is None]
-    first = whole[-1] if whole else None
+def _rows(account: Mapping[str, Any], bars: bool) -> list[_Row]:
+    """Return the row of an account, and one for each model of it that is on cooldown."""
+    first = whole_cooldown(account)
     row = _Row(
-        account["key"],
-        STATES.get(account["state"], account["state"]),
-        _STYLES.get(account["state"], _NEEDS_OWNER),
-        _why(first) if first else Text(account["reason"] or ""),
+        clean(account["key"]),
+        state_word(account),
+        style_of(state_of(account)),
+        _left(account, bars),
+        Text(cause_in_full(first) if first else clean(account["reason"] or "")),
         first,
         account["in_flight"],
         account["served"],
     )
-    models = [c for c in cooldowns if c["model"] is not None]
-    state, style = STATES["cooling"], _STYLES["cooling"]
-    return [row, *(_Row(f"  {c['model']}", state, style, _why(c), c) for c in models)]
+    state, style = STATES["cooling"], style_of("cooling")
+    models = [
+        _Row(f"  {clean(c['model'])}", state, style, Text(), Text(cause_in_full(c)), c)
+        for c in sorted(account["cooldowns"], key=lambda c: c["until_at"] or "")
+        if c["model"] is not None
+    ]
+    return [row, *models]
+
+
+def _left(account: Mapping[str, Any], bars: bool) -> Text:
+    """Return `42% 5h`, after a bar where there are *bars*."""
+    share = share_of(account)
+    if share is None:
+        return Text()
+    drawn = bar(share, BAR_WIDTH).append(" ") if bars else Text()
+    return drawn.append(f"{percent(share)} {clean(account['tightest']['window'])}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +304,7 @@ class _Table:
     """Rows as a table where that has room, else each with its reasons below."""
 
     rows: Sequence[_Row]
-    bars: bool
+    now: float
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = self._table()
@@ -173,19 +317,20 @@ class _Table:
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)
-        for title in ("account", "state", "in flight", "served", "available in"):
+        for title in ("account", "state", "left", "back in", "in flight", "served"):
             table.add_column(title, no_wrap=True, overflow="fold")
-        if self.bars:
-            table.add_column("", width=_BAR_WIDTH)
         table.add_column("why")
         for row in self.rows:
             counts = ("" if n is None else str(n) for n in (row.in_flight, row.served))
-            left = _remaining(row.cooldown, self.bars)
-            table.add_row(row.name, Text(row.state, row.style), *counts, *left, row.why)
+            state = Text(row.state, row.style)
+            table.add_row(row.name, state, row.left, self._back_in(row), *counts, row.why)
         return table
 
+    def _back_in(self, row: _Row) -> str:
+        return "" if row.cooldown is None else duration(left_s(row.cooldown, self.now))
+
     def _lines(self) -> Iterator[RenderableType]:
-        width = max(len(row.name) for row in self.rows)
+        width = max(cell_len(row.name) for row in self.rows)
         for row in self.rows:
             counts = [
                 f"{number} {what}"
@@ -193,45 +338,16 @@ class _Table:
                 if number
             ]
             if row.cooldown is not None:
-                counts.insert(0, f"for {duration(float(row.cooldown['remaining_s']))}")
+                counts.insert(0, f"for {self._back_in(row)}")
             more = "".join(f", {count}" for count in counts).replace(", for", " for", 1)
-            yield Text.assemble(f"{row.name:<{width}}  ", (row.state, row.style), more)
+            name = fit(row.name, width)
+            left = Text.assemble("  ", row.left, " left") if row.left else ""
+            yield Text.assemble(f"{name}  ", (row.state, row.style), more, left)
             if row.why:
                 yield Padding(row.why, (0, 0, 0, 4))
 
 
-def _remaining(cooldown: Mapping[str, Any] | None, bars: bool) -> list[RenderableType]:
-    """Return how long it still takes, and how much of it is over as a bar."""
-    if cooldown is None:
-        return ["", ""] if bars else [""]
-    left_s = float(cooldown["remaining_s"])
-    shown: list[RenderableType] = [duration(left_s)]
-    if bars:
-        total_s = max(_length_s(cooldown), left_s, 1e-9)
-        shown.append(ProgressBar(total=total_s, completed=total_s - left_s, width=_BAR_WIDTH))
-    return shown
-
-
-def _length_s(cooldown: Mapping[str, Any]) -> float:
-    since, until = (datetime.fromisoformat(cooldown[key]) for key in ("since_at", "until_at"))
-    return (until - since).total_seconds()
-
-
-def _why(cooldown: Mapping[str, Any]) -> Text:
-    values = [f"{name}: {value}" for name, value in cooldown["evidence"].items()]
-    evidence = ", ".join(values[:MAX_VALUES])
-    said = cooldown["signal"] or cooldown["class"]
-    return Text(f"{said} ({evidence})" if evidence else said)
-
-
-def _summary(summary: Mapping[str, Any]) -> str:
-    return (
-        f"{summary['available']} of {summary['total']} available, {summary['cooling_down']} "
-        f"on cooldown, {summary['disabled']} disabled, {summary['in_flight']} requests in flight"
-    )
-
-
-def _access(port: int) -> Text:
+def _access(port: int) -> list[str]:
     """Return where the dashboard is, and the token to change things with."""
     token = api.local_token(port) or f"in the file {TOKEN_FILE} beside the state database"
-    return Text(f"dashboard: {Places.usual(port).url}/   admin token: {token}", style="dim")
+    return [f"dashboard    {Places.usual(port).url}/", f"admin token  {token}"]
