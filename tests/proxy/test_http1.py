@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -251,3 +252,52 @@ def test_a_whole_request_is_sent_as_its_parts_are(fields, body) -> None:
         sent.append(([c.data for c in commands_of], client.request_done, client.stream_id))
     assert sent[0] == sent[1]
     assert sent[0][1:] == (True, -1)
+
+
+ASKED = [
+    http.Request.make("POST", "http://a/x", headers=headers)
+    for headers in ({}, {"connection": "keep-alive"}, {"connection": "Close"})
+]
+ASKED += [http.Request.make(method, "http://a/x") for method in ("HEAD", "CONNECT")]
+SAID = [
+    http.Response.make(status, headers=headers)
+    for status, headers in [
+        (200, {"content-length": "2"}),
+        (200, {"transfer-encoding": "chunked"}),
+        (200, {"transfer-encoding": "gzip"}),
+        (200, {"transfer-encoding": "gzip", "content-length": "2"}),
+        (200, {"content-length": "x"}),
+        (200, {"content-length": "2", "connection": "close"}),
+        (200, {"content-length": "2", "connection": "x, close"}),
+        (200, {"content-length": "2", "connection": "Keep-Alive"}),
+        (204, {}),
+        (200, {}),
+        (304, {}),
+    ]
+]
+for _answer in SAID:
+    if _answer.headers.get("content-length") == "0":
+        del _answer.headers["content-length"]  # which `make` adds
+
+
+@pytest.mark.parametrize("kinds", [(Http1Server, QuickServer), (Http1Client, QuickClient)])
+@pytest.mark.parametrize("first", ["request", "response"])
+@pytest.mark.parametrize("version", [b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0"])
+@pytest.mark.parametrize("rest", [b"", b"GET"])
+def test_a_message_ends_as_in_mitmproxy(kinds, first, version, rest) -> None:
+    second = "response" if first == "request" else "request"
+    for asked, answer in product(ASKED, SAID):
+        found = []
+        for kind in kinds:
+            side = kind(context())
+            side.request, side.response, side.stream_id = asked.copy(), answer.copy(), 1
+            side.request.data.http_version = version
+            side.buf += rest
+            commands = []
+            for end in (first, second):
+                commands += [type(command) for command in side.mark_done(**{end: True})]
+                commands.append(side.state.__func__.__name__)
+            flags = side.request_done, side.response_done
+            kept = side.request is None, side.response is None
+            found.append((commands, flags, kept, side.stream_id, bytes(side.buf)))
+        assert found[0] == found[1], (asked, answer.headers.fields)

@@ -87,6 +87,27 @@ class _Quick(Http1Connection):
         self.state = super().read_body
         return self.state(event)
 
+    def mark_done(self, *, request: bool = False, response: bool = False) -> CommandGenerator[None]:
+        self.request_done = self.request_done or request
+        self.response_done = self.response_done or response
+        if self.request_done and self.response_done:
+            if self.buf or not _is_kept(self.request, self.response):
+                return super().mark_done()
+            self.request_done = self.response_done = False
+            self.request = self.response = None
+            self.state = self.read_headers
+            self.begin_next()
+        elif self.request_done:
+            self.wait_for_response()
+        return NOTHING
+
+    def begin_next(self) -> None:
+        """Be ready for the next request."""
+        raise NotImplementedError
+
+    def wait_for_response(self) -> None:
+        """The request is complete."""
+
     def _in_body(self, event: events.Event) -> CommandGenerator[None]:
         if isinstance(event, events.DataReceived) and self._is_body(event.data):
             return self._read_whole(event)
@@ -126,6 +147,25 @@ class _Quick(Http1Connection):
             self.__dict__.pop("_handle_event", None)
 
 
+#: What generates no command, for a way that is taken twice a request.
+NOTHING = cast(CommandGenerator[None], ())
+
+
+def _is_kept(request: http.Request | None, response: http.Response | None) -> bool:
+    """Say whether a connection plainly goes on after these two; mitmproxy decides the rest."""
+    assert request is not None and response is not None
+    asked, said = request.data, response.data
+    if not asked.http_version == said.http_version == b"HTTP/1.1":
+        return False
+    if asked.method == b"CONNECT" or said.status_code < 200:
+        return False
+    for headers in (asked.headers, said.headers):
+        if headers.get("connection", "keep-alive").lower() != "keep-alive":
+            return False
+    coding = said.headers.get("transfer-encoding")
+    return "content-length" in said.headers if coding is None else coding == "chunked"
+
+
 def _one(command: commands.Command) -> CommandGenerator[None]:
     yield command
 
@@ -143,6 +183,12 @@ class _Chunks(ChunkedReader):
 class QuickServer(_Quick, Http1Server):
     """The connection to a client."""
 
+    def begin_next(self) -> None:
+        self.stream_id += 2
+
+    def wait_for_response(self) -> None:
+        self.state = self.wait
+
     def read_headers(self, event: events.ConnectionEvent) -> CommandGenerator[None]:
         complete = isinstance(event, events.DataReceived) and b"\r\n\r\n" in event.data
         head = _taken(self, _request) if complete else None
@@ -158,6 +204,9 @@ class QuickServer(_Quick, Http1Server):
 
 class QuickClient(_Quick, Http1Client):
     """The connection to a server."""
+
+    def begin_next(self) -> None:
+        self.stream_id = None
 
     def send(self, event: HttpEvent) -> CommandGenerator[None]:
         head = super().send(event)

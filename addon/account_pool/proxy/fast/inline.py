@@ -16,10 +16,13 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
+from dataclasses import fields
+from functools import cache
+from operator import attrgetter
 from typing import Any, Protocol
 
 from mitmproxy.flow import Flow
-from mitmproxy.hooks import UpdateHook
+from mitmproxy.hooks import Hook, UpdateHook
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 from mitmproxy.proxy.server import ConnectionHandler, ConnectionIO
@@ -158,7 +161,8 @@ class EventQueue:
 
     def _begin(self, hook: commands.StartHook) -> Awaitable[None] | None:
         """Run *hook*. Returns what is left of it, or None."""
-        (data,) = hook.args()
+        kind: Any = type(hook)
+        data = _data_of(kind)(hook)
         rest = start(self._table.walk(hook), (data,))
         if not isinstance(data, Flow):
             return None if rest is None else finish(rest, (data,))
@@ -187,6 +191,18 @@ class EventQueue:
         return asyncio_utils.create_task(
             coroutine, name=name, client=self.handler.client.peername, **more
         )
+
+
+@cache
+def _data_of(kind: Any) -> Callable[[Any], Any]:
+    """Return what reads the one argument of hooks of this *kind*; mitmproxy looks for it anew."""
+    (field,) = fields(kind)
+    return attrgetter(field.name) if kind.args is Hook.args else _argument
+
+
+def _argument(hook: commands.StartHook) -> Any:
+    (data,) = hook.args()
+    return data
 
 
 async def _raise(error: BaseException) -> None:
