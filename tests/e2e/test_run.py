@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import socket
@@ -227,3 +229,29 @@ async def test_a_mistake_in_the_accounts_is_one_line(home):
     assert "mine.yaml" in err
     assert "opnai" in err
     assert home.is_left_alone()
+
+
+async def test_what_a_service_runs_serves(home):
+    """The command of its definition, started with as little as systemd gives it."""
+    process = await home.command("service", "install", "--print", "--", "--set", "pool_drain=1")
+    out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    (line,) = re.findall(r"^ExecStart=(.*)$", out.decode(), re.MULTILINE)
+    environ = {"HOME": str(home.folder), "PATH": "/usr/bin:/bin"}
+    proxy = await asyncio.create_subprocess_exec(
+        *shlex.split(line),
+        env={**environ, "PYTHONPATH": str(Path(account_pool.__file__).parents[1])},
+        cwd=home.folder,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert proxy.stdout is not None
+    async with asyncio.timeout(TIMEOUT_S):
+        while b"ready with 2 accounts" not in (said := await proxy.stdout.readline()):
+            assert said, "it has ended"
+        process = await home.run("print(ask())")
+        out, err = await process.communicate()
+        assert out == b"Good morning\n", err.decode()
+        proxy.terminate()
+        await proxy.communicate()
+    assert proxy.returncode == 0

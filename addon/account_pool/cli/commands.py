@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -185,6 +186,48 @@ def serve(
         raise typer.BadParameter("--workers is for mitmdump, without --web and --console")
     program = "mitmweb" if web else "mitmproxy" if console else "mitmdump"
     start(program, port, accounts_file, context.args, os.environ, workers=workers)
+
+
+class ServiceAction(StrEnum):
+    """What to do with the service."""
+
+    INSTALL = "install"
+    REMOVE = "remove"
+    STATUS = "status"
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def service(
+    context: typer.Context,
+    action: Annotated[ServiceAction, typer.Argument(help="install, remove or status.")],
+    *,
+    port: Port = DEFAULT_PORT,
+    accounts_file: AccountsFile = None,
+    only_print: Annotated[
+        bool, typer.Option("--print", help="Print the definition, and install nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With status: print JSON.")] = False,
+) -> int:
+    """Keep a proxy running from your login on: account-pool service install.
+
+    As a user unit of systemd, an agent of launchd, or a scheduled task of Windows, which runs
+    `account-pool serve`; what follows install is passed on to that. `status` exits with 0 where it
+    serves.
+    """
+    from account_pool.cli import service as services
+
+    if context.args and action is not ServiceAction.INSTALL:
+        raise typer.BadParameter(f"{context.args[0]}: only install takes options of serve")
+    plan = services.plan_of(port, accounts_file, context.args, os.environ)
+    made = services.service_of(plan, os.environ)
+    if action is ServiceAction.STATUS:
+        return services.status(plan, made, as_json=as_json)
+    if action is ServiceAction.REMOVE:
+        return services.remove(made)
+    if only_print:
+        print(services.as_text(made), end="")
+        return 0
+    return services.install(plan, made, accounts_file, os.environ)
 
 
 @app.command()
