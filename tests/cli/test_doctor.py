@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from contextlib import closing
-from socket import create_server
+from socket import AF_INET6, create_server
 
 import pytest
 
 from account_pool.cli import bundle, ca, doctor
 from account_pool.cli.main import run
-from account_pool.cli.processes import Launch
+from account_pool.cli.processes import Launch, Listener, listeners
 from account_pool.cli.shared import SharedProxy
 
 GOOD = "accounts:\n  - {provider: openai, label: work, token: sk-fake-1}\n"
@@ -182,7 +183,70 @@ def test_somebody_else_has_the_port(findings, places):
         code, found = findings()
     assert code == 1
     assert "does not answer" in found[0]
+    if sys.platform == "linux":
+        assert f"(pid {os.getpid()})" in found[0]
+
+
+def test_where_nobody_knows_who_listens_the_command_is_named(findings, places, monkeypatch):
+    monkeypatch.setattr(doctor, "listeners", lambda _port: [])
+    with closing(create_server(("127.0.0.1", places.port))):
+        _, found = findings()
     assert str(places.port) in doctor._who_listens(places.port) in found[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux's /proc")
+def test_who_listens():
+    with closing(create_server(("127.0.0.1", 0))) as one:
+        (found,) = listeners(one.getsockname()[1])
+    assert (found.address, found.pid) == ("127.0.0.1", os.getpid())
+    assert str(found.name) in str(found)
+    with closing(create_server(("::1", 0), family=AF_INET6)) as one:
+        (found,) = listeners(port := one.getsockname()[1])
+    assert found.address == "::1"
+    assert listeners(port) == []
+
+
+def test_one_that_other_machines_can_reach(findings, running, monkeypatch):
+    running()
+    monkeypatch.setattr(doctor, "listeners", lambda _port: [Listener("0.0.0.0", 1, "mitmdump")])
+    code, found = findings()
+    assert code == 0
+    assert any("listens at 0.0.0.0: other machines can reach it" in line for line in found)
+
+
+def test_another_proxy_on_the_way(findings, places):
+    config = places.confdir / "config.yaml"
+    with closing(create_server(("127.0.0.1", 0))) as upstream:
+        port = upstream.getsockname()[1]
+        config.write_text(f'mode: ["upstream:http://127.0.0.1:{port}"]\n')
+        assert findings() == (0, [])
+    code, found = findings()
+    assert code == 1
+    assert f"requests leave by 127.0.0.1:{port}, which cannot be reached" in found[0]
+
+
+def test_each_credential_is_named_and_none_shown(findings, tmp_path, places, capsys, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "sk-fake-env-000")
+    text = GOOD + "  - {provider: gemini, label: two, token: {env: MY_KEY}}\n"
+    text += "  - {provider: xai, label: spare, token: sk-fake-off-000, enabled: false}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    run(["doctor", "-p", str(places.port), "--accounts-file", str(tmp_path / "mine.yaml")])
+    out = capsys.readouterr().out
+    assert "gemini/two: env MY_KEY" in out
+    assert "xai/spare: accounts.yaml, off (enabled: false)" in out
+    assert "sk-fake" not in out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="systemd is Linux's")
+def test_a_service_that_does_not_run(findings, places, tmp_path, monkeypatch):
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    file = tmp_path / ".config/systemd/user" / f"account-pool-{places.port}.service"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    code, found = findings()
+    assert code == 1
+    assert "no proxy answers" in found[0]
+    assert "account-pool service install" in found[0]
 
 
 def test_a_proxy_that_runs(findings, stub, places):

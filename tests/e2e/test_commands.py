@@ -149,3 +149,16 @@ async def test_an_account_is_added_while_the_proxy_runs(provider, pool_proxy, cl
     async with proxy.client() as tool:
         assert (await tool.request(**chat(stream=False))).status_code == 200
     assert upstream.journal.credentials == [FIRST, key]
+
+
+async def test_a_proxy_that_is_well_looks_so(provider, pool_proxy, cli):
+    proxy = await pool_proxy(TWO, provider=await provider(by_credential({FIRST: GOOD})))
+    out, err = await cli(proxy)(
+        "doctor", "--json", "--accounts-file", str(proxy.folder / "accounts.yaml")
+    )
+    findings = json.loads(out)["findings"]
+    assert [one for one in findings if one["level"] == "bad"] == []
+    texts = [one["text"] for one in findings]
+    assert any(f"127.0.0.1:{proxy.port} serves accounts of" in text for text in texts)
+    assert "openai/first: accounts.yaml" in texts
+    assert "sk-fake" not in out + err

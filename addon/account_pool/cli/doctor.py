@@ -1,20 +1,21 @@
 """`account-pool doctor`: what on this machine may keep the pool from working, and the remedy.
 
-Each check is a function that yields findings; none of them changes anything or asks another
-machine. `check --try` is what asks the providers.
+Each check is a function that yields findings; none of them changes anything, or sends anything
+to another machine. `check --try` is what asks the providers.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import socket
 import sqlite3
 import stat
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -38,12 +39,15 @@ from account_pool.cli.environment import (
 )
 from account_pool.cli.output import note, show_json
 from account_pool.cli.places import HOST, STATE_FILE, Places
-from account_pool.cli.processes import running_ports
+from account_pool.cli.processes import listeners, running_ports
+from account_pool.cli.service import plan_of, service_of
 from account_pool.config.accounts_file import command, shown
 from account_pool.config.problems import ConfigError
 from account_pool.config.review import review
 from account_pool.config.values import Config
+from account_pool.core.browser import is_loopback
 from account_pool.core.cooldown import BY_HAND
+from account_pool.credentials.errors import CredentialError
 from account_pool.providers.registry import BUILT_IN
 from account_pool.version import __version__
 
@@ -52,6 +56,10 @@ _PACKAGE = "mitmproxy-account-pool"
 _SOON_S = 30 * 86400
 #: Clocks and files may disagree by as much, seconds.
 _CLOCK_S = 120
+#: Longest wait for another proxy, seconds.
+_CONNECT_S = 3.0
+#: Credentials that are listed one by one.
+_MAX_LISTED = 30
 #: Columns of a terminal below which each finding begins with a line of its own.
 _NARROW = 60
 
@@ -187,11 +195,33 @@ def _accounts(setup: Setup) -> Iterator[Finding]:
     for warning in loaded.warnings:
         yield Finding(Level.NOTE, "accounts", str(warning))
     reviewed = review(loaded, wall_now=setup.wall_now)
+    yield from _credentials(loaded, {problem.key for problem in reviewed.unreadable})
     for problem in reviewed.unreadable:
         yield Finding(Level.BAD, "credential", str(problem))
     for problem in reviewed.notices:
         yield Finding(Level.NOTE, "credential", str(problem))
     yield from _bypasses(setup, loaded)
+
+
+def _credentials(loaded: Config, unreadable: Collection[str]) -> Iterator[Finding]:
+    """Say of each account that has a credential where that is, and how long it is good."""
+    good = [entry for entry in loaded.accounts if str(entry.account.key) not in unreadable]
+    for entry in good[:_MAX_LISTED]:
+        text = f"{entry.account.key}: {entry.source.describe()}"
+        if not entry.account.enabled:
+            text += ", off (enabled: false)"
+        else:
+            with suppress(CredentialError):
+                reading = entry.source.reading_now()
+                if reading is None:
+                    text += ", read when the proxy starts"
+                elif reading.expires_at is not None:
+                    until = datetime.fromtimestamp(reading.expires_at, UTC)
+                    text += f", until {until:%Y-%m-%d %H:%M} UTC"
+        yield Finding(Level.OK, "credential", text)
+    if len(good) > _MAX_LISTED:
+        more = f"{len(good) - _MAX_LISTED} more, which `{command()} list` shows"
+        yield Finding(Level.OK, "credential", more)
 
 
 def _bypasses(setup: Setup, loaded: Config) -> Iterator[Finding]:
@@ -210,7 +240,10 @@ def _bypasses(setup: Setup, loaded: Config) -> Iterator[Finding]:
         value = setup.environ.get(name, "")
         if value and not is_proxy(value, own):
             text = f"{name} names another proxy: tools of this shell do not use the pool"
-            remedy = f"`{command()} run` replaces it for its tool"
+            remedy = (
+                f"`{command()} run` replaces it for its tool; if the proxy itself must use it, "
+                'write mode: ["upstream:http://HOST:PORT"] into ~/.mitmproxy/config.yaml'
+            )
             yield Finding(Level.NOTE, "environment", text, remedy)
     for name in (*BUNDLE_VARIABLES, *EXTRA_VARIABLES):
         value = setup.environ.get(name, "")
@@ -236,7 +269,10 @@ def _proxy(setup: Setup) -> Iterator[Finding]:
             api.Missing.SILENT: "accepts connections and does not answer",
             api.Missing.OTHER: "is used by something that is not the pool",
         }[found]
-        remedy = f"end it ({_who_listens(port)} shows which program it is), or use another --port"
+        by = " and ".join(map(str, listeners(port)))
+        said += f": {by}" if by else ""
+        shows = f" ({_who_listens(port)} shows which program it is)" if not by else ""
+        remedy = f"end it{shows}, or use another --port"
         yield Finding(Level.BAD, "proxy", f"{HOST}:{port} {said}", remedy)
         return
     try:
@@ -256,7 +292,66 @@ def _proxy(setup: Setup) -> Iterator[Finding]:
         text = f"it does not serve those of {shown(other)}, which commands here would use"
         remedy = f"end it and start it here, or use it as it is with `{command()} run --join`"
         yield Finding(Level.NOTE, "proxy", text, remedy)
+    yield from _reachable(port)
     yield from _states(port)
+
+
+def _reachable(port: int) -> Iterator[Finding]:
+    """Say whether other machines may reach the proxy, and which other proxies of ours run."""
+    open_to = [one.address for one in listeners(port) if not is_loopback(one.address)]
+    if open_to:
+        text = f"it listens at {' and '.join(open_to)}: other machines can reach it"
+        remedy = (
+            "without need, start it without --listen-host; with need, set proxyauth: "
+            "pool_allow_remote lets everybody in"
+        )
+        yield Finding(Level.NOTE, "proxy", text, remedy)
+    others = [one for one in running_ports(Places.usual(port).confdir) if one != port]
+    if others:
+        text = f"`{command()} run` has others at port {' and '.join(map(str, others))}"
+        yield Finding(Level.OK, "proxy", text)
+
+
+def _upstream(setup: Setup) -> Iterator[Finding]:
+    """Another proxy by which requests leave this machine: is it there?"""
+    modes: Any = mitmproxy_config(str(setup.places.confdir)).get("mode") or ()
+    if not modes:
+        return
+    from mitmproxy.proxy.mode_specs import ProxyMode, UpstreamMode  # noqa: PLC0415 - few have it
+
+    for written in [modes] if isinstance(modes, str) else modes:
+        mode = ProxyMode.parse(str(written))
+        if not isinstance(mode, UpstreamMode):
+            continue
+        host, number = mode.address
+        name = f"{host}:{number}"
+        try:
+            # Only whether it is there: nothing is sent.
+            socket.create_connection((host, number), timeout=_CONNECT_S).close()
+        except (OSError, UnicodeError) as error:
+            text = f"requests leave by {name}, which cannot be reached ({_why(error)})"
+            remedy = f"correct mode in {shown(setup.places.confdir / 'config.yaml')}"
+            yield Finding(Level.BAD, "upstream", text, remedy)
+        else:
+            yield Finding(Level.OK, "upstream", f"requests leave by {name}, which is there")
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _service(setup: Setup) -> Iterator[Finding]:
+    """A proxy that is to run always."""
+    plan = plan_of(setup.places.port, None, (), setup.environ)
+    service = service_of(plan, setup.environ)
+    if not service.file.exists():
+        return
+    text = f"{service.what}: {shown(service.file)}"
+    if isinstance(api.probe(plan.port), api.Health):
+        yield Finding(Level.OK, "service", text)
+    else:
+        remedy = f"see {service.log}; `{command()} service install` starts it anew"
+        yield Finding(Level.BAD, "service", f"{text}, and no proxy answers", remedy)
 
 
 def _who_listens(port: int) -> str:
@@ -397,6 +492,8 @@ CHECKS: tuple[Callable[[Setup], Iterator[Finding]], ...] = (
     _versions,
     _accounts,
     _proxy,
+    _service,
+    _upstream,
     _certificate,
     _clock,
     _state,

@@ -12,10 +12,11 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -100,6 +101,58 @@ if sys.platform == "win32":
             return str(times[0]) if known and code.value == still_active else None
         finally:
             kernel.CloseHandle(handle)
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A program that listens at a port.
+
+    Attributes:
+        address: of this machine; 0.0.0.0 or :: for all.
+        pid, name: None where they are another user's.
+    """
+
+    address: str
+    pid: int | None = None
+    name: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name or 'a program'} (pid {self.pid})" if self.pid else "another user's"
+
+
+def listeners(port: int) -> list[Listener]:
+    """Return who listens at *port*. Linux only; elsewhere nobody is known."""
+    found = {}
+    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        with suppress(OSError, ValueError, IndexError):
+            for line in Path("/proc/net", table).read_text("ascii").splitlines()[1:]:
+                # proc(5), net/tcp: local address, state (0A: it listens), inode
+                words = line.split()
+                address, _, number = words[1].partition(":")
+                if words[3] == "0A" and int(number, 16) == port:
+                    found[f"socket:[{words[9]}]"] = _address(address, family)
+    owners = _owners(found) if found else {}
+    return [Listener(address, *owners.get(inode, ())) for inode, address in found.items()]
+
+
+def _address(text: str, family: int) -> str:
+    """Return an address of net/tcp, whose words of 32 bits are in the machine's order."""
+    words = [text[at : at + 8] for at in range(0, len(text), 8)]
+    packed = b"".join(int(word, 16).to_bytes(4, sys.byteorder) for word in words)
+    return socket.inet_ntop(family, packed)
+
+
+def _owners(sockets: Collection[str]) -> dict[str, tuple[int, str]]:
+    owners: dict[str, tuple[int, str]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        # It may end meanwhile, or be another user's.
+        with suppress(OSError):
+            for descriptor in (folder / "fd").iterdir():
+                with suppress(OSError):
+                    if (name := str(descriptor.readlink())) in sockets:
+                        program = (folder / "comm").read_text("utf-8", "replace").strip()
+                        owners[name] = int(folder.name), program
+    return owners
 
 
 @dataclass(frozen=True, slots=True)
