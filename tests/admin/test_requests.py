@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
-from account_pool.admin.requests import MAX_BUCKETS, grouped
+from account_pool.admin.requests import MAX_BUCKETS, MONTH_S, grouped
+from account_pool.core.prices import PriceRule, Prices
 from account_pool.store.store import StoreError
 from tests.admin.helpers import code, told
 from tests.store.test_sqlite_requests import row, write
@@ -36,6 +39,7 @@ async def test_rows(proxy):
         "duration_s": 2.0,
         "tokens": {"input": 100, "cached": 40, "cache_write": 0, "output": 10, "reasoning": 5},
         "cost_usd": None,
+        "price": None,
         "saved": False,
         "premium_requests": None,
     }
@@ -170,3 +174,42 @@ def test_groups_are_sums():
     }
     [one] = grouped(counted, "model")
     assert (one["model"], one["requests"], one["input_tokens"]) == ("gpt-5", 3, 11)
+
+
+# -- cost
+
+
+async def test_what_has_no_price_is_listed(proxy):
+    proxy.sums["2023-11-14", "openai/one", "gpt-5"] = {
+        "requests": 3, "input_tokens": 9, "cost_usd": 1.5, "priced_requests": 2,
+    }  # fmt: skip
+    proxy.sums["2023-11-14", "openai/one", "mine"] = {"requests": 4}
+    answer = told(await proxy.ask("/usage?group=model"))
+    [first, second] = answer["groups"]
+    assert (first["cost_usd"], first["unpriced_requests"]) == (1.5, 1)
+    assert (second["cost_usd"], second["unpriced_requests"]) == (0.0, 4)
+    assert answer["unpriced"] == [
+        {"provider": "openai", "model": "mine", "requests": 4},
+        {"provider": "openai", "model": "gpt-5", "requests": 1},
+    ]
+
+
+async def test_what_subscriptions_saved(proxy):
+    rules = (PriceRule(account="claude-code/max", monthly_usd=100.0),)
+    proxy.service.prices = lambda: Prices(rules)
+    for account in ("claude-code/max", "codex/plus", "openai/one"):
+        proxy.sums["2023-11-14", account, "m"] = {
+            "requests": 1, "saved_usd": 7.0, "priced_requests": 1,
+        }  # fmt: skip
+    now = proxy.clock.wall_now()
+    from_at = datetime.fromtimestamp(now - MONTH_S / 2, UTC).isoformat().replace("+", "%2B")
+    asked = f"/usage?from={from_at}&group=account"
+    write(proxy.store, row(now, account="claude-code/max", cost_usd=7.0, covered=1))
+    [half] = told(await proxy.ask(asked))["subscriptions"]
+    assert half == {
+        "account": "claude-code/max", "saved_usd": 7.0, "monthly_usd": 100.0, "flat_usd": 50.0,
+    }  # fmt: skip
+    both = told(await proxy.ask("/usage"))["subscriptions"]
+    assert [(one["account"], one["flat_usd"] is None) for one in both] == [
+        ("claude-code/max", False), ("codex/plus", True),
+    ]  # fmt: skip

@@ -210,7 +210,14 @@ def test_usage_by_day():
     assert [(row["day"], row["model"], row["requests"]) for row in days] == [
         ("2026-11-21", "a", 3), ("2026-11-21", "gpt-5", 2), ("2026-11-20", "gpt-5", 1),
     ]  # fmt: skip
-    assert set(days[0]) == {"day", "account", "model", *views.AMOUNTS}
+    assert set(days[0]) == {
+        "day",
+        "account",
+        "model",
+        *views.AMOUNTS,
+        *views.COSTS,
+        "unpriced_requests",
+    }
 
 
 def test_what_was_left_of_windows_when_they_were_reset():

@@ -41,6 +41,7 @@ def test_the_table_is_the_contract() -> None:
         "notify": "",
         "view_kept": 500,
         "requests_kept": 30,
+        "prices": "",
         "allow_origins": "",
         "allow_hosts": "",
     }

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from account_pool.core import request_rows
+from account_pool.core import instruments
 from account_pool.core.account import AccountKey
 from account_pool.core.decisions import session_hash
-from account_pool.core.instruments import Mark
+from account_pool.core.instruments import Ended, Mark, RequestLog
 from account_pool.core.lease import Conversation, RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass
 from account_pool.core.request_labels import endpoint_of, tool_name
-from account_pool.core.request_rows import Ended, RequestLog, RequestRow, Status, row_of
+from account_pool.core.request_rows import RequestRow, Status, row_of
 from account_pool.core.steps import Attempt
 from account_pool.core.usage import Usage
 
@@ -111,7 +111,7 @@ def test_a_name_of_a_model_can_be_written_whatever_it_is():
 
 
 def test_too_many_are_not_kept_and_counted(monkeypatch):
-    monkeypatch.setattr(request_rows, "MAX_WAITING", 2)
+    monkeypatch.setattr(instruments, "MAX_WAITING", 2)
     log = RequestLog()
     for _ in range(5):
         log.add(ended())

@@ -17,14 +17,13 @@ from typing import Any
 
 import pytest
 
-from account_pool.core import request_rows, snapshot
+from account_pool.core import instruments, snapshot
 from account_pool.core.account import Account, AccountKey
 from account_pool.core.credential import Secret
 from account_pool.core.errors import NoUsableAccount
-from account_pool.core.instruments import Mark
+from account_pool.core.instruments import Ended, Mark
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
-from account_pool.core.request_rows import Ended
 from account_pool.proxy import persistence, store_access
 from account_pool.proxy.persistence import Persistence
 from account_pool.proxy.service import Service
@@ -419,7 +418,7 @@ async def test_what_is_too_much_for_a_store_that_hangs_is_told(
 ) -> None:
     service, kept = begin()
     await kept._round()
-    monkeypatch.setattr(request_rows, "MAX_WAITING", 3)
+    monkeypatch.setattr(instruments, "MAX_WAITING", 3)
     for number in range(5):
         end_request(service, str(number))
     await kept._round()

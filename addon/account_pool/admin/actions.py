@@ -22,10 +22,10 @@ from account_pool.core.account import AccountKey, normalise_label
 from account_pool.core.cooldown import BY_HAND, Cooldown
 from account_pool.core.decisions import By
 from account_pool.core.errors import UnknownAccount
-from account_pool.core.instruments import Measured
+from account_pool.core.instruments import Measured, RequestLog
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
-from account_pool.core.request_rows import RequestLog
+from account_pool.core.prices import Prices
 from account_pool.core.sessions import Pins, Sessions, session_key, session_of
 from account_pool.core.state import AccountState
 from account_pool.core.usage import Resets, Usages
@@ -44,6 +44,7 @@ class PoolService(Protocol):
         usages: what each account has served.
         resets: what was left of windows when they were reset.
         ended: requests that are over and not written yet.
+        prices: returns the owner's own prices.
         stopping: whether the proxy shuts down.
         at_stop: called when it begins to.
     """
@@ -55,6 +56,7 @@ class PoolService(Protocol):
     usages: Usages
     resets: Resets
     ended: RequestLog
+    prices: Callable[[], Prices]
     stopping: bool
     at_stop: list[Callable[[], object]]
 

@@ -398,6 +398,13 @@ _AMOUNTS: Mapping[str, Schema] = {
     "reasoning_tokens": _COUNT,
     "cache_write_tokens": _about(_COUNT, "part of the input, where the provider tells"),
 }
+_NUMBER = _of("number")
+_COSTS: Mapping[str, Schema] = {
+    "cost_usd": _NUMBER,
+    "saved_usd": _about(_NUMBER, "what subscriptions served, at list prices"),
+    "premium_requests": _about(_NUMBER, "of Copilot's allowance"),
+    "unpriced_requests": _about(_COUNT, "of which no price is known"),
+}
 _MIDDLE = _or_null(_object(p50=_SECONDS, p95=_SECONDS))
 _CAUSE: Mapping[str, Schema] = {
     "class": {"enum": [cls.value for cls in OutcomeClass]},
@@ -485,13 +492,21 @@ SCHEMAS: Mapping[str, Schema] = {
     "Pinned": _object(key=_about(_TEXT, "as GET /sessions reports it"), account=_KEY),
     "Closed": _object(closed=_TEXT),
     "Usage": _object(
-        days=_list(_object(day=_DAY, account=_KEY, model=_TEXT, **_AMOUNTS)),
+        days=_list(_object(day=_DAY, account=_KEY, model=_TEXT, **_AMOUNTS, **_COSTS)),
         group=_or_null(_about({"enum": list(GROUPS)}, "as asked")),
         groups=_about(
-            _list(_of("object", "", required=list(_AMOUNTS), properties=dict(_AMOUNTS),
+            _list(_of("object", "", required=[*_AMOUNTS, *_COSTS],
+                properties={**_AMOUNTS, **_COSTS},
                 additionalProperties=_TEXT)),
             "with `group`: the sums by it, under its name; days and hours newest first, all else "
             "by tokens"),
+        unpriced=_about(
+            _list(_object(provider=_TEXT, model=_TEXT, requests=_COUNT)),
+            "models of which no price is known: `cost_usd` is without them"),
+        subscriptions=_list(_object(
+            account=_KEY, saved_usd=_about(_NUMBER, "at list prices"),
+            monthly_usd=_or_null(_about(_NUMBER, "as written in accounts.yaml; null: it is not")),
+            flat_usd=_or_null(_about(_NUMBER, "of that for the time that was asked for")))),
         windows=_list(_object(
             day=_DAY, account=_KEY, window=_TEXT, resets=_COUNT,
             left=_of("number",
@@ -511,6 +526,8 @@ SCHEMAS: Mapping[str, Schema] = {
         duration_s=_SECONDS,
         tokens=_object(**{name: _or_null(_COUNT) for name in TOKENS}),
         cost_usd=_or_null(_of("number", "null: no price is known")),
+        price=_or_null(_of("string",
+            "where it is from: accounts.yaml, or the list; empty: none is known; null: not yet")),
         saved=_about(_BOOL, "a subscription has paid: `cost_usd` was saved"),
         premium_requests=_or_null(_of("number", "of Copilot's allowance"))),
     "Requests": _object(

@@ -15,14 +15,14 @@ from typing import Any, Protocol
 from account_pool.admin.actions import PoolService
 from account_pool.admin.http import ApiError
 from account_pool.admin.models import TOKENS, RequestsQuery, SeriesQuery, UsageQuery
-from account_pool.admin.views import Json, Sums, iso, usage_view, whole
+from account_pool.admin.views import Json, Sums, iso, usage_view, with_costs
 from account_pool.core.request_rows import RequestRow
 from account_pool.store.store import RequestBucket, RequestQuery, StateStore, StoreError
 
 #: Asks the state database; None: it cannot be used. Raises StoreError.
 AskStore = Callable[[Callable[[StateStore], Any]], Awaitable[Any]]
 
-DAY_S = 86_400
+DAY_S, MONTH_S = 86_400, 365.25 / 12 * 86_400
 #: Buckets of a series at most; its steps are longer where there would be more.
 MAX_BUCKETS = 2_000
 
@@ -141,7 +141,46 @@ async def usage(context: Context, asked: UsageQuery) -> Json:
         **usage_view(by_day, resets),
         "group": group,
         "groups": [] if group is None else grouped(counted, group),
+        "unpriced": _unpriced(by_day),
+        "subscriptions": _subscriptions(context, by_day, query, now),
     }
+
+
+def _unpriced(by_day: Sums) -> list[Json]:
+    """Return the models of which no price is known, the most used first."""
+    sums: dict[tuple[str, str], Counter[str]] = {}
+    for (_day, account, model), amounts in by_day.items():
+        key = account.partition("/")[0], model
+        sums.setdefault(key, Counter()).update(amounts)
+    rows = [
+        {"provider": provider, "model": model, "requests": shown["unpriced_requests"]}
+        for (provider, model), amounts in sums.items()
+        if (shown := with_costs(amounts))["unpriced_requests"]
+    ]
+    return sorted(rows, key=lambda row: int(row["requests"]), reverse=True)
+
+
+def _subscriptions(context: Context, by_day: Sums, query: RequestQuery, now: float) -> list[Json]:
+    """Return what subscriptions have saved, and what they cost for that time."""
+    prices = context.service.prices()
+    saved: dict[str, float] = {}
+    for (_day, account, _model), amounts in by_day.items():
+        if prices.is_covered(account):
+            saved[account] = saved.get(account, 0.0) + amounts.get("saved_usd", 0.0)
+    months = (min(query.to_at or now, now) - (query.from_at or now)) / MONTH_S
+    rows = []
+    for account, saved_usd in sorted(saved.items()):
+        monthly_usd = prices.monthly_usd(account)
+        flat_usd = None if monthly_usd is None else round(monthly_usd * max(months, 0.0), 2)
+        rows.append(
+            {
+                "account": account,
+                "saved_usd": round(saved_usd, 6),
+                "monthly_usd": monthly_usd,
+                "flat_usd": flat_usd,
+            }
+        )
+    return rows
 
 
 async def _counted(context: Context, query: RequestQuery, group: str | None) -> Counted:
@@ -191,7 +230,7 @@ def grouped(counted: Counted, group: str) -> list[Json]:
 
     is_time = _PLACES[group] == 0
     order = sorted(sums, key=None if is_time else weight, reverse=True)
-    return [{group: name, **whole(sums[name])} for name in order]
+    return [{group: name, **with_costs(sums[name])} for name in order]
 
 
 # -- the store

@@ -33,6 +33,8 @@ AMOUNTS = (
     "reasoning_tokens",
     "cache_write_tokens",
 )
+#: What it cost: money, money that a subscription saved, Copilot's premium requests.
+COSTS = ("cost_usd", "saved_usd", "premium_requests")
 #: Of an account that has served nothing.
 NOTHING: Mapping[str, int] = dict.fromkeys(AMOUNTS, 0)
 
@@ -284,7 +286,7 @@ def usage_view(sums: Sums, resets: Sums) -> Json:
         for day, account, window in _newest_first(resets)
         if (count := (amounts := resets[day, account, window]).get("resets", 0.0))
     ]
-    days = [{**_usage_key(key), **whole(sums[key])} for key in _newest_first(sums)]
+    days = [{**_usage_key(key), **with_costs(sums[key])} for key in _newest_first(sums)]
     return {"days": days, "windows": windows}
 
 
@@ -311,6 +313,14 @@ def day_of(wall_at: float) -> str:
 def whole(amounts: Mapping[str, float]) -> dict[str, int]:
     """Return every amount that is counted, as whole numbers."""
     return {name: int(amounts.get(name, 0)) for name in AMOUNTS}
+
+
+def with_costs(amounts: Mapping[str, float]) -> Json:
+    """Return what is counted, and what it cost. What has no known price is told apart."""
+    counted = whole(amounts)
+    unpriced = max(counted["requests"] - int(amounts.get("priced_requests", 0)), 0)
+    costs = {name: round(float(amounts.get(name, 0)), 6) for name in COSTS}
+    return {**counted, **costs, "unpriced_requests": unpriced}
 
 
 def _usage_key(key: Iterable[str]) -> Json:

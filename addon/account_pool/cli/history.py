@@ -28,6 +28,8 @@ from account_pool.core.account import AccountKey
 GROUPS = ("account", "provider", "model", "day", "hour", "tool")
 #: The columns after the group, in their order.
 AMOUNTS = ("requests", "input_tokens", "cached_tokens", "output_tokens")
+#: Columns that are there where one has something in it, and what they are called.
+COSTS = {"cost_usd": "cost", "saved_usd": "saved", "premium_requests": "premium"}
 #: Seconds between two questions of `decisions --follow`.
 _EVERY_S = 1.0
 
@@ -45,18 +47,32 @@ def show_usage(port: int, which: Mapping[str, str], *, by: str, as_json: bool, a
     if as_json:
         show_json({"by": by, **which, "usage": sums})
     elif as_csv:
-        writer = csv.DictWriter(
-            sys.stdout, (by, *AMOUNTS), extrasaction="ignore", lineterminator="\n"
-        )
+        columns = (by, *AMOUNTS, *COSTS, "unpriced_requests")
+        writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(sums)
     elif sums:
         console = Console(highlight=False)
         show(as_table(sums, by, console.width if console.is_terminal else None), console)
+        _note_prices(value)
     else:
         asked = ", ".join(f"{name} {text}" for name, text in which.items())
         note(f"nothing was served ({asked})")
     return 0
+
+
+def _note_prices(value: Mapping[str, Any]) -> None:
+    """Say what subscriptions cost for what they saved, and what has no price."""
+    for one in value.get("subscriptions", []):
+        if one["flat_usd"] is not None:
+            saved, flat = one["saved_usd"], one["flat_usd"]
+            note(
+                f"{one['account']}: ${saved:,.2f} at list prices, ${flat:,.2f} of its subscription"
+            )
+    if unpriced := value.get("unpriced", []):
+        models = ", ".join(f"{row['model']} ({row['requests']:,})" for row in unpriced[:8])
+        more = f" and {len(unpriced) - 8} more" if len(unpriced) > 8 else ""
+        note(f"no price is known for requests of {models}{more}: the cost is without them")
 
 
 def as_table(sums: Sequence[Mapping[str, Any]], by: str, width: int | None = None) -> Table:
@@ -64,12 +80,15 @@ def as_table(sums: Sequence[Mapping[str, Any]], by: str, width: int | None = Non
 
     Where that needs more than *width* columns, headers and names are broken, never numbers.
     """
-    rows = [[str(row[by]), *(f"{row[name]:,}" for name in AMOUNTS)] for row in sums]
+    costs = [name for name in COSTS if any(row.get(name) for row in sums)]
+    names = [*AMOUNTS, *costs]
+    rows = [[str(row[by]), *(_amount(name, row.get(name, 0)) for name in names)] for row in sums]
     if len(sums) > 1:
-        rows.append(["total", *(f"{sum(row[n] for row in sums):,}" for n in AMOUNTS)])
-    titles = [by, *(name.replace("_", " ") for name in AMOUNTS)]
+        totals = [_amount(name, sum(row.get(name, 0) for row in sums)) for name in names]
+        rows.append(["total", *totals])
+    titles = [by, *(COSTS.get(name, name.replace("_", " ")) for name in names)]
     columns = list(zip(titles, *rows, strict=True))
-    needed = sum(max(map(len, column)) for column in columns) + len(AMOUNTS)
+    needed = sum(max(map(len, column)) for column in columns) + len(names)
     narrow = width is not None and needed > width
     table = Table(box=None, pad_edge=False)
     table.add_column(by, overflow="fold")
@@ -79,6 +98,12 @@ def as_table(sums: Sequence[Mapping[str, Any]], by: str, width: int | None = Non
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _amount(name: str, value: float) -> str:
+    if name == "premium_requests":
+        return f"{value:,.2f}"
+    return f"${value:,.4f}" if name in COSTS else f"{value:,}"
 
 
 def show_decisions(

@@ -87,6 +87,23 @@ _TARGET_SCHEMA: Schema = {
 _TARGETS_SCHEMA: Schema = {
     "oneOf": [*_TARGET_SCHEMA["oneOf"], {"type": "array", "items": _TARGET_SCHEMA}]
 }
+_USD: Schema = {"type": "number", "minimum": 0}
+_PRICE_SCHEMA: Schema = _object(
+    account=_text("provider/label; or name a provider"),
+    provider=_text("such as openai"),
+    model=_text("a name or a glob; all if there is none"),
+    input={**_USD, "description": "USD for a million tokens"},
+    output=_USD,
+    cached={**_USD, "description": "read from the prompt cache; as input if there is none"},
+    cache_write=_USD,
+    monthly={**_USD, "description": "what the subscription costs a month"},
+    premium={**_USD, "description": "Copilot's premium requests for a prompt"},
+)
+#: Options that a file may write as lists and mappings.
+_WRITTEN: Mapping[str, Schema] = {
+    "notify": _TARGETS_SCHEMA,
+    "prices": {"type": "array", "items": _PRICE_SCHEMA},
+}
 _RESERVE_SCHEMA: Schema = {
     "type": "object",
     "additionalProperties": _text(pattern=r"^[0-9]{1,2}(\.[0-9]+)?\s*%$"),
@@ -260,7 +277,8 @@ def _pool_shape() -> type[_Shape]:
             continue
         kind: Any = Literal[option.choices] if option.choices else option.type
         kind = kind | list[str] if option.reader else kind
-        kind = Annotated[Any, WithJsonSchema(_TARGETS_SCHEMA)] if option.writer else kind
+        if option.writer:
+            kind = Annotated[Any, WithJsonSchema(_WRITTEN[option.name])]
         kind = kind | bool if option.is_switch else kind
         minimum = option.minimum if option.type in (int, float) else None
         field: Any = Field(option.default, description=option.help, ge=minimum)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from account_pool.config.notify import read_targets, shown_targets, write_targets
+from account_pool.config.prices import read_prices, write_prices
 from account_pool.config.problems import Wrong, shown
 from account_pool.core.browser import read_hosts, read_origins
 
@@ -222,6 +223,11 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
     PoolOption("view_kept", int, 500,
         "How many flows of the pool mitmweb and mitmproxy keep in view, with 64 MiB of bodies at "
         "most; older ones are dropped. Marked ones stay, and all others. 0 keeps all."),
+    PoolOption("prices", str, "",
+        "Your own prices, in USD for a million tokens, by provider or account and model; and what "
+        "a subscription costs a month. A list of mappings in accounts.yaml, JSON on the command "
+        "line. All other models have their list price.",
+        reader=read_prices, writer=write_prices),
     PoolOption("requests_kept", int, 30,
         "How many days a row about each request is kept in the state database: when, which account "
         "and model, how it ended, tokens, cost. Never a prompt or an answer. 0 keeps none."),

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from itertools import pairwise
+from typing import NamedTuple
 
 from account_pool.core.attempts import Attempts
 from account_pool.core.decisions import Decision
+from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import OutcomeClass
+from account_pool.core.steps import Attempt
+from account_pool.core.usage import CountKey, Usage
 
 #: Upper bounds in seconds: how long vendors take to answer. Reasoning takes minutes.
 UPSTREAM_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -25,6 +29,10 @@ OVERHEAD_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0
 HELD_S = (0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 #: How long requests wait for an account, up to `pool_max_wait`.
 WAIT_S = (0.01, 0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 300.0)
+
+
+#: Requests that wait to be written at most; the store may hang, or be unusable for long.
+MAX_WAITING = 5_000
 
 
 class Mark(Enum):
@@ -48,6 +56,63 @@ class Mark(Enum):
 
 #: Those of one request. Noted as it goes, and reduced when it is over.
 Marks = list[tuple[Mark, float]]
+
+
+class Ended(NamedTuple):
+    """What a request leaves behind. Times are monotonic seconds unless called `wall_`.
+
+    Attributes:
+        facts, history, marks: of its attempts; nothing changes them any more.
+        at, wall_at: when it ended.
+        http_status: of the response its client got; None for none, and for a turn of a WebSocket.
+        whole: the answer came to its end, if there was one.
+        usage: what it took, as far as that was told.
+        counted: as what `Usages` has counted it; None: not at all.
+        status: how it ended (`request_rows.Status`), where that is known; None: the rest says it.
+    """
+
+    facts: RequestFacts
+    history: Sequence[Attempt]
+    marks: Marks
+    at: float
+    wall_at: float
+    http_status: int | None
+    whole: bool
+    usage: Usage | None = None
+    counted: CountKey | None = None
+    status: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class RequestLog:
+    """The requests that have ended and are not written yet.
+
+    Attributes:
+        kept_days: how long rows are kept; 0: none is made.
+        changed: called after each; quick, raises nothing.
+        waiting: those requests.
+        lost: how many were not kept since `take` because too many waited.
+    """
+
+    kept_days: int = 30
+    changed: Callable[[], object] = lambda: None
+    waiting: list[Ended] = field(default_factory=list)
+    lost: int = 0
+
+    def add(self, ended: Ended) -> None:
+        """Keep *ended*, unless rows are not wanted or too many wait."""
+        if not self.kept_days:
+            return
+        if len(self.waiting) >= MAX_WAITING:
+            self.lost += 1
+            return
+        self.waiting.append(ended)
+        self.changed()
+
+    def take(self) -> list[Ended]:
+        """Return what waits, which is then whoever's who takes it."""
+        taken, self.waiting = self.waiting, []
+        return taken
 
 
 class Histogram:

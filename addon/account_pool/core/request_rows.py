@@ -7,22 +7,16 @@ behind, and `row_of` makes the row of it in the thread that writes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
 from typing import NamedTuple
 
 from account_pool.core.decisions import one_line, session_hash
-from account_pool.core.instruments import Mark, Marks
-from account_pool.core.lease import RequestFacts
+from account_pool.core.instruments import Ended, Mark
 from account_pool.core.outcome import OutcomeClass
 from account_pool.core.request_labels import endpoint_of, tool_name
-from account_pool.core.steps import Attempt
-from account_pool.core.usage import CountKey, Usage
 
-#: Requests that wait to be written at most; the store may hang, or be unusable for long.
-MAX_WAITING = 5_000
+COPILOT = "copilot"
 #: The longest name of a model that is kept.
 _MAX_MODEL = 128
 
@@ -36,31 +30,6 @@ class Status(StrEnum):
     REFUSED = "refused"
     #: its client left, or its answer broke off
     ABORTED = "aborted"
-
-
-class Ended(NamedTuple):
-    """What a request leaves behind. Times are monotonic seconds unless called `wall_`.
-
-    Attributes:
-        facts, history, marks: of its attempts; nothing changes them any more.
-        at, wall_at: when it ended.
-        http_status: of the response its client got; None for none, and for a turn of a WebSocket.
-        whole: the answer came to its end, if there was one.
-        usage: what it took, as far as that was told.
-        counted: as what `Usages` has counted it; None: not at all.
-        status: how it ended, where that is known; None: the rest says it.
-    """
-
-    facts: RequestFacts
-    history: Sequence[Attempt]
-    marks: Marks
-    at: float
-    wall_at: float
-    http_status: int | None
-    whole: bool
-    usage: Usage | None = None
-    counted: CountKey | None = None
-    status: Status | None = None
 
 
 class RequestRow(NamedTuple):
@@ -82,6 +51,8 @@ class RequestRow(NamedTuple):
         counted: 1 if usage counts it, else 0: what is only fetched, or was refused, is not.
         input_tokens ...: as in `usage.Usage`; None where the provider does not tell.
         cost_usd: at the price of that day; None where none is known.
+        price: where the price is from ("accounts.yaml", "genai-prices 0.2.3"); "" where none is
+            known or nothing is to be paid; None: it was not looked for yet.
         covered: 1 if a subscription has paid for it, so that `cost_usd` was saved; else 0.
         premium_requests: what it takes of Copilot's allowance; None elsewhere.
     """
@@ -107,40 +78,9 @@ class RequestRow(NamedTuple):
     output_tokens: int | None = None
     reasoning_tokens: int | None = None
     cost_usd: float | None = None
+    price: str | None = None
     covered: int = 0
     premium_requests: float | None = None
-
-
-@dataclass(slots=True, eq=False)
-class RequestLog:
-    """The requests that have ended and are not written yet.
-
-    Attributes:
-        kept_days: how long rows are kept; 0: none is made.
-        changed: called after each; quick, raises nothing.
-        waiting: those requests.
-        lost: how many were not kept since `take` because too many waited.
-    """
-
-    kept_days: int = 30
-    changed: Callable[[], object] = lambda: None
-    waiting: list[Ended] = field(default_factory=list)
-    lost: int = 0
-
-    def add(self, ended: Ended) -> None:
-        """Keep *ended*, unless rows are not wanted or too many wait."""
-        if not self.kept_days:
-            return
-        if len(self.waiting) >= MAX_WAITING:
-            self.lost += 1
-            return
-        self.waiting.append(ended)
-        self.changed()
-
-    def take(self) -> list[Ended]:
-        """Return what waits, which is then whoever's who takes it."""
-        taken, self.waiting = self.waiting, []
-        return taken
 
 
 def row_of(ended: Ended) -> RequestRow:
@@ -157,6 +97,7 @@ def row_of(ended: Ended) -> RequestRow:
         elif mark is Mark.HANDED_ON:
             first_byte_s = _seconds(value - began_at)
     duration_s = _seconds(ended.at - began_at)
+    of_agent = facts.provider == COPILOT and facts.conversation.follow_up
     return RequestRow(
         wall_at=round(ended.wall_at - duration_s, 3),
         provider=facts.provider,
@@ -165,7 +106,7 @@ def row_of(ended: Ended) -> RequestRow:
         endpoint=endpoint_of(facts.path),
         tool=tool_name(facts.agent, facts.user),
         session=session_hash(facts.conversation.session),
-        status=(ended.status or _status(ended)).value,
+        status=ended.status or _status(ended).value,
         http_status=ended.http_status,
         attempts=len(history),
         failovers=sum(before.key != after.key for before, after in pairwise(history)),
@@ -174,6 +115,9 @@ def row_of(ended: Ended) -> RequestRow:
         duration_s=duration_s,
         counted=int(ended.counted is not None),
         **({} if usage is None else usage._asdict()),
+        price=None if ended.counted else "",
+        # What an agent sends on its own takes nothing of Copilot's allowance.
+        premium_requests=0.0 if of_agent else None,
     )
 
 

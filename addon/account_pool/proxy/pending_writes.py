@@ -16,7 +16,8 @@ from uuid import uuid4
 
 from account_pool.core import snapshot
 from account_pool.core.account import AccountKey
-from account_pool.core.request_rows import Ended, row_of
+from account_pool.core.instruments import Ended
+from account_pool.core.request_rows import row_of
 from account_pool.core.sessions import Pins, Sessions
 from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot
 from account_pool.core.usage import Counted, CountKey
@@ -386,6 +387,8 @@ class PendingWrites:
     def wrote(self, batch: Batch, replaced: Iterable[AccountKey]) -> None:
         """*batch* is in the store. What the accounts *replaced* have made is not theirs."""
         if batch.number is not None:
+            if self._ended:
+                self._service.rows_written()
             self._counts, self._ended = {}, ()
             waiting = any(counter.waiting for counter in self._service.counters.values())
             if waiting or self._service.ended.waiting:

@@ -24,10 +24,10 @@ from account_pool.core.attempts import Attempts
 from account_pool.core.credential import Credential
 from account_pool.core.decision_text import duration
 from account_pool.core.headroom import Window
-from account_pool.core.instruments import Mark, Marks, Measured
+from account_pool.core.instruments import Ended, Mark, Marks, Measured, RequestLog
 from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.pool import Pool
-from account_pool.core.request_rows import Ended, RequestLog
+from account_pool.core.prices import Prices
 from account_pool.core.sessions import Pins, Sessions, session_lease_of
 from account_pool.core.steps import Refresh, Wait
 from account_pool.core.usage import Counts, Resets, Usages
@@ -70,6 +70,8 @@ class Service:
         usages: what each account has served.
         measured: how long it took, and what became of requests.
         ended: requests that are over, until a row is written of each.
+        rows_written: called when rows were written.
+        prices: returns the owner's own prices.
         providers: by name, those of the user included.
         recognizer: tells which requests are the pool's business.
         swaps: how the credentials of accounts go on the wire.
@@ -114,6 +116,8 @@ class Service:
         self.resets = Resets(self.counters["resets"].add)
         self.measured = Measured()
         self.ended = RequestLog()
+        self.rows_written: Callable[[], object] = lambda: None
+        self.prices: Callable[[], Prices] = Prices
         self.recognizer, self.swaps = Recognizer(self.pins), Swaps(self.pins)
         self.observer = ResponseObserver(pool, self.pins, self.usages, self)
         self.refusals = Refusals()

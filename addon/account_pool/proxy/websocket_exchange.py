@@ -51,10 +51,10 @@ from wsproto.utilities import RemoteProtocolError, split_comma_header
 
 from account_pool.core import websocket_moves
 from account_pool.core.attempts import Attempts
-from account_pool.core.instruments import Mark, Marks
+from account_pool.core.instruments import Ended, Mark, Marks
 from account_pool.core.lease import Lease
 from account_pool.core.outcome import Outcome, OutcomeClass
-from account_pool.core.request_rows import Ended, Status
+from account_pool.core.request_rows import Status
 from account_pool.core.sse import Verdict
 from account_pool.core.steps import Send
 from account_pool.core.usage import CountKey, Usage, of_frame

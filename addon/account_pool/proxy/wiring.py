@@ -27,11 +27,13 @@ from account_pool.admin.auth import Rules
 from account_pool.config.notify import read_targets
 from account_pool.config.options import OptionValue
 from account_pool.config.options import settings as merged
+from account_pool.config.prices import read_prices
 from account_pool.config.values import Config
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, identity
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.pool import Pool
+from account_pool.core.prices import Prices
 from account_pool.core.usage import Counted
 from account_pool.credentials.account_credential import Publish
 from account_pool.credentials.acquire import AcquireContext
@@ -48,6 +50,7 @@ from account_pool.proxy import draining, options, persistence
 from account_pool.proxy.fast.steps import Steps
 from account_pool.proxy.notifier import Notifier
 from account_pool.proxy.persistence import Persistence
+from account_pool.proxy.pricing import Pricing
 from account_pool.proxy.service import Service
 from account_pool.store.sqlite import MemoryStore, SqliteStore
 from account_pool.store.store import StateStore, Store, TokenStore
@@ -95,6 +98,7 @@ class Wiring:
         at_start: names of the options that were given when the proxy started.
         concealed: values of options that are secrets.
         notifier: tells the owner when an account goes.
+        pricing: puts into rows about requests what they cost.
         known: the providers accounts may be of.
         keeper: what keeps the credentials; None before `start`.
         persistence: what keeps what was learnt; None while there never was an account.
@@ -110,6 +114,9 @@ class Wiring:
         self.at_start: frozenset[str] = frozenset()
         self.concealed = options.Concealed()
         self.notifier = Notifier(service, own_http)
+        self.pricing = Pricing()
+        service.rows_written = self.pricing.look
+        service.prices = lambda: self.pricing.prices
         service.notify_targets = self.notifier.targets
         self.known: Mapping[str, Provider] = {}
         self.keeper: Keeper | None = None
@@ -151,6 +158,7 @@ class Wiring:
         if self.fast is not None:
             self.fast.use(self.service.settings.fast)
         self.notifier.use(read_targets(str(values["notify"])), ctx.options)
+        self.pricing.use(Prices(read_prices(str(values["prices"]))))
 
     def rules(self) -> Rules:
         """Return who may do what through the admin API."""
@@ -191,6 +199,7 @@ class Wiring:
         if self.persistence is not None:
             self.persistence.start()
         self.notifier.start(lambda: self.persistence)
+        self.pricing.start(self.ask_store)
 
     def sharing_known(self, loaded: Config) -> Config:
         """Return *loaded*, which shares what is the same with the accounts that serve now.
@@ -236,6 +245,7 @@ class Wiring:
         if self.fast is not None:
             self.fast.use(())
         self.notifier.stop()
+        self.pricing.stop()
         if self.keeper is not None:
             self.keeper.stop(over_at + draining.ANSWER_S)
         if self.persistence is not None:

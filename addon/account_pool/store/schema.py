@@ -196,4 +196,9 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         )""",
         "CREATE INDEX requests_by_time ON requests (at)",
     ),
+    (
+        # Where the price of a request is from; NULL: it was not looked for yet.
+        "ALTER TABLE requests ADD COLUMN price TEXT",
+        "CREATE INDEX requests_unpriced ON requests (number) WHERE price IS NULL",
+    ),
 )

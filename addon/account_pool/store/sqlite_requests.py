@@ -9,7 +9,9 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
+from account_pool.core.prices import Cost
 from account_pool.core.request_rows import RequestRow
+from account_pool.core.usage import Counted, add_to
 from account_pool.store.store import RequestBucket, RequestPage, RequestQuery, RequestSums
 
 #: Rows that are kept at most, whatever their age: some 250 bytes each.
@@ -90,13 +92,12 @@ def sums(
 ) -> list[RequestSums]:
     """Return what was counted, by day or hour, account, model and tool."""
     where, values = _where(query)
-    # What has no price is told apart from what costs nothing.
-    unpriced = "cost_usd IS NULL AND input_tokens IS NOT NULL AND premium_requests IS NULL"
     amounts = {
         "requests": "counted",
         **{name: name for name in _TOKENS},
         **_COSTS,
-        "unpriced_requests": unpriced,
+        # What has no price is told apart from what costs nothing.
+        "priced_requests": "cost_usd IS NOT NULL OR premium_requests IS NOT NULL",
     }
     selected = ", ".join(f"coalesce(sum({what}), 0)" for what in amounts.values())
     rows = connection.execute(
@@ -109,6 +110,56 @@ def sums(
         RequestSums((row[0], row[1], row[2], row[3]), dict(zip(names, row[4:], strict=True)))
         for row in rows
     ]
+
+
+def unpriced(
+    connection: sqlite3.Connection, after: int, limit: int
+) -> list[tuple[int, RequestRow]]:
+    """Return rows without a price that was looked for, the oldest first."""
+    found = connection.execute(
+        f"SELECT number, {_COLUMNS} FROM requests "  # noqa: S608 - no value is in it
+        "WHERE price IS NULL AND number > ? ORDER BY number LIMIT ?",
+        (after, limit),
+    )
+    return [(row[0], RequestRow(*row[1:])) for row in found]
+
+
+def price(connection: sqlite3.Connection, costs: Sequence[tuple[int, Cost]]) -> Counted:
+    """Write *costs*, by number, into rows that have none; return what that adds to the usage.
+
+    Call it in a transaction.
+    """
+    added: Counted = {}
+    for number, cost in costs:
+        done = connection.execute(
+            "UPDATE requests SET cost_usd = ?, price = ?, covered = ?, premium_requests = ? "
+            "WHERE number = ? AND price IS NULL",
+            (*cost, number),
+        )
+        if done.rowcount and (amounts := _amounts(cost)):
+            key = connection.execute(
+                "SELECT date(at + duration_s, 'unixepoch'), account, coalesce(model, '-') "
+                "FROM requests WHERE number = ?",
+                (number,),
+            ).fetchone()
+            add_to(added, {key: amounts})
+    return added
+
+
+def _amounts(cost: Cost) -> dict[str, float]:
+    amounts: dict[str, float] = {}
+    if cost.cost_usd is not None:
+        amounts["saved_usd" if cost.covered else "cost_usd"] = cost.cost_usd
+    if cost.premium_requests is not None:
+        amounts["premium_requests"] = cost.premium_requests
+    return {**amounts, "priced_requests": 1} if amounts else {}
+
+
+def reprice(connection: sqlite3.Connection) -> None:
+    """Have rows looked at again that have no price. Call it in a transaction."""
+    connection.execute(
+        "UPDATE requests SET price = NULL WHERE price = '' AND counted AND premium_requests IS NULL"
+    )
 
 
 def series(

@@ -24,6 +24,7 @@ from account_pool.core.headroom import Key, Window
 from account_pool.core.notifications import Event, Subject, Verdict, note
 from account_pool.core.notifications import Row as NoticeRow
 from account_pool.core.outcome import OutcomeClass, Scope
+from account_pool.core.prices import Cost
 from account_pool.core.request_rows import RequestRow
 from account_pool.core.shares import ME, Ask, Share, grant
 from account_pool.core.snapshot import (
@@ -485,6 +486,20 @@ class SqliteState:
     def request_series(self, query: RequestQuery, step_s: float) -> list[RequestBucket]:
         with self._database.beside() as connection:
             return sqlite_requests.series(connection, query, step_s)
+
+    def unpriced_requests(self, after: int, limit: int) -> list[tuple[int, RequestRow]]:
+        with self._database.beside() as connection:
+            return sqlite_requests.unpriced(connection, after, limit)
+
+    def price_requests(self, costs: Sequence[tuple[int, Cost]]) -> None:
+        now = self._database.now()
+        with self._database.writing() as connection:
+            added = sqlite_requests.price(connection, costs)
+            _add(connection, "usage", added, now)
+
+    def reprice_requests(self) -> None:
+        with self._database.writing() as connection:
+            sqlite_requests.reprice(connection)
 
     def prune_requests(self, kept_s: float, *, wall_now: float) -> bool:
         in_memory = self._database.path == IN_MEMORY

@@ -16,6 +16,7 @@ from account_pool.core.account import AccountKey
 from account_pool.core.claims import Claim, Taken
 from account_pool.core.credential import Secret
 from account_pool.core.notifications import Subject, Verdict
+from account_pool.core.prices import Cost
 from account_pool.core.request_rows import RequestRow
 from account_pool.core.shares import Ask, Share
 from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot
@@ -346,6 +347,24 @@ class StateStore(Protocol):
 
         From any thread, and beside writes.
         """
+        ...
+
+    def unpriced_requests(self, after: int, limit: int) -> list[tuple[int, RequestRow]]:
+        """Return rows that nobody has looked for a price of, with a number above *after*.
+
+        From any thread, and beside writes.
+        """
+        ...
+
+    def price_requests(self, costs: Sequence[tuple[int, Cost]]) -> None:
+        """Put costs, by number, into rows that have none, and into the sums of their day.
+
+        From any thread. What another proxy has done meanwhile is not done again.
+        """
+        ...
+
+    def reprice_requests(self) -> None:
+        """Have rows looked at again of which no price was known. From any thread."""
         ...
 
     def sweep(self, present: Iterable[AccountKey], *, wall_now: float) -> None:
