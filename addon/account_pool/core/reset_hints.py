@@ -26,6 +26,8 @@ from email.utils import parsedate_to_datetime
 from urllib.parse import unquote
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from account_pool.core.text_patterns import LazyPattern
+
 #: The longest wait that is believed: a year and a day.
 MAX_WAIT_S = 366 * 86_400.0
 
@@ -72,8 +74,8 @@ _COUNT = r"(?:[0-9]{1,15}(?:\.[0-9]{1,15})?\s*|\b(?:an?|one)\s+)"
 _AMOUNT = rf"{_COUNT}(?:{_UNITS})(?![a-zµ])"
 #: A duration in Go's or in English words; for `reset_sentences.py`.
 DURATION = rf"{_AMOUNT}(?:[\s,]*(?:and\s+)?{_AMOUNT}){{0,5}}"
-_DURATION_RE = re.compile(DURATION, re.IGNORECASE)
-_PART_RE = re.compile(rf"({_COUNT})({_UNITS})(?![a-zµ])", re.IGNORECASE)
+_DURATION_RE = LazyPattern(DURATION, re.IGNORECASE)
+_PART_RE = LazyPattern(rf"({_COUNT})({_UNITS})(?![a-zµ])", re.IGNORECASE)
 
 
 def believable(seconds: float) -> float | None:
@@ -269,8 +271,8 @@ def _until(now: float | None, zone: tzinfo, following: _NextDay) -> float | None
 # -- the zone beside a date: RFC 3339, the IANA time zone database, and the abbreviations of
 # North American and European clients (RFC 2822, section 4.3)
 
-_OFFSET = re.compile(r"(?:UTC|GMT)?\s*([+-])(\d{1,2})(?::?(\d{2}))?", re.IGNORECASE)
-_NAME = re.compile(r"[A-Za-z]{2,20}(?:/[A-Za-z_+-]{2,24}){1,2}")
+_OFFSET = LazyPattern(r"(?:UTC|GMT)?\s*([+-])(\d{1,2})(?::?(\d{2}))?", re.IGNORECASE)
+_NAME = LazyPattern(r"[A-Za-z]{2,20}(?:/[A-Za-z_+-]{2,24}){1,2}")
 
 #: Hours from UTC. CST is left out: it is China's and Chicago's.
 _ABBREVIATIONS = {

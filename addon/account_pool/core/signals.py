@@ -23,6 +23,7 @@ from account_pool.core.error_facts import ErrorFacts, read_facts
 from account_pool.core.meaning import Meaning
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope, UpstreamResponse
 from account_pool.core.sse import Judge, Verdict
+from account_pool.core.text_patterns import LazyPattern
 
 # -- where a response names the moment to come back
 
@@ -134,7 +135,7 @@ _MAX_EVIDENCE, _MAX_EVIDENCE_CHARS = 24, 120
 
 #: Headers that speak of limits. Of Codex's only those of windows do: others carry tokens of
 #: an account and sentences.
-_LIMIT_HEADER = re.compile(
+_LIMIT_HEADER = LazyPattern(
     r"retry-after(?:-ms)?|x-should-retry|(?:x-|anthropic-)?ratelimit.*"
     r"|x-usage-ratelimit-.*|x-quota-snapshot-.*|x-codex-.*"
     r"-(?:percent|minutes|reset-at|reset-after-seconds|limit|type|credits|unlimited|balance)"
@@ -145,7 +146,7 @@ _RESET_FIELDS = (
     *("retry_after", "resets_at", "reset_at"),
 )
 # Numbers, dates, names of windows, `k=v` lists. Keys and tokens have longer words.
-_EVIDENT = re.compile(r"(?!.*[\w-]{33})[\w.:;,=+%/&\"' -]*", re.ASCII)
+_EVIDENT = LazyPattern(r"(?!.*[\w-]{33})[\w.:;,=+%/&\"' -]*", re.ASCII)
 # A code that can be shown in a log: a vendor's identifier, not a sentence.
 _PRINTABLE_WORD = re.compile(r"[a-z0-9_.:/-]{1,64}")
 
@@ -372,7 +373,7 @@ class SignalTable:
 
 
 # "on tokens per day (TPD)": OpenAI's dialect, in which each model has its own count.
-_COUNTED = re.compile(
+_COUNTED = LazyPattern(
     r"\b(?:[RTI]|[IO]T)P[SMHD]\b|\b(?:requests?|tokens?) ?(?:per|/) ?\w", re.IGNORECASE
 )
 

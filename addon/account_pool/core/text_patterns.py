@@ -5,21 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 
 class LazyPattern:
     """`re.compile` with the cost at the first search; the same functions from then on.
 
     The vocabulary of refusals takes 30 ms to compile; a proxy that starts has seen none yet.
+    Nor does it need those of every provider.
     """
 
-    def __init__(self, text: str, flags: int = 0) -> None:
-        self._text = text
+    def __init__(self, pattern: str, flags: int = 0) -> None:
+        self.pattern = pattern
         self._flags = flags
 
     @cached_property
     def compiled(self) -> re.Pattern[str]:
-        return re.compile(self._text, self._flags)
+        return re.compile(self.pattern, self._flags)
 
     @cached_property
     def search(self) -> Callable[[str], re.Match[str] | None]:
@@ -28,6 +30,18 @@ class LazyPattern:
     @cached_property
     def match(self) -> Callable[[str], re.Match[str] | None]:
         return self.compiled.match
+
+    @cached_property
+    def fullmatch(self) -> Callable[[str], re.Match[str] | None]:
+        return self.compiled.fullmatch
+
+    @cached_property
+    def findall(self) -> Callable[[str], list[Any]]:
+        return self.compiled.findall
+
+    @cached_property
+    def sub(self) -> Callable[[str, str], str]:
+        return self.compiled.sub
 
 
 #: Full-width forms (Chinese punctuation and digits), typographic apostrophes, hard blanks.

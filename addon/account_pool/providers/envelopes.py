@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from account_pool.core.reset_hints import MAX_WAIT_S
+from account_pool.core.text_patterns import LazyPattern
 from account_pool.providers.base import LocalResponse
 
 #: From this wait on, in seconds, a vendor's client must not wait and try again by itself.
@@ -57,7 +58,7 @@ SHOULD_RETRY = "x-should-retry"
 SDK_DELAY_HEADERS = frozenset({"retry-after", "retry-after-ms", SHOULD_RETRY})
 
 _AMOUNT = r"[0-9][0-9.]*(?:ms|[smhd]| (?:second|minute|hour|day)s?)"
-_WAIT_SENTENCE = re.compile(
+_WAIT_SENTENCE = LazyPattern(
     rf"(\b(?:try again in|retry in|retry after) ){_AMOUNT}(?:[ ,]{{0,2}}{_AMOUNT}){{0,3}}"
     r"(?![a-z0-9])",
     re.IGNORECASE,

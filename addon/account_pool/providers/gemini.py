@@ -43,6 +43,7 @@ from account_pool.core.signals import (
     rules,
 )
 from account_pool.core.sse import Verdict
+from account_pool.core.text_patterns import LazyPattern
 from account_pool.providers import envelopes, openai, sessions, stored_objects
 from account_pool.providers.base import (
     NO_STEP,
@@ -80,7 +81,7 @@ _NATIVE_POST = re.compile(rf"{_VERSION}/models/(?P<model>[^/:]+):(?:{_METHOD})")
 _INTERACTIONS = re.compile(rf"{_VERSION}/interactions")
 _NATIVE_GET = re.compile(rf"{NO_STEP}{_VERSION}/models(?:/[^/:]+)?")
 _OPENAI_PREFIX = re.compile(rf"{_VERSION}/openai(?=/)")
-_LIVE = re.compile(
+_LIVE = LazyPattern(
     r"/ws/google\.ai\.generativelanguage\.v1(?:alpha|beta)?"
     r"\.GenerativeService\.BidiGenerateContent"
     rf"|{_VERSION}/interactions/live"
@@ -194,16 +195,18 @@ def _quotas(facts: ErrorFacts) -> list[str]:
     ]
 
 
-_PER_DAY = re.compile(r"per[_ ]?day", _I)
+_PER_DAY = LazyPattern(r"per[_ ]?day", _I)
 # Also a model's name: `Gemini25ProRequestsPerDayPerUserPerTier`, "Gemini 2.5 Pro Requests".
-_PER_MODEL = re.compile(
+_PER_MODEL = LazyPattern(
     r"per[_ ]?(?:base[_ ]?)?model|_model_|gemini[ _-]?\d|(?:pro|flash)[ _-]?req", _I
 )
-_PER_USER = re.compile(r"per[_ ]?user", _I)
-_MODEL_IN_TEXT = re.compile(r"\bmodel: ?([\w./-]{1,80})")
+_PER_USER = LazyPattern(r"per[_ ]?user", _I)
+_MODEL_IN_TEXT = LazyPattern(r"\bmodel: ?([\w./-]{1,80})")
 # "limit: 0", but neither "limit: 0.5" nor "limit: 07"
-_ZERO_IN_TEXT = re.compile(r"\blimit: ?0(?!\.?\d)", _I)
-_METRIC_IN_TEXT = re.compile(r"\bquota exceeded for (?:quota )?metric\b(?P<named>[^\n]{0,200})", _I)
+_ZERO_IN_TEXT = LazyPattern(r"\blimit: ?0(?!\.?\d)", _I)
+_METRIC_IN_TEXT = LazyPattern(
+    r"\bquota exceeded for (?:quota )?metric\b(?P<named>[^\n]{0,200})", _I
+)
 
 
 def _is_zero(facts: ErrorFacts) -> bool:
@@ -260,7 +263,7 @@ def _is_per_model(facts: ErrorFacts) -> bool:
     return bool(_PER_MODEL.search(found["named"])) or not _PER_USER.search(found["named"])
 
 
-_PLAN_WORDS = re.compile(
+_PLAN_WORDS = LazyPattern(
     r"\bindividual quota\b|\b(?:of|for) your (?:plan|subscription)\b"
     r"|\bupgrade your (?:plan|subscription)\b",
     _I,
@@ -279,7 +282,7 @@ _EXHAUSTED = frozenset({"resource_exhausted", "rate_limit_exceeded", "ratelimite
 
 
 #: What is spent is money, whatever the window.
-_SPENDING = re.compile(r"\b(?:spend(?:ing)?|budget|free (?:quota|credits?))\b", _I)
+_SPENDING = LazyPattern(r"\b(?:spend(?:ing)?|budget|free (?:quota|credits?))\b", _I)
 
 
 def _is_of_a_long_window(facts: ErrorFacts) -> bool:
@@ -459,8 +462,8 @@ def refusal(status: int, message: str, wait_s: float | None) -> LocalResponse:
     return envelopes.json_response(status, headers, {"error": error})
 
 
-_DELAY_MEMBER = re.compile(r'("(?:retryDelay|quotaResetDelay)"\s*:\s*")[^"]*(")')
-_DELAY_SENTENCE = re.compile(r"(Please retry in )[0-9][0-9a-z.]*?(?=\.?(?:[\s\"\\]|$))")
+_DELAY_MEMBER = LazyPattern(r'("(?:retryDelay|quotaResetDelay)"\s*:\s*")[^"]*(")')
+_DELAY_SENTENCE = LazyPattern(r"(Please retry in )[0-9][0-9a-z.]*?(?=\.?(?:[\s\"\\]|$))")
 
 
 def delay_body(text: str, wait_s: float, _wall_now: float) -> str:

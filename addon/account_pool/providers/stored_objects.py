@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 
+from account_pool.core.text_patterns import LazyPattern
 from account_pool.providers.base import Body, RequestHead, body_of
 
 #: Stands for all objects that are kept together: the account that created the last one
@@ -39,10 +40,10 @@ class StoredObjects:
         mark: occurs in every body that names a file.
     """
 
-    path: re.Pattern[str]
-    tail: re.Pattern[str]
-    together: re.Pattern[str]
-    one: re.Pattern[str]
+    path: LazyPattern
+    tail: LazyPattern
+    together: LazyPattern
+    one: LazyPattern
     mark: bytes
 
     @classmethod
@@ -68,10 +69,10 @@ class StoredObjects:
             ids_in_request = rf"/((?:{'|'.join(with_kind)})/[^/:]+)|{ids_in_request}"
         tail = rf"/(?:{kinds})(?:/(?!\.)[\w@:~.-]+)*"
         return cls(
-            path=re.compile(rf"(?:{below}){tail}"),
-            tail=re.compile(rf"{tail}$"),
-            together=re.compile(rf"/(?:{several})(?:/|$)"),
-            one=re.compile(ids_in_request),
+            path=LazyPattern(rf"(?:{below}){tail}"),
+            tail=LazyPattern(rf"{tail}$"),
+            together=LazyPattern(rf"/(?:{several})(?:/|$)"),
+            one=LazyPattern(ids_in_request),
             mark=mark,
         )
 

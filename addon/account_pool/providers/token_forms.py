@@ -24,6 +24,7 @@ from typing import Any
 
 import msgspec
 
+from account_pool.core.text_patterns import LazyPattern
 from account_pool.core.wrong import NOT_SHOWN
 
 
@@ -38,14 +39,14 @@ class KeyForm:
         source: where the form is documented.
     """
 
-    pattern: re.Pattern[str]
+    pattern: LazyPattern
     what: str
     providers: tuple[str, ...]
     source: str
 
 
 def _form(prefix: str, what: str, *providers: str, source: str) -> KeyForm:
-    return KeyForm(pattern=re.compile(prefix), what=what, providers=providers, source=source)
+    return KeyForm(pattern=LazyPattern(prefix), what=what, providers=providers, source=source)
 
 
 _GITHUB = (
