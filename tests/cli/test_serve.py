@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from mitmproxy.tools.web.web_columns import AVAILABLE_WEB_COLUMNS
 
 from account_pool.cli import serve
 from account_pool.cli.main import run
@@ -12,6 +13,7 @@ from account_pool.demo.mitmdump import addon_script
 
 SCRIPT = ["-s", str(addon_script())]
 LOOPBACK = ["--listen-host", "127.0.0.1"]
+COLUMNS = [word for name in serve.COLUMNS for word in ("--set", f"web_columns={name}")]
 
 
 @pytest.fixture
@@ -45,12 +47,16 @@ def became(tmp_path, monkeypatch):
     ("arguments", "program", "expected"),
     [
         ([], "mitmdump", LOOPBACK),
-        (["--web"], "mitmweb", LOOPBACK),
+        (["--web"], "mitmweb", [*LOOPBACK, *COLUMNS]),
         (["--console"], "mitmproxy", LOOPBACK),
         (["-p", "8081"], "mitmdump", [*LOOPBACK, "--listen-port", "8081"]),
         (["--port", "0", "-v"], "mitmdump", [*LOOPBACK, "--listen-port", "0", "-v"]),
         (["-nC", "dump", "~u x"], "mitmdump", [*LOOPBACK, "-nC", "dump", "~u x"]),
-        (["--set", "a=1", "-w", "f", "--web"], "mitmweb", [*LOOPBACK, "--set", "a=1", "-w", "f"]),
+        (
+            ["--set", "a=1", "-w", "f", "--web"],
+            "mitmweb",
+            [*LOOPBACK, *COLUMNS, "--set", "a=1", "-w", "f"],
+        ),
         (["--listen-host", "0.0.0.0"], "mitmdump", ["--listen-host", "0.0.0.0"]),
         (["--listen-host=::"], "mitmdump", ["--listen-host=::"]),
         (["--set", "listen_host=::1"], "mitmdump", ["--set", "listen_host=::1"]),
@@ -74,6 +80,20 @@ def test_an_address_in_mitmproxys_own_configuration_counts(became, tmp_path):
         (tmp_path / confdir / "config.yaml").write_text("listen_host: 0.0.0.0\n")
         assert became(*how)[1] == [*SCRIPT, *how]
         (tmp_path / confdir / "config.yaml").unlink()
+
+
+def test_who_has_chosen_columns_of_mitmweb_keeps_them(became, tmp_path):
+    chosen = ["--set", "web_columns=path"]
+    assert became("--web", *chosen)[1] == [*SCRIPT, *LOOPBACK, *chosen]
+    (tmp_path / ".mitmproxy").mkdir(exist_ok=True)
+    (tmp_path / ".mitmproxy" / "config.yaml").write_text("web_columns: [path]\n")
+    assert became("--web")[1] == [*SCRIPT, *LOOPBACK]
+
+
+def test_a_mitmweb_without_such_columns_shows_its_own(became, monkeypatch):
+    assert "comment" in AVAILABLE_WEB_COLUMNS
+    monkeypatch.setattr(serve, "COLUMNS", (*serve.COLUMNS, "not-there"))
+    assert became("--web")[1] == [*SCRIPT, *LOOPBACK]
 
 
 def test_it_does_not_go_through_itself(became, monkeypatch):

@@ -6,7 +6,7 @@ import re
 
 from account_pool.demo.replies import by_credential
 from tests.e2e import status
-from tests.e2e.harness import FIRST, SECOND, chat, in_order
+from tests.e2e.harness import FIRST, SECOND, chat, free_port, in_order
 from tests.scripts import openai
 
 GOOD = openai.chat_complete("Good morning")
@@ -35,3 +35,21 @@ async def test_one_line_a_failover_and_a_record_of_its_cause(provider, pool_prox
     # Of ours: one line for the failover, none for the requests after it.
     assert proxy.output.count("openai/first") == 2
     assert len(re.findall("openai/first: ", proxy.output)) == 1
+
+
+async def test_alerts_alone_tell_the_failover(provider, pool_proxy):
+    """`termlog_verbosity=alert` leaves no line about connections."""
+    upstream = await provider(by_credential({FIRST: openai.rate_limited(600), SECOND: GOOD}))
+    port = free_port()
+    proxy = await pool_proxy(
+        in_order("first", "second"),
+        provider=upstream,
+        options={"termlog_verbosity": "alert"},
+        extra_args=["--listen-port", str(port)],
+    )
+    proxy.port = port  # the line that says it is left out, too
+    async with proxy.client() as http:
+        assert (await http.request(**chat(stream=False))).status_code == 200
+    await proxy.until_printed("openai/first: 429")
+    lines = [line.split("] ", 1)[-1] for line in proxy.lines]
+    assert [line.split(":")[0] for line in lines] == ["account-pool", "openai/first"]

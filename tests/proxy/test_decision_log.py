@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mitmproxy.log import ALERT
+from mitmproxy.test import taddons
 
 from account_pool.core import snapshot
 from account_pool.core.attempts import Attempts
+from account_pool.core.cooldown import BY_HAND
 from account_pool.core.decisions import By
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope, UpstreamResponse
 from account_pool.core.retry_policy import Broken, Limits
 from account_pool.core.steps import Refresh
 from account_pool.providers.registry import BUILT_IN
+from account_pool.proxy import decision_log
 from account_pool.proxy.commands import status_table
 from account_pool.proxy.decision_log import REPEAT_S, DecisionLog
 from tests.proxy.helpers import FakeClock, service_of
@@ -82,7 +86,7 @@ def test_a_failover_is_one_line():
     told = Told("one", "two")
     told.request().refused(QUOTA, told.clock.now())
     assert told.lines == [
-        "INFO openai/one: 429 quota, on cooldown for 2 h -> openai/two (429 "
+        "ALERT openai/one: 429 quota, on cooldown for 2 h -> openai/two (429 "
         "code=insufficient_quota)"
     ]
 
@@ -114,7 +118,7 @@ def test_what_is_disabled_after_its_failover_was_told_is_a_line_more():
     attempts.refreshed(False, told.clock.now())
     attempts.committed(told.clock.now())
     assert told.lines == [
-        "INFO openai/one: 401 auth_invalid, asked last for 10 min -> openai/two (401)",
+        "ALERT openai/one: 401 auth_invalid, asked last for 10 min -> openai/two (401)",
         "WARNING openai/one: 401 auth_invalid, disabled, by a comparison with other accounts (401)",
     ]
 
@@ -125,9 +129,42 @@ def test_what_people_do_is_a_line():
     told.advance(60)
     told.pool.accounts.clear_cooldown(told.keys[0], now=told.clock.now())
     assert told.lines == [
-        "INFO openai/one: on cooldown for 2 h, by hand",
-        "INFO openai/one: back in use, 119 min early, by hand (429 code=insufficient_quota)",
+        "ALERT openai/one: on cooldown for 2 h, by hand",
+        "ALERT openai/one: back in use, 119 min early, by hand (429 code=insufficient_quota)",
     ]
+
+
+def test_an_account_that_was_disabled_by_hand_says_so_once():
+    told = Told("one")
+    cause = Outcome(cls=OutcomeClass.FORBIDDEN_ACCOUNT, scope=Scope.ACCOUNT, signal=BY_HAND)
+    told.pool.health.mark_failure(told.keys[0], cause, now=told.clock.now(), by=By.HAND)
+    told.pool.accounts.enable(told.keys[0], now=told.clock.now(), by=By.HAND)
+    assert told.lines == [
+        "WARNING openai/one: disabled, by hand",
+        "ALERT openai/one: back in use, by hand",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("web", "verbosity", "level"),
+    [
+        (False, "info", ALERT),
+        (False, "alert", ALERT),
+        # The event log of mitmweb shows no alerts.
+        (True, "info", logging.INFO),
+        (True, "warn", logging.INFO),
+        (True, "alert", ALERT),
+    ],
+)
+def test_a_failover_is_an_alert_where_alerts_are_shown(web, verbosity, level, caplog):
+    with taddons.context() as context:
+        context.options.add_option("termlog_verbosity", str, verbosity, "")
+        if web:
+            context.options.add_option("web_columns", Sequence[str], [], "")
+        caplog.set_level(logging.DEBUG)
+        decision_log._write(ALERT, "openai/one -> openai/two")
+    (record,) = [r for r in caplog.records if "openai/one" in r.message]
+    assert record.levelno == level
 
 
 @pytest.mark.parametrize(("waited", "lines"), [(0.5, 0), (12.0, 1)])

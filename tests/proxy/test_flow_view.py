@@ -226,10 +226,11 @@ def test_the_served_flow_tells_the_chain(shows):
     rig.server.send(http1(429, b'{"error":{"code":"insufficient_quota"}}', [JSON]))
     rig.server.send(OK)
     (served,) = rig.flows
-    first, second, last = served.comment.split(" -> ")
+    chain, first, second = served.comment.split("; ")
+    assert chain == "openai/three <- one 429, two 429"
     assert first == f"openai/one: {COOLS}"
     assert second.startswith("openai/two: 429 quota, on cooldown for ")
-    assert last == "openai/three"
+    last = "openai/three"
     assert served.marked == ""
     assert served.metadata["pool.attempts"] == 3
     assert [flow.metadata["pool.attempt"] for flow in rig.shown] == [1, 2]
@@ -244,8 +245,12 @@ def test_nothing_is_built_for_an_ordinary_request(shows, monkeypatch):
     rig.server.send(OK)
     (served,) = rig.flows
     assert built == []
-    assert (served.comment, rig.shown) == ("", [])
-    assert served.metadata == {"pool.account": "openai/one", "pool.attempts": 1}
+    assert (served.comment, rig.shown) == ("openai/one", [])
+    assert served.metadata == {
+        "pool.account": "openai/one",
+        "pool.attempts": 1,
+        "pool.comment": "openai/one",
+    }
 
 
 def test_a_broken_attempt_is_in_the_chain(shows):
@@ -255,9 +260,8 @@ def test_a_broken_attempt_is_in_the_chain(shows):
     rig.send(post1())
     rig.server.close()
     rig.server.send(OK)
-    assert (
-        rig.flows[1].comment
-        == "openai/one: transport (stale: server closed connection) -> openai/one"
+    assert rig.flows[1].comment == (
+        "openai/one <- one transport; openai/one: transport (stale: server closed connection)"
     )
     assert rig.shown == []
 
@@ -280,14 +284,16 @@ def test_it_is_not_shown_twice(shows):
     assert rig.answers[0].status == 429
     assert rig.shown == []
     broken = "openai/two: transport (connect: no connection to api.openai.com: no)"
-    assert rig.flows[0].comment == f"openai/one: {COOLS} -> {broken} -> {broken}"
+    chain, *verdicts = rig.flows[0].comment.split("; ")
+    assert chain == "openai/two transport <- one 429, two transport"
+    assert verdicts == [f"openai/one: {COOLS}", broken, broken]
 
 
 def test_what_is_the_requests_own_fault_needs_no_comment(shows):
     rig = shows()
     rig.send(post1())
     rig.server.send(BAD_REQUEST)
-    assert (rig.flows[0].comment, rig.shown) == ("", [])
+    assert (rig.flows[0].comment, rig.shown) == ("openai/one", [])
 
 
 def test_an_error_of_the_server(shows):
@@ -305,6 +311,18 @@ def test_an_answer_of_our_own_is_explained(shows):
     rig.send(post1())
     assert rig.flows[0].comment.startswith("openai: ")
     assert rig.requests == []
+
+
+def test_an_answer_of_our_own_after_refusals_names_who_refused(shows):
+    rig = shows("one", "two")
+    rig.cool("two", 60)
+    rig.send(post1())
+    rig.refuse.extend(["no", "no"])
+    rig.server.close()
+    assert rig.answers[0].status == 502
+    chain, message, *verdicts = rig.flows[0].comment.split("; ")
+    assert chain.startswith("refused <- one transport")
+    assert message and len(verdicts) == chain.count("transport")
 
 
 def test_a_client_that_leaves_between_two_attempts(shows):
@@ -325,7 +343,7 @@ def test_without_a_front_end_only_the_comment_is_written(rig_of):
     rig.send(post1())
     rig.server.send(LIMITED)
     rig.server.send(OK)
-    assert rig.flows[0].comment == f"openai/one: {COOLS} -> openai/two"
+    assert rig.flows[0].comment == f"openai/two <- one 429; openai/one: {COOLS}"
 
 
 def test_a_long_answer_says_that_it_is_cut_off(shows, monkeypatch):
@@ -339,7 +357,8 @@ def test_a_long_answer_says_that_it_is_cut_off(shows, monkeypatch):
     rig.server.send(chunk(DONE) + b"0\r\n\r\n")
     (served,) = rig.flows
     assert served.comment == (
-        f"openai/one: {COOLS} -> openai/two; only the beginning of the answer is kept (1 KiB)"
+        f"openai/two <- one 429; openai/one: {COOLS}; "
+        "only the beginning of the answer is kept (1 KiB)"
     )
 
 

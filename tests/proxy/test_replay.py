@@ -114,9 +114,18 @@ async def test_a_replay_takes_a_lease(world, answer, body):
         assert flow.metadata == {
             "pool.account": "openai/one",
             "pool.attempts": 1,
-            "pool.comment": "",
+            "pool.comment": "openai/one",
         }
         assert ONE not in str(flow.get_state())
+
+
+async def test_a_comment_stays_when_its_flow_is_replayed(world):
+    async with world(OK, OK) as (upstream, service, _):
+        flow = replayed(upstream)
+        flow.comment = "look here"
+        for _ in range(2):
+            await replay.answer(flow, service)
+            assert flow.comment == "look here; openai/one"
 
 
 async def test_the_credential_of_a_foreign_dump_is_masked(world):
@@ -135,7 +144,7 @@ async def test_a_replay_fails_over(world):
         await replay.answer(flow, service)
         assert upstream.keys == [ONE, TWO]
         assert flow.response.content == OK_BODY
-        assert flow.comment.endswith("-> openai/two")
+        assert flow.comment.startswith("openai/two <- one 429; openai/one: 429 ")
         assert [f.metadata["pool.flow"] for f in shows] == [flow.id]
         assert [f.is_replay for f in shows] == ["request"]
 
@@ -148,7 +157,7 @@ async def test_a_refused_attempt_that_is_replayed_becomes_an_ordinary_flow(world
         flow_view.comment(flow, "openai/old: 429 -> openai/one")
         await replay.answer(flow, service)
         assert flow.response.content == OK_BODY
-        assert (flow.marked, flow.comment) == ("", "")
+        assert (flow.marked, flow.comment) == ("", "openai/one")
         assert set(flow.metadata) == {"pool.account", "pool.attempts", "pool.comment"}
 
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -27,6 +28,8 @@ from account_pool.workers.launcher import launch
 
 #: How a worker is started. Without what lies about in the working directory.
 WORKER = (sys.executable, "-P", "-m", "account_pool.workers")
+#: mitmweb's own columns, and comments: there stands who served a request.
+COLUMNS = ("tls", "icon", "path", "method", "status", "comment", "size", "time")
 
 
 def serve(
@@ -57,6 +60,8 @@ def serve(
         command += ["--listen-port", str(port)]
     if accounts_file is not None:
         command += ["--set", f"{OPTION}={accounts_file.expanduser().absolute()}"]
+    if program == "mitmweb" and "web_columns" not in _settings(arguments) and _has_columns():
+        command += [word for name in COLUMNS for word in ("--set", f"web_columns={name}")]
     places = Places.usual(port or DEFAULT_PORT)
     command += upstream_trust(places, environ, arguments)
     # Else a log that goes to a file or a pipe comes in pieces of 8 KiB.
@@ -89,8 +94,24 @@ def _names_address(arguments: Sequence[str]) -> bool:
     """Say whether the user says where to listen: in *arguments*, or in mitmproxy's config."""
     if any(word.partition("=")[0] == "--listen-host" for word in arguments):
         return True
+    return "listen_host" in _settings(arguments)
+
+
+def _settings(arguments: Sequence[str]) -> Mapping[str, object]:
+    """Return the options that the user sets: in *arguments*, or in mitmproxy's config."""
     given = dict(set_options(arguments))
-    return "listen_host" in given | mitmproxy_config(given.get("confdir") or CONFDIR)
+    return given | mitmproxy_config(given.get("confdir") or CONFDIR)
+
+
+def _has_columns() -> bool:
+    """Say whether this mitmweb knows COLUMNS; importing it takes a second."""
+    spec = find_spec("mitmproxy")
+    assert spec is not None
+    for folder in spec.submodule_search_locations or ():
+        with suppress(OSError):
+            known = (Path(folder) / "tools" / "web" / "web_columns.py").read_text("utf-8")
+            return all(f'"{name}"' in known for name in COLUMNS)
+    return False
 
 
 def _become(command: list[str], environ: Mapping[str, str]) -> NoReturn:

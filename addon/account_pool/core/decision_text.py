@@ -9,10 +9,10 @@ import math
 import re
 
 from account_pool.core.attempts import Attempts
-from account_pool.core.cooldown import Cause
+from account_pool.core.cooldown import BY_HAND, Cause
 from account_pool.core.decisions import By, Decision, Kind, one_line
 from account_pool.core.errors import UnknownAccount
-from account_pool.core.outcome import OutcomeClass
+from account_pool.core.outcome import Outcome, OutcomeClass
 from account_pool.core.request_events import NOT_KEPT
 from account_pool.core.steps import Attempt
 
@@ -76,9 +76,13 @@ def _subject(decision: Decision) -> str:
 
 def _verdict(cause: Cause) -> str:
     """Return `429 rate_limit`."""
+    return " ".join(filter(None, (_status(cause), cause.cls.value)))
+
+
+def _status(cause: Cause | Outcome) -> str:
+    """Return `429`; "" where a limit inside a stream came with a status that says nothing."""
     status = re.split("[: ]", cause.signal)[0]
-    # A limit inside a stream came with a success status, which says nothing.
-    return f"{status} {cause.cls}" if status.isdigit() else cause.cls.value
+    return status if status.isdigit() else ""
 
 
 def _cools(left_s: float, model: str | None) -> str:
@@ -134,6 +138,13 @@ def _told(wait_s: float | None) -> str:
     return "" if wait_s is None else f", retry after {math.ceil(wait_s)} s"
 
 
+def in_brief(attempt: Attempt, *, whole: bool) -> str:
+    """Return `openai/work 429` of an attempt; without the provider if not *whole*."""
+    outcome = attempt.outcome
+    assert outcome is not None
+    return f"{attempt.key if whole else attempt.key.label} {_status(outcome) or outcome.cls}"
+
+
 def verdict(attempt: Attempt, attempts: Attempts, now: float) -> str:
     """Return `openai/work: 429 rate_limit, on cooldown for 38 s (gpt-5)` of an attempt."""
     outcome = attempt.outcome
@@ -157,7 +168,8 @@ def verdict(attempt: Attempt, attempts: Attempts, now: float) -> str:
 
 
 def _why(decision: Decision) -> str:
-    if decision.by is By.HAND and decision.kind is Kind.COOLDOWN:
+    said = decision.cause is not None and decision.cause.signal == BY_HAND
+    if decision.by is By.HAND and (said or decision.kind is Kind.COOLDOWN):
         return ""
     return _signal(decision.cause) if decision.cause else _in_brackets(decision.reason)
 

@@ -12,6 +12,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from mitmproxy import ctx
+from mitmproxy.log import ALERT
+
 from account_pool.core.decision_text import duration, line
 from account_pool.core.decisions import By, Decision, Kind
 from account_pool.core.outcome import OutcomeClass
@@ -26,6 +29,8 @@ LONG_WAIT_S = 1.0
 #: Who decides what is logged in the line of the request, or where accounts are restored.
 _LOGGED_ELSEWHERE = frozenset({By.ANSWER, By.SOCKET, By.RESTART, By.CLOCK})
 _WARNINGS = frozenset({Kind.REFUSAL, Kind.DISABLE})
+#: What changes who serves: `termlog_verbosity=alert` leaves these and what is worse.
+_ALERTS = frozenset({Kind.MOVE, Kind.COOLDOWN, Kind.RELEASE, Kind.ENABLE})
 
 
 def is_logged(decision: Decision) -> bool:
@@ -87,6 +92,8 @@ class DecisionLog:
         if not is_logged(decision):
             return
         level = logging.WARNING if decision.kind in _WARNINGS else logging.INFO
+        if decision.kind in _ALERTS:
+            level = ALERT
         signal = decision.cause.signal if decision.cause else ""
         same = (
             decision.kind,
@@ -117,10 +124,23 @@ class DecisionLog:
 
 def _write(level: int, text: str) -> None:
     """Log once the current event is handled, which does not wait for it."""
+    if level == ALERT and _hides_alerts():
+        level = logging.INFO
     try:
         asyncio.get_running_loop().call_soon(logger.log, level, text)
     except RuntimeError:
         logger.log(level, text)
+
+
+def _hides_alerts() -> bool:
+    """Say whether this is mitmweb, whose event log leaves alerts out (11.0 to 12.3).
+
+    Who asks for alerts reads its terminal.
+    """
+    options = getattr(ctx, "options", None)
+    if options is None or "web_columns" not in options:
+        return False
+    return bool(options.termlog_verbosity != "alert")
 
 
 def _later(seconds: float, act: Callable[[], None]) -> None:

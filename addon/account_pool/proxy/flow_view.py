@@ -1,14 +1,15 @@
 """What mitmweb, mitmproxy and dumps show of a request beside its own flow.
 
-Each refused attempt is a flow of its own, marked and commented; the flow that the client
-got its response from tells the chain of attempts. Nothing is built unless something was
-refused, and then after the replay was sent.
+The comment of the flow that the client got its response from begins with the account that
+served it, and those that refused before: `openai/private <- work 429, old 429`. Each refused
+attempt is a flow of its own, marked and commented. Nothing of that is built unless something
+was refused, and then after the replay was sent.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -20,6 +21,7 @@ from account_pool.core import decision_text
 from account_pool.core.account import AccountKey
 from account_pool.core.attempts import Attempts
 from account_pool.core.outcome import OutcomeClass
+from account_pool.core.steps import Attempt
 from account_pool.core.usage import END_BYTES
 from account_pool.proxy import decoding, error_response
 from account_pool.proxy.fast.known import is_our_script
@@ -32,6 +34,8 @@ from account_pool.supervision import tasks
 MARK = ":no_entry:"
 #: Metadata of a refused attempt, so that it is known again in a dump.
 REFUSED = "pool.refused"
+#: In the comment of a flow, in the place of the account that served it.
+NOBODY = "refused"
 #: Metadata: what we last wrote into the comment of a flow.
 COMMENT = "pool.comment"
 #: Metadata: a body on the flow is not all of it.
@@ -154,23 +158,37 @@ class AttemptTrail:
 
     def replayed(self, attempts: Attempts, secrets: Callable[[], Secrets], now: float) -> None:
         """The next attempt is on its way."""
-        self._judge(attempts, len(attempts.history) - 1, now)
-        comment(self._flow, " -> ".join([*self._verdicts, str(attempts.history[-1].key)]))
+        *before, last = attempts.history
+        self._judge(attempts, len(before), now)
+        self._tell(str(last.key), before)
         self.ended(attempts, secrets, now)
 
     def delivered(self, attempts: Attempts, now: float) -> None:
         """The client gets the refusal: it is on the flow itself."""
         self._refused = None
-        last = attempts.history[-1].outcome
-        if last is not None and last.cls is OutcomeClass.REQUEST_ERROR and not self._verdicts:
+        *before, last = attempts.history
+        if (
+            last.outcome is not None
+            and last.outcome.cls is OutcomeClass.REQUEST_ERROR
+            and not before
+        ):
             return  # its own fault, which its body says
         self._judge(attempts, len(attempts.history), now)
-        comment(self._flow, " -> ".join(self._verdicts))
+        self._tell(decision_text.in_brief(last, whole=True) if before else "", before)
 
     def answered(self, attempts: Attempts, message: str, now: float) -> None:
         """The client gets a response of our own, which *message* explains."""
         self._judge(attempts, len(attempts.history), now)
-        comment(self._flow, " -> ".join([*self._verdicts, message]))
+        self._tell(NOBODY, attempts.history, message)
+
+    def _tell(self, who: str, before: Sequence[Attempt], message: str = "") -> None:
+        """Let the comment say *who* served, and who was asked *before*, then what became of them.
+
+        The beginning is what a column of a list has room for.
+        """
+        refused = ", ".join(decision_text.in_brief(attempt, whole=False) for attempt in before)
+        parts = [f"{who} <- {refused}" if refused else "", message, *self._verdicts]
+        comment(self._flow, "; ".join(filter(None, parts)))
 
     def ended(self, attempts: Attempts, secrets: Callable[[], Secrets], now: float) -> None:
         """Nothing more will become of the refused attempt: show it, if that is to be done."""

@@ -29,7 +29,7 @@ from account_pool.core.lease import Lease
 from account_pool.core.retry_policy import Broken, how_unconnected
 from account_pool.core.steps import Deliver, Refresh, Send, Step, Synthesize, Wait
 from account_pool.providers.base import CannotSwap, LocalResponse
-from account_pool.proxy import error_response, redaction
+from account_pool.proxy import error_response, flow_view, redaction
 from account_pool.proxy.credential_swap import Outgoing
 from account_pool.proxy.events import GetFreshConnection, Pause, PoolPauseHook
 from account_pool.proxy.flow_view import AttemptTrail, BodyCopy
@@ -160,7 +160,13 @@ class PooledAttempts(AttemptStream):
             if current is None:
                 return call.provider.refusal(421, MOVED, None)
             call.provider = current
-        flow.metadata["pool.account"] = str(lease.key)
+        flow.metadata["pool.account"] = name = str(lease.key)
+        # For whoever looks at a list of flows; of a replay the trail says more.
+        if len(attempts.history) == 1 and flow.comment:
+            with log_and_continue:
+                flow_view.comment(flow, name)
+        elif len(attempts.history) == 1:
+            flow.comment = flow.metadata[flow_view.COMMENT] = name
         flow.metadata["pool.attempts"] = len(attempts.history)
         self.sent_secrets.append(lease.credential.secret)
         try:
