@@ -280,7 +280,7 @@ def test_keys_that_are_named_are_there():
 
 
 def test_every_file_is_named_that_uninstalling_removes():
-    """`rm -f ~/.mitmproxy/account-pool*` says the page, so nothing may have another name."""
+    """`rm -rf ~/.mitmproxy/account-pool*` says the page, so nothing may have another name."""
     places = Places(Path(), DEFAULT_PORT)
     kept = [places.record, places.lock, places.log, places.bundle, places.extra]
     names = [STATE_FILE, TOKEN_FILE, *(path.name for path in kept)]

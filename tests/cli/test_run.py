@@ -485,7 +485,7 @@ def test_a_file_that_was_named_must_be_there(stub, places, capsys):
 @pytest.fixture
 def codex(stub, places, tmp_path, monkeypatch):
     """A pool of ChatGPT accounts, and a codex that notes what it finds in its home."""
-    for name in ("CODEX_HOME", "CODEX_API_KEY", "OPENAI_API_KEY", "XDG_STATE_HOME"):
+    for name in ("CODEX_HOME", "CODEX_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     accounts(stub, "available", provider="codex")
     tool = tmp_path / "codex"

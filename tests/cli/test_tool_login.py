@@ -25,7 +25,7 @@ from tests.cli.authorisation import CLAUDE_ORGANIZATION, Authorisation, jwt
 from tests.patience import PATIENCE_S
 
 OWN = ".config/account-pool/accounts.yaml"
-HOMES = ".local/state/account-pool/logins"
+HOMES = ".mitmproxy/account-pool-logins"
 KEYS = {"claude": "claude-code/work", "codex": "codex/work", "gemini": "gemini-cli/work"}
 VARIABLES = {"claude": "CLAUDE_CONFIG_DIR", "codex": "CODEX_HOME", "gemini": "GEMINI_CLI_HOME"}
 
@@ -127,7 +127,7 @@ class Stage:
 
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
-    for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "DISPLAY", *VARIABLES.values()):
+    for name in ("XDG_CONFIG_HOME", "DISPLAY", *VARIABLES.values()):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
@@ -386,10 +386,9 @@ def test_on_macos_the_login_of_claude_comes_from_its_own_keychain_item(
     files = of("claude")
     login = files.pop(".credentials.json")
     keychain.set_password("Claude Code-credentials", "me", "the user's own")
-    home = stage.home / "state" / "claude-fixed"
+    home = stage.home / HOMES / "claude-fixed"
     # The name of the item is made from the folder, as in Claude Code.
     service = "Claude Code-credentials-" + module.hashlib.sha256(str(home).encode()).hexdigest()[:8]
-    monkeypatch.setattr(module.platformdirs, "user_state_path", lambda *_a, **_k: home.parent)
 
     def made(*, prefix: str, dir: Path) -> str:
         home.mkdir()

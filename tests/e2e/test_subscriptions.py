@@ -504,7 +504,7 @@ async def test_a_codex_without_a_login_works_from_a_placeholder_home(
     provider, pool_proxy, tmp_path, monkeypatch
 ):
     """The real one: it starts, finds its account, and gets an answer from the pool's."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("HOME", str(tmp_path))
     upstream = await provider(by_credential({FIRST: RESPONSE, SECOND: RESPONSE}))
     proxy = await pool_proxy(CODEX_TWO, provider=upstream)
     own = tmp_path / ".codex"

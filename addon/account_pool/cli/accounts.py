@@ -12,9 +12,11 @@ from account_pool.cli.places import CONFDIR, IN_MEMORY, STATE_FILE
 from account_pool.config import accounts_file
 from account_pool.config.accounts_file import Found, skip_line
 from account_pool.config.environment import from_environment
+from account_pool.config.loader import load
 from account_pool.config.problems import ConfigError, Problem
 from account_pool.config.replace import make_private
 from account_pool.config.values import Config
+from account_pool.credentials.sources import AccountEntry
 
 #: Of mitmproxy, in its directory; the later one wins.
 CONFIG_NAMES = ("config.yaml", "config.yml")
@@ -96,6 +98,18 @@ def read_accounts(found: Found, environ: Mapping[str, str]) -> Config:
     loaded = _read_main(found, environ)
     added = added_file(loaded)
     return loaded if added is None else accounts_file.with_added(loaded, added, environ)
+
+
+def accounts_of(path: Path, environ: Mapping[str, str]) -> Sequence[AccountEntry]:
+    """Return the accounts of *path* and those that were added beside it; none if it is wrong."""
+    try:
+        loaded = load(path, environ)
+        added = added_file(loaded)
+        return (
+            loaded if added is None else accounts_file.with_added(loaded, added, environ)
+        ).accounts
+    except ConfigError:
+        return ()
 
 
 def added_file(loaded: Config) -> Path | None:

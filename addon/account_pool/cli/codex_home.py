@@ -16,9 +16,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-import platformdirs
-
-from account_pool.config.accounts_file import COMMAND
+from account_pool.cli.places import CONFDIR
 from account_pool.config.replace import make_private
 
 #: Marks a login that is none, also where Codex has written it anew.
@@ -35,7 +33,7 @@ _COPIED = ("config.toml",)
 
 def placeholder_home(own: Path) -> Path:
     """Return a home for Codex with a placeholder login, like *own* else. Raises OSError."""
-    home = platformdirs.user_state_path(COMMAND, appauthor=False) / "codex-home"
+    home = Path(CONFDIR).expanduser() / "account-pool-codex-home"
     make_private(home)
     _link(own, home)
     login = home / _LOGIN

@@ -740,6 +740,48 @@ def login(
     return login_copilot(label, path, os.environ, host=host, base_url=base_url, proxy=proxy)
 
 
+@app.command("import")
+def import_accounts(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="The auth folder or config.yaml of CLIProxyAPI, an export or the folder of "
+            "claude-swap, teamclaude.json, LiteLLM's config.yaml, better-ccflare's database.",
+            metavar="FILE",
+        ),
+    ],
+    *,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over",
+            help="Copy logins too: the other program is stopped for good. A refresh token works "
+            "only once, so two holders log each other out.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would be written.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Write without a question.")] = False,
+    accounts_file: AccountsFile = None,
+    as_json: AsJson = False,
+) -> int:
+    """Bring over the accounts of another program: account-pool import ~/.cli-proxy-api.
+
+    Shows what comes over, what does not, and why; then asks before it writes the accounts
+    file, which only you can read then. Nothing of the other program is changed. Exit codes:
+    0 something comes over, 1 nothing does, 2 wrong usage, 130 interrupted.
+    """
+    from account_pool.cli.accounts import to_write
+    from account_pool.cli.import_accounts import ImportOptions
+    from account_pool.cli.import_accounts import import_accounts as bring_over
+
+    options = ImportOptions(
+        source=source, take_over=take_over, dry_run=dry_run, yes=yes, as_json=as_json
+    )
+    return bring_over(options, to_write(accounts_file, os.environ), os.environ)
+
+
 @app.command()
 def add(
     words: Annotated[

@@ -11,7 +11,6 @@ import shutil
 import ssl
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from account_pool.credentials import device_flow, gemini_client
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.files import VendorLogin, read_vendor_login
 from account_pool.credentials.http import Http, check_token_url
+from account_pool.credentials.reading import written_instant
 from account_pool.credentials.sources import literal
 from account_pool.credentials.vendor_logins import VENDORS, WITH_FILE, find_login_file
 from account_pool.providers.base import HTTPS_PORT, HostRule
@@ -157,19 +157,13 @@ def _tokens(tool: str, login: VendorLogin, client: Mapping[str, str]) -> Any:
         return literal(login.access)
     oauth = {"access_token": literal(login.access), "refresh_token": literal(login.refresh)}
     if login.expires_at is not None:
-        oauth["expires_at"] = _written(login.expires_at)
+        oauth["expires_at"] = written_instant(login.expires_at)
     if login.login_ends_at is not None:
-        oauth["refresh_expires_at"] = _written(login.login_ends_at)
+        oauth["refresh_expires_at"] = written_instant(login.login_ends_at)
     usual = VENDORS.get(login.provider, {}).get("client_id")
     if login.client_id not in (None, usual) and not client:
         client = {"client_id": login.client_id}
     return {"oauth": oauth | {name: literal(Secret(text)) for name, text in client.items()}}
-
-
-def _written(moment: float) -> str:
-    """Return seconds since the epoch as RFC 3339."""
-    whole = datetime.fromtimestamp(moment, UTC).replace(microsecond=0)
-    return whole.isoformat().replace("+00:00", "Z")
 
 
 # -- with GitHub

@@ -21,24 +21,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
-from account_pool.cli.accounts import added_file
+from account_pool.cli.accounts import accounts_of
 from account_pool.cli.add import write
 from account_pool.cli.child import SIGNALLED, CannotRun, Signals, Stopped, find_program
 from account_pool.cli.login import CannotLogIn, copied
 from account_pool.cli.output import fail, note
-from account_pool.config.accounts_file import COMMAND, command, shown, with_added
+from account_pool.cli.places import CONFDIR
+from account_pool.config.accounts_file import command, shown
 from account_pool.config.edit import require_editable
-from account_pool.config.loader import load
 from account_pool.config.problems import ConfigError
 from account_pool.config.replace import CannotEdit, make_private
+from account_pool.config.review import held_now, twin
 from account_pool.core.account import AccountKey, normalise_label
 from account_pool.credentials import gemini_client
-from account_pool.credentials.acquire import credential_of
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.files import VendorLogin, login_in, read_private
-from account_pool.credentials.notices import Notices
 from account_pool.credentials.sources import AccountEntry
 from account_pool.credentials.vendor_logins import TOOLS
 from account_pool.providers.token_forms import hidden
@@ -274,7 +271,7 @@ class _Home:
 @contextmanager
 def _home(asked: LogIn) -> Iterator[_Home]:
     """Make the folder, and remove it: unless there is a login in it that was not taken."""
-    parent = platformdirs.user_state_path(COMMAND, appauthor=False) / "logins"
+    parent = Path(CONFDIR).expanduser() / "account-pool-logins"
     make_private(parent)
     _tell_of_others(parent, asked)
     made = tempfile.mkdtemp(prefix=f"{asked.tool}-", dir=parent)
@@ -401,20 +398,14 @@ def _require_new(
     new = next((entry for entry in after.accounts if entry.account.key == key), None)
     if new is None:
         return
-    before = _accounts(path, environ)
-    notices = Notices()
-    for entry in (*before, new):
-        if entry.account.key != key:
-            notices.take(entry, _credentials(entry))
-    notices.take(new, _credentials(new))
-    for notice in notices:
-        other = next((one for one in notice.about if one != key), None)
-        if notice.key == key and isinstance(other, AccountKey):
-            raise SameAccount(
-                f"this is the account of {other}, which is in the pool already; nothing was "
-                f"changed. Log in to another account, or to this one again: {command()} login "
-                f"{asked.tool} --label {other.label} --renew"
-            )
+    before = accounts_of(path, environ)
+    other = twin(new, (entry for entry in before if entry.account.key != key))
+    if other is not None:
+        raise SameAccount(
+            f"this is the account of {other}, which is in the pool already; nothing was "
+            f"changed. Log in to another account, or to this one again: {command()} login "
+            f"{asked.tool} --label {other.label} --renew"
+        )
     old = next((entry for entry in before if entry.account.key == key), None)
     if asked.renew and old is not None and _are_different(old, new):
         raise SameAccount(
@@ -423,26 +414,8 @@ def _require_new(
         )
 
 
-def _accounts(path: Path, environ: Mapping[str, str]) -> Sequence[AccountEntry]:
-    """Return the accounts of *path* and those that were added beside it."""
-    try:
-        loaded = load(path, environ)
-        added = added_file(loaded)
-        return (loaded if added is None else with_added(loaded, added, environ)).accounts
-    except ConfigError:
-        return ()  # there is no file, or it is wrong
-
-
 class SameAccount(CannotLogIn):
     """It was logged in to an account that does not fit; the new login is worth nothing."""
-
-
-def _credentials(entry: AccountEntry) -> Mapping[str, Any]:
-    """Return what can be read of *entry* now."""
-    with suppress(CredentialError):
-        reading = entry.source.reading_now()
-        return {} if reading is None else credential_of(entry, reading)
-    return {}
 
 
 def _are_different(old: AccountEntry, new: AccountEntry) -> bool:
@@ -454,6 +427,6 @@ def _are_different(old: AccountEntry, new: AccountEntry) -> bool:
 
 def _companions(entry: AccountEntry) -> Mapping[str, str]:
     found = dict(entry.account.companions)
-    for credential in _credentials(entry).values():
+    for credential in held_now(entry).values():
         found |= credential.companions
     return found

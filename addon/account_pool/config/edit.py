@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,30 @@ def add_account(
         ) as new,
     ):
         return _put_in_place(new, path.resolve())
+
+
+def add_accounts(
+    path: Path,
+    additions: Sequence[tuple[Entry, tuple[str, Entry] | None]],
+    environ: Mapping[str, str],
+) -> Path | None:
+    """Add several accounts as `add_account` does, all of them or none.
+
+    Each with the provider it needs, name and definition, or None. The file becomes readable by
+    its owner only. Raises CannotEdit.
+    """
+    with kept(path.absolute(), trust_store()):
+        path = path.resolve()
+        draft = write_beside(path, read(path), 0o600)
+        try:
+            for account, provider in additions:
+                with _edited(draft, account, environ, provider, private=True, known=None) as new:
+                    new.replace(draft)
+            return _put_in_place(draft, path)
+        except CannotEdit as error:
+            raise type(error)(str(error).replace(draft.name, path.name)) from None
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 def require_editable(

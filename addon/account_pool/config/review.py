@@ -7,12 +7,13 @@ Blocks: files and variables are read, commands are not run. Raises nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from account_pool.config.problems import Problem
 from account_pool.config.values import Config
+from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential
 from account_pool.credentials.account_credential import DOUBTED, doubt
 from account_pool.credentials.acquire import credential_of
@@ -58,6 +59,24 @@ def review(config: Config, *, wall_now: float) -> Review:
     # Last: a file has been read by now, and says when its login ends.
     found += [_noticed(config, one) for one in ending_logins(config.accounts, wall_now)]
     return Review(tuple(unreadable), tuple(found))
+
+
+def twin(new: AccountEntry, others: Iterable[AccountEntry]) -> AccountKey | None:
+    """Return which of *others* is the same account as *new*, as far as both can be read now."""
+    notices = Notices()
+    for entry in (*others, new):
+        notices.take(entry, held_now(entry))
+    key = new.account.key
+    about = (one for notice in notices if notice.key == key for one in notice.about)
+    return next((one for one in about if isinstance(one, AccountKey) and one != key), None)
+
+
+def held_now(entry: AccountEntry) -> Mapping[str, Credential]:
+    """Return the credentials of *entry*, none where they cannot be read at once."""
+    try:
+        return _credentials_now(entry)
+    except CredentialError:
+        return {}
 
 
 def _credentials_now(entry: AccountEntry) -> Mapping[str, Credential]:

@@ -155,6 +155,15 @@ def read_instant(value: Any, name: str = "expires_at") -> float | None:
     )
 
 
+def written_instant(at: float) -> str:
+    """Return *at*, seconds since the epoch, as accounts.yaml has it: whole seconds, RFC 3339."""
+    try:
+        whole = datetime.fromtimestamp(at, UTC).replace(microsecond=0)
+    except (ValueError, OSError, OverflowError):
+        return str(at)
+    return whole.isoformat().replace("+00:00", "Z")
+
+
 def _parsed(text: str) -> datetime | float | None:
     # A number first: some of them are dates as well to `fromisoformat`.
     for parse in (float, datetime.fromisoformat):
