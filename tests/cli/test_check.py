@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from account_pool.cli.check import AccountsView
 from account_pool.cli.main import run
 from account_pool.config import accounts_file
 from account_pool.config.accounts_file import Confirmed, own_file, trust_store
+from account_pool.config.loader import load
 
 ONE = "accounts:\n  - {provider: openai, label: one, token: sk-fake-one-000}\n"
 ABLE = """\
@@ -173,3 +177,24 @@ def test_as_json_for_programs(here, capsys):
     assert value["accounts"][0]["problem"] is None
     assert "FAKE_UNSET is not set" in value["accounts"][1]["problem"]
     assert "sk-fake" not in json.dumps(value)
+
+
+LONG = """accounts:
+  - {provider: openai, label: a-label-as-long-as-somebody-may-want-it, token: sk-fake-one-000}
+  - {provider: gemini, label: two, token: AIza-fake, enabled: false, priority: 3, models: [g*]}
+"""
+
+
+@pytest.mark.parametrize(("width", "lines"), [(1000, 3), (60, 3), (40, 4)])
+def test_accounts_at_each_width(tmp_path, width, lines):
+    accounts = [entry.account for entry in load(write(tmp_path / "a.yaml", LONG), {}).accounts]
+    console = Console(width=width, file=io.StringIO(), highlight=False)
+    console.print(AccountsView(accounts))
+    said = console.file.getvalue().splitlines()
+    assert max(map(len, said)) <= width
+    assert len(said) == lines
+    if width < 1000:
+        assert [line.strip() for line in said][-2:] == [
+            "gemini/two",
+            "off, priority 3, models g*",
+        ]

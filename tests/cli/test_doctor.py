@@ -306,6 +306,16 @@ def test_accounts_that_do_not_serve(findings, running, stub, account, said):
     assert ("enable openai/work" in str(found)) == (state == "disabled")
 
 
+def test_what_lacks_a_credential_is_told_once(findings, running, stub):
+    why = "env FAKE_UNSET: the environment variable FAKE_UNSET is not set"
+    account = {"key": "openai/work", "state": "no_credential", "reason": why}
+    (stub / "accounts.json").write_text(json.dumps({"accounts": [account], "summary": {}}))
+    running()
+    code, found = findings(GOOD.replace("sk-fake-1", "{env: FAKE_UNSET}"))
+    assert code == 1
+    assert sum("openai/work" in line for line in found) == 1
+
+
 def test_what_cannot_be_looked_at_hides_nothing_else(findings, monkeypatch):
     def failing(_patient):
         raise RuntimeError("sk-fake-secret")

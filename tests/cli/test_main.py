@@ -185,3 +185,40 @@ def test_a_wrong_command_line_names_the_help(capsys, words, said):
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert err.rstrip().endswith(said)
+
+
+# -- exit codes, as docs/cli.md has them
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["status"], ["status", "--json"], ["usage"], ["requests"], ["decisions"], ["pin"],
+        ["pin", "a", "openai/b"], ["dashboard"], ["enable", "openai/a"], ["clear", "openai/a"],
+        ["disable", "openai/a"], ["next", "openai"], ["service", "status"], ["service", "remove"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_without_a_proxy_it_is_a_failure_and_no_output(words, places, capsys):
+    assert run([*words, "-p", str(places.port)]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" or words[0] == "service"
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["enable"], ["enable", "openai/a", "--nonsense"], ["service", "nonsense"], ["pin", "a"],
+        ["pin", "a", "openai/b", "--off"], ["usage", "--json", "--csv"], ["completion", "csh"],
+        ["run", "--account", "nonsense", "--", "true"], ["add", "a", "b", "c"],
+        ["run", "--account", "openai/a", "--account", "openai/b", "--", "true"],
+        ["list", "--port", "0"], ["nonsense"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_wrong_usage(words, places, capsys):
+    assert run(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1

@@ -5,11 +5,15 @@ from __future__ import annotations
 import io
 import json
 import os
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import ClassVar
 
 import pytest
 from rich.console import Console
 
+from account_pool.admin.auth import TOKEN_FILE
 from account_pool.cli.accounts import nearest
 from account_pool.cli.history import as_table
 from account_pool.cli.main import run
@@ -224,3 +228,43 @@ def test_without_a_proxy_the_offline_half_is_offered(verb, places, capsys):
     assert out == ""
     assert "no proxy answers" in err
     assert "list, add, remove, check and doctor work without one" in err
+
+
+class Answers(BaseHTTPRequestHandler):
+    """A program that answers everything alike."""
+
+    status, body = 503, b'{"error": {"code": "starting", "message": "not yet"}}'
+    sent: ClassVar[list[str | None]] = []
+
+    def do_GET(self) -> None:
+        self.sent.append(self.headers["authorization"])
+        self.send_response(self.status)
+        self.send_header("content-length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (503, Answers.body, "does not answer; try again later"),
+        (503, b'{"error": 1}', "used by something that is not the pool"),
+        (200, b"[]", "used by something that is not the pool"),
+    ],
+)
+def test_only_a_pool_that_serves_gets_the_token(status, body, said, places, capsys):
+    (places.confdir / TOKEN_FILE).write_text("fake-token-of-this-machine")
+
+    class Found(Answers):
+        sent: ClassVar[list[str | None]] = []
+
+    Found.status, Found.body = status, body
+    with ThreadingHTTPServer(("127.0.0.1", places.port), Found) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        assert run(["enable", "openai/work", "-p", str(places.port)]) == 1
+        server.shutdown()
+    assert said in capsys.readouterr().err
+    assert set(Found.sent) == {None}

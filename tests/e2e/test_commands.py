@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,3 +163,23 @@ async def test_a_proxy_that_is_well_looks_so(provider, pool_proxy, cli):
     assert any(f"127.0.0.1:{proxy.port} serves accounts of" in text for text in texts)
     assert "openai/first: accounts.yaml" in texts
     assert "sk-fake" not in out + err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+async def test_decisions_are_followed_until_ctrl_c(provider, pool_proxy, cli):
+    proxy = await pool_proxy(TWO, provider=await provider(by_credential({FIRST: GOOD})))
+    command = cli(proxy)
+    await command("disable", "openai/first")
+    following = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", "from account_pool.cli import main; main()"),
+        *("decisions", "-f", "--json", "-p", str(proxy.port)),
+        env={**os.environ, "HOME": str(command.home)},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert following.stdout is not None
+    async with asyncio.timeout(TIMEOUT_S):
+        assert json.loads(await following.stdout.readline())["kind"] == "disable"
+        await command("enable", "openai/first")
+        assert json.loads(await following.stdout.readline())["kind"] == "enable"
+        following.send_signal(signal.SIGINT)
+        assert await following.wait() == 0

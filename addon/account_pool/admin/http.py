@@ -130,6 +130,7 @@ def error_response(error: ApiError) -> AdminResponse:
 
 
 #: Before the pool has started.
-CLOSED = error_response(ApiError(503, "starting", "the account pool has not started"))
+STARTING = "starting"
+CLOSED = error_response(ApiError(503, STARTING, "the account pool has not started"))
 #: Something of ours has failed; the log says what.
 FAILED = error_response(ApiError(500, "internal", "internal error in the account pool"))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from account_pool.admin.auth import TOKEN_FILE
+from account_pool.admin.http import STARTING
 from account_pool.cli.places import DEFAULT_PORT, HOST, Places
 from account_pool.cli.processes import running_ports
 from account_pool.config.accounts_file import command
@@ -20,6 +21,8 @@ from account_pool.config.accounts_file import command
 #: A proxy that is well answers within milliseconds, also under load.
 PROBE_S = 2.0
 ASK_S = 10.0
+#: How often one that starts, or is very busy, is asked before a change.
+_PROBES = 3
 _MAX_BYTES = 16 * 1024 * 1024
 
 
@@ -27,7 +30,7 @@ class Missing(StrEnum):
     """Why the health of a proxy is not known."""
 
     NOBODY = "nobody"
-    #: something listens and does not answer in time
+    #: something listens and does not answer in time, or is a pool that has not started yet
     SILENT = "silent"
     #: what answers is not the pool
     OTHER = "other"
@@ -166,7 +169,10 @@ def change(port: int, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
     With the admin token of this machine, which nothing but a pool gets to see. Raises
     NoAnswer, with the proxy's own words where it refuses; NoProxy where none answers.
     """
-    if (found := probe(port)) is not Missing.NOBODY and not isinstance(found, Health):
+    found = next((f for _ in range(_PROBES) if (f := probe(port)) is not Missing.SILENT), None)
+    if found is None:
+        raise NoAnswer(f"{HOST}:{port} accepts connections and does not answer; try again later")
+    if found is Missing.OTHER:
         raise _not_the_pool(port)
     return _call(port, "POST", path, body, local_token(port))
 
@@ -250,6 +256,9 @@ def _exchange(
 
 def _health(status: int, value: Any) -> Health | Missing:
     instance = value.get("instance") if isinstance(value, dict) else None
+    error = value.get("error") if isinstance(value, dict) else None
+    if status == 503 and isinstance(error, dict) and error.get("code") == STARTING:
+        return Missing.SILENT
     if status != 200 or not isinstance(instance, str):
         return Missing.OTHER
     path = value.get("accounts_file")

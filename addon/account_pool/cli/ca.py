@@ -94,8 +94,8 @@ def stores(authority: Path, environ: Mapping[str, str]) -> Iterator[Store]:
         path = Path(named).expanduser()
         yield Store(
             "SSL_CERT_FILE of this shell",
-            "account-pool env",
-            "account-pool env --unset",
+            'eval "$(account-pool env)"',
+            'eval "$(account-pool env --unset)"',
             bundle.holds(path, authority),
         )
 

@@ -6,10 +6,13 @@ Shows names and settings only: what a `Secret` holds never reaches this module.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from account_pool.cli.accounts import added_file, find, how_to_add, read_accounts
 from account_pool.cli.output import fail, show, show_json, warn
@@ -23,6 +26,8 @@ from account_pool.credentials.command import CommandSource
 from account_pool.credentials.copilot import DEFAULT_TOKEN_URL
 from account_pool.providers.base import HTTPS_PORT, HostRule
 from account_pool.providers.registry import BUILT_IN
+
+_ANY_WIDTH = 10_000
 
 
 def check_accounts(named: Path | None, environ: Mapping[str, str], *, as_json: bool = False) -> int:
@@ -86,7 +91,7 @@ def confirm_file(named: Path | None, environ: Mapping[str, str]) -> int:
     return 0
 
 
-def accounts_table(accounts: list[Account]) -> Table:
+def _accounts_table(accounts: Sequence[Account]) -> Table:
     """Return *accounts* as a table, in the order of the file."""
     table = Table(box=None, pad_edge=False)
     for title in ("account", "enabled", "priority", "weight", "models", "limits"):
@@ -103,8 +108,41 @@ def accounts_table(accounts: list[Account]) -> Table:
     return table
 
 
+class AccountsView:
+    """Accounts as a table where that has room, else a line each with what is unusual of it."""
+
+    def __init__(self, accounts: Sequence[Account]) -> None:
+        self._accounts = accounts
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = _accounts_table(self._accounts)
+        whole = console.measure(table, options=options.update_width(_ANY_WIDTH)).maximum
+        if whole <= options.max_width:
+            yield table
+            return
+        for account in self._accounts:
+            yield Text(str(account.key), overflow="fold")
+            if unusual := _unusual(account):
+                yield Padding(Text(unusual), (0, 0, 0, 4))
+
+
+def _unusual(account: Account) -> str:
+    return ", ".join(
+        filter(
+            None,
+            (
+                "" if account.enabled else "off",
+                f"priority {account.priority}" if account.priority else "",
+                f"weight {account.weight}" if account.weight != 1 else "",
+                f"models {', '.join(account.models.globs)}" if account.models.globs else "",
+                limits if (limits := _limits(account)) != "none" else "",
+            ),
+        )
+    )
+
+
 def _show(loaded: Config, *, added: bool = True) -> None:
-    show(accounts_table([entry.account for entry in loaded.accounts]))
+    show(AccountsView([entry.account for entry in loaded.accounts]))
     number = len(loaded.accounts)
     noun = "account" if number == 1 else "accounts"
     where = f"file OK: {loaded.path}" if loaded.path else "from the environment; there is no file"

@@ -106,6 +106,7 @@ def diagnose(named: Path | None, port: int, environ: Mapping[str, str], *, as_js
         except Exception as error:  # one thing that cannot be looked at hides no other
             name = check.__name__.strip("_")
             new = [Finding(Level.NOTE, name, f"could not be looked at ({type(error).__name__})")]
+        new = [one for one in new if not _is_known(one, findings)]
         findings += new
         if not as_json:
             for finding in new:
@@ -115,6 +116,12 @@ def diagnose(named: Path | None, port: int, environ: Mapping[str, str], *, as_js
     else:
         note(_summary(findings))
     return int(any(finding.level is Level.BAD for finding in findings))
+
+
+def _is_known(finding: Finding, findings: Sequence[Finding]) -> bool:
+    """Say whether one of *findings* is the same, as this machine and not the proxy sees it."""
+    key, has_none, why = finding.text.partition(" has no credential: ")
+    return bool(has_none) and any(f"{key}: {why}" in one.text for one in findings)
 
 
 def as_text(finding: Finding, width: int | None) -> str:

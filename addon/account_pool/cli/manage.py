@@ -14,7 +14,7 @@ from rich.table import Table
 
 from account_pool.cli import api
 from account_pool.cli.accounts import added_file, find, how_to_add, nearest, read_accounts
-from account_pool.cli.check import accounts_table
+from account_pool.cli.check import AccountsView
 from account_pool.cli.output import fail, note, show, show_json
 from account_pool.cli.places import DEFAULT_PORT
 from account_pool.cli.status_view import STATES
@@ -89,7 +89,7 @@ def _list_file(named: Path | None, environ: Mapping[str, str], *, as_json: bool)
         show_json({"proxy": False, "accounts": entries})
         return _found(len(accounts))
     if accounts:
-        show(accounts_table(accounts))
+        show(AccountsView(accounts))
     where = shown(loaded.path) if loaded.path else "the environment"
     if (added := added_file(loaded)) is not None:
         where += f" and {shown(added)}"
