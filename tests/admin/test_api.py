@@ -589,3 +589,48 @@ async def test_there_are_never_many_codes(proxy):
     links = [told(await proxy.ask("/link", {}))["url"] for _ in range(MAX_CODES + 1)]
     assert code(await redeemed(proxy, links[0])) == "wrong_code"
     assert (await redeemed(proxy, links[-1])).status == 200
+
+
+# -- fresh figures
+
+
+class FakeLookUps:
+    """Answers for those accounts that it is asked of."""
+
+    is_on = True
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def views(self):
+        view = {"age_s": 0.0, "problem": None, "reset_credits": 2}
+        return {AccountKey.parse(key): view for key in self.asked}
+
+    async def refresh(self, states):
+        self.asked += [str(state.key) for state in states]
+        return [state.key for state in states]
+
+
+async def test_fresh_figures_are_off_by_default(proxy):
+    answer = await proxy.ask("/usage/refresh", {})
+    assert (answer.status, code(answer)) == (409, "off")
+
+
+@pytest.mark.parametrize(
+    ("body", "asked"),
+    [
+        ({}, ["openai/one", "openai/two"]),
+        ({"provider": "openai"}, ["openai/one", "openai/two"]),
+        ({"provider": "OpenAI", "label": "two"}, ["openai/two"]),
+    ],
+)
+async def test_fresh_figures(proxy, body, asked):
+    proxy.service.look_ups = FakeLookUps()
+    answer = told(await proxy.ask("/usage/refresh", body))
+    assert [account["key"] for account in answer["accounts"]] == asked
+    assert proxy.service.look_ups.asked == asked
+    assert answer["accounts"][0]["look_up"]["reset_credits"] == 2
+    accounts = told(await proxy.ask("/account-pool"))["accounts"]
+    assert [a["key"] for a in accounts if a["look_up"] is not None] == asked
+    for wrong in ({"provider": "nobody"}, {"provider": "openai", "label": "three"}):
+        assert (await proxy.ask("/usage/refresh", wrong)).status == 404

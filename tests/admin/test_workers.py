@@ -17,7 +17,7 @@ LIMIT_50 = SimpleNamespace(limit=50)
 
 def test_every_change_is_followed() -> None:
     changes = {e.name for e in ENDPOINTS if e.method == "POST"}
-    assert changes == FOLLOWED.keys() | {"reveal", "link", "redeem_link"}
+    assert changes == FOLLOWED.keys() | {"reveal", "link", "redeem_link", "refresh"}
     assert MERGED.keys() <= {e.name for e in ENDPOINTS if e.method == "GET"}
 
 
@@ -52,7 +52,7 @@ def account(**fields: Any) -> dict[str, Any]:
     return {
         "key": "openai/a", "provider": "openai", "in_flight": 2, "departures": 1, "broken": 0,
         "oldest_s": None, "max_concurrent": 8, "state": "full", "reason": "max_concurrent: 8",
-        "served": 7, **fields,
+        "served": 7, "look_up": None, **fields,
     }  # fmt: skip
 
 

@@ -39,6 +39,7 @@ def test_the_table_is_the_contract() -> None:
         "drain": 10.0,
         "fast": "on",
         "notify": "",
+        "look_up": False,
         "view_kept": 500,
         "requests_kept": 30,
         "prices": "",

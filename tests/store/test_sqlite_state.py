@@ -471,3 +471,13 @@ def test_of_two_proxies_one_tells(two, path: Path) -> None:
         database.execute("INSERT INTO notices VALUES ('of a newer version', '', '', 1, 0)")
         database.commit()
     assert one.noted() == []
+
+
+def test_a_turn_is_taken_by_one_and_comes_again(two) -> None:
+    one, other = two
+    assert one.take_turn("look-up", 300.0, wall_now=WALL)
+    assert not other.take_turn("look-up", 300.0, wall_now=WALL + 299.0)
+    assert other.take_turn("another", 300.0, wall_now=WALL)
+    assert other.take_turn("look-up", 300.0, wall_now=WALL + 300.0)
+    # The clock was set back.
+    assert one.take_turn("look-up", 300.0, wall_now=WALL - 9000.0)

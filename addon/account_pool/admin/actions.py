@@ -10,7 +10,7 @@ import asyncio
 import os
 import stat
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +33,32 @@ from account_pool.providers.base import Provider
 from account_pool.providers.sessions import known_as
 
 
+class LookUpService(Protocol):
+    """Asks providers what accounts have left, as `proxy.look_ups` does."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the owner wants that."""
+
+    def views(self) -> Mapping[AccountKey, Mapping[str, object]]:
+        """Return what came of it, of those accounts that were asked."""
+
+    async def refresh(self, states: Iterable[AccountState]) -> list[AccountKey]:
+        """Ask what *states* have left; return those of which providers tell it."""
+
+
+class LookUpsOff:
+    """Asks nobody."""
+
+    is_on = False
+
+    def views(self) -> Mapping[AccountKey, Mapping[str, object]]:
+        return {}
+
+    async def refresh(self, _states: Iterable[AccountState]) -> list[AccountKey]:
+        return []
+
+
 class PoolService(Protocol):
     """A running pool, as `proxy.service.Service` is one.
 
@@ -47,8 +73,10 @@ class PoolService(Protocol):
         prices: returns the owner's own prices.
         stopping: whether the proxy shuts down.
         at_stop: called when it begins to.
+        look_ups: what asks providers what accounts have left.
     """
 
+    look_ups: LookUpService
     pool: Pool
     sessions: Sessions
     pins: Pins
@@ -237,6 +265,14 @@ class Actions:
         if state is None:
             raise ApiError(404, "unknown_account", "the pool has no such account")
         return state
+
+    def some(self, provider: str | None, label: str | None) -> list[AccountState]:
+        """Return one account, those of a provider, or all. Raises ApiError."""
+        if provider is None:
+            return list(self.service.pool.accounts)
+        if label is None:
+            return list(self.service.pool.accounts.of(self.provider(provider)))
+        return [self.get(provider, label)]
 
     def provider(self, name: str) -> str:
         """Return *name* in its normal spelling. Raises ApiError if it has no accounts."""

@@ -90,6 +90,13 @@ class AccountName(ProviderName):
     label: Text = Field(description="The account's name, unique per provider.")
 
 
+class Refresh(Shape):
+    """Which accounts are meant; none named: all."""
+
+    provider: Text | None = Field(None, description="Only those of this provider.")
+    label: Text | None = Field(None, description="Only this one of that provider.")
+
+
 class SessionKey(Shape):
     """One conversation."""
 
@@ -448,6 +455,8 @@ SCHEMAS: Mapping[str, Schema] = {
         headroom=_list(_ref("Headroom")),
         tightest=_about(_or_null(_ref("Headroom")),
             "the window with the least left; null: none is known"),
+        look_up=_about(_or_null(_ref("LookUp")),
+            "what came of asking its provider what is left; null: it was not asked"),
         usage=_about(_object(**_AMOUNTS), "today, UTC")),
     "Pool": _object(
         accounts_file=_ACCOUNTS_FILE, accounts=_list(_ref("Account")), summary=_ref("Summary"),
@@ -456,6 +465,14 @@ SCHEMAS: Mapping[str, Schema] = {
             "what looks wrong with accounts.yaml, a credential or the clock, and stops nothing")),
     "OneProvider": _object(
         provider=_TEXT, accounts=_list(_ref("Account")), summary=_ref("Summary")),
+    "LookUp": _object(
+        age_s=_or_null(_about(_SECONDS, "since the last answer; null: there was none")),
+        problem=_or_null(_of("string", "why there was none the last time")),
+        reset_credits=_or_null(_about(_COUNT, "resets that its owner may still use (Codex)"))),
+    "Refreshed": _object(
+        accounts=_list(_object(
+            key=_KEY, headroom=_list(_ref("Headroom")), tightest=_or_null(_ref("Headroom")),
+            look_up=_or_null(_ref("LookUp"))))),
     "OneAccount": _object(account=_ref("Account")),
     "Added": _object(
         account=_ref("Account"),

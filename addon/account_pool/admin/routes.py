@@ -27,6 +27,7 @@ from account_pool.admin.models import (
     Nothing,
     PinnedSession,
     ProviderName,
+    Refresh,
     RequestsQuery,
     SeriesQuery,
     SessionKey,
@@ -100,6 +101,7 @@ class AdminContext:
         return views.AccountExtras(
             sessions=views.sessions_by_account(self.service.sessions, clocks.now),
             usage=views.usage_of_day(sums, views.day_of(clocks.wall_now)),
+            look_ups=self.service.look_ups.views(),
         )
 
     async def account(self, state: AccountState) -> Json:
@@ -348,6 +350,22 @@ async def usage(context: AdminContext, asked: UsageQuery) -> Json:
     """Requests and tokens by day (UTC), account and model, newest day first; with `group` also
     summed up by that."""
     return await requests.usage(context, asked)
+
+
+@_at("/usage/refresh", "Refreshed", name="refresh", body=Refresh, refusals=(404, 409))
+async def refresh(context: AdminContext, asked: Refresh) -> Json:
+    """Ask providers what accounts have left, if `pool_look_up` is on: those that the vendor's own
+    addresses tell, each at most every five minutes."""
+    states = context.actions.some(asked.provider, asked.label)
+    if not context.service.look_ups.is_on:
+        text = "look-ups are off; pool_look_up=true switches them on (docs/accounts.md)"
+        raise ApiError(409, "off", text)
+    keys = await context.service.look_ups.refresh(states)
+    _note(f"looked up {len(keys)} of {len(states)} accounts")
+    extras = await context.extras()
+    views_of = [views.account_view(state, context.clocks(), extras) for state in states]
+    fields = ("key", "headroom", "tightest", "look_up")
+    return {"accounts": [{name: view[name] for name in fields} for view in views_of]}
 
 
 @_at("/requests", "Requests", query=RequestsQuery, name="requests", refusals=(503,))

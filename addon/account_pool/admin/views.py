@@ -67,10 +67,12 @@ class AccountExtras:
     Attributes:
         sessions: number of sessions on each account.
         usage: what each account has served today (UTC), by name of amount.
+        look_ups: what came of asking its provider what it has left, of those that were asked.
     """
 
     sessions: Mapping[AccountKey, int] = field(default_factory=dict)
     usage: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    look_ups: Mapping[AccountKey, Mapping[str, object]] = field(default_factory=dict)
 
 
 # -- accounts
@@ -129,6 +131,7 @@ def account_view(state: AccountState, clocks: Clocks, extras: AccountExtras) -> 
         "problem": state.problem,
         "headroom": headroom_view(state, clocks),
         "tightest": _tightest_view(state, clocks),
+        "look_up": extras.look_ups.get(state.key),
         "usage": {**NOTHING, **extras.usage.get(str(state.key), {})},
     }
 

@@ -103,6 +103,9 @@ def _account(mine: Json, others: list[Json]) -> Json:
         **sums,
         "oldest_s": max((s for one in of_all if (s := one["oldest_s"]) is not None), default=None),
     }
+    # The worker that has asked last knows what came of it.
+    asked = [look_up for one in of_all if (look_up := one["look_up"]) is not None]
+    merged["look_up"] = min(asked, key=_age, default=None)
     limit = mine["max_concurrent"]
     if limit is not None and mine["state"] in ("available", "full"):
         # Each knows whether its own share is used up.
@@ -110,6 +113,11 @@ def _account(mine: Json, others: list[Json]) -> Json:
         merged["state"] = "full" if is_full else "available"
         merged["reason"] = f"max_concurrent: {limit}" if is_full else ""
     return merged
+
+
+def _age(look_up: Json) -> tuple[bool, float]:
+    age_s = look_up["age_s"]
+    return age_s is None, age_s or 0.0
 
 
 def _summary(mine: Json, accounts: Iterable[Json]) -> Json:

@@ -463,9 +463,18 @@ def usage(
     tool: _Tool = None,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    refresh: Annotated[
+        bool,
+        typer.Option("--refresh", help="Ask providers what accounts have left (pool_look_up)."),
+    ] = False,
 ) -> int:
     """Show how many requests and tokens were served, by account, model, day, tool ..."""
-    from account_pool.cli.history import show_usage
+    from account_pool.cli.history import show_left, show_usage
+
+    if refresh:
+        if as_csv:
+            raise typer.BadParameter("--refresh has --json, and no --csv")
+        return show_left(port, account, as_json=as_json)
 
     if as_json and as_csv:
         raise typer.BadParameter("write --json or --csv, not both")

@@ -23,6 +23,7 @@ from account_pool.cli.output import fail, note, show, show_json
 from account_pool.cli.places import Places
 from account_pool.cli.processes import running_ports
 from account_pool.core.account import AccountKey
+from account_pool.core.decision_text import duration
 
 #: What usage can be summed by: `group` of GET /usage.
 GROUPS = ("account", "provider", "model", "day", "hour", "tool")
@@ -73,6 +74,54 @@ def _note_prices(value: Mapping[str, Any]) -> None:
         models = ", ".join(f"{row['model']} ({row['requests']:,})" for row in unpriced[:8])
         more = f" and {len(unpriced) - 8} more" if len(unpriced) > 8 else ""
         note(f"no price is known for requests of {models}{more}: the cost is without them")
+
+
+def show_left(port: int, account: str | None, *, as_json: bool) -> int:
+    """Have providers asked what accounts have left, and print it. Returns 0, or 1.
+
+    *account* is `provider/label`, or None for all.
+    """
+    body: dict[str, str] = {}
+    if account is not None:
+        try:
+            key = AccountKey.parse(account)
+        except ValueError as error:
+            return fail(error)
+        body = {"provider": key.provider, "label": key.label}
+    try:
+        value = api.change(port, "/usage/refresh", body)
+    except api.NoAnswer as error:
+        return fail(error)
+    if as_json:
+        show_json(value)
+        return 0
+    table = Table(box=None, pad_edge=False)
+    for title in ("account", "left", "reported"):
+        table.add_column(title, overflow="fold")
+    for one in value["accounts"]:
+        table.add_row(one["key"], _left(one["headroom"]), _reported(one["look_up"]))
+    show(table, Console(highlight=False))
+    return 0
+
+
+def _left(windows: Iterable[Mapping[str, Any]]) -> str:
+    """Return `5h 62%, 7d 81%`, rounded down; `-` where nothing is known."""
+    parts = []
+    for one in windows:
+        of_model = f" {one['model']}" if one["model"] not in (None, one["window"]) else ""
+        parts.append(f"{one['window']}{of_model} {int(one['remaining'] * 100 + 1e-9)}%")
+    return ", ".join(parts) or "-"
+
+
+def _reported(look_up: Mapping[str, Any] | None) -> str:
+    """Return when a provider was last asked about an account, and what else it said."""
+    if look_up is None:
+        return "with responses only"
+    parts = [] if look_up["age_s"] is None else [f"{duration(look_up['age_s'])} ago"]
+    if (left := look_up["reset_credits"]) is not None:
+        parts.append("1 reset left" if left == 1 else f"{left} resets left")
+    parts += [look_up["problem"]] if look_up["problem"] else []
+    return "; ".join(parts) or "being asked"
 
 
 def as_table(sums: Sequence[Mapping[str, Any]], by: str, width: int | None = None) -> Table:

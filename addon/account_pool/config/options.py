@@ -220,6 +220,9 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
         "webhook, ntfy:TOPIC, desktop, or a command, which gets JSON on its input; a list of "
         "these in accounts.yaml, where {env: NAME} names a variable that holds one.",
         reader=read_targets, writer=write_targets, conceal=shown_targets),
+    PoolOption("look_up", bool, False,
+        "Ask Anthropic (Claude subscriptions), ChatGPT, GitHub and OpenRouter what idle accounts "
+        "have left, at most every five minutes an account, under the name of this project."),
     PoolOption("view_kept", int, 500,
         "How many flows of the pool mitmweb and mitmproxy keep in view, with 64 MiB of bodies at "
         "most; older ones are dropped. Marked ones stay, and all others. 0 keeps all."),

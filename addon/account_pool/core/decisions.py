@@ -69,6 +69,8 @@ class By(StrEnum):
     #: a request was answered well although its account should cool
     SUCCESS = "a good answer"
     PROBE = "a probe"
+    #: the provider, asked what is left, shows room
+    LOOK_UP = "a look-up"
     HAND = "hand"
     CREDENTIAL = "a new credential"
     CONFIG = "a new credential in accounts.yaml"

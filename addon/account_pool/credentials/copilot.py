@@ -119,6 +119,10 @@ class CopilotExchange:
         """Take other settings by provider name; the next exchange goes by them."""
         self._settings = settings
 
+    def is_github(self, provider: str) -> bool:
+        """Say whether accounts of *provider* exchange their tokens at GitHub, or not at all."""
+        return provider not in self._settings or self._settings[provider].is_github
+
     def handles(self, provider: str) -> bool:
         """Say whether the accounts of *provider* exchange their tokens."""
         return provider in self._settings

@@ -218,6 +218,11 @@ class Persistence:
         """Return the conditions that were told and are not over. Raises StoreError."""
         return await self._in_thread(self._usable().noted)
 
+    async def take_turn(self, name: str, every_s: float) -> bool:
+        """Say whether no proxy has taken the turn *name* for *every_s*. Raises StoreError."""
+        store, wall = self._usable(), self._clock.wall()
+        return await self._in_thread(lambda: store.take_turn(name, every_s, wall_now=wall))
+
     def _usable(self) -> StateStore:
         if self.access.store is None or self._stopped:
             raise StoreError("the store is not open")

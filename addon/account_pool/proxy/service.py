@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from mitmproxy import http
 from mitmproxy.connection import Client, Connection
 
+from account_pool.admin.actions import LookUpService, LookUpsOff
 from account_pool.admin.http import CLOSED, AdminRequest, AdminResponse
 from account_pool.core.account import AccountKey
 from account_pool.core.attempts import Attempts
@@ -84,6 +85,7 @@ class Service:
         show: shows the flow of a refused attempt; None where nobody looks.
         later: calls something once the current event is handled; at once without a loop.
         warnings: returns what looks wrong with the accounts and stops nothing, for people.
+        look_ups: ask providers what accounts have left, where their owner wants it.
         notify_targets: returns where notifications go, as it may be shown.
         state_problem: returns why what is learnt is kept in memory only; None if it is not.
         unsent: says whether something waits to be sent behind a client, to a server.
@@ -129,6 +131,7 @@ class Service:
         self.later: Callable[[Callable[[], None]], object] = lambda act: act()
         self.warnings: Callable[[], list[str]] = list
         self.state_problem: Callable[[], str | None] = lambda: None
+        self.look_ups: LookUpService = LookUpsOff()
         self.notify_targets: Callable[[], list[dict[str, str | None]]] = list
         self.connected: Callable[[Client], None] = lambda _client: None
         self.unsent: Callable[[Client, Connection], bool] = lambda _client, _server: False

@@ -48,6 +48,7 @@ from account_pool.credentials.sources import AccountEntry
 from account_pool.providers.base import LocalResponse, Provider
 from account_pool.proxy import draining, options, persistence
 from account_pool.proxy.fast.steps import Steps
+from account_pool.proxy.look_ups import HeadroomLookUps
 from account_pool.proxy.notifier import Notifier
 from account_pool.proxy.persistence import Persistence
 from account_pool.proxy.pricing import Pricing
@@ -99,6 +100,7 @@ class Wiring:
         concealed: values of options that are secrets.
         notifier: tells the owner when an account goes.
         pricing: puts into rows about requests what they cost.
+        look_ups: asks providers what idle accounts have left.
         known: the providers accounts may be of.
         keeper: what keeps the credentials; None before `start`.
         persistence: what keeps what was learnt; None while there never was an account.
@@ -117,7 +119,9 @@ class Wiring:
         self.pricing = Pricing()
         service.rows_written = self.pricing.look
         service.prices = lambda: self.pricing.prices
+        self.notifier.login_ends = self._login_ends
         service.notify_targets = self.notifier.targets
+        service.look_ups = self.look_ups = HeadroomLookUps(service, own_http)
         self.known: Mapping[str, Provider] = {}
         self.keeper: Keeper | None = None
         self.persistence: Persistence | None = None
@@ -159,6 +163,7 @@ class Wiring:
             self.fast.use(self.service.settings.fast)
         self.notifier.use(read_targets(str(values["notify"])), ctx.options)
         self.pricing.use(Prices(read_prices(str(values["prices"]))))
+        self.look_ups.use(ctx.options, on=bool(values["look_up"]))
 
     def rules(self) -> Rules:
         """Return who may do what through the admin API."""
@@ -200,6 +205,7 @@ class Wiring:
             self.persistence.start()
         self.notifier.start(lambda: self.persistence)
         self.pricing.start(self.ask_store)
+        self.look_ups.start(lambda: self.persistence, self._is_vendors)
 
     def sharing_known(self, loaded: Config) -> Config:
         """Return *loaded*, which shares what is the same with the accounts that serve now.
@@ -246,6 +252,7 @@ class Wiring:
             self.fast.use(())
         self.notifier.stop()
         self.pricing.stop()
+        self.look_ups.stop()
         if self.keeper is not None:
             self.keeper.stop(over_at + draining.ANSWER_S)
         if self.persistence is not None:
@@ -325,6 +332,19 @@ class Wiring:
             if warning not in self._file_warnings:
                 logger.warning(f"account-pool: {warning}")
         self._file_warnings = loaded.warnings
+
+    def _login_ends(self) -> dict[AccountKey, float]:
+        """Return when logins end, however often they are refreshed, seconds since the epoch."""
+        return {
+            key: ends_at
+            for key, entry in self._entries.items()
+            if entry.account.enabled and (ends_at := entry.source.login_ends_at) is not None
+        }
+
+    def _is_vendors(self, provider: str) -> bool:
+        """Say whether accounts of *provider* are at the vendor's own hosts."""
+        exchange = None if self.keeper is None else self.keeper.context.exchange
+        return exchange is None or exchange.is_github(provider)
 
     def _state_problem(self) -> str | None:
         return None if self.persistence is None else self.persistence.access.problem

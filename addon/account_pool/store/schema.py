@@ -201,4 +201,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE requests ADD COLUMN price TEXT",
         "CREATE INDEX requests_unpriced ON requests (number) WHERE price IS NULL",
     ),
+    (
+        # What one of all proxies does, and not again for a while: who, and when it was taken.
+        "CREATE TABLE turns (name TEXT PRIMARY KEY, at REAL NOT NULL)",
+    ),
 )

@@ -461,6 +461,17 @@ class SqliteState:
             )
         return verdicts
 
+    @with_room
+    def take_turn(self, name: str, every_s: float, *, wall_now: float) -> bool:
+        with self._database.writing() as connection:
+            # One further ahead than any could be was taken before the clock was set back.
+            taken = connection.execute(
+                "INSERT INTO turns VALUES (:name, :now) ON CONFLICT (name) DO UPDATE "
+                "SET at = :now WHERE abs(at - :now) >= :every",
+                {"name": name, "now": wall_now, "every": every_s},
+            )
+            return taken.rowcount == 1
+
     def noted(self) -> list[Subject]:
         with self._database.reading() as connection:
             rows = self._notices(connection)
@@ -529,6 +540,7 @@ class SqliteState:
             connection.execute("DELETE FROM batches WHERE at < ?", (wall_now - BATCH_KEPT_S,))
             connection.execute("DELETE FROM counts WHERE added_at < ?", (wall_now - COUNTS_KEPT_S,))
             connection.execute("DELETE FROM notices WHERE at < ?", (wall_now - ACCOUNT_KEPT_S,))
+            connection.execute("DELETE FROM turns WHERE at < ?", (wall_now - ACCOUNT_KEPT_S,))
         self._database.keep_reserve()
 
     def close(self) -> None:

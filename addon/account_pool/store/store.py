@@ -327,6 +327,10 @@ class StateStore(Protocol):
         """Decide by `core.notifications.note` what this proxy tells, in one atomic step."""
         ...
 
+    def take_turn(self, name: str, every_s: float, *, wall_now: float) -> bool:
+        """Say whether nobody has taken the turn *name* for *every_s* seconds; it is taken then."""
+        ...
+
     def noted(self) -> list[Subject]:
         """Return the conditions that were told and are not over."""
         ...
