@@ -16,7 +16,7 @@ from mitmproxy.options import Options
 from mitmproxy.test import taddons, tflow
 from mitmproxy.tools.dump import DumpMaster
 
-from account_pool.proxy import flow_view, pooled_attempts
+from account_pool.proxy import flow_view, refused_attempts
 from account_pool.proxy.addon import AccountPool
 from account_pool.supervision import tasks
 from tests.proxy.helpers import (
@@ -239,7 +239,7 @@ def test_the_served_flow_tells_the_chain(shows):
 
 def test_nothing_is_built_for_an_ordinary_request(shows, monkeypatch):
     built = []
-    monkeypatch.setattr(pooled_attempts, "AttemptTrail", lambda *args: built.append(args))
+    monkeypatch.setattr(refused_attempts, "AttemptTrail", lambda *args: built.append(args))
     rig = shows()
     rig.send(post1())
     rig.server.send(OK)

@@ -14,7 +14,7 @@ from wsproto.extensions import PerMessageDeflate
 
 from account_pool.core.retry_policy import Limits
 from account_pool.core.usage import Tally
-from account_pool.proxy import flow_view, pooled_exchange
+from account_pool.proxy import flow_view, pooled_exchange, refused_attempts
 from tests.proxy.helpers import (
     DELTA,
     DONE,
@@ -117,7 +117,7 @@ def test_a_refused_stream_that_does_not_end_is_reset(h2):
     rig.server.head(1, 200, [SSE])
     rig.server.data(1, EMPTY_CHOICES + LIMIT_EVENT)
     assert rig.keys == [ONE]
-    rig.advance(pooled_exchange.DRAIN_S)
+    rig.advance(refused_attempts.DRAIN_S)
     assert rig.requests[0].reset == CANCEL
     assert rig.keys == [ONE, TWO]
     assert len(rig.servers) == 1
@@ -142,7 +142,7 @@ def test_late_frames_of_an_abandoned_attempt_are_dropped(h2):
     rig.ask()
     rig.server.head(1, 200, [SSE])
     rig.server.data(1, LIMIT_EVENT)
-    rig.advance(pooled_exchange.DRAIN_S)
+    rig.advance(refused_attempts.DRAIN_S)
     assert rig.keys == [ONE, TWO]
     raw(rig, DataFrame(1, data=b"late"))
     raw(rig, headers(rig, 1, [("x-late", "trailer")], "END_STREAM"))
@@ -552,9 +552,9 @@ def test_another_account_that_cannot_be_reached(socket):
         "account_pool.core.websocket_moves:_another",
         "account_pool.core.websocket_moves:_bench",
         "account_pool.core.request_events:RequestEvents.sent",
-        "account_pool.proxy.pooled_attempts:PooledAttempts.outgoing",
-        "account_pool.proxy.pooled_attempts:PooledAttempts.connect",
-        "account_pool.proxy.pooled_attempts:PooledAttempts.send_attempt",
+        "account_pool.proxy.pooled_exchange:PooledExchange.outgoing",
+        "account_pool.proxy.pooled_exchange:PooledExchange.connect",
+        "account_pool.proxy.pooled_exchange:PooledExchange.send_attempt",
         "account_pool.proxy.websocket_exchange:WebsocketReplay._side",
         "account_pool.proxy.websocket_exchange:WebsocketReplay._is_accepted",
         "account_pool.proxy.response_reader:ResponseObserver.head",

@@ -20,7 +20,7 @@ from account_pool.core.retry_policy import Limits
 from account_pool.providers import anthropic, copilot, gemini, openai
 from account_pool.providers.base import HostRule, LocalResponse
 from account_pool.providers.definition import add_hosts
-from account_pool.proxy import flow_view, pooled_exchange, stream
+from account_pool.proxy import flow_view, pooled_exchange, refused_attempts, stream
 from account_pool.proxy.decoding import zstd
 from account_pool.proxy.http_layer import KEPT_CLOSED, SWEEP_S, PoolHttpLayer
 from account_pool.proxy.pooled_request import Recognizer
@@ -444,7 +444,7 @@ def test_a_refused_stream_that_does_not_end_is_cut_off(rig_of):
     rig.send(post1())
     first = rig.server
     first.send(EVENTS + chunk(LIMIT_EVENT))
-    rig.advance(pooled_exchange.DRAIN_S)
+    rig.advance(refused_attempts.DRAIN_S)
     assert first.closed
     assert rig.keys == [ONE, TWO]
     assert rig.received == b""

@@ -2,7 +2,7 @@
 
 Reading order: `addon` (what mitmproxy calls), `options`, `service` (what all requests
 share), `next_layer` (which connections are ours), then one request: `pooled_request` (whose
-it is, and where it goes), `stream`, `pooled_exchange` with `pooled_attempts`,
+it is, and where it goes), `stream`, `pooled_exchange` with `refused_attempts`,
 `response_reader` (how far a response is read), `credential_swap` (the copy that is sent).
 """
 

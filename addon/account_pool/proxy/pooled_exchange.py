@@ -1,8 +1,9 @@
-"""A request that is served from the pool: its body, and the responses to its attempts.
+"""A request that is served from the pool: its body, its attempts, and the responses to them.
 
-What to do next is decided by `core.attempts`; here it learns what happened. Our code stands
-between the request and the commit point, the base class does everything after it. Whose
-business the request is, `stream.py` decides; how a step is carried out, `pooled_attempts.py`.
+What to do next is decided by `core.attempts`; here its steps are carried out, and it learns
+what happened. Our code stands between the request and the commit point, the base class does
+everything after it. Whose business the request is, `stream.py` decides; what becomes of it when
+an attempt did not serve it, `refused_attempts.py`.
 
 States of the server side, in order: `state_wait_for_response_headers` (an attempt runs),
 `state_read_response` (its head is held back), `state_drain` (it is refused, its rest is
@@ -12,15 +13,17 @@ read), `state_between_attempts`, and the base class's own after the commit point
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Generator, Mapping
+from itertools import islice
+from typing import Any, assert_never, cast
 
 from mitmproxy import http
-from mitmproxy.proxy import events
+from mitmproxy.connection import Connection
+from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import (
+    GetHttpConnection,
     HttpEvent,
-    HttpRequestHeadersHook,
     RequestData,
     RequestEndOfMessage,
     RequestHeaders,
@@ -33,17 +36,20 @@ from mitmproxy.proxy.layers.http import (
     ResponseTrailers,
     SendHttp,
 )
-from mitmproxy.utils import human
 
-from account_pool.core.cooldown import is_about_account
 from account_pool.core.instruments import Mark
-from account_pool.core.outcome import OutcomeClass
-from account_pool.core.retry_policy import Broken, how_broken
+from account_pool.core.lease import Lease
+from account_pool.core.retry_policy import how_unconnected
 from account_pool.core.sse import Verdict
-from account_pool.core.steps import Deliver, Send
-from account_pool.providers.base import Provider, Route
-from account_pool.proxy import error_response, flow_view, redaction
-from account_pool.proxy.events import EventHandled, InterimResponse, NotProcessed, Silent, Withdrawn
+from account_pool.core.steps import Deliver, Refresh, Send, Step, Synthesize, Wait
+from account_pool.providers.base import CannotSwap, LocalResponse, Route
+from account_pool.proxy import flow_view, redaction
+from account_pool.proxy.credential_swap import Outgoing
+from account_pool.proxy.events import (
+    EventHandled,
+    GetFreshConnection,
+    InterimResponse,
+)
 from account_pool.proxy.headers import (
     drop_invalid_fields,
     is_response,
@@ -52,34 +58,28 @@ from account_pool.proxy.headers import (
     wrong_with,
 )
 from account_pool.proxy.http_stream import (
-    INTERNAL,
     NO,
     AttemptStream,
-    only_to,
     takes_trailers,
     translated,
 )
-from account_pool.proxy.pooled_attempts import PooledAttempts
 from account_pool.proxy.redaction import Secrets, SentSecrets
+from account_pool.proxy.refused_attempts import SURELY_READ_BYTES, RefusedAttempts
 from account_pool.proxy.response_reader import NOT_COUNTED, ResponseReader
 from account_pool.proxy.websocket_exchange import PooledWebsocket
 from account_pool.supervision import log_and_continue
 
 logger = logging.getLogger(__name__)
 
-#: How long the rest of a refused stream is read before the attempt is cut off: the end
-#: mostly comes at once, and a connection that was read to its end can be used again.
-DRAIN_S = 0.25
-#: A request that is refused may be so at its beginning. What is longer than a usual window can
-#: lie in the peer's buffer, read by nobody: what follows there meets a reset, at any time.
-SURELY_READ_BYTES = 64 * 1024
+MOVED = "accounts.yaml was changed, and this host no longer belongs to the provider"
+
 #: What is written at once.
 SURELY_SENT_BYTES = 16 * 1024
 #: Requests up to this size are kept for replay; larger ones are streamed through once.
 MAX_REPLAYABLE_BYTES = 64 * 1024 * 1024
 
 
-class PooledUpload(PooledAttempts):
+class PooledUpload(RefusedAttempts):
     """The body of one client request: kept for a replay, or streamed through once."""
 
     def state_wait_for_request_headers(self, event: RequestHeaders) -> CommandGenerator[None]:
@@ -90,7 +90,9 @@ class PooledUpload(PooledAttempts):
 
     def check_body_size(self, request: bool) -> CommandGenerator[bool]:
         # Ours are kept for a replay, whatever stream_large_bodies says.
-        return self._check_limit(request=request) if self.service.settings.body_limits else NO
+        if not self.service.settings.body_limits:
+            return NO
+        return self._check_limit(self._known_size(request=request), request=request)
 
     def check_invalid(self, request: bool) -> CommandGenerator[bool]:
         # A response was looked at before; mitmproxy would end its connection, and all others on it.
@@ -100,33 +102,6 @@ class PooledUpload(PooledAttempts):
         # Asked after each hook: mostly the client is there, and nobody has set an error.
         left = [e for e in self._paused_event_queue if isinstance(e, RequestProtocolError)]
         return super().check_killed(emit_error_hook) if left or self.flow.error else NO
-
-    def _check_limit(self, *, request: bool) -> CommandGenerator[bool]:
-        """Refuse what is larger than mitmproxy's body_size_limit, in the provider's envelope."""
-        limit = human.parse_size(self.context.options.body_size_limit)
-        size = self._known_size(request=request)
-        if limit is None or size <= limit:
-            return False
-        if request and not self.request_body_buf:
-            yield HttpRequestHeadersHook(self.flow)
-            if (yield from self.check_killed(True)):
-                return True
-        self.request_body_buf.clear()
-        if request:
-            # Its client still sends; `respond` swallows the rest.
-            self.client_state = self.state_stream_request_body
-        answered = self.flow.response if request else None
-        yield from self.cancel_attempt("body_size_limit")
-        if answered is not None:
-            yield from self.respond(answered)
-        else:
-            what, status = ("request", 413) if request else ("answer", 502)
-            text = f"{self.provider.name}: the {what} is larger than mitmproxy's body_size_limit"
-            response = error_response.local(self.provider.refusal(status, text, None))
-            error_response.set_should_retry(response, self.provider, again=False)
-            logger.warning(f"{text} ({size} bytes)")
-            yield from self.respond(response)
-        return True
 
     def _known_size(self, *, request: bool) -> int:
         """Return the size of a body as far as it is known, in bytes."""
@@ -186,10 +161,11 @@ class PooledUpload(PooledAttempts):
             return self.respond_locally(call.denied)
         if call.route is Route.LOCAL:
             return self._respond_to_login(provider)
+        user = self._user
         if wrong := call.misdirected(self.flow.request, self.service.recognizer.hosts):
             logger.warning(f"{provider.name}: {wrong}; request refused")
             return self.respond_locally(provider.refusal(421, wrong, None))
-        facts = call.facts(self.flow.request, self._user)
+        facts = call.facts(self.flow.request, user)
         self.attempts, self.marks = self.service.begin(
             facts, self.context.client, replayable=not self.flow.request.stream
         )
@@ -200,13 +176,6 @@ class PooledUpload(PooledAttempts):
         """The name its client gave to `proxyauth`, if that is set."""
         given = self.flow.metadata.get("proxyauth")
         return str(given[0]) if given else ""
-
-    def _respond_to_login(self, provider: Provider) -> CommandGenerator[None]:
-        """Answer what a client asks about its login, for the pool's."""
-        pause = yield from self.pause(provider.name)
-        if not (yield from self.client_gone()):
-            failed = provider.refusal(500, INTERNAL, None)
-            yield from self.respond_locally(pause.response or failed)
 
     def let_go(self) -> CommandGenerator[None]:
         """The response is complete, and our request has been handed over.
@@ -310,6 +279,119 @@ class PooledExchange(PooledUpload):
             if isinstance(step, Send):
                 yield from self._perform((yield from self._send(step)))
 
+    # -- attempts
+
+    def _perform(self, step: Step | None) -> CommandGenerator[None]:
+        """Carry out steps until the provider or the client is to be waited for."""
+        attempts = self._attempts
+        paused = False
+        while step is not None:
+            match step:
+                case Send() if len(attempts.history) > 1 and not paused:
+                    self._pending = step
+                    self.layer.when_handled.append(self)
+                    return
+                case Send():
+                    step = yield from self._send(step)
+                case Wait():
+                    paused = True
+                    yield from self._wait(step)
+                    if (yield from self.client_gone()):
+                        return
+                    stopped = self.service.turns_away and step.ticket is not None
+                    go_on = attempts.stopped if stopped else attempts.resumed
+                    step = go_on(self.service.now())
+                case Refresh():
+                    paused = True
+                    pause = yield from self._wait(step)
+                    if (yield from self.client_gone()):
+                        return
+                    step = attempts.refreshed(pause.refreshed, self.service.now())
+                case Deliver():
+                    yield from self._deliver(step)
+                    return
+                case Synthesize():
+                    yield from self._synthesize(step)
+                    return
+                case _:
+                    assert_never(step)
+
+    def _send(self, step: Send) -> Generator[commands.Command, Any, Step | None]:
+        """Send one attempt. Returns the next step if no connection could be made."""
+        attempts = self._attempts
+        outgoing = self.outgoing(step.lease)
+        if isinstance(outgoing, LocalResponse):
+            yield from self.respond_locally(outgoing)
+            return None
+        opening_at = self.service.now()
+        older = islice(self.layer.connections, self.sent_among) if step.fresh else ()
+        error = yield from self.connect(outgoing, avoided=frozenset(older))
+        self.marks.append((Mark.OPENED, self.service.now() - opening_at))
+        disturbed = self._paused_event_queue or self.flow.error is not None
+        if disturbed and (yield from self.client_gone()):
+            return None
+        if error:
+            secrets = self.sent_secrets.and_passwords(self.context.options)
+            reason = redaction.unconnected(outgoing.address[0], error, secrets)
+            return attempts.broken(how_unconnected(error), self.service.now(), reason)
+        self.reader = None
+        self.server_state = self.state_wait_for_response_headers
+        yield from self.send_attempt(outgoing.request)
+        self.marks.append((Mark.SENT, self.service.now()))
+        if len(attempts.history) > 1:
+            # Shown when the request is really on its way: nobody waits for it.
+            self.service.later(self.show_replay)
+        return None
+
+    def outgoing(self, lease: Lease) -> Outgoing | LocalResponse:
+        """Return the request with the credential of *lease*, or why it must not be sent."""
+        call, attempts, flow = self._call, self._attempts, self.flow
+        if call.hosts is not self.service.recognizer.hosts:
+            current = self.service.recognizer.current(call)
+            if current is None:
+                return call.provider.refusal(421, MOVED, None)
+            call.provider = current
+        flow.metadata["pool.account"] = name = str(lease.key)
+        # For whoever looks at a list of flows; of a replay the trail says more.
+        if len(attempts.history) == 1 and flow.comment:
+            with log_and_continue:
+                flow_view.comment(flow, name)
+        elif len(attempts.history) == 1:
+            flow.comment = flow.metadata[flow_view.COMMENT] = name
+        flow.metadata["pool.attempts"] = len(attempts.history)
+        self.sent_secrets.append(lease.credential.secret)
+        try:
+            return self.service.swaps.outgoing(
+                flow.request,
+                call.masked,
+                call.head,
+                call.provider,
+                lease,
+                insecure=self.service.settings.insecure,
+            )
+        except CannotSwap as why:
+            return call.provider.refusal(400, str(why), None)
+
+    def connect(
+        self, outgoing: Outgoing, *, avoided: frozenset[Connection] = frozenset()
+    ) -> Generator[commands.Command, Any, str | None]:
+        """Get a connection for *outgoing*. Returns what went wrong, None if nothing did."""
+        server = self.flow.server_conn
+        spec = (outgoing.address, outgoing.tls, server.via, server.transport_protocol)
+        get = GetHttpConnection(*spec)
+        if avoided:
+            get = GetFreshConnection(*spec)
+            get.avoided = avoided
+        self.watch_client(self.client_leaves)
+        connection, error = yield get
+        self.unwatch_client()
+        if not error:
+            self.context.server = self.flow.server_conn = connection
+        return error
+
+    def may_go(self) -> bool:
+        return self.attempts is None or self.attempts.may_go(self.service.now())
+
     # -- the response
 
     def state_wait_for_response_headers(self, event: ResponseHeaders) -> CommandGenerator[None]:
@@ -368,11 +450,6 @@ class PooledExchange(PooledUpload):
         elif isinstance(event, ResponseTrailers):
             reader.response.trailers = event.trailers
 
-    def state_drain(self, event: events.Event) -> CommandGenerator[None]:
-        """The response is refused; its rest is read so that the connection stays good."""
-        if isinstance(event, ResponseData) and not self._reader.drain(event.data):
-            yield from self._drained()
-
     def response_ended(self, event: ResponseEndOfMessage) -> CommandGenerator[None]:
         """The response of the running attempt is complete, whatever state we are in."""
         if self.server_state == self.state_read_response:
@@ -410,67 +487,6 @@ class PooledExchange(PooledUpload):
     def _reading_expired(self) -> CommandGenerator[None]:
         if self.server_state == self.state_read_response:
             yield from self._read(self._reader.expired())
-
-    def _refused(self) -> CommandGenerator[None]:
-        """Ask what the refusal means, and do what follows."""
-        attempts, reader = self._attempts, self._reader
-        self.clear_timer()
-        if attempts.over:
-            return  # the client has left: `Service.client_gone` was quicker than its event
-        outcome = self._call.provider.classify(
-            reader.upstream_response(attempts.facts.model, self.service.wall_now())
-        )
-        if outcome.cls is OutcomeClass.OK:
-            yield from self._commit(end_stream=False)
-            return
-        earlier, self._refusal = self._refusal, reader
-        try:
-            took_s = self.service.now() - self.sent_at
-            self._trail.refused(reader, attempts, took_s, self.service.wall_now())
-            blamed = is_about_account(outcome)
-            limited = outcome.cls in (OutcomeClass.RATE_LIMIT, OutcomeClass.QUOTA)
-            if (limited or blamed) and not reader.in_stream:
-                assert attempts.lease is not None
-                self.service.refusals.remember(
-                    attempts.lease.key, reader, self.sent_secrets.echoes(), blamed=blamed
-                )
-        except Exception as e:
-            log_and_continue.log(e)
-        self._pending = attempts.refused(outcome, self.service.now())
-        self.layer.withdraw()
-        if attempts.keeps_earlier and earlier is not None:
-            self._refusal = earlier
-        if reader.complete or reader.broken or isinstance(self._pending, Deliver):
-            yield from self._drained()
-        else:
-            self.server_state = self.state_drain
-            yield from self.set_timer(DRAIN_S, self._drained)
-
-    def _drained(self) -> CommandGenerator[None]:
-        """The refused response was read as far as it will be: go on."""
-        self.clear_timer()
-        complete = self._reader.complete
-        step, self._pending = self._pending, None
-        if isinstance(step, Deliver) and self._refusal is self._reader and self._reader.may_follow:
-            if step.retry_after_s is not None and not self._reader.in_stream:
-                error_response.set_wait(
-                    self._reader.response,
-                    self._call.provider,
-                    step.retry_after_s,
-                    self.service.wall_now(),
-                )
-            with log_and_continue:
-                self._trail.delivered(self._attempts, self.service.now())
-            yield from self._commit(end_stream=False, secrets=self.sent_secrets.echoes())
-            return
-        sent = self.client_state == self.state_done and self._body_bytes < SURELY_READ_BYTES
-        if complete and sent:
-            yield from self.let_go()
-        else:
-            # Its response or our request is not at its end: nothing else can follow there.
-            yield from self.cancel_attempt("refused")
-        self.server_state = self.state_between_attempts
-        yield from self._perform(step)
 
     # -- delivering
 
@@ -562,60 +578,6 @@ class PooledExchange(PooledUpload):
         self._noted = True
         with log_and_continue:
             self.service.refused_at_once(call.bare_facts(self._user), response.status_code)
-
-    def attempt_broke(self, event: ResponseProtocolError) -> CommandGenerator[None]:
-        """The connection or stream of the attempt has ended before its response."""
-        self.clear_timer()
-        if isinstance(event, Silent):
-            yield from self.cancel_attempt("silent")
-        self.forget_attempt()
-        reader = self.reader
-        if self._committed:
-            self.settle(served=False)
-            self.put_copy(ended=False)
-            yield from super().handle_protocol_error(event)
-        elif self.server_state == self.state_drain:
-            step, self._pending = self._pending, None
-            self.server_state = self.state_between_attempts
-            yield from self._perform(step)
-        elif reader is not None and not reader.in_stream:
-            # A refusal whose end was cut off is still a refusal.
-            reader.broken = True
-            yield from self._refused()
-        elif self._attempts.over:
-            pass
-        elif isinstance(event, Withdrawn):
-            self.server_state = self.state_between_attempts
-            yield from self._perform(self._attempts.withdrawn(self.service.now()))
-        else:
-            how = self._how_broken(event)
-            self.server_state = self.state_between_attempts
-            secrets = self.sent_secrets.and_passwords(self.context.options)
-            reason = redaction.reason_of(event.message, secrets)
-            yield from self._perform(self._attempts.broken(how, self.service.now(), reason))
-
-    def _how_broken(self, event: ResponseProtocolError) -> Broken:
-        if isinstance(event, NotProcessed):
-            return Broken.NOT_RUN
-        if isinstance(event, Silent):
-            return Broken.SILENT
-        return how_broken(
-            event.message,
-            # A server that said what it has begun did not close before it read.
-            kept=self.on_kept_connection and not self.layer.goes_away(self.context.server),
-            answered=self.reader is not None or self.interim_came,
-            after_s=self.service.now() - self.sent_at,
-        )
-
-    def client_left(self, event: RequestProtocolError) -> CommandGenerator[None]:
-        """The client is gone: the lease is free at once, and nobody is to blame."""
-        self.clear_timer()
-        # Clients hang up as soon as they have the last event: a
-        # departure after the commit point is a success.
-        self.settle(served=self._committed, left=True)
-        self.put_copy(ended=False)
-        yield from self.cancel_attempt(event.message)
-        yield from translated(super().handle_protocol_error(event), only_to(self.context.client))
 
     def socket_ended(self) -> None:
         self.settle(served=True)

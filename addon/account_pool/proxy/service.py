@@ -252,8 +252,8 @@ class Service:
         if not under_way:
             del self._under_way[client.id]
         try:
-            self.measured.ended(attempts, marks, left=left)
             self._note_end(attempts, marks, status, served_as)
+            self.measured.ended(attempts, marks, left=left)
         except Exception as e:
             log_and_continue.log(e)
 
