@@ -73,3 +73,9 @@ def test_a_proxy_that_makes_no_links(monkeypatch, capsys):
 def test_without_a_proxy(places, capsys):
     assert run(["dashboard", "-p", str(places.port)]) == 1
     assert "no proxy answers" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("opened")
+def test_over_ssh_it_says_how_to_get_there(capsys):
+    assert shown({"SSH_CONNECTION": "192.0.2.1 1 192.0.2.2 22"}, only_print=True) == 0
+    assert "ssh -L 8080:127.0.0.1:8080" in capsys.readouterr().err

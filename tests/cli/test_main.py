@@ -12,6 +12,7 @@ import typer
 
 from account_pool import demo
 from account_pool.cli import main as entry
+from account_pool.cli.commands import _LINES, app
 from account_pool.cli.login import INTERRUPTED
 from account_pool.cli.main import run
 from account_pool.version import __version__
@@ -222,3 +223,13 @@ def test_wrong_usage(words, places, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
+
+
+def test_the_help_has_a_line_for_each_command_and_cuts_none(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(["--help"]) == 0
+    _, _, listed = capsys.readouterr().out.partition("Commands:\n")
+    names = [line.split()[0] for line in listed.splitlines()]
+    assert names == list(_LINES)
+    assert set(names) == set(typer.main.get_command(app).commands)
+    assert "..." not in listed

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.models import CommandInfo
 
 from account_pool.cli.env import Shell
 from account_pool.cli.output import fail
@@ -842,3 +843,47 @@ def add(
         words=words, env=env, file=file, keychain=keychain, pointer=pointer, host=host
     )
     return add_key(options, to_write(accounts_file, os.environ), os.environ, as_json=as_json)
+
+
+# -- the help of all of them
+
+#: In its order: a line each, as short as fits beside the longest name at 80 columns.
+_LINES = {
+    "run": "Run a tool through the pool: account-pool run -- claude",
+    "serve": "Start a proxy and stay with it",
+    "service": "Keep a proxy running from your login on",
+    "env": "Print what points a shell's tools at the proxy",
+    "script": "Print the path of the script for mitmproxy's -s",
+    "status": "Show the accounts live: what is left, what is on cooldown",
+    "dashboard": "Open the dashboard in a browser, logged in",
+    "requests": "Show the requests that have ended: who served them",
+    "usage": "Show how many requests and tokens were served",
+    "decisions": "Show what the proxy decided, and why",
+    "logs": "Show the log of the proxy that run started",
+    "list": "List the accounts and their states",
+    "add": "Add an account with a key",
+    "login": "Add an account by logging in",
+    "import": "Bring over the accounts of another program",
+    "remove": "Remove an account",
+    "enable": "Put an account back in use",
+    "disable": "Take an account out of use until it is enabled",
+    "clear": "End every cooldown of an account, and enable it",
+    "next": "Skip the account whose turn it is",
+    "pin": "Keep a conversation on one account",
+    "check": "Validate the accounts; with --try ask for each",
+    "doctor": "Look for what may keep the pool from working",
+    "ca": "Show mitmproxy's certificate, and which stores trust it",
+    "completion": "Print what completes commands in a shell",
+    "classify": "Say what recorded responses mean",
+    "demo": "Show a failover as it happens; needs no account",
+}
+
+
+def _name(command: CommandInfo) -> str:
+    function = command.callback
+    return command.name or (function.__name__.strip("_") if function else "")
+
+
+app.registered_commands.sort(key=lambda one: [*_LINES, _name(one)].index(_name(one)))
+for _command in app.registered_commands:
+    _command.short_help = _LINES.get(_name(_command))

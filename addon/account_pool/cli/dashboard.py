@@ -35,8 +35,13 @@ def open_dashboard(
         note(f"opened in your browser; the link is {valid}")
         return 0
     print(url, flush=True)
-    note(f"open this link in a browser; it is {valid}")
+    elsewhere = f", where `ssh -L {port}:{HOST}:{port}` leads here" if _is_remote(environ) else ""
+    note(f"open this link in a browser{elsewhere}; it is {valid}")
     return 0
+
+
+def _is_remote(environ: Mapping[str, str]) -> bool:
+    return bool(environ.get("SSH_CONNECTION"))
 
 
 def _has_display(environ: Mapping[str, str]) -> bool:
