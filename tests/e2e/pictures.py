@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 from mitmproxy.certs import CertStore
 from playwright.async_api import Browser, FloatRect, async_playwright
 
+from account_pool.cli.serve import COLUMNS
 from account_pool.core.usage import Counted
 from account_pool.demo.certificates import make_certificate
 from account_pool.demo.exchange import Headers, Reply
@@ -281,7 +282,7 @@ async def take(browser: Browser, url: str, folder: Path, picture: Picture) -> No
 async def take_mitmweb(
     browser: Browser, stack: AsyncExitStack, setting: harness.Setting, folder: Path
 ) -> None:
-    """Take mitmweb after a failover, with the refused attempt's comment open."""
+    """Take mitmweb after a failover, as `serve --web` starts it, with the comment open."""
     refusal = openai.rate_limited(39, model="gpt-5")
     replies = {secret("first"): [completion(), refusal], secret("second"): [completion()]}
     upstream = await stack.enter_async_context(
@@ -289,18 +290,22 @@ async def take_mitmweb(
     )
     port = free_port()
     options = {"web_open_browser": "false", "web_port": port, "web_password": PASSWORD}
+    columns = [word for name in COLUMNS for word in ("--set", f"web_columns={name}")]
     proxy = await stack.enter_async_context(
-        setting.prepare(TWO, provider=upstream, options=options, program="mitmweb")
+        setting.prepare(
+            TWO, provider=upstream, options=options, extra_args=columns, program="mitmweb"
+        )
     )
     await proxy.until_printed("Web server listening")
     async with proxy.client() as client:
         for _ in range(2):
             assert (await client.post(**chat("nightly-report"))).status_code == 200
-    page = await browser.new_page(viewport={"width": 1200, "height": 460})
+    page = await browser.new_page(viewport={"width": 1400, "height": 460})
     await page.goto(f"http://127.0.0.1:{port}/?token={PASSWORD}")
-    await page.get_by_text("429", exact=True).click()
-    await page.get_by_text("Comment", exact=True).click()
-    await page.get_by_text("on cooldown for").wait_for()
+    await page.get_by_text("openai/second <- first 429").click()
+    # The other one is the head of the column.
+    await page.get_by_text("Comment", exact=True).last.click()
+    await page.get_by_text("openai/second <- first 429").last.wait_for()
     await page.screenshot(path=folder / "mitmweb.png")
     await page.close()
 
