@@ -183,6 +183,11 @@ def test_the_filter():
     assert any("openai/private" in line for line in drawn(shown))
 
 
+def test_bars_take_no_room_where_nothing_is_known():
+    titles = drawn(screen(status([account("a/b")])))[2]
+    assert titles == "  state     account left back in why"
+
+
 def test_a_filter_that_nothing_matches():
     shown = screen()
     press(shown, "/", *"zzz", "enter")
@@ -210,9 +215,11 @@ def test_keys_that_change_something(key, verb):
 
 
 def test_it_says_what_has_happened_for_a_while():
-    shown = screen()
+    shown = screen(MANY)
+    before = drawn(shown)
     shown.say("openai/work: no longer on cooldown", NOW)
-    assert "openai/work: no longer on cooldown" in drawn(shown)
+    # Nothing else moves.
+    assert drawn(shown) == [*before[:-2], "openai/work: no longer on cooldown", before[-1]]
     assert "openai/work: no longer on cooldown" not in drawn(shown, now=NOW + 60)
 
 

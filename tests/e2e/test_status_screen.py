@@ -115,6 +115,27 @@ async def test_the_proxy_goes_away_and_comes_back(proxy, home, setting, pool_pro
             assert await screen.wait() == 0
 
 
+async def test_where_proxyauth_is_set_the_admin_token_is_sent(pool_proxy, tmp_path):
+    guarded = await pool_proxy(TWO, options={"proxyauth": "user:secret", "pool_state": "state"})
+    home = tmp_path / "home"
+    (home / ".mitmproxy").mkdir(parents=True)
+    kept = home / ".mitmproxy" / TOKEN_FILE
+    async with status(guarded.port, home) as screen:
+        assert await screen.wait() == 1
+        await screen.until("requires its admin token")
+    kept.write_text("wrong")
+    async with status(guarded.port, home) as screen:
+        assert await screen.wait() == 1
+        await screen.until("does not accept the admin token")
+    shutil.copy(guarded.folder / CONFDIR / TOKEN_FILE, kept)
+    async with status(guarded.port, home) as screen:
+        await screen.until("> available openai/first")
+        screen.press("u")
+        await screen.until("nothing was served")
+        screen.press("qq")
+        assert await screen.wait() == 0
+
+
 async def test_without_colours(proxy, home):
     async with status(proxy.port, home, 40, 20, NO_COLOR="1") as screen:
         await screen.until("> openai/first", "partly, 10 min")

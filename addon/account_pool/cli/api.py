@@ -23,6 +23,8 @@ PROBE_S = 2.0
 ASK_S = 10.0
 #: How often one that starts, or is very busy, is asked before a change.
 _PROBES = 3
+#: As the admin API has them.
+_NO_TOKEN, _WRONG_TOKEN = "no_token", "wrong_token"
 _MAX_BYTES = 16 * 1024 * 1024
 
 
@@ -72,10 +74,19 @@ class NoProxy(NoAnswer):
 
 
 class PoolConnection:
-    """A connection to the pool of a port, kept open: a new one is two lines in its log."""
+    """A connection to the pool of a port, kept open: a new one is two lines in its log.
 
-    def __init__(self, port: int, timeout_s: float | None = None) -> None:
-        self._port, self._timeout_s = port, timeout_s or PROBE_S
+    Args:
+        timeout_s: of each question, default PROBE_S.
+        with_token: send this machine's admin token where that is required, to a pool only.
+    """
+
+    def __init__(
+        self, port: int, timeout_s: float | None = None, *, with_token: bool = False
+    ) -> None:
+        self._port, self._timeout_s, self._with_token = port, timeout_s, with_token
+        self._token: str | None = None
+        self._wrong: str | None = None
         self._kept: http.client.HTTPConnection | None = None
 
     def close(self) -> None:
@@ -101,12 +112,22 @@ class PoolConnection:
         """Return the object the pool answers to a GET of *path*. Raises NoAnswer."""
         had_one = self._kept is not None
         try:
-            return _call_on(self._connection(), self._port, "GET", path)
+            return _call_on(self._connection(), self._port, "GET", path, None, self._token)
         except NoProxy:
             self.close()
             # An old connection may have ended by itself; that says nothing of the proxy.
             if not had_one:
                 raise
+        except NoAnswer as error:
+            if error.code == _WRONG_TOKEN:
+                # Not again: after ten wrong ones a minute no token counts.
+                self._token, self._wrong = None, self._token
+            if error.code != _NO_TOKEN or not self._with_token:
+                raise
+            token = local_token(self._port)
+            if token in (None, self._wrong) or not isinstance(self.probe(), Health):
+                raise
+            self._token = token
         return self.ask(path)
 
     def probe(self) -> Health | Missing:
@@ -160,7 +181,8 @@ def _is_pool(value: Mapping[str, Any]) -> bool:
 
 def ask(port: int, path: str) -> Mapping[str, Any]:
     """Return the object the pool on *port* answers to a GET of *path*. Raises NoAnswer."""
-    return _call(port, "GET", path)
+    with contextlib.closing(PoolConnection(port, ASK_S)) as connection:
+        return connection.ask(path)
 
 
 def change(port: int, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -190,16 +212,17 @@ def _call_on(
         status, value = _exchange(connection, method, path, *sent)
     except (OSError, http.client.HTTPException):
         raise NoProxy(no_proxy(port)) from None
-    if status == 401 and method == "GET":
+    if status == 401 and not any(sent):
         raise NoAnswer(
             f"the proxy at {HOST}:{port} requires its admin token because proxyauth is set; "
             f"its dashboard, http://{HOST}:{port}/, asks for it",
-            "no_token",
+            _NO_TOKEN,
         )
     if status == 401:
         raise NoAnswer(
             f"the proxy at {HOST}:{port} does not accept the admin token in "
-            f"{Places.usual(port).confdir / TOKEN_FILE}: its own is beside its state database"
+            f"{Places.usual(port).confdir / TOKEN_FILE}: its own is beside its state database",
+            _WRONG_TOKEN,
         )
     if isinstance(value, dict) and status in {200, 201}:
         return value

@@ -74,7 +74,7 @@ def show_status(port: int, *, as_json: bool, once: bool, watch: bool) -> int:
 
     Returns 0, or 1 without a pool.
     """
-    connection = api.PoolConnection(port, api.ASK_S)
+    connection = api.PoolConnection(port, api.ASK_S, with_token=True)
     try:
         with contextlib.closing(connection):
             if watch:
@@ -144,7 +144,7 @@ class _Proxy:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._connection = api.PoolConnection(port, api.ASK_S)
+        self._connection = api.PoolConnection(port, api.ASK_S, with_token=True)
 
     def accounts(self) -> Mapping[str, Any]:
         return self._connection.accounts()

@@ -268,8 +268,11 @@ class StatusScreen:
         head, foot = self._head(width, now), self._foot(width, now)
         room = max(height - len(head) - len(foot), 1)
         middle = self._page(width, room) if self.page else self._list(width, room, now)
-        middle += [Text()] * (room - len(middle))
-        lines = [*head, *middle[:room], *foot][-height:]
+        middle = [*middle, *[Text()] * (room - len(middle))][:room]
+        if (said := self._said(width, now)) and room > len(said):
+            # It covers what is there: nothing is to jump.
+            middle[-len(said) :] = said
+        lines = [*head, *middle, *foot][-height:]
         for line in lines:
             line.truncate(width, overflow="ellipsis")
         return lines
@@ -290,17 +293,19 @@ class StatusScreen:
         return [summary, where, *said]
 
     def _foot(self, width: int, now: float) -> list[Text]:
-        foot = []
-        if self.message and now - self.message_at < MESSAGE_S:
-            foot = Text(self.message, "bold").wrap(_CONSOLE, width)[:3]
         if self.typing:
             hint = "  Enter keeps it, Esc ends it"
             words = fit_middle(self.words, width - 2)
-            return [*foot, Text.assemble("/", words, ("▏", "blink"), (hint, "dim"))]
+            return [Text.assemble("/", words, ("▏", "blink"), (hint, "dim"))]
         if self.page is not None:
             account = self.page.kind is PageKind.DECISIONS and self.selected
-            return [*foot, _hints([*_PAGE_HINTS, *([_ONE_OR_ALL] if account else [])], width)]
-        return [*foot, _hints(_HINTS, width)]
+            return [_hints([*_PAGE_HINTS, *([_ONE_OR_ALL] if account else [])], width)]
+        return [_hints(_HINTS, width)]
+
+    def _said(self, width: int, now: float) -> list[Text]:
+        if not self.message or now - self.message_at >= MESSAGE_S:
+            return []
+        return [*Text(self.message, "bold").wrap(_CONSOLE, max(width, 8))[:3]]
 
     def _list(self, width: int, room: int, now: float) -> list[Text]:
         # Their order does not change while time passes, so of ten thousand it is kept.

@@ -251,9 +251,9 @@ class Columns:
         back = _widest(backs, len("back in"))
         windows = (clean(t["window"]) for a in accounts if (t := a.get("tightest")))
         window = min(_widest(windows, 0), 8) if wide else 0
-        bar_width = BAR_WIDTH if wide else _SHORT_BAR
-        room = width - 2 - (state + 1) - (bar_width + 1) - _PERCENT_WIDTH - (back + 1)
-        room -= window + 1 if window else 0
+        bar_width = (BAR_WIDTH if wide else _SHORT_BAR) if any(map(_is_known, accounts)) else 0
+        room = width - 2 - (state + 1) - _PERCENT_WIDTH - (back + 1)
+        room -= sum(column + 1 for column in (bar_width, window) if column)
         name = max(min(longest, room - 1, _NAME_WIDTH if wide else _SHORT_NAME), 1)
         why = max(room - name - 2, 0)
         if why < _WHY_WIDTH:
@@ -265,7 +265,7 @@ class Columns:
         if not self.back:
             text = f"  {fit('account', self.name)} {'left':>{_PERCENT_WIDTH}} state"
             return Text(text, style="dim")
-        left = self.bar + 1 + _PERCENT_WIDTH + (self.window + 1 if self.window else 0)
+        left = _PERCENT_WIDTH + sum(column + 1 for column in (self.bar, self.window) if column)
         parts = [fit("state", self.state), fit("account", self.name), fit("left", left)]
         parts += [f"{'back in':>{self.back}}", *(["why"] if self.why else [])]
         return Text(f"  {' '.join(parts)}", style="dim")
@@ -300,6 +300,10 @@ class Columns:
             window = "" if share is None else clean(account["tightest"]["window"])
             text.append(f" {fit(window, self.window)}")
         return text
+
+
+def _is_known(account: Json) -> bool:
+    return share_of(account) is not None
 
 
 def _state_in_one(account: Json, now: float) -> str:
