@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -288,6 +289,39 @@ def test_an_end_that_cannot_be_true_is_told() -> None:
         "accounts.yaml:1: claude-code/a: file expired: its token ends on 1970-01-12 13:46 UTC "
         "already, by what is said of it; that may be wrong, so it is used when no other account "
         "can serve"
+    )
+
+
+@pytest.mark.parametrize(
+    ("days", "said"),
+    [
+        (7.1, None),
+        (6.9, "its login ends on 2026-06-07 21:36 UTC"),
+        (-0.1, "its login ended on 2026-05-31 21:36 UTC"),
+    ],
+)
+def test_the_end_of_a_login_is_told_for_a_week(days: float, said: str | None) -> None:
+    now = 1780272000.0  # 2026-06-01
+    ends = now + days * 86400
+    login = {"accessToken": "sk-ant-oat-fake", "refreshTokenExpiresAt": int(ends * 1000)}
+    Path("good/.credentials.json").write_text(json.dumps({"claudeAiOauth": login}))
+    Path("accounts.yaml").write_text(
+        "accounts:\n"
+        "  - {provider: claude-code, label: tool, token: {file: good/.credentials.json}}\n"
+        "  - provider: claude-code\n"
+        "    label: my own\n"
+        f"    token: {{oauth: {{refresh_token: fake, refresh_expires_at: {int(ends)}}}}}\n"
+        "  - {provider: openai, label: a, token: sk-fake}\n"
+    )
+    notices = review(load(Path("accounts.yaml"), {}), wall_now=now).notices
+    again = "log in again: account-pool login claude --label my-own --renew"
+    assert [(one.key, one.wrong, one.remedy) for one in notices] == (
+        [
+            ("claude-code/tool", said, "log in with claude again"),
+            ("claude-code/my-own", said, again),
+        ]
+        if said
+        else []
     )
 
 

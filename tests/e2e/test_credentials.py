@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
+import time
 from pathlib import Path
 
 import pytest
@@ -259,6 +261,39 @@ async def test_what_looks_wrong_is_said_once(provider, pool_proxy):
         assert len([line for line in proxy.lines if text in line]) == 1
         assert len([warning for warning in warnings if text in warning]) == 1
     assert len(warnings) == 3
+
+
+async def test_a_login_that_ends_soon_is_told_by_the_pages(provider, pool_proxy, tmp_path):
+    """By accounts.yaml, and by what a tool has stored; in a week and a day nothing is said."""
+    upstream = await provider(lambda _request: openai.chat_answer())
+    in_days = lambda days: time.time() + days * 86400  # noqa: E731 - one expression
+    login = {"accessToken": "sk-ant-oat01-fake-b", "expiresAt": int(in_days(1) * 1000)}
+    file = tmp_path / "login.json"
+    ends = {"refreshTokenExpiresAt": int(in_days(3) * 1000)}
+    file.write_text(json.dumps({"claudeAiOauth": {**login, **ends}}))
+    file.chmod(0o600)
+
+    def oauth(days: float) -> dict[str, object]:
+        tokens = {"refresh_token": f"fake-{days}", "access_token": f"sk-ant-oat01-fake-{days}"}
+        return {"oauth": {**tokens, "expires_at": in_days(1), "refresh_expires_at": in_days(days)}}
+
+    accounts = [
+        account("soon", "claude-code", token=oauth(2.5)),
+        account("later", "claude-code", token=oauth(8)),
+        account("over", "claude-code", token=oauth(-1)),
+        account("tool", "claude-code", token={"file": str(file)}),
+        account("off", "claude-code", token=oauth(1), enabled=False),
+    ]
+    proxy = await pool_proxy(accounts, provider=upstream)
+    async with direct(proxy) as http:
+        warnings = (await http.get("/account-pool")).json()["warnings"]
+    assert [re.sub(r"on \d{4}\S+ \S+ UTC", "on DAY", warning) for warning in warnings] == [
+        "claude-code/soon: its login ends on DAY; log in again: account-pool login claude "
+        "--label soon --renew",
+        "claude-code/over: its login ended on DAY; log in again: account-pool login claude "
+        "--label over --renew",
+        "claude-code/tool: its login ends on DAY; log in with claude again",
+    ]
 
 
 #: A keychain: a file of JSON, {service: text}; locked while there is none.

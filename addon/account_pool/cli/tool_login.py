@@ -183,6 +183,7 @@ def log_in(asked: LogIn, path: Path, environ: Mapping[str, str]) -> int:
     except OSError as error:
         return fail(f"{error.filename or 'the folder of the login'}: {error.strerror or error}")
     whose = f" ({hidden(owner)})" if owner else ""
+    print()  # the last line of the tool may have no end
     print(f"{'renewed' if asked.renew else 'added'} {key}{whose} in {shown(path)}")
     print("Only the pool refreshes this login from now on; the folder it was made in is removed.")
     return 0
