@@ -43,6 +43,7 @@ def test_the_table_is_the_contract() -> None:
         "view_kept": 500,
         "requests_kept": 30,
         "prices": "",
+        "count_streams": False,
         "allow_origins": "",
         "allow_hosts": "",
     }

@@ -226,6 +226,9 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
     PoolOption("view_kept", int, 500,
         "How many flows of the pool mitmweb and mitmproxy keep in view, with 64 MiB of bodies at "
         "most; older ones are dropped. Marked ones stay, and all others. 0 keeps all."),
+    PoolOption("count_streams", bool, False,
+        "Count the tokens of OpenAI chat streams whose client does not ask for them: "
+        "stream_options is added for api.openai.com, and its answer taken out again."),
     PoolOption("prices", str, "",
         "Your own prices, in USD for a million tokens, by provider or account and model; and what "
         "a subscription costs a month. A list of mappings in accounts.yaml, JSON on the command "

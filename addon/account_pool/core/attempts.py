@@ -173,6 +173,12 @@ class Attempts:
         react = _REACTIONS[reaction(outcome, self.facts.model)]
         return self._enter(react(self, lease, outcome, now), now)
 
+    def refused_for_ours(self, outcome: Outcome, now: float) -> Step:
+        """The running attempt was refused for what we had added: once more, without that."""
+        lease = self.held(Phase.SENT)
+        self.history[-1].outcome = outcome.masked(lease.credential.secret)
+        return self._enter(_again(self, lease, now), now)
+
     def broken(self, how: Broken, now: float, reason: str = "") -> Step:
         """The running attempt ended without a response.
 

@@ -69,6 +69,7 @@ class Settings:
         view_kept: flows of the pool that a front end's view keeps; 0: all.
         fast: shorter ways through mitmproxy to use, of `config.options.FAST_STEPS`.
         drain_s: longest time requests under way go on once the proxy shuts down.
+        count_streams: ask streams of api.openai.com for their usage.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -83,6 +84,7 @@ class Settings:
     fast: frozenset[str] = frozenset()
     drain_s: float = 10.0
     view_kept: int = 500
+    count_streams: bool = False
 
 
 def add(loader: Loader) -> frozenset[str]:
@@ -181,6 +183,7 @@ def settings(values: Mapping[str, OptionValue], options: Options) -> Settings:
         drain_s=cast(float, values["drain"]),
         fast=read_fast(str(values["fast"])),
         view_kept=cast(int, values["view_kept"]),
+        count_streams=bool(values["count_streams"]),
         allowed=Allowed(
             read_origins(str(values["allow_origins"])), read_hosts(str(values["allow_hosts"]))
         ),

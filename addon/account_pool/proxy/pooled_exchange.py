@@ -42,8 +42,10 @@ from account_pool.core.lease import Lease
 from account_pool.core.retry_policy import how_unconnected
 from account_pool.core.sse import Verdict
 from account_pool.core.steps import Deliver, Refresh, Send, Step, Synthesize, Wait
+from account_pool.core.usage import END_BYTES
 from account_pool.providers.base import CannotSwap, LocalResponse, Route
 from account_pool.proxy import flow_view, redaction
+from account_pool.proxy.counted_streams import filter_of
 from account_pool.proxy.credential_swap import Outgoing
 from account_pool.proxy.events import (
     EventHandled,
@@ -236,6 +238,10 @@ class PooledExchange(PooledUpload):
             if type(event) is ResponseTrailers and not takes_trailers(self.context.client):
                 return
             self.heard = True
+            if type(event) is ResponseData and self.usage_filter is not None:
+                event = ResponseData(event.stream_id, self.usage_filter.feed(event.data))
+                if not event.data:
+                    return
             if type(event) is ResponseData and (copy := self.copy) is not None:
                 # The way of every chunk of a streamed response: nothing more than needed.
                 copy.add(event.data)
@@ -361,7 +367,7 @@ class PooledExchange(PooledUpload):
         flow.metadata["pool.attempts"] = len(attempts.history)
         self.sent_secrets.append(lease.credential.secret)
         try:
-            return self.service.swaps.outgoing(
+            outgoing = self.service.swaps.outgoing(
                 flow.request,
                 call.masked,
                 call.head,
@@ -371,6 +377,11 @@ class PooledExchange(PooledUpload):
             )
         except CannotSwap as why:
             return call.provider.refusal(400, str(why), None)
+        if self.service.settings.count_streams and not flow.request.stream:
+            self.asks_usage = self.service.counted_streams.ask(
+                outgoing.request, outgoing.address[0], call.head, attempts.facts.model
+            )
+        return outgoing
 
     def connect(
         self, outgoing: Outgoing, *, avoided: frozenset[Connection] = frozenset()
@@ -404,6 +415,9 @@ class PooledExchange(PooledUpload):
         self.layer.answered.add(self.context.server)
         lease, provider = attempts.lease, call.provider
         assert lease is not None
+        self.usage_filter = (
+            filter_of(event.response, self.context.client) if self.asks_usage else None
+        )
         self.reader = reader = ResponseReader(event.response, provider)
         self.service.observer.head(provider, lease, event.response)
         if reader.first is Verdict.COMMIT:
@@ -452,6 +466,9 @@ class PooledExchange(PooledUpload):
 
     def response_ended(self, event: ResponseEndOfMessage) -> CommandGenerator[None]:
         """The response of the running attempt is complete, whatever state we are in."""
+        if self.usage_filter is not None and (rest := self.usage_filter.end()):
+            # Not the end of an event: as it came.
+            yield from self._dispatch(ResponseData(self.stream_id, rest))
         if self.server_state == self.state_read_response:
             yield from self._read(self._reader.end())
             if not self._committed:
@@ -559,6 +576,8 @@ class PooledExchange(PooledUpload):
             tail = bytearray()
             if self.copy is not None:
                 body, tail = self.copy.head, self.copy.tail
+            if self.usage_filter is not None and self.usage_filter.taken:
+                tail = bytearray((tail or body)[-END_BYTES:]) + self.usage_filter.taken
             served_as = self.service.observer.end(
                 self._call.provider, attempts, self._reader, body, tail, cut_off=left or not served
             )

@@ -29,6 +29,7 @@ from account_pool.core.instruments import Mark, Marks
 from account_pool.core.outcome import OutcomeClass
 from account_pool.core.retry_policy import Broken, how_broken
 from account_pool.core.steps import Deliver, Refresh, Step, Synthesize, Wait
+from account_pool.core.stream_usage import UsageFilter
 from account_pool.providers.base import Provider
 from account_pool.proxy import error_response, redaction
 from account_pool.proxy.events import (
@@ -81,6 +82,10 @@ class RefusedAttempts(AttemptStream):
     redactor: redaction.Redactor | None = None
     trail: AttemptTrail | None = None
     websocket: PooledWebsocket | None = None
+    #: the running attempt asks for the usage of its stream, which its client does not
+    asks_usage = False
+    #: takes the answer out of the response
+    usage_filter: UsageFilter | None = None
     #: the last refusal, which is delivered even if attempts after it bring nothing
     _refusal: ResponseReader | None = None
     #: what comes next once the refused response is drained, or the event is handled
@@ -139,6 +144,10 @@ class RefusedAttempts(AttemptStream):
 
     # -- refused, or broken off
 
+    def _is_refused_for_ours(self, reader: ResponseReader, model: str | None) -> bool:
+        status = reader.response.status_code
+        return self.service.counted_streams.is_refused(status, reader.opening(), model)
+
     def _refused(self) -> CommandGenerator[None]:
         """Ask what the refusal means, and do what follows."""
         attempts, reader = self._attempts, self._reader
@@ -164,7 +173,11 @@ class RefusedAttempts(AttemptStream):
                 )
         except Exception as e:
             log_and_continue.log(e)
-        self._pending = attempts.refused(outcome, self.service.now())
+        now, model = self.service.now(), attempts.facts.model
+        if self.asks_usage and attempts.may_send and self._is_refused_for_ours(reader, model):
+            self._pending = attempts.refused_for_ours(outcome, now)
+        else:
+            self._pending = attempts.refused(outcome, now)
         self.layer.withdraw()
         if attempts.keeps_earlier and earlier is not None:
             self._refusal = earlier

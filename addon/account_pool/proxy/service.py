@@ -34,6 +34,7 @@ from account_pool.core.steps import Refresh, Wait
 from account_pool.core.usage import Counts, Resets, Usages
 from account_pool.providers.base import LocalResponse, Provider
 from account_pool.proxy import waking
+from account_pool.proxy.counted_streams import CountedStreams
 from account_pool.proxy.credential_swap import Swaps
 from account_pool.proxy.decision_log import DecisionLog
 from account_pool.proxy.error_response import Refusals
@@ -72,6 +73,7 @@ class Service:
         measured: how long it took, and what became of requests.
         ended: requests that are over, until a row is written of each.
         rows_written: called when rows were written.
+        counted_streams: asks chat streams for their usage.
         prices: returns the owner's own prices.
         providers: by name, those of the user included.
         recognizer: tells which requests are the pool's business.
@@ -118,6 +120,7 @@ class Service:
         self.resets = Resets(self.counters["resets"].add)
         self.measured = Measured()
         self.ended = RequestLog()
+        self.counted_streams = CountedStreams()
         self.rows_written: Callable[[], object] = lambda: None
         self.prices: Callable[[], Prices] = Prices
         self.recognizer, self.swaps = Recognizer(self.pins), Swaps(self.pins)

@@ -57,7 +57,7 @@ def relayed(http: Streams, server: Http1Client, data: bytes) -> commands.SendDat
     """Return what sends on *data*, which came on *server*; None where it is to be read."""
     stream: Any = http.streams.get(server.stream_id or 0)
     copy = getattr(stream, "copy", None)
-    if copy is None or stream._paused is not None:
+    if copy is None or stream._paused is not None or stream.usage_filter is not None:
         return None
     reader: Any = server.body_reader
     if (
