@@ -24,7 +24,6 @@ from mitmproxy.websocket import WebSocketMessage
 from wsproto.frame_protocol import Opcode
 
 from account_pool.proxy.service import Service
-from account_pool.proxy.websocket import GoingAway
 from account_pool.supervision import log_and_continue, tasks
 
 if TYPE_CHECKING:
@@ -213,6 +212,8 @@ class Drain:
         return False
 
     async def _close_sockets(self) -> None:
+        from account_pool.proxy.websocket import GoingAway  # noqa: PLC0415 - there may be none
+
         handlers = {handler.client: handler for handler in self._handlers()}
         nothing = WebSocketMessage(Opcode.TEXT, False, b"")
         for stream in list(self._streams()):

@@ -68,7 +68,6 @@ from account_pool.proxy.http_stream import (
 from account_pool.proxy.redaction import Secrets, SentSecrets
 from account_pool.proxy.refused_attempts import SURELY_READ_BYTES, RefusedAttempts
 from account_pool.proxy.response_reader import NOT_COUNTED, ResponseReader
-from account_pool.proxy.websocket_exchange import PooledWebsocket
 from account_pool.supervision import log_and_continue
 
 logger = logging.getLogger(__name__)
@@ -604,6 +603,9 @@ class PooledExchange(PooledUpload):
 
     def passthrough(self, event: events.Event) -> CommandGenerator[None]:
         if self.websocket is None:
+            # Most proxies never see one.
+            from account_pool.proxy.websocket_exchange import PooledWebsocket  # noqa: PLC0415
+
             self.websocket = PooledWebsocket(self)
         return self.websocket.handle(event)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from operator import attrgetter
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from mitmproxy import http
 from mitmproxy.proxy import events
@@ -49,8 +49,10 @@ from account_pool.proxy.http_stream import (
 from account_pool.proxy.pooled_request import PooledRequest
 from account_pool.proxy.redaction import Secrets, SentSecrets
 from account_pool.proxy.response_reader import ResponseReader
-from account_pool.proxy.websocket_exchange import PooledWebsocket
 from account_pool.supervision import log_and_continue
+
+if TYPE_CHECKING:
+    from account_pool.proxy.websocket_exchange import PooledWebsocket
 
 logger = logging.getLogger(__name__)
 
