@@ -47,18 +47,6 @@ class LookUpService(Protocol):
         """Ask what *states* have left; return those of which providers tell it."""
 
 
-class LookUpsOff:
-    """Asks nobody."""
-
-    is_on = False
-
-    def views(self) -> Mapping[AccountKey, Mapping[str, object]]:
-        return {}
-
-    async def refresh(self, _states: Iterable[AccountState]) -> list[AccountKey]:
-        return []
-
-
 class PoolService(Protocol):
     """A running pool, as `proxy.service.Service` is one.
 

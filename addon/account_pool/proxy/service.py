@@ -11,14 +11,14 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from math import inf
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, WeakSet
 
 from mitmproxy import http
 from mitmproxy.connection import Client, Connection
 
-from account_pool.admin.actions import LookUpService, LookUpsOff
 from account_pool.admin.http import CLOSED, AdminRequest, AdminResponse
 from account_pool.core.account import AccountKey
 from account_pool.core.attempts import Attempts
@@ -30,6 +30,7 @@ from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.pool import Pool
 from account_pool.core.prices import Prices
 from account_pool.core.sessions import Pins, Sessions, session_lease_of
+from account_pool.core.state import AccountState
 from account_pool.core.steps import Refresh, Wait
 from account_pool.core.usage import Counts, Resets, Usages
 from account_pool.providers.base import LocalResponse, Provider
@@ -45,6 +46,9 @@ from account_pool.proxy.response_reader import NOT_COUNTED, ResponseObserver, Se
 from account_pool.proxy.waking import ClientLayer, Gap, Watch
 from account_pool.supervision import log_and_continue, tasks
 
+if TYPE_CHECKING:
+    from account_pool.admin.actions import LookUpService
+
 logger = logging.getLogger(__name__)
 
 #: Longest time a request waits for its account's credential to be renewed.
@@ -58,6 +62,18 @@ GONE_S = 5.0
 async def _closed(_visit: AdminRequest) -> AdminResponse:
     """The proxy has no accounts yet, and nothing to show."""
     return CLOSED
+
+
+class LookUpsOff:
+    """Asks nobody."""
+
+    is_on = False
+
+    def views(self) -> Mapping[AccountKey, Mapping[str, object]]:
+        return {}
+
+    async def refresh(self, _states: Iterable[AccountState]) -> list[AccountKey]:
+        return []
 
 
 class Service:
