@@ -20,6 +20,7 @@ STARTS = {"create_task", "ensure_future", "Thread", "TaskGroup", "Timer"}
 ALLOWED = {
     "credentials/keychain.py": "a thread that may hang for ever, and catches everything",
     "credentials/token_endpoint.py": "in the loop of a thread, awaited where it is started",
+    "proxy/tracing.py": "a thread that may hang, waited for in bounds, and catches everything",
     "proxy/fast/inline.py": "in the place of mitmproxy's own tasks, and named as they are",
     "cli/shared.py": "the thread of `run`, without a loop; each step catches everything",
     "cli/child.py": "the thread of `run` that copies; its errors are those of its descriptors",

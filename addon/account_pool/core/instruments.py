@@ -92,15 +92,19 @@ class RequestLog:
         changed: called after each; quick, raises nothing.
         waiting: those requests.
         lost: how many were not kept since `take` because too many waited.
+        also: told of each, too, whether or not rows are kept; quick, raises nothing.
     """
 
     kept_days: int = 30
     changed: Callable[[], object] = lambda: None
     waiting: list[Ended] = field(default_factory=list)
     lost: int = 0
+    also: Callable[[Ended], object] | None = None
 
     def add(self, ended: Ended) -> None:
         """Keep *ended*, unless rows are not wanted or too many wait."""
+        if self.also is not None:
+            self.also(ended)
         if not self.kept_days:
             return
         if len(self.waiting) >= MAX_WAITING:

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import gc
 import logging
+import os
 import ssl
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -32,6 +33,7 @@ from account_pool.config.values import Config
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, identity
 from account_pool.core.errors import UnknownAccount
+from account_pool.core.instruments import Ended
 from account_pool.core.pool import Pool
 from account_pool.core.prices import Prices
 from account_pool.core.usage import Counted
@@ -53,6 +55,7 @@ from account_pool.proxy.notifier import Notifier
 from account_pool.proxy.persistence import Persistence
 from account_pool.proxy.pricing import Pricing
 from account_pool.proxy.service import Service
+from account_pool.proxy.tracing import Tracing
 from account_pool.store.sqlite import MemoryStore, SqliteStore
 from account_pool.store.store import StateStore, Store, TokenStore
 
@@ -101,6 +104,7 @@ class Wiring:
         notifier: tells the owner when an account goes.
         pricing: puts into rows about requests what they cost.
         look_ups: asks providers what idle accounts have left.
+        tracing: sends spans about requests to a collector, where one is named.
         known: the providers accounts may be of.
         keeper: what keeps the credentials; None before `start`.
         persistence: what keeps what was learnt; None while there never was an account.
@@ -122,6 +126,7 @@ class Wiring:
         self.notifier.login_ends = self._login_ends
         service.notify_targets = self.notifier.targets
         service.look_ups = self.look_ups = HeadroomLookUps(service, own_http)
+        self.tracing = Tracing()
         self.known: Mapping[str, Provider] = {}
         self.keeper: Keeper | None = None
         self.persistence: Persistence | None = None
@@ -206,6 +211,7 @@ class Wiring:
         self.notifier.start(lambda: self.persistence)
         self.pricing.start(self.ask_store)
         self.look_ups.start(lambda: self.persistence, self._is_vendors)
+        self.tracing.start(os.environ, self._listen_to_ends)
 
     def sharing_known(self, loaded: Config) -> Config:
         """Return *loaded*, which shares what is the same with the accounts that serve now.
@@ -253,6 +259,7 @@ class Wiring:
         self.notifier.stop()
         self.pricing.stop()
         self.look_ups.stop()
+        self.tracing.stop()
         if self.keeper is not None:
             self.keeper.stop(over_at + draining.ANSWER_S)
         if self.persistence is not None:
@@ -332,6 +339,9 @@ class Wiring:
             if warning not in self._file_warnings:
                 logger.warning(f"account-pool: {warning}")
         self._file_warnings = loaded.warnings
+
+    def _listen_to_ends(self, heard: Callable[[Ended], object]) -> None:
+        self.service.ended.also = heard
 
     def _login_ends(self) -> dict[AccountKey, float]:
         """Return when logins end, however often they are refreshed, seconds since the epoch."""

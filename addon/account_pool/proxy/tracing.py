@@ -1,0 +1,164 @@
+"""Sends a span about each request to an OpenTelemetry collector, where the owner names one.
+
+It is named by OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT` ...); without them
+nothing is imported and nothing is kept. A request only leaves what it was behind; spans are
+made in a thread, and exported by the library's batch processor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from account_pool.core.instruments import Ended
+from account_pool.core.spans import Span, span_of
+from account_pool.supervision import log_and_continue, tasks
+from account_pool.version import __version__
+
+logger = logging.getLogger(__name__)
+
+#: How often spans are made of what has ended, seconds.
+EVERY_S = 1.0
+#: Requests that wait to become spans at most; beyond, the oldest are dropped.
+MAX_WAITING = 10_000
+#: How long the end of the proxy waits for the last spans, seconds.
+FLUSH_S = 2.0
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_EXTRA = "pip install 'mitmproxy-account-pool[otel]'"
+#: What is used of OpenTelemetry; the extra `otel` declares it.
+_MODULES = {
+    "api": "opentelemetry.trace",
+    "sdk": "opentelemetry.sdk.trace",
+    "export": "opentelemetry.sdk.trace.export",
+    "resources": "opentelemetry.sdk.resources",
+    "otlp": "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "requests": "requests",
+}
+
+
+def endpoint_variable(environ: Mapping[str, str]) -> str | None:
+    """Return the variable that names a collector; None where none is wanted."""
+    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return None
+    if environ.get("OTEL_TRACES_EXPORTER", "otlp").strip().lower() not in ("otlp", ""):
+        return None
+    return next((name for name in _ENDPOINTS if environ.get(name, "").strip()), None)
+
+
+class Tracing:
+    """Makes spans of the requests of one proxy.
+
+    Attributes:
+        waiting: requests that have ended.
+    """
+
+    def __init__(self, make_exporter: Callable[[Mapping[str, Any]], Any] | None = None) -> None:
+        self.waiting: deque[Ended] = deque(maxlen=MAX_WAITING)
+        self._make_exporter = make_exporter or _otlp
+        self._library: dict[str, Any] = {}
+        self._provider: Any = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(
+        self, environ: Mapping[str, str], listen: Callable[[Callable[[Ended], object]], object]
+    ) -> None:
+        """Begin, if *environ* names a collector. Needs the running loop.
+
+        *listen* has a function called with each request that has ended.
+        """
+        variable = endpoint_variable(environ)
+        if variable is not None:
+            work = lambda: self._run(variable, listen)  # noqa: E731
+            self._task = tasks.supervised("sending spans", work)
+
+    def stop(self) -> None:
+        """Send what is left, as far as the collector takes it in time."""
+        if self._task is not None:
+            self._task.cancel()
+        if self._provider is not None:
+            # A collector that hangs must not keep the process: not every version of the library
+            # minds the time that it is given.
+            last = threading.Thread(target=self._send_the_rest, daemon=True, name="last spans")
+            last.start()
+            last.join(FLUSH_S)
+
+    def _send_the_rest(self) -> None:
+        with log_and_continue:
+            self._make_spans()
+            self._provider.force_flush(int(FLUSH_S * 1000))
+
+    async def _run(
+        self, variable: str, listen: Callable[[Callable[[Ended], object]], object]
+    ) -> None:
+        if self._provider is None:
+            try:
+                self._provider = await asyncio.to_thread(self._make_provider)
+            except ImportError:
+                logger.warning(
+                    f"account-pool: {variable} is set, but OpenTelemetry is not installed: "
+                    f"no spans are sent; {_EXTRA}"
+                )
+                return
+            listen(self.waiting.append)
+            logger.info(f"account-pool: spans are sent to the collector in {variable}")
+        while True:
+            await asyncio.sleep(EVERY_S)
+            if self.waiting:
+                await asyncio.to_thread(self._make_spans)
+
+    def _make_provider(self) -> Any:
+        """Import the library and return what makes its tracers. Raises ImportError."""
+        library = {name: importlib.import_module(path) for name, path in _MODULES.items()}
+        self._library = library
+        resources = library["resources"]
+        named = resources.Resource({"service.name": "account-pool", "service.version": __version__})
+        provider = library["sdk"].TracerProvider(
+            # Variables of the owner win.
+            resource=named.merge(resources.OTELResourceDetector().detect()),
+            shutdown_on_exit=False,
+        )
+        exporter = self._make_exporter(library)
+        provider.add_span_processor(library["export"].BatchSpanProcessor(exporter))
+        return provider
+
+    def _make_spans(self) -> None:
+        tracer = self._provider.get_tracer("account_pool", __version__)
+        while self.waiting:
+            ended = self.waiting.popleft()
+            with log_and_continue:
+                self._make_span(tracer, span_of(ended))
+
+    def _make_span(self, tracer: Any, span: Span) -> None:
+        api = self._library["api"]
+        made = tracer.start_span(
+            span.name,
+            context=None,
+            kind=api.SpanKind.CLIENT,
+            attributes=dict(span.attributes),
+            start_time=_ns(span.wall_from),
+        )
+        for event in span.events:
+            made.add_event(event.name, dict(event.attributes), _ns(event.wall_at))
+        if span.error is not None:
+            made.set_status(api.StatusCode.ERROR)
+        made.end(_ns(span.wall_to))
+
+
+def _ns(wall_at: float) -> int:
+    return int(wall_at * 1e9)
+
+
+def _otlp(library: Mapping[str, Any]) -> Any:
+    """Return what sends spans as its variables say; not through a proxy of the environment.
+
+    That is this very process, where a shell was set up for the pool.
+    """
+    session = library["requests"].Session()
+    session.trust_env = False
+    return library["otlp"].OTLPSpanExporter(session=session)
