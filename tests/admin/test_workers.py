@@ -8,9 +8,11 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 from account_pool.admin import metrics
+from account_pool.admin.models import PinnedSession, SessionKey
 from account_pool.admin.routes import ENDPOINTS
 from account_pool.admin.views import number_at
 from account_pool.admin.workers import FOLLOWED, MERGED, follow, merge_metrics, values
+from account_pool.core.account import AccountKey
 
 LIMIT_50 = SimpleNamespace(limit=50)
 
@@ -149,3 +151,16 @@ def test_two_decisions_of_one_moment_are_two() -> None:
     assert numbers[0] < numbers[1] < number_at(40_000.500_01, 1)
     # A year after the machine was started; JSON has no more.
     assert number_at(365 * 86_400.0, 63) < 2**53
+
+
+async def test_a_session_is_pinned_at_all_workers(proxy):
+    """Also at one that has not heard of it."""
+    context = SimpleNamespace(actions=proxy.actions())
+    asked = PinnedSession(provider="openai", label="two", key="abc:openai:gpt-5")
+    await follow("pin_session", context, asked)
+    two = AccountKey("openai", "two")
+    assert proxy.service.pins.session_owner("openai", "abc") == two
+    await follow("pin_session", context, PinnedSession(provider="openai", label="two", session="x"))
+    assert proxy.service.pins.session_owner("openai", "x") == two
+    await follow("close_session", context, SessionKey(key="abc:openai"))
+    assert not proxy.service.pins.is_pinned("openai", "abc")

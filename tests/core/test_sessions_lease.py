@@ -388,6 +388,14 @@ def test_a_pinned_conversation_is_never_moved() -> None:
     assert world.serve(Conversation(session="t"), at=2.0) == "a"
 
 
+def test_the_refusal_says_which_account_alone_may_serve() -> None:
+    world = World("a", "b")
+    facts = RequestFacts(provider=PROVIDER, kind="key", conversation=S, only=key("b"))
+    world.pool.health.mark_failure(key("b"), FORBIDDEN, now=0.0)
+    nobody = world.pool.shortage(facts, now=0.0, only=key("b"))
+    assert nobody.reason == "no usable account of 1 (1 disabled), as only openai/b may serve this"
+
+
 def test_what_the_client_has_chosen_comes_first() -> None:
     world = World("a", "b", "c")
     world.pins.pin_session(key("b"), "s", 0.0)

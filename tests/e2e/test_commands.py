@@ -123,9 +123,20 @@ async def test_a_tool_is_kept_on_the_account_it_names(provider, pool_proxy, sett
         status, credentials, said = await asked(user)
         assert (status, credentials) == (403, [])
         assert "user name in the proxy's URL" in said
+        assert f"openai: {said}; request refused" in proxy.output
     names = {name.lower() for one in upstream.journal.requests for name, _ in one.headers}
     assert "authorization" in names
     assert "proxy-authorization" not in names
+
+
+async def test_a_shell_is_kept_on_an_account(provider, pool_proxy, cli):
+    proxy = await pool_proxy(TWO, provider=await provider(by_credential({})))
+    command = cli(proxy)
+    out, _ = await command("env", "--shell", "bash", "--account", "openai/second")
+    assert f"HTTPS_PROXY=http://openai%2Fsecond:pool@127.0.0.1:{proxy.port}" in out
+    out, err = await command("env", "--shell", "bash", "--account", "openai/secnd", code=1)
+    assert out == ""
+    assert "did you mean openai/second?" in err
 
 
 async def test_a_users_name_is_no_account_where_proxyauth_is_set(provider, pool_proxy, setting):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from account_pool.cli import api
 from account_pool.cli.output import note
-from account_pool.cli.places import CONFDIR, IN_MEMORY, STATE_FILE
+from account_pool.cli.places import CONFDIR, HOST, IN_MEMORY, STATE_FILE
 from account_pool.config import accounts_file
 from account_pool.config.accounts_file import Found, skip_line
 from account_pool.config.environment import from_environment
@@ -16,6 +17,7 @@ from account_pool.config.loader import load
 from account_pool.config.problems import ConfigError, Problem
 from account_pool.config.replace import make_private
 from account_pool.config.values import Config
+from account_pool.core.account import AccountKey
 from account_pool.credentials.sources import AccountEntry
 
 #: Of mitmproxy, in its directory; the later one wins.
@@ -88,6 +90,29 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
     if close := get_close_matches(label, labels, 1):
         return f"{provider}/{close[0]}"
     return next((key for key in known if key.partition("/")[2] == label), None)
+
+
+def pool_with(port: int, chosen: Collection[AccountKey]) -> Mapping[str, Any]:
+    """Return what GET /account-pool answers at *port*, where the *chosen* accounts may be named.
+
+    Raises NoAnswer, also where one is not there, or cannot be named.
+    """
+    try:
+        pool = api.accounts(port)
+    except api.NoAnswer as error:
+        if not (chosen and error.code == "no_token"):
+            raise
+        raise api.NoAnswer(
+            f"--account cannot be used at {HOST}:{port}: its proxyauth is set, and takes the user "
+            "name by which an account is chosen"
+        ) from None
+    known = [str(account["key"]) for account in pool["accounts"]]
+    for key in map(str, chosen):
+        if key not in known:
+            meant = nearest(key, known)
+            remedy = f"did you mean {meant}?" if meant else f"it has {', '.join(known) or 'none'}"
+            raise api.NoAnswer(f"the pool has no account {key}; {remedy}")
+    return pool
 
 
 def read_accounts(found: Found, environ: Mapping[str, str]) -> Config:

@@ -94,6 +94,18 @@ def _one_each(names: Collection[str]) -> list[AccountKey]:
     return list(keys.values())
 
 
+OnlyAccounts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--account",
+        help="The account, as provider/label, that alone serves the tool; again for another "
+        "provider.",
+        show_default=False,
+        autocompletion=_keys,
+    ),
+]
+
+
 # What comes after the tool's name is the tool's, also without `--`.
 @app.command(context_settings={"allow_interspersed_args": False})
 def run(
@@ -124,14 +136,7 @@ def run(
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="Run the tool even if the pool has no account.")
     ] = False,
-    account: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="The account, as provider/label, that alone serves the tool; again for another "
-            "provider.",
-            show_default=False,
-        ),
-    ] = None,
+    account: OnlyAccounts = None,
 ) -> int:
     """Run a tool through the pool: account-pool run -- claude.
 
@@ -249,11 +254,12 @@ def env(
         typer.Option(help="The shell to write for. [default: the current one]"),
     ] = None,
     unset: Annotated[bool, typer.Option("--unset", help="Remove the variables.")] = False,
+    account: OnlyAccounts = None,
 ) -> int:
     """Print what points a shell's tools at the proxy: eval "$(account-pool env)"."""
     from account_pool.cli.env import print_env
 
-    return print_env(port, shell, os.environ, unset=unset)
+    return print_env(port, shell, os.environ, unset=unset, accounts=_one_each(account or ()))
 
 
 @app.command()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import PurePath
 
 from account_pool.cli.output import fail, note
 from account_pool.cli.places import Places
+from account_pool.core.account import AccountKey
 
 
 class Shell(StrEnum):
@@ -97,15 +98,29 @@ def detect(environ: Mapping[str, str]) -> Shell:
     return found or usual or (Shell.POWERSHELL if os.name == "nt" else Shell.BASH)
 
 
-def print_env(port: int, shell: Shell | None, environ: Mapping[str, str], *, unset: bool) -> int:
+def print_env(
+    port: int,
+    shell: Shell | None,
+    environ: Mapping[str, str],
+    *,
+    unset: bool,
+    accounts: Sequence[AccountKey] = (),
+) -> int:
     """Print what sets the variables, or removes them. Returns 0, or 1 after a line on stderr.
 
-    A proxy need not run yet: the line on stderr then says so, and the variables stand.
+    A proxy need not run yet: the line on stderr then says so, and the variables stand. By the
+    *accounts* alone tools are served, if there are any.
     """
     # The command line imports this module for the names of the shells.
     from account_pool.cli import api
+    from account_pool.cli.accounts import pool_with
     from account_pool.cli.bundle import write_trust
-    from account_pool.cli.environment import ALL_VARIABLES, NO_PROXY_VARIABLES, variables
+    from account_pool.cli.environment import (
+        ALL_VARIABLES,
+        NO_PROXY_VARIABLES,
+        proxy_url,
+        variables,
+    )
     from account_pool.providers.registry import BUILT_IN
 
     shell = shell or detect(environ)
@@ -120,9 +135,15 @@ def print_env(port: int, shell: Shell | None, environ: Mapping[str, str], *, uns
         except OSError as error:
             return fail(f"{error.filename}: {error.strerror}")
         hosts = [rule for name in BUILT_IN for rule in BUILT_IN.hosts(name)]
-        lines = set_lines(shell, variables(places.url, trust, hosts, environ))
+        url = proxy_url(places.url, map(str, accounts))
+        lines = set_lines(shell, variables(url, trust, hosts, environ))
         if not isinstance(api.probe(port), api.Health):
             note(api.no_proxy(port))
+        elif accounts:
+            try:
+                pool_with(port, accounts)
+            except api.NoAnswer as error:
+                return fail(error)
     if sys.stdout.isatty():
         lines.append(hint(shell, f"account-pool env{' --unset' if unset else ''}"))
     print("\n".join(lines))

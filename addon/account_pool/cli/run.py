@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from account_pool.cli import api
-from account_pool.cli.accounts import find, how_to_add, nearest
+from account_pool.cli.accounts import find, how_to_add, pool_with
 from account_pool.cli.bundle import write_trust
 from account_pool.cli.child import (
     SIGNALLED,
@@ -185,13 +185,15 @@ def _launch(options: RunOptions) -> Launch:
 def _for_tool(options: RunOptions, places: Places, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of the tool: proxy, trust, a key where it needs one."""
     trust = write_trust(places, environ)
-    pool = _accounts(options)
+    pool = pool_with(places.port, options.accounts)
     for warning in warnings_of(pool):
         note(f"warning: {warning}")
     providers = {account["provider"] for account in pool["accounts"]}
     if options.accounts:
         providers = {key.provider for key in options.accounts}
-        _mind(options, pool["accounts"])
+        for account in pool["accounts"]:
+            if account["key"] in map(str, options.accounts) and account["reason"]:
+                note(f"{account['key']}: {account['reason']}")
     if not providers:
         note("the pool has no account: the requests of the tool pass untouched")
     url = proxy_url(places.url, map(str, options.accounts))
@@ -223,30 +225,6 @@ def _keys(
     if not (keys or logged_in or has_key(tool, environ)) and (why := missing(tool, providers)):
         note(why)
     return keys
-
-
-def _accounts(options: RunOptions) -> Mapping[str, Any]:
-    try:
-        return api.accounts(options.port)
-    except api.NoAnswer as error:
-        if not (options.accounts and error.code == "no_token"):
-            raise
-        raise CannotUse(
-            f"--account cannot be used at {HOST}:{options.port}: its proxyauth is set, and takes "
-            "the user name by which an account is chosen"
-        ) from None
-
-
-def _mind(options: RunOptions, known: Sequence[Mapping[str, Any]]) -> None:
-    """Say how the chosen accounts are. Raises CannotUse for one that is not there."""
-    reasons = {str(account["key"]): account["reason"] for account in known}
-    for key in map(str, options.accounts):
-        if key not in reasons:
-            meant = nearest(key, list(reasons))
-            remedy = f"did you mean {meant}?" if meant else f"it has {', '.join(reasons)}"
-            raise CannotUse(f"the pool has no account {key}; {remedy}")
-        if reasons[key]:
-            note(f"{key}: {reasons[key]}")
 
 
 def warnings_of(pool: Mapping[str, Any]) -> list[str]:

@@ -144,7 +144,9 @@ class Pool:
                 if state.full and state.account.models.allows(facts.model):
                     self.accounts.note_share_used(state, starved=True)
         if only is not None:
-            return shortage(asked, facts, now=now, avoid=avoid).error()
+            error = shortage(asked, facts, now=now, avoid=avoid).error()
+            error.reason += f", as only {only} may serve this"
+            return error
         what = facts.model, facts.kind, frozenset(avoid)
         known = members.shortages.get(what)
         if known is None or now >= known.holds_until:

@@ -157,8 +157,11 @@ class PooledRequest:
     denied: LocalResponse | None = None
     only: AccountKey | None = None
 
-    def choose(self, user: str, accounts: Accounts) -> None:
-        """Have one of the accounts serve it that the client has named as its *user* name."""
+    def choose(self, user: str, accounts: Accounts) -> str | None:
+        """Have one of the accounts serve it that the client has named as its *user* name.
+
+        Returns why none can, None if one may.
+        """
         provider = self.provider.name
         keys = [key for key in map(_key_of, user.split(",")) if key is not None]
         self.only = next((key for key in keys if key.provider == provider), None)
@@ -168,8 +171,9 @@ class PooledRequest:
         elif accounts.find(self.only) is None:
             why = f"{where} names {shown}, and the pool has no account {hidden(str(self.only))}"
         else:
-            return
+            return None
         self.denied = self.denied or self.provider.refusal(403, why, None)
+        return why
 
     def misdirected(self, request: http.Request, hosts: HostIndex) -> str | None:
         """Say why *request* must not carry a credential where it goes; None if it may.

@@ -102,7 +102,9 @@ class PoolHttpStream(AttemptStream):
             if not getattr(self.context.options, "proxyauth", None):
                 del request.headers[_PROXY_AUTHORIZATION]
         if user is not None and call.route is not Route.PASS:
-            call.choose(user, self.service.pool.accounts)
+            why = call.choose(user, self.service.pool.accounts)
+            if why is not None:
+                logger.warning(f"{call.provider.name}: {why}; request refused")
 
     # -- tunnels
 
