@@ -194,6 +194,7 @@ def test_sessions_the_newest_first():
         "idle_s": 28.0,
         "turns": 0,
         "pinned": False,
+        "session": None,
     }
     assert views.sessions_by_account(sessions, MOMENT.now) == {ONE: 3}
 

@@ -22,6 +22,7 @@ from account_pool.core.account import AccountKey, normalise_label
 from account_pool.core.cooldown import BY_HAND, Cooldown
 from account_pool.core.decisions import By
 from account_pool.core.errors import UnknownAccount
+from account_pool.core.headroom_history import HeadroomHistory
 from account_pool.core.instruments import Measured, RequestLog
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.core.pool import Pool
@@ -62,6 +63,7 @@ class PoolService(Protocol):
         stopping: whether the proxy shuts down.
         at_stop: called when it begins to.
         look_ups: what asks providers what accounts have left.
+        headroom_history: what accounts had left over the day.
     """
 
     look_ups: LookUpService
@@ -75,6 +77,7 @@ class PoolService(Protocol):
     prices: Callable[[], Prices]
     stopping: bool
     at_stop: list[Callable[[], object]]
+    headroom_history: HeadroomHistory
 
     def now(self) -> float:
         """Return monotonic seconds."""

@@ -500,9 +500,24 @@ SCHEMAS: Mapping[str, Schema] = {
     "Decisions": _object(
         decisions=_list(_ref("Decision")),
         next=_about(_COUNT, "pass it as ?since= in the next request")),
+    "HeadroomDay": _object(
+        every_s=_SECONDS,
+        samples=_about(
+            _list(_object(
+                at=_INSTANT,
+                left=_by_name(_of("number",
+                    "by provider: the share its best account had left; 0: none could serve")))),
+            "oldest first")),
+    "Providers": _object(
+        providers=_list(_object(
+            name=_TEXT, hosts=_list(_TEXT),
+            env=_about(_list(_TEXT), "variables that usually hold a credential"),
+            companions=_about(_list(_TEXT), "keys of accounts.yaml beside the token"),
+            login=_of("boolean", "POST /account-pool/add takes a login of it")))),
     "Session": _object(
         key=_TEXT, account=_KEY, used_at=_INSTANT, idle_s=_SECONDS,
         pinned=_of("boolean", "this account alone serves it"),
+        session=_or_null(_of("string", "a hash, as in requests and decisions")),
         turns=_about(_COUNT, "requests in flight")),
     "Sessions": _object(
         sessions=_list(_ref("Session")), total=_about(_COUNT, "how many are known")),

@@ -14,7 +14,18 @@ from hashlib import sha256
 from importlib import resources
 
 #: In the order they are run; they share one scope.
-SCRIPTS = ("dom", "api", "accounts", "decisions", "usage", "sessions", "main")
+SCRIPTS = (
+    "dom",
+    "api",
+    "live",
+    "standing",
+    "accounts",
+    "drawer",
+    "activity",
+    "charts",
+    "add",
+    "main",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ Each change is a line in the log.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
@@ -317,6 +318,20 @@ def _decision_view(decision: Decision, now: float) -> Json:
         for name in ("at", "until", "ended_at")
     }
     return {**view, **instants, "text": line(decision)}
+
+
+@_at("/headroom", "HeadroomDay")
+async def headroom(context: AdminContext, _asked: None) -> Json:
+    """What the accounts of each provider had left over the last 24 hours, since the start."""
+    return views.headroom_day_view(context.service.headroom_history.samples)
+
+
+@_at("/providers", "Providers")
+async def providers(context: AdminContext, _asked: None) -> Json:
+    """What an account can be of, those of accounts.yaml included."""
+    known = context.actions.known()
+    # The first time they are compiled, which takes a while.
+    return {"providers": await asyncio.to_thread(views.providers_view, known)}
 
 
 @_at("/sessions", "Sessions", query=SessionsQuery)

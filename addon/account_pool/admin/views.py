@@ -15,10 +15,14 @@ from typing import Any
 from account_pool.core.account import AccountKey
 from account_pool.core.accounts import summary
 from account_pool.core.cooldown import AccountVerdict, Cause, Cooldown
+from account_pool.core.decisions import session_hash
 from account_pool.core.headroom import Window, tightest_window
+from account_pool.core.headroom_history import EVERY_S, Sample
 from account_pool.core.pool import Pool
 from account_pool.core.sessions import Pins, Sessions, session_of
 from account_pool.core.state import AccountState
+from account_pool.credentials.vendor_logins import VENDORS
+from account_pool.providers.base import Provider
 
 Json = dict[str, Any]
 #: Amounts by name, by (day, account, model), as the store counts them.
@@ -237,6 +241,34 @@ def number_at(now: float, number: int = 0) -> int:
     return int(now * NUMBERS_A_SECOND / _REST) * _REST + number % _REST
 
 
+def headroom_day_view(samples: Iterable[Sample]) -> Json:
+    """Return what each provider had left over the day, oldest first."""
+    rows = [
+        {"at": iso(sample.wall_at), "left": {p: round(s, 4) for p, s in sample.left.items()}}
+        for sample in samples
+    ]
+    return {"every_s": EVERY_S, "samples": rows}
+
+
+# -- providers
+
+
+def providers_view(known: Mapping[str, Provider]) -> list[Json]:
+    """Return what an account can be of, by name. Compiles those that were not used yet."""
+    return [
+        {
+            "name": name,
+            "hosts": [("*." if rule.subdomains else "") + rule.host for rule in provider.hosts],
+            "env": list(provider.env),
+            "companions": sorted(
+                {*provider.companions, *(("account_type",) if name == "copilot" else ())}
+            ),
+            "login": name in VENDORS,
+        }
+        for name, provider in sorted(known.items())
+    ]
+
+
 # -- sessions
 
 
@@ -252,6 +284,7 @@ def sessions_view(sessions: Sessions, pins: Pins, clocks: Clocks, limit: int) ->
             "idle_s": _seconds(clocks.now - session.used_at),
             "turns": session.in_flight,
             "pinned": _is_pinned(key, session.account.provider, pins),
+            "session": session_hash(session_of(key, session.account.provider)),
         }
         for key, session in known
         if session is not None

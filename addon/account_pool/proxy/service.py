@@ -25,6 +25,7 @@ from account_pool.core.attempts import Attempts
 from account_pool.core.credential import Credential
 from account_pool.core.decision_text import duration
 from account_pool.core.headroom import Window
+from account_pool.core.headroom_history import HeadroomHistory
 from account_pool.core.instruments import Ended, Mark, Marks, Measured, RequestLog
 from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.pool import Pool
@@ -114,6 +115,7 @@ class Service:
         visited: answers a request to the proxy itself.
         layers: one for each client connection that speaks HTTP.
         users: accounts that a client has named as its user name at this proxy, comma-separated.
+        headroom_history: what accounts had left over the day.
         stopping: the proxy shuts down: what is under way finishes, nothing begins.
         at_stop: called when it begins to.
         turns_away: no request is held for an account any more.
@@ -163,6 +165,7 @@ class Service:
         self.users: WeakKeyDictionary[Client, str] = WeakKeyDictionary()
         self.stopping = self.turns_away = False
         self.at_stop: list[Callable[[], object]] = []
+        self.headroom_history = HeadroomHistory()
         #: what is held for an account, and when it looks again
         self._held: dict[asyncio.Event, float] = {}
         #: attempts under way by client connection, so that none outlives it
@@ -213,8 +216,9 @@ class Service:
         return attempts, marks
 
     def look(self) -> None:
-        """Let requests under way notice how long they have waited."""
+        """Let requests under way notice how long they have waited; note what accounts have left."""
         now = self.now()
+        self.headroom_history.note(self.pool.accounts, now, self.wall_now())
         for under_way in list(self._under_way.values()):
             for attempts in list(under_way):
                 attempts.look(now)

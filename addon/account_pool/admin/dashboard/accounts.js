@@ -1,133 +1,223 @@
-const STATES = {
-  available: "available", full: "full", cooling: "on cooldown", disabled: "disabled", off: "off",
-  no_credential: "no credential",
-};
+// The table of accounts: what needs somebody, filters, rows.
 
-function showAccounts({ accounts, summary }) {
-  const { total, available, cooling_down: cooling, disabled, in_flight: inFlight } = summary;
-  setText(byId("summary"), total === 0
-    ? "no accounts yet"
-    : `${available} of ${total} available, ${cooling} on cooldown, ${disabled} disabled, ${inFlight} in flight`);
-  const providers = [...new Set(accounts.map((account) => account.provider))];
-  keyed(byId("providers"), providers, (name) => name, makeProvider, (node, name) => {
-    const mine = accounts.filter((account) => account.provider === name);
-    part(node, "next").hidden = mine.length < 2;
-    keyed(part(node, "cards"), mine, (account) => account.key, makeCard, updateCard);
-  });
-  keyed(byId("add-providers"), providers, (name) => name, (name) => element("option", { value: name }), () => {});
-}
+const COLUMNS = [
+  { name: "account", title: "Account", value: (row) => row.account.key, first: 1 },
+  { name: "state", title: "State", value: (row) => STATES[row.standing.state].rank, first: 1 },
+  { name: "left", title: "Headroom", value: (row) => row.account.tightest?.remaining ?? 2, first: 1 },
+  { name: "flight", title: "In flight", value: (row) => row.account.in_flight, first: -1, number: true },
+  { name: "talks", title: "Sessions", value: (row) => row.account.sessions, first: -1, number: true, about: "conversations that live on it" },
+  { name: "today", title: "Today", value: (row) => row.account.usage.requests, first: -1, number: true, about: "requests and tokens today (UTC)" },
+];
+// In a row; the drawer has all.
+const WINDOWS_SHOWN = 2;
 
-function makeProvider(name) {
-  const next = element("button", {
-    type: "button", class: "quiet", "data-part": "next", "aria-label": `Next account of ${name}`,
-    click: () => act(next, () => changed("/account-pool/next", { provider: name })),
-  }, "Next");
-  return element("section", { class: "provider", "aria-label": name },
-    element("div", { class: "row" }, element("h3", {}, name), next),
-    element("div", { class: "cards", "data-part": "cards" }));
-}
+const view = { sort: "state", way: 1, state: "", keys: null };
 
-function makeCard({ key, provider, label }) {
-  const of = { provider, label };
-  const button = (text, attributes, work) => {
-    const made = element("button", {
-      type: "button", class: "quiet", "aria-label": `${text} ${key}`, ...attributes,
-      click: () => act(made, work),
-    }, text);
-    return made;
-  };
-  return element("article", { class: "card", "aria-label": key },
-    element("div", { class: "top" },
-      element("h4", {}, label), element("span", { class: "state", "data-part": "state" })),
-    element("p", { class: "facts", "data-part": "facts" }),
-    element("div", { "data-part": "why" }),
-    element("ul", { class: "windows", "data-part": "windows", "aria-label": `Remaining allowances of ${key}` }),
-    element("div", { class: "actions" },
-      button("Clear", { "data-part": "clear" }, () => changed("/account-pool/clear-cooldown", of)),
-      button("Disable", { "data-part": "disable" }, () => changed("/account-pool/disable", of)),
-      button("Enable", { "data-part": "enable" }, () => changed("/account-pool/enable", of)),
-      button("Remove", { class: "danger", "data-part": "remove" }, () => remove(key, of))));
-}
-
-async function remove(key, of) {
-  const sure = await confirmed(`Remove ${key}?`,
-    "It is removed from the pool and from accounts.yaml; a copy of the file is kept. Running requests finish.", "Remove");
-  if (sure) await changed("/account-pool/remove", of);
-}
-
-function updateCard(card, account) {
-  const state = part(card, "state");
-  state.className = `state ${account.state}`;
-  setText(state, STATES[account.state] ?? account.state);
-  const { usage = {} } = account;
-  setText(part(card, "facts"), [
-    `${account.in_flight} in flight`,
-    `${account.sessions} ${account.sessions === 1 ? "session" : "sessions"}`,
-    `${account.served} served`,
-    usage.requests ? `today ${counted.format(usage.input_tokens)} in, ${counted.format(usage.output_tokens)} out` : "",
-  ].filter(Boolean).join(" · "));
-  keyed(part(card, "why"), reasons(account), (reason) => reason.key,
-    makeReason, updateReason);
-  keyed(part(card, "windows"), account.headroom, (w) => `${w.window} ${w.model ?? ""}`, makeWindow, updateWindow);
-  const clear = account.cooldowns.length === 0 && account.asked_last.length === 0;
-  part(card, "clear").hidden = clear && account.disabled === null;
-  // What is off is switched in accounts.yaml.
-  part(card, "disable").hidden = account.state === "off" || account.disabled !== null;
-  part(card, "enable").hidden = account.state === "off" || account.disabled === null;
-}
-
-function makeReason({ evidence }) {
-  const made = element("div", {}, element("p", { "data-part": "text" }));
-  if (hasMore(evidence)) made.append(makeEvidence(evidence));
-  return made;
-}
-
-function updateReason(node, reason) {
-  node.className = reason.bad ? "why bad" : "why";
-  setText(part(node, "text"), reason.text);
-}
-
-function reasons({ cooldowns, asked_last: askedLast, disabled, problem, state, reason }) {
-  const found = [];
-  if (disabled) found.push({ ...cause(disabled, "disabled"), bad: true });
-  if (problem) found.push({ key: "problem", bad: true, text: problem });
-  for (const [words, list] of [["on cooldown for", cooldowns], ["asked last for", askedLast]]) {
-    for (const one of list) {
-      const model = one.model ? ` (${one.model})` : "";
-      // From the deadline, not from what was left when it was asked: the seconds count down.
-      const left = Math.max((Date.parse(one.until_at) - Date.now()) / 1000, 0);
-      found.push(cause(one, `${words} ${duration(left)}${model}`));
-    }
+function startTable() {
+  for (const { name, title, number, about } of COLUMNS) {
+    const button = element("button", { type: "button", class: "sort", title: about ?? null, click: () => sortBy(name) }, title);
+    byId("columns").append(element("th", { role: "columnheader", scope: "col", class: number ? "number" : null, "data-column": name }, button));
   }
-  if (found.length === 0 && state !== "available" && reason) found.push({ key: "reason", text: reason });
-  return found;
+  for (const [name, { name: title }] of [["", { name: "all" }], ...Object.entries(STATES)]) {
+    byId("states").append(element("button", {
+      type: "button", class: "chip", "data-state": name, "aria-pressed": "false",
+      click: () => { view.state = name; view.keys = null; drawAccounts(); },
+    }, element("span", {}, title), " ", element("b", { "data-part": "count" })));
+  }
+  byId("search").addEventListener("input", drawAccounts);
+  byId("provider").addEventListener("change", drawAccounts);
+  byId("clear-filters").addEventListener("click", clearFilters);
+  byId("next").addEventListener("click", () => {
+    act(byId("next"), async () => {
+      const done = await changed("/account-pool/next", { provider: byId("provider").value });
+      if (done) notice(done.next ? `${done.next} is next.` : "No account can take over.");
+    });
+  });
+  addEventListener("keydown", (event) => {
+    const typing = event.target.closest?.("input, select, textarea, dialog");
+    if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey) {
+      event.preventDefault();
+      location.hash = "accounts";
+      byId("search").focus();
+    } else if (event.key === "Escape" && event.target === byId("search")) {
+      clearFilters();
+    }
+  });
 }
 
-// Another cause of the same is another key: its evidence is made once.
-function cause({ signal, class: cls, evidence, model, since_at: since }, effect) {
-  const said = hasMore(evidence) ? "" : told(evidence);
-  return {
-    key: `${since} ${model ?? ""}`, evidence,
-    text: `${effect}: ${signal || cls}${said ? ` (${said})` : ""}`,
+function clearFilters() {
+  Object.assign(view, { state: "", keys: null });
+  byId("search").value = byId("provider").value = "";
+  drawAccounts();
+}
+
+function sortBy(name) {
+  const column = COLUMNS.find((one) => one.name === name);
+  view.way = view.sort === name ? -view.way : column.first;
+  view.sort = name;
+  drawAccounts();
+}
+
+function drawAccounts() {
+  const accounts = [...pool.accounts.values()];
+  const rows = accounts.map((account) => ({ account, standing: standingOf(account) }));
+  const none = accounts.length === 0;
+  byId("first-run").hidden = !none;
+  // Of a few there is room for what was decided below.
+  document.body.classList.toggle("few", !none && accounts.length <= 12);
+  byId("accounts-section").hidden = none;
+  drawAttention(attentionOf(accounts, pool.summary, pool.health));
+
+  const providers = [...new Set(accounts.map((account) => account.provider))].sort();
+  keyed(byId("provider"), ["", ...providers], (name) => name, (name) => element("option", { value: name }), (node, name) =>
+    setText(node, name || "All providers"));
+  const provider = byId("provider").value;
+  byId("next").hidden = !provider || accounts.filter((one) => one.provider === provider).length < 2;
+
+  const text = byId("search").value.trim().toLowerCase();
+  const found = rows.filter(({ account, standing }) => (!provider || account.provider === provider)
+    && (!view.keys || view.keys.has(account.key)) && matches(account, standing, text));
+  for (const chip of byId("states").children) {
+    const { state } = chip.dataset;
+    const count = state ? found.filter((row) => row.standing.state === state).length : found.length;
+    setText(part(chip, "count"), exact.format(count));
+    chip.setAttribute("aria-pressed", String(view.state === state));
+    chip.hidden = state !== "" && count === 0 && view.state !== state;
+  }
+  const shown = found.filter((row) => !view.state || row.standing.state === view.state);
+  const column = COLUMNS.find((one) => one.name === view.sort);
+  shown.sort((a, b) => {
+    const [x, y] = [column.value(a), column.value(b)];
+    return (x < y ? -1 : x > y ? 1 : 0) * view.way || (a.account.key < b.account.key ? -1 : 1);
+  });
+  for (const head of byId("columns").children) {
+    const sorted = head.dataset.column === view.sort;
+    head.setAttribute("aria-sort", sorted ? (view.way > 0 ? "ascending" : "descending") : "none");
+  }
+  keyed(byId("rows"), shown, (row) => row.account.key, makeRow, updateRow);
+  byId("accounts").hidden = shown.length === 0;
+  byId("rows-none").hidden = shown.length > 0;
+
+  const usable = rows.filter(({ standing }) => ["available", "partly", "suspect"].includes(standing.state)).length;
+  const flight = accounts.reduce((sum, one) => sum + one.in_flight, 0);
+  const parts = [`${usable} of ${accounts.length} can serve`, `${plural(flight, "request")} in flight`];
+  if (shown.length < accounts.length) parts.unshift(`${shown.length} shown`);
+  setText(byId("summary"), parts.join(" · "));
+  document.title = none ? "account pool" : `${usable}/${accounts.length} account pool`;
+}
+
+function matches({ key, models, cooldowns, headroom, problem }, standing, text) {
+  if (!text) return true;
+  const said = [key, standing.text, standing.why, problem ?? "", ...models,
+    ...cooldowns.flatMap((one) => [one.model ?? "", one.signal, one.class]), ...headroom.map((one) => one.model ?? "")];
+  return text.split(/\s+/).every((word) => said.some((one) => one.toLowerCase().includes(word)));
+}
+
+function drawAttention(found) {
+  byId("attention-section").hidden = found.length === 0;
+  keyed(byId("attention"), found, (item) => item.key, (item) => {
+    const show = element("button", { type: "button", class: "quiet", "data-part": "show" }, "Show");
+    show.addEventListener("click", () => reveal(pool.shown.get(item.key) ?? []));
+    return element("li", {}, element("span", { class: "mark", "aria-hidden": "true" }, "!"),
+      element("p", {}, element("strong", { "data-part": "text" }), " ", element("span", { "data-part": "more" })), show);
+  }, (node, item) => {
+    setClass(node, item.bad ? "bad" : "");
+    setText(part(node, "text"), item.text);
+    setText(part(node, "more"), item.more);
+    part(node, "more").parentElement.title = item.more;
+    const show = part(node, "show");
+    show.hidden = item.accounts.length === 0;
+    show.setAttribute("aria-label", `Show: ${item.text}`);
+  });
+  pool.shown = new Map(found.map((item) => [item.key, item.accounts]));
+}
+
+function reveal(keys) {
+  if (keys.length === 1) {
+    openDrawer(keys[0]);
+    return;
+  }
+  clearFilters();
+  view.keys = new Set(keys);
+  drawAccounts();
+  byId("accounts").scrollIntoView({ block: "start" });
+}
+
+function makeRow({ account }) {
+  const cell = (name, ...children) => element("td", { role: "cell", "data-part": name, class: name }, ...children);
+  const open = element("button", { type: "button", class: "name", click: () => openDrawer(account.key) },
+    element("span", { class: "soft" }, `${account.provider}/`), account.label);
+  const row = element("tr", { role: "row" },
+    element("th", { role: "rowheader", scope: "row", class: "account" }, open),
+    cell("state", element("span", { class: "state", "data-part": "standing" }), " ", element("span", { class: "soft why", "data-part": "why" })),
+    cell("left"), cell("flight number"), cell("talks number"), cell("today number"));
+  // The whole row is a target for a mouse; the button is what keys and screen readers use.
+  row.addEventListener("click", (event) => {
+    if (!event.target.closest("button") && !getSelection().toString()) openDrawer(account.key);
+  });
+  return row;
+}
+
+function updateRow(row, { account, standing }) {
+  const state = part(row, "standing");
+  setClass(state, `state ${standing.state}`);
+  setText(state, standing.text);
+  const back = standing.backAt ? `back in ${duration(until(standing.backAt))}` : "";
+  const why = part(row, "why");
+  setText(why, [back, standing.why].filter(Boolean).join(" · "));
+  why.title = standing.why;
+  row.classList.toggle("off", standing.state === "off");
+  updateWindows(part(row, "left"), account);
+  const figure = (name, text, label) => {
+    const cell = row.querySelector(`.${name}`);
+    setText(cell, text);
+    if (label) cell.dataset.label = label;
+    cell.classList.toggle("zero", text === "0" || text === "");
   };
+  const { requests, input_tokens: into, output_tokens: out } = account.usage;
+  figure("flight", account.max_concurrent ? `${account.in_flight}/${account.max_concurrent}` : String(account.in_flight), "in flight");
+  figure("talks", String(account.sessions), "conversations");
+  figure("today", requests ? `${counted.format(requests)} · ${counted.format(into + out)} tokens` : "0", requests ? "" : "today");
 }
 
-function makeWindow() {
-  const bar = element("span", { class: "bar", role: "meter", "aria-valuemin": "0", "aria-valuemax": "100", "data-part": "bar" },
-    element("i"));
-  return element("li", {}, element("span", { "data-part": "name" }), bar, element("span", { class: "number", "data-part": "left" }));
+function updateWindows(cell, account) {
+  const windows = windowsOf(account);
+  const shown = windows.slice(0, WINDOWS_SHOWN);
+  if (windows.length === 0) {
+    drawn(cell, null, () => [element("span", { class: "soft" }, "not reported")]);
+    return;
+  }
+  if (cell.dataset.drawn) {
+    cell.replaceChildren();
+    delete cell.dataset.drawn;
+  }
+  keyed(cell, shown, (one) => one.window, makeMeter, updateMeter);
+  cell.title = windows.length > shown.length ? `and ${windows.length - shown.length} more` : "";
 }
 
-function updateWindow(node, { window, model, remaining, resets_at: resetsAt }) {
-  const name = model ? `${window} ${model}` : window;
-  const percent = Math.round(remaining * 100);
-  const reset = resetsAt ? `, resets in ${duration(Math.max((Date.parse(resetsAt) - Date.now()) / 1000, 0))}` : "";
+function makeMeter() {
+  return element("div", { class: "meter" }, element("span", { class: "what", "data-part": "name" }),
+    element("span", { class: "bar", role: "meter", "aria-valuemin": "0", "aria-valuemax": "100", "data-part": "bar" }, element("i")),
+    element("span", { class: "share", "data-part": "left" }));
+}
+
+function updateMeter(node, { window: name, model, models, remaining, resets_at: resetsAt }) {
+  const percent = Math.floor(remaining * 100 + 1e-6);
+  const level = shareClass(remaining);
+  const of = models > 1 ? `${model ?? "all models"}, the least of ${models}` : model;
   setText(part(node, "name"), name);
-  setText(part(node, "left"), `${percent} % left${reset}`);
+  setText(part(node, "left"), level === "empty" && percent === 0 ? "used up" : `${percent} %`);
   const bar = part(node, "bar");
-  bar.className = percent <= 2 ? "bar empty" : percent <= 20 ? "bar low" : "bar";
-  bar.setAttribute("aria-label", name);
-  bar.setAttribute("aria-valuenow", String(percent));
+  setClass(bar, `bar ${level}`);
+  setClass(part(node, "left"), `share ${level}`);
+  const reset = resetsAt && until(resetsAt) ? `, resets in ${duration(until(resetsAt))}` : "";
+  const text = `${percent} % left${of ? ` (${of})` : ""}${reset}`;
+  if (node.title !== `${name}: ${text}`) {
+    node.title = `${name}: ${text}`;
+    bar.setAttribute("aria-label", of ? `${name}, ${of}` : name);
+    bar.setAttribute("aria-valuenow", String(percent));
+    bar.setAttribute("aria-valuetext", text);
+  }
   // Not a style attribute: the page's policy forbids them.
   bar.firstElementChild.style.width = `${percent}%`;
 }

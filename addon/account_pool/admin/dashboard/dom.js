@@ -9,7 +9,7 @@ function element(name, attributes = {}, ...children) {
     if (typeof value === "function") made.addEventListener(key, value);
     else if (value !== null && value !== undefined) made.setAttribute(key, value);
   }
-  made.append(...children);
+  made.append(...children.filter((child) => child !== null && child !== undefined));
   return made;
 }
 
@@ -18,8 +18,12 @@ function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-// Keeps one child per key and their order. What stays is not touched: a node that is moved
-// loses the focus.
+function setClass(node, name) {
+  if (node.className !== name) node.className = name;
+}
+
+// Keeps one child per key and their order. What stays in its place is not touched: a node that
+// is moved loses the focus, so it gets it back.
 function keyed(parent, items, keyOf, make, update) {
   const wanted = new Set(items.map(keyOf));
   const known = new Map();
@@ -27,6 +31,7 @@ function keyed(parent, items, keyOf, make, update) {
     if (wanted.has(child.dataset.key)) known.set(child.dataset.key, child);
     else child.remove();
   }
+  const focused = document.activeElement;
   let before = parent.firstElementChild;
   for (const item of items) {
     const key = keyOf(item);
@@ -39,6 +44,15 @@ function keyed(parent, items, keyOf, make, update) {
     if (child === before) before = before.nextElementSibling;
     else parent.insertBefore(child, before);
   }
+  if (focused && focused !== document.activeElement && parent.contains(focused)) focused.focus({ preventScroll: true });
+}
+
+// Draws again only what has changed.
+function drawn(node, value, draw) {
+  const text = JSON.stringify(value);
+  if (node.dataset.drawn === text) return;
+  node.dataset.drawn = text;
+  node.replaceChildren(...draw());
 }
 
 function part(parent, name) {
@@ -50,22 +64,6 @@ function svg(name, attributes, ...children) {
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   made.append(...children);
   return made;
-}
-
-// The header values a limit was known by; of more than a few a line shows the beginning.
-const MANY = 3;
-
-function hasMore(evidence) {
-  return Object.keys(evidence ?? {}).length > MANY;
-}
-
-function told(evidence) {
-  return Object.entries(evidence ?? {}).map(([name, value]) => `${name}: ${value}`).join(", ");
-}
-
-function makeEvidence(evidence) {
-  return element("details", { class: "evidence" },
-    element("summary", {}, `${Object.keys(evidence).length} headers`), told(evidence));
 }
 
 // "640 ms", "38 s", "12 min", "5 h 3 min", "2 d 4 h"
@@ -80,5 +78,29 @@ function duration(seconds) {
   return hours % 24 ? `${Math.floor(hours / 24)} d ${hours % 24} h` : `${hours / 24} d`;
 }
 
+// From the instant, not from what was left when it was asked: it counts down.
+const until = (at) => Math.max((Date.parse(at) - Date.now()) / 1000, 0);
+const ago = (at) => {
+  const seconds = (Date.now() - Date.parse(at)) / 1000;
+  return seconds < 2 ? "now" : `${duration(Math.floor(seconds))} ago`;
+};
+const plural = (count, one, many = `${one}s`) => `${count} ${count === 1 ? one : many}`;
 const counted = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+const exact = new Intl.NumberFormat("en");
 const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
+const dayAndTime = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+const money = (usd) => (usd === null || usd === undefined ? "" : usd === 0 ? "$0" : usd < 0.01 ? "< $0.01" : usd < 1000 ? `$${usd.toFixed(2)}` : `$${counted.format(usd)}`);
+
+function instant(at) {
+  const when = new Date(at);
+  return element("time", { datetime: at, title: dayAndTime.format(when) },
+    when.toDateString() === new Date().toDateString() ? clock.format(when) : dayAndTime.format(when));
+}
+
+// The header values a limit was known by.
+function evidenceList(evidence) {
+  const pairs = Object.entries(evidence ?? {});
+  if (pairs.length === 0) return null;
+  return element("dl", { class: "evidence" },
+    ...pairs.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
+}

@@ -1,46 +1,80 @@
-const EVERY_MS = 2000;
-const USAGE_EVERY = 10;
 const THEMES = ["system", "light", "dark"];
-let round = 0;
-let servedThen = -1;
-let timer = 0;
-let instance = null;
+const VIEWS = ["accounts", "activity", "usage"];
+const STATUS = {
+  connecting: "connecting …", live: "live", polling: "every 5 s", lost: "disconnected", token: "needs the admin token",
+};
+// What no event tells is asked for again after so long, while it is looked at.
+const SLOW_MS = 30000, SESSIONS_MS = 5000;
+let slowAt = 0, slowTimer = 0, noticeTimer = 0;
 
-async function refresh() {
-  clearTimeout(timer);
-  try {
-    // A proxy that was started again counts its decisions from one.
-    const health = await asked("/health");
-    if (instance !== health.instance) {
-      [instance, round] = [health.instance, 0];
-      forgetDecisions();
-      setText(byId("about"), `account-pool ${health.version}, process ${health.pid}`);
-    }
-    const [pool, decisions, sessions] = await Promise.all([
-      asked("/account-pool"), asked(`/decisions?since=${knownDecisions()}`), asked("/sessions"),
-    ]);
-    showAccounts(pool);
-    showDecisions(decisions);
-    showSessions(sessions);
-    const served = pool.accounts.reduce((sum, account) => sum + account.served, 0);
-    if (served !== servedThen || round++ % USAGE_EVERY === 0) showUsage(await asked(`/usage?days=${DAYS}`));
-    servedThen = served;
-    document.body.dataset.ready = "true";
-    if (byId("trouble").dataset.lost) {
-      delete byId("trouble").dataset.lost;
-      say("");
-    }
-  } catch (error) {
-    byId("trouble").dataset.lost = "true";
-    say(error instanceof Refused ? error.message : "The proxy does not answer. The data shown may be out of date.");
-  }
-  // Nobody looks at a hidden page.
-  if (!document.hidden) timer = setTimeout(refresh, EVERY_MS);
+const viewNow = () => (VIEWS.includes(location.hash.slice(1)) ? location.hash.slice(1) : "accounts");
+
+function draw() {
+  const { state } = live;
+  setClass(byId("live"), `live ${state}`);
+  setText(byId("live-text"), STATUS[state] ?? state);
+  document.body.classList.toggle("stale", state === "lost");
+  if (!pool.summary || !pool.health) return;
+  drawAccounts();
+  drawDecisions();
+  drawDrawer();
+  const { version, pid, workers } = pool.health;
+  setText(byId("about"), [`account-pool ${version}`, workers.length ? `${workers.length} workers of process ${pid}` : `process ${pid}`, pool.summary.accounts_file ?? "accounts of the environment"].join(" · "));
+  // Not before the decisions: with the last account of the first batch all is there.
+  document.body.dataset.ready = "true";
+  document.body.dataset.live = state;
+  drawSlowSoon();
 }
 
-function refreshSoon() {
-  clearTimeout(timer);
-  timer = setTimeout(refresh, 0);
+function drawSlowSoon() {
+  if (slowTimer || document.hidden) return;
+  const every = viewNow() === "activity" ? SESSIONS_MS : SLOW_MS;
+  slowTimer = setTimeout(() => { slowTimer = 0; drawSlow(); }, Math.max(slowAt + every - Date.now(), 0));
+}
+
+async function drawSlow() {
+  slowAt = Date.now();
+  if (live.state === "lost" || live.state === "token") return;
+  try {
+    if (viewNow() === "activity") {
+      const [requests, { sessions }] = await Promise.all([asked("/requests?limit=1000"), asked("/sessions?limit=1000")]);
+      rowsOf.requests = requests.requests;
+      drawSessions(sessions);
+      drawRequests(requests.requests);
+    } else if (viewNow() === "usage") {
+      const group = byId("group").value;
+      const month = new Date(Date.now() - 29 * 86400000).toISOString().slice(0, 10);
+      const [day, usage, days, left] = await Promise.all([
+        asked("/requests/series?step=1800"), asked(`/usage?days=30&group=${group}`),
+        asked(`/requests/series?step=86400&from=${month}`), asked("/headroom"),
+      ]);
+      pool.headroomDay = left.samples;
+      drawDay(day);
+      drawMonth(usage, days, group);
+    }
+    document.body.dataset.slow = viewNow();
+  } catch (error) {
+    if (error instanceof Refused && error.status !== 401) say(error.message);
+  }
+}
+
+function show() {
+  const name = viewNow();
+  document.body.dataset.view = name;
+  for (const link of document.querySelectorAll("nav a")) {
+    if (link.dataset.view === name) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  clearTimeout(slowTimer);
+  slowTimer = slowAt = 0;
+  if (pool.summary) drawSlowSoon();
+}
+
+// Says what was done, for a while.
+function notice(text) {
+  setText(byId("notice"), text);
+  clearTimeout(noticeTimer);
+  noticeTimer = setTimeout(() => setText(byId("notice"), ""), 8000);
 }
 
 function useTheme(name) {
@@ -68,34 +102,22 @@ function startDialogs() {
     event.preventDefault();
     byId("token-dialog").close("used");
   });
-  byId("add-open").addEventListener("click", () => {
-    setText(byId("add-error"), "");
-    byId("add-dialog").showModal();
-  });
-  byId("add-dialog").addEventListener("close", () => byId("add-form").reset());
-  byId("add-form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    add(event.submitter, Object.fromEntries(new FormData(event.target)));
-  });
 }
 
-async function add(button, { provider, label, token, priority }) {
-  const values = { provider: provider.trim(), label: label.trim(), token: token.trim() };
-  if (priority !== "") values.priority = Number(priority);
-  button.disabled = true;
-  setText(byId("add-error"), "");
-  try {
-    if (await changed("/account-pool/add", values)) byId("add-dialog").close("");
-  } catch (error) {
-    setText(byId("add-error"), error.message);
-  } finally {
-    button.disabled = false;
-  }
+async function start() {
+  startTheme();
+  startDialogs();
+  startTable();
+  startDrawer();
+  startAdd();
+  for (const id of ["kind", "decision-search"]) byId(id).addEventListener("input", drawDecisions);
+  byId("group").addEventListener("change", drawSlow);
+  await redeem();
+  addEventListener("hashchange", show);
+  show();
+  startLive();
+  // Countdowns, and what is over by time alone.
+  setInterval(() => { if (!document.hidden) drawSoon(); }, 1000);
 }
 
-document.addEventListener("visibilitychange", () => {
-  if (!document.hidden) refreshSoon();
-});
-startTheme();
-startDialogs();
-refresh();
+start();
