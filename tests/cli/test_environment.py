@@ -112,9 +112,9 @@ def test_tools_are_known_by_their_command(command, tool):
         ("copilot", {"copilot"}, {"GH_TOKEN": "sk-fake"}, set()),
         (
             "opencode",
-            {"openai", "anthropic"},
+            {"openai", "anthropic", "groq"},
             {"OPENAI_API_KEY": "sk-fake"},
-            {"ANTHROPIC_API_KEY"},
+            {"ANTHROPIC_API_KEY", "GROQ_API_KEY"},
         ),
     ],
 )

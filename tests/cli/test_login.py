@@ -15,6 +15,7 @@ import pytest
 from account_pool.cli import login as module
 from account_pool.cli.main import run
 from account_pool.config.loader import load
+from account_pool.credentials import keychain
 from account_pool.credentials.oauth import OAuthSource
 
 TOKENS = ("fake-access-000", "fake-refresh-000", "gho_fake000")
@@ -82,6 +83,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     gh.write_text("#!/bin/sh\n")
     gh.chmod(0o700)
     return tmp_path
+
+
+@pytest.fixture
+def no_keychain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keychain, "_find", lambda _service: None)
 
 
 @pytest.fixture
@@ -197,6 +203,31 @@ def test_what_cannot_be_done_is_one_line(home, capsys, arguments, code, why):
     assert not (home / OWN).exists()
 
 
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize(
+    ("tool", "service"), [("claude", "Claude Code-credentials"), ("codex", "Codex Auth")]
+)
+def test_a_login_in_the_keychain_is_read_there(home, monkeypatch, tool, service):
+    file, document = FILES[tool]
+    (home / file).unlink()
+    asked = []
+
+    def find(name: str) -> str:
+        asked.append(name)
+        return json.dumps(document)
+
+    monkeypatch.setattr(keychain, "_find", find)
+    assert run(["login", "--from", tool]) == 0
+    entry = account(home)
+    assert entry.account.provider == PROVIDERS[tool]
+    assert entry.source.describe() == f"keychain {service}"
+    assert asked == [service]
+    # What is named, or copied, is a file.
+    assert run(["login", "--from", tool, "--copy", "--label", "b"]) == 1
+    assert asked == [service]
+
+
+@pytest.mark.usefixtures("no_keychain")
 def test_a_tool_that_is_not_logged_in(home, capsys):
     (home / FILES["claude"][0]).unlink()
     assert run(["login", "--from", "claude"]) == 1

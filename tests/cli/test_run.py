@@ -565,3 +565,23 @@ def test_claude_on_macos_may_be_logged_in_by_the_keychain(
     assert module._has_login("claude", dict(os.environ))
     monkeypatch.setattr(sys, "platform", "linux")
     assert not module._has_login("claude", dict(os.environ))
+
+
+def test_opencode_gets_no_placeholder_where_it_has_a_credential(
+    stub, places, tmp_path, monkeypatch
+):
+    for name in ("ANTHROPIC_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    listed = [
+        {"key": f"{p}/a", "provider": p, "state": "available"} for p in ("anthropic", "gemini")
+    ]
+    (stub / "accounts.json").write_text(json.dumps({"accounts": listed, "summary": {}}))
+    own = tmp_path / ".local/share/opencode/auth.json"
+    own.parent.mkdir(parents=True)
+    own.write_text('{"google": {"type": "api", "key": "AIza-fake"}}')
+    tool = tmp_path / "opencode"
+    tool.write_text('#!/bin/sh\n[ -n "$ANTHROPIC_API_KEY" ] && [ -z "$GEMINI_API_KEY" ]\n')
+    tool.chmod(0o755)
+    assert run(["run", "-p", str(places.port), str(tool)]) == 0
+    own.write_text("[")
+    assert run(["run", "-p", str(places.port), str(tool)]) == 1

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from account_pool.cli.places import CONFDIR
+from account_pool.cli.places import CONFDIR, write_whole
 from account_pool.config.replace import make_private
 
 #: Marks a login that is none, also where Codex has written it anew.
@@ -39,7 +39,8 @@ def placeholder_home(own: Path) -> Path:
     login = home / _LOGIN
     # Somebody may have logged in there: that is theirs.
     if not login.exists() or PLACEHOLDER in login.read_text("utf-8", "replace"):
-        _write_private(login, json.dumps(_login(datetime.now(UTC))))
+        # Whole: another Codex may be reading it.
+        write_whole(login, json.dumps(_login(datetime.now(UTC))))
     return home
 
 
@@ -99,10 +100,3 @@ def _token(claims: Mapping[str, object]) -> str:
     """Return *claims* as a JWT that nobody has signed."""
     parts = (json.dumps({"alg": "none", "typ": "JWT"}), json.dumps(claims), PLACEHOLDER)
     return ".".join(base64.urlsafe_b64encode(p.encode()).decode().rstrip("=") for p in parts)
-
-
-def _write_private(path: Path, text: str) -> None:
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)

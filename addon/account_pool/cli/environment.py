@@ -171,8 +171,8 @@ class Tool:
     Attributes:
         served_by: the providers it can use; () for any.
         keys: any of these, when it is set, is a key of the user's own.
-        needs: in order of preference; the first whose provider the pool has is set, of
-            a tool *for_each* provider all of them.
+        needs: in order of preference; the first whose provider the pool has is set.
+        for_each: it can use any provider, and gets a key for each.
     """
 
     served_by: tuple[str, ...]
@@ -208,7 +208,7 @@ TOOLS: Mapping[str, Tool] = {
         ("COPILOT_GITHUB_TOKEN", "GH_TOKEN", "GITHUB_TOKEN"),
         (Needed("copilot", {"COPILOT_GITHUB_TOKEN": _GITHUB}),),
     ),
-    "opencode": Tool((), (), (_ANTHROPIC, _OPENAI, _GEMINI), for_each=True),
+    "opencode": Tool((), (), (), for_each=True),
 }
 
 
@@ -274,13 +274,12 @@ def placeholders(
     rules = TOOLS[tool]
     if has_key(tool, present) or logged_in:
         return {}
-    chosen: dict[str, str] = {}
+    if rules.for_each:
+        return for_any_program(sorted(providers), present, ())[0]
     for needed in rules.needs:
         if needed.provider in providers and not any(present.get(n) for n in needed.variables):
-            chosen |= needed.variables
-            if not rules.for_each:
-                break
-    return chosen
+            return dict(needed.variables)
+    return {}
 
 
 def has_key(tool: str, present: Mapping[str, str]) -> bool:

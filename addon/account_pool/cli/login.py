@@ -11,6 +11,7 @@ import shutil
 import ssl
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from account_pool.credentials import device_flow, gemini_client
 from account_pool.credentials.errors import CredentialError
 from account_pool.credentials.files import VendorLogin, read_vendor_login
 from account_pool.credentials.http import Http, check_token_url
+from account_pool.credentials.keychain import KeychainSource
 from account_pool.credentials.reading import written_instant
 from account_pool.credentials.sources import literal
 from account_pool.credentials.vendor_logins import VENDORS, WITH_FILE, find_login_file
@@ -114,10 +116,14 @@ def _account_of(
             raise CannotLogIn("gh is not installed, or not on PATH; run account-pool login copilot")
         token = {"command": GH_COMMAND}
         return {"provider": "copilot", "label": label, "token": token}, f"asks {GH_COMMAND}"
-    file = file or find_login_file(tool, environ)
+    named, file = file, file or find_login_file(tool, environ)
+    if named is None and not copy and not file.exists() and (item := _keychain_item(tool)):
+        account = {"provider": _KEYCHAIN_ITEMS[tool][0], "label": label}
+        where = f"reads the keychain item {item}, which {tool} keeps fresh"
+        return {**account, "token": {"keychain": item}}, where
     login = read_vendor_login(tool, file)
     place = shown(file.absolute())
-    account: dict[str, Any] = {"provider": login.provider, "label": label}
+    account = {"provider": login.provider, "label": label}
     if not copy:
         return {**account, "token": {"file": place}}, f"reads {place}, which {tool} keeps fresh"
     client: Mapping[str, str] = {}
@@ -132,6 +138,25 @@ def _account_of(
         client = gemini_client.find(program, login.client_id)
     written = copied(tool, login, client, login.companions)
     return {**account, **written}, f"holds a copy of what is in {place}"
+
+
+#: The provider and the item of tools that may keep their login in the keychain of the system.
+_KEYCHAIN_ITEMS = {
+    "claude": ("claude-code", "Claude Code-credentials"),
+    "codex": ("codex", "Codex Auth"),
+}
+
+
+def _keychain_item(tool: str) -> str | None:
+    """Return the item of the keychain in which *tool* has a login, None if there is none."""
+    if tool not in _KEYCHAIN_ITEMS:
+        return None
+    item = _KEYCHAIN_ITEMS[tool][1]
+    # One that is locked, or not there, or without a login is no place either.
+    with suppress(CredentialError):
+        asyncio.run(KeychainSource(item).reading())
+        return item
+    return None
 
 
 def copied(

@@ -7,6 +7,7 @@ Reading order: `places` and `processes` (what is kept), `api` (how a proxy is as
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -221,6 +222,8 @@ def _keys(
         home = _codex_home(command, environ)
         if home is not None:
             return {"CODEX_HOME": str(home)}
+    if tool == "opencode":
+        providers = set(providers) - _logins_of_opencode(whole)
     keys = placeholders(tool, providers, environ, logged_in=logged_in)
     if not (keys or logged_in or has_key(tool, environ)) and (why := missing(tool, providers)):
         note(why)
@@ -260,6 +263,18 @@ def _has_claude_account(file: Path) -> bool:
     return sys.platform == "darwin" and any(
         '"oauthAccount"' in one.read_text("utf-8", "replace") for one in notes if one.is_file()
     )
+
+
+def _logins_of_opencode(environ: Mapping[str, str]) -> set[str]:
+    """Return the providers that opencode has a credential of its own for."""
+    data = environ.get("XDG_DATA_HOME") or Path(environ.get("HOME") or Path.home()) / ".local/share"
+    try:
+        written = json.loads((Path(data) / "opencode" / "auth.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return set()
+    ours = {"google": "gemini", "github-copilot": "copilot"}
+    names: list[str] = list(written) if isinstance(written, dict) else []
+    return {ours.get(name, name) for name in names}
 
 
 def _codex_home(command: Sequence[str], environ: Mapping[str, str]) -> Path | None:

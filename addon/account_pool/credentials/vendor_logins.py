@@ -212,9 +212,7 @@ LOGINS: Mapping[str, ToolLogin] = {
         read=claude,
         sections=frozenset({"claudeAiOauth"}),
         service="Claude Code",
-        otherwise="on macOS it is in the Keychain; write token: {keychain: Claude "
-        "Code-credentials, pointer: /claudeAiOauth/accessToken}, or log in separately with "
-        "`claude setup-token`",
+        otherwise="unlock the Keychain of macOS, or log in separately: account-pool login claude",
     ),
     "gemini": ToolLogin(
         how="run `gemini` and log in",
