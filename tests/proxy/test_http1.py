@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import Any
 
 import pytest
 from mitmproxy import http
 from mitmproxy.connection import ConnectionState, Server
-from mitmproxy.proxy import events
+from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import (
     ReceiveHttp,
     RequestData,
     RequestEndOfMessage,
     RequestHeaders,
+    ResponseData,
+    ResponseEndOfMessage,
+    ResponseHeaders,
 )
 from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Server
 
-from account_pool.proxy.events import WholeRequest
+from account_pool.proxy.events import WholeRequest, WholeResponse
 from account_pool.proxy.http1 import MAX_HEAD_BYTES, QuickClient, QuickServer
 from tests.proxy.helpers import client_connection, options_of
 
@@ -55,12 +59,19 @@ def context() -> Context:
     return made
 
 
+def in_parts(said: Iterable[commands.Command]) -> Iterator[commands.Command]:
+    """Yield what was *said*, a whole response as the events that it stands for."""
+    for command in said:
+        whole = isinstance(command, ReceiveHttp) and isinstance(command.event, WholeResponse)
+        yield from map(ReceiveHttp, command.event.parts()) if whole else (command,)
+
+
 def told(layer: Any, data: bytes, size: int) -> list[str]:
     """Feed *data* in pieces of *size*; return what the layer said, without times."""
     said = []
     for at in range(0, len(data), size):
         event = events.DataReceived(layer.conn, data[at : at + size])
-        for command in layer.handle_event(event):
+        for command in in_parts(layer.handle_event(event)):
             text = repr(command).split("Server({")[0].split("Client({")[0]
             if isinstance(command, ReceiveHttp):
                 event = command.event
@@ -101,6 +112,29 @@ def test_answers(data: bytes, asked: bool, size: int) -> None:
             list(layer.handle_event(RequestEndOfMessage(-1)))
         both.append(told(layer, data, size))
     assert both[0] == both[1]
+
+
+def heard_of(pieces: list[bytes], *, stream_id: int = -1, sent: bool = True) -> list[type[Any]]:
+    """Return the events that *pieces* of a response lead to."""
+    layer = QuickClient(context())
+    list(layer.handle_event(events.Start()))
+    list(
+        layer.handle_event(RequestHeaders(stream_id, http.Request.make("GET", "https://a/"), True))
+    )
+    if sent:
+        list(layer.handle_event(RequestEndOfMessage(stream_id)))
+    said = [c for data in pieces for c in layer.handle_event(events.DataReceived(layer.conn, data))]
+    return [type(command.event) for command in said if isinstance(command, ReceiveHttp)]
+
+
+def test_a_response_that_is_all_here_is_one_event() -> None:
+    parts = [ResponseHeaders, ResponseData, ResponseEndOfMessage]
+    head, body = ANSWERS[0][:-2], ANSWERS[0][-2:]
+    assert heard_of([head + body]) == [WholeResponse]
+    assert heard_of([head, body]) == parts
+    # Its request is still on its way, or it is none of an attempt.
+    assert heard_of([head + body], sent=False) == parts
+    assert heard_of([head + body], stream_id=1) == parts
 
 
 @pytest.mark.parametrize("size", PIECES)

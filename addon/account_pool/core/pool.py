@@ -25,6 +25,7 @@ from account_pool.core.health import PassiveHealth
 from account_pool.core.lease import Admission, Lease, RequestFacts, Ticket, shortage
 from account_pool.core.members import Members, RecentFailures
 from account_pool.core.outcome import Outcome, OutcomeClass
+from account_pool.core.selection import has_few_left
 from account_pool.core.state import AccountState
 
 #: Accounts with few requests left that are passed over for one that has room.
@@ -115,7 +116,7 @@ class Pool:
             ):
                 # Whoever is about to reach a limit gets no more while another has room, so that
                 # what is in flight then is not refused.
-                if not (state.headroom.windows and state.has_few_left(model, now)):
+                if not (state.headroom.windows and has_few_left(state, model, now)):
                     return state
                 short.append(state)
                 if only is not None or len(short) == MAX_SHORT:

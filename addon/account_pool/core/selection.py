@@ -24,6 +24,7 @@ from typing import Any
 from sortedcontainers import SortedDict
 
 from account_pool.core.cooldown import covers
+from account_pool.core.headroom import REQUEST_WINDOWS
 from account_pool.core.state import AccountState, Rank
 
 
@@ -497,3 +498,23 @@ POLICIES: dict[str, type[SelectionPolicy]] = {
     "most-headroom": MostHeadroom,
     "soonest-reset": SoonestReset,
 }
+
+
+def has_few_left(state: AccountState, model: str | None, now: float) -> bool:
+    """Say whether *state* has as many requests in flight as it last said it takes for *model*.
+
+    Those that were in flight when it said so it may have counted or not: one more may be
+    refused.
+    """
+    windows = state.headroom.windows
+    in_flight = state.in_flight + state.in_flight_remote
+    for name in REQUEST_WINDOWS:
+        window = windows.get((name, model)) or windows.get((name, None))
+        if (
+            window is not None
+            and window.remaining is not None
+            and window.remaining <= in_flight
+            and now < window.expires_at
+        ):
+            return True
+    return False

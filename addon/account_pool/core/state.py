@@ -27,7 +27,7 @@ from account_pool.core.cooldown import (
 )
 from account_pool.core.credential import Credential
 from account_pool.core.decisions import By, Decision, Decisions, Kind
-from account_pool.core.headroom import REQUEST_WINDOWS, UNKNOWN, HeadroomSnapshot
+from account_pool.core.headroom import UNKNOWN, HeadroomSnapshot
 from account_pool.core.outcome import Outcome
 
 Rank = tuple[float | str, ...]
@@ -133,25 +133,6 @@ class AccountState:
     def full(self) -> bool:
         limit = self.account.max_concurrent
         return limit is not None and self.in_flight >= min(limit, self.share)
-
-    def has_few_left(self, model: str | None, now: float) -> bool:
-        """Say whether as many requests are in flight as it last said it takes for *model*.
-
-        Those that were in flight when it said so it may have counted or not: one more may be
-        refused.
-        """
-        windows = self.headroom.windows
-        in_flight = self.in_flight + self.in_flight_remote
-        for name in REQUEST_WINDOWS:
-            window = windows.get((name, model)) or windows.get((name, None))
-            if (
-                window is not None
-                and window.remaining is not None
-                and window.remaining <= in_flight
-                and now < window.expires_at
-            ):
-                return True
-        return False
 
     def holds(self) -> Iterable[Cooldown]:
         """Return its cooldowns, those that are over too, and what its reserve keeps back."""

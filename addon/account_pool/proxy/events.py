@@ -21,6 +21,9 @@ from mitmproxy.proxy.layers.http import (
     GetHttpConnection,
     HttpEvent,
     RequestHeaders,
+    ResponseData,
+    ResponseEndOfMessage,
+    ResponseHeaders,
     ResponseProtocolError,
 )
 
@@ -67,6 +70,21 @@ class WholeRequest(RequestHeaders):
     """
 
     content: bytes = b""
+
+
+@dataclass
+class WholeResponse(ResponseHeaders):
+    """A response to an attempt with its body and its end, from an HTTP/1 connection of ours."""
+
+    content: bytes = b""
+
+    def parts(self) -> tuple[HttpEvent, ...]:
+        """Return the events that it stands for."""
+        return (
+            ResponseHeaders(self.stream_id, self.response, self.end_stream),
+            ResponseData(self.stream_id, self.content),
+            ResponseEndOfMessage(self.stream_id),
+        )
 
 
 @dataclass

@@ -48,7 +48,7 @@ from mitmproxy.proxy.layers.http._http1 import (
     make_body_reader,
 )
 
-from account_pool.proxy.events import SERVER_ERROR, InterimResponse, WholeRequest
+from account_pool.proxy.events import SERVER_ERROR, InterimResponse, WholeRequest, WholeResponse
 from account_pool.proxy.headers import IndexedHeaders, is_interim
 
 #: The longest head of a response, and the longest line of a chunked body, in bytes: more than
@@ -237,6 +237,12 @@ class QuickClient(_Quick, Http1Client):
                 yield from super().read_headers(event)
             return
         self.response, size = head
+        if stream_id < 0 and self.request_done and size and 0 < size <= len(self.buf):
+            content = bytes(self.buf.maybe_extract_at_most(size) or b"")
+            self.is_chunked = False
+            yield ReceiveHttp(WholeResponse(stream_id, self.response, False, content=content))
+            yield from self.mark_done(response=True)
+            return
         yield ReceiveHttp(ResponseHeaders(stream_id, self.response, size == 0))
         self.body_reader = make_body_reader(size)
         self.state = self.read_body

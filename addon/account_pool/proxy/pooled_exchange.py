@@ -51,6 +51,7 @@ from account_pool.proxy.events import (
     EventHandled,
     GetFreshConnection,
     InterimResponse,
+    WholeResponse,
 )
 from account_pool.proxy.headers import (
     drop_invalid_fields,
@@ -73,7 +74,6 @@ from account_pool.supervision import log_and_continue
 logger = logging.getLogger(__name__)
 
 MOVED = "accounts.yaml was changed, and this host no longer belongs to the provider"
-
 #: What is written at once.
 SURELY_SENT_BYTES = 16 * 1024
 #: Requests up to this size are kept for replay; larger ones are streamed through once.
@@ -224,6 +224,10 @@ class PooledExchange(PooledUpload):
     # -- events
 
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        if type(event) is WholeResponse:
+            for part in event.parts():
+                yield from self._handle_event(part)
+            return
         if isinstance(event, HttpEvent) and event.stream_id < 0:
             if event.stream_id != self.attempt_id:
                 return  # a late event of an abandoned attempt
@@ -607,7 +611,8 @@ class PooledExchange(PooledUpload):
             from account_pool.proxy.websocket_exchange import PooledWebsocket  # noqa: PLC0415
 
             self.websocket = PooledWebsocket(self)
-        return self.websocket.handle(event)
+        for part in event.parts() if type(event) is WholeResponse else (event,):
+            yield from self.websocket.handle(part)
 
 
 def _content_length(headers: Mapping[str, str]) -> int:

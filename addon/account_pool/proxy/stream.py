@@ -95,8 +95,7 @@ class PoolHttpStream(AttemptStream):
 
     def _choose(self, call: PooledRequest, request: http.Request) -> None:
         """Have the chosen account alone serve *call*. What is said to this proxy ends here."""
-        users = self.service.users
-        user = users.get(self.context.client) if users else None
+        user = self.service.users.get(self.context.client)
         if _PROXY_AUTHORIZATION in call.head.headers:
             user = self._user(request) or user
             if not getattr(self.context.options, "proxyauth", None):
@@ -182,7 +181,8 @@ class PoolHttpStream(AttemptStream):
             assert self.context.server.address is not None
             self.call.address = self.context.server.address[:2]
         if self.call is not None:
-            self._choose(self.call, request)
+            if self.service.users or _PROXY_AUTHORIZATION in self.call.head.headers:
+                self._choose(self.call, request)
             return False
         if not transparent and self._user(request) is not None:
             del request.headers[_PROXY_AUTHORIZATION]
