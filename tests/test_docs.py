@@ -215,7 +215,7 @@ def test_no_endpoint_that_is_not_there():
 def test_the_table_of_metrics():
     rows = {quoted(n)[0]: quoted(labels) for n, labels, _ in table(METRICS_PAGE, "metric")}
     told = {}
-    for family in metrics.read(service_of("one"), DecisionCounter()):
+    for family in [*metrics.read(service_of("one"), DecisionCounter()), *metrics.costs({})]:
         if family.name.startswith("process_"):
             continue  # as of every program; only Linux has them
         name = family.name + ("_total" if family.type == "counter" else "")

@@ -54,7 +54,9 @@ def told() -> dict[str, set[str]]:
     service.measured.failovers["openai"] += 1
     service.measured.timings["openai"].overhead.observe(0.0)
     counter = SimpleNamespace(counts={("openai", "cooldown"): 1})
-    text = metrics.written(list(metrics.read(service, counter))).decode()
+    cost = {"cost_usd": 1.0, "saved_usd": 1.0, "premium_requests": 1.0}
+    families = metrics.costs({("2026-11-29", "openai/one", "gpt-5"): cost})
+    text = metrics.written([*metrics.read(service, counter), *families]).decode()
     labels: dict[str, set[str]] = {f"process_{name}": set() for name in OF_PROCESS}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

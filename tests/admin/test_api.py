@@ -16,6 +16,7 @@ from account_pool.core.decision_text import line
 from account_pool.core.lease import RequestFacts
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.credentials.vendor_logins import VENDORS
+from account_pool.store.store import StoreError
 from account_pool.supervision import Failed, tasks
 from tests.admin.helpers import HOST, TOKEN, FakeProxy, code, told, write
 from tests.proxy.helpers import account, secret
@@ -589,6 +590,21 @@ async def test_there_are_never_many_codes(proxy):
     links = [told(await proxy.ask("/link", {}))["url"] for _ in range(MAX_CODES + 1)]
     assert code(await redeemed(proxy, links[0])) == "wrong_code"
     assert (await redeemed(proxy, links[-1])).status == 200
+
+
+async def test_metrics_have_what_requests_cost_and_need_no_store(proxy, monkeypatch):
+    proxy.sums[("2026-11-29", "openai/one", "gpt-5")] = {"cost_usd": 1.5}
+    line_of_cost = b'account_pool_cost_usd_total{account="openai/one",model="gpt-5"} 1.5'
+    assert line_of_cost in (await proxy.ask("/metrics")).body
+
+    class Locked(dict):
+        def __iter__(self):
+            raise StoreError("the disk is full")
+
+    monkeypatch.setattr(proxy, "sums", Locked())
+    answer = await proxy.ask("/metrics")
+    assert answer.status == 200
+    assert b"account_pool_up 1.0" in answer.body
 
 
 # -- fresh figures

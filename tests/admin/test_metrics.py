@@ -155,3 +155,31 @@ def test_a_scrape_changes_nothing(service):
             del found[name]
     assert second == first
     assert not service.measured.timings
+
+
+def test_what_requests_cost_is_summed_over_days_and_bounded():
+    sums = {
+        ("2026-11-28", "openai/one", "gpt-5"): {"requests": 2, "cost_usd": 1.5},
+        ("2026-11-29", "openai/one", "gpt-5"): {"cost_usd": 0.25, "premium_requests": 3},
+        ("2026-11-29", "codex/plus", "gpt-5"): {"saved_usd": 4.0},
+        ("2026-11-29", "openai/one", "-"): {"requests": 1},
+    }
+    more = {("2026-11-30", "openai/one", f"model-{n:03}"): {"cost_usd": 1.0} for n in range(60)}
+
+    def found(sums):
+        text = metrics.written(metrics.costs(sums)).decode()
+        return {
+            (sample.name, sample.labels["account"], sample.labels["model"]): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    before = found(sums)
+    assert before == {
+        ("account_pool_cost_usd_total", "openai/one", "gpt-5"): 1.75,
+        ("account_pool_saved_usd_total", "codex/plus", "gpt-5"): 4.0,
+        ("account_pool_premium_requests_total", "openai/one", "gpt-5"): 3,
+    }
+    after = found(sums | more)
+    assert after.items() >= before.items()
+    assert len(after) == len(before) + metrics.MAX_MODELS - 2 + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any, cast
 
 from starlette.applications import Starlette
@@ -21,6 +22,7 @@ from account_pool.admin.models import DecisionsQuery, read_body, read_query
 from account_pool.admin.openapi import document
 from account_pool.admin.page import dashboard
 from account_pool.admin.routes import ENDPOINTS, AdminContext, Endpoint
+from account_pool.store.store import StoreError
 
 Handler = Callable[[Request], Awaitable[Response]]
 Admit = Callable[[AdminRequest], None]
@@ -125,6 +127,9 @@ def _metrics_handler(context: AdminContext) -> Handler:
             mine = workers.values(families)
             said = await context.link.ask(sent.for_workers(), mine=mine)
             families = workers.merge_metrics(families, said.values())
+        # Of all proxies together already.
+        with suppress(StoreError):
+            families += metrics.costs(await context.counted("usage"))
         text = await asyncio.to_thread(metrics.written, families)
         return Response(text, media_type=metrics.MEDIA_TYPE)
 

@@ -23,7 +23,7 @@ from prometheus_client.core import (
 
 from account_pool import __version__
 from account_pool.admin.actions import PoolService
-from account_pool.admin.views import Clocks, headroom_view, verdict_of
+from account_pool.admin.views import Clocks, Sums, headroom_view, verdict_of
 from account_pool.core.instruments import DecisionCounter, Histogram, Timings
 from account_pool.core.usage import OTHER, Tally
 
@@ -173,6 +173,34 @@ def _served(totals: Mapping[tuple[str, str], Tally]) -> Iterator[Metric]:
         ("account", "model", "kind"),
         tokens.items(),
     )
+
+
+#: What requests cost, by the amount that is counted: the name of the metric, and its help.
+_COSTS = {
+    "cost_usd": ("account_pool_cost_usd", "What requests cost, in US dollars."),
+    "saved_usd": (
+        "account_pool_saved_usd",
+        "What requests would have cost that a subscription has paid for, in US dollars.",
+    ),
+    "premium_requests": ("account_pool_premium_requests", "Premium requests of Copilot."),
+}
+
+
+def costs(sums: Sums) -> list[Metric]:
+    """Return what the usage in *sums* cost, by account and model, over restarts.
+
+    The models that came first by name, as above.
+    """
+    named = set(list(dict.fromkeys(model for _day, _account, model in sorted(sums)))[:MAX_MODELS])
+    found: dict[str, Counter[Labels]] = {name: Counter() for name in _COSTS}
+    for (_day, account, model), amounts in sums.items():
+        for name, of_name in found.items():
+            if amount := amounts.get(name):
+                of_name[account, model if model in named else OTHER] += amount  # type: ignore[assignment]
+    return [
+        _counter(metric, about, ("account", "model"), found[name].items())
+        for name, (metric, about) in _COSTS.items()
+    ]
 
 
 def _remaining(state: AccountState, now: float) -> float:
