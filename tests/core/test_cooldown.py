@@ -318,7 +318,7 @@ MODELS = st.sampled_from([None, "gpt-5", "gpt-*", "*", "other", "gpt-5-mini"])
 def test_what_covers_a_model_is_found_among_many(
     changes: list[tuple[str, str | None]], model: str | None
 ) -> None:
-    known = ByModel[int](dict.fromkeys(["other", "gpt-*"], 0))
+    known = ByModel.of(dict.fromkeys(["other", "gpt-*"], 0))
     for number, (change, covered) in enumerate(changes):
         if change == "set":
             known[covered] = number

@@ -23,8 +23,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from math import inf, isfinite, log2
 from operator import attrgetter
-from types import MappingProxyType
-from typing import Any, TypeVar, cast
+from typing import Self, TypeVar, cast
 
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 
@@ -70,7 +69,6 @@ SOCKETS = "(websocket)"
 BY_HAND = "by hand"
 
 Value = TypeVar("Value")
-_EMPTY: Mapping[Any, Any] = MappingProxyType({})
 
 #: Classes that blame an account or its credential, and are no limit.
 BENCHING = frozenset(
@@ -220,24 +218,28 @@ class ByModel(dict[str | None, Value]):
     """Values by what they cover: a model, a glob of models, or None for all.
 
     Clients choose the names of models, so there may be a hundred: those that cover one are
-    found without a look at the others. Changed by item only (`x[model] = `, `del x[model]`).
+    found without a look at the others. Changed by item only (`x[model] = `, `del x[model]`);
+    made by `of`, or empty: every account has two, which cost nothing until they are used.
     """
 
-    __slots__ = ("_globs",)
+    _globs: tuple[str, ...] = ()
 
-    def __init__(self, values: Mapping[str | None, Value] = _EMPTY) -> None:
-        super().__init__(values)
-        self._globs = [covered for covered in self if _is_glob(covered)]
+    @classmethod
+    def of(cls, values: Mapping[str | None, Value]) -> Self:
+        found: Self = cls()
+        for covered, value in values.items():
+            found[covered] = value
+        return found
 
     def __setitem__(self, covered: str | None, value: Value) -> None:
-        if covered not in self and _is_glob(covered):
-            self._globs.append(covered)
+        if covered is not None and "*" in covered and covered not in self:
+            self._globs += (covered,)
         super().__setitem__(covered, value)
 
     def __delitem__(self, covered: str | None) -> None:
         super().__delitem__(covered)
         if covered in self._globs:
-            self._globs.remove(covered)
+            self._globs = tuple(glob for glob in self._globs if glob != covered)
 
     def covering(self, model: str | None) -> list[str | None]:
         """Return what is here that *model* falls under."""
@@ -264,18 +266,10 @@ class ByModel(dict[str | None, Value]):
             del self[first]
 
 
-def _is_glob(covered: str | None) -> bool:
-    return covered is not None and "*" in covered
-
-
 class Cooldowns(ByModel["Cooldown"]):
     """The cooldowns of one account, those that are over too."""
 
-    __slots__ = ("_probe_at",)
-
-    def __init__(self, cooldowns: Mapping[str | None, Cooldown] = _EMPTY) -> None:
-        super().__init__(cooldowns)
-        self._probe_at: float | None = None
+    _probe_at: float | None = None
 
     def __setitem__(self, covered: str | None, cooldown: Cooldown) -> None:
         self._forget_probe(self.get(covered))

@@ -347,7 +347,7 @@ class Transition:
     def adopt(self, cooldowns: Mapping[str | None, Cooldown]) -> None:
         """Take over the *cooldowns* that the account has elsewhere, in place of its own."""
         before = self.state.cooldowns
-        self.state.cooldowns = Cooldowns(cooldowns)
+        self.state.cooldowns = Cooldowns.of(cooldowns)
         for model in {**before, **cooldowns}:
             was, cooldown = before.get(model), cooldowns.get(model)
             if was == cooldown:
