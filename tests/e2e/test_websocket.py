@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import ssl
 from contextlib import asynccontextmanager
@@ -39,11 +40,13 @@ ACCEPTED = Reply(status=101, socket=echo)
 
 
 @asynccontextmanager
-async def open_socket(proxy, address=None, **headers: str):
+async def open_socket(proxy, address=None, *, user: str = "", **headers: str):
     """Open a WebSocket through *proxy*, the tunnel by hand: websockets 14 has no proxies."""
+    login = base64.b64encode(f"{user}:x".encode()).decode()
+    more = f"proxy-authorization: Basic {login}\r\n" if user else ""
     tls = ssl.create_default_context(cafile=str(proxy.trusted))
     reader, writer = await asyncio.open_connection(*(address or ("127.0.0.1", proxy.port)))
-    writer.write(f"CONNECT {HOST}:443 HTTP/1.1\r\nhost: {HOST}:443\r\n\r\n".encode())
+    writer.write(f"CONNECT {HOST}:443 HTTP/1.1\r\nhost: {HOST}:443\r\n{more}\r\n".encode())
     assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
     # The socket goes to the client, the transport that made it lets go of a duplicate.
     sock = writer.get_extra_info("socket")._sock.dup()
@@ -312,3 +315,20 @@ async def test_a_limit_is_told_when_nobody_else_could_serve(provider, pool_proxy
         assert await socket.recv() == LIMITED
         await socket.send(CREATE)
         assert await socket.recv() == LIMITED
+
+
+@pytest.mark.parametrize("limited", [says(CREATED, LIMITED), openai.rate_limited(3000)])
+async def test_a_socket_stays_on_the_account_that_its_client_names(provider, pool_proxy, limited):
+    """Where that is limited, it is told so; the other account is not asked."""
+    upstream = await provider(by_credential({FIRST: says(CREATED, DELTA), SECOND: limited}))
+    proxy = await pool_proxy(TWO, provider=upstream)
+    if limited.status == 101:
+        async with open_socket(proxy, user="openai/second") as socket:
+            await socket.send(CREATE)
+            assert [await socket.recv(), await socket.recv()] == [CREATED, LIMITED]
+    else:
+        with pytest.raises(InvalidStatus) as refused:
+            async with open_socket(proxy, user="openai/second"):
+                pass
+        assert refused.value.response.status_code == 429
+    assert set(upstream.journal.credentials) == {SECOND}

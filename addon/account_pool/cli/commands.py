@@ -37,6 +37,10 @@ def _keys(incomplete: str) -> list[str]:
     return list(accounts(incomplete))
 
 
+def _providers(incomplete: str) -> list[str]:
+    return sorted({key.partition("/")[0] for key in _keys(incomplete)})
+
+
 Key = Annotated[
     str,
     typer.Argument(help="The account, as provider/label.", metavar="ACCOUNT", autocompletion=_keys),
@@ -368,7 +372,10 @@ def clear(account: Key, *, port: Port = DEFAULT_PORT, as_json: AsJson = False) -
 
 @app.command("next")
 def select_next(
-    provider: Annotated[str, typer.Argument(help="Such as openai.", metavar="PROVIDER")],
+    provider: Annotated[
+        str,
+        typer.Argument(help="Such as openai.", metavar="PROVIDER", autocompletion=_providers),
+    ],
     *,
     port: Port = DEFAULT_PORT,
     as_json: AsJson = False,
@@ -388,7 +395,10 @@ def pin(
         ),
     ] = "",
     account: Annotated[
-        str, typer.Argument(help="The account, as provider/label.", show_default=False)
+        str,
+        typer.Argument(
+            help="The account, as provider/label.", show_default=False, autocompletion=_keys
+        ),
     ] = "",
     *,
     port: Port = DEFAULT_PORT,
