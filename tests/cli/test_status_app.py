@@ -6,11 +6,13 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 from contextlib import asynccontextmanager
 
 import pytest
 from rich.text import Text
 
+from account_pool.cli import status_app
 from account_pool.cli.status_app import StatusApp
 from account_pool.cli.status_screen import Change, PageKind, StatusScreen, Verb
 from tests.cli.pools import DECISIONS, NOW, POOL, account, status
@@ -145,6 +147,37 @@ async def test_the_proxy_goes_away_and_comes_back(proxy):
         await app.look()
         assert "no answer since" not in text_of(app)
         assert "openai/new" in text_of(app)
+
+
+async def test_a_proxy_that_hangs_delays_nothing(proxy, monkeypatch):
+    asked, answer = threading.Event(), threading.Event()
+
+    def accounts():
+        asked.set()
+        answer.wait(PATIENCE_S)
+        return POOL
+
+    monkeypatch.setattr(status_app, "SILENT_S", 0.0)
+    monkeypatch.setattr(proxy, "accounts", accounts)
+    try:
+        async with running(proxy) as (app, pilot):
+            await asyncio.to_thread(asked.wait, PATIENCE_S)
+            await pilot.press("j")
+            assert "> disabled" in text_of(app)
+            assert "no answer since" in text_of(app)
+            answer.set()
+            await app.look()
+            assert "no answer since" not in text_of(app)
+    finally:
+        answer.set()
+
+
+def test_how_often_the_proxy_is_asked():
+    assert status_app.pause_s(0.001, 1.0) == 1.0
+    assert status_app.pause_s(0.5, 1.0) == 5.0
+    assert status_app.pause_s(60.0, 1.0) == 30.0
+    # A silence says nothing of how much there is to say.
+    assert status_app.pause_s(None, 1.0) == 1.0
 
 
 async def test_it_looks_again_by_itself(proxy):

@@ -113,10 +113,10 @@ class PoolConnection:
         had_one = self._kept is not None
         try:
             return _call_on(self._connection(), self._port, "GET", path, None, self._token)
-        except NoProxy:
+        except NoProxy as error:
             self.close()
             # An old connection may have ended by itself; that says nothing of the proxy.
-            if not had_one:
+            if not had_one or isinstance(error.__cause__, TimeoutError):
                 raise
         except NoAnswer as error:
             if error.code == _WRONG_TOKEN:
@@ -210,8 +210,8 @@ def _call_on(
 ) -> Mapping[str, Any]:
     try:
         status, value = _exchange(connection, method, path, *sent)
-    except (OSError, http.client.HTTPException):
-        raise NoProxy(no_proxy(port)) from None
+    except (OSError, http.client.HTTPException) as error:
+        raise NoProxy(no_proxy(port)) from error
     if status == 401 and not any(sent):
         raise NoAnswer(
             f"the proxy at {HOST}:{port} requires its admin token because proxyauth is set; "

@@ -24,10 +24,18 @@ from textual.widget import Widget
 from account_pool.cli.status_screen import Asked, Change, Page, StatusScreen
 from account_pool.cli.status_view import Json
 
-#: Seconds between two looks at least, and how many times as long as an answer took: ten
-#: thousand accounts are not asked for each second.
+#: Seconds between two looks at least, and how many times as long as an answer took, with a
+#: limit: ten thousand accounts are not asked for each second.
 EVERY_S = 1.0
 _TIMES_AS_LONG = 10.0
+_AT_MOST_S = 30.0
+#: After so many seconds without an answer the screen says so; the question goes on.
+SILENT_S = 3.0
+
+
+def pause_s(took_s: float | None, least_s: float) -> float:
+    """Return how long to wait after an answer that took *took_s*; None: there was none."""
+    return max(least_s, min((took_s or 0.0) * _TIMES_AS_LONG, _AT_MOST_S))
 
 
 class Source(Protocol):
@@ -114,6 +122,8 @@ class StatusApp(App[None]):
         self.status = screen
         self._source, self._every_s = source, every_s
         self._look_now = asyncio.Event()
+        # Since when an answer is waited for, by the monotonic clock.
+        self._asked_at: float | None = None
         self._lines = _Lines(self._press, self.draw)
 
     def compose(self) -> ComposeResult:
@@ -135,16 +145,20 @@ class StatusApp(App[None]):
 
     def draw(self) -> None:
         """Show what there is to show now."""
+        if self._asked_at is not None and time.monotonic() > self._asked_at + SILENT_S:
+            self.status.lost = "the proxy does not answer"
         self._lines.show(self.status.draw(*self._lines.size, time.time()))
 
     async def look(self) -> None:
         """Ask the proxy once, and show what it says."""
+        self._asked_at = time.monotonic()
         try:
             status = await asyncio.to_thread(self._source.accounts)
             decisions = await asyncio.to_thread(self._source.decisions)
             self.status.seen(status, decisions, time.time())
         except self._source.failure as error:
             self.status.lost = str(error)
+        self._asked_at = None
         if (page := self.status.page) is not None and not self.status.lost:
             try:
                 lines = await asyncio.to_thread(self._source.page, page, self.size.width)
@@ -159,9 +173,9 @@ class StatusApp(App[None]):
             started = time.monotonic()
             self._look_now.clear()
             await self.look()
-            took = time.monotonic() - started
+            took_s = None if self.status.lost else time.monotonic() - started
             with suppress(TimeoutError):
-                async with asyncio.timeout(max(self._every_s, took * _TIMES_AS_LONG)):
+                async with asyncio.timeout(pause_s(took_s, self._every_s)):
                     await self._look_now.wait()
 
     def _press(self, name: str, character: str | None) -> None:
