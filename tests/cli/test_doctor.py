@@ -325,3 +325,33 @@ def test_what_cannot_be_looked_at_hides_nothing_else(findings, monkeypatch):
     code, found = findings()
     assert code == 0
     assert found == ["note failing could not be looked at (RuntimeError) "]
+
+
+def test_where_notifications_go_and_what_they_lack(findings, monkeypatch):
+    monkeypatch.delenv("HOOK", raising=False)
+    targets = "[https://hooks.example.com/SECRET, {env: HOOK}, /nowhere/tell SECRET]"
+    code, found = findings(f"{GOOD}pool: {{notify: {targets}}}\n")
+    assert code == 0
+    assert found == [
+        "note notify HOOK is not set set it where the proxy is started",
+        "note notify tell: the program is not on the PATH install it, or write its full path",
+    ]
+    monkeypatch.setenv("HOOK", "ntfy:SECRET")
+    _, found = findings(f"{GOOD}pool: {{notify: {targets}}}\n")
+    assert len(found) == 1
+    assert "SECRET" not in str(found)
+
+
+def test_a_notification_that_did_not_arrive(findings, monkeypatch):
+    ask = doctor.api.ask
+    failed = {"target": "https://hooks.example.com", "problem": "it answered with status 404"}
+    monkeypatch.setattr(doctor.api, "probe", lambda _port: doctor.api.Health("x", True, 0, 1, None))
+    monkeypatch.setattr(
+        doctor.api,
+        "ask",
+        lambda port, path: {"notify": [failed]} if path == "/health" else ask(port, path),
+    )
+    code, found = findings()
+    assert code == 1
+    text = "the last notification did not arrive: it answered with status 404"
+    assert f"bad notify https://hooks.example.com: {text} the next one tries again" in found

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
-from shutil import get_terminal_size
+from shutil import get_terminal_size, which
 from typing import Any
 
 from packaging.requirements import Requirement
@@ -42,7 +42,8 @@ from account_pool.cli.places import HOST, STATE_FILE, Places
 from account_pool.cli.processes import listeners, running_ports
 from account_pool.cli.service import plan_of, service_of
 from account_pool.config.accounts_file import command, shown
-from account_pool.config.problems import ConfigError
+from account_pool.config.notify import NOTIFY_SEND, FromVariable, program_of, read_targets
+from account_pool.config.problems import ConfigError, Wrong
 from account_pool.config.review import review
 from account_pool.config.values import Config
 from account_pool.core.browser import is_loopback
@@ -207,7 +208,26 @@ def _accounts(setup: Setup) -> Iterator[Finding]:
         yield Finding(Level.BAD, "credential", str(problem))
     for problem in reviewed.notices:
         yield Finding(Level.NOTE, "credential", str(problem))
+    yield from _notifications(setup, loaded)
     yield from _bypasses(setup, loaded)
+
+
+def _notifications(setup: Setup, loaded: Config) -> Iterator[Finding]:
+    """Say where notifications go, and what cannot be reached from here; none is sent."""
+    for written in read_targets(str(loaded.options.get("notify", ""))):
+        try:
+            target = written.read(setup.environ) if isinstance(written, FromVariable) else written
+        except Wrong as error:
+            yield Finding(Level.NOTE, "notify", error.wrong, error.remedy)
+            continue
+        name = target.shown if target == written else f"{written.shown}: {target.shown}"
+        program = program_of(target, sys.platform)
+        if program is None or which(program, path=setup.environ.get("PATH")):
+            yield Finding(Level.OK, "notify", name)
+            continue
+        package = "libnotify-bin, or its like" if program == NOTIFY_SEND else "it"
+        text = f"{name}: the program is not on the PATH"
+        yield Finding(Level.NOTE, "notify", text, f"install {package}, or write its full path")
 
 
 def _credentials(loaded: Config, unreadable: Collection[str]) -> Iterator[Finding]:
@@ -300,6 +320,10 @@ def _proxy(setup: Setup) -> Iterator[Finding]:
         remedy = f"end it and start it here, or use it as it is with `{command()} run --join`"
         yield Finding(Level.NOTE, "proxy", text, remedy)
     yield from _reachable(port)
+    for target in value.get("notify", ()):
+        if target.get("problem"):
+            text = f"{target['target']}: the last notification did not arrive: {target['problem']}"
+            yield Finding(Level.BAD, "notify", text, "the next one tries again")
     yield from _states(port)
 
 

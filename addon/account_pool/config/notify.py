@@ -97,6 +97,22 @@ class FromVariable:
             raise Wrong(f"{self.name}: {error.wrong}", error.remedy) from None
 
 
+#: What shows notifications on Linux; on macOS and Windows it is a part of the system.
+NOTIFY_SEND = "notify-send"
+_DESKTOP = {"win32": "powershell.exe", "darwin": "osascript"}
+
+
+def program_of(target: Target, platform: str) -> str | None:
+    """Return the program that *target* needs on *platform* (`sys.platform`); None: none."""
+    match target:
+        case Desktop():
+            return _DESKTOP.get(platform, NOTIFY_SEND)
+        case Command(arguments):
+            return arguments[0]
+        case _:
+            return None
+
+
 def read_targets(text: str) -> tuple[Target | FromVariable, ...]:
     """Return the targets of `pool_notify`: one, or a list in JSON. Raises Wrong."""
     text = text.strip()

@@ -18,7 +18,15 @@ from dataclasses import replace
 from typing import Any, assert_never
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from account_pool.config.notify import Command, Desktop, Ntfy, Target, Webhook, is_loopback
+from account_pool.config.notify import (
+    NOTIFY_SEND,
+    Command,
+    Desktop,
+    Ntfy,
+    Target,
+    Webhook,
+    is_loopback,
+)
 from account_pool.core.notifications import Event
 from account_pool.credentials.command import kill_group
 from account_pool.credentials.errors import reason_of
@@ -136,7 +144,7 @@ def desktop_command(text: str, platform: str) -> tuple[str, ...]:
         )
         lines = [part for line in script for part in ("-e", line)]
         return ("osascript", *lines, TITLE, text)
-    return ("notify-send", f"--app-name={TITLE}", "--", TITLE, text.translate(_NO_MARKUP))
+    return (NOTIFY_SEND, f"--app-name={TITLE}", "--", TITLE, text.translate(_NO_MARKUP))
 
 
 def environment(environ: Mapping[str, str], own_port: int) -> dict[str, str]:
