@@ -23,7 +23,12 @@ HEALTH = {"instance": "a", "uptime_s": 1.0}
 def pool(**states: str) -> dict[str, Any]:
     """What GET /account-pool says of accounts in these states."""
     accounts = [
-        {"key": key, "state": state, "cooldowns": [{"until_at": "2026", "remaining_s": 3.0}]}
+        {
+            "key": key,
+            "state": state,
+            "look_up": {"age_s": 1.0},
+            "cooldowns": [{"until_at": "2026", "remaining_s": 3.0}],
+        }
         for key, state in states.items()
     ]
     return {"accounts": accounts, "summary": {"total": len(accounts)}}
@@ -58,6 +63,7 @@ class TestBoard:
         board.update(pool(one="cooling"), HEALTH, [])
         later = pool(one="cooling")
         later["accounts"][0]["cooldowns"][0]["remaining_s"] = 2.0
+        later["accounts"][0]["look_up"]["age_s"] = 2.0
         assert not board.update(later, HEALTH, [])
         assert board.everything().accounts["one"]["cooldowns"] == [{"until_at": "2026"}]
 

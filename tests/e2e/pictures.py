@@ -154,13 +154,17 @@ def history(accounts: list[dict[str, Any]]) -> Counted:
             day = today - timedelta(days=back)
             requests = int(busy * chance.uniform(20, 90) * (0.15 if day.weekday() > 4 else 1))
             name = f"{entry['provider']}/{entry['label']}"
-            counts[day.date().isoformat(), name, model] = _amounts(requests, into, out, cached)
+            amounts = _amounts(requests, into, out, cached)
+            saved = entry["provider"] in SUBSCRIPTIONS
+            amounts["saved_usd" if saved else "cost_usd"] = requests * WORK[entry["provider"]][5]
+            counts[day.date().isoformat(), name, model] = amounts
     return counts
 
 
 def _amounts(requests: int, into: int, out: int, cached: float) -> dict[str, float]:
     return {
         "requests": requests,
+        "priced_requests": requests,
         "input_tokens": requests * into,
         "cached_tokens": int(requests * into * cached),
         "output_tokens": requests * out,

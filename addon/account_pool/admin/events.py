@@ -28,7 +28,7 @@ LOOK_S, AGAIN_S, HEARTBEAT_S = 1.0, 0.2, 15.0
 
 _HEARTBEAT = b": still here\n\n"
 #: They count down or up: whoever shows them goes by the instants, and an idle pool sends nothing.
-_COUNTING = frozenset({"remaining_s", "resets_s", "oldest_s", "uptime_s"})
+_COUNTING = frozenset({"remaining_s", "resets_s", "oldest_s", "uptime_s", "age_s"})
 
 
 @dataclass(slots=True)

@@ -164,7 +164,7 @@ function updateRow(row, { account, standing }) {
   setText(state, standing.text);
   const back = standing.backAt ? `back in ${duration(until(standing.backAt))}` : "";
   const why = part(row, "why");
-  setText(why, [back, standing.why].filter(Boolean).join(" · "));
+  setText(why, [back, shortCause(standing.why)].filter(Boolean).join(" · "));
   why.title = standing.why;
   row.classList.toggle("off", standing.state === "off");
   updateWindows(part(row, "left"), account);

@@ -110,7 +110,9 @@ const resultOf = ({ status, http_status: http }) => (status === "ok" ? "ok" : st
 function drawRequests(rows) {
   byId("requests").closest(".panel").hidden = rows.length === 0;
   byId("requests-none").hidden = rows.length > 0;
-  keyed(byId("requests"), rows.slice(0, 100), (row) => String(row.number), (row) => {
+  const shown = drawRequests.all ? 200 : 20;
+  byId("requests-all").hidden = Boolean(drawRequests.all) || rows.length <= shown;
+  keyed(byId("requests"), rows.slice(0, shown), (row) => String(row.number), (row) => {
     const cell = (text, name = null) => element("td", { class: name }, text);
     const tokens = row.tokens ?? {};
     return element("tr", {}, element("td", {}, instant(row.at)),

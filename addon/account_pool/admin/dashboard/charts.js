@@ -1,11 +1,15 @@
 // Charts: small SVG of our own. A chart is a list of buckets and of series; bars are stacked.
 
-const WIDE = 480, HIGH = 120, LEFT = 44, TOP = 8, BOTTOM = 18;
+const HIGH = 120, LEFT = 44, TOP = 8, BOTTOM = 18;
 
-function chart({ title, unit, buckets, series, kind = "bars", label, tick, format }) {
+// Text keeps its size on a phone.
+const wide = () => (innerWidth < 600 ? 330 : 480);
+
+function chart({ title, unit, buckets, series, kind = "bars", label, tick, format, most: fixed }) {
+  const WIDE = wide();
   const values = buckets.map((bucket) => series.map((one) => one.value(bucket)));
   const sums = values.map((row) => (kind === "bars" ? row.reduce((sum, value) => sum + (value ?? 0), 0) : Math.max(0, ...row.map((value) => value ?? 0))));
-  const most = niceMost(Math.max(0, ...sums), format === seconds);
+  const most = fixed ?? niceMost(Math.max(0, ...sums), format === seconds);
   const step = (WIDE - LEFT) / buckets.length;
   const y = (value) => TOP + (HIGH - (value / most) * HIGH);
   const total = sums.reduce((sum, value) => sum + value, 0);
@@ -19,7 +23,8 @@ function chart({ title, unit, buckets, series, kind = "bars", label, tick, forma
   }
   buckets.forEach((bucket, i) => {
     const text = tick(bucket, i);
-    if (text) drawing.append(svg("text", { x: LEFT + (i + 0.5) * step, y: TOP + HIGH + 14, "text-anchor": "middle" }, text));
+    const last = i === buckets.length - 1;
+    if (text) drawing.append(svg("text", { x: last ? WIDE : LEFT + (i + 0.5) * step, y: TOP + HIGH + 14, "text-anchor": last ? "end" : "middle" }, text));
   });
   if (kind === "bars") drawBars(drawing, values, series, step, most);
   else drawLines(drawing, values, series, step, y);
@@ -38,7 +43,7 @@ function chart({ title, unit, buckets, series, kind = "bars", label, tick, forma
 }
 
 function drawBars(drawing, values, series, step, most) {
-  const wide = Math.max(step - Math.min(2, step / 4), 1);
+  const width = Math.max(step - Math.min(2, step / 4), 1);
   values.forEach((row, i) => {
     let at = TOP + HIGH;
     row.forEach((value, n) => {
@@ -46,7 +51,7 @@ function drawBars(drawing, values, series, step, most) {
       // What is there is seen.
       const tall = Math.max((value / most) * HIGH, 1);
       at -= tall;
-      drawing.append(svg("rect", { class: series[n].color, x: LEFT + i * step, y: at, width: wide, height: tall }));
+      drawing.append(svg("rect", { class: series[n].color, x: LEFT + i * step, y: at, width, height: tall }));
     });
   });
 }
@@ -62,7 +67,7 @@ function drawLines(drawing, values, series, step, y) {
       }
       const x = LEFT + (i + 0.5) * step;
       const alone = !open && (values[i + 1]?.[n] ?? null) === null;
-      path += `${open ? "L" : "M"}${x.toFixed(1)} ${y(value).toFixed(1)}${alone ? "h0.1" : ""}`;
+      path += `${open ? "L" : "M"}${x.toFixed(1)} ${y(value).toFixed(1)}${alone ? "h3" : ""}`;
       open = true;
     });
     drawing.append(svg("path", { class: `line ${one.color}`, d: path }));
@@ -123,34 +128,40 @@ function drawDay(series) {
     one("Time to the first byte", "of good answers", [s("p95", "in", (b) => b.first_byte_s?.p95), s("p50", "out", (b) => b.first_byte_s?.p50)], { kind: "lines", format: seconds }),
     one("Time to the end", "of good answers", [s("p95", "in", (b) => b.duration_s?.p95), s("p50", "out", (b) => b.duration_s?.p50)], { kind: "lines", format: seconds }),
     one("Waiting for an account", "seconds, every half hour", [s("waited", "wait", (b) => b.wait_s)], { format: seconds }),
-    ...(pool.headroomDay?.length ? [headroomChart(pool.headroomDay, one)] : []),
-  ]);
+    headroomChart(pool.headroomDay ?? [], buckets, one),
+  ].filter(Boolean));
 }
 
 // One line a provider: what its account with the most left has, which is what a tool can still use.
-function headroomChart(samples, one) {
+// Kept in memory, so the line begins with the proxy.
+function headroomChart(samples, buckets, one) {
   const providers = [...new Set(samples.flatMap((sample) => Object.keys(sample.left)))].sort().slice(0, LINES.length);
-  return one("Left, by provider", "of the account with the most", providers.map((name, i) => ({ name, color: LINES[i], value: (b) => b.left[name] ?? null })),
-    { kind: "lines", buckets: samples, format: (value) => `${Math.round(value * 100)} %` });
+  if (providers.length === 0) return null;
+  const lefts = buckets.map((bucket, i) => {
+    const end = buckets[i + 1]?.at ?? "~";
+    return samples.findLast((sample) => sample.at >= bucket.at && sample.at < end)?.left ?? {};
+  });
+  const at = new Map(buckets.map((bucket, i) => [bucket, lefts[i]]));
+  return one("Headroom", "of each provider's best account", providers.map((name, i) => ({ name, color: LINES[i], value: (b) => at.get(b)[name] ?? null })),
+    { kind: "lines", most: 1, format: (value) => `${Math.round(value * 100)} %` });
 }
 
 const LINES = ["in", "out", "wait", "bad", "idle"];
 
-function drawMonth(usage, series, group) {
-  const { buckets } = series;
+function drawMonth(usage, group) {
   const served = usage.groups.length > 0;
   byId("usage-none").hidden = served;
   byId("usage").closest(".panel").hidden = byId("month-charts").hidden = !served;
   if (!served) return;
   const label = (bucket) => dayName.format(new Date(bucket.at));
-  const tick = (bucket, i) => ((buckets.length - 1 - i) % 7 === 0 ? label(bucket) : "");
-  const days = daysOf(usage.days, buckets);
-  const cost = buckets.some((bucket) => bucket.cost_usd || bucket.saved_usd);
-  drawn(byId("month-charts"), [days, buckets], () => [
+  const tick = (bucket, i) => ((days.length - 1 - i) % 7 === 0 ? label(bucket) : "");
+  const days = daysOf(usage.days);
+  const cost = days.some((day) => day.cost_usd || day.saved_usd);
+  drawn(byId("month-charts"), [days], () => [
     chart({ title: "Tokens", unit: "a day (UTC)", buckets: days, label, tick, format: whole, series: [
       { name: "cached", color: "cached", value: (b) => b.cached_tokens }, { name: "in", color: "in", value: (b) => b.input_tokens - b.cached_tokens }, { name: "out", color: "out", value: (b) => b.output_tokens }] }),
     chart({ title: "Requests", unit: "a day (UTC)", buckets: days, label, tick, format: whole, series: [{ name: "requests", color: "good", value: (b) => b.requests }] }),
-    ...(cost ? [chart({ title: "Cost", unit: "a day (UTC)", buckets, label, tick, format: (value) => money(value) || "$0", series: [
+    ...(cost ? [chart({ title: "Cost", unit: "a day (UTC)", buckets: days, label, tick, format: (value) => money(value) || "$0", series: [
       { name: "paid", color: "wait", value: (b) => b.cost_usd }, { name: "saved by subscriptions", color: "cached", value: (b) => b.saved_usd }] })] : []),
   ]);
   const priced = usage.groups.some((row) => row.cost_usd || row.saved_usd);
@@ -158,22 +169,42 @@ function drawMonth(usage, series, group) {
   drawn(byId("usage-columns"), titles, () => titles.map((title, i) => element("th", { scope: "col", class: i && i < titles.length - 1 ? "number" : null }, title)));
   const tokens = (row) => row.input_tokens + row.output_tokens;
   const total = Math.max(usage.groups.reduce((sum, row) => sum + tokens(row), 0), 1);
-  drawn(byId("usage"), usage.groups, () => usage.groups.map((row) => {
+  const some = drawMonth.all ? usage.groups : usage.groups.slice(0, GROUPS_SHOWN);
+  byId("usage-all").hidden = some.length === usage.groups.length;
+  setText(byId("usage-all"), `Show all ${usage.groups.length}`);
+  drawn(byId("usage-notes"), [usage.unpriced, usage.subscriptions], () => notesOf(usage));
+  drawn(byId("usage"), some, () => some.map((row) => {
     const number = (text) => element("td", { class: "number" }, text);
     const share = tokens(row) / total;
     const bar = element("span", { class: "bar plain", "aria-hidden": "true" }, element("i"));
     bar.firstElementChild.style.width = `${share * 100}%`;
     return element("tr", {}, element("th", { scope: "row" }, row[group] || "unknown"), number(exact.format(row.requests)), number(counted.format(row.input_tokens)),
       number(row.input_tokens ? `${Math.round((100 * row.cached_tokens) / row.input_tokens)} %` : ""), number(counted.format(row.output_tokens)),
-      priced ? number([money(row.cost_usd), row.saved_usd ? `(${money(row.saved_usd)} saved)` : ""].filter(Boolean).join(" ")) : null,
+      priced ? number([row.cost_usd ? money(row.cost_usd) : "", row.saved_usd ? `${money(row.saved_usd)} saved` : ""].filter(Boolean).join(", ")) : null,
       element("td", { class: "shares" }, bar, ` ${Math.round(share * 100)} %`));
   }));
 }
 
-// Usage of all accounts and models by day; the counters reach further back than rows of requests.
-function daysOf(rows, buckets) {
-  const names = ["requests", "input_tokens", "cached_tokens", "output_tokens"];
-  const found = new Map(buckets.map((bucket) => [bucket.at.slice(0, 10), { at: bucket.at, ...Object.fromEntries(names.map((name) => [name, 0])) }]));
-  for (const row of rows) for (const name of names) if (found.has(row.day)) found.get(row.day)[name] += row[name];
+const GROUPS_SHOWN = 15;
+
+// What the sums leave out, and what subscriptions were worth.
+function notesOf({ unpriced = [], subscriptions = [] }) {
+  const notes = [];
+  const worth = subscriptions.filter((one) => one.saved_usd > 0);
+  const saved = worth.reduce((sum, one) => sum + one.saved_usd, 0);
+  const flat = worth.reduce((sum, one) => sum + (one.flat_usd ?? 0), 0);
+  if (saved) notes.push(`${plural(worth.length, "subscription")} served what costs ${money(saved)} at list prices${flat ? `, for ${money(flat)}` : ""}.`);
+  if (unpriced.length) notes.push(`No price is known of ${unpriced.slice(0, 5).map((one) => `${one.provider} ${one.model}`).join(", ")}${unpriced.length > 5 ? ` and ${unpriced.length - 5} more` : ""}: their cost is not included.`);
+  return notes.map((text) => element("p", {}, text));
+}
+
+// Usage of all accounts and models, day by day, those without any included.
+function daysOf(rows) {
+  const names = ["requests", "input_tokens", "cached_tokens", "output_tokens", "cost_usd", "saved_usd"];
+  const found = new Map(Array.from({ length: 30 }, (_, i) => {
+    const day = new Date(Date.now() - (29 - i) * 86400000).toISOString().slice(0, 10);
+    return [day, { at: day, ...Object.fromEntries(names.map((name) => [name, 0])) }];
+  }));
+  for (const row of rows) for (const name of names) if (found.has(row.day)) found.get(row.day)[name] += row[name] ?? 0;
   return [...found.values()];
 }

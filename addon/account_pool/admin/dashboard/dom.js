@@ -89,7 +89,7 @@ const counted = new Intl.NumberFormat("en", { notation: "compact", maximumFracti
 const exact = new Intl.NumberFormat("en");
 const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
 const dayAndTime = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
-const money = (usd) => (usd === null || usd === undefined ? "" : usd === 0 ? "$0" : usd < 0.01 ? "< $0.01" : usd < 1000 ? `$${usd.toFixed(2)}` : `$${counted.format(usd)}`);
+const money = (usd) => (usd === null || usd === undefined ? "" : usd === 0 ? "$0" : usd < 0.01 ? "< $0.01" : usd < 1000 ? `$${usd.toFixed(usd < 100 ? 2 : 0)}` : `$${counted.format(usd)}`);
 
 function instant(at) {
   const when = new Date(at);

@@ -32,7 +32,8 @@ function makeDrawer(key) {
       button("clear", "End cooldowns", () => changed("/account-pool/clear-cooldown", of), ""),
       button("disable", "Disable", () => changed("/account-pool/disable", of))),
     element("div", { "data-part": "reasons", class: "reasons" }),
-    section("windows", "Headroom", element("div", { "data-part": "meters" })),
+    section("windows", "Headroom", element("div", {}, element("div", { "data-part": "meters" }),
+      element("p", { class: "row", "data-part": "asked" }, button("ask", "Ask the provider now", () => changed("/usage/refresh", of)), element("span", { class: "soft", "data-part": "answer" })))),
     section("now", "Now", element("dl", { class: "facts", "data-part": "facts" })),
     section("decided", "Decisions", element("ol", { class: "decisions", "data-part": "decisions" })),
     section("served", "Latest requests", element("div", { "data-part": "requests" })),
@@ -66,7 +67,10 @@ function drawDrawer() {
   keyed(part(body, "reasons"), reasons, (one) => one.key, makeReason, (node, one) => setText(part(node, "text"), one.text));
 
   const windows = account.headroom;
-  part(body, "windows").hidden = windows.length === 0;
+  part(body, "windows").hidden = windows.length === 0 && !account.look_up;
+  part(body, "asked").hidden = !account.look_up;
+  const credits = account.look_up?.reset_credits;
+  setText(part(body, "answer"), account.look_up?.problem ?? (credits ? `${plural(credits, "reset credit")} left` : ""));
   const groups = [...grouped(windows, (one) => one.model ?? "")].sort(([a], [b]) => (a < b ? -1 : 1));
   keyed(part(body, "meters"), groups, ([model]) => model, ([model]) =>
     element("div", { class: "meters" }, model ? element("h4", {}, model) : element("h4", {}, "all models"), element("div", { "data-part": "each" })),

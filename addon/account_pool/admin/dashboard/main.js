@@ -43,14 +43,12 @@ async function drawSlow() {
       drawRequests(requests.requests);
     } else if (viewNow() === "usage") {
       const group = byId("group").value;
-      const month = new Date(Date.now() - 29 * 86400000).toISOString().slice(0, 10);
-      const [day, usage, days, left] = await Promise.all([
-        asked("/requests/series?step=1800"), asked(`/usage?days=30&group=${group}`),
-        asked(`/requests/series?step=86400&from=${month}`), asked("/headroom"),
+      const [day, usage, left] = await Promise.all([
+        asked("/requests/series?step=1800"), asked(`/usage?days=30&group=${group}`), asked("/headroom"),
       ]);
       pool.headroomDay = left.samples;
       drawDay(day);
-      drawMonth(usage, days, group);
+      drawMonth(usage, group);
     }
     document.body.dataset.slow = viewNow();
   } catch (error) {
@@ -112,6 +110,8 @@ async function start() {
   startAdd();
   for (const id of ["kind", "decision-search"]) byId(id).addEventListener("input", drawDecisions);
   byId("group").addEventListener("change", drawSlow);
+  byId("usage-all").addEventListener("click", () => { drawMonth.all = true; drawSlow(); });
+  byId("requests-all").addEventListener("click", () => { drawRequests.all = true; drawRequests(rowsOf.requests); });
   await redeem();
   addEventListener("hashchange", show);
   show();

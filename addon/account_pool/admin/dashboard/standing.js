@@ -40,6 +40,9 @@ function standingOf(account) {
   return { state, text: STATES[account.state]?.name ?? account.state, why, backAt: null };
 }
 
+// In a table the sentence is enough; the status and the code stand in the drawer.
+const shortCause = (why) => why.replace(/^\d{3} (?:code=\S+: (?=.))?/, "");
+
 const causeOf = ({ signal, class: cls }) => signal || cls.replaceAll("_", " ");
 
 const shareClass = (remaining) => (remaining <= EMPTY ? "empty" : remaining <= LOW ? "low" : "");
