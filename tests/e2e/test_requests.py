@@ -62,6 +62,36 @@ async def test_what_became_of_requests(provider, pool_proxy, monkeypatch):
     assert usage["groups"][0]["input_tokens"] == days["groups"][0]["input_tokens"]
 
 
+async def test_what_it_cost(provider, setting, tmp_path):
+    pytest.importorskip("genai_prices")
+    upstream = await provider(by_credential({FIRST: GOOD}))
+    prices = json.dumps([{"provider": "openai", "model": "mine", "input": 1, "output": 2}])
+    options = {"pool_prices": prices, "pool_state": tmp_path / "pool.sqlite"}
+    async with setting.prepare(TWO[:1], provider=upstream, options=options) as proxy:
+        async with proxy.client() as http:
+            for model in ("gpt-5-nano", "mine", "nobody-knows-it"):
+                asked = chat(stream=False)
+                asked["json"]["model"] = model
+                await http.request(**asked)
+
+        def are_priced(rows):
+            return len(rows) == 3 and all(row["price"] is not None for row in rows)
+
+        unknown, own, listed = await until(proxy.url, "", are_priced)
+        tokens = own["tokens"]
+        assert own["price"] == "accounts.yaml"
+        assert own["cost_usd"] == pytest.approx((tokens["input"] + 2 * tokens["output"]) / 1e6)
+        assert listed["price"].startswith("genai-prices ")
+        assert listed["cost_usd"] > 0
+        assert (unknown["price"], unknown["cost_usd"]) == ("", None)
+        async with proxy.client() as http:
+            usage = (await http.get(f"{proxy.url}/usage?group=account")).json()
+    [group] = usage["groups"]
+    assert group["cost_usd"] == pytest.approx(own["cost_usd"] + listed["cost_usd"], abs=1e-6)
+    assert (group["requests"], group["unpriced_requests"]) == (3, 1)
+    assert [one["model"] for one in usage["unpriced"]] == ["nobody-knows-it"]
+
+
 async def test_turns_of_a_websocket(provider, pool_proxy):
     done = json.dumps(
         {

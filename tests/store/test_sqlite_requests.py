@@ -185,6 +185,15 @@ def test_a_series(store):
     assert store.request_series(RequestQuery(from_at=DAY, model="none"), 900) == []
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.0, 0.0), (0.123, 0.12), (1.07, 1.05), (45.7, 45.5), (9e5, 4995.0)]
+)
+def test_percentiles_are_as_fine_as_needed(store, value, shown):
+    write(store, row(duration_s=value))
+    [bucket] = store.request_series(RequestQuery(from_at=DAY), 900)
+    assert bucket.duration_s == (shown, shown)
+
+
 def test_a_file_of_before_gets_the_table(path):
     steps = schema.MIGRATIONS
     with closing(sqlite3.connect(path)) as old:

@@ -6,7 +6,8 @@ Functions over a connection; `sqlite_state.py` lends it.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from math import ceil
 from typing import Any
 
 from account_pool.core.prices import Cost
@@ -14,7 +15,7 @@ from account_pool.core.request_rows import RequestRow
 from account_pool.core.usage import Counted, add_to
 from account_pool.store.store import RequestBucket, RequestPage, RequestQuery, RequestSums
 
-#: Rows that are kept at most, whatever their age: some 250 bytes each.
+#: Rows that are kept at most, whatever their age: some 150 bytes each, and an index.
 MAX_ROWS = 4_000_000
 #: The same of a database in memory.
 MAX_ROWS_IN_MEMORY = 20_000
@@ -22,6 +23,9 @@ MAX_ROWS_IN_MEMORY = 20_000
 PRUNED_AT_ONCE = 20_000
 #: What was held for less did not wait, but was sent again at once. Seconds.
 WAITED_S = 0.05
+
+#: Bins of durations for percentiles: up to so many seconds, so wide.
+_BINS = ((1.0, 0.005), (10.0, 0.05), (100.0, 0.5), (1e9, 5.0))
 
 _COLUMNS = ", ".join(("at", *RequestRow._fields[1:]))
 _INSERT = (
@@ -183,19 +187,14 @@ def series(
         f"SELECT {index} AS step, {selected} FROM requests WHERE {where} GROUP BY step",  # noqa: S608 - no value is in it
         (*at_and_step, *values),
     ).fetchall()
-    middle: dict[str, dict[int, tuple[float, float]]] = {}
+    middle = {}
     for name in ("duration_s", "first_byte_s"):
-        # The nearest rank: a value that there was.
         found = connection.execute(
-            f"SELECT step, min(value) FILTER (WHERE rank * 100 >= total * 50), "  # noqa: S608 - no value is in it
-            "min(value) FILTER (WHERE rank * 100 >= total * 95) FROM ("
-            f"SELECT {index} AS step, {name} AS value, "
-            f"row_number() OVER (PARTITION BY {index} ORDER BY {name}) AS rank, "
-            f"count(*) OVER (PARTITION BY {index}) AS total FROM requests "
-            f"WHERE {where} AND status = 'ok' AND {name} IS NOT NULL) GROUP BY step",
-            (*at_and_step * 3, *values),
+            f"SELECT {index} AS step, {_bin_of(name)} AS bin, count(*) FROM requests "  # noqa: S608 - no value is in it
+            f"WHERE {where} AND status = 'ok' AND {name} IS NOT NULL GROUP BY step, bin",
+            (*at_and_step, *values),
         ).fetchall()
-        middle[name] = {step: (median, high) for step, median, high in found}
+        middle[name] = _middle(found)
     names = tuple(amounts)
     return [
         RequestBucket(
@@ -206,6 +205,36 @@ def series(
         )
         for row in rows
     ]
+
+
+def _bin_of(name: str) -> str:
+    """Return the number of the bin of a value, as SQL. To sort all values costs five times this."""
+    cases = " ".join(
+        f"WHEN {name} < {below} THEN {1000 * n} + min(999, CAST({name} / {width} AS INTEGER))"
+        for n, (below, width) in enumerate(_BINS)
+    )
+    return f"CASE {cases} ELSE {len(_BINS) * 1000 - 1} END"
+
+
+def _middle(bins: Iterable[tuple[int, int, int]]) -> dict[int, tuple[float, float]]:
+    """Return median and 95th percentile by step, the nearest rank, to the width of a bin.
+
+    *bins*: steps, numbers of bins and how many values are in each, in order.
+    """
+    by_step: dict[int, list[tuple[float, int]]] = {}
+    for step, number, count in bins:
+        value = number % 1000 * _BINS[number // 1000][1]
+        by_step.setdefault(step, []).append((round(value, 3), count))
+    return {step: (_at_rank(values, 50), _at_rank(values, 95)) for step, values in by_step.items()}
+
+
+def _at_rank(values: Sequence[tuple[float, int]], percent: int) -> float:
+    left = ceil(sum(count for _, count in values) * percent / 100)
+    for value, count in values:
+        left -= count
+        if left <= 0:
+            return value
+    return values[-1][0]
 
 
 def _where(query: RequestQuery) -> tuple[str, tuple[Any, ...]]:
