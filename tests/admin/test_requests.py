@@ -84,6 +84,11 @@ async def test_what_is_asked_wrongly(proxy, query):
     assert (answer.status, code(answer)) == (422, "invalid")
 
 
+async def test_what_is_wrong_is_said_in_our_words(proxy):
+    message = told(await proxy.ask("/requests?from=yesterday"))["error"]["message"]
+    assert message.startswith("from: write a day or an instant, such as 2026-08-01")
+
+
 async def test_a_store_that_cannot_be_used_says_so(proxy):
     proxy.store = None
     proxy.service.state_problem = lambda: "the state database x is locked"
@@ -187,7 +192,7 @@ async def test_what_has_no_price_is_listed(proxy):
     answer = told(await proxy.ask("/usage?group=model"))
     [first, second] = answer["groups"]
     assert (first["cost_usd"], first["unpriced_requests"]) == (1.5, 1)
-    assert (second["cost_usd"], second["unpriced_requests"]) == (0.0, 4)
+    assert (second["cost_usd"], second["unpriced_requests"]) == (None, 4)
     assert answer["unpriced"] == [
         {"provider": "openai", "model": "mine", "requests": 4},
         {"provider": "openai", "model": "gpt-5", "requests": 1},

@@ -130,6 +130,14 @@ def test_totals_are_a_line_where_there_is_something_to_add():
     assert as_table(ROWS[:1], "model").row_count == 1
 
 
+def test_what_costs_is_a_column_and_what_has_no_price_is_no_0():
+    rows = [{**ROWS[0], "cost_usd": 1.5, "saved_usd": 0.0}, {**ROWS[1], "cost_usd": None}]
+    table = as_table(rows, "account")
+    assert [column.header for column in table.columns][-1] == "cost"
+    assert list(table.columns[-1].cells) == ["$1.5000", "?", "$1.5000"]
+    assert len(as_table(ROWS, "account").columns) == 5
+
+
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_no_name_and_no_number_is_cut_off(width):
     name = "openai/private-with-a-rather-long-label"

@@ -35,6 +35,8 @@ def test_a_line():
         ({"duration_s": 125.0}, 7, "2 min 5 s"),
         ({"cost_usd": 0.12345}, 8, "$0.1235"),
         ({"cost_usd": 0.5, "saved": True}, 8, "($0.5000)"),
+        ({"cost_usd": 0.000002}, 8, "<$0.0001"),
+        ({"cost_usd": 0.0}, 8, "$0.0000"),
     ],
 )
 def test_what_is_different(changes, column, text):

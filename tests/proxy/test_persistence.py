@@ -421,6 +421,8 @@ async def test_what_is_too_much_for_a_store_that_hangs_is_told(
     monkeypatch.setattr(instruments, "MAX_WAITING", 3)
     for number in range(5):
         end_request(service, str(number))
+    # At once, however long it hangs.
+    assert caplog.text.count("requests wait to be written") == 1
     await kept._round()
     assert await rows(kept) == ["0", "1", "2"]
     assert caplog.text.count("2 requests are missing from GET /requests") == 1

@@ -255,7 +255,9 @@ def _checked(shape: type[Model], values: Mapping[str, Any]) -> Model:
         unknown = first["type"] == "extra_forbidden"
         name = "" if unknown else "".join(f"{part}: " for part in first["loc"][:1])
         text = f"there is an unknown key; the keys are: {accepted or 'none'}"
-        raise ApiError(422, "invalid", text if unknown else f"{name}{first['msg']}") from None
+        # What our own validators say comes with a prefix.
+        said = text if unknown else f"{name}{first['msg'].removeprefix('Value error, ')}"
+        raise ApiError(422, "invalid", said) from None
 
 
 # -- an account to be added: with the credential itself, and no reference to one
@@ -407,9 +409,9 @@ _AMOUNTS: Mapping[str, Schema] = {
 }
 _NUMBER = _of("number")
 _COSTS: Mapping[str, Schema] = {
-    "cost_usd": _NUMBER,
-    "saved_usd": _about(_NUMBER, "what subscriptions served, at list prices"),
-    "premium_requests": _about(_NUMBER, "of Copilot's allowance"),
+    "cost_usd": _about(_or_null(_NUMBER), "null: no price is known, as for the other two"),
+    "saved_usd": _about(_or_null(_NUMBER), "what subscriptions served, at list prices"),
+    "premium_requests": _about(_or_null(_NUMBER), "of Copilot's allowance"),
     "unpriced_requests": _about(_COUNT, "of which no price is known"),
 }
 _MIDDLE = _or_null(_object(p50=_SECONDS, p95=_SECONDS))
@@ -575,6 +577,7 @@ SCHEMAS: Mapping[str, Schema] = {
             failovers=_COUNT, waited=_about(_COUNT, "requests that were held"), wait_s=_SECONDS,
             tokens=_object(**dict.fromkeys(TOKENS, _COUNT)), cost_usd=_of("number"),
             saved_usd=_of("number"),
+            unpriced_requests=_about(_COUNT, "answers of which no price is known (yet)"),
             duration_s=_about(_MIDDLE, "of good answers, null: there was none"),
             first_byte_s=_MIDDLE)),
         problem=_or_null(_of("string", "why the state database cannot be asked"))),

@@ -107,8 +107,9 @@ def _bucket_view(bucket: RequestBucket, at: float) -> Json:
         **{name: int(amounts.get(name, 0)) for name in _COUNTS},
         "wait_s": round(amounts.get("wait_s", 0.0), 3),
         "tokens": {name: int(amounts.get(f"{name}_tokens", 0)) for name in TOKENS},
-        "cost_usd": round(amounts.get("cost_usd", 0.0), 6),
-        "saved_usd": round(amounts.get("saved_usd", 0.0), 6),
+        "cost_usd": round(amounts.get("cost_usd", 0.0), 9),
+        "saved_usd": round(amounts.get("saved_usd", 0.0), 9),
+        "unpriced_requests": int(amounts.get("unpriced_requests", 0)),
         "duration_s": _middle(bucket.duration_s),
         "first_byte_s": _middle(bucket.first_byte_s),
     }
@@ -175,7 +176,7 @@ def _subscriptions(context: Context, by_day: Sums, query: RequestQuery, now: flo
         rows.append(
             {
                 "account": account,
-                "saved_usd": round(saved_usd, 6),
+                "saved_usd": round(saved_usd, 9),
                 "monthly_usd": monthly_usd,
                 "flat_usd": flat_usd,
             }

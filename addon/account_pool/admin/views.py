@@ -352,10 +352,11 @@ def whole(amounts: Mapping[str, float]) -> dict[str, int]:
 
 
 def with_costs(amounts: Mapping[str, float]) -> Json:
-    """Return what is counted, and what it cost. What has no known price is told apart."""
-    counted = whole(amounts)
-    unpriced = max(counted["requests"] - int(amounts.get("priced_requests", 0)), 0)
-    costs = {name: round(float(amounts.get(name, 0)), 6) for name in COSTS}
+    """Return what is counted, and what it cost: None where no price is known, which is no 0."""
+    counted, priced = whole(amounts), int(amounts.get("priced_requests", 0))
+    unpriced = max(counted["requests"] - priced, 0)
+    known = priced > 0 or not unpriced
+    costs = {name: round(float(amounts.get(name, 0)), 9) if known else None for name in COSTS}
     return {**counted, **costs, "unpriced_requests": unpriced}
 
 

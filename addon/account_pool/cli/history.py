@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from account_pool.cli import api
-from account_pool.cli.output import fail, note, show, show_json
+from account_pool.cli.output import fail, money, note, show, show_json
 from account_pool.cli.places import Places
 from account_pool.cli.processes import running_ports
 from account_pool.core.account import AccountKey
@@ -46,7 +46,8 @@ def show_usage(port: int, which: Mapping[str, str], *, by: str, as_json: bool, a
         return fail(error)
     sums = value.get("groups", [])
     if as_json:
-        show_json({"by": by, **which, "usage": sums})
+        days = {"days": int(which["days"])} if "days" in which else {}
+        show_json({"by": by, **which, **days, "usage": sums})
     elif as_csv:
         columns = (by, *AMOUNTS, *COSTS, "unpriced_requests")
         writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore", lineterminator="\n")
@@ -133,7 +134,7 @@ def as_table(sums: Sequence[Mapping[str, Any]], by: str, width: int | None = Non
     names = [*AMOUNTS, *costs]
     rows = [[str(row[by]), *(_amount(name, row.get(name, 0)) for name in names)] for row in sums]
     if len(sums) > 1:
-        totals = [_amount(name, sum(row.get(name, 0) for row in sums)) for name in names]
+        totals = [_amount(name, sum(row.get(name) or 0 for row in sums)) for name in names]
         rows.append(["total", *totals])
     titles = [by, *(COSTS.get(name, name.replace("_", " ")) for name in names)]
     columns = list(zip(titles, *rows, strict=True))
@@ -149,10 +150,12 @@ def as_table(sums: Sequence[Mapping[str, Any]], by: str, width: int | None = Non
     return table
 
 
-def _amount(name: str, value: float) -> str:
+def _amount(name: str, value: float | None) -> str:
+    if value is None:
+        return "?"  # no price is known
     if name == "premium_requests":
         return f"{value:,.2f}"
-    return f"${value:,.4f}" if name in COSTS else f"{value:,}"
+    return money(value) if name in COSTS else f"{value:,}"
 
 
 def show_decisions(

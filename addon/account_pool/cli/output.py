@@ -34,6 +34,11 @@ def show_json(value: object) -> None:
     print(json.dumps(value, indent=2))
 
 
+def money(usd: float) -> str:
+    """Return an amount that may be a small part of a cent."""
+    return "<$0.0001" if 0 < usd < 0.0001 else f"${usd:,.4f}"
+
+
 def note(text: object) -> None:
     """Print *text* on stderr, as all that is not the answer of a command."""
     print(f"account-pool: {text}", file=sys.stderr)

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from account_pool.cli import api
-from account_pool.cli.output import fail, note
+from account_pool.cli.output import fail, money, note
 
 #: Seconds between two questions of `--follow`.
 _EVERY_S = 1.0
@@ -113,7 +113,8 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 def _cost(row: Mapping[str, Any]) -> str:
     if row["cost_usd"] is None:
         return ""
-    return f"(${row['cost_usd']:.4f})" if row["saved"] else f"${row['cost_usd']:.4f}"
+    shown = money(row["cost_usd"])
+    return f"({shown})" if row["saved"] else shown
 
 
 def _seconds(value: float) -> str:

@@ -90,6 +90,7 @@ class RequestLog:
     Attributes:
         kept_days: how long rows are kept; 0: none is made.
         changed: called after each; quick, raises nothing.
+        full: called when the first is not kept because too many wait.
         waiting: those requests.
         lost: how many were not kept since `take` because too many waited.
         also: told of each, too, whether or not rows are kept; quick, raises nothing.
@@ -97,6 +98,7 @@ class RequestLog:
 
     kept_days: int = 30
     changed: Callable[[], object] = lambda: None
+    full: Callable[[], object] = lambda: None
     waiting: list[Ended] = field(default_factory=list)
     lost: int = 0
     also: Callable[[Ended], object] | None = None
@@ -109,6 +111,8 @@ class RequestLog:
             return
         if len(self.waiting) >= MAX_WAITING:
             self.lost += 1
+            if self.lost == 1:
+                self.full()
             return
         self.waiting.append(ended)
         self.changed()

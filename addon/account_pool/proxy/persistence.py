@@ -21,6 +21,7 @@ from mitmproxy.log import ALERT
 from account_pool.core import snapshot
 from account_pool.core.account import AccountKey
 from account_pool.core.decisions import By
+from account_pool.core.instruments import MAX_WAITING
 from account_pool.core.notifications import Subject, Verdict
 from account_pool.core.shares import Ask, Shares
 from account_pool.core.snapshot import PoolSnapshot, forgiven, merge
@@ -119,6 +120,7 @@ class Persistence:
         self._work: tuple[Batch, Future[Written]] | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
+        service.ended.full = self._note_full
         #: so many questions at once
         self._asking = asyncio.Semaphore(2)
         #: callers of `write`
@@ -301,14 +303,20 @@ class Persistence:
         self.access.used()
         self._report_lost()
 
+    def _note_full(self) -> None:
+        logger.warning(
+            f"account-pool: {MAX_WAITING:,} requests wait to be written; {_TOO_LONG}. Until it "
+            "can be written, more are not in GET /requests (their tokens are counted)"
+        )
+
     def _report_lost(self) -> None:
         """Say how many requests have no row because the store took too long."""
         log = self._service.ended
         lost, log.lost = log.lost, 0
         if lost:
             logger.warning(
-                f"account-pool: the state database could not be written in time: {lost} requests "
-                "are missing from GET /requests (their tokens are counted)"
+                f"account-pool: the state database is written again: {lost:,} requests are missing "
+                "from GET /requests"
             )
 
     async def _do_what_is_due(self, store: StateStore, now: float, wall: float) -> None:

@@ -181,6 +181,7 @@ def series(
         "wait_s": "wait_s",
         **{name: name for name in _TOKENS},
         **_COSTS,
+        "unpriced_requests": "counted AND cost_usd IS NULL AND premium_requests IS NULL",
     }
     selected = ", ".join(f"coalesce(sum({what}), 0)" for what in amounts.values())
     rows = connection.execute(
