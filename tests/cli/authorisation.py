@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import shutil
 import ssl
 import sys
 import threading
@@ -217,6 +219,11 @@ def authorisation(folder: Path) -> Iterator[Authorisation]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def vendor_tool(name: str) -> str | None:
+    """Return where the vendor's tool *name* is, None where it is not: POOL_VENDOR_TOOLS or PATH."""
+    return shutil.which(name, path=os.environ.get("POOL_VENDOR_TOOLS")) or shutil.which(name)
 
 
 _BROWSER = """#!{python}

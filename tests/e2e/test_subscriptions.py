@@ -6,7 +6,6 @@ import asyncio
 import base64
 import json
 import os
-import shutil
 import time
 from typing import Any
 
@@ -16,6 +15,7 @@ from mitmproxy.net.encoding import decode, encode
 from account_pool.cli.codex_home import placeholder_home
 from account_pool.demo.exchange import Request
 from account_pool.demo.replies import by_credential, json_reply
+from tests.cli.authorisation import vendor_tool
 from tests.e2e.harness import CLIENT, FIRST, SECOND, THIRD, account, secret
 from tests.patience import PATIENCE_S
 from tests.scripts import anthropic, code_assist, codex, openai
@@ -499,7 +499,7 @@ async def test_a_request_that_cannot_be_swapped_whole_is_not_sent(provider, pool
     assert upstream.journal.requests == []
 
 
-@pytest.mark.skipif(shutil.which("codex") is None, reason="npm install -g @openai/codex")
+@pytest.mark.skipif(vendor_tool("codex") is None, reason="npm install -g @openai/codex")
 async def test_a_codex_without_a_login_works_from_a_placeholder_home(
     provider, pool_proxy, tmp_path, monkeypatch
 ):
@@ -517,7 +517,7 @@ async def test_a_codex_without_a_login_works_from_a_placeholder_home(
         "SSL_CERT_FILE": str(proxy.trusted),
     }
     tool = await asyncio.create_subprocess_exec(
-        *("codex", "exec", "--skip-git-repo-check", "Hello?"),
+        *(str(vendor_tool("codex")), "exec", "--skip-git-repo-check", "Hello?"),
         env=environ,
         cwd=tmp_path,
         stdin=asyncio.subprocess.DEVNULL,
