@@ -54,4 +54,4 @@ def test_a_failover_costs_the_same_with_few_models_on_cooldown_and_with_many() -
 
 
 def test_one_more_model_than_are_remembered_costs_no_look_at_all_of_them() -> None:
-    assert cost_of_next(MAX_COOLDOWNS + 8) <= cost_of_next(8) * 1.6
+    assert cost_of_next(MAX_COOLDOWNS + 8) <= cost_of_next(8) * 1.4

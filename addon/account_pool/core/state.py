@@ -376,8 +376,9 @@ class Transition:
     def _released(self, cooldown: Cooldown, by: By) -> None:
         if cooldown.active(self.now):
             ends = self._ended(Kind.COOLDOWN, cooldown.model, by)
-            released = decision_of(self.state.key, Kind.RELEASE, cooldown, by, self.now)
-            self.decisions.add(replace(released, ends=ends))
+            self.decisions.add(
+                decision_of(self.state.key, Kind.RELEASE, cooldown, by, self.now, ends=ends)
+            )
 
     def _ended(self, kind: Kind, covers: str | None, by: By | None = None) -> int | None:
         """End what is recorded of *covers*; return its number, None if it is not kept."""
@@ -389,10 +390,16 @@ class Transition:
 
 
 def decision_of(
-    key: AccountKey, kind: Kind, what: Cooldown | AccountVerdict, by: By, now: float
+    key: AccountKey,
+    kind: Kind,
+    what: Cooldown | AccountVerdict,
+    by: By,
+    now: float,
+    *,
+    ends: int | None = None,
 ) -> Decision:
-    """Return the record of a cooldown or verdict on the account *key*."""
-    return _about(key, kind, what.cause, by, now, covers=what.covered, until=what.until)
+    """Return the record of a cooldown or verdict on the account *key*; *ends*: of which one."""
+    return _about(key, kind, what.cause, by, now, covers=what.covered, until=what.until, ends=ends)
 
 
 def _about(
