@@ -36,7 +36,7 @@ class Most:
 TARGETS = {ORDINARY: Most(20, 110), FAILOVER: Most(32, 250), CHUNK: Most(4, 7)}
 #: What it is, on whichever Python and mitmproxy it is most. A test holds the way to it: it may
 #: go down, and never up.
-BOUNDS = {ORDINARY: Most(34, 150), FAILOVER: Most(60, 368), CHUNK: Most(7, 12)}
+BOUNDS = {ORDINARY: Most(33, 148), FAILOVER: Most(59, 363), CHUNK: Most(7, 12)}
 
 _RECORDER = Path(__file__).parent / "recorder.py"
 #: Requests before the first one that is recorded.

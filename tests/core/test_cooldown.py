@@ -16,10 +16,8 @@ from account_pool.core.cooldown import (
     MAX_DEFAULT_S,
     MAX_HINT_S,
     MAX_JITTER_S,
-    ByModel,
     Cause,
     Cooldown,
-    Cooldowns,
     bare_wait,
     bench_wait,
     covers,
@@ -28,6 +26,7 @@ from account_pool.core.cooldown import (
     usable_hint,
 )
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
+from account_pool.core.state import ByModel, Cooldowns
 from tests.core.helpers import (
     BARE_429,
     FORBIDDEN_MODEL,

@@ -63,7 +63,7 @@ def in_parts(said: Iterable[commands.Command]) -> Iterator[commands.Command]:
     """Yield what was *said*, a whole response as the events that it stands for."""
     for command in said:
         whole = isinstance(command, ReceiveHttp) and isinstance(command.event, WholeResponse)
-        yield from map(ReceiveHttp, command.event.parts()) if whole else (command,)
+        yield from map(ReceiveHttp, command.event.parts) if whole else (command,)
 
 
 def told(layer: Any, data: bytes, size: int) -> list[str]:

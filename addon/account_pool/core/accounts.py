@@ -14,7 +14,7 @@ from itertools import count
 from math import inf
 
 from account_pool.core.account import Account, AccountKey
-from account_pool.core.cooldown import BENCHING, ByModel, Cause, Cooldown
+from account_pool.core.cooldown import BENCHING, Cause, Cooldown
 from account_pool.core.credential import Credential, are_of_others, fingerprint
 from account_pool.core.decisions import By, Decisions, Kind
 from account_pool.core.errors import DuplicateAccount, UnknownAccount
@@ -23,7 +23,7 @@ from account_pool.core.lease import Lease
 from account_pool.core.members import Members, Owners
 from account_pool.core.outcome import Outcome, OutcomeClass
 from account_pool.core.selection import POLICIES, SelectionPolicy
-from account_pool.core.state import AccountState, Transition, decision_of
+from account_pool.core.state import AccountState, ByModel, Transition, decision_of
 
 _BY_401 = BENCHING - {OutcomeClass.FORBIDDEN_ACCOUNT}
 #: What others know already, or the next response shows again.

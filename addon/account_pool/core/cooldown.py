@@ -18,12 +18,12 @@ body may stream for minutes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from math import inf, isfinite, log2
 from operator import attrgetter
-from typing import Self, TypeVar, cast
+from typing import cast
 
 from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 
@@ -68,7 +68,6 @@ SOCKETS = "(websocket)"
 #: The signal of a cooldown its owner set: nobody but him knows better.
 BY_HAND = "by hand"
 
-Value = TypeVar("Value")
 
 #: Classes that blame an account or its credential, and are no limit.
 BENCHING = frozenset(
@@ -212,93 +211,6 @@ def covers(covered: str | None, model: str | None) -> bool:
     if model is None:
         return False
     return model == covered or ("*" in covered and fnmatchcase(model, covered))
-
-
-class ByModel(dict[str | None, Value]):
-    """Values by what they cover: a model, a glob of models, or None for all.
-
-    Clients choose the names of models, so there may be a hundred: those that cover one are
-    found without a look at the others. Changed by item only (`x[model] = `, `del x[model]`);
-    made by `of`, or empty: every account has two, which cost nothing until they are used.
-    """
-
-    _globs: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, values: Mapping[str | None, Value]) -> Self:
-        found: Self = cls()
-        for covered, value in values.items():
-            found[covered] = value
-        return found
-
-    def __setitem__(self, covered: str | None, value: Value) -> None:
-        if covered is not None and "*" in covered and covered not in self:
-            self._globs += (covered,)
-        super().__setitem__(covered, value)
-
-    def __delitem__(self, covered: str | None) -> None:
-        super().__delitem__(covered)
-        if covered in self._globs:
-            self._globs = tuple(glob for glob in self._globs if glob != covered)
-
-    def covering(self, model: str | None) -> list[str | None]:
-        """Return what is here that *model* falls under."""
-        found: list[str | None] = [None] if None in self else []
-        if model is not None:
-            # A name with a star is a glob that covers itself.
-            if model in self and model not in self._globs:
-                found.append(model)
-            found += [glob for glob in self._globs if covers(glob, model)]
-        return found
-
-    def put_last(self, covered: str | None, value: Value) -> None:
-        """Set it, as the newest."""
-        if covered in self:
-            del self[covered]
-        self[covered] = value
-
-    def drop_first(self, over: Callable[[Value], bool]) -> None:
-        """Drop the oldest, up to the first that *over* does not say."""
-        while self:
-            first = next(iter(self))
-            if not over(self[first]):
-                return
-            del self[first]
-
-
-class Cooldowns(ByModel["Cooldown"]):
-    """The cooldowns of one account, those that are over too."""
-
-    _probe_at: float | None = None
-
-    def __setitem__(self, covered: str | None, cooldown: Cooldown) -> None:
-        self._forget_probe(self.get(covered))
-        if self._probe_at is not None:
-            self._probe_at = min(self._probe_at, cooldown.probe_at())
-        super().__setitem__(covered, cooldown)
-
-    def __delitem__(self, covered: str | None) -> None:
-        self._forget_probe(self[covered])
-        super().__delitem__(covered)
-
-    def _forget_probe(self, gone: Cooldown | None) -> None:
-        """Look for the first again if it may have been that of *gone*; most have none."""
-        if gone is not None and gone.probe_at() < inf:
-            self._probe_at = None
-
-    def next_probe_at(self, now: float) -> float:
-        """Return when the first is to be probed while others serve; infinity: none is."""
-        # Until that moment the one it is of goes on, and none comes before it.
-        if self._probe_at is None or self._probe_at <= now:
-            self._probe_at = min(
-                [c.probe_at() for c in self.values() if now < c.until], default=inf
-            )
-        return self._probe_at
-
-    def cooling(self, model: str | None, now: float) -> list[Cooldown]:
-        """Return those that a request for *model* falls under now."""
-        found = [self[covered] for covered in self.covering(model)]
-        return [cooldown for cooldown in found if now < cooldown.until]
 
 
 def usable_hint(seconds: float | None) -> float | None:

@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 from sortedcontainers import SortedDict
 
 from account_pool.core.account import AccountKey
-from account_pool.core.cooldown import RAMP_S, ByModel, Ramp
+from account_pool.core.cooldown import RAMP_S, Ramp
 from account_pool.core.headroom import Window, reserved
 from account_pool.core.lease import Lease, RequestFacts, Shortage
 from account_pool.core.selection import SelectionPolicy
-from account_pool.core.state import AccountState
+from account_pool.core.state import AccountState, ByModel
 
 #: How long an overload of an account for a model is remembered, seconds.
 OVERLOADED_S = 60.0

@@ -21,8 +21,6 @@ from mitmproxy.proxy.layers.http import (
     GetHttpConnection,
     HttpEvent,
     RequestHeaders,
-    ResponseData,
-    ResponseEndOfMessage,
     ResponseHeaders,
     ResponseProtocolError,
 )
@@ -74,17 +72,13 @@ class WholeRequest(RequestHeaders):
 
 @dataclass
 class WholeResponse(ResponseHeaders):
-    """A response to an attempt with its body and its end, from an HTTP/1 connection of ours."""
+    """A response to an attempt with its body and its end, from an HTTP/1 connection of ours.
 
-    content: bytes = b""
+    Attributes:
+        parts: the events that it stands for.
+    """
 
-    def parts(self) -> tuple[HttpEvent, ...]:
-        """Return the events that it stands for."""
-        return (
-            ResponseHeaders(self.stream_id, self.response, self.end_stream),
-            ResponseData(self.stream_id, self.content),
-            ResponseEndOfMessage(self.stream_id),
-        )
+    parts: tuple[HttpEvent, ...] = ()
 
 
 @dataclass

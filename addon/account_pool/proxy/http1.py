@@ -38,6 +38,8 @@ from mitmproxy.proxy.layers.http import (
     RequestData,
     RequestEndOfMessage,
     RequestHeaders,
+    ResponseData,
+    ResponseEndOfMessage,
     ResponseHeaders,
     ResponseProtocolError,
 )
@@ -239,8 +241,13 @@ class QuickClient(_Quick, Http1Client):
         self.response, size = head
         if stream_id < 0 and self.request_done and size and 0 < size <= len(self.buf):
             content = bytes(self.buf.maybe_extract_at_most(size) or b"")
+            parts = (
+                ResponseHeaders(stream_id, self.response, False),
+                ResponseData(stream_id, content),
+                ResponseEndOfMessage(stream_id),
+            )
             self.is_chunked = False
-            yield ReceiveHttp(WholeResponse(stream_id, self.response, False, content=content))
+            yield ReceiveHttp(WholeResponse(stream_id, self.response, False, parts=parts))
             yield from self.mark_done(response=True)
             return
         yield ReceiveHttp(ResponseHeaders(stream_id, self.response, size == 0))

@@ -225,7 +225,7 @@ class PooledExchange(PooledUpload):
 
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
         if type(event) is WholeResponse:
-            for part in event.parts():
+            for part in event.parts:
                 yield from self._handle_event(part)
             return
         if isinstance(event, HttpEvent) and event.stream_id < 0:
@@ -611,7 +611,7 @@ class PooledExchange(PooledUpload):
             from account_pool.proxy.websocket_exchange import PooledWebsocket  # noqa: PLC0415
 
             self.websocket = PooledWebsocket(self)
-        for part in event.parts() if type(event) is WholeResponse else (event,):
+        for part in event.parts if type(event) is WholeResponse else (event,):
             yield from self.websocket.handle(part)
 
 
