@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from account_pool.cli import requests
 from account_pool.cli.requests import aligned, cells, instant
 
 ROW = {
@@ -57,3 +58,34 @@ def test_how_long_ago():
     assert abs(datetime.now(UTC) - timedelta(hours=24) - at) < timedelta(minutes=1)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", instant("7d"))
     assert instant("2026-08-01") == "2026-08-01"
+
+
+def test_whoever_follows_sees_each_once(monkeypatch, capsys):
+    answers = [
+        {"requests": [{**ROW, "number": 2}, ROW], "next": 2, "older": None, "kept_days": 30},
+        {"requests": [], "next": 2, "older": None, "kept_days": 30},
+        {"requests": [{**ROW, "number": 3, "tool": "curl"}], "next": 3, "kept_days": 30},
+    ]
+    asked: list[str] = []
+
+    def ask(_port: int, path: str) -> dict[str, object]:
+        asked.append(path)
+        if not answers:
+            raise KeyboardInterrupt
+        return answers.pop(0)
+
+    monkeypatch.setattr(requests.api, "ask", ask)
+    monkeypatch.setattr(requests, "_EVERY_S", 0)
+    assert requests.show_requests(1, {"tool": "x"}, lines=5, follow=True, as_json=False) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[5] for line in lines] == ["codex", "codex", "curl"]
+    assert asked == [
+        "/requests?tool=x&limit=5",
+        *(f"/requests?tool=x&limit=1000&since={since}" for since in (2, 2, 3)),
+    ]
+
+
+def test_a_store_that_cannot_be_asked_is_an_error(monkeypatch, capsys):
+    monkeypatch.setattr(requests.api, "ask", lambda *_: {"requests": [], "problem": "it is locked"})
+    assert requests.show_requests(1, {}, lines=5, follow=False, as_json=False) == 1
+    assert capsys.readouterr().err == "account-pool: it is locked\n"
