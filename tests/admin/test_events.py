@@ -89,6 +89,12 @@ def test_what_a_slow_client_has_missed_is_merged_and_bounded():
     assert sent[-1] == ("lost", {})
 
 
+def test_a_pool_that_takes_long_to_read_is_read_less_often():
+    assert events.pause_s(1.0, 0.01) == 1.0
+    assert events.pause_s(1.0, 0.1) == 2.0
+    assert events.pause_s(1.0, 10.0) == events.LONGEST_PAUSE_S
+
+
 def test_line_breaks_end_no_event():
     told = Change(decisions={1: decision(1, text="a\n\nevent: bye\r\u2028")}).events()
     assert [name for name, _ in read_events(told)] == ["decision"]
@@ -116,7 +122,7 @@ def reads() -> Reads:
 def quick(reads: Reads, **how: Any) -> Broadcaster:
     """A broadcaster that waits for what happens, and never just for time."""
     slow = {"heartbeat_s": PATIENCE_S, "look_s": PATIENCE_S, "again_s": 0}
-    return Broadcaster(reads, **slow | how)
+    return Broadcaster(reads, now=lambda: 0.0, **slow | how)
 
 
 async def take(stream: AsyncGenerator[bytes]) -> list[tuple[str, Any]]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -25,6 +26,9 @@ MAX_DECISIONS = 200
 #: The pool is read so often while somebody listens, at most so soon again, and a line without
 #: meaning is sent after so much silence, seconds. Middleboxes cut what is silent for a minute.
 LOOK_S, AGAIN_S, HEARTBEAT_S = 1.0, 0.2, 15.0
+
+#: What is shown is no older than this, seconds.
+LONGEST_PAUSE_S = 5.0
 
 _HEARTBEAT = b": still here\n\n"
 #: They count down or up: whoever shows them goes by the instants, and an idle pool sends nothing.
@@ -108,12 +112,24 @@ class Board:
 
 
 def _steady(value: Json) -> Json:
-    def of(inner: object) -> object:
-        if isinstance(inner, Mapping):
-            return {k: of(v) for k, v in inner.items() if k not in _COUNTING}
-        return [of(one) for one in inner] if isinstance(inner, list) else inner
+    """Take what counts out of *value*, which was made for us, and return it."""
+    for name in _COUNTING & value.keys():
+        del value[name]
+    for inner in value.values():
+        for one in inner if isinstance(inner, list) else (inner,):
+            if isinstance(one, dict):
+                for name in _COUNTING & one.keys():
+                    del one[name]
+    return value
 
-    return {key: of(inner) for key, inner in value.items() if key not in _COUNTING}
+
+def pause_s(least_s: float, took_s: float) -> float:
+    """Return how long to leave the pool alone after reading it took *took_s* seconds.
+
+    At least *least_s*; with thousands of accounts more, so that it is a twentieth of one core, but
+    not long: what it waited for may have been another worker.
+    """
+    return max(least_s, min(20 * took_s, LONGEST_PAUSE_S))
 
 
 def _event(name: str, said: Json) -> bytes:
@@ -142,6 +158,7 @@ class Broadcaster:
     Args:
         read: returns what GET /account-pool, /health and /decisions say, of all workers.
         heartbeat_s, look_s, again_s: see `HEARTBEAT_S`, `LOOK_S`, `AGAIN_S`.
+        now: seconds that only go on.
     """
 
     def __init__(
@@ -151,8 +168,9 @@ class Broadcaster:
         heartbeat_s: float = HEARTBEAT_S,
         look_s: float = LOOK_S,
         again_s: float = AGAIN_S,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._read = read
+        self._read, self._now = read, now
         self._heartbeat_s, self._look_s, self._again_s = heartbeat_s, look_s, again_s
         self._clients: set[_Client] = set()
         self._board: Board | None = None
@@ -205,6 +223,7 @@ class Broadcaster:
         try:
             while self._clients:
                 self._stirred.clear()
+                began_at = self._now()
                 read = await self._read()
                 begins = self._board is None
                 board = self._board = self._board or Board()
@@ -213,11 +232,12 @@ class Broadcaster:
                 if change:
                     for client in self._clients:
                         client.add(change)
+                took_s = self._now() - began_at
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(self._look_s):
+                    async with asyncio.timeout(pause_s(self._look_s, took_s)):
                         await self._stirred.wait()
                     # Decisions come in groups.
-                    await asyncio.sleep(self._again_s)
+                    await asyncio.sleep(pause_s(self._again_s, took_s))
         finally:
             # What is known grows old while nobody listens.
             self._board = None
