@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from typing import Any
 
 import msgspec
@@ -286,8 +286,12 @@ def _sampled(raw: msgspec.Raw, depth: int = _DEPTH) -> Any:
 
 def _sample(text: memoryview) -> str:
     """Return a hash of a long text, which is not decoded: of its length and pieces of it."""
-    digest = blake2b(str(len(text)).encode(), digest_size=16)
-    for at in range(0, len(text), max(len(text) // _PIECES, _PIECE)):
+    # Processors have instructions for this one: of 100 KB it takes a quarter of BLAKE2's time.
+    digest = sha256(str(len(text)).encode(), usedforsecurity=False)
+    if len(text) <= _PIECES * _PIECE:
+        digest.update(text)
+        return digest.hexdigest()
+    for at in range(0, len(text), len(text) // _PIECES):
         digest.update(text[at : at + _PIECE])
     digest.update(text[-_PIECE:])
     return digest.hexdigest()
