@@ -196,6 +196,16 @@ def test_a_window_is_told_at_its_marks() -> None:
     assert told.events() == ["window_95 openai/one"]
 
 
+def test_a_window_that_hovers_at_its_mark_is_told_once() -> None:
+    told = Told("one")
+    events = []
+    for used in (0.81, 0.79, 0.82, 0.78, 0.81):
+        told.windows("one", window(used))
+        events += told.events()
+        told.now += QUIET_S
+    assert events == ["window_80 openai/one"]
+
+
 def test_a_state_in_memory_is_told_and_its_end() -> None:
     told = Told("one")
     told.problem = "the disk is full"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import httpx
 
 from account_pool.demo.mitmdump import addon_script
 from account_pool.demo.replies import by_credential
-from tests.e2e.harness import CONFDIR, FIRST, SECOND, TIMEOUT_S, TWO, chat, free_port
+from tests.e2e.harness import CONFDIR, FIRST, SECOND, TIMEOUT_S, TWO, account, chat, free_port
 from tests.patience import PATIENCE_S
 from tests.scripts import openai
 
@@ -180,3 +182,24 @@ def test_the_dump_of_options_shows_the_host_only(tmp_path):
     )
     assert "pool_notify" in done.stdout
     assert "FAKE-SECRET" not in done.stdout + done.stderr
+
+
+async def test_the_end_of_a_login_is_told_days_before(provider, pool_proxy):
+    upstream = await provider(lambda _request: GOOD)
+    ends = datetime.now(UTC) + timedelta(days=2)
+    login = {
+        "access_token": "fake-access-token",
+        "refresh_token": "fake-refresh-token",
+        "expires_at": (datetime.now(UTC) + timedelta(hours=2)).isoformat(),
+        "refresh_expires_at": ends.isoformat(),
+    }
+    async with webhook() as hook:
+        await pool_proxy(
+            [*TWO, account("max", "claude-code", token={"oauth": login})],
+            provider=upstream,
+            options={"pool_notify": hook.url},
+        )
+        assert await hook.until(1) == [("login_ending", "claude-code/max")]
+        told = hook.received[0]
+        assert re.search(r"its login ends in (2 d|1 d 23 h)", told["text"])
+        assert abs(datetime.fromisoformat(told["until"]) - ends) < timedelta(minutes=1)
