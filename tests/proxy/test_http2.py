@@ -244,7 +244,8 @@ def test_what_waits_for_a_free_stream_is_sent_elsewhere(rig):
 def answered(server, number: int, status: int = 200, body: bytes = OK_BODY) -> bytes:
     """Return the bytes of an answer, not sent yet."""
     peer = server.reader.h2
-    pairs = [(":status", str(status)), *(tuple(line.split(": ")) for line in LIMITED_HEADERS)]
+    headers = [JSON] if status == 200 else LIMITED_HEADERS
+    pairs = [(":status", str(status)), *(tuple(line.split(": ")) for line in headers)]
     peer.send_headers(number, pairs)
     peer.send_data(number, body, end_stream=True)
     return peer.data_to_send()
