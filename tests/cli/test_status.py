@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from account_pool.cli.status import render
+from account_pool.cli.status import _usage_lines, render
 from tests.cli.pools import NOW, account, cooldown, cooling, status, window
 
 ONE = "openai/work"
@@ -97,3 +97,14 @@ def test_the_last_decisions_stand_below_the_newest_last():
 
 def test_an_empty_pool_says_so():
     assert "no account" in shown()
+
+
+@pytest.mark.parametrize(("width", "first"), [(120, "account "), (50, "openai/work: ")])
+def test_usage_is_a_table_or_sentences(width, first):
+    sums = {"requests": 2, "input_tokens": 3456, "cached_tokens": 0, "output_tokens": 99}
+    lines = _usage_lines([{"account": ONE, **sums, "cost_usd": 0.25}], width)
+    text = "\n".join(line.plain for line in lines)
+    assert text.startswith(first)
+    for part in ("openai/work", "3,456", "99", "0.25"):
+        assert part in text
+    assert [line.plain for line in _usage_lines([], width)] == ["nothing was served"]

@@ -132,9 +132,9 @@ def as_table(sums: Sequence[Mapping[str, Any]], by: str, width: int | None = Non
     """
     costs = [name for name in COSTS if any(row.get(name) for row in sums)]
     names = [*AMOUNTS, *costs]
-    rows = [[str(row[by]), *(_amount(name, row.get(name, 0)) for name in names)] for row in sums]
+    rows = [[str(row[by]), *(amount(name, row.get(name, 0)) for name in names)] for row in sums]
     if len(sums) > 1:
-        totals = [_amount(name, sum(row.get(name) or 0 for row in sums)) for name in names]
+        totals = [amount(name, sum(row.get(name) or 0 for row in sums)) for name in names]
         rows.append(["total", *totals])
     titles = [by, *(COSTS.get(name, name.replace("_", " ")) for name in names)]
     columns = list(zip(titles, *rows, strict=True))
@@ -150,7 +150,7 @@ def as_table(sums: Sequence[Mapping[str, Any]], by: str, width: int | None = Non
     return table
 
 
-def _amount(name: str, value: float | None) -> str:
+def amount(name: str, value: float | None) -> str:
     if value is None:
         return "?"  # no price is known
     if name == "premium_requests":

@@ -206,7 +206,12 @@ def _usage_lines(sums: Sequence[Mapping[str, Any]], width: int) -> list[Text]:
     lines = [Text(line.rstrip()) for line in captured.get().splitlines()]
     if not sums or max(line.cell_len for line in lines) <= width:
         return lines if sums else [Text("nothing was served")]
-    return [Text(f"{clean(one['account'])}: {served_words(one)}") for one in sums]
+    return [Text(f"{clean(one['account'])}: {served_words(one)}{_costs(one)}") for one in sums]
+
+
+def _costs(sums: Mapping[str, Any]) -> str:
+    known = [(name, title) for name, title in history.COSTS.items() if sums.get(name)]
+    return "".join(f", {title} {history.amount(name, sums[name])}" for name, title in known)
 
 
 def _decisions(

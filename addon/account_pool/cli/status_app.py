@@ -96,7 +96,6 @@ class _Lines(Widget, can_focus=True):
     def on_key(self, event: events.Key) -> None:
         # Nothing else on the screen is to take it.
         event.stop()
-        event.prevent_default()
         self._report(event.key, event.character)
 
 
