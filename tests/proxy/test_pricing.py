@@ -84,11 +84,13 @@ async def test_two_proxies_on_one_file_count_once(store, tmp_path):
     write(store, row())
     with closing(SqliteState(tmp_path / "pool.sqlite")) as other:
         found = store.unpriced_requests(0, 10)
-        for one in (store, other):
-            one.price_requests([(n, Prices().cost(r, None, "")) for n, r in found])
-        await Pricing(List()).round(asking(other))
-        assert costs(other) == [(pytest.approx(COST), "genai-prices 1.0")]
-        assert [a["priced_requests"] for a in other.read_counts("usage").values()] == [1]
+        assert found == other.unpriced_requests(0, 10)
+        for one, price in ((store, ((0, 1.0),)), (other, ((0, 9.0),))):
+            listed = Price(price, price)
+            one.price_requests([(n, Prices().cost(r, listed, "list")) for n, r in found])
+        assert costs(other) == [(pytest.approx(110 / 1e6), "list")]
+        [amounts] = other.read_counts("usage").values()
+        assert amounts == {"cost_usd": pytest.approx(110 / 1e6), "priced_requests": 1}
 
 
 async def test_a_list_that_cannot_be_read_is_asked_again(store, caplog):
