@@ -23,6 +23,7 @@ ALLOWED = {
     "proxy/tracing.py": "a thread that may hang, waited for in bounds, and catches everything",
     "proxy/fast/inline.py": "in the place of mitmproxy's own tasks, and named as they are",
     "cli/shared.py": "the thread of `run`, without a loop; each step catches everything",
+    "cli/tool_login.py": "a thread that copies what a tool prints; waited for in bounds",
     "cli/child.py": "the thread of `run` that copies; its errors are those of its descriptors",
     "workers/worker.py": "a thread that waits, and ends the process; it cannot fail",
     # The scripted provider is no part of the proxy; whoever starts these awaits them.
