@@ -57,6 +57,7 @@ function askToken(problem) {
       asking = null;
       if (dialog.returnValue !== "used" || !token) return resolve(null);
       sessionStorage.setItem(TOKEN, token);
+      dispatchEvent(new Event("token-given"));
       resolve(token);
     }, { once: true });
   });

@@ -28,7 +28,7 @@ function take(name, said) {
       break;
     case "decision": pool.decisions.set(said.number, said); break;
     case "decisions": for (const one of said) pool.decisions.set(one.number, one); break;
-    case "lost": if (live.leading) catchUp(); break;
+    case "lost": if (live.leading) catchUp().catch(() => {}); break;
     case "state": live.state = said; break;
     default: return;
   }
@@ -106,6 +106,11 @@ const pause = (ms, signal) => new Promise((resolve) => {
   signal.addEventListener("abort", () => { clearTimeout(timer); resolve(); }, { once: true });
 });
 
+// Whoever has closed the dialog is not asked again; the button is there.
+const tokenGiven = (signal) => new Promise((resolve) => {
+  for (const [target, name] of [[window, "token-given"], [signal, "abort"]]) target.addEventListener(name, resolve, { once: true });
+});
+
 async function lead(signal) {
   live.leading = true;
   for (let tries = 0; !signal.aborted; tries++) {
@@ -118,7 +123,7 @@ async function lead(signal) {
       if (error instanceof Refused && error.status === 401) {
         tell("state", "token");
         sessionStorage.removeItem(TOKEN);
-        await askToken(error.message);
+        if (!(await askToken(error.message))) await tokenGiven(signal);
         continue;
       }
       if (error instanceof Refused && error.status !== 429) {
