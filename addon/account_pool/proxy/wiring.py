@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from mitmproxy import ctx, exceptions
 from mitmproxy.addons.upstream_auth import parse_upstream_auth
@@ -55,9 +55,11 @@ from account_pool.proxy.notifier import Notifier
 from account_pool.proxy.persistence import Persistence
 from account_pool.proxy.pricing import Pricing
 from account_pool.proxy.service import Service
-from account_pool.proxy.tracing import Tracing
 from account_pool.store.sqlite import MemoryStore, SqliteStore
 from account_pool.store.store import StateStore, Store, TokenStore
+
+if TYPE_CHECKING:
+    from account_pool.proxy.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +106,7 @@ class Wiring:
         notifier: tells the owner when an account goes.
         pricing: puts into rows about requests what they cost.
         look_ups: asks providers what idle accounts have left.
-        tracing: sends spans about requests to a collector, where one is named.
+        tracing: sends spans about requests to a collector; None where none is named.
         known: the providers accounts may be of.
         keeper: what keeps the credentials; None before `start`.
         persistence: what keeps what was learnt; None while there never was an account.
@@ -126,7 +128,7 @@ class Wiring:
         self.notifier.login_ends = self._login_ends
         service.notify_targets = self.notifier.targets
         service.look_ups = self.look_ups = HeadroomLookUps(service, own_http)
-        self.tracing = Tracing()
+        self.tracing: Tracing | None = None
         self.known: Mapping[str, Provider] = {}
         self.keeper: Keeper | None = None
         self.persistence: Persistence | None = None
@@ -211,7 +213,11 @@ class Wiring:
         self.notifier.start(lambda: self.persistence)
         self.pricing.start(self.ask_store)
         self.look_ups.start(lambda: self.persistence, self._is_vendors)
-        self.tracing.start(os.environ, self._listen_to_ends)
+        if any(name.startswith("OTEL_EXPORTER_") for name in os.environ):
+            from account_pool.proxy.tracing import Tracing  # noqa: PLC0415 - rarely wanted
+
+            self.tracing = Tracing()
+            self.tracing.start(os.environ, self._listen_to_ends)
 
     def sharing_known(self, loaded: Config) -> Config:
         """Return *loaded*, which shares what is the same with the accounts that serve now.
@@ -259,7 +265,8 @@ class Wiring:
         self.notifier.stop()
         self.pricing.stop()
         self.look_ups.stop()
-        self.tracing.stop()
+        if self.tracing is not None:
+            self.tracing.stop()
         if self.keeper is not None:
             self.keeper.stop(over_at + draining.ANSWER_S)
         if self.persistence is not None:
