@@ -146,7 +146,8 @@ class Pool:
                     self.accounts.note_share_used(state, starved=True)
         if only is not None:
             error = shortage(asked, facts, now=now, avoid=avoid).error()
-            error.reason += f", as only {only} may serve this"
+            if only == facts.only:  # else it is where the request is best served
+                error.reason += f", as only {only} may serve this"
             return error
         what = facts.model, facts.kind, frozenset(avoid)
         known = members.shortages.get(what)
