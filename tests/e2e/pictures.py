@@ -323,6 +323,7 @@ class Picture(NamedTuple):
     colours: Literal["light", "dark"] = "light"
     view: str = "accounts"
     drawer: str = ""
+    order: str = ""
 
 
 PICTURES = (
@@ -335,7 +336,7 @@ PICTURES = (
     Picture("dashboard-phone", 60, (375, 812), "dark"),
     Picture("dashboard-phone-drawer", 60, (375, 812), drawer="openai/spare-01"),
     Picture("dashboard-300", 300, (1280, 860), "dark"),
-    Picture("dashboard-wide", 300, (2560, 1200)),
+    Picture("dashboard-wide", 300, (2560, 1200), order="Headroom"),
 )
 
 
@@ -396,6 +397,8 @@ async def opened(browser: Browser, url: str, picture: Picture) -> Page:
     await page.evaluate("path => { pool.summary.accounts_file = path; draw(); }", ACCOUNTS_FILE)
     if picture.view != "accounts":
         await page.wait_for_selector(f"body[data-slow={picture.view}]")
+    if picture.order:
+        await page.get_by_role("button", name=picture.order, exact=True).click()
     if picture.drawer:
         await page.get_by_role("button", name=picture.drawer, exact=True).click()
         await page.wait_for_selector("#drawer[open] .latest")

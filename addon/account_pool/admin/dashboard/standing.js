@@ -28,7 +28,7 @@ function standingOf(account) {
     if (first) {
       return {
         state: "partly", text: `${STATES.partly.name} (${plural(partly.length, "model")})`,
-        why: `${partly.map((one) => one.model).slice(0, 3).join(", ")}: ${causeOf(first)}`, backAt: first.until_at,
+        why: `${partly.map((one) => one.model).slice(0, 3).join(", ")}: ${shortCause(causeOf(first))}`, backAt: first.until_at,
       };
     }
     const open = account.asked_last.find((one) => until(one.until_at) > 0);
@@ -83,7 +83,7 @@ function attentionOf(accounts, summary, health) {
     const own = accounts.filter((one) => standing.get(one.key).state === state);
     if (own.length === 0) continue;
     const causes = new Set(own.map((one) => standing.get(one.key).why));
-    const [first] = causes;
+    const first = shortCause([...causes][0]);
     add(bad, state, `${naming(own)} ${verb(own.length)}`, causes.size > 1 ? `${first}, and ${plural(causes.size - 1, "other cause")}` : first, own.map((one) => one.key));
   }
   const broken = accounts.filter((one) => one.problem && !["no_credential", "disabled"].includes(standing.get(one.key).state));
