@@ -16,7 +16,8 @@ from account_pool.core.prices import Price, PriceRule, Prices
 from account_pool.proxy import price_child, pricing
 from account_pool.proxy.pricing import NoList, Pricing, ask_child
 from account_pool.store.sqlite_state import SqliteState
-from account_pool.store.store import RequestQuery
+from account_pool.store.store import RequestQuery, StoreError
+from tests.proxy.helpers import FakeClock
 from tests.store.test_sqlite_requests import DAY, row, write
 
 RATES = {"input": [[0, 2.0]], "output": [[0, 10.0]], "cached": None, "cache_write": None}
@@ -94,9 +95,9 @@ async def test_two_proxies_on_one_file_count_once(store, tmp_path):
 
 
 async def test_a_list_that_cannot_be_read_is_asked_again(store, caplog):
-    listed = List()
+    listed, clock = List(), FakeClock()
     listed.fails = True
-    made = Pricing(listed)
+    made = Pricing(listed, clock.now)
     made.prices = Prices([PriceRule(model="mine", price=Price(((0, 1.0),), ((0, 1.0),)))])
     write(store, row(), row(model="mine"), row(provider="my-own", account="my-own/a"))
     for _ in range(2):
@@ -104,9 +105,46 @@ async def test_a_list_that_cannot_be_read_is_asked_again(store, caplog):
     # What needs no list does not wait for it.
     assert [price for _, price in costs(store)] == [None, "accounts.yaml", ""]
     assert caplog.text.count("prices cannot be read: it cannot be read") == 1
-    listed.fails = False
+    # To read it takes a process: not one for each request that ends meanwhile.
+    write(store, row(), row(model="mine"))
     await made.round(asking(store))
-    assert costs(store)[0] == (pytest.approx(COST), "genai-prices 1.0")
+    assert len(listed.asked) == 1
+    assert [price for _, price in costs(store)[3:]] == [None, "accounts.yaml"]
+    listed.fails = False
+    clock.advance(pricing.RETRY_S)
+    await made.round(asking(store))
+    priced = (pytest.approx(COST), "genai-prices 1.0")
+    assert (costs(store)[0], costs(store)[3]) == (priced, priced)
+
+
+async def test_prices_are_looked_for_again_once_the_store_can_be_used(store):
+    made = Pricing(List())
+    write(store, row(model="mine"))
+    await made.round(asking(store))
+    made.use(Prices([PriceRule(model="mine", price=Price(((0, 1.0),), ((0, 1.0),)))]))
+
+    async def unusable(_question: Any) -> None:
+        return None
+
+    async def failing(_question: Any) -> None:
+        raise StoreError("the disk is full")
+
+    await made.round(unusable)
+    with pytest.raises(StoreError):
+        await made.round(failing)
+    await made.round(asking(store))
+    assert costs(store) == [(pytest.approx(110 / 1e6), "accounts.yaml")]
+
+
+def test_a_name_that_the_list_chokes_on_keeps_no_other_back(monkeypatch, tmp_path):
+    (tmp_path / "genai_prices.py").write_text(
+        "__version__, Usage = '1', dict\n"
+        "def calc_price(_usage, model, **_how):\n"
+        "    raise RecursionError if model == 'odd' else LookupError\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    asked = [("openai", "odd", 0), ("openai", "gpt-5", 0)]
+    assert ask_child(asked) == {"version": "1", "prices": [None, None]}
 
 
 async def test_what_had_no_price_gets_one_when_its_owner_writes_one(store):

@@ -34,7 +34,8 @@ def price_of(provider: str, model: str, at: float) -> dict[str, Any] | None:
             provider_id=provider,
             genai_request_timestamp=datetime.fromtimestamp(at, UTC),
         ).model_price
-    except (LookupError, ValueError):
+    except Exception:
+        # A name that a client chose keeps no price of others back.
         return None
     rates = {name: _rate(getattr(found, key, None)) for name, key in _NAMES.items()}
     if rates["input"] is None:

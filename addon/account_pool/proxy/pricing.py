@@ -13,6 +13,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -59,7 +60,11 @@ class Pricing:
         is_first: this is the worker that does it.
     """
 
-    def __init__(self, ask_list: Callable[[Sequence[Asked]], Any] | None = None) -> None:
+    def __init__(
+        self,
+        ask_list: Callable[[Sequence[Asked]], Any] | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.prices = Prices()
         self.is_first = True
         self._ask_list = ask_list or ask_child
@@ -68,6 +73,11 @@ class Pricing:
         self._due = asyncio.Event()
         self._again = True
         self._said = ""
+        self._now = now
+        #: until when a list that could not be read is left alone, and up to which row all that
+        #: need it were met by then
+        self._list_at = 0.0
+        self._met = 0
         self._task: asyncio.Task[None] | None = None
 
     def use(self, prices: Prices) -> None:
@@ -101,23 +111,23 @@ class Pricing:
 
     async def round(self, ask: Ask) -> None:
         """Look once at all rows that were not looked at. Raises StoreError."""
-        if self._again:
+        if self._again and await ask(_reprice):
             self._again = False
-            await ask(lambda store: store.reprice_requests())
-        after = 0
+        after = self._met if self._now() < self._list_at else 0
         while found := await ask(partial(_unpriced, after=after)):
             if costs := await self._costs(found):
                 await ask(partial(_write, costs=costs))
-            after = found[-1][0]
+            after = self._met = found[-1][0]
 
     async def _costs(self, rows: Sequence[Numbered]) -> list[tuple[int, Cost]]:
         wanted = {n: self._wanted(row) for n, row in rows}
         missing = sorted({a for a in wanted.values() if a is not None and a not in self._known})
-        if missing:
+        if missing and self._now() >= self._list_at:
             try:
                 await self._learn(missing)
             except NoList as error:
                 # Once: it is tried again. What needs no list has its cost.
+                self._list_at = self._now() + RETRY_S
                 if str(error) != self._said:
                     self._said = str(error)
                     logger.warning(f"account-pool: prices cannot be read: {error}")
@@ -148,6 +158,11 @@ class Pricing:
             self._known.update(zip(asked, found, strict=True))
         except (LookupError, TypeError, ValueError):
             raise NoList("genai-prices says something else than expected") from None
+
+
+def _reprice(store: StateStore) -> bool:
+    store.reprice_requests()
+    return True
 
 
 def _unpriced(store: StateStore, after: int) -> list[Numbered]:
