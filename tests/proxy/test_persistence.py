@@ -471,6 +471,38 @@ async def test_without_a_store_nothing_is_answered(begin: Begin) -> None:
     assert await kept.ask(lambda store: store.read_requests(RequestQuery())) is None
 
 
+async def test_a_disk_that_hangs_keeps_nobody_who_asks_it(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, kept = begin()
+    loop, held, goes_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    names: list[str] = []
+
+    def hang(_store: object) -> None:
+        names.append(threading.current_thread().name)
+        loop.call_soon_threadsafe(held.set)
+        goes_on.wait(PATIENCE_S)
+
+    try:
+        monkeypatch.setattr(persistence, "ASK_S", 0.01)
+        for _ in range(2 * persistence.QUESTIONS):
+            with pytest.raises(StoreError, match="takes too long"):
+                await kept.ask(hang)  # type: ignore[arg-type]
+        # Threads of the event loop look up the names of hosts: none may be kept.
+        await asyncio.wait_for(held.wait(), PATIENCE_S)
+        assert 1 <= len(names) <= persistence.QUESTIONS
+        assert all(name.startswith("account-pool-question") for name in names)
+        # Nor do those wait for ever who have something done in its turn.
+        kept._thread.submit(hang, None)
+        for asked in (
+            kept.noted(), kept.note([], []), kept.take_turn("a", 1.0), kept.read_counts("usage")
+        ):  # fmt: skip
+            with pytest.raises(StoreError, match="takes too long"):
+                await asyncio.wait_for(asked, PATIENCE_S)
+    finally:
+        goes_on.set()
+
+
 async def test_a_store_that_fails_is_told_once_and_tried_again(
     begin: Begin, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,8 @@ DAY_S = 86_400.0
 CLOCK_STEP_S = 2.0
 #: How long a question to the store may take, seconds: those of a page are asked again.
 ASK_S = 15.0
+#: Questions of pages that are asked at once.
+QUESTIONS = 2
 #: How long the start and the end of the proxy wait for a write, seconds.
 STOP_TIMEOUT_S = 5.0
 
@@ -121,8 +123,10 @@ class Persistence:
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
         service.ended.full = self._note_full
-        #: so many questions at once
-        self._asking = asyncio.Semaphore(2)
+        #: so many questions at once; threads of their own, since those of the event loop look
+        #: up names, and a disk that hangs keeps each thread that asks it
+        self._asking = asyncio.Semaphore(QUESTIONS)
+        self._questions = ThreadPoolExecutor(QUESTIONS, thread_name_prefix="account-pool-question")
         #: callers of `write`
         self._waiting: list[asyncio.Future[None]] = []
         self._used_at = now() + USED_S
@@ -175,7 +179,8 @@ class Persistence:
             for _ in range(2):
                 self._begin_write()
                 self._finish_write(by=by)
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._thread, self._questions):
+            threads.shutdown(wait=False, cancel_futures=True)
         self.access.close()
 
     async def write(self) -> None:
@@ -202,7 +207,7 @@ class Persistence:
         # Its thread does one thing after the other: what is being written will be in the result.
         if self._work is None:
             add_to(waiting, self.pending.uncertain(name))
-        sums = await self._in_thread(lambda: store.read_counts(name)) if store else {}
+        sums = await self._in_turn(lambda: store.read_counts(name)) if store else {}
         add_to(sums, waiting)
         return sums
 
@@ -214,16 +219,16 @@ class Persistence:
         Raises StoreError while the store cannot be used.
         """
         store, wall = self._usable(), self._clock.wall()
-        return await self._in_thread(lambda: store.note(begun, ended, wall_now=wall))
+        return await self._in_turn(lambda: store.note(begun, ended, wall_now=wall))
 
     async def noted(self) -> list[Subject]:
         """Return the conditions that were told and are not over. Raises StoreError."""
-        return await self._in_thread(self._usable().noted)
+        return await self._in_turn(self._usable().noted)
 
     async def take_turn(self, name: str, every_s: float) -> bool:
         """Say whether no proxy has taken the turn *name* for *every_s*. Raises StoreError."""
         store, wall = self._usable(), self._clock.wall()
-        return await self._in_thread(lambda: store.take_turn(name, every_s, wall_now=wall))
+        return await self._in_turn(lambda: store.take_turn(name, every_s, wall_now=wall))
 
     def _usable(self) -> StateStore:
         if self.access.store is None or self._stopped:
@@ -239,10 +244,7 @@ class Persistence:
         if store is None:
             return None
         async with self._asking:
-            try:
-                return await asyncio.wait_for(asyncio.to_thread(question, store), ASK_S)
-            except TimeoutError:
-                raise StoreError(_TOO_LONG) from None
+            return await _in_time(self._questions.submit(question, store))
 
     def _note_urgent(self) -> None:
         self._dirty.set()
@@ -354,6 +356,10 @@ class Persistence:
 
     async def _in_thread(self, ask: Callable[[], Value]) -> Value:
         return await asyncio.wrap_future(self._thread.submit(ask))
+
+    async def _in_turn(self, ask: Callable[[], Value]) -> Value:
+        """As `_in_thread`, for who must go on without an answer. Raises StoreError."""
+        return await _in_time(self._thread.submit(ask))
 
     # -- reading
 
@@ -475,3 +481,11 @@ class Persistence:
             logger.warning("account-pool: %s", error)
         else:
             self.access.report(error)
+
+
+async def _in_time(answer: Future[Value]) -> Value:
+    """Return *answer*. Raises StoreError after `ASK_S`; what has not begun then never does."""
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(answer), ASK_S)
+    except TimeoutError:
+        raise StoreError(_TOO_LONG) from None
