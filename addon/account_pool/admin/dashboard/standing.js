@@ -93,7 +93,7 @@ function attentionOf(accounts, summary, health) {
   const short = accounts.filter((one) => one.tightest && one.tightest.remaining <= ATTENTION && ["available", "full"].includes(standing.get(one.key).state));
   if (short.length > 0) {
     add(false, "short", `${naming(short)} ${short.length === 1 ? "has" : "have"} little left`,
-      short.slice(0, 3).map((one) => `${one.tightest.window}${one.tightest.model ? ` ${one.tightest.model}` : ""} ${Math.round(one.tightest.remaining * 100)} %`).join(", "), short.map((one) => one.key));
+      short.slice(0, 3).map((one) => `${one.tightest.window}${one.tightest.model ? ` ${one.tightest.model}` : ""} ${Math.floor(one.tightest.remaining * 100 + 1e-6)} %`).join(", "), short.map((one) => one.key));
   }
   for (const warning of summary?.warnings ?? []) add(false, `warning ${warning}`, warning);
   return found.sort((a, b) => Number(b.bad) - Number(a.bad));
