@@ -105,7 +105,7 @@ async def test_a_question_that_fails(proxy, monkeypatch):
     def fail(*_: object) -> None:
         raise StoreError("the state database x takes too long")
 
-    monkeypatch.setattr(proxy.store, "read_requests", fail)
+    monkeypatch.setattr(proxy.store.requests, "read", fail)
     answer = await proxy.ask("/requests")
     assert (answer.status, code(answer)) == (503, "no_state")
     assert told(answer)["error"]["message"] == "the state database x takes too long"

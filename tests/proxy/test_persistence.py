@@ -383,7 +383,7 @@ def end_request(service: Service, model: str = "gpt-5") -> None:
 
 async def rows(kept: Persistence) -> list[str | None]:
     """The models of the rows in the file, in the order of their ends."""
-    page = await kept.ask(lambda store: store.read_requests(RequestQuery(limit=1000)))
+    page = await kept.ask(lambda store: store.requests.read(RequestQuery(limit=1000)))
     assert page is not None
     return [row.model for _, row in reversed(page.rows)]
 
@@ -468,7 +468,7 @@ async def test_old_rows_go_and_with_0_all(begin: Begin, clock: FakeClock) -> Non
 async def test_without_a_store_nothing_is_answered(begin: Begin) -> None:
     _, kept = begin()
     kept.access.close()
-    assert await kept.ask(lambda store: store.read_requests(RequestQuery())) is None
+    assert await kept.ask(lambda store: store.requests.read(RequestQuery())) is None
 
 
 async def test_a_disk_that_hangs_keeps_nobody_who_asks_it(
@@ -494,8 +494,9 @@ async def test_a_disk_that_hangs_keeps_nobody_who_asks_it(
         assert all(name.startswith("account-pool-question") for name in names)
         # Nor do those wait for ever who have something done in its turn.
         kept._thread.submit(hang, None)
+        told = kept.notices
         for asked in (
-            kept.noted(), kept.note([], []), kept.take_turn("a", 1.0), kept.read_counts("usage")
+            told.noted(), told.note([], []), told.take_turn("a", 1.0), kept.read_counts("usage")
         ):  # fmt: skip
             with pytest.raises(StoreError, match="takes too long"):
                 await asyncio.wait_for(asked, PATIENCE_S)

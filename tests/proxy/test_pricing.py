@@ -53,7 +53,7 @@ def asking(store: SqliteState) -> Callable[..., Any]:
 
 
 def costs(store: SqliteState) -> list[tuple[float | None, str | None]]:
-    rows = store.read_requests(RequestQuery()).rows
+    rows = store.requests.read(RequestQuery()).rows
     return [(one.cost_usd, one.price) for _, one in reversed(rows)]
 
 
@@ -84,11 +84,11 @@ async def test_rows_and_sums_get_their_cost_once(store):
 async def test_two_proxies_on_one_file_count_once(store, tmp_path):
     write(store, row())
     with closing(SqliteState(tmp_path / "pool.sqlite")) as other:
-        found = store.unpriced_requests(0, 10)
-        assert found == other.unpriced_requests(0, 10)
+        found = store.requests.unpriced(0, 10)
+        assert found == other.requests.unpriced(0, 10)
         for one, price in ((store, ((0, 1.0),)), (other, ((0, 9.0),))):
             listed = Price(price, price)
-            one.price_requests([(n, Prices().cost(r, listed, "list")) for n, r in found])
+            one.requests.price([(n, Prices().cost(r, listed, "list")) for n, r in found])
         assert costs(other) == [(pytest.approx(110 / 1e6), "list")]
         [amounts] = other.read_counts("usage").values()
         assert amounts == {"cost_usd": pytest.approx(110 / 1e6), "priced_requests": 1}

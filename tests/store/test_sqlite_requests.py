@@ -61,14 +61,14 @@ def write(store: SqliteState, *rows: RequestRow, wall_now: float = DAY, **more: 
 
 
 def numbers(store: SqliteState, **query: object) -> list[int]:
-    return [number for number, _ in store.read_requests(RequestQuery(**query)).rows]
+    return [number for number, _ in store.requests.read(RequestQuery(**query)).rows]
 
 
 def test_a_row_is_read_as_it_was_written(store):
     wanted = row(cost_usd=0.125, covered=1, premium_requests=0.33)
     bare = row(account=None, model=None, session=None, http_status=None, first_byte_s=None)
     write(store, wanted, bare)
-    page = store.read_requests(RequestQuery())
+    page = store.requests.read(RequestQuery())
     assert page.rows == [(2, bare), (1, wanted)]
     assert page.last == 2
 
@@ -120,9 +120,9 @@ def test_old_rows_go_and_numbers_do_not_come_again(store):
     write(store, row(), row(), wall_now=DAY)
     write(store, row(), wall_now=DAY + 100)
     # By the clock of the store, whatever the clock of a proxy said.
-    assert not store.prune_requests(50, wall_now=DAY + 100)
+    assert not store.requests.prune(50, wall_now=DAY + 100)
     assert numbers(store) == [3]
-    assert not store.prune_requests(0, wall_now=DAY + 100)
+    assert not store.requests.prune(0, wall_now=DAY + 100)
     assert numbers(store) == []
     write(store, row())
     assert numbers(store) == [4]
@@ -131,11 +131,11 @@ def test_old_rows_go_and_numbers_do_not_come_again(store):
 def test_many_old_rows_go_in_parts(store, monkeypatch):
     monkeypatch.setattr(sqlite_requests, "PRUNED_AT_ONCE", 2)
     write(store, *[row()] * 5)
-    assert store.prune_requests(1, wall_now=DAY + 10)
+    assert store.requests.prune(1, wall_now=DAY + 10)
     assert numbers(store) == [5, 4, 3]
-    assert store.prune_requests(1, wall_now=DAY + 10)
-    assert not store.prune_requests(1, wall_now=DAY + 10)
-    assert not store.prune_requests(1, wall_now=DAY + 10)
+    assert store.requests.prune(1, wall_now=DAY + 10)
+    assert not store.requests.prune(1, wall_now=DAY + 10)
+    assert not store.requests.prune(1, wall_now=DAY + 10)
     assert numbers(store) == []
 
 
@@ -143,7 +143,7 @@ def test_more_rows_than_there_may_be(store, monkeypatch):
     monkeypatch.setattr(sqlite_requests, "MAX_ROWS", 3)
     monkeypatch.setattr(sqlite_requests, "MAX_ROWS_IN_MEMORY", 3)
     write(store, *[row()] * 5)
-    store.prune_requests(1e9, wall_now=DAY)
+    store.requests.prune(1e9, wall_now=DAY)
     assert numbers(store) == [5, 4, 3]
 
 
@@ -155,14 +155,14 @@ def test_sums(store):
         row(DAY + 3601, tool="claude-code", input_tokens=None, cost_usd=None),
         row(status="refused", counted=0, input_tokens=7),
     )
-    days = store.sum_requests(RequestQuery(), by_hour=False)
+    days = store.requests.sums(RequestQuery(), by_hour=False)
     assert {one.key: one.amounts["requests"] for one in days} == {
         ("2027-01-15", "openai/one", "gpt-5", "codex"): 2,
         ("2027-01-15", "openai/one", "gpt-5", "claude-code"): 1,
     }
     [codex] = [one.amounts for one in days if one.key[3] == "codex"]
     assert (codex["input_tokens"], codex["output_tokens"], codex["cost_usd"]) == (200, 20, 0)
-    hours = store.sum_requests(RequestQuery(tool="codex"), by_hour=True)
+    hours = store.requests.sums(RequestQuery(tool="codex"), by_hour=True)
     assert [one.key[0] for one in hours] == ["2027-01-15T00:00:00Z", "2027-01-15T01:00:00Z"]
 
 
@@ -175,14 +175,14 @@ def test_a_series(store):
         # The handshake of a WebSocket, beside its turns.
         row(DAY + 1801, http_status=101, counted=0),
     )
-    first, third = store.request_series(RequestQuery(from_at=DAY, to_at=DAY + 3600), 900)
+    first, third = store.requests.series(RequestQuery(from_at=DAY, to_at=DAY + 3600), 900)
     assert (first.step, first.duration_s, first.first_byte_s) == (0, (50.0, 95.0), (5.0, 9.5))
     amounts = first.amounts
     assert (amounts["requests"], amounts["ok"], amounts["refused"]) == (101, 100, 1)
     assert (amounts["failovers"], amounts["waited"], amounts["wait_s"]) == (2, 1, 3.0)
     assert amounts["input_tokens"] == 101 * 100
     assert (third.step, third.duration_s, third.amounts["requests"]) == (2, None, 1)
-    assert store.request_series(RequestQuery(from_at=DAY, model="none"), 900) == []
+    assert store.requests.series(RequestQuery(from_at=DAY, model="none"), 900) == []
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_a_series(store):
 )
 def test_percentiles_are_as_fine_as_needed(store, value, shown):
     write(store, row(duration_s=value))
-    [bucket] = store.request_series(RequestQuery(from_at=DAY), 900)
+    [bucket] = store.requests.series(RequestQuery(from_at=DAY), 900)
     assert bucket.duration_s == (shown, shown)
 
 

@@ -460,24 +460,24 @@ def test_a_cooldown_that_stays_is_neither_read_nor_written_again(two) -> None:
 def test_of_two_proxies_one_tells(two, path: Path) -> None:
     one, other = two
     gone = Subject(Event.DISABLED, str(WORK))
-    assert one.note([gone], [], wall_now=WALL) == {gone: Verdict.TELL}
-    assert other.note([gone], [], wall_now=WALL) == {gone: Verdict.KNOWN}
-    assert other.noted() == [gone]
-    assert other.note([], [gone], wall_now=WALL + 1) == {gone: Verdict.TELL}
-    assert one.note([], [gone], wall_now=WALL + 1) == {gone: Verdict.KNOWN}
-    assert one.note([gone], [], wall_now=WALL + 2) == {gone: Verdict.LATER}
-    assert one.noted() == []
+    assert one.notices.note([gone], [], wall_now=WALL) == {gone: Verdict.TELL}
+    assert other.notices.note([gone], [], wall_now=WALL) == {gone: Verdict.KNOWN}
+    assert other.notices.noted() == [gone]
+    assert other.notices.note([], [gone], wall_now=WALL + 1) == {gone: Verdict.TELL}
+    assert one.notices.note([], [gone], wall_now=WALL + 1) == {gone: Verdict.KNOWN}
+    assert one.notices.note([gone], [], wall_now=WALL + 2) == {gone: Verdict.LATER}
+    assert one.notices.noted() == []
     with closing(sqlite3.connect(path)) as database:
         database.execute("INSERT INTO notices VALUES ('of a newer version', '', '', 1, 0)")
         database.commit()
-    assert one.noted() == []
+    assert one.notices.noted() == []
 
 
 def test_a_turn_is_taken_by_one_and_comes_again(two) -> None:
     one, other = two
-    assert one.take_turn("look-up", 300.0, wall_now=WALL)
-    assert not other.take_turn("look-up", 300.0, wall_now=WALL + 299.0)
-    assert other.take_turn("another", 300.0, wall_now=WALL)
-    assert other.take_turn("look-up", 300.0, wall_now=WALL + 300.0)
+    assert one.notices.take_turn("look-up", 300.0, wall_now=WALL)
+    assert not other.notices.take_turn("look-up", 300.0, wall_now=WALL + 299.0)
+    assert other.notices.take_turn("another", 300.0, wall_now=WALL)
+    assert other.notices.take_turn("look-up", 300.0, wall_now=WALL + 300.0)
     # The clock was set back.
-    assert one.take_turn("look-up", 300.0, wall_now=WALL - 9000.0)
+    assert one.notices.take_turn("look-up", 300.0, wall_now=WALL - 9000.0)

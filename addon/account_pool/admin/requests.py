@@ -43,7 +43,7 @@ async def page(context: Context, asked: RequestsQuery) -> Json:
     query = asked.which(
         status=asked.status, since=asked.since, before=asked.before, limit=asked.limit
     )
-    found = await _ask(context, lambda store: store.read_requests(query))
+    found = await _ask(context, lambda store: store.requests.read(query))
     rows = [] if found is None else found.rows
     last = rows[-1][0] if len(rows) == asked.limit and asked.since is None else None
     # What was left out above *since* comes the next time.
@@ -85,7 +85,7 @@ async def series(context: Context, asked: SeriesQuery) -> Json:
     step = max(step, ceil(length_s / MAX_BUCKETS))
     count = ceil(length_s / step)
     query = asked.which(status=asked.status)._replace(from_at=from_at, to_at=to_at)
-    found = await _ask(context, lambda store: store.request_series(query, step))
+    found = await _ask(context, lambda store: store.requests.series(query, step))
     by_step = {bucket.step: bucket for bucket in found or ()}
     buckets = [by_step.get(n) or RequestBucket(n, {}, None, None) for n in range(count)]
     return {
@@ -190,7 +190,7 @@ async def _counted(context: Context, query: RequestQuery, group: str | None) -> 
         sums = _of_days(await context.counted("usage"), query)
         return {(*key, ""): amounts for key, amounts in sums.items()}
     by_hour = group == "hour"
-    found = await _ask(context, lambda store: store.sum_requests(query, by_hour=by_hour))
+    found = await _ask(context, lambda store: store.requests.sums(query, by_hour=by_hour))
     if found is None:
         raise ApiError(503, "no_state", _problem(context, None) or "")
     return {sums.key: sums.amounts for sums in found}

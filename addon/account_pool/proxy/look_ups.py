@@ -40,7 +40,7 @@ REFRESH_S = 8.0
 
 
 class Turns(Protocol):
-    """What the proxies on one store share, as `Persistence` has it."""
+    """What the proxies on one store share, as `SharedNotices` has it."""
 
     async def take_turn(self, name: str, every_s: float) -> bool:
         """Say whether it is this proxy's turn; then nobody's for *every_s*. Raises StoreError."""

@@ -48,7 +48,7 @@ _OF_INTEREST = frozenset({Kind.COOLDOWN, Kind.RELEASE, Kind.DISABLE, Kind.ENABLE
 
 
 class SharedLog(Protocol):
-    """The log that the proxies on one store share, as `Persistence` has it."""
+    """The log that the proxies on one store share, as `SharedNotices` has it."""
 
     async def note(
         self, begun: Collection[Subject], ended: Collection[Subject]

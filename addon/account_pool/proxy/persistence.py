@@ -19,16 +19,14 @@ from typing import TypeVar
 from mitmproxy.log import ALERT
 
 from account_pool.core import snapshot
-from account_pool.core.account import AccountKey
 from account_pool.core.decisions import By
-from account_pool.core.instruments import MAX_WAITING
-from account_pool.core.notifications import Subject, Verdict
-from account_pool.core.shares import Ask, Shares
+from account_pool.core.shares import Shares
 from account_pool.core.snapshot import PoolSnapshot, forgiven, merge
 from account_pool.core.usage import Counted, add_to
 from account_pool.proxy.pending_writes import Batch, PendingWrites, Written
 from account_pool.proxy.service import Service
-from account_pool.proxy.store_access import StoreAccess, StoreClock
+from account_pool.proxy.shared_notices import SharedNotices
+from account_pool.proxy.store_access import TOO_LONG, StoreAccess, StoreClock
 from account_pool.store.machine import is_gone
 from account_pool.store.store import (
     BEAT_S,
@@ -67,8 +65,6 @@ QUESTIONS = 2
 #: How long the start and the end of the proxy wait for a write, seconds.
 STOP_TIMEOUT_S = 5.0
 
-_TOO_LONG = "the state database takes too long to write; check the disk"
-
 Value = TypeVar("Value")
 
 
@@ -99,6 +95,7 @@ class Persistence:
         announce: called when something was written that others should know at once.
         pending: what is not written yet.
         access: the store, and why it cannot be used.
+        notices: what the proxies on it have told their owner of.
     """
 
     def __init__(self, source: Store, service: Service, workers: int = 1) -> None:
@@ -111,6 +108,7 @@ class Persistence:
         self._accounts.proxies = workers
         self._now = now = service.now
         self._clock = StoreClock(now, service.wall_now)
+        self.notices = SharedNotices(self.access, self._clock, self._in_turn)
         self._dirty = asyncio.Event()
         self._urgent = asyncio.Event()
         #: others have written
@@ -122,7 +120,7 @@ class Persistence:
         self._work: tuple[Batch, Future[Written]] | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
-        service.ended.full = self._note_full
+        service.ended.full = self.access.report_full
         #: so many questions at once; threads of their own, since those of the event loop look
         #: up names, and a disk that hangs keeps each thread that asks it
         self._asking = asyncio.Semaphore(QUESTIONS)
@@ -152,7 +150,7 @@ class Persistence:
         self._begin_write()
         self._finish_write(at_start=True)
         store, wall = self.access.store, self._clock.wall()
-        if store is not None and (asks := self._asks()):
+        if store is not None and (asks := self._shares.asks(self._proxies(), self._now())):
             # What a proxy holds goes with its heartbeat.
             store.beat({}, wall_now=wall)
             self._shares.granted(store.share(asks, wall_now=wall), now=self._now())
@@ -210,30 +208,6 @@ class Persistence:
         sums = await self._in_turn(lambda: store.read_counts(name)) if store else {}
         add_to(sums, waiting)
         return sums
-
-    async def note(
-        self, begun: Collection[Subject], ended: Collection[Subject]
-    ) -> dict[Subject, Verdict]:
-        """Decide with the other proxies which of these conditions this one tells.
-
-        Raises StoreError while the store cannot be used.
-        """
-        store, wall = self._usable(), self._clock.wall()
-        return await self._in_turn(lambda: store.note(begun, ended, wall_now=wall))
-
-    async def noted(self) -> list[Subject]:
-        """Return the conditions that were told and are not over. Raises StoreError."""
-        return await self._in_turn(self._usable().noted)
-
-    async def take_turn(self, name: str, every_s: float) -> bool:
-        """Say whether no proxy has taken the turn *name* for *every_s*. Raises StoreError."""
-        store, wall = self._usable(), self._clock.wall()
-        return await self._in_turn(lambda: store.take_turn(name, every_s, wall_now=wall))
-
-    def _usable(self) -> StateStore:
-        if self.access.store is None or self._stopped:
-            raise StoreError("the store is not open")
-        return self.access.store
 
     async def ask(self, question: Callable[[StateStore], Value]) -> Value | None:
         """Return what the store answers to *question*, beside what is written.
@@ -303,23 +277,9 @@ class Persistence:
         if urgent:
             self.announce()
         self.access.used()
-        self._report_lost()
-
-    def _note_full(self) -> None:
-        logger.warning(
-            f"account-pool: {MAX_WAITING:,} requests wait to be written; {_TOO_LONG}. Until it "
-            "can be written, more are not in GET /requests (their tokens are counted)"
-        )
-
-    def _report_lost(self) -> None:
-        """Say how many requests have no row because the store took too long."""
-        log = self._service.ended
-        lost, log.lost = log.lost, 0
-        if lost:
-            logger.warning(
-                f"account-pool: the state database is written again: {lost:,} requests are missing "
-                "from GET /requests"
-            )
+        ended = self._service.ended
+        lost, ended.lost = ended.lost, 0
+        self.access.report_lost(lost)
 
     async def _do_what_is_due(self, store: StateStore, now: float, wall: float) -> None:
         if self._reap_due:
@@ -333,7 +293,7 @@ class Persistence:
             self._prune_at = now
         if now >= self._prune_at:
             kept_s = self._service.ended.kept_days * DAY_S
-            more = await self._in_thread(lambda: store.prune_requests(kept_s, wall_now=wall))
+            more = await self._in_thread(lambda: store.requests.prune(kept_s, wall_now=wall))
             self._prune_at = now + (LOOK_S if more else PRUNE_S)
         if now >= self._used_at:
             self._used_at = now + USED_S
@@ -346,13 +306,10 @@ class Persistence:
 
     async def _divide(self, store: StateStore, wall: float) -> None:
         """Hold what this proxy needs of the accounts that take so many requests only."""
-        if asks := self._asks():
+        if asks := self._shares.asks(self._proxies(), self._now()):
             shares = await self._in_thread(lambda: store.share(asks, wall_now=wall))
             self._shares.granted(shares, now=self._now())
             self.announce()
-
-    def _asks(self) -> dict[AccountKey, Ask]:
-        return self._shares.asks(self._proxies(), self._now())
 
     async def _in_thread(self, ask: Callable[[], Value]) -> Value:
         return await asyncio.wrap_future(self._thread.submit(ask))
@@ -429,7 +386,7 @@ class Persistence:
             self.pending.put_back(batch)
             self._beat_at = self._now()  # a heartbeat reports all that is in flight
             if isinstance(e, TimeoutError):
-                raise StoreError(_TOO_LONG) from None  # it may be written yet
+                raise StoreError(TOO_LONG) from None  # it may be written yet
             if isinstance(e, CancelledError):
                 return
             raise
@@ -488,4 +445,4 @@ async def _in_time(answer: Future[Value]) -> Value:
     try:
         return await asyncio.wait_for(asyncio.wrap_future(answer), ASK_S)
     except TimeoutError:
-        raise StoreError(_TOO_LONG) from None
+        raise StoreError(TOO_LONG) from None

@@ -161,16 +161,16 @@ class Pricing:
 
 
 def _reprice(store: StateStore) -> bool:
-    store.reprice_requests()
+    store.requests.reprice()
     return True
 
 
 def _unpriced(store: StateStore, after: int) -> list[Numbered]:
-    return store.unpriced_requests(after, AT_ONCE)
+    return store.requests.unpriced(after, AT_ONCE)
 
 
 def _write(store: StateStore, costs: Sequence[tuple[int, Cost]]) -> None:
-    store.price_requests(costs)
+    store.requests.price(costs)
 
 
 def ask_child(asked: Sequence[Asked]) -> Any:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from mitmproxy.log import ALERT
 
+from account_pool.core.instruments import MAX_WAITING
 from account_pool.store.machine import is_gone
 from account_pool.store.store import DamagedError, Row, StateStore, Store, StoreError
 from account_pool.supervision import where
@@ -27,6 +28,7 @@ MAX_PAUSE_S = 60.0
 #: damage each new one.
 MAX_ASIDES = 3
 
+TOO_LONG = "the state database takes too long to write; check the disk"
 _IN_MEMORY = "cooldowns and sessions are kept in memory only"
 
 
@@ -125,6 +127,21 @@ class StoreAccess:
                     f"account-pool: of {kind} something cannot be written ({wrong}) and is kept in "
                     "memory only; all else is written"
                 )
+
+    def report_full(self) -> None:
+        """Note that no more requests can wait to be written."""
+        logger.warning(
+            f"account-pool: {MAX_WAITING:,} requests wait to be written; {TOO_LONG}. Until it "
+            "can be written, more are not in GET /requests (their tokens are counted)"
+        )
+
+    def report_lost(self, lost: int) -> None:
+        """Note how many requests have no row because the store took too long."""
+        if lost:
+            logger.warning(
+                f"account-pool: the state database is written again: {lost:,} requests are missing "
+                "from GET /requests"
+            )
 
 
 class StoreClock:

@@ -55,6 +55,7 @@ from account_pool.proxy.notifier import Notifier
 from account_pool.proxy.persistence import Persistence
 from account_pool.proxy.pricing import Pricing
 from account_pool.proxy.service import Service
+from account_pool.proxy.shared_notices import SharedNotices
 from account_pool.store.sqlite import MemoryStore, SqliteStore
 from account_pool.store.store import StateStore, Store, TokenStore
 
@@ -210,9 +211,13 @@ class Wiring:
             self.keeper.start()
         if self.persistence is not None:
             self.persistence.start()
-        self.notifier.start(lambda: self.persistence)
+
+        def notices() -> SharedNotices | None:
+            return None if self.persistence is None else self.persistence.notices
+
+        self.notifier.start(notices)
         self.pricing.start(self.ask_store)
-        self.look_ups.start(lambda: self.persistence, self._is_vendors)
+        self.look_ups.start(notices, self._is_vendors)
         if any(name.startswith("OTEL_EXPORTER_") for name in os.environ):
             from account_pool.proxy.tracing import Tracing  # noqa: PLC0415 - rarely wanted
 

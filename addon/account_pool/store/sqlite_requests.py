@@ -1,6 +1,7 @@
 """The rows about requests, in the state database: added, asked for, summed up, deleted.
 
-Functions over a connection; `sqlite_state.py` lends it.
+Functions over a connection, and the class that lends them one; `sqlite_state.py` adds rows in
+its own transaction.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 from account_pool.core.prices import Cost
 from account_pool.core.request_rows import RequestRow
 from account_pool.core.usage import Counted, add_to
+from account_pool.store import sqlite_counts
+from account_pool.store.database import IN_MEMORY, Database
 from account_pool.store.store import RequestBucket, RequestPage, RequestQuery, RequestSums
 
 #: Rows that are kept at most, whatever their age: some 150 bytes each, and an index.
@@ -47,6 +50,45 @@ _COSTS = {
 #: A handshake that was accepted is no request beside the turns that followed.
 _IS_REQUEST = "http_status IS NOT 101"
 _HOUR, _DAY = "%Y-%m-%dT%H:00:00Z", "%Y-%m-%d"
+
+
+class SqliteRequests:
+    """The `RequestStore` of a state database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def read(self, query: RequestQuery) -> RequestPage:
+        with self._database.beside() as connection:
+            return read(connection, query)
+
+    def sums(self, query: RequestQuery, *, by_hour: bool) -> list[RequestSums]:
+        with self._database.beside() as connection:
+            return sums(connection, query, by_hour=by_hour)
+
+    def series(self, query: RequestQuery, step_s: float) -> list[RequestBucket]:
+        with self._database.beside() as connection:
+            return series(connection, query, step_s)
+
+    def unpriced(self, after: int, limit: int) -> list[tuple[int, RequestRow]]:
+        with self._database.beside() as connection:
+            return unpriced(connection, after, limit)
+
+    def price(self, costs: Sequence[tuple[int, Cost]]) -> None:
+        now = self._database.now()
+        with self._database.writing() as connection:
+            added = price(connection, costs)
+            sqlite_counts.add(connection, "usage", added, now)
+
+    def reprice(self) -> None:
+        with self._database.writing() as connection:
+            reprice(connection)
+
+    def prune(self, kept_s: float, *, wall_now: float) -> bool:
+        in_memory = self._database.path == IN_MEMORY
+        most = MAX_ROWS_IN_MEMORY if in_memory else MAX_ROWS
+        with self._database.writing() as connection:
+            return prune(connection, kept_s, wall_now, max_rows=most)
 
 
 def add(connection: sqlite3.Connection, rows: Sequence[RequestRow], store_now: float) -> None:

@@ -7,217 +7,32 @@ that what others have changed is found without reading everything.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import lru_cache
-from math import inf
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from account_pool.core.account import AccountKey
-from account_pool.core.cooldown import Cause, Cooldown
-from account_pool.core.headroom import Key, Window
-from account_pool.core.notifications import Event, Subject, Verdict, note
-from account_pool.core.notifications import Row as NoticeRow
-from account_pool.core.outcome import OutcomeClass, Scope
-from account_pool.core.prices import Cost
 from account_pool.core.request_rows import RequestRow
 from account_pool.core.shares import ME, Ask, Share, grant
-from account_pool.core.snapshot import (
-    AccountSnapshot,
-    DisablingSnapshot,
-    PoolSnapshot,
-    merge,
-    of_another,
-)
+from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot, merge, of_another
 from account_pool.core.usage import Counted
-from account_pool.store import sqlite_requests
+from account_pool.store import sqlite_counts, sqlite_requests
 from account_pool.store.database import IN_MEMORY, Database, with_room
 from account_pool.store.machine import Clock, Process
+from account_pool.store.sqlite_accounts import names, read_accounts, write_account
+from account_pool.store.sqlite_notices import SqliteNotices
+from account_pool.store.sqlite_requests import SqliteRequests
 from account_pool.store.store import (
     GRACE_S,
     News,
     Numbered,
-    RequestBucket,
-    RequestPage,
-    RequestQuery,
-    RequestSums,
     Row,
     StoreError,
     TableChanges,
 )
-
-
-def read_accounts(
-    connection: sqlite3.Connection, keys: Iterable[AccountKey]
-) -> dict[AccountKey, AccountSnapshot]:
-    """Return what is kept of *keys*. Raises LookupError, TypeError or ValueError."""
-    wanted = (names(keys),)
-    cooldowns: dict[str, dict[str | None, Cooldown]] = {}
-    for account, model, since, until, streak, cause in connection.execute(
-        "SELECT account, model, since, until, streak, cause FROM cooldowns "
-        "WHERE account IN (SELECT value FROM json_each(?))",
-        wanted,
-    ):
-        covered = _unquoted(model)
-        cooldowns.setdefault(account, {})[covered] = Cooldown(
-            model=covered,
-            since=since,
-            until=until,
-            streak=streak,
-            cause=_cause_of(cause),
-            probed_at=_probed_at(cause),
-        )
-    rows = connection.execute(
-        "SELECT account, served, owner, windows, disabled, disabled_at, refused, source "
-        "FROM accounts "
-        "WHERE account IN (SELECT value FROM json_each(?))",
-        wanted,
-    )
-    return {
-        (key := AccountKey.parse(account)): AccountSnapshot(
-            key=key,
-            cooldowns=cooldowns.get(account, {}),
-            disabled=disabled and DisablingSnapshot(cause=_cause_of(disabled), since=disabled_at),
-            refused=refused or "",
-            owner=_unquoted(owner),
-            windows=_windows(windows),
-            served=served,
-            source=source,
-        )
-        for (
-            account,
-            served,
-            owner,
-            windows,
-            disabled,
-            disabled_at,
-            refused,
-            source,
-        ) in rows
-    }
-
-
-def write_account(
-    connection: sqlite3.Connection,
-    account: AccountSnapshot,
-    write: int,
-    wall_now: float,
-    found: AccountSnapshot | None = None,
-) -> None:
-    """Write *account*, by the write of this number. *found* is what is there."""
-    name, disabled = str(account.key), account.disabled
-    connection.execute(
-        "INSERT INTO accounts VALUES (:name, :now, :now, :served, :owner, "
-        ":disabled, :disabled_at, :refused, :write, :source, :windows) "
-        "ON CONFLICT (account) DO UPDATE SET "
-        "last_seen = :now, served = :served, owner = :owner, disabled = :disabled, "
-        "disabled_at = :disabled_at, refused = :refused, write = :write, source = :source, "
-        "windows = :windows",
-        {
-            "name": name,
-            "now": wall_now,
-            "served": account.served,
-            "owner": _quoted(account.owner),
-            "windows": _listed(account.windows.values()),
-            "disabled": disabled and _cause_text(disabled.cause),
-            "disabled_at": disabled and disabled.since,
-            "refused": account.refused,
-            "write": write,
-            "source": account.source,
-        },
-    )
-    before = found.cooldowns if found else {}
-    after = account.cooldowns
-    # An account may cool for a hundred models: what stays as it is, mostly the same object,
-    # costs nothing.
-    if ended := [
-        (name, _quoted(model))
-        for model, c in before.items()
-        if c is not (now := after.get(model)) and c != now
-    ]:
-        connection.executemany("DELETE FROM cooldowns WHERE account = ? AND model IS ?", ended)
-    if new := [
-        (name, _quoted(c.model), c.since, c.until, c.streak, _cause_text(c.cause, c.probed_at))
-        for model, c in after.items()
-        if c is not (was := before.get(model)) and c != was
-    ]:
-        connection.executemany("INSERT INTO cooldowns VALUES (?, ?, ?, ?, ?, ?)", new)
-
-
-def names(keys: Iterable[AccountKey]) -> str:
-    return json.dumps([str(key) for key in keys])
-
-
-def is_text(key: str) -> bool:
-    """Say whether SQLite can hold *key*: clients choose it, and JSON has half characters."""
-    return key.isascii() or key == key.encode(errors="replace").decode()
-
-
-def _quoted(text: str | None) -> str | None:
-    """Return *text* as JSON, for the same reason."""
-    return None if text is None else json.dumps(text)
-
-
-def _unquoted(text: str | None) -> str | None:
-    return None if text is None else str(json.loads(text))
-
-
-def _listed(windows: Iterable[Window]) -> str:
-    """Return *windows* as JSON, which knows no infinity: null."""
-    return f"[{', '.join(map(_window_text, windows))}]"
-
-
-@lru_cache(maxsize=1024)
-def _window_text(window: Window) -> str:
-    reset_at = None if window.reset_at == inf else window.reset_at
-    return json.dumps({**window._asdict(), "reset_at": reset_at})
-
-
-def _windows(text: str) -> dict[Key, Window]:
-    windows = [
-        Window(**{**window, "reset_at": inf if window["reset_at"] is None else window["reset_at"]})
-        for window in json.loads(text)
-    ]
-    return {(window.name, window.model): window for window in windows}
-
-
-def _cause_text(cause: Cause, probed_at: float = -inf) -> str:
-    value: Mapping[str, Any] = {
-        "signal": cause.signal,
-        "class": cause.cls,
-        "scope": cause.scope,
-        "evidence": dict(cause.evidence),
-        "hinted": cause.hinted,
-        "unknown": cause.unknown,
-        "money": cause.money,
-        "probed_at": None if probed_at == -inf else probed_at,
-    }
-    return json.dumps(value)
-
-
-def _cause_of(text: str) -> Cause:
-    value = json.loads(text)
-    return Cause(
-        signal=value["signal"],
-        cls=OutcomeClass(value["class"]),
-        scope=Scope(value["scope"]),
-        evidence=value["evidence"],
-        hinted=value["hinted"],
-        unknown=value.get("unknown", False),
-        money=value.get("money", False),
-    )
-
-
-def _probed_at(text: str) -> float:
-    """Return when the deadline was last tried; files of earlier versions do not say it."""
-    at = json.loads(text).get("probed_at")
-    return -inf if at is None else float(at)
-
 
 #: Another proxy writes for some milliseconds; no request waits for these rows. Seconds.
 BUSY_TIMEOUT_S = 2.0
@@ -240,6 +55,10 @@ class SqliteState:
 
     What was written is not lost with the process, but may be with the machine's power
     (`synchronous=NORMAL`): it is written several times a second, and can be learnt anew.
+
+    Attributes:
+        requests: rows about requests that have ended.
+        notices: what the proxies have told the owner of.
     """
 
     def __init__(self, path: Path, *, clock: Clock | None = None) -> None:
@@ -247,6 +66,8 @@ class SqliteState:
         self._database = Database(
             path, busy_timeout_s=BUSY_TIMEOUT_S, synchronous="NORMAL", clock=clock
         )
+        self.requests = SqliteRequests(self._database)
+        self.notices = SqliteNotices(self._database)
         self._me = Process.this().owner(uuid4().hex)
         #: what the file and our pool agreed on last
         self._base: dict[AccountKey, AccountSnapshot] = {}
@@ -294,9 +115,9 @@ class SqliteState:
                 write_account(connection, account, write + 1, wall_now, found.get(account.key))
             for table, changes in (lines or {}).items():
                 _write_lines(connection, table, changes, write + 1, wall_now)
-            is_new = batch is None or _note_batch(connection, batch, wall_now)
+            is_new = batch is None or sqlite_counts.note_batch(connection, batch, wall_now)
             for name, added in (counts or {}).items() if is_new else ():
-                _add(connection, name, added, wall_now)
+                sqlite_counts.add(connection, name, added, wall_now)
             if requests and is_new:
                 sqlite_requests.add(connection, requests, wall_now)
             self._note_in_flight(connection, in_flight or {})
@@ -438,85 +259,10 @@ class SqliteState:
 
     def read_counts(self, name: str) -> Counted:
         with self._database.reading() as connection:
-            rows = connection.execute(
-                "SELECT key, field, amount FROM counts WHERE name = ?", (name,)
-            ).fetchall()
-        sums: Counted = {}
-        try:
-            for key, field, amount in rows:
-                sums.setdefault(tuple(json.loads(key)), {})[field] = amount
-        except (TypeError, ValueError):
-            raise self._database.damaged() from None
-        return sums
-
-    @with_room
-    def note(
-        self, begun: Collection[Subject], ended: Collection[Subject], *, wall_now: float
-    ) -> dict[Subject, Verdict]:
-        with self._database.writing() as connection:
-            verdicts, changed = note(self._notices(connection), begun, ended, wall_now)
-            connection.executemany(
-                "INSERT OR REPLACE INTO notices VALUES (?, ?, ?, ?, ?)",
-                ((*subject, *row) for subject, row in changed.items()),
-            )
-        return verdicts
-
-    @with_room
-    def take_turn(self, name: str, every_s: float, *, wall_now: float) -> bool:
-        with self._database.writing() as connection:
-            # One further ahead than any could be was taken before the clock was set back.
-            taken = connection.execute(
-                "INSERT INTO turns VALUES (:name, :now) ON CONFLICT (name) DO UPDATE "
-                "SET at = :now WHERE abs(at - :now) >= :every",
-                {"name": name, "now": wall_now, "every": every_s},
-            )
-            return taken.rowcount == 1
-
-    def noted(self) -> list[Subject]:
-        with self._database.reading() as connection:
-            rows = self._notices(connection)
-        return [subject for subject, row in rows.items() if row.standing]
-
-    def _notices(self, connection: sqlite3.Connection) -> dict[Subject, NoticeRow]:
-        rows = connection.execute("SELECT event, about, detail, standing, at FROM notices")
-        known = {event.value for event in Event}  # a newer version may have more
-        return {
-            Subject(Event(event), about, detail): NoticeRow(bool(standing), at)
-            for event, about, detail, standing, at in rows
-            if event in known
-        }
-
-    def read_requests(self, query: RequestQuery) -> RequestPage:
-        with self._database.beside() as connection:
-            return sqlite_requests.read(connection, query)
-
-    def sum_requests(self, query: RequestQuery, *, by_hour: bool) -> list[RequestSums]:
-        with self._database.beside() as connection:
-            return sqlite_requests.sums(connection, query, by_hour=by_hour)
-
-    def request_series(self, query: RequestQuery, step_s: float) -> list[RequestBucket]:
-        with self._database.beside() as connection:
-            return sqlite_requests.series(connection, query, step_s)
-
-    def unpriced_requests(self, after: int, limit: int) -> list[tuple[int, RequestRow]]:
-        with self._database.beside() as connection:
-            return sqlite_requests.unpriced(connection, after, limit)
-
-    def price_requests(self, costs: Sequence[tuple[int, Cost]]) -> None:
-        now = self._database.now()
-        with self._database.writing() as connection:
-            added = sqlite_requests.price(connection, costs)
-            _add(connection, "usage", added, now)
-
-    def reprice_requests(self) -> None:
-        with self._database.writing() as connection:
-            sqlite_requests.reprice(connection)
-
-    def prune_requests(self, kept_s: float, *, wall_now: float) -> bool:
-        in_memory = self._database.path == IN_MEMORY
-        most = sqlite_requests.MAX_ROWS_IN_MEMORY if in_memory else sqlite_requests.MAX_ROWS
-        with self._database.writing() as connection:
-            return sqlite_requests.prune(connection, kept_s, wall_now, max_rows=most)
+            try:
+                return sqlite_counts.read(connection, name)
+            except (TypeError, ValueError):
+                raise self._database.damaged() from None
 
     def sweep(self, present: Iterable[AccountKey], *, wall_now: float) -> None:
         self._stored.clear()
@@ -584,6 +330,11 @@ class SqliteState:
             raise self._database.damaged() from None
 
 
+def is_text(key: str) -> bool:
+    """Say whether SQLite can hold *key*: clients choose it, and JSON has half characters."""
+    return key.isascii() or key == key.encode(errors="replace").decode()
+
+
 def _write_lines(
     connection: sqlite3.Connection, table: str, lines: TableChanges, write: int, wall_now: float
 ) -> None:
@@ -603,28 +354,6 @@ def _write_lines(
         "used_at = excluded.used_at, write = excluded.write, gone_at = NULL "
         "WHERE used_at + ? * (gone_at IS NOT NULL) <= excluded.used_at",
         ((table, *row, write, ROUNDED_S) for row in lines.rows if is_text(row[0])),
-    )
-
-
-def _note_batch(connection: sqlite3.Connection, batch: Numbered, wall_now: float) -> bool:
-    """Note that *batch* is added; say whether it was not before."""
-    done = connection.execute(
-        "INSERT INTO batches VALUES (?, ?, ?) ON CONFLICT (proxy) DO UPDATE SET "
-        "number = excluded.number, at = excluded.at WHERE number < excluded.number",
-        (batch.proxy, batch.number, wall_now),
-    )
-    return done.rowcount > 0
-
-
-def _add(connection: sqlite3.Connection, name: str, added: Counted, wall_now: float) -> None:
-    connection.executemany(
-        "INSERT INTO counts VALUES (?, ?, ?, ?, ?) ON CONFLICT (name, key, field) DO UPDATE SET "
-        "amount = amount + excluded.amount, added_at = excluded.added_at",
-        (
-            (name, json.dumps(key), field, amount, wall_now)
-            for key, amounts in added.items()
-            for field, amount in amounts.items()
-        ),
     )
 
 

@@ -245,6 +245,74 @@ class RequestBucket(NamedTuple):
     first_byte_s: tuple[float, float] | None
 
 
+class RequestStore(Protocol):
+    """Keeps rows about requests that have ended; `StateStore.exchange` adds them.
+
+    All raise StoreError.
+    """
+
+    def read(self, query: RequestQuery) -> RequestPage:
+        """Return rows about requests, the newest first. From any thread, and beside writes."""
+        ...
+
+    def sums(self, query: RequestQuery, *, by_hour: bool) -> list[RequestSums]:
+        """Return what was counted of requests by day or hour, account, model and tool.
+
+        From any thread, and beside writes.
+        """
+        ...
+
+    def series(self, query: RequestQuery, step_s: float) -> list[RequestBucket]:
+        """Return what requests were like in each *step_s* seconds that any began in.
+
+        From any thread, and beside writes.
+        """
+        ...
+
+    def unpriced(self, after: int, limit: int) -> list[tuple[int, RequestRow]]:
+        """Return rows that nobody has looked for a price of, with a number above *after*.
+
+        From any thread, and beside writes.
+        """
+        ...
+
+    def price(self, costs: Sequence[tuple[int, Cost]]) -> None:
+        """Put costs, by number, into rows that have none, and into the sums of their day.
+
+        From any thread. What another proxy has done meanwhile is not done again.
+        """
+        ...
+
+    def reprice(self) -> None:
+        """Have rows looked at again of which no price was known. From any thread."""
+        ...
+
+    def prune(self, kept_s: float, *, wall_now: float) -> bool:
+        """Delete rows about requests older than *kept_s*; return whether more are to go."""
+        ...
+
+
+class NoticeStore(Protocol):
+    """Keeps what the proxies have told their owner of, and whose turn something is.
+
+    Called by the thread that calls `StateStore`. All raise StoreError.
+    """
+
+    def note(
+        self, begun: Collection[Subject], ended: Collection[Subject], *, wall_now: float
+    ) -> dict[Subject, Verdict]:
+        """Decide by `core.notifications.note` what this proxy tells, in one atomic step."""
+        ...
+
+    def take_turn(self, name: str, every_s: float, *, wall_now: float) -> bool:
+        """Say whether nobody has taken the turn *name* for *every_s* seconds; it is taken then."""
+        ...
+
+    def noted(self) -> list[Subject]:
+        """Return the conditions that were told and are not over."""
+        ...
+
+
 class StateStore(Protocol):
     """Keeps what a pool has learnt.
 
@@ -254,6 +322,16 @@ class StateStore(Protocol):
     Tables: "sessions" (the account that a conversation is bound to) and "pins" (the account
     that issued an id).
     """
+
+    @property
+    def requests(self) -> RequestStore:
+        """Rows about requests that have ended."""
+        ...
+
+    @property
+    def notices(self) -> NoticeStore:
+        """What the proxies have told their owner of."""
+        ...
 
     def exchange(
         self,
@@ -321,62 +399,8 @@ class StateStore(Protocol):
         """Return the sums over all proxies under *name*."""
         ...
 
-    def note(
-        self, begun: Collection[Subject], ended: Collection[Subject], *, wall_now: float
-    ) -> dict[Subject, Verdict]:
-        """Decide by `core.notifications.note` what this proxy tells, in one atomic step."""
-        ...
-
-    def take_turn(self, name: str, every_s: float, *, wall_now: float) -> bool:
-        """Say whether nobody has taken the turn *name* for *every_s* seconds; it is taken then."""
-        ...
-
-    def noted(self) -> list[Subject]:
-        """Return the conditions that were told and are not over."""
-        ...
-
-    def read_requests(self, query: RequestQuery) -> RequestPage:
-        """Return rows about requests, the newest first. From any thread, and beside writes."""
-        ...
-
-    def sum_requests(self, query: RequestQuery, *, by_hour: bool) -> list[RequestSums]:
-        """Return what was counted of requests by day or hour, account, model and tool.
-
-        From any thread, and beside writes.
-        """
-        ...
-
-    def request_series(self, query: RequestQuery, step_s: float) -> list[RequestBucket]:
-        """Return what requests were like in each *step_s* seconds that any began in.
-
-        From any thread, and beside writes.
-        """
-        ...
-
-    def unpriced_requests(self, after: int, limit: int) -> list[tuple[int, RequestRow]]:
-        """Return rows that nobody has looked for a price of, with a number above *after*.
-
-        From any thread, and beside writes.
-        """
-        ...
-
-    def price_requests(self, costs: Sequence[tuple[int, Cost]]) -> None:
-        """Put costs, by number, into rows that have none, and into the sums of their day.
-
-        From any thread. What another proxy has done meanwhile is not done again.
-        """
-        ...
-
-    def reprice_requests(self) -> None:
-        """Have rows looked at again of which no price was known. From any thread."""
-        ...
-
     def sweep(self, present: Iterable[AccountKey], *, wall_now: float) -> None:
         """Delete what is too old to be used; the accounts *present* are in use."""
-        ...
-
-    def prune_requests(self, kept_s: float, *, wall_now: float) -> bool:
-        """Delete rows about requests older than *kept_s*; return whether more are to go."""
         ...
 
     def close(self) -> None:

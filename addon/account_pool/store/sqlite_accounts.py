@@ -1,0 +1,181 @@
+"""What is kept of accounts, in the state database: their rows, and those of their cooldowns.
+
+Functions over a connection; `sqlite_state.py` lends it.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from math import inf
+from typing import Any
+
+from account_pool.core.account import AccountKey
+from account_pool.core.cooldown import Cause, Cooldown
+from account_pool.core.headroom import Key, Window
+from account_pool.core.outcome import OutcomeClass, Scope
+from account_pool.core.snapshot import AccountSnapshot, DisablingSnapshot
+
+
+def read_accounts(
+    connection: sqlite3.Connection, keys: Iterable[AccountKey]
+) -> dict[AccountKey, AccountSnapshot]:
+    """Return what is kept of *keys*. Raises LookupError, TypeError or ValueError."""
+    wanted = (names(keys),)
+    cooldowns: dict[str, dict[str | None, Cooldown]] = {}
+    for account, model, since, until, streak, cause in connection.execute(
+        "SELECT account, model, since, until, streak, cause FROM cooldowns "
+        "WHERE account IN (SELECT value FROM json_each(?))",
+        wanted,
+    ):
+        covered = _unquoted(model)
+        cooldowns.setdefault(account, {})[covered] = Cooldown(
+            model=covered,
+            since=since,
+            until=until,
+            streak=streak,
+            cause=_cause_of(cause),
+            probed_at=_probed_at(cause),
+        )
+    rows = connection.execute(
+        "SELECT account, served, owner, windows, disabled, disabled_at, refused, source "
+        "FROM accounts "
+        "WHERE account IN (SELECT value FROM json_each(?))",
+        wanted,
+    )
+    return {
+        (key := AccountKey.parse(account)): AccountSnapshot(
+            key=key,
+            cooldowns=cooldowns.get(account, {}),
+            disabled=disabled and DisablingSnapshot(cause=_cause_of(disabled), since=disabled_at),
+            refused=refused or "",
+            owner=_unquoted(owner),
+            windows=_windows(windows),
+            served=served,
+            source=source,
+        )
+        for (
+            account,
+            served,
+            owner,
+            windows,
+            disabled,
+            disabled_at,
+            refused,
+            source,
+        ) in rows
+    }
+
+
+def write_account(
+    connection: sqlite3.Connection,
+    account: AccountSnapshot,
+    write: int,
+    wall_now: float,
+    found: AccountSnapshot | None = None,
+) -> None:
+    """Write *account*, by the write of this number. *found* is what is there."""
+    name, disabled = str(account.key), account.disabled
+    connection.execute(
+        "INSERT INTO accounts VALUES (:name, :now, :now, :served, :owner, "
+        ":disabled, :disabled_at, :refused, :write, :source, :windows) "
+        "ON CONFLICT (account) DO UPDATE SET "
+        "last_seen = :now, served = :served, owner = :owner, disabled = :disabled, "
+        "disabled_at = :disabled_at, refused = :refused, write = :write, source = :source, "
+        "windows = :windows",
+        {
+            "name": name,
+            "now": wall_now,
+            "served": account.served,
+            "owner": _quoted(account.owner),
+            "windows": _listed(account.windows.values()),
+            "disabled": disabled and _cause_text(disabled.cause),
+            "disabled_at": disabled and disabled.since,
+            "refused": account.refused,
+            "write": write,
+            "source": account.source,
+        },
+    )
+    before = found.cooldowns if found else {}
+    after = account.cooldowns
+    # An account may cool for a hundred models: what stays as it is, mostly the same object,
+    # costs nothing.
+    if ended := [
+        (name, _quoted(model))
+        for model, c in before.items()
+        if c is not (now := after.get(model)) and c != now
+    ]:
+        connection.executemany("DELETE FROM cooldowns WHERE account = ? AND model IS ?", ended)
+    if new := [
+        (name, _quoted(c.model), c.since, c.until, c.streak, _cause_text(c.cause, c.probed_at))
+        for model, c in after.items()
+        if c is not (was := before.get(model)) and c != was
+    ]:
+        connection.executemany("INSERT INTO cooldowns VALUES (?, ?, ?, ?, ?, ?)", new)
+
+
+def names(keys: Iterable[AccountKey]) -> str:
+    return json.dumps([str(key) for key in keys])
+
+
+def _quoted(text: str | None) -> str | None:
+    """Return *text* as JSON: not all that JSON can hold fits into SQLite (`is_text`)."""
+    return None if text is None else json.dumps(text)
+
+
+def _unquoted(text: str | None) -> str | None:
+    return None if text is None else str(json.loads(text))
+
+
+def _listed(windows: Iterable[Window]) -> str:
+    """Return *windows* as JSON, which knows no infinity: null."""
+    return f"[{', '.join(map(_window_text, windows))}]"
+
+
+@lru_cache(maxsize=1024)
+def _window_text(window: Window) -> str:
+    reset_at = None if window.reset_at == inf else window.reset_at
+    return json.dumps({**window._asdict(), "reset_at": reset_at})
+
+
+def _windows(text: str) -> dict[Key, Window]:
+    windows = [
+        Window(**{**window, "reset_at": inf if window["reset_at"] is None else window["reset_at"]})
+        for window in json.loads(text)
+    ]
+    return {(window.name, window.model): window for window in windows}
+
+
+def _cause_text(cause: Cause, probed_at: float = -inf) -> str:
+    value: Mapping[str, Any] = {
+        "signal": cause.signal,
+        "class": cause.cls,
+        "scope": cause.scope,
+        "evidence": dict(cause.evidence),
+        "hinted": cause.hinted,
+        "unknown": cause.unknown,
+        "money": cause.money,
+        "probed_at": None if probed_at == -inf else probed_at,
+    }
+    return json.dumps(value)
+
+
+def _cause_of(text: str) -> Cause:
+    value = json.loads(text)
+    return Cause(
+        signal=value["signal"],
+        cls=OutcomeClass(value["class"]),
+        scope=Scope(value["scope"]),
+        evidence=value["evidence"],
+        hinted=value["hinted"],
+        unknown=value.get("unknown", False),
+        money=value.get("money", False),
+    )
+
+
+def _probed_at(text: str) -> float:
+    """Return when the deadline was last tried; files of earlier versions do not say it."""
+    at = json.loads(text).get("probed_at")
+    return -inf if at is None else float(at)
