@@ -59,6 +59,38 @@ async def test_without_the_extra_one_line_says_so(
     ]
 
 
+async def test_the_log_quotes_no_header_and_no_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Root(logging.Handler):
+        """As mitmproxy's; pytest's own also hears loggers that do not propagate."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    lines: list[str] = []
+    root = Root()
+    exporter = pytest.importorskip("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    secret = "sk-fake-of-the-collector"
+    monkeypatch.setenv(ENDPOINT, f"http://127.0.0.1:1/{secret}")
+    # As it stands in a request, not as the variable wants it.
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"Authorization: Bearer {secret}")
+    made = Tracing()
+    logging.getLogger().addHandler(root)
+    try:
+        made._provider = made._make_provider()
+        log = logging.getLogger(exporter.__name__)
+        for _ in range(2):
+            log.warning("Transient error %s, retrying in %.2fs.", f"of http://{secret}", 1.0)
+            log.error(f"Failed to reach {secret}")
+    finally:
+        logging.getLogger().removeHandler(root)
+    assert not [line for line in lines if secret in line]
+    assert sum("Header format invalid" in line for line in lines) == 1
+    assert sum("Transient error ..., retrying in ...s." in line for line in lines) == 1
+    made._provider.shutdown()
+
+
 async def test_spans_reach_the_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("opentelemetry.sdk.trace")
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http.trace_exporter")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -28,8 +29,12 @@ EVERY_S = 1.0
 MAX_WAITING = 10_000
 #: How long the end of the proxy waits for the last spans, seconds.
 FLUSH_S = 2.0
+#: Lines of the library that are logged at most.
+MAX_LINES = 100
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+#: Whose log it is, and what is filled in there: addresses, headers and passwords of the collector.
+_LOG, _FILLED_IN = "opentelemetry", re.compile(r"%[-#0 +]*\d*(?:\.\d+)?[a-zA-Z]")
 _EXTRA = "pip install 'mitmproxy-account-pool[otel]'"
 #: What is used of OpenTelemetry; the extra `otel` declares it.
 _MODULES = {
@@ -114,6 +119,7 @@ class Tracing:
 
     def _make_provider(self) -> Any:
         """Import the library and return what makes its tracers. Raises ImportError."""
+        _keep_secrets()
         library = {name: importlib.import_module(path) for name, path in _MODULES.items()}
         self._library = library
         resources = library["resources"]
@@ -148,6 +154,31 @@ class Tracing:
         if span.error is not None:
             made.set_status(api.StatusCode.ERROR)
         made.end(_ns(span.wall_to))
+
+
+class _WithoutValues(logging.Handler):
+    """Logs what the library logs, each line once and without the values in it."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # A line that was put together before may hold anything.
+        said = _FILLED_IN.sub("...", str(record.msg)) if record.args else record.funcName
+        if said not in self._said and len(self._said) < MAX_LINES:
+            self._said.add(said)
+            logger.warning(f"account-pool: OpenTelemetry, {record.name}: {said}")
+
+
+def _keep_secrets() -> None:
+    """Have nothing in the log that the library quotes of its variables, or of its requests."""
+    log = logging.getLogger(_LOG)
+    if not any(isinstance(handler, _WithoutValues) for handler in log.handlers):
+        log.addHandler(_WithoutValues())
+    log.propagate = False
+    # A request of the exporter, with its address; INFO and above is in mitmproxy's log.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 
 def _ns(wall_at: float) -> int:
