@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from math import inf
+from math import inf, nan
 from typing import Any
 
 import pytest
@@ -143,3 +143,14 @@ JSON = st.recursive(
 def test_nothing_strange_raises(provider: str, value: Any) -> None:
     for window in LOOK_UPS[provider].read(value, CONTEXT).windows:
         assert 0.0 <= window.share <= 1.0
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400), inf, -inf, nan, True, "1"])
+def test_a_number_that_is_none_shows_nothing(number: Any) -> None:
+    claude = {"five_hour": {"utilization": number}, "seven_day": {"utilization": 50}}
+    assert read("claude-code", claude) == {("7d", None): (0.5, inf)}
+    for said in ({"limit": number, "limit_remaining": 1}, {"limit": 1, "limit_remaining": number}):
+        assert read("openrouter", {"data": said}) == {}
+    window = {"used_percent": 50, "limit_window_seconds": number}
+    [share] = [s for s, _ in read("codex", {"rate_limit": {"primary_window": window}}).values()]
+    assert share == 0.5

@@ -19,6 +19,7 @@ from account_pool.core.outcome import Outcome, OutcomeClass, Scope
 from account_pool.credentials.http import HttpFailed, HttpResponse
 from account_pool.providers import claude_code, openai
 from account_pool.providers.base import HostRule
+from account_pool.providers.look_ups import LOOK_UPS
 from account_pool.proxy.look_ups import HeadroomLookUps
 from account_pool.store.store import StoreError
 from tests.proxy.helpers import FakeClock, account, secret, service_of
@@ -153,6 +154,21 @@ async def test_a_silent_or_strange_answer_changes_nothing(
     # The others are asked all the same.
     await look_ups.refresh(service.pool.accounts)
     assert vendor.labels() == ["one", "two"]
+
+
+async def test_an_answer_that_its_reader_chokes_on_is_one_that_is_not_understood(
+    service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_ups, vendor = made(service)
+
+    def choke(*_: object) -> None:
+        raise ArithmeticError
+
+    how = replace(LOOK_UPS["claude-code"], read=choke)  # type: ignore[arg-type]
+    monkeypatch.setitem(LOOK_UPS, "claude-code", how)  # type: ignore[arg-type]
+    await look_ups.refresh(service.pool.accounts)
+    assert vendor.labels() == ["one", "two"]
+    assert look_ups.views()[ONE]["problem"] == "the answer shows no window that is known"
 
 
 async def test_a_vendor_that_refuses_our_name_is_off_and_the_log_says_so(

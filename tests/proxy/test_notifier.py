@@ -139,6 +139,21 @@ async def test_a_failure_is_logged_once_and_the_next_event_tries_again(
     assert notifier.targets()[0]["problem"] is None
 
 
+async def test_an_address_that_the_http_client_chokes_on_is_a_problem_of_its_target(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    notifier = made()
+    notifier.use((Webhook("https://xn--a/SECRET"),), notifier._options)  # type: ignore[arg-type]
+    [sender] = notifier._senders.values()
+    for _ in range(2):
+        sender.send({"event": "back", "text": "it is back"})
+    await sender._task  # type: ignore[misc]
+    assert sender.problem is not None
+    assert sender.problem.startswith("it cannot be sent (")
+    assert not sender._waiting
+    assert "SECRET" not in caplog.text
+
+
 async def test_a_variable_that_is_not_set_is_a_problem_of_its_target(
     targets: Targets, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
+from math import isfinite
 from typing import Any, NamedTuple
 
 from account_pool.core.credential import Credential
@@ -66,6 +67,17 @@ def _items(value: Any) -> list[Mapping[str, Any]]:
     return [_members(item) for item in value[:_MAX_ITEMS]] if isinstance(value, list) else []
 
 
+def _number(value: Any) -> float | None:
+    """Return a number of JSON, which may be of any size; None for what is none, or not finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if isfinite(number) else None
+
+
 def _kept(windows: Iterator[Window | None]) -> tuple[Window, ...]:
     return tuple([window for window in windows if window is not None])
 
@@ -101,8 +113,8 @@ def _claude(value: Mapping[str, Any], context: ResponseContext) -> Shown:
                 yield claude(short + family, limit, "percent")
 
     def claude(name: str, said: Any, used: str) -> Window | None:
-        percent = _members(said).get(used)
-        if isinstance(percent, bool) or not isinstance(percent, int | float):
+        percent = _number(_members(said).get(used))
+        if percent is None:
             return None
         parts = {"utilization": percent / 100, "reset": said.get("resets_at")}
         return unified(name, parts, context)
@@ -129,10 +141,10 @@ def _codex(value: Mapping[str, Any], context: ResponseContext) -> Shown:
     def limit(said: Any, model: str | None) -> Iterator[Window | None]:
         for slot in ("primary", "secondary"):
             window = _members(_members(said).get(f"{slot}_window"))
-            length_s = window.get("limit_window_seconds")
+            length_s = _number(window.get("limit_window_seconds"))
             parts = {
                 "used-percent": window.get("used_percent"),
-                "window-minutes": length_s / 60 if isinstance(length_s, int | float) else None,
+                "window-minutes": None if length_s is None else length_s / 60,
                 "reset-at": window.get("reset_at"),
                 "reset-after-seconds": window.get("reset_after_seconds"),
             }
@@ -170,9 +182,8 @@ def _copilot(value: Mapping[str, Any], context: ResponseContext) -> Shown:
 
 def _openrouter(value: Mapping[str, Any], context: ResponseContext) -> Shown:
     data = _members(value.get("data"))
-    limit, left = data.get("limit"), data.get("limit_remaining")
-    numbers = all(isinstance(n, int | float) and not isinstance(n, bool) for n in (limit, left))
-    if not numbers or limit is None or left is None or limit <= 0 or context.wall_now is None:
+    limit, left = _number(data.get("limit")), _number(data.get("limit_remaining"))
+    if limit is None or left is None or limit <= 0 or context.wall_now is None:
         return Shown(())
     period = str(data.get("limit_reset")).lower()
     window = Window(
@@ -180,8 +191,8 @@ def _openrouter(value: Mapping[str, Any], context: ResponseContext) -> Shown:
         share=min(max(left / limit, 0.0), 1.0),
         told_at=context.now,
         length_s=_PERIOD_S.get(period, _PERIOD_S["monthly"]),
-        limit=float(limit),
-        remaining=max(float(left), 0.0),
+        limit=limit,
+        remaining=max(left, 0.0),
     )
     if period in _PERIOD_S:
         reset_s = _next(period, context.wall_now) - context.wall_now

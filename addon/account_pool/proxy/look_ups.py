@@ -27,7 +27,7 @@ from account_pool.credentials.http import Http, HttpFailed, HttpResponse, retry_
 from account_pool.providers.look_ups import LOOK_UPS, USER_AGENT, LookUp, Shown
 from account_pool.proxy.service import Service
 from account_pool.store.store import StoreError
-from account_pool.supervision import tasks
+from account_pool.supervision import log_and_continue, tasks
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +185,11 @@ class HeadroomLookUps:
         at = reset_hints.http_date(response.headers.get("date", ""))
         wall_now = self._service.wall_now() if at is None else at
         context = ResponseContext(model=None, now=self._service.now(), wall_now=wall_now)
-        return how.read(value, context)
+        try:
+            return how.read(value, context)
+        except Exception as error:
+            log_and_continue.log(error)
+            return None
 
     def _learn(
         self,

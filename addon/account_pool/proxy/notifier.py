@@ -251,6 +251,9 @@ class Sender:
                 await self._send(self._target, value)
             except NotSent as error:
                 self._failed(value, str(error))
+            except Exception as error:
+                # Of an address that nobody thought of; its text may quote what is secret.
+                self._failed(value, f"it cannot be sent ({type(error).__name__})")
             else:
                 if self.problem is not None:
                     logger.info(f"account-pool: {self.shown}: notifications arrive again")
