@@ -316,6 +316,18 @@ def test_what_lacks_a_credential_is_told_once(findings, running, stub):
     assert sum("openai/work" in line for line in found) == 1
 
 
+def test_a_variable_that_only_the_proxy_has(findings, running, stub, tmp_path):
+    (stub / "accounts_file").write_text(str(tmp_path / "mine.yaml"))
+    account = {"key": "openai/work", "state": "available", "reason": ""}
+    (stub / "accounts.json").write_text(json.dumps({"accounts": [account], "summary": {}}))
+    text = GOOD.replace("sk-fake-1", "{env: FAKE_UNSET}")
+    assert findings(text)[0] == 1
+    running()
+    code, found = findings(text)
+    assert code == 0
+    assert not any("openai/work" in line for line in found)
+
+
 def test_what_cannot_be_looked_at_hides_nothing_else(findings, monkeypatch):
     def failing(_patient):
         raise RuntimeError("sk-fake-secret")

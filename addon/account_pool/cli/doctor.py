@@ -61,6 +61,8 @@ _CLOCK_S = 120
 _CONNECT_S = 3.0
 #: Credentials that are listed one by one.
 _MAX_LISTED = 30
+#: States of accounts that say nothing of a credential, or that there is none.
+_WITHOUT = frozenset({"no_credential", "disabled", "off"})
 #: Columns of a terminal below which each finding begins with a line of its own.
 _NARROW = 60
 
@@ -204,8 +206,13 @@ def _accounts(setup: Setup) -> Iterator[Finding]:
         yield Finding(Level.NOTE, "accounts", str(warning))
     reviewed = review(loaded, wall_now=setup.wall_now)
     yield from _credentials(loaded, {problem.key for problem in reviewed.unreadable})
+    held = _held_by_proxy(setup) if reviewed.unreadable else frozenset()
     for problem in reviewed.unreadable:
-        yield Finding(Level.BAD, "credential", str(problem))
+        if problem.key in held:
+            text = f"{problem.key}: {problem.wrong} here; the proxy that runs has it"
+            yield Finding(Level.OK, "credential", text)
+        else:
+            yield Finding(Level.BAD, "credential", str(problem))
     for problem in reviewed.notices:
         yield Finding(Level.NOTE, "credential", str(problem))
     yield from _notifications(setup, loaded)
@@ -400,6 +407,24 @@ def _other_file(setup: Setup, served: Path | None) -> Path | None:
     if here is None or served is None or not here.exists():
         return None
     return None if served.exists() and here.samefile(served) else here
+
+
+def _held_by_proxy(setup: Setup) -> Collection[str]:
+    """Return the accounts that have a credential in the proxy, where it serves from this file.
+
+    Variables of the shell that started it need not be set in this one.
+    """
+    port = setup.places.port
+    found = api.probe(port)
+    if not isinstance(found, api.Health) or found.accounts_file is None:
+        return frozenset()
+    if _other_file(setup, found.accounts_file) is not None:
+        return frozenset()
+    try:
+        accounts = api.accounts(port)["accounts"]
+    except api.NoAnswer:
+        return frozenset()
+    return {one["key"] for one in accounts if one["state"] not in _WITHOUT}
 
 
 def _states(port: int) -> Iterator[Finding]:
