@@ -154,7 +154,7 @@ def test_services_of_ones_own(home, piped):
     [
         (["opnai", "x"], KEY, 1, "did you mean openai?"),
         (["openai", " "], KEY, 1, "label"),
-        (["openai", "x"], "\n", 1, "the key is empty"),
+        (["openai", "x"], "\n", 1, "no key was given; type it in or pipe it in"),
         (["openai", "x"], "two words", 1, "the key has a space"),
         (["azure", "x"], KEY, 1, "host"),
         (["codex", "x"], KEY, 1, "login --from codex"),

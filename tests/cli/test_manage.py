@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from account_pool.admin.auth import TOKEN_FILE
+from account_pool.cli import api
 from account_pool.cli.accounts import nearest
 from account_pool.cli.history import as_table
 from account_pool.cli.main import run
@@ -99,11 +100,38 @@ def test_a_name_that_is_none_says_how_one_looks(places, capsys, name):
 
 
 @pytest.mark.parametrize(
-    "words", [["usage", "--by", "colour"], ["usage", "--csv", "--json"], ["decisions", "-n", "0"]]
-)
+    "words",
+    [["usage", "--by", "colour"], ["usage", "--csv", "--json"], ["decisions", "-n", "0"],
+     ["usage", "--from", "yesterday"], ["requests", "--to", "soon"]],
+)  # fmt: skip
 def test_wrong_usage(capsys, words):
     assert run(words) == 2
     assert capsys.readouterr().out == ""
+
+
+def test_a_choice_that_there_is_not(capsys):
+    assert run(["completion", "tcsh"]) == 2
+    assert "Invalid value for 'shell': 'tcsh' is not one of 'bash'" in capsys.readouterr().err
+
+
+def test_a_kind_of_decision_that_there_is_not(capsys):
+    assert run(["decisions", "--kind", "colour"]) == 2
+    assert "colour is not one of cooldown, release" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "in the last 30 days"),
+        (["--days", "1"], "today"),
+        (["--from", "2026-08-01", "--account", "openai", "--tool", "curl"],
+         "by openai to curl since 2026-08-01"),
+    ],
+)  # fmt: skip
+def test_when_nothing_was_served(monkeypatch, capsys, words, said):
+    monkeypatch.setattr(api, "ask", lambda _port, _path: {"groups": []})
+    assert run(["usage", *words]) == 0
+    assert capsys.readouterr().err == f"account-pool: nothing was served {said}\n"
 
 
 def row(day: str, account: str, model: str, tokens: int) -> dict[str, object]:

@@ -194,4 +194,9 @@ def _ask(whose: str) -> Secret:
         text = getpass.getpass(f"{what} (it is not shown): ")
     else:
         text = sys.stdin.read(_MAX_KEY_CHARS)
+    if not text.strip():
+        raise CredentialError(
+            "no key was given",
+            "type it in or pipe it in, or name where it is with --env, --file or --keychain",
+        )
     return usable(text, "the key")

@@ -429,16 +429,27 @@ def _group(value: str) -> str:
     return value
 
 
+def _instant(value: str | None) -> str | None:
+    from account_pool.cli.requests import instant
+
+    try:
+        return value and instant(value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 _From = Annotated[
     str | None,
     typer.Option(
         "--from",
+        callback=_instant,
         help="Only what began then or later: 2026-08-01, 2026-08-01T13:00:00Z, or 24h, 7d ago.",
         show_default=False,
     ),
 ]
 _To = Annotated[
-    str | None, typer.Option("--to", help="Only what began before.", show_default=False)
+    str | None,
+    typer.Option("--to", callback=_instant, help="Only what began before.", show_default=False),
 ]
 _Account = Annotated[
     str | None,
@@ -457,10 +468,7 @@ def _which(
     from_: str | None, to: str | None, account: str | None, model: str | None, tool: str | None
 ) -> dict[str, str]:
     """Return the parameters of the REST API that were given."""
-    from account_pool.cli.requests import instant
-
-    times = {"from": from_ and instant(from_), "to": to and instant(to)}
-    given = {**times, "account": account, "model": model, "tool": tool}
+    given = {"from": from_, "to": to, "account": account, "model": model, "tool": tool}
     return {name: text for name, text in given.items() if text}
 
 
@@ -540,6 +548,14 @@ def requests(
     return show_requests(port, which, lines=lines, follow=follow, as_json=as_json)
 
 
+def _kind(value: str | None) -> str | None:
+    from account_pool.core.decisions import Kind
+
+    if value is not None and value not in set(Kind):
+        raise typer.BadParameter(f"{value} is not one of {', '.join(Kind)}")
+    return value
+
+
 @app.command()
 def decisions(
     *,
@@ -552,7 +568,10 @@ def decisions(
         str | None, typer.Option(help="Only those about provider/label.", show_default=False)
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="Only of this kind, such as cooldown.", show_default=False)
+        str | None,
+        typer.Option(
+            callback=_kind, help="Only of this kind, such as cooldown.", show_default=False
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> int:

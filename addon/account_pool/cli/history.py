@@ -58,9 +58,25 @@ def show_usage(port: int, which: Mapping[str, str], *, by: str, as_json: bool, a
         show(as_table(sums, by, console.width if console.is_terminal else None), console)
         _note_prices(value)
     else:
-        asked = ", ".join(f"{name} {text}" for name, text in which.items())
-        note(f"nothing was served ({asked})")
+        note(f"nothing was served{_asked(which)}")
     return 0
+
+
+#: What narrows usage, in the order in which it is said.
+_ASKED = {
+    "account": "by {}",
+    "model": "for {}",
+    "tool": "to {}",
+    "days": "in the last {} days",
+    "from": "since {}",
+    "to": "before {}",
+}
+
+
+def _asked(which: Mapping[str, str]) -> str:
+    """Return *which* as the end of a sentence: ` by openai/work in the last 30 days`."""
+    words = [text.format(which[name]) for name, text in _ASKED.items() if name in which]
+    return "".join(f" {word}" for word in words).replace("in the last 1 days", "today")
 
 
 def _note_prices(value: Mapping[str, Any]) -> None:

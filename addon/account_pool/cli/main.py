@@ -64,7 +64,8 @@ def run(arguments: list[str]) -> int:
 
 def _usage(error: Any) -> str:
     """Return what was wrong with a command line, and where it is explained."""
-    said = str(error.format_message())
+    # Some versions of typer check choices with pydantic, in its words.
+    said = str(error.format_message()).replace("Value error, ", "")
     where = getattr(getattr(error, "ctx", None), "command_path", "")
     if not where or said.endswith("?"):
         return said  # it asks what was meant

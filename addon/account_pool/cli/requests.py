@@ -27,9 +27,19 @@ _RIGHT = frozenset({5, 6, 7, 8})
 
 
 def instant(text: str) -> str:
-    """Return *text*, an instant or how long ago (30m, 24h, 7d), as the REST API takes it."""
+    """Return *text*, an instant or how long ago (30m, 24h, 7d), as the REST API takes it.
+
+    Raises ValueError where it is neither.
+    """
     found = _AGO.fullmatch(text)
     if found is None:
+        try:
+            datetime.fromisoformat(text)
+        except ValueError:
+            raise ValueError(
+                f"{text}: write a day, an instant, or how long ago, such as 2026-08-01, "
+                "2026-08-01T13:00:00Z or 24h (m, h and d)"
+            ) from None
         return text
     ago = timedelta(**{_UNITS[found[2]]: int(found[1])})
     return (datetime.now(UTC) - ago).isoformat(timespec="seconds")
