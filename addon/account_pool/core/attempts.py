@@ -152,7 +152,7 @@ class Attempts:
     def begin(self, now: float) -> Step:
         """Start: choose an account."""
         self._expect(Phase.NEW)
-        return self._enter(self._choose(now), now)
+        return self._enter(_choose(self, now), now)
 
     def began(self, now: float) -> None:
         """The first byte of a response to the running attempt is here, whatever it is."""
@@ -216,7 +216,7 @@ class Attempts:
         self.held(Phase.SENT)
         self.history.pop()
         self._return(None, now)
-        return self._enter(self._choose(now), now)
+        return self._enter(_choose(self, now), now)
 
     def refreshed(self, changed: bool | None, now: float) -> Step:
         """The credential of the running lease was renewed, or not; None: that goes on."""
@@ -244,7 +244,7 @@ class Attempts:
         # Whoever is out of the line is overtaken.
         self.pool.admit(self.facts.provider, now=now)
         lease = self.choice.take_given(now)
-        return self._enter(self._choose(now) if lease is None else self._go(lease, now), now)
+        return self._enter(_choose(self, now) if lease is None else _go(self, lease, now), now)
 
     def stopped(self, now: float) -> Step:
         """The proxy shuts down while this is held for an account: its client is told so."""
@@ -320,29 +320,6 @@ class Attempts:
 
     # -- what follows
 
-    def _choose(self, now: float) -> Step:
-        if not self.may_send:
-            return _out_of_attempts(self, now)
-        match self.choice.choose(now, len(self.history)):
-            case Lease() as lease:
-                return self._go(lease, now)
-            case Wait() as wait:
-                return wait
-            case nobody:
-                return _unserved(self, nobody, now)
-
-    def _go(self, lease: Lease, now: float) -> Step:
-        """Send with *lease*; the conversation lives there from now on."""
-        home = self.choice.home
-        moves = home is not None and home != lease.key
-        self.lease = lease
-        self._left = home if moves else None
-        if lease.probe:
-            self.events.probed(lease.key, now)
-        for_model = moves and self.choice.leaves_for_model(now)
-        self.session.sent_to(lease.key, now, for_model=for_model)
-        return self.send(lease)
-
     def send(self, lease: Lease, *, fresh: bool = False) -> Send:
         """Begin an attempt with *lease*."""
         self.history.append(Attempt(number=len(self.history) + 1, key=lease.key))
@@ -393,10 +370,35 @@ class Attempts:
 # -- how it goes on, or ends
 
 
+def _choose(attempts: Attempts, now: float) -> Step:
+    if not attempts.may_send:
+        return _out_of_attempts(attempts, now)
+    match attempts.choice.choose(now, len(attempts.history)):
+        case Lease() as lease:
+            return _go(attempts, lease, now)
+        case Wait() as wait:
+            return wait
+        case nobody:
+            return _unserved(attempts, nobody, now)
+
+
+def _go(attempts: Attempts, lease: Lease, now: float) -> Step:
+    """Send with *lease*; the conversation lives there from now on."""
+    home = attempts.choice.home
+    moves = home is not None and home != lease.key
+    attempts.lease = lease
+    attempts._left = home if moves else None
+    if lease.probe:
+        attempts.events.probed(lease.key, now)
+    for_model = moves and attempts.choice.leaves_for_model(now)
+    attempts.session.sent_to(lease.key, now, for_model=for_model)
+    return attempts.send(lease)
+
+
 def _choose_if(attempts: Attempts, refusal_is_replayable: bool, now: float) -> Step:
     """Choose again, if the request can be sent again; else deliver the refusal."""
     if refusal_is_replayable and attempts.replayable:
-        return attempts._choose(now)
+        return _choose(attempts, now)
     # Its client may come back when an account can serve.
     attempts.suspects.drop(now)
     return Deliver(attempts.choice.soonest_s(now))
@@ -405,7 +407,7 @@ def _choose_if(attempts: Attempts, refusal_is_replayable: bool, now: float) -> S
 def _again(attempts: Attempts, lease: Lease, now: float, *, fresh: bool = False) -> Step:
     """Send on the same account once more, if it may still serve."""
     renewed = attempts.lease = attempts.pool.renew(lease, now=now)
-    return attempts._choose(now) if renewed is None else attempts.send(renewed, fresh=fresh)
+    return _choose(attempts, now) if renewed is None else attempts.send(renewed, fresh=fresh)
 
 
 def _unserved(attempts: Attempts, nobody: NoUsableAccount, now: float) -> Step:
@@ -537,7 +539,7 @@ def _spread(attempts: Attempts, lease: Lease, outcome: Outcome, now: float) -> S
     if limited or refusals > 1:
         attempts.suspects.drop(now)
         return Deliver()
-    return attempts._choose(now)
+    return _choose(attempts, now)
 
 
 def _repeat(attempts: Attempts, lease: Lease, outcome: Outcome, now: float) -> Step:
@@ -555,7 +557,7 @@ def _repeat(attempts: Attempts, lease: Lease, outcome: Outcome, now: float) -> S
         if other is not None:
             attempts._asked_another = True
             attempts._return(None, now)
-            return attempts._go(other, now)
+            return _go(attempts, other, now)
     return _deliver(attempts, lease, outcome, now)
 
 

@@ -89,7 +89,32 @@ def is_interim(status: int) -> bool:
     return 100 <= status < 200 and status != SWITCHING_PROTOCOLS
 
 
-def is_response(response: http.Response, request: http.Request) -> bool:
+def wrong_with(
+    response: http.Response, request: http.Request, *, over_http2: bool, validates: bool
+) -> tuple[str, str] | None:
+    """Return why *response* is no valid one to *request*, and what helps; None: it is valid.
+
+    What can be mended in its head is, so that its client takes it.
+
+    Args:
+        over_http2: whether its client gets it over HTTP/2.
+        validates: whether mitmproxy's option validate_inbound_headers is on.
+    """
+    if not _is_response(response, request):
+        return "", ""
+    if over_http2 and _is_too_long(response):
+        return "its head is too long", ""
+    _unfold_fields(response)
+    wrong = _refused_in(response) if validates else None
+    if wrong is None:
+        return None
+    if response.status_code >= 400:
+        _drop_invalid_fields(response)
+        return None
+    return wrong, "; see the option validate_inbound_headers"
+
+
+def _is_response(response: http.Response, request: http.Request) -> bool:
     """Say whether *response* can be the final response to *request*.
 
     A protocol is switched only where the client asked for that (RFC 9110, 7.8), and never
@@ -101,7 +126,7 @@ def is_response(response: http.Response, request: http.Request) -> bool:
     return 200 <= response.status_code < 600
 
 
-def unfold_fields(response: http.Response) -> None:
+def _unfold_fields(response: http.Response) -> None:
     """Put a space in place of what breaks a line (RFC 9110, 5.5).
 
     Clients end the connection at it, over HTTP/2 with all that is on it.
@@ -115,7 +140,7 @@ def unfold_fields(response: http.Response) -> None:
         response.data.reason = _CONTROL.sub(b" ", response.data.reason)
 
 
-def wrong_with(response: http.Response) -> str | None:
+def _refused_in(response: http.Response) -> str | None:
     """Return what mitmproxy's validate_inbound_headers refuses in *response*, if anything."""
     try:
         validate_headers(response)
@@ -124,13 +149,13 @@ def wrong_with(response: http.Response) -> str | None:
     return None
 
 
-def is_too_long(response: http.Response) -> bool:
+def _is_too_long(response: http.Response) -> bool:
     """Say whether the head of *response* is more than an HTTP/2 client takes (RFC 9113, 6.5.2)."""
     sizes = (len(name) + len(value) + 32 for name, value in response.headers.fields)
     return sum(sizes) > MAX_LIST_BYTES
 
 
-def drop_invalid_fields(response: http.Response) -> None:
+def _drop_invalid_fields(response: http.Response) -> None:
     """Leave out of a refusal what is wrong with its head: what it says counts."""
     fields = response.headers.fields
     chunked = any(name.lower() == b"transfer-encoding" for name, _ in fields)

@@ -98,6 +98,39 @@ class AttemptRouter(Protocol):
         """Return what may be said of *text*, which is mitmproxy's."""
 
 
+class Timer:
+    """The timer of a stream: one thing at most is to be done later.
+
+    Attributes:
+        command: what runs; None between.
+    """
+
+    def __init__(self, layer: AttemptRouter) -> None:
+        self.command: commands.RequestWakeup | None = None
+        self._layer = layer
+        self._then: Callable[[], CommandGenerator[None]] | None = None
+
+    def set(
+        self, delay_s: float, then: Callable[[], CommandGenerator[None]]
+    ) -> CommandGenerator[None]:
+        """Run *then* in *delay_s* seconds unless `clear` comes first."""
+        self.clear()
+        self.command, self._then = commands.RequestWakeup(delay_s), then
+        yield self.command
+
+    def clear(self) -> None:
+        if self.command is not None:
+            self._layer.drop_timer(self.command)
+            self.command = self._then = None
+
+    def woke(self, event: events.Wakeup) -> CommandGenerator[None]:
+        """A timer has come: this one, or one that was cleared."""
+        then = self._then
+        if event.command is self.command and then is not None:
+            self.command = self._then = None
+            yield from then()
+
+
 class AttemptStream(HttpStream):
     """One client request and its attempts on the server side.
 
@@ -109,6 +142,7 @@ class AttemptStream(HttpStream):
         on_kept_connection: it went out on a connection that may have gone stale.
         interim_came: it was received: a response before the response says so.
         copy: of the response while it streams; None before and after.
+        timer: for what is bounded in time.
         call: set when the request goes to a host of the pool.
     """
 
@@ -129,8 +163,7 @@ class AttemptStream(HttpStream):
         self.on_kept_connection = False
         self.interim_came = False
         self.copy: BodyCopy | None = None
-        self._timer: commands.RequestWakeup | None = None
-        self._on_timer: Callable[[], CommandGenerator[None]] | None = None
+        self.timer = Timer(parent)
 
     # -- while paused
 
@@ -281,7 +314,7 @@ class AttemptStream(HttpStream):
         """An unexpected error in our code: nothing goes upstream, the client is told."""
         provider = self.provider
         logger.error(f"{provider.name}: internal error {where(error)}")
-        self.clear_timer()
+        self.timer.clear()
         with log_and_continue:
             self.settle(served=False)
         yield from self.cancel_attempt("internal error")
@@ -309,28 +342,6 @@ class AttemptStream(HttpStream):
         """Whether it is a WebSocket of the pool that has been opened and not closed."""
         is_socket = self.call is not None and isinstance(self.child_layer, WebsocketLayer)
         return is_socket and self.flow.live
-
-    # -- timers
-
-    def set_timer(
-        self, delay_s: float, then: Callable[[], CommandGenerator[None]]
-    ) -> CommandGenerator[None]:
-        """Run *then* in *delay_s* seconds unless `clear_timer` comes first."""
-        self.clear_timer()
-        self._timer, self._on_timer = commands.RequestWakeup(delay_s), then
-        yield self._timer
-
-    def clear_timer(self) -> None:
-        if self._timer is not None:
-            self.layer.drop_timer(self._timer)
-            self._timer = self._on_timer = None
-
-    def woke(self, event: events.Wakeup) -> CommandGenerator[None]:
-        """A timer has come."""
-        then = self._on_timer
-        if event.command is self._timer and then is not None:
-            self._timer = self._on_timer = None
-            yield from then()
 
     # -- the response
 

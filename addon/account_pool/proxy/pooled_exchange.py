@@ -17,7 +17,6 @@ from collections.abc import Generator, Mapping
 from itertools import islice
 from typing import Any, assert_never, cast
 
-from mitmproxy import http
 from mitmproxy.connection import Connection
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layer import CommandGenerator
@@ -44,7 +43,7 @@ from account_pool.core.sse import Verdict
 from account_pool.core.steps import Deliver, Refresh, Send, Step, Synthesize, Wait
 from account_pool.core.usage import END_BYTES
 from account_pool.providers.base import CannotSwap, LocalResponse, Route
-from account_pool.proxy import flow_view, redaction
+from account_pool.proxy import flow_view, headers, redaction
 from account_pool.proxy.counted_streams import filter_of
 from account_pool.proxy.credential_swap import Outgoing
 from account_pool.proxy.events import (
@@ -52,13 +51,6 @@ from account_pool.proxy.events import (
     GetFreshConnection,
     InterimResponse,
     WholeResponse,
-)
-from account_pool.proxy.headers import (
-    drop_invalid_fields,
-    is_response,
-    is_too_long,
-    unfold_fields,
-    wrong_with,
 )
 from account_pool.proxy.http_stream import (
     NO,
@@ -273,7 +265,7 @@ class PooledExchange(PooledUpload):
             case RequestProtocolError():
                 return self.client_left(event)
             case events.Wakeup():
-                return self.woke(event)
+                return self.timer.woke(event)
             case EventHandled():
                 return self.event_handled()
             case _:
@@ -282,7 +274,7 @@ class PooledExchange(PooledUpload):
     def event_handled(self) -> CommandGenerator[None]:
         """Everybody has handled the event: send the replay, or bound the reading in time."""
         if self.server_state == self.state_read_response:
-            yield from self.set_timer(self.service.settings.gate_s, self._reading_expired)
+            yield from self.timer.set(self.service.settings.gate_s, self._reading_expired)
         elif self.server_state == self.state_between_attempts and not self._attempts.over:
             step, self._pending = self._pending, None
             if isinstance(step, Send):
@@ -411,8 +403,14 @@ class PooledExchange(PooledUpload):
     def state_wait_for_response_headers(self, event: ResponseHeaders) -> CommandGenerator[None]:
         """The attempt runs; nothing has come back yet."""
         call, attempts = self._call, self._attempts
-        if wrong := self._wrong_with(event.response):
-            yield from self._not_a_response(event.response, wrong)
+        wrong = headers.wrong_with(
+            event.response,
+            self.flow.request,
+            over_http2=self.context.client.alpn == b"h2",
+            validates=self.context.options.validate_inbound_headers,
+        )
+        if wrong is not None:
+            yield from self._not_a_response(event.response, *wrong)
             return
         self.marks.append((Mark.HEAD, self.service.now()))
         self.layer.answered.add(self.context.server)
@@ -435,23 +433,6 @@ class PooledExchange(PooledUpload):
         self.server_state = self.state_read_response
         # Mostly the response comes with its head, and no timer is needed.
         self.layer.when_handled.append(self)
-
-    def _wrong_with(self, response: http.Response) -> str | None:
-        """Return why *response* is no valid response, None if it is one."""
-        if not is_response(response, self.flow.request):
-            return "no valid answer"
-        if self.context.client.alpn == b"h2" and is_too_long(response):
-            return "no valid answer: its head is too long"
-        unfold_fields(response)
-        validates = self.context.options.validate_inbound_headers
-        wrong = wrong_with(response) if validates else None
-        if wrong is None:
-            return None
-        if response.status_code >= 400:
-            drop_invalid_fields(response)
-            return None
-        why = redaction.reason_of(wrong, self.sent_secrets.and_passwords(self.context.options))
-        return f"no valid answer: {why}; see the option validate_inbound_headers"
 
     def state_read_response(self, event: events.Event) -> CommandGenerator[None]:
         """The head is held back until it is known what the response is."""
@@ -496,13 +477,9 @@ class PooledExchange(PooledUpload):
             self.untie()
 
     def _read(self, verdict: Verdict) -> CommandGenerator[None]:
-        match verdict:
-            case Verdict.CONTINUE:
-                return NO
-            case Verdict.COMMIT:
-                return self._commit(end_stream=False)
-            case Verdict.REFUSE:
-                return self._refused()
+        if verdict is Verdict.CONTINUE:
+            return NO
+        return self._refused() if verdict is Verdict.REFUSE else self._commit(end_stream=False)
 
     def _reading_expired(self) -> CommandGenerator[None]:
         if self.server_state == self.state_read_response:
@@ -516,8 +493,8 @@ class PooledExchange(PooledUpload):
         *secrets* must not be echoed in it; None for a success, which echoes nothing.
         """
         call, reader, attempts = self._call, self._reader, self._attempts
-        if self._timer is not None:
-            self.clear_timer()
+        if self.timer.command is not None:
+            self.timer.clear()
         self._committed = True
         if self in self.layer.when_handled:
             self.layer.when_handled.remove(self)  # there is no reading to be bounded any more
@@ -615,7 +592,7 @@ class PooledExchange(PooledUpload):
             yield from self.websocket.handle(part)
 
 
-def _content_length(headers: Mapping[str, str]) -> int:
+def _content_length(fields: Mapping[str, str]) -> int:
     """Return the announced length of the body, 0 if there is none or it is nonsense."""
-    value = headers.get("content-length", "")
+    value = fields.get("content-length", "")
     return int(value) if value.isascii() and value.isdigit() else 0

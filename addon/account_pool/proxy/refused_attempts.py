@@ -146,14 +146,10 @@ class RefusedAttempts(AttemptStream):
 
     # -- refused, or broken off
 
-    def _is_refused_for_ours(self, reader: ResponseReader, model: str | None) -> bool:
-        status = reader.response.status_code
-        return self.service.counted_streams.is_refused(status, reader.opening(), model)
-
     def _refused(self) -> CommandGenerator[None]:
         """Ask what the refusal means, and do what follows."""
         attempts, reader = self._attempts, self._reader
-        self.clear_timer()
+        self.timer.clear()
         if attempts.over:
             return  # the client has left: `Service.client_gone` was quicker than its event
         outcome = self._call.provider.classify(
@@ -176,7 +172,10 @@ class RefusedAttempts(AttemptStream):
         except Exception as e:
             log_and_continue.log(e)
         now, model = self.service.now(), attempts.facts.model
-        if self.asks_usage and attempts.may_send and self._is_refused_for_ours(reader, model):
+        asked = self.asks_usage and attempts.may_send
+        if asked and self.service.counted_streams.is_refused(
+            reader.response.status_code, reader.opening(), model
+        ):
             self._pending = attempts.refused_for_ours(outcome, now)
         else:
             self._pending = attempts.refused(outcome, now)
@@ -187,7 +186,7 @@ class RefusedAttempts(AttemptStream):
             yield from self._drained()
         else:
             self.server_state = self.state_drain
-            yield from self.set_timer(DRAIN_S, self._drained)
+            yield from self.timer.set(DRAIN_S, self._drained)
 
     def state_drain(self, event: events.Event) -> CommandGenerator[None]:
         """The response is refused; its rest is read so that the connection stays good."""
@@ -196,7 +195,7 @@ class RefusedAttempts(AttemptStream):
 
     def _drained(self) -> CommandGenerator[None]:
         """The refused response was read as far as it will be: go on."""
-        self.clear_timer()
+        self.timer.clear()
         complete = self._reader.complete
         step, self._pending = self._pending, None
         if isinstance(step, Deliver) and self._refusal is self._reader and self._reader.may_follow:
@@ -222,7 +221,7 @@ class RefusedAttempts(AttemptStream):
 
     def attempt_broke(self, event: ResponseProtocolError) -> CommandGenerator[None]:
         """The connection or stream of the attempt has ended before its response."""
-        self.clear_timer()
+        self.timer.clear()
         if isinstance(event, Silent):
             yield from self.cancel_attempt("silent")
         self.forget_attempt()
@@ -253,7 +252,7 @@ class RefusedAttempts(AttemptStream):
 
     def client_left(self, event: RequestProtocolError) -> CommandGenerator[None]:
         """The client is gone: the lease is free at once, and nobody is to blame."""
-        self.clear_timer()
+        self.timer.clear()
         # Clients hang up as soon as they have the last event: a
         # departure after the commit point is a success.
         self.settle(served=self._committed, left=True)
@@ -334,8 +333,13 @@ class RefusedAttempts(AttemptStream):
         for piece in self.redactor(event.data):
             yield from self.server_state(ResponseData(self.stream_id, piece))
 
-    def _not_a_response(self, response: http.Response, why: str) -> CommandGenerator[None]:
+    def _not_a_response(
+        self, response: http.Response, wrong: str, remedy: str
+    ) -> CommandGenerator[None]:
         """What came is none: a protocol nobody asked for, a status or a head there is not."""
+        secrets = self.sent_secrets.and_passwords(self.context.options)
+        reason = redaction.reason_of(wrong, secrets)
+        why = ": ".join(filter(None, ("no valid answer", reason))) + remedy
         provider = self._call.provider
         logger.warning(f"{provider.name}: invalid answer with status {response.status_code}")
         yield from self.cancel_attempt("invalid answer")

@@ -16,7 +16,7 @@ account that grants others cannot take over.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -60,7 +60,7 @@ from account_pool.core.steps import Send
 from account_pool.core.usage import CountKey, Usage, of_frame
 from account_pool.providers.base import LocalResponse, RequestHead
 from account_pool.proxy.credential_swap import Outgoing
-from account_pool.proxy.http_stream import AttemptRouter
+from account_pool.proxy.http_stream import AttemptRouter, Timer
 from account_pool.proxy.pooled_request import PooledRequest
 from account_pool.proxy.response_reader import MAX_GATE_BYTES, ResponseReader
 from account_pool.proxy.service import Service
@@ -98,6 +98,7 @@ class UpgradedStream(Protocol):
     call: PooledRequest | None
     attempts: Attempts | None
     attempt_id: int | None
+    timer: Timer
 
     # requests behind the socket
     def outgoing(self, lease: Lease) -> Outgoing | LocalResponse: ...
@@ -110,13 +111,6 @@ class UpgradedStream(Protocol):
     def settle(self, *, served: bool, left: bool = False) -> None: ...
     def pass_on(self, event: events.Event) -> CommandGenerator[None]: ...
     def show_replay(self) -> None: ...
-
-    # time
-    def set_timer(
-        self, delay_s: float, then: Callable[[], CommandGenerator[None]]
-    ) -> CommandGenerator[None]: ...
-    def clear_timer(self) -> None: ...
-    def woke(self, event: events.Wakeup) -> CommandGenerator[None]: ...
 
 
 #: How a turn has ended, by the provider's last word.
@@ -182,7 +176,7 @@ class PooledWebsocket:
         """An unexpected error in our code: the socket ends, and its account is free at once."""
         stream = self.stream
         logger.error(f"{self.request.provider.name}: internal error in a WebSocket: {where(error)}")
-        stream.clear_timer()
+        stream.timer.clear()
         with log_and_continue:
             stream.settle(served=False)
         replay, self.replay = self.replay, None
@@ -364,7 +358,7 @@ class WebsocketReplay:
     def handle(self, event: events.Event) -> CommandGenerator[None]:
         """Handle an event of the socket in place of mitmproxy's layer."""
         if isinstance(event, events.Wakeup):
-            return self._stream.woke(event)
+            return self._stream.timer.woke(event)
         if self.elsewhere is not None:
             return self._while_leaving(self.elsewhere, event)
         return self._while_opening(event) if self._opening else self._while_holding(event)
@@ -395,7 +389,7 @@ class WebsocketReplay:
         if isinstance(event, ResponseData):
             if not self._held:
                 gate_s = self._stream.service.settings.gate_s
-                yield from self._stream.set_timer(gate_s, self._release)
+                yield from self._stream.timer.set(gate_s, self._release)
             yield from self._hold(event.data)
             return
         if isinstance(event, ResponseEndOfMessage | ResponseProtocolError):
@@ -440,7 +434,7 @@ class WebsocketReplay:
     def _release(self) -> CommandGenerator[None]:
         """Hand on what was held, as it came."""
         self.over = True
-        self._stream.clear_timer()
+        self._stream.timer.clear()
         held, self._held = self._held, []
         for data in held:
             yield from self._websocket.relay(ResponseData(self._stream.stream_id, data))
@@ -469,7 +463,7 @@ class WebsocketReplay:
     def _open(self, send: Send) -> CommandGenerator[None]:
         """Ask the account of *send* for a handshake behind the open socket."""
         stream = self._stream
-        stream.clear_timer()
+        stream.timer.clear()
         yield from stream.cancel_attempt("refused")
         self._opening, self._reader = True, None
         outgoing = stream.outgoing(send.lease)
@@ -479,7 +473,7 @@ class WebsocketReplay:
             yield from self._failed(None)
             return
         self._socket.server_ws = self._side(stream.context.server)
-        yield from stream.set_timer(HANDSHAKE_S, lambda: self._failed(None))
+        yield from stream.timer.set(HANDSHAKE_S, lambda: self._failed(None))
         yield from stream.send_attempt(outgoing.request)
         stream.service.later(stream.show_replay)
 
@@ -502,7 +496,7 @@ class WebsocketReplay:
                 yield from self._failed(self._handshake_outcome())
             case RequestEndOfMessage() | RequestProtocolError():
                 self.over = True
-                stream.clear_timer()
+                stream.timer.clear()
                 stream.settle(served=False, left=True)
                 yield from stream.cancel_attempt("client left")
                 yield from self._websocket.relay(event)
@@ -531,7 +525,7 @@ class WebsocketReplay:
         """The other account takes the socket over: send it what the client has said."""
         stream = self._stream
         assert stream.attempts is not None
-        stream.clear_timer()
+        stream.timer.clear()
         stream.attempts.committed(stream.service.now())
         lease = stream.attempts.lease
         assert lease is not None
@@ -569,7 +563,7 @@ class WebsocketReplay:
         """Hand on what the provider said, and close."""
         stream = self._stream
         self.over = True
-        stream.clear_timer()
+        stream.timer.clear()
         stream.settle(served=False)
         for message in self._messages:
             yield from self._websocket.relay(WebSocketMessageInjected(stream.flow, message))
