@@ -318,6 +318,14 @@ def test_a_tool_may_be_elsewhere(stage):
     assert run(["login", "codex", "--label", "work", "--program", str(elsewhere)]) == 0
 
 
+def test_a_program_may_be_named_from_where_one_is(stage, monkeypatch):
+    stage.does("claude", of("claude"))
+    assert run(["login", "claude", "--label", "work", "--program", "bin/claude"]) == 0
+    monkeypatch.setenv("PATH", "bin")
+    stage.does("codex", of("codex"))
+    assert run(["login", "codex", "--label", "work"]) == 0
+
+
 def test_a_gemini_with_one_home_only_is_not_started(stage, capsys):
     stage.does("gemini", of("gemini"))
     (stage.folder / "client.js").write_text("")

@@ -192,7 +192,8 @@ def log_in(asked: LogIn, path: Path, environ: Mapping[str, str]) -> int:
 def _find(asked: LogIn, environ: Mapping[str, str]) -> str:
     """Return the program. Raises CannotRun that says how to get it."""
     try:
-        return find_program(str(asked.program or asked.tool), environ)
+        # Absolute: the tool is started in a folder of its own, and PATH may have relative entries.
+        return str(Path(find_program(str(asked.program or asked.tool), environ)).absolute())
     except CannotRun as error:
         package = TOOLS_THAT_LOG_IN[asked.tool].package
         why = f"{error}; install it: npm install -g {package}, or name it: --program PATH"
