@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,7 @@ class FakeProxy:
         self.added = AddedFile(None if in_memory else folder / "state.sqlite")
         self.sums: dict[tuple[str, ...], dict[str, float]] = {}
         self.resets: dict[tuple[str, ...], dict[str, float]] = {}
+        self.store_problem: Callable[[], Awaitable[object]] | None = None
         self.rules = Rules()
         self.store: StateStore | None = MemoryStore().state()
         self.server: AdminServer = admin_exchange.open_admin_server(
@@ -119,6 +120,8 @@ class FakeProxy:
         return None if self.store is None else question(self.store)
 
     async def _counted(self, name: str) -> dict[tuple[str, ...], dict[str, float]]:
+        if self.store_problem is not None:
+            await self.store_problem()
         return self.sums if name == "usage" else self.resets
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
+from account_pool.admin import routes
 from account_pool.admin.auth import MAX_CODES, MAX_FAILURES, Rules
 from account_pool.admin.http import MAX_BODY_BYTES
 from account_pool.admin.routes import ENDPOINTS
@@ -650,3 +652,20 @@ async def test_fresh_figures(proxy, body, asked):
     assert [a["key"] for a in accounts if a["look_up"] is not None] == asked
     for wrong in ({"provider": "nobody"}, {"provider": "openai", "label": "three"}):
         assert (await proxy.ask("/usage/refresh", wrong)).status == 404
+
+
+async def test_a_store_that_fails_or_hangs_keeps_no_account_from_view(proxy, monkeypatch):
+    async def fail() -> None:
+        raise StoreError("the disk has an error")
+
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(routes, "USAGE_S", 0.0)
+    for problem in (hang, fail):
+        proxy.store_problem = problem
+        assert len(told(await proxy.ask("/account-pool"))["accounts"]) == 2
+    # What is about nothing but its sums says why there are none.
+    refused = await proxy.ask("/usage")
+    assert (refused.status, code(refused)) == (503, "no_state")
+    assert told(refused)["error"]["message"] == "the disk has an error"

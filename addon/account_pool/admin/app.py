@@ -47,7 +47,11 @@ def make_app(context: AdminContext, admit: Admit) -> Starlette:
     routes = [Route(path, _Route(method, handler, admit)) for method, path, handler in handlers]
     app = Starlette(
         routes=routes,
-        exception_handlers={ApiError: _refused, HTTPException: _not_found},
+        exception_handlers={
+            ApiError: _refused,
+            HTTPException: _not_found,
+            StoreError: _without_state,
+        },
     )
     app.router.redirect_slashes = False
     return app
@@ -183,6 +187,10 @@ def _events_handler(context: AdminContext) -> Handler:
 async def _refused(_request: Request, error: Exception) -> Response:
     refused = cast(ApiError, error)
     return JSONResponse(refused.as_dict(), refused.status, headers=dict(refused.headers))
+
+
+async def _without_state(request: Request, error: Exception) -> Response:
+    return await _refused(request, ApiError(503, "no_state", str(error)))
 
 
 async def _not_found(request: Request, error: Exception) -> Response:

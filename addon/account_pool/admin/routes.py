@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,13 @@ from account_pool.core.decision_text import line
 from account_pool.core.decisions import Decision
 from account_pool.core.instruments import DecisionCounter
 from account_pool.core.state import AccountState
+from account_pool.store.store import StoreError
 from account_pool.supervision import tasks
 from account_pool.workers.worker import Link
+
+#: How long accounts are not shown because the state database takes its time, seconds: whoever asks
+#: (`account-pool status`) waits 3.
+USAGE_S = 1.0
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -98,7 +104,12 @@ class AdminContext:
 
     async def extras(self) -> views.AccountExtras:
         """Return sessions and usage by account."""
-        sums, clocks = await self.counted("usage"), self.clocks()
+        sums: Sums = {}
+        # What accounts can do is known without it: no state database keeps that from anybody.
+        with suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(USAGE_S):
+                sums = await self.counted("usage")
+        clocks = self.clocks()
         return views.AccountExtras(
             sessions=views.sessions_by_account(self.service.sessions, clocks.now),
             usage=views.usage_of_day(sums, views.day_of(clocks.wall_now)),
