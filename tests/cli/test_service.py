@@ -167,6 +167,7 @@ def test_it_is_installed_and_removed(systemctl, places, tmp_path, monkeypatch, c
     name = f"account-pool-{port}.service"
     file = tmp_path / ".config/systemd/user" / name
     text = file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
     assert f'"--port" "{port}"' in text
     assert '"--set" "pool_drain=5"' in text
     assert f'"--accounts-file" "{tmp_path}/mine.yaml"' in text

@@ -300,6 +300,9 @@ def install(
         who = "a proxy runs already" if isinstance(found, api.Health) else "something listens"
         return fail(f"{who} at {HOST}:{plan.port}: end it first, or name another --port")
     service.file.parent.mkdir(parents=True, exist_ok=True)
+    # Arguments of `serve` may hold a password (`--set proxyauth=...`).
+    service.file.touch(mode=0o600)
+    service.file.chmod(0o600)
     service.file.write_bytes(service.definition)
     print(f"{service.what}: {shown(service.file)}")
     warn(*_unset(loaded, service))
