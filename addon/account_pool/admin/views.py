@@ -279,22 +279,24 @@ def sessions_view(sessions: Sessions, pins: Pins, clocks: Clocks, limit: int) ->
     rows = [
         {
             "key": key,
-            "account": str(session.account),
+            # One key of a pinned conversation may still name where another model of it was served.
+            "account": str(owner or session.account),
             "used_at": clocks.iso(session.used_at),
             "idle_s": _seconds(clocks.now - session.used_at),
             "turns": session.in_flight,
-            "pinned": _is_pinned(key, session.account.provider, pins),
+            "pinned": owner is not None,
             "session": session_hash(session_of(key, session.account.provider)),
         }
         for key, session in known
         if session is not None
+        for owner in [_pinned_to(key, session.account.provider, pins)]
     ]
     return {"sessions": rows, "total": len(sessions)}
 
 
-def _is_pinned(key: str, provider: str, pins: Pins) -> bool:
+def _pinned_to(key: str, provider: str, pins: Pins) -> AccountKey | None:
     session = session_of(key, provider) if pins.has_sessions else None
-    return session is not None and pins.is_pinned(provider, session)
+    return None if session is None else pins.pinned_to(provider, session)
 
 
 def sessions_by_account(sessions: Sessions, now: float) -> Mapping[AccountKey, int]:

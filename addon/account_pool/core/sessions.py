@@ -133,7 +133,12 @@ class Pins:
 
     def is_pinned(self, provider: str, session: str) -> bool:
         """Say whether that conversation is pinned, without using the pin."""
-        return _session_pin(provider, session) in self._known
+        return self.pinned_to(provider, session) is not None
+
+    def pinned_to(self, provider: str, session: str) -> AccountKey | None:
+        """Return what `session_owner` does, without using the pin."""
+        known = self._known.get(_session_pin(provider, session))
+        return None if known is None else known[0]
 
     def note_used(self, now: float) -> None:
         """Count those that were named as used now: the store forgets what nobody uses."""
