@@ -6,6 +6,8 @@ a fresh install stopped starting. Every import counts here, also one inside a fu
 Among the files of the package, imports make no circles, and lead from a folder to those
 below it only, in the order of docs/code.md. Imports for types count too: a file that
 needs another to be understood depends on it.
+
+No file and no class of the package is so large that it must hold several ideas.
 """
 
 from __future__ import annotations
@@ -51,6 +53,8 @@ PACKAGE = ROOT / "addon" / "account_pool"
     r"from a folder to those after it: ([^.]+)\.", (ROOT / "docs" / "code.md").read_text("utf-8")
 )
 FOLDERS = [*re.findall(r"`(\w+)`", _LINE), ""]
+#: Lines of a file, and methods of a class, at most. What has more is split along its ideas.
+MAX_LINES, MAX_METHODS = 600, 25
 #: By which file, which one, and in which way.
 Edges = dict[tuple[str, str], str]
 
@@ -184,6 +188,23 @@ def circles(edges: Edges) -> Edges:
     return {(file, to): how for (file, to), how in edges.items() if file in reached[to]}
 
 
+def too_large(folder: Path) -> dict[str, int]:
+    """Return files of *folder* with too many lines, classes with too many methods, and how many."""
+    found: dict[str, int] = {}
+    for path in sorted(folder.rglob("*.py")):
+        source, name = path.read_text(encoding="utf-8"), path.relative_to(folder).as_posix()
+        if (lines := len(source.splitlines())) > MAX_LINES:
+            found[name] = lines
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef) and (many := methods(node)) > MAX_METHODS:
+                found[f"{name}: {node.name}"] = many
+    return found
+
+
+def methods(node: ast.ClassDef) -> int:
+    return sum(isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef) for part in node.body)
+
+
 def rank(file: str) -> int:
     folder = file.partition("/")[0]
     return FOLDERS.index(folder if folder in FOLDERS else "")
@@ -200,6 +221,22 @@ def test_imports_between_folders_run_downwards():
 
 def test_imports_between_files_make_no_circle():
     assert circles(edges(PACKAGE)) == {}
+
+
+def test_no_file_and_no_class_is_too_large():
+    assert too_large(PACKAGE) == {}
+
+
+def test_what_is_too_large_is_found(tmp_path):
+    few, many = (
+        f"class {name}:\n" + "    def a(self): ...\n    async def b(self): ...\n" * pairs
+        for name, pairs in (("Few", MAX_METHODS // 2), ("Many", MAX_METHODS // 2 + 1))
+    )
+    (tmp_path / "core").mkdir()
+    (tmp_path / "core" / "a.py").write_text(few + many)
+    (tmp_path / "b.py").write_text("\n" * (MAX_LINES + 1))
+    (tmp_path / "c.py").write_text("\n" * MAX_LINES)
+    assert too_large(tmp_path) == {"core/a.py: Many": 26, "b.py": MAX_LINES + 1}
 
 
 def test_what_the_package_imports_is_declared():

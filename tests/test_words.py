@@ -16,7 +16,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "addon" / "account_pool"
 #: Their docstrings are the help of commands.
-HELP = {"cli/commands.py", "proxy/commands.py"}
+HELP = {
+    "cli/commands.py",
+    "cli/account_commands.py",
+    "cli/history_commands.py",
+    "proxy/commands.py",
+}
 #: The phrase, and what to write instead.
 WRONG = {
     r"\bcools\b": "is on cooldown",

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from account_pool.cli import import_accounts as module
-from account_pool.cli.import_formats import Found, Left, recognise
+from account_pool.cli.import_formats import recognise
+from account_pool.cli.import_items import Found, Left
 from account_pool.cli.main import run
 from account_pool.config.loader import load
 from account_pool.credentials.oauth import OAuthSource

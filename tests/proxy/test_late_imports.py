@@ -15,6 +15,7 @@ LATE = {
         *("account_pool.admin.app", "account_pool.admin.routes", "account_pool.admin.models"),
         *("account_pool.admin.metrics", "account_pool.admin.openapi", "account_pool.admin.actions"),
         *("account_pool.admin.page", "account_pool.admin.events", "account_pool.admin.workers"),
+        "account_pool.admin.schemas",
     ],
     "a person at the command line": [
         *("account_pool.cli", "account_pool.demo", "typer", "rich", "textual", "keyring"),

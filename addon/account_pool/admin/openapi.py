@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from account_pool import __version__
 from account_pool.admin.events import MEDIA_TYPE as EVENTS
 from account_pool.admin.metrics import MEDIA_TYPE
-from account_pool.admin.models import SCHEMAS
 from account_pool.admin.routes import ENDPOINTS, Endpoint
+from account_pool.admin.schemas import SCHEMAS
 
 #: What may be answered instead, and when.
 _REFUSALS: Mapping[int, str] = {

@@ -18,7 +18,8 @@ from typing import Any
 from rich.table import Table
 
 from account_pool.cli.accounts import accounts_of
-from account_pool.cli.import_formats import Contents, Found, Left, recognise
+from account_pool.cli.import_formats import Contents, recognise
+from account_pool.cli.import_items import Found, Left
 from account_pool.cli.output import fail, note, show, show_json
 from account_pool.config.accounts_file import shown
 from account_pool.config.edit import Entry, add_accounts, require_editable
