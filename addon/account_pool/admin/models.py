@@ -35,7 +35,7 @@ MAX_DEPTH = 8
 
 Text = Annotated[str, Field(min_length=1, max_length=256)]
 _KINDS = tuple(kind.value for kind in Kind)
-_STATUSES = tuple(status.value for status in Status)
+STATUSES = tuple(status.value for status in Status)
 #: The kinds of tokens, as rows name them.
 TOKENS = ("input", "cached", "cache_write", "output", "reasoning")
 #: What usage can be summed up by.
@@ -171,7 +171,7 @@ class _SomeRequests(_Query):
 class RequestsQuery(_SomeRequests):
     """Which rows are asked for."""
 
-    status: Literal[_STATUSES] | None = Field(  # type: ignore[valid-type]
+    status: Literal[STATUSES] | None = Field(  # type: ignore[valid-type]
         None, description="Only those that ended so."
     )
     limit: int = Field(100, ge=1, le=1000, description="Maximum number to return.")
@@ -186,7 +186,7 @@ class RequestsQuery(_SomeRequests):
 class SeriesQuery(_SomeRequests):
     """Which time is asked for, and in which steps."""
 
-    status: Literal[_STATUSES] | None = Field(  # type: ignore[valid-type]
+    status: Literal[STATUSES] | None = Field(  # type: ignore[valid-type]
         None, description="Only those that ended so."
     )
     step: int = Field(

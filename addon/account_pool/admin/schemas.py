@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from account_pool.admin.metrics import STATES
-from account_pool.admin.models import _STATUSES, GROUPS, TOKENS
+from account_pool.admin.models import GROUPS, STATUSES, TOKENS
 from account_pool.core.outcome import OutcomeClass
 
 Schema = Mapping[str, Any]
@@ -206,7 +206,7 @@ SCHEMAS: Mapping[str, Schema] = {
         model=_or_null(_TEXT), endpoint=_of("string", "its path without ids"),
         tool=_of("string", "by User-Agent, or the name given to proxyauth"),
         session=_or_null(_of("string", "a hash, as of decisions")),
-        status={"enum": list(_STATUSES)},
+        status={"enum": list(STATUSES)},
         http_status=_or_null(_of("integer",
             "of the response; 101: the handshake of a WebSocket, whose turns have null")),
         attempts=_COUNT, failovers=_COUNT, wait_s=_SECONDS,
