@@ -194,4 +194,4 @@ async def test_the_commands(provider, pool_proxy, tmp_path):
     assert out.splitlines()[0].startswith("tool,requests,input_tokens")
     assert out.splitlines()[1].startswith("claude-code,1,")
     code, _, err = await command("requests", "--from", "whenever")
-    assert (code, "write a day or an instant" in err) == (1, True)
+    assert (code, "write a day, an instant" in err) == (2, True)
