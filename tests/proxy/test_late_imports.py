@@ -28,7 +28,17 @@ LATE = {
         "account_pool.core.websocket_moves",
     ],
     "a request of our own": ["httpx", "httpcore", "account_pool.admin.requests"],
-    "an option that is off": ["opentelemetry"],
+    "an option that is off": [
+        *("opentelemetry", "account_pool.proxy.tracing", "account_pool.core.spans"),
+        *("account_pool.proxy.notifier", "account_pool.proxy.notify_targets"),
+        *("account_pool.core.notifications", "account_pool.config.notify"),
+        *("account_pool.proxy.look_ups", "account_pool.providers.look_ups"),
+        *("account_pool.core.look_ups", "account_pool.config.prices"),
+    ],
+    "the end of a request": [
+        *("account_pool.core.request_labels", "account_pool.core.prices"),
+        "account_pool.proxy.pricing",
+    ],
     "a replay": ["account_pool.proxy.replay_handler"],
 }
 _CODE = """

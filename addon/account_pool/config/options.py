@@ -7,14 +7,13 @@ options of type str there, read here; in accounts.yaml they are plain numbers.
 
 from __future__ import annotations
 
+import importlib
 import math
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from account_pool.config.notify import read_targets, shown_targets, write_targets
-from account_pool.config.prices import read_prices, write_prices
 from account_pool.config.problems import Wrong, shown
 from account_pool.core.browser import read_hosts, read_origins
 
@@ -139,6 +138,15 @@ def read_fast(text: str) -> frozenset[str]:
     return frozenset(FAST_STEPS[: 1 + max(map(FAST_STEPS.index, names))])
 
 
+def _late(module: str, name: str) -> Callable[[Any], Any]:
+    """Return a function of a *module* that is imported when it is first called."""
+
+    def call(value: Any) -> Any:
+        return getattr(importlib.import_module(f"account_pool.config.{module}"), name)(value)
+
+    return call
+
+
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 #: In the order of docs/options.md.
@@ -219,7 +227,8 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
         "Where to send a notification when an account goes or comes back: https://... for a "
         "webhook, ntfy:TOPIC, desktop, or a command, which gets JSON on its input; a list of "
         "these in accounts.yaml, where {env: NAME} names a variable that holds one.",
-        reader=read_targets, writer=write_targets, conceal=shown_targets),
+        reader=_late("notify", "read_targets"), writer=_late("notify", "write_targets"),
+        conceal=_late("notify", "shown_targets")),
     PoolOption("look_up", bool, False,
         "Ask Anthropic (Claude subscriptions), ChatGPT, GitHub and OpenRouter what idle accounts "
         "have left, at most every five minutes an account, under the name of this project."),
@@ -233,7 +242,7 @@ POOL_OPTIONS: tuple[PoolOption, ...] = (
         "Your own prices, in USD for a million tokens, by provider or account and model; and what "
         "a subscription costs a month. A list of mappings in accounts.yaml, JSON on the command "
         "line. All other models have their list price.",
-        reader=read_prices, writer=write_prices),
+        reader=_late("prices", "read_prices"), writer=_late("prices", "write_prices")),
     PoolOption("requests_kept", int, 30,
         "How many days a row about each request is kept in the state database: when, which account "
         "and model, how it ended, tokens, cost. Never a prompt or an answer. 0 keeps none."),

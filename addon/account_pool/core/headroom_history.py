@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from account_pool.core.headroom import tightest_window
 from account_pool.core.state import AccountState
@@ -13,8 +13,7 @@ from account_pool.core.state import AccountState
 EVERY_S, KEPT_S = 300.0, 86_400.0
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(NamedTuple):
     """One moment.
 
     Attributes:
@@ -27,12 +26,12 @@ class Sample:
     left: Mapping[str, float]
 
 
-@dataclass(slots=True)
 class HeadroomHistory:
     """The samples, oldest first; in memory only."""
 
-    samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=int(KEPT_S / EVERY_S)))
-    _due_at: float = 0.0
+    def __init__(self) -> None:
+        self.samples: deque[Sample] = deque(maxlen=int(KEPT_S / EVERY_S))
+        self._due_at = 0.0
 
     def note(self, states: Iterable[AccountState], now: float, wall_now: float) -> None:
         """Take a sample of *states* if it is time for one; *now* is monotonic seconds."""

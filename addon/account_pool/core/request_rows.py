@@ -14,7 +14,6 @@ from typing import NamedTuple
 from account_pool.core.decisions import one_line, session_hash
 from account_pool.core.instruments import Ended, Mark
 from account_pool.core.outcome import OutcomeClass
-from account_pool.core.request_labels import endpoint_of, tool_name
 
 COPILOT = "copilot"
 #: The longest name of a model that is kept.
@@ -85,6 +84,9 @@ class RequestRow(NamedTuple):
 
 def row_of(ended: Ended) -> RequestRow:
     """Return the row about *ended*, without its cost."""
+    # In the thread that writes the first row: its patterns take a while to compile.
+    from account_pool.core.request_labels import endpoint_of, tool_name  # noqa: PLC0415
+
     facts, history, usage = ended.facts, ended.history, ended.usage
     model = ended.counted[2] if ended.counted else facts.model
     began_at = wait_s = 0.0

@@ -128,8 +128,7 @@ class AccountPool:
         self._view = ViewRetention(self.service)
         self._siblings = Siblings(self.service)
         self.wiring.workers = self._siblings.count
-        self.wiring.notifier.is_first = self._siblings.is_first
-        self.wiring.pricing.is_first = self._siblings.is_first
+        self.wiring.late.is_first = self._siblings.is_first
 
     def load(self, loader: Loader) -> None:
         # Again when pool.py is reloaded: no option is deferred then.

@@ -29,7 +29,6 @@ from account_pool.core.headroom_history import HeadroomHistory
 from account_pool.core.instruments import Ended, Mark, Marks, Measured, RequestLog
 from account_pool.core.lease import Lease, RequestFacts
 from account_pool.core.pool import Pool
-from account_pool.core.prices import Prices
 from account_pool.core.sessions import Pins, Sessions, session_lease_of
 from account_pool.core.state import AccountState
 from account_pool.core.steps import Refresh, Wait
@@ -49,6 +48,7 @@ from account_pool.supervision import log_and_continue, tasks
 
 if TYPE_CHECKING:
     from account_pool.admin.actions import LookUpService
+    from account_pool.core.prices import Prices
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,13 @@ GONE_S = 5.0
 async def _closed(_visit: AdminRequest) -> AdminResponse:
     """The proxy has no accounts yet, and nothing to show."""
     return CLOSED
+
+
+def no_prices() -> Prices:
+    """Return the prices of an owner who has named none."""
+    from account_pool.core.prices import Prices  # noqa: PLC0415 - no visitor, no need
+
+    return Prices()
 
 
 class LookUpsOff:
@@ -140,7 +147,7 @@ class Service:
         self.ended = RequestLog()
         self.counted_streams = CountedStreams()
         self.rows_written: Callable[[], object] = lambda: None
-        self.prices: Callable[[], Prices] = Prices
+        self.prices: Callable[[], Prices] = no_prices
         self.recognizer, self.swaps = Recognizer(self.pins), Swaps(self.pins)
         self.observer = ResponseObserver(pool, self.pins, self.usages, self)
         self.refusals = Refusals()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from account_pool.core.notifications import Subject, Verdict
 from account_pool.proxy.store_access import StoreAccess, StoreClock
 from account_pool.store.store import NoticeStore, StoreError
+
+if TYPE_CHECKING:
+    from account_pool.core.notifications import Subject, Verdict
 
 
 class SharedNotices:

@@ -25,17 +25,14 @@ from mitmproxy.options import Options
 from mitmproxy.proxy.mode_specs import ProxyMode, UpstreamMode
 
 from account_pool.admin.auth import Rules
-from account_pool.config.notify import read_targets
 from account_pool.config.options import OptionValue
 from account_pool.config.options import settings as merged
-from account_pool.config.prices import read_prices
 from account_pool.config.values import Config
 from account_pool.core.account import AccountKey
 from account_pool.core.credential import Credential, identity
 from account_pool.core.errors import UnknownAccount
 from account_pool.core.instruments import Ended
 from account_pool.core.pool import Pool
-from account_pool.core.prices import Prices
 from account_pool.core.usage import Counted
 from account_pool.credentials.account_credential import Publish
 from account_pool.credentials.acquire import AcquireContext
@@ -50,16 +47,14 @@ from account_pool.credentials.sources import AccountEntry
 from account_pool.providers.base import LocalResponse, Provider
 from account_pool.proxy import draining, options, persistence
 from account_pool.proxy.fast.steps import Steps
-from account_pool.proxy.look_ups import HeadroomLookUps
-from account_pool.proxy.notifier import Notifier
+from account_pool.proxy.late_parts import LateParts, Needs
 from account_pool.proxy.persistence import Persistence
-from account_pool.proxy.pricing import Pricing
 from account_pool.proxy.service import Service
-from account_pool.proxy.shared_notices import SharedNotices
 from account_pool.store.sqlite import MemoryStore, SqliteStore
 from account_pool.store.store import StateStore, Store, TokenStore
 
 if TYPE_CHECKING:
+    from account_pool.proxy.shared_notices import SharedNotices
     from account_pool.proxy.tracing import Tracing
 
 logger = logging.getLogger(__name__)
@@ -104,9 +99,7 @@ class Wiring:
         service: what requests are served by.
         at_start: names of the options that were given when the proxy started.
         concealed: values of options that are secrets.
-        notifier: tells the owner when an account goes.
-        pricing: puts into rows about requests what they cost.
-        look_ups: asks providers what idle accounts have left.
+        late: notifications, look-ups and costs.
         tracing: sends spans about requests to a collector; None where none is named.
         known: the providers accounts may be of.
         keeper: what keeps the credentials; None before `start`.
@@ -122,13 +115,16 @@ class Wiring:
         service.state_problem = self._state_problem
         self.at_start: frozenset[str] = frozenset()
         self.concealed = options.Concealed()
-        self.notifier = Notifier(service, own_http)
-        self.pricing = Pricing()
-        service.rows_written = self.pricing.look
-        service.prices = lambda: self.pricing.prices
-        self.notifier.login_ends = self._login_ends
-        service.notify_targets = self.notifier.targets
-        service.look_ups = self.look_ups = HeadroomLookUps(service, own_http)
+        self.late = LateParts(
+            service,
+            Needs(
+                http_of=own_http,
+                ask_store=self.ask_store,
+                notices=self._shared_notices,
+                login_ends=self._login_ends,
+                is_vendors=self._is_vendors,
+            ),
+        )
         self.tracing: Tracing | None = None
         self.known: Mapping[str, Provider] = {}
         self.keeper: Keeper | None = None
@@ -169,9 +165,7 @@ class Wiring:
         self.service.ended.kept_days = int(values["requests_kept"])
         if self.fast is not None:
             self.fast.use(self.service.settings.fast)
-        self.notifier.use(read_targets(str(values["notify"])), ctx.options)
-        self.pricing.use(Prices(read_prices(str(values["prices"]))))
-        self.look_ups.use(ctx.options, on=bool(values["look_up"]))
+        self.late.use(values, ctx.options)
 
     def rules(self) -> Rules:
         """Return who may do what through the admin API."""
@@ -211,13 +205,7 @@ class Wiring:
             self.keeper.start()
         if self.persistence is not None:
             self.persistence.start()
-
-        def notices() -> SharedNotices | None:
-            return None if self.persistence is None else self.persistence.notices
-
-        self.notifier.start(notices)
-        self.pricing.start(self.ask_store)
-        self.look_ups.start(notices, self._is_vendors)
+        self.late.start()
         if any(name.startswith("OTEL_EXPORTER_") for name in os.environ):
             from account_pool.proxy.tracing import Tracing  # noqa: PLC0415 - rarely wanted
 
@@ -267,9 +255,7 @@ class Wiring:
         """Stop all of it; monotonic seconds: what *over_at* leaves time for is waited for."""
         if self.fast is not None:
             self.fast.use(())
-        self.notifier.stop()
-        self.pricing.stop()
-        self.look_ups.stop()
+        self.late.stop()
         if self.tracing is not None:
             self.tracing.stop()
         if self.keeper is not None:
@@ -367,6 +353,9 @@ class Wiring:
         """Say whether accounts of *provider* are at the vendor's own hosts."""
         exchange = None if self.keeper is None else self.keeper.context.exchange
         return exchange is None or exchange.is_github(provider)
+
+    def _shared_notices(self) -> SharedNotices | None:
+        return None if self.persistence is None else self.persistence.notices
 
     def _state_problem(self) -> str | None:
         return None if self.persistence is None else self.persistence.access.problem

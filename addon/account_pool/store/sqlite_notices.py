@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
-from account_pool.core.notifications import Event, Row, Subject, Verdict, note
 from account_pool.store.database import Database, with_room
+
+if TYPE_CHECKING:
+    from account_pool.core.notifications import Row, Subject, Verdict
 
 
 class SqliteNotices:
@@ -19,6 +22,8 @@ class SqliteNotices:
     def note(
         self, begun: Collection[Subject], ended: Collection[Subject], *, wall_now: float
     ) -> dict[Subject, Verdict]:
+        from account_pool.core.notifications import note  # noqa: PLC0415 - rarely wanted
+
         with self._database.writing() as connection:
             verdicts, changed = note(self._notices(connection), begun, ended, wall_now)
             connection.executemany(
@@ -44,6 +49,8 @@ class SqliteNotices:
         return [subject for subject, row in rows.items() if row.standing]
 
     def _notices(self, connection: sqlite3.Connection) -> dict[Subject, Row]:
+        from account_pool.core.notifications import Event, Row, Subject  # noqa: PLC0415 - as above
+
         rows = connection.execute("SELECT event, about, detail, standing, at FROM notices")
         known = {event.value for event in Event}  # a newer version may have more
         return {

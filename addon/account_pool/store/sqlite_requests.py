@@ -9,14 +9,16 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Sequence
 from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from account_pool.core.prices import Cost
 from account_pool.core.request_rows import RequestRow
 from account_pool.core.usage import Counted, add_to
 from account_pool.store import sqlite_counts
 from account_pool.store.database import IN_MEMORY, Database
 from account_pool.store.store import RequestBucket, RequestPage, RequestQuery, RequestSums
+
+if TYPE_CHECKING:
+    from account_pool.core.prices import Cost
 
 #: Rows that are kept at most, whatever their age: some 150 bytes each, and an index.
 MAX_ROWS = 4_000_000

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from account_pool.core.account import AccountKey
 from account_pool.core.claims import Claim, Taken
 from account_pool.core.credential import Secret
-from account_pool.core.notifications import Subject, Verdict
-from account_pool.core.prices import Cost
 from account_pool.core.request_rows import RequestRow
 from account_pool.core.shares import Ask, Share
 from account_pool.core.snapshot import AccountSnapshot, PoolSnapshot
 from account_pool.core.usage import Counted
+
+if TYPE_CHECKING:
+    from account_pool.core.notifications import Subject, Verdict
+    from account_pool.core.prices import Cost
 
 
 class StoreError(Exception):
