@@ -11,8 +11,7 @@ import importlib
 import math
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from account_pool.config.problems import Wrong, shown
 from account_pool.core.browser import read_hosts, read_origins
@@ -24,8 +23,7 @@ FAST_STEPS = ("table", "inline", "direct", "short", "relay")
 ValueType = type[str] | type[int] | type[float] | type[bool]
 
 
-@dataclass(frozen=True, slots=True)
-class PoolOption:
+class PoolOption(NamedTuple):
     """One option.
 
     Attributes:

@@ -67,8 +67,7 @@ class Usage(NamedTuple):
     cache_write_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Dialect:
+class _Dialect(NamedTuple):
     """Names of members, dots between a member and one inside it.
 
     Attributes:

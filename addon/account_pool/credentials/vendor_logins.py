@@ -15,7 +15,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from account_pool.providers.token_forms import jwt_claims
 
@@ -166,8 +166,7 @@ def _github_tokens(value: Any) -> Iterator[str]:
 # -- by tool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToolLogin:
+class ToolLogin(NamedTuple):
     """How a tool logs in, and where it keeps its login.
 
     Attributes:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import tzinfo
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 from account_pool.core import json_pointer, reset_hints, signals
 from account_pool.core.account import Account
@@ -134,8 +134,7 @@ def search(pattern: re.Pattern[str], text: str) -> bool:
     return pattern.search(text[:MAX_TEXT_CHARS]) is not None
 
 
-@dataclass(frozen=True, slots=True)
-class PathRule:
+class PathRule(NamedTuple):
     """Requests that accounts of the pool serve: `GET /v1/models*`.
 
     `*` is any text that does not lead elsewhere: `/v1/models/../keys` is none of these.
@@ -152,8 +151,7 @@ class PathRule:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     """Where the credential goes: behind *prefix* in a header, or in a query parameter.
 
     Attributes:
@@ -166,8 +164,7 @@ class Placement:
     by_path: tuple[tuple[str, Placement], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Reset:
+class Reset(NamedTuple):
     """Where a response names its reset, and in which of `SPELLINGS`.
 
     Neither *header* nor *pointer*: in the sentence.

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
+from typing import NamedTuple
 
 from mitmproxy import ctx, http
 from mitmproxy.connection import Server
@@ -104,8 +104,7 @@ class BodyCopy:
             mark_truncated(flow, "only the beginning of the answer is kept")
 
 
-@dataclass(frozen=True, slots=True)
-class _Refused:
+class _Refused(NamedTuple):
     """An attempt as it was when it was refused; the rest of it is on the flow.
 
     Attributes:

@@ -15,9 +15,9 @@ import os
 import ssl
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from mitmproxy import ctx, exceptions
 from mitmproxy.addons.upstream_auth import parse_upstream_auth
@@ -368,8 +368,7 @@ class Wiring:
         return [*self._file_warnings, *notices, *([clock] if clock else ())]
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
+class Changes(NamedTuple):
     """How taking over a configuration changed the pool. Prints as a line for the log."""
 
     added: tuple[AccountKey, ...] = ()
