@@ -18,6 +18,7 @@ PACKAGE = Path(account_pool.__file__).parent
 STARTS = {"create_task", "ensure_future", "Thread", "TaskGroup", "Timer"}
 #: Where such a thing is allowed beside `supervision.py`, and why.
 ALLOWED = {
+    "credentials/command.py": "awaited where it is started, also by who is cancelled",
     "credentials/keychain.py": "a thread that may hang for ever, and catches everything",
     "credentials/token_endpoint.py": "in the loop of a thread, awaited where it is started",
     "proxy/tracing.py": "a thread that may hang, waited for in bounds, and catches everything",

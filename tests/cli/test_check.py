@@ -14,6 +14,7 @@ from account_pool.cli.main import run
 from account_pool.config import accounts_file
 from account_pool.config.accounts_file import Confirmed, own_file, trust_store
 from account_pool.config.loader import load
+from tests.e2e.harness import free_port
 
 ONE = "accounts:\n  - {provider: openai, label: one, token: sk-fake-one-000}\n"
 ABLE = """\
@@ -95,7 +96,8 @@ def test_accounts_that_were_added_while_a_proxy_ran_count(tmp_path, capsys, how)
     out, _err = capsys.readouterr()
     assert "anthropic/late" in out
     assert out.endswith(f"2 accounts, file OK: {own_file()}, and ~/{added.relative_to(tmp_path)}\n")
-    assert run(["list"]) == 0
+    # A port of its own: on the usual one somebody's proxy may answer.
+    assert run(["list", "--port", str(free_port())]) == 0
     assert "anthropic/late" in capsys.readouterr().out
 
 

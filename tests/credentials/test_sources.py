@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.credentials.fakes import entry, until
 
+import account_pool.credentials.command
 from account_pool.core.credential import Secret
 from account_pool.credentials.command import CommandSource
 from account_pool.credentials.errors import CredentialError
@@ -209,6 +212,49 @@ async def test_a_cancelled_command_is_ended(tmp_path: Path) -> None:
     with pytest.raises(asyncio.CancelledError):
         await reading
     await until(lambda: is_gone(int((tmp_path / "pid").read_text())))
+
+
+@needs_proc
+async def test_who_is_cancelled_while_a_command_starts_leaves_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = script(tmp_path, f"sleep 300 & echo $! > {tmp_path}/helper; wait")
+    start = asyncio.create_subprocess_exec
+    go_on = asyncio.Event()
+
+    async def start_slowly(*args: Any, **named: Any) -> asyncio.subprocess.Process:
+        process = await start(*args, **named)
+        await go_on.wait()
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start_slowly)
+    reading = asyncio.create_task(CommandSource(command, dict(os.environ)).read())
+    helper = tmp_path / "helper"
+    await until(lambda: helper.exists() and helper.read_text() != "")
+    reading.cancel()
+    asyncio.get_running_loop().call_soon(go_on.set)
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    await until(lambda: is_gone(int(helper.read_text())))
+
+
+@needs_proc
+async def test_what_has_left_the_group_of_a_command_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(account_pool.credentials.command, "KILLED_S", 0.1)
+    command = script(tmp_path, f"setsid sleep 300 & echo $! > {tmp_path}/helper; wait")
+    reading = asyncio.create_task(CommandSource(command, dict(os.environ)).read())
+    helper = tmp_path / "helper"
+    await until(lambda: helper.exists() and helper.read_text() != "")
+    pid = int(helper.read_text())
+    await until(lambda: os.getsid(pid) == pid)
+    reading.cancel()
+    try:
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+    finally:
+        os.kill(pid, signal.SIGKILL)
 
 
 def is_gone(pid: int) -> bool:

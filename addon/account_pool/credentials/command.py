@@ -13,9 +13,10 @@ import shlex
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from account_pool.core.credential import MASK, Secret
 from account_pool.core.wrong import without_secrets
@@ -30,6 +31,8 @@ COMMAND_TIMEOUT_S = 30.0
 MAX_OUTPUT_BYTES = 64 * 1024
 MAX_SHOWN_CHARS = 200
 SHORTEST_MASKED_CHARS = 4
+#: What was killed is gone at once; what left its group and holds its pipes is not waited for.
+KILLED_S = 5.0
 
 
 @dataclass(slots=True)
@@ -111,13 +114,15 @@ def _by_hand(program: str) -> str:
 
 async def _start(arguments: Sequence[str], shown: str, environ: Mapping[str, str]) -> Process:
     try:
-        return await asyncio.create_subprocess_exec(
-            *arguments,
-            stdin=DEVNULL,
-            stdout=PIPE,
-            stderr=PIPE,
-            env=dict(environ),
-            start_new_session=sys.platform != "win32",
+        return await started(
+            asyncio.create_subprocess_exec(
+                *arguments,
+                stdin=DEVNULL,
+                stdout=PIPE,
+                stderr=PIPE,
+                env=dict(environ),
+                start_new_session=sys.platform != "win32",
+            )
         )
     except (OSError, ValueError) as error:
         raise CredentialError(
@@ -135,6 +140,21 @@ async def _read(stream: asyncio.StreamReader | None) -> str:
     return kept.decode("utf-8", "replace")
 
 
+async def started(start: Coroutine[Any, Any, Process]) -> Process:
+    """Return the process that *start* starts in a group of its own.
+
+    A caller who is cancelled meanwhile leaves nothing of it: asyncio itself would end the
+    process and not its group, and wait for whoever of that has its pipes open.
+    """
+    starting = asyncio.ensure_future(start)
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        with contextlib.suppress(OSError, ValueError):
+            await kill_group(await starting)
+        raise
+
+
 async def kill_group(process: Process) -> None:
     """End the process and everything in its group."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -142,7 +162,11 @@ async def kill_group(process: Process) -> None:
             os.killpg(process.pid, signal.SIGKILL)
         elif process.returncode is None:
             process.kill()
-    await process.wait()
+    # Before Python 3.13 it has not ended for asyncio until all its pipes are closed, also
+    # by those that have left its group.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(KILLED_S):
+            await process.wait()
 
 
 def _last_line(errors: str, output: str) -> str:

@@ -28,7 +28,7 @@ from account_pool.config.notify import (
     is_loopback,
 )
 from account_pool.core.notifications import Event
-from account_pool.credentials.command import kill_group
+from account_pool.credentials.command import kill_group, started
 from account_pool.credentials.errors import reason_of
 from account_pool.credentials.http import Http, HttpFailed
 from account_pool.version import __version__
@@ -172,13 +172,15 @@ async def _run(
     It has a process group of its own, which is killed at *timeout_s*.
     """
     try:
-        process = await asyncio.create_subprocess_exec(
-            *arguments,
-            stdin=PIPE,
-            stdout=DEVNULL,
-            stderr=DEVNULL,
-            env=environment(os.environ, own_port),
-            start_new_session=sys.platform != "win32",
+        process = await started(
+            asyncio.create_subprocess_exec(
+                *arguments,
+                stdin=PIPE,
+                stdout=DEVNULL,
+                stderr=DEVNULL,
+                env=environment(os.environ, own_port),
+                start_new_session=sys.platform != "win32",
+            )
         )
     except (OSError, ValueError) as error:
         raise NotSent(f"{shown} cannot be started ({reason_of(error)})") from None
