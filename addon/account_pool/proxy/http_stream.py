@@ -98,7 +98,7 @@ class AttemptRouter(Protocol):
         """Return what may be said of *text*, which is mitmproxy's."""
 
 
-class Timer:
+class StreamTimer:
     """The timer of a stream: one thing at most is to be done later.
 
     Attributes:
@@ -163,7 +163,7 @@ class AttemptStream(HttpStream):
         self.on_kept_connection = False
         self.interim_came = False
         self.copy: BodyCopy | None = None
-        self.timer = Timer(parent)
+        self.timer = StreamTimer(parent)
 
     # -- while paused
 

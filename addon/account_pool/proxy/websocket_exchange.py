@@ -60,7 +60,7 @@ from account_pool.core.steps import Send
 from account_pool.core.usage import CountKey, Usage, of_frame
 from account_pool.providers.base import LocalResponse, RequestHead
 from account_pool.proxy.credential_swap import Outgoing
-from account_pool.proxy.http_stream import AttemptRouter, Timer
+from account_pool.proxy.http_stream import AttemptRouter, StreamTimer
 from account_pool.proxy.pooled_request import PooledRequest
 from account_pool.proxy.response_reader import MAX_GATE_BYTES, ResponseReader
 from account_pool.proxy.service import Service
@@ -98,7 +98,7 @@ class UpgradedStream(Protocol):
     call: PooledRequest | None
     attempts: Attempts | None
     attempt_id: int | None
-    timer: Timer
+    timer: StreamTimer
 
     # requests behind the socket
     def outgoing(self, lease: Lease) -> Outgoing | LocalResponse: ...
