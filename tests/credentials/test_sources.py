@@ -255,6 +255,7 @@ async def test_what_has_left_the_group_of_a_command_is_not_waited_for(
             await reading
     finally:
         os.kill(pid, signal.SIGKILL)
+    await until(lambda: is_gone(pid))
 
 
 def is_gone(pid: int) -> bool:
