@@ -297,7 +297,7 @@ async def test_the_commands_of_every_day(provider, pool_proxy, tmp_path):
     code, _out, err = await command("disable", "openai/nobody")
     assert (code, err.count("\n")) == (1, 1)
     code, _out, err = await command("decisions", "--kind", "nonsense")
-    assert (code, "kind" in err) == (1, True)
+    assert (code, "kind" in err) == (2, True)
 
     link = (await command("dashboard", "--print"))[1].strip()
     async with direct(proxy) as own:

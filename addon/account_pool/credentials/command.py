@@ -162,13 +162,12 @@ async def kill_group(process: Process) -> None:
             os.killpg(process.pid, signal.SIGKILL)
         elif process.returncode is None:
             process.kill()
-    try:
+    # Its pipes may be open in those that have left its group: before Python 3.13 it has not
+    # ended for asyncio until they are closed.
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(KILLED_S):
             await process.wait()
-    except TimeoutError:
-        # Before Python 3.13 it has not ended for asyncio until all its pipes are closed, also
-        # by those that have left its group.
-        process._transport.close()  # type: ignore[attr-defined]
+    process._transport.close()  # type: ignore[attr-defined]
 
 
 def _last_line(errors: str, output: str) -> str:
