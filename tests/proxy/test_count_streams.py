@@ -107,7 +107,7 @@ def test_a_client_that_leaves_at_the_last_event(counting):
     [
         ("/v1/chat/completions", b'{"model":"gpt-5","messages":[]}', []),
         ("/v1/chat/completions", b'{"stream":true,"stream_options":{}}', []),
-        ("/v1/chat/completions", gzip.compress(STREAM), ["content-encoding: gzip"]),
+        ("/v1/chat/completions", gzip.compress(STREAM, mtime=0), ["content-encoding: gzip"]),
         ("/v1/responses", STREAM, []),
         ("/v1/completions", STREAM, []),
     ],
