@@ -105,7 +105,7 @@ async def test_spans_reach_the_exporter(monkeypatch: pytest.MonkeyPatch) -> None
             await asyncio.sleep(0)
         log.add(FAILED_OVER)
         log.add(REFUSED)
-        while made.waiting:
+        while len(exporter.get_finished_spans()) < 2:
             await asyncio.sleep(0)
     made.stop()
     served, refused = exporter.get_finished_spans()
