@@ -190,6 +190,32 @@ async def test_one_takes_over_what_another_has_learnt_and_released(begin: Begin)
     assert not mine.pool.accounts.dirty and not theirs.pool.accounts.dirty
 
 
+async def test_what_another_has_begun_and_ended_is_not_brought_back(
+    begin: Begin, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two looks at a clock the system may run something else, for milliseconds."""
+
+    def now() -> float:
+        clock.advance(0.002)
+        return clock.time
+
+    monkeypatch.setattr(clock, "now", now)
+    (here, ours), (there, theirs) = begin(), begin()
+    here.pool.health.mark_failure(ONE, FORBIDDEN, now=here.now())
+    limit(here, TWO)
+    for proxy in (ours, theirs):
+        await proxy._round()
+    assert there.pool.accounts.get(ONE).disabled is not None
+    assert cools(there, TWO) == 600
+    for key in (ONE, TWO):
+        here.pool.accounts.clear_cooldown(key, now=here.now())
+    for proxy in (ours, theirs, ours):
+        await proxy._round()
+    for service in (here, there):
+        assert service.pool.accounts.get(ONE).disabled is None
+        assert cools(service, TWO) == 0
+
+
 async def test_accounts_that_only_another_has_are_left_to_it(begin: Begin) -> None:
     (mine, here), (_, there) = begin(), begin("two")
     limit(mine)

@@ -353,11 +353,14 @@ class Persistence:
         news = {a.key: a for a in saved.accounts if a != before[a.key]}
         if not news:
             return
-        wall = self._clock.wall()
+        # One moment on both clocks: times that move by what lies between two would look as
+        # changed by us, and what others do then would be undone.
+        now = self._now()
+        wall = now + self._clock.ahead
         present = snapshot.take(self._accounts, news, wall_now=wall, ahead=self._clock.ahead)
         merged = tuple(merge(before[a.key], a, news[a.key]) for a in present.accounts)
         merged_at = PoolSnapshot(accounts=merged, wall_at=saved.wall_at)
-        snapshot.restore(self._accounts, merged_at, now=self._now(), wall_now=wall, by=by)
+        snapshot.restore(self._accounts, merged_at, now=now, wall_now=wall, by=by)
 
     # -- writing
 

@@ -28,7 +28,7 @@ from account_pool.supervision import tasks
 logger = logging.getLogger(__name__)
 
 #: How long after rows were written they are looked at, seconds: one look for many.
-SETTLE_S = 5.0
+SETTLE_S = 0.3
 #: How long a list that cannot be read is left alone, and how often is looked without a cause:
 #: another proxy may have left rows. Seconds.
 RETRY_S = 600.0
