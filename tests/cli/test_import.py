@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import sqlite3
+import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -532,6 +533,18 @@ def test_what_is_no_file_of_theirs(home, capsys, content, why):
     assert why in err
     assert "sk-fake-x" not in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_what_has_no_size_is_not_read_for_ever(home, capsys, monkeypatch):
+    monkeypatch.setattr(module, "_MAX_BYTES", 100)
+    pipe = home / "x.json"
+    os.mkfifo(pipe)
+    text = json.dumps({"proxy": {}, "accounts": [], "more": "x" * 100}).encode()
+    writer = threading.Thread(target=lambda: pipe.write_bytes(text), daemon=True)
+    writer.start()
+    assert run(["import", str(pipe)]) == 1
+    assert "is larger than 16 MiB" in capsys.readouterr().err
 
 
 JSON = st.recursive(

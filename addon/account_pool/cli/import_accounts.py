@@ -135,9 +135,11 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _parsed(file: Path) -> Any:
     """Return what *file* holds, None where it cannot be parsed. Raises CannotImport, OSError."""
-    if file.stat().st_size > _MAX_BYTES:
+    with file.open("rb") as opened:
+        # A pipe or a device has no size, and may have no end.
+        content = opened.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
         raise CannotImport(f"{shown(file)} is larger than 16 MiB")
-    content = file.read_bytes()
     if content.startswith(_SQLITE):
         return _rows(file)
     try:
