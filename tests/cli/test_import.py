@@ -547,6 +547,29 @@ def test_what_has_no_size_is_not_read_for_ever(home, capsys, monkeypatch):
     assert "is larger than 16 MiB" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"accounts": [{"name": "sk-ant-api03-fake-of-a", "upstream": url, "apiKey": "x"}]}
+        | {"proxy": {}}
+        for url in ("http://a.example.com", "https://[")
+    ]
+    + [
+        {
+            "openai-compatibility": [
+                {"name": "sk-ant-api03-fake-of-a", "api-key-entries": [{"x": 1}]}
+            ]
+        }
+    ],
+)
+def test_a_name_that_is_a_key_is_not_shown(document: Any) -> None:
+    contents = recognise({"x.json": document})
+    assert contents is not None
+    (left,) = contents.items
+    assert isinstance(left, Left)
+    assert "sk-ant" not in left.what + left.why
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
     lambda inner: (

@@ -176,7 +176,7 @@ def _cliproxy_config(documents: Documents) -> list[Found | Left] | None:
 def _cliproxy_key(entry: Mapping[str, Any], url: Any, provider: str, label: str) -> Found | Left:
     key = text_of(entry.get("api-key"))
     if key is None:
-        return Left(label, "it has no key")
+        return Left(hidden(label), "it has no key")
     settings = settings_of(entry, higher_first=True)
     if text_of(url):
         return at_host(url, provider, label, as_literal(key), settings)

@@ -87,9 +87,9 @@ def at_host(url: Any, like: str, label: str, token: Any, more: Mapping[str, Any]
         parts = urlsplit(url if "//" in url else f"https://{url}")
         host, port = parts.hostname or "", parts.port or HTTPS_PORT
     except (TypeError, ValueError):
-        return Left(label, "its address cannot be read")
+        return Left(hidden(label), "its address cannot be read")
     if parts.scheme != "https" or not host:
-        return Left(f"{label} at {hidden(host)}", "the pool serves https only")
+        return Left(f"{hidden(label)} at {hidden(host)}", "the pool serves https only")
     for name in BUILT_IN:
         if any(rule.host == host for rule in BUILT_IN.hosts(name)) and port == HTTPS_PORT:
             return with_key(name, label, token, more)
