@@ -570,6 +570,19 @@ def test_a_name_that_is_a_key_is_not_shown(document: Any) -> None:
     assert "sk-ant" not in left.what + left.why
 
 
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"openai-compatibility": [{"api-keys": 1}]},
+        {"model_list": [], "general_settings": {7: "a number where a name belongs"}},
+    ],
+)
+def test_an_unusual_value_is_no_account(document: Any) -> None:
+    contents = recognise({"x.json": document})
+    assert contents is not None
+    assert contents.items == ()
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
     lambda inner: (

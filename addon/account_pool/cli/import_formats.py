@@ -157,8 +157,9 @@ def _cliproxy_config(documents: Documents) -> list[Found | Left] | None:
             items += own_proxy(entry, ("proxy-url",), label)
     for service in dicts(config.get("openai-compatibility")):
         name = text_of(service.get("name")) or "openai-compatibility"
+        older = service.get("api-keys")
         keys = service.get("api-key-entries") or [
-            {"api-key": key} for key in service.get("api-keys") or []
+            {"api-key": key} for key in (older if isinstance(older, list) else ())
         ]
         for number, entry in enumerate(dicts(keys), 1):
             merged = {**service, **entry}

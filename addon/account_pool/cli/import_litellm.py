@@ -87,7 +87,7 @@ def _litellm_settings(config: Mapping[str, Any]) -> Iterator[Left]:
     settings = {k: v for one in sections if isinstance(one, dict) for k, v in one.items()}
     if settings.get("master_key"):
         yield Left("master_key and virtual keys", "clients of the pool need no key of its own")
-    if any("fallbacks" in name for name in settings):
+    if any("fallbacks" in str(name) for name in settings):
         yield Left("fallbacks", "a request moves to another account, never to another model")
 
 
