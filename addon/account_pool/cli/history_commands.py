@@ -57,6 +57,12 @@ _Tool = Annotated[
     typer.Option("--tool", help="Only of this tool, such as claude-code.", show_default=False),
 ]
 
+_Lines = Annotated[
+    int, typer.Option("--lines", "-n", min=1, max=1000, help="How many, from the newest.")
+]
+_Follow = Annotated[bool, typer.Option("--follow", "-f", help="Wait for new ones.")]
+_EachAsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+
 
 def _which(
     from_: str | None, to: str | None, account: str | None, model: str | None, tool: str | None
@@ -113,10 +119,8 @@ def _status(value: str | None) -> str | None:
 def requests(
     *,
     port: Port = DEFAULT_PORT,
-    lines: Annotated[
-        int, typer.Option("--lines", "-n", min=1, max=1000, help="How many, from the newest.")
-    ] = 20,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for new ones.")] = False,
+    lines: _Lines = 20,
+    follow: _Follow = False,
     from_: _From = None,
     to: _To = None,
     account: _Account = None,
@@ -131,7 +135,7 @@ def requests(
             show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    as_json: _EachAsJson = False,
 ) -> int:
     """Show the requests that have ended: who served them, how they ended, what they took."""
     from account_pool.cli.requests import show_requests
@@ -154,10 +158,8 @@ def _kind(value: str | None) -> str | None:
 def decisions(
     *,
     port: Port = DEFAULT_PORT,
-    lines: Annotated[
-        int, typer.Option("--lines", "-n", min=1, max=1000, help="How many, from the newest.")
-    ] = 20,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for new ones.")] = False,
+    lines: _Lines = 20,
+    follow: _Follow = False,
     account: Annotated[
         str | None, typer.Option(help="Only those about provider/label.", show_default=False)
     ] = None,
@@ -167,7 +169,7 @@ def decisions(
             callback=_kind, help="Only of this kind, such as cooldown.", show_default=False
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    as_json: _EachAsJson = False,
 ) -> int:
     """Show what the proxy decided, and why: cooldowns, moves, waits, refusals ..."""
     from account_pool.cli.history import show_decisions
