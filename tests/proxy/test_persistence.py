@@ -360,6 +360,32 @@ async def test_a_session_that_was_closed_does_not_come_back_from_another(
         assert service.pins.owner("openai", "resp_1") is None
 
 
+async def test_a_session_that_another_has_closed_is_forgotten_on_a_busy_machine(
+    begin: Begin, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was not used there since, however much time lies between two looks at the clock."""
+    (mine, here), (theirs, there) = begin(), begin()
+    ticks = itertools.count()
+
+    def now() -> float:
+        clock.advance(next(ticks) * 1e-3)
+        return clock.time
+
+    monkeypatch.setattr(mine, "now", now)
+    monkeypatch.setattr(theirs, "now", now)
+    for kept in (here, there):
+        monkeypatch.setattr(kept, "_now", now)
+        monkeypatch.setattr(kept._clock, "_now", now)
+    mine.sessions.bind("chat", ONE, mine.now())
+    await here._round()
+    await there._round()
+    assert theirs.sessions.peek("chat", theirs.now()) is not None
+    theirs.sessions.close_session("chat")
+    await there._round()
+    await here._round()
+    assert mine.sessions.peek("chat", mine.now()) is None
+
+
 async def test_pins_that_are_named_are_not_swept(begin: Begin, clock: FakeClock) -> None:
     service, kept = begin()
     for thing in ("daily", "never"):

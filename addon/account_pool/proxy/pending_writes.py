@@ -304,7 +304,7 @@ class PendingWrites:
     ) -> None:
         self._service = service
         self._accounts = service.pool.accounts
-        self._clock, wall = clock, clock.wall
+        self._clock = clock
         self._changed = changed
         self._urgent = urgent
         self.push: Callable[[Mapping[str, list[Row]]], object] | None = None
@@ -316,8 +316,10 @@ class PendingWrites:
         self._ended: Sequence[Ended] = ()
         self._number = Numbered(uuid4().hex, 0)
         self.tables = {
-            "sessions": Table(service.sessions, lambda: (service.now(), wall()), self._note_urgent),
-            "pins": Table(service.pins, lambda: (service.wall_now(), wall()), self._note_urgent),
+            "sessions": Table(service.sessions, clock.both, self._note_urgent),
+            "pins": Table(
+                service.pins, lambda: (service.wall_now(), clock.wall()), self._note_urgent
+            ),
         }
         for counter in service.counters.values():
             counter.changed = changed

@@ -353,10 +353,8 @@ class Persistence:
         news = {a.key: a for a in saved.accounts if a != before[a.key]}
         if not news:
             return
-        # One moment on both clocks: times that move by what lies between two would look as
-        # changed by us, and what others do then would be undone.
-        now = self._now()
-        wall = now + self._clock.ahead
+        # Times that move would look as changed by us, and what others do then would be undone.
+        now, wall = self._clock.both()
         present = snapshot.take(self._accounts, news, wall_now=wall, ahead=self._clock.ahead)
         merged = tuple(merge(before[a.key], a, news[a.key]) for a in present.accounts)
         merged_at = PoolSnapshot(accounts=merged, wall_at=saved.wall_at)
@@ -414,8 +412,7 @@ class Persistence:
         ahead, clock = self._clock.measured(), self._clock
         if abs(ahead - clock.ahead) < CLOCK_STEP_S:
             return
-        now = self._now()
-        wall = now + clock.ahead
+        now, wall = clock.both()
         saved = snapshot.take(self._accounts, wall_now=wall, ahead=clock.ahead)
         clock.ahead = ahead
         snapshot.restore(self._accounts, saved, now=now, wall_now=now + ahead, by=By.CLOCK)

@@ -169,4 +169,12 @@ class StoreClock:
 
     def wall(self) -> float:
         """Return now."""
-        return self._now() + self.ahead
+        return self.both()[1]
+
+    def both(self) -> tuple[float, float]:
+        """Return one moment, on the monotonic clock and on this one.
+
+        Of two looks, a time that is moved from clock to clock would move by what lies between.
+        """
+        now = self._now()
+        return now, now + self.ahead
