@@ -104,7 +104,8 @@ def _cliproxy_login(document: dict[str, Any], label: str) -> Found | Left:
     if kind == "claude":
         return with_login(vendor_logins.Shape(provider="claude-code", **common), label, settings)
     if kind == "codex":
-        account, maker = text_of(document.get("account_id")), _audience(document.get("id_token"))
+        account = text_of(document.get("account_id"))
+        maker = vendor_logins.client_of(jwt_claims(str(document.get("id_token"))))
         companions = {"account_id": account} if account else {}
         shape = vendor_logins.Shape(
             provider="codex", companions=companions, client_id=maker, **common
@@ -128,11 +129,6 @@ def _cliproxy_login(document: dict[str, Any], label: str) -> Found | Left:
         shape = vendor_logins.Shape(provider="copilot", access=document.get("access_token"))
         return with_login(shape, label, settings)
     return Left(hidden(label), f"not pooled here: {_NOT_POOLED.get(kind, hidden(kind))}")
-
-
-def _audience(id_token: Any) -> str | None:
-    audience = jwt_claims(str(id_token)).get("aud")
-    return text_of(audience[0] if isinstance(audience, list) and audience else audience)
 
 
 #: The sections of its config.yaml that hold keys, and whose they are.

@@ -87,7 +87,7 @@ def codex(document: Any) -> Shape | None:
             access=tokens["access_token"],
             refresh=tokens.get("refresh_token"),
             companions=_texts(tokens, "account_id"),
-            client_id=_client(claims),
+            client_id=client_of(claims),
             owner=_text(claims.get("email")),
         )
     return Shape(provider="openai", access=document.get("OPENAI_API_KEY"))
@@ -123,7 +123,7 @@ def gemini(document: Any) -> Shape | None:
         expires_at=document["expiry_date"],
         # Google's id of the person, OpenID Connect Core 1.0, section 2.
         companions=_named(user_id=claims.get("sub")),
-        client_id=_client(claims),
+        client_id=client_of(claims),
         owner=_text(claims.get("email")),
     )
 
@@ -141,7 +141,7 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _client(claims: Mapping[str, Any]) -> str | None:
+def client_of(claims: Mapping[str, Any]) -> str | None:
     """Return whom a token was made for (OpenID Connect Core 1.0, section 2)."""
     audience = claims.get("aud")
     return _text(audience[0] if isinstance(audience, list) and audience else audience)
