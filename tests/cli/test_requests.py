@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from account_pool.cli import requests
+from account_pool.cli.history import show_left
 from account_pool.cli.requests import aligned, cells, instant
 
 ROW = {
@@ -89,3 +91,24 @@ def test_a_store_that_cannot_be_asked_is_an_error(monkeypatch, capsys):
     monkeypatch.setattr(requests.api, "ask", lambda *_: {"requests": [], "problem": "it is locked"})
     assert requests.show_requests(1, {}, lines=5, follow=False, as_json=False) == 1
     assert capsys.readouterr().err == "account-pool: it is locked\n"
+
+
+@pytest.mark.parametrize(
+    ("account", "body"),
+    [
+        (None, {}),
+        ("openai", {"provider": "openai"}),
+        ("openai/work", {"provider": "openai", "label": "work"}),
+    ],
+)
+def test_what_is_left_is_asked_for_all_of_a_provider_or_one(monkeypatch, capsys, account, body):
+    asked: list[object] = []
+
+    def change(_port: int, path: str, sent: object) -> dict[str, object]:
+        asked.append((path, sent))
+        return {"accounts": []}
+
+    monkeypatch.setattr(requests.api, "change", change)
+    assert show_left(1, account, as_json=True) == 0
+    assert asked == [("/usage/refresh", body)]
+    assert json.loads(capsys.readouterr().out) == {"accounts": []}

@@ -96,10 +96,10 @@ def _note_prices(value: Mapping[str, Any]) -> None:
 def show_left(port: int, account: str | None, *, as_json: bool) -> int:
     """Have providers asked what accounts have left, and print it. Returns 0, or 1.
 
-    *account* is `provider/label`, or None for all.
+    *account* is `provider/label`, a provider for all of its accounts, or None for all.
     """
-    body: dict[str, str] = {}
-    if account is not None:
+    body = {} if account is None else {"provider": account}
+    if account is not None and "/" in account:
         try:
             key = AccountKey.parse(account)
         except ValueError as error:
