@@ -43,6 +43,8 @@ def test_a_file_has_them_as_a_list(tmp_path):
         ({"input": True, "output": 1}, "input is no number"),
         ({"input": -1, "output": 1}, "less than 0"),
         ({"monthly": float("inf")}, "not finite"),
+        ({"monthly": float("nan")}, "not finite"),
+        ({"monthly": 10**400}, "not finite"),
         ({"model": 5, "monthly": 1}, "model is no text"),
         ({"account": "work", "monthly": 1}, "account: "),
         ({"account": "openai/a", "provider": "openai", "monthly": 1}, "account and provider"),

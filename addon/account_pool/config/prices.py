@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from typing import Any
 
 from account_pool.config.problems import shown
@@ -13,7 +13,8 @@ from account_pool.core.wrong import Wrong
 
 _RATES = ("input", "output", "cached", "cache_write")
 _TEXTS = ("account", "provider", "model")
-_KEYS = (*_TEXTS, *_RATES, "monthly", "premium")
+_NUMBERS = (*_RATES, "monthly", "premium")
+_KEYS = (*_TEXTS, *_NUMBERS)
 _ACCEPTED = (
     "write a list such as [{provider: openai, model: my-model, input: 1.25, output: 10}], in USD "
     "for a million tokens, or {account: codex/work, monthly: 20}"
@@ -44,12 +45,8 @@ def _rule(entry: Any) -> PriceRule:
         raise Wrong("an entry is no mapping", _ACCEPTED)
     if unknown := [key for key in entry if key not in _KEYS]:
         raise Wrong(f"there is no key {shown(unknown[0])}", f"the keys are {', '.join(_KEYS)}")
-    numbers = {
-        key: _number(key, entry[key]) for key in (*_RATES, "monthly", "premium") if key in entry
-    }
-    texts = {
-        key: _text(key, entry[key]) for key in ("account", "provider", "model") if key in entry
-    }
+    numbers = {key: _number(key, entry[key]) for key in _NUMBERS if key in entry}
+    texts = {key: _text(key, entry[key]) for key in _TEXTS if key in entry}
     if not numbers:
         raise Wrong("an entry has no price", _ACCEPTED)
     if "account" in texts and "provider" in texts:
@@ -80,7 +77,8 @@ def _price(rates: dict[str, Rate]) -> Price:
 def _number(key: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Wrong(f"{key} is no number", "write USD, such as 1.25")
-    if not (math.isfinite(value) and value >= 0):
+    # Whole numbers have no end in Python and in JSON.
+    if not 0 <= value <= sys.float_info.max:
         raise Wrong(f"{key} is less than 0 or not finite", "write USD, such as 1.25")
     return float(value)
 
