@@ -583,6 +583,37 @@ async def test_a_store_that_fails_is_told_once_and_tried_again(
     assert await other.read_counts("usage") == {("today",): {"requests": 1}}
 
 
+@pytest.mark.parametrize("step", ["changed", "exchange"])
+async def test_a_disk_that_hangs_is_told_while_it_does(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
+) -> None:
+    service, kept = begin(LONE)
+    released, does = threading.Event(), getattr(SqliteState, step)
+
+    def hangs(*args: Any, **how: Any) -> Any:
+        assert released.wait(PATIENCE_S)
+        return does(*args, **how)
+
+    async def told(problem: str | None) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while kept.access.problem != problem:
+                await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(SqliteState, step, hangs)
+    try:
+        with monkeypatch.context() as at_once:
+            at_once.setattr(persistence, "LATE_S", 0.0)
+            kept.start()
+            limit(service)
+            await told(store_access.TOO_LONG)
+    finally:
+        released.set()
+    await told(None)
+    assert caplog.text.count(store_access.TOO_LONG) == 1
+    await kept.write()
+    assert cools(begin()[0]) == 600
+
+
 async def test_news_that_could_not_be_taken_over_are_read_again(
     begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 from mitmproxy.log import ALERT
@@ -60,6 +61,8 @@ DAY_S = 86_400.0
 CLOCK_STEP_S = 2.0
 #: How long a question to the store may take, seconds: those of a page are asked again.
 ASK_S = 15.0
+#: How long a round may take before it is told that the store hangs, seconds.
+LATE_S = 15.0
 #: Questions of pages that are asked at once.
 QUESTIONS = 2
 #: How long the start and the end of the proxy wait for a write, seconds.
@@ -227,12 +230,15 @@ class Persistence:
     # -- while it runs
 
     async def _run(self) -> None:
+        slow = partial(self._failed, StoreError(TOO_LONG))
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._dirty.wait(), LOOK_S)
             self._dirty.clear()
             self._check_clock()
             waiting, self._waiting = self._waiting, []
+            # A disk that hangs raises nothing: it is told, and the round goes on once it can.
+            late = asyncio.get_running_loop().call_later(LATE_S, tasks.once, "a slow disk", slow)
             try:
                 await self._round()
             except StoreError as e:
@@ -240,6 +246,8 @@ class Persistence:
             except Exception:
                 self.access.close()  # what was read and not taken over is read again
                 raise
+            finally:
+                late.cancel()
             for written in waiting:
                 if not written.done():
                     written.set_result(None)
