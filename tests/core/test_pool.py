@@ -815,11 +815,13 @@ def test_what_had_changed_when_an_error_ended_it_stands() -> None:
         raise OverflowError
 
     pool.accounts.dirty.clear()
+    urgent: list[bool] = []
+    pool.accounts.on_urgent = lambda: urgent.append(True)
     pool.decisions.ahead = failing
     with pytest.raises(OverflowError):
         pool.health.mark_cooldown(key("a"), rate_limit(60.0), now=1.0)
     assert available(pool, now=2.0) == {"b"}
-    assert (pool.accounts.dirty, pool.accounts.urgent) == ({key("a")}, True)
+    assert (pool.accounts.dirty, urgent) == ({key("a")}, [True])
     assert available(pool, now=61.0) == {"a", "b"}
 
 

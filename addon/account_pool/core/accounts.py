@@ -54,7 +54,6 @@ class Accounts:
         owners: whose limits the accounts run into.
         dirty: accounts that are no longer as they were saved; emptied by whoever
             saves them.
-        urgent: one of those has learnt what must not be lost, or it would be refused again.
         sharing: `max_concurrent` is divided with other proxies (`shares.py`).
         proxies: how many there are, over which `min_interval` is spread.
         starved: accounts that were full when nobody else could serve.
@@ -62,7 +61,7 @@ class Accounts:
             as it was told last: what was left of it is lost.
         on_change: called with a provider, and now: waiting requests may go on.
         on_removal: called with a provider: some may wait in vain from now on.
-        on_urgent: called when *urgent* is set, perhaps again.
+        on_urgent: called when what must not be lost was learnt: it would be refused again.
     """
 
     def __init__(self, strategy: str) -> None:
@@ -72,7 +71,6 @@ class Accounts:
         self.members = _MembersByProvider(self)
         self.owners = Owners()
         self.dirty: set[AccountKey] = set()
-        self.urgent = False
         self.sharing = False
         self.proxies = 1
         self.starved: set[AccountKey] = set()
@@ -340,7 +338,6 @@ class Accounts:
         if starved:
             self.starved.add(state.key)
         if state.share < limit:
-            self.urgent = True
             self.on_urgent()
             self.mark_dirty(state.key)
 
@@ -361,7 +358,6 @@ class Accounts:
             yield Transition(state, self.decisions, by, now)
         finally:
             if by not in _NOT_URGENT:
-                self.urgent = True
                 self.on_urgent()
             self.members[state.key.provider].place(state, now)
             self.mark_dirty(state.key)

@@ -363,7 +363,6 @@ class PendingWrites:
         if not (dirty or changes or self._counts or self._ended):
             return None
         accounts.dirty.clear()
-        accounts.urgent = False
         wall = self._clock.wall()
         return Batch(
             wall_at=wall,
