@@ -201,6 +201,17 @@ def test_only_the_vendor_says_whose_limits_an_account_has(host, owner):
     assert service.pool.accounts.owners.of(lease.key) == owner
 
 
+def test_what_was_asked_with_an_earlier_credential_names_nobody():
+    """A limit of that owner would let this account cool as well."""
+    service = service_of("one")
+    call = opened(service)
+    lease = service.pool.acquire(call.facts(request()), now=0)
+    service.pool.accounts.renewed(lease.key, now=0)
+    answer = http.Response.make(200, headers={"openai-organization": "acme"})
+    service.observer.head(call.provider, lease, answer)
+    assert service.pool.accounts.owners.of(lease.key) is None
+
+
 def test_swap_is_made_once_per_credential():
     service = service_of("one")
     call = opened(service)

@@ -416,7 +416,8 @@ class ResponseObserver:
             if now >= self._check_clock_at:
                 self._check_clock_at = now + CHECK_CLOCK_S
                 self._check_clock(provider, response, wall_now)
-            if self._owned.get(lease.key) is not lease.credential:
+            is_held = lease.epoch == lease.state.epoch
+            if is_held and self._owned.get(lease.key) is not lease.credential:
                 self._learn_owner(provider, lease, response)
             if provider.issued_headers:
                 self._learn_tokens(provider, lease, response, wall_now)
