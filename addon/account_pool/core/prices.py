@@ -1,7 +1,7 @@
 """What requests cost: prices by model, what a subscription has paid, Copilot's premium requests.
 
-The owner's own prices (`pool: {prices: [...]}`) come first. All others are of a list that is
-kept elsewhere (`proxy/price_list.py`); what is in neither has no cost, which is not nothing.
+The owner's own prices (`pool: {prices: [...]}`) come first. All others are of the list
+that `proxy/price_child.py` reads; what is in neither has no cost, which is not nothing.
 """
 
 from __future__ import annotations
