@@ -15,8 +15,8 @@ from account_pool.proxy import late_parts
 from account_pool.proxy.late_parts import LateParts, Needs
 from account_pool.proxy.options import Settings
 from account_pool.proxy.service import Service
+from tests.patience import PATIENCE_S
 
-PATIENCE_S = 30
 PRICES = '[{"provider": "openai", "model": "own", "input": 1, "output": 2}]'
 
 
