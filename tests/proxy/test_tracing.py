@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from typing import Any
 
 import pytest
@@ -97,6 +98,7 @@ async def test_spans_reach_the_exporter(monkeypatch: pytest.MonkeyPatch) -> None
     memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
     monkeypatch.setattr(tracing, "EVERY_S", 0.0)
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.name=mine")
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
     exporter: Any = memory.InMemorySpanExporter()
     log, made = RequestLog(kept_days=0), Tracing(lambda _library: exporter)
     made.start(ENVIRON, lambda heard: setattr(log, "also", heard))
@@ -119,3 +121,33 @@ async def test_spans_reach_the_exporter(monkeypatch: pytest.MonkeyPatch) -> None
     assert served.resource.attributes["service.name"] == "mine"
     assert (served.status.status_code.name, refused.status.status_code.name) == ("UNSET", "ERROR")
     assert refused.attributes["error.type"] == "429"
+
+
+async def test_the_last_spans_are_sent_after_those_that_are_being_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    order: list[str] = []
+    begun, flushed = threading.Event(), threading.Event()
+
+    class Provider:
+        def get_tracer(self, *_names: str) -> None: ...
+
+        def force_flush(self, _timeout_ms: int) -> None:
+            order.append("flushed")
+            flushed.set()
+
+    def make_span(_tracer: object, _span: object) -> None:
+        begun.set()
+        flushed.wait(0.2)  # it does not come
+        order.append("made")
+
+    monkeypatch.setattr(tracing, "FLUSH_S", PATIENCE_S)
+    made = Tracing()
+    made._provider = Provider()
+    monkeypatch.setattr(made, "_make_span", make_span)
+    made.waiting.append(FAILED_OVER)
+    making = asyncio.create_task(asyncio.to_thread(made._make_spans))
+    await asyncio.to_thread(begun.wait, PATIENCE_S)
+    await asyncio.to_thread(made.stop)
+    await making
+    assert order == ["made", "flushed"]

@@ -68,6 +68,8 @@ class Tracing:
         self._make_exporter = make_exporter or _otlp
         self._library: dict[str, Any] = {}
         self._provider: Any = None
+        #: held while spans are made: the last ones are, while a thread may still make others
+        self._making = threading.Lock()
         self._task: asyncio.Task[None] | None = None
 
     def start(
@@ -135,10 +137,11 @@ class Tracing:
 
     def _make_spans(self) -> None:
         tracer = self._provider.get_tracer("account_pool", __version__)
-        while self.waiting:
-            ended = self.waiting.popleft()
-            with log_and_continue:
-                self._make_span(tracer, span_of(ended))
+        with self._making:
+            while self.waiting:
+                ended = self.waiting.popleft()
+                with log_and_continue:
+                    self._make_span(tracer, span_of(ended))
 
     def _make_span(self, tracer: Any, span: Span) -> None:
         api = self._library["api"]
