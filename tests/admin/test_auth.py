@@ -16,6 +16,7 @@ from account_pool.admin.auth import (
     needs_token,
 )
 from account_pool.admin.http import MAX_BODY_BYTES, ApiError
+from account_pool.admin.models import LinkCode, NewAccount, Tokens
 from account_pool.core.credential import Secret
 from tests.admin.helpers import HOST, PORT, TOKEN, admin_request
 
@@ -290,3 +291,19 @@ def test_a_visit_shows_no_secret():
     asked = admin_request("/account-pool/add", {"token": "sk-fake-new-000"})
     assert TOKEN not in repr(asked)
     assert "sk-fake" not in repr(asked)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        LinkCode(code="sk-fake"),
+        NewAccount(provider="openai", label="a", token="sk-fake"),
+        Tokens(refresh_token="sk-fake"),
+        NewAccount.model_validate(
+            {"provider": "codex", "label": "a", "token": {"oauth": {"refresh_token": "sk-fake"}}}
+        ),
+    ],
+)
+def test_what_was_sent_is_in_no_representation(shape):
+    assert "sk-fake" in shape.model_dump_json()
+    assert "sk-fake" not in f"{shape!r} {shape}"

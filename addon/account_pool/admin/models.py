@@ -5,7 +5,7 @@ Nothing that was sent is repeated in an error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -64,6 +64,9 @@ Instant = Annotated[
 class Shape(BaseModel):
     # What was sent stays out of every text pydantic makes: it may be a token.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        return ()
 
 
 class Nothing(Shape):
