@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -400,20 +400,27 @@ async def test_pins_that_are_named_are_not_swept(begin: Begin, clock: FakeClock)
     assert again.pins.owner("openai", "never") is None
 
 
-async def test_counts_whose_write_was_not_answered_are_added_once(
-    begin: Begin, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    service, kept = begin()
-    await kept._round()
+@contextmanager
+def without_answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is written reaches the file, and nobody is told so."""
     exchange = SqliteState.exchange
 
     def lost(*args: Any, **how: Any) -> None:
         exchange(*args, **how)
         raise StoreError("nobody knows")
 
+    with monkeypatch.context() as patch:
+        patch.setattr(SqliteState, "exchange", lost)
+        yield
+
+
+async def test_counts_whose_write_was_not_answered_are_added_once(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, kept = begin()
+    await kept._round()
     service.counters["usage"].add(("today",), {"requests": 1})
-    with monkeypatch.context() as without_answers:
-        without_answers.setattr(SqliteState, "exchange", lost)
+    with without_answers(monkeypatch):
         for _ in range(3):
             await failed(kept)
             service.counters["usage"].add(("today",), {"requests": 1})
@@ -445,15 +452,8 @@ async def test_rows_whose_write_was_not_answered_are_there_once(
 ) -> None:
     service, kept = begin()
     await kept._round()
-    exchange = SqliteState.exchange
-
-    def lost(*args: Any, **how: Any) -> None:
-        exchange(*args, **how)
-        raise StoreError("nobody knows")
-
     end_request(service, "a")
-    with monkeypatch.context() as without_answers:
-        without_answers.setattr(SqliteState, "exchange", lost)
+    with without_answers(monkeypatch):
         for name in "bcd":
             await failed(kept)
             end_request(service, name)
@@ -1076,16 +1076,10 @@ async def test_counts_that_come_again_are_added_once_beside_a_row_that_cannot_be
 ):
     service, kept = begin()
     await kept._round()
-    exchange, store = SqliteState.exchange, kept.access.store
-
-    def lost(*args, **how):
-        exchange(*args, **how)
-        raise StoreError("nobody knows")
-
+    store = kept.access.store
     for day in ("today", "yesterday"):
         service.counters["usage"].add((day,), {"requests": 1})
-    with monkeypatch.context() as without_answers:
-        without_answers.setattr(SqliteState, "exchange", lost)
+    with without_answers(monkeypatch):
         await failed(kept)
     kept.access.store = Picky(store, lambda _mine, more: bool(more["lines"]), ValueError())
     service.sessions.bind("bad:openai", ONE, clock.now())
