@@ -30,10 +30,18 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(scope="session", autouse=True)
 def own_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Whoever runs the tests may have accounts of their own: no test finds them."""
+    """Whoever runs the tests may have accounts and keys of their own: no test finds them.
+
+    Nor is colour forced on what programs print into a pipe.
+    """
+    from account_pool.config.environment import GITHUB_VARIABLES
+    from account_pool.providers.registry import BUILT_IN
+
+    keys = {variable for name in BUILT_IN for variable in BUILT_IN.env(name)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
-        patch.delenv("ACCOUNT_POOL_ACCOUNTS", raising=False)
+        for name in ("ACCOUNT_POOL_ACCOUNTS", "FORCE_COLOR", *GITHUB_VARIABLES, *keys):
+            patch.delenv(name, raising=False)
         yield
 
 
